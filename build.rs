@@ -1,0 +1,15 @@
+//! Compiles the gRPC services; their messages are those of `barid-core`.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = ["exchange", "focal_point", "audit", "operator"].map(|name| format!("proto/barid/v1/{name}.proto"));
+    for file in &files {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    let descriptors = protox::compile(&files, ["proto"])?;
+    tonic_prost_build::configure()
+        .extern_path(".barid.v1", "::barid_core::proto")
+        .extern_path(".google.protobuf", "::pbjson_types")
+        .compile_well_known_types(true)
+        .compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! What is true in Barid.
+//!
+//! In scope: bulletins, envelopes, feeds and their proofs, rosters, and the decisions of follower and provider. Out of scope:
+//! files, networks, clocks and randomness; where one of these matters it comes in as an argument.
+
+pub mod proto;

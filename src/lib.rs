@@ -1,0 +1,6 @@
+//! The node: everything that touches disk, network or clock.
+/// Generated gRPC services.
+pub mod rpc {
+    #![allow(missing_docs, unreachable_pub, clippy::all)]
+    tonic::include_proto!("barid.v1");
+}
