@@ -1,4 +1,6 @@
 //! The node: everything that touches disk, network or clock.
+#![forbid(unsafe_code)]
+pub mod store;
 /// Generated gRPC services.
 pub mod rpc {
     #![allow(missing_docs, unreachable_pub, clippy::all)]

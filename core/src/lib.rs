@@ -3,4 +3,12 @@
 //! In scope: bulletins, envelopes, feeds and their proofs, rosters, and the decisions of follower and provider. Out of scope:
 //! files, networks, clocks and randomness; where one of these matters it comes in as an argument.
 
+pub mod bulletin;
+pub mod envelope;
+pub mod feed;
+pub mod follow;
+pub mod limits;
+pub mod names;
 pub mod proto;
+pub mod provide;
+pub mod roster;

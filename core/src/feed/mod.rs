@@ -1,0 +1,2 @@
+//! Feeds as transparency logs.
+pub mod tree;

@@ -1,0 +1,42 @@
+//! Every bound, with its reason. Units stand last in a name.
+
+/// Largest envelope that a node publishes or takes in full. A peer's larger one is taken as its digest, so that this can change.
+pub const ENVELOPE_BYTES_MAX: usize = 1 << 20;
+/// Largest encoded header: routing must stay cheap and a header must fit any index.
+pub const HEADER_BYTES_MAX: usize = 4 << 10;
+/// Entries in one commit: beyond this a group gains nothing and latency suffers.
+pub const COMMIT_ENTRIES_MAX: usize = 1_024;
+/// Envelope bytes in one commit; one entry always fits.
+pub const COMMIT_BYTES_MAX: usize = 1 << 20;
+/// Entries in one batch on a link, as a commit: a batch is one commit at the receiver.
+pub const BATCH_ENTRIES_MAX: usize = COMMIT_ENTRIES_MAX;
+/// Envelope bytes in one batch; one entry always fits.
+pub const BATCH_BYTES_MAX: usize = COMMIT_BYTES_MAX;
+/// Largest signed note other than a roster: a checkpoint with 16 post-quantum signatures fits.
+pub const NOTE_BYTES_MAX: usize = 64 << 10;
+/// Signature lines read in one note (C2SP signed-note asks for at least 16).
+pub const NOTE_SIGNATURES_MAX: usize = 64;
+/// Largest roster note: some hundred members with post-quantum keys.
+pub const ROSTER_BYTES_MAX: usize = 4 << 20;
+/// Largest protobuf message on any stream: a full batch with its notes and proofs.
+pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Hashes in one Merkle proof: trees have fewer than 2^63 leaves.
+pub const PROOF_HASHES_MAX: usize = 64;
+/// Largest evidence file: an envelope, its proofs, and a long chain of rosters.
+pub const EVIDENCE_BYTES_MAX: usize = 64 << 20;
+/// Length of a topic in bytes; fits every index key.
+pub const TOPIC_BYTES_MAX: usize = 128;
+/// Labels in a topic.
+pub const TOPIC_LABELS_MAX: usize = 8;
+/// Topic filters in one request.
+pub const FILTERS_MAX: usize = 64;
+/// Texts (languages) in one body.
+pub const TEXTS_MAX: usize = 16;
+/// References in one header.
+pub const REFERENCES_MAX: usize = 16;
+/// Members in `releasable_to`.
+pub const RELEASABLE_MAX: usize = 256;
+/// Areas, attachments or content lines in one body.
+pub const LIST_MAX: usize = 256;
+/// How far ahead of the node's clock a client's time may be, in seconds (DESIGN §9).
+pub const CLOCK_AHEAD_SECONDS_MAX: i64 = 300;

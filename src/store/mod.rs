@@ -1,0 +1,324 @@
+//! What a node has made durable, and what can be asked of it.
+//!
+//! In scope: the verbs that every store offers ([`Store`]) and the values they speak of. Out of scope: signing and deciding what to
+//! commit (the committer), and where bytes lie (log positions never cross this trait). Implementations: `disk` (commit log and
+//! sled view) and `memory` (for the simulator and tests); one conformance suite serves all.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use barid_core::feed::tree::{Frontier, NodeId};
+use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
+use barid_core::proto;
+use bytes::Bytes;
+use uuid::Uuid;
+
+/// Everything that becomes true together. Empty parts are left out of the record.
+#[derive(Clone, Debug, Default)]
+pub struct Commit {
+    /// Entries appended to feeds; each feed at most once.
+    pub appends: Vec<Append>,
+    /// Cosigned checkpoint notes received or made: log signature and one cosignature each.
+    pub cosigned: Vec<Cosigned>,
+    /// Custody notes received or made.
+    pub custody: Vec<CustodyRecord>,
+    /// Acknowledged cursors of named subscriptions.
+    pub cursors: Vec<CursorRecord>,
+    /// Roster notes adopted, ascending versions.
+    pub rosters: Vec<RosterRecord>,
+    /// Revocation lists (DER) that are newer than those held.
+    pub crls: Vec<Bytes>,
+    /// Unix time in ms, for the record only.
+    pub time_unix_ms: u64,
+}
+
+/// Consecutive entries of one feed, and the checkpoint that vouches for them.
+#[derive(Clone, Debug)]
+pub struct Append {
+    /// The feed.
+    pub feed: FeedId,
+    /// Index of the first entry; must be the feed's size.
+    pub first: u64,
+    /// The entries. May be empty when only a newer checkpoint is recorded (a feed's first checkpoint has size 0).
+    pub entries: Vec<NewEntry>,
+    /// Newest checkpoint note known of the feed: of size `first + entries.len()` or larger.
+    pub checkpoint: Bytes,
+    /// Size that `checkpoint` speaks of.
+    pub checkpoint_size: u64,
+    /// Consistency proof from `first + entries.len()` to `checkpoint_size`; empty when equal.
+    pub consistency_proof: Vec<Hash>,
+}
+
+/// An entry to append.
+#[derive(Clone, Debug)]
+pub struct NewEntry {
+    /// SHA-256 of the envelope.
+    pub digest: Digest,
+    /// The envelope, or why it is not held.
+    pub content: Content,
+}
+
+/// What is held of an entry.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// The exact envelope bytes and its header; `None` if the header cannot be decoded.
+    Disclosed {
+        /// Exact bytes.
+        envelope: Bytes,
+        /// Decoded header, shared with every reader.
+        header: Option<Arc<proto::Header>>,
+    },
+    /// The digest only.
+    Undisclosed(Undisclosed),
+}
+
+/// A cosigned checkpoint note.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cosigned {
+    /// Whose log.
+    pub feed: FeedId,
+    /// Who cosigned.
+    pub cosigner: Member,
+    /// At which size.
+    pub size: u64,
+    /// Time in the cosignature, unix seconds.
+    pub time: u64,
+    /// The full note.
+    pub note: Bytes,
+}
+
+/// A custody note.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CustodyRecord {
+    /// Whose feed.
+    pub feed: FeedId,
+    /// Who holds.
+    pub holder: Member,
+    /// The range it speaks of.
+    pub range: Range<u64>,
+    /// The sub-ranges in it that are held only as digests.
+    pub not_held: Vec<Range<u64>>,
+    /// Time in the note, unix seconds.
+    pub time: u64,
+    /// The full note.
+    pub note: Bytes,
+}
+
+/// Progress of a named subscription.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CursorRecord {
+    /// Caller and name: `focal-point/customs-hq/alerts`.
+    pub subscription: String,
+    /// Arrival up to which everything was taken.
+    pub arrival: u64,
+}
+
+/// A roster note.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RosterRecord {
+    /// Its version.
+    pub version: u64,
+    /// The full note.
+    pub note: Bytes,
+}
+
+/// What a commit became. Shared by everyone who reads the newest entries.
+#[derive(Debug)]
+pub struct Committed {
+    /// Its number.
+    pub seq: u64,
+    /// Arrival number of its first disclosed entry; the others follow in the order of `commit.appends`.
+    pub first_arrival: u64,
+    /// One past the arrival number of its last disclosed entry.
+    pub end_arrival: u64,
+    /// What was committed.
+    pub commit: Commit,
+}
+
+/// A feed as held.
+#[derive(Clone, Debug)]
+pub struct FeedState {
+    /// Which.
+    pub feed: FeedId,
+    /// The right edge of its tree: size and root.
+    pub frontier: Frontier,
+    /// Newest checkpoint note known, with the size it speaks of (this size or larger).
+    pub checkpoint: Bytes,
+    /// Size that `checkpoint` speaks of.
+    pub checkpoint_size: u64,
+    /// Consistency proof from the held size to `checkpoint_size`.
+    pub consistency_proof: Vec<Hash>,
+    /// Entries held in full.
+    pub disclosed: u64,
+}
+
+/// One entry as held.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its feed.
+    pub feed: FeedId,
+    /// Its place.
+    pub index: u64,
+    /// Its digest.
+    pub digest: Digest,
+    /// What is held of it.
+    pub content: Content,
+    /// Its arrival number; `None` for what is not held in full.
+    pub arrival: Option<u64>,
+}
+
+/// Where a bulletin is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Its feed.
+    pub feed: FeedId,
+    /// Its place.
+    pub index: u64,
+    /// Its arrival.
+    pub arrival: u64,
+}
+
+/// Header columns by which arrivals are filtered without reading envelopes. `None` where the header cannot be decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Columns {
+    /// `header.member`.
+    pub member: String,
+    /// `header.topic`.
+    pub topic: String,
+    /// `header.kind`.
+    pub kind: String,
+    /// `header.severity`.
+    pub severity: String,
+    /// `header.sent_at` in unix ms.
+    pub sent_at_unix_ms: i64,
+}
+
+/// Why a commit was refused. Nothing of it is visible.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// Another commit came first.
+    #[error("another commit came first: expected to follow {expected}, the store is at {found}")]
+    Fenced {
+        /// What the caller expected.
+        expected: u64,
+        /// What the store is at.
+        found: u64,
+    },
+    /// Free space has fallen below the reserve; reading goes on, and a later commit may succeed.
+    #[error("free space of {available_bytes} bytes is below the reserve of {reserve_bytes} bytes")]
+    DiskFull {
+        /// Left.
+        available_bytes: u64,
+        /// Kept.
+        reserve_bytes: u64,
+    },
+    /// A part of the commit does not fit the store: a defect of the caller.
+    #[error("commit does not fit: {0}")]
+    Invalid(String),
+    /// The disk failed: this commit failed for ever, and the store must be opened again.
+    #[error("the commit log cannot be written")]
+    Io(#[source] std::io::Error),
+    /// The store has failed before and must be opened again.
+    #[error("the store has stopped: {0}")]
+    Stopped(String),
+}
+
+/// Why something could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Files could not be read.
+    #[error("the store cannot be read")]
+    Io(#[source] std::io::Error),
+    /// Bytes on disk are not what was written.
+    #[error("damage: {0}")]
+    Damaged(String),
+    /// Nothing of the kind asked for is held.
+    #[error("{0} is not held")]
+    Missing(String),
+}
+
+/// A node's store. Calls block; from async code use a blocking thread. Readers see every commit as soon as [`Store::commit`] has
+/// returned, whatever the view's lag.
+pub trait Store: Send + Sync + 'static {
+    /// Number of the newest commit; 0 when there is none.
+    fn seq(&self) -> u64;
+
+    /// Makes a commit durable and then visible. `expected_seq` is the number of the commit it was built on.
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    fn commit(&self, commit: Commit, expected_seq: u64) -> Result<Arc<Committed>, CommitError>;
+
+    /// The feeds held.
+    fn feeds(&self) -> Vec<FeedState>;
+
+    /// One feed.
+    fn feed(&self, feed: &FeedId) -> Option<FeedState>;
+
+    /// Entries from index `from` on, at most `entries_max` and about `bytes_max` of envelopes (always one if there is one).
+    fn entries(&self, feed: &FeedId, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError>;
+
+    /// One past the newest arrival number.
+    fn end_arrival(&self) -> u64;
+
+    /// Disclosed entries with arrival numbers from `from` on, ascending, bounded as in [`Store::entries`].
+    fn arrivals(&self, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError>;
+
+    /// Arrivals below `before`, descending, whose columns `wanted` accepts; looks at no more than `scan_max` arrivals. Also returns the
+    /// arrival at which to go on (`None` at the beginning of history).
+    fn history(
+        &self,
+        before: u64,
+        entries_max: usize,
+        scan_max: u64,
+        wanted: &dyn Fn(&Columns) -> bool,
+    ) -> Result<(Vec<Entry>, Option<u64>), ReadError>;
+
+    /// Where a bulletin is: of several entries with one id the lowest (epoch, index).
+    fn find(&self, member: &Member, id: Uuid) -> Result<Option<Location>, ReadError>;
+
+    /// Hashes of complete subtrees of a feed's tree, in the order asked for.
+    fn tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError>;
+
+    /// Ranges held as digests only, ascending, at most `max` newest ones.
+    fn not_held(&self, feed: &FeedId, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError>;
+
+    /// The newest cosigned note of each cosigner.
+    fn cosigned_newest(&self, feed: &FeedId) -> Result<Vec<Cosigned>, ReadError>;
+
+    /// For each cosigner the earliest held cosigned note of a size above `index`.
+    fn cosigned_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<Cosigned>, ReadError>;
+
+    /// For each holder the earliest custody note that covers `index` and does not list it as not held.
+    fn custody_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<CustodyRecord>, ReadError>;
+
+    /// The newest custody note of each holder.
+    fn custody_newest(&self, feed: &FeedId) -> Result<Vec<CustodyRecord>, ReadError>;
+
+    /// Roster notes held, ascending versions.
+    fn rosters(&self) -> Result<Vec<RosterRecord>, ReadError>;
+
+    /// Revocation lists held.
+    fn crls(&self) -> Result<Vec<Bytes>, ReadError>;
+
+    /// Progress of a named subscription.
+    fn cursor(&self, subscription: &str) -> Result<Option<u64>, ReadError>;
+
+    /// Commits that the view still has to take in.
+    fn view_lag(&self) -> u64;
+
+    /// Bytes of log and view on disk.
+    fn disk_bytes(&self) -> DiskBytes;
+
+    /// Waits until the view has taken in everything committed before the call.
+    fn drain_view(&self);
+}
+
+/// Bytes on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskBytes {
+    /// Commit log, as written (not as preallocated).
+    pub log: u64,
+    /// View.
+    pub view: u64,
+}
