@@ -1,2 +1,6 @@
-//! Feeds as transparency logs.
+//! A member's feed: an append-only log that proves itself, in the formats of C2SP.
+//!
+//! In scope: the Merkle tree, signed notes, checkpoints, cosignatures, custody notes and offline proofs. Out of scope: what the
+//! entries say (`bulletin`), whose keys are valid (`roster`), and where anything is stored.
+
 pub mod tree;
