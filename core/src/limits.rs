@@ -40,3 +40,11 @@ pub const RELEASABLE_MAX: usize = 256;
 pub const LIST_MAX: usize = 256;
 /// How far ahead of the node's clock a client's time may be, in seconds (DESIGN §9).
 pub const CLOCK_AHEAD_SECONDS_MAX: i64 = 300;
+/// Encoded head of one commit record: the digests, ids and notes of a full commit, and a roster.
+pub const RECORD_HEAD_BYTES_MAX: usize = 16 << 20;
+/// Notes, cursors or revocation lists in one commit, of each sort: what comes in while a commit is synced.
+pub const COMMIT_NOTES_MAX: usize = 4_096;
+/// Ranges of a feed held only as digests that are told at once: what a custody note of 64 KiB can list.
+pub const NOT_HELD_RANGES_MAX: usize = 1_024;
+/// Length of a subscription's or a revocation authority's name in bytes; fits every index key.
+pub const STORE_NAME_BYTES_MAX: usize = 512;

@@ -4,6 +4,12 @@
 //! commit (the committer), and where bytes lie (log positions never cross this trait). Implementations: `disk` (commit log and
 //! sled view) and `memory` (for the simulator and tests); one conformance suite serves all.
 
+mod admit;
+#[cfg(test)]
+pub(crate) mod conformance;
+pub mod memory;
+mod tree_cache;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -26,8 +32,8 @@ pub struct Commit {
     pub cursors: Vec<CursorRecord>,
     /// Roster notes adopted, ascending versions.
     pub rosters: Vec<RosterRecord>,
-    /// Revocation lists (DER) that are newer than those held.
-    pub crls: Vec<Bytes>,
+    /// Revocation lists that are newer than those held; the last one of an authority is the one held.
+    pub crls: Vec<CrlRecord>,
     /// Unix time in ms, for the record only.
     pub time_unix_ms: u64,
 }
@@ -104,6 +110,14 @@ pub struct CustodyRecord {
     pub note: Bytes,
 }
 
+impl CustodyRecord {
+    /// Whether it says that entry `index` is held in full.
+    #[must_use]
+    pub fn holds(&self, index: u64) -> bool {
+        self.range.contains(&index) && !self.not_held.iter().any(|range| range.contains(&index))
+    }
+}
+
 /// Progress of a named subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CursorRecord {
@@ -120,6 +134,15 @@ pub struct RosterRecord {
     pub version: u64,
     /// The full note.
     pub note: Bytes,
+}
+
+/// A certificate revocation list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CrlRecord {
+    /// Whose: a name that stays the same from list to list, such as the trust domain with the issuer's key identifier.
+    pub authority: String,
+    /// The list, DER.
+    pub der: Bytes,
 }
 
 /// What a commit became. Shared by everyone who reads the newest entries.
@@ -178,8 +201,8 @@ pub struct Location {
     pub arrival: u64,
 }
 
-/// Header columns by which arrivals are filtered without reading envelopes. `None` where the header cannot be decoded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Header columns by which arrivals are filtered without reading envelopes. All empty where the header cannot be decoded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Columns {
     /// `header.member`.
     pub member: String,
@@ -258,14 +281,14 @@ pub trait Store: Send + Sync + 'static {
     /// Entries from index `from` on, at most `entries_max` and about `bytes_max` of envelopes (always one if there is one).
     fn entries(&self, feed: &FeedId, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError>;
 
-    /// One past the newest arrival number.
+    /// One past the newest arrival number; 1 when there is none: arrivals are numbered from 1, so that a cursor of 0 has taken nothing.
     fn end_arrival(&self) -> u64;
 
     /// Disclosed entries with arrival numbers from `from` on, ascending, bounded as in [`Store::entries`].
     fn arrivals(&self, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError>;
 
-    /// Arrivals below `before`, descending, whose columns `wanted` accepts; looks at no more than `scan_max` arrivals. Also returns the
-    /// arrival at which to go on (`None` at the beginning of history).
+    /// Arrivals below `before`, descending, whose columns `wanted` accepts, at most `entries_max`; looks at no more than `scan_max`
+    /// arrivals. Also returns the `before` with which to go on (`None` at the beginning of history).
     fn history(
         &self,
         before: u64,
@@ -274,37 +297,39 @@ pub trait Store: Send + Sync + 'static {
         wanted: &dyn Fn(&Columns) -> bool,
     ) -> Result<(Vec<Entry>, Option<u64>), ReadError>;
 
-    /// Where a bulletin is: of several entries with one id the lowest (epoch, index).
+    /// Where a bulletin is: of several entries in `member`'s feeds with one id the lowest (epoch, index). An entry whose header names
+    /// another member than the feed's owner is not found by its id.
     fn find(&self, member: &Member, id: Uuid) -> Result<Option<Location>, ReadError>;
 
     /// Hashes of complete subtrees of a feed's tree, in the order asked for.
     fn tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError>;
 
-    /// Ranges held as digests only, ascending, at most `max` newest ones.
+    /// Ranges held as digests only, ascending: the newest ones, at most `max` and at most
+    /// [`NOT_HELD_RANGES_MAX`](barid_core::limits::NOT_HELD_RANGES_MAX). Neighbours with one reason are one range.
     fn not_held(&self, feed: &FeedId, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError>;
 
-    /// The newest cosigned note of each cosigner.
+    /// The cosigned note of the largest size of each cosigner; of several for one size the first that was committed. By cosigner.
     fn cosigned_newest(&self, feed: &FeedId) -> Result<Vec<Cosigned>, ReadError>;
 
-    /// For each cosigner the earliest held cosigned note of a size above `index`.
+    /// For each cosigner the held cosigned note of the smallest size above `index`. By cosigner.
     fn cosigned_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<Cosigned>, ReadError>;
 
-    /// For each holder the earliest custody note that covers `index` and does not list it as not held.
+    /// For each holder the custody note committed first that covers `index` and does not list it as not held. By holder.
     fn custody_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<CustodyRecord>, ReadError>;
 
-    /// The newest custody note of each holder.
+    /// The custody note committed last of each holder. By holder.
     fn custody_newest(&self, feed: &FeedId) -> Result<Vec<CustodyRecord>, ReadError>;
 
     /// Roster notes held, ascending versions.
     fn rosters(&self) -> Result<Vec<RosterRecord>, ReadError>;
 
-    /// Revocation lists held.
-    fn crls(&self) -> Result<Vec<Bytes>, ReadError>;
+    /// Revocation lists held: the newest of each authority.
+    fn crls(&self) -> Result<Vec<CrlRecord>, ReadError>;
 
     /// Progress of a named subscription.
     fn cursor(&self, subscription: &str) -> Result<Option<u64>, ReadError>;
 
-    /// Commits that the view still has to take in.
+    /// Commits that the view still has to take in; 0 for a store without a view.
     fn view_lag(&self) -> u64;
 
     /// Bytes of log and view on disk.

@@ -1,0 +1,108 @@
+//! What a commit must satisfy, and what follows from it, the same for every implementation.
+//!
+//! In scope: pure checks and derivations. Out of scope: whether signatures and proofs hold (`core`), and durability.
+
+use barid_core::limits::{
+    COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX, COMMIT_NOTES_MAX, ENVELOPE_BYTES_MAX, NOTE_BYTES_MAX, PROOF_HASHES_MAX, ROSTER_BYTES_MAX,
+    STORE_NAME_BYTES_MAX,
+};
+use barid_core::names::{FeedId, Undisclosed};
+use barid_core::proto;
+use uuid::Uuid;
+
+use super::{Columns, Commit, Content};
+
+/// Checks a commit against the sizes of the feeds held (`None`: not held). The text says what does not fit.
+pub(super) fn check(commit: &Commit, size_of: impl Fn(&FeedId) -> Option<u64>) -> Result<(), String> {
+    let (mut entries, mut bytes) = (0, 0);
+    for (place, append) in commit.appends.iter().enumerate() {
+        let feed = &append.feed;
+        if commit.appends[..place].iter().any(|earlier| earlier.feed == *feed) {
+            return Err(format!("{feed} is appended to twice"));
+        }
+        let size = size_of(feed).unwrap_or(0);
+        if append.first != size {
+            return Err(format!("{feed}: the append starts at {}, the feed's size is {size}", append.first));
+        }
+        let end = size + append.entries.len() as u64;
+        if append.checkpoint_size < end {
+            return Err(format!("{feed}: the checkpoint of size {} is below the new size {end}", append.checkpoint_size));
+        }
+        if append.consistency_proof.len() > PROOF_HASHES_MAX {
+            return Err(format!("{feed}: the consistency proof has {} hashes", append.consistency_proof.len()));
+        }
+        note(&append.checkpoint, "checkpoint")?;
+        entries += append.entries.len();
+        for (index, entry) in (size..).zip(&append.entries) {
+            if let Content::Disclosed { envelope, .. } = &entry.content {
+                if envelope.is_empty() || envelope.len() > ENVELOPE_BYTES_MAX {
+                    return Err(format!("{feed} {index}: an envelope of {} bytes", envelope.len()));
+                }
+                bytes += envelope.len();
+            }
+        }
+    }
+    if entries > COMMIT_ENTRIES_MAX {
+        return Err(format!("{entries} entries, at most {COMMIT_ENTRIES_MAX}"));
+    }
+    if bytes > COMMIT_BYTES_MAX + ENVELOPE_BYTES_MAX {
+        return Err(format!("{bytes} bytes of envelopes"));
+    }
+    let lists = [commit.cosigned.len(), commit.custody.len(), commit.cursors.len(), commit.rosters.len(), commit.crls.len()];
+    if lists.iter().any(|len| *len > COMMIT_NOTES_MAX) {
+        return Err(format!("more than {COMMIT_NOTES_MAX} notes, cursors or lists of one sort"));
+    }
+    commit.cosigned.iter().try_for_each(|cosigned| note(&cosigned.note, "cosigned checkpoint"))?;
+    commit.custody.iter().try_for_each(|custody| note(&custody.note, "custody note"))?;
+    commit.cursors.iter().try_for_each(|cursor| name(&cursor.subscription))?;
+    commit.crls.iter().try_for_each(|crl| name(&crl.authority))?;
+    if commit.rosters.iter().any(|roster| roster.note.len() > ROSTER_BYTES_MAX) {
+        return Err(format!("a roster of more than {ROSTER_BYTES_MAX} bytes"));
+    }
+    Ok(())
+}
+
+fn note(bytes: &[u8], what: &str) -> Result<(), String> {
+    if bytes.is_empty() || bytes.len() > NOTE_BYTES_MAX {
+        return Err(format!("a {what} of {} bytes, at most {NOTE_BYTES_MAX}", bytes.len()));
+    }
+    Ok(())
+}
+
+fn name(text: &str) -> Result<(), String> {
+    if text.is_empty() || text.len() > STORE_NAME_BYTES_MAX {
+        return Err(format!("a name of {} bytes, 1 to {STORE_NAME_BYTES_MAX} are allowed", text.len()));
+    }
+    Ok(())
+}
+
+/// The id by which an entry of `feed` is found; `None` if its header gives none or names another member than the feed's owner.
+pub(super) fn id_of(feed: &FeedId, header: Option<&proto::Header>) -> Option<Uuid> {
+    let header = header.filter(|header| header.member == feed.member.as_str())?;
+    Uuid::try_parse(&header.id).ok().filter(|id| !id.is_nil())
+}
+
+/// The columns of a header.
+pub(super) fn columns_of(header: Option<&proto::Header>) -> Columns {
+    let Some(header) = header else { return Columns::default() };
+    Columns {
+        member: header.member.clone(),
+        topic: header.topic.clone(),
+        kind: header.kind.clone(),
+        severity: header.severity.clone(),
+        sent_at_unix_ms: header.sent_at.as_ref().map_or(0, |time| {
+            time.seconds.saturating_mul(1_000).saturating_add(i64::from(time.nanos) / 1_000_000)
+        }),
+    }
+}
+
+/// A stretch of a feed held as digests only: first index, one past the last, reason.
+pub(super) type Run = (u64, u64, Undisclosed);
+
+/// Adds entry `index`, held as digest only for `reason`, to ascending runs.
+pub(super) fn extend_runs(runs: &mut Vec<Run>, index: u64, reason: Undisclosed) {
+    match runs.last_mut() {
+        Some((_, end, last)) if *end == index && *last == reason => *end += 1,
+        _ => runs.push((index, index + 1, reason)),
+    }
+}

@@ -1,0 +1,396 @@
+//! What every [`Store`] promises, as one suite that each implementation runs, and the exercise data it runs on.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+use std::sync::Arc;
+
+use barid_core::feed::tree::{self, HashReader, MemoryTree, NodeId};
+use barid_core::names::{Digest, FeedId, Hash, Undisclosed};
+use barid_core::proto;
+use bytes::Bytes;
+use prost::Message as _;
+use sha2::Digest as _;
+use uuid::Uuid;
+
+use super::memory::MemoryStore;
+use super::{
+    Append, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Entry, NewEntry, RosterRecord,
+    Store,
+};
+
+const ALL: usize = usize::MAX;
+
+/// Runs the suite. `open` gives the store number n: an empty one at first, and for a durable one the same again once it was dropped.
+pub(crate) fn run(open: &mut dyn FnMut(u32) -> Box<dyn Store>, durable: bool) {
+    empty(&*open(0));
+    commits_are_fenced_and_checked(&*open(1));
+    duplicates_are_found_at_the_lowest_place(&*open(2));
+    notes_are_told_as_asked(&*open(3));
+    let (mut store, model) = (open(4), MemoryStore::new());
+    let mut random = Random(1);
+    for round in 0..40 {
+        let commit = random.commit(&model);
+        let seq = model.seq();
+        let committed = store.commit(commit.clone(), seq).unwrap();
+        let expected = model.commit(commit, seq).unwrap();
+        assert_eq!(
+            (committed.seq, committed.first_arrival, committed.end_arrival),
+            (expected.seq, expected.first_arrival, expected.end_arrival)
+        );
+        if round % 8 == 7 {
+            same(&*store, &model, &mut random);
+        }
+        if durable && round % 10 == 9 {
+            drop(store);
+            store = open(4);
+            same(&*store, &model, &mut random);
+        }
+    }
+    store.drain_view();
+    assert_eq!(store.view_lag(), 0);
+    same(&*store, &model, &mut random);
+}
+
+fn empty(store: &dyn Store) {
+    let feed = feed("ma", 1);
+    assert_eq!((store.seq(), store.end_arrival()), (0, 1));
+    assert!(store.feeds().is_empty() && store.feed(&feed).is_none());
+    assert!(store.entries(&feed, 0, 10, 10).unwrap().is_empty());
+    assert!(store.arrivals(0, 10, 10).unwrap().is_empty());
+    assert_eq!(store.history(u64::MAX, 10, 10, &|_| true).unwrap().1, None);
+    assert_eq!(store.find(&feed.member, Uuid::from_u128(1)).unwrap(), None);
+    assert!(store.tree_hashes(&feed, &[NodeId::leaf(0)]).is_err());
+    assert!(store.rosters().unwrap().is_empty() && store.crls().unwrap().is_empty());
+    assert_eq!(store.cursor("focal-point/exercise/all").unwrap(), None);
+    store.drain_view();
+}
+
+fn commits_are_fenced_and_checked(store: &dyn Store) {
+    let feed = feed("ma", 1);
+    let started = store.commit(one(append(&feed, 0, vec![])), 0).unwrap();
+    assert_eq!((started.seq, started.first_arrival, started.end_arrival), (1, 1, 1));
+    assert_eq!(store.feed(&feed).unwrap().frontier.size(), 0);
+    let first = one(append(&feed, 0, vec![disclosed(&feed, 1), withheld(2)]));
+    assert!(matches!(store.commit(first.clone(), 0), Err(CommitError::Fenced { expected: 0, found: 1 })));
+    store.commit(first.clone(), 1).unwrap();
+    assert!(matches!(store.commit(first.clone(), 2), Err(CommitError::Invalid(_))), "does not start at the feed's size");
+    let gap = one(append(&feed, 3, vec![withheld(3)]));
+    assert!(matches!(store.commit(gap, 2), Err(CommitError::Invalid(_))));
+    let mut twice = one(append(&feed, 2, vec![]));
+    twice.appends.push(append(&feed, 2, vec![]));
+    assert!(matches!(store.commit(twice, 2), Err(CommitError::Invalid(_))));
+    let mut behind = one(append(&feed, 2, vec![withheld(4)]));
+    behind.appends[0].checkpoint_size = 2;
+    assert!(matches!(store.commit(behind, 2), Err(CommitError::Invalid(_))));
+    assert_eq!((store.seq(), store.feed(&feed).unwrap().frontier.size(), store.end_arrival()), (2, 2, 2));
+    assert_eq!(store.feed(&feed).unwrap().disclosed, 1);
+}
+
+fn duplicates_are_found_at_the_lowest_place(store: &dyn Store) {
+    let (old, new) = (feed("ma", 1), feed("ma", 2));
+    store.commit(one(append(&new, 0, vec![disclosed(&new, 5), disclosed(&new, 5)])), 0).unwrap();
+    let id = id(5);
+    let found = store.find(&new.member, id).unwrap().unwrap();
+    assert_eq!((found.feed.epoch, found.index, found.arrival), (2, 0, 1));
+    store.drain_view();
+    store.commit(one(append(&old, 0, vec![withheld(1), disclosed(&old, 5)])), 1).unwrap();
+    for _ in 0..2 {
+        let found = store.find(&new.member, id).unwrap().unwrap();
+        assert_eq!((found.feed.epoch, found.index, found.arrival), (1, 1, 3));
+        store.drain_view();
+    }
+    assert_eq!(store.find(&feed("tn", 1).member, id).unwrap(), None);
+    // An entry whose header names another member is not found by its id.
+    store.commit(one(append(&feed("tn", 1), 0, vec![disclosed(&old, 6)])), 2).unwrap();
+    assert_eq!(store.find(&feed("tn", 1).member, self::id(6)).unwrap(), None);
+    assert_eq!(store.find(&old.member, self::id(6)).unwrap(), None);
+}
+
+fn notes_are_told_as_asked(store: &dyn Store) {
+    let feed = feed("ma", 1);
+    store.commit(one(append(&feed, 0, (0..20).map(|n| disclosed(&feed, n + 1)).collect())), 0).unwrap();
+    let cosigned = [("tn", 5), ("ly", 20), ("tn", 12), ("tn", 20), ("tn", 12)];
+    let custody = [("tn", 0..10, Some(3..5)), ("tn", 0..20, None), ("ly", 4..20, Some(5..6))];
+    let commit = Commit {
+        cosigned: cosigned.iter().zip(1..).map(|((by, size), n)| cosign(&feed, by, *size, n)).collect(),
+        custody: custody.iter().zip(1..).map(|((by, range, gap), n)| custody_of(&feed, by, range.clone(), gap.clone(), n)).collect(),
+        ..Commit::default()
+    };
+    store.commit(commit, 1).unwrap();
+    for _ in 0..2 {
+        let times = |notes: Vec<Cosigned>| notes.iter().map(|note| note.time).collect::<Vec<_>>();
+        assert_eq!(times(store.cosigned_newest(&feed).unwrap()), [2, 4]);
+        assert_eq!(times(store.cosigned_covering(&feed, 4).unwrap()), [2, 1]);
+        assert_eq!(times(store.cosigned_covering(&feed, 5).unwrap()), [2, 3]);
+        assert_eq!(times(store.cosigned_covering(&feed, 20).unwrap()), [0; 0]);
+        let times = |notes: Vec<CustodyRecord>| notes.iter().map(|note| note.time).collect::<Vec<_>>();
+        assert_eq!(times(store.custody_covering(&feed, 2).unwrap()), [1]);
+        assert_eq!(times(store.custody_covering(&feed, 4).unwrap()), [3, 2]);
+        assert_eq!(times(store.custody_covering(&feed, 5).unwrap()), [1]);
+        assert_eq!(times(store.custody_covering(&feed, 19).unwrap()), [3, 2]);
+        assert_eq!(times(store.custody_newest(&feed).unwrap()), [3, 2]);
+        store.drain_view();
+    }
+}
+
+/// Asserts that two stores answer everything alike.
+pub(crate) fn same(store: &dyn Store, model: &dyn Store, random: &mut Random) {
+    assert_eq!((store.seq(), store.end_arrival()), (model.seq(), model.end_arrival()));
+    let states = |store: &dyn Store| format!("{:?}", store.feeds());
+    assert_eq!(states(store), states(model));
+    for state in model.feeds() {
+        let (feed, size) = (&state.feed, state.frontier.size());
+        assert_eq!(store.feed(feed).unwrap().frontier.root(), state.frontier.root());
+        assert_entries(&read_feed(store, feed, 0), &read_feed(model, feed, 0));
+        for _ in 0..8 {
+            let (from, max, bytes) = (random.below(size + 2), random.below(40) as usize + 1, random.below(20_000) as usize);
+            let (found, expected) = (store.entries(feed, from, max, bytes).unwrap(), model.entries(feed, from, max, bytes).unwrap());
+            assert!(found.len() <= expected.len() && found.is_empty() == expected.is_empty(), "{} {}", found.len(), expected.len());
+            assert_entries(&found, &expected[..found.len()]);
+            let index = random.below(size + 1);
+            assert_eq!(store.cosigned_covering(feed, index).unwrap(), model.cosigned_covering(feed, index).unwrap());
+            assert_eq!(store.custody_covering(feed, index).unwrap(), model.custody_covering(feed, index).unwrap());
+        }
+        assert_eq!(store.not_held(feed, ALL).unwrap(), model.not_held(feed, ALL).unwrap());
+        assert_eq!(store.not_held(feed, 2).unwrap(), model.not_held(feed, 2).unwrap());
+        assert_eq!(store.cosigned_newest(feed).unwrap(), model.cosigned_newest(feed).unwrap());
+        assert_eq!(store.custody_newest(feed).unwrap(), model.custody_newest(feed).unwrap());
+        tree_matches(store, model, feed, size, random);
+        for entry in read_feed(model, feed, 0) {
+            if let Content::Disclosed { header: Some(header), .. } = &entry.content {
+                let id = Uuid::try_parse(&header.id).unwrap();
+                assert_eq!(store.find(&feed.member, id).unwrap(), model.find(&feed.member, id).unwrap());
+                let other = Uuid::from_u128(id.as_u128() ^ 1 << 100);
+                assert_eq!(store.find(&feed.member, other).unwrap(), model.find(&feed.member, other).unwrap());
+            }
+        }
+    }
+    let mut from = 0;
+    while from < model.end_arrival() {
+        let (found, expected) = (store.arrivals(from, 50, ALL).unwrap(), model.arrivals(from, 50, ALL).unwrap());
+        assert!(!found.is_empty());
+        assert_entries(&found, &expected[..found.len()]);
+        from = found.last().unwrap().arrival.unwrap() + 1;
+    }
+    assert_eq!(read_history(store), read_history(model));
+    assert_eq!(store.rosters().unwrap(), model.rosters().unwrap());
+    assert_eq!(store.crls().unwrap(), model.crls().unwrap());
+    for name in SUBSCRIPTIONS {
+        assert_eq!(store.cursor(name).unwrap(), model.cursor(name).unwrap());
+    }
+}
+
+fn tree_matches(store: &dyn Store, model: &dyn Store, feed: &FeedId, size: u64, random: &mut Random) {
+    struct Reader<'a>(&'a dyn Store, &'a FeedId);
+    impl HashReader for Reader<'_> {
+        type Error = super::ReadError;
+        fn hashes(&self, nodes: &[NodeId]) -> Result<Vec<Hash>, Self::Error> {
+            self.0.tree_hashes(self.1, nodes)
+        }
+    }
+    let mut oracle = MemoryTree::new();
+    read_feed(model, feed, 0).iter().for_each(|entry| oracle.append(&entry.digest));
+    assert_eq!(oracle.root(), store.feed(feed).unwrap().frontier.root());
+    for _ in 0..8u8 {
+        let new = random.below(size) + 1;
+        let index = random.below(new);
+        if size == 0 {
+            break;
+        }
+        let proof = tree::inclusion_proof(&Reader(store, feed), index, new).unwrap();
+        assert_eq!(proof, tree::inclusion_proof(&oracle, index, new).unwrap());
+        let old = random.below(new) + 1;
+        let proof = tree::consistency_proof(&Reader(store, feed), old, new).unwrap();
+        assert_eq!(proof, tree::consistency_proof(&oracle, old, new).unwrap());
+    }
+    assert!(store.tree_hashes(feed, &[NodeId::leaf(size)]).is_err());
+}
+
+fn read_feed(store: &dyn Store, feed: &FeedId, mut from: u64) -> Vec<Entry> {
+    let mut all = Vec::new();
+    loop {
+        let entries = store.entries(feed, from, 300, 100_000).unwrap();
+        if entries.is_empty() {
+            return all;
+        }
+        from += entries.len() as u64;
+        all.extend(entries);
+    }
+}
+
+fn read_history(store: &dyn Store) -> Vec<Option<u64>> {
+    let (mut before, mut all) = (u64::MAX, Vec::new());
+    loop {
+        let (entries, next) = store.history(before, 7, 100, &|columns| columns.topic == "customs.seizures").unwrap();
+        all.extend(entries.iter().map(|entry| entry.arrival));
+        match next {
+            Some(next) => before = next,
+            None => return all,
+        }
+    }
+}
+
+fn assert_entries(found: &[Entry], expected: &[Entry]) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert_eq!(
+            (&found.feed, found.index, found.digest, found.arrival),
+            (&expected.feed, expected.index, expected.digest, expected.arrival)
+        );
+        match (&found.content, &expected.content) {
+            (Content::Undisclosed(found), Content::Undisclosed(expected)) => assert_eq!(found, expected),
+            (
+                Content::Disclosed { envelope: found, header: found_header },
+                Content::Disclosed { envelope: expected, header: expected_header },
+            ) => assert_eq!((found, found_header), (expected, expected_header)),
+            _ => panic!("{} {}: content differs", expected.feed, expected.index),
+        }
+    }
+}
+
+const SUBSCRIPTIONS: [&str; 2] = ["focal-point/exercise/all", "focal-point/exercise/customs"];
+
+/// A commit of one append.
+pub(crate) fn one(append: Append) -> Commit {
+    Commit { appends: vec![append], ..Commit::default() }
+}
+
+/// A feed of the exercise.
+pub(crate) fn feed(member: &str, epoch: u32) -> FeedId {
+    FeedId::new(member.parse().unwrap(), "exercise.example".parse().unwrap(), epoch)
+}
+
+fn id(number: u64) -> Uuid {
+    Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0000 | u128::from(number) << 90 | u128::from(number))
+}
+
+/// A disclosed entry whose header names the feed's member; the number decides its id.
+pub(crate) fn disclosed(feed: &FeedId, number: u64) -> NewEntry {
+    let header = proto::Header {
+        format: 1,
+        kind: "seizure-report".into(),
+        id: id(number).to_string(),
+        member: feed.member.to_string(),
+        topic: if number.is_multiple_of(3) { "customs.seizures" } else { "security.documents" }.into(),
+        status: "Exercise".into(),
+        ..proto::Header::default()
+    };
+    let envelope = proto::Envelope {
+        header: header.encode_to_vec().into(),
+        payload: vec![number as u8; number as usize % 700].into(),
+        ..proto::Envelope::default()
+    };
+    entry(envelope.encode_to_vec().into(), Some(header))
+}
+
+fn entry(envelope: Bytes, header: Option<proto::Header>) -> NewEntry {
+    let digest = Digest(sha2::Sha256::digest(&envelope).into());
+    NewEntry { digest, content: Content::Disclosed { envelope, header: header.map(Arc::new) } }
+}
+
+fn withheld(number: u8) -> NewEntry {
+    NewEntry { digest: Digest([number; 32]), content: Content::Undisclosed(Undisclosed::Withheld) }
+}
+
+/// Entries from `first` on, with a checkpoint of just that size.
+pub(crate) fn append(feed: &FeedId, first: u64, entries: Vec<NewEntry>) -> Append {
+    let size = first + entries.len() as u64;
+    Append {
+        feed: feed.clone(),
+        first,
+        entries,
+        checkpoint: format!("{feed}\n{size}\nexercise\n").into(),
+        checkpoint_size: size,
+        consistency_proof: Vec::new(),
+    }
+}
+
+fn cosign(feed: &FeedId, by: &str, size: u64, time: u64) -> Cosigned {
+    Cosigned { feed: feed.clone(), cosigner: by.parse().unwrap(), size, time, note: format!("{by} {size} {time}").into() }
+}
+
+fn custody_of(
+    feed: &FeedId,
+    by: &str,
+    range: std::ops::Range<u64>,
+    not_held: Option<std::ops::Range<u64>>,
+    time: u64,
+) -> CustodyRecord {
+    let note = format!("{by} {range:?} {time}").into();
+    CustodyRecord { feed: feed.clone(), holder: by.parse().unwrap(), range, not_held: not_held.into_iter().collect(), time, note }
+}
+
+/// Exercise data from a seed: splitmix64.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    /// Below `bound`; 0 if that is 0.
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound.max(1)
+    }
+
+    fn entry(&mut self, feed: &FeedId, number: u64) -> NewEntry {
+        match self.below(12) {
+            0 => withheld(number as u8),
+            1 => NewEntry { digest: Digest([number as u8; 32]), content: Content::Undisclosed(Undisclosed::Unfollowed) },
+            2 => entry(vec![0xff; 20].into(), None),
+            // Some ids come twice.
+            3 => disclosed(feed, self.below(number + 1)),
+            _ => disclosed(feed, number * 7 + 1),
+        }
+    }
+
+    /// What may follow on what `store` holds.
+    pub(crate) fn commit(&mut self, store: &dyn Store) -> Commit {
+        let mut commit = Commit { time_unix_ms: 1_700_000_000_000 + store.seq(), ..Commit::default() };
+        let feeds = [feed("ma", 1), feed("ma", 2), feed("tn", 1), feed("x-au", 1)];
+        for feed in &feeds {
+            if self.below(3) == 0 {
+                continue;
+            }
+            let first = store.feed(feed).map_or(0, |state| state.frontier.size());
+            let count = if self.below(4) == 0 { self.below(250) } else { self.below(4) };
+            let entries = (first..first + count).map(|number| self.entry(feed, number)).collect();
+            let mut append = append(feed, first, entries);
+            if self.below(4) == 0 {
+                append.checkpoint_size += 5;
+                append.consistency_proof = vec![Hash([3; 32]); 2];
+            }
+            commit.appends.push(append);
+        }
+        for (place, feed) in feeds.iter().enumerate() {
+            let size = store.feed(feed).map_or(0, |state| state.frontier.size());
+            let by = ["tn", "ly", "eg"][self.below(3) as usize];
+            if size > 0 && self.below(2) == 0 {
+                let time = store.seq() + place as u64;
+                commit.cosigned.push(cosign(feed, by, self.below(size) + 1, time));
+                let start = self.below(size);
+                let gap = (self.below(2) == 0).then(|| start..start + self.below(size - start));
+                commit.custody.push(custody_of(feed, by, start..start + self.below(size - start) + 1, gap, time));
+            }
+        }
+        if self.below(3) == 0 {
+            let subscription = SUBSCRIPTIONS[self.below(2) as usize].to_string();
+            commit.cursors.push(CursorRecord { subscription, arrival: store.end_arrival() });
+        }
+        if self.below(6) == 0 {
+            commit.rosters.push(RosterRecord { version: store.seq() + 1, note: format!("roster {}", store.seq()).into() });
+            commit.crls.push(CrlRecord { authority: format!("{}.example", self.below(2)), der: store.seq().to_string().into() });
+        }
+        commit
+    }
+}
+
+/// Commits `count` commits of one entry each to feed ma/1.
+pub(crate) fn fill(store: &dyn Store, count: u64) -> Vec<Arc<Committed>> {
+    let feed = feed("ma", 1);
+    let next = |_| {
+        let first = store.feed(&feed).map_or(0, |state| state.frontier.size());
+        store.commit(one(append(&feed, first, vec![disclosed(&feed, first + 1)])), store.seq()).unwrap()
+    };
+    (0..count).map(next).collect()
+}

@@ -1,0 +1,312 @@
+//! The store in memory, for the simulator and for tests: everything in maps, nothing survives it.
+//!
+//! In scope: the verbs of [`Store`], as exactly as the disk store keeps them. Out of scope: bounds on memory.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+
+use barid_core::feed::tree::NodeId;
+use barid_core::limits::NOT_HELD_RANGES_MAX;
+use barid_core::names::{FeedId, Hash, Member, Undisclosed};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use super::admit::{self, Run};
+use super::tree_cache::{Edge, Tile, TileId};
+use super::{
+    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState, Location,
+    ReadError, RosterRecord, Store,
+};
+
+/// A [`Store`] in memory.
+#[derive(Default)]
+pub struct MemoryStore {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    seq: u64,
+    feeds: BTreeMap<FeedId, Feed>,
+    arrivals: Vec<(FeedId, u64)>,
+    ids: HashMap<(Member, Uuid), Location>,
+    cursors: HashMap<String, u64>,
+    rosters: BTreeMap<u64, Bytes>,
+    crls: BTreeMap<String, Bytes>,
+}
+
+#[derive(Default)]
+struct Feed {
+    edge: Edge,
+    tiles: HashMap<TileId, Tile>,
+    entries: Vec<Entry>,
+    disclosed: u64,
+    checkpoint: Bytes,
+    checkpoint_size: u64,
+    consistency_proof: Vec<Hash>,
+    runs: Vec<Run>,
+    cosigned: Vec<Cosigned>,
+    custody: Vec<CustodyRecord>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Feed {
+    fn state(&self, feed: &FeedId) -> FeedState {
+        FeedState {
+            feed: feed.clone(),
+            frontier: self.edge.frontier().clone(),
+            checkpoint: self.checkpoint.clone(),
+            checkpoint_size: self.checkpoint_size,
+            consistency_proof: self.consistency_proof.clone(),
+            disclosed: self.disclosed,
+        }
+    }
+}
+
+impl Inner {
+    fn apply(&mut self, commit: &Commit) {
+        for append in &commit.appends {
+            let feed = self.feeds.entry(append.feed.clone()).or_default();
+            for (index, entry) in (append.first..).zip(&append.entries) {
+                feed.edge.append(&entry.digest, |id, tile| _ = feed.tiles.insert(id, tile));
+                let mut arrival = None;
+                match &entry.content {
+                    Content::Disclosed { header, .. } => {
+                        self.arrivals.push((append.feed.clone(), index));
+                        let number = self.arrivals.len() as u64;
+                        arrival = Some(number);
+                        feed.disclosed += 1;
+                        if let Some(id) = admit::id_of(&append.feed, header.as_deref()) {
+                            let new = Location { feed: append.feed.clone(), index, arrival: number };
+                            let held = self.ids.entry((append.feed.member.clone(), id)).or_insert_with(|| new.clone());
+                            if (new.feed.epoch, new.index) < (held.feed.epoch, held.index) {
+                                *held = new;
+                            }
+                        }
+                    }
+                    Content::Undisclosed(reason) => admit::extend_runs(&mut feed.runs, index, *reason),
+                }
+                feed.entries.push(Entry {
+                    feed: append.feed.clone(),
+                    index,
+                    digest: entry.digest,
+                    content: entry.content.clone(),
+                    arrival,
+                });
+            }
+            feed.checkpoint = append.checkpoint.clone();
+            feed.checkpoint_size = append.checkpoint_size;
+            feed.consistency_proof = append.consistency_proof.clone();
+        }
+        for cosigned in &commit.cosigned {
+            self.feeds.entry(cosigned.feed.clone()).or_default().cosigned.push(cosigned.clone());
+        }
+        for custody in &commit.custody {
+            self.feeds.entry(custody.feed.clone()).or_default().custody.push(custody.clone());
+        }
+        self.cursors.extend(commit.cursors.iter().map(|cursor| (cursor.subscription.clone(), cursor.arrival)));
+        self.rosters.extend(commit.rosters.iter().map(|roster| (roster.version, roster.note.clone())));
+        self.crls.extend(commit.crls.iter().map(|crl| (crl.authority.clone(), crl.der.clone())));
+    }
+
+    fn entry_at(&self, arrival: u64) -> Option<&Entry> {
+        let place = usize::try_from(arrival.checked_sub(1)?).ok()?;
+        let (feed, index) = self.arrivals.get(place)?;
+        self.feeds.get(feed)?.entries.get(usize::try_from(*index).ok()?)
+    }
+}
+
+/// Takes entries until a bound is met, but always one.
+fn bounded<'a>(entries: impl Iterator<Item = &'a Entry>, entries_max: usize, bytes_max: usize) -> Vec<Entry> {
+    let mut bytes = 0;
+    let mut taken = Vec::new();
+    for entry in entries {
+        let size = match &entry.content {
+            Content::Disclosed { envelope, .. } => envelope.len(),
+            Content::Undisclosed(_) => 0,
+        };
+        if !taken.is_empty() && (taken.len() >= entries_max || bytes + size > bytes_max) {
+            break;
+        }
+        bytes += size;
+        taken.push(entry.clone());
+    }
+    taken
+}
+
+impl Store for MemoryStore {
+    fn seq(&self) -> u64 {
+        self.inner.lock().seq
+    }
+
+    fn commit(&self, commit: Commit, expected_seq: u64) -> Result<Arc<Committed>, CommitError> {
+        let mut inner = self.inner.lock();
+        if inner.seq != expected_seq {
+            return Err(CommitError::Fenced { expected: expected_seq, found: inner.seq });
+        }
+        admit::check(&commit, |feed| inner.feeds.get(feed).map(|feed| feed.entries.len() as u64)).map_err(CommitError::Invalid)?;
+        inner.seq += 1;
+        let first_arrival = inner.arrivals.len() as u64 + 1;
+        inner.apply(&commit);
+        let end_arrival = inner.arrivals.len() as u64 + 1;
+        Ok(Arc::new(Committed { seq: inner.seq, first_arrival, end_arrival, commit }))
+    }
+
+    fn feeds(&self) -> Vec<FeedState> {
+        let inner = self.inner.lock();
+        inner.feeds.iter().filter(|(_, feed)| !feed.checkpoint.is_empty()).map(|(id, feed)| feed.state(id)).collect()
+    }
+
+    fn feed(&self, feed: &FeedId) -> Option<FeedState> {
+        let inner = self.inner.lock();
+        inner.feeds.get(feed).filter(|held| !held.checkpoint.is_empty()).map(|held| held.state(feed))
+    }
+
+    fn entries(&self, feed: &FeedId, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+        let inner = self.inner.lock();
+        let entries = inner.feeds.get(feed).map_or(&[][..], |feed| &feed.entries);
+        let from = usize::try_from(from).unwrap_or(usize::MAX).min(entries.len());
+        Ok(bounded(entries[from..].iter(), entries_max, bytes_max))
+    }
+
+    fn end_arrival(&self) -> u64 {
+        self.inner.lock().arrivals.len() as u64 + 1
+    }
+
+    fn arrivals(&self, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+        let inner = self.inner.lock();
+        Ok(bounded((from.max(1)..).map_while(|arrival| inner.entry_at(arrival)), entries_max, bytes_max))
+    }
+
+    fn history(
+        &self,
+        before: u64,
+        entries_max: usize,
+        scan_max: u64,
+        wanted: &dyn Fn(&Columns) -> bool,
+    ) -> Result<(Vec<Entry>, Option<u64>), ReadError> {
+        let inner = self.inner.lock();
+        let mut next = before.clamp(1, inner.arrivals.len() as u64 + 1);
+        let stop = next.saturating_sub(scan_max).max(1);
+        let mut found = Vec::new();
+        while next > stop && found.len() < entries_max {
+            next -= 1;
+            if let Some(entry) = inner.entry_at(next)
+                && let Content::Disclosed { header, .. } = &entry.content
+                && wanted(&admit::columns_of(header.as_deref()))
+            {
+                found.push(entry.clone());
+            }
+        }
+        Ok((found, (next > 1).then_some(next)))
+    }
+
+    fn find(&self, member: &Member, id: Uuid) -> Result<Option<Location>, ReadError> {
+        Ok(self.inner.lock().ids.get(&(member.clone(), id)).cloned())
+    }
+
+    fn tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError> {
+        let inner = self.inner.lock();
+        let held = inner.feeds.get(feed).ok_or_else(|| ReadError::Missing(feed.to_string()))?;
+        let find = |node: &NodeId| {
+            let (id, row, place) = TileId::of(*node);
+            held.edge.get(*node).or_else(|| held.tiles.get(&id)?.get(row, place))
+        };
+        let missing = |node: &NodeId| ReadError::Missing(format!("{feed}: subtree {} of level {}", node.index, node.level));
+        nodes.iter().map(|node| find(node).ok_or_else(|| missing(node))).collect()
+    }
+
+    fn not_held(&self, feed: &FeedId, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
+        let inner = self.inner.lock();
+        let runs = inner.feeds.get(feed).map_or(&[][..], |feed| &feed.runs);
+        let skipped = runs.len().saturating_sub(max.min(NOT_HELD_RANGES_MAX));
+        Ok(runs[skipped..].iter().map(|(start, end, reason)| (*start..*end, *reason)).collect())
+    }
+
+    fn cosigned_newest(&self, feed: &FeedId) -> Result<Vec<Cosigned>, ReadError> {
+        let inner = self.inner.lock();
+        let mut newest = BTreeMap::<&Member, &Cosigned>::new();
+        for cosigned in inner.feeds.get(feed).map_or(&[][..], |feed| &feed.cosigned) {
+            let held = newest.entry(&cosigned.cosigner).or_insert(cosigned);
+            if cosigned.size > held.size {
+                *held = cosigned;
+            }
+        }
+        Ok(newest.into_values().cloned().collect())
+    }
+
+    fn cosigned_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<Cosigned>, ReadError> {
+        let inner = self.inner.lock();
+        let mut least = BTreeMap::<&Member, &Cosigned>::new();
+        let cosigned = inner.feeds.get(feed).map_or(&[][..], |feed| &feed.cosigned);
+        for cosigned in cosigned.iter().filter(|cosigned| cosigned.size > index) {
+            let held = least.entry(&cosigned.cosigner).or_insert(cosigned);
+            if cosigned.size < held.size {
+                *held = cosigned;
+            }
+        }
+        Ok(least.into_values().cloned().collect())
+    }
+
+    fn custody_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<CustodyRecord>, ReadError> {
+        let inner = self.inner.lock();
+        let mut first = BTreeMap::<&Member, &CustodyRecord>::new();
+        for custody in inner.feeds.get(feed).map_or(&[][..], |feed| &feed.custody) {
+            if custody.holds(index) {
+                first.entry(&custody.holder).or_insert(custody);
+            }
+        }
+        Ok(first.into_values().cloned().collect())
+    }
+
+    fn custody_newest(&self, feed: &FeedId) -> Result<Vec<CustodyRecord>, ReadError> {
+        let inner = self.inner.lock();
+        let custody = inner.feeds.get(feed).map_or(&[][..], |feed| &feed.custody);
+        let newest: BTreeMap<&Member, &CustodyRecord> = custody.iter().map(|custody| (&custody.holder, custody)).collect();
+        Ok(newest.into_values().cloned().collect())
+    }
+
+    fn rosters(&self) -> Result<Vec<RosterRecord>, ReadError> {
+        let inner = self.inner.lock();
+        Ok(inner.rosters.iter().map(|(version, note)| RosterRecord { version: *version, note: note.clone() }).collect())
+    }
+
+    fn crls(&self) -> Result<Vec<CrlRecord>, ReadError> {
+        let inner = self.inner.lock();
+        Ok(inner.crls.iter().map(|(authority, der)| CrlRecord { authority: authority.clone(), der: der.clone() }).collect())
+    }
+
+    fn cursor(&self, subscription: &str) -> Result<Option<u64>, ReadError> {
+        Ok(self.inner.lock().cursors.get(subscription).copied())
+    }
+
+    fn view_lag(&self) -> u64 {
+        0
+    }
+
+    fn disk_bytes(&self) -> DiskBytes {
+        DiskBytes::default()
+    }
+
+    fn drain_view(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::conformance;
+
+    #[test]
+    fn keeps_the_promises_of_every_store() {
+        conformance::run(&mut |_| Box::new(MemoryStore::new()), false);
+    }
+}
