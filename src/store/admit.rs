@@ -3,8 +3,8 @@
 //! In scope: pure checks and derivations. Out of scope: whether signatures and proofs hold (`core`), and durability.
 
 use barid_core::limits::{
-    COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX, COMMIT_NOTES_MAX, ENVELOPE_BYTES_MAX, NOTE_BYTES_MAX, PROOF_HASHES_MAX, ROSTER_BYTES_MAX,
-    STORE_NAME_BYTES_MAX,
+    COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX, COMMIT_NOTES_MAX, ENVELOPE_BYTES_MAX, NOTE_BYTES_MAX, PROOF_HASHES_MAX,
+    ROSTER_BYTES_MAX, STORE_NAME_BYTES_MAX,
 };
 use barid_core::names::{FeedId, Undisclosed};
 use barid_core::proto;
@@ -26,7 +26,10 @@ pub(super) fn check(commit: &Commit, size_of: impl Fn(&FeedId) -> Option<u64>) -
         }
         let end = size + append.entries.len() as u64;
         if append.checkpoint_size < end {
-            return Err(format!("{feed}: the checkpoint of size {} is below the new size {end}", append.checkpoint_size));
+            return Err(format!(
+                "{feed}: the checkpoint of size {} is below the new size {end}",
+                append.checkpoint_size
+            ));
         }
         if append.consistency_proof.len() > PROOF_HASHES_MAX {
             return Err(format!("{feed}: the consistency proof has {} hashes", append.consistency_proof.len()));
@@ -48,7 +51,8 @@ pub(super) fn check(commit: &Commit, size_of: impl Fn(&FeedId) -> Option<u64>) -
     if bytes > COMMIT_BYTES_MAX + ENVELOPE_BYTES_MAX {
         return Err(format!("{bytes} bytes of envelopes"));
     }
-    let lists = [commit.cosigned.len(), commit.custody.len(), commit.cursors.len(), commit.rosters.len(), commit.crls.len()];
+    let lists =
+        [commit.cosigned.len(), commit.custody.len(), commit.cursors.len(), commit.rosters.len(), commit.crls.len()];
     if lists.iter().any(|len| *len > COMMIT_NOTES_MAX) {
         return Err(format!("more than {COMMIT_NOTES_MAX} notes, cursors or lists of one sort"));
     }
@@ -90,9 +94,10 @@ pub(super) fn columns_of(header: Option<&proto::Header>) -> Columns {
         topic: header.topic.clone(),
         kind: header.kind.clone(),
         severity: header.severity.clone(),
-        sent_at_unix_ms: header.sent_at.as_ref().map_or(0, |time| {
-            time.seconds.saturating_mul(1_000).saturating_add(i64::from(time.nanos) / 1_000_000)
-        }),
+        sent_at_unix_ms: header
+            .sent_at
+            .as_ref()
+            .map_or(0, |time| time.seconds.saturating_mul(1_000).saturating_add(i64::from(time.nanos) / 1_000_000)),
     }
 }
 

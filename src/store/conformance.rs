@@ -14,8 +14,8 @@ use uuid::Uuid;
 
 use super::memory::MemoryStore;
 use super::{
-    Append, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Entry, NewEntry, RosterRecord,
-    Store,
+    Append, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Entry, NewEntry,
+    RosterRecord, Store,
 };
 
 const ALL: usize = usize::MAX;
@@ -73,7 +73,10 @@ fn commits_are_fenced_and_checked(store: &dyn Store) {
     let first = one(append(&feed, 0, vec![disclosed(&feed, 1), withheld(2)]));
     assert!(matches!(store.commit(first.clone(), 0), Err(CommitError::Fenced { expected: 0, found: 1 })));
     store.commit(first.clone(), 1).unwrap();
-    assert!(matches!(store.commit(first.clone(), 2), Err(CommitError::Invalid(_))), "does not start at the feed's size");
+    assert!(
+        matches!(store.commit(first.clone(), 2), Err(CommitError::Invalid(_))),
+        "does not start at the feed's size"
+    );
     let gap = one(append(&feed, 3, vec![withheld(3)]));
     assert!(matches!(store.commit(gap, 2), Err(CommitError::Invalid(_))));
     let mut twice = one(append(&feed, 2, vec![]));
@@ -113,7 +116,11 @@ fn notes_are_told_as_asked(store: &dyn Store) {
     let custody = [("tn", 0..10, Some(3..5)), ("tn", 0..20, None), ("ly", 4..20, Some(5..6))];
     let commit = Commit {
         cosigned: cosigned.iter().zip(1..).map(|((by, size), n)| cosign(&feed, by, *size, n)).collect(),
-        custody: custody.iter().zip(1..).map(|((by, range, gap), n)| custody_of(&feed, by, range.clone(), gap.clone(), n)).collect(),
+        custody: custody
+            .iter()
+            .zip(1..)
+            .map(|((by, range, gap), n)| custody_of(&feed, by, range.clone(), gap.clone(), n))
+            .collect(),
         ..Commit::default()
     };
     store.commit(commit, 1).unwrap();
@@ -143,9 +150,16 @@ pub(crate) fn same(store: &dyn Store, model: &dyn Store, random: &mut Random) {
         assert_eq!(store.feed(feed).unwrap().frontier.root(), state.frontier.root());
         assert_entries(&read_feed(store, feed, 0), &read_feed(model, feed, 0));
         for _ in 0..8 {
-            let (from, max, bytes) = (random.below(size + 2), random.below(40) as usize + 1, random.below(20_000) as usize);
-            let (found, expected) = (store.entries(feed, from, max, bytes).unwrap(), model.entries(feed, from, max, bytes).unwrap());
-            assert!(found.len() <= expected.len() && found.is_empty() == expected.is_empty(), "{} {}", found.len(), expected.len());
+            let (from, max, bytes) =
+                (random.below(size + 2), random.below(40) as usize + 1, random.below(20_000) as usize);
+            let (found, expected) =
+                (store.entries(feed, from, max, bytes).unwrap(), model.entries(feed, from, max, bytes).unwrap());
+            assert!(
+                found.len() <= expected.len() && found.is_empty() == expected.is_empty(),
+                "{} {}",
+                found.len(),
+                expected.len()
+            );
             assert_entries(&found, &expected[..found.len()]);
             let index = random.below(size + 1);
             assert_eq!(store.cosigned_covering(feed, index).unwrap(), model.cosigned_covering(feed, index).unwrap());
@@ -306,7 +320,13 @@ pub(crate) fn append(feed: &FeedId, first: u64, entries: Vec<NewEntry>) -> Appen
 }
 
 fn cosign(feed: &FeedId, by: &str, size: u64, time: u64) -> Cosigned {
-    Cosigned { feed: feed.clone(), cosigner: by.parse().unwrap(), size, time, note: format!("{by} {size} {time}").into() }
+    Cosigned {
+        feed: feed.clone(),
+        cosigner: by.parse().unwrap(),
+        size,
+        time,
+        note: format!("{by} {size} {time}").into(),
+    }
 }
 
 fn custody_of(
@@ -317,7 +337,14 @@ fn custody_of(
     time: u64,
 ) -> CustodyRecord {
     let note = format!("{by} {range:?} {time}").into();
-    CustodyRecord { feed: feed.clone(), holder: by.parse().unwrap(), range, not_held: not_held.into_iter().collect(), time, note }
+    CustodyRecord {
+        feed: feed.clone(),
+        holder: by.parse().unwrap(),
+        range,
+        not_held: not_held.into_iter().collect(),
+        time,
+        note,
+    }
 }
 
 /// Exercise data from a seed: splitmix64.
@@ -336,7 +363,9 @@ impl Random {
     fn entry(&mut self, feed: &FeedId, number: u64) -> NewEntry {
         match self.below(12) {
             0 => withheld(number as u8),
-            1 => NewEntry { digest: Digest([number as u8; 32]), content: Content::Undisclosed(Undisclosed::Unfollowed) },
+            1 => {
+                NewEntry { digest: Digest([number as u8; 32]), content: Content::Undisclosed(Undisclosed::Unfollowed) }
+            }
             2 => entry(vec![0xff; 20].into(), None),
             // Some ids come twice.
             3 => disclosed(feed, self.below(number + 1)),
@@ -378,8 +407,13 @@ impl Random {
             commit.cursors.push(CursorRecord { subscription, arrival: store.end_arrival() });
         }
         if self.below(6) == 0 {
-            commit.rosters.push(RosterRecord { version: store.seq() + 1, note: format!("roster {}", store.seq()).into() });
-            commit.crls.push(CrlRecord { authority: format!("{}.example", self.below(2)), der: store.seq().to_string().into() });
+            commit
+                .rosters
+                .push(RosterRecord { version: store.seq() + 1, note: format!("roster {}", store.seq()).into() });
+            commit.crls.push(CrlRecord {
+                authority: format!("{}.example", self.below(2)),
+                der: store.seq().to_string().into(),
+            });
         }
         commit
     }

@@ -16,8 +16,8 @@ use uuid::Uuid;
 use super::admit::{self, Run};
 use super::tree_cache::{Edge, Tile, TileId};
 use super::{
-    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState, Location,
-    ReadError, RosterRecord, Store,
+    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState,
+    Location, ReadError, RosterRecord, Store,
 };
 
 /// A [`Store`] in memory.
@@ -153,7 +153,8 @@ impl Store for MemoryStore {
         if inner.seq != expected_seq {
             return Err(CommitError::Fenced { expected: expected_seq, found: inner.seq });
         }
-        admit::check(&commit, |feed| inner.feeds.get(feed).map(|feed| feed.entries.len() as u64)).map_err(CommitError::Invalid)?;
+        admit::check(&commit, |feed| inner.feeds.get(feed).map(|feed| feed.entries.len() as u64))
+            .map_err(CommitError::Invalid)?;
         inner.seq += 1;
         let first_arrival = inner.arrivals.len() as u64 + 1;
         inner.apply(&commit);
@@ -221,7 +222,8 @@ impl Store for MemoryStore {
             let (id, row, place) = TileId::of(*node);
             held.edge.get(*node).or_else(|| held.tiles.get(&id)?.get(row, place))
         };
-        let missing = |node: &NodeId| ReadError::Missing(format!("{feed}: subtree {} of level {}", node.index, node.level));
+        let missing =
+            |node: &NodeId| ReadError::Missing(format!("{feed}: subtree {} of level {}", node.index, node.level));
         nodes.iter().map(|node| find(node).ok_or_else(|| missing(node))).collect()
     }
 
@@ -271,7 +273,8 @@ impl Store for MemoryStore {
     fn custody_newest(&self, feed: &FeedId) -> Result<Vec<CustodyRecord>, ReadError> {
         let inner = self.inner.lock();
         let custody = inner.feeds.get(feed).map_or(&[][..], |feed| &feed.custody);
-        let newest: BTreeMap<&Member, &CustodyRecord> = custody.iter().map(|custody| (&custody.holder, custody)).collect();
+        let newest: BTreeMap<&Member, &CustodyRecord> =
+            custody.iter().map(|custody| (&custody.holder, custody)).collect();
         Ok(newest.into_values().cloned().collect())
     }
 
@@ -282,7 +285,11 @@ impl Store for MemoryStore {
 
     fn crls(&self) -> Result<Vec<CrlRecord>, ReadError> {
         let inner = self.inner.lock();
-        Ok(inner.crls.iter().map(|(authority, der)| CrlRecord { authority: authority.clone(), der: der.clone() }).collect())
+        Ok(inner
+            .crls
+            .iter()
+            .map(|(authority, der)| CrlRecord { authority: authority.clone(), der: der.clone() })
+            .collect())
     }
 
     fn cursor(&self, subscription: &str) -> Result<Option<u64>, ReadError> {
