@@ -16,6 +16,10 @@ pub const BATCH_BYTES_MAX: usize = COMMIT_BYTES_MAX;
 pub const NOTE_BYTES_MAX: usize = 64 << 10;
 /// Signature lines read in one note (C2SP signed-note asks for at least 16).
 pub const NOTE_SIGNATURES_MAX: usize = 64;
+/// Length of a note key's name in bytes: ML-DSA-44 cosignatures carry it with a length of one byte.
+pub const KEY_NAME_BYTES_MAX: usize = 255;
+/// Ranges listed in one custody note: at most 63 bytes a line, so the note fits [`NOTE_BYTES_MAX`].
+pub const CUSTODY_RANGES_MAX: usize = 1_000;
 /// Largest roster note: some hundred members with post-quantum keys.
 pub const ROSTER_BYTES_MAX: usize = 4 << 20;
 /// Largest protobuf message on any stream: a full batch with its notes and proofs.

@@ -3,4 +3,10 @@
 //! In scope: the Merkle tree, signed notes, checkpoints, cosignatures, custody notes and offline proofs. Out of scope: what the
 //! entries say (`bulletin`), whose keys are valid (`roster`), and where anything is stored.
 
+pub mod checkpoint;
+pub mod cosignature;
+mod key;
+pub mod note;
+mod text;
+mod timestamped;
 pub mod tree;

@@ -201,16 +201,12 @@ pub fn inclusion_proof<R: HashReader>(reader: &R, index: u64, size: u64) -> Resu
 /// once. It is empty where `old` is 0 or equals `new`; where `old` is above `new` there is none, the result is empty, and
 /// [`verify_consistency`] refuses it.
 pub fn consistency_proof<R: HashReader>(reader: &R, old: u64, new: u64) -> Result<Vec<Hash>, R::Error> {
+    if old == 0 || old >= new {
+        return Ok(Vec::new());
+    }
     let mut ranges = Vec::new();
     let (mut low, mut high) = (0, new);
-    while 0 < old && old < new {
-        if old == high {
-            // The verifier knows this subtree already when it is the whole old tree.
-            if low > 0 {
-                ranges.push(low..high);
-            }
-            break;
-        }
+    while old < high {
         let split = low + split_point(high - low);
         if old <= split {
             ranges.push(split..high);
@@ -219,6 +215,10 @@ pub fn consistency_proof<R: HashReader>(reader: &R, old: u64, new: u64) -> Resul
             ranges.push(low..split);
             low = split;
         }
+    }
+    // What is left is the last complete subtree of the old tree; the verifier knows it when it is the whole old tree.
+    if low > 0 {
+        ranges.push(low..high);
     }
     ranges.reverse();
     range_roots(reader, &ranges)
