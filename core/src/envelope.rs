@@ -1,1 +1,236 @@
-//! Stub.
+//! Envelopes: the exact bytes of one bulletin.
+//!
+//! In scope: reading them within bounds, their digest, and writing them once. Out of scope: what header and body mean
+//! ([`crate::bulletin`]). Nothing here re-encodes what was read.
+
+use bytes::{BufMut, Bytes};
+use prost::Message;
+use prost::encoding::{self, DecodeContext, WireType};
+use sha2::{Digest as _, Sha256};
+
+use crate::limits::{AUTHOR_SIGNATURES_MAX, ENVELOPE_BYTES_MAX, HEADER_BYTES_MAX, NAME_BYTES_MAX};
+use crate::names::Digest;
+use crate::proto;
+
+/// The form and version of payload that this version writes: an encoded [`proto::Body`].
+pub const PAYLOAD_TYPE: &str = "barid.body/1";
+/// Bytes of the salt.
+pub const SALT_BYTES: usize = 16;
+
+/// Bytes that are not an envelope, or not one that this version can read. Its sender's fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EnvelopeError {
+    /// More than [`ENVELOPE_BYTES_MAX`].
+    #[error("the envelope has {0} bytes, at most {ENVELOPE_BYTES_MAX} are read")]
+    TooLarge(usize),
+    /// More than [`HEADER_BYTES_MAX`].
+    #[error("the header has {0} bytes, at most {HEADER_BYTES_MAX} are read")]
+    HeaderTooLarge(usize),
+    /// More than [`AUTHOR_SIGNATURES_MAX`].
+    #[error("the envelope has more than {AUTHOR_SIGNATURES_MAX} author signatures")]
+    TooManySignatures,
+    /// Not protocol buffers of the expected form.
+    #[error("the {0} is malformed")]
+    Malformed(&'static str),
+    /// A payload in a form that this version does not know; it is kept and forwarded.
+    #[error("the payload has the unknown form `{0}`")]
+    UnknownPayload(String),
+}
+
+/// The parts of an envelope, borrowed from its bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parts<'a> {
+    /// An encoded header.
+    pub header: &'a [u8],
+    /// Form and version of the payload.
+    pub payload_type: &'a str,
+    /// What the bulletin says.
+    pub payload: &'a [u8],
+    /// Makes the digest unguessable.
+    pub salt: &'a [u8],
+    /// Number of author signatures.
+    pub signatures: usize,
+}
+
+/// SHA-256 of the exact bytes: the record that the feed's tree holds.
+#[must_use]
+pub fn digest(envelope: &[u8]) -> Digest {
+    Digest(Sha256::digest(envelope).into())
+}
+
+/// The envelope's parts, without copying. As protocol buffers ask, the last of several wins and unknown fields are passed over.
+///
+/// # Errors
+/// [`EnvelopeError`] if a bound is passed or the outer form is malformed; header and payload are not looked into.
+pub fn parts(envelope: &[u8]) -> Result<Parts<'_>, EnvelopeError> {
+    if envelope.len() > ENVELOPE_BYTES_MAX {
+        return Err(EnvelopeError::TooLarge(envelope.len()));
+    }
+    let malformed = || EnvelopeError::Malformed("envelope");
+    let mut rest = envelope;
+    let mut parts = Parts::default();
+    while !rest.is_empty() {
+        let (tag, wire_type) = encoding::decode_key(&mut rest).map_err(|_| malformed())?;
+        if wire_type != WireType::LengthDelimited {
+            if (1..=5).contains(&tag) {
+                return Err(malformed());
+            }
+            encoding::skip_field(wire_type, tag, &mut rest, DecodeContext::default()).map_err(|_| malformed())?;
+            continue;
+        }
+        let length = encoding::decode_varint(&mut rest).map_err(|_| malformed())?;
+        let (value, after) = usize::try_from(length).ok().and_then(|n| rest.split_at_checked(n)).ok_or_else(malformed)?;
+        rest = after;
+        match tag {
+            1 => parts.header = value,
+            2 => parts.payload_type = std::str::from_utf8(value).map_err(|_| malformed())?,
+            3 => parts.payload = value,
+            4 => parts.signatures += 1,
+            5 => parts.salt = value,
+            _ => {}
+        }
+    }
+    if parts.header.len() > HEADER_BYTES_MAX {
+        return Err(EnvelopeError::HeaderTooLarge(parts.header.len()));
+    }
+    if parts.signatures > AUTHOR_SIGNATURES_MAX {
+        return Err(EnvelopeError::TooManySignatures);
+    }
+    Ok(parts)
+}
+
+/// The envelope as a message, whose byte fields share `envelope`'s memory.
+///
+/// # Errors
+/// As [`parts`].
+pub fn decode(envelope: &Bytes) -> Result<proto::Envelope, EnvelopeError> {
+    parts(envelope)?;
+    proto::Envelope::decode(envelope.clone()).map_err(|_| EnvelopeError::Malformed("envelope"))
+}
+
+/// The header of an envelope.
+///
+/// # Errors
+/// As [`parts`], or a malformed header. What it says may still be nonsense.
+pub fn header_of(envelope: &[u8]) -> Result<proto::Header, EnvelopeError> {
+    proto::Header::decode(parts(envelope)?.header).map_err(|_| EnvelopeError::Malformed("header"))
+}
+
+/// The body of an envelope.
+///
+/// # Errors
+/// As [`parts`], a malformed body, or a payload in a form that this version does not know.
+pub fn body_of(envelope: &[u8]) -> Result<proto::Body, EnvelopeError> {
+    let parts = parts(envelope)?;
+    if parts.payload_type != PAYLOAD_TYPE {
+        return Err(EnvelopeError::UnknownPayload(parts.payload_type.chars().take(NAME_BYTES_MAX).collect()));
+    }
+    proto::Body::decode(parts.payload).map_err(|_| EnvelopeError::Malformed("body"))
+}
+
+/// Writes an envelope: exactly the bytes that encoding [`proto::Envelope`] gives, in one allocation.
+#[must_use]
+pub fn encode(header: &proto::Header, body: &proto::Body, salt: [u8; SALT_BYTES]) -> Bytes {
+    let (header_len, body_len) = (header.encoded_len(), body.encoded_len());
+    let mut out = Vec::with_capacity(header_len + body_len + PAYLOAD_TYPE.len() + SALT_BYTES + 24);
+    let start = |tag: u32, len: usize, out: &mut Vec<u8>| {
+        encoding::encode_key(tag, WireType::LengthDelimited, out);
+        encoding::encode_varint(len as u64, out);
+    };
+    if header_len > 0 {
+        start(1, header_len, &mut out);
+        header.encode_raw(&mut out);
+    }
+    start(2, PAYLOAD_TYPE.len(), &mut out);
+    out.put_slice(PAYLOAD_TYPE.as_bytes());
+    if body_len > 0 {
+        start(3, body_len, &mut out);
+        body.encode_raw(&mut out);
+    }
+    start(5, SALT_BYTES, &mut out);
+    out.put_slice(&salt);
+    out.into()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(header: Vec<u8>, payload: Vec<u8>) -> proto::Envelope {
+        proto::Envelope {
+            header: header.into(),
+            payload_type: PAYLOAD_TYPE.to_owned(),
+            payload: payload.into(),
+            signatures: Vec::new(),
+            salt: Bytes::from_static(&[7; SALT_BYTES]),
+        }
+    }
+
+    #[test]
+    fn writing_by_hand_equals_the_generated_code() {
+        let header = proto::Header { format: 1, kind: "situation-report".to_owned(), ..Default::default() };
+        let body = proto::Body { certainty: "Likely".to_owned(), ..Default::default() };
+        for (header, body) in
+            [(header.clone(), body.clone()), (header, proto::Body::default()), (proto::Header::default(), body)]
+        {
+            let expected = message(header.encode_to_vec(), body.encode_to_vec()).encode_to_vec();
+            let written = encode(&header, &body, [7; SALT_BYTES]);
+            assert_eq!(written, expected);
+            assert_eq!(header_of(&written).unwrap(), header);
+            assert_eq!(body_of(&written).unwrap(), body);
+        }
+    }
+
+    #[test]
+    fn bounds_are_named() {
+        let large = message(Vec::new(), vec![0; ENVELOPE_BYTES_MAX]).encode_to_vec();
+        assert_eq!(parts(&large), Err(EnvelopeError::TooLarge(large.len())));
+        let header = message(vec![0; HEADER_BYTES_MAX + 1], Vec::new()).encode_to_vec();
+        assert_eq!(header_of(&header), Err(EnvelopeError::HeaderTooLarge(HEADER_BYTES_MAX + 1)));
+        let mut signed = message(Vec::new(), Vec::new());
+        signed.signatures = vec![proto::AuthorSignature::default(); AUTHOR_SIGNATURES_MAX + 1];
+        assert_eq!(decode(&signed.encode_to_vec().into()), Err(EnvelopeError::TooManySignatures));
+    }
+
+    #[test]
+    fn an_unknown_payload_is_named_and_its_header_still_read() {
+        let mut sealed = message(proto::Header { format: 1, ..Default::default() }.encode_to_vec(), vec![1, 2, 3]);
+        sealed.payload_type = "barid.sealed/1".to_owned();
+        let bytes = sealed.encode_to_vec();
+        assert_eq!(body_of(&bytes), Err(EnvelopeError::UnknownPayload("barid.sealed/1".to_owned())));
+        assert_eq!(header_of(&bytes).unwrap().format, 1);
+    }
+
+    #[test]
+    fn the_digest_is_sha_256() {
+        assert_eq!(digest(b"abc").to_string(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+
+    proptest! {
+        #[test]
+        fn reading_by_hand_agrees_with_the_generated_code(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let ours = parts(&bytes);
+            match proto::Envelope::decode(bytes.as_slice()) {
+                Ok(theirs) => {
+                    let ours = ours.unwrap();
+                    prop_assert_eq!(ours.header, theirs.header.as_ref());
+                    prop_assert_eq!(ours.payload_type, theirs.payload_type.as_str());
+                    prop_assert_eq!(ours.payload, theirs.payload.as_ref());
+                    prop_assert_eq!(ours.salt, theirs.salt.as_ref());
+                }
+                // A malformed author signature is only noticed by the generated code.
+                Err(_) => { let _ = decode(&bytes.into()); }
+            }
+        }
+
+        #[test]
+        fn a_cut_envelope_never_panics(cut in 0usize..80) {
+            let whole = message(vec![8, 1], vec![1; 40]).encode_to_vec();
+            let _ = header_of(&whole[..cut.min(whole.len())]);
+            let _ = body_of(&whole[..cut.min(whole.len())]);
+        }
+    }
+}

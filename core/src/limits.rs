@@ -52,3 +52,21 @@ pub const COMMIT_NOTES_MAX: usize = 4_096;
 pub const NOT_HELD_RANGES_MAX: usize = 1_024;
 /// Length of a subscription's or a revocation authority's name in bytes; fits every index key.
 pub const STORE_NAME_BYTES_MAX: usize = 512;
+/// Author signatures in one envelope: one focal point and its superiors; reserved in format 1.
+pub const AUTHOR_SIGNATURES_MAX: usize = 16;
+/// Field errors in one refusal: enough to mend a draft by, and a refusal stays small.
+pub const FIELD_ERRORS_MAX: usize = 256;
+/// Characters of a wrong value that a refusal repeats.
+pub const FOUND_CHARS_MAX: usize = 80;
+/// Length of a kind's or focal point's name in bytes; fits every index key.
+pub const NAME_BYTES_MAX: usize = 64;
+/// Characters of one incident's name.
+pub const INCIDENT_CHARS_MAX: usize = 128;
+/// Characters of a headline; CAP 1.2 recommends 160, and three scripts need some air.
+pub const HEADLINE_CHARS_MAX: usize = 250;
+/// Characters of a short text field: a name, a place, a remark's line.
+pub const LINE_CHARS_MAX: usize = 500;
+/// Points of one polygon.
+pub const POLYGON_POINTS_MAX: usize = 1_000;
+/// Largest attachment named in a body; its bytes travel apart.
+pub const ATTACHMENT_BYTES_MAX: u64 = 1 << 30;
