@@ -1,0 +1,149 @@
+//! Bodies: what every kind has in common.
+//!
+//! In scope: texts, areas, attachments, grading and CAP's words about the event. Out of scope: a kind's own content ([`super::kinds`]).
+
+use oxilangtag::LanguageTag;
+
+use super::field::Report;
+use super::geo::{Circle, Locode, Polygon};
+use super::header::time;
+use super::kinds::Context;
+use super::times::Time;
+use super::vocabulary::{Category, Certainty, GradingScheme};
+use crate::limits::{ATTACHMENT_BYTES_MAX, HEADLINE_CHARS_MAX, LINE_CHARS_MAX, LIST_MAX, NAME_BYTES_MAX, TEXTS_MAX};
+use crate::proto;
+
+/// Checks the common parts of a body. `informs` is whether the kind says something of its own, as an alert does and an answer does
+/// not: then a text and a certainty are needed.
+pub(super) fn check(body: &proto::Body, informs: bool, context: &Context<'_>, report: &mut Report) {
+    categories(&body.categories, report);
+    if informs || !body.certainty.is_empty() {
+        report.parse::<Certainty>("body.certainty", &body.certainty);
+    }
+    onset(body, context, report);
+    texts(&body.texts, informs, report);
+    for (n, area) in report.bounded("body.areas", &body.areas, LIST_MAX).iter().enumerate() {
+        self::area(n, area, report);
+    }
+    for (n, attachment) in report.bounded("body.attachments", &body.attachments, LIST_MAX).iter().enumerate() {
+        self::attachment(n, attachment, report);
+    }
+    if let Some(grading) = &body.grading {
+        self::grading(grading, report);
+    }
+}
+
+/// Checks a text field of one line. Absent is fine unless it is `needed`.
+pub(super) fn line(field: impl std::fmt::Display, text: &str, needed: bool, chars_max: usize, report: &mut Report) {
+    if text.trim().is_empty() {
+        if needed || !text.is_empty() {
+            report.add(field, text, format_args!("text of 1 to {chars_max} characters"));
+        }
+    } else if text.chars().any(char::is_control) || (text.len() > chars_max && text.chars().count() > chars_max) {
+        report.add(field, text, format_args!("one line of at most {chars_max} characters"));
+    }
+}
+
+fn categories(categories: &[String], report: &mut Report) {
+    let mut seen = 0u32;
+    for (n, word) in report.bounded("body.categories", categories, Category::ALL.len()).iter().enumerate() {
+        let Some(category) = report.parse::<Category>(format_args!("body.categories[{n}]"), word) else { continue };
+        if seen & (1 << category as u32) != 0 {
+            report.add(format_args!("body.categories[{n}]"), word, "each category once");
+        }
+        seen |= 1 << category as u32;
+    }
+}
+
+fn onset(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
+    let Some(onset) = time("body.onset", body.onset.as_ref(), report) else { return };
+    let header = context.header;
+    if let Some(effective) = header.effective.as_ref().and_then(Time::from_proto)
+        && onset < effective
+    {
+        report.add("body.onset", onset, format_args!("not before header.effective, {effective}"));
+    }
+    if let Some(expires) = header.expires.as_ref().and_then(Time::from_proto)
+        && onset > expires
+    {
+        report.add("body.onset", onset, format_args!("not after header.expires, {expires}"));
+    }
+}
+
+fn texts(texts: &[proto::Text], needed: bool, report: &mut Report) {
+    if needed && texts.is_empty() {
+        report.missing("body.texts", "at least one text: `ar`, `fr`, `en` or another language");
+    }
+    let texts = report.bounded("body.texts", texts, TEXTS_MAX);
+    for (n, text) in texts.iter().enumerate() {
+        if text.language.len() > NAME_BYTES_MAX || LanguageTag::parse(text.language.as_str()).is_err() {
+            report.add(format_args!("body.texts[{n}].language"), &text.language, "a BCP 47 tag such as `ar`, `fr` or `en`");
+        } else if texts.iter().take(n).any(|other| other.language.eq_ignore_ascii_case(&text.language)) {
+            report.add(format_args!("body.texts[{n}].language"), &text.language, "each language once");
+        }
+        line(format_args!("body.texts[{n}].headline"), &text.headline, true, HEADLINE_CHARS_MAX, report);
+        for (field, paragraph) in [("description", &text.description), ("instruction", &text.instruction)] {
+            if paragraph.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t')) {
+                report.add(format_args!("body.texts[{n}].{field}"), paragraph, "text without control characters");
+            }
+        }
+    }
+}
+
+fn area(n: usize, area: &proto::Area, report: &mut Report) {
+    line(format_args!("body.areas[{n}].area_desc"), &area.area_desc, true, LINE_CHARS_MAX, report);
+    for (m, text) in report.bounded(format_args!("body.areas[{n}].polygons"), &area.polygons, LIST_MAX).iter().enumerate() {
+        report.parse::<Polygon>(format_args!("body.areas[{n}].polygons[{m}]"), text);
+    }
+    for (m, text) in report.bounded(format_args!("body.areas[{n}].circles"), &area.circles, LIST_MAX).iter().enumerate() {
+        report.parse::<Circle>(format_args!("body.areas[{n}].circles[{m}]"), text);
+    }
+    for (m, code) in report.bounded(format_args!("body.areas[{n}].geocodes"), &area.geocodes, LIST_MAX).iter().enumerate() {
+        line(format_args!("body.areas[{n}].geocodes[{m}].name"), &code.name, true, NAME_BYTES_MAX, report);
+        if code.name == "UN/LOCODE" {
+            report.parse::<Locode>(format_args!("body.areas[{n}].geocodes[{m}].value"), &code.value);
+        } else {
+            line(format_args!("body.areas[{n}].geocodes[{m}].value"), &code.value, true, NAME_BYTES_MAX, report);
+        }
+    }
+}
+
+fn attachment(n: usize, attachment: &proto::Attachment, report: &mut Report) {
+    let token = |text: &str| {
+        !text.is_empty() && text.len() <= 127 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b))
+    };
+    if !attachment.media_type.split_once('/').is_some_and(|(kind, name)| token(kind) && token(name)) {
+        report.add(format_args!("body.attachments[{n}].media_type"), &attachment.media_type, "a media type such as `image/jpeg`");
+    }
+    if !(1..=ATTACHMENT_BYTES_MAX).contains(&attachment.size) {
+        report.add(
+            format_args!("body.attachments[{n}].size"),
+            attachment.size,
+            format_args!("1 to {ATTACHMENT_BYTES_MAX} bytes"),
+        );
+    }
+    if attachment.sha256.len() != 32 {
+        report.add(
+            format_args!("body.attachments[{n}].sha256"),
+            format_args!("{} bytes", attachment.sha256.len()),
+            "32 bytes",
+        );
+    }
+    line(format_args!("body.attachments[{n}].description"), &attachment.description, false, LINE_CHARS_MAX, report);
+}
+
+fn grading(grading: &proto::Grading, report: &mut Report) {
+    let Some(scheme) = report.parse::<GradingScheme>("body.grading.scheme", &grading.scheme) else { return };
+    let (sources, information) = match scheme {
+        GradingScheme::Admiralty => (["A", "B", "C", "D", "E", "F"].as_slice(), ["1", "2", "3", "4", "5", "6"].as_slice()),
+        GradingScheme::Europol4x4 => (["A", "B", "C", "X"].as_slice(), ["1", "2", "3", "4"].as_slice()),
+        GradingScheme::FiveByFiveByFive => (["A", "B", "C", "D", "E"].as_slice(), ["1", "2", "3", "4", "5"].as_slice()),
+    };
+    for (field, found, grades) in
+        [("body.grading.source", &grading.source, sources), ("body.grading.information", &grading.information, information)]
+    {
+        if !grades.contains(&found.as_str()) {
+            report.add(field, found, format_args!("one of {} ({scheme})", grades.join(", ")));
+        }
+    }
+}

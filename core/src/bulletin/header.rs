@@ -1,0 +1,391 @@
+//! Headers: all that routing, audience and state need.
+//!
+//! In scope: reading a header into a value that cannot be wrong, with every field error. Out of scope: rules that need a clock or the
+//! body (`prepare`), or the roster (`audience`).
+
+use std::fmt;
+use std::str::FromStr;
+
+use pbjson_types::Timestamp;
+use uuid::Uuid;
+
+use super::field::{Expected, Invalid, Report};
+use super::times::{Date, Time};
+use super::topic::{Topic, is_label};
+use super::vocabulary::{HandlingCode, MsgType, Purpose, Severity, Status, Tlp, Urgency};
+use crate::limits::{INCIDENT_CHARS_MAX, LIST_MAX, NAME_BYTES_MAX, REFERENCES_MAX, RELEASABLE_MAX};
+use crate::names::{Digest, Member};
+use crate::proto;
+
+/// The header format that this version writes.
+pub const HEADER_FORMAT: u32 = 1;
+
+/// A bulletin's id: a UUIDv7 (RFC 9562) in lower-case text form, unique per member.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BulletinId(Uuid);
+
+/// A header that obeys every rule that it alone can obey.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What the body is about; perhaps a kind that this version does not know.
+    pub kind: String,
+    /// Unique per member.
+    pub id: BulletinId,
+    /// Who publishes.
+    pub member: Member,
+    /// Which focal point of it.
+    pub issuer: String,
+    /// Under which working group and topic.
+    pub topic: Topic,
+    /// Whether it is to be acted on.
+    pub status: Status,
+    /// What it does to others.
+    pub msg_type: MsgType,
+    /// Who may read it and what they may do with it.
+    pub handling: Handling,
+    /// How soon to act.
+    pub urgency: Urgency,
+    /// How bad it is.
+    pub severity: Severity,
+    /// When the publishing node accepted it.
+    pub sent_at: Time,
+    /// From when it holds, if not from `sent_at`.
+    pub effective: Option<Time>,
+    /// Until when it holds, if not until cancelled.
+    pub expires: Option<Time>,
+    /// Last day on which it may be kept.
+    pub retain_until: Option<Date>,
+    /// What an Update, Cancel or Ack is about.
+    pub references: Vec<Reference>,
+    /// Cases it belongs to.
+    pub incidents: Vec<String>,
+    /// Roster version that decides the audience.
+    pub roster_version: u64,
+}
+
+/// One TLP label and what narrows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handling {
+    /// The label.
+    pub tlp: Tlp,
+    /// Members that narrow the audience; with RED, exactly the audience.
+    pub releasable_to: Vec<Member>,
+    /// Europol-style codes.
+    pub codes: Vec<HandlingCode>,
+    /// What H3 means here.
+    pub codes_note: String,
+    /// Why the body speaks of a person, if it does.
+    pub personal_data: Option<Purpose>,
+}
+
+/// Exact reference to another bulletin.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Reference {
+    /// Who published it.
+    pub member: Member,
+    /// Its id.
+    pub id: BulletinId,
+    /// Its entry digest.
+    pub digest: Digest,
+}
+
+/// Text that is not a bulletin's id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a UUIDv7 in lower-case text form")]
+pub struct NotAnId;
+
+impl Expected for NotAnId {
+    fn expected(&self) -> String {
+        "a UUIDv7 in lower-case text form".to_owned()
+    }
+}
+
+impl BulletinId {
+    /// A new id from a time in unix milliseconds and ten random bytes (RFC 9562 §5.7).
+    #[must_use]
+    pub fn new(unix_ms: u64, random: &[u8; 10]) -> Self {
+        Self(uuid::Builder::from_unix_timestamp_millis(unix_ms, random).into_uuid())
+    }
+
+    /// As a UUID.
+    #[must_use]
+    pub fn uuid(self) -> Uuid {
+        self.0
+    }
+
+    /// The unix milliseconds in its first 48 bits: a claim of whoever made the id.
+    #[must_use]
+    pub fn unix_ms(self) -> u64 {
+        u64::try_from(self.0.as_u128() >> 80).unwrap_or(u64::MAX)
+    }
+}
+
+impl TryFrom<Uuid> for BulletinId {
+    type Error = NotAnId;
+
+    fn try_from(uuid: Uuid) -> Result<Self, NotAnId> {
+        let valid = uuid.get_version_num() == 7 && uuid.get_variant() == uuid::Variant::RFC4122;
+        if valid { Ok(Self(uuid)) } else { Err(NotAnId) }
+    }
+}
+
+impl FromStr for BulletinId {
+    type Err = NotAnId;
+
+    fn from_str(text: &str) -> Result<Self, NotAnId> {
+        let uuid = Uuid::try_parse(text).map_err(|_| NotAnId)?;
+        let written = uuid.hyphenated();
+        let mut buffer = [0; uuid::fmt::Hyphenated::LENGTH];
+        if written.encode_lower(&mut buffer) == text { uuid.try_into() } else { Err(NotAnId) }
+    }
+}
+
+impl fmt::Display for BulletinId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0.hyphenated(), f)
+    }
+}
+
+impl fmt::Debug for BulletinId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Reference {
+    /// As a message.
+    #[must_use]
+    pub fn to_proto(&self) -> proto::Reference {
+        proto::Reference {
+            member: self.member.to_string(),
+            id: self.id.to_string(),
+            digest: bytes::Bytes::copy_from_slice(&self.digest.0),
+        }
+    }
+}
+
+impl TryFrom<&proto::Reference> for Reference {
+    type Error = Invalid;
+
+    fn try_from(reference: &proto::Reference) -> Result<Self, Invalid> {
+        let mut report = Report::default();
+        let read = self::reference(reference, &"reference", &mut report);
+        report.into_result()?;
+        read.ok_or_else(|| Invalid(Vec::new()))
+    }
+}
+
+impl TryFrom<&proto::Header> for Header {
+    type Error = Invalid;
+
+    fn try_from(header: &proto::Header) -> Result<Self, Invalid> {
+        let mut report = Report::default();
+        let read = read(header, &mut report);
+        report.into_result()?;
+        read.ok_or_else(|| Invalid(Vec::new()))
+    }
+}
+
+/// Reads a header; `None` exactly when it noted an error.
+pub(super) fn read(header: &proto::Header, report: &mut Report) -> Option<Header> {
+    if header.format != HEADER_FORMAT {
+        report.add("header.format", header.format, HEADER_FORMAT);
+    }
+    let kind = name("header.kind", &header.kind, is_label(&header.kind), "a kind such as `situation-report`", report);
+    let id = report.parse("header.id", &header.id);
+    let member = report.parse("header.member", &header.member);
+    let issuer = name("header.issuer", &header.issuer, is_issuer(&header.issuer), "a focal point such as `customs-hq`", report);
+    let topic = report.parse("header.topic", &header.topic);
+    let status = report.parse("header.status", &header.status);
+    let msg_type = report.parse("header.msg_type", &header.msg_type);
+    let handling = handling(header.handling.as_ref(), report);
+    let urgency = report.parse("header.urgency", &header.urgency);
+    let severity = report.parse("header.severity", &header.severity);
+    let (sent_at, effective, expires) = times(header, report);
+    let retain_until = retain_until(header, sent_at, report);
+    let references = references(header, msg_type, report);
+    let incidents = incidents(&header.incidents, report);
+    Some(Header {
+        kind: kind?,
+        id: id?,
+        member: member?,
+        issuer: issuer?,
+        topic: topic?,
+        status: status?,
+        msg_type: msg_type?,
+        handling: handling?,
+        urgency: urgency?,
+        severity: severity?,
+        sent_at: sent_at?,
+        effective,
+        expires,
+        retain_until,
+        references,
+        incidents,
+        roster_version: header.roster_version,
+    })
+    .filter(|_| report.is_empty())
+}
+
+fn name(field: &str, text: &str, valid: bool, expected: &str, report: &mut Report) -> Option<String> {
+    if valid && text.len() <= NAME_BYTES_MAX {
+        return Some(text.to_owned());
+    }
+    report.add(field, text, expected);
+    None
+}
+
+/// Whether `text` can be a focal point's name: one segment of a SPIFFE path.
+fn is_issuer(text: &str) -> bool {
+    !text.is_empty()
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+        && !text.bytes().all(|b| b == b'.')
+}
+
+fn handling(handling: Option<&proto::Handling>, report: &mut Report) -> Option<Handling> {
+    let Some(handling) = handling else {
+        report.missing("header.handling", "a TLP label at least");
+        return None;
+    };
+    let before = report.len();
+    let tlp: Option<Tlp> = report.parse("header.handling.tlp", &handling.tlp);
+    let mut releasable_to: Vec<Member> = Vec::new();
+    let field = "header.handling.releasable_to";
+    for (n, code) in report.bounded(field, &handling.releasable_to, RELEASABLE_MAX).iter().enumerate() {
+        let Some(member) = report.parse(format_args!("{field}[{n}]"), code) else { continue };
+        if releasable_to.contains(&member) {
+            report.add(format_args!("{field}[{n}]"), code, "each member once");
+        }
+        releasable_to.push(member);
+    }
+    if tlp == Some(Tlp::Red) && handling.releasable_to.is_empty() {
+        report.missing(field, "at least one member: TLP:RED goes to exactly these");
+    }
+    let mut codes: Vec<HandlingCode> = Vec::new();
+    for (n, code) in report.bounded("header.handling.codes", &handling.codes, HandlingCode::ALL.len()).iter().enumerate() {
+        let Some(code) = report.parse(format_args!("header.handling.codes[{n}]"), code) else { continue };
+        if codes.contains(&code) {
+            report.add(format_args!("header.handling.codes[{n}]"), code, "each code once");
+        }
+        codes.push(code);
+    }
+    match (codes.contains(&HandlingCode::H3), handling.codes_note.trim().is_empty()) {
+        (true, true) => report.missing("header.handling.codes_note", "a sentence that says what H3 means here"),
+        (false, false) => report.add("header.handling.codes_note", &handling.codes_note, "nothing without the code H3"),
+        _ => {}
+    }
+    let personal_data = match (handling.personal_data, handling.purpose.as_str()) {
+        (false, "") => None,
+        (false, purpose) => {
+            report.add("header.handling.purpose", purpose, "nothing, or personal_data to be true");
+            None
+        }
+        (true, purpose) => match report.parse("header.handling.purpose", purpose) {
+            Some(Purpose::NonSpecified) => {
+                report.add("header.handling.purpose", purpose, "a purpose: personal data is not shared without one");
+                None
+            }
+            purpose => purpose,
+        },
+    };
+    if report.len() > before {
+        return None;
+    }
+    Some(Handling { tlp: tlp?, releasable_to, codes, codes_note: handling.codes_note.clone(), personal_data })
+}
+
+/// The instant at `field`, if it is given.
+pub(super) fn time(field: &str, timestamp: Option<&Timestamp>, report: &mut Report) -> Option<Time> {
+    let timestamp = timestamp?;
+    let time = Time::from_proto(timestamp);
+    if time.is_none() {
+        let found = format_args!("{} s {} ns", timestamp.seconds, timestamp.nanos);
+        report.add(field, found, "an instant of the years 1 to 9999");
+    }
+    time
+}
+
+fn times(header: &proto::Header, report: &mut Report) -> (Option<Time>, Option<Time>, Option<Time>) {
+    let sent_at = time("header.sent_at", header.sent_at.as_ref(), report);
+    if header.sent_at.is_none() {
+        report.missing("header.sent_at", "the instant at which the node accepted it");
+    }
+    let effective = time("header.effective", header.effective.as_ref(), report);
+    let expires = time("header.expires", header.expires.as_ref(), report);
+    if let (Some(effective), Some(expires)) = (effective, expires)
+        && expires < effective
+    {
+        report.add("header.expires", expires, format_args!("not before header.effective, {effective}"));
+    }
+    if let (Some(sent_at), Some(expires)) = (sent_at, expires)
+        && expires <= sent_at
+    {
+        report.add("header.expires", expires, format_args!("after it is sent, {sent_at}"));
+    }
+    (sent_at, effective, expires)
+}
+
+fn retain_until(header: &proto::Header, sent_at: Option<Time>, report: &mut Report) -> Option<Date> {
+    let personal_data = header.handling.as_ref().is_some_and(|handling| handling.personal_data);
+    match (personal_data, header.retain_until.as_str()) {
+        (false, "") => None,
+        (true, "") => {
+            report.missing("header.retain_until", "the last day on which the personal data may be kept, YYYY-MM-DD");
+            None
+        }
+        (false, day) => {
+            report.add("header.retain_until", day, "nothing, or header.handling.personal_data to be true");
+            None
+        }
+        (true, day) => {
+            let date: Date = report.parse("header.retain_until", day)?;
+            if let Some(sent) = sent_at.map(Time::date)
+                && date < sent
+            {
+                report.add("header.retain_until", day, format_args!("not before the day it is sent, {sent}"));
+            }
+            Some(date)
+        }
+    }
+}
+
+fn reference(reference: &proto::Reference, field: &dyn fmt::Display, report: &mut Report) -> Option<Reference> {
+    let member = report.parse(format_args!("{field}.member"), &reference.member);
+    let id = report.parse(format_args!("{field}.id"), &reference.id);
+    let digest = <[u8; 32]>::try_from(reference.digest.as_ref());
+    if digest.is_err() {
+        report.add(format_args!("{field}.digest"), format_args!("{} bytes", reference.digest.len()), "32 bytes");
+    }
+    Some(Reference { member: member?, id: id?, digest: Digest(digest.ok()?) })
+}
+
+fn references(header: &proto::Header, msg_type: Option<MsgType>, report: &mut Report) -> Vec<Reference> {
+    let needed = msg_type.filter(|msg_type| *msg_type != MsgType::Alert);
+    if let (Some(msg_type), true) = (needed, header.references.is_empty()) {
+        report.missing("header.references", format_args!("the bulletin that this {msg_type} is about"));
+    }
+    let mut references: Vec<Reference> = Vec::new();
+    for (n, found) in report.bounded("header.references", &header.references, REFERENCES_MAX).iter().enumerate() {
+        let field = format_args!("header.references[{n}]");
+        let Some(read) = reference(found, &field, report) else { continue };
+        if references.iter().any(|other| other.member == read.member && other.id == read.id) {
+            report.add(field, &found.id, "each bulletin once");
+        }
+        references.push(read);
+    }
+    references
+}
+
+fn incidents(incidents: &[String], report: &mut Report) -> Vec<String> {
+    for (n, incident) in report.bounded("header.incidents", incidents, LIST_MAX).iter().enumerate() {
+        let chars = incident.chars().count();
+        if incident.trim().is_empty() || chars > INCIDENT_CHARS_MAX || incident.chars().any(char::is_control) {
+            report.add(
+                format_args!("header.incidents[{n}]"),
+                incident,
+                format_args!("1 to {INCIDENT_CHARS_MAX} characters on one line"),
+            );
+        }
+    }
+    incidents.to_vec()
+}

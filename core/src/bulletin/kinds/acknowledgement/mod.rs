@@ -1,0 +1,30 @@
+//! Kind `acknowledgement`.
+
+use super::{Context, KindInfo, Labels, SearchKey};
+use crate::bulletin::field::Report;
+use crate::bulletin::vocabulary::MsgType;
+use crate::proto;
+use crate::proto::body::Content;
+
+/// The kind.
+pub const KIND: KindInfo = KindInfo {
+    name: "acknowledgement",
+    working_group: None,
+    msg_types: &[MsgType::Ack],
+    informs: false,
+    labels: Labels {
+        ar: "إشعار بالاستلام",
+        fr: "Accusé de réception",
+        en: "Acknowledgement",
+    },
+    holds: |content| matches!(content, Content::Acknowledgement(_)),
+    validate,
+    search_keys,
+    sample_json: include_str!("../../../../../examples/bulletins/acknowledgement.json"),
+};
+
+fn validate(_body: &proto::Body, _context: &Context<'_>, _report: &mut Report) {}
+
+fn search_keys(_body: &proto::Body) -> Vec<SearchKey> {
+    Vec::new()
+}

@@ -1,0 +1,196 @@
+//! The kinds of bulletin: one folder each, listed in [`REGISTRY`].
+//!
+//! In scope: what a kind has to bring. Out of scope: what all bodies share (`body`). To add a kind: an arm in `Body.content`
+//! (bulletin.proto), a folder here, a line in [`REGISTRY`], a sample in `examples/bulletins/`; a test names what is missing.
+
+pub mod acknowledgement;
+pub mod cancellation;
+pub mod person_notice;
+pub mod seizure_report;
+pub mod situation_report;
+pub mod travel_document_alert;
+
+use super::field::Report;
+use super::times::Time;
+use super::vocabulary::MsgType;
+use crate::proto;
+use crate::proto::body::Content;
+
+/// Every kind that this version can publish.
+pub const REGISTRY: &[KindInfo] = &[
+    travel_document_alert::KIND,
+    situation_report::KIND,
+    seizure_report::KIND,
+    person_notice::KIND,
+    acknowledgement::KIND,
+    cancellation::KIND,
+];
+
+/// What a kind brings.
+#[derive(Clone, Copy, Debug)]
+pub struct KindInfo {
+    /// Its name in `header.kind`: `seizure-report`.
+    pub name: &'static str,
+    /// The working group that its topics stand under; `None`: any.
+    pub working_group: Option<&'static str>,
+    /// The message types it can be.
+    pub msg_types: &'static [MsgType],
+    /// Whether it says something of its own, and so needs a text and a certainty. Answers do not.
+    pub informs: bool,
+    /// Its name for people.
+    pub labels: Labels,
+    /// Whether a body's content is of this kind.
+    pub holds: fn(&Content) -> bool,
+    /// Notes every field of the content that breaks a rule.
+    pub validate: fn(&proto::Body, &Context<'_>, &mut Report),
+    /// What it can be found by.
+    pub search_keys: fn(&proto::Body) -> Vec<SearchKey>,
+    /// A draft that validates, in the JSON mapping of `Draft`.
+    pub sample_json: &'static str,
+}
+
+/// A kind's name in the languages of the conference.
+#[derive(Clone, Copy, Debug)]
+pub struct Labels {
+    /// Arabic.
+    pub ar: &'static str,
+    /// French.
+    pub fr: &'static str,
+    /// English.
+    pub en: &'static str,
+}
+
+/// Something a bulletin can be found by. May be personal data: an index keeps a keyed hash of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SearchKey {
+    /// What it is: `document`, `locode`, `hs`.
+    pub name: &'static str,
+    /// Its value in one normal form.
+    pub value: String,
+}
+
+/// What a kind's validation may know beside the body.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The header, filled; not necessarily valid.
+    pub header: &'a proto::Header,
+    /// The node's time.
+    pub now: Time,
+}
+
+impl KindInfo {
+    /// Path of its content: `body.seizure_report`.
+    #[must_use]
+    pub fn arm(&self) -> String {
+        format!("body.{}", self.name.replace('-', "_"))
+    }
+
+    /// A draft that validates: fictional, status Exercise.
+    ///
+    /// # Errors
+    /// If the sample is not the JSON mapping of a draft; a test parses each.
+    pub fn sample(&self) -> Result<proto::Draft, serde_json::Error> {
+        serde_json::from_str(self.sample_json)
+    }
+}
+
+impl SearchKey {
+    /// A key.
+    #[must_use]
+    pub fn new(name: &'static str, value: impl Into<String>) -> Self {
+        Self { name, value: value.into() }
+    }
+}
+
+/// The kind called `name`.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static KindInfo> {
+    REGISTRY.iter().find(|kind| kind.name == name)
+}
+
+/// What a body can be found by, whatever its kind.
+#[must_use]
+pub fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
+    let kind = body.content.as_ref().and_then(|content| REGISTRY.iter().find(|kind| (kind.holds)(content)));
+    kind.map_or_else(Vec::new, |kind| (kind.search_keys)(body))
+}
+
+/// The names of all kinds, for refusals.
+pub(super) fn names() -> String {
+    REGISTRY.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+    use crate::bulletin::prepare::tests::fill;
+    use crate::bulletin::{Topic, prepare};
+    use crate::envelope;
+
+    #[test]
+    fn every_registered_kind_has_every_part() {
+        let mut names = BTreeSet::new();
+        for kind in REGISTRY {
+            assert!(names.insert(kind.name), "{} is registered twice", kind.name);
+            for label in [kind.labels.ar, kind.labels.fr, kind.labels.en] {
+                assert!(!label.is_empty(), "{} lacks a label", kind.name);
+            }
+            assert!(kind.labels.ar.chars().any(|c| ('\u{600}'..'\u{700}').contains(&c)), "{}: Arabic", kind.name);
+            assert!(!kind.msg_types.is_empty(), "{} can be no message", kind.name);
+            let draft = kind.sample().unwrap_or_else(|error| panic!("sample of {}: {error}", kind.name));
+            let body = draft.body.clone().unwrap();
+            assert!((kind.holds)(body.content.as_ref().unwrap()), "the sample of {} holds another kind", kind.name);
+            let holders = REGISTRY.iter().filter(|other| (other.holds)(body.content.as_ref().unwrap())).count();
+            assert_eq!(holders, 1, "{}: content belongs to one kind", kind.name);
+            let languages: Vec<&str> = body.texts.iter().map(|text| text.language.as_str()).collect();
+            assert_eq!(languages, ["ar", "fr", "en"], "{}", kind.name);
+            let valid = prepare(&draft, &fill(), [1; 16]).unwrap_or_else(|error| panic!("sample of {}: {error}", kind.name));
+            assert_eq!(valid.header.kind, kind.name);
+            let group = valid.header.topic.working_group().to_owned();
+            assert!(kind.working_group.is_none_or(|expected| expected == group));
+            assert!(!search_keys(&body).is_empty(), "{} cannot be found by anything", kind.name);
+
+            // A validation that notices nothing is no validation: emptied content must be refused under its own path.
+            let mut emptied = draft;
+            emptied.body = envelope::body_of(&valid.envelope).ok();
+            let body = emptied.body.as_mut().unwrap();
+            body.content = Some(emptied_content(body.content.as_ref().unwrap()));
+            let refusal = prepare(&emptied, &fill(), [1; 16]).expect_err(kind.name);
+            assert!(refusal.0.iter().any(|error| error.field.starts_with(&kind.arm())), "{}: {refusal}", kind.name);
+        }
+    }
+
+    fn emptied_content(content: &Content) -> Content {
+        match content {
+            Content::TravelDocumentAlert(_) => Content::TravelDocumentAlert(Default::default()),
+            Content::SituationReport(_) => Content::SituationReport(Default::default()),
+            Content::SeizureReport(_) => Content::SeizureReport(Default::default()),
+            Content::PersonNotice(_) => Content::PersonNotice(Default::default()),
+            Content::Acknowledgement(_) => Content::Acknowledgement(Default::default()),
+            Content::Cancellation(_) => Content::Cancellation(Default::default()),
+        }
+    }
+
+    #[test]
+    fn every_example_can_be_published() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/bulletins");
+        let mut names = BTreeSet::new();
+        for file in std::fs::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let draft: proto::Draft =
+                serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let header = draft.header.as_ref().unwrap();
+            assert_eq!(header.status, "Exercise", "{}: fictional data is marked", path.display());
+            assert!(header.topic.parse::<Topic>().is_ok());
+            prepare(&draft, &fill(), [1; 16]).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            names.insert(path.file_stem().unwrap().to_string_lossy().into_owned());
+        }
+        assert!(names.contains("stolen-passport.fr"));
+        assert!(REGISTRY.iter().all(|kind| names.contains(kind.name)), "one example a kind: {names:?}");
+    }
+}

@@ -1,0 +1,407 @@
+//! Closed vocabularies, spelled as their standards spell them.
+//!
+//! In scope: the words, their order where the standard orders them, and reading them. Out of scope: what follows from a word.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::field::Expected;
+
+/// A word that its vocabulary does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{found}` is not one of {expected}")]
+pub struct UnknownWord {
+    /// The text found, cut at 80 characters.
+    pub found: String,
+    /// The words, separated by commas.
+    pub expected: String,
+}
+
+impl Expected for UnknownWord {
+    fn expected(&self) -> String {
+        format!("one of {}", self.expected)
+    }
+}
+
+/// Declares one vocabulary: an enum, its words, and reading and writing them. `read` lists spellings that are read and never written.
+macro_rules! vocabulary {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal $(| $read:literal)*),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name {
+            $($(#[$doc])* #[doc = concat!("`", $word, "`")] $variant),+
+        }
+
+        impl $name {
+            /// Every word, in the order of declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The word as its standard spells it.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word),+
+                }
+            }
+
+            /// The word that `text` is, if it is one.
+            #[must_use]
+            pub fn read(text: &str) -> Option<Self> {
+                match text {
+                    $($word $(| $read)* => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = UnknownWord;
+
+            fn from_str(text: &str) -> Result<Self, UnknownWord> {
+                Self::read(text).ok_or_else(|| UnknownWord {
+                    found: text.chars().take(80).collect(),
+                    expected: [$($word),+].join(", "),
+                })
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+vocabulary! {
+    /// CAP 1.2 §3.2.1 `status`, without Draft, which is never published.
+    Status {
+        /// To be acted on.
+        Actual = "Actual",
+        /// For those who train.
+        Exercise = "Exercise",
+        /// About the network itself.
+        System = "System",
+        /// To be ignored.
+        Test = "Test",
+    }
+}
+
+vocabulary! {
+    /// CAP 1.2 §3.2.1 `msgType`.
+    MsgType {
+        /// Something new.
+        Alert = "Alert",
+        /// Replaces what it refers to.
+        Update = "Update",
+        /// Ends what it refers to.
+        Cancel = "Cancel",
+        /// Answers what it refers to.
+        Ack = "Ack",
+        /// Rejects what it refers to.
+        Error = "Error",
+    }
+}
+
+vocabulary! {
+    /// CAP 1.2 §3.2.2 `urgency`; the most urgent is the greatest.
+    Urgency {
+        /// Not known.
+        Unknown = "Unknown",
+        /// No longer needed.
+        Past = "Past",
+        /// In the near future.
+        Future = "Future",
+        /// Within the next hour.
+        Expected = "Expected",
+        /// At once.
+        Immediate = "Immediate",
+    }
+}
+
+vocabulary! {
+    /// CAP 1.2 §3.2.2 `severity`; the most severe is the greatest.
+    Severity {
+        /// Not known.
+        Unknown = "Unknown",
+        /// Minimal to no known threat.
+        Minor = "Minor",
+        /// Possible threat.
+        Moderate = "Moderate",
+        /// Significant threat.
+        Severe = "Severe",
+        /// Extraordinary threat.
+        Extreme = "Extreme",
+    }
+}
+
+vocabulary! {
+    /// CAP 1.2 §3.2.2 `certainty`; the most certain is the greatest.
+    Certainty {
+        /// Not known.
+        Unknown = "Unknown",
+        /// Not expected to occur.
+        Unlikely = "Unlikely",
+        /// 50 % or less.
+        Possible = "Possible",
+        /// More than 50 %.
+        Likely = "Likely",
+        /// Has occurred or is going on.
+        Observed = "Observed",
+    }
+}
+
+vocabulary! {
+    /// CAP 1.2 §3.2.2 `category`.
+    Category {
+        /// Geophysical.
+        Geo = "Geo",
+        /// Meteorological.
+        Met = "Met",
+        /// General emergency and public safety.
+        Safety = "Safety",
+        /// Law enforcement, military, homeland and local security.
+        Security = "Security",
+        /// Rescue and recovery.
+        Rescue = "Rescue",
+        /// Fire suppression and rescue.
+        Fire = "Fire",
+        /// Medical and public health.
+        Health = "Health",
+        /// Pollution and other environmental.
+        Env = "Env",
+        /// Public and private transportation.
+        Transport = "Transport",
+        /// Utility, telecommunication, other infrastructure.
+        Infra = "Infra",
+        /// Chemical, biological, radiological, nuclear or explosive.
+        Cbrne = "CBRNE",
+        /// Anything else.
+        Other = "Other",
+    }
+}
+
+vocabulary! {
+    /// FIRST TLP 2.0 labels; the most restricted is the greatest. The TLP 1 and CISE name White is read as CLEAR and never written.
+    Tlp {
+        /// No limit on disclosure.
+        Clear = "TLP:CLEAR" | "TLP:WHITE" | "WHITE" | "White" | "white",
+        /// Within the community.
+        Green = "TLP:GREEN",
+        /// Within the working group and those of its members who need to know.
+        Amber = "TLP:AMBER",
+        /// Within the working group's focal points.
+        AmberStrict = "TLP:AMBER+STRICT",
+        /// Named recipients only.
+        Red = "TLP:RED",
+    }
+}
+
+vocabulary! {
+    /// Europol handling codes.
+    HandlingCode {
+        /// No use as evidence in court without the owner's permission.
+        H1 = "H1",
+        /// No onward dissemination without the owner's permission.
+        H2 = "H2",
+        /// Other: the note says what.
+        H3 = "H3",
+    }
+}
+
+vocabulary! {
+    /// CISE data model `PurposeType`: why personal data is processed.
+    Purpose {
+        /// Vessel traffic.
+        Vtm = "VTM",
+        /// Safety.
+        Safety = "Safety",
+        /// Security.
+        Security = "Security",
+        /// Search and rescue.
+        Sar = "SAR",
+        /// Operation.
+        Operation = "Operation",
+        /// Fisheries, warning.
+        FisheriesWarning = "FisheriesWarning",
+        /// Fisheries, monitoring.
+        FisheriesMonitoring = "FisheriesMonitoring",
+        /// Fisheries, operation.
+        FisheriesOperation = "FisheriesOperation",
+        /// Environment, monitoring.
+        EnvironmentMonitoring = "EnvironmentMonitoring",
+        /// Environment, warning.
+        EnvironmentWarning = "EnvironmentWarning",
+        /// Environment, response.
+        EnvironmentResponse = "EnvironmentResponse",
+        /// Customs, monitoring.
+        CustomsMonitoring = "CustomsMonitoring",
+        /// Customs, operation.
+        CustomsOperation = "CustomsOperation",
+        /// Border, monitoring.
+        BorderMonitoring = "BorderMonitoring",
+        /// Border, operation.
+        BorderOperation = "BorderOperation",
+        /// Law enforcement, monitoring.
+        LawEnforcementMonitoring = "LawEnforcementMonitoring",
+        /// Law enforcement, operation.
+        LawEnforcementOperation = "LawEnforcementOperation",
+        /// Defence, monitoring.
+        DefenceMonitoring = "DefenceMonitoring",
+        /// Counter-terrorism.
+        CounterTerrorism = "CounterTerrorism",
+        /// Common security and defence policy.
+        CsdpTask = "CSDPTask",
+        /// Not said; no purpose for personal data.
+        NonSpecified = "NonSpecified",
+    }
+}
+
+vocabulary! {
+    /// Schemes that grade source and information. Never converted: the same letter means different things.
+    GradingScheme {
+        /// Source A to F, information 1 to 6.
+        Admiralty = "Admiralty",
+        /// Europol: source A, B, C, X; information 1 to 4.
+        Europol4x4 = "Europol 4x4",
+        /// Source A to E, information 1 to 5, and a handling code of its own.
+        FiveByFiveByFive = "5x5x5",
+    }
+}
+
+vocabulary! {
+    /// INTERPOL Stolen and Lost Travel Documents: what is wrong with a document.
+    FraudType {
+        /// Taken before it was issued.
+        StolenBlank = "stolen blank",
+        /// Taken from its holder.
+        StolenFromBearer = "stolen from bearer",
+        /// Lost by its holder.
+        Lost = "lost",
+        /// Withdrawn by its issuer.
+        Revoked = "revoked",
+        /// Made by someone else than its issuer.
+        Counterfeit = "counterfeit",
+        /// Genuine and altered.
+        Forged = "forged",
+    }
+}
+
+vocabulary! {
+    /// Means of transport of seized goods.
+    Conveyance {
+        /// Road vehicle.
+        Road = "road",
+        /// Train.
+        Rail = "rail",
+        /// Vessel.
+        Sea = "sea",
+        /// Aircraft.
+        Air = "air",
+        /// Post or courier.
+        Mail = "mail",
+        /// On foot.
+        Pedestrian = "pedestrian",
+        /// Anything else.
+        Other = "other",
+    }
+}
+
+vocabulary! {
+    /// INTERPOL notice colours.
+    NoticeColour {
+        /// Wanted for prosecution or to serve a sentence.
+        Red = "Red",
+        /// Missing.
+        Yellow = "Yellow",
+        /// Identity, location or activities in an investigation.
+        Blue = "Blue",
+        /// Unidentified body.
+        Black = "Black",
+        /// Warning about criminal activities.
+        Green = "Green",
+        /// Imminent threat.
+        Orange = "Orange",
+        /// Modus operandi.
+        Purple = "Purple",
+    }
+}
+
+vocabulary! {
+    /// Sex as a person notice gives it.
+    Sex {
+        /// Male.
+        Male = "male",
+        /// Female.
+        Female = "female",
+        /// Other or unspecified in the document (ICAO 9303 `<` or X).
+        Other = "other",
+        /// Not known.
+        Unknown = "unknown",
+    }
+}
+
+vocabulary! {
+    /// What a person answers to a bulletin.
+    AckOutcome {
+        /// It was read.
+        Received = "received",
+        /// It is being acted on.
+        Acting = "acting",
+        /// What it asks for is done.
+        Done = "done",
+        /// It will not be acted on.
+        Refused = "refused",
+    }
+}
+
+vocabulary! {
+    /// Why a bulletin no longer holds.
+    CancelReason {
+        /// What was sought was found.
+        Recovered = "recovered",
+        /// It was wrong.
+        Error = "error",
+        /// The matter is closed.
+        Resolved = "resolved",
+        /// Its publisher takes it back.
+        Withdrawn = "withdrawn",
+        /// Another reason, in the remark.
+        Other = "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn words_are_read_as_they_are_written() {
+        for tlp in Tlp::ALL {
+            assert_eq!(tlp.as_str().parse::<Tlp>().unwrap(), *tlp);
+        }
+        for purpose in Purpose::ALL {
+            assert_eq!(purpose.as_str().parse::<Purpose>().unwrap(), *purpose);
+        }
+    }
+
+    #[test]
+    fn white_is_read_as_clear_and_never_written() {
+        assert_eq!("TLP:WHITE".parse::<Tlp>().unwrap().as_str(), "TLP:CLEAR");
+        assert!("tlp:red".parse::<Tlp>().is_err(), "spelling matters");
+    }
+
+    #[test]
+    fn the_refusal_lists_what_was_expected() {
+        let error = "Urgent".parse::<Urgency>().unwrap_err();
+        assert_eq!(error.to_string(), "`Urgent` is not one of Unknown, Past, Future, Expected, Immediate");
+    }
+
+    #[test]
+    fn what_standards_order_is_ordered() {
+        assert!(Severity::Extreme > Severity::Severe && Severity::Minor > Severity::Unknown);
+        assert!(Tlp::Red > Tlp::AmberStrict && Tlp::AmberStrict > Tlp::Amber && Tlp::Green > Tlp::Clear);
+        assert!("Draft".parse::<Status>().is_err());
+    }
+}
