@@ -79,7 +79,8 @@ pub fn parts(envelope: &[u8]) -> Result<Parts<'_>, EnvelopeError> {
             continue;
         }
         let length = encoding::decode_varint(&mut rest).map_err(|_| malformed())?;
-        let (value, after) = usize::try_from(length).ok().and_then(|n| rest.split_at_checked(n)).ok_or_else(malformed)?;
+        let (value, after) =
+            usize::try_from(length).ok().and_then(|n| rest.split_at_checked(n)).ok_or_else(malformed)?;
         rest = after;
         match tag {
             1 => parts.header = value,

@@ -183,7 +183,11 @@ mod tests {
     #[test]
     fn red_goes_to_exactly_those_named() {
         assert_eq!(readers(&header("TLP:RED", "security.documents", &["tn"])), "ne tn");
-        assert_eq!(readers(&header("TLP:RED", "security.documents", &["ly", "x-au"])), "ly ne x-au", "of any group and kind");
+        assert_eq!(
+            readers(&header("TLP:RED", "security.documents", &["ly", "x-au"])),
+            "ly ne x-au",
+            "of any group and kind"
+        );
         assert_eq!(readers(&header("TLP:RED", "security.documents", &["dz"])), "ne", "no member of this roster");
         assert_eq!(readers(&header("TLP:RED", "security.documents", &[])), "", "RED to nobody is no label at all");
     }
@@ -224,9 +228,13 @@ mod tests {
 
     #[test]
     fn red_and_strict_stay_with_focal_points() {
-        for (tlp, agencies) in
-            [("TLP:CLEAR", true), ("TLP:GREEN", true), ("TLP:AMBER", true), ("TLP:AMBER+STRICT", false), ("TLP:RED", false)]
-        {
+        for (tlp, agencies) in [
+            ("TLP:CLEAR", true),
+            ("TLP:GREEN", true),
+            ("TLP:AMBER", true),
+            ("TLP:AMBER+STRICT", false),
+            ("TLP:RED", false),
+        ] {
             assert_eq!(agencies_may_read(&header(tlp, "security.documents", &["tn"])), agencies, "{tlp}");
         }
         assert!(!agencies_may_read(&proto::Header::default()));

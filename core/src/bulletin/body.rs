@@ -77,7 +77,11 @@ fn texts(texts: &[proto::Text], needed: bool, report: &mut Report) {
     let texts = report.bounded("body.texts", texts, TEXTS_MAX);
     for (n, text) in texts.iter().enumerate() {
         if text.language.len() > NAME_BYTES_MAX || LanguageTag::parse(text.language.as_str()).is_err() {
-            report.add(format_args!("body.texts[{n}].language"), &text.language, "a BCP 47 tag such as `ar`, `fr` or `en`");
+            report.add(
+                format_args!("body.texts[{n}].language"),
+                &text.language,
+                "a BCP 47 tag such as `ar`, `fr` or `en`",
+            );
         } else if texts.iter().take(n).any(|other| other.language.eq_ignore_ascii_case(&text.language)) {
             report.add(format_args!("body.texts[{n}].language"), &text.language, "each language once");
         }
@@ -92,13 +96,18 @@ fn texts(texts: &[proto::Text], needed: bool, report: &mut Report) {
 
 fn area(n: usize, area: &proto::Area, report: &mut Report) {
     line(format_args!("body.areas[{n}].area_desc"), &area.area_desc, true, LINE_CHARS_MAX, report);
-    for (m, text) in report.bounded(format_args!("body.areas[{n}].polygons"), &area.polygons, LIST_MAX).iter().enumerate() {
+    for (m, text) in
+        report.bounded(format_args!("body.areas[{n}].polygons"), &area.polygons, LIST_MAX).iter().enumerate()
+    {
         report.parse::<Polygon>(format_args!("body.areas[{n}].polygons[{m}]"), text);
     }
-    for (m, text) in report.bounded(format_args!("body.areas[{n}].circles"), &area.circles, LIST_MAX).iter().enumerate() {
+    for (m, text) in report.bounded(format_args!("body.areas[{n}].circles"), &area.circles, LIST_MAX).iter().enumerate()
+    {
         report.parse::<Circle>(format_args!("body.areas[{n}].circles[{m}]"), text);
     }
-    for (m, code) in report.bounded(format_args!("body.areas[{n}].geocodes"), &area.geocodes, LIST_MAX).iter().enumerate() {
+    for (m, code) in
+        report.bounded(format_args!("body.areas[{n}].geocodes"), &area.geocodes, LIST_MAX).iter().enumerate()
+    {
         line(format_args!("body.areas[{n}].geocodes[{m}].name"), &code.name, true, NAME_BYTES_MAX, report);
         if code.name == "UN/LOCODE" {
             report.parse::<Locode>(format_args!("body.areas[{n}].geocodes[{m}].value"), &code.value);
@@ -110,10 +119,16 @@ fn area(n: usize, area: &proto::Area, report: &mut Report) {
 
 fn attachment(n: usize, attachment: &proto::Attachment, report: &mut Report) {
     let token = |text: &str| {
-        !text.is_empty() && text.len() <= 127 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b))
+        !text.is_empty()
+            && text.len() <= 127
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b))
     };
     if !attachment.media_type.split_once('/').is_some_and(|(kind, name)| token(kind) && token(name)) {
-        report.add(format_args!("body.attachments[{n}].media_type"), &attachment.media_type, "a media type such as `image/jpeg`");
+        report.add(
+            format_args!("body.attachments[{n}].media_type"),
+            &attachment.media_type,
+            "a media type such as `image/jpeg`",
+        );
     }
     if !(1..=ATTACHMENT_BYTES_MAX).contains(&attachment.size) {
         report.add(
@@ -135,13 +150,16 @@ fn attachment(n: usize, attachment: &proto::Attachment, report: &mut Report) {
 fn grading(grading: &proto::Grading, report: &mut Report) {
     let Some(scheme) = report.parse::<GradingScheme>("body.grading.scheme", &grading.scheme) else { return };
     let (sources, information) = match scheme {
-        GradingScheme::Admiralty => (["A", "B", "C", "D", "E", "F"].as_slice(), ["1", "2", "3", "4", "5", "6"].as_slice()),
+        GradingScheme::Admiralty => {
+            (["A", "B", "C", "D", "E", "F"].as_slice(), ["1", "2", "3", "4", "5", "6"].as_slice())
+        }
         GradingScheme::Europol4x4 => (["A", "B", "C", "X"].as_slice(), ["1", "2", "3", "4"].as_slice()),
         GradingScheme::FiveByFiveByFive => (["A", "B", "C", "D", "E"].as_slice(), ["1", "2", "3", "4", "5"].as_slice()),
     };
-    for (field, found, grades) in
-        [("body.grading.source", &grading.source, sources), ("body.grading.information", &grading.information, information)]
-    {
+    for (field, found, grades) in [
+        ("body.grading.source", &grading.source, sources),
+        ("body.grading.information", &grading.information, information),
+    ] {
         if !grades.contains(&found.as_str()) {
             report.add(field, found, format_args!("one of {} ({scheme})", grades.join(", ")));
         }

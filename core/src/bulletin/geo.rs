@@ -75,7 +75,11 @@ impl FromStr for Polygon {
         let points: Result<Vec<Point>, _> = text.split(' ').take(POLYGON_POINTS_MAX + 1).map(str::parse).collect();
         let points = points.map_err(|_| NotAPlace(POLYGON))?;
         let closed = points.first() == points.last();
-        if closed && (4..=POLYGON_POINTS_MAX).contains(&points.len()) { Ok(Self(points)) } else { Err(NotAPlace(POLYGON)) }
+        if closed && (4..=POLYGON_POINTS_MAX).contains(&points.len()) {
+            Ok(Self(points))
+        } else {
+            Err(NotAPlace(POLYGON))
+        }
     }
 }
 

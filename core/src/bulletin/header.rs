@@ -194,7 +194,8 @@ pub(super) fn read(header: &proto::Header, report: &mut Report) -> Option<Header
     let kind = name("header.kind", &header.kind, is_label(&header.kind), "a kind such as `situation-report`", report);
     let id = report.parse("header.id", &header.id);
     let member = report.parse("header.member", &header.member);
-    let issuer = name("header.issuer", &header.issuer, is_issuer(&header.issuer), "a focal point such as `customs-hq`", report);
+    let issuer =
+        name("header.issuer", &header.issuer, is_issuer(&header.issuer), "a focal point such as `customs-hq`", report);
     let topic = report.parse("header.topic", &header.topic);
     let status = report.parse("header.status", &header.status);
     let msg_type = report.parse("header.msg_type", &header.msg_type);
@@ -262,7 +263,9 @@ fn handling(handling: Option<&proto::Handling>, report: &mut Report) -> Option<H
         report.missing(field, "at least one member: TLP:RED goes to exactly these");
     }
     let mut codes: Vec<HandlingCode> = Vec::new();
-    for (n, code) in report.bounded("header.handling.codes", &handling.codes, HandlingCode::ALL.len()).iter().enumerate() {
+    for (n, code) in
+        report.bounded("header.handling.codes", &handling.codes, HandlingCode::ALL.len()).iter().enumerate()
+    {
         let Some(code) = report.parse(format_args!("header.handling.codes[{n}]"), code) else { continue };
         if codes.contains(&code) {
             report.add(format_args!("header.handling.codes[{n}]"), code, "each code once");

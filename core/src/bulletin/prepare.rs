@@ -158,7 +158,11 @@ fn claims(wanted: &proto::Header, fill: &Fill, report: &mut Report) {
     let latest = Time::from_unix_ms(fill.sent_at_unix_ms).plus_seconds(CLOCK_AHEAD_SECONDS_MAX);
     let mut claim = |field: &str, time: Time| {
         if time > latest {
-            report.add(field, time, format_args!("at most {CLOCK_AHEAD_SECONDS_MAX} s ahead of this node's clock, {latest}"));
+            report.add(
+                field,
+                time,
+                format_args!("at most {CLOCK_AHEAD_SECONDS_MAX} s ahead of this node's clock, {latest}"),
+            );
         }
     };
     if let Some(sent_at) = wanted.sent_at.as_ref().and_then(Time::from_proto) {
@@ -186,7 +190,11 @@ fn relations(context: &Context<'_>, report: &mut Report) {
         }
         if msg_type.is_some_and(|msg_type| !kind.msg_types.contains(&msg_type)) {
             let words: Vec<&str> = kind.msg_types.iter().map(|word| word.as_str()).collect();
-            report.add("header.msg_type", &header.msg_type, format_args!("{} for the kind {}", words.join(" or "), kind.name));
+            report.add(
+                "header.msg_type",
+                &header.msg_type,
+                format_args!("{} for the kind {}", words.join(" or "), kind.name),
+            );
         }
     } else {
         report.add("header.kind", &header.kind, format_args!("one of {}", kinds::names()));
@@ -212,7 +220,8 @@ fn content(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     match &body.content {
         Some(content) if (kind.holds)(content) => (kind.validate)(body, context, report),
         Some(content) => {
-            let found = kinds::REGISTRY.iter().find(|kind| (kind.holds)(content)).map_or("another kind", |kind| kind.name);
+            let found =
+                kinds::REGISTRY.iter().find(|kind| (kind.holds)(content)).map_or("another kind", |kind| kind.name);
             report.add(kind.arm(), found, format_args!("the content that header.kind names: {}", kind.name));
         }
         None => report.missing(kind.arm(), format_args!("the content that header.kind names: {}", kind.name)),
@@ -295,13 +304,21 @@ pub(super) mod tests {
         other.header.as_mut().unwrap().severity = "Minor".to_owned();
         assert_ne!(encode(&other, &fill(), [9; 16]).1, valid.digest);
         let named = proto::Draft { header: Some(valid.proto_header.clone()), ..draft };
-        assert_eq!(prepare(&named, &fill(), [9; 16]).unwrap().digest, valid.digest, "naming what is filled is no difference");
+        assert_eq!(
+            prepare(&named, &fill(), [9; 16]).unwrap().digest,
+            valid.digest,
+            "naming what is filled is no difference"
+        );
     }
 
     #[test]
     fn all_faults_are_told_at_once() {
         let draft = proto::Draft {
-            header: Some(proto::Header { kind: "seizure-report".to_owned(), topic: "justice.x".to_owned(), ..Default::default() }),
+            header: Some(proto::Header {
+                kind: "seizure-report".to_owned(),
+                topic: "justice.x".to_owned(),
+                ..Default::default()
+            }),
             body: Some(proto::Body { certainty: "Sure".to_owned(), ..Default::default() }),
         };
         let expected = [

@@ -28,8 +28,7 @@ pub struct TopicError {
     pub expected: &'static str,
 }
 
-const TOPIC: &str =
-    "a dotted path of 2 to 8 labels of lower-case letters, digits and hyphens, the first the working group: `customs.seizures`";
+const TOPIC: &str = "a dotted path of 2 to 8 labels of lower-case letters, digits and hyphens, the first the working group: `customs.seizures`";
 const FILTER: &str = "a topic whose labels may be `*`, the last one `>`: `customs.>`, `*.documents`, `>`";
 
 impl TopicError {
@@ -178,7 +177,19 @@ mod tests {
         }
         assert_eq!("customs.seizures.sea".parse::<Topic>().unwrap().working_group(), "customs");
         let long = format!("customs.{}", "a".repeat(TOPIC_BYTES_MAX));
-        for bad in ["", "customs", "customs.", ".x", "customs..x", "Customs.x", "customs.*", "customs.>", "a.-b", "a.b-", "a. b"] {
+        for bad in [
+            "",
+            "customs",
+            "customs.",
+            ".x",
+            "customs..x",
+            "Customs.x",
+            "customs.*",
+            "customs.>",
+            "a.-b",
+            "a.b-",
+            "a. b",
+        ] {
             assert!(bad.parse::<Topic>().is_err(), "{bad}");
         }
         assert!(long.parse::<Topic>().is_err());

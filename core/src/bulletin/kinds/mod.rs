@@ -148,7 +148,8 @@ mod tests {
             assert_eq!(holders, 1, "{}: content belongs to one kind", kind.name);
             let languages: Vec<&str> = body.texts.iter().map(|text| text.language.as_str()).collect();
             assert_eq!(languages, ["ar", "fr", "en"], "{}", kind.name);
-            let valid = prepare(&draft, &fill(), [1; 16]).unwrap_or_else(|error| panic!("sample of {}: {error}", kind.name));
+            let valid =
+                prepare(&draft, &fill(), [1; 16]).unwrap_or_else(|error| panic!("sample of {}: {error}", kind.name));
             assert_eq!(valid.header.kind, kind.name);
             let group = valid.header.topic.working_group().to_owned();
             assert!(kind.working_group.is_none_or(|expected| expected == group));

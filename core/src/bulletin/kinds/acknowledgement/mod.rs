@@ -12,11 +12,7 @@ pub const KIND: KindInfo = KindInfo {
     working_group: None,
     msg_types: &[MsgType::Ack],
     informs: false,
-    labels: Labels {
-        ar: "إشعار بالاستلام",
-        fr: "Accusé de réception",
-        en: "Acknowledgement",
-    },
+    labels: Labels { ar: "إشعار بالاستلام", fr: "Accusé de réception", en: "Acknowledgement" },
     holds: |content| matches!(content, Content::Acknowledgement(_)),
     validate,
     search_keys,

@@ -12,11 +12,7 @@ pub const KIND: KindInfo = KindInfo {
     working_group: Some("customs"),
     msg_types: &[MsgType::Alert, MsgType::Update],
     informs: true,
-    labels: Labels {
-        ar: "تقرير ضبط",
-        fr: "Rapport de saisie",
-        en: "Seizure report",
-    },
+    labels: Labels { ar: "تقرير ضبط", fr: "Rapport de saisie", en: "Seizure report" },
     holds: |content| matches!(content, Content::SeizureReport(_)),
     validate,
     search_keys,

@@ -12,11 +12,7 @@ pub const KIND: KindInfo = KindInfo {
     working_group: Some("information"),
     msg_types: &[MsgType::Alert, MsgType::Update],
     informs: true,
-    labels: Labels {
-        ar: "تقرير عن الوضع",
-        fr: "Rapport de situation",
-        en: "Situation report",
-    },
+    labels: Labels { ar: "تقرير عن الوضع", fr: "Rapport de situation", en: "Situation report" },
     holds: |content| matches!(content, Content::SituationReport(_)),
     validate,
     search_keys,

@@ -13,9 +13,7 @@ pub const KIND: KindInfo = KindInfo {
     msg_types: &[MsgType::Alert, MsgType::Update],
     informs: true,
     labels: Labels {
-        ar: "تنبيه بشأن وثيقة سفر",
-        fr: "Alerte sur un document de voyage",
-        en: "Travel document alert",
+        ar: "تنبيه بشأن وثيقة سفر", fr: "Alerte sur un document de voyage", en: "Travel document alert"
     },
     holds: |content| matches!(content, Content::TravelDocumentAlert(_)),
     validate,
