@@ -20,6 +20,8 @@ pub const NOTE_SIGNATURES_MAX: usize = 64;
 pub const KEY_NAME_BYTES_MAX: usize = 255;
 /// Ranges listed in one custody note: at most 63 bytes a line, so the note fits [`NOTE_BYTES_MAX`].
 pub const CUSTODY_RANGES_MAX: usize = 1_000;
+/// Largest tlog-proof: a checkpoint note, [`PROOF_HASHES_MAX`] lines of 45 bytes and the two lines before them.
+pub const TLOG_PROOF_BYTES_MAX: usize = NOTE_BYTES_MAX + (4 << 10);
 /// Largest roster note: some hundred members with post-quantum keys.
 pub const ROSTER_BYTES_MAX: usize = 4 << 20;
 /// Largest protobuf message on any stream: a full batch with its notes and proofs.

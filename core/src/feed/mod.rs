@@ -5,8 +5,10 @@
 
 pub mod checkpoint;
 pub mod cosignature;
+pub mod custody;
 mod key;
 pub mod note;
 mod text;
 mod timestamped;
+pub mod tlog_proof;
 pub mod tree;
