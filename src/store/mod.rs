@@ -7,8 +7,11 @@
 mod admit;
 #[cfg(test)]
 pub(crate) mod conformance;
+mod feed_tree;
 pub mod memory;
 mod tree_cache;
+
+pub use feed_tree::FeedTree;
 
 use std::ops::Range;
 use std::sync::Arc;
