@@ -39,7 +39,8 @@ pub fn init(filter: &str, json: bool) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let started = if json { registry.with(layer.json()).try_init() } else { registry.with(layer.with_ansi(false)).try_init() };
+    let started =
+        if json { registry.with(layer.json()).try_init() } else { registry.with(layer.with_ansi(false)).try_init() };
     if started.is_err() {
         tracing::debug!("logging was started before");
     }

@@ -212,7 +212,8 @@ impl Roster {
         for member in &read.members {
             let entry = roster.member_entry(member)?;
             for pem in &member.ca_certificates {
-                if let Some(other) = authorities.insert(pem.trim(), &member.code).filter(|other| *other != member.code) {
+                if let Some(other) = authorities.insert(pem.trim(), &member.code).filter(|other| *other != member.code)
+                {
                     let field = format!("members.{}.ca_certificates", member.code);
                     return Err(wrong(&field, format!("also of {other}"), "an authority of one member only"));
                 }
@@ -271,14 +272,19 @@ impl Roster {
             .collect::<Result<Vec<_>, _>>()?;
         for (role, name) in [(Role::Mirror, "mirror"), (Role::Custody, "custody")] {
             if !keys.iter().any(|key| key.role == role) {
-                return Err(wrong(&path("keys"), "", if name == "mirror" { "with a mirror key" } else { "with a custody key" }));
+                return Err(wrong(
+                    &path("keys"),
+                    "",
+                    if name == "mirror" { "with a mirror key" } else { "with a custody key" },
+                ));
             }
         }
         let closed_feeds = read
             .closed_feeds
             .iter()
             .map(|closed| {
-                let root = hash(&closed.root).ok_or_else(|| wrong(&path("closed_feeds"), &closed.root, "a SHA-256 in hex"))?;
+                let root =
+                    hash(&closed.root).ok_or_else(|| wrong(&path("closed_feeds"), &closed.root, "a SHA-256 in hex"))?;
                 Ok(ClosedFeed { epoch: closed.epoch, size: closed.size, root })
             })
             .collect::<Result<Vec<_>, RosterError>>()?;
