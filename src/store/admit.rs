@@ -4,7 +4,7 @@
 
 use barid_core::limits::{
     COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX, COMMIT_NOTES_MAX, ENVELOPE_BYTES_MAX, NOTE_BYTES_MAX, PROOF_HASHES_MAX,
-    ROSTER_BYTES_MAX, STORE_NAME_BYTES_MAX,
+    ROSTER_BYTES_MAX, STORE_NAME_BYTES_MAX, TOPIC_BYTES_MAX,
 };
 use barid_core::names::{FeedId, Undisclosed};
 use barid_core::proto;
@@ -90,15 +90,23 @@ pub(super) fn id_of(feed: &FeedId, header: Option<&proto::Header>) -> Option<Uui
 pub(super) fn columns_of(header: Option<&proto::Header>) -> Columns {
     let Some(header) = header else { return Columns::default() };
     Columns {
-        member: header.member.clone(),
-        topic: header.topic.clone(),
-        kind: header.kind.clone(),
-        severity: header.severity.clone(),
-        sent_at_unix_ms: header
-            .sent_at
-            .as_ref()
-            .map_or(0, |time| time.seconds.saturating_mul(1_000).saturating_add(i64::from(time.nanos) / 1_000_000)),
+        member: clip(&header.member).into(),
+        topic: clip(&header.topic).into(),
+        kind: clip(&header.kind).into(),
+        severity: clip(&header.severity).into(),
+        sent_at_unix_ms: sent_at_unix_ms(header),
     }
+}
+
+/// `header.sent_at` in unix ms; 0 if absent.
+pub(super) fn sent_at_unix_ms(header: &proto::Header) -> i64 {
+    let ms = |seconds: i64, nanos: i32| seconds.saturating_mul(1_000).saturating_add(i64::from(nanos) / 1_000_000);
+    header.sent_at.as_ref().map_or(0, |time| ms(time.seconds, time.nanos))
+}
+
+/// The beginning of a column, so that a foreign header fits any block; valid ones are shorter.
+pub(super) fn clip(text: &str) -> &str {
+    &text[..text.floor_char_boundary(TOPIC_BYTES_MAX)]
 }
 
 /// A stretch of a feed held as digests only: first index, one past the last, reason.

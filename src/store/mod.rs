@@ -5,11 +5,22 @@
 //! sled view) and `memory` (for the simulator and tests); one conformance suite serves all.
 
 mod admit;
+mod applier;
 #[cfg(test)]
 pub(crate) mod conformance;
+pub mod disk;
+#[cfg(test)]
+mod disk_tests;
 mod feed_tree;
+mod keys;
+mod load;
+mod log;
 pub mod memory;
+mod recent_ids;
+mod state;
 mod tree_cache;
+mod view;
+mod window;
 
 pub use feed_tree::FeedTree;
 
@@ -261,6 +272,39 @@ pub enum ReadError {
     /// Nothing of the kind asked for is held.
     #[error("{0} is not held")]
     Missing(String),
+}
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Files could not be read or written.
+    #[error("the store's files cannot be read or written")]
+    Io(#[from] std::io::Error),
+    /// Another process has it open.
+    #[error("another process has the store open: {0}")]
+    Locked(String),
+    /// It belongs to another node: `<member>.<exchange>`.
+    #[error("the store belongs to {found}, this node is {expected}")]
+    Foreign {
+        /// Whose store it is.
+        found: String,
+        /// Who wanted to open it.
+        expected: String,
+    },
+    /// A newer version of this program wrote it.
+    #[error("the store has version {found}, this program knows versions up to {known}")]
+    Newer {
+        /// The store's version.
+        found: u32,
+        /// The newest version known.
+        known: u32,
+    },
+    /// Something that was confirmed is not as it was written.
+    #[error("damage: {0}")]
+    Damaged(String),
+    /// The view cannot be built.
+    #[error("the view cannot be built")]
+    View(#[source] std::io::Error),
 }
 
 /// A node's store. Calls block; from async code use a blocking thread. Readers see every commit as soon as [`Store::commit`] has

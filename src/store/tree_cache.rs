@@ -147,8 +147,8 @@ impl<K: std::hash::Hash + Eq + Copy> TileCache<K> {
     }
 
     /// A tile that has just been filled: kept until [`TileCache::applied`].
-    pub(super) fn fill(&mut self, tree: K, id: TileId, tile: Tile) {
-        self.pending.insert((tree, id), Arc::new(tile));
+    pub(super) fn fill(&mut self, tree: K, id: TileId, tile: Arc<Tile>) {
+        self.pending.insert((tree, id), tile);
     }
 
     /// The view holds this tile now.

@@ -1,0 +1,201 @@
+//! The one thread that writes the view, behind the commits and in their order.
+//!
+//! In scope: when commits are taken in, how far the view may lag, and waiting for it. Out of scope: what is written (`view::apply`).
+//!
+//! Commits wait a little for company, because a key costs sled far more than an entry in a block; until then they are read from
+//! memory. When too much waits, the committer waits.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use barid_core::limits::COMMIT_ENTRIES_MAX;
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use super::ReadError;
+use super::keys::FeedNumber;
+use super::state::{Pending, State};
+use super::tree_cache::TileCache;
+use super::view::{self, View};
+
+/// How long a commit waits for company before the view takes it in.
+const LINGER: Duration = Duration::from_millis(50);
+/// Entries that are taken in at once as soon as they are there.
+const BATCH_ENTRIES: usize = 2 * COMMIT_ENTRIES_MAX;
+/// Bytes of log after which sled's buffers are handed to the kernel: about what is replayed after the process was killed.
+const FLUSH_BYTES: u64 = 32 << 20;
+
+/// What the committer, the applier and readers share.
+pub(super) struct Shared {
+    /// Locked before `tiles`; never while `queue` is locked.
+    pub(super) state: RwLock<State>,
+    pub(super) tiles: Mutex<TileCache<FeedNumber>>,
+    pub(super) view: View,
+    pub(super) queue: Queue,
+}
+
+/// Commits that the view has not taken in.
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    work: Condvar,
+    done: Condvar,
+    lag_bytes_max: u64,
+}
+
+#[derive(Default)]
+struct Waiting {
+    commits: VecDeque<Pending>,
+    entries: usize,
+    /// Bytes in the log, of those that are being taken in too.
+    bytes: u64,
+    applied_seq: u64,
+    drain_to: u64,
+    stop: bool,
+    failed: Option<String>,
+}
+
+impl Queue {
+    /// Empty, the view being at commit `applied_seq`.
+    pub(super) fn new(applied_seq: u64, lag_bytes_max: u64) -> Self {
+        let waiting = Waiting { applied_seq, ..Waiting::default() };
+        Self { waiting: Mutex::new(waiting), work: Condvar::new(), done: Condvar::new(), lag_bytes_max }
+    }
+
+    /// Waits until the view is close enough for a further commit. The text says why it never will be.
+    pub(super) fn wait_for_room(&self) -> Result<(), String> {
+        let mut waiting = self.waiting.lock();
+        self.done.wait_while(&mut waiting, |waiting| waiting.failed.is_none() && waiting.bytes > self.lag_bytes_max);
+        waiting.failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// Adds a commit.
+    pub(super) fn push(&self, pending: Pending) {
+        let mut waiting = self.waiting.lock();
+        let begins = waiting.commits.is_empty();
+        waiting.entries += entries(&pending);
+        waiting.bytes += pending.len;
+        waiting.commits.push_back(pending);
+        if begins || waiting.is_due() {
+            self.work.notify_one();
+        }
+    }
+
+    /// Number of the newest commit that the view has taken in.
+    pub(super) fn applied_seq(&self) -> u64 {
+        self.waiting.lock().applied_seq
+    }
+
+    /// Waits until the view has taken in commit `seq`, or has failed.
+    pub(super) fn drain(&self, seq: u64) {
+        let mut waiting = self.waiting.lock();
+        waiting.drain_to = waiting.drain_to.max(seq);
+        self.work.notify_one();
+        self.done.wait_while(&mut waiting, |waiting| waiting.failed.is_none() && waiting.applied_seq < seq);
+    }
+
+    /// Tells the applier to take in what waits and to end.
+    pub(super) fn stop(&self) {
+        self.waiting.lock().stop = true;
+        self.work.notify_one();
+    }
+
+    /// Whether the view has failed.
+    pub(super) fn has_failed(&self) -> bool {
+        self.waiting.lock().failed.is_some()
+    }
+
+    /// Waits for commits that are due; none: the end.
+    fn take(&self) -> Vec<Pending> {
+        let mut waiting = self.waiting.lock();
+        loop {
+            match waiting.commits.front() {
+                None if waiting.stop => return Vec::new(),
+                None => self.work.wait(&mut waiting),
+                Some(oldest) => {
+                    let due = oldest.since + LINGER;
+                    if waiting.is_due() || self.work.wait_until(&mut waiting, due).timed_out() {
+                        break;
+                    }
+                }
+            }
+        }
+        let mut taken = Vec::new();
+        let mut count = 0;
+        while count < BATCH_ENTRIES
+            && let Some(pending) = waiting.commits.pop_front()
+        {
+            // A commit without entries has its keys too.
+            count += entries(&pending);
+            taken.push(pending);
+        }
+        waiting.entries = waiting.entries.saturating_sub(count);
+        taken
+    }
+
+    fn applied(&self, seq: u64, bytes: u64) {
+        let mut waiting = self.waiting.lock();
+        waiting.applied_seq = seq;
+        waiting.bytes -= bytes.min(waiting.bytes);
+        self.done.notify_all();
+    }
+
+    fn fail(&self, error: &ReadError) {
+        let mut waiting = self.waiting.lock();
+        waiting.failed = Some(error.to_string());
+        waiting.commits.clear();
+        self.done.notify_all();
+    }
+}
+
+impl Waiting {
+    fn is_due(&self) -> bool {
+        self.stop || self.entries >= BATCH_ENTRIES || self.drain_to > self.applied_seq
+    }
+}
+
+/// What a commit counts for: at least one.
+fn entries(pending: &Pending) -> usize {
+    pending.committed.commit.appends.iter().map(|append| append.entries.len()).sum::<usize>().max(1)
+}
+
+/// Runs until the store is closed or the view fails.
+pub(super) fn run(shared: &Arc<Shared>) {
+    let mut unflushed = 0;
+    loop {
+        let batch = shared.queue.take();
+        let Some(last) = batch.last() else { return };
+        let (seq, bytes) = (last.committed.seq, batch.iter().map(|pending| pending.len).sum());
+        if let Err(error) = take_in(shared, &batch) {
+            tracing::error!(%error, "the view cannot be written; it is rebuilt at the next start");
+            shared.view.doubt();
+            shared.queue.fail(&error);
+            return;
+        }
+        shared.queue.applied(seq, bytes);
+        unflushed += bytes;
+        if unflushed > FLUSH_BYTES {
+            unflushed = 0;
+            if let Err(error) = shared.view.flush() {
+                tracing::warn!(%error, "the view cannot be flushed");
+            }
+        }
+    }
+}
+
+fn take_in(shared: &Shared, batch: &[Pending]) -> Result<(), ReadError> {
+    view::apply(&shared.view, batch)?;
+    settle(&mut shared.state.write(), &mut shared.tiles.lock(), batch);
+    Ok(())
+}
+
+/// Lets memory go of what the view has now.
+pub(super) fn settle(state: &mut State, tiles: &mut TileCache<FeedNumber>, batch: &[Pending]) {
+    let Some(last) = batch.last() else { return };
+    let mut feeds: Vec<FeedNumber> = batch.iter().flat_map(|pending| pending.append_feeds.iter().copied()).collect();
+    feeds.sort_unstable();
+    feeds.dedup();
+    state.applied(last.committed.seq, last.committed.end_arrival, &feeds);
+    for (feed, id, _) in batch.iter().flat_map(|pending| &pending.tiles) {
+        tiles.applied(*feed, *id);
+    }
+}

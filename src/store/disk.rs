@@ -1,0 +1,583 @@
+//! The store on disk: the commit log, which is true, and the view, which is asked.
+//!
+//! In scope: opening, committing and reading, from memory where it can be and else through the view from the log. Out of scope: how
+//! the log (`log`), the view (`view`) and memory (`state`) do their parts.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+
+use barid_core::feed::tree::NodeId;
+use barid_core::limits::{COMMIT_ENTRIES_MAX, NOT_HELD_RANGES_MAX, RECORD_HEAD_BYTES_MAX};
+use barid_core::names::{ExchangeName, FeedId, Hash, Member, Undisclosed};
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use uuid::Uuid;
+
+use super::applier::{self, Queue, Shared};
+use super::keys::{FeedNumber, NoteRef, Stretch};
+use super::load::{self, dangling};
+use super::log::{self, AppendError, Log, LogOptions, LogReader, Position, Record, RecordedAppend, Tail};
+use super::recent_ids::Known;
+use super::state::{Pending, State};
+use super::tree_cache::{TileCache, TileId};
+use super::view::{self, View};
+use super::window::Bounded;
+use super::{
+    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState, Location,
+    OpenError, ReadError, RosterRecord, Store, admit,
+};
+
+/// Whose store, and how it uses the machine.
+#[derive(Clone, Debug)]
+pub struct DiskOptions {
+    /// The node's member.
+    pub member: Member,
+    /// Its exchange.
+    pub exchange: ExchangeName,
+    /// Free bytes on the disk below which nothing more is committed.
+    pub reserve_bytes: u64,
+    /// Bytes of newest commits kept in memory, beside those that the view has not taken in.
+    pub window_bytes: usize,
+    /// Bytes of log that the view may lag behind before commits wait for it.
+    pub lag_bytes_max: u64,
+    /// Bytes of the view kept in memory.
+    pub view_cache_bytes: u64,
+    /// Largest segment of the log.
+    pub segment_bytes_max: u64,
+}
+
+impl DiskOptions {
+    /// The usual ones.
+    #[must_use]
+    pub fn new(member: Member, exchange: ExchangeName) -> Self {
+        Self {
+            member,
+            exchange,
+            reserve_bytes: 512 << 20,
+            window_bytes: 32 << 20,
+            lag_bytes_max: 16 << 20,
+            view_cache_bytes: 32 << 20,
+            segment_bytes_max: 64 << 20,
+        }
+    }
+
+    fn log(&self) -> LogOptions {
+        LogOptions {
+            member: self.member.clone(),
+            exchange: self.exchange.clone(),
+            segment_bytes_max: self.segment_bytes_max,
+            reserve_bytes: self.reserve_bytes,
+        }
+    }
+}
+
+/// The [`Store`] of a node.
+pub struct DiskStore {
+    /// `None` only while it is dropped.
+    shared: Option<Arc<Shared>>,
+    log: Arc<LogReader>,
+    writer: Mutex<Writer>,
+    applier: Option<thread::JoinHandle<()>>,
+    reserve_bytes: u64,
+    /// Held locked as long as the store is open.
+    _lock: File,
+}
+
+struct Writer {
+    log: Log,
+    stopped: Option<String>,
+}
+
+impl DiskStore {
+    /// Opens the store in `dir`, or begins one: `log/` is true, `db/` is rebuilt from it when it is missing or in doubt.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. A torn tail of the log is cut; any other damage is named, and nothing is changed.
+    pub fn open(dir: &Path, options: &DiskOptions) -> Result<Self, OpenError> {
+        std::fs::create_dir_all(dir)?;
+        let lock = lock(dir)?;
+        let (log_dir, log_options) = (dir.join("log"), options.log());
+        let reader = Arc::new(LogReader::open(&log_dir, &log_options)?);
+        let mut tiles = TileCache::new();
+        let (view, mut state, resume) = open_view(dir, &log_dir, options, &reader)?;
+        let mut batch = Vec::new();
+        let mut entries = 0;
+        let mut replay = |position: Position, record: Record, body: Bytes| {
+            let pending = replay(&mut state, position, &record, &body).map_err(OpenError::Damaged)?;
+            fill_tiles(&mut tiles, &pending);
+            entries += pending.committed.commit.appends.iter().map(|append| append.entries.len()).sum::<usize>() + 1;
+            batch.push(pending);
+            if entries > COMMIT_ENTRIES_MAX {
+                entries = 0;
+                take_in(&view, &mut state, &mut tiles, &mut batch)?;
+            }
+            Ok(())
+        };
+        let log = Log::open(&log_dir, log_options, &reader, resume.as_ref(), &mut replay)?;
+        take_in(&view, &mut state, &mut tiles, &mut batch)?;
+        let queue = Queue::new(state.seq, options.lag_bytes_max);
+        let shared = Arc::new(Shared { state: RwLock::new(state), tiles: Mutex::new(tiles), view, queue });
+        let applier = {
+            let shared = Arc::clone(&shared);
+            thread::Builder::new().name("store-view".into()).spawn(move || applier::run(&shared))?
+        };
+        Ok(Self {
+            shared: Some(shared),
+            log: reader,
+            writer: Mutex::new(Writer { log, stopped: None }),
+            applier: Some(applier),
+            reserve_bytes: options.reserve_bytes,
+            _lock: lock,
+        })
+    }
+
+    /// Reads the whole log in `dir`, every checksum and every link of the chain; changes nothing. Returns the number of the newest
+    /// commit. The store may be open in another process, which may be adding to it: what it adds meanwhile is seen or not.
+    ///
+    /// # Errors
+    /// [`OpenError::Damaged`] names the first thing that is not as it was written.
+    pub fn verify(dir: &Path, options: &DiskOptions) -> Result<u64, OpenError> {
+        log::verify(&dir.join("log"), &options.log())
+    }
+
+    fn shared(&self) -> &Shared {
+        self.shared.as_ref().expect("there until the store is dropped")
+    }
+
+    fn number(&self, feed: &FeedId) -> Option<FeedNumber> {
+        self.shared().state.read().numbers.get(feed).copied()
+    }
+
+    /// Entries of one append from index `from` on; false when a bound was met.
+    fn read_indexes(&self, feed: &FeedId, stretch: &Stretch, from: u64, taken: &mut Bounded) -> Result<bool, ReadError> {
+        let record = self.log.record(stretch.at.position)?;
+        let append = record.appends.get(stretch.at.place as usize).filter(|recorded| recorded.append.feed == *feed);
+        let append = append.filter(|recorded| recorded.append.first == stretch.first).ok_or_else(|| dangling("entry"))?;
+        let start = usize::try_from(from - stretch.first).map_err(|_| dangling("entry"))?;
+        self.read_slots(stretch.at.position, &record, append, start, taken, false)
+    }
+
+    /// Disclosed entries of one record from arrival `from` on; false when a bound was met.
+    fn read_arrivals(&self, stretch: &Stretch, from: u64, taken: &mut Bounded) -> Result<bool, ReadError> {
+        let record = self.log.record(stretch.at.position)?;
+        if record.first_arrival != stretch.first {
+            return Err(dangling("arrival"));
+        }
+        for append in &record.appends {
+            let start = append.slots.partition_point(|slot| slot.arrival < from || (slot.arrival == from && slot.undisclosed.is_some()));
+            if !self.read_slots(stretch.at.position, &record, append, start, taken, true)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn read_slots(
+        &self,
+        position: Position,
+        record: &Record,
+        append: &RecordedAppend,
+        start: usize,
+        taken: &mut Bounded,
+        disclosed_only: bool,
+    ) -> Result<bool, ReadError> {
+        let slots = append.slots.get(start..).unwrap_or_default();
+        let wanted = taken.count_fitting(slots.iter().map(|slot| slot.len));
+        let range = start..start + wanted;
+        let bytes = append.bytes(range.clone());
+        let body = self.log.body(position, record, bytes.clone())?;
+        let damaged = |what: String| ReadError::Damaged(format!("commit log, {position}: {what}"));
+        let entries = append.entries(range.clone(), &body, bytes.start).map_err(damaged)?;
+        let first = append.append.first;
+        for ((index, slot), entry) in (first + start as u64..).zip(slots).zip(&entries) {
+            if disclosed_only && slot.undisclosed.is_some() {
+                continue;
+            }
+            if !taken.push(&append.append.feed, index, entry, slot.arrival) {
+                return Ok(false);
+            }
+        }
+        Ok(wanted == slots.len())
+    }
+}
+
+fn lock(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join("lock");
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked(path.display().to_string())),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+type OpenedView = (View, State, Option<log::Resume>);
+
+/// The view and what it holds, or an empty one if it cannot be read.
+fn open_view(dir: &Path, log_dir: &Path, options: &DiskOptions, reader: &LogReader) -> Result<OpenedView, OpenError> {
+    let view = View::open(dir, options.view_cache_bytes).map_err(OpenError::View)?;
+    let mut state = State::new(options.window_bytes);
+    let error = match load::load(&view, reader, &mut state) {
+        Ok(resume) => return Ok((view, state, resume)),
+        Err(error) => error,
+    };
+    // Only if the log is whole is it the view that is wrong.
+    let newest = log::verify(log_dir, &options.log())?;
+    if let Ok(Some(cursor)) = view.cursor()
+        && cursor.resume.seq > newest
+    {
+        return Err(OpenError::Damaged(format!("the view has taken in commit {}, the log ends at {newest}", cursor.resume.seq)));
+    }
+    tracing::warn!(%error, "the view cannot be read: it is rebuilt from the log");
+    let view = view.begin_anew(dir, options.view_cache_bytes).map_err(OpenError::View)?;
+    Ok((view, State::new(options.window_bytes), None))
+}
+
+fn replay(state: &mut State, position: Position, record: &Record, body: &Bytes) -> Result<Pending, String> {
+    let commit = record.commit(body).map_err(|what| format!("commit log, {position}: {what}"))?;
+    admit::check(&commit, |feed| state.book_of(feed).map(|(_, book)| book.edge.frontier().size()))
+        .map_err(|what| format!("commit log, {position}: {what}"))?;
+    let committed =
+        Arc::new(Committed { seq: record.seq, first_arrival: record.first_arrival, end_arrival: record.end_arrival, commit });
+    Ok(state.take_in(&committed, position, record.len(), record.hash))
+}
+
+fn take_in(
+    view: &View,
+    state: &mut State,
+    tiles: &mut TileCache<FeedNumber>,
+    batch: &mut Vec<Pending>,
+) -> Result<(), OpenError> {
+    view::apply(view, batch).map_err(|error| OpenError::View(std::io::Error::other(error.to_string())))?;
+    applier::settle(state, tiles, batch);
+    batch.clear();
+    Ok(())
+}
+
+fn fill_tiles(tiles: &mut TileCache<FeedNumber>, pending: &Pending) {
+    for (feed, id, tile) in &pending.tiles {
+        tiles.fill(*feed, *id, Arc::clone(tile));
+    }
+}
+
+#[cfg(test)]
+impl DiskStore {
+    /// Makes the next sync fail.
+    pub(super) fn fail_next_sync(&self) {
+        self.writer.lock().log.fail_next_sync = true;
+    }
+}
+
+impl Drop for DiskStore {
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.take() else { return };
+        shared.queue.stop();
+        if let Some(applier) = self.applier.take() {
+            _ = applier.join();
+        }
+        if shared.queue.has_failed() {
+            return;
+        }
+        if let Some(shared) = Arc::into_inner(shared)
+            && let Err(error) = shared.view.close()
+        {
+            tracing::warn!(%error, "the view could not be closed; it may be rebuilt at the next start");
+        }
+    }
+}
+
+impl Store for DiskStore {
+    fn seq(&self) -> u64 {
+        self.shared().state.read().seq
+    }
+
+    fn commit(&self, commit: Commit, expected_seq: u64) -> Result<Arc<Committed>, CommitError> {
+        let mut writer = self.writer.lock();
+        if let Some(reason) = &writer.stopped {
+            return Err(CommitError::Stopped(reason.clone()));
+        }
+        let tail = writer.log.tail();
+        if tail.seq != expected_seq {
+            return Err(CommitError::Fenced { expected: expected_seq, found: tail.seq });
+        }
+        let shared = self.shared();
+        {
+            let state = shared.state.read();
+            admit::check(&commit, |feed| state.book_of(feed).map(|(_, book)| book.edge.frontier().size()))
+                .map_err(CommitError::Invalid)?;
+        }
+        if let Err(reason) = shared.queue.wait_for_room() {
+            writer.stopped = Some(reason.clone());
+            return Err(CommitError::Stopped(reason));
+        }
+        let seq = tail.seq + 1;
+        let head = log::record::encode_head(&commit, seq, &tail.hash, tail.end_arrival);
+        if head.len() > RECORD_HEAD_BYTES_MAX {
+            return Err(CommitError::Invalid(format!("the notes and ids take {} bytes", head.len())));
+        }
+        let entries = commit.appends.iter().flat_map(|append| &append.entries);
+        let bodies: Vec<&[u8]> = entries
+            .filter_map(|entry| match &entry.content {
+                Content::Disclosed { envelope, .. } => Some(envelope.as_ref()),
+                Content::Undisclosed(_) => None,
+            })
+            .collect();
+        let hash = log::record::head_hash(&head);
+        let next = Tail { seq, hash, end_arrival: tail.end_arrival + bodies.len() as u64 };
+        let (position, len) = match writer.log.append(&head, &bodies, next) {
+            Ok(appended) => appended,
+            Err(AppendError::Full { available_bytes }) => {
+                return Err(CommitError::DiskFull { available_bytes, reserve_bytes: self.reserve_bytes });
+            }
+            Err(AppendError::Failed(error)) => {
+                writer.stopped = Some(error.to_string());
+                return Err(CommitError::Io(error));
+            }
+        };
+        let committed = Arc::new(Committed { seq, first_arrival: tail.end_arrival, end_arrival: next.end_arrival, commit });
+        let pending = {
+            let mut state = shared.state.write();
+            let pending = state.take_in(&committed, position, len, hash);
+            fill_tiles(&mut shared.tiles.lock(), &pending);
+            pending
+        };
+        shared.queue.push(pending);
+        Ok(committed)
+    }
+
+    fn feeds(&self) -> Vec<FeedState> {
+        let state = self.shared().state.read();
+        state.numbers.values().filter_map(|number| state.book(*number)?.state()).collect()
+    }
+
+    fn feed(&self, feed: &FeedId) -> Option<FeedState> {
+        self.shared().state.read().book_of(feed)?.1.state()
+    }
+
+    fn entries(&self, feed: &FeedId, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+        let number = {
+            let state = self.shared().state.read();
+            let Some((number, book)) = state.book_of(feed) else { return Ok(Vec::new()) };
+            if from >= book.edge.frontier().size() {
+                return Ok(Vec::new());
+            }
+            if let Some(entries) = state.window.entries(number, from, entries_max, bytes_max) {
+                return Ok(entries);
+            }
+            number
+        };
+        let mut taken = Bounded::new(entries_max, bytes_max);
+        let mut next = from;
+        while let Some(stretch) = self.shared().view.position(number, next)?
+            && self.read_indexes(feed, &stretch, next, &mut taken)?
+        {
+            next = stretch.first + u64::from(stretch.count);
+        }
+        if taken.entries.is_empty() {
+            return Err(ReadError::Damaged(format!("the view lacks {feed} {from}")));
+        }
+        Ok(taken.entries)
+    }
+
+    fn end_arrival(&self) -> u64 {
+        self.shared().state.read().end_arrival
+    }
+
+    fn arrivals(&self, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+        let from = from.max(1);
+        {
+            let state = self.shared().state.read();
+            if from >= state.end_arrival {
+                return Ok(Vec::new());
+            }
+            if let Some(entries) = state.window.arrivals(from, entries_max, bytes_max) {
+                return Ok(entries);
+            }
+        }
+        let mut taken = Bounded::new(entries_max, bytes_max);
+        let mut next = from;
+        while let Some(stretch) = self.shared().view.arrival(next)?
+            && self.read_arrivals(&stretch, next, &mut taken)?
+        {
+            next = stretch.first + u64::from(stretch.count);
+        }
+        if taken.entries.is_empty() {
+            return Err(ReadError::Damaged(format!("the view lacks arrival {from}")));
+        }
+        Ok(taken.entries)
+    }
+
+    fn history(
+        &self,
+        before: u64,
+        entries_max: usize,
+        scan_max: u64,
+        wanted: &dyn Fn(&Columns) -> bool,
+    ) -> Result<(Vec<Entry>, Option<u64>), ReadError> {
+        let mut next = before.clamp(1, self.end_arrival());
+        let stop = next.saturating_sub(scan_max).max(1);
+        let mut found = Vec::new();
+        let mut block: Option<(u64, Vec<Columns>)> = None;
+        while next > stop && found.len() < entries_max {
+            let arrival = next - 1;
+            let in_window = self.shared().state.read().window.first_arrival().is_some_and(|first| first <= arrival);
+            let accepted = if in_window {
+                let entries = self.arrivals(arrival, 1, 0)?;
+                let header = entries.first().and_then(|entry| match &entry.content {
+                    Content::Disclosed { header, .. } => header.as_deref(),
+                    Content::Undisclosed(_) => None,
+                });
+                wanted(&admit::columns_of(header))
+            } else {
+                if block.as_ref().is_none_or(|(first, _)| *first > arrival) {
+                    block = self.shared().view.columns(arrival)?;
+                }
+                let place = |first: &u64| usize::try_from(arrival - first).ok();
+                let columns = block.as_ref().and_then(|(first, columns)| columns.get(place(first)?));
+                wanted(columns.ok_or_else(|| dangling("header"))?)
+            };
+            if accepted {
+                found.extend(self.arrivals(arrival, 1, 0)?);
+            }
+            next = arrival;
+        }
+        Ok((found, (next > 1).then_some(next)))
+    }
+
+    fn find(&self, member: &Member, id: Uuid) -> Result<Option<Location>, ReadError> {
+        let known = self.shared().state.read().ids.find(member, id);
+        let place = match known {
+            Known::Exactly(place) => place,
+            Known::AtMost(place) => place.into_iter().chain(self.shared().view.find(member, id)?).min(),
+        };
+        let Some(place) = place else { return Ok(None) };
+        let state = self.shared().state.read();
+        let book = state.book(place.feed).ok_or_else(|| dangling("feed"))?;
+        Ok(Some(Location { feed: book.feed.clone(), index: place.index, arrival: place.arrival }))
+    }
+
+    fn tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError> {
+        let missing = |node: &NodeId| ReadError::Missing(format!("{feed}: subtree {} of level {}", node.index, node.level));
+        let (number, size, near): (_, _, Vec<Option<Hash>>) = {
+            let state = self.shared().state.read();
+            let (number, book) = state.book_of(feed).ok_or_else(|| ReadError::Missing(feed.to_string()))?;
+            (number, book.edge.frontier().size(), nodes.iter().map(|node| book.edge.get(*node)).collect())
+        };
+        let find = |(node, near): (&NodeId, Option<Hash>)| {
+            if let Some(hash) = near {
+                return Ok(hash);
+            }
+            if node.index.checked_add(1).is_none_or(|end| node.level >= 64 || u128::from(end) << node.level > u128::from(size)) {
+                return Err(missing(node));
+            }
+            let (id, row, place) = TileId::of(*node);
+            let cached = self.shared().tiles.lock().get(number, id);
+            let tile = match cached {
+                Some(tile) => tile,
+                None => {
+                    let tile = self.shared().view.tile(number, id)?.ok_or_else(|| missing(node))?;
+                    self.shared().tiles.lock().loaded(number, id, Arc::clone(&tile));
+                    tile
+                }
+            };
+            tile.get(row, place).ok_or_else(|| missing(node))
+        };
+        nodes.iter().zip(near).map(find).collect()
+    }
+
+    fn not_held(&self, feed: &FeedId, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
+        let state = self.shared().state.read();
+        let Some((_, book)) = state.book_of(feed) else { return Ok(Vec::new()) };
+        let skipped = book.runs.len().saturating_sub(max.min(NOT_HELD_RANGES_MAX));
+        Ok(book.runs.range(skipped..).map(|(start, end, reason)| (*start..*end, *reason)).collect())
+    }
+
+    fn cosigned_newest(&self, feed: &FeedId) -> Result<Vec<Cosigned>, ReadError> {
+        let state = self.shared().state.read();
+        Ok(state.book_of(feed).map(|(_, book)| book.cosigned.values().cloned().collect()).unwrap_or_default())
+    }
+
+    fn cosigned_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<Cosigned>, ReadError> {
+        let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
+        let (cosigners, pending): (Vec<Member>, Vec<Cosigned>) = {
+            let state = self.shared().state.read();
+            let cosigners = state.book(number).map(|book| book.cosigned.keys().cloned().collect()).unwrap_or_default();
+            let pending = state.pending_cosigned.iter().filter(|(_, feed, note)| *feed == number && note.size > index);
+            (cosigners, pending.map(|(.., note)| note.clone()).collect())
+        };
+        let mut notes = Vec::new();
+        for cosigner in cosigners {
+            let held = self.shared().view.cosigned_above(number, &cosigner, index)?;
+            let held = held.map(|at| load::cosigned(&self.log, at)).transpose()?;
+            let pending = pending.iter().filter(|note| note.cosigner == cosigner).cloned();
+            // Of several for one size the first that was committed: `min_by_key` keeps the first.
+            notes.extend(held.into_iter().chain(pending).min_by_key(|note| note.size));
+        }
+        Ok(notes)
+    }
+
+    fn custody_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<CustodyRecord>, ReadError> {
+        let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
+        let (holders, pending): (Vec<Member>, Vec<CustodyRecord>) = {
+            let state = self.shared().state.read();
+            let holders = state.book(number).map(|book| book.custody.keys().cloned().collect()).unwrap_or_default();
+            let pending = state.pending_custody.iter().filter(|(_, feed, note)| *feed == number && note.holds(index));
+            (holders, pending.map(|(.., note)| note.clone()).collect())
+        };
+        let mut notes = Vec::new();
+        for holder in holders {
+            let mut first = None;
+            for at in self.shared().view.custody_about(number, &holder, index)? {
+                let note = load::custody(&self.log, at)?;
+                if note.holds(index) {
+                    first = Some(note);
+                    break;
+                }
+            }
+            notes.extend(first.or_else(|| pending.iter().find(|note| note.holder == holder).cloned()));
+        }
+        Ok(notes)
+    }
+
+    fn custody_newest(&self, feed: &FeedId) -> Result<Vec<CustodyRecord>, ReadError> {
+        let state = self.shared().state.read();
+        Ok(state.book_of(feed).map(|(_, book)| book.custody.values().cloned().collect()).unwrap_or_default())
+    }
+
+    fn rosters(&self) -> Result<Vec<RosterRecord>, ReadError> {
+        let held: Vec<NoteRef> = self.shared().state.read().rosters.values().copied().collect();
+        let roster = |at: NoteRef| {
+            let record = self.log.record(at.position)?;
+            record.rest.rosters.get(at.place as usize).cloned().ok_or_else(|| dangling("roster"))
+        };
+        held.into_iter().map(roster).collect()
+    }
+
+    fn crls(&self) -> Result<Vec<CrlRecord>, ReadError> {
+        let held: Vec<NoteRef> = self.shared().state.read().crls.values().copied().collect();
+        let crl = |at: NoteRef| {
+            let record = self.log.record(at.position)?;
+            record.rest.crls.get(at.place as usize).cloned().ok_or_else(|| dangling("revocation list"))
+        };
+        held.into_iter().map(crl).collect()
+    }
+
+    fn cursor(&self, subscription: &str) -> Result<Option<u64>, ReadError> {
+        Ok(self.shared().state.read().cursors.get(subscription).copied())
+    }
+
+    fn view_lag(&self) -> u64 {
+        self.seq().saturating_sub(self.shared().queue.applied_seq())
+    }
+
+    fn disk_bytes(&self) -> DiskBytes {
+        DiskBytes { log: self.writer.lock().log.written_bytes(), view: self.shared().view.disk_bytes() }
+    }
+
+    fn drain_view(&self) {
+        self.shared().queue.drain(self.seq());
+    }
+}

@@ -1,0 +1,333 @@
+//! The keyspace of the view: the one table of what is kept in sled, and how its keys and values are written.
+//!
+//! | prefix | key after it | value | why |
+//! |---|---|---|---|
+//! | `m` | | [`Cursor`] | up to which commit the view has taken in the log; in every batch |
+//! | `f` | feed | [`FeedRow`] | number, name, size and newest checkpoint of each feed |
+//! | `p` | feed, first index | [`Stretch`]es | from (feed, index) to the record that holds the entry |
+//! | `a` | first arrival | [`Stretch`]es | from an arrival to the record that holds the entry |
+//! | `c` | first arrival | columns block (`view::columns`) | filtering history without reading envelopes |
+//! | `i` | member, id bucket, first arrival | ids block (`view::ids`) | from (member, id) to the entry |
+//! | `t` | feed, level, index | 256 hashes | full tiles of the feed's tree |
+//! | `n` | feed, start | end, reason | what is held as digests only |
+//! | `o` | feed, cosigner, size | time, [`NoteRef`] | cosigned checkpoints |
+//! | `u` | feed, holder, end, [`NoteRef`] | start | custody notes by what they cover |
+//! | `v` | feed, holder | [`NoteRef`] | each holder's newest custody note |
+//! | `r` | version | [`NoteRef`] | rosters |
+//! | `l` | authority | [`NoteRef`] | newest revocation list of each authority |
+//! | `s` | subscription | arrival | acknowledged cursors |
+//!
+//! Numbers in keys are big-endian, so that keys sort as numbers do; in values little-endian. Names in the middle of a key have their
+//! length before them. A feed is told by its number, given in the order in which feeds were first seen. Every value begins with
+//! [`VALUE_VERSION`]; a view with another version is rebuilt from the log. Notes and envelopes are never in the view, only where in
+//! the log they are. Blocks hold what one batch of the applier brought, so that the cost of a key is shared by many entries.
+
+use barid_core::names::{Hash, Member};
+use uuid::Uuid;
+
+use super::log::{Position, Resume};
+use super::tree_cache::TileId;
+
+/// Version of all values.
+pub(super) const VALUE_VERSION: u8 = 1;
+/// Longest value: sled keeps 16 of them on a page, and no page may reach its blob files.
+pub(super) const VALUE_BYTES_MAX: usize = 16 << 10;
+
+/// Number of a feed in this store.
+pub(super) type FeedNumber = u32;
+
+pub(super) const CURSOR: &[u8] = b"m";
+pub(super) const FEED: u8 = b'f';
+pub(super) const POSITION: u8 = b'p';
+pub(super) const ARRIVAL: u8 = b'a';
+pub(super) const COLUMNS: u8 = b'c';
+pub(super) const ID: u8 = b'i';
+pub(super) const TILE: u8 = b't';
+pub(super) const NOT_HELD: u8 = b'n';
+pub(super) const COSIGNED: u8 = b'o';
+pub(super) const CUSTODY: u8 = b'u';
+pub(super) const CUSTODY_NEWEST: u8 = b'v';
+pub(super) const ROSTER: u8 = b'r';
+pub(super) const CRL: u8 = b'l';
+pub(super) const SUBSCRIPTION: u8 = b's';
+
+/// Ids whose times share all but the last 64 ms are in one bucket: few enough to look through, many enough to share a key.
+const ID_BUCKET_BITS: u32 = 6;
+
+/// Writes a key.
+#[derive(Clone)]
+pub(super) struct Key(Vec<u8>);
+
+impl Key {
+    pub(super) fn new(prefix: u8) -> Self {
+        let mut bytes = Vec::with_capacity(40);
+        bytes.push(prefix);
+        Self(bytes)
+    }
+
+    pub(super) fn u8(mut self, number: u8) -> Self {
+        self.0.push(number);
+        self
+    }
+
+    pub(super) fn u32(mut self, number: u32) -> Self {
+        self.0.extend(number.to_be_bytes());
+        self
+    }
+
+    pub(super) fn u64(mut self, number: u64) -> Self {
+        self.0.extend(number.to_be_bytes());
+        self
+    }
+
+    pub(super) fn member(mut self, member: &Member) -> Self {
+        let name = member.as_str().as_bytes();
+        self.0.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
+        self.0.extend(name);
+        self
+    }
+
+    /// A name at the end of a key.
+    pub(super) fn name(mut self, name: &str) -> Self {
+        self.0.extend(name.as_bytes());
+        self
+    }
+
+    pub(super) fn bucket(self, bucket: u64) -> Self {
+        self.u64(bucket)
+    }
+
+    pub(super) fn tile(self, tile: TileId) -> Self {
+        self.u8(tile.level).u64(tile.index)
+    }
+
+    pub(super) fn note(self, note: NoteRef) -> Self {
+        self.u32(note.position.segment).u32(note.position.offset).u32(note.place)
+    }
+
+    pub(super) fn bytes(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+impl AsRef<[u8]> for Key {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The bucket of an id.
+pub(super) fn bucket_of(id: Uuid) -> u64 {
+    u64::try_from(id.as_u128() >> (80 + ID_BUCKET_BITS)).unwrap_or(u64::MAX)
+}
+
+/// The largest id of a bucket.
+pub(super) fn bucket_end(bucket: u64) -> Uuid {
+    Uuid::from_u128((u128::from(bucket) << (80 + ID_BUCKET_BITS)) | ((1 << (80 + ID_BUCKET_BITS)) - 1))
+}
+
+/// Writes a value.
+pub(super) struct Value(Vec<u8>);
+
+impl Value {
+    pub(super) fn new() -> Self {
+        Self(vec![VALUE_VERSION])
+    }
+
+    pub(super) fn u8(mut self, number: u8) -> Self {
+        self.0.push(number);
+        self
+    }
+
+    pub(super) fn u32(mut self, number: u32) -> Self {
+        self.0.extend(number.to_le_bytes());
+        self
+    }
+
+    pub(super) fn u64(mut self, number: u64) -> Self {
+        self.0.extend(number.to_le_bytes());
+        self
+    }
+
+    pub(super) fn raw(mut self, bytes: &[u8]) -> Self {
+        self.0.extend(bytes);
+        self
+    }
+
+    pub(super) fn position(self, position: Position) -> Self {
+        self.u32(position.segment).u32(position.offset)
+    }
+
+    pub(super) fn note(self, note: NoteRef) -> Self {
+        self.position(note.position).u32(note.place)
+    }
+
+    pub(super) fn bytes(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+/// Reads a value or a key; every step is `None` when the bytes end.
+pub(super) struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    /// A value, after its version.
+    pub(super) fn of_value(bytes: &'a [u8]) -> Option<Self> {
+        match bytes.split_first() {
+            Some((&VALUE_VERSION, rest)) => Some(Self(rest)),
+            _ => None,
+        }
+    }
+
+    /// A key, after its prefix.
+    pub(super) fn of_key(bytes: &'a [u8]) -> Option<Self> {
+        bytes.split_first().map(|(_, rest)| Self(rest))
+    }
+
+    pub(super) fn u8(&mut self) -> Option<u8> {
+        let (byte, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*byte)
+    }
+
+    pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (bytes, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*bytes)
+    }
+
+    pub(super) fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    pub(super) fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(super) fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    pub(super) fn key_u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    pub(super) fn key_u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    pub(super) fn member(&mut self) -> Option<Member> {
+        let len = usize::from(self.u8()?);
+        let (name, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        std::str::from_utf8(name).ok()?.parse().ok()
+    }
+
+    pub(super) fn text(&mut self, len: usize) -> Option<&'a str> {
+        let (text, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        std::str::from_utf8(text).ok()
+    }
+
+    pub(super) fn position(&mut self) -> Option<Position> {
+        Some(Position { segment: self.u32()?, offset: self.u32()? })
+    }
+
+    pub(super) fn note(&mut self) -> Option<NoteRef> {
+        Some(NoteRef { position: self.position()?, place: self.u32()? })
+    }
+
+    pub(super) fn key_note(&mut self) -> Option<NoteRef> {
+        let position = Position { segment: self.key_u32()?, offset: self.key_u32()? };
+        Some(NoteRef { position, place: self.key_u32()? })
+    }
+
+    pub(super) fn rest(&self) -> &'a [u8] {
+        self.0
+    }
+}
+
+/// Where a note is: the record, and which of its kind in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct NoteRef {
+    pub(super) position: Position,
+    pub(super) place: u32,
+}
+
+/// Up to which commit the view has taken in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cursor {
+    pub(super) resume: Resume,
+    pub(super) end_arrival: u64,
+}
+
+impl Cursor {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let Resume { position, seq, hash } = self.resume;
+        Value::new().u64(seq).raw(&hash.0).position(position).u64(self.end_arrival).bytes()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields::of_value(bytes)?;
+        let (seq, hash) = (fields.u64()?, Hash(fields.array()?));
+        Some(Self { resume: Resume { position: fields.position()?, seq, hash }, end_arrival: fields.u64()? })
+    }
+}
+
+/// A feed as far as the view has taken in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FeedRow {
+    pub(super) origin: String,
+    pub(super) size: u64,
+    pub(super) disclosed: u64,
+    /// Record and append that hold the newest checkpoint; `None` if only notes of others speak of the feed.
+    pub(super) checkpoint: Option<NoteRef>,
+}
+
+impl FeedRow {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let value = Value::new().u64(self.size).u64(self.disclosed).u8(u8::from(self.checkpoint.is_some()));
+        value.note(self.checkpoint.unwrap_or_default()).raw(self.origin.as_bytes()).bytes()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields::of_value(bytes)?;
+        let (size, disclosed, held) = (fields.u64()?, fields.u64()?, fields.u8()? == 1);
+        let checkpoint = fields.note().filter(|_| held);
+        Some(Self { origin: std::str::from_utf8(fields.rest()).ok()?.to_string(), size, disclosed, checkpoint })
+    }
+}
+
+/// Consecutive numbers (indexes or arrivals) whose entries are in one record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stretch {
+    pub(super) first: u64,
+    pub(super) count: u32,
+    /// The record, and for indexes which append in it.
+    pub(super) at: NoteRef,
+}
+
+/// Bytes of an encoded stretch.
+const STRETCH_BYTES: usize = 24;
+/// Stretches in one block.
+pub(super) const STRETCHES_MAX: usize = VALUE_BYTES_MAX / STRETCH_BYTES - 1;
+
+impl Stretch {
+    pub(super) fn encode(block: &[Self]) -> Vec<u8> {
+        let mut value = Value(Vec::with_capacity(1 + block.len() * STRETCH_BYTES));
+        value = value.u8(VALUE_VERSION);
+        for stretch in block {
+            value = value.u64(stretch.first).u32(stretch.count).note(stretch.at);
+        }
+        value.bytes()
+    }
+
+    /// The stretch of a block that has `number`.
+    pub(super) fn find(block: &[u8], number: u64) -> Option<Self> {
+        let (stretches, _) = Fields::of_value(block)?.rest().as_chunks::<STRETCH_BYTES>();
+        let place = stretches.partition_point(|stretch| stretch.first_chunk().is_some_and(|first| u64::from_le_bytes(*first) <= number));
+        let mut fields = Fields(stretches.get(place.checked_sub(1)?)?);
+        let stretch = Self { first: fields.u64()?, count: fields.u32()?, at: fields.note()? };
+        (number - stretch.first < u64::from(stretch.count)).then_some(stretch)
+    }
+}

@@ -1,0 +1,320 @@
+//! The commit log: what is true. Preallocated segments of checksummed, chained records, one `fdatasync` each.
+//!
+//! In scope: appending, reading back by position, and on opening finding the end. Out of scope: what the records mean.
+//! After a failed write or sync nothing more is appended: the page cache may look good when the disk is not, so only opening the
+//! log anew, which writes the last record again before it is believed, tells what is durable.
+
+pub(super) mod record;
+mod scan;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use barid_core::names::{ExchangeName, Hash, Member};
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
+
+pub(super) use self::record::{Position, Record, RecordedAppend};
+use self::record::{FRAME_BYTES, Frame, Salt};
+pub(super) use self::scan::{Resume, verify};
+pub(super) use self::segment::sync_dir;
+use self::segment::{HEADER_BYTES, Header, Preparer};
+use super::{OpenError, ReadError};
+
+/// Slices in one `pwritev`: Linux takes 1,024.
+const SLICES_MAX: usize = 1_024;
+/// Files kept open for reading.
+const OPEN_FILES_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
+/// Heads kept decoded, at most [`CACHED_HEAD_BYTES_MAX`] each: neighbours are read together.
+const CACHED_HEADS_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
+/// A head beyond this (with a roster in it) is not kept.
+const CACHED_HEAD_BYTES_MAX: usize = 128 << 10;
+
+/// Whose log, and how it uses the disk.
+#[derive(Clone, Debug)]
+pub(super) struct LogOptions {
+    pub(super) member: Member,
+    pub(super) exchange: ExchangeName,
+    /// Largest segment; a record that does not fit gets a larger one.
+    pub(super) segment_bytes_max: u64,
+    /// Free space below which nothing is appended.
+    pub(super) reserve_bytes: u64,
+}
+
+/// Why nothing was appended.
+#[derive(Debug)]
+pub(super) enum AppendError {
+    /// Not enough free space; a later attempt may succeed.
+    Full { available_bytes: u64 },
+    /// The log must be opened again.
+    Failed(io::Error),
+}
+
+/// The writing end.
+pub(super) struct Log {
+    dir: PathBuf,
+    options: LogOptions,
+    preparer: Preparer,
+    salt: Salt,
+    current: Option<Current>,
+    tail: Tail,
+    written_bytes: u64,
+    #[cfg(test)]
+    pub(super) fail_next_sync: bool,
+}
+
+/// The segment that is written to.
+struct Current {
+    number: u32,
+    file: Arc<File>,
+    /// Where the next record goes.
+    offset: u64,
+    capacity: u64,
+}
+
+/// What the next record follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tail {
+    pub(super) seq: u64,
+    pub(super) hash: Hash,
+    pub(super) end_arrival: u64,
+}
+
+impl Default for Tail {
+    fn default() -> Self {
+        Self { seq: 0, hash: Hash([0; 32]), end_arrival: 1 }
+    }
+}
+
+impl Log {
+    /// Opens the log in `dir`, or begins one. `replay` is given every record after `resume`, with its body.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. What `replay` returns is passed on.
+    pub(super) fn open(
+        dir: &Path,
+        options: LogOptions,
+        reader: &LogReader,
+        resume: Option<&Resume>,
+        replay: &mut dyn FnMut(Position, Record, Bytes) -> Result<(), OpenError>,
+    ) -> Result<Self, OpenError> {
+        segment::remove_unfinished(dir)?;
+        let found = scan::scan(dir, &options, resume, replay)?;
+        let salt = reader.salt;
+        let current = match found.end {
+            Some(end) => {
+                let file = Arc::new(segment::open(dir, end.segment)?);
+                let capacity = scan::settle(dir, &file, &end, &options)?;
+                Some(Current { number: end.segment, file, offset: end.offset, capacity })
+            }
+            None => None,
+        };
+        let preparer = Preparer::start(dir, options.reserve_bytes)?;
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            options,
+            preparer,
+            salt,
+            current,
+            tail: found.tail,
+            written_bytes: found.written_bytes,
+            #[cfg(test)]
+            fail_next_sync: false,
+        })
+    }
+
+    /// What the next record follows.
+    pub(super) fn tail(&self) -> Tail {
+        self.tail
+    }
+
+    /// Bytes of records and headers.
+    pub(super) fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
+    /// Appends a record and syncs it. Returns where it begins and how long it is.
+    pub(super) fn append(&mut self, head: &[u8], bodies: &[&[u8]], next: Tail) -> Result<(Position, u64), AppendError> {
+        let available_bytes = available_bytes(&self.dir).map_err(AppendError::Failed)?;
+        if available_bytes < self.options.reserve_bytes {
+            return Err(AppendError::Full { available_bytes });
+        }
+        let body_len = bodies.iter().map(|body| body.len() as u64).sum();
+        let frame = Frame::encode(&self.salt, head, body_len);
+        let exact = (FRAME_BYTES + head.len()) as u64 + body_len;
+        let len = exact.next_multiple_of(record::ALIGNMENT);
+        self.make_room(len)?;
+        let current = self.current.as_mut().ok_or_else(|| AppendError::Failed(io::Error::other("no segment")))?;
+        let position = Position { segment: current.number, offset: u32::try_from(current.offset).unwrap_or(u32::MAX) };
+        let mut slices = Vec::with_capacity(bodies.len() + 2);
+        slices.push(IoSlice::new(&frame));
+        slices.push(IoSlice::new(head));
+        slices.extend(bodies.iter().map(|body| IoSlice::new(body)));
+        write_all_vectored(&current.file, &mut slices, current.offset).map_err(AppendError::Failed)?;
+        #[cfg(test)]
+        if std::mem::take(&mut self.fail_next_sync) {
+            return Err(AppendError::Failed(io::Error::other("exercise: the sync failed")));
+        }
+        rustix::fs::fdatasync(&current.file).map_err(|error| AppendError::Failed(error.into()))?;
+        current.offset += len;
+        let half = current.offset > current.capacity / 2;
+        let number = current.number;
+        self.written_bytes += len;
+        self.tail = next;
+        if half {
+            self.preparer.order(segment::nominal_bytes(number + 1, self.options.segment_bytes_max));
+        }
+        Ok((position, len))
+    }
+
+    /// Goes on to a new segment if `len` bytes do not fit the current one.
+    fn make_room(&mut self, len: u64) -> Result<(), AppendError> {
+        if self.current.as_ref().is_some_and(|current| current.offset + len <= current.capacity) {
+            return Ok(());
+        }
+        let number = self.current.as_ref().map_or(1, |current| current.number + 1);
+        let nominal = segment::nominal_bytes(number, self.options.segment_bytes_max);
+        let (file, capacity) = match self.preparer.take(HEADER_BYTES + len, nominal) {
+            Ok(prepared) => prepared,
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                let available_bytes = available_bytes(&self.dir).map_err(AppendError::Failed)?;
+                return Err(AppendError::Full { available_bytes });
+            }
+            Err(error) => return Err(AppendError::Failed(error)),
+        };
+        let header = Header {
+            number,
+            first_seq: self.tail.seq + 1,
+            previous: self.tail.hash,
+            salt: self.salt,
+            member: self.options.member.clone(),
+            exchange: self.options.exchange.clone(),
+        };
+        segment::name(&self.dir, &file, &header).map_err(AppendError::Failed)?;
+        self.written_bytes += HEADER_BYTES;
+        self.current = Some(Current { number, file: Arc::new(file), offset: HEADER_BYTES, capacity });
+        Ok(())
+    }
+}
+
+fn write_all_vectored(file: &File, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+    IoSlice::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        let count = slices.len().min(SLICES_MAX);
+        match rustix::io::pwritev(file, &slices[..count], offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut slices, written);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Bytes that an unprivileged process may still write on the file system of `dir`.
+fn available_bytes(dir: &Path) -> io::Result<u64> {
+    let space = rustix::fs::statvfs(dir)?;
+    Ok(space.f_bavail.saturating_mul(space.f_frsize))
+}
+
+fn random_salt() -> Result<Salt, OpenError> {
+    let mut salt = [0; 16];
+    getrandom::fill(&mut salt).map_err(io::Error::other)?;
+    Ok(salt)
+}
+
+/// The reading end: any record by its position, from any thread.
+pub(super) struct LogReader {
+    dir: PathBuf,
+    salt: Salt,
+    files: Mutex<LruCache<u32, Arc<File>>>,
+    heads: Mutex<LruCache<Position, Arc<Record>>>,
+}
+
+impl LogReader {
+    /// The log in `dir`, which may be empty.
+    ///
+    /// # Errors
+    /// If the log is another node's or a newer version's.
+    pub(super) fn open(dir: &Path, options: &LogOptions) -> Result<Self, OpenError> {
+        std::fs::create_dir_all(dir)?;
+        let salt = match scan::salt(dir, options)? {
+            Some(salt) => salt,
+            None => random_salt()?,
+        };
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            salt,
+            files: Mutex::new(LruCache::new(OPEN_FILES_MAX)),
+            heads: Mutex::new(LruCache::new(CACHED_HEADS_MAX)),
+        })
+    }
+
+    fn file(&self, segment: u32) -> Result<Arc<File>, ReadError> {
+        if let Some(file) = self.files.lock().get(&segment) {
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(File::open(segment::path(&self.dir, segment)).map_err(ReadError::Io)?);
+        self.files.lock().put(segment, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// The record at a position, without its envelopes.
+    ///
+    /// # Errors
+    /// [`ReadError::Damaged`] if what lies there is not what was written.
+    pub(super) fn record(&self, position: Position) -> Result<Arc<Record>, ReadError> {
+        if let Some(record) = self.heads.lock().get(&position) {
+            return Ok(Arc::clone(record));
+        }
+        let file = self.file(position.segment)?;
+        let record = Arc::new(read_record(&file, &self.salt, position)?);
+        if record.head_len <= CACHED_HEAD_BYTES_MAX {
+            self.heads.lock().put(position, Arc::clone(&record));
+        }
+        Ok(record)
+    }
+
+    /// Part of a record's body.
+    pub(super) fn body(&self, position: Position, record: &Record, range: std::ops::Range<usize>) -> Result<Bytes, ReadError> {
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let file = self.file(position.segment)?;
+        let mut bytes = vec![0; range.len()];
+        let offset = u64::from(position.offset) + (record.body_start + range.start) as u64;
+        file.read_exact_at(&mut bytes, offset).map_err(|error| short(error, position))?;
+        Ok(bytes.into())
+    }
+}
+
+fn short(error: io::Error, position: Position) -> ReadError {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => ReadError::Damaged(format!("the commit log ends within {position}")),
+        _ => ReadError::Io(error),
+    }
+}
+
+fn read_record(file: &File, salt: &Salt, position: Position) -> Result<Record, ReadError> {
+    let damaged = |what: &str| ReadError::Damaged(format!("commit log, {position}: {what}"));
+    let mut bytes = [0; FRAME_BYTES];
+    file.read_exact_at(&mut bytes, u64::from(position.offset)).map_err(|error| short(error, position))?;
+    let frame = Frame::decode(&bytes).ok_or_else(|| damaged("no record begins here"))?;
+    let mut head = vec![0; frame.head_len];
+    file.read_exact_at(&mut head, u64::from(position.offset) + FRAME_BYTES as u64).map_err(|error| short(error, position))?;
+    if !frame.matches(salt, &bytes, &head) {
+        return Err(damaged("the head's checksum does not match"));
+    }
+    Record::decode(head.into(), &frame).map_err(|what| damaged(&what))
+}

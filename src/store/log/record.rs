@@ -1,0 +1,413 @@
+//! One record of the commit log: a checksummed head, then the envelopes, each with its own checksum in the head.
+//!
+//! In scope: from a [`Commit`] to bytes and back, without I/O. Out of scope: where records lie (`segment`), and what to do about
+//! bytes that are none (`scan`).
+//!
+//! A frame of [`FRAME_BYTES`] stands before the head, numbers in little endian: magic (4), length of the head (4), length of all
+//! envelopes (8), CRC-32C over the log's salt, these 16 bytes and the head (4), zeros (4). The salt is random and stays in the log, so
+//! that nobody can publish an envelope that looks like a record to a scan. Records start at multiples of [`ALIGNMENT`].
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use barid_core::limits::{ENVELOPE_BYTES_MAX, RECORD_HEAD_BYTES_MAX};
+use barid_core::names::{Digest, FeedId, Hash, Undisclosed};
+use barid_core::proto;
+use bytes::Bytes;
+use prost::Message as _;
+use sha2::Digest as _;
+
+use crate::store::admit;
+use crate::store::{Append, Commit, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, NewEntry, RosterRecord};
+
+/// Length of a frame.
+pub(in crate::store) const FRAME_BYTES: usize = 24;
+/// Records start at multiples of this.
+pub(in crate::store) const ALIGNMENT: u64 = ALIGNMENT_LEN as u64;
+/// The same, for buffers.
+pub(in crate::store) const ALIGNMENT_LEN: usize = 8;
+/// First bytes of a frame: "BRD" and the version of the framing.
+pub(in crate::store) const MAGIC: [u8; 4] = *b"BRD\x01";
+/// Random bytes of one log.
+pub(in crate::store) type Salt = [u8; 16];
+
+/// Where a record begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(in crate::store) struct Position {
+    /// Number of the segment, from 1.
+    pub(in crate::store) segment: u32,
+    /// Byte in it.
+    pub(in crate::store) offset: u32,
+}
+
+impl std::fmt::Display for Position {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "segment {} at byte {}", self.segment, self.offset)
+    }
+}
+
+/// A frame that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) struct Frame {
+    /// Bytes of head.
+    pub(in crate::store) head_len: usize,
+    /// Bytes of envelopes.
+    pub(in crate::store) body_len: u64,
+    checksum: u32,
+}
+
+impl Frame {
+    /// Frames a head.
+    pub(in crate::store) fn encode(salt: &Salt, head: &[u8], body_len: u64) -> [u8; FRAME_BYTES] {
+        let mut bytes = [0; FRAME_BYTES];
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[4..8].copy_from_slice(&u32::try_from(head.len()).unwrap_or(u32::MAX).to_le_bytes());
+        bytes[8..16].copy_from_slice(&body_len.to_le_bytes());
+        let checksum = checksum(salt, &bytes[..16], head);
+        bytes[16..20].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a frame; `None` if these bytes are none.
+    pub(in crate::store) fn decode(bytes: &[u8; FRAME_BYTES]) -> Option<Self> {
+        let head_len = u32::from_le_bytes(*bytes[4..].first_chunk()?) as usize;
+        let body_len = u64::from_le_bytes(*bytes[8..].first_chunk()?);
+        let checksum = u32::from_le_bytes(*bytes[16..].first_chunk()?);
+        let fits = bytes[..4] == MAGIC && bytes[20..] == [0; 4] && head_len <= RECORD_HEAD_BYTES_MAX && body_len <= u64::from(u32::MAX);
+        fits.then_some(Self { head_len, body_len, checksum })
+    }
+
+    /// Whether `head` is the one that was framed.
+    pub(in crate::store) fn matches(&self, salt: &Salt, bytes: &[u8; FRAME_BYTES], head: &[u8]) -> bool {
+        checksum(salt, &bytes[..16], head) == self.checksum
+    }
+}
+
+fn checksum(salt: &Salt, frame: &[u8], head: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(salt), frame), head)
+}
+
+/// SHA-256 of an encoded head: what the next head names as the one before it.
+pub(in crate::store) fn head_hash(head: &[u8]) -> Hash {
+    Hash(sha2::Sha256::digest(head).into())
+}
+
+/// Encodes the head of a commit.
+pub(in crate::store) fn encode_head(commit: &Commit, seq: u64, previous: &Hash, first_arrival: u64) -> Vec<u8> {
+    let head = proto::RecordHead {
+        seq,
+        previous: Bytes::copy_from_slice(&previous.0),
+        first_arrival,
+        appends: commit.appends.iter().map(encode_append).collect(),
+        cosigned: commit.cosigned.iter().map(encode_cosigned).collect(),
+        custody: commit.custody.iter().map(encode_custody).collect(),
+        cursors: commit
+            .cursors
+            .iter()
+            .map(|cursor| proto::RecordCursor { subscription: cursor.subscription.clone(), arrival: cursor.arrival })
+            .collect(),
+        rosters: commit
+            .rosters
+            .iter()
+            .map(|roster| proto::RecordRoster { version: roster.version, note: roster.note.clone() })
+            .collect(),
+        crls: commit
+            .crls
+            .iter()
+            .map(|crl| proto::RecordCrl { authority: crl.authority.clone(), der: crl.der.clone() })
+            .collect(),
+        time_unix_ms: commit.time_unix_ms,
+    };
+    head.encode_to_vec()
+}
+
+fn encode_append(append: &Append) -> proto::RecordAppend {
+    let count = append.entries.len();
+    let mut digests = Vec::with_capacity(count * 32);
+    let mut ids = Vec::with_capacity(count * 16);
+    let mut states = Vec::with_capacity(count);
+    let mut envelope_sizes = Vec::with_capacity(count);
+    let mut envelope_checksums = Vec::with_capacity(count);
+    for entry in &append.entries {
+        digests.extend_from_slice(&entry.digest.0);
+        match &entry.content {
+            Content::Disclosed { envelope, header } => {
+                states.push(0);
+                envelope_sizes.push(u32::try_from(envelope.len()).unwrap_or(u32::MAX));
+                envelope_checksums.push(crc32c::crc32c(envelope));
+                let id = admit::id_of(&append.feed, header.as_deref()).unwrap_or_default();
+                ids.extend_from_slice(id.as_bytes());
+            }
+            Content::Undisclosed(reason) => {
+                states.push(reason.number());
+                envelope_sizes.push(0);
+                envelope_checksums.push(0);
+            }
+        }
+    }
+    proto::RecordAppend {
+        feed: append.feed.to_string(),
+        first: append.first,
+        digests: digests.into(),
+        envelope_sizes,
+        envelope_checksums,
+        states: states.into(),
+        checkpoint: append.checkpoint.clone(),
+        checkpoint_size: append.checkpoint_size,
+        consistency_proof: append.consistency_proof.iter().flat_map(|hash| hash.0).collect(),
+        ids: ids.into(),
+    }
+}
+
+fn encode_cosigned(cosigned: &Cosigned) -> proto::RecordCosigned {
+    proto::RecordCosigned {
+        feed: cosigned.feed.to_string(),
+        cosigner: cosigned.cosigner.to_string(),
+        size: cosigned.size,
+        time: cosigned.time,
+        note: cosigned.note.clone(),
+    }
+}
+
+fn encode_custody(custody: &CustodyRecord) -> proto::RecordCustody {
+    proto::RecordCustody {
+        feed: custody.feed.to_string(),
+        holder: custody.holder.to_string(),
+        start: custody.range.start,
+        end: custody.range.end,
+        not_held: custody.not_held.iter().flat_map(|range| [range.start, range.end]).collect(),
+        time: custody.time,
+        note: custody.note.clone(),
+    }
+}
+
+/// A record whose head was read and is well formed.
+#[derive(Debug)]
+pub(in crate::store) struct Record {
+    /// Number of the commit.
+    pub(in crate::store) seq: u64,
+    /// Hash of the head before.
+    pub(in crate::store) previous: Hash,
+    /// Hash of this head.
+    pub(in crate::store) hash: Hash,
+    /// Arrival number of the first disclosed entry.
+    pub(in crate::store) first_arrival: u64,
+    /// One past the arrival number of the last disclosed entry.
+    pub(in crate::store) end_arrival: u64,
+    /// What was appended.
+    pub(in crate::store) appends: Vec<RecordedAppend>,
+    /// Everything else, entries left out.
+    pub(in crate::store) rest: Commit,
+    /// Byte after the head, from the record's beginning.
+    pub(in crate::store) body_start: usize,
+    /// Bytes of envelopes.
+    pub(in crate::store) body_len: usize,
+    /// Bytes of the encoded head.
+    pub(in crate::store) head_len: usize,
+}
+
+/// An append in a record.
+#[derive(Debug)]
+pub(in crate::store) struct RecordedAppend {
+    /// The append without its entries.
+    pub(in crate::store) append: Append,
+    /// Its entries.
+    pub(in crate::store) slots: Vec<Slot>,
+}
+
+/// An entry in a record.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct Slot {
+    /// Entry digest.
+    pub(in crate::store) digest: Digest,
+    /// Why only the digest is held; `None`: disclosed.
+    pub(in crate::store) undisclosed: Option<Undisclosed>,
+    /// Arrival number, if disclosed.
+    pub(in crate::store) arrival: u64,
+    /// Where the envelope begins in the body.
+    pub(in crate::store) start: usize,
+    /// Its length.
+    pub(in crate::store) len: usize,
+    checksum: u32,
+}
+
+impl Record {
+    /// Reads a head whose checksum was found right. The text says what is wrong with it.
+    pub(in crate::store) fn decode(bytes: Bytes, frame: &Frame) -> Result<Self, String> {
+        let hash = head_hash(&bytes);
+        let head = proto::RecordHead::decode(bytes).map_err(|error| error.to_string())?;
+        let (mut arrival, mut start) = (head.first_arrival, 0);
+        let mut appends = Vec::with_capacity(head.appends.len());
+        for append in head.appends {
+            appends.push(decode_append(append, &mut arrival, &mut start)?);
+        }
+        if start as u64 != frame.body_len {
+            return Err(format!("{start} bytes of envelopes in the head, {} in the frame", frame.body_len));
+        }
+        let rest = Commit {
+            appends: Vec::new(),
+            cosigned: head.cosigned.into_iter().map(decode_cosigned).collect::<Result<_, _>>()?,
+            custody: head.custody.into_iter().map(decode_custody).collect::<Result<_, _>>()?,
+            cursors: head
+                .cursors
+                .into_iter()
+                .map(|cursor| CursorRecord { subscription: cursor.subscription, arrival: cursor.arrival })
+                .collect(),
+            rosters: head
+                .rosters
+                .into_iter()
+                .map(|roster| RosterRecord { version: roster.version, note: roster.note })
+                .collect(),
+            crls: head.crls.into_iter().map(|crl| CrlRecord { authority: crl.authority, der: crl.der }).collect(),
+            time_unix_ms: head.time_unix_ms,
+        };
+        Ok(Self {
+            seq: head.seq,
+            previous: Hash(head.previous.as_ref().try_into().map_err(|_| "the hash of the head before is not 32 bytes".to_string())?),
+            hash,
+            first_arrival: head.first_arrival,
+            end_arrival: arrival,
+            appends,
+            rest,
+            body_start: FRAME_BYTES + frame.head_len,
+            body_len: start,
+            head_len: frame.head_len,
+        })
+    }
+
+    /// Bytes of the whole record, with what aligns the next one.
+    pub(in crate::store) fn len(&self) -> u64 {
+        ((self.body_start + self.body_len) as u64).next_multiple_of(ALIGNMENT)
+    }
+
+    /// The commit, from the record's body. The text says which envelope is damaged.
+    pub(in crate::store) fn commit(&self, body: &Bytes) -> Result<Commit, String> {
+        let mut commit = self.rest.clone();
+        for recorded in &self.appends {
+            let mut append = recorded.append.clone();
+            append.entries = recorded.entries(0..recorded.slots.len(), body, 0)?;
+            commit.appends.push(append);
+        }
+        Ok(commit)
+    }
+}
+
+impl RecordedAppend {
+    /// Byte range in the body of the envelopes of these slots.
+    pub(in crate::store) fn bytes(&self, slots: Range<usize>) -> Range<usize> {
+        match self.slots.get(slots) {
+            Some([first, .., last]) => first.start..last.start + last.len,
+            Some([only]) => only.start..only.start + only.len,
+            _ => 0..0,
+        }
+    }
+
+    /// Whether the envelopes in a record's body are those that were written.
+    pub(in crate::store) fn check(&self, body: &[u8]) -> Result<(), String> {
+        let wrong = |slot: &Slot| {
+            let envelope = body.get(slot.start..slot.start + slot.len);
+            slot.undisclosed.is_none() && envelope.is_none_or(|envelope| crc32c::crc32c(envelope) != slot.checksum)
+        };
+        match (self.append.first..).zip(&self.slots).find(|(_, slot)| wrong(slot)) {
+            Some((index, _)) => Err(format!("the envelope of {} {index}", self.append.feed)),
+            None => Ok(()),
+        }
+    }
+
+    /// These slots' entries. `bytes` is the part of the record's body from `start` on.
+    pub(in crate::store) fn entries(&self, slots: Range<usize>, bytes: &Bytes, start: usize) -> Result<Vec<NewEntry>, String> {
+        let index = self.append.first + slots.start as u64;
+        let slots = self.slots.get(slots).unwrap_or_default();
+        let damaged = |index: u64| format!("the envelope of {} {index}", self.append.feed);
+        (index..)
+            .zip(slots)
+            .map(|(index, slot)| {
+                let content = match slot.undisclosed {
+                    Some(reason) => Content::Undisclosed(reason),
+                    None => {
+                        let from = slot.start.checked_sub(start).ok_or_else(|| damaged(index))?;
+                        if from + slot.len > bytes.len() {
+                            return Err(damaged(index));
+                        }
+                        let envelope = bytes.slice(from..from + slot.len);
+                        if crc32c::crc32c(&envelope) != slot.checksum {
+                            return Err(damaged(index));
+                        }
+                        let header = barid_core::envelope::header_of(&envelope).ok().map(Arc::new);
+                        Content::Disclosed { envelope, header }
+                    }
+                };
+                Ok(NewEntry { digest: slot.digest, content })
+            })
+            .collect()
+    }
+}
+
+fn decode_append(append: proto::RecordAppend, arrival: &mut u64, start: &mut usize) -> Result<RecordedAppend, String> {
+    let feed: FeedId = append.feed.parse().map_err(|error: barid_core::names::NameError| error.to_string())?;
+    let count = append.states.len();
+    let digests = append.digests.as_chunks::<32>();
+    let proof = append.consistency_proof.as_chunks::<32>();
+    if digests.0.len() != count
+        || !digests.1.is_empty()
+        || !proof.1.is_empty()
+        || append.envelope_sizes.len() != count
+        || append.envelope_checksums.len() != count
+    {
+        return Err(format!("{feed}: the columns of {count} entries differ in length"));
+    }
+    let mut slots = Vec::with_capacity(count);
+    for (place, state) in append.states.iter().enumerate() {
+        let len = append.envelope_sizes[place] as usize;
+        let undisclosed = match state {
+            0 => None,
+            number => Some(Undisclosed::from_number(*number).ok_or_else(|| format!("{feed}: state {number}"))?),
+        };
+        if len > ENVELOPE_BYTES_MAX || (undisclosed.is_some() && len > 0) {
+            return Err(format!("{feed}: an envelope of {len} bytes"));
+        }
+        slots.push(Slot {
+            digest: Digest(digests.0[place]),
+            undisclosed,
+            arrival: *arrival,
+            start: *start,
+            len,
+            checksum: append.envelope_checksums[place],
+        });
+        *start += len;
+        *arrival += u64::from(undisclosed.is_none());
+    }
+    let consistency_proof = proof.0.iter().map(|hash| Hash(*hash)).collect();
+    let append = Append {
+        feed,
+        first: append.first,
+        entries: Vec::new(),
+        checkpoint: append.checkpoint,
+        checkpoint_size: append.checkpoint_size,
+        consistency_proof,
+    };
+    Ok(RecordedAppend { append, slots })
+}
+
+fn decode_cosigned(cosigned: proto::RecordCosigned) -> Result<Cosigned, String> {
+    let name = |error: barid_core::names::NameError| error.to_string();
+    Ok(Cosigned {
+        feed: cosigned.feed.parse().map_err(name)?,
+        cosigner: cosigned.cosigner.parse().map_err(name)?,
+        size: cosigned.size,
+        time: cosigned.time,
+        note: cosigned.note,
+    })
+}
+
+fn decode_custody(custody: proto::RecordCustody) -> Result<CustodyRecord, String> {
+    let name = |error: barid_core::names::NameError| error.to_string();
+    Ok(CustodyRecord {
+        feed: custody.feed.parse().map_err(name)?,
+        holder: custody.holder.parse().map_err(name)?,
+        range: custody.start..custody.end,
+        not_held: custody.not_held.as_chunks::<2>().0.iter().map(|[start, end]| *start..*end).collect(),
+        time: custody.time,
+        note: custody.note,
+    })
+}

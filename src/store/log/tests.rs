@@ -1,0 +1,191 @@
+//! Which bytes are believed after a crash, and which are called damage.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+use std::fs;
+
+use super::record::{encode_head, head_hash};
+use super::*;
+use crate::store::conformance::{append, disclosed, feed, one};
+use crate::store::{Commit, Content};
+
+fn options() -> LogOptions {
+    let feed = feed("ma", 1);
+    LogOptions { member: feed.member, exchange: feed.exchange, segment_bytes_max: 64 << 10, reserve_bytes: 0 }
+}
+
+fn open(dir: &Path) -> Result<(Log, Vec<u64>), OpenError> {
+    let reader = LogReader::open(dir, &options())?;
+    let mut seqs = Vec::new();
+    let log = Log::open(dir, options(), &reader, None, &mut |_, record, body| {
+        record.commit(&body).map_err(OpenError::Damaged)?;
+        seqs.push(record.seq);
+        Ok(())
+    })?;
+    Ok((log, seqs))
+}
+
+fn write(log: &mut Log, commit: &Commit) -> (Position, u64) {
+    let tail = log.tail();
+    let head = encode_head(commit, tail.seq + 1, &tail.hash, tail.end_arrival);
+    let entries = commit.appends.iter().flat_map(|append| &append.entries);
+    let bodies: Vec<&[u8]> = entries
+        .filter_map(|entry| match &entry.content {
+            Content::Disclosed { envelope, .. } => Some(envelope.as_ref()),
+            Content::Undisclosed(_) => None,
+        })
+        .collect();
+    let next = Tail { seq: tail.seq + 1, hash: head_hash(&head), end_arrival: tail.end_arrival + bodies.len() as u64 };
+    log.append(&head, &bodies, next).unwrap()
+}
+
+fn commit(number: u64) -> Commit {
+    let feed = feed("ma", 1);
+    one(append(&feed, number - 1, vec![disclosed(&feed, number)]))
+}
+
+fn copy(from: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), to.path().join(file.file_name())).unwrap();
+    }
+    to
+}
+
+/// A log of `count` commits, and where each record is.
+fn filled(count: u64) -> (tempfile::TempDir, Vec<(Position, u64)>) {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path()).unwrap();
+    let places = (1..=count).map(|number| write(&mut log, &commit(number))).collect();
+    (dir, places)
+}
+
+#[test]
+fn a_record_torn_at_any_byte_is_cut_and_the_log_goes_on() {
+    let (dir, places) = filled(4);
+    let (position, len) = *places.last().unwrap();
+    let path = segment::path(dir.path(), position.segment);
+    let whole = fs::read(&path).unwrap();
+    let (start, end) = (position.offset as usize, position.offset as usize + len as usize);
+    let written = start + whole[start..end].iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    for cut in start..written {
+        let mut torn = whole.clone();
+        torn[cut..end].fill(0);
+        if cut % 16 == 0 {
+            torn.truncate(cut);
+        }
+        let copied = copy(dir.path());
+        fs::write(segment::path(copied.path(), position.segment), &torn).unwrap();
+        let (mut log, seqs) = open(copied.path()).unwrap();
+        assert_eq!(seqs, [1, 2, 3], "cut at {cut}");
+        if cut % 64 == 0 {
+            write(&mut log, &commit(4));
+            drop(log);
+            assert_eq!(open(copied.path()).unwrap().1, [1, 2, 3, 4]);
+        }
+    }
+    assert_eq!(open(dir.path()).unwrap().1, [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_record_written_out_of_order_is_cut() {
+    let (dir, places) = filled(3);
+    let (position, len) = *places.last().unwrap();
+    let path = segment::path(dir.path(), position.segment);
+    let whole = fs::read(&path).unwrap();
+    // The end reached the disk, the beginning did not.
+    let mut torn = whole.clone();
+    torn[position.offset as usize..][..len as usize / 2].fill(0);
+    fs::write(&path, torn).unwrap();
+    assert_eq!(open(dir.path()).unwrap().1, [1, 2]);
+    assert_eq!(open(dir.path()).unwrap().1, [1, 2], "nothing of it is left");
+}
+
+#[test]
+fn damage_before_the_tail_is_named_and_changes_nothing() {
+    let (dir, places) = filled(5);
+    let (position, len) = places[2];
+    let path = segment::path(dir.path(), position.segment);
+    let whole = fs::read(&path).unwrap();
+    for byte in (position.offset..position.offset + u32::try_from(len).unwrap() - 8).step_by(7) {
+        let mut damaged = whole.clone();
+        damaged[byte as usize] ^= 0x10;
+        fs::write(&path, &damaged).unwrap();
+        let Err(OpenError::Damaged(what)) = open(dir.path()) else { panic!("byte {byte} was believed") };
+        assert!(what.starts_with("commit 3: "), "{what}");
+        assert_eq!(fs::read(&path).unwrap(), damaged);
+    }
+    let mut zeroed = whole.clone();
+    zeroed[position.offset as usize..][..len as usize].fill(0);
+    fs::write(&path, zeroed).unwrap();
+    assert!(matches!(open(dir.path()), Err(OpenError::Damaged(_))));
+    fs::write(&path, whole).unwrap();
+    assert_eq!(open(dir.path()).unwrap().1, [1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn segments_follow_each_other_and_a_missing_one_is_named() {
+    let (dir, places) = filled(400);
+    let last = places.last().unwrap().0.segment;
+    assert!(last > 3, "{last} segments");
+    assert_eq!(open(dir.path()).unwrap().1, (1..=400).collect::<Vec<_>>());
+    for (position, _) in &places[190..200] {
+        let reader = LogReader::open(dir.path(), &options()).unwrap();
+        let record = reader.record(*position).unwrap();
+        let body = reader.body(*position, &record, 0..record.body_len).unwrap();
+        assert_eq!(record.commit(&body).unwrap().appends.len(), 1);
+    }
+    let copied = copy(dir.path());
+    fs::remove_file(segment::path(copied.path(), 2)).unwrap();
+    assert!(matches!(open(copied.path()), Err(OpenError::Damaged(what)) if what.contains("segment 2")));
+    // A torn record is believed to be torn only at the very end.
+    let copied = copy(dir.path());
+    let (position, len) = *places.iter().rfind(|(position, _)| position.segment == 2).unwrap();
+    let path = segment::path(copied.path(), 2);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[position.offset as usize..][..len as usize].fill(0);
+    fs::write(&path, bytes).unwrap();
+    assert!(matches!(open(copied.path()), Err(OpenError::Damaged(_))));
+}
+
+#[test]
+fn a_record_larger_than_a_segment_gets_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path()).unwrap();
+    write(&mut log, &commit(1));
+    let mut large = commit(2);
+    large.appends[0].entries[0].content = Content::Disclosed { envelope: vec![7; 200 << 10].into(), header: None };
+    write(&mut log, &large);
+    write(&mut log, &commit(3));
+    drop(log);
+    assert_eq!(open(dir.path()).unwrap().1, [1, 2, 3]);
+}
+
+#[test]
+fn an_envelope_cannot_pass_for_a_record() {
+    let (dir, places) = filled(3);
+    let (position, len) = places[1];
+    let bytes = fs::read(segment::path(dir.path(), position.segment)).unwrap();
+    let record = bytes[position.offset as usize..][..len as usize].to_vec();
+    // Whoever knows a record of another log publishes it; then the power fails.
+    let (other, _) = filled(1);
+    let (mut log, _) = open(other.path()).unwrap();
+    let mut bait = commit(2);
+    let envelope = [vec![1; 64], record].concat();
+    bait.appends[0].entries = (0..8usize)
+        .map(|shift| {
+            let mut entry = disclosed(&feed("ma", 1), 2);
+            entry.content = Content::Disclosed { envelope: envelope[shift..].to_vec().into(), header: None };
+            entry
+        })
+        .collect();
+    bait.appends[0].checkpoint_size = 9;
+    let (position, _) = write(&mut log, &bait);
+    drop(log);
+    let path = segment::path(other.path(), position.segment);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[position.offset as usize + 30] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(open(other.path()).unwrap().1, [1], "torn, not damaged");
+}

@@ -1,0 +1,255 @@
+//! What the disk store knows without asking the view: the feeds, the newest notes, the newest commits.
+//!
+//! In scope: how a commit changes it, and what the applier then has to write. Out of scope: durability.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use barid_core::limits::NOT_HELD_RANGES_MAX;
+use barid_core::names::{FeedId, Hash, Member};
+use bytes::Bytes;
+
+use super::admit::{self, Run};
+use super::keys::{FeedNumber, FeedRow, NoteRef};
+use super::log::Position;
+use super::recent_ids::{Place, RecentIds};
+use super::tree_cache::{Edge, Tile, TileId};
+use super::window::Window;
+use super::{Committed, Content, Cosigned, CustodyRecord, FeedState};
+
+/// Everything that reads need at once.
+pub(super) struct State {
+    pub(super) seq: u64,
+    pub(super) end_arrival: u64,
+    pub(super) feeds: Vec<FeedBook>,
+    pub(super) numbers: BTreeMap<FeedId, FeedNumber>,
+    pub(super) window: Window,
+    pub(super) ids: RecentIds,
+    pub(super) cursors: HashMap<String, u64>,
+    pub(super) rosters: BTreeMap<u64, NoteRef>,
+    pub(super) crls: BTreeMap<String, NoteRef>,
+    /// Notes that the view has not taken in yet, with the number of their commit.
+    pub(super) pending_cosigned: VecDeque<(u64, FeedNumber, Cosigned)>,
+    pub(super) pending_custody: VecDeque<(u64, FeedNumber, CustodyRecord)>,
+}
+
+/// One feed.
+pub(super) struct FeedBook {
+    pub(super) feed: FeedId,
+    pub(super) edge: Edge,
+    pub(super) disclosed: u64,
+    pub(super) checkpoint: Bytes,
+    pub(super) checkpoint_size: u64,
+    pub(super) consistency_proof: Vec<Hash>,
+    pub(super) checkpoint_at: Option<NoteRef>,
+    /// The newest runs held as digests only, at most [`NOT_HELD_RANGES_MAX`].
+    pub(super) runs: VecDeque<Run>,
+    /// Of each cosigner the note of the largest size.
+    pub(super) cosigned: BTreeMap<Member, Cosigned>,
+    /// Of each holder the newest note.
+    pub(super) custody: BTreeMap<Member, CustodyRecord>,
+}
+
+/// A commit that the view still has to take in, with all that it needs to know of it.
+pub(super) struct Pending {
+    pub(super) committed: Arc<Committed>,
+    pub(super) position: Position,
+    pub(super) hash: Hash,
+    /// Bytes in the log.
+    pub(super) len: u64,
+    /// Numbers of the feeds of the appends, the cosigned notes and the custody notes.
+    pub(super) append_feeds: Vec<FeedNumber>,
+    pub(super) cosigned_feeds: Vec<FeedNumber>,
+    pub(super) custody_feeds: Vec<FeedNumber>,
+    /// New rows of all feeds that it changes.
+    pub(super) rows: Vec<(FeedNumber, FeedRow)>,
+    pub(super) runs: Vec<(FeedNumber, Run)>,
+    pub(super) tiles: Vec<(FeedNumber, TileId, Arc<Tile>)>,
+    pub(super) since: Instant,
+}
+
+impl FeedBook {
+    pub(super) fn new(feed: FeedId) -> Self {
+        Self {
+            feed,
+            edge: Edge::default(),
+            disclosed: 0,
+            checkpoint: Bytes::new(),
+            checkpoint_size: 0,
+            consistency_proof: Vec::new(),
+            checkpoint_at: None,
+            runs: VecDeque::new(),
+            cosigned: BTreeMap::new(),
+            custody: BTreeMap::new(),
+        }
+    }
+
+    /// What callers are told; `None` if only notes of others speak of the feed.
+    pub(super) fn state(&self) -> Option<FeedState> {
+        self.checkpoint_at.map(|_| FeedState {
+            feed: self.feed.clone(),
+            frontier: self.edge.frontier().clone(),
+            checkpoint: self.checkpoint.clone(),
+            checkpoint_size: self.checkpoint_size,
+            consistency_proof: self.consistency_proof.clone(),
+            disclosed: self.disclosed,
+        })
+    }
+
+    fn row(&self) -> FeedRow {
+        FeedRow {
+            origin: self.feed.to_string(),
+            size: self.edge.frontier().size(),
+            disclosed: self.disclosed,
+            checkpoint: self.checkpoint_at,
+        }
+    }
+}
+
+/// A copy that does not keep the message alive in which the bytes came.
+pub(super) fn detached(bytes: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(bytes)
+}
+
+impl State {
+    pub(super) fn new(window_bytes: usize) -> Self {
+        Self {
+            seq: 0,
+            end_arrival: 1,
+            feeds: Vec::new(),
+            numbers: BTreeMap::new(),
+            window: Window::new(window_bytes),
+            ids: RecentIds::default(),
+            cursors: HashMap::new(),
+            rosters: BTreeMap::new(),
+            crls: BTreeMap::new(),
+            pending_cosigned: VecDeque::new(),
+            pending_custody: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn book(&self, number: FeedNumber) -> Option<&FeedBook> {
+        self.feeds.get(number as usize)
+    }
+
+    pub(super) fn book_of(&self, feed: &FeedId) -> Option<(FeedNumber, &FeedBook)> {
+        let number = *self.numbers.get(feed)?;
+        Some((number, self.book(number)?))
+    }
+
+    /// Number and book of a feed, new if need be.
+    fn book_mut(&mut self, feed: &FeedId) -> (FeedNumber, &mut FeedBook, bool) {
+        let (number, new) = match self.numbers.get(feed) {
+            Some(number) => (*number, false),
+            None => (u32::try_from(self.feeds.len()).unwrap_or(u32::MAX), true),
+        };
+        if new {
+            self.numbers.insert(feed.clone(), number);
+            self.feeds.push(FeedBook::new(feed.clone()));
+        }
+        let book = self.feeds.get_mut(number as usize).expect("every number was given when a book was added");
+        (number, book, new)
+    }
+
+    /// Makes a durable commit visible.
+    pub(super) fn take_in(&mut self, committed: &Arc<Committed>, position: Position, len: u64, hash: Hash) -> Pending {
+        let commit = &committed.commit;
+        let mut pending = Pending {
+            committed: Arc::clone(committed),
+            position,
+            hash,
+            len,
+            append_feeds: Vec::with_capacity(commit.appends.len()),
+            cosigned_feeds: Vec::with_capacity(commit.cosigned.len()),
+            custody_feeds: Vec::with_capacity(commit.custody.len()),
+            rows: Vec::new(),
+            runs: Vec::new(),
+            tiles: Vec::new(),
+            since: Instant::now(),
+        };
+        self.seq = committed.seq;
+        self.end_arrival = committed.end_arrival;
+        self.take_in_appends(committed, position, &mut pending);
+        for cosigned in &commit.cosigned {
+            let (number, book, new) = self.book_mut(&cosigned.feed);
+            let cosigned = Cosigned { note: detached(&cosigned.note), ..cosigned.clone() };
+            if book.cosigned.get(&cosigned.cosigner).is_none_or(|held| held.size < cosigned.size) {
+                book.cosigned.insert(cosigned.cosigner.clone(), cosigned.clone());
+            }
+            if new {
+                pending.rows.push((number, book.row()));
+            }
+            pending.cosigned_feeds.push(number);
+            self.pending_cosigned.push_back((committed.seq, number, cosigned));
+        }
+        for custody in &commit.custody {
+            let (number, book, new) = self.book_mut(&custody.feed);
+            let custody = CustodyRecord { note: detached(&custody.note), ..custody.clone() };
+            book.custody.insert(custody.holder.clone(), custody.clone());
+            if new {
+                pending.rows.push((number, book.row()));
+            }
+            pending.custody_feeds.push(number);
+            self.pending_custody.push_back((committed.seq, number, custody));
+        }
+        for cursor in &commit.cursors {
+            self.cursors.insert(cursor.subscription.clone(), cursor.arrival);
+        }
+        for (roster, place) in commit.rosters.iter().zip(0..) {
+            self.rosters.insert(roster.version, NoteRef { position, place });
+        }
+        for (crl, place) in commit.crls.iter().zip(0..) {
+            self.crls.insert(crl.authority.clone(), NoteRef { position, place });
+        }
+        self.window.push(committed, &pending.append_feeds);
+        pending
+    }
+
+    fn take_in_appends(&mut self, committed: &Arc<Committed>, position: Position, pending: &mut Pending) {
+        let mut arrival = committed.first_arrival;
+        for (append, place) in committed.commit.appends.iter().zip(0..) {
+            let (number, book, _) = self.book_mut(&append.feed);
+            let mut ids = Vec::new();
+            let mut runs = book.runs.pop_back().into_iter().collect::<Vec<_>>();
+            let before = runs.first().copied();
+            for (index, entry) in (append.first..).zip(&append.entries) {
+                book.edge.append(&entry.digest, |id, tile| pending.tiles.push((number, id, Arc::new(tile))));
+                match &entry.content {
+                    Content::Disclosed { header, .. } => {
+                        if let Some(id) = admit::id_of(&append.feed, header.as_deref()) {
+                            ids.push((id, Place { epoch: append.feed.epoch, index, feed: number, arrival }));
+                        }
+                        book.disclosed += 1;
+                        arrival += 1;
+                    }
+                    Content::Undisclosed(reason) => admit::extend_runs(&mut runs, index, *reason),
+                }
+            }
+            pending.runs.extend(runs.iter().filter(|run| Some(**run) != before).map(|run| (number, *run)));
+            book.runs.extend(runs);
+            while book.runs.len() > NOT_HELD_RANGES_MAX {
+                book.runs.pop_front();
+            }
+            book.checkpoint = detached(&append.checkpoint);
+            book.checkpoint_size = append.checkpoint_size;
+            book.consistency_proof.clone_from(&append.consistency_proof);
+            book.checkpoint_at = Some(NoteRef { position, place });
+            pending.rows.push((number, book.row()));
+            pending.append_feeds.push(number);
+            self.ids.extend(&append.feed.member, ids.into_iter());
+        }
+    }
+
+    /// The view has taken in everything up to commit `seq`, and with it all arrivals before `end_arrival` of these feeds.
+    pub(super) fn applied(&mut self, seq: u64, end_arrival: u64, feeds: &[FeedNumber]) {
+        self.window.applied(seq);
+        while self.pending_cosigned.pop_front_if(|(number, ..)| *number <= seq).is_some() {}
+        while self.pending_custody.pop_front_if(|(number, ..)| *number <= seq).is_some() {}
+        for number in feeds {
+            if let Some(book) = self.feeds.get(*number as usize) {
+                self.ids.applied(&book.feed.member, end_arrival);
+            }
+        }
+    }
+}

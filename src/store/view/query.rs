@@ -1,0 +1,219 @@
+//! Reading the view. Notes come as references into the log.
+//!
+//! In scope: single look-ups and bounded ranges over the keyspace. Out of scope: what is newer than the view, and the log itself.
+
+use std::sync::Arc;
+
+use barid_core::names::{FeedId, Member, Undisclosed};
+use uuid::Uuid;
+
+use super::{View, columns, failed, ids, unreadable};
+use crate::store::admit::Run;
+use crate::store::keys::{self, FeedNumber, FeedRow, Fields, Key, NoteRef, Stretch};
+use crate::store::recent_ids::{IDS_LOADED_MAX, Place};
+use crate::store::tree_cache::{Tile, TileId};
+use crate::store::{Columns, ReadError};
+
+/// Custody notes that are looked at for one holder and entry: those whose ends lie nearest above it. A holder speaks of an entry once
+/// or twice, so that more are never needed; the bound keeps a holder that repeats itself from making reads slow.
+const CUSTODY_NOTES_MAX: usize = 64;
+
+type Pair = (sled::IVec, sled::IVec);
+
+impl View {
+    /// Pairs from `from` on, ascending, with `prefix`.
+    fn ascending<'a>(&self, prefix: &'a Key, from: &Key) -> impl Iterator<Item = Result<Pair, ReadError>> + use<'a> {
+        let pairs = self.db.range(from.as_ref()..).map(|pair| pair.map_err(|error| failed(&error)));
+        pairs.take_while(|pair| pair.as_ref().map_or(true, |(key, _)| key.starts_with(prefix.as_ref())))
+    }
+
+    /// Pairs up to and with `to`, descending, with `prefix`.
+    fn descending<'a>(&self, prefix: &'a Key, to: &Key) -> impl Iterator<Item = Result<Pair, ReadError>> + use<'a> {
+        let pairs = self.db.range(..=to.as_ref()).rev().map(|pair| pair.map_err(|error| failed(&error)));
+        pairs.take_while(|pair| pair.as_ref().map_or(true, |(key, _)| key.starts_with(prefix.as_ref())))
+    }
+
+    fn stretch(&self, prefix: &Key, number: u64) -> Result<Option<Stretch>, ReadError> {
+        let Some(pair) = self.descending(prefix, &prefix.clone().u64(number)).next() else { return Ok(None) };
+        Ok(Stretch::find(&pair?.1, number))
+    }
+
+    /// The stretch that has an entry.
+    pub(in crate::store) fn position(&self, feed: FeedNumber, index: u64) -> Result<Option<Stretch>, ReadError> {
+        self.stretch(&Key::new(keys::POSITION).u32(feed), index)
+    }
+
+    /// The stretch that has an arrival.
+    pub(in crate::store) fn arrival(&self, arrival: u64) -> Result<Option<Stretch>, ReadError> {
+        self.stretch(&Key::new(keys::ARRIVAL), arrival)
+    }
+
+    /// The columns block that has an arrival.
+    pub(in crate::store) fn columns(&self, arrival: u64) -> Result<Option<(u64, Vec<Columns>)>, ReadError> {
+        let prefix = Key::new(keys::COLUMNS);
+        let Some(pair) = self.descending(&prefix, &prefix.clone().u64(arrival)).next() else { return Ok(None) };
+        columns::decode(&pair?.1).map(Some).ok_or_else(|| unreadable("columns block"))
+    }
+
+    /// The lowest place of an id.
+    pub(in crate::store) fn find(&self, member: &Member, id: Uuid) -> Result<Option<Place>, ReadError> {
+        let prefix = Key::new(keys::ID).member(member).bucket(keys::bucket_of(id));
+        let mut lowest: Option<Place> = None;
+        for pair in self.ascending(&prefix, &prefix) {
+            let found = ids::find(&pair?.1, id).ok_or_else(|| unreadable("ids block"))?;
+            lowest = lowest.into_iter().chain(found).min();
+        }
+        Ok(lowest)
+    }
+
+    /// The largest ids of a member, and the largest id that is left out (nil: none).
+    pub(in crate::store) fn largest_ids(&self, member: &Member) -> Result<(Vec<(Uuid, Place)>, Uuid), ReadError> {
+        let prefix = Key::new(keys::ID).member(member);
+        let mut loaded = Vec::new();
+        let mut lowest_bucket = u64::MAX;
+        for pair in self.descending(&prefix, &prefix.clone().u64(u64::MAX).u64(u64::MAX)) {
+            let (key, block) = pair?;
+            let found = ids::decode(&block).ok_or_else(|| unreadable("ids block"))?;
+            let mut fields = Fields::of_key(&key).ok_or_else(|| unreadable("key"))?;
+            let bucket = fields.member().and_then(|_| fields.key_u64()).ok_or_else(|| unreadable("key"))?;
+            // Buckets are loaded whole, or up to twice the bound when one is very full.
+            if loaded.len() >= 2 * IDS_LOADED_MAX || (bucket < lowest_bucket && loaded.len() >= IDS_LOADED_MAX) {
+                return Ok((loaded, keys::bucket_end(bucket)));
+            }
+            lowest_bucket = bucket;
+            loaded.extend(found);
+        }
+        Ok((loaded, Uuid::nil()))
+    }
+
+    /// A full tile.
+    pub(in crate::store) fn tile(&self, feed: FeedNumber, id: TileId) -> Result<Option<Arc<Tile>>, ReadError> {
+        let value = self.get(Key::new(keys::TILE).u32(feed).tile(id))?;
+        let tile = |value: sled::IVec| Tile::from_bytes(Fields::of_value(&value)?.rest()).map(Arc::new);
+        value.map(|value| tile(value).ok_or_else(|| unreadable("tile"))).transpose()
+    }
+
+    /// All feeds, by number.
+    pub(in crate::store) fn feeds(&self) -> Result<Vec<(FeedId, FeedRow)>, ReadError> {
+        let prefix = Key::new(keys::FEED);
+        let mut feeds = Vec::new();
+        for pair in self.ascending(&prefix, &prefix) {
+            let (key, value) = pair?;
+            let number = Fields::of_key(&key).and_then(|mut fields| fields.key_u32());
+            let row = FeedRow::decode(&value).filter(|_| number == u32::try_from(feeds.len()).ok());
+            let feed = row.and_then(|row| Some((row.origin.parse().ok()?, row)));
+            feeds.push(feed.ok_or_else(|| unreadable("feed"))?);
+        }
+        Ok(feeds)
+    }
+
+    /// The newest runs held as digests only, at most `max`, ascending.
+    pub(in crate::store) fn runs(&self, feed: FeedNumber, max: usize) -> Result<Vec<Run>, ReadError> {
+        let prefix = Key::new(keys::NOT_HELD).u32(feed);
+        let mut runs = Vec::new();
+        for pair in self.descending(&prefix, &prefix.clone().u64(u64::MAX)).take(max) {
+            let (key, value) = pair?;
+            let run = || {
+                let mut key = Fields::of_key(&key)?;
+                key.key_u32()?;
+                let mut value = Fields::of_value(&value)?;
+                Some((key.key_u64()?, value.u64()?, Undisclosed::from_number(value.u8()?)?))
+            };
+            runs.push(run().ok_or_else(|| unreadable("range"))?);
+        }
+        runs.reverse();
+        Ok(runs)
+    }
+
+    /// The cosigned note of the smallest size above `index` of one cosigner.
+    pub(in crate::store) fn cosigned_above(&self, feed: FeedNumber, cosigner: &Member, index: u64) -> Result<Option<NoteRef>, ReadError> {
+        let prefix = Key::new(keys::COSIGNED).u32(feed).member(cosigner);
+        let from = prefix.clone().u64(index.saturating_add(1));
+        self.ascending(&prefix, &from).next().map(|pair| cosigned_ref(&pair?)).transpose()
+    }
+
+    /// Of every cosigner of a feed the note of the largest size.
+    pub(in crate::store) fn cosigned_newest(&self, feed: FeedNumber) -> Result<Vec<NoteRef>, ReadError> {
+        let prefix = Key::new(keys::COSIGNED).u32(feed);
+        let (mut from, mut notes) = (prefix.clone(), Vec::new());
+        loop {
+            let Some(pair) = self.ascending(&prefix, &from).next() else { return Ok(notes) };
+            let (key, _) = pair?;
+            let mut fields = Fields::of_key(&key).ok_or_else(|| unreadable("key"))?;
+            let cosigner = fields.key_u32().and_then(|_| fields.member()).ok_or_else(|| unreadable("key"))?;
+            let end = prefix.clone().member(&cosigner).u64(u64::MAX);
+            if let Some(pair) = self.descending(&prefix, &end).next() {
+                notes.push(cosigned_ref(&pair?)?);
+            }
+            from = end.u8(0);
+        }
+    }
+
+    /// Custody notes of one holder whose ranges have `index`, in the order in which they were committed.
+    pub(in crate::store) fn custody_about(&self, feed: FeedNumber, holder: &Member, index: u64) -> Result<Vec<NoteRef>, ReadError> {
+        let prefix = Key::new(keys::CUSTODY).u32(feed).member(holder);
+        let mut notes = Vec::new();
+        for pair in self.ascending(&prefix, &prefix.clone().u64(index.saturating_add(1))).take(CUSTODY_NOTES_MAX) {
+            let (key, value) = pair?;
+            let found = || {
+                let mut key = Fields::of_key(&key)?;
+                key.key_u32()?;
+                key.member()?;
+                key.key_u64()?;
+                Some((Fields::of_value(&value)?.u64()?, key.key_note()?))
+            };
+            let (start, note) = found().ok_or_else(|| unreadable("custody note"))?;
+            if start <= index {
+                notes.push(note);
+            }
+        }
+        notes.sort_unstable();
+        Ok(notes)
+    }
+
+    /// Of every holder of a feed the newest custody note.
+    pub(in crate::store) fn custody_newest(&self, feed: FeedNumber) -> Result<Vec<NoteRef>, ReadError> {
+        let prefix = Key::new(keys::CUSTODY_NEWEST).u32(feed);
+        self.ascending(&prefix, &prefix).map(|pair| note_ref(&pair?.1)).collect()
+    }
+
+    /// Rosters by version.
+    pub(in crate::store) fn rosters(&self) -> Result<Vec<(u64, NoteRef)>, ReadError> {
+        let prefix = Key::new(keys::ROSTER);
+        let roster = |pair: Result<Pair, ReadError>| {
+            let (key, value) = pair?;
+            let version = Fields::of_key(&key).and_then(|mut fields| fields.key_u64()).ok_or_else(|| unreadable("key"))?;
+            Ok((version, note_ref(&value)?))
+        };
+        self.ascending(&prefix, &prefix).map(roster).collect()
+    }
+
+    /// Revocation lists by authority.
+    pub(in crate::store) fn crls(&self) -> Result<Vec<(String, NoteRef)>, ReadError> {
+        self.named(keys::CRL, note_ref)
+    }
+
+    /// Acknowledged cursors by subscription.
+    pub(in crate::store) fn cursors(&self) -> Result<Vec<(String, u64)>, ReadError> {
+        self.named(keys::SUBSCRIPTION, |value| Fields::of_value(value).and_then(|mut fields| fields.u64()).ok_or_else(|| unreadable("cursor")))
+    }
+
+    fn named<T>(&self, prefix: u8, value_of: impl Fn(&[u8]) -> Result<T, ReadError>) -> Result<Vec<(String, T)>, ReadError> {
+        let prefix = Key::new(prefix);
+        let named = |pair: Result<Pair, ReadError>| {
+            let (key, value) = pair?;
+            let name = Fields::of_key(&key).and_then(|fields| std::str::from_utf8(fields.rest()).ok()).ok_or_else(|| unreadable("key"))?;
+            Ok((name.to_string(), value_of(&value)?))
+        };
+        self.ascending(&prefix, &prefix).map(named).collect()
+    }
+}
+
+fn note_ref(value: &[u8]) -> Result<NoteRef, ReadError> {
+    Fields::of_value(value).and_then(|mut fields| fields.note()).ok_or_else(|| unreadable("reference"))
+}
+
+fn cosigned_ref((_, value): &Pair) -> Result<NoteRef, ReadError> {
+    let mut fields = Fields::of_value(value).ok_or_else(|| unreadable("cosigned note"))?;
+    fields.u64().and_then(|_| fields.note()).ok_or_else(|| unreadable("cosigned note"))
+}

@@ -1,0 +1,184 @@
+//! The newest commits, in memory: live followers and subscribers read them without touching a disk.
+//!
+//! In scope: keeping every commit that the view has not taken in, and as many older ones as fit; reading entries from them by index
+//! and by arrival. Out of scope: everything older.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::keys::FeedNumber;
+use super::{Committed, Content, Entry, NewEntry};
+use barid_core::names::FeedId;
+
+/// What an entry costs beside its envelope: digest, decoded header, lists.
+const ENTRY_OVERHEAD_BYTES: usize = 1_024;
+
+/// The newest commits.
+pub(super) struct Window {
+    commits: VecDeque<Arc<Committed>>,
+    feeds: HashMap<FeedNumber, VecDeque<Part>>,
+    applied_seq: u64,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+/// An append in the window.
+#[derive(Clone, Copy)]
+struct Part {
+    first: u64,
+    seq: u64,
+    place: usize,
+}
+
+/// Takes entries until a bound is met, but always one.
+pub(super) struct Bounded {
+    pub(super) entries: Vec<Entry>,
+    entries_max: usize,
+    bytes_max: usize,
+    bytes: usize,
+}
+
+impl Bounded {
+    pub(super) fn new(entries_max: usize, bytes_max: usize) -> Self {
+        Self { entries: Vec::new(), entries_max, bytes_max, bytes: 0 }
+    }
+
+    /// Whether an entry with an envelope of `len` bytes is still taken.
+    fn fits(&self, len: usize) -> bool {
+        self.entries.is_empty() || (self.entries.len() < self.entries_max && self.bytes.saturating_add(len) <= self.bytes_max)
+    }
+
+    /// How many of the entries that follow, with envelopes of these lengths, fit.
+    pub(super) fn count_fitting(&self, lens: impl Iterator<Item = usize>) -> usize {
+        let (mut count, mut bytes) = (0, self.bytes);
+        for len in lens {
+            let held = self.entries.len() + count;
+            bytes = bytes.saturating_add(len);
+            if held > 0 && (held >= self.entries_max || bytes > self.bytes_max) {
+                break;
+            }
+            count += 1;
+        }
+        count
+    }
+
+    /// Takes an entry; false if it does not fit.
+    pub(super) fn push(&mut self, feed: &FeedId, index: u64, entry: &NewEntry, arrival: u64) -> bool {
+        let (len, arrival) = match &entry.content {
+            Content::Disclosed { envelope, .. } => (envelope.len(), Some(arrival)),
+            Content::Undisclosed(_) => (0, None),
+        };
+        if !self.fits(len) {
+            return false;
+        }
+        self.bytes += len;
+        self.entries.push(Entry { feed: feed.clone(), index, digest: entry.digest, content: entry.content.clone(), arrival });
+        true
+    }
+}
+
+impl Window {
+    /// An empty window.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self { commits: VecDeque::new(), feeds: HashMap::new(), applied_seq: 0, bytes: 0, bytes_max }
+    }
+
+    /// Adds the newest commit; `feeds` are the numbers of its appends' feeds.
+    pub(super) fn push(&mut self, committed: &Arc<Committed>, feeds: &[FeedNumber]) {
+        self.bytes += cost(committed);
+        for (place, (append, feed)) in committed.commit.appends.iter().zip(feeds).enumerate() {
+            let part = Part { first: append.first, seq: committed.seq, place };
+            if !append.entries.is_empty() {
+                self.feeds.entry(*feed).or_default().push_back(part);
+            }
+        }
+        self.commits.push_back(Arc::clone(committed));
+        self.shrink();
+    }
+
+    /// The view has taken in everything up to commit `seq`.
+    pub(super) fn applied(&mut self, seq: u64) {
+        self.applied_seq = self.applied_seq.max(seq);
+        self.shrink();
+    }
+
+    fn shrink(&mut self) {
+        while self.bytes > self.bytes_max
+            && let Some(oldest) = self.commits.pop_front_if(|oldest| oldest.seq <= self.applied_seq)
+        {
+            self.bytes -= cost(&oldest);
+            let seq = oldest.seq;
+            for parts in self.feeds.values_mut() {
+                while parts.pop_front_if(|part| part.seq <= seq).is_some() {}
+            }
+        }
+    }
+
+    fn get(&self, seq: u64) -> Option<&Arc<Committed>> {
+        let first = self.commits.front()?.seq;
+        self.commits.get(usize::try_from(seq.checked_sub(first)?).ok()?)
+    }
+
+    /// Entries of a feed from index `from` on; `None` if the window does not go back so far.
+    pub(super) fn entries(&self, feed: FeedNumber, from: u64, entries_max: usize, bytes_max: usize) -> Option<Vec<Entry>> {
+        let parts = self.feeds.get(&feed)?;
+        let start = parts.partition_point(|part| part.first <= from).checked_sub(1)?;
+        let mut taken = Bounded::new(entries_max, bytes_max);
+        for part in parts.range(start..) {
+            let committed = self.get(part.seq)?;
+            let mut arrival = committed.first_arrival + disclosed_before(committed, part.place);
+            let append = committed.commit.appends.get(part.place)?;
+            for (index, entry) in (append.first..).zip(&append.entries) {
+                if index >= from && !taken.push(&append.feed, index, entry, arrival) {
+                    return Some(taken.entries);
+                }
+                arrival += u64::from(matches!(entry.content, Content::Disclosed { .. }));
+            }
+        }
+        Some(taken.entries)
+    }
+
+    /// First arrival that the window surely has; `None` if it is empty.
+    pub(super) fn first_arrival(&self) -> Option<u64> {
+        self.commits.front().map(|oldest| oldest.first_arrival)
+    }
+
+    /// Entries from arrival `from` on; `None` if the window does not go back so far.
+    pub(super) fn arrivals(&self, from: u64, entries_max: usize, bytes_max: usize) -> Option<Vec<Entry>> {
+        self.first_arrival().filter(|first| *first <= from)?;
+        let start = self.commits.partition_point(|committed| committed.end_arrival <= from);
+        let mut taken = Bounded::new(entries_max, bytes_max);
+        for committed in self.commits.range(start..) {
+            let mut arrival = committed.first_arrival;
+            for append in &committed.commit.appends {
+                for (index, entry) in (append.first..).zip(&append.entries) {
+                    if !matches!(entry.content, Content::Disclosed { .. }) {
+                        continue;
+                    }
+                    if arrival >= from && !taken.push(&append.feed, index, entry, arrival) {
+                        return Some(taken.entries);
+                    }
+                    arrival += 1;
+                }
+            }
+        }
+        Some(taken.entries)
+    }
+}
+
+fn cost(committed: &Committed) -> usize {
+    let entry_cost = |entry: &NewEntry| match &entry.content {
+        Content::Disclosed { envelope, .. } => envelope.len() + ENTRY_OVERHEAD_BYTES,
+        Content::Undisclosed(_) => 64,
+    };
+    let commit = &committed.commit;
+    let notes = commit.cosigned.iter().map(|note| note.note.len()).chain(commit.custody.iter().map(|note| note.note.len()));
+    let rosters = commit.rosters.iter().map(|roster| roster.note.len()).chain(commit.crls.iter().map(|crl| crl.der.len()));
+    let entries = commit.appends.iter().flat_map(|append| &append.entries).map(entry_cost);
+    entries.chain(notes).chain(rosters).sum::<usize>() + ENTRY_OVERHEAD_BYTES
+}
+
+fn disclosed_before(committed: &Committed, place: usize) -> u64 {
+    let appends = committed.commit.appends.iter().take(place);
+    appends.flat_map(|append| &append.entries).filter(|entry| matches!(entry.content, Content::Disclosed { .. })).count() as u64
+}
