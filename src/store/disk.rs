@@ -26,8 +26,8 @@ use super::tree_cache::{TileCache, TileId};
 use super::view::{self, View};
 use super::window::Bounded;
 use super::{
-    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState, Location,
-    OpenError, ReadError, RosterRecord, Store, admit,
+    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState,
+    Location, OpenError, ReadError, RosterRecord, Store, admit,
 };
 
 /// Whose store, and how it uses the machine.
@@ -152,10 +152,17 @@ impl DiskStore {
     }
 
     /// Entries of one append from index `from` on; false when a bound was met.
-    fn read_indexes(&self, feed: &FeedId, stretch: &Stretch, from: u64, taken: &mut Bounded) -> Result<bool, ReadError> {
+    fn read_indexes(
+        &self,
+        feed: &FeedId,
+        stretch: &Stretch,
+        from: u64,
+        taken: &mut Bounded,
+    ) -> Result<bool, ReadError> {
         let record = self.log.record(stretch.at.position)?;
         let append = record.appends.get(stretch.at.place as usize).filter(|recorded| recorded.append.feed == *feed);
-        let append = append.filter(|recorded| recorded.append.first == stretch.first).ok_or_else(|| dangling("entry"))?;
+        let append =
+            append.filter(|recorded| recorded.append.first == stretch.first).ok_or_else(|| dangling("entry"))?;
         let start = usize::try_from(from - stretch.first).map_err(|_| dangling("entry"))?;
         self.read_slots(stretch.at.position, &record, append, start, taken, false)
     }
@@ -167,7 +174,9 @@ impl DiskStore {
             return Err(dangling("arrival"));
         }
         for append in &record.appends {
-            let start = append.slots.partition_point(|slot| slot.arrival < from || (slot.arrival == from && slot.undisclosed.is_some()));
+            let start = append
+                .slots
+                .partition_point(|slot| slot.arrival < from || (slot.arrival == from && slot.undisclosed.is_some()));
             if !self.read_slots(stretch.at.position, &record, append, start, taken, true)? {
                 return Ok(false);
             }
@@ -229,7 +238,10 @@ fn open_view(dir: &Path, log_dir: &Path, options: &DiskOptions, reader: &LogRead
     if let Ok(Some(cursor)) = view.cursor()
         && cursor.resume.seq > newest
     {
-        return Err(OpenError::Damaged(format!("the view has taken in commit {}, the log ends at {newest}", cursor.resume.seq)));
+        return Err(OpenError::Damaged(format!(
+            "the view has taken in commit {}, the log ends at {newest}",
+            cursor.resume.seq
+        )));
     }
     tracing::warn!(%error, "the view cannot be read: it is rebuilt from the log");
     let view = view.begin_anew(dir, options.view_cache_bytes).map_err(OpenError::View)?;
@@ -240,8 +252,12 @@ fn replay(state: &mut State, position: Position, record: &Record, body: &Bytes) 
     let commit = record.commit(body).map_err(|what| format!("commit log, {position}: {what}"))?;
     admit::check(&commit, |feed| state.book_of(feed).map(|(_, book)| book.edge.frontier().size()))
         .map_err(|what| format!("commit log, {position}: {what}"))?;
-    let committed =
-        Arc::new(Committed { seq: record.seq, first_arrival: record.first_arrival, end_arrival: record.end_arrival, commit });
+    let committed = Arc::new(Committed {
+        seq: record.seq,
+        first_arrival: record.first_arrival,
+        end_arrival: record.end_arrival,
+        commit,
+    });
     Ok(state.take_in(&committed, position, record.len(), record.hash))
 }
 
@@ -337,7 +353,8 @@ impl Store for DiskStore {
                 return Err(CommitError::Io(error));
             }
         };
-        let committed = Arc::new(Committed { seq, first_arrival: tail.end_arrival, end_arrival: next.end_arrival, commit });
+        let committed =
+            Arc::new(Committed { seq, first_arrival: tail.end_arrival, end_arrival: next.end_arrival, commit });
         let pending = {
             let mut state = shared.state.write();
             let pending = state.take_in(&committed, position, len, hash);
@@ -460,7 +477,8 @@ impl Store for DiskStore {
     }
 
     fn tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError> {
-        let missing = |node: &NodeId| ReadError::Missing(format!("{feed}: subtree {} of level {}", node.index, node.level));
+        let missing =
+            |node: &NodeId| ReadError::Missing(format!("{feed}: subtree {} of level {}", node.index, node.level));
         let (number, size, near): (_, _, Vec<Option<Hash>>) = {
             let state = self.shared().state.read();
             let (number, book) = state.book_of(feed).ok_or_else(|| ReadError::Missing(feed.to_string()))?;
@@ -470,7 +488,11 @@ impl Store for DiskStore {
             if let Some(hash) = near {
                 return Ok(hash);
             }
-            if node.index.checked_add(1).is_none_or(|end| node.level >= 64 || u128::from(end) << node.level > u128::from(size)) {
+            if node
+                .index
+                .checked_add(1)
+                .is_none_or(|end| node.level >= 64 || u128::from(end) << node.level > u128::from(size))
+            {
                 return Err(missing(node));
             }
             let (id, row, place) = TileId::of(*node);

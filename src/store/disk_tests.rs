@@ -12,7 +12,12 @@ use super::{CommitError, OpenError, Store};
 
 fn options() -> DiskOptions {
     let feed = feed("ma", 1);
-    DiskOptions { segment_bytes_max: 256 << 10, reserve_bytes: 0, view_cache_bytes: 4 << 20, ..DiskOptions::new(feed.member, feed.exchange) }
+    DiskOptions {
+        segment_bytes_max: 256 << 10,
+        reserve_bytes: 0,
+        view_cache_bytes: 4 << 20,
+        ..DiskOptions::new(feed.member, feed.exchange)
+    }
 }
 
 fn open(dir: &Path) -> DiskStore {
@@ -41,7 +46,9 @@ fn keeps_the_promises_of_every_store() {
 fn keeps_them_without_a_window_too() {
     let dir = tempfile::tempdir().unwrap();
     let options = DiskOptions { window_bytes: 0, lag_bytes_max: 64 << 10, ..options() };
-    let mut open = |number: u32| Box::new(DiskStore::open(&dir.path().join(number.to_string()), &options).unwrap()) as Box<dyn Store>;
+    let mut open = |number: u32| {
+        Box::new(DiskStore::open(&dir.path().join(number.to_string()), &options).unwrap()) as Box<dyn Store>
+    };
     conformance::run(&mut open, true);
 }
 
@@ -126,7 +133,10 @@ fn a_full_disk_refuses_commits_and_reading_goes_on() {
     let feed = feed("ma", 1);
     let next = one(append(&feed, 3, vec![disclosed(&feed, 4)]));
     assert!(matches!(store.commit(next.clone(), 3), Err(CommitError::DiskFull { .. })));
-    assert!(matches!(store.commit(next, 3), Err(CommitError::DiskFull { .. })), "it may succeed later: the store has not stopped");
+    assert!(
+        matches!(store.commit(next, 3), Err(CommitError::DiskFull { .. })),
+        "it may succeed later: the store has not stopped"
+    );
     assert_eq!(store.arrivals(0, 10, 10_000).unwrap().len(), 3);
 }
 
@@ -142,10 +152,16 @@ fn a_damaged_envelope_is_named_when_it_is_read() {
     bytes[payload] ^= 1;
     fs::write(&path, bytes).unwrap();
     let store = open(dir.path());
-    assert!(store.entries(&feed, 9, 1, 1_000).is_err_and(|error| error.to_string().contains("ma.exercise.example/feed/1 9")));
+    assert!(
+        store
+            .entries(&feed, 9, 1, 1_000)
+            .is_err_and(|error| error.to_string().contains("ma.exercise.example/feed/1 9"))
+    );
     assert!(store.entries(&feed, 10, 1, 1_000).is_ok());
     drop(store);
-    assert!(matches!(DiskStore::verify(dir.path(), &options()), Err(OpenError::Damaged(what)) if what.starts_with("commit 10: ")));
+    assert!(
+        matches!(DiskStore::verify(dir.path(), &options()), Err(OpenError::Damaged(what)) if what.starts_with("commit 10: "))
+    );
     fs::write(&path, whole).unwrap();
     assert_eq!(DiskStore::verify(dir.path(), &options()).unwrap(), 20);
 }

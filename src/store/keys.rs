@@ -325,7 +325,8 @@ impl Stretch {
     /// The stretch of a block that has `number`.
     pub(super) fn find(block: &[u8], number: u64) -> Option<Self> {
         let (stretches, _) = Fields::of_value(block)?.rest().as_chunks::<STRETCH_BYTES>();
-        let place = stretches.partition_point(|stretch| stretch.first_chunk().is_some_and(|first| u64::from_le_bytes(*first) <= number));
+        let place = stretches
+            .partition_point(|stretch| stretch.first_chunk().is_some_and(|first| u64::from_le_bytes(*first) <= number));
         let mut fields = Fields(stretches.get(place.checked_sub(1)?)?);
         let stretch = Self { first: fields.u64()?, count: fields.u32()?, at: fields.note()? };
         (number - stretch.first < u64::from(stretch.count)).then_some(stretch)

@@ -95,7 +95,9 @@ fn edge(view: &View, log: &LogReader, number: FeedNumber, size: u64) -> Result<E
         let start = count / TILE_HASHES as u64 * TILE_HASHES as u64;
         rows.push(match level.checked_sub(1) {
             None => leaves(view, log, number, start, count)?,
-            Some(below) => (start..count).map(|index| root(view, number, TileId { level: below, index })).collect::<Result<_, _>>()?,
+            Some(below) => (start..count)
+                .map(|index| root(view, number, TileId { level: below, index }))
+                .collect::<Result<_, _>>()?,
         });
         count /= TILE_HASHES as u64;
     }

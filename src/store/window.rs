@@ -45,7 +45,8 @@ impl Bounded {
 
     /// Whether an entry with an envelope of `len` bytes is still taken.
     fn fits(&self, len: usize) -> bool {
-        self.entries.is_empty() || (self.entries.len() < self.entries_max && self.bytes.saturating_add(len) <= self.bytes_max)
+        self.entries.is_empty()
+            || (self.entries.len() < self.entries_max && self.bytes.saturating_add(len) <= self.bytes_max)
     }
 
     /// How many of the entries that follow, with envelopes of these lengths, fit.
@@ -72,7 +73,13 @@ impl Bounded {
             return false;
         }
         self.bytes += len;
-        self.entries.push(Entry { feed: feed.clone(), index, digest: entry.digest, content: entry.content.clone(), arrival });
+        self.entries.push(Entry {
+            feed: feed.clone(),
+            index,
+            digest: entry.digest,
+            content: entry.content.clone(),
+            arrival,
+        });
         true
     }
 }
@@ -120,7 +127,13 @@ impl Window {
     }
 
     /// Entries of a feed from index `from` on; `None` if the window does not go back so far.
-    pub(super) fn entries(&self, feed: FeedNumber, from: u64, entries_max: usize, bytes_max: usize) -> Option<Vec<Entry>> {
+    pub(super) fn entries(
+        &self,
+        feed: FeedNumber,
+        from: u64,
+        entries_max: usize,
+        bytes_max: usize,
+    ) -> Option<Vec<Entry>> {
         let parts = self.feeds.get(&feed)?;
         let start = parts.partition_point(|part| part.first <= from).checked_sub(1)?;
         let mut taken = Bounded::new(entries_max, bytes_max);
@@ -172,13 +185,18 @@ fn cost(committed: &Committed) -> usize {
         Content::Undisclosed(_) => 64,
     };
     let commit = &committed.commit;
-    let notes = commit.cosigned.iter().map(|note| note.note.len()).chain(commit.custody.iter().map(|note| note.note.len()));
-    let rosters = commit.rosters.iter().map(|roster| roster.note.len()).chain(commit.crls.iter().map(|crl| crl.der.len()));
+    let notes =
+        commit.cosigned.iter().map(|note| note.note.len()).chain(commit.custody.iter().map(|note| note.note.len()));
+    let rosters =
+        commit.rosters.iter().map(|roster| roster.note.len()).chain(commit.crls.iter().map(|crl| crl.der.len()));
     let entries = commit.appends.iter().flat_map(|append| &append.entries).map(entry_cost);
     entries.chain(notes).chain(rosters).sum::<usize>() + ENTRY_OVERHEAD_BYTES
 }
 
 fn disclosed_before(committed: &Committed, place: usize) -> u64 {
     let appends = committed.commit.appends.iter().take(place);
-    appends.flat_map(|append| &append.entries).filter(|entry| matches!(entry.content, Content::Disclosed { .. })).count() as u64
+    appends
+        .flat_map(|append| &append.entries)
+        .filter(|entry| matches!(entry.content, Content::Disclosed { .. }))
+        .count() as u64
 }

@@ -22,8 +22,8 @@ use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-pub(super) use self::record::{Position, Record, RecordedAppend};
 use self::record::{FRAME_BYTES, Frame, Salt};
+pub(super) use self::record::{Position, Record, RecordedAppend};
 pub(super) use self::scan::{Resume, verify};
 pub(super) use self::segment::sync_dir;
 use self::segment::{HEADER_BYTES, Header, Preparer};
@@ -287,7 +287,12 @@ impl LogReader {
     }
 
     /// Part of a record's body.
-    pub(super) fn body(&self, position: Position, record: &Record, range: std::ops::Range<usize>) -> Result<Bytes, ReadError> {
+    pub(super) fn body(
+        &self,
+        position: Position,
+        record: &Record,
+        range: std::ops::Range<usize>,
+    ) -> Result<Bytes, ReadError> {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
@@ -312,7 +317,8 @@ fn read_record(file: &File, salt: &Salt, position: Position) -> Result<Record, R
     file.read_exact_at(&mut bytes, u64::from(position.offset)).map_err(|error| short(error, position))?;
     let frame = Frame::decode(&bytes).ok_or_else(|| damaged("no record begins here"))?;
     let mut head = vec![0; frame.head_len];
-    file.read_exact_at(&mut head, u64::from(position.offset) + FRAME_BYTES as u64).map_err(|error| short(error, position))?;
+    file.read_exact_at(&mut head, u64::from(position.offset) + FRAME_BYTES as u64)
+        .map_err(|error| short(error, position))?;
     if !frame.matches(salt, &bytes, &head) {
         return Err(damaged("the head's checksum does not match"));
     }

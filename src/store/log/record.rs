@@ -73,7 +73,10 @@ impl Frame {
         let head_len = u32::from_le_bytes(*bytes[4..].first_chunk()?) as usize;
         let body_len = u64::from_le_bytes(*bytes[8..].first_chunk()?);
         let checksum = u32::from_le_bytes(*bytes[16..].first_chunk()?);
-        let fits = bytes[..4] == MAGIC && bytes[20..] == [0; 4] && head_len <= RECORD_HEAD_BYTES_MAX && body_len <= u64::from(u32::MAX);
+        let fits = bytes[..4] == MAGIC
+            && bytes[20..] == [0; 4]
+            && head_len <= RECORD_HEAD_BYTES_MAX
+            && body_len <= u64::from(u32::MAX);
         fits.then_some(Self { head_len, body_len, checksum })
     }
 
@@ -263,7 +266,12 @@ impl Record {
         };
         Ok(Self {
             seq: head.seq,
-            previous: Hash(head.previous.as_ref().try_into().map_err(|_| "the hash of the head before is not 32 bytes".to_string())?),
+            previous: Hash(
+                head.previous
+                    .as_ref()
+                    .try_into()
+                    .map_err(|_| "the hash of the head before is not 32 bytes".to_string())?,
+            ),
             hash,
             first_arrival: head.first_arrival,
             end_arrival: arrival,
@@ -315,7 +323,12 @@ impl RecordedAppend {
     }
 
     /// These slots' entries. `bytes` is the part of the record's body from `start` on.
-    pub(in crate::store) fn entries(&self, slots: Range<usize>, bytes: &Bytes, start: usize) -> Result<Vec<NewEntry>, String> {
+    pub(in crate::store) fn entries(
+        &self,
+        slots: Range<usize>,
+        bytes: &Bytes,
+        start: usize,
+    ) -> Result<Vec<NewEntry>, String> {
         let index = self.append.first + slots.start as u64;
         let slots = self.slots.get(slots).unwrap_or_default();
         let damaged = |index: u64| format!("the envelope of {} {index}", self.append.feed);

@@ -54,7 +54,12 @@ pub(super) struct Found {
 type Replay<'a> = &'a mut dyn FnMut(Position, Record, Bytes) -> Result<(), OpenError>;
 
 /// Goes through the log after `resume`, or from its beginning.
-pub(super) fn scan(dir: &Path, options: &LogOptions, resume: Option<&Resume>, replay: Replay<'_>) -> Result<Found, OpenError> {
+pub(super) fn scan(
+    dir: &Path,
+    options: &LogOptions,
+    resume: Option<&Resume>,
+    replay: Replay<'_>,
+) -> Result<Found, OpenError> {
     let numbers = segment::list(dir)?;
     let mut found = Found::default();
     if let Some(gap) = numbers.iter().zip(1..).find(|(number, expected)| *number != expected) {
@@ -119,7 +124,10 @@ pub(super) fn salt(dir: &Path, options: &LogOptions) -> Result<Option<Salt>, Ope
 }
 
 fn lost(resume: &Resume) -> OpenError {
-    OpenError::Damaged(format!("the view has taken in commit {}, which is not in the commit log at {}", resume.seq, resume.position))
+    OpenError::Damaged(format!(
+        "the view has taken in commit {}, which is not in the commit log at {}",
+        resume.seq, resume.position
+    ))
 }
 
 fn read_header(file: &File, number: u32, options: &LogOptions) -> Result<Header, OpenError> {

@@ -128,7 +128,8 @@ pub(in crate::store) fn list(dir: &Path) -> io::Result<Vec<u32>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_suffix(".log")).and_then(|number| number.parse::<u32>().ok());
+        let number =
+            name.to_str().and_then(|name| name.strip_suffix(".log")).and_then(|number| number.parse::<u32>().ok());
         numbers.extend(number);
     }
     numbers.sort_unstable();
@@ -137,7 +138,11 @@ pub(in crate::store) fn list(dir: &Path) -> io::Result<Vec<u32>> {
 
 /// Length that segment `number` is given.
 pub(in crate::store) fn nominal_bytes(number: u32, max: u64) -> u64 {
-    SEGMENT_BYTES_MIN.checked_shl(number.saturating_sub(1)).filter(|len| *len >= SEGMENT_BYTES_MIN).unwrap_or(max).min(max)
+    SEGMENT_BYTES_MIN
+        .checked_shl(number.saturating_sub(1))
+        .filter(|len| *len >= SEGMENT_BYTES_MIN)
+        .unwrap_or(max)
+        .min(max)
 }
 
 /// Opens a segment for reading and writing.

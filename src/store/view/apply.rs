@@ -77,10 +77,15 @@ fn entries<'a>(batch: &mut Batch<'a>, pending: &'a Pending) {
         batch.keys.insert(Key::new(keys::FEED).u32(*feed).bytes(), row.encode());
     }
     for (feed, (start, end, reason)) in &pending.runs {
-        batch.keys.insert(Key::new(keys::NOT_HELD).u32(*feed).u64(*start).bytes(), Value::new().u64(*end).u8(reason.number()).bytes());
+        batch.keys.insert(
+            Key::new(keys::NOT_HELD).u32(*feed).u64(*start).bytes(),
+            Value::new().u64(*end).u8(reason.number()).bytes(),
+        );
     }
     for (feed, id, tile) in &pending.tiles {
-        batch.keys.insert(Key::new(keys::TILE).u32(*feed).tile(*id).bytes(), Value::new().raw(&tile.to_bytes()).bytes());
+        batch
+            .keys
+            .insert(Key::new(keys::TILE).u32(*feed).tile(*id).bytes(), Value::new().raw(&tile.to_bytes()).bytes());
     }
 }
 
@@ -107,7 +112,10 @@ fn notes(view: &View, batch: &mut Batch<'_>, pending: &Pending) -> Result<(), Re
         batch.keys.insert(Key::new(keys::CRL).name(&crl.authority).bytes(), Value::new().note(at(place)).bytes());
     }
     for cursor in &commit.cursors {
-        batch.keys.insert(Key::new(keys::SUBSCRIPTION).name(&cursor.subscription).bytes(), Value::new().u64(cursor.arrival).bytes());
+        batch.keys.insert(
+            Key::new(keys::SUBSCRIPTION).name(&cursor.subscription).bytes(),
+            Value::new().u64(cursor.arrival).bytes(),
+        );
     }
     Ok(())
 }
@@ -123,7 +131,9 @@ impl Batch<'_> {
         for block in self.arrivals.chunks(STRETCHES_MAX) {
             all.insert(Key::new(keys::ARRIVAL).u64(block[0].first).bytes(), Stretch::encode(block));
         }
-        all.extend(self.columns.finish().into_iter().map(|(first, block)| (Key::new(keys::COLUMNS).u64(first).bytes(), block)));
+        all.extend(
+            self.columns.finish().into_iter().map(|(first, block)| (Key::new(keys::COLUMNS).u64(first).bytes(), block)),
+        );
         for found in self.ids.into_values() {
             all.extend(ids::blocks(found.member, found.places));
         }

@@ -26,7 +26,9 @@ pub(in crate::store) struct Builder<'a> {
 impl<'a> Builder<'a> {
     /// Adds the next arrival.
     pub(in crate::store) fn push(&mut self, arrival: u64, header: Option<&'a proto::Header>) {
-        let texts = header.map_or([""; 4], |header| [&header.member, &header.topic, &header.kind, &header.severity].map(|text| admit::clip(text)));
+        let texts = header.map_or([""; 4], |header| {
+            [&header.member, &header.topic, &header.kind, &header.severity].map(|text| admit::clip(text))
+        });
         let size = texts.iter().map(|text| text.len() + 1).sum::<usize>() + 10;
         if self.bytes + size > VALUE_BYTES_MAX - 64 {
             self.end_block();

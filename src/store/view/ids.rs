@@ -17,7 +17,9 @@ pub(in crate::store) fn blocks(member: &Member, mut ids: Vec<(Uuid, Place)>) -> 
     ids.sort_unstable();
     let near = |(a, first): &(Uuid, Place), (b, place): &(Uuid, Place)| {
         let above = |base: u64, number: u64| number.abs_diff(base) < u64::from(u32::MAX) / 2;
-        keys::bucket_of(*a) == keys::bucket_of(*b) && above(first.index, place.index) && above(first.arrival, place.arrival)
+        keys::bucket_of(*a) == keys::bucket_of(*b)
+            && above(first.index, place.index)
+            && above(first.arrival, place.arrival)
     };
     let groups = ids.chunk_by(near).flat_map(|group| group.chunks(SLOTS_MAX));
     groups.filter_map(|group| Some((key(member, group)?, encode(group)?))).collect()
@@ -97,7 +99,10 @@ mod tests {
         }
         assert_eq!(blocks.iter().map(|(_, block)| decode(block).unwrap().len()).sum::<usize>(), all.len());
         let same: Vec<_> = (0..3_000).map(|number| (Uuid::from_u128(1), place(number))).collect();
-        assert_eq!(super::blocks(&member, same).iter().filter_map(|(_, block)| find(block, Uuid::from_u128(1)).unwrap()).min(), Some(place(0)));
+        assert_eq!(
+            super::blocks(&member, same).iter().filter_map(|(_, block)| find(block, Uuid::from_u128(1)).unwrap()).min(),
+            Some(place(0))
+        );
         assert!(decode(&[1, 2, 3]).is_none());
     }
 }

@@ -111,8 +111,12 @@ impl View {
 
 /// sled reports some damage by a panic.
 fn open_db(dir: &Path, cache_bytes: u64) -> io::Result<sled::Db> {
-    let config =
-        sled::Config::new().path(dir).cache_capacity(cache_bytes).segment_size(SEGMENT_BYTES).flush_every_ms(None).print_profile_on_drop(false);
+    let config = sled::Config::new()
+        .path(dir)
+        .cache_capacity(cache_bytes)
+        .segment_size(SEGMENT_BYTES)
+        .flush_every_ms(None)
+        .print_profile_on_drop(false);
     match catch_unwind(AssertUnwindSafe(|| config.open())) {
         Ok(opened) => opened.map_err(|error| io::Error::other(error.to_string())),
         Err(_) => Err(io::Error::other("sled found its files damaged")),

@@ -126,7 +126,12 @@ impl View {
     }
 
     /// The cosigned note of the smallest size above `index` of one cosigner.
-    pub(in crate::store) fn cosigned_above(&self, feed: FeedNumber, cosigner: &Member, index: u64) -> Result<Option<NoteRef>, ReadError> {
+    pub(in crate::store) fn cosigned_above(
+        &self,
+        feed: FeedNumber,
+        cosigner: &Member,
+        index: u64,
+    ) -> Result<Option<NoteRef>, ReadError> {
         let prefix = Key::new(keys::COSIGNED).u32(feed).member(cosigner);
         let from = prefix.clone().u64(index.saturating_add(1));
         self.ascending(&prefix, &from).next().map(|pair| cosigned_ref(&pair?)).transpose()
@@ -150,7 +155,12 @@ impl View {
     }
 
     /// Custody notes of one holder whose ranges have `index`, in the order in which they were committed.
-    pub(in crate::store) fn custody_about(&self, feed: FeedNumber, holder: &Member, index: u64) -> Result<Vec<NoteRef>, ReadError> {
+    pub(in crate::store) fn custody_about(
+        &self,
+        feed: FeedNumber,
+        holder: &Member,
+        index: u64,
+    ) -> Result<Vec<NoteRef>, ReadError> {
         let prefix = Key::new(keys::CUSTODY).u32(feed).member(holder);
         let mut notes = Vec::new();
         for pair in self.ascending(&prefix, &prefix.clone().u64(index.saturating_add(1))).take(CUSTODY_NOTES_MAX) {
@@ -182,7 +192,8 @@ impl View {
         let prefix = Key::new(keys::ROSTER);
         let roster = |pair: Result<Pair, ReadError>| {
             let (key, value) = pair?;
-            let version = Fields::of_key(&key).and_then(|mut fields| fields.key_u64()).ok_or_else(|| unreadable("key"))?;
+            let version =
+                Fields::of_key(&key).and_then(|mut fields| fields.key_u64()).ok_or_else(|| unreadable("key"))?;
             Ok((version, note_ref(&value)?))
         };
         self.ascending(&prefix, &prefix).map(roster).collect()
@@ -195,14 +206,22 @@ impl View {
 
     /// Acknowledged cursors by subscription.
     pub(in crate::store) fn cursors(&self) -> Result<Vec<(String, u64)>, ReadError> {
-        self.named(keys::SUBSCRIPTION, |value| Fields::of_value(value).and_then(|mut fields| fields.u64()).ok_or_else(|| unreadable("cursor")))
+        self.named(keys::SUBSCRIPTION, |value| {
+            Fields::of_value(value).and_then(|mut fields| fields.u64()).ok_or_else(|| unreadable("cursor"))
+        })
     }
 
-    fn named<T>(&self, prefix: u8, value_of: impl Fn(&[u8]) -> Result<T, ReadError>) -> Result<Vec<(String, T)>, ReadError> {
+    fn named<T>(
+        &self,
+        prefix: u8,
+        value_of: impl Fn(&[u8]) -> Result<T, ReadError>,
+    ) -> Result<Vec<(String, T)>, ReadError> {
         let prefix = Key::new(prefix);
         let named = |pair: Result<Pair, ReadError>| {
             let (key, value) = pair?;
-            let name = Fields::of_key(&key).and_then(|fields| std::str::from_utf8(fields.rest()).ok()).ok_or_else(|| unreadable("key"))?;
+            let name = Fields::of_key(&key)
+                .and_then(|fields| std::str::from_utf8(fields.rest()).ok())
+                .ok_or_else(|| unreadable("key"))?;
             Ok((name.to_string(), value_of(&value)?))
         };
         self.ascending(&prefix, &prefix).map(named).collect()
