@@ -44,6 +44,13 @@ pub(super) fn line(field: impl std::fmt::Display, text: &str, needed: bool, char
     }
 }
 
+/// Checks a text field of several lines, which may be absent.
+pub(super) fn paragraph(field: impl std::fmt::Display, text: &str, report: &mut Report) {
+    if text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t')) {
+        report.add(field, text, "text without control characters");
+    }
+}
+
 fn categories(categories: &[String], report: &mut Report) {
     let mut seen = 0u32;
     for (n, word) in report.bounded("body.categories", categories, Category::ALL.len()).iter().enumerate() {
@@ -87,9 +94,7 @@ fn texts(texts: &[proto::Text], needed: bool, report: &mut Report) {
         }
         line(format_args!("body.texts[{n}].headline"), &text.headline, true, HEADLINE_CHARS_MAX, report);
         for (field, paragraph) in [("description", &text.description), ("instruction", &text.instruction)] {
-            if paragraph.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t')) {
-                report.add(format_args!("body.texts[{n}].{field}"), paragraph, "text without control characters");
-            }
+            self::paragraph(format_args!("body.texts[{n}].{field}"), paragraph, report);
         }
     }
 }

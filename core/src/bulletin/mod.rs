@@ -9,6 +9,7 @@
 
 pub mod audience;
 pub mod body;
+pub mod countries;
 pub mod field;
 pub mod geo;
 pub mod header;

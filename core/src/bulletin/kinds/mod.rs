@@ -13,6 +13,7 @@ pub mod travel_document_alert;
 use super::field::Report;
 use super::times::Time;
 use super::vocabulary::MsgType;
+use crate::limits::CLOCK_AHEAD_SECONDS_MAX;
 use crate::proto;
 use crate::proto::body::Content;
 
@@ -76,6 +77,14 @@ pub struct Context<'a> {
     pub header: &'a proto::Header,
     /// The node's time.
     pub now: Time,
+}
+
+impl Context<'_> {
+    /// The latest instant that can have passed, as clocks differ.
+    #[must_use]
+    pub fn latest(&self) -> Time {
+        self.now.plus_seconds(CLOCK_AHEAD_SECONDS_MAX)
+    }
 }
 
 impl KindInfo {

@@ -1,8 +1,10 @@
-//! Kind `acknowledgement`.
+//! Kind `acknowledgement`: a person's answer to a bulletin, in any working group. Its header is an Ack and refers to the exact content.
 
 use super::{Context, KindInfo, Labels, SearchKey};
+use crate::bulletin::body::line;
 use crate::bulletin::field::Report;
-use crate::bulletin::vocabulary::MsgType;
+use crate::bulletin::vocabulary::{AckOutcome, MsgType};
+use crate::limits::LINE_CHARS_MAX;
 use crate::proto;
 use crate::proto::body::Content;
 
@@ -19,8 +21,39 @@ pub const KIND: KindInfo = KindInfo {
     sample_json: include_str!("../../../../../examples/bulletins/acknowledgement.json"),
 };
 
-fn validate(_body: &proto::Body, _context: &Context<'_>, _report: &mut Report) {}
+fn validate(body: &proto::Body, _context: &Context<'_>, report: &mut Report) {
+    let Some(Content::Acknowledgement(ack)) = &body.content else { return };
+    report.parse::<AckOutcome>("body.acknowledgement.outcome", &ack.outcome);
+    line("body.acknowledgement.remark", &ack.remark, false, LINE_CHARS_MAX, report);
+}
 
-fn search_keys(_body: &proto::Body) -> Vec<SearchKey> {
-    Vec::new()
+fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
+    let Some(Content::Acknowledgement(ack)) = &body.content else { return Vec::new() };
+    vec![SearchKey::new("outcome", &ack.outcome)]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::bulletin::prepare::tests::{faults, sample};
+
+    #[test]
+    fn an_answer_is_one_of_four_and_about_something() {
+        let mut draft = sample("acknowledgement");
+        draft.body.as_mut().unwrap().content = Some(Content::Acknowledgement(proto::Acknowledgement {
+            outcome: "maybe".to_owned(),
+            remark: "a\u{0}b".to_owned(),
+        }));
+        draft.header.as_mut().unwrap().references.clear();
+        let expected = ["header.references", "body.acknowledgement.outcome", "body.acknowledgement.remark"];
+        assert_eq!(faults(&draft), expected);
+    }
+
+    #[test]
+    fn an_answer_needs_no_text() {
+        let mut draft = sample("acknowledgement");
+        draft.body.as_mut().unwrap().texts.clear();
+        assert!(faults(&draft).is_empty());
+    }
 }

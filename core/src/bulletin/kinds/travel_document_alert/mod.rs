@@ -1,8 +1,15 @@
-//! Kind `travel-document-alert`.
+//! Kind `travel-document-alert`: a travel document not to be accepted. Working group security. Fields as in INTERPOL's Stolen and Lost
+//! Travel Documents, machine readable zone as in ICAO Doc 9303.
+
+pub mod icao9303;
 
 use super::{Context, KindInfo, Labels, SearchKey};
+use crate::bulletin::body::line;
+use crate::bulletin::countries::is_issuing_state;
 use crate::bulletin::field::Report;
-use crate::bulletin::vocabulary::MsgType;
+use crate::bulletin::times::Date;
+use crate::bulletin::vocabulary::{FraudType, MsgType};
+use crate::limits::LINE_CHARS_MAX;
 use crate::proto;
 use crate::proto::body::Content;
 
@@ -21,8 +28,172 @@ pub const KIND: KindInfo = KindInfo {
     sample_json: include_str!("../../../../../examples/bulletins/travel-document-alert.json"),
 };
 
-fn validate(_body: &proto::Body, _context: &Context<'_>, _report: &mut Report) {}
+/// Longest document number: nine places and the overflow of a TD1 zone (fifteen, less check digit and filler).
+const NUMBER_CHARS_MAX: usize = 22;
 
-fn search_keys(_body: &proto::Body) -> Vec<SearchKey> {
-    Vec::new()
+fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
+    let Some(Content::TravelDocumentAlert(alert)) = &body.content else { return };
+    let number = &alert.document_number;
+    let upper = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit();
+    if !(1..=NUMBER_CHARS_MAX).contains(&number.len()) || !number.bytes().all(upper) {
+        let expected = format_args!("1 to {NUMBER_CHARS_MAX} of A to Z and 0 to 9, without fillers and spaces");
+        report.add("body.travel_document_alert.document_number", number, expected);
+    }
+    if !is_issuing_state(&alert.issuing_state) {
+        let expected = "a state or organisation of ICAO Doc 9303-3 such as `NER`, `D` or `XPO`";
+        report.add("body.travel_document_alert.issuing_state", &alert.issuing_state, expected);
+    }
+    if !is_document_code(&alert.document_type) {
+        let expected = "an ICAO document code: P, V, I, A, C or one of them and a letter";
+        report.add("body.travel_document_alert.document_type", &alert.document_type, expected);
+    }
+    report.parse::<FraudType>("body.travel_document_alert.fraud_type", &alert.fraud_type);
+    dates(alert, context, report);
+    line("body.travel_document_alert.place_of_incident", &alert.place_of_incident, false, LINE_CHARS_MAX, report);
+    if !alert.mrz.is_empty() {
+        mrz(alert, context, report);
+    }
+}
+
+fn is_document_code(code: &str) -> bool {
+    (1..=2).contains(&code.len())
+        && code.bytes().all(|b| b.is_ascii_uppercase())
+        && code.starts_with(['P', 'V', 'I', 'A', 'C'])
+}
+
+fn dates(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut Report) {
+    let mut date = |field: &str, text: &str| -> Option<Date> {
+        if text.is_empty() { None } else { report.parse(format_args!("body.travel_document_alert.{field}"), text) }
+    };
+    let issue = date("date_of_issue", &alert.date_of_issue);
+    let expiry = date("date_of_expiry", &alert.date_of_expiry);
+    let incident = date("date_of_incident", &alert.date_of_incident);
+    if let (Some(issue), Some(expiry)) = (issue, expiry)
+        && expiry < issue
+    {
+        let expected = format_args!("not before date_of_issue, {issue}");
+        report.add("body.travel_document_alert.date_of_expiry", expiry, expected);
+    }
+    let today = context.latest().date();
+    for (field, date) in [("date_of_issue", issue), ("date_of_incident", incident)] {
+        if let Some(date) = date.filter(|date| *date > today) {
+            report.add(format_args!("body.travel_document_alert.{field}"), date, "a day that has come");
+        }
+    }
+}
+
+/// The zone holds together, agrees with the fields beside it, and is marked as what it is.
+fn mrz(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut Report) {
+    if !context.header.handling.as_ref().is_some_and(|handling| handling.personal_data) {
+        let expected = "true: a machine readable zone names a person";
+        report.add("header.handling.personal_data", "false", expected);
+    }
+    let mrz = match icao9303::parse(&alert.mrz) {
+        Ok(mrz) => mrz,
+        Err(faults) => {
+            for fault in faults {
+                let found = alert.mrz.get(fault.line).map_or("", String::as_str);
+                report.add(format_args!("body.travel_document_alert.mrz[{}]", fault.line), found, fault.expected);
+            }
+            return;
+        }
+    };
+    for (field, given, printed) in [
+        ("document_number", &alert.document_number, &mrz.document_number),
+        ("issuing_state", &alert.issuing_state, &mrz.issuing_state),
+    ] {
+        if given != printed {
+            let expected = format_args!("`{printed}`, as the machine readable zone says");
+            report.add(format_args!("body.travel_document_alert.{field}"), given, expected);
+        }
+    }
+    if !mrz.document_code.starts_with(&alert.document_type) {
+        let expected = format_args!("`{}`, as the machine readable zone says", mrz.document_code);
+        report.add("body.travel_document_alert.document_type", &alert.document_type, expected);
+    }
+    if let Ok(expiry) = alert.date_of_expiry.parse::<Date>()
+        && !mrz.date_of_expiry.may_be(expiry)
+    {
+        let expected = format_args!("YYMMDD {}, as the machine readable zone says", mrz.date_of_expiry.as_str());
+        report.add("body.travel_document_alert.date_of_expiry", expiry, expected);
+    }
+}
+
+/// A border check asks by issuing state and number, or by number alone where the state is in doubt.
+fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
+    let Some(Content::TravelDocumentAlert(alert)) = &body.content else { return Vec::new() };
+    vec![
+        SearchKey::new("document", format!("{}/{}", alert.issuing_state, alert.document_number)),
+        SearchKey::new("document_number", &alert.document_number),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::bulletin::prepare::tests::{faults, sample};
+
+    fn with(change: impl FnOnce(&mut proto::TravelDocumentAlert)) -> Vec<String> {
+        let mut draft = sample("travel-document-alert");
+        match draft.body.as_mut().unwrap().content.as_mut().unwrap() {
+            Content::TravelDocumentAlert(alert) => change(alert),
+            _ => panic!("another kind"),
+        }
+        faults(&draft).into_iter().map(|path| path.replace("body.travel_document_alert.", "")).collect()
+    }
+
+    #[test]
+    fn fields_agree_with_the_zone() {
+        assert_eq!(with(|a| a.document_number = "10SP00043".to_owned()), ["document_number"]);
+        assert_eq!(with(|a| a.issuing_state = "TUN".to_owned()), ["issuing_state"]);
+        assert_eq!(with(|a| a.document_type = "I".to_owned()), ["document_type"]);
+        assert_eq!(with(|a| a.date_of_expiry = "2029-07-01".to_owned()), ["date_of_expiry"]);
+        assert!(with(|a| a.date_of_expiry.clear()).is_empty());
+    }
+
+    #[test]
+    fn a_fault_in_the_zone_names_its_line() {
+        assert_eq!(with(|a| a.mrz[1].replace_range(0..1, "2")), ["mrz[1]", "mrz[1]"]);
+        assert_eq!(with(|a| a.mrz.truncate(1)), ["mrz[0]"]);
+    }
+
+    #[test]
+    fn a_zone_is_personal_data_and_a_bare_number_need_not_be() {
+        let mut draft = sample("travel-document-alert");
+        let header = draft.header.as_mut().unwrap();
+        header.retain_until.clear();
+        let handling = header.handling.as_mut().unwrap();
+        (handling.personal_data, handling.purpose) = (false, String::new());
+        assert_eq!(faults(&draft), ["header.handling.personal_data"]);
+        if let Some(Content::TravelDocumentAlert(alert)) = draft.body.as_mut().unwrap().content.as_mut() {
+            alert.mrz.clear();
+        }
+        assert!(faults(&draft).is_empty());
+    }
+
+    #[test]
+    fn words_and_codes_are_the_standards_own() {
+        let bare = |change: fn(&mut proto::TravelDocumentAlert)| {
+            with(|alert| {
+                alert.mrz.clear();
+                change(alert);
+            })
+        };
+        assert!(bare(|a| a.issuing_state = "D".to_owned()).is_empty(), "Germany has one letter");
+        assert!(bare(|a| a.issuing_state = "XXB".to_owned()).is_empty());
+        assert_eq!(bare(|a| a.issuing_state = "NE".to_owned()), ["issuing_state"]);
+        assert_eq!(bare(|a| a.document_number = "10 SP<42".to_owned()), ["document_number"]);
+        assert!(bare(|a| a.document_type = "AC".to_owned()).is_empty());
+        assert_eq!(bare(|a| a.document_type = "X".to_owned()), ["document_type"]);
+        assert_eq!(bare(|a| a.fraud_type = "stolen".to_owned()), ["fraud_type"]);
+        assert_eq!(bare(|a| a.date_of_issue = "2030-01-01".to_owned()), ["date_of_expiry", "date_of_issue"]);
+        assert_eq!(bare(|a| a.date_of_incident = "2025-11-25".to_owned()), ["date_of_incident"]);
+    }
+
+    #[test]
+    fn a_border_check_finds_it_by_state_and_number() {
+        let keys = search_keys(&sample("travel-document-alert").body.unwrap());
+        assert_eq!(keys[0], SearchKey::new("document", "NER/10SP00042"));
+    }
 }

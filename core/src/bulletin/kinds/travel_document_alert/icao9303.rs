@@ -1,0 +1,477 @@
+//! Machine readable zones of ICAO Doc 9303: TD1 (part 5), TD2 (part 6), TD3 (part 4), MRV-A and MRV-B (part 7).
+//!
+//! In scope: layout, alphabet, check digits, the long document number, two-digit years. Out of scope: chips, visual zones, and whether
+//! a state exists ([`crate::bulletin::countries`]).
+
+use crate::bulletin::times::Date;
+
+/// The five layouts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Card, 3 lines of 30.
+    Td1,
+    /// Card, 2 lines of 36.
+    Td2,
+    /// Passport, 2 lines of 44.
+    Td3,
+    /// Visa, 2 lines of 44.
+    MrvA,
+    /// Visa, 2 lines of 36.
+    MrvB,
+}
+
+/// What a zone says, without fillers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mrz {
+    /// How it is laid out.
+    pub layout: Layout,
+    /// Document code: `P`, `I`, `AC`, `V` …
+    pub document_code: String,
+    /// Issuing state or organisation: `NER`, `D`, `UTO`.
+    pub issuing_state: String,
+    /// Document number, all of it, also where it is longer than its field.
+    pub document_number: String,
+    /// Nationality.
+    pub nationality: String,
+    /// Primary identifier.
+    pub family_name: String,
+    /// Secondary identifiers.
+    pub given_names: String,
+    /// Date of birth, perhaps in part unknown.
+    pub date_of_birth: ShortDate,
+    /// `M`, `F`, or `<` for unspecified.
+    pub sex: char,
+    /// Date of expiry; of a visa: valid until.
+    pub date_of_expiry: ShortDate,
+    /// What the issuer put into the optional fields, without the overflow of the number.
+    pub optional: String,
+}
+
+/// A date as printed: `YYMMDD`, with `<` where unknown. Its century is not printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShortDate(String);
+
+/// One fault of a zone.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: expected {expected}")]
+pub struct Fault {
+    /// Line, from 0.
+    pub line: usize,
+    /// What was expected there.
+    pub expected: String,
+}
+
+/// Doc 9303-3 §4.9: weights 7, 3, 1, letters count from 10, fillers as 0, modulo 10.
+#[must_use]
+pub fn check_digit(text: &str) -> char {
+    check(text.bytes())
+}
+
+fn check(bytes: impl Iterator<Item = u8>) -> char {
+    let value = |b: u8| match b {
+        b'0'..=b'9' => u32::from(b - b'0'),
+        b'A'..=b'Z' => u32::from(b - b'A') + 10,
+        _ => 0,
+    };
+    let sum = bytes.zip([7u32, 3, 1].into_iter().cycle()).fold(0, |sum, (b, weight)| (sum + value(b) * weight) % 10);
+    char::from_digit(sum, 10).unwrap_or('0')
+}
+
+/// Reads a zone.
+///
+/// # Errors
+/// Every fault found; the layout and the alphabet are needed for anything else to be looked at.
+pub fn parse(lines: &[String]) -> Result<Mrz, Vec<Fault>> {
+    let layout = layout(lines)?;
+    let mut faults = Vec::new();
+    for (line, text) in lines.iter().enumerate() {
+        if !text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'<') {
+            faults.push(Fault { line, expected: "A to Z, 0 to 9 and `<` only".to_owned() });
+        }
+    }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let zone = Zone { lines };
+    let mrz = match layout {
+        Layout::Td1 => td1(&zone, &mut faults),
+        _ => two_lines(layout, &zone, &mut faults),
+    };
+    if faults.is_empty() { Ok(mrz) } else { Err(faults) }
+}
+
+fn layout(lines: &[String]) -> Result<Layout, Vec<Fault>> {
+    let first = lines.first().and_then(|line| line.bytes().next());
+    let all = |count: usize, chars: usize| lines.len() == count && lines.iter().all(|line| line.len() == chars);
+    let (layout, codes) = match first {
+        _ if all(3, 30) => (Layout::Td1, "ACI"),
+        Some(b'V') if all(2, 44) => (Layout::MrvA, "V"),
+        Some(b'V') if all(2, 36) => (Layout::MrvB, "V"),
+        _ if all(2, 44) => (Layout::Td3, "PV"),
+        _ if all(2, 36) => (Layout::Td2, "ACIV"),
+        _ => {
+            let expected = "3 lines of 30, 2 of 36 or 2 of 44 characters (TD1, TD2, TD3, MRV-A, MRV-B)".to_owned();
+            let odd = lines.iter().position(|line| ![30, 36, 44].contains(&line.len())).unwrap_or(0);
+            return Err(vec![Fault { line: odd, expected }]);
+        }
+    };
+    if first.is_some_and(|code| codes.bytes().any(|known| known == code)) {
+        Ok(layout)
+    } else {
+        let list = codes.chars().map(String::from).collect::<Vec<_>>().join(", ");
+        Err(vec![Fault { line: 0, expected: format!("a document code that begins with {list} in this layout") }])
+    }
+}
+
+/// Lines of known lengths in ASCII: a range outside of them reads as empty and never panics.
+struct Zone<'a> {
+    lines: &'a [String],
+}
+
+impl<'a> Zone<'a> {
+    fn text(&self, line: usize, from: usize, to: usize) -> &'a str {
+        self.lines.get(line).and_then(|text| text.get(from..to)).unwrap_or_default()
+    }
+
+    fn char(&self, line: usize, at: usize) -> char {
+        self.text(line, at, at + 1).chars().next().unwrap_or('<')
+    }
+
+    /// Compares the digit at `at` with the check digit of `fields`, all of one line unless told.
+    fn checked(&self, line: usize, at: usize, what: &str, text: &str, faults: &mut Vec<Fault>) {
+        let (found, expected) = (self.char(line, at), check_digit(text));
+        if found != expected {
+            let expected = format!("check digit {expected} of the {what} in place {}", at + 1);
+            faults.push(Fault { line, expected });
+        }
+    }
+
+    fn date(&self, line: usize, from: usize, what: &str, faults: &mut Vec<Fault>) -> ShortDate {
+        let text = self.text(line, from, from + 6);
+        self.checked(line, from + 6, what, text, faults);
+        let date = ShortDate(text.to_owned());
+        if !date.is_plausible() {
+            let expected = format!("{what} as YYMMDD, `<` where unknown, from place {}", from + 1);
+            faults.push(Fault { line, expected });
+        }
+        date
+    }
+
+    fn sex(&self, line: usize, at: usize, faults: &mut Vec<Fault>) -> char {
+        let sex = self.char(line, at);
+        if !matches!(sex, 'M' | 'F' | '<') {
+            faults.push(Fault { line, expected: format!("M, F or `<` in place {}", at + 1) });
+        }
+        sex
+    }
+}
+
+/// The document number that begins at `from`, its check digit behind its nine places, and the optional field of the same line.
+///
+/// A longer number (TD1 and TD2 only) puts `<` in place of its check digit and continues in the optional field, there followed by its
+/// check digit and a filler. The check digit covers the nine places and the rest without that `<` (Doc 9303-5 §4.2.2 note j).
+fn number(
+    zone: &Zone<'_>,
+    line: usize,
+    from: usize,
+    optional: &str,
+    may_overflow: bool,
+    faults: &mut Vec<Fault>,
+) -> (String, String) {
+    let places = zone.text(line, from, from + 9);
+    if zone.char(line, from + 9) != '<' || !may_overflow {
+        zone.checked(line, from + 9, "document number", places, faults);
+        if places.starts_with('<') {
+            faults.push(Fault { line, expected: format!("a document number from place {}", from + 1) });
+        }
+        return (without_fillers(places), trimmed(optional));
+    }
+    let (overflow, rest) = optional.split_once('<').unwrap_or((optional, ""));
+    let (tail, digit) = overflow.split_at(overflow.len().saturating_sub(1));
+    if places.contains('<') || tail.is_empty() {
+        let expected = format!(
+            "a check digit in place {}, or a longer number and its check digit in the optional field",
+            from + 10
+        );
+        faults.push(Fault { line, expected });
+    } else {
+        let expected = check(places.bytes().chain(tail.bytes()));
+        if !digit.starts_with(expected) {
+            let expected = format!("check digit {expected} of the document number at the end of its overflow");
+            faults.push(Fault { line, expected });
+        }
+    }
+    (format!("{places}{tail}"), trimmed(rest))
+}
+
+fn td1(zone: &Zone<'_>, faults: &mut Vec<Fault>) -> Mrz {
+    let (document_number, mut optional) = number(zone, 0, 5, zone.text(0, 15, 30), true, faults);
+    let second = trimmed(zone.text(1, 18, 29));
+    if !second.is_empty() {
+        optional = if optional.is_empty() { second } else { format!("{optional} {second}") };
+    }
+    let date_of_birth = zone.date(1, 0, "date of birth", faults);
+    let date_of_expiry = zone.date(1, 8, "date of expiry", faults);
+    let composite = [zone.text(0, 5, 30), zone.text(1, 0, 7), zone.text(1, 8, 15), zone.text(1, 18, 29)].concat();
+    zone.checked(1, 29, "whole zone", &composite, faults);
+    let (family_name, given_names) = names(zone.text(2, 0, 30), 2, faults);
+    Mrz {
+        layout: Layout::Td1,
+        document_code: trimmed(zone.text(0, 0, 2)),
+        issuing_state: trimmed(zone.text(0, 2, 5)),
+        document_number,
+        nationality: trimmed(zone.text(1, 15, 18)),
+        family_name,
+        given_names,
+        date_of_birth,
+        sex: zone.sex(1, 7, faults),
+        date_of_expiry,
+        optional,
+    }
+}
+
+fn two_lines(layout: Layout, zone: &Zone<'_>, faults: &mut Vec<Fault>) -> Mrz {
+    let width = if matches!(layout, Layout::Td3 | Layout::MrvA) { 44 } else { 36 };
+    let optional_end = match layout {
+        Layout::Td3 => 42,
+        Layout::Td2 => 35,
+        _ => width,
+    };
+    let (document_number, optional) = number(zone, 1, 0, zone.text(1, 28, optional_end), layout == Layout::Td2, faults);
+    let date_of_birth = zone.date(1, 13, "date of birth", faults);
+    let date_of_expiry = zone.date(1, 21, "date of expiry", faults);
+    if layout == Layout::Td3 {
+        let personal_number = zone.text(1, 28, 42);
+        // An empty personal number may leave its check digit empty too (Doc 9303-4 §4.2.2.2).
+        if !(trimmed(personal_number).is_empty() && zone.char(1, 42) == '<') {
+            zone.checked(1, 42, "personal number", personal_number, faults);
+        }
+    }
+    if matches!(layout, Layout::Td2 | Layout::Td3) {
+        let composite = [zone.text(1, 0, 10), zone.text(1, 13, 20), zone.text(1, 21, width - 1)].concat();
+        zone.checked(1, width - 1, "whole line", &composite, faults);
+    }
+    let (family_name, given_names) = names(zone.text(0, 5, width), 0, faults);
+    Mrz {
+        layout,
+        document_code: trimmed(zone.text(0, 0, 2)),
+        issuing_state: trimmed(zone.text(0, 2, 5)),
+        document_number,
+        nationality: trimmed(zone.text(1, 10, 13)),
+        family_name,
+        given_names,
+        date_of_birth,
+        sex: zone.sex(1, 20, faults),
+        date_of_expiry,
+        optional,
+    }
+}
+
+/// Primary and secondary identifiers, Doc 9303-3 §4.6: two fillers between them, one filler for a space.
+fn names(field: &str, line: usize, faults: &mut Vec<Fault>) -> (String, String) {
+    let (family, given) = field.split_once("<<").unwrap_or((field, ""));
+    if family.is_empty() || family.starts_with('<') || field.bytes().any(|b| b.is_ascii_digit()) {
+        faults.push(Fault { line, expected: "a name of letters and fillers".to_owned() });
+    }
+    (trimmed(family).replace('<', " "), trimmed(given).replace('<', " "))
+}
+
+fn trimmed(field: &str) -> String {
+    field.trim_end_matches('<').to_owned()
+}
+
+/// A document number as it is compared: what was printed as a space or hyphen is a filler in the zone and nothing elsewhere.
+fn without_fillers(field: &str) -> String {
+    field.replace('<', "")
+}
+
+impl ShortDate {
+    /// As printed: `YYMMDD`, `<` where unknown.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether `date` may be what is printed; the century is not, and unknown places say nothing.
+    #[must_use]
+    pub fn may_be(&self, date: Date) -> bool {
+        let (year, month, day) = date.parts();
+        let text = format!("{:02}{month:02}{day:02}", year % 100);
+        self.0.bytes().zip(text.bytes()).all(|(printed, known)| printed == b'<' || printed == known)
+    }
+
+    /// The date as one of birth: the latest that is not after `today`. `None` if a part is unknown.
+    #[must_use]
+    pub fn not_after(&self, today: Date) -> Option<Date> {
+        self.in_century_of(today.parts().0, |date| date <= today)
+    }
+
+    /// The date as one of expiry: within fifty years of `today`. `None` if a part is unknown.
+    #[must_use]
+    pub fn near(&self, today: Date) -> Option<Date> {
+        let latest = today.parts().0 + 50;
+        self.in_century_of(latest, |date| date.parts().0 < latest)
+    }
+
+    /// The latest of the dates that `accept` takes, looking back from the century of `year`.
+    fn in_century_of(&self, year: u16, accept: impl Fn(Date) -> bool) -> Option<Date> {
+        let part = |from: usize| self.0.get(from..from + 2)?.parse::<u8>().ok();
+        let (yy, month, day) = (part(0)?, part(2)?, part(4)?);
+        let century = year / 100;
+        (century.saturating_sub(1)..=century)
+            .rev()
+            .filter_map(|century| Date::new(century * 100 + u16::from(yy), month, day))
+            .find(|date| accept(*date))
+    }
+
+    fn is_plausible(&self) -> bool {
+        let part = |from: usize, range: std::ops::RangeInclusive<u8>| {
+            let text = self.0.get(from..from + 2).unwrap_or_default();
+            text == "<<" || text.parse::<u8>().is_ok_and(|number| range.contains(&number))
+        };
+        part(0, 0..=99) && part(2, 1..=12) && part(4, 1..=31)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(lines: &[&str]) -> Result<Mrz, Vec<Fault>> {
+        parse(&lines.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
+
+    const TD3: [&str; 2] =
+        ["P<UTOERIKSSON<<ANNA<MARIA<<<<<<<<<<<<<<<<<<<", "L898902C36UTO7408122F1204159ZE184226B<<<<<10"];
+    const TD2: [&str; 2] = ["I<UTOERIKSSON<<ANNA<MARIA<<<<<<<<<<<", "D231458907UTO7408122F1204159<<<<<<<6"];
+    const TD1: [&str; 3] =
+        ["I<UTOD231458907<<<<<<<<<<<<<<<", "7408122F1204159UTO<<<<<<<<<<<6", "ERIKSSON<<ANNA<MARIA<<<<<<<<<<"];
+    const MRV_A: [&str; 2] =
+        ["V<UTOERIKSSON<<ANNA<MARIA<<<<<<<<<<<<<<<<<<<", "L8988901C4XXX4009078F96121096ZE184226B<<<<<<"];
+    const MRV_B: [&str; 2] = ["V<UTOERIKSSON<<ANNA<MARIA<<<<<<<<<<<", "L8988901C4XXX4009078F9612109<<<<<<<<"];
+
+    #[test]
+    fn check_digits_of_doc_9303_part_3() {
+        assert_eq!(check_digit("520727"), '3');
+        assert_eq!(check_digit("AB2134<<<"), '5');
+        assert_eq!(check_digit("HA672242<658022549601086<<<<<<<<<<<<<<0"), '8');
+    }
+
+    #[test]
+    fn published_examples_are_read() {
+        let passport = read(&TD3).unwrap();
+        assert_eq!(passport.layout, Layout::Td3);
+        assert_eq!((passport.document_code.as_str(), passport.issuing_state.as_str()), ("P", "UTO"));
+        assert_eq!(passport.document_number, "L898902C3");
+        assert_eq!((passport.family_name.as_str(), passport.given_names.as_str()), ("ERIKSSON", "ANNA MARIA"));
+        assert_eq!(
+            (passport.date_of_birth.as_str(), passport.sex, passport.date_of_expiry.as_str()),
+            ("740812", 'F', "120415")
+        );
+        assert_eq!(passport.optional, "ZE184226B");
+        for (lines, layout) in [(&TD2[..], Layout::Td2), (&TD1[..], Layout::Td1)] {
+            let card = read(lines).unwrap();
+            assert_eq!(card.layout, layout);
+            assert_eq!((card.document_number.as_str(), card.optional.as_str()), ("D23145890", ""));
+            assert_eq!((card.nationality.as_str(), card.given_names.as_str()), ("UTO", "ANNA MARIA"));
+        }
+        let visa = read(&MRV_A).unwrap();
+        assert_eq!(
+            (visa.layout, visa.document_number.as_str(), visa.nationality.as_str()),
+            (Layout::MrvA, "L8988901C", "XXX")
+        );
+        assert_eq!(visa.optional, "6ZE184226B");
+        assert_eq!(read(&MRV_B).unwrap().layout, Layout::MrvB);
+    }
+
+    #[test]
+    fn a_long_number_overflows_and_its_filler_is_not_counted() {
+        let td1 = |number: &str, composite: char| {
+            let first = format!("I<UTO{number}<<<<<<<<<<<");
+            read(&[&first, &format!("3407127M9507122UTO<<<<<<<<<<<{composite}"), "STEVENSON<<PETER<JOHN<<<<<<<<<"])
+        };
+        let published = td1("D23145890<7349", '2').unwrap();
+        assert_eq!(published.document_number, "D23145890734");
+        assert_eq!(published.optional, "");
+        assert_eq!(td1("D23145890<7350", '2').unwrap().document_number, "D23145890735", "0 without the filler");
+        assert!(td1("D23145890<7356", '2').is_err(), "6 is what counting the filler gives");
+
+        let td2 = |second: &str| read(&["I<UTOSTEVENSON<<PETER<JOHN<<<<<<<<<<", second]);
+        assert_eq!(td2("D23145890<UTO3407127M95071227349<<<8").unwrap().document_number, "D23145890734");
+        assert_eq!(td2("D23145890<UTO3407127M95071227350<<<6").unwrap().document_number, "D23145890735");
+        let faults = td2("D23145890<UTO3407127M9507122<<<<<<<6").unwrap_err();
+        assert!(faults[0].expected.contains("in place 10"), "neither digit nor overflow: {faults:?}");
+    }
+
+    #[test]
+    fn a_passport_number_does_not_overflow() {
+        let mut second = TD3[1].to_owned();
+        second.replace_range(9..10, "<");
+        assert!(read(&[TD3[0], &second]).is_err());
+    }
+
+    #[test]
+    fn one_wrong_character_is_noticed_where_a_digit_guards_it() {
+        let guarded = (0..10).chain(13..20).chain(21..44);
+        for at in guarded {
+            let mut second = TD3[1].to_owned();
+            // A digit that counts one more: 5 for Z would count the same, modulo 10.
+            let old: u32 = check_digit(&second[at..=at]).to_digit(10).unwrap() * 3 % 10;
+            second.replace_range(at..=at, &((old + 1) % 10).to_string());
+            assert!(read(&[TD3[0], &second]).is_err(), "place {}", at + 1);
+        }
+    }
+
+    #[test]
+    fn faults_say_line_and_place() {
+        let faults = read(&[TD1[0], "7408123F1204159UTO<<<<<<<<<<<6", TD1[2]]).unwrap_err();
+        assert_eq!(faults[0], Fault { line: 1, expected: "check digit 2 of the date of birth in place 7".to_owned() });
+        assert_eq!(faults.len(), 2, "the whole zone's digit covers it too");
+        assert_eq!(read(&[TD3[0], "short"]).unwrap_err()[0].line, 1);
+        assert_eq!(read(&[TD3[0], &TD3[1].to_lowercase()]).unwrap_err()[0].line, 1);
+        assert!(read(&[]).is_err());
+        assert!(read(&["X<UTOERIKSSON<<ANNA<MARIA<<<<<<<<<<<", TD2[1]]).is_err());
+        assert!(read(&["é".repeat(22).as_str(), TD3[1]]).is_err(), "44 bytes are not 44 characters");
+    }
+
+    #[test]
+    fn an_empty_personal_number_needs_no_digit() {
+        for digit in ["<", "0"] {
+            let start = format!("L898902C36UTO7408122F1204159<<<<<<<<<<<<<<{digit}");
+            let composite = check_digit(&[&start[0..10], &start[13..20], &start[21..43]].concat());
+            assert!(read(&[TD3[0], &format!("{start}{composite}")]).is_ok());
+        }
+    }
+
+    #[test]
+    fn two_digit_years_find_their_century() {
+        let today: Date = "2025-11-23".parse().unwrap();
+        let short = |text: &str| ShortDate(text.to_owned());
+        let text = |date: Option<Date>| date.map(|date| date.to_string()).unwrap_or_default();
+        assert_eq!(text(short("740812").not_after(today)), "1974-08-12");
+        assert_eq!(text(short("251123").not_after(today)), "2025-11-23");
+        assert_eq!(text(short("251124").not_after(today)), "1925-11-24", "nobody is born tomorrow");
+        assert_eq!(text(short("000229").not_after(today)), "2000-02-29");
+        assert_eq!(text(short("120415").near(today)), "2012-04-15");
+        assert_eq!(text(short("740101").near(today)), "2074-01-01");
+        assert_eq!(text(short("750101").near(today)), "1975-01-01");
+        assert_eq!(short("74<<<<").not_after(today), None);
+        assert!(short("74<<<<").may_be("1974-02-01".parse().unwrap()));
+        assert!(!short("740812").may_be("1974-08-13".parse().unwrap()));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(lines in prop::collection::vec("[A-Z0-9<é]{0,46}", 0..4)) {
+            let _ = parse(&lines);
+        }
+
+        #[test]
+        fn no_zone_of_right_size_makes_it_panic(lines in prop::collection::vec("[ACIPV][A-Z0-9<]{35}", 2)) {
+            let _ = parse(&lines);
+        }
+    }
+}
