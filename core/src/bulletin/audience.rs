@@ -96,16 +96,16 @@ impl<'a> Rule<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
     /// `ma`, `ly`, `tn`, `ne`: full; ma and tn in security, ly in customs, ne in none. `x-au` observes security up to GREEN, `x-eu`
     /// is a partner in security up to CLEAR, `x-un` is granted RED there, `x-none` nothing.
-    struct Table(Vec<Member>);
+    pub(in crate::bulletin) struct Table(Vec<Member>);
 
     impl Table {
-        fn new() -> Self {
+        pub(in crate::bulletin) fn new() -> Self {
             Self(["ma", "ly", "tn", "ne", "x-au", "x-eu", "x-un", "x-none"].map(|code| code.parse().unwrap()).into())
         }
     }

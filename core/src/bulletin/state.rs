@@ -1,1 +1,453 @@
-//! What became of a bulletin.
+//! What became of a bulletin: active, superseded, cancelled, expired.
+//!
+//! In scope: which updates, cancellations and acknowledgements count, and what they add up to. Out of scope: finding them (the store).
+//!
+//! Every node that may read the original comes to the same state, in whatever order entries arrive. Two things make it so. A successor
+//! counts only if it copies the original's topic, handling and roster version: then whoever may read the one may read the other, and
+//! nobody sees a state that rests on what others cannot see. And [`Standing`] is a join: merging is commutative, associative and
+//! idempotent. An update or cancellation that does not count stays a bulletin like any other and changes nothing.
+
+use super::audience::{Directory, audience};
+use super::field::{Invalid, Report};
+use super::header::{BulletinId, Reference};
+use super::times::Time;
+use super::vocabulary::{CancelReason, MsgType};
+use crate::envelope;
+use crate::names::{Digest, Member};
+use crate::proto;
+use crate::proto::body::Content;
+
+/// Place in the publishing member's feed: epoch, then index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Position {
+    /// Epoch of the feed.
+    pub epoch: u32,
+    /// Index in it.
+    pub index: u64,
+}
+
+/// An Update or Cancel that counts for one bulletin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Successor {
+    /// Where it stands.
+    pub position: Position,
+    /// Which bulletin it is.
+    pub reference: Reference,
+    /// What it does.
+    pub effect: Effect,
+}
+
+/// What a successor does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Says it anew.
+    Supersedes,
+    /// Ends it, with the reason if its body could be read.
+    Cancels(Option<CancelReason>),
+}
+
+/// All that counts for one bulletin so far. A join: fold in whatever order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    updated: Option<Successor>,
+    cancelled: Option<Successor>,
+}
+
+/// State of a bulletin at an instant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It holds.
+    Active,
+    /// A newer one holds in its place; what became of that one is for it to say.
+    Superseded {
+        /// The last update.
+        by: Reference,
+    },
+    /// It no longer holds. Final: an update after it revives nothing.
+    Cancelled {
+        /// The first cancellation.
+        by: Reference,
+        /// Why, if its body could be read.
+        reason: Option<CancelReason>,
+    },
+    /// Its time has passed.
+    Expired,
+}
+
+impl State {
+    /// The word on the wire (`State.state`).
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Superseded { .. } => "superseded",
+            Self::Cancelled { .. } => "cancelled",
+            Self::Expired => "expired",
+        }
+    }
+
+    /// What changed it, if something did.
+    #[must_use]
+    pub fn by(&self) -> Option<&Reference> {
+        match self {
+            Self::Superseded { by } | Self::Cancelled { by, .. } => Some(by),
+            Self::Active | Self::Expired => None,
+        }
+    }
+}
+
+impl Successor {
+    /// The entry at `position` of its member's feed, if it counts for the original. A cancellation's reason is read from the envelope.
+    #[must_use]
+    pub fn of(original: &proto::Header, original_digest: &Digest, envelope: &[u8], position: Position) -> Option<Self> {
+        let header = envelope::header_of(envelope).ok()?;
+        let mut successor =
+            Self::from_header(original, original_digest, &header, &envelope::digest(envelope), position)?;
+        if let Effect::Cancels(reason) = &mut successor.effect {
+            *reason = match envelope::body_of(envelope).ok().and_then(|body| body.content) {
+                Some(Content::Cancellation(cancellation)) => CancelReason::read(&cancellation.reason),
+                _ => None,
+            };
+        }
+        Some(successor)
+    }
+
+    /// As [`Self::of`] from a header alone, without a cancellation's reason.
+    #[must_use]
+    pub fn from_header(
+        original: &proto::Header,
+        original_digest: &Digest,
+        header: &proto::Header,
+        digest: &Digest,
+        position: Position,
+    ) -> Option<Self> {
+        let effect = match MsgType::read(&header.msg_type)? {
+            MsgType::Update => Effect::Supersedes,
+            MsgType::Cancel => Effect::Cancels(None),
+            MsgType::Alert | MsgType::Ack | MsgType::Error => return None,
+        };
+        let counts = header.member == original.member
+            && header.status == original.status
+            && header.topic == original.topic
+            && header.handling == original.handling
+            && header.roster_version == original.roster_version
+            && refers_to(header, original, original_digest);
+        let reference = Reference { member: header.member.parse().ok()?, id: header.id.parse().ok()?, digest: *digest };
+        counts.then_some(Self { position, reference, effect })
+    }
+}
+
+/// Whether `ack` is an acknowledgement of exactly this original, of the same status.
+#[must_use]
+pub fn acknowledges(ack: &proto::Header, original: &proto::Header, original_digest: &Digest) -> bool {
+    MsgType::read(&ack.msg_type) == Some(MsgType::Ack)
+        && ack.status == original.status
+        && refers_to(ack, original, original_digest)
+}
+
+fn refers_to(header: &proto::Header, original: &proto::Header, digest: &Digest) -> bool {
+    let same = |other: &proto::Reference| {
+        other.member == original.member && other.id == original.id && other.digest == digest.0[..]
+    };
+    header.references.iter().any(same)
+}
+
+impl Standing {
+    /// Takes in one successor.
+    pub fn add(&mut self, successor: Successor) {
+        let (slot, replaces): (_, fn(&Successor, &Successor) -> bool) = match successor.effect {
+            Effect::Supersedes => (&mut self.updated, |new, old| new.rank() > old.rank()),
+            Effect::Cancels(_) => (&mut self.cancelled, |new, old| new.rank() < old.rank()),
+        };
+        if slot.as_ref().is_none_or(|old| replaces(&successor, old)) {
+            *slot = Some(successor);
+        }
+    }
+
+    /// Takes in all that another has taken in.
+    pub fn merge(&mut self, other: Self) {
+        for successor in other.updated.into_iter().chain(other.cancelled) {
+            self.add(successor);
+        }
+    }
+
+    /// The state at `now` of a bulletin whose header says that it `expires` then. A cancellation counts more than an update, and both
+    /// more than time.
+    #[must_use]
+    pub fn state(&self, expires: Option<Time>, now: Time) -> State {
+        if let Some(Successor { reference, effect: Effect::Cancels(reason), .. }) = &self.cancelled {
+            State::Cancelled { by: reference.clone(), reason: *reason }
+        } else if let Some(successor) = &self.updated {
+            State::Superseded { by: successor.reference.clone() }
+        } else if expires.is_some_and(|expires| expires <= now) {
+            State::Expired
+        } else {
+            State::Active
+        }
+    }
+}
+
+impl Successor {
+    /// Feed order. Two entries at one position are equivocation; the digest keeps even those in one order everywhere, and a reason that
+    /// was read counts before one that was not.
+    fn rank(&self) -> (Position, Digest, bool) {
+        (self.position, self.reference.digest, self.effect == Effect::Cancels(None))
+    }
+}
+
+/// What a publisher's node checks of an Update, Cancel or Ack once the original is at hand: same status, same topic and roster version,
+/// same handling — of an Ack narrowed to some of the original's audience.
+///
+/// # Errors
+/// [`Invalid`] with every field that differs.
+pub fn check_successor(
+    header: &proto::Header,
+    original: &proto::Header,
+    original_digest: &Digest,
+    directory: &impl Directory,
+) -> Result<(), Invalid> {
+    let mut report = Report::default();
+    let mut same = |field: &str, found: &str, expected: &str| {
+        if found != expected {
+            report.add(field, found, format_args!("`{expected}`, as in the bulletin it refers to"));
+        }
+    };
+    same("header.status", &header.status, &original.status);
+    same("header.topic", &header.topic, &original.topic);
+    same("header.roster_version", &header.roster_version.to_string(), &original.roster_version.to_string());
+    let (empty, none) = (proto::Handling::default(), proto::Handling::default());
+    let (found, expected) = (header.handling.as_ref().unwrap_or(&empty), original.handling.as_ref().unwrap_or(&none));
+    same("header.handling.tlp", &found.tlp, &expected.tlp);
+    same("header.handling.codes", &found.codes.join(", "), &expected.codes.join(", "));
+    same("header.handling.codes_note", &found.codes_note, &expected.codes_note);
+    same("header.handling.personal_data", &found.personal_data.to_string(), &expected.personal_data.to_string());
+    same("header.handling.purpose", &found.purpose, &expected.purpose);
+    if MsgType::read(&header.msg_type) == Some(MsgType::Ack) {
+        let beyond = audience(original, directory);
+        let field = "header.handling.releasable_to";
+        if found.releasable_to.is_empty() {
+            report.missing(
+                field,
+                format_args!("members who may read the original, by default its publisher: `{}`", original.member),
+            );
+        }
+        for (n, code) in found.releasable_to.iter().enumerate() {
+            if !code.parse::<Member>().is_ok_and(|member| beyond.contains(&member)) {
+                report.add(format_args!("{field}[{n}]"), code, "a member who may read the bulletin it refers to");
+            }
+        }
+    } else {
+        same("header.member", &header.member, &original.member);
+        same("header.handling.releasable_to", &found.releasable_to.join(", "), &expected.releasable_to.join(", "));
+    }
+    if !refers_to(header, original, original_digest) {
+        report.add("header.references", "another content", format_args!("digest {original_digest} of {}", original.id));
+    }
+    report.into_result()
+}
+
+/// Writes into an Update's, Cancel's or Ack's header what it has to copy from the original, and the reference. An Ack goes to the
+/// original's publisher only.
+pub fn inherit(header: &mut proto::Header, original: &proto::Header, original_digest: &Digest) {
+    header.topic.clone_from(&original.topic);
+    header.status.clone_from(&original.status);
+    header.handling.clone_from(&original.handling);
+    header.retain_until.clone_from(&original.retain_until);
+    header.roster_version = original.roster_version;
+    header.references = vec![proto::Reference {
+        member: original.member.clone(),
+        id: original.id.clone(),
+        digest: bytes::Bytes::copy_from_slice(&original_digest.0),
+    }];
+    if let (Some(MsgType::Ack), Some(handling)) = (MsgType::read(&header.msg_type), &mut header.handling) {
+        handling.releasable_to = vec![original.member.clone()];
+    }
+}
+
+/// The id and publisher that a successor's references name: where to look for originals.
+#[must_use]
+pub fn referred(header: &proto::Header) -> Vec<(Member, BulletinId)> {
+    let read = |reference: &proto::Reference| Some((reference.member.parse().ok()?, reference.id.parse().ok()?));
+    header.references.iter().filter_map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::bulletin::audience::tests::Table;
+    use crate::bulletin::prepare::tests::{fill, sample};
+    use crate::bulletin::{Fill, ValidBulletin, prepare};
+
+    const NOW: u64 = 1_763_927_044_250;
+
+    fn original() -> ValidBulletin {
+        prepare(&sample("situation-report"), &fill(), [1; 16]).unwrap()
+    }
+
+    /// A successor of the original as its publisher would make it, then changed.
+    fn entry(kind: &str, n: u8, change: impl FnOnce(&mut proto::Header)) -> ValidBulletin {
+        let mut draft = sample(kind);
+        let header = draft.header.as_mut().unwrap();
+        if kind == "situation-report" {
+            header.msg_type = "Update".to_owned();
+        }
+        inherit(header, &original().proto_header, &original().digest);
+        change(header);
+        let fill = Fill { id: BulletinId::new(NOW, &[n + 100; 10]), ..fill() };
+        prepare(&draft, &fill, [n; 16]).unwrap()
+    }
+
+    fn at(index: u64) -> Position {
+        Position { epoch: 1, index }
+    }
+
+    fn counted(entry: &ValidBulletin, position: Position) -> Option<Successor> {
+        let original = original();
+        Successor::of(&original.proto_header, &original.digest, &entry.envelope, position)
+    }
+
+    fn state(standing: &Standing) -> State {
+        standing.state(None, Time::from_unix_ms(NOW))
+    }
+
+    #[test]
+    fn an_update_supersedes_and_a_cancellation_says_why() {
+        let mut standing = Standing::default();
+        assert_eq!(state(&standing), State::Active);
+        let update = entry("situation-report", 1, |_| {});
+        standing.add(counted(&update, at(5)).unwrap());
+        assert_eq!(state(&standing).by().unwrap().digest, update.digest);
+        standing.add(counted(&entry("situation-report", 2, |_| {}), at(4)).unwrap());
+        assert_eq!(
+            state(&standing).by().unwrap().digest,
+            update.digest,
+            "the last in the feed, not the last to arrive"
+        );
+        let cancel = entry("cancellation", 3, |_| {});
+        standing.add(counted(&cancel, at(6)).unwrap());
+        standing.add(counted(&entry("situation-report", 4, |_| {}), at(7)).unwrap());
+        let State::Cancelled { by, reason } = state(&standing) else { panic!("cancelled is final") };
+        assert_eq!((by.digest, reason), (cancel.digest, Some(CancelReason::Recovered)));
+    }
+
+    #[test]
+    fn time_ends_what_nothing_else_ended() {
+        let standing = Standing::default();
+        let expires = Some(Time::from_unix_ms(NOW));
+        assert_eq!(standing.state(expires, Time::from_unix_ms(NOW - 1)), State::Active);
+        assert_eq!(standing.state(expires, Time::from_unix_ms(NOW)), State::Expired);
+    }
+
+    #[test]
+    fn what_does_not_copy_does_not_count() {
+        let position = at(9);
+        let handling =
+            |header: &mut proto::Header, change: fn(&mut proto::Handling)| change(header.handling.as_mut().unwrap());
+        assert!(counted(&entry("cancellation", 1, |_| {}), position).is_some());
+        assert!(counted(&entry("cancellation", 1, |h| h.status = "Actual".to_owned()), position).is_none());
+        assert!(counted(&entry("cancellation", 1, |h| h.topic = "information.other".to_owned()), position).is_none());
+        let narrowed = entry("cancellation", 1, |h| handling(h, |h| h.releasable_to = vec!["tn".to_owned()]));
+        assert!(counted(&narrowed, position).is_none(), "others would not know of it");
+        assert!(
+            counted(&entry("cancellation", 1, |h| h.references[0].digest = vec![0; 32].into()), position).is_none()
+        );
+        assert!(counted(&entry("acknowledgement", 1, |_| {}), position).is_none());
+        let original = original();
+        let other = entry("cancellation", 1, |_| {});
+        let mut foreign = other.proto_header.clone();
+        foreign.member = "ma".to_owned();
+        let by =
+            |header| Successor::from_header(&original.proto_header, &original.digest, header, &other.digest, position);
+        assert!(by(&other.proto_header).is_some());
+        assert!(by(&foreign).is_none(), "only the publisher's member");
+        let mut rostered = other.proto_header.clone();
+        rostered.roster_version += 1;
+        assert!(by(&rostered).is_none());
+    }
+
+    #[test]
+    fn an_exercise_never_touches_what_is_actual() {
+        let exercise = original();
+        let mut actual = exercise.proto_header.clone();
+        actual.status = "Actual".to_owned();
+        let cancel = entry("cancellation", 1, |_| {});
+        assert_eq!(Successor::of(&actual, &exercise.digest, &cancel.envelope, at(1)), None);
+        let ack = entry("acknowledgement", 2, |_| {});
+        assert!(acknowledges(&ack.proto_header, &exercise.proto_header, &exercise.digest));
+        assert!(!acknowledges(&ack.proto_header, &actual, &exercise.digest));
+        assert!(!acknowledges(&ack.proto_header, &exercise.proto_header, &Digest([0; 32])), "exact content");
+    }
+
+    #[test]
+    fn the_publisher_is_told_what_was_not_copied() {
+        let original = original();
+        let check = |header: &proto::Header| match check_successor(
+            header,
+            &original.proto_header,
+            &original.digest,
+            &Table::new(),
+        ) {
+            Ok(()) => Vec::new(),
+            Err(Invalid(errors)) => errors.into_iter().map(|error| error.field).collect(),
+        };
+        assert!(check(&entry("situation-report", 1, |_| {}).proto_header).is_empty());
+        let ack = entry("acknowledgement", 2, |_| {});
+        assert!(check(&ack.proto_header).is_empty());
+        let mut wide = ack.proto_header.clone();
+        wide.handling.as_mut().unwrap().releasable_to = vec!["ne".to_owned(), "x-none".to_owned()];
+        assert_eq!(check(&wide), ["header.handling.releasable_to[1]"], "never beyond the original's audience");
+        let mut other = entry("cancellation", 3, |_| {}).proto_header;
+        (other.topic, other.status, other.member) = ("information.x".to_owned(), "Test".to_owned(), "ma".to_owned());
+        other.handling.as_mut().unwrap().tlp = "TLP:CLEAR".to_owned();
+        other.references[0].digest = vec![0; 32].into();
+        let expected = ["header.status", "header.topic", "header.handling.tlp", "header.member", "header.references"];
+        assert_eq!(check(&other), expected);
+    }
+
+    prop_compose! {
+        /// Up to a few distinct entries per position, as an equivocating publisher could make.
+        fn successor()(index in 0u64..6, byte in 0u8..3, epoch in 1u32..3, kind in 0u8..4) -> Successor {
+            let effect = match kind {
+                0 | 1 => Effect::Supersedes,
+                2 => Effect::Cancels(None),
+                _ => Effect::Cancels(CancelReason::read(if byte == 0 { "error" } else { "recovered" })),
+            };
+            Successor {
+                position: Position { epoch, index },
+                reference: Reference {
+                    member: "ne".parse().unwrap(),
+                    id: BulletinId::new(NOW, &[byte; 10]),
+                    digest: Digest([byte; 32]),
+                },
+                effect,
+            }
+        }
+    }
+
+    fn fold(successors: &[Successor]) -> Standing {
+        let mut standing = Standing::default();
+        successors.iter().cloned().for_each(|successor| standing.add(successor));
+        standing
+    }
+
+    proptest! {
+        #[test]
+        fn every_order_of_arrival_gives_the_same_state(
+            successors in prop::collection::vec(successor(), 0..8).prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle())),
+            cut in 0usize..8,
+        ) {
+            let (all, shuffled) = successors;
+            let expected = fold(&all);
+            prop_assert_eq!(&fold(&shuffled), &expected);
+            let twice: Vec<_> = all.iter().chain(&shuffled).cloned().collect();
+            prop_assert_eq!(&fold(&twice), &expected, "nothing counts twice");
+            let (left, right) = shuffled.split_at(cut.min(shuffled.len()));
+            let mut merged = fold(right);
+            merged.merge(fold(left));
+            prop_assert_eq!(&merged, &expected, "parts merge to the whole");
+        }
+    }
+}
