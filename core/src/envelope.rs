@@ -8,7 +8,7 @@ use prost::Message;
 use prost::encoding::{self, DecodeContext, WireType};
 use sha2::{Digest as _, Sha256};
 
-use crate::limits::{AUTHOR_SIGNATURES_MAX, ENVELOPE_BYTES_MAX, HEADER_BYTES_MAX, NAME_BYTES_MAX};
+use crate::limits::{AUTHOR_SIGNATURES_MAX, BODY_FIELDS_MAX, ENVELOPE_BYTES_MAX, HEADER_BYTES_MAX, NAME_BYTES_MAX};
 use crate::names::Digest;
 use crate::proto;
 
@@ -32,6 +32,9 @@ pub enum EnvelopeError {
     /// Not protocol buffers of the expected form.
     #[error("the {0} is malformed")]
     Malformed(&'static str),
+    /// More than [`BODY_FIELDS_MAX`].
+    #[error("the body has more than {BODY_FIELDS_MAX} fields")]
+    TooManyFields,
     /// A payload in a form that this version does not know; it is kept and forwarded.
     #[error("the payload has the unknown form `{0}`")]
     UnknownPayload(String),
@@ -66,28 +69,15 @@ pub fn parts(envelope: &[u8]) -> Result<Parts<'_>, EnvelopeError> {
     if envelope.len() > ENVELOPE_BYTES_MAX {
         return Err(EnvelopeError::TooLarge(envelope.len()));
     }
-    let malformed = || EnvelopeError::Malformed("envelope");
-    let mut rest = envelope;
     let mut parts = Parts::default();
-    while !rest.is_empty() {
-        let (tag, wire_type) = encoding::decode_key(&mut rest).map_err(|_| malformed())?;
-        if wire_type != WireType::LengthDelimited {
-            if (1..=5).contains(&tag) {
-                return Err(malformed());
-            }
-            encoding::skip_field(wire_type, tag, &mut rest, DecodeContext::default()).map_err(|_| malformed())?;
-            continue;
-        }
-        let length = encoding::decode_varint(&mut rest).map_err(|_| malformed())?;
-        let (value, after) =
-            usize::try_from(length).ok().and_then(|n| rest.split_at_checked(n)).ok_or_else(malformed)?;
-        rest = after;
-        match tag {
-            1 => parts.header = value,
-            2 => parts.payload_type = std::str::from_utf8(value).map_err(|_| malformed())?,
-            3 => parts.payload = value,
-            4 => parts.signatures += 1,
-            5 => parts.salt = value,
+    for field in Fields(envelope) {
+        match field? {
+            (1, Some(value)) => parts.header = value,
+            (2, Some(value)) => parts.payload_type = std::str::from_utf8(value).map_err(|_| MALFORMED)?,
+            (3, Some(value)) => parts.payload = value,
+            (4, Some(_)) => parts.signatures += 1,
+            (5, Some(value)) => parts.salt = value,
+            (1..=5, None) => return Err(MALFORMED),
             _ => {}
         }
     }
@@ -98,6 +88,65 @@ pub fn parts(envelope: &[u8]) -> Result<Parts<'_>, EnvelopeError> {
         return Err(EnvelopeError::TooManySignatures);
     }
     Ok(parts)
+}
+
+const MALFORMED: EnvelopeError = EnvelopeError::Malformed("envelope");
+
+/// The fields of one message in wire order: tag, and the value if it is length-delimited. Ends after an error.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = Result<(u32, Option<&'a [u8]>), EnvelopeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let field = self.read();
+        if field.is_none() {
+            self.0 = &[];
+        }
+        Some(field.ok_or(MALFORMED))
+    }
+}
+
+impl<'a> Fields<'a> {
+    fn read(&mut self) -> Option<(u32, Option<&'a [u8]>)> {
+        let (tag, wire_type) = encoding::decode_key(&mut self.0).ok()?;
+        if wire_type != WireType::LengthDelimited {
+            encoding::skip_field(wire_type, tag, &mut self.0, DecodeContext::default()).ok()?;
+            return Some((tag, None));
+        }
+        let length = usize::try_from(encoding::decode_varint(&mut self.0).ok()?).ok()?;
+        let (value, after) = self.0.split_at_checked(length)?;
+        self.0 = after;
+        Some((tag, Some(value)))
+    }
+}
+
+impl Parts<'_> {
+    /// Whether the payload can be decoded within bounds. Two wire bytes can become a hundred in memory, so fields are counted first.
+    ///
+    /// # Errors
+    /// [`EnvelopeError::UnknownPayload`], or [`EnvelopeError::TooManyFields`].
+    pub fn check_payload(&self) -> Result<(), EnvelopeError> {
+        if self.payload_type != PAYLOAD_TYPE {
+            return Err(EnvelopeError::UnknownPayload(self.payload_type.chars().take(NAME_BYTES_MAX).collect()));
+        }
+        // Body's fields 4 to 7 and its content arms from 20 on are messages; lists within lists go no deeper than their fields.
+        let is_message = |tag: u32| (4..=7).contains(&tag) || tag >= 20;
+        let mut count = 0;
+        for (tag, value) in Fields(self.payload).map_while(Result::ok) {
+            count += 1;
+            if let Some(value) = value.filter(|_| is_message(tag)) {
+                count += Fields(value).take(BODY_FIELDS_MAX + 1).count();
+            }
+            if count > BODY_FIELDS_MAX {
+                return Err(EnvelopeError::TooManyFields);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The envelope as a message, whose byte fields share `envelope`'s memory.
@@ -120,12 +169,10 @@ pub fn header_of(envelope: &[u8]) -> Result<proto::Header, EnvelopeError> {
 /// The body of an envelope.
 ///
 /// # Errors
-/// As [`parts`], a malformed body, or a payload in a form that this version does not know.
+/// As [`parts`], a malformed or overfull body, or a payload in a form that this version does not know.
 pub fn body_of(envelope: &[u8]) -> Result<proto::Body, EnvelopeError> {
     let parts = parts(envelope)?;
-    if parts.payload_type != PAYLOAD_TYPE {
-        return Err(EnvelopeError::UnknownPayload(parts.payload_type.chars().take(NAME_BYTES_MAX).collect()));
-    }
+    parts.check_payload()?;
     proto::Body::decode(parts.payload).map_err(|_| EnvelopeError::Malformed("body"))
 }
 
@@ -194,6 +241,19 @@ mod tests {
         let mut signed = message(Vec::new(), Vec::new());
         signed.signatures = vec![proto::AuthorSignature::default(); AUTHOR_SIGNATURES_MAX + 1];
         assert_eq!(decode(&signed.encode_to_vec().into()), Err(EnvelopeError::TooManySignatures));
+    }
+
+    #[test]
+    fn a_few_bytes_cannot_become_a_lot_of_memory() {
+        let goods = vec![proto::Goods::default(); ENVELOPE_BYTES_MAX / 2 - 1_000];
+        let seizure = proto::SeizureReport { goods, ..Default::default() };
+        let content = Some(proto::body::Content::SeizureReport(seizure));
+        let full = message(Vec::new(), proto::Body { content, ..Default::default() }.encode_to_vec()).encode_to_vec();
+        assert_eq!(body_of(&full), Err(EnvelopeError::TooManyFields));
+        let texts = proto::Body { texts: vec![proto::Text::default(); BODY_FIELDS_MAX + 1], ..Default::default() };
+        let full = message(Vec::new(), texts.encode_to_vec()).encode_to_vec();
+        assert_eq!(body_of(&full), Err(EnvelopeError::TooManyFields));
+        assert_eq!(header_of(&full), Ok(proto::Header::default()), "its header is read all the same");
     }
 
     #[test]

@@ -72,3 +72,5 @@ pub const LINE_CHARS_MAX: usize = 500;
 pub const POLYGON_POINTS_MAX: usize = 1_000;
 /// Largest attachment named in a body; its bytes travel apart.
 pub const ATTACHMENT_BYTES_MAX: u64 = 1 << 30;
+/// Fields in one body and its parts: some 256 areas with 60 codes each; decoded they take about a hundred bytes apiece.
+pub const BODY_FIELDS_MAX: usize = 16_384;

@@ -13,7 +13,7 @@ use super::kinds::{self, Context};
 use super::times::Time;
 use super::vocabulary::{MsgType, Tlp};
 use crate::envelope::{self, SALT_BYTES};
-use crate::limits::{CLOCK_AHEAD_SECONDS_MAX, ENVELOPE_BYTES_MAX, HEADER_BYTES_MAX};
+use crate::limits::{CLOCK_AHEAD_SECONDS_MAX, HEADER_BYTES_MAX};
 use crate::names::{Digest, Member};
 use crate::proto;
 
@@ -51,14 +51,11 @@ pub struct ValidBulletin {
 /// [`Invalid`] with every field that breaks a rule.
 pub fn prepare(draft: &proto::Draft, fill: &Fill, salt: [u8; SALT_BYTES]) -> Result<ValidBulletin, Invalid> {
     let (header, proto_header) = validate(draft, fill)?;
+    let no_body = proto::Body::default();
+    let (envelope, digest) = seal(&proto_header, draft.body.as_ref().unwrap_or(&no_body), salt);
     let mut report = Report::default();
-    let (envelope, digest) = match &draft.body {
-        Some(body) => seal(&proto_header, body, salt),
-        None => (Bytes::new(), Digest([0; 32])),
-    };
-    if envelope.len() > ENVELOPE_BYTES_MAX {
-        let found = format_args!("{} bytes", envelope.len());
-        report.add("body", found, format_args!("an envelope of at most {ENVELOPE_BYTES_MAX} bytes"));
+    if let Err(error) = envelope::parts(&envelope).and_then(|parts| parts.check_payload()) {
+        report.add("body", error, "a body that every reader can take in");
     }
     report.into_result()?;
     Ok(ValidBulletin { header, proto_header, envelope, digest })
@@ -97,8 +94,9 @@ pub fn validate(draft: &proto::Draft, fill: &Fill) -> Result<(Header, proto::Hea
 /// The stored id, time, roster version and salt go in; equal drafts by one issuer give equal bytes.
 #[must_use]
 pub fn encode(draft: &proto::Draft, fill: &Fill, salt: [u8; SALT_BYTES]) -> (Bytes, Digest) {
-    let (header, body) = (draft.header.clone().unwrap_or_default(), draft.body.clone().unwrap_or_default());
-    seal(&filled(&header, fill), &body, salt)
+    let (no_header, no_body) = (proto::Header::default(), proto::Body::default());
+    let header = filled(draft.header.as_ref().unwrap_or(&no_header), fill);
+    seal(&header, draft.body.as_ref().unwrap_or(&no_body), salt)
 }
 
 /// Checks what only the roster can tell: whether every member in `releasable_to` is one.
@@ -235,6 +233,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::envelope::{body_of, header_of};
+    use crate::limits::{ENVELOPE_BYTES_MAX, LIST_MAX};
 
     const NOW_MS: u64 = 1_763_927_044_250;
 
@@ -467,6 +466,13 @@ pub(super) mod tests {
         let mut draft = sample("situation-report");
         draft.body.as_mut().unwrap().texts[0].description = long;
         let Err(Invalid(errors)) = prepare(&draft, &fill(), [0; 16]) else { panic!("too large") };
+        assert_eq!(errors[0].field, "body");
+        let code = proto::Geocode { name: "UN/LOCODE".to_owned(), value: "NENIM".to_owned() };
+        let area = proto::Area { area_desc: "x".to_owned(), geocodes: vec![code; LIST_MAX], ..Default::default() };
+        let body = draft.body.as_mut().unwrap();
+        body.texts[0].description.clear();
+        body.areas = vec![area; 200];
+        let Err(Invalid(errors)) = prepare(&draft, &fill(), [0; 16]) else { panic!("too many fields") };
         assert_eq!(errors[0].field, "body");
         assert_eq!(with(|h| h.incidents = vec!["x".repeat(120); 40]), ["header"]);
         let many = with_body(|b| b.texts = vec![proto::Text::default(); 100_000]);

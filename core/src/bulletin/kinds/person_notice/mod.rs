@@ -36,7 +36,7 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     if !notice.date_of_birth.is_empty() {
         match partial_date(&notice.date_of_birth) {
             None => {
-                report.add("body.person_notice.date_of_birth", &notice.date_of_birth, "YYYY-MM-DD, YYYY-MM or YYYY")
+                report.add("body.person_notice.date_of_birth", &notice.date_of_birth, "YYYY-MM-DD, YYYY-MM or YYYY");
             }
             Some(earliest) if earliest > context.now.date() => {
                 report.add("body.person_notice.date_of_birth", &notice.date_of_birth, "a day that has passed");
