@@ -6,6 +6,7 @@
 //! memory. When too much waits, the committer waits.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -183,7 +184,9 @@ pub(super) fn run(shared: &Arc<Shared>) {
 }
 
 fn take_in(shared: &Shared, batch: &[Pending]) -> Result<(), ReadError> {
-    view::apply(&shared.view, batch)?;
+    // sled tells of some damage by a panic; those who wait for this thread must hear of it.
+    let applied = catch_unwind(AssertUnwindSafe(|| view::apply(&shared.view, batch)));
+    applied.unwrap_or_else(|_| Err(ReadError::Damaged("the view: sled found its files damaged".into())))?;
     settle(&mut shared.state.write(), &mut shared.tiles.lock(), batch);
     Ok(())
 }

@@ -302,7 +302,7 @@ fn entry(envelope: Bytes, header: Option<proto::Header>) -> NewEntry {
     NewEntry { digest, content: Content::Disclosed { envelope, header: header.map(Arc::new) } }
 }
 
-fn withheld(number: u8) -> NewEntry {
+pub(crate) fn withheld(number: u8) -> NewEntry {
     NewEntry { digest: Digest([number; 32]), content: Content::Undisclosed(Undisclosed::Withheld) }
 }
 
@@ -319,7 +319,7 @@ pub(crate) fn append(feed: &FeedId, first: u64, entries: Vec<NewEntry>) -> Appen
     }
 }
 
-fn cosign(feed: &FeedId, by: &str, size: u64, time: u64) -> Cosigned {
+pub(crate) fn cosign(feed: &FeedId, by: &str, size: u64, time: u64) -> Cosigned {
     Cosigned {
         feed: feed.clone(),
         cosigner: by.parse().unwrap(),
@@ -329,7 +329,7 @@ fn cosign(feed: &FeedId, by: &str, size: u64, time: u64) -> Cosigned {
     }
 }
 
-fn custody_of(
+pub(crate) fn custody_of(
     feed: &FeedId,
     by: &str,
     range: std::ops::Range<u64>,

@@ -64,7 +64,7 @@ impl DiskOptions {
         }
     }
 
-    fn log(&self) -> LogOptions {
+    pub(super) fn log(&self) -> LogOptions {
         LogOptions {
             member: self.member.clone(),
             exchange: self.exchange.clone(),
@@ -135,7 +135,7 @@ impl DiskStore {
     }
 
     /// Reads the whole log in `dir`, every checksum and every link of the chain; changes nothing. Returns the number of the newest
-    /// commit. The store may be open in another process, which may be adding to it: what it adds meanwhile is seen or not.
+    /// commit. No process may be committing to it meanwhile: half a record would look like damage.
     ///
     /// # Errors
     /// [`OpenError::Damaged`] names the first thing that is not as it was written.

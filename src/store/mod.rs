@@ -6,6 +6,7 @@
 
 mod admit;
 mod applier;
+pub mod bench;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod disk;
@@ -34,6 +35,9 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 /// Everything that becomes true together. Empty parts are left out of the record.
+///
+/// Bounds, by `core::limits`: `COMMIT_ENTRIES_MAX` entries, `COMMIT_BYTES_MAX` of envelopes and one envelope more,
+/// `COMMIT_NOTES_MAX` of each sort of note, `NOTE_BYTES_MAX` a note, `ROSTER_BYTES_MAX` a roster. No note may be empty.
 #[derive(Clone, Debug, Default)]
 pub struct Commit {
     /// Entries appended to feeds; each feed at most once.

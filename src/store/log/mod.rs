@@ -158,7 +158,13 @@ impl Log {
         slices.push(IoSlice::new(&frame));
         slices.push(IoSlice::new(head));
         slices.extend(bodies.iter().map(|body| IoSlice::new(body)));
-        write_all_vectored(&current.file, &mut slices, current.offset).map_err(AppendError::Failed)?;
+        if let Err(error) = write_all_vectored(&current.file, &mut slices, current.offset) {
+            // File systems that write elsewhere (btrfs, zfs) need room for this. What was written in part is written over.
+            return Err(match error.kind() {
+                io::ErrorKind::StorageFull => AppendError::Full { available_bytes },
+                _ => AppendError::Failed(error),
+            });
+        }
         #[cfg(test)]
         if std::mem::take(&mut self.fail_next_sync) {
             return Err(AppendError::Failed(io::Error::other("exercise: the sync failed")));

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use barid_core::names::Member;
 use uuid::Uuid;
 
-use super::{View, columns, failed, ids};
+use super::{View, columns, ids};
 use crate::store::keys::{self, Cursor, FeedNumber, Key, NoteRef, STRETCHES_MAX, Stretch, Value};
 use crate::store::log::Resume;
 use crate::store::recent_ids::Place;
@@ -47,7 +47,7 @@ pub(in crate::store) fn apply(view: &View, commits: &[Pending]) -> Result<(), Re
     for (key, value) in batch.finish() {
         writes.insert(key, value);
     }
-    view.db.apply_batch(writes).map_err(|error| failed(&error))
+    view.db.apply_batch(writes).map_err(|error| view.failed(&error))
 }
 
 fn entries<'a>(batch: &mut Batch<'a>, pending: &'a Pending) {

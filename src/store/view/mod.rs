@@ -15,6 +15,7 @@ use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(super) use self::apply::apply;
 use super::ReadError;
@@ -31,6 +32,7 @@ pub(super) struct View {
     db: sled::Db,
     dir: PathBuf,
     mark: PathBuf,
+    doubted: AtomicBool,
 }
 
 impl View {
@@ -58,7 +60,7 @@ impl View {
                 open_db(&db_dir, cache_bytes)?
             }
         };
-        Ok(Self { db, dir: db_dir, mark })
+        Ok(Self { db, dir: db_dir, mark, doubted: AtomicBool::new(false) })
     }
 
     /// Drops what the view holds and begins an empty one.
@@ -70,14 +72,20 @@ impl View {
 
     /// Makes the next opening rebuild the view.
     pub(super) fn doubt(&self) {
+        if self.doubted.swap(true, Ordering::Relaxed) {
+            return;
+        }
         if let Err(error) = fs::write(&self.mark, DOUBTED) {
             tracing::error!(%error, "the view cannot be marked as doubted: remove the folder db before the next start");
         }
     }
 
-    /// Writes everything out and says that all is well.
+    /// Writes everything out and says that all is well, unless there is doubt.
     pub(super) fn close(self) -> io::Result<()> {
-        let Self { db, dir, mark } = self;
+        let Self { db, dir, mark, doubted } = self;
+        if doubted.into_inner() {
+            return Ok(());
+        }
         db.flush().map_err(|error| io::Error::other(error.to_string()))?;
         drop(db);
         for entry in fs::read_dir(dir)? {
@@ -91,7 +99,7 @@ impl View {
 
     /// Hands what is buffered to the kernel, so that a stop of the process costs little.
     pub(super) fn flush(&self) -> Result<(), ReadError> {
-        self.db.flush().map(|_| ()).map_err(|error| failed(&error))
+        self.db.flush().map(|_| ()).map_err(|error| self.failed(&error))
     }
 
     /// Up to which commit it has taken in the log; `None`: nothing.
@@ -105,7 +113,13 @@ impl View {
     }
 
     fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<sled::IVec>, ReadError> {
-        self.db.get(key).map_err(|error| failed(&error))
+        self.db.get(key).map_err(|error| self.failed(&error))
+    }
+
+    /// What sled cannot read is rebuilt at the next start.
+    fn failed(&self, error: &sled::Error) -> ReadError {
+        self.doubt();
+        ReadError::Damaged(format!("the view: {error}"))
     }
 }
 
@@ -133,10 +147,6 @@ fn remove(dir: &Path) -> io::Result<()> {
 /// What Linux calls this run of the machine; empty elsewhere, which is as if no machine had ever stopped.
 fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_string()).unwrap_or_default()
-}
-
-fn failed(error: &sled::Error) -> ReadError {
-    ReadError::Damaged(format!("the view: {error}"))
 }
 
 fn unreadable(what: &str) -> ReadError {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use barid_core::names::{FeedId, Member, Undisclosed};
 use uuid::Uuid;
 
-use super::{View, columns, failed, ids, unreadable};
+use super::{View, columns, ids, unreadable};
 use crate::store::admit::Run;
 use crate::store::keys::{self, FeedNumber, FeedRow, Fields, Key, NoteRef, Stretch};
 use crate::store::recent_ids::{IDS_LOADED_MAX, Place};
@@ -22,14 +22,14 @@ type Pair = (sled::IVec, sled::IVec);
 
 impl View {
     /// Pairs from `from` on, ascending, with `prefix`.
-    fn ascending<'a>(&self, prefix: &'a Key, from: &Key) -> impl Iterator<Item = Result<Pair, ReadError>> + use<'a> {
-        let pairs = self.db.range(from.as_ref()..).map(|pair| pair.map_err(|error| failed(&error)));
+    fn ascending(&self, prefix: &Key, from: &Key) -> impl Iterator<Item = Result<Pair, ReadError>> {
+        let pairs = self.db.range(from.as_ref()..).map(|pair| pair.map_err(|error| self.failed(&error)));
         pairs.take_while(|pair| pair.as_ref().map_or(true, |(key, _)| key.starts_with(prefix.as_ref())))
     }
 
     /// Pairs up to and with `to`, descending, with `prefix`.
-    fn descending<'a>(&self, prefix: &'a Key, to: &Key) -> impl Iterator<Item = Result<Pair, ReadError>> + use<'a> {
-        let pairs = self.db.range(..=to.as_ref()).rev().map(|pair| pair.map_err(|error| failed(&error)));
+    fn descending(&self, prefix: &Key, to: &Key) -> impl Iterator<Item = Result<Pair, ReadError>> {
+        let pairs = self.db.range(..=to.as_ref()).rev().map(|pair| pair.map_err(|error| self.failed(&error)));
         pairs.take_while(|pair| pair.as_ref().map_or(true, |(key, _)| key.starts_with(prefix.as_ref())))
     }
 
