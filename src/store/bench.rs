@@ -84,7 +84,12 @@ pub fn run(dir: &Path, options: &BenchOptions, out: &mut dyn Write) -> Result<()
     figure(out, "store.rebuild_view.rate", rate(size, started.elapsed()), "entries/s")
 }
 
-fn groups(store: &DiskStore, source: &mut Source, options: &BenchOptions, out: &mut dyn Write) -> Result<(), BenchError> {
+fn groups(
+    store: &DiskStore,
+    source: &mut Source,
+    options: &BenchOptions,
+    out: &mut dyn Write,
+) -> Result<(), BenchError> {
     let (mut spent, mut finding, mut times) = (Duration::ZERO, Duration::ZERO, Vec::new());
     let mut made = 0;
     let begun = Instant::now();
@@ -114,7 +119,12 @@ fn groups(store: &DiskStore, source: &mut Source, options: &BenchOptions, out: &
     figure(out, "store.resident", resident_mib(), "MiB")
 }
 
-fn singles(store: &DiskStore, source: &mut Source, options: &BenchOptions, out: &mut dyn Write) -> Result<(), BenchError> {
+fn singles(
+    store: &DiskStore,
+    source: &mut Source,
+    options: &BenchOptions,
+    out: &mut dyn Write,
+) -> Result<(), BenchError> {
     let mut times = Vec::new();
     for _ in 0..options.single_commits {
         let commit = source.commit(1);
@@ -168,16 +178,22 @@ fn log_alone(
     let reader = LogReader::open(dir, &log_options)?;
     let mut log = Log::open(dir, log_options, &reader, None, &mut |_, _, _| Ok(()))?;
     let mut source = Source::new(feed, options.envelope_bytes);
-    for (name, entries, total) in [("group_1024", COMMIT_ENTRIES_MAX, options.entries), ("single", 1, options.single_commits)] {
+    for (name, entries, total) in
+        [("group_1024", COMMIT_ENTRIES_MAX, options.entries), ("single", 1, options.single_commits)]
+    {
         let (mut times, mut made) = (Vec::new(), 0);
         while made < total {
             let commit = source.commit(entries);
             let tail = log.tail();
             let started = Instant::now();
             let head = record::encode_head(&commit, tail.seq + 1, &tail.hash, tail.end_arrival);
-            let bodies: Vec<&[u8]> = commit.appends.iter().flat_map(|append| &append.entries).filter_map(envelope).collect();
-            let next =
-                Tail { seq: tail.seq + 1, hash: record::head_hash(&head), end_arrival: tail.end_arrival + bodies.len() as u64 };
+            let bodies: Vec<&[u8]> =
+                commit.appends.iter().flat_map(|append| &append.entries).filter_map(envelope).collect();
+            let next = Tail {
+                seq: tail.seq + 1,
+                hash: record::head_hash(&head),
+                end_arrival: tail.end_arrival + bodies.len() as u64,
+            };
             log.append(&head, &bodies, next).map_err(|error| io::Error::other(format!("{error:?}")))?;
             times.push(started.elapsed());
             made += entries as u64;
@@ -230,7 +246,8 @@ impl Source {
         self.next += 1;
         // 40,000 a second, in an order that is nearly that of time.
         let random: [u8; 10] = std::array::from_fn(|place| (mixed(number) >> (place % 8 * 8)).to_le_bytes()[0]);
-        let id = Builder::from_unix_timestamp_millis(1_700_000_000_000 + number / 40 + mixed(number) % 3, &random).into_uuid();
+        let id = Builder::from_unix_timestamp_millis(1_700_000_000_000 + number / 40 + mixed(number) % 3, &random)
+            .into_uuid();
         self.newest.push_back(id);
         let header = proto::Header {
             format: 1,
@@ -238,7 +255,9 @@ impl Source {
             id: id.to_string(),
             member: self.feed.member.to_string(),
             issuer: "customs-hq".into(),
-            topic: ["customs.seizures", "customs.declarations", "security.documents"][usize::from(id.as_bytes()[15] % 3)].into(),
+            topic: ["customs.seizures", "customs.declarations", "security.documents"]
+                [usize::from(id.as_bytes()[15] % 3)]
+            .into(),
             status: "Exercise".into(),
             msg_type: "Alert".into(),
             handling: Some(proto::Handling { tlp: "TLP:GREEN".into(), ..proto::Handling::default() }),
@@ -249,7 +268,8 @@ impl Source {
         };
         let encoded: Bytes = header.encode_to_vec().into();
         let rest = self.envelope_bytes.saturating_sub(encoded.len() + 50).max(8);
-        let payload: Vec<u8> = (0..rest.div_ceil(8) as u64).flat_map(|word| mixed(number << 16 | word).to_le_bytes()).collect();
+        let payload: Vec<u8> =
+            (0..rest.div_ceil(8) as u64).flat_map(|word| mixed(number << 16 | word).to_le_bytes()).collect();
         let envelope = proto::Envelope {
             header: encoded,
             payload_type: "barid.body/1".into(),

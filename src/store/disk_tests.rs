@@ -192,7 +192,11 @@ fn readers_see_every_commit_at_once_and_in_order() {
                         assert_eq!((entry.index + 1, entry.arrival), (expected, Some(expected)));
                     }
                     next = found.last().map_or(next, |last| last.index + 2).max(next);
-                    assert_eq!(store.feed(feed).map_or(0, |state| state.frontier.size()) % 3, 0, "commits are seen whole");
+                    assert_eq!(
+                        store.feed(feed).map_or(0, |state| state.frontier.size()) % 3,
+                        0,
+                        "commits are seen whole"
+                    );
                 }
             });
         }
@@ -215,13 +219,19 @@ fn a_log_of_version_1_is_read() {
     assert_eq!((state.frontier.size(), state.disclosed, state.checkpoint_size), (5, 4, 5));
     assert_eq!(state.frontier.root().to_string(), GOLDEN_ROOT);
     let entries = store.entries(&feed, 0, 10, 10_000).unwrap();
-    assert_eq!(entries.iter().map(|entry| entry.arrival).collect::<Vec<_>>(), [Some(1), Some(2), Some(3), None, Some(4)]);
+    assert_eq!(
+        entries.iter().map(|entry| entry.arrival).collect::<Vec<_>>(),
+        [Some(1), Some(2), Some(3), None, Some(4)]
+    );
     assert_eq!(store.not_held(&feed, 10).unwrap(), [(3..4, Undisclosed::Withheld)]);
     assert_eq!(store.cosigned_newest(&feed).unwrap(), [cosign(&feed, "tn", 3, 7)]);
     assert_eq!(store.custody_newest(&feed).unwrap(), [custody_of(&feed, "tn", 0..3, Some(1..2), 8)]);
     assert_eq!(store.cursor("focal-point/exercise/all").unwrap(), Some(2));
     assert_eq!(store.rosters().unwrap(), [RosterRecord { version: 1, note: "exercise roster".into() }]);
-    assert_eq!(store.crls().unwrap(), [CrlRecord { authority: "ma.exercise.example".into(), der: "exercise list".into() }]);
+    assert_eq!(
+        store.crls().unwrap(),
+        [CrlRecord { authority: "ma.exercise.example".into(), der: "exercise list".into() }]
+    );
 }
 
 const GOLDEN_ROOT: &str = "fcb1decb010a1297241b4d48c2713975b8c01684ce737f0e69b3ccba21571866";
