@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use barid_core::names::Undisclosed;
 
@@ -206,6 +208,53 @@ fn readers_see_every_commit_at_once_and_in_order() {
             store.commit(one(append(&feed, first, entries)), store.seq()).unwrap();
         }
     });
+}
+
+const KILLED_DIR: &str = "BARID_TEST_KILLED_DIR";
+
+/// What the parent kills: commits what follows from the seed and tells of each commit once it is confirmed.
+#[test]
+#[ignore = "runs as a child of the next test"]
+fn commits_until_killed() {
+    let Ok(dir) = std::env::var(KILLED_DIR) else { return };
+    let (store, mut random) = (open(Path::new(&dir)), Random(11));
+    let model = MemoryStore::new();
+    for seq in 0..100_000 {
+        let commit = random.commit(&model);
+        model.commit(commit.clone(), seq).unwrap();
+        if seq < store.seq() {
+            continue;
+        }
+        store.commit(commit, seq).unwrap();
+        writeln!(std::io::stderr(), "confirmed {}", seq + 1).unwrap();
+    }
+}
+
+#[test]
+fn what_was_confirmed_outlives_a_killed_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut confirmed: u64 = 0;
+    for round in 1..=4 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "store::disk_tests::commits_until_killed", "--ignored", "--nocapture"])
+            .env(KILLED_DIR, dir.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let numbers = lines.by_ref().filter_map(|line| line.strip_prefix("confirmed ")?.parse().ok());
+        confirmed = numbers.take_while(|number| *number <= 40 * round).last().unwrap_or(confirmed);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let (store, model, mut random) = (open(dir.path()), MemoryStore::new(), Random(11));
+        assert!(store.seq() >= confirmed && confirmed >= 40 * round, "{} of {confirmed}", store.seq());
+        for seq in 0..store.seq() {
+            let commit = random.commit(&model);
+            model.commit(commit, seq).unwrap();
+        }
+        same(&store, &model, &mut Random(round));
+    }
 }
 
 /// The log as version 1 wrote it must stay readable.
