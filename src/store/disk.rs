@@ -3,7 +3,7 @@
 //! In scope: opening, committing and reading, from memory where it can be and else through the view from the log. Out of scope: how
 //! the log (`log`), the view (`view`) and memory (`state`) do their parts.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,9 +21,8 @@ use super::keys::{FeedNumber, NoteRef, Stretch};
 use super::load::{self, dangling};
 use super::log::{self, AppendError, Log, LogOptions, LogReader, Position, Record, RecordedAppend, Tail};
 use super::recent_ids::Known;
-use super::state::{Pending, State};
+use super::open::{fill_tiles, lock, open_view, replay, take_in};
 use super::tree_cache::{TileCache, TileId};
-use super::view::{self, View};
 use super::window::Bounded;
 use super::{
     Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState,
@@ -105,7 +104,7 @@ impl DiskStore {
         let (view, mut state, resume) = open_view(dir, &log_dir, options, &reader)?;
         let mut batch = Vec::new();
         let mut entries = 0;
-        let mut replay = |position: Position, record: Record, body: Bytes| {
+        let mut take_record = |position: Position, record: Record, body: Bytes| {
             let pending = replay(&mut state, position, &record, &body).map_err(OpenError::Damaged)?;
             fill_tiles(&mut tiles, &pending);
             entries += pending.committed.commit.appends.iter().map(|append| append.entries.len()).sum::<usize>() + 1;
@@ -116,7 +115,7 @@ impl DiskStore {
             }
             Ok(())
         };
-        let log = Log::open(&log_dir, log_options, &reader, resume.as_ref(), &mut replay)?;
+        let log = Log::open(&log_dir, log_options, &reader, resume.as_ref(), &mut take_record)?;
         take_in(&view, &mut state, &mut tiles, &mut batch)?;
         let queue = Queue::new(state.seq, options.lag_bytes_max);
         let shared = Arc::new(Shared { state: RwLock::new(state), tiles: Mutex::new(tiles), view, queue });
@@ -210,72 +209,6 @@ impl DiskStore {
             }
         }
         Ok(wanted == slots.len())
-    }
-}
-
-fn lock(dir: &Path) -> Result<File, OpenError> {
-    let path = dir.join("lock");
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::Locked(path.display().to_string())),
-        Err(TryLockError::Error(error)) => Err(error.into()),
-    }
-}
-
-type OpenedView = (View, State, Option<log::Resume>);
-
-/// The view and what it holds, or an empty one if it cannot be read.
-fn open_view(dir: &Path, log_dir: &Path, options: &DiskOptions, reader: &LogReader) -> Result<OpenedView, OpenError> {
-    let view = View::open(dir, options.view_cache_bytes).map_err(OpenError::View)?;
-    let mut state = State::new(options.window_bytes);
-    let error = match load::load(&view, reader, &mut state) {
-        Ok(resume) => return Ok((view, state, resume)),
-        Err(error) => error,
-    };
-    // Only if the log is whole is it the view that is wrong.
-    let newest = log::verify(log_dir, &options.log())?;
-    if let Ok(Some(cursor)) = view.cursor()
-        && cursor.resume.seq > newest
-    {
-        return Err(OpenError::Damaged(format!(
-            "the view has taken in commit {}, the log ends at {newest}",
-            cursor.resume.seq
-        )));
-    }
-    tracing::warn!(%error, "the view cannot be read: it is rebuilt from the log");
-    let view = view.begin_anew(dir, options.view_cache_bytes).map_err(OpenError::View)?;
-    Ok((view, State::new(options.window_bytes), None))
-}
-
-fn replay(state: &mut State, position: Position, record: &Record, body: &Bytes) -> Result<Pending, String> {
-    let commit = record.commit(body).map_err(|what| format!("commit log, {position}: {what}"))?;
-    admit::check(&commit, |feed| state.book_of(feed).map(|(_, book)| book.edge.frontier().size()))
-        .map_err(|what| format!("commit log, {position}: {what}"))?;
-    let committed = Arc::new(Committed {
-        seq: record.seq,
-        first_arrival: record.first_arrival,
-        end_arrival: record.end_arrival,
-        commit,
-    });
-    Ok(state.take_in(&committed, position, record.len(), record.hash))
-}
-
-fn take_in(
-    view: &View,
-    state: &mut State,
-    tiles: &mut TileCache<FeedNumber>,
-    batch: &mut Vec<Pending>,
-) -> Result<(), OpenError> {
-    view::apply(view, batch).map_err(|error| OpenError::View(std::io::Error::other(error.to_string())))?;
-    applier::settle(state, tiles, batch);
-    batch.clear();
-    Ok(())
-}
-
-fn fill_tiles(tiles: &mut TileCache<FeedNumber>, pending: &Pending) {
-    for (feed, id, tile) in &pending.tiles {
-        tiles.fill(*feed, *id, Arc::clone(tile));
     }
 }
 

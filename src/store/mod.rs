@@ -17,6 +17,7 @@ mod keys;
 mod load;
 mod log;
 pub mod memory;
+mod open;
 mod recent_ids;
 mod state;
 mod tree_cache;

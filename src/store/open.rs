@@ -1,0 +1,88 @@
+//! Opening the store on disk: lock, view, replay.
+//!
+//! In scope: what happens once, and deciding whether the view is believed. Out of scope: everything after (`disk`).
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::disk::DiskOptions;
+use super::keys::FeedNumber;
+use super::log::{self, LogReader, Position, Record};
+use super::state::{Pending, State};
+use super::tree_cache::TileCache;
+use super::view::{self, View};
+use super::{Committed, OpenError, admit, applier, load};
+
+/// Locks the folder for this process.
+pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join("lock");
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked(path.display().to_string())),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+/// The view, what it holds, and where the log goes on.
+pub(super) type OpenedView = (View, State, Option<log::Resume>);
+
+/// The view and what it holds, or an empty one if it cannot be read.
+pub(super) fn open_view(dir: &Path, log_dir: &Path, options: &DiskOptions, reader: &LogReader) -> Result<OpenedView, OpenError> {
+    let view = View::open(dir, options.view_cache_bytes).map_err(OpenError::View)?;
+    let mut state = State::new(options.window_bytes);
+    let error = match load::load(&view, reader, &mut state) {
+        Ok(resume) => return Ok((view, state, resume)),
+        Err(error) => error,
+    };
+    // Only if the log is whole is it the view that is wrong.
+    let newest = log::verify(log_dir, &options.log())?;
+    if let Ok(Some(cursor)) = view.cursor()
+        && cursor.resume.seq > newest
+    {
+        return Err(OpenError::Damaged(format!(
+            "the view has taken in commit {}, the log ends at {newest}",
+            cursor.resume.seq
+        )));
+    }
+    tracing::warn!(%error, "the view cannot be read: it is rebuilt from the log");
+    let view = view.begin_anew(dir, options.view_cache_bytes).map_err(OpenError::View)?;
+    Ok((view, State::new(options.window_bytes), None))
+}
+
+/// Makes a record of the log visible. The text says what is wrong with it.
+pub(super) fn replay(state: &mut State, position: Position, record: &Record, body: &Bytes) -> Result<Pending, String> {
+    let commit = record.commit(body).map_err(|what| format!("commit log, {position}: {what}"))?;
+    admit::check(&commit, |feed| state.book_of(feed).map(|(_, book)| book.edge.frontier().size()))
+        .map_err(|what| format!("commit log, {position}: {what}"))?;
+    let committed = Arc::new(Committed {
+        seq: record.seq,
+        first_arrival: record.first_arrival,
+        end_arrival: record.end_arrival,
+        commit,
+    });
+    Ok(state.take_in(&committed, position, record.len(), record.hash))
+}
+
+/// Lets the view take in what was replayed.
+pub(super) fn take_in(
+    view: &View,
+    state: &mut State,
+    tiles: &mut TileCache<FeedNumber>,
+    batch: &mut Vec<Pending>,
+) -> Result<(), OpenError> {
+    view::apply(view, batch).map_err(|error| OpenError::View(std::io::Error::other(error.to_string())))?;
+    applier::settle(state, tiles, batch);
+    batch.clear();
+    Ok(())
+}
+
+/// Keeps the tiles that a commit filled until the view has them.
+pub(super) fn fill_tiles(tiles: &mut TileCache<FeedNumber>, pending: &Pending) {
+    for (feed, id, tile) in &pending.tiles {
+        tiles.fill(*feed, *id, Arc::clone(tile));
+    }
+}
