@@ -20,8 +20,8 @@ use super::applier::{self, Queue, Shared};
 use super::keys::{FeedNumber, NoteRef, Stretch};
 use super::load::{self, dangling};
 use super::log::{self, AppendError, Log, LogOptions, LogReader, Position, Record, RecordedAppend, Tail};
-use super::recent_ids::Known;
 use super::open::{fill_tiles, lock, open_view, replay, take_in};
+use super::recent_ids::Known;
 use super::tree_cache::{TileCache, TileId};
 use super::window::Bounded;
 use super::{

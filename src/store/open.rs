@@ -31,7 +31,12 @@ pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
 pub(super) type OpenedView = (View, State, Option<log::Resume>);
 
 /// The view and what it holds, or an empty one if it cannot be read.
-pub(super) fn open_view(dir: &Path, log_dir: &Path, options: &DiskOptions, reader: &LogReader) -> Result<OpenedView, OpenError> {
+pub(super) fn open_view(
+    dir: &Path,
+    log_dir: &Path,
+    options: &DiskOptions,
+    reader: &LogReader,
+) -> Result<OpenedView, OpenError> {
     let view = View::open(dir, options.view_cache_bytes).map_err(OpenError::View)?;
     let mut state = State::new(options.window_bytes);
     let error = match load::load(&view, reader, &mut state) {
