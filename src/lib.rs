@@ -1,6 +1,7 @@
 //! The node: everything that touches disk, network or clock.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod rosters;
 pub mod store;
 pub mod telemetry;

@@ -1,1 +1,6 @@
-fn main() {}
+//! The program `barid`: node and command line.
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    barid::cli::main()
+}

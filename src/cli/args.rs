@@ -1,0 +1,156 @@
+//! What several commands take, and help in the reader's language.
+//!
+//! In scope: filters, bulletin references, translating help. English help is the documentation of the argument types; French and
+//! Arabic stand in the catalogues as `help-<command>` and `help-<command>-<argument>`.
+
+use std::str::FromStr;
+
+use barid_core::bulletin::TopicFilter;
+use barid_core::bulletin::header::BulletinId;
+use barid_core::bulletin::vocabulary::Severity;
+use barid_core::names::Member;
+use barid_core::proto;
+use clap::Args;
+
+use super::messages::Messages;
+
+/// Which bulletins. Options that repeat widen the choice; different options narrow it.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct FilterArgs {
+    /// Topics, with wildcards: `customs.>`, `*.documents`.
+    #[arg(long, value_name = "TOPIC", value_delimiter = ',')]
+    pub(super) topic: Vec<TopicFilter>,
+    /// Kinds: `seizure-report`.
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    pub(super) kind: Vec<String>,
+    /// Least severity: Minor, Moderate, Severe, Extreme.
+    #[arg(long, value_name = "SEVERITY", value_parser = severity)]
+    pub(super) min_severity: Option<Severity>,
+    /// Publishing members: `ma`.
+    #[arg(long, value_name = "MEMBER", value_delimiter = ',')]
+    pub(super) member: Vec<Member>,
+}
+
+impl FilterArgs {
+    /// As the node takes it.
+    #[must_use]
+    pub(super) fn to_proto(&self) -> proto::Filter {
+        proto::Filter {
+            topics: self.topic.iter().map(ToString::to_string).collect(),
+            kinds: self.kind.clone(),
+            min_severity: self.min_severity.map(|severity| severity.to_string()).unwrap_or_default(),
+            members: self.member.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+fn severity(text: &str) -> Result<Severity, String> {
+    let known = Severity::ALL.iter().find(|severity| severity.as_str().eq_ignore_ascii_case(text));
+    known
+        .copied()
+        .ok_or_else(|| format!("one of {}", Severity::ALL.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(", ")))
+}
+
+/// A bulletin by id, with or without its publishing member: `ne/0197…` or `0197…`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct BulletinRef {
+    /// Publishing member, if it was written.
+    pub(super) member: Option<Member>,
+    /// Id.
+    pub(super) id: BulletinId,
+}
+
+impl FromStr for BulletinRef {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (member, id) = match text.split_once('/') {
+            Some((member, id)) => (Some(member.parse::<Member>().map_err(|error| error.to_string())?), id),
+            None => (None, text),
+        };
+        let id = id.parse().map_err(|_| "write MEMBER/ID or ID, the id as a UUIDv7 in lower case".to_owned())?;
+        Ok(Self { member, id })
+    }
+}
+
+/// `command` with its help in the language of `messages`, where the catalogue has it.
+#[must_use]
+pub(super) fn localise(command: clap::Command, messages: &Messages) -> clap::Command {
+    localise_under(command, messages, "help")
+}
+
+fn localise_under(mut command: clap::Command, messages: &Messages, id: &str) -> clap::Command {
+    if let Some(about) = messages.find(id, None) {
+        command = command.about(about.clone()).long_about(about);
+    }
+    if let Some(after) = messages.find(&format!("{id}.after"), None) {
+        command = command.after_help(after);
+    }
+    command = command.mut_args(|arg| match messages.find(&format!("{id}-{}", arg_id(&arg)), None) {
+        Some(help) => arg.help(help.clone()).long_help(help),
+        None => arg,
+    });
+    command.mut_subcommands(|sub| {
+        let id = format!("{id}-{}", sub.get_name());
+        localise_under(sub, messages, &id)
+    })
+}
+
+fn arg_id(arg: &clap::Arg) -> String {
+    arg.get_id().as_str().replace('_', "-")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::cli::Cli;
+    use crate::cli::messages::Lang;
+
+    fn helped(command: &clap::Command, id: &str, ids: &mut Vec<String>) {
+        ids.push(id.to_owned());
+        for arg in command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())) {
+            ids.push(format!("{id}-{}", arg_id(arg)));
+        }
+        for sub in command.get_subcommands() {
+            helped(sub, &format!("{id}-{}", sub.get_name()), ids);
+        }
+    }
+
+    #[test]
+    fn every_command_and_option_has_help_in_french_and_arabic() {
+        let mut ids = Vec::new();
+        helped(&Cli::command(), "help", &mut ids);
+        for lang in [Lang::Fr, Lang::Ar] {
+            let messages = Messages::new(lang);
+            let missing: Vec<&String> = ids.iter().filter(|id| messages.find(id, None).is_none()).collect();
+            assert!(missing.is_empty(), "{lang:?} lacks {missing:?}");
+        }
+    }
+
+    #[test]
+    fn help_is_in_the_language() {
+        let command = localise(Cli::command(), &Messages::new(Lang::Fr));
+        let about = command.find_subcommand("publish").unwrap().get_about().unwrap().to_string();
+        assert!(about.contains("Publier"), "{about}");
+    }
+
+    #[test]
+    fn a_bulletin_is_named_with_or_without_its_member() {
+        let id = "01976f6e-7c00-7000-8000-000000000001";
+        assert_eq!(id.parse::<BulletinRef>().unwrap().member, None);
+        let with: BulletinRef = format!("ne/{id}").parse().unwrap();
+        assert_eq!(with.member.unwrap().as_str(), "ne");
+        for bad in ["ne/", "NE/01976f6e-7c00-7000-8000-000000000001", "01976f6e-7c00-4000-8000-000000000001", "x"] {
+            assert!(bad.parse::<BulletinRef>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_severity_is_read_in_any_case() {
+        assert_eq!(severity("severe").unwrap(), Severity::Severe);
+        assert!(severity("bad").is_err());
+    }
+}

@@ -1,0 +1,109 @@
+//! A connection to one's own national node, as the person or system that the profile names.
+//!
+//! In scope: the calls of the API with their limits, and what went wrong in the words of [`Failure`]. Out of scope: TLS and identities
+//! (`tls`); trying again, which each command does in its own way.
+
+use std::time::Duration;
+
+use barid_core::limits::{EVIDENCE_BYTES_MAX, MESSAGE_BYTES_MAX};
+use barid_core::proto;
+use tonic::transport::Channel;
+use tonic::{Request, Streaming};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::{Failure, Profile, tls};
+use crate::rpc::audit_client::AuditClient;
+use crate::rpc::focal_point_client::FocalPointClient;
+use crate::rpc::operator_client::OperatorClient;
+
+/// Longest wait for an answer that needs no waiting at the node: three round trips on a satellite link and a slow disk.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest page of history: a hundred envelopes of the largest size would not fit one message; the node sends fewer then.
+const PAGE_BYTES_MAX: usize = 16 * MESSAGE_BYTES_MAX;
+
+/// A connection, opened with the first call and again after a loss.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    channel: Channel,
+}
+
+impl Client {
+    /// Prepares a connection to the profile's node.
+    ///
+    /// # Errors
+    /// If certificate, key or authority cannot be used. The network is not touched yet.
+    pub(super) fn open(profile: &Profile) -> Result<Self, Failure> {
+        Ok(Self { channel: tls::channel(profile)? })
+    }
+
+    /// FocalPoint.Publish; `timeout` bounds the whole call.
+    pub(super) async fn publish(
+        &self,
+        request: proto::PublishRequest,
+        timeout: Duration,
+    ) -> Result<proto::PublishResponse, Failure> {
+        Ok(self.focal_point().publish(within(timeout, request)).await?.into_inner())
+    }
+
+    /// FocalPoint.Subscribe, without a bound on its duration.
+    pub(super) async fn subscribe(
+        &self,
+        request: proto::SubscribeRequest,
+    ) -> Result<Streaming<proto::SubscribeResponse>, Failure> {
+        Ok(self.focal_point().subscribe(request).await?.into_inner())
+    }
+
+    /// FocalPoint.Acknowledge.
+    pub(super) async fn acknowledge(&self, request: proto::AcknowledgeRequest) -> Result<(), Failure> {
+        self.focal_point().acknowledge(within(CALL_TIMEOUT, request)).await?;
+        Ok(())
+    }
+
+    /// FocalPoint.Get.
+    pub(super) async fn get(&self, request: proto::GetRequest) -> Result<proto::GetResponse, Failure> {
+        Ok(self.focal_point().get(within(CALL_TIMEOUT, request)).await?.into_inner())
+    }
+
+    /// FocalPoint.History.
+    pub(super) async fn history(&self, request: proto::HistoryRequest) -> Result<proto::HistoryResponse, Failure> {
+        let mut client = self.focal_point().max_decoding_message_size(PAGE_BYTES_MAX);
+        Ok(client.history(within(CALL_TIMEOUT, request)).await?.into_inner())
+    }
+
+    /// Audit.ExportEvidence.
+    pub(super) async fn export_evidence(
+        &self,
+        request: proto::ExportEvidenceRequest,
+    ) -> Result<proto::ExportEvidenceResponse, Failure> {
+        let limit = EVIDENCE_BYTES_MAX + MESSAGE_BYTES_MAX;
+        let mut client = AuditClient::new(self.channel.clone()).max_decoding_message_size(limit);
+        Ok(client.export_evidence(within(CALL_TIMEOUT, request)).await?.into_inner())
+    }
+
+    /// Operator.GetStatus.
+    pub(super) async fn status(&self) -> Result<proto::GetStatusResponse, Failure> {
+        let mut client = OperatorClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        Ok(client.get_status(within(CALL_TIMEOUT, proto::GetStatusRequest {})).await?.into_inner())
+    }
+
+    /// grpc.health.v1.Health.Check; `timeout` bounds the whole call.
+    pub(super) async fn health(&self, service: &str, timeout: Duration) -> Result<ServingStatus, Failure> {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let answer = HealthClient::new(self.channel.clone()).check(within(timeout, request)).await?;
+        Ok(answer.into_inner().status())
+    }
+
+    fn focal_point(&self) -> FocalPointClient<Channel> {
+        FocalPointClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+}
+
+fn within<T>(timeout: Duration, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(timeout);
+    request
+}

@@ -1,0 +1,22 @@
+//! `barid completions`: what a shell needs to complete our commands.
+
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
+
+use super::{Cli, Context, Exit, Failure};
+
+/// For which shell.
+#[derive(Debug, Args)]
+pub(super) struct CompletionsArgs {
+    /// Shell.
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+/// Writes the script.
+pub(super) fn run(context: &Context, args: &CompletionsArgs) -> Result<Exit, Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "barid", &mut script);
+    context.output.bytes(&script)?;
+    Ok(Exit::Ok)
+}

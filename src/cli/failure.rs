@@ -1,0 +1,372 @@
+//! How the command line fails: what happened, why, what to do next, and the exit code.
+//!
+//! In scope: one type for all commands, its form for people (in their language) and for machines, and the one map from a node's answer
+//! (`tonic::Status` with google.rpc details) to it. Out of scope: the errors themselves, which belong to their modules.
+
+use std::fmt;
+use std::path::Path;
+
+use fluent_bundle::FluentArgs;
+use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan};
+use serde_json::json;
+use tonic_types::StatusExt;
+
+use super::messages::{Arg, Messages, clean};
+use super::output::Output;
+
+/// How a run ended. The numbers are part of the interface: scripts and containers rely on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// 0: done. For `verify`: witnessed.
+    Ok = 0,
+    /// 1: refused or failed.
+    Failure = 1,
+    /// 2: the command line or a file named on it cannot be used as it stands.
+    Usage = 2,
+    /// 3: not reached in time: the node did not answer, or a wait ended before it was fulfilled.
+    NotReached = 3,
+    /// 10, `verify`: signed by the feed, not witnessed by a quorum.
+    SignedOnly = 10,
+    /// 11, `verify`: signed by a key that the roster has since closed, and not witnessed.
+    Disputed = 11,
+    /// 12, `verify`: the file does not prove what it says.
+    Invalid = 12,
+}
+
+/// One field that a node refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Path: `header.handling.tlp`.
+    pub field: String,
+    /// The value found and what was expected.
+    pub description: String,
+}
+
+/// Why a command did not do what it was asked.
+#[derive(Debug)]
+pub struct Failure {
+    id: &'static str,
+    exit: Exit,
+    args: Vec<(&'static str, String)>,
+    cause: Option<String>,
+    fields: Vec<Field>,
+    retry_after_ms: Option<u64>,
+    source: Option<Box<(NamedSource<String>, SourceSpan)>>,
+}
+
+impl Failure {
+    /// Message `error-<id>` of the catalogue with its attributes `.why` (unless there is a cause) and `.next`; ends with
+    /// [`Exit::Failure`].
+    #[must_use]
+    pub fn new(id: &'static str) -> Self {
+        let (args, fields) = (Vec::new(), Vec::new());
+        Self { id, exit: Exit::Failure, args, cause: None, fields, retry_after_ms: None, source: None }
+    }
+
+    /// A command line, or a file named on it, that cannot be used.
+    #[must_use]
+    pub fn usage(id: &'static str) -> Self {
+        Self { exit: Exit::Usage, ..Self::new(id) }
+    }
+
+    /// The reader of our output has gone, as `head` does: no failure at all.
+    #[must_use]
+    pub fn closed_output() -> Self {
+        Self { exit: Exit::Ok, ..Self::new(CLOSED_OUTPUT) }
+    }
+
+    /// With another exit code.
+    #[must_use]
+    pub fn exit(self, exit: Exit) -> Self {
+        Self { exit, ..self }
+    }
+
+    /// With a value for the message.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: &(impl ToString + ?Sized)) -> Self {
+        self.args.push((name, value.to_string()));
+        self
+    }
+
+    /// With a file for the message's `path`.
+    #[must_use]
+    pub fn path(self, path: &Path) -> Self {
+        self.with("path", &path.display())
+    }
+
+    /// With a reason in the words of whatever failed, its sources included.
+    #[must_use]
+    pub fn because(mut self, error: &(dyn std::error::Error + 'static)) -> Self {
+        self.cause = Some(chain(error));
+        self
+    }
+
+    /// With a reason in words.
+    #[must_use]
+    pub fn cause(mut self, cause: impl Into<String>) -> Self {
+        self.cause = Some(cause.into()).filter(|cause: &String| !cause.is_empty());
+        self
+    }
+
+    /// With fields at fault.
+    #[must_use]
+    pub fn fields(mut self, fields: Vec<Field>) -> Self {
+        self.fields = fields;
+        self
+    }
+
+    /// With the place in a text where it went wrong: `line` and `column` from 1, as parsers count them.
+    #[must_use]
+    pub fn at(mut self, name: &str, text: &str, line: usize, column: usize) -> Self {
+        let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
+        let mut offset = (start + column.saturating_sub(1)).min(text.len());
+        while !text.is_char_boundary(offset) {
+            offset -= 1;
+        }
+        self.source = Some(Box::new((NamedSource::new(name, text.to_owned()), SourceSpan::from((offset, 0)))));
+        self
+    }
+
+    /// From a node's refusal of `what` (an rpc's name, for machines).
+    #[must_use]
+    pub fn from_status(status: &tonic::Status) -> Self {
+        use tonic::Code;
+        let (id, exit) = match status.code() {
+            Code::Unavailable => ("unavailable", Exit::NotReached),
+            // Cancelled is what our own side says when its time is over.
+            Code::DeadlineExceeded | Code::Cancelled => ("deadline", Exit::NotReached),
+            Code::Unauthenticated => ("unauthenticated", Exit::Failure),
+            Code::PermissionDenied => ("permission-denied", Exit::Failure),
+            Code::NotFound => ("not-found", Exit::Failure),
+            Code::InvalidArgument | Code::OutOfRange => ("refused-fields", Exit::Failure),
+            Code::AlreadyExists => ("already-exists", Exit::Failure),
+            Code::FailedPrecondition => ("failed-precondition", Exit::Failure),
+            Code::ResourceExhausted => ("overloaded", Exit::Failure),
+            Code::Unimplemented => ("unimplemented", Exit::Failure),
+            _ => ("node-failed", Exit::Failure),
+        };
+        let details = status.get_error_details();
+        let mut cause = status.message().to_owned();
+        if let Some(info) = details.error_info() {
+            let mut metadata: Vec<String> = info.metadata.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            metadata.sort();
+            let reason = std::iter::once(info.reason.clone()).chain(metadata).collect::<Vec<_>>().join(" ");
+            cause = if cause.is_empty() { reason } else { format!("{cause} [{reason}]") };
+        }
+        if let Some(error) = std::error::Error::source(status) {
+            cause = format!("{cause}: {}", chain(error));
+        }
+        let violations = details.bad_request().map(|bad| bad.field_violations.as_slice()).unwrap_or_default();
+        let fields = violations
+            .iter()
+            .map(|violation| Field { field: violation.field.clone(), description: violation.description.clone() })
+            .collect();
+        let retry = details.retry_info().and_then(|info| info.retry_delay);
+        let mut failure = Self::new(id).exit(exit).cause(cause).fields(fields);
+        failure.retry_after_ms = retry.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
+        failure
+    }
+
+    /// The exit code.
+    #[must_use]
+    pub fn exit_code(&self) -> Exit {
+        self.exit
+    }
+
+    /// The catalogue's id, for machines.
+    #[must_use]
+    pub fn id(&self) -> &'static str {
+        self.id
+    }
+
+    /// Milliseconds after which the node asked to be tried again.
+    #[must_use]
+    pub fn retry_after_ms(&self) -> Option<u64> {
+        self.retry_after_ms
+    }
+
+    /// Shows it on the error output: for people in their language, or as one JSON object.
+    pub fn show(&self, messages: &Messages, output: &Output) {
+        if self.id == CLOSED_OUTPUT {
+            return;
+        }
+        if output.is_json() {
+            let fields: Vec<_> =
+                self.fields.iter().map(|f| json!({"field": f.field, "description": f.description})).collect();
+            let error = json!({"error": {
+                "id": self.id,
+                "exit": self.exit as u8,
+                "message": self.sentence(messages, "").unwrap_or_default(),
+                "why": self.why(messages),
+                "next": self.sentence(messages, ".next"),
+                "fields": fields,
+                "retryAfterMs": self.retry_after_ms,
+            }});
+            output.error_line(&error.to_string());
+            return;
+        }
+        for line in self.lines(messages, output) {
+            output.error_line(&line);
+        }
+    }
+
+    fn lines(&self, messages: &Messages, output: &Output) -> Vec<String> {
+        use owo_colors::Style;
+        let heading = output.paint_error(&messages.text("failure-heading"), Style::new().red().bold());
+        let label = |id: &str| output.paint_error(&messages.text(id), Style::new().bold());
+        let mut lines = vec![format!("{heading} {}", self.sentence(messages, "").unwrap_or_default())];
+        for field in &self.fields {
+            lines.push(format!(
+                "  • {} {}",
+                output.paint_error(&messages.value(&field.field), Style::new().bold()),
+                messages.value(&field.description)
+            ));
+        }
+        lines.extend(self.excerpt(output));
+        if let Some(why) = self.why(messages) {
+            lines.push(format!("  {} {why}", label("failure-why")));
+        }
+        if let Some(ms) = self.retry_after_ms {
+            lines.push(format!("  {} {}", label("failure-next"), crate::say!(messages, "failure-retry", nMs = ms)));
+        }
+        if let Some(next) = self.sentence(messages, ".next") {
+            lines.push(format!("  {} {next}", label("failure-next")));
+        }
+        lines
+    }
+
+    fn why(&self, messages: &Messages) -> Option<String> {
+        match &self.cause {
+            Some(cause) => Some(messages.value(cause)),
+            None => self.sentence(messages, ".why"),
+        }
+    }
+
+    fn sentence(&self, messages: &Messages, attribute: &str) -> Option<String> {
+        let mut args = FluentArgs::new();
+        for (name, value) in &self.args {
+            args.set(*name, value.arg());
+        }
+        messages.find(&format!("error-{}{attribute}", self.id), Some(&args))
+    }
+
+    /// The lines of the text around the fault, as miette draws them.
+    fn excerpt(&self, output: &Output) -> Vec<String> {
+        let Some(source) = &self.source else { return Vec::new() };
+        let theme =
+            if output.colour_on_error() { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+        let excerpt = Excerpt { source: &source.0, span: source.1 };
+        let mut text = String::new();
+        if GraphicalReportHandler::new_themed(theme).with_context_lines(1).render_report(&mut text, &excerpt).is_err() {
+            return Vec::new();
+        }
+        // The first line is the diagnostic's own message, which stands in our heading.
+        text.lines().skip(1).filter(|line| !line.trim().is_empty()).map(str::to_owned).collect()
+    }
+}
+
+const CLOSED_OUTPUT: &str = "closed-output";
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.id)?;
+        self.cause.as_ref().map_or(Ok(()), |cause| write!(f, ": {cause}"))
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<tonic::Status> for Failure {
+    fn from(status: tonic::Status) -> Self {
+        Self::from_status(&status)
+    }
+}
+
+/// A place in a file, for miette.
+#[derive(Debug)]
+struct Excerpt<'a> {
+    source: &'a NamedSource<String>,
+    span: SourceSpan,
+}
+
+impl fmt::Display for Excerpt<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.source.name())
+    }
+}
+
+impl std::error::Error for Excerpt<'_> {}
+
+impl miette::Diagnostic for Excerpt<'_> {
+    fn source_code(&self) -> Option<&dyn miette::SourceCode> {
+        Some(self.source)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        Some(Box::new(std::iter::once(LabeledSpan::new_with_span(None, self.span))))
+    }
+}
+
+/// An error and its sources in one line; a source that its parent already repeats is left out.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let words = source.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        next = source.source();
+    }
+    clean(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+    use crate::cli::messages::Lang;
+
+    #[test]
+    fn a_refused_draft_names_every_field_in_every_language() {
+        let mut details = ErrorDetails::new();
+        details.add_bad_request_violation("header.topic", "`x` is not a topic");
+        details.add_bad_request_violation("body.texts", "one is needed");
+        details.set_retry_info(Some(Duration::from_millis(1500)));
+        let status = tonic::Status::with_error_details(tonic::Code::InvalidArgument, "refused", details);
+        let failure = Failure::from_status(&status);
+        assert_eq!(failure.exit_code(), Exit::Failure);
+        assert_eq!(failure.retry_after_ms(), Some(1500));
+        for lang in Lang::ALL {
+            let text = failure.lines(&Messages::new(lang), &Output::plain()).join("\n");
+            for part in ["header.topic", "`x` is not a topic", "body.texts", "one is needed"] {
+                assert!(text.contains(part), "{lang:?}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_out_of_reach_has_its_own_exit_code() {
+        assert_eq!(Failure::from_status(&tonic::Status::unavailable("")).exit_code(), Exit::NotReached);
+        assert_eq!(Failure::from_status(&tonic::Status::deadline_exceeded("")).exit_code(), Exit::NotReached);
+        assert_eq!(Failure::from_status(&tonic::Status::permission_denied("")).exit_code(), Exit::Failure);
+    }
+
+    #[test]
+    fn the_place_of_a_fault_is_shown() {
+        let text = "{\n  \"header\": {,}\n}\n";
+        let failure = Failure::usage("draft-unreadable").with("path", "draft.json").at("draft.json", text, 2, 14);
+        let shown = failure.lines(&Messages::new(Lang::En), &Output::plain()).join("\n");
+        assert!(shown.contains("\"header\": {,}"), "{shown}");
+        assert!(shown.contains("draft.json"), "{shown}");
+    }
+
+    #[test]
+    fn a_place_beyond_the_text_is_no_panic() {
+        let _ = Failure::usage("draft-unreadable").at("x", "é", 1, 2);
+        let _ = Failure::usage("draft-unreadable").at("x", "", 90, 90);
+    }
+}

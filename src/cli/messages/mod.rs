@@ -1,0 +1,346 @@
+//! What the program says to people, in Arabic, French and English.
+//!
+//! In scope: choosing a language, the catalogues (Fluent), and inserting values so that they can neither break the line nor the
+//! direction of the text. Out of scope: what is said to machines, which is the same in every language (`output`).
+//!
+//! Values from outside are cleaned before they are inserted: control characters, and the marks that change the direction of text,
+//! would let a bulletin rewrite what stands around it on a terminal. In Arabic every inserted value stands between U+2068 FIRST
+//! STRONG ISOLATE and U+2069 POP DIRECTIONAL ISOLATE, so that codes, paths and numbers keep their own direction.
+
+use std::fmt;
+use std::str::FromStr;
+
+use fluent_bundle::concurrent::FluentBundle;
+use fluent_bundle::{FluentArgs, FluentResource, FluentValue};
+use unic_langid::LanguageIdentifier;
+
+/// U+2068 FIRST STRONG ISOLATE.
+pub const FSI: char = '\u{2068}';
+/// U+2069 POP DIRECTIONAL ISOLATE.
+pub const PDI: char = '\u{2069}';
+
+/// A language of the conference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Lang {
+    /// Arabic, written from right to left.
+    Ar,
+    /// French.
+    Fr,
+    /// English.
+    En,
+}
+
+/// One catalogue, ready to speak.
+pub struct Messages {
+    lang: Lang,
+    bundle: FluentBundle<FluentResource>,
+}
+
+/// Text that names no language we have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not one of ar, fr, en")]
+pub struct UnknownLang;
+
+impl Lang {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ar, Self::Fr, Self::En];
+
+    /// ISO 639-1 code.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Ar => "ar",
+            Self::Fr => "fr",
+            Self::En => "en",
+        }
+    }
+
+    /// The language of a session: the first of `candidates` (`--lang`, `BARID_LANG`, `LC_ALL`, `LC_MESSAGES`, `LANG`, in that order)
+    /// that names one we have; English without any.
+    pub fn choose(candidates: impl IntoIterator<Item = Option<String>>) -> Self {
+        candidates.into_iter().flatten().find_map(|text| text.parse().ok()).unwrap_or(Self::En)
+    }
+
+    fn source(self) -> &'static str {
+        match self {
+            Self::Ar => include_str!("ar.ftl"),
+            Self::Fr => include_str!("fr.ftl"),
+            Self::En => include_str!("en.ftl"),
+        }
+    }
+}
+
+impl FromStr for Lang {
+    type Err = UnknownLang;
+
+    /// Reads a code or a locale: `fr`, `fr_NE.UTF-8`, `ar-MA`.
+    fn from_str(text: &str) -> Result<Self, UnknownLang> {
+        let code = text.split(['_', '-', '.', '@']).next().unwrap_or_default();
+        Self::ALL.into_iter().find(|lang| code.eq_ignore_ascii_case(lang.code())).ok_or(UnknownLang)
+    }
+}
+
+impl Messages {
+    /// The catalogue of `lang`.
+    #[must_use]
+    pub fn new(lang: Lang) -> Self {
+        // A catalogue is part of the program: tests hold that it parses. A broken entry would cost that entry only.
+        let resource = FluentResource::try_new(lang.source().to_owned()).unwrap_or_else(|(partial, _)| partial);
+        let identifier: LanguageIdentifier = lang.code().parse().unwrap_or_default();
+        let mut bundle = FluentBundle::new_concurrent(vec![identifier]);
+        bundle.set_use_isolating(lang == Lang::Ar);
+        bundle.add_resource_overriding(resource);
+        Self { lang, bundle }
+    }
+
+    /// Its language.
+    #[must_use]
+    pub fn lang(&self) -> Lang {
+        self.lang
+    }
+
+    /// The message `id` without values; the id itself if there is no such message.
+    #[must_use]
+    pub fn text(&self, id: &str) -> String {
+        self.find(id, None).unwrap_or_else(|| id.to_owned())
+    }
+
+    /// The message `id` with values; the id itself if there is no such message. Best called through [`say!`](crate::cli::say).
+    #[must_use]
+    pub fn with(&self, id: &str, args: &FluentArgs<'_>) -> String {
+        self.find(id, Some(args)).unwrap_or_else(|| id.to_owned())
+    }
+
+    /// The message `id`, or its attribute if written `id.attribute`; `None` if there is none.
+    #[must_use]
+    pub fn find(&self, id: &str, args: Option<&FluentArgs<'_>>) -> Option<String> {
+        let (id, attribute) = id.split_once('.').map_or((id, None), |(id, attribute)| (id, Some(attribute)));
+        let message = self.bundle.get_message(id)?;
+        let pattern = match attribute {
+            Some(name) => message.get_attribute(name)?.value(),
+            None => message.value()?,
+        };
+        let mut errors = Vec::new();
+        Some(self.bundle.format_pattern(pattern, args, &mut errors).into_owned())
+    }
+
+    /// A word of a vocabulary (`severity`, `urgency`, ...) in this language; the word itself, cleaned, if the catalogue lacks it.
+    #[must_use]
+    pub fn word(&self, vocabulary: &str, word: &str) -> String {
+        let known = word.bytes().all(|b| b.is_ascii_alphanumeric() || b" -_".contains(&b));
+        let id = format!("{vocabulary}-{}", word.to_ascii_lowercase().replace([' ', '_'], "-"));
+        known.then(|| self.find(&id, None)).flatten().unwrap_or_else(|| self.value(word))
+    }
+
+    /// A value from outside to stand in a line by itself: cleaned, and isolated where the language is written from right to left.
+    /// Empty stays empty.
+    #[must_use]
+    pub fn value(&self, text: &str) -> String {
+        self.isolate(&clean(text))
+    }
+
+    /// `text`, isolated where the language is written from right to left.
+    #[must_use]
+    pub fn isolate(&self, text: &str) -> String {
+        if self.lang == Lang::Ar && !text.is_empty() { format!("{FSI}{text}{PDI}") } else { text.to_owned() }
+    }
+
+    /// The one of three names that is in this language.
+    #[must_use]
+    pub fn pick<'a>(&self, ar: &'a str, fr: &'a str, en: &'a str) -> &'a str {
+        match self.lang {
+            Lang::Ar => ar,
+            Lang::Fr => fr,
+            Lang::En => en,
+        }
+    }
+}
+
+impl fmt::Debug for Messages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Messages").field("lang", &self.lang).finish_non_exhaustive()
+    }
+}
+
+/// `text` as one line that changes nothing around it: control characters (which drive terminals) become spaces or U+FFFD, and so do
+/// the marks that change direction. The letters themselves carry their direction.
+#[must_use]
+pub fn clean(text: &str) -> String {
+    text.chars()
+        .map(|c| match c {
+            '\n' | '\r' | '\t' => ' ',
+            c if c.is_control() || changes_direction(c) => '\u{FFFD}',
+            c => c,
+        })
+        .collect()
+}
+
+fn changes_direction(c: char) -> bool {
+    // U+2028 and U+2029 end paragraphs, the others embed, override or isolate (Unicode Standard Annex #9).
+    matches!(c, '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+}
+
+/// What can be inserted into a message.
+pub trait Arg {
+    /// As a Fluent value, cleaned if it is text.
+    fn arg(self) -> FluentValue<'static>;
+}
+
+impl Arg for &str {
+    fn arg(self) -> FluentValue<'static> {
+        FluentValue::from(clean(self))
+    }
+}
+
+impl Arg for &String {
+    fn arg(self) -> FluentValue<'static> {
+        self.as_str().arg()
+    }
+}
+
+impl Arg for String {
+    fn arg(self) -> FluentValue<'static> {
+        self.as_str().arg()
+    }
+}
+
+macro_rules! number_args {
+    ($($number:ty),+) => {
+        $(impl Arg for $number {
+            fn arg(self) -> FluentValue<'static> {
+                FluentValue::from(self)
+            }
+        })+
+    };
+}
+number_args!(u8, u32, u64, usize, i64);
+
+/// `say!(messages, "id", name = value, ...)`: the message `id` with values, cleaned.
+#[macro_export]
+macro_rules! say {
+    ($messages:expr, $id:expr $(, $name:ident = $value:expr)* $(,)?) => {{
+        #[allow(unused_mut)]
+        let mut args = ::fluent_bundle::FluentArgs::new();
+        $(args.set(stringify!($name), $crate::cli::messages::Arg::arg($value));)*
+        $messages.with($id, &args)
+    }};
+}
+pub use say;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use fluent_bundle::FluentError;
+
+    use super::*;
+
+    /// Message and attribute ids with the variables that each uses.
+    fn keys(lang: Lang) -> BTreeMap<String, BTreeSet<String>> {
+        let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let mut message = String::new();
+        let mut current = String::new();
+        for line in lang.source().lines() {
+            let start = line.split('=').next().unwrap().trim_end();
+            let is_id = |id: &str| !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+            if line.contains('=') && !line.starts_with(' ') && is_id(start) {
+                message = start.to_owned();
+                current = message.clone();
+                assert!(found.insert(current.clone(), BTreeSet::new()).is_none(), "{lang:?}: {current} twice");
+            } else if let Some(name) = start.trim_start().strip_prefix('.').filter(|name| is_id(name)) {
+                current = format!("{message}.{name}");
+                found.insert(current.clone(), BTreeSet::new());
+            }
+            if line.starts_with('#') {
+                continue;
+            }
+            for (at, _) in line.match_indices('$') {
+                let name: String = line[at + 1..].chars().take_while(char::is_ascii_alphanumeric).collect();
+                found.get_mut(&current).unwrap().insert(name);
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn every_language_has_every_message_with_the_same_values() {
+        let english = keys(Lang::En);
+        assert!(english.len() > 100);
+        for lang in [Lang::Fr, Lang::Ar] {
+            let spoken = |(id, _): &(&String, &BTreeSet<String>)| !id.starts_with("help");
+            let other = keys(lang);
+            for (id, values) in &english {
+                assert_eq!(Some(values), other.get(id), "{lang:?}: {id}");
+            }
+            for (id, _) in other.iter().filter(spoken) {
+                assert!(english.contains_key(id), "{lang:?} has {id}, English has not");
+            }
+        }
+    }
+
+    #[test]
+    fn every_catalogue_parses_and_every_message_formats() {
+        for lang in Lang::ALL {
+            FluentResource::try_new(lang.source().to_owned()).map_err(|(_, errors)| errors).unwrap();
+            let messages = Messages::new(lang);
+            for (id, values) in keys(lang) {
+                for number in [0_u64, 1, 2, 3, 11, 100] {
+                    let mut args = FluentArgs::new();
+                    for name in &values {
+                        args.set(name.clone(), if name.starts_with('n') { number.arg() } else { "ab/1".arg() });
+                    }
+                    let (message, attribute) = id.split_once('.').map_or((id.as_str(), None), |(m, a)| (m, Some(a)));
+                    let message = messages.bundle.get_message(message).unwrap();
+                    let pattern = match attribute {
+                        Some(name) => message.get_attribute(name).unwrap().value(),
+                        None => message.value().unwrap(),
+                    };
+                    let mut errors: Vec<FluentError> = Vec::new();
+                    let text = messages.bundle.format_pattern(pattern, Some(&args), &mut errors);
+                    assert!(errors.is_empty(), "{lang:?} {id}: {errors:?}");
+                    assert!(!text.trim().is_empty() && !text.contains('{'), "{lang:?} {id}: {text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn arabic_isolates_what_it_inserts_and_others_do_not() {
+        let arabic = say!(Messages::new(Lang::Ar), "published-place", feed = "ma.rabat.example/feed/1", place = 7_u64);
+        assert!(arabic.contains(&format!("{FSI}ma.rabat.example/feed/1{PDI}")), "{arabic}");
+        assert!(arabic.contains(&format!("{FSI}7{PDI}")), "{arabic}");
+        for lang in [Lang::Fr, Lang::En] {
+            let text = say!(Messages::new(lang), "published-place", feed = "ma.rabat.example/feed/1", place = 7_u64);
+            assert!(!text.contains([FSI, PDI]), "{text}");
+            assert!(text.contains("ma.rabat.example/feed/1"));
+        }
+    }
+
+    #[test]
+    fn a_value_cannot_leave_its_place() {
+        let hostile = "a\u{1b}[2J\u{202e}b\u{2069}c\nd\u{9b}e";
+        let messages = Messages::new(Lang::Ar);
+        let text = say!(messages, "published-place", feed = hostile, place = 1_u64);
+        assert!(!text.contains(['\u{1b}', '\u{202e}', '\n', '\u{9b}']), "{text:?}");
+        assert_eq!(text.matches(FSI).count(), text.matches(PDI).count());
+        assert_eq!(clean("نص عربي"), "نص عربي");
+    }
+
+    #[test]
+    fn a_language_is_chosen_from_the_first_that_names_one() {
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(Lang::choose([None, some("fr_NE.UTF-8"), some("en")]), Lang::Fr);
+        assert_eq!(Lang::choose([some("C"), some("ar_MA")]), Lang::Ar);
+        assert_eq!(Lang::choose([some("de_DE"), None]), Lang::En);
+        assert_eq!("AR-tn".parse(), Ok(Lang::Ar));
+    }
+
+    #[test]
+    fn an_unknown_word_is_shown_as_it_came() {
+        let messages = Messages::new(Lang::Fr);
+        assert_eq!(messages.word("severity", "Severe"), "grave");
+        assert_eq!(messages.word("severity", "Cosmic"), "Cosmic");
+        assert_eq!(messages.word("severity", "\u{1b}x"), "\u{FFFD}x");
+    }
+}

@@ -1,0 +1,179 @@
+//! The command line: one file a command, words in three languages.
+//!
+//! In scope: arguments, talking to a node as one of its people, showing answers. Out of scope: everything a node does (`app`), and
+//! what is true (`core`). Commands return [`Exit`] or [`Failure`]; nothing here panics on what it is given.
+//!
+//! Exit codes: 0 done, 1 failed or refused, 2 unusable command line or file, 3 not reached in time; `verify` adds 10 signed only,
+//! 11 disputed, 12 invalid.
+
+mod args;
+mod client;
+mod completions;
+mod evidence;
+pub mod failure;
+mod health;
+mod history;
+pub mod messages;
+pub mod output;
+pub mod profile;
+mod publish;
+mod render;
+mod show;
+mod status;
+mod times;
+mod tls;
+mod watch;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+pub use failure::{Exit, Failure};
+pub use messages::{Lang, Messages, say};
+pub use output::Output;
+pub use profile::{Directory, Profile};
+
+/// Cross-border bulletins with proof: publish, read, verify.
+#[derive(Debug, Parser)]
+#[command(
+    name = "barid",
+    version,
+    disable_help_subcommand = true,
+    after_help = "Exit codes: 0 done, 1 failed or refused, 2 unusable command line or file, 3 not reached in time; verify: 10 signed only, 11 disputed, 12 invalid."
+)]
+pub struct Cli {
+    /// Write for machines: one JSON object a line.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Language of what is written for people [default: from the environment].
+    #[arg(long, global = true, env = "BARID_LANG", value_enum, ignore_case = true, hide_env = true)]
+    lang: Option<Lang>,
+    /// Which node to talk to, and as whom [default: client.toml here or in the configuration folder].
+    #[arg(long, global = true, env = "BARID_PROFILE", value_name = "FILE", hide_env = true)]
+    profile: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Publish a bulletin.
+    Publish(publish::PublishArgs),
+    /// Show bulletins as they arrive.
+    Watch(watch::WatchArgs),
+    /// Show what has arrived, newest first.
+    History(history::HistoryArgs),
+    /// Show one bulletin and what became of it.
+    Show(show::ShowArgs),
+    /// Write the file that proves a bulletin offline.
+    Evidence(evidence::EvidenceArgs),
+    /// Show how the node and its peers are.
+    Status,
+    /// Ask whether the node serves; for containers.
+    Health(health::HealthArgs),
+    /// Write completions for a shell.
+    Completions(completions::CompletionsArgs),
+}
+
+/// What every command is given.
+#[derive(Debug)]
+pub struct Context {
+    /// Words.
+    pub messages: Messages,
+    /// Where to write.
+    pub output: Output,
+    profile: Option<PathBuf>,
+}
+
+impl Context {
+    /// The profile that the command line or the environment chose.
+    ///
+    /// # Errors
+    /// If there is none or it cannot be used.
+    pub fn profile(&self) -> Result<Profile, Failure> {
+        Profile::find(self.profile.as_deref())
+    }
+}
+
+/// Runs the program on the arguments and environment of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let lang = session_lang();
+    let command = args::localise(Cli::command(), &Messages::new(lang));
+    let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are asked for; clap writes them where they belong.
+            let _ = error.print();
+            return code(if error.use_stderr() { Exit::Usage } else { Exit::Ok });
+        }
+    };
+    let lang = cli.lang.unwrap_or(lang);
+    let context = Context { messages: Messages::new(lang), output: Output::new(cli.json), profile: cli.profile };
+    match run(&context, cli.command) {
+        Ok(exit) => code(exit),
+        Err(failure) => {
+            failure.show(&context.messages, &context.output);
+            code(failure.exit_code())
+        }
+    }
+}
+
+fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Publish(args) => wait(publish::run(context, &args)),
+        Command::Watch(args) => wait(watch::run(context, &args)),
+        Command::History(args) => wait(history::run(context, &args)),
+        Command::Show(args) => wait(show::run(context, &args)),
+        Command::Evidence(args) => wait(evidence::run(context, &args)),
+        Command::Status => wait(status::run(context)),
+        Command::Health(args) => wait(health::run(context, &args)),
+        Command::Completions(args) => completions::run(context, &args),
+    }
+}
+
+/// Runs one client's work; a client needs one thread.
+fn wait(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Failure::new("internal").because(&error))?.block_on(work)
+}
+
+fn code(exit: Exit) -> ExitCode {
+    ExitCode::from(exit as u8)
+}
+
+/// The language before the arguments are read, for the help text: `--lang`, then the environment.
+fn session_lang() -> Lang {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let asked = words.iter().enumerate().find_map(|(n, word)| match word.strip_prefix("--lang") {
+        Some("") => words.get(n + 1).cloned(),
+        Some(rest) => rest.strip_prefix('=').map(str::to_owned),
+        None => None,
+    });
+    let variables = ["BARID_LANG", "LC_ALL", "LC_MESSAGES", "LANG"];
+    Lang::choose(std::iter::once(asked).chain(variables.map(|name| std::env::var(name).ok())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+        for lang in Lang::ALL {
+            args::localise(Cli::command(), &Messages::new(lang)).debug_assert();
+        }
+    }
+
+    #[test]
+    fn global_options_stand_anywhere() {
+        let cli = Cli::try_parse_from(["barid", "history", "--json", "--lang", "FR", "--profile", "x.toml"]);
+        let cli = cli.expect("options after the command");
+        assert!(cli.json);
+        assert_eq!(cli.lang, Some(Lang::Fr));
+        assert_eq!(cli.profile, Some(PathBuf::from("x.toml")));
+    }
+}

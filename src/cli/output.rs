@@ -1,0 +1,232 @@
+//! Where the program writes: one form for people, one for machines.
+//!
+//! In scope: standard output and error, colours, widths, tables. Out of scope: words (`messages`) and what a bulletin looks like
+//! (`render`). For machines: one JSON object a line, in the protobuf JSON mapping where the object is a message.
+
+use std::io::{self, Write};
+
+use owo_colors::{OwoColorize, Stream, Style};
+use serde::Serialize;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+use super::failure::Failure;
+
+/// Narrowest line that a table is fitted to; below it terminals may wrap.
+const WIDTH_MIN: usize = 40;
+/// Width where no terminal tells one: files and pipes are not cut.
+const WIDTH_PIPE: usize = 100_000;
+
+/// The two outputs and how to write on them.
+#[derive(Clone, Debug)]
+pub struct Output {
+    json: bool,
+    colour: bool,
+    colour_on_error: bool,
+    width: usize,
+}
+
+impl Output {
+    /// As the environment asks: NO_COLOR, terminals, widths.
+    #[must_use]
+    pub fn new(json: bool) -> Self {
+        let probe = |stream| "x".if_supports_color(stream, |text| text.bold()).to_string() != "x";
+        let width = terminal_size::terminal_size().map_or(WIDTH_PIPE, |(width, _)| usize::from(width.0).max(WIDTH_MIN));
+        Self { json, colour: !json && probe(Stream::Stdout), colour_on_error: probe(Stream::Stderr), width }
+    }
+
+    /// For people, without colours, never cut.
+    #[must_use]
+    pub fn plain() -> Self {
+        Self { json: false, colour: false, colour_on_error: false, width: WIDTH_PIPE }
+    }
+
+    /// Whether machines read.
+    #[must_use]
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Columns of the terminal; very many if there is none.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Whether the error output shows colours.
+    #[must_use]
+    pub fn colour_on_error(&self) -> bool {
+        self.colour_on_error
+    }
+
+    /// `text` in a style, if standard output shows styles.
+    #[must_use]
+    pub fn paint(&self, text: &str, style: Style) -> String {
+        if self.colour { text.style(style).to_string() } else { text.to_owned() }
+    }
+
+    /// `text` in a style, if the error output shows styles.
+    #[must_use]
+    pub fn paint_error(&self, text: &str, style: Style) -> String {
+        if self.colour_on_error { text.style(style).to_string() } else { text.to_owned() }
+    }
+
+    /// One line on standard output, flushed: a reader at the other end of a pipe sees it at once.
+    ///
+    /// # Errors
+    /// [`Failure::closed_output`] if nobody reads any more.
+    pub fn line(&self, text: &str) -> Result<(), Failure> {
+        let mut out = io::stdout().lock();
+        writeln!(out, "{text}").and_then(|()| out.flush()).map_err(|error| failed(&error))
+    }
+
+    /// Lines on standard output.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub fn lines<T: AsRef<str>>(&self, lines: impl IntoIterator<Item = T>) -> Result<(), Failure> {
+        lines.into_iter().try_for_each(|line| self.line(line.as_ref()))
+    }
+
+    /// One object as one line of JSON on standard output.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub fn json(&self, object: &impl Serialize) -> Result<(), Failure> {
+        let text = serde_json::to_string(object).map_err(|error| Failure::new("internal").because(&error))?;
+        self.line(&text)
+    }
+
+    /// Bytes as they are on standard output.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub fn bytes(&self, bytes: &[u8]) -> Result<(), Failure> {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| failed(&error))
+    }
+
+    /// One line on the error output. What cannot be written there cannot be told anywhere.
+    pub fn error_line(&self, text: &str) {
+        let _ = writeln!(io::stderr().lock(), "{text}");
+    }
+}
+
+fn failed(error: &io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::closed_output(),
+        _ => Failure::new("output").because(error),
+    }
+}
+
+/// Text in a table, and how to paint it. Widths count the text only.
+#[derive(Clone, Debug, Default)]
+pub struct Cell {
+    text: String,
+    style: Style,
+}
+
+impl Cell {
+    /// Text in a style. The text must be one clean line (`messages::clean`).
+    #[must_use]
+    pub fn styled(text: impl Into<String>, style: Style) -> Self {
+        Self { text: text.into(), style }
+    }
+}
+
+impl<T: Into<String>> From<T> for Cell {
+    fn from(text: T) -> Self {
+        Self::styled(text, Style::new())
+    }
+}
+
+/// Rows under headings, fitted to the width by cutting the last column.
+#[derive(Clone, Debug)]
+pub struct Table {
+    rows: Vec<Vec<Cell>>,
+}
+
+impl Table {
+    /// With headings.
+    #[must_use]
+    pub fn new(headings: impl IntoIterator<Item = String>) -> Self {
+        let bold = Style::new().bold();
+        Self { rows: vec![headings.into_iter().map(|text| Cell::styled(text, bold)).collect()] }
+    }
+
+    /// Adds a row.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = Cell>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    /// The lines.
+    #[must_use]
+    pub fn lines(&self, output: &Output) -> Vec<String> {
+        const GAP: usize = 2;
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..columns)
+            .map(|n| self.rows.iter().filter_map(|row| row.get(n)).map(|cell| cell.text.width()).max().unwrap_or(0))
+            .collect();
+        let before_last: usize = widths.iter().rev().skip(1).map(|width| width + GAP).sum();
+        let room = output.width().saturating_sub(before_last).max(WIDTH_MIN / 2);
+        let line = |row: &Vec<Cell>| {
+            let mut line = String::new();
+            for (n, cell) in row.iter().enumerate() {
+                let last = n + 1 == columns;
+                let text = if last { cut(&cell.text, room) } else { cell.text.clone() };
+                line.push_str(&output.paint(&text, cell.style));
+                if !last {
+                    line.extend(std::iter::repeat_n(' ', widths[n] - cell.text.width() + GAP));
+                }
+            }
+            line.trim_end().to_owned()
+        };
+        self.rows.iter().map(line).collect()
+    }
+}
+
+/// `text` in at most `width` columns, ended by `…` if it was cut. An open isolate is closed again.
+#[must_use]
+pub fn cut(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let mut columns = 0;
+    let mut kept = String::new();
+    for c in text.chars() {
+        columns += c.width().unwrap_or(0);
+        if columns > width.saturating_sub(1) {
+            break;
+        }
+        kept.push(c);
+    }
+    kept.push('…');
+    let open = kept.matches(super::messages::FSI).count().saturating_sub(kept.matches(super::messages::PDI).count());
+    kept.extend(std::iter::repeat_n(super::messages::PDI, open));
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::messages::{FSI, PDI};
+
+    #[test]
+    fn a_table_lines_up_and_cuts_its_last_column() {
+        let mut table = Table::new(["a".to_owned(), "b".to_owned()]);
+        table.row(["long cell".into(), "x".repeat(60).into()]);
+        let narrow = Output { width: 50, ..Output::plain() };
+        let lines = table.lines(&narrow);
+        assert_eq!(lines[0], "a          b");
+        assert_eq!(lines[1].width(), 50);
+        assert!(lines[1].ends_with('…'));
+        assert!(!table.lines(&Output::plain())[1].ends_with('…'));
+    }
+
+    #[test]
+    fn isolates_take_no_room_and_stay_closed() {
+        let text = format!("{FSI}{}{PDI}", "ب".repeat(30));
+        assert_eq!(cut(&text, 30), text);
+        let cut = cut(&text, 10);
+        assert!(cut.ends_with(PDI) && cut.contains('…'));
+    }
+}

@@ -1,0 +1,286 @@
+//! `barid publish`: one draft to one's own national node, and a receipt in plain words.
+//!
+//! In scope: reading the draft, giving it an id so that trying again is safe, waiting for others, the receipt. Out of scope: whether
+//! the draft is a good one; the node says so, field by field.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use barid_core::bulletin::header::BulletinId;
+use barid_core::limits::ENVELOPE_BYTES_MAX;
+use barid_core::names::Member;
+use barid_core::proto;
+use clap::Args;
+
+use super::client::Client;
+use super::render::Render;
+use super::{Context, Exit, Failure, say, times};
+
+/// Largest draft that is read: JSON takes more room than the envelope it becomes, hardly ever four times as much.
+const DRAFT_BYTES_MAX: u64 = 4 * ENVELOPE_BYTES_MAX as u64;
+/// Pause before the first repetition when the node could not be reached and named no delay; doubled each time.
+const RETRY_DELAY_MS: u64 = 500;
+/// Longest such pause: somebody is waiting.
+const RETRY_DELAY_MS_MAX: u64 = 5_000;
+
+/// What to publish and whom to wait for.
+#[derive(Debug, Args)]
+pub(super) struct PublishArgs {
+    /// Draft in JSON (`examples/bulletins/`); `-` reads standard input.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Wait until others hold it in full: a number of members, or their codes (`ma,tn`).
+    #[arg(long, value_name = "N|MEMBERS")]
+    wait_for: Option<WaitFor>,
+    /// Seconds to try and to wait; the bulletin stays published after that.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    timeout: u32,
+    /// Id to publish under, from an attempt that got no answer.
+    #[arg(long, value_name = "UUIDV7")]
+    id: Option<Id>,
+}
+
+/// A bulletin id on the command line.
+#[derive(Clone, Copy, Debug)]
+struct Id(BulletinId);
+
+/// Whom to wait for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum WaitFor {
+    Count(u32),
+    Members(Vec<Member>),
+}
+
+impl FromStr for Id {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|_| "a UUIDv7 in lower case".to_owned())
+    }
+}
+
+impl FromStr for WaitFor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.bytes().all(|b| b.is_ascii_digit()) {
+            return text.parse().map(Self::Count).map_err(|_| "a number of members, or their codes".to_owned());
+        }
+        let members = text.split(',').map(|code| code.trim().parse::<Member>().map_err(|error| error.to_string()));
+        members.collect::<Result<Vec<_>, _>>().map(Self::Members)
+    }
+}
+
+/// Publishes.
+pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, Failure> {
+    let (name, text) = read(&args.file)?;
+    let mut draft = parse(&name, &text)?;
+    let id = identify(&mut draft, args.id.map(|id| id.0))?;
+    let profile = context.profile()?;
+    let timeout = Duration::from_secs(u64::from(args.timeout));
+    let deadline = Instant::now() + timeout;
+    let client = Client::open(&profile)?;
+    let again = format!("barid publish {name} --id {id}");
+    let answer = attempt_until(context, &client, &draft, args.wait_for.as_ref(), deadline)
+        .await
+        .map_err(|failure| failure.with("id", &id).with("command", &again))?;
+    let exit = if answer.wait_reached { Exit::Ok } else { Exit::NotReached };
+    if context.output.is_json() {
+        context.output.json(&answer)?;
+    } else {
+        context.output.lines(receipt(&Render::new(context, profile.directory()), context, &answer, args))?;
+    }
+    Ok(exit)
+}
+
+fn read(file: &PathBuf) -> Result<(String, String), Failure> {
+    let (name, reader): (String, Box<dyn Read>) = if file.as_os_str() == "-" {
+        ("-".to_owned(), Box::new(std::io::stdin().lock()))
+    } else {
+        let open = std::fs::File::open(file);
+        let open = open.map_err(|error| Failure::usage("file-unreadable").path(file).because(&error))?;
+        (file.display().to_string(), Box::new(open))
+    };
+    let mut bytes = Vec::new();
+    let unreadable = |error| Failure::usage("file-unreadable").with("path", &name).because(&error);
+    reader.take(DRAFT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > DRAFT_BYTES_MAX {
+        return Err(Failure::usage("draft-too-large").with("path", &name).with("nBytes", &DRAFT_BYTES_MAX));
+    }
+    let text = String::from_utf8(bytes)
+        .map_err(|error| Failure::usage("file-unreadable").with("path", &name).because(&error.utf8_error()))?;
+    Ok((name, text))
+}
+
+fn parse(name: &str, text: &str) -> Result<proto::Draft, Failure> {
+    serde_json::from_str(text).map_err(|error| {
+        Failure::usage("draft-unreadable").with("path", name).because(&error).at(
+            name,
+            text,
+            error.line(),
+            error.column(),
+        )
+    })
+}
+
+/// Makes sure that the draft has an id: trying again with it publishes once.
+fn identify(draft: &mut proto::Draft, chosen: Option<BulletinId>) -> Result<String, Failure> {
+    let header = draft.header.get_or_insert_default();
+    if let Some(id) = chosen {
+        if !header.id.is_empty() && header.id != id.to_string() {
+            return Err(Failure::usage("two-ids").with("draft", &header.id).with("id", &id));
+        }
+        header.id = id.to_string();
+    } else if header.id.is_empty() {
+        let mut random = [0; 10];
+        getrandom::fill(&mut random).map_err(|error| Failure::new("internal").cause(error.to_string()))?;
+        header.id = BulletinId::new(times::now_unix_ms(), &random).to_string();
+    }
+    Ok(header.id.clone())
+}
+
+/// Publishes, and tries again while the node cannot be reached or asks for time.
+async fn attempt_until(
+    context: &Context,
+    client: &Client,
+    draft: &proto::Draft,
+    wait_for: Option<&WaitFor>,
+    deadline: Instant,
+) -> Result<proto::PublishResponse, Failure> {
+    let mut delay_ms = RETRY_DELAY_MS;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let request =
+            proto::PublishRequest { draft: Some(draft.clone()), wait_for: wait_for.map(|w| w.to_proto(left)) };
+        // The node ends the wait itself at `left`; its answer needs a moment to come back.
+        let call = client.publish(request, left + Duration::from_secs(5)).await;
+        let failure = match call {
+            Ok(answer) => return Ok(answer),
+            Err(failure) => failure,
+        };
+        let transient = failure.exit_code() == Exit::NotReached || failure.retry_after_ms().is_some();
+        let pause = Duration::from_millis(failure.retry_after_ms().unwrap_or(delay_ms));
+        if !transient || Instant::now() + pause >= deadline {
+            return Err(failure);
+        }
+        delay_ms = (delay_ms * 2).min(RETRY_DELAY_MS_MAX);
+        if !context.output.is_json() {
+            let seconds = pause.as_secs().max(1);
+            context.output.error_line(&say!(context.messages, "trying-again", nSeconds = seconds));
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+impl WaitFor {
+    fn to_proto(&self, left: Duration) -> proto::WaitFor {
+        let timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1);
+        match self {
+            Self::Count(count) => proto::WaitFor { count: *count, members: Vec::new(), timeout_ms },
+            Self::Members(members) => {
+                proto::WaitFor { count: 0, members: members.iter().map(ToString::to_string).collect(), timeout_ms }
+            }
+        }
+    }
+}
+
+fn receipt(render: &Render<'_>, context: &Context, answer: &proto::PublishResponse, args: &PublishArgs) -> Vec<String> {
+    let messages = &context.messages;
+    let receipt = answer.receipt.clone().unwrap_or_default();
+    let mut lines = vec![
+        say!(messages, "published-place", feed = &receipt.feed, place = receipt.index),
+        messages.text("published-meaning"),
+    ];
+    lines.extend(render.block(&[
+        render.pair("label-id", messages.value(&receipt.id)),
+        render.pair("label-sent", messages.value(&times::seconds(receipt.sent_at.as_ref()))),
+        render.pair("label-digest", messages.value(&hex::encode(&receipt.digest))),
+    ]));
+    if !answer.stored.is_empty() {
+        lines.push(messages.text("stored-heading"));
+        lines.extend(render.stored(&answer.stored));
+    } else if args.wait_for.is_none() {
+        lines.push(messages.text("stored-unknown"));
+    }
+    if !answer.wait_reached {
+        let missing = missing(render, args, answer);
+        lines.push(say!(messages, "wait-ended", nSeconds = args.timeout, missing = missing));
+        lines.push(messages.text("wait-ended.next"));
+    }
+    lines
+}
+
+/// Who has not said yet that it holds the bulletin.
+fn missing(render: &Render<'_>, args: &PublishArgs, answer: &proto::PublishResponse) -> String {
+    match &args.wait_for {
+        Some(WaitFor::Members(members)) => {
+            let absent = members.iter().filter(|member| answer.stored.iter().all(|by| by.member != member.as_str()));
+            absent.map(|member| render.member(member.as_str())).collect::<Vec<_>>().join(", ")
+        }
+        Some(WaitFor::Count(count)) => format!("{}/{count}", answer.stored.len()),
+        None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use barid_core::bulletin::kinds;
+
+    use super::*;
+    use crate::cli::messages::{Lang, Messages};
+    use crate::cli::output::Output;
+    use crate::cli::profile::Directory;
+
+    fn args(wait_for: Option<&str>) -> PublishArgs {
+        let wait_for = wait_for.map(|text| text.parse().unwrap());
+        PublishArgs { file: "draft.json".into(), wait_for, timeout: 30, id: None }
+    }
+
+    #[test]
+    fn an_id_is_given_once_and_kept() {
+        let mut draft = kinds::REGISTRY[0].sample().unwrap();
+        draft.header.as_mut().unwrap().id.clear();
+        let first = identify(&mut draft, None).unwrap();
+        assert!(first.parse::<BulletinId>().is_ok());
+        assert_eq!(identify(&mut draft, None).unwrap(), first);
+        assert_eq!(identify(&mut draft, Some(first.parse().unwrap())).unwrap(), first);
+        let other = BulletinId::new(1, &[1; 10]);
+        assert_eq!(identify(&mut draft, Some(other)).unwrap_err().exit_code(), Exit::Usage);
+    }
+
+    #[test]
+    fn whom_to_wait_for_is_a_number_or_codes() {
+        assert_eq!("2".parse::<WaitFor>().unwrap(), WaitFor::Count(2));
+        let WaitFor::Members(members) = "ma, tn".parse().unwrap() else { panic!("codes") };
+        assert_eq!(members.iter().map(Member::as_str).collect::<Vec<_>>(), ["ma", "tn"]);
+        assert!("MA".parse::<WaitFor>().is_err());
+        assert!("99999999999".parse::<WaitFor>().is_err());
+    }
+
+    #[test]
+    fn a_broken_draft_is_a_usage_error_that_shows_the_place() {
+        let failure = parse("draft.json", "{\"header\": {\"topik\": 1}}").unwrap_err();
+        assert_eq!(failure.exit_code(), Exit::Usage);
+        assert!(failure.to_string().contains("topik"), "{failure}");
+    }
+
+    #[test]
+    fn the_receipt_says_where_and_who_in_the_reader_s_language() {
+        let answer = proto::PublishResponse {
+            receipt: Some(proto::Receipt { feed: "ne.rabat.example/feed/1".into(), index: 4, ..Default::default() }),
+            stored: vec![proto::StoredBy { member: "tn".into(), at: None }],
+            wait_reached: false,
+        };
+        for lang in Lang::ALL {
+            let context = Context { messages: Messages::new(lang), output: Output::plain(), profile: None };
+            let render = Render::new(&context, Directory::of("ne".parse().unwrap()));
+            let text = receipt(&render, &context, &answer, &args(Some("tn,ma"))).join("\n");
+            for part in ["ne.rabat.example/feed/1", "4", "tn", "ma", "30"] {
+                assert!(text.contains(part), "{lang:?}: {text}");
+            }
+        }
+    }
+}

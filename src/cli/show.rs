@@ -1,0 +1,111 @@
+//! `barid show`: one bulletin, what became of it, and who has it.
+//!
+//! In scope: finding it by id when the publishing member was not written. Out of scope: proving it (`evidence`).
+
+use barid_core::names::Member;
+use barid_core::proto;
+use clap::Args;
+use serde_json::Value;
+
+use super::args::BulletinRef;
+use super::client::Client;
+use super::render::{Reading, Render};
+use super::{Context, Exit, Failure, Profile};
+
+/// Which bulletin.
+#[derive(Debug, Args)]
+pub(super) struct ShowArgs {
+    /// Bulletin: `ne/0197…`, or the id alone.
+    #[arg(value_name = "MEMBER/ID")]
+    bulletin: BulletinRef,
+}
+
+/// Shows it.
+pub(super) async fn run(context: &Context, args: &ShowArgs) -> Result<Exit, Failure> {
+    let profile = context.profile()?;
+    let client = Client::open(&profile)?;
+    let (_, answer) = find(&profile, &args.bulletin, async |member, id| {
+        client.get(proto::GetRequest { member: member.to_string(), id }).await
+    })
+    .await?;
+    let delivery = answer.delivery.clone().unwrap_or_default();
+    let reading = Reading::new(&delivery);
+    if context.output.is_json() {
+        let broken = |error| Failure::new("internal").because(&error);
+        let mut object = serde_json::to_value(&answer).map_err(broken)?;
+        if let Value::Object(fields) = &mut object {
+            fields.insert("delivery".to_owned(), reading.json().map_err(broken)?);
+        }
+        context.output.json(&object)?;
+        return Ok(Exit::Ok);
+    }
+    let render = Render::new(context, profile.directory());
+    context.output.lines(render.full(&reading))?;
+    context.output.lines(fate(context, &render, &answer))?;
+    Ok(Exit::Ok)
+}
+
+fn fate(context: &Context, render: &Render<'_>, answer: &proto::GetResponse) -> Vec<String> {
+    let messages = &context.messages;
+    let state = answer.state.clone().unwrap_or_default();
+    let name = |reference: &proto::Reference| messages.value(&format!("{}/{}", reference.member, reference.id));
+    let acknowledged: Vec<String> = state.acknowledged_by.iter().map(name).collect();
+    let mut lines = render.block(&[
+        render.pair("label-state", messages.word("state", &state.state)),
+        render.pair("label-changed-by", state.by.as_ref().map(name).unwrap_or_default()),
+        render.pair("label-acknowledged", acknowledged.join(", ")),
+    ]);
+    if !answer.stored.is_empty() {
+        lines.push(messages.text("stored-heading"));
+        lines.extend(render.stored(&answer.stored));
+    }
+    lines
+}
+
+/// Asks for a bulletin of the member that was written, or else of this one and then of every other, until one has it.
+pub(super) async fn find<T>(
+    profile: &Profile,
+    bulletin: &BulletinRef,
+    ask: impl AsyncFn(&Member, String) -> Result<T, Failure>,
+) -> Result<(Member, T), Failure> {
+    let id = bulletin.id.to_string();
+    let members = match &bulletin.member {
+        Some(member) => vec![member.clone()],
+        None => profile.directory().publishers(),
+    };
+    for member in members {
+        match ask(&member, id.clone()).await {
+            Ok(answer) => return Ok((member, answer)),
+            Err(failure) if failure.id() == "not-found" => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    let name = bulletin.member.as_ref().map(|member| format!("{member}/{id}")).unwrap_or(id);
+    Err(Failure::new("no-such-bulletin").with("bulletin", &name))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cli::messages::{Lang, Messages};
+    use crate::cli::output::Output;
+    use crate::cli::profile::Directory;
+    use crate::cli::times;
+
+    #[test]
+    fn what_became_of_a_bulletin_is_told_in_words() {
+        let by = proto::Reference { member: "ne".into(), id: "0197".into(), ..Default::default() };
+        let answer = proto::GetResponse {
+            delivery: None,
+            state: Some(proto::State { state: "cancelled".into(), by: Some(by), acknowledged_by: Vec::new() }),
+            stored: vec![proto::StoredBy { member: "tn".into(), at: Some(times::parse("2026-11-23").unwrap()) }],
+        };
+        let context = Context { messages: Messages::new(Lang::Fr), output: Output::plain(), profile: None };
+        let render = Render::new(&context, Directory::of("ne".parse().unwrap()));
+        let text = fate(&context, &render, &answer).join("\n");
+        for part in ["annulé", "ne/0197", "tn", "2026-11-23 00:00:00 UTC"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! `barid status`: how the node, its feed and its peers are.
+//!
+//! In scope: showing it; the exit code says whether something needs an operator. Out of scope: whether the node serves (`health`).
+
+use barid_core::proto;
+use owo_colors::Style;
+use pbjson_types::Timestamp;
+
+use super::client::Client;
+use super::output::{Cell, Table};
+use super::render::Render;
+use super::{Context, Exit, Failure, say, times};
+
+/// Shows the status.
+pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
+    let profile = context.profile()?;
+    let client = Client::open(&profile)?;
+    let status = client.status().await?;
+    if context.output.is_json() {
+        context.output.json(&status)?;
+    } else {
+        context.output.lines(lines(context, &Render::new(context, profile.directory()), &status))?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn lines(context: &Context, render: &Render<'_>, status: &proto::GetStatusResponse) -> Vec<String> {
+    let (messages, output) = (&context.messages, &context.output);
+    let own = status.own.clone().unwrap_or_default();
+    let publishing = messages.word("publishing", &status.publishing);
+    let good = if status.publishing == "yes" { Style::new().green() } else { Style::new().red().bold() };
+    let number = |n: u64| messages.isolate(&n.to_string());
+    let mut lines = vec![output.paint(
+        &say!(messages, "node-heading", member = render.name(&status.member), exchange = &status.exchange),
+        Style::new().bold(),
+    )];
+    lines.extend(render.block(&[
+        render.pair("label-publishing", output.paint(&publishing, good)),
+        render.pair("label-feed", say!(messages, "feed-size", feed = &own.feed, nEntries = own.size)),
+        render.pair("label-root", messages.value(&hex::encode(&own.root))),
+        render.pair("label-arrival", number(status.newest_arrival)),
+        render.pair("label-roster", number(status.roster_version)),
+        render.pair("label-view-lag", number(status.view_lag_commits)),
+        render.pair("label-now", messages.value(&times::seconds(status.now.as_ref()))),
+        render.pair("label-version", messages.value(&status.version)),
+    ]));
+    lines.push(String::new());
+    lines.extend(peers(context, render, status));
+    let held: Vec<String> = status.peers.iter().flat_map(|peer| not_held(context, render, peer)).collect();
+    if !held.is_empty() {
+        lines.push(String::new());
+        lines.push(output.paint(&messages.text("node-not-held"), Style::new().bold()));
+        lines.extend(held);
+    }
+    lines.push(String::new());
+    if status.alarms.is_empty() {
+        lines.push(messages.text("node-no-alarms"));
+    } else {
+        lines.push(output.paint(&messages.text("node-alarms"), Style::new().red().bold()));
+        lines.extend(status.alarms.iter().map(|alarm| format!("  ⚠ {}", messages.value(alarm))));
+    }
+    lines
+}
+
+fn peers(context: &Context, render: &Render<'_>, status: &proto::GetStatusResponse) -> Vec<String> {
+    let messages = &context.messages;
+    let headings = [
+        "column-peer",
+        "column-link",
+        "column-feed",
+        "column-lag",
+        "column-cosigned",
+        "column-custody",
+        "column-heartbeat",
+    ];
+    let mut table = Table::new(headings.map(|id| messages.text(id)));
+    let own_size = status.own.as_ref().map_or(0, |own| own.size);
+    for peer in &status.peers {
+        let (link, style) = if peer.linked {
+            (messages.text("link-up"), Style::new().green())
+        } else {
+            (messages.text("link-down"), Style::new().red())
+        };
+        let feed = peer.feed.clone().unwrap_or_default();
+        let lag = match peer.lag_entries {
+            0 => messages.text("lag-none"),
+            entries => say!(messages, "lag", nEntries = entries, nSeconds = peer.lag_seconds),
+        };
+        let behind = |size: u64, at: Option<&Timestamp>| {
+            let at = ago(context, status.now.as_ref(), at);
+            messages.isolate(&if at.is_empty() {
+                format!("{size}/{own_size}")
+            } else {
+                format!("{size}/{own_size} {at}")
+            })
+        };
+        table.row([
+            Cell::from(render.member(&peer.member)),
+            Cell::styled(link, style),
+            Cell::from(messages.isolate(&feed.size.to_string())),
+            Cell::from(lag),
+            Cell::from(behind(peer.cosigned_size, peer.last_cosignature.as_ref())),
+            Cell::from(behind(peer.custody_size, None)),
+            Cell::from(ago(context, status.now.as_ref(), peer.last_heartbeat.as_ref())),
+        ]);
+    }
+    let mut lines = table.lines(&context.output);
+    for peer in status.peers.iter().filter(|peer| !peer.linked && !peer.last_error.is_empty()) {
+        let error = say!(messages, "link-error", member = render.name(&peer.member), cause = &peer.last_error);
+        lines.push(format!("  {error}"));
+    }
+    lines
+}
+
+/// Exact ranges of a peer's feed that are held as digests only, with the reason of each.
+fn not_held(context: &Context, render: &Render<'_>, peer: &proto::PeerStatus) -> Vec<String> {
+    let messages = &context.messages;
+    let line = |held: &proto::NotHeld| {
+        let range = held.range.unwrap_or_default();
+        let places = match range.end.saturating_sub(range.start) {
+            0 | 1 => range.start.to_string(),
+            _ => format!("{}–{}", range.start, range.end - 1),
+        };
+        let reason = messages.word("undisclosed", &held.reason);
+        format!(
+            "  {}",
+            say!(messages, "node-range", member = render.name(&peer.member), places = places, reason = reason)
+        )
+    };
+    peer.not_held.iter().map(line).collect()
+}
+
+/// How long before the node's `now` something was, in words.
+fn ago(context: &Context, now: Option<&Timestamp>, at: Option<&Timestamp>) -> String {
+    let (Some(now), Some(at)) = (now, at) else { return String::new() };
+    let seconds = now.seconds.saturating_sub(at.seconds).max(0);
+    let messages = &context.messages;
+    match seconds {
+        0..120 => say!(messages, "ago-seconds", nSeconds = seconds),
+        120..7_200 => say!(messages, "ago-minutes", nMinutes = seconds / 60),
+        7_200..172_800 => say!(messages, "ago-hours", nHours = seconds / 3_600),
+        _ => say!(messages, "ago-days", nDays = seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::messages::{FSI, Lang, Messages, PDI};
+    use crate::cli::output::Output;
+    use crate::cli::profile::Directory;
+
+    #[test]
+    fn lag_ranges_and_alarms_are_named_exactly() {
+        let at = |seconds| Some(Timestamp { seconds, nanos: 0 });
+        let range = |start, end, reason: &str| proto::NotHeld {
+            range: Some(proto::IndexRange { start, end }),
+            reason: reason.to_owned(),
+        };
+        let peer = proto::PeerStatus {
+            member: "ly".into(),
+            last_error: "connection refused".into(),
+            lag_entries: 12,
+            lag_seconds: 30,
+            not_held: vec![range(3, 4, "withheld"), range(7, 10, "not_held")],
+            cosigned_size: 5,
+            last_cosignature: at(1_000),
+            ..Default::default()
+        };
+        let status = proto::GetStatusResponse {
+            member: "ma".into(),
+            publishing: "yes".into(),
+            now: at(1_060),
+            own: Some(proto::FeedStatus { feed: "ma.rabat.example/feed/1".into(), size: 9, ..Default::default() }),
+            peers: vec![peer],
+            alarms: vec!["something\u{1b}[1m".into()],
+            ..Default::default()
+        };
+        for lang in Lang::ALL {
+            let context = Context { messages: Messages::new(lang), output: Output::plain(), profile: None };
+            let render = Render::new(&context, Directory::of("ma".parse().expect("a code")));
+            let text = lines(&context, &render, &status).join("\n");
+            for part in ["ma.rabat.example/feed/1", "connection refused", "12", "30", "7–9", "5/9", "60"] {
+                assert!(text.contains(part), "{lang:?}: {part} in {text}");
+            }
+            assert!(text.contains(&context.messages.text("undisclosed-not-held")), "{text}");
+            assert!(!text.contains('\u{1b}'));
+            assert_eq!(text.matches(FSI).count(), text.matches(PDI).count());
+        }
+    }
+}

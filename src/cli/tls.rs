@@ -1,0 +1,224 @@
+//! TLS to one's own node: TLS 1.3 with a client certificate, the node known by its SPIFFE ID and its member's authority.
+//!
+//! In scope: what a client of the API needs. Out of scope: the exchange listener, rosters and revocation lists.
+//!
+//! The node is not known by its host name: names of hosts change and can be taken over, its identity
+//! `spiffe://<member>.<exchange>/node` is in its certificate. So nobody else with a certificate of the same authority, such as a
+//! focal point, can stand in for it.
+
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{ClientConfig, DigitallySignedStruct, PeerIncompatible, RootCertStore, SignatureScheme};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Channel, Endpoint};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::{Failure, Profile};
+
+/// Longest for TCP and the handshake together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a quiet connection is asked for a sign of life.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// How long that sign may take.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Flow-control window of the connection and its streams: large enough for a fast line, small beside an officer's machine.
+const WINDOW_BYTES: u32 = 4 << 20;
+
+/// A channel to the profile's node that connects with the first call and again after a loss.
+///
+/// # Errors
+/// If certificate, key or authority cannot be used.
+pub(super) fn channel(profile: &Profile) -> Result<Channel, Failure> {
+    let connector = TlsConnector::from(Arc::new(config(profile)?));
+    let address: Arc<str> = profile.endpoint.as_str().into();
+    // The verifier looks at the identity, not at this name; it only has to be one that TLS can carry.
+    let host = profile.endpoint.rsplit_once(':').map_or(profile.endpoint.as_str(), |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let name = ServerName::try_from(host)
+        .map_err(|error| Failure::usage("profile-unusable").with("path", &profile.endpoint).because(&error))?;
+    let endpoint = Endpoint::try_from(format!("https://{}.{}", profile.member, profile.exchange))
+        .map_err(|error| Failure::new("internal").because(&error))?
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(WINDOW_BYTES);
+    Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+        let (connector, address, name) = (connector.clone(), address.clone(), name.clone());
+        Box::pin(async move { connect(&connector, &address, name).await.map(TokioIo::new) }) as Connecting
+    })))
+}
+
+type Connecting = Pin<Box<dyn Future<Output = io::Result<TokioIo<TlsStream<TcpStream>>>> + Send>>;
+
+async fn connect(
+    connector: &TlsConnector,
+    address: &str,
+    name: ServerName<'static>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let both = async {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        connector.connect(name, stream).await
+    };
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no connection within 10 s");
+    tokio::time::timeout(CONNECT_TIMEOUT, both).await.map_err(late)?
+}
+
+fn config(profile: &Profile) -> Result<ClientConfig, Failure> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut anchors = RootCertStore::empty();
+    for certificate in certificates(&profile.ca)? {
+        anchors.add(certificate).map_err(|error| unusable(&profile.ca).because(&error))?;
+    }
+    let key = PrivateKeyDer::from_pem_file(&profile.key).map_err(|error| unusable(&profile.key).because(&error))?;
+    let verifier = NodeVerifier {
+        anchors,
+        identity: format!("spiffe://{}.{}/node", profile.member, profile.exchange),
+        provider: provider.clone(),
+    };
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| Failure::new("internal").because(&error))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_auth_cert(certificates(&profile.certificate)?, key)
+        .map_err(|error| unusable(&profile.certificate).because(&error))?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // Resumption would skip the node's check whether our certificate was revoked.
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let found = read.map_err(|error| unusable(path).because(&error))?;
+    if found.is_empty() { Err(unusable(path).cause("no PEM certificate in it")) } else { Ok(found) }
+}
+
+fn unusable(path: &Path) -> Failure {
+    Failure::usage("identity-unusable").path(path)
+}
+
+/// Accepts exactly one identity, certified by the given authorities.
+#[derive(Debug)]
+struct NodeVerifier {
+    anchors: RootCertStore,
+    identity: String,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for NodeVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.anchors, intermediates, now, algorithms)?;
+        match spiffe_id(end_entity) {
+            Some(id) if id == self.identity => Ok(ServerCertVerified::assertion()),
+            found => Err(rustls::Error::General(format!(
+                "the certificate at this address is for {}, not for {}",
+                found.as_deref().unwrap_or("no SPIFFE ID"),
+                self.identity
+            ))),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(PeerIncompatible::Tls12NotOffered.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The one URI among the certificate's names (SPIFFE X.509-SVID §2: exactly one).
+fn spiffe_id(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let names = parsed.subject_alternative_name().ok()??;
+    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some((*uri).to_owned()),
+        _ => None,
+    });
+    let first = uris.next()?;
+    uris.next().is_none().then_some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+
+    use super::*;
+
+    fn authority() -> CertifiedIssuer<'static, KeyPair> {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    fn certificate(authority: &CertifiedIssuer<'static, KeyPair>, uris: &[&str]) -> CertificateDer<'static> {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.subject_alt_names.extend(uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())));
+        params.signed_by(&KeyPair::generate().unwrap(), authority).unwrap().der().clone()
+    }
+
+    fn verify(verifier: &NodeVerifier, certificate: &CertificateDer<'_>) -> Result<(), rustls::Error> {
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        verifier.verify_server_cert(certificate, &[], &name, &[], UnixTime::now()).map(|_| ())
+    }
+
+    #[test]
+    fn only_the_node_of_the_member_is_believed() {
+        let (ours, theirs) = (authority(), authority());
+        let mut anchors = RootCertStore::empty();
+        anchors.add(ours.der().clone()).unwrap();
+        let identity = "spiffe://ne.rabat.example/node".to_owned();
+        let verifier = NodeVerifier { anchors, identity, provider: Arc::new(aws_lc_rs::default_provider()) };
+        let node = "spiffe://ne.rabat.example/node";
+        assert_eq!(verify(&verifier, &certificate(&ours, &[node])), Ok(()));
+        for (authority, uris) in [
+            (&theirs, vec![node]),
+            (&ours, vec!["spiffe://ne.rabat.example/focal-point/police-niamey"]),
+            (&ours, vec!["spiffe://ma.rabat.example/node"]),
+            (&ours, vec![node, "spiffe://ne.rabat.example/other"]),
+            (&ours, vec![]),
+        ] {
+            assert!(verify(&verifier, &certificate(authority, &uris)).is_err(), "{uris:?}");
+        }
+    }
+}
