@@ -500,7 +500,9 @@ mod tests {
         let context = context(Lang::En);
         let render = Render::new(&context, directory());
         let reading = Reading::new(&delivery);
-        let all = [render.brief(&reading), render.full(&reading), render.table(std::slice::from_ref(&reading))].concat().join("\n");
+        let all = [render.brief(&reading), render.full(&reading), render.table(std::slice::from_ref(&reading))]
+            .concat()
+            .join("\n");
         assert!(!all.contains(['\u{1b}', '\u{202e}', '\u{7}']), "{all:?}");
     }
 }
