@@ -1,0 +1,305 @@
+//! Signed notes that a peer sends: cosignatures, custody notes, heads. Verified with the roster's keys and kept, in their order.
+//!
+//! In scope: verifying them in groups away from the reader, comparing each with the tree held here, noticing equivocation and doubt.
+//! Out of scope: making answers (the committer).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint};
+use barid_core::feed::cosignature::{verify_cosigned, verify_heartbeat};
+use barid_core::feed::custody::CustodyNote;
+use barid_core::feed::note::Note;
+use barid_core::feed::tree::root_at;
+use barid_core::names::{FeedId, Hash, Member};
+use barid_core::proto;
+use barid_core::roster::Roster;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::{NOTES_WAITING_MAX, REPEATED_BYTES_MAX, Shared};
+use crate::committer::Kept;
+use crate::store::{Cosigned, CustodyRecord, FeedTree, ReadError};
+use crate::telemetry::{AuditEvent, audit};
+
+/// Something signed, not yet verified.
+pub(crate) enum Signed {
+    /// A cosigned checkpoint, by the peer itself.
+    Cosigned(Bytes),
+    /// A cosigned checkpoint that the peer passes on; by whom its lines say.
+    PassedOn(Bytes),
+    /// A custody note for our feed.
+    Custody(Bytes),
+    /// The newest checkpoint that the peer holds of a feed.
+    Checkpoint(Bytes),
+    /// A heartbeat.
+    Heartbeat(proto::Cosigned),
+    /// The peer's heads are complete.
+    HeadsShown,
+}
+
+/// Why a note is not kept.
+#[derive(Debug, thiserror::Error)]
+enum NoteFault {
+    #[error("{0}")]
+    Bad(String),
+    #[error("it speaks of {0}, which is not this node's feed")]
+    OtherFeed(FeedId),
+    #[error("the tree held here has another root at size {0}")]
+    OtherRoot(u64),
+    #[error("the store cannot be read: {0}")]
+    Store(#[from] ReadError),
+}
+
+fn bad(error: impl std::fmt::Display) -> NoteFault {
+    NoteFault::Bad(error.to_string())
+}
+
+/// Verifies and keeps what the reader hands over, until the reader is gone.
+pub(crate) async fn keep_all(shared: Arc<Shared>, peer: Member, mut waiting: mpsc::Receiver<Signed>) {
+    let mut group = Vec::new();
+    while waiting.recv_many(&mut group, NOTES_WAITING_MAX).await > 0 {
+        let notes = std::mem::take(&mut group);
+        let verifier = Verifier {
+            shared: Arc::clone(&shared),
+            peer: peer.clone(),
+            roster: shared.options.rosters.load().newest_shared(),
+        };
+        // Ended only by a panic, which has been reported.
+        let Ok(kept) = tokio::task::spawn_blocking(move || verifier.verify_all(notes)).await else { continue };
+        if kept.cosigned.is_empty() && kept.custody.is_empty() {
+            continue;
+        }
+        let (cosigned, custody) = (kept.cosigned.clone(), kept.custody.clone());
+        match shared.options.committer.keep(kept).await {
+            Ok(()) => {
+                cosigned
+                    .iter()
+                    .filter(|note| note.feed == *shared.own_feed())
+                    .for_each(|note| shared.peers.cosigned(note));
+                custody.iter().for_each(|note| shared.peers.custody(note));
+            }
+            // The peer sends its newest answers again on the next link.
+            Err(failure) => tracing::warn!(%peer, %failure, "answers could not be kept"),
+        }
+    }
+}
+
+struct Verifier {
+    shared: Arc<Shared>,
+    peer: Member,
+    roster: Arc<Roster>,
+}
+
+impl Verifier {
+    fn verify_all(&self, notes: Vec<Signed>) -> Kept {
+        let mut kept = Kept::default();
+        // Of several cosignatures by one member on one feed the newest says all that the others do.
+        let mut cosigned: BTreeMap<(FeedId, Member), (u64, Bytes)> = BTreeMap::new();
+        for note in notes {
+            let result = match note {
+                Signed::Cosigned(note) => self.newest_of(note, Some(&self.peer), &mut cosigned),
+                Signed::PassedOn(note) => self.newest_of(note, None, &mut cosigned),
+                Signed::Custody(note) => self.custody(note).map(|record| kept.custody.push(record)),
+                Signed::Checkpoint(note) => self.checkpoint(&note),
+                Signed::Heartbeat(beat) => self.heartbeat(&beat),
+                Signed::HeadsShown => {
+                    self.shared.options.committer.peer_shown();
+                    Ok(())
+                }
+            };
+            self.report(result);
+        }
+        for ((feed, cosigner), (_, note)) in cosigned {
+            match self.cosigned(&feed, &cosigner, note) {
+                Ok(record) => kept.cosigned.extend(record),
+                fault => self.report(fault.map(|_| ())),
+            }
+        }
+        kept
+    }
+
+    fn report(&self, result: Result<(), NoteFault>) {
+        if let Err(fault) = result {
+            audit(&AuditEvent {
+                what: "refused-note",
+                reason: "bad-note",
+                who: &self.peer,
+                subject: &"",
+                detail: &fault,
+            });
+        }
+    }
+
+    fn newest_of(
+        &self,
+        note: Bytes,
+        by: Option<&Member>,
+        newest: &mut BTreeMap<(FeedId, Member), (u64, Bytes)>,
+    ) -> Result<(), NoteFault> {
+        let parsed = Note::parse(&note).map_err(bad)?;
+        let Checkpoint { feed, size, .. } = Checkpoint::parse_text(&parsed.text).map_err(bad)?;
+        let cosigner = match by {
+            Some(member) => member.clone(),
+            None => cosigner_of(&parsed, &self.roster).ok_or_else(|| bad("no member of the roster cosigned it"))?,
+        };
+        if cosigner == self.shared.me {
+            return Ok(());
+        }
+        let entry = newest.entry((feed, cosigner)).or_insert_with(|| (size, note.clone()));
+        if entry.0 < size {
+            *entry = (size, note);
+        }
+        Ok(())
+    }
+
+    fn cosigned(&self, feed: &FeedId, cosigner: &Member, note: Bytes) -> Result<Option<Cosigned>, NoteFault> {
+        let parsed = Note::parse(&note).map_err(bad)?;
+        let size = Checkpoint::parse_text(&parsed.text).map_err(bad)?.size;
+        let held = self.shared.store().cosigned_newest(feed)?;
+        if held.iter().any(|other| other.cosigner == *cosigner && other.size >= size) {
+            return Ok(None);
+        }
+        let (signed, time) =
+            verify_cosigned(&note, &self.roster.feed_keys(feed), &self.roster.mirror_keys(cosigner)).map_err(bad)?;
+        self.compare(&signed)?;
+        Ok(Some(Cosigned { feed: feed.clone(), cosigner: cosigner.clone(), size, time, note }))
+    }
+
+    fn custody(&self, note: Bytes) -> Result<CustodyRecord, NoteFault> {
+        let custody = CustodyNote::verify(&note, &self.roster.custody_keys(&self.peer)).map_err(bad)?;
+        if custody.feed != *self.shared.own_feed() {
+            return Err(NoteFault::OtherFeed(custody.feed));
+        }
+        if self.root(&custody.feed, custody.size)? != Some(custody.root) {
+            return Err(NoteFault::OtherRoot(custody.size));
+        }
+        Ok(CustodyRecord {
+            feed: custody.feed,
+            holder: self.peer.clone(),
+            range: custody.range,
+            not_held: custody.not_held.into_iter().map(|(range, _)| range).collect(),
+            time: custody.time,
+            note,
+        })
+    }
+
+    fn checkpoint(&self, note: &[u8]) -> Result<(), NoteFault> {
+        let parsed = Note::parse(note).map_err(bad)?;
+        let feed = Checkpoint::parse_text(&parsed.text).map_err(bad)?.feed;
+        let signed = SignedCheckpoint::verify(note, &self.roster.feed_keys(&feed)).map_err(bad)?;
+        self.compare(&signed)?;
+        if feed.member != self.shared.me {
+            self.shared.peers.progress(&feed, signed.checkpoint.size, None);
+        }
+        Ok(())
+    }
+
+    fn heartbeat(&self, beat: &proto::Cosigned) -> Result<(), NoteFault> {
+        let feed: FeedId = beat.heartbeat_feed.parse().map_err(bad)?;
+        if feed.member != self.peer {
+            return Err(NoteFault::OtherFeed(feed));
+        }
+        // A heartbeat of what is not held yet proves nothing here; one of what is held comes soon.
+        let Some(root) = self.root(&feed, beat.heartbeat_size)? else { return Ok(()) };
+        let checkpoint = Checkpoint { feed, size: beat.heartbeat_size, root };
+        let time = verify_heartbeat(&beat.note, &checkpoint, &self.roster.mirror_keys(&self.peer)).map_err(bad)?;
+        self.shared.peers.heartbeat(&self.peer, time);
+        Ok(())
+    }
+
+    /// Compares a verified checkpoint with the tree held here. Another root means that the feed's key signed two histories. A larger
+    /// one of our own feed means that this node has forgotten what it signed.
+    fn compare(&self, signed: &SignedCheckpoint) -> Result<(), NoteFault> {
+        let Checkpoint { feed, size, root } = &signed.checkpoint;
+        let ours = self.root(feed, *size)?;
+        if ours == Some(*root) {
+            return Ok(());
+        }
+        let own = self.shared.own_feed();
+        if feed.member == own.member && feed.epoch >= own.epoch {
+            let reason =
+                format!("{} holds a valid checkpoint of {feed} at size {size} that this node does not", self.peer);
+            self.alarm("in-doubt", feed, &reason);
+            self.shared.options.committer.doubt(reason);
+        } else if ours.is_some() {
+            let reason = format!("{} showed another root {root} at size {size}, signed by the feed's key", self.peer);
+            self.alarm("equivocation", feed, &reason);
+            tracing::error!(%feed, note = %String::from_utf8_lossy(&signed.note), "checkpoint of another history");
+            self.shared.peers.stop_feed(feed, &reason);
+        } else {
+            return Ok(());
+        }
+        Err(NoteFault::OtherRoot(*size))
+    }
+
+    fn alarm(&self, reason: &str, feed: &FeedId, text: &str) {
+        audit(&AuditEvent { what: "alarm", reason, who: &self.peer, subject: feed, detail: &text });
+        self.shared.peers.alarm(text.to_owned());
+    }
+
+    /// Root of our copy of a feed at a size; `None` where we hold less.
+    fn root(&self, feed: &FeedId, size: u64) -> Result<Option<Hash>, ReadError> {
+        let held = self.shared.store().feed(feed).map(|state| state.frontier).unwrap_or_default();
+        if held.size() == size {
+            return Ok(Some(held.root()));
+        }
+        if held.size() < size {
+            return Ok(None);
+        }
+        let store = self.shared.store().as_ref();
+        root_at(&FeedTree { store, feed }, size).map(Some)
+    }
+}
+
+/// The member whose mirror key made a line of the note; its signature is not verified here.
+fn cosigner_of(note: &Note, roster: &Roster) -> Option<Member> {
+    note.signatures.iter().find_map(|line| {
+        let (member, exchange) = line.name.strip_suffix("/mirror")?.split_once('.')?;
+        let member = member.parse().ok()?;
+        (exchange == roster.exchange().as_str() && roster.member(&member).is_some()).then_some(member)
+    })
+}
+
+/// What we have already said of the owner's feed: our newest cosigned note and the custody notes from `custody_from` on. Blocks.
+pub(crate) fn said_before(
+    shared: &Shared,
+    feed: &FeedId,
+    custody_from: u64,
+) -> Result<(Option<Bytes>, Vec<Bytes>), ReadError> {
+    let store = shared.store();
+    let cosigned =
+        store.cosigned_newest(feed)?.into_iter().find(|note| note.cosigner == shared.me).map(|note| note.note);
+    let size = store.feed(feed).map_or(0, |state| state.frontier.size());
+    let mut custody = Vec::new();
+    let mut index = custody_from;
+    let mut bytes = 0;
+    // An index held only as digest is in no note that can be asked for; a stretch of them is passed over within bounds.
+    for _ in 0..NOTES_WAITING_MAX {
+        if index >= size {
+            break;
+        }
+        match store.custody_covering(feed, index)?.into_iter().find(|note| note.holder == shared.me) {
+            Some(record) => {
+                bytes += record.note.len();
+                if bytes > REPEATED_BYTES_MAX {
+                    return Ok((cosigned, custody));
+                }
+                index = record.range.end.max(index + 1);
+                custody.push(record.note);
+            }
+            None => index += 1,
+        }
+    }
+    if index < size {
+        let newest = store.custody_newest(feed)?.into_iter().find(|note| note.holder == shared.me);
+        custody.extend(newest.filter(|note| note.range.end > index).map(|note| note.note));
+    }
+    Ok((cosigned, custody))
+}
+
+/// How far a holder's custody notes on our feed reach. Blocks.
+pub(crate) fn custody_reaches(shared: &Shared, holder: &Member) -> Result<u64, ReadError> {
+    let newest = shared.store().custody_newest(shared.own_feed())?;
+    Ok(newest.into_iter().find(|note| note.holder == *holder).map_or(0, |note| note.range.end))
+}

@@ -1,0 +1,161 @@
+//! Who dials whom, and when: the lower code at once, the other one when no link has come.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use barid_core::limits::MESSAGE_BYTES_MAX;
+use barid_core::names::Member;
+use barid_core::proto;
+use futures::future::BoxFuture;
+use futures::stream::StreamExt;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+use super::{DIAL_BACKOFF, DIAL_GRACE, Exchange, FRAMES_WAITING_MAX, LinkError, Wire, backoff};
+use crate::rpc::exchange_client::ExchangeClient;
+
+/// A link that lasted so long was a good one: the next attempt comes soon.
+const GOOD_LINK: Duration = Duration::from_secs(10);
+
+/// Opens connections on which the other side has proven to be a member's node.
+pub trait Dial: Send + Sync + 'static {
+    /// Connects to `endpoint` (`host:port`) and verifies that `peer` answers. The error is for operators.
+    fn dial<'a>(&'a self, peer: &'a Member, endpoint: &'a str) -> BoxFuture<'a, Result<Channel, String>>;
+}
+
+/// Keeps links to all members of the roster, one task each, until shutdown or until the set is dropped.
+#[must_use]
+pub fn spawn_dialers(exchange: &Exchange, dial: std::sync::Arc<dyn Dial>) -> JoinSet<()> {
+    let exchange = exchange.clone();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut rosters = exchange.shared.options.rosters.watch();
+        let mut shutdown = exchange.shared.options.shutdown.clone();
+        let mut dialers = JoinSet::new();
+        let mut by_member: BTreeMap<Member, AbortHandle> = BTreeMap::new();
+        loop {
+            let roster = exchange.shared.options.rosters.load().newest_shared();
+            by_member.retain(|member, dialer| {
+                let stays = roster.member(member).is_some();
+                if !stays {
+                    dialer.abort();
+                }
+                stays
+            });
+            for entry in roster.entries().filter(|entry| entry.code != exchange.shared.me) {
+                if !by_member.contains_key(&entry.code) {
+                    let dialer = Dialer { exchange: exchange.clone(), peer: entry.code.clone(), dial: dial.clone() };
+                    by_member.insert(entry.code.clone(), dialers.spawn(dialer.run()));
+                }
+            }
+            tokio::select! {
+                changed = rosters.changed() => if changed.is_err() { return },
+                _ = shutdown.wait_for(|stop| *stop) => return,
+            }
+        }
+    });
+    tasks
+}
+
+struct Dialer {
+    exchange: Exchange,
+    peer: Member,
+    dial: std::sync::Arc<dyn Dial>,
+}
+
+impl Dialer {
+    async fn run(self) {
+        let mut attempt = 0;
+        loop {
+            self.unlinked().await;
+            if self.grace() > Duration::ZERO && self.linked_within(self.grace()).await {
+                continue;
+            }
+            let began = Instant::now();
+            match self.attempt().await {
+                Ok(()) => attempt = 0,
+                Err(error) if error.is_double() => attempt = 0,
+                Err(error) => {
+                    if began.elapsed() >= GOOD_LINK {
+                        attempt = 0;
+                    }
+                    self.exchange.shared.peers.failed(&self.peer, error.to_string());
+                    tracing::info!(peer = %self.peer, %error, attempt, "no link");
+                }
+            }
+            self.linked_within(backoff(DIAL_BACKOFF, attempt)).await;
+            attempt = attempt.saturating_add(1);
+        }
+    }
+
+    /// How long the other side has to dial first.
+    fn grace(&self) -> Duration {
+        let shared = &self.exchange.shared;
+        if shared.me < self.peer || !shared.options.listens { Duration::ZERO } else { DIAL_GRACE }
+    }
+
+    async fn unlinked(&self) {
+        let peers = self.exchange.peers();
+        let mut changes = peers.watch();
+        while peers.linked(&self.peer) {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether a link opens within this time.
+    async fn linked_within(&self, time: Duration) -> bool {
+        let peers = self.exchange.peers();
+        let mut changes = peers.watch();
+        let linked = async {
+            while !peers.linked(&self.peer) {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(time, linked).await.is_ok()
+    }
+
+    /// Tries each endpoint of the peer in turn; speaks over the first that answers until that link ends.
+    async fn attempt(&self) -> Result<(), LinkError> {
+        let endpoints = {
+            let rosters = self.exchange.shared.options.rosters.load();
+            rosters.newest().member(&self.peer).map(|entry| entry.endpoints.clone()).unwrap_or_default()
+        };
+        let mut last = LinkError::Broken("the roster lists no endpoint: the peer has to dial".into());
+        for endpoint in endpoints {
+            match self.dial.dial(&self.peer, &endpoint).await {
+                Ok(channel) => match self.open(channel).await {
+                    Ok(wire) => return self.exchange.link(&self.peer, true, wire).await,
+                    Err(error) => last = LinkError::Broken(format!("{endpoint}: {error}")),
+                },
+                Err(error) => last = LinkError::Broken(format!("{endpoint}: {error}")),
+            }
+        }
+        Err(last)
+    }
+
+    async fn open(&self, channel: Channel) -> Result<Wire, String> {
+        let (outgoing, frames) = mpsc::channel(FRAMES_WAITING_MAX);
+        let requests = ReceiverStream::new(frames).map(|frame| proto::LinkRequest { frame: Some(frame) });
+        let mut client = ExchangeClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let opening = tokio::time::timeout(super::HELLO_WAIT, client.link(requests)).await;
+        let responses = match opening {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return Err(format!("{:?}: {}", status.code(), status.message())),
+            Err(_) => return Err("no answer to the call".into()),
+        };
+        let incoming = responses.map(|message| match message {
+            Ok(message) => Ok(message.frame.unwrap_or_default()),
+            Err(status) => Err(status.message().to_owned()),
+        });
+        Ok(Wire { incoming: incoming.boxed(), outgoing })
+    }
+}

@@ -1,0 +1,206 @@
+//! Node to node: the link between two members, over which each follows the other's feeds.
+//!
+//! In scope: the frames of `Exchange.Link`, who dials and when, following, providing, the signed answers, heads and heartbeats, and
+//! what is known of each peer ([`Peers`]). Out of scope: TLS and who a caller is (`transport`), verifying a batch and choosing what
+//! a peer may read (`core`), signing and durability (`committer`).
+//!
+//! A link is two tasks. The reader verifies what comes and hands it to the committer; the writer sends answers first, then one batch
+//! of each followed feed in turn. Nothing is queued for a peer: a provider is a cursor over the store, woken by its commits, and what
+//! is on its way is bounded by the peer's `Stored`. A fault in one feed never touches another.
+
+mod adopt;
+mod answers;
+mod dial;
+mod follower;
+mod heads;
+mod link;
+mod outbox;
+mod peers;
+mod provider;
+mod reader;
+mod service;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use barid_core::bulletin::TopicFilter;
+use barid_core::names::{FeedId, Member};
+use barid_core::roster::{Role, Roster};
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::committer::Committer;
+use crate::rosters::Rosters;
+use crate::store::Store;
+
+pub use dial::{Dial, spawn_dialers};
+pub use link::LinkError;
+pub use peers::{PeerSnapshot, Peers};
+pub use service::{Identify, LinkService, service};
+
+/// Version of the protocol that this node speaks.
+pub const PROTOCOL: u32 = 1;
+/// How long the other side may take for its first frame: a satellite link and a busy node.
+pub const HELLO_WAIT: Duration = Duration::from_secs(15);
+/// Quiet for so long, a side says that it is alive.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(30);
+/// A peer that said nothing for so long is gone: three heartbeats.
+pub const SILENCE_MAX: Duration = Duration::from_secs(95);
+/// Heads are sent at most so often.
+pub const HEADS_EVERY: Duration = Duration::from_secs(1);
+/// How long the member of the higher code waits for the other one to dial.
+pub const DIAL_GRACE: Duration = Duration::from_secs(3);
+/// Shortest and longest pause between attempts to dial, before jitter.
+pub const DIAL_BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// Shortest and longest pause before a feed is asked for again after its batch was refused.
+pub const FOLLOW_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Batches of one feed that may be on their way without a `Stored`: enough to keep a long line full while each is committed.
+pub const IN_FLIGHT_BATCHES_MAX: usize = 8;
+/// Envelope bytes of one feed that may be on their way without a `Stored`.
+pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
+/// Verified batches of one link that may wait for the committer; beyond it the reader stops reading.
+pub const COMMITTING_MAX: usize = 16;
+/// Feeds that one peer may follow over one link: every member's, with a few epochs.
+pub const FOLLOWS_MAX: usize = 1_024;
+/// Answers and control frames that may wait for the writer. They are owed for what the peer sent: one that sends without reading
+/// loses its link.
+pub const OUTBOX_MAX: usize = 8_192;
+/// Bytes of them: a few chains of rosters, which are the largest.
+pub const OUTBOX_BYTES_MAX: usize = 16 << 20;
+/// Bytes of custody notes repeated at once to an owner that missed them; what is left follows on the next link.
+pub const REPEATED_BYTES_MAX: usize = 4 << 20;
+/// Notes that may wait to be verified and kept; beyond it the reader stops reading.
+pub const NOTES_WAITING_MAX: usize = 1_024;
+/// Frames between a link's writer and the transport, each of at most one batch.
+pub const FRAMES_WAITING_MAX: usize = 4;
+/// Notes put into one `Heads`; what is left follows a second later.
+pub const HEADS_NOTES_MAX: usize = 512;
+/// Bytes of notes put into one `Heads`.
+pub const HEADS_BYTES_MAX: usize = 1 << 20;
+
+/// The revocation lists that this node holds and learns of. Implemented where certificates are known.
+pub trait Revocations: Send + Sync + 'static {
+    /// Changes whenever [`Self::held`] does.
+    fn version(&self) -> u64;
+
+    /// The newest list of each authority, DER.
+    fn held(&self) -> Vec<Bytes>;
+
+    /// Lists that a peer passed on, DER, not yet verified.
+    fn offer(&self, from: &Member, lists: Vec<Bytes>);
+}
+
+/// No revocation lists: for tests and simulations without certificates.
+pub struct NoRevocations;
+
+impl Revocations for NoRevocations {
+    fn version(&self) -> u64 {
+        0
+    }
+
+    fn held(&self) -> Vec<Bytes> {
+        Vec::new()
+    }
+
+    fn offer(&self, _from: &Member, _lists: Vec<Bytes>) {}
+}
+
+/// What links need of the node.
+pub struct Options {
+    /// The one writer, and through it the store.
+    pub committer: Committer,
+    /// The rosters in force.
+    pub rosters: Rosters,
+    /// Topics whose content this member wants; empty: all.
+    pub topics: Vec<TopicFilter>,
+    /// Whether peers can dial this node. One that cannot be dialled dials at once.
+    pub listens: bool,
+    /// Revocation lists.
+    pub revocations: Arc<dyn Revocations>,
+    /// Becomes true when the node stops.
+    pub shutdown: watch::Receiver<bool>,
+}
+
+/// The exchange side of a node. Cheap to clone.
+#[derive(Clone)]
+pub struct Exchange {
+    shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    me: Member,
+    options: Options,
+    peers: Peers,
+    adopting: tokio::sync::Mutex<()>,
+}
+
+impl Exchange {
+    /// Links of the node whose committer this is. Nothing is dialled or served yet.
+    #[must_use]
+    pub fn new(options: Options) -> Self {
+        let me = options.committer.feed().member.clone();
+        let peers = Peers::default();
+        peers.recall(options.committer.store().as_ref(), options.committer.feed());
+        Self { shared: Arc::new(Shared { me, options, peers, adopting: tokio::sync::Mutex::default() }) }
+    }
+
+    /// What is known of each peer.
+    #[must_use]
+    pub fn peers(&self) -> &Peers {
+        &self.shared.peers
+    }
+
+    /// Speaks with `peer` over a stream of frames until it ends: what [`service`] and [`spawn_dialers`] do, for transports of other
+    /// kinds.
+    ///
+    /// # Errors
+    /// Why the link ended; [`LinkError::Closed`] when the peer closed it in order.
+    pub async fn link(&self, peer: &Member, dialled: bool, wire: Wire) -> Result<(), LinkError> {
+        link::run(&self.shared, peer, dialled, wire).await
+    }
+}
+
+pub use link::Wire;
+
+impl Shared {
+    fn store(&self) -> &Arc<dyn Store> {
+        self.options.committer.store()
+    }
+
+    fn own_feed(&self) -> &FeedId {
+        self.options.committer.feed()
+    }
+
+    /// Feeds of `peer` that are asked of itself: every epoch whose key the roster has put in force.
+    fn wanted(&self, peer: &Member, roster: &Roster) -> Vec<FeedId> {
+        let Some(entry) = roster.member(peer) else { return Vec::new() };
+        let mut epochs: Vec<u32> = entry
+            .keys
+            .iter()
+            .filter(|key| key.from_version <= roster.version())
+            .filter_map(|key| if let Role::Feed(epoch) = key.role { Some(epoch) } else { None })
+            .collect();
+        epochs.sort_unstable();
+        epochs.dedup();
+        epochs.into_iter().map(|epoch| FeedId::new(peer.clone(), roster.exchange().clone(), epoch)).collect()
+    }
+}
+
+/// Unix time in ms.
+fn now_unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A pause for the `attempt`th time in a row (from 0): doubled each time up to the longest, of which a random half is left out, so
+/// that peers cut off together do not come back together.
+fn backoff((shortest, longest): (Duration, Duration), attempt: u32) -> Duration {
+    let full = shortest.saturating_mul(1 << attempt.min(16)).min(longest);
+    let mut random = [0; 2];
+    // Without randomness the pause is merely not spread.
+    let _ = getrandom::fill(&mut random);
+    full / 2 + (full / 2).mul_f64(f64::from(u16::from_le_bytes(random)) / f64::from(u16::MAX))
+}

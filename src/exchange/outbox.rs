@@ -1,0 +1,148 @@
+//! What a link still has to send: answers and control frames in order, progress by feed, and the feeds that the peer follows.
+//!
+//! In scope: the state shared by a link's reader and writer. Out of scope: entries; they are read from the store when their turn comes.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+
+use barid_core::names::FeedId;
+use barid_core::proto;
+use barid_core::proto::frame::Frame;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::provider::Provider;
+use super::{OUTBOX_BYTES_MAX, OUTBOX_MAX};
+
+/// Shared by the two tasks of a link.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    inner: Mutex<Inner>,
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct Inner {
+    control: VecDeque<Frame>,
+    control_bytes: usize,
+    stored: BTreeMap<FeedId, u64>,
+    providers: BTreeMap<FeedId, Provider>,
+    served_last: Option<FeedId>,
+    overflown: bool,
+    closed: bool,
+}
+
+/// What to send next.
+pub(crate) enum Next {
+    /// This frame.
+    Frame(Frame),
+    /// A batch of this feed, if there is anything; the provider as it stands.
+    Batch(FeedId, Provider),
+    /// Nothing is waiting.
+    Nothing,
+    /// Nothing is left, and nothing will come.
+    Closed,
+}
+
+impl Outbox {
+    /// Sends `frame` before any further entries.
+    pub(crate) fn push(&self, frame: Frame) {
+        let mut inner = self.inner.lock();
+        let bytes = frame.encoded_len();
+        if inner.control.len() >= OUTBOX_MAX || inner.control_bytes + bytes > OUTBOX_BYTES_MAX {
+            inner.overflown = true;
+        } else if !inner.closed {
+            inner.control_bytes += bytes;
+            inner.control.push_back(frame);
+        }
+        drop(inner);
+        self.wake.notify_one();
+    }
+
+    /// Tells the peer what was refused, and why.
+    pub(crate) fn fault(&self, feed: String, reason: &str, detail: String) {
+        self.push(Frame::Fault(proto::Fault { feed, reason: reason.into(), detail }));
+    }
+
+    /// Tells the peer how much of `feed` is durable here; only the newest size counts.
+    pub(crate) fn stored(&self, feed: FeedId, size: u64) {
+        self.inner.lock().stored.insert(feed, size);
+        self.wake.notify_one();
+    }
+
+    /// Whether the peer let so much pile up that the link must end.
+    pub(crate) fn overflown(&self) -> bool {
+        self.inner.lock().overflown
+    }
+
+    /// What waits is still sent, then the writer ends.
+    pub(crate) fn close(&self) {
+        self.inner.lock().closed = true;
+        self.wake.notify_one();
+    }
+
+    /// The peer follows a feed, from anew if it did before. False if it follows too many.
+    pub(crate) fn follow(&self, feed: FeedId, provider: Provider) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.providers.len() >= super::FOLLOWS_MAX && !inner.providers.contains_key(&feed) {
+            return false;
+        }
+        inner.providers.insert(feed, provider);
+        drop(inner);
+        self.wake.notify_one();
+        true
+    }
+
+    /// The peer takes nothing more of a feed until it asks again.
+    pub(crate) fn unfollow(&self, feed: &FeedId) {
+        self.inner.lock().providers.remove(feed);
+    }
+
+    /// The peer holds `feed` up to `size`.
+    pub(crate) fn acknowledged(&self, feed: &FeedId, size: u64) {
+        if let Some(provider) = self.inner.lock().providers.get_mut(feed) {
+            provider.acknowledged(size);
+        }
+        self.wake.notify_one();
+    }
+
+    /// A batch made by `provider` was handed to the transport: it ends before `end` and has so many bytes. Without effect if the
+    /// peer has asked anew meanwhile.
+    pub(crate) fn sent(&self, feed: &FeedId, provider: &Provider, end: u64, bytes: usize) {
+        if let Some(current) = self.inner.lock().providers.get_mut(feed)
+            && current.same(provider)
+        {
+            current.sent(end, bytes);
+        }
+    }
+
+    /// What to send next: control first, then progress, then each followed feed that has room in turn. `tried` are the feeds that
+    /// had nothing new since the last commit.
+    pub(crate) fn next(&self, tried: &BTreeMap<FeedId, u64>) -> Next {
+        let mut inner = self.inner.lock();
+        if let Some(frame) = inner.control.pop_front() {
+            inner.control_bytes = inner.control_bytes.saturating_sub(frame.encoded_len());
+            return Next::Frame(frame);
+        }
+        if let Some((feed, size)) = inner.stored.pop_first() {
+            return Next::Frame(Frame::Stored(proto::Stored { feed: feed.to_string(), size }));
+        }
+        if inner.closed {
+            return Next::Closed;
+        }
+        let after = inner.served_last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let ready = |(feed, provider): &(&FeedId, &Provider)| {
+            provider.has_room() && tried.get(*feed) != Some(&provider.cursor())
+        };
+        let later = inner.providers.range::<FeedId, _>((after, Bound::Unbounded));
+        let Some((feed, provider)) = later.chain(inner.providers.iter()).find(ready) else { return Next::Nothing };
+        let (feed, provider) = (feed.clone(), provider.clone());
+        inner.served_last = Some(feed.clone());
+        Next::Batch(feed, provider)
+    }
+
+    /// Returns when something may have become ready.
+    pub(crate) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+}

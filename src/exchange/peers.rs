@@ -1,0 +1,312 @@
+//! What is known of each peer: its link, how far behind we are on its feed, and what it has answered about ours.
+//!
+//! In scope: one table, written by links and read by the operator's API; which of two links to one peer stays. Out of scope: deciding
+//! anything from it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use barid_core::names::{FeedId, Member};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::now_unix_ms;
+use crate::store::{Cosigned, CustodyRecord, Store};
+
+/// Alarms kept for operators; the oldest go first.
+const ALARMS_MAX: usize = 100;
+
+/// The table of peers. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Peers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    table: Mutex<Table>,
+    changed: watch::Sender<u64>,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self { table: Mutex::default(), changed: watch::Sender::new(0) }
+    }
+}
+
+#[derive(Default)]
+struct Table {
+    peers: BTreeMap<Member, Peer>,
+    alarms: BTreeMap<String, u64>,
+    stopped: BTreeMap<FeedId, String>,
+    links: u64,
+}
+
+#[derive(Default)]
+struct Peer {
+    link: Option<Current>,
+    shown: PeerSnapshot,
+}
+
+struct Current {
+    number: u64,
+    by_lower: bool,
+    stop: watch::Sender<bool>,
+}
+
+/// One peer at one moment. Times are 0 where nothing is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerSnapshot {
+    /// Whether a link is open.
+    pub linked: bool,
+    /// Unix ms since when it is open, or when it last was.
+    pub since_unix_ms: u64,
+    /// Why the last link or attempt ended; empty while linked.
+    pub last_error: String,
+    /// Its software, as it says.
+    pub software: String,
+    /// Newest roster version that it holds.
+    pub roster_version: u64,
+    /// Its clock less ours when the link opened, in ms, with the time on the way.
+    pub clock_ahead_ms: i64,
+    /// The newest epoch of its feed of which anything is known.
+    pub feed: Option<FeedId>,
+    /// Size of the newest verified checkpoint of that feed.
+    pub known_size: u64,
+    /// Entries of that feed held here.
+    pub held_size: u64,
+    /// Unix ms since when less is held than is known to exist; 0 if nothing is missing.
+    pub behind_since_unix_ms: u64,
+    /// Size of our feed that it last cosigned.
+    pub cosigned_size: u64,
+    /// Time in that cosignature, unix seconds.
+    pub cosigned_time: u64,
+    /// Time in its last heartbeat, unix seconds.
+    pub heartbeat_time: u64,
+    /// Where the range of its last custody note on our feed ends.
+    pub custody_size: u64,
+}
+
+/// The right to be the link to a peer. Dropping it gives the right up.
+pub(crate) struct Registration {
+    peers: Peers,
+    peer: Member,
+    number: u64,
+    stop: watch::Receiver<bool>,
+}
+
+impl Peers {
+    /// Every peer of which anything is known.
+    #[must_use]
+    pub fn snapshot(&self) -> BTreeMap<Member, PeerSnapshot> {
+        self.inner.table.lock().peers.iter().map(|(member, peer)| (member.clone(), peer.shown.clone())).collect()
+    }
+
+    /// Whether a link to `member` is open.
+    #[must_use]
+    pub fn linked(&self, member: &Member) -> bool {
+        self.inner.table.lock().peers.get(member).is_some_and(|peer| peer.link.is_some())
+    }
+
+    /// Changes whenever a link opens or ends.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.inner.changed.subscribe()
+    }
+
+    /// What needs an operator, the newest last.
+    #[must_use]
+    pub fn alarms(&self) -> Vec<String> {
+        let table = self.inner.table.lock();
+        let mut alarms: Vec<(&String, &u64)> = table.alarms.iter().collect();
+        alarms.sort_by_key(|(_, at)| **at);
+        alarms.into_iter().map(|(text, _)| text.clone()).collect()
+    }
+
+    /// Feeds that are no longer followed since two histories of them were seen, with what was seen.
+    #[must_use]
+    pub fn stopped_feeds(&self) -> BTreeMap<FeedId, String> {
+        self.inner.table.lock().stopped.clone()
+    }
+
+    /// Becomes the link to `peer`; `None` if the link that is open stays. Of two the one that the lower code dialled stays; of two
+    /// such the newer, as its dialler has seen the older one fail.
+    pub(crate) fn register(&self, peer: &Member, by_lower: bool) -> Option<Registration> {
+        let mut table = self.inner.table.lock();
+        table.links += 1;
+        let number = table.links;
+        let entry = table.peers.entry(peer.clone()).or_default();
+        if let Some(current) = &entry.link {
+            if current.by_lower && !by_lower {
+                return None;
+            }
+            current.stop.send_replace(true);
+        }
+        let (stop, stopped) = watch::channel(false);
+        entry.link = Some(Current { number, by_lower, stop });
+        entry.shown.linked = true;
+        entry.shown.since_unix_ms = now_unix_ms();
+        entry.shown.last_error.clear();
+        drop(table);
+        self.inner.changed.send_modify(|count| *count += 1);
+        Some(Registration { peers: self.clone(), peer: peer.clone(), number, stop: stopped })
+    }
+
+    /// An attempt to reach `peer` failed, or its link ended for this reason.
+    pub(crate) fn failed(&self, peer: &Member, why: String) {
+        self.update(peer, |shown| {
+            if !shown.linked {
+                shown.last_error = why;
+            }
+        });
+    }
+
+    pub(crate) fn greeted(&self, peer: &Member, software: &str, roster_version: u64, their_unix_ms: u64) {
+        let ahead = i128::from(their_unix_ms) - i128::from(now_unix_ms());
+        self.update(peer, |shown| {
+            shown.software = software.chars().take(80).collect();
+            shown.roster_version = roster_version;
+            shown.clock_ahead_ms = i64::try_from(ahead).unwrap_or(i64::MAX);
+        });
+    }
+
+    pub(crate) fn holds_roster(&self, peer: &Member, version: u64) {
+        self.update(peer, |shown| shown.roster_version = shown.roster_version.max(version));
+    }
+
+    /// A verified checkpoint says that `feed` has `size` entries, or so many are held here.
+    pub(crate) fn progress(&self, feed: &FeedId, known: u64, held: Option<u64>) {
+        self.update(&feed.member, |shown| {
+            match &shown.feed {
+                Some(newest) if newest.epoch > feed.epoch => return,
+                Some(newest) if newest.epoch == feed.epoch => {}
+                _ => {
+                    shown.feed = Some(feed.clone());
+                    (shown.known_size, shown.held_size, shown.behind_since_unix_ms) = (0, 0, 0);
+                }
+            }
+            shown.known_size = shown.known_size.max(known);
+            shown.held_size = shown.held_size.max(held.unwrap_or(0));
+            if shown.held_size >= shown.known_size {
+                shown.behind_since_unix_ms = 0;
+            } else if shown.behind_since_unix_ms == 0 {
+                shown.behind_since_unix_ms = now_unix_ms();
+            }
+        });
+    }
+
+    pub(crate) fn cosigned(&self, note: &Cosigned) {
+        self.update(&note.cosigner, |shown| {
+            if note.size >= shown.cosigned_size {
+                (shown.cosigned_size, shown.cosigned_time) = (note.size, note.time);
+            }
+        });
+    }
+
+    pub(crate) fn custody(&self, note: &CustodyRecord) {
+        self.update(&note.holder, |shown| shown.custody_size = shown.custody_size.max(note.range.end));
+    }
+
+    pub(crate) fn heartbeat(&self, peer: &Member, time: u64) {
+        self.update(peer, |shown| shown.heartbeat_time = shown.heartbeat_time.max(time));
+    }
+
+    /// Something that needs an operator.
+    pub(crate) fn alarm(&self, text: String) {
+        let mut table = self.inner.table.lock();
+        table.alarms.insert(text, now_unix_ms());
+        while table.alarms.len() > ALARMS_MAX {
+            let Some(oldest) = table.alarms.iter().min_by_key(|(_, at)| **at).map(|(text, _)| text.clone()) else {
+                break;
+            };
+            table.alarms.remove(&oldest);
+        }
+    }
+
+    /// Two histories of `feed` were seen: it is not followed until an operator decides.
+    pub(crate) fn stop_feed(&self, feed: &FeedId, why: &str) {
+        self.inner.table.lock().stopped.entry(feed.clone()).or_insert_with(|| why.to_owned());
+        self.alarm(format!("{feed} is no longer followed: {why}"));
+    }
+
+    pub(crate) fn is_stopped(&self, feed: &FeedId) -> bool {
+        self.inner.table.lock().stopped.contains_key(feed)
+    }
+
+    /// Takes up what the store remembers of the answers about our feed, and of how far we hold others'.
+    pub(crate) fn recall(&self, store: &dyn Store, own: &FeedId) {
+        for state in store.feeds() {
+            if state.feed != *own {
+                self.progress(&state.feed, state.checkpoint_size, Some(state.frontier.size()));
+            }
+        }
+        // A store that cannot be read says so to whoever needs it; this is only for show.
+        for note in store.cosigned_newest(own).unwrap_or_default() {
+            if note.cosigner != own.member {
+                self.cosigned(&note);
+            }
+        }
+        for note in store.custody_newest(own).unwrap_or_default() {
+            self.custody(&note);
+        }
+    }
+
+    fn update(&self, peer: &Member, change: impl FnOnce(&mut PeerSnapshot)) {
+        change(&mut self.inner.table.lock().peers.entry(peer.clone()).or_default().shown);
+    }
+}
+
+impl Registration {
+    /// Returns when another link takes over.
+    pub(crate) async fn replaced(&mut self) {
+        // A sender that is gone was replaced, too.
+        let _ = self.stop.wait_for(|stop| *stop).await;
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut table = self.peers.inner.table.lock();
+        if let Some(entry) = table.peers.get_mut(&self.peer)
+            && entry.link.as_ref().is_some_and(|current| current.number == self.number)
+        {
+            entry.link = None;
+            entry.shown.linked = false;
+            entry.shown.since_unix_ms = now_unix_ms();
+        }
+        drop(table);
+        self.peers.inner.changed.send_modify(|count| *count += 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn of_two_links_the_one_dialled_by_the_lower_code_stays() {
+        let (peers, ly) = (Peers::default(), "ly".parse::<Member>().unwrap());
+        let mut higher = peers.register(&ly, false).unwrap();
+        let lower = peers.register(&ly, true).unwrap();
+        higher.replaced().await;
+        drop(higher);
+        assert!(peers.linked(&ly), "the one that gave way takes nothing with it");
+        assert!(peers.register(&ly, false).is_none());
+        drop(lower);
+        assert!(!peers.linked(&ly));
+        assert!(peers.register(&ly, false).is_some());
+    }
+
+    #[test]
+    fn a_peer_is_behind_from_the_moment_more_is_known_than_held() {
+        let peers = Peers::default();
+        let feed: FeedId = "ma.rabat.example/feed/1".parse().unwrap();
+        let shown = || peers.snapshot()[&feed.member].clone();
+        peers.progress(&feed, 5, Some(5));
+        assert_eq!(shown().behind_since_unix_ms, 0);
+        peers.progress(&feed, 9, None);
+        assert_ne!(shown().behind_since_unix_ms, 0);
+        peers.progress(&feed, 0, Some(9));
+        assert_eq!((shown().behind_since_unix_ms, shown().known_size), (0, 9));
+    }
+}

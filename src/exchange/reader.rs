@@ -1,0 +1,438 @@
+//! The reading task of a link: verifies what comes, hands it to the committer, and leaves the answers to the writer.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use barid_core::bulletin::TopicFilter;
+use barid_core::follow::{self, Fault, FaultKind, FollowState, VerifiedBatch};
+use barid_core::limits::FILTERS_MAX;
+use barid_core::names::{FeedId, Member};
+use barid_core::proto;
+use barid_core::proto::frame::Frame;
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, FuturesOrdered, StreamExt};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::adopt::{adopt, rosters_after};
+use super::answers::{self, Signed};
+use super::follower::Follower;
+use super::link::LinkError;
+use super::outbox::Outbox;
+use super::provider::Provider;
+use super::{COMMITTING_MAX, SILENCE_MAX, Shared};
+use crate::committer::{Appended, CommitFailure};
+use crate::telemetry::{AuditEvent, audit};
+
+/// Batches of at most so many items are verified on the spot; longer ones would keep other links waiting.
+const VERIFIED_AT_ONCE_MAX: usize = 16;
+/// Findings of one batch that are told one by one.
+const FINDINGS_TOLD_MAX: usize = 16;
+/// Pause before a feed is asked for again because another link was faster.
+const STALE_PAUSE: Duration = Duration::from_millis(100);
+
+type Committing = BoxFuture<'static, Committed>;
+
+struct Committed {
+    feed: FeedId,
+    request: u64,
+    result: Result<Appended, CommitFailure>,
+}
+
+pub(crate) struct Reader {
+    shared: Arc<Shared>,
+    peer: Member,
+    outbox: Arc<Outbox>,
+    signed: mpsc::Sender<Signed>,
+    followers: BTreeMap<FeedId, Follower>,
+    committing: FuturesOrdered<Committing>,
+    roster_asked: u64,
+    heard_at: Instant,
+}
+
+impl Reader {
+    pub(crate) fn new(shared: Arc<Shared>, peer: Member, outbox: Arc<Outbox>, signed: mpsc::Sender<Signed>) -> Self {
+        Self {
+            shared,
+            peer,
+            outbox,
+            signed,
+            followers: BTreeMap::new(),
+            committing: FuturesOrdered::new(),
+            roster_asked: 0,
+            heard_at: Instant::now(),
+        }
+    }
+
+    /// Reads until the link ends, and says why.
+    pub(crate) async fn run(
+        mut self,
+        their_roster: u64,
+        mut incoming: BoxStream<'static, Result<proto::Frame, String>>,
+    ) -> LinkError {
+        match self.read(their_roster, &mut incoming).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn read(
+        &mut self,
+        their_roster: u64,
+        incoming: &mut BoxStream<'static, Result<proto::Frame, String>>,
+    ) -> Result<std::convert::Infallible, LinkError> {
+        let mut rosters = self.shared.options.rosters.watch();
+        self.newer_roster(their_roster);
+        self.follow_wanted();
+        self.ask_for_answers().await;
+        loop {
+            let due = self.followers.values().filter_map(Follower::due).min();
+            let open = self.committing.len() < COMMITTING_MAX;
+            tokio::select! {
+                biased;
+                Some(done) = self.committing.next() => self.committed(done)?,
+                changed = rosters.changed() => {
+                    if changed.is_err() {
+                        return Err(LinkError::Stopped);
+                    }
+                    if self.shared.options.rosters.load().newest().member(&self.peer).is_none() {
+                        return Err(LinkError::Expelled);
+                    }
+                    self.follow_wanted();
+                }
+                () = sleep_until(due) => self.follow_due(),
+                frame = incoming.next(), if open => match frame {
+                    Some(Ok(frame)) => {
+                        self.heard_at = Instant::now();
+                        self.take(frame).await?;
+                    }
+                    Some(Err(error)) => return Err(LinkError::Broken(error)),
+                    None => return Err(LinkError::Closed),
+                },
+                () = tokio::time::sleep_until(self.heard_at + SILENCE_MAX), if open => return Err(LinkError::Silent),
+            }
+            if self.outbox.overflown() {
+                return Err(LinkError::Flood);
+            }
+        }
+    }
+
+    async fn take(&mut self, frame: proto::Frame) -> Result<(), LinkError> {
+        match frame.frame {
+            Some(Frame::Entries(entries)) => self.entries(entries).await?,
+            Some(Frame::Stored(stored)) => match stored.feed.parse() {
+                Ok(feed) => self.outbox.acknowledged(&feed, stored.size),
+                Err(_) => self.malformed(&stored.feed, "the feed's name"),
+            },
+            Some(Frame::Cosigned(cosigned)) if cosigned.heartbeat_feed.is_empty() => {
+                self.sign(Signed::Cosigned(cosigned.note)).await;
+            }
+            Some(Frame::Cosigned(beat)) => self.sign(Signed::Heartbeat(beat)).await,
+            Some(Frame::Custody(custody)) => self.sign(Signed::Custody(custody.note)).await,
+            Some(Frame::Heads(heads)) => self.heads(heads).await,
+            Some(Frame::Follow(follow)) => self.followed(&follow),
+            Some(Frame::RosterRequest(request)) => {
+                let rosters = rosters_after(&self.shared.options.rosters.load(), request.after);
+                if !rosters.notes.is_empty() {
+                    self.outbox.push(Frame::Rosters(rosters));
+                }
+            }
+            Some(Frame::Rosters(rosters)) => {
+                adopt(&self.shared, &self.peer, &rosters.notes).await;
+                self.roster_asked = 0;
+            }
+            Some(Frame::AnswersRequest(request)) => self.answer_again(&request).await,
+            Some(Frame::Fault(fault)) => self.fault(&fault)?,
+            // A second greeting says nothing; what a newer version says is not for us.
+            Some(Frame::Hello(_)) | None => {}
+        }
+        Ok(())
+    }
+
+    async fn sign(&mut self, note: Signed) {
+        // The other end goes with the link.
+        let _ = self.signed.send(note).await;
+    }
+
+    // Following.
+
+    /// Asks for every feed of the peer that the roster has put in force and that is not followed yet.
+    fn follow_wanted(&mut self) {
+        let rosters = self.shared.options.rosters.load();
+        for feed in self.shared.wanted(&self.peer, rosters.newest()) {
+            if !self.followers.contains_key(&feed) && !self.shared.peers.is_stopped(&feed) {
+                let state = self.held(&feed);
+                self.ask(&feed, &state);
+                self.followers.insert(feed, Follower::asked(state));
+            }
+        }
+    }
+
+    fn follow_due(&mut self) {
+        let now = Instant::now();
+        let due = |follower: &Follower| follower.due().is_some_and(|due| due <= now);
+        let feeds: Vec<FeedId> =
+            self.followers.iter().filter(|(_, follower)| due(follower)).map(|(feed, _)| feed.clone()).collect();
+        for feed in feeds {
+            let state = self.held(&feed);
+            self.ask(&feed, &state);
+            if let Some(follower) = self.followers.get_mut(&feed) {
+                follower.ask_again(state);
+            }
+        }
+    }
+
+    fn held(&self, feed: &FeedId) -> FollowState {
+        let frontier = self.shared.store().feed(feed).map(|state| state.frontier).unwrap_or_default();
+        FollowState::new(feed.clone(), frontier)
+    }
+
+    fn ask(&self, feed: &FeedId, state: &FollowState) {
+        self.outbox.push(Frame::Follow(proto::Follow {
+            feed: feed.to_string(),
+            from: state.frontier.size(),
+            topics: self.shared.options.topics.iter().map(|filter| filter.as_str().to_owned()).collect(),
+            ranges: Vec::new(),
+        }));
+    }
+
+    async fn entries(&mut self, entries: proto::Entries) -> Result<(), LinkError> {
+        let Ok(feed) = entries.feed.parse::<FeedId>() else {
+            self.malformed(&entries.feed, "the feed's name");
+            return Ok(());
+        };
+        let Some(follower) = self.followers.get_mut(&feed) else {
+            self.outbox.fault(entries.feed, "not-allowed", "this feed was not asked for".into());
+            return Ok(());
+        };
+        if self.shared.peers.is_stopped(&feed) {
+            self.followers.remove(&feed);
+            self.outbox.fault(entries.feed, "equivocation", "two histories of this feed were seen".into());
+            return Ok(());
+        }
+        if !follower.takes(entries.first) {
+            return Ok(());
+        }
+        let request = follower.request;
+        let state = follower.state.clone();
+        match self.verify(state, entries).await {
+            Ok((state, batch)) => {
+                self.tell_findings(&batch);
+                self.shared.peers.progress(&feed, batch.checkpoint.checkpoint.size, None);
+                if let Some(follower) = self.followers.get_mut(&feed) {
+                    follower.state = state;
+                }
+                let answer = self.shared.options.committer.appending(batch).await;
+                self.committing.push_back(Box::pin(async move {
+                    let stopped = || CommitFailure::Stopped("the committer has ended".into());
+                    let result = match answer {
+                        Ok(answer) => answer.await.unwrap_or_else(|_| Err(stopped())),
+                        Err(failure) => Err(failure),
+                    };
+                    Committed { feed, request, result }
+                }));
+            }
+            Err(fault) => self.refuse(&feed, &fault),
+        }
+        Ok(())
+    }
+
+    async fn verify(
+        &mut self,
+        mut state: FollowState,
+        entries: proto::Entries,
+    ) -> Result<(FollowState, VerifiedBatch), Fault> {
+        let (rosters, me) = (self.shared.options.rosters.load(), self.shared.me.clone());
+        let short = entries.items.len() <= VERIFIED_AT_ONCE_MAX;
+        let verify = move || {
+            let batch = follow::verify_entries(&state, &entries, &rosters, &me)?;
+            state.advance(&batch);
+            Ok((state, batch))
+        };
+        if short {
+            return verify();
+        }
+        match tokio::task::spawn_blocking(verify).await {
+            Ok(result) => result,
+            Err(_) => Err(Fault { kind: FaultKind::Malformed, detail: "verifying it ended in a panic".into() }),
+        }
+    }
+
+    fn committed(&mut self, done: Committed) -> Result<(), LinkError> {
+        let Committed { feed, request, result } = done;
+        let Some(follower) = self.followers.get_mut(&feed) else { return Ok(()) };
+        let now = Instant::now();
+        match result {
+            Ok(Appended { size, cosigned, custody }) => {
+                follower.succeeded();
+                self.shared.peers.progress(&feed, size, Some(size));
+                if let Some(note) = cosigned {
+                    self.outbox.push(Frame::Cosigned(proto::Cosigned { note, ..proto::Cosigned::default() }));
+                }
+                if let Some(note) = custody.filter(|_| feed.member == self.peer) {
+                    self.outbox.push(Frame::Custody(proto::Custody { note }));
+                }
+                self.outbox.stored(feed, size);
+            }
+            Err(CommitFailure::Stopped(why)) => return Err(LinkError::Store(why)),
+            // What a refused batch pulled down with it.
+            Err(_) if request != follower.request => {}
+            Err(failure @ CommitFailure::Stale { .. }) => {
+                tracing::debug!(%feed, %failure, "asking again");
+                follower.pause_for(now, STALE_PAUSE);
+                self.outbox.fault(feed.to_string(), "busy", String::new());
+            }
+            Err(failure) => {
+                let pause = follower.pause(now);
+                tracing::warn!(%feed, %failure, pause_ms = pause.as_millis(), "following pauses");
+                self.outbox.fault(feed.to_string(), "busy", failure.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a batch whole: the feed pauses, the others go on.
+    fn refuse(&mut self, feed: &FeedId, fault: &Fault) {
+        let reason = fault.kind.word();
+        audit(&AuditEvent { what: "refused-batch", reason, who: &self.peer, subject: feed, detail: &fault.detail });
+        if let FaultKind::Equivocation { .. } = fault.kind {
+            let text = format!("{feed}: {}, shown by {}", fault.detail, self.peer);
+            audit(&AuditEvent { what: "alarm", reason, who: &self.peer, subject: feed, detail: &text });
+            self.shared.peers.stop_feed(feed, &text);
+            self.followers.remove(feed);
+        } else if let Some(follower) = self.followers.get_mut(feed) {
+            follower.pause(Instant::now());
+        }
+        self.outbox.fault(feed.to_string(), reason, fault.detail.clone());
+    }
+
+    fn tell_findings(&self, batch: &VerifiedBatch) {
+        for finding in batch.findings.iter().take(FINDINGS_TOLD_MAX) {
+            let subject = format!("{} {}", batch.feed, finding.index);
+            let what = if finding.what.is_alarm() { "alarm" } else { "finding" };
+            audit(&AuditEvent { what, reason: finding.what.word(), who: &self.peer, subject: &subject, detail: &"" });
+            if finding.what.is_alarm() {
+                self.shared.peers.alarm(format!("{subject}: {}, from {}", finding.what.word(), self.peer));
+            }
+        }
+        if batch.findings.len() > FINDINGS_TOLD_MAX {
+            let left = batch.findings.len() - FINDINGS_TOLD_MAX;
+            tracing::warn!(feed = %batch.feed, first = batch.first, left, "further findings in this batch");
+        }
+    }
+
+    // Providing.
+
+    fn followed(&self, follow: &proto::Follow) {
+        let rosters = self.shared.options.rosters.load();
+        let Ok(feed) = follow.feed.parse::<FeedId>() else {
+            self.malformed(&follow.feed, "the feed's name");
+            return;
+        };
+        let known = rosters.newest().member(&self.peer).is_some() && !rosters.newest().feed_keys(&feed).is_empty();
+        if !known {
+            self.outbox.fault(follow.feed.clone(), "not-allowed", "the roster has no such feed".into());
+            return;
+        }
+        let filters: Result<Vec<TopicFilter>, _> = follow.topics.iter().map(|topic| topic.parse()).collect();
+        match filters {
+            Ok(filters) if filters.len() <= FILTERS_MAX => {
+                if !self.outbox.follow(feed, Provider::new(follow.from, filters)) {
+                    self.outbox.fault(follow.feed.clone(), "not-allowed", "too many feeds are followed".into());
+                }
+            }
+            _ => self.malformed(&follow.feed, "the topic filters"),
+        }
+    }
+
+    fn fault(&mut self, fault: &proto::Fault) -> Result<(), LinkError> {
+        let reason: String = fault.reason.chars().take(80).collect();
+        let detail: String = fault.detail.chars().take(500).collect();
+        tracing::warn!(peer = %self.peer, feed = fault.feed, reason, detail, "the peer refused something");
+        if fault.feed.is_empty() {
+            return Err(LinkError::Refused(reason, detail));
+        }
+        let Ok(feed) = fault.feed.parse() else { return Ok(()) };
+        self.outbox.unfollow(&feed);
+        if let Some(follower) = self.followers.get_mut(&feed)
+            && follower.due().is_none()
+        {
+            follower.pause(Instant::now());
+        }
+        Ok(())
+    }
+
+    // Answers, heads, rosters.
+
+    /// Asks for answers about our feed that were on their way when the last link broke.
+    async fn ask_for_answers(&mut self) {
+        let (shared, peer) = (Arc::clone(&self.shared), self.peer.clone());
+        let reaches = tokio::task::spawn_blocking(move || answers::custody_reaches(&shared, &peer)).await;
+        if let Ok(Ok(custody_from)) = reaches {
+            let feed = self.shared.own_feed().to_string();
+            self.outbox.push(Frame::AnswersRequest(proto::AnswersRequest { feed, custody_from }));
+        }
+    }
+
+    async fn answer_again(&mut self, request: &proto::AnswersRequest) {
+        let Some(feed) = request.feed.parse::<FeedId>().ok().filter(|feed| feed.member == self.peer) else {
+            self.malformed(&request.feed, "a feed of the sender");
+            return;
+        };
+        let (shared, from) = (Arc::clone(&self.shared), request.custody_from);
+        let said = tokio::task::spawn_blocking(move || answers::said_before(&shared, &feed, from)).await;
+        let Ok(Ok((cosigned, custody))) = said else { return };
+        if let Some(note) = cosigned {
+            self.outbox.push(Frame::Cosigned(proto::Cosigned { note, ..proto::Cosigned::default() }));
+        }
+        for note in custody {
+            self.outbox.push(Frame::Custody(proto::Custody { note }));
+        }
+    }
+
+    async fn heads(&mut self, heads: proto::Heads) {
+        for head in heads.heads {
+            if !head.checkpoint.is_empty() {
+                self.sign(Signed::Checkpoint(head.checkpoint)).await;
+            }
+            for note in head.cosigned {
+                self.sign(Signed::PassedOn(note)).await;
+            }
+        }
+        self.sign(Signed::HeadsShown).await;
+        self.newer_roster(heads.roster_version);
+        if !heads.crls.is_empty() {
+            self.shared.options.revocations.offer(&self.peer, heads.crls);
+        }
+    }
+
+    /// The peer holds this roster version: asks for what we lack, once.
+    fn newer_roster(&mut self, version: u64) {
+        self.shared.peers.holds_roster(&self.peer, version);
+        let ours = self.shared.options.rosters.load().newest().version();
+        if version > ours && version > self.roster_asked {
+            self.roster_asked = version;
+            self.outbox.push(Frame::RosterRequest(proto::RosterRequest { after: ours }));
+        }
+    }
+
+    fn malformed(&self, feed: &str, what: &str) {
+        let feed: String = feed.chars().take(300).collect();
+        audit(&AuditEvent {
+            what: "refused-frame",
+            reason: "malformed",
+            who: &self.peer,
+            subject: &feed,
+            detail: &what,
+        });
+        self.outbox.fault(feed, "malformed", format!("{what} cannot be read"));
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}

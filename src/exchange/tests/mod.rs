@@ -1,0 +1,457 @@
+//! Links between nodes in memory, without TLS.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use barid_core::feed::checkpoint::{Checkpoint, sign};
+use barid_core::feed::note::Algorithm;
+use barid_core::limits::BATCH_ENTRIES_MAX;
+use barid_core::names::{Hash, Undisclosed};
+use barid_core::proto;
+use barid_core::proto::frame::Frame;
+use barid_core::proto::item::Item;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::StreamExt;
+use tonic::transport::{Channel, Endpoint, Server};
+
+use super::{Dial, IN_FLIGHT_BATCHES_MAX, LinkError, service, spawn_dialers};
+use crate::committer::Gate;
+use crate::store::Content;
+use world::{Actor, Node, Tamper, connect, feed, honest, key, member, roster, until};
+
+fn handling(draft: &mut proto::Draft) -> &mut proto::Handling {
+    draft.header.as_mut().unwrap().handling.as_mut().unwrap()
+}
+
+fn disclosed(node: &Node, owner: &str) -> Vec<bool> {
+    let entries = node.store.entries(&feed(owner), 0, usize::MAX, usize::MAX).unwrap();
+    entries.iter().map(|entry| matches!(entry.content, Content::Disclosed { .. })).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_publishes_the_other_stores_cosigns_and_vouches_for() {
+    let (ma, ly) = (Node::start("ma"), Node::start("ly"));
+    let _cable = connect(&ma, &ly, honest(), honest());
+    ma.publish(3, |_| {}).await;
+    ly.publish(2, |_| {}).await;
+    until("both hold both feeds", || ly.size(&ma.feed()) == 3 && ma.size(&ly.feed()) == 2).await;
+    assert_eq!(ly.root(&ma.feed()), ma.root(&ma.feed()));
+    assert_eq!(disclosed(&ly, "ma"), [true; 3]);
+    until("answers came back", || {
+        let shown = ma.seen(&ly.me);
+        shown.cosigned_size == 3 && shown.custody_size == 3 && shown.linked
+    })
+    .await;
+    let custody = ma.store.custody_covering(&ma.feed(), 1).unwrap();
+    assert_eq!(custody.len(), 1);
+    assert!(custody[0].holder == ly.me && custody[0].holds(1));
+    assert_eq!(ma.store.cosigned_newest(&ma.feed()).unwrap()[0].cosigner, ly.me);
+    assert_eq!(ma.seen(&ly.me).known_size, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everyone_learns_who_cosigned_what() {
+    let (ma, ly, tn) = (Node::start("ma"), Node::start("ly"), Node::start("tn"));
+    let _cables = [
+        connect(&ma, &ly, honest(), honest()),
+        connect(&ma, &tn, honest(), honest()),
+        connect(&ly, &tn, honest(), honest()),
+    ];
+    ma.publish(1, |_| {}).await;
+    until("tn knows that ly cosigned ma's feed", || {
+        let notes = tn.store.cosigned_newest(&ma.feed()).unwrap();
+        notes.iter().any(|note| note.cosigner == ly.me && note.size == 1)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_is_caught_up_in_batches_with_several_on_their_way() {
+    let (ma, ly) = (Node::start("ma"), Node::start("ly"));
+    ma.publish(6_000, |_| {}).await;
+    let (batches, ahead, widest) =
+        (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let from_ma: Tamper = {
+        let (batches, ahead, widest) = (Arc::clone(&batches), Arc::clone(&ahead), Arc::clone(&widest));
+        Box::new(move |frame| {
+            if let Some(Frame::Entries(entries)) = &frame.frame {
+                assert!(entries.items.len() <= BATCH_ENTRIES_MAX);
+                batches.fetch_add(1, Ordering::SeqCst);
+                widest.fetch_max(ahead.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            }
+            Some(frame)
+        })
+    };
+    let from_ly: Tamper = Box::new(move |frame| {
+        if let Some(Frame::Stored(_)) = &frame.frame {
+            ahead.store(0, Ordering::SeqCst);
+        }
+        Some(frame)
+    });
+    let _cable = connect(&ma, &ly, from_ma, from_ly);
+    until("ly has caught up", || ly.size(&ma.feed()) == 6_000).await;
+    assert_eq!(ly.root(&ma.feed()), ma.root(&ma.feed()));
+    assert!(batches.load(Ordering::SeqCst) >= 6);
+    assert!((2..=IN_FLIGHT_BATCHES_MAX).contains(&widest.load(Ordering::SeqCst)), "{widest:?}");
+    until("one custody note covers it", || ma.seen(&ly.me).custody_size == 6_000).await;
+    let cosigned = ma.store.cosigned_newest(&ma.feed()).unwrap();
+    assert_eq!((cosigned[0].size, cosigned.len()), (6_000, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_breaks_midway_goes_on_where_it_was() {
+    let (ma, ly) = (Node::start("ma"), Node::start("ly"));
+    ma.publish(5_000, |_| {}).await;
+    for _ in 0..3 {
+        let mut left = 2;
+        let cable = connect(
+            &ma,
+            &ly,
+            Box::new(move |frame| {
+                if matches!(frame.frame, Some(Frame::Entries(_))) {
+                    left -= 1;
+                }
+                (left >= 0).then_some(frame)
+            }),
+            honest(),
+        );
+        let before = ly.size(&ma.feed());
+        until("two more batches came", || ly.size(&ma.feed()) > before).await;
+        drop(cable);
+        until("both noticed", || !ma.exchange.peers().linked(&ly.me) && !ly.exchange.peers().linked(&ma.me)).await;
+    }
+    let _cable = connect(&ly, &ma, honest(), honest());
+    until("ly has caught up", || ly.size(&ma.feed()) == 5_000).await;
+    assert_eq!(ly.root(&ma.feed()), ma.root(&ma.feed()));
+    assert_eq!(ly.store.end_arrival(), 5_001, "each entry arrived once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tampered_batch_is_refused_whole_and_other_feeds_go_on() {
+    let (ma, ly) = (Node::start("ma"), Node::start("ly"));
+    let (tampering, refusals) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+    let from_ma: Tamper = {
+        let tampering = Arc::clone(&tampering);
+        Box::new(move |mut frame| {
+            if let Some(Frame::Entries(entries)) = &mut frame.frame
+                && tampering.load(Ordering::SeqCst)
+                && let Some(Item::Envelope(envelope)) = entries.items.last_mut().and_then(|item| item.item.as_mut())
+            {
+                let mut bytes = envelope.to_vec();
+                *bytes.last_mut().unwrap() ^= 1;
+                *envelope = bytes.into();
+            }
+            Some(frame)
+        })
+    };
+    let from_ly: Tamper = {
+        let refusals = Arc::clone(&refusals);
+        Box::new(move |frame| {
+            if let Some(Frame::Fault(fault)) = &frame.frame {
+                assert_eq!((fault.feed.as_str(), fault.reason.as_str()), ("ma.rabat.example/feed/1", "bad-root"));
+                refusals.fetch_add(1, Ordering::SeqCst);
+            }
+            Some(frame)
+        })
+    };
+    let cable = connect(&ma, &ly, from_ma, from_ly);
+    ma.publish(20, |_| {}).await;
+    until("the batch is refused", || refusals.load(Ordering::SeqCst) >= 1).await;
+    ly.publish(5, |_| {}).await;
+    until("the other feed goes on over the same link", || ma.size(&ly.feed()) == 5).await;
+    assert_eq!(ly.size(&ma.feed()), 0, "nothing of the refused batch is kept");
+    assert!(!cable.dialled.is_finished());
+    tampering.store(false, Ordering::SeqCst);
+    until("asked again, it is taken", || ly.size(&ma.feed()) == 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_follows_one_topic_holds_the_rest_as_digests_and_cosigns_all() {
+    let (ma, ly) = (Node::start("ma"), Node::following("ly", &["information.daily"]));
+    let _cable = connect(&ma, &ly, honest(), honest());
+    ma.publish(2, |_| {}).await;
+    ma.publish(1, |draft| draft.header.as_mut().unwrap().topic = "information.daily".into()).await;
+    until("ly holds the log", || ly.size(&ma.feed()) == 3).await;
+    assert_eq!(disclosed(&ly, "ma"), [false, false, true]);
+    assert_eq!(ly.store.not_held(&ma.feed(), 9).unwrap(), [(0..2, Undisclosed::Unfollowed)]);
+    until("ly has answered", || ma.seen(&ly.me).custody_size == 3).await;
+    until("ly has cosigned all", || ma.seen(&ly.me).cosigned_size == 3).await;
+    assert!(ma.store.custody_covering(&ma.feed(), 0).unwrap().is_empty(), "never stored");
+    assert_eq!(ma.store.custody_covering(&ma.feed(), 2).unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bulletin_for_one_member_is_a_digest_at_another() {
+    let (ma, ly, tn) = (Node::start("ma"), Node::start("ly"), Node::start("tn"));
+    let leaked = Arc::new(AtomicBool::new(false));
+    let watching: Tamper = {
+        let leaked = Arc::clone(&leaked);
+        Box::new(move |frame| {
+            let bytes = prost::Message::encode_to_vec(&frame);
+            if bytes.windows(8).any(|window| window == b"q7Zt-tok") {
+                leaked.store(true, Ordering::SeqCst);
+            }
+            Some(frame)
+        })
+    };
+    let _cables = [connect(&ma, &ly, watching, honest()), connect(&ma, &tn, honest(), honest())];
+    ma.publish(1, |draft| {
+        *handling(draft) =
+            proto::Handling { tlp: "TLP:RED".into(), releasable_to: vec!["tn".into()], ..proto::Handling::default() };
+        draft.body.as_mut().unwrap().texts[0].headline = "EXERCISE q7Zt-tok".into();
+    })
+    .await;
+    until("both hold the log", || ly.size(&ma.feed()) == 1 && tn.size(&ma.feed()) == 1).await;
+    assert_eq!((disclosed(&ly, "ma"), disclosed(&tn, "ma")), (vec![false], vec![true]));
+    assert_eq!(ly.root(&ma.feed()), tn.root(&ma.feed()));
+    assert_eq!(ly.store.not_held(&ma.feed(), 9).unwrap(), [(0..1, Undisclosed::Withheld)]);
+    assert!(!leaked.load(Ordering::SeqCst));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_links_the_lower_codes_stays_on_both_sides() {
+    let (ma, ly) = (Node::start("ma"), Node::start("ly"));
+    // "ly" is the lower code.
+    let by_higher = connect(&ma, &ly, honest(), honest());
+    until("the first link is open", || ly.exchange.peers().linked(&ma.me) && ma.exchange.peers().linked(&ly.me)).await;
+    let by_lower = connect(&ly, &ma, honest(), honest());
+    until("the first gave way", || by_higher.dialler.is_finished() && by_higher.dialled.is_finished()).await;
+    let third = connect(&ma, &ly, honest(), honest());
+    until("the third is refused", || third.dialler.is_finished() && third.dialled.is_finished()).await;
+    assert!(!by_lower.dialler.is_finished() && !by_lower.dialled.is_finished());
+    ma.publish(2, |_| {}).await;
+    until("the one that stayed works", || ly.size(&ma.feed()) == 2).await;
+}
+
+fn entries(frame: Frame) -> Option<proto::Entries> {
+    if let Frame::Entries(entries) = frame { Some(entries) } else { None }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_slower_than_its_provider_costs_a_bounded_window() {
+    let (ma, ly) = (Node::start("ma"), Node::start("ly"));
+    ma.publish(BATCH_ENTRIES_MAX * (IN_FLIGHT_BATCHES_MAX + 4), |_| {}).await;
+    let mut slow = Actor::greet(&ma, "tn").await;
+    let origin = ma.feed().to_string();
+    slow.say(Frame::Follow(proto::Follow { feed: origin.clone(), ..proto::Follow::default() })).await;
+    let mut end = 0;
+    for _ in 0..IN_FLIGHT_BATCHES_MAX {
+        let batch = slow.hear(entries).await;
+        assert_eq!(batch.first, end);
+        end += batch.items.len() as u64;
+    }
+    let more = tokio::time::timeout(Duration::from_millis(300), slow.hear(entries)).await;
+    assert!(more.is_err(), "nothing more without an answer");
+    slow.say(Frame::Stored(proto::Stored { feed: origin, size: end })).await;
+    assert_eq!(slow.hear(entries).await.first, end);
+    // Nobody else is held up.
+    let _cable = connect(&ma, &ly, honest(), honest());
+    let size = ma.size(&ma.feed());
+    until("another follower catches up", || ly.size(&ma.feed()) == size).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_asked_for_is_refused_and_the_link_stays() {
+    let ma = Node::start("ma");
+    let mut peer = Actor::greet(&ma, "tn").await;
+    let fault = |frame| if let Frame::Fault(fault) = frame { Some((fault.feed, fault.reason)) } else { None };
+    let batch = |name: &str| proto::Entries { feed: name.into(), ..proto::Entries::default() };
+    for (frame, name, reason) in [
+        (Frame::Entries(batch("ly.rabat.example/feed/1")), "ly.rabat.example/feed/1", "not-allowed"),
+        (Frame::Entries(batch("nonsense")), "nonsense", "malformed"),
+        (Frame::Entries(batch("tn.rabat.example/feed/1")), "tn.rabat.example/feed/1", "malformed"),
+        (
+            Frame::Follow(proto::Follow { feed: "x-au.rabat.example/feed/1".into(), ..proto::Follow::default() }),
+            "x-au.rabat.example/feed/1",
+            "not-allowed",
+        ),
+        (
+            Frame::Follow(proto::Follow {
+                feed: ma.feed().to_string(),
+                topics: vec!["customs..x".into()],
+                ..proto::Follow::default()
+            }),
+            "ma.rabat.example/feed/1",
+            "malformed",
+        ),
+    ] {
+        peer.say(frame).await;
+        assert_eq!(peer.hear(fault).await, (name.to_owned(), reason.to_owned()));
+    }
+    peer.say(Frame::Custody(proto::Custody { note: Bytes::from_static(b"no note") })).await;
+    peer.say(Frame::Follow(proto::Follow { feed: ma.feed().to_string(), ..proto::Follow::default() })).await;
+    ma.publish(1, |_| {}).await;
+    assert_eq!(peer.hear(entries).await.items.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_does_not_greet_as_it_must_gets_no_link() {
+    let ma = Node::start("ma");
+    let early = Actor::dial(&ma, "tn");
+    early.say(Frame::Heads(proto::Heads::default())).await;
+    assert!(matches!(early.link.await.unwrap(), Err(LinkError::Greeting(_))));
+    let mut foreign = Actor::dial(&ma, "tn");
+    let hello = proto::Hello { protocol: 1, exchange: "tunis.example".into(), ..proto::Hello::default() };
+    foreign.say(Frame::Hello(hello)).await;
+    let reason = foreign.hear(|frame| if let Frame::Fault(fault) = frame { Some(fault.reason) } else { None }).await;
+    assert_eq!(reason, "protocol");
+    assert!(matches!(foreign.link.await.unwrap(), Err(LinkError::Greeting(_))));
+    assert!(ma.seen(&member("tn")).last_error.contains("tunis.example"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newer_roster_travels() {
+    let (ma, ly, tn) = (Node::start("ma"), Node::start("ly"), Node::start("tn"));
+    let mut chain = barid_core::roster::RosterChain::clone(&ma.rosters.load());
+    chain.extend(&roster(2, Some(chain.newest().text_hash()))).unwrap();
+    ma.rosters.replace(chain);
+    let _cables = [connect(&ma, &ly, honest(), honest()), connect(&ly, &tn, honest(), honest())];
+    let version = |node: &Node| node.rosters.load().newest().version();
+    until("it has reached the second", || version(&ly) == 2).await;
+    until("and the third, which has no link to the first", || version(&tn) == 2).await;
+    assert_eq!(tn.store.rosters().unwrap().len(), 1, "kept, to be there after a restart");
+    until("ma sees that ly has it", || ma.seen(&ly.me).roster_version == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_lost_with_a_link_are_asked_for_on_the_next() {
+    let (ma, ly) = (Node::start("ma"), Node::start("ly"));
+    let losing: Tamper =
+        Box::new(|frame| (!matches!(frame.frame, Some(Frame::Custody(_) | Frame::Cosigned(_)))).then_some(frame));
+    let cable = connect(&ma, &ly, honest(), losing);
+    for _ in 0..3 {
+        let size = ma.size(&ma.feed()) + 1;
+        ma.publish(1, |_| {}).await;
+        until("ly holds it", || ly.size(&ma.feed()) == size).await;
+    }
+    assert!(ma.store.custody_newest(&ma.feed()).unwrap().is_empty());
+    drop(cable);
+    until("the link is gone", || !ma.exchange.peers().linked(&ly.me) && !ly.exchange.peers().linked(&ma.me)).await;
+    let _cable = connect(&ma, &ly, honest(), honest());
+    until("every entry is vouched for after all", || {
+        (0..3).all(|index| ma.store.custody_covering(&ma.feed(), index).unwrap().len() == 1)
+    })
+    .await;
+    until("and cosigned", || ma.seen(&ly.me).cosigned_size == 3).await;
+}
+
+fn head(code: &str, size: u64) -> Frame {
+    let checkpoint = Checkpoint { feed: feed(code), size, root: Hash([9; 32]) };
+    let note = sign(&checkpoint, &[key(code, "feed/1", Algorithm::Ed25519)]).unwrap().note;
+    let heads = vec![proto::Head { checkpoint: note, cosigned: Vec::new() }];
+    Frame::Heads(proto::Heads { heads, roster_version: 1, crls: Vec::new() })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_of_our_own_feed_that_we_do_not_hold_stops_publishing() {
+    let ma = Node::start("ma");
+    ma.publish(1, |_| {}).await;
+    let peer = Actor::greet(&ma, "tn").await;
+    peer.say(head("ma", 7)).await;
+    until("in doubt", || matches!(&*ma.committer.gate().borrow(), Gate::InDoubt(why) if why.contains("size 7"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_histories_of_one_feed_stop_that_feed_only() {
+    let (ma, ly, tn) = (Node::start("ma"), Node::start("ly"), Node::start("tn"));
+    let _cables = [connect(&ma, &ly, honest(), honest()), connect(&tn, &ma, honest(), honest())];
+    ly.publish(3, |_| {}).await;
+    until("ma holds ly's", || ma.size(&ly.feed()) == 3).await;
+    // "tn" shows ma another root of ly's feed, signed by ly's key, over the link that it dials anew.
+    let liar = Actor::greet(&ma, "tn").await;
+    liar.say(head("ly", 2)).await;
+    until("ly's feed is stopped", || ma.exchange.peers().stopped_feeds().contains_key(&ly.feed())).await;
+    assert!(ma.exchange.peers().alarms().iter().any(|alarm| alarm.contains("ly.rabat.example")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_link_beats() {
+    let ma = Node::start("ma");
+    let mut peer = Actor::greet(&ma, "tn").await;
+    let beat = |frame| if let Frame::Cosigned(cosigned) = frame { Some(cosigned) } else { None };
+    let heard = peer.hear(beat).await;
+    assert_eq!((heard.heartbeat_feed.as_str(), heard.heartbeat_size), ("ma.rabat.example/feed/1", 0));
+    // And one that says nothing itself is given up.
+    let ended = tokio::time::timeout(Duration::from_secs(200), async {
+        while peer.hears.recv().await.is_some() {}
+        peer.link.await.unwrap()
+    });
+    assert!(matches!(ended.await.unwrap(), Err(LinkError::Silent)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_heartbeat_is_verified_and_shown() {
+    let (ma, ly) = (Node::start("ma"), Node::start("ly"));
+    let peer = Actor::greet(&ma, "ly").await;
+    let beat = |time| Frame::Cosigned(ly.committer.heartbeat(time).unwrap());
+    let Frame::Cosigned(mut forged) = beat(99_000) else { unreachable!() };
+    forged.note = forged.note.to_ascii_uppercase().into();
+    peer.say(Frame::Cosigned(forged)).await;
+    peer.say(beat(77_000)).await;
+    until("seen alive", || ma.seen(&ly.me).heartbeat_time == 77_000).await;
+}
+
+/// Listens without TLS; whoever calls is `caller`.
+async fn listen(node: &Node, caller: &'static str) -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let service = service(node.exchange.clone(), Arc::new(move |_| Some(member(caller))));
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener).map(|stream| {
+        let stream = stream?;
+        stream.set_nodelay(true)?;
+        Ok::<_, std::io::Error>(stream)
+    });
+    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+    address
+}
+
+struct PlainDial(std::collections::BTreeMap<&'static str, std::net::SocketAddr>);
+
+impl Dial for PlainDial {
+    fn dial<'a>(
+        &'a self,
+        peer: &'a barid_core::names::Member,
+        _endpoint: &'a str,
+    ) -> BoxFuture<'a, Result<Channel, String>> {
+        Box::pin(async move {
+            let address = self.0.get(peer.as_str()).ok_or("nobody listens")?;
+            let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+            endpoint.connect().await.map_err(|error| error.to_string())
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_grpc_the_lower_code_dials_and_redials() {
+    let (ly, ma) = (Node::start("ly"), Node::start("ma"));
+    ma.publish(3_000, |_| {}).await;
+    let at_ma = listen(&ma, "ly").await;
+    let dial = Arc::new(PlainDial([("ma", at_ma)].into()));
+    let dialers = spawn_dialers(&ly.exchange, dial.clone());
+    until("ly has caught up", || ly.size(&ma.feed()) == 3_000).await;
+    assert_eq!(ly.root(&ma.feed()), ma.root(&ma.feed()));
+    drop(dialers);
+    until("both noticed the end", || !ma.exchange.peers().linked(&ly.me) && !ly.exchange.peers().linked(&ma.me)).await;
+    ma.publish(10, |_| {}).await;
+    let _dialers = spawn_dialers(&ly.exchange, dial);
+    until("dialled again", || ly.size(&ma.feed()) == 3_010).await;
+    let last_error = ly.seen(&member("tn")).last_error.clone();
+    assert!(last_error.contains("nobody listens"), "{last_error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_higher_code_dials_when_no_link_has_come() {
+    let (ly, ma) = (Node::start("ly"), Node::start("ma"));
+    let at_ly = listen(&ly, "ma").await;
+    let began = std::time::Instant::now();
+    let _dialers = spawn_dialers(&ma.exchange, Arc::new(PlainDial([("ly", at_ly)].into())));
+    until("linked", || ly.exchange.peers().linked(&ma.me)).await;
+    assert!(began.elapsed() >= super::DIAL_GRACE);
+    ma.publish(1, |_| {}).await;
+    until("ly, which only listened, follows over the same link", || ly.size(&ma.feed()) == 1).await;
+}

@@ -1,0 +1,268 @@
+//! Members with nodes in memory, and wires between them that a test can cut or tamper with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use barid_core::bulletin::{BulletinId, Fill, TopicFilter, ValidBulletin, kinds, prepare};
+use barid_core::feed::note::{Algorithm, Note, SigningKey};
+use barid_core::names::{FeedId, Hash, Member};
+use barid_core::proto;
+use barid_core::proto::frame::Frame;
+use barid_core::roster::RosterChain;
+use bytes::Bytes;
+use futures::StreamExt;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::committer::{Committer, Keys, Options as CommitterOptions};
+use crate::exchange::{Exchange, LinkError, NoRevocations, Options, PeerSnapshot, Wire};
+use crate::rosters::Rosters;
+use crate::store::Store;
+use crate::store::memory::MemoryStore;
+
+pub(super) const EXCHANGE: &str = "rabat.example";
+
+pub(super) fn member(code: &str) -> Member {
+    code.parse().unwrap()
+}
+
+pub(super) fn feed(code: &str) -> FeedId {
+    FeedId::new(member(code), EXCHANGE.parse().unwrap(), 1)
+}
+
+/// The same key for the same name, every time.
+pub(super) fn key(code: &str, role: &str, algorithm: Algorithm) -> SigningKey {
+    let name = format!("{code}.{EXCHANGE}/{role}");
+    let seed = barid_core::envelope::digest(name.as_bytes()).0;
+    SigningKey::from_seed(&name, algorithm, seed).unwrap()
+}
+
+pub(super) fn keys(code: &str) -> Keys {
+    Keys {
+        feed: vec![key(code, "feed/1", Algorithm::Ed25519)],
+        mirror: key(code, "mirror", Algorithm::CosignatureEd25519),
+        custody: key(code, "custody", Algorithm::Ed25519),
+    }
+}
+
+/// Roster `version` of ma, ly and tn, all in every working group.
+pub(super) fn roster(version: u64, previous: Option<Hash>) -> Bytes {
+    let governor = SigningKey::from_seed("governors.example/one", Algorithm::Ed25519, [1; 32]).unwrap();
+    let mut text = format!("format = 1\nexchange = \"{EXCHANGE}\"\nversion = {version}\n");
+    if let Some(previous) = previous {
+        text += &format!("previous = \"{previous}\"\n");
+    }
+    text += "issued = 2025-01-01T00:00:00Z\nreview_by = 2030-01-01T00:00:00Z\nquorum = 1\n";
+    text += "working_groups = [\"security\", \"information\", \"customs\", \"justice\"]\n";
+    text += &format!("[governors]\nthreshold = 1\nkeys = [\"{}\"]\n", governor.verifier());
+    for code in ["ma", "ly", "tn"] {
+        let keys = keys(code);
+        text += &format!(
+            "[[members]]\ncode = \"{code}\"\nkind = \"full\"\nnames = {{ ar = \"x\", fr = \"x\", en = \"x\" }}\n\
+             endpoints = [\"{code}.example:4443\"]\ntrust_domain = \"{code}.{EXCHANGE}\"\nca_certificates = [\"certificate of {code}\"]\n\
+             working_groups = [\"security\", \"information\", \"customs\", \"justice\"]\n\
+             keys = [{{ role = \"feed\", epoch = 1, key = \"{}\" }}, {{ role = \"mirror\", key = \"{}\" }}, \
+             {{ role = \"custody\", key = \"{}\" }}]\n",
+            keys.feed[0].verifier(),
+            keys.mirror.verifier(),
+            keys.custody.verifier()
+        );
+    }
+    Note::sign(&text, &governor).unwrap().to_bytes().into()
+}
+
+pub(super) struct Node {
+    pub(super) me: Member,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) committer: Committer,
+    pub(super) rosters: Rosters,
+    pub(super) exchange: Exchange,
+    _shutdown: watch::Sender<bool>,
+    _mark: tempfile::TempDir,
+}
+
+impl Node {
+    pub(super) fn start(code: &str) -> Self {
+        Self::following(code, &[])
+    }
+
+    /// A node that wants the content of these topics only.
+    pub(super) fn following(code: &str, topics: &[&str]) -> Self {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let folder = tempfile::tempdir().unwrap();
+        let committer = Committer::start(
+            Arc::clone(&store),
+            CommitterOptions {
+                feed: feed(code),
+                keys: keys(code),
+                mark: folder.path().join("mark"),
+                first: true,
+                lone_start: Duration::ZERO,
+            },
+        )
+        .unwrap();
+        let rosters = Rosters::new(RosterChain::start(&roster(1, None)).unwrap());
+        let (stop, shutdown) = watch::channel(false);
+        let topics: Vec<TopicFilter> = topics.iter().map(|topic| topic.parse().unwrap()).collect();
+        let exchange = Exchange::new(Options {
+            committer: committer.clone(),
+            rosters: rosters.clone(),
+            topics,
+            listens: true,
+            revocations: Arc::new(NoRevocations),
+            shutdown,
+        });
+        Self { me: member(code), store, committer, rosters, exchange, _shutdown: stop, _mark: folder }
+    }
+
+    pub(super) fn feed(&self) -> FeedId {
+        feed(self.me.as_str())
+    }
+
+    /// What this node knows of a peer.
+    pub(super) fn seen(&self, peer: &Member) -> PeerSnapshot {
+        self.exchange.peers().snapshot().remove(peer).unwrap_or_default()
+    }
+
+    pub(super) fn size(&self, feed: &FeedId) -> u64 {
+        self.store.feed(feed).map_or(0, |state| state.frontier.size())
+    }
+
+    pub(super) fn root(&self, feed: &FeedId) -> Option<Hash> {
+        self.store.feed(feed).map(|state| state.frontier.root())
+    }
+
+    /// Publishes `count` situation reports, changed by `change`, in groups.
+    pub(super) async fn publish(&self, count: usize, change: impl Fn(&mut proto::Draft)) {
+        until("publishing opens", || *self.committer.gate().borrow() == crate::committer::Gate::Open).await;
+        let mut left = count;
+        while left > 0 {
+            let group = left.min(500);
+            let bulletins = (0..group).map(|_| bulletin(&self.me, &change)).collect();
+            self.committer.publish(bulletins).await.unwrap();
+            left -= group;
+        }
+    }
+}
+
+pub(super) fn bulletin(by: &Member, change: &impl Fn(&mut proto::Draft)) -> ValidBulletin {
+    let mut draft = kinds::find("situation-report").unwrap().sample().unwrap();
+    change(&mut draft);
+    let mut random = [0; 26];
+    getrandom::fill(&mut random).unwrap();
+    let now = crate::exchange::now_unix_ms();
+    let (id, salt) = random.split_at(10);
+    let fill = Fill {
+        member: by.clone(),
+        issuer: "desk".into(),
+        id: BulletinId::new(now, id.try_into().unwrap()),
+        sent_at_unix_ms: now,
+        roster_version: 1,
+    };
+    prepare(&draft, &fill, salt.try_into().unwrap()).unwrap()
+}
+
+/// What a test makes of a frame on its way; `None` drops it.
+pub(super) type Tamper = Box<dyn FnMut(proto::Frame) -> Option<proto::Frame> + Send>;
+
+pub(super) fn honest() -> Tamper {
+    Box::new(Some)
+}
+
+/// A link between two nodes. Dropping it cuts the wire.
+pub(super) struct Cable {
+    tasks: Vec<JoinHandle<()>>,
+    pub(super) dialler: JoinHandle<Result<(), LinkError>>,
+    pub(super) dialled: JoinHandle<Result<(), LinkError>>,
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// `a` dials `b`; frames pass through `from_a` and `from_b`.
+pub(super) fn connect(a: &Node, b: &Node, from_a: Tamper, from_b: Tamper) -> Cable {
+    let (a_out, a_sent) = mpsc::channel(4);
+    let (b_out, b_sent) = mpsc::channel(4);
+    let (to_a, a_in) = mpsc::channel(4);
+    let (to_b, b_in) = mpsc::channel(4);
+    let tasks = vec![tokio::spawn(carry(a_sent, to_b, from_a)), tokio::spawn(carry(b_sent, to_a, from_b))];
+    let side = |node: &Node, peer: &Node, dialled: bool, outgoing, incoming| {
+        let (exchange, peer) = (node.exchange.clone(), peer.me.clone());
+        let incoming = ReceiverStream::new(incoming).map(Ok).boxed();
+        tokio::spawn(async move { exchange.link(&peer, dialled, Wire { incoming, outgoing }).await })
+    };
+    Cable { tasks, dialler: side(a, b, true, a_out, a_in), dialled: side(b, a, false, b_out, b_in) }
+}
+
+async fn carry(mut from: mpsc::Receiver<proto::Frame>, to: mpsc::Sender<proto::Frame>, mut tamper: Tamper) {
+    while let Some(frame) = from.recv().await {
+        if let Some(frame) = tamper(frame)
+            && to.send(frame).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// A peer played by the test, frame by frame.
+pub(super) struct Actor {
+    pub(super) says: mpsc::Sender<proto::Frame>,
+    pub(super) hears: mpsc::Receiver<proto::Frame>,
+    pub(super) link: JoinHandle<Result<(), LinkError>>,
+}
+
+impl Actor {
+    /// Dials `node` as `code` and greets.
+    pub(super) async fn greet(node: &Node, code: &str) -> Self {
+        let actor = Self::dial(node, code);
+        actor
+            .say(Frame::Hello(proto::Hello {
+                protocol: 1,
+                exchange: EXCHANGE.into(),
+                roster_version: 1,
+                ..proto::Hello::default()
+            }))
+            .await;
+        actor
+    }
+
+    pub(super) fn dial(node: &Node, code: &str) -> Self {
+        let (says, heard) = mpsc::channel(64);
+        let (outgoing, hears) = mpsc::channel(4);
+        let (exchange, peer) = (node.exchange.clone(), member(code));
+        let incoming = ReceiverStream::new(heard).map(Ok).boxed();
+        let link = tokio::spawn(async move { exchange.link(&peer, false, Wire { incoming, outgoing }).await });
+        Self { says, hears, link }
+    }
+
+    pub(super) async fn say(&self, frame: Frame) {
+        self.says.send(proto::Frame { frame: Some(frame) }).await.unwrap();
+    }
+
+    /// The next frame that `wanted` picks; others are passed over.
+    pub(super) async fn hear<T>(&mut self, wanted: impl Fn(Frame) -> Option<T>) -> T {
+        tokio::time::timeout(Duration::from_secs(100), async {
+            loop {
+                let frame = self.hears.recv().await.expect("the link is open").frame;
+                if let Some(found) = frame.and_then(&wanted) {
+                    return found;
+                }
+            }
+        })
+        .await
+        .expect("heard in time")
+    }
+}
+
+/// Waits for a condition, at most 20 s.
+pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
