@@ -81,6 +81,12 @@ impl Failure {
         Self { exit, ..self }
     }
 
+    /// The same fault told with another message.
+    #[must_use]
+    pub fn told_as(self, id: &'static str) -> Self {
+        Self { id, ..self }
+    }
+
     /// With a value for the message.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: &(impl ToString + ?Sized)) -> Self {

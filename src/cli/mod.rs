@@ -8,6 +8,8 @@
 
 mod args;
 mod client;
+#[cfg(test)]
+mod client_tests;
 mod completions;
 mod evidence;
 pub mod failure;

@@ -23,7 +23,13 @@ pub struct Output {
     colour: bool,
     colour_on_error: bool,
     width: usize,
+    #[cfg(test)]
+    captured: Option<Captured>,
 }
+
+/// What a test sees in place of the process's own outputs, both in order.
+#[cfg(test)]
+pub(crate) type Captured = std::sync::Arc<parking_lot::Mutex<Vec<u8>>>;
 
 impl Output {
     /// As the environment asks: NO_COLOR, terminals, widths.
@@ -31,13 +37,32 @@ impl Output {
     pub fn new(json: bool) -> Self {
         let probe = |stream| "x".if_supports_color(stream, |text| text.bold()).to_string() != "x";
         let width = terminal_size::terminal_size().map_or(WIDTH_PIPE, |(width, _)| usize::from(width.0).max(WIDTH_MIN));
-        Self { json, colour: !json && probe(Stream::Stdout), colour_on_error: probe(Stream::Stderr), width }
+        let mut output = Self::plain();
+        output.json = json;
+        output.colour = !json && probe(Stream::Stdout);
+        output.colour_on_error = probe(Stream::Stderr);
+        output.width = width;
+        output
     }
 
     /// For people, without colours, never cut.
     #[must_use]
     pub fn plain() -> Self {
-        Self { json: false, colour: false, colour_on_error: false, width: WIDTH_PIPE }
+        Self {
+            json: false,
+            colour: false,
+            colour_on_error: false,
+            width: WIDTH_PIPE,
+            #[cfg(test)]
+            captured: None,
+        }
+    }
+
+    /// For tests: plain or JSON, into memory.
+    #[cfg(test)]
+    pub(crate) fn captured(json: bool) -> (Self, Captured) {
+        let captured = Captured::default();
+        (Self { json, captured: Some(captured.clone()), ..Self::plain() }, captured)
     }
 
     /// Whether machines read.
@@ -75,8 +100,7 @@ impl Output {
     /// # Errors
     /// [`Failure::closed_output`] if nobody reads any more.
     pub fn line(&self, text: &str) -> Result<(), Failure> {
-        let mut out = io::stdout().lock();
-        writeln!(out, "{text}").and_then(|()| out.flush()).map_err(|error| failed(&error))
+        self.bytes(format!("{text}\n").as_bytes())
     }
 
     /// Lines on standard output.
@@ -96,17 +120,27 @@ impl Output {
         self.line(&text)
     }
 
-    /// Bytes as they are on standard output.
+    /// Bytes as they are on standard output, flushed.
     ///
     /// # Errors
     /// As [`Output::line`].
     pub fn bytes(&self, bytes: &[u8]) -> Result<(), Failure> {
+        #[cfg(test)]
+        if let Some(captured) = &self.captured {
+            captured.lock().extend_from_slice(bytes);
+            return Ok(());
+        }
         let mut out = io::stdout().lock();
         out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| failed(&error))
     }
 
     /// One line on the error output. What cannot be written there cannot be told anywhere.
     pub fn error_line(&self, text: &str) {
+        #[cfg(test)]
+        if let Some(captured) = &self.captured {
+            captured.lock().extend_from_slice(format!("{text}\n").as_bytes());
+            return;
+        }
         let _ = writeln!(io::stderr().lock(), "{text}");
     }
 }

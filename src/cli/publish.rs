@@ -83,9 +83,11 @@ pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, F
     let deadline = Instant::now() + timeout;
     let client = Client::open(&profile)?;
     let again = format!("barid publish {name} --id {id}");
-    let answer = attempt_until(context, &client, &draft, args.wait_for.as_ref(), deadline)
-        .await
-        .map_err(|failure| failure.with("id", &id).with("command", &again))?;
+    let attempt = attempt_until(context, &client, &draft, args.wait_for.as_ref(), deadline).await;
+    let answer = attempt.map_err(|failure| match failure.exit_code() {
+        Exit::NotReached => failure.told_as("publish-unanswered").with("id", &id).with("command", &again),
+        _ => failure,
+    })?;
     let exit = if answer.wait_reached { Exit::Ok } else { Exit::NotReached };
     if context.output.is_json() {
         context.output.json(&answer)?;

@@ -115,10 +115,10 @@ impl<'a> Render<'a> {
                 .collect();
             let what = format!("[{}] {}", marks.join(" · "), self.messages.isolate(&headline.unwrap_or_default()));
             table.row([
-                Cell::from(times::minutes(header.sent_at.as_ref())),
-                Cell::styled(clean(&handling(header).tlp), tlp_style(&handling(header).tlp)),
+                Cell::from(self.messages.isolate(&times::minutes(header.sent_at.as_ref()))),
+                Cell::styled(self.messages.value(&handling(header).tlp), tlp_style(&handling(header).tlp)),
                 Cell::styled(self.messages.word("severity", &header.severity), severity_style(&header.severity)),
-                Cell::from(reading.name()),
+                Cell::from(self.messages.isolate(&reading.name())),
                 Cell::from(what),
             ]);
         }
@@ -274,7 +274,11 @@ impl<'a> Render<'a> {
                 " · ",
                 fields.iter().map(|(name, value)| format!("{} {}", self.field(name), self.content_value(name, value))),
             ),
-            Value::String(text) => self.messages.word(&kebab(name), text),
+            Value::String(text) => match times::parse(text) {
+                // Days stay days; only instants are times in the JSON mapping.
+                Ok(at) if text.contains('T') => self.messages.value(&times::seconds(Some(&at))),
+                _ => self.messages.word(&kebab(name), text),
+            },
             other => self.messages.value(&other.to_string()),
         }
     }

@@ -23,10 +23,13 @@ pub const PDI: char = '\u{2069}';
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Lang {
     /// Arabic, written from right to left.
+    #[value(help = "العربية")]
     Ar,
     /// French.
+    #[value(help = "français")]
     Fr,
     /// English.
+    #[value(help = "English")]
     En,
 }
 

@@ -1,0 +1,323 @@
+//! Commands against a node that answers as it is told, over real mutual TLS on loopback.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use barid_core::{envelope, proto};
+use clap::Parser;
+use futures::stream::{self, Stream, StreamExt};
+use parking_lot::Mutex;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use rustls::RootCertStore;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::server::WebPkiClientVerifier;
+use tempfile::TempDir;
+use tokio::io::copy_bidirectional;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use super::messages::{Lang, Messages};
+use super::output::{Captured, Output};
+use super::{Cli, Command, Context, Exit, Failure, health, history, publish, show, watch};
+use crate::rpc::focal_point_server::{FocalPoint, FocalPointServer};
+
+const NODE: &str = "spiffe://ne.rabat.example/node";
+const ID: &str = "01976f6e-7c00-7000-8000-000000000001";
+
+/// What the node has been asked, and how often it refuses before it answers.
+#[derive(Clone, Default)]
+struct Node {
+    asked: Arc<Mutex<Vec<String>>>,
+    unavailable: Arc<Mutex<u32>>,
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn delivery(arrival: u64) -> proto::Delivery {
+    let draft = barid_core::bulletin::kinds::REGISTRY[0].sample().unwrap();
+    let header = proto::Header { format: 1, member: "ne".into(), id: ID.into(), ..draft.header.unwrap() };
+    let envelope = envelope::encode(&header, draft.body.as_ref().unwrap(), [1; 16]);
+    proto::Delivery { arrival, envelope, feed: "ne.rabat.example/feed/1".into(), ..Default::default() }
+}
+
+#[tonic::async_trait]
+impl FocalPoint for Node {
+    type PublishStreamStream = Answers<proto::PublishStreamResponse>;
+    type SubscribeStream = Answers<proto::SubscribeResponse>;
+
+    async fn publish(
+        &self,
+        request: Request<proto::PublishRequest>,
+    ) -> Result<Response<proto::PublishResponse>, Status> {
+        let header = request.into_inner().draft.unwrap().header.unwrap();
+        self.asked.lock().push(header.id.clone());
+        if *self.unavailable.lock() > 0 {
+            *self.unavailable.lock() -= 1;
+            return Err(Status::unavailable("starting"));
+        }
+        if header.topic == "refused.topic" {
+            let details = ErrorDetails::with_bad_request_violation("header.topic", "`refused.topic` is no group of ne");
+            return Err(Status::with_error_details(tonic::Code::InvalidArgument, "invalid", details));
+        }
+        let receipt =
+            proto::Receipt { feed: "ne.rabat.example/feed/1".into(), index: 5, id: header.id, ..Default::default() };
+        let stored = vec![proto::StoredBy { member: "tn".into(), at: None }];
+        Ok(Response::new(proto::PublishResponse {
+            receipt: Some(receipt),
+            stored,
+            wait_reached: header.incidents.is_empty(),
+        }))
+    }
+
+    async fn publish_stream(
+        &self,
+        _: Request<Streaming<proto::PublishStreamRequest>>,
+    ) -> Result<Response<Self::PublishStreamStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get(&self, request: Request<proto::GetRequest>) -> Result<Response<proto::GetResponse>, Status> {
+        match request.into_inner().member.as_str() {
+            "ne" => Ok(Response::new(proto::GetResponse { delivery: Some(delivery(7)), ..Default::default() })),
+            _ => Err(Status::not_found("")),
+        }
+    }
+
+    /// Two bulletins a stream, then the line is cut.
+    async fn subscribe(
+        &self,
+        request: Request<proto::SubscribeRequest>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        use proto::subscribe_request::Start;
+        use proto::subscribe_response::Event;
+        let after = match request.into_inner().start {
+            Some(Start::After(after)) => after,
+            _ => 10,
+        };
+        self.asked.lock().push(format!("after {after}"));
+        let event = |event| Ok(proto::SubscribeResponse { event: Some(event) });
+        let events =
+            [Event::Position(after), Event::Delivery(delivery(after + 1)), Event::Delivery(delivery(after + 2))];
+        let cut = stream::once(async { Err(Status::unavailable("cut")) });
+        Ok(Response::new(Box::pin(stream::iter(events).map(event).chain(cut))))
+    }
+
+    async fn acknowledge(
+        &self,
+        request: Request<proto::AcknowledgeRequest>,
+    ) -> Result<Response<proto::AcknowledgeResponse>, Status> {
+        self.asked.lock().push(format!("acknowledged {}", request.into_inner().arrival));
+        Ok(Response::new(proto::AcknowledgeResponse {}))
+    }
+
+    async fn history(
+        &self,
+        request: Request<proto::HistoryRequest>,
+    ) -> Result<Response<proto::HistoryResponse>, Status> {
+        let last = !request.into_inner().page_token.is_empty();
+        let next_page_token = if last { String::new() } else { "more".to_owned() };
+        Ok(Response::new(proto::HistoryResponse { deliveries: vec![delivery(1)], next_page_token }))
+    }
+}
+
+/// A node on loopback with its authority, and the profile of a focal point beside it.
+async fn node(identity: &str) -> (Node, TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let issue = |uri: &str| {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, &authority).unwrap(), key)
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let (person, person_key) = issue("spiffe://ne.rabat.example/focal-point/police-niamey");
+    write("ca.pem", &authority.pem());
+    write("me.pem", &person.pem());
+    write("me.key", &person_key.serialize_pem());
+    let endpoint = listener.local_addr().unwrap();
+    write(
+        "client.toml",
+        &format!(
+            "exchange = \"rabat.example\"\nmember = \"ne\"\nendpoint = \"{endpoint}\"\ncertificate = \"me.pem\"\nkey = \"me.key\"\nca = \"ca.pem\"\n"
+        ),
+    );
+
+    let (certificate, key) = issue(identity);
+    let mut anchors = RootCertStore::empty();
+    anchors.add(authority.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let people = WebPkiClientVerifier::builder_with_provider(anchors.into(), provider.clone()).build().unwrap();
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_client_cert_verifier(people)
+        .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let incoming = stream::unfold((listener, acceptor), |(listener, acceptor)| async move {
+        loop {
+            let (tcp, _) = listener.accept().await.ok()?;
+            if let Ok(tls) = acceptor.accept(tcp).await {
+                let (plain, inner) = tokio::io::duplex(1 << 16);
+                tokio::spawn(async move { copy_bidirectional(&mut { tls }, &mut { inner }).await });
+                return Some((Ok::<_, std::io::Error>(plain), (listener, acceptor)));
+            }
+        }
+    });
+    let node = Node::default();
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<FocalPointServer<Node>>().await;
+    let server = Server::builder().add_service(FocalPointServer::new(node.clone())).add_service(health);
+    tokio::spawn(server.serve_with_incoming(incoming));
+    (node, folder)
+}
+
+/// Runs one command line against the profile in `folder`.
+async fn barid(folder: &Path, lang: Lang, words: &[&str]) -> (Result<Exit, Failure>, String) {
+    let cli = Cli::try_parse_from(std::iter::once("barid").chain(words.iter().copied())).unwrap();
+    let (output, captured): (Output, Captured) = Output::captured(cli.json);
+    let context = Context { messages: Messages::new(lang), output, profile: Some(folder.join("client.toml")) };
+    let result = match cli.command {
+        Command::Publish(args) => publish::run(&context, &args).await,
+        Command::Watch(args) => watch::run(&context, &args).await,
+        Command::History(args) => history::run(&context, &args).await,
+        Command::Show(args) => show::run(&context, &args).await,
+        Command::Health(args) => health::run(&context, &args).await,
+        other => panic!("not used here: {other:?}"),
+    };
+    if let Err(failure) = &result {
+        failure.show(&context.messages, &context.output);
+    }
+    let text = String::from_utf8(captured.lock().clone()).unwrap();
+    (result, text)
+}
+
+fn draft(folder: &Path, change: impl FnOnce(&mut proto::Header)) -> String {
+    let mut draft = barid_core::bulletin::kinds::REGISTRY[0].sample().unwrap();
+    let header = draft.header.get_or_insert_default();
+    header.id.clear();
+    header.incidents.clear();
+    change(header);
+    let path = folder.join("draft.json");
+    std::fs::write(&path, serde_json::to_string(&draft).unwrap()).unwrap();
+    path.display().to_string()
+}
+
+#[tokio::test]
+async fn a_bulletin_is_published_once_over_a_bad_line() {
+    let (node, folder) = node(NODE).await;
+    *node.unavailable.lock() = 1;
+    let draft = draft(folder.path(), |_| {});
+    let (result, text) = barid(folder.path(), Lang::Fr, &["publish", &draft]).await;
+    assert_eq!(result.unwrap(), Exit::Ok, "{text}");
+    assert!(text.contains("Publié : dans le registre ne.rabat.example/feed/1, à la place 5."), "{text}");
+    assert!(text.contains("✓ tn"), "{text}");
+    let asked = node.asked.lock().clone();
+    assert_eq!(asked.len(), 2);
+    assert_eq!(asked[0], asked[1], "a repetition keeps the id");
+    assert!(!asked[0].is_empty());
+}
+
+#[tokio::test]
+async fn a_wait_that_ends_has_its_own_exit_code() {
+    let (_node, folder) = node(NODE).await;
+    let draft = draft(folder.path(), |header| header.incidents.push("slow".into()));
+    let words = ["publish", &draft, "--wait-for", "tn,ma", "--timeout", "7"];
+    let (result, text) = barid(folder.path(), Lang::En, &words).await;
+    assert_eq!(result.unwrap(), Exit::NotReached);
+    assert!(text.contains("Missing: ma"), "{text}");
+    let (result, text) = barid(folder.path(), Lang::En, &["--json", "publish", &draft, "--wait-for", "2"]).await;
+    assert_eq!(result.unwrap(), Exit::NotReached);
+    let answer: proto::PublishResponse = serde_json::from_str(&text).unwrap();
+    assert_eq!(answer.receipt.unwrap().index, 5);
+}
+
+#[tokio::test]
+async fn a_refusal_names_the_field() {
+    let (_node, folder) = node(NODE).await;
+    let draft = draft(folder.path(), |header| header.topic = "refused.topic".into());
+    let (result, text) = barid(folder.path(), Lang::Ar, &["publish", &draft]).await;
+    assert_eq!(result.unwrap_err().exit_code(), Exit::Failure);
+    assert!(text.contains("header.topic") && text.contains("`refused.topic` is no group of ne"), "{text}");
+}
+
+#[tokio::test]
+async fn a_watch_takes_up_where_the_line_was_cut() {
+    let (node, folder) = node(NODE).await;
+    let (result, text) = barid(folder.path(), Lang::En, &["watch", "--json", "--count", "3"]).await;
+    assert_eq!(result.unwrap(), Exit::Ok);
+    let arrivals: Vec<String> = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .map(|object| object["arrival"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(arrivals, ["11", "12", "13"]);
+    assert_eq!(*node.asked.lock(), ["after 10", "after 12"]);
+}
+
+#[tokio::test]
+async fn a_named_subscription_is_told_what_was_shown() {
+    let (node, folder) = node(NODE).await;
+    let words = ["watch", "--subscription", "desk", "--count", "2"];
+    let (result, text) = barid(folder.path(), Lang::Fr, &words).await;
+    assert_eq!(result.unwrap(), Exit::Ok);
+    assert!(text.contains("EXERCICE"), "{text}");
+    assert_eq!(node.asked.lock().last().unwrap(), "acknowledged 12");
+}
+
+#[tokio::test]
+async fn history_pages_and_show_finds() {
+    let (_node, folder) = node(NODE).await;
+    let (result, text) = barid(folder.path(), Lang::En, &["history", "--json"]).await;
+    assert_eq!(result.unwrap(), Exit::Ok);
+    assert_eq!(text.lines().count(), 2);
+    let (result, text) = barid(folder.path(), Lang::En, &["show", ID]).await;
+    assert_eq!(result.unwrap(), Exit::Ok);
+    assert!(text.contains("EXERCISE"), "{text}");
+    let (result, text) = barid(folder.path(), Lang::En, &["show", &format!("ma/{ID}")]).await;
+    assert_eq!(result.unwrap_err().id(), "no-such-bulletin");
+    assert!(text.contains(&format!("ma/{ID}")), "{text}");
+}
+
+#[tokio::test]
+async fn health_speaks_through_the_exit_code() {
+    let (_node, folder) = node(NODE).await;
+    let (result, _) = barid(folder.path(), Lang::En, &["health"]).await;
+    assert_eq!(result.unwrap(), Exit::Ok);
+}
+
+#[tokio::test]
+async fn another_identity_at_the_address_is_not_spoken_to() {
+    let (node, folder) = node("spiffe://ne.rabat.example/focal-point/someone").await;
+    let draft = draft(folder.path(), |_| {});
+    let words = ["publish", &draft, "--timeout", "1"];
+    let (result, text) = barid(folder.path(), Lang::En, &words).await;
+    assert_eq!(result.unwrap_err().exit_code(), Exit::NotReached);
+    assert!(text.contains("focal-point/someone") && text.contains("--id "), "{text}");
+    assert!(node.asked.lock().is_empty());
+}
+
+#[tokio::test]
+async fn nobody_at_the_address_is_said_in_words() {
+    let (_node, folder) = node(NODE).await;
+    let profile = folder.path().join("client.toml");
+    let text = std::fs::read_to_string(&profile).unwrap();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let endpoint = text.lines().find(|line| line.starts_with("endpoint")).unwrap();
+    std::fs::write(&profile, text.replace(endpoint, &format!("endpoint = \"{closed}\""))).unwrap();
+    let work = barid(folder.path(), Lang::Fr, &["health"]);
+    let (result, text) = tokio::time::timeout(Duration::from_secs(20), work).await.unwrap();
+    assert_eq!(result.unwrap_err().exit_code(), Exit::NotReached);
+    assert!(text.contains("injoignable") && text.contains("que faire"), "{text}");
+}
