@@ -174,6 +174,17 @@ roster = "../roster.note"
     }
 
     #[test]
+    fn the_documented_profile_can_be_used() {
+        let page = include_str!("../../docs/command-line.md");
+        let example = page.split("```toml").nth(1).unwrap().split("```").next().unwrap();
+        let profile = Profile::from_text(example, Path::new("/etc/barid")).unwrap();
+        assert_eq!(profile.member.as_str(), "ne");
+        for key in ["exchange", "member", "endpoint", "certificate", "key", "ca", "roster"] {
+            assert!(example.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key} is not documented");
+        }
+    }
+
+    #[test]
     fn what_is_unknown_or_wrong_is_refused() {
         for (from, to, named) in [
             ("roster =", "rooster =", "rooster"),

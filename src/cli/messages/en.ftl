@@ -41,11 +41,15 @@ error-unimplemented = This node does not know that call.
 error-node-failed = The node failed while it answered.
     .why = It gave no reason.
     .next = Try again; if it happens again, tell your node's operator the time and this message.
+error-node-start = The node cannot start or go on.
+    .next = Correct what is named and start it again; nothing that was published is lost.
+error-evidence-unreadable = { $path } is no evidence file.
+    .next = Ask for the file again; a copy may have been damaged on its way.
 error-no-profile = No profile was found.
     .why = Neither --profile nor BARID_PROFILE names one, and there is no client.toml here or in the configuration folder.
     .next = Name one: barid --profile client.toml …
 error-profile-unusable = The profile { $path } cannot be used.
-    .next = Correct the file; docs describe each key.
+    .next = Correct the file; docs/command-line.md describes each key.
 error-identity-unusable = The certificate, key or authority cannot be used: { $path }.
     .next = Check the file that the profile names.
 error-file-unreadable = { $path } cannot be read.
@@ -127,6 +131,14 @@ column-lag = Behind
 column-cosigned = Cosigned
 column-custody = Stored
 column-heartbeat = Last sign of life
+
+verify-witnessed = WITNESSED: published by { $member } in { $feed }, place { $place }, and cosigned by { $nWitnesses ->
+    [one] { $nWitnesses } other member
+   *[other] { $nWitnesses } other members
+}.
+verify-signed-only = SIGNED ONLY: published by { $member } in { $feed }, place { $place }; not cosigned by enough others.
+verify-disputed = DISPUTED: signed by a key of { $member } that the roster has closed, and not witnessed before.
+verify-invalid = INVALID: the file does not prove what it says.
 
 label-id = Id
 label-sent = Sent

@@ -22,7 +22,7 @@ error-not-found = Le nœud n'a rien de ce nom.
     .next = Vérifiez votre demande.
 error-no-such-bulletin = Aucun bulletin { $bulletin } n'est lisible ici.
     .why = Il n'existe pas, n'est pas encore arrivé, a été effacé, ou votre membre n'est pas parmi ses destinataires.
-    .next = Vérifiez l'identifiant. Si le profil ne nomme aucun registre des membres, écrivez MEMBRE/ID.
+    .next = Vérifiez l'identifiant. Si le profil ne nomme aucune liste des membres, écrivez MEMBRE/ID.
 error-publish-unanswered = Pas de réponse du nœud : le bulletin { $id } est peut-être publié, peut-être non.
     .why = La liaison est lente ou coupée.
     .next = Lancez ceci ; c'est sans risque, le bulletin n'est publié qu'une fois : { $command }
@@ -40,11 +40,15 @@ error-unimplemented = Ce nœud ne connaît pas cet appel.
 error-node-failed = Le nœud a échoué en répondant.
     .why = Il n'a pas donné de raison.
     .next = Réessayez ; si cela se reproduit, indiquez l'heure et ce message à l'opérateur de votre nœud.
+error-node-start = Le nœud ne peut pas démarrer ou continuer.
+    .next = Corrigez ce qui est indiqué et redémarrez-le ; rien de ce qui a été publié n'est perdu.
+error-evidence-unreadable = { $path } n'est pas un fichier de preuve.
+    .next = Demandez le fichier à nouveau ; une copie a pu être abîmée en route.
 error-no-profile = Aucun profil n'a été trouvé.
     .why = Ni --profile ni BARID_PROFILE n'en nomment un, et il n'y a de client.toml ni ici ni dans le dossier de configuration.
     .next = Nommez-en un : barid --profile client.toml …
 error-profile-unusable = Le profil { $path } est inutilisable.
-    .next = Corrigez le fichier ; la documentation décrit chaque clé.
+    .next = Corrigez le fichier ; docs/command-line.md décrit chaque clé.
 error-identity-unusable = Le certificat, la clé ou l'autorité est inutilisable : { $path }.
     .next = Vérifiez le fichier que nomme le profil.
 error-file-unreadable = Impossible de lire { $path }.
@@ -86,7 +90,7 @@ feed-size = { $feed }, { $nEntries ->
    *[other] { $nEntries } entrées
 }
 evidence-written = Preuve écrite : { $path }
-evidence-next = Quiconque détient le registre des membres peut la vérifier sans réseau : barid verify { $path } --roster REGISTRE
+evidence-next = Quiconque détient la liste des membres peut la vérifier sans réseau : barid verify { $path } --roster LISTE
 health-serving = Le nœud est en service.
 health-not-serving = Le nœud n'est pas en service : { $status }
 
@@ -126,6 +130,14 @@ column-lag = Retard
 column-cosigned = Cosigné
 column-custody = Conservé
 column-heartbeat = Dernier signe de vie
+
+verify-witnessed = ATTESTÉ : publié par { $member } dans { $feed }, place { $place }, et cosigné par { $nWitnesses ->
+    [one] { $nWitnesses } autre membre
+   *[other] { $nWitnesses } autres membres
+}.
+verify-signed-only = SIGNÉ SEULEMENT : publié par { $member } dans { $feed }, place { $place } ; trop peu d'autres l'ont cosigné.
+verify-disputed = CONTESTÉ : signé par une clé de { $member } que la liste des membres a close, et non attesté auparavant.
+verify-invalid = NON VALABLE : le fichier ne prouve pas ce qu'il dit.
 
 label-id = Identifiant
 label-sent = Envoyé
@@ -335,3 +347,9 @@ help-health-timeout = Secondes d'attente d'une réponse.
 help-health-service = Service gRPC en question ; vide : le nœud entier.
 help-completions = Écrire la complétion pour un interpréteur de commandes.
 help-completions-shell = Interpréteur de commandes.
+help-verify = Vérifier une preuve hors ligne.
+help-verify-file = Fichier de preuve.
+help-verify-roster = Liste des membres à laquelle vous vous fiez.
+help-node = Faire fonctionner un nœud.
+help-node-config = Configuration du nœud.
+help-node-first = Ouvrir le tout premier registre de ce membre.
