@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod committer;
+pub mod exchange;
 pub mod rosters;
 pub mod store;
 pub mod telemetry;

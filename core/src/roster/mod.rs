@@ -475,8 +475,8 @@ impl Directory for Roster {
     }
 }
 
-fn wrong(field: &str, found: impl ToString, expected: &'static str) -> RosterError {
-    RosterError::Field { field: field.into(), found: found.to_string().chars().take(80).collect(), expected }
+fn wrong(field: &str, found: impl std::fmt::Display, expected: &'static str) -> RosterError {
+    RosterError::Field { field: field.into(), found: format!("{found}").chars().take(80).collect(), expected }
 }
 
 fn hash(text: &str) -> Option<Hash> {

@@ -1,0 +1,127 @@
+//! The mark: epoch, size and root of the node's own feed, kept beside the keys and outside the data folder.
+//!
+//! It is overwritten after each commit has been synced and before its receipts are released. A store that is behind its mark was
+//! restored from an old copy: its feed must not be continued.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use barid_core::names::Hash;
+
+/// Epoch, size and root as last released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Epoch of the feed.
+    pub epoch: u32,
+    /// Entries.
+    pub size: u64,
+    /// Root hash at that size.
+    pub root: Hash,
+}
+
+/// Why a mark cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum MarkError {
+    /// The file failed.
+    #[error("the mark {path} cannot be {doing}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The text is not a mark.
+    #[error("the mark {0} is damaged: expected `barid mark v1`, epoch, size and root")]
+    Damaged(PathBuf),
+}
+
+/// The open file of a mark. A mark is 128 bytes, so that one write is one sector.
+pub(crate) struct MarkFile {
+    path: PathBuf,
+    file: File,
+}
+
+const LENGTH: usize = 128;
+
+impl MarkFile {
+    /// Opens the file and reads the mark; `None` if there is none.
+    pub(crate) fn read(path: &Path) -> Result<Option<(Self, Mark)>, MarkError> {
+        let io = |doing| move |source| MarkError::Io { path: path.to_owned(), doing, source };
+        let mut file = match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io("opened")(error)),
+        };
+        let mut text = String::new();
+        Read::by_ref(&mut file).take(1_024).read_to_string(&mut text).map_err(io("read"))?;
+        let mark = parse(&text).ok_or_else(|| MarkError::Damaged(path.to_owned()))?;
+        Ok(Some((Self { path: path.to_owned(), file }, mark)))
+    }
+
+    /// Makes the first mark, synced with its folder.
+    pub(crate) fn create(path: &Path, mark: &Mark) -> Result<Self, MarkError> {
+        let io = |doing| move |source| MarkError::Io { path: path.to_owned(), doing, source };
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(io("created"))?;
+        let mut made = Self { path: path.to_owned(), file };
+        made.write(mark)?;
+        made.file.sync_all().map_err(io("synced"))?;
+        if let Some(folder) = path.parent() {
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(io("synced"))?;
+        }
+        Ok(made)
+    }
+
+    /// Overwrites the mark.
+    pub(crate) fn write(&mut self, mark: &Mark) -> Result<(), MarkError> {
+        let mut text = format!("barid mark v1\n{}\n{}\n{}\n", mark.epoch, mark.size, mark.root);
+        while text.len() < LENGTH {
+            text.push(if text.len() + 1 == LENGTH { '\n' } else { ' ' });
+        }
+        self.file
+            .seek(SeekFrom::Start(0))
+            .and_then(|_| self.file.write_all(text.as_bytes()))
+            .map_err(|source| MarkError::Io { path: self.path.clone(), doing: "written", source })
+    }
+}
+
+fn parse(text: &str) -> Option<Mark> {
+    let mut lines = text.lines();
+    if lines.next()? != "barid mark v1" {
+        return None;
+    }
+    let epoch = lines.next()?.parse().ok()?;
+    let size = lines.next()?.parse().ok()?;
+    let root = hex::decode(lines.next()?).ok()?.try_into().ok()?;
+    Some(Mark { epoch, size, root: Hash(root) })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_mark_is_read_as_written_and_overwritten_in_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mark");
+        assert!(MarkFile::read(&path).unwrap().is_none());
+        let mut file = MarkFile::create(&path, &Mark { epoch: 1, size: 0, root: Hash([7; 32]) }).unwrap();
+        let mark = Mark { epoch: 1, size: u64::MAX, root: Hash([8; 32]) };
+        file.write(&mark).unwrap();
+        file.write(&Mark { size: 3, ..mark }).unwrap();
+        assert_eq!(MarkFile::read(&path).unwrap().unwrap().1, Mark { size: 3, ..mark });
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), LENGTH as u64);
+    }
+
+    #[test]
+    fn a_damaged_mark_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mark");
+        std::fs::write(&path, "barid mark v1\n1\nx\n").unwrap();
+        assert!(matches!(MarkFile::read(&path), Err(MarkError::Damaged(_))));
+    }
+}

@@ -1,0 +1,423 @@
+//! The one writer: group commit, sign, make durable, release.
+//!
+//! In scope: deciding what goes into one commit, signing the feed's checkpoint, cosignatures and custody notes for it, and releasing
+//! answers only after the store has made it durable. Out of scope: validating bulletins (core), verifying peers (core), and where
+//! bytes lie (the store). One thread does all of it; everyone else holds a [`Committer`] handle.
+
+mod mark;
+mod run;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use barid_core::bulletin::ValidBulletin;
+use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint};
+use barid_core::feed::cosignature::heartbeat_line;
+use barid_core::feed::note::SigningKey;
+use barid_core::follow::VerifiedBatch;
+use barid_core::names::{FeedId, Member};
+use barid_core::proto;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, broadcast, oneshot, watch};
+
+use crate::store::{
+    CommitError, Committed, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Location, ReadError, RosterRecord, Store,
+};
+
+pub use mark::{Mark, MarkError};
+
+/// Entries and answers that may wait for the committer; beyond it publishers are told to come back and links stop reading.
+pub const QUEUE_MAX: usize = 8_192;
+/// How long a record that would hold only answers waits for company.
+pub const COMPANY_WAIT: Duration = Duration::from_millis(3);
+
+/// What the committer signs with. Held by its thread alone.
+pub struct Keys {
+    /// Keys of the feed's epoch: Ed25519 and, if the roster lists one, ML-DSA-44.
+    pub feed: Vec<SigningKey>,
+    /// Key of `<member>.<exchange>/mirror`.
+    pub mirror: SigningKey,
+    /// Key of `<member>.<exchange>/custody`.
+    pub custody: SigningKey,
+}
+
+/// How a committer starts.
+pub struct Options {
+    /// The node's own feed and epoch.
+    pub feed: FeedId,
+    /// Signing keys.
+    pub keys: Keys,
+    /// File of the mark, outside the data folder.
+    pub mark: PathBuf,
+    /// This is declared to be the first start ever of this member's feed.
+    pub first: bool,
+    /// How long to wait alone for a peer's heads before publishing.
+    pub lone_start: Duration,
+}
+
+/// Whether the node may publish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// No peer has shown its heads yet, and `lone_start` has not passed.
+    Starting,
+    /// It may.
+    Open,
+    /// The feed must not be continued: why.
+    InDoubt(String),
+    /// The store has failed: why.
+    Stopped(String),
+}
+
+/// Why something was not committed. Nothing of it is visible.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CommitFailure {
+    /// The feed must not be continued.
+    #[error("this node does not publish: {0}; run `barid recover`")]
+    InDoubt(String),
+    /// The queue is full.
+    #[error("too much is waiting to be committed")]
+    Busy,
+    /// Free space is below the reserve.
+    #[error("{0}")]
+    DiskFull(String),
+    /// The store has failed; the node must be restarted.
+    #[error("the store has stopped: {0}")]
+    Stopped(String),
+    /// A batch does not continue the feed as held: another link was faster.
+    #[error("the feed stands at {held}, the batch begins at {first}")]
+    Stale {
+        /// Held.
+        held: u64,
+        /// Offered.
+        first: u64,
+    },
+}
+
+/// What became of one bulletin.
+#[derive(Clone, Debug)]
+pub enum Published {
+    /// Appended by this commit.
+    New {
+        /// Its place.
+        index: u64,
+        /// Its arrival at this node.
+        arrival: u64,
+    },
+    /// Its id is taken, by an earlier commit.
+    Taken(Location),
+    /// Its id is taken by another bulletin of the same group.
+    TakenInGroup,
+}
+
+/// A group that is durable.
+#[derive(Clone, Debug)]
+pub struct PublishedGroup {
+    /// One for each bulletin, in their order.
+    pub outcomes: Vec<Published>,
+    /// Checkpoint that includes them all.
+    pub checkpoint: SignedCheckpoint,
+}
+
+/// What a batch of a peer's feed became.
+#[derive(Clone, Debug)]
+pub struct Appended {
+    /// Entries held now.
+    pub size: u64,
+    /// Our cosigned note, if the batch reached its checkpoint.
+    pub cosigned: Option<Bytes>,
+    /// Our custody note for the feed's owner, if the batch reached its checkpoint.
+    pub custody: Option<Bytes>,
+}
+
+/// Answers and other facts to keep.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// Verified cosigned notes.
+    pub cosigned: Vec<Cosigned>,
+    /// Verified custody notes.
+    pub custody: Vec<CustodyRecord>,
+    /// Cursors of subscriptions.
+    pub cursors: Vec<CursorRecord>,
+    /// Verified rosters.
+    pub rosters: Vec<RosterRecord>,
+    /// Verified revocation lists, DER.
+    pub crls: Vec<CrlRecord>,
+}
+
+/// Handle of the committer. Cheap to clone.
+#[derive(Clone)]
+pub struct Committer {
+    shared: Arc<Shared>,
+    work: mpsc::Sender<Work>,
+}
+
+pub(crate) struct Shared {
+    store: Arc<dyn Store>,
+    feed: FeedId,
+    seq: watch::Sender<u64>,
+    gate: watch::Sender<Gate>,
+    custody: broadcast::Sender<Arc<Vec<CustodyRecord>>>,
+    queue: Arc<Semaphore>,
+    heartbeat_key: SigningKey,
+    newest: Mutex<Option<SignedCheckpoint>>,
+}
+
+pub(crate) enum Work {
+    Publish(Vec<ValidBulletin>, oneshot::Sender<Result<PublishedGroup, CommitFailure>>, Permit),
+    Append(Box<VerifiedBatch>, oneshot::Sender<Result<Appended, CommitFailure>>, Permit),
+    Keep(Kept, oneshot::Sender<Result<(), CommitFailure>>, Permit),
+    Stop(oneshot::Sender<()>),
+}
+
+pub(crate) type Permit = tokio::sync::OwnedSemaphorePermit;
+
+/// Why a committer did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store could not be read.
+    #[error("the store cannot be read")]
+    Read(#[from] ReadError),
+    /// The first checkpoint could not be committed.
+    #[error("the feed's first checkpoint cannot be committed")]
+    Commit(#[from] CommitError),
+    /// The mark could not be read or written.
+    #[error(transparent)]
+    Mark(#[from] MarkError),
+    /// The feed's keys cannot sign for it.
+    #[error("the feed's keys do not fit: {0}")]
+    Keys(String),
+    /// The thread could not be started.
+    #[error("the committer's thread cannot be started")]
+    Thread(#[source] std::io::Error),
+}
+
+impl Committer {
+    /// Opens the feed (or begins it, on a first start) and starts the committer's thread.
+    ///
+    /// # Errors
+    /// See [`StartError`]. A feed in doubt is not an error: the gate says so.
+    pub fn start(store: Arc<dyn Store>, options: Options) -> Result<Self, StartError> {
+        let (work, queue) = mpsc::channel();
+        let shared = Arc::new(Shared {
+            feed: options.feed.clone(),
+            seq: watch::Sender::new(store.seq()),
+            gate: watch::Sender::new(Gate::Starting),
+            custody: broadcast::Sender::new(1_024),
+            queue: Arc::new(Semaphore::new(QUEUE_MAX)),
+            heartbeat_key: options.keys.mirror.clone(),
+            newest: Mutex::new(None),
+            store,
+        });
+        let lone_start = options.lone_start;
+        let writer = run::Writer::open(Arc::clone(&shared), options)?;
+        shared.seq.send_replace(shared.store.seq());
+        std::thread::Builder::new()
+            .name("committer".into())
+            .spawn(move || writer.run(&queue))
+            .map_err(StartError::Thread)?;
+        let committer = Self { shared, work };
+        if tokio::runtime::Handle::try_current().is_ok() {
+            let waiting = committer.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(lone_start).await;
+                waiting.peer_shown();
+            });
+        }
+        Ok(committer)
+    }
+
+    /// The store it writes to.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.shared.store
+    }
+
+    /// The node's own feed.
+    #[must_use]
+    pub fn feed(&self) -> &FeedId {
+        &self.shared.feed
+    }
+
+    /// Number of the newest commit: the wake-up of every reader.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.shared.seq.subscribe()
+    }
+
+    /// Whether the node may publish.
+    #[must_use]
+    pub fn gate(&self) -> watch::Receiver<Gate> {
+        self.shared.gate.subscribe()
+    }
+
+    /// Custody notes for the node's own feed, as they become durable.
+    #[must_use]
+    pub fn custody_notes(&self) -> broadcast::Receiver<Arc<Vec<CustodyRecord>>> {
+        self.shared.custody.subscribe()
+    }
+
+    /// A peer has shown its heads and nothing of ours is in doubt: publishing may begin.
+    pub fn peer_shown(&self) {
+        self.shared.gate.send_if_modified(|gate| {
+            let starting = *gate == Gate::Starting;
+            if starting {
+                *gate = Gate::Open;
+            }
+            starting
+        });
+    }
+
+    /// A peer has shown a valid checkpoint of our own feed that we do not hold: the feed must not be continued.
+    pub fn doubt(&self, reason: String) {
+        self.shared.gate.send_if_modified(|gate| {
+            let change = matches!(gate, Gate::Starting | Gate::Open);
+            if change {
+                tracing::error!(reason, "feed in doubt: publishing stops");
+                *gate = Gate::InDoubt(reason);
+            }
+            change
+        });
+    }
+
+    /// Publishes a group of bulletins of this member; answers when they are durable. At most
+    /// [`barid_core::limits::COMMIT_ENTRIES_MAX`] bulletins.
+    ///
+    /// # Errors
+    /// See [`CommitFailure`]; nothing of the group was published then.
+    pub async fn publish(&self, group: Vec<ValidBulletin>) -> Result<PublishedGroup, CommitFailure> {
+        self.publishing(group)?.await.map_err(|_| self.stopped())?
+    }
+
+    /// As [`Self::publish`], but returns at once; groups are committed in the order of these calls.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub fn publishing(
+        &self,
+        group: Vec<ValidBulletin>,
+    ) -> Result<oneshot::Receiver<Result<PublishedGroup, CommitFailure>>, CommitFailure> {
+        let count = u32::try_from(group.len().max(1)).unwrap_or(u32::MAX);
+        let permit = Arc::clone(&self.shared.queue).try_acquire_many_owned(count).map_err(|_| CommitFailure::Busy)?;
+        let (reply, answer) = oneshot::channel();
+        self.work.send(Work::Publish(group, reply, permit)).map_err(|_| self.stopped())?;
+        Ok(answer)
+    }
+
+    /// Appends a verified batch of a peer's feed; cosigns it if it reached its checkpoint. Waits for room.
+    ///
+    /// # Errors
+    /// See [`CommitFailure`].
+    pub async fn append(&self, batch: VerifiedBatch) -> Result<Appended, CommitFailure> {
+        self.appending(batch).await?.await.map_err(|_| self.stopped())?
+    }
+
+    /// As [`Self::append`], but returns when the batch is queued: batches are committed in the order of these calls.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub async fn appending(
+        &self,
+        batch: VerifiedBatch,
+    ) -> Result<oneshot::Receiver<Result<Appended, CommitFailure>>, CommitFailure> {
+        let count = u32::try_from(batch.entries.len().max(1)).unwrap_or(u32::MAX);
+        let permit = self.permits(count).await?;
+        let (reply, answer) = oneshot::channel();
+        self.work.send(Work::Append(Box::new(batch), reply, permit)).map_err(|_| self.stopped())?;
+        Ok(answer)
+    }
+
+    /// Keeps answers and other facts; may wait a few milliseconds for company.
+    ///
+    /// # Errors
+    /// See [`CommitFailure`].
+    pub async fn keep(&self, kept: Kept) -> Result<(), CommitFailure> {
+        let permit = self.permits(1).await?;
+        let (reply, answer) = oneshot::channel();
+        self.work.send(Work::Keep(kept, reply, permit)).map_err(|_| self.stopped())?;
+        answer.await.map_err(|_| self.stopped())?
+    }
+
+    /// The newest checkpoint of the node's own feed that is durable.
+    #[must_use]
+    pub fn newest_checkpoint(&self) -> Option<SignedCheckpoint> {
+        self.shared.newest.lock().clone()
+    }
+
+    /// A heartbeat: the node's own cosignature on its newest checkpoint, as a bare signature line.
+    #[must_use]
+    pub fn heartbeat(&self, now_unix_seconds: u64) -> Option<proto::Cosigned> {
+        let newest = self.newest_checkpoint()?;
+        let line = heartbeat_line(&newest.checkpoint, &self.shared.heartbeat_key, now_unix_seconds);
+        Some(proto::Cosigned {
+            note: line.ok()?,
+            heartbeat_feed: newest.checkpoint.feed.to_string(),
+            heartbeat_size: newest.checkpoint.size,
+        })
+    }
+
+    /// Commits what is waiting, then ends the thread.
+    pub async fn stop(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.work.send(Work::Stop(reply)).is_ok() {
+            let _ = answer.await;
+        }
+    }
+
+    async fn permits(&self, count: u32) -> Result<Permit, CommitFailure> {
+        Arc::clone(&self.shared.queue).acquire_many_owned(count).await.map_err(|_| self.stopped())
+    }
+
+    fn stopped(&self) -> CommitFailure {
+        match &*self.shared.gate.borrow() {
+            Gate::Stopped(reason) => CommitFailure::Stopped(reason.clone()),
+            _ => CommitFailure::Stopped("shutting down".into()),
+        }
+    }
+}
+
+/// What this node last said in custody notes of one feed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CustodyProgress {
+    /// Entries spoken of.
+    pub(crate) size: u64,
+    /// Ranges held as digests since then.
+    pub(crate) not_held: Vec<(Range<u64>, barid_core::names::Undisclosed)>,
+}
+
+pub(crate) type Custodies = BTreeMap<FeedId, CustodyProgress>;
+
+/// Times never go back: cosignatures of one node ascend (DESIGN: time = max(now, last)).
+pub(crate) fn later(now: u64, last: u64) -> u64 {
+    now.max(last)
+}
+
+/// Unix time in seconds and in ms.
+pub(crate) fn now() -> (u64, u64) {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    (since.as_secs(), u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The checkpoint of a feed at the size that is committed.
+pub(crate) fn checkpoint_of(feed: &FeedId, frontier: &barid_core::feed::tree::Frontier) -> Checkpoint {
+    Checkpoint { feed: feed.clone(), size: frontier.size(), root: frontier.root() }
+}
+
+/// Whether `member` owns `feed`.
+pub(crate) fn owns(member: &Member, feed: &FeedId) -> bool {
+    feed.member == *member
+}
+
+/// Numbers of a commit, for the log.
+pub(crate) fn trace(committed: &Committed) {
+    tracing::trace!(
+        seq = committed.seq,
+        appends = committed.commit.appends.len(),
+        first_arrival = committed.first_arrival,
+        "committed"
+    );
+}
