@@ -1,86 +1,157 @@
-//! The provider: entries as held and a reader in, what that reader may be shown out.
+//! The provider: what a peer is shown of a feed, and what proves it.
 //!
-//! In scope: need-to-know. Out of scope: cursors, batching and proofs (the node's links). A reader that may not read an entry gets
-//! its digest and learns nothing else: not the header, not whether the topic was one it asked for.
+//! In scope: who may be shown an entry ([`may_disclose`]), turning entries held into items ([`items`]), how many fit a batch
+//! ([`batch_len`]) and the proof that a batch needs ([`plan_batch`]). Out of scope: reading the store, pacing, and the wire.
+//!
+//! An entry that a reader may not read is shown as its digest and as nothing else: neither its topic nor whether it was asked for.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::bulletin::TopicFilter;
 use crate::bulletin::audience::may_read;
-use crate::names::{Digest, Member, Undisclosed};
+use crate::feed::tree::{HashReader, consistency_proof};
+use crate::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
+use crate::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use crate::proto;
+use crate::proto::item::Item;
 use crate::roster::RosterChain;
 
-/// What the provider holds of an entry.
+/// What is held of one entry.
 #[derive(Clone, Copy, Debug)]
 pub enum Held<'a> {
-    /// All of it.
+    /// The envelope, and its header unless that cannot be decoded.
     Disclosed {
         /// Exact bytes.
         envelope: &'a Bytes,
-        /// Its header; `None` if it cannot be decoded.
+        /// Decoded header.
         header: Option<&'a proto::Header>,
     },
-    /// The digest, for a reason.
+    /// The digest only.
     Undisclosed(Undisclosed),
 }
 
-/// Items for consecutive entries. `filters` are the topics that the reader asked for; none: every topic.
+/// What is held of a feed, and what vouches for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    /// Entries held.
+    pub size: u64,
+    /// Size of the newest checkpoint held; not below `size`.
+    pub checkpoint_size: u64,
+    /// Consistency proof from `size` to `checkpoint_size`; empty when these are equal.
+    pub consistency_proof: &'a [Hash],
+}
+
+/// Whether `reader` may be shown the bulletin with this header: by the roster of the header's version *and* by the newest, so that
+/// the expelled get nothing more. A version that is not held closes.
+#[must_use]
+pub fn may_disclose(header: &proto::Header, reader: &Member, rosters: &RosterChain) -> bool {
+    let newest = rosters.newest();
+    may_read(header, reader, newest)
+        && (header.roster_version == newest.version()
+            || rosters.at(header.roster_version).is_some_and(|then| may_read(header, reader, then)))
+}
+
+/// What `reader`, who asked for the topics that `filters` match (none: every topic), is shown of consecutive entries. Neighbours that
+/// are digests for one reason become one run. Envelopes are shared, not copied.
+#[must_use]
 pub fn items<'a>(
     entries: impl IntoIterator<Item = (Digest, Held<'a>)>,
     reader: &Member,
     filters: &[TopicFilter],
     rosters: &RosterChain,
 ) -> Vec<proto::Item> {
-    let mut items = Vec::new();
-    let mut run: Option<(BytesMut, Undisclosed)> = None;
+    let entries = entries.into_iter();
+    let mut items = Items { done: Vec::with_capacity(entries.size_hint().0), run: None };
     for (digest, held) in entries {
-        match show(held, reader, filters, rosters) {
-            Ok(envelope) => {
-                items.extend(run.take().map(finish));
-                items.push(proto::Item { item: Some(proto::item::Item::Envelope(envelope.clone())) });
-            }
-            Err(reason) => match &mut run {
-                Some((digests, same)) if *same == reason => digests.extend_from_slice(&digest.0),
-                _ => {
-                    items.extend(run.take().map(finish));
-                    run = Some((BytesMut::from(&digest.0[..]), reason));
-                }
-            },
+        match shown(held, reader, filters, rosters) {
+            Ok(envelope) => items.envelope(envelope),
+            Err(reason) => items.digest(&digest, reason),
         }
     }
-    items.extend(run.map(finish));
-    items
+    items.finish()
 }
 
-/// Whether `reader` may be shown a bulletin: it is in the audience by the roster of the header's version and by the newest one.
+/// How many of the next entries fit one batch, given the bytes of each one's envelope as it is held (0: a digest). One always does.
 #[must_use]
-pub fn may_disclose(header: &proto::Header, reader: &Member, rosters: &RosterChain) -> bool {
-    let newest = rosters.newest();
-    let then = rosters.at(header.roster_version);
-    then.is_some_and(|then| may_read(header, reader, then))
-        && (header.roster_version == newest.version() || may_read(header, reader, newest))
+pub fn batch_len(envelope_bytes: impl IntoIterator<Item = usize>) -> usize {
+    let mut bytes = 0;
+    let fits = |next: &usize| {
+        let first = bytes == 0;
+        bytes += next;
+        first || bytes <= BATCH_BYTES_MAX
+    };
+    envelope_bytes.into_iter().take(BATCH_ENTRIES_MAX).take_while(fits).count()
 }
 
-fn show<'a>(
+/// The consistency proof that a batch ending before index `end` carries: none if it ends at the checkpoint (a live batch), else one
+/// to the checkpoint (a backlog batch). `None` if such a batch cannot be proven: what was only partly caught up can be served up to
+/// where its own last batch ended, and no less.
+///
+/// # Errors
+/// What reading `tree` says.
+pub fn plan_batch<R: HashReader>(head: &Head<'_>, end: u64, tree: &R) -> Result<Option<Vec<Hash>>, R::Error> {
+    if end == head.size {
+        Ok(Some(head.consistency_proof.to_vec()))
+    } else if end < head.size && head.checkpoint_size == head.size {
+        consistency_proof(tree, end, head.size).map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+/// A batch as it goes over the wire.
+#[must_use]
+pub fn message(feed: &FeedId, first: u64, items: Vec<proto::Item>, checkpoint: Bytes, proof: &[Hash]) -> proto::Entries {
+    let consistency_proof = proof.iter().map(|hash| Bytes::copy_from_slice(&hash.0)).collect();
+    proto::Entries { feed: feed.to_string(), first, items, checkpoint, consistency_proof }
+}
+
+fn shown<'a>(
     held: Held<'a>,
     reader: &Member,
     filters: &[TopicFilter],
     rosters: &RosterChain,
 ) -> Result<&'a Bytes, Undisclosed> {
     match held {
-        // Why *we* were not shown it is not the reader's business; that it was erased is.
+        // What nobody may read is purged for everybody; any other reason is between us and who sent it to us.
         Held::Undisclosed(Undisclosed::Purged) => Err(Undisclosed::Purged),
         Held::Undisclosed(_) => Err(Undisclosed::NotHeld),
-        Held::Disclosed { envelope, header: Some(header) } if may_disclose(header, reader, rosters) => {
-            let asked = filters.is_empty() || filters.iter().any(|filter| filter.matches_header(&header.topic));
-            if asked { Ok(envelope) } else { Err(Undisclosed::Unfollowed) }
+        Held::Disclosed { envelope, header } => {
+            let header = header.filter(|header| may_disclose(header, reader, rosters)).ok_or(Undisclosed::Withheld)?;
+            let wanted = filters.is_empty() || filters.iter().any(|filter| filter.matches_header(&header.topic));
+            if wanted { Ok(envelope) } else { Err(Undisclosed::Unfollowed) }
         }
-        Held::Disclosed { .. } => Err(Undisclosed::Withheld),
     }
 }
 
-fn finish((digests, reason): (BytesMut, Undisclosed)) -> proto::Item {
-    let run = proto::DigestRun { digests: digests.freeze(), reason: reason.word().into() };
-    proto::Item { item: Some(proto::item::Item::Digests(run)) }
+/// Items in the making.
+struct Items {
+    done: Vec<proto::Item>,
+    run: Option<(Undisclosed, Vec<u8>)>,
+}
+
+impl Items {
+    fn envelope(&mut self, envelope: &Bytes) {
+        self.end_run();
+        self.done.push(proto::Item { item: Some(Item::Envelope(envelope.clone())) });
+    }
+
+    fn digest(&mut self, digest: &Digest, reason: Undisclosed) {
+        if self.run.as_ref().is_some_and(|(of, _)| *of != reason) {
+            self.end_run();
+        }
+        self.run.get_or_insert_with(|| (reason, Vec::new())).1.extend_from_slice(&digest.0);
+    }
+
+    fn end_run(&mut self) {
+        if let Some((reason, digests)) = self.run.take() {
+            let run = proto::DigestRun { digests: digests.into(), reason: reason.word().to_owned() };
+            self.done.push(proto::Item { item: Some(Item::Digests(run)) });
+        }
+    }
+
+    fn finish(mut self) -> Vec<proto::Item> {
+        self.end_run();
+        self.done
+    }
 }

@@ -1,0 +1,79 @@
+//! Faults of a sender, by what is wrong.
+
+use std::fmt;
+
+use super::Equivocation;
+use crate::feed::checkpoint::CheckpointError;
+use crate::feed::note::NoteError;
+
+/// Why a batch is refused whole. Its sender's fault, except for [`FaultKind::Equivocation`], which is the feed owner's.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}: {detail}", .kind.word())]
+pub struct Fault {
+    /// What is wrong.
+    pub kind: FaultKind,
+    /// For people.
+    pub detail: String,
+}
+
+/// What is wrong with a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// The checkpoint is not signed by every key of the feed.
+    BadSignature,
+    /// The consistency proof proves nothing.
+    BadProof,
+    /// The entries lead to another root.
+    BadRoot,
+    /// More than one message may hold, nothing, or sizes that do not fit.
+    BadBounds,
+    /// Not of the expected form.
+    Malformed,
+    /// It does not begin where the held copy ends.
+    Gap,
+    /// The feed's key signed two histories; the evidence.
+    Equivocation(Box<Equivocation>),
+}
+
+impl FaultKind {
+    /// The stable word on the wire (`Fault.reason`).
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::BadSignature => "bad-signature",
+            Self::BadProof => "bad-proof",
+            Self::BadRoot => "bad-root",
+            Self::BadBounds => "bad-bounds",
+            Self::Malformed => "malformed",
+            Self::Gap => "gap",
+            Self::Equivocation(_) => "equivocation",
+        }
+    }
+}
+
+impl Fault {
+    pub(super) fn new(kind: FaultKind, detail: impl fmt::Display) -> Self {
+        Self { kind, detail: detail.to_string() }
+    }
+}
+
+impl From<CheckpointError> for Fault {
+    fn from(error: CheckpointError) -> Self {
+        let kind = match &error {
+            CheckpointError::Note(
+                NoteError::Unsigned(_) | NoteError::SignedTwice(_) | NoteError::BadSignature(_) | NoteError::Key(_),
+            )
+            | CheckpointError::NoKeys(_)
+            | CheckpointError::KeyName { .. } => FaultKind::BadSignature,
+            _ => FaultKind::Malformed,
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl From<Equivocation> for Fault {
+    fn from(evidence: Equivocation) -> Self {
+        let detail = evidence.to_string();
+        Self { kind: FaultKind::Equivocation(Box::new(evidence)), detail }
+    }
+}
