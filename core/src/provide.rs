@@ -101,7 +101,13 @@ pub fn plan_batch<R: HashReader>(head: &Head<'_>, end: u64, tree: &R) -> Result<
 
 /// A batch as it goes over the wire.
 #[must_use]
-pub fn message(feed: &FeedId, first: u64, items: Vec<proto::Item>, checkpoint: Bytes, proof: &[Hash]) -> proto::Entries {
+pub fn message(
+    feed: &FeedId,
+    first: u64,
+    items: Vec<proto::Item>,
+    checkpoint: Bytes,
+    proof: &[Hash],
+) -> proto::Entries {
     let consistency_proof = proof.iter().map(|hash| Bytes::copy_from_slice(&hash.0)).collect();
     proto::Entries { feed: feed.to_string(), first, items, checkpoint, consistency_proof }
 }

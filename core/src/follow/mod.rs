@@ -225,7 +225,8 @@ pub fn verify_entries(
     prove(state, &log, &checkpoint, &consistency_proof)?;
 
     let mut keep = Keep { state, rosters, me, findings: Vec::new() };
-    let entries = (first..).zip(received).map(|(index, (digest, received))| keep.entry(index, digest, received)).collect();
+    let entries =
+        (first..).zip(received).map(|(index, (digest, received))| keep.entry(index, digest, received)).collect();
     let findings = keep.findings;
     let Log { frontier, .. } = log;
     Ok(VerifiedBatch { feed: state.feed.clone(), first, entries, frontier, checkpoint, consistency_proof, findings })
@@ -343,7 +344,8 @@ fn prove(state: &FollowState, log: &Log, signed: &SignedCheckpoint, proof: &[Has
             if let Some(evidence) = Equivocation::by_proof(newest, signed, &there, proof) {
                 return Err(evidence.into());
             }
-            let detail = format_args!("another root at size {} than a checkpoint that is known", newest.checkpoint.size);
+            let detail =
+                format_args!("another root at size {} than a checkpoint that is known", newest.checkpoint.size);
             Err(Fault::new(FaultKind::BadRoot, detail))
         }
         _ => Ok(()),
