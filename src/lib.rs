@@ -1,9 +1,12 @@
 //! The node: everything that touches disk, network or clock.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod cli;
 pub mod committer;
+pub mod config;
 pub mod exchange;
+pub mod pki;
 pub mod rosters;
 pub mod store;
 pub mod telemetry;

@@ -1,0 +1,186 @@
+//! `node.toml`: how one node is run.
+//!
+//! In scope: the file. Out of scope: what it points to. Unknown keys are refused; paths are relative to the file's own folder.
+//!
+//! ```toml
+#![doc = include_str!("node.example.toml")]
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use barid_core::bulletin::TopicFilter;
+use barid_core::names::{ExchangeName, FeedId, Member};
+use serde::{Deserialize, Serialize};
+
+/// The text of `node.toml`. See the example for what each key means.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeText {
+    /// Member code.
+    pub member: String,
+    /// Exchange name.
+    pub exchange: String,
+    /// Epoch of the feed whose key is in `keys`.
+    #[serde(default = "one")]
+    pub epoch: u32,
+    /// Folder of the store.
+    pub data: PathBuf,
+    /// Folder of `feed.key`, `mirror.key`, `custody.key` and the mark; not inside `data`.
+    pub keys: PathBuf,
+    /// Roster note that is trusted from the start.
+    pub roster: PathBuf,
+    /// Access rules.
+    pub access: PathBuf,
+    /// PEM chain of the node's certificate.
+    pub certificate: PathBuf,
+    /// PEM private key of it.
+    pub private_key: PathBuf,
+    /// PEM or DER revocation lists, read on start and on reload.
+    #[serde(default)]
+    pub crls: Vec<PathBuf>,
+    /// Listener for peers; absent: this node only dials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen_exchange: Option<String>,
+    /// Listener for this member's own people and systems.
+    pub listen_api: String,
+    /// Instead of the roster's endpoint of a member: `host:port`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub endpoints: BTreeMap<String, String>,
+    /// Topics whose content is wanted; empty: all.
+    #[serde(default)]
+    pub topics: Vec<String>,
+    /// Days for which peers are still accepted after a revocation list's nextUpdate.
+    #[serde(default = "thirty")]
+    pub crl_grace_days: u32,
+    /// Seconds to wait for a peer's heads after a start before publishing alone.
+    #[serde(default = "ten")]
+    pub lone_start_seconds: u32,
+    /// Free MiB on the disk below which nothing more is committed.
+    #[serde(default = "half_gib")]
+    pub reserve_mib: u64,
+    /// Log filter as in `RUST_LOG`.
+    #[serde(default = "info")]
+    pub log: String,
+    /// Log as JSON lines.
+    #[serde(default)]
+    pub log_json: bool,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn ten() -> u32 {
+    10
+}
+
+fn thirty() -> u32 {
+    30
+}
+
+fn half_gib() -> u64 {
+    512
+}
+
+fn info() -> String {
+    "info".into()
+}
+
+/// A configuration that was read and checked; paths are complete.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The node's feed: member, exchange and epoch.
+    pub feed: FeedId,
+    /// Overrides of endpoints.
+    pub endpoints: BTreeMap<Member, String>,
+    /// Topics wanted; empty: all.
+    pub topics: Vec<TopicFilter>,
+    /// The rest, with complete paths.
+    pub text: NodeText,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("{path} cannot be read")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not the TOML that is expected.
+    #[error("{path}: {reason}")]
+    Text {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        reason: String,
+    },
+}
+
+impl NodeConfig {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        Self::parse(&text, folder).map_err(|reason| ConfigError::Text { path: path.to_owned(), reason })
+    }
+
+    fn parse(text: &str, folder: &Path) -> Result<Self, String> {
+        let mut read: NodeText = toml::from_str(text).map_err(|error| error.to_string())?;
+        let member: Member = read.member.parse().map_err(|error| format!("member: {error}"))?;
+        let exchange: ExchangeName = read.exchange.parse().map_err(|error| format!("exchange: {error}"))?;
+        if read.epoch == 0 {
+            return Err("epoch: `0` is not 1 or more".into());
+        }
+        let endpoints = read
+            .endpoints
+            .iter()
+            .map(|(code, endpoint)| Ok((code.parse().map_err(|error| format!("endpoints: {error}"))?, endpoint.clone())))
+            .collect::<Result<_, String>>()?;
+        let topics = read
+            .topics
+            .iter()
+            .map(|topic| topic.parse().map_err(|error| format!("topics: {error}")))
+            .collect::<Result<_, String>>()?;
+        let paths = [&mut read.data, &mut read.keys, &mut read.roster, &mut read.access, &mut read.certificate];
+        for path in paths.into_iter().chain([&mut read.private_key]).chain(&mut read.crls) {
+            *path = folder.join(&*path);
+        }
+        if read.keys.starts_with(&read.data) {
+            return Err("keys: the folder lies inside `data`; a backup of one must not carry the other".into());
+        }
+        Ok(Self { feed: FeedId::new(member, exchange, read.epoch), endpoints, topics, text: read })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_example_is_a_configuration() {
+        let config = NodeConfig::parse(include_str!("node.example.toml"), Path::new("/etc/barid")).unwrap();
+        assert_eq!(config.feed.to_string(), "ma.rabat.example/feed/1");
+        assert_eq!(config.text.data, Path::new("/etc/barid/data"));
+        assert_eq!(config.text.crl_grace_days, 30);
+    }
+
+    #[test]
+    fn an_unknown_key_and_keys_inside_the_data_are_refused() {
+        let example = include_str!("node.example.toml");
+        let unknown = format!("colour = \"red\"\n{example}");
+        assert!(NodeConfig::parse(&unknown, Path::new("/")).unwrap_err().contains("colour"));
+        let inside = example.replace("keys = \"keys\"", "keys = \"data/keys\"");
+        assert!(NodeConfig::parse(&inside, Path::new("/")).unwrap_err().starts_with("keys:"));
+    }
+}
