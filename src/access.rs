@@ -121,7 +121,9 @@ impl Access {
         let mut grants = BTreeMap::new();
         for GrantText { path, roles, working_groups } in read.grants {
             if path == "node" || path.starts_with('/') || path.is_empty() {
-                return Err(format!("grant.path: `{path}` is not the path of a person or system, such as `agency/border-post`"));
+                return Err(format!(
+                    "grant.path: `{path}` is not the path of a person or system, such as `agency/border-post`"
+                ));
             }
             if grants.insert(path.clone(), Grant { roles, working_groups }).is_some() {
                 return Err(format!("grant.path: `{path}` is granted twice"));

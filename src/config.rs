@@ -128,8 +128,8 @@ impl NodeConfig {
     /// # Errors
     /// See [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
         let folder = path.parent().unwrap_or(Path::new("."));
         Self::parse(&text, folder).map_err(|reason| ConfigError::Text { path: path.to_owned(), reason })
     }
@@ -144,7 +144,9 @@ impl NodeConfig {
         let endpoints = read
             .endpoints
             .iter()
-            .map(|(code, endpoint)| Ok((code.parse().map_err(|error| format!("endpoints: {error}"))?, endpoint.clone())))
+            .map(|(code, endpoint)| {
+                Ok((code.parse().map_err(|error| format!("endpoints: {error}"))?, endpoint.clone()))
+            })
             .collect::<Result<_, String>>()?;
         let topics = read
             .topics

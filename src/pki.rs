@@ -14,8 +14,8 @@ use barid_core::feed::note::{Algorithm, Note, SigningKey};
 use barid_core::names::{ExchangeName, FeedId, Member};
 use barid_core::roster::text::{GovernorsText, KeyText, MemberText, NamesText, RosterText};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose,
-    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use time::OffsetDateTime;
 
@@ -226,7 +226,10 @@ pub fn develop(options: &DevelopOptions) -> Result<(), PkiError> {
         review_by: toml_time(OffsetDateTime::now_utc() + VALID)?,
         quorum: options.quorum,
         working_groups: WORKING_GROUPS.map(str::to_owned).to_vec(),
-        governors: GovernorsText { threshold: 2, keys: governors.iter().map(|key| key.verifier().to_string()).collect() },
+        governors: GovernorsText {
+            threshold: 2,
+            keys: governors.iter().map(|key| key.verifier().to_string()).collect(),
+        },
         members,
     };
     let text = toml::to_string(&text).map_err(|error| PkiError::Text(error.to_string()))?;
