@@ -1,1 +1,438 @@
 #![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::bulletin::audience::may_read;
+use crate::feed::checkpoint::{Checkpoint, sign};
+use crate::feed::note::{Algorithm, Note, SigningKey};
+use crate::feed::tree::MemoryTree;
+use crate::provide::{self, Head, Held};
+
+const EXCHANGE: &str = "rabat.example";
+const EVERYBODY: &[&str] = &["ly", "ma", "tn"];
+
+fn member(code: &str) -> Member {
+    code.parse().unwrap()
+}
+
+fn key(code: &str, role: &str, algorithm: Algorithm) -> SigningKey {
+    let name = format!("{code}.{EXCHANGE}/{role}");
+    SigningKey::from_seed(&name, algorithm, envelope::digest(name.as_bytes()).0).unwrap()
+}
+
+/// A chain whose nth version has these members, all of them full and in customs.
+fn chain(versions: &[&[&str]]) -> RosterChain {
+    let governor = SigningKey::from_seed("governors.example/one", Algorithm::Ed25519, [1; 32]).unwrap();
+    let mut chain: Option<RosterChain> = None;
+    for (members, version) in versions.iter().zip(1..) {
+        let mut text = format!("format = 1\nexchange = \"{EXCHANGE}\"\nversion = {version}\n");
+        if let Some(chain) = &chain {
+            text += &format!("previous = \"{}\"\n", chain.newest().text_hash());
+        }
+        text += "issued = 2025-01-01T00:00:00Z\nreview_by = 2030-01-01T00:00:00Z\nquorum = 1\n";
+        text += "working_groups = [\"customs\"]\n[governors]\nthreshold = 1\n";
+        text += &format!("keys = [\"{}\"]\n", governor.verifier());
+        for code in *members {
+            text += &format!(
+                "[[members]]\ncode = \"{code}\"\nkind = \"full\"\nnames = {{ ar = \"x\", fr = \"x\", en = \"x\" }}\n\
+                 trust_domain = \"{code}.{EXCHANGE}\"\nca_certificates = [\"certificate of {code}\"]\n\
+                 working_groups = [\"customs\"]\nkeys = [{{ role = \"feed\", epoch = 1, key = \"{}\" }}, \
+                 {{ role = \"mirror\", key = \"{}\" }}, {{ role = \"custody\", key = \"{}\" }}]\n",
+                key(code, "feed/1", Algorithm::Ed25519).verifier(),
+                key(code, "mirror", Algorithm::CosignatureEd25519).verifier(),
+                key(code, "custody", Algorithm::Ed25519).verifier(),
+            );
+        }
+        let note = Note::sign(&text, &governor).unwrap().to_bytes();
+        match &mut chain {
+            Some(chain) => assert!(chain.extend(&note).unwrap()),
+            None => chain = Some(RosterChain::start(&note).unwrap()),
+        }
+    }
+    chain.unwrap()
+}
+
+fn header(tlp: &str, releasable_to: &[&str], roster_version: u64) -> proto::Header {
+    proto::Header {
+        format: 1,
+        kind: "seizure-report".into(),
+        member: "ma".into(),
+        topic: "customs.seizures".into(),
+        handling: Some(proto::Handling {
+            tlp: tlp.into(),
+            releasable_to: releasable_to.iter().map(|&code| code.into()).collect(),
+            ..proto::Handling::default()
+        }),
+        roster_version,
+        ..proto::Header::default()
+    }
+}
+
+fn sealed(header: &proto::Header, n: u8) -> Bytes {
+    envelope::encode(header, &proto::Body::default(), [n; 16])
+}
+
+/// The feed of `ma`, as its own node holds it.
+struct Feed {
+    tree: MemoryTree,
+    envelopes: Vec<Bytes>,
+}
+
+impl Feed {
+    fn of(envelopes: Vec<Bytes>) -> Self {
+        let mut tree = MemoryTree::new();
+        envelopes.iter().for_each(|envelope| tree.append(&envelope::digest(envelope)));
+        Self { tree, envelopes }
+    }
+
+    fn clear(entries: u8) -> Self {
+        Self::of((0..entries).map(|n| sealed(&header("TLP:CLEAR", &[], 1), n)).collect())
+    }
+
+    fn id() -> FeedId {
+        FeedId::new(member("ma"), EXCHANGE.parse().unwrap(), 1)
+    }
+
+    fn checkpoint(&self) -> SignedCheckpoint {
+        signed(self.tree.size(), self.tree.root())
+    }
+
+    /// All of `first..end` with every envelope in it, whoever reads.
+    fn batch(&self, first: usize, end: usize) -> proto::Entries {
+        let items = self.envelopes[first..end].iter().map(|envelope| item(envelope.clone())).collect();
+        let head = Head { size: self.tree.size(), checkpoint_size: self.tree.size(), consistency_proof: &[] };
+        let proof = provide::plan_batch(&head, end as u64, &self.tree).unwrap().unwrap();
+        provide::message(&Self::id(), first as u64, items, self.checkpoint().note, &proof)
+    }
+}
+
+fn item(envelope: Bytes) -> proto::Item {
+    proto::Item { item: Some(Item::Envelope(envelope)) }
+}
+
+fn run(digests: &[Digest], reason: &str) -> proto::Item {
+    let digests = digests.iter().flat_map(|digest| digest.0).collect::<Vec<u8>>().into();
+    proto::Item { item: Some(Item::Digests(proto::DigestRun { digests, reason: reason.into() })) }
+}
+
+fn signed(size: u64, root: Hash) -> SignedCheckpoint {
+    let checkpoint = Checkpoint { feed: Feed::id(), size, root };
+    sign(&checkpoint, &[key("ma", "feed/1", Algorithm::Ed25519)]).unwrap()
+}
+
+fn start() -> FollowState {
+    FollowState::new(Feed::id(), Frontier::new())
+}
+
+fn verify(message: &proto::Entries) -> Result<VerifiedBatch, Fault> {
+    verify_entries(&start(), message, &chain(&[EVERYBODY]), &member("ly"))
+}
+
+fn refused(message: &proto::Entries) -> &'static str {
+    verify(message).unwrap_err().kind.word()
+}
+
+/// What is found in the first entry, and whether its content is kept.
+fn found(envelope: Bytes, rosters: &RosterChain, me: &str) -> (Vec<&'static str>, bool) {
+    let message = Feed::of(vec![envelope]).batch(0, 1);
+    let batch = verify_entries(&start(), &message, rosters, &member(me)).unwrap();
+    assert_eq!(batch.frontier.size(), 1, "whatever stands in it, it is appended");
+    let words = batch.findings.iter().map(|finding| finding.what.word()).collect();
+    (words, matches!(batch.entries[0].content, VerifiedContent::Disclosed { .. }))
+}
+
+#[test]
+fn a_live_batch_ends_at_its_checkpoint() {
+    let feed = Feed::clear(5);
+    let batch = verify(&feed.batch(0, 5)).unwrap();
+    assert_eq!((batch.first, batch.entries.len(), batch.frontier.root()), (0, 5, feed.tree.root()));
+    assert!(batch.findings.is_empty() && batch.consistency_proof.is_empty());
+    assert_eq!(batch.envelope_bytes(), feed.envelopes.iter().map(Bytes::len).sum::<usize>());
+}
+
+#[test]
+fn a_catch_up_goes_batch_by_batch_to_one_checkpoint() {
+    let (feed, rosters, mut state) = (Feed::clear(23), chain(&[EVERYBODY]), start());
+    for (first, end) in [(0, 7), (7, 8), (8, 20), (20, 23)] {
+        let batch = verify_entries(&state, &feed.batch(first, end), &rosters, &member("ly")).unwrap();
+        state.advance(&batch);
+    }
+    assert_eq!(state.frontier.root(), feed.tree.root());
+}
+
+#[test]
+fn a_repeated_or_later_batch_is_a_gap() {
+    let feed = Feed::clear(9);
+    let mut state = start();
+    assert_eq!(refused(&feed.batch(3, 9)), "gap");
+    let rosters = chain(&[EVERYBODY]);
+    let batch = feed.batch(0, 4);
+    state.advance(&verify_entries(&state, &batch, &rosters, &member("ly")).unwrap());
+    assert_eq!(verify_entries(&state, &batch, &rosters, &member("ly")).unwrap_err().kind, FaultKind::Gap);
+}
+
+#[test]
+fn reordered_truncated_duplicated_and_altered_batches_are_refused_whole() {
+    let feed = Feed::clear(6);
+    let mut reordered = feed.batch(0, 6);
+    reordered.items.swap(1, 2);
+    assert_eq!(refused(&reordered), "bad-root");
+    let mut truncated = feed.batch(0, 6);
+    truncated.items.pop();
+    assert_eq!(refused(&truncated), "bad-proof");
+    let mut duplicated = feed.batch(0, 6);
+    duplicated.items[5] = duplicated.items[4].clone();
+    assert_eq!(refused(&duplicated), "bad-root");
+    let mut longer = feed.batch(0, 6);
+    longer.items.push(longer.items[5].clone());
+    assert_eq!(refused(&longer), "bad-bounds");
+    let mut altered = feed.batch(0, 6);
+    altered.items[3] = run(&[Digest([9; 32])], "withheld");
+    assert_eq!(refused(&altered), "bad-root");
+}
+
+#[test]
+fn wrong_signatures_proofs_and_forms_have_their_words() {
+    let feed = Feed::clear(6);
+    let with = |change: &dyn Fn(&mut proto::Entries)| {
+        let mut message = feed.batch(0, 4);
+        change(&mut message);
+        refused(&message)
+    };
+    let other = SigningKey::from_seed(&Feed::id().to_string(), Algorithm::Ed25519, [7; 32]).unwrap();
+    let theirs = sign(&feed.checkpoint().checkpoint, &[other]).unwrap().note;
+    assert_eq!(with(&|message| message.checkpoint = theirs.clone()), "bad-signature");
+    assert_eq!(with(&|message| message.checkpoint = Bytes::from_static(b"no note")), "malformed");
+    assert_eq!(with(&|message| message.consistency_proof.clear()), "bad-proof");
+    assert_eq!(with(&|message| message.consistency_proof[0] = Bytes::from_static(&[0; 32])), "bad-proof");
+    assert_eq!(with(&|message| message.consistency_proof[0] = Bytes::from_static(&[0; 31])), "malformed");
+    assert_eq!(with(&|message| message.consistency_proof = vec![Bytes::from_static(&[0; 32]); 65]), "bad-bounds");
+    assert_eq!(with(&|message| message.items[0].item = None), "malformed");
+    assert_eq!(with(&|message| message.items[0] = run(&[], "withheld")), "malformed");
+    assert_eq!(with(&|message| message.feed = "ly.rabat.example/feed/1".into()), "malformed");
+    assert_eq!(with(&|message| message.items.clear()), "bad-bounds");
+    let mut live = feed.batch(0, 6);
+    live.consistency_proof.push(Bytes::from_static(&[0; 32]));
+    assert_eq!(refused(&live), "bad-proof");
+}
+
+#[test]
+fn a_feed_that_the_roster_does_not_list_is_not_signed() {
+    let message = Feed::clear(1).batch(0, 1);
+    let fault = verify_entries(&start(), &message, &chain(&[&["ly", "tn"]]), &member("ly")).unwrap_err();
+    assert_eq!(fault.kind, FaultKind::BadSignature);
+}
+
+#[test]
+fn a_batch_has_bounds_and_one_entry_always_fits() {
+    let mut many = Feed::clear(1).batch(0, 1);
+    many.items = vec![run(&[Digest([0; 32]); BATCH_ENTRIES_MAX], "withheld"), run(&[Digest([0; 32])], "withheld")];
+    assert_eq!(refused(&many), "bad-bounds");
+    let large = Bytes::from(vec![0; BATCH_BYTES_MAX + 1]);
+    many.items = vec![item(large.clone()), item(Bytes::new())];
+    assert_eq!(refused(&many), "bad-bounds");
+    assert_eq!(found(large, &chain(&[EVERYBODY]), "ly"), (vec!["too-large"], false));
+}
+
+#[test]
+fn what_stands_in_an_entry_never_stops_a_feed() {
+    let rosters = chain(&[EVERYBODY]);
+    let clear = |change: &dyn Fn(&mut proto::Header)| {
+        let mut header = header("TLP:CLEAR", &[], 1);
+        change(&mut header);
+        found(sealed(&header, 0), &rosters, "ly")
+    };
+    assert_eq!(found(Bytes::from_static(b"\xff no envelope"), &rosters, "ly"), (vec!["undecodable-header"], false));
+    assert_eq!(clear(&|header| header.kind = "of-tomorrow".into()), (vec![], true));
+    assert_eq!(clear(&|header| header.member = "tn".into()), (vec!["misdirected"], true));
+    assert_eq!(clear(&|header| header.format = 2), (vec!["not-understood"], false));
+    assert_eq!(clear(&|header| header.handling.as_mut().unwrap().tlp = "TLP:BLUE".into()), (vec!["not-understood"], false));
+    assert_eq!(clear(&|header| header.roster_version = 9), (vec!["newer-roster"], true));
+    assert_eq!(clear(&|header| header.roster_version = 0), (vec!["excluded"], false));
+    assert_eq!(found(sealed(&header("TLP:RED", &["tn"], 1), 0), &rosters, "ly"), (vec!["excluded"], false));
+    assert_eq!(found(sealed(&header("TLP:RED", &["ly"], 1), 0), &rosters, "ly"), (vec![], true));
+    assert_eq!(found(sealed(&header("TLP:RED", &[], 1), 0), &rosters, "ly"), (vec!["not-understood"], false));
+}
+
+#[test]
+fn only_the_owner_hands_history_to_who_joined_later() {
+    let rosters = chain(&[&["ma", "tn"], EVERYBODY]);
+    let message = Feed::of(vec![sealed(&header("TLP:GREEN", &[], 1), 0)]).batch(0, 1);
+    let kept = |state: &FollowState| {
+        let batch = verify_entries(state, &message, &rosters, &member("ly")).unwrap();
+        matches!(batch.entries[0].content, VerifiedContent::Disclosed { .. })
+    };
+    assert!(kept(&start()));
+    assert!(!kept(&start().at(member("tn"))));
+}
+
+#[test]
+fn a_newer_roster_holds_an_entry_back_until_it_is_there() {
+    let (old, new) = (chain(&[EVERYBODY]), chain(&[EVERYBODY, EVERYBODY]));
+    let newer = header("TLP:CLEAR", &[], 2);
+    let message = Feed::of(vec![sealed(&newer, 0)]).batch(0, 1);
+    let batch = verify_entries(&start(), &message, &old, &member("ly")).unwrap();
+    assert_eq!(batch.entries[0].held_back, Some(2));
+    let (ma, ly) = (member("ma"), member("ly"));
+    assert_eq!(delivery(&ma, Some(&newer), &ly, &old), Delivery::NotYet { roster_version: 2 });
+    assert_eq!(delivery(&ma, Some(&newer), &ly, &new), Delivery::Everyone);
+    assert!(!provide::may_disclose(&newer, &member("tn"), &old));
+}
+
+#[test]
+fn deliveries_follow_the_label_and_the_owner() {
+    let (rosters, ma, ly) = (chain(&[EVERYBODY]), member("ma"), member("ly"));
+    let to = |header: &proto::Header| delivery(&ma, Some(header), &ly, &rosters);
+    assert_eq!(to(&header("TLP:AMBER", &[], 1)), Delivery::Everyone);
+    assert_eq!(to(&header("TLP:AMBER+STRICT", &[], 1)), Delivery::FocalPoints);
+    assert_eq!(to(&header("TLP:RED", &["ly"], 1)), Delivery::FocalPoints);
+    assert_eq!(to(&header("TLP:RED", &["tn"], 1)), Delivery::Never(NeverDelivered::Excluded));
+    assert_eq!(to(&header("TLP:MAUVE", &[], 1)), Delivery::Never(NeverDelivered::NotUnderstood));
+    let misdirected = proto::Header { member: "tn".into(), ..header("TLP:CLEAR", &[], 1) };
+    assert_eq!(to(&misdirected), Delivery::Never(NeverDelivered::Misdirected));
+    assert_eq!(delivery(&ma, None, &ly, &rosters), Delivery::Never(NeverDelivered::Undecodable));
+    assert!(Delivery::FocalPoints.to_focal_points() && !Delivery::FocalPoints.to_agencies());
+}
+
+#[test]
+fn two_histories_are_told_from_a_liar() {
+    let (ours, theirs) = (Feed::clear(6), Feed::of((10..18).map(|n| sealed(&header("TLP:CLEAR", &[], 1), n)).collect()));
+    let rosters = chain(&[EVERYBODY]);
+    let same_size = signed(6, theirs.tree.root());
+    assert!(Equivocation::between(&ours.checkpoint(), &same_size).is_some());
+    assert!(Equivocation::between(&ours.checkpoint(), &ours.checkpoint()).is_none());
+
+    // The promise was the checkpoint of 6; what comes instead is another tree of 8, in two batches, proven by its own checkpoint.
+    let state = FollowState { newest: Some(ours.checkpoint()), ..start() };
+    let fault = verify_entries(&state, &theirs.batch(0, 6), &rosters, &member("ly")).unwrap_err();
+    let FaultKind::Equivocation(evidence) = fault.kind else { panic!("{fault}") };
+    assert_eq!((evidence.smaller.checkpoint.size, evidence.larger.checkpoint.size), (6, 8));
+    assert!(Equivocation::by_proof(&evidence.smaller, &evidence.larger, &evidence.other_root, &evidence.proof).is_some());
+    assert!(Equivocation::by_proof(&evidence.smaller, &evidence.larger, &Hash([0; 32]), &evidence.proof).is_none());
+    assert_eq!(verify_entries(&state, &theirs.batch(0, 8), &rosters, &member("ly")).unwrap_err().kind, FaultKind::BadRoot);
+}
+
+#[test]
+fn a_reader_is_shown_what_it_may_read_and_asked_for() {
+    let rosters = chain(&[EVERYBODY, &["ly", "ma"]]);
+    let other_topic = proto::Header { topic: "customs.patrols".into(), ..header("TLP:GREEN", &[], 1) };
+    let secret = proto::Header { topic: "customs.patrols".into(), ..header("TLP:RED", &["tn"], 1) };
+    let headers = [header("TLP:GREEN", &[], 1), other_topic, secret, header("TLP:RED", &["tn"], 1)];
+    let envelopes: Vec<Bytes> = headers.iter().map(|header| sealed(header, 0)).collect();
+    let held = headers.iter().zip(&envelopes).map(|(header, envelope)| {
+        (envelope::digest(envelope), Held::Disclosed { envelope, header: Some(header) })
+    });
+    let digest = |reason| (Digest([3; 32]), Held::Undisclosed(reason));
+    let held: Vec<_> = held
+        .chain([digest(Undisclosed::Excluded), digest(Undisclosed::Withheld), digest(Undisclosed::Purged)])
+        .chain([(Digest([4; 32]), Held::Disclosed { envelope: &envelopes[0], header: None })])
+        .collect();
+    let shown = |reader: &str, filters: &[crate::bulletin::TopicFilter]| -> Vec<(String, usize)> {
+        let name = |item: proto::Item| match item.item {
+            Some(Item::Envelope(envelope)) => {
+                assert!(envelopes.iter().any(|ours| ours.as_ptr() == envelope.as_ptr()), "shared, not copied");
+                ("envelope".into(), 1)
+            }
+            Some(Item::Digests(run)) => (run.reason, run.digests.len() / 32),
+            None => panic!(),
+        };
+        provide::items(held.iter().copied(), &member(reader), filters, &rosters).into_iter().map(name).collect()
+    };
+    let rest = [("not_held", 2), ("purged", 1), ("withheld", 1)];
+    let expect = |begin: &[(&str, usize)]| -> Vec<(String, usize)> {
+        begin.iter().chain(&rest).map(|(word, count)| ((*word).to_owned(), *count)).collect()
+    };
+    assert_eq!(shown("ly", &[]), expect(&[("envelope", 1), ("envelope", 1), ("withheld", 2)]));
+    // The secret one stands under a topic that was not asked for, and does not say so.
+    let filter = ["customs.seizures".parse().unwrap()];
+    assert_eq!(shown("ly", &filter), expect(&[("envelope", 1), ("unfollowed", 1), ("withheld", 2)]));
+    // Expelled by the newest roster.
+    assert_eq!(shown("tn", &[]), expect(&[("withheld", 4)]));
+}
+
+#[test]
+fn a_batch_takes_what_fits() {
+    assert_eq!(provide::batch_len([]), 0);
+    assert_eq!(provide::batch_len(vec![0; 3_000]), BATCH_ENTRIES_MAX);
+    assert_eq!(provide::batch_len([BATCH_BYTES_MAX + 1, 1]), 1);
+    assert_eq!(provide::batch_len([BATCH_BYTES_MAX - 1, 1, 1]), 2);
+}
+
+#[test]
+fn half_a_catch_up_is_served_up_to_where_it_ended() {
+    let feed = Feed::clear(9);
+    let proof = [Hash([1; 32])];
+    let half = Head { size: 5, checkpoint_size: 9, consistency_proof: &proof };
+    assert_eq!(provide::plan_batch(&half, 5, &feed.tree).unwrap(), Some(proof.to_vec()));
+    assert_eq!(provide::plan_batch(&half, 4, &feed.tree).unwrap(), None);
+    let whole = Head { size: 9, checkpoint_size: 9, consistency_proof: &[] };
+    assert_eq!(provide::plan_batch(&whole, 9, &feed.tree).unwrap(), Some(Vec::new()));
+    assert!(!provide::plan_batch(&whole, 4, &feed.tree).unwrap().unwrap().is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// However a feed is cut into batches, what is shown is verified, and the reader holds exactly what it may read.
+    #[test]
+    fn provider_and_follower_agree(
+        labels in prop::collection::vec((0..6_usize, any::<bool>()), 1..40),
+        cuts in prop::collection::vec(1..9_usize, 40),
+    ) {
+        let rosters = chain(&[EVERYBODY]);
+        let (ly, words) = (member("ly"), ["TLP:CLEAR", "TLP:GREEN", "TLP:AMBER", "TLP:AMBER+STRICT", "TLP:RED", "TLP:?"]);
+        let headers: Vec<proto::Header> =
+            labels.iter().map(|(label, to_ly)| header(words[*label], if *to_ly { &["ly"] } else { &["tn"] }, 1)).collect();
+        let feed = Feed::of(headers.iter().zip(0..).map(|(header, n)| sealed(header, n)).collect());
+        let mut state = start();
+        let mut kept = Vec::new();
+        let mut cuts = cuts.into_iter();
+        while kept.len() < headers.len() {
+            let first = kept.len();
+            let end = (first + cuts.next().unwrap_or(9)).min(headers.len());
+            let held = (first..end).map(|n| {
+                let envelope = &feed.envelopes[n];
+                (envelope::digest(envelope), Held::Disclosed { envelope, header: Some(&headers[n]) })
+            });
+            let mut message = feed.batch(first, end);
+            message.items = provide::items(held, &ly, &[], &rosters);
+            let batch = verify_entries(&state, &message, &rosters, &ly).unwrap();
+            prop_assert!(batch.findings.is_empty());
+            state.advance(&batch);
+            kept.extend(batch.entries.into_iter().map(|entry| matches!(entry.content, VerifiedContent::Disclosed { .. })));
+        }
+        prop_assert_eq!(state.frontier.root(), feed.tree.root());
+        let may: Vec<bool> = headers.iter().map(|header| may_read(header, &ly, rosters.newest())).collect();
+        prop_assert_eq!(kept, may);
+    }
+
+    /// One changed byte anywhere in the entries, the checkpoint or the proof refuses the batch, and nothing panics.
+    #[test]
+    fn any_changed_byte_refuses_the_batch(part in 0..3_usize, place in any::<prop::sample::Index>(), flip in 1..=255_u8) {
+        let mut message = Feed::clear(7).batch(0, 5);
+        let change = |bytes: &mut Bytes| {
+            let mut copy = bytes.to_vec();
+            let at = place.index(copy.len());
+            copy[at] ^= flip;
+            *bytes = copy.into();
+        };
+        match part {
+            0 => match &mut message.items[2].item {
+                Some(Item::Envelope(envelope)) => change(envelope),
+                _ => unreachable!(),
+            },
+            1 => change(&mut message.checkpoint),
+            _ => change(&mut message.consistency_proof[0]),
+        }
+        prop_assert!(verify(&message).is_err());
+    }
+
+    /// Envelopes of any bytes are appended.
+    #[test]
+    fn any_bytes_are_appended(envelopes in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..60), 1..20)) {
+        let feed = Feed::of(envelopes.into_iter().map(Bytes::from).collect());
+        let batch = verify(&feed.batch(0, feed.envelopes.len())).unwrap();
+        prop_assert_eq!(batch.frontier.root(), feed.tree.root());
+    }
+}
