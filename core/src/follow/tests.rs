@@ -247,7 +247,10 @@ fn what_stands_in_an_entry_never_stops_a_feed() {
     assert_eq!(clear(&|header| header.kind = "of-tomorrow".into()), (vec![], true));
     assert_eq!(clear(&|header| header.member = "tn".into()), (vec!["misdirected"], true));
     assert_eq!(clear(&|header| header.format = 2), (vec!["not-understood"], false));
-    assert_eq!(clear(&|header| header.handling.as_mut().unwrap().tlp = "TLP:BLUE".into()), (vec!["not-understood"], false));
+    assert_eq!(
+        clear(&|header| header.handling.as_mut().unwrap().tlp = "TLP:BLUE".into()),
+        (vec!["not-understood"], false)
+    );
     assert_eq!(clear(&|header| header.roster_version = 9), (vec!["newer-roster"], true));
     assert_eq!(clear(&|header| header.roster_version = 0), (vec!["excluded"], false));
     assert_eq!(found(sealed(&header("TLP:RED", &["tn"], 1), 0), &rosters, "ly"), (vec!["excluded"], false));
@@ -297,7 +300,8 @@ fn deliveries_follow_the_label_and_the_owner() {
 
 #[test]
 fn two_histories_are_told_from_a_liar() {
-    let (ours, theirs) = (Feed::clear(6), Feed::of((10..18).map(|n| sealed(&header("TLP:CLEAR", &[], 1), n)).collect()));
+    let (ours, theirs) =
+        (Feed::clear(6), Feed::of((10..18).map(|n| sealed(&header("TLP:CLEAR", &[], 1), n)).collect()));
     let rosters = chain(&[EVERYBODY]);
     let same_size = signed(6, theirs.tree.root());
     assert!(Equivocation::between(&ours.checkpoint(), &same_size).is_some());
@@ -308,9 +312,14 @@ fn two_histories_are_told_from_a_liar() {
     let fault = verify_entries(&state, &theirs.batch(0, 6), &rosters, &member("ly")).unwrap_err();
     let FaultKind::Equivocation(evidence) = fault.kind else { panic!("{fault}") };
     assert_eq!((evidence.smaller.checkpoint.size, evidence.larger.checkpoint.size), (6, 8));
-    assert!(Equivocation::by_proof(&evidence.smaller, &evidence.larger, &evidence.other_root, &evidence.proof).is_some());
+    assert!(
+        Equivocation::by_proof(&evidence.smaller, &evidence.larger, &evidence.other_root, &evidence.proof).is_some()
+    );
     assert!(Equivocation::by_proof(&evidence.smaller, &evidence.larger, &Hash([0; 32]), &evidence.proof).is_none());
-    assert_eq!(verify_entries(&state, &theirs.batch(0, 8), &rosters, &member("ly")).unwrap_err().kind, FaultKind::BadRoot);
+    assert_eq!(
+        verify_entries(&state, &theirs.batch(0, 8), &rosters, &member("ly")).unwrap_err().kind,
+        FaultKind::BadRoot
+    );
 }
 
 #[test]
@@ -320,9 +329,10 @@ fn a_reader_is_shown_what_it_may_read_and_asked_for() {
     let secret = proto::Header { topic: "customs.patrols".into(), ..header("TLP:RED", &["tn"], 1) };
     let headers = [header("TLP:GREEN", &[], 1), other_topic, secret, header("TLP:RED", &["tn"], 1)];
     let envelopes: Vec<Bytes> = headers.iter().map(|header| sealed(header, 0)).collect();
-    let held = headers.iter().zip(&envelopes).map(|(header, envelope)| {
-        (envelope::digest(envelope), Held::Disclosed { envelope, header: Some(header) })
-    });
+    let held = headers
+        .iter()
+        .zip(&envelopes)
+        .map(|(header, envelope)| (envelope::digest(envelope), Held::Disclosed { envelope, header: Some(header) }));
     let digest = |reason| (Digest([3; 32]), Held::Undisclosed(reason));
     let held: Vec<_> = held
         .chain([digest(Undisclosed::Excluded), digest(Undisclosed::Withheld), digest(Undisclosed::Purged)])

@@ -1,0 +1,128 @@
+//! What must hold once everything has healed. The truth is known here: all rosters, every node's insides.
+
+use barid_core::bulletin::audience::may_read;
+use barid_core::feed::tree::root_at;
+use barid_core::names::Member;
+use barid_core::proto;
+
+use crate::exchange::Exchange;
+use crate::node::{Content, Entry};
+use crate::world::World;
+
+pub(crate) fn check(world: &mut World) {
+    let mut broken = Vec::new();
+    released_is_held(world, &mut broken);
+    rosters_are_everywhere(world, &mut broken);
+    feeds_are_equal(world, &mut broken);
+    everybody_has_what_it_may_read(world, &mut broken);
+    nobody_has_more(world, &mut broken);
+    world.violations.append(&mut broken);
+}
+
+fn current(world: &World) -> Vec<usize> {
+    let newest = world.exchange.chain.newest();
+    (0..world.nodes.len()).filter(|node| newest.member(&world.exchange.members[*node]).is_some()).collect()
+}
+
+fn released_is_held(world: &World, broken: &mut Vec<String>) {
+    for receipt in &world.receipts {
+        let node = &world.nodes[receipt.node];
+        let held = usize::try_from(receipt.index).ok().and_then(|index| node.logs[&node.feed].entries.get(index));
+        if held.is_none_or(|held| held.digest != receipt.digest) {
+            broken.push(format!("{}: what was released as {} is missing", node.me, receipt.index));
+        }
+    }
+}
+
+fn rosters_are_everywhere(world: &World, broken: &mut Vec<String>) {
+    for node in current(world) {
+        let (held, newest) = (world.nodes[node].chain.newest().version(), world.exchange.last_version());
+        if held != newest {
+            broken.push(format!("{}: holds roster {held} of {newest}", world.nodes[node].me));
+        }
+    }
+}
+
+/// A member's copy of a member's feed is whole; any other copy is a beginning of it.
+fn feeds_are_equal(world: &World, broken: &mut Vec<String>) {
+    let current = current(world);
+    for (owner, node) in world.nodes.iter().enumerate() {
+        let own = &node.logs[&node.feed].tree;
+        for (reader, copy) in world.nodes.iter().enumerate() {
+            let whole = current.contains(&owner) && current.contains(&reader);
+            let size = copy.size(&node.feed);
+            if whole && size != own.size() {
+                broken.push(format!("{}: {} is wedged at {size} of {}", copy.me, node.feed, own.size()));
+            }
+            let root = copy.logs.get(&node.feed).map(|log| log.tree.root());
+            if size > own.size() || root.is_some_and(|root| root_at(own, size) != Ok(root)) {
+                broken.push(format!("{}: {} has another root at {size}", copy.me, node.feed));
+            }
+        }
+    }
+}
+
+/// Who is in the audience by every roster from the header's on, whenever an entry may have been sent, has it and was given it.
+fn everybody_has_what_it_may_read(world: &World, broken: &mut Vec<String>) {
+    let current = current(world);
+    for &owner in &current {
+        let feed = &world.nodes[owner].feed;
+        for (entry, index) in world.nodes[owner].logs[feed].entries.iter().zip(0_u64..) {
+            let Some(header) = readable(entry, &feed.member) else { continue };
+            for &reader in &current {
+                let versions = header.roster_version..=world.exchange.last_version();
+                let me = &world.nodes[reader].me;
+                let entitled = versions.clone().all(|version| admitted(&world.exchange, header, me, version));
+                let copy =
+                    world.nodes[reader].logs.get(feed).and_then(|log| log.entries.get(usize::try_from(index).ok()?));
+                let held = copy.is_some_and(|copy| matches!(copy.content, Content::Disclosed { .. }));
+                let given = world.subscribers[reader].entries.contains(&(feed.clone(), index));
+                if entitled && !(held && given) {
+                    let word = if held { "not delivered" } else { "not held" };
+                    broken.push(format!("{me}: {feed} {index} is {word}, though it may read it"));
+                }
+            }
+        }
+    }
+}
+
+fn nobody_has_more(world: &World, broken: &mut Vec<String>) {
+    for (node, subscriber) in world.nodes.iter().zip(&world.subscribers) {
+        for (feed, log) in node.logs.iter().filter(|(feed, _)| **feed != node.feed) {
+            let leaky = world.nodes.iter().any(|owner| owner.feed == *feed && owner.leaky);
+            for (entry, index) in log.entries.iter().zip(0_u64..) {
+                let Content::Disclosed { header, .. } = &entry.content else { continue };
+                let may = header.as_ref().is_some_and(|header| ever_admitted(&world.exchange, header, &node.me));
+                let given = subscriber.entries.contains(&(feed.clone(), index));
+                // What a liar sends before its roster is there cannot be judged, and is not delivered.
+                if !may && (given || !(entry.held_back && leaky)) {
+                    broken.push(format!("{}: {feed} {index} leaked", node.me));
+                }
+                if given && readable(entry, &feed.member).is_none() {
+                    broken
+                        .push(format!("{}: {feed} {index} was delivered, though nobody could tell for whom", node.me));
+                }
+            }
+        }
+    }
+}
+
+/// Its header, if it names the feed's owner and its audience can be told.
+fn readable<'a>(entry: &'a Entry, owner: &Member) -> Option<&'a proto::Header> {
+    let Content::Disclosed { header: Some(header), .. } = &entry.content else { return None };
+    (header.format == 1 && header.member == owner.as_str()).then_some(header)
+}
+
+fn admitted(exchange: &Exchange, header: &proto::Header, reader: &Member, version: u64) -> bool {
+    exchange.chain.at(version).is_some_and(|roster| may_read(header, reader, roster))
+}
+
+/// By the roster of its version, or, for who joined later, by a later one.
+fn ever_admitted(exchange: &Exchange, header: &proto::Header, reader: &Member) -> bool {
+    let then = exchange.chain.at(header.roster_version);
+    let joined_later = then.is_some_and(|then| then.member(reader).is_none());
+    admitted(exchange, header, reader, header.roster_version)
+        || joined_later
+            && (header.roster_version..=exchange.last_version())
+                .any(|version| admitted(exchange, header, reader, version))
+}
