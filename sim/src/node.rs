@@ -42,8 +42,8 @@ pub(crate) struct Log {
 
 /// What waits for the next commit.
 pub(crate) enum Work {
-    Publish(Bytes, Option<proto::Header>),
-    Batch(VerifiedBatch),
+    Publish(Bytes, Option<Arc<proto::Header>>),
+    Batch(Box<VerifiedBatch>),
     Roster(Bytes),
     Acknowledge(u64),
 }
@@ -210,10 +210,10 @@ impl Node {
                 Work::Publish(envelope, header) => {
                     own = true;
                     let digest = envelope::digest(&envelope);
-                    let content = Content::Disclosed { envelope, header: header.map(Arc::new) };
+                    let content = Content::Disclosed { envelope, header };
                     done.released.push(self.append(&self.feed.clone(), Entry { digest, content, held_back: false }));
                 }
-                Work::Batch(batch) => self.commit_batch(batch, &mut done),
+                Work::Batch(batch) => self.commit_batch(*batch, &mut done),
                 Work::Roster(note) => {
                     // One that came twice changes nothing; one that does not follow is asked for again.
                     let _ = self.chain.extend(&note);

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use barid_core::bulletin::audience::may_read;
 use barid_core::envelope;
 use barid_core::follow::{Fault, FaultKind, VerifiedBatch, VerifiedContent, VerifiedEntry, verify_entries};
-use barid_core::names::{Digest, FeedId};
+use barid_core::names::{Digest, FeedId, Member};
 use barid_core::proto;
 use barid_core::proto::item::Item;
 use bytes::Bytes;
@@ -219,7 +220,7 @@ impl World {
             let index = self.nodes[node].size(&self.nodes[node].feed) + ahead;
             self.receipts.push(Receipt { node, index, digest: envelope::digest(&envelope) });
         }
-        self.nodes[node].waiting.push(Work::Publish(envelope, header));
+        self.nodes[node].waiting.push(Work::Publish(envelope, header.map(Arc::new)));
         self.soon(6, Event::Commit(node));
     }
 
@@ -381,8 +382,27 @@ impl World {
         let open = self.nodes[node].leaky || self.mutation == Some(Mutation::SkipAudience);
         let entries_max = 1 + self.random.index(usize::try_from(ENTRIES_MAX).unwrap_or(1));
         let Some(message) = self.nodes[node].batch(peer, &reader, entries_max, open) else { return };
-        self.note("batch", node, &message.encode_to_vec());
-        self.send(node, peer, &Frame::Entries(message.encode_to_vec().into()));
+        let bytes = Bytes::from(message.encode_to_vec());
+        self.note("batch", node, &bytes);
+        if !open {
+            self.check_shown(node, &reader, &message);
+        }
+        self.send(node, peer, &Frame::Entries(bytes));
+    }
+
+    /// An honest node shows nobody more than the header's roster and the newest that it holds allow.
+    fn check_shown(&mut self, node: usize, reader: &Member, message: &proto::Entries) {
+        let newest = self.nodes[node].chain.newest().version();
+        for item in &message.items {
+            let Some(Item::Envelope(envelope)) = &item.item else { continue };
+            let admitted = envelope::header_of(envelope).is_ok_and(|header| {
+                let by = |version| self.exchange.chain.at(version).is_some_and(|roster| may_read(&header, reader, roster));
+                by(header.roster_version) && by(newest)
+            });
+            if !admitted {
+                self.violations.push(format!("{}: {reader} was shown what it may not read", self.nodes[node].me));
+            }
+        }
     }
 
     fn entries(&mut self, from: usize, to: usize, bytes: &Bytes) {
@@ -405,7 +425,7 @@ impl World {
                 }
                 self.findings += batch.findings.len() as u64;
                 state.advance(&batch);
-                self.nodes[to].waiting.push(Work::Batch(batch));
+                self.nodes[to].waiting.push(Work::Batch(Box::new(batch)));
                 self.soon(8, Event::Commit(to));
             }
             Err(fault) => {
