@@ -396,7 +396,8 @@ impl World {
         for item in &message.items {
             let Some(Item::Envelope(envelope)) = &item.item else { continue };
             let admitted = envelope::header_of(envelope).is_ok_and(|header| {
-                let by = |version| self.exchange.chain.at(version).is_some_and(|roster| may_read(&header, reader, roster));
+                let by =
+                    |version| self.exchange.chain.at(version).is_some_and(|roster| may_read(&header, reader, roster));
                 by(header.roster_version) && by(newest)
             });
             if !admitted {
