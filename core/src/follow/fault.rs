@@ -25,9 +25,9 @@ pub enum FaultKind {
     BadProof,
     /// The entries lead to another root.
     BadRoot,
-    /// More than one message may hold, nothing, or sizes that do not fit.
+    /// More than one message may hold, or sizes that do not fit.
     BadBounds,
-    /// Not of the expected form.
+    /// Not of the expected form, or no entries at all.
     Malformed,
     /// It does not begin where the held copy ends.
     Gap,

@@ -267,7 +267,7 @@ fn count_entries(items: &[proto::Item]) -> Result<u64, Fault> {
         }
     }
     if entries == 0 {
-        return Err(Fault::new(FaultKind::BadBounds, "no entries"));
+        return Err(Fault::new(FaultKind::Malformed, "no entries"));
     }
     Ok(entries as u64)
 }
