@@ -10,6 +10,7 @@ pub mod pki;
 pub mod rosters;
 pub mod store;
 pub mod telemetry;
+pub mod transport;
 
 /// Generated gRPC services.
 pub mod rpc {

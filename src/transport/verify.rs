@@ -1,0 +1,208 @@
+//! The one verification, used by both directions and again for live connections.
+
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, PeerIncompatible, SignatureScheme};
+use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, RevocationOptionsBuilder, UnknownStatusPolicy};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::revocation::RevocationLists;
+use super::trust::{PeerIdentity, Refused, SpiffeId, Trust};
+
+/// Whom a verifier lets in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Nodes of members other than this trust domain's.
+    Peers(String),
+    /// People and systems of this trust domain, not its node.
+    OwnPeople(String),
+    /// Exactly this identity.
+    Exactly(SpiffeId),
+}
+
+/// Verifies certificates by the newest roster and revocation lists.
+#[derive(Clone, Debug)]
+pub struct Verifier {
+    /// Authorities.
+    pub trust: Trust,
+    /// Lists.
+    pub lists: RevocationLists,
+    /// Whom to let in.
+    pub policy: Policy,
+    /// Seconds after a list's nextUpdate for which peers are still let in.
+    pub grace_seconds: i64,
+    pub(super) provider: Arc<CryptoProvider>,
+}
+
+impl Verifier {
+    /// A verifier with the usual cryptography.
+    #[must_use]
+    pub fn new(trust: Trust, lists: RevocationLists, policy: Policy, grace_seconds: i64) -> Self {
+        Self { trust, lists, policy, grace_seconds, provider: Arc::new(aws_lc_rs::default_provider()) }
+    }
+
+    /// Who it is, if it may come in at `now`.
+    ///
+    /// # Errors
+    /// [`Refused`] with a stable reason.
+    pub fn identify(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<PeerIdentity, Refused> {
+        let (spiffe, not_before, not_after) = read(end_entity)?;
+        self.admits(&spiffe)?;
+        let domains = self.trust.load();
+        let authorities = domains
+            .get(&spiffe.trust_domain)
+            .ok_or_else(|| Refused::new("unknown-member", format!("the roster has no trust domain {}", spiffe.trust_domain)))?;
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        if seconds < not_before {
+            return Err(Refused::new("not-yet-valid", format!("{spiffe} is valid from {not_before} on")));
+        }
+        if seconds > not_after {
+            return Err(Refused::new("expired", format!("{spiffe} was valid until {not_after}")));
+        }
+        let lists = self.lists.of(&spiffe.trust_domain);
+        let grace = if spiffe.is_node() { self.grace_seconds } else { 0 };
+        if let Some(stale) = lists.iter().find(|list| seconds > list.next_update.saturating_add(grace)) {
+            let detail = format!("the revocation list of {} was due at {}", spiffe.trust_domain, stale.next_update);
+            return Err(Refused::new("crl-stale", detail));
+        }
+        let parsed: Vec<_> = lists.iter().map(|list| &list.parsed).collect();
+        let revocation = RevocationOptionsBuilder::new(&parsed).ok().map(|options| {
+            options
+                .with_status_policy(UnknownStatusPolicy::Allow)
+                .with_expiration_policy(ExpirationPolicy::Ignore)
+                .build()
+        });
+        let certificate = EndEntityCert::try_from(end_entity).map_err(|error| Refused::new("malformed", error.to_string()))?;
+        let usage = match self.policy {
+            Policy::Exactly(_) => KeyUsage::server_auth(),
+            Policy::Peers(_) | Policy::OwnPeople(_) => KeyUsage::client_auth(),
+        };
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        certificate
+            .verify_for_usage(algorithms, &authorities.anchors, intermediates, now, usage, revocation, None)
+            .map_err(|error| match error {
+                webpki::Error::CertRevoked => Refused::new("revoked", format!("{spiffe} was revoked")),
+                webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
+                    Refused::new("wrong-ca", format!("{spiffe} is not certified by an authority of {}", authorities.member))
+                }
+                other => Refused::new("invalid-path", other.to_string()),
+            })?;
+        Ok(PeerIdentity { spiffe, member: authorities.member.clone(), not_after })
+    }
+
+    fn admits(&self, spiffe: &SpiffeId) -> Result<(), Refused> {
+        let refuse = |reason, wanted: &str| Err(Refused::new(reason, format!("{spiffe} is not {wanted}")));
+        match &self.policy {
+            Policy::Peers(_) if !spiffe.is_node() => refuse("not-a-node", "a node"),
+            Policy::Peers(own) if spiffe.trust_domain == *own => refuse("not-a-peer", "another member"),
+            Policy::OwnPeople(own) if spiffe.trust_domain != *own => refuse("not-our-member", "of this member"),
+            Policy::OwnPeople(_) if spiffe.is_node() => refuse("is-a-node", "a person or system"),
+            Policy::Exactly(wanted) if spiffe != wanted => refuse("another-identity", &wanted.to_string()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The one URI among a certificate's names (X509-SVID §2), and its validity in unix seconds.
+fn read(certificate: &CertificateDer<'_>) -> Result<(SpiffeId, i64, i64), Refused> {
+    let malformed = || Refused::new("malformed", "the certificate cannot be read");
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| malformed())?;
+    let names = parsed.subject_alternative_name().map_err(|_| malformed())?;
+    let mut uris = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let first = uris.next().ok_or_else(|| Refused::new("no-uri-san", "the certificate names no SPIFFE ID"))?;
+    if uris.next().is_some() {
+        return Err(Refused::new("many-uri-sans", "the certificate names more than one URI"));
+    }
+    let validity = parsed.validity();
+    Ok((first.parse()?, validity.not_before.timestamp(), validity.not_after.timestamp()))
+}
+
+/// The other end sees a general alert only; the reason is for our own records.
+fn as_tls(refused: Refused) -> rustls::Error {
+    rustls::CertificateError::Other(rustls::OtherError(Arc::new(refused))).into()
+}
+
+impl ClientCertVerifier for Verifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.identify(end_entity, intermediates, now).map(|_| ClientCertVerified::assertion()).map_err(as_tls)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(PeerIncompatible::Tls12NotOffered.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.identify(end_entity, intermediates, now).map(|_| ServerCertVerified::assertion()).map_err(as_tls)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        ClientCertVerifier::verify_tls12_signature(self, message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        ClientCertVerifier::verify_tls13_signature(self, message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        ClientCertVerifier::supported_verify_schemes(self)
+    }
+}
