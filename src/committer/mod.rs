@@ -308,6 +308,12 @@ impl Committer {
         Ok(answer)
     }
 
+    /// Whether a group of so many bulletins would be taken now.
+    #[must_use]
+    pub fn has_room(&self, bulletins: usize) -> bool {
+        self.shared.queue.available_permits() >= bulletins
+    }
+
     /// Appends a verified batch of a peer's feed; cosigns it if it reached its checkpoint. Waits for room.
     ///
     /// # Errors

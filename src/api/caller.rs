@@ -1,0 +1,66 @@
+//! Who calls, and what the access rules give them.
+
+use std::sync::Arc;
+
+use tonic::{Code, Extensions, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use super::Api;
+use super::errors::DOMAIN;
+use crate::access::{Grant, Role};
+use crate::telemetry::{AuditEvent, audit};
+
+/// A verified caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Path of the SPIFFE ID: `focal-point/police-hq`.
+    pub path: String,
+}
+
+/// Reads the caller that the transport has verified.
+pub type Identify = Arc<dyn Fn(&Extensions) -> Option<Identity> + Send + Sync>;
+
+/// A caller with its grant at the time of the call.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) path: String,
+    pub(super) grant: Grant,
+}
+
+impl Caller {
+    /// The name in its path: what `header.issuer` says.
+    pub(super) fn issuer(&self) -> &str {
+        self.path.rsplit('/').next().unwrap_or(&self.path)
+    }
+
+    /// Only focal points read RED and AMBER+STRICT.
+    pub(super) fn is_focal_point(&self) -> bool {
+        self.grant.has(Role::FocalPoint)
+    }
+}
+
+impl Api {
+    /// The caller, if it has one of these roles.
+    pub(super) fn caller(&self, extensions: &Extensions, roles: &[Role], method: &'static str) -> Result<Caller, Status> {
+        let Some(Identity { path }) = (self.identify)(extensions) else {
+            self.refused(&"", method, "unidentified");
+            return Err(Status::unauthenticated("a client certificate of this member is needed"));
+        };
+        match self.access.load().grant(&path) {
+            Some(grant) if roles.iter().any(|role| grant.has(*role)) => Ok(Caller { path, grant: grant.clone() }),
+            Some(_) => Err(self.denied(&path, method, "ROLE", "the caller's roles do not include this call")),
+            None => Err(self.denied(&path, method, "NO_GRANT", "the access rules grant nothing to the caller")),
+        }
+    }
+
+    /// A refusal with its reason, recorded.
+    pub(super) fn denied(&self, path: &str, method: &'static str, reason: &str, detail: &str) -> Status {
+        self.refused(&path, method, reason);
+        let details = ErrorDetails::with_error_info(reason, DOMAIN, []);
+        Status::with_error_details(Code::PermissionDenied, detail, details)
+    }
+
+    fn refused(&self, who: &dyn std::fmt::Display, method: &'static str, reason: &str) {
+        audit(&AuditEvent { what: "refused-call", reason, who, subject: &method, detail: &"" });
+    }
+}

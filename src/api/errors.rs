@@ -1,0 +1,84 @@
+//! The one map from errors to gRPC status, with `google.rpc` details. Internals stay inside.
+
+use std::time::Duration;
+
+use barid_core::bulletin::Invalid;
+use barid_core::proto;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+
+use crate::committer::CommitFailure;
+use crate::store::ReadError;
+
+/// Domain of `ErrorInfo`.
+pub(super) const DOMAIN: &str = "barid";
+/// After how long to try again when the queue is full.
+const BUSY_RETRY: Duration = Duration::from_millis(100);
+/// After how long to try again when the disk is full.
+const DISK_FULL_RETRY: Duration = Duration::from_secs(60);
+
+/// Fields of a draft that break rules.
+pub(super) fn invalid(error: &Invalid) -> Status {
+    let violation = |field: &barid_core::bulletin::FieldError| {
+        FieldViolation::new(&field.field, format!("`{}` is not {}", field.found, field.expected))
+    };
+    let violations: Vec<_> = error.0.iter().map(violation).collect();
+    let message = format!("{} field(s) break a rule; nothing was stored", violations.len());
+    Status::with_error_details(Code::InvalidArgument, message, ErrorDetails::with_bad_request(violations))
+}
+
+/// One argument that is wrong.
+pub(super) fn argument(field: &str, found: &str, expected: &str) -> Status {
+    let found: String = found.chars().take(80).collect();
+    let text = format!("`{found}` is not {expected}");
+    let details = ErrorDetails::with_bad_request(vec![FieldViolation::new(field, &text)]);
+    Status::with_error_details(Code::InvalidArgument, format!("{field}: {text}"), details)
+}
+
+/// Why something was not committed.
+pub(super) fn commit(error: &CommitFailure) -> Status {
+    let info = |reason: &str| ErrorDetails::with_error_info(reason, DOMAIN, []);
+    match error {
+        CommitFailure::InDoubt(_) => Status::with_error_details(Code::FailedPrecondition, error.to_string(), info("IN_DOUBT")),
+        CommitFailure::Busy => retry(Code::ResourceExhausted, error, BUSY_RETRY, "BUSY"),
+        CommitFailure::DiskFull(_) => retry(Code::ResourceExhausted, error, DISK_FULL_RETRY, "DISK_FULL"),
+        CommitFailure::Stopped(_) => Status::with_error_details(Code::Unavailable, "the store has stopped", info("STOPPED")),
+        CommitFailure::Stale { .. } => Status::internal("a defect of the node"),
+    }
+}
+
+fn retry(code: Code, error: &CommitFailure, after: Duration, reason: &str) -> Status {
+    let mut details = ErrorDetails::with_retry_info(Some(after));
+    details.set_error_info(reason, DOMAIN, []);
+    Status::with_error_details(code, error.to_string(), details)
+}
+
+/// Why something could not be read.
+pub(super) fn read(error: &ReadError) -> Status {
+    match error {
+        ReadError::Missing(what) => Status::not_found(format!("{what} is not held")),
+        ReadError::Io(_) | ReadError::Damaged(_) => {
+            tracing::error!(%error, "the store could not be read");
+            Status::internal("the store could not be read")
+        }
+    }
+}
+
+/// A status as the answer to one request of a stream.
+pub(super) fn refusal(status: &Status) -> proto::Refusal {
+    let details = status.get_error_details();
+    let fields = details.bad_request().map(|request| {
+        let field = |violation: &FieldViolation| proto::FieldViolation {
+            field: violation.field.clone(),
+            description: violation.description.clone(),
+        };
+        request.field_violations.iter().map(field).collect()
+    });
+    let delay = details.retry_info().and_then(|info| info.retry_delay);
+    proto::Refusal {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        fields: fields.unwrap_or_default(),
+        retry_delay_ms: delay.map_or(0, |delay| u32::try_from(delay.as_millis()).unwrap_or(u32::MAX)),
+    }
+}

@@ -1,0 +1,73 @@
+//! The Operator service.
+
+use std::sync::Arc;
+
+use barid_core::proto;
+use bytes::Bytes;
+use tonic::{Request, Response, Status};
+
+use super::publish::now_unix_ms;
+use super::{Api, stored};
+use crate::access::Role;
+use crate::committer::Gate;
+use crate::rpc::operator_server::Operator;
+
+const READERS: [Role; 4] = [Role::Operator, Role::Auditor, Role::FocalPoint, Role::Agency];
+
+#[tonic::async_trait]
+impl Operator for Api {
+    async fn get_status(
+        &self,
+        request: Request<proto::GetStatusRequest>,
+    ) -> Result<Response<proto::GetStatusResponse>, Status> {
+        self.caller(request.extensions(), &READERS, "Operator.GetStatus")?;
+        let (store, feed, node) = (Arc::clone(self.store()), self.committer.feed().clone(), Arc::clone(&self.node));
+        let gathered = tokio::task::spawn_blocking(move || {
+            let own = store.feed(&feed).map(|state| proto::FeedStatus {
+                feed: feed.to_string(),
+                size: state.frontier.size(),
+                root: Bytes::copy_from_slice(&state.frontier.root().0),
+                disclosed: state.disclosed,
+            });
+            (own, node.peers(), node.alarms(), store.end_arrival().saturating_sub(1), store.view_lag())
+        });
+        let (own, peers, alarms, newest_arrival, view_lag_commits) =
+            gathered.await.map_err(|_| Status::internal("a defect of the node"))?;
+        let publishing = match &*self.committer.gate().borrow() {
+            Gate::Open => "yes".to_owned(),
+            Gate::Starting => "starting".to_owned(),
+            Gate::InDoubt(reason) => format!("in-doubt: {reason}"),
+            Gate::Stopped(_) => "stopped: the store has failed".to_owned(),
+        };
+        let feed = self.committer.feed();
+        Ok(Response::new(proto::GetStatusResponse {
+            member: feed.member.to_string(),
+            exchange: feed.exchange.to_string(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            now: Some(stored::seconds(now_unix_ms() / 1_000)),
+            own,
+            publishing,
+            newest_arrival,
+            roster_version: self.rosters.load().newest().version(),
+            peers,
+            alarms,
+            view_lag_commits,
+        }))
+    }
+
+    async fn get_roster(
+        &self,
+        request: Request<proto::GetRosterRequest>,
+    ) -> Result<Response<proto::GetRosterResponse>, Status> {
+        self.caller(request.extensions(), &READERS, "Operator.GetRoster")?;
+        let rosters = self.rosters.load();
+        let note = rosters.notes().last().map(|(_, note)| note.clone()).unwrap_or_default();
+        Ok(Response::new(proto::GetRosterResponse { note }))
+    }
+
+    async fn reload(&self, request: Request<proto::ReloadRequest>) -> Result<Response<proto::ReloadResponse>, Status> {
+        self.caller(request.extensions(), &[Role::Operator], "Operator.Reload")?;
+        let changes = self.node.reload().await.map_err(Status::failed_precondition)?;
+        Ok(Response::new(proto::ReloadResponse { changes }))
+    }
+}

@@ -1,0 +1,95 @@
+//! Until others hold a bulletin in full: custody notes, waited for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use barid_core::names::Member;
+use barid_core::proto;
+use tokio::sync::broadcast::error::RecvError;
+use tonic::Status;
+
+use super::{Api, errors};
+use crate::store::CustodyRecord;
+
+/// How long to wait if the caller does not say.
+const WAIT_DEFAULT: Duration = Duration::from_secs(30);
+/// Longest wait for one call.
+const WAIT_MAX: Duration = Duration::from_secs(600);
+
+/// What to wait for, checked.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    count: usize,
+    members: BTreeSet<Member>,
+    timeout: Duration,
+}
+
+impl Wanted {
+    pub(super) fn read(wait: &proto::WaitFor, api: &Api) -> Result<Self, Status> {
+        let roster = api.rosters.load().newest_shared();
+        let mut members = BTreeSet::new();
+        for (n, code) in wait.members.iter().enumerate() {
+            let field = format!("wait_for.members[{n}]");
+            let member: Member = code.parse().map_err(|_| errors::argument(&field, code, "a member code"))?;
+            if member == *api.me() || roster.member(&member).is_none() {
+                return Err(errors::argument(&field, code, "another member that the roster lists"));
+            }
+            members.insert(member);
+        }
+        let others = roster.entries().count().saturating_sub(1);
+        if wait.count as usize > others {
+            let expected = format!("at most the {others} other members");
+            return Err(errors::argument("wait_for.count", &wait.count.to_string(), &expected));
+        }
+        let timeout = match wait.timeout_ms {
+            0 => WAIT_DEFAULT,
+            ms => Duration::from_millis(ms.into()).min(WAIT_MAX),
+        };
+        Ok(Self { count: wait.count as usize, members, timeout })
+    }
+
+    fn reached(&self, holders: &BTreeMap<Member, u64>) -> bool {
+        holders.len() >= self.count && self.members.iter().all(|member| holders.contains_key(member))
+    }
+}
+
+impl Api {
+    /// Who holds entry `index` of this member's feed in full, with the time in their notes.
+    pub(super) async fn holders(&self, index: u64) -> Result<BTreeMap<Member, u64>, Status> {
+        let (store, feed) = (Arc::clone(self.store()), self.committer.feed().clone());
+        let found = tokio::task::spawn_blocking(move || store.custody_covering(&feed, index)).await;
+        let notes = found.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::read(&error))?;
+        Ok(notes.into_iter().map(|note: CustodyRecord| (note.holder, note.time)).collect())
+    }
+
+    /// Waits until the wanted members hold it, or the time is over; says who does and whether it was enough.
+    pub(super) async fn wait_stored(&self, index: u64, wanted: &Wanted) -> Result<(Vec<proto::StoredBy>, bool), Status> {
+        let mut notes = self.committer.custody_notes();
+        let mut holders = self.holders(index).await?;
+        let deadline = tokio::time::Instant::now() + wanted.timeout;
+        while !wanted.reached(&holders) {
+            match tokio::time::timeout_at(deadline, notes.recv()).await {
+                Ok(Ok(new)) => {
+                    for note in new.iter().filter(|note| note.holds(index)) {
+                        holders.entry(note.holder.clone()).or_insert(note.time);
+                    }
+                }
+                Ok(Err(RecvError::Lagged(_))) => holders = self.holders(index).await?,
+                Ok(Err(RecvError::Closed)) | Err(_) => break,
+            }
+        }
+        let reached = wanted.reached(&holders);
+        Ok((stored_by(holders), reached))
+    }
+}
+
+pub(super) fn stored_by(holders: BTreeMap<Member, u64>) -> Vec<proto::StoredBy> {
+    let one = |(member, time): (Member, u64)| proto::StoredBy { member: member.to_string(), at: Some(seconds(time)) };
+    holders.into_iter().map(one).collect()
+}
+
+/// Unix seconds as a timestamp.
+pub(super) fn seconds(time: u64) -> pbjson_types::Timestamp {
+    pbjson_types::Timestamp { seconds: i64::try_from(time).unwrap_or(i64::MAX), nanos: 0 }
+}
