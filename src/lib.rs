@@ -3,6 +3,7 @@
 
 pub mod access;
 pub mod api;
+pub mod app;
 pub mod cli;
 pub mod committer;
 pub mod config;

@@ -41,7 +41,12 @@ impl Caller {
 
 impl Api {
     /// The caller, if it has one of these roles.
-    pub(super) fn caller(&self, extensions: &Extensions, roles: &[Role], method: &'static str) -> Result<Caller, Status> {
+    pub(super) fn caller(
+        &self,
+        extensions: &Extensions,
+        roles: &[Role],
+        method: &'static str,
+    ) -> Result<Caller, Status> {
         let Some(Identity { path }) = (self.identify)(extensions) else {
             self.refused(&"", method, "unidentified");
             return Err(Status::unauthenticated("a client certificate of this member is needed"));

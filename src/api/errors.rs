@@ -39,10 +39,14 @@ pub(super) fn argument(field: &str, found: &str, expected: &str) -> Status {
 pub(super) fn commit(error: &CommitFailure) -> Status {
     let info = |reason: &str| ErrorDetails::with_error_info(reason, DOMAIN, []);
     match error {
-        CommitFailure::InDoubt(_) => Status::with_error_details(Code::FailedPrecondition, error.to_string(), info("IN_DOUBT")),
+        CommitFailure::InDoubt(_) => {
+            Status::with_error_details(Code::FailedPrecondition, error.to_string(), info("IN_DOUBT"))
+        }
         CommitFailure::Busy => retry(Code::ResourceExhausted, error, BUSY_RETRY, "BUSY"),
         CommitFailure::DiskFull(_) => retry(Code::ResourceExhausted, error, DISK_FULL_RETRY, "DISK_FULL"),
-        CommitFailure::Stopped(_) => Status::with_error_details(Code::Unavailable, "the store has stopped", info("STOPPED")),
+        CommitFailure::Stopped(_) => {
+            Status::with_error_details(Code::Unavailable, "the store has stopped", info("STOPPED"))
+        }
         CommitFailure::Stale { .. } => Status::internal("a defect of the node"),
     }
 }

@@ -70,7 +70,8 @@ impl Api {
         requests: impl Stream<Item = Result<proto::PublishStreamRequest, Status>> + Send + Unpin + 'static,
     ) -> mpsc::Receiver<Result<proto::PublishStreamResponse, Status>> {
         let (answers, receiver) = mpsc::channel(GROUPS_MAX);
-        let (groups, mut waiting) = mpsc::channel::<(Vec<Sent>, oneshot::Receiver<Result<PublishedGroup, CommitFailure>>)>(GROUPS_MAX);
+        let (groups, mut waiting) =
+            mpsc::channel::<(Vec<Sent>, oneshot::Receiver<Result<PublishedGroup, CommitFailure>>)>(GROUPS_MAX);
         let answering = self.clone();
         let (who, out) = (caller.clone(), answers.clone());
         tokio::spawn(async move {
@@ -108,7 +109,10 @@ impl Api {
                     }
                 }
                 if !refused.is_empty()
-                    && answers.send(Ok(proto::PublishStreamResponse { results: refused, ..Default::default() })).await.is_err()
+                    && answers
+                        .send(Ok(proto::PublishStreamResponse { results: refused, ..Default::default() }))
+                        .await
+                        .is_err()
                 {
                     return;
                 }
@@ -238,7 +242,9 @@ impl Api {
         checkpoint: &SignedCheckpoint,
     ) -> Result<proto::Receipt, Status> {
         let entry = self.entry(location).await?;
-        let Content::Disclosed { envelope, header: Some(header) } = &entry.content else { return Err(id_taken(&sent.id)) };
+        let Content::Disclosed { envelope, header: Some(header) } = &entry.content else {
+            return Err(id_taken(&sent.id));
+        };
         if header.issuer != caller.issuer() {
             return Err(id_taken(&sent.id));
         }
@@ -262,7 +268,8 @@ impl Api {
     pub(super) async fn entry(&self, location: &Location) -> Result<Entry, Status> {
         let (store, feed, index) = (Arc::clone(self.store()), location.feed.clone(), location.index);
         let read = tokio::task::spawn_blocking(move || store.entries(&feed, index, 1, usize::MAX)).await;
-        let entries = read.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::read(&error))?;
+        let entries =
+            read.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::read(&error))?;
         entries.into_iter().next().ok_or_else(|| Status::not_found("the entry is not held"))
     }
 
@@ -275,7 +282,12 @@ impl Api {
         if !caller.grant.may_publish_in(group) {
             let known = self.rosters.load().newest().working_groups().contains(group);
             return Err(if known || topic.is_empty() && !caller.is_focal_point() {
-                self.denied(&caller.path, "FocalPoint.Publish", "WORKING_GROUP", "the caller does not publish in this working group")
+                self.denied(
+                    &caller.path,
+                    "FocalPoint.Publish",
+                    "WORKING_GROUP",
+                    "the caller does not publish in this working group",
+                )
             } else {
                 errors::argument("header.topic", topic, "a dotted path under a working group of the roster")
             });
@@ -283,7 +295,9 @@ impl Api {
         let mut random = [0; 26];
         getrandom::fill(&mut random).map_err(|_| Status::internal("no random numbers"))?;
         let (salt, rest) = random.split_at(SALT_BYTES);
-        let (Ok(salt), Ok(rest)) = (salt.try_into(), rest.try_into()) else { return Err(Status::internal("a defect of the node")) };
+        let (Ok(salt), Ok(rest)) = (salt.try_into(), rest.try_into()) else {
+            return Err(Status::internal("a defect of the node"));
+        };
         let now = now_unix_ms();
         let rosters = self.rosters.load();
         let original = self.original(&draft).await?;
@@ -298,29 +312,41 @@ impl Api {
         check_releasable(&bulletin.header, rosters.newest()).map_err(|error| errors::invalid(&error))?;
         if let Some((original, digest)) = original {
             let roster = rosters.at(original.roster_version).unwrap_or(rosters.newest());
-            state::check_successor(&bulletin.proto_header, &original, &digest, roster).map_err(|error| errors::invalid(&error))?;
+            state::check_successor(&bulletin.proto_header, &original, &digest, roster)
+                .map_err(|error| errors::invalid(&error))?;
         }
         Ok(Ready { bulletin, draft, wanted })
     }
 
     /// The bulletin that an Update, Cancel or Ack is about.
     async fn original(&self, draft: &proto::Draft) -> Result<Option<(proto::Header, Digest)>, Status> {
-        let Some(header) = draft.header.as_ref().filter(|header| matches!(header.msg_type.as_str(), "Update" | "Cancel" | "Ack"))
+        let Some(header) =
+            draft.header.as_ref().filter(|header| matches!(header.msg_type.as_str(), "Update" | "Cancel" | "Ack"))
         else {
             return Ok(None);
         };
         for (n, (member, id)) in state::referred(header).into_iter().enumerate() {
             let entry = self.find(&member, id).await?;
             return match entry.map(|entry| (entry.content, entry.digest)) {
-                Some((Content::Disclosed { header: Some(header), .. }, digest)) => Ok(Some((header.as_ref().clone(), digest))),
-                _ => Err(errors::argument(&format!("header.references[{n}]"), &format!("{member}/{}", id.uuid()), "a bulletin held here")),
+                Some((Content::Disclosed { header: Some(header), .. }, digest)) => {
+                    Ok(Some((header.as_ref().clone(), digest)))
+                }
+                _ => Err(errors::argument(
+                    &format!("header.references[{n}]"),
+                    &format!("{member}/{}", id.uuid()),
+                    "a bulletin held here",
+                )),
             };
         }
         Ok(None)
     }
 
     /// A bulletin by member and id.
-    pub(super) async fn find(&self, member: &barid_core::names::Member, id: BulletinId) -> Result<Option<Entry>, Status> {
+    pub(super) async fn find(
+        &self,
+        member: &barid_core::names::Member,
+        id: BulletinId,
+    ) -> Result<Option<Entry>, Status> {
         let (store, member) = (Arc::clone(self.store()), member.clone());
         let found = tokio::task::spawn_blocking(move || store.find(&member, id.uuid())).await;
         match found.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::read(&error))? {

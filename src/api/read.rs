@@ -39,7 +39,10 @@ impl FocalPoint for Api {
     type PublishStreamStream = Answers<proto::PublishStreamResponse>;
     type SubscribeStream = Answers<proto::SubscribeResponse>;
 
-    async fn publish(&self, request: Request<proto::PublishRequest>) -> Result<Response<proto::PublishResponse>, Status> {
+    async fn publish(
+        &self,
+        request: Request<proto::PublishRequest>,
+    ) -> Result<Response<proto::PublishResponse>, Status> {
         let caller = self.caller(request.extensions(), &[Role::FocalPoint], "FocalPoint.Publish")?;
         self.publish_one(&caller, request.into_inner()).await.map(Response::new)
     }
@@ -60,13 +63,17 @@ impl FocalPoint for Api {
         let uuid: BulletinId = id.parse().map_err(|_| errors::argument("id", &id, "a UUIDv7 in lower case"))?;
         // What the caller may not read does not exist for it.
         let missing = || Status::not_found(format!("no bulletin {member}/{id} is held for you"));
-        let entry = self.find(&owner, uuid).await?.filter(|entry| self.may_deliver(&caller, entry)).ok_or_else(missing)?;
+        let entry =
+            self.find(&owner, uuid).await?.filter(|entry| self.may_deliver(&caller, entry)).ok_or_else(missing)?;
         let state = self.state(&caller, &entry).await?;
         let stored = if owner == *self.me() { stored_by(self.holders(entry.index).await?) } else { Vec::new() };
         Ok(Response::new(proto::GetResponse { delivery: Some(self.delivery_of(entry)), state: Some(state), stored }))
     }
 
-    async fn subscribe(&self, request: Request<proto::SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
+    async fn subscribe(
+        &self,
+        request: Request<proto::SubscribeRequest>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
         use proto::subscribe_request::Start;
         let caller = self.caller(request.extensions(), &READERS, "FocalPoint.Subscribe")?;
         let proto::SubscribeRequest { filter, start } = request.into_inner();
@@ -83,7 +90,9 @@ impl FocalPoint for Api {
                 let store = Arc::clone(self.store());
                 let key_read = key.clone();
                 let read = tokio::task::spawn_blocking(move || store.cursor(&key_read)).await;
-                let held = read.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::read(&error))?;
+                let held = read
+                    .map_err(|_| Status::internal("a defect of the node"))?
+                    .map_err(|error| errors::read(&error))?;
                 match held {
                     Some(arrival) => arrival + 1,
                     None => {
@@ -111,7 +120,10 @@ impl FocalPoint for Api {
         Ok(Response::new(proto::AcknowledgeResponse {}))
     }
 
-    async fn history(&self, request: Request<proto::HistoryRequest>) -> Result<Response<proto::HistoryResponse>, Status> {
+    async fn history(
+        &self,
+        request: Request<proto::HistoryRequest>,
+    ) -> Result<Response<proto::HistoryResponse>, Status> {
         let caller = self.caller(request.extensions(), &READERS, "FocalPoint.History")?;
         let proto::HistoryRequest { filter, since, until, page_size, page_token } = request.into_inner();
         let filter = Filter::read(filter)?;
@@ -135,7 +147,8 @@ impl FocalPoint for Api {
         };
         let store = Arc::clone(self.store());
         let read = tokio::task::spawn_blocking(move || store.history(before, page, SCAN_MAX, &wanted)).await;
-        let (entries, next) = read.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::read(&error))?;
+        let (entries, next) =
+            read.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::read(&error))?;
         let visible = entries.into_iter().filter(|entry| self.may_deliver(&caller, entry));
         Ok(Response::new(proto::HistoryResponse {
             deliveries: visible.map(|entry| self.delivery_of(entry)).collect(),
@@ -152,12 +165,15 @@ impl Api {
 
     /// What became of a bulletin, by the updates, cancellations and acknowledgements that have arrived here on its topic.
     async fn state(&self, caller: &Caller, entry: &Entry) -> Result<proto::State, Status> {
-        let Content::Disclosed { header: Some(original), .. } = &entry.content else { return Ok(proto::State::default()) };
+        let Content::Disclosed { header: Some(original), .. } = &entry.content else {
+            return Ok(proto::State::default());
+        };
         let topic = original.topic.clone();
         let wanted = move |columns: &Columns| columns.topic == topic;
         let (store, before) = (Arc::clone(self.store()), self.store().end_arrival());
         let read = tokio::task::spawn_blocking(move || store.history(before, usize::MAX, SCAN_MAX, &wanted)).await;
-        let (others, _) = read.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::read(&error))?;
+        let (others, _) =
+            read.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::read(&error))?;
         let mut standing = Standing::default();
         let mut acknowledged_by = Vec::new();
         for other in others.iter().filter(|other| self.may_deliver(caller, other)) {

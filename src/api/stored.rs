@@ -59,12 +59,17 @@ impl Api {
     pub(super) async fn holders(&self, index: u64) -> Result<BTreeMap<Member, u64>, Status> {
         let (store, feed) = (Arc::clone(self.store()), self.committer.feed().clone());
         let found = tokio::task::spawn_blocking(move || store.custody_covering(&feed, index)).await;
-        let notes = found.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::read(&error))?;
+        let notes =
+            found.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::read(&error))?;
         Ok(notes.into_iter().map(|note: CustodyRecord| (note.holder, note.time)).collect())
     }
 
     /// Waits until the wanted members hold it, or the time is over; says who does and whether it was enough.
-    pub(super) async fn wait_stored(&self, index: u64, wanted: &Wanted) -> Result<(Vec<proto::StoredBy>, bool), Status> {
+    pub(super) async fn wait_stored(
+        &self,
+        index: u64,
+        wanted: &Wanted,
+    ) -> Result<(Vec<proto::StoredBy>, bool), Status> {
         let mut notes = self.committer.custody_notes();
         let mut holders = self.holders(index).await?;
         let deadline = tokio::time::Instant::now() + wanted.timeout;

@@ -35,7 +35,11 @@ impl Filter {
         let proto::Filter { topics, kinds, min_severity, members } = filter.unwrap_or_default();
         if topics.len() + kinds.len() + members.len() > FILTERS_MAX {
             let expected = format!("at most {FILTERS_MAX} topics, kinds and members together");
-            return Err(errors::argument("filter", &(topics.len() + kinds.len() + members.len()).to_string(), &expected));
+            return Err(errors::argument(
+                "filter",
+                &(topics.len() + kinds.len() + members.len()).to_string(),
+                &expected,
+            ));
         }
         let parse_topic = |(n, text): (usize, &String)| {
             let expected = "a topic filter such as `customs.>`";
@@ -44,12 +48,13 @@ impl Filter {
         let parse_member = |(n, text): (usize, &String)| {
             text.parse().map_err(|_| errors::argument(&format!("filter.members[{n}]"), text, "a member code"))
         };
-        let severity = match min_severity.as_str() {
-            "" => None,
-            text => Some(Severity::read(text).ok_or_else(|| {
-                errors::argument("filter.min_severity", text, "Minor, Moderate, Severe or Extreme")
-            })?),
-        };
+        let severity =
+            match min_severity.as_str() {
+                "" => None,
+                text => Some(Severity::read(text).ok_or_else(|| {
+                    errors::argument("filter.min_severity", text, "Minor, Moderate, Severe or Extreme")
+                })?),
+            };
         Ok(Self {
             topics: topics.iter().enumerate().map(parse_topic).collect::<Result<_, _>>()?,
             kinds,
@@ -116,7 +121,8 @@ impl Api {
                 commits.mark_unchanged();
                 while next < self.store().end_arrival() {
                     let store = Arc::clone(self.store());
-                    let read = tokio::task::spawn_blocking(move || store.arrivals(next, BATCH_ENTRIES_MAX, BATCH_BYTES_MAX));
+                    let read =
+                        tokio::task::spawn_blocking(move || store.arrivals(next, BATCH_ENTRIES_MAX, BATCH_BYTES_MAX));
                     let entries = match read.await {
                         Ok(Ok(entries)) => entries,
                         Ok(Err(error)) => return drop(out.send(Err(errors::read(&error))).await),

@@ -12,10 +12,12 @@ mod client;
 mod client_tests;
 mod completions;
 mod evidence;
+mod exchange;
 pub mod failure;
 mod health;
 mod history;
 pub mod messages;
+mod node;
 pub mod output;
 pub mod profile;
 mod publish;
@@ -75,6 +77,10 @@ enum Command {
     Status,
     /// Ask whether the node serves; for containers.
     Health(health::HealthArgs),
+    /// Run this member's node.
+    Node(node::NodeArgs),
+    /// Make a development exchange.
+    Exchange(exchange::ExchangeArgs),
     /// Write completions for a shell.
     Completions(completions::CompletionsArgs),
 }
@@ -132,6 +138,8 @@ fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Evidence(args) => wait(evidence::run(context, &args)),
         Command::Status => wait(status::run(context)),
         Command::Health(args) => wait(health::run(context, &args)),
+        Command::Node(args) => node::run(context, &args),
+        Command::Exchange(args) => exchange::run(context, &args),
         Command::Completions(args) => completions::run(context, &args),
     }
 }

@@ -160,8 +160,10 @@ pub fn listen(
     credentials: Credentials,
     connections: Connections,
     on_refusal: OnRefusal,
-) -> Result<tokio_stream::wrappers::ReceiverStream<io::Result<Guarded<tokio_rustls::server::TlsStream<TcpStream>>>>, TransportError>
-{
+) -> Result<
+    tokio_stream::wrappers::ReceiverStream<io::Result<Guarded<tokio_rustls::server::TlsStream<TcpStream>>>>,
+    TransportError,
+> {
     let acceptor = TlsAcceptor::from(Arc::new(server_config(Arc::clone(&verifier), credentials)?));
     let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
@@ -189,7 +191,9 @@ pub fn listen(
                 };
                 match result.and_then(|(stream, chain)| guarded(stream, chain, verifier, &connections)) {
                     Ok(guarded) => drop(accepted.send(Ok(guarded)).await),
-                    Err(Refused { reason, detail }) => on_refusal(&Refusal { reason, address: address.to_string(), detail }),
+                    Err(Refused { reason, detail }) => {
+                        on_refusal(&Refusal { reason, address: address.to_string(), detail })
+                    }
                 }
             });
         }
@@ -202,7 +206,8 @@ type Accepted = (tokio_rustls::server::TlsStream<TcpStream>, Vec<CertificateDer<
 async fn accept(acceptor: &TlsAcceptor, stream: TcpStream) -> Result<Accepted, Refused> {
     stream.set_nodelay(true).map_err(|error| Refused::new("tls-handshake", error.to_string()))?;
     let stream = acceptor.accept(stream).await.map_err(|error| why(&error))?;
-    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().iter().cloned().map(CertificateDer::into_owned);
+    let chain =
+        stream.get_ref().1.peer_certificates().unwrap_or_default().iter().cloned().map(CertificateDer::into_owned);
     let chain = chain.collect();
     Ok((stream, chain))
 }

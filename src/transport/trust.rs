@@ -25,11 +25,16 @@ impl FromStr for SpiffeId {
 
     fn from_str(text: &str) -> Result<Self, Refused> {
         let bad = || Refused::new("not-spiffe", format!("`{text}` is no SPIFFE ID"));
-        let (trust_domain, path) = text.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')).ok_or_else(bad)?;
+        let (trust_domain, path) =
+            text.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')).ok_or_else(bad)?;
         let domain_char = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b);
         let path_char = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
         let segment = |part: &str| !part.is_empty() && part != "." && part != ".." && part.bytes().all(path_char);
-        if trust_domain.is_empty() || !trust_domain.bytes().all(domain_char) || !path.split('/').all(segment) || text.len() > 2_048 {
+        if trust_domain.is_empty()
+            || !trust_domain.bytes().all(domain_char)
+            || !path.split('/').all(segment)
+            || text.len() > 2_048
+        {
             return Err(bad());
         }
         Ok(Self { trust_domain: trust_domain.into(), path: path.into() })
@@ -123,7 +128,9 @@ fn domains(roster: &Roster) -> BTreeMap<String, Authorities> {
         let mut anchors = Vec::new();
         for pem in &entry.ca_certificates {
             let read = CertificateDer::from_pem_slice(pem.as_bytes()).ok();
-            let anchor = read.as_ref().and_then(|der| webpki::anchor_from_trusted_cert(der).ok().map(|anchor| anchor.to_owned()));
+            let anchor = read
+                .as_ref()
+                .and_then(|der| webpki::anchor_from_trusted_cert(der).ok().map(|anchor| anchor.to_owned()));
             let taken = read.as_ref().is_some_and(|der| domains.values().any(|other| other.certificates.contains(der)));
             match (read, anchor) {
                 (Some(der), Some(anchor)) if !taken => {

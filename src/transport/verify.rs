@@ -59,9 +59,9 @@ impl Verifier {
         let (spiffe, not_before, not_after) = read(end_entity)?;
         self.admits(&spiffe)?;
         let domains = self.trust.load();
-        let authorities = domains
-            .get(&spiffe.trust_domain)
-            .ok_or_else(|| Refused::new("unknown-member", format!("the roster has no trust domain {}", spiffe.trust_domain)))?;
+        let authorities = domains.get(&spiffe.trust_domain).ok_or_else(|| {
+            Refused::new("unknown-member", format!("the roster has no trust domain {}", spiffe.trust_domain))
+        })?;
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         if seconds < not_before {
             return Err(Refused::new("not-yet-valid", format!("{spiffe} is valid from {not_before} on")));
@@ -82,7 +82,8 @@ impl Verifier {
                 .with_expiration_policy(ExpirationPolicy::Ignore)
                 .build()
         });
-        let certificate = EndEntityCert::try_from(end_entity).map_err(|error| Refused::new("malformed", error.to_string()))?;
+        let certificate =
+            EndEntityCert::try_from(end_entity).map_err(|error| Refused::new("malformed", error.to_string()))?;
         let usage = match self.policy {
             Policy::Exactly(_) => KeyUsage::server_auth(),
             Policy::Peers(_) | Policy::OwnPeople(_) => KeyUsage::client_auth(),
@@ -92,9 +93,10 @@ impl Verifier {
             .verify_for_usage(algorithms, &authorities.anchors, intermediates, now, usage, revocation, None)
             .map_err(|error| match error {
                 webpki::Error::CertRevoked => Refused::new("revoked", format!("{spiffe} was revoked")),
-                webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
-                    Refused::new("wrong-ca", format!("{spiffe} is not certified by an authority of {}", authorities.member))
-                }
+                webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => Refused::new(
+                    "wrong-ca",
+                    format!("{spiffe} is not certified by an authority of {}", authorities.member),
+                ),
                 other => Refused::new("invalid-path", other.to_string()),
             })?;
         Ok(PeerIdentity { spiffe, member: authorities.member.clone(), not_after })

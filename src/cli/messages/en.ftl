@@ -307,3 +307,6 @@ field-warrant = warrant
 field-distinguishing-marks = Distinguishing marks
 field-outcome = Answer
 field-reason = Reason
+exchange-made = A development exchange was made in { $dir }. Start a node: barid node --first --config { $dir }/ma/node.toml
+error-exchange-init = The development exchange was not made.
+    .next = Choose another folder or other ports; an exchange that stands there is left as it is.
