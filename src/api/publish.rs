@@ -31,6 +31,9 @@ const GROUPS_MAX: usize = 16;
 /// Pause before a stream's group is offered to a full queue again.
 const BUSY_PAUSE: Duration = Duration::from_millis(2);
 
+/// A group of one stream on its way to the disk.
+type SentGroup = (Vec<Sent>, oneshot::Receiver<Result<PublishedGroup, CommitFailure>>);
+
 /// A request that may be committed.
 struct Ready {
     bulletin: ValidBulletin,
@@ -70,8 +73,7 @@ impl Api {
         requests: impl Stream<Item = Result<proto::PublishStreamRequest, Status>> + Send + Unpin + 'static,
     ) -> mpsc::Receiver<Result<proto::PublishStreamResponse, Status>> {
         let (answers, receiver) = mpsc::channel(GROUPS_MAX);
-        let (groups, mut waiting) =
-            mpsc::channel::<(Vec<Sent>, oneshot::Receiver<Result<PublishedGroup, CommitFailure>>)>(GROUPS_MAX);
+        let (groups, mut waiting) = mpsc::channel::<SentGroup>(GROUPS_MAX);
         let answering = self.clone();
         let (who, out) = (caller.clone(), answers.clone());
         tokio::spawn(async move {
@@ -127,7 +129,7 @@ impl Api {
     /// Hands a group to the committer, waiting while its queue is full; `false` when the stream has ended.
     async fn offer(
         &self,
-        groups: &mpsc::Sender<(Vec<Sent>, oneshot::Receiver<Result<PublishedGroup, CommitFailure>>)>,
+        groups: &mpsc::Sender<SentGroup>,
         group: &mut Vec<ValidBulletin>,
         sent: &mut Vec<Sent>,
         answers: &mpsc::Sender<Result<proto::PublishStreamResponse, Status>>,
@@ -325,20 +327,16 @@ impl Api {
         else {
             return Ok(None);
         };
-        for (n, (member, id)) in state::referred(header).into_iter().enumerate() {
-            let entry = self.find(&member, id).await?;
-            return match entry.map(|entry| (entry.content, entry.digest)) {
-                Some((Content::Disclosed { header: Some(header), .. }, digest)) => {
-                    Ok(Some((header.as_ref().clone(), digest)))
-                }
-                _ => Err(errors::argument(
-                    &format!("header.references[{n}]"),
-                    &format!("{member}/{}", id.uuid()),
-                    "a bulletin held here",
-                )),
-            };
+        let Some((member, id)) = state::referred(header).into_iter().next() else { return Ok(None) };
+        match self.find(&member, id).await?.map(|entry| (entry.content, entry.digest)) {
+            Some((Content::Disclosed { header: Some(header), .. }, digest)) => {
+                Ok(Some((header.as_ref().clone(), digest)))
+            }
+            _ => {
+                let found = format!("{member}/{}", id.uuid());
+                Err(errors::argument("header.references[0]", &found, "a bulletin held here"))
+            }
         }
-        Ok(None)
     }
 
     /// A bulletin by member and id.

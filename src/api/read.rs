@@ -129,7 +129,7 @@ impl FocalPoint for Api {
         let filter = Filter::read(filter)?;
         let ms = |field: &str, at: Option<pbjson_types::Timestamp>| {
             let read = |at: &pbjson_types::Timestamp| {
-                Time::from_proto(at).map(|time| time.unix_ms()).ok_or_else(|| errors::argument(field, "", "a time"))
+                Time::from_proto(at).map(Time::unix_ms).ok_or_else(|| errors::argument(field, "", "a time"))
             };
             at.as_ref().map(read).transpose()
         };

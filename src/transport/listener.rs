@@ -192,7 +192,7 @@ pub fn listen(
                 match result.and_then(|(stream, chain)| guarded(stream, chain, verifier, &connections)) {
                     Ok(guarded) => drop(accepted.send(Ok(guarded)).await),
                     Err(Refused { reason, detail }) => {
-                        on_refusal(&Refusal { reason, address: address.to_string(), detail })
+                        on_refusal(&Refusal { reason, address: address.to_string(), detail });
                     }
                 }
             });

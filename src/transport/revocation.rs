@@ -64,7 +64,7 @@ impl RevocationLists {
             })
         });
         let (authority, key) = signer.ok_or(ListError::Stranger)?;
-        let number = list.crl_number().map(|number| number.to_bytes_be()).unwrap_or_default();
+        let number = list.crl_number().map_or_else(Vec::new, x509_parser::num_bigint::BigUint::to_bytes_be);
         let next_update = list.next_update().map_or(i64::MAX, |time| time.timestamp());
         let parsed = OwnedCertRevocationList::from_der(der).map_err(|error| malformed(&error))?.into();
         let new = Arc::new(List { der: der.to_vec(), parsed, next_update, number, authority });
