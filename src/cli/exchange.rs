@@ -40,7 +40,7 @@ struct InitArgs {
     /// Address that the nodes listen on.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     bind: String,
-    /// Host under which a member is reached; `{}` stands for its code.
+    /// Host under which a member is reached; `CODE` stands for its code.
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     host: String,
 }
@@ -57,7 +57,7 @@ pub(super) fn run(context: &Context, args: &ExchangeArgs) -> Result<Exit, Failur
         let exchange_port = ports(n)?;
         Ok(DevelopMember {
             code: code.clone(),
-            host: args.host.replace("{}", code.as_str()),
+            host: args.host.replace("CODE", code.as_str()),
             exchange_port,
             api_port: exchange_port + 1,
             working_groups: WORKING_GROUPS.map(str::to_owned).to_vec(),

@@ -372,4 +372,4 @@ help-exchange-init-exchange = اسم التبادل.
 help-exchange-init-members = الأعضاء.
 help-exchange-init-base-port = منفذ التبادل للعضو الأول؛ وواجهته في المنفذ التالي، والعضو التالي بعد عشرة.
 help-exchange-init-bind = العنوان الذي تستمع عليه العقد.
-help-exchange-init-host = المضيف الذي يُبلغ عنده العضو؛ و`{"{}"}` تقوم مقام رمزه.
+help-exchange-init-host = المضيف الذي يُبلغ عنده العضو؛ و`CODE` تقوم مقام رمزه.

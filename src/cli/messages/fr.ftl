@@ -363,4 +363,4 @@ help-exchange-init-exchange = Nom de l'échange.
 help-exchange-init-members = Membres.
 help-exchange-init-base-port = Port d'échange du premier membre ; son API est au suivant, le membre suivant dix plus haut.
 help-exchange-init-bind = Adresse d'écoute des nœuds.
-help-exchange-init-host = Hôte auquel un membre est joint ; `{"{}"}` tient lieu de son code.
+help-exchange-init-host = Hôte auquel un membre est joint ; `CODE` tient lieu de son code.

@@ -1,0 +1,61 @@
+//! Rabat, Tripoli, Tunis and Niamey exchange bulletins.
+
+use serde_json::json;
+
+use crate::world::{MEMBERS, World, example, holds, text, until};
+
+#[test]
+fn niamey_publishes_and_sees_that_tunis_has_it() {
+    let mut world = World::start();
+    let alert = world.draft("alert.json", &example("stolen-passport.fr.json", |_| ()));
+    let published = world.told("ne", "police-hq", &["publish", &alert, "--wait-for", "tn"]);
+    assert_eq!(published[0]["waitReached"], true);
+    let holders: Vec<_> = published[0]["stored"].as_array().unwrap().iter().map(|by| by["member"].clone()).collect();
+    assert!(holders.contains(&json!("tn")), "{holders:?}");
+    let id = published[0]["receipt"]["id"].as_str().unwrap().to_owned();
+    let history = world.told("tn", "police-hq", &["history", "--topic", "security.>"]);
+    assert!(history[0].to_string().contains(&id), "{history:?}");
+
+    // Tunis loses power; Niamey's next alert waits for it, and is there once Tunis is back: once.
+    world.kill("tn");
+    let another = world.draft("another.json", &example("stolen-passport.fr.json", |_| ()));
+    let late = world.client("ne", "police-hq", &["publish", &another, "--wait-for", "tn", "--timeout", "2"]);
+    assert_eq!(late.status.code(), Some(3), "{}{}", text(&late.stdout), text(&late.stderr));
+    world.run("tn");
+    until("all feeds are equal everywhere", || MEMBERS.iter().all(|member| world.feeds(member) == world.feeds("ne")));
+    let history = world.told("tn", "police-hq", &["history", "--member", "ne"]);
+    assert_eq!(history.len(), 2, "{history:?}");
+
+    // The view is only asked, never believed: deleted, it is made again.
+    world.kill("tn");
+    std::fs::remove_dir_all(world.folder("tn").join("data/db")).unwrap();
+    world.run("tn");
+    assert_eq!(world.told("tn", "police-hq", &["history", "--member", "ne"]).len(), 2);
+}
+
+#[test]
+fn what_is_for_tunis_alone_is_nowhere_else() {
+    let world = World::start();
+    let token = format!("TOKEN-{}-{:?}", std::process::id(), std::time::Instant::now());
+    let token = token.replace(|c: char| !c.is_ascii_alphanumeric(), "");
+    let secret = example("stolen-passport.fr.json", |draft| {
+        draft["header"]["handling"]["tlp"] = json!("TLP:RED");
+        draft["header"]["handling"]["releasableTo"] = json!(["tn"]);
+        draft["body"]["texts"][0]["description"] = json!(token);
+    });
+    let secret = world.draft("secret.json", &secret);
+    let published = world.told("ma", "police-hq", &["publish", &secret, "--wait-for", "tn"]);
+    assert_eq!(published[0]["waitReached"], true);
+    until("all feeds are equal everywhere", || MEMBERS.iter().all(|member| world.feeds(member) == world.feeds("ma")));
+    assert_eq!(world.told("tn", "police-hq", &["history"]).len(), 1);
+    assert!(holds(&world.folder("tn").join("data"), token.as_bytes()).is_some());
+    for other in ["ly", "ne"] {
+        assert_eq!(world.told(other, "police-hq", &["history"]).len(), 0);
+        assert_eq!(holds(&world.folder(other), token.as_bytes()), None);
+    }
+    // Agencies do not see RED, in Tunis neither; and what is granted to nobody is refused.
+    assert_eq!(world.told("tn", "border-post", &["history"]).len(), 0);
+    let refused = world.client("ma", "customs-hq", &["publish", &secret]);
+    assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stderr));
+    assert_eq!(world.client("ma", "operator", &["history"]).status.code(), Some(1));
+}

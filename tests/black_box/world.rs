@@ -1,0 +1,163 @@
+//! A development exchange in a temporary folder, with one process a member.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Longest for anything to come true: the machine may be busy.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+pub(crate) const MEMBERS: [&str; 4] = ["ma", "ly", "tn", "ne"];
+
+pub(crate) struct World {
+    folder: tempfile::TempDir,
+    nodes: BTreeMap<&'static str, Child>,
+}
+
+impl World {
+    /// All four nodes, each in a process of its own, logging everything.
+    pub(crate) fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = free_ports().to_string();
+        let made = barid(&["exchange", "init", "--dir", folder.path().to_str().unwrap(), "--base-port", &port]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        let mut world = Self { folder, nodes: BTreeMap::new() };
+        for member in MEMBERS {
+            let path = world.folder(member).join("node.toml");
+            let config = fs::read_to_string(&path).unwrap();
+            fs::write(
+                &path,
+                config
+                    .replace("log = \"info\"", "log = \"trace\"")
+                    .replace("lone_start_seconds = 10", "lone_start_seconds = 1"),
+            )
+            .unwrap();
+            world.run(member);
+        }
+        world
+    }
+
+    pub(crate) fn folder(&self, member: &str) -> PathBuf {
+        self.folder.path().join(member)
+    }
+
+    pub(crate) fn run(&mut self, member: &'static str) {
+        let folder = self.folder(member);
+        let log = File::options().create(true).append(true).open(folder.join("node.log")).unwrap();
+        let node = Command::new(env!("CARGO_BIN_EXE_barid"))
+            .args(["node", "--first", "--config"])
+            .arg(folder.join("node.toml"))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.nodes.insert(member, node);
+        until(&format!("{member} serves"), || self.client(member, "operator", &["health"]).status.success());
+    }
+
+    /// As a power cut would: no time to say goodbye.
+    pub(crate) fn kill(&mut self, member: &str) {
+        let mut node = self.nodes.remove(member).unwrap();
+        node.kill().unwrap();
+        node.wait().unwrap();
+    }
+
+    /// One command of a member's person or system.
+    pub(crate) fn client(&self, member: &str, name: &str, args: &[&str]) -> Output {
+        let profile = self.folder(member).join("clients").join(name).join("client.toml");
+        let mut all = vec!["--json", "--profile", profile.to_str().unwrap()];
+        all.extend(args);
+        barid(&all)
+    }
+
+    /// As [`Self::client`], for what must succeed: its JSON lines.
+    pub(crate) fn told(&self, member: &str, name: &str, args: &[&str]) -> Vec<Value> {
+        let output = self.client(member, name, args);
+        assert!(output.status.success(), "{args:?} at {member}: {}{}", text(&output.stdout), text(&output.stderr));
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Size and root of every feed with entries as one member holds it, by origin.
+    pub(crate) fn feeds(&self, member: &str) -> BTreeMap<String, (String, String)> {
+        let status = self.told(member, "operator", &["status"]).remove(0);
+        let peers = status["peers"].as_array().cloned().unwrap_or_default();
+        let feeds = peers.iter().map(|peer| peer["feed"].clone()).chain([status["own"].clone()]);
+        let field = |feed: &Value, name: &str| feed[name].as_str().unwrap_or_default().to_owned();
+        feeds
+            .filter(|feed| feed["size"].is_string())
+            .map(|feed| (field(&feed, "feed"), (field(&feed, "size"), field(&feed, "root"))))
+            .collect()
+    }
+
+    /// Writes a draft into the exchange's folder.
+    pub(crate) fn draft(&self, name: &str, draft: &Value) -> String {
+        let path = self.folder.path().join(name);
+        fs::write(&path, draft.to_string()).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for node in self.nodes.values_mut() {
+            let _ = node.kill();
+            let _ = node.wait();
+        }
+    }
+}
+
+/// An example of the project, changed.
+pub(crate) fn example(name: &str, change: impl Fn(&mut Value)) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/bulletins").join(name);
+    let mut draft = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    change(&mut draft);
+    draft
+}
+
+/// Whether any file under a folder holds these bytes.
+pub(crate) fn holds(folder: &Path, wanted: &[u8]) -> Option<PathBuf> {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let found = if path.is_dir() {
+            holds(&path, wanted)
+        } else {
+            let bytes = fs::read(&path).unwrap();
+            bytes.windows(wanted.len()).any(|window| window == wanted).then_some(path)
+        };
+        if found.is_some() {
+            return found;
+        }
+    }
+    None
+}
+
+pub(crate) fn until(what: &str, mut come_true: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !come_true() {
+        assert!(start.elapsed() < DEADLINE, "it did not come true in time that {what}");
+        std::thread::yield_now();
+    }
+}
+
+pub(crate) fn barid(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_barid")).args(args).env("BARID_LANG", "en").output().unwrap()
+}
+
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A port from which on the ports of four members are free.
+fn free_ports() -> u16 {
+    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let start = 10_000 + u16::try_from(std::process::id() % 400).unwrap() * 50;
+    (0..400_u16)
+        .map(|n| 10_000 + (start - 10_000 + n * 50) % 20_000)
+        .find(|base| (0..4).all(|n| free(base + n * 10) && free(base + n * 10 + 1)))
+        .unwrap()
+}
