@@ -11,6 +11,7 @@ mod client;
 #[cfg(test)]
 mod client_tests;
 mod completions;
+mod demo;
 mod evidence;
 mod exchange;
 pub mod failure;
@@ -81,6 +82,8 @@ enum Command {
     Node(node::NodeArgs),
     /// Make a development exchange.
     Exchange(exchange::ExchangeArgs),
+    /// Show the main job: four nodes on this machine, for some seconds.
+    Demo,
     /// Write completions for a shell.
     Completions(completions::CompletionsArgs),
 }
@@ -138,6 +141,7 @@ fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Evidence(args) => wait(evidence::run(context, &args)),
         Command::Status => wait(status::run(context)),
         Command::Health(args) => wait(health::run(context, &args)),
+        Command::Demo => demo::run(context),
         Command::Node(args) => node::run(context, &args),
         Command::Exchange(args) => exchange::run(context, &args),
         Command::Completions(args) => completions::run(context, &args),
