@@ -465,13 +465,12 @@ impl api::Node for Node {
 
     fn reload(&self) -> BoxFuture<'_, Result<Vec<String>, String>> {
         Box::pin(async move {
-            // Everything is read before anything changes.
+            // A file that cannot be used leaves certificate and rules as they were.
             let access = Access::load(&self.config.text.access).map_err(|error| error.to_string())?;
+            let lists = self.lists.read_files(&self.config.text.crls).map_err(|error| error.to_string())?;
             self.credentials.reload().map_err(|error| error.to_string())?;
             self.access.store(Arc::new(access));
-            let mut changes = vec!["certificate and access rules".to_owned()];
-            changes.extend(self.lists.read_files(&self.config.text.crls).map_err(|error| error.to_string())?);
-            Ok(changes)
+            Ok(["certificate and access rules".to_owned()].into_iter().chain(lists).collect())
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Filters, and reading as bulletins arrive.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use barid_core::bulletin::TopicFilter;
 use barid_core::bulletin::vocabulary::Severity;
@@ -14,10 +15,13 @@ use tonic::Status;
 
 use super::caller::Caller;
 use super::{Api, errors};
+use crate::access::Role;
 use crate::store::{Columns, Content, Entry};
 
 /// Bulletins between the reader of the store and a subscriber; one that has stopped reading costs no more than these.
 const WAITING_MAX: usize = 64;
+/// How often the grant of a quiet subscriber is looked at.
+const GRANT_CHECK: Duration = Duration::from_secs(1);
 /// A subscriber is told its position after so many arrivals that did not match.
 const POSITION_EVERY: u64 = 10_000;
 
@@ -106,7 +110,7 @@ impl Api {
     /// Sends what arrives from arrival `next` on, for as long as somebody reads.
     pub(super) fn follow_arrivals(
         self,
-        caller: Caller,
+        mut caller: Caller,
         filter: Filter,
         mut next: u64,
     ) -> mpsc::Receiver<Result<proto::SubscribeResponse, Status>> {
@@ -119,6 +123,17 @@ impl Api {
             }
             loop {
                 commits.mark_unchanged();
+                // The rules may have been read again since: whoever lost its grant gets nothing more.
+                match self.access.load().grant(&caller.path) {
+                    Some(grant) if grant.has(Role::FocalPoint) || grant.has(Role::Agency) => {
+                        caller.grant = grant.clone();
+                    }
+                    _ => {
+                        let status =
+                            self.denied(&caller.path, "FocalPoint.Subscribe", "NO_GRANT", "the grant was withdrawn");
+                        return drop(out.send(Err(status)).await);
+                    }
+                }
                 while next < self.store().end_arrival() {
                     let store = Arc::clone(self.store());
                     let read =
@@ -155,6 +170,7 @@ impl Api {
                 tokio::select! {
                     changed = commits.changed() => if changed.is_err() { return },
                     () = out.closed() => return,
+                    () = tokio::time::sleep(GRANT_CHECK) => {}
                 }
             }
         });
