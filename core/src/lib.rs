@@ -5,6 +5,7 @@
 
 pub mod bulletin;
 pub mod envelope;
+pub mod evidence;
 pub mod feed;
 pub mod follow;
 pub mod limits;

@@ -30,6 +30,10 @@ pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 pub const PROOF_HASHES_MAX: usize = 64;
 /// Largest evidence file: an envelope, its proofs, and a long chain of rosters.
 pub const EVIDENCE_BYTES_MAX: usize = 64 << 20;
+/// Parts of one evidence file: some hundred members' custody notes, and a long chain of rosters.
+pub const EVIDENCE_PARTS_MAX: usize = 4_096;
+/// Proofs in one evidence file, each of another size: one per cosigner of a large exchange.
+pub const EVIDENCE_PROOFS_MAX: usize = 256;
 /// Length of a topic in bytes; fits every index key.
 pub const TOPIC_BYTES_MAX: usize = 128;
 /// Labels in a topic.

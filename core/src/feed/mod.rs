@@ -8,7 +8,7 @@ pub mod cosignature;
 pub mod custody;
 mod key;
 pub mod note;
-mod text;
+pub(crate) mod text;
 mod timestamped;
 pub mod tlog_proof;
 pub mod tree;

@@ -9,7 +9,7 @@ use super::tree::TREE_SIZE_MAX;
 use crate::names::Hash;
 
 /// A decimal without leading zeroes, of at most 2^63 - 1: sizes, indexes and times.
-pub(super) fn decimal(text: &str) -> Option<u64> {
+pub(crate) fn decimal(text: &str) -> Option<u64> {
     let canonical = text == "0" || !text.starts_with('0');
     if !canonical || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
@@ -18,12 +18,12 @@ pub(super) fn decimal(text: &str) -> Option<u64> {
 }
 
 /// A hash in base64.
-pub(super) fn hash(text: &str) -> Option<Hash> {
+pub(crate) fn hash(text: &str) -> Option<Hash> {
     Some(Hash(STANDARD.decode(text).ok()?.try_into().ok()?))
 }
 
 /// The base64 of a hash.
-pub(super) fn base64(hash: &Hash) -> String {
+pub(crate) fn base64(hash: &Hash) -> String {
     STANDARD.encode(hash.0)
 }
 

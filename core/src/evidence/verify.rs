@@ -1,0 +1,555 @@
+//! What a file proves to somebody who trusts one roster and nothing else.
+//!
+//! In scope: the whole judgement, without clock, store or network. Out of scope: whether the bulletin is still in force, and whether its
+//! content makes sense.
+//!
+//! The roster that decides is the newer of the trusted one and the newest that the file ties to it. Keys that only an earlier roster
+//! of that chain lists explain a signature, but never count. A signature that nothing explains makes the file invalid.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{EvidenceError, EvidenceParts};
+use crate::bulletin::BulletinId;
+use crate::bulletin::times::Time;
+use crate::envelope;
+use crate::feed::checkpoint::{Checkpoint, SignedCheckpoint};
+use crate::feed::cosignature::verified_lines;
+use crate::feed::custody::{CustodyError, CustodyNote};
+use crate::feed::note::{Note, NoteSignature, VerifierKey};
+use crate::feed::tree::verify_consistency;
+use crate::limits::ROSTER_BYTES_MAX;
+use crate::names::{Digest, FeedId, Hash, Member};
+use crate::proto;
+use crate::roster::{ChainError, MemberKey, MemberKind, Role, Roster, RosterChain};
+
+/// The result for one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What it comes to.
+    pub outcome: Outcome,
+    /// What was found; absent for an invalid file, of which nothing may be believed.
+    pub report: Option<Report>,
+}
+
+/// What a file comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Signed by the publisher, and cosigned by the quorum of full members other than the publisher at times at which their keys and
+    /// the publisher's were valid.
+    Witnessed,
+    /// Signed by the publisher, not cosigned by a quorum.
+    SignedOnly,
+    /// Signed by a key of the publisher, but the roster casts doubt on it. At least one reason.
+    Disputed(Vec<Dispute>),
+    /// No evidence at all.
+    Invalid(EvidenceError),
+}
+
+/// What casts doubt on a signed bulletin.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Dispute {
+    /// The feed's key was stolen or retired before a quorum had cosigned.
+    #[error("the publisher's key was {} before a quorum had cosigned", if *.compromised { "stolen" } else { "retired" })]
+    FeedKeyEnded {
+        /// Whether stolen.
+        compromised: bool,
+        /// Unix seconds from which it does not count.
+        until: i64,
+    },
+    /// The governors closed the feed before this entry.
+    #[error("the governors closed the feed at {size} entries; this is entry {index}, counted from 0")]
+    Closed {
+        /// Final size.
+        size: u64,
+        /// The entry.
+        index: u64,
+    },
+    /// At one size there is another root, which a member or the governors have signed.
+    #[error("another history of the feed is signed at {size} entries by {by}")]
+    OtherHistory {
+        /// The size.
+        size: u64,
+        /// "the governors" or a member.
+        by: String,
+    },
+    /// The newest roster lists no key of the feed any more.
+    #[error("the newest roster lists no key for this feed any more")]
+    FeedKeyGone,
+    /// Cosignatures are missing from the quorum because their keys had ended.
+    #[error("without the cosignatures made after their keys had ended there is no quorum")]
+    CosignerKeyEnded,
+}
+
+/// What was found, for people to read. Times of cosigners are in seconds since the Unix epoch by the cosigner's clock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Who published it.
+    pub member: Member,
+    /// Its id.
+    pub id: BulletinId,
+    /// What it is about, as the header says.
+    pub kind: String,
+    /// Which focal point published it, as the header says.
+    pub issuer: String,
+    /// Its topic, as the header says.
+    pub topic: String,
+    /// CAP status: whether it is an exercise.
+    pub status: String,
+    /// When the publisher's node accepted it, by its own clock.
+    pub sent_at: Option<Time>,
+    /// The feed.
+    pub feed: FeedId,
+    /// Its index there.
+    pub index: u64,
+    /// Its entry digest.
+    pub digest: Digest,
+    /// Sizes of the checkpoints that it was proven in, ascending.
+    pub sizes: Vec<u64>,
+    /// Each member that cosigned, by its earliest cosignature that counts.
+    pub cosigners: Vec<Cosigner>,
+    /// How many of the cosigners count.
+    pub counted: usize,
+    /// How many must.
+    pub quorum: usize,
+    /// Members that say they hold it in full.
+    pub custody: Vec<CustodyHolder>,
+    /// Version of the roster that decided.
+    pub roster_version: u64,
+    /// Whether the file's rosters are tied to the trusted one; where not, they were not used.
+    pub rosters_tied: bool,
+}
+
+/// A member that cosigned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cosigner {
+    /// Who.
+    pub member: Member,
+    /// When.
+    pub time: u64,
+    /// Why it does not count, if it does not.
+    pub uncounted: Option<Uncounted>,
+}
+
+/// Why a valid cosignature does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Uncounted {
+    /// The publisher's own.
+    #[error("the publisher's own")]
+    Publisher,
+    /// An observer's or partner's.
+    #[error("not a full member")]
+    NotFull,
+    /// By a key that only an earlier roster lists.
+    #[error("a key of an earlier roster")]
+    Earlier,
+    /// Made after the cosigner's key had ended.
+    #[error("made after the key had ended")]
+    KeyEnded,
+    /// Made after the publisher's key had ended.
+    #[error("made after the publisher's key had ended")]
+    FeedKeyEnded,
+}
+
+/// A member that holds the bulletin in full.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CustodyHolder {
+    /// Who.
+    pub member: Member,
+    /// When it said so.
+    pub time: u64,
+    /// Whether its key was valid then.
+    pub valid: bool,
+}
+
+impl Verdict {
+    /// 0 witnessed, 10 signed only, 11 disputed, 12 invalid.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self.outcome {
+            Outcome::Witnessed => 0,
+            Outcome::SignedOnly => 10,
+            Outcome::Disputed(_) => 11,
+            Outcome::Invalid(_) => 12,
+        }
+    }
+}
+
+/// Judges a file. `trusted` is the only thing that is believed.
+#[must_use]
+pub fn verify(file: &[u8], trusted: &Roster) -> Verdict {
+    match judge(file, trusted) {
+        Ok((outcome, report)) => Verdict { outcome, report: Some(report) },
+        Err(error) => Verdict { outcome: Outcome::Invalid(error), report: None },
+    }
+}
+
+fn judge(file: &[u8], trusted: &Roster) -> Result<(Outcome, Report), EvidenceError> {
+    let parts = EvidenceParts::read(file)?;
+    let chain = chain(&parts.rosters)?;
+    let rosters = Rosters::tie(&chain, &parts.rosters, trusted)?;
+    let bulletin = Bulletin::read(&parts, rosters.newest)?;
+    let entry = Entry::verify(&parts, &bulletin, &rosters)?;
+    let (custody, mut disputes) = custody(&parts, &entry, &rosters)?;
+    consistency(&parts, &entry.heads(&custody))?;
+
+    let newest = rosters.newest;
+    let cosigners = entry.cosigners(newest);
+    let counted = cosigners.iter().filter(|cosigner| cosigner.uncounted.is_none()).count();
+    disputes.extend(entry.closed(newest));
+    if !entry.keys.current {
+        disputes.push(Dispute::FeedKeyGone);
+    }
+    if counted < newest.quorum() {
+        if let Some((until, compromised)) = entry.keys.ended
+            && !(entry.within_closed(newest, entry.index + 1) && !compromised)
+        {
+            disputes.push(Dispute::FeedKeyEnded { compromised, until });
+        }
+        let late = cosigners.iter().filter(|cosigner| cosigner.uncounted == Some(Uncounted::KeyEnded)).count();
+        if counted + late >= newest.quorum() {
+            disputes.push(Dispute::CosignerKeyEnded);
+        }
+    }
+    let outcome = match (disputes.is_empty(), counted >= newest.quorum()) {
+        (false, _) => Outcome::Disputed(disputes),
+        (true, true) => Outcome::Witnessed,
+        (true, false) => Outcome::SignedOnly,
+    };
+    let report = Report {
+        member: bulletin.member,
+        id: bulletin.id,
+        kind: plain(&bulletin.header.kind),
+        issuer: plain(&bulletin.header.issuer),
+        topic: plain(&bulletin.header.topic),
+        status: plain(&bulletin.header.status),
+        sent_at: bulletin.header.sent_at.as_ref().and_then(Time::from_proto),
+        sizes: entry.proven.iter().map(|(signed, _)| signed.checkpoint.size).collect(),
+        feed: entry.feed,
+        index: entry.index,
+        digest: bulletin.digest,
+        cosigners,
+        counted,
+        quorum: newest.quorum(),
+        custody: custody.into_iter().map(|(holder, _)| holder).collect(),
+        roster_version: newest.version(),
+        rosters_tied: rosters.tied,
+    };
+    Ok((outcome, report))
+}
+
+/// The rosters in the file, each signed as it must be and by nobody else.
+fn chain(notes: &[(u64, bytes::Bytes)]) -> Result<RosterChain, EvidenceError> {
+    let mut notes = notes.iter();
+    let (version, first) = notes.next().ok_or(EvidenceError::Count { what: "rosters", found: 0 })?;
+    let mut chain = RosterChain::start(first)?;
+    if chain.newest().version() != *version {
+        return Err(EvidenceError::OtherRoster(*version));
+    }
+    signed_by_governors(first, &[chain.newest()])?;
+    for (version, note) in notes {
+        let before = chain.newest_shared();
+        let new = chain.extend(note)?;
+        if !new || chain.newest().version() != *version {
+            return Err(EvidenceError::OtherRoster(*version));
+        }
+        signed_by_governors(note, &[&before, chain.newest()])?;
+    }
+    Ok(chain)
+}
+
+fn signed_by_governors(note: &[u8], rosters: &[&Roster]) -> Result<(), EvidenceError> {
+    let note = Note::parse_bounded(note, ROSTER_BYTES_MAX)?;
+    for line in &note.signatures {
+        let mut keys = rosters.iter().flat_map(|roster| roster.governors());
+        let key = keys.find(|key| line.is_by(key)).ok_or_else(|| unknown(line))?;
+        note.verify(key)?;
+    }
+    Ok(())
+}
+
+/// The rosters that may be believed.
+struct Rosters<'a> {
+    /// Decides.
+    newest: &'a Roster,
+    /// Others that are tied to the trusted one, newest first.
+    earlier: Vec<&'a Roster>,
+    tied: bool,
+}
+
+impl<'a> Rosters<'a> {
+    fn tie(chain: &'a RosterChain, notes: &[(u64, bytes::Bytes)], trusted: &'a Roster) -> Result<Self, EvidenceError> {
+        let (first, last) = (notes.first().map_or(0, |(version, _)| *version), chain.newest());
+        let version = trusted.version();
+        let other = |version| Err(EvidenceError::OtherRoster(version));
+        if last.exchange() != trusted.exchange() {
+            return other(last.version());
+        }
+        let tied = if let Some(same) = chain.at(version) {
+            if same.text_hash() != trusted.text_hash() {
+                return other(version);
+            }
+            true
+        } else if first == version + 1 {
+            succeeds(chain, &notes[0].1, trusted)?;
+            true
+        } else if version == last.version() + 1 {
+            if trusted.previous() != Some(last.text_hash()) {
+                return other(last.version());
+            }
+            true
+        } else if first > version {
+            return Err(EvidenceError::RosterGap { first });
+        } else {
+            false
+        };
+        let newest = if last.version() > version { last } else { trusted };
+        let earlier = notes.iter().rev().filter(|_| tied).filter_map(|(version, _)| chain.at(*version));
+        Ok(Self { newest, earlier: earlier.chain([trusted]).collect(), tied })
+    }
+
+    /// The key that a line says it is by, and whether the deciding roster lists it.
+    fn key(&self, member: &Member, role: Role, line: &NoteSignature) -> Option<(&'a MemberKey, bool)> {
+        let of = |roster: &'a Roster| roster.keys(member, role).find(|key| line.is_by(&key.key));
+        let current = of(self.newest).map(|key| (key, true));
+        current.or_else(|| self.earlier.iter().find_map(|roster| of(roster)).map(|key| (key, false)))
+    }
+}
+
+/// Whether the first roster in the file follows the trusted one.
+fn succeeds(chain: &RosterChain, note: &[u8], trusted: &Roster) -> Result<(), EvidenceError> {
+    let version = trusted.version() + 1;
+    let first = chain.at(version).filter(|first| first.previous() == Some(trusted.text_hash()));
+    if first.is_none() {
+        return Err(EvidenceError::OtherRoster(version));
+    }
+    let found = trusted.approvals(&Note::parse_bounded(note, ROSTER_BYTES_MAX)?);
+    let needed = trusted.threshold();
+    if found >= needed {
+        return Ok(());
+    }
+    Err(ChainError::Threshold { version, whose: "the version before's", found, needed }.into())
+}
+
+struct Bulletin {
+    header: proto::Header,
+    member: Member,
+    id: BulletinId,
+    digest: Digest,
+}
+
+impl Bulletin {
+    fn read(parts: &EvidenceParts, roster: &Roster) -> Result<Self, EvidenceError> {
+        let wrong = |what: String| EvidenceError::Bulletin(what);
+        let header = envelope::header_of(&parts.envelope).map_err(|error| wrong(error.to_string()))?;
+        if header.roster_version > roster.version() {
+            return Err(EvidenceError::RosterTooOld { needed: header.roster_version, newest: roster.version() });
+        }
+        let member = header.member.parse().map_err(|_| wrong("header.member is not a member code".to_owned()))?;
+        let id = header.id.parse().map_err(|_| wrong("header.id is not a UUIDv7".to_owned()))?;
+        Ok(Self { digest: envelope::digest(&parts.envelope), header, member, id })
+    }
+}
+
+/// The entry in its feed, proven.
+struct Entry {
+    feed: FeedId,
+    index: u64,
+    keys: FeedKeys,
+    /// By ascending size, each with its cosignatures.
+    proven: Vec<(SignedCheckpoint, Vec<Cosigned>)>,
+}
+
+struct FeedKeys {
+    keys: Vec<VerifierKey>,
+    /// Earliest end of any of the keys, in Unix seconds, and whether one was stolen.
+    ended: Option<(i64, bool)>,
+    current: bool,
+}
+
+struct Cosigned {
+    member: Member,
+    time: u64,
+    /// Unix seconds after which the key does not count.
+    until: Option<i64>,
+    current: bool,
+}
+
+impl Entry {
+    fn verify(parts: &EvidenceParts, bulletin: &Bulletin, rosters: &Rosters<'_>) -> Result<Self, EvidenceError> {
+        let first = parts.proofs.first().ok_or(EvidenceError::Count { what: "proofs", found: 0 })?;
+        let claimed = Checkpoint::parse_text(&Note::parse(&first.checkpoint)?.text)
+            .map_err(|error| EvidenceError::Proof(error.into()))?;
+        let (feed, member) = (claimed.feed, &bulletin.member);
+        let exchange = rosters.newest.exchange();
+        if feed.member != *member || feed.exchange != *exchange {
+            return Err(EvidenceError::Feed { feed, member: member.clone(), exchange: exchange.to_string() });
+        }
+        let keys = feed_keys(&feed, rosters)?;
+        let mut entry = Self { index: first.index, keys, proven: Vec::new(), feed };
+        for proof in &parts.proofs {
+            let signed = proof.verify(&bulletin.digest, &entry.keys.keys)?;
+            let ascends = entry.proven.last().is_none_or(|(last, _)| last.checkpoint.size < signed.checkpoint.size);
+            if signed.checkpoint.feed != entry.feed || proof.index != entry.index || !ascends {
+                return Err(EvidenceError::Different);
+            }
+            let note = Note::parse(&proof.checkpoint)?;
+            let mut cosigned = Vec::new();
+            for line in note.signatures.iter().filter(|line| !entry.keys.keys.iter().any(|key| line.is_by(key))) {
+                let found = owner(line).and_then(|member| rosters.key(&member, Role::Mirror, line));
+                let (key, current) = found.ok_or_else(|| unknown(line))?;
+                for one in verified_lines(&note, &signed.checkpoint, std::slice::from_ref(&key.key))? {
+                    cosigned.push(Cosigned { member: one.cosigner, time: one.time, until: key.until, current });
+                }
+            }
+            entry.proven.push((signed, cosigned));
+        }
+        Ok(entry)
+    }
+
+    /// Sizes and roots that are spoken of.
+    fn heads(&self, custody: &[(CustodyHolder, (u64, Hash))]) -> BTreeMap<u64, Hash> {
+        let proven = self.proven.iter().map(|(signed, _)| (signed.checkpoint.size, signed.checkpoint.root));
+        // What is proven comes last: where a custody note names another root, that is disputed and not tied.
+        custody.iter().map(|(_, head)| *head).chain(proven).collect()
+    }
+
+    fn cosigners(&self, roster: &Roster) -> Vec<Cosigner> {
+        let mut found: BTreeMap<&Member, (Option<Uncounted>, u64)> = BTreeMap::new();
+        for (signed, cosigned) in &self.proven {
+            for one in cosigned {
+                let this = (self.uncounted(one, signed.checkpoint.size, roster), one.time);
+                let best = found.entry(&one.member).or_insert(this);
+                *best = this.min(*best);
+            }
+        }
+        let cosigner = |(member, (uncounted, time)): (&Member, _)| Cosigner { member: member.clone(), time, uncounted };
+        found.into_iter().map(cosigner).collect()
+    }
+
+    fn uncounted(&self, one: &Cosigned, size: u64, roster: &Roster) -> Option<Uncounted> {
+        let full = roster.member(&one.member).is_some_and(|entry| entry.kind == MemberKind::Full);
+        if one.member == self.feed.member {
+            Some(Uncounted::Publisher)
+        } else if !full {
+            Some(Uncounted::NotFull)
+        } else if !one.current {
+            Some(Uncounted::Earlier)
+        } else if after(one.time, one.until) {
+            Some(Uncounted::KeyEnded)
+        } else if self.keys.ended.is_some_and(|(until, compromised)| {
+            after(one.time, Some(until)) && (compromised || !self.within_closed(roster, size))
+        }) {
+            Some(Uncounted::FeedKeyEnded)
+        } else {
+            None
+        }
+    }
+
+    /// Whether the governors have closed the feed, at `size` entries or later.
+    fn within_closed(&self, roster: &Roster, size: u64) -> bool {
+        let entry = roster.member(&self.feed.member);
+        let closed = entry.and_then(|entry| entry.closed_feeds.iter().find(|closed| closed.epoch == self.feed.epoch));
+        closed.is_some_and(|closed| size <= closed.size)
+    }
+
+    fn closed(&self, roster: &Roster) -> Vec<Dispute> {
+        let mut disputes = Vec::new();
+        let closed = roster.member(&self.feed.member).map(|entry| entry.closed_feeds.as_slice()).unwrap_or_default();
+        for closed in closed.iter().filter(|closed| closed.epoch == self.feed.epoch) {
+            if self.index >= closed.size {
+                disputes.push(Dispute::Closed { size: closed.size, index: self.index });
+            }
+            let same = |signed: &SignedCheckpoint| signed.checkpoint.size == closed.size;
+            if self.proven.iter().any(|(signed, _)| same(signed) && signed.checkpoint.root != closed.root) {
+                disputes.push(Dispute::OtherHistory { size: closed.size, by: "the governors".to_owned() });
+            }
+        }
+        disputes
+    }
+}
+
+fn feed_keys(feed: &FeedId, rosters: &Rosters<'_>) -> Result<FeedKeys, EvidenceError> {
+    let of =
+        |roster: &Roster| -> Vec<MemberKey> { roster.keys(&feed.member, Role::Feed(feed.epoch)).cloned().collect() };
+    let mut found = of(rosters.newest);
+    let current = !found.is_empty();
+    if !current {
+        let earlier = rosters.earlier.iter().map(|roster| of(roster)).find(|keys| !keys.is_empty());
+        found = earlier.ok_or_else(|| EvidenceError::NoFeedKeys(feed.clone()))?;
+    }
+    let until = found.iter().filter_map(|key| key.until).min();
+    let compromised = found.iter().any(|key| key.compromised);
+    let keys = found.into_iter().map(|key| key.key).collect();
+    Ok(FeedKeys { keys, ended: until.map(|until| (until, compromised)), current })
+}
+
+type HolderAt = (CustodyHolder, (u64, Hash));
+
+fn custody(
+    parts: &EvidenceParts,
+    entry: &Entry,
+    rosters: &Rosters<'_>,
+) -> Result<(Vec<HolderAt>, Vec<Dispute>), EvidenceError> {
+    let (mut holders, mut disputes, mut members) = (Vec::new(), Vec::new(), BTreeSet::new());
+    let mut heads = entry.heads(&[]);
+    for (member, bytes) in &parts.custody {
+        if !members.insert(member) {
+            return Err(EvidenceError::Part(format!("custody/{member}.note")));
+        }
+        let note = Note::parse(bytes)?;
+        let mut valid = true;
+        let mut keys = Vec::new();
+        for line in &note.signatures {
+            let found = rosters.key(member, Role::Custody, line);
+            let (key, current) = found.ok_or_else(|| unknown(line))?;
+            keys.push(key.key.clone());
+            let time = CustodyNote::parse_text(&note.text).map(|custody| custody.time);
+            valid &= current && time.is_ok_and(|time| !after(time, key.until));
+        }
+        let source = |source: CustodyError| EvidenceError::Custody { member: member.clone(), source };
+        let custody = CustodyNote::verify(bytes, &keys).map_err(source)?;
+        if custody.feed != entry.feed || !custody.holds(entry.index) {
+            return Err(EvidenceError::NotHeld(member.clone()));
+        }
+        if *heads.entry(custody.size).or_insert(custody.root) != custody.root {
+            disputes.push(Dispute::OtherHistory { size: custody.size, by: member.to_string() });
+        }
+        holders
+            .push((CustodyHolder { member: member.clone(), time: custody.time, valid }, (custody.size, custody.root)));
+    }
+    Ok((holders, disputes))
+}
+
+/// Every two neighbours among the sizes must be tied, and nothing else.
+fn consistency(parts: &EvidenceParts, heads: &BTreeMap<u64, Hash>) -> Result<(), EvidenceError> {
+    let pairs = heads.iter().zip(heads.iter().skip(1));
+    if pairs.len() != parts.consistency.len() {
+        return Err(EvidenceError::Untied);
+    }
+    for (((old, old_root), (new, new_root)), tie) in pairs.zip(&parts.consistency) {
+        if (tie.old, tie.new) != (*old, *new) {
+            return Err(EvidenceError::Untied);
+        }
+        verify_consistency(*old, old_root, *new, new_root, &tie.proof)
+            .map_err(|source| EvidenceError::Consistency { old: *old, new: *new, source })?;
+    }
+    Ok(())
+}
+
+fn after(time: u64, until: Option<i64>) -> bool {
+    until.is_some_and(|until| i64::try_from(time).is_ok_and(|time| time > until))
+}
+
+/// Whose key the line says it is by.
+fn owner(line: &NoteSignature) -> Option<Member> {
+    line.name.split_once('.')?.0.parse().ok()
+}
+
+fn unknown(line: &NoteSignature) -> EvidenceError {
+    EvidenceError::UnknownSignature(line.name.clone())
+}
+
+/// Text of somebody else's header that is safe to print.
+fn plain(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(crate::limits::TOPIC_BYTES_MAX).collect()
+}

@@ -1,0 +1,76 @@
+//! A file of every format, written by the first version that wrote it, which every later version must keep reading. `BARID_WRITE_GOLDEN=1`
+//! writes them anew: only for a format that has never been released, or for a new one beside the old.
+
+use std::path::PathBuf;
+
+use barid_core::bulletin::Header;
+use barid_core::envelope;
+use barid_core::evidence::{EvidenceParts, Outcome, assemble, verify};
+use barid_core::feed::checkpoint::SignedCheckpoint;
+use barid_core::feed::cosignature::verify_cosigned;
+use barid_core::feed::custody::CustodyNote;
+use barid_core::feed::tlog_proof::TlogProof;
+use barid_core::roster::RosterChain;
+use bytes::Bytes;
+
+use crate::fixture::*;
+
+/// The committed file, after comparing it with what this version writes.
+fn golden(name: &str, written: &[u8]) -> Bytes {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
+    if std::env::var_os("BARID_WRITE_GOLDEN").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, written).unwrap();
+    }
+    let read = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert_eq!(read, written, "{name} is written otherwise than it was");
+    read.into()
+}
+
+fn chain() -> RosterChain {
+    let mut chain = RosterChain::start(&golden("roster-1.note", &roster_1())).unwrap();
+    assert!(chain.extend(&golden("roster-2.note", &roster_2())).unwrap());
+    chain
+}
+
+#[test]
+fn envelope_is_read_as_ever() {
+    let bytes = golden("envelope.bin", &bulletin().envelope);
+    let header = envelope::header_of(&bytes).unwrap();
+    assert_eq!(Header::try_from(&header).unwrap(), bulletin().header);
+    assert_eq!(header.status, "Exercise");
+    assert!(envelope::body_of(&bytes).unwrap().content.is_some());
+    assert_eq!(envelope::digest(&bytes), bulletin().digest);
+}
+
+#[test]
+fn checkpoints_and_cosignatures_verify_as_ever() {
+    let signed = checkpoint(&tree(), SIZE);
+    let chain = chain();
+    let keys = chain.newest().feed_keys(&signed.checkpoint.feed);
+    let note = golden("checkpoint.note", &signed.note);
+    assert_eq!(SignedCheckpoint::verify(&note, &keys).unwrap(), signed);
+    let note = golden("cosigned-checkpoint.note", &cosigned(&signed, &[("tn", 0)], TIME));
+    let mirrors = chain.newest().mirror_keys(&member("tn"));
+    assert_eq!(verify_cosigned(&note, &keys, &mirrors).unwrap(), (signed, TIME));
+}
+
+#[test]
+fn custody_notes_and_proofs_verify_as_ever() {
+    let (chain, feed) = (chain(), checkpoint(&tree(), SIZE).checkpoint.feed);
+    let note = golden("custody.note", &custody(&tree(), "ly", 7, Some(2)).1);
+    let custody = CustodyNote::verify(&note, &chain.newest().custody_keys(&member("ly"))).unwrap();
+    assert!(custody.holds(INDEX) && !custody.holds(2));
+    let bytes = golden("bulletin.tlog-proof", &proof(&tree(), INDEX, SIZE, &[("tn", 0)], TIME).format());
+    let proof = TlogProof::parse(&bytes).unwrap();
+    proof.verify(&bulletin().digest, &chain.newest().feed_keys(&feed)).unwrap();
+}
+
+#[test]
+fn evidence_convinces_as_ever() {
+    let file = golden("evidence.barid", &assemble(parts()).unwrap());
+    assert_eq!(EvidenceParts::read(&file).unwrap(), parts());
+    for version in [1, 2] {
+        assert_eq!(verify(&file, chain().at(version).unwrap()).outcome, Outcome::Witnessed);
+    }
+}
