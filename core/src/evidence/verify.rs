@@ -201,7 +201,7 @@ fn judge(file: &[u8], trusted: &Roster) -> Result<(Outcome, Report), EvidenceErr
     }
     if counted < newest.quorum() {
         if let Some((until, compromised)) = entry.keys.ended
-            && !(entry.within_closed(newest, entry.index + 1) && !compromised)
+            && (compromised || !entry.within_closed(newest, entry.index + 1))
         {
             disputes.push(Dispute::FeedKeyEnded { compromised, until });
         }

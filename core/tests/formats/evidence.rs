@@ -119,8 +119,11 @@ fn parts_that_are_missing_added_or_moved_are_refused() {
         let mut without = parts.clone();
         let taken = without.remove(place);
         // The newest roster and a member's custody note are not needed for the rest to hold.
-        let expected = if taken.name == "rosters/2.note" { 0 } else { 12 };
-        assert_eq!(judged(&without), expected, "without {}", taken.name);
+        // Niger's note speaks of a size of its own: without it, the proof that ties that size is one too many.
+        let spare = taken.name == "rosters/2.note" || taken.name == "custody/ly.note";
+        let expected = if spare { 0 } else { 12 };
+        let verdict = verify(&zip::write(&without).unwrap(), &roster);
+        assert_eq!(verdict.exit_code(), expected, "without {}: {verdict:?}", taken.name);
         let mut twice = parts.clone();
         twice.insert(place, parts[place].clone());
         assert_eq!(judged(&twice), 12, "{} twice", parts[place].name);
@@ -203,12 +206,13 @@ fn signatures_that_no_roster_explains_are_refused() {
     assert!(matches!(error, EvidenceError::UnknownSignature(_)));
     let error = refused(|parts| parts.custody[0] = custody(&tree(), "ly", 7, Some(INDEX)));
     assert_eq!(error, EvidenceError::NotHeld(member("ly")));
-    let error = refused(|parts| {
-        let mut note = Note::parse(&parts.rosters[0].1).unwrap();
-        note.signatures.push(governor(9).sign_text(&note.text).unwrap());
-        parts.rosters[0].1 = note.to_bytes().into();
-    });
-    assert!(matches!(error, EvidenceError::UnknownSignature(_)));
+    // Who assembles does not judge rosters; who verifies does.
+    let mut parts = parts();
+    let mut note = Note::parse(&parts.rosters[0].1).unwrap();
+    note.signatures.push(governor(9).sign_text(&note.text).unwrap());
+    parts.rosters[0].1 = note.to_bytes().into();
+    let outcome = outcome(&parts, &trusted(&roster_1()));
+    assert!(matches!(outcome, Outcome::Invalid(EvidenceError::UnknownSignature(_))), "{outcome:?}");
 }
 
 #[test]
