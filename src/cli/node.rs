@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Context, Exit, Failure};
 use crate::config::NodeConfig;
@@ -24,23 +25,25 @@ pub(super) fn run(_context: &Context, args: &NodeArgs) -> Result<Exit, Failure> 
     let config = NodeConfig::load(&args.config).map_err(|error| Failure::new("node-start").because(&error))?;
     telemetry::init(&config.text.log, config.text.log_json);
     let runtime = tokio::runtime::Runtime::new().map_err(|error| Failure::new("internal").because(&error))?;
+    // Before anything else: as the first process of a container the node would never hear a signal that it does not handle, and one
+    // that comes during a long start must not be lost.
+    let stop = {
+        let _inside = runtime.enter();
+        stopped().map_err(|error| Failure::new("internal").because(&error))?
+    };
     runtime
-        .block_on(app::run(&config, args.first, stopped(), |_| ()))
+        .block_on(app::run(&config, args.first, stop, |_| ()))
         .map_err(|error| Failure::new("node-start").because(&error))?;
     Ok(Exit::Ok)
 }
 
-async fn stopped() {
-    let terminated = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => {
-                signal.recv().await;
-            }
-            Err(_) => std::future::pending().await,
+/// SIGINT or SIGTERM, from now on.
+fn stopped() -> std::io::Result<impl Future<Output = ()>> {
+    let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupted.recv() => {}
+            _ = terminated.recv() => {}
         }
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        () = terminated => {}
-    }
+    })
 }
