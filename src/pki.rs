@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,16 +32,34 @@ const LIST_VALID: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// What to make.
 #[derive(Clone, Debug)]
 pub struct DevelopOptions {
-    /// Where to.
+    /// Where to. Each member's folder in it is complete in itself: its node needs nothing from outside.
     pub dir: PathBuf,
+    /// Where to put what no node needs (keys of governors, of authorities and of the next epoch), if not in `governors` and each
+    /// member's `offline` in `dir`.
+    pub offline: Option<PathBuf>,
     /// Exchange name.
     pub exchange: ExchangeName,
     /// Members.
     pub members: Vec<DevelopMember>,
-    /// Address that nodes listen on.
-    pub bind: String,
     /// Cosigners that make a bulletin witnessed.
     pub quorum: u32,
+    /// Whose the members' folders shall be, if not of whom makes them.
+    pub owner: Option<Owner>,
+}
+
+impl DevelopOptions {
+    /// An exchange of these members in a folder; two cosigners make a witnessed bulletin where there are three members.
+    #[must_use]
+    pub fn new(dir: PathBuf, exchange: ExchangeName, members: Vec<DevelopMember>) -> Self {
+        let quorum = if members.len() > 2 { 2 } else { 1 };
+        Self { dir, offline: None, exchange, members, quorum, owner: None }
+    }
+
+    /// Where its roster stands, which is written last: where it is, everything is.
+    #[must_use]
+    pub fn roster(&self) -> PathBuf {
+        self.dir.join("roster.note")
+    }
 }
 
 /// One member of a development exchange.
@@ -49,14 +67,51 @@ pub struct DevelopOptions {
 pub struct DevelopMember {
     /// Code.
     pub code: Member,
-    /// Host under which the others and clients reach it.
-    pub host: String,
-    /// Port of the exchange listener.
-    pub exchange_port: u16,
-    /// Port of the API listener.
-    pub api_port: u16,
+    /// For the other members.
+    pub exchange: Place,
+    /// For its own people.
+    pub api: Place,
     /// Working groups; all are full members.
     pub working_groups: Vec<String>,
+}
+
+impl DevelopMember {
+    /// A member of all working groups on this machine; its API is one port higher than its exchange listener.
+    #[must_use]
+    pub fn local(code: Member, exchange_port: u16) -> Self {
+        let place = |port| Place { bind: "127.0.0.1".into(), host: "127.0.0.1".into(), port };
+        let working_groups = WORKING_GROUPS.map(str::to_owned).to_vec();
+        Self { code, exchange: place(exchange_port), api: place(exchange_port.saturating_add(1)), working_groups }
+    }
+}
+
+/// Where a node listens.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Address, or a name of it, that the node binds.
+    pub bind: String,
+    /// Host under which it is reached.
+    pub host: String,
+    /// Port of both.
+    pub port: u16,
+}
+
+/// A user and a group of this system, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// User.
+    pub user: u32,
+    /// Group.
+    pub group: u32,
+}
+
+impl std::str::FromStr for Owner {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once(':').and_then(|(user, group)| Some((user.parse().ok()?, group.parse().ok()?)));
+        numbers.map(|(user, group)| Self { user, group }).ok_or_else(|| "write USER:GROUP as numbers, 1000:1000".into())
+    }
 }
 
 /// Why an exchange was not made.
@@ -206,7 +261,7 @@ const CLIENTS: [(&str, Role, &[&str]); 7] = [
 /// # Errors
 /// See [`PkiError`].
 pub fn develop(options: &DevelopOptions) -> Result<(), PkiError> {
-    let roster_path = options.dir.join("roster.note");
+    let roster_path = options.roster();
     if roster_path.exists() {
         return Err(PkiError::Exists(roster_path));
     }
@@ -214,7 +269,8 @@ pub fn develop(options: &DevelopOptions) -> Result<(), PkiError> {
         .map(|n| signing_key(&format!("{}/governor/{n}", options.exchange), Algorithm::Ed25519))
         .collect::<Result<Vec<_>, _>>()?;
     for (n, governor) in (1..).zip(&governors) {
-        secret(&options.dir.join(format!("governors/{n}.key")), &governor.to_text())?;
+        let folder = options.offline.as_ref().unwrap_or(&options.dir).join("governors");
+        secret(&folder.join(format!("{n}.key")), &governor.to_text())?;
     }
     let members = options.members.iter().map(|member| one_member(options, member)).collect::<Result<_, _>>()?;
     let text = RosterText {
@@ -235,26 +291,34 @@ pub fn develop(options: &DevelopOptions) -> Result<(), PkiError> {
     let text = toml::to_string(&text).map_err(|error| PkiError::Text(error.to_string()))?;
     let mut note = Note::sign(&text, &governors[0]).map_err(|error| PkiError::Text(error.to_string()))?;
     note.signatures.push(governors[1].sign_text(&text).map_err(|error| PkiError::Text(error.to_string()))?);
+    for member in &options.members {
+        let folder = options.dir.join(member.code.as_str());
+        write(&folder.join("roster.note"), &note.to_bytes())?;
+        if let Some(owner) = options.owner {
+            hand_over(&folder, owner)?;
+        }
+    }
     write(&roster_path, &note.to_bytes())
 }
 
 fn one_member(options: &DevelopOptions, member: &DevelopMember) -> Result<MemberText, PkiError> {
-    let DevelopMember { code, host, exchange_port, api_port, working_groups } = member;
+    let DevelopMember { code, exchange, api, working_groups } = member;
     let dir = options.dir.join(code.as_str());
+    let offline = options.offline.as_ref().map_or_else(|| dir.join("offline"), |offline| offline.join(code.as_str()));
     let trust_domain = format!("{code}.{}", options.exchange);
     let authority = Authority::new(&trust_domain)?;
     write(&dir.join("tls/ca.pem"), authority.certificate().as_bytes())?;
-    secret(&dir.join("offline/ca.key"), &authority.key())?;
+    secret(&offline.join("ca.key"), &authority.key())?;
     write(&dir.join("tls/ca.crl"), &authority.revoke(&[], 1)?)?;
-    let hosts = BTreeSet::from(["localhost", "127.0.0.1", code.as_str(), host]);
+    let hosts = BTreeSet::from(["localhost", "127.0.0.1", code.as_str(), &exchange.host, &api.host]);
     let hosts: Vec<String> = hosts.into_iter().map(str::to_owned).collect();
     let node = authority.issue("node", &hosts)?;
     write(&dir.join("tls/node.pem"), node.certificate.as_bytes())?;
     secret(&dir.join("tls/node.key"), &node.key)?;
 
-    let key = |role: &str, file: &str, algorithm| -> Result<String, PkiError> {
+    let key = |role: &str, file: PathBuf, algorithm| -> Result<String, PkiError> {
         let key = signing_key(&format!("{trust_domain}/{role}"), algorithm)?;
-        secret(&dir.join(file), &key.to_text())?;
+        secret(&file, &key.to_text())?;
         Ok(key.verifier().to_string())
     };
     let listed = |role: &str, epoch, key| KeyText {
@@ -266,10 +330,10 @@ fn one_member(options: &DevelopOptions, member: &DevelopMember) -> Result<Member
         compromised: None,
     };
     let keys = vec![
-        listed("feed", Some(1), key("feed/1", "keys/feed.key", Algorithm::Ed25519)?),
-        listed("feed", Some(2), key("feed/2", "offline/feed-2.key", Algorithm::Ed25519)?),
-        listed("mirror", None, key("mirror", "keys/mirror.key", Algorithm::CosignatureEd25519)?),
-        listed("custody", None, key("custody", "keys/custody.key", Algorithm::Ed25519)?),
+        listed("feed", Some(1), key("feed/1", dir.join("keys/feed.key"), Algorithm::Ed25519)?),
+        listed("feed", Some(2), key("feed/2", offline.join("feed-2.key"), Algorithm::Ed25519)?),
+        listed("mirror", None, key("mirror", dir.join("keys/mirror.key"), Algorithm::CosignatureEd25519)?),
+        listed("custody", None, key("custody", dir.join("keys/custody.key"), Algorithm::Ed25519)?),
     ];
 
     let mut grants = Vec::new();
@@ -282,11 +346,11 @@ fn one_member(options: &DevelopOptions, member: &DevelopMember) -> Result<Member
         let profile = BTreeMap::from([
             ("exchange", options.exchange.to_string()),
             ("member", code.to_string()),
-            ("endpoint", format!("{host}:{api_port}")),
+            ("endpoint", format!("{}:{}", api.host, api.port)),
             ("certificate", "client.pem".into()),
             ("key", "client.key".into()),
             ("ca", "../../tls/ca.pem".into()),
-            ("roster", "../../../roster.note".into()),
+            ("roster", "../../roster.note".into()),
         ]);
         write_toml(&folder.join("client.toml"), &profile)?;
         grants.push(GrantText {
@@ -304,13 +368,13 @@ fn one_member(options: &DevelopOptions, member: &DevelopMember) -> Result<Member
             epoch: 1,
             data: "data".into(),
             keys: "keys".into(),
-            roster: "../roster.note".into(),
+            roster: "roster.note".into(),
             access: "access.toml".into(),
             certificate: "tls/node.pem".into(),
             private_key: "tls/node.key".into(),
             crls: vec!["tls/ca.crl".into()],
-            listen_exchange: Some(format!("{}:{exchange_port}", options.bind)),
-            listen_api: format!("{}:{api_port}", options.bind),
+            listen_exchange: Some(format!("{}:{}", exchange.bind, exchange.port)),
+            listen_api: format!("{}:{}", api.bind, api.port),
             endpoints: BTreeMap::new(),
             topics: Vec::new(),
             crl_grace_days: 30,
@@ -325,7 +389,7 @@ fn one_member(options: &DevelopOptions, member: &DevelopMember) -> Result<Member
         code: code.to_string(),
         kind: "full".into(),
         names: known_names(code).unwrap_or(names),
-        endpoints: vec![format!("{host}:{exchange_port}")],
+        endpoints: vec![format!("{}:{}", exchange.host, exchange.port)],
         trust_domain,
         ca_certificates: vec![authority.certificate()],
         working_groups: working_groups.clone(),
@@ -395,9 +459,22 @@ fn put(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PkiError> {
     file.write_all(bytes).map_err(io)
 }
 
+/// Gives a folder and everything in it to its owner, the folder itself last: a run that was cut off can be seen.
+fn hand_over(path: &Path, owner: Owner) -> Result<(), PkiError> {
+    let io = |source| PkiError::File { path: path.to_owned(), source };
+    if fs::symlink_metadata(path).map_err(io)?.is_dir() {
+        for entry in fs::read_dir(path).map_err(io)? {
+            hand_over(&entry.map_err(io)?.path(), owner)?;
+        }
+    }
+    lchown(path, Some(owner.user), Some(owner.group)).map_err(io)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::MetadataExt;
+
     use barid_core::roster::RosterChain;
 
     use super::*;
@@ -408,20 +485,9 @@ mod tests {
     #[test]
     fn a_development_exchange_fits_together() {
         let folder = tempfile::tempdir().unwrap();
-        let member = |code: &str, port| DevelopMember {
-            code: code.parse().unwrap(),
-            host: "127.0.0.1".into(),
-            exchange_port: port,
-            api_port: port + 1,
-            working_groups: WORKING_GROUPS.map(str::to_owned).to_vec(),
-        };
-        let options = DevelopOptions {
-            dir: folder.path().to_owned(),
-            exchange: "rabat.example".parse().unwrap(),
-            members: vec![member("ma", 7400), member("tn", 7410)],
-            bind: "127.0.0.1".into(),
-            quorum: 1,
-        };
+        let member = |code: &str, port| DevelopMember::local(code.parse().unwrap(), port);
+        let members = vec![member("ma", 7400), member("tn", 7410)];
+        let options = DevelopOptions::new(folder.path().to_owned(), "rabat.example".parse().unwrap(), members);
         develop(&options).unwrap();
         let chain = RosterChain::start(&fs::read(folder.path().join("roster.note")).unwrap()).unwrap();
         for code in ["ma", "tn"] {
@@ -435,5 +501,49 @@ mod tests {
             assert!(profile.certificate.is_file() && profile.ca.is_file() && profile.roster.unwrap().is_file());
         }
         assert!(matches!(develop(&options), Err(PkiError::Exists(_))));
+    }
+    #[test]
+    fn a_members_folder_is_complete_and_holds_no_key_that_its_node_does_not_need() {
+        let (made, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let place = |name: &str, port| Place { bind: name.into(), host: name.into(), port };
+        let member = |code: &str| DevelopMember {
+            exchange: place(&format!("{code}.rabat.example"), 7400),
+            api: place(&format!("api.{code}.rabat.example"), 7401),
+            ..DevelopMember::local(code.parse().unwrap(), 0)
+        };
+        let own = fs::metadata(made.path()).unwrap();
+        let owner = Owner { user: own.uid(), group: own.gid() };
+        let members = vec![member("ma"), member("tn")];
+        develop(&DevelopOptions {
+            offline: Some(made.path().join("offline")),
+            owner: Some(owner),
+            ..DevelopOptions::new(made.path().to_owned(), "rabat.example".parse().unwrap(), members)
+        })
+        .unwrap();
+        for kept in ["governors/1.key", "tn/ca.key", "tn/feed-2.key"] {
+            assert!(made.path().join("offline").join(kept).is_file(), "{kept}");
+        }
+
+        // Tunis takes its folder home.
+        let home = elsewhere.path().join("barid");
+        fs::rename(made.path().join("tn"), &home).unwrap();
+        assert!(!home.join("offline").exists());
+        let config = NodeConfig::load(&home.join("node.toml")).unwrap();
+        assert_eq!(config.text.listen_exchange.as_deref(), Some("tn.rabat.example:7400"));
+        assert_eq!(config.text.listen_api, "api.tn.rabat.example:7401");
+        let chain = RosterChain::start(&fs::read(&config.text.roster).unwrap()).unwrap();
+        let listed = chain.newest().member(&"tn".parse().unwrap()).unwrap();
+        assert_eq!(listed.endpoints, ["tn.rabat.example:7400"]);
+        let profile = Profile::read(&home.join("clients/operator/client.toml")).unwrap();
+        assert_eq!(profile.endpoint, "api.tn.rabat.example:7401");
+        assert_eq!(fs::read(profile.roster.unwrap()).unwrap(), fs::read(&config.text.roster).unwrap());
+    }
+
+    #[test]
+    fn an_owner_is_two_numbers() {
+        assert_eq!("65532:0".parse(), Ok(Owner { user: 65_532, group: 0 }));
+        for wrong in ["", "65532", "nobody:nogroup", "1:2:3", "-1:0"] {
+            assert!(wrong.parse::<Owner>().is_err(), "{wrong}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use barid_core::names::Member;
 use serde_json::Value;
 
 use super::{Context, Exit, Failure, say};
-use crate::pki::{self, DevelopMember, DevelopOptions, WORKING_GROUPS};
+use crate::pki::{self, DevelopMember, DevelopOptions};
 
 const MEMBERS: [&str; 4] = ["ma", "ly", "tn", "ne"];
 /// The officer's alert, in French.
@@ -52,21 +52,11 @@ impl Demo<'_> {
         let base = free_ports().ok_or_else(|| Failure::new("demo").cause("no free ports"))?;
         let member = |(n, code): (u16, &&str)| {
             let code: Member = code.parse().map_err(|error| failed(&error))?;
-            Ok(DevelopMember {
-                code,
-                host: "127.0.0.1".into(),
-                exchange_port: base + 2 * n,
-                api_port: base + 2 * n + 1,
-                working_groups: WORKING_GROUPS.map(str::to_owned).to_vec(),
-            })
+            Ok(DevelopMember::local(code, base + 2 * n))
         };
-        let options = DevelopOptions {
-            dir: self.folder.path().to_owned(),
-            exchange: "rabat.example".parse().map_err(|error| failed(&error))?,
-            members: (0..).zip(&MEMBERS).map(member).collect::<Result<_, Failure>>()?,
-            bind: "127.0.0.1".into(),
-            quorum: 2,
-        };
+        let members = (0..).zip(&MEMBERS).map(member).collect::<Result<_, Failure>>()?;
+        let exchange = "rabat.example".parse().map_err(|error| failed(&error))?;
+        let options = DevelopOptions::new(self.folder.path().to_owned(), exchange, members);
         pki::develop(&options).map_err(|error| failed(&error))?;
         for member in MEMBERS {
             self.start(member)?;

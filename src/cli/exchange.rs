@@ -6,7 +6,7 @@ use barid_core::names::{ExchangeName, Member};
 use clap::{Args, Subcommand};
 
 use super::{Context, Exit, Failure};
-use crate::pki::{self, DevelopMember, DevelopOptions, WORKING_GROUPS};
+use crate::pki::{self, DevelopMember, DevelopOptions, Owner, Place};
 
 /// What `exchange` is told.
 #[derive(Debug, Args)]
@@ -37,41 +37,65 @@ struct InitArgs {
     /// Port of the first member's exchange listener; its API is one higher, the next member ten.
     #[arg(long, value_name = "PORT", default_value_t = 7400)]
     base_port: u16,
-    /// Address that the nodes listen on.
+    /// The same ports for every member: each node has a machine or a container of its own.
+    #[arg(long)]
+    same_ports: bool,
+    /// Address, or a name of it, that the nodes listen on; `CODE` stands for the member's code.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     bind: String,
+    /// The same for the API, where a member's own people come in [default: as --bind].
+    #[arg(long, value_name = "ADDRESS")]
+    bind_api: Option<String>,
     /// Host under which a member is reached; `CODE` stands for its code.
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     host: String,
+    /// Host under which a member's own people reach the API; `CODE` stands for its code [default: as --host].
+    #[arg(long, value_name = "HOST")]
+    host_api: Option<String>,
+    /// Folder for the keys that no node needs: of governors, authorities and the next epoch [default: beside the others].
+    #[arg(long, value_name = "FOLDER")]
+    offline: Option<PathBuf>,
+    /// User and group, by number, to whom the members' folders shall belong.
+    #[arg(long, value_name = "USER:GROUP")]
+    owner: Option<Owner>,
+    /// Leave an exchange that is there already as it is, and end well.
+    #[arg(long)]
+    once: bool,
 }
 
 pub(super) fn run(context: &Context, args: &ExchangeArgs) -> Result<Exit, Failure> {
     let ExchangeCommand::Init(args) = &args.command;
-    let ports = |n: usize| {
-        let first = u16::try_from(n * 10).ok().and_then(|step| args.base_port.checked_add(step));
-        first
-            .filter(|port| *port < u16::MAX)
-            .ok_or_else(|| Failure::usage("exchange-init").cause("the ports do not fit below 65,536"))
-    };
-    let member = |(n, code): (usize, &Member)| {
-        let exchange_port = ports(n)?;
-        Ok(DevelopMember {
-            code: code.clone(),
-            host: args.host.replace("CODE", code.as_str()),
-            exchange_port,
-            api_port: exchange_port + 1,
-            working_groups: WORKING_GROUPS.map(str::to_owned).to_vec(),
-        })
-    };
+    let members = args.members.iter().enumerate().map(|(n, code)| args.member(n, code)).collect::<Result<_, _>>()?;
     let options = DevelopOptions {
-        dir: args.dir.clone(),
-        exchange: args.exchange.clone(),
-        members: args.members.iter().enumerate().map(member).collect::<Result<_, Failure>>()?,
-        bind: args.bind.clone(),
-        quorum: if args.members.len() > 2 { 2 } else { 1 },
+        offline: args.offline.clone(),
+        owner: args.owner,
+        ..DevelopOptions::new(args.dir.clone(), args.exchange.clone(), members)
     };
-    pki::develop(&options).map_err(|error| Failure::new("exchange-init").because(&error))?;
     let dir = args.dir.display().to_string();
+    if args.once && options.roster().exists() {
+        context.output.line(&super::say!(context.messages, "exchange-there", dir = &dir))?;
+        return Ok(Exit::Ok);
+    }
+    pki::develop(&options).map_err(|error| Failure::new("exchange-init").because(&error))?;
     context.output.line(&super::say!(context.messages, "exchange-made", dir = &dir))?;
     Ok(Exit::Ok)
+}
+
+impl InitArgs {
+    fn member(&self, n: usize, code: &Member) -> Result<DevelopMember, Failure> {
+        let step = if self.same_ports { 0 } else { n.saturating_mul(10) };
+        let port = u16::try_from(step).ok().and_then(|step| self.base_port.checked_add(step));
+        let port = port
+            .filter(|port| *port < u16::MAX)
+            .ok_or_else(|| Failure::usage("exchange-init").cause("the ports do not fit below 65,536"))?;
+        let own = |template: &str| template.replace("CODE", code.as_str());
+        let place = |bind: &str, host: &str, port| Place { bind: own(bind), host: own(host), port };
+        let (bind_api, host_api) =
+            (self.bind_api.as_ref().unwrap_or(&self.bind), self.host_api.as_ref().unwrap_or(&self.host));
+        Ok(DevelopMember {
+            exchange: place(&self.bind, &self.host, port),
+            api: place(bind_api, host_api, port + 1),
+            ..DevelopMember::local(code.clone(), port)
+        })
+    }
 }

@@ -308,6 +308,7 @@ field-distinguishing-marks = Distinguishing marks
 field-outcome = Answer
 field-reason = Reason
 exchange-made = A development exchange was made in { $dir }. Start a node: barid node --first --config { $dir }/ma/node.toml
+exchange-there = A development exchange stands in { $dir }; it was left as it is.
 error-exchange-init = The development exchange was not made.
     .next = Choose another folder or other ports; an exchange that stands there is left as it is.
 demo-begun = Four nodes run in four processes: Rabat, Tripoli, Tunis and Niamey, each with its own authority, all linked by mutual TLS.
