@@ -1,5 +1,6 @@
 //! The real binary, real files, real mutual TLS.
 #![allow(clippy::unwrap_used)]
 
+mod containers;
 mod four_members;
 mod world;
