@@ -96,9 +96,7 @@ impl Project {
         let project = Self { name: format!("barid-test-{}", std::process::id()), image, compose };
         done(&project.compose(&["up", "-d"]), "up");
         for member in MEMBERS {
-            until(&format!("{member} is healthy"), || {
-                project.inspect(member, "{{.State.Health.Status}}") == "healthy"
-            });
+            until(&format!("{member} is healthy"), || project.inspect(member, "{{.State.Health.Status}}") == "healthy");
         }
         project
     }
