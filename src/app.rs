@@ -18,6 +18,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::pem::PemObject;
+use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -276,13 +277,22 @@ fn chain(config: &NodeConfig, store: &dyn Store) -> Result<RosterChain, AppError
 
 /// The node's signing keys, each checked against the roster.
 fn keys(config: &NodeConfig, roster: &Roster) -> Result<Keys, AppError> {
+    let now = OffsetDateTime::now_utc().unix_timestamp().unsigned_abs();
     let read = |file: &str, role: Role| {
         let path = config.text.keys.join(file);
         let text = std::fs::read_to_string(&path).map_err(|source| AppError::File { path: path.clone(), source })?;
         let key = SigningKey::from_text(text.trim_end())
             .map_err(|error| AppError::Key { path: path.clone(), reason: error.to_string() })?;
-        let listed = roster.keys(&config.feed.member, role).any(|listed| listed.key == *key.verifier());
-        if listed { Ok(key) } else { Err(AppError::Key { path, reason: format!("{} is not listed", key.verifier()) }) }
+        let refused =
+            |reason: &str| AppError::Key { path: path.clone(), reason: format!("{} {reason}", key.verifier()) };
+        let mut listed = roster.keys(&config.feed.member, role);
+        match listed.find(|listed| listed.key == *key.verifier()) {
+            None => Err(refused("is not listed")),
+            Some(listed) if !listed.counts_at(now) => {
+                Err(refused("does not count any more by the roster: it was retired or stolen"))
+            }
+            Some(_) => Ok(key),
+        }
     };
     let mut feed = vec![read("feed.key", Role::Feed(config.feed.epoch))?];
     if roster.feed_keys(&config.feed).len() > 1 {

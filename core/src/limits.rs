@@ -24,6 +24,10 @@ pub const CUSTODY_RANGES_MAX: usize = 1_000;
 pub const TLOG_PROOF_BYTES_MAX: usize = NOTE_BYTES_MAX + (4 << 10);
 /// Largest roster note: some hundred members with post-quantum keys.
 pub const ROSTER_BYTES_MAX: usize = 4 << 20;
+/// Governors of one roster: those of two versions sign one note, which has at most [`NOTE_SIGNATURES_MAX`] lines.
+pub const GOVERNORS_MAX: usize = NOTE_SIGNATURES_MAX / 2;
+/// Length of an endpoint in bytes: a DNS name and a port.
+pub const ENDPOINT_BYTES_MAX: usize = 253 + 6;
 /// Largest protobuf message on any stream: a full batch with its notes and proofs.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Hashes in one Merkle proof: trees have fewer than 2^63 leaves.

@@ -172,6 +172,13 @@ impl fmt::Debug for FeedId {
     }
 }
 
+/// Whether a character ends a paragraph (U+2028, U+2029) or embeds, overrides or isolates the direction of text (Unicode Standard
+/// Annex #9): with it a text rewrites what stands around it.
+#[must_use]
+pub fn changes_direction(c: char) -> bool {
+    matches!(c, '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+}
+
 /// A SHA-256 value: an RFC 6962 tree hash.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Hash(pub [u8; 32]);

@@ -59,6 +59,11 @@ fn refused(shared: &Shared, peer: &Member, error: &ChainError) {
             shared.peers.alarm(format!("two rosters of version {version} are signed; {peer} sent the one not held"));
             "roster-fork"
         }
+        // Enough governors signed it: they are told, or their next version is refused everywhere and nobody knows why.
+        ChainError::Settled { .. } => {
+            shared.peers.alarm(format!("a newer roster is refused: {error}"));
+            "roster-settled"
+        }
         ChainError::Gap { .. } => "roster-gap",
         _ => "bad-roster",
     };

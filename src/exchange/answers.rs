@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint};
-use barid_core::feed::cosignature::{verify_cosigned, verify_heartbeat};
+use barid_core::feed::cosignature::{parse_heartbeat, verify_cosigned, verify_heartbeat};
 use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::Note;
 use barid_core::feed::tree::root_at;
@@ -160,14 +160,15 @@ impl Verifier {
         if held.iter().any(|other| other.cosigner == *cosigner && other.size >= size) {
             return Ok(None);
         }
-        let (signed, time) =
-            verify_cosigned(&note, &self.roster.feed_keys(feed), &self.roster.mirror_keys(cosigner)).map_err(bad)?;
+        let mirrors = self.roster.mirror_keys(cosigner, &parsed.signatures);
+        let (signed, time) = verify_cosigned(&note, &self.roster.feed_keys(feed), &mirrors).map_err(bad)?;
         self.compare(&signed)?;
         Ok(Some(Cosigned { feed: feed.clone(), cosigner: cosigner.clone(), size, time, note }))
     }
 
     fn custody(&self, note: Bytes) -> Result<CustodyRecord, NoteFault> {
-        let custody = CustodyNote::verify(&note, &self.roster.custody_keys(&self.peer)).map_err(bad)?;
+        let time = CustodyNote::parse_text(&Note::parse(&note).map_err(bad)?.text).map_err(bad)?.time;
+        let custody = CustodyNote::verify(&note, &self.roster.custody_keys(&self.peer, time)).map_err(bad)?;
         if custody.feed != *self.shared.own_feed() {
             return Err(NoteFault::OtherFeed(custody.feed));
         }
@@ -203,7 +204,9 @@ impl Verifier {
         // A heartbeat of what is not held yet proves nothing here; one of what is held comes soon.
         let Some(root) = self.root(&feed, beat.heartbeat_size)? else { return Ok(()) };
         let checkpoint = Checkpoint { feed, size: beat.heartbeat_size, root };
-        let time = verify_heartbeat(&beat.note, &checkpoint, &self.roster.mirror_keys(&self.peer)).map_err(bad)?;
+        let line = parse_heartbeat(&beat.note).map_err(bad)?;
+        let mirrors = self.roster.mirror_keys(&self.peer, &[line]);
+        let time = verify_heartbeat(&beat.note, &checkpoint, &mirrors).map_err(bad)?;
         self.shared.peers.heartbeat(&self.peer, time);
         Ok(())
     }

@@ -135,7 +135,11 @@ fn domains(roster: &Roster) -> BTreeMap<String, Authorities> {
             let anchor = read
                 .as_ref()
                 .and_then(|der| webpki::anchor_from_trusted_cert(der).ok().map(|anchor| anchor.to_owned()));
-            let taken = read.as_ref().is_some_and(|der| domains.values().any(|other| other.certificates.contains(der)));
+            // One key under two members is refused with the roster; TLS does not rely on it.
+            let taken = anchor.as_ref().is_some_and(|anchor| {
+                let key = &anchor.subject_public_key_info;
+                domains.values().flat_map(|other| &other.anchors).any(|other| other.subject_public_key_info == *key)
+            });
             match (read, anchor) {
                 (Some(der), Some(anchor)) if !taken => {
                     certificates.push(der);

@@ -20,7 +20,7 @@ use crate::feed::tree::verify_consistency;
 use crate::limits::ROSTER_BYTES_MAX;
 use crate::names::{Digest, FeedId, Hash, Member};
 use crate::proto;
-use crate::roster::{ChainError, MemberKey, MemberKind, Role, Roster, RosterChain};
+use crate::roster::{MemberKey, MemberKind, Role, Roster, RosterChain, follows};
 
 /// The result for one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -319,15 +319,8 @@ impl<'a> Rosters<'a> {
 fn succeeds(chain: &RosterChain, note: &[u8], trusted: &Roster) -> Result<(), EvidenceError> {
     let version = trusted.version() + 1;
     let first = chain.at(version).filter(|first| first.previous() == Some(trusted.text_hash()));
-    if first.is_none() {
-        return Err(EvidenceError::OtherRoster(version));
-    }
-    let found = trusted.approvals(&Note::parse_bounded(note, ROSTER_BYTES_MAX)?);
-    let needed = trusted.threshold();
-    if found >= needed {
-        return Ok(());
-    }
-    Err(ChainError::Threshold { version, whose: "the version before's", found, needed }.into())
+    let first = first.ok_or(EvidenceError::OtherRoster(version))?;
+    Ok(follows(trusted, first, &Note::parse_bounded(note, ROSTER_BYTES_MAX)?)?)
 }
 
 struct Bulletin {

@@ -123,17 +123,29 @@ pub fn heartbeat_line(checkpoint: &Checkpoint, key: &SigningKey, time: u64) -> R
 /// Verifies a heartbeat on a checkpoint of the sender's own feed by one of its mirror keys, and gives its time. The name of the
 /// key must be that of the feed's owner.
 pub fn verify_heartbeat(line: &[u8], checkpoint: &Checkpoint, keys: &[VerifierKey]) -> Result<u64, CosignatureError> {
-    if line.len() > NOTE_BYTES_MAX {
-        return Err(CosignatureError::Heartbeat);
-    }
-    let text = std::str::from_utf8(line).ok().and_then(|text| text.strip_suffix('\n'));
-    let line = text.and_then(NoteSignature::parse_line).ok_or(CosignatureError::Heartbeat)?;
+    let line = parse_heartbeat(line)?;
     let key = keys.iter().find(|key| line.is_by(key)).ok_or(CosignatureError::Unsigned)?;
     let (sender, time) = verify_line(&line, checkpoint, key)?;
     if sender != checkpoint.feed.member {
         return Err(CosignatureError::KeyName(line.name));
     }
     Ok(time)
+}
+
+/// The time that a cosignature line says, in seconds since the Unix epoch. Nobody has vouched for it before the line is verified; then
+/// it is what was signed.
+#[must_use]
+pub fn claimed_time(line: &NoteSignature) -> Option<u64> {
+    line.bytes.first_chunk().map(|time| u64::from_be_bytes(*time))
+}
+
+/// The signature line that a heartbeat is.
+pub fn parse_heartbeat(line: &[u8]) -> Result<NoteSignature, CosignatureError> {
+    if line.len() > NOTE_BYTES_MAX {
+        return Err(CosignatureError::Heartbeat);
+    }
+    let text = std::str::from_utf8(line).ok().and_then(|text| text.strip_suffix('\n'));
+    text.and_then(NoteSignature::parse_line).ok_or(CosignatureError::Heartbeat)
 }
 
 fn sign_line(checkpoint: &Checkpoint, key: &SigningKey, time: u64) -> Result<NoteSignature, CosignatureError> {

@@ -17,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use crate::limits::KEY_NAME_BYTES_MAX;
+use crate::names::Hash;
 
 /// A signature type of C2SP signed-note.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -162,6 +163,12 @@ impl VerifierKey {
     #[must_use]
     pub fn id(&self) -> [u8; 4] {
         self.id
+    }
+
+    /// SHA-256(name ‖ 0x0A ‖ type ‖ key), of which the id is the beginning: what people compare, by telephone if need be.
+    #[must_use]
+    pub fn fingerprint(&self) -> Hash {
+        Hash(fingerprint(&self.name, self.algorithm, self.public_bytes()))
     }
 
     /// What it signs.
@@ -330,10 +337,14 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// SHA-256(name ‖ 0x0A ‖ type ‖ key)[:4].
+/// SHA-256(name ‖ 0x0A ‖ type ‖ key).
+fn fingerprint(name: &str, algorithm: Algorithm, public: &[u8]) -> [u8; 32] {
+    let hash = Sha256::new().chain_update(name).chain_update([b'\n', algorithm.number()]).chain_update(public);
+    hash.finalize().into()
+}
+
 fn key_id(name: &str, algorithm: Algorithm, public: &[u8]) -> [u8; 4] {
-    let hash =
-        Sha256::new().chain_update(name).chain_update([b'\n', algorithm.number()]).chain_update(public).finalize();
+    let hash = fingerprint(name, algorithm, public);
     [hash[0], hash[1], hash[2], hash[3]]
 }
 

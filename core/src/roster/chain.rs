@@ -1,13 +1,15 @@
 //! Which roster follows which: the TUF root rule.
 //!
-//! Version n + 1 is accepted only with the threshold of version n's governors and of its own, one version at a time.
+//! Version n + 1 is accepted only with the threshold of version n's governors and of its own, one version at a time, and only if it
+//! leaves alone what version n had settled.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Roster, RosterError};
+use super::{Roster, RosterError, settled};
+use crate::feed::note::Note;
 
 /// Consecutive verified versions, from one that was trusted from the start. Never empty.
 #[derive(Clone, Debug)]
@@ -27,7 +29,7 @@ pub enum ChainError {
     Threshold {
         /// Of the roster.
         version: u64,
-        /// Whose governors: "its own" or "the version before's".
+        /// Whose governors: "its own", "the version before's" or "the held version's".
         whose: &'static str,
         /// Valid ones.
         found: usize,
@@ -45,7 +47,19 @@ pub enum ChainError {
     /// It names another predecessor, or another exchange.
     #[error("version {0} does not name the roster held as the one before")]
     Previous(u64),
-    /// Two different rosters of one version, both signed: the held one stays until an operator decides.
+    /// It changes what the version before had settled: an epoch's final size, its keys, or the end of a key.
+    #[error("version {version} changes what was settled: {field} was `{was}` and is `{is}`")]
+    Settled {
+        /// The version.
+        version: u64,
+        /// Path.
+        field: String,
+        /// As the version before says.
+        was: String,
+        /// As this one says.
+        is: String,
+    },
+    /// Two different rosters of one version, both signed by those who may sign it: the held one stays until an operator decides.
     #[error("there are two rosters of version {version}")]
     Fork {
         /// The version.
@@ -64,7 +78,7 @@ impl RosterChain {
     /// [`ChainError::Roster`] or [`ChainError::Threshold`].
     pub fn start(note: &[u8]) -> Result<Self, ChainError> {
         let (roster, parsed) = Roster::read(note)?;
-        own_threshold(&roster, &parsed)?;
+        threshold(&roster, "its own", &roster, &parsed)?;
         let newest = Arc::new(roster);
         let versions = BTreeMap::from([(newest.version(), (Arc::clone(&newest), Bytes::copy_from_slice(note)))]);
         Ok(Self { versions, newest })
@@ -81,29 +95,27 @@ impl RosterChain {
             if held.text_hash() == roster.text_hash() {
                 return Ok(false);
             }
-            own_threshold(&roster, &parsed)?;
+            self.is_rival(held, &roster, &parsed)?;
             return Err(ChainError::Fork { version, held: held_note.clone(), other: Bytes::copy_from_slice(note) });
         }
-        let before = &self.newest;
-        if version != before.version() + 1 {
-            return Err(ChainError::Gap { held: before.version(), found: version });
-        }
-        if roster.previous() != Some(before.text_hash()) || roster.exchange() != before.exchange() {
-            return Err(ChainError::Previous(version));
-        }
-        let approvals = before.approvals(&parsed);
-        if approvals < before.threshold() {
-            return Err(ChainError::Threshold {
-                version,
-                whose: "the version before's",
-                found: approvals,
-                needed: before.threshold(),
-            });
-        }
-        own_threshold(&roster, &parsed)?;
+        follows(&self.newest, &roster, &parsed)?;
         self.newest = Arc::new(roster);
         self.versions.insert(version, (Arc::clone(&self.newest), Bytes::copy_from_slice(note)));
         Ok(true)
+    }
+
+    /// Whether `other` could have been accepted in place of `held`. Anybody can write a roster and sign it with governors of his own:
+    /// it is worth an alarm only if those signed it who decide about this version, the governors of the one before. Where that one is not
+    /// held they are the held version's own, who are trusted as they stand.
+    fn is_rival(&self, held: &Roster, other: &Roster, note: &Note) -> Result<(), ChainError> {
+        if other.exchange() != held.exchange() {
+            return Err(ChainError::Previous(other.version()));
+        }
+        match self.at(held.version() - 1) {
+            Some(before) => threshold(before, "the version before's", other, note)?,
+            None => threshold(held, "the held version's", other, note)?,
+        }
+        threshold(other, "its own", other, note)
     }
 
     /// The newest version.
@@ -130,11 +142,51 @@ impl RosterChain {
     }
 }
 
-fn own_threshold(roster: &Roster, note: &crate::feed::note::Note) -> Result<(), ChainError> {
-    let found = roster.approvals(note);
-    if found < roster.threshold() {
-        let (version, needed) = (roster.version(), roster.threshold());
-        return Err(ChainError::Threshold { version, whose: "its own", found, needed });
+/// Whether `next`, signed as `note` says, follows `before`: the whole rule of succession.
+///
+/// # Errors
+/// [`ChainError::Gap`], [`ChainError::Previous`], [`ChainError::Threshold`] or [`ChainError::Settled`].
+pub fn follows(before: &Roster, next: &Roster, note: &Note) -> Result<(), ChainError> {
+    comes_after(before, next)?;
+    threshold(before, "the version before's", next, note)?;
+    threshold(next, "its own", next, note)?;
+    leaves_settled(before, next)
+}
+
+/// Whether `next` could follow `before` once enough governors have signed it.
+///
+/// # Errors
+/// [`ChainError::Gap`], [`ChainError::Previous`] or [`ChainError::Settled`].
+pub fn could_follow(before: &Roster, next: &Roster) -> Result<(), ChainError> {
+    comes_after(before, next)?;
+    leaves_settled(before, next)
+}
+
+fn comes_after(before: &Roster, next: &Roster) -> Result<(), ChainError> {
+    let version = next.version();
+    if Some(version) != before.version().checked_add(1) {
+        return Err(ChainError::Gap { held: before.version(), found: version });
+    }
+    if next.previous() != Some(before.text_hash()) || next.exchange() != before.exchange() {
+        return Err(ChainError::Previous(version));
+    }
+    Ok(())
+}
+
+fn leaves_settled(before: &Roster, next: &Roster) -> Result<(), ChainError> {
+    settled::check(before, next).map_err(|settled::Unsettled { field, was, is }| ChainError::Settled {
+        version: next.version(),
+        field,
+        was,
+        is,
+    })
+}
+
+/// Whether enough of `by`'s governors signed `roster`.
+fn threshold(by: &Roster, whose: &'static str, roster: &Roster, note: &Note) -> Result<(), ChainError> {
+    let (found, needed) = (by.approvals(note), by.threshold());
+    if found < needed {
+        return Err(ChainError::Threshold { version: roster.version(), whose, found, needed });
     }
     Ok(())
 }

@@ -1,21 +1,28 @@
 //! The roster: the signed list of members, their anchors, keys, endpoints and working groups.
 //!
-//! In scope: reading a roster's text into a [`Roster`] that makes sense, asking it, and the rule by which one version follows
-//! another ([`RosterChain`]). Out of scope: fetching and storing rosters. Format: docs/protocol.md §6.
+//! In scope: a [`Roster`] that makes sense (`read` says what that takes), asking it, the rule by which one version follows another
+//! ([`RosterChain`]), and drafts that governors sign ([`Draft`]). Out of scope: fetching and storing rosters. Format:
+//! docs/protocol.md §6.
 
+mod authority;
 mod chain;
+mod draft;
+mod read;
+mod settled;
 pub mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest as _, Sha256};
 
-pub use chain::{ChainError, RosterChain};
-use text::{KeyText, MemberText, RosterText, unix_seconds};
+pub use chain::{ChainError, RosterChain, could_follow, follows};
+pub use draft::{Draft, SignError, Signer};
+use text::RosterText;
 
 use crate::bulletin::audience::Directory;
 use crate::bulletin::vocabulary::Tlp;
-use crate::feed::note::{Algorithm, Note, VerifierKey};
+use crate::feed::cosignature::claimed_time;
+use crate::feed::note::{Note, NoteSignature, VerifierKey};
 use crate::limits::ROSTER_BYTES_MAX;
 use crate::names::{ExchangeName, FeedId, Hash, Member};
 
@@ -33,6 +40,18 @@ pub enum MemberKind {
     Partner,
 }
 
+impl MemberKind {
+    /// All with their words.
+    pub const ALL: [(Self, &'static str); 3] =
+        [(Self::Full, "full"), (Self::Observer, "observer"), (Self::Partner, "partner")];
+
+    /// The word in rosters.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("full", |(_, word)| word)
+    }
+}
+
 /// What a key is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
@@ -48,6 +67,20 @@ pub enum Role {
     Witness,
 }
 
+impl Role {
+    /// The word in rosters, without the epoch.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Feed(_) => "feed",
+            Self::Mirror => "mirror",
+            Self::Custody => "custody",
+            Self::Journal => "journal",
+            Self::Witness => "witness",
+        }
+    }
+}
+
 /// A key and when it holds.
 #[derive(Clone, Debug)]
 pub struct MemberKey {
@@ -55,12 +88,23 @@ pub struct MemberKey {
     pub role: Role,
     /// The key.
     pub key: VerifierKey,
-    /// First roster version with which it may be used.
+    /// First roster version with which it may be used; 0 if the roster says none.
     pub from_version: u64,
-    /// Unix seconds after which signatures no longer count, if it was retired or stolen.
+    /// Unix seconds after which signatures no longer count, if it was retired or stolen: the earlier of the two.
     pub until: Option<i64>,
     /// Whether it was stolen.
     pub compromised: bool,
+    /// Unix seconds at which it was retired, if it was.
+    pub retired: Option<i64>,
+}
+
+impl MemberKey {
+    /// Whether a signature that it made at `time`, in Unix seconds, counts. For a stolen key that is as good as the time is: only the
+    /// signer says when it was.
+    #[must_use]
+    pub fn counts_at(&self, time: u64) -> bool {
+        self.until.is_none_or(|until| i64::try_from(time).is_ok_and(|time| time <= until))
+    }
 }
 
 /// An epoch that has ended.
@@ -134,6 +178,16 @@ pub enum RosterError {
         /// What was expected.
         expected: &'static str,
     },
+    /// Something that may stand in one place stands in two.
+    #[error("{field}: the same {what} stands in {other}")]
+    Twice {
+        /// Path of the second place.
+        field: String,
+        /// Path of the first.
+        other: String,
+        /// What: "key", "authority", "endpoint".
+        what: &'static str,
+    },
 }
 
 impl Roster {
@@ -153,191 +207,7 @@ impl Roster {
     /// See [`RosterError`].
     pub fn from_text(text: &str) -> Result<Self, RosterError> {
         let read: RosterText = toml::from_str(text).map_err(|error| RosterError::Toml(error.to_string()))?;
-        Self::build(&read, Hash(Sha256::digest(text.as_bytes()).into()))
-    }
-
-    fn build(read: &RosterText, text_hash: Hash) -> Result<Self, RosterError> {
-        if read.format != ROSTER_FORMAT {
-            return Err(wrong("format", read.format, "1"));
-        }
-        let exchange: ExchangeName =
-            read.exchange.parse().map_err(|_| wrong("exchange", &read.exchange, "a DNS name in lower case"))?;
-        if read.version == 0 {
-            return Err(wrong("version", 0, "1 or more"));
-        }
-        let previous = match (&read.previous, read.version) {
-            (None, 1) => None,
-            (Some(text), version) if version > 1 => {
-                Some(hash(text).ok_or_else(|| wrong("previous", text, "a SHA-256 in hex"))?)
-            }
-            (found, _) => {
-                return Err(wrong("previous", found.clone().unwrap_or_default(), "present exactly from version 2 on"));
-            }
-        };
-        let time = |field: &str, value: &toml::value::Datetime| {
-            unix_seconds(value).ok_or_else(|| wrong(field, value, "a date and time with offset"))
-        };
-        let governors = read
-            .governors
-            .keys
-            .iter()
-            .map(|text| key("governors.keys", text, |algorithm| algorithm == Algorithm::Ed25519))
-            .collect::<Result<Vec<_>, _>>()?;
-        let distinct: BTreeSet<_> = governors.iter().map(VerifierKey::public_bytes).collect();
-        if distinct.len() != governors.len() {
-            return Err(wrong("governors.keys", governors.len(), "all different"));
-        }
-        let threshold = read.governors.threshold as usize;
-        if threshold == 0 || threshold > governors.len() {
-            return Err(wrong("governors.threshold", threshold, "between 1 and the number of keys"));
-        }
-        let working_groups: BTreeSet<String> = read.working_groups.iter().cloned().collect();
-        if let Some(bad) = working_groups.iter().find(|name| !is_label(name)) {
-            return Err(wrong("working_groups", bad, "lower-case letters, digits and hyphens"));
-        }
-        let mut roster = Self {
-            exchange,
-            version: read.version,
-            previous,
-            text_hash,
-            issued: time("issued", &read.issued)?,
-            review_by: time("review_by", &read.review_by)?,
-            quorum: read.quorum as usize,
-            threshold,
-            governors,
-            working_groups,
-            members: BTreeMap::new(),
-        };
-        let mut authorities: BTreeMap<&str, &str> = BTreeMap::new();
-        for member in &read.members {
-            let entry = roster.member_entry(member)?;
-            for pem in &member.ca_certificates {
-                if let Some(other) = authorities.insert(pem.trim(), &member.code).filter(|other| *other != member.code)
-                {
-                    let field = format!("members.{}.ca_certificates", member.code);
-                    return Err(wrong(&field, format!("also of {other}"), "an authority of one member only"));
-                }
-            }
-            if roster.members.insert(entry.code.clone(), entry).is_some() {
-                return Err(wrong("members.code", &member.code, "listed once"));
-            }
-        }
-        let full = roster.full_members().count();
-        if roster.quorum == 0 || roster.quorum >= full.max(2) {
-            return Err(wrong("quorum", roster.quorum, "at least 1 and fewer than the full members"));
-        }
-        Ok(roster)
-    }
-
-    fn member_entry(&self, read: &MemberText) -> Result<MemberEntry, RosterError> {
-        let path = |part: &str| format!("members.{}.{part}", read.code);
-        let code: Member = read.code.parse().map_err(|_| wrong("members.code", &read.code, "a member code"))?;
-        let kind = match read.kind.as_str() {
-            "full" => MemberKind::Full,
-            "observer" => MemberKind::Observer,
-            "partner" => MemberKind::Partner,
-            other => return Err(wrong(&path("kind"), other, "full, observer or partner")),
-        };
-        let trust_domain = format!("{code}.{}", self.exchange);
-        if read.trust_domain != trust_domain {
-            return Err(wrong(&path("trust_domain"), &read.trust_domain, "`<code>.<exchange>`"));
-        }
-        if read.ca_certificates.is_empty() {
-            return Err(wrong(&path("ca_certificates"), "", "at least one certificate"));
-        }
-        for group in read.working_groups.iter().chain(read.ceilings.keys()) {
-            if !self.working_groups.contains(group) {
-                return Err(wrong(&path("working_groups"), group, "a working group of this roster"));
-            }
-        }
-        if kind == MemberKind::Full && !read.ceilings.is_empty() {
-            return Err(wrong(&path("ceilings"), "", "empty for a full member"));
-        }
-        if kind != MemberKind::Full && !read.working_groups.is_empty() {
-            return Err(wrong(&path("working_groups"), "", "empty for an observer or partner, who has ceilings"));
-        }
-        let ceilings = read
-            .ceilings
-            .iter()
-            .map(|(group, label)| {
-                let tlp = Tlp::read(label).ok_or_else(|| wrong(&path("ceilings"), label, "a TLP 2.0 label"))?;
-                Ok((group.clone(), tlp))
-            })
-            .collect::<Result<_, RosterError>>()?;
-        let keys = read
-            .keys
-            .iter()
-            .enumerate()
-            .map(|(place, text)| self.member_key(&code, &path(&format!("keys[{place}]")), text))
-            .collect::<Result<Vec<_>, _>>()?;
-        for (role, name) in [(Role::Mirror, "mirror"), (Role::Custody, "custody")] {
-            if !keys.iter().any(|key| key.role == role) {
-                return Err(wrong(
-                    &path("keys"),
-                    "",
-                    if name == "mirror" { "with a mirror key" } else { "with a custody key" },
-                ));
-            }
-        }
-        let closed_feeds = read
-            .closed_feeds
-            .iter()
-            .map(|closed| {
-                let root =
-                    hash(&closed.root).ok_or_else(|| wrong(&path("closed_feeds"), &closed.root, "a SHA-256 in hex"))?;
-                Ok(ClosedFeed { epoch: closed.epoch, size: closed.size, root })
-            })
-            .collect::<Result<Vec<_>, RosterError>>()?;
-        Ok(MemberEntry {
-            code,
-            kind,
-            names: read.names.clone(),
-            endpoints: read.endpoints.clone(),
-            trust_domain,
-            ca_certificates: read.ca_certificates.clone(),
-            working_groups: read.working_groups.iter().cloned().collect(),
-            ceilings,
-            keys,
-            closed_feeds,
-        })
-    }
-
-    fn member_key(&self, code: &Member, path: &str, read: &KeyText) -> Result<MemberKey, RosterError> {
-        let host = format!("{code}.{}", self.exchange);
-        let cosigning = |algorithm| matches!(algorithm, Algorithm::CosignatureEd25519 | Algorithm::CosignatureMlDsa44);
-        let noting = |algorithm| algorithm == Algorithm::Ed25519;
-        let log = |algorithm| matches!(algorithm, Algorithm::Ed25519 | Algorithm::CosignatureMlDsa44);
-        let field = format!("{path}.key");
-        let (role, name, parsed) = match (read.role.as_str(), read.epoch) {
-            ("feed", Some(epoch)) if epoch > 0 => {
-                (Role::Feed(epoch), format!("{host}/feed/{epoch}"), key(&field, &read.key, log)?)
-            }
-            ("mirror", None) => (Role::Mirror, format!("{host}/mirror"), key(&field, &read.key, cosigning)?),
-            ("custody", None) => (Role::Custody, format!("{host}/custody"), key(&field, &read.key, noting)?),
-            ("journal", None) => (Role::Journal, format!("{host}/journal"), key(&field, &read.key, log)?),
-            ("witness", None) => (Role::Witness, format!("{host}/witness"), key(&field, &read.key, cosigning)?),
-            _ => {
-                let expected = "feed with an epoch from 1, or mirror, custody, journal or witness without one";
-                return Err(wrong(&format!("{path}.role"), &read.role, expected));
-            }
-        };
-        if parsed.name() != name {
-            return Err(wrong(&field, parsed.name(), "named after its member, exchange and role"));
-        }
-        let until = [&read.retired, &read.compromised]
-            .into_iter()
-            .flatten()
-            .map(|value| unix_seconds(value).ok_or_else(|| wrong(path, value, "a date and time with offset")))
-            .collect::<Result<Vec<_>, _>>()?
-            .into_iter()
-            .min();
-        Ok(MemberKey {
-            role,
-            key: parsed,
-            from_version: read.from_version.unwrap_or(0),
-            until,
-            compromised: read.compromised.is_some(),
-        })
+        read::build(&read, Hash(Sha256::digest(text.as_bytes()).into()))
     }
 
     /// Exchange name.
@@ -416,7 +286,8 @@ impl Roster {
         self.members.values().filter(|entry| entry.kind == MemberKind::Full)
     }
 
-    /// Keys of one epoch of a feed; all of them must sign. Empty for another exchange's feed.
+    /// Keys of one epoch of a feed; all of them must sign. Empty for another exchange's feed. Keys that have ended are among them: a
+    /// checkpoint says no time, so what was signed before the end can only be told by who cosigned it when, or by the epoch's closing.
     #[must_use]
     pub fn feed_keys(&self, feed: &FeedId) -> Vec<VerifierKey> {
         if feed.exchange != self.exchange {
@@ -425,25 +296,40 @@ impl Roster {
         self.keys(&feed.member, Role::Feed(feed.epoch)).map(|key| key.key.clone()).collect()
     }
 
-    /// Cosigning keys of a member.
+    /// Cosigning keys of a member with which these lines can be verified. A key that has ended is among them only if it made a line
+    /// that says a time before its end: that time is signed too, so it holds once the line is verified.
     #[must_use]
-    pub fn mirror_keys(&self, member: &Member) -> Vec<VerifierKey> {
-        self.keys(member, Role::Mirror).map(|key| key.key.clone()).collect()
+    pub fn mirror_keys(&self, member: &Member, lines: &[NoteSignature]) -> Vec<VerifierKey> {
+        let in_time = |key: &MemberKey| {
+            let mut own = lines.iter().filter(|line| line.is_by(&key.key)).filter_map(claimed_time);
+            key.until.is_none() || own.any(|time| key.counts_at(time))
+        };
+        self.keys(member, Role::Mirror).filter(|key| in_time(key)).map(|key| key.key.clone()).collect()
     }
 
-    /// Custody keys of a member.
+    /// Custody keys of a member that count for a note made at `time`, in Unix seconds, as the note itself says.
     #[must_use]
-    pub fn custody_keys(&self, member: &Member) -> Vec<VerifierKey> {
-        self.keys(member, Role::Custody).map(|key| key.key.clone()).collect()
+    pub fn custody_keys(&self, member: &Member, time: u64) -> Vec<VerifierKey> {
+        self.keys(member, Role::Custody).filter(|key| key.counts_at(time)).map(|key| key.key.clone()).collect()
     }
 
-    /// Keys of a member for a role that may be used with this version.
+    /// Keys of a member for a role that may be used with this version, whether or not they have ended since.
     pub fn keys(&self, member: &Member, role: Role) -> impl Iterator<Item = &MemberKey> {
         self.members
             .get(member)
             .into_iter()
             .flat_map(|entry| &entry.keys)
             .filter(move |key| key.role == role && key.from_version <= self.version)
+    }
+
+    /// The first certificate that cannot be read, as a path (`members.ma.ca_certificates[0]`). It certifies nothing, which is its
+    /// member's loss and no reason to refuse a roster that the governors have signed; they do not sign one that has it ([`Draft`]).
+    #[must_use]
+    pub fn unreadable_authority(&self) -> Option<String> {
+        self.entries().find_map(|entry| {
+            let place = entry.ca_certificates.iter().position(|pem| !authority::Authority::read(pem).is_readable())?;
+            Some(format!("members.{}.ca_certificates[{place}]", entry.code))
+        })
     }
 
     /// Valid signatures of this roster's governors on a note, each governor counted once.
@@ -475,20 +361,5 @@ impl Directory for Roster {
     }
 }
 
-fn wrong(field: &str, found: impl std::fmt::Display, expected: &'static str) -> RosterError {
-    RosterError::Field { field: field.into(), found: format!("{found}").chars().take(80).collect(), expected }
-}
-
-fn hash(text: &str) -> Option<Hash> {
-    let bytes = hex::decode(text).ok().filter(|bytes| hex::encode(bytes) == *text)?;
-    Some(Hash(bytes.try_into().ok()?))
-}
-
-fn key(field: &str, text: &str, fits: impl Fn(Algorithm) -> bool) -> Result<VerifierKey, RosterError> {
-    let key: VerifierKey = text.parse().map_err(|_| wrong(field, text, "a C2SP verifier key"))?;
-    if fits(key.algorithm()) { Ok(key) } else { Err(wrong(field, text, "a key of an algorithm that its role uses")) }
-}
-
-fn is_label(text: &str) -> bool {
-    (1..=32).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-}
+#[cfg(test)]
+mod tests;

@@ -51,7 +51,7 @@ fn checkpoints_and_cosignatures_verify_as_ever() {
     let note = golden("checkpoint.note", &signed.note);
     assert_eq!(SignedCheckpoint::verify(&note, &keys).unwrap(), signed);
     let note = golden("cosigned-checkpoint.note", &cosigned(&signed, &[("tn", 0)], TIME));
-    let mirrors = chain.newest().mirror_keys(&member("tn"));
+    let mirrors = chain.newest().mirror_keys(&member("tn"), &[]);
     assert_eq!(verify_cosigned(&note, &keys, &mirrors).unwrap(), (signed, TIME));
 }
 
@@ -59,7 +59,7 @@ fn checkpoints_and_cosignatures_verify_as_ever() {
 fn custody_notes_and_proofs_verify_as_ever() {
     let (chain, feed) = (chain(), checkpoint(&tree(), SIZE).checkpoint.feed);
     let note = golden("custody.note", &custody(&tree(), "ly", 7, Some(2)).1);
-    let custody = CustodyNote::verify(&note, &chain.newest().custody_keys(&member("ly"))).unwrap();
+    let custody = CustodyNote::verify(&note, &chain.newest().custody_keys(&member("ly"), TIME)).unwrap();
     assert!(custody.holds(INDEX) && !custody.holds(2));
     let bytes = golden("bulletin.tlog-proof", &proof(&tree(), INDEX, SIZE, &[("tn", 0)], TIME).format());
     let proof = TlogProof::parse(&bytes).unwrap();

@@ -10,6 +10,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use barid_core::names::changes_direction;
 use fluent_bundle::concurrent::FluentBundle;
 use fluent_bundle::{FluentArgs, FluentResource, FluentValue};
 use unic_langid::LanguageIdentifier;
@@ -176,11 +177,6 @@ pub fn clean(text: &str) -> String {
             c => c,
         })
         .collect()
-}
-
-fn changes_direction(c: char) -> bool {
-    // U+2028 and U+2029 end paragraphs, the others embed, override or isolate (Unicode Standard Annex #9).
-    matches!(c, '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
 /// What can be inserted into a message.

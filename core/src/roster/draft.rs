@@ -1,0 +1,135 @@
+//! Rosters on their way: a text that governors sign one after the other until both thresholds are reached.
+//!
+//! In scope: reading a bare text or a note, who has signed it, adding a signature to the exact text. Out of scope: files, and whether
+//! the signatures suffice ([`super::RosterChain`]).
+
+use super::{ChainError, Roster, RosterError, could_follow};
+use crate::feed::note::{Algorithm, KeyError, Note, NoteError, SigningKey, VerifierKey};
+use crate::limits::{NOTE_SIGNATURES_MAX, ROSTER_BYTES_MAX};
+
+/// A roster's text with the signatures that it has so far.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    roster: Roster,
+    note: Note,
+}
+
+/// One signature line of a draft.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signer {
+    /// Name of the key.
+    pub name: String,
+    /// Its id.
+    pub id: [u8; 4],
+    /// Whether it is a governor of this version.
+    pub own: bool,
+    /// Whether it is a governor of the version before.
+    pub before: bool,
+    /// Whether the signature is right; `None` if neither version lists the key.
+    pub valid: Option<bool>,
+}
+
+/// Why a draft was not signed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SignError {
+    /// A key that signs no rosters.
+    #[error("key {0} is no governor's of this version or of the one before")]
+    NotGovernor(String),
+    /// A certificate that no node could use.
+    #[error("{0} holds no certificate that can be read")]
+    Authority(String),
+    /// It could not follow the version before.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// A line by this key is there and wrong: the text was changed after it had been signed.
+    #[error("the draft has a wrong signature by {0}: its text was changed after it was signed")]
+    Changed(String),
+    /// No room.
+    #[error("the draft has {NOTE_SIGNATURES_MAX} signatures already")]
+    Full,
+    /// The key does not sign.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+impl Draft {
+    /// Reads a bare text or a note. A text without a newline at its end gets one: it is what is signed.
+    ///
+    /// # Errors
+    /// See [`RosterError`].
+    pub fn read(bytes: &[u8]) -> Result<Self, RosterError> {
+        let note_error = |error: NoteError| RosterError::Note(error.to_string());
+        if bytes.len() > ROSTER_BYTES_MAX {
+            return Err(note_error(NoteError::TooLarge { max: ROSTER_BYTES_MAX, found: bytes.len() }));
+        }
+        let text = std::str::from_utf8(bytes).map_err(|_| note_error(NoteError::NotText))?;
+        if text.contains("\n\n— ") {
+            let (roster, note) = Roster::read(bytes)?;
+            return Ok(Self { roster, note });
+        }
+        let line = text.split('\n').position(|line| line.bytes().any(|byte| byte < b' '));
+        if let Some(line) = line {
+            let what = "a tab, a Windows line end or another control character, which cannot be signed";
+            return Err(RosterError::Note(format!("line {} has {what}", line + 1)));
+        }
+        let end = if text.ends_with('\n') { "" } else { "\n" };
+        let text = format!("{text}{end}");
+        Ok(Self { roster: Roster::from_text(&text)?, note: Note { text, signatures: Vec::new() } })
+    }
+
+    /// The roster that it says.
+    #[must_use]
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// Text and signatures; a note without signatures cannot be written.
+    #[must_use]
+    pub fn note(&self) -> &Note {
+        &self.note
+    }
+
+    /// Who has signed, in the order of the lines. `before` is the version before, if it is known.
+    #[must_use]
+    pub fn signers(&self, before: Option<&Roster>) -> Vec<Signer> {
+        let signer = |line: &crate::feed::note::NoteSignature| {
+            let own = self.roster.governors().iter().find(|key| line.is_by(key));
+            let earlier = before.and_then(|before| before.governors().iter().find(|key| line.is_by(key)));
+            let valid = own.or(earlier).map(|key| self.note.verify(key).is_ok());
+            Signer { name: line.name.clone(), id: line.id, own: own.is_some(), before: earlier.is_some(), valid }
+        };
+        self.note.signatures.iter().map(signer).collect()
+    }
+
+    /// Adds the signature of one governor, of this version or of the one before, and says whether it was new. What could never be
+    /// accepted is not signed.
+    ///
+    /// # Errors
+    /// See [`SignError`]; the draft is unchanged then.
+    pub fn sign(&mut self, key: &SigningKey, before: Option<&Roster>) -> Result<bool, SignError> {
+        let listed = |roster: &Roster| roster.governors().contains(key.verifier());
+        if key.algorithm() != Algorithm::Ed25519 || !(listed(&self.roster) || before.is_some_and(listed)) {
+            return Err(SignError::NotGovernor(written(key.verifier())));
+        }
+        if let Some(field) = self.roster.unreadable_authority() {
+            return Err(SignError::Authority(field));
+        }
+        if let Some(before) = before {
+            could_follow(before, &self.roster)?;
+        }
+        match self.note.verify(key.verifier()) {
+            Ok(()) => return Ok(false),
+            Err(NoteError::Unsigned(_)) => {}
+            Err(_) => return Err(SignError::Changed(written(key.verifier()))),
+        }
+        if self.note.signatures.len() >= NOTE_SIGNATURES_MAX {
+            return Err(SignError::Full);
+        }
+        self.note.signatures.push(key.sign_text(&self.note.text)?);
+        Ok(true)
+    }
+}
+
+fn written(key: &VerifierKey) -> String {
+    format!("{}+{}", key.name(), hex::encode(key.id()))
+}

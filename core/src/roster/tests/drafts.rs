@@ -1,0 +1,81 @@
+use super::*;
+use crate::roster::{ChainError, Draft, RosterChain, SignError};
+
+#[test]
+fn governors_sign_a_text_one_after_the_other() {
+    let mut draft = Draft::read(written(&sample()).as_bytes()).unwrap();
+    assert!(draft.signers(None).is_empty());
+    assert_eq!(draft.sign(&governor(1), None), Ok(true));
+    assert_eq!(draft.sign(&governor(1), None), Ok(false));
+    let mut handed_on = Draft::read(&draft.note().to_bytes()).unwrap();
+    assert_eq!(handed_on.sign(&governor(3), None), Ok(true));
+    let chain = RosterChain::start(&handed_on.note().to_bytes()).unwrap();
+    assert_eq!(chain.newest().text_hash(), draft.roster().text_hash());
+    let names: Vec<_> =
+        handed_on.signers(None).into_iter().map(|signer| (signer.name, signer.own, signer.valid)).collect();
+    let signer = |n| (format!("{EXCHANGE}/governor/{n}"), true, Some(true));
+    assert_eq!(names, [signer(1), signer(3)]);
+}
+
+#[test]
+fn governors_of_the_version_before_sign_what_can_follow_it() {
+    let before = Roster::from_text(&written(&sample())).unwrap();
+    let mut text = sample();
+    (text.version, text.previous) = (2, Some(before.text_hash().to_string()));
+    text.governors.keys = [4, 5].map(|n| vkey(&governor(n))).to_vec();
+    let mut draft = Draft::read(written(&text).as_bytes()).unwrap();
+    let stranger =
+        |n| SignError::NotGovernor(format!("{EXCHANGE}/governor/{n}+{}", hex::encode(governor(n).verifier().id())));
+    assert_eq!(draft.sign(&governor(1), None), Err(stranger(1)));
+    assert_eq!(draft.sign(&governor(9), Some(&before)), Err(stranger(9)));
+    assert_eq!(draft.sign(&governor(1), Some(&before)), Ok(true));
+    assert_eq!(draft.sign(&governor(4), Some(&before)), Ok(true));
+    let signers = draft.signers(Some(&before));
+    assert_eq!(
+        signers.iter().map(|signer| (signer.own, signer.before)).collect::<Vec<_>>(),
+        [(false, true), (true, false)]
+    );
+    assert_eq!(draft.signers(None)[0].valid, None, "nobody knows the key");
+
+    text.members[0].keys.remove(0);
+    let mut unsettling = Draft::read(written(&text).as_bytes()).unwrap();
+    let error = unsettling.sign(&governor(1), Some(&before)).unwrap_err();
+    assert!(matches!(error, SignError::Chain(ChainError::Settled { .. })), "{error}");
+    text.version = 3;
+    let mut skipping = Draft::read(written(&text).as_bytes()).unwrap();
+    let gap = SignError::Chain(ChainError::Gap { held: 1, found: 3 });
+    assert_eq!(skipping.sign(&governor(1), Some(&before)), Err(gap));
+    assert!(skipping.note().signatures.is_empty());
+}
+
+#[test]
+fn what_no_node_could_use_is_not_signed() {
+    let mut text = sample();
+    text.members[1].ca_certificates[0] = "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n".into();
+    let mut draft = Draft::read(written(&text).as_bytes()).unwrap();
+    let field = "members.ly.ca_certificates[0]".to_owned();
+    assert_eq!(draft.sign(&governor(1), None), Err(SignError::Authority(field)));
+}
+
+#[test]
+fn a_text_changed_after_it_was_signed_is_found() {
+    let note = String::from_utf8(signed(&sample(), &[governor(1)])).unwrap();
+    let mut draft = Draft::read(note.replacen("quorum = 1", "quorum = 1 ", 1).as_bytes()).unwrap();
+    assert_eq!(draft.signers(None)[0].valid, Some(false));
+    assert!(matches!(draft.sign(&governor(1), None), Err(SignError::Changed(_))));
+}
+
+#[test]
+fn what_editors_do_to_a_text_is_told_or_mended() {
+    let text = written(&sample());
+    let without_end = Draft::read(text.trim_end().as_bytes()).unwrap();
+    assert_eq!(without_end.note().text, format!("{}\n", text.trim_end()));
+    let windows = text.replace('\n', "\r\n");
+    let error = Draft::read(windows.as_bytes()).unwrap_err();
+    assert!(matches!(&error, RosterError::Note(reason) if reason.contains("line 1")), "{error}");
+    assert!(matches!(Draft::read(b"\xff"), Err(RosterError::Note(_))));
+    let broken = format!("{text}\n— not a line\n");
+    assert!(matches!(Draft::read(broken.as_bytes()), Err(RosterError::Note(_))));
+    let large = "#".repeat(crate::limits::ROSTER_BYTES_MAX + 1);
+    assert!(matches!(Draft::read(large.as_bytes()), Err(RosterError::Note(_))));
+}
