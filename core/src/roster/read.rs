@@ -97,7 +97,7 @@ struct Places {
 }
 
 impl Places {
-    fn take(&mut self, what: &'static str, thing: impl ToString, field: String) -> Result<(), RosterError> {
+    fn take(&mut self, what: &'static str, thing: &(impl ToString + ?Sized), field: String) -> Result<(), RosterError> {
         once(&mut self.things, (what, thing.to_string()), what, field)
     }
 
@@ -106,7 +106,7 @@ impl Places {
     fn take_key(&mut self, key: &VerifierKey, field: String) -> Result<(), RosterError> {
         once(&mut self.keys, key.public_bytes().to_vec(), "key", field.clone())?;
         // Of two keys with one name and id nobody could say whose a signature line is.
-        self.take("key id", format!("{}+{}", key.name(), hex::encode(key.id())), field)
+        self.take("key id", &format!("{}+{}", key.name(), hex::encode(key.id())), field)
     }
 
     fn take_authority(&mut self, pem: &str, field: String) -> Result<(), RosterError> {
@@ -156,7 +156,7 @@ impl Reading<'_> {
             if !is_endpoint(endpoint) {
                 return Err(wrong(&field, endpoint, "`host:port`, an IPv6 address in brackets"));
             }
-            places.take("endpoint", endpoint.to_ascii_lowercase(), field)?;
+            places.take("endpoint", &endpoint.to_ascii_lowercase(), field)?;
         }
         if read.ca_certificates.is_empty() {
             return Err(wrong(&self.path("ca_certificates"), "", "at least one certificate"));
