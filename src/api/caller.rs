@@ -65,7 +65,8 @@ impl Api {
         Status::with_error_details(Code::PermissionDenied, detail, details)
     }
 
-    fn refused(&self, who: &dyn std::fmt::Display, method: &'static str, reason: &str) {
+    /// Records a refusal.
+    pub(super) fn refused(&self, who: &dyn std::fmt::Display, method: &'static str, reason: &str) {
         audit(&AuditEvent { what: "refused-call", reason, who, subject: &method, detail: &"" });
     }
 }

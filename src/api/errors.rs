@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use barid_core::bulletin::Invalid;
+use barid_core::evidence::EvidenceError;
+use barid_core::evidence::zip::ZipError;
 use barid_core::proto;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
+use super::audit::ExportError;
 use crate::committer::CommitFailure;
 use crate::store::ReadError;
 
@@ -14,6 +17,8 @@ use crate::store::ReadError;
 pub(super) const DOMAIN: &str = "barid";
 /// After how long to try again when the queue is full.
 const BUSY_RETRY: Duration = Duration::from_millis(100);
+/// After how long to try again what waits for a peer: heads are told once a second, and links may have to come back.
+const CATCHING_UP_RETRY: Duration = Duration::from_secs(5);
 /// After how long to try again when the disk is full.
 const DISK_FULL_RETRY: Duration = Duration::from_secs(60);
 
@@ -64,6 +69,30 @@ pub(super) fn read(error: &ReadError) -> Status {
         ReadError::Io(_) | ReadError::Damaged(_) => {
             tracing::error!(%error, "the store could not be read");
             Status::internal("the store could not be read")
+        }
+    }
+}
+
+/// Why there is no evidence of what is held.
+pub(super) fn export(error: &ExportError) -> Status {
+    let refuse = |reason: &str, retry: Option<Duration>| {
+        let mut details = ErrorDetails::with_error_info(reason, DOMAIN, []);
+        if retry.is_some() {
+            details.set_retry_info(retry);
+        }
+        Status::with_error_details(Code::FailedPrecondition, error.to_string(), details)
+    };
+    match error {
+        ExportError::Read(error) => read(error),
+        ExportError::CatchingUp { .. } => refuse("CATCHING_UP", Some(CATCHING_UP_RETRY)),
+        ExportError::Evidence(EvidenceError::NoFeedKeys(_)) => refuse("NO_FEED_KEYS", None),
+        ExportError::Evidence(EvidenceError::RosterTooOld { .. }) => refuse("ROSTER_TOO_OLD", Some(CATCHING_UP_RETRY)),
+        ExportError::Evidence(EvidenceError::Zip(ZipError::TooLarge(_) | ZipError::TooMany)) => {
+            refuse("TOO_LARGE", None)
+        }
+        ExportError::Evidence(error) => {
+            tracing::error!(%error, "what is held is no evidence");
+            Status::internal("the parts held here are no evidence")
         }
     }
 }

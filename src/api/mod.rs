@@ -3,6 +3,7 @@
 //! In scope: the services on the API listener, roles, and the one map from errors to status. Out of scope: TLS (`transport`), peers
 //! (`exchange`), signing and durability (`committer`). Deny by default; every refusal is recorded with its reason.
 
+mod audit;
 mod caller;
 mod errors;
 mod operator;
@@ -22,6 +23,7 @@ use futures::future::BoxFuture;
 use crate::access::Access;
 use crate::committer::Committer;
 use crate::rosters::Rosters;
+use crate::rpc::audit_server::AuditServer;
 use crate::rpc::focal_point_server::FocalPointServer;
 use crate::rpc::operator_server::OperatorServer;
 use crate::store::Store;
@@ -77,5 +79,7 @@ pub fn routes(api: &Api) -> Result<tonic::service::Routes, tonic_reflection::ser
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let operator = OperatorServer::new(api.clone());
-    Ok(tonic::service::Routes::new(focal_point).add_service(operator).add_service(serving).add_service(reflection))
+    let audit = AuditServer::new(api.clone());
+    let routes = tonic::service::Routes::new(focal_point).add_service(operator).add_service(audit);
+    Ok(routes.add_service(serving).add_service(reflection))
 }

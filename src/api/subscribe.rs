@@ -94,17 +94,23 @@ fn at_least(found: Severity, least: Severity) -> bool {
 impl Api {
     /// Whether a caller may be given an entry.
     pub(super) fn may_deliver(&self, caller: &Caller, entry: &Entry) -> bool {
-        let Content::Disclosed { header: Some(header), .. } = &entry.content else { return false };
+        let allowed = self.allowed(caller, entry);
+        allowed.is_some_and(
+            |allowed| {
+                if caller.is_focal_point() { allowed.to_focal_points() } else { allowed.to_agencies() }
+            },
+        )
+    }
+
+    /// To whom here an entry may be given; `None` if the caller's working groups do not include its own.
+    pub(super) fn allowed(&self, caller: &Caller, entry: &Entry) -> Option<Delivery> {
+        let Content::Disclosed { header: Some(header), .. } = &entry.content else { return None };
         let group = header.topic.split('.').next().unwrap_or_default();
-        if !caller.grant.working_groups.contains(group) {
-            return false;
-        }
-        let allowed = if entry.feed.member == *self.me() {
-            own_delivery(header)
-        } else {
-            delivery(&entry.feed.member, Some(header), self.me(), &self.rosters.load())
-        };
-        if caller.is_focal_point() { allowed.to_focal_points() } else { allowed.to_agencies() }
+        let own = entry.feed.member == *self.me();
+        caller.grant.working_groups.contains(group).then(|| match own {
+            true => own_delivery(header),
+            false => delivery(&entry.feed.member, Some(header), self.me(), &self.rosters.load()),
+        })
     }
 
     /// Sends what arrives from arrival `next` on, for as long as somebody reads.

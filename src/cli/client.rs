@@ -72,14 +72,28 @@ impl Client {
         Ok(client.history(within(CALL_TIMEOUT, request)).await?.into_inner())
     }
 
-    /// Audit.ExportEvidence.
+    /// Audit.ExportEvidence: what the file comes to, and the whole file.
     pub(super) async fn export_evidence(
         &self,
         request: proto::ExportEvidenceRequest,
-    ) -> Result<proto::ExportEvidenceResponse, Failure> {
-        let limit = EVIDENCE_BYTES_MAX + MESSAGE_BYTES_MAX;
-        let mut client = AuditClient::new(self.channel.clone()).max_decoding_message_size(limit);
-        Ok(client.export_evidence(within(CALL_TIMEOUT, request)).await?.into_inner())
+    ) -> Result<(proto::EvidenceSummary, Vec<u8>), Failure> {
+        let mut client = AuditClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut pieces = client.export_evidence(within(CALL_TIMEOUT, request)).await?.into_inner();
+        let (mut summary, mut file) = (proto::EvidenceSummary::default(), Vec::new());
+        // A large file on a thin line may take long; each piece may not.
+        let late = |_| Failure::from_status(&tonic::Status::deadline_exceeded(""));
+        while let Some(piece) = tokio::time::timeout(CALL_TIMEOUT, pieces.message()).await.map_err(late)?? {
+            summary = piece.summary.unwrap_or(summary);
+            file.extend_from_slice(&piece.piece);
+            if file.len() > EVIDENCE_BYTES_MAX {
+                return Err(Failure::new("node-failed").cause(format!("it sent more than {EVIDENCE_BYTES_MAX} bytes")));
+            }
+        }
+        if file.is_empty() || file.len() as u64 != summary.size {
+            let cause = format!("it sent {} of {} bytes", file.len(), summary.size);
+            return Err(Failure::new("node-failed").cause(cause));
+        }
+        Ok((summary, file))
     }
 
     /// Operator.GetStatus.

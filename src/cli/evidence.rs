@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use barid_core::proto;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::args::BulletinRef;
 use super::client::Client;
@@ -37,42 +37,66 @@ pub(super) async fn run(context: &Context, args: &EvidenceArgs) -> Result<Exit, 
     }
     let profile = context.profile()?;
     let client = Client::open(&profile)?;
-    let (_, answer) = show::find(&profile, &args.bulletin, async |member, id| {
+    let (_, (summary, file)) = show::find(&profile, &args.bulletin, async |member, id| {
         client.export_evidence(proto::ExportEvidenceRequest { member: member.to_string(), id }).await
     })
     .await?;
     if to_stdout {
-        context.output.bytes(&answer.evidence)?;
+        context.output.bytes(&file)?;
         return Ok(Exit::Ok);
     }
-    write(&path, &answer.evidence).map_err(|error| Failure::new("file-unwritable").path(&path).because(&error))?;
+    write(&path, &file, args.force).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => Failure::usage("file-exists").path(&path),
+        _ => Failure::new("file-unwritable").path(&path).because(&error),
+    })?;
     if context.output.is_json() {
-        context.output.json(&json!({
-            "file": path.display().to_string(),
-            "bytes": answer.evidence.len(),
-            "cosigners": answer.cosigners,
-            "newestCosignature": answer.newest_cosignature,
-        }))?;
+        let broken = |error| Failure::new("internal").because(&error);
+        let mut object = json!({"file": path.display().to_string(), "bytes": file.len()});
+        if let (Some(fields), Value::Object(told)) =
+            (object.as_object_mut(), serde_json::to_value(&summary).map_err(broken)?)
+        {
+            fields.extend(told);
+        }
+        context.output.json(&object)?;
         return Ok(Exit::Ok);
     }
-    let messages = &context.messages;
-    let render = Render::new(context, profile.directory());
-    context.output.line(&say!(messages, "evidence-written", path = path.display().to_string()))?;
-    let cosigners: Vec<String> = answer.cosigners.iter().map(|code| render.member(code)).collect();
-    context.output.lines(render.block(&[
-        render.pair("label-cosigners", cosigners.join(", ")),
-        render.pair("label-newest-cosignature", messages.value(&times::seconds(answer.newest_cosignature.as_ref()))),
-    ]))?;
-    context.output.line(&say!(messages, "evidence-next", path = path.display().to_string()))?;
+    context.output.lines(told(context, &Render::new(context, profile.directory()), &path, &summary))?;
     Ok(Exit::Ok)
 }
 
-/// Writes beside the place and moves there: a reader finds the whole file or none.
-fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+fn told(context: &Context, render: &Render<'_>, path: &Path, summary: &proto::EvidenceSummary) -> Vec<String> {
+    let messages = &context.messages;
+    let path = path.display().to_string();
+    let members = |codes: &[String]| codes.iter().map(|code| render.member(code)).collect::<Vec<_>>().join(", ");
+    let witnesses = say!(
+        messages,
+        "evidence-witnesses",
+        nWitnesses = summary.cosigners.len() as u64,
+        nQuorum = u64::from(summary.quorum)
+    );
+    let mut lines = vec![say!(messages, "evidence-written", path = &path, nBytes = summary.size)];
+    lines.extend(render.block(&[
+        render.pair("label-standing", messages.word("standing", &summary.standing)),
+        render.pair("label-witnesses", witnesses),
+        render.pair("label-cosigners", members(&summary.cosigners)),
+        render.pair("label-newest-cosignature", messages.value(&times::seconds(summary.newest_cosignature.as_ref()))),
+        render.pair("label-custody", members(&summary.custody)),
+    ]));
+    lines.push(say!(messages, "evidence-next", path = &path));
+    lines
+}
+
+/// Writes beside the place and moves there: a reader finds the whole file or none. For its owner's eyes only, since it holds the
+/// bulletin.
+fn write(path: &Path, bytes: &[u8], replace: bool) -> std::io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
-    file.persist(path)?;
+    if replace {
+        file.persist(path)?;
+    } else {
+        file.persist_noclobber(path)?;
+    }
     Ok(())
 }

@@ -27,6 +27,7 @@ mod show;
 mod status;
 mod times;
 mod tls;
+mod verify;
 mod watch;
 
 use std::path::PathBuf;
@@ -74,6 +75,8 @@ enum Command {
     Show(show::ShowArgs),
     /// Write the file that proves a bulletin offline.
     Evidence(evidence::EvidenceArgs),
+    /// Verify such a file, without a node or a network.
+    Verify(verify::VerifyArgs),
     /// Show how the node and its peers are.
     Status,
     /// Ask whether the node serves; for containers.
@@ -105,6 +108,18 @@ impl Context {
     /// If there is none or it cannot be used.
     pub fn profile(&self) -> Result<Profile, Failure> {
         Profile::find(self.profile.as_deref())
+    }
+
+    /// As [`Context::profile`], for those who can do without; `None` if nobody chose one and none is found.
+    ///
+    /// # Errors
+    /// If there is one that cannot be used.
+    pub fn profile_if_any(&self) -> Result<Option<Profile>, Failure> {
+        match self.profile() {
+            Ok(profile) => Ok(Some(profile)),
+            Err(failure) if failure.id() == "no-profile" => Ok(None),
+            Err(failure) => Err(failure),
+        }
     }
 }
 
@@ -139,6 +154,7 @@ fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::History(args) => wait(history::run(context, &args)),
         Command::Show(args) => wait(show::run(context, &args)),
         Command::Evidence(args) => wait(evidence::run(context, &args)),
+        Command::Verify(args) => verify::run(context, &args),
         Command::Status => wait(status::run(context)),
         Command::Health(args) => wait(health::run(context, &args)),
         Command::Demo => demo::run(context),

@@ -118,6 +118,12 @@ impl Directory {
         Self { own, roster: None }
     }
 
+    /// Knows what a roster says.
+    #[must_use]
+    pub fn with_roster(own: Member, roster: Roster) -> Self {
+        Self { own, roster: Some(roster) }
+    }
+
     /// `ne (Niger)`, or the code alone if no roster names it. Clean, not isolated.
     #[must_use]
     pub fn name(&self, code: &str, messages: &Messages) -> String {

@@ -148,11 +148,13 @@ impl<'a> Render<'a> {
         }
         lines.push(String::new());
         let delivery = reading.delivery;
+        // What was not read from a node has not arrived anywhere.
+        let arrival = if delivery.arrival == 0 { String::new() } else { delivery.arrival.to_string() };
         lines.extend(self.block(&[
             self.pair("label-bulletin", self.messages.isolate(&reading.name())),
             self.pair("label-feed", self.place(&delivery.feed, delivery.index)),
             self.pair("label-digest", self.messages.isolate(&hex::encode(&delivery.digest))),
-            self.pair("label-arrival", self.messages.isolate(&delivery.arrival.to_string())),
+            self.pair("label-arrival", self.messages.isolate(&arrival)),
         ]));
         lines
     }

@@ -2,5 +2,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod containers;
+mod evidence;
 mod four_members;
 mod world;

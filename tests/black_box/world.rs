@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -46,6 +47,11 @@ impl World {
         self.folder.path().join(member)
     }
 
+    /// The roster that everybody was given.
+    pub(crate) fn roster(&self) -> PathBuf {
+        self.folder.path().join("roster.note")
+    }
+
     pub(crate) fn run(&mut self, member: &'static str) {
         let folder = self.folder(member);
         let log = File::options().create(true).append(true).open(folder.join("node.log")).unwrap();
@@ -57,7 +63,11 @@ impl World {
             .spawn()
             .unwrap();
         self.nodes.insert(member, node);
-        until(&format!("{member} serves"), || self.client(member, "operator", &["health"]).status.success());
+        until(&format!("{member} serves"), || {
+            let ended = self.nodes.get_mut(member).and_then(|node| node.try_wait().unwrap());
+            assert!(ended.is_none(), "{member}: {}", text(&fs::read(folder.join("node.log")).unwrap()));
+            self.client(member, "operator", &["health"]).status.success()
+        });
     }
 
     /// As a power cut would: no time to say goodbye.
@@ -154,8 +164,11 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 
 /// A port from which on the ports of four members are free.
 fn free_ports() -> u16 {
+    /// Worlds of this process so far: two that start at once must not choose the same ports.
+    static WORLDS: AtomicU32 = AtomicU32::new(0);
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let start = 10_000 + u16::try_from(std::process::id() % 400).unwrap() * 50;
+    let place = std::process::id() + 137 * WORLDS.fetch_add(1, Ordering::Relaxed);
+    let start = 10_000 + u16::try_from(place % 400).unwrap() * 50;
     (0..400_u16)
         .map(|n| 10_000 + (start - 10_000 + n * 50) % 20_000)
         .find(|base| (0..4).all(|n| free(base + n * 10) && free(base + n * 10 + 1)))

@@ -161,6 +161,19 @@ pub struct CustodyHolder {
     pub valid: bool,
 }
 
+impl Outcome {
+    /// "witnessed", "signed-only", "disputed", "invalid": for machines, the same in every language.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Witnessed => "witnessed",
+            Self::SignedOnly => "signed-only",
+            Self::Disputed(_) => "disputed",
+            Self::Invalid(_) => "invalid",
+        }
+    }
+}
+
 impl Verdict {
     /// 0 witnessed, 10 signed only, 11 disputed, 12 invalid.
     #[must_use]

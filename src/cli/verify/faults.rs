@@ -1,0 +1,70 @@
+//! Why a file is no evidence, in the reader's language and, for those who look into it, in the words of the check that failed.
+
+use barid_core::evidence::EvidenceError;
+
+use crate::cli::messages::{Messages, clean};
+use crate::cli::say;
+
+/// One sentence in the reader's language.
+pub(super) fn sentence(messages: &Messages, error: &EvidenceError) -> String {
+    use EvidenceError as E;
+    match error {
+        E::Zip(_) => messages.text("invalid-form"),
+        E::Page => messages.text("invalid-page"),
+        E::Part(part) => say!(messages, "invalid-part", part = part),
+        E::Count { what, found } => {
+            say!(messages, "invalid-count", what = messages.word("part", what), nFound = *found)
+        }
+        E::Bulletin(_) => messages.text("invalid-bulletin"),
+        E::Proof(_) => messages.text("invalid-proof"),
+        E::Feed { feed, member, exchange } => say!(
+            messages,
+            "invalid-feed",
+            feed = feed.to_string(),
+            member = member.as_str(),
+            exchange = exchange.as_str()
+        ),
+        E::NoFeedKeys(feed) => say!(messages, "invalid-no-feed-keys", feed = feed.to_string()),
+        E::Different => messages.text("invalid-different"),
+        E::Untied => messages.text("invalid-untied"),
+        E::Consistency { old, new, .. } => say!(messages, "invalid-consistency", nOld = *old, nNew = *new),
+        E::UnknownSignature(name) => say!(messages, "invalid-unknown-signature", name = name),
+        E::Note(_) | E::Cosignature(_) => messages.text("invalid-signature"),
+        E::Custody { member, .. } => say!(messages, "invalid-custody", member = member.as_str()),
+        E::NotHeld(member) => say!(messages, "invalid-not-held", member = member.as_str()),
+        E::Rosters(_) | E::Roster(_) => messages.text("invalid-rosters"),
+        E::OtherRoster(version) => say!(messages, "invalid-other-roster", version = version.to_string()),
+        E::RosterGap { first } => {
+            let needed = first.saturating_sub(1);
+            say!(messages, "invalid-roster-gap", first = first.to_string(), needed = needed.to_string())
+        }
+        E::RosterTooOld { needed, newest } => {
+            say!(messages, "invalid-roster-too-old", needed = needed.to_string(), newest = newest.to_string())
+        }
+    }
+}
+
+/// What to do about it.
+pub(super) fn next(messages: &Messages, error: &EvidenceError) -> String {
+    use EvidenceError as E;
+    messages.text(match error {
+        E::OtherRoster(_) | E::RosterGap { .. } | E::RosterTooOld { .. } | E::NoFeedKeys(_) | E::Feed { .. } => {
+            "invalid-next-roster"
+        }
+        _ => "invalid-next-file",
+    })
+}
+
+/// The failed check and its sources, in English.
+pub(super) fn detail(error: &EvidenceError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        source = error.source();
+    }
+    clean(&text)
+}

@@ -1,0 +1,179 @@
+//! `barid verify`: what an evidence file proves, without a node, a network or a clock.
+//!
+//! In scope: reading the file and the roster that is trusted, the verdict as an exit code, as text for a court and as JSON. Out of
+//! scope: the judgement itself (`core::evidence`).
+
+mod faults;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use barid_core::bulletin::times::Time;
+use barid_core::evidence::{EvidenceParts, Outcome, Report, Verdict, verify};
+use barid_core::limits::{EVIDENCE_BYTES_MAX, ROSTER_BYTES_MAX};
+use barid_core::names::Member;
+use barid_core::proto;
+use barid_core::roster::{Roster, RosterChain};
+use bytes::Bytes;
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::profile::Directory;
+use super::render::{Reading, Render};
+use super::{Context, Exit, Failure};
+
+/// Which file, and whom to trust.
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// Evidence file; `-` reads standard input.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Roster note that you trust: nothing else is believed [default: the profile's].
+    #[arg(long, value_name = "ROSTER")]
+    roster: Option<PathBuf>,
+}
+
+/// A file, judged.
+struct Judged {
+    /// The roster that was trusted, as it was named.
+    path: String,
+    trusted: Roster,
+    verdict: Verdict,
+    /// The bulletin as a node would deliver it; empty where nothing may be believed.
+    delivery: proto::Delivery,
+}
+
+/// Judges it.
+pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<Exit, Failure> {
+    let path = match &args.roster {
+        Some(path) => path.clone(),
+        None => {
+            let profile = context.profile_if_any()?;
+            profile.and_then(|profile| profile.roster).ok_or_else(|| Failure::usage("no-roster"))?
+        }
+    };
+    let trusted = trusted(&path)?;
+    let file = read(&args.file, EVIDENCE_BYTES_MAX)?;
+    let verdict = verify(&file, &trusted);
+    let delivery = verdict.report.as_ref().map(|report| delivery(&file, report)).unwrap_or_default();
+    let judged = Judged { path: path.display().to_string(), trusted, verdict, delivery };
+    if context.output.is_json() {
+        let object = judged.json().map_err(|error| Failure::new("internal").because(&error))?;
+        context.output.json(&object)?;
+    } else {
+        let own = judged.verdict.report.as_ref().map_or_else(nobody, |report| report.member.clone());
+        let render = Render::new(context, Directory::with_roster(own, judged.trusted.clone()));
+        context.output.lines(words::lines(context, &render, &judged))?;
+    }
+    Ok(match judged.verdict.outcome {
+        Outcome::Witnessed => Exit::Ok,
+        Outcome::SignedOnly => Exit::SignedOnly,
+        Outcome::Disputed(_) => Exit::Disputed,
+        Outcome::Invalid(_) => Exit::Invalid,
+    })
+}
+
+/// The roster that is trusted. Its governors' signatures are checked too: a copy that was damaged on its way is noticed here.
+fn trusted(path: &Path) -> Result<Roster, Failure> {
+    let note = read(path, ROSTER_BYTES_MAX)?;
+    let chain = RosterChain::start(&note);
+    let chain = chain.map_err(|error| Failure::usage("roster-unusable").path(path).because(&error))?;
+    Ok(chain.newest().clone())
+}
+
+/// Reads no more than one byte beyond what is allowed; whoever judges the bytes refuses that one.
+fn read(path: &Path, bytes_max: usize) -> Result<Vec<u8>, Failure> {
+    let unreadable = |error: std::io::Error| Failure::usage("file-unreadable").path(path).because(&error);
+    let reader: Box<dyn Read> = if path.as_os_str() == "-" {
+        Box::new(std::io::stdin().lock())
+    } else {
+        Box::new(std::fs::File::open(path).map_err(unreadable)?)
+    };
+    let mut bytes = Vec::new();
+    reader.take(bytes_max as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    Ok(bytes)
+}
+
+/// The bulletin of a file that holds.
+fn delivery(file: &[u8], report: &Report) -> proto::Delivery {
+    let envelope = EvidenceParts::read(file).map(|parts| parts.envelope).unwrap_or_default();
+    proto::Delivery {
+        feed: report.feed.to_string(),
+        index: report.index,
+        digest: Bytes::copy_from_slice(&report.digest.0),
+        envelope,
+        ..Default::default()
+    }
+}
+
+/// Stands where no member is known.
+fn nobody() -> Member {
+    Member::from_str("x-unknown").expect("a member code")
+}
+
+impl Judged {
+    /// One object: the words of the vocabulary and the reasons in English, which do not change with the language.
+    fn json(&self) -> Result<Value, serde_json::Error> {
+        let outcome = &self.verdict.outcome;
+        let mut object = json!({
+            "result": outcome.word(),
+            "exit": self.verdict.exit_code(),
+            "trusted": {"roster": self.path, "version": self.trusted.version()},
+        });
+        let Some(fields) = object.as_object_mut() else { return Ok(object) };
+        if let Outcome::Invalid(error) = outcome {
+            fields.insert("reason".to_owned(), faults::detail(error).into());
+        }
+        if let Outcome::Disputed(reasons) = outcome {
+            let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+            fields.insert("disputes".to_owned(), reasons.into());
+        }
+        let Some(report) = &self.verdict.report else { return Ok(object) };
+        let at = |time: u64| Time::from_unix_ms(time.saturating_mul(1_000)).to_string();
+        let mut cosigners = Vec::new();
+        for one in &report.cosigners {
+            let reason = one.uncounted.map(|reason| reason.to_string());
+            let counted = reason.is_none();
+            cosigners.push(json!({
+                "member": one.member.as_str(),
+                "at": at(one.time),
+                "counted": counted,
+                "uncounted": reason,
+            }));
+        }
+        let mut custody = Vec::new();
+        for one in &report.custody {
+            custody.push(json!({"member": one.member.as_str(), "at": at(one.time), "keyValid": one.valid}));
+        }
+        let told = json!({
+            "member": report.member.as_str(),
+            "id": report.id.to_string(),
+            "issuer": report.issuer,
+            "kind": report.kind,
+            "topic": report.topic,
+            "status": report.status,
+            "sentAt": report.sent_at.map(|at| at.to_string()),
+            "feed": report.feed.to_string(),
+            "index": report.index,
+            "digest": hex::encode(report.digest.0),
+            "sizes": report.sizes,
+            "cosigners": cosigners,
+            "counted": report.counted,
+            "quorum": report.quorum,
+            "custody": custody,
+            "rosterVersion": report.roster_version,
+            "rostersTied": report.rosters_tied,
+        });
+        if let Value::Object(told) = told {
+            fields.extend(told);
+        }
+        if let Value::Object(mut reading) = Reading::new(&self.delivery).json()? {
+            fields.extend(["header", "body"].into_iter().filter_map(|part| reading.remove_entry(part)));
+        }
+        Ok(object)
+    }
+}
