@@ -243,17 +243,9 @@ mod tests {
     impl World {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let member = |code: &str| DevelopMember {
-                code: code.parse().unwrap(),
-                host: "127.0.0.1".into(),
-                exchange_port: 1,
-                api_port: 2,
-                working_groups: vec!["security".into()],
-            };
-            let members = vec![member("ma"), member("ly"), member("tn")];
+            let members = ["ma", "ly", "tn"].map(|code| DevelopMember::local(code.parse().unwrap(), 1)).into();
             let exchange = "rabat.example".parse().unwrap();
-            let dir = folder.path().to_owned();
-            develop(&DevelopOptions { dir, exchange, members, bind: "127.0.0.1".into(), quorum: 2 }).unwrap();
+            develop(&DevelopOptions::new(folder.path().to_owned(), exchange, members)).unwrap();
             let roster = std::fs::read(folder.path().join("roster.note")).unwrap();
             let (mut tree, mut entries) = (MemoryTree::new(), Vec::new());
             for n in 0..4_u8 {
