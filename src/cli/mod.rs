@@ -7,6 +7,7 @@
 //! 11 disputed, 12 invalid.
 
 mod args;
+mod bench;
 mod client;
 #[cfg(test)]
 mod client_tests;
@@ -87,6 +88,8 @@ enum Command {
     Exchange(exchange::ExchangeArgs),
     /// Show the main job: four nodes on this machine, for some seconds.
     Demo,
+    /// Measure what two nodes on this machine can do.
+    Bench(bench::BenchArgs),
     /// Write completions for a shell.
     Completions(completions::CompletionsArgs),
 }
@@ -158,6 +161,7 @@ fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Status => wait(status::run(context)),
         Command::Health(args) => wait(health::run(context, &args)),
         Command::Demo => demo::run(context),
+        Command::Bench(args) => bench::run(context, &args),
         Command::Node(args) => node::run(context, &args),
         Command::Exchange(args) => exchange::run(context, &args),
         Command::Completions(args) => completions::run(context, &args),

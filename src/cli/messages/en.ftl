@@ -394,3 +394,5 @@ demo-caught-up = Tunis lost its power and missed an alert; back again, it had ca
 demo-held = Everything held, in { $seconds } s.
 error-demo = The demonstration did not hold.
     .next = Run it again on a quieter machine; if it fails again, it is a defect.
+error-bench = Measuring did not come to its end.
+    .next = Run it on a quiet machine with some GiB free in the temporary folder; TMPDIR chooses another one.

@@ -1,0 +1,259 @@
+//! Publishers and subscribers, as a member's own systems would be.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use barid_core::bulletin::BulletinId;
+use barid_core::limits::MESSAGE_BYTES_MAX;
+use barid_core::proto;
+use parking_lot::Mutex;
+use prost::Message as _;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+use super::failed;
+use crate::cli::Failure;
+use crate::rpc::focal_point_client::FocalPointClient;
+
+/// Bytes that a measured bulletin says (its encoded body), as in the measurements of other brokers.
+pub(super) const BODY_BYTES: usize = 1_024;
+
+/// When to stop publishing: whichever comes first.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Until {
+    /// Bulletins.
+    pub(super) count: u64,
+    /// Time.
+    pub(super) spent: Duration,
+}
+
+/// What publishing came to.
+#[derive(Debug, Default)]
+pub(super) struct Published {
+    /// Bulletins with a receipt.
+    pub(super) count: u64,
+    /// From the first call to the last receipt.
+    pub(super) spent: Duration,
+    /// From call to receipt, each.
+    pub(super) acks: Vec<Duration>,
+    /// When each was handed in, by index in the feed from `first_index` on.
+    pub(super) sent: Vec<Instant>,
+    /// Index of the first.
+    pub(super) first_index: u64,
+}
+
+/// A focal point's system with one connection.
+pub(super) struct Publisher {
+    client: FocalPointClient<Channel>,
+    number: u64,
+}
+
+impl Publisher {
+    pub(super) fn new(channel: Channel, number: u64) -> Self {
+        Self { client: client(channel), number: number << 40 }
+    }
+
+    fn draft(&mut self) -> proto::Draft {
+        self.number += 1;
+        draft(self.number)
+    }
+
+    /// Publishes over one stream, at most `in_flight` without a receipt, and at most `per_second` if that is not 0.
+    pub(super) async fn stream(
+        &mut self,
+        in_flight: usize,
+        per_second: u64,
+        until: Until,
+    ) -> Result<Published, Failure> {
+        let (requests, outgoing) = mpsc::channel(1_024);
+        let mut answers = self.client.publish_stream(ReceiverStream::new(outgoing)).await?.into_inner();
+        let places = Arc::new(Semaphore::new(in_flight));
+        let sent = Arc::new(Mutex::new(Vec::<Instant>::new()));
+        let reading = tokio::spawn({
+            let (places, sent) = (Arc::clone(&places), Arc::clone(&sent));
+            async move {
+                let (mut acks, mut first_index) = (Vec::new(), None);
+                while let Some(answer) = answers.message().await? {
+                    let now = Instant::now();
+                    let sent = sent.lock();
+                    for result in &answer.results {
+                        let receipt = match &result.outcome {
+                            Some(proto::publish_result::Outcome::Published(published)) => published.receipt.as_ref(),
+                            Some(proto::publish_result::Outcome::Refused(refused)) => {
+                                return Err(Failure::new("bench").cause(refused.message.clone()));
+                            }
+                            None => None,
+                        };
+                        let request = usize::try_from(result.request).ok().and_then(|n| sent.get(n));
+                        let (Some(receipt), Some(request)) = (receipt, request) else {
+                            return Err(Failure::new("bench").cause("an answer without a receipt"));
+                        };
+                        first_index.get_or_insert(receipt.index);
+                        acks.push(now - *request);
+                    }
+                    places.add_permits(answer.results.len());
+                }
+                Ok((acks, first_index.unwrap_or_default()))
+            }
+        });
+        let begun = Instant::now();
+        let mut count = 0;
+        while count < until.count && begun.elapsed() < until.spent && !reading.is_finished() {
+            if per_second > 0 {
+                let due = begun + Duration::from_nanos(count * 1_000_000_000 / per_second);
+                tokio::time::sleep_until(due.into()).await;
+            }
+            let publish = proto::PublishRequest { draft: Some(self.draft()), wait_for: None };
+            let Ok(place) = places.acquire().await else { break };
+            place.forget();
+            let request = count;
+            sent.lock().push(Instant::now());
+            count += 1;
+            if requests.send(proto::PublishStreamRequest { request, publish: Some(publish) }).await.is_err() {
+                break;
+            }
+        }
+        drop(requests);
+        let (acks, first_index) = reading.await.map_err(|error| failed(&error))??;
+        let spent = begun.elapsed();
+        let sent = std::mem::take(&mut *sent.lock());
+        Ok(Published { count: acks.len() as u64, spent, acks, sent, first_index })
+    }
+
+    /// Publishes by single calls, `in_flight` at a time.
+    pub(super) async fn unary(&mut self, in_flight: usize, until: Until) -> Result<Published, Failure> {
+        let begun = Instant::now();
+        let mut waiting = VecDeque::new();
+        let (mut acks, mut count) = (Vec::new(), 0);
+        while count < until.count && begun.elapsed() < until.spent {
+            if waiting.len() >= in_flight
+                && let Some(call) = waiting.pop_front()
+            {
+                acks.push(answered(call).await?);
+            }
+            let (mut client, draft) = (self.client.clone(), self.draft());
+            count += 1;
+            waiting.push_back(tokio::spawn(async move {
+                let sent = Instant::now();
+                client.publish(proto::PublishRequest { draft: Some(draft), wait_for: None }).await.map(|_| sent.elapsed())
+            }));
+        }
+        for call in waiting {
+            acks.push(answered(call).await?);
+        }
+        Ok(Published { count: acks.len() as u64, spent: begun.elapsed(), acks, ..Published::default() })
+    }
+}
+
+async fn answered(call: tokio::task::JoinHandle<Result<Duration, tonic::Status>>) -> Result<Duration, Failure> {
+    Ok(call.await.map_err(|error| failed(&error))??)
+}
+
+/// A subscription that takes what comes.
+pub(super) struct Subscriber {
+    stream: tonic::Streaming<proto::SubscribeResponse>,
+}
+
+impl Subscriber {
+    /// From now on, or from the first arrival on; subscribed when this returns.
+    pub(super) async fn open(channel: Channel, from_start: bool) -> Result<Self, Failure> {
+        let start = from_start.then_some(proto::subscribe_request::Start::After(0));
+        let request = proto::SubscribeRequest { filter: None, start };
+        let mut stream = client(channel).subscribe(request).await?.into_inner();
+        if !from_start {
+            stream.message().await?;
+        }
+        Ok(Self { stream })
+    }
+
+    /// Takes so many bulletins: index in the feed, and when it was in hand.
+    pub(super) async fn take(mut self, count: u64) -> Result<Vec<(u64, Instant)>, Failure> {
+        let mut taken = Vec::new();
+        while (taken.len() as u64) < count {
+            let Some(response) = self.stream.message().await? else {
+                return Err(Failure::new("bench").cause("a subscription ended"));
+            };
+            if let Some(proto::subscribe_response::Event::Delivery(delivery)) = response.event {
+                taken.push((delivery.index, Instant::now()));
+            }
+        }
+        Ok(taken)
+    }
+}
+
+fn client(channel: Channel) -> FocalPointClient<Channel> {
+    FocalPointClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// An exercise report of [`BODY_BYTES`], unlike every other in its text.
+pub(super) fn draft(number: u64) -> proto::Draft {
+    let at = pbjson_types::Timestamp { seconds: 1_750_000_000, nanos: 0 };
+    let mut body = proto::Body {
+        categories: vec!["Security".into()],
+        certainty: "Observed".into(),
+        texts: vec![proto::Text { language: "en".into(), headline: "EXERCISE".into(), ..proto::Text::default() }],
+        content: Some(proto::body::Content::SituationReport(proto::SituationReport {
+            period_start: Some(at),
+            period_end: Some(at),
+            observations: vec![proto::Observation { subject: "crossings".into(), count: Some(1), ..Default::default() }],
+            outlook: String::new(),
+        })),
+        ..proto::Body::default()
+    };
+    // Two bytes of the description's length, one of its tag, one more of the length of the text around it.
+    let room = BODY_BYTES.saturating_sub(body.encoded_len() + 4);
+    if let Some(text) = body.texts.first_mut() {
+        text.description = words(number, room);
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let random: [u8; 10] = std::array::from_fn(|place| mixed(number ^ place as u64).to_le_bytes()[0]);
+    let header = proto::Header {
+        kind: "situation-report".into(),
+        id: BulletinId::new(u64::try_from(now.as_millis()).unwrap_or_default(), &random).uuid().to_string(),
+        topic: "information.situation".into(),
+        status: "Exercise".into(),
+        msg_type: "Alert".into(),
+        handling: Some(proto::Handling { tlp: "TLP:GREEN".into(), ..proto::Handling::default() }),
+        urgency: "Expected".into(),
+        severity: "Minor".into(),
+        ..proto::Header::default()
+    };
+    proto::Draft { header: Some(header), body: Some(body) }
+}
+
+/// `length` letters that do not compress: six bits each.
+fn words(number: u64, length: usize) -> String {
+    const LETTERS: &[u8; 64] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .";
+    let letter = |n: usize, bits: u64| char::from(LETTERS[usize::try_from(bits >> (n * 6) & 63).unwrap_or_default()]);
+    (0..length.div_ceil(10) as u64)
+        .map(|word| mixed(number << 16 ^ word))
+        .flat_map(|bits| (0..10).map(move |n| letter(n, bits)))
+        .take(length)
+        .collect()
+}
+
+/// Incompressible bits from a number: splitmix64.
+fn mixed(number: u64) -> u64 {
+    let mut mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_measured_bulletin_says_1024_bytes() {
+        for number in [1, 2, 1 << 41] {
+            let draft = draft(number);
+            assert_eq!(draft.body.map(|body| body.encoded_len()), Some(BODY_BYTES));
+        }
+        assert_ne!(draft(1).body, draft(2).body);
+    }
+}

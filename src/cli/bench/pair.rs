@@ -1,0 +1,232 @@
+//! Two nodes on loopback in a throwaway exchange, each a process of its own: A publishes, B follows.
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use barid_core::names::{FeedId, Member};
+use barid_core::proto;
+use rustix::process::{Pid, Signal, kill_process};
+use tonic::transport::Channel;
+
+use super::failed;
+use crate::cli::client::Client;
+use crate::cli::{Failure, Profile, tls};
+use crate::pki::{self, DevelopMember, DevelopOptions, WORKING_GROUPS};
+use crate::store::disk::{DiskOptions, DiskStore};
+use crate::store::{DiskBytes, Store as _};
+
+const EXCHANGE: &str = "bench.example";
+/// Longest for a node to start, stop, link or catch up.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How often a condition is looked at: short beside everything that is measured with it.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Publishes.
+    A,
+    /// Follows.
+    B,
+}
+
+impl Side {
+    fn member(self) -> &'static str {
+        match self {
+            Self::A => "ma",
+            Self::B => "tn",
+        }
+    }
+}
+
+/// The two nodes.
+pub(super) struct Pair {
+    folder: tempfile::TempDir,
+    program: PathBuf,
+    a: Option<Child>,
+    b: Option<Child>,
+}
+
+impl Pair {
+    /// Makes the exchange; starts nobody.
+    pub(super) fn make() -> Result<Self, Failure> {
+        let folder = tempfile::tempdir().map_err(|error| failed(&error))?;
+        let base = free_ports().ok_or_else(|| Failure::new("bench").cause("no free ports"))?;
+        let member = |(side, port): (Side, u16)| {
+            let code: Member = side.member().parse().map_err(|error| failed(&error))?;
+            let (host, working_groups) = ("127.0.0.1".to_owned(), WORKING_GROUPS.map(str::to_owned).to_vec());
+            Ok(DevelopMember { code, host, exchange_port: port, api_port: port + 1, working_groups })
+        };
+        let options = DevelopOptions {
+            dir: folder.path().to_owned(),
+            exchange: EXCHANGE.parse().map_err(|error| failed(&error))?,
+            members: [(Side::A, base), (Side::B, base + 2)].into_iter().map(member).collect::<Result<_, Failure>>()?,
+            bind: "127.0.0.1".into(),
+            quorum: 1,
+        };
+        pki::develop(&options).map_err(|error| failed(&error))?;
+        for side in [Side::A, Side::B] {
+            let path = folder.path().join(side.member()).join("node.toml");
+            let text = fs::read_to_string(&path).map_err(|error| failed(&error))?;
+            let text = text.replace("log = \"info\"", "log = \"warn\"");
+            let text = text.replace("lone_start_seconds = 10", "lone_start_seconds = 1");
+            fs::write(&path, text).map_err(|error| failed(&error))?;
+        }
+        let program = std::env::current_exe().map_err(|error| failed(&error))?;
+        Ok(Self { folder, program, a: None, b: None })
+    }
+
+    fn node(&mut self, side: Side) -> &mut Option<Child> {
+        match side {
+            Side::A => &mut self.a,
+            Side::B => &mut self.b,
+        }
+    }
+
+    /// Starts a node's process and returns at once.
+    pub(super) fn start(&mut self, side: Side) -> Result<(), Failure> {
+        let folder = self.home(side);
+        let log = File::options().create(true).append(true).open(folder.join("node.log"));
+        let node = Command::new(&self.program)
+            .args(["node", "--first", "--config"])
+            .arg(folder.join("node.toml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.map_err(|error| failed(&error))?)
+            .spawn()
+            .map_err(|error| failed(&error))?;
+        *self.node(side) = Some(node);
+        Ok(())
+    }
+
+    /// Asks a node to stop, and waits until it has.
+    pub(super) fn stop(&mut self, side: Side) -> Result<(), Failure> {
+        let Some(mut node) = self.node(side).take() else { return Ok(()) };
+        let pid = i32::try_from(node.id()).ok().and_then(Pid::from_raw);
+        pid.map(|pid| kill_process(pid, Signal::TERM));
+        let begun = Instant::now();
+        while node.try_wait().map_err(|error| failed(&error))?.is_none() {
+            if begun.elapsed() > PATIENCE {
+                let _ = node.kill();
+                let _ = node.wait();
+                return Err(Failure::new("bench").cause("a node did not stop when asked"));
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// The process number of a running node; 0 of one that does not run.
+    pub(super) fn pid(&self, side: Side) -> u32 {
+        match side {
+            Side::A => self.a.as_ref(),
+            Side::B => self.b.as_ref(),
+        }
+        .map_or(0, Child::id)
+    }
+
+    /// A connection of its own as one of a member's people.
+    pub(super) fn connect(&self, side: Side, client: &str) -> Result<Channel, Failure> {
+        tls::channel(&self.profile(side, client)?)
+    }
+
+    /// The node's own account of itself.
+    pub(super) fn operator(&self, side: Side) -> Result<Client, Failure> {
+        Client::open(&self.profile(side, "operator")?)
+    }
+
+    /// Waits until a node's status is as wanted.
+    pub(super) async fn until(
+        &self,
+        side: Side,
+        what: &str,
+        wanted: impl Fn(&proto::GetStatusResponse) -> bool,
+    ) -> Result<Instant, Failure> {
+        let operator = self.operator(side)?;
+        let begun = Instant::now();
+        loop {
+            if let Ok(status) = operator.status().await
+                && wanted(&status)
+            {
+                return Ok(Instant::now());
+            }
+            if begun.elapsed() > PATIENCE {
+                let cause = format!("node {} is not so far: {what}{}", side.member(), self.last_words(side));
+                return Err(Failure::new("bench").cause(cause));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Starts both and waits until they are linked and publish.
+    pub(super) async fn start_both(&mut self) -> Result<(), Failure> {
+        for side in [Side::A, Side::B] {
+            if self.pid(side) == 0 {
+                self.start(side)?;
+            }
+        }
+        for side in [Side::A, Side::B] {
+            let linked = |status: &proto::GetStatusResponse| status.peers.iter().all(|peer| peer.linked);
+            self.until(side, "linked", |status| linked(status) && status.publishing == "yes").await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until both views have taken in everything and B holds all that A has.
+    pub(super) async fn drained(&self) -> Result<Instant, Failure> {
+        let mut held = 0;
+        if self.pid(Side::A) != 0 {
+            self.until(Side::A, "view drained", |status| status.view_lag_commits == 0).await?;
+            held = self.operator(Side::A)?.status().await?.own.unwrap_or_default().size;
+        }
+        if self.pid(Side::B) != 0 {
+            self.until(Side::B, "caught up", |status| followed(status) >= held && status.view_lag_commits == 0).await?;
+        }
+        Ok(Instant::now())
+    }
+
+    /// Bytes on disk of a stopped node.
+    pub(super) fn disk_bytes(&self, side: Side) -> Result<DiskBytes, Failure> {
+        let feed: FeedId =
+            format!("{}.{EXCHANGE}/feed/1", side.member()).parse().map_err(|error| failed(&error))?;
+        let options = DiskOptions::new(feed.member, feed.exchange);
+        let store = DiskStore::open(&self.home(side).join("data"), &options).map_err(|error| failed(&error))?;
+        Ok(store.disk_bytes())
+    }
+
+    fn profile(&self, side: Side, client: &str) -> Result<Profile, Failure> {
+        Profile::read(&self.home(side).join("clients").join(client).join("client.toml"))
+    }
+
+    fn home(&self, side: Side) -> PathBuf {
+        self.folder.path().join(side.member())
+    }
+
+    fn last_words(&self, side: Side) -> String {
+        let log = fs::read_to_string(self.home(side).join("node.log")).unwrap_or_default();
+        log.lines().last().map(|line| format!("; its log ends: {line}")).unwrap_or_default()
+    }
+
+}
+
+/// Entries that B holds of A's feed.
+pub(super) fn followed(status: &proto::GetStatusResponse) -> u64 {
+    status.peers.first().and_then(|peer| peer.feed.as_ref()).map_or(0, |feed| feed.size)
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for node in [&mut self.a, &mut self.b].into_iter().flatten() {
+            let _ = node.kill();
+            let _ = node.wait();
+        }
+    }
+}
+
+fn free_ports() -> Option<u16> {
+    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    (30_000..32_000_u16).step_by(4).find(|base| (0..4).all(|n| free(base + n)))
+}
