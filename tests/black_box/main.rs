@@ -3,5 +3,6 @@
 
 mod containers;
 mod evidence;
+mod bench;
 mod four_members;
 mod world;

@@ -101,9 +101,8 @@ impl Publisher {
         let begun = Instant::now();
         let mut count = 0;
         while count < until.count && begun.elapsed() < until.spent && !reading.is_finished() {
-            if per_second > 0 {
-                let due = begun + Duration::from_nanos(count * 1_000_000_000 / per_second);
-                tokio::time::sleep_until(due.into()).await;
+            if let Some(due) = (count * 1_000_000_000).checked_div(per_second) {
+                tokio::time::sleep_until((begun + Duration::from_nanos(due)).into()).await;
             }
             let publish = proto::PublishRequest { draft: Some(self.draft()), wait_for: None };
             let Ok(place) = places.acquire().await else { break };

@@ -304,8 +304,7 @@ impl Bench<'_> {
         for _ in 0..STOPPED_ROUNDS {
             let without = publisher.stream(1_024, 0, self.for_a_while()).await?;
             let mut stopped = Vec::new();
-            for n in 0..STOPPED_SUBSCRIBERS / STOPPED_PER_CONNECTION {
-                let _ = n;
+            for _ in 0..STOPPED_SUBSCRIBERS / STOPPED_PER_CONNECTION {
                 let channel = pair.connect(Side::A, READER)?;
                 for _ in 0..STOPPED_PER_CONNECTION {
                     stopped.push(Subscriber::open(channel.clone(), true).await?);
