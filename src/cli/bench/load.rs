@@ -136,7 +136,10 @@ impl Publisher {
             count += 1;
             waiting.push_back(tokio::spawn(async move {
                 let sent = Instant::now();
-                client.publish(proto::PublishRequest { draft: Some(draft), wait_for: None }).await.map(|_| sent.elapsed())
+                client
+                    .publish(proto::PublishRequest { draft: Some(draft), wait_for: None })
+                    .await
+                    .map(|_| sent.elapsed())
             }));
         }
         for call in waiting {
@@ -198,7 +201,11 @@ pub(super) fn draft(number: u64) -> proto::Draft {
         content: Some(proto::body::Content::SituationReport(proto::SituationReport {
             period_start: Some(at),
             period_end: Some(at),
-            observations: vec![proto::Observation { subject: "crossings".into(), count: Some(1), ..Default::default() }],
+            observations: vec![proto::Observation {
+                subject: "crossings".into(),
+                count: Some(1),
+                ..Default::default()
+            }],
             outlook: String::new(),
         })),
         ..proto::Body::default()

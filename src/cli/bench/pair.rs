@@ -190,8 +190,7 @@ impl Pair {
 
     /// Bytes on disk of a stopped node.
     pub(super) fn disk_bytes(&self, side: Side) -> Result<DiskBytes, Failure> {
-        let feed: FeedId =
-            format!("{}.{EXCHANGE}/feed/1", side.member()).parse().map_err(|error| failed(&error))?;
+        let feed: FeedId = format!("{}.{EXCHANGE}/feed/1", side.member()).parse().map_err(|error| failed(&error))?;
         let options = DiskOptions::new(feed.member, feed.exchange);
         let store = DiskStore::open(&self.home(side).join("data"), &options).map_err(|error| failed(&error))?;
         Ok(store.disk_bytes())
@@ -209,7 +208,6 @@ impl Pair {
         let log = fs::read_to_string(self.home(side).join("node.log")).unwrap_or_default();
         log.lines().last().map(|line| format!("; its log ends: {line}")).unwrap_or_default()
     }
-
 }
 
 /// Entries that B holds of A's feed.
