@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use barid_core::names::{FeedId, Member};
+use barid_core::names::FeedId;
 use barid_core::proto;
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::Channel;
@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 use super::failed;
 use crate::cli::client::Client;
 use crate::cli::{Failure, Profile, tls};
-use crate::pki::{self, DevelopMember, DevelopOptions, WORKING_GROUPS};
+use crate::pki::{self, DevelopMember, DevelopOptions};
 use crate::store::disk::{DiskOptions, DiskStore};
 use crate::store::{DiskBytes, Store as _};
 
@@ -56,17 +56,11 @@ impl Pair {
         let folder = tempfile::tempdir().map_err(|error| failed(&error))?;
         let base = free_ports().ok_or_else(|| Failure::new("bench").cause("no free ports"))?;
         let member = |(side, port): (Side, u16)| {
-            let code: Member = side.member().parse().map_err(|error| failed(&error))?;
-            let (host, working_groups) = ("127.0.0.1".to_owned(), WORKING_GROUPS.map(str::to_owned).to_vec());
-            Ok(DevelopMember { code, host, exchange_port: port, api_port: port + 1, working_groups })
+            Ok(DevelopMember::local(side.member().parse().map_err(|error| failed(&error))?, port))
         };
-        let options = DevelopOptions {
-            dir: folder.path().to_owned(),
-            exchange: EXCHANGE.parse().map_err(|error| failed(&error))?,
-            members: [(Side::A, base), (Side::B, base + 2)].into_iter().map(member).collect::<Result<_, Failure>>()?,
-            bind: "127.0.0.1".into(),
-            quorum: 1,
-        };
+        let members = [(Side::A, base), (Side::B, base + 2)].into_iter().map(member).collect::<Result<_, Failure>>()?;
+        let exchange = EXCHANGE.parse().map_err(|error| failed(&error))?;
+        let options = DevelopOptions::new(folder.path().to_owned(), exchange, members);
         pki::develop(&options).map_err(|error| failed(&error))?;
         for side in [Side::A, Side::B] {
             let path = folder.path().join(side.member()).join("node.toml");
