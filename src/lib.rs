@@ -8,6 +8,8 @@ pub mod cli;
 pub mod committer;
 pub mod config;
 pub mod exchange;
+#[cfg(test)]
+mod floors;
 pub mod pki;
 pub mod rosters;
 pub mod store;

@@ -1,0 +1,219 @@
+//! The floors of the house, held by a test: `core` below `store` below `committer` below `exchange` and `api`, `app` above them, `cli`
+//! on top. A module imports from lower floors only; neighbours on one floor do not know each other.
+//!
+//! In scope: paths from `crate::` and `super::` in everything that is not test code, and what `core` must not name. Out of scope:
+//! crates; `core` has its own, so that the compiler keeps it from knowing the node.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The modules of the node, lowest floor first. A new top-level module needs a place here.
+const FLOORS: [&[&str]; 7] = [
+    &["rpc", "telemetry"],
+    &["access", "config", "rosters", "store", "transport"],
+    &["committer", "pki"],
+    &["exchange", "api"],
+    &["app"],
+    &["bench"],
+    &["cli"],
+];
+
+/// What `core` must not name: time, randomness and everything outside come as arguments.
+const NOT_IN_CORE: [&str; 10] = [
+    "std::fs",
+    "std::net",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "std::time::SystemTime",
+    "std::time::Instant",
+    "SystemTime::now",
+    "Instant::now",
+    "include_bytes!(\"/",
+];
+
+/// What `core` must not depend on, by the beginning of a crate's name.
+const NOT_UNDER_CORE: [&str; 12] = [
+    "tokio", "tonic", "sled", "rustls", "hyper", "futures", "async", "rand", "getrandom", "chrono", "tracing", "tempfile",
+];
+
+/// One file without its comments and test code; what was left out is blank, so that lines keep their numbers.
+struct Source {
+    path: PathBuf,
+    text: String,
+}
+
+fn floor(module: &str) -> Option<usize> {
+    FLOORS.iter().position(|floor| floor.contains(&module))
+}
+
+fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
+    let mut paths: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    for path in paths {
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Every file under `root` that is not test code alone.
+fn sources(root: &Path) -> Vec<Source> {
+    let mut paths = Vec::new();
+    rust_files(root, &mut paths);
+    let mut tests = BTreeSet::new();
+    let mut sources = Vec::new();
+    for path in paths {
+        let folder = match path.file_name().unwrap().to_str().unwrap() {
+            "mod.rs" | "lib.rs" | "main.rs" => path.parent().unwrap().to_owned(),
+            _ => path.with_extension(""),
+        };
+        let (text, modules) = without_tests(&fs::read_to_string(&path).unwrap());
+        for module in modules {
+            tests.insert(folder.join(format!("{module}.rs")));
+            tests.insert(folder.join(module));
+        }
+        sources.push(Source { path, text });
+    }
+    sources.retain(|source| !source.path.ancestors().any(|path| tests.contains(path)));
+    sources
+}
+
+/// Blanks comments and what stands under `#[cfg(test)]`; also says which modules are test code in files of their own. The code is
+/// formatted by rustfmt: a block ends at the first closing brace with the indentation of its beginning.
+fn without_tests(text: &str) -> (String, Vec<String>) {
+    let (mut kept, mut modules) = (String::new(), Vec::new());
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let code = line.split("//").next().unwrap_or_default();
+        if line.trim() != "#[cfg(test)]" {
+            kept.push_str(code);
+            kept.push('\n');
+            continue;
+        }
+        kept.push('\n');
+        let indentation = line.len() - line.trim_start().len();
+        for line in lines.by_ref() {
+            kept.push('\n');
+            let item = line.trim();
+            let ends_block = line.len() - line.trim_start().len() == indentation && item.starts_with('}');
+            if let Some(module) = item.strip_suffix(';').and_then(|item| item.rsplit_once("mod ")) {
+                if line.len() - line.trim_start().len() == indentation {
+                    modules.push(module.1.to_owned());
+                    break;
+                }
+            } else if ends_block || (item.ends_with([';', ',']) && line.len() - item.len() == indentation) {
+                break;
+            }
+        }
+    }
+    (kept, modules)
+}
+
+/// Top-level modules that a file names, each with its line. `depth` is how many modules stand above its items.
+fn named(text: &str, depth: usize) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let to_root = "super::".repeat(depth);
+    for start in ["crate::", to_root.as_str()] {
+        if start.is_empty() {
+            continue;
+        }
+        for (at, _) in text.match_indices(start) {
+            let before = text[..at].chars().next_back();
+            if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '$' || c == ':') {
+                continue;
+            }
+            let line = text[..at].matches('\n').count() + 1;
+            found.extend(heads(&text[at + start.len()..]).into_iter().map(|head| (line, head)));
+        }
+    }
+    found
+}
+
+/// First names of a path or of a group of paths: `a::b` gives a; `{a, b::{c, d}}` gives a and b.
+fn heads(rest: &str) -> Vec<String> {
+    let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let Some(group) = rest.strip_prefix('{') else { return vec![name(rest)] };
+    let (mut depth, mut heads, mut fresh) = (0, Vec::new(), true);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => fresh = true,
+            c if fresh && (c.is_alphanumeric() || c == '_') => {
+                heads.push(name(&group[at..]));
+                fresh = false;
+            }
+            _ => {}
+        }
+    }
+    heads
+}
+
+#[test]
+fn every_module_imports_downward_only() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut wrong = Vec::new();
+    let mut arrows = 0;
+    for Source { path, text } in sources(&root) {
+        let below = path.strip_prefix(&root).unwrap();
+        let parts: Vec<&str> = below.iter().map(|part| part.to_str().unwrap()).collect();
+        let module = parts[0].trim_end_matches(".rs");
+        if ["lib", "main"].contains(&module) {
+            continue;
+        }
+        let Some(own) = floor(module) else {
+            wrong.push(format!("src/{}: give `{module}` a floor in src/floors.rs", below.display()));
+            continue;
+        };
+        let depth = parts.len() - usize::from(parts.ends_with(&["mod.rs"]));
+        for (line, named) in named(&text, depth) {
+            match floor(&named) {
+                Some(other) if named != module => {
+                    arrows += 1;
+                    if other >= own {
+                        wrong.push(format!("src/{}:{line}: `{module}` must not know `{named}`", below.display()));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(arrows > 50, "only {arrows} imports were seen: the test is blind");
+}
+
+#[test]
+fn core_is_pure() {
+    let core = Path::new(env!("CARGO_MANIFEST_DIR")).join("core");
+    let sources = sources(&core.join("src"));
+    assert!(sources.len() > 40, "only {} files were seen", sources.len());
+    for Source { path, text } in sources {
+        for (line, number) in text.lines().zip(1..) {
+            let found = NOT_IN_CORE.iter().find(|name| line.contains(**name));
+            assert!(found.is_none(), "{}:{number}: core does not know {}", path.display(), found.unwrap());
+        }
+    }
+    let manifest: toml::Table = toml::from_str(&fs::read_to_string(core.join("Cargo.toml")).unwrap()).unwrap();
+    for name in manifest["dependencies"].as_table().unwrap().keys() {
+        assert!(!NOT_UNDER_CORE.iter().any(|not| name.starts_with(not)), "core does not depend on {name}");
+    }
+}
+
+#[test]
+fn the_test_sees_what_it_must_see() {
+    let text = "use crate::{app, store::{Store, keys}};\n// crate::cli\n    crate::exchange::go();\nuse super::super::api;\n\
+                pub(in crate::store) fn f() {}\n#[cfg(test)]\nmod tests {\n    use crate::cli;\n}\nuse crate::pki;\n\
+                #[cfg(test)]\npub(crate) mod more_tests;\n";
+    let (kept, modules) = without_tests(text);
+    assert_eq!(modules, ["more_tests"]);
+    let expected = [(1, "app"), (1, "store"), (3, "exchange"), (5, "store"), (10, "pki"), (4, "api")];
+    let found = named(&kept, 2);
+    assert_eq!(found.iter().map(|(line, name)| (*line, name.as_str())).collect::<Vec<_>>(), expected);
+}
