@@ -10,6 +10,8 @@ pub mod config;
 pub mod exchange;
 #[cfg(test)]
 mod floors;
+#[cfg(test)]
+mod papers;
 pub mod pki;
 pub mod rosters;
 pub mod store;

@@ -46,6 +46,15 @@ pub(crate) fn mirror_key(code: &str, number: u8) -> SigningKey {
     key(&format!("{code}.{EXCHANGE}/mirror"), Algorithm::CosignatureEd25519, number)
 }
 
+/// The post-quantum key that stands beside [`feed_key`] where the roster lists one.
+pub(crate) fn post_quantum_feed_key(code: &str) -> SigningKey {
+    key(&format!("{code}.{EXCHANGE}/feed/1"), Algorithm::CosignatureMlDsa44, 0)
+}
+
+pub(crate) fn post_quantum_mirror_key(code: &str) -> SigningKey {
+    key(&format!("{code}.{EXCHANGE}/mirror"), Algorithm::CosignatureMlDsa44, 0)
+}
+
 pub(crate) fn custody_key(code: &str) -> SigningKey {
     key(&format!("{code}.{EXCHANGE}/custody"), Algorithm::Ed25519, 0)
 }

@@ -6,25 +6,36 @@ use std::path::PathBuf;
 use barid_core::bulletin::Header;
 use barid_core::envelope;
 use barid_core::evidence::{EvidenceParts, Outcome, assemble, verify};
-use barid_core::feed::checkpoint::SignedCheckpoint;
-use barid_core::feed::cosignature::verify_cosigned;
+use barid_core::feed::checkpoint::{SignedCheckpoint, sign};
+use barid_core::feed::cosignature::{cosign, verify_cosigned, with_cosignatures};
 use barid_core::feed::custody::CustodyNote;
+use barid_core::feed::note::{Note, SigningKey};
 use barid_core::feed::tlog_proof::TlogProof;
 use barid_core::roster::RosterChain;
 use bytes::Bytes;
 
 use crate::fixture::*;
 
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
+}
+
+/// The committed file.
+pub(crate) fn read(name: &str) -> Bytes {
+    let path = path(name);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).into()
+}
+
 /// The committed file, after comparing it with what this version writes.
 fn golden(name: &str, written: &[u8]) -> Bytes {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
+    let path = path(name);
     if std::env::var_os("BARID_WRITE_GOLDEN").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, written).unwrap();
     }
-    let read = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let read = read(name);
     assert_eq!(read, written, "{name} is written otherwise than it was");
-    read.into()
+    read
 }
 
 fn chain() -> RosterChain {
@@ -53,6 +64,27 @@ fn checkpoints_and_cosignatures_verify_as_ever() {
     let note = golden("cosigned-checkpoint.note", &cosigned(&signed, &[("tn", 0)], TIME));
     let mirrors = chain.newest().mirror_keys(&member("tn"), &[]);
     assert_eq!(verify_cosigned(&note, &keys, &mirrors).unwrap(), (signed, TIME));
+}
+
+/// A feed and a mirror with two keys each: Ed25519, and ML-DSA-44 beside it.
+#[test]
+fn post_quantum_signatures_verify_as_ever() {
+    let head = checkpoint(&tree(), SIZE).checkpoint;
+    let log = [feed_key("ma"), post_quantum_feed_key("ma")];
+    let signed = sign(&head, &log).unwrap();
+    let mirrors = [mirror_key("tn", 0), post_quantum_mirror_key("tn")];
+    let lines = mirrors
+        .each_ref()
+        .map(|key| Note::parse(&cosign(&signed, key, TIME).unwrap()).unwrap().signatures.pop().unwrap());
+    let note = golden("post-quantum-checkpoint.note", &with_cosignatures(&signed, &lines));
+    let public = |keys: &[SigningKey]| keys.iter().map(|key| key.verifier().clone()).collect::<Vec<_>>();
+    assert_eq!(verify_cosigned(&note, &public(&log), &public(&mirrors)).unwrap(), (signed, TIME));
+    // One of the feed's signatures alone is none.
+    for line in [0, 1] {
+        let mut note = Note::parse(&note).unwrap();
+        note.signatures.remove(line);
+        assert!(verify_cosigned(&note.to_bytes(), &public(&log), &public(&mirrors)).is_err());
+    }
 }
 
 #[test]

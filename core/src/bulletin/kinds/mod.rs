@@ -1,7 +1,7 @@
 //! The kinds of bulletin: one folder each, listed in [`REGISTRY`].
 //!
-//! In scope: what a kind has to bring. Out of scope: what all bodies share (`body`). To add a kind: an arm in `Body.content`
-//! (bulletin.proto), a folder here, a line in [`REGISTRY`], a sample in `examples/bulletins/`; a test names what is missing.
+//! In scope: what a kind has to bring. Out of scope: what all bodies share (`body`). To add a kind: its folder here, and the lines that
+//! name it, as CONTRIBUTING.md tells; a test names what is missing.
 
 pub mod acknowledgement;
 pub mod cancellation;
@@ -135,6 +135,8 @@ mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
 
+    use prost::Message as _;
+
     use super::*;
     use crate::bulletin::prepare::tests::fill;
     use crate::bulletin::{Topic, prepare};
@@ -168,20 +170,54 @@ mod tests {
             let mut emptied = draft;
             emptied.body = envelope::body_of(&valid.envelope).ok();
             let body = emptied.body.as_mut().unwrap();
-            body.content = Some(emptied_content(body.content.as_ref().unwrap()));
+            body.content = emptied_content(body.content.as_ref().unwrap());
+            assert!(
+                (kind.holds)(body.content.as_ref().unwrap()),
+                "{}: its message has no number of its own",
+                kind.name
+            );
             let refusal = prepare(&emptied, &fill(), [1; 16]).expect_err(kind.name);
             assert!(refusal.0.iter().any(|error| error.field.starts_with(&kind.arm())), "{}: {refusal}", kind.name);
         }
     }
 
-    fn emptied_content(content: &Content) -> Content {
-        match content {
-            Content::TravelDocumentAlert(_) => Content::TravelDocumentAlert(Default::default()),
-            Content::SituationReport(_) => Content::SituationReport(Default::default()),
-            Content::SeizureReport(_) => Content::SeizureReport(Default::default()),
-            Content::PersonNotice(_) => Content::PersonNotice(Default::default()),
-            Content::Acknowledgement(_) => Content::Acknowledgement(Default::default()),
-            Content::Cancellation(_) => Content::Cancellation(Default::default()),
+    /// Content of the same kind that says nothing: the arm's number, and no bytes.
+    fn emptied_content(content: &Content) -> Option<Content> {
+        let mut encoded = proto::Body { content: Some(content.clone()), ..Default::default() }.encode_to_vec();
+        encoded.truncate(2);
+        encoded.push(0);
+        assert_eq!(encoded[1] >> 7, 0, "arms have numbers of two bytes");
+        proto::Body::decode(encoded.as_slice()).unwrap().content
+    }
+
+    /// Folder, registration, schema and example: a kind that has one of them has all.
+    #[test]
+    fn every_kind_is_everywhere() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let named = |kind: &str| REGISTRY.iter().any(|registered| registered.name == kind);
+        for entry in std::fs::read_dir(root.join("src/bulletin/kinds")).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().replace('_', "-");
+            assert!(!path.is_dir() || named(&name), "kinds/{name} is a folder without a line in REGISTRY");
+        }
+        let schema = std::fs::read_to_string(root.join("../proto/barid/v1/bulletin.proto")).unwrap();
+        let (_, content) = schema.split_once("oneof content {").unwrap();
+        let fields = content.split('}').next().unwrap().lines().filter_map(|line| line.split_once(" = "));
+        let arms: Vec<String> =
+            fields.filter_map(|(field, _)| Some(field.rsplit_once(' ')?.1.replace('_', "-"))).collect();
+        for arm in &arms {
+            assert!(named(arm), "Body.content has an arm for {arm}, which is not in REGISTRY");
+        }
+        for kind in REGISTRY {
+            let folder = kind.name.replace('-', "_");
+            assert!(
+                root.join("src/bulletin/kinds").join(&folder).is_dir(),
+                "{} has no folder kinds/{folder}",
+                kind.name
+            );
+            assert!(arms.iter().any(|arm| arm == kind.name), "Body.content has no arm {folder}");
+            let example = root.join("../examples/bulletins").join(format!("{}.json", kind.name));
+            assert!(example.is_file(), "{} has no example", kind.name);
         }
     }
 

@@ -1,0 +1,45 @@
+# What is done often. `just` without a name lists it. Nothing here is needed to build: cargo alone does.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+# List what there is.
+default:
+    @just --list --unsorted
+
+# All that a change must pass, as continuous integration runs it.
+ci:
+    .ci/run
+
+# Every test. `just test store::` narrows to names.
+test *names:
+    cargo test --workspace --locked -- {{names}}
+
+# Formatting and lints, warnings denied.
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# Licences, known vulnerabilities, sources of dependencies (needs cargo-deny and the network).
+deny:
+    cargo deny --locked check
+
+# Four members on this machine tell the main story.
+demo *options:
+    cargo run --release --locked -- demo {{options}}
+
+# Two nodes on loopback, one figure a line.
+bench *options:
+    cargo run --release --locked -- bench {{options}}
+
+# Seeds of the simulator from `first` on, in release: `just sim-long 10000`.
+sim-long seeds="2000" first="0":
+    cargo run --release --locked -p barid-sim -- {{seeds}} {{first}}
+
+# Every fuzz target for so many seconds, one after the other (needs cargo-fuzz and a nightly compiler).
+fuzz seconds="60":
+    cd fuzz && for target in $(cargo +nightly fuzz list); do cargo +nightly fuzz run "$target" -- -max_total_time={{seconds}}; done
+
+# Write golden files: for a format that was never released, or a new one beside the old. Read the difference before you commit it.
+golden:
+    BARID_WRITE_GOLDEN=1 cargo test --locked -p barid-core --test formats golden
+    BARID_WRITE_GOLDEN=1 cargo test --locked -p barid --lib store::golden_tests

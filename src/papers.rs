@@ -1,0 +1,40 @@
+//! The operator's guide knows every record that the node makes.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// Words in quotes right after `before`, in a text.
+fn words_after<'a>(text: &'a str, before: &'a str) -> impl Iterator<Item = &'a str> {
+    text.split(before).skip(1).filter_map(|rest| rest.strip_prefix('"')?.split('"').next())
+}
+
+fn texts(folder: &Path, found: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            texts(&path, found);
+        } else if path.extension().is_some_and(|ending| ending == "rs") && !path.ends_with("papers.rs") {
+            found.push(fs::read_to_string(path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn the_operators_guide_names_every_audit_record() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let guide = fs::read_to_string(root.join("docs/operator.md")).unwrap();
+    let mut sources = Vec::new();
+    texts(&root.join("src"), &mut sources);
+    let mut words = BTreeSet::new();
+    for source in &sources {
+        for before in ["what: ", "Refused::new(", "refuse("] {
+            words.extend(words_after(source, before));
+        }
+    }
+    assert!(words.len() > 25, "only {words:?}: the test is blind");
+    let missing: Vec<&&str> = words.iter().filter(|word| !guide.contains(&format!("`{word}`"))).collect();
+    assert!(missing.is_empty(), "docs/operator.md lacks {missing:?}");
+}
