@@ -209,15 +209,13 @@ fn produced(name: &str) -> Option<Vec<u8>> {
     Some(match name {
         "entry-digest" => bulletin().digest.0.to_vec(),
         "leaf-hash" => tree::leaf_hash(&bulletin().digest).0.to_vec(),
-        "empty-root" => tree::empty_root().0.to_vec(),
         "vkey" => text(&[&feed_key.verifier().to_string()]),
-        "key-id-input" => {
+        "key-id" => {
             let key = feed_key.verifier();
             let input = [key.name().as_bytes(), b"\n", &[key.algorithm().number()], key.public_bytes()].concat();
             assert_eq!(Sha256::digest(&input)[..4], key.id());
-            input
+            key.id().to_vec()
         }
-        "key-id" => feed_key.verifier().id().to_vec(),
         "signature-line" => decoded_line(&signed.note, 0),
         "cosignature-line" => decoded_line(&read("cosigned-checkpoint.note"), 1),
         "cosignature-message" => {
@@ -255,7 +253,6 @@ fn produced(name: &str) -> Option<Vec<u8>> {
             topics: vec!["information.>".to_owned()],
             ranges: Vec::new(),
         })),
-        "frame-stored" => frame(Frame::Stored(proto::Stored { feed: signed.checkpoint.feed.to_string(), size: SIZE })),
         "frame-fault" => frame(Frame::Fault(proto::Fault {
             feed: signed.checkpoint.feed.to_string(),
             reason: "gap".to_owned(),
