@@ -22,9 +22,11 @@ const FLOORS: [&[&str]; 7] = [
 ];
 
 /// What `core` must not name: time, randomness and everything outside come as arguments.
-const NOT_IN_CORE: [&str; 9] = [
+const NOT_IN_CORE: [&str; 11] = [
     "std::fs",
-    "std::net",
+    "std::net::Tcp",
+    "std::net::Udp",
+    "ToSocketAddrs",
     "std::env",
     "std::process",
     "std::thread",

@@ -14,7 +14,7 @@ use barid_core::envelope;
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
 use barid_core::feed::cosignature::{cosign, verify_cosigned};
 use barid_core::feed::custody::CustodyNote;
-use barid_core::feed::note::{Algorithm, SigningKey};
+use barid_core::feed::note::{Algorithm, Note, SigningKey};
 use barid_core::feed::tree::{MemoryTree, consistency_proof, root_at, verify_consistency};
 use barid_core::names::{Digest, FeedId, Undisclosed};
 use barid_core::roster::RosterChain;
@@ -231,13 +231,14 @@ fn holds_everything(store: &DiskStore) {
     let (own, ly) = (feed("ma"), feed("ly"));
     for (feed, by) in [(&own, "tn"), (&ly, "ma")] {
         let notes = store.cosigned_newest(feed).unwrap();
-        let mirrors = roster.mirror_keys(&by.parse().unwrap());
+        let lines = Note::parse(&notes[0].note).unwrap().signatures;
+        let mirrors = roster.mirror_keys(&by.parse().unwrap(), &lines);
         let (_, time) = verify_cosigned(&notes[0].note, &roster.feed_keys(feed), &mirrors).unwrap();
         assert_eq!((notes.len(), notes[0].cosigner.as_str(), time), (1, by, TIME));
     }
     let holders = |index| store.custody_covering(&own, index).unwrap();
     assert_eq!((holders(2).len(), holders(3).len()), (1, 0));
-    let note = CustodyNote::verify(&holders(2)[0].note, &roster.custody_keys(&ly.member)).unwrap();
+    let note = CustodyNote::verify(&holders(2)[0].note, &roster.custody_keys(&ly.member, TIME)).unwrap();
     assert!(note.holds(2) && !note.holds(3));
 
     assert_eq!(store.cursor(CURSOR).unwrap(), Some(7));

@@ -162,6 +162,8 @@ fn every_limit_is_what_the_code_holds_to() {
         NAME_BYTES_MAX,
         CLOCK_AHEAD_SECONDS_MAX,
         ATTACHMENT_BYTES_MAX,
+        GOVERNORS_MAX,
+        ENDPOINT_BYTES_MAX,
     ]);
     let text = paper("docs/protocol.md");
     let mut seen = 0;
