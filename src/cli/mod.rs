@@ -40,6 +40,7 @@ pub use failure::{Exit, Failure};
 pub use messages::{Lang, Messages, say};
 pub use output::Output;
 pub use profile::{Directory, Profile};
+pub use tls::channel;
 
 /// Cross-border bulletins with proof: publish, read, verify.
 #[derive(Debug, Parser)]

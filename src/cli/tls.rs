@@ -42,7 +42,7 @@ const WINDOW_BYTES: u32 = 4 << 20;
 ///
 /// # Errors
 /// If certificate, key or authority cannot be used.
-pub(super) fn channel(profile: &Profile) -> Result<Channel, Failure> {
+pub fn channel(profile: &Profile) -> Result<Channel, Failure> {
     let connector = TlsConnector::from(Arc::new(config(profile)?));
     let address: Arc<str> = profile.endpoint.as_str().into();
     // The verifier looks at the identity, not at this name; it only has to be one that TLS can carry.

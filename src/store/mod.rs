@@ -13,6 +13,8 @@ pub mod disk;
 #[cfg(test)]
 mod disk_tests;
 mod feed_tree;
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(test)]
 mod golden_tests;
 mod keys;

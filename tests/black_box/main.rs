@@ -5,4 +5,5 @@ mod bench;
 mod containers;
 mod evidence;
 mod four_members;
+mod kill;
 mod world;

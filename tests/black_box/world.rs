@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// Longest for anything to come true: the machine may be busy.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) const MEMBERS: [&str; 4] = ["ma", "ly", "tn", "ne"];
 
@@ -23,6 +23,11 @@ pub(crate) struct World {
 impl World {
     /// All four nodes, each in a process of its own, logging everything.
     pub(crate) fn start() -> Self {
+        Self::logging("trace")
+    }
+
+    /// All four nodes, with so much in their logs.
+    pub(crate) fn logging(level: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = free_ports().to_string();
         let made = barid(&["exchange", "init", "--dir", folder.path().to_str().unwrap(), "--base-port", &port]);
@@ -34,7 +39,7 @@ impl World {
             fs::write(
                 &path,
                 config
-                    .replace("log = \"info\"", "log = \"trace\"")
+                    .replace("log = \"info\"", &format!("log = \"{level}\""))
                     .replace("lone_start_seconds = 10", "lone_start_seconds = 1"),
             )
             .unwrap();
@@ -53,6 +58,16 @@ impl World {
     }
 
     pub(crate) fn run(&mut self, member: &'static str) {
+        self.spawn(member);
+        until(&format!("{member} serves"), || {
+            let ended = self.nodes.get_mut(member).unwrap().try_wait().unwrap();
+            assert!(ended.is_none(), "{member} has ended: {}", self.log_end(member));
+            self.client(member, "operator", &["health"]).status.success()
+        });
+    }
+
+    /// Starts a node and does not wait until it serves.
+    pub(crate) fn spawn(&mut self, member: &'static str) {
         let folder = self.folder(member);
         let log = File::options().create(true).append(true).open(folder.join("node.log")).unwrap();
         let node = Command::new(env!("CARGO_BIN_EXE_barid"))
@@ -63,11 +78,12 @@ impl World {
             .spawn()
             .unwrap();
         self.nodes.insert(member, node);
-        until(&format!("{member} serves"), || {
-            let ended = self.nodes.get_mut(member).and_then(|node| node.try_wait().unwrap());
-            assert!(ended.is_none(), "{member}: {}", text(&fs::read(folder.join("node.log")).unwrap()));
-            self.client(member, "operator", &["health"]).status.success()
-        });
+    }
+
+    /// The last lines of a node's log.
+    pub(crate) fn log_end(&self, member: &str) -> String {
+        let log = fs::read(self.folder(member).join("node.log")).unwrap_or_default();
+        text(&log[log.len().saturating_sub(4_000)..])
     }
 
     /// As a power cut would: no time to say goodbye.

@@ -5,4 +5,5 @@ mod documents;
 mod evidence;
 mod fixture;
 mod golden;
+mod mutated;
 mod tlog_proof_independent;

@@ -6,7 +6,7 @@
 
 pub(super) mod record;
 mod scan;
-mod segment;
+pub(super) mod segment;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 
 use self::record::{FRAME_BYTES, Frame, Salt};
 pub(super) use self::record::{Position, Record, RecordedAppend};
-pub(super) use self::scan::{Resume, verify};
+pub(super) use self::scan::{Resume, read, verify};
 pub(super) use self::segment::sync_dir;
 use self::segment::{HEADER_BYTES, Header, Preparer};
 use super::{OpenError, ReadError};

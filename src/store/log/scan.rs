@@ -291,7 +291,12 @@ fn last_nonzero(file: &File, from: u64, len: u64) -> Result<u64, OpenError> {
 /// # Errors
 /// [`OpenError::Damaged`] names the first thing that is not as it was written.
 pub(in crate::store) fn verify(dir: &Path, options: &LogOptions) -> Result<u64, OpenError> {
-    Ok(scan(dir, options, None, &mut |_, _, _| Ok(()))?.tail.seq)
+    read(dir, options, &mut |_, _, _| Ok(()))
+}
+
+/// As [`verify`], showing every record with its body.
+pub(in crate::store) fn read(dir: &Path, options: &LogOptions, replay: Replay<'_>) -> Result<u64, OpenError> {
+    Ok(scan(dir, options, None, replay)?.tail.seq)
 }
 
 const _: () = assert!((FRAME_BYTES as u64).is_multiple_of(ALIGNMENT) && HEADER_BYTES.is_multiple_of(ALIGNMENT));

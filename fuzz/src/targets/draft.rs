@@ -1,0 +1,40 @@
+//! Drafts, as clients send them: refused field by field, or published as a bulletin that every reader takes in.
+
+use barid_core::bulletin::{BulletinId, Fill, Header, encode, kinds, prepare, validate};
+use barid_core::envelope;
+use barid_core::proto;
+use prost::Message as _;
+
+use crate::fixture;
+
+pub fn check(data: &[u8]) {
+    let Ok(draft) = proto::Draft::decode(data) else { return };
+    let fill = Fill {
+        member: fixture::member("ma"),
+        issuer: "border-police".to_owned(),
+        id: BulletinId::new(fixture::NOW_MS, &[7; 10]),
+        sent_at_unix_ms: fixture::NOW_MS,
+        roster_version: 2,
+    };
+    let valid = validate(&draft, &fill);
+    let bulletin = match prepare(&draft, &fill, [9; 16]) {
+        Ok(bulletin) => bulletin,
+        Err(invalid) => {
+            assert!(!invalid.0.is_empty(), "a refusal names a field");
+            return;
+        }
+    };
+    assert!(valid.is_ok());
+    assert_eq!(envelope::digest(&bulletin.envelope), bulletin.digest);
+    let header = envelope::header_of(&bulletin.envelope).unwrap();
+    assert_eq!(header, bulletin.proto_header);
+    assert_eq!(Header::try_from(&header).as_ref(), Ok(&bulletin.header));
+    assert!(envelope::body_of(&bulletin.envelope).is_ok());
+    // Published again under its id it is the same bulletin, byte for byte.
+    let fill = Fill { id: bulletin.header.id, ..fill };
+    assert_eq!(encode(&draft, &fill, [9; 16]).0, bulletin.envelope);
+}
+
+pub fn seeds() -> Vec<Vec<u8>> {
+    kinds::REGISTRY.iter().map(|kind| kind.sample().unwrap().encode_to_vec()).collect()
+}

@@ -1,0 +1,200 @@
+//! Frames between nodes, through the follower: a batch is proven or refused whole, and what is kept of it serves on.
+
+use std::sync::OnceLock;
+
+use barid_core::envelope;
+use barid_core::feed::checkpoint::{Checkpoint, sign};
+use barid_core::feed::tree::{Frontier, MemoryTree, consistency_proof, root_at};
+use barid_core::follow::{FaultKind, FollowState, VerifiedBatch, VerifiedContent, delivery, verify_entries};
+use barid_core::limits::BATCH_ENTRIES_MAX;
+use barid_core::names::{Digest, FeedId, Hash, Undisclosed};
+use barid_core::proto;
+use barid_core::proto::frame::Frame;
+use barid_core::proto::item::Item;
+use barid_core::provide::{self, Held, may_disclose};
+use bytes::Bytes;
+use prost::Message as _;
+
+use super::{chain, choice};
+use crate::fixture;
+
+pub fn check(data: &[u8]) {
+    let Some((chosen, rest)) = choice(data) else { return };
+    let Ok(frame) = proto::Frame::decode(rest) else { return };
+    let again = frame.encode_to_vec();
+    assert_eq!(proto::Frame::decode(again.as_slice()).as_ref(), Ok(&frame));
+    let Some(Frame::Entries(entries)) = frame.frame else { return };
+    as_it_came(&entries);
+    proven(&entries, chosen);
+}
+
+fn feed() -> FeedId {
+    fixture::checkpoint(&fixture::tree(), fixture::SIZE).checkpoint.feed
+}
+
+/// What nobody signed is refused; only what the fixture signed can pass.
+fn as_it_came(entries: &proto::Entries) {
+    for start in [Frontier::new(), honest_frontier()] {
+        let state = FollowState::new(feed(), start);
+        if let Ok(batch) = verify_entries(&state, entries, chain(), &fixture::member("tn")) {
+            sound(&state, entries, &batch);
+        }
+    }
+}
+
+/// The items under a checkpoint that the feed's key did sign: now only what is wrong with them can refuse them.
+fn proven(entries: &proto::Entries, chosen: u8) {
+    let mut tree = MemoryTree::new();
+    let held = u64::from(chosen % 8);
+    (0..held).for_each(|number| tree.append(&Digest([u8::try_from(number).unwrap(); 32])));
+    let state = FollowState::new(feed(), tree.frontier().clone());
+    let mut well_formed = true;
+    for item in &entries.items {
+        match &item.item {
+            Some(Item::Envelope(envelope)) => tree.append(&envelope::digest(envelope)),
+            Some(Item::Digests(run)) => {
+                well_formed &= !run.digests.is_empty() && run.digests.len() % 32 == 0;
+                run.digests.as_chunks().0.iter().for_each(|digest| tree.append(&Digest(*digest)));
+            }
+            None => well_formed = false,
+        }
+    }
+    let end = tree.size();
+    let count = end - held;
+    // A live batch ends at its checkpoint; a backlog batch before it.
+    let beyond = u64::from(chosen / 8 % 4);
+    (0..beyond).for_each(|number| tree.append(&Digest([100 + u8::try_from(number).unwrap(); 32])));
+    let checkpoint = Checkpoint { feed: feed(), size: tree.size(), root: tree.root() };
+    let signed = sign(&checkpoint, &[fixture::feed_key("ma")]).unwrap();
+    let proof = if beyond == 0 { Vec::new() } else { consistency_proof(&tree, end, tree.size()).unwrap() };
+    let message = provide::message(&feed(), held, entries.items.clone(), signed.note.clone(), &proof);
+    let me = fixture::member(["tn", "ne", "x-observer", "dz"][usize::from(chosen / 32 % 4)]);
+    let result = verify_entries(&state, &message, chain(), &me);
+    let batch = match result {
+        Ok(batch) => batch,
+        Err(fault) => {
+            let bounded = fault.kind == FaultKind::BadBounds;
+            assert!(bounded || !well_formed || count == 0, "refused without a reason: {fault}");
+            return;
+        }
+    };
+    assert!(well_formed && (1..=BATCH_ENTRIES_MAX as u64).contains(&count));
+    sound(&state, &message, &batch);
+    assert_eq!(batch.frontier.root(), root_at(&tree, end).unwrap());
+    refused_when_altered(&state, &message, chosen);
+    served_on(&state, &batch);
+}
+
+/// What must hold of every batch that was accepted.
+fn sound(state: &FollowState, message: &proto::Entries, batch: &VerifiedBatch) {
+    let mut frontier = state.frontier.clone();
+    for (entry, index) in batch.entries.iter().zip(batch.first..) {
+        frontier.append(&entry.digest);
+        let VerifiedContent::Disclosed { envelope, header } = &entry.content else { continue };
+        assert_eq!(envelope::digest(envelope), entry.digest);
+        assert_eq!(envelope::header_of(envelope).ok().as_ref(), header.as_deref(), "entry {index}");
+        let given = delivery(&batch.feed.member, header.as_deref(), &fixture::member("tn"), chain());
+        assert!(entry.held_back.is_none() || !given.to_focal_points());
+    }
+    assert_eq!(frontier, batch.frontier);
+    assert_eq!(frontier.size() - batch.first, batch.entries.len() as u64);
+    assert!(batch.checkpoint.checkpoint.size >= frontier.size());
+    assert_eq!(batch.checkpoint.checkpoint.feed, state.feed);
+    let again = verify_entries(state, message, chain(), &fixture::member("tn")).unwrap();
+    assert_eq!(again.frontier, batch.frontier);
+    let mut state = state.clone();
+    state.advance(batch);
+    let repeated = verify_entries(&state, message, chain(), &fixture::member("tn"));
+    assert_eq!(repeated.unwrap_err().kind, FaultKind::Gap, "a repeated batch is none");
+}
+
+fn refused_when_altered(state: &FollowState, message: &proto::Entries, chosen: u8) {
+    let mut altered = message.clone();
+    let place = usize::from(chosen) % altered.items.len();
+    match &mut altered.items[place].item {
+        Some(Item::Envelope(envelope)) => {
+            let mut bytes = envelope.to_vec();
+            bytes.push(1);
+            *envelope = bytes.into();
+        }
+        Some(Item::Digests(run)) => {
+            let mut bytes = run.digests.to_vec();
+            bytes[0] ^= 1;
+            run.digests = bytes.into();
+        }
+        None => return,
+    }
+    assert!(verify_entries(state, &altered, chain(), &fixture::member("tn")).is_err());
+    let mut short = message.clone();
+    short.items.pop();
+    assert!(verify_entries(state, &short, chain(), &fixture::member("tn")).is_err());
+}
+
+/// Whoever follows at this follower gets the same log, and nothing that it may not read.
+fn served_on(state: &FollowState, batch: &VerifiedBatch) {
+    let reader = fixture::member("ne");
+    let held = batch.entries.iter().map(|entry| {
+        let held = match &entry.content {
+            VerifiedContent::Disclosed { envelope, header } => Held::Disclosed { envelope, header: header.as_deref() },
+            VerifiedContent::Undisclosed(reason) => Held::Undisclosed(*reason),
+        };
+        (entry.digest, held)
+    });
+    let items = provide::items(held, &reader, &[], chain());
+    for item in &items {
+        if let Some(Item::Envelope(envelope)) = &item.item {
+            assert!(may_disclose(&envelope::header_of(envelope).unwrap(), &reader, chain()));
+        }
+    }
+    let message =
+        provide::message(&batch.feed, batch.first, items, batch.checkpoint.note.clone(), &batch.consistency_proof);
+    let next = verify_entries(&state.clone().at(fixture::member("tn")), &message, chain(), &reader).unwrap();
+    assert_eq!(next.frontier, batch.frontier);
+}
+
+fn honest_frontier() -> Frontier {
+    barid_core::feed::tree::frontier_at(&fixture::tree(), 3).unwrap()
+}
+
+pub fn seeds() -> Vec<Vec<u8>> {
+    static SEEDS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    SEEDS.get_or_init(make_seeds).clone()
+}
+
+fn make_seeds() -> Vec<Vec<u8>> {
+    let signed = fixture::checkpoint(&fixture::tree(), fixture::SIZE);
+    let envelope = |envelope: &[u8]| proto::Item { item: Some(Item::Envelope(Bytes::copy_from_slice(envelope))) };
+    let run = |digests: &[u8], reason: Undisclosed| proto::Item {
+        item: Some(Item::Digests(proto::DigestRun {
+            digests: Bytes::copy_from_slice(digests),
+            reason: reason.word().to_owned(),
+        })),
+    };
+    let batch = |first: u64, items: Vec<proto::Item>, proof: &[Hash]| {
+        Frame::Entries(provide::message(&feed(), first, items, signed.note.clone(), proof))
+    };
+    let mut kinds: Vec<proto::Item> = super::envelope::seeds().iter().map(|bytes| envelope(bytes)).collect();
+    kinds.push(run(&[5; 96], Undisclosed::Withheld));
+    kinds.push(envelope(b"not an envelope"));
+    let bulletin = envelope(&fixture::bulletin().envelope);
+    let text = |text: &str| text.to_owned();
+    let frames = [
+        batch(0, kinds.clone(), &[]),
+        batch(3, vec![run(&[6; 64], Undisclosed::Unfollowed), bulletin.clone()], &[Hash([1; 32]); 3]),
+        batch(4, vec![bulletin], &[]),
+        Frame::Hello(proto::Hello { protocol: 1, exchange: text(fixture::EXCHANGE), ..proto::Hello::default() }),
+        Frame::Follow(proto::Follow { feed: feed().to_string(), from: 7, topics: vec![text("customs.>")], ..Default::default() }),
+        Frame::Stored(proto::Stored { feed: feed().to_string(), size: 7 }),
+        Frame::Cosigned(proto::Cosigned { note: super::golden("cosigned-checkpoint.note").into(), ..Default::default() }),
+        Frame::Custody(proto::Custody { note: super::golden("custody.note").into() }),
+        Frame::Heads(proto::Heads {
+            heads: vec![proto::Head { checkpoint: signed.note.clone(), cosigned: vec![signed.note.clone()] }],
+            roster_version: 2,
+            crls: vec![Bytes::from_static(b"list")],
+        }),
+        Frame::Rosters(proto::Rosters { notes: vec![fixture::roster_1()] }),
+        Frame::Fault(proto::Fault { feed: feed().to_string(), reason: text("bad-root"), detail: text("exercise") }),
+    ];
+    let encoded = frames.into_iter().map(|frame| proto::Frame { frame: Some(frame) }.encode_to_vec());
+    encoded.zip(0_u8..).map(|(bytes, number)| [&[number * 11], bytes.as_slice()].concat()).collect()
+}

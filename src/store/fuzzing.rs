@@ -1,0 +1,230 @@
+//! What must hold for any bytes of a commit log: the fuzz target `record`, and a test that tries mutations of golden files.
+//!
+//! In scope: reading records and segments, deciding where a log ends, and taking in what it says. Out of scope: the view, which is
+//! rebuilt whenever it is in doubt. Not for use by the node.
+
+use std::cell::OnceCell;
+use std::fs;
+use std::path::Path;
+
+use barid_core::names::Hash;
+use barid_core::proto;
+use bytes::Bytes;
+use prost::Message as _;
+
+use super::log::record::{ALIGNMENT_LEN, FRAME_BYTES, Frame, Record, encode_head, head_hash};
+use super::log::{self, Log, LogOptions, LogReader, Position};
+use super::state::State;
+use super::{OpenError, open};
+
+/// Short segments, so that an input can fill one.
+const SEGMENT_BYTES_MAX: u64 = 64 << 10;
+/// Records made of one input.
+const RECORDS_MAX: usize = 16;
+/// Bytes of envelopes made for one record.
+const BODY_BYTES_MAX: usize = 8 << 10;
+
+const SALT: [u8; 16] = [5; 16];
+const INVARIANT: &str = "files in a temporary folder can be written";
+
+/// Panics if something does not hold. The first byte chooses what the rest is taken for.
+pub fn check(data: &[u8]) {
+    let Some((chosen, rest)) = data.split_first() else { return };
+    match chosen % 3 {
+        0 => segment(rest),
+        1 => head(rest),
+        _ => records(rest),
+    }
+}
+
+fn options() -> LogOptions {
+    LogOptions {
+        member: "ma".parse().expect("a member code"),
+        exchange: "exercise.example".parse().expect("an exchange name"),
+        segment_bytes_max: SEGMENT_BYTES_MAX,
+        reserve_bytes: 0,
+    }
+}
+
+/// Gives each thread a folder of its own, emptied for each input.
+fn with_segment(bytes: &[u8], then: impl FnOnce(&Path)) {
+    thread_local!(static FOLDER: OnceCell<tempfile::TempDir> = const { OnceCell::new() });
+    FOLDER.with(|folder| {
+        let folder = folder.get_or_init(|| tempfile::tempdir().expect(INVARIANT)).path();
+        for number in log::segment::list(folder).expect(INVARIANT) {
+            fs::remove_file(log::segment::path(folder, number)).expect(INVARIANT);
+        }
+        fs::write(log::segment::path(folder, 1), bytes).expect(INVARIANT);
+        then(folder);
+    });
+}
+
+/// The bytes as the only segment of a log.
+fn segment(bytes: &[u8]) {
+    with_segment(bytes, |dir| {
+        let (state, read) = taken_in(dir);
+        match read {
+            Ok(seq) => {
+                drop(state);
+                // Opening it cuts a torn tail; what was read before is what is there now and ever after.
+                for _ in 0..2 {
+                    assert_eq!(opened(dir), seq, "where the log ends changes");
+                }
+                assert_eq!(log::verify(dir, &options()).ok(), Some(seq));
+            }
+            Err(OpenError::Io(error)) => panic!("{INVARIANT}: {error}"),
+            Err(_) => assert_eq!(fs::read(log::segment::path(dir, 1)).expect(INVARIANT), bytes, "damage is left as it is"),
+        }
+    });
+}
+
+fn opened(dir: &Path) -> u64 {
+    let reader = LogReader::open(dir, &options()).expect("it was read before");
+    let mut positions = Vec::new();
+    let mut replay = |position: Position, record: Record, _: Bytes| {
+        positions.push((position, record.hash));
+        Ok(())
+    };
+    let log = Log::open(dir, options(), &reader, None, &mut replay).expect("it was read before");
+    for (position, hash) in positions {
+        let record = reader.record(position).expect("a record that was read");
+        let body = reader.body(position, &record, 0..record.body_len).expect("its body");
+        assert!(record.hash == hash && record.commit(&body).is_ok());
+    }
+    log.tail().seq
+}
+
+/// Reads a log and takes in what it says, as far as memory goes. What cannot be taken in is damage too.
+fn taken_in(dir: &Path) -> (State, Result<u64, OpenError>) {
+    let mut state = State::new(1 << 20);
+    let mut seq = 0;
+    let mut replay = |position: Position, record: Record, body: Bytes| {
+        seq = record.seq;
+        let _ = open::replay(&mut state, position, &record, &body);
+        Ok(())
+    };
+    let read = log::read(dir, &options(), &mut replay);
+    let read = read.inspect(|end| assert_eq!(*end, seq));
+    (state, read)
+}
+
+/// The bytes as a head, whose checksum is right, and the envelopes after it.
+fn head(bytes: &[u8]) {
+    let Some((len, rest)) = bytes.split_first_chunk() else { return };
+    let Some((head, body)) = rest.split_at_checked(usize::from(u16::from_le_bytes(*len))) else { return };
+    let encoded = Frame::encode(&SALT, head, body.len() as u64);
+    let frame = Frame::decode(&encoded).expect("a frame that was encoded");
+    assert!(frame.matches(&SALT, &encoded, head));
+    let altered: Vec<u8> = head.iter().copied().chain([1]).collect();
+    assert!(!frame.matches(&SALT, &encoded, &altered));
+    if let Some(any) = bytes.first_chunk::<FRAME_BYTES>() {
+        let _ = Frame::decode(any).map(|frame| frame.matches(&SALT, any, head));
+    }
+    let Ok(record) = Record::decode(Bytes::copy_from_slice(head), &frame) else { return };
+    assert_eq!(record.len() % ALIGNMENT_LEN as u64, 0);
+    let Ok(commit) = record.commit(&Bytes::copy_from_slice(body)) else { return };
+    let again = encode_head(&commit, record.seq, &record.previous, record.first_arrival);
+    let read = Record::decode(again.clone().into(), &frame).expect("a head that was encoded");
+    assert_eq!((read.seq, read.previous, read.end_arrival), (record.seq, record.previous, record.end_arrival));
+    let commit = read.commit(&Bytes::copy_from_slice(body)).expect("the same envelopes");
+    assert_eq!(encode_head(&commit, read.seq, &read.previous, read.first_arrival), again);
+}
+
+/// The bytes as heads of records, each after a length of two bytes, that are numbered, chained and checksummed as they must be.
+fn records(mut bytes: &[u8]) {
+    let header = log::segment::Header {
+        number: 1,
+        first_seq: 1,
+        previous: Hash([0; 32]),
+        salt: SALT,
+        member: options().member,
+        exchange: options().exchange,
+    };
+    let mut file = header.encode();
+    let (mut seq, mut previous, mut arrival) = (0, Hash([0; 32]), 1);
+    while let Some((len, rest)) = bytes.split_first_chunk()
+        && let Some((head, rest)) = rest.split_at_checked(usize::from(u16::from_le_bytes(*len)))
+        && seq < RECORDS_MAX as u64
+    {
+        bytes = rest;
+        let Ok(mut head) = proto::RecordHead::decode(head) else { continue };
+        seq += 1;
+        (head.seq, head.previous, head.first_arrival) = (seq, Bytes::copy_from_slice(&previous.0), arrival);
+        let body = complete(&mut head);
+        let disclosed = head.appends.iter().flat_map(|append| &append.states).filter(|state| **state == 0).count();
+        arrival += disclosed as u64;
+        let head = head.encode_to_vec();
+        previous = head_hash(&head);
+        file.extend(Frame::encode(&SALT, &head, body.len() as u64));
+        file.extend(head);
+        file.extend(body);
+        file.resize(file.len().next_multiple_of(ALIGNMENT_LEN), 0);
+    }
+    segment(&file);
+}
+
+/// Makes envelopes of the lengths that a head asks for, and puts their checksums into it.
+fn complete(head: &mut proto::RecordHead) -> Vec<u8> {
+    let mut body = Vec::new();
+    for append in &mut head.appends {
+        append.envelope_checksums.clear();
+        for len in &append.envelope_sizes {
+            let len = (*len as usize).min(BODY_BYTES_MAX.saturating_sub(body.len()));
+            let start = body.len();
+            body.resize(start + len, 7);
+            let checksum = if len == 0 { 0 } else { crc32c::crc32c(&body[start..]) };
+            append.envelope_checksums.push(checksum);
+        }
+    }
+    body
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    #[allow(dead_code, unreachable_pub)]
+    #[path = "../../../fuzz/src/mutate.rs"]
+    mod mutate;
+
+    use mutate::Mutator;
+
+    use super::*;
+
+    /// So many that they take seconds without optimisation.
+    const MUTATIONS: u64 = 1_000;
+
+    /// The golden log as it is, and its heads in the two other forms.
+    fn seeds() -> Vec<Vec<u8>> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/store/log-1/0000000001.log");
+        let file = fs::read(path).unwrap();
+        let mut seeds = vec![[&[0], file.as_slice()].concat()];
+        let mut all = vec![2];
+        with_segment(&file, |dir| {
+            let mut replay = |position: Position, record: Record, body: Bytes| {
+                let start = position.offset as usize + FRAME_BYTES;
+                let head = &file[start..start + record.head_len];
+                let len = u16::try_from(head.len()).unwrap().to_le_bytes();
+                seeds.push([&[1], len.as_slice(), head, body.as_ref()].concat());
+                all.extend([len.as_slice(), head].concat());
+                Ok(())
+            };
+            assert_eq!(log::read(dir, &options(), &mut replay).unwrap(), 4);
+        });
+        seeds.push(all);
+        seeds
+    }
+
+    #[test]
+    fn no_bytes_of_a_log_break_its_reader() {
+        let seeds = seeds();
+        assert_eq!(seeds.len(), 6);
+        let mutations = std::env::var("FUZZ_MUTATIONS").map_or(MUTATIONS, |text| text.parse().unwrap());
+        seeds.iter().for_each(|seed| check(seed));
+        for number in 0..mutations {
+            let pick = |number: u64| &seeds[usize::try_from(number).unwrap() % seeds.len()];
+            let bytes = Mutator::new(number).mutate(pick(number), pick(number / 7 + 3));
+            let outcome = std::panic::catch_unwind(|| check(&bytes));
+            assert!(outcome.is_ok(), "mutation {number} of the seeds");
+        }
+    }
+}
