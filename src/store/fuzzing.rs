@@ -3,6 +3,11 @@
 //! In scope: reading records and segments, deciding where a log ends, and taking in what it says. Out of scope: the view, which is
 //! rebuilt whenever it is in doubt. Not for use by the node.
 
+#[cfg(test)]
+#[allow(dead_code, missing_docs, unreachable_pub)]
+#[path = "../../fuzz/src/mutate.rs"]
+mod mutate;
+
 use std::cell::OnceCell;
 use std::fs;
 use std::path::Path;
@@ -182,16 +187,11 @@ fn complete(head: &mut proto::RecordHead) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    #[allow(dead_code, unreachable_pub)]
-    #[path = "../../../fuzz/src/mutate.rs"]
-    mod mutate;
-
-    use mutate::Mutator;
-
+    use super::mutate::Mutator;
     use super::*;
 
-    /// So many that they take seconds without optimisation.
-    const MUTATIONS: u64 = 1_000;
+    /// So many that they take seconds: opening a log syncs it.
+    const MUTATIONS: u64 = 300;
 
     /// The golden log as it is, and its heads in the two other forms.
     fn seeds() -> Vec<Vec<u8>> {
