@@ -78,7 +78,9 @@ fn segment(bytes: &[u8]) {
                 assert_eq!(log::verify(dir, &options()).ok(), Some(seq));
             }
             Err(OpenError::Io(error)) => panic!("{INVARIANT}: {error}"),
-            Err(_) => assert_eq!(fs::read(log::segment::path(dir, 1)).expect(INVARIANT), bytes, "damage is left as it is"),
+            Err(_) => {
+                assert_eq!(fs::read(log::segment::path(dir, 1)).expect(INVARIANT), bytes, "damage is left as it is")
+            }
         }
     });
 }

@@ -327,7 +327,8 @@ fn tree_of(deliveries: &[proto::Delivery], publisher: &Publisher) -> FeedTree {
 /// Everything that a member's focal point may read, newest first; no arrival is there twice.
 async fn history(channel: &Channel, member: Option<&str>) -> Vec<proto::Delivery> {
     let filter = proto::Filter { members: member.map(str::to_owned).into_iter().collect(), ..proto::Filter::default() };
-    let mut request = proto::HistoryRequest { filter: Some(filter), page_size: 1_000, ..proto::HistoryRequest::default() };
+    let mut request =
+        proto::HistoryRequest { filter: Some(filter), page_size: 1_000, ..proto::HistoryRequest::default() };
     let mut deliveries = Vec::new();
     let mut last = u64::MAX;
     loop {

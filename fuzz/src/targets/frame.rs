@@ -183,9 +183,17 @@ fn make_seeds() -> Vec<Vec<u8>> {
         batch(3, vec![run(&[6; 64], Undisclosed::Unfollowed), bulletin.clone()], &[Hash([1; 32]); 3]),
         batch(4, vec![bulletin], &[]),
         Frame::Hello(proto::Hello { protocol: 1, exchange: text(fixture::EXCHANGE), ..proto::Hello::default() }),
-        Frame::Follow(proto::Follow { feed: feed().to_string(), from: 7, topics: vec![text("customs.>")], ..Default::default() }),
+        Frame::Follow(proto::Follow {
+            feed: feed().to_string(),
+            from: 7,
+            topics: vec![text("customs.>")],
+            ..Default::default()
+        }),
         Frame::Stored(proto::Stored { feed: feed().to_string(), size: 7 }),
-        Frame::Cosigned(proto::Cosigned { note: super::golden("cosigned-checkpoint.note").into(), ..Default::default() }),
+        Frame::Cosigned(proto::Cosigned {
+            note: super::golden("cosigned-checkpoint.note").into(),
+            ..Default::default()
+        }),
         Frame::Custody(proto::Custody { note: super::golden("custody.note").into() }),
         Frame::Heads(proto::Heads {
             heads: vec![proto::Head { checkpoint: signed.note.clone(), cosigned: vec![signed.note.clone()] }],

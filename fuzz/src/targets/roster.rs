@@ -22,7 +22,10 @@ pub fn check(data: &[u8]) {
     let signatures = [2, 3, 4].map(|number| fixture::governor(number).sign_text(text).unwrap());
     let signed = Note { text: text.to_owned(), signatures: signatures.into() }.to_bytes();
     if signed.len() <= ROSTER_BYTES_MAX && Note::parse_bounded(&signed, ROSTER_BYTES_MAX).is_ok() {
-        assert_eq!(Roster::read(&signed).map(|(roster, _)| roster.text_hash()), parsed.map(|roster| roster.text_hash()));
+        assert_eq!(
+            Roster::read(&signed).map(|(roster, _)| roster.text_hash()),
+            parsed.map(|roster| roster.text_hash())
+        );
     }
     note(&signed);
 }
@@ -60,7 +63,8 @@ fn sensible(roster: &Roster) {
             }
         }
         for pem in &entry.ca_certificates {
-            let owners = roster.entries().filter(|other| other.ca_certificates.iter().any(|ca| ca.trim() == pem.trim()));
+            let owners =
+                roster.entries().filter(|other| other.ca_certificates.iter().any(|ca| ca.trim() == pem.trim()));
             assert_eq!(owners.count(), 1, "one authority speaks for one member");
         }
     }
