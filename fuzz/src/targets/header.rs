@@ -1,7 +1,7 @@
 //! Headers, and who may read by them: whatever they say, nobody is let in by mistake.
 
 use barid_core::bulletin::audience::{agencies_may_read, audience, may_read};
-use barid_core::bulletin::{Header, Topic, TopicFilter};
+use barid_core::bulletin::{Header, Reference, Topic, TopicFilter};
 use barid_core::envelope;
 use barid_core::follow::delivery;
 use barid_core::names::Member;
@@ -48,7 +48,7 @@ pub fn check(data: &[u8]) {
         assert_eq!(valid.id.to_string(), header.id);
         assert_eq!(valid.topic.as_str(), header.topic);
         assert_eq!((&valid.kind, &valid.issuer, &valid.incidents), (&header.kind, &header.issuer, &header.incidents));
-        let references: Vec<proto::Reference> = valid.references.iter().map(|reference| reference.to_proto()).collect();
+        let references: Vec<proto::Reference> = valid.references.iter().map(Reference::to_proto).collect();
         assert_eq!(references, header.references);
         assert!(may_read(&header, &valid.member, newest), "a header that is understood is for its owner");
     }
