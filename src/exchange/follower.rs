@@ -7,7 +7,10 @@ use std::time::Duration;
 use barid_core::follow::FollowState;
 use tokio::time::Instant;
 
-use super::{FOLLOW_BACKOFF, backoff};
+use super::{FOLLOW_BACKOFF, IN_FLIGHT_BATCHES_MAX, backoff};
+
+/// Batches of an earlier request that may still come: what was on its way, and as much again for what our last answers allowed.
+const LEFTOVERS_MAX: usize = 2 * IN_FLIGHT_BATCHES_MAX;
 
 /// One followed feed.
 pub(crate) struct Follower {
@@ -21,8 +24,8 @@ pub(crate) struct Follower {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Asked for; what an earlier request brought may still be on its way.
-    Asked,
+    /// Asked for; so many batches of an earlier request may still be on their way.
+    Asked { leftovers: usize },
     /// Entries come in.
     Running,
     /// Refused, or nobody could take it: asked for again then.
@@ -31,27 +34,29 @@ enum Phase {
 
 impl Follower {
     pub(crate) fn asked(state: FollowState) -> Self {
-        Self { state, phase: Phase::Asked, refusals: 0, request: 0 }
+        Self { state, phase: Phase::Asked { leftovers: 0 }, refusals: 0, request: 0 }
     }
 
     /// Asked for again, from `state` on.
     pub(crate) fn ask_again(&mut self, state: FollowState) {
         self.state = state;
-        self.phase = Phase::Asked;
+        self.phase = Phase::Asked { leftovers: LEFTOVERS_MAX };
         self.request += 1;
     }
 
-    /// Whether a batch that begins at `first` is for this request. What a refused request left on its way is passed over.
+    /// Whether a batch that begins at `first` is to be looked at. What a refused request left on its way is passed over; anything
+    /// else that begins elsewhere is not, and will be a gap.
     pub(crate) fn takes(&mut self, first: u64) -> bool {
-        match self.phase {
+        match &mut self.phase {
             Phase::Running => true,
             Phase::Paused(_) => false,
-            Phase::Asked => {
-                let ours = first == self.state.frontier.size();
-                if ours {
-                    self.phase = Phase::Running;
-                }
-                ours
+            Phase::Asked { leftovers } if *leftovers > 0 && first != self.state.frontier.size() => {
+                *leftovers -= 1;
+                false
+            }
+            Phase::Asked { .. } => {
+                self.phase = Phase::Running;
+                true
             }
         }
     }

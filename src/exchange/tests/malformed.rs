@@ -1,0 +1,479 @@
+//! Peers that send what no node would: a batch is refused whole, with its reason on record, and everything else goes on. What stands
+//! in an entry refuses nothing.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use barid_core::bulletin::ValidBulletin;
+use barid_core::envelope;
+use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
+use barid_core::feed::note::{Algorithm, Note, SigningKey};
+use barid_core::feed::tree::{MemoryTree, root_at};
+use barid_core::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, ENVELOPE_BYTES_MAX, MESSAGE_BYTES_MAX, PROOF_HASHES_MAX};
+use barid_core::names::{Hash, Undisclosed};
+use barid_core::proto;
+use barid_core::proto::frame::Frame;
+use barid_core::proto::item::Item;
+use bytes::{Buf as _, BufMut as _, Bytes};
+use parking_lot::Mutex;
+use prost::Message as _;
+use tokio_stream::StreamExt as _;
+use tonic::Status;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::transport::Endpoint;
+use tracing::field::{Field, Visit};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+
+use super::world::{Actor, EXCHANGE, Node, Tamper, bulletin, connect, feed, honest, key, member, until};
+use super::{disclosed, listen};
+
+/// What passed through [`crate::telemetry::audit`] on this thread, in the order of its fields.
+#[derive(Clone, Default)]
+struct Records(Arc<Mutex<Vec<String>>>);
+
+impl Records {
+    fn begin() -> (Self, tracing::subscriber::DefaultGuard) {
+        let records = Self::default();
+        let subscriber = tracing_subscriber::registry().with(records.clone());
+        (records, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn count(&self, parts: &[&str]) -> usize {
+        self.0.lock().iter().filter(|record| parts.iter().all(|part| record.contains(part))).count()
+    }
+}
+
+impl<S: tracing::Subscriber> Layer<S> for Records {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        struct Text(String);
+        impl Visit for Text {
+            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+                self.0 += &format!("{field}={value:?}|");
+            }
+            fn record_str(&mut self, field: &Field, value: &str) {
+                self.0 += &format!("{field}={value}|");
+            }
+        }
+        if event.metadata().target() == "barid::audit" {
+            let mut text = Text(String::new());
+            event.record(&mut text);
+            self.0.lock().push(text.0);
+        }
+    }
+}
+
+fn ma_key() -> SigningKey {
+    key("ma", "feed/1", Algorithm::Ed25519)
+}
+
+fn signed(size: u64, root: Hash, key: &SigningKey) -> Bytes {
+    sign(&Checkpoint { feed: feed("ma"), size, root }, std::slice::from_ref(key)).unwrap().note
+}
+
+/// What a checkpoint note says.
+fn said(note: &[u8]) -> Checkpoint {
+    Checkpoint::parse_text(&Note::parse(note).unwrap().text).unwrap()
+}
+
+fn run(bytes: Vec<u8>) -> proto::Item {
+    let reason = Undisclosed::Withheld.word().to_owned();
+    proto::Item { item: Some(Item::Digests(proto::DigestRun { digests: bytes.into(), reason })) }
+}
+
+fn envelope_item(bytes: Bytes) -> proto::Item {
+    proto::Item { item: Some(Item::Envelope(bytes)) }
+}
+
+type Lie = fn(&mut proto::Entries);
+
+/// Each lie about a batch of several entries, and the word for it.
+const LIES: [(&str, Lie, &str); 21] = [
+    ("an envelope is altered", |batch| alter_last(batch), "bad-root"),
+    ("two entries have changed places", |batch| batch.items.swap(1, 2), "bad-root"),
+    (
+        "the feed's own key signed another root",
+        |batch| batch.checkpoint = signed(said(&batch.checkpoint).size, Hash([9; 32]), &ma_key()),
+        "bad-root",
+    ),
+    ("the last entry is missing", |batch| drop(batch.items.pop()), "bad-proof"),
+    ("a proof stands where none is needed", |batch| batch.consistency_proof.push(vec![1; 32].into()), "bad-proof"),
+    ("an entry is there twice", |batch| batch.items.push(batch.items[0].clone()), "bad-bounds"),
+    ("too many entries", |batch| batch.items = vec![run(vec![1; 32 * (BATCH_ENTRIES_MAX + 1)])], "bad-bounds"),
+    (
+        "too many bytes",
+        |batch| batch.items.insert(0, envelope_item(vec![0; BATCH_BYTES_MAX + 1].into())),
+        "bad-bounds",
+    ),
+    (
+        "the checkpoint is older than the entries",
+        |batch| batch.checkpoint = signed(batch.first + 1, Hash([9; 32]), &ma_key()),
+        "bad-bounds",
+    ),
+    (
+        "a proof without end",
+        |batch| batch.consistency_proof = vec![vec![1; 32].into(); PROOF_HASHES_MAX + 1],
+        "bad-bounds",
+    ),
+    ("no entries", |batch| batch.items.clear(), "malformed"),
+    ("half a digest", |batch| batch.items[0] = run(vec![1; 48]), "malformed"),
+    ("an empty run of digests", |batch| batch.items[0] = run(Vec::new()), "malformed"),
+    ("an item of a kind that is unknown", |batch| batch.items[0].item = None, "malformed"),
+    ("half a hash in the proof", |batch| batch.consistency_proof.push(vec![1; 16].into()), "malformed"),
+    ("the checkpoint is cut short", |batch| batch.checkpoint.truncate(batch.checkpoint.len() / 2), "malformed"),
+    ("the checkpoint is no note", |batch| batch.checkpoint = vec![0xff; 70].into(), "malformed"),
+    (
+        "another key of the same name signed",
+        |batch| {
+            let forged = SigningKey::from_seed(ma_key().name(), Algorithm::Ed25519, [9; 32]).unwrap();
+            let head = said(&batch.checkpoint);
+            batch.checkpoint = signed(head.size, head.root, &forged);
+        },
+        "bad-signature",
+    ),
+    (
+        "another member's key signed",
+        |batch| {
+            let (head, key) = (said(&batch.checkpoint), key("ly", "feed/1", Algorithm::Ed25519));
+            let of_ly = Checkpoint { feed: feed("ly"), ..head };
+            batch.checkpoint = sign(&of_ly, &[key]).unwrap().note;
+        },
+        "bad-signature",
+    ),
+    ("a place further on", |batch| batch.first += 1, "gap"),
+    ("a place that is held", |batch| batch.first = 0, "gap"),
+];
+
+fn alter_last(batch: &mut proto::Entries) {
+    if let Some(Item::Envelope(envelope)) = batch.items.last_mut().and_then(|item| item.item.as_mut()) {
+        let mut bytes = envelope.to_vec();
+        *bytes.last_mut().unwrap() ^= 1;
+        *envelope = bytes.into();
+    }
+}
+
+/// ly holds four entries of ma's; then ma lies about the next twenty, once or until it is believed to be over.
+async fn lied_to(what: &str, lie: Lie, reason: &str) {
+    let (ma, ly) = (Node::start("ma"), Node::start("ly"));
+    let (lying, faults) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+    let from_ma: Tamper = {
+        let lying = Arc::clone(&lying);
+        Box::new(move |mut frame| {
+            if let Some(Frame::Entries(batch)) = &mut frame.frame
+                && lying.load(Ordering::SeqCst)
+            {
+                lie(batch);
+            }
+            Some(frame)
+        })
+    };
+    let from_ly: Tamper = {
+        let faults = Arc::clone(&faults);
+        Box::new(move |frame| {
+            if let Some(Frame::Fault(fault)) = &frame.frame {
+                faults.lock().push((fault.feed.clone(), fault.reason.clone()));
+            }
+            Some(frame)
+        })
+    };
+    let cable = connect(&ma, &ly, from_ma, from_ly);
+    ma.publish(4, |_| {}).await;
+    until("the beginning is held", || ly.size(&ma.feed()) == 4).await;
+    let (root, end_arrival) = (ly.root(&ma.feed()), ly.store.end_arrival());
+    lying.store(true, Ordering::SeqCst);
+    ma.publish(20, |_| {}).await;
+    until(what, || !faults.lock().is_empty()).await;
+    assert_eq!(faults.lock()[0], (ma.feed().to_string(), reason.to_owned()), "{what}");
+    ly.publish(2, |_| {}).await;
+    until("the other feed goes on over the same link", || ma.size(&ly.feed()) == 2).await;
+    assert_eq!((ly.root(&ma.feed()), ly.size(&ma.feed())), (root, 4), "{what}: nothing of it is kept");
+    assert_eq!(ly.store.end_arrival(), end_arrival + 2, "{what}: only ly's own entries arrived");
+    assert!(!cable.dialled.is_finished() && !cable.dialler.is_finished(), "{what}: the link stays");
+    assert!(ly.exchange.peers().stopped_feeds().is_empty(), "{what}: a liar proves nothing about the owner");
+    lying.store(false, Ordering::SeqCst);
+    until("asked again, it is taken", || ly.size(&ma.feed()) == 24).await;
+    assert_eq!(ly.root(&ma.feed()), ma.root(&ma.feed()), "{what}");
+    assert_eq!(ly.store.end_arrival(), 27, "{what}: each entry arrived once");
+}
+
+#[tokio::test]
+async fn whatever_is_wrong_with_a_batch_refuses_it_whole_and_is_recorded() {
+    let (records, _guard) = Records::begin();
+    futures::future::join_all(LIES.map(|(what, lie, reason)| lied_to(what, lie, reason))).await;
+    for (_, _, reason) in LIES {
+        let expected = LIES.iter().filter(|(_, _, other)| *other == reason).count();
+        let reason = format!("reason={reason}|");
+        let parts = ["what=refused-batch", &reason, "who=ma|", "subject=ma.rabat.example/feed/1|"];
+        assert!(records.count(&parts) >= expected, "{reason} {:?}", records.0.lock());
+    }
+}
+
+/// Six entries of ma's as three batches of two, each under its own checkpoint.
+fn batches() -> [proto::Entries; 3] {
+    let mut tree = MemoryTree::new();
+    let envelopes: Vec<Bytes> = (0..6).map(|_| bulletin(&member("ma"), &|_| {}).envelope).collect();
+    envelopes.iter().for_each(|envelope| tree.append(&envelope::digest(envelope)));
+    [0, 2, 4].map(|first: usize| {
+        let size = first as u64 + 2;
+        proto::Entries {
+            feed: feed("ma").to_string(),
+            first: first as u64,
+            items: envelopes[first..first + 2].iter().cloned().map(envelope_item).collect(),
+            checkpoint: signed(size, root_at(&tree, size).unwrap(), &ma_key()),
+            consistency_proof: Vec::new(),
+        }
+    })
+}
+
+async fn asked_from(peer: &mut Actor) -> u64 {
+    peer.hear(|frame| match frame {
+        Frame::Follow(follow) if follow.feed == feed("ma").to_string() => Some(follow.from),
+        _ => None,
+    })
+    .await
+}
+
+async fn refused(peer: &mut Actor) -> String {
+    peer.hear(|frame| if let Frame::Fault(fault) = frame { Some(fault.reason) } else { None }).await
+}
+
+#[tokio::test]
+async fn a_repeated_batch_is_refused_and_nothing_arrives_twice() {
+    let ly = Node::start("ly");
+    let [one, two, three] = batches();
+    let mut peer = Actor::greet(&ly, "ma").await;
+    assert_eq!(asked_from(&mut peer).await, 0);
+    for batch in [&one, &one] {
+        peer.say(Frame::Entries(batch.clone())).await;
+    }
+    assert_eq!(refused(&mut peer).await, "gap");
+    assert_eq!(asked_from(&mut peer).await, 2);
+    for batch in [&two, &three] {
+        peer.say(Frame::Entries(batch.clone())).await;
+    }
+    until("all is held", || ly.size(&feed("ma")) == 6).await;
+    assert_eq!(ly.store.end_arrival(), 7);
+}
+
+#[tokio::test]
+async fn batches_out_of_order_are_refused_and_asked_for_again() {
+    let ly = Node::start("ly");
+    let [one, two, three] = batches();
+    let mut peer = Actor::greet(&ly, "ma").await;
+    assert_eq!(asked_from(&mut peer).await, 0);
+    // Nothing of an earlier request can be on its way yet: the first batch must be the one asked for.
+    peer.say(Frame::Entries(two.clone())).await;
+    assert_eq!(refused(&mut peer).await, "gap");
+    assert_eq!(asked_from(&mut peer).await, 0);
+    for batch in [&one, &three] {
+        peer.say(Frame::Entries(batch.clone())).await;
+    }
+    assert_eq!(refused(&mut peer).await, "gap");
+    assert_eq!(asked_from(&mut peer).await, 2);
+    // What was sent before the refusal was heard is passed over.
+    for batch in [&three, &two, &three] {
+        peer.say(Frame::Entries(batch.clone())).await;
+    }
+    until("all is held", || ly.size(&feed("ma")) == 6).await;
+    assert_eq!(ly.store.end_arrival(), 7);
+}
+
+#[tokio::test]
+async fn who_never_sends_what_is_asked_for_is_told_so_again_and_again() {
+    let ly = Node::start("ly");
+    let [_, two, three] = batches();
+    let mut peer = Actor::greet(&ly, "ma").await;
+    for _ in 0..2 {
+        assert_eq!(asked_from(&mut peer).await, 0);
+        for _ in 0..=super::super::IN_FLIGHT_BATCHES_MAX {
+            peer.say(Frame::Entries(two.clone())).await;
+            peer.say(Frame::Entries(three.clone())).await;
+        }
+        assert_eq!(refused(&mut peer).await, "gap");
+    }
+    assert_eq!(ly.size(&feed("ma")), 0);
+}
+
+/// An entry with these exact bytes, as a node would publish that checks nothing.
+fn unchecked(envelope: Bytes) -> ValidBulletin {
+    let digest = envelope::digest(&envelope);
+    ValidBulletin { envelope, digest, ..bulletin(&member("ma"), &|_| {}) }
+}
+
+/// A bulletin whose header says something else.
+fn headed(change: impl Fn(&mut proto::Header)) -> Bytes {
+    let envelope = bulletin(&member("ma"), &|_| {}).envelope;
+    let mut header = envelope::header_of(&envelope).unwrap();
+    change(&mut header);
+    envelope::encode(&header, &envelope::body_of(&envelope).unwrap(), [3; 16])
+}
+
+#[tokio::test]
+async fn what_stands_in_an_entry_never_stops_its_feed() {
+    let with_body = |payload: Vec<u8>, payload_type: &str| {
+        let mut message = envelope::decode(&headed(|_| {})).unwrap();
+        message.payload = payload.into();
+        message.payload_type = payload_type.to_owned();
+        Bytes::from(message.encode_to_vec())
+    };
+    let releasable = |to: &str| {
+        let to = to.to_owned();
+        headed(move |header| {
+            let handling = proto::Handling { tlp: "TLP:RED".into(), releasable_to: vec![to.clone()], ..Default::default() };
+            header.handling = Some(handling);
+        })
+    };
+    // Each with whether it is kept in full, and what is said of it.
+    let entries: [(Bytes, bool, Option<&str>); 14] = [
+        (headed(|_| {}), true, None),
+        (headed(|header| header.kind = "of-tomorrow".into()), true, None),
+        (headed(|header| header.id = "no id at all".into()), true, None),
+        (headed(|header| header.id = "00000000-0000-0000-0000-000000000000".into()), true, None),
+        (headed(|header| header.kind = "k".repeat(3_000)), true, None),
+        (with_body(vec![0xff; 40], envelope::PAYLOAD_TYPE), true, None),
+        (with_body(vec![1, 2, 3], "barid.sealed/9"), true, None),
+        (headed(|header| header.member = "tn".into()), true, Some("misdirected")),
+        (headed(|header| header.roster_version = 99), true, Some("newer-roster")),
+        (headed(|header| header.format = 2), false, Some("not-understood")),
+        (releasable("tn"), false, Some("excluded")),
+        (Bytes::from_static(b"no envelope"), false, Some("undecodable-header")),
+        (headed(|_| {}), true, None),
+        (with_body(vec![0; ENVELOPE_BYTES_MAX], envelope::PAYLOAD_TYPE), false, Some("too-large")),
+    ];
+    // Whoever sends it shows everything, whatever the audience.
+    let mut tree = MemoryTree::new();
+    entries.iter().for_each(|(envelope, ..)| tree.append(&envelope::digest(envelope)));
+    let count = entries.len() as u64;
+    let batch = proto::Entries {
+        feed: feed("ma").to_string(),
+        first: 0,
+        items: entries.iter().map(|(envelope, ..)| envelope_item(envelope.clone())).collect(),
+        checkpoint: signed(count, tree.root(), &ma_key()),
+        consistency_proof: Vec::new(),
+    };
+    let (records, _guard) = Records::begin();
+    let (ly, tn) = (Node::start("ly"), Node::start("tn"));
+    let mut ma = Actor::greet(&ly, "ma").await;
+    assert_eq!(asked_from(&mut ma).await, 0);
+    ma.say(Frame::Entries(batch)).await;
+    until("the log is held", || ly.size(&feed("ma")) == count).await;
+    assert_eq!(ly.root(&feed("ma")), Some(tree.root()));
+    assert_eq!(disclosed(&ly, "ma"), entries.each_ref().map(|(_, kept, _)| *kept));
+    for (index, (_, _, word)) in entries.iter().enumerate() {
+        let subject = format!("subject=ma.rabat.example/feed/1 {index}|");
+        assert_eq!(records.count(&[&subject]), usize::from(word.is_some()), "{index}");
+        if let Some(word) = word {
+            assert_eq!(records.count(&[&subject, &format!("reason={word}|"), "who=ma|"]), 1, "{index}: {word}");
+        }
+    }
+    // The feed goes on, and so do the others.
+    let more = bulletin(&member("ma"), &|_| {}).envelope;
+    tree.append(&envelope::digest(&more));
+    ma.say(Frame::Entries(proto::Entries {
+        feed: feed("ma").to_string(),
+        first: count,
+        items: vec![envelope_item(more)],
+        checkpoint: signed(count + 1, tree.root(), &ma_key()),
+        consistency_proof: Vec::new(),
+    }))
+    .await;
+    until("the next entry is held", || ly.size(&feed("ma")) == count + 1).await;
+    let _cable = connect(&ly, &tn, honest(), honest());
+    tn.publish(1, |_| {}).await;
+    until("another feed is followed", || ly.size(&feed("tn")) == 1).await;
+}
+
+#[tokio::test]
+async fn an_owner_that_publishes_nonsense_is_followed_all_the_same() {
+    let (ma, ly) = (Node::start("ma"), Node::start("ly"));
+    let _cable = connect(&ma, &ly, honest(), honest());
+    ma.publish(1, |_| {}).await;
+    let nonsense = [Bytes::from_static(b"no envelope"), headed(|header| header.member = "ly".into())];
+    ma.committer.publish(nonsense.map(unchecked).into()).await.unwrap();
+    ma.publish(1, |_| {}).await;
+    until("the log is held", || ly.size(&ma.feed()) == 4).await;
+    assert_eq!(ly.root(&ma.feed()), ma.root(&ma.feed()));
+    let newest = ly.store.feed(&ma.feed()).unwrap().checkpoint;
+    let keys = ly.rosters.load().newest().feed_keys(&ma.feed());
+    assert_eq!(SignedCheckpoint::verify(&newest, &keys).unwrap().checkpoint.size, 4);
+}
+
+/// Messages as bytes, whatever they hold.
+#[derive(Clone, Copy, Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        *self
+    }
+
+    fn decoder(&mut self) -> Self {
+        *self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+    }
+}
+
+/// Calls `Exchange.Link` with these messages and goes on until `done`.
+async fn call(address: std::net::SocketAddr, messages: Vec<Bytes>, done: impl Future<Output = ()>) {
+    let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.unwrap();
+    let requests = tokio_stream::iter(messages).chain(tokio_stream::pending());
+    let path = "/barid.v1.Exchange/Link".parse().unwrap();
+    let answers = grpc.streaming(tonic::Request::new(requests), path, Raw).await.unwrap();
+    done.await;
+    drop(answers);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_that_cannot_be_read_ends_its_link_and_nothing_else() {
+    let (ly, tn) = (Node::start("ly"), Node::start("tn"));
+    let _cable = connect(&ly, &tn, honest(), honest());
+    until("linked", || ly.exchange.peers().linked(&tn.me)).await;
+    let (address, ma) = (listen(&ly, "ma").await, member("ma"));
+    let hello = proto::Hello { protocol: 1, exchange: EXCHANGE.into(), roster_version: 1, ..proto::Hello::default() };
+    let message = |frame| {
+        let frame = Some(proto::Frame { frame: Some(frame) });
+        Bytes::from(proto::LinkRequest { frame }.encode_to_vec())
+    };
+    let hello = message(Frame::Hello(hello));
+    let good = message(Frame::Entries(batches()[0].clone()));
+    let oversized = proto::Entries { checkpoint: vec![1; MESSAGE_BYTES_MAX].into(), ..batches()[0].clone() };
+    for (last, word) in [
+        (message(Frame::Entries(oversized)), "too large"),
+        (good.slice(..good.len() - 1), "decode"),
+        (Bytes::from_static(&[0xff; 100]), "decode"),
+    ] {
+        let ended = until("the link has ended", || ly.seen(&ma).last_error.contains(word));
+        call(address, vec![hello.clone(), last], ended).await;
+        assert!(ly.seen(&ma).last_error.contains("broke"), "{}", ly.seen(&ma).last_error);
+        assert!(!ly.exchange.peers().linked(&ma) && ly.exchange.peers().linked(&tn.me), "only its own link");
+    }
+    assert_eq!(ly.size(&feed("ma")), 0);
+    call(address, vec![hello, good], until("the peer may come back", || ly.size(&feed("ma")) == 2)).await;
+    tn.publish(1, |_| {}).await;
+    until("the other feed goes on", || ly.size(&tn.feed()) == 1).await;
+}
