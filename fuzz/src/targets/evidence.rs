@@ -74,7 +74,8 @@ fn alter(parts: &mut EvidenceParts, what: u8, which: usize, data: &[u8]) -> usiz
         9 => {
             if let Some(tie) = at(&mut parts.consistency, which) {
                 let step = u64::from(data.first().copied().unwrap_or(1));
-                (tie.old, tie.new) = if which.is_multiple_of(2) { (tie.old + step, tie.new) } else { (tie.old, tie.new + step) };
+                (tie.old, tie.new) =
+                    if which.is_multiple_of(2) { (tie.old + step, tie.new) } else { (tie.old, tie.new + step) };
             }
         }
         10 => at(&mut parts.rosters, which).into_iter().for_each(|(version, _)| *version += 1),

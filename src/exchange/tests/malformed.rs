@@ -100,11 +100,7 @@ const LIES: [(&str, Lie, &str); 21] = [
     ("a proof stands where none is needed", |batch| batch.consistency_proof.push(vec![1; 32].into()), "bad-proof"),
     ("an entry is there twice", |batch| batch.items.push(batch.items[0].clone()), "bad-bounds"),
     ("too many entries", |batch| batch.items = vec![run(vec![1; 32 * (BATCH_ENTRIES_MAX + 1)])], "bad-bounds"),
-    (
-        "too many bytes",
-        |batch| batch.items.insert(0, envelope_item(vec![0; BATCH_BYTES_MAX + 1].into())),
-        "bad-bounds",
-    ),
+    ("too many bytes", |batch| batch.items.insert(0, envelope_item(vec![0; BATCH_BYTES_MAX + 1].into())), "bad-bounds"),
     (
         "the checkpoint is older than the entries",
         |batch| batch.checkpoint = signed(batch.first + 1, Hash([9; 32]), &ma_key()),
@@ -319,7 +315,8 @@ async fn what_stands_in_an_entry_never_stops_its_feed() {
     let releasable = |to: &str| {
         let to = to.to_owned();
         headed(move |header| {
-            let handling = proto::Handling { tlp: "TLP:RED".into(), releasable_to: vec![to.clone()], ..Default::default() };
+            let handling =
+                proto::Handling { tlp: "TLP:RED".into(), releasable_to: vec![to.clone()], ..Default::default() };
             header.handling = Some(handling);
         })
     };
