@@ -10,9 +10,11 @@ use std::os::unix::fs::{OpenOptionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use barid_core::bulletin::vocabulary::Tlp;
 use barid_core::feed::note::{Algorithm, Note, SigningKey};
 use barid_core::names::{ExchangeName, FeedId, Member};
 use barid_core::roster::text::{GovernorsText, KeyText, MemberText, NamesText, RosterText};
+use barid_core::roster::{MemberKind, Roster, RosterError};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
@@ -48,11 +50,27 @@ pub struct DevelopOptions {
 }
 
 impl DevelopOptions {
-    /// An exchange of these members in a folder; two cosigners make a witnessed bulletin where there are three members.
+    /// An exchange of these members in a folder; two cosigners make a witnessed bulletin where there are three full members.
     #[must_use]
     pub fn new(dir: PathBuf, exchange: ExchangeName, members: Vec<DevelopMember>) -> Self {
-        let quorum = if members.len() > 2 { 2 } else { 1 };
+        let full = members.iter().filter(|member| member.kind == MemberKind::Full).count();
+        let quorum = if full > 2 { 2 } else { 1 };
         Self { dir, offline: None, exchange, members, quorum, owner: None }
+    }
+
+    /// Finds what the roster would be refused for before anything is written.
+    fn check(&self) -> Result<(), PkiError> {
+        let (mut codes, mut endpoints) = (BTreeSet::new(), BTreeSet::new());
+        for member in &self.members {
+            let endpoint = member.exchange.endpoint();
+            if !codes.insert(&member.code) {
+                return Err(PkiError::Twice(member.code.to_string()));
+            }
+            if !endpoints.insert(endpoint.to_ascii_lowercase()) {
+                return Err(PkiError::Twice(endpoint));
+            }
+        }
+        Ok(())
     }
 
     /// Where its roster stands, which is written last: where it is, everything is.
@@ -71,17 +89,36 @@ pub struct DevelopMember {
     pub exchange: Place,
     /// For its own people.
     pub api: Place,
-    /// Working groups; all are full members.
+    /// What it is.
+    pub kind: MemberKind,
+    /// Working groups of a full member; the others have none.
     pub working_groups: Vec<String>,
 }
 
 impl DevelopMember {
-    /// A member of all working groups on this machine; its API is one port higher than its exchange listener.
+    /// A full member of all working groups on this machine; its API is one port higher than its exchange listener.
     #[must_use]
     pub fn local(code: Member, exchange_port: u16) -> Self {
         let place = |port| Place { bind: "127.0.0.1".into(), host: "127.0.0.1".into(), port };
         let working_groups = WORKING_GROUPS.map(str::to_owned).to_vec();
-        Self { code, exchange: place(exchange_port), api: place(exchange_port.saturating_add(1)), working_groups }
+        let (exchange, api) = (place(exchange_port), place(exchange_port.saturating_add(1)));
+        Self { code, exchange, api, kind: MemberKind::Full, working_groups }
+    }
+
+    /// The same as an observer, who is granted TLP:GREEN in the working group `information`, or as a partner, who is in all of them.
+    #[must_use]
+    pub fn of_kind(self, kind: MemberKind) -> Self {
+        let working_groups = if kind == MemberKind::Full { self.working_groups } else { Vec::new() };
+        Self { kind, working_groups, ..self }
+    }
+
+    fn ceilings(&self) -> BTreeMap<String, String> {
+        let groups: &[&str] = match self.kind {
+            MemberKind::Full => &[],
+            MemberKind::Observer => &["information"],
+            MemberKind::Partner => &WORKING_GROUPS,
+        };
+        groups.iter().map(|group| ((*group).to_owned(), Tlp::Green.as_str().to_owned())).collect()
     }
 }
 
@@ -94,6 +131,13 @@ pub struct Place {
     pub host: String,
     /// Port of both.
     pub port: u16,
+}
+
+impl Place {
+    /// `host:port`.
+    fn endpoint(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
 }
 
 /// A user and a group of this system, by number.
@@ -129,6 +173,12 @@ pub enum PkiError {
         #[source]
         source: std::io::Error,
     },
+    /// A code or an endpoint that several members would have.
+    #[error("two members have {0}")]
+    Twice(String),
+    /// What was asked for makes no roster.
+    #[error("these members make no roster")]
+    Roster(#[from] RosterError),
     /// A certificate could not be made.
     #[error("a certificate cannot be made")]
     Certificate(#[from] rcgen::Error),
@@ -265,6 +315,7 @@ pub fn develop(options: &DevelopOptions) -> Result<(), PkiError> {
     if roster_path.exists() {
         return Err(PkiError::Exists(roster_path));
     }
+    options.check()?;
     let governors = (1..=3)
         .map(|n| signing_key(&format!("{}/governor/{n}", options.exchange), Algorithm::Ed25519))
         .collect::<Result<Vec<_>, _>>()?;
@@ -289,6 +340,7 @@ pub fn develop(options: &DevelopOptions) -> Result<(), PkiError> {
         members,
     };
     let text = toml::to_string(&text).map_err(|error| PkiError::Text(error.to_string()))?;
+    Roster::from_text(&text)?;
     let mut note = Note::sign(&text, &governors[0]).map_err(|error| PkiError::Text(error.to_string()))?;
     note.signatures.push(governors[1].sign_text(&text).map_err(|error| PkiError::Text(error.to_string()))?);
     for member in &options.members {
@@ -302,7 +354,7 @@ pub fn develop(options: &DevelopOptions) -> Result<(), PkiError> {
 }
 
 fn one_member(options: &DevelopOptions, member: &DevelopMember) -> Result<MemberText, PkiError> {
-    let DevelopMember { code, exchange, api, working_groups } = member;
+    let DevelopMember { code, exchange, api, kind, working_groups } = member;
     let dir = options.dir.join(code.as_str());
     let offline = options.offline.as_ref().map_or_else(|| dir.join("offline"), |offline| offline.join(code.as_str()));
     let trust_domain = format!("{code}.{}", options.exchange);
@@ -346,7 +398,7 @@ fn one_member(options: &DevelopOptions, member: &DevelopMember) -> Result<Member
         let profile = BTreeMap::from([
             ("exchange", options.exchange.to_string()),
             ("member", code.to_string()),
-            ("endpoint", format!("{}:{}", api.host, api.port)),
+            ("endpoint", api.endpoint()),
             ("certificate", "client.pem".into()),
             ("key", "client.key".into()),
             ("ca", "../../tls/ca.pem".into()),
@@ -387,13 +439,13 @@ fn one_member(options: &DevelopOptions, member: &DevelopMember) -> Result<Member
     let names = NamesText { ar: code.to_string(), fr: code.to_string(), en: code.to_string() };
     Ok(MemberText {
         code: code.to_string(),
-        kind: "full".into(),
+        kind: kind.word().into(),
         names: known_names(code).unwrap_or(names),
-        endpoints: vec![format!("{}:{}", exchange.host, exchange.port)],
+        endpoints: vec![exchange.endpoint()],
         trust_domain,
         ca_certificates: vec![authority.certificate()],
         working_groups: working_groups.clone(),
-        ceilings: BTreeMap::new(),
+        ceilings: member.ceilings(),
         keys,
         closed_feeds: Vec::new(),
     })
@@ -544,6 +596,36 @@ mod tests {
         assert_eq!("65532:0".parse(), Ok(Owner { user: 65_532, group: 0 }));
         for wrong in ["", "65532", "nobody:nogroup", "1:2:3", "-1:0"] {
             assert!(wrong.parse::<Owner>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn observers_and_partners_are_granted_little_and_make_no_quorum() {
+        let folder = tempfile::tempdir().unwrap();
+        let member = |code: &str, port, kind| DevelopMember::local(code.parse().unwrap(), port).of_kind(kind);
+        let members = vec![
+            member("ma", 7400, MemberKind::Full),
+            member("x-au", 7410, MemberKind::Observer),
+            member("x-partner", 7420, MemberKind::Partner),
+        ];
+        let options = DevelopOptions::new(folder.path().to_owned(), "rabat.example".parse().unwrap(), members);
+        assert_eq!(options.quorum, 1);
+        develop(&options).unwrap();
+        let chain = RosterChain::start(&fs::read(options.roster()).unwrap()).unwrap();
+        let granted = |code: &str| chain.newest().member(&code.parse().unwrap()).unwrap().ceilings.len();
+        assert_eq!((granted("ma"), granted("x-au"), granted("x-partner")), (0, 1, WORKING_GROUPS.len()));
+        assert_eq!(chain.newest().unreadable_authority(), None);
+    }
+
+    #[test]
+    fn what_the_roster_would_be_refused_for_is_found_before_anything_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let member = |code: &str, port| DevelopMember::local(code.parse().unwrap(), port);
+        for (second, twice) in [(member("ma", 7410), "ma"), (member("tn", 7400), "127.0.0.1:7400")] {
+            let members = vec![member("ma", 7400), second];
+            let options = DevelopOptions::new(folder.path().to_owned(), "rabat.example".parse().unwrap(), members);
+            assert!(matches!(develop(&options), Err(PkiError::Twice(found)) if found == twice));
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         }
     }
 }

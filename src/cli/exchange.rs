@@ -3,10 +3,14 @@
 use std::path::PathBuf;
 
 use barid_core::names::{ExchangeName, Member};
+use barid_core::roster::MemberKind;
 use clap::{Args, Subcommand};
 
 use super::{Context, Exit, Failure};
 use crate::pki::{self, DevelopMember, DevelopOptions, Owner, Place};
+
+/// The demonstration's members.
+const FULL_MEMBERS: &str = "ma,ly,tn,ne";
 
 /// What `exchange` is told.
 #[derive(Debug, Args)]
@@ -31,9 +35,18 @@ struct InitArgs {
     /// Name of the exchange.
     #[arg(long, default_value = "rabat.example")]
     exchange: ExchangeName,
-    /// Members.
-    #[arg(long, value_delimiter = ',', default_value = "ma,ly,tn,ne")]
+    /// Full members.
+    #[arg(long, value_name = "CODE", value_delimiter = ',', default_value = FULL_MEMBERS)]
     members: Vec<Member>,
+    /// So many full members, in place of their codes: the four that are known, then made-up organisations.
+    #[arg(long, value_name = "N", conflicts_with = "members", value_parser = clap::value_parser!(u16).range(1..))]
+    count: Option<u16>,
+    /// Observers: TLP:GREEN in the working group `information`.
+    #[arg(long, value_name = "CODE", value_delimiter = ',')]
+    observers: Vec<Member>,
+    /// Partners: TLP:GREEN in every working group.
+    #[arg(long, value_name = "CODE", value_delimiter = ',')]
+    partners: Vec<Member>,
     /// Port of the first member's exchange listener; its API is one higher, the next member ten.
     #[arg(long, value_name = "PORT", default_value_t = 7400)]
     base_port: u16,
@@ -65,7 +78,9 @@ struct InitArgs {
 
 pub(super) fn run(context: &Context, args: &ExchangeArgs) -> Result<Exit, Failure> {
     let ExchangeCommand::Init(args) = &args.command;
-    let members = args.members.iter().enumerate().map(|(n, code)| args.member(n, code)).collect::<Result<_, _>>()?;
+    let members = args.kinds()?.into_iter().enumerate();
+    let members = members.map(|(n, (code, kind))| Ok(args.member(n, &code)?.of_kind(kind)));
+    let members = members.collect::<Result<_, Failure>>()?;
     let options = DevelopOptions {
         offline: args.offline.clone(),
         owner: args.owner,
@@ -82,6 +97,22 @@ pub(super) fn run(context: &Context, args: &ExchangeArgs) -> Result<Exit, Failur
 }
 
 impl InitArgs {
+    /// Who takes part, as what: full members first.
+    fn kinds(&self) -> Result<Vec<(Member, MemberKind)>, Failure> {
+        let full: Vec<Member> = match self.count {
+            Some(count) => {
+                let made_up = (1..).map(|n| format!("x-member-{n}"));
+                let codes = FULL_MEMBERS.split(',').map(str::to_owned).chain(made_up).take(count.into());
+                let codes = codes.map(|code| code.parse()).collect::<Result<_, _>>();
+                codes.map_err(|error| Failure::usage("exchange-init").because(&error))?
+            }
+            None => self.members.clone(),
+        };
+        let of = |codes: &[Member], kind| codes.iter().map(move |code| (code.clone(), kind)).collect::<Vec<_>>();
+        let guests = [of(&self.observers, MemberKind::Observer), of(&self.partners, MemberKind::Partner)];
+        Ok(of(&full, MemberKind::Full).into_iter().chain(guests.concat()).collect())
+    }
+
     fn member(&self, n: usize, code: &Member) -> Result<DevelopMember, Failure> {
         let step = if self.same_ports { 0 } else { n.saturating_mul(10) };
         let port = u16::try_from(step).ok().and_then(|step| self.base_port.checked_add(step));

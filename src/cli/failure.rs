@@ -25,11 +25,12 @@ pub enum Exit {
     Usage = 2,
     /// 3: not reached in time: the node did not answer, or a wait ended before it was fulfilled.
     NotReached = 3,
-    /// 10, `verify`: signed by the feed, not witnessed by a quorum.
+    /// 10, `verify`: signed by the feed, not witnessed by a quorum. `roster verify`: signed by its own governors, not tied to a trusted
+    /// roster.
     SignedOnly = 10,
-    /// 11, `verify`: signed by a key that the roster has since closed, and not witnessed.
+    /// 11, `verify`: signed by a key that the roster has since closed, and not witnessed. `roster verify`: a second roster of one version.
     Disputed = 11,
-    /// 12, `verify`: the file does not prove what it says.
+    /// 12, `verify`: the file does not prove what it says. `roster verify`: not signed as it must be, or no roster.
     Invalid = 12,
 }
 

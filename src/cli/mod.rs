@@ -3,8 +3,8 @@
 //! In scope: arguments, talking to a node as one of its people, showing answers. Out of scope: everything a node does (`app`), and
 //! what is true (`core`). Commands return [`Exit`] or [`Failure`]; nothing here panics on what it is given.
 //!
-//! Exit codes: 0 done, 1 failed or refused, 2 unusable command line or file, 3 not reached in time; `verify` adds 10 signed only,
-//! 11 disputed, 12 invalid.
+//! Exit codes: 0 done, 1 failed or refused, 2 unusable command line or file, 3 not reached in time; `verify` and `roster verify` add
+//! 10 signed only, 11 disputed, 12 invalid.
 
 mod args;
 mod bench;
@@ -24,6 +24,7 @@ pub mod output;
 pub mod profile;
 mod publish;
 mod render;
+mod roster;
 mod show;
 mod status;
 mod times;
@@ -85,6 +86,8 @@ enum Command {
     Health(health::HealthArgs),
     /// Run this member's node.
     Node(node::NodeArgs),
+    /// Show, verify and sign rosters, without a node or a network.
+    Roster(roster::RosterArgs),
     /// Make a development exchange.
     Exchange(exchange::ExchangeArgs),
     /// Show the main job: four nodes on this machine, for some seconds.
@@ -164,6 +167,7 @@ fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Demo => demo::run(context),
         Command::Bench(args) => bench::run(context, &args),
         Command::Node(args) => node::run(context, &args),
+        Command::Roster(args) => roster::run(context, &args),
         Command::Exchange(args) => exchange::run(context, &args),
         Command::Completions(args) => completions::run(context, &args),
     }

@@ -134,6 +134,18 @@ impl Output {
         out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| failed(&error))
     }
 
+    /// Labels and values, one pair a line; pairs with an empty value are left out.
+    #[must_use]
+    pub fn block(&self, pairs: &[(String, String)]) -> Vec<String> {
+        let shown: Vec<_> = pairs.iter().filter(|(_, value)| !value.is_empty()).collect();
+        let width = shown.iter().map(|(label, _)| label.width()).max().unwrap_or(0);
+        let line = |(label, value): &&(String, String)| {
+            let gap = " ".repeat(width - label.width() + 2);
+            format!("{}{gap}{value}", self.paint(label, Style::new().dimmed()))
+        };
+        shown.iter().map(line).collect()
+    }
+
     /// One line on the error output. What cannot be written there cannot be told anywhere.
     pub fn error_line(&self, text: &str) {
         #[cfg(test)]

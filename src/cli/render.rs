@@ -9,7 +9,6 @@ use barid_core::{envelope, proto};
 use owo_colors::{Rgb, Style};
 use pbjson_types::Timestamp;
 use serde_json::Value;
-use unicode_width::UnicodeWidthStr;
 
 use super::messages::{Messages, clean};
 use super::output::{Cell, Output, Table};
@@ -172,13 +171,7 @@ impl<'a> Render<'a> {
     /// Labels and values, one pair a line; pairs with an empty value are left out.
     #[must_use]
     pub(super) fn block(&self, pairs: &[Pair]) -> Vec<String> {
-        let shown: Vec<&Pair> = pairs.iter().filter(|(_, value)| !value.is_empty()).collect();
-        let width = shown.iter().map(|(label, _)| label.width()).max().unwrap_or(0);
-        let line = |(label, value): &&Pair| {
-            let gap = " ".repeat(width - label.width() + 2);
-            format!("{}{gap}{value}", self.output.paint(label, Style::new().dimmed()))
-        };
-        shown.iter().map(line).collect()
+        self.output.block(pairs)
     }
 
     /// A label of the catalogue with its value.

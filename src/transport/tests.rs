@@ -7,6 +7,7 @@ use barid_core::feed::note::{Algorithm, SigningKey};
 use barid_core::roster::Roster;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
+use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
 use super::*;
@@ -14,7 +15,10 @@ use crate::pki::{Authority, Issued};
 
 /// A roster of these members and authorities.
 fn roster(members: &[(&str, &Authority)]) -> Roster {
-    let key = |name: &str, algorithm| SigningKey::from_seed(name, algorithm, [3; 32]).unwrap().verifier().to_string();
+    let key = |name: &str, algorithm| {
+        let key = SigningKey::from_seed(name, algorithm, Sha256::digest(name).into()).unwrap();
+        key.verifier().to_string()
+    };
     let mut text = format!(
         "format = 1\nexchange = \"rabat.example\"\nversion = 1\nissued = 2025-01-01T00:00:00Z\n\
          review_by = 2030-01-01T00:00:00Z\nquorum = 1\nworking_groups = []\n[governors]\nthreshold = 1\nkeys = [\"{}\"]\n",

@@ -6,4 +6,5 @@ mod containers;
 mod evidence;
 mod four_members;
 mod kill;
+mod rosters;
 mod world;

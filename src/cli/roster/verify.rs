@@ -1,0 +1,196 @@
+//! `barid roster verify`: whether a roster follows from the one that is trusted, and who signed it.
+
+use std::path::PathBuf;
+
+use barid_core::roster::{ChainError, Draft, Roster, RosterChain};
+use clap::Args;
+use owo_colors::Style;
+use serde_json::{Value, json};
+
+use super::{of_profile, read_file, signer_json, signer_lines};
+use crate::cli::{Context, Exit, Failure, say};
+
+/// Which roster, and what is believed.
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// Roster in question; where versions lie between it and the trusted one, these first, in their order.
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+    /// Roster that you trust [default: the profile's].
+    #[arg(long, value_name = "FILE")]
+    trust: Option<PathBuf>,
+}
+
+/// What it comes to.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It is the trusted one.
+    Same,
+    /// It follows from the trusted one.
+    Follows,
+    /// The trusted one names it as the version before.
+    Before,
+    /// Its own governors signed it; nothing ties it to a trusted one.
+    Untied(String),
+    /// Another roster of a version that is held, signed by those who decide.
+    Fork(String),
+    /// Not signed as it must be, not a roster, or not allowed after the trusted one.
+    Invalid(String),
+}
+
+impl Outcome {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::Follows => "follows",
+            Self::Before => "before",
+            Self::Untied(_) => "untied",
+            Self::Fork(_) => "fork",
+            Self::Invalid(_) => "invalid",
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Same | Self::Follows | Self::Before => Exit::Ok,
+            Self::Untied(_) => Exit::SignedOnly,
+            Self::Fork(_) => Exit::Disputed,
+            Self::Invalid(_) => Exit::Invalid,
+        }
+    }
+
+    fn why(&self) -> Option<&str> {
+        match self {
+            Self::Untied(why) | Self::Fork(why) | Self::Invalid(why) => {
+                Some(why).filter(|why| !why.is_empty()).map(String::as_str)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What was found about the last file that was looked at.
+struct Finding {
+    outcome: Outcome,
+    draft: Option<Draft>,
+    /// The version before, where it is held.
+    before: Option<Roster>,
+    trusted: Option<u64>,
+}
+
+pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<Exit, Failure> {
+    let trust = match &args.trust {
+        Some(path) => Some(path.clone()),
+        None => of_profile(context)?,
+    };
+    let trusted = trust.map(|path| {
+        let unusable = |error: ChainError| Failure::usage("roster-unusable").path(&path).because(&error);
+        RosterChain::start(&read_file(&path)?).map_err(unusable)
+    });
+    let trusted = trusted.transpose()?;
+    let files = args.files.iter().map(|path| read_file(path)).collect::<Result<Vec<_>, _>>()?;
+    let finding = judge(trusted, &files);
+    let exit = finding.outcome.exit();
+    if context.output.is_json() {
+        context.output.json(&object(&finding))?;
+    } else {
+        context.output.lines(lines(context, &finding))?;
+    }
+    Ok(exit)
+}
+
+fn judge(trusted: Option<RosterChain>, files: &[Vec<u8>]) -> Finding {
+    let version = trusted.as_ref().map(|chain| chain.newest().version());
+    let mut chain = trusted;
+    let mut finding = Finding { outcome: Outcome::Invalid(String::new()), draft: None, before: None, trusted: version };
+    for note in files {
+        finding.draft = Draft::read(note).ok();
+        let roster = finding.draft.as_ref().map(Draft::roster);
+        finding.before = roster.and_then(|roster| chain.as_ref()?.at(roster.version().checked_sub(1)?)).cloned();
+        finding.outcome = match &mut chain {
+            Some(chain) => against(chain, note, version),
+            None => match RosterChain::start(note) {
+                Ok(own) => {
+                    chain = Some(own);
+                    Outcome::Untied(String::new())
+                }
+                Err(error) => Outcome::Invalid(error.to_string()),
+            },
+        };
+        let untied_from_the_start = version.is_none() && matches!(finding.outcome, Outcome::Untied(_));
+        if finding.outcome.exit() != Exit::Ok && !untied_from_the_start {
+            return finding;
+        }
+    }
+    // Without a trusted one the first file was taken as it stands, and the others are worth no more than it.
+    if version.is_none() {
+        finding.outcome = Outcome::Untied(String::new());
+    }
+    finding
+}
+
+fn against(chain: &mut RosterChain, note: &[u8], trusted: Option<u64>) -> Outcome {
+    let newest = chain.newest_shared();
+    match chain.extend(note) {
+        Ok(true) => Outcome::Follows,
+        Ok(false) if Some(newest.version()) == trusted => Outcome::Same,
+        Ok(false) => Outcome::Follows,
+        Err(error @ ChainError::Fork { .. }) => Outcome::Fork(error.to_string()),
+        Err(error @ ChainError::Gap { .. }) => match RosterChain::start(note) {
+            Ok(own) if newest.previous() == Some(own.newest().text_hash()) => Outcome::Before,
+            Ok(_) => Outcome::Untied(error.to_string()),
+            Err(error) => Outcome::Invalid(error.to_string()),
+        },
+        Err(error) => Outcome::Invalid(error.to_string()),
+    }
+}
+
+fn object(finding: &Finding) -> Value {
+    let count = |by: &Roster, draft: &Draft| json!({"found": by.approvals(draft.note()), "needed": by.threshold()});
+    let mut object = json!({
+        "result": finding.outcome.word(),
+        "exit": finding.outcome.exit() as u8,
+        "reason": finding.outcome.why(),
+        "trustedVersion": finding.trusted,
+    });
+    if let Some(draft) = &finding.draft {
+        let roster = draft.roster();
+        object["exchange"] = roster.exchange().as_str().into();
+        object["version"] = roster.version().into();
+        object["textHash"] = roster.text_hash().to_string().into();
+        object["ownGovernors"] = count(roster, draft);
+        object["governorsBefore"] = finding.before.as_ref().map(|before| count(before, draft)).into();
+        object["signatures"] = draft.signers(finding.before.as_ref()).iter().map(signer_json).collect();
+    }
+    object
+}
+
+fn lines(context: &Context, finding: &Finding) -> Vec<String> {
+    let (messages, output) = (&context.messages, &context.output);
+    let style = match finding.outcome.exit() {
+        Exit::Ok => Style::new().green().bold(),
+        Exit::SignedOnly => Style::new().yellow().bold(),
+        _ => Style::new().red().bold(),
+    };
+    let version = finding.draft.as_ref().map_or(0, |draft| draft.roster().version());
+    let trusted = finding.trusted.unwrap_or(0);
+    let id = format!("roster-{}", finding.outcome.word());
+    let mut lines = vec![output.paint(&say!(messages, &id, nVersion = version, nTrusted = trusted), style)];
+    if let Some(why) = finding.outcome.why() {
+        lines.push(format!("  {} {}", messages.text("failure-why"), messages.value(why)));
+    }
+    let Some(draft) = &finding.draft else { return lines };
+    let (roster, before) = (draft.roster(), finding.before.as_ref());
+    let of =
+        |by: &Roster| say!(messages, "roster-count", nFound = by.approvals(draft.note()), nNeeded = by.threshold());
+    lines.extend(output.block(&[
+        (messages.text("label-text-hash"), messages.value(&roster.text_hash().to_string())),
+        (messages.text("label-own-governors"), of(roster)),
+        (messages.text("label-governors-before"), before.map(of).unwrap_or_default()),
+    ]));
+    lines.extend(signer_lines(context, &draft.signers(before)));
+    if let Some(next) = messages.find(&format!("{id}.next"), None) {
+        lines.push(format!("  {} {next}", messages.text("failure-next")));
+    }
+    lines
+}

@@ -1,0 +1,92 @@
+//! The secretariat writes the next roster, the governors sign it in turn, and a member believes it because of the one it has.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::world::{barid, text};
+
+struct Office(tempfile::TempDir);
+
+impl Office {
+    fn new() -> Self {
+        let office = Self(tempfile::tempdir().unwrap());
+        let made = barid(&[
+            "exchange",
+            "init",
+            "--dir",
+            &office.file(""),
+            "--count",
+            "3",
+            "--observers",
+            "x-au",
+            "--partners",
+            "x-exercise",
+        ]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        office
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Exit code and what was said to a machine.
+    fn roster(&self, words: &[&str]) -> (Option<i32>, Value) {
+        let words: Vec<String> = words
+            .iter()
+            .map(|word| word.strip_prefix('@').map_or_else(|| (*word).to_owned(), |name| self.file(name)))
+            .collect();
+        let words: Vec<&str> = ["--json", "roster"].into_iter().chain(words.iter().map(String::as_str)).collect();
+        let output = barid(&words);
+        let said = if output.stdout.is_empty() { &output.stderr } else { &output.stdout };
+        (output.status.code(), serde_json::from_slice(said).unwrap_or_else(|_| panic!("{}", text(said))))
+    }
+}
+
+#[test]
+fn the_next_roster_is_drafted_signed_and_believed() {
+    let office = Office::new();
+    let (_, shown) = office.roster(&["show", "@roster.note"]);
+    let kinds: Vec<&str> =
+        shown["members"].as_array().unwrap().iter().filter_map(|member| member["kind"].as_str()).collect();
+    assert_eq!(kinds, ["full", "full", "full", "observer", "partner"]);
+    assert_eq!((&shown["quorum"], &shown["signatures"][1]["valid"]), (&2.into(), &true.into()));
+
+    // The secretariat writes version 2: the observer leaves, and nobody else notices a thing.
+    let note = fs::read_to_string(office.file("roster.note")).unwrap();
+    let (first, _) = note.split_once("\n\n— ").unwrap();
+    let mut draft: toml::Table = first.parse().unwrap();
+    draft["version"] = 2.into();
+    draft.insert("previous".into(), shown["textHash"].as_str().unwrap().into());
+    draft["members"].as_array_mut().unwrap().retain(|member| member["code"].as_str() != Some("x-au"));
+    fs::write(office.file("second.toml"), draft.to_string()).unwrap();
+    assert_eq!(office.roster(&["verify", "@second.toml", "--trust", "@roster.note"]).0, Some(12));
+
+    // Two governors sign, each at home.
+    let first_governor = ["sign", "@second.toml", "--key", "@governors/1.key", "--trust", "@roster.note"];
+    let (code, signed) = office.roster(&first_governor);
+    assert_eq!((code, &signed["complete"]), (Some(0), &false.into()), "{signed}");
+    let (code, half) = office.roster(&["verify", "@second.note", "--trust", "@roster.note"]);
+    assert_eq!((code, &half["governorsBefore"]["found"]), (Some(12), &1.into()), "{half}");
+    let second_governor = ["sign", "@second.note", "--key", "@governors/2.key", "--trust", "@roster.note"];
+    assert_eq!(office.roster(&second_governor).0, Some(2), "not over the draft");
+    let (code, signed) = office.roster(&[&second_governor[..], &["--in-place"]].concat());
+    assert_eq!((code, &signed["complete"]), (Some(0), &true.into()), "{signed}");
+
+    let (code, verified) = office.roster(&["verify", "@second.note", "--trust", "@roster.note"]);
+    assert_eq!((code, &verified["result"]), (Some(0), &"follows".into()), "{verified}");
+    let damaged = fs::read_to_string(office.file("second.note")).unwrap().replacen("Maroc", "Maric", 1);
+    fs::write(office.file("damaged.note"), damaged).unwrap();
+    let (code, refused) = office.roster(&["verify", "@damaged.note", "--trust", "@roster.note"]);
+    assert_eq!((code, &refused["signatures"][0]["valid"]), (Some(12), &false.into()), "{refused}");
+
+    // What version 1 had settled cannot be signed away.
+    let keys = draft["members"].as_array_mut().unwrap()[0]["keys"].as_array_mut().unwrap();
+    keys.retain(|key| key.get("epoch").and_then(toml::Value::as_integer) != Some(2));
+    fs::write(office.file("taking-back.toml"), draft.to_string()).unwrap();
+    let (code, refused) =
+        office.roster(&["sign", "@taking-back.toml", "--key", "@governors/1.key", "--trust", "@roster.note"]);
+    assert_eq!(code, Some(1));
+    assert!(refused["error"]["why"].as_str().unwrap().contains("epoch 2"), "{refused}");
+}
