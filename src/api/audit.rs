@@ -243,7 +243,8 @@ mod tests {
     impl World {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let members = ["ma", "ly", "tn"].map(|code| DevelopMember::local(code.parse().unwrap(), 1)).into();
+            let places = [("ma", 7400), ("ly", 7410), ("tn", 7420)];
+            let members = places.map(|(code, port)| DevelopMember::local(code.parse().unwrap(), port)).into();
             let exchange = "rabat.example".parse().unwrap();
             develop(&DevelopOptions::new(folder.path().to_owned(), exchange, members)).unwrap();
             let roster = std::fs::read(folder.path().join("roster.note")).unwrap();
