@@ -49,13 +49,11 @@ pub(super) fn run(context: &Context, args: &SignArgs) -> Result<Exit, Failure> {
         draft.sign(&signing_key(path)?, before.as_ref()).map_err(|error| refused(args, &error))?;
     }
     let bytes = draft.note().to_bytes();
-    match &path {
-        None => context.output.bytes(&bytes)?,
-        Some(path) => {
-            write(path, &bytes).map_err(|error| Failure::new("file-unwritable").path(path).because(&error))?
-        }
-    }
-    let Some(path) = path else { return Ok(Exit::Ok) };
+    let Some(path) = path else {
+        context.output.bytes(&bytes)?;
+        return Ok(Exit::Ok);
+    };
+    write(&path, &bytes).map_err(|error| Failure::new("file-unwritable").path(&path).because(&error))?;
     if context.output.is_json() {
         context.output.json(&object(&path, &draft, before.as_ref()))?;
     } else {
