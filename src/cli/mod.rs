@@ -91,7 +91,7 @@ enum Command {
     /// Make a development exchange.
     Exchange(exchange::ExchangeArgs),
     /// Show the main job: four nodes on this machine, for some seconds.
-    Demo,
+    Demo(demo::DemoArgs),
     /// Measure what two nodes on this machine can do.
     Bench(bench::BenchArgs),
     /// Write completions for a shell.
@@ -164,7 +164,7 @@ fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Verify(args) => verify::run(context, &args),
         Command::Status => wait(status::run(context)),
         Command::Health(args) => wait(health::run(context, &args)),
-        Command::Demo => demo::run(context),
+        Command::Demo(args) => wait(demo::run(context, &args)),
         Command::Bench(args) => bench::run(context, &args),
         Command::Node(args) => node::run(context, &args),
         Command::Roster(args) => roster::run(context, &args),

@@ -346,7 +346,7 @@ fn handling(header: &proto::Header) -> proto::Handling {
 }
 
 /// The colours that FIRST's TLP 2.0 standard (§4) gives its labels: bright on black.
-fn tlp_style(label: &str) -> Style {
+pub(super) fn tlp_style(label: &str) -> Style {
     let (red, green, blue) = match Tlp::read(label) {
         Some(Tlp::Red) => (0xFF, 0x2B, 0x2B),
         Some(Tlp::Amber | Tlp::AmberStrict) => (0xFF, 0xC0, 0x00),

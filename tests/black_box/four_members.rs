@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::world::{MEMBERS, World, barid, example, holds, text, until};
+use crate::world::{MEMBERS, World, example, holds, text, until};
 
 #[test]
 fn niamey_publishes_and_sees_that_tunis_has_it() {
@@ -58,11 +58,4 @@ fn what_is_for_tunis_alone_is_nowhere_else() {
     let refused = world.client("ma", "customs-hq", &["publish", &secret]);
     assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stderr));
     assert_eq!(world.client("ma", "operator", &["history"]).status.code(), Some(1));
-}
-
-#[test]
-fn the_demonstration_holds() {
-    let shown = barid(&["demo"]);
-    assert!(shown.status.success(), "{}{}", text(&shown.stdout), text(&shown.stderr));
-    assert_eq!(text(&shown.stdout).lines().count(), 5);
 }
