@@ -75,7 +75,7 @@ pub(super) fn read(error: &ReadError) -> Status {
 
 /// Why there is no evidence of what is held.
 pub(super) fn export(error: &ExportError) -> Status {
-    let refuse = |reason: &str, retry: Option<Duration>| {
+    let not_now = |reason: &str, retry: Option<Duration>| {
         let mut details = ErrorDetails::with_error_info(reason, DOMAIN, []);
         if retry.is_some() {
             details.set_retry_info(retry);
@@ -84,11 +84,11 @@ pub(super) fn export(error: &ExportError) -> Status {
     };
     match error {
         ExportError::Read(error) => read(error),
-        ExportError::CatchingUp { .. } => refuse("CATCHING_UP", Some(CATCHING_UP_RETRY)),
-        ExportError::Evidence(EvidenceError::NoFeedKeys(_)) => refuse("NO_FEED_KEYS", None),
-        ExportError::Evidence(EvidenceError::RosterTooOld { .. }) => refuse("ROSTER_TOO_OLD", Some(CATCHING_UP_RETRY)),
+        ExportError::CatchingUp { .. } => not_now("CATCHING_UP", Some(CATCHING_UP_RETRY)),
+        ExportError::Evidence(EvidenceError::NoFeedKeys(_)) => not_now("NO_FEED_KEYS", None),
+        ExportError::Evidence(EvidenceError::RosterTooOld { .. }) => not_now("ROSTER_TOO_OLD", Some(CATCHING_UP_RETRY)),
         ExportError::Evidence(EvidenceError::Zip(ZipError::TooLarge(_) | ZipError::TooMany)) => {
-            refuse("TOO_LARGE", None)
+            not_now("TOO_LARGE", None)
         }
         ExportError::Evidence(error) => {
             tracing::error!(%error, "what is held is no evidence");
