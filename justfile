@@ -35,9 +35,9 @@ bench *options:
 sim-long seeds="2000" first="0":
     cargo run --release --locked -p barid-sim -- {{seeds}} {{first}}
 
-# Every fuzz target for so many seconds, one after the other (needs cargo-fuzz and a nightly compiler).
-fuzz seconds="60":
-    cd fuzz && for target in $(cargo +nightly fuzz list); do cargo +nightly fuzz run "$target" -- -max_total_time={{seconds}}; done
+# Every fuzz target, or those named, for so many seconds each (needs cargo-fuzz).
+fuzz seconds="60" *targets:
+    fuzz/run {{seconds}} {{targets}}
 
 # Write golden files: for a format that was never released, or a new one beside the old. Read the difference before you commit it.
 golden:

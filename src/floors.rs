@@ -201,6 +201,19 @@ fn every_module_imports_downward_only() {
     assert!(arrows > 50, "only {arrows} imports were seen: the test is blind");
 }
 
+/// Around 500 lines a file looks for a seam; this is where it must have found one.
+#[test]
+fn no_file_is_too_long_to_read() {
+    const LINES_MAX: usize = 600;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for folder in ["src", "core/src", "sim/src"] {
+        for Source { path, text } in sources(&root.join(folder)) {
+            let lines = text.trim_end().lines().count();
+            assert!(lines <= LINES_MAX, "{} has {lines} lines before its tests", path.display());
+        }
+    }
+}
+
 #[test]
 fn core_is_pure() {
     let core = Path::new(env!("CARGO_MANIFEST_DIR")).join("core");
