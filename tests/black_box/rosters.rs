@@ -90,3 +90,21 @@ fn the_next_roster_is_drafted_signed_and_believed() {
     assert_eq!(code, Some(1));
     assert!(refused["error"]["why"].as_str().unwrap().contains("epoch 2"), "{refused}");
 }
+
+#[test]
+fn a_node_does_not_sign_with_a_key_that_has_ended() {
+    let office = Office::new();
+    let note = fs::read_to_string(office.file("roster.note")).unwrap();
+    let mut draft: toml::Table = note.split_once("\n\n— ").unwrap().0.parse().unwrap();
+    let member = &mut draft["members"].as_array_mut().unwrap()[0];
+    assert_eq!(member["code"].as_str(), Some("ma"));
+    let mirror = member["keys"].as_array_mut().unwrap()[2].as_table_mut().unwrap();
+    mirror.insert("retired".into(), toml::Value::Datetime("2025-06-01T00:00:00Z".parse().unwrap()));
+    fs::write(office.file("ma/roster.toml"), draft.to_string()).unwrap();
+    let sign = ["sign", "@ma/roster.toml", "--key", "@governors/1.key", "--key", "@governors/2.key", "--force"];
+    assert_eq!(office.roster(&sign).0, Some(0));
+    let node = barid(&["--json", "node", "--first", "--config", &office.file("ma/node.toml")]);
+    assert_eq!(node.status.code(), Some(1));
+    let said = text(&node.stderr);
+    assert!(said.contains("mirror.key") && said.contains("retired or stolen"), "{said}");
+}

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod malformed;
+mod rosters;
 mod world;
 
 use std::sync::Arc;

@@ -46,9 +46,14 @@ pub(super) fn keys(code: &str) -> Keys {
     }
 }
 
+/// Who signs the rosters.
+pub(super) fn governor() -> SigningKey {
+    SigningKey::from_seed("governors.example/one", Algorithm::Ed25519, [1; 32]).unwrap()
+}
+
 /// Roster `version` of ma, ly and tn, all in every working group.
 pub(super) fn roster(version: u64, previous: Option<Hash>) -> Bytes {
-    let governor = SigningKey::from_seed("governors.example/one", Algorithm::Ed25519, [1; 32]).unwrap();
+    let governor = governor();
     let mut text = format!("format = 1\nexchange = \"{EXCHANGE}\"\nversion = {version}\n");
     if let Some(previous) = previous {
         text += &format!("previous = \"{previous}\"\n");
