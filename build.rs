@@ -6,6 +6,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-changed={file}");
     }
     let descriptors = protox::compile(&files, ["proto"])?;
+    // What reflection tells a member's own people: not what peers speak, nor what lies on the disk.
+    let api = protox::compile(files.iter().filter(|file| !file.ends_with("exchange.proto")), ["proto"])?;
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("api.descriptors.bin"), protox::prost::Message::encode_to_vec(&api))?;
     tonic_prost_build::configure()
         .extern_path(".barid.v1", "::barid_core::proto")
         .extern_path(".google.protobuf", "::pbjson_types")

@@ -9,8 +9,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let descriptors = protox::compile(&files, [root])?;
     let encoded = protox::prost::Message::encode_to_vec(&descriptors);
-    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("barid.descriptors.bin"), &encoded)?;
     prost_build::Config::new()
         .bytes(["."])
         .compile_well_known_types()

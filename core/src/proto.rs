@@ -10,6 +10,3 @@
 
 include!(concat!(env!("OUT_DIR"), "/barid.v1.rs"));
 include!(concat!(env!("OUT_DIR"), "/barid.v1.serde.rs"));
-
-/// Encoded `google.protobuf.FileDescriptorSet` of all Barid files, for gRPC reflection.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/barid.descriptors.bin"));

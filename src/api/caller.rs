@@ -58,6 +58,18 @@ impl Api {
         }
     }
 
+    /// Looks again at what the rules give a caller whose stream is open: they may have been read anew.
+    pub(super) fn renew(&self, caller: &mut Caller, roles: &[Role], method: &'static str) -> Result<(), Status> {
+        match self.access.load().grant(&caller.path) {
+            Some(grant) if *grant == caller.grant => Ok(()),
+            Some(grant) if roles.iter().any(|role| grant.has(*role)) => {
+                caller.grant = grant.clone();
+                Ok(())
+            }
+            _ => Err(self.denied(&caller.path, method, "NO_GRANT", "the grant was withdrawn")),
+        }
+    }
+
     /// A refusal with its reason, recorded.
     pub(super) fn denied(&self, path: &str, method: &'static str, reason: &str, detail: &str) -> Status {
         self.refused(&path, method, reason);

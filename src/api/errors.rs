@@ -1,10 +1,12 @@
 //! The one map from errors to gRPC status, with `google.rpc` details. Internals stay inside.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use barid_core::bulletin::Invalid;
 use barid_core::evidence::EvidenceError;
 use barid_core::evidence::zip::ZipError;
+use barid_core::limits::FOUND_CHARS_MAX;
 use barid_core::proto;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -32,12 +34,47 @@ pub(super) fn invalid(error: &Invalid) -> Status {
     Status::with_error_details(Code::InvalidArgument, message, ErrorDetails::with_bad_request(violations))
 }
 
+/// The arguments of one call that are wrong, all told at once.
+#[derive(Default)]
+pub(super) struct Faults(Vec<FieldViolation>);
+
+impl Faults {
+    /// Notes one.
+    pub(super) fn add(&mut self, field: &str, found: &str, expected: &str) {
+        let found: String = found.chars().take(FOUND_CHARS_MAX).collect();
+        self.0.push(FieldViolation::new(field, format!("`{found}` is not {expected}")));
+    }
+
+    /// Reads one, or notes it.
+    pub(super) fn parse<T: FromStr>(&mut self, field: &str, text: &str, expected: &str) -> Option<T> {
+        let read = text.parse().ok();
+        if read.is_none() {
+            self.add(field, text, expected);
+        }
+        read
+    }
+
+    /// Ends the call if there are any.
+    pub(super) fn check(self) -> Result<(), Status> {
+        let message = match self.0.as_slice() {
+            [] => return Ok(()),
+            [one] => format!("{}: {}", one.field, one.description),
+            more => format!("{} arguments are wrong", more.len()),
+        };
+        Err(Status::with_error_details(Code::InvalidArgument, message, ErrorDetails::with_bad_request(self.0)))
+    }
+}
+
 /// One argument that is wrong.
 pub(super) fn argument(field: &str, found: &str, expected: &str) -> Status {
-    let found: String = found.chars().take(80).collect();
-    let text = format!("`{found}` is not {expected}");
-    let details = ErrorDetails::with_bad_request(vec![FieldViolation::new(field, &text)]);
-    Status::with_error_details(Code::InvalidArgument, format!("{field}: {text}"), details)
+    let mut faults = Faults::default();
+    faults.add(field, found, expected);
+    faults.check().expect_err("one was added")
+}
+
+/// Something that cannot be.
+pub(super) fn defect() -> Status {
+    Status::internal("a defect of the node")
 }
 
 /// Why something was not committed.
@@ -52,7 +89,7 @@ pub(super) fn commit(error: &CommitFailure) -> Status {
         CommitFailure::Stopped(_) => {
             Status::with_error_details(Code::Unavailable, "the store has stopped", info("STOPPED"))
         }
-        CommitFailure::Stale { .. } => Status::internal("a defect of the node"),
+        CommitFailure::Stale { .. } => defect(),
     }
 }
 

@@ -5,12 +5,19 @@
 
 mod audit;
 mod caller;
+mod deliver;
 mod errors;
+mod filter;
+mod history;
 mod operator;
 mod publish;
 mod read;
+mod receipts;
+mod standing;
 mod stored;
 mod subscribe;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -19,6 +26,10 @@ use barid_core::limits::MESSAGE_BYTES_MAX;
 use barid_core::names::Member;
 use barid_core::proto;
 use futures::future::BoxFuture;
+use tonic::Status;
+use tonic::server::NamedService;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
 
 use crate::access::Access;
 use crate::committer::Committer;
@@ -26,7 +37,10 @@ use crate::rosters::Rosters;
 use crate::rpc::audit_server::AuditServer;
 use crate::rpc::focal_point_server::FocalPointServer;
 use crate::rpc::operator_server::OperatorServer;
-use crate::store::Store;
+use crate::store::{ReadError, Store};
+
+/// Encoded `google.protobuf.FileDescriptorSet` of the services here and their messages, for reflection.
+const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.descriptors.bin"));
 
 pub use caller::{Identify, Identity};
 
@@ -63,23 +77,48 @@ impl Api {
     fn store(&self) -> &Arc<dyn Store> {
         self.committer.store()
     }
+
+    /// Runs what blocks on a thread of its own.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> Result<T, Status> {
+        let api = self.clone();
+        tokio::task::spawn_blocking(move || work(&api)).await.map_err(|_| errors::defect())
+    }
+
+    /// Reads the store on a thread of its own.
+    async fn reading<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Self) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, Status> {
+        self.blocking(read).await?.map_err(|error| errors::read(&error))
+    }
 }
 
-/// All services of the API listener, with gRPC health and reflection.
+/// All services of the API listener, with gRPC health and reflection: what is mounted is what these speak of.
 ///
 /// # Errors
 /// If the descriptors cannot be read: a defect of the build.
-pub fn routes(api: &Api) -> Result<tonic::service::Routes, tonic_reflection::server::Error> {
-    let (health, serving) = tonic_health::server::health_reporter();
-    tokio::spawn(async move { health.set_serving::<FocalPointServer<Api>>().await });
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        .build_v1()?;
+pub fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error> {
     let focal_point = FocalPointServer::new(api.clone())
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let operator = OperatorServer::new(api.clone());
     let audit = AuditServer::new(api.clone());
-    let routes = tonic::service::Routes::new(focal_point).add_service(operator).add_service(audit);
-    Ok(routes.add_service(serving).add_service(reflection))
+    let routes = Routes::new(focal_point).add_service(operator).add_service(audit);
+    let mounted = [FocalPointServer::<Api>::NAME, OperatorServer::<Api>::NAME, AuditServer::<Api>::NAME];
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let mut reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name("grpc.health.v1.Health")
+        .with_service_name("grpc.reflection.v1.ServerReflection");
+    for name in mounted {
+        reflection = reflection.with_service_name(name);
+    }
+    tokio::spawn(async move {
+        for name in mounted {
+            health.set_service_status(name, ServingStatus::Serving).await;
+        }
+    });
+    Ok(routes.add_service(health_service).add_service(reflection.build_v1()?))
 }

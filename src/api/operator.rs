@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
 use super::publish::now_unix_ms;
-use super::{Api, stored};
+use super::{Api, errors, stored};
 use crate::access::Role;
 use crate::committer::Gate;
 use crate::rpc::operator_server::Operator;
@@ -32,7 +32,7 @@ impl Operator for Api {
             (own, node.peers(), node.alarms(), store.end_arrival().saturating_sub(1), store.view_lag())
         });
         let (own, peers, alarms, newest_arrival, view_lag_commits) =
-            gathered.await.map_err(|_| Status::internal("a defect of the node"))?;
+            gathered.await.map_err(|_| errors::defect())?;
         let publishing = match &*self.committer.gate().borrow() {
             Gate::Open => "yes".to_owned(),
             Gate::Starting => "starting".to_owned(),

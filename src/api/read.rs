@@ -1,32 +1,25 @@
 //! The FocalPoint service: calls in, answers out.
 
 use std::pin::Pin;
-use std::sync::Arc;
 
 use barid_core::bulletin::BulletinId;
-use barid_core::bulletin::state::{Position, Standing, Successor, acknowledges};
-use barid_core::bulletin::times::Time;
-use barid_core::names::{Digest, Member};
+use barid_core::names::Member;
 use barid_core::proto;
-use bytes::Bytes;
 use futures::stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::Caller;
-use super::publish::now_unix_ms;
+use super::errors::Faults;
+use super::filter::Filter;
+use super::history::Question;
 use super::stored::stored_by;
-use super::subscribe::Filter;
 use super::{Api, errors};
 use crate::access::Role;
 use crate::committer::Kept;
 use crate::rpc::focal_point_server::FocalPoint;
-use crate::store::{Columns, Content, CursorRecord, Entry};
+use crate::store::CursorRecord;
 
-/// Entries a page of history has if the caller does not say, and at most.
-const PAGE: (usize, usize) = (50, 1_000);
-/// Arrivals that one call looks at before it answers with what it has and where to go on.
-const SCAN_MAX: u64 = 200_000;
 /// Bytes of a subscription's name.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -59,15 +52,25 @@ impl FocalPoint for Api {
     async fn get(&self, request: Request<proto::GetRequest>) -> Result<Response<proto::GetResponse>, Status> {
         let caller = self.caller(request.extensions(), &READERS, "FocalPoint.Get")?;
         let proto::GetRequest { member, id } = request.into_inner();
-        let owner: Member = member.parse().map_err(|_| errors::argument("member", &member, "a member code"))?;
-        let uuid: BulletinId = id.parse().map_err(|_| errors::argument("id", &id, "a UUIDv7 in lower case"))?;
+        let mut faults = Faults::default();
+        let owner: Option<Member> = faults.parse("member", &member, "a member code");
+        let uuid: Option<BulletinId> = faults.parse("id", &id, "a UUIDv7 in lower case");
+        faults.check()?;
+        let (Some(owner), Some(uuid)) = (owner, uuid) else { return Err(errors::defect()) };
         // What the caller may not read does not exist for it.
-        let missing = || Status::not_found(format!("no bulletin {member}/{id} is held for you"));
-        let entry =
-            self.find(&owner, uuid).await?.filter(|entry| self.may_deliver(&caller, entry)).ok_or_else(missing)?;
-        let state = self.state(&caller, &entry).await?;
-        let stored = if owner == *self.me() { stored_by(self.holders(entry.index).await?) } else { Vec::new() };
-        Ok(Response::new(proto::GetResponse { delivery: Some(self.delivery_of(entry)), state: Some(state), stored }))
+        let missing = || Status::not_found("no such bulletin is held for you");
+        let entry = self.find(&owner, uuid).await?.ok_or_else(missing)?;
+        if let Some(hidden) = self.hidden(&caller, &entry) {
+            self.refused(&caller.path, "FocalPoint.Get", hidden.reason());
+            return Err(missing());
+        }
+        let answer = self.reading(move |api| {
+            let state = Some(api.state(&caller, &entry)?);
+            let own = owner == *api.me();
+            let stored = if own { stored_by(api.holders(&entry.feed, entry.index)?) } else { Vec::new() };
+            Ok(proto::GetResponse { delivery: Some(api.delivery_of(entry)?), state, stored })
+        });
+        answer.await.map(Response::new)
     }
 
     async fn subscribe(
@@ -77,34 +80,26 @@ impl FocalPoint for Api {
         use proto::subscribe_request::Start;
         let caller = self.caller(request.extensions(), &READERS, "FocalPoint.Subscribe")?;
         let proto::SubscribeRequest { filter, start } = request.into_inner();
-        let filter = Filter::read(filter)?;
+        let mut faults = Faults::default();
+        let filter = Filter::read(filter, &mut faults);
         let end = self.store().end_arrival();
-        let next = match start {
-            None => end,
-            Some(Start::After(arrival)) if arrival >= end => {
-                return Err(errors::argument("after", &arrival.to_string(), "an arrival of this node"));
+        let mut name = None;
+        let mut next = end;
+        match start {
+            None => {}
+            Some(Start::After(arrival)) => next = after(arrival, end, "after", &mut faults) + 1,
+            Some(Start::Subscription(text)) => name = subscription(&caller, &text, &mut faults),
+        }
+        faults.check()?;
+        if let Some(name) = name {
+            let key = name.clone();
+            match self.reading(move |api| api.store().cursor(&key)).await? {
+                Some(arrival) => next = arrival + 1,
+                // Remembered at once: what arrives from now on waits for its subscriber.
+                None => self.remember(name, end - 1).await?,
             }
-            Some(Start::After(arrival)) => arrival + 1,
-            Some(Start::Subscription(name)) => {
-                let key = subscription(&caller, &name)?;
-                let store = Arc::clone(self.store());
-                let key_read = key.clone();
-                let read = tokio::task::spawn_blocking(move || store.cursor(&key_read)).await;
-                let held = read
-                    .map_err(|_| Status::internal("a defect of the node"))?
-                    .map_err(|error| errors::read(&error))?;
-                match held {
-                    Some(arrival) => arrival + 1,
-                    None => {
-                        // Remembered at once: what arrives from now on waits for its subscriber.
-                        self.remember(key, end - 1).await?;
-                        end
-                    }
-                }
-            }
-        };
-        let answers = self.clone().follow_arrivals(caller, filter, next);
-        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+        }
+        Ok(Response::new(Box::pin(self.clone().follow_arrivals(caller, filter, next))))
     }
 
     async fn acknowledge(
@@ -113,10 +108,11 @@ impl FocalPoint for Api {
     ) -> Result<Response<proto::AcknowledgeResponse>, Status> {
         let caller = self.caller(request.extensions(), &READERS, "FocalPoint.Acknowledge")?;
         let proto::AcknowledgeRequest { subscription: name, arrival } = request.into_inner();
-        if arrival >= self.store().end_arrival() {
-            return Err(errors::argument("arrival", &arrival.to_string(), "an arrival of this node"));
-        }
-        self.remember(subscription(&caller, &name)?, arrival).await?;
+        let mut faults = Faults::default();
+        let name = subscription(&caller, &name, &mut faults);
+        let arrival = after(arrival, self.store().end_arrival(), "arrival", &mut faults);
+        faults.check()?;
+        self.remember(name.ok_or_else(errors::defect)?, arrival).await?;
         Ok(Response::new(proto::AcknowledgeResponse {}))
     }
 
@@ -125,35 +121,8 @@ impl FocalPoint for Api {
         request: Request<proto::HistoryRequest>,
     ) -> Result<Response<proto::HistoryResponse>, Status> {
         let caller = self.caller(request.extensions(), &READERS, "FocalPoint.History")?;
-        let proto::HistoryRequest { filter, since, until, page_size, page_token } = request.into_inner();
-        let filter = Filter::read(filter)?;
-        let ms = |field: &str, at: Option<pbjson_types::Timestamp>| {
-            let read = |at: &pbjson_types::Timestamp| {
-                Time::from_proto(at).map(Time::unix_ms).ok_or_else(|| errors::argument(field, "", "a time"))
-            };
-            at.as_ref().map(read).transpose()
-        };
-        let (since, until) = (ms("since", since)?, ms("until", until)?);
-        let page = if page_size == 0 { PAGE.0 } else { (page_size as usize).min(PAGE.1) };
-        let before = match page_token.as_str() {
-            "" => self.store().end_arrival(),
-            token => token.parse().map_err(|_| errors::argument("page_token", token, "the token of a page before"))?,
-        };
-        let wanted = move |columns: &Columns| {
-            let at = columns.sent_at_unix_ms;
-            filter.wants_columns(columns)
-                && since.is_none_or(|since| i128::from(at) >= i128::from(since))
-                && until.is_none_or(|until| i128::from(at) <= i128::from(until))
-        };
-        let store = Arc::clone(self.store());
-        let read = tokio::task::spawn_blocking(move || store.history(before, page, SCAN_MAX, &wanted)).await;
-        let (entries, next) =
-            read.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::read(&error))?;
-        let visible = entries.into_iter().filter(|entry| self.may_deliver(&caller, entry));
-        Ok(Response::new(proto::HistoryResponse {
-            deliveries: visible.map(|entry| self.delivery_of(entry)).collect(),
-            next_page_token: next.map(|before| before.to_string()).unwrap_or_default(),
-        }))
+        let question = Question::read(request.into_inner(), self.store().end_arrival())?;
+        self.reading(move |api| api.page(&caller, &question)).await.map(Response::new)
     }
 }
 
@@ -162,48 +131,23 @@ impl Api {
         let kept = Kept { cursors: vec![CursorRecord { subscription, arrival }], ..Kept::default() };
         self.committer.keep(kept).await.map_err(|error| errors::commit(&error))
     }
-
-    /// What became of a bulletin, by the updates, cancellations and acknowledgements that have arrived here on its topic.
-    async fn state(&self, caller: &Caller, entry: &Entry) -> Result<proto::State, Status> {
-        let Content::Disclosed { header: Some(original), .. } = &entry.content else {
-            return Ok(proto::State::default());
-        };
-        let topic = original.topic.clone();
-        let wanted = move |columns: &Columns| columns.topic == topic;
-        let (store, before) = (Arc::clone(self.store()), self.store().end_arrival());
-        let read = tokio::task::spawn_blocking(move || store.history(before, usize::MAX, SCAN_MAX, &wanted)).await;
-        let (others, _) =
-            read.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::read(&error))?;
-        let mut standing = Standing::default();
-        let mut acknowledged_by = Vec::new();
-        for other in others.iter().filter(|other| self.may_deliver(caller, other)) {
-            let Content::Disclosed { envelope, header: Some(header) } = &other.content else { continue };
-            let position = Position { epoch: other.feed.epoch, index: other.index };
-            if let Some(successor) = Successor::of(original, &entry.digest, envelope, position) {
-                standing.add(successor);
-            } else if acknowledges(header, original, &entry.digest) {
-                acknowledged_by.push(reference(&header.member, &header.id, &other.digest));
-            }
-        }
-        let expires = original.expires.as_ref().and_then(Time::from_proto);
-        let state = standing.state(expires, Time::from_unix_ms(now_unix_ms()));
-        Ok(proto::State {
-            state: state.word().into(),
-            by: state.by().map(barid_core::bulletin::header::Reference::to_proto),
-            acknowledged_by,
-        })
-    }
 }
 
-fn reference(member: &str, id: &str, digest: &Digest) -> proto::Reference {
-    proto::Reference { member: member.into(), id: id.into(), digest: Bytes::copy_from_slice(&digest.0) }
+/// A cursor, which must be one of this node.
+fn after(arrival: u64, end: u64, field: &str, faults: &mut Faults) -> u64 {
+    if arrival >= end {
+        faults.add(field, &arrival.to_string(), "an arrival of this node");
+        return end - 1;
+    }
+    arrival
 }
 
 /// A subscription belongs to its caller.
-fn subscription(caller: &Caller, name: &str) -> Result<String, Status> {
+fn subscription(caller: &Caller, name: &str, faults: &mut Faults) -> Option<String> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(fits) {
-        return Err(errors::argument("subscription", name, "1 to 64 letters, digits, `-`, `_` or `.`"));
+        faults.add("subscription", name, "1 to 64 letters, digits, `-`, `_` or `.`");
+        return None;
     }
-    Ok(format!("{}/{name}", caller.path))
+    Some(format!("{}/{name}", caller.path))
 }

@@ -1,16 +1,15 @@
 //! Until others hold a bulletin in full: custody notes, waited for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
-use barid_core::names::Member;
+use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::Status;
 
 use super::{Api, errors};
-use crate::store::CustodyRecord;
+use crate::store::ReadError;
 
 /// How long to wait if the caller does not say.
 const WAIT_DEFAULT: Duration = Duration::from_secs(30);
@@ -28,6 +27,11 @@ pub(super) struct Wanted {
 impl Wanted {
     pub(super) fn read(wait: &proto::WaitFor, api: &Api) -> Result<Self, Status> {
         let roster = api.rosters.load().newest_shared();
+        let others = roster.entries().count().saturating_sub(1);
+        if wait.members.len() > others {
+            let expected = format!("at most the {others} other members, each once");
+            return Err(errors::argument("wait_for.members", &format!("{} members", wait.members.len()), &expected));
+        }
         let mut members = BTreeSet::new();
         for (n, code) in wait.members.iter().enumerate() {
             let field = format!("wait_for.members[{n}]");
@@ -37,7 +41,6 @@ impl Wanted {
             }
             members.insert(member);
         }
-        let others = roster.entries().count().saturating_sub(1);
         if wait.count as usize > others {
             let expected = format!("at most the {others} other members");
             return Err(errors::argument("wait_for.count", &wait.count.to_string(), &expected));
@@ -55,32 +58,34 @@ impl Wanted {
 }
 
 impl Api {
-    /// Who holds entry `index` of this member's feed in full, with the time in their notes.
-    pub(super) async fn holders(&self, index: u64) -> Result<BTreeMap<Member, u64>, Status> {
-        let (store, feed) = (Arc::clone(self.store()), self.committer.feed().clone());
-        let found = tokio::task::spawn_blocking(move || store.custody_covering(&feed, index)).await;
-        let notes =
-            found.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::read(&error))?;
-        Ok(notes.into_iter().map(|note: CustodyRecord| (note.holder, note.time)).collect())
+    /// Who holds an entry of one of this member's feeds in full, with the time in their notes. Blocks.
+    pub(super) fn holders(&self, feed: &FeedId, index: u64) -> Result<BTreeMap<Member, u64>, ReadError> {
+        let notes = self.store().custody_covering(feed, index)?;
+        Ok(notes.into_iter().map(|note| (note.holder, note.time)).collect())
     }
 
     /// Waits until the wanted members hold it, or the time is over; says who does and whether it was enough.
     pub(super) async fn wait_stored(
         &self,
+        feed: &FeedId,
         index: u64,
         wanted: &Wanted,
     ) -> Result<(Vec<proto::StoredBy>, bool), Status> {
+        let held = || {
+            let feed = feed.clone();
+            self.reading(move |api| api.holders(&feed, index))
+        };
         let mut notes = self.committer.custody_notes();
-        let mut holders = self.holders(index).await?;
+        let mut holders = held().await?;
         let deadline = tokio::time::Instant::now() + wanted.timeout;
         while !wanted.reached(&holders) {
             match tokio::time::timeout_at(deadline, notes.recv()).await {
                 Ok(Ok(new)) => {
-                    for note in new.iter().filter(|note| note.holds(index)) {
+                    for note in new.iter().filter(|note| note.feed == *feed && note.holds(index)) {
                         holders.entry(note.holder.clone()).or_insert(note.time);
                     }
                 }
-                Ok(Err(RecvError::Lagged(_))) => holders = self.holders(index).await?,
+                Ok(Err(RecvError::Lagged(_))) => holders = held().await?,
                 Ok(Err(RecvError::Closed)) | Err(_) => break,
             }
         }

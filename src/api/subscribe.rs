@@ -1,215 +1,258 @@
-//! Filters, and reading as bulletins arrive.
+//! Reading as bulletins arrive.
+//!
+//! In scope: following arrivals from a cursor for as long as somebody reads, in bounded memory. Out of scope: what is asked for
+//! (`filter`) and who may have it (`deliver`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use barid_core::bulletin::TopicFilter;
-use barid_core::bulletin::vocabulary::Severity;
-use barid_core::follow::{Delivery, delivery};
-use barid_core::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, FILTERS_MAX};
-use barid_core::names::Member;
+use barid_core::limits::ENVELOPE_BYTES_MAX;
 use barid_core::proto;
-use bytes::Bytes;
-use tokio::sync::mpsc;
+use barid_core::proto::subscribe_response::Event;
+use futures::stream::{Stream, StreamExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use super::Api;
 use super::caller::Caller;
-use super::{Api, errors};
+use super::deliver::Hidden;
+use super::filter::Filter;
 use crate::access::Role;
-use crate::store::{Columns, Content, Entry};
+use crate::store::{Content, ReadError};
 
-/// Bulletins between the reader of the store and a subscriber; one that has stopped reading costs no more than these.
+/// Messages between the reader of the store and a subscriber; one that has stopped reading costs no more than these.
 const WAITING_MAX: usize = 64;
+/// Envelope bytes in these; one envelope always fits.
+const WAITING_BYTES_MAX: usize = 2 * ENVELOPE_BYTES_MAX;
+/// Arrivals, and bytes of envelopes, read from the store at once: held while their subscriber is slow.
+const READ_MAX: (usize, usize) = (256, 256 << 10);
+/// Arrivals looked at before a subscriber is told its position, if none of them match.
+const POSITION_EVERY: u64 = 10_000;
 /// How often the grant of a quiet subscriber is looked at.
 const GRANT_CHECK: Duration = Duration::from_secs(1);
-/// A subscriber is told its position after so many arrivals that did not match.
-const POSITION_EVERY: u64 = 10_000;
+/// After so long without anything else a position is sent: a client that hears nothing for some of these has lost its line.
+const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// Which bulletins, checked. Everything absent does not narrow.
-#[derive(Clone, Debug)]
-pub(super) struct Filter {
-    topics: Vec<TopicFilter>,
-    kinds: Vec<String>,
-    severity: Option<Severity>,
-    members: Vec<Member>,
-}
+const METHOD: &str = "FocalPoint.Subscribe";
 
-impl Filter {
-    pub(super) fn read(filter: Option<proto::Filter>) -> Result<Self, Status> {
-        let proto::Filter { topics, kinds, min_severity, members } = filter.unwrap_or_default();
-        if topics.len() + kinds.len() + members.len() > FILTERS_MAX {
-            let expected = format!("at most {FILTERS_MAX} topics, kinds and members together");
-            return Err(errors::argument(
-                "filter",
-                &(topics.len() + kinds.len() + members.len()).to_string(),
-                &expected,
-            ));
-        }
-        let parse_topic = |(n, text): (usize, &String)| {
-            let expected = "a topic filter such as `customs.>`";
-            text.parse().map_err(|_| errors::argument(&format!("filter.topics[{n}]"), text, expected))
-        };
-        let parse_member = |(n, text): (usize, &String)| {
-            text.parse().map_err(|_| errors::argument(&format!("filter.members[{n}]"), text, "a member code"))
-        };
-        let severity =
-            match min_severity.as_str() {
-                "" => None,
-                text => Some(Severity::read(text).ok_or_else(|| {
-                    errors::argument("filter.min_severity", text, "Minor, Moderate, Severe or Extreme")
-                })?),
-            };
-        Ok(Self {
-            topics: topics.iter().enumerate().map(parse_topic).collect::<Result<_, _>>()?,
-            kinds,
-            severity,
-            members: members.iter().enumerate().map(parse_member).collect::<Result<_, _>>()?,
-        })
-    }
-
-    pub(super) fn wants(&self, member: &str, topic: &str, kind: &str, severity: &str) -> bool {
-        (self.topics.is_empty() || self.topics.iter().any(|filter| filter.matches_header(topic)))
-            && (self.kinds.is_empty() || self.kinds.iter().any(|wanted| wanted == kind))
-            && (self.members.is_empty() || self.members.iter().any(|wanted| wanted.as_str() == member))
-            && self.severity.is_none_or(|least| Severity::read(severity).is_some_and(|found| at_least(found, least)))
-    }
-
-    pub(super) fn wants_columns(&self, columns: &Columns) -> bool {
-        self.wants(&columns.member, &columns.topic, &columns.kind, &columns.severity)
-    }
-}
-
-/// CAP 1.2 severities from least to most; Unknown is never as severe as what is asked for.
-fn at_least(found: Severity, least: Severity) -> bool {
-    let rank = |severity| match severity {
-        Severity::Extreme => 4,
-        Severity::Severe => 3,
-        Severity::Moderate => 2,
-        Severity::Minor => 1,
-        Severity::Unknown => 0,
-    };
-    rank(found) >= rank(least) && rank(found) > 0
-}
+type Message = Result<proto::SubscribeResponse, Status>;
 
 impl Api {
-    /// Whether a caller may be given an entry.
-    pub(super) fn may_deliver(&self, caller: &Caller, entry: &Entry) -> bool {
-        let allowed = self.allowed(caller, entry);
-        allowed.is_some_and(
-            |allowed| {
-                if caller.is_focal_point() { allowed.to_focal_points() } else { allowed.to_agencies() }
-            },
-        )
-    }
-
-    /// To whom here an entry may be given; `None` if the caller's working groups do not include its own.
-    pub(super) fn allowed(&self, caller: &Caller, entry: &Entry) -> Option<Delivery> {
-        let Content::Disclosed { header: Some(header), .. } = &entry.content else { return None };
-        let group = header.topic.split('.').next().unwrap_or_default();
-        let own = entry.feed.member == *self.me();
-        caller.grant.working_groups.contains(group).then(|| match own {
-            true => own_delivery(header),
-            false => delivery(&entry.feed.member, Some(header), self.me(), &self.rosters.load()),
-        })
-    }
-
     /// Sends what arrives from arrival `next` on, for as long as somebody reads.
     pub(super) fn follow_arrivals(
         self,
-        mut caller: Caller,
+        caller: Caller,
         filter: Filter,
-        mut next: u64,
-    ) -> mpsc::Receiver<Result<proto::SubscribeResponse, Status>> {
-        let (out, receiver) = mpsc::channel(WAITING_MAX);
+        next: u64,
+    ) -> impl Stream<Item = Message> + Send + 'static {
+        let (outlet, messages) = Outlet::new();
+        let mut follower = Follower { api: self, caller, filter: Arc::new(filter), next, spoke: Instant::now(), outlet };
         tokio::spawn(async move {
-            let mut commits = self.committer.watch();
-            let mut told = next.saturating_sub(1);
-            if out.send(Ok(position(told))).await.is_err() {
-                return;
-            }
-            loop {
-                commits.mark_unchanged();
-                // The rules may have been read again since: whoever lost its grant gets nothing more.
-                match self.access.load().grant(&caller.path) {
-                    Some(grant) if grant.has(Role::FocalPoint) || grant.has(Role::Agency) => {
-                        caller.grant = grant.clone();
-                    }
-                    _ => {
-                        let status =
-                            self.denied(&caller.path, "FocalPoint.Subscribe", "NO_GRANT", "the grant was withdrawn");
-                        return drop(out.send(Err(status)).await);
-                    }
-                }
-                while next < self.store().end_arrival() {
-                    let store = Arc::clone(self.store());
-                    let read =
-                        tokio::task::spawn_blocking(move || store.arrivals(next, BATCH_ENTRIES_MAX, BATCH_BYTES_MAX));
-                    let entries = match read.await {
-                        Ok(Ok(entries)) => entries,
-                        Ok(Err(error)) => return drop(out.send(Err(errors::read(&error))).await),
-                        Err(_) => return drop(out.send(Err(Status::internal("a defect of the node"))).await),
-                    };
-                    let Some(last) = entries.last().and_then(|entry| entry.arrival) else { break };
-                    for entry in entries {
-                        let wanted = match &entry.content {
-                            Content::Disclosed { header: Some(header), .. } => {
-                                filter.wants(&header.member, &header.topic, &header.kind, &header.severity)
-                            }
-                            _ => false,
-                        };
-                        if wanted && self.may_deliver(&caller, &entry) {
-                            told = entry.arrival.unwrap_or(told);
-                            let event = proto::subscribe_response::Event::Delivery(self.delivery_of(entry));
-                            if out.send(Ok(proto::SubscribeResponse { event: Some(event) })).await.is_err() {
-                                return;
-                            }
-                        }
-                    }
-                    next = last + 1;
-                    if last.saturating_sub(told) >= POSITION_EVERY {
-                        told = last;
-                        if out.send(Ok(position(last))).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-                tokio::select! {
-                    changed = commits.changed() => if changed.is_err() { return },
-                    () = out.closed() => return,
-                    () = tokio::time::sleep(GRANT_CHECK) => {}
-                }
+            // A line that has ended needs no reason.
+            if let Err(Some(status)) = follower.run().await {
+                follower.outlet.send(Err(status), 0).await;
             }
         });
-        receiver
+        messages
     }
 
-    /// An entry as it is shown to callers.
-    pub(super) fn delivery_of(&self, entry: Entry) -> proto::Delivery {
-        let Entry { feed, index, digest, content, arrival } = entry;
-        let (envelope, flags) = match content {
-            Content::Disclosed { envelope, header } => {
-                let kind = header.as_ref().map_or("", |header| header.kind.as_str());
-                let unknown = barid_core::bulletin::kinds::find(kind).is_none();
-                (envelope, unknown.then(|| "unknown-kind".to_owned()).into_iter().collect())
+    /// What a caller asks for and may have, from arrival `next` on, as much as is read at once. Blocks.
+    fn stretch(&self, caller: &Caller, filter: &Filter, mut next: u64) -> Result<Stretch, ReadError> {
+        let (mut deliveries, last) = (Vec::new(), next.saturating_add(POSITION_EVERY));
+        while deliveries.is_empty() && next < last {
+            let entries = self.store().arrivals(next, READ_MAX.0, READ_MAX.1)?;
+            if entries.is_empty() {
+                break;
             }
-            Content::Undisclosed(_) => (Bytes::new(), Vec::new()),
-        };
-        proto::Delivery {
-            arrival: arrival.unwrap_or(0),
-            feed: feed.to_string(),
-            index,
-            digest: Bytes::copy_from_slice(&digest.0),
-            envelope,
-            flags,
+            for entry in entries {
+                let arrival = entry.arrival.unwrap_or(next);
+                let asked = match &entry.content {
+                    Content::Disclosed { header: Some(header), .. } => filter.wants(header),
+                    _ => false,
+                };
+                match self.hidden(caller, &entry) {
+                    None if asked => deliveries.push(self.delivery_of(entry)?),
+                    // Neither skipped nor passed: nothing after it is sent before that roster has come.
+                    Some(Hidden::NotYet { roster_version }) if asked => {
+                        return Ok(Stretch { deliveries, next: arrival, waits_for: Some(roster_version) });
+                    }
+                    _ => {}
+                }
+                next = arrival + 1;
+            }
+        }
+        Ok(Stretch { deliveries, next, waits_for: None })
+    }
+}
+
+/// Part of what arrived.
+struct Stretch {
+    deliveries: Vec<proto::Delivery>,
+    /// The first arrival that was not looked at, or that has to wait.
+    next: u64,
+    /// The roster that the next one waits for.
+    waits_for: Option<u64>,
+}
+
+/// One open subscription.
+struct Follower {
+    api: Api,
+    caller: Caller,
+    filter: Arc<Filter>,
+    /// The first arrival that was not looked at.
+    next: u64,
+    /// When something was last sent.
+    spoke: Instant,
+    outlet: Outlet,
+}
+
+/// Why a subscription ends; `None`: nobody reads any more.
+type End = Option<Status>;
+
+impl Follower {
+    async fn run(&mut self) -> Result<(), End> {
+        let (mut commits, mut rosters) = (self.api.committer.watch(), self.api.rosters.watch());
+        self.position().await?;
+        let mut delayed = None;
+        loop {
+            commits.mark_unchanged();
+            rosters.mark_unchanged();
+            self.api.renew(&mut self.caller, &[Role::FocalPoint, Role::Agency], METHOD)?;
+            let waits_for = self.catch_up().await?;
+            if waits_for.is_some() && delayed != Some(self.next) {
+                delayed = Some(self.next);
+                tracing::warn!(
+                    arrival = self.next,
+                    roster_version = waits_for,
+                    subscriber = self.caller.path,
+                    "a bulletin waits for a roster that has not been fetched"
+                );
+            }
+            tokio::select! {
+                changed = commits.changed(), if waits_for.is_none() => changed.map_err(|_| None)?,
+                changed = rosters.changed() => changed.map_err(|_| None)?,
+                () = self.outlet.closed() => return Err(None),
+                () = tokio::time::sleep(GRANT_CHECK) => {}
+            }
+            if self.spoke.elapsed() >= HEARTBEAT {
+                self.position().await?;
+            }
         }
     }
+
+    /// Sends all that has arrived; says which roster the next one waits for, if it does.
+    async fn catch_up(&mut self) -> Result<Option<u64>, End> {
+        'reading: while self.next < self.api.store().end_arrival() {
+            let rules = self.api.access.load_full();
+            let (caller, filter, next) = (self.caller.clone(), Arc::clone(&self.filter), self.next);
+            let Stretch { deliveries, next, waits_for } =
+                self.api.reading(move |api| api.stretch(&caller, &filter, next)).await?;
+            let empty = deliveries.is_empty();
+            for delivery in deliveries {
+                // The rules were read again: what was let pass by the old ones is looked at once more.
+                if !Arc::ptr_eq(&rules, &self.api.access.load()) {
+                    self.next = delivery.arrival;
+                    self.api.renew(&mut self.caller, &[Role::FocalPoint, Role::Agency], METHOD)?;
+                    continue 'reading;
+                }
+                let (arrival, bytes) = (delivery.arrival, delivery.envelope.len());
+                self.tell(Event::Delivery(delivery), bytes).await?;
+                self.next = arrival + 1;
+            }
+            self.next = next;
+            if waits_for.is_some() {
+                return Ok(waits_for);
+            }
+            if empty && next < self.api.store().end_arrival() {
+                self.position().await?;
+                self.api.renew(&mut self.caller, &[Role::FocalPoint, Role::Agency], METHOD)?;
+            }
+        }
+        Ok(None)
+    }
+
+    /// All before the next arrival was looked at.
+    async fn position(&mut self) -> Result<(), End> {
+        self.tell(Event::Position(self.next.saturating_sub(1)), 0).await
+    }
+
+    async fn tell(&mut self, event: Event, bytes: usize) -> Result<(), End> {
+        let sent = self.outlet.send(Ok(proto::SubscribeResponse { event: Some(event) }), bytes).await;
+        self.spoke = Instant::now();
+        if sent { Ok(()) } else { Err(None) }
+    }
 }
 
-/// The owner is in the audience of what it published; agencies only see what agencies may.
-fn own_delivery(header: &proto::Header) -> Delivery {
-    if barid_core::bulletin::audience::agencies_may_read(header) { Delivery::Everyone } else { Delivery::FocalPoints }
+/// What lies between the reader of the store and a subscriber: bounded in messages and bytes.
+struct Outlet {
+    out: mpsc::Sender<(Message, Option<OwnedSemaphorePermit>)>,
+    room: Arc<Semaphore>,
 }
 
-fn position(arrival: u64) -> proto::SubscribeResponse {
-    proto::SubscribeResponse { event: Some(proto::subscribe_response::Event::Position(arrival)) }
+impl Outlet {
+    fn new() -> (Self, impl Stream<Item = Message> + Send + 'static) {
+        let (out, messages) = mpsc::channel(WAITING_MAX);
+        // A message gives its room back when it is taken.
+        let messages = ReceiverStream::new(messages).map(|(message, _)| message);
+        (Self { out, room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)) }, messages)
+    }
+
+    /// Sends a message that holds so many bytes of an envelope, waiting for room; `false` when nobody reads any more.
+    async fn send(&self, message: Message, bytes: usize) -> bool {
+        let wanted = u32::try_from(bytes.min(WAITING_BYTES_MAX)).unwrap_or(u32::MAX);
+        let permit = match wanted {
+            0 => None,
+            wanted => tokio::select! {
+                permit = Arc::clone(&self.room).acquire_many_owned(wanted) => permit.ok(),
+                () = self.out.closed() => return false,
+            },
+        };
+        self.out.send((message, permit)).await.is_ok()
+    }
+
+    async fn closed(&self) {
+        self.out.closed().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(bytes: usize) -> Message {
+        let delivery = proto::Delivery { envelope: vec![0; bytes].into(), ..proto::Delivery::default() };
+        Ok(proto::SubscribeResponse { event: Some(Event::Delivery(delivery)) })
+    }
+
+    /// How many messages are taken before the sender has to wait.
+    async fn taken(bytes: usize) -> usize {
+        let (outlet, _messages) = Outlet::new();
+        let mut count = 0;
+        while tokio::time::timeout(Duration::from_secs(1), outlet.send(message(bytes), bytes)).await.is_ok() {
+            count += 1;
+        }
+        count
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_read_holds_a_bounded_number_of_messages_and_bytes() {
+        assert_eq!(taken(10).await, WAITING_MAX);
+        assert_eq!(taken(ENVELOPE_BYTES_MAX).await, 2);
+        assert_eq!(taken(ENVELOPE_BYTES_MAX / 2 + 1).await, 3);
+        assert_eq!(taken(10 * ENVELOPE_BYTES_MAX).await, 1, "one always fits");
+    }
+
+    #[tokio::test]
+    async fn room_comes_back_as_messages_are_taken_and_a_reader_that_has_gone_is_noticed() {
+        let (outlet, mut messages) = Outlet::new();
+        for _ in 0..10 {
+            assert!(outlet.send(message(ENVELOPE_BYTES_MAX), ENVELOPE_BYTES_MAX).await);
+            assert!(messages.next().await.is_some());
+        }
+        assert!(outlet.send(message(WAITING_BYTES_MAX), WAITING_BYTES_MAX).await);
+        let (sent, ()) = tokio::join!(outlet.send(message(1), 1), async { drop(messages) });
+        assert!(!sent);
+    }
 }

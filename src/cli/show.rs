@@ -98,7 +98,7 @@ mod tests {
         let by = proto::Reference { member: "ne".into(), id: "0197".into(), ..Default::default() };
         let answer = proto::GetResponse {
             delivery: None,
-            state: Some(proto::State { state: "cancelled".into(), by: Some(by), acknowledged_by: Vec::new() }),
+            state: Some(proto::State { state: "cancelled".into(), by: Some(by), ..proto::State::default() }),
             stored: vec![proto::StoredBy { member: "tn".into(), at: Some(times::parse("2026-11-23").unwrap()) }],
         };
         let context = Context { messages: Messages::new(Lang::Fr), output: Output::plain(), profile: None };

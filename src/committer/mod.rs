@@ -255,7 +255,7 @@ impl Committer {
         self.shared.gate.subscribe()
     }
 
-    /// Custody notes for the node's own feed, as they become durable.
+    /// Custody notes for this member's feeds, of every epoch, as they become durable.
     #[must_use]
     pub fn custody_notes(&self) -> broadcast::Receiver<Arc<Vec<CustodyRecord>>> {
         self.shared.custody.subscribe()
@@ -301,17 +301,31 @@ impl Committer {
         &self,
         group: Vec<ValidBulletin>,
     ) -> Result<oneshot::Receiver<Result<PublishedGroup, CommitFailure>>, CommitFailure> {
-        let count = u32::try_from(group.len().max(1)).unwrap_or(u32::MAX);
-        let permit = Arc::clone(&self.shared.queue).try_acquire_many_owned(count).map_err(|_| CommitFailure::Busy)?;
+        let permit = Arc::clone(&self.shared.queue).try_acquire_many_owned(permits_of(group.len()));
+        self.queue(group, permit.map_err(|_| CommitFailure::Busy)?)
+    }
+
+    /// As [`Self::publishing`], but waits for room in the queue: for callers that can make others wait in turn. Waiters are served in
+    /// the order in which they came; dropping the future gives up the place.
+    ///
+    /// # Errors
+    /// As [`Self::publish`], but never [`CommitFailure::Busy`] for want of room.
+    pub async fn publishing_waiting(
+        &self,
+        group: Vec<ValidBulletin>,
+    ) -> Result<oneshot::Receiver<Result<PublishedGroup, CommitFailure>>, CommitFailure> {
+        let permit = self.permits(permits_of(group.len())).await?;
+        self.queue(group, permit)
+    }
+
+    fn queue(
+        &self,
+        group: Vec<ValidBulletin>,
+        permit: Permit,
+    ) -> Result<oneshot::Receiver<Result<PublishedGroup, CommitFailure>>, CommitFailure> {
         let (reply, answer) = oneshot::channel();
         self.work.send(Work::Publish(group, reply, permit)).map_err(|_| self.stopped())?;
         Ok(answer)
-    }
-
-    /// Whether a group of so many bulletins would be taken now.
-    #[must_use]
-    pub fn has_room(&self, bulletins: usize) -> bool {
-        self.shared.queue.available_permits() >= bulletins
     }
 
     /// Appends a verified batch of a peer's feed; cosigns it if it reached its checkpoint. Waits for room.
@@ -330,8 +344,7 @@ impl Committer {
         &self,
         batch: VerifiedBatch,
     ) -> Result<oneshot::Receiver<Result<Appended, CommitFailure>>, CommitFailure> {
-        let count = u32::try_from(batch.entries.len().max(1)).unwrap_or(u32::MAX);
-        let permit = self.permits(count).await?;
+        let permit = self.permits(permits_of(batch.entries.len())).await?;
         let (reply, answer) = oneshot::channel();
         self.work.send(Work::Append(Box::new(batch), reply, permit)).map_err(|_| self.stopped())?;
         Ok(answer)
@@ -383,6 +396,19 @@ impl Committer {
             Gate::Stopped(reason) => CommitFailure::Stopped(reason.clone()),
             _ => CommitFailure::Stopped("shutting down".into()),
         }
+    }
+}
+
+/// Places in the queue that so many entries take.
+fn permits_of(entries: usize) -> u32 {
+    u32::try_from(entries.max(1)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+impl Committer {
+    /// Takes places in the queue, as others that publish would, until the permit is dropped.
+    pub(crate) fn occupy(&self, entries: usize) -> Permit {
+        Arc::clone(&self.shared.queue).try_acquire_many_owned(permits_of(entries)).expect("there is room")
     }
 }
 

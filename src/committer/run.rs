@@ -435,7 +435,7 @@ impl Writer {
         trace(committed);
         self.shared.seq.send_replace(committed.seq);
         let mine: Vec<CustodyRecord> =
-            committed.commit.custody.iter().filter(|note| note.feed == self.shared.feed).cloned().collect();
+            committed.commit.custody.iter().filter(|note| owns(&self.shared.feed.member, &note.feed)).cloned().collect();
         if !mine.is_empty() {
             let _ = self.shared.custody.send(Arc::new(mine));
         }

@@ -2,15 +2,16 @@
 //!
 //! In scope: pure checks and derivations. Out of scope: whether signatures and proofs hold (`core`), and durability.
 
+use barid_core::bulletin::vocabulary::MsgType;
 use barid_core::limits::{
     COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX, COMMIT_NOTES_MAX, ENVELOPE_BYTES_MAX, NOTE_BYTES_MAX, PROOF_HASHES_MAX,
     ROSTER_BYTES_MAX, STORE_NAME_BYTES_MAX, TOPIC_BYTES_MAX,
 };
-use barid_core::names::{FeedId, Undisclosed};
+use barid_core::names::{FeedId, Member, Undisclosed};
 use barid_core::proto;
 use uuid::Uuid;
 
-use super::{Columns, Commit, Content};
+use super::{Columns, Commit, Content, Refers};
 
 /// Checks a commit against the sizes of the feeds held (`None`: not held). The text says what does not fit.
 pub(super) fn check(commit: &Commit, size_of: impl Fn(&FeedId) -> Option<u64>) -> Result<(), String> {
@@ -84,6 +85,28 @@ fn name(text: &str) -> Result<(), String> {
 pub(super) fn id_of(feed: &FeedId, header: Option<&proto::Header>) -> Option<Uuid> {
     let header = header.filter(|header| header.member == feed.member.as_str())?;
     Uuid::try_parse(&header.id).ok().filter(|id| !id.is_nil())
+}
+
+/// What an entry of `feed` refers to, each bulletin once. A header has few references: it is bounded in bytes.
+pub(super) fn references(feed: &FeedId, header: Option<&proto::Header>) -> Vec<(Member, Uuid, Refers)> {
+    let Some(header) = header.filter(|header| !header.references.is_empty() && header.member == feed.member.as_str())
+    else {
+        return Vec::new();
+    };
+    let msg_type = MsgType::read(&header.msg_type);
+    let read = |reference: &proto::Reference| {
+        let (member, id) = (reference.member.parse::<Member>().ok()?, Uuid::try_parse(&reference.id).ok()?);
+        let how = match msg_type {
+            Some(MsgType::Update | MsgType::Cancel) if member == feed.member => Refers::Succeeds,
+            Some(MsgType::Ack) => Refers::Answers,
+            _ => Refers::Mentions,
+        };
+        Some((member, id, how))
+    };
+    let mut found: Vec<_> = header.references.iter().filter_map(read).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
 }
 
 /// The columns of a header.

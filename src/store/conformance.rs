@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::memory::MemoryStore;
 use super::{
     Append, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Entry, NewEntry,
-    RosterRecord, Store,
+    Refers, RosterRecord, Store,
 };
 
 const ALL: usize = usize::MAX;
@@ -26,6 +26,7 @@ pub(crate) fn run(open: &mut dyn FnMut(u32) -> Box<dyn Store>, durable: bool) {
     commits_are_fenced_and_checked(&*open(1));
     duplicates_are_found_at_the_lowest_place(&*open(2));
     notes_are_told_as_asked(&*open(3));
+    what_refers_to_a_bulletin_is_found(&*open(5));
     let (mut store, model) = (open(4), MemoryStore::new());
     let mut random = Random(1);
     for round in 0..40 {
@@ -109,6 +110,43 @@ fn duplicates_are_found_at_the_lowest_place(store: &dyn Store) {
     assert_eq!(store.find(&old.member, self::id(6)).unwrap(), None);
 }
 
+fn what_refers_to_a_bulletin_is_found(store: &dyn Store) {
+    let (ma, tn) = (feed("ma", 1), feed("tn", 1));
+    let first = vec![
+        disclosed(&ma, 1),
+        referring(&ma, 2, "Update", &[("ma", 1)]),
+        referring(&ma, 3, "Cancel", &[("ma", 1), ("ma", 2), ("ma", 1)]),
+        referring(&ma, 4, "Alert", &[("ma", 1), ("tn", 1)]),
+    ];
+    store.commit(one(append(&ma, 0, first)), 0).unwrap();
+    store.drain_view();
+    let answers = vec![
+        referring(&tn, 1, "Ack", &[("ma", 1)]),
+        // Nobody else updates or cancels, and nobody speaks for another.
+        referring(&tn, 2, "Cancel", &[("ma", 1)]),
+        referring(&ma, 3, "Update", &[("ma", 1)]),
+        referring(&tn, 4, "Update", &[("nobody!", 1)]),
+    ];
+    store.commit(one(append(&tn, 0, answers)), 1).unwrap();
+    store.commit(one(append(&ma, 4, vec![withheld(9), referring(&ma, 5, "Update", &[("ma", 1)])])), 2).unwrap();
+    let found = |to: u64, how, after, max| {
+        let found = store.referring(&ma.member, id(to), how, after, max).unwrap();
+        found.iter().map(|at| (at.feed.member.to_string(), at.index, at.arrival)).collect::<Vec<_>>()
+    };
+    let ma_at = |index, arrival| ("ma".to_owned(), index, arrival);
+    for _ in 0..2 {
+        assert_eq!(found(1, Refers::Succeeds, 0, ALL), [ma_at(1, 2), ma_at(2, 3), ma_at(5, 9)]);
+        assert_eq!(found(1, Refers::Succeeds, 2, ALL), [ma_at(2, 3), ma_at(5, 9)]);
+        assert_eq!(found(1, Refers::Succeeds, 0, 2), [ma_at(1, 2), ma_at(2, 3)]);
+        assert_eq!(found(1, Refers::Succeeds, 9, ALL), []);
+        assert_eq!(found(2, Refers::Succeeds, 0, ALL), [ma_at(2, 3)]);
+        assert_eq!(found(1, Refers::Answers, 0, ALL), [("tn".to_owned(), 0, 5)]);
+        assert_eq!(found(1, Refers::Mentions, 0, ALL), [ma_at(3, 4), ("tn".to_owned(), 1, 6)]);
+        assert_eq!(found(3, Refers::Succeeds, 0, ALL), []);
+        store.drain_view();
+    }
+}
+
 fn notes_are_told_as_asked(store: &dyn Store) {
     let feed = feed("ma", 1);
     store.commit(one(append(&feed, 0, (0..20).map(|n| disclosed(&feed, n + 1)).collect())), 0).unwrap();
@@ -174,6 +212,13 @@ pub(crate) fn same(store: &dyn Store, model: &dyn Store, random: &mut Random) {
             if let Content::Disclosed { header: Some(header), .. } = &entry.content {
                 let id = Uuid::try_parse(&header.id).unwrap();
                 assert_eq!(store.find(&feed.member, id).unwrap(), model.find(&feed.member, id).unwrap());
+                for how in [Refers::Succeeds, Refers::Answers, Refers::Mentions] {
+                    let after = random.below(model.end_arrival()) / 2;
+                    for (after, max) in [(0, ALL), (after, ALL), (after, 1 + random.below(5) as usize)] {
+                        let referring = |store: &dyn Store| store.referring(&feed.member, id, how, after, max).unwrap();
+                        assert_eq!(referring(store), referring(model));
+                    }
+                }
                 let other = Uuid::from_u128(id.as_u128() ^ 1 << 100);
                 assert_eq!(store.find(&feed.member, other).unwrap(), model.find(&feed.member, other).unwrap());
             }
@@ -297,6 +342,25 @@ pub(crate) fn disclosed(feed: &FeedId, number: u64) -> NewEntry {
     entry(envelope.encode_to_vec().into(), Some(header))
 }
 
+/// A disclosed entry that refers to others, by member and number.
+pub(crate) fn referring(feed: &FeedId, number: u64, msg_type: &str, of: &[(&str, u64)]) -> NewEntry {
+    let reference = |(member, number): &(&str, u64)| proto::Reference {
+        member: (*member).into(),
+        id: id(*number).to_string(),
+        digest: Bytes::from_static(&[1; 32]),
+    };
+    let header = proto::Header {
+        format: 1,
+        id: id(number).to_string(),
+        member: feed.member.to_string(),
+        msg_type: msg_type.into(),
+        references: of.iter().map(reference).collect(),
+        ..proto::Header::default()
+    };
+    let envelope = proto::Envelope { header: header.encode_to_vec().into(), ..proto::Envelope::default() };
+    entry(envelope.encode_to_vec().into(), Some(header))
+}
+
 fn entry(envelope: Bytes, header: Option<proto::Header>) -> NewEntry {
     let digest = Digest(sha2::Sha256::digest(&envelope).into());
     NewEntry { digest, content: Content::Disclosed { envelope, header: header.map(Arc::new) } }
@@ -369,6 +433,12 @@ impl Random {
             2 => entry(vec![0xff; 20].into(), None),
             // Some ids come twice.
             3 => disclosed(feed, self.below(number + 1)),
+            4 | 5 => {
+                // Often the same few, so that blocks of several batches speak of one.
+                let mut of = || (["ma", "tn"][self.below(2) as usize], self.below(4) * 7 + 1);
+                let of = [of(), of()];
+                referring(feed, number * 7 + 1, ["Update", "Cancel", "Ack", "Alert"][self.below(4) as usize], &of)
+            }
             _ => disclosed(feed, number * 7 + 1),
         }
     }

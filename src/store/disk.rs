@@ -23,10 +23,11 @@ use super::log::{self, AppendError, Log, LogOptions, LogReader, Position, Record
 use super::open::{fill_tiles, lock, open_view, replay, take_in};
 use super::recent_ids::Known;
 use super::tree_cache::{TileCache, TileId};
+use super::view::references::Referrer;
 use super::window::Bounded;
 use super::{
     Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState,
-    Location, OpenError, ReadError, RosterRecord, Store, admit,
+    Location, OpenError, ReadError, Refers, RosterRecord, Store, admit,
 };
 
 /// Whose store, and how it uses the machine.
@@ -407,6 +408,34 @@ impl Store for DiskStore {
         let state = self.shared().state.read();
         let book = state.book(place.feed).ok_or_else(|| dangling("feed"))?;
         Ok(Some(Location { feed: book.feed.clone(), index: place.index, arrival: place.arrival }))
+    }
+
+    fn referring(
+        &self,
+        member: &Member,
+        id: Uuid,
+        how: Refers,
+        after: u64,
+        max: usize,
+    ) -> Result<Vec<Location>, ReadError> {
+        let referred = (member.clone(), id, how);
+        // Read before the view is: what moves from here to there meanwhile is found twice, never not at all.
+        let pending: Vec<_> = {
+            let state = self.shared().state.read();
+            let newer = state.pending_references.iter().filter(|(_, to, at)| *to == referred && at.arrival > after);
+            newer.map(|(.., at)| *at).collect()
+        };
+        let mut found = self.shared().view.referring(&referred, after, max)?;
+        found.extend(pending);
+        found.sort_unstable();
+        found.dedup();
+        found.truncate(max);
+        let state = self.shared().state.read();
+        let location = |at: Referrer| {
+            let book = state.book(at.feed).ok_or_else(|| dangling("feed"))?;
+            Ok(Location { feed: book.feed.clone(), index: at.index, arrival: at.arrival })
+        };
+        found.into_iter().map(location).collect()
     }
 
     fn tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError> {

@@ -93,6 +93,25 @@ fn an_old_view_catches_up_and_a_newer_one_is_no_excuse_for_a_shorter_log() {
     assert!(matches!(DiskStore::open(dir.path(), &options()), Err(OpenError::Damaged(_))));
 }
 
+/// A node that was brought up to date: its view is in the form of the version before.
+#[test]
+fn a_view_of_another_version_is_rebuilt_from_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = filled(dir.path(), 30);
+    for changed in ["m", "f", ""] {
+        let config = sled::Config::new().path(dir.path().join("db")).segment_size(super::view::SEGMENT_BYTES);
+        let db = config.open().unwrap();
+        for pair in db.scan_prefix(changed) {
+            let (key, value) = pair.unwrap();
+            let mut older = value.to_vec();
+            older[0] = super::keys::VALUE_VERSION - 1;
+            db.insert(key, older).unwrap();
+        }
+        drop(db);
+        same(&open(dir.path()), &model, &mut Random(5));
+    }
+}
+
 #[test]
 fn a_store_is_opened_by_its_owner_only_and_once() {
     let dir = tempfile::tempdir().unwrap();

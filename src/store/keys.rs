@@ -8,6 +8,7 @@
 //! | `a` | first arrival | [`Stretch`]es | from an arrival to the record that holds the entry |
 //! | `c` | first arrival | columns block (`view::columns`) | filtering history without reading envelopes |
 //! | `i` | member, id bucket, first arrival | ids block (`view::ids`) | from (member, id) to the entry |
+//! | `x` | member, id, how, first arrival | references block (`view::references`) | from (member, id) to the entries that refer to it |
 //! | `t` | feed, level, index | 256 hashes | full tiles of the feed's tree |
 //! | `n` | feed, start | end, reason | what is held as digests only |
 //! | `o` | feed, cosigner, size | time, [`NoteRef`] | cosigned checkpoints |
@@ -25,11 +26,12 @@
 use barid_core::names::{Hash, Member};
 use uuid::Uuid;
 
+use super::Refers;
 use super::log::{Position, Resume};
 use super::tree_cache::TileId;
 
 /// Version of all values.
-pub(super) const VALUE_VERSION: u8 = 1;
+pub(super) const VALUE_VERSION: u8 = 2;
 /// Longest value: sled keeps 16 of them on a page, and no page may reach its blob files.
 pub(super) const VALUE_BYTES_MAX: usize = 16 << 10;
 
@@ -42,6 +44,7 @@ pub(super) const POSITION: u8 = b'p';
 pub(super) const ARRIVAL: u8 = b'a';
 pub(super) const COLUMNS: u8 = b'c';
 pub(super) const ID: u8 = b'i';
+pub(super) const REFERENCE: u8 = b'x';
 pub(super) const TILE: u8 = b't';
 pub(super) const NOT_HELD: u8 = b'n';
 pub(super) const COSIGNED: u8 = b'o';
@@ -63,6 +66,11 @@ impl Key {
         let mut bytes = Vec::with_capacity(40);
         bytes.push(prefix);
         Self(bytes)
+    }
+
+    /// A key that was read.
+    pub(super) fn read(bytes: &[u8]) -> Self {
+        Self(bytes.to_vec())
     }
 
     pub(super) fn u8(mut self, number: u8) -> Self {
@@ -95,6 +103,19 @@ impl Key {
 
     pub(super) fn bucket(self, bucket: u64) -> Self {
         self.u64(bucket)
+    }
+
+    pub(super) fn id(mut self, id: Uuid) -> Self {
+        self.0.extend(id.as_bytes());
+        self
+    }
+
+    pub(super) fn how(self, how: Refers) -> Self {
+        self.u8(match how {
+            Refers::Succeeds => 0,
+            Refers::Answers => 1,
+            Refers::Mentions => 2,
+        })
     }
 
     pub(super) fn tile(self, tile: TileId) -> Self {

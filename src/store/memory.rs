@@ -17,7 +17,7 @@ use super::admit::{self, Run};
 use super::tree_cache::{Edge, Tile, TileId};
 use super::{
     Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState,
-    Location, ReadError, RosterRecord, Store,
+    Location, ReadError, Refers, RosterRecord, Store,
 };
 
 /// A [`Store`] in memory.
@@ -32,6 +32,7 @@ struct Inner {
     feeds: BTreeMap<FeedId, Feed>,
     arrivals: Vec<(FeedId, u64)>,
     ids: HashMap<(Member, Uuid), Location>,
+    references: HashMap<(Member, Uuid, Refers), Vec<Location>>,
     cursors: HashMap<String, u64>,
     rosters: BTreeMap<u64, Bytes>,
     crls: BTreeMap<String, Bytes>,
@@ -91,6 +92,10 @@ impl Inner {
                             if (new.feed.epoch, new.index) < (held.feed.epoch, held.index) {
                                 *held = new;
                             }
+                        }
+                        for referred in admit::references(&append.feed, header.as_deref()) {
+                            let at = Location { feed: append.feed.clone(), index, arrival: number };
+                            self.references.entry(referred).or_default().push(at);
                         }
                     }
                     Content::Undisclosed(reason) => admit::extend_runs(&mut feed.runs, index, *reason),
@@ -213,6 +218,20 @@ impl Store for MemoryStore {
 
     fn find(&self, member: &Member, id: Uuid) -> Result<Option<Location>, ReadError> {
         Ok(self.inner.lock().ids.get(&(member.clone(), id)).cloned())
+    }
+
+    fn referring(
+        &self,
+        member: &Member,
+        id: Uuid,
+        how: Refers,
+        after: u64,
+        max: usize,
+    ) -> Result<Vec<Location>, ReadError> {
+        let inner = self.inner.lock();
+        let all = inner.references.get(&(member.clone(), id, how)).map_or(&[][..], Vec::as_slice);
+        let start = all.partition_point(|at| at.arrival <= after);
+        Ok(all[start..].iter().take(max).cloned().collect())
     }
 
     fn tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError> {

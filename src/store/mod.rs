@@ -224,6 +224,18 @@ pub struct Location {
     pub arrival: u64,
 }
 
+/// How an entry refers to another bulletin. Only the bulletin's own publisher can make what succeeds it; so answers, which anybody can
+/// make, never stand in the way of finding these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Refers {
+    /// An Update or Cancel by the member that published what it refers to.
+    Succeeds,
+    /// An Ack.
+    Answers,
+    /// Anything else.
+    Mentions,
+}
+
 /// Header columns by which arrivals are filtered without reading envelopes. All empty where the header cannot be decoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Columns {
@@ -356,6 +368,18 @@ pub trait Store: Send + Sync + 'static {
     /// Where a bulletin is: of several entries in `member`'s feeds with one id the lowest (epoch, index). An entry whose header names
     /// another member than the feed's owner is not found by its id.
     fn find(&self, member: &Member, id: Uuid) -> Result<Option<Location>, ReadError>;
+
+    /// Entries whose headers refer to bulletin `id` of `member` in this way, with arrivals above `after`, ascending, at most `max`. Only
+    /// the names are compared: whether digest and content fit is for the caller. An entry whose header names another member than its
+    /// feed's owner refers to nothing.
+    fn referring(
+        &self,
+        member: &Member,
+        id: Uuid,
+        how: Refers,
+        after: u64,
+        max: usize,
+    ) -> Result<Vec<Location>, ReadError>;
 
     /// Hashes of complete subtrees of a feed's tree, in the order asked for.
     fn tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError>;

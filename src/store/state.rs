@@ -9,14 +9,16 @@ use std::time::Instant;
 use barid_core::limits::NOT_HELD_RANGES_MAX;
 use barid_core::names::{FeedId, Hash, Member};
 use bytes::Bytes;
+use uuid::Uuid;
 
 use super::admit::{self, Run};
 use super::keys::{FeedNumber, FeedRow, NoteRef};
 use super::log::Position;
 use super::recent_ids::{Place, RecentIds};
 use super::tree_cache::{Edge, Tile, TileId};
+use super::view::references::Referrer;
 use super::window::Window;
-use super::{Committed, Content, Cosigned, CustodyRecord, FeedState};
+use super::{Committed, Content, Cosigned, CustodyRecord, FeedState, Refers};
 
 /// Everything that reads need at once.
 pub(super) struct State {
@@ -32,7 +34,12 @@ pub(super) struct State {
     /// Notes that the view has not taken in yet, with the number of their commit.
     pub(super) pending_cosigned: VecDeque<(u64, FeedNumber, Cosigned)>,
     pub(super) pending_custody: VecDeque<(u64, FeedNumber, CustodyRecord)>,
+    /// References, likewise.
+    pub(super) pending_references: VecDeque<(u64, Referred, Referrer)>,
 }
+
+/// A bulletin that others refer to, and how.
+pub(super) type Referred = (Member, Uuid, Refers);
 
 /// One feed.
 pub(super) struct FeedBook {
@@ -66,6 +73,7 @@ pub(super) struct Pending {
     pub(super) rows: Vec<(FeedNumber, FeedRow)>,
     pub(super) runs: Vec<(FeedNumber, Run)>,
     pub(super) tiles: Vec<(FeedNumber, TileId, Arc<Tile>)>,
+    pub(super) references: Vec<(Referred, Referrer)>,
     pub(super) since: Instant,
 }
 
@@ -126,6 +134,7 @@ impl State {
             crls: BTreeMap::new(),
             pending_cosigned: VecDeque::new(),
             pending_custody: VecDeque::new(),
+            pending_references: VecDeque::new(),
         }
     }
 
@@ -166,11 +175,14 @@ impl State {
             rows: Vec::new(),
             runs: Vec::new(),
             tiles: Vec::new(),
+            references: Vec::new(),
             since: Instant::now(),
         };
         self.seq = committed.seq;
         self.end_arrival = committed.end_arrival;
         self.take_in_appends(committed, position, &mut pending);
+        let references = pending.references.iter();
+        self.pending_references.extend(references.map(|(referred, at)| (committed.seq, referred.clone(), *at)));
         for cosigned in &commit.cosigned {
             let (number, book, new) = self.book_mut(&cosigned.feed);
             let cosigned = Cosigned { note: detached(&cosigned.note), ..cosigned.clone() };
@@ -220,6 +232,9 @@ impl State {
                         if let Some(id) = admit::id_of(&append.feed, header.as_deref()) {
                             ids.push((id, Place { epoch: append.feed.epoch, index, feed: number, arrival }));
                         }
+                        for referred in admit::references(&append.feed, header.as_deref()) {
+                            pending.references.push((referred, Referrer { arrival, index, feed: number }));
+                        }
                         book.disclosed += 1;
                         arrival += 1;
                     }
@@ -246,6 +261,7 @@ impl State {
         self.window.applied(seq);
         while self.pending_cosigned.pop_front_if(|(number, ..)| *number <= seq).is_some() {}
         while self.pending_custody.pop_front_if(|(number, ..)| *number <= seq).is_some() {}
+        while self.pending_references.pop_front_if(|(number, ..)| *number <= seq).is_some() {}
         for number in feeds {
             if let Some(book) = self.feeds.get(*number as usize) {
                 self.ids.applied(&book.feed.member, end_arrival);

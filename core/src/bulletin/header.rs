@@ -10,8 +10,9 @@ use pbjson_types::Timestamp;
 use uuid::Uuid;
 
 use super::field::{Expected, Invalid, Report};
+use super::kinds;
 use super::times::{Date, Time};
-use super::topic::{Topic, is_label};
+use super::topic::Topic;
 use super::vocabulary::{HandlingCode, MsgType, Purpose, Severity, Status, Tlp, Urgency};
 use crate::limits::{INCIDENT_CHARS_MAX, LIST_MAX, NAME_BYTES_MAX, REFERENCES_MAX, RELEASABLE_MAX};
 use crate::names::{Digest, Member};
@@ -191,7 +192,8 @@ pub(super) fn read(header: &proto::Header, report: &mut Report) -> Option<Header
     if header.format != HEADER_FORMAT {
         report.add("header.format", header.format, HEADER_FORMAT);
     }
-    let kind = name("header.kind", &header.kind, is_label(&header.kind), "a kind such as `situation-report`", report);
+    let kind =
+        name("header.kind", &header.kind, kinds::is_name(&header.kind), "a kind such as `situation-report`", report);
     let id = report.parse("header.id", &header.id);
     let member = report.parse("header.member", &header.member);
     let issuer =

@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use barid_core::names::Member;
 use uuid::Uuid;
 
+use super::references::{self, REFERENCES_MAX, Referrer};
 use super::{View, columns, ids};
 use crate::store::keys::{self, Cursor, FeedNumber, Key, NoteRef, STRETCHES_MAX, Stretch, Value};
 use crate::store::log::Resume;
 use crate::store::recent_ids::Place;
-use crate::store::state::Pending;
+use crate::store::state::{Pending, Referred};
 use crate::store::{Content, ReadError, admit};
 
 /// What is collected over a batch.
@@ -22,6 +23,7 @@ struct Batch<'a> {
     arrivals: Vec<Stretch>,
     columns: columns::Builder<'a>,
     ids: BTreeMap<FeedNumber, Ids<'a>>,
+    references: BTreeMap<&'a Referred, Vec<Referrer>>,
 }
 
 /// Ids of one feed.
@@ -72,6 +74,9 @@ fn entries<'a>(batch: &mut Batch<'a>, pending: &'a Pending) {
     }
     if let Some(count) = u32::try_from(arrival - committed.first_arrival).ok().filter(|count| *count > 0) {
         batch.arrivals.push(Stretch { first: committed.first_arrival, count, at: at(0) });
+    }
+    for (referred, referrer) in &pending.references {
+        batch.references.entry(referred).or_default().push(*referrer);
     }
     for (feed, row) in &pending.rows {
         batch.keys.insert(Key::new(keys::FEED).u32(*feed).bytes(), row.encode());
@@ -134,6 +139,12 @@ impl Batch<'_> {
         all.extend(
             self.columns.finish().into_iter().map(|(first, block)| (Key::new(keys::COLUMNS).u64(first).bytes(), block)),
         );
+        for ((member, id, how), referrers) in &self.references {
+            for block in referrers.chunks(REFERENCES_MAX) {
+                let key = Key::new(keys::REFERENCE).member(member).id(*id).how(*how).u64(block[0].arrival);
+                all.insert(key.bytes(), references::encode(block));
+            }
+        }
         for found in self.ids.into_values() {
             all.extend(ids::blocks(found.member, found.places));
         }

@@ -10,6 +10,7 @@ mod apply;
 pub(super) mod columns;
 pub(super) mod ids;
 mod query;
+pub(super) mod references;
 
 use std::fs;
 use std::io;
@@ -23,7 +24,7 @@ use super::keys::{self, Cursor};
 
 /// sled's unit of disk space: a page of 16 values of [`keys::VALUE_BYTES_MAX`] is well below a quarter of it, which is where sled begins
 /// to put pages into files of their own.
-const SEGMENT_BYTES: usize = 2 << 20;
+pub(super) const SEGMENT_BYTES: usize = 2 << 20;
 /// Says that a view must not be believed.
 const DOUBTED: &str = "doubted";
 

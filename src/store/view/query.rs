@@ -7,10 +7,12 @@ use std::sync::Arc;
 use barid_core::names::{FeedId, Member, Undisclosed};
 use uuid::Uuid;
 
+use super::references::{self, Referrer};
 use super::{View, columns, ids, unreadable};
 use crate::store::admit::Run;
 use crate::store::keys::{self, FeedNumber, FeedRow, Fields, Key, NoteRef, Stretch};
 use crate::store::recent_ids::{IDS_LOADED_MAX, Place};
+use crate::store::state::Referred;
 use crate::store::tree_cache::{Tile, TileId};
 use crate::store::{Columns, ReadError};
 
@@ -64,6 +66,28 @@ impl View {
             lowest = lowest.into_iter().chain(found).min();
         }
         Ok(lowest)
+    }
+
+    /// Entries that refer to a bulletin, with arrivals above `after`, ascending, at most `max`.
+    pub(in crate::store) fn referring(
+        &self,
+        (member, id, how): &Referred,
+        after: u64,
+        max: usize,
+    ) -> Result<Vec<Referrer>, ReadError> {
+        let prefix = Key::new(keys::REFERENCE).member(member).id(*id).how(*how);
+        // Blocks follow each other by arrival: the one that begins last at or below `after` may hold what is above it.
+        let start = self.descending(&prefix, &prefix.clone().u64(after)).next().transpose()?;
+        let start = start.map_or_else(|| prefix.clone(), |(key, _)| Key::read(&key));
+        let mut found = Vec::new();
+        for pair in self.ascending(&prefix, &start) {
+            let block = references::decode(&pair?.1).ok_or_else(|| unreadable("references block"))?;
+            found.extend(block.into_iter().filter(|referrer| referrer.arrival > after).take(max - found.len()));
+            if found.len() >= max {
+                break;
+            }
+        }
+        Ok(found)
     }
 
     /// The largest ids of a member, and the largest id that is left out (nil: none).

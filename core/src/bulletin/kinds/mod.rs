@@ -12,8 +12,9 @@ pub mod travel_document_alert;
 
 use super::field::Report;
 use super::times::Time;
+use super::topic::is_label;
 use super::vocabulary::MsgType;
-use crate::limits::CLOCK_AHEAD_SECONDS_MAX;
+use crate::limits::{CLOCK_AHEAD_SECONDS_MAX, NAME_BYTES_MAX};
 use crate::proto;
 use crate::proto::body::Content;
 
@@ -115,6 +116,12 @@ impl SearchKey {
 #[must_use]
 pub fn find(name: &str) -> Option<&'static KindInfo> {
     REGISTRY.iter().find(|kind| kind.name == name)
+}
+
+/// Whether `text` can be the name of a kind, of this version or a newer one: a label such as `seizure-report`.
+#[must_use]
+pub fn is_name(text: &str) -> bool {
+    text.len() <= NAME_BYTES_MAX && is_label(text)
 }
 
 /// What a body can be found by, whatever its kind.

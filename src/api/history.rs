@@ -1,0 +1,116 @@
+//! History: pages of what arrived, newest first.
+//!
+//! In scope: what is asked for, and a page of what the caller may read of it. Out of scope: the index by which it is found (the store).
+
+use barid_core::bulletin::times::Time;
+use barid_core::limits::MESSAGE_BYTES_MAX;
+use barid_core::proto;
+use prost::Message as _;
+use tonic::Status;
+
+use super::Api;
+use super::caller::Caller;
+use super::deliver::reads_in_group;
+use super::errors::Faults;
+use super::filter::Filter;
+use crate::store::{Columns, ReadError};
+
+/// Entries a page has if the caller does not say, and at most.
+const PAGE: (usize, usize) = (50, 1_000);
+/// Encoded bytes of a page: it has to fit a message. One entry always fits.
+const PAGE_BYTES_MAX: usize = MESSAGE_BYTES_MAX - (64 << 10);
+/// Arrivals that one call looks at before it answers with what it has and where to go on.
+const SCAN_MAX: u64 = 200_000;
+/// Entries read from the store at once: what they take in memory until it is known which of them are shown.
+const READ_MAX: usize = 32;
+
+/// A page that is asked for, checked.
+#[derive(Clone, Debug)]
+pub(super) struct Question {
+    filter: Filter,
+    /// Unix ms, both ends included.
+    since: Option<u64>,
+    until: Option<u64>,
+    page_size: usize,
+    /// One past the arrival at which the page begins.
+    before: u64,
+}
+
+impl Question {
+    /// Reads a request at a node whose next arrival is `end`.
+    pub(super) fn read(request: proto::HistoryRequest, end: u64) -> Result<Self, Status> {
+        let proto::HistoryRequest { filter, since, until, page_size, page_token } = request;
+        let mut faults = Faults::default();
+        let filter = Filter::read(filter, &mut faults);
+        let mut ms = |field: &str, at: Option<pbjson_types::Timestamp>| {
+            let time = Time::from_proto(&at?);
+            if time.is_none() {
+                faults.add(field, "a timestamp out of range", "an instant of the years 1 to 9999");
+            }
+            time.map(Time::unix_ms)
+        };
+        let (since, until) = (ms("since", since), ms("until", until));
+        if let (Some(since), Some(until)) = (since, until)
+            && until < since
+        {
+            faults.add("until", &Time::from_unix_ms(until).to_string(), "an instant not before `since`");
+        }
+        let before = match page_token.as_str() {
+            "" => end,
+            token => {
+                let number = token.parse().ok().filter(|before| (2..=end).contains(before) && is_plain(token));
+                number.unwrap_or_else(|| {
+                    faults.add("page_token", token, "the next_page_token of a page before");
+                    end
+                })
+            }
+        };
+        faults.check()?;
+        let page_size = if page_size == 0 { PAGE.0 } else { (page_size as usize).min(PAGE.1) };
+        Ok(Self { filter, since, until, page_size, before })
+    }
+
+    fn wants(&self, caller: &Caller, columns: &Columns) -> bool {
+        // Times before 1970 are as early as any.
+        let at = u64::try_from(columns.sent_at_unix_ms).unwrap_or(0);
+        self.since.is_none_or(|since| at >= since)
+            && self.until.is_none_or(|until| at <= until)
+            && reads_in_group(caller, &columns.topic)
+            && self.filter.wants_columns(columns)
+    }
+}
+
+/// Digits only: `parse` would take a plus sign.
+fn is_plain(token: &str) -> bool {
+    token.bytes().all(|b| b.is_ascii_digit())
+}
+
+impl Api {
+    /// A page: full, or with a token where to go on, or the last one. Blocks.
+    pub(super) fn page(&self, caller: &Caller, question: &Question) -> Result<proto::HistoryResponse, ReadError> {
+        let wanted = |columns: &Columns| question.wants(caller, columns);
+        let (mut page, mut bytes) = (proto::HistoryResponse::default(), 0);
+        let (mut next, mut left) = (Some(question.before), SCAN_MAX);
+        while let Some(before) = next
+            && page.deliveries.len() < question.page_size
+            && left > 0
+        {
+            let count = (question.page_size - page.deliveries.len()).min(READ_MAX);
+            let (entries, rest) = self.store().history(before, count, left, &wanted)?;
+            left = left.saturating_sub(before - rest.unwrap_or(1).min(before));
+            next = rest;
+            for entry in entries.into_iter().filter(|entry| self.may_deliver(caller, entry)) {
+                let delivery = self.delivery_of(entry)?;
+                // With its own tag and length.
+                bytes += delivery.encoded_len() + 8;
+                if bytes > PAGE_BYTES_MAX && !page.deliveries.is_empty() {
+                    page.next_page_token = (delivery.arrival + 1).to_string();
+                    return Ok(page);
+                }
+                page.deliveries.push(delivery);
+            }
+        }
+        page.next_page_token = next.map(|before| before.to_string()).unwrap_or_default();
+        Ok(page)
+    }
+}

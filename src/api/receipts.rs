@@ -1,0 +1,228 @@
+//! Receipts: an index, a checkpoint, and the proof between them.
+//!
+//! In scope: proving what was just published and what was published before under the same id. Out of scope: waiting for others
+//! (`stored`). Everything here reads the store and blocks; a whole group is proven in one go, since its proofs share most hashes.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use barid_core::bulletin::{Fill, ValidBulletin, prepare};
+use barid_core::envelope::{self, SALT_BYTES};
+use barid_core::feed::tree::{HashReader, NodeId, inclusion_proof};
+use barid_core::names::{Digest, FeedId, Hash};
+use barid_core::proto;
+use bytes::Bytes;
+use tonic::Status;
+
+use super::stored::Wanted;
+use super::{Api, errors};
+use crate::committer::{Published, PublishedGroup};
+use crate::store::{Content, FeedTree, Location, ReadError};
+
+/// What is left of a request while its bulletin is committed.
+#[derive(Debug)]
+pub(super) struct Sent {
+    /// The caller's number.
+    pub(super) request: u64,
+    /// As it was published, again.
+    pub(super) draft: proto::Draft,
+    /// What to wait for.
+    pub(super) wanted: Option<Wanted>,
+    alone: bool,
+    id: String,
+    digest: Digest,
+    sent_at: Option<pbjson_types::Timestamp>,
+}
+
+impl Sent {
+    pub(super) fn of(request: u64, bulletin: &ValidBulletin, draft: proto::Draft, wanted: Option<Wanted>) -> Self {
+        let header = &bulletin.proto_header;
+        let (id, digest, sent_at) = (header.id.clone(), bulletin.digest, header.sent_at);
+        Self { request, draft, alone: wanted.is_some(), wanted, id, digest, sent_at }
+    }
+
+    /// Its receipt travels alone, and so carries the checkpoint; as one does that has to wait.
+    pub(super) fn alone(self) -> Self {
+        Self { alone: true, ..self }
+    }
+}
+
+/// A receipt, and the entry that it is of.
+#[derive(Clone, Debug)]
+pub(super) struct Proven {
+    /// What the caller gets.
+    pub(super) receipt: proto::Receipt,
+    /// The feed, of this epoch or an older one.
+    pub(super) feed: FeedId,
+}
+
+/// What an entry is proven by.
+struct Head {
+    feed: FeedId,
+    note: Bytes,
+    size: u64,
+}
+
+impl Api {
+    /// Receipts for a group that is durable, in its order. Blocks.
+    pub(super) fn receipts(
+        &self,
+        issuer: &str,
+        sent: &[Sent],
+        group: &PublishedGroup,
+    ) -> Vec<Result<Proven, Status>> {
+        let feed = self.committer.feed();
+        let checkpoint = &group.checkpoint;
+        let head = Head { feed: feed.clone(), note: checkpoint.note.clone(), size: checkpoint.checkpoint.size };
+        let tree = OnceRead { tree: FeedTree { store: self.store().as_ref(), feed }, read: RefCell::default() };
+        let receipt = |(sent, outcome): (&Sent, &Published)| match outcome {
+            Published::New { index, .. } => {
+                let mut proven = prove(&tree, &head, *index, &sent.id, &sent.digest, sent.sent_at)?;
+                if !sent.alone {
+                    proven.receipt.checkpoint = Bytes::new();
+                }
+                Ok(proven)
+            }
+            Published::Taken(location) => self.first_receipt(issuer, &sent.draft, &sent.id, location, Some(&head)),
+            // By a bulletin of the same group: it is durable by now, and may be the same.
+            Published::TakenInGroup => match self.held(&sent.id)? {
+                Some(location) => self.first_receipt(issuer, &sent.draft, &sent.id, &location, Some(&head)),
+                None => Err(Status::internal("a defect of the node")),
+            },
+        };
+        sent.iter().zip(&group.outcomes).map(receipt).collect()
+    }
+
+    /// The receipt of a draft that was published before by the same issuer; `None` if it was not. Blocks.
+    pub(super) fn repeated(&self, issuer: &str, draft: &proto::Draft) -> Result<Option<Proven>, Status> {
+        let id = draft.header.as_ref().map_or("", |header| header.id.as_str());
+        let Some(location) = self.held(id)? else { return Ok(None) };
+        match self.first_receipt(issuer, draft, id, &location, None) {
+            Err(status) if status.code() == tonic::Code::AlreadyExists => Ok(None),
+            receipt => receipt.map(Some),
+        }
+    }
+
+    /// Where this member's bulletin with an id is.
+    fn held(&self, id: &str) -> Result<Option<Location>, Status> {
+        let Ok(id) = id.parse::<barid_core::bulletin::BulletinId>() else { return Ok(None) };
+        self.store().find(self.me(), id.uuid()).map_err(|error| errors::read(&error))
+    }
+
+    /// The id is taken: the same bulletin by the same issuer gets its receipt, another one is refused.
+    fn first_receipt(
+        &self,
+        issuer: &str,
+        draft: &proto::Draft,
+        id: &str,
+        location: &Location,
+        newest: Option<&Head>,
+    ) -> Result<Proven, Status> {
+        let defect = || Status::internal("a defect of the node");
+        let entries = self.store().entries(&location.feed, location.index, 1, usize::MAX);
+        let entry = entries.map_err(|error| errors::read(&error))?.into_iter().next().ok_or_else(defect)?;
+        let Content::Disclosed { envelope, header: Some(header) } = &entry.content else { return Err(id_taken(id)) };
+        if header.issuer != issuer {
+            return Err(id_taken(id));
+        }
+        let parts = envelope::parts(envelope).map_err(|_| defect())?;
+        let salt: [u8; SALT_BYTES] = parts.salt.try_into().map_err(|_| defect())?;
+        let fill = Fill {
+            member: self.me().clone(),
+            issuer: header.issuer.clone(),
+            id: header.id.parse().map_err(|_| defect())?,
+            sent_at_unix_ms: sent_at_unix_ms(header),
+            roster_version: header.roster_version,
+        };
+        if prepare::encode(draft, &fill, salt).1 != entry.digest {
+            return Err(id_taken(id));
+        }
+        let older;
+        let head = match newest.filter(|head| head.feed == location.feed) {
+            Some(head) => head,
+            None => {
+                older = self.head(location)?;
+                &older
+            }
+        };
+        let tree = FeedTree { store: self.store().as_ref(), feed: &location.feed };
+        prove(&tree, head, location.index, &header.id, &entry.digest, header.sent_at)
+    }
+
+    /// A checkpoint held that includes an entry and that the tree here reaches.
+    fn head(&self, location: &Location) -> Result<Head, Status> {
+        let Location { feed, index, .. } = location;
+        let covers = |size: u64, held: u64| *index < size && size <= held;
+        if feed == self.committer.feed() {
+            // Not the store's, which may be of a commit whose mark is still being written.
+            let newest = self.committer.newest_checkpoint().filter(|newest| newest.checkpoint.size > *index);
+            let newest = newest.ok_or_else(|| Status::unavailable("the bulletin is being committed"))?;
+            return Ok(Head { feed: feed.clone(), note: newest.note, size: newest.checkpoint.size });
+        }
+        let missing = || errors::read(&ReadError::Missing(feed.to_string()));
+        let state = self.store().feed(feed).ok_or_else(missing)?;
+        let held = state.frontier.size();
+        if covers(state.checkpoint_size, held) {
+            return Ok(Head { feed: feed.clone(), note: state.checkpoint, size: state.checkpoint_size });
+        }
+        // The tail of an older epoch is not held: a cosigned checkpoint of what is.
+        let cosigned = self.store().cosigned_covering(feed, *index).map_err(|error| errors::read(&error))?;
+        let reached = cosigned.into_iter().find(|cosigned| covers(cosigned.size, held));
+        let reached = reached.ok_or_else(|| {
+            Status::unavailable(format!("no checkpoint of {feed} is held that includes entry {index} and can be proven"))
+        })?;
+        Ok(Head { feed: feed.clone(), note: reached.note, size: reached.size })
+    }
+}
+
+fn prove(
+    tree: &impl HashReader<Error = ReadError>,
+    head: &Head,
+    index: u64,
+    id: &str,
+    digest: &Digest,
+    sent_at: Option<pbjson_types::Timestamp>,
+) -> Result<Proven, Status> {
+    let proof = inclusion_proof(tree, index, head.size).map_err(|error| errors::read(&error))?;
+    let receipt = proto::Receipt {
+        feed: head.feed.to_string(),
+        index,
+        id: id.to_owned(),
+        digest: Bytes::copy_from_slice(&digest.0),
+        checkpoint: head.note.clone(),
+        inclusion_proof: proof.iter().map(|hash| Bytes::copy_from_slice(&hash.0)).collect(),
+        sent_at,
+    };
+    Ok(Proven { receipt, feed: head.feed.clone() })
+}
+
+/// A tree of which each hash is read once.
+struct OnceRead<'a> {
+    tree: FeedTree<'a>,
+    read: RefCell<HashMap<NodeId, Hash>>,
+}
+
+impl HashReader for OnceRead<'_> {
+    type Error = ReadError;
+
+    fn hashes(&self, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError> {
+        let mut read = self.read.borrow_mut();
+        let missing: Vec<NodeId> = nodes.iter().filter(|node| !read.contains_key(node)).copied().collect();
+        if !missing.is_empty() {
+            read.extend(missing.iter().copied().zip(self.tree.hashes(&missing)?));
+        }
+        let found = |node: &NodeId| read.get(node).copied().ok_or_else(|| ReadError::Missing("a subtree".into()));
+        nodes.iter().map(found).collect()
+    }
+}
+
+fn id_taken(id: &str) -> Status {
+    Status::already_exists(format!("another bulletin has the id {id}; publish this one with a new id"))
+}
+
+fn sent_at_unix_ms(header: &proto::Header) -> u64 {
+    header.sent_at.as_ref().map_or(0, |at| {
+        let ms = at.seconds.saturating_mul(1_000).saturating_add(i64::from(at.nanos) / 1_000_000);
+        u64::try_from(ms).unwrap_or(0)
+    })
+}

@@ -1,0 +1,352 @@
+//! A focal point publishes, tries again, waits for others.
+
+use std::sync::Arc;
+
+use barid_core::names::Undisclosed;
+use barid_core::proto;
+use barid_core::proto::publish_result::Outcome;
+use futures::stream::{self, Stream, StreamExt};
+use tonic::{Code, Status};
+
+use super::world::{
+    Audited, CUSTOMS, POLICE, POST, World, about, called, careless, draft, feed, fields, member, proven, red, until,
+};
+use crate::access::{Access, Role};
+use crate::committer::QUEUE_MAX;
+use crate::store::memory::MemoryStore;
+
+fn with_id(n: u64) -> proto::Draft {
+    draft(|header| header.id = format!("01971f5a-3c00-7a10-8b5e-{n:012x}"))
+}
+
+/// A stream of a focal point: its requests are those in `requests`, and then it stays open.
+fn stream_of(
+    world: &World,
+    requests: Vec<proto::PublishStreamRequest>,
+) -> tokio::sync::mpsc::Receiver<Result<proto::PublishStreamResponse, Status>> {
+    let requests = stream::iter(requests.into_iter().map(Ok)).chain(stream::pending()).boxed();
+    open(world, requests)
+}
+
+fn open(
+    world: &World,
+    requests: impl Stream<Item = Result<proto::PublishStreamRequest, Status>> + Send + Unpin + 'static,
+) -> tokio::sync::mpsc::Receiver<Result<proto::PublishStreamResponse, Status>> {
+    let request = called(POLICE, ());
+    let caller = world.api.caller(request.extensions(), &[Role::FocalPoint], "FocalPoint.PublishStream").unwrap();
+    world.api.clone().publish_many(caller, requests)
+}
+
+fn request(request: u64, draft: proto::Draft) -> proto::PublishStreamRequest {
+    let publish = proto::PublishRequest { draft: Some(draft), wait_for: None };
+    proto::PublishStreamRequest { request, publish: Some(publish) }
+}
+
+/// The answers to so many requests, by their numbers, each receipt checked.
+async fn answers(
+    answers: &mut tokio::sync::mpsc::Receiver<Result<proto::PublishStreamResponse, Status>>,
+    count: usize,
+) -> std::collections::BTreeMap<u64, Outcome> {
+    let mut all = std::collections::BTreeMap::new();
+    while all.len() < count {
+        let message = answers.recv().await.expect("the stream is open").unwrap();
+        for result in message.results {
+            let outcome = result.outcome.unwrap();
+            if let Outcome::Published(published) = &outcome {
+                proven(published.receipt.as_ref().unwrap(), &message.checkpoint);
+            }
+            assert!(all.insert(result.request, outcome).is_none(), "each is answered once");
+        }
+    }
+    all
+}
+
+fn receipt(outcome: &Outcome) -> &proto::Receipt {
+    match outcome {
+        Outcome::Published(published) => published.receipt.as_ref().unwrap(),
+        Outcome::Refused(refused) => panic!("{refused:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_same_draft_published_again_gets_the_first_receipt_and_another_is_refused() {
+    let world = World::start().await;
+    let first = world.published(with_id(1)).await;
+    world.published(with_id(2)).await;
+    let again = world.published(with_id(1)).await;
+    proven(&first, &first.checkpoint);
+    proven(&again, &again.checkpoint);
+    assert_eq!((again.index, &again.id, &again.digest), (0, &first.id, &first.digest));
+    assert_eq!(world.store.feed(&feed("ma", 1)).unwrap().frontier.size(), 2, "nothing was published twice");
+    let mut other = with_id(1);
+    other.header.as_mut().unwrap().severity = "Minor".into();
+    assert_eq!(world.publish(POLICE, other).await.unwrap_err().code(), Code::AlreadyExists);
+    let mut customs = with_id(1);
+    customs.header.as_mut().unwrap().topic = "customs.seizures".into();
+    assert_eq!(fields(world.publish(CUSTOMS, customs).await), ["header.topic"], "of another kind");
+}
+
+/// The id of an entry of an epoch that has ended: its receipt names that epoch's feed and checkpoint.
+#[tokio::test]
+async fn an_id_of_an_older_epoch_gets_the_receipt_of_that_epoch() {
+    let store = Arc::new(MemoryStore::new());
+    let before = World::over(Arc::clone(&store) as _, 1).await;
+    before.published(with_id(9)).await;
+    let first = before.published(with_id(1)).await;
+    before.custody("tn", &feed("ma", 1), 0..2, None).await;
+    before.committer.stop().await;
+    let world = World::over(store, 2).await;
+    for n in 2..5 {
+        world.published(with_id(n)).await;
+    }
+    let wait_for = proto::WaitFor { members: vec!["tn".into()], ..proto::WaitFor::default() };
+    let again = world.publish_waiting(POLICE, with_id(1), Some(wait_for)).await.unwrap();
+    assert!(again.wait_reached);
+    let receipt = again.receipt.unwrap();
+    assert_eq!((receipt.feed.as_str(), receipt.index), ("ma.rabat.example/feed/1", 1));
+    assert_eq!(receipt.digest, first.digest);
+    proven(&receipt, &receipt.checkpoint);
+    // And it tells who holds that entry, not who holds the one of the same number in the new epoch.
+    world.custody("ly", &feed("ma", 2), 0..3, None).await;
+    let held = world.get(POLICE, "ma", &receipt.id).await.unwrap();
+    assert_eq!(held.stored.iter().map(|by| by.member.as_str()).collect::<Vec<_>>(), ["tn"]);
+}
+
+#[tokio::test]
+async fn a_retry_that_would_no_longer_be_valid_still_gets_the_first_receipt() {
+    let world = World::start().await;
+    let mut named = with_id(1);
+    named.header.as_mut().unwrap().roster_version = 1;
+    let first = world.published(named.clone()).await;
+    world.adopt_roster_2();
+    let again = world.published(named.clone()).await;
+    proven(&again, &again.checkpoint);
+    assert_eq!((again.index, again.digest), (first.index, first.digest));
+    let mut answered = stream_of(&world, vec![request(1, named.clone()), request(2, with_id(2))]);
+    let outcomes = answers(&mut answered, 2).await;
+    assert_eq!((receipt(&outcomes[&1]).index, receipt(&outcomes[&2]).index), (0, 1));
+    named.header.as_mut().unwrap().severity = "Minor".into();
+    assert_eq!(fields(world.publish(POLICE, named).await), ["header.roster_version"], "another draft is not excused");
+}
+
+#[tokio::test]
+async fn two_of_one_id_in_one_group_are_one_bulletin() {
+    let world = World::start().await;
+    let mut other = with_id(1);
+    other.header.as_mut().unwrap().severity = "Minor".into();
+    let mut answered = stream_of(&world, vec![request(7, with_id(1)), request(8, with_id(1)), request(9, other)]);
+    let outcomes = answers(&mut answered, 3).await;
+    assert_eq!(receipt(&outcomes[&7]).index, 0);
+    assert_eq!(receipt(&outcomes[&8]).index, 0);
+    let Outcome::Refused(refused) = &outcomes[&9] else { panic!("another bulletin") };
+    assert_eq!(refused.code, i32::from(Code::AlreadyExists));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_wait_for_room_and_none_is_refused() {
+    const EACH: usize = 600;
+    let world = World::start().await;
+    // Room for one group: whoever finds it and is not first has to wait, not to fail.
+    let others = world.committer.occupy(QUEUE_MAX - 256);
+    let mut open = Vec::new();
+    for writer in 0..6_u64 {
+        let requests = (0..EACH as u64).map(|n| request(n, with_id(writer << 20 | n))).collect();
+        open.push(stream_of(&world, requests));
+    }
+    for stream in &mut open {
+        let outcomes = answers(stream, EACH).await;
+        assert!(outcomes.values().all(|outcome| matches!(outcome, Outcome::Published(_))));
+        let places: Vec<u64> = outcomes.values().map(|outcome| receipt(outcome).index).collect();
+        assert!(places.is_sorted(), "in the order of the requests");
+    }
+    drop(others);
+}
+
+#[tokio::test]
+async fn a_stream_that_waits_for_room_notices_that_its_client_has_gone() {
+    struct Ended(Arc<()>);
+    let world = World::start().await;
+    let _others = world.committer.occupy(QUEUE_MAX);
+    let alive = Arc::new(());
+    let held = Ended(Arc::clone(&alive));
+    let requests = stream::iter([Ok(request(1, with_id(1)))]).chain(stream::pending()).map(move |request| {
+        assert!(Arc::strong_count(&held.0) > 0);
+        request
+    });
+    let answers = open(&world, requests.boxed());
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    drop(answers);
+    until("its requests are let go", || Arc::strong_count(&alive) == 1).await;
+}
+
+#[tokio::test]
+async fn what_came_before_a_broken_request_is_published_and_answered() {
+    let world = World::start().await;
+    let requests =
+        stream::iter([Ok(request(1, with_id(1))), Ok(request(2, with_id(2))), Err(Status::cancelled("the line was cut"))]);
+    let mut answered = open(&world, requests.boxed());
+    assert_eq!(answers(&mut answered, 2).await.len(), 2);
+    assert!(answered.recv().await.is_none());
+}
+
+#[tokio::test]
+async fn a_withdrawn_grant_ends_an_open_publish_stream() {
+    let (audited, _listening) = Audited::listen();
+    let world = World::start().await;
+    let (requests, incoming) = tokio::sync::mpsc::channel(4);
+    let incoming = tokio_stream::wrappers::ReceiverStream::new(incoming).boxed();
+    let mut answered = open(&world, incoming);
+    requests.send(Ok(request(1, with_id(1)))).await.unwrap();
+    assert_eq!(answers(&mut answered, 1).await.len(), 1);
+    world.access.store(Arc::new(Access::default()));
+    requests.send(Ok(request(2, with_id(2)))).await.unwrap();
+    assert_eq!(answered.recv().await.unwrap().unwrap_err().code(), Code::PermissionDenied);
+    assert!(answered.recv().await.is_none());
+    assert_eq!(audited.take(), [format!("refused-call NO_GRANT {POLICE} FocalPoint.PublishStream")]);
+    assert_eq!(world.store.end_arrival(), 2);
+}
+
+#[tokio::test]
+async fn who_may_not_publish_is_refused_and_recorded() {
+    let (audited, _listening) = Audited::listen();
+    let world = World::start().await;
+    for (by, draft, reason) in [
+        (POST, draft(|_| {}), "ROLE"),
+        ("focal-point/nobody", draft(|_| {}), "NO_GRANT"),
+        (CUSTOMS, draft(|_| {}), "WORKING_GROUP"),
+    ] {
+        assert_eq!(world.publish(by, draft).await.unwrap_err().code(), Code::PermissionDenied);
+        assert_eq!(audited.take(), [format!("refused-call {reason} {by} FocalPoint.Publish")]);
+    }
+    assert_eq!(world.store.end_arrival(), 1);
+}
+
+/// What a caller may not read does not exist for it: neither by its content nor by what a refusal says of it.
+#[tokio::test]
+async fn nobody_answers_what_it_may_not_read() {
+    let (audited, _listening) = Audited::listen();
+    let world = World::start().await;
+    let original = draft(|_| {});
+    let receipt = world.published(original.clone()).await;
+    let mut answer = about("cancellation", &original, &receipt);
+    answer.header.as_mut().unwrap().topic = "customs.seizures".into();
+    let refused = world.publish(CUSTOMS, answer).await;
+    let text = format!("{:?}", refused.as_ref().unwrap_err());
+    assert!(!text.contains("information"), "its topic is not told: {text}");
+    assert_eq!(fields(refused), ["header.references[0]"]);
+    assert_eq!(audited.take(), [format!("refused-call WORKING_GROUP {CUSTOMS} FocalPoint.Publish")]);
+}
+
+#[tokio::test]
+async fn what_is_waited_for_is_checked() {
+    let world = World::start().await;
+    let wait = |members: &[&str], count| {
+        let members = members.iter().map(ToString::to_string).collect();
+        world.publish_waiting(POLICE, draft(|_| {}), Some(proto::WaitFor { count, members, timeout_ms: 1 }))
+    };
+    assert_eq!(fields(wait(&["tn", "x y"], 0).await), ["wait_for.members[1]"]);
+    assert_eq!(fields(wait(&["ma"], 0).await), ["wait_for.members[0]"], "itself");
+    assert_eq!(fields(wait(&["ne"], 0).await), ["wait_for.members[0]"], "not listed");
+    assert_eq!(fields(wait(&["tn", "ly", "tn"], 0).await), ["wait_for.members"], "more than there are");
+    assert_eq!(fields(wait(&[], 3).await), ["wait_for.count"]);
+    assert_eq!(world.store.end_arrival(), 1, "nothing was published");
+}
+
+#[tokio::test]
+async fn only_who_holds_it_in_full_has_it_stored() {
+    let world = World::start().await;
+    let wait_for = |members: &[&str], count, timeout_ms| {
+        Some(proto::WaitFor { count, members: members.iter().map(ToString::to_string).collect(), timeout_ms })
+    };
+    // Tunis follows other topics: it cosigns and holds a digest. That is never stored, however long one waits.
+    let published = world.publish_waiting(POLICE, draft(|_| {}), wait_for(&["tn"], 0, 1)).await.unwrap();
+    assert!(!published.wait_reached && published.stored.is_empty());
+    let own = feed("ma", 1);
+    world.custody("tn", &own, 0..1, Some((0..1, Undisclosed::Unfollowed))).await;
+    let again = world.publish_waiting(POLICE, retried(&published), wait_for(&["tn"], 0, 1)).await.unwrap();
+    assert!(!again.wait_reached && again.stored.is_empty());
+    // Tripoli holds it: one of the two is named in the answer, and the wait for both ends without being reached.
+    let both = tokio::spawn({
+        let (api, draft) = (world.api.clone(), retried(&published));
+        let request = proto::PublishRequest { draft: Some(draft), wait_for: wait_for(&["tn", "ly"], 0, 300) };
+        async move {
+            crate::rpc::focal_point_server::FocalPoint::publish(&api, called(POLICE, request)).await
+        }
+    });
+    world.custody("ly", &own, 0..1, None).await;
+    let both = both.await.unwrap().unwrap().into_inner();
+    assert!(!both.wait_reached);
+    assert_eq!(both.stored.iter().map(|by| by.member.as_str()).collect::<Vec<_>>(), ["ly"]);
+    let one = world.publish_waiting(POLICE, retried(&published), wait_for(&[], 1, 1)).await.unwrap();
+    assert!(one.wait_reached);
+    let two = world.publish_waiting(POLICE, retried(&published), wait_for(&["ly"], 2, 1)).await.unwrap();
+    assert!(!two.wait_reached, "two are wanted, and Tripoli among them");
+    assert_eq!(member("ly").as_str(), two.stored[0].member);
+}
+
+/// The draft of [`draft`] with the id that the node gave it.
+fn retried(published: &proto::PublishResponse) -> proto::Draft {
+    draft(|header| header.id = published.receipt.clone().unwrap().id)
+}
+
+#[tokio::test]
+async fn answers_that_wait_do_not_hold_up_the_others_and_end_with_the_client() {
+    let world = World::start().await;
+    let mut slow = request(1, with_id(1));
+    slow.publish.as_mut().unwrap().wait_for =
+        Some(proto::WaitFor { count: 1, members: Vec::new(), timeout_ms: 600_000 });
+    let mut answered = stream_of(&world, vec![slow, request(2, with_id(2))]);
+    let outcomes = answers(&mut answered, 1).await;
+    assert_eq!(receipt(&outcomes[&2]).index, 1);
+    world.custody("tn", &feed("ma", 1), 0..2, None).await;
+    let outcomes = answers(&mut answered, 1).await;
+    let Outcome::Published(published) = &outcomes[&1] else { panic!("published") };
+    assert!(published.wait_reached && published.stored[0].member == "tn");
+}
+
+#[tokio::test]
+async fn red_names_members_of_the_roster_and_peers_entries_do_not_take_our_ids() {
+    let world = World::start().await;
+    let mut to = draft(red);
+    to.header.as_mut().unwrap().handling.as_mut().unwrap().releasable_to = vec!["ne".into()];
+    assert_eq!(fields(world.publish(POLICE, to).await), ["header.handling.releasable_to[0]"]);
+    let id = with_id(1).header.unwrap().id;
+    world.peer_appends("tn", vec![careless("tn", 1, |_, header| header.id.clone_from(&id))]).await;
+    assert_eq!(world.published(with_id(1)).await.index, 0, "ids are unique per member");
+}
+
+/// `cargo test --release --lib -- --ignored --nocapture api::tests::publishing::measure`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures; run it in a release build on a quiet machine"]
+async fn measure() {
+    const GROUPS: u32 = 20;
+    let folder = tempfile::tempdir().unwrap();
+    let own = feed("ma", 1);
+    let options = crate::store::disk::DiskOptions::new(own.member.clone(), own.exchange.clone());
+    let store = crate::store::disk::DiskStore::open(folder.path(), &options).unwrap();
+    let world = World::over(Arc::new(store), 1).await;
+    let mut spent = std::time::Duration::ZERO;
+    for group in 0..GROUPS {
+        let (mut sent, mut bulletins) = (Vec::new(), Vec::new());
+        for n in 0..1_024_u64 {
+            let bulletin = super::world::own_bulletin(u64::from(group) << 16 | n);
+            sent.push(crate::api::receipts::Sent::of(n, &bulletin, proto::Draft::default(), None));
+            bulletins.push(bulletin);
+        }
+        let group = world.committer.publish(bulletins).await.unwrap();
+        let began = std::time::Instant::now();
+        assert!(world.api.receipts("police-hq", &sent, &group).iter().all(Result::is_ok));
+        spent += began.elapsed();
+    }
+    println!("receipts.group_1024 {:.2} ms", spent.as_secs_f64() * 1e3 / f64::from(GROUPS));
+    let mut alone = Vec::new();
+    for n in 0..1_000 {
+        let began = std::time::Instant::now();
+        world.publish(POLICE, with_id(1 << 30 | n)).await.unwrap();
+        alone.push(began.elapsed());
+    }
+    alone.sort_unstable();
+    println!("publish.alone.p50 {:.0} us", alone[500].as_secs_f64() * 1e6);
+}

@@ -1,0 +1,144 @@
+//! Subscriptions: where they begin, what they wait for, when they end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use barid_core::proto;
+use barid_core::proto::subscribe_request::Start;
+use tonic::Code;
+
+use super::world::{Audited, POLICE, POST, World, bulletin, called, careless, draft, fields, red};
+use crate::access::Access;
+use crate::rpc::focal_point_server::FocalPoint;
+
+fn from(start: Option<Start>) -> proto::SubscribeRequest {
+    proto::SubscribeRequest { filter: None, start }
+}
+
+#[tokio::test]
+async fn one_begins_now_or_after_a_cursor_or_where_one_has_stopped() {
+    let world = World::start().await;
+    for _ in 0..3 {
+        world.published(draft(|_| {})).await;
+    }
+    let mut now = world.subscribe(POLICE, from(None)).await.unwrap();
+    let mut after = world.subscribe(POLICE, from(Some(Start::After(2)))).await.unwrap();
+    let mut named = world.subscribe(POLICE, from(Some(Start::Subscription("alerts".into())))).await.unwrap();
+    assert_eq!((now.position().await, after.position().await, named.position().await), (3, 2, 3));
+    assert_eq!(after.delivery().await.arrival, 3);
+    world.published(draft(|_| {})).await;
+    for stream in [&mut now, &mut after, &mut named] {
+        assert_eq!(stream.delivery().await.arrival, 4);
+    }
+    world.published(draft(|_| {})).await;
+    let acknowledge = |by, arrival| {
+        let request = proto::AcknowledgeRequest { subscription: "alerts".into(), arrival };
+        world.api.acknowledge(called(by, request))
+    };
+    acknowledge(POLICE, 4).await.unwrap();
+    let mut named = world.subscribe(POLICE, from(Some(Start::Subscription("alerts".into())))).await.unwrap();
+    assert_eq!(named.position().await, 4);
+    assert_eq!(named.delivery().await.arrival, 5);
+    // A name belongs to its caller.
+    let mut other = world.subscribe(POST, from(Some(Start::Subscription("alerts".into())))).await.unwrap();
+    assert_eq!(other.position().await, 5);
+    assert_eq!(fields(acknowledge(POLICE, 6).await), ["arrival"]);
+    assert_eq!(fields(world.subscribe(POLICE, from(Some(Start::After(6)))).await), ["after"]);
+    let named = world.subscribe(POLICE, from(Some(Start::Subscription("a/b".into())))).await;
+    assert_eq!(fields(named), ["subscription"]);
+    let request = proto::AcknowledgeRequest { subscription: String::new(), arrival: 9 };
+    assert_eq!(fields(world.api.acknowledge(called(POLICE, request)).await), ["subscription", "arrival"]);
+}
+
+#[tokio::test]
+async fn what_does_not_match_is_not_sent() {
+    let world = World::start().await;
+    let filter = proto::Filter {
+        topics: vec!["information.>".into()],
+        kinds: vec!["situation-report".into()],
+        min_severity: "Severe".into(),
+        members: vec!["tn".into()],
+    };
+    let request = proto::SubscribeRequest { filter: Some(filter), start: Some(Start::After(0)) };
+    let mut stream = world.subscribe(POLICE, request).await.unwrap();
+    assert_eq!(stream.position().await, 0);
+    world.published(draft(|header| header.severity = "Extreme".into())).await;
+    let peers = vec![
+        bulletin("tn", 1, |_| {}).envelope,
+        careless("tn", 2, |_, header| {
+            (header.kind, header.severity) = ("weather-report".into(), "Extreme".into());
+        }),
+        bulletin("tn", 3, |header| header.severity = "Unknown".into()).envelope,
+        bulletin("tn", 4, |header| header.severity = "Severe".into()).envelope,
+    ];
+    world.peer_appends("tn", peers).await;
+    world.peer_withholds("tn").await;
+    assert_eq!(stream.delivery().await.arrival, 5);
+}
+
+/// A header of a roster that has not come yet: who may read it is not known. It is neither skipped nor guessed at.
+#[tokio::test]
+async fn what_waits_for_a_roster_is_delivered_once_it_comes_and_nothing_passes_it() {
+    let world = World::start().await;
+    let early = careless("tn", 2, |_, header| header.roster_version = 2);
+    world.peer_appends("tn", vec![bulletin("tn", 1, |_| {}).envelope, early, bulletin("tn", 3, |_| {}).envelope]).await;
+    let mut stream = world.follow(POLICE).await;
+    let elsewhere = proto::Filter { members: vec!["ma".into()], ..proto::Filter::default() };
+    let elsewhere = proto::SubscribeRequest { filter: Some(elsewhere), start: Some(Start::After(0)) };
+    let mut elsewhere = world.subscribe(POLICE, elsewhere).await.unwrap();
+    world.published(draft(|_| {})).await;
+    assert_eq!(stream.delivery().await.arrival, 1);
+    // Who did not ask for it does not wait for it.
+    assert_eq!(elsewhere.position().await, 0);
+    assert_eq!(elsewhere.delivery().await.arrival, 4);
+    // Long after: only that all before it was looked at is said.
+    tokio::time::pause();
+    assert_eq!(stream.position().await, 1);
+    assert_eq!(stream.position().await, 1);
+    tokio::time::resume();
+    let page = world.history(POLICE, proto::HistoryRequest::default()).await.unwrap();
+    assert_eq!(page.deliveries.iter().map(|delivery| delivery.arrival).collect::<Vec<_>>(), [4, 3, 1]);
+    world.adopt_roster_2();
+    for arrival in 2..=4 {
+        assert_eq!(stream.delivery().await.arrival, arrival, "each once, in order");
+    }
+}
+
+#[tokio::test]
+async fn a_quiet_stream_says_that_it_is_alive_and_how_far_it_has_looked() {
+    let world = World::start().await;
+    let mut agency = world.follow(POST).await;
+    world.published(draft(red)).await;
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    assert_eq!(agency.position().await, 1, "nothing for it, but looked at");
+    assert_eq!(agency.position().await, 1);
+    assert!(began.elapsed() <= Duration::from_secs(60), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_withdrawn_grant_ends_the_stream_with_a_record() {
+    let world = World::start().await;
+    let (audited, _listening) = Audited::listen();
+    let mut stream = world.follow(POST).await;
+    world.published(draft(|_| {})).await;
+    assert_eq!(stream.delivery().await.arrival, 1);
+    world.access.store(Arc::new(Access::default()));
+    assert_eq!(stream.next().await.unwrap().unwrap_err().code(), Code::PermissionDenied);
+    assert!(stream.next().await.is_none());
+    assert_eq!(audited.take(), [format!("refused-call NO_GRANT {POST} FocalPoint.Subscribe")]);
+}
+
+#[tokio::test]
+async fn a_grant_that_was_narrowed_counts_from_then_on() {
+    let world = World::start().await;
+    let mut stream = world.follow(POLICE).await;
+    world.published(draft(|_| {})).await;
+    assert_eq!(stream.delivery().await.arrival, 1);
+    let narrowed = super::world::access().replacen("\"information\", ", "", 1);
+    world.access.store(Arc::new(Access::parse(&narrowed).unwrap()));
+    world.peer_appends("tn", vec![bulletin("tn", 1, |_| {}).envelope]).await;
+    let customs = careless("tn", 2, |_, header| header.topic = "customs.seizures".into());
+    world.peer_appends("tn", vec![customs]).await;
+    assert_eq!(stream.delivery().await.arrival, 3);
+}

@@ -1,0 +1,442 @@
+//! A node in memory with its API, callers that it believes, and peers whose entries and answers a test makes up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use barid_core::bulletin::{BulletinId, Fill, ValidBulletin, kinds, prepare};
+use barid_core::envelope;
+use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
+use barid_core::feed::custody::CustodyNote;
+use barid_core::feed::note::{Algorithm, Note, SigningKey};
+use barid_core::feed::tree::{Frontier, verify_inclusion};
+use barid_core::follow::{VerifiedBatch, VerifiedContent, VerifiedEntry};
+use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
+use barid_core::proto;
+use barid_core::roster::RosterChain;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::{Stream, StreamExt};
+use parking_lot::Mutex;
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
+use tracing::field::{Field, Visit};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+use crate::access::Access;
+use crate::api::{Api, Identity, Node};
+use crate::committer::{Committer, Gate, Kept, Keys, Options};
+use crate::rosters::Rosters;
+use crate::rpc::focal_point_server::FocalPoint;
+use crate::store::memory::MemoryStore;
+use crate::store::{CustodyRecord, Store};
+
+pub(super) const EXCHANGE: &str = "rabat.example";
+/// Publishes and reads in every working group.
+pub(super) const POLICE: &str = "focal-point/police-hq";
+/// Publishes and reads in customs only.
+pub(super) const CUSTOMS: &str = "focal-point/customs-hq";
+/// Reads in every working group.
+pub(super) const POST: &str = "agency/border-post";
+/// Runs the node.
+pub(super) const OPERATOR: &str = "operator/night-shift";
+
+const GROUPS: &str = "[\"security\", \"information\", \"customs\", \"justice\"]";
+/// Longest for anything to come true: the machine may be busy.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+pub(super) fn member(code: &str) -> Member {
+    code.parse().unwrap()
+}
+
+pub(super) fn feed(code: &str, epoch: u32) -> FeedId {
+    FeedId::new(member(code), EXCHANGE.parse().unwrap(), epoch)
+}
+
+/// The same key for the same name, every time.
+fn key(code: &str, role: &str, algorithm: Algorithm) -> SigningKey {
+    let name = format!("{code}.{EXCHANGE}/{role}");
+    SigningKey::from_seed(&name, algorithm, envelope::digest(name.as_bytes()).0).unwrap()
+}
+
+fn feed_key(feed: &FeedId) -> SigningKey {
+    key(feed.member.as_str(), &format!("feed/{}", feed.epoch), Algorithm::Ed25519)
+}
+
+/// Roster `version` of ma, ly and tn, all in every working group, ma with the keys of two epochs.
+pub(super) fn roster(version: u64, previous: Option<Hash>) -> Bytes {
+    let governor = SigningKey::from_seed("governors.example/one", Algorithm::Ed25519, [1; 32]).unwrap();
+    let previous = previous.map(|previous| format!("previous = \"{previous}\"\n")).unwrap_or_default();
+    let mut text = format!(
+        "format = 1\nexchange = \"{EXCHANGE}\"\nversion = {version}\n{previous}issued = 2025-01-01T00:00:00Z\n\
+         review_by = 2030-01-01T00:00:00Z\nquorum = 1\nworking_groups = {GROUPS}\n\
+         [governors]\nthreshold = 1\nkeys = [\"{}\"]\n",
+        governor.verifier()
+    );
+    for code in ["ma", "ly", "tn"] {
+        let epochs = (1..=2).map(|epoch| {
+            format!("{{ role = \"feed\", epoch = {epoch}, key = \"{}\" }}, ", feed_key(&feed(code, epoch)).verifier())
+        });
+        text += &format!(
+            "[[members]]\ncode = \"{code}\"\nkind = \"full\"\nnames = {{ ar = \"x\", fr = \"x\", en = \"x\" }}\n\
+             endpoints = [\"{code}.example:4443\"]\ntrust_domain = \"{code}.{EXCHANGE}\"\n\
+             ca_certificates = [\"certificate of {code}\"]\nworking_groups = {GROUPS}\n\
+             keys = [{}{{ role = \"mirror\", key = \"{}\" }}, {{ role = \"custody\", key = \"{}\" }}]\n",
+            epochs.collect::<String>(),
+            key(code, "mirror", Algorithm::CosignatureEd25519).verifier(),
+            key(code, "custody", Algorithm::Ed25519).verifier()
+        );
+    }
+    Note::sign(&text, &governor).unwrap().to_bytes().into()
+}
+
+pub(super) fn access() -> String {
+    let grant = |path: &str, role: &str, groups: &str| {
+        format!("[[grant]]\npath = \"{path}\"\nroles = [\"{role}\"]\nworking_groups = {groups}\n")
+    };
+    grant(POLICE, "focal-point", GROUPS)
+        + &grant(CUSTOMS, "focal-point", "[\"customs\"]")
+        + &grant(POST, "agency", GROUPS)
+        + &grant(OPERATOR, "operator", "[]")
+}
+
+struct Alone;
+
+impl Node for Alone {
+    fn peers(&self) -> Vec<proto::PeerStatus> {
+        Vec::new()
+    }
+
+    fn alarms(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn reload(&self) -> BoxFuture<'_, Result<Vec<String>, String>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+}
+
+/// Morocco's node.
+pub(super) struct World {
+    pub(super) api: Api,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) committer: Committer,
+    pub(super) rosters: Rosters,
+    pub(super) access: Arc<ArcSwap<Access>>,
+    _mark: tempfile::TempDir,
+}
+
+impl World {
+    pub(super) async fn start() -> Self {
+        Self::over(Arc::new(MemoryStore::new()), 1).await
+    }
+
+    /// A node in its `epoch`, over a store that may hold earlier ones.
+    pub(super) async fn over(store: Arc<dyn Store>, epoch: u32) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let own = feed("ma", epoch);
+        let options = Options {
+            keys: Keys {
+                feed: vec![feed_key(&own)],
+                mirror: key("ma", "mirror", Algorithm::CosignatureEd25519),
+                custody: key("ma", "custody", Algorithm::Ed25519),
+            },
+            feed: own,
+            mark: folder.path().join("mark"),
+            first: true,
+            lone_start: Duration::ZERO,
+        };
+        let committer = Committer::start(Arc::clone(&store), options).unwrap();
+        committer.peer_shown();
+        assert_eq!(*committer.gate().borrow(), Gate::Open);
+        let rosters = Rosters::new(RosterChain::start(&roster(1, None)).unwrap());
+        let access = Arc::new(ArcSwap::from_pointee(Access::parse(&access()).unwrap()));
+        let api = Api {
+            committer: committer.clone(),
+            rosters: rosters.clone(),
+            access: Arc::clone(&access),
+            identify: Arc::new(|extensions| extensions.get::<Identity>().cloned()),
+            node: Arc::new(Alone),
+        };
+        Self { api, store, committer, rosters, access, _mark: folder }
+    }
+
+    /// Version 2 of the roster comes.
+    pub(super) fn adopt_roster_2(&self) {
+        let mut chain = self.rosters.load().as_ref().clone();
+        assert!(chain.extend(&roster(2, Some(chain.newest().text_hash()))).unwrap());
+        self.rosters.replace(chain);
+    }
+
+    pub(super) async fn publish(&self, by: &str, draft: proto::Draft) -> Result<proto::PublishResponse, Status> {
+        self.publish_waiting(by, draft, None).await
+    }
+
+    pub(super) async fn publish_waiting(
+        &self,
+        by: &str,
+        draft: proto::Draft,
+        wait_for: Option<proto::WaitFor>,
+    ) -> Result<proto::PublishResponse, Status> {
+        let request = proto::PublishRequest { draft: Some(draft), wait_for };
+        self.api.publish(called(by, request)).await.map(tonic::Response::into_inner)
+    }
+
+    pub(super) async fn published(&self, draft: proto::Draft) -> proto::Receipt {
+        self.publish(POLICE, draft).await.unwrap().receipt.unwrap()
+    }
+
+    pub(super) async fn get(&self, by: &str, member: &str, id: &str) -> Result<proto::GetResponse, Status> {
+        let request = proto::GetRequest { member: member.into(), id: id.into() };
+        self.api.get(called(by, request)).await.map(tonic::Response::into_inner)
+    }
+
+    pub(super) async fn history(
+        &self,
+        by: &str,
+        request: proto::HistoryRequest,
+    ) -> Result<proto::HistoryResponse, Status> {
+        self.api.history(called(by, request)).await.map(tonic::Response::into_inner)
+    }
+
+    pub(super) async fn subscribe(&self, by: &str, request: proto::SubscribeRequest) -> Result<Subscriber, Status> {
+        let events = self.api.subscribe(called(by, request)).await?.into_inner();
+        Ok(Subscriber { events: Box::pin(events) })
+    }
+
+    /// Everything from the beginning.
+    pub(super) async fn follow(&self, by: &str) -> Subscriber {
+        let start = Some(proto::subscribe_request::Start::After(0));
+        let mut subscriber = self.subscribe(by, proto::SubscribeRequest { filter: None, start }).await.unwrap();
+        assert_eq!(subscriber.position().await, 0);
+        subscriber
+    }
+
+    /// Takes envelopes in as the next entries of a peer's feed; returns the index of the first.
+    pub(super) async fn peer_appends(&self, code: &str, envelopes: Vec<Bytes>) -> u64 {
+        let content = |envelope: Bytes| {
+            let header = envelope::header_of(&envelope).ok().map(Arc::new);
+            (envelope::digest(&envelope), VerifiedContent::Disclosed { envelope, header })
+        };
+        self.append(code, envelopes.into_iter().map(content).collect()).await
+    }
+
+    /// Takes a digest in as the next entry of a peer's feed.
+    pub(super) async fn peer_withholds(&self, code: &str) -> u64 {
+        let content = VerifiedContent::Undisclosed(Undisclosed::Withheld);
+        self.append(code, vec![(Digest([7; 32]), content)]).await
+    }
+
+    async fn append(&self, code: &str, content: Vec<(Digest, VerifiedContent)>) -> u64 {
+        let feed = feed(code, 1);
+        let mut frontier = self.store.feed(&feed).map_or_else(Frontier::new, |state| state.frontier);
+        let first = frontier.size();
+        let mut entries = Vec::new();
+        for (digest, content) in content {
+            frontier.append(&digest);
+            entries.push(VerifiedEntry { digest, content, held_back: None });
+        }
+        let head = Checkpoint { feed: feed.clone(), size: frontier.size(), root: frontier.root() };
+        let checkpoint = sign(&head, &[feed_key(&feed)]).unwrap();
+        let (consistency_proof, findings) = (Vec::new(), Vec::new());
+        let batch = VerifiedBatch { feed, first, entries, frontier, checkpoint, consistency_proof, findings };
+        self.committer.append(batch).await.unwrap();
+        first
+    }
+
+    /// A peer says that it holds a range of this node's feed in full, all but `not_held`.
+    pub(super) async fn custody(
+        &self,
+        by: &str,
+        feed: &FeedId,
+        range: std::ops::Range<u64>,
+        not_held: Option<(std::ops::Range<u64>, Undisclosed)>,
+    ) {
+        let state = self.store.feed(feed).unwrap();
+        let note = CustodyNote {
+            feed: feed.clone(),
+            size: state.frontier.size(),
+            root: state.frontier.root(),
+            time: 1_700_000_000,
+            range: range.clone(),
+            not_held: not_held.clone().into_iter().collect(),
+        };
+        let record = CustodyRecord {
+            feed: feed.clone(),
+            holder: member(by),
+            range,
+            not_held: not_held.into_iter().map(|(range, _)| range).collect(),
+            time: note.time,
+            note: note.sign(&key(by, "custody", Algorithm::Ed25519)).unwrap(),
+        };
+        self.committer.keep(Kept { custody: vec![record], ..Kept::default() }).await.unwrap();
+    }
+}
+
+/// A request of a caller that the transport would have verified.
+pub(super) fn called<T>(by: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.extensions_mut().insert(Identity { path: by.into() });
+    request
+}
+
+/// An exercise situation report, changed.
+pub(super) fn draft(change: impl FnOnce(&mut proto::Header)) -> proto::Draft {
+    let mut draft = kinds::find("situation-report").unwrap().sample().unwrap();
+    change(draft.header.as_mut().unwrap());
+    draft
+}
+
+/// A draft about another bulletin, as its publisher would make it: an update, or what the kind's sample is.
+pub(super) fn about(kind: &str, original: &proto::Draft, receipt: &proto::Receipt) -> proto::Draft {
+    let mut draft = kinds::find(kind).unwrap().sample().unwrap();
+    let header = draft.header.as_mut().unwrap();
+    if kind == "situation-report" {
+        header.msg_type = "Update".into();
+    }
+    let mut first = original.header.clone().unwrap();
+    (first.id, first.member) = (receipt.id.clone(), "ma".into());
+    barid_core::bulletin::state::inherit(header, &first, &digest(&receipt.digest));
+    // The node fills it with the original's.
+    header.roster_version = 0;
+    draft
+}
+
+pub(super) fn digest(bytes: &[u8]) -> Digest {
+    Digest(bytes.try_into().unwrap())
+}
+
+/// What a peer published, in its final bytes.
+pub(super) fn bulletin(by: &str, n: u8, change: impl FnOnce(&mut proto::Header)) -> ValidBulletin {
+    let fill = Fill {
+        member: member(by),
+        issuer: "desk".into(),
+        id: BulletinId::new(now(), &[n; 10]),
+        sent_at_unix_ms: now(),
+        roster_version: 1,
+    };
+    prepare(&draft(change), &fill, [n; 16]).unwrap()
+}
+
+/// One of this node's own, with an id from a number.
+pub(super) fn own_bulletin(n: u64) -> ValidBulletin {
+    let mut random = [0; 10];
+    random[2..].copy_from_slice(&n.to_be_bytes());
+    let fill = Fill {
+        member: member("ma"),
+        issuer: "police-hq".into(),
+        id: BulletinId::new(now(), &random),
+        sent_at_unix_ms: now(),
+        roster_version: 1,
+    };
+    prepare(&draft(|_| {}), &fill, [1; 16]).unwrap()
+}
+
+/// As [`bulletin`], but changed after it was checked: what a careless or newer node lets pass.
+pub(super) fn careless(by: &str, n: u8, change: impl FnOnce(&mut proto::Envelope, &mut proto::Header)) -> Bytes {
+    let valid = bulletin(by, n, |_| {});
+    let mut whole = envelope::decode(&valid.envelope).unwrap();
+    let mut header = valid.proto_header;
+    change(&mut whole, &mut header);
+    whole.header = prost::Message::encode_to_vec(&header).into();
+    prost::Message::encode_to_vec(&whole).into()
+}
+
+pub(super) fn now() -> u64 {
+    crate::api::publish::now_unix_ms()
+}
+
+/// TLP:RED to Tunis, or another label.
+pub(super) fn red(header: &mut proto::Header) {
+    let handling = header.handling.as_mut().unwrap();
+    handling.tlp = "TLP:RED".into();
+    handling.releasable_to = vec!["tn".into(), "ma".into()];
+}
+
+/// What comes on a subscription.
+pub(super) struct Subscriber {
+    events: std::pin::Pin<Box<dyn Stream<Item = Result<proto::SubscribeResponse, Status>> + Send>>,
+}
+
+impl Subscriber {
+    pub(super) async fn next(&mut self) -> Option<Result<proto::subscribe_response::Event, Status>> {
+        let next = tokio::time::timeout(DEADLINE, self.events.next()).await.expect("something comes in time");
+        next.map(|event| event.map(|event| event.event.unwrap()))
+    }
+
+    pub(super) async fn position(&mut self) -> u64 {
+        match self.next().await.unwrap().unwrap() {
+            proto::subscribe_response::Event::Position(position) => position,
+            other => panic!("a position, not {other:?}"),
+        }
+    }
+
+    pub(super) async fn delivery(&mut self) -> proto::Delivery {
+        match self.next().await.unwrap().unwrap() {
+            proto::subscribe_response::Event::Delivery(delivery) => delivery,
+            other => panic!("a bulletin, not {other:?}"),
+        }
+    }
+}
+
+/// Checks a receipt as its holder would, with the keys that the roster lists; its checkpoint may stand beside it.
+pub(super) fn proven(receipt: &proto::Receipt, beside: &Bytes) {
+    let note = if receipt.checkpoint.is_empty() { beside } else { &receipt.checkpoint };
+    let own: FeedId = receipt.feed.parse().unwrap();
+    let checkpoint = SignedCheckpoint::verify(note, &[feed_key(&own).verifier().clone()]).unwrap().checkpoint;
+    assert_eq!(checkpoint.feed, own);
+    let proof: Vec<Hash> = receipt.inclusion_proof.iter().map(|hash| Hash(hash[..].try_into().unwrap())).collect();
+    verify_inclusion(&digest(&receipt.digest), receipt.index, checkpoint.size, &proof, &checkpoint.root).unwrap();
+}
+
+/// The fields at fault, in order.
+pub(super) fn fields(refused: Result<impl Sized, Status>) -> Vec<String> {
+    let Err(status) = refused else { panic!("refused") };
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    let details = status.get_error_details();
+    details.bad_request().unwrap().field_violations.iter().map(|field| field.field.clone()).collect()
+}
+
+/// Waits for a condition.
+pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "never: {what}");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// What passes through the one place for auditable events, on this thread.
+#[derive(Clone, Default)]
+pub(super) struct Audited(Arc<Mutex<Vec<String>>>);
+
+impl Audited {
+    pub(super) fn listen() -> (Self, tracing::subscriber::DefaultGuard) {
+        let audited = Self::default();
+        let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(audited.clone()));
+        (audited, guard)
+    }
+
+    /// `what reason who subject`, in order, and forgets them.
+    pub(super) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock())
+    }
+}
+
+impl<S: tracing::Subscriber> Layer<S> for Audited {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        struct Words(String);
+        impl Visit for Words {
+            fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+                if field.name() != "detail" {
+                    self.0 += &format!("{value:?} ").replace('"', "");
+                }
+            }
+        }
+        if event.metadata().target() == "barid::audit" {
+            let mut words = Words(String::new());
+            event.record(&mut words);
+            self.0.lock().push(words.0.trim_end().to_owned());
+        }
+    }
+}
