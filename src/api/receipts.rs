@@ -1,15 +1,13 @@
 //! Receipts: an index, a checkpoint, and the proof between them.
 //!
 //! In scope: proving what was just published and what was published before under the same id. Out of scope: waiting for others
-//! (`stored`). Everything here reads the store and blocks; a whole group is proven in one go, since its proofs share most hashes.
-
-use std::cell::RefCell;
-use std::collections::HashMap;
+//! (`stored`). Everything here reads the store and blocks; a whole group is proven in one go, because
+//! going to a blocking thread costs more than a proof.
 
 use barid_core::bulletin::{Fill, ValidBulletin, prepare};
 use barid_core::envelope::{self, SALT_BYTES};
-use barid_core::feed::tree::{HashReader, NodeId, inclusion_proof};
-use barid_core::names::{Digest, FeedId, Hash};
+use barid_core::feed::tree::inclusion_proof;
+use barid_core::names::{Digest, FeedId};
 use barid_core::proto;
 use bytes::Bytes;
 use tonic::Status;
@@ -74,7 +72,7 @@ impl Api {
         let feed = self.committer.feed();
         let checkpoint = &group.checkpoint;
         let head = Head { feed: feed.clone(), note: checkpoint.note.clone(), size: checkpoint.checkpoint.size };
-        let tree = OnceRead { tree: FeedTree { store: self.store().as_ref(), feed }, read: RefCell::default() };
+        let tree = FeedTree { store: self.store().as_ref(), feed };
         let receipt = |(sent, outcome): (&Sent, &Published)| match outcome {
             Published::New { index, .. } => {
                 let mut proven = prove(&tree, &head, *index, &sent.id, &sent.digest, sent.sent_at)?;
@@ -176,7 +174,7 @@ impl Api {
 }
 
 fn prove(
-    tree: &impl HashReader<Error = ReadError>,
+    tree: &FeedTree<'_>,
     head: &Head,
     index: u64,
     id: &str,
@@ -194,26 +192,6 @@ fn prove(
         sent_at,
     };
     Ok(Proven { receipt, feed: head.feed.clone() })
-}
-
-/// A tree of which each hash is read once.
-struct OnceRead<'a> {
-    tree: FeedTree<'a>,
-    read: RefCell<HashMap<NodeId, Hash>>,
-}
-
-impl HashReader for OnceRead<'_> {
-    type Error = ReadError;
-
-    fn hashes(&self, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError> {
-        let mut read = self.read.borrow_mut();
-        let missing: Vec<NodeId> = nodes.iter().filter(|node| !read.contains_key(node)).copied().collect();
-        if !missing.is_empty() {
-            read.extend(missing.iter().copied().zip(self.tree.hashes(&missing)?));
-        }
-        let found = |node: &NodeId| read.get(node).copied().ok_or_else(|| ReadError::Missing("a subtree".into()));
-        nodes.iter().map(found).collect()
-    }
 }
 
 fn id_taken(id: &str) -> Status {

@@ -8,4 +8,5 @@ mod evidence;
 mod four_members;
 mod kill;
 mod rosters;
+mod waiting;
 mod world;

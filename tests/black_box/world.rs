@@ -28,6 +28,11 @@ impl World {
 
     /// All four nodes, with so much in their logs.
     pub(crate) fn logging(level: &str) -> Self {
+        Self::configured(level, |_, config| config)
+    }
+
+    /// All four nodes, with what `change` makes of each member's `node.toml`.
+    pub(crate) fn configured(level: &str, change: impl Fn(&str, String) -> String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = free_ports().to_string();
         let made = barid(&["exchange", "init", "--dir", folder.path().to_str().unwrap(), "--base-port", &port]);
@@ -35,7 +40,7 @@ impl World {
         let mut world = Self { folder, nodes: BTreeMap::new() };
         for member in MEMBERS {
             let path = world.folder(member).join("node.toml");
-            let config = fs::read_to_string(&path).unwrap();
+            let config = change(member, fs::read_to_string(&path).unwrap());
             fs::write(
                 &path,
                 config
