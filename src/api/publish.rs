@@ -216,7 +216,8 @@ impl Api {
                 (Err(status), _) => results.push(refusal(sent.request, &status)),
             }
         }
-        if !results.is_empty() && answers.send(Ok(proto::PublishStreamResponse { checkpoint, results })).await.is_err() {
+        if !results.is_empty() && answers.send(Ok(proto::PublishStreamResponse { checkpoint, results })).await.is_err()
+        {
             return false;
         }
         for (request, proven, wanted) in waiting {
@@ -338,11 +339,7 @@ impl Api {
     }
 
     /// The bulletin that an Update, Cancel or Ack is about; one that the caller may not read does not exist for it.
-    async fn original(
-        &self,
-        caller: &Caller,
-        draft: &proto::Draft,
-    ) -> Result<Option<(proto::Header, Digest)>, Status> {
+    async fn original(&self, caller: &Caller, draft: &proto::Draft) -> Result<Option<(proto::Header, Digest)>, Status> {
         let Some(header) =
             draft.header.as_ref().filter(|header| matches!(header.msg_type.as_str(), "Update" | "Cancel" | "Ack"))
         else {

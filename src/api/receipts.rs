@@ -63,12 +63,7 @@ struct Head {
 
 impl Api {
     /// Receipts for a group that is durable, in its order. Blocks.
-    pub(super) fn receipts(
-        &self,
-        issuer: &str,
-        sent: &[Sent],
-        group: &PublishedGroup,
-    ) -> Vec<Result<Proven, Status>> {
+    pub(super) fn receipts(&self, issuer: &str, sent: &[Sent], group: &PublishedGroup) -> Vec<Result<Proven, Status>> {
         let feed = self.committer.feed();
         let checkpoint = &group.checkpoint;
         let head = Head { feed: feed.clone(), note: checkpoint.note.clone(), size: checkpoint.checkpoint.size };
@@ -167,7 +162,9 @@ impl Api {
         let cosigned = self.store().cosigned_covering(feed, *index).map_err(|error| errors::read(&error))?;
         let reached = cosigned.into_iter().find(|cosigned| covers(cosigned.size, held));
         let reached = reached.ok_or_else(|| {
-            Status::unavailable(format!("no checkpoint of {feed} is held that includes entry {index} and can be proven"))
+            Status::unavailable(format!(
+                "no checkpoint of {feed} is held that includes entry {index} and can be proven"
+            ))
         })?;
         Ok(Head { feed: feed.clone(), note: reached.note, size: reached.size })
     }

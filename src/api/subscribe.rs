@@ -48,7 +48,8 @@ impl Api {
         next: u64,
     ) -> impl Stream<Item = Message> + Send + 'static {
         let (outlet, messages) = Outlet::new();
-        let mut follower = Follower { api: self, caller, filter: Arc::new(filter), next, spoke: Instant::now(), outlet };
+        let mut follower =
+            Follower { api: self, caller, filter: Arc::new(filter), next, spoke: Instant::now(), outlet };
         tokio::spawn(async move {
             // A line that has ended needs no reason.
             if let Err(Some(status)) = follower.run().await {

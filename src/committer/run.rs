@@ -434,8 +434,13 @@ impl Writer {
     fn announce(&self, committed: &Committed) {
         trace(committed);
         self.shared.seq.send_replace(committed.seq);
-        let mine: Vec<CustodyRecord> =
-            committed.commit.custody.iter().filter(|note| owns(&self.shared.feed.member, &note.feed)).cloned().collect();
+        let mine: Vec<CustodyRecord> = committed
+            .commit
+            .custody
+            .iter()
+            .filter(|note| owns(&self.shared.feed.member, &note.feed))
+            .cloned()
+            .collect();
         if !mine.is_empty() {
             let _ = self.shared.custody.send(Arc::new(mine));
         }

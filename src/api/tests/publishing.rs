@@ -184,8 +184,11 @@ async fn a_stream_that_waits_for_room_notices_that_its_client_has_gone() {
 #[tokio::test]
 async fn what_came_before_a_broken_request_is_published_and_answered() {
     let world = World::start().await;
-    let requests =
-        stream::iter([Ok(request(1, with_id(1))), Ok(request(2, with_id(2))), Err(Status::cancelled("the line was cut"))]);
+    let requests = stream::iter([
+        Ok(request(1, with_id(1))),
+        Ok(request(2, with_id(2))),
+        Err(Status::cancelled("the line was cut")),
+    ]);
     let mut answered = open(&world, requests.boxed());
     assert_eq!(answers(&mut answered, 2).await.len(), 2);
     assert!(answered.recv().await.is_none());
@@ -271,9 +274,7 @@ async fn only_who_holds_it_in_full_has_it_stored() {
     let both = tokio::spawn({
         let (api, draft) = (world.api.clone(), retried(&published));
         let request = proto::PublishRequest { draft: Some(draft), wait_for: wait_for(&["tn", "ly"], 0, 300) };
-        async move {
-            crate::rpc::focal_point_server::FocalPoint::publish(&api, called(POLICE, request)).await
-        }
+        async move { crate::rpc::focal_point_server::FocalPoint::publish(&api, called(POLICE, request)).await }
     });
     world.custody("ly", &own, 0..1, None).await;
     let both = both.await.unwrap().unwrap().into_inner();

@@ -92,7 +92,13 @@ async fn a_page_is_full_or_there_is_no_more() {
     let world = World::start().await;
     // Every second one is not for agencies.
     for n in 0..10 {
-        world.published(draft(|header| if n % 2 == 1 { red(header) })).await;
+        world
+            .published(draft(|header| {
+                if n % 2 == 1 {
+                    red(header)
+                }
+            }))
+            .await;
     }
     let mut request = proto::HistoryRequest { page_size: 2, ..proto::HistoryRequest::default() };
     let mut pages = Vec::new();
@@ -174,13 +180,8 @@ async fn what_is_wrong_with_a_question_is_named_field_by_field() {
         min_severity: "Unknown".into(),
         members: vec!["tn".into(), "Tunis".into()],
     };
-    let at_fault = [
-        "filter.topics[1]",
-        "filter.kinds[1]",
-        "filter.kinds[2]",
-        "filter.min_severity",
-        "filter.members[1]",
-    ];
+    let at_fault =
+        ["filter.topics[1]", "filter.kinds[1]", "filter.kinds[2]", "filter.min_severity", "filter.members[1]"];
     let history = proto::HistoryRequest { filter: Some(filter.clone()), ..proto::HistoryRequest::default() };
     assert_eq!(fields(world.history(POLICE, history).await), at_fault);
     let subscribe = proto::SubscribeRequest { filter: Some(filter), start: None };
