@@ -95,7 +95,7 @@ async fn a_page_is_full_or_there_is_no_more() {
         world
             .published(draft(|header| {
                 if n % 2 == 1 {
-                    red(header)
+                    red(header);
                 }
             }))
             .await;
