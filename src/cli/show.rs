@@ -55,6 +55,9 @@ fn fate(context: &Context, render: &Render<'_>, answer: &proto::GetResponse) -> 
         render.pair("label-changed-by", state.by.as_ref().map(name).unwrap_or_default()),
         render.pair("label-acknowledged", acknowledged.join(", ")),
     ]);
+    if state.partial {
+        lines.push(messages.text("state-partial"));
+    }
     if !answer.stored.is_empty() {
         lines.push(messages.text("stored-heading"));
         lines.extend(render.stored(&answer.stored));
@@ -98,13 +101,13 @@ mod tests {
         let by = proto::Reference { member: "ne".into(), id: "0197".into(), ..Default::default() };
         let answer = proto::GetResponse {
             delivery: None,
-            state: Some(proto::State { state: "cancelled".into(), by: Some(by), ..proto::State::default() }),
+            state: Some(proto::State { state: "cancelled".into(), by: Some(by), partial: true, ..Default::default() }),
             stored: vec![proto::StoredBy { member: "tn".into(), at: Some(times::parse("2026-11-23").unwrap()) }],
         };
         let context = Context { messages: Messages::new(Lang::Fr), output: Output::plain(), profile: None };
         let render = Render::new(&context, Directory::of("ne".parse().unwrap()));
         let text = fate(&context, &render, &answer).join("\n");
-        for part in ["annulé", "ne/0197", "tn", "2026-11-23 00:00:00 UTC"] {
+        for part in ["annulé", "d'autres réponses", "ne/0197", "tn", "2026-11-23 00:00:00 UTC"] {
             assert!(text.contains(part), "{text}");
         }
     }

@@ -89,6 +89,7 @@ error-internal = أخفق البرنامج نفسه.
 ## النشر
 published-place = نُشرت: في السجل { $feed } في الموضع { $place }.
 published-meaning = حُفظت ووُقّعت؛ فلا يمكن لأحد بعد الآن تغييرها أو إنكارها.
+state-partial = تشير إلى هذه النشرة رسائل أكثر مما فحصته العقدة: هناك ردود أخرى، وربما تحديثات أحدث.
 stored-heading = محفوظة كاملةً لدى:
 stored-by = { $member } منذ { $at }
 stored-unknown = يتلقّاها الأعضاء الآخرون الآن. لمعرفة من لديه: barid show ID

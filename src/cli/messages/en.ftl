@@ -90,6 +90,7 @@ error-internal = The program itself failed.
 ## Publishing
 published-place = Published: in the feed { $feed } at place { $place }.
 published-meaning = It is stored and signed; nobody can change it or deny it any more.
+state-partial = More refers to this bulletin than the node looked at: there are further answers, and perhaps newer updates.
 stored-heading = Held in full by:
 stored-by = { $member } since { $at }
 stored-unknown = Other members receive it now. To see who has it: barid show ID

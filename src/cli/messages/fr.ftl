@@ -89,6 +89,7 @@ error-internal = Le programme lui-même a échoué.
 ## Publier
 published-place = Publié : dans le registre { $feed }, à la place { $place }.
 published-meaning = Il est conservé et signé ; plus personne ne peut le modifier ni le nier.
+state-partial = D'autres messages se rapportent à ce bulletin, que le nœud n'a pas tous examinés : il y a d'autres réponses, et peut-être des mises à jour plus récentes.
 stored-heading = Conservé en entier par :
 stored-by = { $member } depuis le { $at }
 stored-unknown = Les autres membres le reçoivent maintenant. Pour voir qui l'a : barid show ID
