@@ -35,9 +35,13 @@ bench *options:
 sim-long seeds="2000" first="0":
     cargo run --release --locked -p barid-sim -- {{seeds}} {{first}}
 
-# Every fuzz target, or those named, for so many seconds each (needs cargo-fuzz).
+# Every fuzz target (or those named) for so many seconds, one after the other (needs cargo-fuzz): docs/testing.md.
 fuzz seconds="60" *targets:
     fuzz/run {{seconds}} {{targets}}
+
+# Nodes killed at random moments under load, for so many rounds: docs/testing.md.
+kill rounds="60":
+    BARID_KILL_ROUNDS={{rounds}} cargo test --locked -p barid --test black_box kill -- --nocapture
 
 # Write golden files: for a format that was never released, or a new one beside the old. Read the difference before you commit it.
 golden:

@@ -1,6 +1,7 @@
 //! What must hold once everything has healed. The truth is known here: all rosters, every node's insides.
 
 use barid_core::bulletin::audience::may_read;
+use barid_core::envelope::digest;
 use barid_core::feed::tree::root_at;
 use barid_core::names::Member;
 use barid_core::proto;
@@ -14,6 +15,7 @@ pub(crate) fn check(world: &mut World) {
     released_is_held(world, &mut broken);
     rosters_are_everywhere(world, &mut broken);
     feeds_are_equal(world, &mut broken);
+    bytes_are_those_that_were_signed(world, &mut broken);
     everybody_has_what_it_may_read(world, &mut broken);
     nobody_has_more(world, &mut broken);
     world.violations.append(&mut broken);
@@ -57,6 +59,21 @@ fn feeds_are_equal(world: &World, broken: &mut Vec<String>) {
             let root = copy.logs.get(&node.feed).map(|log| log.tree.root());
             if size > own.size() || root.is_some_and(|root| root_at(own, size) != Ok(root)) {
                 broken.push(format!("{}: {} has another root at {size}", copy.me, node.feed));
+            }
+        }
+    }
+}
+
+/// What is held in full is the digest's content to the last byte, also where this version does not know all of it.
+fn bytes_are_those_that_were_signed(world: &World, broken: &mut Vec<String>) {
+    for node in &world.nodes {
+        for (feed, log) in &node.logs {
+            for (entry, index) in log.entries.iter().zip(0_u64..) {
+                if let Content::Disclosed { envelope, .. } = &entry.content
+                    && digest(envelope) != entry.digest
+                {
+                    broken.push(format!("{}: {feed} {index} has other bytes than were signed", node.me));
+                }
             }
         }
     }

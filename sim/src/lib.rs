@@ -1,6 +1,6 @@
 //! Seeded simulator over `barid-core`: an exchange of two to eight members on a network that loses, delays, repeats, reorders and
-//! damages messages and falls apart; nodes that crash and lose what was not committed; rosters that change; senders that leak and
-//! publish what nobody can read. Then everything heals, and what must hold is checked.
+//! damages messages and falls apart; nodes that crash and lose what was not committed; rosters that change; nodes of a later version,
+//! which say more than the others know; senders that leak and publish what nobody can read. Then everything heals, and what must hold is checked.
 //!
 //! In scope: that follower, provider, feeds, rosters and audience together keep the promises ([`check`](Outcome::violations)). Out of
 //! scope: the node's own store, committer and links, whose place simple models take here. A seed gives the same run to the byte.
@@ -8,6 +8,7 @@
 mod bulletins;
 mod check;
 mod exchange;
+mod newer;
 mod node;
 mod random;
 mod world;
@@ -50,6 +51,8 @@ pub struct Outcome {
     pub refused: u64,
     /// Odd entries that followers found.
     pub findings: u64,
+    /// Frames of a kind that the receiver did not know.
+    pub unknown: u64,
     /// Promises that were broken; empty if all is well.
     pub violations: Vec<String>,
 }
@@ -77,19 +80,20 @@ mod tests {
     fn every_promise_holds_for_every_seed() {
         let seeds = std::env::var("SIM_SEEDS").map_or(SEEDS, |text| text.parse().unwrap());
         let started = Instant::now();
-        let mut sums = [0; 4];
+        let mut sums = [0; 5];
         for seed in 0..seeds {
             let outcome = run(seed, None);
             assert!(outcome.violations.is_empty(), "seed {seed}: {:#?}", outcome.violations);
             let (released, delivered) = (outcome.released as u64, outcome.delivered as u64);
-            for (sum, of) in sums.iter_mut().zip([released, delivered, outcome.refused, outcome.findings]) {
+            let all = [released, delivered, outcome.refused, outcome.findings, outcome.unknown];
+            for (sum, of) in sums.iter_mut().zip(all) {
                 *sum += of;
             }
         }
-        let [released, delivered, refused, findings] = sums;
+        let [released, delivered, refused, findings, unknown] = sums;
         assert!(sums.iter().all(|sum| *sum > seeds), "a run must have something to check: {sums:?}");
         println!(
-            "{:.1} seeds/s: {released} released, {delivered} delivered, {refused} refused, {findings} findings",
+            "{:.1} seeds/s: {released} released, {delivered} delivered, {refused} refused, {findings} findings, {unknown} unknown",
             f64::from(u32::try_from(seeds).unwrap()) / started.elapsed().as_secs_f64()
         );
     }

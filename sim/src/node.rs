@@ -67,6 +67,8 @@ pub(crate) struct Node {
     key: SigningKey,
     /// Sends every entry in full to everybody.
     pub(crate) leaky: bool,
+    /// Speaks and publishes as a later version might.
+    pub(crate) newer: bool,
     // Committed.
     pub(crate) chain: RosterChain,
     pub(crate) logs: BTreeMap<FeedId, Log>,
@@ -82,13 +84,14 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(feed: FeedId, first_roster: &Bytes, leaky: bool) -> Self {
+    pub(crate) fn new(feed: FeedId, first_roster: &Bytes, leaky: bool, newer: bool) -> Self {
         Self {
             me: feed.member.clone(),
             key: feed_key(&feed),
             logs: BTreeMap::from([(feed.clone(), Log::default())]),
             feed,
             leaky,
+            newer,
             chain: RosterChain::start(first_roster).expect("the first roster makes sense"),
             arrivals: Vec::new(),
             cursor: 0,

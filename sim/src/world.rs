@@ -8,6 +8,7 @@ use barid_core::envelope;
 use barid_core::follow::{Fault, FaultKind, VerifiedBatch, VerifiedContent, VerifiedEntry, verify_entries};
 use barid_core::names::{Digest, FeedId, Member};
 use barid_core::proto;
+use barid_core::proto::frame::Frame;
 use barid_core::proto::item::Item;
 use bytes::Bytes;
 use prost::Message;
@@ -15,7 +16,7 @@ use prost::Message;
 use crate::bulletins::bulletin;
 use crate::exchange::Exchange;
 use crate::node::{Node, Work};
-use crate::{Mutation, Outcome, Random};
+use crate::{Mutation, Outcome, Random, newer};
 
 /// Until then everything can go wrong.
 const TROUBLE: u64 = 2_000;
@@ -35,16 +36,8 @@ enum Event {
     Deliver(usize),
     Roster(u64),
     Split,
-    Arrive(usize, usize, Frame),
-}
-
-#[derive(Clone)]
-enum Frame {
-    Follow(u64),
-    Entries(Bytes),
-    Heads(u64),
-    RosterRequest(u64),
-    Rosters(Vec<Bytes>),
+    /// From, to, and an encoded frame.
+    Arrive(usize, usize, Bytes),
 }
 
 /// What a subscriber remembers; it outlives its node's crashes.
@@ -79,13 +72,16 @@ pub(crate) struct World {
     events: u64,
     refused: u64,
     findings: u64,
+    unknown: u64,
 }
 
 impl World {
     pub(crate) fn new(seed: u64, mutation: Option<Mutation>) -> Self {
         let mut random = Random::new(seed);
         let exchange = Exchange::new(&mut random);
-        let node = |member| Node::new(exchange.feed(member), &exchange.notes[0], random.chance(25));
+        let node = |member| {
+            Node::new(exchange.feed(member), &exchange.notes[0], random.chance(25), random.chance(30))
+        };
         let nodes: Vec<Node> = exchange.members.iter().map(node).collect();
         let count = nodes.len();
         let mut world = Self {
@@ -104,6 +100,7 @@ impl World {
             events: 0,
             refused: 0,
             findings: 0,
+            unknown: 0,
         };
         world.plan();
         world
@@ -151,6 +148,7 @@ impl World {
             delivered: self.subscribers.iter().map(|subscriber| subscriber.entries.len()).sum(),
             refused: self.refused,
             findings: self.findings,
+            unknown: self.unknown,
             violations: self.violations,
         }
     }
@@ -213,6 +211,7 @@ impl World {
         let version = self.nodes[node].chain.newest().version();
         let (envelope, header) =
             bulletin(&mut self.random, &self.exchange.members[node], &self.exchange.members, version);
+        let envelope = if self.nodes[node].newer { newer::envelope(&envelope) } else { envelope };
         self.note("publish", node, &envelope);
         if self.mutation == Some(Mutation::ReleaseBeforeCommit) {
             let publishing = |work: &&Work| matches!(work, Work::Publish(..));
@@ -258,7 +257,10 @@ impl World {
                 if peer != node && self.nodes[node].knows(&self.exchange.members[peer]) {
                     self.ask(node, &self.exchange.feed(&self.exchange.members[peer]));
                     let version = self.nodes[node].chain.newest().version();
-                    self.send(node, peer, &Frame::Heads(version));
+                    self.send(node, peer, Frame::Heads(proto::Heads { roster_version: version, ..Default::default() }));
+                    if self.nodes[node].newer && self.random.chance(20) {
+                        self.carry(node, peer, newer::unknown_frame(), false);
+                    }
                 }
             }
         }
@@ -268,7 +270,8 @@ impl World {
     fn ask(&mut self, node: usize, feed: &FeedId) {
         let Some(owner) = self.exchange.members.iter().position(|member| *member == feed.member) else { return };
         let from = self.nodes[node].follow_from(feed);
-        self.send(node, owner, &Frame::Follow(from));
+        let follow = proto::Follow { feed: feed.to_string(), from, ..Default::default() };
+        self.send(node, owner, Frame::Follow(follow));
     }
 
     fn deliver(&mut self, node: usize) {
@@ -317,36 +320,41 @@ impl World {
         }
     }
 
-    fn send(&mut self, from: usize, to: usize, frame: &Frame) {
+    fn send(&mut self, from: usize, to: usize, frame: Frame) {
+        let damageable = matches!(frame, Frame::Entries(_));
+        let bytes = Bytes::from(proto::Frame { frame: Some(frame) }.encode_to_vec());
+        let bytes = if self.nodes[from].newer { newer::frame(&bytes) } else { bytes };
+        self.carry(from, to, bytes, damageable);
+    }
+
+    fn carry(&mut self, from: usize, to: usize, mut bytes: Bytes, damageable: bool) {
         if self.trouble() {
             if self.side[from] != self.side[to] || self.random.chance(8) {
                 return;
             }
             if self.random.chance(5) {
-                self.soon(120, Event::Arrive(from, to, frame.clone()));
+                self.soon(120, Event::Arrive(from, to, bytes.clone()));
             }
         }
-        let mut frame = frame.clone();
-        if let Frame::Entries(bytes) = &mut frame
-            && self.trouble()
-            && self.random.chance(6)
-        {
+        if damageable && self.trouble() && self.random.chance(6) {
             let mut damaged = bytes.to_vec();
             let at = self.random.index(damaged.len());
             damaged[at] ^= 1 << self.random.below(8);
-            *bytes = damaged.into();
+            bytes = damaged.into();
         }
-        self.soon(if self.trouble() { 30 } else { 5 }, Event::Arrive(from, to, frame));
+        self.soon(if self.trouble() { 30 } else { 5 }, Event::Arrive(from, to, bytes));
     }
 
-    fn arrive(&mut self, from: usize, to: usize, frame: Frame) {
+    fn arrive(&mut self, from: usize, to: usize, bytes: Bytes) {
         let peer = &self.exchange.members[from];
         // Who is not a member by the newest roster held is not spoken with, except about newer rosters by who holds them.
         if !self.nodes[to].knows(peer) || !self.nodes[to].is_member() {
             return;
         }
+        // What cannot be read ends a link, and the next one begins with the next tick.
+        let Ok(proto::Frame { frame }) = proto::Frame::decode(bytes) else { return };
         match frame {
-            Frame::Follow(next) => {
+            Some(Frame::Follow(proto::Follow { from: next, .. })) => {
                 let size = self.nodes[to].size(&self.nodes[to].feed);
                 if next <= size {
                     self.nodes[to].followers.insert(from, next);
@@ -355,22 +363,25 @@ impl World {
                     }
                 }
             }
-            Frame::Entries(bytes) => self.entries(from, to, &bytes),
-            Frame::Heads(version) => {
-                let held = self.nodes[to].chain.newest().version();
-                if version > held {
-                    self.send(to, from, &Frame::RosterRequest(held));
+            Some(Frame::Entries(entries)) => self.entries(from, to, &entries),
+            Some(Frame::Heads(heads)) => {
+                let after = self.nodes[to].chain.newest().version();
+                if heads.roster_version > after {
+                    self.send(to, from, Frame::RosterRequest(proto::RosterRequest { after }));
                 }
             }
-            Frame::RosterRequest(after) => {
-                let notes = self.nodes[to].chain.notes().filter(|(version, _)| *version > after);
+            Some(Frame::RosterRequest(request)) => {
+                let notes = self.nodes[to].chain.notes().filter(|(version, _)| *version > request.after);
                 let notes = notes.map(|(_, note)| note.clone()).collect();
-                self.send(to, from, &Frame::Rosters(notes));
+                self.send(to, from, Frame::Rosters(proto::Rosters { notes }));
             }
-            Frame::Rosters(notes) => {
-                self.nodes[to].waiting.extend(notes.into_iter().map(Work::Roster));
+            Some(Frame::Rosters(rosters)) => {
+                self.nodes[to].waiting.extend(rosters.notes.into_iter().map(Work::Roster));
                 self.soon(6, Event::Commit(to));
             }
+            Some(_) => {}
+            // What a newer version says beyond what is known here.
+            None => self.unknown += 1,
         }
     }
 
@@ -382,12 +393,12 @@ impl World {
         let open = self.nodes[node].leaky || self.mutation == Some(Mutation::SkipAudience);
         let entries_max = 1 + self.random.index(usize::try_from(ENTRIES_MAX).unwrap_or(1));
         let Some(message) = self.nodes[node].batch(peer, &reader, entries_max, open) else { return };
-        let bytes = Bytes::from(message.encode_to_vec());
-        self.note("batch", node, &bytes);
+        self.note("batch", node, &message.encode_to_vec());
         if !open {
             self.check_shown(node, &reader, &message);
         }
-        self.send(node, peer, &Frame::Entries(bytes));
+        let message = if self.nodes[node].newer { newer::entries(message) } else { message };
+        self.send(node, peer, Frame::Entries(message));
     }
 
     /// An honest node shows nobody more than the header's roster and the newest that it holds allow.
@@ -406,14 +417,13 @@ impl World {
         }
     }
 
-    fn entries(&mut self, from: usize, to: usize, bytes: &Bytes) {
-        let Ok(message) = proto::Entries::decode(bytes.clone()) else { return };
+    fn entries(&mut self, from: usize, to: usize, message: &proto::Entries) {
         let feed = self.exchange.feed(&self.exchange.members[from]);
         let node = &mut self.nodes[to];
         let (chain, me) = (node.chain.clone(), node.me.clone());
         let state = node.following(&feed);
-        let verified = match verify_entries(state, &message, &chain, &me) {
-            Err(fault) if self.mutation == Some(Mutation::AcceptAnyRoot) => unverified(state, &message, fault),
+        let verified = match verify_entries(state, message, &chain, &me) {
+            Err(fault) if self.mutation == Some(Mutation::AcceptAnyRoot) => unverified(state, message, fault),
             verified => verified,
         };
         match verified {
@@ -422,7 +432,7 @@ impl World {
             }
             Ok(mut batch) => {
                 if self.mutation == Some(Mutation::SkipAudience) {
-                    keep_everything(&mut batch, &message);
+                    keep_everything(&mut batch, message);
                 }
                 self.findings += batch.findings.len() as u64;
                 state.advance(&batch);

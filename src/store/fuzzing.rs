@@ -35,10 +35,12 @@ const INVARIANT: &str = "files in a temporary folder can be written";
 /// Panics if something does not hold. The first byte chooses what the rest is taken for.
 pub fn check(data: &[u8]) {
     let Some((chosen, rest)) = data.split_first() else { return };
+    // Opening a log syncs it, which is slow: not every time.
+    let and_open = chosen / 3 % 4 == 0;
     match chosen % 3 {
-        0 => segment(rest),
+        0 => segment(rest, and_open),
         1 => head(rest),
-        _ => records(rest),
+        _ => records(rest, and_open),
     }
 }
 
@@ -65,10 +67,11 @@ fn with_segment(bytes: &[u8], then: impl FnOnce(&Path)) {
 }
 
 /// The bytes as the only segment of a log.
-fn segment(bytes: &[u8]) {
+fn segment(bytes: &[u8], and_open: bool) {
     with_segment(bytes, |dir| {
         let (state, read) = taken_in(dir);
         match read {
+            Ok(_) if !and_open => {}
             Ok(seq) => {
                 drop(state);
                 // Opening it cuts a torn tail; what was read before is what is there now and ever after.
@@ -139,7 +142,7 @@ fn head(bytes: &[u8]) {
 }
 
 /// The bytes as heads of records, each after a length of two bytes, that are numbered, chained and checksummed as they must be.
-fn records(mut bytes: &[u8]) {
+fn records(mut bytes: &[u8], and_open: bool) {
     let header = log::segment::Header {
         number: 1,
         first_seq: 1,
@@ -168,7 +171,7 @@ fn records(mut bytes: &[u8]) {
         file.extend(body);
         file.resize(file.len().next_multiple_of(ALIGNMENT_LEN), 0);
     }
-    segment(&file);
+    segment(&file, and_open);
 }
 
 /// Makes envelopes of the lengths that a head asks for, and puts their checksums into it.

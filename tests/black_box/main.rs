@@ -3,6 +3,7 @@
 
 mod bench;
 mod containers;
+mod damage;
 mod demo;
 mod evidence;
 mod four_members;

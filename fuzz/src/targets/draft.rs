@@ -8,7 +8,12 @@ use prost::Message as _;
 use crate::fixture;
 
 pub fn check(data: &[u8]) {
-    let Ok(draft) = proto::Draft::decode(data) else { return };
+    published(data);
+}
+
+/// Whether it is published.
+fn published(data: &[u8]) -> bool {
+    let Ok(draft) = proto::Draft::decode(data) else { return false };
     let fill = Fill {
         member: fixture::member("ma"),
         issuer: "border-police".to_owned(),
@@ -21,7 +26,7 @@ pub fn check(data: &[u8]) {
         Ok(bulletin) => bulletin,
         Err(invalid) => {
             assert!(!invalid.0.is_empty(), "a refusal names a field");
-            return;
+            return false;
         }
     };
     assert!(valid.is_ok());
@@ -33,8 +38,11 @@ pub fn check(data: &[u8]) {
     // Published again under its id it is the same bulletin, byte for byte.
     let fill = Fill { id: bulletin.header.id, ..fill };
     assert_eq!(encode(&draft, &fill, [9; 16]).0, bulletin.envelope);
+    true
 }
 
 pub fn seeds() -> Vec<Vec<u8>> {
-    kinds::REGISTRY.iter().map(|kind| kind.sample().unwrap().encode_to_vec()).collect()
+    let seeds: Vec<_> = kinds::REGISTRY.iter().map(|kind| kind.sample().unwrap().encode_to_vec()).collect();
+    assert!(seeds.iter().all(|seed| published(seed)), "a sample is refused");
+    seeds
 }

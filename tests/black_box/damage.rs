@@ -1,0 +1,118 @@
+//! Stores that must not be used as they are: the node says why, and changes nothing; what was only half written is cut.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::world::{World, example, text, until};
+
+/// Starts a node that is expected to end by itself.
+fn refused(world: &World, member: &str) -> Output {
+    let config = world.folder(member).join("node.toml");
+    let node = Command::new(env!("CARGO_BIN_EXE_barid"))
+        .args(["node", "--config"])
+        .arg(config)
+        .env("BARID_LANG", "en")
+        .output()
+        .unwrap();
+    assert_eq!(node.status.code(), Some(1), "{}", text(&node.stderr));
+    node
+}
+
+fn says(node: &Output, wanted: &str) {
+    assert!(text(&node.stderr).contains(wanted), "{wanted}: {}", text(&node.stderr));
+}
+
+fn log_of(world: &World, member: &str) -> PathBuf {
+    world.folder(member).join("data/log/0000000001.log")
+}
+
+/// Where the last record begins (its magic at a multiple of 8), and one past the last byte that is not zero.
+fn last_record(log: &[u8]) -> (usize, usize) {
+    let start = (4_096..log.len() - 4).step_by(8).rfind(|at| &log[*at..*at + 4] == b"BRD\x01").unwrap();
+    (start, log.iter().rposition(|byte| *byte != 0).unwrap() + 1)
+}
+
+fn publish(world: &World) -> String {
+    let draft = world.draft("alert.json", &example("stolen-passport.fr.json", |_| ()));
+    let published = world.told("ma", "police-hq", &["publish", &draft]);
+    published[0]["receipt"]["id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
+    let mut world = World::logging("info");
+    let ids: Vec<String> = (0..3).map(|_| publish(&world)).collect();
+    let held = |world: &World| {
+        let history = world.told("ma", "police-hq", &["history", "--member", "ma"]);
+        ids.iter().filter(|id| history.iter().any(|line| line.to_string().contains(*id))).count()
+    };
+    until("all that is committed is answered for", || world.feeds("ma") == world.feeds("tn"));
+    for member in ["ma", "tn"] {
+        world.kill(member);
+    }
+    let path = log_of(&world, "ma");
+    let whole = fs::read(&path).unwrap();
+    let altered = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = whole.clone();
+        change(&mut bytes);
+        fs::write(&path, &bytes).unwrap();
+        bytes
+    };
+
+    // Written by a version to come.
+    let bytes = altered(&|bytes| bytes[8] = 9);
+    says(&refused(&world, "ma"), "the store has version 9, this program knows versions up to 1");
+    assert!(fs::read(&path).unwrap() == bytes, "nothing is changed");
+
+    // One flipped bit in what was confirmed: the commit is named. The view goes first, so that the whole log is read.
+    fs::remove_dir_all(world.folder("ma").join("data/db")).unwrap();
+    let bytes = altered(&|bytes| bytes[4_096 + 40] ^= 1);
+    says(&refused(&world, "ma"), "damage: commit 1: ");
+    assert!(fs::read(&path).unwrap() == bytes, "nothing is changed");
+
+    // Another member's.
+    let (data, kept) = (world.folder("ma").join("data"), world.folder("ma").join("kept"));
+    fs::rename(&data, &kept).unwrap();
+    copy(&world.folder("tn").join("data"), &data);
+    says(&refused(&world, "ma"), "the store belongs to tn.rabat.example, this node is ma.rabat.example");
+    fs::remove_dir_all(&data).unwrap();
+    fs::rename(&kept, &data).unwrap();
+
+    // Half a record at the end was never confirmed: it is cut, and the node goes on.
+    altered(&|bytes| {
+        let (start, end) = last_record(bytes);
+        let half = bytes[start..start + (end - start) / 2].to_vec();
+        let next = end.next_multiple_of(8);
+        bytes[next..next + half.len()].copy_from_slice(&half);
+    });
+    world.run("ma");
+    assert_eq!(held(&world), 3);
+    publish(&world);
+    assert!(world.log_end("ma").contains("a torn record at the end of the commit log was cut"));
+
+    // An older copy of the store is one of its own past: it is served, and its feed is not continued.
+    world.kill("ma");
+    fs::remove_dir_all(world.folder("ma").join("data/db")).unwrap();
+    fs::write(&path, &whole).unwrap();
+    world.run("ma");
+    assert_eq!(held(&world), 3);
+    let draft = world.draft("late.json", &example("stolen-passport.fr.json", |_| ()));
+    let refused = world.client("ma", "police-hq", &["publish", &draft, "--timeout", "5"]);
+    assert_ne!(refused.status.code(), Some(0), "{}", text(&refused.stdout));
+    let status = world.told("ma", "operator", &["status"]).remove(0);
+    assert!(status["publishing"].as_str().unwrap().starts_with("in-doubt: "), "{status}");
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs::copy(&path, target).unwrap();
+        }
+    }
+}
