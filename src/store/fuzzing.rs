@@ -233,4 +233,26 @@ mod tests {
             assert!(outcome.is_ok(), "mutation {number} of the seeds");
         }
     }
+
+    #[test]
+    fn numbers_at_their_ends_are_damage() {
+        for (first_arrival, first) in [(u64::MAX, 0), (1, u64::MAX), (1, 1 << 63), (u64::MAX, u64::MAX)] {
+            let append = proto::RecordAppend {
+                feed: "ma.exercise.example/feed/1".into(),
+                first,
+                digests: vec![1; 32].into(),
+                envelope_sizes: vec![1],
+                envelope_checksums: vec![crc32c::crc32c(&[9])],
+                states: vec![0].into(),
+                ..proto::RecordAppend::default()
+            };
+            let previous = vec![0; 32].into();
+            let head = proto::RecordHead { seq: 1, previous, first_arrival, appends: vec![append], ..Default::default() };
+            let head = head.encode_to_vec();
+            let frame = Frame::decode(&Frame::encode(&SALT, &head, 1)).unwrap();
+            let decoded = Record::decode(head.clone().into(), &frame);
+            assert!(decoded.is_err_and(|what| what.contains("past the last")), "{first_arrival} {first}");
+            check(&[&[1], u16::try_from(head.len()).unwrap().to_le_bytes().as_slice(), &head, &[9]].concat());
+        }
+    }
 }

@@ -10,6 +10,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use barid_core::feed::tree::TREE_SIZE_MAX;
 use barid_core::limits::{ENVELOPE_BYTES_MAX, RECORD_HEAD_BYTES_MAX};
 use barid_core::names::{Digest, FeedId, Hash, Undisclosed};
 use barid_core::proto;
@@ -368,6 +369,11 @@ fn decode_append(append: proto::RecordAppend, arrival: &mut u64, start: &mut usi
         || append.envelope_checksums.len() != count
     {
         return Err(format!("{feed}: the columns of {count} entries differ in length"));
+    }
+    let last = append.first.checked_add(count as u64).filter(|end| *end <= TREE_SIZE_MAX);
+    if last.is_none() || arrival.checked_add(count as u64).is_none() {
+        let first = append.first;
+        return Err(format!("{feed}: {count} entries from {first} on, from arrival {arrival} on, go past the last number"));
     }
     let mut slots = Vec::with_capacity(count);
     for (place, state) in append.states.iter().enumerate() {
