@@ -79,9 +79,7 @@ impl World {
     pub(crate) fn new(seed: u64, mutation: Option<Mutation>) -> Self {
         let mut random = Random::new(seed);
         let exchange = Exchange::new(&mut random);
-        let node = |member| {
-            Node::new(exchange.feed(member), &exchange.notes[0], random.chance(25), random.chance(30))
-        };
+        let node = |member| Node::new(exchange.feed(member), &exchange.notes[0], random.chance(25), random.chance(30));
         let nodes: Vec<Node> = exchange.members.iter().map(node).collect();
         let count = nodes.len();
         let mut world = Self {

@@ -247,7 +247,8 @@ mod tests {
                 ..proto::RecordAppend::default()
             };
             let previous = vec![0; 32].into();
-            let head = proto::RecordHead { seq: 1, previous, first_arrival, appends: vec![append], ..Default::default() };
+            let head =
+                proto::RecordHead { seq: 1, previous, first_arrival, appends: vec![append], ..Default::default() };
             let head = head.encode_to_vec();
             let frame = Frame::decode(&Frame::encode(&SALT, &head, 1)).unwrap();
             let decoded = Record::decode(head.clone().into(), &frame);

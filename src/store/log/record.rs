@@ -373,7 +373,9 @@ fn decode_append(append: proto::RecordAppend, arrival: &mut u64, start: &mut usi
     let last = append.first.checked_add(count as u64).filter(|end| *end <= TREE_SIZE_MAX);
     if last.is_none() || arrival.checked_add(count as u64).is_none() {
         let first = append.first;
-        return Err(format!("{feed}: {count} entries from {first} on, from arrival {arrival} on, go past the last number"));
+        return Err(format!(
+            "{feed}: {count} entries from {first} on, from arrival {arrival} on, go past the last number"
+        ));
     }
     let mut slots = Vec::with_capacity(count);
     for (place, state) in append.states.iter().enumerate() {
