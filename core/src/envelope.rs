@@ -8,7 +8,7 @@ use prost::Message;
 use prost::encoding::{self, DecodeContext, WireType};
 use sha2::{Digest as _, Sha256};
 
-use crate::limits::{AUTHOR_SIGNATURES_MAX, BODY_FIELDS_MAX, ENVELOPE_BYTES_MAX, HEADER_BYTES_MAX, NAME_BYTES_MAX};
+use crate::limits::{AUTHOR_SIGNATURES_MAX, BODY_FIELDS_MAX, ENVELOPE_BYTES_MAX, HEADER_READ_BYTES_MAX, NAME_BYTES_MAX};
 use crate::names::Digest;
 use crate::proto;
 
@@ -23,8 +23,8 @@ pub enum EnvelopeError {
     /// More than [`ENVELOPE_BYTES_MAX`].
     #[error("the envelope has {0} bytes, at most {ENVELOPE_BYTES_MAX} are read")]
     TooLarge(usize),
-    /// More than [`HEADER_BYTES_MAX`].
-    #[error("the header has {0} bytes, at most {HEADER_BYTES_MAX} are read")]
+    /// More than [`HEADER_READ_BYTES_MAX`].
+    #[error("the header has {0} bytes, at most {HEADER_READ_BYTES_MAX} are read")]
     HeaderTooLarge(usize),
     /// More than [`AUTHOR_SIGNATURES_MAX`].
     #[error("the envelope has more than {AUTHOR_SIGNATURES_MAX} author signatures")]
@@ -81,7 +81,7 @@ pub fn parts(envelope: &[u8]) -> Result<Parts<'_>, EnvelopeError> {
             _ => {}
         }
     }
-    if parts.header.len() > HEADER_BYTES_MAX {
+    if parts.header.len() > HEADER_READ_BYTES_MAX {
         return Err(EnvelopeError::HeaderTooLarge(parts.header.len()));
     }
     if parts.signatures > AUTHOR_SIGNATURES_MAX {
@@ -236,8 +236,8 @@ mod tests {
     fn bounds_are_named() {
         let large = message(Vec::new(), vec![0; ENVELOPE_BYTES_MAX]).encode_to_vec();
         assert_eq!(parts(&large), Err(EnvelopeError::TooLarge(large.len())));
-        let header = message(vec![0; HEADER_BYTES_MAX + 1], Vec::new()).encode_to_vec();
-        assert_eq!(header_of(&header), Err(EnvelopeError::HeaderTooLarge(HEADER_BYTES_MAX + 1)));
+        let header = message(vec![0; HEADER_READ_BYTES_MAX + 1], Vec::new()).encode_to_vec();
+        assert_eq!(header_of(&header), Err(EnvelopeError::HeaderTooLarge(HEADER_READ_BYTES_MAX + 1)));
         let mut signed = message(Vec::new(), Vec::new());
         signed.signatures = vec![proto::AuthorSignature::default(); AUTHOR_SIGNATURES_MAX + 1];
         assert_eq!(decode(&signed.encode_to_vec().into()), Err(EnvelopeError::TooManySignatures));

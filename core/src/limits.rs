@@ -4,6 +4,8 @@
 pub const ENVELOPE_BYTES_MAX: usize = 1 << 20;
 /// Largest encoded header: routing must stay cheap and a header must fit any index.
 pub const HEADER_BYTES_MAX: usize = 4 << 10;
+/// Largest encoded header that is read: a later version may write larger ones, and this one must still know whose they are.
+pub const HEADER_READ_BYTES_MAX: usize = 64 << 10;
 /// Entries in one commit: beyond this a group gains nothing and latency suffers.
 pub const COMMIT_ENTRIES_MAX: usize = 1_024;
 /// Envelope bytes in one commit; one entry always fits.
@@ -22,8 +24,8 @@ pub const KEY_NAME_BYTES_MAX: usize = 255;
 pub const CUSTODY_RANGES_MAX: usize = 1_000;
 /// Largest tlog-proof: a checkpoint note, [`PROOF_HASHES_MAX`] lines of 45 bytes and the two lines before them.
 pub const TLOG_PROOF_BYTES_MAX: usize = NOTE_BYTES_MAX + (4 << 10);
-/// Largest roster note: some hundred members with post-quantum keys.
-pub const ROSTER_BYTES_MAX: usize = 4 << 20;
+/// Largest roster note: some hundred members with post-quantum keys. It fits a message with room for what stands around it.
+pub const ROSTER_BYTES_MAX: usize = 1 << 20;
 /// Governors of one roster: those of two versions sign one note, which has at most [`NOTE_SIGNATURES_MAX`] lines.
 pub const GOVERNORS_MAX: usize = NOTE_SIGNATURES_MAX / 2;
 /// Length of an endpoint in bytes: a DNS name and a port.

@@ -224,34 +224,44 @@ pub enum Undisclosed {
     Purged,
     /// It was sent to us though we are not in its audience; the content was dropped on receipt.
     Excluded,
+    /// It was sent to us and is larger than what we take in full.
+    TooLarge,
+    /// It was sent to us and its header cannot be read or is not understood here, so that nobody here may read it.
+    NotUnderstood,
+    /// A reason that the sender gave in a word not known here.
+    Unknown,
 }
 
 impl Undisclosed {
     /// All reasons with their words and the number that stands for them on disk.
-    pub const ALL: [(Self, &'static str, u8); 5] = [
+    pub const ALL: [(Self, &'static str, u8); 8] = [
         (Self::Withheld, "withheld", 1),
         (Self::Unfollowed, "unfollowed", 2),
         (Self::NotHeld, "not_held", 3),
         (Self::Purged, "purged", 4),
         (Self::Excluded, "excluded", 5),
+        (Self::TooLarge, "too_large", 6),
+        (Self::NotUnderstood, "not_understood", 7),
+        (Self::Unknown, "unknown", 8),
     ];
 
     /// The word on the wire.
     #[must_use]
     pub fn word(self) -> &'static str {
-        Self::ALL.iter().find(|(reason, ..)| *reason == self).map_or("withheld", |(_, word, _)| word)
+        Self::ALL.iter().find(|(reason, ..)| *reason == self).map_or("unknown", |(_, word, _)| word)
     }
 
     /// The number on disk; 0 is never used, it means disclosed.
     #[must_use]
     pub fn number(self) -> u8 {
-        Self::ALL.iter().find(|(reason, ..)| *reason == self).map_or(1, |(.., number)| *number)
+        Self::ALL.iter().find(|(reason, ..)| *reason == self).map_or(8, |(.., number)| *number)
     }
 
-    /// From the wire; an unknown word counts as withheld, so that a newer peer stops nothing.
+    /// From the wire; a word that is not known, or that a receiver only says of itself, stops nothing.
     #[must_use]
     pub fn from_word(word: &str) -> Self {
-        Self::ALL.iter().find(|(_, known, _)| *known == word).map_or(Self::Withheld, |(reason, ..)| *reason)
+        let sent = [Self::Withheld, Self::Unfollowed, Self::NotHeld, Self::Purged];
+        sent.into_iter().find(|reason| reason.word() == word).unwrap_or(Self::Unknown)
     }
 
     /// From disk.

@@ -72,14 +72,14 @@ impl Filter {
     }
 }
 
-/// CAP 1.2 severities from least to most; Unknown is never as severe as what is asked for.
+/// CAP 1.2 severities from least to most. What is not known may be of any severity and is never left out.
 fn at_least(found: Severity, least: Severity) -> bool {
     let rank = |severity| match severity {
         Severity::Extreme => 4,
         Severity::Severe => 3,
         Severity::Moderate => 2,
         Severity::Minor => 1,
-        Severity::Unknown => 0,
+        Severity::Unknown => 5,
     };
-    rank(found) >= rank(least) && rank(found) > 0
+    rank(found) >= rank(least)
 }

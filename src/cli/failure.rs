@@ -32,6 +32,8 @@ pub enum Exit {
     Disputed = 11,
     /// 12, `verify`: the file does not prove what it says. `roster verify`: not signed as it must be, or no roster.
     Invalid = 12,
+    /// 13, `verify`: nothing can be said with this roster; a newer one is needed.
+    Undecided = 13,
 }
 
 /// One field that a node refused.

@@ -4,7 +4,7 @@
 //! what is true (`core`). Commands return [`Exit`] or [`Failure`]; nothing here panics on what it is given.
 //!
 //! Exit codes: 0 done, 1 failed or refused, 2 unusable command line or file, 3 not reached in time; `verify` and `roster verify` add
-//! 10 signed only, 11 disputed, 12 invalid.
+//! 10 signed only, 11 disputed, 12 invalid, 13 undecided.
 
 mod args;
 mod bench;
@@ -49,7 +49,7 @@ pub use tls::channel;
     name = "barid",
     version,
     disable_help_subcommand = true,
-    after_help = "Exit codes: 0 done, 1 failed or refused, 2 unusable command line or file, 3 not reached in time; verify: 10 signed only, 11 disputed, 12 invalid."
+    after_help = "Exit codes: 0 done, 1 failed or refused, 2 unusable command line or file, 3 not reached in time; verify: 10 signed only, 11 disputed, 12 invalid, 13 undecided."
 )]
 pub struct Cli {
     /// Write for machines: one JSON object a line.

@@ -58,7 +58,8 @@ pub struct Consistency {
     pub proof: Vec<Hash>,
 }
 
-/// Why a file is no evidence. Its maker's fault, or its carrier's.
+/// Why a file is no evidence: its maker's fault, or its carrier's. [`EvidenceError::RosterGap`] and [`EvidenceError::RosterTooOld`] are the
+/// reader's: the roster at hand is too old to judge by.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EvidenceError {
     /// Not an archive in the one form.
@@ -174,7 +175,7 @@ pub fn assemble(mut parts: EvidenceParts) -> Result<Vec<u8>, EvidenceError> {
     let file = parts.to_bytes()?;
     let (newest, _) = Roster::read(&parts.rosters.last().ok_or(count)?.1)?;
     match verify(&file, &newest).outcome {
-        Outcome::Invalid(error) => Err(error),
+        Outcome::Invalid(error) | Outcome::Undecided(error) => Err(error),
         _ => Ok(file),
     }
 }

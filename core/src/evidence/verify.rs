@@ -41,6 +41,8 @@ pub enum Outcome {
     SignedOnly,
     /// Signed by a key of the publisher, but the roster casts doubt on it. At least one reason.
     Disputed(Vec<Dispute>),
+    /// Nothing can be said with the roster that the reader brought: a newer one is needed. The file may be good.
+    Undecided(EvidenceError),
     /// No evidence at all.
     Invalid(EvidenceError),
 }
@@ -162,20 +164,21 @@ pub struct CustodyHolder {
 }
 
 impl Outcome {
-    /// "witnessed", "signed-only", "disputed", "invalid": for machines, the same in every language.
+    /// "witnessed", "signed-only", "disputed", "undecided", "invalid": for machines, the same in every language.
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
             Self::Witnessed => "witnessed",
             Self::SignedOnly => "signed-only",
             Self::Disputed(_) => "disputed",
+            Self::Undecided(_) => "undecided",
             Self::Invalid(_) => "invalid",
         }
     }
 }
 
 impl Verdict {
-    /// 0 witnessed, 10 signed only, 11 disputed, 12 invalid.
+    /// 0 witnessed, 10 signed only, 11 disputed, 12 invalid, 13 undecided.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self.outcome {
@@ -183,6 +186,7 @@ impl Verdict {
             Outcome::SignedOnly => 10,
             Outcome::Disputed(_) => 11,
             Outcome::Invalid(_) => 12,
+            Outcome::Undecided(_) => 13,
         }
     }
 }
@@ -192,6 +196,9 @@ impl Verdict {
 pub fn verify(file: &[u8], trusted: &Roster) -> Verdict {
     match judge(file, trusted) {
         Ok((outcome, report)) => Verdict { outcome, report: Some(report) },
+        Err(error @ (EvidenceError::RosterGap { .. } | EvidenceError::RosterTooOld { .. })) => {
+            Verdict { outcome: Outcome::Undecided(error), report: None }
+        }
         Err(error) => Verdict { outcome: Outcome::Invalid(error), report: None },
     }
 }
@@ -200,8 +207,15 @@ fn judge(file: &[u8], trusted: &Roster) -> Result<(Outcome, Report), EvidenceErr
     let parts = EvidenceParts::read(file)?;
     let chain = chain(&parts.rosters)?;
     let rosters = Rosters::tie(&chain, &parts.rosters, trusted)?;
-    let bulletin = Bulletin::read(&parts, rosters.newest)?;
-    let entry = Entry::verify(&parts, &bulletin, &rosters)?;
+    let bulletin = Bulletin::read(&parts)?;
+    let (needed, newest) = (bulletin.header.roster_version, rosters.newest.version());
+    // A roster that is too old may lack keys; what fails for another reason is wrong by any roster.
+    let entry = match Entry::verify(&parts, &bulletin, &rosters) {
+        Ok(_) | Err(EvidenceError::NoFeedKeys(_)) if needed > newest => {
+            return Err(EvidenceError::RosterTooOld { needed, newest });
+        }
+        entry => entry?,
+    };
     let (custody, mut disputes) = custody(&parts, &entry, &rosters)?;
     consistency(&parts, &entry.heads(&custody))?;
 
@@ -344,12 +358,9 @@ struct Bulletin {
 }
 
 impl Bulletin {
-    fn read(parts: &EvidenceParts, roster: &Roster) -> Result<Self, EvidenceError> {
+    fn read(parts: &EvidenceParts) -> Result<Self, EvidenceError> {
         let wrong = |what: String| EvidenceError::Bulletin(what);
         let header = envelope::header_of(&parts.envelope).map_err(|error| wrong(error.to_string()))?;
-        if header.roster_version > roster.version() {
-            return Err(EvidenceError::RosterTooOld { needed: header.roster_version, newest: roster.version() });
-        }
         let member = header.member.parse().map_err(|_| wrong("header.member is not a member code".to_owned()))?;
         let id = header.id.parse().map_err(|_| wrong("header.id is not a UUIDv7".to_owned()))?;
         Ok(Self { digest: envelope::digest(&parts.envelope), header, member, id })

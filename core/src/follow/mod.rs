@@ -371,10 +371,10 @@ impl Keep<'_> {
 
     fn envelope(&mut self, index: u64, envelope: &Bytes) -> (VerifiedContent, Option<u64>) {
         if envelope.len() > ENVELOPE_BYTES_MAX {
-            return self.only_digest(index, Undisclosed::NotHeld, What::TooLarge);
+            return self.only_digest(index, Undisclosed::TooLarge, What::TooLarge);
         }
         let Ok(header) = envelope::header_of(envelope) else {
-            return self.only_digest(index, Undisclosed::Excluded, What::UndecodableHeader);
+            return self.only_digest(index, Undisclosed::NotUnderstood, What::UndecodableHeader);
         };
         let owner = &self.state.feed.member;
         let from_owner = self.state.provider == *owner;
@@ -386,7 +386,9 @@ impl Keep<'_> {
                 held_back = Some(version);
                 self.find(index, What::NewerRoster(version));
             }
-            Standing::NotUnderstood => return self.only_digest(index, Undisclosed::Excluded, What::NotUnderstood),
+            Standing::NotUnderstood => {
+                return self.only_digest(index, Undisclosed::NotUnderstood, What::NotUnderstood);
+            }
             Standing::Excluded | Standing::Later { .. } => {
                 return self.only_digest(index, Undisclosed::Excluded, What::Excluded);
             }

@@ -137,6 +137,7 @@ fn every_limit_is_what_the_code_holds_to() {
     let known = BTreeMap::from(limits![
         ENVELOPE_BYTES_MAX,
         HEADER_BYTES_MAX,
+        HEADER_READ_BYTES_MAX,
         BATCH_ENTRIES_MAX,
         BATCH_BYTES_MAX,
         NOTE_BYTES_MAX,

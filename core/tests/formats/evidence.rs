@@ -26,7 +26,7 @@ fn refused(change: impl FnOnce(&mut EvidenceParts)) -> EvidenceError {
     let roster = trusted(&roster_1());
     assert!(assemble(parts.clone()).is_err());
     match outcome(&parts, &roster) {
-        Outcome::Invalid(error) => error,
+        Outcome::Invalid(error) | Outcome::Undecided(error) => error,
         other => panic!("taken as {other:?}"),
     }
 }
@@ -243,7 +243,7 @@ fn only_rosters_tied_to_the_trusted_one_are_believed() {
     let late = |rosters: Vec<(u64, Bytes)>| changed(|parts| parts.rosters = rosters);
     assert_eq!(outcome(&late(vec![(2, roster_2()), (3, third.clone())]), &trusted(&roster_1())), Outcome::SignedOnly);
     let gap = outcome(&late(vec![(3, third.clone())]), &trusted(&roster_1()));
-    assert_eq!(gap, Outcome::Invalid(EvidenceError::RosterGap { first: 3 }));
+    assert_eq!(gap, Outcome::Undecided(EvidenceError::RosterGap { first: 3 }));
     let gap = outcome(&late(vec![(1, roster_1()), (3, third)]), &trusted(&roster_1()));
     assert!(matches!(gap, Outcome::Invalid(EvidenceError::Rosters(_))));
     // Too few governors.
@@ -268,7 +268,7 @@ fn a_bulletin_of_a_newer_roster_needs_that_roster() {
     let old = make(vec![(1, roster_1())]);
     let needed = EvidenceError::RosterTooOld { needed: 2, newest: 1 };
     assert_eq!(assemble(old.clone()), Err(needed.clone()));
-    assert_eq!(outcome(&old, &trusted(&roster_1())), Outcome::Invalid(needed));
+    assert_eq!(outcome(&old, &trusted(&roster_1())), Outcome::Undecided(needed));
     assert_eq!(outcome(&old, &trusted(&roster_2())), Outcome::Witnessed);
     assert_eq!(outcome(&make(vec![(1, roster_1()), (2, roster_2())]), &trusted(&roster_1())), Outcome::Witnessed);
 }

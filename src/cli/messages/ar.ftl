@@ -165,6 +165,7 @@ column-heartbeat = آخر إشارة حياة
 verify-witnessed = مشهود: نشرها { $member } في { $feed }، الموضع { $place }، وشارك في توقيعها من الأعضاء الآخرين: { $nWitnesses }.
 verify-signed-only = موقّعة فقط: نشرها { $member } في { $feed }، الموضع { $place }؛ ولم يشارك في توقيعها عدد كافٍ.
 verify-disputed = متنازع عليها: نشرها { $member } في { $feed }، الموضع { $place }؛ غير أن هناك شكًّا فيها.
+verify-undecided = غير محسوم: لا يمكن قول شيء عن الملف بقائمة الأعضاء هذه؛ وقد يكون سليمًا.
 verify-invalid = غير صحيح: الملف لا يثبت ما يقوله.
 
 ## ما يثبته ملف دليل: barid verify
@@ -387,6 +388,9 @@ undisclosed-unfollowed = باب غير متابَع
 undisclosed-not-held = غير متاح بعد لدى نظير
 undisclosed-purged = مُحي
 undisclosed-excluded = أُسقط عند الاستلام: خارج نطاق متلقّيه
+undisclosed-too-large = أكبر مما تأخذه هذه العقدة كاملًا
+undisclosed-not-understood = ترويستها لا تُقرأ أو لا تُفهم هنا
+undisclosed-unknown = السبب الذي ذكره المُرسِل غير معروف هنا
 flag-undecodable-body = تعذّر فكّ المحتوى
 flag-unknown-kind = نوع لا تعرفه هذه العقدة
 flag-duplicate-id = معرّف استعمله ناشره مرتين

@@ -157,6 +157,7 @@ verify-witnessed = WITNESSED: published by { $member } in { $feed }, place { $pl
 }.
 verify-signed-only = SIGNED ONLY: published by { $member } in { $feed }, place { $place }; not cosigned by enough others.
 verify-disputed = DISPUTED: published by { $member } in { $feed }, place { $place }; but there is doubt about it.
+verify-undecided = UNDECIDED: with this roster nothing can be said about the file; it may be good.
 verify-invalid = INVALID: the file does not prove what it says.
 
 ## What an evidence file proves: barid verify
@@ -379,6 +380,9 @@ undisclosed-unfollowed = topic not followed
 undisclosed-not-held = not available from a peer yet
 undisclosed-purged = purged
 undisclosed-excluded = dropped on receipt: not in its audience
+undisclosed-too-large = larger than this node takes in full
+undisclosed-not-understood = its header cannot be read or is not understood here
+undisclosed-unknown = the sender's reason is not known here
 flag-undecodable-body = the body cannot be decoded
 flag-unknown-kind = a kind that this node does not know
 flag-duplicate-id = an id that its publisher used twice

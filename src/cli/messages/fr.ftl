@@ -156,6 +156,7 @@ verify-witnessed = ATTESTÉ : publié par { $member } dans { $feed }, place { $p
 }.
 verify-signed-only = SIGNÉ SEULEMENT : publié par { $member } dans { $feed }, place { $place } ; trop peu d'autres l'ont cosigné.
 verify-disputed = CONTESTÉ : publié par { $member } dans { $feed }, place { $place } ; mais il y a un doute.
+verify-undecided = NON TRANCHÉ : avec cette liste des membres, on ne peut rien dire du fichier ; il est peut-être bon.
 verify-invalid = NON VALABLE : le fichier ne prouve pas ce qu'il dit.
 
 ## Ce que prouve un fichier de preuve : barid verify
@@ -378,6 +379,9 @@ undisclosed-unfollowed = sujet non suivi
 undisclosed-not-held = pas encore disponible chez un pair
 undisclosed-purged = effacé
 undisclosed-excluded = écarté à la réception : hors de ses destinataires
+undisclosed-too-large = plus grand que ce que ce nœud prend en entier
+undisclosed-not-understood = en-tête illisible ou non compris ici
+undisclosed-unknown = la raison donnée par l'expéditeur n'est pas connue ici
 flag-undecodable-body = le contenu est indéchiffrable
 flag-unknown-kind = type inconnu de ce nœud
 flag-duplicate-id = identifiant employé deux fois par son émetteur

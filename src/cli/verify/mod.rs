@@ -73,6 +73,7 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<Exit, Failure>
         Outcome::Witnessed => Exit::Ok,
         Outcome::SignedOnly => Exit::SignedOnly,
         Outcome::Disputed(_) => Exit::Disputed,
+        Outcome::Undecided(_) => Exit::Undecided,
         Outcome::Invalid(_) => Exit::Invalid,
     })
 }
@@ -125,7 +126,7 @@ impl Judged {
             "trusted": {"roster": self.path, "version": self.trusted.version()},
         });
         let Some(fields) = object.as_object_mut() else { return Ok(object) };
-        if let Outcome::Invalid(error) = outcome {
+        if let Outcome::Invalid(error) | Outcome::Undecided(error) = outcome {
             fields.insert("reason".to_owned(), faults::detail(error).into());
         }
         if let Outcome::Disputed(reasons) = outcome {

@@ -183,6 +183,9 @@ fn every_fault_has_words_in_every_language() {
         for error in &files {
             let mut judged = judged();
             judged.verdict = Verdict { outcome: Outcome::Invalid(error.clone()), report: None };
+            if matches!(error, EvidenceError::RosterGap { .. } | EvidenceError::RosterTooOld { .. }) {
+                judged.verdict.outcome = Outcome::Undecided(error.clone());
+            }
             assert_eq!(told(lang, &judged).lines().count(), 4);
             assert!(!judged.json().unwrap()["reason"].as_str().unwrap().is_empty());
         }

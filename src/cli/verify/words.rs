@@ -19,10 +19,14 @@ pub(super) fn lines(context: &Context, render: &Render<'_>, judged: &Judged) -> 
     let (messages, output) = (&context.messages, &context.output);
     let outcome = &judged.verdict.outcome;
     let Some(report) = &judged.verdict.report else {
-        let Outcome::Invalid(error) = outcome else { return Vec::new() };
+        let (id, colour, error) = match outcome {
+            Outcome::Undecided(error) => ("verify-undecided", Style::new().yellow(), error),
+            Outcome::Invalid(error) => ("verify-invalid", Style::new().red(), error),
+            _ => return Vec::new(),
+        };
         let label = |id: &str| output.paint(&messages.text(id), Style::new().bold());
         return vec![
-            output.paint(&messages.text("verify-invalid"), Style::new().red().bold()),
+            output.paint(&messages.text(id), colour.bold()),
             format!("  {} {}", label("failure-why"), faults::sentence(messages, error)),
             format!("  {} {}", label("invalid-detail"), messages.isolate(&faults::detail(error))),
             format!("  {} {}", label("failure-next"), faults::next(messages, error)),
@@ -56,6 +60,7 @@ impl Text<'_> {
             Outcome::Witnessed => ("verify-witnessed", Style::new().green().bold()),
             Outcome::SignedOnly => ("verify-signed-only", Style::new().yellow().bold()),
             Outcome::Disputed(_) => ("verify-disputed", Style::new().red().bold()),
+            Outcome::Undecided(_) => ("verify-undecided", Style::new().yellow().bold()),
             Outcome::Invalid(_) => ("verify-invalid", Style::new().red().bold()),
         };
         let (member, feed) = (self.render.name(self.report.member.as_str()), self.report.feed.to_string());
