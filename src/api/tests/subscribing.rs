@@ -68,12 +68,15 @@ async fn what_does_not_match_is_not_sent() {
         careless("tn", 2, |_, header| {
             (header.kind, header.severity) = ("weather-report".into(), "Extreme".into());
         }),
-        bulletin("tn", 3, |header| header.severity = "Unknown".into()).envelope,
+        bulletin("tn", 3, |header| header.severity = "Moderate".into()).envelope,
         bulletin("tn", 4, |header| header.severity = "Severe".into()).envelope,
+        bulletin("tn", 5, |header| header.severity = "Unknown".into()).envelope,
     ];
     world.peer_appends("tn", peers).await;
     world.peer_withholds("tn").await;
     assert_eq!(stream.delivery().await.arrival, 5);
+    // Nobody knows that it is not severe.
+    assert_eq!(stream.delivery().await.arrival, 6);
 }
 
 /// A header of a roster that has not come yet: who may read it is not known. It is neither skipped nor guessed at.
