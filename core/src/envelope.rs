@@ -8,7 +8,9 @@ use prost::Message;
 use prost::encoding::{self, DecodeContext, WireType};
 use sha2::{Digest as _, Sha256};
 
-use crate::limits::{AUTHOR_SIGNATURES_MAX, BODY_FIELDS_MAX, ENVELOPE_BYTES_MAX, HEADER_READ_BYTES_MAX, NAME_BYTES_MAX};
+use crate::limits::{
+    AUTHOR_SIGNATURES_MAX, BODY_FIELDS_MAX, ENVELOPE_BYTES_MAX, HEADER_READ_BYTES_MAX, NAME_BYTES_MAX,
+};
 use crate::names::Digest;
 use crate::proto;
 
