@@ -74,7 +74,7 @@ impl Grant {
 }
 
 /// All grants of a node.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
     grants: BTreeMap<String, Grant>,
 }

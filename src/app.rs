@@ -3,6 +3,10 @@
 //! In scope: opening the store, the keys, the rosters, both listeners and the links, and shutting them down. Out of scope: everything
 //! that these do.
 
+mod lists;
+mod reload;
+mod validity;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,25 +20,27 @@ use barid_core::proto;
 use barid_core::roster::{ChainError, Role, Roster, RosterChain};
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use rustls::pki_types::CertificateRevocationListDer;
-use rustls::pki_types::pem::PemObject;
+use lists::Lists;
+use rustls::pki_types::UnixTime;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::transport::Server;
 
 use crate::access::{Access, AccessError};
 use crate::api::{self, Api};
-use crate::committer::{Committer, Kept, Keys, Options, StartError};
+use crate::committer::{CommitFailure, Committer, Kept, Keys, Options, StartError};
 use crate::config::NodeConfig;
 use crate::exchange::{self, Exchange, PeerSnapshot};
 use crate::rosters::Rosters;
 use crate::store::disk::{DiskOptions, DiskStore};
-use crate::store::{CrlRecord, OpenError, ReadError, Store};
+use crate::store::{OpenError, ReadError, RosterRecord, Store};
 use crate::telemetry::{AuditEvent, audit};
 use crate::transport::{
-    self, Connections, Connector, Credentials, PeerIdentity, Policy, RevocationLists, SpiffeId, Trust, Verifier,
+    self, Connections, Connector, Credentials, Limits, ListError, Listening, PeerIdentity, Policy, RevocationLists,
+    SpiffeId, Trust, Verifier,
 };
 
 /// Ranges not held that a status lists for each peer.
@@ -61,6 +67,18 @@ pub enum AppError {
         #[source]
         source: ChainError,
     },
+    /// A revocation list cannot be used.
+    #[error("the revocation list {path} cannot be used")]
+    List {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ListError,
+    },
+    /// What the node begins with could not be kept.
+    #[error("the first roster cannot be kept")]
+    Keep(#[from] CommitFailure),
     /// The roster does not list this node as it is configured.
     #[error("the roster does not list {0}")]
     NotListed(String),
@@ -96,6 +114,9 @@ pub enum AppError {
         #[source]
         source: std::io::Error,
     },
+    /// SIGHUP cannot be heard.
+    #[error("signals cannot be heard")]
+    Signal(#[source] std::io::Error),
     /// A listener failed.
     #[error("serving has failed")]
     Serve(#[from] tonic::transport::Error),
@@ -121,6 +142,9 @@ pub async fn run(
     stop: impl Future<Output = ()> + Send,
     running: impl FnOnce(&Running) + Send,
 ) -> Result<(), AppError> {
+    // From the first moment: it would end the process.
+    let mut hangup = signal(SignalKind::hangup()).map_err(AppError::Signal)?;
+    raise_file_limit();
     let me = config.feed.member.clone();
     let options = DiskOptions {
         reserve_bytes: config.text.reserve_mib << 20,
@@ -141,6 +165,7 @@ pub async fn run(
             lone_start: Duration::from_secs(config.text.lone_start_seconds.into()),
         },
     )?;
+    keep_chain(&committer, &rosters).await?;
     let access = Arc::new(ArcSwap::from_pointee(Access::load(&config.text.access)?));
 
     let trust = Trust::of(&roster);
@@ -148,10 +173,10 @@ pub async fn run(
         .map_err(|error| AppError::Transport(error.to_string()))?;
     let grace_seconds = i64::from(config.text.crl_grace_days) * 86_400;
     let lists = Lists { held: RevocationLists::default(), trust: trust.clone(), committer: committer.clone() };
-    for record in store.crls()? {
-        lists.take(&record.der, "the store");
+    lists.recall(&store.crls()?);
+    for (_, list) in lists::read_files(&config.text.crls, &trust)? {
+        lists.held.take(&list);
     }
-    lists.read_files(&config.text.crls)?;
     let verifier = |policy| Verifier::new(trust.clone(), lists.held.clone(), policy, grace_seconds);
     let connections = Connections::default();
 
@@ -168,6 +193,7 @@ pub async fn run(
         verifier: verifier(Policy::Peers(trust_domain.clone())),
         credentials: credentials.clone(),
         connections: connections.clone(),
+        on_refusal: recorded("refused-connection"),
     };
     let dial = Dialer { connector, rosters: rosters.clone(), endpoints: config.endpoints.clone() };
     let node = Arc::new(Node {
@@ -177,6 +203,10 @@ pub async fn run(
         access: Arc::clone(&access),
         credentials: credentials.clone(),
         lists: lists.clone(),
+        rosters: rosters.clone(),
+        trust_domain: trust_domain.clone(),
+        grace_seconds,
+        reloading: tokio::sync::Mutex::default(),
     });
     let api = Api {
         committer: committer.clone(),
@@ -186,18 +216,26 @@ pub async fn run(
             let identity = extensions.get::<PeerIdentity>()?;
             Some(api::Identity { path: identity.spiffe.path.clone() })
         }),
-        node,
+        node: Arc::clone(&node) as Arc<dyn api::Node>,
     };
 
     let api_tcp = bind(&config.text.listen_api).await?;
     let api_address = local(&api_tcp, &config.text.listen_api)?;
-    let people = Arc::new(verifier(Policy::OwnPeople(trust_domain.clone())));
-    let incoming = transport::listen(api_tcp, people, credentials.clone(), connections.clone(), on_refusal("api"))
-        .map_err(|error| AppError::Transport(error.to_string()))?;
+    let people = Listening {
+        name: "api",
+        verifier: Arc::new(verifier(Policy::OwnPeople(trust_domain.clone()))),
+        credentials,
+        connections: connections.clone(),
+        limits: Limits::API,
+        on_refusal: recorded("refused-connection"),
+    };
+    let incoming =
+        transport::listen(api_tcp, people.clone()).map_err(|error| AppError::Transport(error.to_string()))?;
     let routes = api::routes(&api).map_err(|error| AppError::Transport(error.to_string()))?;
     let mut serving = JoinSet::new();
     serving.spawn(
-        transport::tune_server(Server::builder())
+        Limits::API
+            .tune_server(Server::builder())
             .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, stopped(stopping.clone())),
     );
@@ -205,29 +243,37 @@ pub async fn run(
     if let Some(address) = &config.text.listen_exchange {
         let tcp = bind(address).await?;
         exchange_address = Some(local(&tcp, address)?);
-        let peers = Arc::new(verifier(Policy::Peers(trust_domain)));
-        let incoming = transport::listen(tcp, peers, credentials, connections.clone(), on_refusal("exchange"))
-            .map_err(|error| AppError::Transport(error.to_string()))?;
+        let peers = Listening {
+            name: "exchange",
+            verifier: Arc::new(verifier(Policy::Peers(trust_domain))),
+            limits: Limits::EXCHANGE,
+            ..people
+        };
+        let incoming = transport::listen(tcp, peers).map_err(|error| AppError::Transport(error.to_string()))?;
         let identify = Arc::new(|extensions: &tonic::Extensions| {
             extensions.get::<PeerIdentity>().map(|identity| identity.member.clone())
         });
         serving.spawn(
-            transport::tune_server(Server::builder())
+            Limits::EXCHANGE
+                .tune_server(Server::builder())
                 .add_service(exchange::service(exchange.clone(), identify))
                 .serve_with_incoming_shutdown(incoming, stopped(stopping.clone())),
         );
     }
     let dialers = exchange::spawn_dialers(&exchange, Arc::new(dial));
-    let watching = tokio::spawn(connections.clone().watch(|refused| {
-        audit(&AuditEvent {
-            what: "connection-ended",
-            reason: refused.reason,
-            who: &"",
-            subject: &"",
-            detail: &refused.detail,
-        });
-    }));
-    let trusting = tokio::spawn(follow_rosters(rosters, trust));
+    // Dropping the set ends them.
+    let mut watching = JoinSet::new();
+    let ended = recorded("connection-ended");
+    watching.spawn(connections.watch(trust.clone(), lists.held, move |refusal| ended(refusal)));
+    watching.spawn(follow_rosters(rosters, trust));
+    let minding = Arc::clone(&node);
+    watching.spawn(async move { minding.watch_validity().await });
+    watching.spawn(async move {
+        while hangup.recv().await.is_some() {
+            // The record of it tells the outcome.
+            let _ = node.reload_for("SIGHUP").await;
+        }
+    });
     let told = Running { exchange: exchange_address, api: api_address };
     tracing::info!(member = %me, api = %told.api, exchange = ?told.exchange, "serving");
     running(&told);
@@ -248,8 +294,7 @@ pub async fn run(
         tracing::warn!("some calls did not end in time and were cut");
         serving.abort_all();
     }
-    watching.abort();
-    trusting.abort();
+    drop(watching);
     committer.stop().await;
     tracing::info!("stopped");
     result
@@ -258,13 +303,16 @@ pub async fn run(
 /// Calls that are under way when the node stops get this long.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
-/// The roster trusted from the start, and those that the store holds beyond it.
+/// The roster trusted from the start, and those that the store holds beyond it. Where the file is newer than what the store began with
+/// and follows from it, the store's beginning stays: bulletins of that time are still judged by the rosters of that time.
 fn chain(config: &NodeConfig, store: &dyn Store) -> Result<RosterChain, AppError> {
     let path = &config.text.roster;
     let refuse = |source| AppError::Roster { path: path.clone(), source };
     let note = std::fs::read(path).map_err(|source| AppError::File { path: path.clone(), source })?;
-    let mut chain = RosterChain::start(&note).map_err(refuse)?;
-    for record in store.rosters()? {
+    let from_file = RosterChain::start(&note).map_err(refuse)?;
+    let records = store.rosters()?;
+    let mut chain = from_store(&records, &note).unwrap_or(from_file);
+    for record in records {
         if record.version > chain.newest().version() {
             chain.extend(&record.note).map_err(refuse)?;
         }
@@ -273,6 +321,28 @@ fn chain(config: &NodeConfig, store: &dyn Store) -> Result<RosterChain, AppError
         return Err(AppError::NotListed(config.feed.exchange.to_string()));
     }
     Ok(chain)
+}
+
+/// The chain that the store holds, if it reaches or leads to the roster in the file.
+fn from_store(records: &[RosterRecord], file: &[u8]) -> Option<RosterChain> {
+    let (first, rest) = records.split_first()?;
+    let mut chain = RosterChain::start(&first.note).ok()?;
+    for record in rest {
+        chain.extend(&record.note).ok()?;
+    }
+    chain.extend(file).is_ok().then_some(chain)
+}
+
+/// What a chain begins with is kept, too: a newer file may take its place.
+async fn keep_chain(committer: &Committer, rosters: &Rosters) -> Result<(), AppError> {
+    let kept: Vec<u64> = committer.store().rosters()?.iter().map(|record| record.version).collect();
+    let rosters = rosters.load();
+    let missing = rosters.notes().filter(|(version, _)| !kept.contains(version));
+    let rosters: Vec<_> = missing.map(|(version, note)| RosterRecord { version, note: note.clone() }).collect();
+    if !rosters.is_empty() {
+        committer.keep(Kept { rosters, ..Kept::default() }).await?;
+    }
+    Ok(())
 }
 
 /// The node's signing keys, each checked against the roster.
@@ -314,77 +384,29 @@ async fn stopped(mut stopping: watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-fn on_refusal(listener: &'static str) -> transport::OnRefusal {
+fn recorded(what: &'static str) -> transport::OnRefusal {
     Arc::new(move |refusal: &transport::Refusal| {
-        let (reason, who, detail) = (refusal.reason, &refusal.address, &refusal.detail);
-        audit(&AuditEvent { what: "refused-connection", reason, who, subject: &listener, detail });
+        let transport::Refusal { reason, who, at, detail } = refusal;
+        audit(&AuditEvent { what, reason, who, subject: at, detail });
     })
 }
 
-/// A newer roster changes whom TLS trusts; live connections are looked at again within a second.
+/// Every connection takes a file descriptor, and the usual soft limit of 1,024 is below what the listeners and the store may need. The
+/// hard limit is the administrator's.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// A newer roster changes whom TLS trusts, and so who stays connected.
 async fn follow_rosters(rosters: Rosters, trust: Trust) {
     let mut versions = rosters.watch();
     while versions.changed().await.is_ok() {
         trust.replace(rosters.load().newest());
-    }
-}
-
-/// Revocation lists: from files, from peers, and kept in the store.
-#[derive(Clone)]
-struct Lists {
-    held: RevocationLists,
-    trust: Trust,
-    committer: Committer,
-}
-
-impl Lists {
-    /// Whether the list was newer than the one held.
-    fn take(&self, der: &[u8], from: &str) -> bool {
-        match self.held.offer(der, &self.trust) {
-            Ok(newer) => newer,
-            Err(error) => {
-                audit(&AuditEvent { what: "refused-list", reason: "crl", who: &from, subject: &"", detail: &error });
-                false
-            }
-        }
-    }
-
-    /// Reads list files, DER or PEM; says which were newer.
-    fn read_files(&self, files: &[PathBuf]) -> Result<Vec<String>, AppError> {
-        let mut newer = Vec::new();
-        for path in files {
-            let bytes = std::fs::read(path).map_err(|source| AppError::File { path: path.clone(), source })?;
-            let der = CertificateRevocationListDer::from_pem_slice(&bytes).map_or(bytes, |list| list.to_vec());
-            if self.take(&der, &path.display().to_string()) {
-                newer.push(path.display().to_string());
-            }
-        }
-        Ok(newer)
-    }
-}
-
-impl exchange::Revocations for Lists {
-    fn version(&self) -> u64 {
-        self.held.version()
-    }
-
-    fn held(&self) -> Vec<Bytes> {
-        self.held.held().into_iter().map(|(_, der)| der.into()).collect()
-    }
-
-    fn offer(&self, from: &Member, lists: Vec<Bytes>) {
-        if lists.into_iter().filter(|der| self.take(der, from.as_str())).count() == 0 {
-            return;
-        }
-        // Kept so that a known revocation survives a restart while its authority cannot be reached.
-        let crls =
-            self.held.held().into_iter().map(|(authority, der)| CrlRecord { authority, der: der.into() }).collect();
-        let committer = self.committer.clone();
-        tokio::spawn(async move {
-            if let Err(error) = committer.keep(Kept { crls, ..Kept::default() }).await {
-                tracing::warn!(%error, "revocation lists could not be kept");
-            }
-        });
     }
 }
 
@@ -419,6 +441,10 @@ struct Node {
     access: Arc<ArcSwap<Access>>,
     credentials: Credentials,
     lists: Lists,
+    rosters: Rosters,
+    trust_domain: String,
+    grace_seconds: i64,
+    reloading: tokio::sync::Mutex<()>,
 }
 
 impl Node {
@@ -470,17 +496,12 @@ impl api::Node for Node {
     }
 
     fn alarms(&self) -> Vec<String> {
-        self.exchange.peers().alarms()
+        let mut alarms = self.exchange.peers().alarms();
+        alarms.extend(self.validity_alarms(UnixTime::now()));
+        alarms
     }
 
     fn reload(&self) -> BoxFuture<'_, Result<Vec<String>, String>> {
-        Box::pin(async move {
-            // A file that cannot be used leaves certificate and rules as they were.
-            let access = Access::load(&self.config.text.access).map_err(|error| error.to_string())?;
-            let lists = self.lists.read_files(&self.config.text.crls).map_err(|error| error.to_string())?;
-            self.credentials.reload().map_err(|error| error.to_string())?;
-            self.access.store(Arc::new(access));
-            Ok(["certificate and access rules".to_owned()].into_iter().chain(lists).collect())
-        })
+        Box::pin(self.reload_for("Operator.Reload"))
     }
 }

@@ -16,8 +16,8 @@ use barid_core::names::{ExchangeName, FeedId, Member};
 use barid_core::roster::text::{GovernorsText, KeyText, MemberText, NamesText, RosterText};
 use barid_core::roster::{MemberKind, Roster, RosterError};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use time::OffsetDateTime;
 
@@ -28,8 +28,8 @@ use crate::config::NodeText;
 pub const WORKING_GROUPS: [&str; 4] = ["security", "information", "customs", "justice"];
 /// How long development certificates last.
 const VALID: Duration = Duration::from_secs(365 * 24 * 3_600);
-/// How long a development revocation list lasts.
-const LIST_VALID: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// How long a development revocation list lasts: as its certificates, since nobody renews it.
+const LIST_VALID: Duration = VALID;
 
 /// What to make.
 #[derive(Clone, Debug)]
@@ -189,7 +189,8 @@ pub enum PkiError {
 
 /// A member's authority.
 pub struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
+    issuer: Issuer<'static, KeyPair>,
+    certificate: String,
     trust_domain: String,
 }
 
@@ -209,19 +210,40 @@ impl Authority {
     /// # Errors
     /// If the key cannot be made.
     pub fn new(trust_domain: &str) -> Result<Self, PkiError> {
+        Self::of(trust_domain, KeyPair::generate()?)
+    }
+
+    /// An authority for a trust domain with a key that there is already, PEM: also one that must be refused.
+    ///
+    /// # Errors
+    /// If the key cannot be read.
+    pub fn with_key(trust_domain: &str, key: &str) -> Result<Self, PkiError> {
+        Self::of(trust_domain, KeyPair::from_pem(key)?)
+    }
+
+    /// The authority of a trust domain again, from its certificate and key, PEM.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn load(trust_domain: &str, certificate: &str, key: &str) -> Result<Self, PkiError> {
+        let issuer = Issuer::from_ca_cert_pem(certificate, KeyPair::from_pem(key)?)?;
+        Ok(Self { issuer, certificate: certificate.to_owned(), trust_domain: trust_domain.to_owned() })
+    }
+
+    fn of(trust_domain: &str, key: KeyPair) -> Result<Self, PkiError> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, format!("{trust_domain} (exercise)"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         (params.not_before, params.not_after) = span(10 * VALID);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-        Ok(Self { issuer, trust_domain: trust_domain.to_owned() })
+        let certificate = params.self_signed(&key)?.pem();
+        Ok(Self { issuer: Issuer::new(params, key), certificate, trust_domain: trust_domain.to_owned() })
     }
 
     /// Its own certificate, PEM.
     #[must_use]
     pub fn certificate(&self) -> String {
-        self.issuer.pem()
+        self.certificate.clone()
     }
 
     /// Its private key, PEM.
@@ -270,7 +292,19 @@ impl Authority {
     /// # Errors
     /// If it cannot be made.
     pub fn revoke(&self, serials: &[Vec<u8>], number: u64) -> Result<Vec<u8>, PkiError> {
-        let (this_update, next_update) = span(LIST_VALID);
+        self.revoke_for(serials, number, span(LIST_VALID))
+    }
+
+    /// The same for any time.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn revoke_for(
+        &self,
+        serials: &[Vec<u8>],
+        number: u64,
+        (this_update, next_update): (OffsetDateTime, OffsetDateTime),
+    ) -> Result<Vec<u8>, PkiError> {
         let revoked = |serial: &Vec<u8>| RevokedCertParams {
             serial_number: SerialNumber::from_slice(serial),
             revocation_time: this_update,

@@ -32,6 +32,8 @@ pub const GOVERNORS_MAX: usize = NOTE_SIGNATURES_MAX / 2;
 pub const ENDPOINT_BYTES_MAX: usize = 253 + 6;
 /// Largest protobuf message on any stream: a full batch with its notes and proofs.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Largest revocation list taken or handed on, of some 20,000 certificates; one always fits beside the notes of a `Heads`.
+pub const CRL_BYTES_MAX: usize = 1 << 20;
 /// Hashes in one Merkle proof: trees have fewer than 2^63 leaves.
 pub const PROOF_HASHES_MAX: usize = 64;
 /// Largest evidence file: an envelope, its proofs, and a long chain of rosters.

@@ -35,6 +35,9 @@ pub use mark::{Mark, MarkError};
 pub const QUEUE_MAX: usize = 8_192;
 /// How long a record that would hold only answers waits for company.
 pub const COMPANY_WAIT: Duration = Duration::from_millis(3);
+/// Bytes of answers, rosters and lists gathered for one commit: with the digests and ids of its entries they stay below
+/// [`barid_core::limits::RECORD_HEAD_BYTES_MAX`].
+pub const KEPT_BYTES_MAX: usize = 8 << 20;
 
 /// What the committer signs with. Held by its thread alone.
 pub struct Keys {
@@ -147,6 +150,16 @@ pub struct Kept {
     pub rosters: Vec<RosterRecord>,
     /// Verified revocation lists, DER.
     pub crls: Vec<CrlRecord>,
+}
+
+impl Kept {
+    /// Bytes of what is kept, without what frames it.
+    fn bytes(&self) -> usize {
+        self.cosigned.iter().map(|cosigned| cosigned.note.len()).sum::<usize>()
+            + self.custody.iter().map(|custody| custody.note.len()).sum::<usize>()
+            + self.rosters.iter().map(|roster| roster.note.len()).sum::<usize>()
+            + self.crls.iter().map(|crl| crl.der.len()).sum::<usize>()
+    }
 }
 
 /// Handle of the committer. Cheap to clone.

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::mark::{Mark, MarkFile};
 use super::{
-    Appended, COMPANY_WAIT, CommitFailure, Custodies, Gate, Kept, Keys, Options, Permit, Published, PublishedGroup,
+    Appended, COMPANY_WAIT, CommitFailure, Custodies, Gate, KEPT_BYTES_MAX, Kept, Keys, Options, Permit, Published, PublishedGroup,
     Shared, StartError, Work, checkpoint_of, later, now, owns, trace,
 };
 use crate::store::{Append, Commit, CommitError, Committed, Content, Cosigned, CustodyRecord, FeedTree, NewEntry};
@@ -60,6 +60,7 @@ struct Group {
     own: Vec<NewEntry>,
     own_edge: Option<Frontier>,
     bytes: usize,
+    kept_bytes: usize,
     entries: usize,
     last_time: u64,
     releases: Vec<Release>,
@@ -211,6 +212,7 @@ impl Writer {
             Work::Publish(bulletins, reply, permit) => self.take_publish(group, bulletins, reply, permit),
             Work::Append(batch, reply, permit) => self.take_append(group, *batch, reply, permit),
             Work::Keep(kept, reply, permit) => {
+                group.kept_bytes += kept.bytes();
                 let Kept { cosigned, custody, cursors, rosters, crls } = kept;
                 group.commit.cosigned.extend(cosigned);
                 group.commit.custody.extend(custody);
@@ -485,8 +487,10 @@ impl Group {
             Work::Append(batch, ..) => (batch.entries.len(), batch.envelope_bytes()),
             Work::Keep(..) | Work::Stop(_) => (0, 0),
         };
+        let kept = if let Work::Keep(kept, ..) = work { kept.bytes() } else { 0 };
         self.releases.is_empty()
-            || (self.entries + entries <= COMMIT_ENTRIES_MAX
+            || (self.kept_bytes + kept <= KEPT_BYTES_MAX
+                && self.entries + entries <= COMMIT_ENTRIES_MAX
                 && self.bytes + bytes <= COMMIT_BYTES_MAX
                 && self.releases.len() < COMMIT_ENTRIES_MAX)
     }

@@ -3,12 +3,13 @@
 use barid_core::limits::MESSAGE_BYTES_MAX;
 use barid_core::names::Member;
 use barid_core::proto;
-use barid_core::roster::{ChainError, RosterChain};
+use barid_core::roster::{ChainError, Roster, RosterChain};
 use bytes::Bytes;
+use tokio::sync::MutexGuard;
 
-use super::Shared;
-use crate::committer::Kept;
-use crate::store::RosterRecord;
+use super::{Exchange, Shared};
+use crate::committer::{CommitFailure, Kept};
+use crate::store::{CrlRecord, RosterRecord};
 use crate::telemetry::{AuditEvent, audit};
 
 /// The versions after `after`, as many as one message holds.
@@ -25,31 +26,79 @@ pub(crate) fn rosters_after(chain: &RosterChain, after: u64) -> proto::Rosters {
     proto::Rosters { notes }
 }
 
+/// Rosters about to be put in force; nobody else adopts meanwhile. Dropping it changes nothing.
+pub struct Adoption<'a> {
+    shared: &'a Shared,
+    chain: RosterChain,
+    records: Vec<RosterRecord>,
+    _alone: MutexGuard<'a, ()>,
+}
+
+impl Exchange {
+    /// Begins to adopt rosters on top of those in force.
+    pub async fn adoption(&self) -> Adoption<'_> {
+        Adoption::begin(&self.shared).await
+    }
+}
+
+impl<'a> Adoption<'a> {
+    async fn begin(shared: &'a Shared) -> Self {
+        let alone = shared.adopting.lock().await;
+        let chain = RosterChain::clone(&shared.options.rosters.load());
+        Self { shared, chain, records: Vec::new(), _alone: alone }
+    }
+
+    /// Adds the next version; false if it is held or about to be adopted already.
+    ///
+    /// # Errors
+    /// As [`RosterChain::extend`].
+    pub fn extend(&mut self, note: &Bytes) -> Result<bool, ChainError> {
+        let extended = self.chain.extend(note)?;
+        if extended {
+            self.records.push(RosterRecord { version: self.chain.newest().version(), note: note.clone() });
+        }
+        Ok(extended)
+    }
+
+    /// What would be in force.
+    #[must_use]
+    pub fn newest(&self) -> &Roster {
+        self.chain.newest()
+    }
+
+    /// Keeps the rosters and, in the same commit, revocation lists; then puts the rosters in force. The version adopted, if there is a
+    /// newer one. All of it or nothing.
+    ///
+    /// # Errors
+    /// If it cannot be kept.
+    pub async fn commit(self, crls: Vec<CrlRecord>) -> Result<Option<u64>, CommitFailure> {
+        let version = self.records.last().map(|record| record.version);
+        if version.is_some() || !crls.is_empty() {
+            let kept = Kept { rosters: self.records, crls, ..Kept::default() };
+            self.shared.options.committer.keep(kept).await?;
+        }
+        if version.is_some() {
+            self.shared.options.rosters.replace(self.chain);
+        }
+        Ok(version)
+    }
+}
+
 /// Verifies rosters that `peer` sent, keeps those that extend ours, and puts them in force.
 pub(crate) async fn adopt(shared: &Shared, peer: &Member, notes: &[Bytes]) {
-    let _one_at_a_time = shared.adopting.lock().await;
-    let mut chain = RosterChain::clone(&shared.options.rosters.load());
-    let mut records = Vec::new();
+    let mut adoption = Adoption::begin(shared).await;
     for note in notes {
-        match chain.extend(note) {
-            Ok(true) => records.push(RosterRecord { version: chain.newest().version(), note: note.clone() }),
-            Ok(false) => {}
-            Err(error) => {
-                refused(shared, peer, &error);
-                break;
-            }
+        if let Err(error) = adoption.extend(note) {
+            refused(shared, peer, &error);
+            break;
         }
     }
-    if records.is_empty() {
-        return;
-    }
-    let version = chain.newest().version();
-    match shared.options.committer.keep(Kept { rosters: records, ..Kept::default() }).await {
-        Ok(()) => {
-            shared.options.rosters.replace(chain);
+    match adoption.commit(Vec::new()).await {
+        Ok(Some(version)) => {
             audit(&AuditEvent { what: "roster-adopted", reason: "newer", who: peer, subject: &version, detail: &"" });
         }
-        Err(failure) => tracing::warn!(%failure, version, "a newer roster could not be kept"),
+        Ok(None) => {}
+        Err(failure) => tracing::warn!(%failure, "a newer roster could not be kept"),
     }
 }
 

@@ -6,7 +6,7 @@ use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use bytes::Bytes;
 
-use super::{HEADS_BYTES_MAX, HEADS_NOTES_MAX, Shared};
+use super::{HEADS_BYTES_MAX, HEADS_LISTS_BYTES_MAX, HEADS_LISTS_MAX, HEADS_NOTES_MAX, Shared};
 use crate::store::ReadError;
 
 /// What one peer was told last.
@@ -16,7 +16,10 @@ pub(crate) struct Told {
     checkpoints: BTreeMap<FeedId, u64>,
     cosigned: BTreeMap<(FeedId, Member), u64>,
     roster: u64,
-    crls: Option<u64>,
+    lists: BTreeMap<String, Bytes>,
+    /// Version of our lists and of the peer's roster when lists were told last.
+    lists_state: Option<(u64, u64)>,
+    lists_left: bool,
     /// Not everything fitted.
     pub(crate) more: bool,
 }
@@ -56,25 +59,41 @@ impl Told {
             }
         }
         let roster_version = shared.options.rosters.load().newest().version();
-        let crls = self.new_crls(shared);
+        let crls = self.new_lists(shared, peer);
         let unchanged = self.any && heads.is_empty() && crls.is_empty() && roster_version == self.roster;
         self.any = true;
         self.roster = roster_version;
         Ok((!unchanged).then_some(proto::Heads { heads, roster_version, crls }))
     }
 
-    fn new_crls(&mut self, shared: &Shared) -> Vec<Bytes> {
-        let version = shared.options.revocations.version();
-        if self.crls.replace(version) == Some(version) {
+    /// Revocation lists that the peer lacks, as many as fit beside the notes. All are told again once the peer holds a newer roster:
+    /// with the one before it may not have known an authority.
+    fn new_lists(&mut self, shared: &Shared, peer: &Member) -> Vec<Bytes> {
+        let state = (*shared.options.revocations.watch().borrow(), shared.peers.roster_version(peer));
+        if self.lists_state == Some(state) && !self.lists_left {
             return Vec::new();
         }
-        let mut bytes = 0;
-        let mut lists = shared.options.revocations.held();
-        // Larger ones than fit beside the notes are for operators to bring.
-        lists.retain(|list| {
-            bytes += list.len();
-            bytes <= HEADS_BYTES_MAX
-        });
+        if self.lists_state.is_none_or(|(_, roster)| roster != state.1) {
+            self.lists.clear();
+        }
+        let (mut all, mut room, mut lists) = (true, HEADS_LISTS_BYTES_MAX, Vec::new());
+        for (name, der) in shared.options.revocations.held() {
+            if self.lists.get(&name) == Some(&der) {
+                continue;
+            }
+            if der.len() > HEADS_LISTS_BYTES_MAX {
+                tracing::error!(authority = name, bytes = der.len(), "a revocation list fits no frame");
+            } else if der.len() > room || lists.len() == HEADS_LISTS_MAX {
+                all = false;
+            } else {
+                room -= der.len();
+                self.lists.insert(name, der.clone());
+                lists.push(der);
+            }
+        }
+        self.lists_state = Some(state);
+        self.more |= !all;
+        self.lists_left = !all;
         lists
     }
 }

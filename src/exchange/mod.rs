@@ -36,6 +36,7 @@ use crate::committer::Committer;
 use crate::rosters::Rosters;
 use crate::store::Store;
 
+pub use adopt::Adoption;
 pub use dial::{Dial, spawn_dialers};
 pub use link::LinkError;
 pub use peers::{PeerSnapshot, Peers};
@@ -80,14 +81,19 @@ pub const FRAMES_WAITING_MAX: usize = 4;
 pub const HEADS_NOTES_MAX: usize = 512;
 /// Bytes of notes put into one `Heads`.
 pub const HEADS_BYTES_MAX: usize = 1 << 20;
+/// Revocation lists put into one `Heads`, and taken from one; what is left follows a second later.
+pub const HEADS_LISTS_MAX: usize = 256;
+/// Bytes of revocation lists put into one `Heads` beside the notes: the largest list fits, and both stay below
+/// [`barid_core::limits::MESSAGE_BYTES_MAX`].
+pub const HEADS_LISTS_BYTES_MAX: usize = barid_core::limits::CRL_BYTES_MAX;
 
 /// The revocation lists that this node holds and learns of. Implemented where certificates are known.
 pub trait Revocations: Send + Sync + 'static {
     /// Changes whenever [`Self::held`] does.
-    fn version(&self) -> u64;
+    fn watch(&self) -> watch::Receiver<u64>;
 
-    /// The newest list of each authority, DER.
-    fn held(&self) -> Vec<Bytes>;
+    /// The newest list of each authority: a name of the authority, and DER.
+    fn held(&self) -> Vec<(String, Bytes)>;
 
     /// Lists that a peer passed on, DER, not yet verified.
     fn offer(&self, from: &Member, lists: Vec<Bytes>);
@@ -97,11 +103,11 @@ pub trait Revocations: Send + Sync + 'static {
 pub struct NoRevocations;
 
 impl Revocations for NoRevocations {
-    fn version(&self) -> u64 {
-        0
+    fn watch(&self) -> watch::Receiver<u64> {
+        watch::channel(0).1
     }
 
-    fn held(&self) -> Vec<Bytes> {
+    fn held(&self) -> Vec<(String, Bytes)> {
         Vec::new()
     }
 

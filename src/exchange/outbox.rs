@@ -30,6 +30,7 @@ struct Inner {
     served_last: Option<FeedId>,
     overflown: bool,
     closed: bool,
+    heads_changed: bool,
 }
 
 /// What to send next.
@@ -68,6 +69,17 @@ impl Outbox {
     pub(crate) fn stored(&self, feed: FeedId, size: u64) {
         self.inner.lock().stored.insert(feed, size);
         self.wake.notify_one();
+    }
+
+    /// There may be other heads to tell, for a reason that lies with the peer.
+    pub(crate) fn heads_changed(&self) {
+        self.inner.lock().heads_changed = true;
+        self.wake.notify_one();
+    }
+
+    /// Whether there may be other heads to tell since this was asked last.
+    pub(crate) fn take_heads_changed(&self) -> bool {
+        std::mem::take(&mut self.inner.lock().heads_changed)
     }
 
     /// Whether the peer let so much pile up that the link must end.

@@ -169,8 +169,19 @@ impl Peers {
         });
     }
 
-    pub(crate) fn holds_roster(&self, peer: &Member, version: u64) {
-        self.update(peer, |shown| shown.roster_version = shown.roster_version.max(version));
+    /// The peer holds this roster version; whether that is newer than what was known.
+    pub(crate) fn holds_roster(&self, peer: &Member, version: u64) -> bool {
+        let mut newer = false;
+        self.update(peer, |shown| {
+            newer = version > shown.roster_version;
+            shown.roster_version = shown.roster_version.max(version);
+        });
+        newer
+    }
+
+    /// Newest roster version that the peer is known to hold.
+    pub(crate) fn roster_version(&self, peer: &Member) -> u64 {
+        self.inner.table.lock().peers.get(peer).map_or(0, |peer| peer.shown.roster_version)
     }
 
     /// A verified checkpoint says that `feed` has `size` entries, or so many are held here.

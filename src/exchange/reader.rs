@@ -21,7 +21,7 @@ use super::follower::Follower;
 use super::link::LinkError;
 use super::outbox::Outbox;
 use super::provider::Provider;
-use super::{COMMITTING_MAX, SILENCE_MAX, Shared};
+use super::{COMMITTING_MAX, HEADS_LISTS_MAX, SILENCE_MAX, Shared};
 use crate::committer::{Appended, CommitFailure};
 use crate::telemetry::{AuditEvent, audit};
 
@@ -402,14 +402,18 @@ impl Reader {
         }
         self.sign(Signed::HeadsShown).await;
         self.newer_roster(heads.roster_version);
-        if !heads.crls.is_empty() {
+        if heads.crls.len() > HEADS_LISTS_MAX {
+            self.malformed("", "so many revocation lists in one frame");
+        } else if !heads.crls.is_empty() {
             self.shared.options.revocations.offer(&self.peer, heads.crls);
         }
     }
 
     /// The peer holds this roster version: asks for what we lack, once.
     fn newer_roster(&mut self, version: u64) {
-        self.shared.peers.holds_roster(&self.peer, version);
+        if self.shared.peers.holds_roster(&self.peer, version) {
+            self.outbox.heads_changed();
+        }
         let ours = self.shared.options.rosters.load().newest().version();
         if version > ours && version > self.roster_asked {
             self.roster_asked = version;

@@ -49,6 +49,7 @@ impl Writer {
     async fn write(&mut self) -> Result<(), Gone> {
         let mut commits = self.shared.options.committer.watch();
         let mut rosters = self.shared.options.rosters.watch();
+        let mut lists = self.shared.options.revocations.watch();
         // Feeds that had nothing to send since the last commit, by cursor.
         let mut tried: BTreeMap<FeedId, u64> = BTreeMap::new();
         loop {
@@ -58,6 +59,11 @@ impl Writer {
                 tried.clear();
                 self.untold = true;
             }
+            if lists.has_changed().unwrap_or(false) {
+                lists.mark_unchanged();
+                self.untold = true;
+            }
+            self.untold |= self.outbox.take_heads_changed();
             if self.untold && self.heads_due().is_none_or(|due| due <= Instant::now()) {
                 self.tell().await?;
             }
@@ -82,6 +88,7 @@ impl Writer {
                             }
                             rosters.mark_changed();
                         }
+                        Ok(()) = lists.changed() => lists.mark_changed(),
                         () = tokio::time::sleep_until(heads_due.unwrap_or(beat_due)) => {}
                         () = self.outgoing.closed() => return Err(Gone),
                     }

@@ -1,10 +1,9 @@
 //! Live connections, and ending them when they are no longer allowed.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,52 +11,104 @@ use parking_lot::Mutex;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 use tonic::transport::server::Connected;
 
-use super::trust::PeerIdentity;
+use super::handshakes::Source;
+use super::limits::Limits;
+use super::refusal::{Refusal, Refused};
+use super::revocation::RevocationLists;
+use super::trust::{PeerIdentity, Trust};
 use super::verify::Verifier;
 
-/// How often certificates of live connections are looked at: an end of validity is seen within this time.
+/// How often the ends of validity are compared with the clock, which may be set: an end is seen within this time.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// All live connections of a node. Cheap to clone.
+/// All live connections of a node, of both directions. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Connections {
-    live: Arc<Mutex<HashMap<u64, Live>>>,
-    next: Arc<AtomicU64>,
+    table: Arc<Mutex<Table>>,
+}
+
+#[derive(Default)]
+struct Table {
+    next: u64,
+    live: BTreeMap<u64, Live>,
 }
 
 struct Live {
-    verifier: Arc<Verifier>,
-    chain: Vec<CertificateDer<'static>>,
+    shown: Arc<Shown>,
+    /// Unix seconds up to which it may stay as things are.
+    until: i64,
     cut: watch::Sender<bool>,
 }
 
+/// What the other end has shown.
+struct Shown {
+    origin: Origin,
+    identity: PeerIdentity,
+    certificate: CertificateDer<'static>,
+    verifier: Arc<Verifier>,
+}
+
+/// Where a connection comes from.
+pub(super) struct Origin {
+    pub(super) at: &'static str,
+    pub(super) address: String,
+    /// Absent for those that this node dials: it is not bounded by others.
+    pub(super) source: Option<Source>,
+}
+
+/// Which connections to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// All: what they were let in by has changed.
+    All,
+    /// Those whose time is over.
+    Due,
+}
+
 impl Connections {
-    /// Verifies every live connection again and ends those that would be refused now. Returns who was cut, and why.
-    pub fn reverify(&self, now: UnixTime) -> Vec<super::Refused> {
-        let mut refused = Vec::new();
-        self.live.lock().retain(|_, live| {
-            let result = match live.chain.split_first() {
-                Some((end_entity, intermediates)) => live.verifier.identify(end_entity, intermediates, now),
-                None => return true,
-            };
-            match result {
-                Ok(_) => true,
-                Err(why) => {
-                    live.cut.send_replace(true);
-                    refused.push(why);
-                    false
+    /// Verifies live connections again and ends those that would be refused now. Returns who was cut, and why.
+    pub fn reverify(&self, which: Which, now: UnixTime) -> Vec<Refusal> {
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let chosen: Vec<(u64, Arc<Shown>)> = {
+            let table = self.table.lock();
+            let due = table.live.iter().filter(|(_, live)| which == Which::All || live.until < seconds);
+            due.map(|(number, live)| (*number, Arc::clone(&live.shown))).collect()
+        };
+        // The table stays open to others meanwhile: a chain takes a tenth of a millisecond, and there may be a thousand.
+        let judged: Vec<_> = chosen
+            .into_iter()
+            .map(|(number, shown)| (number, shown.verifier.identify(&shown.certificate, now), shown))
+            .collect();
+        let mut ended = Vec::new();
+        let mut table = self.table.lock();
+        for (number, judgement, shown) in judged {
+            match judgement {
+                Ok(identity) => {
+                    if let Some(live) = table.live.get_mut(&number) {
+                        live.until = identity.until;
+                    }
+                }
+                Err(Refused { reason, detail }) => {
+                    // One that has ended by itself meanwhile is not cut.
+                    if let Some(live) = table.live.remove(&number) {
+                        live.cut.send_replace(true);
+                        let detail = format!("{detail}; {}", shown.origin.address);
+                        let (who, at) = (shown.identity.spiffe.to_string(), shown.origin.at);
+                        ended.push(Refusal { reason, who, at, detail });
+                    }
                 }
             }
-        });
-        refused
+        }
+        ended
     }
 
     /// Live connections.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.live.lock().len()
+        self.table.lock().live.len()
     }
 
     /// Whether there is none.
@@ -66,34 +117,91 @@ impl Connections {
         self.len() == 0
     }
 
-    /// Keeps looking at the live connections until the node stops, each second; tells of every cut.
-    pub async fn watch(self, told: impl Fn(&super::Refused) + Send) {
+    /// Looks at all live connections whenever trust or lists change, and at each when its time is over; tells of every cut. Returns
+    /// never.
+    pub async fn watch(self, trust: Trust, lists: RevocationLists, told: impl Fn(&Refusal) + Send) {
+        let (mut trusted, mut listed) = (trust.watch(), lists.watch());
         let mut tick = tokio::time::interval(CHECK_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tick.tick().await;
-            for refused in self.reverify(UnixTime::now()) {
-                told(&refused);
+            let which = tokio::select! {
+                Ok(()) = trusted.changed() => Which::All,
+                Ok(()) = listed.changed() => Which::All,
+                _ = tick.tick() => Which::Due,
+            };
+            let connections = self.clone();
+            let looking = tokio::task::spawn_blocking(move || connections.reverify(which, UnixTime::now()));
+            for ended in looking.await.unwrap_or_default() {
+                told(&ended);
             }
         }
     }
 
-    pub(super) fn guard<S>(
+    /// Whether one more from this source would be taken; nothing is known of it but that.
+    pub(super) fn has_room(&self, at: &'static str, source: Source, limits: &Limits) -> Result<(), Refused> {
+        let table = self.table.lock();
+        let here = || table.live.values().filter(|live| live.shown.origin.at == at);
+        let crowded = |what: &str| Err(Refused::new("too-many-connections", format!("{what} has as many as it may")));
+        if here().count() >= limits.connections_max {
+            return crowded("this listener");
+        }
+        if here().filter(|live| live.shown.origin.source == Some(source)).count() >= limits.per_source_max {
+            return crowded("this address");
+        }
+        Ok(())
+    }
+
+    /// Takes a connection in on which `certificate` was shown and its key proven.
+    pub(super) fn admit<S>(
         &self,
         stream: S,
-        identity: PeerIdentity,
-        chain: Vec<CertificateDer<'static>>,
+        origin: Origin,
+        certificate: CertificateDer<'static>,
         verifier: Arc<Verifier>,
-    ) -> Guarded<S> {
+        limits: Option<&Limits>,
+    ) -> Result<Guarded<S>, Refused> {
+        let before = verifier.state();
+        let identity = verifier.identify(&certificate, UnixTime::now())?;
+        let until = identity.until;
+        let shown = Arc::new(Shown { origin, identity, certificate, verifier });
+        let guarded = self.enter(stream, &shown, until, limits)?;
+        // Whoever looked at all connections since then may have looked before this one was among them.
+        if shown.verifier.state() != before {
+            shown.verifier.identify(&shown.certificate, UnixTime::now())?;
+        }
+        Ok(guarded)
+    }
+
+    fn enter<S>(
+        &self,
+        stream: S,
+        shown: &Arc<Shown>,
+        until: i64,
+        limits: Option<&Limits>,
+    ) -> Result<Guarded<S>, Refused> {
+        let mut table = self.table.lock();
+        if let Some(limits) = limits {
+            let same = |live: &&Live| {
+                live.shown.origin.at == shown.origin.at && live.shown.identity.spiffe == shown.identity.spiffe
+            };
+            if table.live.values().filter(same).count() >= limits.per_identity_max {
+                let detail = format!("{} has as many as it may", shown.identity.spiffe);
+                return Err(Refused::new("too-many-connections", detail));
+            }
+        }
         let (cut, mut cuts) = watch::channel(false);
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.live.lock().insert(id, Live { verifier, chain, cut });
+        let number = table.next;
+        table.next += 1;
+        table.live.insert(number, Live { shown: Arc::clone(shown), until, cut });
+        drop(table);
         let ended = Box::pin(async move {
-            // Only a cut ends the wait: that the registry forgot the connection does not.
+            // Only a cut ends the wait: that the table forgot the connection does not.
             if cuts.wait_for(|cut| *cut).await.is_err() {
                 std::future::pending::<()>().await;
             }
         });
-        Guarded { stream, identity, ended, cut: false, id, connections: self.clone() }
+        let identity = shown.identity.clone();
+        Ok(Guarded { stream, identity, ended, cut: false, number, connections: self.clone() })
     }
 }
 
@@ -103,7 +211,7 @@ pub struct Guarded<S> {
     identity: PeerIdentity,
     ended: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
     cut: bool,
-    id: u64,
+    number: u64,
     connections: Connections,
 }
 
@@ -119,7 +227,7 @@ impl<S> Guarded<S> {
 
 impl<S> Drop for Guarded<S> {
     fn drop(&mut self) {
-        self.connections.live.lock().remove(&self.id);
+        self.connections.table.lock().live.remove(&self.number);
     }
 }
 

@@ -7,7 +7,12 @@
 //! the path is verified to those only. No resumption: it would skip these checks.
 
 mod connections;
+mod credentials;
+mod dial;
+mod handshakes;
+mod limits;
 mod listener;
+mod refusal;
 mod revocation;
 mod trust;
 mod verify;
@@ -15,22 +20,12 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
-pub use connections::{Connections, Guarded};
-pub use listener::{Connector, Credentials, TransportError, listen, server_config, tune_server};
-pub use revocation::{ListError, RevocationLists};
-pub use trust::{Authorities, PeerIdentity, Refused, SpiffeId, Trust};
-pub use verify::{Policy, Verifier};
-
-/// Told of every refused connection.
-pub type OnRefusal = std::sync::Arc<dyn Fn(&Refusal) + Send + Sync>;
-
-/// A connection that was refused.
-#[derive(Clone, Debug)]
-pub struct Refusal {
-    /// Stable word.
-    pub reason: &'static str,
-    /// Address of the other end.
-    pub address: String,
-    /// For people.
-    pub detail: String,
-}
+pub use connections::{Connections, Guarded, Which};
+pub use credentials::{Certified, Credentials, TransportError, server_config};
+pub use dial::Connector;
+pub use limits::{HANDSHAKE_TIME_MAX, Limits};
+pub use listener::{Incoming, Listening, listen};
+pub use refusal::{OnRefusal, Refusal, Refused};
+pub use revocation::{CheckedList, HeldList, ListError, RevocationLists};
+pub use trust::{PeerIdentity, SpiffeId, Trust};
+pub use verify::{Policy, Verifier, not_after};

@@ -1,15 +1,19 @@
 //! Identities, and whose authorities certify them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use barid_core::names::Member;
-use barid_core::roster::Roster;
+use barid_core::roster::{MemberEntry, Roster};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, TrustAnchor};
+use tokio::sync::watch;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::refusal::Refused;
 
 /// A SPIFFE ID: `spiffe://ma.rabat.example/focal-point/police-hq` (SPIFFE-ID §2).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -72,83 +76,119 @@ pub struct PeerIdentity {
     pub spiffe: SpiffeId,
     /// The member whose authority certified it.
     pub member: Member,
-    /// Unix seconds at which its certificate ends.
-    pub not_after: i64,
+    /// Unix seconds up to which it may stay as things are: the end of its certificate, or of the time in which its authority's
+    /// revocation list is still good enough.
+    pub until: i64,
 }
 
-/// Why an identity was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}: {detail}")]
-pub struct Refused {
-    /// Stable word.
-    pub reason: &'static str,
-    /// For people.
-    pub detail: String,
+/// One authority of a member.
+#[derive(Clone, Debug)]
+pub(super) struct Authority {
+    pub(super) certificate: CertificateDer<'static>,
+    pub(super) anchor: TrustAnchor<'static>,
+    /// Unix seconds.
+    pub(super) not_after: i64,
 }
 
-impl Refused {
-    pub(crate) fn new(reason: &'static str, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into() }
+impl Authority {
+    fn read(pem: &str) -> Option<Self> {
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+        let anchor = webpki::anchor_from_trusted_cert(&certificate).ok()?.to_owned();
+        let (_, parsed) = X509Certificate::from_der(&certificate).ok()?;
+        let not_after = parsed.validity().not_after.timestamp();
+        Some(Self { anchor, not_after, certificate })
+    }
+
+    /// What it is known by: its name and its key. A renewed certificate of the same name and key is the same authority.
+    pub(super) fn id(&self) -> AuthorityId {
+        AuthorityId { name: self.anchor.subject.to_vec(), key: self.key().to_vec() }
+    }
+
+    fn key(&self) -> &[u8] {
+        &self.anchor.subject_public_key_info
     }
 }
 
-/// One member's authorities.
+/// Name and public key of an authority, DER.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct AuthorityId {
+    pub(super) name: Vec<u8>,
+    pub(super) key: Vec<u8>,
+}
+
+/// One member with its authorities.
 #[derive(Clone, Debug)]
-pub struct Authorities {
-    /// The member.
-    pub member: Member,
-    /// Certificates of its authorities.
-    pub certificates: Vec<CertificateDer<'static>>,
-    pub(super) anchors: Vec<TrustAnchor<'static>>,
+pub(super) struct Domain {
+    pub(super) member: Member,
+    pub(super) authorities: Vec<Authority>,
 }
 
 /// Which authorities certify which trust domain, by the newest roster. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Trust {
-    domains: Arc<ArcSwap<BTreeMap<String, Authorities>>>,
+    domains: Arc<ArcSwap<BTreeMap<String, Domain>>>,
+    version: watch::Sender<u64>,
 }
 
 impl Trust {
     /// The trust that a roster gives. Certificates that cannot be read are left out and logged: they can certify nothing.
     #[must_use]
     pub fn of(roster: &Roster) -> Self {
-        Self { domains: Arc::new(ArcSwap::from_pointee(domains(roster))) }
+        Self { domains: Arc::new(ArcSwap::from_pointee(domains(roster.entries()))), version: watch::Sender::new(0) }
     }
 
     /// Puts another roster in force.
     pub fn replace(&self, roster: &Roster) {
-        self.domains.store(Arc::new(domains(roster)));
+        self.domains.store(Arc::new(domains(roster.entries())));
+        self.version.send_modify(|version| *version += 1);
     }
 
-    pub(super) fn load(&self) -> Arc<BTreeMap<String, Authorities>> {
+    /// Changes when another roster is put in force.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// When the certificates of a trust domain's authorities end, in Unix seconds.
+    #[must_use]
+    pub fn authorities_end(&self, trust_domain: &str) -> Vec<i64> {
+        let domains = self.domains.load();
+        domains.get(trust_domain).into_iter().flat_map(|domain| &domain.authorities).map(|ca| ca.not_after).collect()
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        *self.version.borrow()
+    }
+
+    pub(super) fn load(&self) -> Arc<BTreeMap<String, Domain>> {
         self.domains.load_full()
     }
 }
 
-fn domains(roster: &Roster) -> BTreeMap<String, Authorities> {
-    let mut domains: BTreeMap<String, Authorities> = BTreeMap::new();
-    for entry in roster.entries() {
-        let mut certificates = Vec::new();
-        let mut anchors = Vec::new();
+pub(super) fn domains<'a>(entries: impl Iterator<Item = &'a MemberEntry>) -> BTreeMap<String, Domain> {
+    let mut domains = BTreeMap::new();
+    let mut owners: BTreeMap<Vec<u8>, BTreeSet<&Member>> = BTreeMap::new();
+    for entry in entries {
+        let mut authorities = Vec::new();
         for pem in &entry.ca_certificates {
-            let read = CertificateDer::from_pem_slice(pem.as_bytes()).ok();
-            let anchor = read
-                .as_ref()
-                .and_then(|der| webpki::anchor_from_trusted_cert(der).ok().map(|anchor| anchor.to_owned()));
-            // One key under two members is refused with the roster; TLS does not rely on it.
-            let taken = anchor.as_ref().is_some_and(|anchor| {
-                let key = &anchor.subject_public_key_info;
-                domains.values().flat_map(|other| &other.anchors).any(|other| other.subject_public_key_info == *key)
-            });
-            match (read, anchor) {
-                (Some(der), Some(anchor)) if !taken => {
-                    certificates.push(der);
-                    anchors.push(anchor);
-                }
-                _ => tracing::error!(member = %entry.code, taken, "an authority of the roster cannot be used"),
+            if let Some(authority) = Authority::read(pem) {
+                owners.entry(authority.key().to_vec()).or_default().insert(&entry.code);
+                authorities.push(authority);
+            } else {
+                tracing::error!(member = %entry.code, "an authority of the roster cannot be read");
             }
         }
-        domains.insert(entry.trust_domain.clone(), Authorities { member: entry.code.clone(), certificates, anchors });
+        domains.insert(entry.trust_domain.clone(), Domain { member: entry.code.clone(), authorities });
+    }
+    // A key of two members could speak for either as the other: it speaks for none, whatever certificates it is in.
+    for domain in domains.values_mut() {
+        domain.authorities.retain(|authority| {
+            let sole = owners.get(authority.key()).is_some_and(|owners| owners.len() == 1);
+            if !sole {
+                tracing::error!(member = %domain.member, "an authority of the roster is also another member's");
+            }
+            sole
+        });
     }
     domains
 }

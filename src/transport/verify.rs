@@ -7,12 +7,15 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, PeerIncompatible, SignatureScheme};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, RevocationOptionsBuilder, UnknownStatusPolicy};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::revocation::RevocationLists;
-use super::trust::{PeerIdentity, Refused, SpiffeId, Trust};
+use super::refusal::Refused;
+use super::revocation::{List, RevocationLists};
+use super::trust::{Authority, PeerIdentity, SpiffeId, Trust};
 
 /// Whom a verifier lets in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,60 +49,90 @@ impl Verifier {
         Self { trust, lists, policy, grace_seconds, provider: Arc::new(aws_lc_rs::default_provider()) }
     }
 
-    /// Who it is, if it may come in at `now`.
+    /// Who it is, if it may come in at `now`. Only authorities of the roster certify, none between: what such a one has certified could
+    /// not be revoked by any list that this node knows to trust. A member with intermediate authorities lists those.
     ///
     /// # Errors
     /// [`Refused`] with a stable reason.
-    pub fn identify(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<PeerIdentity, Refused> {
+    pub fn identify(&self, end_entity: &CertificateDer<'_>, now: UnixTime) -> Result<PeerIdentity, Refused> {
         let (spiffe, not_before, not_after) = read(end_entity)?;
         self.admits(&spiffe)?;
         let domains = self.trust.load();
-        let authorities = domains.get(&spiffe.trust_domain).ok_or_else(|| {
+        let domain = domains.get(&spiffe.trust_domain).ok_or_else(|| {
             Refused::new("unknown-member", format!("the roster has no trust domain {}", spiffe.trust_domain))
         })?;
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         if seconds < not_before {
-            return Err(Refused::new("not-yet-valid", format!("{spiffe} is valid from {not_before} on")));
+            return Err(Refused::new("not-yet-valid", format!("{spiffe} is valid from {} on", rfc3339(not_before))));
         }
         if seconds > not_after {
-            return Err(Refused::new("expired", format!("{spiffe} was valid until {not_after}")));
+            return Err(Refused::new("expired", format!("{spiffe} was valid until {}", rfc3339(not_after))));
         }
-        let lists = self.lists.of(&spiffe.trust_domain);
-        let grace = if spiffe.is_node() { self.grace_seconds } else { 0 };
-        if let Some(stale) = lists.iter().find(|list| seconds > list.next_update.saturating_add(grace)) {
-            let detail = format!("the revocation list of {} was due at {}", spiffe.trust_domain, stale.next_update);
-            return Err(Refused::new("crl-stale", detail));
+        let certificate =
+            EndEntityCert::try_from(end_entity).map_err(|error| Refused::new("malformed", error.to_string()))?;
+        let mut refused = None;
+        for authority in &domain.authorities {
+            let list = self.lists.of(&authority.id());
+            match self.path(&certificate, authority, list.as_deref(), now) {
+                Ok(()) => {
+                    let good_until = self.fresh(&spiffe, list.as_deref(), seconds)?;
+                    let until = not_after.min(good_until);
+                    return Ok(PeerIdentity { spiffe, member: domain.member.clone(), until });
+                }
+                Err(webpki::Error::CertRevoked) => {
+                    return Err(Refused::new("revoked", format!("{spiffe} was revoked")));
+                }
+                Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {}
+                Err(other) => refused = Some(Refused::new("invalid-path", format!("{spiffe}: {other}"))),
+            }
         }
-        let parsed: Vec<_> = lists.iter().map(|list| &list.parsed).collect();
-        let revocation = RevocationOptionsBuilder::new(&parsed).ok().map(|options| {
+        Err(refused.unwrap_or_else(|| {
+            let detail = format!("{spiffe} is not certified by an authority of {}", domain.member);
+            Refused::new("wrong-ca", detail)
+        }))
+    }
+
+    /// What decides beside a certificate and the time; changes with every roster and list.
+    pub(super) fn state(&self) -> (u64, u64) {
+        (self.trust.version(), self.lists.version())
+    }
+
+    /// One authority, with its own list and no other: a number that one authority has revoked may be a good one of the next.
+    fn path(
+        &self,
+        certificate: &EndEntityCert<'_>,
+        authority: &Authority,
+        list: Option<&List>,
+        now: UnixTime,
+    ) -> Result<(), webpki::Error> {
+        let lists: Vec<_> = list.map(|list| &list.parsed).into_iter().collect();
+        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
             options
                 .with_status_policy(UnknownStatusPolicy::Allow)
                 .with_expiration_policy(ExpirationPolicy::Ignore)
                 .build()
         });
-        let certificate =
-            EndEntityCert::try_from(end_entity).map_err(|error| Refused::new("malformed", error.to_string()))?;
         let usage = match self.policy {
             Policy::Exactly(_) => KeyUsage::server_auth(),
             Policy::Peers(_) | Policy::OwnPeople(_) => KeyUsage::client_auth(),
         };
         let algorithms = self.provider.signature_verification_algorithms.all;
-        certificate
-            .verify_for_usage(algorithms, &authorities.anchors, intermediates, now, usage, revocation, None)
-            .map_err(|error| match error {
-                webpki::Error::CertRevoked => Refused::new("revoked", format!("{spiffe} was revoked")),
-                webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => Refused::new(
-                    "wrong-ca",
-                    format!("{spiffe} is not certified by an authority of {}", authorities.member),
-                ),
-                other => Refused::new("invalid-path", other.to_string()),
-            })?;
-        Ok(PeerIdentity { spiffe, member: authorities.member.clone(), not_after })
+        let anchors = std::slice::from_ref(&authority.anchor);
+        certificate.verify_for_usage(algorithms, anchors, &[], now, usage, revocation, None).map(|_| ())
+    }
+
+    /// Until when the list is good enough for `spiffe`, in Unix seconds. An authority of which no list is known yet is believed: lists
+    /// come over the links.
+    fn fresh(&self, spiffe: &SpiffeId, list: Option<&List>, seconds: i64) -> Result<i64, Refused> {
+        let Some(list) = list else { return Ok(i64::MAX) };
+        let grace = if spiffe.is_node() { self.grace_seconds } else { 0 };
+        let until = list.next_update.saturating_add(grace);
+        if seconds > until {
+            let due = rfc3339(list.next_update);
+            let detail = format!("{spiffe}: the revocation list of its authority was due on {due}");
+            return Err(Refused::new("crl-stale", detail));
+        }
+        Ok(until)
     }
 
     fn admits(&self, spiffe: &SpiffeId) -> Result<(), Refused> {
@@ -113,6 +146,13 @@ impl Verifier {
             _ => Ok(()),
         }
     }
+}
+
+/// When a certificate ends, in Unix seconds; `None` if it cannot be read.
+#[must_use]
+pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(parsed.validity().not_after.timestamp())
 }
 
 /// The one URI among a certificate's names (X509-SVID §2), and its validity in unix seconds.
@@ -132,6 +172,12 @@ fn read(certificate: &CertificateDer<'_>) -> Result<(SpiffeId, i64, i64), Refuse
     Ok((first.parse()?, validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
+/// Unix seconds as people write them.
+fn rfc3339(seconds: i64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp(seconds).ok();
+    time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| format!("Unix second {seconds}"))
+}
+
 /// The other end sees a general alert only; the reason is for our own records.
 fn as_tls(refused: Refused) -> rustls::Error {
     rustls::CertificateError::Other(rustls::OtherError(Arc::new(refused))).into()
@@ -145,10 +191,10 @@ impl ClientCertVerifier for Verifier {
     fn verify_client_cert(
         &self,
         end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
+        _intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.identify(end_entity, intermediates, now).map(|_| ClientCertVerified::assertion()).map_err(as_tls)
+        self.identify(end_entity, now).map(|_| ClientCertVerified::assertion()).map_err(as_tls)
     }
 
     fn verify_tls12_signature(
@@ -178,12 +224,12 @@ impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
+        _intermediates: &[CertificateDer<'_>],
         _server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.identify(end_entity, intermediates, now).map(|_| ServerCertVerified::assertion()).map_err(as_tls)
+        self.identify(end_entity, now).map(|_| ServerCertVerified::assertion()).map_err(as_tls)
     }
 
     fn verify_tls12_signature(

@@ -1,0 +1,131 @@
+//! Reading certificate, lists, access rules and roster again without a restart: all that changed, or nothing.
+
+use std::sync::Arc;
+
+use barid_core::roster::ChainError;
+use bytes::Bytes;
+use rustls::pki_types::UnixTime;
+
+use super::{AppError, Node, lists};
+use crate::access::Access;
+use crate::committer::CommitFailure;
+use crate::telemetry::{AuditEvent, audit};
+use crate::transport::{Certified, Policy, Refused, RevocationLists, SpiffeId, TransportError, Trust, Verifier};
+
+/// Why nothing was reloaded.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReloadError {
+    /// A file cannot be used.
+    #[error(transparent)]
+    File(#[from] AppError),
+    /// Certificate and key cannot be used.
+    #[error(transparent)]
+    Identity(#[from] TransportError),
+    /// Everybody would refuse the certificate.
+    #[error("{path} would be refused: {refused}")]
+    Refused {
+        /// The file.
+        path: String,
+        /// Why.
+        refused: Refused,
+    },
+    /// What was read could not be kept.
+    #[error("it cannot be kept: {0}")]
+    Commit(#[from] CommitFailure),
+}
+
+impl Node {
+    /// Reads the files again and says what changed; `who` asked for it. A file that cannot be used leaves everything as it was.
+    pub(super) async fn reload_for(&self, who: &str) -> Result<Vec<String>, String> {
+        let result = self.reload_files().await.map_err(|error| one_line(&error));
+        let (what, reason, detail) = match &result {
+            Ok(changes) if changes.is_empty() => ("reloaded", "nothing-new", String::new()),
+            Ok(changes) => ("reloaded", "changed", changes.join("; ")),
+            Err(error) => ("refused-reload", "unusable", error.clone()),
+        };
+        audit(&AuditEvent { what, reason, who: &who, subject: &"", detail: &detail });
+        result
+    }
+
+    async fn reload_files(&self) -> Result<Vec<String>, ReloadError> {
+        let _one_at_a_time = self.reloading.lock().await;
+        let text = &self.config.text;
+
+        // Everything is read and judged as it would stand together ...
+        let access = Access::load(&text.access).map_err(AppError::from)?;
+        let certified = self.credentials.read()?;
+        let note = std::fs::read(&text.roster)
+            .map_err(|source| AppError::File { path: text.roster.clone(), source })
+            .map(Bytes::from)?;
+        let mut adoption = self.exchange.adoption().await;
+        match adoption.extend(&note) {
+            Ok(_) => {}
+            // The file may be older than what came over the links.
+            Err(ChainError::Gap { held, found }) if found < held => {}
+            Err(source) => return Err(AppError::Roster { path: text.roster.clone(), source }.into()),
+        }
+        let trust = Trust::of(adoption.newest());
+        let lists = lists::read_files(&text.crls, &trust)?;
+        let renewed = !self.credentials.is_current(&certified);
+        if renewed {
+            self.must_be_accepted(&certified, &trust, &lists)?;
+        }
+
+        // ... made durable in one commit, and put in force.
+        let newer: Vec<_> = lists.iter().filter(|(_, list)| self.lists.held.is_newer(list)).collect();
+        let records = newer.iter().map(|(_, list)| lists::record(list.list())).collect();
+        let adopted = adoption.commit(records).await?;
+        let mut changes = Vec::new();
+        if let Some(version) = adopted {
+            self.lists.trust.replace(self.rosters.load().newest());
+            changes.push(format!("roster: version {version}"));
+        }
+        for (path, list) in newer {
+            if self.lists.held.take(list) {
+                changes.push(format!("revocation list of {}: {}", list.list().trust_domain, path.display()));
+            }
+        }
+        if renewed {
+            self.credentials.put(certified);
+            changes.push(format!("certificate: {}", text.certificate.display()));
+        }
+        if **self.access.load() != access {
+            self.access.store(Arc::new(access));
+            changes.push(format!("access rules: {}", text.access.display()));
+        }
+        Ok(changes)
+    }
+
+    /// With a certificate that others refuse this node would be alone.
+    fn must_be_accepted(
+        &self,
+        certified: &Certified,
+        trust: &Trust,
+        lists: &[(std::path::PathBuf, crate::transport::CheckedList)],
+    ) -> Result<(), ReloadError> {
+        let path = self.credentials.path().display().to_string();
+        let Some(certificate) = certified.certificate() else { return Ok(()) };
+        let new = RevocationLists::default();
+        for (_, list) in lists {
+            new.take(list);
+        }
+        for known in [&self.lists.held, &new] {
+            let policy = Policy::Exactly(SpiffeId::node(&self.trust_domain));
+            Verifier::new(trust.clone(), known.clone(), policy, self.grace_seconds)
+                .identify(certificate, UnixTime::now())
+                .map_err(|refused| ReloadError::Refused { path: path.clone(), refused })?;
+        }
+        Ok(())
+    }
+}
+
+/// An error with everything that caused it.
+fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

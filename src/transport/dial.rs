@@ -1,0 +1,126 @@
+//! Connections to nodes of other members.
+
+use std::io;
+use std::sync::Arc;
+
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Channel, Endpoint};
+
+use super::connections::{Connections, Guarded, Origin};
+use super::credentials::{Credentials, TransportError, client_config};
+use super::limits::{HANDSHAKE_TIME_MAX, tune_endpoint};
+use super::refusal::{OnRefusal, Refusal, Refused};
+use super::trust::SpiffeId;
+use super::verify::{Policy, Verifier};
+
+/// Where refusals and ended connections are said to be that this node dialled.
+const DIAL: &str = "dial";
+
+/// Opens connections to nodes of other members.
+#[derive(Clone)]
+pub struct Connector {
+    /// Trust and lists; its policy is replaced by the one identity that is dialled.
+    pub verifier: Verifier,
+    /// Own certificate.
+    pub credentials: Credentials,
+    /// Where live connections are kept.
+    pub connections: Connections,
+    /// Told of every answer by somebody else than was dialled. That nobody answers is no refusal.
+    pub on_refusal: OnRefusal,
+}
+
+impl Connector {
+    /// Connects to `endpoint` (`host:port`) and verifies that `expected` answers.
+    ///
+    /// # Errors
+    /// See [`TransportError`].
+    pub async fn dial(&self, endpoint: &str, expected: SpiffeId) -> Result<Channel, TransportError> {
+        let host = endpoint.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']']).to_owned());
+        let name = host
+            .and_then(|host| ServerName::try_from(host).ok())
+            .ok_or_else(|| TransportError::Endpoint(endpoint.to_owned()))?;
+        let uri = format!("https://{}", expected.trust_domain);
+        let verifier = Arc::new(Verifier { policy: Policy::Exactly(expected.clone()), ..self.verifier.clone() });
+        let tls = TlsConnector::from(Arc::new(client_config(Arc::clone(&verifier), self.credentials.clone())?));
+        let attempt = Attempt {
+            tls,
+            verifier,
+            connections: self.connections.clone(),
+            address: endpoint.into(),
+            name,
+            expected,
+            on_refusal: Arc::clone(&self.on_refusal),
+        };
+        let connect = tower::service_fn(move |_| {
+            let attempt = attempt.clone();
+            async move { attempt.connect().await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::try_from(uri).map_err(|error| TransportError::Connect(error.to_string()))?;
+        let endpoint = tune_endpoint(endpoint);
+        let connecting = endpoint.connect_with_connector(connect);
+        match tokio::time::timeout(HANDSHAKE_TIME_MAX, connecting).await {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(error)) => Err(TransportError::Connect(chain_text(&error))),
+            Err(_) => Err(TransportError::Connect("no connection within 10 s".into())),
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Attempt {
+    tls: TlsConnector,
+    verifier: Arc<Verifier>,
+    connections: Connections,
+    address: Arc<str>,
+    name: ServerName<'static>,
+    expected: SpiffeId,
+    on_refusal: OnRefusal,
+}
+
+impl Attempt {
+    async fn connect(&self) -> io::Result<Guarded<TlsStream<TcpStream>>> {
+        let stream = TcpStream::connect(&*self.address).await?;
+        stream.set_nodelay(true)?;
+        let stream = match self.tls.connect(self.name.clone(), stream).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                // That the line broke is nobody's refusal.
+                if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+                    self.refused(Refused::by_tls(&error));
+                }
+                return Err(error);
+            }
+        };
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let shown = shown.cloned().map(CertificateDer::into_owned);
+        let origin = Origin { at: DIAL, address: self.address.to_string(), source: None };
+        let admitted = match shown {
+            Some(shown) => self.connections.admit(stream, origin, shown, Arc::clone(&self.verifier), None),
+            None => Err(Refused::new("no-certificate", "no certificate was shown")),
+        };
+        admitted.map_err(|refused| {
+            self.refused(refused.clone());
+            io::Error::other(refused)
+        })
+    }
+
+    fn refused(&self, Refused { reason, detail }: Refused) {
+        let detail = format!("{}: {detail}", self.address);
+        (self.on_refusal)(&Refusal { reason, who: self.expected.to_string(), at: DIAL, detail });
+    }
+}
+
+/// An error with its sources, in one line.
+fn chain_text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}

@@ -1,0 +1,68 @@
+//! Refusals: a stable word for each, for the records.
+
+use std::io;
+use std::sync::Arc;
+
+use rustls::{PeerIncompatible, PeerMisbehaved};
+
+/// Told of every refused or ended connection.
+pub type OnRefusal = Arc<dyn Fn(&Refusal) + Send + Sync>;
+
+/// A connection that was refused or ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Stable word.
+    pub reason: &'static str,
+    /// Who, if a certificate has proven it; else the address of the other end. For a dialled one the identity that was expected.
+    pub who: String,
+    /// The listener it came to: "api" or "exchange"; "dial" for one that this node dialled.
+    pub at: &'static str,
+    /// For people.
+    pub detail: String,
+}
+
+/// Why a connection was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {detail}")]
+pub struct Refused {
+    /// Stable word.
+    pub reason: &'static str,
+    /// For people.
+    pub detail: String,
+}
+
+impl Refused {
+    pub(super) fn new(reason: &'static str, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+
+    /// The stable word for a failed handshake.
+    pub(super) fn by_tls(error: &io::Error) -> Self {
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        let reason = match tls {
+            Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) => {
+                if let Some(refused) = other.0.downcast_ref::<Self>() {
+                    return refused.clone();
+                }
+                "bad-certificate"
+            }
+            Some(rustls::Error::InvalidCertificate(_)) => "bad-certificate",
+            Some(rustls::Error::PeerIncompatible(
+                PeerIncompatible::Tls12NotOffered
+                | PeerIncompatible::Tls12NotOfferedOrEnabled
+                | PeerIncompatible::SupportedVersionsExtensionRequired
+                | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+                | PeerIncompatible::ServerDoesNotSupportTls12Or13,
+            )) => "tls-version",
+            Some(rustls::Error::PeerMisbehaved(PeerMisbehaved::SelectedUnofferedApplicationProtocol))
+            | Some(rustls::Error::NoApplicationProtocol) => "not-http2",
+            Some(rustls::Error::InvalidMessage(_)) => "plain-text",
+            Some(rustls::Error::NoCertificatesPresented) => "no-certificate",
+            Some(rustls::Error::AlertReceived(_)) => "refused-by-other-end",
+            Some(_) => "tls-handshake",
+            // The other end went away before the handshake was done.
+            None => "broken-off",
+        };
+        Self::new(reason, error.to_string())
+    }
+}

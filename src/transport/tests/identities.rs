@@ -1,0 +1,58 @@
+//! Whose certificates are believed.
+
+use barid_core::names::Member;
+use rustls::pki_types::UnixTime;
+
+use super::super::{Policy, Trust, trust};
+use super::world::{World, days, der, roster};
+use crate::pki::Authority;
+
+#[test]
+fn a_member_speaks_for_itself_only() {
+    let world = World::new();
+    assert_eq!(world.at_ma(&world.ly.issue("node", &[]).unwrap()), Ok("ly".into()));
+    let other = Authority::new("tn.rabat.example").unwrap();
+    assert_eq!(world.at_ma(&other.issue("node", &[]).unwrap()), Err("unknown-member"));
+    let as_ly = other.issue_for(&["spiffe://ly.rabat.example/node"], &[], days(-1, 1)).unwrap();
+    assert_eq!(world.at_ma(&as_ly), Err("wrong-ca"));
+    let ma_by_ly = world.ly.issue_for(&["spiffe://ma.rabat.example/node"], &[], days(-1, 1)).unwrap();
+    assert_eq!(world.at_ma(&ma_by_ly), Err("not-a-peer"));
+    assert_eq!(world.at_ma(&world.ly.issue("focal-point/police-hq", &[]).unwrap()), Err("not-a-node"));
+    let node = "spiffe://ly.rabat.example/node";
+    assert_eq!(world.at_ma(&world.ly.issue_for(&[node, node], &[], days(-1, 1)).unwrap()), Err("many-uri-sans"));
+    assert_eq!(world.at_ma(&world.ly.issue_for(&[], &["localhost".into()], days(-1, 1)).unwrap()), Err("no-uri-san"));
+    assert_eq!(world.at_ma(&world.ly.issue_for(&[node], &[], days(-3, -1)).unwrap()), Err("expired"));
+    assert_eq!(world.at_ma(&world.ly.issue_for(&[node], &[], days(1, 3)).unwrap()), Err("not-yet-valid"));
+}
+
+#[test]
+fn libyas_authority_cannot_speak_for_morocco() {
+    let world = World::new();
+    let forged = world.ly.issue_for(&["spiffe://ma.rabat.example/node"], &[], days(-1, 1)).unwrap();
+    let at_tunis = world.verifier(Policy::Peers("tn.rabat.example".into()));
+    assert_eq!(at_tunis.identify(&der(&forged), UnixTime::now()).unwrap_err().reason, "wrong-ca");
+}
+
+#[test]
+fn one_key_under_two_members_certifies_for_neither_whatever_certificate_it_is_in() {
+    let world = World::new();
+    let ly_as_ma = Authority::with_key("ma.rabat.example", &world.ly.key()).unwrap();
+    // The roster itself refuses it, too; here each stands in one of its own.
+    let (one, other) = (roster(&[("ma", &[&world.ma, &ly_as_ma])]), roster(&[("ly", &[&world.ly])]));
+    let domains = trust::domains(one.entries().chain(other.entries()));
+    let left = |domain: &str| domains[domain].authorities.len();
+    assert_eq!((left("ma.rabat.example"), left("ly.rabat.example")), (1, 0));
+}
+
+#[test]
+fn an_authority_with_a_new_key_or_a_new_certificate_goes_on_beside_the_old_one() {
+    let mut world = World::new();
+    let next = Authority::new("ly.rabat.example").unwrap();
+    let renewed = Authority::with_key("ly.rabat.example", &world.ly.key()).unwrap();
+    world.trust = Trust::of(&roster(&[("ma", &[&world.ma]), ("ly", &[&world.ly, &renewed, &next])]));
+    for authority in [&world.ly, &renewed, &next] {
+        assert_eq!(world.at_ma(&authority.issue("node", &[]).unwrap()), Ok("ly".into()));
+    }
+    let ly: Member = "ly".parse().unwrap();
+    assert_eq!(world.trust.load()["ly.rabat.example"].member, ly);
+}

@@ -1,0 +1,7 @@
+//! Who gets in, who does not, and who is put out.
+#![allow(clippy::unwrap_used)]
+
+mod identities;
+mod lists;
+mod sockets;
+mod world;
