@@ -21,10 +21,12 @@ use futures::future::BoxFuture;
 use futures::stream::StreamExt;
 use tonic::transport::{Channel, Endpoint, Server};
 
-use super::{Dial, IN_FLIGHT_BATCHES_MAX, LinkError, service, spawn_dialers};
+use super::{
+    Dial, HEADS_LISTS_BYTES_MAX, HEADS_LISTS_MAX, IN_FLIGHT_BATCHES_MAX, LinkError, service, spawn_dialers,
+};
 use crate::committer::Gate;
 use crate::store::Content;
-use world::{Actor, Node, Tamper, connect, feed, honest, key, member, roster, until};
+use world::{Actor, Lists, Node, Tamper, connect, feed, honest, key, member, roster, until};
 
 fn handling(draft: &mut proto::Draft) -> &mut proto::Handling {
     draft.header.as_mut().unwrap().handling.as_mut().unwrap()
@@ -318,6 +320,55 @@ async fn a_newer_roster_travels() {
     until("and the third, which has no link to the first", || version(&tn) == 2).await;
     assert_eq!(tn.store.rosters().unwrap().len(), 1, "kept, to be there after a restart");
     until("ma sees that ly has it", || ma.seen(&ly.me).roster_version == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revocation_lists_travel_all_of_them_in_frames_that_fit() {
+    // One that fills a frame, small ones behind it, and one that fits no frame and must not hold up the others.
+    let sizes = [("large", HEADS_LISTS_BYTES_MAX), ("a", 600_000), ("too-large", HEADS_LISTS_BYTES_MAX + 1)];
+    let from = Lists::holding(&[&sizes[..], &[("b", 500_000), ("c", 400_000), ("d", 100)]].concat());
+    let (to, largest) = (Lists::holding(&[]), Arc::new(AtomicUsize::new(0)));
+    let (ma, ly) = (Node::with("ma", &[], Arc::clone(&from) as _), Node::with("ly", &[], Arc::clone(&to) as _));
+    let seen = Arc::clone(&largest);
+    let weighing: Tamper = Box::new(move |frame| {
+        if let Some(Frame::Heads(heads)) = &frame.frame {
+            let bytes: usize = heads.crls.iter().map(Bytes::len).sum();
+            seen.fetch_max(bytes, Ordering::Relaxed);
+        }
+        Some(frame)
+    });
+    let _cable = connect(&ma, &ly, weighing, honest());
+    let mut wanted = vec![HEADS_LISTS_BYTES_MAX, 600_000, 500_000, 400_000, 100];
+    let sorted = || {
+        let mut offered = to.offered_bytes();
+        offered.sort_unstable_by(|a, b| b.cmp(a));
+        offered
+    };
+    until("all that fit have come", || sorted() == wanted).await;
+    assert!(largest.load(Ordering::Relaxed) <= HEADS_LISTS_BYTES_MAX);
+
+    // A newer one is told although nothing else happens, and only that one.
+    from.put("a", 700_000);
+    wanted.insert(1, 700_000);
+    until("the newer one has come", || sorted() == wanted).await;
+
+    // With a newer roster the peer may know authorities that it did not know before: it is told all again.
+    let mut chain = barid_core::roster::RosterChain::clone(&ma.rosters.load());
+    chain.extend(&roster(2, Some(chain.newest().text_hash()))).unwrap();
+    ma.rosters.replace(chain);
+    until("all have come again", || to.offered_bytes().len() == wanted.len() + 5).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_with_too_many_lists_is_malformed() {
+    let lists = Lists::holding(&[]);
+    let ma = Node::with("ma", &[], Arc::clone(&lists) as _);
+    let mut ly = Actor::greet(&ma, "ly").await;
+    let crls = vec![Bytes::from_static(b"list"); HEADS_LISTS_MAX + 1];
+    ly.say(Frame::Heads(proto::Heads { roster_version: 1, crls, ..proto::Heads::default() })).await;
+    let fault = ly.hear(|frame| if let Frame::Fault(fault) = frame { Some(fault) } else { None }).await;
+    assert_eq!(fault.reason, "malformed");
+    assert!(lists.offered_bytes().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

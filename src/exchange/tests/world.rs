@@ -11,12 +11,13 @@ use barid_core::proto::frame::Frame;
 use barid_core::roster::RosterChain;
 use bytes::Bytes;
 use futures::StreamExt;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::committer::{Committer, Keys, Options as CommitterOptions};
-use crate::exchange::{Exchange, LinkError, NoRevocations, Options, PeerSnapshot, Wire};
+use crate::exchange::{Exchange, LinkError, NoRevocations, Options, PeerSnapshot, Revocations, Wire};
 use crate::rosters::Rosters;
 use crate::store::Store;
 use crate::store::memory::MemoryStore;
@@ -94,6 +95,11 @@ impl Node {
 
     /// A node that wants the content of these topics only.
     pub(super) fn following(code: &str, topics: &[&str]) -> Self {
+        Self::with(code, topics, Arc::new(NoRevocations))
+    }
+
+    /// A node with revocation lists of the test's making.
+    pub(super) fn with(code: &str, topics: &[&str], revocations: Arc<dyn Revocations>) -> Self {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let folder = tempfile::tempdir().unwrap();
         let committer = Committer::start(
@@ -115,7 +121,7 @@ impl Node {
             rosters: rosters.clone(),
             topics,
             listens: true,
-            revocations: Arc::new(NoRevocations),
+            revocations,
             shutdown,
         });
         Self { me: member(code), store, committer, rosters, exchange, _shutdown: stop, _mark: folder }
@@ -166,6 +172,49 @@ pub(super) fn bulletin(by: &Member, change: &impl Fn(&mut proto::Draft)) -> Vali
         roster_version: 1,
     };
     prepare(&draft, &fill, salt.try_into().unwrap()).unwrap()
+}
+
+/// Revocation lists that nobody verifies.
+pub(super) struct Lists {
+    held: Mutex<Vec<(String, Bytes)>>,
+    changed: watch::Sender<u64>,
+    pub(super) offered: Mutex<Vec<Bytes>>,
+}
+
+impl Lists {
+    pub(super) fn holding(lists: &[(&str, usize)]) -> Arc<Self> {
+        let this = Arc::new(Self { held: Mutex::default(), changed: watch::Sender::new(0), offered: Mutex::default() });
+        lists.iter().for_each(|(name, bytes)| this.put(name, *bytes));
+        this
+    }
+
+    /// A list of so many bytes in place of what was held of this authority.
+    pub(super) fn put(&self, name: &str, bytes: usize) {
+        let mut held = self.held.lock();
+        held.retain(|(other, _)| other != name);
+        held.push((name.to_owned(), vec![7; bytes].into()));
+        drop(held);
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Sizes of what was offered.
+    pub(super) fn offered_bytes(&self) -> Vec<usize> {
+        self.offered.lock().iter().map(Bytes::len).collect()
+    }
+}
+
+impl Revocations for Lists {
+    fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn held(&self) -> Vec<(String, Bytes)> {
+        self.held.lock().clone()
+    }
+
+    fn offer(&self, _from: &Member, lists: Vec<Bytes>) {
+        self.offered.lock().extend(lists);
+    }
 }
 
 /// What a test makes of a frame on its way; `None` drops it.
