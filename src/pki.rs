@@ -16,8 +16,8 @@ use barid_core::names::{ExchangeName, FeedId, Member};
 use barid_core::roster::text::{GovernorsText, KeyText, MemberText, NamesText, RosterText};
 use barid_core::roster::{MemberKind, Roster, RosterError};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use time::OffsetDateTime;
 

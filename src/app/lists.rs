@@ -44,8 +44,8 @@ pub(super) fn read_files(files: &[PathBuf], trust: &Trust) -> Result<Vec<(PathBu
     for path in files {
         let bytes = std::fs::read(path).map_err(|source| AppError::File { path: path.clone(), source })?;
         for der in ders(path, &bytes)? {
-            let checked = RevocationLists::check(&der, trust)
-                .map_err(|source| AppError::List { path: path.clone(), source })?;
+            let checked =
+                RevocationLists::check(&der, trust).map_err(|source| AppError::List { path: path.clone(), source })?;
             lists.push((path.clone(), checked));
         }
     }

@@ -17,8 +17,8 @@ use uuid::Uuid;
 
 use super::mark::{Mark, MarkFile};
 use super::{
-    Appended, COMPANY_WAIT, CommitFailure, Custodies, Gate, KEPT_BYTES_MAX, Kept, Keys, Options, Permit, Published, PublishedGroup,
-    Shared, StartError, Work, checkpoint_of, later, now, owns, trace,
+    Appended, COMPANY_WAIT, CommitFailure, Custodies, Gate, KEPT_BYTES_MAX, Kept, Keys, Options, Permit, Published,
+    PublishedGroup, Shared, StartError, Work, checkpoint_of, later, now, owns, trace,
 };
 use crate::store::{Append, Commit, CommitError, Committed, Content, Cosigned, CustodyRecord, FeedTree, NewEntry};
 

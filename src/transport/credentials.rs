@@ -151,10 +151,7 @@ pub fn server_config(verifier: Arc<Verifier>, credentials: Credentials) -> Resul
 ///
 /// # Errors
 /// If TLS cannot be set up.
-pub(super) fn client_config(
-    verifier: Arc<Verifier>,
-    credentials: Credentials,
-) -> Result<ClientConfig, TransportError> {
+pub(super) fn client_config(verifier: Arc<Verifier>, credentials: Credentials) -> Result<ClientConfig, TransportError> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&verifier.provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()

@@ -46,10 +46,7 @@ pub type Incoming = Guarded<TlsStream<TcpStream>>;
 ///
 /// # Errors
 /// If TLS cannot be set up.
-pub fn listen(
-    tcp: TcpListener,
-    listening: Listening,
-) -> Result<ReceiverStream<io::Result<Incoming>>, TransportError> {
+pub fn listen(tcp: TcpListener, listening: Listening) -> Result<ReceiverStream<io::Result<Incoming>>, TransportError> {
     let config = server_config(Arc::clone(&listening.verifier), listening.credentials.clone())?;
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);

@@ -110,8 +110,7 @@ impl RevocationLists {
         }
         // RFC 5280 §5.2.3 and §5.1.2.5: both are always there.
         let number = list.crl_number().ok_or_else(|| ListError::Malformed("no CRL number".into()))?.to_bytes_be();
-        let next_update =
-            list.next_update().ok_or_else(|| ListError::Malformed("no nextUpdate".into()))?.timestamp();
+        let next_update = list.next_update().ok_or_else(|| ListError::Malformed("no nextUpdate".into()))?.timestamp();
         let domains = trust.load();
         let signer = domains.iter().find_map(|(domain, listed)| {
             listed.authorities.iter().find_map(|authority| {

@@ -21,9 +21,7 @@ use futures::future::BoxFuture;
 use futures::stream::StreamExt;
 use tonic::transport::{Channel, Endpoint, Server};
 
-use super::{
-    Dial, HEADS_LISTS_BYTES_MAX, HEADS_LISTS_MAX, IN_FLIGHT_BATCHES_MAX, LinkError, service, spawn_dialers,
-};
+use super::{Dial, HEADS_LISTS_BYTES_MAX, HEADS_LISTS_MAX, IN_FLIGHT_BATCHES_MAX, LinkError, service, spawn_dialers};
 use crate::committer::Gate;
 use crate::store::Content;
 use world::{Actor, Lists, Node, Tamper, connect, feed, honest, key, member, roster, until};

@@ -47,8 +47,7 @@ fn each_authority_of_a_member_has_its_own_list() {
 fn a_silent_authority_stops_people_at_once_and_peers_after_the_grace() {
     let world = World::new();
     assert!(world.offer(&world.ly.revoke_for(&[], 1, days(-1, 30)).unwrap()));
-    let (person, node) =
-        (world.ly.issue("focal-point/customs-hq", &[]).unwrap(), world.ly.issue("node", &[]).unwrap());
+    let (person, node) = (world.ly.issue("focal-point/customs-hq", &[]).unwrap(), world.ly.issue("node", &[]).unwrap());
     let people = || Policy::OwnPeople("ly.rabat.example".into());
     let peers = || Policy::Peers("ma.rabat.example".into());
     assert!(world.at(people(), &person, 29).is_ok());

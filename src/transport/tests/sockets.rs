@@ -359,8 +359,7 @@ async fn a_renewed_certificate_is_shown_without_a_restart() {
     let world = World::new();
     let served = Served::for_peers(&world).await;
     let node = world.ly.issue("node", &[]).unwrap();
-    let shown =
-        |stream: &TlsStream<TcpStream>| stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned();
+    let shown = |stream: &TlsStream<TcpStream>| stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned();
     let mut before = show(served.address, &node).await.unwrap();
     let renewed = world.ma.issue("node", &[]).unwrap();
     std::fs::write(served.folder.path().join("node.pem"), &renewed.certificate).unwrap();
