@@ -89,7 +89,7 @@ impl Attempt {
             Ok(stream) => stream,
             Err(error) => {
                 // That the line broke is nobody's refusal.
-                if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+                if error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some() {
                     self.refused(Refused::by_tls(&error));
                 }
                 return Err(error);
