@@ -85,11 +85,7 @@ impl Revocations for Lists {
         let mut refused: BTreeMap<&'static str, (usize, String)> = BTreeMap::new();
         for der in lists {
             match self.held.offer(&der, &self.trust) {
-                Ok(Some(list)) => {
-                    let subject = &list.trust_domain;
-                    audit(&AuditEvent { what: "list-taken", reason: "newer", who: from, subject, detail: &"" });
-                    newer.push(record(&list));
-                }
+                Ok(Some(list)) => newer.push(list),
                 Ok(None) => {}
                 Err(error) => refused.entry(error.reason()).or_insert_with(|| (0, error.to_string())).0 += 1,
             }
@@ -101,11 +97,17 @@ impl Revocations for Lists {
         if newer.is_empty() {
             return;
         }
-        // Kept so that a known revocation survives a restart while its authority cannot be reached.
-        let committer = self.committer.clone();
+        // In force at once, and kept so that a known revocation survives a restart while its authority cannot be reached.
+        let (committer, from) = (self.committer.clone(), from.clone());
         tokio::spawn(async move {
-            if let Err(error) = committer.keep(Kept { crls: newer, ..Kept::default() }).await {
-                tracing::warn!(%error, "revocation lists could not be kept");
+            let crls = newer.iter().map(record).collect();
+            let (reason, detail) = match committer.keep(Kept { crls, ..Kept::default() }).await {
+                Ok(()) => ("newer", String::new()),
+                Err(error) => ("not-kept", error.to_string()),
+            };
+            for list in newer {
+                let subject = &list.trust_domain;
+                audit(&AuditEvent { what: "list-taken", reason, who: &from, subject, detail: &detail });
             }
         });
     }

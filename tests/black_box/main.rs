@@ -9,5 +9,6 @@ mod evidence;
 mod four_members;
 mod kill;
 mod rosters;
+mod transport;
 mod waiting;
 mod world;

@@ -91,6 +91,31 @@ impl World {
         text(&log[log.len().saturating_sub(4_000)..])
     }
 
+    /// SIGHUP: the node reads its files again.
+    pub(crate) fn hang_up(&self, member: &str) {
+        let node = rustix::process::Pid::from_child(&self.nodes[member]);
+        rustix::process::kill_process(node, rustix::process::Signal::HUP).unwrap();
+    }
+
+    /// Audit records of a node that hold all of these words.
+    pub(crate) fn records(&self, member: &str, words: &[&str]) -> Vec<String> {
+        let log = text(&fs::read(self.folder(member).join("node.log")).unwrap());
+        let audit = log.lines().filter(|line| line.contains(" barid::audit: "));
+        audit.filter(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned).collect()
+    }
+
+    /// Whether each of these members has a link to each other one of them.
+    pub(crate) fn linked(&self, members: &[&str]) -> bool {
+        members.iter().all(|member| {
+            let status = self.told(member, "operator", &["status"]).remove(0);
+            let linked = |other: &&&str| {
+                let peers = status["peers"].as_array().unwrap();
+                peers.iter().any(|peer| peer["member"] == ***other && peer["linked"] == true)
+            };
+            members.iter().filter(|other| *other != member).all(|other| linked(&other))
+        })
+    }
+
     /// As a power cut would: no time to say goodbye.
     pub(crate) fn kill(&mut self, member: &str) {
         let mut node = self.nodes.remove(member).unwrap();

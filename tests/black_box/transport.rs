@@ -1,0 +1,366 @@
+//! Who is refused by a node, who is put out, and what it reads again without a restart.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use barid::config::NodeConfig;
+use barid::pki::{Authority, Issued};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use time::{Duration, OffsetDateTime};
+
+use crate::world::{DEADLINE, MEMBERS, World, barid, example, text, until};
+
+/// An HTTP/2 client's first bytes: preface and empty SETTINGS (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+
+fn authority(world: &World, member: &str) -> Authority {
+    let read = |file: &str| fs::read_to_string(world.folder(member).join(file)).unwrap();
+    Authority::load(&format!("{member}.rabat.example"), &read("tls/ca.pem"), &read("offline/ca.key")).unwrap()
+}
+
+fn days(from: i64, to: i64) -> (OffsetDateTime, OffsetDateTime) {
+    let now = OffsetDateTime::now_utc();
+    (now + Duration::days(from), now + Duration::days(to))
+}
+
+fn serial(certificate: &Path) -> Vec<u8> {
+    let der = CertificateDer::from_pem_file(certificate).unwrap();
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+    parsed.raw_serial().to_vec()
+}
+
+/// Believes every server: what is tested is what the server believes.
+#[derive(Debug)]
+struct Believing(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Believing {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Somebody at a node's door.
+struct Caller {
+    /// Its own address, as the node sees it.
+    address: String,
+    stream: StreamOwned<ClientConnection, TcpStream>,
+}
+
+impl Caller {
+    fn new(door: &str, shows: Option<&Issued>, version: &'static rustls::SupportedProtocolVersion) -> Self {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Believing(provider)));
+        let mut config = match shows {
+            None => config.with_no_client_auth(),
+            Some(issued) => {
+                let chain = vec![CertificateDer::from_pem_slice(issued.certificate.as_bytes()).unwrap()];
+                let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
+                config.with_client_auth_cert(chain, key).unwrap()
+            }
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let tcp = TcpStream::connect(door).unwrap();
+        tcp.set_read_timeout(Some(DEADLINE)).unwrap();
+        let address = tcp.local_addr().unwrap().to_string();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let tls = ClientConnection::new(Arc::new(config), name).unwrap();
+        Self { address, stream: StreamOwned::new(tls, tcp) }
+    }
+
+    /// Whether the node answers over HTTP/2.
+    fn is_let_in(&mut self) -> bool {
+        let mut header = [0; 9];
+        self.stream.write_all(PREFACE).is_ok() && self.stream.read_exact(&mut header).is_ok() && header[3] == 4
+    }
+
+    /// The certificate that the node shows.
+    fn shown(&mut self) -> CertificateDer<'static> {
+        assert!(self.is_let_in());
+        self.stream.conn.peer_certificates().unwrap()[0].clone().into_owned()
+    }
+}
+
+/// Exactly one record tells of this address, with this reason.
+fn recorded(world: &World, member: &str, door: &str, address: &str, reason: &str) {
+    let of_it = || world.records(member, &[&format!(" who={address} ")]);
+    until(&format!("{member} records {reason}"), || !of_it().is_empty());
+    let of_it = of_it();
+    let (reason, subject) = (format!(" reason=\"{reason}\" "), format!(" subject={door} "));
+    let right = |record: &String| {
+        record.contains(" what=\"refused-connection\" ") && record.contains(&reason) && record.contains(&subject)
+    };
+    assert!(of_it.len() == 1 && of_it.iter().all(right), "{reason}: {of_it:?}");
+}
+
+#[test]
+fn the_wrong_are_refused_at_both_doors_each_with_a_record_that_says_why() {
+    let world = World::logging("info");
+    let config = NodeConfig::load(&world.folder("tn").join("node.toml")).unwrap();
+    let (exchange, api) = (config.text.listen_exchange.unwrap(), config.text.listen_api);
+    let (ly, tn) = (authority(&world, "ly"), authority(&world, "tn"));
+    let stranger = Authority::new("x-au.rabat.example").unwrap();
+    let ly_node = "spiffe://ly.rabat.example/node";
+    let for_ma = ly.issue_for(&["spiffe://ma.rabat.example/node"], &[], days(-1, 1)).unwrap();
+    let person = tn.issue("agency/border-post", &[]).unwrap();
+    let at_exchange = [
+        ("wrong-ca", for_ma),
+        ("expired", ly.issue_for(&[ly_node], &[], days(-3, -1)).unwrap()),
+        ("not-yet-valid", ly.issue_for(&[ly_node], &[], days(1, 3)).unwrap()),
+        ("unknown-member", stranger.issue("node", &[]).unwrap()),
+        ("not-a-node", tn.issue("agency/border-post", &[]).unwrap()),
+    ];
+    for (reason, issued) in &at_exchange {
+        let mut caller = Caller::new(&exchange, Some(issued), &rustls::version::TLS13);
+        assert!(!caller.is_let_in(), "{reason}");
+        recorded(&world, "tn", "exchange", &caller.address, reason);
+    }
+    for (reason, issued) in [
+        ("not-our-member", ly.issue("node", &[]).unwrap()),
+        ("is-a-node", tn.issue("node", &[]).unwrap()),
+        ("wrong-ca", ly.issue_for(&["spiffe://tn.rabat.example/operator/operator"], &[], days(-1, 1)).unwrap()),
+    ] {
+        let mut caller = Caller::new(&api, Some(&issued), &rustls::version::TLS13);
+        assert!(!caller.is_let_in(), "{reason}");
+        recorded(&world, "tn", "api", &caller.address, reason);
+    }
+    for (door, at) in [("exchange", &exchange), ("api", &api)] {
+        let mut plain = TcpStream::connect(at).unwrap();
+        plain.write_all(b"GET / HTTP/1.1\r\nHost: tn.rabat.example\r\n\r\n").unwrap();
+        recorded(&world, "tn", door, &plain.local_addr().unwrap().to_string(), "plain-text");
+        let node = ly.issue("node", &[]).unwrap();
+        let mut old = Caller::new(at, Some(&node), &rustls::version::TLS12);
+        assert!(!old.is_let_in());
+        recorded(&world, "tn", door, &old.address, "tls-version");
+        let mut nobody = Caller::new(at, None, &rustls::version::TLS13);
+        assert!(!nobody.is_let_in());
+        recorded(&world, "tn", door, &nobody.address, "no-certificate");
+    }
+
+    assert!(Caller::new(&api, Some(&person), &rustls::version::TLS13).is_let_in());
+    assert!(Caller::new(&exchange, Some(&ly.issue("node", &[]).unwrap()), &rustls::version::TLS13).is_let_in());
+
+    // Let in, and not allowed everything.
+    assert_eq!(world.client("tn", "operator", &["history"]).status.code(), Some(1));
+    let refused = [" what=\"refused-call\" ", " reason=\"ROLE\" ", " who=operator/operator "];
+    assert_eq!(world.records("tn", &refused).len(), 1);
+}
+
+#[test]
+fn what_an_authority_revokes_ends_everywhere_and_goes_on_with_a_new_certificate() {
+    let mut world = World::logging("info");
+    until("all are linked", || world.linked(&MEMBERS));
+    let taken = [" what=\"list-taken\" ", " subject=ly.rabat.example "];
+    until("all have Libya's list", || ["ma", "tn", "ne"].iter().all(|other| world.records(other, &taken).len() == 1));
+    world.kill("ne");
+    let (folder, ly) = (world.folder("ly"), authority(&world, "ly"));
+
+    // Somebody watches in Tripoli.
+    let alert = world.draft("alert.json", &example("stolen-passport.fr.json", |_| ()));
+    world.told("ly", "police-hq", &["publish", &alert]);
+    let profile = folder.join("clients/police-hq/client.toml");
+    let mut watch = Command::new(env!("CARGO_BIN_EXE_barid"))
+        .args(["--json", "--profile", profile.to_str().unwrap(), "watch", "--from", "0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut shown = String::new();
+    BufReader::new(watch.stdout.take().unwrap()).read_line(&mut shown).unwrap();
+    assert!(!shown.is_empty());
+
+    // Its certificate and the node's are stolen: both are revoked, and the node gets a new one.
+    let stolen = [serial(&folder.join("clients/police-hq/client.pem")), serial(&folder.join("tls/node.pem"))];
+    fs::write(folder.join("tls/ca.crl"), ly.revoke(&stolen, 2).unwrap()).unwrap();
+    let renewed = ly.issue("node", &["127.0.0.1".into()]).unwrap();
+    fs::write(folder.join("tls/node.pem"), &renewed.certificate).unwrap();
+    fs::write(folder.join("tls/node.key"), &renewed.key).unwrap();
+    world.hang_up("ly");
+    let person = " who=spiffe://ly.rabat.example/focal-point/police-hq ";
+    let ended = [" what=\"connection-ended\" ", " reason=\"revoked\" "];
+    until("the watch has ended", || world.records("ly", &[ended[0], ended[1], person]).len() == 1);
+    let reloaded = world.records("ly", &[" what=\"reloaded\" ", " reason=\"changed\" "]);
+    assert_eq!(reloaded.len(), 1);
+    assert!(reloaded[0].contains("certificate: ") && reloaded[0].contains("revocation list of ly.rabat.example: "));
+    assert_ne!(world.client("ly", "police-hq", &["history"]).status.code(), Some(0));
+    until("the refusal is recorded", || {
+        !world.records("ly", &[" what=\"refused-connection\" ", " reason=\"revoked\" "]).is_empty()
+    });
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+
+    // The others learn of it over the links, end them, and are linked again with the new certificate.
+    for other in ["ma", "tn"] {
+        until(&format!("{other} has the newer list"), || world.records(other, &taken).len() == 2);
+        until(&format!("{other} has ended the old link"), || {
+            !world.records(other, &[ended[0], ended[1], " who=spiffe://ly.rabat.example/node "]).is_empty()
+        });
+    }
+    until("they are linked again", || world.linked(&["ma", "ly", "tn"]));
+
+    // One who was away hears it from another than Libya, and a restart forgets nothing.
+    world.kill("ly");
+    world.run("ne");
+    until("Niamey has the newer list", || world.records("ne", &taken).len() == 2);
+    assert!(!world.records("ne", &taken)[1].contains(" who=ly "));
+    world.kill("ne");
+    world.run("ne");
+    until("Niamey is linked", || world.linked(&["ma", "tn", "ne"]));
+    assert_eq!(world.records("ne", &taken).len(), 2, "it has it still");
+}
+
+#[test]
+fn a_reload_changes_all_or_nothing_and_says_what() {
+    let world = World::logging("info");
+    let (folder, ma) = (world.folder("ma"), authority(&world, "ma"));
+    let api = NodeConfig::load(&folder.join("node.toml")).unwrap().text.listen_api;
+    let person = ma.issue("agency/border-post", &[]).unwrap();
+    let shown = || Caller::new(&api, Some(&person), &rustls::version::TLS13).shown();
+    let before = shown();
+
+    world.hang_up("ma");
+    let reloaded = |reason: &str| world.records("ma", &[" what=\"reloaded\" ", &format!(" reason=\"{reason}\" ")]);
+    until("it has looked", || reloaded("nothing-new").len() == 1);
+
+    // A new certificate, and with it one bad file after the other.
+    let renewed = ma.issue("node", &["127.0.0.1".into()]).unwrap();
+    fs::write(folder.join("tls/node.pem"), &renewed.certificate).unwrap();
+    fs::write(folder.join("tls/node.key"), &renewed.key).unwrap();
+    let stranger = Authority::new("ma.rabat.example").unwrap();
+    for (count, (file, bad)) in (1..).zip([
+        ("access.toml", b"[[grant]]\npath = 1\n".to_vec()),
+        ("tls/ca.crl", stranger.revoke(&[], 9).unwrap()),
+        ("tls/node.key", stranger.issue("node", &[]).unwrap().key.into_bytes()),
+        ("roster.note", b"no roster".to_vec()),
+    ]) {
+        let good = fs::read(folder.join(file)).unwrap();
+        fs::write(folder.join(file), bad).unwrap();
+        world.hang_up("ma");
+        let refused = || world.records("ma", &[" what=\"refused-reload\" "]);
+        until("it is refused", || refused().len() == count);
+        assert!(refused()[count - 1].contains(file), "{file}: {:?}", refused());
+        assert_eq!(shown(), before, "{file}");
+        fs::write(folder.join(file), good).unwrap();
+    }
+    // A certificate that everybody would refuse is not taken, either.
+    let forged = stranger.issue("node", &[]).unwrap();
+    fs::write(folder.join("tls/node.pem"), &forged.certificate).unwrap();
+    fs::write(folder.join("tls/node.key"), &forged.key).unwrap();
+    world.hang_up("ma");
+    until("it is refused", || world.records("ma", &[" what=\"refused-reload\" ", "wrong-ca"]).len() == 1);
+    fs::write(folder.join("tls/node.pem"), &renewed.certificate).unwrap();
+    fs::write(folder.join("tls/node.key"), &renewed.key).unwrap();
+
+    // All are good: each is named.
+    fs::write(folder.join("tls/ca.crl"), ma.revoke_for(&[], 7, days(-1, 20)).unwrap()).unwrap();
+    let access = fs::read_to_string(folder.join("access.toml")).unwrap();
+    fs::write(folder.join("access.toml"), access.replace("roles = [\"auditor\"]", "roles = [\"agency\"]")).unwrap();
+    world.hang_up("ma");
+    until("it is reloaded", || reloaded("changed").len() == 1);
+    let told = reloaded("changed").remove(0);
+    for part in [" who=SIGHUP ", "certificate: ", "access rules: ", "revocation list of ma.rabat.example: "] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    assert_eq!(shown(), CertificateDer::from_pem_slice(renewed.certificate.as_bytes()).unwrap());
+
+    // The list is due in 20 days: the operator is told.
+    let status = world.told("ma", "operator", &["status"]).remove(0);
+    let alarms = status["alarms"].to_string();
+    assert!(alarms.contains("the revocation list of ma.rabat.example is due on "), "{alarms}");
+}
+
+#[test]
+fn who_is_removed_by_a_new_roster_is_put_out_everywhere() {
+    let mut world = World::logging("info");
+    until("all are linked", || world.linked(&MEMBERS));
+    let alert = world.draft("alert.json", &example("stolen-passport.fr.json", |_| ()));
+    let published = world.told("ma", "police-hq", &["publish", &alert, "--wait-for", "ne"]);
+    assert_eq!(published[0]["waitReached"], true);
+
+    // Version 2 does without Niger; two governors sign it, and Rabat's operator puts it in place.
+    let trusted = world.roster();
+    let home = trusted.parent().unwrap();
+    let file = |name: &str| home.join(name).to_str().unwrap().to_owned();
+    let note = fs::read_to_string(&trusted).unwrap();
+    let (first, _) = note.split_once("\n\n— ").unwrap();
+    let shown = barid(&["--json", "roster", "show", &file("roster.note")]);
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let mut draft: toml::Table = first.parse().unwrap();
+    draft["version"] = 2.into();
+    draft.insert("previous".into(), shown["textHash"].as_str().unwrap().into());
+    draft["members"].as_array_mut().unwrap().retain(|member| member["code"].as_str() != Some("ne"));
+    fs::write(file("second.toml"), draft.to_string()).unwrap();
+    let trust = ["--trust", &file("roster.note")];
+    for (number, draft) in [("1", "second.toml"), ("2", "second.note")] {
+        let (draft, key) = (file(draft), file(&format!("governors/{number}.key")));
+        let place = if number == "1" { vec![] } else { vec!["--in-place"] };
+        let words = [&["roster", "sign", &draft, "--key", &key][..], &trust, &place].concat();
+        let signed = barid(&words);
+        assert!(signed.status.success(), "{}{}", text(&signed.stdout), text(&signed.stderr));
+    }
+    fs::copy(file("second.note"), world.folder("ma").join("roster.note")).unwrap();
+    world.hang_up("ma");
+    until("it is adopted", || world.records("ma", &[" what=\"reloaded\" ", "roster: version 2"]).len() == 1);
+
+    let version = |member: &str| world.told(member, "operator", &["status"]).remove(0)["rosterVersion"].clone();
+    until("it has reached all others", || ["ly", "tn"].iter().all(|member| version(member) == "2"));
+    let peers = |member: &str| world.told(member, "operator", &["status"]).remove(0)["peers"].clone();
+    until("nobody is linked to Niamey", || {
+        let linked = |member: &&str| {
+            peers(member).as_array().unwrap().iter().any(|peer| peer["member"] == "ne" && peer["linked"] == true)
+        };
+        !["ma", "ly", "tn"].iter().any(|member| linked(&member))
+    });
+    // Niamey's own connection, or its next attempt, was refused as a stranger's.
+    until("its refusal is recorded", || {
+        ["ma", "ly", "tn"].iter().any(|member| !world.records(member, &[" reason=\"unknown-member\" "]).is_empty())
+    });
+    until("the others stay linked", || world.linked(&["ma", "ly", "tn"]));
+
+    // After a restart the new roster is in force, and what was published under the one before is still there.
+    world.kill("ma");
+    world.run("ma");
+    assert_eq!(world.told("ma", "operator", &["status"]).remove(0)["rosterVersion"], "2");
+    assert_eq!(world.told("ma", "police-hq", &["history"]).len(), 1);
+    until("they are linked again", || world.linked(&["ma", "ly", "tn"]));
+}
