@@ -349,7 +349,7 @@ fn who_is_removed_by_a_new_roster_is_put_out_everywhere() {
         let linked = |member: &&str| {
             peers(member).as_array().unwrap().iter().any(|peer| peer["member"] == "ne" && peer["linked"] == true)
         };
-        !["ma", "ly", "tn"].iter().any(|member| linked(member))
+        !["ma", "ly", "tn"].iter().any(linked)
     });
     // Niamey's own connection, or its next attempt, was refused as a stranger's.
     until("its refusal is recorded", || {
