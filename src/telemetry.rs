@@ -10,7 +10,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// Something that an auditor may ask about.
 pub struct AuditEvent<'a> {
-    /// Stable word: "refused-connection", "refused-call", "refused-batch", "published", "alarm" ...
+    /// Stable word: "refused-connection", "refused-call", "refused-batch", "alarm" ...
     pub what: &'static str,
     /// Stable word for why.
     pub reason: &'a str,
@@ -24,6 +24,8 @@ pub struct AuditEvent<'a> {
 
 /// Records an auditable event.
 pub fn audit(event: &AuditEvent<'_>) {
+    #[cfg(test)]
+    heard::push(event);
     tracing::info!(
         target: "barid::audit",
         what = event.what,
@@ -43,5 +45,73 @@ pub fn init(filter: &str, json: bool) {
         if json { registry.with(layer.json()).try_init() } else { registry.with(layer.with_ansi(false)).try_init() };
     if started.is_err() {
         tracing::debug!("logging was started before");
+    }
+}
+
+/// What passes through [`audit`], for tests. Not by a subscriber of their own: which one hears a place in the code is remembered for
+/// all threads, and tests that begin at the same time lose records by it.
+#[cfg(test)]
+pub(crate) mod heard {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::AuditEvent;
+
+    /// One auditable event.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub(crate) struct Record {
+        pub(crate) what: String,
+        pub(crate) reason: String,
+        pub(crate) who: String,
+        pub(crate) subject: String,
+    }
+
+    thread_local! {
+        static HEARD: RefCell<Option<Rc<RefCell<Vec<Record>>>>> = const { RefCell::new(None) };
+    }
+
+    /// The events of this thread, from its making until it is dropped.
+    pub(crate) struct Heard(Rc<RefCell<Vec<Record>>>);
+
+    impl Heard {
+        pub(crate) fn listen() -> Self {
+            let records = Rc::default();
+            HEARD.set(Some(Rc::clone(&records)));
+            Self(records)
+        }
+
+        /// So far, in order.
+        pub(crate) fn so_far(&self) -> Vec<Record> {
+            self.0.borrow().clone()
+        }
+
+        /// `what reason who subject` of each so far, in order, and forgets them.
+        pub(crate) fn take(&self) -> Vec<String> {
+            let words = |Record { what, reason, who, subject }: Record| {
+                [what, reason, who, subject].into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+            };
+            self.0.take().into_iter().map(words).collect()
+        }
+    }
+
+    impl Drop for Heard {
+        fn drop(&mut self) {
+            HEARD.set(None);
+        }
+    }
+
+    pub(super) fn push(event: &AuditEvent<'_>) {
+        let AuditEvent { what, reason, who, subject, .. } = event;
+        let record = Record {
+            what: (*what).to_owned(),
+            reason: (*reason).to_owned(),
+            who: who.to_string(),
+            subject: subject.to_string(),
+        };
+        HEARD.with_borrow(|heard| {
+            if let Some(records) = heard {
+                records.borrow_mut().push(record);
+            }
+        });
     }
 }

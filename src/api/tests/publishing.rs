@@ -8,8 +8,9 @@ use barid_core::proto::publish_result::Outcome;
 use futures::stream::{self, Stream, StreamExt};
 use tonic::{Code, Status};
 
+use crate::telemetry::heard::Heard;
 use super::world::{
-    Audited, CUSTOMS, POLICE, POST, World, about, called, careless, draft, feed, fields, member, proven, red, until,
+    CUSTOMS, POLICE, POST, World, about, called, careless, draft, feed, fields, member, proven, red, until,
 };
 use crate::access::{Access, Role};
 use crate::committer::QUEUE_MAX;
@@ -196,7 +197,7 @@ async fn what_came_before_a_broken_request_is_published_and_answered() {
 
 #[tokio::test]
 async fn a_withdrawn_grant_ends_an_open_publish_stream() {
-    let (audited, _listening) = Audited::listen();
+    let audited = Heard::listen();
     let world = World::start().await;
     let (requests, incoming) = tokio::sync::mpsc::channel(4);
     let incoming = tokio_stream::wrappers::ReceiverStream::new(incoming).boxed();
@@ -213,7 +214,7 @@ async fn a_withdrawn_grant_ends_an_open_publish_stream() {
 
 #[tokio::test]
 async fn who_may_not_publish_is_refused_and_recorded() {
-    let (audited, _listening) = Audited::listen();
+    let audited = Heard::listen();
     let world = World::start().await;
     for (by, draft, reason) in [
         (POST, draft(|_| {}), "ROLE"),
@@ -229,7 +230,7 @@ async fn who_may_not_publish_is_refused_and_recorded() {
 /// What a caller may not read does not exist for it: neither by its content nor by what a refusal says of it.
 #[tokio::test]
 async fn nobody_answers_what_it_may_not_read() {
-    let (audited, _listening) = Audited::listen();
+    let audited = Heard::listen();
     let world = World::start().await;
     let original = draft(|_| {});
     let receipt = world.published(original.clone()).await;

@@ -4,8 +4,9 @@ use barid_core::bulletin::times::Time;
 use barid_core::proto;
 use tonic::Code;
 
+use crate::telemetry::heard::Heard;
 use super::world::{
-    Audited, CUSTOMS, OPERATOR, POLICE, POST, World, about, bulletin, careless, draft, fields, now, red,
+    CUSTOMS, OPERATOR, POLICE, POST, World, about, bulletin, careless, draft, fields, now, red,
 };
 
 fn strict(header: &mut proto::Header) {
@@ -18,7 +19,7 @@ fn arrivals(page: &proto::HistoryResponse) -> Vec<u64> {
 
 #[tokio::test]
 async fn red_and_strict_are_not_for_agencies_and_every_refusal_is_recorded() {
-    let (audited, _listening) = Audited::listen();
+    let audited = Heard::listen();
     let world = World::start().await;
     let open = world.published(draft(|_| {})).await;
     let closed = [world.published(draft(red)).await, world.published(draft(strict)).await];

@@ -7,7 +7,8 @@ use barid_core::proto;
 use barid_core::proto::subscribe_request::Start;
 use tonic::Code;
 
-use super::world::{Audited, POLICE, POST, World, bulletin, called, careless, draft, fields, red};
+use crate::telemetry::heard::Heard;
+use super::world::{POLICE, POST, World, bulletin, called, careless, draft, fields, red};
 use crate::access::Access;
 use crate::rpc::focal_point_server::FocalPoint;
 
@@ -122,7 +123,7 @@ async fn a_quiet_stream_says_that_it_is_alive_and_how_far_it_has_looked() {
 #[tokio::test]
 async fn a_withdrawn_grant_ends_the_stream_with_a_record() {
     let world = World::start().await;
-    let (audited, _listening) = Audited::listen();
+    let audited = Heard::listen();
     let mut stream = world.follow(POST).await;
     world.published(draft(|_| {})).await;
     assert_eq!(stream.delivery().await.arrival, 1);

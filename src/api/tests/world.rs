@@ -17,11 +17,8 @@ use barid_core::roster::RosterChain;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{Stream, StreamExt};
-use parking_lot::Mutex;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
-use tracing::field::{Field, Visit};
-use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::access::Access;
 use crate::api::{Api, Identity, Node};
@@ -371,10 +368,17 @@ impl Subscriber {
         }
     }
 
+    /// The next bulletin. Positions may come at any time; none passes what is still to come.
     pub(super) async fn delivery(&mut self) -> proto::Delivery {
-        match self.next().await.unwrap().unwrap() {
-            proto::subscribe_response::Event::Delivery(delivery) => delivery,
-            other => panic!("a bulletin, not {other:?}"),
+        let mut passed = 0;
+        loop {
+            match self.next().await.unwrap().unwrap() {
+                proto::subscribe_response::Event::Position(position) => passed = passed.max(position),
+                proto::subscribe_response::Event::Delivery(delivery) => {
+                    assert!(delivery.arrival > passed, "{} after position {passed}", delivery.arrival);
+                    return delivery;
+                }
+            }
         }
     }
 }
@@ -403,40 +407,5 @@ pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
     while !condition() {
         assert!(std::time::Instant::now() < deadline, "never: {what}");
         tokio::task::yield_now().await;
-    }
-}
-
-/// What passes through the one place for auditable events, on this thread.
-#[derive(Clone, Default)]
-pub(super) struct Audited(Arc<Mutex<Vec<String>>>);
-
-impl Audited {
-    pub(super) fn listen() -> (Self, tracing::subscriber::DefaultGuard) {
-        let audited = Self::default();
-        let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(audited.clone()));
-        (audited, guard)
-    }
-
-    /// `what reason who subject`, in order, and forgets them.
-    pub(super) fn take(&self) -> Vec<String> {
-        std::mem::take(&mut *self.0.lock())
-    }
-}
-
-impl<S: tracing::Subscriber> Layer<S> for Audited {
-    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
-        struct Words(String);
-        impl Visit for Words {
-            fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-                if field.name() != "detail" {
-                    self.0 += &format!("{value:?} ").replace('"', "");
-                }
-            }
-        }
-        if event.metadata().target() == "barid::audit" {
-            let mut words = Words(String::new());
-            event.record(&mut words);
-            self.0.lock().push(words.0.trim_end().to_owned());
-        }
     }
 }

@@ -1,7 +1,6 @@
 //! Peers that send what no node would: a batch is refused whole, with its reason on record, and everything else goes on. What stands
 //! in an entry refuses nothing.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -22,46 +21,10 @@ use tokio_stream::StreamExt as _;
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Endpoint;
-use tracing::field::{Field, Visit};
-use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 use super::world::{Actor, EXCHANGE, Node, Tamper, bulletin, connect, feed, honest, key, member, until};
 use super::{disclosed, listen};
-
-/// What passed through [`crate::telemetry::audit`] on this thread, in the order of its fields.
-#[derive(Clone, Default)]
-struct Records(Arc<Mutex<Vec<String>>>);
-
-impl Records {
-    fn begin() -> (Self, tracing::subscriber::DefaultGuard) {
-        let records = Self::default();
-        let subscriber = tracing_subscriber::registry().with(records.clone());
-        (records, tracing::subscriber::set_default(subscriber))
-    }
-
-    fn count(&self, parts: &[&str]) -> usize {
-        self.0.lock().iter().filter(|record| parts.iter().all(|part| record.contains(part))).count()
-    }
-}
-
-impl<S: tracing::Subscriber> Layer<S> for Records {
-    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
-        struct Text(String);
-        impl Visit for Text {
-            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-                self.0 += &format!("{field}={value:?}|");
-            }
-            fn record_str(&mut self, field: &Field, value: &str) {
-                self.0 += &format!("{field}={value}|");
-            }
-        }
-        if event.metadata().target() == "barid::audit" {
-            let mut text = Text(String::new());
-            event.record(&mut text);
-            self.0.lock().push(text.0);
-        }
-    }
-}
+use crate::telemetry::heard::Heard;
 
 fn ma_key() -> SigningKey {
     key("ma", "feed/1", Algorithm::Ed25519)
@@ -194,13 +157,15 @@ async fn lied_to(what: &str, lie: Lie, reason: &str) {
 
 #[tokio::test]
 async fn whatever_is_wrong_with_a_batch_refuses_it_whole_and_is_recorded() {
-    let (records, _guard) = Records::begin();
+    let heard = Heard::listen();
     futures::future::join_all(LIES.map(|(what, lie, reason)| lied_to(what, lie, reason))).await;
     for (_, _, reason) in LIES {
         let expected = LIES.iter().filter(|(_, _, other)| *other == reason).count();
-        let reason = format!("reason={reason}|");
-        let parts = ["what=refused-batch", &reason, "who=ma|", "subject=ma.rabat.example/feed/1|"];
-        assert!(records.count(&parts) >= expected, "{reason} {:?}", records.0.lock());
+        let ma = feed("ma").to_string();
+        let refused = heard.so_far().into_iter().filter(|record| {
+            record.what == "refused-batch" && record.reason == reason && record.who == "ma" && record.subject == ma
+        });
+        assert!(refused.count() >= expected, "{reason} {:?}", heard.so_far());
     }
 }
 
@@ -348,7 +313,7 @@ async fn what_stands_in_an_entry_never_stops_its_feed() {
         checkpoint: signed(count, tree.root(), &ma_key()),
         consistency_proof: Vec::new(),
     };
-    let (records, _guard) = Records::begin();
+    let heard = Heard::listen();
     let (ly, tn) = (Node::start("ly"), Node::start("tn"));
     let mut ma = Actor::greet(&ly, "ma").await;
     assert_eq!(asked_from(&mut ma).await, 0);
@@ -357,11 +322,10 @@ async fn what_stands_in_an_entry_never_stops_its_feed() {
     assert_eq!(ly.root(&feed("ma")), Some(tree.root()));
     assert_eq!(disclosed(&ly, "ma"), entries.each_ref().map(|(_, kept, _)| *kept));
     for (index, (_, _, word)) in entries.iter().enumerate() {
-        let subject = format!("subject=ma.rabat.example/feed/1 {index}|");
-        assert_eq!(records.count(&[&subject]), usize::from(word.is_some()), "{index}");
-        if let Some(word) = word {
-            assert_eq!(records.count(&[&subject, &format!("reason={word}|"), "who=ma|"]), 1, "{index}: {word}");
-        }
+        let subject = format!("{} {index}", feed("ma"));
+        let said: Vec<_> = heard.so_far().into_iter().filter(|record| record.subject == subject).collect();
+        let said: Vec<_> = said.iter().map(|record| (record.reason.as_str(), record.who.as_str())).collect();
+        assert_eq!(said, word.map(|word| (word, "ma")).as_slice(), "{index}");
     }
     // The feed goes on, and so do the others.
     let more = bulletin(&member("ma"), &|_| {}).envelope;
@@ -464,7 +428,11 @@ async fn a_frame_that_cannot_be_read_ends_its_link_and_nothing_else() {
         (good.slice(..good.len() - 1), "decode"),
         (Bytes::from_static(&[0xff; 100]), "decode"),
     ] {
-        let ended = until("the link has ended", || ly.seen(&ma).last_error.contains(word));
+        // The error of the call before still stands until this one's link has opened.
+        let changes = ly.exchange.peers().watch();
+        let before = *changes.borrow();
+        let opened_and_ended = || *changes.borrow() >= before + 2 && !ly.exchange.peers().linked(&ma);
+        let ended = until("the link has ended", || opened_and_ended() && ly.seen(&ma).last_error.contains(word));
         call(address, vec![hello.clone(), last], ended).await;
         assert!(ly.seen(&ma).last_error.contains("broke"), "{}", ly.seen(&ma).last_error);
         assert!(!ly.exchange.peers().linked(&ma) && ly.exchange.peers().linked(&tn.me), "only its own link");
