@@ -8,13 +8,13 @@ use barid_core::proto::publish_result::Outcome;
 use futures::stream::{self, Stream, StreamExt};
 use tonic::{Code, Status};
 
-use crate::telemetry::heard::Heard;
 use super::world::{
     CUSTOMS, POLICE, POST, World, about, called, careless, draft, feed, fields, member, proven, red, until,
 };
 use crate::access::{Access, Role};
 use crate::committer::QUEUE_MAX;
 use crate::store::memory::MemoryStore;
+use crate::telemetry::heard::Heard;
 
 fn with_id(n: u64) -> proto::Draft {
     draft(|header| header.id = format!("01971f5a-3c00-7a10-8b5e-{n:012x}"))

@@ -4,10 +4,8 @@ use barid_core::bulletin::times::Time;
 use barid_core::proto;
 use tonic::Code;
 
+use super::world::{CUSTOMS, OPERATOR, POLICE, POST, World, about, bulletin, careless, draft, fields, now, red};
 use crate::telemetry::heard::Heard;
-use super::world::{
-    CUSTOMS, OPERATOR, POLICE, POST, World, about, bulletin, careless, draft, fields, now, red,
-};
 
 fn strict(header: &mut proto::Header) {
     header.handling.as_mut().unwrap().tlp = "TLP:AMBER+STRICT".into();

@@ -7,10 +7,10 @@ use barid_core::proto;
 use barid_core::proto::subscribe_request::Start;
 use tonic::Code;
 
-use crate::telemetry::heard::Heard;
 use super::world::{POLICE, POST, World, bulletin, called, careless, draft, fields, red};
 use crate::access::Access;
 use crate::rpc::focal_point_server::FocalPoint;
+use crate::telemetry::heard::Heard;
 
 fn from(start: Option<Start>) -> proto::SubscribeRequest {
     proto::SubscribeRequest { filter: None, start }
