@@ -185,6 +185,7 @@ pub async fn run(
         committer: committer.clone(),
         rosters: rosters.clone(),
         topics: config.topics.clone(),
+        share_history: config.text.share_history,
         listens: config.text.listen_exchange.is_some(),
         revocations: Arc::new(lists.clone()),
         shutdown: stopping.clone(),

@@ -50,6 +50,9 @@ pub struct NodeText {
     /// Topics whose content is wanted; empty: all.
     #[serde(default)]
     pub topics: Vec<String>,
+    /// Whether members that joined the exchange or a working group later are handed the earlier bulletins that they may read now.
+    #[serde(default)]
+    pub share_history: bool,
     /// Days for which peers are still accepted after a revocation list's nextUpdate.
     #[serde(default = "thirty")]
     pub crl_grace_days: u32,

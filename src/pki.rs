@@ -463,6 +463,7 @@ fn one_member(options: &DevelopOptions, member: &DevelopMember) -> Result<Member
             listen_api: format!("{}:{}", api.bind, api.port),
             endpoints: BTreeMap::new(),
             topics: Vec::new(),
+            share_history: false,
             crl_grace_days: 30,
             lone_start_seconds: 10,
             reserve_mib: 512,

@@ -12,4 +12,5 @@ pub mod limits;
 pub mod names;
 pub mod proto;
 pub mod provide;
+pub mod relay;
 pub mod roster;

@@ -14,6 +14,10 @@ pub const COMMIT_BYTES_MAX: usize = 1 << 20;
 pub const BATCH_ENTRIES_MAX: usize = COMMIT_ENTRIES_MAX;
 /// Envelope bytes in one batch; one entry always fits.
 pub const BATCH_BYTES_MAX: usize = COMMIT_BYTES_MAX;
+/// Ranges of entries in one request for content that is missing: small on a thin line, and many for one answer.
+pub const FILL_RANGES_MAX: usize = 256;
+/// Entries that are looked at for one such request: it costs a bounded time, whatever it names. What is left is asked for again.
+pub const FILL_SCAN_MAX: u64 = 8 * 1_024;
 /// Largest signed note other than a roster: a checkpoint with 16 post-quantum signatures fits.
 pub const NOTE_BYTES_MAX: usize = 64 << 10;
 /// Signature lines read in one note (C2SP signed-note asks for at least 16).

@@ -1,7 +1,7 @@
 //! The provider: what a peer is shown of a feed, and what proves it.
 //!
-//! In scope: who may be shown an entry ([`may_disclose`]), turning entries held into items ([`items`]), how many fit a batch
-//! ([`batch_len`]) and the proof that a batch needs ([`plan_batch`]). Out of scope: reading the store, pacing, and the wire.
+//! In scope: who may be shown an entry ([`may_disclose`]), turning entries held into items ([`items`]) or into what a reader lacks
+//! ([`fills`]), how many fit a batch ([`batch_len`]) and the proof that a batch needs ([`plan_batch`]). Out of scope: reading the store, pacing, and the wire.
 //!
 //! An entry that a reader may not read is shown as its digest and as nothing else: neither its topic nor whether it was asked for.
 
@@ -9,8 +9,9 @@ use bytes::Bytes;
 
 use crate::bulletin::TopicFilter;
 use crate::bulletin::audience::may_read;
+use crate::feed::bridge::bridged_proof;
 use crate::feed::tree::{HashReader, consistency_proof};
-use crate::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
+use crate::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, ENVELOPE_BYTES_MAX};
 use crate::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use crate::proto;
 use crate::proto::item::Item;
@@ -71,6 +72,30 @@ pub fn items<'a>(
     items.finish()
 }
 
+/// What `reader` is shown of entries that it lacks: in full what it may read and asked for, nothing of the others. `history`: the feed is
+/// our own, and by our policy who joined later may read what was before, if the newest roster admits it. An envelope above the limit
+/// is not shown: nobody takes it.
+#[must_use]
+pub fn fills<'a>(
+    entries: impl IntoIterator<Item = (u64, Held<'a>)>,
+    reader: &Member,
+    filters: &[TopicFilter],
+    rosters: &RosterChain,
+    history: bool,
+) -> Vec<proto::Fill> {
+    let fill = |(index, held): (u64, Held<'a>)| {
+        let Held::Disclosed { envelope, header: Some(header) } = held else { return None };
+        let may = may_disclose(header, reader, rosters)
+            || history
+                && header.roster_version <= rosters.newest().version()
+                && may_read(header, reader, rosters.newest());
+        let wanted = filters.is_empty() || filters.iter().any(|filter| filter.matches_header(&header.topic));
+        (may && wanted && envelope.len() <= ENVELOPE_BYTES_MAX)
+            .then(|| proto::Fill { index, envelope: envelope.clone() })
+    };
+    entries.into_iter().filter_map(fill).collect()
+}
+
 /// How many of the next entries fit one batch, given the bytes of each one's envelope as it is held (0: a digest). One always does.
 #[must_use]
 pub fn batch_len(envelope_bytes: impl IntoIterator<Item = usize>) -> usize {
@@ -84,8 +109,8 @@ pub fn batch_len(envelope_bytes: impl IntoIterator<Item = usize>) -> usize {
 }
 
 /// The consistency proof that a batch ending before index `end` carries: none if it ends at the checkpoint (a live batch), else one
-/// to the checkpoint (a backlog batch). `None` if such a batch cannot be proven: what was only partly caught up can be served up to
-/// where its own last batch ended, and no less.
+/// to the checkpoint (a backlog batch). What was only partly caught up is provable from its beginning too, by the proof with which it
+/// came. `None` if such a batch cannot be proven.
 ///
 /// # Errors
 /// What reading `tree` says.
@@ -94,6 +119,8 @@ pub fn plan_batch<R: HashReader>(head: &Head<'_>, end: u64, tree: &R) -> Result<
         Ok(Some(head.consistency_proof.to_vec()))
     } else if end < head.size && head.checkpoint_size == head.size {
         consistency_proof(tree, end, head.size).map(Some)
+    } else if end < head.size {
+        bridged_proof(tree, end, head.size, head.checkpoint_size, head.consistency_proof)
     } else {
         Ok(None)
     }
@@ -123,7 +150,12 @@ fn shown<'a>(
         Held::Undisclosed(Undisclosed::Purged) => Err(Undisclosed::Purged),
         Held::Undisclosed(_) => Err(Undisclosed::NotHeld),
         Held::Disclosed { envelope, header } => {
-            let header = header.filter(|header| may_disclose(header, reader, rosters)).ok_or(Undisclosed::Withheld)?;
+            let header = header.ok_or(Undisclosed::Withheld)?;
+            if !may_disclose(header, reader, rosters) {
+                // Whose roster is not here we cannot judge; that is not the same as to judge against the reader.
+                let judged = rosters.at(header.roster_version).is_some();
+                return Err(if judged { Undisclosed::Withheld } else { Undisclosed::NotHeld });
+            }
             let wanted = filters.is_empty() || filters.iter().any(|filter| filter.matches_header(&header.topic));
             if wanted { Ok(envelope) } else { Err(Undisclosed::Unfollowed) }
         }

@@ -134,12 +134,7 @@ fn admitted(exchange: &Exchange, header: &proto::Header, reader: &Member, versio
     exchange.chain.at(version).is_some_and(|roster| may_read(header, reader, roster))
 }
 
-/// By the roster of its version, or, for who joined later, by a later one.
+/// By the roster of its version, or, for who joined the exchange or a working group later, by a later one: then its owner handed it on.
 fn ever_admitted(exchange: &Exchange, header: &proto::Header, reader: &Member) -> bool {
-    let then = exchange.chain.at(header.roster_version);
-    let joined_later = then.is_some_and(|then| then.member(reader).is_none());
-    admitted(exchange, header, reader, header.roster_version)
-        || joined_later
-            && (header.roster_version..=exchange.last_version())
-                .any(|version| admitted(exchange, header, reader, version))
+    (header.roster_version..=exchange.last_version()).any(|version| admitted(exchange, header, reader, version))
 }

@@ -18,8 +18,8 @@ use barid_core::bulletin::ValidBulletin;
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint};
 use barid_core::feed::cosignature::heartbeat_line;
 use barid_core::feed::note::SigningKey;
-use barid_core::follow::VerifiedBatch;
-use barid_core::names::{FeedId, Member};
+use barid_core::follow::{VerifiedBatch, VerifiedFills};
+use barid_core::names::{FeedId, Member, Undisclosed};
 use barid_core::proto;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -133,8 +133,26 @@ pub struct Appended {
     pub size: u64,
     /// Our cosigned note, if the batch reached its checkpoint.
     pub cosigned: Option<Bytes>,
-    /// Our custody note for the feed's owner, if the batch reached its checkpoint.
-    pub custody: Option<Bytes>,
+    /// Our custody notes for the feed's owner, if the batch reached its checkpoint or there was much to list.
+    pub custody: Vec<Bytes>,
+}
+
+/// What content that came late became.
+#[derive(Clone, Debug)]
+pub struct Filled {
+    /// Entries that are held in full now and were not before.
+    pub entries: u64,
+    /// Our custody notes for the feed's owner.
+    pub custody: Vec<Bytes>,
+}
+
+/// Content for entries held as digests, and what else is held as digests about there.
+#[derive(Clone, Debug)]
+pub struct Filling {
+    /// Verified content.
+    pub fills: VerifiedFills,
+    /// Ranges held as digests between the first and the last of its entries, before it came; at least these.
+    pub not_held: Vec<(Range<u64>, Undisclosed)>,
 }
 
 /// Answers and other facts to keep.
@@ -183,6 +201,7 @@ pub(crate) struct Shared {
 pub(crate) enum Work {
     Publish(Vec<ValidBulletin>, oneshot::Sender<Result<PublishedGroup, CommitFailure>>, Permit),
     Append(Box<VerifiedBatch>, oneshot::Sender<Result<Appended, CommitFailure>>, Permit),
+    Fill(Box<Filling>, oneshot::Sender<Result<Filled, CommitFailure>>, Permit),
     Keep(Kept, oneshot::Sender<Result<(), CommitFailure>>, Permit),
     Stop(oneshot::Sender<()>),
 }
@@ -363,6 +382,18 @@ impl Committer {
         Ok(answer)
     }
 
+    /// Fills entries of a peer's feed that are held as digests, each once: what another call filled first is passed over. Waits for room.
+    ///
+    /// # Errors
+    /// See [`CommitFailure`].
+    pub async fn fill(&self, filling: Filling) -> Result<Filled, CommitFailure> {
+        let count = u32::try_from(filling.fills.entries.len().max(1)).unwrap_or(u32::MAX);
+        let permit = self.permits(count).await?;
+        let (reply, answer) = oneshot::channel();
+        self.work.send(Work::Fill(Box::new(filling), reply, permit)).map_err(|_| self.stopped())?;
+        answer.await.map_err(|_| self.stopped())?
+    }
+
     /// Keeps answers and other facts; may wait a few milliseconds for company.
     ///
     /// # Errors
@@ -431,7 +462,7 @@ pub(crate) struct CustodyProgress {
     /// Entries spoken of.
     pub(crate) size: u64,
     /// Ranges held as digests since then.
-    pub(crate) not_held: Vec<(Range<u64>, barid_core::names::Undisclosed)>,
+    pub(crate) not_held: Vec<(Range<u64>, Undisclosed)>,
 }
 
 pub(crate) type Custodies = BTreeMap<FeedId, CustodyProgress>;

@@ -1,6 +1,6 @@
 //! The committer's thread: drain, append, sign, commit, mark, release.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
@@ -10,19 +10,22 @@ use barid_core::feed::cosignature::cosign;
 use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::tree::{Frontier, root_at};
 use barid_core::follow::VerifiedBatch;
-use barid_core::limits::{COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX};
+use barid_core::limits::{COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX, NOT_HELD_RANGES_MAX};
 use barid_core::names::{FeedId, Member, Undisclosed};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::mark::{Mark, MarkFile};
 use super::{
-    Appended, COMPANY_WAIT, CommitFailure, Custodies, Gate, KEPT_BYTES_MAX, Kept, Keys, Options, Permit, Published,
-    PublishedGroup, Shared, StartError, Work, checkpoint_of, later, now, owns, trace,
+    Appended, COMPANY_WAIT, CommitFailure, Custodies, Filled, Filling, Gate, KEPT_BYTES_MAX, Kept, Keys, Options,
+    Permit, Published, PublishedGroup, Shared, StartError, Work, checkpoint_of, later, now, owns, trace,
 };
-use crate::store::{Append, Commit, CommitError, Committed, Content, Cosigned, CustodyRecord, FeedTree, NewEntry};
+use crate::store::{
+    Append, Commit, CommitError, Committed, Content, Cosigned, CustodyRecord, FeedTree, Fill, NewEntry,
+};
 
-/// Ranges held as digests that one custody note may list; a note stays under its limit.
+/// Ranges held as digests after which a custody note is made although the feed has not reached its checkpoint: what has not been spoken of
+/// stays small in memory, and one note can list it.
 const NOT_HELD_MAX: usize = 512;
 
 /// The state of the thread.
@@ -41,6 +44,7 @@ pub(super) struct Writer {
 enum Release {
     Publish { reply: oneshot::Sender<Result<PublishedGroup, CommitFailure>>, outcomes: Vec<Pending>, _permit: Permit },
     Append { reply: oneshot::Sender<Result<Appended, CommitFailure>>, appended: Appended, _permit: Permit },
+    Fill { reply: oneshot::Sender<Result<Filled, CommitFailure>>, filled: Filled, _permit: Permit },
     Keep { reply: oneshot::Sender<Result<(), CommitFailure>>, _permit: Permit },
 }
 
@@ -57,6 +61,7 @@ struct Group {
     edges: HashMap<FeedId, Frontier>,
     custodies: Custodies,
     ids: HashMap<Uuid, ()>,
+    filled: HashSet<(FeedId, u64)>,
     own: Vec<NewEntry>,
     own_edge: Option<Frontier>,
     bytes: usize,
@@ -84,9 +89,12 @@ impl Writer {
                     progress.size = progress.size.max(note.range.end);
                     last_time = later(note.time, last_time);
                 }
+                for note in store.custody_late(&state.feed, &me, 0, 1)? {
+                    last_time = later(note.time, last_time);
+                }
                 let since = progress.size;
                 progress.not_held = store
-                    .not_held(&state.feed, NOT_HELD_MAX)?
+                    .not_held(&state.feed, NOT_HELD_RANGES_MAX)?
                     .into_iter()
                     .filter(|(range, _)| range.end > since)
                     .map(|(range, reason)| (range.start.max(since)..range.end, reason))
@@ -211,6 +219,7 @@ impl Writer {
         match work {
             Work::Publish(bulletins, reply, permit) => self.take_publish(group, bulletins, reply, permit),
             Work::Append(batch, reply, permit) => self.take_append(group, *batch, reply, permit),
+            Work::Fill(filling, reply, permit) => self.take_fill(group, *filling, reply, permit),
             Work::Keep(kept, reply, permit) => {
                 group.kept_bytes += kept.bytes();
                 let Kept { cosigned, custody, cursors, rosters, crls } = kept;
@@ -314,10 +323,11 @@ impl Writer {
             new.push(NewEntry { digest: entry.digest, content });
         }
         let size = frontier.size();
-        let mut appended = Appended { size, cosigned: None, custody: None };
-        if checkpoint.checkpoint.size == size && checkpoint.checkpoint.root == frontier.root() {
-            let (seconds, _) = now();
-            let time = later(seconds, group.last_time);
+        let mut appended = Appended { size, cosigned: None, custody: Vec::new() };
+        let (seconds, _) = now();
+        let time = later(seconds, group.last_time);
+        let complete = checkpoint.checkpoint.size == size && checkpoint.checkpoint.root == frontier.root();
+        if complete {
             if time <= seconds + u64::try_from(barid_core::limits::CLOCK_AHEAD_SECONDS_MAX).unwrap_or(300) {
                 group.last_time = time;
                 // The key's name and kind were checked on start.
@@ -335,14 +345,15 @@ impl Writer {
                     "the clock is behind our last cosignature: not cosigning"
                 );
             }
-            if size > progress.size
-                && let Some(record) = custody_record(&feed, me, &checkpoint.checkpoint, progress, time, &self.keys)
-            {
-                appended.custody = Some(record.note.clone());
-                group.commit.custody.push(record);
-                progress.size = size;
-                progress.not_held.clear();
-            }
+        }
+        if complete || progress.not_held.len() >= NOT_HELD_MAX {
+            group.last_time = time;
+            let tree = checkpoint_of(&feed, &frontier);
+            let records = custody_of(&tree, me, progress.size..size, &progress.not_held, time, &self.keys);
+            appended.custody = records.iter().map(|record| record.note.clone()).collect();
+            group.commit.custody.extend(records);
+            progress.size = size;
+            progress.not_held.clear();
         }
         let checkpoint_size = checkpoint.checkpoint.size;
         match group.commit.appends.iter_mut().find(|append| append.feed == feed) {
@@ -363,6 +374,67 @@ impl Writer {
         }
         group.edges.insert(feed, frontier);
         group.releases.push(Release::Append { reply, appended, _permit: permit });
+    }
+
+    fn take_fill(
+        &self,
+        group: &mut Group,
+        Filling { fills, mut not_held }: Filling,
+        reply: oneshot::Sender<Result<Filled, CommitFailure>>,
+        permit: Permit,
+    ) {
+        let feed = fills.feed;
+        let indexes: Vec<u64> = fills.entries.iter().map(|entry| entry.index).collect();
+        let lacking = match self.shared.store.lacks(&feed, &indexes) {
+            Ok(lacking) => lacking,
+            Err(error) => {
+                let _ = reply.send(Err(CommitFailure::Stopped(error.to_string())));
+                return;
+            }
+        };
+        let mut entries = Vec::with_capacity(indexes.len());
+        for (entry, lacking) in fills.entries.into_iter().zip(lacking) {
+            // Another link may have been faster.
+            let lacks = lacking.is_some_and(|(digest, _)| digest == entry.digest);
+            if !lacks || !group.filled.insert((feed.clone(), entry.index)) {
+                continue;
+            }
+            group.bytes += entry.envelope.len();
+            group.entries += 1;
+            let content = Content::Disclosed { envelope: entry.envelope, header: entry.header };
+            entries.push((entry.index, NewEntry { digest: entry.digest, content }));
+        }
+        let mut filled = Filled { entries: entries.len() as u64, custody: Vec::new() };
+        if let (Some((first, _)), Some((last, _)), Some(edge)) =
+            (entries.first(), entries.last(), self.edges.get(&feed))
+        {
+            let progress = group
+                .custodies
+                .entry(feed.clone())
+                .or_insert_with(|| self.custodies.get(&feed).cloned().unwrap_or_default());
+            for (index, _) in &entries {
+                take_out(&mut not_held, *index);
+                take_out(&mut progress.not_held, *index);
+            }
+            // What no note has spoken of yet, the next one in order will.
+            let range = *first..(last + 1).min(progress.size);
+            let time = later(now().0, group.last_time);
+            let tree = checkpoint_of(&feed, edge);
+            let records = custody_of(&tree, &self.shared.feed.member, range, &not_held, time, &self.keys);
+            if !records.is_empty() {
+                group.last_time = time;
+            }
+            filled.custody = records.iter().map(|record| record.note.clone()).collect();
+            group.commit.custody.extend(records);
+            match group.commit.fills.iter_mut().find(|fill| fill.feed == feed) {
+                Some(fill) => {
+                    fill.entries.append(&mut entries);
+                    fill.entries.sort_by_key(|(index, _)| *index);
+                }
+                None => group.commit.fills.push(Fill { feed, entries }),
+            }
+        }
+        group.releases.push(Release::Fill { reply, filled, _permit: permit });
     }
 
     fn commit(&mut self, mut group: Group) {
@@ -465,6 +537,9 @@ impl Writer {
                 Release::Append { reply, appended, .. } => {
                     let _ = reply.send(Ok(appended));
                 }
+                Release::Fill { reply, filled, .. } => {
+                    let _ = reply.send(Ok(filled));
+                }
                 Release::Keep { reply, .. } => {
                     let _ = reply.send(Ok(()));
                 }
@@ -485,6 +560,7 @@ impl Group {
         let (entries, bytes): (usize, usize) = match work {
             Work::Publish(group, ..) => (group.len(), group.iter().map(|bulletin| bulletin.envelope.len()).sum()),
             Work::Append(batch, ..) => (batch.entries.len(), batch.envelope_bytes()),
+            Work::Fill(filling, ..) => (filling.fills.entries.len(), filling.fills.envelope_bytes()),
             Work::Keep(..) | Work::Stop(_) => (0, 0),
         };
         let kept = if let Work::Keep(kept, ..) = work { kept.bytes() } else { 0 };
@@ -504,6 +580,7 @@ impl Group {
 
 fn is_empty(commit: &Commit) -> bool {
     commit.appends.is_empty()
+        && commit.fills.is_empty()
         && commit.cosigned.is_empty()
         && commit.custody.is_empty()
         && commit.cursors.is_empty()
@@ -515,13 +592,20 @@ fn disclosed(append: &Append) -> u64 {
     append.entries.iter().filter(|entry| matches!(entry.content, Content::Disclosed { .. })).count() as u64
 }
 
-/// Too many ranges for one note: the last one grows over what lies between. It claims less than is held, never more.
+/// Adds entry `index`, held as digest only for `reason`, to ascending ranges.
 fn note_not_held(ranges: &mut Vec<(std::ops::Range<u64>, Undisclosed)>, index: u64, reason: Undisclosed) {
-    let full = ranges.len() >= NOT_HELD_MAX;
     match ranges.last_mut() {
-        Some((range, last)) if full || (range.end == index && *last == reason) => range.end = index + 1,
+        Some((range, last)) if range.end == index && *last == reason => range.end = index + 1,
         _ => ranges.push((index..index + 1, reason)),
     }
+}
+
+/// Entry `index` is held in full: what is left of the ranges.
+fn take_out(ranges: &mut Vec<(std::ops::Range<u64>, Undisclosed)>, index: u64) {
+    let place = ranges.partition_point(|(range, _)| range.end <= index);
+    let Some((range, reason)) = ranges.get(place).filter(|(range, _)| range.contains(&index)).cloned() else { return };
+    let left = [range.start..index, index + 1..range.end].into_iter().filter(|range| !range.is_empty());
+    ranges.splice(place..=place, left.map(|range| (range, reason)));
 }
 
 fn fail_all(releases: Vec<Release>, failure: &CommitFailure) {
@@ -529,33 +613,38 @@ fn fail_all(releases: Vec<Release>, failure: &CommitFailure) {
         match release {
             Release::Publish { reply, .. } => drop(reply.send(Err(failure.clone()))),
             Release::Append { reply, .. } => drop(reply.send(Err(failure.clone()))),
+            Release::Fill { reply, .. } => drop(reply.send(Err(failure.clone()))),
             Release::Keep { reply, .. } => drop(reply.send(Err(failure.clone()))),
         }
     }
 }
 
-fn custody_record(
-    feed: &FeedId,
-    holder: &Member,
+/// Custody notes on `range`: one, or several where one cannot list all that is not held. None if the range is empty.
+fn custody_of(
     checkpoint: &Checkpoint,
-    progress: &super::CustodyProgress,
+    holder: &Member,
+    mut range: std::ops::Range<u64>,
+    not_held: &[(std::ops::Range<u64>, Undisclosed)],
     time: u64,
     keys: &Keys,
-) -> Option<CustodyRecord> {
-    let note = CustodyNote {
-        feed: feed.clone(),
-        size: checkpoint.size,
-        root: checkpoint.root,
-        time,
-        range: progress.size..checkpoint.size,
-        not_held: progress.not_held.clone(),
-    };
-    Some(CustodyRecord {
-        feed: feed.clone(),
-        holder: holder.clone(),
-        range: note.range.clone(),
-        not_held: progress.not_held.iter().map(|(range, _)| range.clone()).collect(),
-        time,
-        note: note.sign(&keys.custody).ok()?,
-    })
+) -> Vec<CustodyRecord> {
+    let mut records = Vec::new();
+    while !range.is_empty() {
+        let listed = not_held.partition_point(|(part, _)| part.end <= range.start);
+        let note = CustodyNote::new(checkpoint, time, range.clone(), not_held[listed..].iter().cloned());
+        // The key's name and kind were checked on start, the ranges ascend: a note that cannot be made is a defect that costs the note.
+        let Ok((note, signed)) = note.and_then(|note| note.sign(&keys.custody).map(|signed| (note, signed))) else {
+            break;
+        };
+        range.start = note.range.end;
+        records.push(CustodyRecord {
+            feed: note.feed,
+            holder: holder.clone(),
+            range: note.range,
+            not_held: note.not_held.into_iter().map(|(range, _)| range).collect(),
+            time,
+            note: signed,
+        });
+    }
+    records
 }

@@ -30,8 +30,8 @@ pub(crate) enum Signed {
     PassedOn(Bytes),
     /// A custody note for our feed.
     Custody(Bytes),
-    /// The newest checkpoint that the peer holds of a feed.
-    Checkpoint(Bytes),
+    /// The newest checkpoint that the peer holds of a feed, and how many entries, if fewer than it says.
+    Checkpoint(Bytes, Option<u64>),
     /// A heartbeat.
     Heartbeat(proto::Cosigned),
     /// The peer's heads are complete.
@@ -100,8 +100,8 @@ impl Verifier {
             let result = match note {
                 Signed::Cosigned(note) => self.newest_of(note, Some(&self.peer), &mut cosigned),
                 Signed::PassedOn(note) => self.newest_of(note, None, &mut cosigned),
-                Signed::Custody(note) => self.custody(note).map(|record| kept.custody.push(record)),
-                Signed::Checkpoint(note) => self.checkpoint(&note),
+                Signed::Custody(note) => self.custody(note).map(|record| kept.custody.extend(record)),
+                Signed::Checkpoint(note, held) => self.checkpoint(&note, held),
                 Signed::Heartbeat(beat) => self.heartbeat(&beat),
                 Signed::HeadsShown => {
                     self.shared.options.committer.peer_shown();
@@ -166,7 +166,8 @@ impl Verifier {
         Ok(Some(Cosigned { feed: feed.clone(), cosigner: cosigner.clone(), size, time, note }))
     }
 
-    fn custody(&self, note: Bytes) -> Result<CustodyRecord, NoteFault> {
+    /// `None` if it is held already.
+    fn custody(&self, note: Bytes) -> Result<Option<CustodyRecord>, NoteFault> {
         let time = CustodyNote::parse_text(&Note::parse(&note).map_err(bad)?.text).map_err(bad)?.time;
         let custody = CustodyNote::verify(&note, &self.roster.custody_keys(&self.peer, time)).map_err(bad)?;
         if custody.feed != *self.shared.own_feed() {
@@ -175,22 +176,27 @@ impl Verifier {
         if self.root(&custody.feed, custody.size)? != Some(custody.root) {
             return Err(NoteFault::OtherRoot(custody.size));
         }
-        Ok(CustodyRecord {
+        let record = CustodyRecord {
             feed: custody.feed,
             holder: self.peer.clone(),
             range: custody.range,
             not_held: custody.not_held.into_iter().map(|(range, _)| range).collect(),
             time: custody.time,
             note,
-        })
+        };
+        // Notes about what was filled in are repeated from the time of the newest one on.
+        let late = self.shared.store().custody_late(&record.feed, &self.peer, record.time, NOTES_WAITING_MAX)?;
+        Ok((!late.contains(&record)).then_some(record))
     }
 
-    fn checkpoint(&self, note: &[u8]) -> Result<(), NoteFault> {
+    fn checkpoint(&self, note: &[u8], held: Option<u64>) -> Result<(), NoteFault> {
         let parsed = Note::parse(note).map_err(bad)?;
         let feed = Checkpoint::parse_text(&parsed.text).map_err(bad)?.feed;
         let signed = SignedCheckpoint::verify(note, &self.roster.feed_keys(&feed)).map_err(bad)?;
         self.compare(&signed)?;
         if feed.member != self.shared.me {
+            let size = signed.checkpoint.size;
+            self.shared.peers.shows(&self.peer, &feed, held.map_or(size, |held| held.min(size)));
             self.shared.peers.progress(&feed, signed.checkpoint.size, None);
         }
         Ok(())
@@ -264,45 +270,34 @@ fn cosigner_of(note: &Note, roster: &Roster) -> Option<Member> {
     })
 }
 
-/// What we have already said of the owner's feed: our newest cosigned note and the custody notes from `custody_from` on. Blocks.
+/// What we have already said of the owner's feed: our newest cosigned note, the custody notes that reach beyond `custody_from`, and those
+/// about entries filled in since `late_from`, as many as are repeated at once. Blocks.
 pub(crate) fn said_before(
     shared: &Shared,
     feed: &FeedId,
     custody_from: u64,
+    late_from: u64,
 ) -> Result<(Option<Bytes>, Vec<Bytes>), ReadError> {
-    let store = shared.store();
-    let cosigned =
-        store.cosigned_newest(feed)?.into_iter().find(|note| note.cosigner == shared.me).map(|note| note.note);
-    let size = store.feed(feed).map_or(0, |state| state.frontier.size());
-    let mut custody = Vec::new();
-    let mut index = custody_from;
+    let (store, me) = (shared.store(), &shared.me);
+    let cosigned = store.cosigned_newest(feed)?.into_iter().find(|note| note.cosigner == *me).map(|note| note.note);
+    let after = store.custody_after(feed, me, custody_from, NOTES_WAITING_MAX)?;
+    let mut late = store.custody_late(feed, me, late_from, NOTES_WAITING_MAX)?;
+    late.reverse();
+    // A late note may reach beyond, too.
+    late.retain(|note| note.range.end <= custody_from);
     let mut bytes = 0;
-    // An index held only as digest is in no note that can be asked for; a stretch of them is passed over within bounds.
-    for _ in 0..NOTES_WAITING_MAX {
-        if index >= size {
-            break;
-        }
-        match store.custody_covering(feed, index)?.into_iter().find(|note| note.holder == shared.me) {
-            Some(record) => {
-                bytes += record.note.len();
-                if bytes > REPEATED_BYTES_MAX {
-                    return Ok((cosigned, custody));
-                }
-                index = record.range.end.max(index + 1);
-                custody.push(record.note);
-            }
-            None => index += 1,
-        }
-    }
-    if index < size {
-        let newest = store.custody_newest(feed)?.into_iter().find(|note| note.holder == shared.me);
-        custody.extend(newest.filter(|note| note.range.end > index).map(|note| note.note));
-    }
-    Ok((cosigned, custody))
+    let fits = |note: &CustodyRecord| {
+        bytes += note.note.len();
+        bytes <= REPEATED_BYTES_MAX
+    };
+    Ok((cosigned, after.into_iter().chain(late).take_while(fits).map(|note| note.note).collect()))
 }
 
-/// How far a holder's custody notes on our feed reach. Blocks.
-pub(crate) fn custody_reaches(shared: &Shared, holder: &Member) -> Result<u64, ReadError> {
-    let newest = shared.store().custody_newest(shared.own_feed())?;
-    Ok(newest.into_iter().find(|note| note.holder == *holder).map_or(0, |note| note.range.end))
+/// How far a holder's custody notes on our feed reach, and the time of the newest one about entries filled in. Blocks.
+pub(crate) fn custody_reaches(shared: &Shared, holder: &Member) -> Result<(u64, u64), ReadError> {
+    let (store, feed) = (shared.store(), shared.own_feed());
+    let newest = store.custody_newest(feed)?;
+    let end = newest.into_iter().find(|note| note.holder == *holder).map_or(0, |note| note.range.end);
+    let late = store.custody_late(feed, holder, 0, 1)?;
+    Ok((end, late.first().map_or(0, |note| note.time)))
 }

@@ -30,6 +30,8 @@ enum Phase {
     Running,
     /// Refused, or nobody could take it: asked for again then.
     Paused(Instant),
+    /// Not followed over this link any more; what is still on its way is passed over.
+    Left,
 }
 
 impl Follower {
@@ -49,7 +51,7 @@ impl Follower {
     pub(crate) fn takes(&mut self, first: u64) -> bool {
         match &mut self.phase {
             Phase::Running => true,
-            Phase::Paused(_) => false,
+            Phase::Paused(_) | Phase::Left => false,
             Phase::Asked { leftovers } if *leftovers > 0 && first != self.state.frontier.size() => {
                 *leftovers -= 1;
                 false
@@ -78,6 +80,17 @@ impl Follower {
     pub(crate) fn pause_for(&mut self, now: Instant, pause: Duration) {
         self.phase = Phase::Paused(now + pause);
         self.request += 1;
+    }
+
+    /// It is followed elsewhere now.
+    pub(crate) fn leave(&mut self) {
+        self.phase = Phase::Left;
+        self.request += 1;
+    }
+
+    /// Whether it is followed elsewhere.
+    pub(crate) fn has_left(&self) -> bool {
+        self.phase == Phase::Left
     }
 
     /// When to ask again, if it is paused.

@@ -13,7 +13,8 @@ use crate::store::ReadError;
 #[derive(Default)]
 pub(crate) struct Told {
     any: bool,
-    checkpoints: BTreeMap<FeedId, u64>,
+    /// Size of the checkpoint, and entries held.
+    checkpoints: BTreeMap<FeedId, (u64, u64)>,
     cosigned: BTreeMap<(FeedId, Member), u64>,
     roster: u64,
     lists: BTreeMap<String, Bytes>,
@@ -34,10 +35,12 @@ impl Told {
         for state in shared.store().feeds() {
             let mut head = proto::Head::default();
             let feed = state.feed;
-            if self.checkpoints.get(&feed) != Some(&state.checkpoint_size) {
+            let (size, held) = (state.checkpoint_size, state.frontier.size());
+            if self.checkpoints.get(&feed) != Some(&(size, held)) {
                 if room.takes(&state.checkpoint) {
-                    self.checkpoints.insert(feed.clone(), state.checkpoint_size);
+                    self.checkpoints.insert(feed.clone(), (size, held));
                     head.checkpoint = state.checkpoint;
+                    head.held = (held < size).then_some(held);
                 } else {
                     self.more = true;
                 }

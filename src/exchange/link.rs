@@ -11,12 +11,15 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::answers::keep_all;
+use super::fills;
 use super::outbox::Outbox;
 use super::reader::Reader;
 use super::writer::Writer;
 use super::{HELLO_WAIT, NOTES_WAITING_MAX, PROTOCOL, Shared, now_unix_ms};
 use crate::telemetry::{AuditEvent, audit};
 
+/// Answers to requests for missing content that may wait: one request is on its way at a time.
+const ANSWERS_WAITING_MAX: usize = 2;
 /// How long the last frames may take.
 const FAREWELL_WAIT: Duration = Duration::from_secs(1);
 
@@ -103,7 +106,10 @@ pub(crate) async fn run(shared: &Arc<Shared>, peer: &Member, dialled: bool, wire
 async fn speak(shared: &Arc<Shared>, peer: &Member, dialled: bool, mut wire: Wire) -> Result<(), LinkError> {
     let hello = greet(shared, &mut wire).await?;
     let by_lower = (shared.me < *peer) == dialled;
-    let Some(mut registration) = shared.peers.register(peer, by_lower) else { return Err(LinkError::Duplicate) };
+    let outbox = Arc::new(Outbox::default());
+    let Some(mut registration) = shared.peers.register(peer, by_lower, &outbox) else {
+        return Err(LinkError::Duplicate);
+    };
     shared.peers.greeted(peer, &hello.software, hello.roster_version, hello.now_unix_ms);
     audit(&AuditEvent {
         what: "link-opened",
@@ -113,15 +119,18 @@ async fn speak(shared: &Arc<Shared>, peer: &Member, dialled: bool, mut wire: Wir
         detail: &"",
     });
 
-    let outbox = Arc::new(Outbox::default());
     let (signed, waiting) = mpsc::channel(NOTES_WAITING_MAX);
-    let reader = Reader::new(Arc::clone(shared), peer.clone(), Arc::clone(&outbox), signed);
+    let (answers, answered) = mpsc::channel(ANSWERS_WAITING_MAX);
+    let reader = Reader::new(Arc::clone(shared), peer.clone(), Arc::clone(&outbox), signed, answers);
     let writer = Writer::new(Arc::clone(shared), peer.clone(), Arc::clone(&outbox), wire.outgoing);
     // Dropping the set ends both tasks, also when this future is dropped.
     let mut writing = JoinSet::new();
     writing.spawn(writer.run());
     let mut keeping = JoinSet::new();
     keeping.spawn(keep_all(Arc::clone(shared), peer.clone(), waiting));
+
+    let mut asking = JoinSet::new();
+    asking.spawn(fills::ask(Arc::clone(shared), peer.clone(), Arc::clone(&outbox), answered));
 
     let mut shutdown = shared.options.shutdown.clone();
     let end = tokio::select! {

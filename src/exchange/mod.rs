@@ -4,6 +4,9 @@
 //! what is known of each peer ([`Peers`]). Out of scope: TLS and who a caller is (`transport`), verifying a batch and choosing what
 //! a peer may read (`core`), signing and durability (`committer`).
 //!
+//! A member that cannot be reached is followed at another one (`relays`), and content that this other one could not give is asked for
+//! later (`gaps`, `fills`).
+//!
 //! A link is two tasks. The reader verifies what comes and hands it to the committer; the writer sends answers first, then one batch
 //! of each followed feed in turn. Nothing is queued for a peer: a provider is a cursor over the store, woken by its commits, and what
 //! is on its way is bounded by the peer's `Stored`. A fault in one feed never touches another.
@@ -11,13 +14,16 @@
 mod adopt;
 mod answers;
 mod dial;
+mod fills;
 mod follower;
+mod gaps;
 mod heads;
 mod link;
 mod outbox;
 mod peers;
 mod provider;
 mod reader;
+mod relays;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -58,6 +64,10 @@ pub const DIAL_GRACE: Duration = Duration::from_secs(3);
 pub const DIAL_BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 /// Shortest and longest pause before a feed is asked for again after its batch was refused.
 pub const FOLLOW_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Shortest and longest pause before a peer is asked again for content that it did not give.
+pub const FILL_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
+/// How long an answer to a request for missing content may take: a full frame on a thin line.
+pub const FILL_WAIT_MAX: Duration = Duration::from_secs(120);
 /// Batches of one feed that may be on their way without a `Stored`: enough to keep a long line full while each is committed.
 pub const IN_FLIGHT_BATCHES_MAX: usize = 8;
 /// Envelope bytes of one feed that may be on their way without a `Stored`.
@@ -122,6 +132,8 @@ pub struct Options {
     pub rosters: Rosters,
     /// Topics whose content this member wants; empty: all.
     pub topics: Vec<TopicFilter>,
+    /// Whether members that joined the exchange or a working group later are handed this member's earlier bulletins.
+    pub share_history: bool,
     /// Whether peers can dial this node. One that cannot be dialled dials at once.
     pub listens: bool,
     /// Revocation lists.
@@ -140,6 +152,10 @@ pub(crate) struct Shared {
     me: Member,
     options: Options,
     peers: Peers,
+    relays: relays::Relays,
+    gaps: gaps::Gaps,
+    /// Changes when entries came without content that others may have.
+    new_gaps: watch::Sender<u64>,
     adopting: tokio::sync::Mutex<()>,
 }
 
@@ -150,13 +166,29 @@ impl Exchange {
         let me = options.committer.feed().member.clone();
         let peers = Peers::default();
         peers.recall(options.committer.store().as_ref(), options.committer.feed());
-        Self { shared: Arc::new(Shared { me, options, peers, adopting: tokio::sync::Mutex::default() }) }
+        Self {
+            shared: Arc::new(Shared {
+                me,
+                options,
+                peers,
+                relays: relays::Relays::default(),
+                gaps: gaps::Gaps::default(),
+                new_gaps: watch::Sender::new(0),
+                adopting: tokio::sync::Mutex::default(),
+            }),
+        }
     }
 
     /// What is known of each peer.
     #[must_use]
     pub fn peers(&self) -> &Peers {
         &self.shared.peers
+    }
+
+    /// Where a feed is followed instead of at its owner, which cannot be reached.
+    #[must_use]
+    pub fn relay_of(&self, feed: &FeedId) -> Option<Member> {
+        self.shared.relays.at(feed)
     }
 
     /// Speaks with `peer` over a stream of frames until it ends: what [`service`] and [`spawn_dialers`] do, for transports of other

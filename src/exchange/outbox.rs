@@ -11,6 +11,7 @@ use barid_core::proto::frame::Frame;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::fills::FillRequest;
 use super::provider::Provider;
 use super::{OUTBOX_BYTES_MAX, OUTBOX_MAX};
 
@@ -27,6 +28,9 @@ struct Inner {
     control_bytes: usize,
     stored: BTreeMap<FeedId, u64>,
     providers: BTreeMap<FeedId, Provider>,
+    /// What the peer asked for of earlier entries; the newest request of each feed.
+    fills: BTreeMap<FeedId, FillRequest>,
+    filled_last: bool,
     served_last: Option<FeedId>,
     overflown: bool,
     closed: bool,
@@ -39,6 +43,8 @@ pub(crate) enum Next {
     Frame(Frame),
     /// A batch of this feed, if there is anything; the provider as it stands.
     Batch(FeedId, Provider),
+    /// The answer to a request for earlier entries.
+    Fill(FeedId, FillRequest),
     /// Nothing is waiting.
     Nothing,
     /// Nothing is left, and nothing will come.
@@ -105,6 +111,18 @@ impl Outbox {
         true
     }
 
+    /// The peer asks for earlier entries of a feed, instead of what it asked for before. False if it asks in too many feeds.
+    pub(crate) fn fill(&self, feed: FeedId, request: FillRequest) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.fills.len() >= super::FOLLOWS_MAX && !inner.fills.contains_key(&feed) {
+            return false;
+        }
+        inner.fills.insert(feed, request);
+        drop(inner);
+        self.wake.notify_one();
+        true
+    }
+
     /// The peer takes nothing more of a feed until it asks again.
     pub(crate) fn unfollow(&self, feed: &FeedId) {
         self.inner.lock().providers.remove(feed);
@@ -128,7 +146,8 @@ impl Outbox {
         }
     }
 
-    /// What to send next: control first, then progress, then each followed feed that has room in turn. `tried` are the feeds that
+    /// What to send next: control first, then progress, then each followed feed that has room in turn, with answers about earlier entries
+    /// between them. `tried` are the feeds that
     /// had nothing new since the last commit.
     pub(crate) fn next(&self, tried: &BTreeMap<FeedId, u64>) -> Next {
         let mut inner = self.inner.lock();
@@ -142,12 +161,22 @@ impl Outbox {
         if inner.closed {
             return Next::Closed;
         }
+        // Old entries and new ones take turns.
+        if !inner.filled_last
+            && let Some((feed, request)) = inner.fills.pop_first()
+        {
+            inner.filled_last = true;
+            return Next::Fill(feed, request);
+        }
+        inner.filled_last = false;
         let after = inner.served_last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
         let ready = |(feed, provider): &(&FeedId, &Provider)| {
             provider.has_room() && tried.get(*feed) != Some(&provider.cursor())
         };
         let later = inner.providers.range::<FeedId, _>((after, Bound::Unbounded));
-        let Some((feed, provider)) = later.chain(inner.providers.iter()).find(ready) else { return Next::Nothing };
+        let Some((feed, provider)) = later.chain(inner.providers.iter()).find(ready) else {
+            return inner.fills.pop_first().map_or(Next::Nothing, |(feed, request)| Next::Fill(feed, request));
+        };
         let (feed, provider) = (feed.clone(), provider.clone());
         inner.served_last = Some(feed.clone());
         Next::Batch(feed, provider)

@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use barid_core::names::{FeedId, Member};
+use barid_core::proto::frame::Frame;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::now_unix_ms;
+use super::outbox::Outbox;
 use crate::store::{Cosigned, CustodyRecord, Store};
 
 /// Alarms kept for operators; the oldest go first.
@@ -44,12 +47,17 @@ struct Table {
 #[derive(Default)]
 struct Peer {
     link: Option<Current>,
+    /// When the last link ended.
+    ended: Option<Instant>,
+    /// Entries of each feed that it shows to hold, over the link that is open.
+    heads: BTreeMap<FeedId, u64>,
     shown: PeerSnapshot,
 }
 
 struct Current {
     number: u64,
     by_lower: bool,
+    outbox: Arc<Outbox>,
     stop: watch::Sender<bool>,
 }
 
@@ -107,7 +115,7 @@ impl Peers {
         self.inner.table.lock().peers.get(member).is_some_and(|peer| peer.link.is_some())
     }
 
-    /// Changes whenever a link opens or ends.
+    /// Changes whenever a link opens or ends, and when a peer is ahead on the feed of a member that is not linked.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()
@@ -130,7 +138,7 @@ impl Peers {
 
     /// Becomes the link to `peer`; `None` if the link that is open stays. Of two the one that the lower code dialled stays; of two
     /// such the newer, as its dialler has seen the older one fail.
-    pub(crate) fn register(&self, peer: &Member, by_lower: bool) -> Option<Registration> {
+    pub(crate) fn register(&self, peer: &Member, by_lower: bool, outbox: &Arc<Outbox>) -> Option<Registration> {
         let mut table = self.inner.table.lock();
         table.links += 1;
         let number = table.links;
@@ -142,13 +150,54 @@ impl Peers {
             current.stop.send_replace(true);
         }
         let (stop, stopped) = watch::channel(false);
-        entry.link = Some(Current { number, by_lower, stop });
+        entry.link = Some(Current { number, by_lower, outbox: Arc::clone(outbox), stop });
+        entry.heads.clear();
         entry.shown.linked = true;
         entry.shown.since_unix_ms = now_unix_ms();
         entry.shown.last_error.clear();
         drop(table);
         self.inner.changed.send_modify(|count| *count += 1);
         Some(Registration { peers: self.clone(), peer: peer.clone(), number, stop: stopped })
+    }
+
+    /// Says something to `member` over its link, if one is open.
+    pub(crate) fn tell(&self, member: &Member, frame: Frame) {
+        let outbox = {
+            let table = self.inner.table.lock();
+            let link = table.peers.get(member).and_then(|peer| peer.link.as_ref());
+            link.map(|current| Arc::clone(&current.outbox))
+        };
+        if let Some(outbox) = outbox {
+            outbox.push(frame);
+        }
+    }
+
+    /// `peer` shows to hold `size` entries of a feed.
+    pub(crate) fn shows(&self, peer: &Member, feed: &FeedId, size: u64) {
+        let mut table = self.inner.table.lock();
+        let Some(entry) = table.peers.get_mut(peer).filter(|entry| entry.link.is_some()) else { return };
+        let grew = entry.heads.insert(feed.clone(), size).is_none_or(|before| before < size);
+        let relayed = feed.member != *peer && table.peers.get(&feed.member).is_none_or(|owner| owner.link.is_none());
+        drop(table);
+        if grew && relayed {
+            self.inner.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// What each linked peer other than its owner shows to hold of a feed.
+    pub(crate) fn shown_of(&self, feed: &FeedId) -> Vec<(Member, u64)> {
+        let table = self.inner.table.lock();
+        let linked = table.peers.iter().filter(|(peer, entry)| entry.link.is_some() && **peer != feed.member);
+        linked.map(|(peer, entry)| (peer.clone(), entry.heads.get(feed).copied().unwrap_or(0))).collect()
+    }
+
+    /// Since when there is no link to `member`, `began` if there never was one; `None` while there is.
+    pub(crate) fn away_since(&self, member: &Member, began: Instant) -> Option<Instant> {
+        match self.inner.table.lock().peers.get(member) {
+            Some(Peer { link: Some(_), .. }) => None,
+            Some(Peer { ended: Some(ended), .. }) => Some(*ended),
+            _ => Some(began),
+        }
     }
 
     /// An attempt to reach `peer` failed, or its link ended for this reason.
@@ -281,6 +330,7 @@ impl Drop for Registration {
             && entry.link.as_ref().is_some_and(|current| current.number == self.number)
         {
             entry.link = None;
+            entry.ended = Some(Instant::now());
             entry.shown.linked = false;
             entry.shown.since_unix_ms = now_unix_ms();
         }
@@ -297,15 +347,15 @@ mod tests {
     #[tokio::test]
     async fn of_two_links_the_one_dialled_by_the_lower_code_stays() {
         let (peers, ly) = (Peers::default(), "ly".parse::<Member>().unwrap());
-        let mut higher = peers.register(&ly, false).unwrap();
-        let lower = peers.register(&ly, true).unwrap();
+        let mut higher = peers.register(&ly, false, &Arc::default()).unwrap();
+        let lower = peers.register(&ly, true, &Arc::default()).unwrap();
         higher.replaced().await;
         drop(higher);
         assert!(peers.linked(&ly), "the one that gave way takes nothing with it");
-        assert!(peers.register(&ly, false).is_none());
+        assert!(peers.register(&ly, false, &Arc::default()).is_none());
         drop(lower);
         assert!(!peers.linked(&ly));
-        assert!(peers.register(&ly, false).is_some());
+        assert!(peers.register(&ly, false, &Arc::default()).is_some());
     }
 
     #[test]

@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use barid_core::bulletin::TopicFilter;
-use barid_core::feed::tree::consistency_proof;
 use barid_core::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
 use barid_core::names::{FeedId, Member};
 use barid_core::proto;
-use barid_core::provide::{self, Held};
+use barid_core::provide::{self, Head, Held};
 use barid_core::roster::RosterChain;
 
 use super::{IN_FLIGHT_BATCHES_MAX, IN_FLIGHT_BYTES_MAX};
@@ -103,22 +102,10 @@ impl Provider {
             return Ok(None);
         }
         let end = self.cursor + held.len() as u64;
-        let proof = if end == size {
-            state.consistency_proof
-        } else if state.checkpoint_size == size {
-            consistency_proof(&FeedTree { store, feed }, end, size)?
-        } else {
-            // Half of a feed that we follow ourselves: it is provable where our own last batch ended, and there only.
-            return Ok(None);
-        };
+        let head = Head { size, checkpoint_size: state.checkpoint_size, consistency_proof: &state.consistency_proof };
+        let Some(proof) = provide::plan_batch(&head, end, &FeedTree { store, feed })? else { return Ok(None) };
         let items = items(&held, reader, &self.filters, rosters);
-        let entries = proto::Entries {
-            feed: feed.to_string(),
-            first: self.cursor,
-            items,
-            checkpoint: state.checkpoint,
-            consistency_proof: proof.iter().map(|hash| hash.0.to_vec().into()).collect(),
-        };
+        let entries = provide::message(feed, self.cursor, items, state.checkpoint, &proof);
         let bytes = prost::Message::encoded_len(&entries);
         Ok(Some(Batch { entries, end, bytes }))
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use barid_core::bulletin::TopicFilter;
-use barid_core::follow::{self, Fault, FaultKind, FollowState, VerifiedBatch};
+use barid_core::follow::{self, Fault, FaultKind, Finding, FollowState, VerifiedBatch, VerifiedContent, VerifiedEntry};
 use barid_core::limits::FILTERS_MAX;
-use barid_core::names::{FeedId, Member};
+use barid_core::names::{FeedId, Member, Undisclosed};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 use futures::future::BoxFuture;
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::adopt::{adopt, rosters_after};
 use super::answers::{self, Signed};
+use super::fills::{Answer, FillRequest};
 use super::follower::Follower;
 use super::link::LinkError;
 use super::outbox::Outbox;
@@ -37,6 +38,9 @@ type Committing = BoxFuture<'static, Committed>;
 struct Committed {
     feed: FeedId,
     request: u64,
+    first: u64,
+    /// Whether content was missing that others may have.
+    lacks: bool,
     result: Result<Appended, CommitFailure>,
 }
 
@@ -45,19 +49,30 @@ pub(crate) struct Reader {
     peer: Member,
     outbox: Arc<Outbox>,
     signed: mpsc::Sender<Signed>,
+    answers: mpsc::Sender<Answer>,
     followers: BTreeMap<FeedId, Follower>,
     committing: FuturesOrdered<Committing>,
     roster_asked: u64,
+    /// When to look again which feeds of others are followed here.
+    look_again: Option<Instant>,
     heard_at: Instant,
 }
 
 impl Reader {
-    pub(crate) fn new(shared: Arc<Shared>, peer: Member, outbox: Arc<Outbox>, signed: mpsc::Sender<Signed>) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        peer: Member,
+        outbox: Arc<Outbox>,
+        signed: mpsc::Sender<Signed>,
+        answers: mpsc::Sender<Answer>,
+    ) -> Self {
         Self {
             shared,
             peer,
             outbox,
             signed,
+            answers,
+            look_again: None,
             followers: BTreeMap::new(),
             committing: FuturesOrdered::new(),
             roster_asked: 0,
@@ -83,6 +98,7 @@ impl Reader {
         incoming: &mut BoxStream<'static, Result<proto::Frame, String>>,
     ) -> Result<std::convert::Infallible, LinkError> {
         let mut rosters = self.shared.options.rosters.watch();
+        let mut links = self.shared.peers.watch();
         self.newer_roster(their_roster);
         self.follow_wanted();
         self.ask_for_answers().await;
@@ -102,6 +118,8 @@ impl Reader {
                     self.follow_wanted();
                 }
                 () = sleep_until(due) => self.follow_due(),
+                _ = links.changed() => self.follow_relayed(),
+                () = sleep_until(self.look_again) => self.follow_relayed(),
                 frame = incoming.next(), if open => match frame {
                     Some(Ok(frame)) => {
                         self.heard_at = Instant::now();
@@ -142,6 +160,10 @@ impl Reader {
                 adopt(&self.shared, &self.peer, &rosters.notes).await;
                 self.roster_asked = 0;
             }
+            Some(Frame::Fills(fills)) => {
+                // One that was not asked for, while another one is still being taken, is passed over.
+                let _ = self.answers.try_send(Answer::Fills(fills));
+            }
             Some(Frame::AnswersRequest(request)) => self.answer_again(&request).await,
             Some(Frame::Fault(fault)) => self.fault(&fault)?,
             // A second greeting says nothing; what a newer version says is not for us.
@@ -162,10 +184,35 @@ impl Reader {
         let rosters = self.shared.options.rosters.load();
         for feed in self.shared.wanted(&self.peer, rosters.newest()) {
             if !self.followers.contains_key(&feed) && !self.shared.peers.is_stopped(&feed) {
-                let state = self.held(&feed);
-                self.ask(&feed, &state);
-                self.followers.insert(feed, Follower::asked(state));
+                self.begin(feed);
             }
+        }
+        self.follow_relayed();
+    }
+
+    /// Asks for the feeds of members that cannot be reached and are to be followed here, and leaves those that are no longer.
+    fn follow_relayed(&mut self) {
+        let relayed = self.shared.relayed_by(&self.peer);
+        self.look_again = relayed.look_again;
+        for (feed, follower) in &mut self.followers {
+            if feed.member != self.peer && !relayed.feeds.contains(feed) && !follower.has_left() {
+                follower.leave();
+                self.outbox.fault(feed.to_string(), "elsewhere", String::new());
+            }
+        }
+        for feed in relayed.feeds {
+            if self.followers.get(&feed).is_none_or(Follower::has_left) {
+                self.begin(feed);
+            }
+        }
+    }
+
+    fn begin(&mut self, feed: FeedId) {
+        let state = self.held(&feed);
+        self.ask(&feed, &state);
+        match self.followers.get_mut(&feed) {
+            Some(follower) => follower.ask_again(state),
+            None => _ = self.followers.insert(feed, Follower::asked(state)),
         }
     }
 
@@ -185,7 +232,7 @@ impl Reader {
 
     fn held(&self, feed: &FeedId) -> FollowState {
         let frontier = self.shared.store().feed(feed).map(|state| state.frontier).unwrap_or_default();
-        FollowState::new(feed.clone(), frontier)
+        FollowState::new(feed.clone(), frontier).at(self.peer.clone())
     }
 
     fn ask(&self, feed: &FeedId, state: &FollowState) {
@@ -218,11 +265,14 @@ impl Reader {
         let state = follower.state.clone();
         match self.verify(state, entries).await {
             Ok((state, batch)) => {
-                self.tell_findings(&batch);
+                tell_findings(&self.shared, &self.peer, &feed, &batch.findings);
                 self.shared.peers.progress(&feed, batch.checkpoint.checkpoint.size, None);
                 if let Some(follower) = self.followers.get_mut(&feed) {
                     follower.state = state;
                 }
+                let lacking =
+                    |entry: &VerifiedEntry| matches!(entry.content, VerifiedContent::Undisclosed(Undisclosed::NotHeld));
+                let (first, lacks) = (batch.first, batch.entries.iter().any(lacking));
                 let answer = self.shared.options.committer.appending(batch).await;
                 self.committing.push_back(Box::pin(async move {
                     let stopped = || CommitFailure::Stopped("the committer has ended".into());
@@ -230,7 +280,7 @@ impl Reader {
                         Ok(answer) => answer.await.unwrap_or_else(|_| Err(stopped())),
                         Err(failure) => Err(failure),
                     };
-                    Committed { feed, request, result }
+                    Committed { feed, request, first, lacks, result }
                 }));
             }
             Err(fault) => self.refuse(&feed, &fault),
@@ -260,7 +310,7 @@ impl Reader {
     }
 
     fn committed(&mut self, done: Committed) -> Result<(), LinkError> {
-        let Committed { feed, request, result } = done;
+        let Committed { feed, request, first, lacks, result } = done;
         let Some(follower) = self.followers.get_mut(&feed) else { return Ok(()) };
         let now = Instant::now();
         match result {
@@ -270,8 +320,13 @@ impl Reader {
                 if let Some(note) = cosigned {
                     self.outbox.push(Frame::Cosigned(proto::Cosigned { note, ..proto::Cosigned::default() }));
                 }
-                if let Some(note) = custody.filter(|_| feed.member == self.peer) {
-                    self.outbox.push(Frame::Custody(proto::Custody { note }));
+                for note in custody {
+                    // For nobody but the owner. One that is away asks for them when it is linked again.
+                    self.shared.peers.tell(&feed.member, Frame::Custody(proto::Custody { note }));
+                }
+                self.shared.gaps.served(&self.peer, &feed, first, size);
+                if lacks {
+                    self.shared.new_gaps.send_modify(|count| *count += 1);
                 }
                 self.outbox.stored(feed, size);
             }
@@ -307,21 +362,6 @@ impl Reader {
         self.outbox.fault(feed.to_string(), reason, fault.detail.clone());
     }
 
-    fn tell_findings(&self, batch: &VerifiedBatch) {
-        for finding in batch.findings.iter().take(FINDINGS_TOLD_MAX) {
-            let subject = format!("{} {}", batch.feed, finding.index);
-            let what = if finding.what.is_alarm() { "alarm" } else { "finding" };
-            audit(&AuditEvent { what, reason: finding.what.word(), who: &self.peer, subject: &subject, detail: &"" });
-            if finding.what.is_alarm() {
-                self.shared.peers.alarm(format!("{subject}: {}, from {}", finding.what.word(), self.peer));
-            }
-        }
-        if batch.findings.len() > FINDINGS_TOLD_MAX {
-            let left = batch.findings.len() - FINDINGS_TOLD_MAX;
-            tracing::warn!(feed = %batch.feed, first = batch.first, left, "further findings in this batch");
-        }
-    }
-
     // Providing.
 
     fn followed(&self, follow: &proto::Follow) {
@@ -337,6 +377,15 @@ impl Reader {
         }
         let filters: Result<Vec<TopicFilter>, _> = follow.topics.iter().map(|topic| topic.parse()).collect();
         match filters {
+            Ok(filters) if filters.len() <= FILTERS_MAX && !follow.ranges.is_empty() => {
+                match FillRequest::read(&follow.ranges, filters).map(|request| self.outbox.fill(feed, request)) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        self.outbox.fault(follow.feed.clone(), "not-allowed", "too many feeds are asked for".into());
+                    }
+                    Err(what) => self.malformed(&follow.feed, what),
+                }
+            }
             Ok(filters) if filters.len() <= FILTERS_MAX => {
                 if !self.outbox.follow(feed, Provider::new(follow.from, filters)) {
                     self.outbox.fault(follow.feed.clone(), "not-allowed", "too many feeds are followed".into());
@@ -349,6 +398,13 @@ impl Reader {
     fn fault(&mut self, fault: &proto::Fault) -> Result<(), LinkError> {
         let reason: String = fault.reason.chars().take(80).collect();
         let detail: String = fault.detail.chars().take(500).collect();
+        if reason == "elsewhere" {
+            tracing::debug!(peer = %self.peer, feed = fault.feed, "the peer follows it elsewhere");
+            if let Ok(feed) = fault.feed.parse() {
+                self.outbox.unfollow(&feed);
+            }
+            return Ok(());
+        }
         tracing::warn!(peer = %self.peer, feed = fault.feed, reason, detail, "the peer refused something");
         if fault.feed.is_empty() {
             return Err(LinkError::Refused(reason, detail));
@@ -357,9 +413,11 @@ impl Reader {
         self.outbox.unfollow(&feed);
         if let Some(follower) = self.followers.get_mut(&feed)
             && follower.due().is_none()
+            && !follower.has_left()
         {
             follower.pause(Instant::now());
         }
+        let _ = self.answers.try_send(Answer::Refused(feed));
         Ok(())
     }
 
@@ -369,9 +427,9 @@ impl Reader {
     async fn ask_for_answers(&mut self) {
         let (shared, peer) = (Arc::clone(&self.shared), self.peer.clone());
         let reaches = tokio::task::spawn_blocking(move || answers::custody_reaches(&shared, &peer)).await;
-        if let Ok(Ok(custody_from)) = reaches {
+        if let Ok(Ok((custody_from, late_from))) = reaches {
             let feed = self.shared.own_feed().to_string();
-            self.outbox.push(Frame::AnswersRequest(proto::AnswersRequest { feed, custody_from }));
+            self.outbox.push(Frame::AnswersRequest(proto::AnswersRequest { feed, custody_from, late_from }));
         }
     }
 
@@ -380,8 +438,8 @@ impl Reader {
             self.malformed(&request.feed, "a feed of the sender");
             return;
         };
-        let (shared, from) = (Arc::clone(&self.shared), request.custody_from);
-        let said = tokio::task::spawn_blocking(move || answers::said_before(&shared, &feed, from)).await;
+        let (shared, from, late_from) = (Arc::clone(&self.shared), request.custody_from, request.late_from);
+        let said = tokio::task::spawn_blocking(move || answers::said_before(&shared, &feed, from, late_from)).await;
         let Ok(Ok((cosigned, custody))) = said else { return };
         if let Some(note) = cosigned {
             self.outbox.push(Frame::Cosigned(proto::Cosigned { note, ..proto::Cosigned::default() }));
@@ -394,7 +452,7 @@ impl Reader {
     async fn heads(&mut self, heads: proto::Heads) {
         for head in heads.heads {
             if !head.checkpoint.is_empty() {
-                self.sign(Signed::Checkpoint(head.checkpoint)).await;
+                self.sign(Signed::Checkpoint(head.checkpoint, head.held)).await;
             }
             for note in head.cosigned {
                 self.sign(Signed::PassedOn(note)).await;
@@ -434,7 +492,23 @@ impl Reader {
     }
 }
 
-async fn sleep_until(due: Option<Instant>) {
+/// Records what is odd about entries that `peer` sent, and alarms.
+pub(crate) fn tell_findings(shared: &Shared, peer: &Member, feed: &FeedId, findings: &[Finding]) {
+    for finding in findings.iter().take(FINDINGS_TOLD_MAX) {
+        let (subject, reason) = (format!("{feed} {}", finding.index), finding.what.word());
+        let what = if finding.what.is_alarm() { "alarm" } else { "finding" };
+        audit(&AuditEvent { what, reason, who: peer, subject: &subject, detail: &"" });
+        if finding.what.is_alarm() {
+            shared.peers.alarm(format!("{subject}: {reason}, from {peer}"));
+        }
+    }
+    if findings.len() > FINDINGS_TOLD_MAX {
+        let left = findings.len() - FINDINGS_TOLD_MAX;
+        tracing::warn!(%feed, left, "further findings among these entries");
+    }
+}
+
+pub(crate) async fn sleep_until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due).await,
         None => std::future::pending().await,

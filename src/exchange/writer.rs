@@ -9,6 +9,7 @@ use barid_core::proto::frame::Frame;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::fills::FillRequest;
 use super::heads::Told;
 use super::outbox::{Next, Outbox};
 use super::provider::{Batch, Provider};
@@ -69,6 +70,7 @@ impl Writer {
             }
             match self.outbox.next(&tried) {
                 Next::Frame(frame) => self.send(frame).await?,
+                Next::Fill(feed, request) => self.fill(feed, request).await?,
                 Next::Batch(feed, provider) => self.provide(feed, &provider, &mut tried).await?,
                 Next::Closed => return Ok(()),
                 Next::Nothing => {
@@ -129,6 +131,23 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    async fn fill(&mut self, feed: FeedId, request: FillRequest) -> Result<(), Gone> {
+        let (shared, peer, name) = (Arc::clone(&self.shared), self.peer.clone(), feed.to_string());
+        let made = tokio::task::spawn_blocking(move || {
+            let rosters = shared.options.rosters.load();
+            let history = shared.options.share_history && feed.member == shared.me;
+            request.answer(shared.store().as_ref(), &feed, &peer, &rosters, history)
+        });
+        match made.await.unwrap_or_else(|_| Err(ReadError::Damaged("reading ended in a panic".into()))) {
+            Ok(fills) => self.send(Frame::Fills(fills)).await,
+            Err(error) => {
+                tracing::error!(feed = name, peer = %self.peer, error = %Chain(&error), "entries cannot be read for a peer");
+                // Nothing was looked at: it asks again later.
+                self.send(Frame::Fills(proto::Fills { feed: name, ..proto::Fills::default() })).await
+            }
+        }
     }
 
     async fn batch(&self, feed: &FeedId, provider: &Provider) -> Result<Option<Batch>, ReadError> {

@@ -7,11 +7,11 @@ use barid_core::limits::{
     COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX, COMMIT_NOTES_MAX, ENVELOPE_BYTES_MAX, NOTE_BYTES_MAX, PROOF_HASHES_MAX,
     ROSTER_BYTES_MAX, STORE_NAME_BYTES_MAX, TOPIC_BYTES_MAX,
 };
-use barid_core::names::{FeedId, Member, Undisclosed};
+use barid_core::names::{Digest, FeedId, Member, Undisclosed};
 use barid_core::proto;
 use uuid::Uuid;
 
-use super::{Columns, Commit, Content, Refers};
+use super::{Columns, Commit, Content, Fill, Refers};
 
 /// Checks a commit against the sizes of the feeds held (`None`: not held). The text says what does not fit.
 pub(super) fn check(commit: &Commit, size_of: impl Fn(&FeedId) -> Option<u64>) -> Result<(), String> {
@@ -43,6 +43,27 @@ pub(super) fn check(commit: &Commit, size_of: impl Fn(&FeedId) -> Option<u64>) -
                     return Err(format!("{feed} {index}: an envelope of {} bytes", envelope.len()));
                 }
                 bytes += envelope.len();
+            }
+        }
+    }
+    for (place, fill) in commit.fills.iter().enumerate() {
+        let feed = &fill.feed;
+        if commit.fills[..place].iter().any(|earlier| earlier.feed == *feed) {
+            return Err(format!("{feed} is filled twice"));
+        }
+        let size = size_of(feed).unwrap_or(0);
+        if !fill.entries.is_sorted_by(|(a, _), (b, _)| a < b)
+            || fill.entries.last().is_none_or(|(last, _)| *last >= size)
+        {
+            return Err(format!("{feed}: what is filled does not ascend below the size {size}"));
+        }
+        entries += fill.entries.len();
+        for (index, entry) in &fill.entries {
+            match &entry.content {
+                Content::Disclosed { envelope, .. } if (1..=ENVELOPE_BYTES_MAX).contains(&envelope.len()) => {
+                    bytes += envelope.len();
+                }
+                _ => return Err(format!("{feed} {index}: nothing to fill it with, or too much")),
             }
         }
     }
@@ -134,6 +155,21 @@ pub(super) fn clip(text: &str) -> &str {
 
 /// A stretch of a feed held as digests only: first index, one past the last, reason.
 pub(super) type Run = (u64, u64, Undisclosed);
+
+/// Checks fills against what is lacking of their entries.
+pub(super) fn check_fill(fill: &Fill, lacking: &[Option<(Digest, Undisclosed)>]) -> Result<(), String> {
+    for ((index, entry), lacking) in fill.entries.iter().zip(lacking) {
+        if lacking.as_ref().is_none_or(|(digest, _)| *digest != entry.digest) {
+            return Err(format!("{} {index}: it is not held as this digest", fill.feed));
+        }
+    }
+    Ok(())
+}
+
+/// What is left of a run when entry `index` in it is held in full.
+pub(super) fn split_run((start, end, reason): Run, index: u64) -> impl Iterator<Item = Run> {
+    [(start, index, reason), (index + 1, end, reason)].into_iter().filter(|(start, end, _)| start < end)
+}
 
 /// Adds entry `index`, held as digest only for `reason`, to ascending runs.
 pub(super) fn extend_runs(runs: &mut Vec<Run>, index: u64, reason: Undisclosed) {

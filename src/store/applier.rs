@@ -156,7 +156,9 @@ impl Waiting {
 
 /// What a commit counts for: at least one.
 fn entries(pending: &Pending) -> usize {
-    pending.committed.commit.appends.iter().map(|append| append.entries.len()).sum::<usize>().max(1)
+    let commit = &pending.committed.commit;
+    let appended = commit.appends.iter().map(|append| append.entries.len());
+    appended.chain(commit.fills.iter().map(|fill| fill.entries.len())).sum::<usize>().max(1)
 }
 
 /// Runs until the store is closed or the view fails.
@@ -194,7 +196,8 @@ fn take_in(shared: &Shared, batch: &[Pending]) -> Result<(), ReadError> {
 /// Lets memory go of what the view has now.
 pub(super) fn settle(state: &mut State, tiles: &mut TileCache<FeedNumber>, batch: &[Pending]) {
     let Some(last) = batch.last() else { return };
-    let mut feeds: Vec<FeedNumber> = batch.iter().flat_map(|pending| pending.append_feeds.iter().copied()).collect();
+    let mut feeds: Vec<FeedNumber> =
+        batch.iter().flat_map(|pending| pending.append_feeds.iter().chain(&pending.fill_feeds).copied()).collect();
     feeds.sort_unstable();
     feeds.dedup();
     state.applied(last.committed.seq, last.committed.end_arrival, &feeds);

@@ -14,8 +14,8 @@ use uuid::Uuid;
 
 use super::memory::MemoryStore;
 use super::{
-    Append, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Entry, NewEntry,
-    Refers, RosterRecord, Store,
+    Append, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Entry, Fill,
+    NewEntry, Refers, RosterRecord, Store,
 };
 
 const ALL: usize = usize::MAX;
@@ -27,6 +27,9 @@ pub(crate) fn run(open: &mut dyn FnMut(u32) -> Box<dyn Store>, durable: bool) {
     duplicates_are_found_at_the_lowest_place(&*open(2));
     notes_are_told_as_asked(&*open(3));
     what_refers_to_a_bulletin_is_found(&*open(5));
+    content_comes_later_once(&*open(6));
+    late_notes_are_told_apart(&*open(7));
+    many_ranges_are_told_in_part(&*open(8));
     let (mut store, model) = (open(4), MemoryStore::new());
     let mut random = Random(1);
     for round in 0..40 {
@@ -147,6 +150,116 @@ fn what_refers_to_a_bulletin_is_found(store: &dyn Store) {
     }
 }
 
+fn content_comes_later_once(store: &dyn Store) {
+    let feed = feed("ma", 1);
+    let later = |number| match disclosed(&feed, number) {
+        NewEntry { digest, .. } => NewEntry { digest, content: Content::Undisclosed(Undisclosed::NotHeld) },
+    };
+    let entries = vec![disclosed(&feed, 1), later(2), later(3), withheld(9), later(4)];
+    store.commit(one(append(&feed, 0, entries)), 0).unwrap();
+    let fill = |indexes: &[(u64, u64)]| Commit {
+        fills: vec![Fill {
+            feed: feed.clone(),
+            entries: indexes.iter().map(|(index, number)| (*index, disclosed(&feed, *number))).collect(),
+        }],
+        ..Commit::default()
+    };
+    for wrong in
+        [fill(&[(0, 1)]), fill(&[(1, 3)]), fill(&[(3, 3)]), fill(&[(2, 3), (1, 2)]), fill(&[(5, 5)]), fill(&[])]
+    {
+        assert!(matches!(store.commit(wrong, 1), Err(CommitError::Invalid(_))));
+    }
+    let mut filled = fill(&[(1, 2), (4, 4)]);
+    // In the same commit, more of the feed.
+    filled.appends = vec![append(&feed, 5, vec![later(6), disclosed(&feed, 5)])];
+    let committed = store.commit(filled, 1).unwrap();
+    assert_eq!((committed.first_arrival, committed.end_arrival), (2, 5));
+    assert!(matches!(store.commit(fill(&[(1, 2)]), 2), Err(CommitError::Invalid(_))), "once");
+    let not_held = [(2..3, Undisclosed::NotHeld), (3..4, Undisclosed::Withheld), (5..6, Undisclosed::NotHeld)];
+    for _ in 0..2 {
+        let held = store.entries(&feed, 0, 10, ALL).unwrap();
+        assert_eq!(
+            held.iter().map(|entry| entry.arrival).collect::<Vec<_>>(),
+            [Some(1), Some(3), None, None, Some(4), None, Some(2)]
+        );
+        assert_entries(&held[1..2], &store.arrivals(3, 1, ALL).unwrap());
+        assert_eq!(
+            store.arrivals(1, 10, ALL).unwrap().iter().map(|entry| entry.index).collect::<Vec<_>>(),
+            [0, 6, 1, 4]
+        );
+        let location = store.find(&feed.member, id(4)).unwrap().unwrap();
+        assert_eq!((location.index, location.arrival), (4, 4));
+        assert_eq!(store.feed(&feed).unwrap().disclosed, 4);
+        assert_eq!(store.not_held(&feed, ALL).unwrap(), not_held);
+        assert_eq!(store.not_held_from(&feed, 3, 1).unwrap(), not_held[1..2]);
+        let lacks = store.lacks(&feed, &[0, 1, 2, 3, 7]).unwrap();
+        assert_eq!(
+            lacks.iter().map(|lack| lack.map(|(_, why)| why)).collect::<Vec<_>>(),
+            [None, None, Some(Undisclosed::NotHeld), Some(Undisclosed::Withheld), None]
+        );
+        assert_eq!(lacks[2].unwrap().0, disclosed(&feed, 3).digest);
+        let (history, _) = store.history(u64::MAX, 10, 10, &|_| true).unwrap();
+        assert_eq!(history.iter().map(|entry| entry.index).collect::<Vec<_>>(), [4, 1, 6, 0]);
+        store.drain_view();
+    }
+    store.commit(fill(&[(2, 3)]), 2).unwrap();
+    store.drain_view();
+    assert!(matches!(store.commit(fill(&[(2, 3)]), 3), Err(CommitError::Invalid(_))), "once");
+    // One that is large does not push out what stands before it.
+    assert_eq!(store.entries(&feed, 1, 10, 1).unwrap().len(), 1);
+}
+
+/// More ranges than are told at once, made fewer from either end.
+fn many_ranges_are_told_in_part(store: &dyn Store) {
+    let (feed, model) = (feed("ma", 1), MemoryStore::new());
+    let later = |index| match disclosed(&feed, index) {
+        entry if index % 2 == 0 => entry,
+        entry => NewEntry { content: Content::Undisclosed(Undisclosed::NotHeld), ..entry },
+    };
+    let both = |commit: Commit| {
+        store.commit(commit.clone(), store.seq()).unwrap();
+        model.commit(commit, model.seq()).unwrap();
+        for from in [0, 1, 500, 1_001, 2_500, 2_999] {
+            assert_eq!(store.not_held_from(&feed, from, 40).unwrap(), model.not_held_from(&feed, from, 40).unwrap());
+        }
+        for max in [1, 200, ALL] {
+            assert_eq!(store.not_held(&feed, max).unwrap(), model.not_held(&feed, max).unwrap());
+        }
+    };
+    for first in [0, 1_000, 2_000] {
+        both(one(append(&feed, first, (first..first + 1_000).map(later).collect())));
+    }
+    for part in [2_500..3_000, 2_000..2_500, 0..400, 900..1_900, 400..900] {
+        let entries = part.filter(|index| index % 2 == 1).map(|index| (index, disclosed(&feed, index))).collect();
+        both(Commit { fills: vec![Fill { feed: feed.clone(), entries }], ..Commit::default() });
+    }
+    both(one(append(&feed, 3_000, (3_000..3_020).map(later).collect())));
+    let all = read_feed(store, &feed, 0);
+    assert_entries(&all, &read_feed(&model, &feed, 0));
+    assert_eq!(all.iter().filter(|entry| entry.arrival.is_none()).count(), 60);
+}
+
+fn late_notes_are_told_apart(store: &dyn Store) {
+    let feed = feed("ma", 1);
+    store.commit(one(append(&feed, 0, (0..20).map(|n| disclosed(&feed, n + 1)).collect())), 0).unwrap();
+    let custody = [("tn", 0..10), ("tn", 2..4), ("ly", 0..3), ("tn", 10..20), ("tn", 10..20), ("tn", 6..9)];
+    for (n, (by, range)) in (1..).zip(custody) {
+        let commit = Commit { custody: vec![custody_of(&feed, by, range, None, n)], ..Commit::default() };
+        store.commit(commit, n).unwrap();
+    }
+    let tn = "tn".parse().unwrap();
+    for _ in 0..2 {
+        let times = |notes: Vec<CustodyRecord>| notes.iter().map(|note| note.time).collect::<Vec<_>>();
+        assert_eq!(times(store.custody_newest(&feed).unwrap()), [3, 5]);
+        assert_eq!(times(store.custody_after(&feed, &tn, 0, 9).unwrap()), [2, 6, 1, 4, 5]);
+        assert_eq!(times(store.custody_after(&feed, &tn, 9, 2).unwrap()), [1, 4]);
+        assert_eq!(times(store.custody_late(&feed, &tn, 0, 9).unwrap()), [6, 5, 2]);
+        assert_eq!(times(store.custody_late(&feed, &tn, 5, 9).unwrap()), [6, 5]);
+        assert_eq!(times(store.custody_late(&feed, &tn, 0, 1).unwrap()), [6]);
+        store.drain_view();
+    }
+}
+
 fn notes_are_told_as_asked(store: &dyn Store) {
     let feed = feed("ma", 1);
     store.commit(one(append(&feed, 0, (0..20).map(|n| disclosed(&feed, n + 1)).collect())), 0).unwrap();
@@ -205,6 +318,23 @@ pub(crate) fn same(store: &dyn Store, model: &dyn Store, random: &mut Random) {
         }
         assert_eq!(store.not_held(feed, ALL).unwrap(), model.not_held(feed, ALL).unwrap());
         assert_eq!(store.not_held(feed, 2).unwrap(), model.not_held(feed, 2).unwrap());
+        for _ in 0..4 {
+            let (from, max) = (random.below(size + 1), 1 + random.below(9) as usize);
+            assert_eq!(store.not_held_from(feed, from, max).unwrap(), model.not_held_from(feed, from, max).unwrap());
+            let mut indexes: Vec<u64> = (0..20).map(|_| random.below(size + 2)).collect();
+            indexes.sort_unstable();
+            assert_eq!(store.lacks(feed, &indexes).unwrap(), model.lacks(feed, &indexes).unwrap());
+            let by = ["tn", "ly", "eg"][random.below(3) as usize].parse().unwrap();
+            assert_eq!(
+                store.custody_after(feed, &by, from, max).unwrap(),
+                model.custody_after(feed, &by, from, max).unwrap()
+            );
+            let time = random.below(store.seq());
+            assert_eq!(
+                store.custody_late(feed, &by, time, max).unwrap(),
+                model.custody_late(feed, &by, time, max).unwrap()
+            );
+        }
         assert_eq!(store.cosigned_newest(feed).unwrap(), model.cosigned_newest(feed).unwrap());
         assert_eq!(store.custody_newest(feed).unwrap(), model.custody_newest(feed).unwrap());
         tree_matches(store, model, feed, size, random);
@@ -430,6 +560,8 @@ impl Random {
             1 => {
                 NewEntry { digest: Digest([number as u8; 32]), content: Content::Undisclosed(Undisclosed::Unfollowed) }
             }
+            // The content comes later, in some.
+            6..8 => NewEntry { content: Content::Undisclosed(Undisclosed::NotHeld), ..disclosed(feed, number * 7 + 1) },
             2 => entry(vec![0xff; 20].into(), None),
             // Some ids come twice.
             3 => disclosed(feed, self.below(number + 1)),
@@ -441,6 +573,19 @@ impl Random {
             }
             _ => disclosed(feed, number * 7 + 1),
         }
+    }
+
+    /// Content of some entries that lack it.
+    fn fill(&mut self, store: &dyn Store, feed: &FeedId) -> Option<Fill> {
+        let mut entries = Vec::new();
+        for (range, reason) in store.not_held_from(feed, self.below(200), 30).unwrap() {
+            for index in range.filter(|_| reason == Undisclosed::NotHeld) {
+                if self.below(2) == 0 {
+                    entries.push((index, disclosed(feed, index * 7 + 1)));
+                }
+            }
+        }
+        (!entries.is_empty()).then(|| Fill { feed: feed.clone(), entries })
     }
 
     /// What may follow on what `store` holds.
@@ -460,6 +605,11 @@ impl Random {
                 append.consistency_proof = vec![Hash([3; 32]); 2];
             }
             commit.appends.push(append);
+        }
+        for feed in &feeds {
+            if self.below(2) == 0 {
+                commit.fills.extend(self.fill(store, feed));
+            }
         }
         for (place, feed) in feeds.iter().enumerate() {
             let size = store.feed(feed).map_or(0, |state| state.frontier.size());

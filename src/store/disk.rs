@@ -11,11 +11,12 @@ use std::thread;
 
 use barid_core::feed::tree::NodeId;
 use barid_core::limits::{COMMIT_ENTRIES_MAX, NOT_HELD_RANGES_MAX, RECORD_HEAD_BYTES_MAX};
-use barid_core::names::{ExchangeName, FeedId, Hash, Member, Undisclosed};
+use barid_core::names::{Digest, ExchangeName, FeedId, Hash, Member, Undisclosed};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use uuid::Uuid;
 
+use super::admit::Run;
 use super::applier::{self, Queue, Shared};
 use super::keys::{FeedNumber, NoteRef, Stretch};
 use super::load::{self, dangling};
@@ -78,7 +79,7 @@ impl DiskOptions {
 pub struct DiskStore {
     /// `None` only while it is dropped.
     shared: Option<Arc<Shared>>,
-    log: Arc<LogReader>,
+    pub(super) log: Arc<LogReader>,
     writer: Mutex<Writer>,
     applier: Option<thread::JoinHandle<()>>,
     reserve_bytes: u64,
@@ -143,11 +144,11 @@ impl DiskStore {
         log::verify(&dir.join("log"), &options.log())
     }
 
-    fn shared(&self) -> &Shared {
+    pub(super) fn shared(&self) -> &Shared {
         self.shared.as_ref().expect("there until the store is dropped")
     }
 
-    fn number(&self, feed: &FeedId) -> Option<FeedNumber> {
+    pub(super) fn number(&self, feed: &FeedId) -> Option<FeedNumber> {
         self.shared().state.read().numbers.get(feed).copied()
     }
 
@@ -181,6 +182,23 @@ impl DiskStore {
                 return Ok(false);
             }
         }
+        for fill in &record.fills {
+            let start = fill.slots.partition_point(|(_, slot)| slot.arrival < from);
+            let slots = fill.slots.get(start..).unwrap_or_default();
+            let wanted = taken.count_fitting(slots.iter().map(|(_, slot)| slot.len));
+            let bytes = fill.bytes(start..start + wanted);
+            let body = self.log.body(stretch.at.position, &record, bytes.clone())?;
+            let damaged = |what: String| ReadError::Damaged(format!("commit log, {}: {what}", stretch.at.position));
+            let entries = fill.entries(start..start + wanted, &body, bytes.start).map_err(damaged)?;
+            for ((index, entry), (_, slot)) in entries.iter().zip(slots) {
+                if !taken.push(&fill.feed, *index, entry, slot.arrival) {
+                    return Ok(false);
+                }
+            }
+            if wanted < slots.len() {
+                return Ok(false);
+            }
+        }
         Ok(true)
     }
 
@@ -211,6 +229,10 @@ impl DiskStore {
         }
         Ok(wanted == slots.len())
     }
+}
+
+fn range_of((start, end, reason): &Run) -> (Range<u64>, Undisclosed) {
+    (*start..*end, *reason)
 }
 
 #[cfg(test)]
@@ -259,6 +281,11 @@ impl Store for DiskStore {
             admit::check(&commit, |feed| state.book_of(feed).map(|(_, book)| book.edge.frontier().size()))
                 .map_err(CommitError::Invalid)?;
         }
+        for fill in &commit.fills {
+            let indexes: Vec<u64> = fill.entries.iter().map(|(index, _)| *index).collect();
+            let lacking = self.lacks(&fill.feed, &indexes).map_err(|error| CommitError::Invalid(error.to_string()))?;
+            admit::check_fill(fill, &lacking).map_err(CommitError::Invalid)?;
+        }
         if let Err(reason) = shared.queue.wait_for_room() {
             writer.stopped = Some(reason.clone());
             return Err(CommitError::Stopped(reason));
@@ -268,7 +295,8 @@ impl Store for DiskStore {
         if head.len() > RECORD_HEAD_BYTES_MAX {
             return Err(CommitError::Invalid(format!("the notes and ids take {} bytes", head.len())));
         }
-        let entries = commit.appends.iter().flat_map(|append| &append.entries);
+        let filled = commit.fills.iter().flat_map(|fill| &fill.entries).map(|(_, entry)| entry);
+        let entries = commit.appends.iter().flat_map(|append| &append.entries).chain(filled);
         let bodies: Vec<&[u8]> = entries
             .filter_map(|entry| match &entry.content {
                 Content::Disclosed { envelope, .. } => Some(envelope.as_ref()),
@@ -316,7 +344,8 @@ impl Store for DiskStore {
                 return Ok(Vec::new());
             }
             if let Some(entries) = state.window.entries(number, from, entries_max, bytes_max) {
-                return Ok(entries);
+                drop(state);
+                return self.with_fills(number, entries, bytes_max);
             }
             number
         };
@@ -330,7 +359,7 @@ impl Store for DiskStore {
         if taken.entries.is_empty() {
             return Err(ReadError::Damaged(format!("the view lacks {feed} {from}")));
         }
-        Ok(taken.entries)
+        self.with_fills(number, taken.entries, bytes_max)
     }
 
     fn end_arrival(&self) -> u64 {
@@ -472,11 +501,36 @@ impl Store for DiskStore {
         nodes.iter().zip(near).map(find).collect()
     }
 
+    fn lacks(&self, feed: &FeedId, indexes: &[u64]) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError> {
+        self.lacking(feed, indexes)
+    }
+
+    fn not_held_from(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
+        let number = {
+            let state = self.shared().state.read();
+            let Some((number, book)) = state.book_of(feed) else { return Ok(Vec::new()) };
+            if !book.older_runs || book.runs.front().is_some_and(|(start, ..)| *start <= from) {
+                let first = book.runs.partition_point(|(_, end, _)| *end <= from);
+                return Ok(book.runs.range(first..).take(max).map(range_of).collect());
+            }
+            number
+        };
+        self.drain_view();
+        Ok(self.shared().view.runs_from(number, from, max)?.iter().map(range_of).collect())
+    }
+
     fn not_held(&self, feed: &FeedId, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
-        let state = self.shared().state.read();
-        let Some((_, book)) = state.book_of(feed) else { return Ok(Vec::new()) };
-        let skipped = book.runs.len().saturating_sub(max.min(NOT_HELD_RANGES_MAX));
-        Ok(book.runs.range(skipped..).map(|(start, end, reason)| (*start..*end, *reason)).collect())
+        let max = max.min(NOT_HELD_RANGES_MAX);
+        let number = {
+            let state = self.shared().state.read();
+            let Some((number, book)) = state.book_of(feed) else { return Ok(Vec::new()) };
+            if !book.older_runs || book.runs.len() >= max {
+                return Ok(book.runs.range(book.runs.len().saturating_sub(max)..).map(range_of).collect());
+            }
+            number
+        };
+        self.drain_view();
+        Ok(self.shared().view.runs(number, max)?.iter().map(range_of).collect())
     }
 
     fn cosigned_newest(&self, feed: &FeedId) -> Result<Vec<Cosigned>, ReadError> {
@@ -508,8 +562,9 @@ impl Store for DiskStore {
         let (holders, pending): (Vec<Member>, Vec<CustodyRecord>) = {
             let state = self.shared().state.read();
             let holders = state.book(number).map(|book| book.custody.keys().cloned().collect()).unwrap_or_default();
-            let pending = state.pending_custody.iter().filter(|(_, feed, note)| *feed == number && note.holds(index));
-            (holders, pending.map(|(.., note)| note.clone()).collect())
+            let pending =
+                state.pending_custody.iter().filter(|(_, feed, note, _)| *feed == number && note.holds(index));
+            (holders, pending.map(|(_, _, note, _)| note.clone()).collect())
         };
         let mut notes = Vec::new();
         for holder in holders {
@@ -529,6 +584,45 @@ impl Store for DiskStore {
     fn custody_newest(&self, feed: &FeedId) -> Result<Vec<CustodyRecord>, ReadError> {
         let state = self.shared().state.read();
         Ok(state.book_of(feed).map(|(_, book)| book.custody.values().cloned().collect()).unwrap_or_default())
+    }
+
+    fn custody_after(
+        &self,
+        feed: &FeedId,
+        holder: &Member,
+        index: u64,
+        max: usize,
+    ) -> Result<Vec<CustodyRecord>, ReadError> {
+        let mut notes = self.custody_notes(
+            feed,
+            |note, _| note.holder == *holder && note.range.end > index,
+            |number| self.shared().view.custody_after(number, holder, index, max),
+        )?;
+        notes.sort_by_key(|note| note.range.end);
+        notes.truncate(max);
+        Ok(notes)
+    }
+
+    fn custody_late(
+        &self,
+        feed: &FeedId,
+        holder: &Member,
+        from_time: u64,
+        max: usize,
+    ) -> Result<Vec<CustodyRecord>, ReadError> {
+        let mut notes = self.custody_notes(
+            feed,
+            |note, standing| standing.late && note.holder == *holder && note.time >= from_time,
+            |number| {
+                let mut held = self.shared().view.custody_late(number, holder, from_time, max)?;
+                held.reverse();
+                Ok(held)
+            },
+        )?;
+        notes.reverse();
+        notes.sort_by_key(|note| std::cmp::Reverse(note.time));
+        notes.truncate(max);
+        Ok(notes)
     }
 
     fn rosters(&self) -> Result<Vec<RosterRecord>, ReadError> {

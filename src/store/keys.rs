@@ -11,9 +11,11 @@
 //! | `x` | member, id, how, first arrival | references block (`view::references`) | from (member, id) to the entries that refer to it |
 //! | `t` | feed, level, index | 256 hashes | full tiles of the feed's tree |
 //! | `n` | feed, start | end, reason | what is held as digests only |
+//! | `g` | feed, bucket of indexes | [`FillAt`]s (`view::fills`) | from an entry that was filled in to the record that holds it |
 //! | `o` | feed, cosigner, size | time, [`NoteRef`] | cosigned checkpoints |
 //! | `u` | feed, holder, end, [`NoteRef`] | start | custody notes by what they cover |
-//! | `v` | feed, holder | [`NoteRef`] | each holder's newest custody note |
+//! | `v` | feed, holder | [`NoteRef`] | of each holder the custody note that ends last |
+//! | `w` | feed, holder, time, [`NoteRef`] | | custody notes for what was filled in |
 //! | `r` | version | [`NoteRef`] | rosters |
 //! | `l` | authority | [`NoteRef`] | newest revocation list of each authority |
 //! | `s` | subscription | arrival | acknowledged cursors |
@@ -47,9 +49,11 @@ pub(super) const ID: u8 = b'i';
 pub(super) const REFERENCE: u8 = b'x';
 pub(super) const TILE: u8 = b't';
 pub(super) const NOT_HELD: u8 = b'n';
+pub(super) const FILLED: u8 = b'g';
 pub(super) const COSIGNED: u8 = b'o';
 pub(super) const CUSTODY: u8 = b'u';
 pub(super) const CUSTODY_NEWEST: u8 = b'v';
+pub(super) const CUSTODY_LATE: u8 = b'w';
 pub(super) const ROSTER: u8 = b'r';
 pub(super) const CRL: u8 = b'l';
 pub(super) const SUBSCRIPTION: u8 = b's';
@@ -273,6 +277,13 @@ impl<'a> Fields<'a> {
 pub(super) struct NoteRef {
     pub(super) position: Position,
     pub(super) place: u32,
+}
+
+/// Where the content of an entry is that was filled in: which fill of a record, and which entry of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FillAt {
+    pub(super) at: NoteRef,
+    pub(super) slot: u32,
 }
 
 /// Up to which commit the view has taken in the log.

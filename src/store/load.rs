@@ -54,6 +54,8 @@ fn book(view: &View, log: &LogReader, number: FeedNumber, feed: FeedId, row: &Fe
         book.checkpoint_at = Some(at);
     }
     book.runs = view.runs(number, NOT_HELD_RANGES_MAX)?.into();
+    book.older_runs = book.runs.len() >= NOT_HELD_RANGES_MAX;
+    book.filled = view.has_fills(number)?;
     for at in view.cosigned_newest(number)? {
         let note = cosigned(log, at)?;
         book.cosigned.insert(note.cosigner.clone(), note);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use barid_core::feed::tree::NodeId;
 use barid_core::limits::NOT_HELD_RANGES_MAX;
-use barid_core::names::{FeedId, Hash, Member, Undisclosed};
+use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use uuid::Uuid;
@@ -17,7 +17,7 @@ use super::admit::{self, Run};
 use super::tree_cache::{Edge, Tile, TileId};
 use super::{
     Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState,
-    Location, ReadError, Refers, RosterRecord, Store,
+    Location, NewEntry, ReadError, Refers, RosterRecord, Store,
 };
 
 /// A [`Store`] in memory.
@@ -49,7 +49,8 @@ struct Feed {
     consistency_proof: Vec<Hash>,
     runs: Vec<Run>,
     cosigned: Vec<Cosigned>,
-    custody: Vec<CustodyRecord>,
+    /// With whether it was late.
+    custody: Vec<(CustodyRecord, bool)>,
 }
 
 impl MemoryStore {
@@ -74,7 +75,17 @@ impl Feed {
 }
 
 impl Inner {
+    fn lacks(&self, feed: &FeedId, indexes: &[u64]) -> Vec<Option<(Digest, Undisclosed)>> {
+        let entries = self.feeds.get(feed).map_or(&[][..], |feed| &feed.entries);
+        let lack = |index: &u64| match entries.get(usize::try_from(*index).ok()?)? {
+            Entry { digest, content: Content::Undisclosed(reason), .. } => Some((*digest, *reason)),
+            _ => None,
+        };
+        indexes.iter().map(lack).collect()
+    }
+
     fn apply(&mut self, commit: &Commit) {
+        let mut ids = Vec::new();
         for append in &commit.appends {
             let feed = self.feeds.entry(append.feed.clone()).or_default();
             for (index, entry) in (append.first..).zip(&append.entries) {
@@ -87,11 +98,7 @@ impl Inner {
                         arrival = Some(number);
                         feed.disclosed += 1;
                         if let Some(id) = admit::id_of(&append.feed, header.as_deref()) {
-                            let new = Location { feed: append.feed.clone(), index, arrival: number };
-                            let held = self.ids.entry((append.feed.member.clone(), id)).or_insert_with(|| new.clone());
-                            if (new.feed.epoch, new.index) < (held.feed.epoch, held.index) {
-                                *held = new;
-                            }
+                            ids.push((id, Location { feed: append.feed.clone(), index, arrival: number }));
                         }
                         for referred in admit::references(&append.feed, header.as_deref()) {
                             let at = Location { feed: append.feed.clone(), index, arrival: number };
@@ -112,15 +119,56 @@ impl Inner {
             feed.checkpoint_size = append.checkpoint_size;
             feed.consistency_proof = append.consistency_proof.clone();
         }
+        for (id, location) in ids {
+            self.place(id, location);
+        }
+        for fill in &commit.fills {
+            for (index, entry) in &fill.entries {
+                self.fill(&fill.feed, *index, entry);
+            }
+        }
         for cosigned in &commit.cosigned {
             self.feeds.entry(cosigned.feed.clone()).or_default().cosigned.push(cosigned.clone());
         }
         for custody in &commit.custody {
-            self.feeds.entry(custody.feed.clone()).or_default().custody.push(custody.clone());
+            let notes = &mut self.feeds.entry(custody.feed.clone()).or_default().custody;
+            let mut earlier = notes.iter().filter(|(note, _)| note.holder == custody.holder);
+            let late = earlier.any(|(note, _)| note.range.end >= custody.range.end);
+            notes.push((custody.clone(), late));
         }
         self.cursors.extend(commit.cursors.iter().map(|cursor| (cursor.subscription.clone(), cursor.arrival)));
         self.rosters.extend(commit.rosters.iter().map(|roster| (roster.version, roster.note.clone())));
         self.crls.extend(commit.crls.iter().map(|crl| (crl.authority.clone(), crl.der.clone())));
+    }
+
+    fn fill(&mut self, feed: &FeedId, index: u64, filled: &NewEntry) {
+        self.arrivals.push((feed.clone(), index));
+        let arrival = self.arrivals.len() as u64;
+        let held = self.feeds.entry(feed.clone()).or_default();
+        let Some(entry) = usize::try_from(index).ok().and_then(|place| held.entries.get_mut(place)) else { return };
+        entry.content = filled.content.clone();
+        entry.arrival = Some(arrival);
+        held.disclosed += 1;
+        if let Some(place) = held.runs.iter().position(|(start, end, _)| (*start..*end).contains(&index)) {
+            let run = held.runs[place];
+            held.runs.splice(place..=place, admit::split_run(run, index));
+        }
+        let Content::Disclosed { header, .. } = &filled.content else { return };
+        let at = Location { feed: feed.clone(), index, arrival };
+        for referred in admit::references(feed, header.as_deref()) {
+            self.references.entry(referred).or_default().push(at.clone());
+        }
+        if let Some(id) = admit::id_of(feed, header.as_deref()) {
+            self.place(id, at);
+        }
+    }
+
+    /// Of several entries with one id the lowest is the bulletin.
+    fn place(&mut self, id: Uuid, new: Location) {
+        let held = self.ids.entry((new.feed.member.clone(), id)).or_insert_with(|| new.clone());
+        if (new.feed.epoch, new.index) < (held.feed.epoch, held.index) {
+            *held = new;
+        }
     }
 
     fn entry_at(&self, arrival: u64) -> Option<&Entry> {
@@ -160,6 +208,10 @@ impl Store for MemoryStore {
         }
         admit::check(&commit, |feed| inner.feeds.get(feed).map(|feed| feed.entries.len() as u64))
             .map_err(CommitError::Invalid)?;
+        for fill in &commit.fills {
+            let indexes: Vec<u64> = fill.entries.iter().map(|(index, _)| *index).collect();
+            admit::check_fill(fill, &inner.lacks(&fill.feed, &indexes)).map_err(CommitError::Invalid)?;
+        }
         inner.seq += 1;
         let first_arrival = inner.arrivals.len() as u64 + 1;
         inner.apply(&commit);
@@ -246,6 +298,17 @@ impl Store for MemoryStore {
         nodes.iter().map(|node| find(node).ok_or_else(|| missing(node))).collect()
     }
 
+    fn lacks(&self, feed: &FeedId, indexes: &[u64]) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError> {
+        Ok(self.inner.lock().lacks(feed, indexes))
+    }
+
+    fn not_held_from(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
+        let inner = self.inner.lock();
+        let runs = inner.feeds.get(feed).map_or(&[][..], |feed| &feed.runs);
+        let runs = runs.iter().filter(|(_, end, _)| *end > from).take(max);
+        Ok(runs.map(|(start, end, reason)| (*start..*end, *reason)).collect())
+    }
+
     fn not_held(&self, feed: &FeedId, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
         let inner = self.inner.lock();
         let runs = inner.feeds.get(feed).map_or(&[][..], |feed| &feed.runs);
@@ -281,7 +344,7 @@ impl Store for MemoryStore {
     fn custody_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<CustodyRecord>, ReadError> {
         let inner = self.inner.lock();
         let mut first = BTreeMap::<&Member, &CustodyRecord>::new();
-        for custody in inner.feeds.get(feed).map_or(&[][..], |feed| &feed.custody) {
+        for (custody, _) in inner.feeds.get(feed).map_or(&[][..], |feed| &feed.custody) {
             if custody.holds(index) {
                 first.entry(&custody.holder).or_insert(custody);
             }
@@ -291,10 +354,47 @@ impl Store for MemoryStore {
 
     fn custody_newest(&self, feed: &FeedId) -> Result<Vec<CustodyRecord>, ReadError> {
         let inner = self.inner.lock();
-        let custody = inner.feeds.get(feed).map_or(&[][..], |feed| &feed.custody);
-        let newest: BTreeMap<&Member, &CustodyRecord> =
-            custody.iter().map(|custody| (&custody.holder, custody)).collect();
+        let mut newest = BTreeMap::<&Member, &CustodyRecord>::new();
+        for (custody, _) in inner.feeds.get(feed).map_or(&[][..], |feed| &feed.custody) {
+            let held = newest.entry(&custody.holder).or_insert(custody);
+            if custody.range.end >= held.range.end {
+                *held = custody;
+            }
+        }
         Ok(newest.into_values().cloned().collect())
+    }
+
+    fn custody_after(
+        &self,
+        feed: &FeedId,
+        holder: &Member,
+        index: u64,
+        max: usize,
+    ) -> Result<Vec<CustodyRecord>, ReadError> {
+        let inner = self.inner.lock();
+        let notes = inner.feeds.get(feed).map_or(&[][..], |feed| &feed.custody).iter().map(|(note, _)| note);
+        let mut notes: Vec<_> =
+            notes.filter(|note| note.holder == *holder && note.range.end > index).cloned().collect();
+        notes.sort_by_key(|note| note.range.end);
+        notes.truncate(max);
+        Ok(notes)
+    }
+
+    fn custody_late(
+        &self,
+        feed: &FeedId,
+        holder: &Member,
+        from_time: u64,
+        max: usize,
+    ) -> Result<Vec<CustodyRecord>, ReadError> {
+        let inner = self.inner.lock();
+        let notes = inner.feeds.get(feed).map_or(&[][..], |feed| &feed.custody).iter();
+        let notes = notes.filter(|(note, late)| *late && note.holder == *holder && note.time >= from_time);
+        let mut notes: Vec<_> = notes.map(|(note, _)| note.clone()).collect();
+        notes.reverse();
+        notes.sort_by_key(|note| std::cmp::Reverse(note.time));
+        notes.truncate(max);
+        Ok(notes)
     }
 
     fn rosters(&self) -> Result<Vec<RosterRecord>, ReadError> {

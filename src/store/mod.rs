@@ -10,6 +10,7 @@ pub mod bench;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod disk;
+mod disk_late;
 #[cfg(test)]
 mod disk_tests;
 mod feed_tree;
@@ -47,6 +48,8 @@ use uuid::Uuid;
 pub struct Commit {
     /// Entries appended to feeds; each feed at most once.
     pub appends: Vec<Append>,
+    /// Content of entries held as digests; each feed at most once.
+    pub fills: Vec<Fill>,
     /// Cosigned checkpoint notes received or made: log signature and one cosignature each.
     pub cosigned: Vec<Cosigned>,
     /// Custody notes received or made.
@@ -85,6 +88,15 @@ pub struct NewEntry {
     pub digest: Digest,
     /// The envelope, or why it is not held.
     pub content: Content,
+}
+
+/// Content that has come for entries of one feed which earlier commits appended as digests.
+#[derive(Clone, Debug)]
+pub struct Fill {
+    /// The feed.
+    pub feed: FeedId,
+    /// Index and entry, by ascending index; each disclosed, with the digest held there.
+    pub entries: Vec<(u64, NewEntry)>,
 }
 
 /// What is held of an entry.
@@ -173,7 +185,7 @@ pub struct CrlRecord {
 pub struct Committed {
     /// Its number.
     pub seq: u64,
-    /// Arrival number of its first disclosed entry; the others follow in the order of `commit.appends`.
+    /// Arrival number of its first disclosed entry; the others follow in the order of `commit.appends`, then of `commit.fills`.
     pub first_arrival: u64,
     /// One past the arrival number of its last disclosed entry.
     pub end_arrival: u64,
@@ -384,6 +396,12 @@ pub trait Store: Send + Sync + 'static {
     /// Hashes of complete subtrees of a feed's tree, in the order asked for.
     fn tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError>;
 
+    /// Of these entries, each one's digest and why no more is held; `None` for what is held in full, and beyond the feed's end.
+    fn lacks(&self, feed: &FeedId, indexes: &[u64]) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError>;
+
+    /// Ranges held as digests only that end after index `from`, ascending: the first ones, at most `max`. May wait for the view.
+    fn not_held_from(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError>;
+
     /// Ranges held as digests only, ascending: the newest ones, at most `max` and at most
     /// [`NOT_HELD_RANGES_MAX`](barid_core::limits::NOT_HELD_RANGES_MAX). Neighbours with one reason are one range.
     fn not_held(&self, feed: &FeedId, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError>;
@@ -397,8 +415,27 @@ pub trait Store: Send + Sync + 'static {
     /// For each holder the custody note committed first that covers `index` and does not list it as not held. By holder.
     fn custody_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<CustodyRecord>, ReadError>;
 
-    /// The custody note committed last of each holder. By holder.
+    /// Of each holder the custody note whose range ends last; of several the one that was committed last. By holder.
     fn custody_newest(&self, feed: &FeedId) -> Result<Vec<CustodyRecord>, ReadError>;
+
+    /// A holder's custody notes whose ranges end after `index`, by where they end, at most `max`.
+    fn custody_after(
+        &self,
+        feed: &FeedId,
+        holder: &Member,
+        index: u64,
+        max: usize,
+    ) -> Result<Vec<CustodyRecord>, ReadError>;
+
+    /// A holder's late custody notes, which when they were committed did not end after all earlier ones: they speak of entries filled in.
+    /// Those of time `from_time` or later, the latest first, at most `max`.
+    fn custody_late(
+        &self,
+        feed: &FeedId,
+        holder: &Member,
+        from_time: u64,
+        max: usize,
+    ) -> Result<Vec<CustodyRecord>, ReadError>;
 
     /// Roster notes held, ascending versions.
     fn rosters(&self) -> Result<Vec<RosterRecord>, ReadError>;

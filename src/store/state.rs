@@ -12,7 +12,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::admit::{self, Run};
-use super::keys::{FeedNumber, FeedRow, NoteRef};
+use super::keys::{FeedNumber, FeedRow, FillAt, NoteRef};
 use super::log::Position;
 use super::recent_ids::{Place, RecentIds};
 use super::tree_cache::{Edge, Tile, TileId};
@@ -33,9 +33,20 @@ pub(super) struct State {
     pub(super) crls: BTreeMap<String, NoteRef>,
     /// Notes that the view has not taken in yet, with the number of their commit.
     pub(super) pending_cosigned: VecDeque<(u64, FeedNumber, Cosigned)>,
-    pub(super) pending_custody: VecDeque<(u64, FeedNumber, CustodyRecord)>,
+    pub(super) pending_custody: VecDeque<(u64, FeedNumber, CustodyRecord, Custody)>,
     /// References, likewise.
     pub(super) pending_references: VecDeque<(u64, Referred, Referrer)>,
+    /// Where content is that the view has not taken in yet, with the number of its commit.
+    pub(super) pending_fills: HashMap<(FeedNumber, u64), (u64, FillAt)>,
+}
+
+/// How a custody note stands to the earlier ones of its holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Custody {
+    /// It ends after all of them, or where the last one does.
+    pub(super) newest: bool,
+    /// It does not end after all of them.
+    pub(super) late: bool,
 }
 
 /// A bulletin that others refer to, and how.
@@ -52,9 +63,13 @@ pub(super) struct FeedBook {
     pub(super) checkpoint_at: Option<NoteRef>,
     /// The newest runs held as digests only, at most [`NOT_HELD_RANGES_MAX`].
     pub(super) runs: VecDeque<Run>,
+    /// Whether the view may have older runs than these.
+    pub(super) older_runs: bool,
+    /// Whether any entry was filled in.
+    pub(super) filled: bool,
     /// Of each cosigner the note of the largest size.
     pub(super) cosigned: BTreeMap<Member, Cosigned>,
-    /// Of each holder the newest note.
+    /// Of each holder the note that ends last.
     pub(super) custody: BTreeMap<Member, CustodyRecord>,
 }
 
@@ -68,7 +83,8 @@ pub(super) struct Pending {
     /// Numbers of the feeds of the appends, the cosigned notes and the custody notes.
     pub(super) append_feeds: Vec<FeedNumber>,
     pub(super) cosigned_feeds: Vec<FeedNumber>,
-    pub(super) custody_feeds: Vec<FeedNumber>,
+    pub(super) custody_feeds: Vec<(FeedNumber, Custody)>,
+    pub(super) fill_feeds: Vec<FeedNumber>,
     /// New rows of all feeds that it changes.
     pub(super) rows: Vec<(FeedNumber, FeedRow)>,
     pub(super) runs: Vec<(FeedNumber, Run)>,
@@ -88,6 +104,8 @@ impl FeedBook {
             consistency_proof: Vec::new(),
             checkpoint_at: None,
             runs: VecDeque::new(),
+            older_runs: false,
+            filled: false,
             cosigned: BTreeMap::new(),
             custody: BTreeMap::new(),
         }
@@ -103,6 +121,24 @@ impl FeedBook {
             consistency_proof: self.consistency_proof.clone(),
             disclosed: self.disclosed,
         })
+    }
+
+    /// Entry `index` is held in full now.
+    fn shorten_run(&mut self, index: u64) {
+        let Some(place) = self.runs.partition_point(|(start, ..)| *start <= index).checked_sub(1) else { return };
+        let Some(run) = self.runs.get(place).copied().filter(|(_, end, _)| index < *end) else { return };
+        self.runs.remove(place);
+        for (left, at) in admit::split_run(run, index).zip(place..) {
+            self.runs.insert(at, left);
+        }
+        self.trim_runs();
+    }
+
+    fn trim_runs(&mut self) {
+        while self.runs.len() > NOT_HELD_RANGES_MAX {
+            self.runs.pop_front();
+            self.older_runs = true;
+        }
     }
 
     fn row(&self) -> FeedRow {
@@ -135,6 +171,7 @@ impl State {
             pending_cosigned: VecDeque::new(),
             pending_custody: VecDeque::new(),
             pending_references: VecDeque::new(),
+            pending_fills: HashMap::new(),
         }
     }
 
@@ -172,6 +209,7 @@ impl State {
             append_feeds: Vec::with_capacity(commit.appends.len()),
             cosigned_feeds: Vec::with_capacity(commit.cosigned.len()),
             custody_feeds: Vec::with_capacity(commit.custody.len()),
+            fill_feeds: Vec::with_capacity(commit.fills.len()),
             rows: Vec::new(),
             runs: Vec::new(),
             tiles: Vec::new(),
@@ -180,7 +218,10 @@ impl State {
         };
         self.seq = committed.seq;
         self.end_arrival = committed.end_arrival;
+        // What is filled was there before: a run that an append makes longer has been made shorter by then.
+        self.take_in_fills(committed, position, &mut pending);
         self.take_in_appends(committed, position, &mut pending);
+        pending.references.sort_by_key(|(_, at)| at.arrival);
         let references = pending.references.iter();
         self.pending_references.extend(references.map(|(referred, at)| (committed.seq, referred.clone(), *at)));
         for cosigned in &commit.cosigned {
@@ -198,12 +239,19 @@ impl State {
         for custody in &commit.custody {
             let (number, book, new) = self.book_mut(&custody.feed);
             let custody = CustodyRecord { note: detached(&custody.note), ..custody.clone() };
-            book.custody.insert(custody.holder.clone(), custody.clone());
+            let ends = book.custody.get(&custody.holder).map(|held| held.range.end);
+            let standing = Custody {
+                newest: ends.is_none_or(|end| custody.range.end >= end),
+                late: ends.is_some_and(|end| custody.range.end <= end),
+            };
+            if standing.newest {
+                book.custody.insert(custody.holder.clone(), custody.clone());
+            }
             if new {
                 pending.rows.push((number, book.row()));
             }
-            pending.custody_feeds.push(number);
-            self.pending_custody.push_back((committed.seq, number, custody));
+            pending.custody_feeds.push((number, standing));
+            self.pending_custody.push_back((committed.seq, number, custody, standing));
         }
         for cursor in &commit.cursors {
             self.cursors.insert(cursor.subscription.clone(), cursor.arrival);
@@ -216,6 +264,36 @@ impl State {
         }
         self.window.push(committed, &pending.append_feeds);
         pending
+    }
+
+    fn take_in_fills(&mut self, committed: &Arc<Committed>, position: Position, pending: &mut Pending) {
+        let appends = committed.commit.appends.iter().flat_map(|append| &append.entries);
+        let appended = appends.filter(|entry| matches!(entry.content, Content::Disclosed { .. })).count();
+        let mut arrival = committed.first_arrival + appended as u64;
+        for (fill, place) in committed.commit.fills.iter().zip(0..) {
+            let (number, book, _) = self.book_mut(&fill.feed);
+            let (mut ids, mut filled) = (Vec::new(), Vec::with_capacity(fill.entries.len()));
+            book.filled = true;
+            for ((index, entry), slot) in fill.entries.iter().zip(0..) {
+                book.shorten_run(*index);
+                book.disclosed += 1;
+                if let Content::Disclosed { header, .. } = &entry.content {
+                    if let Some(id) = admit::id_of(&fill.feed, header.as_deref()) {
+                        ids.push((id, Place { epoch: fill.feed.epoch, index: *index, feed: number, arrival }));
+                    }
+                    for referred in admit::references(&fill.feed, header.as_deref()) {
+                        pending.references.push((referred, Referrer { arrival, index: *index, feed: number }));
+                    }
+                }
+                let at = FillAt { at: NoteRef { position, place }, slot };
+                filled.push(((number, *index), (committed.seq, at)));
+                arrival += 1;
+            }
+            pending.rows.push((number, book.row()));
+            self.pending_fills.extend(filled);
+            pending.fill_feeds.push(number);
+            self.ids.extend(&fill.feed.member, ids.into_iter());
+        }
     }
 
     fn take_in_appends(&mut self, committed: &Arc<Committed>, position: Position, pending: &mut Pending) {
@@ -243,9 +321,7 @@ impl State {
             }
             pending.runs.extend(runs.iter().filter(|run| Some(**run) != before).map(|run| (number, *run)));
             book.runs.extend(runs);
-            while book.runs.len() > NOT_HELD_RANGES_MAX {
-                book.runs.pop_front();
-            }
+            book.trim_runs();
             book.checkpoint = detached(&append.checkpoint);
             book.checkpoint_size = append.checkpoint_size;
             book.consistency_proof.clone_from(&append.consistency_proof);
@@ -262,6 +338,7 @@ impl State {
         while self.pending_cosigned.pop_front_if(|(number, ..)| *number <= seq).is_some() {}
         while self.pending_custody.pop_front_if(|(number, ..)| *number <= seq).is_some() {}
         while self.pending_references.pop_front_if(|(number, ..)| *number <= seq).is_some() {}
+        self.pending_fills.retain(|_, (number, _)| *number > seq);
         for number in feeds {
             if let Some(book) = self.feeds.get(*number as usize) {
                 self.ids.applied(&book.feed.member, end_arrival);

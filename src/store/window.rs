@@ -90,6 +90,14 @@ impl Window {
         Self { commits: VecDeque::new(), feeds: HashMap::new(), applied_seq: 0, bytes: 0, bytes_max }
     }
 
+    /// One entry as it was appended; `None` if the window does not go back so far.
+    pub(super) fn appended(&self, feed: FeedNumber, index: u64) -> Option<&NewEntry> {
+        let parts = self.feeds.get(&feed)?;
+        let part = parts.get(parts.partition_point(|part| part.first <= index).checked_sub(1)?)?;
+        let append = self.get(part.seq)?.commit.appends.get(part.place)?;
+        append.entries.get(usize::try_from(index.checked_sub(append.first)?).ok()?)
+    }
+
     /// Adds the newest commit; `feeds` are the numbers of its appends' feeds.
     pub(super) fn push(&mut self, committed: &Arc<Committed>, feeds: &[FeedNumber]) {
         self.bytes += cost(committed);
@@ -126,7 +134,7 @@ impl Window {
         self.commits.get(usize::try_from(seq.checked_sub(first)?).ok()?)
     }
 
-    /// Entries of a feed from index `from` on; `None` if the window does not go back so far.
+    /// Entries of a feed from index `from` on, as they were appended; `None` if the window does not go back so far.
     pub(super) fn entries(
         &self,
         feed: FeedNumber,
@@ -174,6 +182,14 @@ impl Window {
                     arrival += 1;
                 }
             }
+            for fill in &committed.commit.fills {
+                for (index, entry) in &fill.entries {
+                    if arrival >= from && !taken.push(&fill.feed, *index, entry, arrival) {
+                        return Some(taken.entries);
+                    }
+                    arrival += 1;
+                }
+            }
         }
         Some(taken.entries)
     }
@@ -189,7 +205,8 @@ fn cost(committed: &Committed) -> usize {
         commit.cosigned.iter().map(|note| note.note.len()).chain(commit.custody.iter().map(|note| note.note.len()));
     let rosters =
         commit.rosters.iter().map(|roster| roster.note.len()).chain(commit.crls.iter().map(|crl| crl.der.len()));
-    let entries = commit.appends.iter().flat_map(|append| &append.entries).map(entry_cost);
+    let filled = commit.fills.iter().flat_map(|fill| &fill.entries).map(|(_, entry)| entry);
+    let entries = commit.appends.iter().flat_map(|append| &append.entries).chain(filled).map(entry_cost);
     entries.chain(notes).chain(rosters).sum::<usize>() + ENTRY_OVERHEAD_BYTES
 }
 

@@ -3,6 +3,7 @@
 //! In scope: the Merkle tree, signed notes, checkpoints, cosignatures, custody notes and offline proofs. Out of scope: what the
 //! entries say (`bulletin`), whose keys are valid (`roster`), and where anything is stored.
 
+pub mod bridge;
 pub mod checkpoint;
 pub mod cosignature;
 pub mod custody;

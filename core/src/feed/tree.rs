@@ -201,8 +201,13 @@ pub fn inclusion_proof<R: HashReader>(reader: &R, index: u64, size: u64) -> Resu
 /// once. It is empty where `old` is 0 or equals `new`; where `old` is above `new` there is none, the result is empty, and
 /// [`verify_consistency`] refuses it.
 pub fn consistency_proof<R: HashReader>(reader: &R, old: u64, new: u64) -> Result<Vec<Hash>, R::Error> {
+    range_roots(reader, &consistency_ranges(old, new))
+}
+
+/// The ranges of leaves whose roots are the proof that a tree of `new` leaves begins with one of `old` leaves, in the proof's order.
+pub(super) fn consistency_ranges(old: u64, new: u64) -> Vec<Range<u64>> {
     if old == 0 || old >= new {
-        return Ok(Vec::new());
+        return Vec::new();
     }
     let mut ranges = Vec::new();
     let (mut low, mut high) = (0, new);
@@ -221,7 +226,7 @@ pub fn consistency_proof<R: HashReader>(reader: &R, old: u64, new: u64) -> Resul
         ranges.push(low..high);
     }
     ranges.reverse();
-    range_roots(reader, &ranges)
+    ranges
 }
 
 /// Root of the tree of the first `size` leaves.
@@ -235,7 +240,7 @@ pub fn frontier_at<R: HashReader>(reader: &R, size: u64) -> Result<Frontier, R::
 }
 
 /// The largest power of two below `leaves`, which is 2 or more.
-fn split_point(leaves: u64) -> u64 {
+pub(super) fn split_point(leaves: u64) -> u64 {
     1 << (leaves - 1).ilog2()
 }
 
@@ -252,7 +257,7 @@ fn complete_subtrees(range: &Range<u64>) -> Vec<NodeId> {
 }
 
 /// The root over each range, with one read for all.
-fn range_roots<R: HashReader>(reader: &R, ranges: &[Range<u64>]) -> Result<Vec<Hash>, R::Error> {
+pub(super) fn range_roots<R: HashReader>(reader: &R, ranges: &[Range<u64>]) -> Result<Vec<Hash>, R::Error> {
     let nodes: Vec<NodeId> = ranges.iter().flat_map(complete_subtrees).collect();
     if nodes.is_empty() {
         return Ok(Vec::new());

@@ -3,7 +3,7 @@
 //! In scope: the audience as the receiver applies it: by the roster of the header's version only. Out of scope: roles, topics and
 //! cursors of subscribers, and what peers may read ([`crate::provide::may_disclose`]).
 
-use crate::bulletin::audience::{Directory, agencies_may_read, may_read};
+use crate::bulletin::audience::{agencies_may_read, may_read};
 use crate::names::Member;
 use crate::proto;
 use crate::roster::RosterChain;
@@ -60,11 +60,11 @@ pub fn delivery(owner: &Member, header: Option<&proto::Header>, me: &Member, ros
         return Delivery::Never(NeverDelivered::Misdirected);
     }
     match standing(header, me, rosters) {
-        Standing::Reader | Standing::Later { readable: true } if agencies_may_read(header) => Delivery::Everyone,
-        Standing::Reader | Standing::Later { readable: true } => Delivery::FocalPoints,
+        Standing::Reader | Standing::Later if agencies_may_read(header) => Delivery::Everyone,
+        Standing::Reader | Standing::Later => Delivery::FocalPoints,
         Standing::NewerRoster { version } => Delivery::NotYet { roster_version: version },
         Standing::NotUnderstood => Delivery::Never(NeverDelivered::NotUnderstood),
-        Standing::Excluded | Standing::Later { readable: false } => Delivery::Never(NeverDelivered::Excluded),
+        Standing::Excluded => Delivery::Never(NeverDelivered::Excluded),
     }
 }
 
@@ -72,13 +72,11 @@ pub fn delivery(owner: &Member, header: Option<&proto::Header>, me: &Member, ros
 pub(super) enum Standing {
     /// In the audience.
     Reader,
-    /// A member then, and not in the audience.
+    /// Not in the audience by any roster that counts.
     Excluded,
-    /// No member yet by the roster of its version, or that version is older than all held. The owner may hand it on.
-    Later {
-        /// In the audience by the newest roster.
-        readable: bool,
-    },
+    /// Not in the audience by the roster of its version, or that version is older than all held; but by the newest: it joined the exchange
+    /// or the working group later. The owner may hand it on.
+    Later,
     /// An empty audience, because this version does not understand who is in it.
     NotUnderstood,
     /// The roster that decides is not held yet.
@@ -100,9 +98,8 @@ pub(super) fn standing(header: &proto::Header, me: &Member, rosters: &RosterChai
     }
     match then {
         None if version > newest.version() => Standing::NewerRoster { version },
-        Some(then) if then.is_member(me) => Standing::Excluded,
         // Versions count from 1.
-        _ if version == 0 => Standing::Excluded,
-        _ => Standing::Later { readable: may_read(header, me, newest) },
+        _ if version == 0 || !may_read(header, me, newest) => Standing::Excluded,
+        _ => Standing::Later,
     }
 }

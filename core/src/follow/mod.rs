@@ -1,7 +1,7 @@
 //! The follower: what a peer sent of a feed either continues the copy held here, proven, or is a fault.
 //!
-//! In scope: verifying one batch against the edge of the tree held ([`verify_entries`]), what is kept of each entry, who at home may
-//! be given it ([`delivery()`]), and noticing two histories ([`Equivocation`]). Out of scope: fetching, storing, cosigning, and what
+//! In scope: verifying one batch against the edge of the tree held ([`verify_entries`]), and content that comes later against the digests
+//! held ([`verify_fills`]); what is kept of each entry, who at home may be given it ([`delivery()`]), and noticing two histories ([`Equivocation`]). Out of scope: fetching, storing, cosigning, and what
 //! a peer may read ([`crate::provide`]).
 //!
 //! A fault of the log (signature, proof, root, bounds) refuses the batch whole. Nothing that stands *in* an entry does: what has the
@@ -10,6 +10,7 @@
 mod delivery;
 mod equivocation;
 mod fault;
+mod fill;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use bytes::Bytes;
 pub use delivery::{Delivery, NeverDelivered, delivery};
 pub use equivocation::Equivocation;
 pub use fault::{Fault, FaultKind};
+pub use fill::{VerifiedFill, VerifiedFills, verify_fills};
 
 use crate::envelope;
 use crate::feed::checkpoint::SignedCheckpoint;
@@ -136,6 +138,8 @@ pub enum What {
     TooLarge,
     /// Its audience is decided by this version of the roster, which is not held yet; kept, delivered and forwarded once it is.
     NewerRoster(u64),
+    /// It was withheld from us, and every roster from its header's on has us in its audience.
+    WronglyWithheld,
 }
 
 impl VerifiedBatch {
@@ -161,6 +165,7 @@ impl What {
             Self::Misdirected => "misdirected",
             Self::TooLarge => "too-large",
             Self::NewerRoster(_) => "newer-roster",
+            Self::WronglyWithheld => "wrongly-withheld",
         }
     }
 
@@ -224,7 +229,8 @@ pub fn verify_entries(
     }
     prove(state, &log, &checkpoint, &consistency_proof)?;
 
-    let mut keep = Keep { state, rosters, me, findings: Vec::new() };
+    let (owner, provider) = (&state.feed.member, &state.provider);
+    let mut keep = Keep { owner, provider, rosters, me, findings: Vec::new() };
     let entries =
         (first..).zip(received).map(|(index, (digest, received))| keep.entry(index, digest, received)).collect();
     let findings = keep.findings;
@@ -354,7 +360,8 @@ fn prove(state: &FollowState, log: &Log, signed: &SignedCheckpoint, proof: &[Has
 
 /// Decides what is kept of each entry.
 struct Keep<'a> {
-    state: &'a FollowState,
+    owner: &'a Member,
+    provider: &'a Member,
     rosters: &'a RosterChain,
     me: &'a Member,
     findings: Vec<Finding>,
@@ -376,12 +383,11 @@ impl Keep<'_> {
         let Ok(header) = envelope::header_of(envelope) else {
             return self.only_digest(index, Undisclosed::NotUnderstood, What::UndecodableHeader);
         };
-        let owner = &self.state.feed.member;
-        let from_owner = self.state.provider == *owner;
+        let from_owner = self.provider == self.owner;
         let mut held_back = None;
         match standing(&header, self.me, self.rosters) {
             Standing::Reader => {}
-            Standing::Later { readable } if readable && from_owner => {}
+            Standing::Later if from_owner => {}
             Standing::NewerRoster { version } => {
                 held_back = Some(version);
                 self.find(index, What::NewerRoster(version));
@@ -389,11 +395,11 @@ impl Keep<'_> {
             Standing::NotUnderstood => {
                 return self.only_digest(index, Undisclosed::NotUnderstood, What::NotUnderstood);
             }
-            Standing::Excluded | Standing::Later { .. } => {
+            Standing::Excluded | Standing::Later => {
                 return self.only_digest(index, Undisclosed::Excluded, What::Excluded);
             }
         }
-        if header.member != owner.as_str() {
+        if header.member != self.owner.as_str() {
             self.find(index, What::Misdirected);
         }
         (VerifiedContent::Disclosed { envelope: envelope.clone(), header: Some(Arc::new(header)) }, held_back)

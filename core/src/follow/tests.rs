@@ -375,7 +375,11 @@ fn half_a_catch_up_is_served_up_to_where_it_ended() {
     let proof = [Hash([1; 32])];
     let half = Head { size: 5, checkpoint_size: 9, consistency_proof: &proof };
     assert_eq!(provide::plan_batch(&half, 5, &feed.tree).unwrap(), Some(proof.to_vec()));
-    assert_eq!(provide::plan_batch(&half, 4, &feed.tree).unwrap(), None);
+    assert_eq!(provide::plan_batch(&half, 4, &feed.tree).unwrap(), None, "this is no proof");
+    let proof = crate::feed::tree::consistency_proof(&feed.tree, 5, 9).unwrap();
+    let half = Head { size: 5, checkpoint_size: 9, consistency_proof: &proof };
+    let earlier = crate::feed::tree::consistency_proof(&feed.tree, 4, 9).unwrap();
+    assert_eq!(provide::plan_batch(&half, 4, &feed.tree).unwrap(), Some(earlier));
     let whole = Head { size: 9, checkpoint_size: 9, consistency_proof: &[] };
     assert_eq!(provide::plan_batch(&whole, 9, &feed.tree).unwrap(), Some(Vec::new()));
     assert!(!provide::plan_batch(&whole, 4, &feed.tree).unwrap().unwrap().is_empty());
@@ -445,4 +449,98 @@ proptest! {
         let batch = verify(&feed.batch(0, feed.envelopes.len())).unwrap();
         prop_assert_eq!(batch.frontier.root(), feed.tree.root());
     }
+}
+
+fn fill(index: u64, envelope: &Bytes) -> proto::Fill {
+    proto::Fill { index, envelope: envelope.clone() }
+}
+
+/// What `me` keeps of these, held as digests for these reasons, and what is found odd.
+fn filled(
+    provider: &str,
+    items: Vec<proto::Fill>,
+    held: &[(&Bytes, Undisclosed)],
+    rosters: &RosterChain,
+) -> Result<(Vec<u64>, Vec<&'static str>), &'static str> {
+    let lacking = (0..).zip(held).map(|(index, (envelope, reason))| (index, (envelope::digest(envelope), *reason)));
+    let message = proto::Fills { feed: Feed::id().to_string(), items, through: 9 };
+    let asked = [0..3, 5..9];
+    verify_fills(&Feed::id(), &member(provider), &message, &asked, &lacking.collect(), rosters, &member("ly"))
+        .map(|fills| {
+            let words = fills.findings.iter().map(|finding| finding.what.word()).collect();
+            (fills.entries.iter().map(|entry| entry.index).collect(), words)
+        })
+        .map_err(|fault| fault.kind.word())
+}
+
+#[test]
+fn what_comes_later_has_the_digest_held_and_the_audience_of_a_batch() {
+    let rosters = chain(&[EVERYBODY]);
+    let ours = sealed(&header("TLP:RED", &["ly"], 1), 0);
+    let theirs = sealed(&header("TLP:RED", &["tn"], 1), 1);
+    let held = [(&ours, Undisclosed::NotHeld), (&theirs, Undisclosed::NotHeld)];
+    let all = || vec![fill(0, &ours), fill(1, &theirs)];
+    assert_eq!(filled("tn", all(), &held, &rosters), Ok((vec![0], vec!["excluded"])));
+    // It has come already, by another way.
+    assert_eq!(filled("tn", vec![fill(2, &ours)], &held, &rosters), Ok((vec![], vec![])));
+    assert_eq!(filled("tn", vec![fill(0, &theirs)], &held, &rosters), Err("bad-root"));
+    assert_eq!(filled("tn", vec![fill(4, &ours)], &held, &rosters), Err("malformed"), "not asked for");
+    assert_eq!(filled("tn", vec![fill(1, &theirs), fill(0, &ours)], &held, &rosters), Err("malformed"), "out of order");
+    assert_eq!(filled("tn", vec![fill(0, &ours), fill(0, &ours)], &held, &rosters), Err("malformed"), "twice");
+    let many = (0..=BATCH_ENTRIES_MAX as u64).map(|index| fill(index, &ours)).collect();
+    assert_eq!(filled("tn", many, &held, &rosters), Err("bad-bounds"));
+}
+
+#[test]
+fn what_was_withheld_though_it_was_ours_is_told() {
+    let ours = sealed(&header("TLP:RED", &["ly"], 1), 0);
+    let told =
+        |rosters: &RosterChain| filled("ma", vec![fill(0, &ours)], &[(&ours, Undisclosed::Withheld)], rosters).unwrap();
+    assert_eq!(told(&chain(&[EVERYBODY])), (vec![0], vec!["wrongly-withheld"]));
+    // For a while we were none of the members: that may have been the reason.
+    assert_eq!(told(&chain(&[EVERYBODY, &["ma", "tn"], EVERYBODY])), (vec![0], vec![]));
+    // We joined later: the owner hands it on by its own choice.
+    assert_eq!(told(&chain(&[&["ma", "tn"], EVERYBODY])), (vec![0], vec![]));
+}
+
+#[test]
+fn a_reader_is_handed_what_it_lacks_and_may_read() {
+    let rosters = chain(&[&["ma", "tn"], EVERYBODY]);
+    let headers = [
+        header("TLP:GREEN", &[], 2),
+        header("TLP:GREEN", &[], 1),
+        header("TLP:RED", &["tn"], 1),
+        proto::Header { topic: "customs.patrols".into(), ..header("TLP:GREEN", &[], 2) },
+    ];
+    let envelopes: Vec<Bytes> = headers.iter().map(|header| sealed(header, 0)).collect();
+    let large = Bytes::from(vec![0; ENVELOPE_BYTES_MAX + 1]);
+    let handed = |filters: &[crate::bulletin::TopicFilter], history| {
+        let held = (0..).zip(headers.iter().zip(&envelopes));
+        let held = held.map(|(index, (header, envelope))| (index, Held::Disclosed { envelope, header: Some(header) }));
+        let rest = [
+            (7, Held::Undisclosed(Undisclosed::NotHeld)),
+            (8, Held::Disclosed { envelope: &large, header: Some(&headers[0]) }),
+            (9, Held::Disclosed { envelope: &large, header: None }),
+        ];
+        let fills = provide::fills(held.chain(rest), &member("ly"), filters, &rosters, history);
+        fills.into_iter().map(|fill| fill.index).collect::<Vec<_>>()
+    };
+    assert_eq!(handed(&[], false), [0, 3]);
+    assert_eq!(handed(&["customs.seizures".parse().unwrap()], false), [0]);
+    // The owner's policy: who joined later may read what it could read now.
+    assert_eq!(handed(&[], true), [0, 1, 3]);
+}
+
+#[test]
+fn who_lacks_the_roster_does_not_judge() {
+    let rosters = chain(&[EVERYBODY]);
+    let (newer, now) = (header("TLP:CLEAR", &[], 2), header("TLP:RED", &["tn"], 1));
+    let envelope = sealed(&newer, 0);
+    let held =
+        [&newer, &now].map(|header| (Digest([1; 32]), Held::Disclosed { envelope: &envelope, header: Some(header) }));
+    let reasons: Vec<String> = provide::items(held, &member("ly"), &[], &rosters)
+        .into_iter()
+        .map(|item| if let Some(Item::Digests(run)) = item.item { run.reason } else { "envelope".into() })
+        .collect();
+    assert_eq!(reasons, ["not_held", "withheld"]);
 }

@@ -1,11 +1,14 @@
 //! Frames between nodes, through the follower: a batch is proven or refused whole, and what is kept of it serves on.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use barid_core::envelope;
 use barid_core::feed::checkpoint::{Checkpoint, sign};
 use barid_core::feed::tree::{Frontier, MemoryTree, consistency_proof, root_at};
-use barid_core::follow::{FaultKind, FollowState, VerifiedBatch, VerifiedContent, delivery, verify_entries};
+use barid_core::follow::{
+    FaultKind, FollowState, VerifiedBatch, VerifiedContent, delivery, verify_entries, verify_fills,
+};
 use barid_core::limits::BATCH_ENTRIES_MAX;
 use barid_core::names::{Digest, FeedId, Hash, Undisclosed};
 use barid_core::proto;
@@ -23,9 +26,34 @@ pub fn check(data: &[u8]) {
     let Ok(frame) = proto::Frame::decode(rest) else { return };
     let again = frame.encode_to_vec();
     assert_eq!(proto::Frame::decode(again.as_slice()).as_ref(), Ok(&frame));
-    let Some(Frame::Entries(entries)) = frame.frame else { return };
-    as_it_came(&entries);
-    proven(&entries, chosen);
+    match frame.frame {
+        Some(Frame::Entries(entries)) => {
+            as_it_came(&entries);
+            proven(&entries, chosen);
+        }
+        Some(Frame::Fills(fills)) => late(&fills, chosen),
+        _ => {}
+    }
+}
+
+/// Content that comes later: only what has the digest that is held, was asked for and is lacking passes.
+fn late(fills: &proto::Fills, chosen: u8) {
+    let asked = [0..4, 6..u64::from(chosen).max(7)];
+    let honest = |item: &&proto::Fill| item.index % 5 != u64::from(chosen % 5);
+    let lacking: BTreeMap<u64, (Digest, Undisclosed)> = fills
+        .items
+        .iter()
+        .filter(honest)
+        .map(|item| (item.index, (envelope::digest(&item.envelope), Undisclosed::Withheld)))
+        .collect();
+    let (owner, reader) = (feed().member, fixture::member("tn"));
+    let Ok(taken) = verify_fills(&feed(), &owner, fills, &asked, &lacking, chain(), &reader) else { return };
+    for entry in &taken.entries {
+        assert!(asked.iter().any(|range| range.contains(&entry.index)));
+        assert_eq!(lacking[&entry.index].0, envelope::digest(&entry.envelope));
+        assert!(entry.header.is_some());
+    }
+    assert!(taken.entries.is_sorted_by(|a, b| a.index < b.index));
 }
 
 fn feed() -> FeedId {
@@ -196,9 +224,18 @@ fn make_seeds() -> Vec<Vec<u8>> {
         }),
         Frame::Custody(proto::Custody { note: super::golden("custody.note").into() }),
         Frame::Heads(proto::Heads {
-            heads: vec![proto::Head { checkpoint: signed.note.clone(), cosigned: vec![signed.note.clone()] }],
+            heads: vec![proto::Head {
+                checkpoint: signed.note.clone(),
+                cosigned: vec![signed.note.clone()],
+                held: Some(3),
+            }],
             roster_version: 2,
             crls: vec![Bytes::from_static(b"list")],
+        }),
+        Frame::Fills(proto::Fills {
+            feed: feed().to_string(),
+            items: (1..4).map(|index| proto::Fill { index, envelope: fixture::bulletin().envelope.into() }).collect(),
+            through: 7,
         }),
         Frame::Rosters(proto::Rosters { notes: vec![fixture::roster_1()] }),
         Frame::Fault(proto::Fault { feed: feed().to_string(), reason: text("bad-root"), detail: text("exercise") }),

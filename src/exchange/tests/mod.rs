@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod malformed;
+mod relays;
 mod rosters;
 mod world;
 
@@ -394,7 +395,7 @@ async fn answers_lost_with_a_link_are_asked_for_on_the_next() {
 fn head(code: &str, size: u64) -> Frame {
     let checkpoint = Checkpoint { feed: feed(code), size, root: Hash([9; 32]) };
     let note = sign(&checkpoint, &[key(code, "feed/1", Algorithm::Ed25519)]).unwrap().note;
-    let heads = vec![proto::Head { checkpoint: note, cosigned: Vec::new() }];
+    let heads = vec![proto::Head { checkpoint: note, ..proto::Head::default() }];
     Frame::Heads(proto::Heads { heads, roster_version: 1, crls: Vec::new() })
 }
 

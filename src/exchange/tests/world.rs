@@ -84,7 +84,7 @@ pub(super) struct Node {
     pub(super) committer: Committer,
     pub(super) rosters: Rosters,
     pub(super) exchange: Exchange,
-    _shutdown: watch::Sender<bool>,
+    shutdown: watch::Sender<bool>,
     _mark: tempfile::TempDir,
 }
 
@@ -114,17 +114,15 @@ impl Node {
         )
         .unwrap();
         let rosters = Rosters::new(RosterChain::start(&roster(1, None)).unwrap());
-        let (stop, shutdown) = watch::channel(false);
-        let topics: Vec<TopicFilter> = topics.iter().map(|topic| topic.parse().unwrap()).collect();
-        let exchange = Exchange::new(Options {
-            committer: committer.clone(),
-            rosters: rosters.clone(),
-            topics,
-            listens: true,
-            revocations,
-            shutdown,
-        });
-        Self { me: member(code), store, committer, rosters, exchange, _shutdown: stop, _mark: folder }
+        let (exchange, stop) = exchange(&committer, &rosters, topics, revocations);
+        Self { me: member(code), store, committer, rosters, exchange, shutdown: stop, _mark: folder }
+    }
+
+    /// The same node with other topics; its links end.
+    pub(super) fn following_anew(mut self, topics: &[&str]) -> Self {
+        self.shutdown.send_replace(true);
+        (self.exchange, self.shutdown) = exchange(&self.committer, &self.rosters, topics, Arc::new(NoRevocations));
+        self
     }
 
     pub(super) fn feed(&self) -> FeedId {
@@ -155,6 +153,25 @@ impl Node {
             left -= group;
         }
     }
+}
+
+fn exchange(
+    committer: &Committer,
+    rosters: &Rosters,
+    topics: &[&str],
+    revocations: Arc<dyn Revocations>,
+) -> (Exchange, watch::Sender<bool>) {
+    let (stop, shutdown) = watch::channel(false);
+    let exchange = Exchange::new(Options {
+        committer: committer.clone(),
+        rosters: rosters.clone(),
+        topics: topics.iter().map(|topic| topic.parse::<TopicFilter>().unwrap()).collect(),
+        share_history: false,
+        listens: true,
+        revocations,
+        shutdown,
+    });
+    (exchange, stop)
 }
 
 pub(super) fn bulletin(by: &Member, change: &impl Fn(&mut proto::Draft)) -> ValidBulletin {

@@ -19,7 +19,9 @@ use prost::Message as _;
 use sha2::Digest as _;
 
 use crate::store::admit;
-use crate::store::{Append, Commit, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, NewEntry, RosterRecord};
+use crate::store::{
+    Append, Commit, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Fill, NewEntry, RosterRecord,
+};
 
 /// Length of a frame.
 pub(in crate::store) const FRAME_BYTES: usize = 24;
@@ -121,8 +123,26 @@ pub(in crate::store) fn encode_head(commit: &Commit, seq: u64, previous: &Hash, 
             .map(|crl| proto::RecordCrl { authority: crl.authority.clone(), der: crl.der.clone() })
             .collect(),
         time_unix_ms: commit.time_unix_ms,
+        fills: commit.fills.iter().map(encode_fill).collect(),
     };
     head.encode_to_vec()
+}
+
+fn encode_fill(fill: &Fill) -> proto::RecordFill {
+    let mut record = proto::RecordFill { feed: fill.feed.to_string(), ..proto::RecordFill::default() };
+    let (mut digests, mut ids) = (Vec::new(), Vec::new());
+    for (index, entry) in &fill.entries {
+        // Nothing else was let in.
+        let Content::Disclosed { envelope, header } = &entry.content else { continue };
+        record.indexes.push(*index);
+        digests.extend_from_slice(&entry.digest.0);
+        record.envelope_sizes.push(u32::try_from(envelope.len()).unwrap_or(u32::MAX));
+        record.envelope_checksums.push(crc32c::crc32c(envelope));
+        ids.extend_from_slice(admit::id_of(&fill.feed, header.as_deref()).unwrap_or_default().as_bytes());
+    }
+    record.digests = digests.into();
+    record.ids = ids.into();
+    record
 }
 
 fn encode_append(append: &Append) -> proto::RecordAppend {
@@ -200,6 +220,8 @@ pub(in crate::store) struct Record {
     pub(in crate::store) end_arrival: u64,
     /// What was appended.
     pub(in crate::store) appends: Vec<RecordedAppend>,
+    /// What was filled in.
+    pub(in crate::store) fills: Vec<RecordedFill>,
     /// Everything else, entries left out.
     pub(in crate::store) rest: Commit,
     /// Byte after the head, from the record's beginning.
@@ -217,6 +239,15 @@ pub(in crate::store) struct RecordedAppend {
     pub(in crate::store) append: Append,
     /// Its entries.
     pub(in crate::store) slots: Vec<Slot>,
+}
+
+/// Content in a record, for entries that an earlier one appended as digests.
+#[derive(Debug)]
+pub(in crate::store) struct RecordedFill {
+    /// The feed.
+    pub(in crate::store) feed: FeedId,
+    /// Index and entry, ascending.
+    pub(in crate::store) slots: Vec<(u64, Slot)>,
 }
 
 /// An entry in a record.
@@ -245,11 +276,16 @@ impl Record {
         for append in head.appends {
             appends.push(decode_append(append, &mut arrival, &mut start)?);
         }
+        let mut fills = Vec::with_capacity(head.fills.len());
+        for fill in head.fills {
+            fills.push(decode_fill(&fill, &mut arrival, &mut start)?);
+        }
         if start as u64 != frame.body_len {
             return Err(format!("{start} bytes of envelopes in the head, {} in the frame", frame.body_len));
         }
         let rest = Commit {
             appends: Vec::new(),
+            fills: Vec::new(),
             cosigned: head.cosigned.into_iter().map(decode_cosigned).collect::<Result<_, _>>()?,
             custody: head.custody.into_iter().map(decode_custody).collect::<Result<_, _>>()?,
             cursors: head
@@ -277,6 +313,7 @@ impl Record {
             first_arrival: head.first_arrival,
             end_arrival: arrival,
             appends,
+            fills,
             rest,
             body_start: FRAME_BYTES + frame.head_len,
             body_len: start,
@@ -297,6 +334,10 @@ impl Record {
             append.entries = recorded.entries(0..recorded.slots.len(), body, 0)?;
             commit.appends.push(append);
         }
+        for recorded in &self.fills {
+            let entries = recorded.entries(0..recorded.slots.len(), body, 0)?;
+            commit.fills.push(Fill { feed: recorded.feed.clone(), entries });
+        }
         Ok(commit)
     }
 }
@@ -313,11 +354,7 @@ impl RecordedAppend {
 
     /// Whether the envelopes in a record's body are those that were written.
     pub(in crate::store) fn check(&self, body: &[u8]) -> Result<(), String> {
-        let wrong = |slot: &Slot| {
-            let envelope = body.get(slot.start..slot.start + slot.len);
-            slot.undisclosed.is_none() && envelope.is_none_or(|envelope| crc32c::crc32c(envelope) != slot.checksum)
-        };
-        match (self.append.first..).zip(&self.slots).find(|(_, slot)| wrong(slot)) {
+        match (self.append.first..).zip(&self.slots).find(|(_, slot)| slot.is_wrong(body)) {
             Some((index, _)) => Err(format!("the envelope of {} {index}", self.append.feed)),
             None => Ok(()),
         }
@@ -333,28 +370,98 @@ impl RecordedAppend {
         let index = self.append.first + slots.start as u64;
         let slots = self.slots.get(slots).unwrap_or_default();
         let damaged = |index: u64| format!("the envelope of {} {index}", self.append.feed);
-        (index..)
-            .zip(slots)
-            .map(|(index, slot)| {
-                let content = match slot.undisclosed {
-                    Some(reason) => Content::Undisclosed(reason),
-                    None => {
-                        let from = slot.start.checked_sub(start).ok_or_else(|| damaged(index))?;
-                        if from + slot.len > bytes.len() {
-                            return Err(damaged(index));
-                        }
-                        let envelope = bytes.slice(from..from + slot.len);
-                        if crc32c::crc32c(&envelope) != slot.checksum {
-                            return Err(damaged(index));
-                        }
-                        let header = barid_core::envelope::header_of(&envelope).ok().map(Arc::new);
-                        Content::Disclosed { envelope, header }
-                    }
-                };
-                Ok(NewEntry { digest: slot.digest, content })
-            })
-            .collect()
+        (index..).zip(slots).map(|(index, slot)| slot.entry(bytes, start).ok_or_else(|| damaged(index))).collect()
     }
+}
+
+impl RecordedFill {
+    /// Byte range in the body of the envelopes of these slots.
+    pub(in crate::store) fn bytes(&self, slots: Range<usize>) -> Range<usize> {
+        match self.slots.get(slots) {
+            Some([(_, first), .., (_, last)]) => first.start..last.start + last.len,
+            Some([(_, only)]) => only.start..only.start + only.len,
+            _ => 0..0,
+        }
+    }
+
+    /// Whether the envelopes in a record's body are those that were written.
+    pub(in crate::store) fn check(&self, body: &[u8]) -> Result<(), String> {
+        match self.slots.iter().find(|(_, slot)| slot.is_wrong(body)) {
+            Some((index, _)) => Err(format!("the envelope of {} {index}", self.feed)),
+            None => Ok(()),
+        }
+    }
+
+    /// These slots' entries. `bytes` is the part of the record's body from `start` on.
+    pub(in crate::store) fn entries(
+        &self,
+        slots: Range<usize>,
+        bytes: &Bytes,
+        start: usize,
+    ) -> Result<Vec<(u64, NewEntry)>, String> {
+        let slots = self.slots.get(slots).unwrap_or_default();
+        let entry = |(index, slot): &(u64, Slot)| {
+            let entry = slot.entry(bytes, start).ok_or_else(|| format!("the envelope of {} {index}", self.feed))?;
+            Ok((*index, entry))
+        };
+        slots.iter().map(entry).collect()
+    }
+}
+
+impl Slot {
+    fn is_wrong(&self, body: &[u8]) -> bool {
+        let envelope = body.get(self.start..self.start + self.len);
+        self.undisclosed.is_none() && envelope.is_none_or(|envelope| crc32c::crc32c(envelope) != self.checksum)
+    }
+
+    /// The entry, from the part of the body that begins at `start`; `None` if its envelope is damaged.
+    fn entry(&self, bytes: &Bytes, start: usize) -> Option<NewEntry> {
+        let content = match self.undisclosed {
+            Some(reason) => Content::Undisclosed(reason),
+            None => {
+                let from = self.start.checked_sub(start)?;
+                if from + self.len > bytes.len() {
+                    return None;
+                }
+                let envelope = bytes.slice(from..from + self.len);
+                if crc32c::crc32c(&envelope) != self.checksum {
+                    return None;
+                }
+                let header = barid_core::envelope::header_of(&envelope).ok().map(Arc::new);
+                Content::Disclosed { envelope, header }
+            }
+        };
+        Some(NewEntry { digest: self.digest, content })
+    }
+}
+
+fn decode_fill(fill: &proto::RecordFill, arrival: &mut u64, start: &mut usize) -> Result<RecordedFill, String> {
+    let feed: FeedId = fill.feed.parse().map_err(|error: barid_core::names::NameError| error.to_string())?;
+    let (digests, rest) = fill.digests.as_chunks::<32>();
+    let count = fill.indexes.len();
+    if digests.len() != count
+        || !rest.is_empty()
+        || fill.envelope_sizes.len() != count
+        || fill.envelope_checksums.len() != count
+    {
+        return Err(format!("{feed}: the columns of {count} filled entries differ in length"));
+    }
+    if arrival.checked_add(count as u64).is_none() {
+        return Err(format!("{feed}: {count} filled entries from arrival {arrival} on go past the last number"));
+    }
+    let columns = fill.indexes.iter().zip(digests).zip(fill.envelope_sizes.iter().zip(&fill.envelope_checksums));
+    let mut slots = Vec::with_capacity(count);
+    for ((index, digest), (len, checksum)) in columns {
+        let len = *len as usize;
+        if len == 0 || len > ENVELOPE_BYTES_MAX {
+            return Err(format!("{feed}: an envelope of {len} bytes"));
+        }
+        let (digest, checksum) = (Digest(*digest), *checksum);
+        slots.push((*index, Slot { digest, undisclosed: None, arrival: *arrival, start: *start, len, checksum }));
+        *start += len;
+        *arrival += 1;
+    }
+    Ok(RecordedFill { feed, slots })
 }
 
 fn decode_append(append: proto::RecordAppend, arrival: &mut u64, start: &mut usize) -> Result<RecordedAppend, String> {

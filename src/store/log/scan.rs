@@ -199,6 +199,9 @@ fn read_whole(file: &File, salt: &Salt, position: Position, tail: Tail) -> Resul
     for append in &record.appends {
         append.check(&body).map_err(damaged)?;
     }
+    for fill in &record.fills {
+        fill.check(&body).map_err(damaged)?;
+    }
     Ok((record, body))
 }
 

@@ -8,8 +8,9 @@ use barid_core::names::Member;
 use uuid::Uuid;
 
 use super::references::{self, REFERENCES_MAX, Referrer};
-use super::{View, columns, ids};
-use crate::store::keys::{self, Cursor, FeedNumber, Key, NoteRef, STRETCHES_MAX, Stretch, Value};
+use super::{View, columns, fills, ids};
+use crate::store::admit::Run;
+use crate::store::keys::{self, Cursor, FeedNumber, FillAt, Key, NoteRef, STRETCHES_MAX, Stretch, Value};
 use crate::store::log::Resume;
 use crate::store::recent_ids::Place;
 use crate::store::state::{Pending, Referred};
@@ -18,7 +19,8 @@ use crate::store::{Content, ReadError, admit};
 /// What is collected over a batch.
 #[derive(Default)]
 struct Batch<'a> {
-    keys: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// `None`: removed.
+    keys: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     positions: BTreeMap<FeedNumber, Vec<Stretch>>,
     arrivals: Vec<Stretch>,
     columns: columns::Builder<'a>,
@@ -32,11 +34,19 @@ struct Ids<'a> {
     places: Vec<(Uuid, Place)>,
 }
 
-/// Takes in commits that follow what the view holds, all or nothing.
+/// Takes in commits that follow what the view holds. After an error the view holds some of them, and says up to which.
 pub(in crate::store) fn apply(view: &View, commits: &[Pending]) -> Result<(), ReadError> {
+    // What a fill changes must be in the view before: such a commit is taken in alone.
+    let fills = |pending: &Pending| !pending.fill_feeds.is_empty();
+    commits.chunk_by(|a, b| !fills(a) && !fills(b)).try_for_each(|part| apply_part(view, part))
+}
+
+fn apply_part(view: &View, commits: &[Pending]) -> Result<(), ReadError> {
     let Some(last) = commits.last() else { return Ok(()) };
     let mut batch = Batch::default();
     for pending in commits {
+        shorten_runs(view, &mut batch, pending)?;
+        fill_buckets(view, &mut batch, pending)?;
         entries(&mut batch, pending);
         notes(view, &mut batch, pending)?;
     }
@@ -44,10 +54,13 @@ pub(in crate::store) fn apply(view: &View, commits: &[Pending]) -> Result<(), Re
         resume: Resume { position: last.position, seq: last.committed.seq, hash: last.hash },
         end_arrival: last.committed.end_arrival,
     };
-    batch.keys.insert(keys::CURSOR.to_vec(), cursor.encode());
+    batch.keys.insert(keys::CURSOR.to_vec(), Some(cursor.encode()));
     let mut writes = sled::Batch::default();
     for (key, value) in batch.finish() {
-        writes.insert(key, value);
+        match value {
+            Some(value) => writes.insert(key, value),
+            None => writes.remove(key),
+        }
     }
     view.db.apply_batch(writes).map_err(|error| view.failed(&error))
 }
@@ -72,6 +85,17 @@ fn entries<'a>(batch: &mut Batch<'a>, pending: &'a Pending) {
             arrival += 1;
         }
     }
+    for (fill, feed) in committed.commit.fills.iter().zip(&pending.fill_feeds) {
+        let ids = batch.ids.entry(*feed).or_insert_with(|| Ids { member: &fill.feed.member, places: Vec::new() });
+        for (index, entry) in &fill.entries {
+            let Content::Disclosed { header, .. } = &entry.content else { continue };
+            if let Some(id) = admit::id_of(&fill.feed, header.as_deref()) {
+                ids.places.push((id, Place { epoch: fill.feed.epoch, index: *index, feed: *feed, arrival }));
+            }
+            batch.columns.push(arrival, header.as_deref());
+            arrival += 1;
+        }
+    }
     if let Some(count) = u32::try_from(arrival - committed.first_arrival).ok().filter(|count| *count > 0) {
         batch.arrivals.push(Stretch { first: committed.first_arrival, count, at: at(0) });
     }
@@ -79,19 +103,53 @@ fn entries<'a>(batch: &mut Batch<'a>, pending: &'a Pending) {
         batch.references.entry(referred).or_default().push(*referrer);
     }
     for (feed, row) in &pending.rows {
-        batch.keys.insert(Key::new(keys::FEED).u32(*feed).bytes(), row.encode());
+        batch.put(Key::new(keys::FEED).u32(*feed), row.encode());
     }
-    for (feed, (start, end, reason)) in &pending.runs {
-        batch.keys.insert(
-            Key::new(keys::NOT_HELD).u32(*feed).u64(*start).bytes(),
-            Value::new().u64(*end).u8(reason.number()).bytes(),
-        );
+    for (feed, run) in &pending.runs {
+        batch.run(*feed, *run);
     }
     for (feed, id, tile) in &pending.tiles {
-        batch
-            .keys
-            .insert(Key::new(keys::TILE).u32(*feed).tile(*id).bytes(), Value::new().raw(&tile.to_bytes()).bytes());
+        batch.put(Key::new(keys::TILE).u32(*feed).tile(*id), Value::new().raw(&tile.to_bytes()).bytes());
     }
+}
+
+/// Takes what is filled in out of the ranges held as digests only.
+fn shorten_runs(view: &View, batch: &mut Batch<'_>, pending: &Pending) -> Result<(), ReadError> {
+    for (fill, feed) in pending.committed.commit.fills.iter().zip(&pending.fill_feeds) {
+        // Runs as they become: by start, `None` for one that is no more.
+        let mut changed: BTreeMap<u64, Option<Run>> = BTreeMap::new();
+        for (index, _) in &fill.entries {
+            let made = changed.range(..=*index).rev().find_map(|(_, run)| *run);
+            let held = view.run_before(*feed, *index, |start| changed.contains_key(&start))?;
+            let run = made.into_iter().chain(held).max_by_key(|(start, ..)| *start);
+            let Some(run) = run.filter(|(_, end, _)| index < end) else { continue };
+            changed.insert(run.0, None);
+            changed.extend(admit::split_run(run, *index).map(|left| (left.0, Some(left))));
+        }
+        for (start, run) in changed {
+            match run {
+                Some(run) => batch.run(*feed, run),
+                None => _ = batch.keys.insert(Key::new(keys::NOT_HELD).u32(*feed).u64(start).bytes(), None),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Notes where the content of what is filled in is.
+fn fill_buckets(view: &View, batch: &mut Batch<'_>, pending: &Pending) -> Result<(), ReadError> {
+    for ((fill, feed), place) in pending.committed.commit.fills.iter().zip(&pending.fill_feeds).zip(0..) {
+        let at = NoteRef { position: pending.position, place };
+        let slots: Vec<(u64, FillAt)> =
+            fill.entries.iter().zip(0..).map(|((index, _), slot)| (*index, FillAt { at, slot })).collect();
+        for group in slots.chunk_by(|(a, _), (b, _)| fills::bucket_of(*a) == fills::bucket_of(*b)) {
+            let number = fills::bucket_of(group[0].0);
+            let mut bucket = view.filled(*feed, number)?;
+            bucket.extend(group.iter().copied());
+            batch.put(Key::new(keys::FILLED).u32(*feed).u64(number), fills::encode(&bucket));
+        }
+    }
+    Ok(())
 }
 
 fn notes(view: &View, batch: &mut Batch<'_>, pending: &Pending) -> Result<(), ReadError> {
@@ -101,53 +159,65 @@ fn notes(view: &View, batch: &mut Batch<'_>, pending: &Pending) -> Result<(), Re
         let key = Key::new(keys::COSIGNED).u32(*feed).member(&cosigned.cosigner).u64(cosigned.size).bytes();
         // Of several for one size the first is kept.
         if view.get(&key)?.is_none() {
-            batch.keys.entry(key).or_insert_with(|| Value::new().u64(cosigned.time).note(at(place)).bytes());
+            let value = || Some(Value::new().u64(cosigned.time).note(at(place)).bytes());
+            batch.keys.entry(key).or_insert_with(value);
         }
     }
-    for ((custody, feed), place) in commit.custody.iter().zip(&pending.custody_feeds).zip(0..) {
-        let key = Key::new(keys::CUSTODY).u32(*feed).member(&custody.holder).u64(custody.range.end).note(at(place));
-        batch.keys.insert(key.bytes(), Value::new().u64(custody.range.start).bytes());
-        let key = Key::new(keys::CUSTODY_NEWEST).u32(*feed).member(&custody.holder);
-        batch.keys.insert(key.bytes(), Value::new().note(at(place)).bytes());
+    for ((custody, (feed, standing)), place) in commit.custody.iter().zip(&pending.custody_feeds).zip(0..) {
+        let holder = |prefix| Key::new(prefix).u32(*feed).member(&custody.holder);
+        let start = Value::new().u64(custody.range.start).bytes();
+        batch.put(holder(keys::CUSTODY).u64(custody.range.end).note(at(place)), start);
+        if standing.newest {
+            batch.put(holder(keys::CUSTODY_NEWEST), Value::new().note(at(place)).bytes());
+        }
+        if standing.late {
+            batch.put(holder(keys::CUSTODY_LATE).u64(custody.time).note(at(place)), Value::new().bytes());
+        }
     }
     for (roster, place) in commit.rosters.iter().zip(0..) {
-        batch.keys.insert(Key::new(keys::ROSTER).u64(roster.version).bytes(), Value::new().note(at(place)).bytes());
+        batch.put(Key::new(keys::ROSTER).u64(roster.version), Value::new().note(at(place)).bytes());
     }
     for (crl, place) in commit.crls.iter().zip(0..) {
-        batch.keys.insert(Key::new(keys::CRL).name(&crl.authority).bytes(), Value::new().note(at(place)).bytes());
+        batch.put(Key::new(keys::CRL).name(&crl.authority), Value::new().note(at(place)).bytes());
     }
     for cursor in &commit.cursors {
-        batch.keys.insert(
-            Key::new(keys::SUBSCRIPTION).name(&cursor.subscription).bytes(),
-            Value::new().u64(cursor.arrival).bytes(),
-        );
+        batch.put(Key::new(keys::SUBSCRIPTION).name(&cursor.subscription), Value::new().u64(cursor.arrival).bytes());
     }
     Ok(())
 }
 
 impl Batch<'_> {
-    fn finish(self) -> BTreeMap<Vec<u8>, Vec<u8>> {
-        let mut all = self.keys;
-        for (feed, stretches) in &self.positions {
+    fn put(&mut self, key: Key, value: Vec<u8>) {
+        self.keys.insert(key.bytes(), Some(value));
+    }
+
+    fn run(&mut self, feed: FeedNumber, (start, end, reason): Run) {
+        let value = Value::new().u64(end).u8(reason.number()).bytes();
+        self.put(Key::new(keys::NOT_HELD).u32(feed).u64(start), value);
+    }
+
+    fn finish(mut self) -> BTreeMap<Vec<u8>, Option<Vec<u8>>> {
+        for (feed, stretches) in std::mem::take(&mut self.positions) {
             for block in stretches.chunks(STRETCHES_MAX) {
-                all.insert(Key::new(keys::POSITION).u32(*feed).u64(block[0].first).bytes(), Stretch::encode(block));
+                self.put(Key::new(keys::POSITION).u32(feed).u64(block[0].first), Stretch::encode(block));
             }
         }
-        for block in self.arrivals.chunks(STRETCHES_MAX) {
-            all.insert(Key::new(keys::ARRIVAL).u64(block[0].first).bytes(), Stretch::encode(block));
+        for block in std::mem::take(&mut self.arrivals).chunks(STRETCHES_MAX) {
+            self.put(Key::new(keys::ARRIVAL).u64(block[0].first), Stretch::encode(block));
         }
-        all.extend(
-            self.columns.finish().into_iter().map(|(first, block)| (Key::new(keys::COLUMNS).u64(first).bytes(), block)),
-        );
-        for ((member, id, how), referrers) in &self.references {
+        for (first, block) in std::mem::take(&mut self.columns).finish() {
+            self.put(Key::new(keys::COLUMNS).u64(first), block);
+        }
+        for ((member, id, how), referrers) in std::mem::take(&mut self.references) {
             for block in referrers.chunks(REFERENCES_MAX) {
                 let key = Key::new(keys::REFERENCE).member(member).id(*id).how(*how).u64(block[0].arrival);
-                all.insert(key.bytes(), references::encode(block));
+                self.put(key, references::encode(block));
             }
         }
         for found in self.ids.into_values() {
-            all.extend(ids::blocks(found.member, found.places));
+            self.keys
+                .extend(ids::blocks(found.member, found.places).into_iter().map(|(key, block)| (key, Some(block))));
         }
-        all
+        self.keys
     }
 }

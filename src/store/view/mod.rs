@@ -8,6 +8,7 @@
 
 mod apply;
 pub(super) mod columns;
+pub(super) mod fills;
 pub(super) mod ids;
 mod query;
 pub(super) mod references;

@@ -2,22 +2,26 @@
 //!
 //! In scope: single look-ups and bounded ranges over the keyspace. Out of scope: what is newer than the view, and the log itself.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use barid_core::names::{FeedId, Member, Undisclosed};
 use uuid::Uuid;
 
 use super::references::{self, Referrer};
-use super::{View, columns, ids, unreadable};
+use super::{View, columns, fills, ids, unreadable};
 use crate::store::admit::Run;
-use crate::store::keys::{self, FeedNumber, FeedRow, Fields, Key, NoteRef, Stretch};
+use crate::store::keys::{self, FeedNumber, FeedRow, Fields, FillAt, Key, NoteRef, Stretch};
+use crate::store::log::Position;
 use crate::store::recent_ids::{IDS_LOADED_MAX, Place};
 use crate::store::state::Referred;
 use crate::store::tree_cache::{Tile, TileId};
 use crate::store::{Columns, ReadError};
 
-/// Custody notes that are looked at for one holder and entry: those whose ends lie nearest above it. A holder speaks of an entry once
-/// or twice, so that more are never needed; the bound keeps a holder that repeats itself from making reads slow.
+/// Custody notes that are looked at for one holder and entry: those that end nearest above it. Between it and the end of the note that
+/// has it lie at most the notes for what was filled in there later; the bound keeps a holder that repeats itself from making reads slow.
+const CUSTODY_KEYS_MAX: usize = 4_096;
+/// Of these the ones that have the entry: a holder speaks of it once or twice.
 const CUSTODY_NOTES_MAX: usize = 64;
 
 type Pair = (sled::IVec, sled::IVec);
@@ -136,17 +140,49 @@ impl View {
         let prefix = Key::new(keys::NOT_HELD).u32(feed);
         let mut runs = Vec::new();
         for pair in self.descending(&prefix, &prefix.clone().u64(u64::MAX)).take(max) {
-            let (key, value) = pair?;
-            let run = || {
-                let mut key = Fields::of_key(&key)?;
-                key.key_u32()?;
-                let mut value = Fields::of_value(&value)?;
-                Some((key.key_u64()?, value.u64()?, Undisclosed::from_number(value.u8()?)?))
-            };
-            runs.push(run().ok_or_else(|| unreadable("range"))?);
+            runs.push(run(&pair?)?);
         }
         runs.reverse();
         Ok(runs)
+    }
+
+    /// The last run that begins at or before `index`, except those that `passed_over` names by their start.
+    pub(in crate::store) fn run_before(
+        &self,
+        feed: FeedNumber,
+        index: u64,
+        passed_over: impl Fn(u64) -> bool,
+    ) -> Result<Option<Run>, ReadError> {
+        let prefix = Key::new(keys::NOT_HELD).u32(feed);
+        for pair in self.descending(&prefix, &prefix.clone().u64(index)) {
+            let run = run(&pair?)?;
+            if !passed_over(run.0) {
+                return Ok(Some(run));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Runs that end after `from`, ascending, at most `max`.
+    pub(in crate::store) fn runs_from(&self, feed: FeedNumber, from: u64, max: usize) -> Result<Vec<Run>, ReadError> {
+        let prefix = Key::new(keys::NOT_HELD).u32(feed);
+        let first = self.run_before(feed, from, |_| false)?.filter(|(_, end, _)| *end > from);
+        let start = prefix.clone().u64(from.saturating_add(1));
+        let later = self.ascending(&prefix, &start).map(|pair| run(&pair?));
+        first.map(Ok).into_iter().chain(later).take(max).collect()
+    }
+
+    /// A bucket of entries that were filled in.
+    pub(in crate::store) fn filled(&self, feed: FeedNumber, bucket: u64) -> Result<BTreeMap<u64, FillAt>, ReadError> {
+        let value = self.get(Key::new(keys::FILLED).u32(feed).u64(bucket))?;
+        let decoded = value.map(|value| fills::decode(bucket, &value).ok_or_else(|| unreadable("bucket of fills")));
+        Ok(decoded.transpose()?.unwrap_or_default())
+    }
+
+    /// Whether any entry of a feed was filled in.
+    pub(in crate::store) fn has_fills(&self, feed: FeedNumber) -> Result<bool, ReadError> {
+        let prefix = Key::new(keys::FILLED).u32(feed);
+        Ok(self.ascending(&prefix, &prefix).next().transpose()?.is_some())
     }
 
     /// The cosigned note of the smallest size above `index` of one cosigner.
@@ -178,6 +214,36 @@ impl View {
         }
     }
 
+    /// Custody notes of one holder that end after `index`, by where they end, at most `max`.
+    pub(in crate::store) fn custody_after(
+        &self,
+        feed: FeedNumber,
+        holder: &Member,
+        index: u64,
+        max: usize,
+    ) -> Result<Vec<NoteRef>, ReadError> {
+        let prefix = Key::new(keys::CUSTODY).u32(feed).member(holder);
+        let from = prefix.clone().u64(index.saturating_add(1));
+        self.ascending(&prefix, &from).take(max).map(|pair| key_end_ref(&pair?)).collect()
+    }
+
+    /// Late custody notes of one holder, of `from_time` or later, the latest first, at most `max`.
+    pub(in crate::store) fn custody_late(
+        &self,
+        feed: FeedNumber,
+        holder: &Member,
+        from_time: u64,
+        max: usize,
+    ) -> Result<Vec<NoteRef>, ReadError> {
+        let prefix = Key::new(keys::CUSTODY_LATE).u32(feed).member(holder);
+        let last = NoteRef { position: Position { segment: u32::MAX, offset: u32::MAX }, place: u32::MAX };
+        let from = prefix.clone().u64(from_time);
+        let end = prefix.clone().u64(u64::MAX).note(last);
+        let late = self.descending(&prefix, &end);
+        let late = late.take_while(|pair| pair.as_ref().map_or(true, |(key, _)| key.as_ref() >= from.as_ref()));
+        late.take(max).map(|pair| key_end_ref(&pair?)).collect()
+    }
+
     /// Custody notes of one holder whose ranges have `index`, in the order in which they were committed.
     pub(in crate::store) fn custody_about(
         &self,
@@ -187,7 +253,7 @@ impl View {
     ) -> Result<Vec<NoteRef>, ReadError> {
         let prefix = Key::new(keys::CUSTODY).u32(feed).member(holder);
         let mut notes = Vec::new();
-        for pair in self.ascending(&prefix, &prefix.clone().u64(index.saturating_add(1))).take(CUSTODY_NOTES_MAX) {
+        for pair in self.ascending(&prefix, &prefix.clone().u64(index.saturating_add(1))).take(CUSTODY_KEYS_MAX) {
             let (key, value) = pair?;
             let found = || {
                 let mut key = Fields::of_key(&key)?;
@@ -197,7 +263,7 @@ impl View {
                 Some((Fields::of_value(&value)?.u64()?, key.key_note()?))
             };
             let (start, note) = found().ok_or_else(|| unreadable("custody note"))?;
-            if start <= index {
+            if start <= index && notes.len() < CUSTODY_NOTES_MAX {
                 notes.push(note);
             }
         }
@@ -250,6 +316,28 @@ impl View {
         };
         self.ascending(&prefix, &prefix).map(named).collect()
     }
+}
+
+fn run((key, value): &Pair) -> Result<Run, ReadError> {
+    let run = || {
+        let mut key = Fields::of_key(key)?;
+        key.key_u32()?;
+        let mut value = Fields::of_value(value)?;
+        Some((key.key_u64()?, value.u64()?, Undisclosed::from_number(value.u8()?)?))
+    };
+    run().ok_or_else(|| unreadable("range"))
+}
+
+/// The reference at the end of a custody note's key.
+fn key_end_ref((key, _): &Pair) -> Result<NoteRef, ReadError> {
+    let found = || {
+        let mut key = Fields::of_key(key)?;
+        key.key_u32()?;
+        key.member()?;
+        key.key_u64()?;
+        key.key_note()
+    };
+    found().ok_or_else(|| unreadable("custody note"))
 }
 
 fn note_ref(value: &[u8]) -> Result<NoteRef, ReadError> {

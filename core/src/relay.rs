@@ -1,0 +1,90 @@
+//! Whom to follow a feed at while its owner cannot be reached.
+//!
+//! In scope: choosing one of the peers that are linked, and changing the choice. Pure: what peers show and the time come in. Out of scope:
+//! when an owner counts as unreachable, and following itself.
+//!
+//! The choice is the peer furthest ahead, of several the one with the lowest code; it stays while it serves. What a peer shows of itself
+//! may be wrong, so that only entries that come keep it chosen.
+
+use crate::names::Member;
+
+/// How long the owner's link may be down before a relay is asked: a link that breaks and comes back costs no relay anything.
+pub const RELAY_GRACE_MS: u64 = 5_000;
+/// How long a relay that shows that it is ahead may bring nothing before another one that is ahead gets its turn: a slow line and a batch.
+pub const RELAY_PATIENCE_MS: u64 = 30_000;
+/// The same for a relay that does not show to be ahead: heads of others come up to a second later than its entries.
+pub const RELAY_BEHIND_MS: u64 = 3_000;
+
+/// Where one feed is followed while its owner is away.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Relay {
+    at: Option<Member>,
+    held: u64,
+    since_ms: u64,
+}
+
+impl Relay {
+    /// Who serves, if anybody does.
+    #[must_use]
+    pub fn at(&self) -> Option<&Member> {
+        self.at.as_ref()
+    }
+
+    /// Chooses again. `held`: entries held here. `shown`: each linked peer with the entries that it shows to hold, the owner not among
+    /// them. `now_ms`: of any clock that does not go back.
+    pub fn choose(&mut self, held: u64, shown: &[(Member, u64)], now_ms: u64) -> Option<&Member> {
+        if held != self.held {
+            (self.held, self.since_ms) = (held, now_ms);
+        }
+        let current = self.at.as_ref().and_then(|at| shown.iter().find(|(peer, _)| peer == at));
+        let ahead = shown.iter().filter(|(peer, size)| *size > held && current.is_none_or(|(at, _)| at != peer));
+        let best = ahead.min_by(|(a, a_size), (b, b_size)| b_size.cmp(a_size).then_with(|| a.cmp(b)));
+        let changes = current.is_none_or(|(_, size)| {
+            let patience = if *size > held { RELAY_PATIENCE_MS } else { RELAY_BEHIND_MS };
+            best.is_some() && now_ms.saturating_sub(self.since_ms) >= patience
+        });
+        if changes {
+            self.at = best.map(|(peer, _)| peer.clone());
+            self.since_ms = now_ms;
+        }
+        self.at.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn member(code: &str) -> Member {
+        code.parse().unwrap()
+    }
+
+    #[test]
+    fn the_one_furthest_ahead_serves_as_long_as_it_brings_something() {
+        let (ly, ne, tn) = (member("ly"), member("ne"), member("tn"));
+        let shown =
+            |sizes: [u64; 3]| -> Vec<(Member, u64)> { [&ly, &ne, &tn].into_iter().cloned().zip(sizes).collect() };
+        let mut relay = Relay::default();
+        assert_eq!(relay.choose(5, &shown([5, 3, 0]), 0), None, "nobody is ahead");
+        assert_eq!(relay.choose(5, &shown([9, 10, 10]), 1_000), Some(&ne), "of two the lower code");
+        assert_eq!(relay.choose(6, &shown([9, 10, 99]), 2_000), Some(&ne), "it stays");
+        assert_eq!(relay.choose(6, &shown([9, 10, 99]), 2_000 + RELAY_PATIENCE_MS), Some(&tn), "it brought nothing");
+        assert_eq!(relay.choose(99, &shown([9, 100, 99]), 40_000), Some(&tn));
+        assert_eq!(relay.choose(99, &shown([9, 100, 99]), 40_000 + RELAY_BEHIND_MS), Some(&ne), "it fell behind");
+        assert_eq!(relay.choose(99, &shown([9, 100, 99])[..1], 50_000), None, "it is gone, and nobody else is ahead");
+        assert_eq!(relay.choose(99, &shown([9, 100, 99]), 60_000), Some(&ne));
+        assert_eq!(relay.choose(100, &shown([100, 100, 100]), 99_000), Some(&ne), "all are equal: it goes on");
+    }
+
+    #[test]
+    fn one_that_shows_what_it_does_not_bring_gets_another_turn_only_alone() {
+        let (ly, tn) = (member("ly"), member("tn"));
+        let shown = [(ly.clone(), 9), (tn.clone(), 9)];
+        let mut relay = Relay::default();
+        assert_eq!(relay.choose(0, &shown, 0), Some(&ly));
+        assert_eq!(relay.choose(0, &shown, RELAY_PATIENCE_MS), Some(&tn));
+        assert_eq!(relay.choose(0, &shown, 2 * RELAY_PATIENCE_MS), Some(&ly));
+        assert_eq!(relay.choose(0, &shown[..1], 9 * RELAY_PATIENCE_MS), Some(&ly));
+    }
+}

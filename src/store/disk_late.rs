@@ -1,0 +1,165 @@
+//! What the store on disk holds of entries that were filled in, and custody notes by their order.
+//!
+//! In scope: reading it, from memory where the view lags and else through the view from the log. Out of scope: everything else that
+//! is asked of the store (`disk`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use barid_core::names::{Digest, FeedId, Undisclosed};
+
+use super::disk::DiskStore;
+use super::keys::{FeedNumber, FillAt, NoteRef, Stretch};
+use super::load::{self, dangling};
+use super::log::Record;
+use super::state::Custody;
+use super::view::fills;
+use super::{Content, CustodyRecord, Entry, ReadError};
+
+impl DiskStore {
+    /// Where the content of entries is that were filled in, of these ascending ones.
+    fn fills_of(&self, number: FeedNumber, indexes: &[u64]) -> Result<Vec<Option<FillAt>>, ReadError> {
+        let pending: Vec<Option<FillAt>> = {
+            let state = self.shared().state.read();
+            if state.book(number).is_none_or(|book| !book.filled) {
+                return Ok(vec![None; indexes.len()]);
+            }
+            let find = |index: &u64| state.pending_fills.get(&(number, *index)).map(|(_, at)| *at);
+            indexes.iter().map(find).collect()
+        };
+        let mut bucket: Option<(u64, BTreeMap<u64, FillAt>)> = None;
+        let find = |(index, pending): (&u64, Option<FillAt>)| {
+            let wanted = fills::bucket_of(*index);
+            let held = match &mut bucket {
+                Some((held, fills)) if *held == wanted => fills,
+                other => &mut other.insert((wanted, self.shared().view.filled(number, wanted)?)).1,
+            };
+            Ok(pending.or_else(|| held.get(index).copied()))
+        };
+        indexes.iter().zip(pending).map(find).collect()
+    }
+
+    /// The entries of a feed as they are held by now: those that were appended as digests may have been filled in. `bytes_max` as it bound
+    /// the entries.
+    pub(super) fn with_fills(
+        &self,
+        number: FeedNumber,
+        mut entries: Vec<Entry>,
+        bytes_max: usize,
+    ) -> Result<Vec<Entry>, ReadError> {
+        let digest_only = |entry: &Entry| matches!(entry.content, Content::Undisclosed(_));
+        let indexes: Vec<u64> = entries.iter().filter(|entry| digest_only(entry)).map(|entry| entry.index).collect();
+        if indexes.is_empty() {
+            return Ok(entries);
+        }
+        let fills = self.fills_of(number, &indexes)?;
+        if fills.iter().all(Option::is_none) {
+            return Ok(entries);
+        }
+        let fills: BTreeMap<u64, FillAt> =
+            indexes.into_iter().zip(fills).filter_map(|(index, fill)| Some((index, fill?))).collect();
+        let mut bytes = 0_usize;
+        for place in 0..entries.len() {
+            let entry = &mut entries[place];
+            if let Some(fill) = fills.get(&entry.index) {
+                let (content, arrival) = self.read_fill(entry, *fill)?;
+                (entry.content, entry.arrival) = (content, Some(arrival));
+            }
+            if let Content::Disclosed { envelope, .. } = &entry.content {
+                bytes = bytes.saturating_add(envelope.len());
+            }
+            if place > 0 && bytes > bytes_max {
+                entries.truncate(place);
+                break;
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Custody notes from the view, then those that it has not taken in yet, in the order of their commits.
+    pub(super) fn custody_notes(
+        &self,
+        feed: &FeedId,
+        wanted: impl Fn(&CustodyRecord, &Custody) -> bool,
+        from_view: impl Fn(FeedNumber) -> Result<Vec<NoteRef>, ReadError>,
+    ) -> Result<Vec<CustodyRecord>, ReadError> {
+        let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
+        // Before the view: what it takes in meanwhile is there twice, and not never.
+        let pending: Vec<CustodyRecord> = {
+            let state = self.shared().state.read();
+            let pending =
+                state.pending_custody.iter().filter(|(_, of, note, standing)| *of == number && wanted(note, standing));
+            pending.map(|(_, _, note, _)| note.clone()).collect()
+        };
+        let held = from_view(number)?.into_iter().map(|at| load::custody(&self.log, at));
+        let mut notes = held.collect::<Result<Vec<CustodyRecord>, ReadError>>()?;
+        for note in pending {
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+        }
+        Ok(notes)
+    }
+
+    /// Of these ascending entries, each one's digest and why no more is held, where that is so.
+    pub(super) fn lacking(
+        &self,
+        feed: &FeedId,
+        indexes: &[u64],
+    ) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError> {
+        let Some(number) = self.number(feed) else { return Ok(vec![None; indexes.len()]) };
+        let fills = self.fills_of(number, indexes)?;
+        let mut stretch: Option<(Stretch, Arc<Record>)> = None;
+        let mut lacks = Vec::with_capacity(indexes.len());
+        for (index, fill) in indexes.iter().zip(fills) {
+            let appended = {
+                let state = self.shared().state.read();
+                let beyond = state.book(number).is_none_or(|book| *index >= book.edge.frontier().size());
+                if beyond || fill.is_some() {
+                    lacks.push(None);
+                    continue;
+                }
+                state.window.appended(number, *index).map(|entry| match &entry.content {
+                    Content::Disclosed { .. } => None,
+                    Content::Undisclosed(reason) => Some((entry.digest, *reason)),
+                })
+            };
+            if let Some(found) = appended {
+                lacks.push(found);
+                continue;
+            }
+            let has = |(stretch, _): &(Stretch, Arc<Record>)| {
+                index.checked_sub(stretch.first).is_some_and(|at| at < u64::from(stretch.count))
+            };
+            if !stretch.as_ref().is_some_and(has) {
+                let found = self.shared().view.position(number, *index)?.ok_or_else(|| dangling("entry"))?;
+                stretch = Some((found, self.log.record(found.at.position)?));
+            }
+            let slot = stretch.as_ref().and_then(|(stretch, record)| {
+                let append = record.appends.get(stretch.at.place as usize)?;
+                append.slots.get(usize::try_from(index.checked_sub(stretch.first)?).ok()?)
+            });
+            let slot = slot.ok_or_else(|| dangling("entry"))?;
+            lacks.push(slot.undisclosed.map(|reason| (slot.digest, reason)));
+        }
+        Ok(lacks)
+    }
+
+    fn read_fill(&self, entry: &Entry, fill: FillAt) -> Result<(Content, u64), ReadError> {
+        let position = fill.at.position;
+        let record = self.log.record(position)?;
+        let slot = fill.slot as usize;
+        let recorded = record.fills.get(fill.at.place as usize).filter(|recorded| recorded.feed == entry.feed);
+        let recorded = recorded.ok_or_else(|| dangling("fill"))?;
+        let (index, held) = recorded.slots.get(slot).ok_or_else(|| dangling("fill"))?;
+        if *index != entry.index || held.digest != entry.digest {
+            return Err(dangling("fill"));
+        }
+        let bytes = recorded.bytes(slot..slot + 1);
+        let body = self.log.body(position, &record, bytes.clone())?;
+        let damaged = |what: String| ReadError::Damaged(format!("commit log, {position}: {what}"));
+        let read = recorded.entries(slot..slot + 1, &body, bytes.start).map_err(damaged)?;
+        let (_, filled) = read.into_iter().next().ok_or_else(|| dangling("fill"))?;
+        Ok((filled.content, held.arrival))
+    }
+}
