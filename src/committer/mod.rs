@@ -5,6 +5,7 @@
 //! bytes lie (the store). One thread does all of it; everyone else holds a [`Committer`] handle.
 
 mod mark;
+mod received;
 mod run;
 
 use std::collections::BTreeMap;

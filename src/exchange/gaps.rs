@@ -57,6 +57,9 @@ pub(crate) struct Request {
     pub(crate) end: u64,
 }
 
+/// Ranges to ask for, and up to where they were looked for.
+type Found = (Vec<Range<u64>>, u64);
+
 /// The next step with one peer.
 #[derive(Debug)]
 pub(crate) enum Step {
@@ -135,8 +138,8 @@ impl Asked {
         size: u64,
         roster: u64,
         now: Instant,
-        find: impl Fn(u64, u64) -> Result<Option<(Vec<Range<u64>>, u64)>, ReadError>,
-    ) -> Result<Option<(Vec<Range<u64>>, u64)>, ReadError> {
+        find: impl Fn(u64, u64) -> Result<Option<Found>, ReadError>,
+    ) -> Result<Option<Found>, ReadError> {
         if self.roster != roster {
             *self = Self { roster, full_to: size, ..Self::default() };
         }
@@ -169,13 +172,7 @@ impl Asked {
 }
 
 /// The first ranges from `from` on that are worth asking for, and up to where they were looked for.
-fn find(
-    store: &dyn Store,
-    feed: &FeedId,
-    from: u64,
-    full_to: u64,
-    settled: u64,
-) -> Result<Option<(Vec<Range<u64>>, u64)>, ReadError> {
+fn find(store: &dyn Store, feed: &FeedId, from: u64, full_to: u64, settled: u64) -> Result<Option<Found>, ReadError> {
     let mut next = from;
     loop {
         let held = store.not_held_from(feed, next, FILL_RANGES_MAX)?;
@@ -213,6 +210,10 @@ mod tests {
     use crate::store::conformance::{append, disclosed, feed, one, withheld};
     use crate::store::memory::MemoryStore;
     use crate::store::{Content, NewEntry};
+
+    fn one_range(range: Range<u64>) -> Vec<Range<u64>> {
+        std::iter::once(range).collect()
+    }
 
     struct Case {
         store: MemoryStore,
@@ -286,7 +287,7 @@ mod tests {
         case.now = case.next("ly", 1).unwrap_err().unwrap();
         assert_eq!(case.next("ly", 1), Err(None));
         case.append(vec![Some(Undisclosed::NotHeld)]);
-        assert_eq!(case.asks_in_vain("ly", 1), [4..5]);
+        assert_eq!(case.asks_in_vain("ly", 1), one_range(4..5));
     }
 
     #[tokio::test]
@@ -298,7 +299,7 @@ mod tests {
         assert_eq!((first.ranges.as_slice(), first.end), (&[1..2, 2..3, 4..604][..], 604));
         case.gaps.answered(&ma, &first, 300, 298);
         let second = case.next("ma", 1).unwrap();
-        assert_eq!(second.ranges, [300..604]);
+        assert_eq!(second.ranges, one_range(300..604));
         case.gaps.answered(&ma, &second, 0, 0);
         assert!(case.next("ma", 1).is_err(), "one that does not look is not asked for ever");
         case.gaps.refused(&ma, &case.feed, case.now);

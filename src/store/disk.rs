@@ -18,9 +18,9 @@ use uuid::Uuid;
 
 use super::admit::Run;
 use super::applier::{self, Queue, Shared};
-use super::keys::{FeedNumber, NoteRef, Stretch};
+use super::keys::{FeedNumber, NoteRef};
 use super::load::{self, dangling};
-use super::log::{self, AppendError, Log, LogOptions, LogReader, Position, Record, RecordedAppend, Tail};
+use super::log::{self, AppendError, Log, LogOptions, LogReader, Position, Record, Tail};
 use super::open::{fill_tiles, lock, open_view, replay, take_in};
 use super::recent_ids::Known;
 use super::tree_cache::{TileCache, TileId};
@@ -150,84 +150,6 @@ impl DiskStore {
 
     pub(super) fn number(&self, feed: &FeedId) -> Option<FeedNumber> {
         self.shared().state.read().numbers.get(feed).copied()
-    }
-
-    /// Entries of one append from index `from` on; false when a bound was met.
-    fn read_indexes(
-        &self,
-        feed: &FeedId,
-        stretch: &Stretch,
-        from: u64,
-        taken: &mut Bounded,
-    ) -> Result<bool, ReadError> {
-        let record = self.log.record(stretch.at.position)?;
-        let append = record.appends.get(stretch.at.place as usize).filter(|recorded| recorded.append.feed == *feed);
-        let append =
-            append.filter(|recorded| recorded.append.first == stretch.first).ok_or_else(|| dangling("entry"))?;
-        let start = usize::try_from(from - stretch.first).map_err(|_| dangling("entry"))?;
-        self.read_slots(stretch.at.position, &record, append, start, taken, false)
-    }
-
-    /// Disclosed entries of one record from arrival `from` on; false when a bound was met.
-    fn read_arrivals(&self, stretch: &Stretch, from: u64, taken: &mut Bounded) -> Result<bool, ReadError> {
-        let record = self.log.record(stretch.at.position)?;
-        if record.first_arrival != stretch.first {
-            return Err(dangling("arrival"));
-        }
-        for append in &record.appends {
-            let start = append
-                .slots
-                .partition_point(|slot| slot.arrival < from || (slot.arrival == from && slot.undisclosed.is_some()));
-            if !self.read_slots(stretch.at.position, &record, append, start, taken, true)? {
-                return Ok(false);
-            }
-        }
-        for fill in &record.fills {
-            let start = fill.slots.partition_point(|(_, slot)| slot.arrival < from);
-            let slots = fill.slots.get(start..).unwrap_or_default();
-            let wanted = taken.count_fitting(slots.iter().map(|(_, slot)| slot.len));
-            let bytes = fill.bytes(start..start + wanted);
-            let body = self.log.body(stretch.at.position, &record, bytes.clone())?;
-            let damaged = |what: String| ReadError::Damaged(format!("commit log, {}: {what}", stretch.at.position));
-            let entries = fill.entries(start..start + wanted, &body, bytes.start).map_err(damaged)?;
-            for ((index, entry), (_, slot)) in entries.iter().zip(slots) {
-                if !taken.push(&fill.feed, *index, entry, slot.arrival) {
-                    return Ok(false);
-                }
-            }
-            if wanted < slots.len() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    fn read_slots(
-        &self,
-        position: Position,
-        record: &Record,
-        append: &RecordedAppend,
-        start: usize,
-        taken: &mut Bounded,
-        disclosed_only: bool,
-    ) -> Result<bool, ReadError> {
-        let slots = append.slots.get(start..).unwrap_or_default();
-        let wanted = taken.count_fitting(slots.iter().map(|slot| slot.len));
-        let range = start..start + wanted;
-        let bytes = append.bytes(range.clone());
-        let body = self.log.body(position, record, bytes.clone())?;
-        let damaged = |what: String| ReadError::Damaged(format!("commit log, {position}: {what}"));
-        let entries = append.entries(range.clone(), &body, bytes.start).map_err(damaged)?;
-        let first = append.append.first;
-        for ((index, slot), entry) in (first + start as u64..).zip(slots).zip(&entries) {
-            if disclosed_only && slot.undisclosed.is_some() {
-                continue;
-            }
-            if !taken.push(&append.append.feed, index, entry, slot.arrival) {
-                return Ok(false);
-            }
-        }
-        Ok(wanted == slots.len())
     }
 }
 

@@ -10,7 +10,7 @@ pub mod bench;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod disk;
-mod disk_late;
+mod disk_read;
 #[cfg(test)]
 mod disk_tests;
 mod feed_tree;

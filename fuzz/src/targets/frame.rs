@@ -234,7 +234,7 @@ fn make_seeds() -> Vec<Vec<u8>> {
         }),
         Frame::Fills(proto::Fills {
             feed: feed().to_string(),
-            items: (1..4).map(|index| proto::Fill { index, envelope: fixture::bulletin().envelope.into() }).collect(),
+            items: (1..4).map(|index| proto::Fill { index, envelope: fixture::bulletin().envelope }).collect(),
             through: 7,
         }),
         Frame::Rosters(proto::Rosters { notes: vec![fixture::roster_1()] }),

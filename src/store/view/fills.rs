@@ -9,8 +9,8 @@ use crate::store::keys::{Fields, FillAt, VALUE_BYTES_MAX, Value};
 
 /// Indexes in one bucket.
 pub(in crate::store) const BUCKET_INDEXES: u64 = 512;
-const SLOT_BYTES: usize = 20;
-const _: () = assert!(BUCKET_INDEXES as usize * SLOT_BYTES < VALUE_BYTES_MAX, "a full bucket fits a value");
+const SLOT_BYTES: u64 = 20;
+const _: () = assert!((BUCKET_INDEXES * SLOT_BYTES) < VALUE_BYTES_MAX as u64, "a full bucket fits a value");
 
 /// The bucket of an index.
 pub(in crate::store) fn bucket_of(index: u64) -> u64 {
