@@ -194,6 +194,7 @@ pub async fn run(
         verifier: verifier(Policy::Peers(trust_domain.clone())),
         credentials: credentials.clone(),
         connections: connections.clone(),
+        compress: config.text.compress,
         on_refusal: recorded("refused-connection"),
     };
     let dial = Dialer { connector, rosters: rosters.clone(), endpoints: config.endpoints.clone() };

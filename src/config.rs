@@ -13,6 +13,8 @@ use barid_core::bulletin::TopicFilter;
 use barid_core::names::{ExchangeName, FeedId, Member};
 use serde::{Deserialize, Serialize};
 
+use crate::transport::Compress;
+
 /// The text of `node.toml`. See the example for what each key means.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,6 +55,9 @@ pub struct NodeText {
     /// Whether members that joined the exchange or a working group later are handed the earlier bulletins that they may read now.
     #[serde(default)]
     pub share_history: bool,
+    /// Whether links that this node dials are compressed.
+    #[serde(default)]
+    pub compress: Compress,
     /// Days for which peers are still accepted after a revocation list's nextUpdate.
     #[serde(default = "thirty")]
     pub crl_grace_days: u32,

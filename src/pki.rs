@@ -23,6 +23,7 @@ use time::OffsetDateTime;
 
 use crate::access::{AccessText, GrantText, Role};
 use crate::config::NodeText;
+use crate::transport::Compress;
 
 /// The declaration's working groups.
 pub const WORKING_GROUPS: [&str; 4] = ["security", "information", "customs", "justice"];
@@ -464,6 +465,7 @@ fn one_member(options: &DevelopOptions, member: &DevelopMember) -> Result<Member
             endpoints: BTreeMap::new(),
             topics: Vec::new(),
             share_history: false,
+            compress: Compress::Auto,
             crl_grace_days: 30,
             lone_start_seconds: 10,
             reserve_mib: 512,

@@ -53,9 +53,9 @@ pub const PROTOCOL: u32 = 1;
 /// How long the other side may take for its first frame: a satellite link and a busy node.
 pub const HELLO_WAIT: Duration = Duration::from_secs(15);
 /// Quiet for so long, a side says that it is alive.
-pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(30);
+pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(60);
 /// A peer that said nothing for so long is gone: three heartbeats.
-pub const SILENCE_MAX: Duration = Duration::from_secs(95);
+pub const SILENCE_MAX: Duration = Duration::from_secs(185);
 /// Heads are sent at most so often.
 pub const HEADS_EVERY: Duration = Duration::from_secs(1);
 /// How long the member of the higher code waits for the other one to dial.

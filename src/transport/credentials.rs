@@ -11,6 +11,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
+use super::thin::{ALPN_PLAIN, ALPN_ZSTD};
 use super::verify::Verifier;
 
 /// Why TLS cannot be set up, or a connection was not made.
@@ -140,7 +141,7 @@ pub fn server_config(verifier: Arc<Verifier>, credentials: Credentials) -> Resul
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(credentials));
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![ALPN_ZSTD.to_vec(), ALPN_PLAIN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
@@ -157,7 +158,7 @@ pub(super) fn client_config(verifier: Arc<Verifier>, credentials: Credentials) -
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(Arc::new(credentials));
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![ALPN_PLAIN.to_vec()];
     config.resumption = Resumption::disabled();
     Ok(config)
 }

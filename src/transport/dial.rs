@@ -2,8 +2,10 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -14,6 +16,7 @@ use super::connections::{Connections, Guarded, Origin};
 use super::credentials::{Credentials, TransportError, client_config};
 use super::limits::{HANDSHAKE_TIME_MAX, tune_endpoint};
 use super::refusal::{OnRefusal, Refusal, Refused};
+use super::thin::{Compress, Line};
 use super::trust::SpiffeId;
 use super::verify::{Policy, Verifier};
 
@@ -29,6 +32,8 @@ pub struct Connector {
     pub credentials: Credentials,
     /// Where live connections are kept.
     pub connections: Connections,
+    /// Whether to compress.
+    pub compress: Compress,
     /// Told of every answer by somebody else than was dialled. That nobody answers is no refusal.
     pub on_refusal: OnRefusal,
 }
@@ -45,9 +50,10 @@ impl Connector {
             .ok_or_else(|| TransportError::Endpoint(endpoint.to_owned()))?;
         let uri = format!("https://{}", expected.trust_domain);
         let verifier = Arc::new(Verifier { policy: Policy::Exactly(expected.clone()), ..self.verifier.clone() });
-        let tls = TlsConnector::from(Arc::new(client_config(Arc::clone(&verifier), self.credentials.clone())?));
+        let tls = client_config(Arc::clone(&verifier), self.credentials.clone())?;
         let attempt = Attempt {
             tls,
+            compress: self.compress,
             verifier,
             connections: self.connections.clone(),
             address: endpoint.into(),
@@ -72,7 +78,8 @@ impl Connector {
 
 #[derive(Clone)]
 struct Attempt {
-    tls: TlsConnector,
+    tls: ClientConfig,
+    compress: Compress,
     verifier: Arc<Verifier>,
     connections: Connections,
     address: Arc<str>,
@@ -82,10 +89,13 @@ struct Attempt {
 }
 
 impl Attempt {
-    async fn connect(&self) -> io::Result<Guarded<TlsStream<TcpStream>>> {
+    async fn connect(&self) -> io::Result<Guarded<Line<TlsStream<TcpStream>>>> {
+        let begun = Instant::now();
         let stream = TcpStream::connect(&*self.address).await?;
+        let mut tls = self.tls.clone();
+        tls.alpn_protocols = self.compress.offer(begun.elapsed());
         stream.set_nodelay(true)?;
-        let stream = match self.tls.connect(self.name.clone(), stream).await {
+        let stream = match TlsConnector::from(Arc::new(tls)).connect(self.name.clone(), stream).await {
             Ok(stream) => stream,
             Err(error) => {
                 // That the line broke is nobody's refusal.
@@ -98,6 +108,8 @@ impl Attempt {
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let shown = shown.cloned().map(CertificateDer::into_owned);
         let origin = Origin { at: DIAL, address: self.address.to_string(), source: None };
+        let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+        let stream = Line::agreed(stream, alpn.as_deref());
         let admitted = match shown {
             Some(shown) => self.connections.admit(stream, origin, shown, Arc::clone(&self.verifier), None),
             None => Err(Refused::new("no-certificate", "no certificate was shown")),

@@ -23,6 +23,8 @@ const RESET_STREAMS_PENDING_MAX: usize = 20;
 const ERROR_RESET_STREAMS_MAX: usize = 256;
 /// How often a quiet connection is asked for a sign of life.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
+/// The same between nodes, whose lines may be thin and stay open for months: some hundred bytes, both ways, and only where nothing else was heard.
+const KEEP_ALIVE_EVERY_ON_LINKS: Duration = Duration::from_secs(40);
 /// How long that sign may take. Both together are how long a dead peer is believed in.
 const KEEP_ALIVE_WAIT: Duration = Duration::from_secs(20);
 
@@ -59,7 +61,7 @@ impl Limits {
         per_identity_max: 8,
         // One link; reflection and health checks beside it.
         streams_max: 16,
-        keep_alive_every: KEEP_ALIVE_EVERY,
+        keep_alive_every: KEEP_ALIVE_EVERY_ON_LINKS,
         keep_alive_wait: KEEP_ALIVE_WAIT,
     };
     /// For a member's own people and systems: hundreds of posts, often behind one proxy; a system opens a connection for each of its
@@ -102,7 +104,7 @@ pub(super) fn tune_endpoint(endpoint: Endpoint) -> Endpoint {
         .max_frame_size(FRAME_BYTES_MAX)
         .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
         .http2_max_local_error_reset_streams(ERROR_RESET_STREAMS_MAX)
-        .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
+        .http2_keep_alive_interval(KEEP_ALIVE_EVERY_ON_LINKS)
         .keep_alive_timeout(KEEP_ALIVE_WAIT)
         .keep_alive_while_idle(true)
 }

@@ -17,6 +17,7 @@ use super::credentials::{Credentials, TransportError, server_config};
 use super::handshakes::{Handshakes, Source};
 use super::limits::{ACCEPTED_MAX, Limits};
 use super::refusal::{OnRefusal, Refusal, Refused};
+use super::thin::Line;
 use super::verify::Verifier;
 
 /// How long nothing is accepted after the system could not: out of file descriptors, mostly.
@@ -40,7 +41,7 @@ pub struct Listening {
 }
 
 /// A verified connection as tonic takes it.
-pub type Incoming = Guarded<TlsStream<TcpStream>>;
+pub type Incoming = Guarded<Line<TlsStream<TcpStream>>>;
 
 /// Accepts connections on `tcp`, until the stream is dropped. Handshakes run apart from each other.
 ///
@@ -111,11 +112,12 @@ impl Listening {
 async fn shake_hands(
     acceptor: &TlsAcceptor,
     stream: TcpStream,
-) -> Result<(TlsStream<TcpStream>, CertificateDer<'static>), Refused> {
+) -> Result<(Line<TlsStream<TcpStream>>, CertificateDer<'static>), Refused> {
     stream.set_nodelay(true).map_err(|error| Refused::by_tls(&error))?;
     let stream = acceptor.accept(stream).await.map_err(|error| Refused::by_tls(&error))?;
     let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let shown = shown.ok_or_else(|| Refused::new("no-certificate", "no certificate was shown"))?;
     let shown = shown.clone().into_owned();
-    Ok((stream, shown))
+    let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+    Ok((Line::agreed(stream, alpn.as_deref()), shown))
 }

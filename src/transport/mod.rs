@@ -14,6 +14,7 @@ mod limits;
 mod listener;
 mod refusal;
 mod revocation;
+mod thin;
 mod trust;
 mod verify;
 
@@ -27,5 +28,6 @@ pub use limits::{HANDSHAKE_TIME_MAX, Limits};
 pub use listener::{Incoming, Listening, listen};
 pub use refusal::{OnRefusal, Refusal, Refused};
 pub use revocation::{CheckedList, HeldList, ListError, RevocationLists};
+pub use thin::{Compress, Line};
 pub use trust::{PeerIdentity, SpiffeId, Trust};
 pub use verify::{Policy, Verifier, not_after};

@@ -9,6 +9,7 @@ mod evidence;
 mod four_members;
 mod kill;
 mod rosters;
+mod thin_line;
 mod transport;
 mod waiting;
 mod world;

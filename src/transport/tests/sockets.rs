@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::super::{
-    Connections, Connector, Credentials, Limits, Listening, OnRefusal, Policy, Refusal, SpiffeId, listen,
+    Compress, Connections, Connector, Credentials, Limits, Listening, OnRefusal, Policy, Refusal, SpiffeId, listen,
 };
 use super::world::{World, days, der, roster};
 use crate::pki::{Authority, Issued};
@@ -277,6 +277,7 @@ async fn whoever_answers_for_another_is_refused_by_the_one_who_dials_with_a_reco
         verifier: world.verifier(Policy::Peers("ly.rabat.example".into())),
         credentials: credentials(&own, &world.ly.issue("node", &[]).unwrap()),
         connections: Connections::default(),
+        compress: Compress::Never,
         on_refusal,
     };
     let endpoint = served.address.to_string();

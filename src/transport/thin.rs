@@ -1,0 +1,186 @@
+//! Compression of a connection between nodes: few bytes on thin lines.
+//!
+//! In scope: one Zstandard stream each way inside TLS, chosen by ALPN when the connection is made. One stream, not one a message: a
+//! bulletin is small and much like the one before it, and names, headers and notes come again and again. Out of scope: when it pays,
+//! which the dialling side decides ([`Compress`]); and people's connections, which carry secrets of several people side by side.
+//!
+//! What is compressed leaves its length on the line. A link carries one member's bulletins to one other; somebody who may publish there
+//! and also measures the encrypted line might learn whether his own words resemble a colleague's. `docs/adr/compressed-links.md`.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_compression::Level;
+use async_compression::tokio::bufread::ZstdDecoder;
+use async_compression::tokio::write::ZstdEncoder;
+use async_compression::zstd::{CParameter, DParameter};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf, ReadHalf, WriteHalf, split};
+
+/// HTTP/2 as it is (RFC 9113 §3.2).
+pub(super) const ALPN_PLAIN: &[u8] = b"h2";
+/// HTTP/2 in one Zstandard stream (RFC 8878) each way.
+pub(super) const ALPN_ZSTD: &[u8] = b"barid-zstd/1";
+/// Level: most of the gain, at some hundred MB/s a core.
+const LEVEL: i32 = 3;
+/// Window, as a power of two: what a side remembers of the stream, and so what it costs in memory at both ends. Some hundred bulletins.
+const WINDOW_LOG: u32 = 20;
+/// A line on which TCP takes so long to connect is far away; compression costs it nothing that would be noticed.
+const FAR: Duration = Duration::from_millis(10);
+
+/// Whether a node compresses the links that it dials.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compress {
+    /// Where the other node is far away: where TCP takes 10 ms or more to connect.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl Compress {
+    /// The protocols to offer on a line on which TCP took so long to connect, most wanted first.
+    pub(super) fn offer(self, connecting: Duration) -> Vec<Vec<u8>> {
+        let thin = match self {
+            Self::Auto => connecting >= FAR,
+            Self::Always => true,
+            Self::Never => false,
+        };
+        if thin { vec![ALPN_ZSTD.to_vec(), ALPN_PLAIN.to_vec()] } else { vec![ALPN_PLAIN.to_vec()] }
+    }
+}
+
+/// A connection as it is, or compressed.
+pub enum Line<S> {
+    /// As it is.
+    Plain(S),
+    /// Compressed both ways.
+    Thin(Box<Thin<S>>),
+}
+
+/// A compressed connection.
+pub struct Thin<S> {
+    read: ZstdDecoder<BufReader<ReadHalf<S>>>,
+    write: ZstdEncoder<WriteHalf<S>>,
+}
+
+impl<S: AsyncRead + AsyncWrite> Line<S> {
+    /// The line that both sides have agreed on.
+    pub(super) fn agreed(stream: S, alpn: Option<&[u8]>) -> Self {
+        if alpn != Some(ALPN_ZSTD) {
+            return Self::Plain(stream);
+        }
+        let (read, write) = split(stream);
+        let read = ZstdDecoder::with_params(BufReader::new(read), &[DParameter::window_log_max(WINDOW_LOG)]);
+        let level = Level::Precise(LEVEL);
+        let write = ZstdEncoder::with_quality_and_params(write, level, &[CParameter::window_log(WINDOW_LOG)]);
+        Self::Thin(Box::new(Thin { read, write }))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Line<S> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_read(context, buf),
+            Self::Thin(thin) => Pin::new(&mut thin.read).poll_read(context, buf),
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Line<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_write(context, buf),
+            Self::Thin(thin) => Pin::new(&mut thin.write).poll_write(context, buf),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Self::Thin(thin) => Pin::new(&mut thin.write).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Thin(thin) => Pin::new(&mut thin.write).poll_shutdown(context),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, bufs),
+            // One buffer after another: the encoder gathers them.
+            Self::Thin(thin) => {
+                let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| &**buf);
+                Pin::new(&mut thin.write).poll_write(context, first)
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Thin(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::*;
+
+    #[test]
+    fn far_lines_are_compressed_unless_told_otherwise() {
+        let (near, far) = (Duration::from_millis(1), Duration::from_millis(300));
+        assert_eq!(Compress::Auto.offer(near), [ALPN_PLAIN]);
+        assert_eq!(Compress::Auto.offer(far), [ALPN_ZSTD, ALPN_PLAIN]);
+        assert_eq!(Compress::Always.offer(near), [ALPN_ZSTD, ALPN_PLAIN]);
+        assert_eq!(Compress::Never.offer(far), [ALPN_PLAIN]);
+    }
+
+    #[tokio::test]
+    async fn what_was_flushed_can_be_read_at_once_and_repetition_costs_little() {
+        let (one, other) = duplex(1 << 20);
+        let (mut one, mut other) = (Line::agreed(one, Some(ALPN_ZSTD)), Line::agreed(other, Some(ALPN_ZSTD)));
+        for n in 0..100 {
+            let said = format!("EXERCICE : passeport volé, numéro {n}. ").repeat(10);
+            one.write_all(said.as_bytes()).await.unwrap();
+            one.flush().await.unwrap();
+            let mut heard = vec![0; said.len()];
+            other.read_exact(&mut heard).await.unwrap();
+            assert_eq!(heard, said.as_bytes());
+        }
+        one.shutdown().await.unwrap();
+        assert_eq!(other.read(&mut [0; 9]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn noise_and_a_window_beyond_the_bound_are_errors() {
+        let (mut raw, reader) = duplex(1 << 20);
+        let mut reader = Line::agreed(reader, Some(ALPN_ZSTD));
+        raw.write_all(&[0x55; 64]).await.unwrap();
+        assert!(reader.read(&mut [0; 9]).await.is_err());
+        let (raw, reader) = duplex(1 << 20);
+        let mut reader = Line::agreed(reader, Some(ALPN_ZSTD));
+        let far_seeing = [CParameter::window_log(WINDOW_LOG + 4)];
+        let mut raw = ZstdEncoder::with_quality_and_params(raw, Level::Precise(19), &far_seeing);
+        raw.write_all(&[7; 4_096]).await.unwrap();
+        raw.flush().await.unwrap();
+        assert!(reader.read(&mut [0; 9]).await.is_err());
+    }
+}
