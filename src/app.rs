@@ -3,7 +3,9 @@
 //! In scope: opening the store, the keys, the rosters, both listeners and the links, and shutting them down. Out of scope: everything
 //! that these do.
 
+mod closing;
 mod lists;
+mod recover;
 mod reload;
 mod validity;
 
@@ -29,9 +31,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::transport::Server;
 
+pub use recover::{PeerProgress, Progress, RecoverError, RecoverOptions, recover};
+
 use crate::access::{Access, AccessError};
 use crate::api::{self, Api};
-use crate::committer::{CommitFailure, Committer, Kept, Keys, Options, StartError};
+use crate::committer::{CommitFailure, Committer, Kept, Keys, Options, StartError, key_path, marked_epoch};
 use crate::config::NodeConfig;
 use crate::exchange::{self, Exchange, PeerSnapshot};
 use crate::rosters::Rosters;
@@ -142,6 +146,44 @@ pub async fn run(
     stop: impl Future<Output = ()> + Send,
     running: impl FnOnce(&Running) + Send,
 ) -> Result<(), AppError> {
+    let purpose = Purpose::Serve { first };
+    let during = |inside: Inside| {
+        if let Some(told) = &inside.running {
+            running(told);
+        }
+        stop
+    };
+    serve(config, purpose, during).await.map(|_| ())
+}
+
+/// What a node is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// Everything.
+    Serve {
+        /// This is the first start ever of the member's feed.
+        first: bool,
+    },
+    /// Links only, to fetch what peers hold of a feed that is in doubt. The feed's own keys are not needed.
+    Recover,
+}
+
+/// A node that is open.
+struct Inside {
+    running: Option<Running>,
+    exchange: Exchange,
+    committer: Committer,
+    rosters: Rosters,
+}
+
+/// Opens a node, keeps it open until `during` is done, and closes it in order. Returns what `during` came to, if nothing failed
+/// first, and the store, to which nobody commits any more.
+async fn serve<T, F: Future<Output = T> + Send>(
+    config: &NodeConfig,
+    purpose: Purpose,
+    during: impl FnOnce(Inside) -> F + Send,
+) -> Result<(T, Arc<dyn Store>), AppError> {
+    let config = &in_force(config)?;
     // From the first moment: it would end the process.
     let mut hangup = signal(SignalKind::hangup()).map_err(AppError::Signal)?;
     raise_file_limit();
@@ -159,9 +201,9 @@ pub async fn run(
         Arc::clone(&store),
         Options {
             feed: config.feed.clone(),
-            keys: keys(config, &roster)?,
-            mark: config.text.keys.join("mark"),
-            first,
+            keys: keys(config, &roster, purpose)?,
+            mark: mark_path(config),
+            first: purpose == Purpose::Serve { first: true },
             lone_start: Duration::from_secs(config.text.lone_start_seconds.into()),
         },
     )?;
@@ -221,8 +263,6 @@ pub async fn run(
         node: Arc::clone(&node) as Arc<dyn api::Node>,
     };
 
-    let api_tcp = bind(&config.text.listen_api).await?;
-    let api_address = local(&api_tcp, &config.text.listen_api)?;
     let people = Listening {
         name: "api",
         verifier: Arc::new(verifier(Policy::OwnPeople(trust_domain.clone()))),
@@ -231,16 +271,21 @@ pub async fn run(
         limits: Limits::API,
         on_refusal: recorded("refused-connection"),
     };
-    let incoming =
-        transport::listen(api_tcp, people.clone()).map_err(|error| AppError::Transport(error.to_string()))?;
-    let routes = api::routes(&api).map_err(|error| AppError::Transport(error.to_string()))?;
     let mut serving = JoinSet::new();
-    serving.spawn(
-        Limits::API
-            .tune_server(Server::builder())
-            .add_routes(routes)
-            .serve_with_incoming_shutdown(incoming, stopped(stopping.clone())),
-    );
+    let mut api_address = None;
+    if purpose != Purpose::Recover {
+        let api_tcp = bind(&config.text.listen_api).await?;
+        api_address = Some(local(&api_tcp, &config.text.listen_api)?);
+        let incoming =
+            transport::listen(api_tcp, people.clone()).map_err(|error| AppError::Transport(error.to_string()))?;
+        let routes = api::routes(&api).map_err(|error| AppError::Transport(error.to_string()))?;
+        serving.spawn(
+            Limits::API
+                .tune_server(Server::builder())
+                .add_routes(routes)
+                .serve_with_incoming_shutdown(incoming, stopped(stopping.clone())),
+        );
+    }
     let mut exchange_address = None;
     if let Some(address) = &config.text.listen_exchange {
         let tcp = bind(address).await?;
@@ -267,7 +312,10 @@ pub async fn run(
     let mut watching = JoinSet::new();
     let ended = recorded("connection-ended");
     watching.spawn(connections.watch(trust.clone(), lists.held, move |refusal| ended(refusal)));
-    watching.spawn(follow_rosters(rosters, trust));
+    watching.spawn(follow_rosters(rosters.clone(), trust));
+    if purpose != Purpose::Recover {
+        watching.spawn(closing::name_closed(committer.clone(), exchange.clone(), rosters.clone()));
+    }
     let minding = Arc::clone(&node);
     watching.spawn(async move { minding.watch_validity().await });
     watching.spawn(async move {
@@ -276,17 +324,19 @@ pub async fn run(
             let _ = node.reload_for("SIGHUP").await;
         }
     });
-    let told = Running { exchange: exchange_address, api: api_address };
-    tracing::info!(member = %me, api = %told.api, exchange = ?told.exchange, "serving");
-    running(&told);
+    tracing::info!(member = %me, api = ?api_address, exchange = ?exchange_address, "serving");
+    let told = api_address.map(|api| Running { exchange: exchange_address, api });
+    let during = during(Inside { running: told, exchange, committer: committer.clone(), rosters });
 
-    tokio::pin!(stop);
-    let result = tokio::select! {
-        () = &mut stop => Ok(()),
-        Some(ended) = serving.join_next() => match ended {
-            Ok(Err(error)) => Err(AppError::Serve(error)),
-            Ok(Ok(())) | Err(_) => Ok(()),
-        },
+    tokio::pin!(during);
+    let result = {
+        tokio::select! {
+            done = &mut during => Ok(done),
+            Some(ended) = serving.join_next() => Err(match ended {
+                Ok(Err(error)) => AppError::Serve(error),
+                Ok(Ok(())) | Err(_) => AppError::Transport("a listener has ended".into()),
+            }),
+        }
     };
     tracing::info!("stopping: what was accepted is committed first");
     shutdown.send_replace(true);
@@ -299,7 +349,19 @@ pub async fn run(
     drop(watching);
     committer.stop().await;
     tracing::info!("stopped");
-    result
+    result.map(|done| (done, store))
+}
+
+/// The configuration with the epoch that is in force: the mark's, or a later one that the file says.
+fn in_force(config: &NodeConfig) -> Result<NodeConfig, AppError> {
+    let mut config = config.clone();
+    let marked = marked_epoch(&mark_path(&config)).map_err(StartError::from)?;
+    config.feed.epoch = marked.unwrap_or(0).max(config.feed.epoch);
+    Ok(config)
+}
+
+fn mark_path(config: &NodeConfig) -> PathBuf {
+    config.text.keys.join("mark")
 }
 
 /// Calls that are under way when the node stops get this long.
@@ -348,10 +410,9 @@ async fn keep_chain(committer: &Committer, rosters: &Rosters) -> Result<(), AppE
 }
 
 /// The node's signing keys, each checked against the roster.
-fn keys(config: &NodeConfig, roster: &Roster) -> Result<Keys, AppError> {
+fn keys(config: &NodeConfig, roster: &Roster, purpose: Purpose) -> Result<Keys, AppError> {
     let now = OffsetDateTime::now_utc().unix_timestamp().unsigned_abs();
-    let read = |file: &str, role: Role| {
-        let path = config.text.keys.join(file);
+    let read = |path: PathBuf, role: Role| {
         let text = std::fs::read_to_string(&path).map_err(|source| AppError::File { path: path.clone(), source })?;
         let key = SigningKey::from_text(text.trim_end())
             .map_err(|error| AppError::Key { path: path.clone(), reason: error.to_string() })?;
@@ -366,11 +427,16 @@ fn keys(config: &NodeConfig, roster: &Roster) -> Result<Keys, AppError> {
             Some(_) => Ok(key),
         }
     };
-    let mut feed = vec![read("feed.key", Role::Feed(config.feed.epoch))?];
-    if roster.feed_keys(&config.feed).len() > 1 {
-        feed.push(read("feed-ml-dsa-44.key", Role::Feed(config.feed.epoch))?);
+    let (folder, epoch) = (&config.text.keys, config.feed.epoch);
+    let mut feed = Vec::new();
+    if purpose != Purpose::Recover {
+        feed.push(read(key_path(folder, epoch, false), Role::Feed(epoch))?);
+        if roster.feed_keys(&config.feed).len() > 1 {
+            feed.push(read(key_path(folder, epoch, true), Role::Feed(epoch))?);
+        }
     }
-    Ok(Keys { feed, mirror: read("mirror.key", Role::Mirror)?, custody: read("custody.key", Role::Custody)? })
+    let (mirror, custody) = (folder.join("mirror.key"), folder.join("custody.key"));
+    Ok(Keys { feed, mirror: read(mirror, Role::Mirror)?, custody: read(custody, Role::Custody)? })
 }
 
 async fn bind(address: &str) -> Result<TcpListener, AppError> {

@@ -31,13 +31,16 @@ impl Operator for Api {
             });
             (own, node.peers(), node.alarms(), store.end_arrival().saturating_sub(1), store.view_lag())
         });
-        let (own, peers, alarms, newest_arrival, view_lag_commits) = gathered.await.map_err(|_| errors::defect())?;
+        let (own, peers, mut alarms, newest_arrival, view_lag_commits) = gathered.await.map_err(|_| errors::defect())?;
         let publishing = match &*self.committer.gate().borrow() {
             Gate::Open => "yes".to_owned(),
             Gate::Starting => "starting".to_owned(),
             Gate::InDoubt(reason) => format!("in-doubt: {reason}"),
             Gate::Stopped(_) => "stopped: the store has failed".to_owned(),
         };
+        if let Gate::InDoubt(reason) = &*self.committer.gate().borrow() {
+            alarms.insert(0, format!("this node does not publish: {reason}; run `barid recover`"));
+        }
         let feed = self.committer.feed();
         Ok(Response::new(proto::GetStatusResponse {
             member: feed.member.to_string(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use barid_core::bulletin::prepare::check_releasable;
-use barid_core::bulletin::{BulletinId, Fill, ValidBulletin, prepare, state};
+use barid_core::bulletin::{BulletinId, Fill, ValidBulletin, kinds, prepare, state};
 use barid_core::envelope::SALT_BYTES;
 use barid_core::limits::COMMIT_BYTES_MAX;
 use barid_core::names::Digest;
@@ -329,6 +329,9 @@ impl Api {
             roster_version: original.as_ref().map_or(rosters.newest().version(), |(header, _)| header.roster_version),
         };
         let bulletin = prepare(draft, &fill, salt).map_err(|error| errors::invalid(&error))?;
+        if kinds::find(&bulletin.header.kind).is_some_and(|kind| kind.by_nodes) {
+            return Err(errors::argument("header.kind", &bulletin.header.kind, "a kind that people publish"));
+        }
         check_releasable(&bulletin.header, rosters.newest()).map_err(|error| errors::invalid(&error))?;
         if let Some((original, digest)) = original {
             let roster = rosters.at(original.roster_version).unwrap_or(rosters.newest());

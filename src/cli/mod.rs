@@ -18,11 +18,13 @@ mod exchange;
 pub mod failure;
 mod health;
 mod history;
+mod keys;
 pub mod messages;
 mod node;
 pub mod output;
 pub mod profile;
 mod publish;
+mod recover;
 mod render;
 mod roster;
 mod show;
@@ -86,6 +88,10 @@ enum Command {
     Health(health::HealthArgs),
     /// Run this member's node.
     Node(node::NodeArgs),
+    /// Recover a feed that is in doubt into its next epoch, while the node is stopped.
+    Recover(recover::RecoverArgs),
+    /// Make the key of an epoch to come, to be kept offline.
+    Keys(keys::KeysArgs),
     /// Show, verify and sign rosters, without a node or a network.
     Roster(roster::RosterArgs),
     /// Make a development exchange.
@@ -167,6 +173,8 @@ fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Demo(args) => wait(demo::run(context, &args)),
         Command::Bench(args) => bench::run(context, &args),
         Command::Node(args) => node::run(context, &args),
+        Command::Recover(args) => recover::run(context, &args),
+        Command::Keys(args) => keys::run(context, &args),
         Command::Roster(args) => roster::run(context, &args),
         Command::Exchange(args) => exchange::run(context, &args),
         Command::Completions(args) => completions::run(context, &args),

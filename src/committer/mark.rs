@@ -1,7 +1,11 @@
 //! The mark: epoch, size and root of the node's own feed, kept beside the keys and outside the data folder.
 //!
 //! It is overwritten after each commit has been synced and before its receipts are released. A store that is behind its mark was
-//! restored from an old copy: its feed must not be continued.
+//! restored from an old copy: its feed must not be continued. Which epoch the node is in, the mark decides; it moves to the next one by a
+//! rename, so that a power cut leaves one of the two.
+//!
+//! Doubt outlives what raised it: once peers have given back what was lost, the store is not behind its mark any more. So a file beside
+//! the mark says which epoch is in doubt, and nothing takes it back but the next epoch.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -75,6 +79,21 @@ impl MarkFile {
         Ok(made)
     }
 
+    /// Puts the mark of a new epoch in place of the old one, as a whole.
+    pub(crate) fn replace(path: &Path, mark: &Mark) -> Result<(), MarkError> {
+        let new = path.with_extension("new");
+        match std::fs::remove_file(&new) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(MarkError::Io { path: new, doing: "removed", source: error });
+            }
+            _ => {}
+        }
+        Self::create(&new, mark)?;
+        let io = |source| MarkError::Io { path: path.to_owned(), doing: "replaced", source };
+        std::fs::rename(&new, path).map_err(io)?;
+        path.parent().map_or(Ok(()), |folder| File::open(folder).and_then(|folder| folder.sync_all())).map_err(io)
+    }
+
     /// Overwrites the mark.
     pub(crate) fn write(&mut self, mark: &Mark) -> Result<(), MarkError> {
         let mut text = format!("barid mark v1\n{}\n{}\n{}\n", mark.epoch, mark.size, mark.root);
@@ -99,6 +118,37 @@ fn parse(text: &str) -> Option<Mark> {
     Some(Mark { epoch, size, root: Hash(root) })
 }
 
+/// Why an epoch is in doubt, if it is; `mark` is the path of the mark.
+pub(crate) fn read_doubt(mark: &Path, epoch: u32) -> Result<Option<String>, MarkError> {
+    let path = doubt_path(mark);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(MarkError::Io { path, doing: "read", source }),
+    };
+    let mut lines = text.lines().skip_while(|line| *line != "barid doubt v1").skip(1);
+    // One that cannot be read is no reason to be less careful.
+    let doubted = lines.next().and_then(|line| line.parse().ok()).unwrap_or(epoch);
+    Ok((doubted == epoch).then(|| lines.next().unwrap_or("it was in doubt before").to_owned()))
+}
+
+/// Remembers that an epoch is in doubt, before anybody is told.
+pub(crate) fn write_doubt(mark: &Path, epoch: u32, reason: &str) -> Result<(), MarkError> {
+    let path = doubt_path(mark);
+    let reason = reason.replace(['\n', '\r'], " ");
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&path)?;
+        file.write_all(format!("barid doubt v1\n{epoch}\n{reason}\n").as_bytes())?;
+        file.sync_all()?;
+        path.parent().map_or(Ok(()), |folder| File::open(folder).and_then(|folder| folder.sync_all()))
+    };
+    write().map_err(|source| MarkError::Io { path: path.clone(), doing: "written", source })
+}
+
+fn doubt_path(mark: &Path) -> PathBuf {
+    mark.with_file_name("doubt")
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -115,6 +165,30 @@ mod tests {
         file.write(&Mark { size: 3, ..mark }).unwrap();
         assert_eq!(MarkFile::read(&path).unwrap().unwrap().1, Mark { size: 3, ..mark });
         assert_eq!(std::fs::metadata(&path).unwrap().len(), LENGTH as u64);
+    }
+
+    #[test]
+    fn a_mark_moves_to_the_next_epoch_as_a_whole_also_after_a_power_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mark");
+        MarkFile::create(&path, &Mark { epoch: 1, size: 9, root: Hash([7; 32]) }).unwrap();
+        std::fs::write(folder.path().join("mark.new"), "half").unwrap();
+        let next = Mark { epoch: 2, size: 1, root: Hash([8; 32]) };
+        MarkFile::replace(&path, &next).unwrap();
+        assert_eq!(MarkFile::read(&path).unwrap().unwrap().1, next);
+        assert!(!folder.path().join("mark.new").exists());
+    }
+
+    #[test]
+    fn doubt_is_of_one_epoch_and_what_is_damaged_of_any() {
+        let folder = tempfile::tempdir().unwrap();
+        let mark = folder.path().join("mark");
+        assert_eq!(read_doubt(&mark, 1).unwrap(), None);
+        write_doubt(&mark, 1, "a peer\nholds more").unwrap();
+        assert_eq!(read_doubt(&mark, 1).unwrap().as_deref(), Some("a peer holds more"));
+        assert_eq!(read_doubt(&mark, 2).unwrap(), None);
+        std::fs::write(folder.path().join("doubt"), "").unwrap();
+        assert!(read_doubt(&mark, 2).unwrap().is_some());
     }
 
     #[test]

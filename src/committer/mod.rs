@@ -4,6 +4,7 @@
 //! answers only after the store has made it durable. Out of scope: validating bulletins (core), verifying peers (core), and where
 //! bytes lie (the store). One thread does all of it; everyone else holds a [`Committer`] handle.
 
+mod epoch;
 mod mark;
 mod received;
 mod run;
@@ -30,6 +31,7 @@ use crate::store::{
     CommitError, Committed, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Location, ReadError, RosterRecord, Store,
 };
 
+pub use epoch::{NextEpoch, OpenEpochError, OpenedEpoch, closing, key_path, marked_epoch, open_epoch};
 pub use mark::{Mark, MarkError};
 
 /// Entries and answers that may wait for the committer; beyond it publishers are told to come back and links stop reading.
@@ -191,6 +193,7 @@ pub struct Committer {
 pub(crate) struct Shared {
     store: Arc<dyn Store>,
     feed: FeedId,
+    mark: PathBuf,
     seq: watch::Sender<u64>,
     gate: watch::Sender<Gate>,
     custody: broadcast::Sender<Arc<Vec<CustodyRecord>>>,
@@ -238,6 +241,7 @@ impl Committer {
         let (work, queue) = mpsc::channel();
         let shared = Arc::new(Shared {
             feed: options.feed.clone(),
+            mark: options.mark.clone(),
             seq: watch::Sender::new(store.seq()),
             gate: watch::Sender::new(Gate::Starting),
             custody: broadcast::Sender::new(1_024),
@@ -305,9 +309,11 @@ impl Committer {
         });
     }
 
-    /// A peer has shown a valid checkpoint of our own feed that we do not hold: the feed must not be continued.
-    pub fn doubt(&self, reason: String) {
-        self.shared.gate.send_if_modified(|gate| {
+    /// A peer has shown a valid checkpoint of our own feed that we do not hold: the feed must not be continued. False if that was known.
+    /// Blocks for one small file, so that a restart does not forget it.
+    pub fn doubt(&self, reason: String) -> bool {
+        let told = reason.clone();
+        let changed = self.shared.gate.send_if_modified(|gate| {
             let change = matches!(gate, Gate::Starting | Gate::Open);
             if change {
                 tracing::error!(reason, "feed in doubt: publishing stops");
@@ -315,6 +321,10 @@ impl Committer {
             }
             change
         });
+        if changed && let Err(error) = mark::write_doubt(&self.shared.mark, self.shared.feed.epoch, &told) {
+            tracing::error!(%error, "the doubt is known until this node is restarted only");
+        }
+        changed
     }
 
     /// Publishes a group of bulletins of this member; answers when they are durable. At most

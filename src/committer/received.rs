@@ -14,7 +14,7 @@ use barid_core::names::{Member, Undisclosed};
 use tokio::sync::oneshot;
 
 use super::run::{Group, Release, Writer};
-use super::{Appended, CommitFailure, Filled, Filling, Keys, Permit, checkpoint_of, later, now};
+use super::{Appended, CommitFailure, Filled, Filling, Gate, Keys, Permit, checkpoint_of, later, now, owns};
 use crate::store::{Append, Content, Cosigned, CustodyRecord, Fill, NewEntry};
 
 /// Ranges held as digests after which a custody note is made although the feed has not reached its checkpoint: what has not been spoken of
@@ -31,7 +31,11 @@ impl Writer {
     ) {
         let VerifiedBatch { feed, first, entries, frontier, checkpoint, consistency_proof, .. } = batch;
         let held = group.edges.get(&feed).or_else(|| self.edges.get(&feed)).map_or(0, Frontier::size);
-        if held != first {
+        let own = owns(&self.shared.feed.member, &feed);
+        // Its own feed a node takes from others only where it does not continue it itself.
+        let continued = feed == self.shared.feed
+            && (group.own_edge.is_some() || !matches!(*self.shared.gate.borrow(), Gate::InDoubt(_)));
+        if held != first || continued {
             let _ = reply.send(Err(CommitFailure::Stale { held, first }));
             return;
         }
@@ -48,7 +52,9 @@ impl Writer {
                     Content::Disclosed { envelope, header }
                 }
                 VerifiedContent::Undisclosed(reason) => {
-                    note_not_held(&mut progress.not_held, index, reason);
+                    if !own {
+                        note_not_held(&mut progress.not_held, index, reason);
+                    }
                     Content::Undisclosed(reason)
                 }
             };
@@ -59,7 +65,8 @@ impl Writer {
         let mut appended = Appended { size, cosigned: None, custody: Vec::new() };
         let (seconds, _) = now();
         let time = later(seconds, group.last_time);
-        let complete = checkpoint.checkpoint.size == size && checkpoint.checkpoint.root == frontier.root();
+        // What a node says of its own feed witnesses nothing.
+        let complete = !own && checkpoint.checkpoint.size == size && checkpoint.checkpoint.root == frontier.root();
         if complete {
             if time <= seconds + u64::try_from(barid_core::limits::CLOCK_AHEAD_SECONDS_MAX).unwrap_or(300) {
                 group.last_time = time;

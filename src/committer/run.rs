@@ -12,7 +12,7 @@ use barid_core::names::FeedId;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::mark::{Mark, MarkFile};
+use super::mark::{Mark, MarkFile, read_doubt, write_doubt};
 use super::{
     Appended, COMPANY_WAIT, CommitFailure, Custodies, Filled, Gate, KEPT_BYTES_MAX, Kept, Keys, Options, Permit,
     Published, PublishedGroup, Shared, StartError, Work, checkpoint_of, later, now, owns, trace,
@@ -110,8 +110,9 @@ impl Writer {
     fn open_feed(&mut self, feed: &FeedId, mark: &std::path::Path, first: bool) -> Result<(), StartError> {
         let held = self.shared.store.feed(feed);
         let found = MarkFile::read(mark)?;
+        let remembered = read_doubt(mark, feed.epoch)?;
         let doubt = match (&held, &found) {
-            (None, None) if first => {
+            (None, None) if first && remembered.is_none() => {
                 self.begin(feed)?;
                 let edge = self.edges.get(feed).cloned().unwrap_or_default();
                 self.mark = Some(MarkFile::create(mark, &Mark { epoch: feed.epoch, size: 0, root: edge.root() })?);
@@ -121,6 +122,7 @@ impl Writer {
                 Some("there is neither a feed nor a mark; a first start ever is declared with --first".into())
             }
             (Some(_), None) => Some(format!("the mark {} is missing", mark.display())),
+            (Some(_), Some(_)) if remembered.is_some() => remembered,
             (_, Some((_, mark))) if mark.epoch != feed.epoch => {
                 Some(format!("the mark is of epoch {}, the key of epoch {}", mark.epoch, feed.epoch))
             }
@@ -134,6 +136,7 @@ impl Writer {
                     .then(|| format!("the store's tree of {} entries is another one than the mark's", mark.size))
             }
         };
+        let lasting = found.as_ref().is_some_and(|(_, mark)| mark.epoch == feed.epoch);
         if let Some(state) = held {
             // Verified when it was committed: by this node's own key.
             self.checkpoint = SignedCheckpoint::verify(
@@ -146,6 +149,10 @@ impl Writer {
         match doubt {
             Some(reason) => {
                 tracing::error!(reason, "feed in doubt: this node serves and follows, and does not publish");
+                // What was never begun may still be declared with --first.
+                if lasting {
+                    write_doubt(mark, feed.epoch, &reason)?;
+                }
                 self.shared.gate.send_replace(Gate::InDoubt(reason));
             }
             None => self.mark = found.map(|(file, _)| file),

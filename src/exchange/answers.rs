@@ -104,6 +104,7 @@ impl Verifier {
                 Signed::Checkpoint(note, held) => self.checkpoint(&note, held),
                 Signed::Heartbeat(beat) => self.heartbeat(&beat),
                 Signed::HeadsShown => {
+                    self.shared.own.heads_shown(&self.peer);
                     self.shared.options.committer.peer_shown();
                     Ok(())
                 }
@@ -170,7 +171,7 @@ impl Verifier {
     fn custody(&self, note: Bytes) -> Result<Option<CustodyRecord>, NoteFault> {
         let time = CustodyNote::parse_text(&Note::parse(&note).map_err(bad)?.text).map_err(bad)?.time;
         let custody = CustodyNote::verify(&note, &self.roster.custody_keys(&self.peer, time)).map_err(bad)?;
-        if custody.feed != *self.shared.own_feed() {
+        if custody.feed.member != self.shared.me {
             return Err(NoteFault::OtherFeed(custody.feed));
         }
         if self.root(&custody.feed, custody.size)? != Some(custody.root) {
@@ -193,7 +194,12 @@ impl Verifier {
         let parsed = Note::parse(note).map_err(bad)?;
         let feed = Checkpoint::parse_text(&parsed.text).map_err(bad)?.feed;
         let signed = SignedCheckpoint::verify(note, &self.roster.feed_keys(&feed)).map_err(bad)?;
-        self.compare(&signed)?;
+        let compared = self.compare(&signed);
+        if feed.member == self.shared.me {
+            let size = signed.checkpoint.size;
+            self.shared.own.shows(&self.peer, &feed, held.map_or(size, |held| held.min(size)));
+        }
+        compared?;
         if feed.member != self.shared.me {
             let size = signed.checkpoint.size;
             self.shared.peers.shows(&self.peer, &feed, held.map_or(size, |held| held.min(size)));
@@ -229,8 +235,9 @@ impl Verifier {
         if feed.member == own.member && feed.epoch >= own.epoch {
             let reason =
                 format!("{} holds a valid checkpoint of {feed} at size {size} that this node does not", self.peer);
-            self.alarm("in-doubt", feed, &reason);
-            self.shared.options.committer.doubt(reason);
+            if self.shared.options.committer.doubt(reason.clone()) {
+                self.alarm("in-doubt", feed, &reason);
+            }
         } else if ours.is_some() {
             let reason = format!("{} showed another root {root} at size {size}, signed by the feed's key", self.peer);
             self.alarm("equivocation", feed, &reason);
@@ -293,11 +300,18 @@ pub(crate) fn said_before(
     Ok((cosigned, after.into_iter().chain(late).take_while(fits).map(|note| note.note).collect()))
 }
 
-/// How far a holder's custody notes on our feed reach, and the time of the newest one about entries filled in. Blocks.
-pub(crate) fn custody_reaches(shared: &Shared, holder: &Member) -> Result<(u64, u64), ReadError> {
-    let (store, feed) = (shared.store(), shared.own_feed());
-    let newest = store.custody_newest(feed)?;
-    let end = newest.into_iter().find(|note| note.holder == *holder).map_or(0, |note| note.range.end);
-    let late = store.custody_late(feed, holder, 0, 1)?;
-    Ok((end, late.first().map_or(0, |note| note.time)))
+/// How far a holder's custody notes on each of our feeds reach, the one in force and those of epochs before, with the time of the newest one
+/// about entries filled in. Blocks.
+pub(crate) fn custody_reaches(shared: &Shared, holder: &Member) -> Result<Vec<(FeedId, u64, u64)>, ReadError> {
+    let store = shared.store();
+    let mut feeds: Vec<FeedId> = store.feeds().into_iter().map(|state| state.feed).collect();
+    feeds.retain(|feed| feed.member == shared.me && feed != shared.own_feed());
+    feeds.push(shared.own_feed().clone());
+    let reaches = |feed: FeedId| {
+        let newest = store.custody_newest(&feed)?;
+        let end = newest.into_iter().find(|note| note.holder == *holder).map_or(0, |note| note.range.end);
+        let late = store.custody_late(&feed, holder, 0, 1)?;
+        Ok((feed, end, late.first().map_or(0, |note| note.time)))
+    };
+    feeds.into_iter().map(reaches).collect()
 }

@@ -77,7 +77,7 @@ async fn plan(shared: &Arc<Shared>, peer: &Member) -> Option<Step> {
     let (shared, peer) = (Arc::clone(shared), peer.clone());
     let planned = tokio::task::spawn_blocking(move || {
         let roster = shared.options.rosters.load().newest().version();
-        shared.gaps.next(shared.store().as_ref(), &shared.me, &peer, roster, Instant::now())
+        shared.gaps.next(shared.store().as_ref(), &peer, roster, Instant::now())
     });
     match planned.await {
         Ok(Ok(step)) => Some(step),
@@ -167,8 +167,10 @@ fn verify(shared: &Shared, peer: &Member, request: &Request, message: &proto::Fi
     let lacking = if indexes.is_sorted() { store.lacks(feed, &indexes).map_err(Refusal::Read)? } else { Vec::new() };
     let lacking = indexes.into_iter().zip(lacking).filter_map(|(index, lacking)| Some((index, lacking?))).collect();
     let rosters = shared.options.rosters.load();
+    // Our own is ours, whoever gives it back.
+    let provider = if feed.member == shared.me { &shared.me } else { peer };
     let fills =
-        verify_fills(feed, peer, message, &request.ranges, &lacking, &rosters, &shared.me).map_err(Refusal::Fault)?;
+        verify_fills(feed, provider, message, &request.ranges, &lacking, &rosters, &shared.me).map_err(Refusal::Fault)?;
     let not_held = match (fills.entries.first(), fills.entries.last()) {
         (Some(first), Some(last)) => {
             not_held(store.as_ref(), feed, first.index..last.index + 1).map_err(Refusal::Read)?

@@ -74,13 +74,13 @@ impl Gaps {
     pub(crate) fn next(
         &self,
         store: &dyn Store,
-        me: &Member,
         peer: &Member,
         roster: u64,
         now: Instant,
     ) -> Result<Step, ReadError> {
         let mut due: Option<Instant> = None;
-        for state in store.feeds().into_iter().filter(|state| state.feed.member != *me) {
+        // Also our own: what peers gave back of it may have been a digest to them.
+        for state in store.feeds() {
             let (feed, size) = (state.feed, state.frontier.size());
             let key = (peer.clone(), feed.clone());
             let mut asked = self.asked.lock().get(&key).cloned().unwrap_or_default();
@@ -244,7 +244,7 @@ mod tests {
         }
 
         fn next(&self, peer: &str, roster: u64) -> Result<Request, Option<Instant>> {
-            match self.gaps.next(&self.store, &"tn".parse().unwrap(), &peer.parse().unwrap(), roster, self.now).unwrap()
+            match self.gaps.next(&self.store, &peer.parse().unwrap(), roster, self.now).unwrap()
             {
                 Step::Ask(request) => Ok(request),
                 Step::Wait(due) => Err(due),

@@ -20,6 +20,7 @@ mod gaps;
 mod heads;
 mod link;
 mod outbox;
+mod own;
 mod peers;
 mod provider;
 mod reader;
@@ -45,6 +46,7 @@ use crate::store::Store;
 pub use adopt::Adoption;
 pub use dial::{Dial, spawn_dialers};
 pub use link::LinkError;
+pub use own::OwnShown;
 pub use peers::{PeerSnapshot, Peers};
 pub use service::{Identify, LinkService, service};
 
@@ -156,6 +158,7 @@ pub(crate) struct Shared {
     gaps: gaps::Gaps,
     /// Changes when entries came without content that others may have.
     new_gaps: watch::Sender<u64>,
+    own: own::Own,
     adopting: tokio::sync::Mutex<()>,
 }
 
@@ -173,6 +176,7 @@ impl Exchange {
                 peers,
                 relays: relays::Relays::default(),
                 gaps: gaps::Gaps::default(),
+                own: own::Own::default(),
                 new_gaps: watch::Sender::new(0),
                 adopting: tokio::sync::Mutex::default(),
             }),
@@ -189,6 +193,12 @@ impl Exchange {
     #[must_use]
     pub fn relay_of(&self, feed: &FeedId) -> Option<Member> {
         self.shared.relays.at(feed)
+    }
+
+    /// What each peer has shown of this member's own feeds since the node started.
+    #[must_use]
+    pub fn own_shown(&self) -> std::collections::BTreeMap<Member, OwnShown> {
+        self.shared.own.shown()
     }
 
     /// Speaks with `peer` over a stream of frames until it ends: what [`service`] and [`spawn_dialers`] do, for transports of other

@@ -295,7 +295,7 @@ impl Peers {
     /// Takes up what the store remembers of the answers about our feed, and of how far we hold others'.
     pub(crate) fn recall(&self, store: &dyn Store, own: &FeedId) {
         for state in store.feeds() {
-            if state.feed != *own {
+            if state.feed.member != own.member {
                 self.progress(&state.feed, state.checkpoint_size, Some(state.frontier.size()));
             }
         }

@@ -21,6 +21,7 @@ use super::fills::{Answer, FillRequest};
 use super::follower::Follower;
 use super::link::LinkError;
 use super::outbox::Outbox;
+use super::own::LinkNumber;
 use super::provider::Provider;
 use super::{COMMITTING_MAX, HEADS_LISTS_MAX, SILENCE_MAX, Shared};
 use crate::committer::{Appended, CommitFailure};
@@ -56,6 +57,15 @@ pub(crate) struct Reader {
     /// When to look again which feeds of others are followed here.
     look_again: Option<Instant>,
     heard_at: Instant,
+    link: LinkNumber,
+    /// When to look again which of our own feeds are followed here.
+    own_again: Option<Instant>,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.shared.own.gone(self.link);
+    }
 }
 
 impl Reader {
@@ -77,6 +87,8 @@ impl Reader {
             committing: FuturesOrdered::new(),
             roster_asked: 0,
             heard_at: Instant::now(),
+            link: LinkNumber::next(),
+            own_again: None,
         }
     }
 
@@ -99,8 +111,10 @@ impl Reader {
     ) -> Result<std::convert::Infallible, LinkError> {
         let mut rosters = self.shared.options.rosters.watch();
         let mut links = self.shared.peers.watch();
+        let (mut own, mut gate) = (self.shared.own.watch(), self.shared.options.committer.gate());
         self.newer_roster(their_roster);
         self.follow_wanted();
+        self.follow_own();
         self.ask_for_answers().await;
         loop {
             let due = self.followers.values().filter_map(Follower::due).min();
@@ -120,6 +134,9 @@ impl Reader {
                 () = sleep_until(due) => self.follow_due(),
                 _ = links.changed() => self.follow_relayed(),
                 () = sleep_until(self.look_again) => self.follow_relayed(),
+                _ = own.changed() => self.follow_own(),
+                _ = gate.changed() => self.follow_own(),
+                () = sleep_until(self.own_again) => self.follow_own(),
                 frame = incoming.next(), if open => match frame {
                     Some(Ok(frame)) => {
                         self.heard_at = Instant::now();
@@ -195,7 +212,8 @@ impl Reader {
         let relayed = self.shared.relayed_by(&self.peer);
         self.look_again = relayed.look_again;
         for (feed, follower) in &mut self.followers {
-            if feed.member != self.peer && !relayed.feeds.contains(feed) && !follower.has_left() {
+            let owner = &feed.member;
+            if *owner != self.peer && *owner != self.shared.me && !relayed.feeds.contains(feed) && !follower.has_left() {
                 follower.leave();
                 self.outbox.fault(feed.to_string(), "elsewhere", String::new());
             }
@@ -216,6 +234,17 @@ impl Reader {
         }
     }
 
+    /// Asks for what the peer has of our own feeds and we have not, where nobody else serves it.
+    fn follow_own(&mut self) {
+        let (feeds, again) = self.shared.own_at(&self.peer, self.link);
+        self.own_again = again;
+        for feed in feeds {
+            if !self.followers.contains_key(&feed) {
+                self.begin(feed);
+            }
+        }
+    }
+
     fn follow_due(&mut self) {
         let now = Instant::now();
         let due = |follower: &Follower| follower.due().is_some_and(|due| due <= now);
@@ -232,16 +261,23 @@ impl Reader {
 
     fn held(&self, feed: &FeedId) -> FollowState {
         let frontier = self.shared.store().feed(feed).map(|state| state.frontier).unwrap_or_default();
-        FollowState::new(feed.clone(), frontier).at(self.peer.clone())
+        // Our own is ours, whoever gives it back.
+        let provider = if feed.member == self.shared.me { &self.shared.me } else { &self.peer };
+        FollowState::new(feed.clone(), frontier).at(provider.clone())
     }
 
     fn ask(&self, feed: &FeedId, state: &FollowState) {
         self.outbox.push(Frame::Follow(proto::Follow {
             feed: feed.to_string(),
             from: state.frontier.size(),
-            topics: self.shared.options.topics.iter().map(|filter| filter.as_str().to_owned()).collect(),
+            // Of its own a member wants everything.
+            topics: if feed.member == self.shared.me { Vec::new() } else { self.topics() },
             ranges: Vec::new(),
         }));
+    }
+
+    fn topics(&self) -> Vec<String> {
+        self.shared.options.topics.iter().map(|filter| filter.as_str().to_owned()).collect()
     }
 
     async fn entries(&mut self, entries: proto::Entries) -> Result<(), LinkError> {
@@ -266,7 +302,7 @@ impl Reader {
         match self.verify(state, entries).await {
             Ok((state, batch)) => {
                 tell_findings(&self.shared, &self.peer, &feed, &batch.findings);
-                self.shared.peers.progress(&feed, batch.checkpoint.checkpoint.size, None);
+                self.progress(&feed, batch.checkpoint.checkpoint.size, None);
                 if let Some(follower) = self.followers.get_mut(&feed) {
                     follower.state = state;
                 }
@@ -316,7 +352,7 @@ impl Reader {
         match result {
             Ok(Appended { size, cosigned, custody }) => {
                 follower.succeeded();
-                self.shared.peers.progress(&feed, size, Some(size));
+                self.progress(&feed, size, Some(size));
                 if let Some(note) = cosigned {
                     self.outbox.push(Frame::Cosigned(proto::Cosigned { note, ..proto::Cosigned::default() }));
                 }
@@ -347,6 +383,12 @@ impl Reader {
         Ok(())
     }
 
+    fn progress(&self, feed: &FeedId, known: u64, held: Option<u64>) {
+        if feed.member != self.shared.me {
+            self.shared.peers.progress(feed, known, held);
+        }
+    }
+
     /// Refuses a batch whole: the feed pauses, the others go on.
     fn refuse(&mut self, feed: &FeedId, fault: &Fault) {
         let reason = fault.kind.word();
@@ -356,6 +398,9 @@ impl Reader {
             audit(&AuditEvent { what: "alarm", reason, who: &self.peer, subject: feed, detail: &text });
             self.shared.peers.stop_feed(feed, &text);
             self.followers.remove(feed);
+        } else if feed.member == self.shared.me {
+            self.followers.remove(feed);
+            self.shared.own.refused(feed, &self.peer);
         } else if let Some(follower) = self.followers.get_mut(feed) {
             follower.pause(Instant::now());
         }
@@ -427,8 +472,8 @@ impl Reader {
     async fn ask_for_answers(&mut self) {
         let (shared, peer) = (Arc::clone(&self.shared), self.peer.clone());
         let reaches = tokio::task::spawn_blocking(move || answers::custody_reaches(&shared, &peer)).await;
-        if let Ok(Ok((custody_from, late_from))) = reaches {
-            let feed = self.shared.own_feed().to_string();
+        for (feed, custody_from, late_from) in reaches.into_iter().flatten().flatten() {
+            let feed = feed.to_string();
             self.outbox.push(Frame::AnswersRequest(proto::AnswersRequest { feed, custody_from, late_from }));
         }
     }

@@ -8,6 +8,7 @@ mod demo;
 mod evidence;
 mod four_members;
 mod kill;
+mod recover;
 mod rosters;
 mod thin_line;
 mod transport;

@@ -81,6 +81,16 @@ error-roster-not-signed = لم يوقَّع { $path }.
     .next = صحّح ما ذُكر؛ لم يُكتب شيء.
 error-key-unusable = ليس في { $path } مفتاح توقيع.
     .next = اذكر ملف المفتاح الخاص: سطر يبدأ بـ PRIVATE+KEY+.
+error-recover = لم يُستعَد السجلّ؛ الشكّ قائم كما كان، ولم يُفقد شيء.
+    .next = صحّح ما ذُكر ثم أعد التشغيل. يجب أن تكون العقدة متوقفة أثناء ذلك.
+error-recover-incomplete = تعذّر جلب كل ما لدى الآخرين؛ الشكّ قائم كما كان. الناقص: { $members }
+    .why = لم يُوصل إلى هؤلاء الأعضاء، أو لم يعطوا ما أظهروه.
+    .next = أعد التشغيل حين يمكن الوصول إليهم؛ ما جُلب محفوظ. وإن طال غيابهم فتابع بدونهم: --without { $members }
+error-keys-not-listed = القائمة { $path } لا تذكر { $member }.
+    .next = اذكر أحدث قائمة مع --roster، والعضو مع --member.
+error-keys-exist = { $path } موجود من قبل؛ لم يُصنع مفتاح.
+    .why = لا يُكتب مفتاح فوق آخر أبدًا.
+    .next = اختر اسمًا آخر.
 error-output = تعذّرت كتابة المخرجات.
     .next = تحقّق من وجهتها.
 error-internal = أخفق البرنامج نفسه.
@@ -280,6 +290,21 @@ label-now = الوقت لدى العقدة
 label-version = الإصدار
 yes = نعم
 
+## الاستعادة
+recover-peer-waiting = { $member }: لم يُوصل إليه بعد
+recover-peer-without = { $member }: لا يُنتظر
+recover-peer-linked = { $member }: موصول
+recover-peer-fetching = { $member }: يُظهر { $nEntries }، قيد الجلب
+recover-peer-complete = { $member }: يُظهر { $nEntries }، وكلها هنا
+recover-done = تمت الاستعادة: ينشر هذا العضو من الآن في { $feed }.
+recover-closed = أُغلق: { $feed } عند { $nEntries ->
+    [one] { $nEntries } قيد
+   *[other] { $nEntries } قيدًا
+}، الجذر { $root }
+recover-next = شغّل العقدة. ثم سلّم الأمانة حجم السجلّ المغلق وجذره من أجل القائمة، ومفتاح الحقبة التالية لهذه: barid keys FILE
+keys-made = كُتب: { $path }، المفتاح الخاص لـ { $feed }. احفظه بعيدًا عن الشبكة؛ لا يقرؤه إلا صاحبه.
+keys-next = سلّم هذه الأسطر وحدها إلى الأمانة من أجل خانة عضوك في القائمة:
+
 ## قوائم الأعضاء
 roster-heading = قائمة أعضاء { $exchange }، الإصدار { $nVersion }
 roster-overdue = كان ينبغي أن تُراجَع من قبل؛ وتبقى نافذة حتى تأتي قائمة أحدث.
@@ -467,6 +492,9 @@ field-offence = الجرم
 field-law = القانون
 field-warrant = أمر القبض
 field-distinguishing-marks = علامات مميزة
+field-feed = السجلّ
+field-size = القيود
+field-root = الجذر
 field-outcome = الرد
 field-reason = السبب
 
@@ -508,6 +536,17 @@ help-status = عرض حالة العقدة ونظرائها.
 help-health = السؤال هل العقدة في الخدمة؛ للحاويات.
 help-health-timeout = ثواني انتظار الجواب.
 help-health-service = خدمة gRPC المعنية؛ فارغ: العقدة كلها.
+help-recover = استعادة سجلّ مشكوك فيه في حقبته التالية، والعقدة متوقفة.
+help-recover-config = إعدادات العقدة، ويجب أن تكون متوقفة.
+help-recover-next-key = المفتاح الخاص لسجلّ الحقبة التالية كما تذكره القائمة؛ يُكرَّر إن ذكرت القائمة اثنين للحقبة.
+help-recover-without = أعضاء لا يمكن الوصول إليهم الآن ولا يُنتظرون؛ ما يأتون به لاحقًا يؤخذ حينئذ.
+help-recover-patience = عدد الثواني بلا أي تقدّم التي بعدها يُترك الأمر؛ ويبقى الشكّ كما كان.
+help-keys = صنع مفتاح حقبة قادمة، يُحفظ بعيدًا عن الشبكة.
+help-keys-file = الملف الذي يُكتب، لا يقرؤه غيرك؛ ولا يُكتب فوق آخر أبدًا.
+help-keys-member = العضو الذي سيوقّع سجلّه [الافتراضي: عضو الملف الشخصي].
+help-keys-roster = أحدث قائمة: تذكر أي الحقب لها مفاتيح [الافتراضي: قائمة الملف الشخصي].
+help-keys-epoch = حقبة المفتاح [الافتراضي: أول حقبة لا تذكر لها القائمة مفتاحًا].
+help-keys-post-quantum = صنع مفتاح ML-DSA-44 لحقبة لها واحد إلى جانب مفتاح Ed25519.
 help-roster = عرض قوائم الأعضاء والتحقّق منها وتوقيعها، بلا عقدة ولا شبكة.
 help-roster-show = عرض الأعضاء والمفاتيح والموقّعين؛ دون الوثوق بشيء منها بعد.
 help-roster-show-file = القائمة، موقّعة أو مسودة [المعتاد: قائمة ملف التعريف].

@@ -82,6 +82,16 @@ error-roster-not-signed = { $path } was not signed.
     .next = Correct what is named; nothing was written.
 error-key-unusable = { $path } holds no signing key.
     .next = Name the file with the private key: a line that begins with PRIVATE+KEY+.
+error-recover = The feed is not recovered; it is in doubt as before, and nothing was lost.
+    .next = Correct what is named and run it again. The node must be stopped while it runs.
+error-recover-incomplete = Not everything that others hold could be fetched; the feed is in doubt as before. Missing: { $members }
+    .why = These members were not reached, or did not give what they showed.
+    .next = Run it again when they can be reached; what was fetched is kept. If they stay away, go on without them: --without { $members }
+error-keys-not-listed = The roster { $path } does not list { $member }.
+    .next = Name the newest roster with --roster, and the member with --member.
+error-keys-exist = { $path } exists already; no key was made.
+    .why = A key is never written over another.
+    .next = Choose another name.
 error-output = The output cannot be written.
     .next = Check where it goes.
 error-internal = The program itself failed.
@@ -272,6 +282,21 @@ label-now = Time there
 label-version = Version
 yes = yes
 
+## Recovery
+recover-peer-waiting = { $member }: not reached yet
+recover-peer-without = { $member }: not waited for
+recover-peer-linked = { $member }: linked
+recover-peer-fetching = { $member }: shows { $nEntries }, being fetched
+recover-peer-complete = { $member }: shows { $nEntries }, all of it is here
+recover-done = Recovered: this member publishes in { $feed } from now on.
+recover-closed = Closed: { $feed } at { $nEntries ->
+    [one] { $nEntries } entry
+   *[other] { $nEntries } entries
+}, root { $root }
+recover-next = Start the node. Then give the secretariat the closed feed's size and root for the roster, and the key of the next epoch but this one: barid keys FILE
+keys-made = Written: { $path }, the private key of { $feed }. Keep it offline; only its owner may read it.
+keys-next = Give these lines, and nothing else, to the secretariat for your member's entry in the roster:
+
 ## Rosters
 roster-heading = Roster of { $exchange }, version { $nVersion }
 roster-overdue = It should have been reviewed by now; it stays in force until a newer one comes.
@@ -459,6 +484,9 @@ field-offence = offence
 field-law = law
 field-warrant = warrant
 field-distinguishing-marks = Distinguishing marks
+field-feed = Feed
+field-size = Entries
+field-root = Root
 field-outcome = Answer
 field-reason = Reason
 exchange-made = A development exchange was made in { $dir }. Start a node: barid node --first --config { $dir }/ma/node.toml

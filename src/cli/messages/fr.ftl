@@ -81,6 +81,16 @@ error-roster-not-signed = { $path } n'a pas été signé.
     .next = Corrigez ce qui est nommé ; rien n'a été écrit.
 error-key-unusable = { $path } ne contient pas de clé de signature.
     .next = Indiquez le fichier de la clé privée : une ligne qui commence par PRIVATE+KEY+.
+error-recover = Le journal n'est pas rétabli ; le doute demeure comme avant, et rien n'est perdu.
+    .next = Corrigez ce qui est nommé et relancez. Le nœud doit être arrêté pendant ce temps.
+error-recover-incomplete = Tout ce que les autres détiennent n'a pu être obtenu ; le doute demeure. Il manque : { $members }
+    .why = Ces membres n'ont pas été joints, ou n'ont pas donné ce qu'ils avaient annoncé.
+    .next = Relancez quand ils seront joignables ; ce qui a été obtenu est gardé. S'ils restent absents, continuez sans eux : --without { $members }
+error-keys-not-listed = La liste { $path } ne connaît pas { $member }.
+    .next = Indiquez la liste la plus récente avec --roster, et le membre avec --member.
+error-keys-exist = { $path } existe déjà ; aucune clé n'a été faite.
+    .why = Une clé n'en remplace jamais une autre.
+    .next = Choisissez un autre nom.
 error-output = Impossible d'écrire la sortie.
     .next = Vérifiez sa destination.
 error-internal = Le programme lui-même a échoué.
@@ -271,6 +281,21 @@ label-now = Heure du nœud
 label-version = Version
 yes = oui
 
+## Rétablissement
+recover-peer-waiting = { $member } : pas encore joint
+recover-peer-without = { $member } : non attendu
+recover-peer-linked = { $member } : lié
+recover-peer-fetching = { $member } : annonce { $nEntries }, en cours d'obtention
+recover-peer-complete = { $member } : annonce { $nEntries }, tout est ici
+recover-done = Rétabli : ce membre publie désormais dans { $feed }.
+recover-closed = Clos : { $feed } à { $nEntries ->
+    [one] { $nEntries } entrée
+   *[other] { $nEntries } entrées
+}, racine { $root }
+recover-next = Démarrez le nœud. Puis remettez au secrétariat la taille et la racine du journal clos pour la liste des membres, et la clé de l'époque d'après : barid keys FICHIER
+keys-made = Écrit : { $path }, la clé privée de { $feed }. Gardez-la hors ligne ; seul son propriétaire peut la lire.
+keys-next = Remettez ces lignes, et rien d'autre, au secrétariat pour l'entrée de votre membre dans la liste :
+
 ## Listes des membres
 roster-heading = Liste des membres de { $exchange }, version { $nVersion }
 roster-overdue = Elle aurait déjà dû être revue ; elle reste en vigueur jusqu'à la suivante.
@@ -458,6 +483,9 @@ field-offence = infraction
 field-law = loi
 field-warrant = mandat
 field-distinguishing-marks = Signes particuliers
+field-feed = Journal
+field-size = Entrées
+field-root = Racine
 field-outcome = Réponse
 field-reason = Motif
 
@@ -499,6 +527,17 @@ help-status = Montrer l'état du nœud et de ses pairs.
 help-health = Demander si le nœud est en service ; pour les conteneurs.
 help-health-timeout = Secondes d'attente d'une réponse.
 help-health-service = Service gRPC en question ; vide : le nœud entier.
+help-recover = Rétablir, dans son époque suivante, un journal en doute, le nœud étant arrêté.
+help-recover-config = Configuration du nœud, qui doit être arrêté.
+help-recover-next-key = Clé privée du journal de l'époque suivante, telle que la liste la connaît ; à répéter si la liste en connaît deux pour l'époque.
+help-recover-without = Membres injoignables que l'on n'attend pas ; ce qu'ils apporteront plus tard sera alors repris.
+help-recover-patience = Secondes sans aucun progrès après lesquelles on renonce ; le doute demeure alors comme avant.
+help-keys = Faire la clé d'une époque à venir, à garder hors ligne.
+help-keys-file = Fichier à écrire, lisible par vous seul ; jamais par-dessus un autre.
+help-keys-member = Membre dont elle signera le journal [par défaut : celui du profil].
+help-keys-roster = Liste la plus récente : elle dit quelles époques ont des clés [par défaut : celle du profil].
+help-keys-epoch = Époque de la clé [par défaut : la première pour laquelle la liste n'en connaît pas].
+help-keys-post-quantum = Faire une clé ML-DSA-44, pour une époque qui en a une à côté de sa clé Ed25519.
 help-roster = Montrer, vérifier et signer des listes des membres, sans nœud ni réseau.
 help-roster-show = Montrer les membres, les clés et les signataires ; n'en rien croire encore.
 help-roster-show-file = Liste, signée ou à l'état de brouillon [par défaut : celle du profil].

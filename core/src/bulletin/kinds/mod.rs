@@ -5,6 +5,7 @@
 
 pub mod acknowledgement;
 pub mod cancellation;
+pub mod feed_closed;
 pub mod person_notice;
 pub mod seizure_report;
 pub mod situation_report;
@@ -26,6 +27,7 @@ pub const REGISTRY: &[KindInfo] = &[
     person_notice::KIND,
     acknowledgement::KIND,
     cancellation::KIND,
+    feed_closed::KIND,
 ];
 
 /// What a kind brings.
@@ -39,6 +41,8 @@ pub struct KindInfo {
     pub msg_types: &'static [MsgType],
     /// Whether it says something of its own, and so needs a text and a certainty. Answers do not.
     pub informs: bool,
+    /// Whether nodes alone make it, about the network itself: people publish none.
+    pub by_nodes: bool,
     /// Its name for people.
     pub labels: Labels,
     /// Whether a body's content is of this kind.

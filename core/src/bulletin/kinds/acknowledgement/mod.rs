@@ -14,6 +14,7 @@ pub const KIND: KindInfo = KindInfo {
     working_group: None,
     msg_types: &[MsgType::Ack],
     informs: false,
+    by_nodes: false,
     labels: Labels { ar: "إشعار بالاستلام", fr: "Accusé de réception", en: "Acknowledgement" },
     holds: |content| matches!(content, Content::Acknowledgement(_)),
     validate,

@@ -14,6 +14,7 @@ pub const KIND: KindInfo = KindInfo {
     working_group: None,
     msg_types: &[MsgType::Cancel],
     informs: false,
+    by_nodes: false,
     labels: Labels { ar: "إلغاء", fr: "Annulation", en: "Cancellation" },
     holds: |content| matches!(content, Content::Cancellation(_)),
     validate,

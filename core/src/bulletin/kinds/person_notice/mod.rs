@@ -16,6 +16,7 @@ pub const KIND: KindInfo = KindInfo {
     working_group: Some("justice"),
     msg_types: &[MsgType::Alert, MsgType::Update],
     informs: true,
+    by_nodes: false,
     labels: Labels { ar: "نشرة بشأن شخص", fr: "Notice relative à une personne", en: "Person notice" },
     holds: |content| matches!(content, Content::PersonNotice(_)),
     validate,

@@ -18,6 +18,7 @@ pub const KIND: KindInfo = KindInfo {
     working_group: Some("customs"),
     msg_types: &[MsgType::Alert, MsgType::Update],
     informs: true,
+    by_nodes: false,
     labels: Labels { ar: "تقرير ضبط", fr: "Rapport de saisie", en: "Seizure report" },
     holds: |content| matches!(content, Content::SeizureReport(_)),
     validate,

@@ -19,6 +19,7 @@ pub const KIND: KindInfo = KindInfo {
     working_group: Some("security"),
     msg_types: &[MsgType::Alert, MsgType::Update],
     informs: true,
+    by_nodes: false,
     labels: Labels {
         ar: "تنبيه بشأن وثيقة سفر", fr: "Alerte sur un document de voyage", en: "Travel document alert"
     },

@@ -1,0 +1,162 @@
+//! `barid recover`: from a feed in doubt into its next epoch, on the stopped node's own machine.
+//!
+//! In scope: arguments, showing how far it has come, and what to do next. Out of scope: recovering (`app`). The next epoch's key is read from
+//! a file and goes nowhere but into the node's folder of keys.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use barid_core::feed::checkpoint::Checkpoint;
+use barid_core::feed::note::SigningKey;
+use barid_core::names::Member;
+use clap::Args;
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Context, Exit, Failure, say};
+use crate::app::{self, PeerProgress, Progress, RecoverError, RecoverOptions};
+use crate::committer::OpenedEpoch;
+use crate::config::NodeConfig;
+use crate::telemetry;
+
+/// How often the number of entries is shown while it grows.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// Which node, and its next key.
+#[derive(Debug, Args)]
+pub(super) struct RecoverArgs {
+    /// Configuration of the node, which must be stopped.
+    #[arg(long, value_name = "FILE", default_value = "node.toml", env = "BARID_CONFIG", hide_env = true)]
+    config: PathBuf,
+    /// Private key of the next epoch's feed, as the roster lists it; repeat it if the roster lists two for the epoch.
+    #[arg(long, value_name = "FILE", required = true)]
+    next_key: Vec<PathBuf>,
+    /// Members that cannot be reached now and are not waited for; what they bring later is taken in then.
+    #[arg(long, value_name = "MEMBERS", value_delimiter = ',')]
+    without: Vec<Member>,
+    /// Seconds without any progress after which it gives up; the feed is in doubt as before then.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    patience: u32,
+}
+
+pub(super) fn run(context: &Context, args: &RecoverArgs) -> Result<Exit, Failure> {
+    let config = NodeConfig::load(&args.config).map_err(|error| Failure::usage("recover").because(&error))?;
+    let next_keys = args.next_key.iter().map(|path| signing_key(path)).collect::<Result<_, _>>()?;
+    telemetry::init("error", config.text.log_json);
+    let options = RecoverOptions {
+        next_keys,
+        without: args.without.iter().cloned().collect(),
+        patience: Duration::from_secs(args.patience.into()),
+    };
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| Failure::new("internal").because(&error))?;
+    let stop = {
+        let _inside = runtime.enter();
+        let heard = |kind| signal(kind).map_err(|error| Failure::new("internal").because(&error));
+        let (mut interrupted, mut terminated) = (heard(SignalKind::interrupt())?, heard(SignalKind::terminate())?);
+        async move {
+            tokio::select! {
+                _ = interrupted.recv() => {}
+                _ = terminated.recv() => {}
+            }
+        }
+    };
+    let mut teller = Teller { context, told: BTreeMap::new(), held: None };
+    let opened = runtime.block_on(app::recover(&config, options, |progress| teller.tell(progress), stop));
+    let opened = opened.map_err(|error| failure(&error))?;
+    if context.output.is_json() {
+        context.output.json(&json!({"closed": tree(&opened.closed), "opened": tree(&opened.opened)}))?;
+    } else {
+        context.output.lines(next_steps(context, &opened))?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn signing_key(path: &Path) -> Result<SigningKey, Failure> {
+    let text =
+        std::fs::read_to_string(path).map_err(|error| Failure::usage("file-unreadable").path(path).because(&error))?;
+    SigningKey::from_text(text.trim_end()).map_err(|error| Failure::usage("key-unusable").path(path).because(&error))
+}
+
+fn failure(error: &RecoverError) -> Failure {
+    match error {
+        RecoverError::Incomplete(progress) => {
+            let missing: Vec<&str> = progress
+                .peers
+                .iter()
+                .filter(|peer| peer.needed && !peer.complete)
+                .map(|peer| peer.member.as_str())
+                .collect();
+            Failure::new("recover-incomplete").exit(Exit::NotReached).with("members", &missing.join(","))
+        }
+        RecoverError::Stopped => Failure::new("recover").because(error),
+        RecoverError::App(_) | RecoverError::Open(_) => Failure::new("recover").because(error),
+    }
+}
+
+fn tree(tree: &Checkpoint) -> Value {
+    json!({"feed": tree.feed.to_string(), "size": tree.size, "root": tree.root.to_string()})
+}
+
+fn next_steps(context: &Context, opened: &OpenedEpoch) -> Vec<String> {
+    let messages = &context.messages;
+    let OpenedEpoch { closed, opened } = opened;
+    vec![
+        say!(messages, "recover-done", feed = &opened.feed.to_string()),
+        say!(
+            messages,
+            "recover-closed",
+            feed = &closed.feed.to_string(),
+            nEntries = closed.size,
+            root = &closed.root.to_string()
+        ),
+        messages.text("recover-next"),
+    ]
+}
+
+/// Tells what has changed.
+struct Teller<'a> {
+    context: &'a Context,
+    told: BTreeMap<Member, PeerProgress>,
+    held: Option<(u64, Instant)>,
+}
+
+impl Teller<'_> {
+    fn tell(&mut self, progress: &Progress) {
+        let (messages, output) = (&self.context.messages, &self.context.output);
+        if output.is_json() {
+            let peer = |peer: &PeerProgress| {
+                json!({
+                    "member": peer.member.as_str(), "linked": peer.linked, "shown": peer.shown,
+                    "complete": peer.complete, "needed": peer.needed, "error": peer.last_error,
+                })
+            };
+            let peers: Vec<Value> = progress.peers.iter().map(peer).collect();
+            // Nobody to tell is no reason to stop.
+            let _ = output.json(&json!({"feed": progress.feed.to_string(), "held": progress.held, "peers": peers}));
+            return;
+        }
+        let mut lines = Vec::new();
+        let all_here = progress.peers.iter().all(|peer| peer.complete || !peer.needed);
+        if self.held.is_none_or(|(held, at)| held != progress.held && (all_here || at.elapsed() >= TELL_EVERY)) {
+            self.held = Some((progress.held, Instant::now()));
+            let feed = progress.feed.to_string();
+            lines.push(say!(messages, "feed-size", feed = &feed, nEntries = progress.held));
+        }
+        for peer in &progress.peers {
+            let shown = PeerProgress { last_error: String::new(), ..peer.clone() };
+            if self.told.insert(peer.member.clone(), shown.clone()) == Some(shown) {
+                continue;
+            }
+            let member = peer.member.as_str();
+            lines.push(match (peer.shown, peer.complete) {
+                (Some(size), true) => say!(messages, "recover-peer-complete", member = member, nEntries = size),
+                (Some(size), false) => say!(messages, "recover-peer-fetching", member = member, nEntries = size),
+                (None, _) if peer.linked => say!(messages, "recover-peer-linked", member = member),
+                (None, _) if !peer.needed => say!(messages, "recover-peer-without", member = member),
+                (None, _) => say!(messages, "recover-peer-waiting", member = member),
+            });
+        }
+        let _ = output.lines(lines);
+    }
+}

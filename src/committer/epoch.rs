@@ -1,0 +1,267 @@
+//! The next epoch of a node's own feed: opening it after the last one fell into doubt, and naming what is known of those before.
+//!
+//! In scope: the order of writes, so that a power cut at any point leaves the node in doubt in the old epoch or publishing in the new
+//! one, never both; the bulletins that close an epoch. Out of scope: fetching what peers hold (`exchange`), and when to open.
+//!
+//! The order: the new epoch's key beside the old one; its first checkpoint and the `feed-closed` entry in the store, synced; the mark by a
+//! rename. Until the rename the node is in the old epoch and in doubt, and running it again finds the entry and goes on from there.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use barid_core::bulletin::header::BulletinId;
+use barid_core::bulletin::kinds::feed_closed;
+use barid_core::bulletin::{Fill, Invalid, ValidBulletin, prepare};
+use barid_core::feed::checkpoint::{Checkpoint, sign};
+use barid_core::feed::note::SigningKey;
+use barid_core::feed::tree::Frontier;
+use barid_core::names::FeedId;
+use barid_core::roster::{Role, Roster};
+
+use super::mark::{Mark, MarkError, MarkFile, read_doubt};
+use super::{checkpoint_of, now};
+use crate::store::{Append, Commit, CommitError, Content, NewEntry, Store};
+
+/// Who closes a feed, in the header of its bulletin: the last part of the node's SPIFFE path.
+const ISSUER: &str = "node";
+/// The working group whose members are told, where the exchange has it; else the first it has.
+const TOLD: &str = "information";
+
+/// The epoch to open.
+pub struct NextEpoch {
+    /// Its feed.
+    pub feed: FeedId,
+    /// All keys that the roster lists for it.
+    pub keys: Vec<SigningKey>,
+}
+
+/// An epoch that was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenedEpoch {
+    /// The longest tree of the epoch before.
+    pub closed: Checkpoint,
+    /// The new feed, with its first entry.
+    pub opened: Checkpoint,
+}
+
+/// Why an epoch is not opened. The node is where it was.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenEpochError {
+    /// The key is of another feed, or of an epoch that is over.
+    #[error("the key is of {found}; a key of {member} for an epoch after {after} is needed", member = .old.member, after = .old.epoch)]
+    Epoch {
+        /// The epoch in force.
+        old: FeedId,
+        /// Whose key it is.
+        found: String,
+    },
+    /// The roster does not list it, or lists more keys than were given.
+    #[error("{0}")]
+    Keys(String),
+    /// Its epoch was begun before, elsewhere.
+    #[error("{0} has been opened before: the key of a later epoch is needed")]
+    Used(FeedId),
+    /// The feed is not in doubt.
+    #[error("{0} is not in doubt; there is nothing to recover")]
+    NoDoubt(FeedId),
+    /// A file could not be written.
+    #[error("{path} cannot be written")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The closing bulletin cannot be made.
+    #[error("the entry that closes the old epoch cannot be made")]
+    Closing(#[from] Invalid),
+    /// Nothing was committed.
+    #[error("the new epoch cannot be committed")]
+    Commit(#[from] CommitError),
+    /// The store could not be read.
+    #[error("the store cannot be read")]
+    Read(#[from] crate::store::ReadError),
+    /// The mark could not be read or replaced.
+    #[error(transparent)]
+    Mark(#[from] MarkError),
+}
+
+/// The epoch that the mark says; `None` without a mark.
+///
+/// # Errors
+/// If there is one that cannot be read.
+pub fn marked_epoch(mark: &Path) -> Result<Option<u32>, MarkError> {
+    Ok(MarkFile::read(mark)?.map(|(_, mark)| mark.epoch))
+}
+
+/// Where the keys of an epoch's feed lie in the folder of keys: `feed-<epoch>.key` if it is there, else `feed.key`; with a second one,
+/// `feed-<epoch>-ml-dsa-44.key` or `feed-ml-dsa-44.key`.
+#[must_use]
+pub fn key_path(keys: &Path, epoch: u32, post_quantum: bool) -> PathBuf {
+    let suffix = if post_quantum { "-ml-dsa-44" } else { "" };
+    let of_epoch = keys.join(format!("feed-{epoch}{suffix}.key"));
+    if of_epoch.exists() { of_epoch } else { keys.join(format!("feed{suffix}.key")) }
+}
+
+impl NextEpoch {
+    /// The epoch of which these are the keys; all that `roster` lists for it must be there.
+    ///
+    /// # Errors
+    /// [`OpenEpochError::Epoch`], [`OpenEpochError::Keys`].
+    pub fn of(keys: Vec<SigningKey>, old: &FeedId, roster: &Roster) -> Result<Self, OpenEpochError> {
+        let wrong = |found: &str| OpenEpochError::Epoch { old: old.clone(), found: found.to_owned() };
+        let Some(name) = keys.first().map(|key| key.name().to_owned()) else {
+            return Err(OpenEpochError::Keys("no key was given".into()));
+        };
+        let feed: FeedId = name.parse().map_err(|_| wrong(&name))?;
+        if feed.member != old.member || feed.exchange != old.exchange || feed.epoch <= old.epoch {
+            return Err(wrong(&name));
+        }
+        let listed = roster.feed_keys(&feed);
+        if listed.is_empty() {
+            let text = format!("roster version {} lists no key of {feed}", roster.version());
+            return Err(OpenEpochError::Keys(text));
+        }
+        for key in &keys {
+            if !listed.contains(key.verifier()) {
+                let text = format!("roster version {} does not list {}", roster.version(), key.verifier());
+                return Err(OpenEpochError::Keys(text));
+            }
+        }
+        for key in &listed {
+            if !keys.iter().any(|given| given.verifier() == key) {
+                return Err(OpenEpochError::Keys(format!("the roster also lists {key}: all keys of an epoch sign")));
+            }
+        }
+        let now = i64::try_from(now().0).unwrap_or(i64::MAX);
+        let ended = |key: &&barid_core::roster::MemberKey| key.until.is_some_and(|until| until < now);
+        if let Some(key) = roster.keys(&feed.member, Role::Feed(feed.epoch)).find(ended) {
+            return Err(OpenEpochError::Keys(format!("{} was retired or stolen", key.key)));
+        }
+        Ok(Self { feed, keys })
+    }
+}
+
+/// Opens the next epoch after `old`, which must be in doubt. `mark` lies in the folder of keys. Nobody else may be committing to the
+/// store. Run again after a power cut, it goes on.
+///
+/// # Errors
+/// See [`OpenEpochError`].
+pub fn open_epoch(
+    store: &Arc<dyn Store>,
+    roster: &Roster,
+    old: &FeedId,
+    next: &NextEpoch,
+    mark: &Path,
+) -> Result<OpenedEpoch, OpenEpochError> {
+    let in_doubt = read_doubt(mark, old.epoch)?.is_some();
+    if !in_doubt && MarkFile::read(mark)?.is_some_and(|(_, mark)| mark.epoch == old.epoch) {
+        return Err(OpenEpochError::NoDoubt(old.clone()));
+    }
+    let later = |feed: &FeedId| feed.member == old.member && feed.epoch >= next.feed.epoch;
+    if let Some(other) = store.feeds().into_iter().find(|state| later(&state.feed) && state.feed != next.feed) {
+        return Err(OpenEpochError::Used(other.feed));
+    }
+    let frontier = store.feed(old).map(|state| state.frontier).unwrap_or_default();
+    let closed = checkpoint_of(old, &frontier);
+
+    let folder = mark.parent().unwrap_or(Path::new("."));
+    let held = store.feed(&next.feed).map(|state| state.frontier);
+    for key in &next.keys {
+        let suffix = if key.algorithm() == barid_core::feed::note::Algorithm::Ed25519 { "" } else { "-ml-dsa-44" };
+        let path = folder.join(format!("feed-{}{suffix}.key", next.feed.epoch));
+        // The key is here before anything is signed with it: what is held without it came from elsewhere.
+        if held.is_some() && !path.exists() {
+            return Err(OpenEpochError::Used(next.feed.clone()));
+        }
+        keep_key(&path, key)?;
+    }
+
+    let begun = match &held {
+        None => {
+            commit(store, next, &Frontier::new(), Vec::new())?;
+            Frontier::new()
+        }
+        Some(held) => held.clone(),
+    };
+    // The entry may be there, from a time before a power cut: then it is the only one, and this store made it.
+    let opened = if begun.size() == 0 {
+        let bulletin = closing(&closed, roster)?;
+        let mut frontier = begun;
+        frontier.append(&bulletin.digest);
+        let content =
+            Content::Disclosed { envelope: bulletin.envelope, header: Some(Arc::new(bulletin.proto_header)) };
+        commit(store, next, &frontier, vec![NewEntry { digest: bulletin.digest, content }])?;
+        frontier
+    } else {
+        begun
+    };
+    if opened.size() != 1 {
+        return Err(OpenEpochError::Used(next.feed.clone()));
+    }
+    MarkFile::replace(mark, &Mark { epoch: next.feed.epoch, size: opened.size(), root: opened.root() })?;
+    Ok(OpenedEpoch { closed, opened: checkpoint_of(&next.feed, &opened) })
+}
+
+/// The bulletin by which a node names the longest tree known of an epoch that is over. Its id follows from the tree.
+///
+/// # Errors
+/// If the roster has no working group to tell.
+pub fn closing(tree: &Checkpoint, roster: &Roster) -> Result<ValidBulletin, Invalid> {
+    let groups = roster.working_groups();
+    let group = if groups.contains(TOLD) { TOLD } else { groups.first().map_or(TOLD, String::as_str) };
+    let draft = feed_closed::draft(tree, group);
+    let mut salt = [0; barid_core::envelope::SALT_BYTES];
+    // What it says is no secret: without randomness it is merely guessable.
+    let _ = getrandom::fill(&mut salt);
+    let id: BulletinId = feed_closed::id(tree);
+    let fill = Fill {
+        member: tree.feed.member.clone(),
+        issuer: ISSUER.to_owned(),
+        id,
+        sent_at_unix_ms: now().1,
+        roster_version: roster.version(),
+    };
+    prepare(&draft, &fill, salt)
+}
+
+fn commit(
+    store: &Arc<dyn Store>,
+    next: &NextEpoch,
+    frontier: &Frontier,
+    entries: Vec<NewEntry>,
+) -> Result<(), OpenEpochError> {
+    let signed = sign(&checkpoint_of(&next.feed, frontier), &next.keys)
+        .map_err(|error| OpenEpochError::Keys(error.to_string()))?;
+    let append = Append {
+        feed: next.feed.clone(),
+        first: frontier.size() - entries.len() as u64,
+        entries,
+        checkpoint: signed.note,
+        checkpoint_size: frontier.size(),
+        consistency_proof: Vec::new(),
+    };
+    let commit = Commit { appends: vec![append], time_unix_ms: now().1, ..Commit::default() };
+    store.commit(commit, store.seq())?;
+    Ok(())
+}
+
+/// Puts a key into the folder of keys, for its owner alone, synced.
+fn keep_key(path: &Path, key: &SigningKey) -> Result<(), OpenEpochError> {
+    let text = key.to_text();
+    if std::fs::read_to_string(path).is_ok_and(|held| held.trim_end() == text.trim_end()) {
+        return Ok(());
+    }
+    let write = || -> std::io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        file.write_all(text.as_bytes())?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        path.parent().map_or(Ok(()), |folder| File::open(folder).and_then(|folder| folder.sync_all()))
+    };
+    write().map_err(|source| OpenEpochError::File { path: path.to_owned(), source })
+}

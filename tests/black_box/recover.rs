@@ -1,0 +1,268 @@
+//! A feed that is in doubt: its disk is lost, an old backup was restored, or a second node runs with its keys. It is not continued, and goes
+//! on in its next epoch; nobody takes that for two histories.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use barid::cli::{Profile, channel};
+use barid::rpc::focal_point_client::FocalPointClient;
+use barid_core::proto;
+use barid_core::proto::publish_result::Outcome;
+use serde_json::Value;
+use tonic::transport::Channel;
+
+use crate::world::{MEMBERS, World, barid, example, text, until};
+
+/// A focal point that publishes over the API.
+struct Desk {
+    runtime: Arc<tokio::runtime::Runtime>,
+    channel: Channel,
+}
+
+impl Desk {
+    fn of(world: &World, member: &str) -> Self {
+        let profile = Profile::read(&world.folder(member).join("clients/police-hq/client.toml")).unwrap();
+        let runtime = Arc::new(tokio::runtime::Runtime::new().unwrap());
+        let channel = runtime.block_on(async { channel(&profile) }).unwrap();
+        Self { runtime, channel }
+    }
+
+    /// Publishes so many; how many were taken.
+    fn publish(&self, count: u64) -> u64 {
+        let draft: proto::Draft = serde_json::from_value(example("stolen-passport.fr.json", |_| ())).unwrap();
+        let one = |request| proto::PublishStreamRequest {
+            request,
+            publish: Some(proto::PublishRequest { draft: Some(draft.clone()), wait_for: None }),
+        };
+        let requests: Vec<_> = (0..count).map(one).collect();
+        self.runtime.block_on(async {
+            let mut client = FocalPointClient::new(self.channel.clone()).max_decoding_message_size(64 << 20);
+            let Ok(answers) = client.publish_stream(futures::stream::iter(requests)).await else { return 0 };
+            let (mut answers, mut published) = (answers.into_inner(), 0);
+            while let Ok(Some(answer)) = answers.message().await {
+                published +=
+                    answer.results.iter().filter(|r| matches!(r.outcome, Some(Outcome::Published(_)))).count() as u64;
+            }
+            published
+        })
+    }
+}
+
+/// Members that go on publishing until it is dropped.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    published: Arc<AtomicUsize>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Traffic {
+    fn of(world: &World, members: &[&str]) -> Self {
+        let (stop, published) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let threads = members
+            .iter()
+            .map(|member| {
+                let (desk, stop, published) = (Desk::of(world, member), Arc::clone(&stop), Arc::clone(&published));
+                std::thread::spawn(move || {
+                    while !stop.load(Ordering::SeqCst) {
+                        published.fetch_add(usize::try_from(desk.publish(5)).unwrap(), Ordering::SeqCst);
+                    }
+                })
+            })
+            .collect();
+        Self { stop, published, threads }
+    }
+
+    /// Waits until all together have published so much more.
+    fn goes_on(&self) {
+        let before = self.published.load(Ordering::SeqCst);
+        until("the others publish", || self.published.load(Ordering::SeqCst) >= before + 20);
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn status(world: &World, member: &str) -> Value {
+    world.told(member, "operator", &["status"]).remove(0)
+}
+
+fn size(world: &World, at: &str, feed: &str) -> u64 {
+    world.feeds(at).get(feed).map_or(0, |(size, _)| size.parse().unwrap())
+}
+
+/// What of a feed every one of these holds is the same.
+fn agree(world: &World, feed: &str, members: &[&str]) -> bool {
+    let held: Vec<_> = members.iter().map(|member| world.feeds(member).get(feed).cloned()).collect();
+    held[0].is_some() && held.iter().all(|one| *one == held[0])
+}
+
+fn recover(world: &World, member: &str, key_of: &str, more: &[&str]) -> Output {
+    let (config, key) = (world.folder(member).join("node.toml"), world.folder(key_of).join("offline/feed-2.key"));
+    let mut args = vec!["--json", "recover", "--config", config.to_str().unwrap(), "--next-key", key.to_str().unwrap()];
+    args.extend(more);
+    barid(&args)
+}
+
+fn last_line(output: &Output) -> Value {
+    serde_json::from_str(text(&output.stdout).lines().last().unwrap_or_default()).unwrap_or_default()
+}
+
+fn publish_one(world: &World, member: &str) -> Output {
+    let draft = world.draft("one.json", &example("stolen-passport.fr.json", |_| ()));
+    world.client(member, "police-hq", &["publish", &draft, "--timeout", "20"])
+}
+
+/// Publishes one and waits until everybody holds it: its id.
+fn known_to_all(world: &World, member: &str) -> String {
+    let draft = world.draft("first.json", &example("stolen-passport.fr.json", |_| ()));
+    let published = world.told(member, "police-hq", &["publish", &draft, "--wait-for", "3", "--timeout", "60"]);
+    published[0]["receipt"]["id"].as_str().unwrap().to_owned()
+}
+
+fn evidence(world: &World, member: &str, id: &str, name: &str) -> String {
+    let path = world.roster().with_file_name(name).to_str().unwrap().to_owned();
+    let bulletin = format!("{member}/{id}");
+    until("enough have cosigned", || {
+        let _ = fs::remove_file(&path);
+        world.client(member, "police-hq", &["evidence", &bulletin, "-o", &path]).status.success()
+            && verify(world, &path) == Some(0)
+    });
+    path
+}
+
+fn verify(world: &World, path: &str) -> Option<i32> {
+    barid(&["verify", path, "--roster", world.roster().to_str().unwrap()]).status.code()
+}
+
+fn nobody_sees_two_histories(world: &World, members: &[&str]) {
+    for member in members {
+        assert_eq!(world.records(member, &["equivocation"]), Vec::<String>::new(), "at {member}");
+    }
+}
+
+fn is_in_doubt(world: &World, member: &str) {
+    until("it knows that it is in doubt", || {
+        status(world, member)["publishing"].as_str().unwrap().starts_with("in-doubt: ")
+    });
+    let refused = publish_one(world, member);
+    assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stdout));
+    let said = text(&refused.stderr);
+    assert!(said.contains("failed-precondition") && said.contains("barid recover"), "{said}");
+    let alarms = status(world, member)["alarms"].to_string();
+    assert!(alarms.contains("barid recover"), "{alarms}");
+}
+
+#[test]
+fn a_lost_disk_comes_back_from_the_peers_and_the_feed_goes_on_in_its_next_epoch() {
+    let mut world = World::logging("info");
+    let id = known_to_all(&world, "ly");
+    let proof = evidence(&world, "ly", &id, "before.barid");
+    assert_eq!(Desk::of(&world, "ly").publish(50), 50);
+    let traffic = Traffic::of(&world, &["ma", "tn", "ne"]);
+    let (old, new) = ("ly.rabat.example/feed/1", "ly.rabat.example/feed/2");
+    until("peers hold ly's feed", || ["ma", "tn", "ne"].iter().all(|peer| size(&world, peer, old) == 51));
+
+    world.kill("ly");
+    fs::remove_dir_all(world.folder("ly").join("data")).unwrap();
+    traffic.goes_on();
+    // --first is said at every start here: where a mark is, it means nothing.
+    world.run("ly");
+    is_in_doubt(&world, "ly");
+    until("peers have given back what was lost", || size(&world, "ly", old) == 51);
+    // What it has again does not take the doubt away.
+    world.kill("ly");
+    world.run("ly");
+    is_in_doubt(&world, "ly");
+
+    // Recovery is for the stopped node, with its own next key, and when all are reached or named.
+    let running = recover(&world, "ly", "ly", &[]);
+    assert_eq!(running.status.code(), Some(1));
+    assert!(text(&running.stderr).contains("another process"), "{}", text(&running.stderr));
+    world.kill("ly");
+    let foreign = recover(&world, "ly", "ma", &[]);
+    assert_eq!(foreign.status.code(), Some(1));
+    assert!(text(&foreign.stderr).contains("ma.rabat.example/feed/2"), "{}", text(&foreign.stderr));
+    world.kill("ne");
+    let incomplete = recover(&world, "ly", "ly", &["--patience", "3"]);
+    assert_eq!(incomplete.status.code(), Some(3), "{}", text(&incomplete.stderr));
+    assert!(text(&incomplete.stderr).contains("--without ne"), "{}", text(&incomplete.stderr));
+    let recovered = recover(&world, "ly", "ly", &["--without", "ne"]);
+    assert!(recovered.status.success(), "{}", text(&recovered.stderr));
+    let said = last_line(&recovered);
+    assert_eq!((&said["closed"]["feed"], &said["closed"]["size"]), (&old.into(), &51.into()), "{said}");
+    assert_eq!((&said["opened"]["feed"], &said["opened"]["size"]), (&new.into(), &1.into()), "{said}");
+    let again = recover(&world, "ly", "ly", &["--without", "ne"]);
+    assert_eq!(again.status.code(), Some(1), "a key is used once: {}", text(&again.stdout));
+
+    world.run("ly");
+    world.run("ne");
+    assert_eq!(Desk::of(&world, "ly").publish(10), 10);
+    traffic.goes_on();
+    drop(traffic);
+    until("all hold the new epoch", || agree(&world, new, &MEMBERS) && size(&world, "ne", new) == 11);
+    let closed = world.told("tn", "situation-room", &["history", "--kind", "feed-closed"]);
+    let line = serde_json::to_string(&closed).unwrap();
+    assert!(closed.len() == 1 && line.contains(old) && line.contains("\"51\""), "{line}");
+
+    // The history is one: what stood in the old epoch is found, repeated and proven.
+    let history = world.told("ly", "police-hq", &["history", "--member", "ly", "--limit", "100"]);
+    assert_eq!(history.len(), 61);
+    let shown = world.told("ly", "police-hq", &["show", &format!("ly/{id}")]);
+    assert_eq!(shown[0]["delivery"]["feed"], old, "{}", shown[0]);
+    let repeated = example("stolen-passport.fr.json", |draft| draft["header"]["id"] = id.clone().into());
+    let draft = world.draft("again.json", &repeated);
+    let receipt = world.told("ly", "police-hq", &["publish", &draft])[0]["receipt"].clone();
+    assert_eq!((&receipt["feed"], &receipt["id"]), (&old.into(), &id.clone().into()));
+    assert_eq!(verify(&world, &proof), Some(0));
+    evidence(&world, "ly", &id, "after.barid");
+    nobody_sees_two_histories(&world, &MEMBERS);
+}
+
+#[test]
+fn an_old_backup_is_not_continued_and_loses_nothing() {
+    let mut world = World::logging("info");
+    let (old, new) = ("ly.rabat.example/feed/1", "ly.rabat.example/feed/2");
+    let id = known_to_all(&world, "ly");
+    let proof = evidence(&world, "ly", &id, "before.barid");
+    world.kill("ly");
+    let (data, backup) = (world.folder("ly").join("data"), world.folder("ly").join("backup"));
+    copy(&data, &backup);
+    world.run("ly");
+    assert_eq!(Desk::of(&world, "ly").publish(1_000), 1_000);
+    until("peers hold all of it", || ["ma", "tn", "ne"].iter().all(|peer| size(&world, peer, old) == 1_001));
+
+    world.kill("ly");
+    fs::remove_dir_all(&data).unwrap();
+    fs::rename(&backup, &data).unwrap();
+    // Also without its mark: it says nothing of the backup, but peers do.
+    fs::remove_file(world.folder("ly").join("keys/mark")).unwrap();
+    world.run("ly");
+    is_in_doubt(&world, "ly");
+    until("peers have given back what the backup lacks", || size(&world, "ly", old) == 1_001);
+    world.kill("ly");
+    let recovered = recover(&world, "ly", "ly", &[]);
+    assert!(recovered.status.success(), "{}", text(&recovered.stderr));
+    assert_eq!(last_line(&recovered)["closed"]["size"], 1_001);
+
+    world.run("ly");
+    assert_eq!(Desk::of(&world, "ly").publish(3), 3);
+    until("all hold the new epoch", || agree(&world, new, &MEMBERS) && size(&world, "tn", new) == 4);
+    assert_eq!(verify(&world, &proof), Some(0));
+    nobody_sees_two_histories(&world, &MEMBERS);
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    let copied = Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status().unwrap();
+    assert!(copied.success());
+}
