@@ -23,7 +23,7 @@ pub struct NodeText {
     pub member: String,
     /// Exchange name.
     pub exchange: String,
-    /// Epoch of the feed whose key is in `keys`.
+    /// Epoch of the first start; where there is a mark, the mark says which is in force.
     #[serde(default = "one")]
     pub epoch: u32,
     /// Folder of the store.

@@ -265,3 +265,148 @@ fn keep_key(path: &Path, key: &SigningKey) -> Result<(), OpenEpochError> {
     };
     write().map_err(|source| OpenEpochError::File { path: path.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use barid_core::feed::note::{Algorithm, Note};
+    use barid_core::roster::RosterChain;
+
+    use super::*;
+    use crate::committer::mark::write_doubt;
+    use crate::store::memory::MemoryStore;
+
+    fn key(epoch: u32) -> SigningKey {
+        let seed = [u8::try_from(epoch).unwrap(); 32];
+        SigningKey::from_seed(&format!("ma.rabat.example/feed/{epoch}"), Algorithm::Ed25519, seed).unwrap()
+    }
+
+    fn roster() -> Roster {
+        let governor = SigningKey::from_seed("governors.example/one", Algorithm::Ed25519, [99; 32]).unwrap();
+        let keys: String = (1..4)
+            .map(|epoch| format!("{{ role = \"feed\", epoch = {epoch}, key = \"{}\" }},", key(epoch).verifier()))
+            .collect();
+        let other = |role: &str, algorithm| {
+            let key = SigningKey::from_seed(&format!("ma.rabat.example/{role}"), algorithm, [88; 32]).unwrap();
+            format!("{{ role = \"{role}\", key = \"{}\" }},", key.verifier())
+        };
+        let keys = keys + &other("mirror", Algorithm::CosignatureEd25519);
+        let custody = SigningKey::from_seed("ma.rabat.example/custody", Algorithm::Ed25519, [87; 32]).unwrap();
+        let keys = keys + &format!("{{ role = \"custody\", key = \"{}\" }}", custody.verifier());
+        let text = format!(
+            "format = 1\nexchange = \"rabat.example\"\nversion = 1\nissued = 2025-01-01T00:00:00Z\n\
+             review_by = 2030-01-01T00:00:00Z\nquorum = 1\nworking_groups = [\"customs\"]\n\
+             [governors]\nthreshold = 1\nkeys = [\"{}\"]\n\
+             [[members]]\ncode = \"ma\"\nkind = \"full\"\nnames = {{ ar = \"x\", fr = \"x\", en = \"x\" }}\n\
+             endpoints = [\"ma.example:4443\"]\ntrust_domain = \"ma.rabat.example\"\nca_certificates = [\"x\"]\n\
+             working_groups = [\"customs\"]\nkeys = [{keys}]\n",
+            governor.verifier()
+        );
+        RosterChain::start(&Note::sign(&text, &governor).unwrap().to_bytes()).unwrap().newest().clone()
+    }
+
+    struct World {
+        store: Arc<dyn Store>,
+        folder: tempfile::TempDir,
+        old: FeedId,
+        roster: Roster,
+    }
+
+    impl World {
+        fn in_doubt() -> Self {
+            let world = Self {
+                store: Arc::new(MemoryStore::new()),
+                folder: tempfile::tempdir().unwrap(),
+                old: "ma.rabat.example/feed/1".parse().unwrap(),
+                roster: roster(),
+            };
+            MarkFile::create(&world.mark(), &Mark { epoch: 1, size: 9, root: Frontier::new().root() }).unwrap();
+            write_doubt(&world.mark(), 1, "the mark says 9 entries").unwrap();
+            world
+        }
+
+        fn mark(&self) -> PathBuf {
+            self.folder.path().join("mark")
+        }
+
+        fn next(&self, epoch: u32) -> NextEpoch {
+            NextEpoch::of(vec![key(epoch)], &self.old, &self.roster).unwrap()
+        }
+
+        fn open(&self, epoch: u32) -> Result<OpenedEpoch, OpenEpochError> {
+            open_epoch(&self.store, &self.roster, &self.old, &self.next(epoch), &self.mark())
+        }
+
+        fn epoch(&self) -> Option<u32> {
+            marked_epoch(&self.mark()).unwrap()
+        }
+    }
+
+    #[test]
+    fn the_next_epoch_begins_with_the_end_of_the_last() {
+        let world = World::in_doubt();
+        let opened = world.open(2).unwrap();
+        assert_eq!((world.epoch(), opened.opened.size, opened.closed.size), (Some(2), 1, 0));
+        let entry = world.store.entries(&opened.opened.feed, 0, 1, usize::MAX).unwrap().remove(0);
+        let Content::Disclosed { header: Some(header), .. } = entry.content else { panic!("held in full") };
+        assert_eq!((header.kind.as_str(), header.topic.as_str()), ("feed-closed", "customs.feeds"));
+        assert_eq!(key_path(world.folder.path(), 2, false), world.folder.path().join("feed-2.key"));
+        assert_eq!(read_doubt(&world.mark(), 2).unwrap(), None);
+    }
+
+    #[test]
+    fn cut_off_anywhere_it_goes_on_with_the_same_entry() {
+        // Whatever was written before the cut: the key; the first checkpoint; the entry.
+        for written in 0..3 {
+            let world = World::in_doubt();
+            let next = world.next(2);
+            keep_key(&world.folder.path().join("feed-2.key"), &next.keys[0]).unwrap();
+            let mut first = None;
+            if written > 0 {
+                commit(&world.store, &next, &Frontier::new(), Vec::new()).unwrap();
+            }
+            if written > 1 {
+                let bulletin =
+                    closing(&checkpoint_of(&world.old, &Frontier::new()), &world.roster).unwrap();
+                let mut frontier = Frontier::new();
+                frontier.append(&bulletin.digest);
+                let content = Content::Disclosed {
+                    envelope: bulletin.envelope,
+                    header: Some(Arc::new(bulletin.proto_header)),
+                };
+                commit(&world.store, &next, &frontier, vec![NewEntry { digest: bulletin.digest, content }]).unwrap();
+                first = Some(frontier.root());
+            }
+            assert_eq!(world.epoch(), Some(1), "still in doubt");
+            let opened = world.open(2).unwrap();
+            assert_eq!((world.epoch(), opened.opened.size), (Some(2), 1));
+            assert!(first.is_none_or(|root| root == opened.opened.root), "one history");
+        }
+    }
+
+    #[test]
+    fn an_epoch_is_opened_in_one_place_once() {
+        let world = World::in_doubt();
+        // Another machine opened it, and this one has it from a peer: no key of it lies here.
+        commit(&world.store, &world.next(2), &Frontier::new(), Vec::new()).unwrap();
+        assert!(matches!(world.open(2), Err(OpenEpochError::Used(_))));
+        let opened = world.open(3).unwrap();
+        assert_eq!((world.epoch(), opened.opened.feed.epoch), (Some(3), 3));
+        let old = key(1);
+        assert!(matches!(
+            NextEpoch::of(vec![old], &world.old, &world.roster),
+            Err(OpenEpochError::Epoch { .. })
+        ));
+        let stranger = SigningKey::from_seed("ma.rabat.example/feed/2", Algorithm::Ed25519, [77; 32]).unwrap();
+        let refused = NextEpoch::of(vec![stranger], &world.old, &world.roster);
+        assert!(matches!(refused, Err(OpenEpochError::Keys(_))));
+    }
+
+    #[test]
+    fn what_is_not_in_doubt_is_not_closed() {
+        let world = World::in_doubt();
+        std::fs::remove_file(world.folder.path().join("doubt")).unwrap();
+        assert!(matches!(world.open(2), Err(OpenEpochError::NoDoubt(_))));
+        assert_eq!(world.epoch(), Some(1));
+    }
+}

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod malformed;
+mod own;
 mod relays;
 mod rosters;
 mod world;

@@ -1,0 +1,81 @@
+//! A node that has lost its own feed: peers give it back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use barid_core::proto::frame::Frame;
+
+use super::world::{Node, Tamper, connect, honest, until};
+use super::{disclosed, handling};
+use crate::committer::{CommitFailure, Gate};
+use crate::exchange::tests::world::bulletin;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_start_that_was_none_is_found_out_and_peers_give_everything_back_once() {
+    let (ma, ly, tn) = (Node::start("ma"), Node::start("ly"), Node::start("tn"));
+    let feed = ma.feed();
+    {
+        let _cables = [connect(&ma, &ly, honest(), honest()), connect(&ma, &tn, honest(), honest())];
+        ma.publish(3_000, |_| {}).await;
+        ma.publish(1, |draft| {
+            handling(draft).tlp = "TLP:RED".into();
+            handling(draft).releasable_to = vec!["tn".into()];
+        })
+        .await;
+        until("both hold it", || ly.size(&feed) == 3_001 && tn.size(&feed) == 3_001).await;
+    }
+    let root = ma.root(&feed);
+    drop(ma);
+
+    let ma = Node::start("ma");
+    let entries = Arc::new(AtomicUsize::new(0));
+    let counted = || -> Tamper {
+        let entries = Arc::clone(&entries);
+        Box::new(move |frame| {
+            if let Some(Frame::Entries(batch)) = &frame.frame
+                && batch.feed.starts_with("ma.")
+            {
+                entries.fetch_add(batch.items.len(), Ordering::SeqCst);
+            }
+            Some(frame)
+        })
+    };
+    let _cables = [connect(&ma, &tn, honest(), counted()), connect(&ma, &ly, honest(), counted())];
+    until("it is in doubt", || matches!(*ma.committer.gate().borrow(), Gate::InDoubt(_))).await;
+    until("it has its feed again", || ma.root(&feed) == root).await;
+    assert!(entries.load(Ordering::SeqCst) < 6_000, "a thin line carries it once: {entries:?}");
+    assert!(disclosed(&ma, "ma")[..3_000].iter().all(|held| *held), "its own it may read");
+    let refused = ma.committer.publish(vec![bulletin(&ma.me, &|_| {})]).await;
+    assert!(matches!(refused, Err(CommitFailure::InDoubt(_))));
+    let shown = ma.exchange.own_shown();
+    until("both have shown", || ma.exchange.own_shown().values().all(|peer| peer.sizes.get(&feed) == Some(&3_001)))
+        .await;
+    assert!(!shown.is_empty() && !ma.exchange.peers().snapshot().contains_key(&ma.me), "it is no peer of its own");
+    assert!(ma.store.cosigned_newest(&feed).unwrap().iter().all(|note| note.cosigner != ma.me));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_gives_something_else_gives_way_to_another() {
+    let (ma, ly, tn) = (Node::start("ma"), Node::start("ly"), Node::start("tn"));
+    let feed = ma.feed();
+    {
+        let _cables = [connect(&ma, &ly, honest(), honest()), connect(&ma, &tn, honest(), honest())];
+        ma.publish(20, |_| {}).await;
+        until("both hold it", || ly.size(&feed) == 20 && tn.size(&feed) == 20).await;
+    }
+    let root = ma.root(&feed);
+    drop(ma);
+    let ma = Node::start("ma");
+    let tampered: Tamper = Box::new(|mut frame| {
+        if let Some(Frame::Entries(batch)) = &mut frame.frame
+            && batch.feed.starts_with("ma.")
+        {
+            batch.items.pop();
+        }
+        Some(frame)
+    });
+    let _liar = connect(&ma, &ly, honest(), tampered);
+    until("in doubt", || matches!(*ma.committer.gate().borrow(), Gate::InDoubt(_))).await;
+    let _honest = connect(&ma, &tn, honest(), honest());
+    until("it has its feed again", || ma.root(&feed) == root).await;
+}
