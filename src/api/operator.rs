@@ -31,7 +31,8 @@ impl Operator for Api {
             });
             (own, node.peers(), node.alarms(), store.end_arrival().saturating_sub(1), store.view_lag())
         });
-        let (own, peers, mut alarms, newest_arrival, view_lag_commits) = gathered.await.map_err(|_| errors::defect())?;
+        let (own, peers, mut alarms, newest_arrival, view_lag_commits) =
+            gathered.await.map_err(|_| errors::defect())?;
         let publishing = match &*self.committer.gate().borrow() {
             Gate::Open => "yes".to_owned(),
             Gate::Starting => "starting".to_owned(),

@@ -82,8 +82,7 @@ fn make(feed: &FeedId, post_quantum: bool) -> Result<SigningKey, Failure> {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| Failure::new("internal").cause(error.to_string()))?;
     let algorithm = if post_quantum { Algorithm::CosignatureMlDsa44 } else { Algorithm::Ed25519 };
-    SigningKey::from_seed(&feed.to_string(), algorithm, seed)
-        .map_err(|error| Failure::new("internal").because(&error))
+    SigningKey::from_seed(&feed.to_string(), algorithm, seed).map_err(|error| Failure::new("internal").because(&error))
 }
 
 fn keep(path: &Path, key: &SigningKey) -> Result<(), Failure> {

@@ -193,8 +193,7 @@ pub fn open_epoch(
         let bulletin = closing(&closed, roster)?;
         let mut frontier = begun;
         frontier.append(&bulletin.digest);
-        let content =
-            Content::Disclosed { envelope: bulletin.envelope, header: Some(Arc::new(bulletin.proto_header)) };
+        let content = Content::Disclosed { envelope: bulletin.envelope, header: Some(Arc::new(bulletin.proto_header)) };
         commit(store, next, &frontier, vec![NewEntry { digest: bulletin.digest, content }])?;
         frontier
     } else {
@@ -366,14 +365,11 @@ mod tests {
                 commit(&world.store, &next, &Frontier::new(), Vec::new()).unwrap();
             }
             if written > 1 {
-                let bulletin =
-                    closing(&checkpoint_of(&world.old, &Frontier::new()), &world.roster).unwrap();
+                let bulletin = closing(&checkpoint_of(&world.old, &Frontier::new()), &world.roster).unwrap();
                 let mut frontier = Frontier::new();
                 frontier.append(&bulletin.digest);
-                let content = Content::Disclosed {
-                    envelope: bulletin.envelope,
-                    header: Some(Arc::new(bulletin.proto_header)),
-                };
+                let content =
+                    Content::Disclosed { envelope: bulletin.envelope, header: Some(Arc::new(bulletin.proto_header)) };
                 commit(&world.store, &next, &frontier, vec![NewEntry { digest: bulletin.digest, content }]).unwrap();
                 first = Some(frontier.root());
             }
@@ -393,10 +389,7 @@ mod tests {
         let opened = world.open(3).unwrap();
         assert_eq!((world.epoch(), opened.opened.feed.epoch), (Some(3), 3));
         let old = key(1);
-        assert!(matches!(
-            NextEpoch::of(vec![old], &world.old, &world.roster),
-            Err(OpenEpochError::Epoch { .. })
-        ));
+        assert!(matches!(NextEpoch::of(vec![old], &world.old, &world.roster), Err(OpenEpochError::Epoch { .. })));
         let stranger = SigningKey::from_seed("ma.rabat.example/feed/2", Algorithm::Ed25519, [77; 32]).unwrap();
         let refused = NextEpoch::of(vec![stranger], &world.old, &world.roster);
         assert!(matches!(refused, Err(OpenEpochError::Keys(_))));

@@ -169,8 +169,8 @@ fn verify(shared: &Shared, peer: &Member, request: &Request, message: &proto::Fi
     let rosters = shared.options.rosters.load();
     // Our own is ours, whoever gives it back.
     let provider = if feed.member == shared.me { &shared.me } else { peer };
-    let fills =
-        verify_fills(feed, provider, message, &request.ranges, &lacking, &rosters, &shared.me).map_err(Refusal::Fault)?;
+    let fills = verify_fills(feed, provider, message, &request.ranges, &lacking, &rosters, &shared.me)
+        .map_err(Refusal::Fault)?;
     let not_held = match (fills.entries.first(), fills.entries.last()) {
         (Some(first), Some(last)) => {
             not_held(store.as_ref(), feed, first.index..last.index + 1).map_err(Refusal::Read)?

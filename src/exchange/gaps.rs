@@ -71,13 +71,7 @@ pub(crate) enum Step {
 
 impl Gaps {
     /// What to ask `peer` for next. Blocks.
-    pub(crate) fn next(
-        &self,
-        store: &dyn Store,
-        peer: &Member,
-        roster: u64,
-        now: Instant,
-    ) -> Result<Step, ReadError> {
+    pub(crate) fn next(&self, store: &dyn Store, peer: &Member, roster: u64, now: Instant) -> Result<Step, ReadError> {
         let mut due: Option<Instant> = None;
         // Also our own: what peers gave back of it may have been a digest to them.
         for state in store.feeds() {
@@ -244,8 +238,7 @@ mod tests {
         }
 
         fn next(&self, peer: &str, roster: u64) -> Result<Request, Option<Instant>> {
-            match self.gaps.next(&self.store, &peer.parse().unwrap(), roster, self.now).unwrap()
-            {
+            match self.gaps.next(&self.store, &peer.parse().unwrap(), roster, self.now).unwrap() {
                 Step::Ask(request) => Ok(request),
                 Step::Wait(due) => Err(due),
             }

@@ -160,7 +160,8 @@ impl Shared {
                     (other.held, other.since) = (held, now);
                 }
                 // Whoever has no more, or does not bring it, gives way.
-                let has_more = shown.get(&other.peer).and_then(|shown| shown.sizes.get(feed)).is_some_and(|size| *size > held);
+                let has_more =
+                    shown.get(&other.peer).and_then(|shown| shown.sizes.get(feed)).is_some_and(|size| *size > held);
                 if has_more && now < other.since + PATIENCE {
                     again = again.into_iter().chain([other.since + PATIENCE]).min();
                     continue;

@@ -213,7 +213,8 @@ impl Reader {
         self.look_again = relayed.look_again;
         for (feed, follower) in &mut self.followers {
             let owner = &feed.member;
-            if *owner != self.peer && *owner != self.shared.me && !relayed.feeds.contains(feed) && !follower.has_left() {
+            if *owner != self.peer && *owner != self.shared.me && !relayed.feeds.contains(feed) && !follower.has_left()
+            {
                 follower.leave();
                 self.outbox.fault(feed.to_string(), "elsewhere", String::new());
             }
