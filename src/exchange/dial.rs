@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use super::{DIAL_BACKOFF, DIAL_GRACE, Exchange, FRAMES_WAITING_MAX, LinkError, Wire, backoff};
+use super::{DIAL_BACKOFF, DIAL_GRACE, Exchange, FRAMES_WAITING_MAX, LinkError, STARTED_GRACE, Wire, backoff};
 use crate::rpc::exchange_client::ExchangeClient;
 
 /// A link that lasted so long was a good one: the next attempt comes soon.
@@ -69,9 +69,11 @@ struct Dialer {
 impl Dialer {
     async fn run(self) {
         let mut attempt = 0;
+        let mut grace = self.grace().min(STARTED_GRACE);
         loop {
             self.unlinked().await;
-            if self.grace() > Duration::ZERO && self.linked_within(self.grace()).await {
+            let waited = std::mem::replace(&mut grace, self.grace());
+            if waited > Duration::ZERO && self.linked_within(waited).await {
                 continue;
             }
             let began = Instant::now();

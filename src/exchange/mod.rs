@@ -62,6 +62,8 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(185);
 pub const HEADS_EVERY: Duration = Duration::from_secs(1);
 /// How long the member of the higher code waits for the other one to dial.
 pub const DIAL_GRACE: Duration = Duration::from_secs(3);
+/// The same for a node that has just started: the other side may have given it up for the next half minute.
+pub const STARTED_GRACE: Duration = Duration::from_millis(200);
 /// Shortest and longest pause between attempts to dial, before jitter.
 pub const DIAL_BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 /// Shortest and longest pause before a feed is asked for again after its batch was refused.

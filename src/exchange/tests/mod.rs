@@ -504,7 +504,7 @@ async fn the_higher_code_dials_when_no_link_has_come() {
     let began = std::time::Instant::now();
     let _dialers = spawn_dialers(&ma.exchange, Arc::new(PlainDial([("ly", at_ly)].into())));
     until("linked", || ly.exchange.peers().linked(&ma.me)).await;
-    assert!(began.elapsed() >= super::DIAL_GRACE);
+    assert!(began.elapsed() >= super::STARTED_GRACE);
     ma.publish(1, |_| {}).await;
     until("ly, which only listened, follows over the same link", || ly.size(&ma.feed()) == 1).await;
 }
