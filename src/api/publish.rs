@@ -20,11 +20,13 @@ use super::receipts::{Proven, Sent};
 use super::stored::Wanted;
 use super::{Api, errors};
 use crate::access::Role;
-use crate::committer::{CommitFailure, Gate, PublishedGroup};
+use crate::committer::{CommitFailure, Gate, Published, PublishedGroup};
 use crate::store::{Content, Entry, Location};
 
 /// How long a call waits for the node to be ready after its start.
 const START_WAIT: Duration = Duration::from_secs(15);
+/// Receipts that are proven on the spot: going to a blocking thread costs as much as some ten of them.
+const PROVEN_AT_ONCE_MAX: usize = 8;
 /// Requests of one stream that are taken together.
 const GROUP_MAX: usize = 256;
 /// Groups of one stream on their way; beyond it the stream is not read.
@@ -248,7 +250,8 @@ impl Api {
         });
     }
 
-    /// Receipts for a group, and what was sent; read on one blocking thread.
+    /// Receipts for a group, and what was sent. A few that are new are proven at once, by hashes that lie in memory; a larger group on one
+    /// blocking thread.
     async fn proven(
         &self,
         caller: &Caller,
@@ -256,6 +259,10 @@ impl Api {
         group: PublishedGroup,
     ) -> Result<(Vec<Result<Proven, Status>>, Vec<Sent>), Status> {
         let issuer = caller.issuer().to_owned();
+        let new = |outcome: &Published| matches!(outcome, Published::New { .. });
+        if sent.len() <= PROVEN_AT_ONCE_MAX && group.outcomes.iter().all(new) {
+            return Ok((self.receipts(&issuer, &sent, &group), sent));
+        }
         self.blocking(move |api| (api.receipts(&issuer, &sent, &group), sent)).await
     }
 

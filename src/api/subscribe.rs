@@ -15,10 +15,10 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::Api;
 use super::caller::Caller;
 use super::deliver::Hidden;
 use super::filter::Filter;
+use super::{Api, errors};
 use crate::access::Role;
 use crate::store::{Content, ReadError};
 
@@ -28,6 +28,9 @@ const WAITING_MAX: usize = 64;
 const WAITING_BYTES_MAX: usize = 2 * ENVELOPE_BYTES_MAX;
 /// Arrivals, and bytes of envelopes, read from the store at once: held while their subscriber is slow.
 const READ_MAX: (usize, usize) = (256, 256 << 10);
+/// So many of the newest arrivals lie in memory and are read at once: going to a blocking thread costs a lone bulletin more than all
+/// else that is done for it here.
+const LIVE_MAX: u64 = 16;
 /// Arrivals looked at before a subscriber is told its position, if none of them match.
 const POSITION_EVERY: u64 = 10_000;
 /// How often the grant of a quiet subscriber is looked at.
@@ -148,8 +151,12 @@ impl Follower {
         'reading: while self.next < self.api.store().end_arrival() {
             let rules = self.api.access.load_full();
             let (caller, filter, next) = (self.caller.clone(), Arc::clone(&self.filter), self.next);
-            let Stretch { deliveries, next, waits_for } =
-                self.api.reading(move |api| api.stretch(&caller, &filter, next)).await?;
+            let live = self.api.store().end_arrival() - next <= LIVE_MAX;
+            let Stretch { deliveries, next, waits_for } = if live {
+                self.api.stretch(&caller, &filter, next).map_err(|error| errors::read(&error))?
+            } else {
+                self.api.reading(move |api| api.stretch(&caller, &filter, next)).await?
+            };
             let empty = deliveries.is_empty();
             for delivery in deliveries {
                 // The rules were read again: what was let pass by the old ones is looked at once more.
