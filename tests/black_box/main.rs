@@ -9,6 +9,7 @@ mod evidence;
 mod four_members;
 mod kill;
 mod recover;
+mod relays;
 mod rosters;
 mod thin_line;
 mod transport;
