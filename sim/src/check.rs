@@ -7,7 +7,7 @@ use barid_core::names::Member;
 use barid_core::proto;
 
 use crate::exchange::Exchange;
-use crate::node::{Content, Entry};
+use crate::node::{Content, Entry, Node};
 use crate::world::World;
 
 pub(crate) fn check(world: &mut World) {
@@ -18,6 +18,7 @@ pub(crate) fn check(world: &mut World) {
     bytes_are_those_that_were_signed(world, &mut broken);
     everybody_has_what_it_may_read(world, &mut broken);
     nobody_has_more(world, &mut broken);
+    nobody_is_blamed(world, &mut broken);
     world.violations.append(&mut broken);
 }
 
@@ -79,22 +80,21 @@ fn bytes_are_those_that_were_signed(world: &World, broken: &mut Vec<String>) {
     }
 }
 
-/// Who is in the audience by every roster from the header's on, whenever an entry may have been sent, has it and was given it.
+/// Who is in the audience by every roster from the header's on, whenever an entry may have been sent, and can reach somebody who is too and has
+/// it, has it and was given it.
 fn everybody_has_what_it_may_read(world: &World, broken: &mut Vec<String>) {
     let current = current(world);
     for &owner in &current {
         let feed = &world.nodes[owner].feed;
         for (entry, index) in world.nodes[owner].logs[feed].entries.iter().zip(0_u64..) {
             let Some(header) = readable(entry, &feed.member) else { continue };
-            for &reader in &current {
-                let versions = header.roster_version..=world.exchange.last_version();
+            for reader in holders(world, &current, owner, header) {
                 let me = &world.nodes[reader].me;
-                let entitled = versions.clone().all(|version| admitted(&world.exchange, header, me, version));
                 let copy =
                     world.nodes[reader].logs.get(feed).and_then(|log| log.entries.get(usize::try_from(index).ok()?));
                 let held = copy.is_some_and(|copy| matches!(copy.content, Content::Disclosed { .. }));
                 let given = world.subscribers[reader].entries.contains(&(feed.clone(), index));
-                if entitled && !(held && given) {
+                if !(held && given) {
                     let word = if held { "not delivered" } else { "not held" };
                     broken.push(format!("{me}: {feed} {index} is {word}, though it may read it"));
                 }
@@ -103,10 +103,39 @@ fn everybody_has_what_it_may_read(world: &World, broken: &mut Vec<String>) {
     }
 }
 
+/// Who must have an entry in the end: the content passes only between those who may read it and want it, and can reach each other.
+fn holders(world: &World, current: &[usize], owner: usize, header: &proto::Header) -> Vec<usize> {
+    let versions = header.roster_version..=world.exchange.last_version();
+    let entitled = |node: usize| {
+        let Node { me, topics, .. } = &world.nodes[node];
+        let wanted = topics.is_empty() || topics.iter().any(|filter| filter.matches_header(&header.topic));
+        wanted && versions.clone().all(|version| admitted(&world.exchange, header, me, version))
+    };
+    let mut holders = vec![owner];
+    while let Some(next) = current.iter().copied().find(|node| {
+        !holders.contains(node) && entitled(*node) && holders.iter().any(|holder| !world.is_severed(*holder, *node))
+    }) {
+        holders.push(next);
+    }
+    holders
+}
+
+/// Nobody here withholds what is another's, and nobody is blamed for it: except by who is expelled by now and had not heard of it.
+fn nobody_is_blamed(world: &World, broken: &mut Vec<String>) {
+    for (node, feed, index) in &world.blamed {
+        let entry = world.nodes[*node].logs.get(feed).and_then(|log| log.entries.get(usize::try_from(*index).ok()?));
+        let Some(header) = entry.and_then(|entry| readable(entry, &feed.member)) else { continue };
+        let versions = header.roster_version..=world.exchange.last_version();
+        if versions.into_iter().all(|version| admitted(&world.exchange, header, &world.nodes[*node].me, version)) {
+            broken.push(format!("{}: {feed} {index} was taken for wrongly withheld", world.nodes[*node].me));
+        }
+    }
+}
+
 fn nobody_has_more(world: &World, broken: &mut Vec<String>) {
     for (node, subscriber) in world.nodes.iter().zip(&world.subscribers) {
         for (feed, log) in node.logs.iter().filter(|(feed, _)| **feed != node.feed) {
-            let leaky = world.nodes.iter().any(|owner| owner.feed == *feed && owner.leaky);
+            let leaky = world.nodes.iter().any(|node| node.leaky);
             for (entry, index) in log.entries.iter().zip(0_u64..) {
                 let Content::Disclosed { header, .. } = &entry.content else { continue };
                 let may = header.as_ref().is_some_and(|header| ever_admitted(&world.exchange, header, &node.me));

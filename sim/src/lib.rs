@@ -1,5 +1,5 @@
 //! Seeded simulator over `barid-core`: an exchange of two to eight members on a network that loses, delays, repeats, reorders and
-//! damages messages and falls apart; nodes that crash and lose what was not committed; rosters that change; nodes of a later version,
+//! damages messages and falls apart, one way too, and on which some pairs never reach each other; members that want some topics only; nodes that crash and lose what was not committed; rosters that change; nodes of a later version,
 //! which say more than the others know; senders that leak and publish what nobody can read. Then everything heals, and what must hold is checked.
 //!
 //! In scope: that follower, provider, feeds, rosters and audience together keep the promises ([`check`](Outcome::violations)). Out of
@@ -11,6 +11,7 @@ mod exchange;
 mod newer;
 mod node;
 mod random;
+mod talk;
 mod world;
 
 pub use random::Random;
@@ -28,12 +29,35 @@ pub enum Mutation {
     ReleaseBeforeCommit,
     /// A batch with something odd in an entry is refused.
     StopAtFindings,
+    /// A member without a link is waited for.
+    NoRelay,
+    /// Nobody asks for what a relay could not give.
+    NoFills,
+    /// What is missing is handed to whoever asks.
+    HandToAnyone,
+    /// Content that comes twice arrives twice.
+    FillTwice,
+    /// Content that comes later is not compared with its digest.
+    FillAnything,
+    /// A relay says that it withholds what it does not hold.
+    BlameOthers,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::SkipAudience, Self::AcceptAnyRoot, Self::ForgetCursor, Self::ReleaseBeforeCommit, Self::StopAtFindings];
+    pub const ALL: [Self; 11] = [
+        Self::SkipAudience,
+        Self::AcceptAnyRoot,
+        Self::ForgetCursor,
+        Self::ReleaseBeforeCommit,
+        Self::StopAtFindings,
+        Self::NoRelay,
+        Self::NoFills,
+        Self::HandToAnyone,
+        Self::FillTwice,
+        Self::FillAnything,
+        Self::BlameOthers,
+    ];
 }
 
 /// What became of one run.
@@ -51,6 +75,10 @@ pub struct Outcome {
     pub refused: u64,
     /// Odd entries that followers found.
     pub findings: u64,
+    /// Batches of a feed that another member than its owner served.
+    pub relayed: u64,
+    /// Entries whose content came later.
+    pub filled: u64,
     /// Frames of a kind that the receiver did not know.
     pub unknown: u64,
     /// Promises that were broken; empty if all is well.
@@ -80,20 +108,22 @@ mod tests {
     fn every_promise_holds_for_every_seed() {
         let seeds = std::env::var("SIM_SEEDS").map_or(SEEDS, |text| text.parse().unwrap());
         let started = Instant::now();
-        let mut sums = [0; 5];
+        let mut sums = [0; 7];
         for seed in 0..seeds {
             let outcome = run(seed, None);
             assert!(outcome.violations.is_empty(), "seed {seed}: {:#?}", outcome.violations);
             let (released, delivered) = (outcome.released as u64, outcome.delivered as u64);
-            let all = [released, delivered, outcome.refused, outcome.findings, outcome.unknown];
+            let Outcome { refused, findings, unknown, relayed, filled, .. } = outcome;
+            let all = [released, delivered, refused, findings, unknown, relayed, filled];
             for (sum, of) in sums.iter_mut().zip(all) {
                 *sum += of;
             }
         }
-        let [released, delivered, refused, findings, unknown] = sums;
+        let [released, delivered, refused, findings, unknown, relayed, filled] = sums;
         assert!(sums.iter().all(|sum| *sum > seeds), "a run must have something to check: {sums:?}");
         println!(
-            "{:.1} seeds/s: {released} released, {delivered} delivered, {refused} refused, {findings} findings, {unknown} unknown",
+            "{:.1} seeds/s: {released} released, {delivered} delivered, {refused} refused, {findings} findings, {unknown} unknown, \
+             {relayed} relayed, {filled} filled",
             f64::from(u32::try_from(seeds).unwrap()) / started.elapsed().as_secs_f64()
         );
     }

@@ -3,13 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use barid_core::bulletin::audience::may_read;
 use barid_core::envelope;
-use barid_core::follow::{Fault, FaultKind, VerifiedBatch, VerifiedContent, VerifiedEntry, verify_entries};
-use barid_core::names::{Digest, FeedId, Member};
+use barid_core::feed::checkpoint::Checkpoint;
+use barid_core::feed::note::Note;
+use barid_core::names::{Digest, FeedId};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
-use barid_core::proto::item::Item;
 use bytes::Bytes;
 use prost::Message;
 
@@ -21,13 +20,11 @@ use crate::{Mutation, Outcome, Random, newer};
 /// Until then everything can go wrong.
 const TROUBLE: u64 = 2_000;
 /// So long everything is well after it; a feed that is not whole then is wedged.
-const PEACE: u64 = 800;
+const PEACE: u64 = 1_600;
 /// How often a node asks for what it lacks.
 const TICK: u64 = 40;
-/// A batch's largest number of entries, small enough that catching up takes several.
-const ENTRIES_MAX: u64 = 9;
 
-enum Event {
+pub(crate) enum Event {
     Publish(usize),
     Commit(usize),
     Crash(usize),
@@ -36,6 +33,11 @@ enum Event {
     Deliver(usize),
     Roster(u64),
     Split,
+    /// From one to another nothing passes, for so long.
+    Cut(usize, usize, u64),
+    Mend(usize, usize),
+    /// A node follows every topic from now on.
+    Widen(usize),
     /// From, to, and an encoded frame.
     Arrive(usize, usize, Bytes),
 }
@@ -56,23 +58,31 @@ pub(crate) struct Receipt {
 }
 
 pub(crate) struct World {
-    random: Random,
+    pub(crate) random: Random,
     pub(crate) mutation: Option<Mutation>,
     pub(crate) exchange: Exchange,
     pub(crate) nodes: Vec<Node>,
     pub(crate) subscribers: Vec<Subscriber>,
     pub(crate) receipts: Vec<Receipt>,
     pub(crate) violations: Vec<String>,
-    queue: BTreeMap<(u64, u64), Event>,
-    now: u64,
-    queued: u64,
+    /// Who took what for wrongly withheld.
+    pub(crate) blamed: Vec<(usize, FeedId, u64)>,
+    pub(crate) queue: BTreeMap<(u64, u64), Event>,
+    pub(crate) now: u64,
+    pub(crate) queued: u64,
     /// On which side of the rift each node is.
-    side: Vec<bool>,
-    trace: [u8; 32],
-    events: u64,
-    refused: u64,
-    findings: u64,
-    unknown: u64,
+    pub(crate) side: Vec<bool>,
+    /// Ways that are cut for a time: from, to.
+    pub(crate) cut: BTreeMap<(usize, usize), u32>,
+    /// Pairs that never reach each other: the lower one first.
+    pub(crate) severed: BTreeSet<(usize, usize)>,
+    pub(crate) trace: [u8; 32],
+    pub(crate) events: u64,
+    pub(crate) refused: u64,
+    pub(crate) findings: u64,
+    pub(crate) unknown: u64,
+    pub(crate) relayed: u64,
+    pub(crate) filled: u64,
 }
 
 impl World {
@@ -88,9 +98,12 @@ impl World {
             exchange,
             subscribers: (0..count).map(|_| Subscriber::default()).collect(),
             side: vec![false; count],
+            cut: BTreeMap::new(),
+            severed: BTreeSet::new(),
             nodes,
             receipts: Vec::new(),
             violations: Vec::new(),
+            blamed: Vec::new(),
             queue: BTreeMap::new(),
             now: 0,
             queued: 0,
@@ -99,9 +112,48 @@ impl World {
             refused: 0,
             findings: 0,
             unknown: 0,
+            relayed: 0,
+            filled: 0,
         };
+        world.sever();
         world.plan();
         world
+    }
+
+    /// Takes pairs of members apart for good; those of the newest roster stay in one line. Who joins later stands at its end: nobody
+    /// speaks with a member that it does not know, and so hears of no roster through it.
+    fn sever(&mut self) {
+        let percent = *self.random.pick(&[0, 0, 40, 100]);
+        let (first, newest) = (self.exchange.chain.at(1), self.exchange.chain.newest());
+        let member = |node: &usize| &self.exchange.members[*node];
+        let mut listed: Vec<usize> =
+            (0..self.nodes.len()).filter(|node| newest.member(member(node)).is_some()).collect();
+        listed.sort_by_key(|node| first.is_none_or(|first| first.member(member(node)).is_none()));
+        let pairs = listed.windows(2).map(|pair| (pair[0].min(pair[1]), pair[0].max(pair[1])));
+        let kept: BTreeSet<(usize, usize)> = pairs.collect();
+        listed.sort_unstable();
+        for (place, low) in listed.iter().enumerate() {
+            for high in &listed[place + 1..] {
+                if !kept.contains(&(*low, *high)) && self.random.chance(percent) {
+                    self.severed.insert((*low, *high));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn is_severed(&self, a: usize, b: usize) -> bool {
+        self.severed.contains(&(a.min(b), a.max(b)))
+    }
+
+    /// Whether something that `from` says reaches `to`.
+    fn passes(&self, from: usize, to: usize) -> bool {
+        let apart = self.trouble() && (self.side[from] != self.side[to] || self.cut.contains_key(&(from, to)));
+        !apart && !self.is_severed(from, to)
+    }
+
+    /// A link needs both ways.
+    pub(crate) fn linked(&self, a: usize, b: usize) -> bool {
+        self.nodes[a].up && self.nodes[b].up && self.passes(a, b) && self.passes(b, a)
     }
 
     fn plan(&mut self) {
@@ -114,8 +166,20 @@ impl World {
                 let at = self.random.below(TROUBLE);
                 self.at(at, Event::Crash(node));
             }
+            if self.random.chance(20) {
+                self.nodes[node].topics = vec!["customs.>".parse().expect("a filter")];
+                if self.random.chance(60) {
+                    let at = self.random.below(TROUBLE);
+                    self.at(at, Event::Widen(node));
+                }
+            }
             let at = self.random.below(TICK);
             self.at(at, Event::Tick(node));
+        }
+        for _ in 0..self.random.below(8) {
+            let (from, to) = (self.random.index(self.nodes.len()), self.random.index(self.nodes.len()));
+            let (at, long) = (self.random.below(TROUBLE), 50 + self.random.below(900));
+            self.at(at, Event::Cut(from, to, long));
         }
         for version in 2..=self.exchange.last_version() {
             let at = TROUBLE / 4 * (version - 1) + self.random.below(TROUBLE / 5);
@@ -147,11 +211,13 @@ impl World {
             refused: self.refused,
             findings: self.findings,
             unknown: self.unknown,
+            relayed: self.relayed,
+            filled: self.filled,
             violations: self.violations,
         }
     }
 
-    fn trouble(&self) -> bool {
+    pub(crate) fn trouble(&self) -> bool {
         self.now < TROUBLE
     }
 
@@ -160,12 +226,12 @@ impl World {
         self.queue.insert((at, self.queued), event);
     }
 
-    fn soon(&mut self, within: u64, event: Event) {
+    pub(crate) fn soon(&mut self, within: u64, event: Event) {
         let at = self.now + 1 + self.random.below(within);
         self.at(at, event);
     }
 
-    fn note(&mut self, what: &str, who: usize, bytes: &[u8]) {
+    pub(crate) fn note(&mut self, what: &str, who: usize, bytes: &[u8]) {
         let head = format!("{} {what} {who} ", self.now);
         self.trace = envelope::digest(&[&self.trace[..], head.as_bytes(), bytes].concat()).0;
     }
@@ -197,6 +263,24 @@ impl World {
                 }
                 self.note("split", 0, &[]);
             }
+            Event::Cut(from, to, long) => {
+                *self.cut.entry((from, to)).or_default() += 1;
+                self.at(self.now + long, Event::Mend(from, to));
+            }
+            Event::Mend(from, to) => {
+                let left = self.cut.get(&(from, to)).map_or(0, |count| count - 1);
+                if left == 0 {
+                    self.cut.remove(&(from, to))
+                } else {
+                    self.cut.insert((from, to), left)
+                };
+            }
+            Event::Widen(node) => {
+                // Its settings are read when it starts.
+                self.nodes[node].topics.clear();
+                self.nodes[node].crash(self.mutation);
+                self.nodes[node].up = true;
+            }
             Event::Arrive(from, to, frame) if self.nodes[to].up => self.arrive(from, to, frame),
             Event::Commit(_) | Event::Crash(_) | Event::Deliver(_) | Event::Arrive(..) => {}
         }
@@ -222,7 +306,10 @@ impl World {
     }
 
     fn commit(&mut self, node: usize) {
-        let done = self.nodes[node].commit();
+        let arrivals = self.nodes[node].arrivals.len();
+        let done = self.nodes[node].commit(self.mutation);
+        let fresh = self.nodes[node].arrivals.len() - arrivals;
+        self.note("arrived", node, &fresh.to_be_bytes());
         self.violations.extend(done.faults);
         let feed = self.nodes[node].feed.clone();
         for index in done.released {
@@ -237,9 +324,9 @@ impl World {
             self.subscribers[node].confirmed = arrival;
         }
         // What is new goes to who is up to date at once; who followed asks for the next.
-        let peers: Vec<usize> = self.nodes[node].followers.keys().copied().collect();
-        for peer in peers {
-            self.send_batch(node, peer);
+        let followed: Vec<(usize, FeedId)> = self.nodes[node].followers.keys().cloned().collect();
+        for (peer, feed) in followed {
+            self.send_batch(node, peer, &feed);
         }
         for feed in done.followed {
             let root = self.nodes[node].logs[&feed].tree.root();
@@ -252,24 +339,30 @@ impl World {
     fn tick(&mut self, node: usize) {
         if self.nodes[node].is_member() {
             for peer in 0..self.nodes.len() {
-                if peer != node && self.nodes[node].knows(&self.exchange.members[peer]) {
-                    self.ask(node, &self.exchange.feed(&self.exchange.members[peer]));
-                    let version = self.nodes[node].chain.newest().version();
-                    self.send(node, peer, Frame::Heads(proto::Heads { roster_version: version, ..Default::default() }));
-                    if self.nodes[node].newer && self.random.chance(20) {
-                        self.carry(node, peer, newer::unknown_frame(), false);
-                    }
+                if peer == node || !self.nodes[node].knows(&self.exchange.members[peer]) {
+                    continue;
+                }
+                if self.linked(node, peer) {
+                    self.nodes[node].away.remove(&peer);
+                } else {
+                    self.nodes[node].away.entry(peer).or_insert(self.now);
+                    self.nodes[node].heads.retain(|(shown_by, _), _| *shown_by != peer);
+                }
+                self.ask(node, &self.exchange.feed(&self.exchange.members[peer]));
+                let heads = self.nodes[node].logs.values().filter(|log| !log.checkpoint.is_empty()).map(|log| {
+                    let held = (log.tree.size() < log.checkpoint_size).then_some(log.tree.size());
+                    proto::Head { checkpoint: log.checkpoint.clone(), held, ..proto::Head::default() }
+                });
+                let version = self.nodes[node].chain.newest().version();
+                let heads = proto::Heads { heads: heads.collect(), roster_version: version, ..Default::default() };
+                self.send(node, peer, Frame::Heads(heads));
+                self.ask_for_missing(node, peer);
+                if self.nodes[node].newer && self.random.chance(20) {
+                    self.carry(node, peer, newer::unknown_frame(), false);
                 }
             }
         }
         self.soon(10, Event::Deliver(node));
-    }
-
-    fn ask(&mut self, node: usize, feed: &FeedId) {
-        let Some(owner) = self.exchange.members.iter().position(|member| *member == feed.member) else { return };
-        let from = self.nodes[node].follow_from(feed);
-        let follow = proto::Follow { feed: feed.to_string(), from, ..Default::default() };
-        self.send(node, owner, Frame::Follow(follow));
     }
 
     fn deliver(&mut self, node: usize) {
@@ -318,16 +411,19 @@ impl World {
         }
     }
 
-    fn send(&mut self, from: usize, to: usize, frame: Frame) {
-        let damageable = matches!(frame, Frame::Entries(_));
+    pub(crate) fn send(&mut self, from: usize, to: usize, frame: Frame) {
+        let damageable = matches!(frame, Frame::Entries(_) | Frame::Fills(_));
         let bytes = Bytes::from(proto::Frame { frame: Some(frame) }.encode_to_vec());
         let bytes = if self.nodes[from].newer { newer::frame(&bytes) } else { bytes };
         self.carry(from, to, bytes, damageable);
     }
 
-    fn carry(&mut self, from: usize, to: usize, mut bytes: Bytes, damageable: bool) {
+    pub(crate) fn carry(&mut self, from: usize, to: usize, mut bytes: Bytes, damageable: bool) {
+        if !self.passes(from, to) {
+            return;
+        }
         if self.trouble() {
-            if self.side[from] != self.side[to] || self.random.chance(8) {
+            if self.random.chance(8) {
                 return;
             }
             if self.random.chance(5) {
@@ -352,17 +448,15 @@ impl World {
         // What cannot be read ends a link, and the next one begins with the next tick.
         let Ok(proto::Frame { frame }) = proto::Frame::decode(bytes) else { return };
         match frame {
-            Some(Frame::Follow(proto::Follow { from: next, .. })) => {
-                let size = self.nodes[to].size(&self.nodes[to].feed);
-                if next <= size {
-                    self.nodes[to].followers.insert(from, next);
-                    for _ in 0..3 {
-                        self.send_batch(to, from);
-                    }
-                }
-            }
+            Some(Frame::Follow(follow)) => self.followed(from, to, &follow),
+            Some(Frame::Fills(fills)) => self.fills(from, to, &fills),
             Some(Frame::Entries(entries)) => self.entries(from, to, &entries),
             Some(Frame::Heads(heads)) => {
+                for head in &heads.heads {
+                    let Ok(note) = Note::parse(&head.checkpoint) else { continue };
+                    let Ok(Checkpoint { feed, size, .. }) = Checkpoint::parse_text(&note.text) else { continue };
+                    self.nodes[to].heads.insert((from, feed), head.held.unwrap_or(size));
+                }
                 let after = self.nodes[to].chain.newest().version();
                 if heads.roster_version > after {
                     self.send(to, from, Frame::RosterRequest(proto::RosterRequest { after }));
@@ -380,114 +474,6 @@ impl World {
             Some(_) => {}
             // What a newer version says beyond what is known here.
             None => self.unknown += 1,
-        }
-    }
-
-    fn send_batch(&mut self, node: usize, peer: usize) {
-        let reader = self.exchange.members[peer].clone();
-        if !self.nodes[node].knows(&reader) {
-            return;
-        }
-        let open = self.nodes[node].leaky || self.mutation == Some(Mutation::SkipAudience);
-        let entries_max = 1 + self.random.index(usize::try_from(ENTRIES_MAX).unwrap_or(1));
-        let Some(message) = self.nodes[node].batch(peer, &reader, entries_max, open) else { return };
-        self.note("batch", node, &message.encode_to_vec());
-        if !open {
-            self.check_shown(node, &reader, &message);
-        }
-        let message = if self.nodes[node].newer { newer::entries(message) } else { message };
-        self.send(node, peer, Frame::Entries(message));
-    }
-
-    /// An honest node shows nobody more than the header's roster and the newest that it holds allow.
-    fn check_shown(&mut self, node: usize, reader: &Member, message: &proto::Entries) {
-        let newest = self.nodes[node].chain.newest().version();
-        for item in &message.items {
-            let Some(Item::Envelope(envelope)) = &item.item else { continue };
-            let admitted = envelope::header_of(envelope).is_ok_and(|header| {
-                let by =
-                    |version| self.exchange.chain.at(version).is_some_and(|roster| may_read(&header, reader, roster));
-                by(header.roster_version) && by(newest)
-            });
-            if !admitted {
-                self.violations.push(format!("{}: {reader} was shown what it may not read", self.nodes[node].me));
-            }
-        }
-    }
-
-    fn entries(&mut self, from: usize, to: usize, message: &proto::Entries) {
-        let feed = self.exchange.feed(&self.exchange.members[from]);
-        let node = &mut self.nodes[to];
-        let (chain, me) = (node.chain.clone(), node.me.clone());
-        let state = node.following(&feed);
-        let verified = match verify_entries(state, message, &chain, &me) {
-            Err(fault) if self.mutation == Some(Mutation::AcceptAnyRoot) => unverified(state, message, fault),
-            verified => verified,
-        };
-        match verified {
-            Ok(batch) if self.mutation == Some(Mutation::StopAtFindings) && !batch.findings.is_empty() => {
-                self.refused += 1;
-            }
-            Ok(mut batch) => {
-                if self.mutation == Some(Mutation::SkipAudience) {
-                    keep_everything(&mut batch, message);
-                }
-                self.findings += batch.findings.len() as u64;
-                state.advance(&batch);
-                self.nodes[to].waiting.push(Work::Batch(Box::new(batch)));
-                self.soon(8, Event::Commit(to));
-            }
-            Err(fault) => {
-                self.refused += u64::from(fault.kind != FaultKind::Gap);
-                self.note("refused", to, fault.kind.word().as_bytes());
-                if let FaultKind::Equivocation(_) = fault.kind {
-                    self.violations.push(format!("{me}: {feed} was taken for two histories"));
-                }
-            }
-        }
-    }
-}
-
-/// What a follower would take if it did not look at the log.
-fn unverified(
-    state: &barid_core::follow::FollowState,
-    message: &proto::Entries,
-    fault: Fault,
-) -> Result<VerifiedBatch, Fault> {
-    let wrong = matches!(fault.kind, FaultKind::BadRoot | FaultKind::BadProof);
-    let Some(checkpoint) = state.newest.clone().filter(|_| wrong) else { return Err(fault) };
-    let mut frontier = state.frontier.clone();
-    let mut entries = Vec::new();
-    for item in &message.items {
-        let Some(Item::Envelope(envelope)) = &item.item else { continue };
-        let digest = envelope::digest(envelope);
-        frontier.append(&digest);
-        let content = VerifiedContent::Disclosed { envelope: envelope.clone(), header: None };
-        entries.push(VerifiedEntry { digest, content, held_back: None });
-    }
-    let (feed, first) = (state.feed.clone(), state.frontier.size());
-    Ok(VerifiedBatch {
-        feed,
-        first,
-        entries,
-        frontier,
-        checkpoint,
-        consistency_proof: Vec::new(),
-        findings: Vec::new(),
-    })
-}
-
-/// What a follower would keep if it did not ask for the audience.
-fn keep_everything(batch: &mut VerifiedBatch, message: &proto::Entries) {
-    let envelopes = message.items.iter().filter_map(|item| match &item.item {
-        Some(Item::Envelope(envelope)) => Some((envelope::digest(envelope), envelope)),
-        _ => None,
-    });
-    let envelopes: BTreeMap<Digest, &Bytes> = envelopes.collect();
-    for entry in &mut batch.entries {
-        if let Some(&envelope) = envelopes.get(&entry.digest) {
-            let header = envelope::header_of(envelope).ok().map(Arc::new);
-            entry.content = VerifiedContent::Disclosed { envelope: envelope.clone(), header };
         }
     }
 }

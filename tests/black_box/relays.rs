@@ -306,9 +306,9 @@ fn catching_up_through_a_relay_and_from_the_owner() {
     for round in 0..3 {
         for source in ["owner", "relay"] {
             if source == "owner" {
-                region.heal()
+                region.heal();
             } else {
-                region.cut()
+                region.cut();
             }
             std::fs::remove_dir_all(region.world.folder("ne").join("data")).unwrap();
             region.world.run("ne");
