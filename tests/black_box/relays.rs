@@ -179,9 +179,9 @@ impl Region {
         status.unwrap().into_inner()
     }
 
-    /// Morocco's feed as a member holds it.
+    /// Morocco's feed as a member holds it; nothing yet if it has just started.
     fn peer(&self, at: &'static str) -> proto::PeerStatus {
-        self.status(at).peers.into_iter().find(|peer| peer.member == "ma").unwrap()
+        self.status(at).peers.into_iter().find(|peer| peer.member == "ma").unwrap_or_default()
     }
 
     fn holds_all_of_ma(&self, at: &'static str) -> bool {
