@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use barid_core::feed::note::SigningKey;
-use barid_core::names::Member;
+use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use barid_core::roster::{ChainError, Role, Roster, RosterChain};
 use bytes::Bytes;
@@ -561,6 +561,10 @@ fn at(unix_seconds: u64) -> Option<pbjson_types::Timestamp> {
 impl api::Node for Node {
     fn peers(&self) -> Vec<proto::PeerStatus> {
         self.exchange.peers().snapshot().iter().map(|(member, peer)| self.peer(member, peer)).collect()
+    }
+
+    fn resume_feed<'a>(&'a self, feed: &'a FeedId) -> BoxFuture<'a, Result<bool, String>> {
+        Box::pin(self.exchange.resume_feed(feed))
     }
 
     fn alarms(&self) -> Vec<String> {

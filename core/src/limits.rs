@@ -40,6 +40,8 @@ pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 pub const CRL_BYTES_MAX: usize = 1 << 20;
 /// Hashes in one Merkle proof: trees have fewer than 2^63 leaves.
 pub const PROOF_HASHES_MAX: usize = 64;
+/// Evidence of two histories: two notes and a proof, in base64.
+pub const EQUIVOCATION_BYTES_MAX: usize = 4 * NOTE_BYTES_MAX;
 /// Largest evidence file: an envelope, its proofs, and a long chain of rosters.
 pub const EVIDENCE_BYTES_MAX: usize = 64 << 20;
 /// Parts of one evidence file: some hundred members' custody notes, and a long chain of rosters.

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use barid_core::limits::MESSAGE_BYTES_MAX;
-use barid_core::names::Member;
+use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use futures::future::BoxFuture;
 use tonic::Status;
@@ -50,6 +50,8 @@ pub trait Node: Send + Sync + 'static {
     fn peers(&self) -> Vec<proto::PeerStatus>;
     /// What needs an operator.
     fn alarms(&self) -> Vec<String>;
+    /// Follows a feed again of which two histories were seen; false if there is none of that name.
+    fn resume_feed<'a>(&'a self, feed: &'a FeedId) -> BoxFuture<'a, Result<bool, String>>;
     /// Reads certificates, lists and access rules again; says what changed.
     fn reload(&self) -> BoxFuture<'_, Result<Vec<String>, String>>;
 }

@@ -11,6 +11,7 @@ use super::{Api, errors, stored};
 use crate::access::Role;
 use crate::committer::Gate;
 use crate::rpc::operator_server::Operator;
+use crate::telemetry::{AuditEvent, audit};
 
 const READERS: [Role; 4] = [Role::Operator, Role::Auditor, Role::FocalPoint, Role::Agency];
 
@@ -72,5 +73,33 @@ impl Operator for Api {
         self.caller(request.extensions(), &[Role::Operator], "Operator.Reload")?;
         let changes = self.node.reload().await.map_err(Status::failed_precondition)?;
         Ok(Response::new(proto::ReloadResponse { changes }))
+    }
+
+    async fn get_forks(
+        &self,
+        request: Request<proto::GetForksRequest>,
+    ) -> Result<Response<proto::GetForksResponse>, Status> {
+        self.caller(request.extensions(), &[Role::Operator, Role::Auditor], "Operator.GetForks")?;
+        let forks = self.reading(|api| api.store().forks()).await?;
+        let fork = |fork: crate::store::ForkRecord| proto::Fork {
+            feed: fork.feed.to_string(),
+            evidence: fork.evidence,
+            resumed: fork.resumed,
+        };
+        Ok(Response::new(proto::GetForksResponse { forks: forks.into_iter().map(fork).collect() }))
+    }
+
+    async fn resume_feed(
+        &self,
+        request: Request<proto::ResumeFeedRequest>,
+    ) -> Result<Response<proto::ResumeFeedResponse>, Status> {
+        let caller = self.caller(request.extensions(), &[Role::Operator], "Operator.ResumeFeed")?;
+        let text = &request.get_ref().feed;
+        let feed = text.parse().map_err(|_| errors::argument("feed", text, "a feed such as ma.rabat.example/feed/1"))?;
+        if !self.node.resume_feed(&feed).await.map_err(Status::unavailable)? {
+            return Err(errors::argument("feed", text, "a feed of which two histories were seen here"));
+        }
+        audit(&AuditEvent { what: "feed-resumed", reason: "operator", who: &caller.path, subject: &feed, detail: &"" });
+        Ok(Response::new(proto::ResumeFeedResponse {}))
     }
 }

@@ -96,6 +96,19 @@ impl Client {
         Ok((summary, file))
     }
 
+    /// Feeds of which two histories were seen.
+    pub(super) async fn forks(&self) -> Result<Vec<proto::Fork>, Failure> {
+        let mut client = OperatorClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        Ok(client.get_forks(within(CALL_TIMEOUT, proto::GetForksRequest {})).await?.into_inner().forks)
+    }
+
+    /// Follows a feed again of which two histories were seen.
+    pub(super) async fn resume_feed(&self, feed: &str) -> Result<(), Failure> {
+        let request = proto::ResumeFeedRequest { feed: feed.to_owned() };
+        OperatorClient::new(self.channel.clone()).resume_feed(within(CALL_TIMEOUT, request)).await?;
+        Ok(())
+    }
+
     /// Operator.GetStatus.
     pub(super) async fn status(&self) -> Result<proto::GetStatusResponse, Failure> {
         let mut client = OperatorClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);

@@ -34,6 +34,8 @@ pub enum Exit {
     Invalid = 12,
     /// 13, `verify`: nothing can be said with this roster; a newer one is needed.
     Undecided = 13,
+    /// 14, `verify`: the file proves that one feed's key signed two histories.
+    TwoHistories = 14,
 }
 
 /// One field that a node refused.

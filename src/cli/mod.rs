@@ -4,7 +4,7 @@
 //! what is true (`core`). Commands return [`Exit`] or [`Failure`]; nothing here panics on what it is given.
 //!
 //! Exit codes: 0 done, 1 failed or refused, 2 unusable command line or file, 3 not reached in time; `verify` and `roster verify` add
-//! 10 signed only, 11 disputed, 12 invalid, 13 undecided.
+//! 10 signed only, 11 disputed, 12 invalid, 13 undecided, 14 two histories of one feed.
 
 mod args;
 mod bench;
@@ -16,6 +16,7 @@ mod demo;
 mod evidence;
 mod exchange;
 pub mod failure;
+mod feed;
 mod health;
 mod history;
 mod keys;
@@ -51,7 +52,7 @@ pub use tls::channel;
     name = "barid",
     version,
     disable_help_subcommand = true,
-    after_help = "Exit codes: 0 done, 1 failed or refused, 2 unusable command line or file, 3 not reached in time; verify: 10 signed only, 11 disputed, 12 invalid, 13 undecided."
+    after_help = "Exit codes: 0 done, 1 failed or refused, 2 unusable command line or file, 3 not reached in time; verify: 10 signed only, 11 disputed, 12 invalid, 13 undecided, 14 two histories."
 )]
 pub struct Cli {
     /// Write for machines: one JSON object a line.
@@ -88,6 +89,8 @@ enum Command {
     Health(health::HealthArgs),
     /// Run this member's node.
     Node(node::NodeArgs),
+    /// Feeds of which two histories were seen: list, prove, follow again.
+    Feed(feed::FeedArgs),
     /// Recover a feed that is in doubt into its next epoch, while the node is stopped.
     Recover(recover::RecoverArgs),
     /// Make the key of an epoch to come, to be kept offline.
@@ -173,6 +176,7 @@ fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Demo(args) => wait(demo::run(context, &args)),
         Command::Bench(args) => bench::run(context, &args),
         Command::Node(args) => node::run(context, &args),
+        Command::Feed(args) => wait(feed::run(context, &args)),
         Command::Recover(args) => recover::run(context, &args),
         Command::Keys(args) => keys::run(context, &args),
         Command::Roster(args) => roster::run(context, &args),

@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 
 use crate::store::{
-    CommitError, Committed, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Location, ReadError, RosterRecord, Store,
+    CommitError, Committed, Cosigned, CrlRecord, CursorRecord, CustodyRecord, ForkRecord, Location, ReadError, RosterRecord, Store,
 };
 
 pub use epoch::{NextEpoch, OpenEpochError, OpenedEpoch, closing, key_path, marked_epoch, open_epoch};
@@ -171,6 +171,8 @@ pub struct Kept {
     pub rosters: Vec<RosterRecord>,
     /// Verified revocation lists, DER.
     pub crls: Vec<CrlRecord>,
+    /// Feeds of which two histories were seen, and decisions about them.
+    pub forks: Vec<ForkRecord>,
 }
 
 impl Kept {

@@ -220,12 +220,13 @@ impl Writer {
             Work::Fill(filling, reply, permit) => self.take_fill(group, *filling, reply, permit),
             Work::Keep(kept, reply, permit) => {
                 group.kept_bytes += kept.bytes();
-                let Kept { cosigned, custody, cursors, rosters, crls } = kept;
+                let Kept { cosigned, custody, cursors, rosters, crls, forks } = kept;
                 group.commit.cosigned.extend(cosigned);
                 group.commit.custody.extend(custody);
                 group.commit.cursors.extend(cursors);
                 group.commit.rosters.extend(rosters);
                 group.commit.crls.extend(crls);
+                group.commit.forks.extend(forks);
                 group.releases.push(Release::Keep { reply, _permit: permit });
             }
             Work::Stop(_) => {}
@@ -436,6 +437,7 @@ fn is_empty(commit: &Commit) -> bool {
         && commit.cursors.is_empty()
         && commit.rosters.is_empty()
         && commit.crls.is_empty()
+        && commit.forks.is_empty()
 }
 
 fn disclosed(append: &Append) -> u64 {

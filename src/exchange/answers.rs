@@ -3,6 +3,7 @@
 //! In scope: verifying them in groups away from the reader, comparing each with the tree held here, noticing equivocation and doubt.
 //! Out of scope: making answers (the committer).
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -17,9 +18,10 @@ use barid_core::roster::Roster;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::forks::{self, Compared};
 use super::{NOTES_WAITING_MAX, REPEATED_BYTES_MAX, Shared};
 use crate::committer::Kept;
-use crate::store::{Cosigned, CustodyRecord, FeedTree, ReadError};
+use crate::store::{Cosigned, CustodyRecord, FeedTree, ForkRecord, ReadError};
 use crate::telemetry::{AuditEvent, audit};
 
 /// Something signed, not yet verified.
@@ -34,6 +36,8 @@ pub(crate) enum Signed {
     Checkpoint(Bytes, Option<u64>),
     /// A heartbeat.
     Heartbeat(proto::Cosigned),
+    /// How the peer's copy of a feed relates to ours.
+    Consistency(Box<proto::Consistency>),
     /// The peer's heads are complete.
     HeadsShown,
 }
@@ -63,11 +67,12 @@ pub(crate) async fn keep_all(shared: Arc<Shared>, peer: Member, mut waiting: mps
         let verifier = Verifier {
             shared: Arc::clone(&shared),
             peer: peer.clone(),
+            found: RefCell::default(),
             roster: shared.options.rosters.load().newest_shared(),
         };
         // Ended only by a panic, which has been reported.
         let Ok(kept) = tokio::task::spawn_blocking(move || verifier.verify_all(notes)).await else { continue };
-        if kept.cosigned.is_empty() && kept.custody.is_empty() {
+        if kept.cosigned.is_empty() && kept.custody.is_empty() && kept.forks.is_empty() {
             continue;
         }
         let (cosigned, custody) = (kept.cosigned.clone(), kept.custody.clone());
@@ -88,6 +93,7 @@ pub(crate) async fn keep_all(shared: Arc<Shared>, peer: Member, mut waiting: mps
 struct Verifier {
     shared: Arc<Shared>,
     peer: Member,
+    found: RefCell<Vec<ForkRecord>>,
     roster: Arc<Roster>,
 }
 
@@ -103,6 +109,7 @@ impl Verifier {
                 Signed::Custody(note) => self.custody(note).map(|record| kept.custody.extend(record)),
                 Signed::Checkpoint(note, held) => self.checkpoint(&note, held),
                 Signed::Heartbeat(beat) => self.heartbeat(&beat),
+                Signed::Consistency(shown) => self.consistency(&shown),
                 Signed::HeadsShown => {
                     self.shared.own.heads_shown(&self.peer);
                     self.shared.options.committer.peer_shown();
@@ -117,6 +124,7 @@ impl Verifier {
                 fault => self.report(fault.map(|_| ())),
             }
         }
+        kept.forks = self.found.take();
         kept
     }
 
@@ -226,27 +234,37 @@ impl Verifier {
     /// Compares a verified checkpoint with the tree held here. Another root means that the feed's key signed two histories. A larger
     /// one of our own feed means that this node has forgotten what it signed.
     fn compare(&self, signed: &SignedCheckpoint) -> Result<(), NoteFault> {
-        let Checkpoint { feed, size, root } = &signed.checkpoint;
-        let ours = self.root(feed, *size)?;
-        if ours == Some(*root) {
-            return Ok(());
-        }
+        let Checkpoint { feed, size, .. } = &signed.checkpoint;
+        let compared = self.shared.compare(signed)?;
         let own = self.shared.own_feed();
-        if feed.member == own.member && feed.epoch >= own.epoch {
+        if feed.member == own.member && feed.epoch >= own.epoch && !matches!(compared, Compared::Same) {
             let reason =
                 format!("{} holds a valid checkpoint of {feed} at size {size} that this node does not", self.peer);
             if self.shared.options.committer.doubt(reason.clone()) {
                 self.alarm("in-doubt", feed, &reason);
             }
-        } else if ours.is_some() {
-            let reason = format!("{} showed another root {root} at size {size}, signed by the feed's key", self.peer);
-            self.alarm("equivocation", feed, &reason);
-            tracing::error!(%feed, note = %String::from_utf8_lossy(&signed.note), "checkpoint of another history");
-            self.shared.peers.stop_feed(feed, &reason);
-        } else {
-            return Ok(());
+        }
+        match compared {
+            Compared::Same => return Ok(()),
+            Compared::Larger if feed.member == own.member => {}
+            Compared::Larger => {
+                if feed.member != self.peer {
+                    forks::ahead(&self.shared, &self.peer, signed.clone());
+                }
+                return Ok(());
+            }
+            Compared::Other(Some(evidence)) => self.found.borrow_mut().extend(self.shared.forked(&evidence, &self.peer)),
+            // Half of a catch-up: it is shown again on the next link.
+            Compared::Other(None) => tracing::error!(%feed, size, peer = %self.peer, "another history is shown, not proven yet"),
         }
         Err(NoteFault::OtherRoot(*size))
+    }
+
+    fn consistency(&self, shown: &proto::Consistency) -> Result<(), NoteFault> {
+        if let Some(evidence) = self.shared.consistency_shown(shown).map_err(bad)? {
+            self.found.borrow_mut().extend(self.shared.forked(&evidence, &self.peer));
+        }
+        Ok(())
     }
 
     fn alarm(&self, reason: &str, feed: &FeedId, text: &str) {

@@ -16,6 +16,7 @@ mod answers;
 mod dial;
 mod fills;
 mod follower;
+mod forks;
 mod gaps;
 mod heads;
 mod link;
@@ -161,6 +162,7 @@ pub(crate) struct Shared {
     /// Changes when entries came without content that others may have.
     new_gaps: watch::Sender<u64>,
     own: own::Own,
+    ahead: forks::Ahead,
     adopting: tokio::sync::Mutex<()>,
 }
 
@@ -179,6 +181,7 @@ impl Exchange {
                 relays: relays::Relays::default(),
                 gaps: gaps::Gaps::default(),
                 own: own::Own::default(),
+                ahead: forks::Ahead::default(),
                 new_gaps: watch::Sender::new(0),
                 adopting: tokio::sync::Mutex::default(),
             }),
@@ -201,6 +204,22 @@ impl Exchange {
     #[must_use]
     pub fn own_shown(&self) -> std::collections::BTreeMap<Member, OwnShown> {
         self.shared.own.shown()
+    }
+
+    /// Follows a feed again of which two histories were seen, from what is held here. False if there is no such feed.
+    ///
+    /// # Errors
+    /// If the decision cannot be kept.
+    pub async fn resume_feed(&self, feed: &FeedId) -> Result<bool, String> {
+        let store = Arc::clone(self.shared.store());
+        let forks = tokio::task::spawn_blocking(move || store.forks()).await.map_err(|error| error.to_string())?;
+        let forks = forks.map_err(|error| error.to_string())?;
+        let Some(fork) = forks.into_iter().find(|fork| fork.feed == *feed) else { return Ok(false) };
+        let decided = crate::store::ForkRecord { resumed: true, ..fork };
+        let kept = crate::committer::Kept { forks: vec![decided], ..crate::committer::Kept::default() };
+        self.shared.options.committer.keep(kept).await.map_err(|error| error.to_string())?;
+        self.shared.peers.resume_feed(feed);
+        Ok(true)
     }
 
     /// Speaks with `peer` over a stream of frames until it ends: what [`service`] and [`spawn_dialers`] do, for transports of other

@@ -3,7 +3,7 @@
 //! In scope: one table, written by links and read by the operator's API; which of two links to one peer stays. Out of scope: deciding
 //! anything from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use barid_core::names::{FeedId, Member};
@@ -41,6 +41,8 @@ struct Table {
     peers: BTreeMap<Member, Peer>,
     alarms: BTreeMap<String, u64>,
     stopped: BTreeMap<FeedId, String>,
+    /// Feeds with two histories that an operator has decided about.
+    decided: BTreeSet<FeedId>,
     links: u64,
 }
 
@@ -282,10 +284,27 @@ impl Peers {
         }
     }
 
-    /// Two histories of `feed` were seen: it is not followed until an operator decides.
-    pub(crate) fn stop_feed(&self, feed: &FeedId, why: &str) {
-        self.inner.table.lock().stopped.entry(feed.clone()).or_insert_with(|| why.to_owned());
-        self.alarm(format!("{feed} is no longer followed: {why}"));
+    /// Two histories of `feed` were seen: it is not followed until an operator decides. False if that was known, or decided.
+    pub(crate) fn stop_feed(&self, feed: &FeedId, why: &str) -> bool {
+        let mut table = self.inner.table.lock();
+        if table.decided.contains(feed) || table.stopped.contains_key(feed) {
+            return false;
+        }
+        table.stopped.insert(feed.clone(), why.to_owned());
+        drop(table);
+        self.alarm(stopped_alarm(feed, why));
+        true
+    }
+
+    /// An operator has decided that `feed` is followed as it is held here.
+    pub(crate) fn resume_feed(&self, feed: &FeedId) {
+        let mut table = self.inner.table.lock();
+        table.decided.insert(feed.clone());
+        if let Some(why) = table.stopped.remove(feed) {
+            table.alarms.remove(&stopped_alarm(feed, &why));
+        }
+        drop(table);
+        self.inner.changed.send_modify(|count| *count += 1);
     }
 
     pub(crate) fn is_stopped(&self, feed: &FeedId) -> bool {
@@ -297,6 +316,13 @@ impl Peers {
         for state in store.feeds() {
             if state.feed.member != own.member {
                 self.progress(&state.feed, state.checkpoint_size, Some(state.frontier.size()));
+            }
+        }
+        for fork in store.forks().unwrap_or_default() {
+            if fork.resumed {
+                self.resume_feed(&fork.feed);
+            } else {
+                self.stop_feed(&fork.feed, "two histories of it were seen");
             }
         }
         // A store that cannot be read says so to whoever needs it; this is only for show.
@@ -313,6 +339,10 @@ impl Peers {
     fn update(&self, peer: &Member, change: impl FnOnce(&mut PeerSnapshot)) {
         change(&mut self.inner.table.lock().peers.entry(peer.clone()).or_default().shown);
     }
+}
+
+fn stopped_alarm(feed: &FeedId, why: &str) -> String {
+    format!("{feed} is no longer followed: {why}; `barid feed` shows what proves it and resumes it")
 }
 
 impl Registration {

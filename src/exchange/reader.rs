@@ -19,6 +19,7 @@ use super::adopt::{adopt, rosters_after};
 use super::answers::{self, Signed};
 use super::fills::{Answer, FillRequest};
 use super::follower::Follower;
+use super::forks;
 use super::link::LinkError;
 use super::outbox::Outbox;
 use super::own::LinkNumber;
@@ -132,7 +133,7 @@ impl Reader {
                     self.follow_wanted();
                 }
                 () = sleep_until(due) => self.follow_due(),
-                _ = links.changed() => self.follow_relayed(),
+                _ = links.changed() => self.follow_wanted(),
                 () = sleep_until(self.look_again) => self.follow_relayed(),
                 _ = own.changed() => self.follow_own(),
                 _ = gate.changed() => self.follow_own(),
@@ -181,6 +182,14 @@ impl Reader {
                 // One that was not asked for, while another one is still being taken, is passed over.
                 let _ = self.answers.try_send(Answer::Fills(fills));
             }
+            Some(Frame::ConsistencyRequest(request)) => {
+                let shared = Arc::clone(&self.shared);
+                let answer = tokio::task::spawn_blocking(move || shared.consistency_of(&request)).await;
+                if let Ok(Some(answer)) = answer {
+                    self.outbox.push(Frame::Consistency(answer));
+                }
+            }
+            Some(Frame::Consistency(shown)) => self.sign(Signed::Consistency(Box::new(shown))).await,
             Some(Frame::AnswersRequest(request)) => self.answer_again(&request).await,
             Some(Frame::Fault(fault)) => self.fault(&fault)?,
             // A second greeting says nothing; what a newer version says is not for us.
@@ -394,10 +403,13 @@ impl Reader {
     fn refuse(&mut self, feed: &FeedId, fault: &Fault) {
         let reason = fault.kind.word();
         audit(&AuditEvent { what: "refused-batch", reason, who: &self.peer, subject: feed, detail: &fault.detail });
-        if let FaultKind::Equivocation { .. } = fault.kind {
-            let text = format!("{feed}: {}, shown by {}", fault.detail, self.peer);
-            audit(&AuditEvent { what: "alarm", reason, who: &self.peer, subject: feed, detail: &text });
-            self.shared.peers.stop_feed(feed, &text);
+        if matches!(fault.kind, FaultKind::BadProof | FaultKind::BadRoot) {
+            // A lie, or another history: that of the two which it is, the peer may prove.
+            forks::ask(&self.shared, &self.peer, feed);
+        }
+        if let FaultKind::Equivocation(evidence) = &fault.kind {
+            let (shared, found) = (Arc::clone(&self.shared), self.shared.forked(evidence, &self.peer));
+            tokio::spawn(async move { forks::keep(&shared, found).await });
             self.followers.remove(feed);
         } else if feed.member == self.shared.me {
             self.followers.remove(feed);

@@ -3,7 +3,7 @@
 //! In scope: pure checks and derivations. Out of scope: whether signatures and proofs hold (`core`), and durability.
 
 use barid_core::bulletin::vocabulary::MsgType;
-use barid_core::limits::{
+use barid_core::limits::{EQUIVOCATION_BYTES_MAX,
     COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX, COMMIT_NOTES_MAX, ENVELOPE_BYTES_MAX, NOTE_BYTES_MAX, PROOF_HASHES_MAX,
     ROSTER_BYTES_MAX, STORE_NAME_BYTES_MAX, TOPIC_BYTES_MAX,
 };
@@ -75,7 +75,10 @@ pub(super) fn check(commit: &Commit, size_of: impl Fn(&FeedId) -> Option<u64>) -
     }
     let lists =
         [commit.cosigned.len(), commit.custody.len(), commit.cursors.len(), commit.rosters.len(), commit.crls.len()];
-    if lists.iter().any(|len| *len > COMMIT_NOTES_MAX) {
+    if commit.forks.iter().any(|fork| fork.evidence.is_empty() || fork.evidence.len() > EQUIVOCATION_BYTES_MAX) {
+        return Err(format!("evidence of two histories of more than {EQUIVOCATION_BYTES_MAX} bytes, or none"));
+    }
+    if commit.forks.len() > COMMIT_NOTES_MAX || lists.iter().any(|len| *len > COMMIT_NOTES_MAX) {
         return Err(format!("more than {COMMIT_NOTES_MAX} notes, cursors or lists of one sort"));
     }
     commit.cosigned.iter().try_for_each(|cosigned| note(&cosigned.note, "cosigned checkpoint"))?;

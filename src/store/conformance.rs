@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::memory::MemoryStore;
 use super::{
-    Append, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Entry, Fill,
+    Append, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, ForkRecord, Entry, Fill,
     NewEntry, Refers, RosterRecord, Store,
 };
 
@@ -256,6 +256,7 @@ pub(crate) fn same(store: &dyn Store, model: &dyn Store, random: &mut Random) {
     assert_eq!(read_history(store), read_history(model));
     assert_eq!(store.rosters().unwrap(), model.rosters().unwrap());
     assert_eq!(store.crls().unwrap(), model.crls().unwrap());
+    assert_eq!(store.forks().unwrap(), model.forks().unwrap());
     for name in SUBSCRIPTIONS {
         assert_eq!(store.cursor(name).unwrap(), model.cursor(name).unwrap());
     }
@@ -522,6 +523,11 @@ impl Random {
             commit
                 .rosters
                 .push(RosterRecord { version: store.seq() + 1, note: format!("roster {}", store.seq()).into() });
+            commit.forks.push(ForkRecord {
+                feed: feed("tn", 1 + u32::try_from(self.below(2)).unwrap()),
+                evidence: format!("evidence {}", store.seq()).into(),
+                resumed: self.below(2) == 0,
+            });
             commit.crls.push(CrlRecord {
                 authority: format!("{}.example", self.below(2)),
                 der: store.seq().to_string().into(),

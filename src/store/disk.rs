@@ -27,7 +27,7 @@ use super::tree_cache::{TileCache, TileId};
 use super::view::references::Referrer;
 use super::window::Bounded;
 use super::{
-    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState,
+    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState, ForkRecord,
     Location, OpenError, ReadError, Refers, RosterRecord, Store, admit,
 };
 
@@ -554,6 +554,15 @@ impl Store for DiskStore {
             record.rest.rosters.get(at.place as usize).cloned().ok_or_else(|| dangling("roster"))
         };
         held.into_iter().map(roster).collect()
+    }
+
+    fn forks(&self) -> Result<Vec<ForkRecord>, ReadError> {
+        let held: Vec<NoteRef> = self.shared().state.read().forks.values().copied().collect();
+        let fork = |at: NoteRef| {
+            let record = self.log.record(at.position)?;
+            record.rest.forks.get(at.place as usize).cloned().ok_or_else(|| dangling("record of two histories"))
+        };
+        held.into_iter().map(fork).collect()
     }
 
     fn crls(&self) -> Result<Vec<CrlRecord>, ReadError> {

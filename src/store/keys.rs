@@ -18,6 +18,7 @@
 //! | `w` | feed, holder, time, [`NoteRef`] | | custody notes for what was filled in |
 //! | `r` | version | [`NoteRef`] | rosters |
 //! | `l` | authority | [`NoteRef`] | newest revocation list of each authority |
+//! | `k` | feed's origin | [`NoteRef`] | newest record of two histories of each feed |
 //! | `s` | subscription | arrival | acknowledged cursors |
 //!
 //! Numbers in keys are big-endian, so that keys sort as numbers do; in values little-endian. Names in the middle of a key have their
@@ -56,6 +57,7 @@ pub(super) const CUSTODY_NEWEST: u8 = b'v';
 pub(super) const CUSTODY_LATE: u8 = b'w';
 pub(super) const ROSTER: u8 = b'r';
 pub(super) const CRL: u8 = b'l';
+pub(super) const FORK: u8 = b'k';
 pub(super) const SUBSCRIPTION: u8 = b's';
 
 /// Ids whose times share all but the last 64 ms are in one bucket: few enough to look through, many enough to share a key.

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::admit::{self, Run};
 use super::tree_cache::{Edge, Tile, TileId};
 use super::{
-    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState,
+    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState, ForkRecord,
     Location, NewEntry, ReadError, Refers, RosterRecord, Store,
 };
 
@@ -36,6 +36,7 @@ struct Inner {
     cursors: HashMap<String, u64>,
     rosters: BTreeMap<u64, Bytes>,
     crls: BTreeMap<String, Bytes>,
+    forks: BTreeMap<String, ForkRecord>,
 }
 
 #[derive(Default)]
@@ -138,6 +139,7 @@ impl Inner {
         }
         self.cursors.extend(commit.cursors.iter().map(|cursor| (cursor.subscription.clone(), cursor.arrival)));
         self.rosters.extend(commit.rosters.iter().map(|roster| (roster.version, roster.note.clone())));
+        self.forks.extend(commit.forks.iter().map(|fork| (fork.feed.to_string(), fork.clone())));
         self.crls.extend(commit.crls.iter().map(|crl| (crl.authority.clone(), crl.der.clone())));
     }
 
@@ -409,6 +411,10 @@ impl Store for MemoryStore {
             .iter()
             .map(|(authority, der)| CrlRecord { authority: authority.clone(), der: der.clone() })
             .collect())
+    }
+
+    fn forks(&self) -> Result<Vec<ForkRecord>, ReadError> {
+        Ok(self.inner.lock().forks.values().cloned().collect())
     }
 
     fn cursor(&self, subscription: &str) -> Result<Option<u64>, ReadError> {

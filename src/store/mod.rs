@@ -60,6 +60,8 @@ pub struct Commit {
     pub rosters: Vec<RosterRecord>,
     /// Revocation lists that are newer than those held; the last one of an authority is the one held.
     pub crls: Vec<CrlRecord>,
+    /// Feeds of which two histories were seen, and decisions about them; the last one of a feed is the one that counts.
+    pub forks: Vec<ForkRecord>,
     /// Unix time in ms, for the record only.
     pub time_unix_ms: u64,
 }
@@ -178,6 +180,17 @@ pub struct CrlRecord {
     pub authority: String,
     /// The list, DER.
     pub der: Bytes,
+}
+
+/// Two histories of one feed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForkRecord {
+    /// Which feed.
+    pub feed: FeedId,
+    /// The file that proves it.
+    pub evidence: Bytes,
+    /// Whether an operator has decided to follow the feed again.
+    pub resumed: bool,
 }
 
 /// What a commit became. Shared by everyone who reads the newest entries.
@@ -442,6 +455,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Revocation lists held: the newest of each authority.
     fn crls(&self) -> Result<Vec<CrlRecord>, ReadError>;
+
+    /// Feeds of which two histories were seen: the newest record of each.
+    fn forks(&self) -> Result<Vec<ForkRecord>, ReadError>;
 
     /// Progress of a named subscription.
     fn cursor(&self, subscription: &str) -> Result<Option<u64>, ReadError>;

@@ -31,6 +31,7 @@ pub(super) struct State {
     pub(super) cursors: HashMap<String, u64>,
     pub(super) rosters: BTreeMap<u64, NoteRef>,
     pub(super) crls: BTreeMap<String, NoteRef>,
+    pub(super) forks: BTreeMap<String, NoteRef>,
     /// Notes that the view has not taken in yet, with the number of their commit.
     pub(super) pending_cosigned: VecDeque<(u64, FeedNumber, Cosigned)>,
     pub(super) pending_custody: VecDeque<(u64, FeedNumber, CustodyRecord, Custody)>,
@@ -168,6 +169,7 @@ impl State {
             cursors: HashMap::new(),
             rosters: BTreeMap::new(),
             crls: BTreeMap::new(),
+            forks: BTreeMap::new(),
             pending_cosigned: VecDeque::new(),
             pending_custody: VecDeque::new(),
             pending_references: VecDeque::new(),
@@ -261,6 +263,9 @@ impl State {
         }
         for (crl, place) in commit.crls.iter().zip(0..) {
             self.crls.insert(crl.authority.clone(), NoteRef { position, place });
+        }
+        for (fork, place) in commit.forks.iter().zip(0..) {
+            self.forks.insert(fork.feed.to_string(), NoteRef { position, place });
         }
         self.window.push(committed, &pending.append_feeds);
         pending

@@ -207,7 +207,8 @@ fn cost(committed: &Committed) -> usize {
         commit.rosters.iter().map(|roster| roster.note.len()).chain(commit.crls.iter().map(|crl| crl.der.len()));
     let filled = commit.fills.iter().flat_map(|fill| &fill.entries).map(|(_, entry)| entry);
     let entries = commit.appends.iter().flat_map(|append| &append.entries).chain(filled).map(entry_cost);
-    entries.chain(notes).chain(rosters).sum::<usize>() + ENTRY_OVERHEAD_BYTES
+    let forks = commit.forks.iter().map(|fork| fork.evidence.len());
+    entries.chain(notes).chain(rosters).chain(forks).sum::<usize>() + ENTRY_OVERHEAD_BYTES
 }
 
 fn disclosed_before(committed: &Committed, place: usize) -> u64 {

@@ -261,6 +261,153 @@ fn an_old_backup_is_not_continued_and_loses_nothing() {
     nobody_sees_two_histories(&world, &MEMBERS);
 }
 
+/// A second node with the same keys, from a copy of the first one's folder, on other ports.
+struct Second {
+    folder: std::path::PathBuf,
+    node: Option<std::process::Child>,
+}
+
+impl Second {
+    fn of(world: &World, member: &str) -> Self {
+        let folder = world.folder(member).with_file_name(format!("{member}-copy"));
+        copy(&world.folder(member), &folder);
+        let port = |line: &str| line.rsplit_once(':').unwrap().1.trim_matches('"').parse::<u16>().unwrap();
+        let path = folder.join("node.toml");
+        let config = fs::read_to_string(&path).unwrap();
+        let moved = config.lines().map(|line| match line {
+            // Peers cannot dial it; it dials them.
+            line if line.starts_with("listen_exchange") => String::new(),
+            line if line.starts_with("listen_api") => format!("listen_api = \"127.0.0.1:{}\"", port(line) + 1),
+            line => line.to_owned(),
+        });
+        let config = moved.collect::<Vec<_>>().join("\n");
+        fs::write(&path, config).unwrap();
+        let client = folder.join("clients/police-hq/client.toml");
+        let profile = fs::read_to_string(&client).unwrap();
+        let endpoint = profile.lines().find(|line| line.starts_with("endpoint")).unwrap().to_owned();
+        let moved = format!("endpoint = \"127.0.0.1:{}\"", port(&endpoint) + 1);
+        fs::write(&client, profile.replace(&endpoint, &moved)).unwrap();
+        let operator = folder.join("clients/operator/client.toml");
+        fs::write(&operator, fs::read_to_string(&operator).unwrap().replace(&endpoint, &moved)).unwrap();
+        Self { folder, node: None }
+    }
+
+    fn run(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.folder.join("node.log")).unwrap();
+        let node = Command::new(env!("CARGO_BIN_EXE_barid"))
+            .args(["node", "--config"])
+            .arg(self.folder.join("node.toml"))
+            .stdout(std::process::Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.node = Some(node);
+        until("the copy serves", || self.told("operator", &["health"]).status.success());
+    }
+
+    fn told(&self, name: &str, args: &[&str]) -> Output {
+        let profile = self.folder.join("clients").join(name).join("client.toml");
+        let mut all = vec!["--json", "--profile", profile.to_str().unwrap()];
+        all.extend(args);
+        barid(&all)
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut node) = self.node.take() {
+            let _ = node.kill();
+            let _ = node.wait();
+        }
+    }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[test]
+fn of_two_nodes_with_one_key_one_goes_on_and_nothing_is_reported_that_was_not_signed() {
+    let mut world = World::logging("info");
+    let feed = "ma.rabat.example/feed/1";
+    known_to_all(&world, "ma");
+    world.kill("ma");
+    let mut second = Second::of(&world, "ma");
+    world.run("ma");
+    assert_eq!(Desk::of(&world, "ma").publish(5), 5);
+    until("peers hold it", || ["ly", "tn", "ne"].iter().all(|peer| size(&world, peer, feed) == 6));
+    second.run();
+    until("the copy is in doubt", || {
+        let status = second.told("operator", &["status"]);
+        text(&status.stdout).contains("in-doubt: ")
+    });
+    let draft = world.draft("second.json", &example("stolen-passport.fr.json", |_| ()));
+    let refused = second.told("police-hq", &["publish", &draft, "--timeout", "10"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stdout));
+    second.kill();
+    assert!(publish_one(&world, "ma").status.success(), "the first one goes on");
+    until("and peers follow it", || ["ly", "tn", "ne"].iter().all(|peer| size(&world, peer, feed) == 7));
+    nobody_sees_two_histories(&world, &MEMBERS);
+}
+
+#[test]
+fn two_histories_that_were_signed_are_proven_kept_and_stop_the_feed_until_an_operator_decides() {
+    let mut world = World::logging("info");
+    let feed = "ma.rabat.example/feed/1";
+    known_to_all(&world, "ma");
+    world.kill("ma");
+    let mut second = Second::of(&world, "ma");
+    // Both go on alone, each with another history: the first is heard by ly and ne, the copy by tn.
+    world.kill("tn");
+    world.run("ma");
+    assert_eq!(Desk::of(&world, "ma").publish(2), 2);
+    until("ly and ne hold it", || ["ly", "ne"].iter().all(|peer| size(&world, peer, feed) == 3));
+    for member in ["ma", "ly", "ne"] {
+        world.kill(member);
+    }
+    second.run();
+    let draft = world.draft("second.json", &example("stolen-passport.fr.json", |_| ()));
+    until("the copy publishes alone", || {
+        let published = second.told("police-hq", &["publish", &draft, "--timeout", "10"]);
+        published.status.success()
+    });
+    for _ in 0..3 {
+        assert!(second.told("police-hq", &["publish", &draft, "--timeout", "10"]).status.success());
+    }
+    world.run("tn");
+    until("tn holds the copy's history", || size(&world, "tn", feed) == 5);
+    second.kill();
+    world.run("ly");
+
+    // ly holds 3 entries, tn another 5: one of them asks the other for what proves it.
+    let stopped = |world: &World, member: &str| {
+        let forks = world.told(member, "operator", &["feed", "forks"]);
+        forks.iter().any(|fork| fork["feed"] == feed && fork["resumed"] != true)
+    };
+    until("it is found", || stopped(&world, "ly") || stopped(&world, "tn"));
+    let finder = if stopped(&world, "ly") { "ly" } else { "tn" };
+    assert!(!world.records(finder, &["alarm", "equivocation", feed]).is_empty());
+    assert!(status(&world, finder)["alarms"].to_string().contains(feed));
+    let path = world.roster().with_file_name("two.txt").to_str().unwrap().to_owned();
+    world.told(finder, "operator", &["feed", "evidence", feed, "-o", &path]);
+    assert_eq!(verify(&world, &path), Some(14));
+    let altered = fs::read_to_string(&path).unwrap().replacen("smaller ", "smaller A", 1);
+    fs::write(world.roster().with_file_name("altered.txt"), altered).unwrap();
+    let altered = world.roster().with_file_name("altered.txt");
+    assert_eq!(verify(&world, altered.to_str().unwrap()), Some(12));
+
+    // A restart does not forget it; an operator's decision is kept, too.
+    world.kill(finder);
+    let finder = *MEMBERS.iter().find(|member| **member == finder).unwrap();
+    world.run(finder);
+    assert!(stopped(&world, finder) && status(&world, finder)["alarms"].to_string().contains(feed));
+    world.told(finder, "operator", &["feed", "resume", feed]);
+    assert!(!stopped(&world, finder));
+    world.kill(finder);
+    world.run(finder);
+    assert!(!stopped(&world, finder));
+}
+
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     let copied = Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status().unwrap();

@@ -1,13 +1,23 @@
 //! Two histories signed by one feed's key.
 //!
-//! In scope: telling from verified checkpoints, and keeping what proves it. A proof that merely fails is its sender's fault and no
-//! evidence. Out of scope: what to do about it.
+//! In scope: telling from verified checkpoints, keeping what proves it, and the file that proves it to others (docs/protocol.md §9.1). A proof
+//! that merely fails is its sender's fault and no evidence. Out of scope: what to do about it.
 
 use std::fmt;
+use std::fmt::Write as _;
 
-use crate::feed::checkpoint::SignedCheckpoint;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::feed::checkpoint::{Checkpoint, CheckpointError, SignedCheckpoint};
+use crate::feed::note::{Note, NoteError};
 use crate::feed::tree::verify_consistency;
-use crate::names::Hash;
+use crate::limits::{EQUIVOCATION_BYTES_MAX, PROOF_HASHES_MAX};
+use crate::names::{FeedId, Hash};
+use crate::roster::Roster;
+
+/// First line of the file, with its newline: how it is told from other evidence.
+pub const HEADING: &str = "barid equivocation v1\n";
 
 /// Two checkpoints, validly signed by one feed's keys, of which neither extends the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +63,88 @@ impl Equivocation {
             other_root: *other_root,
             proof: proof.to_vec(),
         })
+    }
+}
+
+/// Why a file does not prove two histories.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EquivocationError {
+    /// Not of the form that is expected; which part.
+    #[error("it has no valid {0}")]
+    Form(&'static str),
+    /// A checkpoint in it is not one.
+    #[error("a checkpoint in it: {0}")]
+    Note(#[from] NoteError),
+    /// A checkpoint in it is not signed by the keys that the roster lists for its feed.
+    #[error("a checkpoint in it: {0}")]
+    Checkpoint(#[from] CheckpointError),
+    /// The checkpoints are of two feeds.
+    #[error("its checkpoints are of two feeds, {0} and {1}")]
+    TwoFeeds(FeedId, FeedId),
+    /// One may extend the other.
+    #[error("it does not show that neither checkpoint extends the other")]
+    NotShown,
+}
+
+impl Equivocation {
+    /// Which feed.
+    #[must_use]
+    pub fn feed(&self) -> &FeedId {
+        &self.smaller.checkpoint.feed
+    }
+
+    /// The file that proves it to anybody who holds the roster.
+    #[must_use]
+    pub fn format(&self) -> String {
+        let mut text = HEADING.to_owned();
+        let mut line = |name: &str, bytes: &[u8]| writeln!(text, "{name} {}", STANDARD.encode(bytes));
+        // Writing into a string does not fail.
+        let _ = line("smaller", &self.smaller.note);
+        let _ = line("larger", &self.larger.note);
+        let _ = line("root", &self.other_root.0);
+        self.proof.iter().for_each(|hash| _ = line("proof", &hash.0));
+        text
+    }
+
+    /// Reads and verifies such a file with the feed's keys in `roster`; it must be written as [`Self::format`] does.
+    ///
+    /// # Errors
+    /// See [`EquivocationError`].
+    pub fn verify(file: &[u8], roster: &Roster) -> Result<Self, EquivocationError> {
+        use EquivocationError::Form;
+        let text = std::str::from_utf8(file).ok().filter(|text| text.len() <= EQUIVOCATION_BYTES_MAX);
+        let text = text.and_then(|text| text.strip_prefix(HEADING)).ok_or(Form("heading"))?;
+        let mut lines = text.lines();
+        let mut next = |name: &'static str| -> Result<Vec<u8>, EquivocationError> {
+            let line = lines.next().and_then(|line| line.strip_prefix(name)?.strip_prefix(' ')).ok_or(Form(name))?;
+            STANDARD.decode(line).map_err(|_| Form(name))
+        };
+        let (smaller, larger) = (next("smaller")?, next("larger")?);
+        let hash = |bytes: Vec<u8>, name| <[u8; 32]>::try_from(bytes).map(Hash).map_err(|_| Form(name));
+        let other_root = hash(next("root")?, "root")?;
+        let mut proof = Vec::new();
+        for line in lines {
+            let bytes = line.strip_prefix("proof ").and_then(|line| STANDARD.decode(line).ok());
+            proof.push(hash(bytes.ok_or(Form("proof"))?, "proof")?);
+            if proof.len() > PROOF_HASHES_MAX {
+                return Err(Form("proof"));
+            }
+        }
+        let verified = |note: &[u8]| -> Result<SignedCheckpoint, EquivocationError> {
+            let feed = Checkpoint::parse_text(&Note::parse(note)?.text)?.feed;
+            Ok(SignedCheckpoint::verify(note, &roster.feed_keys(&feed))?)
+        };
+        let (smaller, larger) = (verified(&smaller)?, verified(&larger)?);
+        let feeds = (&smaller.checkpoint.feed, &larger.checkpoint.feed);
+        if feeds.0 != feeds.1 {
+            return Err(EquivocationError::TwoFeeds(feeds.0.clone(), feeds.1.clone()));
+        }
+        let shown = Self::between(&smaller, &larger)
+            .filter(|shown| shown.other_root == other_root && proof.is_empty())
+            .or_else(|| Self::by_proof(&smaller, &larger, &other_root, &proof));
+        let shown = shown.ok_or(EquivocationError::NotShown)?;
+        // One way to write it: also the notes hold nothing beside what was verified.
+        if shown.format().as_bytes() == file { Ok(shown) } else { Err(Form("canonical form")) }
     }
 }
 

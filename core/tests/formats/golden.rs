@@ -11,6 +11,8 @@ use barid_core::feed::cosignature::{cosign, verify_cosigned, with_cosignatures};
 use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::{Note, SigningKey};
 use barid_core::feed::tlog_proof::TlogProof;
+use barid_core::feed::tree::{consistency_proof, root_at};
+use barid_core::follow::Equivocation;
 use barid_core::roster::RosterChain;
 use bytes::Bytes;
 
@@ -105,4 +107,35 @@ fn evidence_convinces_as_ever() {
     for version in [1, 2] {
         assert_eq!(verify(&file, chain().at(version).unwrap()).outcome, Outcome::Witnessed);
     }
+}
+
+/// The same size with two roots, and a larger tree that commits to another root at a smaller size.
+#[test]
+fn two_histories_are_proven_as_ever() {
+    let chain = chain();
+    let (ours, mut other) = (tree(), barid_core::feed::tree::MemoryTree::new());
+    (0..SIZE + 3).for_each(|n| other.append(&envelope::digest(format!("EXERCISE other {n}").as_bytes())));
+    let pair = |size| {
+        let (smaller, larger) = (checkpoint(&ours, SIZE), checkpoint(&other, size));
+        let root = root_at(&other, SIZE).unwrap();
+        Equivocation::between(&smaller, &larger)
+            .or_else(|| Equivocation::by_proof(&smaller, &larger, &root, &consistency_proof(&other, SIZE, size).unwrap()))
+            .unwrap()
+    };
+    for (name, size) in [("equivocation-one-size.txt", SIZE), ("equivocation-two-sizes.txt", SIZE + 3)] {
+        let file = golden(name, pair(size).format().as_bytes());
+        assert_eq!(Equivocation::verify(&file, chain.newest()).unwrap(), pair(size));
+        for at in 0..file.len() {
+            let mut altered = file.to_vec();
+            altered[at] ^= 1;
+            assert!(Equivocation::verify(&altered, chain.newest()).is_err(), "{name}: byte {at}");
+        }
+    }
+    // What extends proves nothing.
+    let (smaller, larger) = (checkpoint(&other, 5), checkpoint(&other, SIZE));
+    let same = root_at(&other, 5).unwrap();
+    assert_eq!(
+        Equivocation::by_proof(&smaller, &larger, &same, &consistency_proof(&other, 5, SIZE).unwrap()),
+        None
+    );
 }

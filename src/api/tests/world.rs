@@ -108,6 +108,10 @@ impl Node for Alone {
         Vec::new()
     }
 
+    fn resume_feed<'a>(&'a self, _feed: &'a barid_core::names::FeedId) -> BoxFuture<'a, Result<bool, String>> {
+        Box::pin(async { Ok(false) })
+    }
+
     fn reload(&self) -> BoxFuture<'_, Result<Vec<String>, String>> {
         Box::pin(async { Ok(Vec::new()) })
     }

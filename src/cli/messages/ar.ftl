@@ -91,6 +91,8 @@ error-keys-not-listed = القائمة { $path } لا تذكر { $member }.
 error-keys-exist = { $path } موجود من قبل؛ لم يُصنع مفتاح.
     .why = لا يُكتب مفتاح فوق آخر أبدًا.
     .next = اختر اسمًا آخر.
+error-feed-no-fork = لم ترَ العقدة تاريخين للسجلّ { $feed }.
+    .next = انظر أيها موجود: barid feed forks
 error-output = تعذّرت كتابة المخرجات.
     .next = تحقّق من وجهتها.
 error-internal = أخفق البرنامج نفسه.
@@ -302,6 +304,16 @@ recover-closed = أُغلق: { $feed } عند { $nEntries ->
    *[other] { $nEntries } قيدًا
 }، الجذر { $root }
 recover-next = شغّل العقدة. ثم سلّم الأمانة حجم السجلّ المغلق وجذره من أجل القائمة، ومفتاح الحقبة التالية لهذه: barid keys FILE
+feed-no-forks = لم يُظهر أي سجلّ تاريخين هنا.
+feed-fork-stopped = { $feed }: تاريخان؛ لا يُتابَع
+feed-fork-resumed = { $feed }: تاريخان؛ يُتابَع من جديد بقرار مشغّل
+feed-evidence-written = كُتب: { $path }. يمكن لكل من لديه القائمة أن يتحقق منه: barid verify { $path } --roster ROSTER
+feed-resumed = يُتابَع { $feed } من جديد، مما تملكه هذه العقدة منه.
+verify-two-histories = تاريخان: وقّع مفتاح { $feed } شجرتين لا تمدّ إحداهما الأخرى. عند { $nEntries ->
+    [one] { $nEntries } قيد
+   *[other] { $nEntries } قيدًا
+} جذراهما:
+verify-two-histories-meaning = هذا يثبت أن المفتاح صنع الاثنتين؛ ولا يثبت أكان ذلك عمدًا أم بآلة منسوخة أم بسارق. اسأل العضو، واطلب من الحكّام إغلاق الحقبة.
 keys-made = كُتب: { $path }، المفتاح الخاص لـ { $feed }. احفظه بعيدًا عن الشبكة؛ لا يقرؤه إلا صاحبه.
 keys-next = سلّم هذه الأسطر وحدها إلى الأمانة من أجل خانة عضوك في القائمة:
 
@@ -536,6 +548,13 @@ help-status = عرض حالة العقدة ونظرائها.
 help-health = السؤال هل العقدة في الخدمة؛ للحاويات.
 help-health-timeout = ثواني انتظار الجواب.
 help-health-service = خدمة gRPC المعنية؛ فارغ: العقدة كلها.
+help-feed = سجلّات ظهر لها تاريخان: سردها وإثباتها ومتابعتها من جديد.
+help-feed-forks = سرد السجلّات التي ظهر لها تاريخان.
+help-feed-evidence = كتابة الملف الذي يثبت تاريخين لسجلّ، من أجل `barid verify`.
+help-feed-evidence-feed = السجلّ: `ma.rabat.example/feed/1`.
+help-feed-evidence-output = الملف الذي يُكتب؛ ولا يُكتب فوق آخر أبدًا.
+help-feed-resume = متابعة مثل هذا السجلّ من جديد، مما تملكه العقدة منه.
+help-feed-resume-feed = السجلّ: `ma.rabat.example/feed/1`.
 help-recover = استعادة سجلّ مشكوك فيه في حقبته التالية، والعقدة متوقفة.
 help-recover-config = إعدادات العقدة، ويجب أن تكون متوقفة.
 help-recover-next-key = المفتاح الخاص لسجلّ الحقبة التالية كما تذكره القائمة؛ يُكرَّر إن ذكرت القائمة اثنين للحقبة.

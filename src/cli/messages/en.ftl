@@ -92,6 +92,8 @@ error-keys-not-listed = The roster { $path } does not list { $member }.
 error-keys-exist = { $path } exists already; no key was made.
     .why = A key is never written over another.
     .next = Choose another name.
+error-feed-no-fork = The node has seen no two histories of { $feed }.
+    .next = See which there are: barid feed forks
 error-output = The output cannot be written.
     .next = Check where it goes.
 error-internal = The program itself failed.
@@ -294,6 +296,16 @@ recover-closed = Closed: { $feed } at { $nEntries ->
    *[other] { $nEntries } entries
 }, root { $root }
 recover-next = Start the node. Then give the secretariat the closed feed's size and root for the roster, and the key of the next epoch but this one: barid keys FILE
+feed-no-forks = No feed has shown two histories here.
+feed-fork-stopped = { $feed }: two histories; it is not followed
+feed-fork-resumed = { $feed }: two histories; followed again, by an operator's decision
+feed-evidence-written = Written: { $path }. Anyone who holds the roster can check it: barid verify { $path } --roster ROSTER
+feed-resumed = { $feed } is followed again, from what this node holds of it.
+verify-two-histories = TWO HISTORIES: the key of { $feed } signed two trees of which neither extends the other. At { $nEntries ->
+    [one] { $nEntries } entry
+   *[other] { $nEntries } entries
+} they have the roots:
+verify-two-histories-meaning = This proves that the key made both; not whether by intent, by a copied machine or by a thief. Ask the member, and the governors to close the epoch.
 keys-made = Written: { $path }, the private key of { $feed }. Keep it offline; only its owner may read it.
 keys-next = Give these lines, and nothing else, to the secretariat for your member's entry in the roster:
 

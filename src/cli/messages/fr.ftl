@@ -91,6 +91,8 @@ error-keys-not-listed = La liste { $path } ne connaît pas { $member }.
 error-keys-exist = { $path } existe déjà ; aucune clé n'a été faite.
     .why = Une clé n'en remplace jamais une autre.
     .next = Choisissez un autre nom.
+error-feed-no-fork = Le nœud n'a pas vu deux histoires de { $feed }.
+    .next = Voyez lesquelles il connaît : barid feed forks
 error-output = Impossible d'écrire la sortie.
     .next = Vérifiez sa destination.
 error-internal = Le programme lui-même a échoué.
@@ -293,6 +295,16 @@ recover-closed = Clos : { $feed } à { $nEntries ->
    *[other] { $nEntries } entrées
 }, racine { $root }
 recover-next = Démarrez le nœud. Puis remettez au secrétariat la taille et la racine du journal clos pour la liste des membres, et la clé de l'époque d'après : barid keys FICHIER
+feed-no-forks = Aucun journal n'a montré deux histoires ici.
+feed-fork-stopped = { $feed } : deux histoires ; il n'est pas suivi
+feed-fork-resumed = { $feed } : deux histoires ; de nouveau suivi, par décision d'un opérateur
+feed-evidence-written = Écrit : { $path }. Quiconque détient la liste peut le vérifier : barid verify { $path } --roster LISTE
+feed-resumed = { $feed } est de nouveau suivi, à partir de ce que ce nœud en détient.
+verify-two-histories = DEUX HISTOIRES : la clé de { $feed } a signé deux arbres dont aucun ne prolonge l'autre. À { $nEntries ->
+    [one] { $nEntries } entrée
+   *[other] { $nEntries } entrées
+} leurs racines sont :
+verify-two-histories-meaning = Cela prouve que la clé a fait les deux ; non si ce fut à dessein, par une machine copiée ou par un voleur. Interrogez le membre, et demandez aux gouverneurs de clore l'époque.
 keys-made = Écrit : { $path }, la clé privée de { $feed }. Gardez-la hors ligne ; seul son propriétaire peut la lire.
 keys-next = Remettez ces lignes, et rien d'autre, au secrétariat pour l'entrée de votre membre dans la liste :
 
@@ -527,6 +539,13 @@ help-status = Montrer l'état du nœud et de ses pairs.
 help-health = Demander si le nœud est en service ; pour les conteneurs.
 help-health-timeout = Secondes d'attente d'une réponse.
 help-health-service = Service gRPC en question ; vide : le nœud entier.
+help-feed = Journaux dont deux histoires ont été vues : lister, prouver, suivre de nouveau.
+help-feed-forks = Lister les journaux dont deux histoires ont été vues.
+help-feed-evidence = Écrire le fichier qui prouve deux histoires d'un journal, pour `barid verify`.
+help-feed-evidence-feed = Journal : `ma.rabat.example/feed/1`.
+help-feed-evidence-output = Fichier à écrire ; jamais par-dessus un autre.
+help-feed-resume = Suivre de nouveau un tel journal, à partir de ce que le nœud en détient.
+help-feed-resume-feed = Journal : `ma.rabat.example/feed/1`.
 help-recover = Rétablir, dans son époque suivante, un journal en doute, le nœud étant arrêté.
 help-recover-config = Configuration du nœud, qui doit être arrêté.
 help-recover-next-key = Clé privée du journal de l'époque suivante, telle que la liste la connaît ; à répéter si la liste en connaît deux pour l'époque.

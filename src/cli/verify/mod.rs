@@ -4,6 +4,7 @@
 //! scope: the judgement itself (`core::evidence`).
 
 mod faults;
+mod histories;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use barid_core::bulletin::times::Time;
+use barid_core::follow::EQUIVOCATION_HEADING;
 use barid_core::evidence::{EvidenceParts, Outcome, Report, Verdict, verify};
 use barid_core::limits::{EVIDENCE_BYTES_MAX, ROSTER_BYTES_MAX};
 use barid_core::names::Member;
@@ -58,6 +60,9 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<Exit, Failure>
     };
     let trusted = trusted(&path)?;
     let file = read(&args.file, EVIDENCE_BYTES_MAX)?;
+    if file.starts_with(EQUIVOCATION_HEADING.as_bytes()) {
+        return histories::judge(context, &file, &trusted);
+    }
     let verdict = verify(&file, &trusted);
     let delivery = verdict.report.as_ref().map(|report| delivery(&file, report)).unwrap_or_default();
     let judged = Judged { path: path.display().to_string(), trusted, verdict, delivery };

@@ -20,7 +20,7 @@ use sha2::Digest as _;
 
 use crate::store::admit;
 use crate::store::{
-    Append, Commit, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Fill, NewEntry, RosterRecord,
+    Append, Commit, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Fill, ForkRecord, NewEntry, RosterRecord,
 };
 
 /// Length of a frame.
@@ -121,6 +121,15 @@ pub(in crate::store) fn encode_head(commit: &Commit, seq: u64, previous: &Hash, 
             .crls
             .iter()
             .map(|crl| proto::RecordCrl { authority: crl.authority.clone(), der: crl.der.clone() })
+            .collect(),
+        forks: commit
+            .forks
+            .iter()
+            .map(|fork| proto::RecordFork {
+                feed: fork.feed.to_string(),
+                evidence: fork.evidence.clone(),
+                resumed: fork.resumed,
+            })
             .collect(),
         time_unix_ms: commit.time_unix_ms,
         fills: commit.fills.iter().map(encode_fill).collect(),
@@ -298,6 +307,7 @@ impl Record {
                 .into_iter()
                 .map(|roster| RosterRecord { version: roster.version, note: roster.note })
                 .collect(),
+            forks: head.forks.into_iter().map(decode_fork).collect::<Result<_, _>>()?,
             crls: head.crls.into_iter().map(|crl| CrlRecord { authority: crl.authority, der: crl.der }).collect(),
             time_unix_ms: head.time_unix_ms,
         };
@@ -515,6 +525,11 @@ fn decode_append(append: proto::RecordAppend, arrival: &mut u64, start: &mut usi
         consistency_proof,
     };
     Ok(RecordedAppend { append, slots })
+}
+
+fn decode_fork(fork: proto::RecordFork) -> Result<ForkRecord, String> {
+    let feed = fork.feed.parse().map_err(|_| format!("`{}` is no feed", fork.feed))?;
+    Ok(ForkRecord { feed, evidence: fork.evidence, resumed: fork.resumed })
 }
 
 fn decode_cosigned(cosigned: proto::RecordCosigned) -> Result<Cosigned, String> {

@@ -294,6 +294,11 @@ impl View {
         self.named(keys::CRL, note_ref)
     }
 
+    /// Feeds of which two histories were seen, by origin.
+    pub(in crate::store) fn forks(&self) -> Result<Vec<(String, NoteRef)>, ReadError> {
+        self.named(keys::FORK, note_ref)
+    }
+
     /// Acknowledged cursors by subscription.
     pub(in crate::store) fn cursors(&self) -> Result<Vec<(String, u64)>, ReadError> {
         self.named(keys::SUBSCRIPTION, |value| {

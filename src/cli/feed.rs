@@ -1,0 +1,101 @@
+//! `barid feed`: feeds of which two histories were seen: which, the proof, and following one again.
+//!
+//! In scope: asking the node as its operator or auditor. Out of scope: finding and proving (`exchange`), verifying the file (`verify`).
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use barid_core::names::FeedId;
+use barid_core::proto;
+use clap::{Args, Subcommand};
+
+use super::client::Client;
+use super::{Context, Exit, Failure, say};
+
+/// What to do about them.
+#[derive(Debug, Args)]
+pub(super) struct FeedArgs {
+    #[command(subcommand)]
+    command: FeedCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum FeedCommand {
+    /// List the feeds of which two histories were seen.
+    Forks,
+    /// Write the file that proves two histories of a feed, for `barid verify`.
+    Evidence(EvidenceArgs),
+    /// Follow such a feed again, from what the node holds of it.
+    Resume(ResumeArgs),
+}
+
+#[derive(Debug, Args)]
+struct EvidenceArgs {
+    /// Feed: `ma.rabat.example/feed/1`.
+    #[arg(value_name = "FEED")]
+    feed: FeedId,
+    /// File to write; never over another.
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct ResumeArgs {
+    /// Feed: `ma.rabat.example/feed/1`.
+    #[arg(value_name = "FEED")]
+    feed: FeedId,
+}
+
+pub(super) async fn run(context: &Context, args: &FeedArgs) -> Result<Exit, Failure> {
+    let client = Client::open(&context.profile()?)?;
+    let messages = &context.messages;
+    match &args.command {
+        FeedCommand::Forks => {
+            let forks = client.forks().await?;
+            if context.output.is_json() {
+                forks.iter().try_for_each(|fork| context.output.json(fork))?;
+            } else if forks.is_empty() {
+                context.output.line(&messages.text("feed-no-forks"))?;
+            }
+            for fork in forks.iter().filter(|_| !context.output.is_json()) {
+                let id = if fork.resumed { "feed-fork-resumed" } else { "feed-fork-stopped" };
+                let text = match id {
+                    "feed-fork-resumed" => say!(messages, "feed-fork-resumed", feed = &fork.feed),
+                    _ => say!(messages, "feed-fork-stopped", feed = &fork.feed),
+                };
+                context.output.line(&text)?;
+            }
+        }
+        FeedCommand::Evidence(args) => {
+            let feed = args.feed.to_string();
+            let fork = client.forks().await?.into_iter().find(|fork| fork.feed == feed);
+            let fork = fork.ok_or_else(|| Failure::new("feed-no-fork").with("feed", &feed))?;
+            write(&args.output, &fork)?;
+            let path = args.output.display().to_string();
+            if context.output.is_json() {
+                context.output.json(&serde_json::json!({"file": path, "feed": feed}))?;
+            } else {
+                context.output.line(&say!(messages, "feed-evidence-written", path = &path))?;
+            }
+        }
+        FeedCommand::Resume(args) => {
+            let feed = args.feed.to_string();
+            client.resume_feed(&feed).await?;
+            if context.output.is_json() {
+                context.output.json(&serde_json::json!({"resumed": feed}))?;
+            } else {
+                context.output.line(&say!(messages, "feed-resumed", feed = &feed))?;
+            }
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn write(path: &Path, fork: &proto::Fork) -> Result<(), Failure> {
+    let unwritable = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => Failure::usage("file-exists").path(path),
+        _ => Failure::new("file-unwritable").path(path).because(&error),
+    };
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(path).map_err(unwritable)?;
+    file.write_all(&fork.evidence).and_then(|()| file.sync_all()).map_err(unwritable)
+}

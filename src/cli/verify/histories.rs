@@ -1,0 +1,40 @@
+//! The file that proves two histories of one feed.
+
+use barid_core::follow::Equivocation;
+use barid_core::roster::Roster;
+use serde_json::json;
+
+use crate::cli::{Context, Exit, Failure, say};
+
+/// Judges it by the roster that is trusted.
+pub(super) fn judge(context: &Context, file: &[u8], trusted: &Roster) -> Result<Exit, Failure> {
+    let (messages, output) = (&context.messages, &context.output);
+    let found = match Equivocation::verify(file, trusted) {
+        Ok(found) => found,
+        Err(error) => {
+            if output.is_json() {
+                output.json(&json!({"result": "invalid", "exit": Exit::Invalid as u8, "reason": error.to_string()}))?;
+            } else {
+                output.lines([messages.text("verify-invalid"), messages.value(&error.to_string())])?;
+            }
+            return Ok(Exit::Invalid);
+        }
+    };
+    let feed = found.feed().to_string();
+    let (smaller, larger) = (&found.smaller.checkpoint, &found.larger.checkpoint);
+    if output.is_json() {
+        output.json(&json!({
+            "result": "two-histories", "exit": Exit::TwoHistories as u8, "feed": feed, "size": smaller.size,
+            "roots": [smaller.root.to_string(), found.other_root.to_string()], "largerSize": larger.size,
+            "trusted": {"version": trusted.version()},
+        }))?;
+    } else {
+        output.lines([
+            say!(messages, "verify-two-histories", feed = &feed, nEntries = smaller.size),
+            messages.value(&smaller.root.to_string()),
+            messages.value(&found.other_root.to_string()),
+            messages.text("verify-two-histories-meaning"),
+        ])?;
+    }
+    Ok(Exit::TwoHistories)
+}

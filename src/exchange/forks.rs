@@ -1,0 +1,189 @@
+//! Two histories of one feed: found by comparing what is shown with what is held, proven, kept, and told.
+//!
+//! In scope: the comparison, the questions and answers that a proof needs, stopping the feed. Out of scope: what proves it (`core::follow`), and
+//! deciding (an operator).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use barid_core::feed::checkpoint::SignedCheckpoint;
+use barid_core::feed::tree::{consistency_proof, root_at};
+use barid_core::follow::Equivocation;
+use barid_core::limits::PROOF_HASHES_MAX;
+use barid_core::names::{FeedId, Hash, Member};
+use barid_core::proto;
+use barid_core::proto::frame::Frame;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::Shared;
+use crate::committer::Kept;
+use crate::store::{FeedTree, ForkRecord, ReadError};
+use crate::telemetry::{AuditEvent, audit};
+
+/// How long a checkpoint that a peer shows may be ahead of what is held, before the peer is asked how the two relate: a catch-up that is under
+/// way on a slow line settles most.
+const SETTLES_IN: Duration = Duration::from_secs(10);
+
+/// Checkpoints that peers show and that are larger than what is held: the newest by feed and peer, as many as the roster has of both.
+#[derive(Default)]
+pub(crate) struct Ahead {
+    shown: Mutex<BTreeMap<(FeedId, Member), SignedCheckpoint>>,
+}
+
+/// How a verified checkpoint relates to what is held.
+pub(crate) enum Compared {
+    /// It is of the same history.
+    Same,
+    /// It is larger than what is held.
+    Larger,
+    /// It is of another history; the evidence, if what is held can prove it.
+    Other(Option<Box<Equivocation>>),
+}
+
+impl Shared {
+    /// Compares a verified checkpoint with the copy held here. Blocks.
+    pub(crate) fn compare(&self, signed: &SignedCheckpoint) -> Result<Compared, ReadError> {
+        let (feed, size) = (&signed.checkpoint.feed, signed.checkpoint.size);
+        let held = self.store().feed(feed).map(|state| state.frontier).unwrap_or_default();
+        if held.size() < size {
+            return Ok(Compared::Larger);
+        }
+        let tree = FeedTree { store: self.store().as_ref(), feed };
+        let ours = if held.size() == size { held.root() } else { root_at(&tree, size)? };
+        if ours == signed.checkpoint.root {
+            return Ok(Compared::Same);
+        }
+        let Some(larger) = self.signed_from(feed, size)? else { return Ok(Compared::Other(None)) };
+        let proof = consistency_proof(&tree, size, larger.checkpoint.size)?;
+        let evidence = Equivocation::between(signed, &larger)
+            .or_else(|| Equivocation::by_proof(signed, &larger, &ours, &proof));
+        Ok(Compared::Other(evidence.map(Box::new)))
+    }
+
+    /// A signed checkpoint of the copy held, of this size or larger, and not larger than the copy.
+    fn signed_from(&self, feed: &FeedId, size: u64) -> Result<Option<SignedCheckpoint>, ReadError> {
+        let keys = self.options.rosters.load().newest().feed_keys(feed);
+        let Some(state) = self.store().feed(feed) else { return Ok(None) };
+        let held = state.frontier.size();
+        let mut notes = Vec::new();
+        if state.checkpoint_size == held {
+            notes.push(state.checkpoint);
+        } else {
+            let covering = self.store().cosigned_covering(feed, size.saturating_sub(1))?;
+            notes.extend(covering.into_iter().filter(|note| note.size <= held).map(|note| note.note));
+        }
+        let signed = notes.into_iter().filter_map(|note| SignedCheckpoint::verify(&note, &keys).ok());
+        Ok(signed.into_iter().find(|signed| signed.checkpoint.size >= size))
+    }
+
+    /// The newest signed checkpoint of the copy held, to ask a peer about.
+    fn signed_newest(&self, feed: &FeedId) -> Result<Option<SignedCheckpoint>, ReadError> {
+        let Some(state) = self.store().feed(feed) else { return Ok(None) };
+        if state.checkpoint_size == state.frontier.size() {
+            return self.signed_from(feed, state.checkpoint_size);
+        }
+        let keys = self.options.rosters.load().newest().feed_keys(feed);
+        let notes = self.store().cosigned_newest(feed)?.into_iter();
+        let fitting = notes.filter(|note| note.size <= state.frontier.size()).max_by_key(|note| note.size);
+        Ok(fitting.and_then(|note| SignedCheckpoint::verify(&note.note, &keys).ok()))
+    }
+
+    /// Two histories are proven: the feed stops and operators are told. What is to be kept, unless it is known. `by` showed it.
+    pub(crate) fn forked(&self, evidence: &Equivocation, by: &Member) -> Option<ForkRecord> {
+        let feed = evidence.feed();
+        let text = format!("{evidence}, shown by {by}");
+        if !self.peers.stop_feed(feed, &text) {
+            return None;
+        }
+        audit(&AuditEvent { what: "alarm", reason: "equivocation", who: by, subject: feed, detail: &text });
+        Some(ForkRecord { feed: feed.clone(), evidence: Bytes::from(evidence.format()), resumed: false })
+    }
+
+    /// What another peer's answer proves. Blocks.
+    pub(crate) fn consistency_shown(&self, shown: &proto::Consistency) -> Result<Option<Equivocation>, String> {
+        let feed: FeedId = shown.feed.parse().map_err(|_| "the feed's name".to_owned())?;
+        let hash = |bytes: &Bytes| <[u8; 32]>::try_from(bytes.as_ref()).map(Hash).map_err(|_| "a hash".to_owned());
+        if shown.consistency_proof.len() > PROOF_HASHES_MAX {
+            return Err("the length of the proof".into());
+        }
+        let proof = shown.consistency_proof.iter().map(hash).collect::<Result<Vec<_>, _>>()?;
+        let root = hash(&shown.root)?;
+        let keys = self.options.rosters.load().newest().feed_keys(&feed);
+        let theirs = SignedCheckpoint::verify(&shown.checkpoint, &keys).map_err(|error| error.to_string())?;
+        let ours = self.signed_from(&feed, shown.size).map_err(|error| error.to_string())?;
+        let Some(ours) = ours else { return Ok(None) };
+        if ours.checkpoint.size != shown.size {
+            // Our copy has grown meanwhile: it is compared as it is now.
+            return match self.compare(&theirs).map_err(|error| error.to_string())? {
+                Compared::Other(evidence) => Ok(evidence.map(|evidence| *evidence)),
+                Compared::Same | Compared::Larger => Ok(None),
+            };
+        }
+        Ok(Equivocation::between(&ours, &theirs).or_else(|| Equivocation::by_proof(&ours, &theirs, &root, &proof)))
+    }
+
+    /// Our copy at an earlier size, for a peer whose copy does not fit. Blocks.
+    pub(crate) fn consistency_of(&self, request: &proto::ConsistencyRequest) -> Option<proto::Consistency> {
+        let feed: FeedId = request.feed.parse().ok()?;
+        let state = self.store().feed(&feed)?;
+        let held = state.frontier.size();
+        if request.size == 0 || request.size > held || state.checkpoint_size != held {
+            return None;
+        }
+        let tree = FeedTree { store: self.store().as_ref(), feed: &feed };
+        let (root, proof) = (root_at(&tree, request.size).ok()?, consistency_proof(&tree, request.size, held).ok()?);
+        Some(proto::Consistency {
+            feed: request.feed.clone(),
+            size: request.size,
+            root: Bytes::copy_from_slice(&root.0),
+            checkpoint: state.checkpoint,
+            consistency_proof: proof.iter().map(|hash| Bytes::copy_from_slice(&hash.0)).collect(),
+        })
+    }
+}
+
+/// Asks `peer` how its copy of a feed relates to ours. The answer comes over the link, if at all.
+pub(crate) fn ask(shared: &Arc<Shared>, peer: &Member, feed: &FeedId) {
+    let (shared, peer, feed) = (Arc::clone(shared), peer.clone(), feed.clone());
+    tokio::task::spawn_blocking(move || match shared.signed_newest(&feed) {
+        Ok(Some(ours)) if ours.checkpoint.size > 0 => {
+            let request = proto::ConsistencyRequest { feed: feed.to_string(), size: ours.checkpoint.size };
+            shared.peers.tell(&peer, Frame::ConsistencyRequest(request));
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%feed, %error, "a copy cannot be compared"),
+    });
+}
+
+/// `peer` shows more of a feed than is held: it is compared once the feed has come so far, and if it does not, the peer is asked.
+pub(crate) fn ahead(shared: &Arc<Shared>, peer: &Member, signed: SignedCheckpoint) {
+    let key = (signed.checkpoint.feed.clone(), peer.clone());
+    if shared.ahead.shown.lock().insert(key.clone(), signed).is_some() {
+        return;
+    }
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        tokio::time::sleep(SETTLES_IN).await;
+        let Some(signed) = shared.ahead.shown.lock().remove(&key) else { return };
+        let (feed, peer) = key;
+        let comparing = Arc::clone(&shared);
+        let compared = tokio::task::spawn_blocking(move || comparing.compare(&signed)).await;
+        match compared {
+            Ok(Ok(Compared::Larger)) => ask(&shared, &peer, &feed),
+            Ok(Ok(Compared::Other(Some(evidence)))) => keep(&shared, shared.forked(&evidence, &peer)).await,
+            // What cannot be read is told elsewhere.
+            Ok(_) | Err(_) => {}
+        }
+    });
+}
+
+/// Keeps what was found, beyond a restart.
+pub(crate) async fn keep(shared: &Shared, found: Option<ForkRecord>) {
+    let Some(fork) = found else { return };
+    let feed = fork.feed.clone();
+    if let Err(failure) = shared.options.committer.keep(Kept { forks: vec![fork], ..Kept::default() }).await {
+        tracing::error!(%feed, %failure, "evidence of two histories could not be kept");
+    }
+}
