@@ -95,7 +95,8 @@ impl Operator for Api {
     ) -> Result<Response<proto::ResumeFeedResponse>, Status> {
         let caller = self.caller(request.extensions(), &[Role::Operator], "Operator.ResumeFeed")?;
         let text = &request.get_ref().feed;
-        let feed = text.parse().map_err(|_| errors::argument("feed", text, "a feed such as ma.rabat.example/feed/1"))?;
+        let feed =
+            text.parse().map_err(|_| errors::argument("feed", text, "a feed such as ma.rabat.example/feed/1"))?;
         if !self.node.resume_feed(&feed).await.map_err(Status::unavailable)? {
             return Err(errors::argument("feed", text, "a feed of which two histories were seen here"));
         }

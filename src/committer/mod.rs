@@ -28,7 +28,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 
 use crate::store::{
-    CommitError, Committed, Cosigned, CrlRecord, CursorRecord, CustodyRecord, ForkRecord, Location, ReadError, RosterRecord, Store,
+    CommitError, Committed, Cosigned, CrlRecord, CursorRecord, CustodyRecord, ForkRecord, Location, ReadError,
+    RosterRecord, Store,
 };
 
 pub use epoch::{NextEpoch, OpenEpochError, OpenedEpoch, closing, key_path, marked_epoch, open_epoch};

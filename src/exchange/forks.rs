@@ -57,8 +57,8 @@ impl Shared {
         }
         let Some(larger) = self.signed_from(feed, size)? else { return Ok(Compared::Other(None)) };
         let proof = consistency_proof(&tree, size, larger.checkpoint.size)?;
-        let evidence = Equivocation::between(signed, &larger)
-            .or_else(|| Equivocation::by_proof(signed, &larger, &ours, &proof));
+        let evidence =
+            Equivocation::between(signed, &larger).or_else(|| Equivocation::by_proof(signed, &larger, &ours, &proof));
         Ok(Compared::Other(evidence.map(Box::new)))
     }
 

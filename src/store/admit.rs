@@ -3,9 +3,9 @@
 //! In scope: pure checks and derivations. Out of scope: whether signatures and proofs hold (`core`), and durability.
 
 use barid_core::bulletin::vocabulary::MsgType;
-use barid_core::limits::{EQUIVOCATION_BYTES_MAX,
-    COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX, COMMIT_NOTES_MAX, ENVELOPE_BYTES_MAX, NOTE_BYTES_MAX, PROOF_HASHES_MAX,
-    ROSTER_BYTES_MAX, STORE_NAME_BYTES_MAX, TOPIC_BYTES_MAX,
+use barid_core::limits::{
+    COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX, COMMIT_NOTES_MAX, ENVELOPE_BYTES_MAX, EQUIVOCATION_BYTES_MAX, NOTE_BYTES_MAX,
+    PROOF_HASHES_MAX, ROSTER_BYTES_MAX, STORE_NAME_BYTES_MAX, TOPIC_BYTES_MAX,
 };
 use barid_core::names::{Digest, FeedId, Member, Undisclosed};
 use barid_core::proto;

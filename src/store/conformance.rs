@@ -16,8 +16,8 @@ use uuid::Uuid;
 
 use super::memory::MemoryStore;
 use super::{
-    Append, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, ForkRecord, Entry, Fill,
-    NewEntry, Refers, RosterRecord, Store,
+    Append, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Entry, Fill,
+    ForkRecord, NewEntry, Refers, RosterRecord, Store,
 };
 
 const ALL: usize = usize::MAX;

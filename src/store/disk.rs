@@ -27,8 +27,8 @@ use super::tree_cache::{TileCache, TileId};
 use super::view::references::Referrer;
 use super::window::Bounded;
 use super::{
-    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState, ForkRecord,
-    Location, OpenError, ReadError, Refers, RosterRecord, Store, admit,
+    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState,
+    ForkRecord, Location, OpenError, ReadError, Refers, RosterRecord, Store, admit,
 };
 
 /// Whose store, and how it uses the machine.

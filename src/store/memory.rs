@@ -16,8 +16,8 @@ use uuid::Uuid;
 use super::admit::{self, Run};
 use super::tree_cache::{Edge, Tile, TileId};
 use super::{
-    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState, ForkRecord,
-    Location, NewEntry, ReadError, Refers, RosterRecord, Store,
+    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState,
+    ForkRecord, Location, NewEntry, ReadError, Refers, RosterRecord, Store,
 };
 
 /// A [`Store`] in memory.

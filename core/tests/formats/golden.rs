@@ -119,7 +119,9 @@ fn two_histories_are_proven_as_ever() {
         let (smaller, larger) = (checkpoint(&ours, SIZE), checkpoint(&other, size));
         let root = root_at(&other, SIZE).unwrap();
         Equivocation::between(&smaller, &larger)
-            .or_else(|| Equivocation::by_proof(&smaller, &larger, &root, &consistency_proof(&other, SIZE, size).unwrap()))
+            .or_else(|| {
+                Equivocation::by_proof(&smaller, &larger, &root, &consistency_proof(&other, SIZE, size).unwrap())
+            })
             .unwrap()
     };
     for (name, size) in [("equivocation-one-size.txt", SIZE), ("equivocation-two-sizes.txt", SIZE + 3)] {
@@ -134,8 +136,5 @@ fn two_histories_are_proven_as_ever() {
     // What extends proves nothing.
     let (smaller, larger) = (checkpoint(&other, 5), checkpoint(&other, SIZE));
     let same = root_at(&other, 5).unwrap();
-    assert_eq!(
-        Equivocation::by_proof(&smaller, &larger, &same, &consistency_proof(&other, 5, SIZE).unwrap()),
-        None
-    );
+    assert_eq!(Equivocation::by_proof(&smaller, &larger, &same, &consistency_proof(&other, 5, SIZE).unwrap()), None);
 }

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use barid_core::bulletin::times::Time;
-use barid_core::follow::EQUIVOCATION_HEADING;
 use barid_core::evidence::{EvidenceParts, Outcome, Report, Verdict, verify};
+use barid_core::follow::EQUIVOCATION_HEADING;
 use barid_core::limits::{EVIDENCE_BYTES_MAX, ROSTER_BYTES_MAX};
 use barid_core::names::Member;
 use barid_core::proto;
