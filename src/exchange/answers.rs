@@ -254,11 +254,11 @@ impl Verifier {
                 return Ok(());
             }
             Compared::Other(Some(evidence)) => {
-                self.found.borrow_mut().extend(self.shared.forked(&evidence, &self.peer))
+                self.found.borrow_mut().extend(self.shared.forked(&evidence, &self.peer));
             }
             // Half of a catch-up: it is shown again on the next link.
             Compared::Other(None) => {
-                tracing::error!(%feed, size, peer = %self.peer, "another history is shown, not proven yet")
+                tracing::error!(%feed, size, peer = %self.peer, "another history is shown, not proven yet");
             }
         }
         Err(NoteFault::OtherRoot(*size))
