@@ -220,6 +220,15 @@ async fn serve<T, F: Future<Output = T> + Send>(
         lists.held.take(&list);
     }
     let verifier = |policy| Verifier::new(trust.clone(), lists.held.clone(), policy, grace_seconds);
+    // Somebody else's certificate would make this node speak as that one. One that has expired is an alarm: the node still serves its own.
+    if let Some(certificate) = credentials.certificate()
+        && let Err(refused) =
+            verifier(Policy::Exactly(SpiffeId::node(&trust_domain))).identify(&certificate, UnixTime::now())
+        && ["another-identity", "wrong-ca", "unknown-member", "not-a-node"].contains(&refused.reason)
+    {
+        let path = config.text.certificate.display();
+        return Err(AppError::Transport(format!("{path} would be refused: {refused}")));
+    }
     let connections = Connections::default();
 
     let (shutdown, stopping) = watch::channel(false);

@@ -149,6 +149,7 @@ impl NodeConfig {
         if read.epoch == 0 {
             return Err("epoch: `0` is not 1 or more".into());
         }
+        crate::telemetry::filter(&read.log).map_err(|error| format!("log: {error}"))?;
         let endpoints = read
             .endpoints
             .iter()
@@ -190,6 +191,10 @@ mod tests {
         let example = include_str!("node.example.toml");
         let unknown = format!("colour = \"red\"\n{example}");
         assert!(NodeConfig::parse(&unknown, Path::new("/")).unwrap_err().contains("colour"));
+        for silent in ["loud", "loud,,", "info,barid"] {
+            let example = example.replace("log = \"info\"", &format!("log = \"{silent}\""));
+            assert!(NodeConfig::parse(&example, Path::new("/")).unwrap_err().starts_with("log:"), "{silent}");
+        }
         let inside = example.replace("keys = \"keys\"", "keys = \"data/keys\"");
         assert!(NodeConfig::parse(&inside, Path::new("/")).unwrap_err().starts_with("keys:"));
     }

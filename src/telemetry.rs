@@ -5,6 +5,7 @@
 use std::fmt;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -36,9 +37,22 @@ pub fn audit(event: &AuditEvent<'_>) {
     );
 }
 
-/// Starts logging to standard error: `filter` as in `RUST_LOG` ("info,barid=debug"), JSON lines or text. May be called once.
-pub fn init(filter: &str, json: bool) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+/// A log filter as in `RUST_LOG` ("info,barid=debug"). Whatever it says, auditable events are recorded.
+///
+/// # Errors
+/// What cannot be read. A bare word must be a level: as the name of a module it would silence everything else.
+pub fn filter(text: &str) -> Result<EnvFilter, String> {
+    let bare = |part: &&str| !part.contains(['=', '[']) && part.trim().parse::<LevelFilter>().is_err();
+    if let Some(part) = text.split(',').find(bare) {
+        return Err(format!("`{}` is not off, error, warn, info, debug or trace, or target=level", part.trim()));
+    }
+    let audited = "barid::audit=info".parse().map_err(|error| format!("{error}"))?;
+    EnvFilter::try_new(text).map(|filter| filter.add_directive(audited)).map_err(|error| error.to_string())
+}
+
+/// Starts logging to standard error: `filter` as [`filter()`] reads it, JSON lines or text. May be called once.
+pub fn init(text: &str, json: bool) {
+    let filter = filter(text).unwrap_or_else(|_| EnvFilter::new("info"));
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let started =

@@ -24,13 +24,26 @@ const CATCHING_UP_RETRY: Duration = Duration::from_secs(5);
 /// After how long to try again when the disk is full.
 const DISK_FULL_RETRY: Duration = Duration::from_secs(60);
 
+/// Text of field errors in one refusal: with base64 and the rest of the trailer it stays below the 16 KiB that HTTP/2 peers take. Those that
+/// come after are told when these are mended.
+const DETAILS_BYTES_MAX: usize = 6 << 10;
+
 /// Fields of a draft that break rules.
 pub(super) fn invalid(error: &Invalid) -> Status {
     let violation = |field: &barid_core::bulletin::FieldError| {
         FieldViolation::new(&field.field, format!("`{}` is not {}", field.found, field.expected))
     };
-    let violations: Vec<_> = error.0.iter().map(violation).collect();
-    let message = format!("{} field(s) break a rule; nothing was stored", violations.len());
+    let mut bytes = 0;
+    let violations: Vec<_> = error
+        .0
+        .iter()
+        .map(violation)
+        .take_while(|violation| {
+            bytes += violation.field.len() + violation.description.len();
+            bytes <= DETAILS_BYTES_MAX
+        })
+        .collect();
+    let message = format!("{} field(s) break a rule; nothing was stored", error.0.len());
     Status::with_error_details(Code::InvalidArgument, message, ErrorDetails::with_bad_request(violations))
 }
 

@@ -52,7 +52,8 @@ impl Client {
         &self,
         request: proto::SubscribeRequest,
     ) -> Result<Streaming<proto::SubscribeResponse>, Failure> {
-        Ok(self.focal_point().subscribe(request).await?.into_inner())
+        let answer = self.focal_point().subscribe(request).await;
+        Ok(answer.map_err(|status| Failure::from_status(&status).of_reading())?.into_inner())
     }
 
     /// FocalPoint.Acknowledge.
@@ -69,7 +70,8 @@ impl Client {
     /// FocalPoint.History.
     pub(super) async fn history(&self, request: proto::HistoryRequest) -> Result<proto::HistoryResponse, Failure> {
         let mut client = self.focal_point().max_decoding_message_size(PAGE_BYTES_MAX);
-        Ok(client.history(within(CALL_TIMEOUT, request)).await?.into_inner())
+        let answer = client.history(within(CALL_TIMEOUT, request)).await;
+        Ok(answer.map_err(|status| Failure::from_status(&status).of_reading())?.into_inner())
     }
 
     /// Audit.ExportEvidence: what the file comes to, and the whole file.

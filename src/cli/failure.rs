@@ -138,11 +138,20 @@ impl Failure {
         self
     }
 
+    /// A refused question is not a refused bulletin.
+    #[must_use]
+    pub fn of_reading(self) -> Self {
+        if self.id == "refused-fields" { self.told_as("refused-arguments") } else { self }
+    }
+
     /// From a node's refusal of `what` (an rpc's name, for machines).
     #[must_use]
     pub fn from_status(status: &tonic::Status) -> Self {
         use tonic::Code;
+        // A source is ours: the line was cut, not answered. What the node says itself has none.
+        let cut = std::error::Error::source(status).is_some();
         let (id, exit) = match status.code() {
+            Code::Unknown | Code::Internal if cut => ("unavailable", Exit::NotReached),
             Code::Unavailable => ("unavailable", Exit::NotReached),
             // Cancelled is what our own side says when its time is over.
             Code::DeadlineExceeded | Code::Cancelled => ("deadline", Exit::NotReached),
@@ -364,6 +373,14 @@ mod tests {
         assert_eq!(Failure::from_status(&tonic::Status::unavailable("")).exit_code(), Exit::NotReached);
         assert_eq!(Failure::from_status(&tonic::Status::deadline_exceeded("")).exit_code(), Exit::NotReached);
         assert_eq!(Failure::from_status(&tonic::Status::permission_denied("")).exit_code(), Exit::Failure);
+    }
+
+    #[test]
+    fn a_line_that_was_cut_is_no_refusal() {
+        let cut = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "peer closed connection");
+        let status = tonic::Status::from_error(Box::new(cut));
+        assert_eq!(Failure::from_status(&status).exit_code(), Exit::NotReached, "{status:?}");
+        assert_eq!(Failure::from_status(&tonic::Status::unknown("")).exit_code(), Exit::Failure);
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, F
     let timeout = Duration::from_secs(u64::from(args.timeout));
     let deadline = Instant::now() + timeout;
     let client = Client::open(&profile)?;
-    let again = format!("barid publish {name} --id {id}");
+    let again = again(context, &name, &id, args);
     let attempt = attempt_until(context, &client, &draft, args.wait_for.as_ref(), deadline).await;
     let answer = attempt.map_err(|failure| match failure.exit_code() {
         Exit::NotReached => failure.told_as("publish-unanswered").with("id", &id).with("command", &again),
@@ -95,6 +95,28 @@ pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, F
         context.output.lines(receipt(&Render::new(context, profile.directory()), context, &answer, args))?;
     }
     Ok(exit)
+}
+
+/// The command that publishes the same once more, as a shell takes it.
+fn again(context: &Context, name: &str, id: &str, args: &PublishArgs) -> String {
+    let quoted = |text: &str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:".contains(c);
+        if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    };
+    let mut command = "barid".to_owned();
+    if let Some(profile) = &context.profile {
+        command += &format!(" --profile {}", quoted(&profile.display().to_string()));
+    }
+    command += &format!(" publish {} --id {id}", quoted(name));
+    match &args.wait_for {
+        Some(WaitFor::Count(count)) => command += &format!(" --wait-for {count}"),
+        Some(WaitFor::Members(members)) => {
+            let codes: Vec<_> = members.iter().map(Member::as_str).collect();
+            command += &format!(" --wait-for {}", codes.join(","));
+        }
+        None => {}
+    }
+    format!("{command} --timeout {}", args.timeout)
 }
 
 fn read(file: &PathBuf) -> Result<(String, String), Failure> {
@@ -113,6 +135,8 @@ fn read(file: &PathBuf) -> Result<(String, String), Failure> {
     }
     let text = String::from_utf8(bytes)
         .map_err(|error| Failure::usage("file-unreadable").with("path", &name).because(&error.utf8_error()))?;
+    // Editors on some systems begin a file with a byte order mark.
+    let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
     Ok((name, text))
 }
 

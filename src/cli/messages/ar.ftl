@@ -28,6 +28,8 @@ error-publish-unanswered = لا جواب من العقدة: ربما نُشرت 
     .next = نفّذ هذا بأمان، فالنشرة لن تُنشر إلا مرة واحدة: { $command }
 error-refused-fields = رفضت العقدة المحتوى؛ ولم يُحفظ شيء.
     .next = صحّح الحقول المذكورة أعلاه ثم أعد النشر.
+error-refused-arguments = لا تفهم العقدة ما طُلب منها.
+    .next = صحّح ما ذُكر أعلاه ثم أعد الطلب.
 error-already-exists = هذا المعرّف مستعمل لنشرة بمحتوى آخر.
     .next = إن كانت نشرة جديدة فاحذف المعرّف من المسودة. ولتعديل نشرة منشورة انشر تحديثًا (Update) يشير إليها.
 error-failed-precondition = لا تستطيع العقدة ذلك في حالتها الراهنة.
@@ -171,7 +173,7 @@ column-link = الاتصال
 column-feed = السجل
 column-lag = التأخّر
 column-cosigned = التوقيع المشترك
-column-custody = الحفظ
+column-custody = إقرار الحفظ حتى
 column-heartbeat = آخر إشارة حياة
 
 verify-witnessed = مشهود: نشرها { $member } في { $feed }، الموضع { $place }، وشارك في توقيعها من الأعضاء الآخرين: { $nWitnesses }.

@@ -29,6 +29,8 @@ error-publish-unanswered = No answer from the node: the bulletin { $id } may be 
     .next = Run this; it is safe, the bulletin is published once only: { $command }
 error-refused-fields = The node refused the content; nothing was stored.
     .next = Correct the fields named above and publish again.
+error-refused-arguments = The node does not understand what it was asked.
+    .next = Correct what is named above and ask again.
 error-already-exists = This id is taken by a bulletin with other content.
     .next = If this is a new bulletin, remove the id from the draft. To change a published one, publish an Update that refers to it.
 error-failed-precondition = The node cannot do this in its present state.
@@ -160,7 +162,7 @@ column-link = Link
 column-feed = Feed
 column-lag = Behind
 column-cosigned = Cosigned
-column-custody = Stored
+column-custody = Custody up to
 column-heartbeat = Last sign of life
 
 verify-witnessed = WITNESSED: published by { $member } in { $feed }, place { $place }, and cosigned by { $nWitnesses ->

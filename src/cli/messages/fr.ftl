@@ -28,6 +28,8 @@ error-publish-unanswered = Pas de réponse du nœud : le bulletin { $id } est pe
     .next = Lancez ceci ; c'est sans risque, le bulletin n'est publié qu'une fois : { $command }
 error-refused-fields = Le nœud a refusé le contenu ; rien n'a été enregistré.
     .next = Corrigez les champs indiqués ci-dessus et publiez à nouveau.
+error-refused-arguments = Le nœud ne comprend pas ce qui lui est demandé.
+    .next = Corrigez ce qui est indiqué ci-dessus et redemandez.
 error-already-exists = Cet identifiant appartient déjà à un bulletin de contenu différent.
     .next = S'il s'agit d'un nouveau bulletin, retirez l'identifiant du brouillon. Pour modifier un bulletin publié, publiez une mise à jour (Update) qui s'y réfère.
 error-failed-precondition = Le nœud ne peut pas le faire dans son état actuel.
@@ -159,7 +161,7 @@ column-link = Liaison
 column-feed = Registre
 column-lag = Retard
 column-cosigned = Cosigné
-column-custody = Conservé
+column-custody = Garde jusqu'à
 column-heartbeat = Dernier signe de vie
 
 verify-witnessed = ATTESTÉ : publié par { $member } dans { $feed }, place { $place }, et cosigné par { $nWitnesses ->
