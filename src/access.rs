@@ -26,6 +26,9 @@ pub enum Role {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessText {
+    /// Limits of everybody, where not the program's own.
+    #[serde(default, skip_serializing_if = "LimitsText::is_empty")]
+    pub limits: LimitsText,
     /// Grants.
     #[serde(default, rename = "grant")]
     pub grants: Vec<GrantText>,
@@ -42,6 +45,73 @@ pub struct GrantText {
     /// Working groups in which a focal point publishes, and a focal point or agency reads.
     #[serde(default)]
     pub working_groups: BTreeSet<String>,
+    /// Limits of this one, where not everybody's.
+    #[serde(default, skip_serializing_if = "LimitsText::is_empty")]
+    pub limits: LimitsText,
+}
+
+/// Limits as they are written: what is absent is not changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsText {
+    /// See [`Limits::calls_per_second`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls_per_second: Option<u32>,
+    /// See [`Limits::bulletins_per_second`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bulletins_per_second: Option<u32>,
+    /// See [`Limits::subscriptions`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subscriptions: Option<u32>,
+    /// See [`Limits::streams`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams: Option<u32>,
+}
+
+/// How much one identity may ask of the node, over all its connections. Each is 1 or more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Calls begun in a second, a second's worth at once.
+    pub calls_per_second: u32,
+    /// Bulletins handed in in a second, by calls and by streams, a second's worth at once.
+    pub bulletins_per_second: u32,
+    /// Named subscriptions that are remembered.
+    pub subscriptions: u32,
+    /// Streams open at a time, to subscribe or to publish.
+    pub streams: u32,
+}
+
+impl Limits {
+    /// Beyond what one system of a member needs and what one connection can carry: they stop a caller that runs wild, and leave those
+    /// in peace who only have much to say.
+    pub const DEFAULT: Self =
+        Self { calls_per_second: 50_000, bulletins_per_second: 500_000, subscriptions: 256, streams: 1_024 };
+
+    /// These, changed by what a text says.
+    fn changed(self, text: &LimitsText) -> Result<Self, String> {
+        let read = |field: &str, value: Option<u32>, before: u32| match value {
+            Some(0) => Err(format!("limits.{field}: `0` is not 1 or more; to allow nothing, take the grant away")),
+            value => Ok(value.unwrap_or(before)),
+        };
+        Ok(Self {
+            calls_per_second: read("calls_per_second", text.calls_per_second, self.calls_per_second)?,
+            bulletins_per_second: read("bulletins_per_second", text.bulletins_per_second, self.bulletins_per_second)?,
+            subscriptions: read("subscriptions", text.subscriptions, self.subscriptions)?,
+            streams: read("streams", text.streams, self.streams)?,
+        })
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+impl LimitsText {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What one caller may do.
@@ -51,6 +121,8 @@ pub struct Grant {
     pub roles: BTreeSet<Role>,
     /// Working groups.
     pub working_groups: BTreeSet<String>,
+    /// How much it may ask.
+    pub limits: Limits,
 }
 
 impl Grant {
@@ -77,6 +149,7 @@ impl Grant {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
     grants: BTreeMap<String, Grant>,
+    limits: Limits,
 }
 
 /// Why access rules cannot be used.
@@ -118,18 +191,26 @@ impl Access {
     /// If it is not TOML, has unknown keys or roles, or grants one path twice.
     pub fn parse(text: &str) -> Result<Self, String> {
         let read: AccessText = toml::from_str(text).map_err(|error| error.to_string())?;
+        let everybody = Limits::DEFAULT.changed(&read.limits)?;
         let mut grants = BTreeMap::new();
-        for GrantText { path, roles, working_groups } in read.grants {
+        for GrantText { path, roles, working_groups, limits } in read.grants {
             if path == "node" || path.starts_with('/') || path.is_empty() {
                 return Err(format!(
                     "grant.path: `{path}` is not the path of a person or system, such as `agency/border-post`"
                 ));
             }
-            if grants.insert(path.clone(), Grant { roles, working_groups }).is_some() {
+            let limits = everybody.changed(&limits).map_err(|error| format!("grant `{path}`: {error}"))?;
+            if grants.insert(path.clone(), Grant { roles, working_groups, limits }).is_some() {
                 return Err(format!("grant.path: `{path}` is granted twice"));
             }
         }
-        Ok(Self { grants })
+        Ok(Self { grants, limits: everybody })
+    }
+
+    /// How much the caller with this SPIFFE path may ask; those without a grant may be refused as often as others may call.
+    #[must_use]
+    pub fn limits(&self, path: &str) -> Limits {
+        self.grants.get(path).map_or(self.limits, |grant| grant.limits)
     }
 
     /// What the caller with this SPIFFE path may do; `None`: nothing.
@@ -155,6 +236,20 @@ mod tests {
         assert!(police.may_publish_in("security") && !police.may_publish_in("customs") && !police.has(Role::Operator));
         let post = access.grant("agency/border-post").unwrap();
         assert!(post.may_read_in("security") && !post.may_publish_in("security"));
+    }
+
+    #[test]
+    fn limits_are_everybodys_unless_a_grant_says_otherwise() {
+        assert_eq!(Access::parse(TEXT).unwrap().limits("focal-point/police-hq"), Limits::DEFAULT);
+        let text = format!("[limits]\ncalls_per_second = 100\nstreams = 4\n{TEXT}limits = {{ streams = 9 }}\n");
+        let access = Access::parse(&text).unwrap();
+        let limits = Limits { calls_per_second: 100, streams: 4, ..Limits::DEFAULT };
+        assert_eq!(access.limits("focal-point/police-hq"), limits);
+        assert_eq!(access.limits("nobody"), limits);
+        assert_eq!(access.limits("agency/border-post"), Limits { streams: 9, ..limits });
+        let refused = Access::parse(&text.replace("streams = 9", "streams = 0")).unwrap_err();
+        assert!(refused.contains("agency/border-post") && refused.contains("limits.streams"), "{refused}");
+        assert!(Access::parse(&text.replace("streams = 4", "steams = 4")).is_err());
     }
 
     #[test]

@@ -3,8 +3,10 @@
 //! In scope: opening the store, the keys, the rosters, both listeners and the links, and shutting them down. Out of scope: everything
 //! that these do.
 
+mod clocks;
 mod closing;
 mod lists;
+mod node;
 mod recover;
 mod reload;
 mod validity;
@@ -17,12 +19,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use barid_core::feed::note::SigningKey;
-use barid_core::names::{FeedId, Member};
-use barid_core::proto;
+use barid_core::names::Member;
 use barid_core::roster::{ChainError, Role, Roster, RosterChain};
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use lists::Lists;
+use node::Node;
 use rustls::pki_types::UnixTime;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
@@ -35,20 +36,17 @@ pub use recover::{PeerProgress, Progress, RecoverError, RecoverOptions, recover}
 
 use crate::access::{Access, AccessError};
 use crate::api::{self, Api};
-use crate::committer::{CommitFailure, Committer, Kept, Keys, Options, StartError, key_path, marked_epoch};
+use crate::committer::{CommitFailure, Committer, Gate, Kept, Keys, Options, StartError, key_path, marked_epoch};
 use crate::config::NodeConfig;
-use crate::exchange::{self, Exchange, PeerSnapshot};
+use crate::exchange::{self, Exchange};
 use crate::rosters::Rosters;
 use crate::store::disk::{DiskOptions, DiskStore};
 use crate::store::{OpenError, ReadError, RosterRecord, Store};
-use crate::telemetry::{AuditEvent, audit};
+use crate::telemetry::{AuditEvent, RECORDED_SINGLY_MAX, Refusals};
 use crate::transport::{
     self, Connections, Connector, Credentials, Limits, ListError, Listening, PeerIdentity, Policy, RevocationLists,
     SpiffeId, Trust, Verifier,
 };
-
-/// Ranges not held that a status lists for each peer.
-const NOT_HELD_LISTED_MAX: usize = 1_000;
 
 /// Why a node did not start or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +119,9 @@ pub enum AppError {
     /// SIGHUP cannot be heard.
     #[error("signals cannot be heard")]
     Signal(#[source] std::io::Error),
+    /// The store failed while the node ran.
+    #[error("{0}; nothing of what was not answered is stored for certain: start the node again, it goes on from what the disk holds")]
+    Stopped(String),
     /// A listener failed.
     #[error("serving has failed")]
     Serve(#[from] tonic::transport::Error),
@@ -230,6 +231,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         return Err(AppError::Transport(format!("{path} would be refused: {refused}")));
     }
     let connections = Connections::default();
+    let refusals = Arc::new(Refusals::default());
 
     let (shutdown, stopping) = watch::channel(false);
     let exchange = Exchange::new(exchange::Options {
@@ -246,10 +248,11 @@ async fn serve<T, F: Future<Output = T> + Send>(
         credentials: credentials.clone(),
         connections: connections.clone(),
         compress: config.text.compress,
-        on_refusal: recorded("refused-connection"),
+        on_refusal: recorded("refused-connection", &refusals),
     };
     let dial = Dialer { connector, rosters: rosters.clone(), endpoints: config.endpoints.clone() };
     let node = Arc::new(Node {
+        committer: committer.clone(),
         config: config.clone(),
         exchange: exchange.clone(),
         store: Arc::clone(&store),
@@ -270,6 +273,9 @@ async fn serve<T, F: Future<Output = T> + Send>(
             Some(api::Identity { path: identity.spiffe.path.clone() })
         }),
         node: Arc::clone(&node) as Arc<dyn api::Node>,
+        pace: Arc::default(),
+        stopping: stopping.clone(),
+        naming: Arc::default(),
     };
 
     let people = Listening {
@@ -278,7 +284,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         credentials,
         connections: connections.clone(),
         limits: Limits::API,
-        on_refusal: recorded("refused-connection"),
+        on_refusal: recorded("refused-connection", &refusals),
     };
     let mut serving = JoinSet::new();
     let mut api_address = None;
@@ -319,7 +325,13 @@ async fn serve<T, F: Future<Output = T> + Send>(
     let dialers = exchange::spawn_dialers(&exchange, Arc::new(dial));
     // Dropping the set ends them.
     let mut watching = JoinSet::new();
-    let ended = recorded("connection-ended");
+    let ended = recorded("connection-ended", &refusals);
+    let peers = exchange.clone();
+    let (counted, pace, links) = (Arc::clone(&refusals), Arc::clone(&api.pace), exchange.clone());
+    watching.spawn(async move {
+        let settling = (counted.settle_in_time(), pace.refusals().settle_in_time(), links.refusals().settle_in_time());
+        futures::join!(settling.0, settling.1, settling.2);
+    });
     watching.spawn(connections.watch(trust.clone(), lists.held, move |refusal| ended(refusal)));
     watching.spawn(follow_rosters(rosters.clone(), trust));
     if purpose != Purpose::Recover {
@@ -341,23 +353,28 @@ async fn serve<T, F: Future<Output = T> + Send>(
     let result = {
         tokio::select! {
             done = &mut during => Ok(done),
+            reason = failed(&committer) => Err(AppError::Stopped(reason)),
             Some(ended) = serving.join_next() => Err(match ended {
                 Ok(Err(error)) => AppError::Serve(error),
                 Ok(Ok(())) | Err(_) => AppError::Transport("a listener has ended".into()),
             }),
         }
     };
-    tracing::info!("stopping: what was accepted is committed first");
+    let (streams, waiting, begun_at) = (api.pace.open_streams(), committer.waiting(), store.seq());
+    tracing::info!(streams, waiting, "stopping: what was accepted is committed first");
     shutdown.send_replace(true);
     drop(dialers);
     let drained = tokio::time::timeout(DRAIN_MAX, async { while serving.join_next().await.is_some() {} }).await;
     if drained.is_err() {
-        tracing::warn!("some calls did not end in time and were cut");
+        let streams = api.pace.open_streams();
+        tracing::warn!(streams, "some calls did not end in time and were cut");
         serving.abort_all();
     }
     drop(watching);
     committer.stop().await;
-    tracing::info!("stopped");
+    [&*refusals, api.pace.refusals(), peers.refusals()].into_iter().for_each(Refusals::settle_all);
+    let commits = store.seq().saturating_sub(begun_at);
+    tracing::info!(streams, commits, cut = drained.is_err(), "stopped: all that was accepted is stored");
     result.map(|done| (done, store))
 }
 
@@ -456,15 +473,26 @@ fn local(tcp: &TcpListener, address: &str) -> Result<SocketAddr, AppError> {
     tcp.local_addr().map_err(|source| AppError::Listen { address: address.to_owned(), source })
 }
 
+/// Returns why, when the store has failed: what was not released by then never is, and the next start reads what the disk holds.
+async fn failed(committer: &Committer) -> String {
+    let mut gate = committer.gate();
+    match gate.wait_for(|gate| matches!(gate, Gate::Stopped(_))).await.as_deref() {
+        Ok(Gate::Stopped(reason)) => reason.clone(),
+        _ => std::future::pending().await,
+    }
+}
+
 async fn stopped(mut stopping: watch::Receiver<bool>) {
     // A sender that is gone means the same.
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-fn recorded(what: &'static str) -> transport::OnRefusal {
+fn recorded(what: &'static str, refusals: &Arc<Refusals>) -> transport::OnRefusal {
+    let refusals = Arc::clone(refusals);
     Arc::new(move |refusal: &transport::Refusal| {
         let transport::Refusal { reason, who, at, detail } = refusal;
-        audit(&AuditEvent { what, reason, who, subject: at, detail });
+        let event = AuditEvent { what, reason, who, subject: at, detail };
+        refusals.record(&refusal.source(), RECORDED_SINGLY_MAX, &event, tokio::time::Instant::now());
     })
 }
 
@@ -507,82 +535,5 @@ impl exchange::Dial for Dialer {
             let expected = SpiffeId::node(&entry.trust_domain);
             self.connector.dial(endpoint, expected).await.map_err(|error| error.to_string())
         })
-    }
-}
-
-/// The rest of the node, for operators.
-struct Node {
-    config: NodeConfig,
-    exchange: Exchange,
-    store: Arc<dyn Store>,
-    access: Arc<ArcSwap<Access>>,
-    credentials: Credentials,
-    lists: Lists,
-    rosters: Rosters,
-    trust_domain: String,
-    grace_seconds: i64,
-    reloading: tokio::sync::Mutex<()>,
-}
-
-impl Node {
-    fn peer(&self, member: &Member, peer: &PeerSnapshot) -> proto::PeerStatus {
-        let feed = peer.feed.as_ref();
-        let state = feed.and_then(|feed| self.store.feed(feed));
-        let ranges = feed.and_then(|feed| self.store.not_held(feed, NOT_HELD_LISTED_MAX).ok()).unwrap_or_default();
-        let held = state.as_ref().map_or(0, |state| state.frontier.size());
-        let lag_entries = peer.known_size.saturating_sub(held);
-        let now = u64::try_from(time::OffsetDateTime::now_utc().unix_timestamp()).unwrap_or(0);
-        let since = if peer.behind_since_unix_ms == 0 { now } else { peer.behind_since_unix_ms / 1_000 };
-        proto::PeerStatus {
-            member: member.to_string(),
-            linked: peer.linked,
-            since: at(peer.since_unix_ms / 1_000),
-            last_error: peer.last_error.clone(),
-            feed: state.map(|state| proto::FeedStatus {
-                feed: state.feed.to_string(),
-                size: held,
-                root: Bytes::copy_from_slice(&state.frontier.root().0),
-                disclosed: state.disclosed,
-            }),
-            lag_entries,
-            lag_seconds: if lag_entries == 0 { 0 } else { now.saturating_sub(since) },
-            not_held: ranges
-                .into_iter()
-                .map(|(range, reason)| proto::NotHeld {
-                    range: Some(proto::IndexRange { start: range.start, end: range.end }),
-                    reason: reason.word().into(),
-                })
-                .collect(),
-            cosigned_size: peer.cosigned_size,
-            last_cosignature: at(peer.cosigned_time),
-            last_heartbeat: at(peer.heartbeat_time),
-            custody_size: peer.custody_size,
-        }
-    }
-}
-
-/// A time, if there is one.
-fn at(unix_seconds: u64) -> Option<pbjson_types::Timestamp> {
-    let seconds = i64::try_from(unix_seconds).ok().filter(|seconds| *seconds > 0)?;
-    Some(pbjson_types::Timestamp { seconds, nanos: 0 })
-}
-
-impl api::Node for Node {
-    fn peers(&self) -> Vec<proto::PeerStatus> {
-        self.exchange.peers().snapshot().iter().map(|(member, peer)| self.peer(member, peer)).collect()
-    }
-
-    fn resume_feed<'a>(&'a self, feed: &'a FeedId) -> BoxFuture<'a, Result<bool, String>> {
-        Box::pin(self.exchange.resume_feed(feed))
-    }
-
-    fn alarms(&self) -> Vec<String> {
-        let mut alarms = self.exchange.peers().alarms();
-        alarms.extend(self.validity_alarms(UnixTime::now()));
-        alarms
-    }
-
-    fn reload(&self) -> BoxFuture<'_, Result<Vec<String>, String>> {
-        Box::pin(self.reload_for("Operator.Reload"))
     }
 }

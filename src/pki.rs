@@ -21,7 +21,7 @@ use rcgen::{
 };
 use time::OffsetDateTime;
 
-use crate::access::{AccessText, GrantText, Role};
+use crate::access::{AccessText, GrantText, LimitsText, Role};
 use crate::config::NodeText;
 use crate::transport::Compress;
 
@@ -444,9 +444,10 @@ fn one_member(options: &DevelopOptions, member: &DevelopMember) -> Result<Member
             path: path.into(),
             roles: [role].into(),
             working_groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+            limits: LimitsText::default(),
         });
     }
-    write_toml(&dir.join("access.toml"), &AccessText { grants })?;
+    write_toml(&dir.join("access.toml"), &AccessText { limits: LimitsText::default(), grants })?;
     write_toml(
         &dir.join("node.toml"),
         &NodeText {

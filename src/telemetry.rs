@@ -2,8 +2,11 @@
 //!
 //! Content of bulletins and keys never pass here. Events are structured records; a journal will keep them.
 
+mod refusals;
+
 use std::fmt;
 
+pub use refusals::{RECORDED_SINGLY_MAX, Refusals};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;

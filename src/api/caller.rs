@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tonic::{Code, Extensions, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::Api;
 use super::errors::DOMAIN;
 use crate::access::{Grant, Role};
-use crate::telemetry::{AuditEvent, audit};
 
 /// A verified caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,10 +48,12 @@ impl Api {
         method: &'static str,
     ) -> Result<Caller, Status> {
         let Some(Identity { path }) = (self.identify)(extensions) else {
-            self.refused(&"", method, "unidentified");
+            self.refused("", method, "unidentified");
             return Err(Status::unauthenticated("a client certificate of this member is needed"));
         };
-        match self.access.load().grant(&path) {
+        let access = self.access.load();
+        self.pace.call(&path, &access.limits(&path), method, Instant::now())?;
+        match access.grant(&path) {
             Some(grant) if roles.iter().any(|role| grant.has(*role)) => Ok(Caller { path, grant: grant.clone() }),
             Some(_) => Err(self.denied(&path, method, "ROLE", "the caller's roles do not include this call")),
             None => Err(self.denied(&path, method, "NO_GRANT", "the access rules grant nothing to the caller")),
@@ -72,13 +74,13 @@ impl Api {
 
     /// A refusal with its reason, recorded.
     pub(super) fn denied(&self, path: &str, method: &'static str, reason: &str, detail: &str) -> Status {
-        self.refused(&path, method, reason);
+        self.refused(path, method, reason);
         let details = ErrorDetails::with_error_info(reason, DOMAIN, []);
         Status::with_error_details(Code::PermissionDenied, detail, details)
     }
 
     /// Records a refusal.
-    pub(super) fn refused(&self, who: &dyn std::fmt::Display, method: &'static str, reason: &str) {
-        audit(&AuditEvent { what: "refused-call", reason, who, subject: &method, detail: &"" });
+    pub(super) fn refused(&self, who: &str, method: &'static str, reason: &str) {
+        self.pace.refused(who, method, reason, Instant::now());
     }
 }

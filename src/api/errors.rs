@@ -21,6 +21,8 @@ pub(super) const DOMAIN: &str = "barid";
 const BUSY_RETRY: Duration = Duration::from_millis(100);
 /// After how long to try again what waits for a peer: heads are told once a second, and links may have to come back.
 const CATCHING_UP_RETRY: Duration = Duration::from_secs(5);
+/// After how long to try again when the node stops: a restart takes some seconds.
+const STOPPING_RETRY: Duration = Duration::from_secs(5);
 /// After how long to try again when the disk is full.
 const DISK_FULL_RETRY: Duration = Duration::from_secs(60);
 
@@ -102,14 +104,30 @@ pub(super) fn commit(error: &CommitFailure) -> Status {
         CommitFailure::Stopped(_) => {
             Status::with_error_details(Code::Unavailable, "the store has stopped", info("STOPPED"))
         }
-        CommitFailure::Stale { .. } => defect(),
+        CommitFailure::Stale { .. } | CommitFailure::ClockBehind => defect(),
     }
+}
+
+/// The caller asks for more than it may.
+pub(super) fn exhausted(reason: &str, message: String, after: Option<Duration>) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, []);
+    if after.is_some() {
+        details.set_retry_info(after);
+    }
+    Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
 fn retry(code: Code, error: &CommitFailure, after: Duration, reason: &str) -> Status {
     let mut details = ErrorDetails::with_retry_info(Some(after));
     details.set_error_info(reason, DOMAIN, []);
     Status::with_error_details(code, error.to_string(), details)
+}
+
+/// The node stops: nothing is wrong with the call.
+pub(super) fn stopping() -> Status {
+    let mut details = ErrorDetails::with_retry_info(Some(STOPPING_RETRY));
+    details.set_error_info("STOPPING", DOMAIN, []);
+    Status::with_error_details(Code::Unavailable, "this node stops; what was accepted is stored", details)
 }
 
 /// Why something could not be read.

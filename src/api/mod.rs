@@ -10,6 +10,7 @@ mod errors;
 mod filter;
 mod history;
 mod operator;
+mod pace;
 mod publish;
 mod read;
 mod receipts;
@@ -26,13 +27,14 @@ use barid_core::limits::MESSAGE_BYTES_MAX;
 use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use futures::future::BoxFuture;
+use tokio::sync::watch;
 use tonic::Status;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
 use crate::access::Access;
-use crate::committer::Committer;
+use crate::committer::{Committer, Gate};
 use crate::rosters::Rosters;
 use crate::rpc::audit_server::AuditServer;
 use crate::rpc::focal_point_server::FocalPointServer;
@@ -43,6 +45,7 @@ use crate::store::{ReadError, Store};
 const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.descriptors.bin"));
 
 pub use caller::{Identify, Identity};
+pub use pace::Pace;
 
 /// What the node tells its operators about peers, and does for them; given by the wiring.
 pub trait Node: Send + Sync + 'static {
@@ -69,11 +72,23 @@ pub struct Api {
     pub identify: Identify,
     /// The rest of the node.
     pub node: Arc<dyn Node>,
+    /// What each caller has asked lately.
+    pub pace: Arc<Pace>,
+    /// Becomes true when the node stops.
+    pub stopping: watch::Receiver<bool>,
+    /// Held while a new subscription is given its name.
+    pub naming: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Api {
     fn me(&self) -> &Member {
         &self.committer.feed().member
+    }
+
+    /// Returns when the node stops.
+    async fn stopped(&self) {
+        // A sender that is gone means the same.
+        let _ = self.stopping.clone().wait_for(|stop| *stop).await;
     }
 
     fn store(&self) -> &Arc<dyn Store> {
@@ -117,9 +132,18 @@ pub fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error> {
     for name in mounted {
         reflection = reflection.with_service_name(name);
     }
+    let (mut gate, mut stopping) = (api.committer.gate(), api.stopping.clone());
     tokio::spawn(async move {
         for name in mounted {
             health.set_service_status(name, ServingStatus::Serving).await;
+        }
+        // Whoever stands before the node sends its callers elsewhere, while those that are here are still answered.
+        tokio::select! {
+            _ = gate.wait_for(|gate| matches!(gate, Gate::Stopped(_))) => {}
+            _ = stopping.wait_for(|stop| *stop) => {}
+        }
+        for name in mounted.into_iter().chain([""]) {
+            health.set_service_status(name, ServingStatus::NotServing).await;
         }
     });
     Ok(routes.add_service(health_service).add_service(reflection.build_v1()?))

@@ -13,9 +13,11 @@ use barid_core::names::Digest;
 use barid_core::proto;
 use futures::stream::{Stream, StreamExt};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::caller::Caller;
+use super::pace::OpenStream;
 use super::receipts::{Proven, Sent};
 use super::stored::Wanted;
 use super::{Api, errors};
@@ -62,6 +64,7 @@ impl Api {
         caller: &Caller,
         request: proto::PublishRequest,
     ) -> Result<proto::PublishResponse, Status> {
+        self.pace.bulletin(&caller.path, &caller.grant.limits, "FocalPoint.Publish", Instant::now())?;
         self.ready().await?;
         let (proven, wanted) = match self.prepared(caller, request).await? {
             Prepared::Repeated(proven, wanted) => (*proven, wanted),
@@ -83,6 +86,7 @@ impl Api {
     pub(super) fn publish_many(
         self,
         caller: Caller,
+        open: OpenStream,
         requests: impl Stream<Item = Result<proto::PublishStreamRequest, Status>> + Send + Unpin + 'static,
     ) -> mpsc::Receiver<Result<proto::PublishStreamResponse, Status>> {
         let (answers, receiver) = mpsc::channel(GROUPS_MAX);
@@ -90,6 +94,7 @@ impl Api {
         let waits = Arc::new(Semaphore::new(WAITS_MAX));
         tokio::spawn(self.clone().give_answers(caller.clone(), waiting, answers.clone(), Arc::clone(&waits)));
         tokio::spawn(async move {
+            let _open = open;
             tokio::select! {
                 // Whoever has gone is not waited for: neither for its requests nor for room.
                 () = answers.closed() => {}
@@ -111,10 +116,17 @@ impl Api {
             return drop(answers.send(Err(status)).await);
         }
         let mut requests = requests.ready_chunks(GROUP_MAX);
-        while let Some(chunk) = requests.next().await {
+        loop {
+            let chunk = tokio::select! {
+                chunk = requests.next() => chunk,
+                () = self.stopped() => return,
+            };
+            let Some(chunk) = chunk else { return };
             if let Err(status) = self.renew(&mut caller, &[Role::FocalPoint], STREAM) {
                 return drop(answers.send(Err(status)).await);
             }
+            // Paced rather than refused: a stream that is not read holds its sender back and loses nothing.
+            let pause = self.pace.bulletins(&caller.path, &caller.grant.limits, chunk.len(), Instant::now());
             let (mut group, mut sent, mut done) = (Vec::new(), Vec::new(), Vec::new());
             let (mut bytes, mut broken) = (0, false);
             for request in chunk {
@@ -150,6 +162,9 @@ impl Api {
             }
             if !self.offer(&groups, &mut group, &mut sent, answers).await || broken {
                 return;
+            }
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
             }
         }
     }
@@ -192,6 +207,11 @@ impl Api {
             if !going_on {
                 return;
             }
+        }
+        if *self.stopping.borrow() {
+            // After the last answer of those that wait for others.
+            let _all = waits.acquire_many(u32::try_from(WAITS_MAX).unwrap_or(u32::MAX)).await;
+            let _ = answers.send(Err(errors::stopping())).await;
         }
     }
 

@@ -6,6 +6,7 @@ use barid_core::bulletin::BulletinId;
 use barid_core::names::Member;
 use barid_core::proto;
 use futures::stream::Stream;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -22,6 +23,8 @@ use crate::store::CursorRecord;
 
 /// Bytes of a subscription's name.
 const NAME_BYTES_MAX: usize = 64;
+
+const SUBSCRIBE: &str = "FocalPoint.Subscribe";
 
 const READERS: [Role; 2] = [Role::FocalPoint, Role::Agency];
 
@@ -45,7 +48,8 @@ impl FocalPoint for Api {
         request: Request<Streaming<proto::PublishStreamRequest>>,
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
         let caller = self.caller(request.extensions(), &[Role::FocalPoint], "FocalPoint.PublishStream")?;
-        let answers = self.clone().publish_many(caller, request.into_inner());
+        let open = self.pace.open(&caller.path, &caller.grant.limits, "FocalPoint.PublishStream", Instant::now())?;
+        let answers = self.clone().publish_many(caller, open, request.into_inner());
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
 
@@ -91,15 +95,12 @@ impl FocalPoint for Api {
             Some(Start::Subscription(text)) => name = subscription(&caller, &text, &mut faults),
         }
         faults.check()?;
+        let open = self.pace.open(&caller.path, &caller.grant.limits, SUBSCRIBE, Instant::now())?;
         if let Some(name) = name {
-            let key = name.clone();
-            match self.reading(move |api| api.store().cursor(&key)).await? {
-                Some(arrival) => next = arrival + 1,
-                // Remembered at once: what arrives from now on waits for its subscriber.
-                None => self.remember(name, end - 1).await?,
-            }
+            // Remembered at once: what arrives from now on waits for its subscriber.
+            next = self.named(&caller, name, SUBSCRIBE, end - 1, false).await? + 1;
         }
-        Ok(Response::new(Box::pin(self.clone().follow_arrivals(caller, filter, next))))
+        Ok(Response::new(Box::pin(self.clone().follow_arrivals(caller, open, filter, next))))
     }
 
     async fn acknowledge(
@@ -112,7 +113,7 @@ impl FocalPoint for Api {
         let name = subscription(&caller, &name, &mut faults);
         let arrival = after(arrival, self.store().end_arrival(), "arrival", &mut faults);
         faults.check()?;
-        self.remember(name.ok_or_else(errors::defect)?, arrival).await?;
+        self.named(&caller, name.ok_or_else(errors::defect)?, "FocalPoint.Acknowledge", arrival, true).await?;
         Ok(Response::new(proto::AcknowledgeResponse {}))
     }
 
@@ -127,6 +128,39 @@ impl FocalPoint for Api {
 }
 
 impl Api {
+    /// Where a named subscription stands; one that is new stands at `arrival` from now on, one that is behind if it is to move. It never
+    /// moves back: what was taken once was taken.
+    async fn named(
+        &self,
+        caller: &Caller,
+        name: String,
+        method: &'static str,
+        arrival: u64,
+        moves: bool,
+    ) -> Result<u64, Status> {
+        let key = name.clone();
+        if let Some(held) = self.reading(move |api| api.store().cursor(&key)).await? {
+            if moves && held < arrival {
+                self.remember(name, arrival).await?;
+            }
+            return Ok(held.max(if moves { arrival } else { 0 }));
+        }
+        // One new name at a time, so that those that come together are counted.
+        let _turn = self.naming.lock().await;
+        let (key, prefix) = (name.clone(), format!("{}/", caller.path));
+        let limits = &caller.grant.limits;
+        let names = move |api: &Self| Ok((api.store().cursor(&key)?, api.store().cursors_under(&prefix)?));
+        match self.reading(names).await? {
+            // Another call was faster.
+            (Some(held), _) if !moves || held >= arrival => Ok(held),
+            (Some(_), _) => self.remember(name, arrival).await.map(|()| arrival),
+            (None, count) if count >= u64::from(limits.subscriptions) => {
+                Err(self.pace.too_many_names(&caller.path, limits, method, Instant::now()))
+            }
+            (None, _) => self.remember(name, arrival).await.map(|()| arrival),
+        }
+    }
+
     async fn remember(&self, subscription: String, arrival: u64) -> Result<(), Status> {
         let kept = Kept { cursors: vec![CursorRecord { subscription, arrival }], ..Kept::default() };
         self.committer.keep(kept).await.map_err(|error| errors::commit(&error))

@@ -79,7 +79,12 @@ impl Api {
         let mut holders = held().await?;
         let deadline = tokio::time::Instant::now() + wanted.timeout;
         while !wanted.reached(&holders) {
-            match tokio::time::timeout_at(deadline, notes.recv()).await {
+            let news = tokio::select! {
+                news = tokio::time::timeout_at(deadline, notes.recv()) => news,
+                // It is stored here; who else has it can be asked later.
+                () = self.stopped() => break,
+            };
+            match news {
                 Ok(Ok(new)) => {
                     for note in new.iter().filter(|note| note.feed == *feed && note.holds(index)) {
                         holders.entry(note.holder.clone()).or_insert(note.time);

@@ -18,6 +18,7 @@ use tonic::Status;
 use super::caller::Caller;
 use super::deliver::Hidden;
 use super::filter::Filter;
+use super::pace::OpenStream;
 use super::{Api, errors};
 use crate::access::Role;
 use crate::store::{Content, ReadError};
@@ -47,6 +48,7 @@ impl Api {
     pub(super) fn follow_arrivals(
         self,
         caller: Caller,
+        open: OpenStream,
         filter: Filter,
         next: u64,
     ) -> impl Stream<Item = Message> + Send + 'static {
@@ -54,8 +56,14 @@ impl Api {
         let mut follower =
             Follower { api: self, caller, filter: Arc::new(filter), next, spoke: Instant::now(), outlet };
         tokio::spawn(async move {
+            let _open = open;
+            let api = follower.api.clone();
+            let end = tokio::select! {
+                end = follower.run() => end,
+                () = api.stopped() => Err(Some(errors::stopping())),
+            };
             // A line that has ended needs no reason.
-            if let Err(Some(status)) = follower.run().await {
+            if let Err(Some(status)) = end {
                 follower.outlet.send(Err(status), 0).await;
             }
         });

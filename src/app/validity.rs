@@ -67,15 +67,17 @@ impl Node {
         alarms
     }
 
-    /// Records each of these alarms once, as it comes up. Returns never.
+    /// Records each alarm that has a date or a clock to it once, as it comes up. Returns never.
     pub(super) async fn watch_validity(&self) {
         let mut told = BTreeSet::new();
         let mut tick = tokio::time::interval(CHECK_EVERY);
         loop {
             tick.tick().await;
-            let now: BTreeSet<String> = self.validity_alarms(UnixTime::now()).into_iter().collect();
-            for alarm in now.difference(&told) {
-                audit(&AuditEvent { what: "alarm", reason: "validity", who: &"", subject: &"", detail: &alarm });
+            let validity = self.validity_alarms(UnixTime::now()).into_iter().map(|alarm| ("validity", alarm));
+            let clocks = self.clock_alarms().into_iter().map(|alarm| ("clock", alarm));
+            let now: BTreeSet<(&str, String)> = validity.chain(clocks).collect();
+            for (reason, alarm) in now.difference(&told) {
+                audit(&AuditEvent { what: "alarm", reason, who: &"", subject: &"", detail: alarm });
             }
             told = now;
         }

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -95,6 +96,9 @@ pub enum CommitFailure {
     /// The store has failed; the node must be restarted.
     #[error("the store has stopped: {0}")]
     Stopped(String),
+    /// The clock is behind what this node has signed: what has to be spoken of with a time waits.
+    #[error("the clock of this node is behind its last cosignature")]
+    ClockBehind,
     /// A batch does not continue the feed as held: another link was faster.
     #[error("the feed stands at {held}, the batch begins at {first}")]
     Stale {
@@ -202,6 +206,11 @@ pub(crate) struct Shared {
     custody: broadcast::Sender<Arc<Vec<CustodyRecord>>>,
     queue: Arc<Semaphore>,
     heartbeat_key: SigningKey,
+    /// Unix seconds of what this node signed last as a witness.
+    last_time: AtomicU64,
+    /// How far a test has set the clock, in seconds.
+    #[cfg(test)]
+    clock_set: std::sync::atomic::AtomicI64,
     newest: Mutex<Option<SignedCheckpoint>>,
 }
 
@@ -250,6 +259,9 @@ impl Committer {
             custody: broadcast::Sender::new(1_024),
             queue: Arc::new(Semaphore::new(QUEUE_MAX)),
             heartbeat_key: options.keys.mirror.clone(),
+            last_time: AtomicU64::new(0),
+            #[cfg(test)]
+            clock_set: std::sync::atomic::AtomicI64::new(0),
             newest: Mutex::new(None),
             store,
         });
@@ -426,8 +438,13 @@ impl Committer {
     }
 
     /// A heartbeat: the node's own cosignature on its newest checkpoint, as a bare signature line.
+    ///
+    /// None while the clock is behind: its time would be wrong.
     #[must_use]
     pub fn heartbeat(&self, now_unix_seconds: u64) -> Option<proto::Cosigned> {
+        if is_behind(self.shared.last_time(), now_unix_seconds) {
+            return None;
+        }
         let newest = self.newest_checkpoint()?;
         let line = heartbeat_line(&newest.checkpoint, &self.shared.heartbeat_key, now_unix_seconds);
         Some(proto::Cosigned {
@@ -435,6 +452,19 @@ impl Committer {
             heartbeat_feed: newest.checkpoint.feed.to_string(),
             heartbeat_size: newest.checkpoint.size,
         })
+    }
+
+    /// The time of what this node signed last as a witness, in unix seconds, while its clock is so far behind that nothing more is
+    /// signed; `None` while the clock is right.
+    #[must_use]
+    pub fn clock_behind(&self) -> Option<u64> {
+        Some(self.shared.last_time()).filter(|last| is_behind(*last, self.shared.now().0))
+    }
+
+    /// Entries and answers that wait to be committed.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        QUEUE_MAX.saturating_sub(self.shared.queue.available_permits())
     }
 
     /// Commits what is waiting, then ends the thread.
@@ -462,8 +492,38 @@ fn permits_of(entries: usize) -> u32 {
     u32::try_from(entries.max(1)).unwrap_or(u32::MAX)
 }
 
+/// How far the clock may be behind the last cosignature (DESIGN §9): as far as a publisher's may be ahead.
+const CLOCK_BEHIND_SECONDS_MAX: u64 = barid_core::limits::CLOCK_AHEAD_SECONDS_MAX.unsigned_abs();
+
+fn is_behind(last: u64, now: u64) -> bool {
+    last > now.saturating_add(CLOCK_BEHIND_SECONDS_MAX)
+}
+
+impl Shared {
+    fn last_time(&self) -> u64 {
+        self.last_time.load(Ordering::Relaxed)
+    }
+
+    /// Unix time in seconds and in ms.
+    pub(crate) fn now(&self) -> (u64, u64) {
+        #[cfg(not(test))]
+        return now();
+        #[cfg(test)]
+        {
+            let set = self.clock_set.load(Ordering::Relaxed);
+            let (seconds, ms) = now();
+            (seconds.saturating_add_signed(set), ms.saturating_add_signed(set * 1_000))
+        }
+    }
+}
+
 #[cfg(test)]
 impl Committer {
+    /// Sets the clock of this committer, in seconds from the right one.
+    pub(crate) fn set_clock(&self, seconds: i64) {
+        self.shared.clock_set.store(seconds, Ordering::Relaxed);
+    }
+
     /// Takes places in the queue, as others that publish would, until the permit is dropped.
     pub(crate) fn occupy(&self, entries: usize) -> Permit {
         Arc::clone(&self.shared.queue).try_acquire_many_owned(permits_of(entries)).expect("there is room")

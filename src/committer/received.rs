@@ -10,16 +10,19 @@ use barid_core::feed::cosignature::cosign;
 use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::tree::Frontier;
 use barid_core::follow::{VerifiedBatch, VerifiedContent};
+use barid_core::limits::BATCH_ENTRIES_MAX;
 use barid_core::names::{Member, Undisclosed};
 use tokio::sync::oneshot;
 
 use super::run::{Group, Release, Writer};
-use super::{Appended, CommitFailure, Filled, Filling, Gate, Keys, Permit, checkpoint_of, later, now, owns};
+use super::{Appended, CommitFailure, Filled, Filling, Gate, Keys, Permit, checkpoint_of, is_behind, later, owns};
 use crate::store::{Append, Content, Cosigned, CustodyRecord, Fill, NewEntry};
 
 /// Ranges held as digests after which a custody note is made although the feed has not reached its checkpoint: what has not been spoken of
-/// stays small in memory, and one note can list it.
+/// stays small in memory, and one note can list it. While the clock is behind no note is made, and a feed with as many waits.
 const NOT_HELD_MAX: usize = 512;
+/// Ranges held as digests that no note has spoken of yet, at most: these and those of one more batch.
+pub(super) const UNSPOKEN_RANGES_MAX: usize = NOT_HELD_MAX + BATCH_ENTRIES_MAX;
 
 impl Writer {
     pub(super) fn take_append(
@@ -44,6 +47,13 @@ impl Writer {
             .custodies
             .entry(feed.clone())
             .or_insert_with(|| self.custodies.get(&feed).cloned().unwrap_or_default());
+        let (seconds, _) = self.shared.now();
+        let time = later(seconds, group.last_time);
+        let behind = is_behind(time, seconds);
+        if behind && progress.not_held.len() >= NOT_HELD_MAX {
+            let _ = reply.send(Err(CommitFailure::ClockBehind));
+            return;
+        }
         let mut new = Vec::with_capacity(entries.len());
         for (index, entry) in (first..).zip(entries) {
             let content = match entry.content {
@@ -63,30 +73,22 @@ impl Writer {
         }
         let size = frontier.size();
         let mut appended = Appended { size, cosigned: None, custody: Vec::new() };
-        let (seconds, _) = now();
-        let time = later(seconds, group.last_time);
         // What a node says of its own feed witnesses nothing.
         let complete = !own && checkpoint.checkpoint.size == size && checkpoint.checkpoint.root == frontier.root();
-        if complete {
-            if time <= seconds + u64::try_from(barid_core::limits::CLOCK_AHEAD_SECONDS_MAX).unwrap_or(300) {
-                group.last_time = time;
-                // The key's name and kind were checked on start.
-                appended.cosigned = cosign(&checkpoint, &self.keys.mirror, time).ok();
-                group.commit.cosigned.extend(appended.cosigned.clone().map(|note| Cosigned {
-                    feed: feed.clone(),
-                    cosigner: me.clone(),
-                    size,
-                    time,
-                    note,
-                }));
-            } else {
-                tracing::error!(
-                    behind_seconds = time - seconds,
-                    "the clock is behind our last cosignature: not cosigning"
-                );
-            }
+        if complete && !behind {
+            group.last_time = time;
+            // The key's name and kind were checked on start.
+            appended.cosigned = cosign(&checkpoint, &self.keys.mirror, time).ok();
+            group.commit.cosigned.extend(appended.cosigned.clone().map(|note| Cosigned {
+                feed: feed.clone(),
+                cosigner: me.clone(),
+                size,
+                time,
+                note,
+            }));
         }
-        if complete || progress.not_held.len() >= NOT_HELD_MAX {
+        // What is not spoken of while the clock is behind is spoken of by the first note after it.
+        if !behind && (complete || progress.not_held.len() >= NOT_HELD_MAX) {
             group.last_time = time;
             let tree = checkpoint_of(&feed, &frontier);
             let records = custody_of(&tree, me, progress.size..size, &progress.not_held, time, &self.keys);
@@ -123,6 +125,13 @@ impl Writer {
         reply: oneshot::Sender<Result<Filled, CommitFailure>>,
         permit: Permit,
     ) {
+        let (seconds, _) = self.shared.now();
+        let time = later(seconds, group.last_time);
+        if is_behind(time, seconds) {
+            // Its owner is told by a note of its own, or never: it is asked for again.
+            let _ = reply.send(Err(CommitFailure::ClockBehind));
+            return;
+        }
         let feed = fills.feed;
         let indexes: Vec<u64> = fills.entries.iter().map(|entry| entry.index).collect();
         let lacking = match self.shared.store.lacks(&feed, &indexes) {
@@ -158,7 +167,6 @@ impl Writer {
             }
             // What no note has spoken of yet, the next one in order will.
             let range = *first..(last + 1).min(progress.size);
-            let time = later(now().0, group.last_time);
             let tree = checkpoint_of(&feed, edge);
             let records = custody_of(&tree, &self.shared.feed.member, range, &not_held, time, &self.keys);
             if !records.is_empty() {

@@ -1,13 +1,14 @@
 //! The committer's thread: drain, append, sign, commit, mark, release.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 
 use barid_core::bulletin::ValidBulletin;
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
 use barid_core::feed::tree::{Frontier, root_at};
-use barid_core::limits::{COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX, NOT_HELD_RANGES_MAX};
+use barid_core::limits::{COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX};
 use barid_core::names::FeedId;
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -17,7 +18,9 @@ use super::{
     Appended, COMPANY_WAIT, CommitFailure, Custodies, Filled, Gate, KEPT_BYTES_MAX, Kept, Keys, Options, Permit,
     Published, PublishedGroup, Shared, StartError, Work, checkpoint_of, later, now, owns, trace,
 };
-use crate::store::{Append, Commit, CommitError, Committed, Content, CustodyRecord, FeedTree, NewEntry};
+use crate::store::{Append, Commit, CommitError, Committed, Content, CursorRecord, CustodyRecord, FeedTree, NewEntry};
+
+use super::received::UNSPOKEN_RANGES_MAX;
 
 /// The state of the thread.
 pub(super) struct Writer {
@@ -53,6 +56,7 @@ pub(super) struct Group {
     pub(super) custodies: Custodies,
     pub(super) ids: HashMap<Uuid, ()>,
     pub(super) filled: HashSet<(FeedId, u64)>,
+    pub(super) cursors: BTreeMap<String, u64>,
     pub(super) own: Vec<NewEntry>,
     pub(super) own_edge: Option<Frontier>,
     pub(super) bytes: usize,
@@ -85,9 +89,8 @@ impl Writer {
                 }
                 let since = progress.size;
                 progress.not_held = store
-                    .not_held(&state.feed, NOT_HELD_RANGES_MAX)?
+                    .not_held_from(&state.feed, since, UNSPOKEN_RANGES_MAX)?
                     .into_iter()
-                    .filter(|(range, _)| range.end > since)
                     .map(|(range, reason)| (range.start.max(since)..range.end, reason))
                     .collect();
             }
@@ -103,6 +106,7 @@ impl Writer {
             last_time,
             checkpoint: None,
         };
+        writer.shared.last_time.store(last_time, Ordering::Relaxed);
         writer.open_feed(&options.feed, &options.mark, options.first)?;
         Ok(writer)
     }
@@ -214,6 +218,10 @@ impl Writer {
     }
 
     fn take(&self, group: &mut Group, work: Work) {
+        // After a failed commit nobody knows what the disk holds: nothing is tried on top of it.
+        if let Gate::Stopped(reason) = &*self.shared.gate.borrow() {
+            return refuse(work, &CommitFailure::Stopped(reason.clone()));
+        }
         match work {
             Work::Publish(bulletins, reply, permit) => self.take_publish(group, bulletins, reply, permit),
             Work::Append(batch, reply, permit) => self.take_append(group, *batch, reply, permit),
@@ -223,7 +231,10 @@ impl Writer {
                 let Kept { cosigned, custody, cursors, rosters, crls, forks } = kept;
                 group.commit.cosigned.extend(cosigned);
                 group.commit.custody.extend(custody);
-                group.commit.cursors.extend(cursors);
+                for CursorRecord { subscription, arrival } in cursors {
+                    let held = group.cursors.entry(subscription).or_insert(arrival);
+                    *held = arrival.max(*held);
+                }
                 group.commit.rosters.extend(rosters);
                 group.commit.crls.extend(crls);
                 group.commit.forks.extend(forks);
@@ -310,6 +321,7 @@ impl Writer {
             });
             signed = Some(checkpoint);
         }
+        group.commit.cursors = self.cursors_ahead(std::mem::take(&mut group.cursors));
         group.commit.time_unix_ms = now().1;
         let empty = is_empty(&group.commit);
         let result = if empty { Ok(None) } else { self.shared.store.commit(group.commit, self.seq).map(Some) };
@@ -319,6 +331,7 @@ impl Writer {
                 self.edges.extend(group.edges);
                 self.custodies.extend(group.custodies);
                 self.last_time = group.last_time;
+                self.shared.last_time.store(self.last_time, Ordering::Relaxed);
                 if let Some(edge) = group.own_edge {
                     self.edges.insert(feed, edge);
                 }
@@ -347,6 +360,15 @@ impl Writer {
                 self.fail(group.releases, &CommitFailure::Stopped(format!("{error}{source}")));
             }
         }
+    }
+
+    /// Those that move a subscription on: of two calls that came at once, the one that says less has nothing to say.
+    fn cursors_ahead(&self, cursors: BTreeMap<String, u64>) -> Vec<CursorRecord> {
+        let ahead = |subscription: &str, arrival: u64| {
+            self.shared.store.cursor(subscription).ok().flatten().is_none_or(|held| held < arrival)
+        };
+        let cursors = cursors.into_iter().filter(|(subscription, arrival)| ahead(subscription, *arrival));
+        cursors.map(|(subscription, arrival)| CursorRecord { subscription, arrival }).collect()
     }
 
     fn write_mark(&mut self, signed: Option<&SignedCheckpoint>) -> Result<(), CommitFailure> {
@@ -442,6 +464,16 @@ fn is_empty(commit: &Commit) -> bool {
 
 fn disclosed(append: &Append) -> u64 {
     append.entries.iter().filter(|entry| matches!(entry.content, Content::Disclosed { .. })).count() as u64
+}
+
+fn refuse(work: Work, failure: &CommitFailure) {
+    match work {
+        Work::Publish(_, reply, _) => drop(reply.send(Err(failure.clone()))),
+        Work::Append(_, reply, _) => drop(reply.send(Err(failure.clone()))),
+        Work::Fill(_, reply, _) => drop(reply.send(Err(failure.clone()))),
+        Work::Keep(_, reply, _) => drop(reply.send(Err(failure.clone()))),
+        Work::Stop(reply) => drop(reply.send(())),
+    }
 }
 
 fn fail_all(releases: Vec<Release>, failure: &CommitFailure) {

@@ -130,7 +130,7 @@ impl Verifier {
 
     fn report(&self, result: Result<(), NoteFault>) {
         if let Err(fault) = result {
-            audit(&AuditEvent {
+            self.shared.record(&self.peer, &AuditEvent {
                 what: "refused-note",
                 reason: "bad-note",
                 who: &self.peer,

@@ -23,7 +23,7 @@ use super::reader::tell_findings;
 use super::{FILL_WAIT_MAX, Shared};
 use crate::committer::Filling;
 use crate::store::{Content, ReadError, Store};
-use crate::telemetry::{AuditEvent, audit};
+use crate::telemetry::AuditEvent;
 
 /// What a peer said to a request.
 pub(crate) enum Answer {
@@ -126,7 +126,7 @@ async fn take(shared: &Arc<Shared>, peer: &Member, request: Request, message: pr
         Ok(Ok(filling)) => filling,
         Ok(Err(Refusal::Fault(fault))) => {
             let (reason, subject, detail) = (fault.kind.word(), &request.feed, &fault.detail);
-            audit(&AuditEvent { what: "refused-batch", reason, who: peer, subject, detail });
+            shared.record(peer, &AuditEvent { what: "refused-batch", reason, who: peer, subject, detail });
             return put_off();
         }
         Ok(Err(Refusal::Read(error))) => {

@@ -43,6 +43,7 @@ use tokio::sync::watch;
 use crate::committer::Committer;
 use crate::rosters::Rosters;
 use crate::store::Store;
+use crate::telemetry::{AuditEvent, RECORDED_SINGLY_MAX, Refusals};
 
 pub use adopt::Adoption;
 pub use dial::{Dial, spawn_dialers};
@@ -164,6 +165,7 @@ pub(crate) struct Shared {
     own: own::Own,
     ahead: forks::Ahead,
     adopting: tokio::sync::Mutex<()>,
+    refusals: Refusals,
 }
 
 impl Exchange {
@@ -184,6 +186,7 @@ impl Exchange {
                 ahead: forks::Ahead::default(),
                 new_gaps: watch::Sender::new(0),
                 adopting: tokio::sync::Mutex::default(),
+                refusals: Refusals::default(),
             }),
         }
     }
@@ -192,6 +195,12 @@ impl Exchange {
     #[must_use]
     pub fn peers(&self) -> &Peers {
         &self.shared.peers
+    }
+
+    /// What peers did wrong and was only counted, to be recorded in time.
+    #[must_use]
+    pub fn refusals(&self) -> &Refusals {
+        &self.shared.refusals
     }
 
     /// Where a feed is followed instead of at its owner, which cannot be reached.
@@ -237,6 +246,11 @@ pub use link::Wire;
 impl Shared {
     fn store(&self) -> &Arc<dyn Store> {
         self.options.committer.store()
+    }
+
+    /// Records what `peer` did wrong; it can do so as often as it likes.
+    fn record(&self, peer: &Member, event: &AuditEvent<'_>) {
+        self.refusals.record(peer.as_str(), RECORDED_SINGLY_MAX, event, tokio::time::Instant::now());
     }
 
     fn own_feed(&self) -> &FeedId {

@@ -53,6 +53,8 @@ struct Peer {
     ended: Option<Instant>,
     /// Entries of each feed that it shows to hold, over the link that is open.
     heads: BTreeMap<FeedId, u64>,
+    /// Its clock when it greeted, in unix ms, and when that was.
+    greeted: Option<(u64, Instant)>,
     shown: PeerSnapshot,
 }
 
@@ -76,7 +78,7 @@ pub struct PeerSnapshot {
     pub software: String,
     /// Newest roster version that it holds.
     pub roster_version: u64,
-    /// Its clock less ours when the link opened, in ms, with the time on the way.
+    /// Its clock, as it was when the link opened and as time has passed since, less ours as it is now, in ms; 0 without a link.
     pub clock_ahead_ms: i64,
     /// The newest epoch of its feed of which anything is known.
     pub feed: Option<FeedId>,
@@ -108,7 +110,9 @@ impl Peers {
     /// Every peer of which anything is known.
     #[must_use]
     pub fn snapshot(&self) -> BTreeMap<Member, PeerSnapshot> {
-        self.inner.table.lock().peers.iter().map(|(member, peer)| (member.clone(), peer.shown.clone())).collect()
+        let now = (now_unix_ms(), Instant::now());
+        let table = self.inner.table.lock();
+        table.peers.iter().map(|(member, peer)| (member.clone(), peer.snapshot(now))).collect()
     }
 
     /// Whether a link to `member` is open.
@@ -212,12 +216,12 @@ impl Peers {
     }
 
     pub(crate) fn greeted(&self, peer: &Member, software: &str, roster_version: u64, their_unix_ms: u64) {
-        let ahead = i128::from(their_unix_ms) - i128::from(now_unix_ms());
-        self.update(peer, |shown| {
-            shown.software = software.chars().take(80).collect();
-            shown.roster_version = roster_version;
-            shown.clock_ahead_ms = i64::try_from(ahead).unwrap_or(i64::MAX);
-        });
+        let mut table = self.inner.table.lock();
+        let entry = table.peers.entry(peer.clone()).or_default();
+        // One that does not say has no clock that could be wrong.
+        entry.greeted = (their_unix_ms > 0).then(|| (their_unix_ms, Instant::now()));
+        entry.shown.software = software.chars().take(80).collect();
+        entry.shown.roster_version = roster_version;
     }
 
     /// The peer holds this roster version; whether that is newer than what was known.
@@ -345,6 +349,17 @@ fn stopped_alarm(feed: &FeedId, why: &str) -> String {
     format!("{feed} is no longer followed: {why}; `barid feed` shows what proves it and resumes it")
 }
 
+impl Peer {
+    /// As it is at a moment: unix ms by our clock, and the same moment by a clock that nobody sets.
+    fn snapshot(&self, (unix_ms, at): (u64, Instant)) -> PeerSnapshot {
+        let clock_ahead_ms = self.greeted.filter(|_| self.shown.linked).map_or(0, |(theirs, greeted)| {
+            let theirs = i128::from(theirs) + i128::try_from((at - greeted).as_millis()).unwrap_or(i128::MAX / 2);
+            i64::try_from(theirs - i128::from(unix_ms)).unwrap_or(i64::MAX)
+        });
+        PeerSnapshot { clock_ahead_ms, ..self.shown.clone() }
+    }
+}
+
 impl Registration {
     /// Returns when another link takes over.
     pub(crate) async fn replaced(&mut self) {
@@ -386,6 +401,26 @@ mod tests {
         drop(lower);
         assert!(!peers.linked(&ly));
         assert!(peers.register(&ly, false, &Arc::default()).is_some());
+    }
+
+    #[test]
+    fn a_peers_clock_is_compared_with_ours_as_it_is_now() {
+        let (peers, ly) = (Peers::default(), "ly".parse::<Member>().unwrap());
+        let registration = peers.register(&ly, true, &Arc::default()).unwrap();
+        peers.greeted(&ly, "barid", 1, now_unix_ms() + 600_000);
+        let ahead = |unix_ms| {
+            let table = peers.inner.table.lock();
+            let (_, greeted) = table.peers[&ly].greeted.unwrap();
+            table.peers[&ly].snapshot((unix_ms, greeted + std::time::Duration::from_secs(60))).clock_ahead_ms
+        };
+        let now = now_unix_ms();
+        assert!((659_000..=660_000).contains(&ahead(now)), "{}", ahead(now));
+        assert!((-1_000..=0).contains(&ahead(now + 660_000)), "our clock was set");
+        drop(registration);
+        assert_eq!(peers.snapshot()[&ly].clock_ahead_ms, 0, "nobody is there whose clock could be wrong");
+        let _again = peers.register(&ly, true, &Arc::default()).unwrap();
+        peers.greeted(&ly, "barid", 1, 0);
+        assert_eq!(peers.snapshot()[&ly].clock_ahead_ms, 0, "it does not say");
     }
 
     #[test]

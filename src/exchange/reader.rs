@@ -26,7 +26,7 @@ use super::own::LinkNumber;
 use super::provider::Provider;
 use super::{COMMITTING_MAX, HEADS_LISTS_MAX, SILENCE_MAX, Shared};
 use crate::committer::{Appended, CommitFailure};
-use crate::telemetry::{AuditEvent, audit};
+use crate::telemetry::AuditEvent;
 
 /// Batches of at most so many items are verified on the spot; longer ones would keep other links waiting.
 const VERIFIED_AT_ONCE_MAX: usize = 16;
@@ -402,7 +402,9 @@ impl Reader {
     /// Refuses a batch whole: the feed pauses, the others go on.
     fn refuse(&mut self, feed: &FeedId, fault: &Fault) {
         let reason = fault.kind.word();
-        audit(&AuditEvent { what: "refused-batch", reason, who: &self.peer, subject: feed, detail: &fault.detail });
+        let event =
+            AuditEvent { what: "refused-batch", reason, who: &self.peer, subject: feed, detail: &fault.detail };
+        self.shared.record(&self.peer, &event);
         if matches!(fault.kind, FaultKind::BadProof | FaultKind::BadRoot) {
             // A lie, or another history: that of the two which it is, the peer may prove.
             forks::ask(&self.shared, &self.peer, feed);
@@ -539,7 +541,7 @@ impl Reader {
 
     fn malformed(&self, feed: &str, what: &str) {
         let feed: String = feed.chars().take(300).collect();
-        audit(&AuditEvent {
+        self.shared.record(&self.peer, &AuditEvent {
             what: "refused-frame",
             reason: "malformed",
             who: &self.peer,
@@ -555,7 +557,7 @@ pub(crate) fn tell_findings(shared: &Shared, peer: &Member, feed: &FeedId, findi
     for finding in findings.iter().take(FINDINGS_TOLD_MAX) {
         let (subject, reason) = (format!("{feed} {}", finding.index), finding.what.word());
         let what = if finding.what.is_alarm() { "alarm" } else { "finding" };
-        audit(&AuditEvent { what, reason, who: peer, subject: &subject, detail: &"" });
+        shared.record(peer, &AuditEvent { what, reason, who: peer, subject: &subject, detail: &"" });
         if finding.what.is_alarm() {
             shared.peers.alarm(format!("{subject}: {reason}, from {peer}"));
         }

@@ -160,7 +160,7 @@ fn range_of((start, end, reason): &Run) -> (Range<u64>, Undisclosed) {
 #[cfg(test)]
 impl DiskStore {
     /// Makes the next sync fail.
-    pub(super) fn fail_next_sync(&self) {
+    pub(crate) fn fail_next_sync(&self) {
         self.writer.lock().log.fail_next_sync = true;
     }
 }
@@ -576,6 +576,10 @@ impl Store for DiskStore {
 
     fn cursor(&self, subscription: &str) -> Result<Option<u64>, ReadError> {
         Ok(self.shared().state.read().cursors.get(subscription).copied())
+    }
+
+    fn cursors_under(&self, prefix: &str) -> Result<u64, ReadError> {
+        Ok(super::count_under(&self.shared().state.read().cursors, prefix))
     }
 
     fn view_lag(&self) -> u64 {

@@ -33,7 +33,7 @@ struct Inner {
     arrivals: Vec<(FeedId, u64)>,
     ids: HashMap<(Member, Uuid), Location>,
     references: HashMap<(Member, Uuid, Refers), Vec<Location>>,
-    cursors: HashMap<String, u64>,
+    cursors: BTreeMap<String, u64>,
     rosters: BTreeMap<u64, Bytes>,
     crls: BTreeMap<String, Bytes>,
     forks: BTreeMap<String, ForkRecord>,
@@ -419,6 +419,10 @@ impl Store for MemoryStore {
 
     fn cursor(&self, subscription: &str) -> Result<Option<u64>, ReadError> {
         Ok(self.inner.lock().cursors.get(subscription).copied())
+    }
+
+    fn cursors_under(&self, prefix: &str) -> Result<u64, ReadError> {
+        Ok(super::count_under(&self.inner.lock().cursors, prefix))
     }
 
     fn view_lag(&self) -> u64 {

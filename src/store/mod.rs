@@ -31,7 +31,8 @@ mod window;
 
 pub use feed_tree::FeedTree;
 
-use std::ops::Range;
+use std::collections::BTreeMap;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 
 use barid_core::feed::tree::{Frontier, NodeId};
@@ -462,6 +463,9 @@ pub trait Store: Send + Sync + 'static {
     /// Progress of a named subscription.
     fn cursor(&self, subscription: &str) -> Result<Option<u64>, ReadError>;
 
+    /// How many subscriptions have names that are `prefix` and then no further `/`.
+    fn cursors_under(&self, prefix: &str) -> Result<u64, ReadError>;
+
     /// Commits that the view still has to take in; 0 for a store without a view.
     fn view_lag(&self) -> u64;
 
@@ -470,6 +474,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// Waits until the view has taken in everything committed before the call.
     fn drain_view(&self);
+}
+
+/// See [`Store::cursors_under`].
+fn count_under(cursors: &BTreeMap<String, u64>, prefix: &str) -> u64 {
+    let under = cursors.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+    let under = under.map_while(|(name, _)| name.strip_prefix(prefix));
+    under.filter(|rest| !rest.contains('/')).count() as u64
 }
 
 /// Bytes on disk.

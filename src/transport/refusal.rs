@@ -1,9 +1,12 @@
 //! Refusals: a stable word for each, for the records.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::{PeerIncompatible, PeerMisbehaved};
+
+use super::handshakes::Source;
 
 /// Told of every refused or ended connection.
 pub type OnRefusal = Arc<dyn Fn(&Refusal) + Send + Sync>;
@@ -19,6 +22,14 @@ pub struct Refusal {
     pub at: &'static str,
     /// For people.
     pub detail: String,
+}
+
+impl Refusal {
+    /// Where it comes from: a proven or expected identity, or an address without its port, an IPv6 network of 64 bits being one.
+    #[must_use]
+    pub fn source(&self) -> String {
+        self.who.parse::<SocketAddr>().map_or_else(|_| self.who.clone(), |at| Source::of(at.ip()).to_string())
+    }
 }
 
 /// Why a connection was refused.
@@ -64,5 +75,21 @@ impl Refused {
             None => "broken-off",
         };
         Self::new(reason, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_an_identity_or_an_address_whatever_its_port() {
+        let of = |who: &str| {
+            Refusal { reason: "plain-text", who: who.into(), at: "api", detail: String::new() }.source()
+        };
+        assert_eq!(of("10.0.0.1:4000"), "10.0.0.1");
+        assert_eq!(of("[2001:db8::7]:4000"), "2001:db8::/64");
+        assert_eq!(of("[::ffff:10.0.0.1]:4000"), "10.0.0.1");
+        assert_eq!(of("spiffe://ly.rabat.example/node"), "spiffe://ly.rabat.example/node");
     }
 }

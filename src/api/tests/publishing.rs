@@ -35,7 +35,9 @@ fn open(
 ) -> tokio::sync::mpsc::Receiver<Result<proto::PublishStreamResponse, Status>> {
     let request = called(POLICE, ());
     let caller = world.api.caller(request.extensions(), &[Role::FocalPoint], "FocalPoint.PublishStream").unwrap();
-    world.api.clone().publish_many(caller, requests)
+    let now = tokio::time::Instant::now();
+    let open = world.api.pace.open(&caller.path, &caller.grant.limits, "FocalPoint.PublishStream", now).unwrap();
+    world.api.clone().publish_many(caller, open, requests)
 }
 
 fn request(request: u64, draft: proto::Draft) -> proto::PublishStreamRequest {
@@ -351,4 +353,34 @@ async fn measure() {
     }
     alone.sort_unstable();
     println!("publish.alone.p50 {:.0} us", alone[500].as_secs_f64() * 1e6);
+}
+
+#[tokio::test]
+async fn a_node_that_stops_answers_what_it_has_taken_and_says_so_at_the_end() {
+    let world = World::start().await;
+    let requests = (0..300).map(|n| request(n, with_id(n))).collect();
+    let mut stream = stream_of(&world, requests);
+    let mut answered = answers(&mut stream, 1).await.len();
+    world.stop.send_replace(true);
+    let end = loop {
+        match stream.recv().await.expect("a reason") {
+            Ok(message) => answered += message.results.len(),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(end.code(), Code::Unavailable);
+    assert!(stream.recv().await.is_none());
+    assert_eq!(answered as u64, world.store.end_arrival() - 1, "whatever was stored was answered");
+}
+
+#[tokio::test]
+async fn a_wait_for_others_ends_when_the_node_stops_with_what_is_known() {
+    let world = World::start().await;
+    let wait = proto::WaitFor { count: 1, members: Vec::new(), timeout_ms: 600_000 };
+    let (answer, ()) = tokio::join!(world.publish_waiting(POLICE, with_id(1), Some(wait)), async {
+        until("it is stored", || world.store.end_arrival() == 2).await;
+        world.stop.send_replace(true);
+    });
+    let answer = answer.unwrap();
+    assert!(answer.receipt.is_some() && !answer.wait_reached);
 }

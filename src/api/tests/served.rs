@@ -12,7 +12,7 @@ use super::world::World;
 use crate::api::routes;
 
 /// A connection to a served node, without TLS.
-async fn served(world: &World) -> Channel {
+pub(super) async fn served(world: &World) -> Channel {
     let routes = routes(&world.api).unwrap();
     let (near, far) = tokio::io::duplex(1 << 16);
     let incoming = tokio_stream::once(Ok::<_, std::io::Error>(far));

@@ -17,6 +17,7 @@ use barid_core::roster::RosterChain;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{Stream, StreamExt};
+use tokio::sync::watch;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
@@ -124,6 +125,8 @@ pub(super) struct World {
     pub(super) committer: Committer,
     pub(super) rosters: Rosters,
     pub(super) access: Arc<ArcSwap<Access>>,
+    /// The node stops.
+    pub(super) stop: watch::Sender<bool>,
     _mark: tempfile::TempDir,
 }
 
@@ -152,14 +155,18 @@ impl World {
         assert_eq!(*committer.gate().borrow(), Gate::Open);
         let rosters = Rosters::new(RosterChain::start(&roster(1, None)).unwrap());
         let access = Arc::new(ArcSwap::from_pointee(Access::parse(&access()).unwrap()));
+        let stop = watch::Sender::new(false);
         let api = Api {
             committer: committer.clone(),
             rosters: rosters.clone(),
             access: Arc::clone(&access),
             identify: Arc::new(|extensions| extensions.get::<Identity>().cloned()),
             node: Arc::new(Alone),
+            pace: Arc::default(),
+            naming: Arc::default(),
+            stopping: stop.subscribe(),
         };
-        Self { api, store, committer, rosters, access, _mark: folder }
+        Self { api, store, committer, rosters, access, stop, _mark: folder }
     }
 
     /// Version 2 of the roster comes.

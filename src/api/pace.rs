@@ -1,0 +1,268 @@
+//! How much one caller may ask of the node, and what is recorded of those who ask more.
+//!
+//! In scope: calls and bulletins a second, open streams, by identity over all its connections. Pure: limits and time come in. Out of
+//! scope: where the limits stand (`access`), and the bounds of connections (`transport`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::errors;
+use crate::access::Limits;
+use crate::telemetry::{AuditEvent, RECORDED_SINGLY_MAX, Refusals};
+
+/// Identities of which something is remembered: every certificate that a member's authority may have given out. Those that ask for
+/// little are forgotten first, and lose nothing by it.
+const IDENTITIES_MAX: usize = 16_384;
+/// After how long a caller with too many streams may try again: it has to close one.
+const STREAMS_RETRY: Duration = Duration::from_secs(1);
+
+/// What each identity has asked lately. Shared by all connections.
+#[derive(Default)]
+pub struct Pace {
+    accounts: Mutex<HashMap<String, Account>>,
+    refusals: Refusals,
+}
+
+#[derive(Default)]
+struct Account {
+    calls: Bucket,
+    bulletins: Bucket,
+    streams: u32,
+}
+
+/// A second's worth of something, filled again as time passes. What is owed is below zero.
+#[derive(Default)]
+struct Bucket {
+    /// `None`: full, whatever fits.
+    left: Option<(f64, Instant)>,
+}
+
+impl Bucket {
+    /// What there is at `now`.
+    fn level(&self, per_second: f64, now: Instant) -> f64 {
+        let level = |(left, at): (f64, Instant)| now.saturating_duration_since(at).as_secs_f64().mul_add(per_second, left);
+        self.left.map_or(per_second, level).min(per_second)
+    }
+
+    /// Takes one, or says after how long there is one.
+    fn take(&mut self, per_second: u32, now: Instant) -> Result<(), Duration> {
+        let rate = f64::from(per_second);
+        let level = self.level(rate, now);
+        // Time as a fraction is never quite a whole one.
+        if level < 1.0 - 1e-6 {
+            return Err(wait(1.0 - level, rate));
+        }
+        self.left = Some((level - 1.0, now));
+        Ok(())
+    }
+
+    /// Takes many, on credit; says how long to wait before more is asked.
+    fn take_all(&mut self, count: u32, per_second: u32, now: Instant) -> Duration {
+        let rate = f64::from(per_second);
+        let level = self.level(rate, now) - f64::from(count);
+        self.left = Some((level, now));
+        if level < 0.0 { wait(-level, rate) } else { Duration::ZERO }
+    }
+
+    fn is_full(&self, now: Instant) -> bool {
+        // In a second every bucket that owes nothing is full.
+        self.left.is_none_or(|(left, at)| left >= 0.0 && now.saturating_duration_since(at) >= Duration::from_secs(1))
+    }
+}
+
+/// How long it takes until so much is there, at least a millisecond: what callers are told.
+fn wait(lacking: f64, per_second: f64) -> Duration {
+    Duration::try_from_secs_f64(lacking / per_second).unwrap_or(Duration::MAX).max(Duration::from_millis(1))
+}
+
+/// The right to one open stream. Dropping it gives the right up.
+pub(super) struct OpenStream {
+    pace: Arc<Pace>,
+    path: String,
+}
+
+impl Pace {
+    /// One call begins.
+    pub(super) fn call(&self, path: &str, limits: &Limits, method: &'static str, now: Instant) -> Result<(), Status> {
+        let taken = self.with(path, now, |account| account.calls.take(limits.calls_per_second, now));
+        taken.map_err(|after| self.too_fast(path, method, "calls", limits.calls_per_second, after, now))
+    }
+
+    /// One bulletin is handed in by a call.
+    pub(super) fn bulletin(&self, path: &str, limits: &Limits, method: &'static str, now: Instant) -> Result<(), Status> {
+        let taken = self.with(path, now, |account| account.bulletins.take(limits.bulletins_per_second, now));
+        taken.map_err(|after| self.too_fast(path, method, "bulletins", limits.bulletins_per_second, after, now))
+    }
+
+    /// So many bulletins came on a stream, which is not read for so long.
+    pub(super) fn bulletins(&self, path: &str, limits: &Limits, count: usize, now: Instant) -> Duration {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        self.with(path, now, |account| account.bulletins.take_all(count, limits.bulletins_per_second, now))
+    }
+
+    /// A stream opens, unless as many as may be are open.
+    pub(super) fn open(
+        self: &Arc<Self>,
+        path: &str,
+        limits: &Limits,
+        method: &'static str,
+        now: Instant,
+    ) -> Result<OpenStream, Status> {
+        let room = self.with(path, now, |account| {
+            let room = account.streams < limits.streams;
+            account.streams += u32::from(room);
+            room
+        });
+        if room {
+            return Ok(OpenStream { pace: Arc::clone(self), path: path.to_owned() });
+        }
+        let message = format!("the caller has {} streams open, as many as it may", limits.streams);
+        self.refused_once(path, method, "STREAMS", &message, now);
+        Err(errors::exhausted("STREAMS", message, Some(STREAMS_RETRY)))
+    }
+
+    /// A name more than the caller may have remembered.
+    pub(super) fn too_many_names(&self, path: &str, limits: &Limits, method: &'static str, now: Instant) -> Status {
+        let message =
+            format!("the caller has {} named subscriptions, as many as it may; use one of them", limits.subscriptions);
+        self.refused_once(path, method, "SUBSCRIPTIONS", &message, now);
+        errors::exhausted("SUBSCRIPTIONS", message, None)
+    }
+
+    /// Records a refusal; after the first few of one caller and reason, their number.
+    pub(super) fn refused(&self, who: &str, method: &'static str, reason: &str, now: Instant) {
+        let event = AuditEvent { what: "refused-call", reason, who: &who, subject: &method, detail: &"" };
+        self.refusals.record(who, RECORDED_SINGLY_MAX, &event, now);
+    }
+
+    /// Streams that are open, of everybody.
+    #[must_use]
+    pub fn open_streams(&self) -> u64 {
+        self.accounts.lock().values().map(|account| u64::from(account.streams)).sum()
+    }
+
+    /// The refusals that were only counted, to be recorded in time.
+    #[must_use]
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
+    fn too_fast(
+        &self,
+        path: &str,
+        method: &'static str,
+        what: &str,
+        per_second: u32,
+        after: Duration,
+        now: Instant,
+    ) -> Status {
+        let message = format!("more than {per_second} {what} a second");
+        self.refused_once(path, method, "RATE", &message, now);
+        errors::exhausted("RATE", message, Some(after))
+    }
+
+    /// One record for an identity and interval: who runs into a limit does so thousands of times.
+    fn refused_once(&self, who: &str, method: &'static str, reason: &str, detail: &str, now: Instant) {
+        let event = AuditEvent { what: "refused-call", reason, who: &who, subject: &method, detail: &detail };
+        self.refusals.record(who, 1, &event, now);
+    }
+
+    fn with<T>(&self, path: &str, now: Instant, act: impl FnOnce(&mut Account) -> T) -> T {
+        let mut accounts = self.accounts.lock();
+        if accounts.len() >= IDENTITIES_MAX && !accounts.contains_key(path) {
+            accounts.retain(|_, account| !account.is_idle(now));
+        }
+        // The name is copied only the first time.
+        match accounts.get_mut(path) {
+            Some(account) => act(account),
+            None => act(accounts.entry(path.to_owned()).or_default()),
+        }
+    }
+}
+
+impl Account {
+    fn is_idle(&self, now: Instant) -> bool {
+        self.streams == 0 && self.calls.is_full(now) && self.bulletins.is_full(now)
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        if let Some(account) = self.pace.accounts.lock().get_mut(&self.path) {
+            account.streams = account.streams.saturating_sub(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tonic::Code;
+    use tonic_types::StatusExt;
+
+    use super::*;
+    use crate::telemetry::heard::Heard;
+
+    const LIMITS: Limits = Limits { calls_per_second: 10, bulletins_per_second: 20, subscriptions: 2, streams: 2 };
+    const CALL: &str = "FocalPoint.Get";
+
+    #[test]
+    fn a_caller_that_calls_too_often_is_told_when_to_come_back_and_recorded_once() {
+        let (heard, pace, begun) = (Heard::listen(), Pace::default(), Instant::now());
+        for _ in 0..10 {
+            pace.call("agency/one", &LIMITS, CALL, begun).unwrap();
+        }
+        for _ in 0..1_000 {
+            let refused = pace.call("agency/one", &LIMITS, CALL, begun).unwrap_err();
+            assert_eq!(refused.code(), Code::ResourceExhausted);
+            let retry = refused.get_error_details().retry_info().unwrap().retry_delay.unwrap();
+            assert_eq!(retry, Duration::from_millis(100));
+        }
+        assert_eq!(heard.take(), ["refused-call RATE agency/one FocalPoint.Get"]);
+        pace.call("agency/two", &LIMITS, CALL, begun).unwrap();
+        pace.call("agency/one", &LIMITS, CALL, begun + Duration::from_millis(100)).unwrap();
+        assert!(pace.call("agency/one", &LIMITS, CALL, begun + Duration::from_millis(100)).is_err());
+        pace.refusals().settle_all();
+        assert_eq!(heard.take(), ["refused-call RATE agency/one FocalPoint.Get"], "the rest is one number");
+    }
+
+    #[test]
+    fn a_stream_is_read_as_fast_as_its_caller_may_publish() {
+        let (pace, begun) = (Pace::default(), Instant::now());
+        assert_eq!(pace.bulletins("one", &LIMITS, 20, begun), Duration::ZERO);
+        assert_eq!(pace.bulletins("one", &LIMITS, 40, begun), Duration::from_secs(2));
+        assert!(pace.bulletin("one", &LIMITS, CALL, begun + Duration::from_secs(2)).is_err());
+        pace.bulletin("one", &LIMITS, CALL, begun + Duration::from_millis(2_050)).unwrap();
+    }
+
+    #[test]
+    fn open_streams_are_counted_until_they_are_dropped() {
+        let (pace, now) = (Arc::new(Pace::default()), Instant::now());
+        let open = |path| pace.open(path, &LIMITS, "FocalPoint.Subscribe", now);
+        let (first, _second) = (open("one").unwrap(), open("one").unwrap());
+        let Err(refused) = open("one") else { panic!("refused") };
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        let _other = open("two").unwrap();
+        drop(first);
+        let _third = open("one").unwrap();
+        assert!(open("one").is_err());
+    }
+
+    #[test]
+    fn who_asks_for_little_is_forgotten_and_who_owes_is_not() {
+        let (pace, begun) = (Arc::new(Pace::default()), Instant::now());
+        let _open = pace.open("reader", &LIMITS, CALL, begun).unwrap();
+        pace.bulletins("writer", &LIMITS, 1_000, begun);
+        for n in 0..2 * IDENTITIES_MAX {
+            let now = begun + Duration::from_millis(n as u64);
+            pace.call(&format!("agency/{n}"), &LIMITS, CALL, now).unwrap();
+        }
+        let accounts = pace.accounts.lock();
+        assert!(accounts.len() <= IDENTITIES_MAX && accounts.contains_key("reader"), "{}", accounts.len());
+    }
+}

@@ -1,0 +1,102 @@
+//! What operators are told of the node, and what they may have it do.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use barid_core::names::{FeedId, Member};
+use barid_core::proto;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use rustls::pki_types::UnixTime;
+
+use super::lists::Lists;
+use crate::access::Access;
+use crate::api;
+use crate::committer::Committer;
+use crate::config::NodeConfig;
+use crate::exchange::{Exchange, PeerSnapshot};
+use crate::rosters::Rosters;
+use crate::store::Store;
+use crate::transport::Credentials;
+
+/// Ranges not held that a status lists for each peer.
+const NOT_HELD_LISTED_MAX: usize = 1_000;
+
+/// The rest of the node, for operators.
+pub(super) struct Node {
+    pub(super) committer: Committer,
+    pub(super) config: NodeConfig,
+    pub(super) exchange: Exchange,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) access: Arc<ArcSwap<Access>>,
+    pub(super) credentials: Credentials,
+    pub(super) lists: Lists,
+    pub(super) rosters: Rosters,
+    pub(super) trust_domain: String,
+    pub(super) grace_seconds: i64,
+    pub(super) reloading: tokio::sync::Mutex<()>,
+}
+
+impl Node {
+    fn peer(&self, member: &Member, peer: &PeerSnapshot) -> proto::PeerStatus {
+        let feed = peer.feed.as_ref();
+        let state = feed.and_then(|feed| self.store.feed(feed));
+        let ranges = feed.and_then(|feed| self.store.not_held(feed, NOT_HELD_LISTED_MAX).ok()).unwrap_or_default();
+        let held = state.as_ref().map_or(0, |state| state.frontier.size());
+        let lag_entries = peer.known_size.saturating_sub(held);
+        let now = u64::try_from(time::OffsetDateTime::now_utc().unix_timestamp()).unwrap_or(0);
+        let since = if peer.behind_since_unix_ms == 0 { now } else { peer.behind_since_unix_ms / 1_000 };
+        proto::PeerStatus {
+            member: member.to_string(),
+            linked: peer.linked,
+            since: at(peer.since_unix_ms / 1_000),
+            last_error: peer.last_error.clone(),
+            feed: state.map(|state| proto::FeedStatus {
+                feed: state.feed.to_string(),
+                size: held,
+                root: Bytes::copy_from_slice(&state.frontier.root().0),
+                disclosed: state.disclosed,
+            }),
+            lag_entries,
+            lag_seconds: if lag_entries == 0 { 0 } else { now.saturating_sub(since) },
+            not_held: ranges
+                .into_iter()
+                .map(|(range, reason)| proto::NotHeld {
+                    range: Some(proto::IndexRange { start: range.start, end: range.end }),
+                    reason: reason.word().into(),
+                })
+                .collect(),
+            cosigned_size: peer.cosigned_size,
+            last_cosignature: at(peer.cosigned_time),
+            last_heartbeat: at(peer.heartbeat_time),
+            custody_size: peer.custody_size,
+        }
+    }
+}
+
+/// A time, if there is one.
+fn at(unix_seconds: u64) -> Option<pbjson_types::Timestamp> {
+    let seconds = i64::try_from(unix_seconds).ok().filter(|seconds| *seconds > 0)?;
+    Some(pbjson_types::Timestamp { seconds, nanos: 0 })
+}
+
+impl api::Node for Node {
+    fn peers(&self) -> Vec<proto::PeerStatus> {
+        self.exchange.peers().snapshot().iter().map(|(member, peer)| self.peer(member, peer)).collect()
+    }
+
+    fn resume_feed<'a>(&'a self, feed: &'a FeedId) -> BoxFuture<'a, Result<bool, String>> {
+        Box::pin(self.exchange.resume_feed(feed))
+    }
+
+    fn alarms(&self) -> Vec<String> {
+        let mut alarms = self.exchange.peers().alarms();
+        alarms.extend(self.validity_alarms(UnixTime::now()));
+        alarms.extend(self.clock_alarms());
+        alarms
+    }
+
+    fn reload(&self) -> BoxFuture<'_, Result<Vec<String>, String>> {
+        Box::pin(self.reload_for("Operator.Reload"))
+    }
+}
