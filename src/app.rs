@@ -120,7 +120,9 @@ pub enum AppError {
     #[error("signals cannot be heard")]
     Signal(#[source] std::io::Error),
     /// The store failed while the node ran.
-    #[error("{0}; nothing of what was not answered is stored for certain: start the node again, it goes on from what the disk holds")]
+    #[error(
+        "{0}; nothing of what was not answered is stored for certain: start the node again, it goes on from what the disk holds"
+    )]
     Stopped(String),
     /// A listener failed.
     #[error("serving has failed")]

@@ -45,7 +45,8 @@ struct Bucket {
 impl Bucket {
     /// What there is at `now`.
     fn level(&self, per_second: f64, now: Instant) -> f64 {
-        let level = |(left, at): (f64, Instant)| now.saturating_duration_since(at).as_secs_f64().mul_add(per_second, left);
+        let level =
+            |(left, at): (f64, Instant)| now.saturating_duration_since(at).as_secs_f64().mul_add(per_second, left);
         self.left.map_or(per_second, level).min(per_second)
     }
 
@@ -94,7 +95,13 @@ impl Pace {
     }
 
     /// One bulletin is handed in by a call.
-    pub(super) fn bulletin(&self, path: &str, limits: &Limits, method: &'static str, now: Instant) -> Result<(), Status> {
+    pub(super) fn bulletin(
+        &self,
+        path: &str,
+        limits: &Limits,
+        method: &'static str,
+        now: Instant,
+    ) -> Result<(), Status> {
         let taken = self.with(path, now, |account| account.bulletins.take(limits.bulletins_per_second, now));
         taken.map_err(|after| self.too_fast(path, method, "bulletins", limits.bulletins_per_second, after, now))
     }

@@ -130,13 +130,10 @@ impl Verifier {
 
     fn report(&self, result: Result<(), NoteFault>) {
         if let Err(fault) = result {
-            self.shared.record(&self.peer, &AuditEvent {
-                what: "refused-note",
-                reason: "bad-note",
-                who: &self.peer,
-                subject: &"",
-                detail: &fault,
-            });
+            self.shared.record(
+                &self.peer,
+                &AuditEvent { what: "refused-note", reason: "bad-note", who: &self.peer, subject: &"", detail: &fault },
+            );
         }
     }
 

@@ -402,8 +402,7 @@ impl Reader {
     /// Refuses a batch whole: the feed pauses, the others go on.
     fn refuse(&mut self, feed: &FeedId, fault: &Fault) {
         let reason = fault.kind.word();
-        let event =
-            AuditEvent { what: "refused-batch", reason, who: &self.peer, subject: feed, detail: &fault.detail };
+        let event = AuditEvent { what: "refused-batch", reason, who: &self.peer, subject: feed, detail: &fault.detail };
         self.shared.record(&self.peer, &event);
         if matches!(fault.kind, FaultKind::BadProof | FaultKind::BadRoot) {
             // A lie, or another history: that of the two which it is, the peer may prove.
@@ -541,13 +540,10 @@ impl Reader {
 
     fn malformed(&self, feed: &str, what: &str) {
         let feed: String = feed.chars().take(300).collect();
-        self.shared.record(&self.peer, &AuditEvent {
-            what: "refused-frame",
-            reason: "malformed",
-            who: &self.peer,
-            subject: &feed,
-            detail: &what,
-        });
+        self.shared.record(
+            &self.peer,
+            &AuditEvent { what: "refused-frame", reason: "malformed", who: &self.peer, subject: &feed, detail: &what },
+        );
         self.outbox.fault(feed, "malformed", format!("{what} cannot be read"));
     }
 }

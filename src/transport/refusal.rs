@@ -84,9 +84,8 @@ mod tests {
 
     #[test]
     fn a_source_is_an_identity_or_an_address_whatever_its_port() {
-        let of = |who: &str| {
-            Refusal { reason: "plain-text", who: who.into(), at: "api", detail: String::new() }.source()
-        };
+        let of =
+            |who: &str| Refusal { reason: "plain-text", who: who.into(), at: "api", detail: String::new() }.source();
         assert_eq!(of("10.0.0.1:4000"), "10.0.0.1");
         assert_eq!(of("[2001:db8::7]:4000"), "2001:db8::/64");
         assert_eq!(of("[::ffff:10.0.0.1]:4000"), "10.0.0.1");

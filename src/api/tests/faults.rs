@@ -39,8 +39,7 @@ async fn of_a_commit_that_failed_nothing_is_released_ever_and_reading_goes_on() 
     assert_eq!(reader.delivery().await.arrival, 1);
 
     disk.fail_next_sync();
-    let (one, two) =
-        tokio::join!(world.publish(POLICE, draft(|_| {})), world.publish(POLICE, draft(|_| {})));
+    let (one, two) = tokio::join!(world.publish(POLICE, draft(|_| {})), world.publish(POLICE, draft(|_| {})));
     for refused in [one, two, world.publish(POLICE, draft(|_| {})).await] {
         let refused = refused.unwrap_err();
         assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unavailable, "STOPPED"), "{refused:?}");
