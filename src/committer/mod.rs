@@ -8,6 +8,7 @@ mod epoch;
 mod mark;
 mod received;
 mod run;
+mod spoken;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -35,10 +36,11 @@ use crate::store::{
 
 pub use epoch::{NextEpoch, OpenEpochError, OpenedEpoch, closing, key_path, marked_epoch, open_epoch};
 pub use mark::{Mark, MarkError};
+pub use spoken::Answers;
 
 /// Entries and answers that may wait for the committer; beyond it publishers are told to come back and links stop reading.
 pub const QUEUE_MAX: usize = 8_192;
-/// How long a record that would hold only answers waits for company.
+/// How long a record that would hold only answers waits for company, and how long answers may be owed.
 pub const COMPANY_WAIT: Duration = Duration::from_millis(3);
 /// Bytes of answers, rosters and lists gathered for one commit: with the digests and ids of its entries they stay below
 /// [`barid_core::limits::RECORD_HEAD_BYTES_MAX`].
@@ -135,14 +137,10 @@ pub struct PublishedGroup {
 }
 
 /// What a batch of a peer's feed became.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Appended {
     /// Entries held now.
     pub size: u64,
-    /// Our cosigned note, if the batch reached its checkpoint.
-    pub cosigned: Option<Bytes>,
-    /// Our custody notes for the feed's owner, if the batch reached its checkpoint or there was much to list.
-    pub custody: Vec<Bytes>,
 }
 
 /// What content that came late became.
@@ -204,6 +202,7 @@ pub(crate) struct Shared {
     seq: watch::Sender<u64>,
     gate: watch::Sender<Gate>,
     custody: broadcast::Sender<Arc<Vec<CustodyRecord>>>,
+    said: broadcast::Sender<Arc<Answers>>,
     queue: Arc<Semaphore>,
     heartbeat_key: SigningKey,
     /// Unix seconds of what this node signed last as a witness.
@@ -257,6 +256,7 @@ impl Committer {
             seq: watch::Sender::new(store.seq()),
             gate: watch::Sender::new(Gate::Starting),
             custody: broadcast::Sender::new(1_024),
+            said: broadcast::Sender::new(1_024),
             queue: Arc::new(Semaphore::new(QUEUE_MAX)),
             heartbeat_key: options.keys.mirror.clone(),
             last_time: AtomicU64::new(0),
@@ -311,6 +311,12 @@ impl Committer {
     #[must_use]
     pub fn custody_notes(&self) -> broadcast::Receiver<Arc<Vec<CustodyRecord>>> {
         self.shared.custody.subscribe()
+    }
+
+    /// What this node says of other members' feeds, as it becomes durable: shortly after the entries that it speaks of.
+    #[must_use]
+    pub fn said(&self) -> broadcast::Receiver<Arc<Answers>> {
+        self.shared.said.subscribe()
     }
 
     /// A peer has shown its heads and nothing of ours is in doubt: publishing may begin.
@@ -386,7 +392,7 @@ impl Committer {
         Ok(answer)
     }
 
-    /// Appends a verified batch of a peer's feed; cosigns it if it reached its checkpoint. Waits for room.
+    /// Appends a verified batch of a peer's feed; what this node says of it comes later ([`Self::said`]). Waits for room.
     ///
     /// # Errors
     /// See [`CommitFailure`].

@@ -1,22 +1,21 @@
 //! What comes of other members' feeds, in the commit that takes it in, with what this node says of it.
 //!
-//! In scope: entries that continue a feed, content that comes later, cosignatures and custody notes. Out of scope: verifying (`core`),
-//! and what else is in a commit (`run`).
+//! In scope: entries that continue a feed, and content that comes later. Out of scope: verifying (`core`), what this node says of a feed
+//! (`spoken`), and what else is in a commit (`run`).
 
 use std::ops::Range;
+use std::time::Instant;
 
-use barid_core::feed::checkpoint::Checkpoint;
-use barid_core::feed::cosignature::cosign;
-use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::tree::Frontier;
 use barid_core::follow::{VerifiedBatch, VerifiedContent};
 use barid_core::limits::BATCH_ENTRIES_MAX;
-use barid_core::names::{Member, Undisclosed};
+use barid_core::names::Undisclosed;
 use tokio::sync::oneshot;
 
 use super::run::{Group, Release, Writer};
-use super::{Appended, CommitFailure, Filled, Filling, Gate, Keys, Permit, checkpoint_of, is_behind, later, owns};
-use crate::store::{Append, Content, Cosigned, CustodyRecord, Fill, NewEntry};
+use super::spoken::{custody_of, progress_of};
+use super::{Appended, CommitFailure, Filled, Filling, Gate, Permit, checkpoint_of, is_behind, later, owns};
+use crate::store::{Append, Content, Fill, NewEntry};
 
 /// Ranges held as digests after which a custody note is made although the feed has not reached its checkpoint: what has not been spoken of
 /// stays small in memory, and one note can list it. While the clock is behind no note is made, and a feed with as many waits.
@@ -42,15 +41,9 @@ impl Writer {
             let _ = reply.send(Err(CommitFailure::Stale { held, first }));
             return;
         }
-        let me = &self.shared.feed.member;
-        let progress = group
-            .custodies
-            .entry(feed.clone())
-            .or_insert_with(|| self.custodies.get(&feed).cloned().unwrap_or_default());
+        let progress = progress_of(&mut group.custodies, &self.custodies, &feed);
         let (seconds, _) = self.shared.now();
-        let time = later(seconds, group.last_time);
-        let behind = is_behind(time, seconds);
-        if behind && progress.not_held.len() >= NOT_HELD_MAX {
+        if is_behind(later(seconds, group.last_time), seconds) && progress.not_held.len() >= NOT_HELD_MAX {
             let _ = reply.send(Err(CommitFailure::ClockBehind));
             return;
         }
@@ -72,30 +65,12 @@ impl Writer {
             new.push(NewEntry { digest: entry.digest, content });
         }
         let size = frontier.size();
-        let mut appended = Appended { size, cosigned: None, custody: Vec::new() };
         // What a node says of its own feed witnesses nothing.
         let complete = !own && checkpoint.checkpoint.size == size && checkpoint.checkpoint.root == frontier.root();
-        if complete && !behind {
-            group.last_time = time;
-            // The key's name and kind were checked on start.
-            appended.cosigned = cosign(&checkpoint, &self.keys.mirror, time).ok();
-            group.commit.cosigned.extend(appended.cosigned.clone().map(|note| Cosigned {
-                feed: feed.clone(),
-                cosigner: me.clone(),
-                size,
-                time,
-                note,
-            }));
-        }
-        // What is not spoken of while the clock is behind is spoken of by the first note after it.
-        if !behind && (complete || progress.not_held.len() >= NOT_HELD_MAX) {
-            group.last_time = time;
-            let tree = checkpoint_of(&feed, &frontier);
-            let records = custody_of(&tree, me, progress.size..size, &progress.not_held, time, &self.keys);
-            appended.custody = records.iter().map(|record| record.note.clone()).collect();
-            group.commit.custody.extend(records);
-            progress.size = size;
-            progress.not_held.clear();
+        let many = progress.not_held.len() >= NOT_HELD_MAX;
+        if complete || many {
+            group.debts.add(feed.clone(), complete.then(|| checkpoint.clone()), Instant::now());
+            group.speak_now |= many;
         }
         let checkpoint_size = checkpoint.checkpoint.size;
         match group.commit.appends.iter_mut().find(|append| append.feed == feed) {
@@ -115,7 +90,7 @@ impl Writer {
             }),
         }
         group.edges.insert(feed, frontier);
-        group.releases.push(Release::Append { reply, appended, _permit: permit });
+        group.releases.push(Release::Append { reply, appended: Appended { size }, _permit: permit });
     }
 
     pub(super) fn take_fill(
@@ -157,10 +132,7 @@ impl Writer {
         if let (Some((first, _)), Some((last, _)), Some(edge)) =
             (entries.first(), entries.last(), self.edges.get(&feed))
         {
-            let progress = group
-                .custodies
-                .entry(feed.clone())
-                .or_insert_with(|| self.custodies.get(&feed).cloned().unwrap_or_default());
+            let progress = progress_of(&mut group.custodies, &self.custodies, &feed);
             for (index, _) in &entries {
                 take_out(&mut not_held, *index);
                 take_out(&mut progress.not_held, *index);
@@ -200,34 +172,4 @@ fn take_out(ranges: &mut Vec<(Range<u64>, Undisclosed)>, index: u64) {
     let Some((range, reason)) = ranges.get(place).filter(|(range, _)| range.contains(&index)).cloned() else { return };
     let left = [range.start..index, index + 1..range.end].into_iter().filter(|range| !range.is_empty());
     ranges.splice(place..=place, left.map(|range| (range, reason)));
-}
-
-/// Custody notes on `range`: one, or several where one cannot list all that is not held. None if the range is empty.
-fn custody_of(
-    checkpoint: &Checkpoint,
-    holder: &Member,
-    mut range: Range<u64>,
-    not_held: &[(Range<u64>, Undisclosed)],
-    time: u64,
-    keys: &Keys,
-) -> Vec<CustodyRecord> {
-    let mut records = Vec::new();
-    while !range.is_empty() {
-        let listed = not_held.partition_point(|(part, _)| part.end <= range.start);
-        let note = CustodyNote::new(checkpoint, time, range.clone(), not_held[listed..].iter().cloned());
-        // The key's name and kind were checked on start, the ranges ascend: a note that cannot be made is a defect that costs the note.
-        let Ok((note, signed)) = note.and_then(|note| note.sign(&keys.custody).map(|signed| (note, signed))) else {
-            break;
-        };
-        range.start = note.range.end;
-        records.push(CustodyRecord {
-            feed: note.feed,
-            holder: holder.clone(),
-            range: note.range,
-            not_held: note.not_held.into_iter().map(|(range, _)| range).collect(),
-            time,
-            note: signed,
-        });
-    }
-    records
 }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Instant;
 
 use barid_core::bulletin::ValidBulletin;
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
@@ -21,6 +22,7 @@ use super::{
 use crate::store::{Append, Commit, CommitError, Committed, Content, CursorRecord, CustodyRecord, FeedTree, NewEntry};
 
 use super::received::UNSPOKEN_RANGES_MAX;
+use super::spoken::Debts;
 
 /// The state of the thread.
 pub(super) struct Writer {
@@ -29,6 +31,7 @@ pub(super) struct Writer {
     pub(super) mark: Option<MarkFile>,
     pub(super) edges: HashMap<FeedId, Frontier>,
     pub(super) custodies: Custodies,
+    pub(super) debts: Debts,
     pub(super) last_time: u64,
     pub(super) seq: u64,
     pub(super) checkpoint: Option<SignedCheckpoint>,
@@ -54,6 +57,9 @@ pub(super) struct Group {
     pub(super) commit: Commit,
     pub(super) edges: HashMap<FeedId, Frontier>,
     pub(super) custodies: Custodies,
+    pub(super) debts: Debts,
+    /// What is owed is said in this commit.
+    pub(super) speak_now: bool,
     pub(super) ids: HashMap<Uuid, ()>,
     pub(super) filled: HashSet<(FeedId, u64)>,
     pub(super) cursors: BTreeMap<String, u64>,
@@ -74,8 +80,11 @@ impl Writer {
         let mut edges = HashMap::new();
         let mut custodies = Custodies::new();
         let mut last_time = 0;
+        let mut debts = Debts::default();
         for state in store.feeds() {
+            let mut cosigned_size = 0;
             for cosigned in store.cosigned_newest(&state.feed)?.iter().filter(|cosigned| cosigned.cosigner == me) {
+                cosigned_size = cosigned.size;
                 last_time = later(cosigned.time, last_time);
             }
             if !owns(&me, &state.feed) {
@@ -93,6 +102,7 @@ impl Writer {
                     .into_iter()
                     .map(|(range, reason)| (range.start.max(since)..range.end, reason))
                     .collect();
+                debts.owe_since(&state, cosigned_size, since);
             }
             edges.insert(state.feed, state.frontier);
         }
@@ -103,6 +113,7 @@ impl Writer {
             mark: None,
             edges,
             custodies,
+            debts,
             last_time,
             checkpoint: None,
         };
@@ -189,13 +200,17 @@ impl Writer {
     pub(super) fn run(mut self, queue: &Receiver<Work>) {
         let mut carried = None;
         loop {
-            let Some(first) = carried.take().or_else(|| queue.recv().ok()) else { return };
+            let mut next = match carried.take().map_or_else(|| self.wait(queue), Ok) {
+                Ok(work) => Some(work),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
             let mut group = Group { last_time: self.last_time, ..Group::default() };
             let mut stop = None;
-            let mut next = Some(first);
             while let Some(work) = next.take() {
                 match work {
                     Work::Stop(reply) => {
+                        group.speak_now = true;
                         stop = Some(reply);
                         break;
                     }
@@ -207,13 +222,19 @@ impl Writer {
                 }
                 next = if group.only_answers() { queue.recv_timeout(COMPANY_WAIT).ok() } else { queue.try_recv().ok() };
             }
-            if !group.releases.is_empty() {
-                self.commit(group);
-            }
+            self.commit(group);
             if let Some(reply) = stop {
                 let _ = reply.send(());
                 return;
             }
+        }
+    }
+
+    /// The next thing to do; nothing, when answers are due.
+    fn wait(&self, queue: &Receiver<Work>) -> Result<Work, RecvTimeoutError> {
+        match self.debts.due() {
+            Some(due) => queue.recv_timeout(due.saturating_duration_since(Instant::now())),
+            None => queue.recv().map_err(RecvTimeoutError::from),
         }
     }
 
@@ -321,6 +342,7 @@ impl Writer {
             });
             signed = Some(checkpoint);
         }
+        let spoken = self.speak(&mut group);
         group.commit.cursors = self.cursors_ahead(std::mem::take(&mut group.cursors));
         group.commit.time_unix_ms = now().1;
         let empty = is_empty(&group.commit);
@@ -330,6 +352,7 @@ impl Writer {
                 let first_arrival = committed.as_ref().map_or(0, |committed| committed.first_arrival + own_at);
                 self.edges.extend(group.edges);
                 self.custodies.extend(group.custodies);
+                self.said(group.debts, spoken);
                 self.last_time = group.last_time;
                 self.shared.last_time.store(self.last_time, Ordering::Relaxed);
                 if let Some(edge) = group.own_edge {
@@ -353,6 +376,7 @@ impl Writer {
                 let failure = CommitFailure::DiskFull(format!(
                     "free space of {available_bytes} bytes is below the reserve of {reserve_bytes} bytes"
                 ));
+                self.debts.postpone();
                 fail_all(group.releases, &failure);
             }
             Err(error) => {
@@ -421,7 +445,8 @@ impl Writer {
     }
 
     /// The store has failed for ever: say so, and refuse all that comes.
-    fn fail(&self, releases: Vec<Release>, failure: &CommitFailure) {
+    fn fail(&mut self, releases: Vec<Release>, failure: &CommitFailure) {
+        self.debts = Debts::default();
         tracing::error!(%failure, "the store has failed: nothing more is committed");
         self.shared.gate.send_replace(Gate::Stopped(failure.to_string()));
         fail_all(releases, failure);

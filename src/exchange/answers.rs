@@ -14,13 +14,16 @@ use barid_core::feed::note::Note;
 use barid_core::feed::tree::root_at;
 use barid_core::names::{FeedId, Hash, Member};
 use barid_core::proto;
+use barid_core::proto::frame::Frame;
 use barid_core::roster::Roster;
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc};
 
 use super::forks::{self, Compared};
+use super::outbox::Outbox;
 use super::{NOTES_WAITING_MAX, REPEATED_BYTES_MAX, Shared};
-use crate::committer::Kept;
+use crate::committer::{Answers, Kept};
 use crate::store::{Cosigned, CustodyRecord, FeedTree, ForkRecord, ReadError};
 use crate::telemetry::{AuditEvent, audit};
 
@@ -86,6 +89,26 @@ pub(crate) async fn keep_all(shared: Arc<Shared>, peer: Member, mut waiting: mps
             }
             // The peer sends its newest answers again on the next link.
             Err(failure) => tracing::warn!(%peer, %failure, "answers could not be kept"),
+        }
+    }
+}
+
+/// Tells `peer` what this node says of its feeds, until the link ends. What is said of a feed by way of another member goes out with `Heads`;
+/// custody notes are for nobody but the owner.
+pub(crate) async fn tell_all(peer: Member, outbox: Arc<Outbox>, mut said: broadcast::Receiver<Arc<Answers>>) {
+    loop {
+        match said.recv().await {
+            Ok(answers) if answers.feed.member == peer => {
+                if let Some(note) = answers.cosigned.clone() {
+                    outbox.push(Frame::Cosigned(proto::Cosigned { note, ..proto::Cosigned::default() }));
+                }
+                for note in answers.custody.iter().cloned() {
+                    outbox.push(Frame::Custody(proto::Custody { note }));
+                }
+            }
+            Ok(_) => {}
+            Err(RecvError::Lagged(missed)) => tracing::warn!(%peer, missed, "answers are told on the next link"),
+            Err(RecvError::Closed) => return,
         }
     }
 }

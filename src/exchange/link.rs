@@ -10,7 +10,7 @@ use futures::stream::{BoxStream, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::answers::keep_all;
+use super::answers::{keep_all, tell_all};
 use super::fills;
 use super::outbox::Outbox;
 use super::reader::Reader;
@@ -128,6 +128,10 @@ async fn speak(shared: &Arc<Shared>, peer: &Member, dialled: bool, mut wire: Wir
     writing.spawn(writer.run());
     let mut keeping = JoinSet::new();
     keeping.spawn(keep_all(Arc::clone(shared), peer.clone(), waiting));
+
+    // From now on; what was said before the owner asks for.
+    let mut telling = JoinSet::new();
+    telling.spawn(tell_all(peer.clone(), Arc::clone(&outbox), shared.options.committer.said()));
 
     let mut asking = JoinSet::new();
     asking.spawn(fills::ask(Arc::clone(shared), peer.clone(), Arc::clone(&outbox), answered));

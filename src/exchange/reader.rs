@@ -360,16 +360,9 @@ impl Reader {
         let Some(follower) = self.followers.get_mut(&feed) else { return Ok(()) };
         let now = Instant::now();
         match result {
-            Ok(Appended { size, cosigned, custody }) => {
+            Ok(Appended { size }) => {
                 follower.succeeded();
                 self.progress(&feed, size, Some(size));
-                if let Some(note) = cosigned {
-                    self.outbox.push(Frame::Cosigned(proto::Cosigned { note, ..proto::Cosigned::default() }));
-                }
-                for note in custody {
-                    // For nobody but the owner. One that is away asks for them when it is linked again.
-                    self.shared.peers.tell(&feed.member, Frame::Custody(proto::Custody { note }));
-                }
                 self.shared.gaps.served(&self.peer, &feed, first, size);
                 if lacks {
                     self.shared.new_gaps.send_modify(|count| *count += 1);

@@ -117,6 +117,16 @@ pub fn sign(checkpoint: &Checkpoint, keys: &[SigningKey]) -> Result<SignedCheckp
 }
 
 impl SignedCheckpoint {
+    /// A note that this program verified, or made, before it kept it in its own store: its text is read, its signatures are not verified
+    /// again. Never for bytes from elsewhere.
+    ///
+    /// # Errors
+    /// If it is no note with a checkpoint's text.
+    pub fn kept(note: Bytes) -> Result<Self, CheckpointError> {
+        let checkpoint = Checkpoint::parse_text(&Note::parse(&note)?.text)?;
+        Ok(Self { checkpoint, note })
+    }
+
     /// Verifies a checkpoint note: every one of `keys`, which are all of the feed's, must have signed it. Other signatures, such
     /// as cosignatures, are ignored and dropped.
     pub fn verify(note: &[u8], keys: &[VerifierKey]) -> Result<Self, CheckpointError> {

@@ -249,6 +249,8 @@ impl World {
         let (consistency_proof, findings) = (Vec::new(), Vec::new());
         let batch = VerifiedBatch { feed, first, entries, frontier, checkpoint, consistency_proof, findings };
         self.committer.append(batch).await.unwrap();
+        // What is said of it goes with whatever is committed next.
+        self.committer.keep(Kept::default()).await.unwrap();
         first
     }
 

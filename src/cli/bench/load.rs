@@ -52,7 +52,7 @@ pub(super) struct Publisher {
 
 impl Publisher {
     pub(super) fn new(channel: Channel, number: u64) -> Self {
-        Self { client: client(channel), number: number << 40 }
+        Self { client: client(channel), number: number << 48 }
     }
 
     fn draft(&mut self) -> proto::Draft {
@@ -67,6 +67,23 @@ impl Publisher {
         per_second: u64,
         until: Until,
     ) -> Result<Published, Failure> {
+        let mut publisher = self.apart();
+        on_a_worker(async move { publisher.streaming(in_flight, per_second, until).await }).await
+    }
+
+    /// Publishes by single calls, `in_flight` at a time.
+    pub(super) async fn unary(&mut self, in_flight: usize, until: Until) -> Result<Published, Failure> {
+        let mut publisher = self.apart();
+        on_a_worker(async move { publisher.calling(in_flight, until).await }).await
+    }
+
+    /// Another one with the same connection, whose numbers are its own.
+    fn apart(&mut self) -> Self {
+        self.number += 1 << 32;
+        Self { client: self.client.clone(), number: self.number }
+    }
+
+    async fn streaming(&mut self, in_flight: usize, per_second: u64, until: Until) -> Result<Published, Failure> {
         let (requests, outgoing) = mpsc::channel(1_024);
         let mut answers = self.client.publish_stream(ReceiverStream::new(outgoing)).await?.into_inner();
         let places = Arc::new(Semaphore::new(in_flight));
@@ -121,8 +138,7 @@ impl Publisher {
         Ok(Published { count: acks.len() as u64, spent, acks, sent, first_index })
     }
 
-    /// Publishes by single calls, `in_flight` at a time.
-    pub(super) async fn unary(&mut self, in_flight: usize, until: Until) -> Result<Published, Failure> {
+    async fn calling(&mut self, in_flight: usize, until: Until) -> Result<Published, Failure> {
         let begun = Instant::now();
         let mut waiting = VecDeque::new();
         let (mut acks, mut count) = (Vec::new(), 0);
@@ -147,6 +163,14 @@ impl Publisher {
         }
         Ok(Published { count: acks.len() as u64, spent: begun.elapsed(), acks, ..Published::default() })
     }
+}
+
+/// Runs a publisher where its connection runs, as a system of its own would be: not on the thread that waits for the whole bench, which would
+/// be woken for every receipt.
+async fn on_a_worker<T: Send + 'static>(
+    publishing: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::spawn(publishing).await.map_err(|error| failed(&error))?
 }
 
 async fn answered(call: tokio::task::JoinHandle<Result<Duration, tonic::Status>>) -> Result<Duration, Failure> {

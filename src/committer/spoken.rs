@@ -1,0 +1,281 @@
+//! What this node says of other members' feeds: cosignatures and custody notes, made behind the commits that they speak of.
+//!
+//! In scope: which feeds an answer is owed for, when it is made, and what it says. Out of scope: what is committed (`run`, `received`), and
+//! carrying answers to peers (`exchange`).
+//!
+//! An answer costs two signatures, and its owner three verifications. So it does not hold up what it speaks of: entries become durable and are
+//! released first, and the answer goes into a later record, with whatever is committed next or after [`COMPANY_WAIT`], once for all that has
+//! come meanwhile.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint};
+use barid_core::feed::cosignature::cosign;
+use barid_core::feed::custody::CustodyNote;
+use barid_core::names::{FeedId, Member, Undisclosed};
+use bytes::Bytes;
+
+use super::run::{Group, Writer};
+use super::{COMPANY_WAIT, Custodies, Keys, checkpoint_of, is_behind, later};
+use crate::store::{Cosigned, CustodyRecord, FeedState};
+
+/// Pause after a commit of answers was refused, as on a full disk.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+
+/// What this node has said of a feed, durably.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answers {
+    /// The feed.
+    pub feed: FeedId,
+    /// Our cosigned note, if the feed had reached a checkpoint.
+    pub cosigned: Option<Bytes>,
+    /// Our custody notes for the feed's owner.
+    pub custody: Vec<Bytes>,
+}
+
+/// By feed, the checkpoint to cosign, which the feed has reached; `None` if only its custody is spoken of.
+type Owed = BTreeMap<FeedId, Option<SignedCheckpoint>>;
+
+/// The newest batch of a feed speaks for those before it.
+fn owe(owed: &mut Owed, feed: FeedId, checkpoint: Option<SignedCheckpoint>) {
+    let before = owed.entry(feed).or_default();
+    *before = checkpoint.or(before.take());
+}
+
+/// Feeds that answers are owed for.
+#[derive(Default)]
+pub(super) struct Debts {
+    feeds: Owed,
+    /// When the oldest is due.
+    due: Option<Instant>,
+}
+
+impl Debts {
+    /// Owed from now on, if it was not before.
+    pub(super) fn add(&mut self, feed: FeedId, checkpoint: Option<SignedCheckpoint>, now: Instant) {
+        self.due.get_or_insert(now + COMPANY_WAIT);
+        owe(&mut self.feeds, feed, checkpoint);
+    }
+
+    fn extend(&mut self, others: Self, now: Instant) {
+        for (feed, checkpoint) in others.feeds {
+            self.add(feed, checkpoint, now);
+        }
+    }
+
+    /// The commit was refused: it is tried again later.
+    pub(super) fn postpone(&mut self) {
+        self.due = self.due.map(|_| Instant::now() + REFUSED_PAUSE);
+    }
+
+    /// What is owed for a feed as it was when the store was opened: the node may have stopped before it had spoken of all.
+    pub(super) fn owe_since(&mut self, state: &FeedState, cosigned_size: u64, spoken_size: u64) {
+        let size = state.frontier.size();
+        if state.checkpoint_size != size || (cosigned_size >= size && spoken_size >= size) {
+            return;
+        }
+        self.add(state.feed.clone(), SignedCheckpoint::kept(state.checkpoint.clone()).ok(), Instant::now());
+    }
+
+    /// When to speak; `None`: there is nothing to say, or it must not be said now.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+}
+
+impl Writer {
+    /// Whether what is owed goes into this commit.
+    fn speaks_in(&self, group: &Group) -> bool {
+        let due = |debts: &Debts| debts.due.is_some_and(|due| due <= Instant::now());
+        let owed = self.debts.due.is_some() || group.debts.due.is_some();
+        owed && (group.speak_now || group.entries == 0 || due(&self.debts))
+    }
+
+    /// Puts answers into the commit: all that is owed from before and from this group, or `None`. While the clock is behind nothing is said.
+    pub(super) fn speak(&self, group: &mut Group) -> Option<Vec<Answers>> {
+        if !self.speaks_in(group) {
+            return None;
+        }
+        let (seconds, _) = self.shared.now();
+        let time = later(seconds, group.last_time);
+        if is_behind(time, seconds) {
+            return Some(Vec::new());
+        }
+        let me = &self.shared.feed.member;
+        let mut owed = self.debts.feeds.clone();
+        group.debts.feeds.clone().into_iter().for_each(|(feed, checkpoint)| owe(&mut owed, feed, checkpoint));
+        let mut spoken = Vec::with_capacity(owed.len());
+        for (feed, checkpoint) in owed {
+            let Some(edge) = group.edges.get(&feed).or_else(|| self.edges.get(&feed)) else { continue };
+            let progress = progress_of(&mut group.custodies, &self.custodies, &feed);
+            let tree = checkpoint_of(&feed, edge);
+            let custody = custody_of(&tree, me, progress.size..tree.size, &progress.not_held, time, &self.keys);
+            progress.size = tree.size;
+            progress.not_held.clear();
+            // The key's name and kind were checked on start.
+            let cosigned = checkpoint.and_then(|checkpoint| {
+                let (size, note) = (checkpoint.checkpoint.size, cosign(&checkpoint, &self.keys.mirror, time).ok()?);
+                Some(Cosigned { feed: feed.clone(), cosigner: me.clone(), size, time, note })
+            });
+            spoken.push(Answers {
+                feed,
+                cosigned: cosigned.as_ref().map(|cosigned| cosigned.note.clone()),
+                custody: custody.iter().map(|record| record.note.clone()).collect(),
+            });
+            group.commit.cosigned.extend(cosigned);
+            group.commit.custody.extend(custody);
+            group.last_time = time;
+        }
+        Some(spoken)
+    }
+
+    /// After the commit: tells the links what was said, and remembers what is owed now.
+    pub(super) fn said(&mut self, group: Debts, spoken: Option<Vec<Answers>>) {
+        self.debts.extend(group, Instant::now());
+        let Some(spoken) = spoken else { return };
+        // What could not be said is said with what comes next.
+        self.debts.due = None;
+        for answers in spoken {
+            self.debts.feeds.remove(&answers.feed);
+            // Nobody may be linked; owners ask for what they missed.
+            let _ = self.shared.said.send(Arc::new(answers));
+        }
+    }
+}
+
+/// What has been said of a feed, in this commit or before it.
+pub(super) fn progress_of<'a>(
+    group: &'a mut Custodies,
+    before: &Custodies,
+    feed: &FeedId,
+) -> &'a mut super::CustodyProgress {
+    group.entry(feed.clone()).or_insert_with(|| before.get(feed).cloned().unwrap_or_default())
+}
+
+/// Custody notes on `range`: one, or several where one cannot list all that is not held. None if the range is empty.
+pub(super) fn custody_of(
+    checkpoint: &Checkpoint,
+    holder: &Member,
+    mut range: Range<u64>,
+    not_held: &[(Range<u64>, Undisclosed)],
+    time: u64,
+    keys: &Keys,
+) -> Vec<CustodyRecord> {
+    let mut records = Vec::new();
+    while !range.is_empty() {
+        let listed = not_held.partition_point(|(part, _)| part.end <= range.start);
+        let note = CustodyNote::new(checkpoint, time, range.clone(), not_held[listed..].iter().cloned());
+        // The key's name and kind were checked on start, the ranges ascend: a note that cannot be made is a defect that costs the note.
+        let Ok((note, signed)) = note.and_then(|note| note.sign(&keys.custody).map(|signed| (note, signed))) else {
+            break;
+        };
+        range.start = note.range.end;
+        records.push(CustodyRecord {
+            feed: note.feed,
+            holder: holder.clone(),
+            range: note.range,
+            not_held: note.not_held.into_iter().map(|(range, _)| range).collect(),
+            time,
+            note: signed,
+        });
+    }
+    records
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use barid_core::feed::checkpoint::sign;
+    use barid_core::feed::note::{Algorithm, SigningKey};
+    use barid_core::feed::tree::Frontier;
+    use barid_core::follow::{VerifiedBatch, VerifiedContent, VerifiedEntry};
+    use barid_core::names::Digest;
+
+    use super::*;
+    use crate::committer::{Committer, Options};
+    use crate::store::memory::MemoryStore;
+    use crate::store::{Append, Commit, Content, NewEntry, Store};
+
+    fn key(member: &str) -> SigningKey {
+        SigningKey::from_seed(&format!("{member}.rabat.example/feed/1"), Algorithm::Ed25519, [7; 32]).unwrap()
+    }
+
+    fn of(name: &str) -> FeedId {
+        format!("{name}.rabat.example/feed/1").parse().unwrap()
+    }
+
+    fn start(store: &Arc<dyn Store>, folder: &std::path::Path) -> Committer {
+        let mirror = SigningKey::from_seed("ma.rabat.example/mirror", Algorithm::CosignatureEd25519, [8; 32]).unwrap();
+        let custody = SigningKey::from_seed("ma.rabat.example/custody", Algorithm::Ed25519, [9; 32]).unwrap();
+        let keys = Keys { feed: vec![key("ma")], mirror, custody };
+        let (feed, mark, lone_start) = (of("ma"), folder.join("mark"), Duration::ZERO);
+        Committer::start(Arc::clone(store), Options { feed, keys, mark, first: true, lone_start }).unwrap()
+    }
+
+    /// `count` entries of tn's feed, held as digests.
+    fn batch(first: &Frontier, count: u8) -> VerifiedBatch {
+        let mut frontier = first.clone();
+        let entries: Vec<_> = (0..count)
+            .map(|n| {
+                let digest = Digest([n; 32]);
+                frontier.append(&digest);
+                VerifiedEntry { digest, content: VerifiedContent::Undisclosed(Undisclosed::Withheld), held_back: None }
+            })
+            .collect();
+        let checkpoint = sign(&checkpoint_of(&of("tn"), &frontier), &[key("tn")]).unwrap();
+        let (feed, first) = (of("tn"), first.size());
+        let (consistency_proof, findings) = (Vec::new(), Vec::new());
+        VerifiedBatch { feed, first, entries, frontier, checkpoint, consistency_proof, findings }
+    }
+
+    #[tokio::test]
+    async fn one_answer_speaks_of_all_that_came_before_it() {
+        let (store, folder): (Arc<dyn Store>, _) = (Arc::new(MemoryStore::new()), tempfile::tempdir().unwrap());
+        let committer = start(&store, folder.path());
+        let mut said = committer.said();
+        let first = batch(&Frontier::new(), 2);
+        let second = batch(&first.frontier, 3);
+        // Queued together, so that both are there before the first answer is due.
+        let (one, two) = (committer.appending(first).await.unwrap(), committer.appending(second).await.unwrap());
+        assert_eq!((one.await.unwrap().unwrap().size, two.await.unwrap().unwrap().size), (2, 5));
+        committer.keep(crate::committer::Kept::default()).await.unwrap();
+        let custody = store.custody_newest(&of("tn")).unwrap();
+        assert_eq!(custody.last().map(|note| note.range.end), Some(5));
+        let cosigned = store.cosigned_newest(&of("tn")).unwrap();
+        assert_eq!(cosigned.iter().map(|note| note.size).collect::<Vec<_>>(), [5]);
+        let told = std::iter::from_fn(|| said.try_recv().ok()).last().unwrap();
+        assert_eq!((&told.feed, told.cosigned.as_ref()), (&of("tn"), Some(&cosigned[0].note)));
+        committer.stop().await;
+    }
+
+    #[tokio::test]
+    async fn what_a_node_had_not_said_when_it_was_cut_off_it_says_when_it_is_back() {
+        let (store, folder): (Arc<dyn Store>, _) = (Arc::new(MemoryStore::new()), tempfile::tempdir().unwrap());
+        let VerifiedBatch { feed, first, entries, checkpoint, .. } = batch(&Frontier::new(), 3);
+        let entries = entries
+            .into_iter()
+            .map(|entry| NewEntry { digest: entry.digest, content: Content::Undisclosed(Undisclosed::Withheld) })
+            .collect();
+        let append = Append {
+            feed,
+            first,
+            entries,
+            checkpoint: checkpoint.note,
+            checkpoint_size: 3,
+            consistency_proof: Vec::new(),
+        };
+        store.commit(Commit { appends: vec![append], ..Commit::default() }, 0).unwrap();
+        let committer = start(&store, folder.path());
+        committer.stop().await;
+        assert_eq!(store.cosigned_newest(&of("tn")).unwrap()[0].size, 3);
+        let custody = &store.custody_newest(&of("tn")).unwrap()[0];
+        assert_eq!((custody.range.clone(), custody.not_held.clone()), (0..3, vec![0..3]));
+        // And not again.
+        let seq = store.seq();
+        start(&store, folder.path()).stop().await;
+        assert_eq!(store.seq(), seq);
+    }
+}
