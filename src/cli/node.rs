@@ -24,7 +24,7 @@ pub(super) struct NodeArgs {
 pub(super) fn run(_context: &Context, args: &NodeArgs) -> Result<Exit, Failure> {
     let config = NodeConfig::load(&args.config).map_err(|error| Failure::new("node-start").because(&error))?;
     telemetry::init(&config.text.log, config.text.log_json);
-    let runtime = tokio::runtime::Runtime::new().map_err(|error| Failure::new("internal").because(&error))?;
+    let runtime = runtime().map_err(|error| Failure::new("internal").because(&error))?;
     // Before anything else: as the first process of a container the node would never hear a signal that it does not handle, and one
     // that comes during a long start must not be lost.
     let stop = {
@@ -35,6 +35,13 @@ pub(super) fn run(_context: &Context, args: &NodeArgs) -> Result<Exit, Failure> 
         .block_on(app::run(&config, args.first, stop, |_| ()))
         .map_err(|error| Failure::new("node-start").because(&error))?;
     Ok(Exit::Ok)
+}
+
+/// Threads for the network: one for each two cores. The committer, the view, the log's next segment and whatever blocks have threads of
+/// their own; with more than these, each bulletin wakes threads that find nothing to do.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    tokio::runtime::Builder::new_multi_thread().worker_threads(cores.div_ceil(2)).enable_all().build()
 }
 
 /// SIGINT or SIGTERM, from now on.
