@@ -325,7 +325,10 @@ impl Api {
         let (salt, rest) = random.split_at(SALT_BYTES);
         let (Ok(salt), Ok(rest)) = (salt.try_into(), rest.try_into()) else { return Err(errors::defect()) };
         match self.validated(caller, &draft, salt, rest).await {
-            Ok(bulletin) => Ok(Prepared::New(Box::new(Ready { bulletin, draft, wanted }))),
+            Ok(bulletin) => {
+                wanted.as_ref().map_or(Ok(()), |wanted| wanted.check_possible(&bulletin.proto_header, self))?;
+                Ok(Prepared::New(Box::new(Ready { bulletin, draft, wanted })))
+            }
             // What was published before is not judged by the rules of today: its id tells.
             Err(status) if draft.header.as_ref().is_none_or(|header| header.id.is_empty()) => Err(status),
             Err(status) => {

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use barid_core::bulletin::audience::{audience, may_read};
 use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::Status;
 
+use super::errors::Faults;
 use super::{Api, errors};
 use crate::store::ReadError;
 
@@ -20,7 +22,8 @@ const WAIT_MAX: Duration = Duration::from_secs(600);
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     count: usize,
-    members: BTreeSet<Member>,
+    /// With their places in the request.
+    members: BTreeMap<Member, usize>,
     timeout: Duration,
 }
 
@@ -32,14 +35,14 @@ impl Wanted {
             let expected = format!("at most the {others} other members, each once");
             return Err(errors::argument("wait_for.members", &format!("{} members", wait.members.len()), &expected));
         }
-        let mut members = BTreeSet::new();
+        let mut members = BTreeMap::new();
         for (n, code) in wait.members.iter().enumerate() {
             let field = format!("wait_for.members[{n}]");
             let member: Member = code.parse().map_err(|_| errors::argument(&field, code, "a member code"))?;
             if member == *api.me() || roster.member(&member).is_none() {
                 return Err(errors::argument(&field, code, "another member that the roster lists"));
             }
-            members.insert(member);
+            members.entry(member).or_insert(n);
         }
         if wait.count as usize > others {
             let expected = format!("at most the {others} other members");
@@ -52,8 +55,27 @@ impl Wanted {
         Ok(Self { count: wait.count as usize, members, timeout })
     }
 
+    /// Refuses what can never come true: only who may read a bulletin, by its own roster and by the newest, is ever given it in full.
+    /// Whether a reader follows its topic is the reader's affair, and not known here.
+    pub(super) fn check_possible(&self, header: &proto::Header, api: &Api) -> Result<(), Status> {
+        let rosters = api.rosters.load();
+        let newest = rosters.newest();
+        let readers = audience(header, rosters.at(header.roster_version).unwrap_or(newest));
+        let reads = |member: &Member| member != api.me() && may_read(header, member, newest);
+        let readers: BTreeSet<Member> = readers.into_iter().filter(reads).collect();
+        let mut faults = Faults::default();
+        for (member, n) in self.members.iter().filter(|(member, _)| !readers.contains(member)) {
+            faults.add(&format!("wait_for.members[{n}]"), member.as_str(), "a member in the bulletin's audience");
+        }
+        if self.count > readers.len() {
+            let expected = format!("at most the {} other members in the bulletin's audience", readers.len());
+            faults.add("wait_for.count", &self.count.to_string(), &expected);
+        }
+        faults.check()
+    }
+
     fn reached(&self, holders: &BTreeMap<Member, u64>) -> bool {
-        holders.len() >= self.count && self.members.iter().all(|member| holders.contains_key(member))
+        holders.len() >= self.count && self.members.keys().all(|member| holders.contains_key(member))
     }
 }
 

@@ -257,7 +257,16 @@ async fn what_is_waited_for_is_checked() {
     assert_eq!(fields(wait(&["ne"], 0).await), ["wait_for.members[0]"], "not listed");
     assert_eq!(fields(wait(&["tn", "ly", "tn"], 0).await), ["wait_for.members"], "more than there are");
     assert_eq!(fields(wait(&[], 3).await), ["wait_for.count"]);
+    // Who is not in the audience is never given it.
+    let to_tunis = |members: &[&str], count| {
+        let members = members.iter().map(ToString::to_string).collect();
+        world.publish_waiting(POLICE, draft(red), Some(proto::WaitFor { count, members, timeout_ms: 1 }))
+    };
+    assert_eq!(fields(to_tunis(&["tn", "ly"], 2).await), ["wait_for.members[1]", "wait_for.count"]);
+    assert_eq!(fields(to_tunis(&[], 2).await), ["wait_for.count"]);
     assert_eq!(world.store.end_arrival(), 1, "nothing was published");
+    // One who is, and who may not follow the topic, is waited for.
+    assert!(!to_tunis(&["tn"], 1).await.unwrap().wait_reached);
 }
 
 #[tokio::test]
