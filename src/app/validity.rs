@@ -9,22 +9,24 @@ use time::format_description::well_known::Rfc3339;
 
 use super::Node;
 use crate::telemetry::{AuditEvent, audit};
-use crate::transport::{Policy, SpiffeId, Verifier, not_after};
+use crate::transport::{Policy, SpiffeId, Verifier, validity};
 
-/// How long before an end there is an alarm: time enough to have an authority act.
+/// How long before an end there is an alarm: time enough to have an authority act. What lives shorter than three times that is alarmed of
+/// in the last third of its life: a list that is renewed every week, or a certificate of a day, is not an alarm for ever.
 const AHEAD_SECONDS: i64 = 30 * 86_400;
 /// How often the records are brought up to date; a status is always.
 const CHECK_EVERY: Duration = Duration::from_secs(60);
 
 /// An end of validity that is near or over; both are told with their time.
-fn ending(what: &str, end: i64, now: i64, before: &str, after: &str) -> Option<String> {
+fn ending(what: &str, (begin, end): (i64, i64), now: i64, before: &str, after: &str) -> Option<String> {
+    let ahead = AHEAD_SECONDS.min(end.saturating_sub(begin) / 3);
     let at = |seconds: i64| {
         let time = OffsetDateTime::from_unix_timestamp(seconds).ok();
         time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| format!("Unix second {seconds}"))
     };
     if now > end {
         Some(format!("{what} {after} {}", at(end)))
-    } else if now >= end.saturating_sub(AHEAD_SECONDS) {
+    } else if now >= end.saturating_sub(ahead) {
         Some(format!("{what} {before} {}", at(end)))
     } else {
         None
@@ -37,9 +39,8 @@ impl Node {
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         let mut alarms = Vec::new();
         if let Some(certificate) = self.credentials.certificate() {
-            let end = not_after(&certificate);
-            alarms.extend(end.and_then(|end| {
-                ending("the certificate of this node", end, seconds, "ends on", "ended: it is refused since")
+            alarms.extend(validity(&certificate).and_then(|span| {
+                ending("the certificate of this node", span, seconds, "ends on", "ended: it is refused since")
             }));
             let policy = Policy::Exactly(SpiffeId::node(&self.trust_domain));
             let (trust, held) = (self.lists.trust.clone(), self.lists.held.clone());
@@ -49,9 +50,9 @@ impl Node {
                 alarms.push(format!("the certificate of this node is refused by others: {refused}"));
             }
         }
-        for end in self.lists.trust.authorities_end(&self.trust_domain) {
+        for span in self.lists.trust.authorities_validity(&self.trust_domain) {
             let what = format!("the certificate of an authority of {}", self.trust_domain);
-            alarms.extend(ending(&what, end, seconds, "ends on", "ended on"));
+            alarms.extend(ending(&what, span, seconds, "ends on", "ended on"));
         }
         for list in self.lists.held.held(&self.lists.trust) {
             let what = format!("the revocation list of {}", list.trust_domain);
@@ -62,7 +63,8 @@ impl Node {
                 "was due: its people are refused, its node is let in for the grace time, known revocations stay in force; \
                  since"
             };
-            alarms.extend(ending(&what, list.next_update, seconds, "is due on", after));
+            let span = (list.this_update, list.next_update);
+            alarms.extend(ending(&what, span, seconds, "is due on", after));
         }
         alarms
     }
@@ -91,10 +93,18 @@ mod tests {
     #[test]
     fn there_is_an_alarm_from_30_days_before_the_end_on() {
         let end = 1_800_000_000;
-        let at = |now| ending("it", end, now, "ends on", "ended on");
+        let at = |now| ending("it", (end - 365 * 86_400, end), now, "ends on", "ended on");
         assert_eq!(at(end - AHEAD_SECONDS - 1), None);
         assert_eq!(at(end - AHEAD_SECONDS).as_deref(), Some("it ends on 2027-01-15T08:00:00Z"));
         assert_eq!(at(end).as_deref(), Some("it ends on 2027-01-15T08:00:00Z"));
         assert_eq!(at(end + 1).as_deref(), Some("it ended on 2027-01-15T08:00:00Z"));
+    }
+
+    #[test]
+    fn what_lives_shorter_is_alarmed_of_in_the_last_third_of_its_life() {
+        let (begin, day) = (1_800_000_000, 86_400);
+        let week = |now| ending("the list", (begin, begin + 7 * day), now, "is due on", "was due").is_some();
+        assert!(!week(begin) && !week(begin + 4 * day), "a list that is renewed every week is in order");
+        assert!(week(begin + 5 * day) && week(begin + 8 * day));
     }
 }

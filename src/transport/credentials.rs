@@ -12,7 +12,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
 use super::thin::{ALPN_PLAIN, ALPN_ZSTD};
-use super::verify::Verifier;
+use super::verify::Handshake;
 
 /// Why TLS cannot be set up, or a connection was not made.
 #[derive(Debug, thiserror::Error)]
@@ -132,12 +132,15 @@ impl ResolvesClientCert for Credentials {
     }
 }
 
-/// TLS of a listener: 1.3 only, client certificates always, no resumption.
+/// TLS of a connection that a listener accepts: 1.3 only, client certificates always, no resumption.
 ///
 /// # Errors
 /// If TLS cannot be set up.
-pub fn server_config(verifier: Arc<Verifier>, credentials: Credentials) -> Result<ServerConfig, TransportError> {
-    let mut config = ServerConfig::builder_with_provider(Arc::clone(&verifier.provider))
+pub(super) fn server_config(
+    verifier: Arc<Handshake>,
+    credentials: Credentials,
+) -> Result<ServerConfig, TransportError> {
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(verifier.provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(credentials));
@@ -152,8 +155,11 @@ pub fn server_config(verifier: Arc<Verifier>, credentials: Credentials) -> Resul
 ///
 /// # Errors
 /// If TLS cannot be set up.
-pub(super) fn client_config(verifier: Arc<Verifier>, credentials: Credentials) -> Result<ClientConfig, TransportError> {
-    let mut config = ClientConfig::builder_with_provider(Arc::clone(&verifier.provider))
+pub(super) fn client_config(
+    verifier: Arc<Handshake>,
+    credentials: Credentials,
+) -> Result<ClientConfig, TransportError> {
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(verifier.provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)

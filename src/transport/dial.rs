@@ -18,7 +18,7 @@ use super::limits::{HANDSHAKE_TIME_MAX, tune_endpoint};
 use super::refusal::{OnRefusal, Refusal, Refused};
 use super::thin::{Compress, Line};
 use super::trust::SpiffeId;
-use super::verify::{Policy, Verifier};
+use super::verify::{Handshake, Policy, Verifier};
 
 /// Where refusals and ended connections are said to be that this node dialled.
 const DIAL: &str = "dial";
@@ -50,11 +50,13 @@ impl Connector {
             .ok_or_else(|| TransportError::Endpoint(endpoint.to_owned()))?;
         let uri = format!("https://{}", expected.trust_domain);
         let verifier = Arc::new(Verifier { policy: Policy::Exactly(expected.clone()), ..self.verifier.clone() });
-        let tls = client_config(Arc::clone(&verifier), self.credentials.clone())?;
+        let handshake = Arc::new(Handshake::new(Arc::clone(&verifier)));
+        let tls = client_config(Arc::clone(&handshake), self.credentials.clone())?;
         let attempt = Attempt {
             tls,
             compress: self.compress,
             verifier,
+            handshake,
             connections: self.connections.clone(),
             address: endpoint.into(),
             name,
@@ -81,6 +83,7 @@ struct Attempt {
     tls: ClientConfig,
     compress: Compress,
     verifier: Arc<Verifier>,
+    handshake: Arc<Handshake>,
     connections: Connections,
     address: Arc<str>,
     name: ServerName<'static>,
@@ -100,7 +103,7 @@ impl Attempt {
             Err(error) => {
                 // That the line broke is nobody's refusal.
                 if error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some() {
-                    self.refused(Refused::by_tls(&error));
+                    self.refused(self.handshake.refused(&error));
                 }
                 return Err(error);
             }

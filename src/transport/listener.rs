@@ -18,7 +18,7 @@ use super::handshakes::{Handshakes, Source};
 use super::limits::{ACCEPTED_MAX, Limits};
 use super::refusal::{OnRefusal, Refusal, Refused};
 use super::thin::Line;
-use super::verify::Verifier;
+use super::verify::{Handshake, Verifier};
 
 /// How long nothing is accepted after the system could not: out of file descriptors, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -48,8 +48,8 @@ pub type Incoming = Guarded<Line<TlsStream<TcpStream>>>;
 /// # Errors
 /// If TLS cannot be set up.
 pub fn listen(tcp: TcpListener, listening: Listening) -> Result<ReceiverStream<io::Result<Incoming>>, TransportError> {
-    let config = server_config(Arc::clone(&listening.verifier), listening.credentials.clone())?;
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    // Found out before anybody comes.
+    listening.tls()?;
     let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
     let listening = Arc::new(listening);
     let handshakes = Handshakes::new(listening.limits.handshakes_max);
@@ -74,12 +74,12 @@ pub fn listen(tcp: TcpListener, listening: Listening) -> Result<ReceiverStream<i
                 continue;
             }
             let mut handshake = handshakes.begin(source);
-            let (listening, acceptor, accepted) = (Arc::clone(&listening), acceptor.clone(), accepted.clone());
+            let (listening, accepted) = (Arc::clone(&listening), accepted.clone());
             tokio::spawn(async move {
                 let limit = listening.limits.handshake_time_max;
                 let shaken = tokio::select! {
                     biased;
-                    shaken = shake_hands(&acceptor, stream) => shaken,
+                    shaken = shake_hands(&listening, stream) => shaken,
                     () = handshake.crowded_out() => {
                         Err(Refused::new("handshake-crowded-out", "not done when too many others came"))
                     }
@@ -104,17 +104,25 @@ pub fn listen(tcp: TcpListener, listening: Listening) -> Result<ReceiverStream<i
 }
 
 impl Listening {
+    /// TLS of one connection, and what it will have refused.
+    fn tls(&self) -> Result<(TlsAcceptor, Arc<Handshake>), TransportError> {
+        let handshake = Arc::new(Handshake::new(Arc::clone(&self.verifier)));
+        let config = server_config(Arc::clone(&handshake), self.credentials.clone())?;
+        Ok((TlsAcceptor::from(Arc::new(config)), handshake))
+    }
+
     fn refused(&self, address: SocketAddr, Refused { reason, detail }: Refused) {
         (self.on_refusal)(&Refusal { reason, who: address.to_string(), at: self.name, detail });
     }
 }
 
 async fn shake_hands(
-    acceptor: &TlsAcceptor,
+    listening: &Listening,
     stream: TcpStream,
 ) -> Result<(Line<TlsStream<TcpStream>>, CertificateDer<'static>), Refused> {
     stream.set_nodelay(true).map_err(|error| Refused::by_tls(&error))?;
-    let stream = acceptor.accept(stream).await.map_err(|error| Refused::by_tls(&error))?;
+    let (acceptor, handshake) = listening.tls().map_err(|error| Refused::new("tls-handshake", error.to_string()))?;
+    let stream = acceptor.accept(stream).await.map_err(|error| handshake.refused(&error))?;
     let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let shown = shown.ok_or_else(|| Refused::new("no-certificate", "no certificate was shown"))?;
     let shown = shown.clone().into_owned();

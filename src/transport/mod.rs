@@ -22,7 +22,7 @@ mod verify;
 mod tests;
 
 pub use connections::{Connections, Guarded, Which};
-pub use credentials::{Certified, Credentials, TransportError, server_config};
+pub use credentials::{Certified, Credentials, TransportError};
 pub use dial::Connector;
 pub use limits::{HANDSHAKE_TIME_MAX, Limits};
 pub use listener::{Incoming, Listening, listen};
@@ -30,4 +30,4 @@ pub use refusal::{OnRefusal, Refusal, Refused};
 pub use revocation::{CheckedList, HeldList, ListError, RevocationLists};
 pub use thin::{Compress, Line};
 pub use trust::{PeerIdentity, SpiffeId, Trust};
-pub use verify::{Policy, Verifier, not_after};
+pub use verify::{Policy, Verifier, validity};

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use rustls::{PeerIncompatible, PeerMisbehaved};
+use rustls::{CertificateError, OtherError, PeerIncompatible, PeerMisbehaved};
 
 use super::handshakes::Source;
 
@@ -47,16 +47,34 @@ impl Refused {
         Self { reason, detail: detail.into() }
     }
 
+    /// What the other end is told, by an alert of RFC 8446 §6.2 (docs/protocol.md lists them). Why a certificate is not believed is no
+    /// secret of ours: who shows it knows the most of it, and has to mend it.
+    pub(super) fn alert(&self) -> CertificateError {
+        match self.reason {
+            // certificate_expired, which is also "not currently valid".
+            "expired" => CertificateError::Expired,
+            "not-yet-valid" => CertificateError::NotValidYet,
+            // certificate_revoked.
+            "revoked" => CertificateError::Revoked,
+            // unknown_ca.
+            "wrong-ca" | "unknown-member" => CertificateError::UnknownIssuer,
+            // bad_certificate_status_response: nobody says any more who is revoked.
+            "crl-stale" => CertificateError::InvalidOcspResponse,
+            // access_denied: a good certificate at the wrong door.
+            "not-a-node" | "not-a-peer" | "not-our-member" | "is-a-node" | "another-identity" => {
+                CertificateError::ApplicationVerificationFailure
+            }
+            // bad_certificate.
+            "malformed" | "no-uri-san" | "many-uri-sans" | "not-spiffe" => CertificateError::BadEncoding,
+            // certificate_unknown.
+            _ => CertificateError::Other(OtherError(Arc::new(self.clone()))),
+        }
+    }
+
     /// The stable word for a failed handshake.
     pub(super) fn by_tls(error: &io::Error) -> Self {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         let reason = match tls {
-            Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) => {
-                if let Some(refused) = other.0.downcast_ref::<Self>() {
-                    return refused.clone();
-                }
-                "bad-certificate"
-            }
             Some(rustls::Error::InvalidCertificate(_)) => "bad-certificate",
             Some(rustls::Error::PeerIncompatible(
                 PeerIncompatible::Tls12NotOffered

@@ -45,6 +45,8 @@ pub struct HeldList {
     pub trust_domain: String,
     /// Its bytes.
     pub der: Bytes,
+    /// When it was issued, in Unix seconds.
+    pub this_update: i64,
     /// When the next one is due, in Unix seconds.
     pub next_update: i64,
 }
@@ -111,6 +113,7 @@ impl RevocationLists {
         // RFC 5280 §5.2.3 and §5.1.2.5: both are always there.
         let number = list.crl_number().ok_or_else(|| ListError::Malformed("no CRL number".into()))?.to_bytes_be();
         let next_update = list.next_update().ok_or_else(|| ListError::Malformed("no nextUpdate".into()))?.timestamp();
+        let this_update = list.last_update().timestamp();
         let domains = trust.load();
         let signer = domains.iter().find_map(|(domain, listed)| {
             listed.authorities.iter().find_map(|authority| {
@@ -124,7 +127,7 @@ impl RevocationLists {
         let parsed = OwnedCertRevocationList::from_der(der).map_err(|error| malformed(&error))?.into();
         let digest = Sha256::new().chain_update(&authority.name).chain_update(&authority.key).finalize();
         let name = format!("{trust_domain}/{}", hex::encode(digest));
-        let held = HeldList { name, trust_domain, der: Bytes::copy_from_slice(der), next_update };
+        let held = HeldList { name, trust_domain, der: Bytes::copy_from_slice(der), this_update, next_update };
         Ok(CheckedList { authority, list: Arc::new(List { parsed, next_update, number, held }) })
     }
 

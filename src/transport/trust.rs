@@ -11,9 +11,9 @@ use barid_core::roster::{MemberEntry, Roster};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, TrustAnchor};
 use tokio::sync::watch;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::refusal::Refused;
+use super::verify::validity;
 
 /// A SPIFFE ID: `spiffe://ma.rabat.example/focal-point/police-hq` (SPIFFE-ID §2).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -86,17 +86,16 @@ pub struct PeerIdentity {
 pub(super) struct Authority {
     pub(super) certificate: CertificateDer<'static>,
     pub(super) anchor: TrustAnchor<'static>,
-    /// Unix seconds.
-    pub(super) not_after: i64,
+    /// From when to when it is valid, in Unix seconds.
+    pub(super) validity: (i64, i64),
 }
 
 impl Authority {
     fn read(pem: &str) -> Option<Self> {
         let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
         let anchor = webpki::anchor_from_trusted_cert(&certificate).ok()?.to_owned();
-        let (_, parsed) = X509Certificate::from_der(&certificate).ok()?;
-        let not_after = parsed.validity().not_after.timestamp();
-        Some(Self { anchor, not_after, certificate })
+        let validity = validity(&certificate)?;
+        Some(Self { anchor, validity, certificate })
     }
 
     /// What it is known by: its name and its key. A renewed certificate of the same name and key is the same authority.
@@ -149,11 +148,11 @@ impl Trust {
         self.version.subscribe()
     }
 
-    /// When the certificates of a trust domain's authorities end, in Unix seconds.
+    /// From when to when the certificates of a trust domain's authorities are valid, in Unix seconds.
     #[must_use]
-    pub fn authorities_end(&self, trust_domain: &str) -> Vec<i64> {
+    pub fn authorities_validity(&self, trust_domain: &str) -> Vec<(i64, i64)> {
         let domains = self.domains.load();
-        domains.get(trust_domain).into_iter().flat_map(|domain| &domain.authorities).map(|ca| ca.not_after).collect()
+        domains.get(trust_domain).into_iter().flat_map(|domain| &domain.authorities).map(|ca| ca.validity).collect()
     }
 
     pub(super) fn version(&self) -> u64 {

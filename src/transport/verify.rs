@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -148,11 +149,12 @@ impl Verifier {
     }
 }
 
-/// When a certificate ends, in Unix seconds; `None` if it cannot be read.
+/// From when to when a certificate is valid, in Unix seconds; `None` if it cannot be read.
 #[must_use]
-pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
+pub fn validity(certificate: &CertificateDer<'_>) -> Option<(i64, i64)> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    Some(parsed.validity().not_after.timestamp())
+    let validity = parsed.validity();
+    Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
 /// The one URI among a certificate's names (X509-SVID §2), and its validity in unix seconds.
@@ -178,12 +180,39 @@ fn rfc3339(seconds: i64) -> String {
     time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| format!("Unix second {seconds}"))
 }
 
-/// The other end sees a general alert only; the reason is for our own records.
-fn as_tls(refused: Refused) -> rustls::Error {
-    rustls::CertificateError::Other(rustls::OtherError(Arc::new(refused))).into()
+/// The verifier of one handshake: what it refuses is kept for our own records, and the other end is told by the alert that TLS has for it.
+#[derive(Debug)]
+pub(super) struct Handshake {
+    verifier: Arc<Verifier>,
+    refused: Mutex<Option<Refused>>,
 }
 
-impl ClientCertVerifier for Verifier {
+impl Handshake {
+    pub(super) fn new(verifier: Arc<Verifier>) -> Self {
+        Self { verifier, refused: Mutex::default() }
+    }
+
+    pub(super) fn provider(&self) -> &Arc<CryptoProvider> {
+        &self.verifier.provider
+    }
+
+    /// What it refused, or else what the error says: why the handshake failed.
+    pub(super) fn refused(&self, error: &std::io::Error) -> Refused {
+        self.refused.lock().take().unwrap_or_else(|| Refused::by_tls(error))
+    }
+
+    fn identify(&self, end_entity: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {
+        let refused = match self.verifier.identify(end_entity, now) {
+            Ok(_) => return Ok(()),
+            Err(refused) => refused,
+        };
+        let alert = refused.alert();
+        *self.refused.lock() = Some(refused);
+        Err(alert.into())
+    }
+}
+
+impl ClientCertVerifier for Handshake {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -194,7 +223,7 @@ impl ClientCertVerifier for Verifier {
         _intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.identify(end_entity, now).map(|_| ClientCertVerified::assertion()).map_err(as_tls)
+        self.identify(end_entity, now).map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -212,15 +241,15 @@ impl ClientCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(message, cert, dss, &self.provider().signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider().signature_verification_algorithms.supported_schemes()
     }
 }
 
-impl ServerCertVerifier for Verifier {
+impl ServerCertVerifier for Handshake {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -229,7 +258,7 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.identify(end_entity, now).map(|_| ServerCertVerified::assertion()).map_err(as_tls)
+        self.identify(end_entity, now).map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
