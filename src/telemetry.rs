@@ -2,6 +2,7 @@
 //!
 //! Content of bulletins and keys never pass here. Events are structured records; a journal will keep them.
 
+pub mod alarms;
 mod refusals;
 
 use std::fmt;

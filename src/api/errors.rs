@@ -1,9 +1,10 @@
 //! The one map from errors to gRPC status, with `google.rpc` details. Internals stay inside.
 
+use std::collections::HashMap;
 use std::str::FromStr;
 use std::time::Duration;
 
-use barid_core::bulletin::Invalid;
+use barid_core::bulletin::{Invalid, Rule};
 use barid_core::evidence::EvidenceError;
 use barid_core::evidence::zip::ZipError;
 use barid_core::limits::FOUND_CHARS_MAX;
@@ -29,6 +30,10 @@ const DISK_FULL_RETRY: Duration = Duration::from_secs(60);
 /// Text of field errors in one refusal: with base64 and the rest of the trailer it stays below the 16 KiB that HTTP/2 peers take. Those that
 /// come after are told when these are mended.
 const DETAILS_BYTES_MAX: usize = 6 << 10;
+/// What the code of a rule takes, with its key.
+const RULE_BYTES: usize = 48;
+/// Reason of a refusal that names fields.
+const FIELDS: &str = "FIELDS";
 
 /// Fields of a draft that break rules.
 pub(super) fn invalid(error: &Invalid) -> Status {
@@ -41,23 +46,39 @@ pub(super) fn invalid(error: &Invalid) -> Status {
         .iter()
         .map(violation)
         .take_while(|violation| {
-            bytes += violation.field.len() + violation.description.len();
+            // The words come once more as values of their rule.
+            bytes += violation.field.len() + 2 * violation.description.len() + RULE_BYTES;
             bytes <= DETAILS_BYTES_MAX
         })
         .collect();
     let message = format!("{} field(s) break a rule; nothing was stored", error.0.len());
-    Status::with_error_details(Code::InvalidArgument, message, ErrorDetails::with_bad_request(violations))
+    let rules = error.0.iter().take(violations.len()).map(|field| field.expected.as_str());
+    refused_fields(message, rules.map(Rule::of).collect(), violations)
+}
+
+/// Fields at fault, and for each the rule that it breaks, by its code: for programs, and for other languages. The rules are the metadata of
+/// an `ErrorInfo` (`FieldViolation` in focal_point.proto): `rule-0` the code of the first violation's, `rule-0-1` its first value, and so on.
+fn refused_fields(message: String, rules: Vec<Option<Rule>>, violations: Vec<FieldViolation>) -> Status {
+    let mut metadata = HashMap::new();
+    for (n, Rule { code, values }) in rules.into_iter().enumerate().filter_map(|(n, rule)| Some((n, rule?))) {
+        metadata.insert(format!("rule-{n}"), code.to_owned());
+        metadata.extend((1..).zip(values).map(|(place, value)| (format!("rule-{n}-{place}"), value)));
+    }
+    let mut details = ErrorDetails::with_bad_request(violations);
+    details.set_error_info(FIELDS, DOMAIN, metadata);
+    Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
 /// The arguments of one call that are wrong, all told at once.
 #[derive(Default)]
-pub(super) struct Faults(Vec<FieldViolation>);
+pub(super) struct Faults(Vec<(FieldViolation, Option<Rule>)>);
 
 impl Faults {
     /// Notes one.
     pub(super) fn add(&mut self, field: &str, found: &str, expected: &str) {
         let found: String = found.chars().take(FOUND_CHARS_MAX).collect();
-        self.0.push(FieldViolation::new(field, format!("`{found}` is not {expected}")));
+        let violation = FieldViolation::new(field, format!("`{found}` is not {expected}"));
+        self.0.push((violation, Rule::of(expected)));
     }
 
     /// Reads one, or notes it.
@@ -73,10 +94,11 @@ impl Faults {
     pub(super) fn check(self) -> Result<(), Status> {
         let message = match self.0.as_slice() {
             [] => return Ok(()),
-            [one] => format!("{}: {}", one.field, one.description),
+            [(one, _)] => format!("{}: {}", one.field, one.description),
             more => format!("{} arguments are wrong", more.len()),
         };
-        Err(Status::with_error_details(Code::InvalidArgument, message, ErrorDetails::with_bad_request(self.0)))
+        let (violations, rules) = self.0.into_iter().unzip();
+        Err(refused_fields(message, rules, violations))
     }
 }
 
@@ -168,12 +190,15 @@ pub(super) fn export(error: &ExportError) -> Status {
 /// A status as the answer to one request of a stream.
 pub(super) fn refusal(status: &Status) -> proto::Refusal {
     let details = status.get_error_details();
+    let rules = details.error_info().map(|info| &info.metadata);
     let fields = details.bad_request().map(|request| {
-        let field = |violation: &FieldViolation| proto::FieldViolation {
+        let field = |(n, violation): (usize, &FieldViolation)| proto::FieldViolation {
             field: violation.field.clone(),
             description: violation.description.clone(),
+            rule: rules.and_then(|rules| rules.get(&format!("rule-{n}"))).cloned().unwrap_or_default(),
+            values: (1..).map_while(|place| rules?.get(&format!("rule-{n}-{place}")).cloned()).collect(),
         };
-        request.field_violations.iter().map(field).collect()
+        request.field_violations.iter().enumerate().map(field).collect()
     });
     let delay = details.retry_info().and_then(|info| info.retry_delay);
     proto::Refusal {

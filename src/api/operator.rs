@@ -11,6 +11,7 @@ use super::{Api, errors, stored};
 use crate::access::Role;
 use crate::committer::Gate;
 use crate::rpc::operator_server::Operator;
+use crate::telemetry::alarms::coded;
 use crate::telemetry::{AuditEvent, audit};
 
 const READERS: [Role; 4] = [Role::Operator, Role::Auditor, Role::FocalPoint, Role::Agency];
@@ -43,6 +44,7 @@ impl Operator for Api {
         if let Gate::InDoubt(reason) = &*self.committer.gate().borrow() {
             alarms.insert(0, format!("this node does not publish: {reason}; run `barid recover`"));
         }
+        let coded_alarms = alarms.iter().map(|text| coded(text)).collect();
         let feed = self.committer.feed();
         Ok(Response::new(proto::GetStatusResponse {
             member: feed.member.to_string(),
@@ -55,6 +57,7 @@ impl Operator for Api {
             roster_version: self.rosters.load().newest().version(),
             peers,
             alarms,
+            coded_alarms,
             view_lag_commits,
         }))
     }

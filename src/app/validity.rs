@@ -17,6 +17,21 @@ const AHEAD_SECONDS: i64 = 30 * 86_400;
 /// How often the records are brought up to date; a status is always.
 const CHECK_EVERY: Duration = Duration::from_secs(60);
 
+/// What ends, and its words before and after the end.
+type Ending = (&'static str, &'static str, &'static str);
+const OWN: Ending = ("the certificate of this node", "ends on", "ended: it is refused since");
+const AUTHORITY: Ending = ("the certificate of an authority of {}", "ends on", "ended on");
+const LIST_OVER: Ending = (
+    "the revocation list of {}",
+    "is due on",
+    "was due: its people and its node are refused, known revocations stay in force; since",
+);
+const LIST_IN_GRACE: Ending = (
+    "the revocation list of {}",
+    "is due on",
+    "was due: its people are refused, its node is let in for the grace time, known revocations stay in force; since",
+);
+
 /// An end of validity that is near or over; both are told with their time.
 fn ending(what: &str, (begin, end): (i64, i64), now: i64, before: &str, after: &str) -> Option<String> {
     let ahead = AHEAD_SECONDS.min(end.saturating_sub(begin) / 3);
@@ -40,7 +55,8 @@ impl Node {
         let mut alarms = Vec::new();
         if let Some(certificate) = self.credentials.certificate() {
             alarms.extend(validity(&certificate).and_then(|span| {
-                ending("the certificate of this node", span, seconds, "ends on", "ended: it is refused since")
+                let (what, before, after) = OWN;
+                ending(what, span, seconds, before, after)
             }));
             let policy = Policy::Exactly(SpiffeId::node(&self.trust_domain));
             let (trust, held) = (self.lists.trust.clone(), self.lists.held.clone());
@@ -51,20 +67,14 @@ impl Node {
             }
         }
         for span in self.lists.trust.authorities_validity(&self.trust_domain) {
-            let what = format!("the certificate of an authority of {}", self.trust_domain);
-            alarms.extend(ending(&what, span, seconds, "ends on", "ended on"));
+            let (what, before, after) = AUTHORITY;
+            alarms.extend(ending(&what.replace("{}", &self.trust_domain), span, seconds, before, after));
         }
         for list in self.lists.held.held(&self.lists.trust) {
-            let what = format!("the revocation list of {}", list.trust_domain);
             let over = list.next_update.saturating_add(self.grace_seconds);
-            let after = if seconds > over {
-                "was due: its people and its node are refused, known revocations stay in force; since"
-            } else {
-                "was due: its people are refused, its node is let in for the grace time, known revocations stay in force; \
-                 since"
-            };
+            let (what, before, after) = if seconds > over { LIST_OVER } else { LIST_IN_GRACE };
             let span = (list.this_update, list.next_update);
-            alarms.extend(ending(&what, span, seconds, "is due on", after));
+            alarms.extend(ending(&what.replace("{}", &list.trust_domain), span, seconds, before, after));
         }
         alarms
     }
@@ -89,6 +99,7 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::alarms::coded;
 
     #[test]
     fn there_is_an_alarm_from_30_days_before_the_end_on() {
@@ -98,6 +109,17 @@ mod tests {
         assert_eq!(at(end - AHEAD_SECONDS).as_deref(), Some("it ends on 2027-01-15T08:00:00Z"));
         assert_eq!(at(end).as_deref(), Some("it ends on 2027-01-15T08:00:00Z"));
         assert_eq!(at(end + 1).as_deref(), Some("it ended on 2027-01-15T08:00:00Z"));
+    }
+
+    #[test]
+    fn every_alarm_of_an_end_has_a_code() {
+        for (what, before, after) in [OWN, AUTHORITY, LIST_IN_GRACE, LIST_OVER] {
+            let what = what.replace("{}", "ma.rabat.example");
+            for now in [1_800_000_000, 1_800_000_002] {
+                let alarm = ending(&what, (0, 1_800_000_001), now, before, after).unwrap_or_default();
+                assert!(!coded(&alarm).code.is_empty(), "{alarm}");
+            }
+        }
     }
 
     #[test]

@@ -16,9 +16,15 @@ use tonic::transport::Channel;
 
 use super::{DIAL_BACKOFF, DIAL_GRACE, Exchange, FRAMES_WAITING_MAX, LinkError, STARTED_GRACE, Wire, backoff};
 use crate::rpc::exchange_client::ExchangeClient;
+use crate::telemetry::{AuditEvent, audit};
 
 /// A link that lasted so long was a good one: the next attempt comes soon.
 const GOOD_LINK: Duration = Duration::from_secs(10);
+
+/// How long the other stream, for which a link was ended as a double, may take to be the link.
+const DOUBLE_WAIT: Duration = Duration::from_secs(2);
+/// So many links in a row that were ended for another one, of which this node knows nothing: another node uses its identity.
+const DOUBLES_MAX: u32 = 3;
 
 /// Opens connections on which the other side has proven to be a member's node.
 pub trait Dial: Send + Sync + 'static {
@@ -68,7 +74,7 @@ struct Dialer {
 
 impl Dialer {
     async fn run(self) {
-        let mut attempt = 0;
+        let (mut attempt, mut doubles) = (0, 0);
         let mut grace = self.grace().min(STARTED_GRACE);
         loop {
             self.unlinked().await;
@@ -78,9 +84,17 @@ impl Dialer {
             }
             let began = Instant::now();
             match self.attempt().await {
-                Ok(()) => attempt = 0,
-                Err(error) if error.is_double() => attempt = 0,
+                Ok(()) => (attempt, doubles) = (0, 0),
+                Err(error) if error.is_double() && self.linked_within(DOUBLE_WAIT).await => (attempt, doubles) = (0, 0),
+                // However long it lasted: to dial again at once would only take the link back.
+                Err(error) if error.is_double() => {
+                    doubles += 1;
+                    if doubles >= DOUBLES_MAX {
+                        self.doubled(doubles);
+                    }
+                }
                 Err(error) => {
+                    doubles = 0;
                     if began.elapsed() >= GOOD_LINK {
                         attempt = 0;
                     }
@@ -91,6 +105,19 @@ impl Dialer {
             self.linked_within(backoff(DIAL_BACKOFF, attempt)).await;
             attempt = attempt.saturating_add(1);
         }
+    }
+
+    /// The peer has a link with this member, and it is not ours.
+    fn doubled(&self, times: u32) {
+        let peer = &self.peer;
+        let text = format!(
+            "another node uses this member's identity: {peer} has a link with it and ends ours. Stop one of the two, and see the \
+             operator's guide on copied machines"
+        );
+        if times == DOUBLES_MAX {
+            audit(&AuditEvent { what: "alarm", reason: "double-identity", who: peer, subject: &"", detail: &text });
+        }
+        self.exchange.peers().alarm(text);
     }
 
     /// How long the other side has to dial first.

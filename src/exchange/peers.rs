@@ -3,8 +3,9 @@
 //! In scope: one table, written by links and read by the operator's API; which of two links to one peer stays. Out of scope: deciding
 //! anything from it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use barid_core::names::{FeedId, Member};
 use barid_core::proto::frame::Frame;
@@ -15,9 +16,18 @@ use tokio::time::Instant;
 use super::now_unix_ms;
 use super::outbox::Outbox;
 use crate::store::{Cosigned, CustodyRecord, Store};
+use crate::telemetry::{AuditEvent, audit};
 
 /// Alarms kept for operators; the oldest go first.
 const ALARMS_MAX: usize = 100;
+
+/// So many links that a member dials while another one, dialled by it too, is open mean that two nodes use its identity. One or two come
+/// when a line broke and only one end has noticed.
+const DOUBLES_MAX: usize = 4;
+/// Within this time.
+const DOUBLES_WITHIN: Duration = Duration::from_secs(60);
+/// For so long after the last of them the link that is open stays: two nodes that take it from each other would leave it to neither.
+const DOUBLES_QUIET: Duration = Duration::from_secs(300);
 
 /// The table of peers. Cheap to clone.
 #[derive(Clone, Default)]
@@ -55,7 +65,32 @@ struct Peer {
     heads: BTreeMap<FeedId, u64>,
     /// Its clock when it greeted, in unix ms, and when that was.
     greeted: Option<(u64, Instant)>,
+    doubles: Doubles,
     shown: PeerSnapshot,
+}
+
+/// Links that came while another one of the same dialler was open.
+#[derive(Default)]
+struct Doubles {
+    /// When; at most [`DOUBLES_MAX`].
+    met: VecDeque<Instant>,
+    /// The last one since there have been too many.
+    fought: Option<Instant>,
+}
+
+impl Doubles {
+    /// One more has come: whether two nodes use one identity, and whether that is news.
+    fn meet(&mut self, now: Instant) -> (bool, bool) {
+        self.met.retain(|at| now.duration_since(*at) < DOUBLES_WITHIN);
+        self.met.push_back(now);
+        let before = self.fought.is_some_and(|last| now.duration_since(last) < DOUBLES_QUIET);
+        let fought = before || self.met.len() >= DOUBLES_MAX;
+        if self.met.len() >= DOUBLES_MAX {
+            self.met.pop_front();
+        }
+        self.fought = fought.then_some(now);
+        (fought, fought && !before)
+    }
 }
 
 struct Current {
@@ -143,14 +178,22 @@ impl Peers {
     }
 
     /// Becomes the link to `peer`; `None` if the link that is open stays. Of two the one that the lower code dialled stays; of two
-    /// such the newer, as its dialler has seen the older one fail.
+    /// of one dialler the newer, as its dialler has seen the older one fail: unless that happens so often that there must be two diallers.
     pub(crate) fn register(&self, peer: &Member, by_lower: bool, outbox: &Arc<Outbox>) -> Option<Registration> {
         let mut table = self.inner.table.lock();
         table.links += 1;
         let number = table.links;
         let entry = table.peers.entry(peer.clone()).or_default();
         if let Some(current) = &entry.link {
-            if current.by_lower && !by_lower {
+            let (mut stays, mut news) = (current.by_lower && !by_lower, false);
+            if current.by_lower == by_lower {
+                (stays, news) = entry.doubles.meet(Instant::now());
+            }
+            if stays {
+                drop(table);
+                if news {
+                    self.doubled(peer);
+                }
                 return None;
             }
             current.stop.send_replace(true);
@@ -164,6 +207,16 @@ impl Peers {
         drop(table);
         self.inner.changed.send_modify(|count| *count += 1);
         Some(Registration { peers: self.clone(), peer: peer.clone(), number, stop: stopped })
+    }
+
+    /// Two nodes link in the name of one member, which only a copied machine or a stolen key can explain.
+    fn doubled(&self, peer: &Member) {
+        let text = format!(
+            "two nodes use the identity of {peer}: they take the link from each other; the one that is open stays. \
+             Ask that member which one is right"
+        );
+        audit(&AuditEvent { what: "alarm", reason: "double-identity", who: peer, subject: &"", detail: &text });
+        self.alarm(text);
     }
 
     /// Says something to `member` over its link, if one is open.
@@ -403,6 +456,29 @@ mod tests {
         assert!(peers.register(&ly, false, &Arc::default()).is_some());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn two_nodes_of_one_identity_are_an_alarm_and_the_link_that_is_open_stays() {
+        let (peers, ly) = (Peers::default(), "ly".parse::<Member>().unwrap());
+        let register = || peers.register(&ly, true, &Arc::default());
+        // A line that breaks again and again, noticed at one end only: the newer link is the good one.
+        let mut open = register().unwrap();
+        for _ in 0..10 {
+            tokio::time::advance(DOUBLES_WITHIN / 3 + Duration::from_secs(1)).await;
+            open = register().unwrap();
+        }
+        assert_eq!(peers.alarms(), [] as [String; 0]);
+        // Two that take it from each other.
+        let replaced: Vec<bool> = (0..DOUBLES_MAX).map(|_| register().map(|newer| open = newer).is_some()).collect();
+        assert!(replaced.contains(&false), "{replaced:?}");
+        assert!(peers.linked(&ly) && register().is_none());
+        let alarm = crate::telemetry::alarms::coded(&peers.alarms()[0]);
+        assert_eq!((alarm.code.as_str(), alarm.values.join(" ")), ("double-peer", "ly".to_owned()), "{}", alarm.text);
+        // Once the other one has been quiet for long, all is as before.
+        tokio::time::advance(DOUBLES_QUIET).await;
+        assert!(register().is_some());
+        drop(open);
+    }
+
     #[test]
     fn a_peers_clock_is_compared_with_ours_as_it_is_now() {
         let (peers, ly) = (Peers::default(), "ly".parse::<Member>().unwrap());
@@ -411,7 +487,7 @@ mod tests {
         let ahead = |unix_ms| {
             let table = peers.inner.table.lock();
             let (_, greeted) = table.peers[&ly].greeted.unwrap();
-            table.peers[&ly].snapshot((unix_ms, greeted + std::time::Duration::from_secs(60))).clock_ahead_ms
+            table.peers[&ly].snapshot((unix_ms, greeted + Duration::from_secs(60))).clock_ahead_ms
         };
         let now = now_unix_ms();
         assert!((659_000..=660_000).contains(&ahead(now)), "{}", ahead(now));

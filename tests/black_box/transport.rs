@@ -292,7 +292,7 @@ fn a_reload_changes_all_or_nothing_and_says_what() {
     fs::write(folder.join("tls/node.key"), &renewed.key).unwrap();
 
     // All are good: each is named.
-    fs::write(folder.join("tls/ca.crl"), ma.revoke_for(&[], 7, days(-1, 20)).unwrap()).unwrap();
+    fs::write(folder.join("tls/ca.crl"), ma.revoke_for(&[], 7, days(-100, 20)).unwrap()).unwrap();
     let access = fs::read_to_string(folder.join("access.toml")).unwrap();
     fs::write(folder.join("access.toml"), access.replace("roles = [\"auditor\"]", "roles = [\"agency\"]")).unwrap();
     world.hang_up("ma");
@@ -303,7 +303,7 @@ fn a_reload_changes_all_or_nothing_and_says_what() {
     }
     assert_eq!(shown(), CertificateDer::from_pem_slice(renewed.certificate.as_bytes()).unwrap());
 
-    // The list is due in 20 days: the operator is told.
+    // The list of 120 days is due in 20: the operator is told.
     let status = world.told("ma", "operator", &["status"]).remove(0);
     let alarms = status["alarms"].to_string();
     assert!(alarms.contains("the revocation list of ma.rabat.example is due on "), "{alarms}");

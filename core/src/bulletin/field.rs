@@ -52,6 +52,8 @@ pub struct Report {
 impl Report {
     /// Notes that `field` holds `found` where `expected` was expected.
     pub fn add(&mut self, field: impl fmt::Display, found: impl fmt::Display, expected: impl fmt::Display) {
+        #[cfg(test)]
+        assert!(super::Rule::of(&expected.to_string()).is_some(), "no rule in the table of rules.rs says: {expected}");
         if self.errors.len() < FIELD_ERRORS_MAX {
             self.errors.push(FieldError {
                 field: field.to_string(),
@@ -130,10 +132,10 @@ mod tests {
     fn a_report_is_bounded_and_cuts_what_it_repeats() {
         let mut report = Report::default();
         for n in 0..10_000 {
-            report.add(format_args!("body.texts[{n}]"), "x".repeat(1_000), "less");
+            report.add(format_args!("body.texts[{n}]"), "x".repeat(1_000), "32 bytes");
         }
         let Err(Invalid(errors)) = report.into_result() else { panic!("errors were noted") };
         assert_eq!(errors.len(), FIELD_ERRORS_MAX);
-        assert_eq!(errors[3].to_string(), format!("body.texts[3] is `{}`: expected less", "x".repeat(80)));
+        assert_eq!(errors[3].to_string(), format!("body.texts[3] is `{}`: expected 32 bytes", "x".repeat(80)));
     }
 }

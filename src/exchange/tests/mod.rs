@@ -508,3 +508,16 @@ async fn the_higher_code_dials_when_no_link_has_come() {
     ma.publish(1, |_| {}).await;
     until("ly, which only listened, follows over the same link", || ly.size(&ma.feed()) == 1).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_with_one_identity_alarm_everybody_and_do_not_fight() {
+    let (ma, one, copy) = (Node::start("ma"), Node::start("ly"), Node::start("ly"));
+    let at_ma = listen(&ma, "ly").await;
+    let dial = Arc::new(PlainDial([("ma", at_ma)].into()));
+    let _dialers = (spawn_dialers(&one.exchange, dial.clone()), spawn_dialers(&copy.exchange, dial));
+    let alarmed = |node: &Node, part: &str| node.exchange.peers().alarms().iter().any(|alarm| alarm.contains(part));
+    until("Morocco is told", || alarmed(&ma, "two nodes use the identity of ly")).await;
+    let told = |node: &Node| alarmed(node, "another node uses this member's identity");
+    until("one of the two is told", || told(&one) || told(&copy)).await;
+    assert!(ma.exchange.peers().linked(&one.me), "one of them stays linked");
+}

@@ -199,7 +199,8 @@ async fn refused(address: SocketAddr, issued: &Issued) -> rustls::AlertDescripti
     let connecting = async {
         let tcp = TcpStream::connect(address).await?;
         let name = ServerName::try_from("127.0.0.1").unwrap();
-        let mut stream = TlsConnector::from(client(Some(issued), &[&rustls::version::TLS13])).connect(name, tcp).await?;
+        let mut stream =
+            TlsConnector::from(client(Some(issued), &[&rustls::version::TLS13])).connect(name, tcp).await?;
         stream.read(&mut [0; 1]).await
     };
     let error = tokio::time::timeout(DEADLINE, connecting).await.unwrap().unwrap_err();
