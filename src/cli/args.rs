@@ -3,6 +3,8 @@
 //! In scope: filters, bulletin references, translating help. English help is the documentation of the argument types; French and
 //! Arabic stand in the catalogues as `help-<command>` and `help-<command>-<argument>`.
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::str::FromStr;
 
 use barid_core::bulletin::TopicFilter;
@@ -10,8 +12,9 @@ use barid_core::bulletin::header::BulletinId;
 use barid_core::bulletin::vocabulary::Severity;
 use barid_core::names::Member;
 use barid_core::proto;
-use clap::Args;
+use clap::{ArgAction, Args};
 
+use super::Failure;
 use super::messages::Messages;
 
 /// Which bulletins. Options that repeat widen the choice; different options narrow it.
@@ -73,6 +76,38 @@ impl FromStr for BulletinRef {
     }
 }
 
+/// Whether machines read, told from words that could not be understood: what went wrong is one object for them, too.
+pub(super) fn asks_for_json(words: impl IntoIterator<Item = OsString>) -> bool {
+    words.into_iter().take_while(|word| word != "--").any(|word| word == "--json")
+}
+
+/// Words that are no command line, as any other failure.
+pub(super) fn unusable(error: &clap::Error) -> Failure {
+    let text = error.render().to_string();
+    let told = text.split("\n\nUsage:").next().unwrap_or_default();
+    let told = told.strip_prefix("error: ").unwrap_or(told);
+    let lines = told.lines().map(str::trim).filter(|line| !line.is_empty());
+    Failure::usage("arguments").cause(lines.collect::<Vec<_>>().join(" "))
+}
+
+/// The beginning of a command that is to be run again: `barid --profile …`.
+pub(super) fn program(profile: Option<&Path>) -> String {
+    match profile {
+        Some(profile) => format!("barid --profile {}", quoted(&profile.display().to_string())),
+        None => "barid".to_owned(),
+    }
+}
+
+/// One word as a shell takes it.
+pub(super) fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:@".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
 /// `command` with its help in the language of `messages`, where the catalogue has it.
 #[must_use]
 pub(super) fn localise(command: clap::Command, messages: &Messages) -> clap::Command {
@@ -86,7 +121,8 @@ fn localise_under(mut command: clap::Command, messages: &Messages, id: &str) -> 
     if let Some(after) = messages.find(&format!("{id}.after"), None) {
         command = command.after_help(after);
     }
-    command = command.mut_args(|arg| match messages.find(&format!("{id}-{}", arg_id(&arg)), None) {
+    command = headings(command, messages, id == "help");
+    command = command.mut_args(|arg| match help(messages, id, &arg) {
         Some(help) => arg.help(help.clone()).long_help(help),
         None => arg,
     });
@@ -94,6 +130,40 @@ fn localise_under(mut command: clap::Command, messages: &Messages, id: &str) -> 
         let id = format!("{id}-{}", sub.get_name());
         localise_under(sub, messages, &id)
     })
+}
+
+/// What clap itself says: headings, and its own options.
+fn headings(mut command: clap::Command, messages: &Messages, is_root: bool) -> clap::Command {
+    let heading = |name: &str| messages.find(&format!("help-heading-{name}"), None);
+    if let Some(usage) = heading("usage") {
+        command = command.help_template(format!(
+            "{{before-help}}{{about-with-newline}}\n{usage} {{usage}}\n\n{{all-args}}{{after-help}}"
+        ));
+    }
+    if let Some(commands) = heading("commands") {
+        command = command.subcommand_help_heading(commands);
+    }
+    if let (Some(options), Some(arguments)) = (heading("options"), heading("arguments")) {
+        if let Some(text) = heading("help") {
+            let help = clap::Arg::new("help").short('h').long("help").action(ArgAction::Help).help(text);
+            command = command.disable_help_flag(true).arg(help);
+        }
+        if let Some(text) = heading("version").filter(|_| is_root) {
+            let version = clap::Arg::new("version").short('V').long("version").action(ArgAction::Version).help(text);
+            command = command.disable_version_flag(true).arg(version);
+        }
+        command = command.mut_args(|arg| {
+            let heading = if arg.is_positional() { &arguments } else { &options };
+            arg.help_heading(heading.clone())
+        });
+    }
+    command
+}
+
+/// Of this command's own option, or of one that means the same everywhere.
+fn help(messages: &Messages, id: &str, arg: &clap::Arg) -> Option<String> {
+    let own = messages.find(&format!("{id}-{}", arg_id(arg)), None);
+    own.or_else(|| messages.find(&format!("help-any-{}", arg_id(arg)), None))
 }
 
 fn arg_id(arg: &clap::Arg) -> String {
@@ -125,7 +195,10 @@ mod tests {
         helped(&Cli::command(), "help", &mut ids);
         for lang in [Lang::Fr, Lang::Ar] {
             let messages = Messages::new(lang);
-            let missing: Vec<&String> = ids.iter().filter(|id| messages.find(id, None).is_none()).collect();
+            let shared =
+                |id: &str| id.rsplit('-').next().and_then(|last| messages.find(&format!("help-any-{last}"), None));
+            let found = |id: &str| messages.find(id, None).or_else(|| shared(id)).is_some();
+            let missing: Vec<&String> = ids.iter().filter(|id| !found(id)).collect();
             assert!(missing.is_empty(), "{lang:?} lacks {missing:?}");
         }
     }
@@ -135,6 +208,19 @@ mod tests {
         let command = localise(Cli::command(), &Messages::new(Lang::Fr));
         let about = command.find_subcommand("publish").unwrap().get_about().unwrap().to_string();
         assert!(about.contains("Publier"), "{about}");
+        for lang in [Lang::Fr, Lang::Ar] {
+            for words in [&["barid", "--help"][..], &["barid", "publish", "--help"], &["barid", "feed", "--help"]] {
+                let shown = localise(Cli::command(), &Messages::new(lang)).try_get_matches_from(words).unwrap_err();
+                assert_eq!(shown.kind(), clap::error::ErrorKind::DisplayHelp);
+                let text = shown.to_string();
+                for english in ["Usage:", "Commands:", "Options:", "Arguments:", "Print help", "Print version"] {
+                    assert!(
+                        !text.contains(english) || lang == Lang::Fr && ["Options:", "Arguments:"].contains(&english),
+                        "{english}: {text}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]
@@ -146,6 +232,23 @@ mod tests {
         for bad in ["ne/", "NE/01976f6e-7c00-7000-8000-000000000001", "01976f6e-7c00-4000-8000-000000000001", "x"] {
             assert!(bad.parse::<BulletinRef>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_no_command_line_is_told_to_machines_as_any_failure() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        assert!(asks_for_json(words("history --limit x --json")));
+        assert!(!asks_for_json(words("publish -- --json")));
+        let error = <Cli as clap::Parser>::try_parse_from(words("barid history --json --limit x")).unwrap_err();
+        let failure = unusable(&error);
+        assert_eq!((failure.id(), failure.exit_code()), ("arguments", crate::cli::Exit::Usage));
+        assert!(failure.to_string().contains("'x'") && !failure.to_string().contains("Usage"), "{failure}");
+    }
+
+    #[test]
+    fn a_word_with_spaces_is_one_word_of_a_shell() {
+        assert_eq!(quoted("/my exchange/it's"), r"'/my exchange/it'\''s'");
+        assert_eq!((quoted("security.>"), quoted("ne/1")), ("'security.>'".to_owned(), "ne/1".to_owned()));
     }
 
     #[test]

@@ -8,25 +8,29 @@ use std::time::Duration;
 use barid_core::limits::{EVIDENCE_BYTES_MAX, MESSAGE_BYTES_MAX};
 use barid_core::proto;
 use tonic::transport::Channel;
-use tonic::{Request, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::{Failure, Profile, tls};
+use super::certificate::{self, Own};
+use super::tls::{self, Door};
+use super::{Failure, Profile, deadline};
 use crate::rpc::audit_client::AuditClient;
 use crate::rpc::focal_point_client::FocalPointClient;
 use crate::rpc::operator_client::OperatorClient;
 
-/// Longest wait for an answer that needs no waiting at the node: three round trips on a satellite link and a slow disk.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest page of history: a hundred envelopes of the largest size would not fit one message; the node sends fewer then.
 const PAGE_BYTES_MAX: usize = 16 * MESSAGE_BYTES_MAX;
 
 /// A connection, opened with the first call and again after a loss.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Client {
     channel: Channel,
+    door: Door,
+    own: Option<Own>,
+    /// Longest for one answer; connecting has as long.
+    timeout: Duration,
 }
 
 impl Client {
@@ -35,7 +39,22 @@ impl Client {
     /// # Errors
     /// If certificate, key or authority cannot be used. The network is not touched yet.
     pub(super) fn open(profile: &Profile) -> Result<Self, Failure> {
-        Ok(Self { channel: tls::channel(profile)? })
+        Self::patient(profile, tls::CONNECT_TIMEOUT)
+            .map(|client| Self { timeout: Duration::from_secs(deadline::SECONDS), ..client })
+    }
+
+    /// As [`Client::open`], with so long for connecting, and so long for each answer.
+    pub(super) fn patient(profile: &Profile, timeout: Duration) -> Result<Self, Failure> {
+        let door = Door::of(profile, timeout)?;
+        Ok(Self { channel: door.channel()?, door, own: Own::read(profile), timeout })
+    }
+
+    /// An answer, or why there is none.
+    async fn told<T>(&self, answer: Result<Response<T>, Status>) -> Result<T, Failure> {
+        match answer {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => Err(certificate::explained(&status, self.own.as_ref(), &self.door).await),
+        }
     }
 
     /// FocalPoint.Publish; `timeout` bounds the whole call.
@@ -44,7 +63,7 @@ impl Client {
         request: proto::PublishRequest,
         timeout: Duration,
     ) -> Result<proto::PublishResponse, Failure> {
-        Ok(self.focal_point().publish(within(timeout, request)).await?.into_inner())
+        self.told(self.focal_point().publish(within(timeout, request)).await).await
     }
 
     /// FocalPoint.Subscribe, without a bound on its duration.
@@ -53,25 +72,24 @@ impl Client {
         request: proto::SubscribeRequest,
     ) -> Result<Streaming<proto::SubscribeResponse>, Failure> {
         let answer = self.focal_point().subscribe(request).await;
-        Ok(answer.map_err(|status| Failure::from_status(&status).of_reading())?.into_inner())
+        self.told(answer).await.map_err(Failure::of_reading)
     }
 
     /// FocalPoint.Acknowledge.
     pub(super) async fn acknowledge(&self, request: proto::AcknowledgeRequest) -> Result<(), Failure> {
-        self.focal_point().acknowledge(within(CALL_TIMEOUT, request)).await?;
-        Ok(())
+        self.told(self.focal_point().acknowledge(within(self.timeout, request)).await).await.map(|_| ())
     }
 
     /// FocalPoint.Get.
     pub(super) async fn get(&self, request: proto::GetRequest) -> Result<proto::GetResponse, Failure> {
-        Ok(self.focal_point().get(within(CALL_TIMEOUT, request)).await?.into_inner())
+        self.told(self.focal_point().get(within(self.timeout, request)).await).await
     }
 
     /// FocalPoint.History.
     pub(super) async fn history(&self, request: proto::HistoryRequest) -> Result<proto::HistoryResponse, Failure> {
         let mut client = self.focal_point().max_decoding_message_size(PAGE_BYTES_MAX);
-        let answer = client.history(within(CALL_TIMEOUT, request)).await;
-        Ok(answer.map_err(|status| Failure::from_status(&status).of_reading())?.into_inner())
+        let answer = client.history(within(self.timeout, request)).await;
+        self.told(answer).await.map_err(Failure::of_reading)
     }
 
     /// Audit.ExportEvidence: what the file comes to, and the whole file.
@@ -80,11 +98,11 @@ impl Client {
         request: proto::ExportEvidenceRequest,
     ) -> Result<(proto::EvidenceSummary, Vec<u8>), Failure> {
         let mut client = AuditClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let mut pieces = client.export_evidence(within(CALL_TIMEOUT, request)).await?.into_inner();
+        let mut pieces = self.told(client.export_evidence(within(self.timeout, request)).await).await?;
         let (mut summary, mut file) = (proto::EvidenceSummary::default(), Vec::new());
         // A large file on a thin line may take long; each piece may not.
         let late = |_| Failure::from_status(&tonic::Status::deadline_exceeded(""));
-        while let Some(piece) = tokio::time::timeout(CALL_TIMEOUT, pieces.message()).await.map_err(late)?? {
+        while let Some(piece) = tokio::time::timeout(self.timeout, pieces.message()).await.map_err(late)?? {
             summary = piece.summary.unwrap_or(summary);
             file.extend_from_slice(&piece.piece);
             if file.len() > EVIDENCE_BYTES_MAX {
@@ -101,27 +119,28 @@ impl Client {
     /// Feeds of which two histories were seen.
     pub(super) async fn forks(&self) -> Result<Vec<proto::Fork>, Failure> {
         let mut client = OperatorClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(client.get_forks(within(CALL_TIMEOUT, proto::GetForksRequest {})).await?.into_inner().forks)
+        let answer = client.get_forks(within(self.timeout, proto::GetForksRequest {})).await;
+        Ok(self.told(answer).await?.forks)
     }
 
     /// Follows a feed again of which two histories were seen.
     pub(super) async fn resume_feed(&self, feed: &str) -> Result<(), Failure> {
         let request = proto::ResumeFeedRequest { feed: feed.to_owned() };
-        OperatorClient::new(self.channel.clone()).resume_feed(within(CALL_TIMEOUT, request)).await?;
-        Ok(())
+        let answer = OperatorClient::new(self.channel.clone()).resume_feed(within(self.timeout, request)).await;
+        self.told(answer).await.map(|_| ())
     }
 
     /// Operator.GetStatus.
     pub(super) async fn status(&self) -> Result<proto::GetStatusResponse, Failure> {
         let mut client = OperatorClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(client.get_status(within(CALL_TIMEOUT, proto::GetStatusRequest {})).await?.into_inner())
+        self.told(client.get_status(within(self.timeout, proto::GetStatusRequest {})).await).await
     }
 
     /// grpc.health.v1.Health.Check; `timeout` bounds the whole call.
     pub(super) async fn health(&self, service: &str, timeout: Duration) -> Result<ServingStatus, Failure> {
         let request = HealthCheckRequest { service: service.to_owned() };
-        let answer = HealthClient::new(self.channel.clone()).check(within(timeout, request)).await?;
-        Ok(answer.into_inner().status())
+        let answer = HealthClient::new(self.channel.clone()).check(within(timeout, request)).await;
+        Ok(self.told(answer).await?.status())
     }
 
     fn focal_point(&self) -> FocalPointClient<Channel> {

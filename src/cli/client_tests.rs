@@ -10,7 +10,7 @@ use barid_core::{envelope, proto};
 use clap::Parser;
 use futures::stream::{self, Stream, StreamExt};
 use parking_lot::Mutex;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use rustls::RootCertStore;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::server::WebPkiClientVerifier;
@@ -24,7 +24,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::messages::{Lang, Messages};
 use super::output::{Captured, Output};
-use super::{Cli, Command, Context, Exit, Failure, health, history, publish, show, watch};
+use super::{Cli, Context, Exit, Failure, talk};
 use crate::rpc::focal_point_server::{FocalPoint, FocalPointServer};
 
 const NODE: &str = "spiffe://ne.rabat.example/node";
@@ -35,6 +35,8 @@ const ID: &str = "01976f6e-7c00-7000-8000-000000000001";
 struct Node {
     asked: Arc<Mutex<Vec<String>>>,
     unavailable: Arc<Mutex<u32>>,
+    /// Publishers of a bulletin of [`ID`] beside ne.
+    others: Arc<Mutex<Vec<String>>>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -84,7 +86,9 @@ impl FocalPoint for Node {
 
     async fn get(&self, request: Request<proto::GetRequest>) -> Result<Response<proto::GetResponse>, Status> {
         match request.into_inner().member.as_str() {
-            "ne" => Ok(Response::new(proto::GetResponse { delivery: Some(delivery(7)), ..Default::default() })),
+            member if member == "ne" || self.others.lock().iter().any(|other| other == member) => {
+                Ok(Response::new(proto::GetResponse { delivery: Some(delivery(7)), ..Default::default() }))
+            }
             _ => Err(Status::not_found("")),
         }
     }
@@ -120,9 +124,9 @@ impl FocalPoint for Node {
         &self,
         request: Request<proto::HistoryRequest>,
     ) -> Result<Response<proto::HistoryResponse>, Status> {
-        let last = !request.into_inner().page_token.is_empty();
-        let next_page_token = if last { String::new() } else { "more".to_owned() };
-        Ok(Response::new(proto::HistoryResponse { deliveries: vec![delivery(1)], next_page_token }))
+        let before = request.into_inner().page_token.parse().unwrap_or(3);
+        let next_page_token = if before > 2 { (before - 1).to_string() } else { String::new() };
+        Ok(Response::new(proto::HistoryResponse { deliveries: vec![delivery(before - 1)], next_page_token }))
     }
 }
 
@@ -188,19 +192,28 @@ async fn barid(folder: &Path, lang: Lang, words: &[&str]) -> (Result<Exit, Failu
     let cli = Cli::try_parse_from(std::iter::once("barid").chain(words.iter().copied())).unwrap();
     let (output, captured): (Output, Captured) = Output::captured(cli.json);
     let context = Context { messages: Messages::new(lang), output, profile: Some(folder.join("client.toml")) };
-    let result = match cli.command {
-        Command::Publish(args) => publish::run(&context, &args).await,
-        Command::Watch(args) => watch::run(&context, &args).await,
-        Command::History(args) => history::run(&context, &args).await,
-        Command::Show(args) => show::run(&context, &args).await,
-        Command::Health(args) => health::run(&context, &args).await,
-        other => panic!("not used here: {other:?}"),
-    };
+    let result = talk(&context, cli.command).await;
     if let Err(failure) = &result {
         failure.show(&context.messages, &context.output);
     }
     let text = String::from_utf8(captured.lock().clone()).unwrap();
     (result, text)
+}
+
+/// The profile speaks to another address.
+fn at_endpoint(folder: &Path, address: std::net::SocketAddr) {
+    let profile = folder.join("client.toml");
+    let text = std::fs::read_to_string(&profile).unwrap();
+    let endpoint = text.lines().find(|line| line.starts_with("endpoint")).unwrap();
+    std::fs::write(&profile, text.replace(endpoint, &format!("endpoint = \"{address}\""))).unwrap();
+}
+
+/// The profile knows the members of a roster.
+fn roster_beside(folder: &Path) {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/roster-1.note");
+    let profile = folder.join("client.toml");
+    let text = std::fs::read_to_string(&profile).unwrap();
+    std::fs::write(&profile, format!("{text}roster = \"{golden}\"\n")).unwrap();
 }
 
 fn draft(folder: &Path, change: impl FnOnce(&mut proto::Header)) -> String {
@@ -291,6 +304,65 @@ async fn history_pages_and_show_finds() {
 }
 
 #[tokio::test]
+async fn history_says_how_to_go_on() {
+    let (_node, folder) = node(NODE).await;
+    let words = ["history", "--limit", "1", "--topic", "security.>", "--since", "2026-11-23"];
+    let (_, text) = barid(folder.path(), Lang::En, &words).await;
+    let next = "history --topic 'security.>' --since 2026-11-23T00:00:00Z --limit 1 --before 2";
+    assert!(text.contains(next), "{text}");
+    let (_, text) = barid(folder.path(), Lang::En, &["history", "--json", "--limit", "1"]).await;
+    let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(last, serde_json::json!({"next": {"before": "2"}}));
+    let (_, text) = barid(folder.path(), Lang::En, &["history", "--json", "--limit", "1", "--before", "2"]).await;
+    assert_eq!(text.lines().count(), 1, "the last page: {text}");
+    assert!(text.contains(r#""arrival":"1""#), "{text}");
+}
+
+#[tokio::test]
+async fn of_several_bulletins_of_one_id_none_is_chosen_silently() {
+    let (node, folder) = node(NODE).await;
+    roster_beside(folder.path());
+    let (result, _) = barid(folder.path(), Lang::En, &["show", ID]).await;
+    assert_eq!(result.unwrap(), Exit::Ok);
+    node.others.lock().push("tn".into());
+    let (result, text) = barid(folder.path(), Lang::En, &["show", ID]).await;
+    assert_eq!(result.unwrap_err().id(), "several-bulletins");
+    assert!(text.contains("ne, tn") && text.contains("--member ne"), "{text}");
+    let (result, _) = barid(folder.path(), Lang::En, &["show", ID, "--member", "tn"]).await;
+    assert_eq!(result.unwrap(), Exit::Ok);
+    let (result, _) = barid(folder.path(), Lang::En, &["show", &format!("ne/{ID}"), "--member", "tn"]).await;
+    assert_eq!(result.unwrap_err().exit_code(), Exit::Usage);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_bounds_the_whole_command_also_at_an_address_that_says_nothing() {
+    // Whoever connects is held in the listener's queue and never answered.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (_node, folder) = node(NODE).await;
+    let draft = draft(folder.path(), |_| {});
+    at_endpoint(folder.path(), silent.local_addr().unwrap());
+    for words in [
+        &["health", "--timeout", "2"][..],
+        &["status", "--timeout", "2"],
+        &["history", "--timeout", "2"],
+        &["show", ID, "--timeout", "2"],
+        &["evidence", ID, "--timeout", "2"],
+        &["feed", "--timeout", "2", "forks"],
+        &["publish", &draft, "--timeout", "2"],
+        &["watch", "--timeout", "2"],
+    ] {
+        let begun = tokio::time::Instant::now();
+        let (result, text) = barid(folder.path(), Lang::En, words).await;
+        assert_eq!(result.unwrap_err().exit_code(), Exit::NotReached, "{words:?}: {text}");
+        // By the clock of the test, which stands still but for what is waited for.
+        let taken = begun.elapsed().as_millis();
+        assert!((1_900..=2_100).contains(&taken), "{words:?} took {taken} ms: {text}");
+        let said = if words[0] == "publish" { "--id " } else { "within 2 s" };
+        assert!(text.contains(said), "{words:?}: {text}");
+    }
+}
+
+#[tokio::test]
 async fn health_speaks_through_the_exit_code() {
     let (_node, folder) = node(NODE).await;
     let (result, _) = barid(folder.path(), Lang::En, &["health"]).await;
@@ -309,13 +381,30 @@ async fn another_identity_at_the_address_is_not_spoken_to() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_is_refused_is_said_in_words_and_not_tried_again() {
+    let (node, folder) = node(NODE).await;
+    let draft = draft(folder.path(), |_| {});
+    let stranger = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "somebody else");
+    params.subject_alt_names =
+        vec![SanType::URI("spiffe://ne.rabat.example/focal-point/police-niamey".try_into().unwrap())];
+    std::fs::write(folder.path().join("me.pem"), params.self_signed(&stranger).unwrap().pem()).unwrap();
+    std::fs::write(folder.path().join("me.key"), stranger.serialize_pem()).unwrap();
+    for words in [&["history"][..], &["publish", &draft], &["watch"], &["health"]] {
+        let (result, text) = barid(folder.path(), Lang::Fr, words).await;
+        let failure = result.unwrap_err();
+        assert_eq!((failure.id(), failure.exit_code()), ("certificate-unknown-authority", Exit::Failure), "{text}");
+        assert!(text.contains("ne connaît pas l'autorité") && !text.contains("nouvel essai"), "{text}");
+    }
+    assert!(node.asked.lock().is_empty());
+}
+
+#[tokio::test]
 async fn nobody_at_the_address_is_said_in_words() {
     let (_node, folder) = node(NODE).await;
-    let profile = folder.path().join("client.toml");
-    let text = std::fs::read_to_string(&profile).unwrap();
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let endpoint = text.lines().find(|line| line.starts_with("endpoint")).unwrap();
-    std::fs::write(&profile, text.replace(endpoint, &format!("endpoint = \"{closed}\""))).unwrap();
+    at_endpoint(folder.path(), closed);
     let work = barid(folder.path(), Lang::Fr, &["health"]);
     let (result, text) = tokio::time::timeout(Duration::from_secs(20), work).await.unwrap();
     assert_eq!(result.unwrap_err().exit_code(), Exit::NotReached);

@@ -5,12 +5,14 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use barid_core::names::Member;
 use barid_core::proto;
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::args::BulletinRef;
 use super::client::Client;
+use super::deadline::TimeoutArgs;
 use super::render::Render;
 use super::{Context, Exit, Failure, say, show, times};
 
@@ -20,12 +22,17 @@ pub(super) struct EvidenceArgs {
     /// Bulletin: `ne/0197…`, or the id alone.
     #[arg(value_name = "MEMBER/ID")]
     bulletin: BulletinRef,
+    /// Member that published it, where several have published one of this id.
+    #[arg(long, value_name = "MEMBER")]
+    member: Option<Member>,
     /// File to write; `-` writes to standard output [default: ID.barid].
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Replace the file if it exists.
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    pub(super) within: TimeoutArgs,
 }
 
 /// Writes it.
@@ -36,8 +43,8 @@ pub(super) async fn run(context: &Context, args: &EvidenceArgs) -> Result<Exit, 
         return Err(Failure::usage("file-exists").path(&path));
     }
     let profile = context.profile()?;
-    let client = Client::open(&profile)?;
-    let (_, (summary, file)) = show::find(&profile, &args.bulletin, async |member, id| {
+    let client = Client::patient(&profile, args.within.duration())?;
+    let (_, (summary, file)) = show::find(&profile, &args.bulletin, args.member.as_ref(), async |member, id| {
         client.export_evidence(proto::ExportEvidenceRequest { member: member.to_string(), id }).await
     })
     .await?;

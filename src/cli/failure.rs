@@ -43,8 +43,32 @@ pub enum Exit {
 pub struct Field {
     /// Path: `header.handling.tlp`.
     pub field: String,
-    /// The value found and what was expected.
+    /// The value found and what was expected, in English.
     pub description: String,
+    /// Code of the rule that it breaks, and the values in the rule's text; empty if the node does not say.
+    pub rule: String,
+    /// These values.
+    pub values: Vec<String>,
+}
+
+impl Field {
+    /// What was found and expected, in the reader's language if the catalogue has the rule.
+    fn told(&self, messages: &Messages) -> String {
+        let mut args = FluentArgs::new();
+        for (place, value) in (1..).zip(&self.values) {
+            args.set(format!("v{place}"), value.arg());
+        }
+        let known = Some(&self.rule).filter(|rule| !rule.is_empty());
+        let expected = known.and_then(|rule| messages.find(&format!("rule-{rule}"), Some(&args)));
+        let (found, expected) = match (self.description.rsplit_once("` is not "), expected) {
+            (Some((found, _)), Some(expected)) => (found.strip_prefix('`').unwrap_or(found), expected),
+            _ => return messages.value(&self.description),
+        };
+        let mut args = FluentArgs::new();
+        args.set("expected", fluent_bundle::FluentValue::from(expected));
+        args.set("found", found.arg());
+        messages.with(if found.is_empty() { "field-missing" } else { "field-broken" }, &args)
+    }
 }
 
 /// Why a command did not do what it was asked.
@@ -167,7 +191,9 @@ impl Failure {
         };
         let details = status.get_error_details();
         let mut cause = status.message().to_owned();
-        if let Some(info) = details.error_info() {
+        // The rules that fields break are told with the fields.
+        let rules = details.error_info().map(|info| &info.metadata);
+        if let Some(info) = details.error_info().filter(|_| details.bad_request().is_none()) {
             let mut metadata: Vec<String> = info.metadata.iter().map(|(k, v)| format!("{k}={v}")).collect();
             metadata.sort();
             let reason = std::iter::once(info.reason.clone()).chain(metadata).collect::<Vec<_>>().join(" ");
@@ -179,7 +205,13 @@ impl Failure {
         let violations = details.bad_request().map(|bad| bad.field_violations.as_slice()).unwrap_or_default();
         let fields = violations
             .iter()
-            .map(|violation| Field { field: violation.field.clone(), description: violation.description.clone() })
+            .enumerate()
+            .map(|(n, violation)| Field {
+                field: violation.field.clone(),
+                description: violation.description.clone(),
+                rule: rules.and_then(|rules| rules.get(&format!("rule-{n}"))).cloned().unwrap_or_default(),
+                values: (1..).map_while(|place| rules?.get(&format!("rule-{n}-{place}")).cloned()).collect(),
+            })
             .collect();
         let retry = details.retry_info().and_then(|info| info.retry_delay);
         let mut failure = Self::new(id).exit(exit).cause(cause).fields(fields);
@@ -211,8 +243,11 @@ impl Failure {
             return;
         }
         if output.is_json() {
-            let fields: Vec<_> =
-                self.fields.iter().map(|f| json!({"field": f.field, "description": f.description})).collect();
+            let fields: Vec<_> = self
+                .fields
+                .iter()
+                .map(|f| json!({"field": f.field, "description": f.description, "rule": f.rule, "values": f.values}))
+                .collect();
             let error = json!({"error": {
                 "id": self.id,
                 "exit": self.exit as u8,
@@ -239,7 +274,7 @@ impl Failure {
             lines.push(format!(
                 "  • {} {}",
                 output.paint_error(&messages.value(&field.field), Style::new().bold()),
-                messages.value(&field.description)
+                field.told(messages)
             ));
         }
         lines.extend(self.excerpt(output));
@@ -364,6 +399,39 @@ mod tests {
             let text = failure.lines(&Messages::new(lang), &Output::plain()).join("\n");
             for part in ["header.topic", "`x` is not a topic", "body.texts", "one is needed"] {
                 assert!(text.contains(part), "{lang:?}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_expected_is_told_in_the_reader_s_language() {
+        let mut details = ErrorDetails::new();
+        details.add_bad_request_violation("header.incidents", "`90 items` is not at most 20 items");
+        details.add_bad_request_violation(
+            "body.texts",
+            "`` is not at least one text: `ar`, `fr`, `en` or another language",
+        );
+        let rules = [("rule-0", "items-at-most"), ("rule-0-1", "20"), ("rule-1", "text-needed")];
+        details.set_error_info("FIELDS", "barid", rules.map(|(key, value)| (key.to_owned(), value.to_owned())));
+        let status = tonic::Status::with_error_details(tonic::Code::InvalidArgument, "refused", details);
+        let failure = Failure::from_status(&status);
+        let text = failure.lines(&Messages::new(Lang::Fr), &Output::plain()).join("\n");
+        assert!(text.contains("header.incidents 90 items : attendu au plus 20 éléments"), "{text}");
+        assert!(text.contains("body.texts manque : au moins un texte"), "{text}");
+        let text = failure.lines(&Messages::new(Lang::Ar), &Output::plain()).join("\n");
+        assert!(text.contains("على الأكثر") && !text.contains("at most"), "{text}");
+    }
+
+    #[test]
+    fn every_rule_has_words_with_its_values_in_every_language() {
+        for (code, text) in barid_core::bulletin::rules::RULES {
+            let values: Vec<String> = (1..=text.matches("{}").count()).map(|n| format!("value{n}")).collect();
+            let description = format!("`found` is not {text}");
+            let field = Field { field: String::new(), description, rule: (*code).to_owned(), values };
+            for lang in Lang::ALL {
+                let told = field.told(&Messages::new(lang));
+                let whole = field.values.iter().all(|value| told.contains(value.as_str())) && told.contains("found");
+                assert!(whole && !told.contains("{}"), "{lang:?} {code}: {told}");
             }
         }
     }

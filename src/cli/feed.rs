@@ -10,11 +10,14 @@ use barid_core::proto;
 use clap::{Args, Subcommand};
 
 use super::client::Client;
+use super::deadline::TimeoutArgs;
 use super::{Context, Exit, Failure, say};
 
 /// What to do about them.
 #[derive(Debug, Args)]
 pub(super) struct FeedArgs {
+    #[command(flatten)]
+    pub(super) within: TimeoutArgs,
     #[command(subcommand)]
     command: FeedCommand,
 }
@@ -47,7 +50,7 @@ struct ResumeArgs {
 }
 
 pub(super) async fn run(context: &Context, args: &FeedArgs) -> Result<Exit, Failure> {
-    let client = Client::open(&context.profile()?)?;
+    let client = Client::patient(&context.profile()?, args.within.duration())?;
     let messages = &context.messages;
     match &args.command {
         FeedCommand::Forks => {

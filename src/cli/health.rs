@@ -16,7 +16,7 @@ use super::{Context, Exit, Failure, say};
 pub(super) struct HealthArgs {
     /// Seconds to wait for an answer.
     #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=600))]
-    timeout: u64,
+    pub(super) timeout: u64,
     /// gRPC service to ask about; empty: the node as a whole.
     #[arg(long, value_name = "SERVICE", default_value = "")]
     service: String,
@@ -24,8 +24,9 @@ pub(super) struct HealthArgs {
 
 /// Asks.
 pub(super) async fn run(context: &Context, args: &HealthArgs) -> Result<Exit, Failure> {
-    let client = Client::open(&context.profile()?)?;
-    let status = client.health(&args.service, Duration::from_secs(args.timeout)).await?;
+    let timeout = Duration::from_secs(args.timeout);
+    let client = Client::patient(&context.profile()?, timeout)?;
+    let status = client.health(&args.service, timeout).await?;
     let serving = status == ServingStatus::Serving;
     if context.output.is_json() {
         context.output.json(&json!({"status": status.as_str_name()}))?;

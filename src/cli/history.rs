@@ -5,11 +5,13 @@
 use barid_core::proto;
 use clap::Args;
 use pbjson_types::Timestamp;
+use serde_json::json;
 
 use super::args::FilterArgs;
 use super::client::Client;
+use super::deadline::TimeoutArgs;
 use super::render::{Reading, Render};
-use super::{Context, Exit, Failure, times};
+use super::{Context, Exit, Failure, args, say, times};
 
 /// Bulletins asked for at once: one page of any size up to the limit fits a message.
 const PAGE_SIZE_MAX: u32 = 100;
@@ -28,14 +30,20 @@ pub(super) struct HistoryArgs {
     /// At most so many bulletins.
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
+    /// Go on before this arrival number, as shown with each bulletin (`#42`), or by the page before.
+    #[arg(long, value_name = "ARRIVAL", value_parser = clap::value_parser!(u64).range(2..))]
+    before: Option<u64>,
+    #[command(flatten)]
+    pub(super) within: TimeoutArgs,
 }
 
 /// Shows the history.
 pub(super) async fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, Failure> {
     let profile = context.profile()?;
-    let client = Client::open(&profile)?;
+    let client = Client::patient(&profile, args.within.duration())?;
     let mut found: Vec<proto::Delivery> = Vec::new();
-    let mut page_token = String::new();
+    // A page's token is the arrival number before which it begins.
+    let mut page_token = args.before.map(|before| before.to_string()).unwrap_or_default();
     let mut left = args.limit;
     while left > 0 {
         let request = proto::HistoryRequest {
@@ -61,6 +69,9 @@ pub(super) async fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, F
         }
     }
     if context.output.is_json() {
+        if !page_token.is_empty() {
+            context.output.json(&json!({"next": {"before": page_token}}))?;
+        }
         return Ok(Exit::Ok);
     }
     if found.is_empty() {
@@ -70,7 +81,27 @@ pub(super) async fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, F
     let readings: Vec<Reading<'_>> = found.iter().map(Reading::new).collect();
     context.output.lines(Render::new(context, profile.directory()).table(&readings))?;
     if !page_token.is_empty() {
-        context.output.error_line(&context.messages.text("history-more"));
+        let command = next(context, args, &page_token);
+        context.output.error_line(&say!(context.messages, "history-more", command = &command));
     }
     Ok(Exit::Ok)
+}
+
+/// The command that shows the page after this one, as a shell takes it.
+fn next(context: &Context, args: &HistoryArgs, before: &str) -> String {
+    let filter = &args.filter;
+    let text = |at: &Option<Timestamp>| at.as_ref().map(times::rfc3339).into_iter().collect();
+    let options: [(&str, Vec<String>); 6] = [
+        ("--topic", filter.topic.iter().map(ToString::to_string).collect()),
+        ("--kind", filter.kind.clone()),
+        ("--min-severity", filter.min_severity.iter().map(ToString::to_string).collect()),
+        ("--member", filter.member.iter().map(ToString::to_string).collect()),
+        ("--since", text(&args.since)),
+        ("--until", text(&args.until)),
+    ];
+    let mut command = format!("{} history", args::program(context.profile.as_deref()));
+    for (option, values) in options.iter().filter(|(_, values)| !values.is_empty()) {
+        command += &format!(" {option} {}", args::quoted(&values.join(",")));
+    }
+    format!("{command} --limit {} --before {before}", args.limit)
 }

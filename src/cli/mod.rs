@@ -8,10 +8,13 @@
 
 mod args;
 mod bench;
+mod cert;
+mod certificate;
 mod client;
 #[cfg(test)]
 mod client_tests;
 mod completions;
+mod deadline;
 mod demo;
 mod evidence;
 mod exchange;
@@ -84,7 +87,7 @@ enum Command {
     /// Verify such a file, without a node or a network.
     Verify(verify::VerifyArgs),
     /// Show how the node and its peers are.
-    Status,
+    Status(status::StatusArgs),
     /// Ask whether the node serves; for containers.
     Health(health::HealthArgs),
     /// Run this member's node.
@@ -95,6 +98,8 @@ enum Command {
     Recover(recover::RecoverArgs),
     /// Make the key of an epoch to come, to be kept offline.
     Keys(keys::KeysArgs),
+    /// Make a key and a request for a certificate, without a node or a network.
+    Cert(cert::CertArgs),
     /// Show, verify and sign rosters, without a node or a network.
     Roster(roster::RosterArgs),
     /// Make a development exchange.
@@ -148,6 +153,11 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are asked for; clap writes them where they belong.
+            if error.use_stderr() && args::asks_for_json(std::env::args_os().skip(1)) {
+                let failure = args::unusable(&error);
+                failure.show(&Messages::new(lang), &Output::new(true));
+                return code(failure.exit_code());
+            }
             let _ = error.print();
             return code(if error.use_stderr() { Exit::Usage } else { Exit::Ok });
         }
@@ -165,30 +175,50 @@ pub fn main() -> ExitCode {
 
 fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
     match command {
-        Command::Publish(args) => wait(publish::run(context, &args)),
-        Command::Watch(args) => wait(watch::run(context, &args)),
-        Command::History(args) => wait(history::run(context, &args)),
-        Command::Show(args) => wait(show::run(context, &args)),
-        Command::Evidence(args) => wait(evidence::run(context, &args)),
         Command::Verify(args) => verify::run(context, &args),
-        Command::Status => wait(status::run(context)),
-        Command::Health(args) => wait(health::run(context, &args)),
-        Command::Demo(args) => wait(demo::run(context, &args)),
         Command::Bench(args) => bench::run(context, &args),
         Command::Node(args) => node::run(context, &args),
-        Command::Feed(args) => wait(feed::run(context, &args)),
         Command::Recover(args) => recover::run(context, &args),
         Command::Keys(args) => keys::run(context, &args),
+        Command::Cert(args) => cert::run(context, &args),
         Command::Roster(args) => roster::run(context, &args),
         Command::Exchange(args) => exchange::run(context, &args),
         Command::Completions(args) => completions::run(context, &args),
+        talking => wait(talk(context, talking)),
+    }
+}
+
+/// The commands that speak to nodes.
+async fn talk(context: &Context, command: Command) -> Result<Exit, Failure> {
+    if !matches!(command, Command::Demo(_)) {
+        certificate::warn(context);
+    }
+    match command {
+        Command::Publish(args) => publish::run(context, &args).await,
+        Command::Watch(args) => watch::run(context, &args).await,
+        Command::History(args) => deadline::within(args.within.seconds(), history::run(context, &args)).await,
+        Command::Show(args) => deadline::within(args.within.seconds(), show::run(context, &args)).await,
+        // A large file on a thin line takes as long as it takes, if nobody says otherwise.
+        Command::Evidence(args) => match args.within.chosen() {
+            Some(seconds) => deadline::within(seconds, evidence::run(context, &args)).await,
+            None => evidence::run(context, &args).await,
+        },
+        Command::Status(args) => deadline::within(args.within.seconds(), status::run(context, &args)).await,
+        Command::Health(args) => deadline::within(args.timeout, health::run(context, &args)).await,
+        Command::Feed(args) => deadline::within(args.within.seconds(), feed::run(context, &args)).await,
+        Command::Demo(args) => demo::run(context, &args).await,
+        _ => Err(Failure::new("internal").cause("not a command that speaks to a node")),
     }
 }
 
 /// Runs one client's work; a client needs one thread.
 fn wait(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| Failure::new("internal").because(&error))?.block_on(work)
+    let runtime = runtime.map_err(|error| Failure::new("internal").because(&error))?;
+    let result = runtime.block_on(work);
+    // A name that is still being looked up would hold the end up beyond its deadline.
+    runtime.shutdown_background();
+    result
 }
 
 fn code(exit: Exit) -> ExitCode {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use super::{Context, Exit, Failure};
 use crate::config::NodeConfig;
@@ -18,6 +19,9 @@ pub(super) struct NodeArgs {
     /// This is the first start ever of this member's feed; later it changes nothing.
     #[arg(long)]
     first: bool,
+    /// Stop when standard input ends: for a program that starts nodes and holds its other end, so that they end with it, however it ends.
+    #[arg(long, hide = true)]
+    while_input_lasts: bool,
 }
 
 /// Runs the node; ends on SIGINT or SIGTERM.
@@ -29,7 +33,7 @@ pub(super) fn run(_context: &Context, args: &NodeArgs) -> Result<Exit, Failure> 
     // that comes during a long start must not be lost.
     let stop = {
         let _inside = runtime.enter();
-        stopped().map_err(|error| Failure::new("internal").because(&error))?
+        stopped(args.while_input_lasts).map_err(|error| Failure::new("internal").because(&error))?
     };
     runtime
         .block_on(app::run(&config, args.first, stop, |_| ()))
@@ -44,13 +48,32 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(cores.div_ceil(2)).enable_all().build()
 }
 
-/// SIGINT or SIGTERM, from now on.
-fn stopped() -> std::io::Result<impl Future<Output = ()>> {
+/// SIGINT or SIGTERM, from now on; or the end of standard input, if it is to be heeded.
+fn stopped(while_input_lasts: bool) -> std::io::Result<impl Future<Output = ()>> {
     let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let input_ended = while_input_lasts.then(input_end);
     Ok(async move {
+        let input_ended = async {
+            match input_ended {
+                // That the reader is gone means the same: nobody holds the other end any more.
+                Some(ended) => drop(ended.await),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = interrupted.recv() => {}
             _ = terminated.recv() => {}
+            () = input_ended => {}
         }
     })
+}
+
+/// The end of standard input. On a thread of its own: a read that never returns would hold the runtime's end up.
+fn input_end() -> oneshot::Receiver<()> {
+    let (ended, end) = oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = ended.send(());
+    });
+    end
 }

@@ -6,17 +6,18 @@
 use std::io::Read;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use barid_core::bulletin::header::BulletinId;
 use barid_core::limits::ENVELOPE_BYTES_MAX;
 use barid_core::names::Member;
 use barid_core::proto;
 use clap::Args;
+use tokio::time::Instant;
 
 use super::client::Client;
 use super::render::Render;
-use super::{Context, Exit, Failure, say, times};
+use super::{Context, Exit, Failure, args, say, times};
 
 /// Largest draft that is read: JSON takes more room than the envelope it becomes, hardly ever four times as much.
 const DRAFT_BYTES_MAX: u64 = 4 * ENVELOPE_BYTES_MAX as u64;
@@ -24,6 +25,11 @@ const DRAFT_BYTES_MAX: u64 = 4 * ENVELOPE_BYTES_MAX as u64;
 const RETRY_DELAY_MS: u64 = 500;
 /// Longest such pause: somebody is waiting.
 const RETRY_DELAY_MS_MAX: u64 = 5_000;
+
+/// Longest that an answer may need to come back: two round trips on a satellite link.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
+/// With less time than this, another attempt would not be answered in time.
+const LAST_ATTEMPT: Duration = Duration::from_millis(400);
 
 /// What to publish and whom to wait for.
 #[derive(Debug, Args)]
@@ -79,11 +85,10 @@ pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, F
     let mut draft = parse(&name, &text)?;
     let id = identify(&mut draft, args.id.map(|id| id.0))?;
     let profile = context.profile()?;
-    let timeout = Duration::from_secs(u64::from(args.timeout));
-    let deadline = Instant::now() + timeout;
+    let deadline = Instant::now() + Duration::from_secs(args.timeout.into());
     let client = Client::open(&profile)?;
     let again = again(context, &name, &id, args);
-    let attempt = attempt_until(context, &client, &draft, args.wait_for.as_ref(), deadline).await;
+    let attempt = attempt_until(context, &client, &draft, args, deadline).await;
     let answer = attempt.map_err(|failure| match failure.exit_code() {
         Exit::NotReached => failure.told_as("publish-unanswered").with("id", &id).with("command", &again),
         _ => failure,
@@ -98,17 +103,10 @@ pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, F
 }
 
 /// The command that publishes the same once more, as a shell takes it.
-fn again(context: &Context, name: &str, id: &str, args: &PublishArgs) -> String {
-    let quoted = |text: &str| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:".contains(c);
-        if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
-    };
-    let mut command = "barid".to_owned();
-    if let Some(profile) = &context.profile {
-        command += &format!(" --profile {}", quoted(&profile.display().to_string()));
-    }
-    command += &format!(" publish {} --id {id}", quoted(name));
-    match &args.wait_for {
+fn again(context: &Context, name: &str, id: &str, publish: &PublishArgs) -> String {
+    let mut command = args::program(context.profile.as_deref());
+    command += &format!(" publish {} --id {id}", args::quoted(name));
+    match &publish.wait_for {
         Some(WaitFor::Count(count)) => command += &format!(" --wait-for {count}"),
         Some(WaitFor::Members(members)) => {
             let codes: Vec<_> = members.iter().map(Member::as_str).collect();
@@ -116,7 +114,7 @@ fn again(context: &Context, name: &str, id: &str, args: &PublishArgs) -> String 
         }
         None => {}
     }
-    format!("{command} --timeout {}", args.timeout)
+    format!("{command} --timeout {}", publish.timeout)
 }
 
 fn read(file: &PathBuf) -> Result<(String, String), Failure> {
@@ -167,28 +165,34 @@ fn identify(draft: &mut proto::Draft, chosen: Option<BulletinId>) -> Result<Stri
     Ok(header.id.clone())
 }
 
-/// Publishes, and tries again while the node cannot be reached or asks for time.
+/// Publishes, and tries again while the node cannot be reached or asks for time; all of it ends at the deadline.
 async fn attempt_until(
     context: &Context,
     client: &Client,
     draft: &proto::Draft,
-    wait_for: Option<&WaitFor>,
+    args: &PublishArgs,
     deadline: Instant,
 ) -> Result<proto::PublishResponse, Failure> {
     let mut delay_ms = RETRY_DELAY_MS;
+    let mut last = None;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let request =
-            proto::PublishRequest { draft: Some(draft.clone()), wait_for: wait_for.map(|w| w.to_proto(left)) };
-        // The node ends the wait itself at `left`; its answer needs a moment to come back.
-        let call = client.publish(request, left + Duration::from_secs(5)).await;
+        let wait_for = args.wait_for.as_ref().map(|wait| wait.to_proto(left.saturating_sub(answer_time(left))));
+        let request = proto::PublishRequest { draft: Some(draft.clone()), wait_for };
+        let call = tokio::time::timeout_at(deadline, client.publish(request, left)).await;
         let failure = match call {
-            Ok(answer) => return Ok(answer),
-            Err(failure) => failure,
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(failure)) => failure,
+            Err(_) => return Err(last.unwrap_or_else(|| super::deadline::over(args.timeout.into()))),
         };
         let transient = failure.exit_code() == Exit::NotReached || failure.retry_after_ms().is_some();
-        let pause = Duration::from_millis(failure.retry_after_ms().unwrap_or(delay_ms));
-        if !transient || Instant::now() + pause >= deadline {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let pause = match failure.retry_after_ms() {
+            Some(ms) => Duration::from_millis(ms),
+            // The last attempts come closer together: the time that was given is used.
+            None => Duration::from_millis(delay_ms).min(left / 2),
+        };
+        if !transient || pause >= left || left < LAST_ATTEMPT {
             return Err(failure);
         }
         delay_ms = (delay_ms * 2).min(RETRY_DELAY_MS_MAX);
@@ -196,8 +200,14 @@ async fn attempt_until(
             let seconds = pause.as_secs().max(1);
             context.output.error_line(&say!(context.messages, "trying-again", nSeconds = seconds));
         }
+        last = Some(failure);
         tokio::time::sleep(pause).await;
     }
+}
+
+/// Of the time that is left, what is kept for the node's answer to come back once its wait for others has ended.
+fn answer_time(left: Duration) -> Duration {
+    (left / 5).min(ANSWER_TIME_MAX)
 }
 
 impl WaitFor {

@@ -5,12 +5,17 @@
 use barid_core::names::Member;
 use barid_core::proto;
 use clap::Args;
+use futures::future::join_all;
 use serde_json::Value;
 
 use super::args::BulletinRef;
 use super::client::Client;
+use super::deadline::TimeoutArgs;
 use super::render::{Reading, Render};
 use super::{Context, Exit, Failure, Profile};
+
+/// Members that are asked for at the same time: few enough for a caller's limits, and a thin line is not waited for again and again.
+const ASKED_AT_ONCE: usize = 8;
 
 /// Which bulletin.
 #[derive(Debug, Args)]
@@ -18,13 +23,18 @@ pub(super) struct ShowArgs {
     /// Bulletin: `ne/0197…`, or the id alone.
     #[arg(value_name = "MEMBER/ID")]
     bulletin: BulletinRef,
+    /// Member that published it, where several have published one of this id.
+    #[arg(long, value_name = "MEMBER")]
+    member: Option<Member>,
+    #[command(flatten)]
+    pub(super) within: TimeoutArgs,
 }
 
 /// Shows it.
 pub(super) async fn run(context: &Context, args: &ShowArgs) -> Result<Exit, Failure> {
     let profile = context.profile()?;
-    let client = Client::open(&profile)?;
-    let (_, answer) = find(&profile, &args.bulletin, async |member, id| {
+    let client = Client::patient(&profile, args.within.duration())?;
+    let (_, answer) = find(&profile, &args.bulletin, args.member.as_ref(), async |member, id| {
         client.get(proto::GetRequest { member: member.to_string(), id }).await
     })
     .await?;
@@ -65,26 +75,40 @@ fn fate(context: &Context, render: &Render<'_>, answer: &proto::GetResponse) -> 
     lines
 }
 
-/// Asks for a bulletin of the member that was written, or else of this one and then of every other, until one has it.
+/// Asks for a bulletin of the member that was written, or else of every member that is known. An id is a member's own: where several
+/// have one of the same id, the reader says which is meant.
 pub(super) async fn find<T>(
     profile: &Profile,
     bulletin: &BulletinRef,
+    chosen: Option<&Member>,
     ask: impl AsyncFn(&Member, String) -> Result<T, Failure>,
 ) -> Result<(Member, T), Failure> {
     let id = bulletin.id.to_string();
-    let members = match &bulletin.member {
-        Some(member) => vec![member.clone()],
-        None => profile.directory().publishers(),
+    let members = match (bulletin.member.as_ref(), chosen) {
+        (Some(written), Some(chosen)) if written != chosen => {
+            return Err(Failure::usage("arguments").cause(format!("{written}/{id}, but --member {chosen}")));
+        }
+        (Some(member), _) | (None, Some(member)) => vec![member.clone()],
+        (None, None) => profile.directory().publishers(),
     };
-    for member in members {
-        match ask(&member, id.clone()).await {
-            Ok(answer) => return Ok((member, answer)),
-            Err(failure) if failure.id() == "not-found" => {}
-            Err(failure) => return Err(failure),
+    let mut found = Vec::new();
+    for some in members.chunks(ASKED_AT_ONCE) {
+        let answers = join_all(some.iter().map(|member| ask(member, id.clone()))).await;
+        for (member, answer) in some.iter().zip(answers) {
+            match answer {
+                Ok(answer) => found.push((member.clone(), answer)),
+                Err(failure) if failure.id() == "not-found" => {}
+                Err(failure) => return Err(failure),
+            }
         }
     }
-    let name = bulletin.member.as_ref().map(|member| format!("{member}/{id}")).unwrap_or(id);
-    Err(Failure::new("no-such-bulletin").with("bulletin", &name))
+    if found.len() > 1 {
+        let members: Vec<&str> = found.iter().map(|(member, _)| member.as_str()).collect();
+        let failure = Failure::usage("several-bulletins").with("id", &id).with("members", &members.join(", "));
+        return Err(failure.with("first", members.first().copied().unwrap_or_default()));
+    }
+    let name = bulletin.member.as_ref().or(chosen).map_or(id.clone(), |member| format!("{member}/{id}"));
+    found.pop().ok_or_else(|| Failure::new("no-such-bulletin").with("bulletin", &name))
 }
 
 #[cfg(test)]

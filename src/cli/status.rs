@@ -3,18 +3,29 @@
 //! In scope: showing it; the exit code says whether something needs an operator. Out of scope: whether the node serves (`health`).
 
 use barid_core::proto;
+use clap::Args;
+use fluent_bundle::FluentArgs;
 use owo_colors::Style;
 use pbjson_types::Timestamp;
 
 use super::client::Client;
+use super::deadline::TimeoutArgs;
+use super::messages::{Arg, Messages};
 use super::output::{Cell, Table};
 use super::render::Render;
 use super::{Context, Exit, Failure, say, times};
 
+/// How to ask.
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    pub(super) within: TimeoutArgs,
+}
+
 /// Shows the status.
-pub(super) async fn run(context: &Context) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, args: &StatusArgs) -> Result<Exit, Failure> {
     let profile = context.profile()?;
-    let client = Client::open(&profile)?;
+    let client = Client::patient(&profile, args.within.duration())?;
     let status = client.status().await?;
     if context.output.is_json() {
         context.output.json(&status)?;
@@ -57,9 +68,23 @@ fn lines(context: &Context, render: &Render<'_>, status: &proto::GetStatusRespon
         lines.push(messages.text("node-no-alarms"));
     } else {
         lines.push(output.paint(&messages.text("node-alarms"), Style::new().red().bold()));
-        lines.extend(status.alarms.iter().map(|alarm| format!("  ⚠ {}", messages.value(alarm))));
+        // An older node tells the texts alone.
+        let coded = |n: usize| status.coded_alarms.get(n).filter(|alarm| !alarm.code.is_empty());
+        let told = |(n, text): (usize, &String)| {
+            coded(n).and_then(|alarm| said(messages, alarm)).unwrap_or_else(|| messages.value(text))
+        };
+        lines.extend(status.alarms.iter().enumerate().map(|alarm| format!("  ⚠ {}", told(alarm))));
     }
     lines
+}
+
+/// An alarm in the reader's language, if the catalogue has it.
+fn said(messages: &Messages, alarm: &proto::Alarm) -> Option<String> {
+    let mut args = FluentArgs::new();
+    for (place, value) in (1..).zip(&alarm.values) {
+        args.set(format!("v{place}"), value.arg());
+    }
+    messages.find(&format!("alarm-{}", alarm.code), Some(&args))
 }
 
 fn peers(context: &Context, render: &Render<'_>, status: &proto::GetStatusResponse) -> Vec<String> {
@@ -146,9 +171,25 @@ fn ago(context: &Context, now: Option<&Timestamp>, at: Option<&Timestamp>) -> St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::messages::{FSI, Lang, Messages, PDI};
+    use crate::cli::messages::{FSI, Lang, PDI};
     use crate::cli::output::Output;
     use crate::cli::profile::Directory;
+    use crate::telemetry::alarms::{ALARMS, coded};
+
+    #[test]
+    fn every_alarm_is_told_in_every_language_with_its_values() {
+        for (code, words) in ALARMS {
+            let values: Vec<String> = (1..=words.matches("{}").count()).map(|n| format!("value{n}")).collect();
+            let text = values.iter().fold((*words).to_owned(), |text, value| text.replacen("{}", value, 1));
+            for lang in Lang::ALL {
+                let told = said(&Messages::new(lang), &coded(&text)).unwrap_or_default();
+                assert!(
+                    !told.is_empty() && values.iter().all(|value| told.contains(value.as_str())),
+                    "{lang:?} {code}: {told}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn lag_ranges_and_alarms_are_named_exactly() {

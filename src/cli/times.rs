@@ -24,6 +24,14 @@ pub(super) fn minutes(at: Option<&Timestamp>) -> String {
     written(at, MINUTES)
 }
 
+/// `2026-11-23T20:05:11Z`, as [`parse`] reads it; empty for an impossible time.
+#[must_use]
+pub(super) fn rfc3339(at: &Timestamp) -> String {
+    let time = OffsetDateTime::from_unix_timestamp(at.seconds).ok();
+    let time = time.and_then(|time| time.replace_nanosecond(u32::try_from(at.nanos).unwrap_or(0)).ok());
+    time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
+}
+
 fn written(at: Option<&Timestamp>, format: &[FormatItem<'_>]) -> String {
     at.and_then(|at| OffsetDateTime::from_unix_timestamp(at.seconds).ok())
         .and_then(|time| time.format(format).ok())
@@ -58,6 +66,7 @@ mod tests {
     fn times_are_read_and_written_in_utc() {
         let at = parse("2026-11-23T21:05:11+01:00").unwrap();
         assert_eq!(seconds(Some(&at)), "2026-11-23 20:05:11 UTC");
+        assert_eq!(rfc3339(&at), "2026-11-23T20:05:11Z");
         assert_eq!(minutes(Some(&parse("2026-11-23").unwrap())), "2026-11-23 00:00 UTC");
         assert_eq!(seconds(None), "");
         assert_eq!(seconds(Some(&Timestamp { seconds: i64::MAX, nanos: 0 })), "");

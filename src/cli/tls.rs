@@ -19,7 +19,8 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{ClientConfig, DigitallySignedStruct, PeerIncompatible, RootCertStore, SignatureScheme};
+use rustls::{AlertDescription, ClientConfig, DigitallySignedStruct, PeerIncompatible, RootCertStore, SignatureScheme};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -29,8 +30,10 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Failure, Profile};
 
-/// Longest for TCP and the handshake together.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest for TCP and the handshake together where another attempt follows.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest that a node may take to say why it does not let us in.
+const REFUSAL_WAIT: Duration = Duration::from_secs(5);
 /// How often a quiet connection is asked for a sign of life.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// How long that sign may take.
@@ -43,39 +46,109 @@ const WINDOW_BYTES: u32 = 4 << 20;
 /// # Errors
 /// If certificate, key or authority cannot be used.
 pub fn channel(profile: &Profile) -> Result<Channel, Failure> {
-    let connector = TlsConnector::from(Arc::new(config(profile)?));
-    let address: Arc<str> = profile.endpoint.as_str().into();
-    // The verifier looks at the identity, not at this name; it only has to be one that TLS can carry.
-    let host = profile.endpoint.rsplit_once(':').map_or(profile.endpoint.as_str(), |(host, _)| host);
-    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let name = ServerName::try_from(host)
-        .map_err(|error| Failure::usage("profile-unusable").with("path", &profile.endpoint).because(&error))?;
-    let endpoint = Endpoint::try_from(format!("https://{}.{}", profile.member, profile.exchange))
-        .map_err(|error| Failure::new("internal").because(&error))?
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .initial_connection_window_size(WINDOW_BYTES)
-        .initial_stream_window_size(WINDOW_BYTES);
-    Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-        let (connector, address, name) = (connector.clone(), address.clone(), name.clone());
-        Box::pin(async move { connect(&connector, &address, name).await.map(TokioIo::new) }) as Connecting
-    })))
+    Door::of(profile, CONNECT_TIMEOUT)?.channel()
+}
+
+/// The way in to one node.
+#[derive(Clone)]
+pub(super) struct Door {
+    connector: TlsConnector,
+    address: Arc<str>,
+    name: ServerName<'static>,
+    authority: String,
+    timeout: Duration,
 }
 
 type Connecting = Pin<Box<dyn Future<Output = io::Result<TokioIo<TlsStream<TcpStream>>>> + Send>>;
 
-async fn connect(
-    connector: &TlsConnector,
-    address: &str,
-    name: ServerName<'static>,
-) -> io::Result<TlsStream<TcpStream>> {
-    let both = async {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        connector.connect(name, stream).await
-    };
-    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no connection within 10 s");
-    tokio::time::timeout(CONNECT_TIMEOUT, both).await.map_err(late)?
+impl Door {
+    /// To the profile's node, with so long for TCP and the handshake together. The network is not touched yet.
+    ///
+    /// # Errors
+    /// If certificate, key or authority cannot be used.
+    pub(super) fn of(profile: &Profile, timeout: Duration) -> Result<Self, Failure> {
+        let connector = TlsConnector::from(Arc::new(config(profile)?));
+        // The verifier looks at the identity, not at this name; it only has to be one that TLS can carry.
+        let host = profile.endpoint.rsplit_once(':').map_or(profile.endpoint.as_str(), |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(host)
+            .map_err(|error| Failure::usage("profile-unusable").with("path", &profile.endpoint).because(&error))?;
+        let authority = format!("https://{}.{}", profile.member, profile.exchange);
+        Ok(Self { connector, address: profile.endpoint.as_str().into(), name, authority, timeout })
+    }
+
+    /// A channel that connects with the first call and again after a loss.
+    pub(super) fn channel(&self) -> Result<Channel, Failure> {
+        let endpoint = Endpoint::try_from(self.authority.clone())
+            .map_err(|error| Failure::new("internal").because(&error))?
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .initial_stream_window_size(WINDOW_BYTES);
+        let door = self.clone();
+        Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+            let door = door.clone();
+            Box::pin(async move { door.connect().await.map(TokioIo::new) }) as Connecting
+        })))
+    }
+
+    async fn connect(&self) -> io::Result<TlsStream<TcpStream>> {
+        let both = async {
+            let stream = TcpStream::connect(&*self.address).await?;
+            stream.set_nodelay(true)?;
+            self.connector.connect(self.name.clone(), stream).await
+        };
+        let late = |_| {
+            let text = format!("no connection within {} s", self.timeout.as_secs());
+            io::Error::new(io::ErrorKind::TimedOut, text)
+        };
+        tokio::time::timeout(self.timeout, both).await.map_err(late)?
+    }
+
+    /// The alert with which the node refuses our certificate; `None` if it does not. In TLS 1.3 it comes when the handshake is over for us,
+    /// and what we have sent by then can push it aside: here nothing is sent.
+    pub(super) async fn refusal(&self) -> Option<AlertDescription> {
+        let asked = async {
+            let mut stream = self.connect().await.err_into_alert()?;
+            stream.read(&mut [0; 1]).await.err_into_alert().map(|_| ())
+        };
+        match tokio::time::timeout(REFUSAL_WAIT, asked).await {
+            Ok(Err(alert)) => alert,
+            Ok(Ok(())) | Err(_) => None,
+        }
+    }
+}
+
+/// An I/O error as the alert in it, if there is one.
+trait ErrIntoAlert<T> {
+    fn err_into_alert(self) -> Result<T, Option<AlertDescription>>;
+}
+
+impl<T> ErrIntoAlert<T> for io::Result<T> {
+    fn err_into_alert(self) -> Result<T, Option<AlertDescription>> {
+        self.map_err(|error| match tls_error(&error) {
+            Some(rustls::Error::AlertReceived(alert)) => Some(*alert),
+            _ => None,
+        })
+    }
+}
+
+/// The TLS error among an error and its sources. An I/O error carries it inside, not as its source.
+pub(super) fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<rustls::Error>() {
+            return Some(found);
+        }
+        if let Some(inner) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            let inner: &(dyn std::error::Error + 'static) = inner;
+            if let Some(found) = tls_error(inner) {
+                return Some(found);
+            }
+        }
+        next = error.source();
+    }
+    None
 }
 
 fn config(profile: &Profile) -> Result<ClientConfig, Failure> {
@@ -103,7 +176,7 @@ fn config(profile: &Profile) -> Result<ClientConfig, Failure> {
     Ok(config)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let found = read.map_err(|error| unusable(path).because(&error))?;
     if found.is_empty() { Err(unusable(path).cause("no PEM certificate in it")) } else { Ok(found) }

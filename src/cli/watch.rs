@@ -13,7 +13,7 @@ use proto::subscribe_response::Event;
 use super::args::FilterArgs;
 use super::client::Client;
 use super::render::{Reading, Render};
-use super::{Context, Exit, Failure, say};
+use super::{Context, Exit, Failure, deadline, say};
 
 /// First pause after a cut line; doubled each time, back to this once something came.
 const RETRY_DELAY_SECONDS: u64 = 1;
@@ -39,8 +39,11 @@ pub(super) struct WatchArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Stop after so many seconds; exit code 3 if `--count` was not reached.
-    #[arg(long, value_name = "SECONDS")]
-    timeout: Option<u64>,
+    #[arg(long = "for", value_name = "SECONDS")]
+    seconds: Option<u64>,
+    /// Longest until the node answers; watching itself is not bounded by it.
+    #[arg(long, value_name = "SECONDS", default_value_t = deadline::SECONDS, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: u64,
 }
 
 /// Where a watch stands.
@@ -54,13 +57,13 @@ struct Progress {
 /// Watches.
 pub(super) async fn run(context: &Context, args: &WatchArgs) -> Result<Exit, Failure> {
     let profile = context.profile()?;
-    let client = Client::open(&profile)?;
+    let client = Client::patient(&profile, Duration::from_secs(args.timeout))?;
     let render = Render::new(context, profile.directory());
     let work = watch(context, args, &client, &render);
-    let end = tokio::time::sleep(Duration::from_secs(args.timeout.unwrap_or(0)));
+    let end = tokio::time::sleep(Duration::from_secs(args.seconds.unwrap_or(0)));
     tokio::select! {
         done = work => done,
-        () = end, if args.timeout.is_some() => Ok(if args.count.is_some() { Exit::NotReached } else { Exit::Ok }),
+        () = end, if args.seconds.is_some() => Ok(if args.count.is_some() { Exit::NotReached } else { Exit::Ok }),
         _ = tokio::signal::ctrl_c() => Ok(Exit::Ok),
     }
 }
@@ -101,7 +104,7 @@ async fn follow(
         (None, None) => None,
     };
     let request = proto::SubscribeRequest { filter: Some(args.filter.to_proto()), start };
-    let mut stream = client.subscribe(request).await?;
+    let mut stream = deadline::within(args.timeout, client.subscribe(request)).await?;
     loop {
         let next = if progress.unacknowledged == 0 {
             stream.message().await

@@ -79,6 +79,17 @@ fn nothing_is_left_of_a_demonstration_that_is_interrupted() {
 }
 
 #[test]
+fn nodes_end_with_a_demonstration_that_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut running =
+        demo(&["demo", "--keep"], folder.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("the nodes run", || nodes(folder.path()).len() == MEMBERS.len());
+    running.kill().unwrap();
+    running.wait().unwrap();
+    until("the nodes have ended, too", || nodes(folder.path()).is_empty());
+}
+
+#[test]
 fn a_demonstration_that_is_kept_can_be_used_until_it_is_ended() {
     let folder = tempfile::tempdir().unwrap();
     let mut running = demo(&["demo", "--keep"], folder.path()).stdout(Stdio::piped()).spawn().unwrap();
@@ -90,7 +101,7 @@ fn a_demonstration_that_is_kept_can_be_used_until_it_is_ended() {
         let used = Command::new("sh").args(["-c", &line]).env("BARID_LANG", "en").output().unwrap();
         assert!(used.status.success(), "{line}: {}", text(&used.stderr));
     }
-    let watched = format!("{watch} --from 0 --count 3 --timeout 20");
+    let watched = format!("{watch} --from 0 --count 3 --for 20");
     let watched = Command::new("sh").args(["-c", &watched]).env("BARID_LANG", "en").output().unwrap();
     assert!(watched.status.success() && text(&watched.stdout).contains("EXERCISE"), "{}", text(&watched.stdout));
     assert!(said.by_ref().any(|line| line.contains("node.log")));

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bench;
+mod certificates;
 mod containers;
 mod damage;
 mod demo;

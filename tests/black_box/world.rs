@@ -33,11 +33,20 @@ impl World {
 
     /// All four nodes, with what `change` makes of each member's `node.toml`.
     pub(crate) fn configured(level: &str, change: impl Fn(&str, String) -> String) -> Self {
+        let mut world = Self::made(level, change);
+        for member in MEMBERS {
+            world.run(member);
+        }
+        world
+    }
+
+    /// The same exchange, before anybody runs.
+    pub(crate) fn made(level: &str, change: impl Fn(&str, String) -> String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = free_ports().to_string();
         let made = barid(&["exchange", "init", "--dir", folder.path().to_str().unwrap(), "--base-port", &port]);
         assert!(made.status.success(), "{}", text(&made.stderr));
-        let mut world = Self { folder, nodes: BTreeMap::new() };
+        let world = Self { folder, nodes: BTreeMap::new() };
         for member in MEMBERS {
             let path = world.folder(member).join("node.toml");
             let config = change(member, fs::read_to_string(&path).unwrap());
@@ -48,7 +57,6 @@ impl World {
                     .replace("lone_start_seconds = 10", "lone_start_seconds = 1"),
             )
             .unwrap();
-            world.run(member);
         }
         world
     }
@@ -89,6 +97,11 @@ impl World {
     pub(crate) fn log_end(&self, member: &str) -> String {
         let log = fs::read(self.folder(member).join("node.log")).unwrap_or_default();
         text(&log[log.len().saturating_sub(4_000)..])
+    }
+
+    /// Whether it is still the process that was started.
+    pub(crate) fn runs(&mut self, member: &str) -> bool {
+        self.nodes.get_mut(member).unwrap().try_wait().unwrap().is_none()
     }
 
     /// SIGHUP: the node reads its files again.

@@ -85,9 +85,10 @@ impl Pair {
         let folder = self.home(side);
         let log = File::options().create(true).append(true).open(folder.join("node.log"));
         let node = Command::new(&self.program)
-            .args(["node", "--first", "--config"])
+            .args(["node", "--first", "--while-input-lasts", "--config"])
             .arg(folder.join("node.toml"))
-            .stdin(Stdio::null())
+            // Its other end is ours alone: the node ends when we do, also by kill -9.
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log.map_err(|error| failed(&error))?)
             .spawn()

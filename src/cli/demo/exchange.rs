@@ -86,9 +86,10 @@ impl Exchange {
         let folder = self.folder.path().join(member);
         let log = File::options().create(true).append(true).open(folder.join("node.log"));
         let node = Command::new(&self.program)
-            .args(["node", "--first", "--config"])
+            .args(["node", "--first", "--while-input-lasts", "--config"])
             .arg(folder.join("node.toml"))
-            .stdin(Stdio::null())
+            // Its other end is ours alone: the node ends when we do, also by kill -9.
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log.map_err(|error| failed(&error))?)
             // Ctrl-C in a terminal is for the story, which ends its nodes itself.

@@ -69,11 +69,11 @@ fn unreadable(path: &Path, error: &RosterError) -> Failure {
     match error {
         RosterError::Field { field, found, expected } => {
             let description = format!("`{found}` is not {expected}");
-            failure.fields(vec![Field { field: field.clone(), description }])
+            failure.fields(vec![Field { field: field.clone(), description, rule: String::new(), values: Vec::new() }])
         }
         RosterError::Twice { field, other, what } => {
             let description = format!("the same {what} stands in {other}");
-            failure.fields(vec![Field { field: field.clone(), description }])
+            failure.fields(vec![Field { field: field.clone(), description, rule: String::new(), values: Vec::new() }])
         }
         RosterError::Note(_) | RosterError::Toml(_) => failure,
     }

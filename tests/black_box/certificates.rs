@@ -1,0 +1,136 @@
+//! A node and an officer whose certificates come from an authority outside this program, by the recipe of the operator's guide.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+
+use serde_json::Value;
+
+use crate::world::{DEADLINE, World, barid, example, text, until};
+
+/// The commands of the guide's section on certificates, block by block.
+const RECIPE: &str = include_str!("../../docs/operator.md");
+
+/// A block of the recipe, as a shell runs it in `folder`.
+fn recipe(folder: &Path, begins: &str) -> String {
+    let section = RECIPE.split("\n## Certificates\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let mut blocks = section.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let block = blocks.find(|block| block.starts_with(begins)).unwrap_or_else(|| panic!("no block begins {begins}"));
+    let program = Path::new(env!("CARGO_BIN_EXE_barid")).parent().unwrap().display().to_string();
+    let path = format!("{program}:{}", std::env::var("PATH").unwrap_or_default());
+    let mut shell = Command::new("sh");
+    shell.args(["-euc", block]).current_dir(folder).env("PATH", path).env("CA_PASSWORD", "exercise");
+    let run = shell.env("BARID_LANG", "en").env_remove("BARID_PROFILE").output().unwrap();
+    assert!(run.status.success(), "{block}\n{}{}", text(&run.stdout), text(&run.stderr));
+    text(&run.stdout)
+}
+
+/// The roster that everybody starts with lists the authority beside the one that the exchange was made with.
+fn list_authority(world: &World, authority: &str) {
+    let folder = world.roster().parent().unwrap().to_owned();
+    let note = fs::read_to_string(world.roster()).unwrap();
+    let mut draft: toml::Table = note.split_once("\n\n— ").unwrap().0.parse().unwrap();
+    let members = draft["members"].as_array_mut().unwrap();
+    let ma = members.iter_mut().find(|member| member["code"].as_str() == Some("ma")).unwrap();
+    ma["ca_certificates"].as_array_mut().unwrap().push(authority.into());
+    let file = |name: &str| folder.join(name).display().to_string();
+    fs::write(file("listed.toml"), draft.to_string()).unwrap();
+    let (one, two) = (file("governors/1.key"), file("governors/2.key"));
+    let signed = barid(&["roster", "sign", &file("listed.toml"), "--key", &one, "--key", &two]);
+    assert!(signed.status.success(), "{}", text(&signed.stderr));
+    for member in ["ma", "tn"] {
+        fs::copy(file("listed.note"), world.folder(member).join("roster.note")).unwrap();
+    }
+}
+
+#[test]
+fn certificates_of_an_authority_outside_are_renewed_without_a_stop_and_revoked_at_once() {
+    if Command::new("openssl").arg("version").output().is_err() {
+        eprintln!("SKIPPED: there is no `openssl` here, so the recipe of docs/operator.md was not tried");
+        return;
+    }
+    let mut world = World::made("info", |_, config| config);
+    let home = world.folder("ma");
+    recipe(&home, "umask 077");
+    let authority = fs::read_to_string(home.join("ca/ca.pem")).unwrap();
+    list_authority(&world, &authority);
+
+    // Keys and requests are made where they are used; the authority sees what it signs.
+    let asked = recipe(&home, "barid cert request node");
+    assert!(!asked.contains("PRIVATE"), "{asked}");
+    let seen = recipe(&home, "cd ca\nopenssl req");
+    assert!(seen.contains("URI:spiffe://ma.rabat.example/node"), "{seen}");
+    let numbers: Vec<&str> = asked.split_whitespace().filter(|word| word.len() == 64).collect();
+    assert!(numbers.iter().any(|number| seen.contains(number)), "{numbers:?} {seen}");
+    for (from, to) in [("node.key", "tls/node.key"), ("node.pem", "tls/node.pem"), ("ca.crl", "tls/ca.crl")] {
+        fs::copy(home.join(from), home.join(to)).unwrap();
+    }
+    let both = fs::read_to_string(home.join("tls/ca.pem")).unwrap() + &authority;
+    fs::write(home.join("tls/ca.pem"), both).unwrap();
+    let officer = home.join("clients/customs-hq");
+    fs::copy(home.join("customs-hq.key"), officer.join("client.key")).unwrap();
+    fs::copy(home.join("customs-hq.pem"), officer.join("client.pem")).unwrap();
+    world.run("ma");
+    world.run("tn");
+    until("the two are linked", || world.linked(&["ma", "tn"]));
+
+    // The officer watches, and Tunis reports.
+    let profile = officer.join("client.toml");
+    let mut watching = Command::new(env!("CARGO_BIN_EXE_barid"))
+        .args(["--json", "--lang", "fr", "--profile", profile.to_str().unwrap(), "watch", "--from", "0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    let (seen, shown) = mpsc::channel();
+    std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| seen.send(line)));
+    let report = || {
+        let draft = world.draft("seizure.json", &example("seizure-report.json", |_| ()));
+        let told = world.told("tn", "customs-hq", &["publish", &draft, "--wait-for", "ma"]);
+        let id = told[0]["receipt"]["id"].as_str().unwrap().to_owned();
+        let line = shown.recv_timeout(DEADLINE).unwrap();
+        assert!(line.contains(&id), "{line}");
+    };
+    report();
+
+    // The node's next certificate, with its next key, is shown from a SIGHUP on; nobody is dropped for it.
+    recipe(
+        &home,
+        "barid cert request node --trust-domain ma.rabat.example --host node.ma.rabat.example --key node-next.key",
+    );
+    let endpoint: toml::Table = fs::read_to_string(&profile).unwrap().parse().unwrap();
+    let endpoint = endpoint["endpoint"].as_str().unwrap().to_owned();
+    let shows = |name: &str| {
+        let ask = format!(
+            "openssl s_client -connect {endpoint} -cert customs-hq.pem -key customs-hq.key </dev/null 2>/dev/null \
+             | openssl x509 -noout -serial; openssl x509 -noout -serial -in {name}"
+        );
+        let said = Command::new("sh").args(["-c", &ask]).current_dir(&home).output().unwrap();
+        let said = text(&said.stdout);
+        let serials: Vec<&str> = said.lines().collect();
+        serials.len() == 2 && serials[0] == serials[1]
+    };
+    assert!(shows("node.pem") && !shows("node-next.pem"));
+    fs::copy(home.join("node-next.key"), home.join("tls/node.key")).unwrap();
+    fs::copy(home.join("node-next.pem"), home.join("tls/node.pem")).unwrap();
+    world.hang_up("ma");
+    until("the new certificate is shown", || shows("node-next.pem"));
+    report();
+    assert!(world.linked(&["ma", "tn"]) && watching.try_wait().unwrap().is_none());
+
+    // The officer's key was stolen: the stream ends, and she is told why in her language.
+    recipe(&home, "cd ca\nopenssl ca -config ca.cnf -passin env:CA_PASSWORD -revoke");
+    fs::copy(home.join("ca.crl"), home.join("tls/ca.crl")).unwrap();
+    world.hang_up("ma");
+    until("the officer's watch has ended", || watching.try_wait().unwrap().is_some());
+    let mut said = String::new();
+    watching.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(watching.wait().unwrap().code(), Some(1), "{said}");
+    let told: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert_eq!(told["error"]["id"], "certificate-revoked", "{said}");
+    assert!(told["error"]["message"].as_str().unwrap().contains("révoqué"), "{told}");
+    assert!(world.runs("ma") && world.linked(&["ma", "tn"]), "nobody else is touched");
+}
