@@ -202,10 +202,7 @@ impl Handshake {
     }
 
     fn identify(&self, end_entity: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {
-        let refused = match self.verifier.identify(end_entity, now) {
-            Ok(_) => return Ok(()),
-            Err(refused) => refused,
-        };
+        let Err(refused) = self.verifier.identify(end_entity, now) else { return Ok(()) };
         let alert = refused.alert();
         *self.refused.lock() = Some(refused);
         Err(alert.into())
