@@ -38,7 +38,7 @@ pub(super) async fn run(context: &Context, args: &StatusArgs) -> Result<Exit, Fa
 fn lines(context: &Context, render: &Render<'_>, status: &proto::GetStatusResponse) -> Vec<String> {
     let (messages, output) = (&context.messages, &context.output);
     let own = status.own.clone().unwrap_or_default();
-    let publishing = messages.word("publishing", &status.publishing);
+    let publishing = publishing(messages, &status.publishing);
     let good = if status.publishing == "yes" { Style::new().green() } else { Style::new().red().bold() };
     let number = |n: u64| messages.isolate(&n.to_string());
     let mut lines = vec![output.paint(
@@ -76,6 +76,15 @@ fn lines(context: &Context, render: &Render<'_>, status: &proto::GetStatusRespon
         lines.extend(status.alarms.iter().enumerate().map(|alarm| format!("  ⚠ {}", told(alarm))));
     }
     lines
+}
+
+/// Whether the node publishes: a word, or a word and the reason.
+fn publishing(messages: &Messages, told: &str) -> String {
+    let (word, reason) = told.split_once(": ").unwrap_or((told, ""));
+    let mut args = FluentArgs::new();
+    args.set("reason", reason.arg());
+    let known = ["in-doubt", "stopped"].contains(&word).then(|| messages.find(&format!("publishing-{word}"), Some(&args)));
+    known.flatten().unwrap_or_else(|| messages.word("publishing", told))
 }
 
 /// An alarm in the reader's language, if the catalogue has it.
@@ -189,6 +198,15 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn why_nothing_is_published_is_told_in_the_reader_s_language() {
+        let french = Messages::new(Lang::Fr);
+        assert_eq!(publishing(&french, "in-doubt: the mark is missing"), "NON : dans le doute : the mark is missing");
+        assert!(publishing(&french, "stopped: the store has failed").contains("stockage"));
+        assert_eq!(publishing(&french, "yes"), french.text("publishing-yes"));
+        assert_eq!(publishing(&french, "resting: for a while"), "resting: for a while");
     }
 
     #[test]

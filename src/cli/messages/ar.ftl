@@ -338,6 +338,8 @@ ago-days = { $nDays ->
 }
 publishing-yes = نعم
 publishing-starting = ليس بعد: قيد التشغيل
+publishing-in-doubt = لا: موضع شك: { $reason }
+publishing-stopped = لا: تعطّل المخزن؛ انظر السجل والقرص ثم شغّل العقدة من جديد
 
 column-sent = أُرسلت
 column-tlp = TLP

@@ -327,6 +327,8 @@ ago-days = { $nDays ->
 }
 publishing-yes = yes
 publishing-starting = not yet: starting
+publishing-in-doubt = NOT: in doubt: { $reason }
+publishing-stopped = NOT: the store has failed; look at the log and the disk, then start the node again
 
 column-sent = Sent
 column-tlp = TLP

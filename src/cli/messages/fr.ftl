@@ -326,6 +326,8 @@ ago-days = { $nDays ->
 }
 publishing-yes = oui
 publishing-starting = pas encore : démarrage
+publishing-in-doubt = NON : dans le doute : { $reason }
+publishing-stopped = NON : le stockage a échoué ; voyez le journal et le disque, puis redémarrez le nœud
 
 column-sent = Envoyé
 column-tlp = TLP
