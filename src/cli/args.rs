@@ -85,6 +85,7 @@ pub(super) fn asks_for_json(words: impl IntoIterator<Item = OsString>) -> bool {
 pub(super) fn unusable(error: &clap::Error) -> Failure {
     let text = error.render().to_string();
     let told = text.split("\n\nUsage:").next().unwrap_or_default();
+    let told = told.split("\n\nFor more information").next().unwrap_or_default();
     let told = told.strip_prefix("error: ").unwrap_or(told);
     let lines = told.lines().map(str::trim).filter(|line| !line.is_empty());
     Failure::usage("arguments").cause(lines.collect::<Vec<_>>().join(" "))
@@ -242,7 +243,8 @@ mod tests {
         let error = <Cli as clap::Parser>::try_parse_from(words("barid history --json --limit x")).unwrap_err();
         let failure = unusable(&error);
         assert_eq!((failure.id(), failure.exit_code()), ("arguments", crate::cli::Exit::Usage));
-        assert!(failure.to_string().contains("'x'") && !failure.to_string().contains("Usage"), "{failure}");
+        assert!(failure.to_string().contains("'x'"), "{failure}");
+        assert!(!failure.to_string().contains("Usage") && !failure.to_string().contains("--help"), "{failure}");
     }
 
     #[test]
