@@ -23,7 +23,7 @@ const GOOD_LINK: Duration = Duration::from_secs(10);
 
 /// How long the other stream, for which a link was ended as a double, may take to be the link.
 const DOUBLE_WAIT: Duration = Duration::from_secs(2);
-/// So many links in a row that were ended for another one, of which this node knows nothing: another node uses its identity.
+/// So many links that were ended for another one of which this node knows nothing, and no good one between: another node uses its identity.
 const DOUBLES_MAX: u32 = 3;
 
 /// Opens connections on which the other side has proven to be a member's node.
@@ -84,7 +84,7 @@ impl Dialer {
             }
             let began = Instant::now();
             match self.attempt().await {
-                Ok(()) => (attempt, doubles) = (0, 0),
+                Ok(()) => attempt = 0,
                 Err(error) if error.is_double() && self.linked_within(DOUBLE_WAIT).await => (attempt, doubles) = (0, 0),
                 // However long it lasted: to dial again at once would only take the link back.
                 Err(error) if error.is_double() => {
@@ -94,9 +94,8 @@ impl Dialer {
                     }
                 }
                 Err(error) => {
-                    doubles = 0;
                     if began.elapsed() >= GOOD_LINK {
-                        attempt = 0;
+                        (attempt, doubles) = (0, 0);
                     }
                     self.exchange.shared.peers.failed(&self.peer, error.to_string());
                     tracing::info!(peer = %self.peer, %error, attempt, "no link");

@@ -138,6 +138,8 @@ async fn speak(shared: &Arc<Shared>, peer: &Member, dialled: bool, mut wire: Wir
 
     let mut shutdown = shared.options.shutdown.clone();
     let end = tokio::select! {
+        // What the peer still said comes first: a link that it ends for a reason does not end as a broken line.
+        biased;
         end = reader.run(hello.roster_version, wire.incoming) => end,
         () = registration.replaced() => LinkError::Replaced,
         _ = shutdown.wait_for(|stop| *stop) => LinkError::Stopped,
