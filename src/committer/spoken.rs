@@ -272,7 +272,7 @@ mod tests {
         committer.stop().await;
         assert_eq!(store.cosigned_newest(&of("tn")).unwrap()[0].size, 3);
         let custody = &store.custody_newest(&of("tn")).unwrap()[0];
-        assert_eq!((custody.range.clone(), custody.not_held.clone()), (0..3, vec![0..3]));
+        assert_eq!((custody.range.clone(), custody.not_held.as_slice()), (0..3, std::slice::from_ref(&(0..3))));
         // And not again.
         let seq = store.seq();
         start(&store, folder.path()).stop().await;
