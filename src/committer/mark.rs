@@ -66,32 +66,29 @@ impl MarkFile {
         Ok(Some((Self { path: path.to_owned(), file }, mark)))
     }
 
-    /// Makes the first mark, synced with its folder.
+    /// Makes the first mark; there is none.
     pub(crate) fn create(path: &Path, mark: &Mark) -> Result<Self, MarkError> {
+        if path.exists() {
+            let source = std::io::ErrorKind::AlreadyExists.into();
+            return Err(MarkError::Io { path: path.to_owned(), doing: "created", source });
+        }
+        Self::replace(path, mark)
+    }
+
+    /// Puts a mark in place of whatever is there, as a whole: after a power cut there is what was there before, or this one, never half of it.
+    pub(crate) fn replace(path: &Path, mark: &Mark) -> Result<Self, MarkError> {
+        let new = path.with_extension("new");
         let io = |doing| move |source| MarkError::Io { path: path.to_owned(), doing, source };
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(io("created"))?;
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(true).open(&new).map_err(io("created"))?;
         let mut made = Self { path: path.to_owned(), file };
         made.write(mark)?;
         made.file.sync_all().map_err(io("synced"))?;
+        std::fs::rename(&new, path).map_err(io("replaced"))?;
         if let Some(folder) = path.parent() {
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(io("synced"))?;
         }
         Ok(made)
-    }
-
-    /// Puts the mark of a new epoch in place of the old one, as a whole.
-    pub(crate) fn replace(path: &Path, mark: &Mark) -> Result<(), MarkError> {
-        let new = path.with_extension("new");
-        match std::fs::remove_file(&new) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(MarkError::Io { path: new, doing: "removed", source: error });
-            }
-            _ => {}
-        }
-        Self::create(&new, mark)?;
-        let io = |source| MarkError::Io { path: path.to_owned(), doing: "replaced", source };
-        std::fs::rename(&new, path).map_err(io)?;
-        path.parent().map_or(Ok(()), |folder| File::open(folder).and_then(|folder| folder.sync_all())).map_err(io)
     }
 
     /// Overwrites the mark.

@@ -21,7 +21,7 @@ use super::applier::{self, Queue, Shared};
 use super::keys::{FeedNumber, NoteRef};
 use super::load::{self, dangling};
 use super::log::{self, AppendError, Log, LogOptions, LogReader, Position, Record, Tail};
-use super::open::{fill_tiles, lock, open_view, replay, take_in};
+use super::open::{fill_tiles, lock, make_folder, open_view, replay, take_in};
 use super::recent_ids::Known;
 use super::tree_cache::{TileCache, TileId};
 use super::view::references::Referrer;
@@ -98,7 +98,7 @@ impl DiskStore {
     /// # Errors
     /// See [`OpenError`]. A torn tail of the log is cut; any other damage is named, and nothing is changed.
     pub fn open(dir: &Path, options: &DiskOptions) -> Result<Self, OpenError> {
-        std::fs::create_dir_all(dir)?;
+        make_folder(dir)?;
         let lock = lock(dir)?;
         let (log_dir, log_options) = (dir.join("log"), options.log());
         let reader = Arc::new(LogReader::open(&log_dir, &log_options)?);

@@ -16,6 +16,25 @@ use super::tree_cache::TileCache;
 use super::view::{self, View};
 use super::{Committed, OpenError, admit, applier, load};
 
+/// Makes the store's folder if there is none. Its name is made durable in any case: a process that ended before it did that may have made
+/// it, and all that is synced inside is lost with the name.
+pub(super) fn make_folder(dir: &Path) -> Result<(), OpenError> {
+    let parent_of = |dir: &Path| match dir.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => Path::new(".").to_owned(),
+    };
+    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
+    for dir in missing.into_iter().rev() {
+        std::fs::create_dir(dir)?;
+        log::sync_dir(&parent_of(dir))?;
+    }
+    match log::sync_dir(&parent_of(dir)) {
+        // Somebody else made it for us, in a folder of theirs.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+        synced => Ok(synced?),
+    }
+}
+
 /// Locks the folder for this process.
 pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join("lock");

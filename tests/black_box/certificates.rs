@@ -51,7 +51,7 @@ fn certificates_of_an_authority_outside_are_renewed_without_a_stop_and_revoked_a
         eprintln!("SKIPPED: there is no `openssl` here, so the recipe of docs/operator.md was not tried");
         return;
     }
-    let mut world = World::made("info", |_, config| config);
+    let mut world = World::prepared(&MEMBERS, "info", |_, config| config);
     let home = world.folder("ma");
     recipe(&home, "umask 077");
     let authority = fs::read_to_string(home.join("ca/ca.pem")).unwrap();

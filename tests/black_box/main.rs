@@ -9,6 +9,8 @@ mod demo;
 mod evidence;
 mod four_members;
 mod kill;
+mod power;
+mod publishers;
 mod recover;
 mod relays;
 mod rosters;

@@ -15,9 +15,17 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) const MEMBERS: [&str; 4] = ["ma", "ly", "tn", "ne"];
 
+/// Every system call by which a node could change files, or make them durable.
+const RECORDED_CALLS: &str = "trace=?open,?openat,?openat2,?creat,?close,?dup,?dup2,?dup3,?fcntl,?lseek,?write,?pwrite64,?writev,?pwritev,?pwritev2,\
+    ?truncate,?ftruncate,?fallocate,?copy_file_range,?sendfile,?fsync,?fdatasync,?sync,?syncfs,?sync_file_range,?rename,\
+    ?renameat,?renameat2,?unlink,?unlinkat,?rmdir,?mkdir,?mkdirat,?link,?linkat,?symlink,?symlinkat,?chdir,?fchdir,\
+    ?io_uring_setup";
+
 pub(crate) struct World {
     folder: tempfile::TempDir,
     nodes: BTreeMap<&'static str, Child>,
+    /// Traces of the nodes' system calls so far, by member, if they are recorded.
+    traces: Option<BTreeMap<&'static str, Vec<PathBuf>>>,
 }
 
 impl World {
@@ -33,21 +41,22 @@ impl World {
 
     /// All four nodes, with what `change` makes of each member's `node.toml`.
     pub(crate) fn configured(level: &str, change: impl Fn(&str, String) -> String) -> Self {
-        let mut world = Self::made(level, change);
+        let mut world = Self::prepared(&MEMBERS, level, change);
         for member in MEMBERS {
             world.run(member);
         }
         world
     }
 
-    /// The same exchange, before anybody runs.
-    pub(crate) fn made(level: &str, change: impl Fn(&str, String) -> String) -> Self {
+    /// An exchange of these members, with what `change` makes of each one's `node.toml`; none of them runs yet.
+    pub(crate) fn prepared(members: &[&str], level: &str, change: impl Fn(&str, String) -> String) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let port = free_ports().to_string();
-        let made = barid(&["exchange", "init", "--dir", folder.path().to_str().unwrap(), "--base-port", &port]);
+        let (port, codes) = (free_ports().to_string(), members.join(","));
+        let dir = folder.path().to_str().unwrap();
+        let made = barid(&["exchange", "init", "--dir", dir, "--base-port", &port, "--members", &codes]);
         assert!(made.status.success(), "{}", text(&made.stderr));
-        let world = Self { folder, nodes: BTreeMap::new() };
-        for member in MEMBERS {
+        let world = Self { folder, nodes: BTreeMap::new(), traces: None };
+        for member in members {
             let path = world.folder(member).join("node.toml");
             let config = change(member, fs::read_to_string(&path).unwrap());
             fs::write(
@@ -59,6 +68,21 @@ impl World {
             .unwrap();
         }
         world
+    }
+
+    /// From now on nodes are started under `strace`, which writes down all that changes or syncs files.
+    pub(crate) fn record(&mut self) {
+        self.traces = Some(BTreeMap::new());
+    }
+
+    /// From now on nodes are started as they are.
+    pub(crate) fn record_no_more(&mut self) {
+        self.traces = None;
+    }
+
+    /// The traces of a member's nodes, in the order of their starts.
+    pub(crate) fn traces(&self, member: &str) -> Vec<PathBuf> {
+        self.traces.as_ref().and_then(|traces| traces.get(member)).cloned().unwrap_or_default()
     }
 
     pub(crate) fn folder(&self, member: &str) -> PathBuf {
@@ -83,7 +107,21 @@ impl World {
     pub(crate) fn spawn(&mut self, member: &'static str) {
         let folder = self.folder(member);
         let log = File::options().create(true).append(true).open(folder.join("node.log")).unwrap();
-        let node = Command::new(env!("CARGO_BIN_EXE_barid"))
+        let mut command = match &mut self.traces {
+            None => Command::new(env!("CARGO_BIN_EXE_barid")),
+            Some(traces) => {
+                let taken = traces.entry(member).or_default();
+                let path = folder.with_file_name(format!("{member}.{}.strace", taken.len()));
+                let mut strace = Command::new("strace");
+                // `-D`: the node, not strace, is this process's child.
+                strace.args(["-D", "-f", "--seccomp-bpf", "-v", "-s", "8388608"]);
+                strace.args(["--absolute-timestamps=format:unix,precision:ns", "--syscall-times=ns"]);
+                strace.args(["-e", RECORDED_CALLS, "-o"]).arg(&path).arg(env!("CARGO_BIN_EXE_barid"));
+                taken.push(path);
+                strace
+            }
+        };
+        let node = command
             .args(["node", "--first", "--config"])
             .arg(folder.join("node.toml"))
             .stdout(Stdio::null())
@@ -127,6 +165,13 @@ impl World {
             };
             members.iter().filter(|other| *other != member).all(|other| linked(&other))
         })
+    }
+
+    /// SIGTERM, and waits until it has ended well.
+    pub(crate) fn stop(&mut self, member: &str) {
+        let mut node = self.nodes.remove(member).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_child(&node), rustix::process::Signal::TERM).unwrap();
+        assert!(node.wait().unwrap().success(), "{}", self.log_end(member));
     }
 
     /// As a power cut would: no time to say goodbye.
@@ -221,7 +266,7 @@ pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A port from which on the ports of four members are free.
+/// A port from which on the ports of five members are free.
 fn free_ports() -> u16 {
     /// Worlds of this process so far: two that start at once must not choose the same ports.
     static WORLDS: AtomicU32 = AtomicU32::new(0);
@@ -230,6 +275,6 @@ fn free_ports() -> u16 {
     let start = 10_000 + u16::try_from(place % 400).unwrap() * 50;
     (0..400_u16)
         .map(|n| 10_000 + (start - 10_000 + n * 50) % 20_000)
-        .find(|base| (0..4).all(|n| free(base + n * 10) && free(base + n * 10 + 1)))
+        .find(|base| (0..5).all(|n| free(base + n * 10) && free(base + n * 10 + 1)))
         .unwrap()
 }

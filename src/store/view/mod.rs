@@ -90,12 +90,15 @@ impl View {
         }
         db.flush().map_err(|error| io::Error::other(error.to_string()))?;
         drop(db);
-        for entry in fs::read_dir(dir)? {
+        for entry in fs::read_dir(&dir)? {
             let path = entry?.path();
             if path.is_file() {
                 fs::File::open(path)?.sync_all()?;
             }
         }
+        // The names too, or files of a view that was dropped could stand in their place.
+        super::log::sync_dir(&dir)?;
+        mark.parent().map_or(Ok(()), super::log::sync_dir)?;
         fs::remove_file(mark)
     }
 

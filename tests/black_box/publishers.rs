@@ -1,0 +1,274 @@
+//! Focal points that publish whatever happens to their nodes, and keep what they were told: receipts that prove what they say to somebody
+//! who holds nothing but the roster, and the arrivals that a subscriber was given.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use barid::cli::{Profile, channel};
+use barid::rpc::focal_point_client::FocalPointClient;
+use barid_core::bulletin::BulletinId;
+use barid_core::envelope;
+use barid_core::feed::checkpoint::SignedCheckpoint;
+use barid_core::feed::tree::{MemoryTree, root_at, verify_inclusion};
+use barid_core::names::{Digest, FeedId, Hash};
+use barid_core::proto;
+use barid_core::proto::publish_result::Outcome;
+use barid_core::roster::Roster;
+use futures::StreamExt;
+use tokio::sync::Semaphore;
+use tonic::transport::Channel;
+
+use crate::world::{World, example};
+
+/// Pause before a publisher without an answer tries again.
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// Bulletins of each member that are published once more at the end.
+const REPEATED: usize = 20;
+
+/// What a publisher keeps.
+#[derive(Clone)]
+pub(crate) struct Kept {
+    pub(crate) id: String,
+    draft: proto::Draft,
+    pub(crate) feed: FeedId,
+    pub(crate) index: u64,
+    pub(crate) digest: Digest,
+    pub(crate) checkpoint: SignedCheckpoint,
+    /// When it came, in ns since 1970.
+    pub(crate) came_ns: u64,
+}
+
+/// All that the publishers of one member know.
+pub(crate) struct Publisher {
+    pub(crate) member: &'static str,
+    pub(crate) channel: Channel,
+    pub(crate) roster: Arc<Roster>,
+    pub(crate) kept: Mutex<Vec<Kept>>,
+    answers: Arc<AtomicUsize>,
+}
+
+/// An alert of a member under an id of its own.
+pub(crate) fn draft(member: &str, round: u64, number: usize) -> proto::Draft {
+    let text = example("stolen-passport.fr.json", |draft| {
+        draft["body"]["texts"][0]["headline"] = format!("EXERCICE {member} {round} {number}").into();
+    });
+    let mut draft: proto::Draft = serde_json::from_value(text).unwrap();
+    let mut random = [0; 10];
+    getrandom::fill(&mut random).unwrap();
+    let id = BulletinId::new(now_ns() / 1_000_000, &random);
+    draft.header.as_mut().unwrap().id = id.to_string();
+    draft
+}
+
+/// Now, in ns since 1970.
+pub(crate) fn now_ns() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap()
+}
+
+pub(crate) fn client(channel: &Channel) -> FocalPointClient<Channel> {
+    FocalPointClient::new(channel.clone()).max_decoding_message_size(64 << 20)
+}
+
+impl Publisher {
+    pub(crate) fn new(world: &World, member: &'static str, answers: &Arc<AtomicUsize>) -> Self {
+        let profile = Profile::read(&world.folder(member).join("clients/police-hq/client.toml")).unwrap();
+        let note = std::fs::read(profile.roster.as_ref().unwrap()).unwrap();
+        Self {
+            member,
+            channel: channel(&profile).unwrap(),
+            roster: Arc::new(Roster::read(&note).unwrap().0),
+            kept: Mutex::default(),
+            answers: Arc::clone(answers),
+        }
+    }
+
+    /// Publishes all of these, however often the node goes away meanwhile.
+    pub(crate) async fn publish(self: Arc<Self>, drafts: Vec<proto::Draft>, window: usize) {
+        let mut open: BTreeMap<u64, proto::Draft> = (0..).zip(drafts).collect();
+        while !open.is_empty() {
+            if let Err(status) = self.attempt(&mut open, window).await {
+                use tonic::Code::{Cancelled, Internal, Unavailable, Unknown};
+                let passing = matches!(status.code(), Unavailable | Unknown | Cancelled | Internal);
+                assert!(passing, "{}: {status:?}", self.member);
+            }
+            if !open.is_empty() {
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        }
+    }
+
+    /// One stream: what is answered leaves `open`.
+    async fn attempt(&self, open: &mut BTreeMap<u64, proto::Draft>, window: usize) -> Result<(), tonic::Status> {
+        let room = Arc::new(Semaphore::new(window));
+        let requests: Vec<_> = open
+            .iter()
+            .map(|(request, draft)| proto::PublishStreamRequest {
+                request: *request,
+                publish: Some(proto::PublishRequest { draft: Some(draft.clone()), wait_for: None }),
+            })
+            .collect();
+        let paced = {
+            let room = Arc::clone(&room);
+            futures::stream::iter(requests).then(move |request| {
+                let room = Arc::clone(&room);
+                async move {
+                    room.acquire().await.unwrap().forget();
+                    request
+                }
+            })
+        };
+        let mut answers = client(&self.channel).publish_stream(paced).await?.into_inner();
+        while let Some(answer) = answers.message().await? {
+            for result in answer.results {
+                room.add_permits(1);
+                match result.outcome.unwrap() {
+                    Outcome::Published(published) => {
+                        let draft = open.remove(&result.request).unwrap();
+                        self.keep(draft, published.receipt.unwrap(), &answer.checkpoint);
+                    }
+                    Outcome::Refused(refused) => {
+                        let code = tonic::Code::from(refused.code);
+                        let passing = matches!(code, tonic::Code::Unavailable | tonic::Code::ResourceExhausted);
+                        assert!(passing, "{}: {refused:?}", self.member);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A receipt is kept only if it proves what it says, to somebody who holds nothing but the roster.
+    fn keep(&self, draft: proto::Draft, receipt: proto::Receipt, shared: &[u8]) {
+        let came_ns = now_ns();
+        let note = if receipt.checkpoint.is_empty() { shared } else { &receipt.checkpoint };
+        let feed: FeedId = receipt.feed.parse().unwrap();
+        assert_eq!(feed.member.as_str(), self.member);
+        let checkpoint = SignedCheckpoint::verify(note, &self.roster.feed_keys(&feed)).unwrap();
+        let digest = Digest(receipt.digest.as_ref().try_into().unwrap());
+        let proof: Vec<Hash> =
+            receipt.inclusion_proof.iter().map(|hash| Hash(hash.as_ref().try_into().unwrap())).collect();
+        let head = &checkpoint.checkpoint;
+        assert_eq!(head.feed, feed);
+        verify_inclusion(&digest, receipt.index, head.size, &proof, &head.root).unwrap();
+        let kept = Kept { id: receipt.id, draft, feed, index: receipt.index, digest, checkpoint, came_ns };
+        self.kept.lock().unwrap().push(kept);
+        self.answers.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Every receipt that came before `before_ns` against the feed as it is now.
+    pub(crate) fn still_true(&self, tree: &FeedTree, before_ns: u64) {
+        for kept in self.kept.lock().unwrap().iter().filter(|kept| kept.came_ns < before_ns) {
+            let (index, head) = (kept.index, &kept.checkpoint.checkpoint);
+            let place = tree.entries.get(&index);
+            assert_eq!(place, Some(&(kept.digest, kept.id.clone())), "{} {index}", kept.feed);
+            assert!(head.size <= tree.tree.size(), "{}: size {} was released", kept.feed, head.size);
+            assert_eq!(root_at(&tree.tree, head.size), Ok(head.root), "{} at {}", kept.feed, head.size);
+        }
+    }
+
+    /// Published again, a bulletin is the one that it was.
+    pub(crate) async fn repeat_some(&self) {
+        let kept: Vec<Kept> = self.kept.lock().unwrap().iter().rev().take(REPEATED).cloned().collect();
+        for kept in kept {
+            let request = proto::PublishRequest { draft: Some(kept.draft), wait_for: None };
+            let receipt = client(&self.channel).publish(request).await.unwrap().into_inner().receipt.unwrap();
+            assert_eq!((receipt.index, receipt.digest.as_ref()), (kept.index, kept.digest.0.as_slice()));
+        }
+    }
+}
+
+/// A feed as one member's history shows it.
+pub(crate) struct FeedTree {
+    pub(crate) tree: MemoryTree,
+    /// Digest and id, by index.
+    entries: BTreeMap<u64, (Digest, String)>,
+}
+
+/// Builds the tree of a publisher's feed from deliveries, among others, and checks that nothing is missing or there twice.
+pub(crate) fn tree_of(deliveries: &[proto::Delivery], publisher: &Publisher) -> FeedTree {
+    let mut entries = BTreeMap::new();
+    let mut ids = BTreeSet::new();
+    for delivery in deliveries {
+        let header = envelope::header_of(&delivery.envelope).unwrap();
+        if header.member != publisher.member {
+            continue;
+        }
+        let digest = envelope::digest(&delivery.envelope);
+        assert_eq!(digest.0.as_slice(), delivery.digest.as_ref());
+        assert!(ids.insert(header.id.clone()), "{} is there twice", header.id);
+        assert!(entries.insert(delivery.index, (digest, header.id)).is_none(), "{} {}", delivery.feed, delivery.index);
+    }
+    let mut tree = MemoryTree::new();
+    for ((index, (digest, _)), expected) in entries.iter().zip(0..) {
+        assert_eq!(*index, expected, "{}: an entry is missing", publisher.member);
+        tree.append(digest);
+    }
+    FeedTree { tree, entries }
+}
+
+/// Everything that a member's focal point may read, newest first; no arrival is there twice.
+pub(crate) async fn history(channel: &Channel, member: Option<&str>) -> Vec<proto::Delivery> {
+    let filter = proto::Filter { members: member.map(str::to_owned).into_iter().collect(), ..proto::Filter::default() };
+    let mut request =
+        proto::HistoryRequest { filter: Some(filter), page_size: 1_000, ..proto::HistoryRequest::default() };
+    let mut deliveries = Vec::new();
+    let mut last = u64::MAX;
+    loop {
+        let page = client(channel).history(request.clone()).await.unwrap().into_inner();
+        for delivery in page.deliveries {
+            assert!(delivery.arrival < last, "arrival {} after {last}", delivery.arrival);
+            last = delivery.arrival;
+            deliveries.push(delivery);
+        }
+        if page.next_page_token.is_empty() {
+            return deliveries;
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+/// What one subscriber was given, over all restarts of its node: places by arrival, and when it came first, in ns since 1970.
+#[derive(Default)]
+pub(crate) struct Arrivals(pub(crate) Mutex<BTreeMap<u64, (String, u64, u64)>>);
+
+impl Arrivals {
+    /// Subscribes from what it has, again and again.
+    pub(crate) async fn take(self: Arc<Self>, channel: Channel) {
+        loop {
+            let _ = self.attempt(&channel).await;
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    async fn attempt(&self, channel: &Channel) -> Result<(), tonic::Status> {
+        use proto::subscribe_request::Start;
+        use proto::subscribe_response::Event;
+        let after = self.0.lock().unwrap().last_key_value().map_or(0, |(arrival, _)| *arrival);
+        let request = proto::SubscribeRequest { filter: None, start: Some(Start::After(after)) };
+        let mut events = client(channel).subscribe(request).await?.into_inner();
+        while let Some(event) = events.message().await? {
+            if let Some(Event::Delivery(delivery)) = event.event {
+                let came = (delivery.feed, delivery.index, now_ns());
+                let mut arrivals = self.0.lock().unwrap();
+                let first = arrivals.entry(delivery.arrival).or_insert_with(|| came.clone());
+                assert_eq!((&first.0, first.1), (&came.0, came.1), "arrival {} was another", delivery.arrival);
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing twice, and each arrival is what the node still says that it is.
+    pub(crate) fn check(&self, deliveries: &[proto::Delivery]) {
+        let arrivals = self.0.lock().unwrap();
+        let places: BTreeSet<_> = arrivals.values().map(|(feed, index, _)| (feed, index)).collect();
+        assert_eq!(places.len(), arrivals.len(), "an entry came under two arrivals");
+        assert!(!arrivals.is_empty());
+        let now: BTreeMap<u64, (&str, u64)> =
+            deliveries.iter().map(|held| (held.arrival, (held.feed.as_str(), held.index))).collect();
+        for (arrival, (feed, index, _)) in arrivals.iter() {
+            assert_eq!(now.get(arrival), Some(&(feed.as_str(), *index)), "arrival {arrival}");
+        }
+    }
+}
