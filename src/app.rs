@@ -9,6 +9,7 @@ mod lists;
 mod node;
 mod recover;
 mod reload;
+mod repair;
 mod validity;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ use tokio::task::JoinSet;
 use tonic::transport::Server;
 
 pub use recover::{PeerProgress, Progress, RecoverError, RecoverOptions, recover};
+pub use repair::{Repaired, repair};
 
 use crate::access::{Access, AccessError};
 use crate::api::{self, Api};

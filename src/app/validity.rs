@@ -87,7 +87,8 @@ impl Node {
             tick.tick().await;
             let validity = self.validity_alarms(UnixTime::now()).into_iter().map(|alarm| ("validity", alarm));
             let clocks = self.clock_alarms().into_iter().map(|alarm| ("clock", alarm));
-            let now: BTreeSet<(&str, String)> = validity.chain(clocks).collect();
+            let damage = self.store.damage().into_iter().map(|alarm| ("damage", alarm));
+            let now: BTreeSet<(&str, String)> = validity.chain(clocks).chain(damage).collect();
             for (reason, alarm) in now.difference(&told) {
                 audit(&AuditEvent { what: "alarm", reason, who: &"", subject: &"", detail: alarm });
             }

@@ -30,6 +30,7 @@ pub mod profile;
 mod publish;
 mod recover;
 mod render;
+mod repair;
 mod roster;
 mod show;
 mod status;
@@ -96,6 +97,8 @@ enum Command {
     Feed(feed::FeedArgs),
     /// Recover a feed that is in doubt into its next epoch, while the node is stopped.
     Recover(recover::RecoverArgs),
+    /// Find damage in the store of a stopped node, and put back what was there.
+    Repair(repair::RepairArgs),
     /// Make the key of an epoch to come, to be kept offline.
     Keys(keys::KeysArgs),
     /// Make a key and a request for a certificate, without a node or a network.
@@ -179,6 +182,7 @@ fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Bench(args) => bench::run(context, &args),
         Command::Node(args) => node::run(context, &args),
         Command::Recover(args) => recover::run(context, &args),
+        Command::Repair(args) => repair::run(context, &args),
         Command::Keys(args) => keys::run(context, &args),
         Command::Cert(args) => cert::run(context, &args),
         Command::Roster(args) => roster::run(context, &args),

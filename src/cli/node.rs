@@ -7,7 +7,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::{Context, Exit, Failure};
+use crate::app::AppError;
 use crate::config::NodeConfig;
+use crate::store::OpenError;
 use crate::{app, telemetry};
 
 /// What `node` is told.
@@ -35,9 +37,10 @@ pub(super) fn run(_context: &Context, args: &NodeArgs) -> Result<Exit, Failure> 
         let _inside = runtime.enter();
         stopped(args.while_input_lasts).map_err(|error| Failure::new("internal").because(&error))?
     };
-    runtime
-        .block_on(app::run(&config, args.first, stop, |_| ()))
-        .map_err(|error| Failure::new("node-start").because(&error))?;
+    runtime.block_on(app::run(&config, args.first, stop, |_| ())).map_err(|error| {
+        let damaged = matches!(error, AppError::Store(OpenError::Damaged(_)));
+        Failure::new(if damaged { "node-damaged" } else { "node-start" }).because(&error)
+    })?;
     Ok(Exit::Ok)
 }
 

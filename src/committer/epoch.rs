@@ -98,6 +98,14 @@ pub fn marked_epoch(mark: &Path) -> Result<Option<u32>, MarkError> {
     Ok(MarkFile::read(mark)?.map(|(_, mark)| mark.epoch))
 }
 
+/// Entries of the epoch in force that were released, by the mark; `None` without a mark.
+///
+/// # Errors
+/// If there is one that cannot be read.
+pub fn marked_size(mark: &Path) -> Result<Option<u64>, MarkError> {
+    Ok(MarkFile::read(mark)?.map(|(_, mark)| mark.size))
+}
+
 /// Where the keys of an epoch's feed lie in the folder of keys: `feed-<epoch>.key` if it is there, else `feed.key`; with a second one,
 /// `feed-<epoch>-ml-dsa-44.key` or `feed-ml-dsa-44.key`.
 #[must_use]

@@ -34,7 +34,7 @@ use crate::store::{
     RosterRecord, Store,
 };
 
-pub use epoch::{NextEpoch, OpenEpochError, OpenedEpoch, closing, key_path, marked_epoch, open_epoch};
+pub use epoch::{NextEpoch, OpenEpochError, OpenedEpoch, closing, key_path, marked_epoch, marked_size, open_epoch};
 pub use mark::{Mark, MarkError};
 pub use spoken::Answers;
 

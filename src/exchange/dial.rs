@@ -158,7 +158,7 @@ impl Dialer {
         let mut last = LinkError::Broken("the roster lists no endpoint: the peer has to dial".into());
         for endpoint in endpoints {
             match self.dial.dial(&self.peer, &endpoint).await {
-                Ok(channel) => match self.open(channel).await {
+                Ok(channel) => match open(channel).await {
                     Ok(wire) => return self.exchange.link(&self.peer, true, wire).await,
                     Err(error) => last = LinkError::Broken(format!("{endpoint}: {error}")),
                 },
@@ -167,23 +167,24 @@ impl Dialer {
         }
         Err(last)
     }
+}
 
-    async fn open(&self, channel: Channel) -> Result<Wire, String> {
-        let (outgoing, frames) = mpsc::channel(FRAMES_WAITING_MAX);
-        let requests = ReceiverStream::new(frames).map(|frame| proto::LinkRequest { frame: Some(frame) });
-        let mut client = ExchangeClient::new(channel)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let opening = tokio::time::timeout(super::HELLO_WAIT, client.link(requests)).await;
-        let responses = match opening {
-            Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Err(format!("{:?}: {}", status.code(), status.message())),
-            Err(_) => return Err("no answer to the call".into()),
-        };
-        let incoming = responses.map(|message| match message {
-            Ok(message) => Ok(message.frame.unwrap_or_default()),
-            Err(status) => Err(status.message().to_owned()),
-        });
-        Ok(Wire { incoming: incoming.boxed(), outgoing })
-    }
+/// Opens a link over a connection; nothing is said on it yet.
+pub(super) async fn open(channel: Channel) -> Result<Wire, String> {
+    let (outgoing, frames) = mpsc::channel(FRAMES_WAITING_MAX);
+    let requests = ReceiverStream::new(frames).map(|frame| proto::LinkRequest { frame: Some(frame) });
+    let mut client = ExchangeClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let opening = tokio::time::timeout(super::HELLO_WAIT, client.link(requests)).await;
+    let responses = match opening {
+        Ok(Ok(response)) => response.into_inner(),
+        Ok(Err(status)) => return Err(format!("{:?}: {}", status.code(), status.message())),
+        Err(_) => return Err("no answer to the call".into()),
+    };
+    let incoming = responses.map(|message| match message {
+        Ok(message) => Ok(message.frame.unwrap_or_default()),
+        Err(status) => Err(status.message().to_owned()),
+    });
+    Ok(Wire { incoming: incoming.boxed(), outgoing })
 }

@@ -14,6 +14,7 @@
 mod adopt;
 mod answers;
 mod dial;
+mod fetch;
 mod fills;
 mod follower;
 mod forks;
@@ -47,6 +48,7 @@ use crate::telemetry::{AuditEvent, RECORDED_SINGLY_MAX, Refusals};
 
 pub use adopt::Adoption;
 pub use dial::{Dial, spawn_dialers};
+pub use fetch::fetch;
 pub use link::LinkError;
 pub use own::OwnShown;
 pub use peers::{PeerSnapshot, Peers};

@@ -23,12 +23,12 @@ use super::load::{self, dangling};
 use super::log::{self, AppendError, Log, LogOptions, LogReader, Position, Record, Tail};
 use super::open::{fill_tiles, lock, make_folder, open_view, replay, take_in};
 use super::recent_ids::Known;
-use super::tree_cache::{TileCache, TileId};
+use super::tree_cache::TileCache;
 use super::view::references::Referrer;
 use super::window::Bounded;
 use super::{
     Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState,
-    ForkRecord, Location, OpenError, ReadError, Refers, RosterRecord, Store, admit,
+    ForkRecord, Location, OpenError, ReadError, Refers, RosterRecord, Store, admit, repair,
 };
 
 /// Whose store, and how it uses the machine.
@@ -96,8 +96,13 @@ impl DiskStore {
     /// Opens the store in `dir`, or begins one: `log/` is true, `db/` is rebuilt from it when it is missing or in doubt.
     ///
     /// # Errors
-    /// See [`OpenError`]. A torn tail of the log is cut; any other damage is named, and nothing is changed.
+    /// See [`OpenError`]. A torn tail of the log is cut; single bits that flipped are put right where a SHA-256 proves what they were; any
+    /// other damage is named, and nothing is changed.
     pub fn open(dir: &Path, options: &DiskOptions) -> Result<Self, OpenError> {
+        repair::open(dir, options, || Self::open_as_it_is(dir, options))
+    }
+
+    fn open_as_it_is(dir: &Path, options: &DiskOptions) -> Result<Self, OpenError> {
         make_folder(dir)?;
         let lock = lock(dir)?;
         let (log_dir, log_options) = (dir.join("log"), options.log());
@@ -390,37 +395,7 @@ impl Store for DiskStore {
     }
 
     fn tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError> {
-        let missing =
-            |node: &NodeId| ReadError::Missing(format!("{feed}: subtree {} of level {}", node.index, node.level));
-        let (number, size, near): (_, _, Vec<Option<Hash>>) = {
-            let state = self.shared().state.read();
-            let (number, book) = state.book_of(feed).ok_or_else(|| ReadError::Missing(feed.to_string()))?;
-            (number, book.edge.frontier().size(), nodes.iter().map(|node| book.edge.get(*node)).collect())
-        };
-        let find = |(node, near): (&NodeId, Option<Hash>)| {
-            if let Some(hash) = near {
-                return Ok(hash);
-            }
-            if node
-                .index
-                .checked_add(1)
-                .is_none_or(|end| node.level >= 64 || u128::from(end) << node.level > u128::from(size))
-            {
-                return Err(missing(node));
-            }
-            let (id, row, place) = TileId::of(*node);
-            let cached = self.shared().tiles.lock().get(number, id);
-            let tile = match cached {
-                Some(tile) => tile,
-                None => {
-                    let tile = self.shared().view.tile(number, id)?.ok_or_else(|| missing(node))?;
-                    self.shared().tiles.lock().loaded(number, id, Arc::clone(&tile));
-                    tile
-                }
-            };
-            tile.get(row, place).ok_or_else(|| missing(node))
-        };
-        nodes.iter().zip(near).map(find).collect()
+        self.read_tree_hashes(feed, nodes)
     }
 
     fn lacks(&self, feed: &FeedId, indexes: &[u64]) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError> {
@@ -592,5 +567,9 @@ impl Store for DiskStore {
 
     fn drain_view(&self) {
         self.shared().queue.drain(self.seq());
+    }
+
+    fn damage(&self) -> Option<String> {
+        self.damage_met()
     }
 }

@@ -4,15 +4,19 @@
 //! (`disk`).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use barid_core::names::{Digest, FeedId, Undisclosed};
+use barid_core::feed::tree::NodeId;
+use barid_core::names::{Digest, FeedId, Hash, Undisclosed};
+use bytes::Bytes;
 
 use super::disk::DiskStore;
 use super::keys::{FeedNumber, FillAt, NoteRef, Stretch};
 use super::load::{self, dangling};
 use super::log::{Position, Record, RecordedAppend};
 use super::state::Custody;
+use super::tree_cache::TileId;
 use super::view::fills;
 use super::window::Bounded;
 use super::{Content, CustodyRecord, Entry, ReadError};
@@ -157,9 +161,8 @@ impl DiskStore {
             return Err(dangling("fill"));
         }
         let bytes = recorded.bytes(slot..slot + 1);
-        let body = self.log.body(position, &record, bytes.clone())?;
-        let damaged = |what: String| ReadError::Damaged(format!("commit log, {position}: {what}"));
-        let read = recorded.entries(slot..slot + 1, &body, bytes.start).map_err(damaged)?;
+        let read =
+            self.read_body(position, &record, &bytes, |body| recorded.entries(slot..slot + 1, body, bytes.start))?;
         let (_, filled) = read.into_iter().next().ok_or_else(|| dangling("fill"))?;
         Ok((filled.content, held.arrival))
     }
@@ -199,9 +202,9 @@ impl DiskStore {
             let slots = fill.slots.get(start..).unwrap_or_default();
             let wanted = taken.count_fitting(slots.iter().map(|(_, slot)| slot.len));
             let bytes = fill.bytes(start..start + wanted);
-            let body = self.log.body(stretch.at.position, &record, bytes.clone())?;
-            let damaged = |what: String| ReadError::Damaged(format!("commit log, {}: {what}", stretch.at.position));
-            let entries = fill.entries(start..start + wanted, &body, bytes.start).map_err(damaged)?;
+            let entries = self.read_body(stretch.at.position, &record, &bytes, |body| {
+                fill.entries(start..start + wanted, body, bytes.start)
+            })?;
             for ((index, entry), (_, slot)) in entries.iter().zip(slots) {
                 if !taken.push(&fill.feed, *index, entry, slot.arrival) {
                     return Ok(false);
@@ -212,6 +215,71 @@ impl DiskStore {
             }
         }
         Ok(true)
+    }
+
+    /// Damage that was met, and what to do about it.
+    pub(super) fn damage_met(&self) -> Option<String> {
+        let log = self.log.damage().map(|what| format!("{what}: stop this node and run `barid repair`"));
+        let view =
+            || "the view cannot be read in part: start this node again, and it is rebuilt from the log".to_owned();
+        log.or_else(|| self.shared().view.is_doubted().then(view))
+    }
+
+    /// Hashes of complete subtrees, from memory where they are there.
+    pub(super) fn read_tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError> {
+        let missing =
+            |node: &NodeId| ReadError::Missing(format!("{feed}: subtree {} of level {}", node.index, node.level));
+        let (number, size, near): (_, _, Vec<Option<Hash>>) = {
+            let state = self.shared().state.read();
+            let (number, book) = state.book_of(feed).ok_or_else(|| ReadError::Missing(feed.to_string()))?;
+            (number, book.edge.frontier().size(), nodes.iter().map(|node| book.edge.get(*node)).collect())
+        };
+        let find = |(node, near): (&NodeId, Option<Hash>)| {
+            if let Some(hash) = near {
+                return Ok(hash);
+            }
+            if node
+                .index
+                .checked_add(1)
+                .is_none_or(|end| node.level >= 64 || u128::from(end) << node.level > u128::from(size))
+            {
+                return Err(missing(node));
+            }
+            let (id, row, place) = TileId::of(*node);
+            let cached = self.shared().tiles.lock().get(number, id);
+            let tile = match cached {
+                Some(tile) => tile,
+                None => {
+                    let tile = self.shared().view.tile(number, id)?.ok_or_else(|| missing(node))?;
+                    self.shared().tiles.lock().loaded(number, id, Arc::clone(&tile));
+                    tile
+                }
+            };
+            tile.get(row, place).ok_or_else(|| missing(node))
+        };
+        nodes.iter().zip(near).map(find).collect()
+    }
+
+    /// What `entries` makes of a part of a record's body. Bits that flipped since it was written are put right first; other damage is an
+    /// error that names it.
+    fn read_body<T>(
+        &self,
+        position: Position,
+        record: &Record,
+        bytes: &Range<usize>,
+        entries: impl Fn(&Bytes) -> Result<T, String>,
+    ) -> Result<T, ReadError> {
+        let body = self.log.body(position, record, bytes.clone())?;
+        let damage = match entries(&body) {
+            Ok(read) => return Ok(read),
+            Err(damage) => damage,
+        };
+        if self.log.turn_bits_at(position)
+            && let Ok(read) = entries(&self.log.body(position, record, bytes.clone())?)
+        {
+            return Ok(read);
+        }
+        Err(self.log.damaged(position, &damage))
     }
 
     fn read_slots(
@@ -227,9 +295,8 @@ impl DiskStore {
         let wanted = taken.count_fitting(slots.iter().map(|slot| slot.len));
         let range = start..start + wanted;
         let bytes = append.bytes(range.clone());
-        let body = self.log.body(position, record, bytes.clone())?;
-        let damaged = |what: String| ReadError::Damaged(format!("commit log, {position}: {what}"));
-        let entries = append.entries(range.clone(), &body, bytes.start).map_err(damaged)?;
+        let entries =
+            self.read_body(position, record, &bytes, |body| append.entries(range.clone(), body, bytes.start))?;
         let first = append.append.first;
         for ((index, slot), entry) in (first + start as u64..).zip(slots).zip(&entries) {
             if disclosed_only && slot.undisclosed.is_some() {

@@ -173,6 +173,7 @@ fn a_damaged_envelope_is_named_when_it_is_read() {
     let mut bytes = whole.clone();
     let payload = bytes.windows(10).position(|window| window == [10; 10]).unwrap();
     bytes[payload] ^= 1;
+    bytes[payload + 1] ^= 1;
     fs::write(&path, bytes).unwrap();
     let store = open(dir.path());
     assert!(
@@ -181,12 +182,41 @@ fn a_damaged_envelope_is_named_when_it_is_read() {
             .is_err_and(|error| error.to_string().contains("ma.exercise.example/feed/1 9"))
     );
     assert!(store.entries(&feed, 10, 1, 1_000).is_ok());
+    assert!(store.damage().is_some_and(|damage| damage.contains("feed/1 9") && damage.contains("barid repair")));
     drop(store);
     assert!(
         matches!(DiskStore::verify(dir.path(), &options()), Err(OpenError::Damaged(what)) if what.starts_with("commit 10: "))
     );
     fs::write(&path, whole).unwrap();
     assert_eq!(DiskStore::verify(dir.path(), &options()).unwrap(), 20);
+}
+
+#[test]
+fn one_flipped_bit_is_put_right_when_it_is_read_and_when_the_store_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let feed = feed("ma", 1);
+    fill(&open(dir.path()), 20);
+    let path = dir.path().join("log/0000000001.log");
+    let whole = fs::read(&path).unwrap();
+    let flip = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 4;
+        fs::write(&path, bytes).unwrap();
+    };
+    let payload = |number: u8| whole.windows(10).position(|window| window == [number; 10]).unwrap();
+    flip(payload(10));
+    let store = open(dir.path());
+    assert_eq!(store.entries(&feed, 9, 1, 1_000).unwrap().len(), 1);
+    assert_eq!(store.damage(), None);
+    assert!(fs::read(&path).unwrap() == whole);
+    drop(store);
+    // In the first head; then in the content of the last entry, which but for its digest could be torn.
+    for at in [4_096 + 40, payload(20)] {
+        flip(at);
+        fs::remove_dir_all(dir.path().join("db")).unwrap();
+        assert_eq!(open(dir.path()).seq(), 20);
+        assert!(fs::read(&path).unwrap() == whole);
+    }
 }
 
 #[test]

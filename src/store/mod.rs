@@ -24,6 +24,7 @@ mod log;
 pub mod memory;
 mod open;
 mod recent_ids;
+pub mod repair;
 mod state;
 mod tree_cache;
 mod view;
@@ -474,6 +475,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// Waits until the view has taken in everything committed before the call.
     fn drain_view(&self);
+
+    /// Damage that was met while reading, and what to do about it; in words for operators.
+    fn damage(&self) -> Option<String> {
+        None
+    }
 }
 
 /// See [`Store::cursors_under`].

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 
 use serde_json::Value;
 
-use crate::world::{DEADLINE, World, barid, example, text, until};
+use crate::world::{DEADLINE, MEMBERS, World, barid, example, text, until};
 
 /// The commands of the guide's section on certificates, block by block.
 const RECIPE: &str = include_str!("../../docs/operator.md");

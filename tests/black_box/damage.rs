@@ -65,9 +65,12 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
     says(&refused(&world, "ma"), "the store has version 9, this program knows versions up to 1");
     assert!(fs::read(&path).unwrap() == bytes, "nothing is changed");
 
-    // One flipped bit in what was confirmed: the commit is named. The view goes first, so that the whole log is read.
+    // Two flipped bits in what was confirmed: the commit is named. The view goes first, so that the whole log is read.
     fs::remove_dir_all(world.folder("ma").join("data/db")).unwrap();
-    let bytes = altered(&|bytes| bytes[4_096 + 40] ^= 1);
+    let bytes = altered(&|bytes| {
+        bytes[4_096 + 40] ^= 1;
+        bytes[4_096 + 60] ^= 1;
+    });
     says(&refused(&world, "ma"), "damage: commit 1: ");
     assert!(fs::read(&path).unwrap() == bytes, "nothing is changed");
 

@@ -108,7 +108,7 @@ impl World {
         let folder = self.folder(member);
         let log = File::options().create(true).append(true).open(folder.join("node.log")).unwrap();
         let mut command = match &mut self.traces {
-            None => Command::new(env!("CARGO_BIN_EXE_barid")),
+            None => Command::new(program()),
             Some(traces) => {
                 let taken = traces.entry(member).or_default();
                 let path = folder.with_file_name(format!("{member}.{}.strace", taken.len()));
@@ -116,7 +116,7 @@ impl World {
                 // `-D`: the node, not strace, is this process's child.
                 strace.args(["-D", "-f", "--seccomp-bpf", "-v", "-s", "8388608"]);
                 strace.args(["--absolute-timestamps=format:unix,precision:ns", "--syscall-times=ns"]);
-                strace.args(["-e", RECORDED_CALLS, "-o"]).arg(&path).arg(env!("CARGO_BIN_EXE_barid"));
+                strace.args(["-e", RECORDED_CALLS, "-o"]).arg(&path).arg(program());
                 taken.push(path);
                 strace
             }
@@ -250,6 +250,11 @@ pub(crate) fn holds(folder: &Path, wanted: &[u8]) -> Option<PathBuf> {
     None
 }
 
+/// The program under test; `BARID_BIN` names another build of it.
+pub(crate) fn program() -> String {
+    std::env::var("BARID_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_barid").to_owned())
+}
+
 pub(crate) fn until(what: &str, mut come_true: impl FnMut() -> bool) {
     let start = Instant::now();
     while !come_true() {
@@ -259,7 +264,7 @@ pub(crate) fn until(what: &str, mut come_true: impl FnMut() -> bool) {
 }
 
 pub(crate) fn barid(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_barid")).args(args).env("BARID_LANG", "en").output().unwrap()
+    Command::new(program()).args(args).env("BARID_LANG", "en").output().unwrap()
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {

@@ -4,6 +4,10 @@
 //! After a failed write or sync nothing more is appended: the page cache may look good when the disk is not, so only opening the
 //! log anew, which writes the last record again before it is believed, tells what is durable.
 
+mod bit;
+mod mend;
+#[cfg(test)]
+mod mend_tests;
 pub(super) mod record;
 mod scan;
 pub(super) mod segment;
@@ -22,6 +26,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 
+pub(super) use self::mend::{Examined, Kind, Wound, examine, put_back};
 use self::record::{FRAME_BYTES, Frame, Salt};
 pub(super) use self::record::{Position, Record, RecordedAppend};
 pub(super) use self::scan::{Resume, read, verify};
@@ -107,8 +112,18 @@ impl Log {
         replay: &mut dyn FnMut(Position, Record, Bytes) -> Result<(), OpenError>,
     ) -> Result<Self, OpenError> {
         segment::remove_unfinished(dir)?;
-        let found = scan::scan(dir, &options, resume, replay)?;
         let salt = reader.salt;
+        let mut found = scan::scan(dir, &options, resume, replay)?;
+        if let Some(torn) = found.torn
+            && reader.turn_bits_at(torn)
+        {
+            let last = found.end.and_then(|end| end.last);
+            let resume = last.map(|(position, _)| Resume { position, seq: found.tail.seq, hash: found.tail.hash });
+            found = scan::scan(dir, &options, resume.as_ref(), replay)?;
+        }
+        if let Some(position) = found.torn {
+            tracing::warn!(%position, "a torn record at the end of the commit log was cut");
+        }
         let current = match found.end {
             Some(end) => {
                 let file = Arc::new(segment::open(dir, end.segment)?);
@@ -245,6 +260,8 @@ pub(super) struct LogReader {
     dir: PathBuf,
     salt: Salt,
     files: Mutex<LruCache<u32, Arc<File>>>,
+    /// The first damage that was met, for the operators.
+    damage: Mutex<Option<String>>,
     heads: Mutex<LruCache<Position, Arc<Record>>>,
 }
 
@@ -263,6 +280,7 @@ impl LogReader {
             dir: dir.to_path_buf(),
             salt,
             files: Mutex::new(LruCache::new(OPEN_FILES_MAX)),
+            damage: Mutex::default(),
             heads: Mutex::new(LruCache::new(CACHED_HEADS_MAX)),
         })
     }
@@ -285,11 +303,58 @@ impl LogReader {
             return Ok(Arc::clone(record));
         }
         let file = self.file(position.segment)?;
-        let record = Arc::new(read_record(&file, &self.salt, position)?);
+        let read = read_record(&file, &self.salt, position);
+        if let Err(ReadError::Damaged(what)) = &read {
+            self.met(what);
+        }
+        let record = Arc::new(read?);
         if record.head_len <= CACHED_HEAD_BYTES_MAX {
             self.heads.lock().put(position, Arc::clone(&record));
         }
         Ok(record)
+    }
+
+    /// Something of a record's body is damaged: an error that names it.
+    pub(super) fn damaged(&self, position: Position, what: &str) -> ReadError {
+        let what = format!("commit log, {position}: {what}");
+        self.met(&what);
+        ReadError::Damaged(what)
+    }
+
+    /// The first damage that was met since the log was opened.
+    pub(super) fn damage(&self) -> Option<String> {
+        self.damage.lock().clone()
+    }
+
+    fn met(&self, what: &str) {
+        let mut damage = self.damage.lock();
+        if damage.is_none() {
+            tracing::error!(what, "the commit log is damaged: stop the node and run `barid repair`");
+            *damage = Some(what.to_owned());
+        }
+    }
+
+    /// Puts flipped bits right in the envelopes of the record at a position, where their digests prove what they were. Whether there were
+    /// any.
+    pub(super) fn turn_bits_at(&self, position: Position) -> bool {
+        let path = segment::path(&self.dir, position.segment);
+        let turn = || {
+            let file = segment::open(&self.dir, position.segment).map_err(ReadError::Io)?;
+            let record = read_record(&file, &self.salt, position)?;
+            mend::turn_bits(&file, position, &record).map_err(ReadError::Io)
+        };
+        match turn() {
+            Ok(turned) => {
+                for byte in &turned {
+                    tracing::warn!(file = %path.display(), byte, "one bit of the commit log had flipped and was put right");
+                }
+                !turned.is_empty()
+            }
+            Err(error) => {
+                tracing::warn!(file = %path.display(), %error, "a damaged record could not be looked at");
+                false
+            }
+        }
     }
 
     /// Part of a record's body.
@@ -305,7 +370,11 @@ impl LogReader {
         let file = self.file(position.segment)?;
         let mut bytes = vec![0; range.len()];
         let offset = u64::from(position.offset) + (record.body_start + range.start) as u64;
-        file.read_exact_at(&mut bytes, offset).map_err(|error| short(error, position))?;
+        let read = file.read_exact_at(&mut bytes, offset).map_err(|error| short(error, position));
+        if let Err(ReadError::Damaged(what)) = &read {
+            self.met(what);
+        }
+        read?;
         Ok(bytes.into())
     }
 }

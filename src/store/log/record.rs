@@ -18,6 +18,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use sha2::Digest as _;
 
+use super::bit;
 use crate::store::admit;
 use crate::store::{
     Append, Commit, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Fill, ForkRecord, NewEntry, RosterRecord,
@@ -81,6 +82,12 @@ impl Frame {
             && head_len <= RECORD_HEAD_BYTES_MAX
             && body_len <= u64::from(u32::MAX);
         fits.then_some(Self { head_len, body_len, checksum })
+    }
+
+    /// Turns the one bit of `head` without which it is the one that was framed; says in which byte of it.
+    pub(in crate::store) fn correct(&self, salt: &Salt, bytes: &[u8; FRAME_BYTES], head: &mut [u8]) -> Option<usize> {
+        let found = checksum(salt, &bytes[..16], head);
+        bit::turn(head, found, self.checksum)
     }
 
     /// Whether `head` is the one that was framed.
@@ -422,6 +429,17 @@ impl Slot {
     fn is_wrong(&self, body: &[u8]) -> bool {
         let envelope = body.get(self.start..self.start + self.len);
         self.undisclosed.is_none() && envelope.is_none_or(|envelope| crc32c::crc32c(envelope) != self.checksum)
+    }
+
+    /// Whether this is the envelope that was written.
+    pub(in crate::store) fn is_whole(&self, envelope: &[u8]) -> bool {
+        crc32c::crc32c(envelope) == self.checksum
+    }
+
+    /// Turns the one bit without which this is the envelope that was written, by its digest; says in which byte.
+    pub(in crate::store) fn correct(&self, envelope: &mut [u8]) -> Option<usize> {
+        let place = bit::turn(envelope, crc32c::crc32c(envelope), self.checksum)?;
+        (barid_core::envelope::digest(envelope) == self.digest).then_some(place)
     }
 
     /// The entry, from the part of the body that begins at `start`; `None` if its envelope is damaged.

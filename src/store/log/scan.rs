@@ -49,6 +49,8 @@ pub(super) struct Found {
     pub(super) end: Option<End>,
     pub(super) tail: Tail,
     pub(super) written_bytes: u64,
+    /// Where a record begins, after the last one, that is not whole.
+    pub(super) torn: Option<Position>,
 }
 
 type Replay<'a> = &'a mut dyn FnMut(Position, Record, Bytes) -> Result<(), OpenError>;
@@ -134,7 +136,12 @@ fn read_header(file: &File, number: u32, options: &LogOptions) -> Result<Header,
     let mut block = vec![0; segment::HEADER_LEN];
     file.read_exact_at(&mut block, 0)
         .map_err(|_| OpenError::Damaged(format!("segment {number} of the commit log has no header")))?;
-    let header = Header::decode(&block).map_err(|error| match error {
+    header_of(&block, number, options)
+}
+
+/// Reads the header block of segment `number`, and that the log is this node's.
+pub(super) fn header_of(block: &[u8], number: u32, options: &LogOptions) -> Result<Header, OpenError> {
+    let header = Header::decode(block).map_err(|error| match error {
         HeaderError::Newer(found) => OpenError::Newer { found, known: segment::VERSION },
         HeaderError::Damaged(what) => OpenError::Damaged(format!("segment {number} of the commit log: {what}")),
     })?;
@@ -175,10 +182,10 @@ fn scan_segment(
         match rest_of(file, offset, len, salt, found.tail.seq)? {
             Rest::Zeros => return Ok(offset),
             Rest::Torn if is_last => {
-                tracing::warn!(%position, reason = %problem, "a torn record at the end of the commit log was cut");
+                found.torn = Some(position);
                 return Ok(offset);
             }
-            Rest::Torn | Rest::Records => {
+            Rest::Torn | Rest::Records(_) => {
                 return Err(OpenError::Damaged(format!("commit {}: {problem}", found.tail.seq + 1)));
             }
         }
@@ -205,14 +212,15 @@ fn read_whole(file: &File, salt: &Salt, position: Position, tail: Tail) -> Resul
     Ok((record, body))
 }
 
-enum Rest {
+pub(super) enum Rest {
     Zeros,
     Torn,
-    Records,
+    /// A newer record begins here.
+    Records(u64),
 }
 
 /// What stands in a segment from `offset` on: whether a record begins anywhere after it that is newer than commit `seq`.
-fn rest_of(file: &File, offset: u64, len: u64, salt: &Salt, seq: u64) -> Result<Rest, OpenError> {
+pub(super) fn rest_of(file: &File, offset: u64, len: u64, salt: &Salt, seq: u64) -> Result<Rest, OpenError> {
     let mut rest = Rest::Zeros;
     let mut buffer = vec![0; SEARCH_BYTES];
     let mut at = offset;
@@ -226,7 +234,7 @@ fn rest_of(file: &File, offset: u64, len: u64, salt: &Salt, seq: u64) -> Result<
             rest = Rest::Torn;
             let begins = at + place as u64 * ALIGNMENT;
             if chunk.starts_with(&MAGIC) && begins > offset && is_record(file, begins, salt, seq)? {
-                return Ok(Rest::Records);
+                return Ok(Rest::Records(begins));
             }
         }
         at += want as u64;

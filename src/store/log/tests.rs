@@ -9,12 +9,12 @@ use super::*;
 use crate::store::conformance::{append, disclosed, feed, one};
 use crate::store::{Commit, Content};
 
-fn options() -> LogOptions {
+pub(super) fn options() -> LogOptions {
     let feed = feed("ma", 1);
     LogOptions { member: feed.member, exchange: feed.exchange, segment_bytes_max: 64 << 10, reserve_bytes: 0 }
 }
 
-fn open(dir: &Path) -> Result<(Log, Vec<u64>), OpenError> {
+pub(super) fn open(dir: &Path) -> Result<(Log, Vec<u64>), OpenError> {
     let reader = LogReader::open(dir, &options())?;
     let mut seqs = Vec::new();
     let log = Log::open(dir, options(), &reader, None, &mut |_, record, body| {
@@ -39,7 +39,7 @@ fn write(log: &mut Log, commit: &Commit) -> (Position, u64) {
     log.append(&head, &bodies, next).unwrap()
 }
 
-fn commit(number: u64) -> Commit {
+pub(super) fn commit(number: u64) -> Commit {
     let feed = feed("ma", 1);
     one(append(&feed, number - 1, vec![disclosed(&feed, number)]))
 }
@@ -54,7 +54,7 @@ fn copy(from: &Path) -> tempfile::TempDir {
 }
 
 /// A log of `count` commits, and where each record is.
-fn filled(count: u64) -> (tempfile::TempDir, Vec<(Position, u64)>) {
+pub(super) fn filled(count: u64) -> (tempfile::TempDir, Vec<(Position, u64)>) {
     let dir = tempfile::tempdir().unwrap();
     let (mut log, _) = open(dir.path()).unwrap();
     let places = (1..=count).map(|number| write(&mut log, &commit(number))).collect();
@@ -78,7 +78,10 @@ fn a_record_torn_at_any_byte_is_cut_and_the_log_goes_on() {
         let copied = copy(dir.path());
         fs::write(segment::path(copied.path(), position.segment), &torn).unwrap();
         let (mut log, seqs) = open(copied.path()).unwrap();
-        assert_eq!(seqs, [1, 2, 3], "cut at {cut}");
+        // What lacks no more than one bit of an envelope is whole by its digest.
+        let lost: u32 = whole[cut..end].iter().map(|byte| byte.count_ones()).sum();
+        let kept: &[u64] = if lost == 1 { &[1, 2, 3, 4] } else { &[1, 2, 3] };
+        assert_eq!(seqs, kept, "cut at {cut}");
         if cut % 64 == 0 {
             write(&mut log, &commit(4));
             drop(log);

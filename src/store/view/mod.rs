@@ -82,6 +82,11 @@ impl View {
         }
     }
 
+    /// Whether the next opening rebuilds it.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::Relaxed)
+    }
+
     /// Writes everything out and says that all is well, unless there is doubt.
     pub(super) fn close(self) -> io::Result<()> {
         let Self { db, dir, mark, doubted } = self;
@@ -126,6 +131,21 @@ impl View {
         self.doubt();
         ReadError::Damaged(format!("the view: {error}"))
     }
+}
+
+/// Newest commit that the view in `dir` has taken in, if it can be told without rebuilding it.
+pub(super) fn newest_commit(dir: &Path, cache_bytes: u64) -> Option<u64> {
+    let (db_dir, mark) = (dir.join("db"), dir.join("db.open"));
+    let believed = match fs::read_to_string(mark) {
+        Ok(found) => found == boot_id(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    if !believed || !db_dir.is_dir() {
+        return None;
+    }
+    let db = open_db(&db_dir, cache_bytes).ok()?;
+    let cursor = db.get(keys::CURSOR).ok()??;
+    Cursor::decode(&cursor).map(|cursor| cursor.resume.seq)
 }
 
 /// sled reports some damage by a panic.

@@ -60,6 +60,11 @@ impl Inside {
     /// Opens the folder of `own`'s node and reads all of it. The text says what is not as it must be after a loss of power.
     pub(crate) fn read(folder: &Path, own: &FeedId, roster: &Roster) -> Result<Self, String> {
         rebooted(folder);
+        Self::of(folder, own, roster)
+    }
+
+    /// As [`Self::read`], where the machine went on.
+    pub(crate) fn of(folder: &Path, own: &FeedId, roster: &Roster) -> Result<Self, String> {
         let options = DiskOptions { reserve_bytes: 0, ..DiskOptions::new(own.member.clone(), own.exchange.clone()) };
         let data = folder.join("data");
         let store = DiskStore::open(&data, &options).map_err(|error| format!("it does not open: {error}"))?;
@@ -173,6 +178,13 @@ impl Inside {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Digests of a feed's entries up to the first one that is not held in full.
+    pub(crate) fn in_full(&self, feed: &FeedId) -> impl Iterator<Item = Digest> {
+        let held = self.feeds.get(feed).into_iter();
+        let entries = held.flat_map(|held| held.digests.iter().copied().zip(held.in_full.iter().copied()));
+        entries.take_while(|(_, in_full)| *in_full).map(|(digest, _)| digest)
     }
 
     /// A receipt that was released is still true.

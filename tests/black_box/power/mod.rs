@@ -20,7 +20,7 @@ use barid_core::names::FeedId;
 use barid_core::proto;
 
 use self::disk::{Believed, Recording, Synced};
-use self::inside::Inside;
+pub(crate) use self::inside::Inside;
 use crate::kill::{Random, random_seed};
 use crate::publishers::{Arrivals, Publisher, draft, history, tree_of};
 use crate::world::{DEADLINE, World, text, until};
@@ -47,6 +47,9 @@ struct Recorded {
     publishers: BTreeMap<&'static str, Arc<Publisher>>,
     arrivals: BTreeMap<&'static str, Arc<Arrivals>>,
 }
+
+/// Tells the syncs that are left out.
+type IsLeftOut = fn(&Synced<'_>) -> bool;
 
 #[test]
 fn what_was_released_outlives_a_loss_of_power_at_any_instant() {
@@ -199,13 +202,13 @@ impl Recorded {
 
     /// A check that never fires proves nothing: with one sort of sync left out of the recording, something must be found to be lost.
     fn notices_what_is_not_synced(&self, random: &mut Random) {
-        let left_out: [(&str, fn(&Synced<'_>) -> bool); 4] = [
+        let sorts: [(&str, IsLeftOut); 4] = [
             ("the commit log's fdatasync", |sync| sync.call == "fdatasync" && sync.path.starts_with("data/log/")),
             ("the sync of the commit log's folder", |sync| sync.path == "data/log"),
             ("the sync of the data folder", |sync| sync.path == "data"),
             ("the sync of the folder of keys", |sync| sync.path == "keys"),
         ];
-        for (what, left_out) in left_out {
+        for (what, left_out) in sorts {
             let believed = |sync: &Synced<'_>| !left_out(sync);
             let noticed = (0..NOTICED_WITHIN).find_map(|_| {
                 let member = FIVE[pick(random, FIVE.len())];

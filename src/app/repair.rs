@@ -1,0 +1,124 @@
+//! Repairing a stopped node's store: what is damaged in its commit log is put back, with its peers' help.
+//!
+//! In scope: whom to ask for content, over links of a stopped node. Out of scope: finding damage and what counts as repaired (`store::repair`),
+//! words for people (`cli`). Damage that cannot be put back is named, and nothing is done about it.
+
+use std::collections::BTreeMap;
+
+use barid_core::names::{FeedId, Member};
+use bytes::Bytes;
+
+use super::{AppError, Dialer, chain, in_force, lists, mark_path};
+use crate::committer::{StartError, marked_size};
+use crate::config::NodeConfig;
+use crate::exchange::{self, Dial as _};
+use crate::rosters::Rosters;
+use crate::store::disk::DiskOptions;
+use crate::store::memory::MemoryStore;
+use crate::store::repair::{Damage, Repair};
+use crate::store::{Commit, CommitError, Store};
+use crate::transport::{Connections, Connector, Credentials, Policy, RevocationLists, Trust, Verifier};
+
+/// What was found, and what became of it.
+#[derive(Clone, Debug)]
+pub struct Repaired {
+    /// All damage, in the order of the log.
+    pub damage: Vec<Damage>,
+    /// Newest commit that could be read.
+    pub newest_commit: u64,
+    /// Entries of the node's own feed that its mark promises beyond those that the log holds: the log's end is missing.
+    pub missing: u64,
+    /// Peers that could not be asked, and why.
+    pub unreached: BTreeMap<Member, String>,
+}
+
+impl Repaired {
+    /// Whether the log is as it was written, by all that can be told.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.missing == 0 && self.damage.iter().all(|damage| damage.repaired)
+    }
+}
+
+/// Looks for damage in the store of a stopped node and, unless `only_look`, undoes what can be undone.
+///
+/// # Errors
+/// See [`AppError`]. What was repaired by then stays repaired.
+pub async fn repair(config: &NodeConfig, only_look: bool) -> Result<Repaired, AppError> {
+    let config = &in_force(config)?;
+    let options = DiskOptions::new(config.feed.member.clone(), config.feed.exchange.clone());
+    let mut repair = Repair::open(&config.text.data, &options)?;
+    let promised = marked_size(&mark_path(config)).map_err(StartError::from)?;
+    let missing = promised.unwrap_or(0).saturating_sub(repair.size(&config.feed));
+    let mut unreached = BTreeMap::new();
+    if !only_look {
+        repair.turn_bits()?;
+        if !repair.wanted().is_empty() {
+            unreached = ask_peers(config, &mut repair).await?;
+        }
+    }
+    Ok(Repaired { damage: repair.damage().collect(), newest_commit: repair.newest_commit(), missing, unreached })
+}
+
+/// Asks one peer after the other for what is still wanted.
+async fn ask_peers(config: &NodeConfig, repair: &mut Repair) -> Result<BTreeMap<Member, String>, AppError> {
+    let held = MemoryStore::new();
+    let commit = Commit { rosters: repair.rosters(), ..Commit::default() };
+    held.commit(commit, held.seq()).map_err(|error: CommitError| AppError::Transport(error.to_string()))?;
+    let rosters = Rosters::new(chain(config, &held)?);
+    let roster = rosters.load().newest_shared();
+    let own = roster.member(&config.feed.member).ok_or_else(|| AppError::NotListed(config.feed.member.to_string()))?;
+    let trust = Trust::of(&roster);
+    let credentials = Credentials::load(&config.text.certificate, &config.text.private_key)
+        .map_err(|error| AppError::Transport(error.to_string()))?;
+    let revoked = RevocationLists::default();
+    for (_, list) in lists::read_files(&config.text.crls, &trust)? {
+        revoked.take(&list);
+    }
+    let grace_seconds = i64::from(config.text.crl_grace_days) * 86_400;
+    let connector = Connector {
+        verifier: Verifier::new(trust, revoked, Policy::Peers(own.trust_domain.clone()), grace_seconds),
+        credentials,
+        connections: Connections::default(),
+        compress: config.text.compress,
+        on_refusal: std::sync::Arc::new(|_| ()),
+    };
+    let dialer = Dialer { connector, rosters: rosters.clone(), endpoints: config.endpoints.clone() };
+    let mut unreached = BTreeMap::new();
+    for peer in roster.entries().filter(|entry| entry.code != config.feed.member) {
+        let wanted = repair.wanted();
+        if wanted.is_empty() {
+            break;
+        }
+        let mut failure = "the roster lists no endpoint of it".to_owned();
+        for endpoint in &peer.endpoints {
+            let channel = match dialer.dial(&peer.code, endpoint).await {
+                Ok(channel) => channel,
+                Err(error) => {
+                    failure = error;
+                    continue;
+                }
+            };
+            let exchange = config.feed.exchange.to_string();
+            let mut kept = Ok(());
+            let take = |feed: &FeedId, index, envelope: Bytes| {
+                if kept.is_ok() {
+                    kept = repair.give(feed, index, &envelope).map(|_| ());
+                }
+            };
+            let fetched = exchange::fetch(channel, exchange, roster.version(), &wanted, take).await;
+            kept?;
+            match fetched {
+                Ok(()) => {
+                    failure.clear();
+                    break;
+                }
+                Err(error) => failure = error,
+            }
+        }
+        if !failure.is_empty() {
+            unreached.insert(peer.code.clone(), failure);
+        }
+    }
+    Ok(unreached)
+}

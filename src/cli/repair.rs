@@ -1,0 +1,124 @@
+//! `barid repair`: what is damaged in a stopped node's store, and putting it back.
+//!
+//! In scope: arguments and words. Out of scope: repairing (`app`).
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{Context, Exit, Failure, say};
+use crate::app::{self, Repaired};
+use crate::config::NodeConfig;
+use crate::store::repair::{Damage, What};
+use crate::telemetry;
+
+/// Damage that is shown one by one; of more the number is.
+const SHOWN_MAX: usize = 1_000;
+
+/// Which node.
+#[derive(Debug, Args)]
+pub(super) struct RepairArgs {
+    /// Configuration of the node, which must be stopped.
+    #[arg(long, value_name = "FILE", default_value = "node.toml", env = "BARID_CONFIG", hide_env = true)]
+    config: PathBuf,
+    /// Only look: change nothing, and ask nobody.
+    #[arg(long)]
+    check: bool,
+}
+
+pub(super) fn run(context: &Context, args: &RepairArgs) -> Result<Exit, Failure> {
+    let config = NodeConfig::load(&args.config).map_err(|error| Failure::usage("repair").because(&error))?;
+    telemetry::init("error", config.text.log_json);
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| Failure::new("internal").because(&error))?;
+    let repaired =
+        runtime.block_on(app::repair(&config, args.check)).map_err(|error| Failure::new("repair").because(&error))?;
+    if context.output.is_json() {
+        context.output.json(&object(&repaired))?;
+    } else {
+        context.output.lines(lines(context, &repaired))?;
+    }
+    if repaired.is_whole() {
+        return Ok(Exit::Ok);
+    }
+    let undone = repaired.damage.iter().filter(|damage| !damage.repaired);
+    let only_asked = !args.check
+        && repaired.missing == 0
+        && !repaired.unreached.is_empty()
+        && undone.clone().all(|damage| matches!(damage.what, What::Envelope { .. }));
+    let members: Vec<&str> = repaired.unreached.keys().map(barid_core::names::Member::as_str).collect();
+    Err(if args.check {
+        Failure::new("repair-needed")
+    } else if only_asked {
+        Failure::new("repair-unreached").exit(Exit::NotReached).with("members", &members.join(","))
+    } else {
+        Failure::new("repair-left")
+    })
+}
+
+fn object(repaired: &Repaired) -> Value {
+    let one = |damage: &Damage| {
+        let mut object = json!({
+            "file": damage.file.display().to_string(),
+            "byte": damage.bytes.start,
+            "length": damage.bytes.end - damage.bytes.start,
+            "repaired": damage.repaired,
+        });
+        match &damage.what {
+            What::Bit => object["what"] = "bit".into(),
+            What::Envelope { feed, index, digest } => {
+                object["what"] = "envelope".into();
+                object["feed"] = feed.to_string().into();
+                object["index"] = (*index).into();
+                object["digest"] = digest.to_string().into();
+            }
+            What::Lost(reason) => {
+                object["what"] = "lost".into();
+                object["reason"] = reason.clone().into();
+            }
+        }
+        object
+    };
+    let unreached: serde_json::Map<String, Value> =
+        repaired.unreached.iter().map(|(member, error)| (member.to_string(), error.clone().into())).collect();
+    json!({
+        "whole": repaired.is_whole(),
+        "newestCommit": repaired.newest_commit,
+        "missing": repaired.missing,
+        "damage": repaired.damage.iter().map(one).collect::<Vec<_>>(),
+        "unreached": unreached,
+    })
+}
+
+fn lines(context: &Context, repaired: &Repaired) -> Vec<String> {
+    let messages = &context.messages;
+    let mut lines = Vec::new();
+    for damage in repaired.damage.iter().take(SHOWN_MAX) {
+        let state = messages.text(if damage.repaired { "repair-done" } else { "repair-not-done" });
+        let (file, byte) = (damage.file.display().to_string(), damage.bytes.start);
+        lines.push(match &damage.what {
+            What::Bit => say!(messages, "repair-bit", file = &file, nByte = byte, state = &state),
+            What::Envelope { feed, index, .. } => {
+                let entry = format!("{feed} {index}");
+                say!(messages, "repair-envelope", file = &file, nByte = byte, entry = &entry, state = &state)
+            }
+            What::Lost(reason) => {
+                say!(messages, "repair-lost", file = &file, nByte = byte, reason = reason, state = &state)
+            }
+        });
+    }
+    let more = repaired.damage.len().saturating_sub(SHOWN_MAX);
+    if more > 0 {
+        lines.push(say!(messages, "repair-more", nPlaces = more));
+    }
+    if repaired.missing > 0 {
+        lines.push(say!(messages, "repair-missing", nEntries = repaired.missing));
+    }
+    for (member, error) in &repaired.unreached {
+        lines.push(say!(messages, "repair-unreached", member = member.as_str(), reason = error));
+    }
+    if repaired.is_whole() {
+        lines.push(say!(messages, "repair-whole", nCommits = repaired.newest_commit));
+    }
+    lines
+}

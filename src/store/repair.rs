@@ -1,0 +1,186 @@
+//! Repairing the store of a stopped node: what is damaged in its commit log, and putting it back.
+//!
+//! In scope: the folder's lock, the list of damage, and what of it can be undone here or with an envelope from elsewhere. Out of scope: whom
+//! to ask for envelopes. Of the view only its newest commit is looked at: it repairs itself, from the log.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use barid_core::names::{Digest, FeedId};
+
+use super::disk::DiskOptions;
+use super::log::{Examined, Kind, Wound, examine, put_back, segment};
+use super::open::lock;
+use super::{OpenError, RosterRecord, view};
+
+/// Opens a store; if it is damaged, and nothing in its commit log is but single bits, these are put right and it is opened again.
+pub(super) fn open<S>(
+    dir: &Path,
+    options: &DiskOptions,
+    open: impl Fn() -> Result<S, OpenError>,
+) -> Result<S, OpenError> {
+    match open() {
+        Err(OpenError::Damaged(what)) => {
+            tracing::warn!(what, "the store is damaged: its whole commit log is looked at");
+            if Repair::open(dir, options)?.turn_only_bits()? { open() } else { Err(OpenError::Damaged(what)) }
+        }
+        opened => opened,
+    }
+}
+
+/// One place that is not as it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The file.
+    pub file: PathBuf,
+    /// Bytes of it.
+    pub bytes: Range<u64>,
+    /// What it is.
+    pub what: What,
+    /// Whether it is put back.
+    pub repaired: bool,
+}
+
+/// What is damaged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// One bit is not what it was; what it was is proven by a SHA-256.
+    Bit,
+    /// The content of an entry. Whoever has content with this digest has what stood here.
+    Envelope {
+        /// The entry's feed.
+        feed: FeedId,
+        /// Its place in it.
+        index: u64,
+        /// Its digest, which the log's chain vouches for.
+        digest: Digest,
+    },
+    /// What the log says of its commits. It cannot be put back.
+    Lost(String),
+}
+
+/// The folder of a store, locked, with what was found in it.
+pub struct Repair {
+    log_dir: PathBuf,
+    examined: Examined,
+    repaired: Vec<bool>,
+    _lock: File,
+}
+
+impl Repair {
+    /// Locks the store in `dir` and reads its whole commit log; changes nothing of it.
+    ///
+    /// # Errors
+    /// If another process has it open, or it is another node's or a newer version's.
+    pub fn open(dir: &Path, options: &DiskOptions) -> Result<Self, OpenError> {
+        let lock = lock(dir)?;
+        let log_dir = dir.join("log");
+        let mut examined = examine(&log_dir, &options.log())?;
+        // The log does not know where it ended; the view may.
+        if let Some(newest) =
+            view::newest_commit(dir, options.view_cache_bytes).filter(|newest| *newest > examined.newest)
+        {
+            let kind = Kind::Lost(format!("commits {} to {newest} are missing at its end", examined.newest + 1));
+            let segment = segment::list(&log_dir)?.last().copied().unwrap_or(1);
+            let len = std::fs::metadata(segment::path(&log_dir, segment)).map_or(0, |file| file.len());
+            examined.wounds.push(Wound { segment, bytes: len..len, kind });
+        }
+        let repaired = vec![false; examined.wounds.len()];
+        Ok(Self { log_dir, examined, repaired, _lock: lock })
+    }
+
+    /// All that is damaged, in the order of the log.
+    pub fn damage(&self) -> impl Iterator<Item = Damage> {
+        self.examined.wounds.iter().zip(&self.repaired).map(|(wound, repaired)| Damage {
+            file: segment::path(&self.log_dir, wound.segment),
+            bytes: wound.bytes.clone(),
+            what: match &wound.kind {
+                Kind::Bit(_) => What::Bit,
+                Kind::Envelope { feed, index, digest } => {
+                    What::Envelope { feed: feed.clone(), index: *index, digest: *digest }
+                }
+                Kind::Lost(what) => What::Lost(what.clone()),
+            },
+            repaired: *repaired,
+        })
+    }
+
+    /// Number of the newest commit that could be read.
+    #[must_use]
+    pub fn newest_commit(&self) -> u64 {
+        self.examined.newest
+    }
+
+    /// Entries that the log holds of a feed.
+    #[must_use]
+    pub fn size(&self, feed: &FeedId) -> u64 {
+        self.examined.sizes.get(feed).copied().unwrap_or(0)
+    }
+
+    /// Rosters that the log holds, ascending versions.
+    #[must_use]
+    pub fn rosters(&self) -> Vec<RosterRecord> {
+        self.examined.rosters.values().cloned().collect()
+    }
+
+    /// Puts every flipped bit back.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn turn_bits(&mut self) -> Result<(), OpenError> {
+        for (wound, repaired) in self.examined.wounds.iter().zip(&mut self.repaired) {
+            if matches!(wound.kind, Kind::Bit(_)) {
+                put_back(&self.log_dir, wound, None)?;
+                *repaired = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts every flipped bit back if there is nothing else to be put back. False: there is, or there are none, and nothing was changed.
+    fn turn_only_bits(&mut self) -> Result<bool, OpenError> {
+        let wounds = &self.examined.wounds;
+        if wounds.is_empty() || wounds.iter().any(|wound| !matches!(wound.kind, Kind::Bit(_))) {
+            return Ok(false);
+        }
+        self.turn_bits()?;
+        for damage in self.damage() {
+            tracing::warn!(file = %damage.file.display(), byte = damage.bytes.start, "one bit of the commit log had flipped and was put right");
+        }
+        Ok(true)
+    }
+
+    /// Entries whose content is wanted, by feed, ascending.
+    #[must_use]
+    pub fn wanted(&self) -> BTreeMap<FeedId, Vec<u64>> {
+        let mut wanted = BTreeMap::<FeedId, Vec<u64>>::new();
+        for (wound, _) in self.examined.wounds.iter().zip(&self.repaired).filter(|(_, repaired)| !**repaired) {
+            if let Kind::Envelope { feed, index, .. } = &wound.kind {
+                wanted.entry(feed.clone()).or_default().push(*index);
+            }
+        }
+        for indexes in wanted.values_mut() {
+            indexes.sort_unstable();
+            indexes.dedup();
+        }
+        wanted
+    }
+
+    /// Puts content back, if it is what stood there. False: it is not, or was not wanted.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn give(&mut self, feed: &FeedId, index: u64, envelope: &[u8]) -> Result<bool, OpenError> {
+        let digest = barid_core::envelope::digest(envelope);
+        let is_it = |wound: &Wound| {
+            matches!(&wound.kind, Kind::Envelope { feed: of, index: at, digest: wanted }
+            if of == feed && *at == index && *wanted == digest)
+        };
+        let Some(place) = self.examined.wounds.iter().position(is_it) else { return Ok(false) };
+        put_back(&self.log_dir, &self.examined.wounds[place], Some(envelope))?;
+        self.repaired[place] = true;
+        Ok(true)
+    }
+}
