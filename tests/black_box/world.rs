@@ -255,10 +255,15 @@ pub(crate) fn program() -> String {
     std::env::var("BARID_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_barid").to_owned())
 }
 
-pub(crate) fn until(what: &str, mut come_true: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, come_true: impl FnMut() -> bool) {
+    until_within(DEADLINE, what, come_true);
+}
+
+/// As [`until`], for what takes longer.
+pub(crate) fn until_within(deadline: Duration, what: &str, mut come_true: impl FnMut() -> bool) {
     let start = Instant::now();
     while !come_true() {
-        assert!(start.elapsed() < DEADLINE, "it did not come true in time that {what}");
+        assert!(start.elapsed() < deadline, "it did not come true in time that {what}");
         std::thread::yield_now();
     }
 }
