@@ -24,6 +24,8 @@ use crate::transport::{Connections, Connector, Credentials, Policy, RevocationLi
 pub struct Repaired {
     /// All damage, in the order of the log.
     pub damage: Vec<Damage>,
+    /// There is more damage than is listed: repair again when this is put back.
+    pub more: bool,
     /// Newest commit that could be read.
     pub newest_commit: u64,
     /// Entries of the node's own feed that its mark promises beyond those that the log holds: the log's end is missing.
@@ -36,7 +38,7 @@ impl Repaired {
     /// Whether the log is as it was written, by all that can be told.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.missing == 0 && self.damage.iter().all(|damage| damage.repaired)
+        self.missing == 0 && !self.more && self.damage.iter().all(|damage| damage.repaired)
     }
 }
 
@@ -49,7 +51,8 @@ pub async fn repair(config: &NodeConfig, only_look: bool) -> Result<Repaired, Ap
     let options = DiskOptions::new(config.feed.member.clone(), config.feed.exchange.clone());
     let mut repair = Repair::open(&config.text.data, &options)?;
     let promised = marked_size(&mark_path(config)).map_err(StartError::from)?;
-    let missing = promised.unwrap_or(0).saturating_sub(repair.size(&config.feed));
+    // What was not looked at is not missing.
+    let missing = if repair.has_more() { 0 } else { promised.unwrap_or(0).saturating_sub(repair.size(&config.feed)) };
     let mut unreached = BTreeMap::new();
     if !only_look {
         repair.turn_bits()?;
@@ -57,7 +60,8 @@ pub async fn repair(config: &NodeConfig, only_look: bool) -> Result<Repaired, Ap
             unreached = ask_peers(config, &mut repair).await?;
         }
     }
-    Ok(Repaired { damage: repair.damage().collect(), newest_commit: repair.newest_commit(), missing, unreached })
+    let (damage, more) = (repair.damage().collect(), repair.has_more());
+    Ok(Repaired { damage, more, newest_commit: repair.newest_commit(), missing, unreached })
 }
 
 /// Asks one peer after the other for what is still wanted.

@@ -47,7 +47,8 @@ pub(super) fn run(context: &Context, args: &RepairArgs) -> Result<Exit, Failure>
         && !repaired.unreached.is_empty()
         && undone.clone().all(|damage| matches!(damage.what, What::Envelope { .. }));
     let members: Vec<&str> = repaired.unreached.keys().map(barid_core::names::Member::as_str).collect();
-    Err(if args.check {
+    let only_more = repaired.more && undone.clone().next().is_none();
+    Err(if args.check || only_more {
         Failure::new("repair-needed")
     } else if only_asked {
         Failure::new("repair-unreached").exit(Exit::NotReached).with("members", &members.join(","))
@@ -85,6 +86,7 @@ fn object(repaired: &Repaired) -> Value {
         "whole": repaired.is_whole(),
         "newestCommit": repaired.newest_commit,
         "missing": repaired.missing,
+        "more": repaired.more,
         "damage": repaired.damage.iter().map(one).collect::<Vec<_>>(),
         "unreached": unreached,
     })

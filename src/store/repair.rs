@@ -79,8 +79,8 @@ impl Repair {
         let log_dir = dir.join("log");
         let mut examined = examine(&log_dir, &options.log())?;
         // The log does not know where it ended; the view may.
-        if let Some(newest) =
-            view::newest_commit(dir, options.view_cache_bytes).filter(|newest| *newest > examined.newest)
+        if let Some(newest) = view::newest_commit(dir, options.view_cache_bytes)
+            .filter(|newest| *newest > examined.newest && !examined.more)
         {
             let kind = Kind::Lost(format!("commits {} to {newest} are missing at its end", examined.newest + 1));
             let segment = segment::list(&log_dir)?.last().copied().unwrap_or(1);
@@ -105,6 +105,12 @@ impl Repair {
             },
             repaired: *repaired,
         })
+    }
+
+    /// Whether there is more damage than is listed.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        self.examined.more
     }
 
     /// Number of the newest commit that could be read.
@@ -142,7 +148,7 @@ impl Repair {
     /// Puts every flipped bit back if there is nothing else to be put back. False: there is, or there are none, and nothing was changed.
     fn turn_only_bits(&mut self) -> Result<bool, OpenError> {
         let wounds = &self.examined.wounds;
-        if wounds.is_empty() || wounds.iter().any(|wound| !matches!(wound.kind, Kind::Bit(_))) {
+        if self.examined.more || wounds.is_empty() || wounds.iter().any(|wound| !matches!(wound.kind, Kind::Bit(_))) {
             return Ok(false);
         }
         self.turn_bits()?;

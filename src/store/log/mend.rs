@@ -56,6 +56,8 @@ pub(in crate::store) struct Examined {
     pub(in crate::store) newest: u64,
     /// In the order of the log.
     pub(in crate::store) wounds: Vec<Wound>,
+    /// There is more than can be listed: it was not looked any further.
+    pub(in crate::store) more: bool,
     /// Entries of each feed.
     pub(in crate::store) sizes: BTreeMap<FeedId, u64>,
     /// Roster notes by version, to know whom to ask.
@@ -72,7 +74,7 @@ pub(in crate::store) fn examine(dir: &Path, options: &LogOptions) -> Result<Exam
     let mut salt = None;
     let last = numbers.last().copied().unwrap_or(0);
     for number in 1..=last {
-        if walk.found.wounds.len() >= WOUNDS_MAX {
+        if walk.found.more {
             break;
         }
         if !numbers.contains(&number) {
@@ -173,6 +175,8 @@ impl Walk {
     fn wound(&mut self, segment: u32, bytes: Range<u64>, kind: Kind) {
         if self.found.wounds.len() < WOUNDS_MAX {
             self.found.wounds.push(Wound { segment, bytes, kind });
+        } else {
+            self.found.more = true;
         }
     }
 
@@ -210,7 +214,7 @@ impl Walk {
     fn segment(&mut self, file: &File, number: u32, salt: &Salt, is_last: bool) -> Result<(), OpenError> {
         let len = file.metadata()?.len();
         let mut offset = HEADER_BYTES;
-        while offset < len && self.found.wounds.len() < WOUNDS_MAX {
+        while offset < len && !self.found.more {
             let position = Position { segment: number, offset: u32::try_from(offset).unwrap_or(u32::MAX) };
             if let Some(record) = self.record(file, salt, position, len)? {
                 self.body(file, position, &record)?;
