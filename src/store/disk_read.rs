@@ -219,7 +219,10 @@ impl DiskStore {
 
     /// Damage that was met, and what to do about it.
     pub(super) fn damage_met(&self) -> Option<String> {
-        let log = self.log.damage().map(|what| format!("{what}: stop this node and run `barid repair`"));
+        let log = self
+            .log
+            .damage()
+            .map(|what| format!("the store is damaged: {what}; stop this node and run `barid repair`"));
         let view =
             || "the view cannot be read in part: start this node again, and it is rebuilt from the log".to_owned();
         log.or_else(|| self.shared().view.is_doubted().then(view))

@@ -39,6 +39,8 @@ pub const ALARMS: &[(&str, &str)] = &[
     ("two-histories", "{} is no longer followed: {}; `barid feed` shows what proves it and resumes it"),
     ("in-doubt", "this node does not publish: {}; run `barid recover`"),
     ("own-checkpoint", "{} holds a valid checkpoint of {} at size {} that this node does not"),
+    ("log-damaged", "the store is damaged: {}; stop this node and run `barid repair`"),
+    ("view-damaged", "the view cannot be read in part: start this node again, and it is rebuilt from the log"),
     ("two-rosters", "two rosters of version {} are signed; {} sent the one not held"),
     ("roster-refused", "a newer roster is refused: {}"),
     (
