@@ -9,7 +9,7 @@ use barid_core::names::FeedId;
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::fills::FillRequest;
 use super::provider::Provider;
@@ -20,6 +20,7 @@ use super::{OUTBOX_BYTES_MAX, OUTBOX_MAX};
 pub(crate) struct Outbox {
     inner: Mutex<Inner>,
     wake: Notify,
+    followed: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -108,6 +109,7 @@ impl Outbox {
         inner.providers.insert(feed, provider);
         drop(inner);
         self.wake.notify_one();
+        self.followed.send_modify(|count| *count += 1);
         true
     }
 
@@ -134,6 +136,18 @@ impl Outbox {
             provider.acknowledged(size);
         }
         self.wake.notify_one();
+        self.followed.send_modify(|count| *count += 1);
+    }
+
+    /// Changes with what the peer follows, and how far it holds it.
+    pub(crate) fn followed(&self) -> watch::Receiver<u64> {
+        self.followed.subscribe()
+    }
+
+    /// The feeds that the peer follows, as they stand.
+    pub(crate) fn providers(&self) -> Vec<(FeedId, Provider)> {
+        let inner = self.inner.lock();
+        inner.providers.iter().map(|(feed, provider)| (feed.clone(), provider.clone())).collect()
     }
 
     /// A batch made by `provider` was handed to the transport: it ends before `end` and has so many bytes. Without effect if the

@@ -24,6 +24,7 @@ static REQUESTS: AtomicU64 = AtomicU64::new(0);
 pub(crate) struct Provider {
     request: u64,
     cursor: u64,
+    stored: u64,
     filters: Arc<[TopicFilter]>,
     in_flight: VecDeque<(u64, usize)>,
     in_flight_bytes: usize,
@@ -43,6 +44,7 @@ impl Provider {
         Self {
             request: REQUESTS.fetch_add(1, Ordering::Relaxed),
             cursor: from,
+            stored: from,
             filters: filters.into(),
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
@@ -52,6 +54,16 @@ impl Provider {
     /// Next index to send.
     pub(crate) fn cursor(&self) -> u64 {
         self.cursor
+    }
+
+    /// How much the peer holds of it.
+    pub(crate) fn stored(&self) -> u64 {
+        self.stored
+    }
+
+    /// The topics that the peer wants; empty: all.
+    pub(crate) fn filters(&self) -> &[TopicFilter] {
+        &self.filters
     }
 
     pub(crate) fn same(&self, other: &Self) -> bool {
@@ -69,6 +81,8 @@ impl Provider {
     }
 
     pub(crate) fn acknowledged(&mut self, size: u64) {
+        // Not beyond what was sent, whatever the peer says.
+        self.stored = self.stored.max(size.min(self.cursor));
         while let Some((end, bytes)) = self.in_flight.front()
             && *end <= size
         {

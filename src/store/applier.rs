@@ -197,8 +197,7 @@ fn take_in(shared: &Shared, batch: &[Pending]) -> Result<(), ReadError> {
 /// Lets memory go of what the view has now.
 pub(super) fn settle(state: &mut State, tiles: &mut TileCache<FeedNumber>, batch: &[Pending]) {
     let Some(last) = batch.last() else { return };
-    let mut feeds: Vec<FeedNumber> =
-        batch.iter().flat_map(Pending::feeds_of_entries).collect();
+    let mut feeds: Vec<FeedNumber> = batch.iter().flat_map(Pending::feeds_of_entries).collect();
     feeds.sort_unstable();
     feeds.dedup();
     state.applied(last.committed.seq, last.committed.end_arrival, &feeds);

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use barid_core::bulletin::Urgent;
 use barid_core::names::{Digest, FeedId, Undisclosed};
 
+use super::admit::CustodyStanding;
 use super::disk::DiskStore;
 use super::keys::{FeedNumber, FillAt, NoteRef, Stretch};
 use super::load::{self, dangling};
 use super::log::{Position, Record, RecordedAppend};
-use super::admit::CustodyStanding;
 use super::view::fills;
 use super::window::Bounded;
 use super::{Content, CustodyRecord, Entry, Express, ReadError};

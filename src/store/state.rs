@@ -357,9 +357,9 @@ impl State {
 
     /// What came ahead of the order lies in its record behind the fills, and is found as they are.
     fn take_in_express(&mut self, committed: &Arc<Committed>, position: Position, pending: &mut Pending) {
-        let mut arrival = committed.end_arrival.saturating_sub(committed.commit.express.len() as u64);
+        let arrivals = committed.end_arrival.saturating_sub(committed.commit.express.len() as u64)..;
         let places = u32::try_from(committed.commit.fills.len()).unwrap_or(u32::MAX)..;
-        for (express, place) in committed.commit.express.iter().zip(places) {
+        for ((express, place), arrival) in committed.commit.express.iter().zip(places).zip(arrivals) {
             let (number, book, new) = self.book_mut(&express.feed);
             let (index, feed) = (express.index, &express.feed);
             let at = FillAt { at: NoteRef { position, place }, slot: 0 };
@@ -380,7 +380,6 @@ impl State {
                 let id = id.map(|id| (id, Place { epoch: feed.epoch, index, feed: number, arrival }));
                 self.ids.extend(&feed.member, id.into_iter());
             }
-            arrival += 1;
         }
     }
 

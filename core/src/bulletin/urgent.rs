@@ -17,8 +17,7 @@ pub enum Urgent {
 /// Whether a bulletin with this header is urgent: urgency Immediate, or severity Extreme. By what is read here, whatever the kind.
 #[must_use]
 pub fn urgent(header: &proto::Header) -> Option<Urgent> {
-    let urgent =
-        header.urgency == Urgency::Immediate.as_str() || header.severity == Severity::Extreme.as_str();
+    let urgent = header.urgency == Urgency::Immediate.as_str() || header.severity == Severity::Extreme.as_str();
     let actual = header.status == Status::Actual.as_str();
     urgent.then_some(if actual { Urgent::Actual } else { Urgent::Other })
 }

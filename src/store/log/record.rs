@@ -386,7 +386,9 @@ impl Record {
                 commit.fills.push(Fill { feed: recorded.feed.clone(), entries });
                 continue;
             };
-            commit.express.extend(entries.into_iter().map(|(index, entry)| proven.express(&recorded.feed, index, entry)));
+            commit
+                .express
+                .extend(entries.into_iter().map(|(index, entry)| proven.express(&recorded.feed, index, entry)));
         }
         Ok(commit)
     }
@@ -528,14 +530,11 @@ fn decode_fill(fill: &proto::RecordFill, arrival: &mut u64, start: &mut usize) -
     Ok(RecordedFill { feed, slots, proven: None })
 }
 
-fn decode_express(
-    express: proto::RecordExpress,
-    arrival: &mut u64,
-    start: &mut usize,
-) -> Result<RecordedFill, String> {
+fn decode_express(express: proto::RecordExpress, arrival: &mut u64, start: &mut usize) -> Result<RecordedFill, String> {
     let feed: FeedId = express.feed.parse().map_err(|error: barid_core::names::NameError| error.to_string())?;
     let (index, len) = (express.index, express.envelope_size as usize);
-    let digest = express.digest.as_ref().try_into().map_err(|_| format!("{feed} {index}: the digest is not 32 bytes"))?;
+    let digest =
+        express.digest.as_ref().try_into().map_err(|_| format!("{feed} {index}: the digest is not 32 bytes"))?;
     let (proof, rest) = express.inclusion_proof.as_chunks::<32>();
     if !rest.is_empty() || len == 0 || len > ENVELOPE_BYTES_MAX || index >= TREE_SIZE_MAX || *arrival == u64::MAX {
         return Err(format!("{feed} {index}: an envelope of {len} bytes, or a proof that is none"));

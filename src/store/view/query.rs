@@ -200,7 +200,8 @@ impl View {
     /// A bucket of urgent entries.
     pub(in crate::store) fn urgent_bucket(&self, feed: FeedNumber, bucket: u64) -> Result<urgent::Bucket, ReadError> {
         let value = self.get(Key::new(keys::URGENT).u32(feed).u64(bucket))?;
-        let read = value.map(|value| urgent::Bucket::decode(&value).ok_or_else(|| unreadable("bucket of what is urgent")));
+        let read =
+            value.map(|value| urgent::Bucket::decode(&value).ok_or_else(|| unreadable("bucket of what is urgent")));
         Ok(read.transpose()?.unwrap_or_default())
     }
 

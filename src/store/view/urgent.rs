@@ -10,7 +10,7 @@ use crate::store::keys::{Fields, VALUE_BYTES_MAX, Value};
 /// Indexes in one bucket.
 pub(in crate::store) const BUCKET_INDEXES: u64 = 4_096;
 const BITS_BYTES: usize = 512;
-const _: () = assert!(BITS_BYTES * 8 == BUCKET_INDEXES as usize && 2 * BITS_BYTES < VALUE_BYTES_MAX);
+const _: () = assert!(BITS_BYTES as u64 * 8 == BUCKET_INDEXES && 2 * BITS_BYTES < VALUE_BYTES_MAX);
 
 /// One bucket.
 #[derive(Clone)]
@@ -43,13 +43,11 @@ impl Bucket {
     /// The entries of bucket `number`, by index.
     pub(in crate::store) fn entries(&self, number: u64) -> impl Iterator<Item = (u64, Urgent)> {
         let first = number.saturating_mul(BUCKET_INDEXES);
-        (0..BUCKET_INDEXES).filter_map(move |at| {
-            let (byte, bit) = place(at);
-            if self.urgent[byte] & bit == 0 {
-                return None;
-            }
-            let urgent = if self.actual[byte] & bit == 0 { Urgent::Other } else { Urgent::Actual };
-            Some((first + at, urgent))
+        let bytes =
+            (first..).step_by(8).zip(self.urgent.iter().zip(&self.actual)).filter(|(_, (urgent, _))| **urgent != 0);
+        bytes.flat_map(|(first, (urgent, actual))| {
+            let bits = (0..8_u64).filter(move |bit| urgent >> bit & 1 == 1);
+            bits.map(move |bit| (first + bit, if actual >> bit & 1 == 1 { Urgent::Actual } else { Urgent::Other }))
         })
     }
 
