@@ -3,10 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::bulletin::Urgent;
 use crate::bulletin::audience::may_read;
 use crate::feed::checkpoint::{Checkpoint, sign};
 use crate::feed::note::{Algorithm, Note, SigningKey};
-use crate::bulletin::Urgent;
 use crate::feed::tree::{MemoryTree, inclusion_proof};
 use crate::provide::{self, Head, Held};
 
@@ -576,10 +576,7 @@ fn an_urgent_entry_is_proven_by_itself() {
         assert_eq!(taken.envelope(), expected.map(|_| &message.envelope));
         assert_eq!(taken.entry.digest, envelope::digest(&message.envelope));
     }
-    let red = proto::Header {
-        handling: header("TLP:RED", &["tn"], 1).handling,
-        ..urgent("Actual")
-    };
+    let red = proto::Header { handling: header("TLP:RED", &["tn"], 1).handling, ..urgent("Actual") };
     let taken = take(&sent(&Feed::of(vec![sealed(&red, 1)]), 0), None).unwrap();
     assert_eq!(taken.envelope(), None, "not for us");
     assert_eq!(taken.findings, [Finding { index: 0, what: What::Excluded }]);

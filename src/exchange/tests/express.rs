@@ -110,24 +110,22 @@ async fn without_a_backlog_nothing_is_sent_twice() {
 async fn a_relay_hands_on_at_once_what_overtook() {
     let (ma, ly, tn) = (Node::start("ma"), Node::start("ly"), Node::start("tn"));
     ma.publish(2 * BATCH_ENTRIES_MAX, |_| {}).await;
-    let (_, _, stuck) = gate(BATCH_ENTRIES_MAX as u64);
+    let (_, _, stuck) = gate(1);
     let first = connect(&ma, &ly, stuck, honest());
     let _second = connect(&ly, &tn, honest(), honest());
-    until("the beginning has come through ly", || tn.size(&ma.feed()) == BATCH_ENTRIES_MAX as u64).await;
+    until("the beginning has come through ly", || tn.size(&ma.feed()) > 0).await;
+    let begun = ly.size(&ma.feed());
     ma.publish(1, immediate("Actual")).await;
     // Not for ly: only its owner can give it.
     ma.publish(1, |draft| {
         immediate("Actual")(draft);
-        *handling(draft) = proto::Handling {
-            tlp: "TLP:RED".into(),
-            releasable_to: vec!["tn".into()],
-            ..proto::Handling::default()
-        };
+        *handling(draft) =
+            proto::Handling { tlp: "TLP:RED".into(), releasable_to: vec!["tn".into()], ..proto::Handling::default() };
     })
     .await;
     let index = 2 * BATCH_ENTRIES_MAX as u64;
     until("what is urgent has come through ly", || arrived(&tn).contains(&index)).await;
-    assert_eq!(tn.size(&ma.feed()), BATCH_ENTRIES_MAX as u64);
+    assert!(begun < index && tn.size(&ma.feed()) == begun);
     assert!(!arrived(&ly).contains(&(index + 1)));
     drop(first);
     let _again = connect(&ma, &ly, honest(), honest());
@@ -191,7 +189,8 @@ fn some(change: impl Fn(usize, &mut proto::Draft)) -> Vec<ValidBulletin> {
 /// ma, played by the test, whom ly has asked for its feed.
 async fn asked(ly: &Node) -> Actor {
     let mut ma = Actor::greet(ly, "ma").await;
-    ma.hear(|frame| matches!(frame, Frame::Follow(follow) if follow.feed == feed("ma").to_string()).then_some(())).await;
+    ma.hear(|frame| matches!(frame, Frame::Follow(follow) if follow.feed == feed("ma").to_string()).then_some(()))
+        .await;
     ma
 }
 
@@ -217,7 +216,8 @@ async fn what_is_repeated_is_passed_over_and_what_is_not_for_us_or_not_urgent_wa
     }
     let mut custody = Vec::new();
     while custody.len() < 2 {
-        custody.push(ma.hear(|frame| if let Frame::Custody(custody) = frame { Some(custody.note) } else { None }).await);
+        custody
+            .push(ma.hear(|frame| if let Frame::Custody(custody) = frame { Some(custody.note) } else { None }).await);
     }
     assert_eq!(arrived(&ly), [3, 7]);
     ma.say(Frame::Entries(sent.entries())).await;
