@@ -4,7 +4,8 @@
 //! place. Out of scope: the order in a feed (`provider`, `reader`), verifying (`core::follow`), going first at the committer.
 //!
 //! A task of its own sends them, so that they wait neither for a batch in the making nor for their turn among the feeds. It sends what
-//! would otherwise wait: what lies in or behind a backlog of the link. What the next batch carries anyway is left to it.
+//! would otherwise wait: what lies in or behind a backlog of the link. What the next batch carries anyway is left to it. When a peer asks for
+//! a feed, what is urgent of it goes before its first batch.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -97,6 +98,7 @@ pub(crate) async fn send(shared: Arc<Shared>, peer: Member, outbox: Arc<Outbox>,
         let providers = outbox.providers();
         unmatched.feeds.retain(|feed, _| providers.iter().any(|(followed, _)| followed == feed));
         providers.iter().for_each(|(feed, provider)| unmatched.reached(feed, provider.stored()));
+        let asked: Vec<_> = providers.iter().filter(|(_, provider)| !provider.was_looked_at()).cloned().collect();
         let more = if needs_look(shared.store().as_ref(), &providers) {
             let frames_max = FRAMES_WAITING_MAX.min(outgoing.max_capacity());
             let looking = Looking { shared: Arc::clone(&shared), peer: peer.clone(), unmatched, providers, frames_max };
@@ -117,6 +119,9 @@ pub(crate) async fn send(shared: Arc<Shared>, peer: Member, outbox: Arc<Outbox>,
         };
         if more {
             continue;
+        }
+        if !asked.is_empty() {
+            outbox.looked_at(&asked);
         }
         tokio::select! {
             changed = commits.changed() => if changed.is_err() { return },

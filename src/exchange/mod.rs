@@ -23,6 +23,7 @@ mod heads;
 mod link;
 mod outbox;
 mod own;
+mod pace;
 mod peers;
 mod provider;
 mod reader;
@@ -77,7 +78,8 @@ pub const FILL_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration
 pub const FILL_WAIT_MAX: Duration = Duration::from_secs(120);
 /// Batches of one feed that may be on their way without a `Stored`: enough to keep a long line full while each is committed.
 pub const IN_FLIGHT_BATCHES_MAX: usize = 8;
-/// Envelope bytes of one feed that may be on their way without a `Stored`.
+/// Bytes of one feed, and of all that one peer follows, that may be on their way without a `Stored`; fewer where they would lie in queues
+/// (`pace`).
 pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 /// Envelope bytes that may be on their way to one peer ahead of the order of their feeds, and not reached by it.
 pub const EXPRESS_BYTES_MAX: usize = 4 << 20;
