@@ -3,19 +3,20 @@
 //! In scope: taking one in, with its custody note, and two entries at one place. Out of scope: verifying (`core`), going first (`queue`).
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use barid_core::bulletin::Urgent;
+use barid_core::bulletin::{Urgent, ValidBulletin, urgent};
 use barid_core::feed::bridge::bridged_inclusion;
 use barid_core::feed::tree::{Frontier, HashReader, NodeId, leaf_hash, node_hash};
 use barid_core::follow::{ProvenEntry, VerifiedBatch, VerifiedContent, VerifiedExpress};
 use barid_core::limits::EXPRESS_ENTRIES_MAX;
 use barid_core::names::{Digest, Hash};
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::run::{Group, Release, Writer};
 use super::spoken::custody_of;
-use super::{CommitFailure, Permit, is_behind, later, owns};
+use super::{CommitFailure, Committer, EXPRESS_QUEUE_MAX, Permit, Work, is_behind, later, owns};
 use crate::store::{Append, Content, Express, FeedTree, NewEntry, ReadError, Store};
 
 /// What came of an urgent entry.
@@ -34,6 +35,30 @@ pub enum Expressed {
     Full,
 }
 
+impl Committer {
+    /// Takes in an urgent entry of a peer's feed ahead of the feed's order. Waits for room.
+    ///
+    /// # Errors
+    /// See [`CommitFailure`].
+    pub async fn express(
+        &self,
+        express: VerifiedExpress,
+    ) -> Result<oneshot::Receiver<Result<Expressed, CommitFailure>>, CommitFailure> {
+        let permit = Arc::clone(&self.shared.express).acquire_owned().await.map_err(|_| self.stopped())?;
+        let (reply, answer) = oneshot::channel();
+        self.work.send(Work::Express(Box::new(express), reply, permit)).map_err(|_| self.stopped())?;
+        Ok(answer)
+    }
+
+    /// Where a group finds its places.
+    pub(super) fn places(&self, group: &[ValidBulletin]) -> &Arc<Semaphore> {
+        // A group that is too long for the places of what is urgent waits like the others; it is committed first all the same.
+        let fits = group.len() <= EXPRESS_QUEUE_MAX;
+        let is_urgent = fits && group.iter().any(|bulletin| urgent(&bulletin.proto_header).is_some());
+        if is_urgent { &self.shared.express } else { &self.shared.queue }
+    }
+}
+
 /// Entries of one feed that are held ahead of its order and are not Actual: there is always room for what is.
 const OTHERS_MAX: usize = EXPRESS_ENTRIES_MAX / 2;
 
@@ -50,7 +75,7 @@ impl Writer {
     }
 
     fn express(&self, group: &mut Group, express: VerifiedExpress) -> Result<Expressed, CommitFailure> {
-        let VerifiedExpress { feed, index, entry, urgent, checkpoint, proof, .. } = express;
+        let VerifiedExpress { feed, index, entry, urgent: how, checkpoint, proof, .. } = express;
         let size = group.edges.get(&feed).or_else(|| self.edges.get(&feed)).map_or(0, Frontier::size);
         // Its own feed a node takes from others in order only.
         if index < size || owns(&self.shared.feed.member, &feed) {
@@ -69,7 +94,7 @@ impl Writer {
         }
         let count = store.ahead(&feed, 0..u64::MAX).len()
             + group.commit.express.iter().filter(|held| held.feed == feed).count();
-        let room = if urgent == Some(Urgent::Actual) { EXPRESS_ENTRIES_MAX } else { OTHERS_MAX };
+        let room = if how == Some(Urgent::Actual) { EXPRESS_ENTRIES_MAX } else { OTHERS_MAX };
         if count >= room {
             return Ok(Expressed::Full);
         }

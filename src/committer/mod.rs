@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use barid_core::bulletin::{ValidBulletin, urgent};
+use barid_core::bulletin::ValidBulletin;
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint};
 use barid_core::feed::cosignature::heartbeat_line;
 use barid_core::feed::note::SigningKey;
@@ -399,14 +399,6 @@ impl Committer {
         self.queue(group, permit)
     }
 
-    /// Where a group finds its places.
-    fn places(&self, group: &[ValidBulletin]) -> &Arc<Semaphore> {
-        // A group that is too long for the places of what is urgent waits like the others; it is committed first all the same.
-        let fits = group.len() <= EXPRESS_QUEUE_MAX;
-        let is_urgent = fits && group.iter().any(|bulletin| urgent(&bulletin.proto_header).is_some());
-        if is_urgent { &self.shared.express } else { &self.shared.queue }
-    }
-
     fn queue(
         &self,
         group: Vec<ValidBulletin>,
@@ -436,20 +428,6 @@ impl Committer {
         let permit = self.permits(permits_of(batch.entries.len())).await?;
         let (reply, answer) = oneshot::channel();
         self.work.send(Work::Append(Box::new(batch), reply, permit)).map_err(|_| self.stopped())?;
-        Ok(answer)
-    }
-
-    /// Takes in an urgent entry of a peer's feed ahead of the feed's order. Waits for room.
-    ///
-    /// # Errors
-    /// See [`CommitFailure`].
-    pub async fn express(
-        &self,
-        express: VerifiedExpress,
-    ) -> Result<oneshot::Receiver<Result<Expressed, CommitFailure>>, CommitFailure> {
-        let permit = Arc::clone(&self.shared.express).acquire_owned().await.map_err(|_| self.stopped())?;
-        let (reply, answer) = oneshot::channel();
-        self.work.send(Work::Express(Box::new(express), reply, permit)).map_err(|_| self.stopped())?;
         Ok(answer)
     }
 

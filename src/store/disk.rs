@@ -498,27 +498,7 @@ impl Store for DiskStore {
     }
 
     fn custody_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<CustodyRecord>, ReadError> {
-        let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
-        let (holders, pending): (Vec<Member>, Vec<CustodyRecord>) = {
-            let state = self.shared().state.read();
-            let holders = state.book(number).map(|book| book.holders.iter().cloned().collect()).unwrap_or_default();
-            let pending =
-                state.pending_custody.iter().filter(|(_, feed, note, _)| *feed == number && note.holds(index));
-            (holders, pending.map(|(_, _, note, _)| note.clone()).collect())
-        };
-        let mut notes = Vec::new();
-        for holder in holders {
-            let mut first = None;
-            for at in self.shared().view.custody_about(number, &holder, index)? {
-                let note = load::custody(&self.log, at)?;
-                if note.holds(index) {
-                    first = Some(note);
-                    break;
-                }
-            }
-            notes.extend(first.or_else(|| pending.iter().find(|note| note.holder == holder).cloned()));
-        }
-        Ok(notes)
+        self.read_custody_covering(feed, index)
     }
 
     fn custody_newest(&self, feed: &FeedId) -> Result<Vec<CustodyRecord>, ReadError> {

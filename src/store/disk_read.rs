@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use barid_core::bulletin::Urgent;
-use barid_core::names::{Digest, FeedId, Undisclosed};
+use barid_core::names::{Digest, FeedId, Member, Undisclosed};
 
 use super::admit::CustodyStanding;
 use super::disk::DiskStore;
@@ -76,6 +76,31 @@ impl DiskStore {
             }
         }
         Ok(entries)
+    }
+
+    /// Of each holder the custody note committed first that says that it holds an entry.
+    pub(super) fn read_custody_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<CustodyRecord>, ReadError> {
+        let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
+        let (holders, pending): (Vec<Member>, Vec<CustodyRecord>) = {
+            let state = self.shared().state.read();
+            let holders = state.book(number).map(|book| book.holders.iter().cloned().collect()).unwrap_or_default();
+            let pending =
+                state.pending_custody.iter().filter(|(_, feed, note, _)| *feed == number && note.holds(index));
+            (holders, pending.map(|(_, _, note, _)| note.clone()).collect())
+        };
+        let mut notes = Vec::new();
+        for holder in holders {
+            let mut first = None;
+            for at in self.shared().view.custody_about(number, &holder, index)? {
+                let note = load::custody(&self.log, at)?;
+                if note.holds(index) {
+                    first = Some(note);
+                    break;
+                }
+            }
+            notes.extend(first.or_else(|| pending.iter().find(|note| note.holder == holder).cloned()));
+        }
+        Ok(notes)
     }
 
     /// Custody notes from the view, then those that it has not taken in yet, in the order of their commits.

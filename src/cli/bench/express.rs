@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::load::{Published, Publisher, Subscriber, URGENT_TOPIC, Until};
+use super::load::{Publisher, Subscriber, URGENT_TOPIC, Until};
 use super::measure::rate;
 use super::pair::{Pair, Side, followed};
 use super::{Bench, Failure, READER, failed, latencies};
@@ -22,8 +22,8 @@ impl Bench<'_> {
         let mut urgent = Publisher::new(pair.connect(Side::A, READER)?, 4).urgent();
         let mut ordinary = Publisher::new(pair.connect(Side::A, READER)?, 5);
         let mut reader = Subscriber::of_topic(pair.connect(Side::B, READER)?, URGENT_TOPIC).await?;
-        self.round(&mut urgent, &mut reader, 200).await?;
-        let mut idle = self.round(&mut urgent, &mut reader, IDLE_COUNT).await?;
+        (reader, _) = round(&mut urgent, reader, 200).await?;
+        let (reader, mut idle) = round(&mut urgent, reader, IDLE_COUNT).await?;
         drop(reader);
 
         pair.drained().await?;
@@ -36,42 +36,55 @@ impl Bench<'_> {
         let mut reader = Subscriber::of_topic(pair.connect(Side::B, READER)?, URGENT_TOPIC).await?;
         let operator = pair.operator(Side::B)?;
         let (before, begun) = (followed(&operator.status().await?), Instant::now());
-        let (mut loaded, mut held, mut at) = (Vec::new(), before, begun);
+        let (mut loaded, mut held, mut at) = (Times::default(), before, begun);
         loop {
-            let taken = self.round(&mut urgent, &mut reader, ROUND_COUNT).await?;
+            let taken;
+            (reader, taken) = round(&mut urgent, reader, ROUND_COUNT).await?;
             let now = followed(&operator.status().await?);
             // A round in which the backlog came to its end is not counted.
             if now >= all {
                 break;
             }
             (held, at) = (now, Instant::now());
-            loaded.extend(taken);
+            loaded.receipts.extend(taken.receipts);
+            loaded.delivered.extend(taken.delivered);
         }
-        if loaded.is_empty() {
+        if loaded.delivered.is_empty() {
             return Err(
                 Failure::new("bench").cause("the backlog was gone before anything could be measured: --history")
             );
         }
-        self.figures.latencies("express.idle_", &mut idle)?;
-        self.figures.latencies("express.backlog_", &mut loaded)?;
+        self.figures.latencies("express.idle_", &mut idle.delivered)?;
+        self.figures.latencies("express.idle_ack_", &mut idle.receipts)?;
+        self.figures.latencies("express.backlog_", &mut loaded.delivered)?;
+        self.figures.latencies("express.backlog_ack_", &mut loaded.receipts)?;
         #[allow(clippy::cast_precision_loss, reason = "a count of a measurement stays far below 2^52")]
-        self.figures.put("express.backlog_count", loaded.len() as f64, "msg")?;
+        self.figures.put("express.backlog_count", loaded.delivered.len() as f64, "msg")?;
         self.figures.put("express.backlog_rate", rate(held - before, at - begun), "msg/s")
     }
+}
 
-    /// So many at a steady pace, and how long each took.
-    async fn round(
-        &self,
-        publisher: &mut Publisher,
-        reader: &mut Subscriber,
-        count: u64,
-    ) -> Result<Vec<Duration>, Failure> {
-        let until = Until { count, spent: Duration::MAX };
-        let publishing = publisher.stream(usize::from(u16::MAX), PER_SECOND, until);
-        let (published, taken): (Result<Published, Failure>, _) = tokio::join!(publishing, reader.next(count));
-        let times = latencies(&published?, &taken?);
-        if times.len() as u64 == count { Ok(times) } else { Err(failed(&Missing)) }
+/// So many at a steady pace, and how long each took. Publisher and subscriber are not on the thread that waits for both.
+async fn round(publisher: &mut Publisher, mut reader: Subscriber, count: u64) -> Result<(Subscriber, Times), Failure> {
+    let reading = tokio::spawn(async move {
+        let taken = reader.next(count).await;
+        (reader, taken)
+    });
+    let until = Until { count, spent: Duration::MAX };
+    let published = publisher.stream(usize::from(u16::MAX), PER_SECOND, until).await?;
+    let (reader, taken) = reading.await.map_err(|error| failed(&error))?;
+    let delivered = latencies(&published, &taken?);
+    if delivered.len() as u64 != count {
+        return Err(failed(&Missing));
     }
+    Ok((reader, Times { receipts: published.acks, delivered }))
+}
+
+/// How long each took: until the receipt at A, and until it was in hand at B.
+#[derive(Default)]
+struct Times {
+    receipts: Vec<Duration>,
+    delivered: Vec<Duration>,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -7,6 +7,8 @@
 //! envelopes (8), CRC-32C over the log's salt, these 16 bytes and the head (4), zeros (4). The salt is random and stays in the log, so
 //! that nobody can publish an envelope that looks like a record to a scan. Records start at multiples of [`ALIGNMENT`].
 
+mod express;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -18,10 +20,10 @@ use bytes::Bytes;
 use prost::Message as _;
 use sha2::Digest as _;
 
+use self::express::Proven;
 use crate::store::admit;
 use crate::store::{
-    Append, Commit, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Express, Fill, ForkRecord, NewEntry,
-    RosterRecord,
+    Append, Commit, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Fill, ForkRecord, NewEntry, RosterRecord,
 };
 
 /// Length of a frame.
@@ -134,7 +136,7 @@ pub(in crate::store) fn encode_head(commit: &Commit, seq: u64, previous: &Hash, 
             .collect(),
         time_unix_ms: commit.time_unix_ms,
         fills: commit.fills.iter().map(encode_fill).collect(),
-        express: commit.express.iter().map(encode_express).collect(),
+        express: commit.express.iter().map(express::encode).collect(),
     };
     head.encode_to_vec()
 }
@@ -153,26 +155,6 @@ fn encode_fill(fill: &Fill) -> proto::RecordFill {
     }
     record.digests = digests.into();
     record.ids = ids.into();
-    record
-}
-
-fn encode_express(express: &Express) -> proto::RecordExpress {
-    let mut record = proto::RecordExpress {
-        feed: express.feed.to_string(),
-        index: express.index,
-        digest: Bytes::copy_from_slice(&express.entry.digest.0),
-        checkpoint: express.checkpoint.clone(),
-        checkpoint_size: express.checkpoint_size,
-        inclusion_proof: express.proof.iter().flat_map(|hash| hash.0).collect(),
-        ..proto::RecordExpress::default()
-    };
-    // Nothing else was let in.
-    if let Content::Disclosed { envelope, header } = &express.entry.content {
-        record.envelope_size = u32::try_from(envelope.len()).unwrap_or(u32::MAX);
-        record.envelope_checksum = crc32c::crc32c(envelope);
-        let id = admit::id_of(&express.feed, header.as_deref()).unwrap_or_default();
-        record.id = Bytes::copy_from_slice(id.as_bytes());
-    }
     record
 }
 
@@ -283,14 +265,6 @@ pub(in crate::store) struct RecordedFill {
     pub(in crate::store) proven: Option<Proven>,
 }
 
-/// What proves an entry that came ahead of the order.
-#[derive(Debug)]
-pub(in crate::store) struct Proven {
-    pub(in crate::store) proof: Vec<Hash>,
-    pub(in crate::store) checkpoint: Bytes,
-    pub(in crate::store) checkpoint_size: u64,
-}
-
 /// An entry in a record.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct Slot {
@@ -322,7 +296,7 @@ impl Record {
             fills.push(decode_fill(&fill, &mut arrival, &mut start)?);
         }
         for express in head.express {
-            fills.push(decode_express(express, &mut arrival, &mut start)?);
+            fills.push(express::decode(express, &mut arrival, &mut start)?);
         }
         if start as u64 != frame.body_len {
             return Err(format!("{start} bytes of envelopes in the head, {} in the frame", frame.body_len));
@@ -460,20 +434,6 @@ impl RecordedFill {
     }
 }
 
-impl Proven {
-    /// The entry with what proves it.
-    pub(in crate::store) fn express(&self, feed: &FeedId, index: u64, entry: NewEntry) -> Express {
-        Express {
-            feed: feed.clone(),
-            index,
-            entry,
-            proof: self.proof.clone(),
-            checkpoint: self.checkpoint.clone(),
-            checkpoint_size: self.checkpoint_size,
-        }
-    }
-}
-
 impl Slot {
     fn is_wrong(&self, body: &[u8]) -> bool {
         let envelope = body.get(self.start..self.start + self.len);
@@ -528,24 +488,6 @@ fn decode_fill(fill: &proto::RecordFill, arrival: &mut u64, start: &mut usize) -
         *arrival += 1;
     }
     Ok(RecordedFill { feed, slots, proven: None })
-}
-
-fn decode_express(express: proto::RecordExpress, arrival: &mut u64, start: &mut usize) -> Result<RecordedFill, String> {
-    let feed: FeedId = express.feed.parse().map_err(|error: barid_core::names::NameError| error.to_string())?;
-    let (index, len) = (express.index, express.envelope_size as usize);
-    let digest =
-        express.digest.as_ref().try_into().map_err(|_| format!("{feed} {index}: the digest is not 32 bytes"))?;
-    let (proof, rest) = express.inclusion_proof.as_chunks::<32>();
-    if !rest.is_empty() || len == 0 || len > ENVELOPE_BYTES_MAX || index >= TREE_SIZE_MAX || *arrival == u64::MAX {
-        return Err(format!("{feed} {index}: an envelope of {len} bytes, or a proof that is none"));
-    }
-    let checksum = express.envelope_checksum;
-    let slot = Slot { digest: Digest(digest), undisclosed: None, arrival: *arrival, start: *start, len, checksum };
-    *start += len;
-    *arrival += 1;
-    let proof = proof.iter().map(|hash| Hash(*hash)).collect();
-    let proven = Proven { proof, checkpoint: express.checkpoint, checkpoint_size: express.checkpoint_size };
-    Ok(RecordedFill { feed, slots: vec![(index, slot)], proven: Some(proven) })
 }
 
 fn decode_append(append: proto::RecordAppend, arrival: &mut u64, start: &mut usize) -> Result<RecordedAppend, String> {
