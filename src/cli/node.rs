@@ -45,7 +45,6 @@ pub(super) fn run(_context: &Context, args: &NodeArgs) -> Result<Exit, Failure> 
 /// their own; with more than these, each bulletin wakes threads that find nothing to do.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let cores = std::env::var("X_WORKERS").ok().and_then(|n| n.parse::<usize>().ok()).map_or(cores, |n| n * 2);
     tokio::runtime::Builder::new_multi_thread().worker_threads(cores.div_ceil(2)).enable_all().build()
 }
 

@@ -8,13 +8,13 @@
 use std::time::Duration;
 
 /// How long a batch may lie in queues. An urgent entry waits in the same ones, but for the peer's committer.
-const QUEUED_MAX: Duration = Duration::from_millis(8);
+const QUEUED_MAX: Duration = Duration::from_millis(2);
 /// Smallest window: a few bulletins, two seconds of a line of 64 kbit/s.
 const WINDOW_BYTES_MIN: usize = 16 << 10;
 /// First window of a link: it opens or closes as answers come.
 const WINDOW_BYTES_FIRST: usize = 256 << 10;
 /// Beyond so many times [`QUEUED_MAX`] the line is another one than was thought: the window is halved.
-const FAR_BEYOND: u32 = 16;
+const FAR_BEYOND: u32 = 64;
 /// A batch is so small a part of the window, so that there is always one on its way while another one is committed.
 const BATCHES_IN_WINDOW: usize = 4;
 /// Smallest bound on a batch.
@@ -58,13 +58,11 @@ impl Pace {
         let shortest = self.shortest.map_or(elapsed, |shortest| (shortest + shortest / FORGET).min(elapsed));
         self.shortest = Some(shortest);
         let queued = elapsed - shortest;
-        let queued_max =
-            std::env::var("X_QUEUED_US").ok().and_then(|us| us.parse().ok()).map_or(QUEUED_MAX, Duration::from_micros);
         // Whoever does not fill the window learns nothing about it.
-        if queued <= queued_max / 2 && in_flight_bytes * 2 >= self.window_bytes {
+        if queued <= QUEUED_MAX / 2 && in_flight_bytes * 2 >= self.window_bytes {
             self.window_bytes = (self.window_bytes + bytes).min(window_bytes_max);
-        } else if queued > queued_max {
-            let less = if queued > queued_max * FAR_BEYOND { 2 } else { 8 };
+        } else if queued > QUEUED_MAX {
+            let less = if queued > QUEUED_MAX * FAR_BEYOND { 2 } else { 8 };
             self.window_bytes = (self.window_bytes - self.window_bytes / less).max(WINDOW_BYTES_MIN);
         }
     }
@@ -99,9 +97,9 @@ mod tests {
 
     #[test]
     fn a_fast_line_is_kept_full_with_little_in_queues() {
-        // 100 MB/s and 0.2 ms: what is queued is within 8 ms, which is 800 kB.
+        // 100 MB/s and 0.2 ms: what is queued is within 2 ms, which is 200 kB, and a batch or two.
         let pace = after(Pace::default(), 2.0, 100e6, 0.000_2);
-        assert!((100 << 10..3 << 20).contains(&pace.window_bytes), "{}", pace.window_bytes);
+        assert!((64 << 10..1 << 20).contains(&pace.window_bytes), "{}", pace.window_bytes);
         // A long fat one, 20 MB/s and 100 ms: 2 MB are on the way alone.
         let pace = after(Pace::default(), 20.0, 20e6, 0.1);
         assert!(pace.window_bytes > 1_500_000, "{}", pace.window_bytes);

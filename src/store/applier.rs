@@ -164,9 +164,6 @@ fn entries(pending: &Pending) -> usize {
 
 /// Runs until the store is closed or the view fails.
 pub(super) fn run(shared: &Arc<Shared>) {
-    if let Some(nice) = std::env::var("X_NICE").ok().and_then(|nice| nice.parse().ok()) {
-        let _ = rustix::process::setpriority_process(None, nice);
-    }
     let mut unflushed = 0;
     loop {
         let batch = shared.queue.take();
