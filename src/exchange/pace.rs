@@ -9,12 +9,14 @@ use std::time::Duration;
 
 /// How long a batch may lie in queues. An urgent entry waits in the same ones, but for the peer's committer.
 const QUEUED_MAX: Duration = Duration::from_millis(2);
+/// On a far line so great a part of the shortest time, if that is longer: a batch's own time on the line is in it.
+const QUEUED_PART: u32 = 4;
 /// Smallest window: a few bulletins, two seconds of a line of 64 kbit/s.
 const WINDOW_BYTES_MIN: usize = 16 << 10;
 /// First window of a link: it opens or closes as answers come.
-const WINDOW_BYTES_FIRST: usize = 256 << 10;
-/// Beyond so many times [`QUEUED_MAX`] the line is another one than was thought: the window is halved.
-const FAR_BEYOND: u32 = 64;
+const WINDOW_BYTES_FIRST: usize = 128 << 10;
+/// Beyond so many times that the line is another one than was thought: the window is halved.
+const FAR_BEYOND: u32 = 8;
 /// A batch is so small a part of the window, so that there is always one on its way while another one is committed.
 const BATCHES_IN_WINDOW: usize = 4;
 /// Smallest bound on a batch.
@@ -57,12 +59,12 @@ impl Pace {
     ) {
         let shortest = self.shortest.map_or(elapsed, |shortest| (shortest + shortest / FORGET).min(elapsed));
         self.shortest = Some(shortest);
-        let queued = elapsed - shortest;
+        let (queued, allowed) = (elapsed - shortest, QUEUED_MAX.max(shortest / QUEUED_PART));
         // Whoever does not fill the window learns nothing about it.
-        if queued <= QUEUED_MAX / 2 && in_flight_bytes * 2 >= self.window_bytes {
+        if queued <= allowed / 2 && in_flight_bytes * 2 >= self.window_bytes {
             self.window_bytes = (self.window_bytes + bytes).min(window_bytes_max);
-        } else if queued > QUEUED_MAX {
-            let less = if queued > QUEUED_MAX * FAR_BEYOND { 2 } else { 8 };
+        } else if queued > allowed {
+            let less = if queued > allowed * FAR_BEYOND { 2 } else { 8 };
             self.window_bytes = (self.window_bytes - self.window_bytes / less).max(WINDOW_BYTES_MIN);
         }
     }
@@ -102,14 +104,14 @@ mod tests {
         assert!((64 << 10..1 << 20).contains(&pace.window_bytes), "{}", pace.window_bytes);
         // A long fat one, 20 MB/s and 100 ms: 2 MB are on the way alone.
         let pace = after(Pace::default(), 20.0, 20e6, 0.1);
-        assert!(pace.window_bytes > 1_500_000, "{}", pace.window_bytes);
+        assert!(pace.window_bytes > 1_000_000, "{}", pace.window_bytes);
     }
 
     #[test]
     fn a_thin_line_is_not_stuffed() {
         let pace = after(Pace::default(), 300.0, 8e3, 0.6);
-        assert!(pace.window_bytes <= 2 * WINDOW_BYTES_MIN, "{}", pace.window_bytes);
-        assert!(pace.batch_bytes(1 << 20) <= 8 << 10);
+        assert!(pace.window_bytes <= 3 * WINDOW_BYTES_MIN, "{}", pace.window_bytes);
+        assert!(pace.batch_bytes(1 << 20) <= 12 << 10);
         // And when it becomes a better one, it opens again.
         let pace = after(pace, 30.0, 10e6, 0.05);
         assert!(pace.window_bytes > 256 << 10, "{}", pace.window_bytes);
