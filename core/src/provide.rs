@@ -7,8 +7,8 @@
 
 use bytes::Bytes;
 
-use crate::bulletin::TopicFilter;
 use crate::bulletin::audience::may_read;
+use crate::bulletin::{TopicFilter, urgent};
 use crate::feed::bridge::bridged_proof;
 use crate::feed::tree::{HashReader, consistency_proof};
 use crate::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, ENVELOPE_BYTES_MAX};
@@ -94,6 +94,14 @@ pub fn fills<'a>(
             .then(|| proto::Fill { index, envelope: envelope.clone() })
     };
     entries.into_iter().filter_map(fill).collect()
+}
+
+/// Whether `reader`, who asked for the topics that `filters` match (none: every topic), may be sent the bulletin with this header ahead of its
+/// feed's order.
+#[must_use]
+pub fn may_express(header: &proto::Header, reader: &Member, filters: &[TopicFilter], rosters: &RosterChain) -> bool {
+    let wanted = filters.is_empty() || filters.iter().any(|filter| filter.matches_header(&header.topic));
+    wanted && urgent(header).is_some() && may_disclose(header, reader, rosters)
 }
 
 /// How many of the next entries fit one batch, given the bytes of each one's envelope as it is held (0: a digest). One always does.

@@ -28,7 +28,7 @@ use super::caller::Caller;
 use super::{Api, errors, stored};
 use crate::access::Role;
 use crate::rpc::audit_server::Audit;
-use crate::store::{Content, Entry, FeedTree, ReadError, Store};
+use crate::store::{Content, Entry, Express, FeedTree, ReadError, Store};
 use crate::telemetry::{AuditEvent, audit};
 
 /// Bytes of the file in one message: far below what a message may have, and a slow reader holds no more of it in buffers.
@@ -134,11 +134,20 @@ fn export(store: &dyn Store, rosters: &RosterChain, entry: &Entry) -> Result<(By
     };
     let feed = &entry.feed;
     let tree = FeedTree { store, feed };
-    let proofs = checkpoints(&tree, rosters, entry.index)?.into_iter().map(|(size, checkpoint)| {
-        Ok(TlogProof { index: entry.index, proof: inclusion_proof(&tree, entry.index, size)?, checkpoint })
-    });
-    let proofs: Vec<TlogProof> = proofs.collect::<Result<_, ReadError>>()?;
-    let custody = custody(&tree, rosters, entry.index)?;
+    let (proofs, custody) = match checkpoints(&tree, rosters, entry.index) {
+        Ok(checkpoints) => {
+            let proofs = checkpoints.into_iter().map(|(size, checkpoint)| {
+                Ok(TlogProof { index: entry.index, proof: inclusion_proof(&tree, entry.index, size)?, checkpoint })
+            });
+            let proofs: Vec<TlogProof> = proofs.collect::<Result<_, ReadError>>()?;
+            (proofs, custody(&tree, rosters, entry.index)?)
+        }
+        // What came ahead of the order came with a proof of its own.
+        Err(error) => match store.express(feed, entry.index)? {
+            Some(express) => (vec![own_proof(&express, rosters)?], Vec::new()),
+            None => return Err(error),
+        },
+    };
     let ties = EvidenceParts::pairs(&proofs, &custody)?.into_iter();
     let ties = ties.map(|(old, new)| Ok(Consistency { old, new, proof: consistency_proof(&tree, old, new)? }));
     let parts = EvidenceParts {
@@ -151,6 +160,14 @@ fn export(store: &dyn Store, rosters: &RosterChain, entry: &Entry) -> Result<(By
     let file = Bytes::from(assemble(parts)?);
     let verdict = verify(&file, rosters.newest());
     Ok((file, verdict))
+}
+
+/// The proof with which an entry came ahead of the order.
+fn own_proof(express: &Express, rosters: &RosterChain) -> Result<TlogProof, ExportError> {
+    let feed = &express.feed;
+    let keys = feed_keys(rosters, feed).ok_or_else(|| EvidenceError::NoFeedKeys(feed.clone()))?;
+    let checkpoint = with_cosignatures(&SignedCheckpoint::verify(&express.checkpoint, &keys)?, &[]);
+    Ok(TlogProof { index: express.index, proof: express.proof.clone(), checkpoint })
 }
 
 /// Checkpoint notes that include the entry and that the tree here reaches, by size: those that members have cosigned, or else the

@@ -126,7 +126,7 @@ pub(super) fn commit(error: &CommitFailure) -> Status {
         CommitFailure::Stopped(_) => {
             Status::with_error_details(Code::Unavailable, "the store has stopped", info("STOPPED"))
         }
-        CommitFailure::Stale { .. } | CommitFailure::ClockBehind => defect(),
+        CommitFailure::Stale { .. } | CommitFailure::AnotherEntry { .. } | CommitFailure::ClockBehind => defect(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use barid_core::bulletin::prepare::check_releasable;
-use barid_core::bulletin::{BulletinId, Fill, ValidBulletin, kinds, prepare, state};
+use barid_core::bulletin::{BulletinId, Fill, ValidBulletin, kinds, prepare, state, urgent};
 use barid_core::envelope::SALT_BYTES;
 use barid_core::limits::COMMIT_BYTES_MAX;
 use barid_core::names::Digest;
@@ -128,6 +128,7 @@ impl Api {
             // Paced rather than refused: a stream that is not read holds its sender back and loses nothing.
             let pause = self.pace.bulletins(&caller.path, &caller.grant.limits, chunk.len(), Instant::now());
             let (mut group, mut sent, mut done) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut urgent_group, mut urgent_sent) = (Vec::new(), Vec::new());
             let (mut bytes, mut broken) = (0, false);
             for request in chunk {
                 // What came whole before the line was cut is published all the same.
@@ -139,8 +140,15 @@ impl Api {
                     Ok(Prepared::New(ready)) => {
                         let Ready { bulletin, draft, wanted } = *ready;
                         bytes += bulletin.envelope.len();
-                        sent.push(Sent::of(request, &bulletin, draft, wanted));
-                        group.push(bulletin);
+                        let of = Sent::of(request, &bulletin, draft, wanted);
+                        // What is urgent does not wait for the others of its stream.
+                        if urgent(&bulletin.proto_header).is_some() {
+                            urgent_sent.push(of);
+                            urgent_group.push(bulletin);
+                        } else {
+                            sent.push(of);
+                            group.push(bulletin);
+                        }
                     }
                     Ok(Prepared::Repeated(proven, None)) => {
                         done.push(result_of(request, Ok(stored_here(proven.receipt))));
@@ -152,10 +160,15 @@ impl Api {
                 }
                 if bytes >= COMMIT_BYTES_MAX / 2 {
                     bytes = 0;
-                    if !self.offer(&groups, &mut group, &mut sent, answers).await {
+                    if !self.offer(&groups, &mut urgent_group, &mut urgent_sent, answers).await
+                        || !self.offer(&groups, &mut group, &mut sent, answers).await
+                    {
                         return;
                     }
                 }
+            }
+            if !self.offer(&groups, &mut urgent_group, &mut urgent_sent, answers).await {
+                return;
             }
             if !done.is_empty() && !tell(answers, done).await {
                 return;
@@ -296,8 +309,9 @@ impl Api {
 
     /// One entry, read on a blocking thread.
     pub(super) async fn entry(&self, location: &Location) -> Result<Entry, Status> {
-        let Location { feed, index, .. } = location.clone();
-        let entries = self.reading(move |api| api.store().entries(&feed, index, 1, usize::MAX)).await?;
+        // By its arrival: its feed may not have reached it.
+        let arrival = location.arrival;
+        let entries = self.reading(move |api| api.store().arrivals(arrival, 1, usize::MAX)).await?;
         entries.into_iter().next().ok_or_else(|| Status::not_found("the entry is not held"))
     }
 

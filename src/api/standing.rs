@@ -78,8 +78,9 @@ impl Api {
         loop {
             let count = STEP.min(left);
             let step = self.store().referring(&entry.feed.member, id, how, after, count + 1)?;
-            for Location { feed, index, arrival } in step.iter().take(count) {
-                let held = self.store().entries(feed, *index, 1, usize::MAX)?;
+            for Location { arrival, .. } in step.iter().take(count) {
+                // By its arrival: its feed may not have reached it.
+                let held = self.store().arrivals(*arrival, 1, usize::MAX)?;
                 if !held.into_iter().next().is_none_or(&mut visit) {
                     return Ok(false);
                 }

@@ -5,7 +5,9 @@
 //! bytes lie (the store). One thread does all of it; everyone else holds a [`Committer`] handle.
 
 mod epoch;
+mod express;
 mod mark;
+mod queue;
 mod received;
 mod run;
 mod spoken;
@@ -15,14 +17,13 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use barid_core::bulletin::ValidBulletin;
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint};
 use barid_core::feed::cosignature::heartbeat_line;
 use barid_core::feed::note::SigningKey;
-use barid_core::follow::{VerifiedBatch, VerifiedFills};
+use barid_core::follow::{ProvenEntry, VerifiedBatch, VerifiedExpress, VerifiedFills};
 use barid_core::names::{FeedId, Member, Undisclosed};
 use barid_core::proto;
 use bytes::Bytes;
@@ -35,11 +36,14 @@ use crate::store::{
 };
 
 pub use epoch::{NextEpoch, OpenEpochError, OpenedEpoch, closing, key_path, marked_epoch, marked_size, open_epoch};
+pub use express::Expressed;
 pub use mark::{Mark, MarkError};
 pub use spoken::Answers;
 
 /// Entries and answers that may wait for the committer; beyond it publishers are told to come back and links stop reading.
 pub const QUEUE_MAX: usize = 8_192;
+/// Urgent entries that may wait beside them: they find room when the others do not.
+pub const EXPRESS_QUEUE_MAX: usize = 1_024;
 /// How long a record that would hold only answers waits for company, and how long answers may be owed.
 pub const COMPANY_WAIT: Duration = Duration::from_millis(3);
 /// Bytes of answers, rosters and lists gathered for one commit: with the digests and ids of its entries they stay below
@@ -108,6 +112,14 @@ pub enum CommitFailure {
         held: u64,
         /// Offered.
         first: u64,
+    },
+    /// Its feed's owner has signed another entry for a place, which is held.
+    #[error("another entry is held at index {index}")]
+    AnotherEntry {
+        /// The place.
+        index: u64,
+        /// What was offered there, with what proves it, unless it cannot be proven now.
+        shown: Option<Box<ProvenEntry>>,
     },
 }
 
@@ -192,7 +204,7 @@ impl Kept {
 #[derive(Clone)]
 pub struct Committer {
     shared: Arc<Shared>,
-    work: mpsc::Sender<Work>,
+    work: queue::Sender,
 }
 
 pub(crate) struct Shared {
@@ -204,6 +216,7 @@ pub(crate) struct Shared {
     custody: broadcast::Sender<Arc<Vec<CustodyRecord>>>,
     said: broadcast::Sender<Arc<Answers>>,
     queue: Arc<Semaphore>,
+    express: Arc<Semaphore>,
     heartbeat_key: SigningKey,
     /// Unix seconds of what this node signed last as a witness.
     last_time: AtomicU64,
@@ -216,6 +229,7 @@ pub(crate) struct Shared {
 pub(crate) enum Work {
     Publish(Vec<ValidBulletin>, oneshot::Sender<Result<PublishedGroup, CommitFailure>>, Permit),
     Append(Box<VerifiedBatch>, oneshot::Sender<Result<Appended, CommitFailure>>, Permit),
+    Express(Box<VerifiedExpress>, oneshot::Sender<Result<Expressed, CommitFailure>>, Permit),
     Fill(Box<Filling>, oneshot::Sender<Result<Filled, CommitFailure>>, Permit),
     Keep(Kept, oneshot::Sender<Result<(), CommitFailure>>, Permit),
     Stop(oneshot::Sender<()>),
@@ -249,7 +263,7 @@ impl Committer {
     /// # Errors
     /// See [`StartError`]. A feed in doubt is not an error: the gate says so.
     pub fn start(store: Arc<dyn Store>, options: Options) -> Result<Self, StartError> {
-        let (work, queue) = mpsc::channel();
+        let (work, queue) = queue::queue();
         let shared = Arc::new(Shared {
             feed: options.feed.clone(),
             mark: options.mark.clone(),
@@ -258,6 +272,7 @@ impl Committer {
             custody: broadcast::Sender::new(1_024),
             said: broadcast::Sender::new(1_024),
             queue: Arc::new(Semaphore::new(QUEUE_MAX)),
+            express: Arc::new(Semaphore::new(EXPRESS_QUEUE_MAX)),
             heartbeat_key: options.keys.mirror.clone(),
             last_time: AtomicU64::new(0),
             #[cfg(test)]
@@ -270,7 +285,7 @@ impl Committer {
         shared.seq.send_replace(shared.store.seq());
         std::thread::Builder::new()
             .name("committer".into())
-            .spawn(move || writer.run(&queue))
+            .spawn(move || writer.run(queue))
             .map_err(StartError::Thread)?;
         let committer = Self { shared, work };
         if tokio::runtime::Handle::try_current().is_ok() {
@@ -357,7 +372,8 @@ impl Committer {
         self.publishing(group)?.await.map_err(|_| self.stopped())?
     }
 
-    /// As [`Self::publish`], but returns at once; groups are committed in the order of these calls.
+    /// As [`Self::publish`], but returns at once; groups are committed in the order of these calls, those with an urgent bulletin before
+    /// those without.
     ///
     /// # Errors
     /// As [`Self::publish`].
@@ -365,7 +381,7 @@ impl Committer {
         &self,
         group: Vec<ValidBulletin>,
     ) -> Result<oneshot::Receiver<Result<PublishedGroup, CommitFailure>>, CommitFailure> {
-        let permit = Arc::clone(&self.shared.queue).try_acquire_many_owned(permits_of(group.len()));
+        let permit = Arc::clone(self.places(&group)).try_acquire_many_owned(permits_of(group.len()));
         self.queue(group, permit.map_err(|_| CommitFailure::Busy)?)
     }
 
@@ -378,7 +394,8 @@ impl Committer {
         &self,
         group: Vec<ValidBulletin>,
     ) -> Result<oneshot::Receiver<Result<PublishedGroup, CommitFailure>>, CommitFailure> {
-        let permit = self.permits(permits_of(group.len())).await?;
+        let places = Arc::clone(self.places(&group));
+        let permit = places.acquire_many_owned(permits_of(group.len())).await.map_err(|_| self.stopped())?;
         self.queue(group, permit)
     }
 
@@ -470,7 +487,8 @@ impl Committer {
     /// Entries and answers that wait to be committed.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        QUEUE_MAX.saturating_sub(self.shared.queue.available_permits())
+        let waiting = |places: &Semaphore, max: usize| max.saturating_sub(places.available_permits());
+        waiting(&self.shared.queue, QUEUE_MAX) + waiting(&self.shared.express, EXPRESS_QUEUE_MAX)
     }
 
     /// Commits what is waiting, then ends the thread.

@@ -31,8 +31,13 @@ impl Writer {
         reply: oneshot::Sender<Result<Appended, CommitFailure>>,
         permit: Permit,
     ) {
+        let held = group.edges.get(&batch.feed).or_else(|| self.edges.get(&batch.feed)).map_or(0, Frontier::size);
+        let another = if held == batch.first { self.check_ahead(group, &batch).err() } else { None };
+        if let Some(another) = another {
+            let _ = reply.send(Err(another));
+            return;
+        }
         let VerifiedBatch { feed, first, entries, frontier, checkpoint, consistency_proof, .. } = batch;
-        let held = group.edges.get(&feed).or_else(|| self.edges.get(&feed)).map_or(0, Frontier::size);
         let own = owns(&self.shared.feed.member, &feed);
         // Its own feed a node takes from others only where it does not continue it itself.
         let continued = feed == self.shared.feed
@@ -41,6 +46,10 @@ impl Writer {
             let _ = reply.send(Err(CommitFailure::Stale { held, first }));
             return;
         }
+        let ahead: Vec<u64> = {
+            let end = first.saturating_add(entries.len() as u64);
+            self.shared.store.ahead(&feed, first..end).into_iter().map(|(index, _)| index).collect()
+        };
         let progress = progress_of(&mut group.custodies, &self.custodies, &feed);
         let (seconds, _) = self.shared.now();
         if is_behind(later(seconds, group.last_time), seconds) && progress.not_held.len() >= NOT_HELD_MAX {
@@ -50,6 +59,8 @@ impl Writer {
         let mut new = Vec::with_capacity(entries.len());
         for (index, entry) in (first..).zip(entries) {
             let content = match entry.content {
+                // What came ahead of the order is held in full, whatever comes now.
+                _ if ahead.binary_search(&index).is_ok() => Content::Undisclosed(Undisclosed::NotHeld),
                 VerifiedContent::Disclosed { envelope, header } => {
                     group.bytes += envelope.len();
                     Content::Disclosed { envelope, header }

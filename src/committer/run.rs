@@ -3,24 +3,24 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Instant;
 
 use barid_core::bulletin::ValidBulletin;
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
 use barid_core::feed::tree::{Frontier, root_at};
 use barid_core::limits::{COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX};
 use barid_core::names::FeedId;
+use bytes::Bytes;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::mark::{Mark, MarkFile, read_doubt, write_doubt};
 use super::{
-    Appended, COMPANY_WAIT, CommitFailure, Custodies, Filled, Gate, KEPT_BYTES_MAX, Kept, Keys, Options, Permit,
-    Published, PublishedGroup, Shared, StartError, Work, checkpoint_of, later, now, owns, trace,
+    Appended, COMPANY_WAIT, CommitFailure, Custodies, Expressed, Filled, Gate, KEPT_BYTES_MAX, Kept, Keys, Options,
+    Permit, Published, PublishedGroup, Shared, StartError, Work, checkpoint_of, later, now, owns, trace,
 };
 use crate::store::{Append, Commit, CommitError, Committed, Content, CursorRecord, CustodyRecord, FeedTree, NewEntry};
 
+use super::queue::{Received, Receiver};
 use super::received::UNSPOKEN_RANGES_MAX;
 use super::spoken::Debts;
 
@@ -39,10 +39,30 @@ pub(super) struct Writer {
 
 /// Answers that wait for the commit.
 pub(super) enum Release {
-    Publish { reply: oneshot::Sender<Result<PublishedGroup, CommitFailure>>, outcomes: Vec<Pending>, _permit: Permit },
-    Append { reply: oneshot::Sender<Result<Appended, CommitFailure>>, appended: Appended, _permit: Permit },
-    Fill { reply: oneshot::Sender<Result<Filled, CommitFailure>>, filled: Filled, _permit: Permit },
-    Keep { reply: oneshot::Sender<Result<(), CommitFailure>>, _permit: Permit },
+    Publish {
+        reply: oneshot::Sender<Result<PublishedGroup, CommitFailure>>,
+        outcomes: Vec<Pending>,
+        _permit: Permit,
+    },
+    Append {
+        reply: oneshot::Sender<Result<Appended, CommitFailure>>,
+        appended: Appended,
+        _permit: Permit,
+    },
+    Fill {
+        reply: oneshot::Sender<Result<Filled, CommitFailure>>,
+        filled: Filled,
+        _permit: Permit,
+    },
+    Express {
+        reply: oneshot::Sender<Result<Expressed, CommitFailure>>,
+        result: Result<Expressed, CommitFailure>,
+        _permit: Permit,
+    },
+    Keep {
+        reply: oneshot::Sender<Result<(), CommitFailure>>,
+        _permit: Permit,
+    },
 }
 
 /// As [`Published`], before the store has numbered arrivals.
@@ -197,13 +217,12 @@ impl Writer {
     }
 
     /// Commits what comes, until told to stop or nobody is left.
-    pub(super) fn run(mut self, queue: &Receiver<Work>) {
-        let mut carried = None;
+    pub(super) fn run(mut self, mut queue: Receiver) {
         loop {
-            let mut next = match carried.take().map_or_else(|| self.wait(queue), Ok) {
-                Ok(work) => Some(work),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
+            let mut next = match queue.recv(self.debts.due()) {
+                Received::Work(work) => Some(*work),
+                Received::Due => None,
+                Received::Closed => return,
             };
             let mut group = Group { last_time: self.last_time, ..Group::default() };
             let mut stop = None;
@@ -216,25 +235,17 @@ impl Writer {
                     }
                     work if group.fits(&work) => self.take(&mut group, work),
                     work => {
-                        carried = Some(work);
+                        queue.give_back(work);
                         break;
                     }
                 }
-                next = if group.only_answers() { queue.recv_timeout(COMPANY_WAIT).ok() } else { queue.try_recv().ok() };
+                next = if group.only_answers() { queue.company(COMPANY_WAIT) } else { queue.more() };
             }
             self.commit(group);
             if let Some(reply) = stop {
                 let _ = reply.send(());
                 return;
             }
-        }
-    }
-
-    /// The next thing to do; nothing, when answers are due.
-    fn wait(&self, queue: &Receiver<Work>) -> Result<Work, RecvTimeoutError> {
-        match self.debts.due() {
-            Some(due) => queue.recv_timeout(due.saturating_duration_since(Instant::now())),
-            None => queue.recv().map_err(RecvTimeoutError::from),
         }
     }
 
@@ -247,6 +258,7 @@ impl Writer {
             Work::Publish(bulletins, reply, permit) => self.take_publish(group, bulletins, reply, permit),
             Work::Append(batch, reply, permit) => self.take_append(group, *batch, reply, permit),
             Work::Fill(filling, reply, permit) => self.take_fill(group, *filling, reply, permit),
+            Work::Express(express, reply, permit) => self.take_express(group, *express, reply, permit),
             Work::Keep(kept, reply, permit) => {
                 group.kept_bytes += kept.bytes();
                 let Kept { cosigned, custody, cursors, rosters, crls, forks } = kept;
@@ -437,6 +449,9 @@ impl Writer {
                 Release::Fill { reply, filled, .. } => {
                     let _ = reply.send(Ok(filled));
                 }
+                Release::Express { reply, result, .. } => {
+                    let _ = reply.send(result);
+                }
                 Release::Keep { reply, .. } => {
                     let _ = reply.send(Ok(()));
                 }
@@ -459,11 +474,19 @@ impl Group {
             Work::Publish(group, ..) => (group.len(), group.iter().map(|bulletin| bulletin.envelope.len()).sum()),
             Work::Append(batch, ..) => (batch.entries.len(), batch.envelope_bytes()),
             Work::Fill(filling, ..) => (filling.fills.entries.len(), filling.fills.envelope_bytes()),
+            Work::Express(express, ..) => (1, express.envelope().map_or(0, Bytes::len)),
             Work::Keep(..) | Work::Stop(_) => (0, 0),
         };
         let kept = if let Work::Keep(kept, ..) = work { kept.bytes() } else { 0 };
+        // A feed's entries ahead of its order, and those in order, are not of one commit: the second must know the first.
+        let apart = match work {
+            Work::Express(..) => !self.edges.is_empty(),
+            Work::Append(..) => !self.commit.express.is_empty(),
+            _ => false,
+        };
         self.releases.is_empty()
-            || (self.kept_bytes + kept <= KEPT_BYTES_MAX
+            || (!apart
+                && self.kept_bytes + kept <= KEPT_BYTES_MAX
                 && self.entries + entries <= COMMIT_ENTRIES_MAX
                 && self.bytes + bytes <= COMMIT_BYTES_MAX
                 && self.releases.len() < COMMIT_ENTRIES_MAX)
@@ -479,6 +502,7 @@ impl Group {
 fn is_empty(commit: &Commit) -> bool {
     commit.appends.is_empty()
         && commit.fills.is_empty()
+        && commit.express.is_empty()
         && commit.cosigned.is_empty()
         && commit.custody.is_empty()
         && commit.cursors.is_empty()
@@ -496,6 +520,7 @@ fn refuse(work: Work, failure: &CommitFailure) {
         Work::Publish(_, reply, _) => drop(reply.send(Err(failure.clone()))),
         Work::Append(_, reply, _) => drop(reply.send(Err(failure.clone()))),
         Work::Fill(_, reply, _) => drop(reply.send(Err(failure.clone()))),
+        Work::Express(_, reply, _) => drop(reply.send(Err(failure.clone()))),
         Work::Keep(_, reply, _) => drop(reply.send(Err(failure.clone()))),
         Work::Stop(reply) => drop(reply.send(())),
     }
@@ -507,6 +532,7 @@ fn fail_all(releases: Vec<Release>, failure: &CommitFailure) {
             Release::Publish { reply, .. } => drop(reply.send(Err(failure.clone()))),
             Release::Append { reply, .. } => drop(reply.send(Err(failure.clone()))),
             Release::Fill { reply, .. } => drop(reply.send(Err(failure.clone()))),
+            Release::Express { reply, .. } => drop(reply.send(Err(failure.clone()))),
             Release::Keep { reply, .. } => drop(reply.send(Err(failure.clone()))),
         }
     }

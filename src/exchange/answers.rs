@@ -27,6 +27,9 @@ use crate::committer::{Answers, Kept};
 use crate::store::{Cosigned, CustodyRecord, FeedTree, ForkRecord, ReadError};
 use crate::telemetry::{AuditEvent, audit};
 
+/// Notes of one holder that end at one place: that which came ahead of the order, and what is in order.
+const NOTES_ALIKE_MAX: usize = 8;
+
 /// Something signed, not yet verified.
 pub(crate) enum Signed {
     /// A cosigned checkpoint, by the peer itself.
@@ -213,6 +216,15 @@ impl Verifier {
             time: custody.time,
             note,
         };
+        let store = self.shared.store();
+        let joined = store.custody_newest(&record.feed)?.into_iter().find(|note| note.holder == self.peer);
+        if record.range.start > joined.map_or(0, |note| note.range.end) {
+            // What came ahead of the order is spoken of again on each link, until the notes in order have come so far.
+            let held = store.custody_after(&record.feed, &self.peer, record.range.end - 1, NOTES_ALIKE_MAX)?;
+            if held.contains(&record) {
+                return Ok(None);
+            }
+        }
         // Notes about what was filled in are repeated from the time of the newest one on.
         let late = self.shared.store().custody_late(&record.feed, &self.peer, record.time, NOTES_WAITING_MAX)?;
         Ok((!late.contains(&record)).then_some(record))

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::answers::{keep_all, tell_all};
+use super::express;
 use super::fills;
 use super::outbox::Outbox;
 use super::reader::Reader;
@@ -122,10 +123,13 @@ async fn speak(shared: &Arc<Shared>, peer: &Member, dialled: bool, mut wire: Wir
     let (signed, waiting) = mpsc::channel(NOTES_WAITING_MAX);
     let (answers, answered) = mpsc::channel(ANSWERS_WAITING_MAX);
     let reader = Reader::new(Arc::clone(shared), peer.clone(), Arc::clone(&outbox), signed, answers);
+    let express = express::send(Arc::clone(shared), peer.clone(), Arc::clone(&outbox), wire.outgoing.clone());
     let writer = Writer::new(Arc::clone(shared), peer.clone(), Arc::clone(&outbox), wire.outgoing);
     // Dropping the set ends both tasks, also when this future is dropped.
     let mut writing = JoinSet::new();
     writing.spawn(writer.run());
+    let mut expressing = JoinSet::new();
+    expressing.spawn(express);
     let mut keeping = JoinSet::new();
     keeping.spawn(keep_all(Arc::clone(shared), peer.clone(), waiting));
 

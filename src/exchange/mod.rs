@@ -5,7 +5,7 @@
 //! a peer may read (`core`), signing and durability (`committer`).
 //!
 //! A member that cannot be reached is followed at another one (`relays`), and content that this other one could not give is asked for
-//! later (`gaps`, `fills`).
+//! later (`gaps`, `fills`). What is urgent overtakes (`express`).
 //!
 //! A link is two tasks. The reader verifies what comes and hands it to the committer; the writer sends answers first, then one batch
 //! of each followed feed in turn. Nothing is queued for a peer: a provider is a cursor over the store, woken by its commits, and what
@@ -14,6 +14,7 @@
 mod adopt;
 mod answers;
 mod dial;
+mod express;
 mod fetch;
 mod fills;
 mod follower;
@@ -23,6 +24,7 @@ mod heads;
 mod link;
 mod outbox;
 mod own;
+mod pace;
 mod peers;
 mod provider;
 mod reader;
@@ -78,8 +80,11 @@ pub const FILL_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration
 pub const FILL_WAIT_MAX: Duration = Duration::from_secs(120);
 /// Batches of one feed that may be on their way without a `Stored`: enough to keep a long line full while each is committed.
 pub const IN_FLIGHT_BATCHES_MAX: usize = 8;
-/// Envelope bytes of one feed that may be on their way without a `Stored`.
+/// Bytes of one feed, and of all that one peer follows, that may be on their way without a `Stored`; fewer where they would lie in queues
+/// (`pace`).
 pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
+/// Envelope bytes that may be on their way to one peer ahead of the order of their feeds, and not reached by it.
+pub const EXPRESS_BYTES_MAX: usize = 4 << 20;
 /// Verified batches of one link that may wait for the committer; beyond it the reader stops reading.
 pub const COMMITTING_MAX: usize = 16;
 /// Feeds that one peer may follow over one link: every member's, with a few epochs.

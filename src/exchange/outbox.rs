@@ -5,21 +5,25 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
+use barid_core::limits::BATCH_BYTES_MAX;
 use barid_core::names::FeedId;
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::fills::FillRequest;
+use super::pace::Pace;
 use super::provider::Provider;
-use super::{OUTBOX_BYTES_MAX, OUTBOX_MAX};
+use super::{IN_FLIGHT_BYTES_MAX, OUTBOX_BYTES_MAX, OUTBOX_MAX};
 
 /// Shared by the two tasks of a link.
 #[derive(Default)]
 pub(crate) struct Outbox {
     inner: Mutex<Inner>,
     wake: Notify,
+    followed: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -35,6 +39,7 @@ struct Inner {
     overflown: bool,
     closed: bool,
     heads_changed: bool,
+    pace: Pace,
 }
 
 /// What to send next.
@@ -108,6 +113,7 @@ impl Outbox {
         inner.providers.insert(feed, provider);
         drop(inner);
         self.wake.notify_one();
+        self.followed.send_modify(|count| *count += 1);
         true
     }
 
@@ -130,10 +136,37 @@ impl Outbox {
 
     /// The peer holds `feed` up to `size`.
     pub(crate) fn acknowledged(&self, feed: &FeedId, size: u64) {
-        if let Some(provider) = self.inner.lock().providers.get_mut(feed) {
-            provider.acknowledged(size);
+        let mut inner = self.inner.lock();
+        let in_flight_bytes = inner.in_flight_bytes();
+        if let Some((bytes, sent_at)) = inner.providers.get_mut(feed).and_then(|provider| provider.acknowledged(size)) {
+            inner.pace.acknowledged(bytes, in_flight_bytes, sent_at.elapsed(), IN_FLIGHT_BYTES_MAX);
         }
+        drop(inner);
         self.wake.notify_one();
+        self.followed.send_modify(|count| *count += 1);
+    }
+
+    /// What is urgent of these feeds, as they stood, is on its way.
+    pub(crate) fn looked_at(&self, providers: &[(FeedId, Provider)]) {
+        let mut inner = self.inner.lock();
+        for (feed, looked) in providers {
+            if let Some(provider) = inner.providers.get_mut(feed).filter(|provider| provider.same(looked)) {
+                provider.looked();
+            }
+        }
+        drop(inner);
+        self.wake.notify_one();
+    }
+
+    /// Changes with what the peer follows, and how far it holds it.
+    pub(crate) fn followed(&self) -> watch::Receiver<u64> {
+        self.followed.subscribe()
+    }
+
+    /// The feeds that the peer follows, as they stand.
+    pub(crate) fn providers(&self) -> Vec<(FeedId, Provider)> {
+        let inner = self.inner.lock();
+        inner.providers.iter().map(|(feed, provider)| (feed.clone(), provider.clone())).collect()
     }
 
     /// A batch made by `provider` was handed to the transport: it ends before `end` and has so many bytes. Without effect if the
@@ -142,7 +175,7 @@ impl Outbox {
         if let Some(current) = self.inner.lock().providers.get_mut(feed)
             && current.same(provider)
         {
-            current.sent(end, bytes);
+            current.sent(end, bytes, Instant::now());
         }
     }
 
@@ -170,14 +203,15 @@ impl Outbox {
         }
         inner.filled_last = false;
         let after = inner.served_last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let room = inner.pace.has_room(inner.in_flight_bytes());
         let ready = |(feed, provider): &(&FeedId, &Provider)| {
-            provider.has_room() && tried.get(*feed) != Some(&provider.cursor())
+            room && provider.was_looked_at() && provider.has_room() && tried.get(*feed) != Some(&provider.cursor())
         };
         let later = inner.providers.range::<FeedId, _>((after, Bound::Unbounded));
         let Some((feed, provider)) = later.chain(inner.providers.iter()).find(ready) else {
             return inner.fills.pop_first().map_or(Next::Nothing, |(feed, request)| Next::Fill(feed, request));
         };
-        let (feed, provider) = (feed.clone(), provider.clone());
+        let (feed, provider) = (feed.clone(), provider.in_batches_of(inner.pace.batch_bytes(BATCH_BYTES_MAX)));
         inner.served_last = Some(feed.clone());
         Next::Batch(feed, provider)
     }
@@ -185,5 +219,12 @@ impl Outbox {
     /// Returns when something may have become ready.
     pub(crate) async fn woken(&self) {
         self.wake.notified().await;
+    }
+}
+
+impl Inner {
+    /// Bytes of batches on their way, of all feeds.
+    fn in_flight_bytes(&self) -> usize {
+        self.providers.values().map(Provider::in_flight_bytes).sum()
     }
 }

@@ -322,7 +322,12 @@ impl Peers {
     }
 
     pub(crate) fn custody(&self, note: &CustodyRecord) {
-        self.update(&note.holder, |shown| shown.custody_size = shown.custody_size.max(note.range.end));
+        self.update(&note.holder, |shown| {
+            // One that leaves a gap speaks of what came ahead of the order.
+            if note.range.start <= shown.custody_size {
+                shown.custody_size = shown.custody_size.max(note.range.end);
+            }
+        });
     }
 
     pub(crate) fn heartbeat(&self, peer: &Member, time: u64) {

@@ -12,6 +12,7 @@ use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use barid_core::provide::{self, Head, Held};
 use barid_core::roster::RosterChain;
+use tokio::time::Instant;
 
 use super::{IN_FLIGHT_BATCHES_MAX, IN_FLIGHT_BYTES_MAX};
 use crate::store::{Content, Entry, FeedTree, ReadError, Store};
@@ -24,9 +25,14 @@ static REQUESTS: AtomicU64 = AtomicU64::new(0);
 pub(crate) struct Provider {
     request: u64,
     cursor: u64,
+    stored: u64,
     filters: Arc<[TopicFilter]>,
-    in_flight: VecDeque<(u64, usize)>,
+    in_flight: VecDeque<(u64, usize, Instant)>,
     in_flight_bytes: usize,
+    /// Envelope bytes of the next batch.
+    batch_bytes: usize,
+    /// The express lane has looked for what is urgent since it was asked for: that goes before its first batch.
+    looked: bool,
 }
 
 /// The next entries of a feed for one peer.
@@ -43,15 +49,28 @@ impl Provider {
         Self {
             request: REQUESTS.fetch_add(1, Ordering::Relaxed),
             cursor: from,
+            stored: from,
             filters: filters.into(),
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
+            batch_bytes: BATCH_BYTES_MAX,
+            looked: false,
         }
     }
 
     /// Next index to send.
     pub(crate) fn cursor(&self) -> u64 {
         self.cursor
+    }
+
+    /// How much the peer holds of it.
+    pub(crate) fn stored(&self) -> u64 {
+        self.stored
+    }
+
+    /// The topics that the peer wants; empty: all.
+    pub(crate) fn filters(&self) -> &[TopicFilter] {
+        &self.filters
     }
 
     pub(crate) fn same(&self, other: &Self) -> bool {
@@ -62,19 +81,43 @@ impl Provider {
         self.in_flight.len() < IN_FLIGHT_BATCHES_MAX && self.in_flight_bytes < IN_FLIGHT_BYTES_MAX
     }
 
-    pub(crate) fn sent(&mut self, end: u64, bytes: usize) {
+    /// Bytes on their way.
+    pub(crate) fn in_flight_bytes(&self) -> usize {
+        self.in_flight_bytes
+    }
+
+    /// The same with so many envelope bytes in the next batch, at most.
+    pub(crate) fn in_batches_of(&self, batch_bytes: usize) -> Self {
+        Self { batch_bytes, ..self.clone() }
+    }
+
+    /// What was urgent when it was asked for is on its way.
+    pub(crate) fn looked(&mut self) {
+        self.looked = true;
+    }
+
+    /// Whether its batches may be sent.
+    pub(crate) fn was_looked_at(&self) -> bool {
+        self.looked
+    }
+
+    pub(crate) fn sent(&mut self, end: u64, bytes: usize, now: Instant) {
         self.cursor = end;
-        self.in_flight.push_back((end, bytes));
+        self.in_flight.push_back((end, bytes, now));
         self.in_flight_bytes += bytes;
     }
 
-    pub(crate) fn acknowledged(&mut self, size: u64) {
-        while let Some((end, bytes)) = self.in_flight.front()
-            && *end <= size
-        {
+    /// Returns the bytes of what is durable by it, and when the last of it was sent.
+    pub(crate) fn acknowledged(&mut self, size: u64) -> Option<(usize, Instant)> {
+        // Not beyond what was sent, whatever the peer says.
+        self.stored = self.stored.max(size.min(self.cursor));
+        let (mut done, mut last) = (0, None);
+        while let Some((_, bytes, at)) = self.in_flight.pop_front_if(|(end, ..)| *end <= size) {
             self.in_flight_bytes -= bytes;
-            self.in_flight.pop_front();
+            done += bytes;
+            last = Some(at);
         }
+        last.map(|at| (done, at))
     }
 
     /// Whether the batch that comes next is short enough to be made at once, without a thread of its own.
@@ -96,7 +139,7 @@ impl Provider {
         if self.cursor >= size {
             return Ok(None);
         }
-        let mut held = store.entries(feed, self.cursor, BATCH_ENTRIES_MAX, BATCH_BYTES_MAX)?;
+        let mut held = store.entries(feed, self.cursor, BATCH_ENTRIES_MAX, self.batch_bytes)?;
         held.truncate(usize::try_from(size - self.cursor).unwrap_or(usize::MAX));
         if held.is_empty() {
             return Ok(None);
@@ -132,7 +175,7 @@ mod tests {
         let mut provider = Provider::new(0, Vec::new());
         for n in 1..=IN_FLIGHT_BATCHES_MAX as u64 {
             assert!(provider.has_room());
-            provider.sent(n * 10, 1_000);
+            provider.sent(n * 10, 1_000, Instant::now());
         }
         assert!(!provider.has_room());
         provider.acknowledged(9);
@@ -141,7 +184,7 @@ mod tests {
         assert!(provider.has_room());
         assert_eq!((provider.in_flight.len(), provider.in_flight_bytes), (IN_FLIGHT_BATCHES_MAX - 2, 6_000));
         provider.acknowledged(u64::MAX);
-        provider.sent(100, IN_FLIGHT_BYTES_MAX);
+        provider.sent(100, IN_FLIGHT_BYTES_MAX, Instant::now());
         assert!(!provider.has_room());
     }
 }

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::adopt::{adopt, rosters_after};
 use super::answers::{self, Signed};
+use super::express;
 use super::fills::{Answer, FillRequest};
 use super::follower::Follower;
 use super::forks;
@@ -157,6 +158,7 @@ impl Reader {
     async fn take(&mut self, frame: proto::Frame) -> Result<(), LinkError> {
         match frame.frame {
             Some(Frame::Entries(entries)) => self.entries(entries).await?,
+            Some(Frame::Express(express)) => self.express(express).await,
             Some(Frame::Stored(stored)) => match stored.feed.parse() {
                 Ok(feed) => self.outbox.acknowledged(&feed, stored.size),
                 Err(_) => self.malformed(&stored.feed, "the feed's name"),
@@ -334,6 +336,25 @@ impl Reader {
         Ok(())
     }
 
+    async fn express(&mut self, message: proto::Express) {
+        let Ok(feed) = message.feed.parse::<FeedId>() else {
+            self.malformed(&message.feed, "the feed's name");
+            return;
+        };
+        let newest = match self.followers.get(&feed) {
+            // Our own comes in order only.
+            Some(follower) if !follower.has_left() && feed.member != self.shared.me => follower.state.newest.clone(),
+            Some(_) => return,
+            None => {
+                self.outbox.fault(message.feed, "not-allowed", "this feed was not asked for".into());
+                return;
+            }
+        };
+        if let Err(fault) = express::take(&self.shared, &self.peer, &feed, newest, message).await {
+            self.refuse(&feed, &fault);
+        }
+    }
+
     async fn verify(
         &mut self,
         mut state: FollowState,
@@ -372,6 +393,13 @@ impl Reader {
             Err(CommitFailure::Stopped(why)) => return Err(LinkError::Store(why)),
             // What a refused batch pulled down with it.
             Err(_) if request != follower.request => {}
+            Err(CommitFailure::AnotherEntry { index, shown }) => {
+                follower.pause(now);
+                self.outbox.fault(feed.to_string(), "equivocation", format!("another entry is held at index {index}"));
+                let (shared, peer) = (Arc::clone(&self.shared), self.peer.clone());
+                let shown = shown.map(|shown| *shown);
+                tokio::spawn(async move { express::another_entry(&shared, &peer, &feed, index, shown).await });
+            }
             Err(failure @ CommitFailure::Stale { .. }) => {
                 tracing::debug!(%feed, %failure, "asking again");
                 follower.pause_for(now, STALE_PAUSE);

@@ -2,6 +2,8 @@
 //!
 //! In scope: pure checks and derivations. Out of scope: whether signatures and proofs hold (`core`), and durability.
 
+use std::ops::Range;
+
 use barid_core::bulletin::vocabulary::MsgType;
 use barid_core::limits::{
     COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX, COMMIT_NOTES_MAX, ENVELOPE_BYTES_MAX, EQUIVOCATION_BYTES_MAX, NOTE_BYTES_MAX,
@@ -67,6 +69,8 @@ pub(super) fn check(commit: &Commit, size_of: impl Fn(&FeedId) -> Option<u64>) -
             }
         }
     }
+    entries += commit.express.len();
+    bytes += commit.express.iter().map(|express| express.entry.envelope_bytes()).sum::<usize>();
     if entries > COMMIT_ENTRIES_MAX {
         return Err(format!("{entries} entries, at most {COMMIT_ENTRIES_MAX}"));
     }
@@ -91,7 +95,7 @@ pub(super) fn check(commit: &Commit, size_of: impl Fn(&FeedId) -> Option<u64>) -
     Ok(())
 }
 
-fn note(bytes: &[u8], what: &str) -> Result<(), String> {
+pub(super) fn note(bytes: &[u8], what: &str) -> Result<(), String> {
     if bytes.is_empty() || bytes.len() > NOTE_BYTES_MAX {
         return Err(format!("a {what} of {} bytes, at most {NOTE_BYTES_MAX}", bytes.len()));
     }
@@ -149,6 +153,25 @@ pub(super) fn columns_of(header: Option<&proto::Header>) -> Columns {
 pub(super) fn sent_at_unix_ms(header: &proto::Header) -> i64 {
     let ms = |seconds: i64, nanos: i32| seconds.saturating_mul(1_000).saturating_add(i64::from(nanos) / 1_000_000);
     header.sent_at.as_ref().map_or(0, |time| ms(time.seconds, time.nanos))
+}
+
+/// How a custody note stands to the earlier ones of its holder, the newest of which ends at `newest_end`.
+pub(super) fn custody_standing(newest_end: Option<u64>, range: &Range<u64>) -> CustodyStanding {
+    // One that leaves a gap speaks of what came ahead of the order, or was faster than one before it.
+    let joins = range.start <= newest_end.unwrap_or(0);
+    CustodyStanding {
+        newest: joins && newest_end.is_none_or(|end| range.end >= end),
+        late: newest_end.is_some_and(|end| range.end <= end),
+    }
+}
+
+/// How a custody note stands to the earlier ones of its holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CustodyStanding {
+    /// It joins them and ends after all of them, or where the last one does.
+    pub(super) newest: bool,
+    /// It does not end after all of them.
+    pub(super) late: bool,
 }
 
 /// The beginning of a column, so that a foreign header fits any block; valid ones are shorter.

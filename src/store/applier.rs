@@ -158,7 +158,8 @@ impl Waiting {
 fn entries(pending: &Pending) -> usize {
     let commit = &pending.committed.commit;
     let appended = commit.appends.iter().map(|append| append.entries.len());
-    appended.chain(commit.fills.iter().map(|fill| fill.entries.len())).sum::<usize>().max(1)
+    let filled = commit.fills.iter().map(|fill| fill.entries.len()).sum::<usize>() + commit.express.len();
+    (appended.sum::<usize>() + filled).max(1)
 }
 
 /// Runs until the store is closed or the view fails.
@@ -196,8 +197,7 @@ fn take_in(shared: &Shared, batch: &[Pending]) -> Result<(), ReadError> {
 /// Lets memory go of what the view has now.
 pub(super) fn settle(state: &mut State, tiles: &mut TileCache<FeedNumber>, batch: &[Pending]) {
     let Some(last) = batch.last() else { return };
-    let mut feeds: Vec<FeedNumber> =
-        batch.iter().flat_map(|pending| pending.append_feeds.iter().chain(&pending.fill_feeds).copied()).collect();
+    let mut feeds: Vec<FeedNumber> = batch.iter().flat_map(Pending::feeds_of_entries).collect();
     feeds.sort_unstable();
     feeds.dedup();
     state.applied(last.committed.seq, last.committed.end_arrival, &feeds);

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+pub(crate) mod express;
 mod late;
 
 use std::sync::Arc;
@@ -32,6 +33,9 @@ pub(crate) fn run(open: &mut dyn FnMut(u32) -> Box<dyn Store>, durable: bool) {
     late::content_comes_later_once(&*open(6));
     late::late_notes_are_told_apart(&*open(7));
     late::many_ranges_are_told_in_part(&*open(8));
+    express::what_is_urgent_comes_first_once(open, 9, durable);
+    express::what_comes_first_is_bounded(&*open(10));
+    express::custody_notes_ahead_leave_a_gap(&*open(11));
     let (mut store, model) = (open(4), MemoryStore::new());
     let mut random = Random(1);
     for round in 0..40 {
@@ -178,7 +182,8 @@ fn notes_are_told_as_asked(store: &dyn Store) {
         assert_eq!(times(store.custody_covering(&feed, 4).unwrap()), [3, 2]);
         assert_eq!(times(store.custody_covering(&feed, 5).unwrap()), [1]);
         assert_eq!(times(store.custody_covering(&feed, 19).unwrap()), [3, 2]);
-        assert_eq!(times(store.custody_newest(&feed).unwrap()), [3, 2]);
+        // The other one does not begin where the feed does.
+        assert_eq!(times(store.custody_newest(&feed).unwrap()), [2]);
         store.drain_view();
     }
 }
@@ -207,6 +212,16 @@ pub(crate) fn same(store: &dyn Store, model: &dyn Store, random: &mut Random) {
             let index = random.below(size + 1);
             assert_eq!(store.cosigned_covering(feed, index).unwrap(), model.cosigned_covering(feed, index).unwrap());
             assert_eq!(store.custody_covering(feed, index).unwrap(), model.custody_covering(feed, index).unwrap());
+        }
+        let ahead = model.ahead(feed, 0..u64::MAX);
+        assert_eq!(store.ahead(feed, 0..u64::MAX), ahead);
+        for (index, _) in ahead {
+            let told = |store: &dyn Store| format!("{:?}", store.express(feed, index).unwrap());
+            assert_eq!(told(store), told(model));
+        }
+        for from in [0, random.below(size + 9)] {
+            let max = 1 + random.below(60) as usize;
+            assert_eq!(store.urgent(feed, from, max).unwrap(), model.urgent(feed, from, max).unwrap());
         }
         assert_eq!(store.not_held(feed, ALL).unwrap(), model.not_held(feed, ALL).unwrap());
         assert_eq!(store.not_held(feed, 2).unwrap(), model.not_held(feed, 2).unwrap());
@@ -365,6 +380,21 @@ pub(crate) fn disclosed(feed: &FeedId, number: u64) -> NewEntry {
     entry(envelope.encode_to_vec().into(), Some(header))
 }
 
+/// An urgent entry of this status.
+pub(crate) fn urgent(feed: &FeedId, number: u64, status: &str) -> NewEntry {
+    let header = proto::Header {
+        format: 1,
+        id: id(number).to_string(),
+        member: feed.member.to_string(),
+        topic: "security.threats".into(),
+        status: status.into(),
+        urgency: "Immediate".into(),
+        ..proto::Header::default()
+    };
+    let envelope = proto::Envelope { header: header.encode_to_vec().into(), ..proto::Envelope::default() };
+    entry(envelope.encode_to_vec().into(), Some(header))
+}
+
 /// A disclosed entry that refers to others, by member and number.
 pub(crate) fn referring(feed: &FeedId, number: u64, msg_type: &str, of: &[(&str, u64)]) -> NewEntry {
     let reference = |(member, number): &(&str, u64)| proto::Reference {
@@ -458,6 +488,7 @@ impl Random {
             2 => entry(vec![0xff; 20].into(), None),
             // Some ids come twice.
             3 => disclosed(feed, self.below(number + 1)),
+            8 => urgent(feed, number * 7 + 1, "Exercise"),
             4 | 5 => {
                 // Often the same few, so that blocks of several batches speak of one.
                 let mut of = || (["ma", "tn"][self.below(2) as usize], self.below(4) * 7 + 1);
@@ -491,7 +522,12 @@ impl Random {
             }
             let first = store.feed(feed).map_or(0, |state| state.frontier.size());
             let count = if self.below(4) == 0 { self.below(250) } else { self.below(4) };
-            let entries = (first..first + count).map(|number| self.entry(feed, number)).collect();
+            let ahead = store.ahead(feed, first..first + count);
+            let entry = |number| match ahead.iter().any(|(index, _)| *index == number) {
+                true => urgent(feed, number + 1, "Actual"),
+                false => self.entry(feed, number),
+            };
+            let entries = (first..first + count).map(entry).collect();
             let mut append = append(feed, first, entries);
             if self.below(4) == 0 {
                 append.checkpoint_size += 5;
@@ -502,6 +538,15 @@ impl Random {
         for feed in &feeds {
             if self.below(2) == 0 {
                 commit.fills.extend(self.fill(store, feed));
+            }
+        }
+        for feed in &feeds {
+            let appended = commit.appends.iter().find(|append| append.feed == *feed);
+            let held = store.feed(feed).map_or(0, |state| state.frontier.size());
+            let size = appended.map_or(held, |append| append.first + append.entries.len() as u64);
+            let index = size + self.below(60);
+            if self.below(2) == 0 && store.ahead(feed, index..index + 1).is_empty() {
+                commit.express.push(express::express(feed, index));
             }
         }
         for (place, feed) in feeds.iter().enumerate() {

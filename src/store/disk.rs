@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
+use barid_core::bulletin::Urgent;
 use barid_core::feed::tree::NodeId;
 use barid_core::limits::{COMMIT_ENTRIES_MAX, NOT_HELD_RANGES_MAX, RECORD_HEAD_BYTES_MAX};
 use barid_core::names::{Digest, ExchangeName, FeedId, Hash, Member, Undisclosed};
@@ -27,8 +28,8 @@ use super::tree_cache::TileCache;
 use super::view::references::Referrer;
 use super::window::Bounded;
 use super::{
-    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState,
-    ForkRecord, Location, OpenError, ReadError, Refers, RosterRecord, Store, admit, repair,
+    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, Express,
+    FeedState, ForkRecord, Location, OpenError, ReadError, Refers, RosterRecord, Store, admit, express, repair,
 };
 
 /// Whose store, and how it uses the machine.
@@ -193,7 +194,7 @@ impl Store for DiskStore {
         self.shared().state.read().seq
     }
 
-    fn commit(&self, commit: Commit, expected_seq: u64) -> Result<Arc<Committed>, CommitError> {
+    fn commit(&self, mut commit: Commit, expected_seq: u64) -> Result<Arc<Committed>, CommitError> {
         let mut writer = self.writer.lock();
         if let Some(reason) = &writer.stopped {
             return Err(CommitError::Stopped(reason.clone()));
@@ -205,8 +206,10 @@ impl Store for DiskStore {
         let shared = self.shared();
         {
             let state = shared.state.read();
-            admit::check(&commit, |feed| state.book_of(feed).map(|(_, book)| book.edge.frontier().size()))
-                .map_err(CommitError::Invalid)?;
+            let size_of = |feed: &FeedId| state.book_of(feed).map(|(_, book)| book.edge.frontier().size());
+            admit::check(&commit, size_of).map_err(CommitError::Invalid)?;
+            express::check(&commit, size_of, &*state).map_err(CommitError::Invalid)?;
+            express::match_appends(&mut commit, &*state).map_err(CommitError::Invalid)?;
         }
         for fill in &commit.fills {
             let indexes: Vec<u64> = fill.entries.iter().map(|(index, _)| *index).collect();
@@ -223,6 +226,7 @@ impl Store for DiskStore {
             return Err(CommitError::Invalid(format!("the notes and ids take {} bytes", head.len())));
         }
         let filled = commit.fills.iter().flat_map(|fill| &fill.entries).map(|(_, entry)| entry);
+        let filled = filled.chain(commit.express.iter().map(|express| &express.entry));
         let entries = commit.appends.iter().flat_map(|append| &append.entries).chain(filled);
         let bodies: Vec<&[u8]> = entries
             .filter_map(|entry| match &entry.content {
@@ -402,6 +406,20 @@ impl Store for DiskStore {
         self.lacking(feed, indexes)
     }
 
+    fn ahead(&self, feed: &FeedId, range: Range<u64>) -> Vec<(u64, Digest)> {
+        let state = self.shared().state.read();
+        let Some((_, book)) = state.book_of(feed).filter(|_| !range.is_empty()) else { return Vec::new() };
+        book.ahead.range(range).map(|(index, held)| (*index, held.digest)).collect()
+    }
+
+    fn express(&self, feed: &FeedId, index: u64) -> Result<Option<Express>, ReadError> {
+        self.read_express(feed, index)
+    }
+
+    fn urgent(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(u64, Urgent)>, ReadError> {
+        self.read_urgent(feed, from, max)
+    }
+
     fn not_held_from(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
         let number = {
             let state = self.shared().state.read();
@@ -455,27 +473,7 @@ impl Store for DiskStore {
     }
 
     fn custody_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<CustodyRecord>, ReadError> {
-        let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
-        let (holders, pending): (Vec<Member>, Vec<CustodyRecord>) = {
-            let state = self.shared().state.read();
-            let holders = state.book(number).map(|book| book.custody.keys().cloned().collect()).unwrap_or_default();
-            let pending =
-                state.pending_custody.iter().filter(|(_, feed, note, _)| *feed == number && note.holds(index));
-            (holders, pending.map(|(_, _, note, _)| note.clone()).collect())
-        };
-        let mut notes = Vec::new();
-        for holder in holders {
-            let mut first = None;
-            for at in self.shared().view.custody_about(number, &holder, index)? {
-                let note = load::custody(&self.log, at)?;
-                if note.holds(index) {
-                    first = Some(note);
-                    break;
-                }
-            }
-            notes.extend(first.or_else(|| pending.iter().find(|note| note.holder == holder).cloned()));
-        }
-        Ok(notes)
+        self.read_custody_covering(feed, index)
     }
 
     fn custody_newest(&self, feed: &FeedId) -> Result<Vec<CustodyRecord>, ReadError> {

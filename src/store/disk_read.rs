@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use barid_core::bulletin::Urgent;
 use barid_core::feed::tree::NodeId;
-use barid_core::names::{Digest, FeedId, Hash, Undisclosed};
+use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use bytes::Bytes;
 
+use super::admit::CustodyStanding;
 use super::disk::DiskStore;
 use super::keys::{FeedNumber, FillAt, NoteRef, Stretch};
 use super::load::{self, dangling};
@@ -19,7 +21,7 @@ use super::state::Custody;
 use super::tree_cache::TileId;
 use super::view::fills;
 use super::window::Bounded;
-use super::{Content, CustodyRecord, Entry, ReadError};
+use super::{Content, CustodyRecord, Entry, Express, ReadError};
 
 impl DiskStore {
     /// Where the content of entries is that were filled in, of these ascending ones.
@@ -81,11 +83,36 @@ impl DiskStore {
         Ok(entries)
     }
 
+    /// Of each holder the custody note committed first that says that it holds an entry.
+    pub(super) fn read_custody_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<CustodyRecord>, ReadError> {
+        let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
+        let (holders, pending): (Vec<Member>, Vec<CustodyRecord>) = {
+            let state = self.shared().state.read();
+            let holders = state.book(number).map(|book| book.holders.iter().cloned().collect()).unwrap_or_default();
+            let pending =
+                state.pending_custody.iter().filter(|(_, feed, note, _)| *feed == number && note.holds(index));
+            (holders, pending.map(|(_, _, note, _)| note.clone()).collect())
+        };
+        let mut notes = Vec::new();
+        for holder in holders {
+            let mut first = None;
+            for at in self.shared().view.custody_about(number, &holder, index)? {
+                let note = load::custody(&self.log, at)?;
+                if note.holds(index) {
+                    first = Some(note);
+                    break;
+                }
+            }
+            notes.extend(first.or_else(|| pending.iter().find(|note| note.holder == holder).cloned()));
+        }
+        Ok(notes)
+    }
+
     /// Custody notes from the view, then those that it has not taken in yet, in the order of their commits.
     pub(super) fn custody_notes(
         &self,
         feed: &FeedId,
-        wanted: impl Fn(&CustodyRecord, &Custody) -> bool,
+        wanted: impl Fn(&CustodyRecord, &CustodyStanding) -> bool,
         from_view: impl Fn(FeedNumber) -> Result<Vec<NoteRef>, ReadError>,
     ) -> Result<Vec<CustodyRecord>, ReadError> {
         let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
@@ -148,6 +175,36 @@ impl DiskStore {
             lacks.push(slot.undisclosed.map(|reason| (slot.digest, reason)));
         }
         Ok(lacks)
+    }
+
+    /// An entry that came ahead of the order.
+    pub(super) fn read_express(&self, feed: &FeedId, index: u64) -> Result<Option<Express>, ReadError> {
+        let Some(number) = self.number(feed) else { return Ok(None) };
+        let Some(at) = self.fills_of(number, &[index])?.pop().flatten() else { return Ok(None) };
+        let position = at.at.position;
+        let record = self.log.record(position)?;
+        let recorded = record.fills.get(at.at.place as usize).filter(|recorded| recorded.feed == *feed);
+        let recorded = recorded.ok_or_else(|| dangling("entry ahead of the order"))?;
+        let Some(proven) = &recorded.proven else { return Ok(None) };
+        let bytes = recorded.bytes(0..1);
+        let body = self.log.body(position, &record, bytes.clone())?;
+        let damaged = |what: String| ReadError::Damaged(format!("commit log, {position}: {what}"));
+        let read = recorded.entries(0..1, &body, bytes.start).map_err(damaged)?.into_iter().next();
+        let (_, entry) = read.filter(|(held, _)| *held == index).ok_or_else(|| dangling("entry ahead of the order"))?;
+        Ok(Some(proven.express(feed, index, entry)))
+    }
+
+    /// Urgent entries from the view and those that it has not taken in yet.
+    pub(super) fn read_urgent(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(u64, Urgent)>, ReadError> {
+        let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
+        // Before the view: what it takes in meanwhile is there twice, and not never.
+        let mut found: BTreeMap<u64, Urgent> = {
+            let state = self.shared().state.read();
+            let Some(book) = state.book(number) else { return Ok(Vec::new()) };
+            book.urgent.range(from..).take(max).map(|(index, urgent)| (*index, *urgent)).collect()
+        };
+        found.extend(self.shared().view.urgent(number, from, max)?);
+        Ok(found.into_iter().take(max).collect())
     }
 
     fn read_fill(&self, entry: &Entry, fill: FillAt) -> Result<(Content, u64), ReadError> {

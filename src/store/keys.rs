@@ -11,10 +11,12 @@
 //! | `x` | member, id, how, first arrival | references block (`view::references`) | from (member, id) to the entries that refer to it |
 //! | `t` | feed, level, index | 256 hashes | full tiles of the feed's tree |
 //! | `n` | feed, start | end, reason | what is held as digests only |
-//! | `g` | feed, bucket of indexes | [`FillAt`]s (`view::fills`) | from an entry that was filled in to the record that holds it |
+//! | `g` | feed, bucket of indexes | [`FillAt`]s (`view::fills`) | from an entry that was filled in, or came ahead of the order, to the record that holds it |
+//! | `e` | feed, index | digest, [`FillAt`] | what is held ahead of the order |
+//! | `q` | feed, bucket of indexes | bits (`view::urgent`) | which entries are urgent, without reading envelopes |
 //! | `o` | feed, cosigner, size | time, [`NoteRef`] | cosigned checkpoints |
 //! | `u` | feed, holder, end, [`NoteRef`] | start | custody notes by what they cover |
-//! | `v` | feed, holder | [`NoteRef`] | of each holder the custody note that ends last |
+//! | `v` | feed, holder | [`NoteRef`] | of each holder the custody note that ends last of those that join |
 //! | `w` | feed, holder, time, [`NoteRef`] | | custody notes for what was filled in |
 //! | `r` | version | [`NoteRef`] | rosters |
 //! | `l` | authority | [`NoteRef`] | newest revocation list of each authority |
@@ -34,7 +36,7 @@ use super::log::{Position, Resume};
 use super::tree_cache::TileId;
 
 /// Version of all values.
-pub(super) const VALUE_VERSION: u8 = 2;
+pub(super) const VALUE_VERSION: u8 = 3;
 /// Longest value: sled keeps 16 of them on a page, and no page may reach its blob files.
 pub(super) const VALUE_BYTES_MAX: usize = 16 << 10;
 
@@ -51,6 +53,8 @@ pub(super) const REFERENCE: u8 = b'x';
 pub(super) const TILE: u8 = b't';
 pub(super) const NOT_HELD: u8 = b'n';
 pub(super) const FILLED: u8 = b'g';
+pub(super) const AHEAD: u8 = b'e';
+pub(super) const URGENT: u8 = b'q';
 pub(super) const COSIGNED: u8 = b'o';
 pub(super) const CUSTODY: u8 = b'u';
 pub(super) const CUSTODY_NEWEST: u8 = b'v';

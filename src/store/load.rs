@@ -61,6 +61,8 @@ fn book(view: &View, log: &LogReader, number: FeedNumber, feed: FeedId, row: &Fe
         let note = cosigned(log, at)?;
         book.cosigned.insert(note.cosigner.clone(), note);
     }
+    book.ahead = view.ahead(number)?;
+    book.holders.extend(view.custody_holders(number)?);
     for at in view.custody_newest(number)? {
         let note = custody(log, at)?;
         book.custody.insert(note.holder.clone(), note);

@@ -6,18 +6,21 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
+use barid_core::bulletin::Urgent;
 use barid_core::feed::tree::NodeId;
 use barid_core::limits::NOT_HELD_RANGES_MAX;
 use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
+use barid_core::proto;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::admit::{self, Run};
+use super::admit::{self, CustodyStanding, Run};
+use super::express::{self, Ahead};
 use super::tree_cache::{Edge, Tile, TileId};
 use super::{
-    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, FeedState,
-    ForkRecord, Location, NewEntry, ReadError, Refers, RosterRecord, Store,
+    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, Express,
+    FeedState, ForkRecord, Location, NewEntry, ReadError, Refers, RosterRecord, Store,
 };
 
 /// A [`Store`] in memory.
@@ -49,9 +52,13 @@ struct Feed {
     checkpoint_size: u64,
     consistency_proof: Vec<Hash>,
     runs: Vec<Run>,
+    /// What came ahead of the order, with its arrival; with whether the feed has reached it.
+    express: BTreeMap<u64, (Express, u64, bool)>,
+    urgent: BTreeMap<u64, Urgent>,
     cosigned: Vec<Cosigned>,
-    /// With whether it was late.
-    custody: Vec<(CustodyRecord, bool)>,
+    custody: Vec<(CustodyRecord, CustodyStanding)>,
+    /// Of each holder where its notes end that join each other.
+    custody_ends: BTreeMap<Member, u64>,
 }
 
 impl MemoryStore {
@@ -105,6 +112,16 @@ impl Inner {
                             let at = Location { feed: append.feed.clone(), index, arrival: number };
                             self.references.entry(referred).or_default().push(at);
                         }
+                        feed.urgent.extend(express::urgent_of(header.as_deref()).map(|urgent| (index, urgent)));
+                    }
+                    Content::Undisclosed(_) if feed.express.contains_key(&index) => {
+                        let held = feed.express.get_mut(&index).expect("it was found");
+                        held.2 = true;
+                        feed.disclosed += 1;
+                        let (content, arrival) = (held.0.entry.content.clone(), Some(held.1));
+                        let (feed_id, digest) = (append.feed.clone(), entry.digest);
+                        feed.entries.push(Entry { feed: feed_id, index, digest, content, arrival });
+                        continue;
                     }
                     Content::Undisclosed(reason) => admit::extend_runs(&mut feed.runs, index, *reason),
                 }
@@ -128,14 +145,20 @@ impl Inner {
                 self.fill(&fill.feed, *index, entry);
             }
         }
+        for express in &commit.express {
+            self.express(express);
+        }
         for cosigned in &commit.cosigned {
             self.feeds.entry(cosigned.feed.clone()).or_default().cosigned.push(cosigned.clone());
         }
         for custody in &commit.custody {
-            let notes = &mut self.feeds.entry(custody.feed.clone()).or_default().custody;
-            let mut earlier = notes.iter().filter(|(note, _)| note.holder == custody.holder);
-            let late = earlier.any(|(note, _)| note.range.end >= custody.range.end);
-            notes.push((custody.clone(), late));
+            let feed = self.feeds.entry(custody.feed.clone()).or_default();
+            let ends = feed.custody_ends.get(&custody.holder).copied();
+            let standing = admit::custody_standing(ends, &custody.range);
+            if standing.newest {
+                feed.custody_ends.insert(custody.holder.clone(), custody.range.end);
+            }
+            feed.custody.push((custody.clone(), standing));
         }
         self.cursors.extend(commit.cursors.iter().map(|cursor| (cursor.subscription.clone(), cursor.arrival)));
         self.rosters.extend(commit.rosters.iter().map(|roster| (roster.version, roster.note.clone())));
@@ -156,11 +179,27 @@ impl Inner {
             held.runs.splice(place..=place, admit::split_run(run, index));
         }
         let Content::Disclosed { header, .. } = &filled.content else { return };
+        held.urgent.extend(express::urgent_of(header.as_deref()).map(|urgent| (index, urgent)));
+        self.refer(feed, index, arrival, header.as_deref());
+    }
+
+    fn express(&mut self, express: &Express) {
+        let (feed, index) = (&express.feed, express.index);
+        self.arrivals.push((feed.clone(), index));
+        let arrival = self.arrivals.len() as u64;
+        let held = self.feeds.entry(feed.clone()).or_default();
+        held.express.insert(index, (express.clone(), arrival, false));
+        let Content::Disclosed { header, .. } = &express.entry.content else { return };
+        held.urgent.extend(express::urgent_of(header.as_deref()).map(|urgent| (index, urgent)));
+        self.refer(feed, index, arrival, header.as_deref());
+    }
+
+    fn refer(&mut self, feed: &FeedId, index: u64, arrival: u64, header: Option<&proto::Header>) {
         let at = Location { feed: feed.clone(), index, arrival };
-        for referred in admit::references(feed, header.as_deref()) {
+        for referred in admit::references(feed, header) {
             self.references.entry(referred).or_default().push(at.clone());
         }
-        if let Some(id) = admit::id_of(feed, header.as_deref()) {
+        if let Some(id) = admit::id_of(feed, header) {
             self.place(id, at);
         }
     }
@@ -173,15 +212,36 @@ impl Inner {
         }
     }
 
-    fn entry_at(&self, arrival: u64) -> Option<&Entry> {
+    fn entry_at(&self, arrival: u64) -> Option<Entry> {
         let place = usize::try_from(arrival.checked_sub(1)?).ok()?;
         let (feed, index) = self.arrivals.get(place)?;
-        self.feeds.get(feed)?.entries.get(usize::try_from(*index).ok()?)
+        let held = self.feeds.get(feed)?;
+        if let Some((express, arrival, false)) = held.express.get(index) {
+            let NewEntry { digest, content } = express.entry.clone();
+            return Some(Entry { feed: feed.clone(), index: *index, digest, content, arrival: Some(*arrival) });
+        }
+        held.entries.get(usize::try_from(*index).ok()?).cloned()
+    }
+}
+
+impl Ahead for Inner {
+    fn digest(&self, feed: &FeedId, index: u64) -> Option<Digest> {
+        let (express, _, reached) = self.feeds.get(feed)?.express.get(&index)?;
+        (!reached).then_some(express.entry.digest)
+    }
+
+    fn count(&self, feed: &FeedId) -> usize {
+        self.feeds.get(feed).map_or(0, |feed| feed.express.values().filter(|(.., reached)| !reached).count())
+    }
+
+    fn first_in(&self, feed: &FeedId, range: Range<u64>) -> Option<u64> {
+        let held = self.feeds.get(feed).filter(|_| !range.is_empty())?;
+        held.express.range(range).find(|(_, (.., reached))| !reached).map(|(index, _)| *index)
     }
 }
 
 /// Takes entries until a bound is met, but always one.
-fn bounded<'a>(entries: impl Iterator<Item = &'a Entry>, entries_max: usize, bytes_max: usize) -> Vec<Entry> {
+fn bounded(entries: impl Iterator<Item = Entry>, entries_max: usize, bytes_max: usize) -> Vec<Entry> {
     let mut bytes = 0;
     let mut taken = Vec::new();
     for entry in entries {
@@ -193,7 +253,7 @@ fn bounded<'a>(entries: impl Iterator<Item = &'a Entry>, entries_max: usize, byt
             break;
         }
         bytes += size;
-        taken.push(entry.clone());
+        taken.push(entry);
     }
     taken
 }
@@ -203,13 +263,15 @@ impl Store for MemoryStore {
         self.inner.lock().seq
     }
 
-    fn commit(&self, commit: Commit, expected_seq: u64) -> Result<Arc<Committed>, CommitError> {
+    fn commit(&self, mut commit: Commit, expected_seq: u64) -> Result<Arc<Committed>, CommitError> {
         let mut inner = self.inner.lock();
         if inner.seq != expected_seq {
             return Err(CommitError::Fenced { expected: expected_seq, found: inner.seq });
         }
-        admit::check(&commit, |feed| inner.feeds.get(feed).map(|feed| feed.entries.len() as u64))
-            .map_err(CommitError::Invalid)?;
+        let size_of = |feed: &FeedId| inner.feeds.get(feed).map(|feed| feed.entries.len() as u64);
+        admit::check(&commit, size_of).map_err(CommitError::Invalid)?;
+        express::check(&commit, size_of, &*inner).map_err(CommitError::Invalid)?;
+        express::match_appends(&mut commit, &*inner).map_err(CommitError::Invalid)?;
         for fill in &commit.fills {
             let indexes: Vec<u64> = fill.entries.iter().map(|(index, _)| *index).collect();
             admit::check_fill(fill, &inner.lacks(&fill.feed, &indexes)).map_err(CommitError::Invalid)?;
@@ -235,7 +297,7 @@ impl Store for MemoryStore {
         let inner = self.inner.lock();
         let entries = inner.feeds.get(feed).map_or(&[][..], |feed| &feed.entries);
         let from = usize::try_from(from).unwrap_or(usize::MAX).min(entries.len());
-        Ok(bounded(entries[from..].iter(), entries_max, bytes_max))
+        Ok(bounded(entries[from..].iter().cloned(), entries_max, bytes_max))
     }
 
     fn end_arrival(&self) -> u64 {
@@ -264,7 +326,7 @@ impl Store for MemoryStore {
                 && let Content::Disclosed { header, .. } = &entry.content
                 && wanted(&admit::columns_of(header.as_deref()))
             {
-                found.push(entry.clone());
+                found.push(entry);
             }
         }
         Ok((found, (next > 1).then_some(next)))
@@ -302,6 +364,24 @@ impl Store for MemoryStore {
 
     fn lacks(&self, feed: &FeedId, indexes: &[u64]) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError> {
         Ok(self.inner.lock().lacks(feed, indexes))
+    }
+
+    fn ahead(&self, feed: &FeedId, range: Range<u64>) -> Vec<(u64, Digest)> {
+        let inner = self.inner.lock();
+        let Some(held) = inner.feeds.get(feed).filter(|_| !range.is_empty()) else { return Vec::new() };
+        let ahead = held.express.range(range).filter(|(_, (.., reached))| !reached);
+        ahead.map(|(index, (express, ..))| (*index, express.entry.digest)).collect()
+    }
+
+    fn express(&self, feed: &FeedId, index: u64) -> Result<Option<Express>, ReadError> {
+        let inner = self.inner.lock();
+        Ok(inner.feeds.get(feed).and_then(|feed| feed.express.get(&index)).map(|(express, ..)| express.clone()))
+    }
+
+    fn urgent(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(u64, Urgent)>, ReadError> {
+        let inner = self.inner.lock();
+        let Some(held) = inner.feeds.get(feed) else { return Ok(Vec::new()) };
+        Ok(held.urgent.range(from..).take(max).map(|(index, urgent)| (*index, *urgent)).collect())
     }
 
     fn not_held_from(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
@@ -357,10 +437,9 @@ impl Store for MemoryStore {
     fn custody_newest(&self, feed: &FeedId) -> Result<Vec<CustodyRecord>, ReadError> {
         let inner = self.inner.lock();
         let mut newest = BTreeMap::<&Member, &CustodyRecord>::new();
-        for (custody, _) in inner.feeds.get(feed).map_or(&[][..], |feed| &feed.custody) {
-            let held = newest.entry(&custody.holder).or_insert(custody);
-            if custody.range.end >= held.range.end {
-                *held = custody;
+        for (custody, standing) in inner.feeds.get(feed).map_or(&[][..], |feed| &feed.custody) {
+            if standing.newest {
+                newest.insert(&custody.holder, custody);
             }
         }
         Ok(newest.into_values().cloned().collect())
@@ -391,7 +470,7 @@ impl Store for MemoryStore {
     ) -> Result<Vec<CustodyRecord>, ReadError> {
         let inner = self.inner.lock();
         let notes = inner.feeds.get(feed).map_or(&[][..], |feed| &feed.custody).iter();
-        let notes = notes.filter(|(note, late)| *late && note.holder == *holder && note.time >= from_time);
+        let notes = notes.filter(|(note, standing)| standing.late && note.holder == *holder && note.time >= from_time);
         let mut notes: Vec<_> = notes.map(|(note, _)| note.clone()).collect();
         notes.reverse();
         notes.sort_by_key(|note| std::cmp::Reverse(note.time));

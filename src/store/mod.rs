@@ -13,6 +13,7 @@ pub mod disk;
 mod disk_read;
 #[cfg(test)]
 mod disk_tests;
+mod express;
 mod feed_tree;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -36,6 +37,7 @@ use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
 use std::sync::Arc;
 
+use barid_core::bulletin::Urgent;
 use barid_core::feed::tree::{Frontier, NodeId};
 use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::proto;
@@ -52,6 +54,8 @@ pub struct Commit {
     pub appends: Vec<Append>,
     /// Content of entries held as digests; each feed at most once.
     pub fills: Vec<Fill>,
+    /// Entries that came ahead of their feeds' order.
+    pub express: Vec<Express>,
     /// Cosigned checkpoint notes received or made: log signature and one cosignature each.
     pub cosigned: Vec<Cosigned>,
     /// Custody notes received or made.
@@ -94,6 +98,16 @@ pub struct NewEntry {
     pub content: Content,
 }
 
+impl NewEntry {
+    /// Bytes of its envelope; 0 of a digest.
+    fn envelope_bytes(&self) -> usize {
+        match &self.content {
+            Content::Disclosed { envelope, .. } => envelope.len(),
+            Content::Undisclosed(_) => 0,
+        }
+    }
+}
+
 /// Content that has come for entries of one feed which earlier commits appended as digests.
 #[derive(Clone, Debug)]
 pub struct Fill {
@@ -101,6 +115,24 @@ pub struct Fill {
     pub feed: FeedId,
     /// Index and entry, by ascending index; each disclosed, with the digest held there.
     pub entries: Vec<(u64, NewEntry)>,
+}
+
+/// An entry ahead of its feed's order, with what proves it. Once committed it has its arrival and is found by its id, but is not among the
+/// feed's [`Store::entries`]. The append that reaches it only matches it: it must have its digest, and its content is not taken again.
+#[derive(Clone, Debug)]
+pub struct Express {
+    /// The feed.
+    pub feed: FeedId,
+    /// Its index: not below the feed's size.
+    pub index: u64,
+    /// The entry, disclosed.
+    pub entry: NewEntry,
+    /// Inclusion proof to the checkpoint's root.
+    pub proof: Vec<Hash>,
+    /// Checkpoint note that proves it.
+    pub checkpoint: Bytes,
+    /// Size that `checkpoint` speaks of: above `index`.
+    pub checkpoint_size: u64,
 }
 
 /// What is held of an entry.
@@ -200,7 +232,8 @@ pub struct ForkRecord {
 pub struct Committed {
     /// Its number.
     pub seq: u64,
-    /// Arrival number of its first disclosed entry; the others follow in the order of `commit.appends`, then of `commit.fills`.
+    /// Arrival number of its first disclosed entry; the others follow in the order of `commit.appends`, then of `commit.fills`, then of
+    /// `commit.express`.
     pub first_arrival: u64,
     /// One past the arrival number of its last disclosed entry.
     pub end_arrival: u64,
@@ -414,6 +447,16 @@ pub trait Store: Send + Sync + 'static {
     /// Of these entries, each one's digest and why no more is held; `None` for what is held in full, and beyond the feed's end.
     fn lacks(&self, feed: &FeedId, indexes: &[u64]) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError>;
 
+    /// The entries of a feed in `range` that are held ahead of its order, by index, with their digests; all lie at or beyond its size, and
+    /// there are at most [`EXPRESS_ENTRIES_MAX`](barid_core::limits::EXPRESS_ENTRIES_MAX) of a feed.
+    fn ahead(&self, feed: &FeedId, range: Range<u64>) -> Vec<(u64, Digest)>;
+
+    /// An entry that came ahead of the order, with what proves it, whether the feed has reached it or not.
+    fn express(&self, feed: &FeedId, index: u64) -> Result<Option<Express>, ReadError>;
+
+    /// Urgent entries of a feed whose content is held, from index `from` on, also those ahead of its order: by index, at most `max`.
+    fn urgent(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(u64, Urgent)>, ReadError>;
+
     /// Ranges held as digests only that end after index `from`, ascending: the first ones, at most `max`. May wait for the view.
     fn not_held_from(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError>;
 
@@ -430,7 +473,8 @@ pub trait Store: Send + Sync + 'static {
     /// For each holder the custody note committed first that covers `index` and does not list it as not held. By holder.
     fn custody_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<CustodyRecord>, ReadError>;
 
-    /// Of each holder the custody note whose range ends last; of several the one that was committed last. By holder.
+    /// Of each holder the custody note whose range ends last, of those that join the ones before: one that begins beyond them speaks of what
+    /// came ahead of the order. Of several the one that was committed last. By holder.
     fn custody_newest(&self, feed: &FeedId) -> Result<Vec<CustodyRecord>, ReadError>;
 
     /// A holder's custody notes whose ranges end after `index`, by where they end, at most `max`.

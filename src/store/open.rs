@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
 
+use barid_core::names::FeedId;
 use bytes::Bytes;
 
 use super::disk::DiskOptions;
@@ -14,7 +15,7 @@ use super::log::{self, LogReader, Position, Record};
 use super::state::{Pending, State};
 use super::tree_cache::TileCache;
 use super::view::{self, View};
-use super::{Committed, OpenError, admit, applier, load};
+use super::{Committed, OpenError, admit, applier, express, load};
 
 /// Makes the store's folder if there is none. Its name is made durable in any case: a process that ended before it did that may have made
 /// it, and all that is synced inside is lost with the name.
@@ -79,9 +80,12 @@ pub(super) fn open_view(
 
 /// Makes a record of the log visible. The text says what is wrong with it.
 pub(super) fn replay(state: &mut State, position: Position, record: &Record, body: &Bytes) -> Result<Pending, String> {
-    let commit = record.commit(body).map_err(|what| format!("commit log, {position}: {what}"))?;
-    admit::check(&commit, |feed| state.book_of(feed).map(|(_, book)| book.edge.frontier().size()))
-        .map_err(|what| format!("commit log, {position}: {what}"))?;
+    let damaged = |what: String| format!("commit log, {position}: {what}");
+    let mut commit = record.commit(body).map_err(damaged)?;
+    let size_of = |feed: &FeedId| state.book_of(feed).map(|(_, book)| book.edge.frontier().size());
+    admit::check(&commit, size_of).map_err(damaged)?;
+    express::check(&commit, size_of, state).map_err(damaged)?;
+    express::match_appends(&mut commit, state).map_err(damaged)?;
     let committed = Arc::new(Committed {
         seq: record.seq,
         first_arrival: record.first_arrival,

@@ -2,16 +2,19 @@
 //!
 //! In scope: how a commit changes it, and what the applier then has to write. Out of scope: durability.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use barid_core::bulletin::Urgent;
 use barid_core::limits::NOT_HELD_RANGES_MAX;
-use barid_core::names::{FeedId, Hash, Member};
+use barid_core::names::{Digest, FeedId, Hash, Member};
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::admit::{self, Run};
+use super::admit::{self, CustodyStanding, Run};
+use super::express::{self, Ahead};
 use super::keys::{FeedNumber, FeedRow, FillAt, NoteRef};
 use super::log::Position;
 use super::recent_ids::{Place, RecentIds};
@@ -34,20 +37,20 @@ pub(super) struct State {
     pub(super) forks: BTreeMap<String, NoteRef>,
     /// Notes that the view has not taken in yet, with the number of their commit.
     pub(super) pending_cosigned: VecDeque<(u64, FeedNumber, Cosigned)>,
-    pub(super) pending_custody: VecDeque<(u64, FeedNumber, CustodyRecord, Custody)>,
+    pub(super) pending_custody: VecDeque<(u64, FeedNumber, CustodyRecord, CustodyStanding)>,
     /// References, likewise.
     pub(super) pending_references: VecDeque<(u64, Referred, Referrer)>,
     /// Where content is that the view has not taken in yet, with the number of its commit.
     pub(super) pending_fills: HashMap<(FeedNumber, u64), (u64, FillAt)>,
+    /// Urgent entries, likewise; their urgency is in their feeds' books.
+    pending_urgent: VecDeque<(u64, FeedNumber, u64)>,
 }
 
-/// How a custody note stands to the earlier ones of its holder.
+/// An entry that is held ahead of its feed's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Custody {
-    /// It ends after all of them, or where the last one does.
-    pub(super) newest: bool,
-    /// It does not end after all of them.
-    pub(super) late: bool,
+pub(super) struct HeldAhead {
+    pub(super) digest: Digest,
+    pub(super) at: FillAt,
 }
 
 /// A bulletin that others refer to, and how.
@@ -66,12 +69,18 @@ pub(super) struct FeedBook {
     pub(super) runs: VecDeque<Run>,
     /// Whether the view may have older runs than these.
     pub(super) older_runs: bool,
-    /// Whether any entry was filled in.
+    /// Whether any entry was filled in, or came ahead of the order.
     pub(super) filled: bool,
+    /// What is held ahead of the order.
+    pub(super) ahead: BTreeMap<u64, HeldAhead>,
+    /// Urgent entries that the view has not taken in yet.
+    pub(super) urgent: BTreeMap<u64, Urgent>,
     /// Of each cosigner the note of the largest size.
     pub(super) cosigned: BTreeMap<Member, Cosigned>,
-    /// Of each holder the note that ends last.
+    /// Of each holder the note that ends last of those that join the ones before.
     pub(super) custody: BTreeMap<Member, CustodyRecord>,
+    /// Whoever has given a custody note.
+    pub(super) holders: BTreeSet<Member>,
 }
 
 /// A commit that the view still has to take in, with all that it needs to know of it.
@@ -84,14 +93,43 @@ pub(super) struct Pending {
     /// Numbers of the feeds of the appends, the cosigned notes and the custody notes.
     pub(super) append_feeds: Vec<FeedNumber>,
     pub(super) cosigned_feeds: Vec<FeedNumber>,
-    pub(super) custody_feeds: Vec<(FeedNumber, Custody)>,
+    pub(super) custody_feeds: Vec<(FeedNumber, CustodyStanding)>,
     pub(super) fill_feeds: Vec<FeedNumber>,
+    pub(super) express_feeds: Vec<FeedNumber>,
+    /// Entries held ahead of the order that an append has reached.
+    pub(super) matched: Vec<(FeedNumber, u64)>,
+    /// What came that is urgent.
+    pub(super) urgent: Vec<(FeedNumber, u64, Urgent)>,
     /// New rows of all feeds that it changes.
     pub(super) rows: Vec<(FeedNumber, FeedRow)>,
     pub(super) runs: Vec<(FeedNumber, Run)>,
     pub(super) tiles: Vec<(FeedNumber, TileId, Arc<Tile>)>,
     pub(super) references: Vec<(Referred, Referrer)>,
     pub(super) since: Instant,
+}
+
+impl Pending {
+    /// Feeds of which it has entries.
+    pub(super) fn feeds_of_entries(&self) -> impl Iterator<Item = FeedNumber> {
+        self.append_feeds.iter().chain(&self.fill_feeds).chain(&self.express_feeds).copied()
+    }
+}
+
+impl Ahead for State {
+    fn digest(&self, feed: &FeedId, index: u64) -> Option<Digest> {
+        Some(self.book_of(feed)?.1.ahead.get(&index)?.digest)
+    }
+
+    fn count(&self, feed: &FeedId) -> usize {
+        self.book_of(feed).map_or(0, |(_, book)| book.ahead.len())
+    }
+
+    fn first_in(&self, feed: &FeedId, range: Range<u64>) -> Option<u64> {
+        if range.is_empty() {
+            return None;
+        }
+        self.book_of(feed)?.1.ahead.range(range).next().map(|(index, _)| *index)
+    }
 }
 
 impl FeedBook {
@@ -107,8 +145,11 @@ impl FeedBook {
             runs: VecDeque::new(),
             older_runs: false,
             filled: false,
+            ahead: BTreeMap::new(),
+            urgent: BTreeMap::new(),
             cosigned: BTreeMap::new(),
             custody: BTreeMap::new(),
+            holders: BTreeSet::new(),
         }
     }
 
@@ -174,6 +215,7 @@ impl State {
             pending_custody: VecDeque::new(),
             pending_references: VecDeque::new(),
             pending_fills: HashMap::new(),
+            pending_urgent: VecDeque::new(),
         }
     }
 
@@ -212,6 +254,9 @@ impl State {
             cosigned_feeds: Vec::with_capacity(commit.cosigned.len()),
             custody_feeds: Vec::with_capacity(commit.custody.len()),
             fill_feeds: Vec::with_capacity(commit.fills.len()),
+            express_feeds: Vec::with_capacity(commit.express.len()),
+            matched: Vec::new(),
+            urgent: Vec::new(),
             rows: Vec::new(),
             runs: Vec::new(),
             tiles: Vec::new(),
@@ -223,6 +268,13 @@ impl State {
         // What is filled was there before: a run that an append makes longer has been made shorter by then.
         self.take_in_fills(committed, position, &mut pending);
         self.take_in_appends(committed, position, &mut pending);
+        self.take_in_express(committed, position, &mut pending);
+        for (number, index, urgent) in &pending.urgent {
+            if let Some(book) = self.feeds.get_mut(*number as usize) {
+                book.urgent.insert(*index, *urgent);
+            }
+            self.pending_urgent.push_back((committed.seq, *number, *index));
+        }
         pending.references.sort_by_key(|(_, at)| at.arrival);
         let references = pending.references.iter();
         self.pending_references.extend(references.map(|(referred, at)| (committed.seq, referred.clone(), *at)));
@@ -242,10 +294,10 @@ impl State {
             let (number, book, new) = self.book_mut(&custody.feed);
             let custody = CustodyRecord { note: detached(&custody.note), ..custody.clone() };
             let ends = book.custody.get(&custody.holder).map(|held| held.range.end);
-            let standing = Custody {
-                newest: ends.is_none_or(|end| custody.range.end >= end),
-                late: ends.is_some_and(|end| custody.range.end <= end),
-            };
+            let standing = admit::custody_standing(ends, &custody.range);
+            if !book.holders.contains(&custody.holder) {
+                book.holders.insert(custody.holder.clone());
+            }
             if standing.newest {
                 book.custody.insert(custody.holder.clone(), custody.clone());
             }
@@ -289,6 +341,8 @@ impl State {
                     for referred in admit::references(&fill.feed, header.as_deref()) {
                         pending.references.push((referred, Referrer { arrival, index: *index, feed: number }));
                     }
+                    let urgent = express::urgent_of(header.as_deref());
+                    pending.urgent.extend(urgent.map(|urgent| (number, *index, urgent)));
                 }
                 let at = FillAt { at: NoteRef { position, place }, slot };
                 filled.push(((number, *index), (committed.seq, at)));
@@ -298,6 +352,34 @@ impl State {
             self.pending_fills.extend(filled);
             pending.fill_feeds.push(number);
             self.ids.extend(&fill.feed.member, ids.into_iter());
+        }
+    }
+
+    /// What came ahead of the order lies in its record behind the fills, and is found as they are.
+    fn take_in_express(&mut self, committed: &Arc<Committed>, position: Position, pending: &mut Pending) {
+        let arrivals = committed.end_arrival.saturating_sub(committed.commit.express.len() as u64)..;
+        let places = u32::try_from(committed.commit.fills.len()).unwrap_or(u32::MAX)..;
+        for ((express, place), arrival) in committed.commit.express.iter().zip(places).zip(arrivals) {
+            let (number, book, new) = self.book_mut(&express.feed);
+            let (index, feed) = (express.index, &express.feed);
+            let at = FillAt { at: NoteRef { position, place }, slot: 0 };
+            book.filled = true;
+            book.ahead.insert(index, HeldAhead { digest: express.entry.digest, at });
+            if new {
+                pending.rows.push((number, book.row()));
+            }
+            pending.express_feeds.push(number);
+            self.pending_fills.insert((number, index), (committed.seq, at));
+            if let Content::Disclosed { header, .. } = &express.entry.content {
+                for referred in admit::references(feed, header.as_deref()) {
+                    pending.references.push((referred, Referrer { arrival, index, feed: number }));
+                }
+                let urgent = express::urgent_of(header.as_deref());
+                pending.urgent.extend(urgent.map(|urgent| (number, index, urgent)));
+                let id = admit::id_of(feed, header.as_deref());
+                let id = id.map(|id| (id, Place { epoch: feed.epoch, index, feed: number, arrival }));
+                self.ids.extend(&feed.member, id.into_iter());
+            }
         }
     }
 
@@ -318,8 +400,14 @@ impl State {
                         for referred in admit::references(&append.feed, header.as_deref()) {
                             pending.references.push((referred, Referrer { arrival, index, feed: number }));
                         }
+                        let urgent = express::urgent_of(header.as_deref());
+                        pending.urgent.extend(urgent.map(|urgent| (number, index, urgent)));
                         book.disclosed += 1;
                         arrival += 1;
+                    }
+                    Content::Undisclosed(_) if book.ahead.remove(&index).is_some() => {
+                        book.disclosed += 1;
+                        pending.matched.push((number, index));
                     }
                     Content::Undisclosed(reason) => admit::extend_runs(&mut runs, index, *reason),
                 }
@@ -344,6 +432,11 @@ impl State {
         while self.pending_custody.pop_front_if(|(number, ..)| *number <= seq).is_some() {}
         while self.pending_references.pop_front_if(|(number, ..)| *number <= seq).is_some() {}
         self.pending_fills.retain(|_, (number, _)| *number > seq);
+        while let Some((_, number, index)) = self.pending_urgent.pop_front_if(|(number, ..)| *number <= seq) {
+            if let Some(book) = self.feeds.get_mut(number as usize) {
+                book.urgent.remove(&index);
+            }
+        }
         for number in feeds {
             if let Some(book) = self.feeds.get(*number as usize) {
                 self.ids.applied(&book.feed.member, end_arrival);

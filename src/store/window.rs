@@ -190,6 +190,12 @@ impl Window {
                     arrival += 1;
                 }
             }
+            for express in &committed.commit.express {
+                if arrival >= from && !taken.push(&express.feed, express.index, &express.entry, arrival) {
+                    return Some(taken.entries);
+                }
+                arrival += 1;
+            }
         }
         Some(taken.entries)
     }
@@ -206,6 +212,7 @@ fn cost(committed: &Committed) -> usize {
     let rosters =
         commit.rosters.iter().map(|roster| roster.note.len()).chain(commit.crls.iter().map(|crl| crl.der.len()));
     let filled = commit.fills.iter().flat_map(|fill| &fill.entries).map(|(_, entry)| entry);
+    let filled = filled.chain(commit.express.iter().map(|express| &express.entry));
     let entries = commit.appends.iter().flat_map(|append| &append.entries).chain(filled).map(entry_cost);
     let forks = commit.forks.iter().map(|fork| fork.evidence.len());
     entries.chain(notes).chain(rosters).chain(forks).sum::<usize>() + ENTRY_OVERHEAD_BYTES

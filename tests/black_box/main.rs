@@ -7,6 +7,7 @@ mod containers;
 mod damage;
 mod demo;
 mod evidence;
+mod express;
 mod flipped;
 mod four_members;
 mod kill;

@@ -22,7 +22,7 @@ const LOST_ONE_IN: u64 = 50;
 const SENT_AGAIN: Duration = Duration::from_millis(900);
 
 /// A satellite line to an address.
-struct Satellite {
+pub(crate) struct Satellite {
     port: u16,
     target: Arc<Mutex<String>>,
     up: Arc<AtomicBool>,
@@ -31,7 +31,7 @@ struct Satellite {
 }
 
 impl Satellite {
-    fn launch() -> Self {
+    pub(crate) fn launch() -> Self {
         let ground = TcpListener::bind("127.0.0.1:0").unwrap();
         let satellite = Self {
             port: ground.local_addr().unwrap().port(),
@@ -62,14 +62,37 @@ impl Satellite {
         satellite
     }
 
-    fn cut(&self) {
+    /// A change of each member's `node.toml` that puts `far` behind the satellite, with this line to `near`.
+    pub(crate) fn behind(
+        &self,
+        far: &'static str,
+        near: &'static str,
+        compress: &str,
+    ) -> impl Fn(&str, String) -> String + use<> {
+        let (port, target, compress) = (self.port, Arc::clone(&self.target), compress.to_owned());
+        move |member, config| {
+            let listens = config.lines().find(|line| line.starts_with("listen_exchange")).unwrap().to_owned();
+            if member == near {
+                *target.lock().unwrap() = listens.split('"').nth(1).unwrap().to_owned();
+            }
+            if member != far {
+                return config;
+            }
+            // Behind the satellite nobody can dial it. TCP ends at the relay and connects at once, so that the line is not known as far.
+            let config =
+                config.replace(&listens, "").replace("compress = \"auto\"", &format!("compress = \"{compress}\""));
+            config + &format!("\n[endpoints]\n{near} = \"127.0.0.1:{port}\"\n")
+        }
+    }
+
+    pub(crate) fn cut(&self) {
         self.up.store(false, Ordering::Relaxed);
         for stream in self.open.lock().unwrap().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 
-    fn restore(&self) {
+    pub(crate) fn restore(&self) {
         self.up.store(true, Ordering::Relaxed);
     }
 
@@ -125,25 +148,8 @@ fn stored_at_tn(world: &World, draft: &str) -> bool {
 #[test]
 fn an_officer_behind_a_satellite_alerts_tunis_and_pays_for_few_bytes() {
     let satellite = Satellite::launch();
-    let port = satellite.port;
-    let target = Arc::clone(&satellite.target);
     let compress = std::env::var("BARID_THIN_COMPRESS").unwrap_or("always".into());
-    let world = World::configured("info", move |member, config| {
-        let listens = config.lines().find(|line| line.starts_with("listen_exchange")).unwrap().to_owned();
-        match member {
-            "tn" => {
-                *target.lock().unwrap() = listens.split('"').nth(1).unwrap().to_owned();
-                config
-            }
-            // Behind the satellite nobody can dial it. TCP ends at the relay and connects at once, so that the line is not known as far.
-            "ne" => {
-                let config =
-                    config.replace(&listens, "").replace("compress = \"auto\"", &format!("compress = \"{compress}\""));
-                config + &format!("\n[endpoints]\ntn = \"127.0.0.1:{port}\"\n")
-            }
-            _ => config,
-        }
-    });
+    let world = World::configured("info", satellite.behind("ne", "tn", &compress));
     until("linked", || world.linked(&["ne", "tn"]));
     assert!(stored_at_tn(&world, &alert(&world, 0)));
     let (mut seconds, before) = (Vec::new(), satellite.bytes());

@@ -19,6 +19,7 @@ pub mod rules;
 pub mod state;
 pub mod times;
 pub mod topic;
+pub mod urgent;
 pub mod vocabulary;
 
 pub use field::{FieldError, Invalid};
@@ -26,3 +27,4 @@ pub use header::{BulletinId, Handling, Header, Reference};
 pub use prepare::{Fill, ValidBulletin, encode, prepare, validate};
 pub use rules::Rule;
 pub use topic::{Topic, TopicFilter};
+pub use urgent::{Urgent, urgent};

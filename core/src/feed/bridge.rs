@@ -1,12 +1,12 @@
-//! Consistency proofs out of the middle of a catch-up.
+//! Proofs out of the middle of a catch-up.
 //!
 //! In scope: whoever holds the first `size` entries of a feed, and the proof that a checkpoint of `new` extends them, can prove as much
-//! of every earlier size. So half a feed can be served on, from its first entry, by a node whose own source is gone. Out of scope: verifying
+//! of every earlier size, and of every entry. So half a feed can be served on, from its first entry, by a node whose own source is gone. Out of scope: verifying
 //! (`tree`).
 
 use std::ops::Range;
 
-use super::tree::{HashReader, consistency_ranges, node_hash, range_roots, split_point};
+use super::tree::{HashReader, consistency_ranges, inclusion_ranges, node_hash, range_roots, split_point};
 use crate::names::Hash;
 
 /// The consistency proof from `end` to `new` leaves, where the tree is known up to `size` only and `proof` leads from there to `new`:
@@ -27,6 +27,26 @@ pub fn bridged_proof<R: HashReader>(
     }
     let bridge = Bridge { tree, size, beyond: ranges.into_iter().zip(proof).collect() };
     consistency_ranges(end, new).into_iter().map(|range| bridge.root(range)).collect()
+}
+
+/// The inclusion proof of the record at `index` in a tree of `new` leaves, where the tree is known up to `size` only and `proof` leads
+/// from there to `new`: `index < size <= new`. `None` if `proof` has another length than such a proof has.
+///
+/// # Errors
+/// What reading `tree` says.
+pub fn bridged_inclusion<R: HashReader>(
+    tree: &R,
+    index: u64,
+    size: u64,
+    new: u64,
+    proof: &[Hash],
+) -> Result<Option<Vec<Hash>>, R::Error> {
+    let ranges = consistency_ranges(size, new);
+    if ranges.len() != proof.len() || index >= size || size > new {
+        return Ok(None);
+    }
+    let bridge = Bridge { tree, size, beyond: ranges.into_iter().zip(proof).collect() };
+    inclusion_ranges(index, new).into_iter().map(|range| bridge.root(range)).collect()
 }
 
 struct Bridge<'a, R> {
@@ -53,7 +73,7 @@ impl<R: HashReader> Bridge<'_, R> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::tree::{MemoryTree, consistency_proof, verify_consistency};
+    use super::super::tree::{MemoryTree, consistency_proof, inclusion_proof, verify_consistency};
     use super::*;
     use crate::names::Digest;
 
@@ -77,6 +97,8 @@ mod tests {
                     if end < new {
                         verify_consistency(end, &old, new, &whole.root(), &bridged).unwrap();
                     }
+                    let included = bridged_inclusion(held, end - 1, size, new, &proof).unwrap().unwrap();
+                    assert_eq!(included, inclusion_proof(whole, end - 1, new).unwrap(), "{end} {size} {new}");
                 }
                 assert_eq!(bridged_proof(held, 0, size, new, &proof).unwrap(), None);
                 assert_eq!(bridged_proof(held, 1, size, new, &[&proof[..], &[Hash([1; 32])]].concat()).unwrap(), None);

@@ -181,6 +181,11 @@ impl<R: HashReader + ?Sized> HashReader for &R {
 /// section 2.1.1). All hashes are read at once. Where `index` is not below `size` there is no proof: the result is empty, and
 /// [`verify_inclusion`] refuses it.
 pub fn inclusion_proof<R: HashReader>(reader: &R, index: u64, size: u64) -> Result<Vec<Hash>, R::Error> {
+    range_roots(reader, &inclusion_ranges(index, size))
+}
+
+/// The ranges of leaves whose roots are the proof that the record at `index` is in a tree of `size` leaves, in the proof's order.
+pub(super) fn inclusion_ranges(index: u64, size: u64) -> Vec<Range<u64>> {
     let mut siblings = Vec::new();
     let (mut low, mut high) = (0, size);
     while index < size && high - low > 1 {
@@ -194,7 +199,7 @@ pub fn inclusion_proof<R: HashReader>(reader: &R, index: u64, size: u64) -> Resu
         }
     }
     siblings.reverse();
-    range_roots(reader, &siblings)
+    siblings
 }
 
 /// Proof that the tree of `new` leaves begins with the tree of `old` leaves (RFC 6962 section 2.1.2). All hashes are read at

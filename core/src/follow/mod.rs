@@ -1,7 +1,8 @@
 //! The follower: what a peer sent of a feed either continues the copy held here, proven, or is a fault.
 //!
-//! In scope: verifying one batch against the edge of the tree held ([`verify_entries`]), and content that comes later against the digests
-//! held ([`verify_fills`]); what is kept of each entry, who at home may be given it ([`delivery()`]), and noticing two histories ([`Equivocation`]). Out of scope: fetching, storing, cosigning, and what
+//! In scope: verifying one batch against the edge of the tree held ([`verify_entries`]), an urgent entry that comes ahead of it
+//! ([`verify_express`]), and content that comes later against the digests held ([`verify_fills`]); what is kept of each entry, who at home may be given it ([`delivery()`]), and noticing two histories ([`Equivocation`],
+//! [`TwoEntries`]). Out of scope: fetching, storing, cosigning, and what
 //! a peer may read ([`crate::provide`]).
 //!
 //! A fault of the log (signature, proof, root, bounds) refuses the batch whole. Nothing that stands *in* an entry does: what has the
@@ -9,10 +10,12 @@
 
 mod delivery;
 mod equivocation;
+mod express;
 mod fault;
 mod fill;
 #[cfg(test)]
 mod tests;
+mod two_entries;
 
 use std::sync::Arc;
 
@@ -20,8 +23,10 @@ use bytes::Bytes;
 
 pub use delivery::{Delivery, NeverDelivered, delivery};
 pub use equivocation::{Equivocation, EquivocationError, HEADING as EQUIVOCATION_HEADING};
+pub use express::{VerifiedExpress, verify_express};
 pub use fault::{Fault, FaultKind};
 pub use fill::{VerifiedFill, VerifiedFills, verify_fills};
+pub use two_entries::{HEADING as TWO_ENTRIES_HEADING, ProvenEntry, TwoEntries};
 
 use crate::envelope;
 use crate::feed::checkpoint::SignedCheckpoint;

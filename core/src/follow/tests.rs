@@ -3,10 +3,11 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::bulletin::Urgent;
 use crate::bulletin::audience::may_read;
 use crate::feed::checkpoint::{Checkpoint, sign};
 use crate::feed::note::{Algorithm, Note, SigningKey};
-use crate::feed::tree::MemoryTree;
+use crate::feed::tree::{MemoryTree, inclusion_proof};
 use crate::provide::{self, Head, Held};
 
 const EXCHANGE: &str = "rabat.example";
@@ -543,4 +544,80 @@ fn who_lacks_the_roster_does_not_judge() {
         .map(|item| if let Some(Item::Digests(run)) = item.item { run.reason } else { "envelope".into() })
         .collect();
     assert_eq!(reasons, ["not_held", "withheld"]);
+}
+
+fn urgent(status: &str) -> proto::Header {
+    proto::Header { urgency: "Immediate".into(), status: status.into(), ..header("TLP:AMBER", &[], 1) }
+}
+
+fn sent(feed: &Feed, index: u64) -> proto::Express {
+    let proof = inclusion_proof(&feed.tree, index, feed.tree.size()).unwrap();
+    proto::Express {
+        feed: Feed::id().to_string(),
+        index,
+        envelope: feed.envelopes[usize::try_from(index).unwrap()].clone(),
+        inclusion_proof: proof.iter().map(|hash| Bytes::copy_from_slice(&hash.0)).collect(),
+        checkpoint: feed.checkpoint().note,
+    }
+}
+
+#[test]
+fn an_urgent_entry_is_proven_by_itself() {
+    let (rosters, ly) = (chain(&[EVERYBODY]), member("ly"));
+    let headers = [urgent("Exercise"), header("TLP:CLEAR", &[], 1), urgent("Actual")];
+    let feed = Feed::of(headers.iter().zip(0..).map(|(header, n)| sealed(header, n)).collect());
+    let take = |message: &proto::Express, newest: Option<&SignedCheckpoint>| {
+        verify_express(&Feed::id(), &member("ma"), message, newest, &rosters, &ly)
+    };
+    for (index, expected) in [(0, Some(Urgent::Other)), (1, None), (2, Some(Urgent::Actual))] {
+        let message = sent(&feed, index);
+        let taken = take(&message, None).unwrap();
+        assert_eq!((taken.index, taken.urgent), (index, expected));
+        assert_eq!(taken.envelope(), expected.map(|_| &message.envelope));
+        assert_eq!(taken.entry.digest, envelope::digest(&message.envelope));
+    }
+    let red = proto::Header { handling: header("TLP:RED", &["tn"], 1).handling, ..urgent("Actual") };
+    let taken = take(&sent(&Feed::of(vec![sealed(&red, 1)]), 0), None).unwrap();
+    assert_eq!(taken.envelope(), None, "not for us");
+    assert_eq!(taken.findings, [Finding { index: 0, what: What::Excluded }]);
+
+    let with = |change: &dyn Fn(&mut proto::Express)| {
+        let mut message = sent(&feed, 2);
+        change(&mut message);
+        take(&message, Some(&feed.checkpoint())).unwrap_err().kind
+    };
+    assert_eq!(with(&|message| message.index = 1), FaultKind::BadProof);
+    assert_eq!(with(&|message| message.index = 3), FaultKind::BadProof);
+    assert_eq!(with(&|message| message.index = u64::MAX), FaultKind::BadBounds);
+    assert_eq!(with(&|message| message.envelope = feed.envelopes[1].clone()), FaultKind::BadProof);
+    assert_eq!(with(&|message| message.envelope.clear()), FaultKind::Malformed);
+    assert_eq!(with(&|message| drop(message.inclusion_proof.pop())), FaultKind::BadProof);
+    assert_eq!(with(&|message| message.feed = "tn.rabat.example/feed/1".into()), FaultKind::Malformed);
+    let forged = Note::sign(&feed.checkpoint().checkpoint.text(), &key("ly", "custody", Algorithm::Ed25519)).unwrap();
+    assert_eq!(with(&|message| message.checkpoint = forged.to_bytes().into()), FaultKind::BadSignature);
+
+    // A checkpoint that contradicts a known one is two histories.
+    let other = Feed::of((0..3).map(|n| sealed(&urgent("Actual"), n)).collect());
+    let fault = take(&sent(&other, 2), Some(&feed.checkpoint())).unwrap_err();
+    assert!(matches!(fault.kind, FaultKind::Equivocation(_)), "{fault}");
+}
+
+#[test]
+fn two_entries_at_one_place_prove_two_histories() {
+    let (rosters, size) = (chain(&[EVERYBODY]), 5);
+    let feeds = [0, 10].map(|from| Feed::of((from..from + size).map(|n| sealed(&urgent("Exercise"), n)).collect()));
+    let proven = |feed: &Feed, index: u64| ProvenEntry {
+        digest: envelope::digest(&feed.envelopes[usize::try_from(index).unwrap()]),
+        checkpoint: feed.checkpoint(),
+        proof: inclusion_proof(&feed.tree, index, feed.tree.size()).unwrap(),
+    };
+    let evidence = TwoEntries::at(3, proven(&feeds[0], 3), proven(&feeds[1], 3)).unwrap();
+    let turned = TwoEntries::at(3, proven(&feeds[1], 3), proven(&feeds[0], 3)).unwrap();
+    assert_eq!(evidence, turned, "one way to write it");
+    let file = evidence.format();
+    assert_eq!(TwoEntries::verify(file.as_bytes(), rosters.newest()).unwrap(), evidence);
+    assert!(TwoEntries::verify(file.replace("index 3", "index 4").as_bytes(), rosters.newest()).is_err());
+    assert!(TwoEntries::verify(format!("{file}more\n").as_bytes(), rosters.newest()).is_err());
+    assert_eq!(TwoEntries::at(3, proven(&feeds[0], 3), proven(&feeds[0], 3)), None, "the same one");
+    assert_eq!(TwoEntries::at(3, proven(&feeds[0], 3), proven(&feeds[1], 2)), None, "of another place");
 }

@@ -151,6 +151,7 @@ fn every_limit_is_what_the_code_holds_to() {
         EVIDENCE_BYTES_MAX,
         EVIDENCE_PARTS_MAX,
         EQUIVOCATION_BYTES_MAX,
+        EXPRESS_ENTRIES_MAX,
         FILL_RANGES_MAX,
         FILL_SCAN_MAX,
         EVIDENCE_PROOFS_MAX,
@@ -259,6 +260,17 @@ fn produced(name: &str) -> Option<Vec<u8>> {
             topics: vec!["information.>".to_owned()],
             ranges: Vec::new(),
         })),
+        "frame-express" => {
+            // Without the envelope, which stands in §2.
+            let proof = tree::inclusion_proof(&tree(), 9, SIZE).unwrap();
+            frame(Frame::Express(proto::Express {
+                feed: signed.checkpoint.feed.to_string(),
+                index: 9,
+                envelope: Bytes::new(),
+                inclusion_proof: proof.iter().map(|hash| Bytes::copy_from_slice(&hash.0)).collect(),
+                checkpoint: Bytes::new(),
+            }))
+        }
         "frame-fault" => frame(Frame::Fault(proto::Fault {
             feed: signed.checkpoint.feed.to_string(),
             reason: "gap".to_owned(),

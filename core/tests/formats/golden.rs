@@ -11,8 +11,8 @@ use barid_core::feed::cosignature::{cosign, verify_cosigned, with_cosignatures};
 use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::{Note, SigningKey};
 use barid_core::feed::tlog_proof::TlogProof;
-use barid_core::feed::tree::{consistency_proof, root_at};
-use barid_core::follow::Equivocation;
+use barid_core::feed::tree::{consistency_proof, inclusion_proof, root_at};
+use barid_core::follow::{Equivocation, ProvenEntry, TwoEntries};
 use barid_core::roster::RosterChain;
 use bytes::Bytes;
 
@@ -132,6 +132,22 @@ fn two_histories_are_proven_as_ever() {
             altered[at] ^= 1;
             assert!(Equivocation::verify(&altered, chain.newest()).is_err(), "{name}: byte {at}");
         }
+    }
+    // Two entries at one index, under checkpoints of two sizes.
+    let entry = |tree: &barid_core::feed::tree::MemoryTree, size, text: &str| ProvenEntry {
+        digest: envelope::digest(text.as_bytes()),
+        checkpoint: checkpoint(tree, size),
+        proof: inclusion_proof(tree, INDEX, size).unwrap(),
+    };
+    let ours_there = ProvenEntry { digest: bulletin().digest, ..entry(&ours, SIZE, "") };
+    let other_there = entry(&other, SIZE + 3, &format!("EXERCISE other {INDEX}"));
+    let two = TwoEntries::at(INDEX, ours_there, other_there).unwrap();
+    let file = golden("equivocation-two-entries.txt", two.format().as_bytes());
+    assert_eq!(TwoEntries::verify(&file, chain.newest()).unwrap(), two);
+    for at in 0..file.len() {
+        let mut altered = file.to_vec();
+        altered[at] ^= 1;
+        assert!(TwoEntries::verify(&altered, chain.newest()).is_err(), "byte {at}");
     }
     // What extends proves nothing.
     let (smaller, larger) = (checkpoint(&other, 5), checkpoint(&other, SIZE));

@@ -19,6 +19,8 @@ use crate::rpc::focal_point_client::FocalPointClient;
 
 /// Bytes that a measured bulletin says (its encoded body), as in the measurements of other brokers.
 pub(super) const BODY_BYTES: usize = 1_024;
+/// Topic of urgent ones.
+pub(super) const URGENT_TOPIC: &str = "information.urgent";
 
 /// When to stop publishing: whichever comes first.
 #[derive(Clone, Copy, Debug)]
@@ -48,16 +50,26 @@ pub(super) struct Published {
 pub(super) struct Publisher {
     client: FocalPointClient<Channel>,
     number: u64,
+    urgent: bool,
 }
 
 impl Publisher {
     pub(super) fn new(channel: Channel, number: u64) -> Self {
-        Self { client: client(channel), number: number << 48 }
+        Self { client: client(channel), number: number << 48, urgent: false }
+    }
+
+    /// From now on what it publishes is urgent, of a topic of its own.
+    pub(super) fn urgent(self) -> Self {
+        Self { urgent: true, ..self }
     }
 
     fn draft(&mut self) -> proto::Draft {
         self.number += 1;
-        draft(self.number)
+        let mut draft = draft(self.number);
+        if let Some(header) = draft.header.as_mut().filter(|_| self.urgent) {
+            (header.topic, header.urgency) = (URGENT_TOPIC.into(), "Immediate".into());
+        }
+        draft
     }
 
     /// Publishes over one stream, at most `in_flight` without a receipt, and at most `per_second` if that is not 0.
@@ -80,7 +92,7 @@ impl Publisher {
     /// Another one with the same connection, whose numbers are its own.
     fn apart(&mut self) -> Self {
         self.number += 1 << 32;
-        Self { client: self.client.clone(), number: self.number }
+        Self { client: self.client.clone(), number: self.number, urgent: self.urgent }
     }
 
     async fn streaming(&mut self, in_flight: usize, per_second: u64, until: Until) -> Result<Published, Failure> {
@@ -194,8 +206,22 @@ impl Subscriber {
         Ok(Self { stream })
     }
 
+    /// From now on, of one topic.
+    pub(super) async fn of_topic(channel: Channel, topic: &str) -> Result<Self, Failure> {
+        let filter = proto::Filter { topics: vec![topic.to_owned()], ..proto::Filter::default() };
+        let request = proto::SubscribeRequest { filter: Some(filter), start: None };
+        let mut stream = client(channel).subscribe(request).await?.into_inner();
+        stream.message().await?;
+        Ok(Self { stream })
+    }
+
     /// Takes so many bulletins: index in the feed, and when it was in hand.
     pub(super) async fn take(mut self, count: u64) -> Result<Vec<(u64, Instant)>, Failure> {
+        self.next(count).await
+    }
+
+    /// Takes so many bulletins, and goes on.
+    pub(super) async fn next(&mut self, count: u64) -> Result<Vec<(u64, Instant)>, Failure> {
         let mut taken = Vec::new();
         while (taken.len() as u64) < count {
             let Some(response) = self.stream.message().await? else {

@@ -7,6 +7,7 @@
 //! Everything shares the machine: publisher, both nodes, subscriber. A rate that ends in `.drained` counts until both views have taken
 //! in everything; the others count at the commit.
 
+mod express;
 mod load;
 mod measure;
 mod pair;
@@ -50,7 +51,7 @@ pub(super) struct BenchArgs {
     /// Bulletins that B misses and catches up.
     #[arg(long, value_name = "COUNT", default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..))]
     catchup: u64,
-    /// Bulletins that B misses and catches up when its memory is looked at.
+    /// Bulletins that B misses and catches up when its memory is looked at, and while urgent ones overtake.
     #[arg(long, value_name = "COUNT", default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..))]
     history: u64,
 }
@@ -68,6 +69,8 @@ enum Part {
     Catchup,
     /// Memory, disk and wire of a long catch-up.
     History,
+    /// Urgent bulletins, alone and while a backlog flows to B.
+    Express,
     /// Publishing beside subscribers that have stopped reading.
     Readers,
     /// The bare store and the bare commit log.
@@ -123,6 +126,9 @@ impl Bench<'_> {
         }
         if [Part::Live, Part::Flood, Part::Catchup, Part::History].into_iter().any(|part| self.wanted(part)) {
             self.pair().await?;
+        }
+        if self.wanted(Part::Express) {
+            self.express().await?;
         }
         if self.wanted(Part::Readers) {
             self.readers().await?;

@@ -509,6 +509,7 @@ verify-two-histories = TWO HISTORIES: the key of { $feed } signed two trees of w
     [one] { $nEntries } entry
    *[other] { $nEntries } entries
 } they have the roots:
+verify-two-entries = TWO HISTORIES: the key of { $feed } signed two entries for index { $nIndex }, with the digests:
 verify-two-histories-meaning = This proves that the key made both; not whether by intent, by a copied machine or by a thief. Ask the member, and the governors to close the epoch.
 keys-made = Written: { $path }, the private key of { $feed }. Keep it offline; only its owner may read it.
 keys-next = Give these lines, and nothing else, to the secretariat for your member's entry in the roster:

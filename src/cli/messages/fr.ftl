@@ -508,6 +508,7 @@ verify-two-histories = DEUX HISTOIRES : la clé de { $feed } a signé deux arbre
     [one] { $nEntries } entrée
    *[other] { $nEntries } entrées
 } leurs racines sont :
+verify-two-entries = DEUX HISTOIRES : la clé de { $feed } a signé deux entrées pour l'index { $nIndex }, dont les empreintes sont :
 verify-two-histories-meaning = Cela prouve que la clé a fait les deux ; non si ce fut à dessein, par une machine copiée ou par un voleur. Interrogez le membre, et demandez aux gouverneurs de clore l'époque.
 keys-made = Écrit : { $path }, la clé privée de { $feed }. Gardez-la hors ligne ; seul son propriétaire peut la lire.
 keys-next = Remettez ces lignes, et rien d'autre, au secrétariat pour l'entrée de votre membre dans la liste :

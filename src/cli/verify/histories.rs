@@ -1,6 +1,6 @@
 //! The file that proves two histories of one feed.
 
-use barid_core::follow::Equivocation;
+use barid_core::follow::{Equivocation, EquivocationError, TwoEntries};
 use barid_core::roster::Roster;
 use serde_json::json;
 
@@ -11,14 +11,7 @@ pub(super) fn judge(context: &Context, file: &[u8], trusted: &Roster) -> Result<
     let (messages, output) = (&context.messages, &context.output);
     let found = match Equivocation::verify(file, trusted) {
         Ok(found) => found,
-        Err(error) => {
-            if output.is_json() {
-                output.json(&json!({"result": "invalid", "exit": Exit::Invalid as u8, "reason": error.to_string()}))?;
-            } else {
-                output.lines([messages.text("verify-invalid"), messages.value(&error.to_string())])?;
-            }
-            return Ok(Exit::Invalid);
-        }
+        Err(error) => return invalid(context, &error),
     };
     let feed = found.feed().to_string();
     let (smaller, larger) = (&found.smaller.checkpoint, &found.larger.checkpoint);
@@ -37,4 +30,40 @@ pub(super) fn judge(context: &Context, file: &[u8], trusted: &Roster) -> Result<
         ])?;
     }
     Ok(Exit::TwoHistories)
+}
+
+/// The same of two entries at one place.
+pub(super) fn judge_entries(context: &Context, file: &[u8], trusted: &Roster) -> Result<Exit, Failure> {
+    let (messages, output) = (&context.messages, &context.output);
+    let found = match TwoEntries::verify(file, trusted) {
+        Ok(found) => found,
+        Err(error) => return invalid(context, &error),
+    };
+    let feed = found.feed().to_string();
+    let digests = [&found.one, &found.other].map(|entry| entry.digest.to_string());
+    if output.is_json() {
+        output.json(&json!({
+            "result": "two-histories", "exit": Exit::TwoHistories as u8, "feed": feed, "index": found.index,
+            "digests": digests, "trusted": {"version": trusted.version()},
+        }))?;
+    } else {
+        let [one, other] = &digests;
+        output.lines([
+            say!(messages, "verify-two-entries", feed = &feed, nIndex = found.index),
+            messages.value(one),
+            messages.value(other),
+            messages.text("verify-two-histories-meaning"),
+        ])?;
+    }
+    Ok(Exit::TwoHistories)
+}
+
+fn invalid(context: &Context, error: &EquivocationError) -> Result<Exit, Failure> {
+    let (messages, output) = (&context.messages, &context.output);
+    if output.is_json() {
+        output.json(&json!({"result": "invalid", "exit": Exit::Invalid as u8, "reason": error.to_string()}))?;
+    } else {
+        output.lines([messages.text("verify-invalid"), messages.value(&error.to_string())])?;
+    }
+    Ok(Exit::Invalid)
 }

@@ -15,7 +15,7 @@ use std::str::FromStr;
 
 use barid_core::bulletin::times::Time;
 use barid_core::evidence::{EvidenceParts, Outcome, Report, Verdict, verify};
-use barid_core::follow::EQUIVOCATION_HEADING;
+use barid_core::follow::{EQUIVOCATION_HEADING, TWO_ENTRIES_HEADING};
 use barid_core::limits::{EVIDENCE_BYTES_MAX, ROSTER_BYTES_MAX};
 use barid_core::names::Member;
 use barid_core::proto;
@@ -62,6 +62,9 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<Exit, Failure>
     let file = read(&args.file, EVIDENCE_BYTES_MAX)?;
     if file.starts_with(EQUIVOCATION_HEADING.as_bytes()) {
         return histories::judge(context, &file, &trusted);
+    }
+    if file.starts_with(TWO_ENTRIES_HEADING.as_bytes()) {
+        return histories::judge_entries(context, &file, &trusted);
     }
     let verdict = verify(&file, &trusted);
     let delivery = verdict.report.as_ref().map(|report| delivery(&file, report)).unwrap_or_default();

@@ -191,3 +191,21 @@ fn every_fault_has_words_in_every_language() {
         }
     }
 }
+
+#[test]
+fn two_entries_at_one_place_are_two_histories() {
+    let (file, roster) = (golden("equivocation-two-entries.txt"), golden("roster-2.note"));
+    for lang in Lang::ALL {
+        let (exit, text) = verified(lang, false, &file, &roster);
+        assert_eq!((exit, text.lines().count()), (Exit::TwoHistories, 4), "{text}");
+    }
+    let (exit, text) = verified(Lang::En, true, &file, &roster);
+    let object: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((exit, &object["result"], &object["index"]), (Exit::TwoHistories, &json!("two-histories"), &json!(4)));
+    assert_eq!(object["digests"].as_array().unwrap().len(), 2);
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("copy.txt");
+    let altered = std::fs::read_to_string(&file).unwrap().replacen("index 4", "index 5", 1);
+    std::fs::write(&copy, altered).unwrap();
+    assert_eq!(verified(Lang::En, true, &copy, &roster).0, Exit::Invalid);
+}

@@ -7,6 +7,8 @@
 //! envelopes (8), CRC-32C over the log's salt, these 16 bytes and the head (4), zeros (4). The salt is random and stays in the log, so
 //! that nobody can publish an envelope that looks like a record to a scan. Records start at multiples of [`ALIGNMENT`].
 
+mod express;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -18,6 +20,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use sha2::Digest as _;
 
+use self::express::Proven;
 use super::bit;
 use crate::store::admit;
 use crate::store::{
@@ -140,6 +143,7 @@ pub(in crate::store) fn encode_head(commit: &Commit, seq: u64, previous: &Hash, 
             .collect(),
         time_unix_ms: commit.time_unix_ms,
         fills: commit.fills.iter().map(encode_fill).collect(),
+        express: commit.express.iter().map(express::encode).collect(),
     };
     head.encode_to_vec()
 }
@@ -236,7 +240,7 @@ pub(in crate::store) struct Record {
     pub(in crate::store) end_arrival: u64,
     /// What was appended.
     pub(in crate::store) appends: Vec<RecordedAppend>,
-    /// What was filled in.
+    /// What was filled in, then what came ahead of the order, one entry each.
     pub(in crate::store) fills: Vec<RecordedFill>,
     /// Everything else, entries left out.
     pub(in crate::store) rest: Commit,
@@ -264,6 +268,8 @@ pub(in crate::store) struct RecordedFill {
     pub(in crate::store) feed: FeedId,
     /// Index and entry, ascending.
     pub(in crate::store) slots: Vec<(u64, Slot)>,
+    /// What proves an entry that came ahead of the order; `None` of a fill.
+    pub(in crate::store) proven: Option<Proven>,
 }
 
 /// An entry in a record.
@@ -296,12 +302,16 @@ impl Record {
         for fill in head.fills {
             fills.push(decode_fill(&fill, &mut arrival, &mut start)?);
         }
+        for express in head.express {
+            fills.push(express::decode(express, &mut arrival, &mut start)?);
+        }
         if start as u64 != frame.body_len {
             return Err(format!("{start} bytes of envelopes in the head, {} in the frame", frame.body_len));
         }
         let rest = Commit {
             appends: Vec::new(),
             fills: Vec::new(),
+            express: Vec::new(),
             cosigned: head.cosigned.into_iter().map(decode_cosigned).collect::<Result<_, _>>()?,
             custody: head.custody.into_iter().map(decode_custody).collect::<Result<_, _>>()?,
             cursors: head
@@ -353,7 +363,13 @@ impl Record {
         }
         for recorded in &self.fills {
             let entries = recorded.entries(0..recorded.slots.len(), body, 0)?;
-            commit.fills.push(Fill { feed: recorded.feed.clone(), entries });
+            let Some(proven) = &recorded.proven else {
+                commit.fills.push(Fill { feed: recorded.feed.clone(), entries });
+                continue;
+            };
+            commit
+                .express
+                .extend(entries.into_iter().map(|(index, entry)| proven.express(&recorded.feed, index, entry)));
         }
         Ok(commit)
     }
@@ -489,7 +505,7 @@ fn decode_fill(fill: &proto::RecordFill, arrival: &mut u64, start: &mut usize) -
         *start += len;
         *arrival += 1;
     }
-    Ok(RecordedFill { feed, slots })
+    Ok(RecordedFill { feed, slots, proven: None })
 }
 
 fn decode_append(append: proto::RecordAppend, arrival: &mut u64, start: &mut usize) -> Result<RecordedAppend, String> {

@@ -3,12 +3,13 @@
 //! In scope: which keys a commit writes. Out of scope: when (`applier`).
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use barid_core::names::Member;
 use uuid::Uuid;
 
 use super::references::{self, REFERENCES_MAX, Referrer};
-use super::{View, columns, fills, ids};
+use super::{View, columns, fills, ids, urgent};
 use crate::store::admit::Run;
 use crate::store::keys::{self, Cursor, FeedNumber, FillAt, Key, NoteRef, STRETCHES_MAX, Stretch, Value};
 use crate::store::log::Resume;
@@ -26,6 +27,7 @@ struct Batch<'a> {
     columns: columns::Builder<'a>,
     ids: BTreeMap<FeedNumber, Ids<'a>>,
     references: BTreeMap<&'a Referred, Vec<Referrer>>,
+    urgent: BTreeMap<(FeedNumber, u64), urgent::Bucket>,
 }
 
 /// Ids of one feed.
@@ -37,7 +39,7 @@ struct Ids<'a> {
 /// Takes in commits that follow what the view holds. After an error the view holds some of them, and says up to which.
 pub(in crate::store) fn apply(view: &View, commits: &[Pending]) -> Result<(), ReadError> {
     // What a fill changes must be in the view before: such a commit is taken in alone.
-    let fills = |pending: &Pending| !pending.fill_feeds.is_empty();
+    let fills = |pending: &Pending| !pending.fill_feeds.is_empty() || !pending.express_feeds.is_empty();
     commits.chunk_by(|a, b| !fills(a) && !fills(b)).try_for_each(|part| apply_part(view, part))
 }
 
@@ -49,6 +51,8 @@ fn apply_part(view: &View, commits: &[Pending]) -> Result<(), ReadError> {
         fill_buckets(view, &mut batch, pending)?;
         entries(&mut batch, pending);
         notes(view, &mut batch, pending)?;
+        ahead(&mut batch, pending);
+        urgent(view, &mut batch, pending)?;
     }
     let cursor = Cursor {
         resume: Resume { position: last.position, seq: last.committed.seq, hash: last.hash },
@@ -95,6 +99,15 @@ fn entries<'a>(batch: &mut Batch<'a>, pending: &'a Pending) {
             batch.columns.push(arrival, header.as_deref());
             arrival += 1;
         }
+    }
+    for (express, feed) in committed.commit.express.iter().zip(&pending.express_feeds) {
+        let Content::Disclosed { header, .. } = &express.entry.content else { continue };
+        let ids = batch.ids.entry(*feed).or_insert_with(|| Ids { member: &express.feed.member, places: Vec::new() });
+        if let Some(id) = admit::id_of(&express.feed, header.as_deref()) {
+            ids.places.push((id, Place { epoch: express.feed.epoch, index: express.index, feed: *feed, arrival }));
+        }
+        batch.columns.push(arrival, header.as_deref());
+        arrival += 1;
     }
     if let Some(count) = u32::try_from(arrival - committed.first_arrival).ok().filter(|count| *count > 0) {
         batch.arrivals.push(Stretch { first: committed.first_arrival, count, at: at(0) });
@@ -148,6 +161,50 @@ fn fill_buckets(view: &View, batch: &mut Batch<'_>, pending: &Pending) -> Result
             bucket.extend(group.iter().copied());
             batch.put(Key::new(keys::FILLED).u32(*feed).u64(number), fills::encode(&bucket));
         }
+    }
+    let places = u32::try_from(pending.committed.commit.fills.len()).unwrap_or(u32::MAX)..;
+    let express = pending.committed.commit.express.iter().zip(&pending.express_feeds).zip(places);
+    let mut buckets: BTreeMap<(FeedNumber, u64), BTreeMap<u64, FillAt>> = BTreeMap::new();
+    for ((express, feed), place) in express {
+        let number = fills::bucket_of(express.index);
+        let bucket = match buckets.entry((*feed, number)) {
+            Entry::Occupied(held) => held.into_mut(),
+            Entry::Vacant(place) => {
+                // A fill of the same commit may be in the same bucket.
+                let key = Key::new(keys::FILLED).u32(*feed).u64(number).bytes();
+                let made = batch.keys.get(&key).and_then(|value| fills::decode(number, value.as_ref()?));
+                place.insert(made.map_or_else(|| view.filled(*feed, number), Ok)?)
+            }
+        };
+        bucket.insert(express.index, FillAt { at: NoteRef { position: pending.position, place }, slot: 0 });
+    }
+    for ((feed, number), bucket) in buckets {
+        batch.put(Key::new(keys::FILLED).u32(feed).u64(number), fills::encode(&bucket));
+    }
+    Ok(())
+}
+
+/// What is held ahead of the order, and what is no longer.
+fn ahead(batch: &mut Batch<'_>, pending: &Pending) {
+    for (feed, index) in &pending.matched {
+        batch.keys.insert(Key::new(keys::AHEAD).u32(*feed).u64(*index).bytes(), None);
+    }
+    let places = u32::try_from(pending.committed.commit.fills.len()).unwrap_or(u32::MAX)..;
+    for ((express, feed), place) in pending.committed.commit.express.iter().zip(&pending.express_feeds).zip(places) {
+        let at = NoteRef { position: pending.position, place };
+        let value = Value::new().raw(&express.entry.digest.0).note(at).u32(0);
+        batch.put(Key::new(keys::AHEAD).u32(*feed).u64(express.index), value.bytes());
+    }
+}
+
+fn urgent(view: &View, batch: &mut Batch<'_>, pending: &Pending) -> Result<(), ReadError> {
+    for (feed, index, how) in &pending.urgent {
+        let number = urgent::bucket_of(*index);
+        let bucket = match batch.urgent.entry((*feed, number)) {
+            Entry::Occupied(held) => held.into_mut(),
+            Entry::Vacant(place) => place.insert(view.urgent_bucket(*feed, number)?),
+        };
+        bucket.insert(*index, *how);
     }
     Ok(())
 }
@@ -216,6 +273,9 @@ impl Batch<'_> {
                 let key = Key::new(keys::REFERENCE).member(member).id(*id).how(*how).u64(block[0].arrival);
                 self.put(key, references::encode(block));
             }
+        }
+        for ((feed, number), bucket) in std::mem::take(&mut self.urgent) {
+            self.put(Key::new(keys::URGENT).u32(feed).u64(number), bucket.encode());
         }
         for found in self.ids.into_values() {
             self.keys

@@ -12,6 +12,7 @@ pub(super) mod fills;
 pub(super) mod ids;
 mod query;
 pub(super) mod references;
+pub(super) mod urgent;
 
 use std::fs;
 use std::io;

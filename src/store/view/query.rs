@@ -5,16 +5,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use barid_core::names::{FeedId, Member, Undisclosed};
+use barid_core::bulletin::Urgent;
+use barid_core::names::{Digest, FeedId, Member, Undisclosed};
 use uuid::Uuid;
 
 use super::references::{self, Referrer};
-use super::{View, columns, fills, ids, unreadable};
+use super::{View, columns, fills, ids, unreadable, urgent};
 use crate::store::admit::Run;
 use crate::store::keys::{self, FeedNumber, FeedRow, Fields, FillAt, Key, NoteRef, Stretch};
 use crate::store::log::Position;
 use crate::store::recent_ids::{IDS_LOADED_MAX, Place};
-use crate::store::state::Referred;
+use crate::store::state::{HeldAhead, Referred};
 use crate::store::tree_cache::{Tile, TileId};
 use crate::store::{Columns, ReadError};
 
@@ -177,6 +178,67 @@ impl View {
         let value = self.get(Key::new(keys::FILLED).u32(feed).u64(bucket))?;
         let decoded = value.map(|value| fills::decode(bucket, &value).ok_or_else(|| unreadable("bucket of fills")));
         Ok(decoded.transpose()?.unwrap_or_default())
+    }
+
+    /// What is held of a feed ahead of its order.
+    pub(in crate::store) fn ahead(&self, feed: FeedNumber) -> Result<BTreeMap<u64, HeldAhead>, ReadError> {
+        let prefix = Key::new(keys::AHEAD).u32(feed);
+        let held = |pair: Result<Pair, ReadError>| {
+            let (key, value) = pair?;
+            let read = || {
+                let mut key = Fields::of_key(&key)?;
+                key.key_u32()?;
+                let mut value = Fields::of_value(&value)?;
+                let digest = Digest(value.array()?);
+                Some((key.key_u64()?, HeldAhead { digest, at: FillAt { at: value.note()?, slot: value.u32()? } }))
+            };
+            read().ok_or_else(|| unreadable("entry ahead of the order"))
+        };
+        self.ascending(&prefix, &prefix).map(held).collect()
+    }
+
+    /// A bucket of urgent entries.
+    pub(in crate::store) fn urgent_bucket(&self, feed: FeedNumber, bucket: u64) -> Result<urgent::Bucket, ReadError> {
+        let value = self.get(Key::new(keys::URGENT).u32(feed).u64(bucket))?;
+        let read =
+            value.map(|value| urgent::Bucket::decode(&value).ok_or_else(|| unreadable("bucket of what is urgent")));
+        Ok(read.transpose()?.unwrap_or_default())
+    }
+
+    /// Urgent entries of a feed from index `from` on, by index, at most `max`.
+    pub(in crate::store) fn urgent(
+        &self,
+        feed: FeedNumber,
+        from: u64,
+        max: usize,
+    ) -> Result<Vec<(u64, Urgent)>, ReadError> {
+        let prefix = Key::new(keys::URGENT).u32(feed);
+        let mut found = Vec::new();
+        for pair in self.ascending(&prefix, &prefix.clone().u64(urgent::bucket_of(from))) {
+            let (key, value) = pair?;
+            let mut key = Fields::of_key(&key).ok_or_else(|| unreadable("key"))?;
+            let number = key.key_u32().and_then(|_| key.key_u64()).ok_or_else(|| unreadable("key"))?;
+            let bucket = urgent::Bucket::decode(&value).ok_or_else(|| unreadable("bucket of what is urgent"))?;
+            found.extend(bucket.entries(number).filter(|(index, _)| *index >= from).take(max - found.len()));
+            if found.len() >= max {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whoever has given a custody note on a feed.
+    pub(in crate::store) fn custody_holders(&self, feed: FeedNumber) -> Result<Vec<Member>, ReadError> {
+        let prefix = Key::new(keys::CUSTODY).u32(feed);
+        let (mut from, mut holders) = (prefix.clone(), Vec::new());
+        loop {
+            let Some(pair) = self.ascending(&prefix, &from).next() else { return Ok(holders) };
+            let (key, _) = pair?;
+            let mut fields = Fields::of_key(&key).ok_or_else(|| unreadable("key"))?;
+            let holder = fields.key_u32().and_then(|_| fields.member()).ok_or_else(|| unreadable("key"))?;
+            from = prefix.clone().member(&holder).u64(u64::MAX).u64(u64::MAX).u64(u64::MAX);
+            holders.push(holder);
+        }
     }
 
     /// Whether any entry of a feed was filled in.

@@ -1,0 +1,132 @@
+//! Two entries at one place of one feed.
+//!
+//! In scope: keeping what proves it, and the file that proves it to others (docs/protocol.md §9.2). Out of scope: two trees ([`super::Equivocation`]),
+//! and what to do about it.
+
+use std::fmt;
+use std::fmt::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::EquivocationError;
+use super::EquivocationError::Form;
+use crate::feed::checkpoint::{Checkpoint, SignedCheckpoint};
+use crate::feed::note::Note;
+use crate::feed::tree::verify_inclusion;
+use crate::limits::{EQUIVOCATION_BYTES_MAX, PROOF_HASHES_MAX};
+use crate::names::{Digest, FeedId, Hash};
+use crate::roster::Roster;
+
+/// First line of the file, with its newline: how it is told from other evidence.
+pub const HEADING: &str = "barid equivocation v2\n";
+
+/// An entry, as a checkpoint proves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProvenEntry {
+    /// Its digest.
+    pub digest: Digest,
+    /// A checkpoint with the feed's own signatures.
+    pub checkpoint: SignedCheckpoint,
+    /// Inclusion proof to the checkpoint's root.
+    pub proof: Vec<Hash>,
+}
+
+/// Two checkpoints, validly signed by one feed's keys, that prove two entries at one index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TwoEntries {
+    /// The index.
+    pub index: u64,
+    /// One of them: by the checkpoint that is not larger.
+    pub one: ProvenEntry,
+    /// The other one.
+    pub other: ProvenEntry,
+}
+
+impl TwoEntries {
+    /// Evidence, if two verified checkpoints of one feed prove two entries at `index`.
+    #[must_use]
+    pub fn at(index: u64, one: ProvenEntry, other: ProvenEntry) -> Option<Self> {
+        let holds = |entry: &ProvenEntry| {
+            let Checkpoint { size, root, .. } = &entry.checkpoint.checkpoint;
+            verify_inclusion(&entry.digest, index, *size, &entry.proof, root).is_ok()
+        };
+        let shown = one.checkpoint.checkpoint.feed == other.checkpoint.checkpoint.feed
+            && one.digest != other.digest
+            && holds(&one)
+            && holds(&other);
+        // One way to write it.
+        let order = |entry: &ProvenEntry| (entry.checkpoint.checkpoint.size, entry.digest.0);
+        let (one, other) = if order(&one) <= order(&other) { (one, other) } else { (other, one) };
+        shown.then_some(Self { index, one, other })
+    }
+
+    /// Which feed.
+    #[must_use]
+    pub fn feed(&self) -> &FeedId {
+        &self.one.checkpoint.checkpoint.feed
+    }
+
+    /// The file that proves it to anybody who holds the roster.
+    #[must_use]
+    pub fn format(&self) -> String {
+        let mut text = format!("{HEADING}index {}\n", self.index);
+        for entry in [&self.one, &self.other] {
+            let mut line = |name: &str, bytes: &[u8]| writeln!(text, "{name} {}", STANDARD.encode(bytes));
+            // Writing into a string does not fail.
+            let _ = line("digest", &entry.digest.0);
+            let _ = line("checkpoint", &entry.checkpoint.note);
+            entry.proof.iter().for_each(|hash| _ = line("proof", &hash.0));
+        }
+        text
+    }
+
+    /// Reads and verifies such a file with the feed's keys in `roster`; it must be written as [`Self::format`] does.
+    ///
+    /// # Errors
+    /// See [`EquivocationError`].
+    pub fn verify(file: &[u8], roster: &Roster) -> Result<Self, EquivocationError> {
+        let text = std::str::from_utf8(file).ok().filter(|text| text.len() <= EQUIVOCATION_BYTES_MAX);
+        let text = text.and_then(|text| text.strip_prefix(HEADING)).ok_or(Form("heading"))?;
+        let mut lines = text.lines().peekable();
+        let index = lines.next().and_then(|line| line.strip_prefix("index ")?.parse().ok()).ok_or(Form("index"))?;
+        let mut entry = || -> Result<ProvenEntry, EquivocationError> {
+            let digest = Digest(hash(lines.next(), "digest")?);
+            let note = bytes(lines.next(), "checkpoint")?;
+            let feed = Checkpoint::parse_text(&Note::parse(&note)?.text)?.feed;
+            let checkpoint = SignedCheckpoint::verify(&note, &roster.feed_keys(&feed))?;
+            let mut proof = Vec::new();
+            while let Some(line) = lines.next_if(|line| line.starts_with("proof ")) {
+                if proof.len() >= PROOF_HASHES_MAX {
+                    return Err(Form("proof"));
+                }
+                proof.push(Hash(hash(Some(line), "proof")?));
+            }
+            Ok(ProvenEntry { digest, checkpoint, proof })
+        };
+        let (one, other) = (entry()?, entry()?);
+        let feeds = (&one.checkpoint.checkpoint.feed, &other.checkpoint.checkpoint.feed);
+        if feeds.0 != feeds.1 {
+            return Err(EquivocationError::TwoFeeds(feeds.0.clone(), feeds.1.clone()));
+        }
+        let shown = Self::at(index, one, other).ok_or(EquivocationError::NotShown)?;
+        // Also the notes hold nothing beside what was verified, and nothing follows.
+        if shown.format().as_bytes() == file { Ok(shown) } else { Err(Form("canonical form")) }
+    }
+}
+
+fn bytes(line: Option<&str>, name: &'static str) -> Result<Vec<u8>, EquivocationError> {
+    let line = line.and_then(|line| line.strip_prefix(name)?.strip_prefix(' ')).ok_or(Form(name))?;
+    STANDARD.decode(line).map_err(|_| Form(name))
+}
+
+fn hash(line: Option<&str>, name: &'static str) -> Result<[u8; 32], EquivocationError> {
+    bytes(line, name)?.try_into().map_err(|_| Form(name))
+}
+
+impl fmt::Display for TwoEntries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { index, one, other } = self;
+        write!(f, "{} has two entries at index {index}: {} and {}", self.feed(), one.digest, other.digest)
+    }
+}

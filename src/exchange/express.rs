@@ -1,0 +1,403 @@
+//! The express lane: urgent entries ahead of their feed's order, both ways.
+//!
+//! In scope: which entries a peer is sent ahead of the order, and bounding these; taking in what a peer sends so, and two entries at one
+//! place. Out of scope: the order in a feed (`provider`, `reader`), verifying (`core::follow`), going first at the committer.
+//!
+//! A task of its own sends them, so that they wait neither for a batch in the making nor for their turn among the feeds. It sends what
+//! would otherwise wait: what lies in or behind a backlog of the link. What the next batch carries anyway is left to it. When a peer asks for
+//! a feed, what is urgent of it goes before its first batch.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use barid_core::bulletin::Urgent;
+use barid_core::feed::bridge::bridged_inclusion;
+use barid_core::feed::checkpoint::SignedCheckpoint;
+use barid_core::feed::tree::{NodeId, leaf_hash};
+use barid_core::follow::{Fault, FaultKind, ProvenEntry, TwoEntries, VerifiedExpress, verify_express};
+use barid_core::limits::EXPRESS_ENTRIES_MAX;
+use barid_core::names::{FeedId, Member};
+use barid_core::proto;
+use barid_core::proto::frame::Frame;
+use barid_core::provide;
+use barid_core::roster::RosterChain;
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::outbox::Outbox;
+use super::provider::Provider;
+use super::reader::tell_findings;
+use super::{EXPRESS_BYTES_MAX, FRAMES_WAITING_MAX, Shared, forks};
+use crate::committer::{CommitFailure, Expressed};
+use crate::store::{Content, FeedTree, ForkRecord, ReadError, Store};
+use crate::telemetry::{AuditEvent, audit};
+
+/// Entries that the next batch of a feed may be behind for it to be as fast as the express lane.
+const BEHIND_MAX: u64 = 16;
+/// Urgent entries of a feed that are looked at, from where its order has come to: of more than these those that follow are not found yet.
+const LOOKED_AT_MAX: usize = 4 * EXPRESS_ENTRIES_MAX;
+/// Of the entries of a feed that are ahead of its order so many may be other than Actual: there is always room for what is Actual.
+const OTHERS_MAX: usize = EXPRESS_ENTRIES_MAX / 2;
+/// Envelopes up to this size are verified on the spot.
+const VERIFIED_AT_ONCE_BYTES_MAX: usize = 64 << 10;
+
+// Sending.
+
+/// What is to be sent next, and the first of its kind.
+struct Planned {
+    urgent: Urgent,
+    index: u64,
+    feed: FeedId,
+    provider: Provider,
+}
+
+/// What was sent to one peer ahead of the order and has not been reached by it.
+#[derive(Default)]
+struct Unmatched {
+    /// By feed and index: how urgent, and the bytes; `None` for what is not for this peer.
+    feeds: BTreeMap<FeedId, BTreeMap<u64, Option<(Urgent, usize)>>>,
+}
+
+impl Unmatched {
+    /// The order has come to `stored` at the peer.
+    fn reached(&mut self, feed: &FeedId, stored: u64) {
+        let Some(sent) = self.feeds.get_mut(feed) else { return };
+        *sent = sent.split_off(&stored);
+    }
+
+    fn bytes(&self) -> usize {
+        self.feeds.values().flat_map(BTreeMap::values).flatten().map(|(_, bytes)| bytes).sum()
+    }
+
+    fn has(&self, feed: &FeedId, index: u64) -> bool {
+        self.feeds.get(feed).is_some_and(|sent| sent.contains_key(&index))
+    }
+
+    /// Whether one more may be sent.
+    fn has_room(&self, feed: &FeedId, urgent: Urgent) -> bool {
+        let sent = || self.feeds.get(feed).into_iter().flat_map(BTreeMap::values).flatten();
+        let room = if urgent == Urgent::Actual { EXPRESS_ENTRIES_MAX } else { OTHERS_MAX };
+        sent().count() < room && self.bytes() < EXPRESS_BYTES_MAX
+    }
+
+    fn sent(&mut self, feed: &FeedId, index: u64, what: Option<(Urgent, usize)>) {
+        self.feeds.entry(feed.clone()).or_default().insert(index, what);
+    }
+}
+
+/// Sends `peer` what is urgent of the feeds that it follows, until the transport takes nothing more.
+pub(crate) async fn send(shared: Arc<Shared>, peer: Member, outbox: Arc<Outbox>, outgoing: mpsc::Sender<proto::Frame>) {
+    let mut commits = shared.options.committer.watch();
+    let mut rosters = shared.options.rosters.watch();
+    let mut followed = outbox.followed();
+    let mut unmatched = Unmatched::default();
+    loop {
+        commits.mark_unchanged();
+        rosters.mark_unchanged();
+        followed.mark_unchanged();
+        let providers = outbox.providers();
+        unmatched.feeds.retain(|feed, _| providers.iter().any(|(followed, _)| followed == feed));
+        providers.iter().for_each(|(feed, provider)| unmatched.reached(feed, provider.stored()));
+        let asked: Vec<_> = providers.iter().filter(|(_, provider)| !provider.was_looked_at()).cloned().collect();
+        let more = if needs_look(shared.store().as_ref(), &providers) {
+            let frames_max = FRAMES_WAITING_MAX.min(outgoing.max_capacity());
+            let looking = Looking { shared: Arc::clone(&shared), peer: peer.clone(), unmatched, providers, frames_max };
+            // Ended only by a panic, which has been reported.
+            let Ok((frames, looked)) = tokio::task::spawn_blocking(move || looking.next()).await else { return };
+            unmatched = looked;
+            let count = frames.len();
+            if count > 0 {
+                // Together, so that no batch comes between them; then an ordinary frame has its turn.
+                let Ok(permits) = outgoing.reserve_many(count).await else { return };
+                for (permit, express) in permits.zip(frames) {
+                    permit.send(proto::Frame { frame: Some(Frame::Express(express)) });
+                }
+            }
+            count > 0
+        } else {
+            false
+        };
+        if more {
+            continue;
+        }
+        if !asked.is_empty() {
+            outbox.looked_at(&asked);
+        }
+        tokio::select! {
+            changed = commits.changed() => if changed.is_err() { return },
+            changed = rosters.changed() => if changed.is_err() { return },
+            changed = followed.changed() => if changed.is_err() { return },
+            () = outgoing.closed() => return,
+        }
+    }
+}
+
+/// Whether anything may wait that is urgent: for what has no backlog this costs next to nothing.
+fn needs_look(store: &dyn Store, providers: &[(FeedId, Provider)]) -> bool {
+    providers.iter().any(|(feed, provider)| {
+        let size = store.feed(feed).map_or(0, |state| state.frontier.size());
+        size.saturating_sub(provider.cursor()) > BEHIND_MAX
+            || size > provider.cursor() && !provider.has_room()
+            || !store.ahead(feed, size..u64::MAX).is_empty()
+    })
+}
+
+/// Looking for what is to be sent next.
+struct Looking {
+    shared: Arc<Shared>,
+    peer: Member,
+    unmatched: Unmatched,
+    providers: Vec<(FeedId, Provider)>,
+    frames_max: usize,
+}
+
+impl Looking {
+    /// The next frames: what is Actual first, then by feed in turn. Blocks.
+    fn next(mut self) -> (Vec<proto::Express>, Unmatched) {
+        let rosters = self.shared.options.rosters.load();
+        let mut planned = Vec::new();
+        for (feed, provider) in &self.providers {
+            match self.urgent_of(feed, provider) {
+                Ok(urgent) => planned.extend(urgent),
+                Err(error) => {
+                    tracing::error!(%feed, peer = %self.peer, %error, "urgent entries cannot be read for a peer");
+                }
+            }
+        }
+        planned.sort_by_key(|(turn, planned)| (planned.urgent, *turn));
+        let mut frames = Vec::new();
+        for (_, Planned { urgent, index, feed, provider }) in planned {
+            if frames.len() >= self.frames_max {
+                break;
+            }
+            if !self.unmatched.has_room(&feed, urgent) {
+                continue;
+            }
+            match frame(self.shared.store().as_ref(), &feed, index, &self.peer, &provider, &rosters) {
+                // Not looked at again: a later roster lets it come in order.
+                Ok(None) => self.unmatched.sent(&feed, index, None),
+                Ok(Some(express)) => {
+                    self.unmatched.sent(&feed, index, Some((urgent, express.envelope.len())));
+                    frames.push(express);
+                }
+                Err(error) => {
+                    tracing::error!(%feed, index, peer = %self.peer, %error, "an urgent entry cannot be read for a peer");
+                    self.unmatched.sent(&feed, index, None);
+                }
+            }
+        }
+        (frames, self.unmatched)
+    }
+
+    /// What is urgent of one feed and would wait, by its turn.
+    fn urgent_of(&self, feed: &FeedId, provider: &Provider) -> Result<Vec<(usize, Planned)>, ReadError> {
+        let store = self.shared.store();
+        let urgent = store.urgent(feed, provider.cursor(), LOOKED_AT_MAX)?;
+        let unsent = urgent.into_iter().filter(|(index, _)| !self.unmatched.has(feed, *index));
+        let planned = |(index, urgent)| Planned { urgent, index, feed: feed.clone(), provider: provider.clone() };
+        // Only the next frames are made of these, the least of each kind.
+        let mut taken: BTreeMap<Urgent, usize> = BTreeMap::new();
+        let first = unsent.filter(|(_, urgent)| {
+            let count = taken.entry(*urgent).or_default();
+            *count += 1;
+            *count <= 2 * FRAMES_WAITING_MAX
+        });
+        Ok(first.map(planned).enumerate().collect())
+    }
+}
+
+/// An entry as it is sent ahead of the order; `None` if it is not for `reader`, or cannot be proven yet. Blocks.
+fn frame(
+    store: &dyn Store,
+    feed: &FeedId,
+    index: u64,
+    reader: &Member,
+    provider: &Provider,
+    rosters: &RosterChain,
+) -> Result<Option<proto::Express>, ReadError> {
+    let shown = |content: Content| match content {
+        Content::Disclosed { envelope, header: Some(header) } => {
+            provide::may_express(&header, reader, provider.filters(), rosters).then_some(envelope)
+        }
+        _ => None,
+    };
+    let state = store.feed(feed).filter(|state| index < state.frontier.size());
+    let (envelope, proof, checkpoint): (Option<Bytes>, _, _) = match state {
+        Some(state) => {
+            let Some(entry) = store.entries(feed, index, 1, 0)?.into_iter().next() else { return Ok(None) };
+            let (tree, size) = (FeedTree { store, feed }, state.frontier.size());
+            let proof = bridged_inclusion(&tree, index, size, state.checkpoint_size, &state.consistency_proof)?;
+            let Some(proof) = proof else { return Ok(None) };
+            (shown(entry.content), proof, state.checkpoint)
+        }
+        None => {
+            let Some(held) = store.express(feed, index)? else { return Ok(None) };
+            (shown(held.entry.content), held.proof, held.checkpoint)
+        }
+    };
+    let inclusion_proof = proof.iter().map(|hash| Bytes::copy_from_slice(&hash.0)).collect();
+    Ok(envelope.map(|envelope| proto::Express { feed: feed.to_string(), index, envelope, inclusion_proof, checkpoint }))
+}
+
+// Receiving.
+
+/// Takes in what `peer` sent ahead of the order of a feed that it was asked for. `newest` is a checkpoint of it that was verified before.
+///
+/// # Errors
+/// A fault of the peer, or two histories.
+pub(crate) async fn take(
+    shared: &Arc<Shared>,
+    peer: &Member,
+    feed: &FeedId,
+    newest: Option<SignedCheckpoint>,
+    message: proto::Express,
+) -> Result<(), Fault> {
+    if shared.peers.is_stopped(feed) {
+        return Ok(());
+    }
+    let at_once = message.envelope.len() <= VERIFIED_AT_ONCE_BYTES_MAX;
+    let verify = {
+        let (shared, peer, feed) = (Arc::clone(shared), peer.clone(), feed.clone());
+        move || {
+            let rosters = shared.options.rosters.load();
+            verify_express(&feed, &peer, &message, newest.as_ref(), &rosters, &shared.me)
+        }
+    };
+    let verified = if at_once {
+        verify()?
+    } else {
+        let panicked = |_| Fault { kind: FaultKind::Malformed, detail: "verifying it ended in a panic".into() };
+        tokio::task::spawn_blocking(verify).await.map_err(panicked)??
+    };
+    tell_findings(shared, peer, feed, &verified.findings);
+    shared.peers.progress(feed, verified.checkpoint.checkpoint.size, None);
+    if verified.envelope().is_none() {
+        // It comes in order, as a digest or not.
+        return Ok(());
+    }
+    match shared.options.committer.express(verified.clone()).await {
+        Ok(answer) => _ = tokio::spawn(settle(Arc::clone(shared), peer.clone(), verified, answer)),
+        Err(failure) => tracing::debug!(%feed, %failure, "an urgent entry waits for its turn"),
+    }
+    Ok(())
+}
+
+/// What becomes of it.
+async fn settle(
+    shared: Arc<Shared>,
+    peer: Member,
+    express: VerifiedExpress,
+    answer: oneshot::Receiver<Result<Expressed, CommitFailure>>,
+) {
+    let (feed, index) = (express.feed.clone(), express.index);
+    match answer.await {
+        Ok(Ok(Expressed::Held { custody })) => {
+            // For nobody but the owner. One that is away asks for it when it is linked again.
+            if let Some(note) = custody {
+                shared.peers.tell(&feed.member, Frame::Custody(proto::Custody { note }));
+            }
+        }
+        Ok(Ok(Expressed::Again | Expressed::Full)) | Err(_) => {}
+        Ok(Ok(Expressed::Behind)) => {
+            let comparing = Arc::clone(&shared);
+            let differs = tokio::task::spawn_blocking(move || comparing.differs(&express)).await;
+            if let Ok(Some(shown)) = differs {
+                another_entry(&shared, &peer, &feed, index, Some(shown)).await;
+            }
+        }
+        Ok(Err(CommitFailure::AnotherEntry { index, shown })) => {
+            another_entry(&shared, &peer, &feed, index, shown.map(|shown| *shown)).await;
+        }
+        Ok(Err(failure)) => tracing::debug!(%feed, %failure, "an urgent entry waits for its turn"),
+    }
+}
+
+/// `peer` has shown another entry than is held at `index`: the feed stops, if that can be proven.
+pub(crate) async fn another_entry(
+    shared: &Arc<Shared>,
+    peer: &Member,
+    feed: &FeedId,
+    index: u64,
+    shown: Option<ProvenEntry>,
+) {
+    let Some(shown) = shown else {
+        return tracing::error!(%feed, index, %peer, "another entry is shown than is held, not proven yet");
+    };
+    let comparing = (Arc::clone(shared), peer.clone(), feed.clone());
+    let found = tokio::task::spawn_blocking(move || {
+        let (shared, peer, feed) = comparing;
+        let evidence = TwoEntries::at(index, shared.proven(&feed, index)?, shown)?;
+        shared.forked_by_entries(&evidence, &peer)
+    });
+    forks::keep(shared, found.await.ok().flatten()).await;
+}
+
+impl Shared {
+    /// The entry that was sent, if the tree held here has another one at its index. Blocks.
+    fn differs(&self, express: &VerifiedExpress) -> Option<ProvenEntry> {
+        let held = self.store().tree_hashes(&express.feed, &[NodeId::leaf(express.index)]).ok()?;
+        (held.first() != Some(&leaf_hash(&express.entry.digest))).then(|| ProvenEntry {
+            digest: express.entry.digest,
+            checkpoint: express.checkpoint.clone(),
+            proof: express.proof.clone(),
+        })
+    }
+
+    /// The entry held at `index`, in order or ahead of it, with what proves it. Blocks.
+    fn proven(&self, feed: &FeedId, index: u64) -> Option<ProvenEntry> {
+        let (store, keys) = (self.store(), self.options.rosters.load().newest().feed_keys(feed));
+        let verified = |note: &Bytes| SignedCheckpoint::verify(note, &keys).ok();
+        if let Some(held) = store.express(feed, index).ok()? {
+            let checkpoint = verified(&held.checkpoint)?;
+            return Some(ProvenEntry { digest: held.entry.digest, checkpoint, proof: held.proof });
+        }
+        let state = store.feed(feed)?;
+        let digest = store.entries(feed, index, 1, 0).ok()?.first()?.digest;
+        let (tree, size) = (FeedTree { store: store.as_ref(), feed }, state.frontier.size());
+        let proof = bridged_inclusion(&tree, index, size, state.checkpoint_size, &state.consistency_proof).ok()??;
+        Some(ProvenEntry { digest, checkpoint: verified(&state.checkpoint)?, proof })
+    }
+
+    /// Two entries at one place are proven: the feed stops and operators are told. What is to be kept, unless it is known.
+    fn forked_by_entries(&self, evidence: &TwoEntries, by: &Member) -> Option<ForkRecord> {
+        let feed = evidence.feed();
+        let text = format!("{evidence}, shown by {by}");
+        if !self.peers.stop_feed(feed, &text) {
+            return None;
+        }
+        audit(&AuditEvent { what: "alarm", reason: "equivocation", who: by, subject: feed, detail: &text });
+        Some(ForkRecord { feed: feed.clone(), evidence: Bytes::from(evidence.format()), resumed: false })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_is_ahead_of_the_order_is_bounded_and_actual_always_finds_room() {
+        let feed: FeedId = "ma.rabat.example/feed/1".parse().unwrap();
+        let other: FeedId = "tn.rabat.example/feed/1".parse().unwrap();
+        let mut unmatched = Unmatched::default();
+        for index in 0..OTHERS_MAX as u64 {
+            assert!(unmatched.has_room(&feed, Urgent::Other));
+            unmatched.sent(&feed, index, Some((Urgent::Other, 10)));
+        }
+        assert!(!unmatched.has_room(&feed, Urgent::Other), "exercises leave room");
+        assert!(unmatched.has_room(&feed, Urgent::Actual) && unmatched.has_room(&other, Urgent::Other));
+        for index in OTHERS_MAX as u64..EXPRESS_ENTRIES_MAX as u64 {
+            unmatched.sent(&feed, index, Some((Urgent::Actual, 10)));
+        }
+        assert!(!unmatched.has_room(&feed, Urgent::Actual) && unmatched.has_room(&other, Urgent::Actual));
+        unmatched.reached(&feed, 1);
+        assert!(unmatched.has_room(&feed, Urgent::Actual) && !unmatched.has(&feed, 0) && unmatched.has(&feed, 1));
+        assert_eq!(unmatched.bytes(), (EXPRESS_ENTRIES_MAX - 1) * 10);
+        unmatched.sent(&feed, 0, None);
+        assert!(unmatched.has_room(&feed, Urgent::Actual), "what is not for the peer takes no room");
+        unmatched.sent(&other, 7, Some((Urgent::Actual, EXPRESS_BYTES_MAX)));
+        assert!(!unmatched.has_room(&feed, Urgent::Actual), "a large one is for all");
+        unmatched.reached(&other, 8);
+        assert!(unmatched.has_room(&feed, Urgent::Actual));
+    }
+}

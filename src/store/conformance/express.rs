@@ -1,0 +1,157 @@
+//! Entries that come ahead of their feed's order, and custody notes about them.
+
+use barid_core::bulletin::Urgent;
+use barid_core::limits::EXPRESS_ENTRIES_MAX;
+use barid_core::names::{FeedId, Hash, Undisclosed};
+
+use super::{ALL, append, custody_of, disclosed, feed, id, one, urgent, withheld};
+use crate::store::{Commit, CommitError, Content, CustodyRecord, Express, Fill, NewEntry, Store};
+
+/// Urgent entry number `index + 1` at `index`, ahead of the order.
+pub(crate) fn express(feed: &FeedId, index: u64) -> Express {
+    Express {
+        feed: feed.clone(),
+        index,
+        entry: urgent(feed, index + 1, "Actual"),
+        proof: vec![Hash([5; 32]); 3],
+        checkpoint: format!("{feed}\n{}\nexercise\n", index + 7).into(),
+        checkpoint_size: index + 7,
+    }
+}
+
+fn sent(express: Vec<Express>) -> Commit {
+    Commit { express, ..Commit::default() }
+}
+
+pub(super) fn what_is_urgent_comes_first_once(open: &mut dyn FnMut(u32) -> Box<dyn Store>, number: u32, durable: bool) {
+    let feed = feed("ma", 1);
+    let mut store = open(number);
+    // Before anything else is held of the feed.
+    let first = store.commit(sent(vec![express(&feed, 5), express(&feed, 700)]), 0).unwrap();
+    assert_eq!((first.first_arrival, first.end_arrival), (1, 3));
+    assert!(store.feed(&feed).is_none() && store.entries(&feed, 0, 10, ALL).unwrap().is_empty());
+    let reopen = |store: &mut Box<dyn Store>, open: &mut dyn FnMut(u32) -> Box<dyn Store>| {
+        if durable {
+            *store = Box::new(crate::store::memory::MemoryStore::new());
+            *store = open(number);
+        } else {
+            store.drain_view();
+        }
+    };
+    for _ in 0..3 {
+        for (arrival, index) in [(1, 5), (2, 700)] {
+            let location = store.find(&feed.member, id(index + 1)).unwrap().unwrap();
+            assert_eq!((location.index, location.arrival), (index, arrival));
+            let entry = store.arrivals(arrival, 1, ALL).unwrap().remove(0);
+            assert_eq!(
+                (entry.index, entry.digest, entry.arrival),
+                (index, express(&feed, index).entry.digest, Some(arrival))
+            );
+            assert!(matches!(entry.content, Content::Disclosed { header: Some(_), .. }));
+            let held = store.express(&feed, index).unwrap().unwrap();
+            assert_eq!((held.proof, held.checkpoint_size), (vec![Hash([5; 32]); 3], index + 7));
+        }
+        assert_eq!(store.ahead(&feed, 0..u64::MAX).iter().map(|(index, _)| *index).collect::<Vec<_>>(), [5, 700]);
+        assert_eq!(store.ahead(&feed, 6..700), []);
+        assert_eq!(store.urgent(&feed, 0, 9).unwrap(), [(5, Urgent::Actual), (700, Urgent::Actual)]);
+        assert_eq!(store.urgent(&feed, 6, 9).unwrap(), [(700, Urgent::Actual)]);
+        assert_eq!(store.urgent(&feed, 0, 1).unwrap(), [(5, Urgent::Actual)]);
+        assert_eq!(store.history(u64::MAX, 9, 9, &|_| true).unwrap().0.len(), 2);
+        assert!(store.express(&feed, 6).unwrap().is_none());
+        reopen(&mut store, open);
+    }
+    assert!(matches!(store.commit(sent(vec![express(&feed, 5)]), 1), Err(CommitError::Invalid(_))), "once");
+    let twice = sent(vec![express(&feed, 9), express(&feed, 9)]);
+    assert!(matches!(store.commit(twice, 1), Err(CommitError::Invalid(_))), "once");
+    let unproven = Express { checkpoint_size: 9, ..express(&feed, 9) };
+    assert!(matches!(store.commit(sent(vec![unproven]), 1), Err(CommitError::Invalid(_))));
+    let empty = Express { entry: withheld(9), ..express(&feed, 9) };
+    assert!(matches!(store.commit(sent(vec![empty]), 1), Err(CommitError::Invalid(_))));
+
+    // The feed reaches it: with another digest nothing is appended.
+    let entries = |at_five: NewEntry| -> Vec<NewEntry> {
+        (0..5).map(|n| disclosed(&feed, n + 1)).chain([at_five, withheld(6), urgent(&feed, 8, "Exercise")]).collect()
+    };
+    let other = one(append(&feed, 0, entries(disclosed(&feed, 6))));
+    assert!(matches!(store.commit(other, 1), Err(CommitError::Invalid(_))), "another history");
+    assert!(store.feed(&feed).is_none());
+    let mut commit = one(append(&feed, 0, entries(urgent(&feed, 6, "Actual"))));
+    commit.express = vec![express(&feed, 8)];
+    let early = Commit { express: vec![express(&feed, 7)], ..commit.clone() };
+    assert!(matches!(store.commit(early, 1), Err(CommitError::Invalid(_))), "the append of the same commit has it");
+    let committed = store.commit(commit, 1).unwrap();
+    assert_eq!((committed.first_arrival, committed.end_arrival), (3, 10), "no second arrival");
+    // Of another one only the digest comes in order.
+    let reached = NewEntry { content: Content::Undisclosed(Undisclosed::Withheld), ..express(&feed, 8).entry };
+    store.commit(one(append(&feed, 8, vec![reached])), 2).unwrap();
+    for _ in 0..3 {
+        let held = store.entries(&feed, 0, 10, ALL).unwrap();
+        let arrivals: Vec<_> = held.iter().map(|entry| entry.arrival).collect();
+        assert_eq!(
+            arrivals,
+            [Some(3), Some(4), Some(5), Some(6), Some(7), Some(1), None, Some(8), Some(9)],
+            "each once"
+        );
+        for index in [5, 8] {
+            assert!(
+                matches!(&held[index].content, Content::Disclosed { header: Some(header), .. } if header.id == id(index as u64 + 1).to_string())
+            );
+        }
+        let state = store.feed(&feed).unwrap();
+        assert_eq!((state.frontier.size(), state.disclosed), (9, 8));
+        assert_eq!(store.not_held(&feed, ALL).unwrap(), [(6..7, Undisclosed::Withheld)]);
+        assert_eq!(store.lacks(&feed, &[5, 6, 8]).unwrap().iter().filter(|lack| lack.is_some()).count(), 1);
+        assert_eq!(store.ahead(&feed, 0..u64::MAX).iter().map(|(index, _)| *index).collect::<Vec<_>>(), [700]);
+        assert!(store.express(&feed, 5).unwrap().is_some(), "its own proof stays");
+        let all = [(5, Urgent::Actual), (7, Urgent::Other), (8, Urgent::Actual), (700, Urgent::Actual)];
+        assert_eq!(store.urgent(&feed, 0, 9).unwrap(), all);
+        let found: Vec<u64> = (1..10).map(|arrival| store.arrivals(arrival, 1, ALL).unwrap()[0].index).collect();
+        assert_eq!(found, [5, 700, 0, 1, 2, 3, 4, 7, 8]);
+        reopen(&mut store, open);
+    }
+    assert!(matches!(store.commit(sent(vec![express(&feed, 5)]), 3), Err(CommitError::Invalid(_))), "it is behind");
+    let fill = Fill { feed: feed.clone(), entries: vec![(8, urgent(&feed, 9, "Actual"))] };
+    let fill = Commit { fills: vec![fill], ..Commit::default() };
+    assert!(matches!(store.commit(fill, 3), Err(CommitError::Invalid(_))), "it is held in full");
+}
+
+pub(super) fn what_comes_first_is_bounded(store: &dyn Store) {
+    let feed = feed("ma", 1);
+    let many = |from: u64, count: u64| sent((from..from + count).map(|index| express(&feed, index)).collect());
+    store.commit(many(10, EXPRESS_ENTRIES_MAX as u64 - 1), 0).unwrap();
+    assert!(matches!(store.commit(many(5_000, 2), 1), Err(CommitError::Invalid(_))));
+    store.commit(many(5_000, 1), 1).unwrap();
+    assert!(matches!(store.commit(many(6_000, 1), 2), Err(CommitError::Invalid(_))));
+    store.commit(one(append(&feed, 0, (0..11).map(|n| urgent(&feed, n + 1, "Actual")).collect())), 2).unwrap();
+    store.commit(many(6_000, 1), 3).unwrap();
+    assert_eq!(store.urgent(&feed, 0, ALL).unwrap().len(), EXPRESS_ENTRIES_MAX + 11);
+}
+
+/// A note about what came ahead does not speak for what lies before it.
+pub(super) fn custody_notes_ahead_leave_a_gap(store: &dyn Store) {
+    let feed = feed("ma", 1);
+    store.commit(one(append(&feed, 0, (0..20).map(|n| disclosed(&feed, n + 1)).collect())), 0).unwrap();
+    let custody = [("ly", 15..16), ("tn", 0..5), ("tn", 12..13), ("tn", 5..8), ("tn", 8..14)];
+    let newest = [vec![], vec![2], vec![2], vec![4], vec![5]];
+    for ((n, (by, range)), newest) in (1..).zip(custody).zip(newest) {
+        let commit = Commit { custody: vec![custody_of(&feed, by, range, None, n)], ..Commit::default() };
+        store.commit(commit, n).unwrap();
+        for _ in 0..2 {
+            let times = |notes: Vec<CustodyRecord>| notes.iter().map(|note| note.time).collect::<Vec<_>>();
+            assert_eq!(times(store.custody_newest(&feed).unwrap()), newest);
+            store.drain_view();
+        }
+    }
+    let tn = "tn".parse().unwrap();
+    let holders = |index| {
+        let notes = store.custody_covering(&feed, index).unwrap();
+        notes.iter().map(|note| (note.holder.to_string(), note.time)).collect::<Vec<_>>()
+    };
+    for _ in 0..2 {
+        assert_eq!(holders(12), [("tn".to_owned(), 3)], "the note that was first");
+        assert_eq!(holders(15), [("ly".to_owned(), 1)]);
+        assert!(holders(14).is_empty());
+        assert!(store.custody_late(&feed, &tn, 0, 9).unwrap().is_empty());
+        store.drain_view();
+    }
+}

@@ -1,0 +1,88 @@
+//! Entries held ahead of their feeds' order: what a commit must satisfy, the same for every implementation.
+//!
+//! In scope: the checks, and matching what an append reaches. Out of scope: whether proofs and signatures hold (`core`), and where bytes lie.
+
+use std::ops::Range;
+
+use barid_core::bulletin::{Urgent, urgent};
+use barid_core::limits::{ENVELOPE_BYTES_MAX, EXPRESS_ENTRIES_MAX, PROOF_HASHES_MAX};
+use barid_core::names::{Digest, FeedId, Undisclosed};
+use barid_core::proto;
+
+use super::{Commit, Content, admit};
+
+/// What is known of the entries of one feed that are held ahead of its order.
+pub(super) trait Ahead {
+    /// The digest of one.
+    fn digest(&self, feed: &FeedId, index: u64) -> Option<Digest>;
+
+    /// How many there are.
+    fn count(&self, feed: &FeedId) -> usize;
+
+    /// The lowest index in a range.
+    fn first_in(&self, feed: &FeedId, range: Range<u64>) -> Option<u64>;
+}
+
+/// Checks the express entries of a commit against the sizes of the feeds held (`None`: not held) and what is held ahead of them; bytes are
+/// counted by the caller. The text says what does not fit.
+pub(super) fn check(
+    commit: &Commit,
+    size_of: impl Fn(&FeedId) -> Option<u64>,
+    ahead: &impl Ahead,
+) -> Result<(), String> {
+    for (place, express) in commit.express.iter().enumerate() {
+        let (feed, index) = (&express.feed, express.index);
+        let earlier = &commit.express[..place];
+        let appended = commit.appends.iter().find(|append| append.feed == *feed);
+        let size = appended.map_or_else(
+            || size_of(feed).unwrap_or(0),
+            |append| append.first.saturating_add(append.entries.len() as u64),
+        );
+        if index < size || express.checkpoint_size <= index {
+            let checkpoint = express.checkpoint_size;
+            return Err(format!("{feed} {index}: not between the size {size} and the checkpoint's {checkpoint}"));
+        }
+        if ahead.digest(feed, index).is_some()
+            || earlier.iter().any(|other| other.feed == *feed && other.index == index)
+        {
+            return Err(format!("{feed} {index}: it is held already"));
+        }
+        if ahead.count(feed) + earlier.iter().filter(|other| other.feed == *feed).count() >= EXPRESS_ENTRIES_MAX {
+            return Err(format!("{feed}: more than {EXPRESS_ENTRIES_MAX} entries ahead of its order"));
+        }
+        if express.proof.len() > PROOF_HASHES_MAX {
+            return Err(format!("{feed} {index}: the inclusion proof has {} hashes", express.proof.len()));
+        }
+        admit::note(&express.checkpoint, "checkpoint")?;
+        match &express.entry.content {
+            Content::Disclosed { envelope, .. } if (1..=ENVELOPE_BYTES_MAX).contains(&envelope.len()) => {}
+            _ => return Err(format!("{feed} {index}: nothing to hold, or too much")),
+        }
+    }
+    Ok(())
+}
+
+/// Matches what is appended with what is held ahead: of such an entry the digest alone is appended, for its content is held. The text says
+/// where there is another digest.
+pub(super) fn match_appends(commit: &mut Commit, ahead: &impl Ahead) -> Result<(), String> {
+    for append in &mut commit.appends {
+        let end = append.first.saturating_add(append.entries.len() as u64);
+        let mut next = append.first;
+        while let Some(index) = ahead.first_in(&append.feed, next..end) {
+            let place = usize::try_from(index - append.first).ok();
+            if let Some(entry) = place.and_then(|place| append.entries.get_mut(place)) {
+                if ahead.digest(&append.feed, index) != Some(entry.digest) {
+                    return Err(format!("{} {index}: another entry is held there, ahead of the order", append.feed));
+                }
+                entry.content = Content::Undisclosed(Undisclosed::NotHeld);
+            }
+            next = index.saturating_add(1);
+        }
+    }
+    Ok(())
+}
+
+/// How urgent an entry is whose content is held.
+pub(super) fn urgent_of(header: Option<&proto::Header>) -> Option<Urgent> {
+    header.and_then(urgent)
+}
