@@ -17,7 +17,6 @@ use super::disk::DiskStore;
 use super::keys::{FeedNumber, FillAt, NoteRef, Stretch};
 use super::load::{self, dangling};
 use super::log::{Position, Record, RecordedAppend};
-use super::state::Custody;
 use super::tree_cache::TileId;
 use super::view::fills;
 use super::window::Bounded;
