@@ -10,14 +10,13 @@ use crate::world::{World, barid, example, text, until};
 /// Reports that Tunis misses, before and after the alert.
 const MISSED: usize = 60;
 
+/// An alert that is not urgent, and does not compress, so that the line is busy with it.
 fn report(world: &World, number: usize) -> String {
-    let draft = example("situation-report.json", |draft| {
-        let description = &mut draft["body"]["texts"][0]["description"];
-        // Does not compress, so that the line is busy with it.
-        *description = (0..60)
-            .map(|n| format!("{:016x}", (number * 1_000 + n).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
-            .collect::<String>()
-            .into();
+    let draft = example("stolen-passport.fr.json", |draft| {
+        let noise = (0..60).map(|n| format!("{:016x}", (number * 1_000 + n).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        draft["body"]["texts"][0]["description"] = noise.collect::<String>().into();
+        draft["header"]["urgency"] = "Expected".into();
+        draft["header"]["severity"] = "Moderate".into();
     });
     world.draft(&format!("report-{number}.json"), &draft)
 }

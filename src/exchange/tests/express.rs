@@ -141,6 +141,8 @@ async fn a_relay_hands_on_at_once_what_overtook() {
     drop(direct);
 }
 
+type Lie = fn(&mut proto::Express);
+
 /// ma's feed as the test makes it.
 struct Feed {
     tree: MemoryTree,
@@ -231,7 +233,7 @@ async fn what_is_repeated_is_passed_over_and_what_is_not_for_us_or_not_urgent_wa
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_entry_that_is_not_proven_is_refused() {
-    let lies: [(fn(&mut proto::Express), &str); 6] = [
+    let lies: [(Lie, &str); 6] = [
         (|express| express.index = 4, "bad-proof"),
         (|express| express.inclusion_proof.truncate(2), "bad-proof"),
         (|express| express.envelope = Bytes::from_static(b"another one"), "bad-proof"),
