@@ -690,6 +690,10 @@ field-distinguishing-marks = علامات مميزة
 field-feed = السجلّ
 field-size = القيود
 field-root = الجذر
+field-larger-size = قيود نقطة التحقق للتاريخ الآخر
+field-larger-root = جذر تلك النقطة
+field-other-root = جذرها حيث يفترقان
+field-evidence = الدليل
 field-outcome = الرد
 field-reason = السبب
 

@@ -681,6 +681,10 @@ field-distinguishing-marks = Signes particuliers
 field-feed = Journal
 field-size = Entrées
 field-root = Racine
+field-larger-size = Entrées du point de contrôle de l'autre histoire
+field-larger-root = Racine de ce point de contrôle
+field-other-root = Sa racine là où elles diffèrent
+field-evidence = Preuve
 field-outcome = Réponse
 field-reason = Motif
 
