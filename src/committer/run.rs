@@ -17,9 +17,11 @@ use uuid::Uuid;
 use super::mark::{Mark, MarkFile, read_doubt, write_doubt};
 use super::{
     Appended, COMPANY_WAIT, CommitFailure, Custodies, Filled, Gate, KEPT_BYTES_MAX, Kept, Keys, Options, Permit,
-    Published, PublishedGroup, Shared, StartError, Work, checkpoint_of, later, now, owns, trace,
+    Published, PublishedGroup, ROOM_CHECK_EVERY, Shared, StartError, Work, checkpoint_of, later, now, owns, trace,
 };
-use crate::store::{Append, Commit, CommitError, Committed, Content, CursorRecord, CustodyRecord, FeedTree, NewEntry};
+use crate::store::{
+    Append, Commit, CommitError, Committed, Content, CursorRecord, CustodyRecord, FeedTree, NewEntry, ReadError,
+};
 
 use super::received::UNSPOKEN_RANGES_MAX;
 use super::spoken::Debts;
@@ -35,6 +37,8 @@ pub(super) struct Writer {
     pub(super) last_time: u64,
     pub(super) seq: u64,
     pub(super) checkpoint: Option<SignedCheckpoint>,
+    /// When it was last looked whether there is room.
+    pub(super) looked: Instant,
 }
 
 /// Answers that wait for the commit.
@@ -116,6 +120,7 @@ impl Writer {
             debts,
             last_time,
             checkpoint: None,
+            looked: Instant::now(),
         };
         writer.shared.last_time.store(last_time, Ordering::Relaxed);
         writer.open_feed(&options.feed, &options.mark, options.first)?;
@@ -230,18 +235,52 @@ impl Writer {
         }
     }
 
-    /// The next thing to do; nothing, when answers are due.
-    fn wait(&self, queue: &Receiver<Work>) -> Result<Work, RecvTimeoutError> {
-        match self.debts.due() {
-            Some(due) => queue.recv_timeout(due.saturating_duration_since(Instant::now())),
-            None => queue.recv().map_err(RecvTimeoutError::from),
+    /// The next thing to do; nothing, when answers are due. Looks now and then whether there is room on the disk.
+    fn wait(&mut self, queue: &Receiver<Work>) -> Result<Work, RecvTimeoutError> {
+        loop {
+            if self.looked.elapsed() >= ROOM_CHECK_EVERY {
+                self.looked = Instant::now();
+                self.look_for_room();
+            }
+            let due = self.debts.due().map(|due| due.saturating_duration_since(Instant::now()));
+            let waited = queue.recv_timeout(due.unwrap_or(ROOM_CHECK_EVERY).min(ROOM_CHECK_EVERY));
+            let only_looks = due.is_none_or(|due| due > ROOM_CHECK_EVERY);
+            if !(only_looks && matches!(waited, Err(RecvTimeoutError::Timeout))) {
+                return waited;
+            }
         }
+    }
+
+    fn look_for_room(&self) {
+        match self.shared.store.room() {
+            Ok(()) => self.room(None),
+            Err(full @ (CommitError::DiskFull { .. } | CommitError::ViewBehind(_))) => {
+                self.room(Some(full.to_string()));
+            }
+            // The next commit says so to whom it concerns.
+            Err(error) => tracing::debug!(%error, "it is not known whether there is room"),
+        }
+    }
+
+    /// There is room, or why there is none.
+    fn room(&self, full: Option<String>) {
+        self.shared.full.send_if_modified(|known| {
+            let changed = known.is_some() != full.is_some();
+            if changed {
+                *known = full;
+            }
+            changed
+        });
     }
 
     fn take(&self, group: &mut Group, work: Work) {
         // After a failed commit nobody knows what the disk holds: nothing is tried on top of it.
         if let Gate::Stopped(reason) = &*self.shared.gate.borrow() {
             return refuse(work, &CommitFailure::Stopped(reason.clone()));
+        }
+        // Answers and the like are tried all the same: a part of the reserve is theirs.
+        if let (Some(full), false) = (&*self.shared.full.borrow(), matches!(work, Work::Keep(..))) {
+            return refuse(work, &CommitFailure::DiskFull(full.clone()));
         }
         match work {
             Work::Publish(bulletins, reply, permit) => self.take_publish(group, bulletins, reply, permit),
@@ -290,7 +329,7 @@ impl Writer {
             match self.shared.store.find(&feed.member, bulletin.header.id.uuid()) {
                 Ok(location) => taken.push(location),
                 Err(error) => {
-                    let _ = reply.send(Err(CommitFailure::Stopped(error.to_string())));
+                    let _ = reply.send(Err(unreadable(&error)));
                     return;
                 }
             }
@@ -372,12 +411,11 @@ impl Writer {
                 }
                 self.release(group.releases, first_arrival);
             }
-            Err(CommitError::DiskFull { available_bytes, reserve_bytes }) => {
-                let failure = CommitFailure::DiskFull(format!(
-                    "free space of {available_bytes} bytes is below the reserve of {reserve_bytes} bytes"
-                ));
+            Err(full @ (CommitError::DiskFull { .. } | CommitError::ViewBehind(_))) => {
                 self.debts.postpone();
-                fail_all(group.releases, &failure);
+                self.looked = Instant::now();
+                self.room(Some(full.to_string()));
+                fail_all(group.releases, &CommitFailure::DiskFull(full.to_string()));
             }
             Err(error) => {
                 let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
@@ -404,6 +442,7 @@ impl Writer {
 
     fn announce(&self, committed: &Committed) {
         trace(committed);
+        self.shared.count_bytes(committed);
         self.shared.seq.send_replace(committed.seq);
         let mine: Vec<CustodyRecord> = committed
             .commit
@@ -489,6 +528,14 @@ fn is_empty(commit: &Commit) -> bool {
 
 fn disclosed(append: &Append) -> u64 {
     append.entries.iter().filter(|entry| matches!(entry.content, Content::Disclosed { .. })).count() as u64
+}
+
+/// Why something is not committed of which the store cannot say what is there already.
+pub(super) fn unreadable(error: &ReadError) -> CommitFailure {
+    match error {
+        ReadError::Behind(_) => CommitFailure::Busy,
+        error => CommitFailure::Stopped(error.to_string()),
+    }
 }
 
 fn refuse(work: Work, failure: &CommitFailure) {

@@ -33,7 +33,7 @@ impl DiskStore {
             let wanted = fills::bucket_of(*index);
             let held = match &mut bucket {
                 Some((held, fills)) if *held == wanted => fills,
-                other => &mut other.insert((wanted, self.shared().view.filled(number, wanted)?)).1,
+                other => &mut other.insert((wanted, self.shared().view().filled(number, wanted)?)).1,
             };
             Ok(pending.or_else(|| held.get(index).copied()))
         };
@@ -133,7 +133,7 @@ impl DiskStore {
                 index.checked_sub(stretch.first).is_some_and(|at| at < u64::from(stretch.count))
             };
             if !stretch.as_ref().is_some_and(has) {
-                let found = self.shared().view.position(number, *index)?.ok_or_else(|| dangling("entry"))?;
+                let found = self.shared().view().position(number, *index)?.ok_or_else(|| dangling("entry"))?;
                 stretch = Some((found, self.log.record(found.at.position)?));
             }
             let slot = stretch.as_ref().and_then(|(stretch, record)| {

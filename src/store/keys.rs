@@ -18,7 +18,7 @@
 //! | `w` | feed, holder, time, [`NoteRef`] | | custody notes for what was filled in |
 //! | `r` | version | [`NoteRef`] | rosters |
 //! | `l` | authority | [`NoteRef`] | newest revocation list of each authority |
-//! | `k` | feed's origin | [`NoteRef`] | newest record of two histories of each feed |
+//! | `k` | feed's origin, SHA-256 of the evidence | [`NoteRef`] | newest record of two histories of each feed and evidence |
 //! | `s` | subscription | arrival | acknowledged cursors |
 //!
 //! Numbers in keys are big-endian, so that keys sort as numbers do; in values little-endian. Names in the middle of a key have their
@@ -34,7 +34,7 @@ use super::log::{Position, Resume};
 use super::tree_cache::TileId;
 
 /// Version of all values.
-pub(super) const VALUE_VERSION: u8 = 2;
+pub(super) const VALUE_VERSION: u8 = 3;
 /// Longest value: sled keeps 16 of them on a page, and no page may reach its blob files.
 pub(super) const VALUE_BYTES_MAX: usize = 16 << 10;
 

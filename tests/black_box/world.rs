@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,8 @@ pub(crate) const MEMBERS: [&str; 4] = ["ma", "ly", "tn", "ne"];
 pub(crate) struct World {
     folder: tempfile::TempDir,
     nodes: BTreeMap<&'static str, Child>,
+    /// The command, with its arguments, that each member's programs are run by; none for most.
+    by: BTreeMap<&'static str, Vec<String>>,
 }
 
 impl World {
@@ -33,7 +35,17 @@ impl World {
 
     /// All four nodes, with what `change` makes of each member's `node.toml`.
     pub(crate) fn configured(level: &str, change: impl Fn(&str, String) -> String) -> Self {
+        Self::run_by(level, change, BTreeMap::new())
+    }
+
+    /// The same, each member's programs run by another command: in a network of its own, for one.
+    pub(crate) fn run_by(
+        level: &str,
+        change: impl Fn(&str, String) -> String,
+        by: BTreeMap<&'static str, Vec<String>>,
+    ) -> Self {
         let mut world = Self::made(level, change);
+        world.by = by;
         for member in MEMBERS {
             world.run(member);
         }
@@ -46,7 +58,7 @@ impl World {
         let port = free_ports().to_string();
         let made = barid(&["exchange", "init", "--dir", folder.path().to_str().unwrap(), "--base-port", &port]);
         assert!(made.status.success(), "{}", text(&made.stderr));
-        let world = Self { folder, nodes: BTreeMap::new() };
+        let world = Self { folder, nodes: BTreeMap::new(), by: BTreeMap::new() };
         for member in MEMBERS {
             let path = world.folder(member).join("node.toml");
             let config = change(member, fs::read_to_string(&path).unwrap());
@@ -83,7 +95,8 @@ impl World {
     pub(crate) fn spawn(&mut self, member: &'static str) {
         let folder = self.folder(member);
         let log = File::options().create(true).append(true).open(folder.join("node.log")).unwrap();
-        let node = Command::new(env!("CARGO_BIN_EXE_barid"))
+        let node = self
+            .program(member)
             .args(["node", "--first", "--config"])
             .arg(folder.join("node.toml"))
             .stdout(Stdio::null())
@@ -91,6 +104,22 @@ impl World {
             .spawn()
             .unwrap();
         self.nodes.insert(member, node);
+    }
+
+    /// A node's process.
+    pub(crate) fn process(&self, member: &str) -> u32 {
+        self.nodes[member].id()
+    }
+
+    /// Waits until a node has ended of itself.
+    pub(crate) fn ended(&mut self, member: &str) -> ExitStatus {
+        let mut node = self.nodes.remove(member).unwrap();
+        let mut status = None;
+        until(&format!("{member} has ended"), || {
+            status = node.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
     }
 
     /// The last lines of a node's log.
@@ -108,6 +137,12 @@ impl World {
     pub(crate) fn hang_up(&self, member: &str) {
         let node = rustix::process::Pid::from_child(&self.nodes[member]);
         rustix::process::kill_process(node, rustix::process::Signal::HUP).unwrap();
+    }
+
+    /// SIGTERM: the node ends in order.
+    pub(crate) fn terminate(&self, member: &str) {
+        let node = rustix::process::Pid::from_child(&self.nodes[member]);
+        rustix::process::kill_process(node, rustix::process::Signal::TERM).unwrap();
     }
 
     /// Audit records of a node that hold all of these words.
@@ -141,7 +176,20 @@ impl World {
         let profile = self.folder(member).join("clients").join(name).join("client.toml");
         let mut all = vec!["--json", "--profile", profile.to_str().unwrap()];
         all.extend(args);
-        barid(&all)
+        self.program(member).args(&all).env("BARID_LANG", "en").output().unwrap()
+    }
+
+    /// The program, as a member runs it.
+    fn program(&self, member: &str) -> Command {
+        let program = env!("CARGO_BIN_EXE_barid");
+        match self.by.get(member).and_then(|by| by.split_first()) {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+            None => Command::new(program),
+        }
     }
 
     /// As [`Self::client`], for what must succeed: its JSON lines.

@@ -72,6 +72,17 @@ impl View {
         Self::open(dir, cache_bytes)
     }
 
+    /// Whether it must not be believed.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::Relaxed)
+    }
+
+    /// An empty one in the place of one that must not be believed, and that may still be open.
+    pub(super) fn instead(dir: &Path, cache_bytes: u64) -> io::Result<Self> {
+        remove(&dir.join("db"))?;
+        Self::open(dir, cache_bytes)
+    }
+
     /// Makes the next opening rebuild the view.
     pub(super) fn doubt(&self) {
         if self.doubted.swap(true, Ordering::Relaxed) {
@@ -118,10 +129,10 @@ impl View {
         self.db.get(key).map_err(|error| self.failed(&error))
     }
 
-    /// What sled cannot read is rebuilt at the next start.
+    /// What sled cannot read or write is rebuilt.
     fn failed(&self, error: &sled::Error) -> ReadError {
         self.doubt();
-        ReadError::Damaged(format!("the view: {error}"))
+        ReadError::Behind(error.to_string())
     }
 }
 
