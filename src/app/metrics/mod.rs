@@ -20,7 +20,7 @@ use crate::committer::Gate;
 use crate::exchange::PeerSnapshot;
 use crate::store::{DiskBytes, SyncTimes};
 use crate::telemetry;
-use crate::transport::not_after;
+use crate::transport::validity;
 
 /// Everything that is told, at one moment.
 #[derive(Debug, Default)]
@@ -110,11 +110,13 @@ impl Source {
     fn ends(&self) -> Vec<(&'static str, String, i64)> {
         let (node, domain) = (&self.node, &self.node.trust_domain);
         let mut ends = Vec::new();
-        if let Some(end) = node.credentials.certificate().and_then(|certificate| not_after(&certificate)) {
+        if let Some(end) =
+            node.credentials.certificate().and_then(|certificate| validity(&certificate)).map(|(_, end)| end)
+        {
             ends.push(("node", domain.clone(), end));
         }
         // Of several the first to end.
-        let authority = node.lists.trust.authorities_end(domain).into_iter().min();
+        let authority = node.lists.trust.authorities_validity(domain).into_iter().map(|(_, end)| end).min();
         ends.extend(authority.map(|end| ("authority", domain.clone(), end)));
         let mut lists: BTreeMap<String, i64> = BTreeMap::new();
         for list in node.lists.held.held(&node.lists.trust) {
