@@ -24,8 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// How often a condition is looked at: short beside everything that is measured with it.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Port on which nobody listens: it is the discard service's.
-const NOBODY: u16 = 9;
+/// From this port on nobody listens: the nodes take others.
+const NOBODY: u16 = 33_000;
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ impl Pair {
         let both = [(Side::A, base), (Side::B, base + 2)].into_iter().map(member);
         let down = (0..others).map(|number| {
             let code = format!("x-down-{number}").parse().map_err(|error| failed(&error))?;
-            Ok(DevelopMember::local(code, NOBODY))
+            Ok(DevelopMember::local(code, NOBODY + 2 * number))
         });
         let members = both.chain(down).collect::<Result<_, Failure>>()?;
         let exchange = EXCHANGE.parse().map_err(|error| failed(&error))?;
