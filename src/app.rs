@@ -5,7 +5,10 @@
 
 mod clocks;
 mod closing;
+mod disk;
+mod forked;
 mod lists;
+mod metrics;
 mod node;
 mod recover;
 mod reload;
@@ -118,6 +121,11 @@ pub enum AppError {
         #[source]
         source: std::io::Error,
     },
+    /// Figures would be for everybody.
+    #[error(
+        "figures are not shown on {0}, beyond this machine: set metrics.beyond_loopback if something else keeps strangers out"
+    )]
+    MetricsBeyondLoopback(String),
     /// SIGHUP cannot be heard.
     #[error("signals cannot be heard")]
     Signal(#[source] std::io::Error),
@@ -278,6 +286,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         }),
         node: Arc::clone(&node) as Arc<dyn api::Node>,
         pace: Arc::default(),
+        overdue: Arc::default(),
         stopping: stopping.clone(),
         naming: Arc::default(),
     };
@@ -340,6 +349,13 @@ async fn serve<T, F: Future<Output = T> + Send>(
     watching.spawn(follow_rosters(rosters.clone(), trust));
     if purpose != Purpose::Recover {
         watching.spawn(closing::name_closed(committer.clone(), exchange.clone(), rosters.clone()));
+        watching.spawn(forked::tell(committer.clone(), exchange.clone(), rosters.clone()));
+    }
+    watching.spawn(disk::watch(committer.clone()));
+    if let Some(wanted) = config.text.metrics.as_ref().filter(|_| purpose != Purpose::Recover) {
+        let tcp = metrics::bind(wanted).await?;
+        tracing::info!(address = ?metrics::address(&tcp), "figures at /metrics");
+        watching.spawn(metrics::serve(tcp, metrics::Source { node: Arc::clone(&node), pace: Arc::clone(&api.pace) }));
     }
     let minding = Arc::clone(&node);
     watching.spawn(async move { minding.watch_validity().await });

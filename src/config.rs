@@ -73,6 +73,20 @@ pub struct NodeText {
     /// Log as JSON lines.
     #[serde(default)]
     pub log_json: bool,
+    /// Figures for a monitoring system; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsText>,
+}
+
+/// The table `[metrics]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsText {
+    /// Listener, plain HTTP.
+    pub listen: String,
+    /// Whether it may listen beyond this machine, where whoever connects reads the figures.
+    #[serde(default)]
+    pub beyond_loopback: bool,
 }
 
 fn one() -> u32 {

@@ -472,6 +472,7 @@ fn one_member(options: &DevelopOptions, member: &DevelopMember) -> Result<Member
             reserve_mib: 512,
             log: "info".into(),
             log_json: false,
+            metrics: None,
         },
     )?;
     let names = NamesText { ar: code.to_string(), fr: code.to_string(), en: code.to_string() };

@@ -24,8 +24,10 @@ const BUSY_RETRY: Duration = Duration::from_millis(100);
 const CATCHING_UP_RETRY: Duration = Duration::from_secs(5);
 /// After how long to try again when the node stops: a restart takes some seconds.
 const STOPPING_RETRY: Duration = Duration::from_secs(5);
+/// After how long to try again what is read from a view that is being rebuilt: millions of entries take some seconds.
+const BEHIND_RETRY: Duration = Duration::from_secs(5);
 /// After how long to try again when the disk is full.
-const DISK_FULL_RETRY: Duration = Duration::from_secs(60);
+const DISK_FULL_RETRY: Duration = Duration::from_secs(10);
 
 /// Text of field errors in one refusal: with base64 and the rest of the trailer it stays below the 16 KiB that HTTP/2 peers take. Those that
 /// come after are told when these are mended.
@@ -156,6 +158,11 @@ pub(super) fn stopping() -> Status {
 pub(super) fn read(error: &ReadError) -> Status {
     match error {
         ReadError::Missing(what) => Status::not_found(format!("{what} is not held")),
+        ReadError::Behind(_) => {
+            let mut details = ErrorDetails::with_retry_info(Some(BEHIND_RETRY));
+            details.set_error_info("BEHIND", DOMAIN, []);
+            Status::with_error_details(Code::Unavailable, "the store's view is being rebuilt; nothing is lost", details)
+        }
         ReadError::Io(_) | ReadError::Damaged(_) => {
             tracing::error!(%error, "the store could not be read");
             Status::internal("the store could not be read")

@@ -10,6 +10,7 @@ mod errors;
 mod filter;
 mod history;
 mod operator;
+mod overdue;
 mod pace;
 mod publish;
 mod read;
@@ -45,6 +46,7 @@ use crate::store::{ReadError, Store};
 const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.descriptors.bin"));
 
 pub use caller::{Identify, Identity};
+pub use overdue::Overdue;
 pub use pace::Pace;
 
 /// What the node tells its operators about peers, and does for them; given by the wiring.
@@ -74,6 +76,8 @@ pub struct Api {
     pub node: Arc<dyn Node>,
     /// What each caller has asked lately.
     pub pace: Arc<Pace>,
+    /// Bulletins that wait for a roster.
+    pub overdue: Arc<Overdue>,
     /// Becomes true when the node stops.
     pub stopping: watch::Receiver<bool>,
     /// Held while a new subscription is given its name.
@@ -133,6 +137,7 @@ pub fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error> {
         reflection = reflection.with_service_name(name);
     }
     let (mut gate, mut stopping) = (api.committer.gate(), api.stopping.clone());
+    tokio::spawn(tell_publishing(health.clone(), api.clone()));
     tokio::spawn(async move {
         for name in mounted {
             health.set_service_status(name, ServingStatus::Serving).await;
@@ -147,4 +152,25 @@ pub fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error> {
         }
     });
     Ok(routes.add_service(health_service).add_service(reflection.build_v1()?))
+}
+
+/// What health is asked about to know whether this node publishes now. It serves readers all the same.
+const PUBLISHING: &str = "barid.v1.FocalPoint/Publish";
+
+async fn tell_publishing(health: tonic_health::server::HealthReporter, api: Api) {
+    let (mut gate, mut full, mut stopping) = (api.committer.gate(), api.committer.disk_full(), api.stopping.clone());
+    loop {
+        let stops = *stopping.borrow_and_update();
+        let publishes = *gate.borrow_and_update() == Gate::Open && full.borrow_and_update().is_none() && !stops;
+        let status = if publishes { ServingStatus::Serving } else { ServingStatus::NotServing };
+        health.set_service_status(PUBLISHING, status).await;
+        let changed = tokio::select! {
+            changed = gate.changed() => changed,
+            changed = full.changed() => changed,
+            changed = stopping.changed() => changed,
+        };
+        if changed.is_err() || stops {
+            return;
+        }
+    }
 }

@@ -35,7 +35,9 @@ impl Operator for Api {
         });
         let (own, peers, mut alarms, newest_arrival, view_lag_commits) =
             gathered.await.map_err(|_| errors::defect())?;
+        let full = self.committer.disk_full().borrow().clone();
         let publishing = match &*self.committer.gate().borrow() {
+            Gate::Open | Gate::Starting if full.is_some() => format!("disk-full: {}", full.unwrap_or_default()),
             Gate::Open => "yes".to_owned(),
             Gate::Starting => "starting".to_owned(),
             Gate::InDoubt(reason) => format!("in-doubt: {reason}"),
@@ -44,6 +46,8 @@ impl Operator for Api {
         if let Gate::InDoubt(reason) = &*self.committer.gate().borrow() {
             alarms.insert(0, format!("this node does not publish: {reason}; run `barid recover`"));
         }
+        let roster_version = self.rosters.load().newest().version();
+        alarms.extend(self.overdue.alarms(roster_version));
         let coded_alarms = alarms.iter().map(|text| coded(text)).collect();
         let feed = self.committer.feed();
         Ok(Response::new(proto::GetStatusResponse {
@@ -54,7 +58,7 @@ impl Operator for Api {
             own,
             publishing,
             newest_arrival,
-            roster_version: self.rosters.load().newest().version(),
+            roster_version,
             peers,
             alarms,
             coded_alarms,
@@ -83,7 +87,9 @@ impl Operator for Api {
         request: Request<proto::GetForksRequest>,
     ) -> Result<Response<proto::GetForksResponse>, Status> {
         self.caller(request.extensions(), &[Role::Operator, Role::Auditor], "Operator.GetForks")?;
-        let forks = self.reading(|api| api.store().forks()).await?;
+        let mut forks = self.reading(|api| api.store().forks()).await?;
+        // Of each feed what is not decided first.
+        forks.sort_by(|a, b| (&a.feed, a.resumed).cmp(&(&b.feed, b.resumed)));
         let fork = |fork: crate::store::ForkRecord| proto::Fork {
             feed: fork.feed.to_string(),
             evidence: fork.evidence,

@@ -3,7 +3,7 @@
 //! In scope: calls and bulletins a second, open streams, by identity over all its connections. Pure: limits and time come in. Out of
 //! scope: where the limits stand (`access`), and the bounds of connections (`transport`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ const STREAMS_RETRY: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub struct Pace {
     accounts: Mutex<HashMap<String, Account>>,
+    /// Open streams by method.
+    open: Mutex<BTreeMap<&'static str, u64>>,
     refusals: Refusals,
 }
 
@@ -85,6 +87,7 @@ fn wait(lacking: f64, per_second: f64) -> Duration {
 pub(super) struct OpenStream {
     pace: Arc<Pace>,
     path: String,
+    method: &'static str,
 }
 
 impl Pace {
@@ -126,7 +129,8 @@ impl Pace {
             room
         });
         if room {
-            return Ok(OpenStream { pace: Arc::clone(self), path: path.to_owned() });
+            *self.open.lock().entry(method).or_default() += 1;
+            return Ok(OpenStream { pace: Arc::clone(self), path: path.to_owned(), method });
         }
         let message = format!("the caller has {} streams open, as many as it may", limits.streams);
         self.refused_once(path, method, "STREAMS", &message, now);
@@ -151,6 +155,12 @@ impl Pace {
     #[must_use]
     pub fn open_streams(&self) -> u64 {
         self.accounts.lock().values().map(|account| u64::from(account.streams)).sum()
+    }
+
+    /// The same by method.
+    #[must_use]
+    pub fn streams_by_method(&self) -> BTreeMap<&'static str, u64> {
+        self.open.lock().clone()
     }
 
     /// The refusals that were only counted, to be recorded in time.
@@ -200,6 +210,9 @@ impl Account {
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
+        if let Some(open) = self.pace.open.lock().get_mut(self.method) {
+            *open = open.saturating_sub(1);
+        }
         if let Some(account) = self.pace.accounts.lock().get_mut(&self.path) {
             account.streams = account.streams.saturating_sub(1);
         }

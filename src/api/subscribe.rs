@@ -3,6 +3,7 @@
 //! In scope: following arrivals from a cursor for as long as somebody reads, in bounded memory. Out of scope: what is asked for
 //! (`filter`) and who may have it (`deliver`).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +40,9 @@ const GRANT_CHECK: Duration = Duration::from_secs(1);
 /// After so long without anything else a position is sent: a client that hears nothing for some of these has lost its line.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
+/// Bulletins passed over of which a subscriber is remembered to lack; older ones it finds by their history.
+const PASSED_MAX: usize = 1_024;
+
 const METHOD: &str = "FocalPoint.Subscribe";
 
 type Message = Result<proto::SubscribeResponse, Status>;
@@ -53,8 +57,15 @@ impl Api {
         next: u64,
     ) -> impl Stream<Item = Message> + Send + 'static {
         let (outlet, messages) = Outlet::new();
-        let mut follower =
-            Follower { api: self, caller, filter: Arc::new(filter), next, spoke: Instant::now(), outlet };
+        let mut follower = Follower {
+            api: self,
+            caller,
+            filter: Arc::new(filter),
+            next,
+            passed: BTreeSet::new(),
+            spoke: Instant::now(),
+            outlet,
+        };
         tokio::spawn(async move {
             let _open = open;
             let api = follower.api.clone();
@@ -72,7 +83,7 @@ impl Api {
 
     /// What a caller asks for and may have, from arrival `next` on, as much as is read at once. Blocks.
     fn stretch(&self, caller: &Caller, filter: &Filter, mut next: u64) -> Result<Stretch, ReadError> {
-        let (mut deliveries, last) = (Vec::new(), next.saturating_add(POSITION_EVERY));
+        let (mut deliveries, mut passed, last) = (Vec::new(), Vec::new(), next.saturating_add(POSITION_EVERY));
         while deliveries.is_empty() && next < last {
             let entries = self.store().arrivals(next, READ_MAX.0, READ_MAX.1)?;
             if entries.is_empty() {
@@ -86,16 +97,30 @@ impl Api {
                 };
                 match self.hidden(caller, &entry) {
                     None if asked => deliveries.push(self.delivery_of(entry)?),
-                    // Neither skipped nor passed: nothing after it is sent before that roster has come.
+                    // Nothing after it is sent before that roster has come, or is long overdue.
                     Some(Hidden::NotYet { roster_version }) if asked => {
-                        return Ok(Stretch { deliveries, next: arrival, waits_for: Some(roster_version) });
+                        let held = self.rosters.load().newest().version();
+                        if !self.overdue.passes(&entry.feed.member, roster_version, held, Instant::now()) {
+                            return Ok(Stretch { deliveries, next: arrival, waits_for: Some(roster_version), passed });
+                        }
+                        passed.push(arrival);
                     }
                     _ => {}
                 }
                 next = arrival + 1;
             }
         }
-        Ok(Stretch { deliveries, next, waits_for: None })
+        Ok(Stretch { deliveries, next, waits_for: None, passed })
+    }
+
+    /// A bulletin that was passed over, if its roster has come and the caller may have it; and whether it still waits. Blocks.
+    fn come_after_all(&self, caller: &Caller, arrival: u64) -> Result<(Option<proto::Delivery>, bool), ReadError> {
+        let Some(entry) = self.store().arrivals(arrival, 1, 0)?.into_iter().next() else { return Ok((None, false)) };
+        match self.hidden(caller, &entry) {
+            None => Ok((Some(self.delivery_of(entry)?), false)),
+            Some(Hidden::NotYet { .. }) => Ok((None, true)),
+            Some(_) => Ok((None, false)),
+        }
     }
 }
 
@@ -106,6 +131,8 @@ struct Stretch {
     next: u64,
     /// The roster that the next one waits for.
     waits_for: Option<u64>,
+    /// Arrivals that wait for a roster that is overdue.
+    passed: Vec<u64>,
 }
 
 /// One open subscription.
@@ -115,6 +142,8 @@ struct Follower {
     filter: Arc<Filter>,
     /// The first arrival that was not looked at.
     next: u64,
+    /// Arrivals before it that were passed over, since their roster is overdue: the newest [`PASSED_MAX`].
+    passed: BTreeSet<u64>,
     /// When something was last sent.
     spoke: Instant,
     outlet: Outlet,
@@ -127,10 +156,15 @@ impl Follower {
     async fn run(&mut self) -> Result<(), End> {
         let (mut commits, mut rosters) = (self.api.committer.watch(), self.api.rosters.watch());
         self.position().await?;
-        let mut delayed = None;
+        let (mut delayed, mut looked_by) = (None, self.api.rosters.load().newest().version());
         loop {
             commits.mark_unchanged();
             rosters.mark_unchanged();
+            let version = self.api.rosters.load().newest().version();
+            if version != looked_by {
+                looked_by = version;
+                self.come_after_all().await?;
+            }
             self.api.renew(&mut self.caller, &[Role::FocalPoint, Role::Agency], METHOD)?;
             let waits_for = self.catch_up().await?;
             if waits_for.is_some() && delayed != Some(self.next) {
@@ -160,7 +194,7 @@ impl Follower {
             let rules = self.api.access.load_full();
             let (caller, filter, next) = (self.caller.clone(), Arc::clone(&self.filter), self.next);
             let live = self.api.store().end_arrival() - next <= LIVE_MAX;
-            let Stretch { deliveries, next, waits_for } = if live {
+            let Stretch { deliveries, next, waits_for, passed } = if live {
                 self.api.stretch(&caller, &filter, next).map_err(|error| errors::read(&error))?
             } else {
                 self.api.reading(move |api| api.stretch(&caller, &filter, next)).await?
@@ -178,6 +212,10 @@ impl Follower {
                 self.next = arrival + 1;
             }
             self.next = next;
+            self.passed.extend(passed);
+            while self.passed.len() > PASSED_MAX {
+                self.passed.pop_first();
+            }
             if waits_for.is_some() {
                 return Ok(waits_for);
             }
@@ -187,6 +225,21 @@ impl Follower {
             }
         }
         Ok(None)
+    }
+
+    /// Sends what was passed over and whose roster has come now.
+    async fn come_after_all(&mut self) -> Result<(), End> {
+        for arrival in std::mem::take(&mut self.passed) {
+            let caller = self.caller.clone();
+            let (come, waits) = self.api.reading(move |api| api.come_after_all(&caller, arrival)).await?;
+            if let Some(delivery) = come {
+                let bytes = delivery.envelope.len();
+                self.tell(Event::Delivery(delivery), bytes).await?;
+            } else if waits {
+                self.passed.insert(arrival);
+            }
+        }
+        Ok(())
     }
 
     /// All before the next arrival was looked at.

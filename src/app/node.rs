@@ -94,6 +94,7 @@ impl api::Node for Node {
         alarms.extend(self.validity_alarms(UnixTime::now()));
         alarms.extend(self.clock_alarms());
         alarms.extend(self.store.damage());
+        alarms.extend(super::disk::alarm(&self.committer));
         alarms
     }
 

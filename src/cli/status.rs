@@ -83,8 +83,9 @@ fn publishing(messages: &Messages, told: &str) -> String {
     let (word, reason) = told.split_once(": ").unwrap_or((told, ""));
     let mut args = FluentArgs::new();
     args.set("reason", reason.arg());
-    let known =
-        ["in-doubt", "stopped"].contains(&word).then(|| messages.find(&format!("publishing-{word}"), Some(&args)));
+    let known = ["disk-full", "in-doubt", "stopped"]
+        .contains(&word)
+        .then(|| messages.find(&format!("publishing-{word}"), Some(&args)));
     known.flatten().unwrap_or_else(|| messages.word("publishing", told))
 }
 

@@ -1,7 +1,7 @@
-//! The next epoch of a node's own feed: opening it after the last one fell into doubt, and naming what is known of those before.
+//! The next epoch of a node's own feed: opening it after the last one fell into doubt.
 //!
 //! In scope: the order of writes, so that a power cut at any point leaves the node in doubt in the old epoch or publishing in the new
-//! one, never both; the bulletins that close an epoch. Out of scope: fetching what peers hold (`exchange`), and when to open.
+//! one, never both. Out of scope: fetching what peers hold (`exchange`), and when to open.
 //!
 //! The order: the new epoch's key beside the old one; its first checkpoint and the `feed-closed` entry in the store, synced; the mark by a
 //! rename. Until the rename the node is in the old epoch and in doubt, and running it again finds the entry and goes on from there.
@@ -12,9 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use barid_core::bulletin::header::BulletinId;
-use barid_core::bulletin::kinds::feed_closed;
-use barid_core::bulletin::{Fill, Invalid, ValidBulletin, prepare};
+use barid_core::bulletin::Invalid;
 use barid_core::feed::checkpoint::{Checkpoint, sign};
 use barid_core::feed::note::SigningKey;
 use barid_core::feed::tree::Frontier;
@@ -22,13 +20,8 @@ use barid_core::names::FeedId;
 use barid_core::roster::{Role, Roster};
 
 use super::mark::{Mark, MarkError, MarkFile, read_doubt};
-use super::{checkpoint_of, now};
+use super::{checkpoint_of, closing, now};
 use crate::store::{Append, Commit, CommitError, Content, NewEntry, Store};
-
-/// Who closes a feed, in the header of its bulletin: the last part of the node's SPIFFE path.
-const ISSUER: &str = "node";
-/// The working group whose members are told, where the exchange has it; else the first it has.
-const TOLD: &str = "information";
 
 /// The epoch to open.
 pub struct NextEpoch {
@@ -212,28 +205,6 @@ pub fn open_epoch(
     }
     MarkFile::replace(mark, &Mark { epoch: next.feed.epoch, size: opened.size(), root: opened.root() })?;
     Ok(OpenedEpoch { closed, opened: checkpoint_of(&next.feed, &opened) })
-}
-
-/// The bulletin by which a node names the longest tree known of an epoch that is over. Its id follows from the tree.
-///
-/// # Errors
-/// If the roster has no working group to tell.
-pub fn closing(tree: &Checkpoint, roster: &Roster) -> Result<ValidBulletin, Invalid> {
-    let groups = roster.working_groups();
-    let group = if groups.contains(TOLD) { TOLD } else { groups.first().map_or(TOLD, String::as_str) };
-    let draft = feed_closed::draft(tree, group);
-    let mut salt = [0; barid_core::envelope::SALT_BYTES];
-    // What it says is no secret: without randomness it is merely guessable.
-    let _ = getrandom::fill(&mut salt);
-    let id: BulletinId = feed_closed::id(tree);
-    let fill = Fill {
-        member: tree.feed.member.clone(),
-        issuer: ISSUER.to_owned(),
-        id,
-        sent_at_unix_ms: now().1,
-        roster_version: roster.version(),
-    };
-    prepare(&draft, &fill, salt)
 }
 
 fn commit(

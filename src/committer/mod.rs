@@ -4,8 +4,10 @@
 //! answers only after the store has made it durable. Out of scope: validating bulletins (core), verifying peers (core), and where
 //! bytes lie (the store). One thread does all of it; everyone else holds a [`Committer`] handle.
 
+mod bulletins;
 mod epoch;
 mod express;
+mod figures;
 mod mark;
 mod queue;
 mod received;
@@ -35,7 +37,8 @@ use crate::store::{
     RosterRecord, Store,
 };
 
-pub use epoch::{NextEpoch, OpenEpochError, OpenedEpoch, closing, key_path, marked_epoch, marked_size, open_epoch};
+pub use bulletins::{closing, forked};
+pub use epoch::{NextEpoch, OpenEpochError, OpenedEpoch, key_path, marked_epoch, marked_size, open_epoch};
 pub use express::Expressed;
 pub use mark::{Mark, MarkError};
 pub use spoken::Answers;
@@ -46,6 +49,8 @@ pub const QUEUE_MAX: usize = 8_192;
 pub const EXPRESS_QUEUE_MAX: usize = 1_024;
 /// How long a record that would hold only answers waits for company, and how long answers may be owed.
 pub const COMPANY_WAIT: Duration = Duration::from_millis(3);
+/// How often it is looked whether there is room on the disk.
+pub const ROOM_CHECK_EVERY: Duration = Duration::from_secs(1);
 /// Bytes of answers, rosters and lists gathered for one commit: with the digests and ids of its entries they stay below
 /// [`barid_core::limits::RECORD_HEAD_BYTES_MAX`].
 pub const KEPT_BYTES_MAX: usize = 8 << 20;
@@ -96,7 +101,7 @@ pub enum CommitFailure {
     /// The queue is full.
     #[error("too much is waiting to be committed")]
     Busy,
-    /// Free space is below the reserve.
+    /// There is no room on the disk: why. There will be; what was refused may come again then.
     #[error("{0}")]
     DiskFull(String),
     /// The store has failed; the node must be restarted.
@@ -213,6 +218,8 @@ pub(crate) struct Shared {
     mark: PathBuf,
     seq: watch::Sender<u64>,
     gate: watch::Sender<Gate>,
+    /// Why nothing is taken for want of room.
+    full: watch::Sender<Option<String>>,
     custody: broadcast::Sender<Arc<Vec<CustodyRecord>>>,
     said: broadcast::Sender<Arc<Answers>>,
     queue: Arc<Semaphore>,
@@ -224,6 +231,8 @@ pub(crate) struct Shared {
     #[cfg(test)]
     clock_set: std::sync::atomic::AtomicI64,
     newest: Mutex<Option<SignedCheckpoint>>,
+    /// Envelope bytes of each feed that were committed since the start.
+    bytes: Mutex<BTreeMap<FeedId, u64>>,
 }
 
 pub(crate) enum Work {
@@ -269,6 +278,7 @@ impl Committer {
             mark: options.mark.clone(),
             seq: watch::Sender::new(store.seq()),
             gate: watch::Sender::new(Gate::Starting),
+            full: watch::Sender::new(None),
             custody: broadcast::Sender::new(1_024),
             said: broadcast::Sender::new(1_024),
             queue: Arc::new(Semaphore::new(QUEUE_MAX)),
@@ -278,6 +288,7 @@ impl Committer {
             #[cfg(test)]
             clock_set: std::sync::atomic::AtomicI64::new(0),
             newest: Mutex::new(None),
+            bytes: Mutex::default(),
             store,
         });
         let lone_start = options.lone_start;
@@ -482,13 +493,6 @@ impl Committer {
     #[must_use]
     pub fn clock_behind(&self) -> Option<u64> {
         Some(self.shared.last_time()).filter(|last| is_behind(*last, self.shared.now().0))
-    }
-
-    /// Entries and answers that wait to be committed.
-    #[must_use]
-    pub fn waiting(&self) -> usize {
-        let waiting = |places: &Semaphore, max: usize| max.saturating_sub(places.available_permits());
-        waiting(&self.shared.queue, QUEUE_MAX) + waiting(&self.shared.express, EXPRESS_QUEUE_MAX)
     }
 
     /// Commits what is waiting, then ends the thread.

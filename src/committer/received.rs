@@ -12,7 +12,7 @@ use barid_core::limits::BATCH_ENTRIES_MAX;
 use barid_core::names::Undisclosed;
 use tokio::sync::oneshot;
 
-use super::run::{Group, Release, Writer};
+use super::run::{Group, Release, Writer, unreadable};
 use super::spoken::{custody_of, progress_of};
 use super::{Appended, CommitFailure, Filled, Filling, Gate, Permit, checkpoint_of, is_behind, later, owns};
 use crate::store::{Append, Content, Fill, NewEntry};
@@ -123,7 +123,7 @@ impl Writer {
         let lacking = match self.shared.store.lacks(&feed, &indexes) {
             Ok(lacking) => lacking,
             Err(error) => {
-                let _ = reply.send(Err(CommitFailure::Stopped(error.to_string())));
+                let _ = reply.send(Err(unreadable(&error)));
                 return;
             }
         };

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use barid_core::bulletin::ValidBulletin;
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
@@ -16,9 +17,12 @@ use uuid::Uuid;
 use super::mark::{Mark, MarkFile, read_doubt, write_doubt};
 use super::{
     Appended, COMPANY_WAIT, CommitFailure, Custodies, Expressed, Filled, Gate, KEPT_BYTES_MAX, Kept, Keys, Options,
-    Permit, Published, PublishedGroup, Shared, StartError, Work, checkpoint_of, later, now, owns, trace,
+    Permit, Published, PublishedGroup, ROOM_CHECK_EVERY, Shared, StartError, Work, checkpoint_of, later, now, owns,
+    trace,
 };
-use crate::store::{Append, Commit, CommitError, Committed, Content, CursorRecord, CustodyRecord, FeedTree, NewEntry};
+use crate::store::{
+    Append, Commit, CommitError, Committed, Content, CursorRecord, CustodyRecord, FeedTree, NewEntry, ReadError,
+};
 
 use super::queue::{Received, Receiver};
 use super::received::UNSPOKEN_RANGES_MAX;
@@ -35,6 +39,8 @@ pub(super) struct Writer {
     pub(super) last_time: u64,
     pub(super) seq: u64,
     pub(super) checkpoint: Option<SignedCheckpoint>,
+    /// When it was last looked whether there is room.
+    pub(super) looked: Instant,
 }
 
 /// Answers that wait for the commit.
@@ -136,6 +142,7 @@ impl Writer {
             debts,
             last_time,
             checkpoint: None,
+            looked: Instant::now(),
         };
         writer.shared.last_time.store(last_time, Ordering::Relaxed);
         writer.open_feed(&options.feed, &options.mark, options.first)?;
@@ -219,7 +226,7 @@ impl Writer {
     /// Commits what comes, until told to stop or nobody is left.
     pub(super) fn run(mut self, mut queue: Receiver) {
         loop {
-            let mut next = match queue.recv(self.debts.due()) {
+            let mut next = match self.wait(&mut queue) {
                 Received::Work(work) => Some(*work),
                 Received::Due => None,
                 Received::Closed => return,
@@ -249,10 +256,52 @@ impl Writer {
         }
     }
 
+    /// The next thing to do; nothing, when answers are due. Looks now and then whether there is room on the disk.
+    fn wait(&mut self, queue: &mut Receiver) -> Received {
+        loop {
+            if self.looked.elapsed() >= ROOM_CHECK_EVERY {
+                self.looked = Instant::now();
+                self.look_for_room();
+            }
+            let look = Instant::now() + ROOM_CHECK_EVERY;
+            let until = self.debts.due().map_or(look, |due| due.min(look));
+            let received = queue.recv(Some(until));
+            if until < look || !matches!(received, Received::Due) {
+                return received;
+            }
+        }
+    }
+
+    fn look_for_room(&self) {
+        match self.shared.store.room() {
+            Ok(()) => self.room(None),
+            Err(full @ (CommitError::DiskFull { .. } | CommitError::ViewBehind(_))) => {
+                self.room(Some(full.to_string()));
+            }
+            // The next commit says so to whom it concerns.
+            Err(error) => tracing::debug!(%error, "it is not known whether there is room"),
+        }
+    }
+
+    /// There is room, or why there is none.
+    fn room(&self, full: Option<String>) {
+        self.shared.full.send_if_modified(|known| {
+            let changed = known.is_some() != full.is_some();
+            if changed {
+                *known = full;
+            }
+            changed
+        });
+    }
+
     fn take(&self, group: &mut Group, work: Work) {
         // After a failed commit nobody knows what the disk holds: nothing is tried on top of it.
         if let Gate::Stopped(reason) = &*self.shared.gate.borrow() {
             return refuse(work, &CommitFailure::Stopped(reason.clone()));
+        }
+        // Answers and the like are tried all the same: a part of the reserve is theirs.
+        if let (Some(full), false) = (&*self.shared.full.borrow(), matches!(work, Work::Keep(..))) {
+            return refuse(work, &CommitFailure::DiskFull(full.clone()));
         }
         match work {
             Work::Publish(bulletins, reply, permit) => self.take_publish(group, bulletins, reply, permit),
@@ -302,7 +351,7 @@ impl Writer {
             match self.shared.store.find(&feed.member, bulletin.header.id.uuid()) {
                 Ok(location) => taken.push(location),
                 Err(error) => {
-                    let _ = reply.send(Err(CommitFailure::Stopped(error.to_string())));
+                    let _ = reply.send(Err(unreadable(&error)));
                     return;
                 }
             }
@@ -384,12 +433,11 @@ impl Writer {
                 }
                 self.release(group.releases, first_arrival);
             }
-            Err(CommitError::DiskFull { available_bytes, reserve_bytes }) => {
-                let failure = CommitFailure::DiskFull(format!(
-                    "free space of {available_bytes} bytes is below the reserve of {reserve_bytes} bytes"
-                ));
+            Err(full @ (CommitError::DiskFull { .. } | CommitError::ViewBehind(_))) => {
                 self.debts.postpone();
-                fail_all(group.releases, &failure);
+                self.looked = Instant::now();
+                self.room(Some(full.to_string()));
+                fail_all(group.releases, &CommitFailure::DiskFull(full.to_string()));
             }
             Err(error) => {
                 let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
@@ -416,6 +464,7 @@ impl Writer {
 
     fn announce(&self, committed: &Committed) {
         trace(committed);
+        self.shared.count_bytes(committed);
         self.shared.seq.send_replace(committed.seq);
         let mine: Vec<CustodyRecord> = committed
             .commit
@@ -513,6 +562,14 @@ fn is_empty(commit: &Commit) -> bool {
 
 fn disclosed(append: &Append) -> u64 {
     append.entries.iter().filter(|entry| matches!(entry.content, Content::Disclosed { .. })).count() as u64
+}
+
+/// Why something is not committed of which the store cannot say what is there already.
+pub(super) fn unreadable(error: &ReadError) -> CommitFailure {
+    match error {
+        ReadError::Behind(_) => CommitFailure::Busy,
+        error => CommitFailure::Stopped(error.to_string()),
+    }
 }
 
 fn refuse(work: Work, failure: &CommitFailure) {

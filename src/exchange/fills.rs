@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::gaps::{Request, Step};
 use super::outbox::Outbox;
 use super::reader::tell_findings;
+use super::told;
 use super::{FILL_WAIT_MAX, Shared};
 use crate::committer::Filling;
 use crate::store::{Content, ReadError, Store};
@@ -44,7 +45,16 @@ pub(crate) struct FillRequest {
 pub(crate) async fn ask(shared: Arc<Shared>, peer: Member, outbox: Arc<Outbox>, mut answers: mpsc::Receiver<Answer>) {
     let mut gaps = shared.new_gaps.subscribe();
     let mut rosters = shared.options.rosters.watch();
+    let mut full = shared.options.committer.disk_full();
     loop {
+        // Nothing could be taken: nothing is sent over the line.
+        tokio::select! {
+            there = full.wait_for(Option::is_none) => if there.is_err() { return },
+            answer = answers.recv() => match answer {
+                Some(_) => continue,
+                None => return,
+            }
+        }
         gaps.mark_unchanged();
         rosters.mark_unchanged();
         let due = match plan(&shared, &peer).await {
@@ -137,6 +147,7 @@ async fn take(shared: &Arc<Shared>, peer: &Member, request: Request, message: pr
         Err(_) => return put_off(),
     };
     tell_findings(shared, peer, &request.feed, &filling.fills.findings);
+    told::heed_fills(shared, &request.feed, &filling.fills);
     if filling.fills.entries.is_empty() {
         return shared.gaps.answered(peer, &request, through, 0);
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use barid_core::feed::checkpoint::SignedCheckpoint;
+use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint};
 use barid_core::feed::tree::{consistency_proof, root_at};
 use barid_core::follow::Equivocation;
 use barid_core::limits::PROOF_HASHES_MAX;
@@ -90,15 +90,28 @@ impl Shared {
         Ok(fitting.and_then(|note| SignedCheckpoint::verify(&note.note, &keys).ok()))
     }
 
-    /// Two histories are proven: the feed stops and operators are told. What is to be kept, unless it is known. `by` showed it.
+    /// Two histories are proven: the feed stops and operators are told. What is to be kept, unless it is known, or an operator has decided
+    /// that the feed goes on with all of it known. `by` showed it. Blocks.
     pub(crate) fn forked(&self, evidence: &Equivocation, by: &Member) -> Option<ForkRecord> {
         let feed = evidence.feed();
+        let (smaller, larger) = (&evidence.smaller.checkpoint, &evidence.larger.checkpoint);
+        let settled = |tree: &Checkpoint| self.peers.is_decided(tree) || self.holds(tree);
+        if settled(smaller) && settled(larger) {
+            return None;
+        }
         let text = format!("{evidence}, shown by {by}");
         if !self.peers.stop_feed(feed, &text) {
             return None;
         }
         audit(&AuditEvent { what: "alarm", reason: "equivocation", who: by, subject: feed, detail: &text });
         Some(ForkRecord { feed: feed.clone(), evidence: Bytes::from(evidence.format()), resumed: false })
+    }
+
+    /// Whether the copy held here has this root at this size.
+    fn holds(&self, tree: &Checkpoint) -> bool {
+        let held = self.store().feed(&tree.feed).map_or(0, |state| state.frontier.size());
+        let copy = FeedTree { store: self.store().as_ref(), feed: &tree.feed };
+        tree.size <= held && root_at(&copy, tree.size).is_ok_and(|root| root == tree.root)
     }
 
     /// What another peer's answer proves. Blocks.
@@ -172,11 +185,20 @@ pub(crate) fn ahead(shared: &Arc<Shared>, peer: &Member, signed: SignedCheckpoin
         let compared = tokio::task::spawn_blocking(move || comparing.compare(&signed)).await;
         match compared {
             Ok(Ok(Compared::Larger)) => ask(&shared, &peer, &feed),
-            Ok(Ok(Compared::Other(Some(evidence)))) => keep(&shared, shared.forked(&evidence, &peer)).await,
+            Ok(Ok(Compared::Other(Some(evidence)))) => found(&shared, *evidence, peer).await,
             // What cannot be read is told elsewhere.
             Ok(_) | Err(_) => {}
         }
     });
+}
+
+/// Two histories are proven by what `by` showed: see [`Shared::forked`].
+pub(crate) async fn found(shared: &Arc<Shared>, evidence: Equivocation, by: Member) {
+    let judging = Arc::clone(shared);
+    // A panic has been reported.
+    if let Ok(found) = tokio::task::spawn_blocking(move || judging.forked(&evidence, &by)).await {
+        keep(shared, found).await;
+    }
 }
 
 /// Keeps what was found, beyond a restart.

@@ -32,6 +32,7 @@ mod relays;
 mod service;
 #[cfg(test)]
 mod tests;
+mod told;
 mod writer;
 
 use std::sync::Arc;
@@ -222,7 +223,8 @@ impl Exchange {
         self.shared.own.shown()
     }
 
-    /// Follows a feed again of which two histories were seen, from what is held here. False if there is no such feed.
+    /// Follows a feed again of which two histories were seen, from what is held here: what was shown of the other one so far stops it no
+    /// more. False if there is no such feed.
     ///
     /// # Errors
     /// If the decision cannot be kept.
@@ -230,12 +232,21 @@ impl Exchange {
         let store = Arc::clone(self.shared.store());
         let forks = tokio::task::spawn_blocking(move || store.forks()).await.map_err(|error| error.to_string())?;
         let forks = forks.map_err(|error| error.to_string())?;
-        let Some(fork) = forks.into_iter().find(|fork| fork.feed == *feed) else { return Ok(false) };
-        let decided = crate::store::ForkRecord { resumed: true, ..fork };
-        let kept = crate::committer::Kept { forks: vec![decided], ..crate::committer::Kept::default() };
+        let decided: Vec<_> = forks.into_iter().filter(|fork| fork.feed == *feed).collect();
+        if decided.is_empty() {
+            return Ok(false);
+        }
+        let decided: Vec<_> =
+            decided.into_iter().map(|fork| crate::store::ForkRecord { resumed: true, ..fork }).collect();
+        let kept = crate::committer::Kept { forks: decided.clone(), ..crate::committer::Kept::default() };
         self.shared.options.committer.keep(kept).await.map_err(|error| error.to_string())?;
-        self.shared.peers.resume_feed(feed);
+        self.shared.peers.resume_feed(feed, &decided);
         Ok(true)
+    }
+
+    /// Looks at bulletins held here that may tell of two histories of a feed.
+    pub fn heed(&self, entries: &[crate::store::Entry]) {
+        told::heed_held(&self.shared, entries);
     }
 
     /// Speaks with `peer` over a stream of frames until it ends: what [`service`] and [`spawn_dialers`] do, for transports of other

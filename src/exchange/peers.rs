@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use barid_core::names::{FeedId, Member};
+use barid_core::feed::checkpoint::Checkpoint;
+use barid_core::follow::Claims;
+use barid_core::names::{FeedId, Hash, Member};
 use barid_core::proto::frame::Frame;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -15,7 +17,7 @@ use tokio::time::Instant;
 
 use super::now_unix_ms;
 use super::outbox::Outbox;
-use crate::store::{Cosigned, CustodyRecord, Store};
+use crate::store::{Cosigned, CustodyRecord, ForkRecord, Store};
 use crate::telemetry::{AuditEvent, audit};
 
 /// Alarms kept for operators; the oldest go first.
@@ -51,8 +53,8 @@ struct Table {
     peers: BTreeMap<Member, Peer>,
     alarms: BTreeMap<String, u64>,
     stopped: BTreeMap<FeedId, String>,
-    /// Feeds with two histories that an operator has decided about.
-    decided: BTreeSet<FeedId>,
+    /// Sizes and roots in evidence of two histories that an operator has decided about.
+    decided: BTreeMap<FeedId, BTreeSet<(u64, Hash)>>,
     links: u64,
 }
 
@@ -346,10 +348,10 @@ impl Peers {
         }
     }
 
-    /// Two histories of `feed` were seen: it is not followed until an operator decides. False if that was known, or decided.
+    /// Two histories of `feed` were seen: it is not followed until an operator decides. False if that was known.
     pub(crate) fn stop_feed(&self, feed: &FeedId, why: &str) -> bool {
         let mut table = self.inner.table.lock();
-        if table.decided.contains(feed) || table.stopped.contains_key(feed) {
+        if table.stopped.contains_key(feed) {
             return false;
         }
         table.stopped.insert(feed.clone(), why.to_owned());
@@ -358,15 +360,26 @@ impl Peers {
         true
     }
 
-    /// An operator has decided that `feed` is followed as it is held here.
-    pub(crate) fn resume_feed(&self, feed: &FeedId) {
+    /// An operator has decided that `feed` is followed as it is held here, knowing this evidence.
+    pub(crate) fn resume_feed(&self, feed: &FeedId, known: &[ForkRecord]) {
         let mut table = self.inner.table.lock();
-        table.decided.insert(feed.clone());
+        let decided = table.decided.entry(feed.clone()).or_default();
+        // It was verified when it was kept.
+        for claims in known.iter().filter_map(|fork| Claims::read(&fork.evidence).ok()) {
+            let Claims { smaller, larger, other_root } = claims;
+            decided.extend([(smaller.size, smaller.root), (smaller.size, other_root), (larger.size, larger.root)]);
+        }
         if let Some(why) = table.stopped.remove(feed) {
             table.alarms.remove(&stopped_alarm(feed, &why));
         }
         drop(table);
         self.inner.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Whether an operator has decided about `feed` knowing of this tree of it.
+    pub(crate) fn is_decided(&self, tree: &Checkpoint) -> bool {
+        let table = self.inner.table.lock();
+        table.decided.get(&tree.feed).is_some_and(|decided| decided.contains(&(tree.size, tree.root)))
     }
 
     pub(crate) fn is_stopped(&self, feed: &FeedId) -> bool {
@@ -380,12 +393,13 @@ impl Peers {
                 self.progress(&state.feed, state.checkpoint_size, Some(state.frontier.size()));
             }
         }
-        for fork in store.forks().unwrap_or_default() {
-            if fork.resumed {
-                self.resume_feed(&fork.feed);
-            } else {
-                self.stop_feed(&fork.feed, "two histories of it were seen");
-            }
+        let (decided, open): (Vec<_>, Vec<_>) =
+            store.forks().unwrap_or_default().into_iter().partition(|fork| fork.resumed);
+        for fork in decided {
+            self.resume_feed(&fork.feed.clone(), &[fork]);
+        }
+        for fork in open {
+            self.stop_feed(&fork.feed, "two histories of it were seen");
         }
         // A store that cannot be read says so to whoever needs it; this is only for show.
         for note in store.cosigned_newest(own).unwrap_or_default() {

@@ -25,6 +25,7 @@ use super::link::LinkError;
 use super::outbox::Outbox;
 use super::own::LinkNumber;
 use super::provider::Provider;
+use super::told;
 use super::{COMMITTING_MAX, HEADS_LISTS_MAX, SILENCE_MAX, Shared};
 use crate::committer::{Appended, CommitFailure};
 use crate::telemetry::AuditEvent;
@@ -114,6 +115,7 @@ impl Reader {
         let mut rosters = self.shared.options.rosters.watch();
         let mut links = self.shared.peers.watch();
         let (mut own, mut gate) = (self.shared.own.watch(), self.shared.options.committer.gate());
+        let mut full = self.shared.options.committer.disk_full();
         self.newer_roster(their_roster);
         self.follow_wanted();
         self.follow_own();
@@ -138,6 +140,13 @@ impl Reader {
                 () = sleep_until(self.look_again) => self.follow_relayed(),
                 _ = own.changed() => self.follow_own(),
                 _ = gate.changed() => self.follow_own(),
+                _ = full.changed() => {
+                    if full.borrow_and_update().is_none() {
+                        // What was said meanwhile may not have been kept.
+                        self.ask_for_answers().await;
+                        self.go_on();
+                    }
+                }
                 () = sleep_until(self.own_again) => self.follow_own(),
                 frame = incoming.next(), if open => match frame {
                     Some(Ok(frame)) => {
@@ -257,8 +266,22 @@ impl Reader {
         }
     }
 
+    /// There is room again: what pauses may begin again at once.
+    fn go_on(&mut self) {
+        let now = Instant::now();
+        self.followers.values_mut().filter(|follower| follower.due().is_some()).for_each(|follower| {
+            follower.pause_for(now, Duration::ZERO);
+        });
+    }
+
     fn follow_due(&mut self) {
         let now = Instant::now();
+        if self.shared.options.committer.disk_full().borrow().is_some() {
+            // Nothing could be taken: nothing is sent over the line.
+            let due = self.followers.values_mut().filter(|follower| follower.due().is_some_and(|due| due <= now));
+            due.for_each(|follower| _ = follower.pause(now));
+            return;
+        }
         let due = |follower: &Follower| follower.due().is_some_and(|due| due <= now);
         let feeds: Vec<FeedId> =
             self.followers.iter().filter(|(_, follower)| due(follower)).map(|(feed, _)| feed.clone()).collect();
@@ -314,6 +337,7 @@ impl Reader {
         match self.verify(state, entries).await {
             Ok((state, batch)) => {
                 tell_findings(&self.shared, &self.peer, &feed, &batch.findings);
+                told::heed_batch(&self.shared, &feed, &batch);
                 self.progress(&feed, batch.checkpoint.checkpoint.size, None);
                 if let Some(follower) = self.followers.get_mut(&feed) {
                     follower.state = state;
@@ -430,8 +454,8 @@ impl Reader {
             forks::ask(&self.shared, &self.peer, feed);
         }
         if let FaultKind::Equivocation(evidence) = &fault.kind {
-            let (shared, found) = (Arc::clone(&self.shared), self.shared.forked(evidence, &self.peer));
-            tokio::spawn(async move { forks::keep(&shared, found).await });
+            let (shared, evidence, by) = (Arc::clone(&self.shared), evidence.as_ref().clone(), self.peer.clone());
+            tokio::spawn(async move { forks::found(&shared, evidence, by).await });
             self.followers.remove(feed);
         } else if feed.member == self.shared.me {
             self.followers.remove(feed);

@@ -194,7 +194,7 @@ fn log_alone(
                 hash: record::head_hash(&head),
                 end_arrival: tail.end_arrival + bodies.len() as u64,
             };
-            log.append(&head, &bodies, next).map_err(|error| io::Error::other(format!("{error:?}")))?;
+            log.append(&head, &bodies, next, 0).map_err(|error| io::Error::other(format!("{error:?}")))?;
             times.push(started.elapsed());
             made += entries as u64;
         }

@@ -570,7 +570,7 @@ impl Random {
                 .push(RosterRecord { version: store.seq() + 1, note: format!("roster {}", store.seq()).into() });
             commit.forks.push(ForkRecord {
                 feed: feed("tn", 1 + u32::try_from(self.below(2)).unwrap()),
-                evidence: format!("evidence {}", store.seq()).into(),
+                evidence: format!("evidence {}", self.below(3)).into(),
                 resumed: self.below(2) == 0,
             });
             commit.crls.push(CrlRecord {

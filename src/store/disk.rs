@@ -3,78 +3,38 @@
 //! In scope: opening, committing and reading, from memory where it can be and else through the view from the log. Out of scope: how
 //! the log (`log`), the view (`view`) and memory (`state`) do their parts.
 
+pub use super::disk_options::DiskOptions;
+
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
+use arc_swap::ArcSwap;
 use barid_core::bulletin::Urgent;
 use barid_core::feed::tree::NodeId;
-use barid_core::limits::{COMMIT_ENTRIES_MAX, NOT_HELD_RANGES_MAX, RECORD_HEAD_BYTES_MAX};
-use barid_core::names::{Digest, ExchangeName, FeedId, Hash, Member, Undisclosed};
-use bytes::Bytes;
+use barid_core::limits::{NOT_HELD_RANGES_MAX, RECORD_HEAD_BYTES_MAX};
+use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use parking_lot::{Mutex, RwLock};
 use uuid::Uuid;
 
 use super::admit::Run;
-use super::applier::{self, Queue, Shared};
+use super::applier::{self, NoRoom, Queue, Shared};
+use super::disk_options::{reserve_for, resumes_above};
 use super::keys::{FeedNumber, NoteRef};
 use super::load::{self, dangling};
-use super::log::{self, AppendError, Log, LogOptions, LogReader, Position, Record, Tail};
-use super::open::{fill_tiles, lock, make_folder, open_view, replay, take_in};
+use super::log::{self, AppendError, Log, LogReader, Tail};
+use super::open::{Replay, fill_tiles, lock, make_folder, open_view};
+use super::rebuild::Source;
 use super::recent_ids::Known;
-use super::tree_cache::TileCache;
 use super::view::references::Referrer;
 use super::window::Bounded;
 use super::{
     Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, Express,
-    FeedState, ForkRecord, Location, OpenError, ReadError, Refers, RosterRecord, Store, admit, express, repair,
+    FeedState, ForkRecord, Location, OpenError, ReadError, Refers, RosterRecord, Store, SyncTimes, admit, express,
+    repair,
 };
-
-/// Whose store, and how it uses the machine.
-#[derive(Clone, Debug)]
-pub struct DiskOptions {
-    /// The node's member.
-    pub member: Member,
-    /// Its exchange.
-    pub exchange: ExchangeName,
-    /// Free bytes on the disk below which nothing more is committed.
-    pub reserve_bytes: u64,
-    /// Bytes of newest commits kept in memory, beside those that the view has not taken in.
-    pub window_bytes: usize,
-    /// Bytes of log that the view may lag behind before commits wait for it.
-    pub lag_bytes_max: u64,
-    /// Bytes of the view kept in memory.
-    pub view_cache_bytes: u64,
-    /// Largest segment of the log.
-    pub segment_bytes_max: u64,
-}
-
-impl DiskOptions {
-    /// The usual ones.
-    #[must_use]
-    pub fn new(member: Member, exchange: ExchangeName) -> Self {
-        Self {
-            member,
-            exchange,
-            reserve_bytes: 512 << 20,
-            window_bytes: 32 << 20,
-            lag_bytes_max: 16 << 20,
-            view_cache_bytes: 32 << 20,
-            segment_bytes_max: 64 << 20,
-        }
-    }
-
-    pub(super) fn log(&self) -> LogOptions {
-        LogOptions {
-            member: self.member.clone(),
-            exchange: self.exchange.clone(),
-            segment_bytes_max: self.segment_bytes_max,
-            reserve_bytes: self.reserve_bytes,
-        }
-    }
-}
 
 /// The [`Store`] of a node.
 pub struct DiskStore {
@@ -91,6 +51,8 @@ pub struct DiskStore {
 struct Writer {
     log: Log,
     stopped: Option<String>,
+    /// Whether the last commit, or look, found the disk full.
+    full: bool,
 }
 
 impl DiskStore {
@@ -108,25 +70,20 @@ impl DiskStore {
         let lock = lock(dir)?;
         let (log_dir, log_options) = (dir.join("log"), options.log());
         let reader = Arc::new(LogReader::open(&log_dir, &log_options)?);
-        let mut tiles = TileCache::new();
-        let (view, mut state, resume) = open_view(dir, &log_dir, options, &reader)?;
-        let mut batch = Vec::new();
-        let mut entries = 0;
-        let mut take_record = |position: Position, record: Record, body: Bytes| {
-            let pending = replay(&mut state, position, &record, &body).map_err(OpenError::Damaged)?;
-            fill_tiles(&mut tiles, &pending);
-            entries += pending.committed.commit.appends.iter().map(|append| append.entries.len()).sum::<usize>() + 1;
-            batch.push(pending);
-            if entries > COMMIT_ENTRIES_MAX {
-                entries = 0;
-                take_in(&view, &mut state, &mut tiles, &mut batch)?;
-            }
-            Ok(())
-        };
-        let log = Log::open(&log_dir, log_options, &reader, resume.as_ref(), &mut take_record)?;
-        take_in(&view, &mut state, &mut tiles, &mut batch)?;
+        let (view, state, resume) = open_view(dir, &log_dir, options, &reader)?;
+        let mut replay = Replay::new(view, state);
+        let log = Log::open(&log_dir, log_options, &reader, resume.as_ref(), &mut |position, record, body| {
+            replay.take(position, &record, &body)
+        })?;
+        let (view, state, tiles) = replay.finish()?;
         let queue = Queue::new(state.seq, options.lag_bytes_max);
-        let shared = Arc::new(Shared { state: RwLock::new(state), tiles: Mutex::new(tiles), view, queue });
+        let shared = Arc::new(Shared {
+            state: RwLock::new(state),
+            tiles: Mutex::new(tiles),
+            view: ArcSwap::from_pointee(view),
+            queue,
+            source: Source::new(dir, options),
+        });
         let applier = {
             let shared = Arc::clone(&shared);
             thread::Builder::new().name("store-view".into()).spawn(move || applier::run(&shared))?
@@ -134,7 +91,7 @@ impl DiskStore {
         Ok(Self {
             shared: Some(shared),
             log: reader,
-            writer: Mutex::new(Writer { log, stopped: None }),
+            writer: Mutex::new(Writer { log, stopped: None, full: false }),
             applier: Some(applier),
             reserve_bytes: options.reserve_bytes,
             _lock: lock,
@@ -169,6 +126,16 @@ impl DiskStore {
     pub(crate) fn fail_next_sync(&self) {
         self.writer.lock().log.fail_next_sync = true;
     }
+
+    /// The view turns out to be unusable.
+    pub(crate) fn fail_view(&self) {
+        self.shared().view().doubt();
+    }
+
+    /// Whether it has not been replaced since.
+    pub(crate) fn view_is_failed(&self) -> bool {
+        self.shared().view().is_doubted()
+    }
 }
 
 impl Drop for DiskStore {
@@ -182,7 +149,8 @@ impl Drop for DiskStore {
             return;
         }
         if let Some(shared) = Arc::into_inner(shared)
-            && let Err(error) = shared.view.close()
+            && let Some(view) = Arc::into_inner(shared.view.into_inner())
+            && let Err(error) = view.close()
         {
             tracing::warn!(%error, "the view could not be closed; it may be rebuilt at the next start");
         }
@@ -213,12 +181,19 @@ impl Store for DiskStore {
         }
         for fill in &commit.fills {
             let indexes: Vec<u64> = fill.entries.iter().map(|(index, _)| *index).collect();
-            let lacking = self.lacks(&fill.feed, &indexes).map_err(|error| CommitError::Invalid(error.to_string()))?;
+            let lacking = self.lacks(&fill.feed, &indexes).map_err(|error| match error {
+                ReadError::Behind(reason) => CommitError::ViewBehind(reason),
+                error => CommitError::Invalid(error.to_string()),
+            })?;
             admit::check_fill(fill, &lacking).map_err(CommitError::Invalid)?;
         }
-        if let Err(reason) = shared.queue.wait_for_room() {
-            writer.stopped = Some(reason.clone());
-            return Err(CommitError::Stopped(reason));
+        match shared.queue.wait_for_room() {
+            Ok(()) => {}
+            Err(NoRoom::Paused(reason)) => return Err(CommitError::ViewBehind(reason)),
+            Err(NoRoom::Failed(reason)) => {
+                writer.stopped = Some(reason.clone());
+                return Err(CommitError::Stopped(reason));
+            }
         }
         let seq = tail.seq + 1;
         let head = log::record::encode_head(&commit, seq, &tail.hash, tail.end_arrival);
@@ -236,10 +211,12 @@ impl Store for DiskStore {
             .collect();
         let hash = log::record::head_hash(&head);
         let next = Tail { seq, hash, end_arrival: tail.end_arrival + bodies.len() as u64 };
-        let (position, len) = match writer.log.append(&head, &bodies, next) {
+        let reserve_bytes = reserve_for(&commit, self.reserve_bytes);
+        let (position, len) = match writer.log.append(&head, &bodies, next, reserve_bytes) {
             Ok(appended) => appended,
             Err(AppendError::Full { available_bytes }) => {
-                return Err(CommitError::DiskFull { available_bytes, reserve_bytes: self.reserve_bytes });
+                writer.full = true;
+                return Err(CommitError::DiskFull { available_bytes, reserve_bytes });
             }
             Err(AppendError::Failed(error)) => {
                 writer.stopped = Some(error.to_string());
@@ -256,6 +233,24 @@ impl Store for DiskStore {
         };
         shared.queue.push(pending);
         Ok(committed)
+    }
+
+    fn room(&self) -> Result<(), CommitError> {
+        let mut writer = self.writer.lock();
+        if let Some(reason) = &writer.stopped {
+            return Err(CommitError::Stopped(reason.clone()));
+        }
+        let reserve_bytes = if writer.full { resumes_above(self.reserve_bytes) } else { self.reserve_bytes };
+        let found = writer.log.room(reserve_bytes);
+        writer.full = matches!(found, Err(AppendError::Full { .. }));
+        match found {
+            Ok(()) => self.shared().queue.paused().map_or(Ok(()), |reason| Err(CommitError::ViewBehind(reason))),
+            Err(AppendError::Full { available_bytes }) => Err(CommitError::DiskFull { available_bytes, reserve_bytes }),
+            Err(AppendError::Failed(error)) => {
+                writer.stopped = Some(error.to_string());
+                Err(CommitError::Io(error))
+            }
+        }
     }
 
     fn feeds(&self) -> Vec<FeedState> {
@@ -282,7 +277,7 @@ impl Store for DiskStore {
         };
         let mut taken = Bounded::new(entries_max, bytes_max);
         let mut next = from;
-        while let Some(stretch) = self.shared().view.position(number, next)?
+        while let Some(stretch) = self.shared().view().position(number, next)?
             && self.read_indexes(feed, &stretch, next, &mut taken)?
         {
             next = stretch.first + u64::from(stretch.count);
@@ -310,7 +305,7 @@ impl Store for DiskStore {
         }
         let mut taken = Bounded::new(entries_max, bytes_max);
         let mut next = from;
-        while let Some(stretch) = self.shared().view.arrival(next)?
+        while let Some(stretch) = self.shared().view().arrival(next)?
             && self.read_arrivals(&stretch, next, &mut taken)?
         {
             next = stretch.first + u64::from(stretch.count);
@@ -344,7 +339,7 @@ impl Store for DiskStore {
                 wanted(&admit::columns_of(header))
             } else {
                 if block.as_ref().is_none_or(|(first, _)| *first > arrival) {
-                    block = self.shared().view.columns(arrival)?;
+                    block = self.shared().view().columns(arrival)?;
                 }
                 let place = |first: &u64| usize::try_from(arrival - first).ok();
                 let columns = block.as_ref().and_then(|(first, columns)| columns.get(place(first)?));
@@ -362,7 +357,7 @@ impl Store for DiskStore {
         let known = self.shared().state.read().ids.find(member, id);
         let place = match known {
             Known::Exactly(place) => place,
-            Known::AtMost(place) => place.into_iter().chain(self.shared().view.find(member, id)?).min(),
+            Known::AtMost(place) => place.into_iter().chain(self.shared().view().find(member, id)?).min(),
         };
         let Some(place) = place else { return Ok(None) };
         let state = self.shared().state.read();
@@ -385,7 +380,7 @@ impl Store for DiskStore {
             let newer = state.pending_references.iter().filter(|(_, to, at)| *to == referred && at.arrival > after);
             newer.map(|(.., at)| *at).collect()
         };
-        let mut found = self.shared().view.referring(&referred, after, max)?;
+        let mut found = self.shared().view().referring(&referred, after, max)?;
         found.extend(pending);
         found.sort_unstable();
         found.dedup();
@@ -430,8 +425,8 @@ impl Store for DiskStore {
             }
             number
         };
-        self.drain_view();
-        Ok(self.shared().view.runs_from(number, from, max)?.iter().map(range_of).collect())
+        self.shared().queue.drain(self.seq())?;
+        Ok(self.shared().view().runs_from(number, from, max)?.iter().map(range_of).collect())
     }
 
     fn not_held(&self, feed: &FeedId, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
@@ -444,8 +439,8 @@ impl Store for DiskStore {
             }
             number
         };
-        self.drain_view();
-        Ok(self.shared().view.runs(number, max)?.iter().map(range_of).collect())
+        self.shared().queue.drain(self.seq())?;
+        Ok(self.shared().view().runs(number, max)?.iter().map(range_of).collect())
     }
 
     fn cosigned_newest(&self, feed: &FeedId) -> Result<Vec<Cosigned>, ReadError> {
@@ -463,7 +458,7 @@ impl Store for DiskStore {
         };
         let mut notes = Vec::new();
         for cosigner in cosigners {
-            let held = self.shared().view.cosigned_above(number, &cosigner, index)?;
+            let held = self.shared().view().cosigned_above(number, &cosigner, index)?;
             let held = held.map(|at| load::cosigned(&self.log, at)).transpose()?;
             let pending = pending.iter().filter(|note| note.cosigner == cosigner).cloned();
             // Of several for one size the first that was committed: `min_by_key` keeps the first.
@@ -491,7 +486,7 @@ impl Store for DiskStore {
         let mut notes = self.custody_notes(
             feed,
             |note, _| note.holder == *holder && note.range.end > index,
-            |number| self.shared().view.custody_after(number, holder, index, max),
+            |number| self.shared().view().custody_after(number, holder, index, max),
         )?;
         notes.sort_by_key(|note| note.range.end);
         notes.truncate(max);
@@ -509,7 +504,7 @@ impl Store for DiskStore {
             feed,
             |note, standing| standing.late && note.holder == *holder && note.time >= from_time,
             |number| {
-                let mut held = self.shared().view.custody_late(number, holder, from_time, max)?;
+                let mut held = self.shared().view().custody_late(number, holder, from_time, max)?;
                 held.reverse();
                 Ok(held)
             },
@@ -559,12 +554,21 @@ impl Store for DiskStore {
         self.seq().saturating_sub(self.shared().queue.applied_seq())
     }
 
+    fn sync_times(&self) -> SyncTimes {
+        self.writer.lock().log.sync_times()
+    }
+
     fn disk_bytes(&self) -> DiskBytes {
-        DiskBytes { log: self.writer.lock().log.written_bytes(), view: self.shared().view.disk_bytes() }
+        let writer = self.writer.lock();
+        DiskBytes {
+            log: writer.log.written_bytes(),
+            view: self.shared().view().disk_bytes(),
+            free: writer.log.available_bytes().unwrap_or(0),
+        }
     }
 
     fn drain_view(&self) {
-        self.shared().queue.drain(self.seq());
+        let _ = self.shared().queue.drain(self.seq());
     }
 
     fn damage(&self) -> Option<String> {

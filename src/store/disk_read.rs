@@ -38,7 +38,7 @@ impl DiskStore {
             let wanted = fills::bucket_of(*index);
             let held = match &mut bucket {
                 Some((held, fills)) if *held == wanted => fills,
-                other => &mut other.insert((wanted, self.shared().view.filled(number, wanted)?)).1,
+                other => &mut other.insert((wanted, self.shared().view().filled(number, wanted)?)).1,
             };
             Ok(pending.or_else(|| held.get(index).copied()))
         };
@@ -95,7 +95,7 @@ impl DiskStore {
         let mut notes = Vec::new();
         for holder in holders {
             let mut first = None;
-            for at in self.shared().view.custody_about(number, &holder, index)? {
+            for at in self.shared().view().custody_about(number, &holder, index)? {
                 let note = load::custody(&self.log, at)?;
                 if note.holds(index) {
                     first = Some(note);
@@ -163,7 +163,7 @@ impl DiskStore {
                 index.checked_sub(stretch.first).is_some_and(|at| at < u64::from(stretch.count))
             };
             if !stretch.as_ref().is_some_and(has) {
-                let found = self.shared().view.position(number, *index)?.ok_or_else(|| dangling("entry"))?;
+                let found = self.shared().view().position(number, *index)?.ok_or_else(|| dangling("entry"))?;
                 stretch = Some((found, self.log.record(found.at.position)?));
             }
             let slot = stretch.as_ref().and_then(|(stretch, record)| {
@@ -202,7 +202,7 @@ impl DiskStore {
             let Some(book) = state.book(number) else { return Ok(Vec::new()) };
             book.urgent.range(from..).take(max).map(|(index, urgent)| (*index, *urgent)).collect()
         };
-        found.extend(self.shared().view.urgent(number, from, max)?);
+        found.extend(self.shared().view().urgent(number, from, max)?);
         Ok(found.into_iter().take(max).collect())
     }
 
@@ -281,7 +281,7 @@ impl DiskStore {
             .map(|what| format!("the store is damaged: {what}; stop this node and run `barid repair`"));
         let view =
             || "the view cannot be read in part: start this node again, and it is rebuilt from the log".to_owned();
-        log.or_else(|| self.shared().view.is_doubted().then(view))
+        log.or_else(|| self.shared().view().is_doubted().then(view))
     }
 
     /// Hashes of complete subtrees, from memory where they are there.
@@ -309,7 +309,7 @@ impl DiskStore {
             let tile = match cached {
                 Some(tile) => tile,
                 None => {
-                    let tile = self.shared().view.tile(number, id)?.ok_or_else(|| missing(node))?;
+                    let tile = self.shared().view().tile(number, id)?.ok_or_else(|| missing(node))?;
                     self.shared().tiles.lock().loaded(number, id, Arc::clone(&tile));
                     tile
                 }

@@ -164,6 +164,50 @@ fn a_full_disk_refuses_commits_and_reading_goes_on() {
 }
 
 #[test]
+fn answers_are_kept_within_half_of_the_reserve() {
+    let dir = tempfile::tempdir().unwrap();
+    fill(&open(dir.path()), 3);
+    let space = rustix::fs::statvfs(dir.path()).unwrap();
+    // Between the reserve and half of it, whatever others write meanwhile.
+    let reserve_bytes = space.f_bavail * space.f_frsize / 2 * 3;
+    let store = DiskStore::open(dir.path(), &DiskOptions { reserve_bytes, ..options() }).unwrap();
+    let feed = feed("ma", 1);
+    let entries = one(append(&feed, 3, vec![disclosed(&feed, 4)]));
+    assert!(matches!(store.commit(entries, 3), Err(CommitError::DiskFull { .. })));
+    assert!(matches!(store.room(), Err(CommitError::DiskFull { .. })));
+    let answer = Commit { cosigned: vec![cosign(&feed, "tn", 3, 7)], ..Commit::default() };
+    store.commit(answer, 3).unwrap();
+    assert_eq!(store.cosigned_newest(&feed).unwrap(), [cosign(&feed, "tn", 3, 7)]);
+}
+
+#[test]
+fn a_view_that_fails_is_rebuilt_while_the_store_is_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = DiskOptions { window_bytes: 0, ..options() };
+    let (store, model, mut random) = (DiskStore::open(dir.path(), &options).unwrap(), MemoryStore::new(), Random(9));
+    for round in 0..40 {
+        let commit = random.commit(&model);
+        let seq = model.seq();
+        store.commit(commit.clone(), seq).unwrap();
+        model.commit(commit, seq).unwrap();
+        if round % 13 == 5 {
+            store.fail_view();
+        }
+    }
+    // Idle: nobody commits, and it is noticed all the same.
+    store.drain_view();
+    store.fail_view();
+    let started = std::time::Instant::now();
+    while store.view_is_failed() {
+        assert!(started.elapsed() < std::time::Duration::from_secs(30), "it is not rebuilt");
+        std::thread::yield_now();
+    }
+    same(&store, &model, &mut Random(2));
+    drop(store);
+    same(&DiskStore::open(dir.path(), &options).unwrap(), &model, &mut Random(3));
+}
+
+#[test]
 fn a_damaged_envelope_is_named_when_it_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let feed = feed("ma", 1);

@@ -20,7 +20,7 @@
 //! | `w` | feed, holder, time, [`NoteRef`] | | custody notes for what was filled in |
 //! | `r` | version | [`NoteRef`] | rosters |
 //! | `l` | authority | [`NoteRef`] | newest revocation list of each authority |
-//! | `k` | feed's origin | [`NoteRef`] | newest record of two histories of each feed |
+//! | `k` | feed's origin, SHA-256 of the evidence | [`NoteRef`] | newest record of two histories of each feed and evidence |
 //! | `s` | subscription | arrival | acknowledged cursors |
 //!
 //! Numbers in keys are big-endian, so that keys sort as numbers do; in values little-endian. Names in the middle of a key have their

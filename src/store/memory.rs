@@ -20,7 +20,7 @@ use super::express::{self, Ahead};
 use super::tree_cache::{Edge, Tile, TileId};
 use super::{
     Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, Express,
-    FeedState, ForkRecord, Location, NewEntry, ReadError, Refers, RosterRecord, Store,
+    FeedState, ForkRecord, Location, NewEntry, ReadError, Refers, RosterRecord, Store, SyncTimes,
 };
 
 /// A [`Store`] in memory.
@@ -162,7 +162,7 @@ impl Inner {
         }
         self.cursors.extend(commit.cursors.iter().map(|cursor| (cursor.subscription.clone(), cursor.arrival)));
         self.rosters.extend(commit.rosters.iter().map(|roster| (roster.version, roster.note.clone())));
-        self.forks.extend(commit.forks.iter().map(|fork| (fork.feed.to_string(), fork.clone())));
+        self.forks.extend(commit.forks.iter().map(|fork| (fork.key(), fork.clone())));
         self.crls.extend(commit.crls.iter().map(|crl| (crl.authority.clone(), crl.der.clone())));
     }
 
@@ -504,8 +504,16 @@ impl Store for MemoryStore {
         Ok(super::count_under(&self.inner.lock().cursors, prefix))
     }
 
+    fn room(&self) -> Result<(), CommitError> {
+        Ok(())
+    }
+
     fn view_lag(&self) -> u64 {
         0
+    }
+
+    fn sync_times(&self) -> SyncTimes {
+        SyncTimes::default()
     }
 
     fn disk_bytes(&self) -> DiskBytes {

@@ -10,6 +10,7 @@ pub mod bench;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod disk;
+mod disk_options;
 mod disk_read;
 #[cfg(test)]
 mod disk_tests;
@@ -24,14 +25,17 @@ mod load;
 mod log;
 pub mod memory;
 mod open;
+mod rebuild;
 mod recent_ids;
 pub mod repair;
 mod state;
+mod syncs;
 mod tree_cache;
 mod view;
 mod window;
 
 pub use feed_tree::FeedTree;
+pub use syncs::{SYNC_BOUNDS_MICROS, SyncTimes};
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
@@ -42,6 +46,7 @@ use barid_core::feed::tree::{Frontier, NodeId};
 use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::proto;
 use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 /// Everything that becomes true together. Empty parts are left out of the record.
@@ -66,7 +71,7 @@ pub struct Commit {
     pub rosters: Vec<RosterRecord>,
     /// Revocation lists that are newer than those held; the last one of an authority is the one held.
     pub crls: Vec<CrlRecord>,
-    /// Feeds of which two histories were seen, and decisions about them; the last one of a feed is the one that counts.
+    /// Feeds of which two histories were seen, and decisions about them; the last one of a feed and evidence is the one that counts.
     pub forks: Vec<ForkRecord>,
     /// Unix time in ms, for the record only.
     pub time_unix_ms: u64,
@@ -227,6 +232,13 @@ pub struct ForkRecord {
     pub resumed: bool,
 }
 
+impl ForkRecord {
+    /// What tells it from others: a decision takes the place of what it decides.
+    fn key(&self) -> String {
+        format!("{} {}", self.feed, hex::encode(Sha256::digest(&self.evidence)))
+    }
+}
+
 /// What a commit became. Shared by everyone who reads the newest entries.
 #[derive(Debug)]
 pub struct Committed {
@@ -330,6 +342,9 @@ pub enum CommitError {
         /// Kept.
         reserve_bytes: u64,
     },
+    /// The view cannot be written for now, and as much waits for it as may; reading goes on, and a later commit may succeed.
+    #[error("the view is too far behind: {0}")]
+    ViewBehind(String),
     /// A part of the commit does not fit the store: a defect of the caller.
     #[error("commit does not fit: {0}")]
     Invalid(String),
@@ -350,6 +365,9 @@ pub enum ReadError {
     /// Bytes on disk are not what was written.
     #[error("damage: {0}")]
     Damaged(String),
+    /// The view is being rebuilt from the log, or waits for room on the disk; a later attempt succeeds.
+    #[error("the view is behind: {0}")]
+    Behind(String),
     /// Nothing of the kind asked for is held.
     #[error("{0} is not held")]
     Missing(String),
@@ -399,6 +417,13 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// See [`CommitError`].
     fn commit(&self, commit: Commit, expected_seq: u64) -> Result<Arc<Committed>, CommitError>;
+
+    /// Whether there is room for a further commit with entries, and enough of it to begin anew after there was none. A commit of answers
+    /// and other notes may still fit where there is not.
+    ///
+    /// # Errors
+    /// [`CommitError::DiskFull`] and [`CommitError::ViewBehind`] where there is none; others as of [`Store::commit`].
+    fn room(&self) -> Result<(), CommitError>;
 
     /// The feeds held.
     fn feeds(&self) -> Vec<FeedState>;
@@ -502,7 +527,7 @@ pub trait Store: Send + Sync + 'static {
     /// Revocation lists held: the newest of each authority.
     fn crls(&self) -> Result<Vec<CrlRecord>, ReadError>;
 
-    /// Feeds of which two histories were seen: the newest record of each.
+    /// Feeds of which two histories were seen: the newest record of each feed and evidence, by feed.
     fn forks(&self) -> Result<Vec<ForkRecord>, ReadError>;
 
     /// Progress of a named subscription.
@@ -513,6 +538,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Commits that the view still has to take in; 0 for a store without a view.
     fn view_lag(&self) -> u64;
+
+    /// How long syncs took since the store was opened; none for a store that does not sync.
+    fn sync_times(&self) -> SyncTimes;
 
     /// Bytes of log and view on disk.
     fn disk_bytes(&self) -> DiskBytes;
@@ -540,4 +568,6 @@ pub struct DiskBytes {
     pub log: u64,
     /// View.
     pub view: u64,
+    /// Free, on the disk of the log.
+    pub free: u64,
 }

@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
 
+use barid_core::limits::COMMIT_ENTRIES_MAX;
 use barid_core::names::FeedId;
 use bytes::Bytes;
 
@@ -95,17 +96,54 @@ pub(super) fn replay(state: &mut State, position: Position, record: &Record, bod
     Ok(state.take_in(&committed, position, record.len(), record.hash))
 }
 
-/// Lets the view take in what was replayed.
-pub(super) fn take_in(
-    view: &View,
-    state: &mut State,
-    tiles: &mut TileCache<FeedNumber>,
-    batch: &mut Vec<Pending>,
-) -> Result<(), OpenError> {
-    view::apply(view, batch).map_err(|error| OpenError::View(std::io::Error::other(error.to_string())))?;
-    applier::settle(state, tiles, batch);
-    batch.clear();
-    Ok(())
+/// The log becomes a view and what memory holds, record by record.
+pub(super) struct Replay {
+    view: View,
+    state: State,
+    tiles: TileCache<FeedNumber>,
+    batch: Vec<Pending>,
+    entries: usize,
+}
+
+impl Replay {
+    /// Goes on from what `view` holds, of which `state` was loaded.
+    pub(super) fn new(view: View, state: State) -> Self {
+        Self { view, state, tiles: TileCache::new(), batch: Vec::new(), entries: 0 }
+    }
+
+    /// Takes in the next record.
+    ///
+    /// # Errors
+    /// [`OpenError::Damaged`] if it does not fit those before.
+    pub(super) fn take(&mut self, position: Position, record: &Record, body: &Bytes) -> Result<(), OpenError> {
+        let pending = replay(&mut self.state, position, record, body).map_err(OpenError::Damaged)?;
+        fill_tiles(&mut self.tiles, &pending);
+        let appends = &pending.committed.commit.appends;
+        self.entries += appends.iter().map(|append| append.entries.len()).sum::<usize>() + 1;
+        self.batch.push(pending);
+        if self.entries > COMMIT_ENTRIES_MAX {
+            self.entries = 0;
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    /// What came of it.
+    ///
+    /// # Errors
+    /// If the view cannot be written.
+    pub(super) fn finish(mut self) -> Result<(View, State, TileCache<FeedNumber>), OpenError> {
+        self.write()?;
+        Ok((self.view, self.state, self.tiles))
+    }
+
+    fn write(&mut self) -> Result<(), OpenError> {
+        view::apply(&self.view, &self.batch)
+            .map_err(|error| OpenError::View(std::io::Error::other(error.to_string())))?;
+        applier::settle(&mut self.state, &mut self.tiles, &self.batch);
+        self.batch.clear();
+        Ok(())
+    }
 }
 
 /// Keeps the tiles that a commit filled until the view has them.

@@ -317,7 +317,7 @@ impl State {
             self.crls.insert(crl.authority.clone(), NoteRef { position, place });
         }
         for (fork, place) in commit.forks.iter().zip(0..) {
-            self.forks.insert(fork.feed.to_string(), NoteRef { position, place });
+            self.forks.insert(fork.key(), NoteRef { position, place });
         }
         self.window.push(committed, &pending.append_feeds);
         pending

@@ -37,6 +37,14 @@ pub const ALARMS: &[(&str, &str)] = &[
     ("peer-clock-ahead", "the clock of {} is more than 5 minutes ahead of ours: one of them is wrong"),
     ("peer-clock-behind", "the clock of {} is more than 5 minutes behind ours: one of them is wrong"),
     ("two-histories", "{} is no longer followed: {}; `barid feed` shows what proves it and resumes it"),
+    (
+        "disk-full",
+        "the disk is full: nothing is published here and no entries are taken from peers, and both go on by themselves once there is room; {}",
+    ),
+    (
+        "roster-missing",
+        "{} publishes by roster version {}, which no peer has shown: such bulletins are passed over until it comes",
+    ),
     ("in-doubt", "this node does not publish: {}; run `barid recover`"),
     ("own-checkpoint", "{} holds a valid checkpoint of {} at size {} that this node does not"),
     ("log-damaged", "the store is damaged: {}; stop this node and run `barid repair`"),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{AuditEvent, audit};
+use super::{AuditEvent, emit};
 
 /// Records of one source and reason in one interval that are made one by one: enough to see what is going on, with its details.
 pub const RECORDED_SINGLY_MAX: u64 = 5;
@@ -44,6 +44,7 @@ struct Count {
 impl Refusals {
     /// Records an event, or counts it if `source` has caused `singly_max` records of its kind and reason in this interval.
     pub fn record(&self, source: &str, singly_max: u64, event: &AuditEvent<'_>, now: Instant) {
+        super::count(event.what, event.reason);
         let key = Key { what: event.what, source: source.to_owned(), reason: event.reason.to_owned() };
         let (singly, over) = {
             let mut counted = self.counted.lock();
@@ -67,7 +68,7 @@ impl Refusals {
         };
         over.into_iter().for_each(|(key, count)| tell(&key, &count));
         if singly {
-            audit(event);
+            emit(event);
         }
     }
 
@@ -101,7 +102,7 @@ fn tell(Key { what, source, reason }: &Key, count: &Count) {
     let left_out = count.all - count.singly;
     if left_out > 0 {
         let detail = format!("{left_out} more of these within {} s", INTERVAL.as_secs());
-        audit(&AuditEvent { what, reason, who: source, subject: &count.subject, detail: &detail });
+        emit(&AuditEvent { what, reason, who: source, subject: &count.subject, detail: &detail });
     }
 }
 

@@ -396,9 +396,31 @@ fn two_histories_that_were_signed_are_proven_kept_and_stop_the_feed_until_an_ope
     let altered = world.roster().with_file_name("altered.txt");
     assert_eq!(verify(&world, altered.to_str().unwrap()), Some(12));
 
+    // Every member is told, by a bulletin with the evidence; its operators can hand on what convinces others.
+    world.run("ne");
+    until("Niamey's operators are alarmed", || {
+        stopped(&world, "ne") && status(&world, "ne")["alarms"].to_string().contains(feed)
+    });
+    let handed_on = world.roster().with_file_name("handed-on.txt").to_str().unwrap().to_owned();
+    world.told("ne", "operator", &["feed", "evidence", feed, "-o", &handed_on]);
+    assert_eq!(verify(&world, &handed_on), Some(14));
+    // Whoever proved it and had not heard of it tells of it, once; Niamey can prove it, too.
+    let told = |world: &World, by: &str| {
+        let history = world.told("ne", "situation-room", &["history", "--kind", "feed-forked"]);
+        history.iter().filter(|line| line["header"]["member"] == by).count()
+    };
+    let all_told = |world: &World| ["ly", "tn", "ne"].map(|by| told(world, by));
+    until("somebody has told", || all_told(&world).contains(&1));
+    until("all have heard of it", || {
+        ["ly", "tn"].iter().all(|member| stopped(&world, member)) && world.feeds("ly") == world.feeds("ne")
+    });
+    let tellers = all_told(&world);
+    assert!(tellers.iter().all(|count| *count <= 1), "{tellers:?}");
+
     // A restart does not forget it; an operator's decision is kept, too.
     world.kill(finder);
     let finder = *MEMBERS.iter().find(|member| **member == finder).unwrap();
+    let own = format!("{finder}.rabat.example/feed/1");
     world.run(finder);
     assert!(stopped(&world, finder) && status(&world, finder)["alarms"].to_string().contains(feed));
     world.told(finder, "operator", &["feed", "resume", feed]);
@@ -406,6 +428,8 @@ fn two_histories_that_were_signed_are_proven_kept_and_stop_the_feed_until_an_ope
     world.kill(finder);
     world.run(finder);
     assert!(!stopped(&world, finder));
+    until("Niamey has all of the finder's", || world.feeds("ne").get(&own) == world.feeds(finder).get(&own));
+    assert_eq!(all_told(&world), tellers, "nothing is told again");
 }
 
 fn copy(from: &Path, to: &Path) {

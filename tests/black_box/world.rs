@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ pub(crate) struct World {
     nodes: BTreeMap<&'static str, Child>,
     /// Traces of the nodes' system calls so far, by member, if they are recorded.
     traces: Option<BTreeMap<&'static str, Vec<PathBuf>>>,
+    /// The command, with its arguments, that each member's programs are run by; none for most.
+    by: BTreeMap<&'static str, Vec<String>>,
 }
 
 impl World {
@@ -41,7 +43,17 @@ impl World {
 
     /// All four nodes, with what `change` makes of each member's `node.toml`.
     pub(crate) fn configured(level: &str, change: impl Fn(&str, String) -> String) -> Self {
+        Self::run_by(level, change, BTreeMap::new())
+    }
+
+    /// The same, each member's programs run by another command: in a network of its own, for one.
+    pub(crate) fn run_by(
+        level: &str,
+        change: impl Fn(&str, String) -> String,
+        by: BTreeMap<&'static str, Vec<String>>,
+    ) -> Self {
         let mut world = Self::prepared(&MEMBERS, level, change);
+        world.by = by;
         for member in MEMBERS {
             world.run(member);
         }
@@ -55,7 +67,7 @@ impl World {
         let dir = folder.path().to_str().unwrap();
         let made = barid(&["exchange", "init", "--dir", dir, "--base-port", &port, "--members", &codes]);
         assert!(made.status.success(), "{}", text(&made.stderr));
-        let world = Self { folder, nodes: BTreeMap::new(), traces: None };
+        let world = Self { folder, nodes: BTreeMap::new(), traces: None, by: BTreeMap::new() };
         for member in members {
             let path = world.folder(member).join("node.toml");
             let config = change(member, fs::read_to_string(&path).unwrap());
@@ -108,7 +120,7 @@ impl World {
         let folder = self.folder(member);
         let log = File::options().create(true).append(true).open(folder.join("node.log")).unwrap();
         let mut command = match &mut self.traces {
-            None => Command::new(program()),
+            None => self.program(member),
             Some(traces) => {
                 let taken = traces.entry(member).or_default();
                 let path = folder.with_file_name(format!("{member}.{}.strace", taken.len()));
@@ -131,6 +143,22 @@ impl World {
         self.nodes.insert(member, node);
     }
 
+    /// A node's process.
+    pub(crate) fn process(&self, member: &str) -> u32 {
+        self.nodes[member].id()
+    }
+
+    /// Waits until a node has ended of itself.
+    pub(crate) fn ended(&mut self, member: &str) -> ExitStatus {
+        let mut node = self.nodes.remove(member).unwrap();
+        let mut status = None;
+        until(&format!("{member} has ended"), || {
+            status = node.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
     /// The last lines of a node's log.
     pub(crate) fn log_end(&self, member: &str) -> String {
         let log = fs::read(self.folder(member).join("node.log")).unwrap_or_default();
@@ -146,6 +174,12 @@ impl World {
     pub(crate) fn hang_up(&self, member: &str) {
         let node = rustix::process::Pid::from_child(&self.nodes[member]);
         rustix::process::kill_process(node, rustix::process::Signal::HUP).unwrap();
+    }
+
+    /// SIGTERM: the node ends in order.
+    pub(crate) fn terminate(&self, member: &str) {
+        let node = rustix::process::Pid::from_child(&self.nodes[member]);
+        rustix::process::kill_process(node, rustix::process::Signal::TERM).unwrap();
     }
 
     /// Audit records of a node that hold all of these words.
@@ -186,7 +220,20 @@ impl World {
         let profile = self.folder(member).join("clients").join(name).join("client.toml");
         let mut all = vec!["--json", "--profile", profile.to_str().unwrap()];
         all.extend(args);
-        barid(&all)
+        self.program(member).args(&all).env("BARID_LANG", "en").output().unwrap()
+    }
+
+    /// The program, as a member runs it.
+    fn program(&self, member: &str) -> Command {
+        let program = program();
+        match self.by.get(member).and_then(|by| by.split_first()) {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+            None => Command::new(program),
+        }
     }
 
     /// As [`Self::client`], for what must succeed: its JSON lines.

@@ -112,6 +112,61 @@ impl Equivocation {
     /// See [`EquivocationError`].
     pub fn verify(file: &[u8], roster: &Roster) -> Result<Self, EquivocationError> {
         use EquivocationError::Form;
+        let Parts { smaller, larger, other_root, proof } = Parts::read(file)?;
+        let verified = |note: &[u8]| -> Result<SignedCheckpoint, EquivocationError> {
+            let feed = Checkpoint::parse_text(&Note::parse(note)?.text)?.feed;
+            Ok(SignedCheckpoint::verify(note, &roster.feed_keys(&feed))?)
+        };
+        let (smaller, larger) = (verified(&smaller)?, verified(&larger)?);
+        let feeds = (&smaller.checkpoint.feed, &larger.checkpoint.feed);
+        if feeds.0 != feeds.1 {
+            return Err(EquivocationError::TwoFeeds(feeds.0.clone(), feeds.1.clone()));
+        }
+        let shown = Self::between(&smaller, &larger)
+            .filter(|shown| shown.other_root == other_root && proof.is_empty())
+            .or_else(|| Self::by_proof(&smaller, &larger, &other_root, &proof));
+        let shown = shown.ok_or(EquivocationError::NotShown)?;
+        // One way to write it: also the notes hold nothing beside what was verified.
+        if shown.format().as_bytes() == file { Ok(shown) } else { Err(Form("canonical form")) }
+    }
+}
+
+/// What such a file says of a feed. Nothing of it is verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claims {
+    /// The checkpoint that is not larger.
+    pub smaller: Checkpoint,
+    /// The other one.
+    pub larger: Checkpoint,
+    /// The root to which `larger` is said to commit at the size of `smaller`.
+    pub other_root: Hash,
+}
+
+impl Claims {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// If it is not of the form; see [`EquivocationError`].
+    pub fn read(file: &[u8]) -> Result<Self, EquivocationError> {
+        let Parts { smaller, larger, other_root, .. } = Parts::read(file)?;
+        let of = |note: &[u8]| -> Result<Checkpoint, EquivocationError> {
+            Ok(Checkpoint::parse_text(&Note::parse(note)?.text)?)
+        };
+        Ok(Self { smaller: of(&smaller)?, larger: of(&larger)?, other_root })
+    }
+}
+
+/// A file taken apart.
+struct Parts {
+    smaller: Vec<u8>,
+    larger: Vec<u8>,
+    other_root: Hash,
+    proof: Vec<Hash>,
+}
+
+impl Parts {
+    fn read(file: &[u8]) -> Result<Self, EquivocationError> {
+        use EquivocationError::Form;
         let text = std::str::from_utf8(file).ok().filter(|text| text.len() <= EQUIVOCATION_BYTES_MAX);
         let text = text.and_then(|text| text.strip_prefix(HEADING)).ok_or(Form("heading"))?;
         let mut lines = text.lines();
@@ -130,21 +185,7 @@ impl Equivocation {
                 return Err(Form("proof"));
             }
         }
-        let verified = |note: &[u8]| -> Result<SignedCheckpoint, EquivocationError> {
-            let feed = Checkpoint::parse_text(&Note::parse(note)?.text)?.feed;
-            Ok(SignedCheckpoint::verify(note, &roster.feed_keys(&feed))?)
-        };
-        let (smaller, larger) = (verified(&smaller)?, verified(&larger)?);
-        let feeds = (&smaller.checkpoint.feed, &larger.checkpoint.feed);
-        if feeds.0 != feeds.1 {
-            return Err(EquivocationError::TwoFeeds(feeds.0.clone(), feeds.1.clone()));
-        }
-        let shown = Self::between(&smaller, &larger)
-            .filter(|shown| shown.other_root == other_root && proof.is_empty())
-            .or_else(|| Self::by_proof(&smaller, &larger, &other_root, &proof));
-        let shown = shown.ok_or(EquivocationError::NotShown)?;
-        // One way to write it: also the notes hold nothing beside what was verified.
-        if shown.format().as_bytes() == file { Ok(shown) } else { Err(Form("canonical form")) }
+        Ok(Self { smaller, larger, other_root, proof })
     }
 }
 

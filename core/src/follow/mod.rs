@@ -22,7 +22,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use delivery::{Delivery, NeverDelivered, delivery};
-pub use equivocation::{Equivocation, EquivocationError, HEADING as EQUIVOCATION_HEADING};
+pub use equivocation::{Claims, Equivocation, EquivocationError, HEADING as EQUIVOCATION_HEADING};
 pub use express::{VerifiedExpress, verify_express};
 pub use fault::{Fault, FaultKind};
 pub use fill::{VerifiedFill, VerifiedFills, verify_fills};

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use barid_core::proto;
 use barid_core::proto::subscribe_request::Start;
+use barid_core::proto::subscribe_response::Event;
 use tonic::Code;
 
 use super::world::{POLICE, POST, World, bulletin, called, careless, draft, fields, red};
 use crate::access::Access;
 use crate::rpc::focal_point_server::FocalPoint;
+use crate::rpc::operator_server::Operator;
 use crate::telemetry::heard::Heard;
 
 fn from(start: Option<Start>) -> proto::SubscribeRequest {
@@ -106,6 +108,39 @@ async fn what_waits_for_a_roster_is_delivered_once_it_comes_and_nothing_passes_i
     for arrival in 2..=4 {
         assert_eq!(stream.delivery().await.arrival, arrival, "each once, in order");
     }
+}
+
+/// A roster that never comes stalls nobody for ever; should it come after all, what was passed over is sent then.
+#[tokio::test]
+async fn what_waits_for_a_roster_that_does_not_come_is_passed_over_in_time_and_sent_should_it_come() {
+    let world = World::start().await;
+    let never = careless("tn", 2, |_, header| header.roster_version = 99);
+    let late = careless("tn", 3, |_, header| header.roster_version = 2);
+    world.peer_appends("tn", vec![bulletin("tn", 1, |_| {}).envelope, never, late]).await;
+    let mut stream = world.follow(POLICE).await;
+    world.published(draft(|_| {})).await;
+    assert_eq!(stream.delivery().await.arrival, 1);
+    assert_eq!(stream.position().await, 1, "it waits");
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let delivered = loop {
+        match stream.next().await.expect("it is open").expect("it goes on") {
+            Event::Delivery(delivery) => break delivery.arrival,
+            Event::Position(_) => assert!(began.elapsed() < Duration::from_secs(1_000), "it stalls"),
+        }
+    };
+    assert_eq!(delivered, 4, "others go on");
+    assert!(began.elapsed() >= Duration::from_secs(200), "at first they wait: {:?}", began.elapsed());
+    tokio::time::resume();
+    let status = world.api.get_status(called(POLICE, proto::GetStatusRequest {})).await.unwrap().into_inner();
+    assert!(status.alarms.iter().any(|alarm| alarm.contains("roster version 99")), "{:?}", status.alarms);
+    world.adopt_roster_2();
+    let come = loop {
+        if let Event::Delivery(delivery) = stream.next().await.expect("it is open").expect("it goes on") {
+            break delivery.arrival;
+        }
+    };
+    assert_eq!(come, 3, "it has come after all");
 }
 
 #[tokio::test]

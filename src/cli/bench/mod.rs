@@ -36,6 +36,11 @@ const STOPPED_PER_CONNECTION: usize = 10;
 /// Times that publishing with and without stopped subscribers is compared.
 const STOPPED_ROUNDS: usize = 3;
 
+/// Members that are down, of which the node has to try each again and again.
+const PEERS_DOWN: u16 = 100;
+/// Times that publishing with one peer down and with many is compared.
+const PEERS_DOWN_ROUNDS: usize = 3;
+
 /// What `bench` is told.
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
@@ -73,6 +78,8 @@ enum Part {
     Express,
     /// Publishing beside subscribers that have stopped reading.
     Readers,
+    /// Publishing while a hundred other members are down.
+    PeersDown,
     /// The bare store and the bare commit log.
     Store,
 }
@@ -132,6 +139,9 @@ impl Bench<'_> {
         }
         if self.wanted(Part::Readers) {
             self.readers().await?;
+        }
+        if self.wanted(Part::PeersDown) {
+            self.peers_down().await?;
         }
         if self.wanted(Part::Store) {
             self.store()?;
@@ -322,6 +332,35 @@ impl Bench<'_> {
         }
         self.figures.put("stopped_subscribers.publish_ratio", median(&mut ratios), "ratio")?;
         self.figures.put("stopped_subscribers.rss_a", resident_mib(pair.pid(Side::A)), "MiB")
+    }
+
+    /// Publishing with 1,024 in flight by a node whose only peer is down and by one with a hundred that are, in turn.
+    async fn peers_down(&self) -> Result<(), Failure> {
+        let (mut few, mut many) = (Pair::make()?, Pair::make_among(PEERS_DOWN)?);
+        let (mut ratios, mut rates, mut resident) = (Vec::new(), Vec::new(), (0.0, 0.0));
+        for _ in 0..PEERS_DOWN_ROUNDS {
+            let without = self.publish_by(&mut few).await?;
+            let with = self.publish_by(&mut many).await?;
+            ratios.push(with.0 / without.0);
+            rates.push(with.0);
+            resident = (without.1, with.1);
+        }
+        self.figures.put("peers_down.publish", median(&mut rates), "msg/s")?;
+        self.figures.put("peers_down.publish_ratio", median(&mut ratios), "ratio")?;
+        self.figures.put("peers_down.rss_a_one_down", resident.0, "MiB")?;
+        self.figures.put("peers_down.rss_a", resident.1, "MiB")
+    }
+
+    /// Starts A, which finds none of its peers, and stops it again: its rate, and its memory at the end.
+    async fn publish_by(&self, pair: &mut Pair) -> Result<(f64, f64), Failure> {
+        pair.start(Side::A)?;
+        pair.until(Side::A, "publishing", |status| status.publishing == "yes").await?;
+        let mut publisher = Publisher::new(pair.connect(Side::A, READER)?, 4);
+        publisher.stream(1_024, 0, self.for_a_while()).await?;
+        let published = publisher.stream(1_024, 0, self.for_a_while()).await?;
+        let resident = resident_mib(pair.pid(Side::A));
+        pair.stop(Side::A)?;
+        Ok((rate(published.count, published.spent), resident))
     }
 
     fn store(&self) -> Result<(), Failure> {

@@ -24,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// How often a condition is looked at: short beside everything that is measured with it.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// From this port on nobody listens: the nodes take others.
+const NOBODY: u16 = 33_000;
+
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
@@ -53,12 +56,22 @@ pub(super) struct Pair {
 impl Pair {
     /// Makes the exchange; starts nobody.
     pub(super) fn make() -> Result<Self, Failure> {
+        Self::make_among(0)
+    }
+
+    /// An exchange with so many further members, whose nodes never run.
+    pub(super) fn make_among(others: u16) -> Result<Self, Failure> {
         let folder = tempfile::tempdir().map_err(|error| failed(&error))?;
         let base = free_ports().ok_or_else(|| Failure::new("bench").cause("no free ports"))?;
         let member = |(side, port): (Side, u16)| {
             Ok(DevelopMember::local(side.member().parse().map_err(|error| failed(&error))?, port))
         };
-        let members = [(Side::A, base), (Side::B, base + 2)].into_iter().map(member).collect::<Result<_, Failure>>()?;
+        let both = [(Side::A, base), (Side::B, base + 2)].into_iter().map(member);
+        let down = (0..others).map(|number| {
+            let code = format!("x-down-{number}").parse().map_err(|error| failed(&error))?;
+            Ok(DevelopMember::local(code, NOBODY + 2 * number))
+        });
+        let members = both.chain(down).collect::<Result<_, Failure>>()?;
         let exchange = EXCHANGE.parse().map_err(|error| failed(&error))?;
         let options = DevelopOptions::new(folder.path().to_owned(), exchange, members);
         pki::develop(&options).map_err(|error| failed(&error))?;

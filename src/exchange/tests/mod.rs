@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod express;
+mod forks;
 mod malformed;
 mod own;
 mod relays;
@@ -422,6 +423,40 @@ async fn two_histories_of_one_feed_stop_that_feed_only() {
     liar.say(head("ly", 2)).await;
     until("ly's feed is stopped", || ma.exchange.peers().stopped_feeds().contains_key(&ly.feed())).await;
     assert!(ma.exchange.peers().alarms().iter().any(|alarm| alarm.contains("ly.rabat.example")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_sends_and_never_reads_loses_its_link_and_others_go_on() {
+    let (ma, ly) = (Node::start("ma"), Node::start("ly"));
+    let _cable = connect(&ma, &ly, honest(), honest());
+    let deaf = Actor::greet(&ma, "tn").await;
+    let nonsense = || Frame::Follow(proto::Follow { feed: "nonsense".into(), ..proto::Follow::default() });
+    let mut sent = 0;
+    // Each is answered; the answers have nowhere to go.
+    while deaf.says.send(proto::Frame { frame: Some(nonsense()) }).await.is_ok() {
+        sent += 1;
+        assert!(sent < 100_000, "nobody stops it");
+    }
+    ma.publish(10, |_| {}).await;
+    until("Tripoli has what Rabat published", || ly.size(&ma.feed()) == 10).await;
+    assert!(matches!(deaf.link.await.unwrap(), Err(LinkError::Flood)));
+    until("it is gone", || !ma.exchange.peers().linked(&member("tn"))).await;
+    assert!(ma.exchange.peers().linked(&ly.me));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_links_by_one_peer_are_one_and_others_go_on() {
+    let (ma, ly) = (Node::start("ma"), Node::start("ly"));
+    let _cable = connect(&ma, &ly, honest(), honest());
+    let mut crowd = Vec::new();
+    for _ in 0..1_000 {
+        crowd.push(Actor::greet(&ma, "tn").await);
+    }
+    ma.publish(10, |_| {}).await;
+    until("Tripoli has what Rabat published", || ly.size(&ma.feed()) == 10).await;
+    let open = || crowd.iter().filter(|actor| !actor.link.is_finished()).count();
+    until("one is left", || open() == 1).await;
+    assert!(ma.exchange.peers().linked(&ly.me));
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,6 +20,7 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use barid_core::names::{ExchangeName, Hash, Member};
 use bytes::Bytes;
@@ -32,7 +33,7 @@ pub(super) use self::record::{Position, Record, RecordedAppend};
 pub(super) use self::scan::{Resume, read, verify};
 pub(super) use self::segment::sync_dir;
 use self::segment::{HEADER_BYTES, Header, Preparer};
-use super::{OpenError, ReadError};
+use super::{OpenError, ReadError, SyncTimes};
 
 /// Slices in one `pwritev`: Linux takes 1,024.
 const SLICES_MAX: usize = 1_024;
@@ -72,8 +73,14 @@ pub(super) struct Log {
     current: Option<Current>,
     tail: Tail,
     written_bytes: u64,
+    /// Length of a record for which no segment could be had when it was last asked for.
+    lacking: Option<u64>,
+    syncs: SyncTimes,
     #[cfg(test)]
     pub(super) fail_next_sync: bool,
+    /// The next write finds no space after so many bytes.
+    #[cfg(test)]
+    pub(super) full_after: Option<usize>,
 }
 
 /// The segment that is written to.
@@ -83,6 +90,8 @@ struct Current {
     /// Where the next record goes.
     offset: u64,
     capacity: u64,
+    /// One past what a write left behind that found no space; `offset` or less if there is nothing of that.
+    dirty_end: u64,
 }
 
 /// What the next record follows.
@@ -128,11 +137,11 @@ impl Log {
             Some(end) => {
                 let file = Arc::new(segment::open(dir, end.segment)?);
                 let capacity = scan::settle(dir, &file, &end, &options)?;
-                Some(Current { number: end.segment, file, offset: end.offset, capacity })
+                Some(Current { number: end.segment, file, offset: end.offset, capacity, dirty_end: 0 })
             }
             None => None,
         };
-        let preparer = Preparer::start(dir, options.reserve_bytes)?;
+        let preparer = Preparer::start(dir)?;
         Ok(Self {
             dir: dir.to_path_buf(),
             options,
@@ -141,8 +150,12 @@ impl Log {
             current,
             tail: found.tail,
             written_bytes: found.written_bytes,
+            lacking: None,
+            syncs: SyncTimes::default(),
             #[cfg(test)]
             fail_next_sync: false,
+            #[cfg(test)]
+            full_after: None,
         })
     }
 
@@ -156,27 +169,65 @@ impl Log {
         self.written_bytes
     }
 
-    /// Appends a record and syncs it. Returns where it begins and how long it is.
-    pub(super) fn append(&mut self, head: &[u8], bodies: &[&[u8]], next: Tail) -> Result<(Position, u64), AppendError> {
-        let available_bytes = available_bytes(&self.dir).map_err(AppendError::Failed)?;
-        if available_bytes < self.options.reserve_bytes {
+    /// How long the syncs of records took.
+    pub(super) fn sync_times(&self) -> SyncTimes {
+        self.syncs.clone()
+    }
+
+    /// Bytes that may still be written on the disk of the log.
+    pub(super) fn available_bytes(&self) -> io::Result<u64> {
+        available_bytes(&self.dir)
+    }
+
+    /// Whether a record can be appended, with `reserve_bytes` left free: the space, and a segment if one was lacking.
+    pub(super) fn room(&mut self, reserve_bytes: u64) -> Result<(), AppendError> {
+        let available_bytes = self.available_bytes().map_err(AppendError::Failed)?;
+        if available_bytes < reserve_bytes {
+            return Err(AppendError::Full { available_bytes });
+        }
+        self.lacking.map_or(Ok(()), |len| self.make_room(len, reserve_bytes))
+    }
+
+    /// Appends a record and syncs it, leaving `reserve_bytes` of the disk free. Returns where it begins and how long it is.
+    pub(super) fn append(
+        &mut self,
+        head: &[u8],
+        bodies: &[&[u8]],
+        next: Tail,
+        reserve_bytes: u64,
+    ) -> Result<(Position, u64), AppendError> {
+        let available_bytes = self.available_bytes().map_err(AppendError::Failed)?;
+        if available_bytes < reserve_bytes {
             return Err(AppendError::Full { available_bytes });
         }
         let body_len = bodies.iter().map(|body| body.len() as u64).sum();
         let frame = Frame::encode(&self.salt, head, body_len);
         let exact = (FRAME_BYTES + head.len()) as u64 + body_len;
         let len = exact.next_multiple_of(record::ALIGNMENT);
-        self.make_room(len)?;
+        self.make_room(len, reserve_bytes)?;
         let current = self.current.as_mut().ok_or_else(|| AppendError::Failed(io::Error::other("no segment")))?;
         let position = Position { segment: current.number, offset: u32::try_from(current.offset).unwrap_or(u32::MAX) };
         let mut slices = Vec::with_capacity(bodies.len() + 2);
         slices.push(IoSlice::new(&frame));
         slices.push(IoSlice::new(head));
         slices.extend(bodies.iter().map(|body| IoSlice::new(body)));
-        if let Err(error) = write_all_vectored(&current.file, &mut slices, current.offset) {
+        #[cfg(test)]
+        let written = match self.full_after.take() {
+            Some(bytes) => {
+                let record = slices.iter().flat_map(|slice| slice.iter().copied()).take(bytes).collect::<Vec<u8>>();
+                current.file.write_all_at(&record, current.offset).and(Err(io::ErrorKind::StorageFull.into()))
+            }
+            None => write_all_vectored(&current.file, &mut slices, current.offset),
+        };
+        #[cfg(not(test))]
+        let written = write_all_vectored(&current.file, &mut slices, current.offset);
+        if let Err(error) = written {
             // File systems that write elsewhere (btrfs, zfs) need room for this. What was written in part is written over.
             return Err(match error.kind() {
-                io::ErrorKind::StorageFull => AppendError::Full { available_bytes },
+                io::ErrorKind::StorageFull => {
+                    current.dirty_end = current.dirty_end.max(current.offset + len);
+                    AppendError::Full { available_bytes }
+                }
                 _ => AppendError::Failed(error),
             });
         }
@@ -184,33 +235,52 @@ impl Log {
         if std::mem::take(&mut self.fail_next_sync) {
             return Err(AppendError::Failed(io::Error::other("exercise: the sync failed")));
         }
+        let begun = Instant::now();
         rustix::fs::fdatasync(&current.file).map_err(|error| AppendError::Failed(error.into()))?;
+        self.syncs.add(begun.elapsed());
         current.offset += len;
         let half = current.offset > current.capacity / 2;
         let number = current.number;
         self.written_bytes += len;
         self.tail = next;
         if half {
-            self.preparer.order(segment::nominal_bytes(number + 1, self.options.segment_bytes_max));
+            let nominal = segment::nominal_bytes(number + 1, self.options.segment_bytes_max);
+            self.preparer.order(nominal, self.options.reserve_bytes);
         }
         Ok((position, len))
     }
 
     /// Goes on to a new segment if `len` bytes do not fit the current one.
-    fn make_room(&mut self, len: u64) -> Result<(), AppendError> {
+    fn make_room(&mut self, len: u64, reserve_bytes: u64) -> Result<(), AppendError> {
         if self.current.as_ref().is_some_and(|current| current.offset + len <= current.capacity) {
+            self.lacking = None;
             return Ok(());
+        }
+        self.lacking = Some(len);
+        let made = self.next_segment(len, reserve_bytes);
+        match made {
+            Ok(()) => {
+                self.lacking = None;
+                Ok(())
+            }
+            // No record is in what could not be made: nothing is lost by it, and it is made anew.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                Err(AppendError::Full { available_bytes: self.available_bytes().map_err(AppendError::Failed)? })
+            }
+            Err(error) => Err(AppendError::Failed(error)),
+        }
+    }
+
+    fn next_segment(&mut self, len: u64, reserve_bytes: u64) -> io::Result<()> {
+        if let Some(current) = &self.current
+            && current.dirty_end > current.offset
+        {
+            // Only the last segment may end in something else than zeros.
+            segment::zero(&current.file, current.offset, current.dirty_end)?;
         }
         let number = self.current.as_ref().map_or(1, |current| current.number + 1);
         let nominal = segment::nominal_bytes(number, self.options.segment_bytes_max);
-        let (file, capacity) = match self.preparer.take(HEADER_BYTES + len, nominal) {
-            Ok(prepared) => prepared,
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                let available_bytes = available_bytes(&self.dir).map_err(AppendError::Failed)?;
-                return Err(AppendError::Full { available_bytes });
-            }
-            Err(error) => return Err(AppendError::Failed(error)),
-        };
+        let (file, capacity) = self.preparer.take(HEADER_BYTES + len, nominal, reserve_bytes)?;
         let header = Header {
             number,
             first_seq: self.tail.seq + 1,
@@ -219,9 +289,9 @@ impl Log {
             member: self.options.member.clone(),
             exchange: self.options.exchange.clone(),
         };
-        segment::name(&self.dir, &file, &header).map_err(AppendError::Failed)?;
+        segment::name(&self.dir, &file, &header)?;
         self.written_bytes += HEADER_BYTES;
-        self.current = Some(Current { number, file: Arc::new(file), offset: HEADER_BYTES, capacity });
+        self.current = Some(Current { number, file: Arc::new(file), offset: HEADER_BYTES, capacity, dirty_end: 0 });
         Ok(())
     }
 }
@@ -244,7 +314,7 @@ fn write_all_vectored(file: &File, mut slices: &mut [IoSlice<'_>], mut offset: u
 }
 
 /// Bytes that an unprivileged process may still write on the file system of `dir`.
-fn available_bytes(dir: &Path) -> io::Result<u64> {
+pub(super) fn available_bytes(dir: &Path) -> io::Result<u64> {
     let space = rustix::fs::statvfs(dir)?;
     Ok(space.f_bavail.saturating_mul(space.f_frsize))
 }

@@ -177,20 +177,21 @@ pub(in crate::store) fn name(dir: &Path, file: &File, header: &Header) -> io::Re
 /// The thread that prepares segments, one at a time.
 #[derive(Debug)]
 pub(in crate::store) struct Preparer {
-    orders: Option<SyncSender<u64>>,
+    /// Length, and what is left free of the disk.
+    orders: Option<SyncSender<(u64, u64)>>,
     ready: Receiver<io::Result<(File, u64)>>,
     ordered: bool,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Preparer {
-    /// Starts it. Space below `reserve_bytes` is left free.
-    pub(in crate::store) fn start(dir: &Path, reserve_bytes: u64) -> io::Result<Self> {
+    /// Starts it.
+    pub(in crate::store) fn start(dir: &Path) -> io::Result<Self> {
         let dir = dir.to_path_buf();
-        let (orders, todo) = sync_channel::<u64>(1);
+        let (orders, todo) = sync_channel::<(u64, u64)>(1);
         let (done, ready) = sync_channel(1);
         let thread = thread::Builder::new().name("log-prepare".into()).spawn(move || {
-            for len in todo {
+            for (len, reserve_bytes) in todo {
                 if done.send(prepare(&dir, len, reserve_bytes).map(|file| (file, len))).is_err() {
                     break;
                 }
@@ -199,21 +200,21 @@ impl Preparer {
         Ok(Self { orders: Some(orders), ready, ordered: false, thread: Some(thread) })
     }
 
-    /// Orders a segment of `len` bytes, unless one is ordered already.
-    pub(in crate::store) fn order(&mut self, len: u64) {
+    /// Orders a segment of `len` bytes, unless one is ordered already. Space below `reserve_bytes` is left free.
+    pub(in crate::store) fn order(&mut self, len: u64, reserve_bytes: u64) {
         if !self.ordered
             && let Some(orders) = &self.orders
         {
-            self.ordered = orders.try_send(len).is_ok();
+            self.ordered = orders.try_send((len, reserve_bytes)).is_ok();
         }
     }
 
     /// Waits for a segment of at least `len` bytes; it is `nominal` bytes long if it was not ordered before.
-    pub(in crate::store) fn take(&mut self, len: u64, nominal: u64) -> io::Result<(File, u64)> {
+    pub(in crate::store) fn take(&mut self, len: u64, nominal: u64, reserve_bytes: u64) -> io::Result<(File, u64)> {
         // What was ordered earlier may have failed for a reason that has passed, or be too short for this record.
         let mut early = self.ordered;
         loop {
-            self.order(nominal.max(len));
+            self.order(nominal.max(len), reserve_bytes);
             let prepared = self.ready.recv().map_err(|_| io::Error::other("the preparing thread has ended"))?;
             self.ordered = false;
             match prepared {

@@ -26,6 +26,10 @@ pub(super) fn open(dir: &Path) -> Result<(Log, Vec<u64>), OpenError> {
 }
 
 fn write(log: &mut Log, commit: &Commit) -> (Position, u64) {
+    try_write(log, commit).unwrap()
+}
+
+fn try_write(log: &mut Log, commit: &Commit) -> Result<(Position, u64), AppendError> {
     let tail = log.tail();
     let head = encode_head(commit, tail.seq + 1, &tail.hash, tail.end_arrival);
     let entries = commit.appends.iter().flat_map(|append| &append.entries);
@@ -36,7 +40,7 @@ fn write(log: &mut Log, commit: &Commit) -> (Position, u64) {
         })
         .collect();
     let next = Tail { seq: tail.seq + 1, hash: head_hash(&head), end_arrival: tail.end_arrival + bodies.len() as u64 };
-    log.append(&head, &bodies, next).unwrap()
+    log.append(&head, &bodies, next, 0)
 }
 
 pub(super) fn commit(number: u64) -> Commit {
@@ -150,6 +154,48 @@ fn segments_follow_each_other_and_a_missing_one_is_named() {
     bytes[position.offset as usize..][..len as usize].fill(0);
     fs::write(&path, bytes).unwrap();
     assert!(matches!(open(copied.path()), Err(OpenError::Damaged(_))));
+}
+
+#[test]
+fn what_a_full_disk_cut_off_is_written_over_and_no_segment_ends_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path()).unwrap();
+    write(&mut log, &commit(1));
+    let mut large = commit(2);
+    large.appends[0].entries[0].content = Content::Disclosed { envelope: vec![7; 20 << 10].into(), header: None };
+    for written in [10, 300, 18 << 10] {
+        log.full_after = Some(written);
+        assert!(matches!(try_write(&mut log, &large), Err(AppendError::Full { .. })));
+        assert!(log.room(0).is_ok(), "it may succeed the next time");
+    }
+    // What comes next is shorter; and the segment after it begins while some of what was cut off is still there.
+    write(&mut log, &commit(2));
+    drop(log);
+    assert_eq!(open(copy(dir.path()).path()).unwrap().1, [1, 2]);
+    let (mut log, _) = open(dir.path()).unwrap();
+    log.full_after = Some(18 << 10);
+    assert!(matches!(try_write(&mut log, &large), Err(AppendError::Full { .. })));
+    write(&mut log, &commit(3));
+    let mut larger = commit(4);
+    larger.appends[0].entries[0].content = Content::Disclosed { envelope: vec![7; 200 << 10].into(), header: None };
+    let (position, _) = write(&mut log, &larger);
+    assert_eq!(position.segment, 2);
+    drop(log);
+    assert_eq!(open(dir.path()).unwrap().1, [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_segment_that_could_not_be_had_is_tried_for_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path()).unwrap();
+    // The space is there for the record, and not for a whole segment beside the reserve.
+    assert!(matches!(log.make_room(1_000, u64::MAX / 2), Err(AppendError::Full { .. })));
+    assert!(log.current.is_none() && log.lacking.is_some());
+    log.room(0).unwrap();
+    assert!(log.current.is_some() && log.lacking.is_none());
+    write(&mut log, &commit(1));
+    drop(log);
+    assert_eq!(open(dir.path()).unwrap().1, [1]);
 }
 
 #[test]

@@ -238,7 +238,7 @@ fn notes(view: &View, batch: &mut Batch<'_>, pending: &Pending) -> Result<(), Re
         batch.put(Key::new(keys::CRL).name(&crl.authority), Value::new().note(at(place)).bytes());
     }
     for (fork, place) in commit.forks.iter().zip(0..) {
-        batch.put(Key::new(keys::FORK).name(&fork.feed.to_string()), Value::new().note(at(place)).bytes());
+        batch.put(Key::new(keys::FORK).name(&fork.key()), Value::new().note(at(place)).bytes());
     }
     for cursor in &commit.cursors {
         batch.put(Key::new(keys::SUBSCRIPTION).name(&cursor.subscription), Value::new().u64(cursor.arrival).bytes());

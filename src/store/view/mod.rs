@@ -73,6 +73,17 @@ impl View {
         Self::open(dir, cache_bytes)
     }
 
+    /// Whether it must not be believed.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::Relaxed)
+    }
+
+    /// An empty one in the place of one that must not be believed, and that may still be open.
+    pub(super) fn instead(dir: &Path, cache_bytes: u64) -> io::Result<Self> {
+        remove(&dir.join("db"))?;
+        Self::open(dir, cache_bytes)
+    }
+
     /// Makes the next opening rebuild the view.
     pub(super) fn doubt(&self) {
         if self.doubted.swap(true, Ordering::Relaxed) {
@@ -81,11 +92,6 @@ impl View {
         if let Err(error) = fs::write(&self.mark, DOUBTED) {
             tracing::error!(%error, "the view cannot be marked as doubted: remove the folder db before the next start");
         }
-    }
-
-    /// Whether the next opening rebuilds it.
-    pub(super) fn is_doubted(&self) -> bool {
-        self.doubted.load(Ordering::Relaxed)
     }
 
     /// Writes everything out and says that all is well, unless there is doubt.
@@ -127,10 +133,10 @@ impl View {
         self.db.get(key).map_err(|error| self.failed(&error))
     }
 
-    /// What sled cannot read is rebuilt at the next start.
+    /// What sled cannot read or write is rebuilt.
     fn failed(&self, error: &sled::Error) -> ReadError {
         self.doubt();
-        ReadError::Damaged(format!("the view: {error}"))
+        ReadError::Behind(error.to_string())
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod acknowledgement;
 pub mod cancellation;
 pub mod feed_closed;
+pub mod feed_forked;
 pub mod person_notice;
 pub mod seizure_report;
 pub mod situation_report;
@@ -28,6 +29,7 @@ pub const REGISTRY: &[KindInfo] = &[
     acknowledgement::KIND,
     cancellation::KIND,
     feed_closed::KIND,
+    feed_forked::KIND,
 ];
 
 /// What a kind brings.

@@ -1,0 +1,101 @@
+//! Two histories of a feed that were proven here: every member is told, with the evidence, in this member's own feed.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use barid_core::bulletin::audience::Directory;
+use barid_core::bulletin::kinds::feed_forked;
+use barid_core::follow::Equivocation;
+use barid_core::names::Member;
+use bytes::Bytes;
+
+use crate::committer::{Committer, Gate, forked};
+use crate::exchange::Exchange;
+use crate::rosters::Rosters;
+use crate::store::{ReadError, Store};
+
+/// How often it is looked at: what is proven alarms this member's operators at once, others hear within seconds.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Bulletins before a start that are looked at again for what they tell of, and how far back.
+const HEEDED: (usize, u64) = (64, 10_000);
+
+/// Publishes a `feed-forked` bulletin for each piece of evidence that no member has told of; before that, heeds those that came just before
+/// this node ended. Returns never.
+pub(super) async fn tell(committer: Committer, exchange: Exchange, rosters: Rosters) {
+    let store = Arc::clone(committer.store());
+    let held = tokio::task::spawn_blocking(move || {
+        let tells = |columns: &crate::store::Columns| columns.kind == feed_forked::KIND.name;
+        store.history(store.end_arrival(), HEEDED.0, HEEDED.1, &tells)
+    });
+    if let Ok(Ok((held, _))) = held.await {
+        exchange.heed(&held);
+    }
+    let mut done = BTreeSet::new();
+    let mut tick = tokio::time::interval(LOOK_EVERY);
+    loop {
+        tick.tick().await;
+        if *committer.gate().borrow() != Gate::Open || committer.disk_full().borrow().is_some() {
+            continue;
+        }
+        let (store, roster) = (Arc::clone(committer.store()), rosters.load().newest_shared());
+        let members: Vec<Member> = roster.members().cloned().collect();
+        let known = done.clone();
+        let untold = tokio::task::spawn_blocking(move || untold(store.as_ref(), &members, &known)).await;
+        // What cannot be read now is read later; the store tells whoever needs it.
+        let Ok(Ok(untold)) = untold else { continue };
+        for (file, told) in untold {
+            if !told && !publish(&committer, &rosters, &file).await {
+                continue;
+            }
+            done.insert(file);
+        }
+    }
+}
+
+/// Evidence that is not in `done`, and whether a member has told of it. Blocks.
+fn untold(store: &dyn Store, members: &[Member], done: &BTreeSet<Bytes>) -> Result<Vec<(Bytes, bool)>, ReadError> {
+    let mut found = Vec::new();
+    for fork in store.forks()? {
+        if done.contains(&fork.evidence) {
+            continue;
+        }
+        let id = feed_forked::id(&fork.evidence).uuid();
+        let mut told = false;
+        for member in members {
+            told = told || store.find(member, id)?.is_some();
+        }
+        found.push((fork.evidence, told));
+    }
+    Ok(found)
+}
+
+/// Whether nothing is left to do for this evidence.
+async fn publish(committer: &Committer, rosters: &Rosters, file: &[u8]) -> bool {
+    let roster = rosters.load().newest_shared();
+    let evidence = match Equivocation::verify(file, &roster) {
+        Ok(evidence) => evidence,
+        Err(error) => {
+            // The roster has moved on, and with it the keys: nobody could verify it.
+            tracing::warn!(%error, "evidence of two histories no longer convinces by this roster: it is not published");
+            return true;
+        }
+    };
+    let feed = evidence.feed();
+    match forked(&evidence, &committer.feed().member, &roster) {
+        Ok(bulletin) => match committer.publish(vec![bulletin]).await {
+            Ok(_) => {
+                tracing::warn!(%feed, "every member is told of two histories");
+                true
+            }
+            Err(failure) => {
+                tracing::warn!(%feed, %failure, "members are not told of two histories yet");
+                false
+            }
+        },
+        Err(error) => {
+            tracing::error!(%feed, %error, "members cannot be told of two histories");
+            true
+        }
+    }
+}

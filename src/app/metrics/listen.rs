@@ -1,0 +1,104 @@
+//! The listener: plain HTTP/1.1, one resource, `/metrics`.
+//!
+//! Nobody is authenticated: whoever can connect reads the figures. So it listens on this machine only, unless the configuration says that
+//! something else keeps strangers out. All it takes is bounded: connections, the size and the time of a request.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::Source;
+use crate::app::AppError;
+use crate::config::MetricsText;
+
+/// Connections at once: a monitoring system, its stand-in, and a person.
+const CONNECTIONS_MAX: usize = 8;
+/// How long one may take, from its request to the last byte of the answer.
+const CONNECTION_MAX: Duration = Duration::from_secs(10);
+/// Of the head of a request.
+const HEAD_BYTES_MAX: usize = 8 << 10;
+/// What OpenMetrics 1.0 calls itself.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Opens the listener.
+///
+/// # Errors
+/// If the address cannot be had, or is not this machine's alone and the configuration does not say that it may be.
+pub(in crate::app) async fn bind(metrics: &MetricsText) -> Result<TcpListener, AppError> {
+    let listen = |source| AppError::Listen { address: metrics.listen.clone(), source };
+    let tcp = TcpListener::bind(&metrics.listen).await.map_err(listen)?;
+    let address = tcp.local_addr().map_err(listen)?;
+    if !address.ip().is_loopback() && !metrics.beyond_loopback {
+        return Err(AppError::MetricsBeyondLoopback(address.to_string()));
+    }
+    Ok(tcp)
+}
+
+/// Answers until it is dropped.
+pub(in crate::app) async fn serve(tcp: TcpListener, source: Source) {
+    let open = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = Arc::clone(&open).acquire_owned().await else { return };
+        let (stream, from) = match tcp.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection for figures was not accepted");
+                // Too many files are open: the next one may be better off.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let source = source.clone();
+        tokio::spawn(async move {
+            if tokio::time::timeout(CONNECTION_MAX, answer(stream, source)).await.is_err() {
+                tracing::debug!(%from, "a connection for figures took too long");
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn answer(stream: TcpStream, source: Source) {
+    let service = service_fn(|request: Request<Incoming>| respond(request, source.clone()));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(CONNECTION_MAX).max_buf_size(HEAD_BYTES_MAX).keep_alive(false);
+    if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
+        tracing::debug!(%error, "a connection for figures broke off");
+    }
+}
+
+async fn respond(request: Request<Incoming>, source: Source) -> Result<Response<Full<Bytes>>, Infallible> {
+    if request.uri().path() != "/metrics" {
+        return Ok(plain(StatusCode::NOT_FOUND, "figures are at /metrics\n"));
+    }
+    if request.method() != Method::GET {
+        return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"));
+    }
+    let gathered = tokio::task::spawn_blocking(move || source.text()).await;
+    let Ok(text) = gathered else { return Ok(plain(StatusCode::INTERNAL_SERVER_ERROR, "a defect of the node\n")) };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(OPENMETRICS));
+    Ok(response)
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+    *response.status_mut() = status;
+    response
+}
+
+/// Where it listens, for the log.
+pub(in crate::app) fn address(tcp: &TcpListener) -> Option<SocketAddr> {
+    tcp.local_addr().ok()
+}

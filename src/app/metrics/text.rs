@@ -1,0 +1,227 @@
+//! The figures in the text form of OpenMetrics 1.0, which Prometheus reads too.
+//!
+//! In scope: names, labels and help. The operator's guide has the same names; a test compares them with what a node prints.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use super::Figures;
+use crate::store::SYNC_BOUNDS_MICROS;
+
+/// States of the gate, all of which are told: one is 1.
+const GATES: [&str; 5] = ["disk-full", "in-doubt", "open", "starting", "stopped"];
+
+/// What was gathered, as text.
+pub(super) fn write(figures: Figures) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(figures));
+    let mut text = String::new();
+    // Writing into a string does not fail.
+    let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+    text
+}
+
+type Labels<'a> = Vec<(&'static str, &'a str)>;
+
+struct Out<'a>(DescriptorEncoder<'a>);
+
+impl Out<'_> {
+    fn all<'l, T>(
+        &mut self,
+        (name, help): (&str, &str),
+        kind: MetricType,
+        samples: impl IntoIterator<Item = (Labels<'l>, T)>,
+        mut write: impl FnMut(&mut MetricEncoder<'_>, &T) -> fmt::Result,
+    ) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, kind)?;
+        for (labels, value) in samples {
+            if labels.is_empty() {
+                write(&mut metric, &value)?;
+            } else {
+                write(&mut metric.encode_family(&labels)?, &value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn gauges<'l>(&mut self, about: (&str, &str), samples: impl IntoIterator<Item = (Labels<'l>, f64)>) -> fmt::Result {
+        let write = |metric: &mut MetricEncoder<'_>, value: &f64| {
+            let value: f64 = *value;
+            metric.encode_gauge(&value)
+        };
+        self.all(about, MetricType::Gauge, samples, write)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.gauges((name, help), [(Vec::new(), float(value))])
+    }
+
+    fn counters<'l>(
+        &mut self,
+        about: (&str, &str),
+        samples: impl IntoIterator<Item = (Labels<'l>, u64)>,
+    ) -> fmt::Result {
+        self.all(about, MetricType::Counter, samples, |metric, value| {
+            metric.encode_counter::<NoLabelSet, u64, u64>(value, None)
+        })
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.counters((name, help), [(Vec::new(), value)])
+    }
+}
+
+/// Beyond 2^53 a figure is near enough.
+#[allow(clippy::cast_precision_loss)]
+fn float(value: u64) -> f64 {
+    value as f64
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn signed(value: i64) -> f64 {
+    value as f64
+}
+
+impl Collector for Figures {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut out = Out(encoder);
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        let about = ("barid_build", "The program");
+        out.all(about, MetricType::Info, [(Vec::new(), ())], |metric, ()| metric.encode_info(&version))?;
+        self.feeds(&mut out)?;
+        self.store(&mut out)?;
+        self.peers(&mut out)?;
+        self.state(&mut out)
+    }
+}
+
+impl Figures {
+    fn feeds(&self, out: &mut Out<'_>) -> fmt::Result {
+        let feeds: Vec<_> = self.feeds.iter().map(|(feed, figures)| (feed.to_string(), *figures)).collect();
+        let about = ("barid_feed_entries", "Entries held of a feed, as digests or in full");
+        out.gauges(about, feeds.iter().map(|(feed, (size, ..))| (vec![("feed", feed.as_str())], float(*size))))?;
+        let about = ("barid_feed_disclosed_entries", "Entries held of a feed in full");
+        out.gauges(about, feeds.iter().map(|(feed, (_, full, _))| (vec![("feed", feed.as_str())], float(*full))))?;
+        let about = ("barid_feed_committed_bytes", "Bytes of bulletins of a feed committed since the start");
+        out.counters(about, feeds.iter().map(|(feed, (.., bytes))| (vec![("feed", feed.as_str())], *bytes)))
+    }
+
+    fn store(&self, out: &mut Out<'_>) -> fmt::Result {
+        out.counter("barid_commits", "Commits, since the store began", self.commits)?;
+        out.counter("barid_arrivals", "Bulletins that arrived, since the store began", self.arrivals)?;
+        out.gauge("barid_commit_queue_entries", "Entries and answers that wait to be committed", self.waiting)?;
+        let buckets: Vec<(f64, u64)> = SYNC_BOUNDS_MICROS
+            .iter()
+            .map(|micros| float(*micros) / 1e6)
+            .chain([f64::INFINITY])
+            .zip(self.syncs.counts)
+            .collect();
+        let (sum, count) = (float(self.syncs.sum_micros) / 1e6, self.syncs.counts.iter().sum());
+        let about = ("barid_log_sync_seconds", "How long an fdatasync of the commit log takes");
+        out.all(about, MetricType::Histogram, [(Vec::new(), ())], |metric, ()| {
+            metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+        })?;
+        out.gauge("barid_log_bytes", "Bytes of the commit log, as written", self.disk.log)?;
+        out.gauge("barid_view_bytes", "Bytes of the view", self.disk.view)?;
+        out.gauge("barid_disk_free_bytes", "Bytes free on the disk of the store", self.disk.free)?;
+        out.gauge("barid_disk_reserve_bytes", "Free bytes below which no entries are taken", self.reserve_bytes)?;
+        out.gauge("barid_view_lag_commits", "Commits that queries do not see in the view yet", self.view_lag)
+    }
+
+    fn peers(&self, out: &mut Out<'_>) -> fmt::Result {
+        let peers = || self.peers.iter().map(|(member, peer)| (vec![("peer", member.as_str())], peer));
+        let age = |time: u64| float(self.now.saturating_sub(time));
+        let about = ("barid_link_up", "Whether a link to a peer is open");
+        out.gauges(about, peers().map(|(labels, peer)| (labels, f64::from(u8::from(peer.linked)))))?;
+        let about = ("barid_lag_entries", "Entries of a peer's feed that exist and are not here");
+        out.gauges(
+            about,
+            peers().map(|(labels, peer)| (labels, float(peer.known_size.saturating_sub(peer.held_size)))),
+        )?;
+        let about = ("barid_lag_seconds", "Since when entries of a peer's feed are missing here");
+        let lag = |peer: &super::PeerSnapshot| match peer.behind_since_unix_ms {
+            0 => 0.0,
+            since => age(since / 1_000),
+        };
+        out.gauges(about, peers().map(|(labels, peer)| (labels, lag(peer))))?;
+        let about = ("barid_cosigned_entries", "Entries of our feed that a peer has cosigned");
+        out.gauges(about, peers().map(|(labels, peer)| (labels, float(peer.cosigned_size))))?;
+        let about = ("barid_cosignature_age_seconds", "Age of a peer's last cosignature on our feed");
+        let cosigned = peers().filter(|(_, peer)| peer.cosigned_time > 0);
+        out.gauges(about, cosigned.map(|(labels, peer)| (labels, age(peer.cosigned_time))))?;
+        let about = ("barid_heartbeat_age_seconds", "Age of a peer's last heartbeat");
+        let beats = peers().filter(|(_, peer)| peer.heartbeat_time > 0);
+        out.gauges(about, beats.map(|(labels, peer)| (labels, age(peer.heartbeat_time))))?;
+        let about = ("barid_clock_ahead_seconds", "How far a linked peer's clock is ahead of ours");
+        let linked = peers().filter(|(_, peer)| peer.linked);
+        out.gauges(about, linked.map(|(labels, peer)| (labels, signed(peer.clock_ahead_ms) / 1e3)))
+    }
+
+    fn state(&self, out: &mut Out<'_>) -> fmt::Result {
+        let about = ("barid_gate", "Whether this node publishes: the state that it is in is 1");
+        let gates = GATES.iter().map(|state| (vec![("state", *state)], f64::from(u8::from(*state == self.gate))));
+        out.gauges(about, gates)?;
+        let about = ("barid_alarms", "Alarms that stand, by kind");
+        out.gauges(about, self.alarms.iter().map(|(kind, count)| (vec![("kind", *kind)], float(*count))))?;
+        let about =
+            ("barid_validity_end_timestamp_seconds", "When a certificate ends or a revocation list is due, Unix time");
+        let ends = self.ends.iter();
+        out.gauges(
+            about,
+            ends.map(|(what, of, end)| (vec![("what", *what), ("trust_domain", of.as_str())], signed(*end))),
+        )?;
+        let about = ("barid_streams", "Streams of the API that are open, by method");
+        out.gauges(about, self.streams.iter().map(|(method, count)| (vec![("method", *method)], float(*count))))?;
+        out.gauge("barid_roster_version", "Version of the roster in force", self.roster_version)?;
+        let about = ("barid_refusals", "What was refused since the start, by kind and reason");
+        let events = || self.events.iter().map(|((what, reason), count)| (*what, reason.as_str(), *count));
+        let refused = events().filter(|(what, ..)| what.starts_with("refused-"));
+        out.counters(about, refused.map(|(what, reason, count)| (vec![("what", what), ("reason", reason)], count)))?;
+        let about = ("barid_alarms_raised", "Alarms that were recorded since the start, by reason");
+        let raised = events().filter(|(what, ..)| *what == "alarm");
+        out.counters(about, raised.map(|(_, reason, count)| (vec![("reason", reason)], count)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::PeerSnapshot;
+
+    #[test]
+    fn the_text_is_openmetrics() {
+        let mut figures = Figures { now: 1_000, gate: "open", commits: 7, ..Figures::default() };
+        figures.feeds.insert("ma.rabat.example/feed/1".parse().expect("a feed"), (12, 10, 4_096));
+        figures.syncs.counts[1] = 3;
+        figures.syncs.sum_micros = 600;
+        let peer =
+            PeerSnapshot { linked: true, cosigned_time: 940, known_size: 9, held_size: 4, ..PeerSnapshot::default() };
+        figures.peers.insert("ly".into(), peer);
+        figures.events.insert(("refused-call", "RATE".into()), 5);
+        figures.events.insert(("reloaded", "changed".into()), 2);
+        let text = write(figures);
+        for line in [
+            "# TYPE barid_feed_entries gauge",
+            "barid_feed_entries{feed=\"ma.rabat.example/feed/1\"} 12.0",
+            "barid_feed_committed_bytes_total{feed=\"ma.rabat.example/feed/1\"} 4096",
+            "barid_commits_total 7",
+            "barid_log_sync_seconds_bucket{le=\"0.0001\"} 0",
+            "barid_log_sync_seconds_bucket{le=\"0.00025\"} 3",
+            "barid_log_sync_seconds_bucket{le=\"+Inf\"} 3",
+            "barid_log_sync_seconds_sum 0.0006",
+            "barid_link_up{peer=\"ly\"} 1.0",
+            "barid_lag_entries{peer=\"ly\"} 5.0",
+            "barid_cosignature_age_seconds{peer=\"ly\"} 60.0",
+            "barid_gate{state=\"open\"} 1.0",
+            "barid_gate{state=\"stopped\"} 0.0",
+            "barid_refusals_total{what=\"refused-call\",reason=\"RATE\"} 5",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains("reloaded") && text.ends_with("# EOF\n"), "{text}");
+    }
+}

@@ -1,0 +1,55 @@
+//! What the committer tells of itself while it works.
+
+use std::collections::BTreeMap;
+
+use barid_core::names::FeedId;
+use tokio::sync::{Semaphore, watch};
+
+use super::{Committer, EXPRESS_QUEUE_MAX, QUEUE_MAX, Shared};
+use crate::store::{Committed, Content};
+
+impl Committer {
+    /// Why no entries are taken for now, this member's or others': there is no room on the disk for them. They are as soon as there is.
+    #[must_use]
+    pub fn disk_full(&self) -> watch::Receiver<Option<String>> {
+        self.shared.full.subscribe()
+    }
+
+    /// Bytes of bulletins of each feed that were committed since the start.
+    #[must_use]
+    pub fn committed_bytes(&self) -> BTreeMap<FeedId, u64> {
+        self.shared.bytes.lock().clone()
+    }
+
+    /// Entries and answers that wait to be committed.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        let waiting = |places: &Semaphore, max: usize| max.saturating_sub(places.available_permits());
+        waiting(&self.shared.queue, QUEUE_MAX) + waiting(&self.shared.express, EXPRESS_QUEUE_MAX)
+    }
+}
+
+impl Shared {
+    /// Counts what was committed for [`Committer::committed_bytes`].
+    pub(super) fn count_bytes(&self, committed: &Committed) {
+        let len = |content: &Content| match content {
+            Content::Disclosed { envelope, .. } => envelope.len() as u64,
+            Content::Undisclosed(_) => 0,
+        };
+        let appended = committed.commit.appends.iter();
+        let appended =
+            appended.map(|append| (&append.feed, append.entries.iter().map(|entry| len(&entry.content)).sum::<u64>()));
+        let filled = committed.commit.fills.iter();
+        let filled =
+            filled.map(|fill| (&fill.feed, fill.entries.iter().map(|(_, entry)| len(&entry.content)).sum::<u64>()));
+        let express = committed.commit.express.iter().map(|express| (&express.feed, len(&express.entry.content)));
+        let mut bytes = self.bytes.lock();
+        for (feed, more) in appended.chain(filled).chain(express) {
+            // The name is copied only the first time.
+            match bytes.get_mut(feed) {
+                Some(held) => *held += more,
+                None => _ = bytes.insert(feed.clone(), more),
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Two histories of one feed: what stops it again after an operator's decision, and what a member's bulletin about it is worth.
+
+use barid_core::bulletin::ValidBulletin;
+use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
+use barid_core::feed::note::{Algorithm, SigningKey};
+use barid_core::follow::Equivocation;
+use barid_core::names::Hash;
+use barid_core::proto;
+use barid_core::proto::frame::Frame;
+
+use super::world::{Actor, Node, connect, feed, honest, key, until};
+use crate::committer::forked;
+
+fn tree(size: u64, root: u8) -> Checkpoint {
+    Checkpoint { feed: feed("ly"), size, root: Hash([root; 32]) }
+}
+
+fn signed(tree: &Checkpoint, key: &SigningKey) -> SignedCheckpoint {
+    sign(tree, std::slice::from_ref(key)).unwrap()
+}
+
+/// What a peer shows of Tripoli's feed.
+fn head(tree: &Checkpoint) -> Frame {
+    let checkpoint = signed(tree, &key("ly", "feed/1", Algorithm::Ed25519)).note;
+    let heads = vec![proto::Head { checkpoint, ..proto::Head::default() }];
+    Frame::Heads(proto::Heads { heads, roster_version: 1, crls: Vec::new() })
+}
+
+/// Rabat's bulletin about two histories of Tripoli's feed that `key` signed.
+fn telling(node: &Node, key: &SigningKey) -> ValidBulletin {
+    let evidence = Equivocation::between(&signed(&tree(2, 7), key), &signed(&tree(2, 9), key)).unwrap();
+    forked(&evidence, &node.me, node.rosters.load().newest()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_decided_stays_decided_and_a_further_history_stops_the_feed_again() {
+    let (ma, ly) = (Node::start("ma"), Node::start("ly"));
+    let _cable = connect(&ma, &ly, honest(), honest());
+    ly.publish(3, |_| {}).await;
+    until("Rabat holds Tripoli's", || ma.size(&ly.feed()) == 3).await;
+    let stopped = || ma.exchange.peers().stopped_feeds().contains_key(&ly.feed());
+    let forks = || ma.store.forks().unwrap();
+
+    let liar = Actor::greet(&ma, "tn").await;
+    liar.say(head(&tree(2, 9))).await;
+    until("the feed is stopped", || stopped() && forks().len() == 1).await;
+    assert!(ma.exchange.resume_feed(&ly.feed()).await.unwrap() && !stopped());
+    ly.publish(2, |_| {}).await;
+    until("it is followed again", || ma.size(&ly.feed()) == 5).await;
+
+    // The same once more, by a larger checkpoint of ours: the operator knew. Then another tree.
+    liar.say(head(&tree(2, 9))).await;
+    liar.say(head(&tree(4, 8))).await;
+    until("the feed is stopped again", || stopped() && forks().len() == 2).await;
+    assert_eq!(forks().iter().filter(|fork| fork.resumed).count(), 1);
+    let alarms = ma.exchange.peers().alarms();
+    assert!(alarms.iter().any(|alarm| alarm.contains("at size 4")), "{alarms:?}");
+
+    // After a restart too; and one decision is about all that is known.
+    let ma = ma.following_anew(&[]);
+    assert!(ma.exchange.peers().stopped_feeds().contains_key(&ly.feed()));
+    assert!(ma.exchange.resume_feed(&ly.feed()).await.unwrap());
+    let ma = ma.following_anew(&[]);
+    assert!(ma.exchange.peers().stopped_feeds().is_empty());
+    assert!(!ma.exchange.resume_feed(&feed("tn")).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_member_proves_alarms_the_others_and_what_it_claims_does_not() {
+    let (ma, tn) = (Node::start("ma"), Node::start("tn"));
+    let _cable = connect(&ma, &tn, honest(), honest());
+    ma.publish(1, |_| {}).await;
+    // Not by Tripoli's key.
+    let stranger = SigningKey::from_seed("ly.rabat.example/feed/1", Algorithm::Ed25519, [66; 32]).unwrap();
+    ma.committer.publish(vec![telling(&ma, &stranger)]).await.unwrap();
+    until("Tunis has it", || tn.size(&ma.feed()) == 2).await;
+
+    let proven = telling(&ma, &key("ly", "feed/1", Algorithm::Ed25519));
+    ma.committer.publish(vec![proven.clone()]).await.unwrap();
+    until("Tunis keeps what proves it", || !tn.store.forks().unwrap().is_empty()).await;
+    let forks = tn.store.forks().unwrap();
+    let carried = barid_core::envelope::body_of(&proven.envelope).unwrap().content;
+    let Some(proto::body::Content::FeedForked(carried)) = carried else { panic!("{carried:?}") };
+    assert_eq!(forks.len(), 1, "what is only claimed is no alarm");
+    assert_eq!((&forks[0].feed, &forks[0].evidence), (&feed("ly"), &carried.evidence));
+    Equivocation::verify(&forks[0].evidence, tn.rosters.load().newest()).unwrap();
+    assert_eq!(tn.exchange.peers().stopped_feeds().keys().collect::<Vec<_>>(), [&feed("ly")]);
+    assert_eq!(tn.exchange.peers().alarms().len(), 1, "{:?}", tn.exchange.peers().alarms());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_told_of_two_histories_of_its_own_feed_publishes_no_more() {
+    let (ma, ly) = (Node::start("ma"), Node::start("ly"));
+    let _cable = connect(&ma, &ly, honest(), honest());
+    ly.publish(3, |_| {}).await;
+    ma.committer.publish(vec![telling(&ma, &key("ly", "feed/1", Algorithm::Ed25519))]).await.unwrap();
+    let in_doubt = || matches!(&*ly.committer.gate().borrow(), crate::committer::Gate::InDoubt(_));
+    until("Tripoli is in doubt", in_doubt).await;
+}

@@ -1,0 +1,104 @@
+//! Thousands of subscribers that stop reading: they cost little and stop nobody, and a node that is told to stop does.
+
+use std::fs;
+use std::time::Duration;
+
+use barid::cli::{Profile, channel};
+use barid::rpc::focal_point_client::FocalPointClient;
+use barid_core::proto;
+use barid_core::proto::subscribe_request::Start;
+use barid_core::proto::subscribe_response::Event;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use crate::world::{DEADLINE, World, example};
+
+/// Of each of two identities: together two thousand, and each below what one may open.
+const STOPPED_EACH: usize = 1_000;
+/// Bulletins published in each round: more than lie between the store and a subscriber.
+const PUBLISHED_A_ROUND: usize = 150;
+/// What a further round may add to the node's memory, once every subscriber has stopped: its own window of newest entries.
+const GROWTH_KIB_MAX: u64 = 64 << 10;
+
+fn client(world: &World, name: &str) -> FocalPointClient<Channel> {
+    let profile = Profile::read(&world.folder("ma").join("clients").join(name).join("client.toml")).unwrap();
+    FocalPointClient::new(channel(&profile).unwrap())
+}
+
+async fn subscribe(client: &mut FocalPointClient<Channel>) -> Streaming<proto::SubscribeResponse> {
+    let request = proto::SubscribeRequest { filter: None, start: Some(Start::After(0)) };
+    let mut stream = client.subscribe(request).await.unwrap().into_inner();
+    // It is open once it has said something.
+    stream.message().await.unwrap().unwrap();
+    stream
+}
+
+fn resident_kib(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// Publishes a round, and has the live subscriber take all of it.
+async fn round(publisher: &mut FocalPointClient<Channel>, live: &mut Streaming<proto::SubscribeResponse>) {
+    let draft: proto::Draft = serde_json::from_value(example("stolen-passport.fr.json", |_| ())).unwrap();
+    for _ in 0..PUBLISHED_A_ROUND {
+        publisher.publish(proto::PublishRequest { draft: Some(draft.clone()), ..Default::default() }).await.unwrap();
+    }
+    let mut taken = 0;
+    while taken < PUBLISHED_A_ROUND {
+        let message = tokio::time::timeout(DEADLINE, live.message()).await.expect("in time").unwrap().unwrap();
+        taken += usize::from(matches!(message.event, Some(Event::Delivery(_))));
+    }
+}
+
+#[test]
+fn two_thousand_subscribers_that_stop_reading_cost_little_and_stop_nobody() {
+    let mut world = World::logging("info");
+    // Alone: what is measured is not what peers send.
+    for peer in ["ly", "tn", "ne"] {
+        world.kill(peer);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let process = world.process("ma");
+    let stopped = runtime.block_on(async {
+        let (mut publisher, mut reader) = (client(&world, "police-hq"), client(&world, "police-hq"));
+        let mut live = subscribe(&mut reader).await;
+        // Over a connection of its own: what others of one do not read, nobody on it gets past.
+        let mut late = subscribe(&mut client(&world, "border-post")).await;
+        let mut stopped = Vec::new();
+        for name in ["police-hq", "border-post"] {
+            let mut client = client(&world, name);
+            for _ in 0..STOPPED_EACH {
+                stopped.push(subscribe(&mut client).await);
+            }
+        }
+        round(&mut publisher, &mut live).await;
+        let full = resident_kib(process);
+        round(&mut publisher, &mut live).await;
+        round(&mut publisher, &mut live).await;
+        let after = resident_kib(process);
+        println!("{full} KiB with {} stopped subscribers, {after} KiB two rounds later", stopped.len());
+        assert!(after < full + GROWTH_KIB_MAX, "{full} KiB became {after} KiB");
+        // One that reads again has missed nothing.
+        let mut arrivals = Vec::new();
+        while arrivals.len() < 3 * PUBLISHED_A_ROUND {
+            let message = tokio::time::timeout(DEADLINE, late.message()).await.expect("in time");
+            if let Some(Event::Delivery(delivery)) = message.unwrap().unwrap().event {
+                arrivals.push(delivery.arrival);
+            }
+        }
+        assert!(arrivals.iter().copied().eq(1..=arrivals.len() as u64), "{arrivals:?}");
+        stopped
+    });
+
+    // Nobody reads what the node says of its end; it ends all the same, in order.
+    world.terminate("ma");
+    let ended = world.ended("ma");
+    assert_eq!(ended.code(), Some(0), "{}", world.log_end("ma"));
+    assert!(world.log_end("ma").contains("stopped: all that was accepted is stored"), "{}", world.log_end("ma"));
+    drop(stopped);
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    world.run("ma");
+    assert_eq!(world.feeds("ma")["ma.rabat.example/feed/1"].0, (3 * PUBLISHED_A_ROUND).to_string());
+}
