@@ -129,7 +129,7 @@ mod tests {
 
     fn ask(folder: &Path, path: &str, hosts: &[&str]) -> Result<Exit, Failure> {
         let (output, _) = Output::captured(false);
-        let context = Context { messages: Messages::new(Lang::En), output, profile: None };
+        let context = Context::new(Messages::new(Lang::En), output, None);
         let request = RequestArgs {
             path: path.into(),
             trust_domain: Some("ma.rabat.example".into()),

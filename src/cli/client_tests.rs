@@ -191,7 +191,7 @@ async fn node(identity: &str) -> (Node, TempDir) {
 async fn barid(folder: &Path, lang: Lang, words: &[&str]) -> (Result<Exit, Failure>, String) {
     let cli = Cli::try_parse_from(std::iter::once("barid").chain(words.iter().copied())).unwrap();
     let (output, captured): (Output, Captured) = Output::captured(cli.json);
-    let context = Context { messages: Messages::new(lang), output, profile: Some(folder.join("client.toml")) };
+    let context = Context::new(Messages::new(lang), output, Some(folder.join("client.toml")));
     let result = talk(&context, cli.command).await;
     if let Err(failure) = &result {
         failure.show(&context.messages, &context.output);

@@ -41,6 +41,7 @@ mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -123,15 +124,25 @@ pub struct Context {
     /// Where to write.
     pub output: Output,
     profile: Option<PathBuf>,
+    /// What it says, once it was read: it may be a pipe.
+    read: OnceLock<Profile>,
 }
 
 impl Context {
+    fn new(messages: Messages, output: Output, profile: Option<PathBuf>) -> Self {
+        Self { messages, output, profile, read: OnceLock::new() }
+    }
+
     /// The profile that the command line or the environment chose.
     ///
     /// # Errors
     /// If there is none or it cannot be used.
     pub fn profile(&self) -> Result<Profile, Failure> {
-        Profile::find(self.profile.as_deref())
+        if let Some(profile) = self.read.get() {
+            return Ok(profile.clone());
+        }
+        let profile = Profile::find(self.profile.as_deref())?;
+        Ok(self.read.get_or_init(|| profile).clone())
     }
 
     /// As [`Context::profile`], for those who can do without; `None` if nobody chose one and none is found.
@@ -166,7 +177,7 @@ pub fn main() -> ExitCode {
         }
     };
     let lang = cli.lang.unwrap_or(lang);
-    let context = Context { messages: Messages::new(lang), output: Output::new(cli.json), profile: cli.profile };
+    let context = Context::new(Messages::new(lang), Output::new(cli.json), cli.profile);
     match run(&context, cli.command) {
         Ok(exit) => code(exit),
         Err(failure) => {
@@ -260,5 +271,17 @@ mod tests {
         assert!(cli.json);
         assert_eq!(cli.lang, Some(Lang::Fr));
         assert_eq!(cli.profile, Some(PathBuf::from("x.toml")));
+    }
+
+    #[test]
+    fn a_profile_is_read_once_as_it_may_be_a_pipe() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let text = "exchange = \"rabat.example\"\nmember = \"ne\"\nendpoint = \"node.ne.rabat.example:7443\"\n\
+                    certificate = \"police-hq.pem\"\nkey = \"police-hq.key\"\nca = \"ca.pem\"\n";
+        std::fs::write(file.path(), text).expect("written");
+        let context = Context::new(Messages::new(Lang::En), Output::plain(), Some(file.path().to_owned()));
+        let first = context.profile().expect("readable");
+        std::fs::write(file.path(), "").expect("written");
+        assert_eq!(context.profile().expect("still known").endpoint, first.endpoint);
     }
 }

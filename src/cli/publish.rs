@@ -311,7 +311,7 @@ mod tests {
             wait_reached: false,
         };
         for lang in Lang::ALL {
-            let context = Context { messages: Messages::new(lang), output: Output::plain(), profile: None };
+            let context = Context::new(Messages::new(lang), Output::plain(), None);
             let render = Render::new(&context, Directory::of("ne".parse().unwrap()));
             let text = receipt(&render, &context, &answer, &args(Some("tn,ma"))).join("\n");
             for part in ["ne.rabat.example/feed/1", "4", "tn", "ma", "30"] {

@@ -48,7 +48,7 @@ impl Secretariat {
         let cli = Cli::try_parse_from(["barid", "roster"].into_iter().map(str::to_owned).chain(words)).unwrap();
         let (output, captured) = Output::captured(cli.json);
         let profile = Some(self.path("ma/clients/operator/client.toml"));
-        let context = Context { messages: Messages::new(lang), output, profile };
+        let context = Context::new(Messages::new(lang), output, profile);
         let Command::Roster(args) = cli.command else { panic!("another command") };
         let result = run(&context, &args);
         if let Err(failure) = &result {

@@ -14,7 +14,7 @@ fn golden(name: &str) -> PathBuf {
 
 fn verified(lang: Lang, json: bool, file: &Path, roster: &Path) -> (Exit, String) {
     let (output, captured) = Output::captured(json);
-    let context = Context { messages: Messages::new(lang), output, profile: None };
+    let context = Context::new(Messages::new(lang), output, None);
     let args = VerifyArgs { file: file.to_owned(), roster: Some(roster.to_owned()) };
     let exit = run(&context, &args).unwrap();
     let text = String::from_utf8(captured.lock().clone()).unwrap();
@@ -30,7 +30,7 @@ fn judged() -> Judged {
 }
 
 fn told(lang: Lang, judged: &Judged) -> String {
-    let context = Context { messages: Messages::new(lang), output: Output::plain(), profile: None };
+    let context = Context::new(Messages::new(lang), Output::plain(), None);
     let render = Render::new(&context, Directory::with_roster(nobody(), judged.trusted.clone()));
     let text = words::lines(&context, &render, judged).join("\n");
     assert_eq!(text.matches(FSI).count(), text.matches(PDI).count(), "{text:?}");
@@ -99,7 +99,7 @@ fn a_damaged_file_is_refused_with_its_reason() {
 
 #[test]
 fn a_roster_that_is_none_is_a_fault_of_the_command_line() {
-    let context = Context { messages: Messages::new(Lang::En), output: Output::plain(), profile: None };
+    let context = Context::new(Messages::new(Lang::En), Output::plain(), None);
     let note = std::fs::read_to_string(golden("roster-1.note")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let altered = folder.path().join("roster.note");
