@@ -411,7 +411,7 @@ mod tests {
     }
 
     fn context(lang: Lang) -> Context {
-        Context { messages: Messages::new(lang), output: Output::plain(), profile: None }
+        Context::new(Messages::new(lang), Output::plain(), None)
     }
 
     fn directory() -> Directory {

@@ -128,7 +128,7 @@ mod tests {
             state: Some(proto::State { state: "cancelled".into(), by: Some(by), partial: true, ..Default::default() }),
             stored: vec![proto::StoredBy { member: "tn".into(), at: Some(times::parse("2026-11-23").unwrap()) }],
         };
-        let context = Context { messages: Messages::new(Lang::Fr), output: Output::plain(), profile: None };
+        let context = Context::new(Messages::new(Lang::Fr), Output::plain(), None);
         let render = Render::new(&context, Directory::of("ne".parse().unwrap()));
         let text = fate(&context, &render, &answer).join("\n");
         for part in ["annulé", "d'autres réponses", "ne/0197", "tn", "2026-11-23 00:00:00 UTC"] {

@@ -238,7 +238,7 @@ mod tests {
             ..Default::default()
         };
         for lang in Lang::ALL {
-            let context = Context { messages: Messages::new(lang), output: Output::plain(), profile: None };
+            let context = Context::new(Messages::new(lang), Output::plain(), None);
             let render = Render::new(&context, Directory::of("ma".parse().expect("a code")));
             let text = lines(&context, &render, &status).join("\n");
             for part in ["ma.rabat.example/feed/1", "connection refused", "12", "30", "7–9", "5/9", "60"] {

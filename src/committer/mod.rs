@@ -13,6 +13,7 @@ mod queue;
 mod received;
 mod run;
 mod spoken;
+mod work;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -25,23 +26,21 @@ use barid_core::bulletin::ValidBulletin;
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint};
 use barid_core::feed::cosignature::heartbeat_line;
 use barid_core::feed::note::SigningKey;
-use barid_core::follow::{ProvenEntry, VerifiedBatch, VerifiedExpress, VerifiedFills};
+use barid_core::follow::{ProvenEntry, VerifiedBatch};
 use barid_core::names::{FeedId, Member, Undisclosed};
 use barid_core::proto;
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 
-use crate::store::{
-    CommitError, Committed, Cosigned, CrlRecord, CursorRecord, CustodyRecord, ForkRecord, Location, ReadError,
-    RosterRecord, Store,
-};
+use crate::store::{CommitError, Committed, CustodyRecord, ReadError, Store};
 
 pub use bulletins::{closing, forked};
 pub use epoch::{NextEpoch, OpenEpochError, OpenedEpoch, key_path, marked_epoch, marked_size, open_epoch};
 pub use express::Expressed;
 pub use mark::{Mark, MarkError};
 pub use spoken::Answers;
+pub use work::{Appended, Filled, Filling, Kept, Published, PublishedGroup};
+pub(crate) use work::{Permit, Work};
 
 /// Entries and answers that may wait for the committer; beyond it publishers are told to come back and links stop reading.
 pub const QUEUE_MAX: usize = 8_192;
@@ -128,83 +127,6 @@ pub enum CommitFailure {
     },
 }
 
-/// What became of one bulletin.
-#[derive(Clone, Debug)]
-pub enum Published {
-    /// Appended by this commit.
-    New {
-        /// Its place.
-        index: u64,
-        /// Its arrival at this node.
-        arrival: u64,
-    },
-    /// Its id is taken, by an earlier commit.
-    Taken(Location),
-    /// Its id is taken by another bulletin of the same group.
-    TakenInGroup,
-}
-
-/// A group that is durable.
-#[derive(Clone, Debug)]
-pub struct PublishedGroup {
-    /// One for each bulletin, in their order.
-    pub outcomes: Vec<Published>,
-    /// Checkpoint that includes them all.
-    pub checkpoint: SignedCheckpoint,
-}
-
-/// What a batch of a peer's feed became.
-#[derive(Clone, Copy, Debug)]
-pub struct Appended {
-    /// Entries held now.
-    pub size: u64,
-}
-
-/// What content that came late became.
-#[derive(Clone, Debug)]
-pub struct Filled {
-    /// Entries that are held in full now and were not before.
-    pub entries: u64,
-    /// Our custody notes for the feed's owner.
-    pub custody: Vec<Bytes>,
-}
-
-/// Content for entries held as digests, and what else is held as digests about there.
-#[derive(Clone, Debug)]
-pub struct Filling {
-    /// Verified content.
-    pub fills: VerifiedFills,
-    /// Ranges held as digests between the first and the last of its entries, before it came; at least these.
-    pub not_held: Vec<(Range<u64>, Undisclosed)>,
-}
-
-/// Answers and other facts to keep.
-#[derive(Clone, Debug, Default)]
-pub struct Kept {
-    /// Verified cosigned notes.
-    pub cosigned: Vec<Cosigned>,
-    /// Verified custody notes.
-    pub custody: Vec<CustodyRecord>,
-    /// Cursors of subscriptions.
-    pub cursors: Vec<CursorRecord>,
-    /// Verified rosters.
-    pub rosters: Vec<RosterRecord>,
-    /// Verified revocation lists, DER.
-    pub crls: Vec<CrlRecord>,
-    /// Feeds of which two histories were seen, and decisions about them.
-    pub forks: Vec<ForkRecord>,
-}
-
-impl Kept {
-    /// Bytes of what is kept, without what frames it.
-    fn bytes(&self) -> usize {
-        self.cosigned.iter().map(|cosigned| cosigned.note.len()).sum::<usize>()
-            + self.custody.iter().map(|custody| custody.note.len()).sum::<usize>()
-            + self.rosters.iter().map(|roster| roster.note.len()).sum::<usize>()
-            + self.crls.iter().map(|crl| crl.der.len()).sum::<usize>()
-    }
-}
-
 /// Handle of the committer. Cheap to clone.
 #[derive(Clone)]
 pub struct Committer {
@@ -234,17 +156,6 @@ pub(crate) struct Shared {
     /// Envelope bytes of each feed that were committed since the start.
     bytes: Mutex<BTreeMap<FeedId, u64>>,
 }
-
-pub(crate) enum Work {
-    Publish(Vec<ValidBulletin>, oneshot::Sender<Result<PublishedGroup, CommitFailure>>, Permit),
-    Append(Box<VerifiedBatch>, oneshot::Sender<Result<Appended, CommitFailure>>, Permit),
-    Express(Box<VerifiedExpress>, oneshot::Sender<Result<Expressed, CommitFailure>>, Permit),
-    Fill(Box<Filling>, oneshot::Sender<Result<Filled, CommitFailure>>, Permit),
-    Keep(Kept, oneshot::Sender<Result<(), CommitFailure>>, Permit),
-    Stop(oneshot::Sender<()>),
-}
-
-pub(crate) type Permit = tokio::sync::OwnedSemaphorePermit;
 
 /// Why a committer did not start.
 #[derive(Debug, thiserror::Error)]

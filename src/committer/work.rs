@@ -1,0 +1,104 @@
+//! What is handed to the committer, and what becomes of it.
+//!
+//! In scope: the values. Out of scope: in which order work is done (`queue`), and doing it (`run`).
+
+use std::ops::Range;
+
+use barid_core::bulletin::ValidBulletin;
+use barid_core::feed::checkpoint::SignedCheckpoint;
+use barid_core::follow::{VerifiedBatch, VerifiedExpress, VerifiedFills};
+use barid_core::names::Undisclosed;
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::CommitFailure;
+use super::express::Expressed;
+use crate::store::{Cosigned, CrlRecord, CursorRecord, CustodyRecord, ForkRecord, Location, RosterRecord};
+
+/// What became of one bulletin.
+#[derive(Clone, Debug)]
+pub enum Published {
+    /// Appended by this commit.
+    New {
+        /// Its place.
+        index: u64,
+        /// Its arrival at this node.
+        arrival: u64,
+    },
+    /// Its id is taken, by an earlier commit.
+    Taken(Location),
+    /// Its id is taken by another bulletin of the same group.
+    TakenInGroup,
+}
+
+/// A group that is durable.
+#[derive(Clone, Debug)]
+pub struct PublishedGroup {
+    /// One for each bulletin, in their order.
+    pub outcomes: Vec<Published>,
+    /// Checkpoint that includes them all.
+    pub checkpoint: SignedCheckpoint,
+}
+
+/// What a batch of a peer's feed became.
+#[derive(Clone, Copy, Debug)]
+pub struct Appended {
+    /// Entries held now.
+    pub size: u64,
+}
+
+/// What content that came late became.
+#[derive(Clone, Debug)]
+pub struct Filled {
+    /// Entries that are held in full now and were not before.
+    pub entries: u64,
+    /// Our custody notes for the feed's owner.
+    pub custody: Vec<Bytes>,
+}
+
+/// Content for entries held as digests, and what else is held as digests about there.
+#[derive(Clone, Debug)]
+pub struct Filling {
+    /// Verified content.
+    pub fills: VerifiedFills,
+    /// Ranges held as digests between the first and the last of its entries, before it came; at least these.
+    pub not_held: Vec<(Range<u64>, Undisclosed)>,
+}
+
+/// Answers and other facts to keep.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// Verified cosigned notes.
+    pub cosigned: Vec<Cosigned>,
+    /// Verified custody notes.
+    pub custody: Vec<CustodyRecord>,
+    /// Cursors of subscriptions.
+    pub cursors: Vec<CursorRecord>,
+    /// Verified rosters.
+    pub rosters: Vec<RosterRecord>,
+    /// Verified revocation lists, DER.
+    pub crls: Vec<CrlRecord>,
+    /// Feeds of which two histories were seen, and decisions about them.
+    pub forks: Vec<ForkRecord>,
+}
+
+impl Kept {
+    /// Bytes of what is kept, without what frames it.
+    pub(super) fn bytes(&self) -> usize {
+        self.cosigned.iter().map(|cosigned| cosigned.note.len()).sum::<usize>()
+            + self.custody.iter().map(|custody| custody.note.len()).sum::<usize>()
+            + self.rosters.iter().map(|roster| roster.note.len()).sum::<usize>()
+            + self.crls.iter().map(|crl| crl.der.len()).sum::<usize>()
+    }
+}
+
+pub(crate) enum Work {
+    Publish(Vec<ValidBulletin>, oneshot::Sender<Result<PublishedGroup, CommitFailure>>, Permit),
+    Append(Box<VerifiedBatch>, oneshot::Sender<Result<Appended, CommitFailure>>, Permit),
+    Express(Box<VerifiedExpress>, oneshot::Sender<Result<Expressed, CommitFailure>>, Permit),
+    Fill(Box<Filling>, oneshot::Sender<Result<Filled, CommitFailure>>, Permit),
+    Keep(Kept, oneshot::Sender<Result<(), CommitFailure>>, Permit),
+    Stop(oneshot::Sender<()>),
+}
+
+pub(crate) type Permit = tokio::sync::OwnedSemaphorePermit;
