@@ -1,6 +1,6 @@
 //! What a node's folder holds, by the program that would run there, and what must be true of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -40,6 +40,8 @@ impl Held {
 pub(crate) struct Inside {
     own: FeedId,
     feeds: BTreeMap<FeedId, Held>,
+    /// Held in full, ahead of their feeds' order.
+    ahead: BTreeMap<FeedId, BTreeSet<u64>>,
     arrivals: BTreeMap<u64, (String, u64)>,
     /// With the root that each speaks of.
     cosigned: Vec<(Cosigned, Hash)>,
@@ -71,6 +73,7 @@ impl Inside {
         let mut inside = Self {
             own: own.clone(),
             feeds: BTreeMap::new(),
+            ahead: BTreeMap::new(),
             arrivals: BTreeMap::new(),
             cosigned: Vec::new(),
             custody: Vec::new(),
@@ -84,6 +87,12 @@ impl Inside {
     }
 
     fn take_in(&mut self, store: &DiskStore, roster: &Roster) -> Result<(), String> {
+        // Also of feeds of which nothing has come in order yet.
+        for member in roster.entries() {
+            let feed = FeedId::new(member.code.clone(), roster.exchange().clone(), self.own.epoch);
+            let ahead = store.ahead(&feed, 0..u64::MAX).into_iter().map(|(index, _)| index);
+            self.ahead.insert(feed, ahead.collect());
+        }
         for state in store.feeds() {
             let (feed, size) = (state.feed, state.frontier.size());
             let mut held = Held::default();
@@ -160,10 +169,13 @@ impl Inside {
             let held = self.feeds.get(&said.feed);
             let in_full = |index: u64| {
                 let place = usize::try_from(index).unwrap();
-                held.is_some_and(|held| held.in_full.get(place).copied().unwrap_or(false))
+                self.ahead.get(&said.feed).is_some_and(|ahead| ahead.contains(&index))
+                    || held.is_some_and(|held| held.in_full.get(place) == Some(&true))
             };
             if let Some(index) = said.range.clone().find(|index| said.holds(*index) && !in_full(*index)) {
-                return Err(format!("{me} took {} {index} into custody and does not hold it", said.feed));
+                let (size, ahead) = (held.map_or(0, Held::size), self.ahead.get(&said.feed));
+                let note = format!("{me} took {} {index} of {:?} into custody", said.feed, said.range);
+                return Err(format!("{note} and does not hold it; it holds {size}, and {ahead:?} ahead"));
             }
         }
         // Nobody holds more of a feed, or another one, than its owner had made durable when it sent it.
