@@ -96,7 +96,7 @@ fn asking(shared: &Shared, request: &Request) -> proto::Follow {
         feed: request.feed.to_string(),
         from: shared.store().feed(&request.feed).map_or(0, |state| state.frontier.size()),
         topics: shared.options.topics.iter().map(|filter| filter.as_str().to_owned()).collect(),
-        ranges: request.ranges.iter().map(range).collect(),
+        ranges: request.found.ranges.iter().map(range).collect(),
     }
 }
 
@@ -169,7 +169,7 @@ fn verify(shared: &Shared, peer: &Member, request: &Request, message: &proto::Fi
     let rosters = shared.options.rosters.load();
     // Our own is ours, whoever gives it back.
     let provider = if feed.member == shared.me { &shared.me } else { peer };
-    let fills = verify_fills(feed, provider, message, &request.ranges, &lacking, &rosters, &shared.me)
+    let fills = verify_fills(feed, provider, message, &request.found.ranges, &lacking, &rosters, &shared.me)
         .map_err(Refusal::Fault)?;
     let not_held = match (fills.entries.first(), fills.entries.last()) {
         (Some(first), Some(last)) => {
