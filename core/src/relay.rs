@@ -51,6 +51,26 @@ impl Relay {
     }
 }
 
+/// Whether a feed is to be followed elsewhere although its owner is linked.
+///
+/// A member that lost its store cannot serve what it had published; whoever holds it may have no link to it. So where the owner shows no more than
+/// is held here, and another peer does, for longer than it takes to catch up, that peer is a relay as if the owner were away.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Behind {
+    since_ms: Option<u64>,
+}
+
+impl Behind {
+    /// Looks again. `owner`: entries that the owner shows to hold, if it has shown any heads; `others`: the most that another linked peer
+    /// shows.
+    pub fn look(&mut self, held: u64, owner: Option<u64>, others: u64, now_ms: u64) -> bool {
+        let behind = others > held && owner.is_some_and(|size| size <= held);
+        let since_ms = self.since_ms.filter(|_| behind).or_else(|| behind.then_some(now_ms));
+        self.since_ms = since_ms;
+        since_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) >= RELAY_GRACE_MS)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -75,6 +95,19 @@ mod tests {
         assert_eq!(relay.choose(99, &shown([9, 100, 99])[..1], 50_000), None, "it is gone, and nobody else is ahead");
         assert_eq!(relay.choose(99, &shown([9, 100, 99]), 60_000), Some(&ne));
         assert_eq!(relay.choose(100, &shown([100, 100, 100]), 99_000), Some(&ne), "all are equal: it goes on");
+    }
+
+    #[test]
+    fn an_owner_that_lost_what_others_hold_is_not_waited_for() {
+        let mut behind = Behind::default();
+        assert!(!behind.look(3, Some(3), 5, 1_000));
+        assert!(!behind.look(4, Some(4), 5, 2_000), "it may be a moment");
+        assert!(behind.look(4, Some(4), 5, 1_000 + RELAY_GRACE_MS));
+        assert!(behind.look(4, Some(2), 5, 9_000), "it has even less");
+        assert!(!behind.look(5, Some(2), 5, 9_000), "everything is here");
+        assert!(!behind.look(5, Some(5), 6, 9_000), "it begins again");
+        assert!(!behind.look(5, Some(6), 6, 99_000), "the owner has it, too");
+        assert!(!behind.look(5, None, 6, 99_000), "who has shown nothing yet is not judged");
     }
 
     #[test]

@@ -18,9 +18,15 @@ pub(crate) struct Bulletin {
     pub(crate) facts: Facts,
 }
 
-/// A bulletin of member `by` with this id.
-pub(crate) fn bulletin(random: &mut Random, exchange: &Exchange, by: usize, version: u64, id: u64) -> Bulletin {
-    let salt = random.bytes();
+/// A bulletin of member `by` with this id: the same content from the same numbers, whatever the salt.
+pub(crate) fn bulletin(
+    random: &mut Random,
+    exchange: &Exchange,
+    by: usize,
+    version: u64,
+    id: u64,
+    salt: [u8; 16],
+) -> Bulletin {
     let count = exchange.members.len();
     let group = random.index(GROUPS.len());
     let label = random.index(LABELS.len());
@@ -33,7 +39,6 @@ pub(crate) fn bulletin(random: &mut Random, exchange: &Exchange, by: usize, vers
     let oddity = random.below(24);
     let named = if oddity == 3 { random.index(count) } else { by };
     let facts = Facts {
-        id,
         named,
         group,
         label: u8::try_from(label).unwrap_or_default(),

@@ -36,7 +36,7 @@ use std::collections::BTreeSet;
 
 pub use coverage::{Coverage, MUST_BE_REACHED};
 pub use mutation::Mutation;
-pub use shrink::{Shrunk, shrink};
+pub use shrink::{Shrunk, kind, shrink};
 
 /// What became of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +62,10 @@ pub fn run(seed: u64, mutation: Option<Mutation>) -> Outcome {
 fn run_without(seed: u64, mutation: Option<Mutation>, without: &BTreeSet<usize>) -> Outcome {
     let mut world = world::World::new(seed, mutation, without);
     world.run();
+    outcome(world)
+}
+
+fn outcome(world: world::World) -> Outcome {
     Outcome {
         trace: world.trace,
         events: world.events,

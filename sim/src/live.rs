@@ -9,7 +9,7 @@ use barid_core::feed::checkpoint::SignedCheckpoint;
 use barid_core::follow::FollowState;
 use barid_core::gaps::{Asked, Found};
 use barid_core::names::FeedId;
-use barid_core::relay::Relay;
+use barid_core::relay::{Behind, Relay};
 
 use crate::node::Work;
 
@@ -82,6 +82,8 @@ pub(crate) struct Live {
     pub(crate) serving: BTreeMap<(usize, FeedId), Serving>,
     /// Where feeds of members without a link are followed.
     pub(crate) relays: BTreeMap<FeedId, Relay>,
+    /// Whether linked owners show less than others.
+    pub(crate) behind: BTreeMap<FeedId, Behind>,
     /// Entries that each peer shows to hold.
     pub(crate) shown: BTreeMap<(FeedId, usize), u64>,
     /// Peers that have shown their heads since the start.

@@ -13,7 +13,6 @@ use crate::exchange::{Exchange, Listed};
 /// What is true about one bulletin.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
-    pub(crate) id: u64,
     /// Whom its header names as its member.
     pub(crate) named: usize,
     pub(crate) group: usize,

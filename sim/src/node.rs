@@ -158,7 +158,6 @@ pub(crate) struct Committed {
 }
 
 pub(crate) struct Node {
-    pub(crate) index: usize,
     pub(crate) me: Member,
     pub(crate) nature: Nature,
     /// Topics whose content it wants; none: all.
@@ -184,9 +183,8 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(index: usize, feed: FeedId, first_roster: &RosterChain, nature: Nature) -> Self {
+    pub(crate) fn new(feed: FeedId, first_roster: &RosterChain, nature: Nature) -> Self {
         Self {
-            index,
             me: feed.member.clone(),
             nature,
             topics: Vec::new(),

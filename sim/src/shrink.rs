@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::exchange::Exchange;
-use crate::plan::Plan;
+use crate::plan::{Plan, Planned};
 use crate::random::Random;
+use crate::world::World;
 use crate::{Mutation, run_without};
 
 /// Runs that shrinking may take.
@@ -15,6 +16,8 @@ const RUNS_MAX: u32 = 400;
 #[derive(Clone, Debug)]
 pub struct Shrunk {
     seed: u64,
+    mutation: Option<Mutation>,
+    without: BTreeSet<usize>,
     members: String,
     events: Vec<String>,
     planned: usize,
@@ -27,7 +30,7 @@ pub struct Shrunk {
 pub fn shrink(seed: u64, mutation: Option<Mutation>) -> Option<Shrunk> {
     let exchange = Exchange::new(&mut Random::new(seed, 1));
     let plan = Plan::new(&mut Random::new(seed, 2), &exchange);
-    let mut without = BTreeSet::new();
+    let mut without: BTreeSet<usize> = BTreeSet::new();
     let mut violations = run_without(seed, mutation, &without).violations;
     if violations.is_empty() {
         return None;
@@ -38,15 +41,17 @@ pub fn shrink(seed: u64, mutation: Option<Mutation>) -> Option<Shrunk> {
         let mut left_out = false;
         let mut start = 0;
         while start < plan.events.len() && runs < RUNS_MAX {
-            let trial: BTreeSet<usize> =
-                without.iter().copied().chain(start..(start + piece).min(plan.events.len())).collect();
+            // What the exchange is in the end rests on its rosters.
+            let rest = (start..(start + piece).min(plan.events.len()))
+                .filter(|place| !matches!(plan.events[*place].1, Planned::Roster { .. }));
+            let trial: BTreeSet<usize> = without.iter().copied().chain(rest).collect();
             start += piece;
             if trial.len() == without.len() {
                 continue;
             }
             runs += 1;
             let found = run_without(seed, mutation, &trial).violations;
-            if !found.is_empty() {
+            if found.iter().any(|found| kind(found) == kind(&violations[0])) {
                 (without, violations, left_out) = (trial, found, true);
             }
         }
@@ -56,10 +61,27 @@ pub fn shrink(seed: u64, mutation: Option<Mutation>) -> Option<Shrunk> {
         piece = (piece / 2).max(1);
     }
     let left = plan.events.iter().enumerate().filter(|(place, _)| !without.contains(place));
-    let events = left.map(|(_, (at, planned))| format!("{at}: {planned:?}")).collect();
+    let events: Vec<String> = left.map(|(_, (at, planned))| format!("{at}: {planned:?}")).collect();
     let nature = |node: usize| format!("{node} {} {:?}", exchange.members[node], exchange.natures[node]);
     let members = (0..exchange.members.len()).map(nature).collect::<Vec<_>>().join("\n  ");
-    Some(Shrunk { seed, members, events, planned: plan.events.len(), violations })
+    Some(Shrunk { seed, mutation, without, members, events, planned: plan.events.len(), violations })
+}
+
+impl Shrunk {
+    /// What happens in it, line by line.
+    #[must_use]
+    pub fn story(&self) -> Vec<String> {
+        let mut world = World::new(self.seed, self.mutation, &self.without);
+        world.story = Some(Vec::new());
+        world.run();
+        world.story.unwrap_or_default()
+    }
+}
+
+/// What sort of promise is broken: its words, wherever and for whom it is.
+pub fn kind(violation: &str) -> String {
+    let what = violation.rsplit(": ").next().unwrap_or(violation);
+    what.split(' ').filter(|word| word.chars().all(|c| c.is_alphabetic() || ",'".contains(c))).collect()
 }
 
 impl fmt::Display for Shrunk {

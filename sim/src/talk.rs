@@ -111,12 +111,28 @@ impl World {
     fn follow_wanted(&mut self, node: usize, peer: usize) {
         for epoch in 1..=self.exchange.epochs[peer] {
             let feed = self.exchange.feed(peer, epoch);
+            if self.is_behind(node, peer, &feed) {
+                self.count("owner behind a relay");
+                self.follow_at_relay(node, &feed);
+                continue;
+            }
             let live = &mut self.nodes[node].live;
             live.relays.remove(&feed);
             if live.following.get(&feed).is_none_or(|following| following.at != peer) && !live.stopped.contains(&feed) {
                 self.begin(node, &feed, peer);
             }
         }
+    }
+
+    /// Whether a linked owner has long shown no more than is held here, and somebody else does.
+    fn is_behind(&mut self, node: usize, owner: usize, feed: &FeedId) -> bool {
+        let (now_ms, here) = (self.now_ms(), &mut self.nodes[node]);
+        let held = here.disk.size(feed);
+        let shown = |peer: usize| here.live.shown.get(&(feed.clone(), peer)).copied().unwrap_or(0);
+        let others = here.live.linked.iter().filter(|peer| **peer != owner).map(|peer| shown(*peer)).max();
+        let owner_shows = here.live.heads_of.contains(&owner).then(|| shown(owner));
+        let behind = here.live.behind.entry(feed.clone()).or_default();
+        behind.look(held, owner_shows, others.unwrap_or(0), now_ms)
     }
 
     /// Feeds of members without a link are followed where they are to be had.
@@ -141,8 +157,9 @@ impl World {
         let (now_ms, here) = (self.now_ms(), &mut self.nodes[node]);
         let live = &mut here.live;
         let size = |peer: &usize| live.shown.get(&(feed.clone(), *peer)).copied().unwrap_or(0);
-        let shown: Vec<(Member, u64)> =
-            live.linked.iter().map(|peer| (self.exchange.members[*peer].clone(), size(peer))).collect();
+        let member = |peer: usize| &self.exchange.members[peer];
+        let others = live.linked.iter().filter(|peer| *member(**peer) != feed.member);
+        let shown: Vec<(Member, u64)> = others.map(|peer| (member(*peer).clone(), size(peer))).collect();
         let held = here.disk.size(feed);
         let relay = live.relays.entry(feed.clone()).or_default();
         let before = relay.at().cloned();
@@ -484,6 +501,9 @@ impl World {
             self.count("frame unreadable");
             return self.end_link(to, from);
         };
+        if let Some(frame) = &frame {
+            self.tell(|| format!("{to} takes from {from}: {}", told(frame)));
+        }
         match frame {
             Some(Frame::Follow(follow)) => self.followed(from, to, &follow),
             Some(Frame::Entries(entries)) => self.entries(from, to, &entries),
@@ -518,5 +538,29 @@ impl World {
         if self.nodes[node].live.linked.contains(&peer) {
             self.link_down(node, peer);
         }
+    }
+}
+
+/// A frame in few words.
+fn told(frame: &Frame) -> String {
+    match frame {
+        Frame::Follow(follow) if follow.ranges.is_empty() => format!("follow {} from {}", follow.feed, follow.from),
+        Frame::Follow(follow) => format!("wants {} {:?}", follow.feed, follow.ranges),
+        Frame::Entries(entries) => format!("{} from {}: {} items", entries.feed, entries.first, entries.items.len()),
+        Frame::Stored(stored) => format!("stored {} {}", stored.feed, stored.size),
+        Frame::Fills(fills) => format!("{}: {} fills up to {}", fills.feed, fills.items.len(), fills.through),
+        Frame::Heads(heads) => {
+            let line = |head: &proto::Head| {
+                let text = String::from_utf8_lossy(&head.checkpoint).lines().take(2).collect::<Vec<_>>().join(" ");
+                head.held.map_or(text.clone(), |held| format!("{text} of which {held}"))
+            };
+            let heads: Vec<String> = heads.heads.iter().map(line).collect();
+            format!("heads {}", heads.join(", "))
+        }
+        Frame::RosterRequest(request) => format!("wants rosters after {}", request.after),
+        Frame::Rosters(rosters) => format!("{} rosters", rosters.notes.len()),
+        Frame::ConsistencyRequest(request) => format!("how {} was at {}", request.feed, request.size),
+        Frame::Consistency(shown) => format!("{} was at {}", shown.feed, shown.size),
+        _ => "something else".to_owned(),
     }
 }

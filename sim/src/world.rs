@@ -59,6 +59,7 @@ pub(crate) struct Publisher {
 }
 
 pub(crate) struct World {
+    seed: u64,
     pub(crate) random: Random,
     pub(crate) mutation: Option<Mutation>,
     pub(crate) exchange: Exchange,
@@ -85,6 +86,8 @@ pub(crate) struct World {
     /// Checkpoints verified, whoever asks: an epoch's keys never change.
     pub(crate) verified: HashMap<Bytes, Option<SignedCheckpoint>>,
     pub(crate) trace: [u8; 32],
+    /// What happened, in words, if that is asked for.
+    pub(crate) story: Option<Vec<String>>,
     pub(crate) events: u64,
     ended: bool,
 }
@@ -99,9 +102,10 @@ impl World {
             barid_core::roster::RosterChain::start(&exchange.notes[0]).expect("the first roster makes sense")
         });
         let first = first.expect("there is a first roster");
-        let node = |index| Node::new(index, exchange.feed(index, 1), &first, exchange.natures[index].clone());
+        let node = |index| Node::new(exchange.feed(index, 1), &first, exchange.natures[index].clone());
         let nodes: Vec<Node> = (0..count).map(node).collect();
         let mut world = Self {
+            seed,
             random: Random::new(seed, 3),
             mutation,
             nodes,
@@ -120,6 +124,7 @@ impl World {
             overheard: VecDeque::new(),
             verified: HashMap::new(),
             trace: [0; 32],
+            story: None,
             events: 0,
             ended: false,
             exchange,
@@ -198,6 +203,15 @@ impl World {
     pub(crate) fn note(&mut self, what: &str, who: usize, bytes: &[u8]) {
         let head = format!("{} {what} {who} ", self.now);
         self.trace = envelope::digest(&[&self.trace[..], head.as_bytes(), bytes].concat()).0;
+        self.tell(|| format!("{who} {what}"));
+    }
+
+    /// Adds to the story.
+    pub(crate) fn tell(&mut self, line: impl FnOnce() -> String) {
+        let now = self.now;
+        if let Some(story) = &mut self.story {
+            story.push(format!("{now}: {}", line()));
+        }
     }
 
     fn happen(&mut self, event: Event) {
@@ -376,7 +390,8 @@ impl World {
             return;
         }
         let version = here.disk.chain.newest().version();
-        let bulletin = bulletin(&mut self.random, &self.exchange, node, version, id);
+        let (mut content, salt) = (Random::new(self.seed, 1_000 + id), self.random.bytes());
+        let bulletin = bulletin(&mut content, &self.exchange, node, version, id, salt);
         let digest = envelope::digest(&bulletin.envelope);
         self.note("publish", node, &digest.0);
         let header = envelope::header_of(&bulletin.envelope).ok().map(std::sync::Arc::new);
