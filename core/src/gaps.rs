@@ -6,7 +6,7 @@
 //! A round goes over a feed once, from its beginning. The first round with a peer under a roster asks for everything that is held as a digest;
 //! so what was withheld wrongly is found, and who joined later gets its history. After that only what came without content from a relay
 //! is asked for, as it comes; what a peer did not give is asked for again after a pause that grows, and not at all once the feed's
-//! owner has been asked.
+//! owner has been asked. The owner alone is asked once for everything that it did not serve itself: a relay may have withheld it wrongly.
 
 use std::ops::Range;
 
@@ -20,7 +20,8 @@ pub type NotHeld = Vec<(Range<u64>, Undisclosed)>;
 pub struct Asked {
     /// The newest roster of this round.
     roster: u64,
-    /// Before this index everything is asked for, whatever the reason.
+    /// Between these everything is asked for, whatever the reason.
+    full_from: u64,
     full_to: u64,
     /// Next index to look at.
     cursor: u64,
@@ -47,8 +48,10 @@ pub struct Stand {
     pub size: u64,
     /// Version of the newest roster.
     pub roster: u64,
-    /// Up to where the feed's owner was asked under this roster: what it did not give is not ours. 0 if the peer is the owner.
+    /// Up to where the feed's owner was asked under this roster: what it did not give is not ours.
     pub settled: u64,
+    /// Whether the peer is the feed's owner.
+    pub owner: bool,
 }
 
 impl Asked {
@@ -67,12 +70,16 @@ impl Asked {
         if self.roster != stand.roster {
             *self = Self { roster: stand.roster, full_to: stand.size, ..Self::default() };
         }
+        if stand.owner {
+            self.full_to = stand.size;
+        }
         match self.retry_at_ms {
             Some(at) if now_ms < at => return Ok(None),
             Some(_) => (self.cursor, self.retry_at_ms) = (0, None),
             None => {}
         }
-        let found = self.find(stand.settled, not_held)?;
+        let settled = if stand.owner { 0 } else { stand.settled };
+        let found = self.find(settled, not_held)?;
         if found.is_none() {
             self.end_round(stand.size, now_ms, pause_ms);
         }
@@ -102,6 +109,9 @@ impl Asked {
         if self.cursor >= first {
             self.cursor = self.cursor.max(end);
         }
+        if self.full_from >= first {
+            self.full_from = self.full_from.max(end);
+        }
     }
 
     /// When to look again, if something was put off.
@@ -123,15 +133,12 @@ impl Asked {
         if self.wanted > self.got {
             self.put_off(now_ms, pause_ms);
         }
-        (self.cursor, self.full_to, self.wanted, self.got) = (size, 0, 0, 0);
+        (self.cursor, self.wanted, self.got) = (size, 0, 0);
+        self.full_from = self.full_to;
     }
 
     /// The first ranges from the cursor on that are worth asking for.
-    fn find<E>(
-        &self,
-        settled: u64,
-        mut not_held: impl FnMut(u64) -> Result<NotHeld, E>,
-    ) -> Result<Option<Found>, E> {
+    fn find<E>(&self, settled: u64, mut not_held: impl FnMut(u64) -> Result<NotHeld, E>) -> Result<Option<Found>, E> {
         let mut next = self.cursor;
         loop {
             let held = not_held(next)?;
@@ -139,14 +146,15 @@ impl Asked {
             let end = last.end;
             let wanted = |(range, reason): (Range<u64>, Undisclosed)| {
                 let range = range.start.max(next)..range.end;
+                let full = self.full_from..self.full_to;
                 match reason {
-                    Undisclosed::NotHeld if range.start < self.full_to => Some(range),
-                    Undisclosed::NotHeld => Some(range.start.max(settled)..range.end),
+                    // A reason of a later version is none to be content with.
+                    Undisclosed::NotHeld | Undisclosed::Unknown if full.contains(&range.start) => Some(range),
+                    Undisclosed::NotHeld | Undisclosed::Unknown => Some(range.start.max(settled)..range.end),
                     Undisclosed::Withheld
                     | Undisclosed::Unfollowed
                     | Undisclosed::TooLarge
-                    | Undisclosed::NotUnderstood
-                    | Undisclosed::Unknown => Some(range.start..range.end.min(self.full_to)),
+                    | Undisclosed::NotUnderstood => Some(range.start.max(full.start)..range.end.min(full.end)),
                     // Nobody has it any more; or it is not ours, and was sent to us all the same.
                     Undisclosed::Purged | Undisclosed::Excluded => None,
                 }
@@ -158,5 +166,72 @@ impl Asked {
             }
             next = end;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::convert::Infallible;
+
+    use super::*;
+
+    struct Case {
+        held: NotHeld,
+        asked: Asked,
+        size: u64,
+        now_ms: u64,
+    }
+
+    impl Case {
+        fn new(reasons: &[Undisclosed]) -> Self {
+            let mut case = Self { held: Vec::new(), asked: Asked::default(), size: 0, now_ms: 0 };
+            reasons.iter().for_each(|reason| case.comes(*reason));
+            case
+        }
+
+        fn comes(&mut self, reason: Undisclosed) {
+            self.held.push((self.size..self.size + 1, reason));
+            self.size += 1;
+        }
+
+        /// Asks, and is given nothing.
+        fn asks(&mut self, owner: bool) -> Vec<u64> {
+            let stand = Stand { size: self.size, roster: 1, settled: 0, owner };
+            let after = |from: u64| {
+                Ok::<NotHeld, Infallible>(self.held.iter().filter(|(range, _)| range.start >= from).cloned().collect())
+            };
+            let Ok(found) = self.asked.next(stand, self.now_ms, after, |_| 5_000);
+            let Some(found) = found else { return Vec::new() };
+            self.asked.answered(&found, found.end, 0);
+            found.ranges.into_iter().flatten().collect()
+        }
+    }
+
+    #[test]
+    fn the_owner_is_asked_once_for_what_a_relay_withheld() {
+        let mut case = Case::new(&[Undisclosed::Withheld]);
+        assert_eq!(case.asks(true), [0], "the first round");
+        assert!(case.asks(true).is_empty());
+        case.now_ms = 5_000;
+        assert!(case.asks(true).is_empty(), "it did not give it: it is not ours");
+        // The owner is away, and a relay says that the next one is not for us; then the owner itself says so of a third.
+        case.comes(Undisclosed::Withheld);
+        assert_eq!(case.asks(true), [1]);
+        case.comes(Undisclosed::Withheld);
+        case.asked.served(2, 3);
+        case.now_ms = 20_000;
+        assert!(case.asks(true).is_empty());
+    }
+
+    #[test]
+    fn a_relay_is_asked_again_for_what_it_lacked_only() {
+        let mut case =
+            Case::new(&[Undisclosed::Withheld, Undisclosed::NotHeld, Undisclosed::Unknown, Undisclosed::Purged]);
+        assert_eq!(case.asks(false), [0, 1, 2]);
+        assert!(case.asks(false).is_empty());
+        case.now_ms = 5_000;
+        case.comes(Undisclosed::Withheld);
+        assert_eq!(case.asks(false), [1, 2], "also what is missing for a reason of a later version");
     }
 }

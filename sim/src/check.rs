@@ -112,8 +112,12 @@ impl Check<'_> {
             if here.disk.arrivals != seen.arrivals {
                 broken.push((node, "arrivals are not what they were".to_owned()));
             }
-            let disclosed: usize =
-                here.disk.logs.values().map(|log| log.entries.iter().filter(|entry| entry.is_disclosed()).count()).sum();
+            let disclosed: usize = here
+                .disk
+                .logs
+                .values()
+                .map(|log| log.entries.iter().filter(|entry| entry.is_disclosed()).count())
+                .sum();
             if disclosed != here.disk.arrivals.len() {
                 let arrived = here.disk.arrivals.len();
                 broken.push((node, format!("{disclosed} entries are held in full, {arrived} have arrived")));
@@ -152,7 +156,8 @@ impl Check<'_> {
                 let copy = here.disk.logs.get(feed);
                 let size = copy.map_or(0, |copy| copy.tree.size());
                 if copy.is_some_and(|copy| root_at(&log.tree, size) != Ok(copy.tree.root())) {
-                    broken.push((node, format!("{feed} has another root at {size}: two histories of an honest member")));
+                    broken
+                        .push((node, format!("{feed} has another root at {size}: two histories of an honest member")));
                 }
                 if here.disk.forks.contains_key(feed) || here.live.stopped.contains(feed) {
                     broken.push((node, format!("{feed} is not followed any more, though its owner is honest")));
@@ -225,11 +230,15 @@ impl Check<'_> {
             log.and_then(|log| log.entry(index)).is_some_and(Entry::is_disclosed)
         };
         let kept = |node: usize| node == owner && world.model.restores[owner] == 0;
+        // A relay that lies about what is whose is not found out by whom the owner cannot tell.
+        let liars = world.exchange.natures.iter().any(|nature| nature.withholds || nature.garbage);
+        let told = |node: usize| !liars || node == owner || !world.is_severed(node, owner);
         let mut holders: Vec<usize> =
             self.current.iter().copied().filter(|node| entitled(*node) && (has(*node) || kept(*node))).collect();
         while let Some(next) = self.current.iter().copied().find(|node| {
             !holders.contains(node)
                 && entitled(*node)
+                && told(*node)
                 && holders.iter().any(|holder| !world.is_severed(*holder, *node))
         }) {
             holders.push(next);
@@ -276,7 +285,8 @@ impl Check<'_> {
         }
         for (node, (feed, index)) in &world.model.blamed {
             let entry = world.nodes[*node].disk.logs.get(feed).and_then(|log| log.entry(*index));
-            if entry.and_then(|entry| self.facts(entry)).is_some_and(|facts| facts.always_admit(*node, &world.exchange)) {
+            if entry.and_then(|entry| self.facts(entry)).is_some_and(|facts| facts.always_admit(*node, &world.exchange))
+            {
                 self.fails(*node, format!("{feed} {index} was taken for wrongly withheld"));
             }
         }
@@ -290,7 +300,9 @@ impl Check<'_> {
         for (node, here) in self.honest() {
             for (feed, evidence) in &here.disk.forks {
                 let proves = Equivocation::verify(evidence, newest).is_ok_and(|fork| fork.feed() == feed);
-                let forks = world.exchange.position(&feed.member).is_some_and(|owner| world.exchange.natures[owner].forks);
+                let nature = world.exchange.position(&feed.member).map(|owner| &world.exchange.natures[owner]);
+                // Garbage may happen to be signed.
+                let forks = nature.is_some_and(|nature| nature.forks || nature.garbage);
                 let listed = !newest.feed_keys(feed).is_empty();
                 if listed && !proves || !forks {
                     broken.push((node, format!("evidence of two histories of {feed} proves nothing")));

@@ -135,7 +135,8 @@ impl World {
         if let Some(other) = other
             && !self.has(Mutation::ReleaseBeforeCommit)
         {
-            let text = format!("{id} was released as {} {}, and as {} {}", other.place.0, other.place.1, place.0, place.1);
+            let text =
+                format!("{id} was released as {} {}, and as {} {}", other.place.0, other.place.1, place.0, place.1);
             self.violated(node, text);
         }
         self.count("published");

@@ -94,11 +94,7 @@ pub(crate) fn unverified_fills(feed: &FeedId, message: &proto::Fills, lacking: &
 }
 
 /// What a follower would take if it did not look at the log.
-pub(crate) fn unverified(
-    state: &FollowState,
-    message: &proto::Entries,
-    fault: Fault,
-) -> Result<VerifiedBatch, Fault> {
+pub(crate) fn unverified(state: &FollowState, message: &proto::Entries, fault: Fault) -> Result<VerifiedBatch, Fault> {
     let wrong = matches!(fault.kind, FaultKind::BadRoot | FaultKind::BadProof);
     let Some(checkpoint) = state.newest.clone().filter(|_| wrong) else { return Err(fault) };
     let mut frontier = state.frontier.clone();

@@ -58,7 +58,8 @@ impl World {
     }
 
     pub(crate) fn fall_in_doubt(&mut self, node: usize, why: &'static str) {
-        if self.has(Mutation::ContinueAfterRestore) {
+        // Who signs two histories goes on with both.
+        if self.has(Mutation::ContinueAfterRestore) || self.exchange.natures[node].forks {
             return;
         }
         self.count(why);
@@ -154,11 +155,8 @@ impl World {
             let here = &mut self.nodes[node];
             here.feed = next.clone();
             let header = barid_core::envelope::header_of(&closing.envelope).expect("just made");
-            let done: Committed = here.apply(
-                vec![Work::Name(closing.envelope, Arc::new(header))],
-                &feed_key(&next),
-                self.mutation,
-            );
+            let done: Committed =
+                here.apply(vec![Work::Name(closing.envelope, Arc::new(header))], &feed_key(&next), self.mutation);
             self.observe(node, &done);
             self.nodes[node].feed = old;
             if self.disk_faults[node].pop_front().is_some() || self.random.chance(10) {

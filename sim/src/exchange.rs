@@ -23,6 +23,11 @@ const CODES: [&str; 50] = [
 const STATES: usize = 45;
 pub(crate) const GROUPS: [&str; 2] = ["customs", "security"];
 
+/// Whether a word is a member's code.
+pub(crate) fn is_member(word: &str) -> bool {
+    CODES.contains(&word)
+}
+
 /// How a member is listed in one version.
 #[derive(Clone, Debug)]
 pub(crate) struct Listed {
@@ -245,9 +250,8 @@ fn text(
         } else {
             let label = |ceiling: u8| if ceiling == 0 { "TLP:CLEAR" } else { "TLP:GREEN" };
             let ceilings = GROUPS.iter().zip(standing.ceilings);
-            let ceilings: Vec<String> = ceilings
-                .filter_map(|(group, ceiling)| Some(format!("{group} = \"{}\"", label(ceiling?))))
-                .collect();
+            let ceilings: Vec<String> =
+                ceilings.filter_map(|(group, ceiling)| Some(format!("{group} = \"{}\"", label(ceiling?)))).collect();
             format!("kind = \"observer\"\nceilings = {{ {} }}\n", ceilings.join(", "))
         };
         text += &format!(

@@ -30,12 +30,13 @@ enum Compared {
 }
 
 impl World {
-    /// A member begins to tell some of its peers another history than the others.
+    /// A member begins to tell some of its peers another history than the others; or tells it to others.
     pub(crate) fn fork(&mut self, node: usize) {
         self.count("fork made");
         let to: BTreeSet<usize> = (0..self.nodes.len()).filter(|_| self.random.chance(50)).collect();
         let here = &mut self.nodes[node];
-        let log = here.disk.logs.get(&here.feed).cloned().unwrap_or_default();
+        let begun = here.other.take().map(|(log, _)| log);
+        let log = begun.unwrap_or_else(|| here.disk.logs.get(&here.feed).cloned().unwrap_or_default());
         here.other = Some((log, to));
     }
 
@@ -219,8 +220,8 @@ impl World {
         if ours.checkpoint.size != shown.size || self.has(Mutation::IgnoreForks) {
             return;
         }
-        let evidence = Equivocation::between(&ours, &theirs)
-            .or_else(|| Equivocation::by_proof(&ours, &theirs, &root, &proof));
+        let evidence =
+            Equivocation::between(&ours, &theirs).or_else(|| Equivocation::by_proof(&ours, &theirs, &root, &proof));
         if let Some(evidence) = evidence {
             self.count("consistency proved a fork");
             self.forked(to, &evidence);
@@ -257,7 +258,8 @@ fn consistency_of(log: &Log, request: &proto::ConsistencyRequest) -> Option<prot
     if request.size == 0 || request.size > held || log.checkpoint_size != held {
         return None;
     }
-    let (root, proof) = (root_at(&log.tree, request.size).ok()?, consistency_proof(&log.tree, request.size, held).ok()?);
+    let (root, proof) =
+        (root_at(&log.tree, request.size).ok()?, consistency_proof(&log.tree, request.size, held).ok()?);
     Some(proto::Consistency {
         feed: request.feed.clone(),
         size: request.size,

@@ -50,8 +50,8 @@ impl World {
         for (feed, log) in &here.disk.logs {
             let size = log.tree.size();
             let owner = self.exchange.members[peer] == feed.member;
-            let settled = here.live.settled.get(feed).filter(|(version, _)| *version == roster && !owner);
-            let stand = Stand { size, roster, settled: settled.map_or(0, |(_, through)| *through) };
+            let settled = here.live.settled.get(feed).filter(|(version, _)| *version == roster);
+            let stand = Stand { size, roster, settled: settled.map_or(0, |(_, through)| *through), owner };
             let asked = here.live.asked.entry((peer, feed.clone())).or_default();
             let held = |from| Ok::<_, Infallible>(not_held(log, from));
             let Ok(found) = asked.next(stand, now_ms, held, pause_ms);
@@ -62,11 +62,17 @@ impl World {
                 continue;
             };
             here.live.requested += 1;
+            // Of its own a member wants everything back.
+            let filters = here.topics.iter().filter(|_| feed.member != here.me);
             let follow = proto::Follow {
                 feed: feed.to_string(),
                 from: size,
-                topics: here.topics.iter().map(|filter| filter.as_str().to_owned()).collect(),
-                ranges: found.ranges.iter().map(|range| proto::IndexRange { start: range.start, end: range.end }).collect(),
+                topics: filters.map(|filter| filter.as_str().to_owned()).collect(),
+                ranges: found
+                    .ranges
+                    .iter()
+                    .map(|range| proto::IndexRange { start: range.start, end: range.end })
+                    .collect(),
             };
             let request = Request { feed: feed.clone(), found, since: now, through: 0, number: here.live.requested };
             here.live.requests.insert(peer, request);

@@ -100,7 +100,7 @@ pub(crate) struct Model {
     pub(crate) envelopes: BTreeMap<Digest, Bytes>,
     pub(crate) receipts: Vec<Receipt>,
     pub(crate) seen: Vec<Seen>,
-    pub(crate) backups: Vec<Option<Seen>>,
+    pub(crate) backups: Vec<Option<(Seen, Subscriber)>>,
     pub(crate) subscribers: Vec<Subscriber>,
     /// How often each node's store was restored.
     pub(crate) restores: Vec<u32>,
@@ -178,14 +178,17 @@ impl Model {
     }
 
     pub(crate) fn backed_up(&mut self, node: usize) {
-        self.backups[node] = Some(self.seen[node].clone());
+        self.backups[node] = Some((self.seen[node].clone(), self.subscribers[node].clone()));
     }
 
-    /// The store is as it was when it was backed up, or empty. Its subscribers are told, and begin anew.
-    pub(crate) fn restored(&mut self, node: usize, from_backup: bool) {
-        let backup = self.backups[node].clone().filter(|_| from_backup);
-        self.seen[node] = backup.unwrap_or_default();
-        self.subscribers[node] = Subscriber::default();
+    /// The store is as it was when it was backed up, or empty, and knows of a subscriber what it had confirmed up to `cursor`. Subscribers are
+    /// told, and forget the rest.
+    pub(crate) fn restored(&mut self, node: usize, from_backup: bool, cursor: u64) {
+        let (seen, before) = self.backups[node].clone().filter(|_| from_backup).unwrap_or_default();
+        self.seen[node] = seen;
+        let given: BTreeMap<u64, Place> = before.given.into_iter().filter(|(arrival, _)| *arrival <= cursor).collect();
+        let places = given.values().cloned().collect();
+        self.subscribers[node] = Subscriber { given, places, confirmed: cursor };
         self.restores[node] += 1;
     }
 }

@@ -25,7 +25,8 @@ impl World {
         let percent = if count > 12 { 100 - 400 / count as u64 } else { *self.random.pick(&[0, 0, 40, 100]) };
         let last = self.exchange.last_version();
         // Since which version each has been a member without a break.
-        let since = |node: usize| (1..=last).rev().find(|version| !self.exchange.is_listed(node, *version)).unwrap_or(0);
+        let since =
+            |node: usize| (1..=last).rev().find(|version| !self.exchange.is_listed(node, *version)).unwrap_or(0);
         let mut line: Vec<usize> = (0..count)
             .filter(|node| self.exchange.is_listed(*node, last) && self.exchange.natures[*node].is_honest())
             .collect();

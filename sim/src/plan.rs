@@ -29,26 +29,64 @@ pub(crate) enum DiskFault {
 /// Something that happens at a time, whatever else does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Planned {
-    Publish { node: usize, id: u64 },
+    Publish {
+        node: usize,
+        id: u64,
+    },
     /// Many at once.
-    Burst { node: usize, first_id: u64, count: u64 },
-    Crash { node: usize, long: u64 },
-    Disk { node: usize, fault: DiskFault },
-    Backup { node: usize },
+    Burst {
+        node: usize,
+        first_id: u64,
+        count: u64,
+    },
+    Crash {
+        node: usize,
+        long: u64,
+    },
+    Disk {
+        node: usize,
+        fault: DiskFault,
+    },
+    Backup {
+        node: usize,
+    },
     /// The store is replaced by its last backup, or by an empty one.
-    Restore { node: usize, from_backup: bool, mark_lost: bool, long: u64 },
+    Restore {
+        node: usize,
+        from_backup: bool,
+        mark_lost: bool,
+        long: u64,
+    },
     /// Members fall into two halves; who is where is drawn from `halves`.
-    Split { halves: u64, long: u64 },
+    Split {
+        halves: u64,
+        long: u64,
+    },
     /// From one to another nothing passes.
-    Cut { from: usize, to: usize, long: u64 },
-    Roster { version: u64 },
+    Cut {
+        from: usize,
+        to: usize,
+        long: u64,
+    },
+    Roster {
+        version: u64,
+    },
     /// A node follows every topic from now on.
-    Widen { node: usize },
+    Widen {
+        node: usize,
+    },
     /// A clock is set, in seconds from the right one.
-    Clock { node: usize, seconds: i64 },
+    Clock {
+        node: usize,
+        seconds: i64,
+    },
     /// A member begins a second history.
-    Fork { node: usize },
-    Garbage { node: usize },
+    Fork {
+        node: usize,
+    },
+    Garbage {
+        node: usize,
+    },
 }
 
 /// What is planned, in order, and what each node is told at its beginning.
@@ -131,7 +169,9 @@ impl Plan {
             self.at(random.below(TROUBLE), Planned::Clock { node, seconds });
         }
         if nature.forks {
-            self.at(random.below(TROUBLE / 2), Planned::Fork { node });
+            for _ in 0..1 + random.below(3) {
+                self.at(random.below(TROUBLE), Planned::Fork { node });
+            }
         }
         if nature.garbage {
             for _ in 0..40 {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, is_member};
 use crate::plan::{Plan, Planned};
 use crate::random::Random;
 use crate::world::World;
@@ -79,9 +79,12 @@ impl Shrunk {
 }
 
 /// What sort of promise is broken: its words, wherever and for whom it is.
+#[must_use]
 pub fn kind(violation: &str) -> String {
     let what = violation.rsplit(": ").next().unwrap_or(violation);
-    what.split(' ').filter(|word| word.chars().all(|c| c.is_alphabetic() || ",'".contains(c))).collect()
+    let is_word = |word: &&str| word.chars().all(|c| c.is_alphabetic() || ",'".contains(c)) && !is_member(word);
+    let words: Vec<&str> = what.split(' ').filter(is_word).collect();
+    words.join(" ")
 }
 
 impl fmt::Display for Shrunk {

@@ -66,17 +66,23 @@ impl World {
         self.name_closed(node);
     }
 
+    /// A link is new to both sides.
     fn link_up(&mut self, node: usize, peer: usize) {
-        let live = &mut self.nodes[node].live;
-        live.linked.insert(peer);
-        live.away.remove(&peer);
-        self.forget_link(node, peer);
+        for (here, there) in [(node, peer), (peer, node)] {
+            let live = &mut self.nodes[here].live;
+            live.linked.insert(there);
+            live.away.remove(&there);
+            self.forget_link(here, there);
+        }
     }
 
+    /// It breaks for both.
     fn link_down(&mut self, node: usize, peer: usize) {
         self.count("link down");
-        self.nodes[node].live.linked.remove(&peer);
-        self.forget_link(node, peer);
+        for (here, there) in [(node, peer), (peer, node)] {
+            self.nodes[here].live.linked.remove(&there);
+            self.forget_link(here, there);
+        }
     }
 
     /// What belonged to a link goes with it.
@@ -188,15 +194,8 @@ impl World {
         let from = state.frontier.size();
         let before = here.live.following.remove(feed);
         let (refusals, request) = before.map_or((0, 0), |before| (before.refusals, before.request));
-        let following = Following {
-            state,
-            at,
-            since: self.now,
-            paused_until: None,
-            refusals,
-            request: request + 1,
-            committing: 0,
-        };
+        let following =
+            Following { state, at, since: self.now, paused_until: None, refusals, request: request + 1, committing: 0 };
         here.live.following.insert(feed.clone(), following);
         // Of its own a member wants everything.
         let filters = here.topics.iter().filter(|_| !own);
@@ -259,13 +258,8 @@ impl World {
 
     /// A feed has grown here: whoever follows it is sent what is new.
     pub(crate) fn announce(&mut self, node: usize, feed: &FeedId) {
-        let peers: Vec<usize> = self.nodes[node]
-            .live
-            .serving
-            .keys()
-            .filter(|(_, served)| served == feed)
-            .map(|(peer, _)| *peer)
-            .collect();
+        let peers: Vec<usize> =
+            self.nodes[node].live.serving.keys().filter(|(_, served)| served == feed).map(|(peer, _)| *peer).collect();
         for peer in peers {
             self.send_batches(node, peer, feed);
         }
@@ -461,6 +455,7 @@ impl World {
             let pause = if gap { PAUSE } else { (PAUSE << following.refusals.min(8)).min(PAUSE_MAX) };
             following.refusals += u32::from(!gap);
             following.paused_until = Some(if never { u64::MAX } else { now + pause });
+            following.committing = 0;
             following.request += 1;
         }
     }
@@ -495,6 +490,9 @@ impl World {
         // Who is not a member by the newest roster held is not spoken with.
         if !self.nodes[to].knows(peer) || !self.nodes[to].is_member() {
             return;
+        }
+        if !self.nodes[to].live.linked.contains(&from) && self.can_link(to, from) {
+            self.link_up(to, from);
         }
         // What cannot be read ends a link, and the next one begins with the next tick.
         let Ok(proto::Frame { frame }) = proto::Frame::decode(bytes) else {

@@ -98,9 +98,10 @@ impl World {
         let exchange = Exchange::new(&mut Random::new(seed, 1));
         let plan = Plan::new(&mut Random::new(seed, 2), &exchange);
         let count = exchange.members.len();
-        let first = exchange.chain.at(1).map(|_| {
-            barid_core::roster::RosterChain::start(&exchange.notes[0]).expect("the first roster makes sense")
-        });
+        let first = exchange
+            .chain
+            .at(1)
+            .map(|_| barid_core::roster::RosterChain::start(&exchange.notes[0]).expect("the first roster makes sense"));
         let first = first.expect("there is a first roster");
         let node = |index| Node::new(exchange.feed(index, 1), &first, exchange.natures[index].clone());
         let nodes: Vec<Node> = (0..count).map(node).collect();
@@ -250,7 +251,9 @@ impl World {
     fn planned(&mut self, planned: Planned) {
         match planned {
             Planned::Publish { node, id } => self.publish(node, id),
-            Planned::Burst { node, first_id, count } => (first_id..first_id + count).for_each(|id| self.publish(node, id)),
+            Planned::Burst { node, first_id, count } => {
+                (first_id..first_id + count).for_each(|id| self.publish(node, id))
+            }
             Planned::Crash { node, long } => {
                 if self.nodes[node].up {
                     self.count("crash");
@@ -362,7 +365,8 @@ impl World {
         if mark_lost {
             here.mark = None;
         }
-        self.model.restored(node, from_backup);
+        let cursor = here.disk.cursor;
+        self.model.restored(node, from_backup, cursor);
     }
 
     fn publish(&mut self, node: usize, id: u64) {
@@ -468,7 +472,7 @@ impl World {
         // What operators brought in was on a disk that may have been lost since.
         for node in 0..self.nodes.len() {
             let joined = self.exchange.is_listed(node, self.exchange.last_version());
-            if joined && !self.nodes[node].is_member() {
+            if joined && !self.nodes[node].is_member() || node == 0 {
                 for note in &self.exchange.notes {
                     let _ = self.nodes[node].disk.chain.extend(note);
                 }

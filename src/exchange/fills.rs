@@ -92,10 +92,12 @@ async fn plan(shared: &Arc<Shared>, peer: &Member) -> Option<Step> {
 
 fn asking(shared: &Shared, request: &Request) -> proto::Follow {
     let range = |range: &Range<u64>| proto::IndexRange { start: range.start, end: range.end };
+    // Of its own a member wants everything back.
+    let filters = shared.options.topics.iter().filter(|_| request.feed.member != shared.me);
     proto::Follow {
         feed: request.feed.to_string(),
         from: shared.store().feed(&request.feed).map_or(0, |state| state.frontier.size()),
-        topics: shared.options.topics.iter().map(|filter| filter.as_str().to_owned()).collect(),
+        topics: filters.map(|filter| filter.as_str().to_owned()).collect(),
         ranges: request.found.ranges.iter().map(range).collect(),
     }
 }

@@ -63,9 +63,9 @@ impl Gaps {
             let mut asked = self.asked.lock().get(&key).cloned().unwrap_or_default();
             let settled = self.settled.lock().get(&feed).copied().filter(|settled| settled.roster == roster);
             let owner = feed.member == *peer;
-            let settled = if owner { 0 } else { settled.map_or(0, |settled| settled.through) };
+            let settled = settled.map_or(0, |settled| settled.through);
             let not_held = |from| store.not_held_from(&feed, from, FILL_RANGES_MAX);
-            let found = asked.next(Stand { size, roster, settled }, now_ms, not_held, pause_ms)?;
+            let found = asked.next(Stand { size, roster, settled, owner }, now_ms, not_held, pause_ms)?;
             if found.is_none() && owner && asked.has_looked_to(size) {
                 self.settled.lock().insert(feed.clone(), Settled { roster, through: size });
             }
