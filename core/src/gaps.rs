@@ -30,6 +30,8 @@ pub struct Asked {
     got: u64,
     attempt: u32,
     retry_at_ms: Option<u64>,
+    /// The first entry that was left out because its owner had been asked.
+    left_out: Option<u64>,
 }
 
 /// What to ask for.
@@ -48,7 +50,8 @@ pub struct Stand {
     pub size: u64,
     /// Version of the newest roster.
     pub roster: u64,
-    /// Up to where the feed's owner was asked under this roster: what it did not give is not ours.
+    /// Up to where the feed's owner was asked under this roster: what it did not give is not ours. 0 for an epoch that is over: its owner may have
+    /// lost what it said there.
     pub settled: u64,
     /// Whether the peer is the feed's owner.
     pub owner: bool,
@@ -79,6 +82,9 @@ impl Asked {
             None => {}
         }
         let settled = if stand.owner { 0 } else { stand.settled };
+        if let Some(index) = self.left_out.take_if(|index| settled <= *index) {
+            self.cursor = self.cursor.min(index);
+        }
         let found = self.find(settled, not_held)?;
         if found.is_none() {
             self.end_round(stand.size, now_ms, pause_ms);
@@ -104,10 +110,12 @@ impl Asked {
         self.attempt = self.attempt.saturating_add(1);
     }
 
-    /// The peer served the feed up to `end` itself, from `first` on: it has just said what it has of these.
-    pub fn served(&mut self, first: u64, end: u64) {
-        if self.cursor >= first {
-            self.cursor = self.cursor.max(end);
+    /// The peer served the feed up to `end` itself, from `first` on: it has just said what it has of these. `lacked` of them it did not hold
+    /// itself, and may hold later.
+    pub fn served(&mut self, first: u64, end: u64, lacked: u64) {
+        if self.cursor >= first && self.cursor < end {
+            self.cursor = end;
+            self.wanted += lacked;
         }
         if self.full_from >= first {
             self.full_from = self.full_from.max(end);
@@ -138,19 +146,25 @@ impl Asked {
     }
 
     /// The first ranges from the cursor on that are worth asking for.
-    fn find<E>(&self, settled: u64, mut not_held: impl FnMut(u64) -> Result<NotHeld, E>) -> Result<Option<Found>, E> {
+    fn find<E>(&mut self, settled: u64, mut not_held: impl FnMut(u64) -> Result<NotHeld, E>) -> Result<Option<Found>, E> {
         let mut next = self.cursor;
         loop {
             let held = not_held(next)?;
             let Some((last, _)) = held.last() else { return Ok(None) };
             let end = last.end;
+            let full = self.full_from..self.full_to;
+            let left_out = &mut self.left_out;
             let wanted = |(range, reason): (Range<u64>, Undisclosed)| {
                 let range = range.start.max(next)..range.end;
-                let full = self.full_from..self.full_to;
                 match reason {
                     // A reason of a later version is none to be content with.
                     Undisclosed::NotHeld | Undisclosed::Unknown if full.contains(&range.start) => Some(range),
-                    Undisclosed::NotHeld | Undisclosed::Unknown => Some(range.start.max(settled)..range.end),
+                    Undisclosed::NotHeld | Undisclosed::Unknown => {
+                        if range.start < settled {
+                            left_out.get_or_insert(range.start);
+                        }
+                        Some(range.start.max(settled)..range.end)
+                    }
                     Undisclosed::Withheld
                     | Undisclosed::Unfollowed
                     | Undisclosed::TooLarge
@@ -197,7 +211,11 @@ mod tests {
 
         /// Asks, and is given nothing.
         fn asks(&mut self, owner: bool) -> Vec<u64> {
-            let stand = Stand { size: self.size, roster: 1, settled: 0, owner };
+            self.asks_when(0, owner)
+        }
+
+        fn asks_when(&mut self, settled: u64, owner: bool) -> Vec<u64> {
+            let stand = Stand { size: self.size, roster: 1, settled, owner };
             let after = |from: u64| {
                 Ok::<NotHeld, Infallible>(self.held.iter().filter(|(range, _)| range.start >= from).cloned().collect())
             };
@@ -219,7 +237,7 @@ mod tests {
         case.comes(Undisclosed::Withheld);
         assert_eq!(case.asks(true), [1]);
         case.comes(Undisclosed::Withheld);
-        case.asked.served(2, 3);
+        case.asked.served(2, 3, 0);
         case.now_ms = 20_000;
         assert!(case.asks(true).is_empty());
     }
@@ -233,5 +251,32 @@ mod tests {
         case.now_ms = 5_000;
         case.comes(Undisclosed::Withheld);
         assert_eq!(case.asks(false), [1, 2], "also what is missing for a reason of a later version");
+    }
+
+    #[test]
+    fn who_serves_without_content_is_asked_when_it_may_have_it() {
+        let mut case = Case::new(&[Undisclosed::NotHeld]);
+        assert_eq!(case.asks(false), [0]);
+        assert!(case.asks(false).is_empty());
+        case.now_ms = 5_000;
+        assert_eq!(case.asks(false), [0]);
+        assert!(case.asks(false).is_empty());
+        let mut case = Case::new(&[]);
+        assert!(case.asks(false).is_empty());
+        case.comes(Undisclosed::NotHeld);
+        case.asked.served(0, 1, 1);
+        assert!(case.asks(false).is_empty(), "it has just said that it does not hold it");
+        case.now_ms = 5_000;
+        assert_eq!(case.asks(false), [0]);
+    }
+
+    #[test]
+    fn what_the_owner_did_not_give_is_asked_for_once_its_epoch_is_over() {
+        let mut case = Case::new(&[]);
+        assert!(case.asks(false).is_empty());
+        case.comes(Undisclosed::NotHeld);
+        assert!(case.asks_when(1, false).is_empty(), "it is not ours");
+        assert!(case.asks_when(1, false).is_empty());
+        assert_eq!(case.asks_when(0, false), [0], "the owner may have lost it");
     }
 }

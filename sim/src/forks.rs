@@ -110,6 +110,11 @@ impl World {
             self.nodes[to].live.shown.insert((feed, from), held);
         }
         let live = &mut self.nodes[to].live;
+        let version = heads.roster_version.min(self.exchange.last_version());
+        if live.peer_rosters.insert(from, version) != Some(version) {
+            // With the one before it may not have known a feed's key.
+            live.told.retain(|(peer, _), _| *peer != from);
+        }
         live.heads_of.insert(from);
         if live.gate == Gate::Starting {
             live.gate = Gate::Open;

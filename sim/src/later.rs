@@ -47,10 +47,13 @@ impl World {
         let (now, now_ms) = (self.now, self.now_ms());
         let here = &mut self.nodes[node];
         let roster = here.disk.chain.newest().version();
-        for (feed, log) in &here.disk.logs {
+        let logs = &here.disk.logs;
+        for (feed, log) in logs {
             let size = log.tree.size();
             let owner = self.exchange.members[peer] == feed.member;
-            let settled = here.live.settled.get(feed).filter(|(version, _)| *version == roster);
+            let later = |other: &FeedId| other.member == feed.member && other.epoch > feed.epoch;
+            let over = logs.iter().any(|(other, log)| later(other) && log.tree.size() > 0);
+            let settled = here.live.settled.get(feed).filter(|(version, _)| *version == roster && !over);
             let stand = Stand { size, roster, settled: settled.map_or(0, |(_, through)| *through), owner };
             let asked = here.live.asked.entry((peer, feed.clone())).or_default();
             let held = |from| Ok::<_, Infallible>(not_held(log, from));

@@ -91,6 +91,8 @@ pub(crate) struct Live {
     /// What each peer was told: size of the checkpoint, and entries held.
     pub(crate) told: BTreeMap<(usize, FeedId), (u64, u64)>,
     pub(crate) told_roster: BTreeMap<usize, u64>,
+    /// Newest roster that each peer is known to hold.
+    pub(crate) peer_rosters: BTreeMap<usize, u64>,
     pub(crate) asked: BTreeMap<(usize, FeedId), Asked>,
     /// Up to where the owner of a feed was asked, under which roster.
     pub(crate) settled: BTreeMap<FeedId, (u64, u64)>,

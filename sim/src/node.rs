@@ -11,7 +11,7 @@ use barid_core::envelope;
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
 use barid_core::feed::note::SigningKey;
 use barid_core::feed::tree::MemoryTree;
-use barid_core::follow::{Delivery, VerifiedBatch, VerifiedContent, VerifiedFills, delivery};
+use barid_core::follow::{Delivery, VerifiedBatch, VerifiedContent, VerifiedEntry, VerifiedFills, delivery};
 use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::proto;
 use barid_core::provide::Held;
@@ -140,8 +140,8 @@ pub(crate) enum Work {
 pub(crate) struct Committed {
     /// Own entries that came first, and those that had come before: publisher's id, place.
     pub(crate) released: Vec<(u64, Place, bool)>,
-    /// Feeds that grew by a batch: from whom, its number, its first entry, and whether content is missing.
-    pub(crate) followed: Vec<(FeedId, usize, u64, u64, bool)>,
+    /// Feeds that grew by a batch: from whom, its number, its first entry, and how much content the sender lacked.
+    pub(crate) followed: Vec<(FeedId, usize, u64, u64, u64)>,
     /// Batches that did not fit any more.
     pub(crate) stale: Vec<(FeedId, usize)>,
     /// Content that came later: how many entries, from whom, under which request.
@@ -326,10 +326,9 @@ impl Node {
             done.stale.push((feed, from));
             return;
         }
-        let lacks = batch
-            .entries
-            .iter()
-            .any(|entry| matches!(entry.content, VerifiedContent::Undisclosed(Undisclosed::NotHeld)));
+        let lacking =
+            |entry: &&VerifiedEntry| matches!(entry.content, VerifiedContent::Undisclosed(Undisclosed::NotHeld));
+        let lacks = batch.entries.iter().filter(lacking).count() as u64;
         for (place, entry) in batch.entries.into_iter().enumerate() {
             if mutation == Some(Mutation::SkipEntry) && place == 3 {
                 continue;

@@ -91,6 +91,7 @@ impl World {
         live.serving.retain(|(to, _), _| *to != peer);
         live.told.retain(|(to, _), _| *to != peer);
         live.told_roster.remove(&peer);
+        live.peer_rosters.remove(&peer);
         live.shown.retain(|(_, by), _| *by != peer);
         live.ahead.retain(|(_, by), _| *by != peer);
         live.following.retain(|_, following| following.at != peer);
@@ -461,7 +462,7 @@ impl World {
     }
 
     /// A batch is durable: whoever sent it may send the next.
-    pub(crate) fn stored(&mut self, node: usize, feed: &FeedId, from: usize, request: u64, first: u64, lacks: bool) {
+    pub(crate) fn stored(&mut self, node: usize, feed: &FeedId, from: usize, request: u64, first: u64, lacks: u64) {
         let (now, size) = (self.now, self.nodes[node].size(feed));
         let live = &mut self.nodes[node].live;
         if let Some(following) = live.following.get_mut(feed).filter(|following| following.request == request) {
@@ -472,12 +473,12 @@ impl World {
         if let Some(fetch) = live.fetching.get_mut(feed) {
             fetch.since = now;
         }
-        live.asked.entry((from, feed.clone())).or_default().served(first, size);
+        live.asked.entry((from, feed.clone())).or_default().served(first, size, lacks);
         self.send(node, from, Frame::Stored(proto::Stored { feed: feed.to_string(), size }));
         if feed.member == self.nodes[node].me {
             self.count("own feed taken back");
         }
-        if lacks {
+        if lacks > 0 {
             for peer in self.nodes[node].live.linked.clone() {
                 self.ask_for_missing(node, peer);
             }

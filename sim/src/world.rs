@@ -21,7 +21,7 @@ use crate::{Mutation, check};
 
 /// So long everything is well after the trouble at least; then it is looked at whether all is as it must be, and for so long at most.
 const PEACE_MIN: u64 = 500;
-const PEACE_MAX: u64 = 9_000;
+const PEACE_MAX: u64 = 6_000;
 const LOOK_EVERY: u64 = 200;
 /// How often a node looks after its links.
 pub(crate) const TICK: u64 = 40;
@@ -472,7 +472,8 @@ impl World {
         // What operators brought in was on a disk that may have been lost since.
         for node in 0..self.nodes.len() {
             let joined = self.exchange.is_listed(node, self.exchange.last_version());
-            if joined && !self.nodes[node].is_member() || node == 0 {
+            let lost = self.model.restores[node] > 0;
+            if joined && (lost || !self.nodes[node].is_member()) || node == 0 {
                 for note in &self.exchange.notes {
                     let _ = self.nodes[node].disk.chain.extend(note);
                 }

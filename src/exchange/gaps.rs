@@ -56,14 +56,21 @@ impl Gaps {
     pub(crate) fn next(&self, store: &dyn Store, peer: &Member, roster: u64, now: Instant) -> Result<Step, ReadError> {
         let mut due: Option<u64> = None;
         let now_ms = self.ms(now);
+        let feeds = store.feeds();
+        let mut epochs: BTreeMap<Member, u32> = BTreeMap::new();
+        for state in feeds.iter().filter(|state| state.frontier.size() > 0) {
+            let newest = epochs.entry(state.feed.member.clone()).or_default();
+            *newest = state.feed.epoch.max(*newest);
+        }
         // Also our own: what peers gave back of it may have been a digest to them.
-        for state in store.feeds() {
+        for state in feeds {
             let (feed, size) = (state.feed, state.frontier.size());
             let key = (peer.clone(), feed.clone());
             let mut asked = self.asked.lock().get(&key).cloned().unwrap_or_default();
             let settled = self.settled.lock().get(&feed).copied().filter(|settled| settled.roster == roster);
             let owner = feed.member == *peer;
-            let settled = settled.map_or(0, |settled| settled.through);
+            let over = epochs.get(&feed.member).is_some_and(|newest| *newest > feed.epoch);
+            let settled = settled.filter(|_| !over).map_or(0, |settled| settled.through);
             let not_held = |from| store.not_held_from(&feed, from, FILL_RANGES_MAX);
             let found = asked.next(Stand { size, roster, settled, owner }, now_ms, not_held, pause_ms)?;
             if found.is_none() && owner && asked.has_looked_to(size) {
@@ -90,8 +97,9 @@ impl Gaps {
     }
 
     /// `peer` served a feed up to `end` itself, from `first` on: it has just said what it has of these.
-    pub(crate) fn served(&self, peer: &Member, feed: &FeedId, first: u64, end: u64) {
-        self.with(peer, feed, |asked| asked.served(first, end));
+    /// `lacked` of these entries it did not hold.
+    pub(crate) fn served(&self, peer: &Member, feed: &FeedId, first: u64, end: u64, lacked: u64) {
+        self.with(peer, feed, |asked| asked.served(first, end, lacked));
     }
 
     fn with(&self, peer: &Member, feed: &FeedId, change: impl FnOnce(&mut Asked)) {
@@ -221,10 +229,10 @@ mod tests {
         let ly = "ly".parse().unwrap();
         let tn = "ne".parse().unwrap();
         assert!(case.next("ly", 1).is_err());
-        case.gaps.served(&tn, &case.feed, 0, 4);
+        case.gaps.served(&tn, &case.feed, 0, 4, 1);
         assert_eq!(case.next("ne", 1).unwrap().found.ranges, [1..2, 2..3], "a new peer is asked once");
         case.append(vec![Some(Undisclosed::NotHeld)]);
-        case.gaps.served(&ly, &case.feed, 4, 5);
+        case.gaps.served(&ly, &case.feed, 4, 5, 1);
         assert!(case.next("ly", 1).is_err());
     }
 }
