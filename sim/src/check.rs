@@ -109,6 +109,9 @@ impl Check<'_> {
                     broken.push((node, format!("{size} entries of {feed} were durable, {held} are there")));
                 }
             }
+            if let Some(feed) = seen.forks.iter().find(|feed| !here.disk.forks.contains_key(*feed)) {
+                broken.push((node, format!("that {feed} has two histories was durable, and is forgotten")));
+            }
             if here.disk.arrivals != seen.arrivals {
                 broken.push((node, "arrivals are not what they were".to_owned()));
             }
@@ -232,7 +235,12 @@ impl Check<'_> {
         let kept = |node: usize| node == owner && world.model.restores[owner] == 0;
         // A relay that lies about what is whose is not found out by whom the owner cannot tell.
         let liars = world.exchange.natures.iter().any(|nature| nature.withholds || nature.garbage);
-        let told = |node: usize| !liars || node == owner || !world.is_severed(node, owner);
+        // Nor is one asked again for what was not wanted at first, whose owner had lost it when it was.
+        let lost = world.model.restores[owner] > 0;
+        let told = |node: usize| {
+            let late = lost && world.plan.narrow.contains(&node);
+            node == owner || !late && !(liars && world.is_severed(node, owner))
+        };
         let mut holders: Vec<usize> =
             self.current.iter().copied().filter(|node| entitled(*node) && (has(*node) || kept(*node))).collect();
         while let Some(next) = self.current.iter().copied().find(|node| {

@@ -20,6 +20,7 @@ const DOWN: u64 = 60;
 
 impl World {
     pub(crate) fn commit(&mut self, node: usize) {
+        self.check_bounds(node);
         let work = std::mem::take(&mut self.nodes[node].live.waiting);
         if work.is_empty() {
             return;
@@ -90,6 +91,7 @@ impl World {
         for fault in &done.faults {
             self.violated(node, fault);
         }
+        self.model.seen[node].forks.extend(self.nodes[node].disk.forks.keys().cloned());
     }
 
     fn write_mark(&mut self, node: usize, done: &Committed) {

@@ -11,7 +11,6 @@ pub const MUST_BE_REACHED: &[&str] = &[
     "batch refused: bad-proof",
     "batch refused: bad-root",
     "batch refused: bad-signature",
-    "batch refused: equivocation",
     "batch refused: gap",
     "batch refused: malformed",
     "clock set back",

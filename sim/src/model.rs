@@ -73,6 +73,8 @@ pub(crate) struct Seen {
     /// Newest cosignature of each feed: size and time; and the newest time.
     pub(crate) cosigned: BTreeMap<FeedId, (u64, u64)>,
     pub(crate) cosigned_at: u64,
+    /// Feeds that it knows to have two histories.
+    pub(crate) forks: BTreeSet<FeedId>,
 }
 
 /// What a subscriber was given; it outlives its node's crashes.

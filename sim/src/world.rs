@@ -495,7 +495,7 @@ impl World {
         }
     }
 
-    fn check_bounds(&mut self, node: usize) {
+    pub(crate) fn check_bounds(&mut self, node: usize) {
         let feeds = self.exchange.epochs.iter().map(|epochs| *epochs as usize).sum();
         if let Some(what) = self.nodes[node].live.overfull(self.nodes.len(), feeds) {
             self.violated(node, what);
