@@ -146,7 +146,11 @@ impl Asked {
     }
 
     /// The first ranges from the cursor on that are worth asking for.
-    fn find<E>(&mut self, settled: u64, mut not_held: impl FnMut(u64) -> Result<NotHeld, E>) -> Result<Option<Found>, E> {
+    fn find<E>(
+        &mut self,
+        settled: u64,
+        mut not_held: impl FnMut(u64) -> Result<NotHeld, E>,
+    ) -> Result<Option<Found>, E> {
         let mut next = self.cursor;
         loop {
             let held = not_held(next)?;

@@ -4,7 +4,7 @@
 //! when an owner counts as unreachable, and following itself.
 //!
 //! The choice is the peer furthest ahead, of several the one with the lowest code; it stays while it serves. What a peer shows of itself
-//! may be wrong, so that only entries that come keep it chosen.
+//! may be wrong, so that only entries that come keep it chosen; who brought none gets another turn once all others had theirs.
 
 use crate::names::Member;
 
@@ -21,6 +21,8 @@ pub struct Relay {
     at: Option<Member>,
     held: u64,
     since_ms: u64,
+    /// Left since anything came last.
+    tried: Vec<Member>,
 }
 
 impl Relay {
@@ -35,15 +37,24 @@ impl Relay {
     pub fn choose(&mut self, held: u64, shown: &[(Member, u64)], now_ms: u64) -> Option<&Member> {
         if held != self.held {
             (self.held, self.since_ms) = (held, now_ms);
+            self.tried.clear();
         }
         let current = self.at.as_ref().and_then(|at| shown.iter().find(|(peer, _)| peer == at));
         let ahead = shown.iter().filter(|(peer, size)| *size > held && current.is_none_or(|(at, _)| at != peer));
-        let best = ahead.min_by(|(a, a_size), (b, b_size)| b_size.cmp(a_size).then_with(|| a.cmp(b)));
+        let best = ahead.min_by(|(a, a_size), (b, b_size)| {
+            let tried = self.tried.contains(a).cmp(&self.tried.contains(b));
+            tried.then_with(|| b_size.cmp(a_size)).then_with(|| a.cmp(b))
+        });
         let changes = current.is_none_or(|(_, size)| {
             let patience = if *size > held { RELAY_PATIENCE_MS } else { RELAY_BEHIND_MS };
             best.is_some() && now_ms.saturating_sub(self.since_ms) >= patience
         });
         if changes {
+            self.tried.retain(|tried| shown.iter().any(|(peer, _)| peer == tried));
+            if best.is_some_and(|(peer, _)| self.tried.contains(peer)) {
+                self.tried.clear();
+            }
+            self.tried.extend(current.map(|(peer, _)| peer.clone()));
             self.at = best.map(|(peer, _)| peer.clone());
             self.since_ms = now_ms;
         }
@@ -108,6 +119,17 @@ mod tests {
         assert!(!behind.look(5, Some(5), 6, 9_000), "it begins again");
         assert!(!behind.look(5, Some(6), 6, 99_000), "the owner has it, too");
         assert!(!behind.look(5, None, 6, 99_000), "who has shown nothing yet is not judged");
+    }
+
+    #[test]
+    fn two_that_bring_nothing_do_not_take_turns_before_a_third() {
+        let shown: Vec<(Member, u64)> = ["ly", "ne", "tn", "td"].map(|code| (member(code), 9)).into();
+        let mut relay = Relay::default();
+        let mut turns = Vec::new();
+        for turn in 0..6 {
+            turns.extend(relay.choose(0, &shown, turn * RELAY_PATIENCE_MS).map(Member::to_string));
+        }
+        assert_eq!(turns, ["ly", "ne", "td", "tn", "ly", "ne"]);
     }
 
     #[test]
