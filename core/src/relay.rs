@@ -72,7 +72,7 @@ pub struct Behind {
 }
 
 impl Behind {
-    /// Looks again. `owner`: entries that the owner shows to hold, if it has shown any heads; `others`: the most that another linked peer
+    /// Looks again. `owner`: entries that the owner shows to hold, if it is linked and has had time to show any; `others`: the most that another linked peer
     /// shows.
     pub fn look(&mut self, held: u64, owner: Option<u64>, others: u64, now_ms: u64) -> bool {
         let behind = others > held && owner.is_some_and(|size| size <= held);
