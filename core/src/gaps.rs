@@ -55,6 +55,8 @@ pub struct Stand {
     pub settled: u64,
     /// Whether the peer is the feed's owner.
     pub owner: bool,
+    /// Whether every topic is wanted: then what once was not is missing like anything else.
+    pub everything: bool,
 }
 
 impl Asked {
@@ -85,7 +87,7 @@ impl Asked {
         if let Some(index) = self.left_out.take_if(|index| settled <= *index) {
             self.cursor = self.cursor.min(index);
         }
-        let found = self.find(settled, not_held)?;
+        let found = self.find(settled, stand.everything, not_held)?;
         if found.is_none() {
             self.end_round(stand.size, now_ms, pause_ms);
         }
@@ -149,6 +151,7 @@ impl Asked {
     fn find<E>(
         &mut self,
         settled: u64,
+        everything: bool,
         mut not_held: impl FnMut(u64) -> Result<NotHeld, E>,
     ) -> Result<Option<Found>, E> {
         let mut next = self.cursor;
@@ -160,6 +163,8 @@ impl Asked {
             let left_out = &mut self.left_out;
             let wanted = |(range, reason): (Range<u64>, Undisclosed)| {
                 let range = range.start.max(next)..range.end;
+                let reason =
+                    if everything && reason == Undisclosed::Unfollowed { Undisclosed::NotHeld } else { reason };
                 match reason {
                     // A reason of a later version is none to be content with.
                     Undisclosed::NotHeld | Undisclosed::Unknown if full.contains(&range.start) => Some(range),
@@ -219,7 +224,7 @@ mod tests {
         }
 
         fn asks_when(&mut self, settled: u64, owner: bool) -> Vec<u64> {
-            let stand = Stand { size: self.size, roster: 1, settled, owner };
+            let stand = Stand { size: self.size, roster: 1, settled, owner, everything: true };
             let after = |from: u64| {
                 Ok::<NotHeld, Infallible>(self.held.iter().filter(|(range, _)| range.start >= from).cloned().collect())
             };
@@ -248,13 +253,19 @@ mod tests {
 
     #[test]
     fn a_relay_is_asked_again_for_what_it_lacked_only() {
-        let mut case =
-            Case::new(&[Undisclosed::Withheld, Undisclosed::NotHeld, Undisclosed::Unknown, Undisclosed::Purged]);
-        assert_eq!(case.asks(false), [0, 1, 2]);
+        let mut case = Case::new(&[
+            Undisclosed::Withheld,
+            Undisclosed::NotHeld,
+            Undisclosed::Unknown,
+            Undisclosed::Purged,
+            Undisclosed::Unfollowed,
+        ]);
+        assert_eq!(case.asks(false), [0, 1, 2, 4]);
         assert!(case.asks(false).is_empty());
         case.now_ms = 5_000;
         case.comes(Undisclosed::Withheld);
-        assert_eq!(case.asks(false), [1, 2], "also what is missing for a reason of a later version");
+        let again = "also what is missing for a reason of a later version, or was not wanted when it came";
+        assert_eq!(case.asks(false), [1, 2, 4], "{again}");
     }
 
     #[test]

@@ -235,12 +235,7 @@ impl Check<'_> {
         let kept = |node: usize| node == owner && world.model.restores[owner] == 0;
         // A relay that lies about what is whose is not found out by whom the owner cannot tell.
         let liars = world.exchange.natures.iter().any(|nature| nature.withholds || nature.garbage);
-        // Nor is one asked again for what was not wanted at first, whose owner had lost it when it was.
-        let lost = world.model.restores[owner] > 0;
-        let told = |node: usize| {
-            let late = lost && world.plan.narrow.contains(&node);
-            node == owner || !late && !(liars && world.is_severed(node, owner))
-        };
+        let told = |node: usize| node == owner || !(liars && world.is_severed(node, owner));
         let mut holders: Vec<usize> =
             self.current.iter().copied().filter(|node| entitled(*node) && (has(*node) || kept(*node))).collect();
         while let Some(next) = self.current.iter().copied().find(|node| {

@@ -26,6 +26,7 @@ mod newer;
 mod node;
 mod plan;
 mod random;
+mod serve;
 mod shrink;
 mod talk;
 #[cfg(test)]

@@ -77,7 +77,8 @@ async fn plan(shared: &Arc<Shared>, peer: &Member) -> Option<Step> {
     let (shared, peer) = (Arc::clone(shared), peer.clone());
     let planned = tokio::task::spawn_blocking(move || {
         let roster = shared.options.rosters.load().newest().version();
-        shared.gaps.next(shared.store().as_ref(), &peer, roster, Instant::now())
+        let everything = shared.options.topics.is_empty();
+        shared.gaps.next(shared.store().as_ref(), &peer, roster, everything, Instant::now())
     });
     match planned.await {
         Ok(Ok(step)) => Some(step),
