@@ -26,7 +26,7 @@ enum Compared {
     Same,
     Larger,
     /// Of another history; the evidence, if what is held can prove it.
-    Other(Option<Equivocation>),
+    Other(Option<Box<Equivocation>>),
 }
 
 impl World {
@@ -160,7 +160,7 @@ impl World {
                     Equivocation::between(signed, &larger)
                         .or_else(|| Equivocation::by_proof(signed, &larger, &ours, &proof))
                 });
-                Compared::Other(evidence)
+                Compared::Other(evidence.map(Box::new))
             }
             _ => Compared::Same,
         }

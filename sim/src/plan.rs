@@ -27,7 +27,7 @@ pub(crate) enum DiskFault {
 }
 
 /// Something that happens at a time, whatever else does.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Planned {
     Publish {
         node: usize,

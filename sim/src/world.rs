@@ -218,7 +218,7 @@ impl World {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Planned(place) => {
-                let (_, planned) = self.plan.events[place].clone();
+                let (_, planned) = self.plan.events[place];
                 self.planned(planned);
             }
             Event::Try(id) => self.try_to_publish(id),
@@ -252,7 +252,7 @@ impl World {
         match planned {
             Planned::Publish { node, id } => self.publish(node, id),
             Planned::Burst { node, first_id, count } => {
-                (first_id..first_id + count).for_each(|id| self.publish(node, id))
+                (first_id..first_id + count).for_each(|id| self.publish(node, id));
             }
             Planned::Crash { node, long } => {
                 if self.nodes[node].up {
