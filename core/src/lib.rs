@@ -8,6 +8,7 @@ pub mod envelope;
 pub mod evidence;
 pub mod feed;
 pub mod follow;
+pub mod gaps;
 pub mod limits;
 pub mod names;
 pub mod proto;

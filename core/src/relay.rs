@@ -4,7 +4,7 @@
 //! when an owner counts as unreachable, and following itself.
 //!
 //! The choice is the peer furthest ahead, of several the one with the lowest code; it stays while it serves. What a peer shows of itself
-//! may be wrong, so that only entries that come keep it chosen.
+//! may be wrong, so that only entries that come keep it chosen; who brought none gets another turn once all others had theirs.
 
 use crate::names::Member;
 
@@ -21,6 +21,8 @@ pub struct Relay {
     at: Option<Member>,
     held: u64,
     since_ms: u64,
+    /// Left since anything came last.
+    tried: Vec<Member>,
 }
 
 impl Relay {
@@ -35,19 +37,48 @@ impl Relay {
     pub fn choose(&mut self, held: u64, shown: &[(Member, u64)], now_ms: u64) -> Option<&Member> {
         if held != self.held {
             (self.held, self.since_ms) = (held, now_ms);
+            self.tried.clear();
         }
         let current = self.at.as_ref().and_then(|at| shown.iter().find(|(peer, _)| peer == at));
         let ahead = shown.iter().filter(|(peer, size)| *size > held && current.is_none_or(|(at, _)| at != peer));
-        let best = ahead.min_by(|(a, a_size), (b, b_size)| b_size.cmp(a_size).then_with(|| a.cmp(b)));
+        let best = ahead.min_by(|(a, a_size), (b, b_size)| {
+            let tried = self.tried.contains(a).cmp(&self.tried.contains(b));
+            tried.then_with(|| b_size.cmp(a_size)).then_with(|| a.cmp(b))
+        });
         let changes = current.is_none_or(|(_, size)| {
             let patience = if *size > held { RELAY_PATIENCE_MS } else { RELAY_BEHIND_MS };
             best.is_some() && now_ms.saturating_sub(self.since_ms) >= patience
         });
         if changes {
+            self.tried.retain(|tried| shown.iter().any(|(peer, _)| peer == tried));
+            if best.is_some_and(|(peer, _)| self.tried.contains(peer)) {
+                self.tried.clear();
+            }
+            self.tried.extend(current.map(|(peer, _)| peer.clone()));
             self.at = best.map(|(peer, _)| peer.clone());
             self.since_ms = now_ms;
         }
         self.at.as_ref()
+    }
+}
+
+/// Whether a feed is to be followed elsewhere although its owner is linked.
+///
+/// A member that lost its store cannot serve what it had published; whoever holds it may have no link to it. So where the owner shows no more than
+/// is held here, and another peer does, for longer than it takes to catch up, that peer is a relay as if the owner were away.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Behind {
+    since_ms: Option<u64>,
+}
+
+impl Behind {
+    /// Looks again. `owner`: entries that the owner shows to hold, if it is linked and has had time to show any; `others`: the most that another linked peer
+    /// shows.
+    pub fn look(&mut self, held: u64, owner: Option<u64>, others: u64, now_ms: u64) -> bool {
+        let behind = others > held && owner.is_some_and(|size| size <= held);
+        let since_ms = self.since_ms.filter(|_| behind).or_else(|| behind.then_some(now_ms));
+        self.since_ms = since_ms;
+        since_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) >= RELAY_GRACE_MS)
     }
 }
 
@@ -75,6 +106,30 @@ mod tests {
         assert_eq!(relay.choose(99, &shown([9, 100, 99])[..1], 50_000), None, "it is gone, and nobody else is ahead");
         assert_eq!(relay.choose(99, &shown([9, 100, 99]), 60_000), Some(&ne));
         assert_eq!(relay.choose(100, &shown([100, 100, 100]), 99_000), Some(&ne), "all are equal: it goes on");
+    }
+
+    #[test]
+    fn an_owner_that_lost_what_others_hold_is_not_waited_for() {
+        let mut behind = Behind::default();
+        assert!(!behind.look(3, Some(3), 5, 1_000));
+        assert!(!behind.look(4, Some(4), 5, 2_000), "it may be a moment");
+        assert!(behind.look(4, Some(4), 5, 1_000 + RELAY_GRACE_MS));
+        assert!(behind.look(4, Some(2), 5, 9_000), "it has even less");
+        assert!(!behind.look(5, Some(2), 5, 9_000), "everything is here");
+        assert!(!behind.look(5, Some(5), 6, 9_000), "it begins again");
+        assert!(!behind.look(5, Some(6), 6, 99_000), "the owner has it, too");
+        assert!(!behind.look(5, None, 6, 99_000), "who has shown nothing yet is not judged");
+    }
+
+    #[test]
+    fn two_that_bring_nothing_do_not_take_turns_before_a_third() {
+        let shown: Vec<(Member, u64)> = ["ly", "ne", "tn", "td"].map(|code| (member(code), 9)).into();
+        let mut relay = Relay::default();
+        let mut turns = Vec::new();
+        for turn in 0..6 {
+            turns.extend(relay.choose(0, &shown, turn * RELAY_PATIENCE_MS).map(Member::to_string));
+        }
+        assert_eq!(turns, ["ly", "ne", "td", "tn", "ly", "ne"]);
     }
 
     #[test]

@@ -1,41 +1,76 @@
 //! What members publish: every label and audience, and now and then what no node should.
 
 use barid_core::envelope;
-use barid_core::names::Member;
 use barid_core::proto;
 use bytes::Bytes;
 
-use crate::exchange::GROUPS;
+use crate::exchange::{Exchange, GROUPS};
+use crate::model::Facts;
+use crate::newer;
 use crate::random::Random;
 
-/// An envelope, and its header if it has one that can be read.
+const LABELS: [&str; 5] = ["TLP:CLEAR", "TLP:GREEN", "TLP:AMBER", "TLP:AMBER+STRICT", "TLP:RED"];
+
+/// Exact bytes, and what is true about them.
+#[derive(Clone, Debug)]
+pub(crate) struct Bulletin {
+    pub(crate) envelope: Bytes,
+    pub(crate) facts: Facts,
+}
+
+/// A bulletin of member `by` with this id: the same content from the same numbers, whatever the salt.
 pub(crate) fn bulletin(
     random: &mut Random,
-    by: &Member,
-    members: &[Member],
-    roster_version: u64,
-) -> (Bytes, Option<proto::Header>) {
-    let salt = random.bytes();
-    let oddity = random.below(20);
-    if oddity == 0 {
-        return (Bytes::copy_from_slice(&[&[0xff], &salt[..]].concat()), None);
+    exchange: &Exchange,
+    by: usize,
+    version: u64,
+    id: u64,
+    salt: [u8; 16],
+) -> Bulletin {
+    let count = exchange.members.len();
+    let group = random.index(GROUPS.len());
+    let label = random.index(LABELS.len());
+    let mut to: Vec<usize> = Vec::new();
+    if label == 4 || random.chance(30) {
+        let percent = if count > 8 { 15 } else { 40 };
+        to.extend((0..count).filter(|_| random.chance(percent)));
+        to.push(random.index(count));
     }
-    let tlp = random.pick(&["TLP:CLEAR", "TLP:GREEN", "TLP:AMBER", "TLP:AMBER+STRICT", "TLP:RED"]);
-    let mut releasable_to: Vec<String> = Vec::new();
-    if *tlp == "TLP:RED" || random.chance(30) {
-        releasable_to.extend(members.iter().filter(|_| random.chance(40)).map(ToString::to_string));
-        releasable_to.push(random.pick(members).to_string());
+    let oddity = random.below(24);
+    let named = if oddity == 3 { random.index(count) } else { by };
+    let facts = Facts {
+        named,
+        group,
+        label: u8::try_from(label).unwrap_or_default(),
+        to: to.clone(),
+        version,
+        understood: oddity > 1 && oddity != 4,
+    };
+    if oddity == 0 {
+        return Bulletin { envelope: Bytes::copy_from_slice(&[&[0xff], &salt[..]].concat()), facts };
     }
     let header = proto::Header {
         // A newer version's header; this one cannot tell its audience.
         format: if oddity == 1 { 2 } else { 1 },
         // A newer version's kind; it is carried like any other.
         kind: if oddity == 2 { "of-tomorrow" } else { "situation-report" }.to_owned(),
-        member: if oddity == 3 { random.pick(members) } else { by }.to_string(),
-        topic: format!("{}.reports", random.pick(&GROUPS)),
-        handling: Some(proto::Handling { tlp: (*tlp).to_owned(), releasable_to, ..proto::Handling::default() }),
-        roster_version,
+        id: name_of(id),
+        member: exchange.members[named].to_string(),
+        topic: format!("{}.reports", GROUPS[group]),
+        handling: Some(proto::Handling {
+            tlp: if oddity == 4 { "TLP:BLUE" } else { LABELS[label] }.to_owned(),
+            releasable_to: to.iter().map(|member| exchange.members[*member].to_string()).collect(),
+            ..proto::Handling::default()
+        }),
+        roster_version: version,
         ..proto::Header::default()
     };
-    (envelope::encode(&header, &proto::Body::default(), salt), Some(header))
+    let envelope = envelope::encode(&header, &proto::Body::default(), salt);
+    let envelope = if exchange.natures[by].newer { newer::envelope(&envelope) } else { envelope };
+    Bulletin { envelope, facts }
+}
+
+/// An id as bulletins bear it.
+pub(crate) fn name_of(id: u64) -> String {
+    format!("00000000-0000-7000-8000-{id:012x}")
 }

@@ -1,169 +1,375 @@
-//! What must hold once everything has healed. The truth is known here: all rosters, every node's insides.
+//! What must hold once everything has healed: every node's insides beside the reference model.
+//!
+//! In scope: the comparison. Nothing here asks core for whom an entry is, or in what order things arrived.
 
-use barid_core::bulletin::audience::may_read;
+use std::collections::{BTreeMap, BTreeSet};
+
+use barid_core::bulletin::kinds::feed_closed;
 use barid_core::envelope::digest;
+use barid_core::feed::checkpoint::Checkpoint;
 use barid_core::feed::tree::root_at;
-use barid_core::names::Member;
-use barid_core::proto;
+use barid_core::follow::Equivocation;
+use barid_core::names::FeedId;
 
-use crate::exchange::Exchange;
-use crate::node::{Content, Entry, Node};
+use crate::live::Gate;
+use crate::model::Facts;
+use crate::node::{Content, Entry, Log, Node};
 use crate::world::World;
 
-pub(crate) fn check(world: &mut World) {
-    let mut broken = Vec::new();
-    released_is_held(world, &mut broken);
-    rosters_are_everywhere(world, &mut broken);
-    feeds_are_equal(world, &mut broken);
-    bytes_are_those_that_were_signed(world, &mut broken);
-    everybody_has_what_it_may_read(world, &mut broken);
-    nobody_has_more(world, &mut broken);
-    nobody_is_blamed(world, &mut broken);
-    world.violations.append(&mut broken);
+pub(crate) fn check(world: &mut World) -> Vec<String> {
+    let mut check = Check { current: current(world), world, broken: Vec::new(), history: 0 };
+    check.rosters_are_everywhere();
+    check.receipts_are_true();
+    check.what_was_durable_is_there();
+    check.feeds_are_equal();
+    check.bytes_are_those_that_were_signed();
+    check.everybody_has_what_it_may_read();
+    check.nobody_has_more();
+    check.nobody_is_blamed();
+    check.forks_are_known();
+    check.publishers_are_answered();
+    check.doubt_is_over();
+    let Check { broken, history, .. } = check;
+    world.coverage.add("audience: later joiner given history", history);
+    broken
 }
 
+/// Honest members of the newest roster: for them everything must hold.
 fn current(world: &World) -> Vec<usize> {
-    let newest = world.exchange.chain.newest();
-    (0..world.nodes.len()).filter(|node| newest.member(&world.exchange.members[*node]).is_some()).collect()
+    let last = world.exchange.last_version();
+    let honest = |node: &usize| world.exchange.natures[*node].is_honest();
+    (0..world.nodes.len()).filter(|node| world.exchange.is_listed(*node, last)).filter(honest).collect()
 }
 
-fn released_is_held(world: &World, broken: &mut Vec<String>) {
-    for receipt in &world.receipts {
-        let node = &world.nodes[receipt.node];
-        let held = usize::try_from(receipt.index).ok().and_then(|index| node.logs[&node.feed].entries.get(index));
-        if held.is_none_or(|held| held.digest != receipt.digest) {
-            broken.push(format!("{}: what was released as {} is missing", node.me, receipt.index));
-        }
+struct Check<'a> {
+    world: &'a World,
+    current: Vec<usize>,
+    broken: Vec<String>,
+    history: u64,
+}
+
+impl Check<'_> {
+    fn fails(&mut self, node: usize, what: impl std::fmt::Display) {
+        self.broken.push(format!("{}: {what}", self.world.exchange.members[node]));
     }
-}
 
-fn rosters_are_everywhere(world: &World, broken: &mut Vec<String>) {
-    for node in current(world) {
-        let (held, newest) = (world.nodes[node].chain.newest().version(), world.exchange.last_version());
-        if held != newest {
-            broken.push(format!("{}: holds roster {held} of {newest}", world.nodes[node].me));
-        }
+    fn honest(&self) -> impl Iterator<Item = (usize, &Node)> {
+        let world = self.world;
+        world.nodes.iter().enumerate().filter(|(node, _)| world.exchange.natures[*node].is_honest())
     }
-}
 
-/// A member's copy of a member's feed is whole; any other copy is a beginning of it.
-fn feeds_are_equal(world: &World, broken: &mut Vec<String>) {
-    let current = current(world);
-    for (owner, node) in world.nodes.iter().enumerate() {
-        let own = &node.logs[&node.feed].tree;
-        for (reader, copy) in world.nodes.iter().enumerate() {
-            let whole = current.contains(&owner) && current.contains(&reader);
-            let size = copy.size(&node.feed);
-            if whole && size != own.size() {
-                broken.push(format!("{}: {} is wedged at {size} of {}", copy.me, node.feed, own.size()));
-            }
-            let root = copy.logs.get(&node.feed).map(|log| log.tree.root());
-            if size > own.size() || root.is_some_and(|root| root_at(own, size) != Ok(root)) {
-                broken.push(format!("{}: {} has another root at {size}", copy.me, node.feed));
+    fn facts(&self, entry: &Entry) -> Option<&Facts> {
+        self.world.model.facts.get(&entry.digest)
+    }
+
+    fn rosters_are_everywhere(&mut self) {
+        for node in self.current.clone() {
+            let held = self.world.nodes[node].disk.chain.newest().version();
+            let newest = self.world.exchange.last_version();
+            if held != newest {
+                self.fails(node, format!("holds roster {held} of {newest}"));
             }
         }
     }
-}
 
-/// What is held in full is the digest's content to the last byte, also where this version does not know all of it.
-fn bytes_are_those_that_were_signed(world: &World, broken: &mut Vec<String>) {
-    for node in &world.nodes {
-        for (feed, log) in &node.logs {
-            for (entry, index) in log.entries.iter().zip(0_u64..) {
-                if let Content::Disclosed { envelope, .. } = &entry.content
-                    && digest(envelope) != entry.digest
-                {
-                    broken.push(format!("{}: {feed} {index} has other bytes than were signed", node.me));
+    /// Whoever was answered finds what it published, unless the store was lost since; then it is there if anybody had it.
+    fn receipts_are_true(&mut self) {
+        let world = self.world;
+        for receipt in &world.model.receipts {
+            let (feed, index) = &receipt.place;
+            let entry = world.nodes[receipt.node].disk.logs.get(feed).and_then(|log| log.entry(*index));
+            let lost = receipt.restores != world.model.restores[receipt.node];
+            if entry.is_none_or(|entry| entry.digest != receipt.digest) && !(lost && entry.is_none()) {
+                self.fails(receipt.node, format!("what was released as {feed} {index} is missing"));
+            }
+        }
+        let mut broken = Vec::new();
+        for (node, here) in self.honest().filter(|(node, _)| world.model.restores[*node] == 0) {
+            let mut ids = BTreeSet::new();
+            let log = &here.disk.logs[&here.feed];
+            for entry in &log.entries {
+                let Content::Disclosed { header: Some(header), .. } = &entry.content else { continue };
+                if !ids.insert(&header.id) {
+                    broken.push((node, format!("{} is in its feed twice", header.id)));
                 }
             }
         }
+        broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
-}
 
-/// Who is in the audience by every roster from the header's on, whenever an entry may have been sent, and can reach somebody who is too and has
-/// it, has it and was given it.
-fn everybody_has_what_it_may_read(world: &World, broken: &mut Vec<String>) {
-    let current = current(world);
-    for &owner in &current {
-        let feed = &world.nodes[owner].feed;
-        for (entry, index) in world.nodes[owner].logs[feed].entries.iter().zip(0_u64..) {
-            let Some(header) = readable(entry, &feed.member) else { continue };
-            for reader in holders(world, &current, owner, header) {
-                let me = &world.nodes[reader].me;
-                let copy =
-                    world.nodes[reader].logs.get(feed).and_then(|log| log.entries.get(usize::try_from(index).ok()?));
-                let held = copy.is_some_and(|copy| matches!(copy.content, Content::Disclosed { .. }));
-                let given = world.subscribers[reader].entries.contains(&(feed.clone(), index));
-                if !(held && given) {
-                    let word = if held { "not delivered" } else { "not held" };
-                    broken.push(format!("{me}: {feed} {index} is {word}, though it may read it"));
+    /// Nothing that was durable is gone, and arrivals are what they were.
+    fn what_was_durable_is_there(&mut self) {
+        let world = self.world;
+        let mut broken = Vec::new();
+        for (node, here) in self.honest() {
+            let seen = &world.model.seen[node];
+            for (feed, size) in &seen.sizes {
+                let held = here.disk.size(feed);
+                if held != *size {
+                    broken.push((node, format!("{size} entries of {feed} were durable, {held} are there")));
+                }
+            }
+            if let Some(feed) = seen.forks.iter().find(|feed| !here.disk.forks.contains_key(*feed)) {
+                broken.push((node, format!("that {feed} has two histories was durable, and is forgotten")));
+            }
+            if here.disk.arrivals != seen.arrivals {
+                broken.push((node, "arrivals are not what they were".to_owned()));
+            }
+            let disclosed: usize = here
+                .disk
+                .logs
+                .values()
+                .map(|log| log.entries.iter().filter(|entry| entry.is_disclosed()).count())
+                .sum();
+            if disclosed != here.disk.arrivals.len() {
+                let arrived = here.disk.arrivals.len();
+                broken.push((node, format!("{disclosed} entries are held in full, {arrived} have arrived")));
+            }
+        }
+        broken.into_iter().for_each(|(node, what)| self.fails(node, what));
+    }
+
+    /// Every honest member's feed is equal everywhere, to its longest copy; any copy of anybody is a beginning of that.
+    fn feeds_are_equal(&mut self) {
+        let world = self.world;
+        let mut longest: BTreeMap<&FeedId, &Log> = BTreeMap::new();
+        for (_, here) in self.honest() {
+            for (feed, log) in &here.disk.logs {
+                let best = longest.entry(feed).or_insert(log);
+                if log.tree.size() > best.tree.size() {
+                    *best = log;
                 }
             }
         }
-    }
-}
-
-/// Who must have an entry in the end: the content passes only between those who may read it and want it, and can reach each other.
-fn holders(world: &World, current: &[usize], owner: usize, header: &proto::Header) -> Vec<usize> {
-    let versions = header.roster_version..=world.exchange.last_version();
-    let entitled = |node: usize| {
-        let Node { me, topics, .. } = &world.nodes[node];
-        let wanted = topics.is_empty() || topics.iter().any(|filter| filter.matches_header(&header.topic));
-        wanted && versions.clone().all(|version| admitted(&world.exchange, header, me, version))
-    };
-    let mut holders = vec![owner];
-    while let Some(next) = current.iter().copied().find(|node| {
-        !holders.contains(node) && entitled(*node) && holders.iter().any(|holder| !world.is_severed(*holder, *node))
-    }) {
-        holders.push(next);
-    }
-    holders
-}
-
-/// Nobody here withholds what is another's, and nobody is blamed for it: except by who is expelled by now and had not heard of it.
-fn nobody_is_blamed(world: &World, broken: &mut Vec<String>) {
-    for (node, feed, index) in &world.blamed {
-        let entry = world.nodes[*node].logs.get(feed).and_then(|log| log.entries.get(usize::try_from(*index).ok()?));
-        let Some(header) = entry.and_then(|entry| readable(entry, &feed.member)) else { continue };
-        let versions = header.roster_version..=world.exchange.last_version();
-        if versions.into_iter().all(|version| admitted(&world.exchange, header, &world.nodes[*node].me, version)) {
-            broken.push(format!("{}: {feed} {index} was taken for wrongly withheld", world.nodes[*node].me));
+        // What only former members hold does not come any more.
+        let mut reachable: BTreeMap<&FeedId, u64> = BTreeMap::new();
+        for node in &self.current {
+            for (feed, log) in &world.nodes[*node].disk.logs {
+                let size = reachable.entry(feed).or_default();
+                *size = log.tree.size().max(*size);
+            }
         }
-    }
-}
-
-fn nobody_has_more(world: &World, broken: &mut Vec<String>) {
-    for (node, subscriber) in world.nodes.iter().zip(&world.subscribers) {
-        for (feed, log) in node.logs.iter().filter(|(feed, _)| **feed != node.feed) {
-            let leaky = world.nodes.iter().any(|node| node.leaky);
-            for (entry, index) in log.entries.iter().zip(0_u64..) {
-                let Content::Disclosed { header, .. } = &entry.content else { continue };
-                let may = header.as_ref().is_some_and(|header| ever_admitted(&world.exchange, header, &node.me));
-                let given = subscriber.entries.contains(&(feed.clone(), index));
-                // What a liar sends before its roster is there cannot be judged, and is not delivered.
-                if !may && (given || !(entry.held_back && leaky)) {
-                    broken.push(format!("{}: {feed} {index} leaked", node.me));
-                }
-                if given && readable(entry, &feed.member).is_none() {
+        let mut broken = Vec::new();
+        for (feed, log) in longest {
+            let Some(owner) = world.exchange.position(&feed.member) else { continue };
+            if !world.exchange.natures[owner].is_honest() {
+                continue;
+            }
+            for (node, here) in self.honest() {
+                let copy = here.disk.logs.get(feed);
+                let size = copy.map_or(0, |copy| copy.tree.size());
+                if copy.is_some_and(|copy| root_at(&log.tree, size) != Ok(copy.tree.root())) {
                     broken
-                        .push(format!("{}: {feed} {index} was delivered, though nobody could tell for whom", node.me));
+                        .push((node, format!("{feed} has another root at {size}: two histories of an honest member")));
+                }
+                if here.disk.forks.contains_key(feed) || here.live.stopped.contains(feed) {
+                    broken.push((node, format!("{feed} is not followed any more, though its owner is honest")));
+                }
+                let whole = reachable.get(feed).copied().unwrap_or(0);
+                if self.current.contains(&node) && self.current.contains(&owner) && size != whole {
+                    broken.push((node, format!("{feed} is wedged at {size} of {whole}")));
+                }
+            }
+        }
+        broken.into_iter().for_each(|(node, what)| self.fails(node, what));
+    }
+
+    /// What is held in full is what was published, to the last byte, also where this version does not know all of it.
+    fn bytes_are_those_that_were_signed(&mut self) {
+        let mut broken = Vec::new();
+        for (node, here) in self.honest() {
+            for (feed, log) in &here.disk.logs {
+                for (entry, index) in log.entries.iter().zip(0_u64..) {
+                    let Content::Disclosed { envelope, .. } = &entry.content else { continue };
+                    let published = self.world.model.envelopes.get(&entry.digest) == Some(envelope);
+                    if !published || digest(envelope) != entry.digest {
+                        broken.push((node, format!("{feed} {index} has other bytes than were signed")));
+                    }
+                }
+            }
+        }
+        broken.into_iter().for_each(|(node, what)| self.fails(node, what));
+    }
+
+    /// Who is in the audience by every roster since, and can reach somebody who is too and has it, has it and was given it once.
+    fn everybody_has_what_it_may_read(&mut self) {
+        let world = self.world;
+        let mut broken = Vec::new();
+        for &owner in &self.current {
+            for epoch in 1..=world.exchange.epochs[owner] {
+                let feed = world.exchange.feed(owner, epoch);
+                let longest = self.current.iter().filter_map(|node| world.nodes[*node].disk.logs.get(&feed));
+                let Some(longest) = longest.max_by_key(|log| log.tree.size()) else { continue };
+                for (entry, index) in longest.entries.iter().zip(0_u64..) {
+                    let Some(facts) = self.facts(entry).filter(|facts| facts.named == owner && facts.understood) else {
+                        continue;
+                    };
+                    for reader in self.holders(owner, &feed, index, facts) {
+                        let copy = world.nodes[reader].disk.logs.get(&feed).and_then(|log| log.entry(index));
+                        let held = copy.is_some_and(Entry::is_disclosed);
+                        let given = world.model.subscribers[reader].places.contains(&(feed.clone(), index));
+                        if !(held && given) {
+                            let word = if held { "not delivered" } else { "not held" };
+                            broken.push((reader, format!("{feed} {index} is {word}, though it may read it")));
+                        }
+                    }
+                }
+            }
+        }
+        broken.into_iter().for_each(|(node, what)| self.fails(node, what));
+    }
+
+    /// Who must have an entry in the end: the content passes only between those who may read it and want it, and can reach each other.
+    fn holders(&self, owner: usize, feed: &FeedId, index: u64, facts: &Facts) -> Vec<usize> {
+        let world = self.world;
+        let entitled = |node: usize| {
+            let filters = &world.nodes[node].topics;
+            // A node wants all topics or those of the first group; of its own feed it wants everything.
+            let wanted = filters.is_empty() || facts.group == 0 || node == owner;
+            wanted && facts.always_admit(node, &world.exchange)
+        };
+        let has = |node: usize| {
+            let log = world.nodes[node].disk.logs.get(feed);
+            log.and_then(|log| log.entry(index)).is_some_and(Entry::is_disclosed)
+        };
+        let kept = |node: usize| node == owner && world.model.restores[owner] == 0;
+        // A relay that lies about what is whose is not found out by whom the owner cannot tell.
+        let liars = world.exchange.natures.iter().any(|nature| nature.withholds || nature.garbage);
+        let told = |node: usize| node == owner || !(liars && world.is_severed(node, owner));
+        let mut holders: Vec<usize> =
+            self.current.iter().copied().filter(|node| entitled(*node) && (has(*node) || kept(*node))).collect();
+        while let Some(next) = self.current.iter().copied().find(|node| {
+            !holders.contains(node)
+                && entitled(*node)
+                && told(*node)
+                && holders.iter().any(|holder| !world.is_severed(*holder, *node))
+        }) {
+            holders.push(next);
+        }
+        holders
+    }
+
+    fn nobody_has_more(&mut self) {
+        let world = self.world;
+        let (mut broken, mut history) = (Vec::new(), 0);
+        let leaky = world.exchange.natures.iter().any(|nature| nature.leaky);
+        for (node, here) in self.honest() {
+            for (feed, log) in here.disk.logs.iter().filter(|(feed, _)| feed.member != here.me) {
+                for (entry, index) in log.entries.iter().zip(0_u64..).filter(|(entry, _)| entry.is_disclosed()) {
+                    let facts = self.facts(entry);
+                    let may = facts.is_some_and(|facts| facts.ever_admit(node, &world.exchange));
+                    let given = world.model.subscribers[node].places.contains(&(feed.clone(), index));
+                    // What a liar sends before its roster is there cannot be judged, and is not delivered.
+                    if !may && (given || !(entry.held_back && leaky)) {
+                        broken.push((node, format!("{feed} {index} leaked")));
+                    }
+                    let named = facts.map(|facts| &world.exchange.members[facts.named]);
+                    if given && named != Some(&feed.member) {
+                        broken.push((node, format!("{feed} {index} was delivered, though it names another member")));
+                    }
+                    let by_its_own = |facts: &Facts| {
+                        world.exchange.at(facts.version).is_some_and(|listed| facts.admit(node, listed))
+                    };
+                    history += u64::from(may && !facts.is_some_and(by_its_own));
+                }
+            }
+        }
+        self.history = history;
+        broken.into_iter().for_each(|(node, what)| self.fails(node, what));
+    }
+
+    /// No honest member withholds what is another's, and nobody is blamed for it: except where a liar served, or by who had not heard of the
+    /// roster that expels it.
+    fn nobody_is_blamed(&mut self) {
+        let world = self.world;
+        let lies = |nature: &crate::exchange::Nature| nature.withholds || nature.garbage || nature.newer;
+        if world.exchange.natures.iter().any(lies) {
+            return;
+        }
+        for (node, (feed, index)) in &world.model.blamed {
+            let entry = world.nodes[*node].disk.logs.get(feed).and_then(|log| log.entry(*index));
+            if entry.and_then(|entry| self.facts(entry)).is_some_and(|facts| facts.always_admit(*node, &world.exchange))
+            {
+                self.fails(*node, format!("{feed} {index} was taken for wrongly withheld"));
+            }
+        }
+    }
+
+    /// What is said to prove two histories does, of a feed that has them; and whoever meets somebody with the other one knows.
+    fn forks_are_known(&mut self) {
+        let world = self.world;
+        let newest = world.exchange.chain.newest();
+        let mut broken = Vec::new();
+        for (node, here) in self.honest() {
+            for (feed, evidence) in &here.disk.forks {
+                let proves = Equivocation::verify(evidence, newest).is_ok_and(|fork| fork.feed() == feed);
+                let nature = world.exchange.position(&feed.member).map(|owner| &world.exchange.natures[owner]);
+                // Garbage may happen to be signed.
+                let forks = nature.is_some_and(|nature| nature.forks || nature.garbage);
+                let listed = !newest.feed_keys(feed).is_empty();
+                if listed && !proves || !forks {
+                    broken.push((node, format!("evidence of two histories of {feed} proves nothing")));
+                }
+            }
+        }
+        let last = world.exchange.last_version();
+        let forkers = (0..world.nodes.len()).filter(|node| world.nodes[*node].other.is_some());
+        for owner in forkers.filter(|owner| world.exchange.is_listed(*owner, last)) {
+            let feed = &world.nodes[owner].feed;
+            let complete = |node: &usize| {
+                let log = world.nodes[*node].disk.logs.get(feed)?;
+                (log.checkpoint_size == log.tree.size()).then_some(log)
+            };
+            for &one in &self.current {
+                for &other in self.current.iter().filter(|other| **other > one && !world.is_severed(one, **other)) {
+                    let (Some(a), Some(b)) = (complete(&one), complete(&other)) else { continue };
+                    let size = a.tree.size().min(b.tree.size());
+                    let differ = root_at(&a.tree, size).ok() != root_at(&b.tree, size).ok();
+                    // The other one may have been shown it in the middle of a catch-up, when it could prove nothing.
+                    let known = [one, other].iter().any(|node| world.nodes[*node].live.stopped.contains(feed));
+                    if differ && !known {
+                        broken.push((one, format!("{feed} has two histories, and it does not know")));
+                    }
+                }
+            }
+        }
+        broken.into_iter().for_each(|(node, what)| self.fails(node, what));
+    }
+
+    fn publishers_are_answered(&mut self) {
+        let world = self.world;
+        for (id, publisher) in &world.publishers {
+            let node = publisher.node;
+            let spent = world.nodes[node].doubt.is_some();
+            let answered = world.model.receipts.iter().any(|receipt| receipt.id == *id);
+            if self.current.contains(&node) && !spent && !answered {
+                self.fails(node, format!("whoever publishes {id} is not answered"));
+            }
+        }
+    }
+
+    /// Every feed goes on, in its next epoch if need be, which names the whole of those before.
+    fn doubt_is_over(&mut self) {
+        let world = self.world;
+        for node in self.current.clone() {
+            let here = &world.nodes[node];
+            let spent = here.opened >= world.exchange.epochs[node];
+            if here.live.gate != Gate::Open && !spent {
+                self.fails(node, format!("{} is not published in", here.feed));
+            }
+            for epoch in 1..here.feed.epoch {
+                let feed = world.exchange.feed(node, epoch);
+                let Some(log) = here.disk.logs.get(&feed).filter(|_| here.live.gate == Gate::Open) else { continue };
+                let tree = Checkpoint { size: log.tree.size(), root: log.tree.root(), feed };
+                // A peer that shows more and brings nothing is waited for.
+                let liars = world.nodes.iter().filter(|node| !node.nature.is_honest());
+                if liars.into_iter().any(|node| node.disk.size(&tree.feed) > tree.size) {
+                    continue;
+                }
+                if !here.disk.ids.contains_key(&feed_closed::id(&tree).to_string()) {
+                    self.fails(node, format!("the end of {} at {} is not named", tree.feed, tree.size));
                 }
             }
         }
     }
-}
-
-/// Its header, if it names the feed's owner and its audience can be told.
-fn readable<'a>(entry: &'a Entry, owner: &Member) -> Option<&'a proto::Header> {
-    let Content::Disclosed { header: Some(header), .. } = &entry.content else { return None };
-    (header.format == 1 && header.member == owner.as_str()).then_some(header)
-}
-
-fn admitted(exchange: &Exchange, header: &proto::Header, reader: &Member, version: u64) -> bool {
-    exchange.chain.at(version).is_some_and(|roster| may_read(header, reader, roster))
-}
-
-/// By the roster of its version, or, for who joined the exchange or a working group later, by a later one: then its owner handed it on.
-fn ever_admitted(exchange: &Exchange, header: &proto::Header, reader: &Member) -> bool {
-    (header.roster_version..=exchange.last_version()).any(|version| admitted(exchange, header, reader, version))
 }

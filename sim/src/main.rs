@@ -1,23 +1,117 @@
-//! `barid-sim [SEEDS [FIRST]]`: runs seeds and prints what became of them; exit code 1 with the first that breaks a promise.
+//! `barid-sim [OPTIONS] [SEEDS [FIRST]]`: runs seeds and prints how often what was reached; exit code 1 with the first seed that breaks a promise,
+//! shrunk. Options: `--mutation NAME` puts a defect in, `--story` tells what happens in the shrunk run, `--survey` runs all seeds and tells
+//! which promises are broken how often.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use barid_sim::{Coverage, Mutation, kind, run, shrink};
+
+#[derive(Default)]
+struct Options {
+    mutation: Option<Mutation>,
+    story: bool,
+    survey: bool,
+    numbers: Vec<u64>,
+}
+
+#[derive(Default)]
+struct Reached {
+    coverage: Coverage,
+    events: u64,
+    /// By sort of promise: how often, the first seed, and what it said.
+    broken: BTreeMap<String, (u64, u64, String)>,
+}
+
 fn main() -> ExitCode {
-    let mut numbers = std::env::args().skip(1).map_while(|text| text.parse::<u64>().ok());
-    let (seeds, first) = (numbers.next().unwrap_or(1_000), numbers.next().unwrap_or(0));
-    let started = Instant::now();
-    let (mut released, mut delivered) = (0, 0);
-    for seed in first..first.saturating_add(seeds) {
-        let outcome = barid_sim::run(seed, None);
-        if !outcome.violations.is_empty() {
-            println!("seed {seed}:\n{}", outcome.violations.join("\n"));
+    let options = match options() {
+        Ok(options) => options,
+        Err(what) => {
+            eprintln!("{what}");
             return ExitCode::FAILURE;
         }
-        released += outcome.released;
-        delivered += outcome.delivered;
+    };
+    let seeds = options.numbers.first().copied().unwrap_or(1_000);
+    let first = options.numbers.get(1).copied().unwrap_or(0);
+    let started = Instant::now();
+    let (next, end) = (AtomicU64::new(first), first.saturating_add(seeds));
+    let reached = Mutex::new(Reached::default());
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= end {
+                return;
+            }
+            let outcome = run(seed, options.mutation);
+            let mut reached = reached.lock().expect("nobody panics with it");
+            reached.coverage.merge(&outcome.coverage);
+            reached.events += outcome.events;
+            for violation in outcome.violations.iter().take(1) {
+                let known = reached.broken.entry(kind(violation)).or_insert_with(|| (0, seed, violation.clone()));
+                known.0 += 1;
+                if seed < known.1 {
+                    (known.1, known.2) = (seed, violation.clone());
+                }
+                if !options.survey {
+                    // Lower seeds are under way already; higher ones need not be begun.
+                    next.store(end, Ordering::Relaxed);
+                }
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    let Reached { coverage, events, broken } = reached.into_inner().expect("nobody panics with it");
+    if options.survey || broken.is_empty() {
+        let seconds = started.elapsed().as_secs_f64();
+        println!("{coverage}");
+        let missing = coverage.missing();
+        if !missing.is_empty() {
+            println!("not reached: {}", missing.join(", "));
+        }
+        #[allow(clippy::cast_precision_loss, reason = "for people")]
+        let per_second = seeds as f64 / seconds;
+        println!("{seeds} seeds from {first} on in {seconds:.1} s, {per_second:.1} a second: {events} events");
     }
-    let seconds = started.elapsed().as_secs_f64();
-    println!("{seeds} seeds in {seconds:.1} s: {released} released, {delivered} delivered, every promise held");
-    ExitCode::SUCCESS
+    for (times, seed, what) in broken.values() {
+        println!("broken {times} times, first by seed {seed}: {what}");
+    }
+    match broken.values().map(|(_, seed, _)| *seed).min() {
+        None => {
+            println!("every promise held");
+            return ExitCode::SUCCESS;
+        }
+        Some(_) if options.survey => {}
+        Some(seed) => match shrink(seed, options.mutation) {
+            Some(shrunk) => {
+                if options.story {
+                    println!("{}", shrunk.story().join("\n"));
+                }
+                println!("{shrunk}");
+            }
+            None => println!("seed {seed} failed, and does not again"),
+        },
+    }
+    ExitCode::FAILURE
+}
+
+fn options() -> Result<Options, String> {
+    let mut options = Options::default();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--story" => options.story = true,
+            "--survey" => options.survey = true,
+            "--mutation" => {
+                let name = arguments.next().unwrap_or_default();
+                let found = Mutation::ALL.iter().copied().find(|mutation| mutation.name() == name);
+                options.mutation = Some(found.ok_or_else(|| format!("there is no defect `{name}`"))?);
+            }
+            number => options.numbers.push(number.parse().map_err(|_| format!("`{number}` is no number"))?),
+        }
+    }
+    Ok(options)
 }

@@ -1,26 +1,30 @@
 //! One node: what it has committed, which survives a crash, and what it has not, which does not.
+//!
+//! In scope: the commit, all of it or nothing, and what is read of it. Out of scope: what is decided about it (`talk`, `later`, `forks`,
+//! `epochs`), which is core's.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use barid_core::bulletin::TopicFilter;
 use barid_core::envelope;
-use barid_core::feed::checkpoint::{Checkpoint, sign};
+use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
 use barid_core::feed::note::SigningKey;
 use barid_core::feed::tree::MemoryTree;
-use barid_core::follow::{Delivery, FollowState, VerifiedBatch, VerifiedContent, VerifiedFills, delivery};
+use barid_core::follow::{Delivery, VerifiedBatch, VerifiedContent, VerifiedEntry, VerifiedFills, delivery};
 use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::proto;
-use barid_core::provide::{self, Head, Held};
-use barid_core::relay::Relay;
+use barid_core::provide::Held;
 use barid_core::roster::RosterChain;
 use bytes::Bytes;
 
 use crate::Mutation;
-use crate::exchange::feed_key;
+use crate::exchange::Nature;
+use crate::live::Live;
+use crate::model::Place;
 
 /// One place of a feed, as it is held.
+#[derive(Clone)]
 pub(crate) struct Entry {
     pub(crate) digest: Digest,
     pub(crate) content: Content,
@@ -28,120 +32,173 @@ pub(crate) struct Entry {
     pub(crate) held_back: bool,
 }
 
+#[derive(Clone)]
 pub(crate) enum Content {
     Disclosed { envelope: Bytes, header: Option<Arc<proto::Header>> },
     Undisclosed(Undisclosed),
 }
 
 impl Entry {
-    fn held(&self) -> Held<'_> {
+    pub(crate) fn held(&self) -> Held<'_> {
         match &self.content {
             Content::Disclosed { envelope, header } => Held::Disclosed { envelope, header: header.as_deref() },
             Content::Undisclosed(reason) => Held::Undisclosed(*reason),
         }
     }
+
+    pub(crate) fn is_disclosed(&self) -> bool {
+        matches!(self.content, Content::Disclosed { .. })
+    }
 }
 
 /// A feed, as far as it is committed.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Log {
     pub(crate) tree: MemoryTree,
     pub(crate) entries: Vec<Entry>,
     pub(crate) checkpoint: Bytes,
     pub(crate) checkpoint_size: u64,
-    consistency_proof: Vec<Hash>,
+    pub(crate) consistency_proof: Vec<Hash>,
+}
+
+impl Log {
+    pub(crate) fn append(&mut self, entry: Entry) -> u64 {
+        self.tree.append(&entry.digest);
+        self.entries.push(entry);
+        self.tree.size() - 1
+    }
+
+    pub(crate) fn entry(&self, index: u64) -> Option<&Entry> {
+        self.entries.get(usize::try_from(index).ok()?)
+    }
+
+    pub(crate) fn sign(&mut self, feed: &FeedId, key: &SigningKey) {
+        let checkpoint = Checkpoint { feed: feed.clone(), size: self.tree.size(), root: self.tree.root() };
+        let signed = sign(&checkpoint, std::slice::from_ref(key)).expect("the key is the feed's");
+        (self.checkpoint, self.checkpoint_size, self.consistency_proof) = (signed.note, checkpoint.size, Vec::new());
+    }
+}
+
+/// What a store holds: all that comes back with a backup.
+#[derive(Clone)]
+pub(crate) struct Disk {
+    pub(crate) chain: RosterChain,
+    pub(crate) logs: BTreeMap<FeedId, Log>,
+    pub(crate) arrivals: Vec<Place>,
+    pub(crate) cursor: u64,
+    /// Of this member's own feeds.
+    pub(crate) ids: BTreeMap<String, Place>,
+    /// Unix seconds of what it signed last as a witness.
+    pub(crate) last_time: u64,
+    /// Feeds with two histories, and what proves it.
+    pub(crate) forks: BTreeMap<FeedId, Bytes>,
+}
+
+impl Disk {
+    pub(crate) fn new(chain: RosterChain) -> Self {
+        Self {
+            chain,
+            logs: BTreeMap::new(),
+            arrivals: Vec::new(),
+            cursor: 0,
+            ids: BTreeMap::new(),
+            last_time: 0,
+            forks: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn size(&self, feed: &FeedId) -> u64 {
+        self.logs.get(feed).map_or(0, |log| log.tree.size())
+    }
+}
+
+/// Beside the keys, outside of the store: what was signed last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) epoch: u32,
+    pub(crate) size: u64,
+    pub(crate) root: Hash,
 }
 
 /// What waits for the next commit.
+#[derive(Clone)]
 pub(crate) enum Work {
-    Publish(Bytes, Option<Arc<proto::Header>>),
-    Batch(Box<VerifiedBatch>),
-    Fill(Box<VerifiedFills>),
+    /// Envelope, header, and the publisher's id.
+    Publish(Bytes, Option<Arc<proto::Header>>, u64),
+    /// A bulletin of the node itself.
+    Name(Bytes, Arc<proto::Header>),
+    /// From a peer, by its number among the requests for that feed.
+    Batch(Box<VerifiedBatch>, usize, u64),
+    Fill(Box<VerifiedFills>, usize, u64),
     Roster(Bytes),
     Acknowledge(u64),
+    Fork(FeedId, Bytes),
 }
 
 /// What a commit made true.
 #[derive(Default)]
 pub(crate) struct Committed {
-    /// Own entries, by index.
-    pub(crate) released: Vec<u64>,
-    /// Feeds of others that grew.
-    pub(crate) followed: Vec<FeedId>,
-    /// Arrival up to which the subscriber need not be asked again.
+    /// Own entries that came first, and those that had come before: publisher's id, place.
+    pub(crate) released: Vec<(u64, Place, bool)>,
+    /// Feeds that grew by a batch: from whom, its number, its first entry, and how much content the sender lacked.
+    pub(crate) followed: Vec<(FeedId, usize, u64, u64, u64)>,
+    /// Batches that did not fit any more.
+    pub(crate) stale: Vec<(FeedId, usize)>,
+    /// Content that came later: how many entries, from whom, under which request.
+    pub(crate) filled: Vec<(FeedId, usize, u64, u64)>,
+    pub(crate) arrived: Vec<Place>,
     pub(crate) acknowledged: Option<u64>,
+    pub(crate) rosters: u64,
+    pub(crate) bad_rosters: u64,
+    pub(crate) signed: bool,
+    /// What is to be cosigned.
+    pub(crate) complete: Vec<SignedCheckpoint>,
     /// What must never happen.
     pub(crate) faults: Vec<String>,
 }
 
-/// A peer that follows a feed here.
-pub(crate) struct Follower {
-    /// Next index to send.
-    pub(crate) next: u64,
-    pub(crate) filters: Vec<TopicFilter>,
-}
-
-/// What was asked for of a peer.
-#[derive(Clone, Default)]
-pub(crate) struct Asked {
-    pub(crate) ranges: Vec<Range<u64>>,
-    /// From where to ask next.
-    pub(crate) next: u64,
-}
-
 pub(crate) struct Node {
     pub(crate) me: Member,
-    pub(crate) feed: FeedId,
-    key: SigningKey,
-    /// Sends every entry in full to everybody.
-    pub(crate) leaky: bool,
-    /// Speaks and publishes as a later version might.
-    pub(crate) newer: bool,
+    pub(crate) nature: Nature,
     /// Topics whose content it wants; none: all.
     pub(crate) topics: Vec<TopicFilter>,
-    // Committed.
-    pub(crate) chain: RosterChain,
-    pub(crate) logs: BTreeMap<FeedId, Log>,
-    pub(crate) arrivals: Vec<(FeedId, u64)>,
-    cursor: u64,
-    // Lost in a crash.
+    /// Its clock, in seconds from the right one.
+    pub(crate) clock: i64,
+    pub(crate) disk: Disk,
+    pub(crate) backup: Option<Disk>,
+    pub(crate) mark: Option<Mark>,
+    /// The epoch that it has been said to be in doubt about.
+    pub(crate) doubt: Option<u32>,
+    /// The epoch whose key it signs with.
+    pub(crate) feed: FeedId,
+    /// Epochs that its operators have ever opened.
+    pub(crate) opened: u32,
     pub(crate) up: bool,
-    pub(crate) waiting: Vec<Work>,
-    following: BTreeMap<FeedId, FollowState>,
-    /// By peer and feed.
-    pub(crate) followers: BTreeMap<(usize, FeedId), Follower>,
-    /// Where feeds of members without a link are followed, and since when they are away.
-    pub(crate) relays: BTreeMap<FeedId, Relay>,
-    pub(crate) away: BTreeMap<usize, u64>,
-    /// Entries that each peer shows to hold.
-    pub(crate) heads: BTreeMap<(usize, FeedId), u64>,
-    /// What was asked for, by peer and feed.
-    pub(crate) asked: BTreeMap<(usize, FeedId), Asked>,
-    read_to: u64,
+    /// Counts starts.
+    pub(crate) start: u64,
+    /// A second history of its own feed, and who is shown it.
+    pub(crate) other: Option<(Log, BTreeSet<usize>)>,
+    /// Lost in a crash.
+    pub(crate) live: Live,
 }
 
 impl Node {
-    pub(crate) fn new(feed: FeedId, first_roster: &Bytes, leaky: bool, newer: bool) -> Self {
+    pub(crate) fn new(feed: FeedId, first_roster: &RosterChain, nature: Nature) -> Self {
         Self {
             me: feed.member.clone(),
-            key: feed_key(&feed),
-            logs: BTreeMap::from([(feed.clone(), Log::default())]),
-            feed,
-            leaky,
-            newer,
+            nature,
             topics: Vec::new(),
-            chain: RosterChain::start(first_roster).expect("the first roster makes sense"),
-            arrivals: Vec::new(),
-            cursor: 0,
-            up: true,
-            waiting: Vec::new(),
-            following: BTreeMap::new(),
-            followers: BTreeMap::new(),
-            relays: BTreeMap::new(),
-            away: BTreeMap::new(),
-            heads: BTreeMap::new(),
-            asked: BTreeMap::new(),
-            read_to: 0,
+            clock: 0,
+            disk: Disk::new(first_roster.clone()),
+            backup: None,
+            mark: None,
+            doubt: None,
+            feed,
+            opened: 1,
+            up: false,
+            start: 0,
+            other: None,
+            live: Live::default(),
         }
     }
 
@@ -150,140 +207,25 @@ impl Node {
     }
 
     pub(crate) fn knows(&self, member: &Member) -> bool {
-        self.chain.newest().member(member).is_some()
+        self.disk.chain.newest().member(member).is_some()
     }
 
     pub(crate) fn size(&self, feed: &FeedId) -> u64 {
-        self.logs.get(feed).map_or(0, |log| log.tree.size())
+        self.disk.size(feed)
     }
 
-    pub(crate) fn crash(&mut self, mutation: Option<Mutation>) {
-        self.up = false;
-        self.waiting.clear();
-        self.following.clear();
-        self.followers.clear();
-        self.relays.clear();
-        self.away.clear();
-        self.heads.clear();
-        self.asked.clear();
-        if mutation == Some(Mutation::ForgetCursor) {
-            self.cursor = 0;
+    /// What a peer is shown of a feed.
+    pub(crate) fn log_for(&self, feed: &FeedId, peer: usize) -> Option<&Log> {
+        match &self.other {
+            Some((other, to)) if *feed == self.feed && to.contains(&peer) => Some(other),
+            _ => self.disk.logs.get(feed),
         }
-        self.read_to = self.cursor;
-    }
-
-    /// Where following a feed goes on: anew from what is committed, unless something of it waits for its commit.
-    pub(crate) fn follow_from(&mut self, feed: &FeedId, provider: &Member) -> u64 {
-        let waits = |work: &Work| matches!(work, Work::Batch(batch) if batch.feed == *feed);
-        let other = self.following.get(feed).is_none_or(|state| state.provider != *provider);
-        if other || !self.waiting.iter().any(waits) {
-            let frontier = self.logs.get(feed).map(|log| log.tree.frontier().clone()).unwrap_or_default();
-            // The newest checkpoint seen stays known: it must not be contradicted.
-            let newest = self.following.get(feed).and_then(|state| state.newest.clone());
-            let state = FollowState::new(feed.clone(), frontier).at(provider.clone());
-            self.following.insert(feed.clone(), FollowState { newest, ..state });
-        }
-        self.following.get(feed).map_or(0, |state| state.frontier.size())
-    }
-
-    /// Where a feed stands that is followed at `provider`.
-    pub(crate) fn following(&mut self, feed: &FeedId, provider: &Member) -> Option<&mut FollowState> {
-        self.following.get_mut(feed).filter(|state| state.provider == *provider)
-    }
-
-    /// The next batch of a feed for a peer, with at most `entries_max` entries.
-    pub(crate) fn batch(
-        &mut self,
-        peer: usize,
-        feed: &FeedId,
-        reader: &Member,
-        entries_max: usize,
-        open: bool,
-    ) -> Option<proto::Entries> {
-        let follower = self.followers.get(&(peer, feed.clone()))?;
-        let first = follower.next;
-        let log = self.logs.get(feed)?;
-        let rest = log.entries.get(usize::try_from(first).ok()?..)?;
-        let bytes = |entry: &Entry| match &entry.content {
-            Content::Disclosed { envelope, .. } => envelope.len(),
-            Content::Undisclosed(_) => 0,
-        };
-        let held = &rest[..provide::batch_len(rest.iter().map(bytes)).min(entries_max)];
-        if held.is_empty() {
-            return None;
-        }
-        let end = first + held.len() as u64;
-        let items =
-            if open { held.iter().map(everything).collect() } else { self.shown(held, reader, &follower.filters) };
-        let head = Head {
-            size: log.tree.size(),
-            checkpoint_size: log.checkpoint_size,
-            consistency_proof: &log.consistency_proof,
-        };
-        let proof = provide::plan_batch(&head, end, &log.tree).ok()??;
-        let message = provide::message(feed, first, items, log.checkpoint.clone(), &proof);
-        self.followers.get_mut(&(peer, feed.clone()))?.next = end;
-        Some(message)
-    }
-
-    fn shown(&self, held: &[Entry], reader: &Member, filters: &[TopicFilter]) -> Vec<proto::Item> {
-        let held = held.iter().map(|entry| (entry.digest, entry.held()));
-        provide::items(held, reader, filters, &self.chain)
-    }
-
-    /// What a reader is handed of entries that it lacks, at most `entries_max`.
-    pub(crate) fn fills(
-        &self,
-        feed: &FeedId,
-        ranges: &[proto::IndexRange],
-        reader: &Member,
-        filters: &[TopicFilter],
-        entries_max: usize,
-    ) -> proto::Fills {
-        let mut fills = proto::Fills { feed: feed.to_string(), ..proto::Fills::default() };
-        let entries = self.logs.get(feed).map_or(&[][..], |log| &log.entries);
-        for range in ranges {
-            for index in range.start..range.end.min(entries.len() as u64) {
-                if fills.items.len() >= entries_max {
-                    fills.through = index;
-                    return fills;
-                }
-                let Some(entry) = usize::try_from(index).ok().and_then(|place| entries.get(place)) else { break };
-                let history = self.leaky && *feed == self.feed;
-                fills.items.extend(provide::fills([(index, entry.held())], reader, filters, &self.chain, history));
-            }
-        }
-        fills.through = ranges.last().map_or(0, |range| range.end);
-        fills
-    }
-
-    /// As [`Self::fills`], whoever asks.
-    pub(crate) fn anything(&self, feed: &FeedId, ranges: &[proto::IndexRange]) -> proto::Fills {
-        let entries = self.logs.get(feed).map_or(&[][..], |log| &log.entries);
-        let envelope = |index: u64| match entries.get(usize::try_from(index).ok()?)? {
-            Entry { content: Content::Disclosed { envelope, .. }, .. } => {
-                Some(proto::Fill { index, envelope: envelope.clone() })
-            }
-            Entry { .. } => None,
-        };
-        let items = ranges.iter().flat_map(|range| range.start..range.end).filter_map(envelope).collect();
-        proto::Fills { feed: feed.to_string(), items, through: ranges.last().map_or(0, |range| range.end) }
-    }
-
-    /// The first entries from `from` on that others may have content of, one range each, at most `max`.
-    pub(crate) fn gaps(&self, feed: &FeedId, from: u64, max: usize) -> Vec<Range<u64>> {
-        let entries = self.logs.get(feed).map_or(&[][..], |log| &log.entries).iter().zip(0..);
-        let lacking = entries.filter(|(entry, index)| {
-            let asked = !matches!(entry.content, Content::Undisclosed(Undisclosed::Purged | Undisclosed::Excluded));
-            *index >= from && asked && matches!(entry.content, Content::Undisclosed(_))
-        });
-        lacking.take(max).map(|(_, index)| index..index + 1).collect()
     }
 
     /// Of these entries, what is held as digests.
     pub(crate) fn lacking(&self, feed: &FeedId, fills: &proto::Fills) -> BTreeMap<u64, (Digest, Undisclosed)> {
-        let entries = self.logs.get(feed).map_or(&[][..], |log| &log.entries);
-        let lacking = |fill: &proto::Fill| match entries.get(usize::try_from(fill.index).ok()?)? {
+        let log = self.disk.logs.get(feed);
+        let lacking = |fill: &proto::Fill| match log?.entry(fill.index)? {
             Entry { digest, content: Content::Undisclosed(reason), .. } => Some((fill.index, (*digest, *reason))),
             Entry { .. } => None,
         };
@@ -293,109 +235,177 @@ impl Node {
     /// The next arrival that a focal point may be given.
     pub(crate) fn next_delivery(&mut self) -> Option<(u64, FeedId, u64)> {
         loop {
-            let at = usize::try_from(self.read_to).ok()?;
-            let (feed, index) = self.arrivals.get(at)?.clone();
-            let entry = self.logs.get(&feed)?.entries.get(usize::try_from(index).ok()?)?;
+            let at = usize::try_from(self.live.read_to).ok()?;
+            let (feed, index) = self.disk.arrivals.get(at)?.clone();
+            let entry = self.disk.logs.get(&feed)?.entry(index)?;
             let Content::Disclosed { header, .. } = &entry.content else { return None };
-            let to = delivery(&feed.member, header.as_deref(), &self.me, &self.chain);
+            let to = delivery(&feed.member, header.as_deref(), &self.me, &self.disk.chain);
             if let Delivery::NotYet { .. } = to {
                 return None;
             }
-            self.read_to += 1;
+            self.live.read_to += 1;
             if to.to_focal_points() {
-                return Some((self.read_to, feed, index));
+                return Some((self.live.read_to, feed, index));
             }
         }
     }
 
-    /// Makes everything that waits true together.
-    pub(crate) fn commit(&mut self, mutation: Option<Mutation>) -> Committed {
+    /// Makes work true together.
+    pub(crate) fn apply(&mut self, work: Vec<Work>, key: &SigningKey, mutation: Option<Mutation>) -> Committed {
         let mut done = Committed::default();
-        let mut own = false;
-        for work in std::mem::take(&mut self.waiting) {
+        for work in work {
             match work {
-                Work::Publish(envelope, header) => {
-                    own = true;
-                    let digest = envelope::digest(&envelope);
-                    let content = Content::Disclosed { envelope, header };
-                    done.released.push(self.append(&self.feed.clone(), Entry { digest, content, held_back: false }));
+                Work::Publish(envelope, header, id) => self.apply_own(envelope, header, id, &mut done),
+                Work::Name(envelope, header) => {
+                    if !self.disk.ids.contains_key(&header.id) {
+                        self.append_own(envelope, Some(header), &mut done);
+                    }
                 }
-                Work::Batch(batch) => self.commit_batch(*batch, &mut done),
-                Work::Fill(fills) => self.commit_fills(*fills, mutation == Some(Mutation::FillTwice)),
-                Work::Roster(note) => {
-                    // One that came twice changes nothing; one that does not follow is asked for again.
-                    let _ = self.chain.extend(&note);
-                }
+                Work::Batch(batch, from, request) => self.apply_batch(*batch, from, request, mutation, &mut done),
+                Work::Fill(fills, from, request) => self.apply_fills(*fills, from, request, mutation, &mut done),
+                Work::Roster(note) => match self.disk.chain.extend(&note) {
+                    Ok(new) => done.rosters += u64::from(new),
+                    // One that does not follow is asked for again.
+                    Err(_) => done.bad_rosters += 1,
+                },
                 Work::Acknowledge(arrival) => {
-                    self.cursor = self.cursor.max(arrival);
-                    done.acknowledged = Some(self.cursor);
+                    self.disk.cursor = self.disk.cursor.max(arrival);
+                    done.acknowledged = Some(self.disk.cursor);
                 }
+                Work::Fork(feed, evidence) => drop(self.disk.forks.entry(feed).or_insert(evidence)),
             }
         }
-        if own {
-            let log = self.logs.entry(self.feed.clone()).or_default();
-            let checkpoint = Checkpoint { feed: self.feed.clone(), size: log.tree.size(), root: log.tree.root() };
-            let signed = sign(&checkpoint, std::slice::from_ref(&self.key)).expect("the key is the feed's");
-            (log.checkpoint, log.checkpoint_size) = (signed.note, checkpoint.size);
+        if done.signed {
+            let feed = self.feed.clone();
+            self.disk.logs.entry(feed.clone()).or_default().sign(&feed, key);
+            if let Some((other, _)) = &mut self.other {
+                other.sign(&feed, key);
+            }
         }
         done
     }
 
-    fn commit_batch(&mut self, batch: VerifiedBatch, done: &mut Committed) {
-        if self.size(&batch.feed) != batch.first {
+    /// An id that is there already gets the first receipt.
+    fn apply_own(&mut self, envelope: Bytes, header: Option<Arc<proto::Header>>, id: u64, done: &mut Committed) {
+        let known = header.as_ref().and_then(|header| self.disk.ids.get(&header.id)).cloned();
+        match known {
+            Some(place) => done.released.push((id, place, true)),
+            None => {
+                let place = self.append_own(envelope, header, done);
+                done.released.push((id, place, false));
+            }
+        }
+    }
+
+    fn append_own(&mut self, envelope: Bytes, header: Option<Arc<proto::Header>>, done: &mut Committed) -> Place {
+        let feed = self.feed.clone();
+        let digest = envelope::digest(&envelope);
+        if let Some((other, _)) = &mut self.other {
+            let lie = lie(&envelope);
+            let digest = envelope::digest(&lie);
+            let content = Content::Disclosed { envelope: lie, header: header.clone() };
+            other.append(Entry { digest, content, held_back: false });
+        }
+        let content = Content::Disclosed { envelope, header };
+        let index = self.append(&feed, Entry { digest, content, held_back: false }, done);
+        done.signed = true;
+        (feed, index)
+    }
+
+    fn apply_batch(
+        &mut self,
+        batch: VerifiedBatch,
+        from: usize,
+        request: u64,
+        mutation: Option<Mutation>,
+        done: &mut Committed,
+    ) {
+        let feed = batch.feed.clone();
+        let continued = feed == self.feed && self.live.is_open();
+        if self.size(&feed) != batch.first || continued {
+            done.stale.push((feed, from));
             return;
         }
-        for entry in batch.entries {
+        let lacking =
+            |entry: &&VerifiedEntry| matches!(entry.content, VerifiedContent::Undisclosed(Undisclosed::NotHeld));
+        let lacks = batch.entries.iter().filter(lacking).count() as u64;
+        for (place, entry) in batch.entries.into_iter().enumerate() {
+            if mutation == Some(Mutation::SkipEntry) && place == 3 {
+                continue;
+            }
             let content = match entry.content {
+                VerifiedContent::Disclosed { .. } if mutation == Some(Mutation::LoseContent) && place == 2 => {
+                    Content::Undisclosed(Undisclosed::Purged)
+                }
                 VerifiedContent::Disclosed { envelope, header } => Content::Disclosed { envelope, header },
                 VerifiedContent::Undisclosed(reason) => Content::Undisclosed(reason),
             };
-            self.append(&batch.feed, Entry { digest: entry.digest, content, held_back: entry.held_back.is_some() });
+            let entry = Entry { digest: entry.digest, content, held_back: entry.held_back.is_some() };
+            self.append(&feed, entry, done);
         }
-        let log = self.logs.entry(batch.feed.clone()).or_default();
+        let log = self.disk.logs.entry(feed.clone()).or_default();
         if *log.tree.frontier() != batch.frontier {
-            done.faults.push(format!("{}: {} was not left at the verified frontier", self.me, batch.feed));
+            done.faults.push(format!("{feed} was not left at the verified frontier"));
         }
         log.checkpoint_size = batch.checkpoint.checkpoint.size;
-        log.checkpoint = batch.checkpoint.note;
+        log.checkpoint.clone_from(&batch.checkpoint.note);
         log.consistency_proof = batch.consistency_proof;
-        done.followed.push(batch.feed);
+        if log.checkpoint_size == log.tree.size() && feed.member != self.me {
+            done.complete.push(batch.checkpoint);
+        }
+        done.followed.push((feed, from, request, batch.first, lacks));
     }
 
-    /// What another peer gave first is passed over, unless `twice`.
-    fn commit_fills(&mut self, fills: VerifiedFills, twice: bool) {
-        let Some(log) = self.logs.get_mut(&fills.feed) else { return };
+    /// What another peer gave first is passed over.
+    fn apply_fills(
+        &mut self,
+        fills: VerifiedFills,
+        from: usize,
+        request: u64,
+        mutation: Option<Mutation>,
+        done: &mut Committed,
+    ) {
+        let twice = mutation == Some(Mutation::FillTwice);
+        let Some(log) = self.disk.logs.get_mut(&fills.feed) else { return };
+        let mut filled = 0;
         for fill in fills.entries {
             let entry = usize::try_from(fill.index).ok().and_then(|place| log.entries.get_mut(place));
             if let Some(entry) = entry.filter(|entry| twice || matches!(entry.content, Content::Undisclosed(_))) {
                 entry.content = Content::Disclosed { envelope: fill.envelope, header: fill.header };
                 entry.held_back = fill.held_back.is_some();
-                self.arrivals.push((fills.feed.clone(), fill.index));
+                filled += 1;
+                if let Content::Disclosed { header: Some(header), .. } = &entry.content
+                    && fills.feed.member == self.me
+                {
+                    self.disk.ids.entry(header.id.clone()).or_insert_with(|| (fills.feed.clone(), fill.index));
+                }
+                if mutation != Some(Mutation::DropFill) {
+                    self.disk.arrivals.push((fills.feed.clone(), fill.index));
+                    done.arrived.push((fills.feed.clone(), fill.index));
+                }
             }
         }
+        done.filled.push((fills.feed, from, request, filled));
     }
 
-    fn append(&mut self, feed: &FeedId, entry: Entry) -> u64 {
-        let log = self.logs.entry(feed.clone()).or_default();
-        let index = log.tree.size();
-        log.tree.append(&entry.digest);
-        if let Content::Disclosed { .. } = entry.content {
-            self.arrivals.push((feed.clone(), index));
+    fn append(&mut self, feed: &FeedId, entry: Entry, done: &mut Committed) -> u64 {
+        let index = self.size(feed);
+        if let Content::Disclosed { header, .. } = &entry.content {
+            self.disk.arrivals.push((feed.clone(), index));
+            done.arrived.push((feed.clone(), index));
+            if let Some(header) = header.as_ref().filter(|_| feed.member == self.me) {
+                self.disk.ids.entry(header.id.clone()).or_insert_with(|| (feed.clone(), index));
+            }
         }
-        log.entries.push(entry);
-        index
+        self.disk.logs.entry(feed.clone()).or_default().append(entry)
     }
 }
 
-/// An entry in full, whoever reads.
-fn everything(entry: &Entry) -> proto::Item {
-    use barid_core::proto::item::Item;
-    let item = match &entry.content {
-        Content::Disclosed { envelope, .. } => Item::Envelope(envelope.clone()),
-        Content::Undisclosed(_) => Item::Digests(proto::DigestRun {
-            digests: Bytes::copy_from_slice(&entry.digest.0),
-            reason: Undisclosed::NotHeld.word().to_owned(),
-        }),
-    };
-    proto::Item { item: Some(item) }
+/// What a forking member publishes in its second history: the same but for its last byte, which is salt.
+pub(crate) fn lie(envelope: &Bytes) -> Bytes {
+    let mut lie = envelope.to_vec();
+    if let Some(last) = lie.last_mut() {
+        *last ^= 1;
+    }
+    lie.into()
 }

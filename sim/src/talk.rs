@@ -1,296 +1,396 @@
-//! What nodes say to each other about feeds: whom they follow where, what they show, what they take, and what they ask for later.
+//! What nodes say to each other about feeds: whom they follow where, and what they take.
 //!
-//! In scope: core's decisions, and the defects that are put in on purpose. Out of scope: the network and the clock (`world`).
+//! In scope: core's decisions, the bookkeeping around them, and the defects that are put in on purpose. Out of scope: what others are shown
+//! (`serve`), the network (`network`), content that comes later (`later`), two histories (`forks`), own feeds (`epochs`).
+//!
+//! Urgent entries that overtake their feed have no frames yet: they would leave in [`World::announce`], before anything else, and come in
+//! by [`World::take`].
 
-use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::Arc;
-
-use barid_core::bulletin::TopicFilter;
-use barid_core::bulletin::audience::may_read;
-use barid_core::envelope;
-use barid_core::follow::{
-    Fault, FaultKind, VerifiedBatch, VerifiedContent, VerifiedEntry, VerifiedFill, VerifiedFills, What, verify_entries,
-    verify_fills,
-};
-use barid_core::names::{Digest, FeedId, Member, Undisclosed};
+use barid_core::follow::{Fault, FaultKind, FollowState, verify_entries};
+use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
-use barid_core::proto::item::Item;
 use barid_core::relay::RELAY_GRACE_MS;
 use bytes::Bytes;
 use prost::Message;
 
-use crate::node::{Asked, Follower, Work};
-use crate::world::{Event, World};
-use crate::{Mutation, newer};
+use crate::live::Following;
+use crate::node::Work;
+use crate::world::{Event, UNIT_MS, World};
+use crate::{Mutation, defects, newer, serve};
 
-/// Milliseconds of the relays' clock in one unit of time.
-const UNIT_MS: u64 = 100;
-/// A batch's largest number of entries, small enough that catching up takes several.
-const ENTRIES_MAX: u64 = 9;
-/// Ranges in one request for what is missing, and entries in one answer: few, so that there are several.
-const FILLS_MAX: usize = 6;
+/// How long a feed of which more is shown may bring nothing before it is asked for again.
+const ASK_AGAIN: u64 = 90;
+/// Pause after a refusal, doubling up to so long.
+const PAUSE: u64 = 10;
+const PAUSE_MAX: u64 = 200;
 
 impl World {
-    /// Where a node follows a feed: at its owner, or where it is to be had while that one is away.
-    fn provider(&mut self, node: usize, feed: &FeedId) -> Option<usize> {
-        let owner = self.exchange.members.iter().position(|member| *member == feed.member)?;
-        let Some(away) = self.nodes[node].away.get(&owner).copied() else {
-            self.nodes[node].relays.remove(feed);
-            return Some(owner);
-        };
-        if (self.now - away) * UNIT_MS < RELAY_GRACE_MS || self.mutation == Some(Mutation::NoRelay) {
-            return None;
+    /// A node looks after its links, and after what it follows over them.
+    pub(crate) fn tick(&mut self, node: usize) {
+        for peer in (0..self.nodes.len()).filter(|peer| *peer != node) {
+            let linked = self.nodes[node].is_member() && self.can_link(node, peer);
+            match (self.nodes[node].live.linked.contains(&peer), linked) {
+                (false, true) => self.link_up(node, peer),
+                (true, false) => self.link_down(node, peer),
+                _ => {}
+            }
+            if !linked {
+                let now = self.now;
+                self.nodes[node].live.away.entry(peer).or_insert(now);
+            }
         }
-        let linked = (0..self.nodes.len()).filter(|peer| *peer != owner && *peer != node && self.linked(node, *peer));
-        let here = &self.nodes[node];
-        let shown = |peer: usize| {
-            let size = here.heads.get(&(peer, feed.clone())).copied().unwrap_or(0);
-            (self.exchange.members[peer].clone(), size)
-        };
-        let shown: Vec<(Member, u64)> =
-            linked.filter(|peer| here.knows(&self.exchange.members[*peer])).map(shown).collect();
-        let (held, now_ms) = (here.size(feed), self.now * UNIT_MS);
-        let at = self.nodes[node].relays.entry(feed.clone()).or_default().choose(held, &shown, now_ms)?;
-        self.exchange.members.iter().position(|member| member == at)
-    }
-
-    pub(crate) fn ask(&mut self, node: usize, feed: &FeedId) {
-        let Some(provider) = self.provider(node, feed) else { return };
-        let from = self.nodes[node].follow_from(feed, &self.exchange.members[provider]);
-        let topics = self.nodes[node].topics.iter().map(|filter| filter.as_str().to_owned()).collect();
-        let follow = proto::Follow { feed: feed.to_string(), from, topics, ..Default::default() };
-        self.send(node, provider, Frame::Follow(follow));
-    }
-
-    /// Asks a peer for content that is missing here, on from what it was asked for before.
-    pub(crate) fn ask_for_missing(&mut self, node: usize, peer: usize) {
-        if self.mutation == Some(Mutation::NoFills) {
+        if !self.nodes[node].is_member() {
             return;
         }
-        let here = &self.nodes[node];
-        let feeds: Vec<FeedId> = here.logs.keys().filter(|feed| **feed != here.feed).cloned().collect();
-        for feed in feeds {
-            let key = (peer, feed.clone());
-            let here = &mut self.nodes[node];
-            let from = here.asked.get(&key).map_or(0, |asked| asked.next);
-            let ranges = here.gaps(&feed, from, FILLS_MAX);
-            here.asked.insert(key, Asked { ranges: ranges.clone(), next: 0 });
-            if ranges.is_empty() {
+        for peer in self.nodes[node].live.linked.clone() {
+            self.follow_wanted(node, peer);
+            self.tell_heads(node, peer);
+            self.ask_for_missing(node, peer);
+            if self.nodes[node].nature.newer && self.random.chance(3) {
+                self.carry(node, peer, newer::unknown_frame(), false);
+            }
+        }
+        self.follow_relayed(node);
+        self.fetch_own(node);
+        self.follow_due(node);
+        self.compare_again(node);
+        self.name_closed(node);
+    }
+
+    /// A link is new to both sides.
+    fn link_up(&mut self, node: usize, peer: usize) {
+        for (here, there) in [(node, peer), (peer, node)] {
+            let live = &mut self.nodes[here].live;
+            live.linked.insert(there);
+            live.away.remove(&there);
+            self.forget_link(here, there);
+        }
+    }
+
+    /// It breaks for both.
+    fn link_down(&mut self, node: usize, peer: usize) {
+        self.count("link down");
+        for (here, there) in [(node, peer), (peer, node)] {
+            self.nodes[here].live.linked.remove(&there);
+            self.forget_link(here, there);
+        }
+    }
+
+    /// What belonged to a link goes with it.
+    fn forget_link(&mut self, node: usize, peer: usize) {
+        let live = &mut self.nodes[node].live;
+        live.serving.retain(|(to, _), _| *to != peer);
+        live.told.retain(|(to, _), _| *to != peer);
+        live.told_roster.remove(&peer);
+        live.peer_rosters.remove(&peer);
+        live.shown.retain(|(_, by), _| *by != peer);
+        live.ahead.retain(|(_, by), _| *by != peer);
+        live.following.retain(|_, following| following.at != peer);
+        live.fetching.values_mut().filter(|fetch| fetch.at == Some(peer)).for_each(|fetch| fetch.at = None);
+        if let Some(number) = live.requests.get(&peer).map(|request| request.number) {
+            self.put_off(node, peer, number);
+        }
+    }
+
+    /// A newer roster is in force: who is no member any more is left alone.
+    pub(crate) fn roster_adopted(&mut self, node: usize) {
+        for peer in self.nodes[node].live.linked.clone() {
+            if !self.can_link(node, peer) {
+                self.link_down(node, peer);
+            }
+        }
+        let here = &mut self.nodes[node];
+        let chain = &here.disk.chain;
+        here.live.following.retain(|feed, _| !chain.newest().feed_keys(feed).is_empty());
+        here.live.told_roster.clear();
+    }
+
+    /// A member's own feeds are followed at itself, whenever it is linked.
+    fn follow_wanted(&mut self, node: usize, peer: usize) {
+        for epoch in 1..=self.exchange.epochs[peer] {
+            let feed = self.exchange.feed(peer, epoch);
+            if self.is_behind(node, peer, &feed) {
+                self.count("owner behind a relay");
+                self.follow_at_relay(node, &feed);
                 continue;
             }
-            let range = |range: &Range<u64>| proto::IndexRange { start: range.start, end: range.end };
-            let follow = proto::Follow {
-                feed: feed.to_string(),
-                from: here.size(&feed),
-                topics: here.topics.iter().map(|filter| filter.as_str().to_owned()).collect(),
-                ranges: ranges.iter().map(range).collect(),
-            };
-            self.send(node, peer, Frame::Follow(follow));
-        }
-    }
-
-    pub(crate) fn followed(&mut self, from: usize, to: usize, follow: &proto::Follow) {
-        let Ok(feed) = follow.feed.parse::<FeedId>() else { return };
-        let filters: Vec<TopicFilter> = follow.topics.iter().filter_map(|topic| topic.parse().ok()).collect();
-        if !follow.ranges.is_empty() {
-            let reader = self.exchange.members[from].clone();
-            let mut fills = self.nodes[to].fills(&feed, &follow.ranges, &reader, &filters, FILLS_MAX);
-            if self.mutation == Some(Mutation::HandToAnyone) {
-                fills = self.nodes[to].anything(&feed, &follow.ranges);
-            }
-            let shown = fills.items.iter().map(|fill| &fill.envelope).collect::<Vec<_>>();
-            if !self.nodes[to].leaky {
-                self.check_shown(to, &reader, &shown);
-            }
-            if !fills.items.is_empty() || self.random.chance(50) {
-                self.send(to, from, Frame::Fills(fills));
-            }
-            return;
-        }
-        if follow.from <= self.nodes[to].size(&feed) {
-            self.nodes[to].followers.insert((from, feed.clone()), Follower { next: follow.from, filters });
-            for _ in 0..3 {
-                self.send_batch(to, from, &feed);
+            let live = &mut self.nodes[node].live;
+            live.relays.remove(&feed);
+            if live.following.get(&feed).is_none_or(|following| following.at != peer) && !live.stopped.contains(&feed) {
+                self.begin(node, &feed, peer);
             }
         }
     }
 
-    pub(crate) fn fills(&mut self, from: usize, to: usize, message: &proto::Fills) {
-        let Ok(feed) = message.feed.parse::<FeedId>() else { return };
-        let (provider, node) = (&self.exchange.members[from], &mut self.nodes[to]);
-        let Some(asked) = node.asked.get_mut(&(from, feed.clone())) else { return };
-        asked.next = asked.ranges.last().map_or(0, |last| last.end.min(message.through));
-        let asked = asked.ranges.clone();
-        let lacking = node.lacking(&feed, message);
-        let verified = verify_fills(&feed, provider, message, &asked, &lacking, &node.chain, &node.me);
-        let verified = match verified {
-            Err(_) if self.mutation == Some(Mutation::FillAnything) => Ok(unverified_fills(&feed, message, &lacking)),
-            verified => verified,
+    /// Whether a linked owner has long shown no more than is held here, and somebody else does.
+    fn is_behind(&mut self, node: usize, owner: usize, feed: &FeedId) -> bool {
+        let (now_ms, here) = (self.now_ms(), &mut self.nodes[node]);
+        let held = here.disk.size(feed);
+        let shown = |peer: usize| here.live.shown.get(&(feed.clone(), peer)).copied().unwrap_or(0);
+        let others = here.live.linked.iter().filter(|peer| **peer != owner).map(|peer| shown(*peer)).max();
+        let owner_shows = here.live.heads_of.contains(&owner).then(|| shown(owner));
+        let behind = here.live.behind.entry(feed.clone()).or_default();
+        behind.look(held, owner_shows, others.unwrap_or(0), now_ms)
+    }
+
+    /// Feeds of members without a link are followed where they are to be had.
+    fn follow_relayed(&mut self, node: usize) {
+        let away: Vec<(usize, u64)> = self.nodes[node].live.away.iter().map(|(peer, since)| (*peer, *since)).collect();
+        for (owner, since) in away {
+            let member = &self.exchange.members[owner];
+            let early = (self.now - since) * UNIT_MS < RELAY_GRACE_MS;
+            if early || !self.nodes[node].knows(member) || self.has(Mutation::NoRelay) {
+                continue;
+            }
+            for epoch in 1..=self.exchange.epochs[owner] {
+                let feed = self.exchange.feed(owner, epoch);
+                if !self.nodes[node].live.stopped.contains(&feed) {
+                    self.follow_at_relay(node, &feed);
+                }
+            }
+        }
+    }
+
+    fn follow_at_relay(&mut self, node: usize, feed: &FeedId) {
+        let (now_ms, here) = (self.now_ms(), &mut self.nodes[node]);
+        let live = &mut here.live;
+        let size = |peer: &usize| live.shown.get(&(feed.clone(), *peer)).copied().unwrap_or(0);
+        let member = |peer: usize| &self.exchange.members[peer];
+        let others = live.linked.iter().filter(|peer| *member(**peer) != feed.member);
+        let shown: Vec<(Member, u64)> = others.map(|peer| (member(*peer).clone(), size(peer))).collect();
+        let held = here.disk.size(feed);
+        let relay = live.relays.entry(feed.clone()).or_default();
+        let before = relay.at().cloned();
+        let at = relay.choose(held, &shown, now_ms).cloned();
+        let left = before.is_some() && before != at;
+        let at = at.and_then(|at| self.exchange.position(&at));
+        if left {
+            self.count("relay left for another");
+        }
+        let following = self.nodes[node].live.following.get(feed).map(|following| following.at);
+        match at {
+            Some(at) if following != Some(at) => self.begin(node, feed, at),
+            Some(_) => {}
+            None => drop(self.nodes[node].live.following.remove(feed)),
+        }
+    }
+
+    /// Asks a peer for a feed, from what is committed on.
+    pub(crate) fn begin(&mut self, node: usize, feed: &FeedId, at: usize) {
+        let here = &mut self.nodes[node];
+        let frontier = here.disk.logs.get(feed).map(|log| log.tree.frontier().clone()).unwrap_or_default();
+        // Our own is ours, whoever gives it back.
+        let own = feed.member == here.me;
+        let provider = if own { here.me.clone() } else { self.exchange.members[at].clone() };
+        let state = FollowState::new(feed.clone(), frontier).at(provider);
+        let from = state.frontier.size();
+        let before = here.live.following.remove(feed);
+        let (refusals, request) = before.map_or((0, 0), |before| (before.refusals, before.request));
+        let following =
+            Following { state, at, since: self.now, paused_until: None, refusals, request: request + 1, committing: 0 };
+        here.live.following.insert(feed.clone(), following);
+        // Of its own a member wants everything.
+        let filters = here.topics.iter().filter(|_| !own);
+        let topics = filters.map(|filter| filter.as_str().to_owned()).collect();
+        let follow = proto::Follow { feed: feed.to_string(), from, topics, ..proto::Follow::default() };
+        self.send(node, at, Frame::Follow(follow));
+    }
+
+    /// Asks again where a pause is over, and where more is shown than comes.
+    fn follow_due(&mut self, node: usize) {
+        let (now, live) = (self.now, &self.nodes[node].live);
+        let due = |(feed, following): (&FeedId, &Following)| {
+            let shown = live.shown.get(&(feed.clone(), following.at)).copied().unwrap_or(0);
+            let silent = shown > following.state.frontier.size() && now - following.since > ASK_AGAIN;
+            let due = following.paused_until.map_or(silent, |until| until <= now);
+            (due && following.committing == 0).then(|| (feed.clone(), following.at))
         };
-        match verified {
-            Ok(mut fills) => {
-                if self.mutation == Some(Mutation::HandToAnyone) {
-                    fills = unverified_fills(&feed, message, &lacking);
-                }
-                self.findings += fills.findings.len() as u64;
-                for finding in fills.findings.iter().filter(|finding| finding.what == What::WronglyWithheld) {
-                    self.blamed.push((to, feed.clone(), finding.index));
-                }
-                if !fills.entries.is_empty() {
-                    self.filled += fills.entries.len() as u64;
-                    self.nodes[to].waiting.push(Work::Fill(Box::new(fills)));
-                    self.soon(8, Event::Commit(to));
-                }
-            }
-            Err(fault) => {
-                self.refused += 1;
-                self.note("refused", to, fault.kind.word().as_bytes());
-            }
+        let due: Vec<(FeedId, usize)> = live.following.iter().filter_map(due).collect();
+        for (feed, at) in due {
+            self.begin(node, &feed, at);
         }
     }
 
-    pub(crate) fn send_batch(&mut self, node: usize, peer: usize, feed: &FeedId) {
-        let reader = self.exchange.members[peer].clone();
-        if !self.nodes[node].knows(&reader) {
-            return;
+    /// What was verified of a feed and not committed is void: it is asked for again after a pause.
+    pub(crate) fn follow_anew(&mut self, node: usize, feed: &FeedId, pause: u64) {
+        let until = self.now + pause;
+        if let Some(following) = self.nodes[node].live.following.get_mut(feed) {
+            (following.paused_until, following.committing) = (Some(until), 0);
+            following.request += 1;
         }
-        let open = self.nodes[node].leaky || self.mutation == Some(Mutation::SkipAudience);
-        let entries_max = 1 + self.random.index(usize::try_from(ENTRIES_MAX).unwrap_or(1));
-        let Some(message) = self.nodes[node].batch(peer, feed, &reader, entries_max, open) else { return };
-        self.note("batch", node, &message.encode_to_vec());
-        if !open {
-            let envelopes = message.items.iter().filter_map(|item| match &item.item {
-                Some(Item::Envelope(envelope)) => Some(envelope),
-                _ => None,
-            });
-            self.check_shown(node, &reader, &envelopes.collect::<Vec<_>>());
-        }
-        let message = if self.mutation == Some(Mutation::BlameOthers) { blaming(message) } else { message };
-        let message = if self.nodes[node].newer { newer::entries(message) } else { message };
-        self.send(node, peer, Frame::Entries(message));
     }
 
-    /// An honest node shows nobody more than the header's roster and the newest that it holds allow.
-    fn check_shown(&mut self, node: usize, reader: &Member, envelopes: &[&Bytes]) {
-        let newest = self.nodes[node].chain.newest().version();
-        for envelope in envelopes {
-            let admitted = envelope::header_of(envelope).is_ok_and(|header| {
-                let by =
-                    |version| self.exchange.chain.at(version).is_some_and(|roster| may_read(&header, reader, roster));
-                by(header.roster_version) && by(newest)
-            });
-            if !admitted {
-                self.violations.push(format!("{}: {reader} was shown what it may not read", self.nodes[node].me));
-            }
-        }
-    }
+    // Taking.
 
     pub(crate) fn entries(&mut self, from: usize, to: usize, message: &proto::Entries) {
         let Ok(feed) = message.feed.parse::<FeedId>() else { return };
-        let (node, provider) = (&mut self.nodes[to], &self.exchange.members[from]);
-        let (chain, me) = (node.chain.clone(), node.me.clone());
+        let (now, here) = (self.now, &mut self.nodes[to]);
+        if here.live.stopped.contains(&feed) {
+            here.live.following.remove(&feed);
+            return;
+        }
+        let room = here.live.has_room() || self.mutation == Some(Mutation::UnboundedQueue);
         // What comes of a feed that is followed elsewhere by now is passed over.
-        let Some(state) = node.following(&feed, provider) else { return };
-        self.relayed += u64::from(*provider != feed.member);
-        let verified = match verify_entries(state, message, &chain, &me) {
-            Err(fault) if self.mutation == Some(Mutation::AcceptAnyRoot) => unverified(state, message, fault),
+        let Some(following) = here.live.following.get_mut(&feed).filter(|following| following.at == from) else {
+            return;
+        };
+        if following.paused_until.is_some() || message.first < following.state.frontier.size() {
+            return;
+        }
+        if !room {
+            self.count("queue full");
+            return self.follow_anew(to, &feed, 20);
+        }
+        let (chain, me) = (&here.disk.chain, &here.me);
+        let verified = match verify_entries(&following.state, message, chain, me) {
+            Err(fault) if self.mutation == Some(Mutation::AcceptAnyRoot) => {
+                defects::unverified(&following.state, message, fault)
+            }
+            Ok(batch) if self.mutation == Some(Mutation::StopAtFindings) && !batch.findings.is_empty() => {
+                Err(Fault { kind: FaultKind::Malformed, detail: "something in an entry".into() })
+            }
             verified => verified,
         };
         match verified {
-            Ok(batch) if self.mutation == Some(Mutation::StopAtFindings) && !batch.findings.is_empty() => {
-                self.refused += 1;
-            }
             Ok(mut batch) => {
                 if self.mutation == Some(Mutation::SkipAudience) {
-                    keep_everything(&mut batch, message);
+                    defects::keep_everything(&mut batch, message);
                 }
-                self.findings += batch.findings.len() as u64;
-                state.advance(&batch);
-                self.nodes[to].waiting.push(Work::Batch(Box::new(batch)));
+                following.state.advance(&batch);
+                following.since = now;
+                following.committing += 1;
+                let request = following.request;
+                let (relayed, findings) = (self.exchange.members[from] != feed.member, batch.findings.clone());
+                let early = (self.mutation == Some(Mutation::CosignBeforeCommit)).then(|| batch.checkpoint.clone());
+                here.live.waiting.push(Work::Batch(Box::new(batch), from, request));
                 self.soon(8, Event::Commit(to));
-            }
-            Err(fault) => {
-                self.refused += u64::from(fault.kind != FaultKind::Gap);
-                self.note("refused", to, fault.kind.word().as_bytes());
-                if let FaultKind::Equivocation(_) = fault.kind {
-                    self.violations.push(format!("{me}: {feed} was taken for two histories"));
+                self.count_findings(to, &feed, &findings);
+                if relayed {
+                    self.count("relayed");
+                }
+                if let Some(checkpoint) = early {
+                    self.cosign(to, &checkpoint);
                 }
             }
+            Err(fault) => self.refuse(from, to, &feed, &fault),
         }
     }
-}
 
-/// A batch that says of what is not held that it is withheld.
-fn blaming(mut message: proto::Entries) -> proto::Entries {
-    for item in &mut message.items {
-        if let Some(Item::Digests(run)) = &mut item.item {
-            run.reason = Undisclosed::Withheld.word().to_owned();
+    /// Refuses a batch whole: the feed pauses, the others go on.
+    fn refuse(&mut self, from: usize, to: usize, feed: &FeedId, fault: &Fault) {
+        self.count(match &fault.kind {
+            FaultKind::BadSignature => "batch refused: bad-signature",
+            FaultKind::BadProof => "batch refused: bad-proof",
+            FaultKind::BadRoot => "batch refused: bad-root",
+            FaultKind::BadBounds => "batch refused: bad-bounds",
+            FaultKind::Malformed => "batch refused: malformed",
+            FaultKind::Gap => "batch refused: gap",
+            FaultKind::Equivocation(_) => "batch refused: equivocation",
+        });
+        self.note("refused", to, fault.kind.word().as_bytes());
+        match &fault.kind {
+            FaultKind::BadProof | FaultKind::BadRoot if self.has(Mutation::CryFork) => {
+                self.nodes[to].live.stopped.insert(feed.clone());
+            }
+            // A lie, or another history: that of the two which it is, the peer may prove.
+            FaultKind::BadProof | FaultKind::BadRoot => self.ask_consistency(to, from, feed),
+            FaultKind::Equivocation(evidence) => self.forked(to, evidence),
+            _ => {}
+        }
+        let own = feed.member == self.nodes[to].me;
+        if own {
+            self.put_off_fetch(to, feed, from);
+        }
+        let (never, now) = (self.has(Mutation::NeverRetry), self.now);
+        let live = &mut self.nodes[to].live;
+        if own {
+            live.following.remove(feed);
+        } else if let Some(following) = live.following.get_mut(feed) {
+            let gap = matches!(fault.kind, FaultKind::Gap);
+            let pause = if gap { PAUSE } else { (PAUSE << following.refusals.min(8)).min(PAUSE_MAX) };
+            following.refusals += u32::from(!gap);
+            following.paused_until = Some(if never { u64::MAX } else { now + pause });
+            following.committing = 0;
+            following.request += 1;
         }
     }
-    message
-}
 
-/// What would be kept of content that comes later if nobody looked at it.
-fn unverified_fills(
-    feed: &FeedId,
-    message: &proto::Fills,
-    lacking: &BTreeMap<u64, (Digest, Undisclosed)>,
-) -> VerifiedFills {
-    let entry = |fill: &proto::Fill| {
-        let (digest, _) = lacking.get(&fill.index)?;
-        let header = envelope::header_of(&fill.envelope).ok().map(Arc::new);
-        let (index, envelope) = (fill.index, fill.envelope.clone());
-        Some(VerifiedFill { index, digest: *digest, envelope, header, held_back: None })
-    };
-    VerifiedFills {
-        feed: feed.clone(),
-        entries: message.items.iter().filter_map(entry).collect(),
-        findings: Vec::new(),
+    /// A batch is durable: whoever sent it may send the next.
+    pub(crate) fn stored(&mut self, node: usize, feed: &FeedId, from: usize, request: u64, first: u64, lacks: u64) {
+        let (now, size) = (self.now, self.nodes[node].size(feed));
+        let live = &mut self.nodes[node].live;
+        if let Some(following) = live.following.get_mut(feed).filter(|following| following.request == request) {
+            following.refusals = 0;
+            following.committing = following.committing.saturating_sub(1);
+            following.since = now;
+        }
+        if let Some(fetch) = live.fetching.get_mut(feed) {
+            fetch.since = now;
+        }
+        live.asked.entry((from, feed.clone())).or_default().served(first, size, lacks);
+        self.send(node, from, Frame::Stored(proto::Stored { feed: feed.to_string(), size }));
+        if feed.member == self.nodes[node].me {
+            self.count("own feed taken back");
+        }
+        if lacks > 0 {
+            for peer in self.nodes[node].live.linked.clone() {
+                self.ask_for_missing(node, peer);
+            }
+        }
     }
-}
 
-/// What a follower would take if it did not look at the log.
-fn unverified(
-    state: &barid_core::follow::FollowState,
-    message: &proto::Entries,
-    fault: Fault,
-) -> Result<VerifiedBatch, Fault> {
-    let wrong = matches!(fault.kind, FaultKind::BadRoot | FaultKind::BadProof);
-    let Some(checkpoint) = state.newest.clone().filter(|_| wrong) else { return Err(fault) };
-    let mut frontier = state.frontier.clone();
-    let mut entries = Vec::new();
-    for item in &message.items {
-        let Some(Item::Envelope(envelope)) = &item.item else { continue };
-        let digest = envelope::digest(envelope);
-        frontier.append(&digest);
-        let content = VerifiedContent::Disclosed { envelope: envelope.clone(), header: None };
-        entries.push(VerifiedEntry { digest, content, held_back: None });
+    /// What came over the network.
+    pub(crate) fn take(&mut self, from: usize, to: usize, bytes: Bytes) {
+        let peer = &self.exchange.members[from];
+        // Who is not a member by the newest roster held is not spoken with.
+        if !self.nodes[to].knows(peer) || !self.nodes[to].is_member() {
+            return;
+        }
+        if !self.nodes[to].live.linked.contains(&from) && self.can_link(to, from) {
+            self.link_up(to, from);
+        }
+        // What cannot be read ends a link, and the next one begins with the next tick.
+        let Ok(proto::Frame { frame }) = proto::Frame::decode(bytes) else {
+            self.count("frame unreadable");
+            return self.end_link(to, from);
+        };
+        if let Some(frame) = &frame {
+            self.tell(|| format!("{to} takes from {from}: {}", serve::told(frame)));
+        }
+        match frame {
+            Some(Frame::Follow(follow)) => self.followed(from, to, &follow),
+            Some(Frame::Entries(entries)) => self.entries(from, to, &entries),
+            Some(Frame::Fills(fills)) => self.fills(from, to, &fills),
+            Some(Frame::Stored(stored)) => self.peer_stored(from, to, &stored),
+            Some(Frame::Heads(heads)) => self.heads(from, to, &heads),
+            Some(Frame::Cosigned(cosigned)) => self.cosigned(from, to, &cosigned),
+            Some(Frame::ConsistencyRequest(request)) => self.consistency_asked(from, to, &request),
+            Some(Frame::Consistency(shown)) => self.consistency_shown(to, &shown),
+            Some(Frame::RosterRequest(request)) => {
+                let notes = self.nodes[to].disk.chain.notes().filter(|(version, _)| *version > request.after);
+                let notes: Vec<Bytes> = notes.map(|(_, note)| note.clone()).collect();
+                if !notes.is_empty() && !self.nodes[to].nature.mute {
+                    self.send(to, from, Frame::Rosters(proto::Rosters { notes }));
+                }
+            }
+            Some(Frame::Rosters(rosters)) => {
+                for note in rosters.notes.into_iter().take(8) {
+                    if self.nodes[to].live.has_room() {
+                        self.nodes[to].live.waiting.push(Work::Roster(note));
+                    }
+                }
+                self.soon(6, Event::Commit(to));
+            }
+            Some(_) => {}
+            // What a newer version says beyond what is known here.
+            None => self.count("frame unknown"),
+        }
     }
-    let (feed, first) = (state.feed.clone(), state.frontier.size());
-    Ok(VerifiedBatch {
-        feed,
-        first,
-        entries,
-        frontier,
-        checkpoint,
-        consistency_proof: Vec::new(),
-        findings: Vec::new(),
-    })
-}
 
-/// What a follower would keep if it did not ask for the audience.
-fn keep_everything(batch: &mut VerifiedBatch, message: &proto::Entries) {
-    let envelopes = message.items.iter().filter_map(|item| match &item.item {
-        Some(Item::Envelope(envelope)) => Some((envelope::digest(envelope), envelope)),
-        _ => None,
-    });
-    let envelopes: BTreeMap<Digest, &Bytes> = envelopes.collect();
-    for entry in &mut batch.entries {
-        if let Some(&envelope) = envelopes.get(&entry.digest) {
-            let header = envelope::header_of(envelope).ok().map(Arc::new);
-            entry.content = VerifiedContent::Disclosed { envelope: envelope.clone(), header };
+    fn end_link(&mut self, node: usize, peer: usize) {
+        if self.nodes[node].live.linked.contains(&peer) {
+            self.link_down(node, peer);
         }
     }
 }

@@ -1,219 +1,164 @@
-//! The run: what happens, when, and on which messages the network lays its hands.
+//! The run: what happens, and when.
+//!
+//! In scope: the clock, the events, nodes that start and crash, publishers, subscribers. Out of scope: what nodes say to each other (`talk`,
+//! `later`, `forks`), the network (`network`), what a commit does (`commits`).
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use barid_core::envelope;
-use barid_core::feed::checkpoint::Checkpoint;
-use barid_core::feed::note::Note;
-use barid_core::names::{Digest, FeedId};
-use barid_core::proto;
-use barid_core::proto::frame::Frame;
+use barid_core::feed::checkpoint::SignedCheckpoint;
 use bytes::Bytes;
-use prost::Message;
 
 use crate::bulletins::bulletin;
-use crate::exchange::Exchange;
-use crate::node::{Node, Work};
-use crate::{Mutation, Outcome, Random, newer};
+use crate::coverage::Coverage;
+use crate::exchange::{Exchange, feed_key};
+use crate::live::{Gate, Live};
+use crate::model::Model;
+use crate::node::{Disk, Mark, Node, Work};
+use crate::plan::{DiskFault, Plan, Planned, TROUBLE};
+use crate::random::Random;
+use crate::{Mutation, check};
 
-/// Until then everything can go wrong.
-const TROUBLE: u64 = 2_000;
-/// So long everything is well after it; a feed that is not whole then is wedged.
-const PEACE: u64 = 1_600;
-/// How often a node asks for what it lacks.
-const TICK: u64 = 40;
+/// So long everything is well after the trouble at least; then it is looked at whether all is as it must be, and for so long at most.
+const PEACE_MIN: u64 = 500;
+const PEACE_MAX: u64 = 6_000;
+const LOOK_EVERY: u64 = 200;
+/// How often a node looks after its links.
+pub(crate) const TICK: u64 = 40;
+/// Milliseconds in one unit of time.
+pub(crate) const UNIT_MS: u64 = 100;
+/// How long a node waits for a peer's heads before it publishes.
+const LONE_START: u64 = 100;
+/// How often a publisher tries.
+const TRIES_MAX: u32 = 400;
+/// Unix seconds at which a run begins.
+const BEGINS: i64 = 1_700_000_000;
 
 pub(crate) enum Event {
-    Publish(usize),
+    Planned(usize),
+    /// A publisher tries, or tries again.
+    Try(u64),
     Commit(usize),
-    Crash(usize),
     Restart(usize),
     Tick(usize),
     Deliver(usize),
-    Roster(u64),
-    Split,
-    /// From one to another nothing passes, for so long.
-    Cut(usize, usize, u64),
-    Mend(usize, usize),
-    /// A node follows every topic from now on.
-    Widen(usize),
+    /// A node has been alone for long since this start.
+    LoneStart(usize, u64),
+    /// An operator runs the recovery, for this time.
+    Recover(usize, u32),
+    Heal,
+    Look,
     /// From, to, and an encoded frame.
     Arrive(usize, usize, Bytes),
 }
 
-/// What a subscriber remembers; it outlives its node's crashes.
-#[derive(Default)]
-pub(crate) struct Subscriber {
-    arrivals: BTreeMap<u64, (FeedId, u64)>,
-    pub(crate) entries: BTreeSet<(FeedId, u64)>,
-    confirmed: u64,
-}
-
-/// A receipt as its publisher keeps it, outside of the nodes.
-pub(crate) struct Receipt {
+/// Somebody who has not been answered yet.
+pub(crate) struct Publisher {
     pub(crate) node: usize,
-    pub(crate) index: u64,
-    pub(crate) digest: Digest,
+    tries: u32,
 }
 
 pub(crate) struct World {
+    seed: u64,
     pub(crate) random: Random,
     pub(crate) mutation: Option<Mutation>,
     pub(crate) exchange: Exchange,
+    pub(crate) plan: Plan,
     pub(crate) nodes: Vec<Node>,
-    pub(crate) subscribers: Vec<Subscriber>,
-    pub(crate) receipts: Vec<Receipt>,
+    pub(crate) model: Model,
+    pub(crate) coverage: Coverage,
     pub(crate) violations: Vec<String>,
-    /// Who took what for wrongly withheld.
-    pub(crate) blamed: Vec<(usize, FeedId, u64)>,
-    pub(crate) queue: BTreeMap<(u64, u64), Event>,
+    queue: BTreeMap<(u64, u64), Event>,
     pub(crate) now: u64,
-    pub(crate) queued: u64,
-    /// On which side of the rift each node is.
-    pub(crate) side: Vec<bool>,
-    /// Ways that are cut for a time: from, to.
-    pub(crate) cut: BTreeMap<(usize, usize), u32>,
+    queued: u64,
+    /// What the halves of the exchange are drawn from, until when.
+    pub(crate) split: (u64, u64),
+    /// Ways that are cut, until when: from, to.
+    pub(crate) cut: BTreeMap<(usize, usize), u64>,
     /// Pairs that never reach each other: the lower one first.
     pub(crate) severed: BTreeSet<(usize, usize)>,
+    /// Newest arrival on each way: what comes after it in time was overtaken.
+    pub(crate) sent: HashMap<(usize, usize), u64>,
+    pub(crate) publishers: BTreeMap<u64, Publisher>,
+    pub(crate) disk_faults: Vec<VecDeque<DiskFault>>,
+    /// Frames that a member may send again.
+    pub(crate) overheard: VecDeque<Bytes>,
+    /// Checkpoints verified, whoever asks: an epoch's keys never change.
+    pub(crate) verified: HashMap<Bytes, Option<SignedCheckpoint>>,
     pub(crate) trace: [u8; 32],
+    /// What happened, in words, if that is asked for.
+    pub(crate) story: Option<Vec<String>>,
     pub(crate) events: u64,
-    pub(crate) refused: u64,
-    pub(crate) findings: u64,
-    pub(crate) unknown: u64,
-    pub(crate) relayed: u64,
-    pub(crate) filled: u64,
+    ended: bool,
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, mutation: Option<Mutation>) -> Self {
-        let mut random = Random::new(seed);
-        let exchange = Exchange::new(&mut random);
-        let node = |member| Node::new(exchange.feed(member), &exchange.notes[0], random.chance(25), random.chance(30));
-        let nodes: Vec<Node> = exchange.members.iter().map(node).collect();
-        let count = nodes.len();
+    /// The run of a seed; without what is planned at the places `without`.
+    pub(crate) fn new(seed: u64, mutation: Option<Mutation>, without: &BTreeSet<usize>) -> Self {
+        let exchange = Exchange::new(&mut Random::new(seed, 1));
+        let plan = Plan::new(&mut Random::new(seed, 2), &exchange);
+        let count = exchange.members.len();
+        let first = exchange
+            .chain
+            .at(1)
+            .map(|_| barid_core::roster::RosterChain::start(&exchange.notes[0]).expect("the first roster makes sense"));
+        let first = first.expect("there is a first roster");
+        let node = |index| Node::new(exchange.feed(index, 1), &first, exchange.natures[index].clone());
+        let nodes: Vec<Node> = (0..count).map(node).collect();
         let mut world = Self {
-            random,
+            seed,
+            random: Random::new(seed, 3),
             mutation,
-            exchange,
-            subscribers: (0..count).map(|_| Subscriber::default()).collect(),
-            side: vec![false; count],
-            cut: BTreeMap::new(),
-            severed: BTreeSet::new(),
             nodes,
-            receipts: Vec::new(),
+            model: Model::new(count),
+            coverage: Coverage::default(),
             violations: Vec::new(),
-            blamed: Vec::new(),
             queue: BTreeMap::new(),
             now: 0,
             queued: 0,
+            split: (0, 0),
+            cut: BTreeMap::new(),
+            severed: BTreeSet::new(),
+            sent: HashMap::new(),
+            publishers: BTreeMap::new(),
+            disk_faults: vec![VecDeque::new(); count],
+            overheard: VecDeque::new(),
+            verified: HashMap::new(),
             trace: [0; 32],
+            story: None,
             events: 0,
-            refused: 0,
-            findings: 0,
-            unknown: 0,
-            relayed: 0,
-            filled: 0,
+            ended: false,
+            exchange,
+            plan,
         };
+        if count >= 20 {
+            world.count("exchange of 20 members or more");
+        }
         world.sever();
-        world.plan();
+        for place in (0..world.plan.events.len()).filter(|place| !without.contains(place)) {
+            world.at(world.plan.events[place].0, Event::Planned(place));
+        }
+        for node in 0..count {
+            if world.plan.narrow.contains(&node) {
+                world.nodes[node].topics = vec!["customs.>".parse().expect("a filter")];
+            }
+            let at = world.random.below(TICK);
+            world.at(at, Event::Tick(node));
+            world.begin_feed(node);
+            world.start(node);
+        }
+        world.at(TROUBLE, Event::Heal);
         world
-    }
-
-    /// Takes pairs of members apart for good; those of the newest roster stay in one line. Who joins later stands at its end: nobody
-    /// speaks with a member that it does not know, and so hears of no roster through it.
-    fn sever(&mut self) {
-        let percent = *self.random.pick(&[0, 0, 40, 100]);
-        let (first, newest) = (self.exchange.chain.at(1), self.exchange.chain.newest());
-        let member = |node: &usize| &self.exchange.members[*node];
-        let mut listed: Vec<usize> =
-            (0..self.nodes.len()).filter(|node| newest.member(member(node)).is_some()).collect();
-        listed.sort_by_key(|node| first.is_none_or(|first| first.member(member(node)).is_none()));
-        let pairs = listed.windows(2).map(|pair| (pair[0].min(pair[1]), pair[0].max(pair[1])));
-        let kept: BTreeSet<(usize, usize)> = pairs.collect();
-        listed.sort_unstable();
-        for (place, low) in listed.iter().enumerate() {
-            for high in &listed[place + 1..] {
-                if !kept.contains(&(*low, *high)) && self.random.chance(percent) {
-                    self.severed.insert((*low, *high));
-                }
-            }
-        }
-    }
-
-    pub(crate) fn is_severed(&self, a: usize, b: usize) -> bool {
-        self.severed.contains(&(a.min(b), a.max(b)))
-    }
-
-    /// Whether something that `from` says reaches `to`.
-    fn passes(&self, from: usize, to: usize) -> bool {
-        let apart = self.trouble() && (self.side[from] != self.side[to] || self.cut.contains_key(&(from, to)));
-        !apart && !self.is_severed(from, to)
-    }
-
-    /// A link needs both ways.
-    pub(crate) fn linked(&self, a: usize, b: usize) -> bool {
-        self.nodes[a].up && self.nodes[b].up && self.passes(a, b) && self.passes(b, a)
-    }
-
-    fn plan(&mut self) {
-        for node in 0..self.nodes.len() {
-            for _ in 0..self.random.below(25) {
-                let at = self.random.below(TROUBLE);
-                self.at(at, Event::Publish(node));
-            }
-            for _ in 0..self.random.below(4) {
-                let at = self.random.below(TROUBLE);
-                self.at(at, Event::Crash(node));
-            }
-            if self.random.chance(20) {
-                self.nodes[node].topics = vec!["customs.>".parse().expect("a filter")];
-                if self.random.chance(60) {
-                    let at = self.random.below(TROUBLE);
-                    self.at(at, Event::Widen(node));
-                }
-            }
-            let at = self.random.below(TICK);
-            self.at(at, Event::Tick(node));
-        }
-        for _ in 0..self.random.below(8) {
-            let (from, to) = (self.random.index(self.nodes.len()), self.random.index(self.nodes.len()));
-            let (at, long) = (self.random.below(TROUBLE), 50 + self.random.below(900));
-            self.at(at, Event::Cut(from, to, long));
-        }
-        for version in 2..=self.exchange.last_version() {
-            let at = TROUBLE / 4 * (version - 1) + self.random.below(TROUBLE / 5);
-            self.at(at, Event::Roster(version));
-        }
-        for _ in 0..self.random.below(6) {
-            let at = self.random.below(TROUBLE);
-            self.at(at, Event::Split);
-        }
     }
 
     pub(crate) fn run(&mut self) {
         while let Some(((at, _), event)) = self.queue.pop_first() {
-            if at > TROUBLE + PEACE {
-                break;
-            }
             self.now = at;
             self.events += 1;
             self.happen(event);
-        }
-    }
-
-    pub(crate) fn outcome(self) -> Outcome {
-        Outcome {
-            trace: self.trace,
-            events: self.events,
-            released: self.receipts.len(),
-            delivered: self.subscribers.iter().map(|subscriber| subscriber.entries.len()).sum(),
-            refused: self.refused,
-            findings: self.findings,
-            unknown: self.unknown,
-            relayed: self.relayed,
-            filled: self.filled,
-            violations: self.violations,
+            if self.ended {
+                return;
+            }
         }
     }
 
@@ -221,7 +166,32 @@ impl World {
         self.now < TROUBLE
     }
 
-    fn at(&mut self, at: u64, event: Event) {
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.now * UNIT_MS
+    }
+
+    /// Unix seconds by a node's clock.
+    pub(crate) fn clock(&self, node: usize) -> u64 {
+        let passed = i64::try_from(self.now_ms() / 1_000).unwrap_or_default();
+        u64::try_from(BEGINS + passed + self.nodes[node].clock).unwrap_or_default()
+    }
+
+    pub(crate) fn count(&mut self, what: &'static str) {
+        self.coverage.add(what, 1);
+    }
+
+    pub(crate) fn violated(&mut self, node: usize, what: impl std::fmt::Display) {
+        let text = format!("at {}: {}: {what}", self.now, self.exchange.members[node]);
+        if self.violations.len() < 20 {
+            self.violations.push(text);
+        }
+    }
+
+    pub(crate) fn has(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
+    }
+
+    pub(crate) fn at(&mut self, at: u64, event: Event) {
         self.queued += 1;
         self.queue.insert((at, self.queued), event);
     }
@@ -234,154 +204,230 @@ impl World {
     pub(crate) fn note(&mut self, what: &str, who: usize, bytes: &[u8]) {
         let head = format!("{} {what} {who} ", self.now);
         self.trace = envelope::digest(&[&self.trace[..], head.as_bytes(), bytes].concat()).0;
+        self.tell(|| format!("{who} {what}"));
+    }
+
+    /// Adds to the story.
+    pub(crate) fn tell(&mut self, line: impl FnOnce() -> String) {
+        let now = self.now;
+        if let Some(story) = &mut self.story {
+            story.push(format!("{now}: {}", line()));
+        }
     }
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Publish(node) => self.publish(node),
+            Event::Planned(place) => {
+                let (_, planned) = self.plan.events[place];
+                self.planned(planned);
+            }
+            Event::Try(id) => self.try_to_publish(id),
             Event::Commit(node) if self.nodes[node].up => self.commit(node),
-            Event::Crash(node) if self.nodes[node].up => {
-                self.note("crash", node, &[]);
-                self.nodes[node].crash(self.mutation);
-                self.soon(200, Event::Restart(node));
-            }
-            Event::Restart(node) => {
-                self.note("restart", node, &[]);
-                self.nodes[node].up = true;
-            }
+            Event::Restart(node) if !self.nodes[node].up => self.start(node),
             Event::Tick(node) => {
                 self.at(self.now + TICK, Event::Tick(node));
                 if self.nodes[node].up {
                     self.tick(node);
+                    self.check_bounds(node);
+                    self.deliver(node);
                 }
             }
             Event::Deliver(node) if self.nodes[node].up => self.deliver(node),
-            Event::Roster(version) => self.roster(version),
-            Event::Split => {
-                for node in 0..self.side.len() {
-                    self.side[node] = self.random.chance(40);
+            Event::LoneStart(node, start) => {
+                let here = &mut self.nodes[node];
+                if here.up && here.start == start && here.live.gate == Gate::Starting {
+                    here.live.gate = Gate::Open;
+                    self.count("started alone");
                 }
-                self.note("split", 0, &[]);
             }
-            Event::Cut(from, to, long) => {
-                *self.cut.entry((from, to)).or_default() += 1;
-                self.at(self.now + long, Event::Mend(from, to));
-            }
-            Event::Mend(from, to) => {
-                let left = self.cut.get(&(from, to)).map_or(0, |count| count - 1);
-                if left == 0 {
-                    self.cut.remove(&(from, to))
-                } else {
-                    self.cut.insert((from, to), left)
-                };
-            }
-            Event::Widen(node) => {
-                // Its settings are read when it starts.
-                self.nodes[node].topics.clear();
-                self.nodes[node].crash(self.mutation);
-                self.nodes[node].up = true;
-            }
-            Event::Arrive(from, to, frame) if self.nodes[to].up => self.arrive(from, to, frame),
-            Event::Commit(_) | Event::Crash(_) | Event::Deliver(_) | Event::Arrive(..) => {}
+            Event::Recover(node, tries) => self.recover(node, tries),
+            Event::Heal => self.heal(),
+            Event::Look => self.look(),
+            Event::Arrive(from, to, frame) if self.nodes[to].up => self.take(from, to, frame),
+            Event::Commit(_) | Event::Restart(_) | Event::Deliver(_) | Event::Arrive(..) => {}
         }
     }
 
-    fn publish(&mut self, node: usize) {
-        if !self.nodes[node].up || !self.nodes[node].is_member() {
+    fn planned(&mut self, planned: Planned) {
+        match planned {
+            Planned::Publish { node, id } => self.publish(node, id),
+            Planned::Burst { node, first_id, count } => {
+                (first_id..first_id + count).for_each(|id| self.publish(node, id));
+            }
+            Planned::Crash { node, long } => {
+                if self.nodes[node].up {
+                    self.count("crash");
+                    self.crash(node, long);
+                }
+            }
+            Planned::Disk { node, fault } => self.disk_faults[node].push_back(fault),
+            Planned::Backup { node } => {
+                self.nodes[node].backup = Some(self.nodes[node].disk.clone());
+                self.model.backed_up(node);
+            }
+            Planned::Restore { node, from_backup, mark_lost, long } => {
+                self.restore(node, from_backup, mark_lost, long);
+            }
+            Planned::Split { halves, long } => {
+                self.count("partition");
+                self.split = (halves, self.now + long);
+            }
+            Planned::Cut { from, to, long } => {
+                self.count("link one way only");
+                self.cut.insert((from, to), self.now + long);
+            }
+            Planned::Roster { version } => self.roster(version),
+            Planned::Widen { node } => {
+                // Its settings are read when it starts.
+                self.count("topics widened");
+                self.nodes[node].topics.clear();
+                if self.nodes[node].up {
+                    self.crash(node, 1);
+                }
+            }
+            Planned::Clock { node, seconds } => {
+                if seconds < self.nodes[node].clock {
+                    self.count("clock set back");
+                }
+                self.nodes[node].clock = seconds;
+            }
+            Planned::Fork { node } => self.fork(node),
+            Planned::Garbage { node } => self.garbage(node),
+        }
+    }
+
+    /// A first start ever: the feed signs size 0.
+    fn begin_feed(&mut self, node: usize) {
+        let here = &mut self.nodes[node];
+        let feed = here.feed.clone();
+        let log = here.disk.logs.entry(feed.clone()).or_default();
+        log.sign(&feed, &feed_key(&feed));
+        here.mark = Some(Mark { epoch: feed.epoch, size: 0, root: log.tree.root() });
+    }
+
+    fn start(&mut self, node: usize) {
+        self.note("start", node, &[]);
+        let here = &mut self.nodes[node];
+        here.up = true;
+        here.start += 1;
+        here.live = Live { read_to: here.disk.cursor, ..Live::default() };
+        here.live.stopped = here.disk.forks.keys().cloned().collect();
+        let start = here.start;
+        self.open_feed(node);
+        self.at(self.now + LONE_START, Event::LoneStart(node, start));
+    }
+
+    pub(crate) fn crash(&mut self, node: usize, long: u64) {
+        self.note("crash", node, &[]);
+        let mutation = self.mutation;
+        let here = &mut self.nodes[node];
+        here.up = false;
+        here.live = Live::default();
+        match mutation {
+            Some(Mutation::ForgetCursor) => here.disk.cursor = 0,
+            Some(Mutation::ForgetIds) => here.disk.ids.clear(),
+            Some(Mutation::ForgetForks) => here.disk.forks.clear(),
+            Some(Mutation::RenumberArrivals) => here.disk.arrivals.sort(),
+            Some(Mutation::LoseTail) => self.lose_tail(node),
+            _ => {}
+        }
+        self.at(self.now + long, Event::Restart(node));
+    }
+
+    /// The last entry of some feed of others is gone.
+    fn lose_tail(&mut self, node: usize) {
+        let here = &mut self.nodes[node];
+        let other = here.disk.logs.iter_mut().find(|(feed, log)| feed.member != here.me && log.tree.size() > 1);
+        if let Some((feed, log)) = other {
+            let entries = std::mem::take(&mut log.entries);
+            let left = entries.len() - 1;
+            log.tree = barid_core::feed::tree::MemoryTree::new();
+            entries.into_iter().take(left).for_each(|entry| _ = log.append(entry));
+            let place = (feed.clone(), left as u64);
+            here.disk.arrivals.retain(|arrival| *arrival != place);
+        }
+    }
+
+    fn restore(&mut self, node: usize, from_backup: bool, mark_lost: bool, long: u64) {
+        let from_backup = from_backup && self.nodes[node].backup.is_some();
+        self.count(if from_backup { "restored from a backup" } else { "store lost" });
+        if self.nodes[node].up {
+            self.crash(node, long);
+        }
+        let here = &mut self.nodes[node];
+        let backup = here.backup.clone().filter(|_| from_backup);
+        let fresh = || {
+            // What the node is configured with.
+            let first = &self.exchange.notes[0];
+            Disk::new(barid_core::roster::RosterChain::start(first).expect("the first roster makes sense"))
+        };
+        here.disk = backup.unwrap_or_else(fresh);
+        if mark_lost {
+            here.mark = None;
+        }
+        let cursor = here.disk.cursor;
+        self.model.restored(node, from_backup, cursor);
+    }
+
+    fn publish(&mut self, node: usize, id: u64) {
+        self.publishers.insert(id, Publisher { node, tries: 0 });
+        self.try_to_publish(id);
+    }
+
+    /// A publisher repeats itself, with its id, until it is answered.
+    fn try_to_publish(&mut self, id: u64) {
+        let Some(publisher) = self.publishers.get_mut(&id) else { return };
+        publisher.tries += 1;
+        let (node, tries) = (publisher.node, publisher.tries);
+        let here = &self.nodes[node];
+        if tries > TRIES_MAX || here.up && !here.is_member() {
+            self.publishers.remove(&id);
             return;
         }
-        let version = self.nodes[node].chain.newest().version();
-        let (envelope, header) =
-            bulletin(&mut self.random, &self.exchange.members[node], &self.exchange.members, version);
-        let envelope = if self.nodes[node].newer { newer::envelope(&envelope) } else { envelope };
-        self.note("publish", node, &envelope);
-        if self.mutation == Some(Mutation::ReleaseBeforeCommit) {
-            let publishing = |work: &&Work| matches!(work, Work::Publish(..));
-            let ahead = self.nodes[node].waiting.iter().filter(publishing).count() as u64;
-            let index = self.nodes[node].size(&self.nodes[node].feed) + ahead;
-            self.receipts.push(Receipt { node, index, digest: envelope::digest(&envelope) });
+        self.soon(60, Event::Try(id));
+        let here = &self.nodes[node];
+        if !here.up || here.live.gate != Gate::Open {
+            return;
         }
-        self.nodes[node].waiting.push(Work::Publish(envelope, header.map(Arc::new)));
+        if !here.live.has_room() && !self.has(Mutation::UnboundedQueue) {
+            self.count("queue full");
+            return;
+        }
+        let version = here.disk.chain.newest().version();
+        let (mut content, salt) = (Random::new(self.seed, 1_000 + id), self.random.bytes());
+        let bulletin = bulletin(&mut content, &self.exchange, node, version, id, salt);
+        let digest = envelope::digest(&bulletin.envelope);
+        self.note("publish", node, &digest.0);
+        let header = envelope::header_of(&bulletin.envelope).ok().map(std::sync::Arc::new);
+        if self.nodes[node].nature.forks {
+            let lie = crate::node::lie(&bulletin.envelope);
+            self.model.published(envelope::digest(&lie), lie, bulletin.facts.clone());
+        }
+        if header.is_none() {
+            // Nobody knows it again by its id.
+            self.publishers.remove(&id);
+        }
+        self.model.published(digest, bulletin.envelope.clone(), bulletin.facts);
+        if self.has(Mutation::ReleaseBeforeCommit) {
+            let feed = self.nodes[node].feed.clone();
+            let index = self.nodes[node].size(&feed);
+            self.release(node, id, (feed, index), digest);
+        }
+        self.nodes[node].live.waiting.push(Work::Publish(bulletin.envelope, header, id));
         self.soon(6, Event::Commit(node));
-    }
-
-    fn commit(&mut self, node: usize) {
-        let arrivals = self.nodes[node].arrivals.len();
-        let done = self.nodes[node].commit(self.mutation);
-        let fresh = self.nodes[node].arrivals.len() - arrivals;
-        self.note("arrived", node, &fresh.to_be_bytes());
-        self.violations.extend(done.faults);
-        let feed = self.nodes[node].feed.clone();
-        for index in done.released {
-            let log = &self.nodes[node].logs[&feed];
-            let digest = log.entries[usize::try_from(index).unwrap_or_default()].digest;
-            self.note("release", node, &digest.0);
-            if self.mutation != Some(Mutation::ReleaseBeforeCommit) {
-                self.receipts.push(Receipt { node, index, digest });
-            }
-        }
-        if let Some(arrival) = done.acknowledged {
-            self.subscribers[node].confirmed = arrival;
-        }
-        // What is new goes to who is up to date at once; who followed asks for the next.
-        let followed: Vec<(usize, FeedId)> = self.nodes[node].followers.keys().cloned().collect();
-        for (peer, feed) in followed {
-            self.send_batch(node, peer, &feed);
-        }
-        for feed in done.followed {
-            let root = self.nodes[node].logs[&feed].tree.root();
-            self.note("followed", node, &root.0);
-            self.ask(node, &feed);
-        }
-        self.soon(10, Event::Deliver(node));
-    }
-
-    fn tick(&mut self, node: usize) {
-        if self.nodes[node].is_member() {
-            for peer in 0..self.nodes.len() {
-                if peer == node || !self.nodes[node].knows(&self.exchange.members[peer]) {
-                    continue;
-                }
-                if self.linked(node, peer) {
-                    self.nodes[node].away.remove(&peer);
-                } else {
-                    self.nodes[node].away.entry(peer).or_insert(self.now);
-                    self.nodes[node].heads.retain(|(shown_by, _), _| *shown_by != peer);
-                }
-                self.ask(node, &self.exchange.feed(&self.exchange.members[peer]));
-                let heads = self.nodes[node].logs.values().filter(|log| !log.checkpoint.is_empty()).map(|log| {
-                    let held = (log.tree.size() < log.checkpoint_size).then_some(log.tree.size());
-                    proto::Head { checkpoint: log.checkpoint.clone(), held, ..proto::Head::default() }
-                });
-                let version = self.nodes[node].chain.newest().version();
-                let heads = proto::Heads { heads: heads.collect(), roster_version: version, ..Default::default() };
-                self.send(node, peer, Frame::Heads(heads));
-                self.ask_for_missing(node, peer);
-                if self.nodes[node].newer && self.random.chance(20) {
-                    self.carry(node, peer, newer::unknown_frame(), false);
-                }
-            }
-        }
-        self.soon(10, Event::Deliver(node));
     }
 
     fn deliver(&mut self, node: usize) {
         while let Some((arrival, feed, index)) = self.nodes[node].next_delivery() {
             self.note("deliver", node, format!("{arrival} {feed} {index}").as_bytes());
-            let subscriber = &mut self.subscribers[node];
-            let place = (feed, index);
-            let twice = match subscriber.arrivals.get(&arrival) {
-                // Given again because the answer was lost: known by its arrival.
-                Some(same) => *same != place || arrival <= subscriber.confirmed,
-                None => !subscriber.entries.insert(place.clone()) || arrival <= subscriber.confirmed,
-            };
-            if twice {
-                let who = &self.exchange.members[node];
-                self.violations.push(format!("{who}: {} {} delivered twice, as {arrival}", place.0, place.1));
+            let arrival = if self.has(Mutation::DeliverTwice) && arrival % 7 == 0 { arrival + 1_000 } else { arrival };
+            match self.model.delivered(node, arrival, &(feed, index)) {
+                Ok(true) => self.count("ack lost, delivered again"),
+                Ok(false) => self.count("delivered"),
+                Err(fault) => self.violated(node, fault),
             }
-            subscriber.arrivals.insert(arrival, place);
-            if self.random.chance(60) {
-                self.nodes[node].waiting.push(Work::Acknowledge(arrival));
+            if self.random.chance(60) && self.nodes[node].live.has_room() {
+                self.nodes[node].live.waiting.push(Work::Acknowledge(arrival));
                 self.soon(20, Event::Commit(node));
             }
             // A subscriber may stop in the middle.
@@ -389,91 +435,70 @@ impl World {
                 return;
             }
         }
+        if self.has(Mutation::DeliverTwice) && self.random.chance(5) {
+            self.nodes[node].live.read_to = self.nodes[node].live.read_to.saturating_sub(1);
+        }
     }
 
     /// The governors issue a version: to one that stays a member, and to who joins by it.
     fn roster(&mut self, version: u64) {
-        let chain = &self.exchange.chain;
-        let listed = |node: &usize, version| {
-            chain.at(version).is_some_and(|roster| roster.member(&self.exchange.members[*node]).is_some())
-        };
+        let listed = |node: usize, version| self.exchange.is_listed(node, version);
         let all = 0..self.nodes.len();
-        let staying: Vec<usize> =
-            all.clone().filter(|node| listed(node, version) && listed(node, version - 1)).collect();
-        let joining: Vec<usize> = all.filter(|node| listed(node, version) && !listed(node, version - 1)).collect();
-        let first = *self.random.pick(&staying);
+        let first = *self.random.pick(&[0, 1]);
+        let joining: Vec<usize> =
+            all.clone().filter(|node| listed(*node, version) && !listed(*node, version - 1)).collect();
+        let leaving = all.filter(|node| !listed(*node, version) && listed(*node, version - 1)).count();
+        self.coverage.add("member admitted", joining.len() as u64);
+        self.coverage.add("member expelled", leaving as u64);
         for node in joining.into_iter().chain([first]) {
             // An operator brings it in, with what came before, whether the node runs or not.
             for note in self.exchange.notes.iter().take(usize::try_from(version).unwrap_or_default()) {
-                let _ = self.nodes[node].chain.extend(note);
+                let _ = self.nodes[node].disk.chain.extend(note);
             }
             self.note("roster", node, &version.to_be_bytes());
         }
     }
 
-    pub(crate) fn send(&mut self, from: usize, to: usize, frame: Frame) {
-        let damageable = matches!(frame, Frame::Entries(_) | Frame::Fills(_));
-        let bytes = Bytes::from(proto::Frame { frame: Some(frame) }.encode_to_vec());
-        let bytes = if self.nodes[from].newer { newer::frame(&bytes) } else { bytes };
-        self.carry(from, to, bytes, damageable);
-    }
-
-    pub(crate) fn carry(&mut self, from: usize, to: usize, mut bytes: Bytes, damageable: bool) {
-        if !self.passes(from, to) {
-            return;
+    /// Everything that was wrong comes right.
+    fn heal(&mut self) {
+        self.split.1 = 0;
+        self.cut.clear();
+        self.disk_faults.iter_mut().for_each(VecDeque::clear);
+        for node in &mut self.nodes {
+            node.clock = 0;
+            node.live.told.clear();
+            node.live.told_roster.clear();
         }
-        if self.trouble() {
-            if self.random.chance(8) {
-                return;
-            }
-            if self.random.chance(5) {
-                self.soon(120, Event::Arrive(from, to, bytes.clone()));
-            }
-        }
-        if damageable && self.trouble() && self.random.chance(6) {
-            let mut damaged = bytes.to_vec();
-            let at = self.random.index(damaged.len());
-            damaged[at] ^= 1 << self.random.below(8);
-            bytes = damaged.into();
-        }
-        self.soon(if self.trouble() { 30 } else { 5 }, Event::Arrive(from, to, bytes));
-    }
-
-    fn arrive(&mut self, from: usize, to: usize, bytes: Bytes) {
-        let peer = &self.exchange.members[from];
-        // Who is not a member by the newest roster held is not spoken with, except about newer rosters by who holds them.
-        if !self.nodes[to].knows(peer) || !self.nodes[to].is_member() {
-            return;
-        }
-        // What cannot be read ends a link, and the next one begins with the next tick.
-        let Ok(proto::Frame { frame }) = proto::Frame::decode(bytes) else { return };
-        match frame {
-            Some(Frame::Follow(follow)) => self.followed(from, to, &follow),
-            Some(Frame::Fills(fills)) => self.fills(from, to, &fills),
-            Some(Frame::Entries(entries)) => self.entries(from, to, &entries),
-            Some(Frame::Heads(heads)) => {
-                for head in &heads.heads {
-                    let Ok(note) = Note::parse(&head.checkpoint) else { continue };
-                    let Ok(Checkpoint { feed, size, .. }) = Checkpoint::parse_text(&note.text) else { continue };
-                    self.nodes[to].heads.insert((from, feed), head.held.unwrap_or(size));
-                }
-                let after = self.nodes[to].chain.newest().version();
-                if heads.roster_version > after {
-                    self.send(to, from, Frame::RosterRequest(proto::RosterRequest { after }));
+        // What operators brought in was on a disk that may have been lost since.
+        for node in 0..self.nodes.len() {
+            let joined = self.exchange.is_listed(node, self.exchange.last_version());
+            let lost = self.model.restores[node] > 0;
+            if joined && (lost || !self.nodes[node].is_member()) || node == 0 {
+                for note in &self.exchange.notes {
+                    let _ = self.nodes[node].disk.chain.extend(note);
                 }
             }
-            Some(Frame::RosterRequest(request)) => {
-                let notes = self.nodes[to].chain.notes().filter(|(version, _)| *version > request.after);
-                let notes = notes.map(|(_, note)| note.clone()).collect();
-                self.send(to, from, Frame::Rosters(proto::Rosters { notes }));
-            }
-            Some(Frame::Rosters(rosters)) => {
-                self.nodes[to].waiting.extend(rosters.notes.into_iter().map(Work::Roster));
-                self.soon(6, Event::Commit(to));
-            }
-            Some(_) => {}
-            // What a newer version says beyond what is known here.
-            None => self.unknown += 1,
+        }
+        self.at(self.now + PEACE_MIN, Event::Look);
+    }
+
+    /// All is as it must be, or it is waited for a little longer.
+    fn look(&mut self) {
+        let broken = check::check(self);
+        let late = self.now >= TROUBLE + PEACE_MAX;
+        if broken.is_empty() || late || !self.violations.is_empty() {
+            self.violations.extend(broken.into_iter().take(20));
+            self.ended = true;
+            self.coverage.add("units of peace needed", self.now - TROUBLE);
+        } else {
+            self.at(self.now + LOOK_EVERY, Event::Look);
+        }
+    }
+
+    pub(crate) fn check_bounds(&mut self, node: usize) {
+        let feeds = self.exchange.epochs.iter().map(|epochs| *epochs as usize).sum();
+        if let Some(what) = self.nodes[node].live.overfull(self.nodes.len(), feeds) {
+            self.violated(node, what);
         }
     }
 }

@@ -87,7 +87,8 @@ async fn plan(shared: &Arc<Shared>, peer: &Member) -> Option<Step> {
     let (shared, peer) = (Arc::clone(shared), peer.clone());
     let planned = tokio::task::spawn_blocking(move || {
         let roster = shared.options.rosters.load().newest().version();
-        shared.gaps.next(shared.store().as_ref(), &peer, roster, Instant::now())
+        let everything = shared.options.topics.is_empty();
+        shared.gaps.next(shared.store().as_ref(), &peer, roster, everything, Instant::now())
     });
     match planned.await {
         Ok(Ok(step)) => Some(step),
@@ -102,11 +103,13 @@ async fn plan(shared: &Arc<Shared>, peer: &Member) -> Option<Step> {
 
 fn asking(shared: &Shared, request: &Request) -> proto::Follow {
     let range = |range: &Range<u64>| proto::IndexRange { start: range.start, end: range.end };
+    // Of its own a member wants everything back.
+    let filters = shared.options.topics.iter().filter(|_| request.feed.member != shared.me);
     proto::Follow {
         feed: request.feed.to_string(),
         from: shared.store().feed(&request.feed).map_or(0, |state| state.frontier.size()),
-        topics: shared.options.topics.iter().map(|filter| filter.as_str().to_owned()).collect(),
-        ranges: request.ranges.iter().map(range).collect(),
+        topics: filters.map(|filter| filter.as_str().to_owned()).collect(),
+        ranges: request.found.ranges.iter().map(range).collect(),
     }
 }
 
@@ -180,7 +183,7 @@ fn verify(shared: &Shared, peer: &Member, request: &Request, message: &proto::Fi
     let rosters = shared.options.rosters.load();
     // Our own is ours, whoever gives it back.
     let provider = if feed.member == shared.me { &shared.me } else { peer };
-    let fills = verify_fills(feed, provider, message, &request.ranges, &lacking, &rosters, &shared.me)
+    let fills = verify_fills(feed, provider, message, &request.found.ranges, &lacking, &rosters, &shared.me)
         .map_err(Refusal::Fault)?;
     let not_held = match (fills.entries.first(), fills.entries.last()) {
         (Some(first), Some(last)) => {

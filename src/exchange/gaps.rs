@@ -1,17 +1,14 @@
 //! What was asked of whom: entries held as digests whose content another member may have.
 //!
-//! In scope: which ranges to ask a peer for next, and when again. Out of scope: asking, and taking what comes (`fills`).
-//!
-//! A round goes over a feed once, from its beginning. The first round with a peer under a roster asks for everything that is held as a digest;
-//! so what was withheld wrongly is found, and who joined later gets its history. After that only what came without content from a relay
-//! is asked for, as it comes; what a peer did not give is asked for again after a pause that grows, and not at all once the feed's
-//! owner has been asked.
+//! In scope: the table of what each peer was asked for under which roster. Out of scope: what is worth asking for and when again
+//! (`core::gaps`), asking, and taking what comes (`fills`).
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::time::Duration;
 
+use barid_core::gaps::{Asked, Found, Stand};
 use barid_core::limits::FILL_RANGES_MAX;
-use barid_core::names::{FeedId, Member, Undisclosed};
+use barid_core::names::{FeedId, Member};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -19,8 +16,8 @@ use super::{FILL_BACKOFF, backoff};
 use crate::store::{ReadError, Store};
 
 /// What was asked, of every peer that was linked since the node started: as many as the roster has feeds and members.
-#[derive(Default)]
 pub(crate) struct Gaps {
+    began: Instant,
     asked: Mutex<BTreeMap<(Member, FeedId), Asked>>,
     /// Up to where the owner of a feed was asked under a roster: what it did not give is not ours.
     settled: Mutex<BTreeMap<FeedId, Settled>>,
@@ -32,33 +29,12 @@ struct Settled {
     through: u64,
 }
 
-/// One peer and one feed.
-#[derive(Clone, Debug, Default)]
-struct Asked {
-    /// The newest roster of this round.
-    roster: u64,
-    /// Before this index everything is asked for, whatever the reason.
-    full_to: u64,
-    /// Next index to look at.
-    cursor: u64,
-    /// Entries asked for and got in this round.
-    wanted: u64,
-    got: u64,
-    attempt: u32,
-    retry_at: Option<Instant>,
-}
-
 /// What to ask one peer for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) feed: FeedId,
-    pub(crate) ranges: Vec<Range<u64>>,
-    /// Everything before this index has been looked at here.
-    pub(crate) end: u64,
+    pub(crate) found: Found,
 }
-
-/// Ranges to ask for, and up to where they were looked for.
-type Found = (Vec<Range<u64>>, u64);
 
 /// The next step with one peer.
 #[derive(Debug)]
@@ -69,136 +45,90 @@ pub(crate) enum Step {
     Wait(Option<Instant>),
 }
 
+impl Default for Gaps {
+    fn default() -> Self {
+        Self { began: Instant::now(), asked: Mutex::default(), settled: Mutex::default() }
+    }
+}
+
 impl Gaps {
-    /// What to ask `peer` for next. Blocks.
-    pub(crate) fn next(&self, store: &dyn Store, peer: &Member, roster: u64, now: Instant) -> Result<Step, ReadError> {
-        let mut due: Option<Instant> = None;
+    /// What to ask `peer` for next. `everything`: every topic is wanted. Blocks.
+    pub(crate) fn next(
+        &self,
+        store: &dyn Store,
+        peer: &Member,
+        roster: u64,
+        everything: bool,
+        now: Instant,
+    ) -> Result<Step, ReadError> {
+        let mut due: Option<u64> = None;
+        let now_ms = self.ms(now);
+        let feeds = store.feeds();
+        let mut epochs: BTreeMap<Member, u32> = BTreeMap::new();
+        for state in feeds.iter().filter(|state| state.frontier.size() > 0) {
+            let newest = epochs.entry(state.feed.member.clone()).or_default();
+            *newest = state.feed.epoch.max(*newest);
+        }
         // Also our own: what peers gave back of it may have been a digest to them.
-        for state in store.feeds() {
+        for state in feeds {
             let (feed, size) = (state.feed, state.frontier.size());
             let key = (peer.clone(), feed.clone());
             let mut asked = self.asked.lock().get(&key).cloned().unwrap_or_default();
             let settled = self.settled.lock().get(&feed).copied().filter(|settled| settled.roster == roster);
             let owner = feed.member == *peer;
-            let settled = if owner { 0 } else { settled.map_or(0, |settled| settled.through) };
-            let found = asked.next(size, roster, now, |from, full_to| find(store, &feed, from, full_to, settled))?;
-            if found.is_none() && owner && asked.cursor >= size {
+            let over = epochs.get(&feed.member).is_some_and(|newest| *newest > feed.epoch);
+            let settled = settled.filter(|_| !over).map_or(0, |settled| settled.through);
+            let not_held = |from| store.not_held_from(&feed, from, FILL_RANGES_MAX);
+            let found = asked.next(Stand { size, roster, settled, owner, everything }, now_ms, not_held, pause_ms)?;
+            if found.is_none() && owner && asked.has_looked_to(size) {
                 self.settled.lock().insert(feed.clone(), Settled { roster, through: size });
             }
-            due = due.into_iter().chain(asked.retry_at).min();
+            due = due.into_iter().chain(asked.retry_at_ms()).min();
             self.asked.lock().insert(key, asked);
-            if let Some((ranges, end)) = found {
-                return Ok(Step::Ask(Request { feed, ranges, end }));
+            if let Some(found) = found {
+                return Ok(Step::Ask(Request { feed, found }));
             }
         }
-        Ok(Step::Wait(due))
+        Ok(Step::Wait(due.map(|ms| self.began + Duration::from_millis(ms))))
     }
 
     /// `peer` has looked at everything before `through`, and gave `got` entries that were lacking.
     pub(crate) fn answered(&self, peer: &Member, request: &Request, through: u64, got: u64) {
-        let mut asked = self.asked.lock();
-        let asked = asked.entry((peer.clone(), request.feed.clone())).or_default();
-        let last = request.ranges.last().map_or(0, |range| range.end);
-        let left = request.ranges.iter().map(|range| range.end.saturating_sub(range.start.max(through))).sum::<u64>();
-        let all = request.ranges.iter().map(|range| range.end - range.start).sum::<u64>();
-        // One that looked at nothing is not asked for the same again.
-        let looked = if left == all { 0 } else { left };
-        asked.wanted += all - looked;
-        asked.got += got;
-        asked.cursor = if through >= last || left == all { request.end } else { through };
+        self.with(peer, &request.feed, |asked| asked.answered(&request.found, through, got));
     }
 
     /// `peer` did not answer, or not rightly: the rest of the round is put off.
     pub(crate) fn refused(&self, peer: &Member, feed: &FeedId, now: Instant) {
-        let mut asked = self.asked.lock();
-        asked.entry((peer.clone(), feed.clone())).or_default().put_off(now);
+        let now_ms = self.ms(now);
+        self.with(peer, feed, |asked| asked.put_off(now_ms, pause_ms));
     }
 
     /// `peer` served a feed up to `end` itself, from `first` on: it has just said what it has of these.
-    pub(crate) fn served(&self, peer: &Member, feed: &FeedId, first: u64, end: u64) {
-        let mut asked = self.asked.lock();
-        let asked = asked.entry((peer.clone(), feed.clone())).or_default();
-        if asked.cursor >= first {
-            asked.cursor = asked.cursor.max(end);
-        }
+    /// `lacked` of these entries it did not hold.
+    pub(crate) fn served(&self, peer: &Member, feed: &FeedId, first: u64, end: u64, lacked: u64) {
+        self.with(peer, feed, |asked| asked.served(first, end, lacked));
+    }
+
+    fn with(&self, peer: &Member, feed: &FeedId, change: impl FnOnce(&mut Asked)) {
+        change(self.asked.lock().entry((peer.clone(), feed.clone())).or_default());
+    }
+
+    fn ms(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
     }
 }
 
-impl Asked {
-    /// The next ranges of the round, from `find` which gets where to begin and up to where everything is wanted. `None`: the round is over,
-    /// or put off.
-    fn next(
-        &mut self,
-        size: u64,
-        roster: u64,
-        now: Instant,
-        find: impl Fn(u64, u64) -> Result<Option<Found>, ReadError>,
-    ) -> Result<Option<Found>, ReadError> {
-        if self.roster != roster {
-            *self = Self { roster, full_to: size, ..Self::default() };
-        }
-        match self.retry_at {
-            Some(at) if now < at => return Ok(None),
-            Some(_) => (self.cursor, self.retry_at) = (0, None),
-            None => {}
-        }
-        let found = find(self.cursor, self.full_to)?;
-        if found.is_none() {
-            self.end_round(size, now);
-        }
-        Ok(found)
-    }
-
-    fn end_round(&mut self, size: u64, now: Instant) {
-        if self.got > 0 {
-            self.attempt = 0;
-        }
-        if self.wanted > self.got {
-            self.put_off(now);
-        }
-        (self.cursor, self.full_to, self.wanted, self.got) = (size, 0, 0, 0);
-    }
-
-    fn put_off(&mut self, now: Instant) {
-        self.retry_at = Some(now + backoff(FILL_BACKOFF, self.attempt));
-        self.attempt = self.attempt.saturating_add(1);
-    }
-}
-
-/// The first ranges from `from` on that are worth asking for, and up to where they were looked for.
-fn find(store: &dyn Store, feed: &FeedId, from: u64, full_to: u64, settled: u64) -> Result<Option<Found>, ReadError> {
-    let mut next = from;
-    loop {
-        let held = store.not_held_from(feed, next, FILL_RANGES_MAX)?;
-        let Some((last, _)) = held.last() else { return Ok(None) };
-        let end = last.end;
-        let wanted = |(range, reason): (Range<u64>, Undisclosed)| {
-            let range = range.start.max(next)..range.end;
-            match reason {
-                Undisclosed::NotHeld if range.start < full_to => Some(range),
-                Undisclosed::NotHeld => Some(range.start.max(settled)..range.end),
-                Undisclosed::Withheld
-                | Undisclosed::Unfollowed
-                | Undisclosed::TooLarge
-                | Undisclosed::NotUnderstood
-                | Undisclosed::Unknown => Some(range.start..range.end.min(full_to)),
-                // Nobody has it any more; or it is not ours, and was sent to us all the same.
-                Undisclosed::Purged | Undisclosed::Excluded => None,
-            }
-            .filter(|range| !range.is_empty())
-        };
-        let ranges: Vec<Range<u64>> = held.into_iter().filter_map(wanted).collect();
-        if !ranges.is_empty() {
-            return Ok(Some((ranges, end)));
-        }
-        next = end;
-    }
+/// Whole, so that what is due is not looked at a moment too early.
+fn pause_ms(attempt: u32) -> u64 {
+    u64::try_from(backoff(FILL_BACKOFF, attempt).as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::time::Duration;
+    use std::ops::Range;
+
+    use barid_core::names::Undisclosed;
 
     use super::*;
     use crate::store::conformance::{append, disclosed, feed, one, withheld};
@@ -238,7 +168,7 @@ mod tests {
         }
 
         fn next(&self, peer: &str, roster: u64) -> Result<Request, Option<Instant>> {
-            match self.gaps.next(&self.store, &peer.parse().unwrap(), roster, self.now).unwrap() {
+            match self.gaps.next(&self.store, &peer.parse().unwrap(), roster, true, self.now).unwrap() {
                 Step::Ask(request) => Ok(request),
                 Step::Wait(due) => Err(due),
             }
@@ -247,8 +177,8 @@ mod tests {
         /// Asks, and is given nothing.
         fn asks_in_vain(&self, peer: &str, roster: u64) -> Vec<Range<u64>> {
             let request = self.next(peer, roster).unwrap();
-            self.gaps.answered(&peer.parse().unwrap(), &request, request.end, 0);
-            request.ranges
+            self.gaps.answered(&peer.parse().unwrap(), &request, request.found.end, 0);
+            request.found.ranges
         }
     }
 
@@ -289,10 +219,10 @@ mod tests {
         case.append(vec![Some(Undisclosed::NotHeld); 600]);
         let ma = "ma".parse().unwrap();
         let first = case.next("ma", 1).unwrap();
-        assert_eq!((first.ranges.as_slice(), first.end), (&[1..2, 2..3, 4..604][..], 604));
+        assert_eq!((first.found.ranges.as_slice(), first.found.end), (&[1..2, 2..3, 4..604][..], 604));
         case.gaps.answered(&ma, &first, 300, 298);
         let second = case.next("ma", 1).unwrap();
-        assert_eq!(second.ranges, one_range(300..604));
+        assert_eq!(second.found.ranges, one_range(300..604));
         case.gaps.answered(&ma, &second, 0, 0);
         assert!(case.next("ma", 1).is_err(), "one that does not look is not asked for ever");
         case.gaps.refused(&ma, &case.feed, case.now);
@@ -306,10 +236,10 @@ mod tests {
         let ly = "ly".parse().unwrap();
         let tn = "ne".parse().unwrap();
         assert!(case.next("ly", 1).is_err());
-        case.gaps.served(&tn, &case.feed, 0, 4);
-        assert_eq!(case.next("ne", 1).unwrap().ranges, [1..2, 2..3], "a new peer is asked once");
+        case.gaps.served(&tn, &case.feed, 0, 4, 1);
+        assert_eq!(case.next("ne", 1).unwrap().found.ranges, [1..2, 2..3], "a new peer is asked once");
         case.append(vec![Some(Undisclosed::NotHeld)]);
-        case.gaps.served(&ly, &case.feed, 4, 5);
+        case.gaps.served(&ly, &case.feed, 4, 5, 1);
         assert!(case.next("ly", 1).is_err());
     }
 }

@@ -17,6 +17,8 @@ pub(crate) struct Told {
     checkpoints: BTreeMap<FeedId, (u64, u64)>,
     cosigned: BTreeMap<(FeedId, Member), u64>,
     roster: u64,
+    /// Newest roster that the peer is known to hold.
+    peer_roster: u64,
     lists: BTreeMap<String, Bytes>,
     /// Version of our lists and of the peer's roster when lists were told last.
     lists_state: Option<(u64, u64)>,
@@ -31,6 +33,13 @@ impl Told {
     pub(crate) fn next(&mut self, shared: &Shared, peer: &Member) -> Result<Option<proto::Heads>, ReadError> {
         let mut room = Room { notes: HEADS_NOTES_MAX, bytes: HEADS_BYTES_MAX };
         self.more = false;
+        let peer_roster = shared.peers.roster_version(peer);
+        if peer_roster != self.peer_roster {
+            // With the one before it may not have known a feed's key, or a cosigner's.
+            self.checkpoints.clear();
+            self.cosigned.clear();
+            self.peer_roster = peer_roster;
+        }
         let mut heads = Vec::new();
         for state in shared.store().feeds() {
             let mut head = proto::Head::default();

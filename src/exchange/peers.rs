@@ -252,6 +252,13 @@ impl Peers {
         linked.map(|(peer, entry)| (peer.clone(), entry.heads.get(feed).copied().unwrap_or(0))).collect()
     }
 
+    /// What `member` itself shows to hold of a feed, if it is linked.
+    pub(crate) fn shown_by(&self, member: &Member, feed: &FeedId) -> Option<u64> {
+        let table = self.inner.table.lock();
+        let entry = table.peers.get(member).filter(|entry| entry.link.is_some())?;
+        Some(entry.heads.get(feed).copied().unwrap_or(0))
+    }
+
     /// Since when there is no link to `member`, `began` if there never was one; `None` while there is.
     pub(crate) fn away_since(&self, member: &Member, began: Instant) -> Option<Instant> {
         match self.inner.table.lock().peers.get(member) {

@@ -43,8 +43,8 @@ struct Committed {
     feed: FeedId,
     request: u64,
     first: u64,
-    /// Whether content was missing that others may have.
-    lacks: bool,
+    /// Entries whose content the peer did not hold; others may.
+    lacks: u64,
     result: Result<Appended, CommitFailure>,
 }
 
@@ -344,7 +344,7 @@ impl Reader {
                 }
                 let lacking =
                     |entry: &VerifiedEntry| matches!(entry.content, VerifiedContent::Undisclosed(Undisclosed::NotHeld));
-                let (first, lacks) = (batch.first, batch.entries.iter().any(lacking));
+                let (first, lacks) = (batch.first, batch.entries.iter().filter(|entry| lacking(entry)).count() as u64);
                 let answer = self.shared.options.committer.appending(batch).await;
                 self.committing.push_back(Box::pin(async move {
                     let stopped = || CommitFailure::Stopped("the committer has ended".into());
@@ -408,8 +408,8 @@ impl Reader {
             Ok(Appended { size }) => {
                 follower.succeeded();
                 self.progress(&feed, size, Some(size));
-                self.shared.gaps.served(&self.peer, &feed, first, size);
-                if lacks {
+                self.shared.gaps.served(&self.peer, &feed, first, size, lacks);
+                if lacks > 0 {
                     self.shared.new_gaps.send_modify(|count| *count += 1);
                 }
                 self.outbox.stored(feed, size);

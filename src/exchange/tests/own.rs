@@ -55,6 +55,26 @@ async fn a_first_start_that_was_none_is_found_out_and_peers_give_everything_back
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_a_member_without_a_link_to_it_holds_comes_back_through_another() {
+    let (ma, ly, tn) = (Node::start("ma"), Node::start("ly"), Node::start("tn"));
+    let feed = ma.feed();
+    {
+        let _cable = connect(&ma, &ly, honest(), honest());
+        ma.publish(30, |_| {}).await;
+        until("ly holds it", || ly.size(&feed) == 30).await;
+    }
+    let root = ma.root(&feed);
+    drop(ma);
+    // ma has lost its store, and reaches tn alone, which has never seen its feed but reaches ly.
+    let ma = Node::start("ma");
+    let _cables = [connect(&ma, &tn, honest(), honest()), connect(&tn, &ly, honest(), honest())];
+    until("tn has it from ly, though ma is linked", || tn.root(&feed) == root).await;
+    until("ma has it again", || ma.root(&feed) == root).await;
+    assert!(matches!(*ma.committer.gate().borrow(), Gate::InDoubt(_)));
+    assert!(disclosed(&ma, "ma").iter().all(|held| *held));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_gives_something_else_gives_way_to_another() {
     let (ma, ly, tn) = (Node::start("ma"), Node::start("ly"), Node::start("tn"));
     let feed = ma.feed();

@@ -1,0 +1,240 @@
+//! What a commit does: the record, the mark, the answers, in this order; and what the disk and the power do to it.
+
+use barid_core::feed::cosignature::{cosign, verify_cosigned};
+use barid_core::feed::note::Note;
+use barid_core::names::{Digest, FeedId};
+use barid_core::proto;
+use barid_core::proto::frame::Frame;
+
+use crate::Mutation;
+use crate::exchange::{feed_key, mirror_key};
+use crate::model::{Place, Receipt};
+use crate::node::{Committed, Content, Disk, Mark, Work};
+use crate::plan::DiskFault;
+use crate::world::{Event, World};
+
+/// How far a clock may be behind what it has signed before its node stops to cosign, in seconds.
+const CLOCK_BEHIND_MAX: u64 = 300;
+/// How long a node is down that its disk or its power has failed.
+const DOWN: u64 = 60;
+
+impl World {
+    pub(crate) fn commit(&mut self, node: usize) {
+        self.check_bounds(node);
+        let work = std::mem::take(&mut self.nodes[node].live.waiting);
+        if work.is_empty() {
+            return;
+        }
+        match self.disk_faults[node].pop_front() {
+            Some(DiskFault::Full) => self.refuse_commit(node, work),
+            Some(DiskFault::Lost) => {
+                self.count("commit failed, and was not");
+                if self.has(Mutation::ReleaseFailedCommit) {
+                    let before = self.nodes[node].disk.clone();
+                    let done = self.apply(node, work);
+                    self.release_all(node, &done);
+                    self.nodes[node].disk = before;
+                }
+                self.crash(node, DOWN);
+            }
+            Some(DiskFault::Torn) => {
+                self.count("torn tail");
+                if self.has(Mutation::BelieveTornTail) {
+                    let before = self.nodes[node].disk.arrivals.len();
+                    let done = self.apply(node, work);
+                    self.observe(node, &done);
+                    tear(&mut self.nodes[node].disk, before);
+                }
+                self.crash(node, DOWN);
+            }
+            Some(fault) => {
+                let done = self.apply(node, work);
+                self.observe(node, &done);
+                match fault {
+                    DiskFault::Kept => self.count("commit failed, and was durable"),
+                    DiskFault::BeforeMark => self.count("crash after commit, before the mark"),
+                    _ => {
+                        self.count("crash after commit, before the release");
+                        self.write_mark(node, &done);
+                    }
+                }
+                self.crash(node, DOWN);
+            }
+            None => {
+                let done = self.apply(node, work);
+                self.observe(node, &done);
+                self.write_mark(node, &done);
+                self.committed(node, done);
+            }
+        }
+    }
+
+    fn apply(&mut self, node: usize, work: Vec<Work>) -> Committed {
+        let key = feed_key(&self.nodes[node].feed);
+        self.nodes[node].apply(work, &key, self.mutation)
+    }
+
+    /// What the model sees of what became durable.
+    pub(crate) fn observe(&mut self, node: usize, done: &Committed) {
+        self.note("commit", node, &(done.arrived.len() as u64).to_be_bytes());
+        let own = self.nodes[node].feed.clone();
+        let grown = done.followed.iter().map(|(feed, ..)| feed).chain(done.signed.then_some(&own));
+        for feed in grown {
+            let size = self.nodes[node].size(feed);
+            self.model.grew(node, feed, size);
+        }
+        for place in &done.arrived {
+            if let Some(fault) = self.model.arrived(node, place.clone()) {
+                self.violated(node, fault);
+            }
+        }
+        for fault in &done.faults {
+            self.violated(node, fault);
+        }
+        self.model.seen[node].forks.extend(self.nodes[node].disk.forks.keys().cloned());
+    }
+
+    fn write_mark(&mut self, node: usize, done: &Committed) {
+        if done.signed {
+            let here = &mut self.nodes[node];
+            let tree = here.disk.logs.get(&here.feed).map(|log| (log.tree.size(), log.tree.root()));
+            here.mark = tree.map(|(size, root)| Mark { epoch: here.feed.epoch, size, root });
+        }
+    }
+
+    /// There is no room: whoever waits is told so, and the node goes on.
+    fn refuse_commit(&mut self, node: usize, work: Vec<Work>) {
+        self.count("commit refused: disk full");
+        for work in work {
+            match work {
+                Work::Batch(batch, ..) => self.follow_anew(node, &batch.feed, 30),
+                Work::Fill(_, peer, number) => self.put_off(node, peer, number),
+                Work::Fork(feed, _) => drop(self.nodes[node].live.stopped.remove(&feed)),
+                Work::Publish(..) | Work::Name(..) | Work::Roster(_) | Work::Acknowledge(_) => {}
+            }
+        }
+    }
+
+    fn release_all(&mut self, node: usize, done: &Committed) {
+        for (id, place, again) in &done.released {
+            if *again {
+                self.count("retry found the first receipt");
+            }
+            let entry = self.nodes[node].disk.logs.get(&place.0).and_then(|log| log.entry(place.1));
+            let Some(digest) = entry.map(|entry| entry.digest) else { continue };
+            self.note("release", node, &digest.0);
+            if !self.has(Mutation::ReleaseBeforeCommit) {
+                self.release(node, *id, place.clone(), digest);
+            }
+        }
+    }
+
+    /// A publisher is answered; the answer may be lost, and then it asks again.
+    pub(crate) fn release(&mut self, node: usize, id: u64, place: Place, digest: Digest) {
+        let restores = self.model.restores[node];
+        let before = self.model.receipts.iter().rev().find(|receipt| receipt.id == id && receipt.restores == restores);
+        let other = before.filter(|before| before.place != place || before.digest != digest).cloned();
+        if let Some(other) = other
+            && !self.has(Mutation::ReleaseBeforeCommit)
+        {
+            let text =
+                format!("{id} was released as {} {}, and as {} {}", other.place.0, other.place.1, place.0, place.1);
+            self.violated(node, text);
+        }
+        self.count("published");
+        self.model.receipts.push(Receipt { node, id, place, digest, restores });
+        if !self.random.chance(10) {
+            self.publishers.remove(&id);
+        }
+    }
+
+    /// What became durable is said to whom it concerns.
+    fn committed(&mut self, node: usize, done: Committed) {
+        self.release_all(node, &done);
+        self.coverage.add("roster adopted from a peer", done.rosters);
+        self.coverage.add("roster refused", done.bad_rosters);
+        if let Some(arrival) = done.acknowledged {
+            self.model.subscribers[node].confirmed = arrival;
+        }
+        if done.signed {
+            let feed = self.nodes[node].feed.clone();
+            self.announce(node, &feed);
+        }
+        for signed in &done.complete {
+            self.cosign(node, signed);
+        }
+        for (feed, from, request, first, lacks) in done.followed {
+            self.stored(node, &feed, from, request, first, lacks);
+            self.announce(node, &feed);
+        }
+        for (feed, _) in done.stale {
+            self.count("commit stale");
+            self.follow_anew(node, &feed, 2);
+        }
+        for (feed, from, number, got) in done.filled {
+            self.filled(node, &feed, from, number, got);
+        }
+        if done.rosters > 0 {
+            self.roster_adopted(node);
+        }
+        self.soon(10, Event::Deliver(node));
+    }
+
+    /// Says that a feed is durable here up to a checkpoint, to its owner.
+    pub(crate) fn cosign(&mut self, node: usize, signed: &barid_core::feed::checkpoint::SignedCheckpoint) {
+        let (feed, size) = (&signed.checkpoint.feed, signed.checkpoint.size);
+        // In a large exchange some will do: each costs three signatures.
+        if self.nodes.len() > 8 && size % 5 != 0 {
+            return;
+        }
+        let now = self.clock(node);
+        let here = &mut self.nodes[node];
+        let time = now.max(here.disk.last_time);
+        let time = if self.mutation == Some(Mutation::CosignByClock) { now } else { time };
+        if time > now + CLOCK_BEHIND_MAX {
+            self.count("clock too far behind to cosign");
+            return;
+        }
+        here.disk.last_time = time;
+        let key = mirror_key(&here.feed);
+        let Ok(note) = cosign(signed, &key, time) else {
+            self.violated(node, "what was verified cannot be cosigned");
+            return;
+        };
+        if let Some(fault) = self.model.cosigned(node, feed, size, time) {
+            self.violated(node, fault);
+        }
+        if let Some(owner) = self.exchange.position(&feed.member) {
+            self.send(node, owner, Frame::Cosigned(proto::Cosigned { note, ..proto::Cosigned::default() }));
+        }
+    }
+
+    /// A cosignature that came: it must be a right one, by the rosters held here.
+    pub(crate) fn cosigned(&mut self, from: usize, to: usize, cosigned: &proto::Cosigned) {
+        let Ok(note) = Note::parse(&cosigned.note) else { return };
+        let here = &self.nodes[to];
+        let roster = here.disk.chain.newest();
+        let keys: Vec<_> = roster.mirror_keys(&self.exchange.members[from], &note.signatures);
+        let feed = note.text.lines().next().and_then(|origin| origin.parse::<FeedId>().ok());
+        let Some(feed) = feed.filter(|feed| feed.member == here.me) else { return };
+        match verify_cosigned(&cosigned.note, &roster.feed_keys(&feed), &keys) {
+            Ok(_) => self.count("cosigned"),
+            Err(_) if !self.exchange.natures[from].is_honest() => {}
+            Err(error) => self.violated(to, format!("a cosignature of {feed} by {from} is none: {error}")),
+        }
+    }
+}
+
+/// The record was cut in the middle of its envelopes.
+fn tear(disk: &mut Disk, arrivals_before: usize) {
+    for (feed, index) in disk.arrivals.split_off(arrivals_before) {
+        let log = disk.logs.get_mut(&feed);
+        let entry = log.and_then(|log| log.entries.get_mut(usize::try_from(index).ok()?));
+        if let Some(entry) = entry
+            && let Content::Disclosed { envelope, .. } = &mut entry.content
+        {
+            envelope.truncate(envelope.len() / 2);
+        }
+        disk.arrivals.push((feed, index));
+    }
+}

@@ -1,0 +1,113 @@
+//! How often each fault, state and branch of interest was reached.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// What the few hundred seeds of `cargo test` must reach, each at least once.
+pub const MUST_BE_REACHED: &[&str] = &[
+    "ack lost, delivered again",
+    "audience: later joiner given history",
+    "batch refused: bad-bounds",
+    "batch refused: bad-proof",
+    "batch refused: bad-root",
+    "batch refused: bad-signature",
+    "batch refused: gap",
+    "batch refused: malformed",
+    "clock set back",
+    "clock too far behind to cosign",
+    "commit failed, and was durable",
+    "commit failed, and was not",
+    "commit refused: disk full",
+    "commit stale",
+    "consistency asked",
+    "consistency proved a fork",
+    "cosigned",
+    "crash",
+    "crash after commit, before the mark",
+    "crash after commit, before the release",
+    "crash while an epoch was opened",
+    "delivered",
+    "doubt: the mark is ahead",
+    "doubt: the mark is missing",
+    "doubt: the store is empty",
+    "entry found: excluded",
+    "entry found: misdirected",
+    "entry found: newer-roster",
+    "entry found: not-understood",
+    "entry found: undecodable-header",
+    "entry found: wrongly-withheld",
+    "epoch opened",
+    "epoch opened without everybody",
+    "end of an epoch named again",
+    "exchange of 20 members or more",
+    "filled",
+    "filled by another member than the owner",
+    "fills refused",
+    "fork known by comparison",
+    "fork made",
+    "frame damaged",
+    "frame lost",
+    "frame overtaken",
+    "frame repeated",
+    "frame unknown",
+    "frame unreadable",
+    "garbage sent",
+    "link down",
+    "link one way only",
+    "member admitted",
+    "member expelled",
+    "own feed taken back",
+    "owner behind a relay",
+    "pair severed for good",
+    "partition",
+    "published",
+    "queue full",
+    "relay left for another",
+    "relayed",
+    "restored from a backup",
+    "retry found the first receipt",
+    "roster adopted from a peer",
+    "roster refused",
+    "started alone",
+    "store lost",
+    "topics widened",
+    "torn tail",
+    "window full",
+];
+
+/// Counters by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coverage(BTreeMap<&'static str, u64>);
+
+impl Coverage {
+    pub(crate) fn add(&mut self, what: &'static str, times: u64) {
+        *self.0.entry(what).or_default() += times;
+    }
+
+    /// Adds what other runs reached.
+    pub fn merge(&mut self, other: &Self) {
+        other.0.iter().for_each(|(what, times)| self.add(what, *times));
+    }
+
+    /// How often.
+    #[must_use]
+    pub fn of(&self, what: &str) -> u64 {
+        self.0.get(what).copied().unwrap_or(0)
+    }
+
+    /// What had to be reached and was not.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&'static str> {
+        MUST_BE_REACHED.iter().copied().filter(|what| self.of(what) == 0).collect()
+    }
+}
+
+impl fmt::Display for Coverage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.0.keys().map(|what| what.len()).max().unwrap_or(0);
+        for (what, times) in &self.0 {
+            writeln!(f, "{what:width$}  {times:>12}")?;
+        }
+        Ok(())
+    }
+}

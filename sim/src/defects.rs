@@ -1,0 +1,133 @@
+//! What the defects that are put in on purpose do in place of core, and what some liars do.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use barid_core::bulletin::audience::may_read;
+use barid_core::envelope;
+use barid_core::follow::{
+    Fault, FaultKind, FollowState, VerifiedBatch, VerifiedContent, VerifiedEntry, VerifiedFill, VerifiedFills,
+};
+use barid_core::names::{Digest, FeedId, Member, Undisclosed};
+use barid_core::proto;
+use barid_core::proto::item::Item;
+use barid_core::roster::RosterChain;
+use bytes::Bytes;
+
+use crate::later::Lacking;
+use crate::node::{Content, Entry, Log};
+
+/// An entry in full, whoever reads.
+pub(crate) fn everything(entry: &Entry) -> proto::Item {
+    let item = match &entry.content {
+        Content::Disclosed { envelope, .. } => Item::Envelope(envelope.clone()),
+        Content::Undisclosed(_) => digest(entry, Undisclosed::NotHeld),
+    };
+    proto::Item { item: Some(item) }
+}
+
+fn digest(entry: &Entry, reason: Undisclosed) -> Item {
+    let digests = Bytes::copy_from_slice(&entry.digest.0);
+    Item::Digests(proto::DigestRun { digests, reason: reason.word().to_owned() })
+}
+
+/// Entries as they would be shown if only the newest roster were asked.
+pub(crate) fn by_newest(held: &[Entry], reader: &Member, rosters: &RosterChain) -> Vec<proto::Item> {
+    let item = |entry: &Entry| match &entry.content {
+        Content::Disclosed { header: Some(header), .. } if may_read(header, reader, rosters.newest()) => {
+            everything(entry)
+        }
+        _ => proto::Item { item: Some(digest(entry, Undisclosed::Withheld)) },
+    };
+    held.iter().map(item).collect()
+}
+
+/// A batch that says of what is not held that it is withheld.
+pub(crate) fn blaming(mut message: proto::Entries) -> proto::Entries {
+    for item in &mut message.items {
+        if let Some(Item::Digests(run)) = &mut item.item {
+            run.reason = Undisclosed::Withheld.word().to_owned();
+        }
+    }
+    message
+}
+
+/// A batch that says so of everything.
+pub(crate) fn withholding(mut message: proto::Entries) -> proto::Entries {
+    for item in &mut message.items {
+        if let Some(Item::Envelope(envelope)) = &item.item {
+            let digests = Bytes::copy_from_slice(&envelope::digest(envelope).0);
+            let run = proto::DigestRun { digests, reason: Undisclosed::Withheld.word().to_owned() };
+            item.item = Some(Item::Digests(run));
+        }
+    }
+    message
+}
+
+/// What is held of these entries, whoever asks.
+pub(crate) fn anything(log: Option<&Log>, feed: &FeedId, ranges: &[proto::IndexRange]) -> proto::Fills {
+    let size = log.map_or(0, |log| log.tree.size());
+    let envelope = |index: u64| match log?.entry(index)? {
+        Entry { content: Content::Disclosed { envelope, .. }, .. } => {
+            Some(proto::Fill { index, envelope: envelope.clone() })
+        }
+        Entry { .. } => None,
+    };
+    let indexes = ranges.iter().flat_map(|range| range.start..range.end.min(size));
+    let items = indexes.filter_map(envelope).collect();
+    proto::Fills { feed: feed.to_string(), items, through: ranges.last().map_or(0, |range| range.end) }
+}
+
+/// What would be kept of content that comes later if nobody looked at it.
+pub(crate) fn unverified_fills(feed: &FeedId, message: &proto::Fills, lacking: &Lacking) -> VerifiedFills {
+    let entry = |fill: &proto::Fill| {
+        let (digest, _) = lacking.get(&fill.index)?;
+        let header = envelope::header_of(&fill.envelope).ok().map(Arc::new);
+        let (index, envelope) = (fill.index, fill.envelope.clone());
+        Some(VerifiedFill { index, digest: *digest, envelope, header, held_back: None })
+    };
+    VerifiedFills {
+        feed: feed.clone(),
+        entries: message.items.iter().filter_map(entry).collect(),
+        findings: Vec::new(),
+    }
+}
+
+/// What a follower would take if it did not look at the log.
+pub(crate) fn unverified(state: &FollowState, message: &proto::Entries, fault: Fault) -> Result<VerifiedBatch, Fault> {
+    let wrong = matches!(fault.kind, FaultKind::BadRoot | FaultKind::BadProof);
+    let Some(checkpoint) = state.newest.clone().filter(|_| wrong) else { return Err(fault) };
+    let mut frontier = state.frontier.clone();
+    let mut entries = Vec::new();
+    for item in &message.items {
+        let Some(Item::Envelope(envelope)) = &item.item else { continue };
+        let digest = envelope::digest(envelope);
+        frontier.append(&digest);
+        let content = VerifiedContent::Disclosed { envelope: envelope.clone(), header: None };
+        entries.push(VerifiedEntry { digest, content, held_back: None });
+    }
+    Ok(VerifiedBatch {
+        feed: state.feed.clone(),
+        first: state.frontier.size(),
+        entries,
+        frontier,
+        checkpoint,
+        consistency_proof: Vec::new(),
+        findings: Vec::new(),
+    })
+}
+
+/// What a follower would keep if it did not ask for the audience.
+pub(crate) fn keep_everything(batch: &mut VerifiedBatch, message: &proto::Entries) {
+    let envelopes = message.items.iter().filter_map(|item| match &item.item {
+        Some(Item::Envelope(envelope)) => Some((envelope::digest(envelope), envelope)),
+        _ => None,
+    });
+    let envelopes: BTreeMap<Digest, &Bytes> = envelopes.collect();
+    for entry in &mut batch.entries {
+        if let Some(&envelope) = envelopes.get(&entry.digest) {
+            let header = envelope::header_of(envelope).ok().map(Arc::new);
+            entry.content = VerifiedContent::Disclosed { envelope: envelope.clone(), header };
+        }
+    }
+}

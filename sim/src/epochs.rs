@@ -1,0 +1,231 @@
+//! A member's own feeds: doubt, what peers give back, the next epoch, and naming what turns up of those before.
+//!
+//! In scope: a node's rules (docs/protocol.md §4) and what its operators do. The bulletin that closes an epoch is core's.
+
+use std::sync::Arc;
+
+use barid_core::bulletin::header::BulletinId;
+use barid_core::bulletin::kinds::feed_closed;
+use barid_core::bulletin::{Fill, prepare};
+use barid_core::feed::checkpoint::Checkpoint;
+use barid_core::feed::tree::root_at;
+use barid_core::names::FeedId;
+
+use crate::Mutation;
+use crate::bulletins::Bulletin;
+use crate::exchange::{GROUPS, feed_key};
+use crate::live::{Fetch, Gate};
+use crate::model::Facts;
+use crate::node::{Committed, Mark, Work};
+use crate::world::{Event, World};
+
+/// How long a peer may bring nothing of an own feed before another one gets its turn.
+const PATIENCE: u64 = 300;
+/// How long a peer is left alone whose batch was refused.
+const PUT_OFF: u64 = 100;
+/// How often operators look whether everything is here, and after how many looks they go on without some.
+const RECOVER_EVERY: u64 = 50;
+const RECOVER_TRIES: u32 = 12;
+
+impl World {
+    /// A node starts: it compares its mark with its store.
+    pub(crate) fn open_feed(&mut self, node: usize) {
+        if self.has(Mutation::ContinueAfterRestore) {
+            let here = &mut self.nodes[node];
+            let feed = here.feed.clone();
+            let log = here.disk.logs.entry(feed.clone()).or_default();
+            log.sign(&feed, &feed_key(&feed));
+            let mark = Mark { epoch: feed.epoch, size: log.tree.size(), root: log.tree.root() };
+            here.mark = Some(mark);
+            return;
+        }
+        let here = &self.nodes[node];
+        let log = here.disk.logs.get(&here.feed);
+        let doubt = match (log, here.mark) {
+            (_, None) => Some("doubt: the mark is missing"),
+            _ if here.doubt == Some(here.feed.epoch) => Some("doubt: it was in doubt before"),
+            (_, Some(mark)) if mark.epoch != here.feed.epoch => Some("doubt: the mark is of another epoch"),
+            (None, Some(_)) => Some("doubt: the store is empty"),
+            (Some(log), Some(mark)) if mark.size > log.tree.size() => Some("doubt: the mark is ahead"),
+            (Some(log), Some(mark)) => {
+                let other = root_at(&log.tree, mark.size) != Ok(mark.root);
+                other.then_some("doubt: the mark is of another tree")
+            }
+        };
+        if let Some(doubt) = doubt {
+            self.fall_in_doubt(node, doubt);
+        }
+    }
+
+    pub(crate) fn fall_in_doubt(&mut self, node: usize, why: &'static str) {
+        // Who signs two histories goes on with both.
+        if self.has(Mutation::ContinueAfterRestore) || self.exchange.natures[node].forks {
+            return;
+        }
+        self.count(why);
+        self.note("doubt", node, why.as_bytes());
+        if self.model.restores[node] == 0 && self.exchange.natures[node].is_honest() {
+            self.violated(node, format!("{why}, though its store was never restored"));
+        }
+        let here = &mut self.nodes[node];
+        here.live.gate = Gate::InDoubt;
+        here.doubt = Some(here.feed.epoch);
+        let at = self.now + 50 + self.random.below(400);
+        self.at(at, Event::Recover(node, 0));
+    }
+
+    /// Follows at peers what they hold of this member's own feeds, where it does not continue them itself.
+    pub(crate) fn fetch_own(&mut self, node: usize) {
+        for epoch in 1..=self.exchange.epochs[node] {
+            let feed = self.exchange.feed(node, epoch);
+            let (now, here) = (self.now, &mut self.nodes[node]);
+            let follows = feed != here.feed || here.live.gate == Gate::InDoubt;
+            if !follows || here.live.stopped.contains(&feed) {
+                here.live.following.remove(&feed);
+                continue;
+            }
+            let held = here.disk.size(&feed);
+            let live = &mut here.live;
+            let more = |peer: &usize| live.shown.get(&(feed.clone(), *peer)).is_some_and(|size| *size > held);
+            let peers: Vec<usize> = live.linked.iter().copied().filter(more).collect();
+            let fetch = live.fetching.entry(feed.clone()).or_insert_with(Fetch::default);
+            let ready = |peer: &&usize| fetch.put_off.get(*peer).is_none_or(|until| *until <= now);
+            let stays = fetch.at.filter(|at| peers.contains(at) && now - fetch.since <= PATIENCE);
+            let next = stays.or_else(|| {
+                let others = peers.iter().filter(ready).filter(|peer| Some(**peer) != fetch.at);
+                others.min_by_key(|peer| (**peer + usize::try_from(now).unwrap_or(0)) % 7).copied()
+            });
+            let Some(next) = next.or_else(|| peers.iter().copied().find(|peer| ready(&peer))) else { continue };
+            if fetch.at != Some(next) || !live.following.contains_key(&feed) {
+                (fetch.at, fetch.since) = (Some(next), now);
+                self.begin(node, &feed, next);
+            }
+        }
+    }
+
+    pub(crate) fn put_off_fetch(&mut self, node: usize, feed: &FeedId, peer: usize) {
+        let until = self.now + PUT_OFF;
+        if let Some(fetch) = self.nodes[node].live.fetching.get_mut(feed) {
+            fetch.at = None;
+            fetch.put_off.insert(peer, until);
+        }
+    }
+
+    /// Operators recover a feed: once everything that others show is here, or without those that do not come.
+    pub(crate) fn recover(&mut self, node: usize, tries: u32) {
+        let here = &self.nodes[node];
+        if here.up && here.live.gate != Gate::InDoubt || here.doubt != Some(here.feed.epoch) {
+            return;
+        }
+        if !here.up || !here.is_member() {
+            return self.at(self.now + RECOVER_EVERY, Event::Recover(node, tries));
+        }
+        let others = (0..self.nodes.len()).filter(|peer| *peer != node && here.knows(&self.exchange.members[*peer]));
+        let here_too = |((feed, by), size): (&(FeedId, usize), &u64), peer: usize| {
+            *by != peer || feed.member != here.me || here.disk.size(feed) >= *size
+        };
+        let incomplete = others.filter(|peer| {
+            let linked = here.live.linked.contains(peer) && here.live.heads_of.contains(peer);
+            !linked || !here.live.shown.iter().all(|shown| here_too(shown, *peer))
+        });
+        if incomplete.count() > 0 {
+            if tries < RECOVER_TRIES {
+                return self.at(self.now + RECOVER_EVERY, Event::Recover(node, tries + 1));
+            }
+            self.count("epoch opened without everybody");
+        }
+        self.open_epoch(node);
+    }
+
+    /// The first entry of the next epoch, then the mark; until then the node is in doubt in the old one.
+    fn open_epoch(&mut self, node: usize) {
+        let here = &self.nodes[node];
+        let old = here.feed.clone();
+        let begun = here.opened > old.epoch && here.disk.size(&self.exchange.feed(node, here.opened)) == 1;
+        let epoch = if begun { here.opened } else { here.opened + 1 };
+        let epoch = if self.has(Mutation::ReuseEpoch) { 2 } else { epoch };
+        if epoch > self.exchange.epochs[node] {
+            return self.count("no epoch is left");
+        }
+        let next = self.exchange.feed(node, epoch);
+        self.nodes[node].opened = epoch;
+        if !begun {
+            let tree = self.tree_of(node, &old);
+            let Some(closing) = self.closing(node, &tree) else { return };
+            let here = &mut self.nodes[node];
+            here.feed = next.clone();
+            let header = barid_core::envelope::header_of(&closing.envelope).expect("just made");
+            let done: Committed =
+                here.apply(vec![Work::Name(closing.envelope, Arc::new(header))], &feed_key(&next), self.mutation);
+            self.observe(node, &done);
+            self.nodes[node].feed = old;
+            if self.disk_faults[node].pop_front().is_some() || self.random.chance(10) {
+                self.count("crash while an epoch was opened");
+                return self.crash(node, 30);
+            }
+        }
+        self.count("epoch opened");
+        self.note("epoch", node, next.to_string().as_bytes());
+        let here = &mut self.nodes[node];
+        let root = here.disk.logs.get(&next).map(|log| log.tree.root());
+        here.mark = root.map(|root| Mark { epoch, size: here.disk.size(&next), root });
+        (here.feed, here.doubt) = (next, None);
+        self.crash(node, 1);
+    }
+
+    fn tree_of(&self, node: usize, feed: &FeedId) -> Checkpoint {
+        let log = self.nodes[node].disk.logs.get(feed);
+        let tree = log.map(|log| log.tree.clone()).unwrap_or_default();
+        Checkpoint { feed: feed.clone(), size: tree.size(), root: tree.root() }
+    }
+
+    /// The bulletin by which a node names the longest tree known of an epoch that is over; the model is told what it is.
+    fn closing(&mut self, node: usize, tree: &Checkpoint) -> Option<Bulletin> {
+        let here = &self.nodes[node];
+        let draft = feed_closed::draft(tree, GROUPS[0]);
+        let id: BulletinId = feed_closed::id(tree);
+        let version = here.disk.chain.newest().version();
+        let fill = Fill {
+            member: here.me.clone(),
+            issuer: "node".to_owned(),
+            id,
+            sent_at_unix_ms: self.clock(node) * 1_000,
+            roster_version: version,
+        };
+        let salt = self.random.bytes();
+        let bulletin = match prepare(&draft, &fill, salt) {
+            Ok(bulletin) => bulletin,
+            Err(invalid) => {
+                self.violated(node, format!("the end of an epoch cannot be named: {invalid}"));
+                return None;
+            }
+        };
+        let facts = Facts { named: node, group: 0, label: 1, to: Vec::new(), version, understood: true };
+        self.model.published(bulletin.digest, bulletin.envelope.clone(), facts.clone());
+        Some(Bulletin { envelope: bulletin.envelope, facts })
+    }
+
+    /// Names each tree of an epoch that is over and not named yet, once it is as long as any that peers show.
+    pub(crate) fn name_closed(&mut self, node: usize) {
+        let here = &self.nodes[node];
+        if here.live.gate != Gate::Open || here.feed.epoch == 1 || self.has(Mutation::NameNothing) {
+            return;
+        }
+        for epoch in 1..here.feed.epoch {
+            let feed = self.exchange.feed(node, epoch);
+            let tree = self.tree_of(node, &feed);
+            let here = &self.nodes[node];
+            let longer = here.live.shown.iter().any(|((of, _), size)| *of == feed && *size > tree.size);
+            let known = here.disk.ids.contains_key(&feed_closed::id(&tree).to_string());
+            let waits = here.live.waiting.iter().any(|work| matches!(work, Work::Name(..)));
+            if !here.disk.logs.contains_key(&feed) || longer || known || waits || !here.live.has_room() {
+                continue;
+            }
+            let Some(closing) = self.closing(node, &tree) else { continue };
+            self.count("end of an epoch named again");
+            let header = barid_core::envelope::header_of(&closing.envelope).expect("just made");
+            self.nodes[node].live.waiting.push(Work::Name(closing.envelope, Arc::new(header)));
+            self.soon(6, Event::Commit(node));
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Two histories of one feed: made by who forks, found by who compares.
+//!
+//! In scope: heads, the comparison of what is shown with what is held, the questions and answers that a proof needs, stopping the feed.
+
+use std::collections::BTreeSet;
+
+use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint};
+use barid_core::feed::note::Note;
+use barid_core::feed::tree::{consistency_proof, root_at};
+use barid_core::follow::Equivocation;
+use barid_core::names::{FeedId, Hash};
+use barid_core::proto;
+use barid_core::proto::frame::Frame;
+use bytes::Bytes;
+
+use crate::Mutation;
+use crate::exchange::feed_key;
+use crate::live::Gate;
+use crate::node::{Log, Work};
+use crate::world::{Event, World};
+
+/// How long a checkpoint that a peer shows may be ahead of what is held, before the peer is asked how the two relate.
+const SETTLES_IN: u64 = 100;
+
+enum Compared {
+    Same,
+    Larger,
+    /// Of another history; the evidence, if what is held can prove it.
+    Other(Option<Box<Equivocation>>),
+}
+
+impl World {
+    /// A member begins to tell some of its peers another history than the others; or tells it to others.
+    pub(crate) fn fork(&mut self, node: usize) {
+        self.count("fork made");
+        let to: BTreeSet<usize> = (0..self.nodes.len()).filter(|_| self.random.chance(50)).collect();
+        let here = &mut self.nodes[node];
+        let begun = here.other.take().map(|(log, _)| log);
+        let log = begun.unwrap_or_else(|| here.disk.logs.get(&here.feed).cloned().unwrap_or_default());
+        here.other = Some((log, to));
+    }
+
+    /// Tells a peer what it has not been told.
+    pub(crate) fn tell_heads(&mut self, node: usize, peer: usize) {
+        // Frames get lost here.
+        if self.trouble() && self.random.chance(10) {
+            let live = &mut self.nodes[node].live;
+            live.told.retain(|(to, _), _| *to != peer);
+            live.told_roster.remove(&peer);
+        }
+        let here = &self.nodes[node];
+        let mut heads = Vec::new();
+        let mut told = Vec::new();
+        for (feed, log) in here.disk.logs.keys().filter_map(|feed| Some((feed, here.log_for(feed, peer)?))) {
+            let (size, held) = (log.checkpoint_size, log.tree.size());
+            let key = (peer, feed.clone());
+            if log.checkpoint.is_empty() || here.live.told.get(&key) == Some(&(size, held)) {
+                continue;
+            }
+            told.push((key, (size, held)));
+            let held = (held < size).then_some(held);
+            heads.push(proto::Head { checkpoint: log.checkpoint.clone(), held, ..proto::Head::default() });
+        }
+        let version = here.disk.chain.newest().version();
+        let first = here.live.told_roster.get(&peer) != Some(&version);
+        if heads.is_empty() && !first {
+            return;
+        }
+        let live = &mut self.nodes[node].live;
+        live.told.extend(told);
+        live.told_roster.insert(peer, version);
+        let heads = proto::Heads { heads, roster_version: version, ..proto::Heads::default() };
+        self.send(node, peer, Frame::Heads(heads));
+    }
+
+    pub(crate) fn heads(&mut self, from: usize, to: usize, heads: &proto::Heads) {
+        for head in &heads.heads {
+            let Some(signed) = self.verified(to, &head.checkpoint) else {
+                if self.has(Mutation::RememberAnything) {
+                    self.remember(from, to, head);
+                }
+                continue;
+            };
+            let (feed, size) = (signed.checkpoint.feed.clone(), signed.checkpoint.size);
+            let held = head.held.map_or(size, |held| held.min(size));
+            let own = feed.member == self.nodes[to].me;
+            let compared = self.compare(to, &signed);
+            if own {
+                self.nodes[to].live.shown.insert((feed.clone(), from), held);
+                let doubted = feed.epoch >= self.nodes[to].feed.epoch && !matches!(compared, Compared::Same);
+                if doubted && self.nodes[to].live.gate != Gate::InDoubt {
+                    self.fall_in_doubt(to, "doubt: a peer holds more");
+                }
+            }
+            match compared {
+                Compared::Other(Some(evidence)) => {
+                    self.count("fork known by comparison");
+                    self.forked(to, &evidence);
+                    continue;
+                }
+                Compared::Other(None) => continue,
+                Compared::Larger if !own => {
+                    let now = self.now;
+                    let ahead = &mut self.nodes[to].live.ahead;
+                    let entry = ahead.entry((feed.clone(), from)).or_insert_with(|| (signed.clone(), now));
+                    entry.0 = signed;
+                }
+                Compared::Same | Compared::Larger => {}
+            }
+            self.nodes[to].live.shown.insert((feed, from), held);
+        }
+        let live = &mut self.nodes[to].live;
+        let version = heads.roster_version.min(self.exchange.last_version());
+        if live.peer_rosters.insert(from, version) != Some(version) {
+            // With the one before it may not have known a feed's key.
+            live.told.retain(|(peer, _), _| *peer != from);
+        }
+        live.heads_of.insert(from);
+        if live.gate == Gate::Starting {
+            live.gate = Gate::Open;
+        }
+        let after = self.nodes[to].disk.chain.newest().version();
+        if heads.roster_version > after && !self.has(Mutation::NoRosters) {
+            self.send(to, from, Frame::RosterRequest(proto::RosterRequest { after }));
+        }
+    }
+
+    /// What nobody has signed is remembered all the same.
+    fn remember(&mut self, from: usize, to: usize, head: &proto::Head) {
+        let feed = std::str::from_utf8(&head.checkpoint).ok().and_then(|text| text.lines().next()?.parse().ok());
+        if let Some(feed) = feed {
+            self.nodes[to].live.shown.insert((feed, from), head.held.unwrap_or(0));
+        }
+    }
+
+    /// A checkpoint signed by the keys that a node's roster lists. They are the same in every roster that lists them.
+    fn verified(&mut self, node: usize, note: &Bytes) -> Option<SignedCheckpoint> {
+        let text = std::str::from_utf8(note).ok()?;
+        let feed: FeedId = text.lines().next()?.parse().ok()?;
+        let keys = self.nodes[node].disk.chain.newest().feed_keys(&feed);
+        if keys.is_empty() {
+            return None;
+        }
+        let verify = || SignedCheckpoint::verify(note, &keys).ok();
+        self.verified.entry(note.clone()).or_insert_with(verify).clone()
+    }
+
+    fn compare(&self, node: usize, signed: &SignedCheckpoint) -> Compared {
+        let Checkpoint { feed, size, root } = &signed.checkpoint;
+        let Some(log) = self.nodes[node].disk.logs.get(feed) else {
+            return if *size == 0 { Compared::Same } else { Compared::Larger };
+        };
+        if log.tree.size() < *size {
+            return Compared::Larger;
+        }
+        match root_at(&log.tree, *size) {
+            Ok(ours) if ours != *root && !self.has(Mutation::IgnoreForks) => {
+                let evidence = self.signed_newest(node, feed).and_then(|larger| {
+                    let proof = consistency_proof(&log.tree, *size, larger.checkpoint.size).ok()?;
+                    Equivocation::between(signed, &larger)
+                        .or_else(|| Equivocation::by_proof(signed, &larger, &ours, &proof))
+                });
+                Compared::Other(evidence.map(Box::new))
+            }
+            _ => Compared::Same,
+        }
+    }
+
+    /// The signed checkpoint of a copy that is complete.
+    fn signed_newest(&self, node: usize, feed: &FeedId) -> Option<SignedCheckpoint> {
+        let here = &self.nodes[node];
+        let log = here.disk.logs.get(feed).filter(|log| log.checkpoint_size == log.tree.size())?;
+        SignedCheckpoint::verify(&log.checkpoint, &here.disk.chain.newest().feed_keys(feed)).ok()
+    }
+
+    /// What peers showed that was larger than what is held: it is compared again, and if it has not come by then, they are asked.
+    pub(crate) fn compare_again(&mut self, node: usize) {
+        let now = self.now;
+        let due = |(key, (_, since)): (&(FeedId, usize), &(SignedCheckpoint, u64))| {
+            (now - since > SETTLES_IN).then(|| key.clone())
+        };
+        let due: Vec<(FeedId, usize)> = self.nodes[node].live.ahead.iter().filter_map(due).collect();
+        for key in due {
+            let Some((signed, _)) = self.nodes[node].live.ahead.remove(&key) else { continue };
+            match self.compare(node, &signed) {
+                Compared::Larger => {
+                    let (feed, peer) = key;
+                    self.ask_consistency(node, peer, &feed);
+                    // Until it has come, or the peer shows something else.
+                    self.nodes[node].live.ahead.insert((feed, peer), (signed, now));
+                }
+                Compared::Other(Some(evidence)) => {
+                    self.count("fork known by comparison");
+                    self.forked(node, &evidence);
+                }
+                Compared::Same | Compared::Other(None) => {}
+            }
+        }
+    }
+
+    pub(crate) fn ask_consistency(&mut self, node: usize, peer: usize, feed: &FeedId) {
+        if let Some(ours) = self.signed_newest(node, feed).filter(|ours| ours.checkpoint.size > 0) {
+            self.count("consistency asked");
+            let request = proto::ConsistencyRequest { feed: feed.to_string(), size: ours.checkpoint.size };
+            self.send(node, peer, Frame::ConsistencyRequest(request));
+        }
+    }
+
+    pub(crate) fn consistency_asked(&mut self, from: usize, to: usize, request: &proto::ConsistencyRequest) {
+        let Ok(feed) = request.feed.parse::<FeedId>() else { return };
+        let Some(log) = self.nodes[to].log_for(&feed, from) else { return };
+        if let Some(answer) = consistency_of(log, request) {
+            self.send(to, from, Frame::Consistency(answer));
+        }
+    }
+
+    pub(crate) fn consistency_shown(&mut self, to: usize, shown: &proto::Consistency) {
+        let Ok(feed) = shown.feed.parse::<FeedId>() else { return };
+        let hash = |bytes: &Bytes| <[u8; 32]>::try_from(bytes.as_ref()).map(Hash).ok();
+        let proof: Option<Vec<Hash>> = shown.consistency_proof.iter().map(hash).collect();
+        let (Some(theirs), Some(ours)) = (self.verified(to, &shown.checkpoint), self.signed_newest(to, &feed)) else {
+            return;
+        };
+        let (Some(proof), Some(root)) = (proof, hash(&shown.root)) else { return };
+        if ours.checkpoint.size != shown.size || self.has(Mutation::IgnoreForks) {
+            return;
+        }
+        let evidence =
+            Equivocation::between(&ours, &theirs).or_else(|| Equivocation::by_proof(&ours, &theirs, &root, &proof));
+        if let Some(evidence) = evidence {
+            self.count("consistency proved a fork");
+            self.forked(to, &evidence);
+        }
+    }
+
+    /// Two histories are proven: the feed stops, and what proves it is kept.
+    pub(crate) fn forked(&mut self, node: usize, evidence: &Equivocation) {
+        if self.has(Mutation::IgnoreForks) {
+            return;
+        }
+        let feed = evidence.feed().clone();
+        let live = &mut self.nodes[node].live;
+        live.following.remove(&feed);
+        live.ahead.retain(|(of, _), _| *of != feed);
+        if live.stopped.insert(feed.clone()) {
+            let evidence = Bytes::from(evidence.format());
+            self.note("fork", node, &evidence);
+            self.nodes[node].live.waiting.push(Work::Fork(feed, evidence));
+            self.soon(4, Event::Commit(node));
+        }
+    }
+
+    /// Its own checkpoint of another member's feed, which no key of that feed has signed.
+    pub(crate) fn forged(&self, node: usize, feed: &FeedId, size: u64) -> Bytes {
+        let text = Checkpoint { feed: feed.clone(), size, root: Hash([7; 32]) }.text();
+        let note = Note::sign(&text, &feed_key(&self.nodes[node].feed));
+        note.map(|note| note.to_bytes().into()).unwrap_or_default()
+    }
+}
+
+fn consistency_of(log: &Log, request: &proto::ConsistencyRequest) -> Option<proto::Consistency> {
+    let held = log.tree.size();
+    if request.size == 0 || request.size > held || log.checkpoint_size != held {
+        return None;
+    }
+    let (root, proof) =
+        (root_at(&log.tree, request.size).ok()?, consistency_proof(&log.tree, request.size, held).ok()?);
+    Some(proto::Consistency {
+        feed: request.feed.clone(),
+        size: request.size,
+        root: Bytes::copy_from_slice(&root.0),
+        checkpoint: log.checkpoint.clone(),
+        consistency_proof: proof.iter().map(|hash| Bytes::copy_from_slice(&hash.0)).collect(),
+    })
+}

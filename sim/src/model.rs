@@ -1,0 +1,196 @@
+//! The reference model: what each member must end up with, told from what was published and from what was seen of the nodes.
+//!
+//! In scope: an audience and an order of arrival of its own, in plain terms: nothing of core's code decides here. Out of scope: how it
+//! comes about. What it sees of a node is what the node said or made durable; what it asks in the end is in `check`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use barid_core::names::{Digest, FeedId};
+use bytes::Bytes;
+
+use crate::exchange::{Exchange, Listed};
+
+/// What is true about one bulletin.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    /// Whom its header names as its member.
+    pub(crate) named: usize,
+    pub(crate) group: usize,
+    /// 0 CLEAR, 1 GREEN, 2 AMBER, 3 AMBER+STRICT, 4 RED.
+    pub(crate) label: u8,
+    /// To whom alone it goes; nobody: to all that its label lets.
+    pub(crate) to: Vec<usize>,
+    /// Roster version by which its audience is decided.
+    pub(crate) version: u64,
+    /// Whether this version of the protocol can tell for whom it is.
+    pub(crate) understood: bool,
+}
+
+impl Facts {
+    /// Whether `reader` is in the audience when members are listed so.
+    pub(crate) fn admit(&self, reader: usize, listed: &BTreeMap<usize, Listed>) -> bool {
+        if !self.understood {
+            return false;
+        }
+        if reader == self.named {
+            return true;
+        }
+        if !self.to.is_empty() && !self.to.contains(&reader) {
+            return false;
+        }
+        let Some(standing) = listed.get(&reader) else { return false };
+        match self.label {
+            0 | 1 => standing.full || standing.ceilings[self.group].is_some_and(|ceiling| self.label <= ceiling),
+            2 | 3 => standing.full && standing.groups[self.group],
+            _ => true,
+        }
+    }
+
+    /// In the audience by every roster since: nobody may ever have withheld it.
+    pub(crate) fn always_admit(&self, reader: usize, exchange: &Exchange) -> bool {
+        let mut versions = self.version..=exchange.last_version();
+        versions.all(|version| exchange.at(version).is_some_and(|listed| self.admit(reader, listed)))
+    }
+
+    /// In the audience by some roster since: it may have come to the reader rightly.
+    pub(crate) fn ever_admit(&self, reader: usize, exchange: &Exchange) -> bool {
+        let mut versions = self.version..=exchange.last_version();
+        versions.any(|version| exchange.at(version).is_some_and(|listed| self.admit(reader, listed)))
+    }
+}
+
+/// A place in a feed.
+pub(crate) type Place = (FeedId, u64);
+
+/// What one node has said and made durable, since it began or as far as a backup goes that was restored.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    /// Entries of each feed, in full or as digests.
+    pub(crate) sizes: BTreeMap<FeedId, u64>,
+    /// What arrived, in order: the first is arrival 1.
+    pub(crate) arrivals: Vec<Place>,
+    pub(crate) arrived: BTreeSet<Place>,
+    /// Newest cosignature of each feed: size and time; and the newest time.
+    pub(crate) cosigned: BTreeMap<FeedId, (u64, u64)>,
+    pub(crate) cosigned_at: u64,
+    /// Feeds that it knows to have two histories.
+    pub(crate) forks: BTreeSet<FeedId>,
+}
+
+/// What a subscriber was given; it outlives its node's crashes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Subscriber {
+    pub(crate) given: BTreeMap<u64, Place>,
+    pub(crate) places: BTreeSet<Place>,
+    pub(crate) confirmed: u64,
+}
+
+/// A receipt as its publisher keeps it.
+#[derive(Clone, Debug)]
+pub(crate) struct Receipt {
+    pub(crate) node: usize,
+    pub(crate) id: u64,
+    pub(crate) place: Place,
+    pub(crate) digest: Digest,
+    /// How often its node's store had been restored by then.
+    pub(crate) restores: u32,
+}
+
+#[derive(Default)]
+pub(crate) struct Model {
+    pub(crate) facts: BTreeMap<Digest, Facts>,
+    pub(crate) envelopes: BTreeMap<Digest, Bytes>,
+    pub(crate) receipts: Vec<Receipt>,
+    pub(crate) seen: Vec<Seen>,
+    pub(crate) backups: Vec<Option<(Seen, Subscriber)>>,
+    pub(crate) subscribers: Vec<Subscriber>,
+    /// How often each node's store was restored.
+    pub(crate) restores: Vec<u32>,
+    /// Who took what for wrongly withheld.
+    pub(crate) blamed: Vec<(usize, Place)>,
+}
+
+impl Model {
+    pub(crate) fn new(members: usize) -> Self {
+        Self {
+            seen: vec![Seen::default(); members],
+            backups: vec![None; members],
+            subscribers: vec![Subscriber::default(); members],
+            restores: vec![0; members],
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn published(&mut self, digest: Digest, envelope: Bytes, facts: Facts) {
+        self.envelopes.insert(digest, envelope);
+        self.facts.insert(digest, facts);
+    }
+
+    /// A commit made `size` entries of a feed durable.
+    pub(crate) fn grew(&mut self, node: usize, feed: &FeedId, size: u64) {
+        self.seen[node].sizes.insert(feed.clone(), size);
+    }
+
+    /// The next arrival; the fault, if the entry had arrived before.
+    pub(crate) fn arrived(&mut self, node: usize, place: Place) -> Option<String> {
+        let seen = &mut self.seen[node];
+        seen.arrivals.push(place.clone());
+        let again = format!("{} {} arrived twice", place.0, place.1);
+        (!seen.arrived.insert(place)).then_some(again)
+    }
+
+    /// What a subscriber says to a delivery: the fault, if it was given it before and had confirmed it, or as something else.
+    pub(crate) fn delivered(&mut self, node: usize, arrival: u64, place: &Place) -> Result<bool, String> {
+        let subscriber = &mut self.subscribers[node];
+        let again = match subscriber.given.get(&arrival) {
+            Some(same) if same != place => {
+                return Err(format!("arrival {arrival} was {} {}, and is {} {}", same.0, same.1, place.0, place.1));
+            }
+            Some(_) => true,
+            None if subscriber.places.contains(place) => {
+                return Err(format!("{} {} was delivered twice, also as {arrival}", place.0, place.1));
+            }
+            None => false,
+        };
+        if arrival <= subscriber.confirmed {
+            return Err(format!("arrival {arrival} was delivered, which had been confirmed"));
+        }
+        subscriber.given.insert(arrival, place.clone());
+        subscriber.places.insert(place.clone());
+        Ok(again)
+    }
+
+    /// A cosignature came out of a node: the fault, if it is not what a witness may say.
+    pub(crate) fn cosigned(&mut self, node: usize, feed: &FeedId, size: u64, time: u64) -> Option<String> {
+        let seen = &mut self.seen[node];
+        let held = seen.sizes.get(feed).copied().unwrap_or(0);
+        let last = seen.cosigned.get(feed).map_or(0, |(size, _)| *size);
+        let fault = if size > held {
+            Some(format!("{feed} {size} was cosigned, and {held} is durable"))
+        } else if size < last {
+            Some(format!("{feed} {size} was cosigned after {last}"))
+        } else if time < seen.cosigned_at {
+            Some(format!("{feed} was cosigned at {time}, after {}", seen.cosigned_at))
+        } else {
+            None
+        };
+        seen.cosigned.insert(feed.clone(), (size, time));
+        seen.cosigned_at = time;
+        fault
+    }
+
+    pub(crate) fn backed_up(&mut self, node: usize) {
+        self.backups[node] = Some((self.seen[node].clone(), self.subscribers[node].clone()));
+    }
+
+    /// The store is as it was when it was backed up, or empty, and knows of a subscriber what it had confirmed up to `cursor`. Subscribers are
+    /// told, and forget the rest.
+    pub(crate) fn restored(&mut self, node: usize, from_backup: bool, cursor: u64) {
+        let (seen, before) = self.backups[node].clone().filter(|_| from_backup).unwrap_or_default();
+        self.seen[node] = seen;
+        let given: BTreeMap<u64, Place> = before.given.into_iter().filter(|(arrival, _)| *arrival <= cursor).collect();
+        let places = given.values().cloned().collect();
+        self.subscribers[node] = Subscriber { given, places, confirmed: cursor };
+        self.restores[node] += 1;
+    }
+}

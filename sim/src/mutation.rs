@@ -1,0 +1,95 @@
+//! Defects that are put in on purpose: each breaks one promise, and shows that its check can fail.
+
+macro_rules! mutations {
+    ($($(#[doc = $what:literal])+ $name:ident,)+) => {
+        /// A defect put in on purpose: proves that the checks would notice it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mutation {
+            $($(#[doc = $what])+ $name,)+
+        }
+
+        impl Mutation {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// Its name.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)+
+                }
+            }
+        }
+    };
+}
+
+mutations! {
+    /// Nobody asks for the audience, neither who sends nor who receives.
+    SkipAudience,
+    /// A batch whose log is at fault is taken all the same.
+    AcceptAnyRoot,
+    /// The acknowledged cursor is lost in a crash.
+    ForgetCursor,
+    /// Receipts are released before the commit.
+    ReleaseBeforeCommit,
+    /// A batch with something odd in an entry is refused.
+    StopAtFindings,
+    /// A member without a link is waited for.
+    NoRelay,
+    /// Nobody asks for what a relay could not give.
+    NoFills,
+    /// What is missing is handed to whoever asks.
+    HandToAnyone,
+    /// Content that comes twice arrives twice.
+    FillTwice,
+    /// Content that comes later is not compared with its digest.
+    FillAnything,
+    /// A relay says that it withholds what it does not hold.
+    BlameOthers,
+    /// Content that comes later is kept and given to nobody.
+    DropFill,
+    /// Ids are forgotten in a crash, so that a publisher's repetition is published again.
+    ForgetIds,
+    /// A feed goes on although its store was restored from a backup.
+    ContinueAfterRestore,
+    /// An epoch is opened a second time after the store was restored.
+    ReuseEpoch,
+    /// What turns up of an epoch that is over is not named.
+    NameNothing,
+    /// The second of two histories is followed like the first.
+    IgnoreForks,
+    /// That a feed has two histories is forgotten in a crash.
+    ForgetForks,
+    /// Two histories are cried where a batch merely fails.
+    CryFork,
+    /// A feed of which a batch was refused is never asked for again.
+    NeverRetry,
+    /// Batches are sent without regard to what is on its way.
+    UnboundedInFlight,
+    /// Work is queued without end.
+    UnboundedQueue,
+    /// What a peer claims is remembered of any feed.
+    RememberAnything,
+    /// A batch is said to be stored, and its content is lost.
+    LoseContent,
+    /// One entry of a batch is skipped.
+    SkipEntry,
+    /// An entry is delivered a second time under the next number.
+    DeliverTwice,
+    /// Arrivals are numbered anew after a crash.
+    RenumberArrivals,
+    /// Half a record at the end of the log is believed.
+    BelieveTornTail,
+    /// A commit that failed is released.
+    ReleaseFailedCommit,
+    /// The last entry is lost in a crash.
+    LoseTail,
+    /// Cosignatures bear the time of a clock that goes back.
+    CosignByClock,
+    /// A batch is cosigned before it is durable.
+    CosignBeforeCommit,
+    /// Nobody asks for newer rosters.
+    NoRosters,
+    /// What is asked for is wanted in full by the newest roster only.
+    DiscloseByNewestRoster,
+}

@@ -1,0 +1,106 @@
+//! The network: what passes between whom, and what it does to frames on their way.
+//!
+//! In scope: loss, delay, repetition, overtaking and damage; partitions, ways that are cut in one direction, pairs that never reach each other.
+//! Real links are ordered and lose nothing until they break; here they do worse.
+
+use std::collections::BTreeSet;
+
+use barid_core::proto;
+use barid_core::proto::frame::Frame;
+use bytes::Bytes;
+use prost::Message;
+
+use crate::newer;
+use crate::random::Random;
+use crate::world::{Event, World};
+
+/// Frames that are remembered to be sent again.
+const OVERHEARD_MAX: usize = 32;
+
+impl World {
+    /// Takes pairs of members apart for good; honest ones of the newest roster stay in one line. Who joins later stands at its end: nobody
+    /// speaks with a member that it does not know, and so hears of no roster through it.
+    pub(crate) fn sever(&mut self) {
+        let count = self.nodes.len();
+        let percent = if count > 12 { 100 - 400 / count as u64 } else { *self.random.pick(&[0, 0, 40, 100]) };
+        let last = self.exchange.last_version();
+        // Since which version each has been a member without a break.
+        let since =
+            |node: usize| (1..=last).rev().find(|version| !self.exchange.is_listed(node, *version)).unwrap_or(0);
+        let mut line: Vec<usize> = (0..count)
+            .filter(|node| self.exchange.is_listed(*node, last) && self.exchange.natures[*node].is_honest())
+            .collect();
+        line.sort_by_key(|node| since(*node));
+        let pairs = line.windows(2).map(|pair| (pair[0].min(pair[1]), pair[0].max(pair[1])));
+        let kept: BTreeSet<(usize, usize)> = pairs.collect();
+        for low in 0..count {
+            for high in low + 1..count {
+                if !kept.contains(&(low, high)) && self.random.chance(percent) {
+                    self.severed.insert((low, high));
+                    self.count("pair severed for good");
+                }
+            }
+        }
+    }
+
+    pub(crate) fn is_severed(&self, a: usize, b: usize) -> bool {
+        self.severed.contains(&(a.min(b), a.max(b)))
+    }
+
+    /// Whether something that `from` says reaches `to`.
+    fn passes(&self, from: usize, to: usize) -> bool {
+        let (halves, until) = self.split;
+        let half = |node: usize| Random::new(halves, node as u64).chance(40);
+        let apart = self.now < until && half(from) != half(to);
+        let cut = self.cut.get(&(from, to)).is_some_and(|until| self.now < *until);
+        !(apart || cut || self.is_severed(from, to))
+    }
+
+    /// A link needs both ways, and two that know each other.
+    pub(crate) fn can_link(&self, a: usize, b: usize) -> bool {
+        let (one, other) = (&self.nodes[a], &self.nodes[b]);
+        one.up && other.up && one.knows(&other.me) && other.knows(&one.me) && self.passes(a, b) && self.passes(b, a)
+    }
+
+    pub(crate) fn send(&mut self, from: usize, to: usize, frame: Frame) {
+        let damageable = matches!(frame, Frame::Entries(_) | Frame::Fills(_));
+        let bytes = Bytes::from(proto::Frame { frame: Some(frame) }.encode_to_vec());
+        let bytes = if self.nodes[from].nature.newer { newer::frame(&bytes) } else { bytes };
+        self.carry(from, to, bytes, damageable);
+    }
+
+    pub(crate) fn carry(&mut self, from: usize, to: usize, mut bytes: Bytes, damageable: bool) {
+        if !self.passes(from, to) {
+            return;
+        }
+        if self.trouble() {
+            if self.random.chance(6) {
+                self.count("frame lost");
+                return;
+            }
+            if self.random.chance(4) {
+                self.count("frame repeated");
+                self.soon(120, Event::Arrive(from, to, bytes.clone()));
+            }
+            if self.random.chance(2) {
+                self.overheard.push_back(bytes.clone());
+                self.overheard.truncate(OVERHEARD_MAX);
+            }
+        }
+        if damageable && self.trouble() && self.random.chance(5) {
+            self.count("frame damaged");
+            let mut damaged = bytes.to_vec();
+            let at = self.random.index(damaged.len());
+            damaged[at] ^= 1 << self.random.below(8);
+            bytes = damaged.into();
+        }
+        let at = self.now + 1 + self.random.below(if self.trouble() { 20 } else { 4 });
+        let newest = self.sent.entry((from, to)).or_default();
+        let overtaken = at < *newest;
+        *newest = at.max(*newest);
+        if overtaken {
+            self.count("frame overtaken");
+        }
+        self.at(at, Event::Arrive(from, to, bytes));
+    }
+}

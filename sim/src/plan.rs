@@ -1,0 +1,187 @@
+//! What is planned for a run: what members do, and what goes wrong. All of it comes from the seed before anything happens, so that any part of it
+//! can be left out, and a failing run be shrunk to what it takes.
+
+use std::collections::BTreeSet;
+
+use crate::exchange::Exchange;
+use crate::random::Random;
+
+/// Until then everything can go wrong.
+pub(crate) const TROUBLE: u64 = 2_000;
+
+/// How a disk fails the next commit that has something to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DiskFault {
+    /// It says no, and what was written is not there after a restart.
+    Lost,
+    /// It says no, and what was written is there after a restart.
+    Kept,
+    /// The power goes in the middle of the record.
+    Torn,
+    /// The power goes after the record and before the mark.
+    BeforeMark,
+    /// The power goes after the mark and before anybody is answered.
+    BeforeRelease,
+    /// There is no room; the node goes on.
+    Full,
+}
+
+/// Something that happens at a time, whatever else does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Planned {
+    Publish {
+        node: usize,
+        id: u64,
+    },
+    /// Many at once.
+    Burst {
+        node: usize,
+        first_id: u64,
+        count: u64,
+    },
+    Crash {
+        node: usize,
+        long: u64,
+    },
+    Disk {
+        node: usize,
+        fault: DiskFault,
+    },
+    Backup {
+        node: usize,
+    },
+    /// The store is replaced by its last backup, or by an empty one.
+    Restore {
+        node: usize,
+        from_backup: bool,
+        mark_lost: bool,
+        long: u64,
+    },
+    /// Members fall into two halves; who is where is drawn from `halves`.
+    Split {
+        halves: u64,
+        long: u64,
+    },
+    /// From one to another nothing passes.
+    Cut {
+        from: usize,
+        to: usize,
+        long: u64,
+    },
+    Roster {
+        version: u64,
+    },
+    /// A node follows every topic from now on.
+    Widen {
+        node: usize,
+    },
+    /// A clock is set, in seconds from the right one.
+    Clock {
+        node: usize,
+        seconds: i64,
+    },
+    /// A member begins a second history.
+    Fork {
+        node: usize,
+    },
+    Garbage {
+        node: usize,
+    },
+}
+
+/// What is planned, in order, and what each node is told at its beginning.
+pub(crate) struct Plan {
+    pub(crate) events: Vec<(u64, Planned)>,
+    /// Nodes that want the topics of one working group only.
+    pub(crate) narrow: BTreeSet<usize>,
+}
+
+impl Plan {
+    pub(crate) fn new(random: &mut Random, exchange: &Exchange) -> Self {
+        let count = exchange.members.len();
+        let mut plan = Self { events: Vec::new(), narrow: BTreeSet::new() };
+        let mut ids = 0;
+        // Large exchanges publish less each.
+        let busy = (200 / count as u64).clamp(4, 25);
+        for node in 0..count {
+            plan.publishing(random, node, busy, &mut ids);
+            plan.machine(random, node, exchange);
+        }
+        for _ in 0..random.below(8) {
+            let (from, to) = (random.index(count), random.index(count));
+            let long = 50 + random.below(900);
+            plan.at(random.below(TROUBLE), Planned::Cut { from, to, long });
+        }
+        for _ in 0..random.below(5) {
+            let (halves, long) = (random.number(), 50 + random.below(700));
+            plan.at(random.below(TROUBLE), Planned::Split { halves, long });
+        }
+        for version in 2..=exchange.last_version() {
+            let span = TROUBLE / exchange.last_version();
+            plan.at(span * (version - 1) + random.below(span / 2), Planned::Roster { version });
+        }
+        plan.events.sort_by_key(|(at, _)| *at);
+        plan
+    }
+
+    fn publishing(&mut self, random: &mut Random, node: usize, busy: u64, ids: &mut u64) {
+        for _ in 0..random.below(busy) {
+            *ids += 1;
+            self.at(random.below(TROUBLE), Planned::Publish { node, id: *ids });
+        }
+        if random.chance(8) {
+            let count = 10 + random.below(40);
+            self.at(random.below(TROUBLE), Planned::Burst { node, first_id: *ids + 1, count });
+            *ids += count;
+        }
+    }
+
+    fn machine(&mut self, random: &mut Random, node: usize, exchange: &Exchange) {
+        let nature = &exchange.natures[node];
+        for _ in 0..random.below(3) {
+            let long = 1 + random.below(250);
+            self.at(random.below(TROUBLE), Planned::Crash { node, long });
+        }
+        for _ in 0..random.below(3) {
+            use DiskFault::{BeforeMark, BeforeRelease, Full, Kept, Lost, Torn};
+            let fault = *random.pick(&[Lost, Kept, Torn, BeforeMark, BeforeRelease, Full]);
+            self.at(random.below(TROUBLE), Planned::Disk { node, fault });
+        }
+        // Each takes one epoch of those that the roster lists; the last one stays.
+        if exchange.epochs[node] > 1 && nature.is_honest() {
+            for _ in 0..random.below(u64::from(exchange.epochs[node])) {
+                let at = random.below(TROUBLE);
+                self.at(at, Planned::Backup { node });
+                let at = (at + 1 + random.below(600)).min(TROUBLE - 1);
+                let (from_backup, mark_lost) = (random.chance(75), random.chance(25));
+                self.at(at, Planned::Restore { node, from_backup, mark_lost, long: 1 + random.below(250) });
+            }
+        }
+        if random.chance(20) {
+            self.narrow.insert(node);
+            if random.chance(60) {
+                self.at(random.below(TROUBLE), Planned::Widen { node });
+            }
+        }
+        for _ in 0..random.below(3) {
+            // Up to a quarter of an hour: more than a witness bears.
+            let seconds = i64::try_from(random.below(1_800)).unwrap_or_default() - 900;
+            self.at(random.below(TROUBLE), Planned::Clock { node, seconds });
+        }
+        if nature.forks {
+            for _ in 0..1 + random.below(3) {
+                self.at(random.below(TROUBLE), Planned::Fork { node });
+            }
+        }
+        if nature.garbage {
+            for _ in 0..40 {
+                // Also when everything else is well.
+                self.at(random.below(TROUBLE * 3 / 2), Planned::Garbage { node });
+            }
+        }
+    }
+
+    fn at(&mut self, at: u64, planned: Planned) {
+        self.events.push((at, planned));
+    }
+}

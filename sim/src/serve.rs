@@ -1,0 +1,182 @@
+//! What a node shows others of feeds: batches for those who follow, each with a bounded number on its way.
+
+use std::collections::VecDeque;
+
+use barid_core::bulletin::TopicFilter;
+use barid_core::envelope;
+use barid_core::names::{FeedId, Member};
+use barid_core::proto;
+use barid_core::proto::frame::Frame;
+use barid_core::proto::item::Item;
+use barid_core::provide;
+use bytes::Bytes;
+use prost::Message;
+
+use crate::live::{IN_FLIGHT_MAX, Serving};
+use crate::node::{Content, Entry};
+use crate::world::World;
+use crate::{Mutation, defects, newer};
+
+/// A batch's largest number of entries, small enough that catching up takes several.
+const ENTRIES_MAX: u64 = 9;
+
+impl World {
+    pub(crate) fn followed(&mut self, from: usize, to: usize, follow: &proto::Follow) {
+        let Ok(feed) = follow.feed.parse::<FeedId>() else { return };
+        if self.nodes[to].disk.chain.newest().feed_keys(&feed).is_empty() {
+            return;
+        }
+        let filters: Vec<TopicFilter> = follow.topics.iter().filter_map(|topic| topic.parse().ok()).collect();
+        if self.nodes[to].nature.mute {
+            return;
+        }
+        if !follow.ranges.is_empty() {
+            return self.asked_for(from, to, &feed, &follow.ranges, &filters);
+        }
+        let serving = Serving { next: follow.from, filters, in_flight: VecDeque::new() };
+        self.nodes[to].live.serving.insert((from, feed.clone()), serving);
+        self.send_batches(to, from, &feed);
+    }
+
+    pub(crate) fn peer_stored(&mut self, from: usize, to: usize, stored: &proto::Stored) {
+        let Ok(feed) = stored.feed.parse::<FeedId>() else { return };
+        let Some(serving) = self.nodes[to].live.serving.get_mut(&(from, feed.clone())) else { return };
+        while serving.in_flight.front().is_some_and(|end| *end <= stored.size) {
+            serving.in_flight.pop_front();
+        }
+        self.send_batches(to, from, &feed);
+    }
+
+    /// A feed has grown here: whoever follows it is sent what is new.
+    pub(crate) fn announce(&mut self, node: usize, feed: &FeedId) {
+        let peers: Vec<usize> =
+            self.nodes[node].live.serving.keys().filter(|(_, served)| served == feed).map(|(peer, _)| *peer).collect();
+        for peer in peers {
+            self.send_batches(node, peer, feed);
+        }
+    }
+
+    fn send_batches(&mut self, node: usize, peer: usize, feed: &FeedId) {
+        loop {
+            let Some(serving) = self.nodes[node].live.serving.get(&(peer, feed.clone())) else { return };
+            if serving.in_flight.len() >= IN_FLIGHT_MAX && !self.has(Mutation::UnboundedInFlight) {
+                self.count("window full");
+                return;
+            }
+            if !self.send_batch(node, peer, feed) {
+                return;
+            }
+        }
+    }
+
+    fn send_batch(&mut self, node: usize, peer: usize, feed: &FeedId) -> bool {
+        let reader = self.exchange.members[peer].clone();
+        let entries_max = 1 + self.random.below(ENTRIES_MAX);
+        let open = self.nodes[node].nature.leaky || self.has(Mutation::SkipAudience);
+        let Some((message, end)) = self.batch(node, peer, feed, entries_max, open) else { return false };
+        self.note("batch", node, &message.encode_to_vec());
+        if let Some(serving) = self.nodes[node].live.serving.get_mut(&(peer, feed.clone())) {
+            serving.next = end;
+            serving.in_flight.push_back(end);
+        }
+        if !open {
+            let envelopes = message.items.iter().filter_map(|item| match &item.item {
+                Some(Item::Envelope(envelope)) => Some(envelope.clone()),
+                _ => None,
+            });
+            self.check_shown(node, &reader, &envelopes.collect::<Vec<_>>());
+        }
+        let nature = self.nodes[node].nature.clone();
+        let mut message = if self.has(Mutation::BlameOthers) { defects::blaming(message) } else { message };
+        if nature.withholds {
+            message = defects::withholding(message);
+        }
+        if nature.garbage && self.random.chance(40) {
+            message = self.spoilt(message);
+        }
+        let message = if nature.newer { newer::entries(message) } else { message };
+        self.send(node, peer, Frame::Entries(message));
+        true
+    }
+
+    /// The next batch of a feed for a peer, and one past its last entry.
+    fn batch(
+        &self,
+        node: usize,
+        peer: usize,
+        feed: &FeedId,
+        entries_max: u64,
+        open: bool,
+    ) -> Option<(proto::Entries, u64)> {
+        let here = &self.nodes[node];
+        let reader = &self.exchange.members[peer];
+        let serving = here.live.serving.get(&(peer, feed.clone()))?;
+        let log = here.log_for(feed, peer)?;
+        let rest = log.entries.get(usize::try_from(serving.next).ok()?..)?;
+        let bytes = |entry: &Entry| match &entry.content {
+            Content::Disclosed { envelope, .. } => envelope.len(),
+            Content::Undisclosed(_) => 0,
+        };
+        let len = provide::batch_len(rest.iter().map(bytes)).min(usize::try_from(entries_max).unwrap_or(1));
+        let held = &rest[..len];
+        if held.is_empty() {
+            return None;
+        }
+        let end = serving.next + held.len() as u64;
+        let items = if open {
+            held.iter().map(defects::everything).collect()
+        } else if self.has(Mutation::DiscloseByNewestRoster) {
+            defects::by_newest(held, reader, &here.disk.chain)
+        } else {
+            let held = held.iter().map(|entry| (entry.digest, entry.held()));
+            provide::items(held, reader, &serving.filters, &here.disk.chain)
+        };
+        let head = provide::Head {
+            size: log.tree.size(),
+            checkpoint_size: log.checkpoint_size,
+            consistency_proof: &log.consistency_proof,
+        };
+        let proof = provide::plan_batch(&head, end, &log.tree).ok()??;
+        Some((provide::message(feed, serving.next, items, log.checkpoint.clone(), &proof), end))
+    }
+
+    /// An honest node shows nobody more than the header's roster and the newest that it holds allow.
+    pub(crate) fn check_shown(&mut self, node: usize, reader: &Member, envelopes: &[Bytes]) {
+        let newest = self.nodes[node].disk.chain.newest().version();
+        let Some(reader) = self.exchange.position(reader) else { return };
+        for envelope in envelopes {
+            let facts = self.model.facts.get(&envelope::digest(envelope));
+            let by = |version: u64| {
+                facts.is_some_and(|facts| self.exchange.at(version).is_some_and(|at| facts.admit(reader, at)))
+            };
+            if !(by(newest) && facts.is_some_and(|facts| by(facts.version))) {
+                let reader = self.exchange.members[reader].clone();
+                self.violated(node, format!("{reader} was shown what it may not read"));
+            }
+        }
+    }
+}
+
+/// A frame in few words.
+pub(crate) fn told(frame: &Frame) -> String {
+    match frame {
+        Frame::Follow(follow) if follow.ranges.is_empty() => format!("follow {} from {}", follow.feed, follow.from),
+        Frame::Follow(follow) => format!("wants {} {:?}", follow.feed, follow.ranges),
+        Frame::Entries(entries) => format!("{} from {}: {} items", entries.feed, entries.first, entries.items.len()),
+        Frame::Stored(stored) => format!("stored {} {}", stored.feed, stored.size),
+        Frame::Fills(fills) => format!("{}: {} fills up to {}", fills.feed, fills.items.len(), fills.through),
+        Frame::Heads(heads) => {
+            let line = |head: &proto::Head| {
+                let text = String::from_utf8_lossy(&head.checkpoint).lines().take(2).collect::<Vec<_>>().join(" ");
+                head.held.map_or(text.clone(), |held| format!("{text} of which {held}"))
+            };
+            let heads: Vec<String> = heads.heads.iter().map(line).collect();
+            format!("heads {}", heads.join(", "))
+        }
+        Frame::RosterRequest(request) => format!("wants rosters after {}", request.after),
+        Frame::Rosters(rosters) => format!("{} rosters", rosters.notes.len()),
+        Frame::ConsistencyRequest(request) => format!("how {} was at {}", request.feed, request.size),
+        Frame::Consistency(shown) => format!("{} was at {}", shown.feed, shown.size),
+        _ => "something else".to_owned(),
+    }
+}

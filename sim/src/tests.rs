@@ -1,0 +1,74 @@
+#![allow(clippy::unwrap_used)]
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::*;
+
+/// So many by default that it takes a minute without optimisation; `SIM_SEEDS` asks for more.
+const SEEDS: u64 = 300;
+/// Within so many seeds every defect must be noticed.
+const NOTICED_WITHIN: u64 = 1_000;
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[test]
+fn every_promise_holds_for_every_seed_and_everything_of_interest_is_reached() {
+    let seeds = std::env::var("SIM_SEEDS").map_or(SEEDS, |text| text.parse().unwrap());
+    let started = Instant::now();
+    let (next, reached) = (AtomicU64::new(0), Mutex::new(Coverage::default()));
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds {
+                return;
+            }
+            let outcome = run(seed, None);
+            assert!(outcome.violations.is_empty(), "{}", shrink(seed, None).unwrap());
+            reached.lock().unwrap().merge(&outcome.coverage);
+        }
+    };
+    std::thread::scope(|scope| (0..threads()).for_each(|_| drop(scope.spawn(work))));
+    let reached = reached.into_inner().unwrap();
+    println!("{reached}{seeds} seeds in {:.1} s", started.elapsed().as_secs_f64());
+    assert_eq!(reached.missing(), Vec::<&str>::new(), "not reached by {seeds} seeds");
+}
+
+#[test]
+fn a_seed_reproduces_its_run_to_the_byte() {
+    for seed in [1, 7, 4_711] {
+        assert_eq!(run(seed, None), run(seed, None));
+    }
+    assert_ne!(run(1, None).trace, run(2, None).trace);
+}
+
+#[test]
+fn every_defect_put_in_on_purpose_is_noticed() {
+    let (next, noticed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        loop {
+            let place = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap();
+            let Some(mutation) = Mutation::ALL.get(place).copied() else { return };
+            let broken = |seed| {
+                let violations = run(seed, Some(mutation)).violations;
+                violations.first().map(|violation| (seed, violation.clone()))
+            };
+            let found = (0..NOTICED_WITHIN).find_map(broken);
+            noticed.lock().unwrap().push((place, mutation, found));
+        }
+    };
+    std::thread::scope(|scope| (0..threads()).for_each(|_| drop(scope.spawn(work))));
+    let mut noticed = noticed.into_inner().unwrap();
+    noticed.sort_by_key(|(place, ..)| *place);
+    for (_, mutation, found) in &noticed {
+        match found {
+            Some((seed, violation)) => println!("{:24} seed {seed:>4}: {violation}", mutation.name()),
+            None => println!("{:24} not noticed within {NOTICED_WITHIN} seeds", mutation.name()),
+        }
+    }
+    let missed: Vec<&str> =
+        noticed.iter().filter(|(.., found)| found.is_none()).map(|(_, mutation, _)| mutation.name()).collect();
+    assert_eq!(missed, Vec::<&str>::new(), "not noticed");
+}
