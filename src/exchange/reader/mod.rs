@@ -1,5 +1,7 @@
 //! The reading task of a link: verifies what comes, hands it to the committer, and leaves the answers to the writer.
 
+mod shown;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,19 +17,19 @@ use futures::stream::{BoxStream, FuturesOrdered, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::adopt::{adopt, rosters_after};
-use super::answers::{self, Signed};
-use super::express;
-use super::fills::{Answer, FillRequest};
-use super::follower::Follower;
-use super::forks;
-use super::link::LinkError;
-use super::outbox::Outbox;
-use super::own::LinkNumber;
-use super::provider::Provider;
-use super::told;
-use super::{COMMITTING_MAX, HEADS_LISTS_MAX, SILENCE_MAX, Shared};
 use crate::committer::{Appended, CommitFailure};
+use crate::exchange::adopt::{adopt, rosters_after};
+use crate::exchange::answers::Signed;
+use crate::exchange::express;
+use crate::exchange::fills::{Answer, FillRequest};
+use crate::exchange::follower::Follower;
+use crate::exchange::forks;
+use crate::exchange::link::LinkError;
+use crate::exchange::outbox::Outbox;
+use crate::exchange::own::LinkNumber;
+use crate::exchange::provider::Provider;
+use crate::exchange::told;
+use crate::exchange::{COMMITTING_MAX, SILENCE_MAX, Shared};
 use crate::telemetry::AuditEvent;
 
 /// Batches of at most so many items are verified on the spot; longer ones would keep other links waiting.
@@ -523,64 +525,6 @@ impl Reader {
         }
         let _ = self.answers.try_send(Answer::Refused(feed));
         Ok(())
-    }
-
-    // Answers, heads, rosters.
-
-    /// Asks for answers about our feed that were on their way when the last link broke.
-    async fn ask_for_answers(&mut self) {
-        let (shared, peer) = (Arc::clone(&self.shared), self.peer.clone());
-        let reaches = tokio::task::spawn_blocking(move || answers::custody_reaches(&shared, &peer)).await;
-        for (feed, custody_from, late_from) in reaches.into_iter().flatten().flatten() {
-            let feed = feed.to_string();
-            self.outbox.push(Frame::AnswersRequest(proto::AnswersRequest { feed, custody_from, late_from }));
-        }
-    }
-
-    async fn answer_again(&mut self, request: &proto::AnswersRequest) {
-        let Some(feed) = request.feed.parse::<FeedId>().ok().filter(|feed| feed.member == self.peer) else {
-            self.malformed(&request.feed, "a feed of the sender");
-            return;
-        };
-        let (shared, from, late_from) = (Arc::clone(&self.shared), request.custody_from, request.late_from);
-        let said = tokio::task::spawn_blocking(move || answers::said_before(&shared, &feed, from, late_from)).await;
-        let Ok(Ok((cosigned, custody))) = said else { return };
-        if let Some(note) = cosigned {
-            self.outbox.push(Frame::Cosigned(proto::Cosigned { note, ..proto::Cosigned::default() }));
-        }
-        for note in custody {
-            self.outbox.push(Frame::Custody(proto::Custody { note }));
-        }
-    }
-
-    async fn heads(&mut self, heads: proto::Heads) {
-        for head in heads.heads {
-            if !head.checkpoint.is_empty() {
-                self.sign(Signed::Checkpoint(head.checkpoint, head.held)).await;
-            }
-            for note in head.cosigned {
-                self.sign(Signed::PassedOn(note)).await;
-            }
-        }
-        self.sign(Signed::HeadsShown).await;
-        self.newer_roster(heads.roster_version);
-        if heads.crls.len() > HEADS_LISTS_MAX {
-            self.malformed("", "so many revocation lists in one frame");
-        } else if !heads.crls.is_empty() {
-            self.shared.options.revocations.offer(&self.peer, heads.crls);
-        }
-    }
-
-    /// The peer holds this roster version: asks for what we lack, once.
-    fn newer_roster(&mut self, version: u64) {
-        if self.shared.peers.holds_roster(&self.peer, version) {
-            self.outbox.heads_changed();
-        }
-        let ours = self.shared.options.rosters.load().newest().version();
-        if version > ours && version > self.roster_asked {
-            self.roster_asked = version;
-            self.outbox.push(Frame::RosterRequest(proto::RosterRequest { after: ours }));
-        }
     }
 
     fn malformed(&self, feed: &str, what: &str) {
