@@ -233,9 +233,10 @@ impl Check<'_> {
             log.and_then(|log| log.entry(index)).is_some_and(Entry::is_disclosed)
         };
         let kept = |node: usize| node == owner && world.model.restores[owner] == 0;
-        // A relay that lies about what is whose is not found out by whom the owner cannot tell.
+        // A relay that lies about what is whose is not found out by whom the owner cannot tell, or had lost it itself.
         let liars = world.exchange.natures.iter().any(|nature| nature.withholds || nature.garbage);
-        let told = |node: usize| node == owner || !(liars && world.is_severed(node, owner));
+        let lost = world.model.restores[owner] > 0;
+        let told = |node: usize| node == owner || !(liars && (lost || world.is_severed(node, owner)));
         let mut holders: Vec<usize> =
             self.current.iter().copied().filter(|node| entitled(*node) && (has(*node) || kept(*node))).collect();
         while let Some(next) = self.current.iter().copied().find(|node| {

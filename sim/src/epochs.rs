@@ -52,8 +52,16 @@ impl World {
                 other.then_some("doubt: the mark is of another tree")
             }
         };
-        if let Some(doubt) = doubt {
-            self.fall_in_doubt(node, doubt);
+        match doubt {
+            Some(doubt) => self.fall_in_doubt(node, doubt),
+            None => {
+                // The power may have gone between a record and its mark, and peers are shown the record from now on.
+                let tree = log.map(|log| (log.tree.size(), log.tree.root()));
+                let epoch = here.feed.epoch;
+                if !self.has(Mutation::LeaveMark) {
+                    self.nodes[node].mark = tree.map(|(size, root)| Mark { epoch, size, root });
+                }
+            }
         }
     }
 

@@ -86,7 +86,7 @@ impl World {
             let own = feed.member == self.nodes[to].me;
             let compared = self.compare(to, &signed);
             if own {
-                self.nodes[to].live.shown.insert((feed.clone(), from), held);
+                self.show(from, to, &feed, held);
                 let doubted = feed.epoch >= self.nodes[to].feed.epoch && !matches!(compared, Compared::Same);
                 if doubted && self.nodes[to].live.gate != Gate::InDoubt {
                     self.fall_in_doubt(to, "doubt: a peer holds more");
@@ -107,7 +107,7 @@ impl World {
                 }
                 Compared::Same | Compared::Larger => {}
             }
-            self.nodes[to].live.shown.insert((feed, from), held);
+            self.show(from, to, &feed, held);
         }
         let live = &mut self.nodes[to].live;
         let version = heads.roster_version.min(self.exchange.last_version());
@@ -123,6 +123,12 @@ impl World {
         if heads.roster_version > after && !self.has(Mutation::NoRosters) {
             self.send(to, from, Frame::RosterRequest(proto::RosterRequest { after }));
         }
+    }
+
+    /// Within a link nobody shows less than before: what says so was overtaken.
+    fn show(&mut self, from: usize, to: usize, feed: &FeedId, held: u64) {
+        let shown = self.nodes[to].live.shown.entry((feed.clone(), from)).or_default();
+        *shown = held.max(*shown);
     }
 
     /// What nobody has signed is remembered all the same.

@@ -52,6 +52,8 @@ mutations! {
     ForgetIds,
     /// A feed goes on although its store was restored from a backup.
     ContinueAfterRestore,
+    /// A mark that a power cut left behind stays behind, while peers are shown what is beyond it.
+    LeaveMark,
     /// An epoch is opened a second time after the store was restored.
     ReuseEpoch,
     /// What turns up of an epoch that is over is not named.

@@ -154,6 +154,11 @@ impl Plan {
                 self.at(at, Planned::Backup { node });
                 let at = (at + 1 + random.below(600)).min(TROUBLE - 1);
                 let (from_backup, mark_lost) = (random.chance(75), random.chance(25));
+                if random.chance(40) {
+                    // What led to it may have begun with a power cut.
+                    let before = at.saturating_sub(70 + random.below(60));
+                    self.at(before, Planned::Disk { node, fault: DiskFault::BeforeMark });
+                }
                 self.at(at, Planned::Restore { node, from_backup, mark_lost, long: 1 + random.below(250) });
             }
         }

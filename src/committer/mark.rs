@@ -149,7 +149,17 @@ fn doubt_path(mark: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use barid_core::feed::checkpoint::{Checkpoint, sign};
+    use barid_core::feed::note::{Algorithm, SigningKey};
+    use barid_core::feed::tree::Frontier;
+    use barid_core::names::{Digest, FeedId, Undisclosed};
+
     use super::*;
+    use crate::committer::{Committer, Gate, Keys, Options};
+    use crate::store::memory::MemoryStore;
+    use crate::store::{Append, Commit, Content, NewEntry, Store};
 
     #[test]
     fn a_mark_is_read_as_written_and_overwritten_in_place() {
@@ -194,5 +204,50 @@ mod tests {
         let path = folder.path().join("mark");
         std::fs::write(&path, "barid mark v1\n1\nx\n").unwrap();
         assert!(matches!(MarkFile::read(&path), Err(MarkError::Damaged(_))));
+    }
+
+    #[test]
+    fn a_mark_that_a_power_cut_left_behind_is_brought_up_before_anybody_sees_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mark");
+        let key = |name: &str, algorithm| SigningKey::from_seed(name, algorithm, [7; 32]).unwrap();
+        let feed: FeedId = "ma.rabat.example/feed/1".parse().unwrap();
+        let start = |store: &Arc<dyn Store>, first| {
+            let keys = Keys {
+                feed: vec![key("ma.rabat.example/feed/1", Algorithm::Ed25519)],
+                mirror: key("ma.rabat.example/mirror", Algorithm::CosignatureEd25519),
+                custody: key("ma.rabat.example/custody", Algorithm::Ed25519),
+            };
+            let options =
+                Options { feed: feed.clone(), keys, mark: path.clone(), first, lone_start: std::time::Duration::ZERO };
+            Committer::start(Arc::clone(store), options).unwrap()
+        };
+        let begun = || -> Arc<dyn Store> { Arc::new(MemoryStore::new()) };
+        let store = begun();
+        drop(start(&store, true));
+        // A record is durable; the power goes before the mark is written.
+        let mut edge = Frontier::new();
+        edge.append(&Digest([1; 32]));
+        let checkpoint = Checkpoint { feed: feed.clone(), size: 1, root: edge.root() };
+        let signed = sign(&checkpoint, &[key("ma.rabat.example/feed/1", Algorithm::Ed25519)]).unwrap();
+        let append = Append {
+            feed: feed.clone(),
+            first: 0,
+            entries: vec![NewEntry { digest: Digest([1; 32]), content: Content::Undisclosed(Undisclosed::Purged) }],
+            checkpoint: signed.note,
+            checkpoint_size: 1,
+            consistency_proof: Vec::new(),
+        };
+        store.commit(Commit { appends: vec![append], ..Commit::default() }, store.seq()).unwrap();
+        drop(start(&store, false));
+        assert_eq!(MarkFile::read(&path).unwrap().unwrap().1, Mark { epoch: 1, size: 1, root: edge.root() });
+
+        // Peers may hold that entry now: a copy of the store from before it is not continued.
+        std::fs::rename(&path, folder.path().join("kept")).unwrap();
+        let old = begun();
+        drop(start(&old, true));
+        std::fs::rename(folder.path().join("kept"), &path).unwrap();
+        let gate = start(&old, false).gate().borrow().clone();
+        assert!(matches!(gate, Gate::InDoubt(_)), "{gate:?}");
     }
 }

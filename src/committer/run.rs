@@ -197,7 +197,14 @@ impl Writer {
                 }
                 self.shared.gate.send_replace(Gate::InDoubt(reason));
             }
-            None => self.mark = found.map(|(file, _)| file),
+            None => {
+                self.mark = found.map(|(file, _)| file);
+                // The power may have gone between a record and its mark. Peers are shown the record from now on: an older copy of the store
+                // must be known as such.
+                if let (Some(file), Some(edge)) = (self.mark.as_mut(), self.edges.get(feed)) {
+                    file.write(&Mark { epoch: feed.epoch, size: edge.size(), root: edge.root() })?;
+                }
+            }
         }
         Ok(())
     }
