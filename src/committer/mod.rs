@@ -11,6 +11,7 @@ mod figures;
 mod mark;
 mod queue;
 mod received;
+mod room;
 mod run;
 mod spoken;
 mod work;

@@ -279,28 +279,6 @@ impl Writer {
         }
     }
 
-    fn look_for_room(&self) {
-        match self.shared.store.room() {
-            Ok(()) => self.room(None),
-            Err(full @ (CommitError::DiskFull { .. } | CommitError::ViewBehind(_))) => {
-                self.room(Some(full.to_string()));
-            }
-            // The next commit says so to whom it concerns.
-            Err(error) => tracing::debug!(%error, "it is not known whether there is room"),
-        }
-    }
-
-    /// There is room, or why there is none.
-    fn room(&self, full: Option<String>) {
-        self.shared.full.send_if_modified(|known| {
-            let changed = known.is_some() != full.is_some();
-            if changed {
-                *known = full;
-            }
-            changed
-        });
-    }
-
     fn take(&self, group: &mut Group, work: Work) {
         // After a failed commit nobody knows what the disk holds: nothing is tried on top of it.
         if let Gate::Stopped(reason) = &*self.shared.gate.borrow() {

@@ -90,8 +90,11 @@ async fn half_a_catch_up_is_served_on_when_its_source_is_gone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_its_owner_withheld_wrongly_is_found_at_another_member_and_alarmed() {
     let (ma, ly, tn) = (Node::start("ma"), Node::start("ly"), Node::start("tn"));
-    // Towards ly, ma hides the content of everything.
+    // Towards ly, ma hides the content of everything, also when it is asked again.
     let hiding: Tamper = Box::new(|mut frame| {
+        if let Some(Frame::Fills(fills)) = &mut frame.frame {
+            fills.items.clear();
+        }
         if let Some(Frame::Entries(entries)) = &mut frame.frame {
             for item in &mut entries.items {
                 if let Some(Item::Envelope(envelope)) = &item.item {
