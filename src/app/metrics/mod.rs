@@ -94,6 +94,7 @@ impl Source {
             gate,
             alarms: vec![
                 ("clock", count(self.node.clock_alarms().len())),
+                ("damage", u64::from(store.damage().is_some())),
                 ("disk-full", u64::from(full)),
                 ("equivocation", count(stopped)),
                 ("in-doubt", in_doubt),
