@@ -59,6 +59,13 @@ pub struct Stand {
     pub everything: bool,
 }
 
+/// Whether content that came as a digest for this reason may be had of others, or later: the sender did not hold it, or gave a reason of a later
+/// version, which is none to be content with.
+#[must_use]
+pub fn is_missing(reason: Undisclosed) -> bool {
+    matches!(reason, Undisclosed::NotHeld | Undisclosed::Unknown)
+}
+
 impl Asked {
     /// What to ask for next; `None`: nothing, until [`Self::retry_at_ms`] or until something changes. `not_held` gives what is held as digests
     /// from an index on, some of it at least; `pause_ms` how long to wait after so many attempts in vain.
@@ -166,7 +173,6 @@ impl Asked {
                 let reason =
                     if everything && reason == Undisclosed::Unfollowed { Undisclosed::NotHeld } else { reason };
                 match reason {
-                    // A reason of a later version is none to be content with.
                     Undisclosed::NotHeld | Undisclosed::Unknown if full.contains(&range.start) => Some(range),
                     Undisclosed::NotHeld | Undisclosed::Unknown => {
                         if range.start < settled {

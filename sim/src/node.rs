@@ -12,6 +12,7 @@ use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
 use barid_core::feed::note::SigningKey;
 use barid_core::feed::tree::MemoryTree;
 use barid_core::follow::{Delivery, VerifiedBatch, VerifiedContent, VerifiedEntry, VerifiedFills, delivery};
+use barid_core::gaps::is_missing;
 use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::proto;
 use barid_core::provide::Held;
@@ -326,8 +327,7 @@ impl Node {
             done.stale.push((feed, from));
             return;
         }
-        let lacking =
-            |entry: &&VerifiedEntry| matches!(entry.content, VerifiedContent::Undisclosed(Undisclosed::NotHeld));
+        let lacking = |entry: &&VerifiedEntry| matches!(entry.content, VerifiedContent::Undisclosed(reason) if is_missing(reason));
         let lacks = batch.entries.iter().filter(lacking).count() as u64;
         for (place, entry) in batch.entries.into_iter().enumerate() {
             if mutation == Some(Mutation::SkipEntry) && place == 3 {

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use barid_core::bulletin::TopicFilter;
 use barid_core::follow::{self, Fault, FaultKind, Finding, FollowState, VerifiedBatch, VerifiedContent, VerifiedEntry};
+use barid_core::gaps::is_missing;
 use barid_core::limits::FILTERS_MAX;
-use barid_core::names::{FeedId, Member, Undisclosed};
+use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 use futures::future::BoxFuture;
@@ -344,8 +345,7 @@ impl Reader {
                 if let Some(follower) = self.followers.get_mut(&feed) {
                     follower.state = state;
                 }
-                let lacking =
-                    |entry: &VerifiedEntry| matches!(entry.content, VerifiedContent::Undisclosed(Undisclosed::NotHeld));
+                let lacking = |entry: &VerifiedEntry| matches!(entry.content, VerifiedContent::Undisclosed(reason) if is_missing(reason));
                 let (first, lacks) = (batch.first, batch.entries.iter().filter(|entry| lacking(entry)).count() as u64);
                 let answer = self.shared.options.committer.appending(batch).await;
                 self.committing.push_back(Box::pin(async move {
