@@ -398,7 +398,6 @@ impl Writer {
                 let first_arrival = committed.as_ref().map_or(0, |committed| committed.first_arrival + own_at);
                 self.edges.extend(group.edges);
                 self.custodies.extend(group.custodies);
-                self.said(group.debts, spoken);
                 self.last_time = group.last_time;
                 self.shared.last_time.store(self.last_time, Ordering::Relaxed);
                 if let Some(edge) = group.own_edge {
@@ -417,6 +416,8 @@ impl Writer {
                     self.announce(&committed);
                 }
                 self.release(group.releases, first_arrival);
+                // After those who wait for the entries themselves.
+                self.said(group.debts, spoken);
             }
             Err(full @ (CommitError::DiskFull { .. } | CommitError::ViewBehind(_))) => {
                 self.debts.postpone();

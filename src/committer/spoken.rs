@@ -5,7 +5,7 @@
 //!
 //! An answer costs two signatures, and its owner three verifications. So it does not hold up what it speaks of: entries become durable and are
 //! released first, and the answer goes into a later record, with whatever is committed next or after [`COMPANY_WAIT`], once for all that has
-//! come meanwhile.
+//! come meanwhile. Where entries keep coming, answers are [`ANSWERS_APART`].
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -21,6 +21,9 @@ use bytes::Bytes;
 use super::run::{Group, Writer};
 use super::{COMPANY_WAIT, Custodies, Keys, checkpoint_of, is_behind, later};
 use crate::store::{Cosigned, CustodyRecord, FeedState};
+
+/// Time from an answer to the next one, so that a feed in full flow is not answered entry by entry. What comes alone does not wait for it.
+const ANSWERS_APART: Duration = Duration::from_millis(10);
 
 /// Pause after a commit of answers was refused, as on a full disk.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
@@ -51,12 +54,15 @@ pub(super) struct Debts {
     feeds: Owed,
     /// When the oldest is due.
     due: Option<Instant>,
+    /// When this node last spoke.
+    spoken: Option<Instant>,
 }
 
 impl Debts {
     /// Owed from now on, if it was not before.
     pub(super) fn add(&mut self, feed: FeedId, checkpoint: Option<SignedCheckpoint>, now: Instant) {
-        self.due.get_or_insert(now + COMPANY_WAIT);
+        let apart = self.spoken.map_or(now, |spoken| spoken + ANSWERS_APART);
+        self.due.get_or_insert(apart.max(now + COMPANY_WAIT));
         owe(&mut self.feeds, feed, checkpoint);
     }
 
@@ -138,6 +144,7 @@ impl Writer {
         let Some(spoken) = spoken else { return };
         // What could not be said is said with what comes next.
         self.debts.due = None;
+        self.debts.spoken = Some(Instant::now());
         for answers in spoken {
             self.debts.feeds.remove(&answers.feed);
             // Nobody may be linked; owners ask for what they missed.

@@ -20,7 +20,7 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use barid_core::names::{ExchangeName, Hash, Member};
 use bytes::Bytes;
@@ -75,6 +75,8 @@ pub(super) struct Log {
     written_bytes: u64,
     /// Length of a record for which no segment could be had when it was last asked for.
     lacking: Option<u64>,
+    /// When it was last looked how much may still be written on the disk, and how much it was.
+    space: Option<(Instant, u64)>,
     syncs: SyncTimes,
     #[cfg(test)]
     pub(super) fail_next_sync: bool,
@@ -82,6 +84,10 @@ pub(super) struct Log {
     #[cfg(test)]
     pub(super) full_after: Option<usize>,
 }
+
+/// How long it is known what may still be written on a disk, where it is [`SPACE_AMPLE_BYTES`] more than what is to be left free.
+const SPACE_KNOWN: Duration = Duration::from_millis(50);
+const SPACE_AMPLE_BYTES: u64 = 64 << 20;
 
 /// The segment that is written to.
 struct Current {
@@ -151,6 +157,7 @@ impl Log {
             tail: found.tail,
             written_bytes: found.written_bytes,
             lacking: None,
+            space: None,
             syncs: SyncTimes::default(),
             #[cfg(test)]
             fail_next_sync: false,
@@ -179,6 +186,19 @@ impl Log {
         available_bytes(&self.dir)
     }
 
+    /// Bytes that may still be written: as they are now where it is a near thing, else as they were a moment ago.
+    fn space_beside(&mut self, reserve_bytes: u64) -> io::Result<u64> {
+        if let Some((at, bytes)) = self.space
+            && at.elapsed() < SPACE_KNOWN
+            && bytes >= reserve_bytes.saturating_add(SPACE_AMPLE_BYTES)
+        {
+            return Ok(bytes);
+        }
+        let bytes = self.available_bytes()?;
+        self.space = Some((Instant::now(), bytes));
+        Ok(bytes)
+    }
+
     /// Whether a record can be appended, with `reserve_bytes` left free: the space, and a segment if one was lacking.
     pub(super) fn room(&mut self, reserve_bytes: u64) -> Result<(), AppendError> {
         let available_bytes = self.available_bytes().map_err(AppendError::Failed)?;
@@ -196,7 +216,7 @@ impl Log {
         next: Tail,
         reserve_bytes: u64,
     ) -> Result<(Position, u64), AppendError> {
-        let available_bytes = self.available_bytes().map_err(AppendError::Failed)?;
+        let available_bytes = self.space_beside(reserve_bytes).map_err(AppendError::Failed)?;
         if available_bytes < reserve_bytes {
             return Err(AppendError::Full { available_bytes });
         }
