@@ -4,6 +4,7 @@
 pub mod access;
 pub mod api;
 pub mod app;
+pub mod background;
 pub mod cli;
 pub mod committer;
 pub mod config;

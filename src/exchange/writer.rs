@@ -14,6 +14,7 @@ use super::heads::Told;
 use super::outbox::{Next, Outbox};
 use super::provider::{Batch, Provider};
 use super::{HEADS_EVERY, HEARTBEAT_EVERY, Shared, now_unix_ms};
+use crate::background;
 use crate::store::ReadError;
 
 pub(crate) struct Writer {
@@ -158,7 +159,7 @@ impl Writer {
             return provider.batch(store.as_ref(), feed, &self.peer, &rosters);
         }
         let (store, feed, peer, provider) = (Arc::clone(store), feed.clone(), self.peer.clone(), provider.clone());
-        let made = tokio::task::spawn_blocking(move || provider.batch(store.as_ref(), &feed, &peer, &rosters)).await;
+        let made = background::run(move || provider.batch(store.as_ref(), &feed, &peer, &rosters)).await;
         made.unwrap_or_else(|_| Err(ReadError::Damaged("reading ended in a panic".into())))
     }
 

@@ -86,7 +86,10 @@ impl DiskStore {
         });
         let applier = {
             let shared = Arc::clone(&shared);
-            thread::Builder::new().name("store-view".into()).spawn(move || applier::run(&shared))?
+            thread::Builder::new().name("store-view".into()).spawn(move || {
+                crate::background::give_way();
+                applier::run(&shared);
+            })?
         };
         Ok(Self {
             shared: Some(shared),

@@ -18,6 +18,7 @@ use futures::stream::{BoxStream, FuturesOrdered, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::background;
 use crate::committer::{Appended, CommitFailure};
 use crate::exchange::adopt::{adopt, rosters_after};
 use crate::exchange::answers::Signed;
@@ -396,7 +397,7 @@ impl Reader {
         if short {
             return verify();
         }
-        match tokio::task::spawn_blocking(verify).await {
+        match background::run(verify).await {
             Ok(result) => result,
             Err(_) => Err(Fault { kind: FaultKind::Malformed, detail: "verifying it ended in a panic".into() }),
         }

@@ -150,12 +150,13 @@ pub(in crate::store) fn open(dir: &Path, number: u32) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path(dir, number))
 }
 
-/// Writes zeros from `from` to `to` and syncs.
+/// Writes zeros from `from` to `to` and syncs: piece by piece, for whoever syncs meanwhile waits for all that lies before the disk.
 pub(in crate::store) fn zero(file: &File, mut from: u64, to: u64) -> io::Result<()> {
     let zeros = vec![0; ZEROS_BYTES];
     while from < to {
         let len = usize::try_from(to - from).unwrap_or(ZEROS_BYTES).min(ZEROS_BYTES);
         file.write_all_at(&zeros[..len], from)?;
+        rustix::fs::fdatasync(file)?;
         from += len as u64;
     }
     file.sync_all()
@@ -191,6 +192,7 @@ impl Preparer {
         let (orders, todo) = sync_channel::<(u64, u64)>(1);
         let (done, ready) = sync_channel(1);
         let thread = thread::Builder::new().name("log-prepare".into()).spawn(move || {
+            crate::background::give_way();
             for (len, reserve_bytes) in todo {
                 if done.send(prepare(&dir, len, reserve_bytes).map(|file| (file, len))).is_err() {
                     break;

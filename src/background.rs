@@ -1,0 +1,41 @@
+//! Work that may take its time: on threads that give way to those which commit, answer and carry what is urgent.
+//!
+//! In scope: one small pool for verifying and reading long batches, and the niceness of its threads and of others like them. Out of scope:
+//! anything that somebody waits for; that runs where it is, or on the runtime's own blocking threads.
+
+use std::num::NonZero;
+use std::sync::OnceLock;
+use std::thread::available_parallelism;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinError;
+
+/// Niceness of such threads (setpriority(2)): a tenth of the processor's time of one that has none, where there is not enough for both.
+const NICENESS: i32 = 10;
+
+/// The calling thread, and those that it starts, give way to others from now on. Where the system does not let it, nothing changes.
+pub fn give_way() {
+    let _ = rustix::process::nice(NICENESS);
+}
+
+/// Runs `work` on a thread that gives way, no more at a time than the machine has processors.
+///
+/// # Errors
+/// The work ended in a panic.
+pub async fn run<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Result<R, JoinError> {
+    static POOL: OnceLock<Option<Runtime>> = OnceLock::new();
+    let pool = POOL.get_or_init(|| {
+        let threads = available_parallelism().map_or(1, NonZero::get);
+        Builder::new_current_thread()
+            .thread_name("background")
+            .max_blocking_threads(threads)
+            .on_thread_start(give_way)
+            .build()
+            .inspect_err(|error| tracing::warn!(%error, "there are no threads that give way: the runtime's are used"))
+            .ok()
+    });
+    match pool {
+        Some(pool) => pool.spawn_blocking(work).await,
+        None => tokio::task::spawn_blocking(work).await,
+    }
+}
