@@ -411,8 +411,8 @@ impl Store for DiskStore {
         self.read_express(feed, index)
     }
 
-    fn urgent(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(u64, Urgent)>, ReadError> {
-        self.read_urgent(feed, from, max)
+    fn urgent(&self, feed: &FeedId, how: Urgent, from: u64, max: usize) -> Result<Vec<u64>, ReadError> {
+        self.read_urgent(feed, how, from, max)
     }
 
     fn not_held_from(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {

@@ -3,7 +3,7 @@
 //! In scope: reading them where the view, or memory while the view lags, says that they are. Out of scope: what is asked of the store
 //! (`disk`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -194,15 +194,15 @@ impl DiskStore {
     }
 
     /// Urgent entries from the view and those that it has not taken in yet.
-    pub(super) fn read_urgent(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(u64, Urgent)>, ReadError> {
+    pub(super) fn read_urgent(&self, feed: &FeedId, how: Urgent, from: u64, max: usize) -> Result<Vec<u64>, ReadError> {
         let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
         // Before the view: what it takes in meanwhile is there twice, and not never.
-        let mut found: BTreeMap<u64, Urgent> = {
+        let mut found: BTreeSet<u64> = {
             let state = self.shared().state.read();
             let Some(book) = state.book(number) else { return Ok(Vec::new()) };
-            book.urgent.range(from..).take(max).map(|(index, urgent)| (*index, *urgent)).collect()
+            book.urgent.range(from..).filter(|(_, held)| **held == how).map(|(index, _)| *index).take(max).collect()
         };
-        found.extend(self.shared().view().urgent(number, from, max)?);
+        found.extend(self.shared().view().urgent(number, how, from, max)?);
         Ok(found.into_iter().take(max).collect())
     }
 

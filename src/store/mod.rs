@@ -34,6 +34,7 @@ mod tree_cache;
 mod view;
 mod window;
 
+pub use express::AHEAD_MAX;
 pub use feed_tree::FeedTree;
 pub use syncs::{SYNC_BOUNDS_MICROS, SyncTimes};
 
@@ -473,14 +474,15 @@ pub trait Store: Send + Sync + 'static {
     fn lacks(&self, feed: &FeedId, indexes: &[u64]) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError>;
 
     /// The entries of a feed in `range` that are held ahead of its order, by index, with their digests; all lie at or beyond its size, and
-    /// there are at most [`EXPRESS_ENTRIES_MAX`](barid_core::limits::EXPRESS_ENTRIES_MAX) of a feed.
+    /// there are at most [`AHEAD_MAX`] of a feed.
     fn ahead(&self, feed: &FeedId, range: Range<u64>) -> Vec<(u64, Digest)>;
 
     /// An entry that came ahead of the order, with what proves it, whether the feed has reached it or not.
     fn express(&self, feed: &FeedId, index: u64) -> Result<Option<Express>, ReadError>;
 
-    /// Urgent entries of a feed whose content is held, from index `from` on, also those ahead of its order: by index, at most `max`.
-    fn urgent(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(u64, Urgent)>, ReadError>;
+    /// Entries of a feed that are urgent in this way and whose content is held, from index `from` on, also those ahead of its order: their
+    /// indexes, ascending, at most `max`. Those that are urgent in the other way do not count.
+    fn urgent(&self, feed: &FeedId, how: Urgent, from: u64, max: usize) -> Result<Vec<u64>, ReadError>;
 
     /// Ranges held as digests only that end after index `from`, ascending: the first ones, at most `max`. May wait for the view.
     fn not_held_from(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError>;
