@@ -5,7 +5,7 @@
 //! rename, so that a power cut leaves one of the two.
 //!
 //! Doubt outlives what raised it: once peers have given back what was lost, the store is not behind its mark any more. So a file beside
-//! the mark says which epoch is in doubt, and nothing takes it back but the next epoch.
+//! the mark says which epoch is in doubt, and nothing takes it back but the next epoch, whose opening removes it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -142,6 +142,21 @@ pub(crate) fn write_doubt(mark: &Path, epoch: u32, reason: &str) -> Result<(), M
     write().map_err(|source| MarkError::Io { path: path.clone(), doing: "written", source })
 }
 
+/// Removes what was remembered of epochs before `epoch`, which has begun. Where that fails it is left there: it says which one it is about.
+pub(crate) fn forget_doubt(mark: &Path, epoch: u32) {
+    let path = doubt_path(mark);
+    let about = std::fs::read_to_string(&path).ok().and_then(|text| {
+        let mut lines = text.lines();
+        lines.next().filter(|line| *line == "barid doubt v1")?;
+        lines.next()?.parse::<u32>().ok()
+    });
+    if about.is_some_and(|about| about < epoch)
+        && let Err(error) = std::fs::remove_file(&path)
+    {
+        tracing::warn!(file = %path.display(), %error, "the note about an epoch that is over is left there");
+    }
+}
+
 fn doubt_path(mark: &Path) -> PathBuf {
     mark.with_file_name("doubt")
 }
@@ -194,8 +209,14 @@ mod tests {
         write_doubt(&mark, 1, "a peer\nholds more").unwrap();
         assert_eq!(read_doubt(&mark, 1).unwrap().as_deref(), Some("a peer holds more"));
         assert_eq!(read_doubt(&mark, 2).unwrap(), None);
+        forget_doubt(&mark, 1);
+        assert!(read_doubt(&mark, 1).unwrap().is_some(), "it is not over");
+        forget_doubt(&mark, 2);
+        assert!(!folder.path().join("doubt").exists());
         std::fs::write(folder.path().join("doubt"), "").unwrap();
         assert!(read_doubt(&mark, 2).unwrap().is_some());
+        forget_doubt(&mark, 2);
+        assert!(read_doubt(&mark, 2).unwrap().is_some(), "what cannot be read stays");
     }
 
     #[test]

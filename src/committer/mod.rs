@@ -36,7 +36,7 @@ use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 use crate::store::{CommitError, Committed, CustodyRecord, ReadError, Store};
 
 pub use bulletins::{closing, forked};
-pub use epoch::{NextEpoch, OpenEpochError, OpenedEpoch, key_path, marked_epoch, marked_size, open_epoch};
+pub use epoch::{NextEpoch, OpenEpochError, OpenedEpoch, is_in_doubt, key_path, marked_epoch, marked_size, open_epoch};
 pub use express::Expressed;
 pub use mark::{Mark, MarkError};
 pub use spoken::Answers;

@@ -346,7 +346,10 @@ impl Store for DiskStore {
                 wanted(columns.ok_or_else(|| dangling("header"))?)
             };
             if accepted {
-                found.extend(self.arrivals(arrival, 1, 0)?);
+                match self.arrivals(arrival, 1, 0) {
+                    Err(ReadError::DamagedEntry(_)) if !found.is_empty() => break,
+                    read => found.extend(read?),
+                }
             }
             next = arrival;
         }

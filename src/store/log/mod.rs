@@ -29,7 +29,7 @@ use parking_lot::Mutex;
 
 pub(super) use self::mend::{Examined, Kind, Wound, examine, put_back};
 use self::record::{FRAME_BYTES, Frame, Salt};
-pub(super) use self::record::{Position, Record, RecordedAppend};
+pub(super) use self::record::{Position, Record, RecordedAppend, Slot};
 pub(super) use self::scan::{Resume, read, verify};
 pub(super) use self::segment::sync_dir;
 use self::segment::{HEADER_BYTES, Header, Preparer};
