@@ -9,6 +9,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use barid_core::names::Hash;
@@ -80,7 +81,8 @@ impl MarkFile {
         let new = path.with_extension("new");
         let io = |doing| move |source| MarkError::Io { path: path.to_owned(), doing, source };
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(true).open(&new).map_err(io("created"))?;
+        let file =
+            options.read(true).write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(io("created"))?;
         let mut made = Self { path: path.to_owned(), file };
         made.write(mark)?;
         made.file.sync_all().map_err(io("synced"))?;
@@ -134,7 +136,7 @@ pub(crate) fn write_doubt(mark: &Path, epoch: u32, reason: &str) -> Result<(), M
     let path = doubt_path(mark);
     let reason = reason.replace(['\n', '\r'], " ");
     let write = || -> std::io::Result<()> {
-        let mut file = File::create(&path)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         file.write_all(format!("barid doubt v1\n{epoch}\n{reason}\n").as_bytes())?;
         file.sync_all()?;
         path.parent().map_or(Ok(()), |folder| File::open(folder).and_then(|folder| folder.sync_all()))

@@ -62,7 +62,9 @@ impl DiskStore {
     /// See [`OpenError`]. A torn tail of the log is cut; single bits that flipped are put right where a SHA-256 proves what they were; any
     /// other damage is named, and nothing is changed.
     pub fn open(dir: &Path, options: &DiskOptions) -> Result<Self, OpenError> {
-        repair::open(dir, options, || Self::open_as_it_is(dir, options))
+        let (store, mended) = repair::open(dir, options, || Self::open_as_it_is(dir, options))?;
+        store.log.count_mended(mended);
+        Ok(store)
     }
 
     fn open_as_it_is(dir: &Path, options: &DiskOptions) -> Result<Self, OpenError> {
@@ -576,5 +578,9 @@ impl Store for DiskStore {
 
     fn damage(&self) -> Option<String> {
         self.damage_met()
+    }
+
+    fn mended_bits(&self) -> u64 {
+        self.log.mended()
     }
 }

@@ -574,6 +574,11 @@ pub trait Store: Send + Sync + 'static {
     fn damage(&self) -> Option<String> {
         None
     }
+
+    /// Bits that had flipped on the disk and were put right since the store was opened, that opening included.
+    fn mended_bits(&self) -> u64 {
+        0
+    }
 }
 
 /// See [`Store::cursors_under`].

@@ -376,6 +376,10 @@ fn a_log_without_its_end_is_named_and_the_feed_goes_on_in_its_next_epoch(five: &
     fs::write(&path, &whole[..all[all.len() / 2] + 40]).unwrap();
     let said = text(&five.refused("ly").stderr);
     assert!(said.contains("damage: ") && said.contains("barid repair"), "{said}");
+    // Looking says what would help: running it again without looking would not.
+    let looked = barid(&["--json", "repair", "--check", "--config", &five.config("ly")]);
+    let said = text(&looked.stderr);
+    assert!(said.contains("\"id\":\"repair-lost\"") && said.contains("barid recover"), "{said}");
     let (code, found) = five.repair("ly", &[]);
     assert_eq!(code, Some(1), "{found}");
     let missing = found["missing"].as_u64().unwrap();

@@ -232,4 +232,14 @@ async fn a_damaged_entry_is_named_and_holds_up_nothing_else() {
     let filtered = proto::SubscribeRequest { filter: Some(others), start: Some(Start::After(0)) };
     let mut reader = world.subscribe(POLICE, filtered).await.unwrap();
     assert_eq!((reader.position().await, reader.position().await), (0, 5), "who did not ask for it is not told");
+
+    // It serves; that its store is damaged is told to who asks for that.
+    let mut health = tonic_health::pb::health_client::HealthClient::new(super::served::served(&world).await);
+    for (service, wanted) in [("barid.store", 2), ("", 1)] {
+        let mut status = 0;
+        while status != wanted {
+            let request = tonic_health::pb::HealthCheckRequest { service: service.into() };
+            status = health.check(request).await.map_or(0, |answer| answer.into_inner().status);
+        }
+    }
 }

@@ -20,6 +20,7 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use barid_core::names::{ExchangeName, Hash, Member};
@@ -332,6 +333,8 @@ pub(super) struct LogReader {
     files: Mutex<LruCache<u32, Arc<File>>>,
     /// The first damage that was met, for the operators.
     damage: Mutex<Option<String>>,
+    /// Bits that were put right.
+    mended: AtomicU64,
     heads: Mutex<LruCache<Position, Arc<Record>>>,
 }
 
@@ -351,6 +354,7 @@ impl LogReader {
             salt,
             files: Mutex::new(LruCache::new(OPEN_FILES_MAX)),
             damage: Mutex::default(),
+            mended: AtomicU64::new(0),
             heads: Mutex::new(LruCache::new(CACHED_HEADS_MAX)),
         })
     }
@@ -396,6 +400,16 @@ impl LogReader {
         self.damage.lock().clone()
     }
 
+    /// Bits that were put right since the log was opened.
+    pub(super) fn mended(&self) -> u64 {
+        self.mended.load(Ordering::Relaxed)
+    }
+
+    /// So many more were.
+    pub(super) fn count_mended(&self, bits: usize) {
+        self.mended.fetch_add(bits as u64, Ordering::Relaxed);
+    }
+
     fn met(&self, what: &str) {
         let mut damage = self.damage.lock();
         if damage.is_none() {
@@ -415,6 +429,7 @@ impl LogReader {
         };
         match turn() {
             Ok(turned) => {
+                self.count_mended(turned.len());
                 for byte in &turned {
                     tracing::warn!(file = %path.display(), byte, "one bit of the commit log had flipped and was put right");
                 }
