@@ -24,7 +24,7 @@ use super::applier::{self, NoRoom, Queue, Shared};
 use super::disk_options::{reserve_for, resumes_above};
 use super::keys::{FeedNumber, NoteRef};
 use super::load::{self, dangling};
-use super::log::{self, AppendError, Log, LogReader, Tail};
+use super::log::{self, AppendError, EndFile, Log, LogReader, Noted, Tail};
 use super::open::{Replay, fill_tiles, lock, make_folder, open_view};
 use super::rebuild::Source;
 use super::recent_ids::Known;
@@ -85,7 +85,11 @@ impl DiskStore {
             view: ArcSwap::from_pointee(view),
             queue,
             source: Source::new(dir, options),
+            end: EndFile::open(&log_dir, reader.salt()),
         });
+        if log.tail().seq > 0 {
+            shared.end.note(&Noted { seq: log.tail().seq, hash: log.tail().hash });
+        }
         let applier = {
             let shared = Arc::clone(&shared);
             thread::Builder::new().name("store-view".into()).spawn(move || applier::run(&shared))?

@@ -80,10 +80,9 @@ impl Repair {
         let lock = lock(dir)?;
         let log_dir = dir.join("log");
         let mut examined = examine(&log_dir, &options.log())?;
-        // The log does not know where it ended; the view may.
-        if let Some(newest) = view::newest_commit(dir, options.view_cache_bytes)
-            .filter(|newest| *newest > examined.newest && !examined.more)
-        {
+        // The log does not know by itself where it ended; the note beside it and the view may.
+        let newest = view::newest_commit(dir, options.view_cache_bytes).unwrap_or(0).max(examined.confirmed);
+        if newest > examined.newest && !examined.more {
             let kind = Kind::Lost(format!("commits {} to {newest} are missing at its end", examined.newest + 1));
             let segment = segment::list(&log_dir)?.last().copied().unwrap_or(1);
             let len = std::fs::metadata(segment::path(&log_dir, segment)).map_or(0, |file| file.len());

@@ -5,6 +5,7 @@
 //! log anew, which writes the last record again before it is believed, tells what is durable.
 
 mod bit;
+mod end;
 mod mend;
 #[cfg(test)]
 mod mend_tests;
@@ -28,6 +29,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 
+pub(super) use self::end::{EndFile, Noted};
 pub(super) use self::mend::{Examined, Kind, Wound, examine, put_back};
 use self::record::{FRAME_BYTES, Frame, Salt};
 pub(super) use self::record::{Position, Record, RecordedAppend, Slot};
@@ -130,6 +132,15 @@ impl Log {
             let last = found.end.and_then(|end| end.last);
             let resume = last.map(|(position, _)| Resume { position, seq: found.tail.seq, hash: found.tail.hash });
             found = scan::scan(dir, &options, resume.as_ref(), replay)?;
+        }
+        // What was confirmed is not cut.
+        if let Some(noted) = end::read(dir, &salt)
+            && (noted.seq > found.tail.seq || noted.seq == found.tail.seq && noted.hash != found.tail.hash)
+        {
+            let (seq, last) = (noted.seq, found.tail.seq);
+            return Err(OpenError::Damaged(format!(
+                "commit {seq} was confirmed, and commit {last} is the last that is whole"
+            )));
         }
         if let Some(position) = found.torn {
             tracing::warn!(%position, "a torn record at the end of the commit log was cut");
@@ -366,6 +377,11 @@ impl LogReader {
         let file = Arc::new(File::open(segment::path(&self.dir, segment)).map_err(ReadError::Io)?);
         self.files.lock().put(segment, Arc::clone(&file));
         Ok(file)
+    }
+
+    /// Tells this log from any other.
+    pub(super) fn salt(&self) -> Salt {
+        self.salt
     }
 
     /// The record at a position, without its envelopes.
