@@ -95,7 +95,7 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
     assert!(world.log_end("ma").contains("a torn record at the end of the commit log was cut"));
 
     // An older copy of the store is one of its own past: it is served, and its feed is not continued.
-    world.kill("ma");
+    world.stop("ma");
     fs::remove_dir_all(world.folder("ma").join("data/db")).unwrap();
     fs::write(&path, &whole).unwrap();
     // What was confirmed since is not cut: it is named, until the note of it is as old as the rest.

@@ -155,8 +155,11 @@ fn stored_at_tn(world: &World, draft: &str) -> bool {
 fn an_officer_behind_a_satellite_alerts_tunis_and_pays_for_few_bytes() {
     let satellite = Satellite::launch();
     let compress = std::env::var("BARID_THIN_COMPRESS").unwrap_or("always".into());
-    let world = World::configured("info", satellite.behind("ne", "tn", &compress));
+    let mut world = World::configured("info", satellite.behind("ne", "tn", &compress));
     until("linked", || world.linked(&["ne", "tn"]));
+    // Nobody else brings what the line is to carry.
+    world.kill("ma");
+    world.kill("ly");
     assert!(stored_at_tn(&world, &alert(&world, 0)));
     let (mut seconds, before) = (Vec::new(), satellite.bytes());
     for number in 1..=5 {
@@ -189,6 +192,7 @@ fn an_officer_behind_a_satellite_alerts_tunis_and_pays_for_few_bytes() {
     println!("thin_line.catchup.seconds {:.1} s", begun.elapsed().as_secs_f64());
     println!("thin_line.wire.catchup {} B/bulletin", wire / missed as u64);
     println!("thin_line.wire.catchup_ratio {:.3} of the bulletins' own size", wire as f64 / own as f64);
+    assert!(wire * 50 > own as u64, "{wire} bytes: it came by another line");
     assert!(wire * 2 < own as u64, "{wire} bytes for bulletins of {own} bytes");
 
     // What is said while nothing happens: two signs of life each way, once the answers to what came are over.
