@@ -97,6 +97,16 @@ pub enum AppError {
         /// Why.
         reason: String,
     },
+    /// What this process writes there the node could not read.
+    #[error("{path} belongs to user {owner}, and this runs as user {user}")]
+    OtherUser {
+        /// The folder.
+        path: PathBuf,
+        /// Its owner, by number.
+        owner: u32,
+        /// Who runs this, by number.
+        user: u32,
+    },
     /// The store could not be opened.
     #[error("the store cannot be opened")]
     Store(#[from] OpenError),
@@ -408,6 +418,20 @@ fn in_force(config: &NodeConfig) -> Result<NodeConfig, AppError> {
 
 fn mark_path(config: &NodeConfig) -> PathBuf {
     config.text.keys.join("mark")
+}
+
+/// Whoever writes into a stopped node's folders must be its user: files of another one the node could not open, or not write.
+fn check_user(config: &NodeConfig) -> Result<(), AppError> {
+    use std::os::unix::fs::MetadataExt as _;
+    let user = rustix::process::geteuid().as_raw();
+    for path in [&config.text.data, &config.text.keys] {
+        // What is not there is made, or missed, by whoever needs it.
+        let Ok(owner) = std::fs::metadata(path).map(|folder| folder.uid()) else { continue };
+        if owner != user {
+            return Err(AppError::OtherUser { path: path.clone(), owner, user });
+        }
+    }
+    Ok(())
 }
 
 /// Calls that are under way when the node stops get this long.

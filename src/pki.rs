@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, lchown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -403,6 +403,7 @@ fn one_member(options: &DevelopOptions, member: &DevelopMember) -> Result<Member
     write(&dir.join("tls/node.pem"), node.certificate.as_bytes())?;
     secret(&dir.join("tls/node.key"), &node.key)?;
 
+    private_folder(&dir.join("keys"))?;
     let key = |role: &str, file: PathBuf, algorithm| -> Result<String, PkiError> {
         let key = signing_key(&format!("{trust_domain}/{role}"), algorithm)?;
         secret(&file, &key.to_text())?;
@@ -536,6 +537,20 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
     put(path, bytes, 0o644)
 }
 
+/// A folder for nobody but its owner: what a node keeps beside its keys is nobody else's business either.
+fn private_folder(path: &Path) -> Result<(), PkiError> {
+    let io = |source| PkiError::File { path: path.to_owned(), source };
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(io)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io)
+        }
+        made => made.map_err(io),
+    }
+}
+
 /// Keys are for their owner's eyes only.
 fn secret(path: &Path, text: &str) -> Result<(), PkiError> {
     put(path, text.as_bytes(), 0o600)
@@ -583,6 +598,11 @@ mod tests {
         let chain = RosterChain::start(&fs::read(folder.path().join("roster.note")).unwrap()).unwrap();
         for code in ["ma", "tn"] {
             let config = NodeConfig::load(&folder.path().join(code).join("node.toml")).unwrap();
+            let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+            assert_eq!(mode(&config.text.keys), 0o700);
+            for key in fs::read_dir(&config.text.keys).unwrap() {
+                assert_eq!(mode(&key.unwrap().path()), 0o600);
+            }
             let keys = chain.newest().feed_keys(&config.feed);
             let held = SigningKey::from_text(&fs::read_to_string(config.text.keys.join("feed.key")).unwrap()).unwrap();
             assert_eq!(keys, [held.verifier().clone()]);

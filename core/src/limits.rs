@@ -14,9 +14,11 @@ pub const COMMIT_BYTES_MAX: usize = 1 << 20;
 pub const BATCH_ENTRIES_MAX: usize = COMMIT_ENTRIES_MAX;
 /// Envelope bytes in one batch; one entry always fits.
 pub const BATCH_BYTES_MAX: usize = COMMIT_BYTES_MAX;
-/// Entries of one feed that are held ahead of its order, by the express lane: urgent ones of a day of crisis. The others wait their turn,
-/// so that one who calls everything urgent gains nothing by it.
+/// Entries of one feed with status Actual that are held ahead of its order, by the express lane: urgent ones of a day of crisis. The others
+/// wait their turn, so that one who calls everything urgent gains nothing by it.
 pub const EXPRESS_ENTRIES_MAX: usize = 1_024;
+/// Entries of any other status beside them: a room of their own, so that no exercise stands in the way of what is Actual.
+pub const EXPRESS_OTHERS_MAX: usize = 512;
 /// Ranges of entries in one request for content that is missing: small on a thin line, and many for one answer.
 pub const FILL_RANGES_MAX: usize = 256;
 /// Entries that are looked at for one such request: it costs a bounded time, whatever it names. What is left is asked for again.

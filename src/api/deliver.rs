@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::Api;
 use super::caller::Caller;
-use crate::store::{Content, Entry, ReadError};
+use crate::store::{Content, DamagedEntry, Entry, ReadError};
 
 /// Why an entry is not shown to a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +108,12 @@ impl Api {
         }
         Ok(flags)
     }
+}
+
+/// A damaged entry as it is shown to callers: that it is there, and nothing of it.
+pub(super) fn damaged_of(damaged: DamagedEntry) -> proto::DamagedEntry {
+    let (feed, index) = damaged.entry.map(|(feed, index, _)| (feed.to_string(), index)).unwrap_or_default();
+    proto::DamagedEntry { arrival: damaged.arrival, feed, index }
 }
 
 /// Whether a caller's working groups include that of a header's topic.

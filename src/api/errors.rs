@@ -163,7 +163,21 @@ pub(super) fn read(error: &ReadError) -> Status {
             details.set_error_info("BEHIND", DOMAIN, []);
             Status::with_error_details(Code::Unavailable, "the store's view is being rebuilt; nothing is lost", details)
         }
-        ReadError::Io(_) | ReadError::Damaged(_) => {
+        ReadError::DamagedEntry(damaged) => {
+            tracing::error!(%error, "an entry could not be read");
+            let entry = match &damaged.entry {
+                Some((feed, index, _)) => format!("{feed} {index}"),
+                None => format!("what arrived as number {}", damaged.arrival),
+            };
+            let message = format!("{entry} is damaged in this node's store");
+            Status::with_error_details(Code::DataLoss, message, ErrorDetails::with_error_info("DAMAGED", DOMAIN, []))
+        }
+        ReadError::Damaged(_) => {
+            tracing::error!(%error, "the store could not be read");
+            let details = ErrorDetails::with_error_info("DAMAGED", DOMAIN, []);
+            Status::with_error_details(Code::DataLoss, "this node's store is damaged there", details)
+        }
+        ReadError::Io(_) => {
             tracing::error!(%error, "the store could not be read");
             Status::internal("the store could not be read")
         }

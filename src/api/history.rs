@@ -10,7 +10,7 @@ use tonic::Status;
 
 use super::Api;
 use super::caller::Caller;
-use super::deliver::reads_in_group;
+use super::deliver::{damaged_of, reads_in_group};
 use super::errors::Faults;
 use super::filter::Filter;
 use crate::store::{Columns, ReadError};
@@ -92,11 +92,18 @@ impl Api {
         let (mut page, mut bytes) = (proto::HistoryResponse::default(), 0);
         let (mut next, mut left) = (Some(question.before), SCAN_MAX);
         while let Some(before) = next
-            && page.deliveries.len() < question.page_size
+            && page.deliveries.len() + page.damaged.len() < question.page_size
             && left > 0
         {
-            let count = (question.page_size - page.deliveries.len()).min(READ_MAX);
-            let (entries, rest) = self.store().history(before, count, left, &wanted)?;
+            let count = (question.page_size - page.deliveries.len() - page.damaged.len()).min(READ_MAX);
+            let (entries, rest) = match self.store().history(before, count, left, &wanted) {
+                Err(ReadError::DamagedEntry(damaged)) => {
+                    let arrival = damaged.arrival;
+                    page.damaged.push(damaged_of(*damaged));
+                    (Vec::new(), (arrival > 1).then_some(arrival))
+                }
+                read => read?,
+            };
             left = left.saturating_sub(before - rest.unwrap_or(1).min(before));
             next = rest;
             for entry in entries.into_iter().filter(|entry| self.may_deliver(caller, entry)) {

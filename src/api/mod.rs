@@ -22,6 +22,7 @@ mod subscribe;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use barid_core::limits::MESSAGE_BYTES_MAX;
@@ -138,6 +139,7 @@ pub fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error> {
     }
     let (mut gate, mut stopping) = (api.committer.gate(), api.stopping.clone());
     tokio::spawn(tell_publishing(health.clone(), api.clone()));
+    tokio::spawn(tell_store(health.clone(), api.clone()));
     tokio::spawn(async move {
         for name in mounted {
             health.set_service_status(name, ServingStatus::Serving).await;
@@ -156,6 +158,30 @@ pub fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error> {
 
 /// What health is asked about to know whether this node publishes now. It serves readers all the same.
 const PUBLISHING: &str = "barid.v1.FocalPoint/Publish";
+
+/// What health is asked about to know whether all that this node holds can be read. It serves what can be read all the same: restarting the
+/// node, or sending its callers elsewhere, would put nothing back.
+pub const STORE: &str = "barid.store";
+
+/// How often it is looked whether damage was met.
+const DAMAGE_CHECK_EVERY: Duration = Duration::from_secs(1);
+
+async fn tell_store(health: tonic_health::server::HealthReporter, api: Api) {
+    let mut stopping = api.stopping.clone();
+    loop {
+        let whole = api.store().damage().is_none();
+        let status = if whole { ServingStatus::Serving } else { ServingStatus::NotServing };
+        health.set_service_status(STORE, status).await;
+        // What is damaged is put back while the node is stopped.
+        if !whole {
+            return;
+        }
+        tokio::select! {
+            _ = stopping.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(DAMAGE_CHECK_EVERY) => {}
+        }
+    }
+}
 
 async fn tell_publishing(health: tonic_health::server::HealthReporter, api: Api) {
     let (mut gate, mut full, mut stopping) = (api.committer.gate(), api.committer.disk_full(), api.stopping.clone());

@@ -31,9 +31,10 @@ impl Operator for Api {
                 root: Bytes::copy_from_slice(&state.frontier.root().0),
                 disclosed: state.disclosed,
             });
-            (own, node.peers(), node.alarms(), store.end_arrival().saturating_sub(1), store.view_lag())
+            let newest_arrival = store.end_arrival().saturating_sub(1);
+            (own, node.peers(), node.alarms(), newest_arrival, store.view_lag(), store.mended_bits())
         });
-        let (own, peers, mut alarms, newest_arrival, view_lag_commits) =
+        let (own, peers, mut alarms, newest_arrival, view_lag_commits, mended_bits) =
             gathered.await.map_err(|_| errors::defect())?;
         let full = self.committer.disk_full().borrow().clone();
         let publishing = match &*self.committer.gate().borrow() {
@@ -63,6 +64,7 @@ impl Operator for Api {
             alarms,
             coded_alarms,
             view_lag_commits,
+            mended_bits,
         }))
     }
 

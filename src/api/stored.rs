@@ -44,6 +44,9 @@ impl Wanted {
             }
             members.entry(member).or_insert(n);
         }
+        if wait.count == 0 && wait.members.is_empty() {
+            return Err(errors::argument("wait_for.count", "0", "at least 1, where no members are named"));
+        }
         if wait.count as usize > others {
             let expected = format!("at most the {others} other members");
             return Err(errors::argument("wait_for.count", &wait.count.to_string(), &expected));

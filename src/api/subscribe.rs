@@ -17,12 +17,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::caller::Caller;
-use super::deliver::Hidden;
+use super::deliver::{Hidden, damaged_of, reads_in_group};
 use super::filter::Filter;
 use super::pace::OpenStream;
 use super::{Api, errors};
 use crate::access::Role;
-use crate::store::{Content, ReadError};
+use crate::store::{Columns, Content, DamagedEntry, ReadError};
 
 /// Messages between the reader of the store and a subscriber; one that has stopped reading costs no more than these.
 const WAITING_MAX: usize = 64;
@@ -85,7 +85,16 @@ impl Api {
     fn stretch(&self, caller: &Caller, filter: &Filter, mut next: u64) -> Result<Stretch, ReadError> {
         let (mut deliveries, mut passed, last) = (Vec::new(), Vec::new(), next.saturating_add(POSITION_EVERY));
         while deliveries.is_empty() && next < last {
-            let entries = self.store().arrivals(next, READ_MAX.0, READ_MAX.1)?;
+            let entries = match self.store().arrivals(next, READ_MAX.0, READ_MAX.1) {
+                Err(ReadError::DamagedEntry(damaged)) => {
+                    next = damaged.arrival + 1;
+                    if self.asks_for(caller, filter, damaged.arrival) {
+                        return Ok(Stretch { deliveries, next, waits_for: None, passed, damaged: Some(*damaged) });
+                    }
+                    continue;
+                }
+                read => read?,
+            };
             if entries.is_empty() {
                 break;
             }
@@ -101,7 +110,13 @@ impl Api {
                     Some(Hidden::NotYet { roster_version }) if asked => {
                         let held = self.rosters.load().newest().version();
                         if !self.overdue.passes(&entry.feed.member, roster_version, held, Instant::now()) {
-                            return Ok(Stretch { deliveries, next: arrival, waits_for: Some(roster_version), passed });
+                            return Ok(Stretch {
+                                deliveries,
+                                next: arrival,
+                                waits_for: Some(roster_version),
+                                passed,
+                                damaged: None,
+                            });
                         }
                         passed.push(arrival);
                     }
@@ -110,14 +125,29 @@ impl Api {
                 next = arrival + 1;
             }
         }
-        Ok(Stretch { deliveries, next, waits_for: None, passed })
+        Ok(Stretch { deliveries, next, waits_for: None, passed, damaged: None })
+    }
+
+    /// Whether a caller reads and asks for what arrived there, by what is known of it without reading it; if nothing is, it is told of it.
+    fn asks_for(&self, caller: &Caller, filter: &Filter, arrival: u64) -> bool {
+        let asked = std::cell::Cell::new(true);
+        let wanted = |columns: &Columns| {
+            asked.set(reads_in_group(caller, &columns.topic) && filter.wants_columns(columns));
+            false
+        };
+        _ = self.store().history(arrival + 1, 1, 1, &wanted);
+        asked.get()
     }
 
     /// A bulletin that was passed over, if its roster has come and the caller may have it; and whether it still waits. Blocks.
-    fn come_after_all(&self, caller: &Caller, arrival: u64) -> Result<(Option<proto::Delivery>, bool), ReadError> {
-        let Some(entry) = self.store().arrivals(arrival, 1, 0)?.into_iter().next() else { return Ok((None, false)) };
+    fn come_after_all(&self, caller: &Caller, arrival: u64) -> Result<(Option<Event>, bool), ReadError> {
+        let entries = match self.store().arrivals(arrival, 1, 0) {
+            Err(ReadError::DamagedEntry(damaged)) => return Ok((Some(Event::Damaged(damaged_of(*damaged))), false)),
+            read => read?,
+        };
+        let Some(entry) = entries.into_iter().next() else { return Ok((None, false)) };
         match self.hidden(caller, &entry) {
-            None => Ok((Some(self.delivery_of(entry)?), false)),
+            None => Ok((Some(Event::Delivery(self.delivery_of(entry)?)), false)),
             Some(Hidden::NotYet { .. }) => Ok((None, true)),
             Some(_) => Ok((None, false)),
         }
@@ -133,6 +163,8 @@ struct Stretch {
     waits_for: Option<u64>,
     /// Arrivals that wait for a roster that is overdue.
     passed: Vec<u64>,
+    /// What comes after the deliveries and cannot be read.
+    damaged: Option<DamagedEntry>,
 }
 
 /// One open subscription.
@@ -194,12 +226,12 @@ impl Follower {
             let rules = self.api.access.load_full();
             let (caller, filter, next) = (self.caller.clone(), Arc::clone(&self.filter), self.next);
             let live = self.api.store().end_arrival() - next <= LIVE_MAX;
-            let Stretch { deliveries, next, waits_for, passed } = if live {
+            let Stretch { deliveries, next, waits_for, passed, damaged } = if live {
                 self.api.stretch(&caller, &filter, next).map_err(|error| errors::read(&error))?
             } else {
                 self.api.reading(move |api| api.stretch(&caller, &filter, next)).await?
             };
-            let empty = deliveries.is_empty();
+            let empty = deliveries.is_empty() && damaged.is_none();
             for delivery in deliveries {
                 // The rules were read again: what was let pass by the old ones is looked at once more.
                 if !Arc::ptr_eq(&rules, &self.api.access.load()) {
@@ -210,6 +242,9 @@ impl Follower {
                 let (arrival, bytes) = (delivery.arrival, delivery.envelope.len());
                 self.tell(Event::Delivery(delivery), bytes).await?;
                 self.next = arrival + 1;
+            }
+            if let Some(damaged) = damaged {
+                self.tell(Event::Damaged(damaged_of(damaged)), 0).await?;
             }
             self.next = next;
             self.passed.extend(passed);
@@ -232,9 +267,9 @@ impl Follower {
         for arrival in std::mem::take(&mut self.passed) {
             let caller = self.caller.clone();
             let (come, waits) = self.api.reading(move |api| api.come_after_all(&caller, arrival)).await?;
-            if let Some(delivery) = come {
-                let bytes = delivery.envelope.len();
-                self.tell(Event::Delivery(delivery), bytes).await?;
+            if let Some(event) = come {
+                let bytes = if let Event::Delivery(delivery) = &event { delivery.envelope.len() } else { 0 };
+                self.tell(event, bytes).await?;
             } else if waits {
                 self.passed.insert(arrival);
             }

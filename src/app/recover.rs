@@ -11,8 +11,8 @@ use barid_core::feed::note::SigningKey;
 use barid_core::names::{FeedId, Member};
 use tokio::time::Instant;
 
-use super::{AppError, Inside, Purpose, in_force, mark_path, serve};
-use crate::committer::{NextEpoch, OpenEpochError, OpenedEpoch, open_epoch};
+use super::{AppError, Inside, Purpose, check_user, in_force, mark_path, serve};
+use crate::committer::{NextEpoch, OpenEpochError, OpenedEpoch, StartError, is_in_doubt, open_epoch};
 use crate::config::NodeConfig;
 
 /// How often it is looked at how far it has come.
@@ -62,7 +62,7 @@ impl Progress {
     }
 }
 
-/// Why a feed was not recovered. It is in doubt as before; what was fetched is kept.
+/// Why a feed was not recovered. Nothing is in less doubt than before; what was fetched is kept.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     /// The node could not be opened.
@@ -89,6 +89,7 @@ pub async fn recover(
     mut told: impl FnMut(&Progress) + Send,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<OpenedEpoch, RecoverError> {
+    check_user(config)?;
     let old = in_force(config)?.feed;
     let RecoverOptions { next_keys, without, patience } = options;
     let during = {
@@ -108,8 +109,16 @@ pub async fn recover(
         }
     };
     let (fetched, store) = serve(config, Purpose::Recover, during).await?;
-    let (roster, next) = fetched?;
     let mark = mark_path(config);
+    let (roster, next) = match fetched {
+        // Nothing that was reached puts it in doubt.
+        Err(RecoverError::Incomplete(_) | RecoverError::Stopped)
+            if !is_in_doubt(&mark, old.epoch).map_err(StartError::from).map_err(AppError::from)? =>
+        {
+            return Err(OpenEpochError::NoDoubt(old).into());
+        }
+        fetched => fetched?,
+    };
     let opened = tokio::task::spawn_blocking(move || open_epoch(&store, &roster, &old, &next, &mark)).await;
     Ok(opened.map_err(|_| AppError::Transport("opening the epoch ended in a panic".into()))??)
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use barid_core::names::{FeedId, Member};
 use bytes::Bytes;
 
-use super::{AppError, Dialer, chain, in_force, lists, mark_path};
+use super::{AppError, Dialer, chain, check_user, in_force, lists, mark_path};
 use crate::committer::{StartError, marked_size};
 use crate::config::NodeConfig;
 use crate::exchange::{self, Dial as _};
@@ -48,6 +48,9 @@ impl Repaired {
 /// See [`AppError`]. What was repaired by then stays repaired.
 pub async fn repair(config: &NodeConfig, only_look: bool) -> Result<Repaired, AppError> {
     let config = &in_force(config)?;
+    if !only_look {
+        check_user(config)?;
+    }
     let options = DiskOptions::new(config.feed.member.clone(), config.feed.exchange.clone());
     let mut repair = Repair::open(&config.text.data, &options)?;
     let promised = marked_size(&mark_path(config)).map_err(StartError::from)?;

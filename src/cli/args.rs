@@ -13,9 +13,10 @@ use barid_core::bulletin::vocabulary::Severity;
 use barid_core::names::Member;
 use barid_core::proto;
 use clap::{ArgAction, Args};
+use fluent_bundle::FluentArgs;
 
 use super::Failure;
-use super::messages::Messages;
+use super::messages::{Arg, Lang, Messages};
 
 /// Which bulletins. Options that repeat widen the choice; different options narrow it.
 #[derive(Clone, Debug, Default, Args)]
@@ -81,8 +82,53 @@ pub(super) fn asks_for_json(words: impl IntoIterator<Item = OsString>) -> bool {
     words.into_iter().take_while(|word| word != "--").any(|word| word == "--json")
 }
 
+/// What is wrong with these words, in the reader's language, where the catalogue says it; clap says it in English only.
+fn told(error: &clap::Error, messages: &Messages) -> Option<String> {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let value = |kind| {
+        error.get(kind).and_then(|value| match value {
+            ContextValue::String(text) => Some(text.clone()),
+            ContextValue::Strings(texts) => Some(texts.join(", ")),
+            ContextValue::Number(number) => Some(number.to_string()),
+            _ => None,
+        })
+    };
+    let mut args = FluentArgs::new();
+    let mut given = |name: &'static str, kind| value(kind).map(|text| args.set(name, text.arg())).is_some();
+    let (id, whole) = match error.kind() {
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+            let is_there = value(ContextKind::InvalidValue).is_some_and(|value| !value.is_empty());
+            let known = given("option", ContextKind::InvalidArg);
+            given("value", ContextKind::InvalidValue);
+            match given("values", ContextKind::ValidValue) && error.kind() == ErrorKind::InvalidValue {
+                true if is_there => ("argument-one-of", known),
+                true => ("argument-needs-one-of", known),
+                false if is_there => ("argument-value", known),
+                false => ("argument-no-value", known),
+            }
+        }
+        ErrorKind::UnknownArgument => ("argument-unknown", given("option", ContextKind::InvalidArg)),
+        ErrorKind::InvalidSubcommand => ("argument-command", given("value", ContextKind::InvalidSubcommand)),
+        ErrorKind::MissingRequiredArgument => ("argument-missing", given("option", ContextKind::InvalidArg)),
+        ErrorKind::ArgumentConflict => {
+            let both = given("option", ContextKind::InvalidArg) && given("other", ContextKind::PriorArg);
+            ("argument-conflict", both)
+        }
+        _ => return None,
+    };
+    messages.find(id, Some(&args)).filter(|_| whole)
+}
+
+/// Whether the reader's language has its own words for this; English is clap's, with the usage beside it.
+pub(super) fn is_told(error: &clap::Error, messages: &Messages) -> bool {
+    messages.lang() != Lang::En && told(error, messages).is_some()
+}
+
 /// Words that are no command line, as any other failure.
-pub(super) fn unusable(error: &clap::Error) -> Failure {
+pub(super) fn unusable(error: &clap::Error, messages: &Messages) -> Failure {
+    if let Some(told) = told(error, messages).filter(|_| messages.lang() != Lang::En) {
+        return Failure::usage("arguments").cause(told);
+    }
     let text = error.render().to_string();
     let told = text.split("\n\nUsage:").next().unwrap_or_default();
     let told = told.split("\n\nFor more information").next().unwrap_or_default();
@@ -174,6 +220,8 @@ fn arg_id(arg: &clap::Arg) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeSet;
+
     use clap::CommandFactory;
 
     use super::*;
@@ -241,10 +289,37 @@ mod tests {
         assert!(asks_for_json(words("history --limit x --json")));
         assert!(!asks_for_json(words("publish -- --json")));
         let error = <Cli as clap::Parser>::try_parse_from(words("barid history --json --limit x")).unwrap_err();
-        let failure = unusable(&error);
+        let failure = unusable(&error, &Messages::new(Lang::En));
         assert_eq!((failure.id(), failure.exit_code()), ("arguments", crate::cli::Exit::Usage));
         assert!(failure.to_string().contains("'x'"), "{failure}");
         assert!(!failure.to_string().contains("Usage") && !failure.to_string().contains("--help"), "{failure}");
+    }
+
+    #[test]
+    fn what_is_no_command_line_is_told_in_the_reader_s_language() {
+        for lang in [Lang::Fr, Lang::Ar] {
+            let messages = Messages::new(lang);
+            let ids = BTreeSet::from([
+                ("history --limit x", "--limit <N>"),
+                ("publish a.json --wait-for 0", "--wait-for"),
+                ("history --limit", "--limit <N>"),
+                ("history --lang xx", "--lang"),
+                ("history --nothing", "--nothing"),
+                ("histori", "histori"),
+                ("show", "MEMBER/ID"),
+                ("watch --from 1 --subscription x", "--subscription"),
+            ]);
+            for (line, named) in ids {
+                let words = std::iter::once("barid").chain(line.split(' '));
+                let error = localise(Cli::command(), &messages).try_get_matches_from(words).unwrap_err();
+                assert!(is_told(&error, &messages), "{lang:?} {line}: {error}");
+                let text = unusable(&error, &messages).to_string();
+                assert!(text.contains(named), "{lang:?} {line}: {text}");
+                for english in ["invalid", "required", "error", "found", "cannot"] {
+                    assert!(!text.contains(english), "{lang:?} {line}: {text}");
+                }
+            }
+        }
     }
 
     #[test]

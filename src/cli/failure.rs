@@ -187,6 +187,7 @@ impl Failure {
             Code::FailedPrecondition => ("failed-precondition", Exit::Failure),
             Code::ResourceExhausted => ("overloaded", Exit::Failure),
             Code::Unimplemented => ("unimplemented", Exit::Failure),
+            Code::DataLoss => ("damaged", Exit::Failure),
             _ => ("node-failed", Exit::Failure),
         };
         let details = status.get_error_details();

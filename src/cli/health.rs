@@ -1,6 +1,7 @@
 //! `barid health`: whether the node serves, as an exit code for containers and scripts.
 //!
-//! Out of scope: how well it does (`status`).
+//! A node whose store is damaged serves what can be read: it is said in words, and the exit code is that of a node that serves, as a restart
+//! would mend nothing. Out of scope: how well it does (`status`).
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::client::Client;
 use super::{Context, Exit, Failure, say};
+use crate::api::STORE;
 
 /// How long to wait.
 #[derive(Debug, Args)]
@@ -28,10 +30,18 @@ pub(super) async fn run(context: &Context, args: &HealthArgs) -> Result<Exit, Fa
     let client = Client::patient(&context.profile()?, timeout)?;
     let status = client.health(&args.service, timeout).await?;
     let serving = status == ServingStatus::Serving;
+    // A node of an older version does not know of it.
+    let damaged = serving
+        && args.service.is_empty()
+        && matches!(client.health(STORE, timeout).await, Ok(ServingStatus::NotServing));
     if context.output.is_json() {
-        context.output.json(&json!({"status": status.as_str_name()}))?;
+        context.output.json(&json!({"status": status.as_str_name(), "storeDamaged": damaged}))?;
     } else {
-        let id = if serving { "health-serving" } else { "health-not-serving" };
+        let id = match (serving, damaged) {
+            (true, false) => "health-serving",
+            (true, true) => "health-damaged",
+            (false, _) => "health-not-serving",
+        };
         context.output.line(&say!(context.messages, id, status = status.as_str_name()))?;
     }
     Ok(if serving { Exit::Ok } else { Exit::Failure })

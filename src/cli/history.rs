@@ -45,6 +45,7 @@ pub(super) async fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, F
     // A page's token is the arrival number before which it begins.
     let mut page_token = args.before.map(|before| before.to_string()).unwrap_or_default();
     let mut left = args.limit;
+    let mut damaged: Vec<proto::DamagedEntry> = Vec::new();
     while left > 0 {
         let request = proto::HistoryRequest {
             filter: Some(args.filter.to_proto()),
@@ -54,16 +55,20 @@ pub(super) async fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, F
             page_token,
         };
         let page = client.history(request).await?;
-        left = left.saturating_sub(u32::try_from(page.deliveries.len()).unwrap_or(u32::MAX));
+        left = left.saturating_sub(u32::try_from(page.deliveries.len() + page.damaged.len()).unwrap_or(u32::MAX));
         page_token = page.next_page_token;
         if context.output.is_json() {
             for delivery in &page.deliveries {
                 let object = Reading::new(delivery).json();
                 context.output.json(&object.map_err(|error| Failure::new("internal").because(&error))?)?;
             }
+            for damaged in &page.damaged {
+                context.output.json(&json!({"damaged": damaged}))?;
+            }
         } else {
             found.extend(page.deliveries);
         }
+        damaged.extend(page.damaged);
         if page_token.is_empty() {
             break;
         }
@@ -72,9 +77,9 @@ pub(super) async fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, F
         if !page_token.is_empty() {
             context.output.json(&json!({"next": {"before": page_token}}))?;
         }
-        return Ok(Exit::Ok);
+        return whole(context, &damaged);
     }
-    if found.is_empty() {
+    if found.is_empty() && damaged.is_empty() {
         context.output.line(&context.messages.text("history-empty"))?;
         return Ok(Exit::Ok);
     }
@@ -84,7 +89,27 @@ pub(super) async fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, F
         let command = next(context, args, &page_token);
         context.output.error_line(&say!(context.messages, "history-more", command = &command));
     }
-    Ok(Exit::Ok)
+    whole(context, &damaged)
+}
+
+/// What could be read was shown; what could not is named, newest first.
+fn whole(context: &Context, damaged: &[proto::DamagedEntry]) -> Result<Exit, Failure> {
+    if damaged.is_empty() {
+        return Ok(Exit::Ok);
+    }
+    for damaged in damaged.iter().filter(|_| !context.output.is_json()) {
+        context.output.error_line(&damage(context, damaged));
+    }
+    Err(Failure::new("damaged").cause(context.messages.text("history-damaged")))
+}
+
+/// An entry that cannot be read, by its arrival, feed and index.
+pub(super) fn damage(context: &Context, damaged: &proto::DamagedEntry) -> String {
+    let entry = match damaged.feed.as_str() {
+        "" => format!("#{}", damaged.arrival),
+        feed => format!("#{}  {feed} {}", damaged.arrival, damaged.index),
+    };
+    say!(context.messages, "entry-damaged", entry = &entry)
 }
 
 /// The command that shows the page after this one, as a shell takes it.

@@ -167,9 +167,10 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are asked for; clap writes them where they belong.
-            if error.use_stderr() && args::asks_for_json(std::env::args_os().skip(1)) {
-                let failure = args::unusable(&error);
-                failure.show(&Messages::new(lang), &Output::new(true));
+            let (json, messages) = (args::asks_for_json(std::env::args_os().skip(1)), Messages::new(lang));
+            if error.use_stderr() && (json || args::is_told(&error, &messages)) {
+                let failure = args::unusable(&error, &messages);
+                failure.show(&messages, &Output::new(json));
                 return code(failure.exit_code());
             }
             let _ = error.print();

@@ -72,7 +72,8 @@ impl FromStr for WaitFor {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text.bytes().all(|b| b.is_ascii_digit()) {
-            return text.parse().map(Self::Count).map_err(|_| "a number of members, or their codes".to_owned());
+            let count = text.parse().ok().filter(|count| *count > 0);
+            return count.map(Self::Count).ok_or_else(|| "a number of members from 1 on, or their codes".to_owned());
         }
         let members = text.split(',').map(|code| code.trim().parse::<Member>().map_err(|error| error.to_string()));
         members.collect::<Result<Vec<_>, _>>().map(Self::Members)

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Context, Exit, Failure, say};
-use crate::app::{self, PeerProgress, Progress, RecoverError, RecoverOptions};
-use crate::committer::OpenedEpoch;
+use crate::app::{self, AppError, PeerProgress, Progress, RecoverError, RecoverOptions};
+use crate::committer::{OpenEpochError, OpenedEpoch};
 use crate::config::NodeConfig;
 use crate::telemetry;
 
@@ -35,7 +35,7 @@ pub(super) struct RecoverArgs {
     /// Members that cannot be reached now and are not waited for; what they bring later is taken in then.
     #[arg(long, value_name = "MEMBERS", value_delimiter = ',')]
     without: Vec<Member>,
-    /// Seconds without any progress after which it gives up; the feed is in doubt as before then.
+    /// Seconds without any progress after which it gives up; nothing has changed then.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     patience: u32,
 }
@@ -89,8 +89,11 @@ fn failure(error: &RecoverError) -> Failure {
                 .collect();
             Failure::new("recover-incomplete").exit(Exit::NotReached).with("members", &missing.join(","))
         }
-        RecoverError::Stopped => Failure::new("recover").because(error),
-        RecoverError::App(_) | RecoverError::Open(_) => Failure::new("recover").because(error),
+        RecoverError::Open(OpenEpochError::NoDoubt(feed)) => {
+            Failure::new("recover-needless").with("feed", &feed.to_string())
+        }
+        RecoverError::App(AppError::OtherUser { .. }) => Failure::new("other-user").because(error),
+        RecoverError::App(_) | RecoverError::Open(_) | RecoverError::Stopped => Failure::new("recover").because(error),
     }
 }
 

@@ -102,7 +102,8 @@ impl<'a> Render<'a> {
     /// One row a bulletin.
     #[must_use]
     pub(super) fn table(&self, readings: &[Reading<'_>]) -> Vec<String> {
-        let headings = ["column-sent", "column-tlp", "column-severity", "column-bulletin", "column-headline"];
+        let headings =
+            ["column-arrival", "column-sent", "column-tlp", "column-severity", "column-bulletin", "column-headline"];
         let mut table = Table::new(headings.map(|id| self.messages.text(id)));
         for reading in readings {
             let header = &reading.header;
@@ -114,6 +115,7 @@ impl<'a> Render<'a> {
                 .collect();
             let what = format!("[{}] {}", marks.join(" · "), self.messages.isolate(&headline.unwrap_or_default()));
             table.row([
+                Cell::from(self.messages.isolate(&format!("#{}", reading.delivery.arrival))),
                 Cell::from(self.messages.isolate(&times::minutes(header.sent_at.as_ref()))),
                 Cell::styled(self.messages.value(&handling(header).tlp), tlp_style(&handling(header).tlp)),
                 Cell::styled(self.messages.word("severity", &header.severity), severity_style(&header.severity)),

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Context, Exit, Failure, say};
-use crate::app::{self, Repaired};
+use crate::app::{self, AppError, Repaired};
 use crate::config::NodeConfig;
 use crate::store::repair::{Damage, What};
 use crate::telemetry;
@@ -31,8 +31,10 @@ pub(super) fn run(context: &Context, args: &RepairArgs) -> Result<Exit, Failure>
     let config = NodeConfig::load(&args.config).map_err(|error| Failure::usage("repair").because(&error))?;
     telemetry::init("error", config.text.log_json);
     let runtime = tokio::runtime::Runtime::new().map_err(|error| Failure::new("internal").because(&error))?;
-    let repaired =
-        runtime.block_on(app::repair(&config, args.check)).map_err(|error| Failure::new("repair").because(&error))?;
+    let repaired = runtime.block_on(app::repair(&config, args.check)).map_err(|error| match error {
+        AppError::OtherUser { .. } => Failure::new("other-user").because(&error),
+        _ => Failure::new("repair").because(&error),
+    })?;
     if context.output.is_json() {
         context.output.json(&object(&repaired))?;
     } else {
@@ -48,7 +50,11 @@ pub(super) fn run(context: &Context, args: &RepairArgs) -> Result<Exit, Failure>
         && undone.clone().all(|damage| matches!(damage.what, What::Envelope { .. }));
     let members: Vec<&str> = repaired.unreached.keys().map(barid_core::names::Member::as_str).collect();
     let only_more = repaired.more && undone.clone().next().is_none();
-    Err(if args.check || only_more {
+    // What no further run could put back.
+    let is_lost = repaired.missing > 0 || undone.clone().any(|damage| matches!(damage.what, What::Lost(_)));
+    Err(if args.check && is_lost {
+        Failure::new("repair-lost")
+    } else if args.check || only_more {
         Failure::new("repair-needed")
     } else if only_asked {
         Failure::new("repair-unreached").exit(Exit::NotReached).with("members", &members.join(","))

@@ -1,6 +1,6 @@
 //! `barid status`: how the node, its feed and its peers are.
 //!
-//! In scope: showing it; the exit code says whether something needs an operator. Out of scope: whether the node serves (`health`).
+//! In scope: showing it, alarms included; the exit code says only whether it could be asked. Out of scope: whether the node serves (`health`).
 
 use barid_core::proto;
 use clap::Args;
@@ -41,6 +41,10 @@ fn lines(context: &Context, render: &Render<'_>, status: &proto::GetStatusRespon
     let publishing = publishing(messages, &status.publishing);
     let good = if status.publishing == "yes" { Style::new().green() } else { Style::new().red().bold() };
     let number = |n: u64| messages.isolate(&n.to_string());
+    let mended = match status.mended_bits {
+        0 => String::new(),
+        bits => say!(messages, "mended-bits", nBits = bits),
+    };
     let mut lines = vec![output.paint(
         &say!(messages, "node-heading", member = render.name(&status.member), exchange = &status.exchange),
         Style::new().bold(),
@@ -52,6 +56,7 @@ fn lines(context: &Context, render: &Render<'_>, status: &proto::GetStatusRespon
         render.pair("label-arrival", number(status.newest_arrival)),
         render.pair("label-roster", number(status.roster_version)),
         render.pair("label-view-lag", number(status.view_lag_commits)),
+        render.pair("label-mended", mended),
         render.pair("label-now", messages.value(&times::seconds(status.now.as_ref()))),
         render.pair("label-version", messages.value(&status.version)),
     ]));
@@ -231,6 +236,7 @@ mod tests {
         let status = proto::GetStatusResponse {
             member: "ma".into(),
             publishing: "yes".into(),
+            mended_bits: 77,
             now: at(1_060),
             own: Some(proto::FeedStatus { feed: "ma.rabat.example/feed/1".into(), size: 9, ..Default::default() }),
             peers: vec![peer],
@@ -241,7 +247,7 @@ mod tests {
             let context = Context::new(Messages::new(lang), Output::plain(), None);
             let render = Render::new(&context, Directory::of("ma".parse().expect("a code")));
             let text = lines(&context, &render, &status).join("\n");
-            for part in ["ma.rabat.example/feed/1", "connection refused", "12", "30", "7–9", "5/9", "60"] {
+            for part in ["ma.rabat.example/feed/1", "connection refused", "12", "30", "7–9", "5/9", "60", "77"] {
                 assert!(text.contains(part), "{lang:?}: {part} in {text}");
             }
             assert!(text.contains(&context.messages.text("undisclosed-not-held")), "{text}");

@@ -9,9 +9,11 @@ use barid_core::proto;
 use clap::Args;
 use proto::subscribe_request::Start;
 use proto::subscribe_response::Event;
+use serde_json::json;
 
 use super::args::FilterArgs;
 use super::client::Client;
+use super::history::damage;
 use super::render::{Reading, Render};
 use super::{Context, Exit, Failure, deadline, say};
 
@@ -130,6 +132,18 @@ async fn follow(
                 progress.arrival = Some(delivery.arrival);
                 progress.shown += 1;
                 progress.unacknowledged += 1;
+            }
+            // Named and passed: what comes after it is not held up.
+            Some(Event::Damaged(damaged)) => {
+                if progress.arrival.is_some_and(|seen| damaged.arrival <= seen) {
+                    continue;
+                }
+                if context.output.is_json() {
+                    context.output.json(&json!({"damaged": damaged}))?;
+                } else {
+                    context.output.error_line(&damage(context, &damaged));
+                }
+                progress.arrival = Some(damaged.arrival);
             }
             Some(Event::Position(position)) => progress.arrival = progress.arrival.max(Some(position)),
             None => {}

@@ -19,7 +19,7 @@ use barid_core::feed::tree::Frontier;
 use barid_core::names::FeedId;
 use barid_core::roster::{Role, Roster};
 
-use super::mark::{Mark, MarkError, MarkFile, read_doubt};
+use super::mark::{Mark, MarkError, MarkFile, forget_doubt, read_doubt};
 use super::{checkpoint_of, closing, now};
 use crate::store::{Append, Commit, CommitError, Content, NewEntry, Store};
 
@@ -159,8 +159,7 @@ pub fn open_epoch(
     next: &NextEpoch,
     mark: &Path,
 ) -> Result<OpenedEpoch, OpenEpochError> {
-    let in_doubt = read_doubt(mark, old.epoch)?.is_some();
-    if !in_doubt && MarkFile::read(mark)?.is_some_and(|(_, mark)| mark.epoch == old.epoch) {
+    if !is_in_doubt(mark, old.epoch)? {
         return Err(OpenEpochError::NoDoubt(old.clone()));
     }
     let later = |feed: &FeedId| feed.member == old.member && feed.epoch >= next.feed.epoch;
@@ -204,7 +203,16 @@ pub fn open_epoch(
         return Err(OpenEpochError::Used(next.feed.clone()));
     }
     MarkFile::replace(mark, &Mark { epoch: next.feed.epoch, size: opened.size(), root: opened.root() })?;
+    forget_doubt(mark, next.feed.epoch);
     Ok(OpenedEpoch { closed, opened: checkpoint_of(&next.feed, &opened) })
+}
+
+/// Whether an epoch is in doubt, by the files beside the keys; `mark` is the path of the mark.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn is_in_doubt(mark: &Path, epoch: u32) -> Result<bool, MarkError> {
+    Ok(read_doubt(mark, epoch)?.is_some() || MarkFile::read(mark)?.is_none_or(|(_, mark)| mark.epoch != epoch))
 }
 
 fn commit(

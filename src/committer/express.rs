@@ -9,14 +9,14 @@ use barid_core::bulletin::{Urgent, ValidBulletin, urgent};
 use barid_core::feed::bridge::bridged_inclusion;
 use barid_core::feed::tree::{Frontier, HashReader, NodeId, leaf_hash, node_hash};
 use barid_core::follow::{ProvenEntry, VerifiedBatch, VerifiedContent, VerifiedExpress};
-use barid_core::limits::EXPRESS_ENTRIES_MAX;
-use barid_core::names::{Digest, Hash};
+use barid_core::limits::{EXPRESS_ENTRIES_MAX, EXPRESS_OTHERS_MAX};
+use barid_core::names::{Digest, FeedId, Hash};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::run::{Group, Release, Writer};
 use super::spoken::custody_of;
-use super::{CommitFailure, Committer, EXPRESS_QUEUE_MAX, Permit, Work, is_behind, later, owns};
+use super::{CommitFailure, Committer, Permit, Places, Work, is_behind, later, owns};
 use crate::store::{Append, Content, Express, FeedTree, NewEntry, ReadError, Store};
 
 /// What came of an urgent entry.
@@ -44,7 +44,8 @@ impl Committer {
         &self,
         express: VerifiedExpress,
     ) -> Result<oneshot::Receiver<Result<Expressed, CommitFailure>>, CommitFailure> {
-        let permit = Arc::clone(&self.shared.express).acquire_owned().await.map_err(|_| self.stopped())?;
+        let places = if express.urgent == Some(Urgent::Actual) { &self.shared.express } else { &self.shared.others };
+        let permit = Arc::clone(&places.free).acquire_owned().await.map_err(|_| self.stopped())?;
         let (reply, answer) = oneshot::channel();
         self.work.send(Work::Express(Box::new(express), reply, permit)).map_err(|_| self.stopped())?;
         Ok(answer)
@@ -52,15 +53,15 @@ impl Committer {
 
     /// Where a group finds its places.
     pub(super) fn places(&self, group: &[ValidBulletin]) -> &Arc<Semaphore> {
+        let places: &Places = match group.iter().filter_map(|bulletin| urgent(&bulletin.proto_header)).min() {
+            Some(Urgent::Actual) => &self.shared.express,
+            Some(Urgent::Other) => &self.shared.others,
+            None => &self.shared.queue,
+        };
         // A group that is too long for the places of what is urgent waits like the others; it is committed first all the same.
-        let fits = group.len() <= EXPRESS_QUEUE_MAX;
-        let is_urgent = fits && group.iter().any(|bulletin| urgent(&bulletin.proto_header).is_some());
-        if is_urgent { &self.shared.express } else { &self.shared.queue }
+        if group.len() <= places.count { &places.free } else { &self.shared.queue.free }
     }
 }
-
-/// Entries of one feed that are held ahead of its order and are not Actual: there is always room for what is.
-const OTHERS_MAX: usize = EXPRESS_ENTRIES_MAX / 2;
 
 impl Writer {
     pub(super) fn take_express(
@@ -92,10 +93,7 @@ impl Writer {
             let shown = ProvenEntry { digest: entry.digest, checkpoint, proof };
             return Err(CommitFailure::AnotherEntry { index, shown: Some(Box::new(shown)) });
         }
-        let count = store.ahead(&feed, 0..u64::MAX).len()
-            + group.commit.express.iter().filter(|held| held.feed == feed).count();
-        let room = if how == Some(Urgent::Actual) { EXPRESS_ENTRIES_MAX } else { OTHERS_MAX };
-        if count >= room {
+        if !self.has_room_ahead(group, &feed, how.unwrap_or(Urgent::Other)) {
             return Ok(Expressed::Full);
         }
         let (seconds, _) = self.shared.now();
@@ -122,6 +120,26 @@ impl Writer {
             checkpoint: checkpoint.note,
         });
         Ok(Expressed::Held { custody })
+    }
+
+    /// Whether one more of this sort may be held ahead of a feed's order: what is Actual finds the same room however many others are held.
+    fn has_room_ahead(&self, group: &Group, feed: &FeedId, how: Urgent) -> bool {
+        let room = if how == Urgent::Actual { EXPRESS_ENTRIES_MAX } else { EXPRESS_OTHERS_MAX };
+        let of_this_sort = |held: &&Express| match &held.entry.content {
+            Content::Disclosed { header: Some(header), .. } => urgent(header).unwrap_or(Urgent::Other) == how,
+            _ => how == Urgent::Other,
+        };
+        let pending = group.commit.express.iter().filter(|held| held.feed == *feed).filter(of_this_sort).count();
+        let ahead = self.shared.store.ahead(feed, 0..u64::MAX);
+        let Some((first, _)) = ahead.first().filter(|_| ahead.len() + pending >= room) else { return pending < room };
+        // Few of them are Actual, or few are not.
+        match self.shared.store.urgent(feed, how, *first, room) {
+            Ok(held) => held.len() + pending < room,
+            Err(error) => {
+                tracing::error!(%feed, %error, "what is held ahead of a feed's order cannot be counted: an urgent entry waits");
+                false
+            }
+        }
     }
 
     /// Refuses a batch that has another entry than is held ahead of the order.

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use barid_core::names::FeedId;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
-use super::{Committer, EXPRESS_QUEUE_MAX, QUEUE_MAX, Shared};
+use super::{Committer, Shared};
 use crate::store::{Committed, Content};
 
 impl Committer {
@@ -24,8 +24,7 @@ impl Committer {
     /// Entries and answers that wait to be committed.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        let waiting = |places: &Semaphore, max: usize| max.saturating_sub(places.available_permits());
-        waiting(&self.shared.queue, QUEUE_MAX) + waiting(&self.shared.express, EXPRESS_QUEUE_MAX)
+        self.shared.queue.taken() + self.shared.express.taken() + self.shared.others.taken()
     }
 }
 

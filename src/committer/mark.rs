@@ -5,10 +5,11 @@
 //! rename, so that a power cut leaves one of the two.
 //!
 //! Doubt outlives what raised it: once peers have given back what was lost, the store is not behind its mark any more. So a file beside
-//! the mark says which epoch is in doubt, and nothing takes it back but the next epoch.
+//! the mark says which epoch is in doubt, and nothing takes it back but the next epoch, whose opening removes it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use barid_core::names::Hash;
@@ -80,7 +81,8 @@ impl MarkFile {
         let new = path.with_extension("new");
         let io = |doing| move |source| MarkError::Io { path: path.to_owned(), doing, source };
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(true).open(&new).map_err(io("created"))?;
+        let file =
+            options.read(true).write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(io("created"))?;
         let mut made = Self { path: path.to_owned(), file };
         made.write(mark)?;
         made.file.sync_all().map_err(io("synced"))?;
@@ -134,12 +136,27 @@ pub(crate) fn write_doubt(mark: &Path, epoch: u32, reason: &str) -> Result<(), M
     let path = doubt_path(mark);
     let reason = reason.replace(['\n', '\r'], " ");
     let write = || -> std::io::Result<()> {
-        let mut file = File::create(&path)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         file.write_all(format!("barid doubt v1\n{epoch}\n{reason}\n").as_bytes())?;
         file.sync_all()?;
         path.parent().map_or(Ok(()), |folder| File::open(folder).and_then(|folder| folder.sync_all()))
     };
     write().map_err(|source| MarkError::Io { path: path.clone(), doing: "written", source })
+}
+
+/// Removes what was remembered of epochs before `epoch`, which has begun. Where that fails it is left there: it says which one it is about.
+pub(crate) fn forget_doubt(mark: &Path, epoch: u32) {
+    let path = doubt_path(mark);
+    let about = std::fs::read_to_string(&path).ok().and_then(|text| {
+        let mut lines = text.lines();
+        lines.next().filter(|line| *line == "barid doubt v1")?;
+        lines.next()?.parse::<u32>().ok()
+    });
+    if about.is_some_and(|about| about < epoch)
+        && let Err(error) = std::fs::remove_file(&path)
+    {
+        tracing::warn!(file = %path.display(), %error, "the note about an epoch that is over is left there");
+    }
 }
 
 fn doubt_path(mark: &Path) -> PathBuf {
@@ -194,8 +211,14 @@ mod tests {
         write_doubt(&mark, 1, "a peer\nholds more").unwrap();
         assert_eq!(read_doubt(&mark, 1).unwrap().as_deref(), Some("a peer holds more"));
         assert_eq!(read_doubt(&mark, 2).unwrap(), None);
+        forget_doubt(&mark, 1);
+        assert!(read_doubt(&mark, 1).unwrap().is_some(), "it is not over");
+        forget_doubt(&mark, 2);
+        assert!(!folder.path().join("doubt").exists());
         std::fs::write(folder.path().join("doubt"), "").unwrap();
         assert!(read_doubt(&mark, 2).unwrap().is_some());
+        forget_doubt(&mark, 2);
+        assert!(read_doubt(&mark, 2).unwrap().is_some(), "what cannot be read stays");
     }
 
     #[test]

@@ -36,7 +36,7 @@ use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 use crate::store::{CommitError, Committed, CustodyRecord, ReadError, Store};
 
 pub use bulletins::{closing, forked};
-pub use epoch::{NextEpoch, OpenEpochError, OpenedEpoch, key_path, marked_epoch, marked_size, open_epoch};
+pub use epoch::{NextEpoch, OpenEpochError, OpenedEpoch, is_in_doubt, key_path, marked_epoch, marked_size, open_epoch};
 pub use express::Expressed;
 pub use mark::{Mark, MarkError};
 pub use spoken::Answers;
@@ -45,8 +45,10 @@ pub(crate) use work::{Permit, Work};
 
 /// Entries and answers that may wait for the committer; beyond it publishers are told to come back and links stop reading.
 pub const QUEUE_MAX: usize = 8_192;
-/// Urgent entries that may wait beside them: they find room when the others do not.
+/// Urgent entries with status Actual that may wait beside them: they find room when the others do not.
 pub const EXPRESS_QUEUE_MAX: usize = 1_024;
+/// Urgent entries of any other status, beside both: exercises take no place of what is Actual.
+pub const EXPRESS_OTHERS_QUEUE_MAX: usize = EXPRESS_QUEUE_MAX / 2;
 /// How long a record that would hold only answers waits for company, and how long answers may be owed.
 pub const COMPANY_WAIT: Duration = Duration::from_millis(3);
 /// How often it is looked whether there is room on the disk.
@@ -135,6 +137,22 @@ pub struct Committer {
     work: queue::Sender,
 }
 
+/// Places in the queue for one sort of work.
+struct Places {
+    free: Arc<Semaphore>,
+    count: usize,
+}
+
+impl Places {
+    fn new(count: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(count)), count }
+    }
+
+    fn taken(&self) -> usize {
+        self.count.saturating_sub(self.free.available_permits())
+    }
+}
+
 pub(crate) struct Shared {
     store: Arc<dyn Store>,
     feed: FeedId,
@@ -145,8 +163,9 @@ pub(crate) struct Shared {
     full: watch::Sender<Option<String>>,
     custody: broadcast::Sender<Arc<Vec<CustodyRecord>>>,
     said: broadcast::Sender<Arc<Answers>>,
-    queue: Arc<Semaphore>,
-    express: Arc<Semaphore>,
+    queue: Places,
+    express: Places,
+    others: Places,
     heartbeat_key: SigningKey,
     /// Unix seconds of what this node signed last as a witness.
     last_time: AtomicU64,
@@ -193,8 +212,9 @@ impl Committer {
             full: watch::Sender::new(None),
             custody: broadcast::Sender::new(1_024),
             said: broadcast::Sender::new(1_024),
-            queue: Arc::new(Semaphore::new(QUEUE_MAX)),
-            express: Arc::new(Semaphore::new(EXPRESS_QUEUE_MAX)),
+            queue: Places::new(QUEUE_MAX),
+            express: Places::new(EXPRESS_QUEUE_MAX),
+            others: Places::new(EXPRESS_OTHERS_QUEUE_MAX),
             heartbeat_key: options.keys.mirror.clone(),
             last_time: AtomicU64::new(0),
             #[cfg(test)]
@@ -416,7 +436,7 @@ impl Committer {
     }
 
     async fn permits(&self, count: u32) -> Result<Permit, CommitFailure> {
-        Arc::clone(&self.shared.queue).acquire_many_owned(count).await.map_err(|_| self.stopped())
+        Arc::clone(&self.shared.queue.free).acquire_many_owned(count).await.map_err(|_| self.stopped())
     }
 
     fn stopped(&self) -> CommitFailure {
@@ -466,7 +486,7 @@ impl Committer {
 
     /// Takes places in the queue, as others that publish would, until the permit is dropped.
     pub(crate) fn occupy(&self, entries: usize) -> Permit {
-        Arc::clone(&self.shared.queue).try_acquire_many_owned(permits_of(entries)).expect("there is room")
+        Arc::clone(&self.shared.queue.free).try_acquire_many_owned(permits_of(entries)).expect("there is room")
     }
 }
 

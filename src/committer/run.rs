@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::mark::{Mark, MarkFile, read_doubt, write_doubt};
+use super::mark::{Mark, MarkFile, forget_doubt, read_doubt, write_doubt};
 use super::{
     Appended, COMPANY_WAIT, CommitFailure, Custodies, Expressed, Filled, Gate, KEPT_BYTES_MAX, Kept, Keys, Options,
     Permit, Published, PublishedGroup, ROOM_CHECK_EVERY, Shared, StartError, Work, checkpoint_of, later, now, owns,
@@ -152,6 +152,7 @@ impl Writer {
     fn open_feed(&mut self, feed: &FeedId, mark: &std::path::Path, first: bool) -> Result<(), StartError> {
         let held = self.shared.store.feed(feed);
         let found = MarkFile::read(mark)?;
+        forget_doubt(mark, feed.epoch);
         let remembered = read_doubt(mark, feed.epoch)?;
         let doubt = match (&held, &found) {
             (None, None) if first && remembered.is_none() => {

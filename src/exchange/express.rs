@@ -15,7 +15,7 @@ use barid_core::feed::bridge::bridged_inclusion;
 use barid_core::feed::checkpoint::SignedCheckpoint;
 use barid_core::feed::tree::{NodeId, leaf_hash};
 use barid_core::follow::{Fault, FaultKind, ProvenEntry, TwoEntries, VerifiedExpress, verify_express};
-use barid_core::limits::EXPRESS_ENTRIES_MAX;
+use barid_core::limits::{EXPRESS_ENTRIES_MAX, EXPRESS_OTHERS_MAX};
 use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
@@ -27,17 +27,16 @@ use tokio::sync::{mpsc, oneshot};
 use super::outbox::Outbox;
 use super::provider::Provider;
 use super::reader::tell_findings;
-use super::{EXPRESS_BYTES_MAX, FRAMES_WAITING_MAX, Shared, forks};
+use super::{EXPRESS_BYTES_MAX, EXPRESS_OTHERS_BYTES_MAX, FRAMES_WAITING_MAX, Shared, forks};
 use crate::committer::{CommitFailure, Expressed};
 use crate::store::{Content, FeedTree, ForkRecord, ReadError, Store};
 use crate::telemetry::{AuditEvent, audit};
 
 /// Entries that the next batch of a feed may be behind for it to be as fast as the express lane.
 const BEHIND_MAX: u64 = 16;
-/// Urgent entries of a feed that are looked at, from where its order has come to: of more than these those that follow are not found yet.
+/// Entries of a feed that are looked at, from where its order has come to, of those that are Actual and of the others: of more than these those
+/// that follow are not found yet.
 const LOOKED_AT_MAX: usize = 4 * EXPRESS_ENTRIES_MAX;
-/// Of the entries of a feed that are ahead of its order so many may be other than Actual: there is always room for what is Actual.
-const OTHERS_MAX: usize = EXPRESS_ENTRIES_MAX / 2;
 /// Envelopes up to this size are verified on the spot.
 const VERIFIED_AT_ONCE_BYTES_MAX: usize = 64 << 10;
 
@@ -65,19 +64,23 @@ impl Unmatched {
         *sent = sent.split_off(&stored);
     }
 
-    fn bytes(&self) -> usize {
-        self.feeds.values().flat_map(BTreeMap::values).flatten().map(|(_, bytes)| bytes).sum()
+    fn bytes(&self, how: Urgent) -> usize {
+        let sent = self.feeds.values().flat_map(BTreeMap::values).flatten();
+        sent.filter(|(urgent, _)| *urgent == how).map(|(_, bytes)| bytes).sum()
     }
 
     fn has(&self, feed: &FeedId, index: u64) -> bool {
         self.feeds.get(feed).is_some_and(|sent| sent.contains_key(&index))
     }
 
-    /// Whether one more may be sent.
-    fn has_room(&self, feed: &FeedId, urgent: Urgent) -> bool {
-        let sent = || self.feeds.get(feed).into_iter().flat_map(BTreeMap::values).flatten();
-        let room = if urgent == Urgent::Actual { EXPRESS_ENTRIES_MAX } else { OTHERS_MAX };
-        sent().count() < room && self.bytes() < EXPRESS_BYTES_MAX
+    /// Whether one more may be sent. What is Actual and what is not have a room each: neither takes the other's.
+    fn has_room(&self, feed: &FeedId, how: Urgent) -> bool {
+        let sent = self.feeds.get(feed).into_iter().flat_map(BTreeMap::values).flatten();
+        let (entries_max, bytes_max) = match how {
+            Urgent::Actual => (EXPRESS_ENTRIES_MAX, EXPRESS_BYTES_MAX),
+            Urgent::Other => (EXPRESS_OTHERS_MAX, EXPRESS_OTHERS_BYTES_MAX),
+        };
+        sent.filter(|(urgent, _)| *urgent == how).count() < entries_max && self.bytes(how) < bytes_max
     }
 
     fn sent(&mut self, feed: &FeedId, index: u64, what: Option<(Urgent, usize)>) {
@@ -192,17 +195,18 @@ impl Looking {
     /// What is urgent of one feed and would wait, by its turn.
     fn urgent_of(&self, feed: &FeedId, provider: &Provider) -> Result<Vec<(usize, Planned)>, ReadError> {
         let store = self.shared.store();
-        let urgent = store.urgent(feed, provider.cursor(), LOOKED_AT_MAX)?;
-        let unsent = urgent.into_iter().filter(|(index, _)| !self.unmatched.has(feed, *index));
-        let planned = |(index, urgent)| Planned { urgent, index, feed: feed.clone(), provider: provider.clone() };
-        // Only the next frames are made of these, the least of each kind.
-        let mut taken: BTreeMap<Urgent, usize> = BTreeMap::new();
-        let first = unsent.filter(|(_, urgent)| {
-            let count = taken.entry(*urgent).or_default();
-            *count += 1;
-            *count <= 2 * FRAMES_WAITING_MAX
-        });
-        Ok(first.map(planned).enumerate().collect())
+        let mut planned = Vec::new();
+        for urgent in [Urgent::Actual, Urgent::Other] {
+            if !self.unmatched.has_room(feed, urgent) {
+                continue;
+            }
+            let held = store.urgent(feed, urgent, provider.cursor(), LOOKED_AT_MAX)?;
+            let unsent = held.into_iter().filter(|index| !self.unmatched.has(feed, *index));
+            let one = |index| Planned { urgent, index, feed: feed.clone(), provider: provider.clone() };
+            // Only the next frames are made of these.
+            planned.extend(unsent.take(2 * FRAMES_WAITING_MAX).map(one).enumerate());
+        }
+        Ok(planned)
     }
 }
 
@@ -376,23 +380,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_ahead_of_the_order_is_bounded_and_actual_always_finds_room() {
+    fn what_is_ahead_of_the_order_is_bounded_and_exercises_take_no_room_of_what_is_actual() {
         let feed: FeedId = "ma.rabat.example/feed/1".parse().unwrap();
         let other: FeedId = "tn.rabat.example/feed/1".parse().unwrap();
         let mut unmatched = Unmatched::default();
-        for index in 0..OTHERS_MAX as u64 {
+        for index in 5_000..5_000 + EXPRESS_OTHERS_MAX as u64 {
             assert!(unmatched.has_room(&feed, Urgent::Other));
             unmatched.sent(&feed, index, Some((Urgent::Other, 10)));
         }
-        assert!(!unmatched.has_room(&feed, Urgent::Other), "exercises leave room");
-        assert!(unmatched.has_room(&feed, Urgent::Actual) && unmatched.has_room(&other, Urgent::Other));
-        for index in OTHERS_MAX as u64..EXPRESS_ENTRIES_MAX as u64 {
+        assert!(!unmatched.has_room(&feed, Urgent::Other) && unmatched.has_room(&other, Urgent::Other));
+        unmatched.sent(&other, 3, Some((Urgent::Other, EXPRESS_BYTES_MAX)));
+        assert!(!unmatched.has_room(&other, Urgent::Other), "nor more bytes of exercises");
+        for index in 0..EXPRESS_ENTRIES_MAX as u64 {
+            assert!(unmatched.has_room(&feed, Urgent::Actual), "exercises take nothing of this");
             unmatched.sent(&feed, index, Some((Urgent::Actual, 10)));
         }
         assert!(!unmatched.has_room(&feed, Urgent::Actual) && unmatched.has_room(&other, Urgent::Actual));
         unmatched.reached(&feed, 1);
         assert!(unmatched.has_room(&feed, Urgent::Actual) && !unmatched.has(&feed, 0) && unmatched.has(&feed, 1));
-        assert_eq!(unmatched.bytes(), (EXPRESS_ENTRIES_MAX - 1) * 10);
+        assert_eq!(unmatched.bytes(Urgent::Actual), (EXPRESS_ENTRIES_MAX - 1) * 10);
         unmatched.sent(&feed, 0, None);
         assert!(unmatched.has_room(&feed, Urgent::Actual), "what is not for the peer takes no room");
         unmatched.sent(&other, 7, Some((Urgent::Actual, EXPRESS_BYTES_MAX)));

@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use barid_core::bulletin::TopicFilter;
 use barid_core::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
-use barid_core::names::{FeedId, Member};
+use barid_core::names::{FeedId, Member, Undisclosed};
 use barid_core::proto;
 use barid_core::provide::{self, Head, Held};
 use barid_core::roster::RosterChain;
 use tokio::time::Instant;
 
 use super::{IN_FLIGHT_BATCHES_MAX, IN_FLIGHT_BYTES_MAX};
-use crate::store::{Content, Entry, FeedTree, ReadError, Store};
+use crate::store::{Content, DamagedEntry, Entry, FeedTree, ReadError, Store};
 
 /// Distinguishes one request for a feed from the next.
 static REQUESTS: AtomicU64 = AtomicU64::new(0);
@@ -139,7 +139,10 @@ impl Provider {
         if self.cursor >= size {
             return Ok(None);
         }
-        let mut held = store.entries(feed, self.cursor, BATCH_ENTRIES_MAX, self.batch_bytes)?;
+        let mut held = match store.entries(feed, self.cursor, BATCH_ENTRIES_MAX, self.batch_bytes) {
+            Err(ReadError::DamagedEntry(damaged)) => vec![without_content(*damaged)?],
+            read => read?,
+        };
         held.truncate(usize::try_from(size - self.cursor).unwrap_or(usize::MAX));
         if held.is_empty() {
             return Ok(None);
@@ -152,6 +155,12 @@ impl Provider {
         let bytes = prost::Message::encoded_len(&entries);
         Ok(Some(Batch { entries, end, bytes }))
     }
+}
+
+/// A damaged entry holds up none that follow: it is served as a digest without content, which a peer asks for later.
+fn without_content(damaged: DamagedEntry) -> Result<Entry, ReadError> {
+    let Some((feed, index, digest)) = damaged.entry else { return Err(ReadError::DamagedEntry(Box::new(damaged))) };
+    Ok(Entry { feed, index, digest, content: Content::Undisclosed(Undisclosed::NotHeld), arrival: None })
 }
 
 /// What `reader` is shown of these entries.

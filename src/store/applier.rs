@@ -16,6 +16,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::ReadError;
 use super::keys::FeedNumber;
+use super::log::{EndFile, Noted};
 use super::rebuild::{self, Source};
 use super::state::{Pending, State};
 use super::tree_cache::TileCache;
@@ -40,6 +41,8 @@ pub(super) struct Shared {
     pub(super) queue: Queue,
     /// What it is rebuilt from.
     pub(super) source: Source,
+    /// Where it is noted how far the log has come.
+    pub(super) end: EndFile,
 }
 
 impl Shared {
@@ -243,7 +246,8 @@ pub(super) fn run(shared: &Arc<Shared>) {
                 }
             }
         }
-        if !batch.is_empty() {
+        if let Some(last) = batch.last() {
+            shared.end.note(&Noted { seq, hash: last.hash });
             shared.queue.applied(seq, bytes);
         }
     }

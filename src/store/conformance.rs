@@ -7,6 +7,7 @@ mod late;
 
 use std::sync::Arc;
 
+use barid_core::bulletin::Urgent;
 use barid_core::feed::tree::{self, HashReader, MemoryTree, NodeId};
 use barid_core::names::{Digest, FeedId, Hash, Undisclosed};
 use barid_core::proto;
@@ -221,7 +222,9 @@ pub(crate) fn same(store: &dyn Store, model: &dyn Store, random: &mut Random) {
         }
         for from in [0, random.below(size + 9)] {
             let max = 1 + random.below(60) as usize;
-            assert_eq!(store.urgent(feed, from, max).unwrap(), model.urgent(feed, from, max).unwrap());
+            for how in [Urgent::Actual, Urgent::Other] {
+                assert_eq!(store.urgent(feed, how, from, max).unwrap(), model.urgent(feed, how, from, max).unwrap());
+            }
         }
         assert_eq!(store.not_held(feed, ALL).unwrap(), model.not_held(feed, ALL).unwrap());
         assert_eq!(store.not_held(feed, 2).unwrap(), model.not_held(feed, 2).unwrap());

@@ -24,7 +24,7 @@ use super::applier::{self, NoRoom, Queue, Shared};
 use super::disk_options::{reserve_for, resumes_above};
 use super::keys::{FeedNumber, NoteRef};
 use super::load::{self, dangling};
-use super::log::{self, AppendError, Log, LogReader, Tail};
+use super::log::{self, AppendError, EndFile, Log, LogReader, Noted, Tail};
 use super::open::{Replay, fill_tiles, lock, make_folder, open_view};
 use super::rebuild::Source;
 use super::recent_ids::Known;
@@ -62,7 +62,9 @@ impl DiskStore {
     /// See [`OpenError`]. A torn tail of the log is cut; single bits that flipped are put right where a SHA-256 proves what they were; any
     /// other damage is named, and nothing is changed.
     pub fn open(dir: &Path, options: &DiskOptions) -> Result<Self, OpenError> {
-        repair::open(dir, options, || Self::open_as_it_is(dir, options))
+        let (store, mended) = repair::open(dir, options, || Self::open_as_it_is(dir, options))?;
+        store.log.count_mended(mended);
+        Ok(store)
     }
 
     fn open_as_it_is(dir: &Path, options: &DiskOptions) -> Result<Self, OpenError> {
@@ -83,7 +85,11 @@ impl DiskStore {
             view: ArcSwap::from_pointee(view),
             queue,
             source: Source::new(dir, options),
+            end: EndFile::open(&log_dir, reader.salt()),
         });
+        if log.tail().seq > 0 {
+            shared.end.note(&Noted { seq: log.tail().seq, hash: log.tail().hash });
+        }
         let applier = {
             let shared = Arc::clone(&shared);
             thread::Builder::new().name("store-view".into()).spawn(move || {
@@ -349,7 +355,10 @@ impl Store for DiskStore {
                 wanted(columns.ok_or_else(|| dangling("header"))?)
             };
             if accepted {
-                found.extend(self.arrivals(arrival, 1, 0)?);
+                match self.arrivals(arrival, 1, 0) {
+                    Err(ReadError::DamagedEntry(_)) if !found.is_empty() => break,
+                    read => found.extend(read?),
+                }
             }
             next = arrival;
         }
@@ -414,8 +423,8 @@ impl Store for DiskStore {
         self.read_express(feed, index)
     }
 
-    fn urgent(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(u64, Urgent)>, ReadError> {
-        self.read_urgent(feed, from, max)
+    fn urgent(&self, feed: &FeedId, how: Urgent, from: u64, max: usize) -> Result<Vec<u64>, ReadError> {
+        self.read_urgent(feed, how, from, max)
     }
 
     fn not_held_from(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
@@ -576,5 +585,9 @@ impl Store for DiskStore {
 
     fn damage(&self) -> Option<String> {
         self.damage_met()
+    }
+
+    fn mended_bits(&self) -> u64 {
+        self.log.mended()
     }
 }

@@ -3,7 +3,7 @@
 //! In scope: reading them where the view, or memory while the view lags, says that they are. Out of scope: what is asked of the store
 //! (`disk`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -16,11 +16,11 @@ use super::admit::CustodyStanding;
 use super::disk::DiskStore;
 use super::keys::{FeedNumber, FillAt, NoteRef, Stretch};
 use super::load::{self, dangling};
-use super::log::{Position, Record, RecordedAppend};
+use super::log::{Position, Record, RecordedAppend, Slot};
 use super::tree_cache::TileId;
 use super::view::fills;
 use super::window::Bounded;
-use super::{Content, CustodyRecord, Entry, Express, ReadError};
+use super::{Content, CustodyRecord, DamagedEntry, Entry, Express, ReadError};
 
 impl DiskStore {
     /// Where the content of entries is that were filled in, of these ascending ones.
@@ -68,8 +68,15 @@ impl DiskStore {
         for place in 0..entries.len() {
             let entry = &mut entries[place];
             if let Some(fill) = fills.get(&entry.index) {
-                let (content, arrival) = self.read_fill(entry, *fill)?;
-                (entry.content, entry.arrival) = (content, Some(arrival));
+                match self.read_fill(entry, *fill) {
+                    Ok((content, arrival)) => (entry.content, entry.arrival) = (content, Some(arrival)),
+                    // Those before it are whole.
+                    Err(ReadError::DamagedEntry(_)) if place > 0 => {
+                        entries.truncate(place);
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             if let Content::Disclosed { envelope, .. } = &entry.content {
                 bytes = bytes.saturating_add(envelope.len());
@@ -194,15 +201,15 @@ impl DiskStore {
     }
 
     /// Urgent entries from the view and those that it has not taken in yet.
-    pub(super) fn read_urgent(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(u64, Urgent)>, ReadError> {
+    pub(super) fn read_urgent(&self, feed: &FeedId, how: Urgent, from: u64, max: usize) -> Result<Vec<u64>, ReadError> {
         let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
         // Before the view: what it takes in meanwhile is there twice, and not never.
-        let mut found: BTreeMap<u64, Urgent> = {
+        let mut found: BTreeSet<u64> = {
             let state = self.shared().state.read();
             let Some(book) = state.book(number) else { return Ok(Vec::new()) };
-            book.urgent.range(from..).take(max).map(|(index, urgent)| (*index, *urgent)).collect()
+            book.urgent.range(from..).filter(|(_, held)| **held == how).map(|(index, _)| *index).take(max).collect()
         };
-        found.extend(self.shared().view().urgent(number, from, max)?);
+        found.extend(self.shared().view().urgent(number, how, from, max)?);
         Ok(found.into_iter().take(max).collect())
     }
 
@@ -216,9 +223,16 @@ impl DiskStore {
         if *index != entry.index || held.digest != entry.digest {
             return Err(dangling("fill"));
         }
-        let bytes = recorded.bytes(slot..slot + 1);
-        let read =
-            self.read_body(position, &record, &bytes, |body| recorded.entries(slot..slot + 1, body, bytes.start))?;
+        let (read, damage) = self.read_whole(
+            position,
+            &record,
+            slot..slot + 1,
+            |slots| recorded.bytes(slots),
+            |slots, body, start| recorded.entries(slots, body, start),
+        )?;
+        if let Some(what) = damage {
+            return Err(damaged_entry(held, &entry.feed, entry.index, what));
+        }
         let (_, filled) = read.into_iter().next().ok_or_else(|| dangling("fill"))?;
         Ok((filled.content, held.arrival))
     }
@@ -239,9 +253,17 @@ impl DiskStore {
         self.read_slots(stretch.at.position, &record, append, start, taken, false)
     }
 
-    /// Disclosed entries of one record from arrival `from` on; false when a bound was met.
+    /// Disclosed entries of one record from arrival `from` on; false when a bound or damage was met.
     pub(super) fn read_arrivals(&self, stretch: &Stretch, from: u64, taken: &mut Bounded) -> Result<bool, ReadError> {
-        let record = self.log.record(stretch.at.position)?;
+        let record = match self.log.record(stretch.at.position) {
+            Ok(record) => record,
+            // Which entry it was stood in what cannot be read.
+            Err(ReadError::Damaged(what)) => {
+                let entry = || DamagedEntry { arrival: from, entry: None, what };
+                return taken.stopped_by(|| ReadError::DamagedEntry(Box::new(entry())));
+            }
+            Err(error) => return Err(error),
+        };
         if record.first_arrival != stretch.first {
             return Err(dangling("arrival"));
         }
@@ -257,14 +279,20 @@ impl DiskStore {
             let start = fill.slots.partition_point(|(_, slot)| slot.arrival < from);
             let slots = fill.slots.get(start..).unwrap_or_default();
             let wanted = taken.count_fitting(slots.iter().map(|(_, slot)| slot.len));
-            let bytes = fill.bytes(start..start + wanted);
-            let entries = self.read_body(stretch.at.position, &record, &bytes, |body| {
-                fill.entries(start..start + wanted, body, bytes.start)
-            })?;
+            let (entries, damage) = self.read_whole(
+                stretch.at.position,
+                &record,
+                start..start + wanted,
+                |slots| fill.bytes(slots),
+                |slots, body, start| fill.entries(slots, body, start),
+            )?;
             for ((index, entry), (_, slot)) in entries.iter().zip(slots) {
                 if !taken.push(&fill.feed, *index, entry, slot.arrival) {
                     return Ok(false);
                 }
+            }
+            if let (Some(what), Some((index, slot))) = (damage, slots.get(entries.len())) {
+                return taken.stopped_by(|| damaged_entry(slot, &fill.feed, *index, what));
             }
             if wanted < slots.len() {
                 return Ok(false);
@@ -341,6 +369,34 @@ impl DiskStore {
         Err(self.log.damaged(position, &damage))
     }
 
+    /// As [`Self::read_body`], of these slots: those before the first one that is damaged, and what is damaged of that.
+    fn read_whole<T>(
+        &self,
+        position: Position,
+        record: &Record,
+        slots: Range<usize>,
+        bytes_of: impl Fn(Range<usize>) -> Range<usize>,
+        entries: impl Fn(Range<usize>, &Bytes, usize) -> Result<Vec<T>, String>,
+    ) -> Result<(Vec<T>, Option<String>), ReadError> {
+        let read = |slots: Range<usize>| {
+            let bytes = bytes_of(slots.clone());
+            self.read_body(position, record, &bytes, |body| entries(slots.clone(), body, bytes.start))
+        };
+        match read(slots.clone()) {
+            Err(ReadError::Damaged(_)) => {}
+            read => return Ok((read?, None)),
+        }
+        let mut whole = Vec::new();
+        for slot in slots {
+            match read(slot..slot + 1) {
+                Ok(read) => whole.extend(read),
+                Err(ReadError::Damaged(what)) => return Ok((whole, Some(what))),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((whole, None))
+    }
+
     fn read_slots(
         &self,
         position: Position,
@@ -353,9 +409,13 @@ impl DiskStore {
         let slots = append.slots.get(start..).unwrap_or_default();
         let wanted = taken.count_fitting(slots.iter().map(|slot| slot.len));
         let range = start..start + wanted;
-        let bytes = append.bytes(range.clone());
-        let entries =
-            self.read_body(position, record, &bytes, |body| append.entries(range.clone(), body, bytes.start))?;
+        let (entries, damage) = self.read_whole(
+            position,
+            record,
+            range,
+            |slots| append.bytes(slots),
+            |slots, body, start| append.entries(slots, body, start),
+        )?;
         let first = append.append.first;
         for ((index, slot), entry) in (first + start as u64..).zip(slots).zip(&entries) {
             if disclosed_only && slot.undisclosed.is_some() {
@@ -365,6 +425,15 @@ impl DiskStore {
                 return Ok(false);
             }
         }
+        if let (Some(what), Some(slot)) = (damage, slots.get(entries.len())) {
+            let index = first + (start + entries.len()) as u64;
+            return taken.stopped_by(|| damaged_entry(slot, &append.append.feed, index, what));
+        }
         Ok(wanted == slots.len())
     }
+}
+
+fn damaged_entry(slot: &Slot, feed: &FeedId, index: u64, what: String) -> ReadError {
+    let entry = Some((feed.clone(), index, slot.digest));
+    ReadError::DamagedEntry(Box::new(DamagedEntry { arrival: slot.arrival, entry, what }))
 }

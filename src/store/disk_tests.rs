@@ -12,7 +12,7 @@ use barid_core::names::Undisclosed;
 use super::conformance::{self, Random, append, cosign, custody_of, disclosed, feed, fill, one, same, withheld};
 use super::disk::{DiskOptions, DiskStore};
 use super::memory::MemoryStore;
-use super::{Commit, CommitError, CrlRecord, CursorRecord, OpenError, RosterRecord, Store};
+use super::{Commit, CommitError, CrlRecord, CursorRecord, OpenError, ReadError, RosterRecord, Store};
 
 fn options() -> DiskOptions {
     let feed = feed("ma", 1);
@@ -251,16 +251,58 @@ fn one_flipped_bit_is_put_right_when_it_is_read_and_when_the_store_is_opened() {
     flip(payload(10));
     let store = open(dir.path());
     assert_eq!(store.entries(&feed, 9, 1, 1_000).unwrap().len(), 1);
-    assert_eq!(store.damage(), None);
+    assert_eq!((store.damage(), store.mended_bits()), (None, 1));
     assert!(fs::read(&path).unwrap() == whole);
     drop(store);
     // In the first head; then in the content of the last entry, which but for its digest could be torn.
     for at in [4_096 + 40, payload(20)] {
         flip(at);
         fs::remove_dir_all(dir.path().join("db")).unwrap();
-        assert_eq!(open(dir.path()).seq(), 20);
+        let store = open(dir.path());
+        assert_eq!((store.seq(), store.mended_bits()), (20, 1));
         assert!(fs::read(&path).unwrap() == whole);
     }
+}
+
+#[test]
+fn what_is_damaged_is_named_and_what_lies_around_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let feed = feed("ma", 1);
+    let store = open(dir.path());
+    let entries = |first: u64| (first..first + 4).map(|n| disclosed(&feed, n + 101)).collect();
+    store.commit(one(append(&feed, 0, entries(0))), 0).unwrap();
+    store.commit(one(append(&feed, 4, entries(4))), 1).unwrap();
+    drop(store);
+    let path = dir.path().join("log/0000000001.log");
+    let mut log = fs::read(&path).unwrap();
+    for number in [102_u8, 106, 107] {
+        let at = log.windows(10).position(|window| window == [number; 10]).unwrap();
+        log[at..at + 2].fill(0xee);
+    }
+    fs::write(&path, log).unwrap();
+    let store = open(dir.path());
+    let indexes = |read: Vec<super::Entry>| read.iter().map(|entry| entry.index).collect::<Vec<_>>();
+    let named = |error| match error {
+        ReadError::DamagedEntry(damaged) => (damaged.arrival, damaged.entry.unwrap()),
+        error => panic!("{error:?}"),
+    };
+    for (from, read) in [(0, vec![0]), (2, vec![2, 3, 4]), (7, vec![7])] {
+        assert_eq!(indexes(store.entries(&feed, from, 9, 10_000).unwrap()), read);
+        assert_eq!(indexes(store.arrivals(from + 1, 9, 10_000).unwrap()), read);
+    }
+    for index in [1, 5, 6] {
+        let damaged = (index + 1, (feed.clone(), index, disclosed(&feed, index + 101).digest));
+        assert_eq!(named(store.entries(&feed, index, 9, 10_000).unwrap_err()), damaged);
+        assert_eq!(named(store.arrivals(index + 1, 9, 10_000).unwrap_err()), damaged);
+    }
+    // From the newest back: what is read comes first.
+    let (read, next) = store.history(u64::MAX, 9, 99, &|_| true).unwrap();
+    assert_eq!((indexes(read), next), (vec![7], Some(8)));
+    assert_eq!(named(store.history(8, 9, 99, &|_| true).unwrap_err()).0, 7);
+    assert_eq!(named(store.history(7, 9, 99, &|_| true).unwrap_err()).0, 6);
+    assert_eq!(indexes(store.history(6, 9, 99, &|_| true).unwrap().0), [4, 3, 2]);
+    assert!(store.history(8, 9, 99, &|_| false).unwrap().0.is_empty(), "what is not asked for is not read");
+    assert!(store.damage().unwrap().contains("the envelope of ma.exercise.example/feed/1 1"));
 }
 
 #[test]

@@ -5,11 +5,14 @@
 use std::ops::Range;
 
 use barid_core::bulletin::{Urgent, urgent};
-use barid_core::limits::{ENVELOPE_BYTES_MAX, EXPRESS_ENTRIES_MAX, PROOF_HASHES_MAX};
+use barid_core::limits::{ENVELOPE_BYTES_MAX, EXPRESS_ENTRIES_MAX, EXPRESS_OTHERS_MAX, PROOF_HASHES_MAX};
 use barid_core::names::{Digest, FeedId, Undisclosed};
 use barid_core::proto;
 
 use super::{Commit, Content, admit};
+
+/// Entries of one feed that are held ahead of its order, of whatever status: whoever commits counts what is Actual by itself.
+pub const AHEAD_MAX: usize = EXPRESS_ENTRIES_MAX + EXPRESS_OTHERS_MAX;
 
 /// What is known of the entries of one feed that are held ahead of its order.
 pub(super) trait Ahead {
@@ -47,8 +50,8 @@ pub(super) fn check(
         {
             return Err(format!("{feed} {index}: it is held already"));
         }
-        if ahead.count(feed) + earlier.iter().filter(|other| other.feed == *feed).count() >= EXPRESS_ENTRIES_MAX {
-            return Err(format!("{feed}: more than {EXPRESS_ENTRIES_MAX} entries ahead of its order"));
+        if ahead.count(feed) + earlier.iter().filter(|other| other.feed == *feed).count() >= AHEAD_MAX {
+            return Err(format!("{feed}: more than {AHEAD_MAX} entries ahead of its order"));
         }
         if express.proof.len() > PROOF_HASHES_MAX {
             return Err(format!("{feed} {index}: the inclusion proof has {} hashes", express.proof.len()));

@@ -8,6 +8,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use barid_core::bulletin::{BulletinId, Fill, ValidBulletin, kinds, prepare};
 use barid_core::envelope;
@@ -23,7 +24,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::disk::{DiskOptions, DiskStore};
 use super::{
-    Append, Commit, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, FeedTree, NewEntry, RosterRecord, Store,
+    Append, Commit, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, FeedTree, NewEntry, OpenError,
+    RosterRecord, Store,
 };
 
 const EXCHANGE: &str = "rabat.example";
@@ -190,6 +192,18 @@ fn commits() -> Vec<Commit> {
     commits
 }
 
+/// Opens a store. A process that another test starts at the same time has this one's open files until it becomes another program, the lock
+/// among them: it is waited for.
+fn open(dir: &Path) -> DiskStore {
+    let begun = Instant::now();
+    loop {
+        match DiskStore::open(dir, &options()) {
+            Err(OpenError::Locked(_)) if begun.elapsed() < Duration::from_secs(10) => std::thread::yield_now(),
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
 fn holds_everything(store: &DiskStore) {
     assert_eq!((store.seq(), store.end_arrival()), (6, 9));
     let held = store.rosters().unwrap();
@@ -256,11 +270,11 @@ fn a_data_folder_of_version_1_is_opened() {
     fs::create_dir_all(dir.path().join("log")).unwrap();
     let name = "log/0000000001.log";
     fs::copy(folder().join("data-1").join(name), dir.path().join(name)).unwrap();
-    holds_everything(&DiskStore::open(dir.path(), &options()).unwrap());
+    holds_everything(&open(dir.path()));
     // With the view that was just made, and once more without it.
-    holds_everything(&DiskStore::open(dir.path(), &options()).unwrap());
+    holds_everything(&open(dir.path()));
     fs::remove_dir_all(dir.path().join("db")).unwrap();
-    let store = DiskStore::open(dir.path(), &options()).unwrap();
+    let store = open(dir.path());
     holds_everything(&store);
     // It goes on from there.
     let libyan = libyan_entries();
@@ -274,7 +288,7 @@ fn a_data_folder_of_version_1_is_opened() {
 #[test]
 fn this_version_writes_the_same() {
     let dir = tempfile::tempdir().unwrap();
-    let store = DiskStore::open(dir.path(), &options()).unwrap();
+    let store = open(dir.path());
     for (commit, seq) in commits().into_iter().zip(0..) {
         store.commit(commit, seq).unwrap();
     }

@@ -378,10 +378,10 @@ impl Store for MemoryStore {
         Ok(inner.feeds.get(feed).and_then(|feed| feed.express.get(&index)).map(|(express, ..)| express.clone()))
     }
 
-    fn urgent(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(u64, Urgent)>, ReadError> {
+    fn urgent(&self, feed: &FeedId, how: Urgent, from: u64, max: usize) -> Result<Vec<u64>, ReadError> {
         let inner = self.inner.lock();
         let Some(held) = inner.feeds.get(feed) else { return Ok(Vec::new()) };
-        Ok(held.urgent.range(from..).take(max).map(|(index, urgent)| (*index, *urgent)).collect())
+        Ok(held.urgent.range(from..).filter(|(_, held)| **held == how).map(|(index, _)| *index).take(max).collect())
     }
 
     fn not_held_from(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {

@@ -34,6 +34,7 @@ mod tree_cache;
 mod view;
 mod window;
 
+pub use express::AHEAD_MAX;
 pub use feed_tree::FeedTree;
 pub use syncs::{SYNC_BOUNDS_MICROS, SyncTimes};
 
@@ -356,6 +357,17 @@ pub enum CommitError {
     Stopped(String),
 }
 
+/// An entry whose content is not what was written, found by whoever wanted to read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedEntry {
+    /// Its arrival number.
+    pub arrival: u64,
+    /// Its feed and index, and the digest that its content had; `None` where its whole record cannot be read.
+    pub entry: Option<(FeedId, u64, Digest)>,
+    /// What is damaged, for operators.
+    pub what: String,
+}
+
 /// Why something could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -365,6 +377,9 @@ pub enum ReadError {
     /// Bytes on disk are not what was written.
     #[error("damage: {0}")]
     Damaged(String),
+    /// An entry that is held in full cannot be read; those around it can.
+    #[error("damage: {}", .0.what)]
+    DamagedEntry(Box<DamagedEntry>),
     /// The view is being rebuilt from the log, or waits for room on the disk; a later attempt succeeds.
     #[error("the view is behind: {0}")]
     Behind(String),
@@ -432,16 +447,22 @@ pub trait Store: Send + Sync + 'static {
     fn feed(&self, feed: &FeedId) -> Option<FeedState>;
 
     /// Entries from index `from` on, at most `entries_max` and about `bytes_max` of envelopes (always one if there is one).
+    ///
+    /// # Errors
+    /// [`ReadError::DamagedEntry`] for the first one only: those before a damaged one are given, and those after it to who asks for them.
     fn entries(&self, feed: &FeedId, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError>;
 
     /// One past the newest arrival number; 1 when there is none: arrivals are numbered from 1, so that a cursor of 0 has taken nothing.
     fn end_arrival(&self) -> u64;
 
-    /// Disclosed entries with arrival numbers from `from` on, ascending, bounded as in [`Store::entries`].
+    /// Disclosed entries with arrival numbers from `from` on, ascending, bounded as in [`Store::entries`], and with its errors.
     fn arrivals(&self, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError>;
 
     /// Arrivals below `before`, descending, whose columns `wanted` accepts, at most `entries_max`; looks at no more than `scan_max`
     /// arrivals. Also returns the `before` with which to go on (`None` at the beginning of history).
+    ///
+    /// # Errors
+    /// [`ReadError::DamagedEntry`] for the first one that is accepted only: the others are given by who goes on before its arrival.
     fn history(
         &self,
         before: u64,
@@ -473,14 +494,15 @@ pub trait Store: Send + Sync + 'static {
     fn lacks(&self, feed: &FeedId, indexes: &[u64]) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError>;
 
     /// The entries of a feed in `range` that are held ahead of its order, by index, with their digests; all lie at or beyond its size, and
-    /// there are at most [`EXPRESS_ENTRIES_MAX`](barid_core::limits::EXPRESS_ENTRIES_MAX) of a feed.
+    /// there are at most [`AHEAD_MAX`] of a feed.
     fn ahead(&self, feed: &FeedId, range: Range<u64>) -> Vec<(u64, Digest)>;
 
     /// An entry that came ahead of the order, with what proves it, whether the feed has reached it or not.
     fn express(&self, feed: &FeedId, index: u64) -> Result<Option<Express>, ReadError>;
 
-    /// Urgent entries of a feed whose content is held, from index `from` on, also those ahead of its order: by index, at most `max`.
-    fn urgent(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(u64, Urgent)>, ReadError>;
+    /// Entries of a feed that are urgent in this way and whose content is held, from index `from` on, also those ahead of its order: their
+    /// indexes, ascending, at most `max`. Those that are urgent in the other way do not count.
+    fn urgent(&self, feed: &FeedId, how: Urgent, from: u64, max: usize) -> Result<Vec<u64>, ReadError>;
 
     /// Ranges held as digests only that end after index `from`, ascending: the first ones, at most `max`. May wait for the view.
     fn not_held_from(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError>;
@@ -551,6 +573,11 @@ pub trait Store: Send + Sync + 'static {
     /// Damage that was met while reading, and what to do about it; in words for operators.
     fn damage(&self) -> Option<String> {
         None
+    }
+
+    /// Bits that had flipped on the disk and were put right since the store was opened, that opening included.
+    fn mended_bits(&self) -> u64 {
+        0
     }
 }
 

@@ -15,18 +15,20 @@ use super::log::{Examined, Kind, Wound, examine, put_back, segment};
 use super::open::lock;
 use super::{OpenError, RosterRecord, view};
 
-/// Opens a store; if it is damaged, and nothing in its commit log is but single bits, these are put right and it is opened again.
+/// Opens a store; if it is damaged, and nothing in its commit log is but single bits, these are put right and it is opened again. Also returns
+/// how many there were.
 pub(super) fn open<S>(
     dir: &Path,
     options: &DiskOptions,
     open: impl Fn() -> Result<S, OpenError>,
-) -> Result<S, OpenError> {
+) -> Result<(S, usize), OpenError> {
     match open() {
         Err(OpenError::Damaged(what)) => {
             tracing::warn!(what, "the store is damaged: its whole commit log is looked at");
-            if Repair::open(dir, options)?.turn_only_bits()? { open() } else { Err(OpenError::Damaged(what)) }
+            let mended = Repair::open(dir, options)?.turn_only_bits()?;
+            if mended == 0 { Err(OpenError::Damaged(what)) } else { Ok((open()?, mended)) }
         }
-        opened => opened,
+        opened => Ok((opened?, 0)),
     }
 }
 
@@ -78,10 +80,9 @@ impl Repair {
         let lock = lock(dir)?;
         let log_dir = dir.join("log");
         let mut examined = examine(&log_dir, &options.log())?;
-        // The log does not know where it ended; the view may.
-        if let Some(newest) = view::newest_commit(dir, options.view_cache_bytes)
-            .filter(|newest| *newest > examined.newest && !examined.more)
-        {
+        // The log does not know by itself where it ended; the note beside it and the view may.
+        let newest = view::newest_commit(dir, options.view_cache_bytes).unwrap_or(0).max(examined.confirmed);
+        if newest > examined.newest && !examined.more {
             let kind = Kind::Lost(format!("commits {} to {newest} are missing at its end", examined.newest + 1));
             let segment = segment::list(&log_dir)?.last().copied().unwrap_or(1);
             let len = std::fs::metadata(segment::path(&log_dir, segment)).map_or(0, |file| file.len());
@@ -145,17 +146,18 @@ impl Repair {
         Ok(())
     }
 
-    /// Puts every flipped bit back if there is nothing else to be put back. False: there is, or there are none, and nothing was changed.
-    fn turn_only_bits(&mut self) -> Result<bool, OpenError> {
+    /// Puts every flipped bit back if there is nothing else to be put back, and says how many. 0: there is, or there are none, and nothing was
+    /// changed.
+    fn turn_only_bits(&mut self) -> Result<usize, OpenError> {
         let wounds = &self.examined.wounds;
         if self.examined.more || wounds.is_empty() || wounds.iter().any(|wound| !matches!(wound.kind, Kind::Bit(_))) {
-            return Ok(false);
+            return Ok(0);
         }
         self.turn_bits()?;
         for damage in self.damage() {
             tracing::warn!(file = %damage.file.display(), byte = damage.bytes.start, "one bit of the commit log had flipped and was put right");
         }
-        Ok(true)
+        Ok(self.repaired.len())
     }
 
     /// Entries whose content is wanted, by feed, ascending.

@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::keys::FeedNumber;
-use super::{Committed, Content, Entry, NewEntry};
+use super::{Committed, Content, Entry, NewEntry, ReadError};
 use barid_core::names::FeedId;
 
 /// What an entry costs beside its envelope: digest, decoded header, lists.
@@ -41,6 +41,11 @@ pub(super) struct Bounded {
 impl Bounded {
     pub(super) fn new(entries_max: usize, bytes_max: usize) -> Self {
         Self { entries: Vec::new(), entries_max, bytes_max, bytes: 0 }
+    }
+
+    /// Ends at what cannot be read: an error if nothing was taken before it, which whoever goes on from there is told.
+    pub(super) fn stopped_by(&self, error: impl FnOnce() -> ReadError) -> Result<bool, ReadError> {
+        if self.entries.is_empty() { Err(error()) } else { Ok(false) }
     }
 
     /// Whether an entry with an envelope of `len` bytes is still taken.

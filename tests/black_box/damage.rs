@@ -95,9 +95,14 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
     assert!(world.log_end("ma").contains("a torn record at the end of the commit log was cut"));
 
     // An older copy of the store is one of its own past: it is served, and its feed is not continued.
-    world.kill("ma");
+    world.stop("ma");
     fs::remove_dir_all(world.folder("ma").join("data/db")).unwrap();
     fs::write(&path, &whole).unwrap();
+    // What was confirmed since is not cut: it is named, until the note of it is as old as the rest.
+    let said = text(&refused(&world, "ma").stderr);
+    assert!(said.contains("was confirmed, and commit"), "{said}");
+    assert!(fs::read(&path).unwrap() == whole, "nothing is changed");
+    fs::remove_file(world.folder("ma").join("data/log/end")).unwrap();
     world.run("ma");
     assert_eq!(held(&world), 3);
     let draft = world.draft("late.json", &example("stolen-passport.fr.json", |_| ()));

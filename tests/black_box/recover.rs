@@ -106,6 +106,13 @@ fn agree(world: &World, feed: &str, members: &[&str]) -> bool {
     held[0].is_some() && held.iter().all(|one| *one == held[0])
 }
 
+/// The id of a failure.
+fn error_id(output: &Output) -> String {
+    let last = text(&output.stderr).lines().last().unwrap_or_default().to_owned();
+    let error: Value = serde_json::from_str(&last).unwrap_or_default();
+    error["error"]["id"].as_str().unwrap_or_default().to_owned()
+}
+
 fn recover(world: &World, member: &str, key_of: &str, more: &[&str]) -> Output {
     let (config, key) = (world.folder(member).join("node.toml"), world.folder(key_of).join("offline/feed-2.key"));
     let mut args = vec!["--json", "recover", "--config", config.to_str().unwrap(), "--next-key", key.to_str().unwrap()];
@@ -201,8 +208,26 @@ fn a_lost_disk_comes_back_from_the_peers_and_the_feed_goes_on_in_its_next_epoch(
     let said = last_line(&recovered);
     assert_eq!((&said["closed"]["feed"], &said["closed"]["size"]), (&old.into(), &51.into()), "{said}");
     assert_eq!((&said["opened"]["feed"], &said["opened"]["size"]), (&new.into(), &1.into()), "{said}");
+    assert!(!world.folder("ly").join("keys/doubt").exists(), "what was in doubt is over");
     let again = recover(&world, "ly", "ly", &["--without", "ne"]);
     assert_eq!(again.status.code(), Some(1), "a key is used once: {}", text(&again.stdout));
+
+    // Who is in no doubt is told so; and who is not the node's user changes nothing.
+    let needless = recover(&world, "ne", "ne", &["--patience", "3"]);
+    assert_eq!((needless.status.code(), error_id(&needless)), (Some(1), "recover-needless".into()));
+    assert!(world.folder("ne").join("keys/mark").exists() && !world.folder("ne").join("keys/feed-2.key").exists());
+    if rustix::process::geteuid().is_root() {
+        let data = world.folder("ne").join("data");
+        let config = world.folder("ne").join("node.toml");
+        std::os::unix::fs::chown(&data, Some(65_532), None).unwrap();
+        let foreign = recover(&world, "ne", "ne", &[]);
+        let said = text(&foreign.stderr);
+        assert_eq!((foreign.status.code(), error_id(&foreign)), (Some(1), "other-user".into()), "{said}");
+        assert!(said.contains("data belongs to user 65532, and this runs as user 0"), "{said}");
+        let repaired = crate::world::barid(&["--json", "repair", "--config", config.to_str().unwrap()]);
+        assert_eq!(error_id(&repaired), "other-user");
+        std::os::unix::fs::chown(&data, Some(0), None).unwrap();
+    }
 
     world.run("ly");
     world.run("ne");

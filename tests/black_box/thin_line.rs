@@ -18,6 +18,12 @@ const BYTES_PER_SECOND: f64 = 8_000.0;
 const ONE_WAY: Duration = Duration::from_millis(300);
 const SEGMENT_BYTES: usize = 1_400;
 const LOST_ONE_IN: u64 = 50;
+/// How long the idle line is listened to if nobody says otherwise: two signs of life each way come in it.
+const IDLE_SECONDS: u64 = 120;
+/// What an idle day may cost on the line.
+const IDLE_BYTES_A_DAY_MAX: u64 = 2_000_000;
+/// After what happened last its answers, heads and custody notes are over.
+const SETTLING: Duration = Duration::from_secs(10);
 /// What a lost segment costs: a round trip until it is missed, and its way again.
 const SENT_AGAIN: Duration = Duration::from_millis(900);
 
@@ -149,8 +155,11 @@ fn stored_at_tn(world: &World, draft: &str) -> bool {
 fn an_officer_behind_a_satellite_alerts_tunis_and_pays_for_few_bytes() {
     let satellite = Satellite::launch();
     let compress = std::env::var("BARID_THIN_COMPRESS").unwrap_or("always".into());
-    let world = World::configured("info", satellite.behind("ne", "tn", &compress));
+    let mut world = World::configured("info", satellite.behind("ne", "tn", &compress));
     until("linked", || world.linked(&["ne", "tn"]));
+    // Nobody else brings what the line is to carry.
+    world.kill("ma");
+    world.kill("ly");
     assert!(stored_at_tn(&world, &alert(&world, 0)));
     let (mut seconds, before) = (Vec::new(), satellite.bytes());
     for number in 1..=5 {
@@ -183,14 +192,17 @@ fn an_officer_behind_a_satellite_alerts_tunis_and_pays_for_few_bytes() {
     println!("thin_line.catchup.seconds {:.1} s", begun.elapsed().as_secs_f64());
     println!("thin_line.wire.catchup {} B/bulletin", wire / missed as u64);
     println!("thin_line.wire.catchup_ratio {:.3} of the bulletins' own size", wire as f64 / own as f64);
+    assert!(wire * 50 > own as u64, "{wire} bytes: it came by another line");
     assert!(wire * 2 < own as u64, "{wire} bytes for bulletins of {own} bytes");
 
-    if let Some(idle) = std::env::var("BARID_THIN_IDLE_SECONDS").ok().map(|seconds| seconds.parse::<u64>().unwrap()) {
-        let before = satellite.bytes();
-        std::thread::sleep(Duration::from_secs(idle));
-        let a_day = (satellite.bytes() - before) * 86_400 / idle;
-        println!("thin_line.idle {a_day} B/day");
-    }
+    // What is said while nothing happens: two signs of life each way, once the answers to what came are over.
+    let idle = std::env::var("BARID_THIN_IDLE_SECONDS").map_or(IDLE_SECONDS, |seconds| seconds.parse().unwrap());
+    std::thread::sleep(SETTLING);
+    let before = satellite.bytes();
+    std::thread::sleep(Duration::from_secs(idle));
+    let a_day = (satellite.bytes() - before) * 86_400 / idle;
+    println!("thin_line.idle {a_day} B/day");
+    assert!(a_day <= IDLE_BYTES_A_DAY_MAX, "{a_day} bytes a day while nothing happens");
 }
 
 fn envelope_bytes(delivery: &Value) -> usize {

@@ -44,6 +44,7 @@ pub const RULES: &[(&str, &str)] = &[
         "topic",
         "a dotted path of 2 to 8 labels of lower-case letters, digits and hyphens, the first the working group: `customs.seizures`",
     ),
+    ("wait-count", "at least 1, where no members are named"),
     ("polygon", "`lat,lon lat,lon …`: 4 to 1,000 points in decimal degrees, the last equal to the first"),
     ("topic-filter", "a topic whose labels may be `*`, the last one `>`: `customs.>`, `*.documents`, `>`"),
     ("nationality", "an ISO 3166-1 alpha-3 code such as `TUN`, or XXA, XXB, XXC, XXX (ICAO Doc 9303-3)"),

@@ -152,6 +152,7 @@ fn every_limit_is_what_the_code_holds_to() {
         EVIDENCE_PARTS_MAX,
         EQUIVOCATION_BYTES_MAX,
         EXPRESS_ENTRIES_MAX,
+        EXPRESS_OTHERS_MAX,
         FILL_RANGES_MAX,
         FILL_SCAN_MAX,
         EVIDENCE_PROOFS_MAX,

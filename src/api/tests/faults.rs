@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use barid_core::proto;
 use barid_core::proto::subscribe_request::Start;
+use barid_core::proto::subscribe_response::Event;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -179,4 +180,66 @@ async fn a_node_that_stops_ends_subscriptions_with_a_reason() {
     assert_eq!((end.code(), reason(&end).as_str()), (Code::Unavailable, "STOPPING"));
     assert!(retry(&end).is_some());
     assert!(reader.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_damaged_entry_is_named_and_holds_up_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    // Without a window what is read comes from the disk.
+    let options =
+        DiskOptions { reserve_bytes: 0, window_bytes: 0, ..DiskOptions::new(member("ma"), EXCHANGE.parse().unwrap()) };
+    let disk: Arc<dyn Store> = Arc::new(DiskStore::open(folder.path(), &options).unwrap());
+    let world = World::over(disk, 1).await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(world.published(draft(|_| {})).await.id);
+    }
+    world.store.drain_view();
+    let path = folder.path().join("log/0000000001.log");
+    let mut log = std::fs::read(&path).unwrap();
+    for id in &ids[2..4] {
+        // Its header is in its envelope, and its envelope's digest in no other place.
+        let envelope = world.get(POLICE, "ma", id).await.unwrap().delivery.unwrap().envelope;
+        let at = log.windows(envelope.len()).position(|window| window == envelope).unwrap();
+        log[at..at + 2].fill(0xee);
+    }
+    std::fs::write(&path, log).unwrap();
+    let damaged = |index| proto::DamagedEntry { arrival: index + 1, feed: feed("ma", 1).to_string(), index };
+
+    let page = world.history(POLICE, proto::HistoryRequest::default()).await.unwrap();
+    let shown: Vec<u64> = page.deliveries.iter().map(|delivery| delivery.index).collect();
+    assert_eq!((shown, page.damaged), (vec![4, 1, 0], vec![damaged(3), damaged(2)]));
+    let second = proto::HistoryRequest { page_size: 2, ..proto::HistoryRequest::default() };
+    let page = world.history(POLICE, second.clone()).await.unwrap();
+    assert_eq!((page.deliveries.len(), &page.damaged[..], page.next_page_token.as_str()), (1, &[damaged(3)][..], "4"));
+    let page = world.history(POLICE, proto::HistoryRequest { page_token: "4".into(), ..second.clone() }).await.unwrap();
+    assert_eq!((page.deliveries[0].index, &page.damaged[..]), (1, &[damaged(2)][..]));
+    let others = proto::Filter { members: vec!["tn".into()], ..proto::Filter::default() };
+    let page = world.history(POLICE, proto::HistoryRequest { filter: Some(others.clone()), ..second }).await.unwrap();
+    assert!(page.damaged.is_empty(), "it was not asked for");
+
+    let refused = world.get(POLICE, "ma", &ids[2]).await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::DataLoss, "DAMAGED"));
+    assert!(refused.message().contains("ma.rabat.example/feed/1 2"), "{refused:?}");
+    assert_eq!(world.get(POLICE, "ma", &ids[4]).await.unwrap().delivery.unwrap().index, 4);
+
+    let mut reader = world.follow(POLICE).await;
+    assert_eq!((reader.delivery().await.index, reader.delivery().await.index), (0, 1));
+    for index in [2, 3] {
+        assert_eq!(reader.next().await.unwrap().unwrap(), Event::Damaged(damaged(index)));
+    }
+    assert_eq!(reader.delivery().await.index, 4);
+    let filtered = proto::SubscribeRequest { filter: Some(others), start: Some(Start::After(0)) };
+    let mut reader = world.subscribe(POLICE, filtered).await.unwrap();
+    assert_eq!((reader.position().await, reader.position().await), (0, 5), "who did not ask for it is not told");
+
+    // It serves; that its store is damaged is told to who asks for that.
+    let mut health = tonic_health::pb::health_client::HealthClient::new(super::served::served(&world).await);
+    for (service, wanted) in [("barid.store", 2), ("", 1)] {
+        let mut status = 0;
+        while status != wanted {
+            let request = tonic_health::pb::HealthCheckRequest { service: service.into() };
+            status = health.check(request).await.map_or(0, |answer| answer.into_inner().status);
+        }
+    }
 }

@@ -126,6 +126,7 @@ async fn what_waits_for_a_roster_that_does_not_come_is_passed_over_in_time_and_s
     let delivered = loop {
         match stream.next().await.expect("it is open").expect("it goes on") {
             Event::Delivery(delivery) => break delivery.arrival,
+            Event::Damaged(damaged) => panic!("{damaged:?}"),
             Event::Position(_) => assert!(began.elapsed() < Duration::from_secs(1_000), "it stalls"),
         }
     };

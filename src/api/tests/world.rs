@@ -392,6 +392,7 @@ impl Subscriber {
                     assert!(delivery.arrival > passed, "{} after position {passed}", delivery.arrival);
                     return delivery;
                 }
+                damaged @ proto::subscribe_response::Event::Damaged(_) => panic!("a bulletin, not {damaged:?}"),
             }
         }
     }

@@ -125,6 +125,8 @@ impl Figures {
         out.all(about, MetricType::Histogram, [(Vec::new(), ())], |metric, ()| {
             metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
         })?;
+        let about = "Bits of the commit log that had flipped and were put right, since the start";
+        out.counter("barid_log_mended_bits", about, self.mended_bits)?;
         out.gauge("barid_log_bytes", "Bytes of the commit log, as written", self.disk.log)?;
         out.gauge("barid_view_bytes", "Bytes of the view", self.disk.view)?;
         out.gauge("barid_disk_free_bytes", "Bytes free on the disk of the store", self.disk.free)?;

@@ -8,7 +8,7 @@ use barid_core::feed::checkpoint::{Checkpoint, sign};
 use barid_core::feed::note::Algorithm;
 use barid_core::feed::tree::{MemoryTree, inclusion_proof};
 use barid_core::follow::TwoEntries;
-use barid_core::limits::BATCH_ENTRIES_MAX;
+use barid_core::limits::{BATCH_ENTRIES_MAX, EXPRESS_ENTRIES_MAX, EXPRESS_OTHERS_MAX};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 use barid_core::proto::item::Item;
@@ -90,6 +90,22 @@ async fn after_weeks_of_silence_what_is_urgent_comes_first_and_once_and_its_owne
     })
     .await;
     assert!(ly.store.ahead(&ma.feed(), 0..u64::MAX).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_exercises_takes_no_room_of_what_is_actual() {
+    let (ma, ly) = (Node::start("ma"), Node::start("ly"));
+    // More than are looked at, then as many that are Actual as there is room for.
+    ma.publish(4 * EXPRESS_ENTRIES_MAX + 10, immediate("Exercise")).await;
+    let first = 4 * EXPRESS_ENTRIES_MAX as u64 + 10;
+    let (_, _, stuck) = gate(0);
+    let _cable = connect(&ma, &ly, stuck, honest());
+    until("exercises have filled their room", || arrived(&ly).len() == EXPRESS_OTHERS_MAX).await;
+    ma.publish(EXPRESS_ENTRIES_MAX + 1, immediate("Actual")).await;
+    let ahead = || arrived(&ly).into_iter().filter(|index| *index >= first).count();
+    until("what is Actual is there", || ahead() == EXPRESS_ENTRIES_MAX).await;
+    assert_eq!(arrived(&ly).len(), EXPRESS_OTHERS_MAX + EXPRESS_ENTRIES_MAX);
+    assert_eq!(ly.size(&ma.feed()), 0, "nothing came in order");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,7 @@
 //! Links between nodes in memory, without TLS.
 #![allow(clippy::unwrap_used)]
 
+mod damage;
 mod express;
 mod forks;
 mod malformed;

@@ -100,7 +100,11 @@ impl Node {
 
     /// A node with revocation lists of the test's making.
     pub(super) fn with(code: &str, topics: &[&str], revocations: Arc<dyn Revocations>) -> Self {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        Self::over(Arc::new(MemoryStore::new()), code, topics, revocations)
+    }
+
+    /// A node with a store of the test's making.
+    pub(super) fn over(store: Arc<dyn Store>, code: &str, topics: &[&str], revocations: Arc<dyn Revocations>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let committer = Committer::start(
             Arc::clone(&store),

@@ -1,11 +1,10 @@
 //! Entries that come ahead of their feed's order, and custody notes about them.
 
 use barid_core::bulletin::Urgent;
-use barid_core::limits::EXPRESS_ENTRIES_MAX;
 use barid_core::names::{FeedId, Hash, Undisclosed};
 
 use super::{ALL, append, custody_of, disclosed, feed, id, one, urgent, withheld};
-use crate::store::{Commit, CommitError, Content, CustodyRecord, Express, Fill, NewEntry, Store};
+use crate::store::{AHEAD_MAX, Commit, CommitError, Content, CustodyRecord, Express, Fill, NewEntry, Store};
 
 /// Urgent entry number `index + 1` at `index`, ahead of the order.
 pub(crate) fn express(feed: &FeedId, index: u64) -> Express {
@@ -53,9 +52,10 @@ pub(super) fn what_is_urgent_comes_first_once(open: &mut dyn FnMut(u32) -> Box<d
         }
         assert_eq!(store.ahead(&feed, 0..u64::MAX).iter().map(|(index, _)| *index).collect::<Vec<_>>(), [5, 700]);
         assert_eq!(store.ahead(&feed, 6..700), []);
-        assert_eq!(store.urgent(&feed, 0, 9).unwrap(), [(5, Urgent::Actual), (700, Urgent::Actual)]);
-        assert_eq!(store.urgent(&feed, 6, 9).unwrap(), [(700, Urgent::Actual)]);
-        assert_eq!(store.urgent(&feed, 0, 1).unwrap(), [(5, Urgent::Actual)]);
+        assert_eq!(store.urgent(&feed, Urgent::Actual, 0, 9).unwrap(), [5, 700]);
+        assert_eq!(store.urgent(&feed, Urgent::Actual, 6, 9).unwrap(), [700]);
+        assert_eq!(store.urgent(&feed, Urgent::Actual, 0, 1).unwrap(), [5]);
+        assert_eq!(store.urgent(&feed, Urgent::Other, 0, 9).unwrap(), [0_u64; 0]);
         assert_eq!(store.history(u64::MAX, 9, 9, &|_| true).unwrap().0.len(), 2);
         assert!(store.express(&feed, 6).unwrap().is_none());
         reopen(&mut store, open);
@@ -103,8 +103,13 @@ pub(super) fn what_is_urgent_comes_first_once(open: &mut dyn FnMut(u32) -> Box<d
         assert_eq!(store.lacks(&feed, &[5, 6, 8]).unwrap().iter().filter(|lack| lack.is_some()).count(), 1);
         assert_eq!(store.ahead(&feed, 0..u64::MAX).iter().map(|(index, _)| *index).collect::<Vec<_>>(), [700]);
         assert!(store.express(&feed, 5).unwrap().is_some(), "its own proof stays");
-        let all = [(5, Urgent::Actual), (7, Urgent::Other), (8, Urgent::Actual), (700, Urgent::Actual)];
-        assert_eq!(store.urgent(&feed, 0, 9).unwrap(), all);
+        assert_eq!(store.urgent(&feed, Urgent::Actual, 0, 9).unwrap(), [5, 8, 700]);
+        assert_eq!(
+            store.urgent(&feed, Urgent::Actual, 0, 2).unwrap(),
+            [5, 8],
+            "an exercise between them does not count"
+        );
+        assert_eq!(store.urgent(&feed, Urgent::Other, 0, 9).unwrap(), [7]);
         let found: Vec<u64> = (1..10).map(|arrival| store.arrivals(arrival, 1, ALL).unwrap()[0].index).collect();
         assert_eq!(found, [5, 700, 0, 1, 2, 3, 4, 7, 8]);
         reopen(&mut store, open);
@@ -118,13 +123,14 @@ pub(super) fn what_is_urgent_comes_first_once(open: &mut dyn FnMut(u32) -> Box<d
 pub(super) fn what_comes_first_is_bounded(store: &dyn Store) {
     let feed = feed("ma", 1);
     let many = |from: u64, count: u64| sent((from..from + count).map(|index| express(&feed, index)).collect());
-    store.commit(many(10, EXPRESS_ENTRIES_MAX as u64 - 1), 0).unwrap();
-    assert!(matches!(store.commit(many(5_000, 2), 1), Err(CommitError::Invalid(_))));
-    store.commit(many(5_000, 1), 1).unwrap();
-    assert!(matches!(store.commit(many(6_000, 1), 2), Err(CommitError::Invalid(_))));
-    store.commit(one(append(&feed, 0, (0..11).map(|n| urgent(&feed, n + 1, "Actual")).collect())), 2).unwrap();
-    store.commit(many(6_000, 1), 3).unwrap();
-    assert_eq!(store.urgent(&feed, 0, ALL).unwrap().len(), EXPRESS_ENTRIES_MAX + 11);
+    store.commit(many(10, 1_000), 0).unwrap();
+    store.commit(many(1_010, AHEAD_MAX as u64 - 1_001), 1).unwrap();
+    assert!(matches!(store.commit(many(5_000, 2), 2), Err(CommitError::Invalid(_))));
+    store.commit(many(5_000, 1), 2).unwrap();
+    assert!(matches!(store.commit(many(6_000, 1), 3), Err(CommitError::Invalid(_))));
+    store.commit(one(append(&feed, 0, (0..11).map(|n| urgent(&feed, n + 1, "Actual")).collect())), 3).unwrap();
+    store.commit(many(6_000, 1), 4).unwrap();
+    assert_eq!(store.urgent(&feed, Urgent::Actual, 0, ALL).unwrap().len(), AHEAD_MAX + 11);
 }
 
 /// A note about what came ahead does not speak for what lies before it.

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use super::record::{FRAME_BYTES, Frame, Position, Record, Salt, Slot};
 use super::scan::{Rest, header_of, rest_of};
 use super::segment::{self, HEADER_BYTES, HEADER_LEN, Header};
-use super::{LogOptions, Tail, read_record};
+use super::{LogOptions, Tail, end, read_record};
 use crate::store::{OpenError, ReadError, RosterRecord};
 
 /// Damage that is listed; more of it means a disk that is gone.
@@ -54,6 +54,8 @@ pub(in crate::store) enum Kind {
 pub(in crate::store) struct Examined {
     /// Newest commit that was read.
     pub(in crate::store) newest: u64,
+    /// Newest commit that is noted as confirmed; 0: none is.
+    pub(in crate::store) confirmed: u64,
     /// In the order of the log.
     pub(in crate::store) wounds: Vec<Wound>,
     /// There is more than can be listed: it was not looked any further.
@@ -96,8 +98,11 @@ pub(in crate::store) fn examine(dir: &Path, options: &LogOptions) -> Result<Exam
         }
         walk.segment(&file, number, &header.salt, number == last)?;
     }
-    // The last record has none after it that would prove it.
-    if let Some(place) = walk.unproven.take() {
+    let noted = salt.and_then(|salt| end::read(dir, &salt));
+    walk.found.confirmed = noted.map_or(0, |noted| noted.seq);
+    // The last record has none after it that would prove it; what was noted of it may.
+    let is_noted = |tail: &Tail| noted.is_some_and(|noted| (noted.seq, noted.hash) == (tail.seq, tail.hash));
+    if let Some(place) = walk.unproven.take().filter(|_| !walk.tail.as_ref().is_some_and(is_noted)) {
         walk.found.wounds[place].kind = Kind::Lost("a head that no later record proves".into());
     }
     Ok(walk.found)

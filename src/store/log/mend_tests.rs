@@ -57,6 +57,38 @@ fn any_one_bit_is_put_back_where_something_proves_what_it_was() {
 }
 
 #[test]
+fn the_last_head_is_proven_by_the_noted_end_and_what_is_missing_is_named() {
+    let (dir, places) = filled(4);
+    let path = segment::path(dir.path(), 1);
+    let whole = fs::read(&path).unwrap();
+    let (log, _) = open(dir.path()).unwrap();
+    let (salt, tail) = (log.salt, log.tail());
+    drop(log);
+    EndFile::open(dir.path(), salt).note(&Noted { seq: tail.seq, hash: tail.hash });
+    let (last, last_len) = *places.last().unwrap();
+    let head = last.offset as usize..(last.offset as usize + last_len as usize).min(last.offset as usize + 120);
+    for byte in head.step_by(3) {
+        let mut damaged = whole.clone();
+        damaged[byte] ^= 1 << (byte % 8);
+        fs::write(&path, &damaged).unwrap();
+        assert!(matches!(open(dir.path()), Err(OpenError::Damaged(_))), "byte {byte}");
+        assert!(fs::read(&path).unwrap() == damaged, "byte {byte}: nothing is cut");
+        let wounds = mended(dir.path(), None);
+        assert!(matches!(&wounds[..], [Wound { kind: Kind::Bit(_), .. }]), "byte {byte}: {wounds:?}");
+        assert!(fs::read(&path).unwrap() == whole, "byte {byte}");
+    }
+    // The last record is not there at all.
+    let mut cut = whole.clone();
+    cut[last.offset as usize..].fill(0);
+    fs::write(&path, &cut).unwrap();
+    let Err(OpenError::Damaged(what)) = open(dir.path()) else { panic!("it is damaged") };
+    assert!(what.contains("commit 4 was confirmed, and commit 3 is the last"), "{what}");
+    assert!(fs::read(&path).unwrap() == cut);
+    let examined = examine(dir.path(), &options()).unwrap();
+    assert_eq!((examined.newest, examined.confirmed), (3, 4));
+}
+
+#[test]
 fn an_envelope_is_put_back_by_its_digest_and_by_nothing_else() {
     let (dir, places) = filled(5);
     let path = segment::path(dir.path(), 1);

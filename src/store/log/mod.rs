@@ -5,6 +5,7 @@
 //! log anew, which writes the last record again before it is believed, tells what is durable.
 
 mod bit;
+mod end;
 mod mend;
 #[cfg(test)]
 mod mend_tests;
@@ -20,6 +21,7 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use barid_core::names::{ExchangeName, Hash, Member};
@@ -27,9 +29,10 @@ use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 
+pub(super) use self::end::{EndFile, Noted};
 pub(super) use self::mend::{Examined, Kind, Wound, examine, put_back};
 use self::record::{FRAME_BYTES, Frame, Salt};
-pub(super) use self::record::{Position, Record, RecordedAppend};
+pub(super) use self::record::{Position, Record, RecordedAppend, Slot};
 pub(super) use self::scan::{Resume, read, verify};
 pub(super) use self::segment::sync_dir;
 use self::segment::{HEADER_BYTES, Header, Preparer};
@@ -135,6 +138,15 @@ impl Log {
             let last = found.end.and_then(|end| end.last);
             let resume = last.map(|(position, _)| Resume { position, seq: found.tail.seq, hash: found.tail.hash });
             found = scan::scan(dir, &options, resume.as_ref(), replay)?;
+        }
+        // What was confirmed is not cut.
+        if let Some(noted) = end::read(dir, &salt)
+            && (noted.seq > found.tail.seq || noted.seq == found.tail.seq && noted.hash != found.tail.hash)
+        {
+            let (seq, last) = (noted.seq, found.tail.seq);
+            return Err(OpenError::Damaged(format!(
+                "commit {seq} was confirmed, and commit {last} is the last that is whole"
+            )));
         }
         if let Some(position) = found.torn {
             tracing::warn!(%position, "a torn record at the end of the commit log was cut");
@@ -352,6 +364,8 @@ pub(super) struct LogReader {
     files: Mutex<LruCache<u32, Arc<File>>>,
     /// The first damage that was met, for the operators.
     damage: Mutex<Option<String>>,
+    /// Bits that were put right.
+    mended: AtomicU64,
     heads: Mutex<LruCache<Position, Arc<Record>>>,
 }
 
@@ -371,6 +385,7 @@ impl LogReader {
             salt,
             files: Mutex::new(LruCache::new(OPEN_FILES_MAX)),
             damage: Mutex::default(),
+            mended: AtomicU64::new(0),
             heads: Mutex::new(LruCache::new(CACHED_HEADS_MAX)),
         })
     }
@@ -382,6 +397,11 @@ impl LogReader {
         let file = Arc::new(File::open(segment::path(&self.dir, segment)).map_err(ReadError::Io)?);
         self.files.lock().put(segment, Arc::clone(&file));
         Ok(file)
+    }
+
+    /// Tells this log from any other.
+    pub(super) fn salt(&self) -> Salt {
+        self.salt
     }
 
     /// The record at a position, without its envelopes.
@@ -416,6 +436,16 @@ impl LogReader {
         self.damage.lock().clone()
     }
 
+    /// Bits that were put right since the log was opened.
+    pub(super) fn mended(&self) -> u64 {
+        self.mended.load(Ordering::Relaxed)
+    }
+
+    /// So many more were.
+    pub(super) fn count_mended(&self, bits: usize) {
+        self.mended.fetch_add(bits as u64, Ordering::Relaxed);
+    }
+
     fn met(&self, what: &str) {
         let mut damage = self.damage.lock();
         if damage.is_none() {
@@ -435,6 +465,7 @@ impl LogReader {
         };
         match turn() {
             Ok(turned) => {
+                self.count_mended(turned.len());
                 for byte in &turned {
                     tracing::warn!(file = %path.display(), byte, "one bit of the commit log had flipped and was put right");
                 }

@@ -205,13 +205,14 @@ impl View {
         Ok(read.transpose()?.unwrap_or_default())
     }
 
-    /// Urgent entries of a feed from index `from` on, by index, at most `max`.
+    /// Entries of a feed that are urgent in this way from index `from` on, ascending, at most `max`.
     pub(in crate::store) fn urgent(
         &self,
         feed: FeedNumber,
+        how: Urgent,
         from: u64,
         max: usize,
-    ) -> Result<Vec<(u64, Urgent)>, ReadError> {
+    ) -> Result<Vec<u64>, ReadError> {
         let prefix = Key::new(keys::URGENT).u32(feed);
         let mut found = Vec::new();
         for pair in self.ascending(&prefix, &prefix.clone().u64(urgent::bucket_of(from))) {
@@ -219,7 +220,8 @@ impl View {
             let mut key = Fields::of_key(&key).ok_or_else(|| unreadable("key"))?;
             let number = key.key_u32().and_then(|_| key.key_u64()).ok_or_else(|| unreadable("key"))?;
             let bucket = urgent::Bucket::decode(&value).ok_or_else(|| unreadable("bucket of what is urgent"))?;
-            found.extend(bucket.entries(number).filter(|(index, _)| *index >= from).take(max - found.len()));
+            let entries = bucket.entries(number).filter(|(index, held)| *index >= from && *held == how);
+            found.extend(entries.map(|(index, _)| index).take(max - found.len()));
             if found.len() >= max {
                 break;
             }

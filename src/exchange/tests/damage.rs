@@ -1,0 +1,40 @@
+//! A member whose disk has altered an entry: its peers get all that follows, and the entry once it is put back.
+
+use std::sync::Arc;
+
+use super::disclosed;
+use super::world::{EXCHANGE, Node, connect, feed, honest, member, until};
+use crate::exchange::NoRevocations;
+use crate::store::disk::{DiskOptions, DiskStore};
+use crate::store::{Content, ReadError, Store};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_entry_holds_up_none_that_follow_and_comes_when_it_is_put_back() {
+    let folder = tempfile::tempdir().unwrap();
+    // Without a window what is read comes from the disk.
+    let options =
+        DiskOptions { reserve_bytes: 0, window_bytes: 0, ..DiskOptions::new(member("ma"), EXCHANGE.parse().unwrap()) };
+    let store: Arc<dyn Store> = Arc::new(DiskStore::open(folder.path(), &options).unwrap());
+    let (ma, ly) = (Node::over(store, "ma", &[], Arc::new(NoRevocations)), Node::start("ly"));
+    ma.publish(5, |_| {}).await;
+    ma.store.drain_view();
+    let Content::Disclosed { envelope, .. } = ma.store.entries(&feed("ma"), 2, 1, 0).unwrap().remove(0).content else {
+        panic!("it is held")
+    };
+    let path = folder.path().join("log/0000000001.log");
+    let whole = std::fs::read(&path).unwrap();
+    let at = whole.windows(envelope.len()).position(|window| window == envelope).unwrap();
+    let mut damaged = whole.clone();
+    damaged[at..at + 2].fill(0xee);
+    std::fs::write(&path, damaged).unwrap();
+    assert!(matches!(ma.store.entries(&feed("ma"), 2, 1, 0), Err(ReadError::DamagedEntry(_))));
+
+    let cable = connect(&ma, &ly, honest(), honest());
+    until("what follows is there", || ly.size(&ma.feed()) == 5).await;
+    assert_eq!(disclosed(&ly, "ma"), [true, true, false, true, true]);
+    drop(cable);
+
+    std::fs::write(&path, whole).unwrap();
+    let _cable = connect(&ma, &ly, honest(), honest());
+    until("what was put back has come", || disclosed(&ly, "ma") == [true; 5]).await;
+}
