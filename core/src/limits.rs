@@ -17,6 +17,8 @@ pub const BATCH_BYTES_MAX: usize = COMMIT_BYTES_MAX;
 /// Entries of one feed that are held ahead of its order, by the express lane: urgent ones of a day of crisis. The others wait their turn,
 /// so that one who calls everything urgent gains nothing by it.
 pub const EXPRESS_ENTRIES_MAX: usize = 1_024;
+/// Envelope bytes that may be on their way to one peer ahead of the order of their feeds, and not reached by it.
+pub const EXPRESS_BYTES_MAX: usize = 4 << 20;
 /// Ranges of entries in one request for content that is missing: small on a thin line, and many for one answer.
 pub const FILL_RANGES_MAX: usize = 256;
 /// Entries that are looked at for one such request: it costs a bounded time, whatever it names. What is left is asked for again.

@@ -15,6 +15,7 @@ mod coverage;
 mod defects;
 mod epochs;
 mod exchange;
+mod express;
 mod forks;
 mod later;
 mod liars;
