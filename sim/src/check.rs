@@ -189,12 +189,10 @@ impl Check<'_> {
         let mut broken = Vec::new();
         for (node, here) in self.honest() {
             for (feed, index, entry) in held(here) {
-                {
-                    let Content::Disclosed { envelope, .. } = &entry.content else { continue };
-                    let published = self.world.model.envelopes.get(&entry.digest) == Some(envelope);
-                    if !published || digest(envelope) != entry.digest {
-                        broken.push((node, format!("{feed} {index} has other bytes than were signed")));
-                    }
+                let Content::Disclosed { envelope, .. } = &entry.content else { continue };
+                let published = self.world.model.envelopes.get(&entry.digest) == Some(envelope);
+                if !published || digest(envelope) != entry.digest {
+                    broken.push((node, format!("{feed} {index} has other bytes than were signed")));
                 }
             }
         }
@@ -265,24 +263,22 @@ impl Check<'_> {
         let (mut broken, mut history) = (Vec::new(), 0);
         let leaky = world.exchange.natures.iter().any(|nature| nature.leaky);
         for (node, here) in self.honest() {
-            for (feed, index, entry) in held(here).filter(|(feed, ..)| feed.member != here.me) {
-                if entry.is_disclosed() {
-                    let facts = self.facts(entry);
-                    let may = facts.is_some_and(|facts| facts.ever_admit(node, &world.exchange));
-                    let given = world.model.subscribers[node].places.contains(&(feed.clone(), index));
-                    // What a liar sends before its roster is there cannot be judged, and is not delivered.
-                    if !may && (given || !(entry.held_back && leaky)) {
-                        broken.push((node, format!("{feed} {index} leaked")));
-                    }
-                    let named = facts.map(|facts| &world.exchange.members[facts.named]);
-                    if given && named != Some(&feed.member) {
-                        broken.push((node, format!("{feed} {index} was delivered, though it names another member")));
-                    }
-                    let by_its_own = |facts: &Facts| {
-                        world.exchange.at(facts.version).is_some_and(|listed| facts.admit(node, listed))
-                    };
-                    history += u64::from(may && !facts.is_some_and(by_its_own));
+            for (feed, index, entry) in held(here).filter(|(feed, _, entry)| feed.member != here.me && entry.is_disclosed()) {
+                let facts = self.facts(entry);
+                let may = facts.is_some_and(|facts| facts.ever_admit(node, &world.exchange));
+                let given = world.model.subscribers[node].places.contains(&(feed.clone(), index));
+                // What a liar sends before its roster is there cannot be judged, and is not delivered.
+                if !may && (given || !(entry.held_back && leaky)) {
+                    broken.push((node, format!("{feed} {index} leaked")));
                 }
+                let named = facts.map(|facts| &world.exchange.members[facts.named]);
+                if given && named != Some(&feed.member) {
+                    broken.push((node, format!("{feed} {index} was delivered, though it names another member")));
+                }
+                let by_its_own = |facts: &Facts| {
+                    world.exchange.at(facts.version).is_some_and(|listed| facts.admit(node, listed))
+                };
+                history += u64::from(may && !facts.is_some_and(by_its_own));
             }
         }
         self.history = history;

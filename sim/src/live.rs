@@ -111,6 +111,8 @@ pub(crate) struct Live {
     pub(crate) settled: BTreeMap<FeedId, (u64, u64)>,
     pub(crate) requests: BTreeMap<usize, Request>,
     pub(crate) requested: u64,
+    /// The feed that each peer was asked about last.
+    pub(crate) asked_last: BTreeMap<usize, FeedId>,
     /// Checkpoints that peers show and that are larger than what is held, since when.
     pub(crate) ahead: BTreeMap<(FeedId, usize), (SignedCheckpoint, u64)>,
     pub(crate) stopped: BTreeSet<FeedId>,
@@ -125,7 +127,12 @@ impl Live {
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        self.waiting.len() - self.expressing() < QUEUE_MAX
+        self.ordinary() < QUEUE_MAX
+    }
+
+    /// Works that wait for the next commit, but for what has its own bound: urgent entries, and evidence, one for each feed.
+    fn ordinary(&self) -> usize {
+        self.waiting.iter().filter(|work| !matches!(work, Work::Express(..) | Work::Fork(..))).count()
     }
 
     /// Urgent entries of others that wait for the next commit.
@@ -138,7 +145,7 @@ impl Live {
         let most = self.serving.values().map(|serving| serving.in_flight.len()).max().unwrap_or(0);
         let both = members * feeds;
         let tables = [
-            ("works waiting", self.waiting.len() - self.expressing(), QUEUE_MAX),
+            ("works waiting", self.ordinary(), QUEUE_MAX),
             ("urgent entries waiting", self.expressing(), EXPRESS_QUEUE_MAX),
             ("batches on their way", most, IN_FLIGHT_MAX),
             ("feeds followed", self.following.len(), feeds),

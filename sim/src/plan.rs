@@ -135,6 +135,10 @@ impl Plan {
         if random.chance(8) {
             let count = 10 + random.below(40);
             self.at(random.below(TROUBLE), Planned::Burst { node, first_id: *ids + 1, count });
+            if random.chance(30) {
+                // Somebody calls everything urgent.
+                self.alerts.extend(*ids + 1..=*ids + count);
+            }
             *ids += count;
         }
     }

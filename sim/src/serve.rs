@@ -40,8 +40,10 @@ impl World {
         live.unmatched.entry(from).and_modify(|unmatched| unmatched.retain(|other| *other != feed));
         // What is urgent goes before the first batch.
         self.send_express(to, from);
-        self.owe_urgent(to, from, &feed, follow.from);
         self.send_batches(to, from, &feed);
+        // The window may be full of what is not.
+        self.send_express(to, from);
+        self.owe_urgent(to, from, &feed, follow.from);
     }
 
     pub(crate) fn peer_stored(&mut self, from: usize, to: usize, stored: &proto::Stored) {
@@ -59,14 +61,12 @@ impl World {
     /// A feed has grown here: whoever follows it is sent what is new. Two tasks of a node do so, and either may be first.
     pub(crate) fn announce(&mut self, node: usize, feed: &FeedId, since: u64) {
         for peer in self.followers_of(node, feed) {
-            let first = self.random.chance(50);
-            if first {
+            if self.random.chance(50) {
                 self.send_express(node, peer);
             }
             self.send_batches(node, peer, feed);
-            if !first {
-                self.send_express(node, peer);
-            }
+            // The window may be full of what is not urgent.
+            self.send_express(node, peer);
             self.owe_urgent(node, peer, feed, since);
         }
     }

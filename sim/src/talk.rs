@@ -223,7 +223,7 @@ impl World {
 
     pub(crate) fn entries(&mut self, from: usize, to: usize, message: &proto::Entries) {
         let Ok(feed) = message.feed.parse::<FeedId>() else { return };
-        let (now, here) = (self.now, &mut self.nodes[to]);
+        let (now, trouble, here) = (self.now, self.trouble(), &mut self.nodes[to]);
         if here.live.stopped.contains(&feed) {
             here.live.following.remove(&feed);
             return;
@@ -233,7 +233,8 @@ impl World {
         let Some(following) = here.live.following.get_mut(&feed).filter(|following| following.at == from) else {
             return;
         };
-        if following.paused_until.is_some() || message.first < following.state.frontier.size() {
+        // Frames come twice while there is trouble; afterwards it is a gap: what a request before left on its way was taken for the answer.
+        if following.paused_until.is_some() || trouble && message.first < following.state.frontier.size() {
             return;
         }
         if !room {
