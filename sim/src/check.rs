@@ -53,7 +53,11 @@ struct Check<'a> {
 
 /// All entries that a node holds, in order and ahead of it.
 fn held(node: &Node) -> impl Iterator<Item = (&FeedId, u64, &Entry)> {
-    let logs = node.disk.logs.iter().flat_map(|(feed, log)| (0_u64..).zip(&log.entries).map(move |(index, entry)| (feed, index, entry)));
+    let logs = node
+        .disk
+        .logs
+        .iter()
+        .flat_map(|(feed, log)| (0_u64..).zip(&log.entries).map(move |(index, entry)| (feed, index, entry)));
     logs.chain(node.disk.ahead.iter().map(|((feed, index), ahead)| (feed, *index, &ahead.entry)))
 }
 
@@ -263,7 +267,9 @@ impl Check<'_> {
         let (mut broken, mut history) = (Vec::new(), 0);
         let leaky = world.exchange.natures.iter().any(|nature| nature.leaky);
         for (node, here) in self.honest() {
-            for (feed, index, entry) in held(here).filter(|(feed, _, entry)| feed.member != here.me && entry.is_disclosed()) {
+            for (feed, index, entry) in
+                held(here).filter(|(feed, _, entry)| feed.member != here.me && entry.is_disclosed())
+            {
                 let facts = self.facts(entry);
                 let may = facts.is_some_and(|facts| facts.ever_admit(node, &world.exchange));
                 let given = world.model.subscribers[node].places.contains(&(feed.clone(), index));
@@ -275,9 +281,8 @@ impl Check<'_> {
                 if given && named != Some(&feed.member) {
                     broken.push((node, format!("{feed} {index} was delivered, though it names another member")));
                 }
-                let by_its_own = |facts: &Facts| {
-                    world.exchange.at(facts.version).is_some_and(|listed| facts.admit(node, listed))
-                };
+                let by_its_own =
+                    |facts: &Facts| world.exchange.at(facts.version).is_some_and(|listed| facts.admit(node, listed));
                 history += u64::from(may && !facts.is_some_and(by_its_own));
             }
         }

@@ -90,7 +90,8 @@ impl World {
         let room = self.room();
         let mut unmatched = self.nodes[node].live.unmatched.remove(&peer).unwrap_or_else(|| Unmatched::new(room));
         let here = &self.nodes[node];
-        let serving = || here.live.serving.iter().filter(|((to, _), _)| *to == peer).map(|((_, feed), serving)| (feed, serving));
+        let serving =
+            || here.live.serving.iter().filter(|((to, _), _)| *to == peer).map(|((_, feed), serving)| (feed, serving));
         serving().for_each(|(feed, serving)| unmatched.reached(feed, serving.stored));
         let log = |feed: &FeedId| here.log_to_express(feed, peer, crossed);
         let waits = serving().any(|(feed, serving)| {

@@ -399,7 +399,8 @@ impl World {
         }
         let version = here.disk.chain.newest().version();
         let (mut content, salt) = (Random::new(self.seed, 1_000 + id), self.random.bytes());
-        let bulletin = bulletin(&mut content, &self.exchange, node, version, (id, self.plan.alerts.contains(&id)), salt);
+        let bulletin =
+            bulletin(&mut content, &self.exchange, node, version, (id, self.plan.alerts.contains(&id)), salt);
         let digest = envelope::digest(&bulletin.envelope);
         self.note("publish", node, &digest.0);
         let header = envelope::header_of(&bulletin.envelope).ok().map(std::sync::Arc::new);
