@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use crate::names::Undisclosed;
+use crate::names::{FeedId, Undisclosed};
 
 /// Ranges held as digests, ascending, with the reason.
 pub type NotHeld = Vec<(Range<u64>, Undisclosed)>;
@@ -64,6 +64,15 @@ pub struct Stand {
 #[must_use]
 pub fn is_missing(reason: Undisclosed) -> bool {
     matches!(reason, Undisclosed::NotHeld | Undisclosed::Unknown)
+}
+
+/// Puts feeds, ascending by `feed_of`, in the order in which a peer is asked about them: first those after the one that it was asked about
+/// `last`. So none waits behind others of which there is always something to ask again.
+pub fn take_turns<T>(feeds: &mut [T], feed_of: impl Fn(&T) -> &FeedId, last: Option<&FeedId>) {
+    if let Some(last) = last {
+        let after = feeds.partition_point(|feed| feed_of(feed) <= last);
+        feeds.rotate_left(after);
+    }
 }
 
 impl Asked {

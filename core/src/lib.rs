@@ -6,6 +6,7 @@
 pub mod bulletin;
 pub mod envelope;
 pub mod evidence;
+pub mod express;
 pub mod feed;
 pub mod follow;
 pub mod gaps;

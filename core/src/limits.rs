@@ -19,6 +19,10 @@ pub const BATCH_BYTES_MAX: usize = COMMIT_BYTES_MAX;
 pub const EXPRESS_ENTRIES_MAX: usize = 1_024;
 /// Entries of any other status beside them: a room of their own, so that no exercise stands in the way of what is Actual.
 pub const EXPRESS_OTHERS_MAX: usize = 512;
+/// Envelope bytes with status Actual that may be on their way to one peer ahead of the order of their feeds, and not reached by it.
+pub const EXPRESS_BYTES_MAX: usize = 4 << 20;
+/// Those of any other status, beside them.
+pub const EXPRESS_OTHERS_BYTES_MAX: usize = EXPRESS_BYTES_MAX / 2;
 /// Ranges of entries in one request for content that is missing: small on a thin line, and many for one answer.
 pub const FILL_RANGES_MAX: usize = 256;
 /// Entries that are looked at for one such request: it costs a bounded time, whatever it names. What is left is asked for again.

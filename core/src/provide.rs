@@ -147,6 +147,13 @@ pub fn message(
     proto::Entries { feed: feed.to_string(), first, items, checkpoint, consistency_proof }
 }
 
+/// An entry as it goes over the wire ahead of its feed's order, with its inclusion proof to the checkpoint's root.
+#[must_use]
+pub fn express(feed: &FeedId, index: u64, envelope: Bytes, proof: &[Hash], checkpoint: Bytes) -> proto::Express {
+    let inclusion_proof = proof.iter().map(|hash| Bytes::copy_from_slice(&hash.0)).collect();
+    proto::Express { feed: feed.to_string(), index, envelope, inclusion_proof, checkpoint }
+}
+
 fn shown<'a>(
     held: Held<'a>,
     reader: &Member,

@@ -18,13 +18,16 @@ pub(crate) struct Bulletin {
     pub(crate) facts: Facts,
 }
 
-/// A bulletin of member `by` with this id: the same content from the same numbers, whatever the salt.
+/// What makes a bulletin urgent: urgency and severity.
+const URGENT: [(&str, &str); 3] = [("Immediate", "Minor"), ("Expected", "Extreme"), ("Immediate", "Extreme")];
+
+/// A bulletin of member `by` with this id, `alert`: an urgent one at any rate. The same content from the same numbers, whatever the salt.
 pub(crate) fn bulletin(
     random: &mut Random,
     exchange: &Exchange,
     by: usize,
     version: u64,
-    id: u64,
+    (id, alert): (u64, bool),
     salt: [u8; 16],
 ) -> Bulletin {
     let count = exchange.members.len();
@@ -38,8 +41,12 @@ pub(crate) fn bulletin(
     }
     let oddity = random.below(24);
     let named = if oddity == 3 { random.index(count) } else { by };
+    let urgent = alert || random.chance(18);
+    let actual = random.chance(60);
+    let (urgency, severity) = if urgent { *random.pick(&URGENT) } else { ("Expected", "Severe") };
     let facts = Facts {
         named,
+        urgent: (urgent && oddity != 0).then_some(actual),
         group,
         label: u8::try_from(label).unwrap_or_default(),
         to: to.clone(),
@@ -63,6 +70,9 @@ pub(crate) fn bulletin(
             ..proto::Handling::default()
         }),
         roster_version: version,
+        status: if actual { "Actual" } else { "Exercise" }.to_owned(),
+        urgency: urgency.to_owned(),
+        severity: severity.to_owned(),
         ..proto::Header::default()
     };
     let envelope = envelope::encode(&header, &proto::Body::default(), salt);

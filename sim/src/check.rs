@@ -8,7 +8,7 @@ use barid_core::bulletin::kinds::feed_closed;
 use barid_core::envelope::digest;
 use barid_core::feed::checkpoint::Checkpoint;
 use barid_core::feed::tree::root_at;
-use barid_core::follow::Equivocation;
+use barid_core::follow::{Equivocation, TwoEntries};
 use barid_core::names::FeedId;
 
 use crate::live::Gate;
@@ -17,7 +17,7 @@ use crate::node::{Content, Entry, Log, Node};
 use crate::world::World;
 
 pub(crate) fn check(world: &mut World) -> Vec<String> {
-    let mut check = Check { current: current(world), world, broken: Vec::new(), history: 0 };
+    let mut check = Check { current: current(world), world, broken: Vec::new(), history: 0, outlived: 0 };
     check.rosters_are_everywhere();
     check.receipts_are_true();
     check.what_was_durable_is_there();
@@ -26,11 +26,13 @@ pub(crate) fn check(world: &mut World) -> Vec<String> {
     check.everybody_has_what_it_may_read();
     check.nobody_has_more();
     check.nobody_is_blamed();
+    check.what_overtook_is_in_its_feed();
     check.forks_are_known();
     check.publishers_are_answered();
     check.doubt_is_over();
-    let Check { broken, history, .. } = check;
+    let Check { broken, history, outlived, .. } = check;
     world.coverage.add("audience: later joiner given history", history);
+    world.coverage.add("express outlived its feed", outlived);
     broken
 }
 
@@ -46,6 +48,17 @@ struct Check<'a> {
     current: Vec<usize>,
     broken: Vec<String>,
     history: u64,
+    outlived: u64,
+}
+
+/// All entries that a node holds, in order and ahead of it.
+fn held(node: &Node) -> impl Iterator<Item = (&FeedId, u64, &Entry)> {
+    let logs = node
+        .disk
+        .logs
+        .iter()
+        .flat_map(|(feed, log)| (0_u64..).zip(&log.entries).map(move |(index, entry)| (feed, index, entry)));
+    logs.chain(node.disk.ahead.iter().map(|((feed, index), ahead)| (feed, *index, &ahead.entry)))
 }
 
 impl Check<'_> {
@@ -121,6 +134,7 @@ impl Check<'_> {
                 .values()
                 .map(|log| log.entries.iter().filter(|entry| entry.is_disclosed()).count())
                 .sum();
+            let disclosed = disclosed + here.disk.ahead.len();
             if disclosed != here.disk.arrivals.len() {
                 let arrived = here.disk.arrivals.len();
                 broken.push((node, format!("{disclosed} entries are held in full, {arrived} have arrived")));
@@ -178,13 +192,11 @@ impl Check<'_> {
     fn bytes_are_those_that_were_signed(&mut self) {
         let mut broken = Vec::new();
         for (node, here) in self.honest() {
-            for (feed, log) in &here.disk.logs {
-                for (entry, index) in log.entries.iter().zip(0_u64..) {
-                    let Content::Disclosed { envelope, .. } = &entry.content else { continue };
-                    let published = self.world.model.envelopes.get(&entry.digest) == Some(envelope);
-                    if !published || digest(envelope) != entry.digest {
-                        broken.push((node, format!("{feed} {index} has other bytes than were signed")));
-                    }
+            for (feed, index, entry) in held(here) {
+                let Content::Disclosed { envelope, .. } = &entry.content else { continue };
+                let published = self.world.model.envelopes.get(&entry.digest) == Some(envelope);
+                if !published || digest(envelope) != entry.digest {
+                    broken.push((node, format!("{feed} {index} has other bytes than were signed")));
                 }
             }
         }
@@ -255,27 +267,62 @@ impl Check<'_> {
         let (mut broken, mut history) = (Vec::new(), 0);
         let leaky = world.exchange.natures.iter().any(|nature| nature.leaky);
         for (node, here) in self.honest() {
-            for (feed, log) in here.disk.logs.iter().filter(|(feed, _)| feed.member != here.me) {
-                for (entry, index) in log.entries.iter().zip(0_u64..).filter(|(entry, _)| entry.is_disclosed()) {
-                    let facts = self.facts(entry);
-                    let may = facts.is_some_and(|facts| facts.ever_admit(node, &world.exchange));
-                    let given = world.model.subscribers[node].places.contains(&(feed.clone(), index));
-                    // What a liar sends before its roster is there cannot be judged, and is not delivered.
-                    if !may && (given || !(entry.held_back && leaky)) {
-                        broken.push((node, format!("{feed} {index} leaked")));
-                    }
-                    let named = facts.map(|facts| &world.exchange.members[facts.named]);
-                    if given && named != Some(&feed.member) {
-                        broken.push((node, format!("{feed} {index} was delivered, though it names another member")));
-                    }
-                    let by_its_own = |facts: &Facts| {
-                        world.exchange.at(facts.version).is_some_and(|listed| facts.admit(node, listed))
-                    };
-                    history += u64::from(may && !facts.is_some_and(by_its_own));
+            for (feed, index, entry) in
+                held(here).filter(|(feed, _, entry)| feed.member != here.me && entry.is_disclosed())
+            {
+                let facts = self.facts(entry);
+                let may = facts.is_some_and(|facts| facts.ever_admit(node, &world.exchange));
+                let given = world.model.subscribers[node].places.contains(&(feed.clone(), index));
+                // What a liar sends before its roster is there cannot be judged, and is not delivered.
+                if !may && (given || !(entry.held_back && leaky)) {
+                    broken.push((node, format!("{feed} {index} leaked")));
                 }
+                let named = facts.map(|facts| &world.exchange.members[facts.named]);
+                if given && named != Some(&feed.member) {
+                    broken.push((node, format!("{feed} {index} was delivered, though it names another member")));
+                }
+                let by_its_own =
+                    |facts: &Facts| world.exchange.at(facts.version).is_some_and(|listed| facts.admit(node, listed));
+                history += u64::from(may && !facts.is_some_and(by_its_own));
             }
         }
         self.history = history;
+        broken.into_iter().for_each(|(node, what)| self.fails(node, what));
+    }
+
+    /// What came ahead of the order is what the feed has there, or two histories are proven. It stays ahead only where the feed does not come
+    /// so far: its owner has lost it, or is no honest member.
+    fn what_overtook_is_in_its_feed(&mut self) {
+        let world = self.world;
+        let (mut broken, mut outlived) = (Vec::new(), 0);
+        let mut digests = BTreeMap::new();
+        for (node, place, digest, restores) in &world.model.ahead {
+            let (feed, index) = place;
+            let Some(owner) = world.exchange.position(&feed.member) else { continue };
+            let here = &world.nodes[*node];
+            let honest = |node: usize| world.exchange.natures[node].is_honest();
+            if !honest(*node) || *restores != world.model.restores[*node] {
+                continue;
+            }
+            if honest(owner) && digests.insert(place, digest).is_some_and(|other| other != digest) {
+                broken.push((*node, format!("{feed} {index} is another entry here than elsewhere")));
+            }
+            match here.disk.logs.get(feed).and_then(|log| log.entry(*index)) {
+                Some(entry) if entry.digest == *digest || here.disk.forks.contains_key(feed) => {}
+                Some(_) => broken.push((*node, format!("{feed} {index} came ahead, and the feed has another there"))),
+                None if here.disk.ahead.get(place).is_none_or(|ahead| ahead.entry.digest != *digest) => {
+                    broken.push((*node, format!("{feed} {index} came ahead, and is gone")));
+                }
+                None => {
+                    let both = [*node, owner].iter().all(|node| self.current.contains(node));
+                    if both && world.model.restores[owner] == 0 {
+                        broken.push((*node, format!("{feed} {index} came ahead, and its feed did not follow")));
+                    }
+                    outlived += 1;
+                }
+            }
+        }
+        self.outlived = outlived;
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
 
@@ -303,7 +350,8 @@ impl Check<'_> {
         let mut broken = Vec::new();
         for (node, here) in self.honest() {
             for (feed, evidence) in &here.disk.forks {
-                let proves = Equivocation::verify(evidence, newest).is_ok_and(|fork| fork.feed() == feed);
+                let trees = Equivocation::verify(evidence, newest).is_ok_and(|fork| fork.feed() == feed);
+                let proves = trees || TwoEntries::verify(evidence, newest).is_ok_and(|fork| fork.feed() == feed);
                 let nature = world.exchange.position(&feed.member).map(|owner| &world.exchange.natures[owner]);
                 // Garbage may happen to be signed.
                 let forks = nature.is_some_and(|nature| nature.forks || nature.garbage);

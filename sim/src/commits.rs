@@ -1,5 +1,6 @@
 //! What a commit does: the record, the mark, the answers, in this order; and what the disk and the power do to it.
 
+use barid_core::express::Admission;
 use barid_core::feed::cosignature::{cosign, verify_cosigned};
 use barid_core::feed::note::Note;
 use barid_core::names::{Digest, FeedId};
@@ -88,6 +89,10 @@ impl World {
                 self.violated(node, fault);
             }
         }
+        let held = done.expressed.iter().filter(|(.., admission)| *admission == Admission::Hold);
+        for (place, digest, _) in held {
+            self.model.expressed(node, place.clone(), *digest);
+        }
         for fault in &done.faults {
             self.violated(node, fault);
         }
@@ -110,6 +115,8 @@ impl World {
                 Work::Batch(batch, ..) => self.follow_anew(node, &batch.feed, 30),
                 Work::Fill(_, peer, number) => self.put_off(node, peer, number),
                 Work::Fork(feed, _) => drop(self.nodes[node].live.stopped.remove(&feed)),
+                // It waits for its turn.
+                Work::Express(..) => self.count("express refused: disk full"),
                 Work::Publish(..) | Work::Name(..) | Work::Roster(_) | Work::Acknowledge(_) => {}
             }
         }
@@ -158,14 +165,33 @@ impl World {
         }
         if done.signed {
             let feed = self.nodes[node].feed.clone();
-            self.announce(node, &feed);
+            let first = done.released.iter().filter(|(_, (of, _), again)| *of == feed && !again);
+            let first = first.map(|(_, (_, index), _)| *index).min();
+            self.announce(node, &feed, first.unwrap_or(u64::MAX));
+        }
+        self.coverage.add("express reached by its feed", done.matched);
+        for ((feed, index), _, admission) in done.expressed {
+            match admission {
+                Admission::Hold => self.expressed(node, &feed, index),
+                Admission::Again => self.count("express held before"),
+                Admission::Another => self.count("express of another history, ahead of the order"),
+                Admission::Behind => self.count("express after its feed"),
+                Admission::Full => self.count("express without room"),
+            }
+        }
+        for ((feed, index), by_batch, shown) in done.another {
+            self.count(if by_batch { "two entries shown by a batch" } else { "two entries shown by express" });
+            if by_batch {
+                self.follow_anew(node, &feed, 10);
+            }
+            self.another_entry(node, &feed, index, shown);
         }
         for signed in &done.complete {
             self.cosign(node, signed);
         }
         for (feed, from, request, first, lacks) in done.followed {
             self.stored(node, &feed, from, request, first, lacks);
-            self.announce(node, &feed);
+            self.announce(node, &feed, first);
         }
         for (feed, _) in done.stale {
             self.count("commit stale");

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use barid_core::bulletin::audience::may_read;
+use barid_core::bulletin::urgent;
 use barid_core::envelope;
+use barid_core::feed::checkpoint::SignedCheckpoint;
 use barid_core::follow::{
-    Fault, FaultKind, FollowState, VerifiedBatch, VerifiedContent, VerifiedEntry, VerifiedFill, VerifiedFills,
+    Fault, FaultKind, FollowState, VerifiedBatch, VerifiedContent, VerifiedEntry, VerifiedExpress, VerifiedFill,
+    VerifiedFills,
 };
-use barid_core::names::{Digest, FeedId, Member, Undisclosed};
+use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::proto;
 use barid_core::proto::item::Item;
 use barid_core::roster::RosterChain;
@@ -91,6 +94,29 @@ pub(crate) fn unverified_fills(feed: &FeedId, message: &proto::Fills, lacking: &
         entries: message.items.iter().filter_map(entry).collect(),
         findings: Vec::new(),
     }
+}
+
+/// What would be kept of an entry ahead of its order if neither its proof nor its audience were asked for.
+pub(crate) fn any_express(
+    feed: &FeedId,
+    message: &proto::Express,
+    newest: Option<&SignedCheckpoint>,
+) -> Option<VerifiedExpress> {
+    let header = envelope::header_of(&message.envelope).ok()?;
+    let hash = |bytes: &Bytes| <[u8; 32]>::try_from(bytes.as_ref()).ok().map(Hash);
+    Some(VerifiedExpress {
+        feed: feed.clone(),
+        index: message.index,
+        urgent: urgent(&header),
+        entry: VerifiedEntry {
+            digest: envelope::digest(&message.envelope),
+            content: VerifiedContent::Disclosed { envelope: message.envelope.clone(), header: Some(Arc::new(header)) },
+            held_back: None,
+        },
+        checkpoint: newest?.clone(),
+        proof: message.inclusion_proof.iter().filter_map(hash).collect(),
+        findings: Vec::new(),
+    })
 }
 
 /// What a follower would take if it did not look at the log.

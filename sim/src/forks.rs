@@ -244,14 +244,17 @@ impl World {
         if self.has(Mutation::IgnoreForks) {
             return;
         }
-        let feed = evidence.feed().clone();
+        self.stop_feed(node, evidence.feed(), Bytes::from(evidence.format()));
+    }
+
+    /// A feed that has two histories is not followed any more.
+    pub(crate) fn stop_feed(&mut self, node: usize, feed: &FeedId, evidence: Bytes) {
         let live = &mut self.nodes[node].live;
-        live.following.remove(&feed);
-        live.ahead.retain(|(of, _), _| *of != feed);
+        live.following.remove(feed);
+        live.ahead.retain(|(of, _), _| of != feed);
         if live.stopped.insert(feed.clone()) {
-            let evidence = Bytes::from(evidence.format());
             self.note("fork", node, &evidence);
-            self.nodes[node].live.waiting.push(Work::Fork(feed, evidence));
+            self.nodes[node].live.waiting.push(Work::Fork(feed.clone(), evidence));
             self.soon(4, Event::Commit(node));
         }
     }

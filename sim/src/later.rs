@@ -7,7 +7,7 @@ use std::convert::Infallible;
 
 use barid_core::bulletin::TopicFilter;
 use barid_core::follow::{Finding, What, verify_fills};
-use barid_core::gaps::{NotHeld, Stand};
+use barid_core::gaps::{NotHeld, Stand, take_turns};
 use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
@@ -48,7 +48,10 @@ impl World {
         let here = &mut self.nodes[node];
         let roster = here.disk.chain.newest().version();
         let logs = &here.disk.logs;
-        for (feed, log) in logs {
+        let mut feeds: Vec<(&FeedId, &Log)> = logs.iter().collect();
+        let last = here.live.asked_last.get(&peer);
+        take_turns(&mut feeds, |(feed, _)| *feed, last);
+        for (feed, log) in feeds {
             let size = log.tree.size();
             let owner = self.exchange.members[peer] == feed.member;
             let later = |other: &FeedId| other.member == feed.member && other.epoch > feed.epoch;
@@ -66,6 +69,7 @@ impl World {
                 continue;
             };
             here.live.requested += 1;
+            here.live.asked_last.insert(peer, feed.clone());
             // Of its own a member wants everything back.
             let filters = here.topics.iter().filter(|_| feed.member != here.me);
             let follow = proto::Follow {

@@ -6,6 +6,7 @@ use barid_core::proto::frame::Frame;
 use barid_core::proto::item::Item;
 use bytes::Bytes;
 
+use crate::node::Content;
 use crate::world::World;
 
 impl World {
@@ -16,7 +17,7 @@ impl World {
         }
         for peer in self.nodes[node].live.linked.clone() {
             self.count("garbage sent");
-            let kind = self.random.below(12);
+            let kind = self.random.below(14);
             self.garbage_for(node, peer, kind);
         }
     }
@@ -69,6 +70,7 @@ impl World {
                 bad.truncate(note.len() - 2);
                 Frame::Rosters(proto::Rosters { notes: vec![bad.into(), Bytes::from_static(b"no roster")] })
             }
+            11 | 12 => Frame::Express(self.made_up_express(node, &feed, next)),
             _ => Frame::Consistency(proto::Consistency {
                 feed: feed.to_string(),
                 size: next,
@@ -95,6 +97,37 @@ impl World {
             items: vec![proto::Item { item: Some(Item::Digests(run)) }],
             checkpoint: self.forged(node, feed, first + 2),
             consistency_proof: Vec::new(),
+        }
+    }
+
+    /// An urgent entry ahead of what the other side holds, which was never signed so.
+    fn made_up_express(&mut self, node: usize, feed: &FeedId, next: u64) -> proto::Express {
+        let own = &self.nodes[node].feed;
+        let log = self.nodes[node].disk.logs.get(own);
+        // One of its own, said to be another member's, or something that nobody made.
+        let entry = log.and_then(|log| log.entries.iter().rev().find(|entry| entry.is_disclosed()));
+        let envelope = entry.and_then(|entry| match &entry.content {
+            Content::Disclosed { envelope, .. } => Some(envelope.clone()),
+            Content::Undisclosed(_) => None,
+        });
+        proto::Express {
+            feed: feed.to_string(),
+            index: next + self.random.below(3),
+            envelope: envelope.unwrap_or_else(|| Bytes::from_static(b"an alert")),
+            inclusion_proof: vec![Bytes::from_static(&[4; 32]); 2],
+            checkpoint: self.forged(node, feed, next + 3),
+        }
+    }
+
+    /// A right urgent entry with something wrong about it.
+    pub(crate) fn spoil_express(&mut self, express: &mut proto::Express) {
+        match self.random.below(6) {
+            0 => express.index += 1,
+            1 => express.index = u64::MAX,
+            2 => express.envelope = Bytes::from_static(b"something else"),
+            3 => express.envelope = Bytes::new(),
+            4 => express.inclusion_proof.push(Bytes::from_static(&[5; 32])),
+            _ => express.inclusion_proof = vec![Bytes::from_static(&[5; 32]); 70],
         }
     }
 

@@ -15,6 +15,7 @@ mod coverage;
 mod defects;
 mod epochs;
 mod exchange;
+mod express;
 mod forks;
 mod later;
 mod liars;
@@ -37,7 +38,7 @@ use std::collections::BTreeSet;
 
 pub use coverage::{Coverage, MUST_BE_REACHED};
 pub use mutation::Mutation;
-pub use shrink::{Shrunk, kind, shrink};
+pub use shrink::{Shrunk, kind, shrink, whole};
 
 /// What became of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use barid_core::bulletin::TopicFilter;
+use barid_core::express::Unmatched;
 use barid_core::feed::checkpoint::SignedCheckpoint;
 use barid_core::follow::FollowState;
 use barid_core::gaps::{Asked, Found};
@@ -15,6 +16,8 @@ use crate::node::Work;
 
 /// Works that may wait for the next commit.
 pub(crate) const QUEUE_MAX: usize = 24;
+/// Urgent entries of others that may wait for it beside these.
+pub(crate) const EXPRESS_QUEUE_MAX: usize = 64;
 /// Batches of a feed on their way to one peer.
 pub(crate) const IN_FLIGHT_MAX: usize = 3;
 
@@ -48,8 +51,16 @@ pub(crate) struct Serving {
     /// Next index to send.
     pub(crate) next: u64,
     pub(crate) filters: Vec<TopicFilter>,
+    /// How much the peer holds of it.
+    pub(crate) stored: u64,
     /// Ends of batches that are not stored there yet.
     pub(crate) in_flight: VecDeque<u64>,
+}
+
+impl Serving {
+    pub(crate) fn has_room(&self) -> bool {
+        self.in_flight.len() < IN_FLIGHT_MAX
+    }
 }
 
 /// What was asked of a peer and is not answered yet; and since when.
@@ -80,6 +91,8 @@ pub(crate) struct Live {
     pub(crate) following: BTreeMap<FeedId, Following>,
     /// By peer.
     pub(crate) serving: BTreeMap<(usize, FeedId), Serving>,
+    /// What each peer was sent ahead of the order.
+    pub(crate) unmatched: BTreeMap<usize, Unmatched>,
     /// Where feeds of members without a link are followed.
     pub(crate) relays: BTreeMap<FeedId, Relay>,
     /// Whether linked owners show less than others.
@@ -98,6 +111,8 @@ pub(crate) struct Live {
     pub(crate) settled: BTreeMap<FeedId, (u64, u64)>,
     pub(crate) requests: BTreeMap<usize, Request>,
     pub(crate) requested: u64,
+    /// The feed that each peer was asked about last.
+    pub(crate) asked_last: BTreeMap<usize, FeedId>,
     /// Checkpoints that peers show and that are larger than what is held, since when.
     pub(crate) ahead: BTreeMap<(FeedId, usize), (SignedCheckpoint, u64)>,
     pub(crate) stopped: BTreeSet<FeedId>,
@@ -112,7 +127,17 @@ impl Live {
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        self.waiting.len() < QUEUE_MAX
+        self.ordinary() < QUEUE_MAX
+    }
+
+    /// Works that wait for the next commit, but for what has its own bound: urgent entries, and evidence, one for each feed.
+    fn ordinary(&self) -> usize {
+        self.waiting.iter().filter(|work| !matches!(work, Work::Express(..) | Work::Fork(..))).count()
+    }
+
+    /// Urgent entries of others that wait for the next commit.
+    pub(crate) fn expressing(&self) -> usize {
+        self.waiting.iter().filter(|work| matches!(work, Work::Express(..))).count()
     }
 
     /// What has grown beyond its bound, where there are so many members and feeds.
@@ -120,7 +145,8 @@ impl Live {
         let most = self.serving.values().map(|serving| serving.in_flight.len()).max().unwrap_or(0);
         let both = members * feeds;
         let tables = [
-            ("works waiting", self.waiting.len(), QUEUE_MAX),
+            ("works waiting", self.ordinary(), QUEUE_MAX),
+            ("urgent entries waiting", self.expressing(), EXPRESS_QUEUE_MAX),
             ("batches on their way", most, IN_FLIGHT_MAX),
             ("feeds followed", self.following.len(), feeds),
             ("feeds served", self.serving.len(), both),

@@ -1,5 +1,5 @@
 //! `barid-sim [OPTIONS] [SEEDS [FIRST]]`: runs seeds and prints how often what was reached; exit code 1 with the first seed that breaks a promise,
-//! shrunk. Options: `--mutation NAME` puts a defect in, `--story` tells what happens in the shrunk run, `--survey` runs all seeds and tells
+//! shrunk. Options: `--mutation NAME` puts a defect in, `--story` tells what happens in the shrunk run, `--whole` shrinks nothing, `--survey` runs all seeds and tells
 //! which promises are broken how often.
 
 use std::collections::BTreeMap;
@@ -8,12 +8,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use barid_sim::{Coverage, Mutation, kind, run, shrink};
+use barid_sim::{Coverage, Mutation, kind, run, shrink, whole};
 
 #[derive(Default)]
 struct Options {
     mutation: Option<Mutation>,
     story: bool,
+    whole: bool,
     survey: bool,
     numbers: Vec<u64>,
 }
@@ -85,7 +86,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Some(_) if options.survey => {}
-        Some(seed) => match shrink(seed, options.mutation) {
+        Some(seed) => match if options.whole { whole } else { shrink }(seed, options.mutation) {
             Some(shrunk) => {
                 if options.story {
                     println!("{}", shrunk.story().join("\n"));
@@ -104,6 +105,7 @@ fn options() -> Result<Options, String> {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--story" => options.story = true,
+            "--whole" => options.whole = true,
             "--survey" => options.survey = true,
             "--mutation" => {
                 let name = arguments.next().unwrap_or_default();

@@ -22,6 +22,8 @@ pub(crate) struct Facts {
     pub(crate) to: Vec<usize>,
     /// Roster version by which its audience is decided.
     pub(crate) version: u64,
+    /// Whether it is urgent, and if so whether it is Actual.
+    pub(crate) urgent: Option<bool>,
     /// Whether this version of the protocol can tell for whom it is.
     pub(crate) understood: bool,
 }
@@ -106,6 +108,8 @@ pub(crate) struct Model {
     pub(crate) subscribers: Vec<Subscriber>,
     /// How often each node's store was restored.
     pub(crate) restores: Vec<u32>,
+    /// What came ahead of the order, to whom, and how often that node's store had been restored by then.
+    pub(crate) ahead: Vec<(usize, Place, Digest, u32)>,
     /// Who took what for wrongly withheld.
     pub(crate) blamed: Vec<(usize, Place)>,
 }
@@ -129,6 +133,11 @@ impl Model {
     /// A commit made `size` entries of a feed durable.
     pub(crate) fn grew(&mut self, node: usize, feed: &FeedId, size: u64) {
         self.seen[node].sizes.insert(feed.clone(), size);
+    }
+
+    /// An entry became durable ahead of its feed's order.
+    pub(crate) fn expressed(&mut self, node: usize, place: Place, digest: Digest) {
+        self.ahead.push((node, place, digest, self.restores[node]));
     }
 
     /// The next arrival; the fault, if the entry had arrived before.

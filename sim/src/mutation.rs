@@ -92,6 +92,24 @@ mutations! {
     CosignBeforeCommit,
     /// Nobody asks for newer rosters.
     NoRosters,
+    /// What is urgent waits for its turn.
+    NoExpress,
+    /// What is urgent is sent ahead of the order to whoever follows.
+    ExpressToAnyone,
+    /// What comes ahead of the order is kept, whoever it is for.
+    KeepAnyExpress,
+    /// What comes ahead of the order is kept without a proof.
+    ExpressUnproven,
+    /// What came ahead of the order arrives again with its feed.
+    ExpressTwice,
+    /// The content of what came ahead of the order is lost when the feed comes.
+    DropExpress,
+    /// What is held ahead of the order is lost in a crash.
+    ForgetExpress,
+    /// As much is ahead of the order as is sent.
+    UnboundedExpress,
+    /// Another entry than came ahead of the order is taken like the same one.
+    IgnoreTwoEntries,
     /// What is asked for is wanted in full by the newest roster only.
     DiscloseByNewestRoster,
 }

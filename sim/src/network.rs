@@ -63,7 +63,7 @@ impl World {
     }
 
     pub(crate) fn send(&mut self, from: usize, to: usize, frame: Frame) {
-        let damageable = matches!(frame, Frame::Entries(_) | Frame::Fills(_));
+        let damageable = matches!(frame, Frame::Entries(_) | Frame::Express(_) | Frame::Fills(_));
         let bytes = Bytes::from(proto::Frame { frame: Some(frame) }.encode_to_vec());
         let bytes = if self.nodes[from].nature.newer { newer::frame(&bytes) } else { bytes };
         self.carry(from, to, bytes, damageable);
@@ -95,7 +95,10 @@ impl World {
             bytes = damaged.into();
         }
         let at = self.now + 1 + self.random.below(if self.trouble() { 20 } else { 4 });
+        let well = !self.trouble();
         let newest = self.sent.entry((from, to)).or_default();
+        // Once all is well, links are ordered as real ones are.
+        let at = if well { at.max(*newest) } else { at };
         let overtaken = at < *newest;
         *newest = at.max(*newest);
         if overtaken {

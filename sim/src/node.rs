@@ -8,10 +8,13 @@ use std::sync::Arc;
 
 use barid_core::bulletin::TopicFilter;
 use barid_core::envelope;
+use barid_core::express::{Admission, admit, contradicted, proven_by_batch};
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
 use barid_core::feed::note::SigningKey;
 use barid_core::feed::tree::MemoryTree;
-use barid_core::follow::{Delivery, VerifiedBatch, VerifiedContent, VerifiedEntry, VerifiedFills, delivery};
+use barid_core::follow::{
+    Delivery, ProvenEntry, VerifiedBatch, VerifiedContent, VerifiedEntry, VerifiedExpress, VerifiedFills, delivery,
+};
 use barid_core::gaps::is_missing;
 use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::proto;
@@ -21,6 +24,7 @@ use bytes::Bytes;
 
 use crate::Mutation;
 use crate::exchange::Nature;
+use crate::express::{ROOM, ROOM_FOR_ALL, urgent_of};
 use crate::live::Live;
 use crate::model::Place;
 
@@ -80,11 +84,21 @@ impl Log {
     }
 }
 
+/// An entry ahead of its feed's order, and what proves it.
+#[derive(Clone)]
+pub(crate) struct Ahead {
+    pub(crate) entry: Entry,
+    pub(crate) checkpoint: SignedCheckpoint,
+    pub(crate) proof: Vec<Hash>,
+}
+
 /// What a store holds: all that comes back with a backup.
 #[derive(Clone)]
 pub(crate) struct Disk {
     pub(crate) chain: RosterChain,
     pub(crate) logs: BTreeMap<FeedId, Log>,
+    /// By feed and index: what lies beyond what is held in order.
+    pub(crate) ahead: BTreeMap<Place, Ahead>,
     pub(crate) arrivals: Vec<Place>,
     pub(crate) cursor: u64,
     /// Of this member's own feeds.
@@ -100,6 +114,7 @@ impl Disk {
         Self {
             chain,
             logs: BTreeMap::new(),
+            ahead: BTreeMap::new(),
             arrivals: Vec::new(),
             cursor: 0,
             ids: BTreeMap::new(),
@@ -110,6 +125,17 @@ impl Disk {
 
     pub(crate) fn size(&self, feed: &FeedId) -> u64 {
         self.logs.get(feed).map_or(0, |log| log.tree.size())
+    }
+
+    /// What is held of a feed ahead of its order, by ascending index.
+    pub(crate) fn ahead_of(&self, feed: &FeedId) -> impl Iterator<Item = (u64, &Ahead)> {
+        self.ahead.range((feed.clone(), 0)..=(feed.clone(), u64::MAX)).map(|((_, index), ahead)| (*index, ahead))
+    }
+
+    /// An entry, in order or ahead of it.
+    pub(crate) fn entry(&self, feed: &FeedId, index: u64) -> Option<&Entry> {
+        let ahead = || self.ahead.get(&(feed.clone(), index)).map(|ahead| &ahead.entry);
+        self.logs.get(feed).and_then(|log| log.entry(index)).or_else(ahead)
     }
 }
 
@@ -131,6 +157,8 @@ pub(crate) enum Work {
     /// From a peer, by its number among the requests for that feed.
     Batch(Box<VerifiedBatch>, usize, u64),
     Fill(Box<VerifiedFills>, usize, u64),
+    /// Ahead of the order.
+    Express(Box<VerifiedExpress>),
     Roster(Bytes),
     Acknowledge(u64),
     Fork(FeedId, Bytes),
@@ -147,6 +175,12 @@ pub(crate) struct Committed {
     pub(crate) stale: Vec<(FeedId, usize)>,
     /// Content that came later: how many entries, from whom, under which request.
     pub(crate) filled: Vec<(FeedId, usize, u64, u64)>,
+    /// What came ahead of the order, and what became of it.
+    pub(crate) expressed: Vec<(Place, Digest, Admission)>,
+    /// What came ahead of the order and was reached by it.
+    pub(crate) matched: u64,
+    /// Where another entry was shown than is held: by a batch or not, and what proves it.
+    pub(crate) another: Vec<(Place, bool, Option<ProvenEntry>)>,
     pub(crate) arrived: Vec<Place>,
     pub(crate) acknowledged: Option<u64>,
     pub(crate) rosters: u64,
@@ -223,6 +257,15 @@ impl Node {
         }
     }
 
+    /// What a peer is shown of a feed ahead of its order: `crossed`, of the history that it is not shown in order.
+    pub(crate) fn log_to_express(&self, feed: &FeedId, peer: usize, crossed: bool) -> Option<&Log> {
+        match &self.other {
+            Some((other, to)) if crossed && *feed == self.feed && !to.contains(&peer) => Some(other),
+            Some(_) if crossed => self.disk.logs.get(feed),
+            _ => self.log_for(feed, peer),
+        }
+    }
+
     /// Of these entries, what is held as digests.
     pub(crate) fn lacking(&self, feed: &FeedId, fills: &proto::Fills) -> BTreeMap<u64, (Digest, Undisclosed)> {
         let log = self.disk.logs.get(feed);
@@ -238,7 +281,7 @@ impl Node {
         loop {
             let at = usize::try_from(self.live.read_to).ok()?;
             let (feed, index) = self.disk.arrivals.get(at)?.clone();
-            let entry = self.disk.logs.get(&feed)?.entry(index)?;
+            let entry = self.disk.entry(&feed, index)?;
             let Content::Disclosed { header, .. } = &entry.content else { return None };
             let to = delivery(&feed.member, header.as_deref(), &self.me, &self.disk.chain);
             if let Delivery::NotYet { .. } = to {
@@ -264,6 +307,7 @@ impl Node {
                 }
                 Work::Batch(batch, from, request) => self.apply_batch(*batch, from, request, mutation, &mut done),
                 Work::Fill(fills, from, request) => self.apply_fills(*fills, from, request, mutation, &mut done),
+                Work::Express(express) => self.apply_express(*express, mutation, &mut done),
                 Work::Roster(note) => match self.disk.chain.extend(&note) {
                     Ok(new) => done.rosters += u64::from(new),
                     // One that does not follow is asked for again.
@@ -308,7 +352,7 @@ impl Node {
             other.append(Entry { digest, content, held_back: false });
         }
         let content = Content::Disclosed { envelope, header };
-        let index = self.append(&feed, Entry { digest, content, held_back: false }, done);
+        let index = self.append(&feed, Entry { digest, content, held_back: false }, true, done);
         done.signed = true;
         (feed, index)
     }
@@ -327,6 +371,15 @@ impl Node {
             done.stale.push((feed, from));
             return;
         }
+        let end = batch.first + batch.entries.len() as u64;
+        let ahead = self.disk.ahead_of(&feed).take_while(|(index, _)| *index < end);
+        let another = contradicted(&batch, ahead.map(|(index, ahead)| (index, ahead.entry.digest)));
+        if let Some(index) = another.filter(|_| mutation != Some(Mutation::IgnoreTwoEntries)) {
+            let tree = self.disk.logs.get(&feed).map(|log| log.tree.clone()).unwrap_or_default();
+            let shown = proven_by_batch(&batch, index, &tree, batch.first, &[]);
+            done.another.push(((feed, index), true, shown));
+            return;
+        }
         let lacking = |entry: &&VerifiedEntry| matches!(entry.content, VerifiedContent::Undisclosed(reason) if is_missing(reason));
         let lacks = batch.entries.iter().filter(lacking).count() as u64;
         for (place, entry) in batch.entries.into_iter().enumerate() {
@@ -340,8 +393,19 @@ impl Node {
                 VerifiedContent::Disclosed { envelope, header } => Content::Disclosed { envelope, header },
                 VerifiedContent::Undisclosed(reason) => Content::Undisclosed(reason),
             };
-            let entry = Entry { digest: entry.digest, content, held_back: entry.held_back.is_some() };
-            self.append(&feed, entry, done);
+            let mut entry = Entry { digest: entry.digest, content, held_back: entry.held_back.is_some() };
+            // What came ahead of the order is held in full, whatever comes now, and has arrived.
+            let held = self.disk.ahead.remove(&(feed.clone(), batch.first + place as u64));
+            let arrives = held.is_none() || mutation == Some(Mutation::ExpressTwice);
+            done.matched += u64::from(held.is_some());
+            match held.map(|held| held.entry) {
+                Some(held) if mutation == Some(Mutation::DropExpress) => {
+                    entry = Entry { content: Content::Undisclosed(Undisclosed::NotHeld), ..held };
+                }
+                Some(held) if mutation != Some(Mutation::IgnoreTwoEntries) => entry = held,
+                _ => {}
+            }
+            self.append(&feed, entry, arrives, done);
         }
         let log = self.disk.logs.entry(feed.clone()).or_default();
         if *log.tree.frontier() != batch.frontier {
@@ -354,6 +418,35 @@ impl Node {
             done.complete.push(batch.checkpoint);
         }
         done.followed.push((feed, from, request, batch.first, lacks));
+    }
+
+    /// Nothing is said of what is held already, or waits for its turn.
+    fn apply_express(&mut self, express: VerifiedExpress, mutation: Option<Mutation>, done: &mut Committed) {
+        let place = (express.feed.clone(), express.index);
+        let held = self.disk.ahead.get(&place).map(|ahead| ahead.entry.digest);
+        let of_this_sort = |(_, ahead): &(u64, &Ahead)| urgent_of(&ahead.entry) == express.urgent;
+        let (size, count) = (self.size(&express.feed), self.disk.ahead_of(&express.feed).filter(of_this_sort).count());
+        let room = if mutation == Some(Mutation::UnboundedExpress) { ROOM_FOR_ALL } else { ROOM };
+        let admission = admit(&express, size, held, count, &room);
+        let VerifiedExpress { entry, checkpoint, proof, .. } = express;
+        let digest = entry.digest;
+        done.expressed.push((place.clone(), digest, admission));
+        let differs = match admission {
+            Admission::Behind => self.disk.entry(&place.0, place.1).is_some_and(|held| held.digest != digest),
+            Admission::Another => true,
+            Admission::Hold | Admission::Again | Admission::Full => false,
+        };
+        if differs && mutation != Some(Mutation::IgnoreTwoEntries) {
+            done.another.push((place.clone(), false, Some(ProvenEntry { digest, checkpoint, proof })));
+            return;
+        }
+        if let (Admission::Hold, VerifiedContent::Disclosed { envelope, header }) = (admission, entry.content) {
+            let content = Content::Disclosed { envelope, header };
+            let entry = Entry { digest, content, held_back: entry.held_back.is_some() };
+            self.disk.ahead.insert(place.clone(), Ahead { entry, checkpoint, proof });
+            self.disk.arrivals.push(place.clone());
+            done.arrived.push(place);
+        }
     }
 
     /// What another peer gave first is passed over.
@@ -388,9 +481,11 @@ impl Node {
         done.filled.push((fills.feed, from, request, filled));
     }
 
-    fn append(&mut self, feed: &FeedId, entry: Entry, done: &mut Committed) -> u64 {
+    fn append(&mut self, feed: &FeedId, entry: Entry, arrives: bool, done: &mut Committed) -> u64 {
         let index = self.size(feed);
-        if let Content::Disclosed { header, .. } = &entry.content {
+        if let Content::Disclosed { header, .. } = &entry.content
+            && arrives
+        {
             self.disk.arrivals.push((feed.clone(), index));
             done.arrived.push((feed.clone(), index));
             if let Some(header) = header.as_ref().filter(|_| feed.member == self.me) {

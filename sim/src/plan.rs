@@ -94,17 +94,20 @@ pub(crate) struct Plan {
     pub(crate) events: Vec<(u64, Planned)>,
     /// Nodes that want the topics of one working group only.
     pub(crate) narrow: BTreeSet<usize>,
+    /// Bulletins that are urgent at any rate.
+    pub(crate) alerts: BTreeSet<u64>,
 }
 
 impl Plan {
     pub(crate) fn new(random: &mut Random, exchange: &Exchange) -> Self {
         let count = exchange.members.len();
-        let mut plan = Self { events: Vec::new(), narrow: BTreeSet::new() };
+        let mut plan = Self { events: Vec::new(), narrow: BTreeSet::new(), alerts: BTreeSet::new() };
         let mut ids = 0;
         // Large exchanges publish less each.
         let busy = (200 / count as u64).clamp(4, 25);
         for node in 0..count {
             plan.publishing(random, node, busy, &mut ids);
+            plan.alerts(random, node, &mut ids);
             plan.machine(random, node, exchange);
         }
         for _ in 0..random.below(8) {
@@ -132,7 +135,25 @@ impl Plan {
         if random.chance(8) {
             let count = 10 + random.below(40);
             self.at(random.below(TROUBLE), Planned::Burst { node, first_id: *ids + 1, count });
+            if random.chance(30) {
+                // Somebody calls everything urgent.
+                self.alerts.extend(*ids + 1..=*ids + count);
+            }
             *ids += count;
+        }
+    }
+
+    /// Who was down while others published comes back when all is well, and then there are alerts.
+    fn alerts(&mut self, random: &mut Random, node: usize, ids: &mut u64) {
+        if random.chance(15) {
+            let long = 100 + random.below(900);
+            let back = TROUBLE + 40 + random.below(80);
+            self.at(back - long.max(back - TROUBLE + 1), Planned::Crash { node, long });
+        }
+        for _ in 0..random.below(3) {
+            *ids += 1;
+            self.alerts.insert(*ids);
+            self.at(TROUBLE + 40 + random.below(160), Planned::Publish { node, id: *ids });
         }
     }
 

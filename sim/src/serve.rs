@@ -12,7 +12,7 @@ use barid_core::provide;
 use bytes::Bytes;
 use prost::Message;
 
-use crate::live::{IN_FLIGHT_MAX, Serving};
+use crate::live::Serving;
 use crate::node::{Content, Entry};
 use crate::world::World;
 use crate::{Mutation, defects, newer};
@@ -33,33 +33,48 @@ impl World {
         if !follow.ranges.is_empty() {
             return self.asked_for(from, to, &feed, &follow.ranges, &filters);
         }
-        let serving = Serving { next: follow.from, filters, in_flight: VecDeque::new() };
-        self.nodes[to].live.serving.insert((from, feed.clone()), serving);
+        let serving = Serving { next: follow.from, filters, stored: follow.from, in_flight: VecDeque::new() };
+        let live = &mut self.nodes[to].live;
+        live.serving.insert((from, feed.clone()), serving);
+        // What the last request left behind was passed over, for all that is known here.
+        live.unmatched.entry(from).and_modify(|unmatched| unmatched.retain(|other| *other != feed));
+        // What is urgent goes before the first batch.
+        self.send_express(to, from);
         self.send_batches(to, from, &feed);
+        // The window may be full of what is not.
+        self.send_express(to, from);
+        self.owe_urgent(to, from, &feed, follow.from);
     }
 
     pub(crate) fn peer_stored(&mut self, from: usize, to: usize, stored: &proto::Stored) {
         let Ok(feed) = stored.feed.parse::<FeedId>() else { return };
         let Some(serving) = self.nodes[to].live.serving.get_mut(&(from, feed.clone())) else { return };
+        // Not beyond what was sent, whatever the peer says.
+        serving.stored = serving.stored.max(stored.size.min(serving.next));
         while serving.in_flight.front().is_some_and(|end| *end <= stored.size) {
             serving.in_flight.pop_front();
         }
         self.send_batches(to, from, &feed);
+        self.send_express(to, from);
     }
 
-    /// A feed has grown here: whoever follows it is sent what is new.
-    pub(crate) fn announce(&mut self, node: usize, feed: &FeedId) {
-        let peers: Vec<usize> =
-            self.nodes[node].live.serving.keys().filter(|(_, served)| served == feed).map(|(peer, _)| *peer).collect();
-        for peer in peers {
+    /// A feed has grown here: whoever follows it is sent what is new. Two tasks of a node do so, and either may be first.
+    pub(crate) fn announce(&mut self, node: usize, feed: &FeedId, since: u64) {
+        for peer in self.followers_of(node, feed) {
+            if self.random.chance(50) {
+                self.send_express(node, peer);
+            }
             self.send_batches(node, peer, feed);
+            // The window may be full of what is not urgent.
+            self.send_express(node, peer);
+            self.owe_urgent(node, peer, feed, since);
         }
     }
 
     fn send_batches(&mut self, node: usize, peer: usize, feed: &FeedId) {
         loop {
             let Some(serving) = self.nodes[node].live.serving.get(&(peer, feed.clone())) else { return };
-            if serving.in_flight.len() >= IN_FLIGHT_MAX && !self.has(Mutation::UnboundedInFlight) {
+            if !serving.has_room() && !self.has(Mutation::UnboundedInFlight) {
                 self.count("window full");
                 return;
             }
@@ -163,6 +178,7 @@ pub(crate) fn told(frame: &Frame) -> String {
         Frame::Follow(follow) if follow.ranges.is_empty() => format!("follow {} from {}", follow.feed, follow.from),
         Frame::Follow(follow) => format!("wants {} {:?}", follow.feed, follow.ranges),
         Frame::Entries(entries) => format!("{} from {}: {} items", entries.feed, entries.first, entries.items.len()),
+        Frame::Express(express) => format!("express {} {}", express.feed, express.index),
         Frame::Stored(stored) => format!("stored {} {}", stored.feed, stored.size),
         Frame::Fills(fills) => format!("{}: {} fills up to {}", fills.feed, fills.items.len(), fills.through),
         Frame::Heads(heads) => {

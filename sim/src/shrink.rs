@@ -28,6 +28,16 @@ pub struct Shrunk {
 /// Shrinks a seed that fails; `None` if it does not.
 #[must_use]
 pub fn shrink(seed: u64, mutation: Option<Mutation>) -> Option<Shrunk> {
+    shrink_in(seed, mutation, RUNS_MAX)
+}
+
+/// A seed that fails, as it is; `None` if it does not.
+#[must_use]
+pub fn whole(seed: u64, mutation: Option<Mutation>) -> Option<Shrunk> {
+    shrink_in(seed, mutation, 0)
+}
+
+fn shrink_in(seed: u64, mutation: Option<Mutation>, runs_max: u32) -> Option<Shrunk> {
     let exchange = Exchange::new(&mut Random::new(seed, 1));
     let plan = Plan::new(&mut Random::new(seed, 2), &exchange);
     let mut without: BTreeSet<usize> = BTreeSet::new();
@@ -40,7 +50,7 @@ pub fn shrink(seed: u64, mutation: Option<Mutation>) -> Option<Shrunk> {
     loop {
         let mut left_out = false;
         let mut start = 0;
-        while start < plan.events.len() && runs < RUNS_MAX {
+        while start < plan.events.len() && runs < runs_max {
             // What the exchange is in the end rests on its rosters.
             let rest = (start..(start + piece).min(plan.events.len()))
                 .filter(|place| !matches!(plan.events[*place].1, Planned::Roster { .. }));
@@ -55,7 +65,7 @@ pub fn shrink(seed: u64, mutation: Option<Mutation>) -> Option<Shrunk> {
                 (without, violations, left_out) = (trial, found, true);
             }
         }
-        if piece == 1 && !left_out || runs >= RUNS_MAX {
+        if piece == 1 && !left_out || runs >= runs_max {
             break;
         }
         piece = (piece / 2).max(1);

@@ -1,10 +1,7 @@
 //! What nodes say to each other about feeds: whom they follow where, and what they take.
 //!
 //! In scope: core's decisions, the bookkeeping around them, and the defects that are put in on purpose. Out of scope: what others are shown
-//! (`serve`), the network (`network`), content that comes later (`later`), two histories (`forks`), own feeds (`epochs`).
-//!
-//! Urgent entries that overtake their feed have no frames yet: they would leave in [`World::announce`], before anything else, and come in
-//! by [`World::take`].
+//! (`serve`), the network (`network`), content that comes later (`later`), two histories (`forks`), own feeds (`epochs`), what is urgent (`express`).
 
 use barid_core::follow::{Fault, FaultKind, FollowState, verify_entries};
 use barid_core::names::{FeedId, Member};
@@ -81,6 +78,7 @@ impl World {
     fn forget_link(&mut self, node: usize, peer: usize) {
         let live = &mut self.nodes[node].live;
         live.serving.retain(|(to, _), _| *to != peer);
+        live.unmatched.remove(&peer);
         live.told.retain(|(to, _), _| *to != peer);
         live.told_roster.remove(&peer);
         live.peer_rosters.remove(&peer);
@@ -225,7 +223,7 @@ impl World {
 
     pub(crate) fn entries(&mut self, from: usize, to: usize, message: &proto::Entries) {
         let Ok(feed) = message.feed.parse::<FeedId>() else { return };
-        let (now, here) = (self.now, &mut self.nodes[to]);
+        let (now, trouble, here) = (self.now, self.trouble(), &mut self.nodes[to]);
         if here.live.stopped.contains(&feed) {
             here.live.following.remove(&feed);
             return;
@@ -235,7 +233,8 @@ impl World {
         let Some(following) = here.live.following.get_mut(&feed).filter(|following| following.at == from) else {
             return;
         };
-        if following.paused_until.is_some() || message.first < following.state.frontier.size() {
+        // Frames come twice while there is trouble; afterwards it is a gap: what a request before left on its way was taken for the answer.
+        if following.paused_until.is_some() || trouble && message.first < following.state.frontier.size() {
             return;
         }
         if !room {
@@ -278,7 +277,7 @@ impl World {
     }
 
     /// Refuses a batch whole: the feed pauses, the others go on.
-    fn refuse(&mut self, from: usize, to: usize, feed: &FeedId, fault: &Fault) {
+    pub(crate) fn refuse(&mut self, from: usize, to: usize, feed: &FeedId, fault: &Fault) {
         self.count(match &fault.kind {
             FaultKind::BadSignature => "batch refused: bad-signature",
             FaultKind::BadProof => "batch refused: bad-proof",
@@ -361,6 +360,7 @@ impl World {
         match frame {
             Some(Frame::Follow(follow)) => self.followed(from, to, &follow),
             Some(Frame::Entries(entries)) => self.entries(from, to, &entries),
+            Some(Frame::Express(express)) => self.express(from, to, &express),
             Some(Frame::Fills(fills)) => self.fills(from, to, &fills),
             Some(Frame::Stored(stored)) => self.peer_stored(from, to, &stored),
             Some(Frame::Heads(heads)) => self.heads(from, to, &heads),

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use barid_core::bulletin::Urgent;
 use barid_core::envelope;
 use barid_core::feed::checkpoint::SignedCheckpoint;
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use crate::bulletins::bulletin;
 use crate::coverage::Coverage;
 use crate::exchange::{Exchange, feed_key};
+use crate::express::{Due, ROOM, urgent_of};
 use crate::live::{Gate, Live};
 use crate::model::Model;
 use crate::node::{Disk, Mark, Node, Work};
@@ -48,6 +50,7 @@ pub(crate) enum Event {
     Recover(usize, u32),
     Heal,
     Look,
+    Due(Due),
     /// From, to, and an encoded frame.
     Arrive(usize, usize, Bytes),
 }
@@ -243,6 +246,7 @@ impl World {
             Event::Recover(node, tries) => self.recover(node, tries),
             Event::Heal => self.heal(),
             Event::Look => self.look(),
+            Event::Due(due) => self.due(&due),
             Event::Arrive(from, to, frame) if self.nodes[to].up => self.take(from, to, frame),
             Event::Commit(_) | Event::Restart(_) | Event::Deliver(_) | Event::Arrive(..) => {}
         }
@@ -328,6 +332,7 @@ impl World {
             Some(Mutation::ForgetIds) => here.disk.ids.clear(),
             Some(Mutation::ForgetForks) => here.disk.forks.clear(),
             Some(Mutation::RenumberArrivals) => here.disk.arrivals.sort(),
+            Some(Mutation::ForgetExpress) => here.disk.ahead.clear(),
             Some(Mutation::LoseTail) => self.lose_tail(node),
             _ => {}
         }
@@ -395,7 +400,8 @@ impl World {
         }
         let version = here.disk.chain.newest().version();
         let (mut content, salt) = (Random::new(self.seed, 1_000 + id), self.random.bytes());
-        let bulletin = bulletin(&mut content, &self.exchange, node, version, id, salt);
+        let bulletin =
+            bulletin(&mut content, &self.exchange, node, version, (id, self.plan.alerts.contains(&id)), salt);
         let digest = envelope::digest(&bulletin.envelope);
         self.note("publish", node, &digest.0);
         let header = envelope::header_of(&bulletin.envelope).ok().map(std::sync::Arc::new);
@@ -468,6 +474,7 @@ impl World {
             node.clock = 0;
             node.live.told.clear();
             node.live.told_roster.clear();
+            node.live.unmatched.clear();
         }
         // What operators brought in was on a disk that may have been lost since.
         for node in 0..self.nodes.len() {
@@ -499,6 +506,17 @@ impl World {
         let feeds = self.exchange.epochs.iter().map(|epochs| *epochs as usize).sum();
         if let Some(what) = self.nodes[node].live.overfull(self.nodes.len(), feeds) {
             self.violated(node, what);
+        }
+        let ahead = &self.nodes[node].disk.ahead;
+        let count = |feed, how| {
+            let ahead = self.nodes[node].disk.ahead_of(feed);
+            ahead.filter(|(_, ahead)| urgent_of(&ahead.entry).unwrap_or(Urgent::Other) == how).count()
+        };
+        let over = ahead.keys().find(|(feed, _)| {
+            [Urgent::Actual, Urgent::Other].into_iter().any(|how| count(feed, how) > ROOM.of(how).entries_max)
+        });
+        if let Some((feed, _)) = over.cloned() {
+            self.violated(node, format!("more entries of {feed} ahead of its order than are allowed"));
         }
     }
 }

@@ -2,22 +2,20 @@
 //!
 //! In scope: taking one in, with its custody note, and two entries at one place. Out of scope: verifying (`core`), going first (`queue`).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use barid_core::bulletin::{Urgent, ValidBulletin, urgent};
-use barid_core::feed::bridge::bridged_inclusion;
-use barid_core::feed::tree::{Frontier, HashReader, NodeId, leaf_hash, node_hash};
+use barid_core::express::{Admission, Room, admit, contradicted, proven_by_batch};
+use barid_core::feed::tree::Frontier;
 use barid_core::follow::{ProvenEntry, VerifiedBatch, VerifiedContent, VerifiedExpress};
-use barid_core::limits::{EXPRESS_ENTRIES_MAX, EXPRESS_OTHERS_MAX};
-use barid_core::names::{Digest, FeedId, Hash};
+use barid_core::names::{Digest, FeedId};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::run::{Group, Release, Writer};
 use super::spoken::custody_of;
 use super::{CommitFailure, Committer, Permit, Places, Work, is_behind, later, owns};
-use crate::store::{Append, Content, Express, FeedTree, NewEntry, ReadError, Store};
+use crate::store::{Content, Express, FeedTree, NewEntry};
 
 /// What came of an urgent entry.
 #[derive(Clone, Debug)]
@@ -76,26 +74,29 @@ impl Writer {
     }
 
     fn express(&self, group: &mut Group, express: VerifiedExpress) -> Result<Expressed, CommitFailure> {
-        let VerifiedExpress { feed, index, entry, urgent: how, checkpoint, proof, .. } = express;
-        let size = group.edges.get(&feed).or_else(|| self.edges.get(&feed)).map_or(0, Frontier::size);
+        let (feed, index) = (&express.feed, express.index);
+        let size = group.edges.get(feed).or_else(|| self.edges.get(feed)).map_or(0, Frontier::size);
         // Its own feed a node takes from others in order only.
-        if index < size || owns(&self.shared.feed.member, &feed) {
+        if owns(&self.shared.feed.member, feed) {
             return Ok(Expressed::Behind);
         }
-        let VerifiedContent::Disclosed { envelope, header } = entry.content else { return Ok(Expressed::Full) };
-        let taken = |held: &&Express| held.feed == feed && held.index == index;
         let store = &self.shared.store;
-        let held = store.ahead(&feed, index..index.saturating_add(1)).first().map(|(_, digest)| *digest);
-        if let Some(held) = held.or_else(|| group.commit.express.iter().find(taken).map(|held| held.entry.digest)) {
-            if held == entry.digest {
-                return Ok(Expressed::Again);
+        let pending = || group.commit.express.iter().filter(|held| held.feed == *feed);
+        let held = store.ahead(feed, index..index.saturating_add(1)).first().map(|(_, digest)| *digest);
+        let held = held.or_else(|| pending().find(|held| held.index == index).map(|held| held.entry.digest));
+        let count = express.urgent.map_or(0, |how| self.count_ahead(group, feed, how));
+        let admission = admit(&express, size, held, count, &Room::NODE);
+        let VerifiedExpress { feed, index, entry, checkpoint, proof, .. } = express;
+        let (envelope, header) = match (admission, entry.content) {
+            (Admission::Hold, VerifiedContent::Disclosed { envelope, header }) => (envelope, header),
+            (Admission::Behind, _) => return Ok(Expressed::Behind),
+            (Admission::Again, _) => return Ok(Expressed::Again),
+            (Admission::Another, _) => {
+                let shown = ProvenEntry { digest: entry.digest, checkpoint, proof };
+                return Err(CommitFailure::AnotherEntry { index, shown: Some(Box::new(shown)) });
             }
-            let shown = ProvenEntry { digest: entry.digest, checkpoint, proof };
-            return Err(CommitFailure::AnotherEntry { index, shown: Some(Box::new(shown)) });
-        }
-        if !self.has_room_ahead(group, &feed, how.unwrap_or(Urgent::Other)) {
-            return Ok(Expressed::Full);
-        }
+            (Admission::Hold | Admission::Full, _) => return Ok(Expressed::Full),
+        };
         let (seconds, _) = self.shared.now();
         let time = later(seconds, group.last_time);
         let mut custody = None;
@@ -122,22 +123,23 @@ impl Writer {
         Ok(Expressed::Held { custody })
     }
 
-    /// Whether one more of this sort may be held ahead of a feed's order: what is Actual finds the same room however many others are held.
-    fn has_room_ahead(&self, group: &Group, feed: &FeedId, how: Urgent) -> bool {
-        let room = if how == Urgent::Actual { EXPRESS_ENTRIES_MAX } else { EXPRESS_OTHERS_MAX };
+    /// How many of this sort are held ahead of a feed's order, or no fewer: more than there is room for only if they are.
+    fn count_ahead(&self, group: &Group, feed: &FeedId, how: Urgent) -> usize {
         let of_this_sort = |held: &&Express| match &held.entry.content {
             Content::Disclosed { header: Some(header), .. } => urgent(header).unwrap_or(Urgent::Other) == how,
             _ => how == Urgent::Other,
         };
         let pending = group.commit.express.iter().filter(|held| held.feed == *feed).filter(of_this_sort).count();
-        let ahead = self.shared.store.ahead(feed, 0..u64::MAX);
-        let Some((first, _)) = ahead.first().filter(|_| ahead.len() + pending >= room) else { return pending < room };
-        // Few of them are Actual, or few are not.
-        match self.shared.store.urgent(feed, how, *first, room) {
-            Ok(held) => held.len() + pending < room,
+        let (store, ahead) = (&self.shared.store, self.shared.store.ahead(feed, 0..u64::MAX));
+        let Some((first, _)) = ahead.first().filter(|_| !Room::NODE.has(how, ahead.len() + pending)) else {
+            return ahead.len() + pending;
+        };
+        // Few of them may be Actual, or few may not be.
+        match store.urgent(feed, how, *first, ahead.len()) {
+            Ok(held) => held.len() + pending,
             Err(error) => {
                 tracing::error!(%feed, %error, "what is held ahead of a feed's order cannot be counted: an urgent entry waits");
-                false
+                usize::MAX
             }
         }
     }
@@ -146,54 +148,13 @@ impl Writer {
     pub(super) fn check_ahead(&self, group: &Group, batch: &VerifiedBatch) -> Result<(), CommitFailure> {
         let end = batch.first.saturating_add(batch.entries.len() as u64);
         let ahead = self.shared.store.ahead(&batch.feed, batch.first..end);
-        let digest = |index: u64| Some(batch.entries.get(usize::try_from(index - batch.first).ok()?)?.digest);
-        let Some((index, _)) = ahead.into_iter().find(|(index, held)| digest(*index) != Some(*held)) else {
-            return Ok(());
-        };
+        let Some(index) = contradicted(batch, ahead) else { return Ok(()) };
         let pending = group.commit.appends.iter().find(|append| append.feed == batch.feed);
-        let tree = Grown::new(self.shared.store.as_ref(), pending, batch);
-        let shown = || {
-            let size = batch.checkpoint.checkpoint.size;
-            let proof = bridged_inclusion(&tree, index, end, size, &batch.consistency_proof).ok().flatten()?;
-            Some(Box::new(ProvenEntry { digest: digest(index)?, checkpoint: batch.checkpoint.clone(), proof }))
-        };
-        Err(CommitFailure::AnotherEntry { index, shown: shown() })
-    }
-}
-
-/// The tree held, with what a commit in the making and a batch append to it.
-struct Grown<'a> {
-    store: FeedTree<'a>,
-    size: u64,
-    appended: HashMap<u64, Digest>,
-}
-
-impl<'a> Grown<'a> {
-    fn new(store: &'a dyn Store, pending: Option<&Append>, batch: &'a VerifiedBatch) -> Self {
         let size = pending.map_or(batch.first, |append| append.first);
-        let pending = pending.into_iter().flat_map(|append| (append.first..).zip(&append.entries));
-        let mut appended: HashMap<u64, Digest> = pending.map(|(index, entry)| (index, entry.digest)).collect();
-        appended.extend((batch.first..).zip(&batch.entries).map(|(index, entry)| (index, entry.digest)));
-        Self { store: FeedTree { store, feed: &batch.feed }, size, appended }
-    }
-
-    fn hash(&self, node: NodeId) -> Result<Hash, ReadError> {
-        if node.leaves().end <= self.size {
-            return self.store.hashes(&[node])?.first().copied().ok_or_else(|| ReadError::Missing("a subtree".into()));
-        }
-        let Some(level) = node.level.checked_sub(1) else {
-            let digest = self.appended.get(&node.index).ok_or_else(|| ReadError::Missing("an entry".into()))?;
-            return Ok(leaf_hash(digest));
-        };
-        let child = |index| self.hash(NodeId { level, index });
-        Ok(node_hash(&child(node.index * 2)?, &child(node.index * 2 + 1)?))
-    }
-}
-
-impl HashReader for Grown<'_> {
-    type Error = ReadError;
-
-    fn hashes(&self, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError> {
-        nodes.iter().map(|node| self.hash(*node)).collect()
+        let pending: Vec<Digest> =
+            pending.into_iter().flat_map(|append| &append.entries).map(|entry| entry.digest).collect();
+        let tree = FeedTree { store: self.shared.store.as_ref(), feed: &batch.feed };
+        let shown = proven_by_batch(batch, index, &tree, size, &pending).map(Box::new);
+        Err(CommitFailure::AnotherEntry { index, shown })
     }
 }

@@ -1,21 +1,22 @@
 //! The express lane: urgent entries ahead of their feed's order, both ways.
 //!
-//! In scope: which entries a peer is sent ahead of the order, and bounding these; taking in what a peer sends so, and two entries at one
-//! place. Out of scope: the order in a feed (`provider`, `reader`), verifying (`core::follow`), going first at the committer.
+//! In scope: looking for what a peer is sent ahead of the order; taking in what a peer sends so, and two entries at one place. Out of scope: which
+//! are sent, in which turn, and how many (`core::express`), the order in a feed (`provider`, `reader`), verifying (`core::follow`), going first
+//! at the committer.
 //!
 //! A task of its own sends them, so that they wait neither for a batch in the making nor for their turn among the feeds. It sends what
 //! would otherwise wait: what lies in or behind a backlog of the link. What the next batch carries anyway is left to it. When a peer asks for
 //! a feed, what is urgent of it goes before its first batch.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use barid_core::bulletin::Urgent;
+use barid_core::express::{Room, Unmatched, would_wait};
 use barid_core::feed::bridge::bridged_inclusion;
 use barid_core::feed::checkpoint::SignedCheckpoint;
 use barid_core::feed::tree::{NodeId, leaf_hash};
 use barid_core::follow::{Fault, FaultKind, ProvenEntry, TwoEntries, VerifiedExpress, verify_express};
-use barid_core::limits::{EXPRESS_ENTRIES_MAX, EXPRESS_OTHERS_MAX};
+use barid_core::limits::EXPRESS_ENTRIES_MAX;
 use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
@@ -27,13 +28,11 @@ use tokio::sync::{mpsc, oneshot};
 use super::outbox::Outbox;
 use super::provider::Provider;
 use super::reader::tell_findings;
-use super::{EXPRESS_BYTES_MAX, EXPRESS_OTHERS_BYTES_MAX, FRAMES_WAITING_MAX, Shared, forks};
+use super::{FRAMES_WAITING_MAX, Shared, forks};
 use crate::committer::{CommitFailure, Expressed};
 use crate::store::{Content, FeedTree, ForkRecord, ReadError, Store};
 use crate::telemetry::{AuditEvent, audit};
 
-/// Entries that the next batch of a feed may be behind for it to be as fast as the express lane.
-const BEHIND_MAX: u64 = 16;
 /// Entries of a feed that are looked at, from where its order has come to, of those that are Actual and of the others: of more than these those
 /// that follow are not found yet.
 const LOOKED_AT_MAX: usize = 4 * EXPRESS_ENTRIES_MAX;
@@ -42,64 +41,18 @@ const VERIFIED_AT_ONCE_BYTES_MAX: usize = 64 << 10;
 
 // Sending.
 
-/// What is to be sent next, and the first of its kind.
-struct Planned {
-    urgent: Urgent,
-    index: u64,
-    feed: FeedId,
-    provider: Provider,
-}
-
-/// What was sent to one peer ahead of the order and has not been reached by it.
-#[derive(Default)]
-struct Unmatched {
-    /// By feed and index: how urgent, and the bytes; `None` for what is not for this peer.
-    feeds: BTreeMap<FeedId, BTreeMap<u64, Option<(Urgent, usize)>>>,
-}
-
-impl Unmatched {
-    /// The order has come to `stored` at the peer.
-    fn reached(&mut self, feed: &FeedId, stored: u64) {
-        let Some(sent) = self.feeds.get_mut(feed) else { return };
-        *sent = sent.split_off(&stored);
-    }
-
-    fn bytes(&self, how: Urgent) -> usize {
-        let sent = self.feeds.values().flat_map(BTreeMap::values).flatten();
-        sent.filter(|(urgent, _)| *urgent == how).map(|(_, bytes)| bytes).sum()
-    }
-
-    fn has(&self, feed: &FeedId, index: u64) -> bool {
-        self.feeds.get(feed).is_some_and(|sent| sent.contains_key(&index))
-    }
-
-    /// Whether one more may be sent. What is Actual and what is not have a room each: neither takes the other's.
-    fn has_room(&self, feed: &FeedId, how: Urgent) -> bool {
-        let sent = self.feeds.get(feed).into_iter().flat_map(BTreeMap::values).flatten();
-        let (entries_max, bytes_max) = match how {
-            Urgent::Actual => (EXPRESS_ENTRIES_MAX, EXPRESS_BYTES_MAX),
-            Urgent::Other => (EXPRESS_OTHERS_MAX, EXPRESS_OTHERS_BYTES_MAX),
-        };
-        sent.filter(|(urgent, _)| *urgent == how).count() < entries_max && self.bytes(how) < bytes_max
-    }
-
-    fn sent(&mut self, feed: &FeedId, index: u64, what: Option<(Urgent, usize)>) {
-        self.feeds.entry(feed.clone()).or_default().insert(index, what);
-    }
-}
-
 /// Sends `peer` what is urgent of the feeds that it follows, until the transport takes nothing more.
 pub(crate) async fn send(shared: Arc<Shared>, peer: Member, outbox: Arc<Outbox>, outgoing: mpsc::Sender<proto::Frame>) {
     let mut commits = shared.options.committer.watch();
     let mut rosters = shared.options.rosters.watch();
     let mut followed = outbox.followed();
-    let mut unmatched = Unmatched::default();
+    let mut unmatched = Unmatched::new(Room::NODE);
     loop {
         commits.mark_unchanged();
         rosters.mark_unchanged();
         followed.mark_unchanged();
         let providers = outbox.providers();
-        unmatched.feeds.retain(|feed, _| providers.iter().any(|(followed, _)| followed == feed));
+        unmatched.retain(|feed| providers.iter().any(|(followed, _)| followed == feed));
         providers.iter().for_each(|(feed, provider)| unmatched.reached(feed, provider.stored()));
         let asked: Vec<_> = providers.iter().filter(|(_, provider)| !provider.was_looked_at()).cloned().collect();
         let more = if needs_look(shared.store().as_ref(), &providers) {
@@ -139,9 +92,7 @@ pub(crate) async fn send(shared: Arc<Shared>, peer: Member, outbox: Arc<Outbox>,
 fn needs_look(store: &dyn Store, providers: &[(FeedId, Provider)]) -> bool {
     providers.iter().any(|(feed, provider)| {
         let size = store.feed(feed).map_or(0, |state| state.frontier.size());
-        size.saturating_sub(provider.cursor()) > BEHIND_MAX
-            || size > provider.cursor() && !provider.has_room()
-            || !store.ahead(feed, size..u64::MAX).is_empty()
+        would_wait(size, provider.cursor(), provider.has_room()) || !store.ahead(feed, size..u64::MAX).is_empty()
     })
 }
 
@@ -155,58 +106,32 @@ struct Looking {
 }
 
 impl Looking {
-    /// The next frames: what is Actual first, then by feed in turn. Blocks.
+    /// The next frames. Blocks.
     fn next(mut self) -> (Vec<proto::Express>, Unmatched) {
         let rosters = self.shared.options.rosters.load();
-        let mut planned = Vec::new();
+        let store = self.shared.store().as_ref();
+        let mut found: Vec<(&FeedId, Urgent, Vec<u64>)> = Vec::new();
         for (feed, provider) in &self.providers {
-            match self.urgent_of(feed, provider) {
-                Ok(urgent) => planned.extend(urgent),
-                Err(error) => {
-                    tracing::error!(%feed, peer = %self.peer, %error, "urgent entries cannot be read for a peer");
+            for how in [Urgent::Actual, Urgent::Other] {
+                if !self.unmatched.has_room(feed, how) {
+                    continue;
+                }
+                match store.urgent(feed, how, provider.cursor(), LOOKED_AT_MAX) {
+                    Ok(urgent) => found.push((feed, how, urgent)),
+                    Err(error) => {
+                        tracing::error!(%feed, peer = %self.peer, %error, "urgent entries cannot be read for a peer");
+                    }
                 }
             }
         }
-        planned.sort_by_key(|(turn, planned)| (planned.urgent, *turn));
-        let mut frames = Vec::new();
-        for (_, Planned { urgent, index, feed, provider }) in planned {
-            if frames.len() >= self.frames_max {
-                break;
-            }
-            if !self.unmatched.has_room(&feed, urgent) {
-                continue;
-            }
-            match frame(self.shared.store().as_ref(), &feed, index, &self.peer, &provider, &rosters) {
-                // Not looked at again: a later roster lets it come in order.
-                Ok(None) => self.unmatched.sent(&feed, index, None),
-                Ok(Some(express)) => {
-                    self.unmatched.sent(&feed, index, Some((urgent, express.envelope.len())));
-                    frames.push(express);
-                }
-                Err(error) => {
-                    tracing::error!(%feed, index, peer = %self.peer, %error, "an urgent entry cannot be read for a peer");
-                    self.unmatched.sent(&feed, index, None);
-                }
-            }
-        }
+        let frames = self.unmatched.next(found, self.frames_max, |feed, index| {
+            let (_, provider) = self.providers.iter().find(|(followed, _)| followed == feed)?;
+            frame(store, feed, index, &self.peer, provider, &rosters).unwrap_or_else(|error| {
+                tracing::error!(%feed, index, peer = %self.peer, %error, "an urgent entry cannot be read for a peer");
+                None
+            })
+        });
         (frames, self.unmatched)
-    }
-
-    /// What is urgent of one feed and would wait, by its turn.
-    fn urgent_of(&self, feed: &FeedId, provider: &Provider) -> Result<Vec<(usize, Planned)>, ReadError> {
-        let store = self.shared.store();
-        let mut planned = Vec::new();
-        for urgent in [Urgent::Actual, Urgent::Other] {
-            if !self.unmatched.has_room(feed, urgent) {
-                continue;
-            }
-            let held = store.urgent(feed, urgent, provider.cursor(), LOOKED_AT_MAX)?;
-            let unsent = held.into_iter().filter(|index| !self.unmatched.has(feed, *index));
-            let one = |index| Planned { urgent, index, feed: feed.clone(), provider: provider.clone() };
-            // Only the next frames are made of these.
-            planned.extend(unsent.take(2 * FRAMES_WAITING_MAX).map(one).enumerate());
-        }
-        Ok(planned)
     }
 }
 
@@ -239,8 +164,7 @@ fn frame(
             (shown(held.entry.content), held.proof, held.checkpoint)
         }
     };
-    let inclusion_proof = proof.iter().map(|hash| Bytes::copy_from_slice(&hash.0)).collect();
-    Ok(envelope.map(|envelope| proto::Express { feed: feed.to_string(), index, envelope, inclusion_proof, checkpoint }))
+    Ok(envelope.map(|envelope| provide::express(feed, index, envelope, &proof, checkpoint)))
 }
 
 // Receiving.
@@ -371,39 +295,5 @@ impl Shared {
         }
         audit(&AuditEvent { what: "alarm", reason: "equivocation", who: by, subject: feed, detail: &text });
         Some(ForkRecord { feed: feed.clone(), evidence: Bytes::from(evidence.format()), resumed: false })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn what_is_ahead_of_the_order_is_bounded_and_exercises_take_no_room_of_what_is_actual() {
-        let feed: FeedId = "ma.rabat.example/feed/1".parse().unwrap();
-        let other: FeedId = "tn.rabat.example/feed/1".parse().unwrap();
-        let mut unmatched = Unmatched::default();
-        for index in 5_000..5_000 + EXPRESS_OTHERS_MAX as u64 {
-            assert!(unmatched.has_room(&feed, Urgent::Other));
-            unmatched.sent(&feed, index, Some((Urgent::Other, 10)));
-        }
-        assert!(!unmatched.has_room(&feed, Urgent::Other) && unmatched.has_room(&other, Urgent::Other));
-        unmatched.sent(&other, 3, Some((Urgent::Other, EXPRESS_BYTES_MAX)));
-        assert!(!unmatched.has_room(&other, Urgent::Other), "nor more bytes of exercises");
-        for index in 0..EXPRESS_ENTRIES_MAX as u64 {
-            assert!(unmatched.has_room(&feed, Urgent::Actual), "exercises take nothing of this");
-            unmatched.sent(&feed, index, Some((Urgent::Actual, 10)));
-        }
-        assert!(!unmatched.has_room(&feed, Urgent::Actual) && unmatched.has_room(&other, Urgent::Actual));
-        unmatched.reached(&feed, 1);
-        assert!(unmatched.has_room(&feed, Urgent::Actual) && !unmatched.has(&feed, 0) && unmatched.has(&feed, 1));
-        assert_eq!(unmatched.bytes(Urgent::Actual), (EXPRESS_ENTRIES_MAX - 1) * 10);
-        unmatched.sent(&feed, 0, None);
-        assert!(unmatched.has_room(&feed, Urgent::Actual), "what is not for the peer takes no room");
-        unmatched.sent(&other, 7, Some((Urgent::Actual, EXPRESS_BYTES_MAX)));
-        assert!(!unmatched.has_room(&feed, Urgent::Actual), "a large one is for all");
-        unmatched.reached(&other, 8);
-        assert!(unmatched.has_room(&feed, Urgent::Actual));
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use barid_core::gaps::{Asked, Found, Stand};
+use barid_core::gaps::{Asked, Found, Stand, take_turns};
 use barid_core::limits::FILL_RANGES_MAX;
 use barid_core::names::{FeedId, Member};
 use parking_lot::Mutex;
@@ -21,6 +21,8 @@ pub(crate) struct Gaps {
     asked: Mutex<BTreeMap<(Member, FeedId), Asked>>,
     /// Up to where the owner of a feed was asked under a roster: what it did not give is not ours.
     settled: Mutex<BTreeMap<FeedId, Settled>>,
+    /// The feed that each peer was asked about last.
+    last: Mutex<BTreeMap<Member, FeedId>>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -47,7 +49,7 @@ pub(crate) enum Step {
 
 impl Default for Gaps {
     fn default() -> Self {
-        Self { began: Instant::now(), asked: Mutex::default(), settled: Mutex::default() }
+        Self { began: Instant::now(), asked: Mutex::default(), settled: Mutex::default(), last: Mutex::default() }
     }
 }
 
@@ -63,7 +65,9 @@ impl Gaps {
     ) -> Result<Step, ReadError> {
         let mut due: Option<u64> = None;
         let now_ms = self.ms(now);
-        let feeds = store.feeds();
+        let mut feeds = store.feeds();
+        feeds.sort_unstable_by(|one, other| one.feed.cmp(&other.feed));
+        take_turns(&mut feeds, |state| &state.feed, self.last.lock().get(peer));
         let mut epochs: BTreeMap<Member, u32> = BTreeMap::new();
         for state in feeds.iter().filter(|state| state.frontier.size() > 0) {
             let newest = epochs.entry(state.feed.member.clone()).or_default();
@@ -86,6 +90,7 @@ impl Gaps {
             due = due.into_iter().chain(asked.retry_at_ms()).min();
             self.asked.lock().insert(key, asked);
             if let Some(found) = found {
+                self.last.lock().insert(peer.clone(), feed.clone());
                 return Ok(Step::Ask(Request { feed, found }));
             }
         }
@@ -227,6 +232,22 @@ mod tests {
         assert!(case.next("ma", 1).is_err(), "one that does not look is not asked for ever");
         case.gaps.refused(&ma, &case.feed, case.now);
         assert!(case.next("ma", 1).unwrap_err().unwrap() > case.now + Duration::from_secs(1));
+    }
+
+    #[tokio::test]
+    async fn no_feed_waits_behind_another_that_always_has_something_to_ask() {
+        let mut case = Case::new();
+        case.store.commit(one(append(&feed("tn", 1), 0, vec![withheld(1)])), case.store.seq()).unwrap();
+        let mut asked = Vec::new();
+        for _ in 0..4 {
+            let request = case.next("ly", 1).unwrap();
+            case.gaps.answered(&"ly".parse().unwrap(), &request, request.found.end, 1);
+            asked.push(request.feed.member.to_string());
+            // As on a line so long that it is all due again with every answer.
+            case.gaps.asked.lock().remove(&("ly".parse().unwrap(), request.feed));
+            case.now += FILL_BACKOFF.1;
+        }
+        assert_eq!(asked, ["ma", "tn", "ma", "tn"]);
     }
 
     #[tokio::test]

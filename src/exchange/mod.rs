@@ -84,10 +84,6 @@ pub const IN_FLIGHT_BATCHES_MAX: usize = 8;
 /// Bytes of one feed, and of all that one peer follows, that may be on their way without a `Stored`; fewer where they would lie in queues
 /// (`pace`).
 pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
-/// Envelope bytes with status Actual that may be on their way to one peer ahead of the order of their feeds, and not reached by it.
-pub const EXPRESS_BYTES_MAX: usize = 4 << 20;
-/// Those of any other status, beside them.
-pub const EXPRESS_OTHERS_BYTES_MAX: usize = EXPRESS_BYTES_MAX / 2;
 /// Verified batches of one link that may wait for the committer; beyond it the reader stops reading.
 pub const COMMITTING_MAX: usize = 16;
 /// Feeds that one peer may follow over one link: every member's, with a few epochs.

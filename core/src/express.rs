@@ -1,0 +1,304 @@
+//! The express lane: what of a feed overtakes its order, and how much of it.
+//!
+//! In scope: which urgent entries a peer is sent ahead of the order, and in which turn ([`Unmatched`], [`would_wait`]); whether one that came is
+//! held ([`admit`]); what a batch shows where an entry is held ([`contradicted`], [`proven_by_batch`]). Out of scope: verifying one
+//! ([`crate::follow::verify_express`]), who may read it ([`crate::provide::may_express`]), the store, and the wire.
+
+use std::collections::BTreeMap;
+
+use crate::bulletin::Urgent;
+use crate::feed::bridge::bridged_inclusion;
+use crate::feed::tree::{HashReader, NodeId, leaf_hash, node_hash};
+use crate::follow::{ProvenEntry, VerifiedBatch, VerifiedExpress};
+use crate::limits::{EXPRESS_BYTES_MAX, EXPRESS_ENTRIES_MAX, EXPRESS_OTHERS_BYTES_MAX, EXPRESS_OTHERS_MAX};
+use crate::names::{Digest, FeedId, Hash};
+use crate::proto;
+
+/// Entries that the next batch of a feed may be behind for it to be as fast as the express lane.
+const BEHIND_MAX: u64 = 16;
+
+/// How much may be ahead of the order. What is Actual and what is not have a room each: neither takes the other's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// For what is Actual.
+    pub actual: Space,
+    /// For any other status.
+    pub others: Space,
+}
+
+/// How much of one sort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Entries of one feed.
+    pub entries_max: usize,
+    /// Envelope bytes on their way to one peer, of all feeds.
+    pub bytes_max: usize,
+}
+
+impl Room {
+    /// What a node has.
+    pub const NODE: Self = Self {
+        actual: Space { entries_max: EXPRESS_ENTRIES_MAX, bytes_max: EXPRESS_BYTES_MAX },
+        others: Space { entries_max: EXPRESS_OTHERS_MAX, bytes_max: EXPRESS_OTHERS_BYTES_MAX },
+    };
+
+    /// Whether one more has room beside `count` entries of a feed that are urgent in the same way.
+    #[must_use]
+    pub fn has(&self, urgent: Urgent, count: usize) -> bool {
+        count < self.of(urgent).entries_max
+    }
+
+    /// For what is urgent in this way.
+    #[must_use]
+    pub fn of(&self, urgent: Urgent) -> Space {
+        match urgent {
+            Urgent::Actual => self.actual,
+            Urgent::Other => self.others,
+        }
+    }
+}
+
+// Sending.
+
+/// Whether entries of a feed up to `size` would wait for a backlog where `cursor` comes next and the line takes a batch (`has_room`) or not.
+#[must_use]
+pub fn would_wait(size: u64, cursor: u64, has_room: bool) -> bool {
+    size.saturating_sub(cursor) > BEHIND_MAX || size > cursor && !has_room
+}
+
+/// What was sent to one peer ahead of the order and has not been reached by it.
+#[derive(Clone, Debug)]
+pub struct Unmatched {
+    room: Room,
+    /// By feed and index: how urgent, and the bytes; `None` for what is not for this peer.
+    feeds: BTreeMap<FeedId, BTreeMap<u64, Option<(Urgent, usize)>>>,
+}
+
+impl Unmatched {
+    /// Nothing was sent.
+    #[must_use]
+    pub fn new(room: Room) -> Self {
+        Self { room, feeds: BTreeMap::new() }
+    }
+
+    /// The order has come to `stored` at the peer.
+    pub fn reached(&mut self, feed: &FeedId, stored: u64) {
+        let Some(sent) = self.feeds.get_mut(feed) else { return };
+        *sent = sent.split_off(&stored);
+    }
+
+    /// The peer follows these feeds, and no others.
+    pub fn retain(&mut self, follows: impl Fn(&FeedId) -> bool) {
+        self.feeds.retain(|feed, _| follows(feed));
+    }
+
+    /// Whether an entry was sent, or is not for this peer.
+    #[must_use]
+    pub fn has(&self, feed: &FeedId, index: u64) -> bool {
+        self.feeds.get(feed).is_some_and(|sent| sent.contains_key(&index))
+    }
+
+    /// The next frames, at most `frames_max`, of what `urgent` has of each feed and sort by ascending index: what is Actual first, then by feed in
+    /// turn. `frame` makes one; `None` if the entry is not for this peer.
+    pub fn next<'a>(
+        &mut self,
+        urgent: impl IntoIterator<Item = (&'a FeedId, Urgent, Vec<u64>)>,
+        frames_max: usize,
+        mut frame: impl FnMut(&'a FeedId, u64) -> Option<proto::Express>,
+    ) -> Vec<proto::Express> {
+        let mut planned = Vec::new();
+        for (feed, urgent, indices) in urgent {
+            let unsent = indices.into_iter().filter(|index| !self.has(feed, *index));
+            // Only the next frames are made of these.
+            planned.extend(unsent.take(2 * frames_max).enumerate().map(|(turn, index)| ((urgent, turn), feed, index)));
+        }
+        planned.sort_by_key(|(turn, ..)| *turn);
+        let mut frames = Vec::new();
+        for ((urgent, _), feed, index) in planned {
+            if frames.len() >= frames_max {
+                break;
+            }
+            if !self.has_room(feed, urgent) {
+                continue;
+            }
+            // Not looked at again where it is not for the peer: a later roster lets it come in order.
+            let made = frame(feed, index);
+            self.sent(feed, index, made.as_ref().map(|made| (urgent, made.envelope.len())));
+            frames.extend(made);
+        }
+        frames
+    }
+
+    fn bytes(&self, how: Urgent) -> usize {
+        let sent = self.feeds.values().flat_map(BTreeMap::values).flatten();
+        sent.filter(|(urgent, _)| *urgent == how).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Whether one more of this sort may be sent.
+    #[must_use]
+    pub fn has_room(&self, feed: &FeedId, how: Urgent) -> bool {
+        let sent = self.feeds.get(feed).into_iter().flat_map(BTreeMap::values).flatten();
+        let count = sent.filter(|(urgent, _)| *urgent == how).count();
+        self.room.has(how, count) && self.bytes(how) < self.room.of(how).bytes_max
+    }
+
+    fn sent(&mut self, feed: &FeedId, index: u64, what: Option<(Urgent, usize)>) {
+        self.feeds.entry(feed.clone()).or_default().insert(index, what);
+    }
+}
+
+// Receiving.
+
+/// What becomes of an entry that came ahead of the order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It is held ahead of the order.
+    Hold,
+    /// It is held so already.
+    Again,
+    /// Another entry is held so at its index.
+    Another,
+    /// The feed has reached its index.
+    Behind,
+    /// As much as may be is held ahead of the order: it waits for its turn. Or it holds nothing.
+    Full,
+}
+
+/// Decides about an entry of a feed of which `size` are held in order, and ahead of it `count` that are urgent in the same way, and the digest
+/// `held` at its index.
+#[must_use]
+pub fn admit(express: &VerifiedExpress, size: u64, held: Option<Digest>, count: usize, room: &Room) -> Admission {
+    if express.index < size {
+        return Admission::Behind;
+    }
+    if express.envelope().is_none() {
+        return Admission::Full;
+    }
+    match (held, express.urgent) {
+        (Some(held), _) if held == express.entry.digest => Admission::Again,
+        (Some(_), _) => Admission::Another,
+        (None, Some(urgent)) if room.has(urgent, count) => Admission::Hold,
+        (None, _) => Admission::Full,
+    }
+}
+
+/// The first index at which a batch has another entry than is held `ahead` of the order.
+#[must_use]
+pub fn contradicted(batch: &VerifiedBatch, ahead: impl IntoIterator<Item = (u64, Digest)>) -> Option<u64> {
+    ahead.into_iter().find(|(index, held)| digest_in(batch, *index) != Some(*held)).map(|(index, _)| index)
+}
+
+/// The entry that a batch has at `index`, as its checkpoint proves it. `tree` is what is held of the feed, up to `size`; `pending` are the
+/// entries from there to the batch's first. `None` if `tree` cannot be read, or the batch has no such entry.
+#[must_use]
+pub fn proven_by_batch<R: HashReader>(
+    batch: &VerifiedBatch,
+    index: u64,
+    tree: &R,
+    size: u64,
+    pending: &[Digest],
+) -> Option<ProvenEntry> {
+    let digest = digest_in(batch, index)?;
+    let appended = pending.iter().copied().chain(batch.entries.iter().map(|entry| entry.digest));
+    let grown = Grown { tree, size, appended: appended.collect() };
+    let (end, checkpoint) = (batch.frontier.size(), &batch.checkpoint);
+    let proof = bridged_inclusion(&grown, index, end, checkpoint.checkpoint.size, &batch.consistency_proof);
+    Some(ProvenEntry { digest, checkpoint: checkpoint.clone(), proof: proof.ok()?? })
+}
+
+fn digest_in(batch: &VerifiedBatch, index: u64) -> Option<Digest> {
+    let place = usize::try_from(index.checked_sub(batch.first)?).ok()?;
+    batch.entries.get(place).map(|entry| entry.digest)
+}
+
+/// The tree held, with what is appended to it.
+struct Grown<'a, R> {
+    tree: &'a R,
+    size: u64,
+    appended: Vec<Digest>,
+}
+
+/// A subtree cannot be read.
+struct Unread;
+
+impl<R: HashReader> Grown<'_, R> {
+    fn hash(&self, node: NodeId) -> Result<Hash, Unread> {
+        if node.leaves().end <= self.size {
+            return self.tree.hashes(&[node]).ok().and_then(|hashes| hashes.first().copied()).ok_or(Unread);
+        }
+        let Some(level) = node.level.checked_sub(1) else {
+            let place = node.index.checked_sub(self.size).and_then(|place| usize::try_from(place).ok());
+            return place.and_then(|place| self.appended.get(place)).map(leaf_hash).ok_or(Unread);
+        };
+        let child = |index| self.hash(NodeId { level, index });
+        Ok(node_hash(&child(node.index * 2)?, &child(node.index * 2 + 1)?))
+    }
+}
+
+impl<R: HashReader> HashReader for Grown<'_, R> {
+    type Error = Unread;
+
+    fn hashes(&self, nodes: &[NodeId]) -> Result<Vec<Hash>, Unread> {
+        nodes.iter().map(|node| self.hash(*node)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_is_ahead_of_the_order_is_bounded_and_exercises_take_no_room_of_what_is_actual() {
+        let feed: FeedId = "ma.rabat.example/feed/1".parse().unwrap();
+        let other: FeedId = "tn.rabat.example/feed/1".parse().unwrap();
+        let mut unmatched = Unmatched::new(Room::NODE);
+        for index in 5_000..5_000 + EXPRESS_OTHERS_MAX as u64 {
+            assert!(unmatched.has_room(&feed, Urgent::Other));
+            unmatched.sent(&feed, index, Some((Urgent::Other, 10)));
+        }
+        assert!(!unmatched.has_room(&feed, Urgent::Other) && unmatched.has_room(&other, Urgent::Other));
+        unmatched.sent(&other, 3, Some((Urgent::Other, EXPRESS_BYTES_MAX)));
+        assert!(!unmatched.has_room(&other, Urgent::Other), "nor more bytes of exercises");
+        for index in 0..EXPRESS_ENTRIES_MAX as u64 {
+            assert!(unmatched.has_room(&feed, Urgent::Actual), "exercises take nothing of this");
+            unmatched.sent(&feed, index, Some((Urgent::Actual, 10)));
+        }
+        assert!(!unmatched.has_room(&feed, Urgent::Actual) && unmatched.has_room(&other, Urgent::Actual));
+        unmatched.reached(&feed, 1);
+        assert!(unmatched.has_room(&feed, Urgent::Actual) && !unmatched.has(&feed, 0) && unmatched.has(&feed, 1));
+        assert_eq!(unmatched.bytes(Urgent::Actual), (EXPRESS_ENTRIES_MAX - 1) * 10);
+        unmatched.sent(&feed, 0, None);
+        assert!(unmatched.has_room(&feed, Urgent::Actual), "what is not for the peer takes no room");
+        unmatched.sent(&other, 7, Some((Urgent::Actual, EXPRESS_BYTES_MAX)));
+        assert!(!unmatched.has_room(&feed, Urgent::Actual), "a large one is for all");
+        unmatched.reached(&other, 8);
+        assert!(unmatched.has_room(&feed, Urgent::Actual));
+    }
+
+    #[test]
+    fn actual_goes_first_and_feeds_take_turns() {
+        let feeds: [FeedId; 2] =
+            ["ma.rabat.example/feed/1".parse().unwrap(), "tn.rabat.example/feed/1".parse().unwrap()];
+        let urgent = || {
+            [
+                (&feeds[0], Urgent::Actual, vec![4, 6]),
+                (&feeds[0], Urgent::Other, vec![3]),
+                (&feeds[1], Urgent::Actual, vec![9]),
+                (&feeds[1], Urgent::Other, vec![0]),
+            ]
+        };
+        let made = |feed: &FeedId, index: u64| {
+            let envelope = bytes::Bytes::from_static(b"x");
+            (index != 6).then(|| proto::Express { feed: feed.to_string(), index, envelope, ..Default::default() })
+        };
+        let mut unmatched = Unmatched::new(Room::NODE);
+        let mut next = |frames_max| {
+            let frames = unmatched.next(urgent(), frames_max, made);
+            frames.iter().map(|frame| frame.index).collect::<Vec<_>>()
+        };
+        assert_eq!(next(2), [4, 9], "6 is not for this peer");
+        assert_eq!(next(8), [3, 0]);
+        assert_eq!(next(8), Vec::<u64>::new());
+    }
+}
