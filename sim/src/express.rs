@@ -152,7 +152,7 @@ impl World {
         if here.live.expressing() >= EXPRESS_QUEUE_MAX {
             self.count("express waits for the committer");
             let frame = proto::Frame { frame: Some(Frame::Express(message.clone())) };
-            return self.at(self.now + 1, Event::Arrive(from, to, frame.encode_to_vec().into()));
+            return self.at(self.now + 1, Event::Arrive(from, to, self.starts(from, to), frame.encode_to_vec().into()));
         }
         let (newest, provider) = (following.state.newest.as_ref(), &self.exchange.members[from]);
         let mut verified = verify_express(&feed, provider, message, newest, &here.disk.chain, &here.me);

@@ -56,6 +56,11 @@ impl World {
         !(apart || cut || self.is_severed(from, to))
     }
 
+    /// What a link is between: none outlives a process.
+    pub(crate) fn starts(&self, from: usize, to: usize) -> (u64, u64) {
+        (self.nodes[from].start, self.nodes[to].start)
+    }
+
     /// A link needs both ways, and two that know each other.
     pub(crate) fn can_link(&self, a: usize, b: usize) -> bool {
         let (one, other) = (&self.nodes[a], &self.nodes[b]);
@@ -73,6 +78,7 @@ impl World {
         if !self.passes(from, to) {
             return;
         }
+        let starts = self.starts(from, to);
         if self.trouble() {
             if self.random.chance(6) {
                 self.count("frame lost");
@@ -80,7 +86,7 @@ impl World {
             }
             if self.random.chance(4) {
                 self.count("frame repeated");
-                self.soon(120, Event::Arrive(from, to, bytes.clone()));
+                self.soon(120, Event::Arrive(from, to, starts, bytes.clone()));
             }
             if self.random.chance(2) {
                 self.overheard.push_back(bytes.clone());
@@ -104,6 +110,6 @@ impl World {
         if overtaken {
             self.count("frame overtaken");
         }
-        self.at(at, Event::Arrive(from, to, bytes));
+        self.at(at, Event::Arrive(from, to, starts, bytes));
     }
 }

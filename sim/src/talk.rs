@@ -75,7 +75,7 @@ impl World {
     }
 
     /// What belonged to a link goes with it.
-    fn forget_link(&mut self, node: usize, peer: usize) {
+    pub(crate) fn forget_link(&mut self, node: usize, peer: usize) {
         let live = &mut self.nodes[node].live;
         live.serving.retain(|(to, _), _| *to != peer);
         live.unmatched.remove(&peer);

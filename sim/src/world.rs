@@ -51,8 +51,8 @@ pub(crate) enum Event {
     Heal,
     Look,
     Due(Due),
-    /// From, to, and an encoded frame.
-    Arrive(usize, usize, Bytes),
+    /// From, to, the starts of both, and an encoded frame.
+    Arrive(usize, usize, (u64, u64), Bytes),
 }
 
 /// Somebody who has not been answered yet.
@@ -247,7 +247,9 @@ impl World {
             Event::Heal => self.heal(),
             Event::Look => self.look(),
             Event::Due(due) => self.due(&due),
-            Event::Arrive(from, to, frame) if self.nodes[to].up => self.take(from, to, frame),
+            Event::Arrive(from, to, starts, frame) if self.nodes[to].up && self.starts(from, to) == starts => {
+                self.take(from, to, frame);
+            }
             Event::Commit(_) | Event::Restart(_) | Event::Deliver(_) | Event::Arrive(..) => {}
         }
     }
@@ -317,6 +319,11 @@ impl World {
         here.live = Live { read_to: here.disk.cursor, ..Live::default() };
         here.live.stopped = here.disk.forks.keys().cloned().collect();
         let start = here.start;
+        // Nobody has a link to this process yet.
+        for peer in (0..self.nodes.len()).filter(|peer| *peer != node) {
+            self.nodes[peer].live.linked.remove(&node);
+            self.forget_link(peer, node);
+        }
         self.open_feed(node);
         self.at(self.now + LONE_START, Event::LoneStart(node, start));
     }
