@@ -393,3 +393,12 @@ async fn a_wait_for_others_ends_when_the_node_stops_with_what_is_known() {
     let answer = answer.unwrap();
     assert!(answer.receipt.is_some() && !answer.wait_reached);
 }
+
+#[tokio::test]
+async fn to_wait_for_nobody_is_refused_before_anything_is_published() {
+    let world = World::start().await;
+    let nobody = proto::WaitFor { count: 0, members: Vec::new(), timeout_ms: 1_000 };
+    let refused = world.publish_waiting(POLICE, draft(|_| {}), Some(nobody)).await;
+    assert_eq!(fields(refused), ["wait_for.count"]);
+    assert_eq!(world.store.end_arrival(), 1);
+}
