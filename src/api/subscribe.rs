@@ -20,8 +20,8 @@ use super::caller::Caller;
 use super::deliver::Hidden;
 use super::filter::Filter;
 use super::pace::OpenStream;
+use super::read::READERS;
 use super::{Api, errors};
-use crate::access::Role;
 use crate::store::{Content, ReadError};
 
 /// Messages between the reader of the store and a subscriber; one that has stopped reading costs no more than these.
@@ -165,7 +165,7 @@ impl Follower {
                 looked_by = version;
                 self.come_after_all().await?;
             }
-            self.api.renew(&mut self.caller, &[Role::FocalPoint, Role::Agency], METHOD)?;
+            self.api.renew(&mut self.caller, &READERS, METHOD)?;
             let waits_for = self.catch_up().await?;
             if waits_for.is_some() && delayed != Some(self.next) {
                 delayed = Some(self.next);
@@ -204,7 +204,7 @@ impl Follower {
                 // The rules were read again: what was let pass by the old ones is looked at once more.
                 if !Arc::ptr_eq(&rules, &self.api.access.load()) {
                     self.next = delivery.arrival;
-                    self.api.renew(&mut self.caller, &[Role::FocalPoint, Role::Agency], METHOD)?;
+                    self.api.renew(&mut self.caller, &READERS, METHOD)?;
                     continue 'reading;
                 }
                 let (arrival, bytes) = (delivery.arrival, delivery.envelope.len());
@@ -221,7 +221,7 @@ impl Follower {
             }
             if empty && next < self.api.store().end_arrival() {
                 self.position().await?;
-                self.api.renew(&mut self.caller, &[Role::FocalPoint, Role::Agency], METHOD)?;
+                self.api.renew(&mut self.caller, &READERS, METHOD)?;
             }
         }
         Ok(None)
