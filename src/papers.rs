@@ -23,6 +23,22 @@ fn texts(folder: &Path, found: &mut Vec<String>) {
 }
 
 #[test]
+fn every_alarm_is_counted_from_the_start_and_explained() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let guide = fs::read_to_string(root.join("docs/operator.md")).unwrap();
+    let (_, rows) = guide.split_once("\n| `alarm` |").unwrap();
+    let rows = rows.split("\n\n").next().unwrap().lines().map(|row| row.trim_start_matches("| |"));
+    let reasons = rows.flat_map(|row| row.split('|').next().unwrap().split('`').skip(1).step_by(2));
+    let explained: BTreeSet<&str> = reasons.collect();
+    assert_eq!(explained, BTreeSet::from(crate::telemetry::alarms::REASONS));
+    let mut sources = Vec::new();
+    texts(&root.join("src"), &mut sources);
+    let made = sources.iter().flat_map(|source| words_after(source, "AuditEvent{what:\"alarm\",reason:"));
+    let made: BTreeSet<&str> = made.collect();
+    assert!(made.len() > 3 && made.is_subset(&explained), "{made:?}");
+}
+
+#[test]
 fn the_operators_guide_names_every_audit_record() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let guide = fs::read_to_string(root.join("docs/operator.md")).unwrap();

@@ -14,7 +14,7 @@ use barid_core::feed::cosignature::with_cosignatures;
 use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::{Note, NoteSignature, VerifierKey};
 use barid_core::feed::tlog_proof::{TlogProof, TlogProofError};
-use barid_core::feed::tree::{consistency_proof, inclusion_proof, root_at};
+use barid_core::feed::tree::{HashReader as _, NodeId, consistency_proof, inclusion_proof, leaf_hash, root_at};
 use barid_core::limits::EVIDENCE_PROOFS_MAX;
 use barid_core::names::{FeedId, Member};
 use barid_core::proto;
@@ -102,8 +102,9 @@ impl Audit for Api {
 impl Api {
     /// Auditors check whatever their member may read in their working groups; everybody else what they may read themselves.
     fn may_export(&self, caller: &Caller, entry: &Entry) -> bool {
-        let auditor = || self.allowed(caller, entry).is_some_and(barid_core::follow::Delivery::to_focal_points);
-        self.may_deliver(caller, entry) || caller.grant.has(Role::Auditor) && auditor()
+        let Content::Disclosed { header: Some(header), .. } = &entry.content else { return false };
+        let audits = caller.audits(&header.topic) && self.given(entry, header).to_focal_points();
+        audits || self.may_deliver(caller, entry)
     }
 }
 
@@ -134,7 +135,13 @@ fn export(store: &dyn Store, rosters: &RosterChain, entry: &Entry) -> Result<(By
     };
     let feed = &entry.feed;
     let tree = FeedTree { store, feed };
-    let (proofs, custody) = match checkpoints(&tree, rosters, entry.index) {
+    let in_order = checkpoints(&tree, rosters, entry.index).and_then(|found| {
+        // What came ahead of the order may not be what the feed has at its index: then it is not in the tree held.
+        let leaf = tree.hashes(&[NodeId::leaf(entry.index)])?;
+        let held = leaf.first() == Some(&leaf_hash(&entry.digest));
+        if held { Ok(found) } else { Err(ReadError::Missing(format!("{feed} {}", entry.index)).into()) }
+    });
+    let (proofs, custody) = match in_order {
         Ok(checkpoints) => {
             let proofs = checkpoints.into_iter().map(|(size, checkpoint)| {
                 Ok(TlogProof { index: entry.index, proof: inclusion_proof(&tree, entry.index, size)?, checkpoint })
@@ -143,7 +150,7 @@ fn export(store: &dyn Store, rosters: &RosterChain, entry: &Entry) -> Result<(By
             (proofs, custody(&tree, rosters, entry.index)?)
         }
         // What came ahead of the order came with a proof of its own.
-        Err(error) => match store.express(feed, entry.index)? {
+        Err(error) => match store.express(feed, entry.index)?.filter(|held| held.entry.digest == entry.digest) {
             Some(express) => (vec![own_proof(&express, rosters)?], Vec::new()),
             None => return Err(error),
         },

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use barid_core::bulletin::kinds;
 use tokio::time::Instant;
 use tonic::{Code, Extensions, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -37,6 +38,22 @@ impl Caller {
     pub(super) fn is_focal_point(&self) -> bool {
         self.grant.has(Role::FocalPoint)
     }
+
+    /// Whether bulletins of this kind and topic are its business: those of its working groups, for focal points and agencies; for operators,
+    /// in any working group, what nodes say about the network itself.
+    pub(super) fn reads(&self, kind: &str, topic: &str) -> bool {
+        let by_node = || kinds::find(kind).is_some_and(|kind| kind.by_nodes);
+        self.grant.may_read_in(working_group(topic)) || self.grant.has(Role::Operator) && by_node()
+    }
+
+    /// Whether it audits bulletins of this topic.
+    pub(super) fn audits(&self, topic: &str) -> bool {
+        self.grant.has(Role::Auditor) && self.grant.working_groups.contains(working_group(topic))
+    }
+}
+
+fn working_group(topic: &str) -> &str {
+    topic.split('.').next().unwrap_or_default()
 }
 
 impl Api {

@@ -50,26 +50,24 @@ impl Api {
 
     /// Why a caller may not be given an entry; `None`: it may.
     pub(super) fn hidden(&self, caller: &Caller, entry: &Entry) -> Option<Hidden> {
-        match self.allowed(caller, entry) {
-            None if !matches!(&entry.content, Content::Disclosed { header: Some(_), .. }) => Some(Hidden::Audience),
-            None => Some(Hidden::WorkingGroup),
-            Some(Delivery::Everyone) => None,
-            Some(Delivery::FocalPoints) => (!caller.is_focal_point()).then_some(Hidden::Agency),
-            Some(Delivery::NotYet { roster_version }) => Some(Hidden::NotYet { roster_version }),
-            Some(Delivery::Never(_)) => Some(Hidden::Audience),
+        let Content::Disclosed { header: Some(header), .. } = &entry.content else { return Some(Hidden::Audience) };
+        if !caller.reads(&header.kind, &header.topic) {
+            return Some(Hidden::WorkingGroup);
+        }
+        match self.given(entry, header) {
+            Delivery::Everyone => None,
+            Delivery::FocalPoints => (!caller.is_focal_point()).then_some(Hidden::Agency),
+            Delivery::NotYet { roster_version } => Some(Hidden::NotYet { roster_version }),
+            Delivery::Never(_) => Some(Hidden::Audience),
         }
     }
 
-    /// To whom here an entry may be given; `None` if the caller's working groups do not include its own.
-    pub(super) fn allowed(&self, caller: &Caller, entry: &Entry) -> Option<Delivery> {
-        let Content::Disclosed { header: Some(header), .. } = &entry.content else { return None };
-        if !reads_in_group(caller, &header.topic) {
-            return None;
-        }
+    /// To whom here an entry with this header may be given.
+    pub(super) fn given(&self, entry: &Entry, header: &proto::Header) -> Delivery {
         if entry.feed.member == *self.me() {
-            return Some(own_delivery(header));
+            return own_delivery(header);
         }
-        Some(delivery(&entry.feed.member, Some(header), self.me(), &self.rosters.load()))
+        delivery(&entry.feed.member, Some(header), self.me(), &self.rosters.load())
     }
 
     /// An entry as it is shown to callers. Blocks: whether its id is another bulletin's is asked of the store.
@@ -114,11 +112,6 @@ impl Api {
 pub(super) fn damaged_of(damaged: DamagedEntry) -> proto::DamagedEntry {
     let (feed, index) = damaged.entry.map(|(feed, index, _)| (feed.to_string(), index)).unwrap_or_default();
     proto::DamagedEntry { arrival: damaged.arrival, feed, index }
-}
-
-/// Whether a caller's working groups include that of a header's topic.
-pub(super) fn reads_in_group(caller: &Caller, topic: &str) -> bool {
-    caller.grant.working_groups.contains(topic.split('.').next().unwrap_or_default())
 }
 
 /// The owner is in the audience of what it published; agencies only see what agencies may.

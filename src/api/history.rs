@@ -10,7 +10,7 @@ use tonic::Status;
 
 use super::Api;
 use super::caller::Caller;
-use super::deliver::{damaged_of, reads_in_group};
+use super::deliver::damaged_of;
 use super::errors::Faults;
 use super::filter::Filter;
 use crate::store::{Columns, ReadError};
@@ -75,7 +75,7 @@ impl Question {
         let at = u64::try_from(columns.sent_at_unix_ms).unwrap_or(0);
         self.since.is_none_or(|since| at >= since)
             && self.until.is_none_or(|until| at <= until)
-            && reads_in_group(caller, &columns.topic)
+            && caller.reads(&columns.kind, &columns.topic)
             && self.filter.wants_columns(columns)
     }
 }

@@ -26,7 +26,8 @@ const NAME_BYTES_MAX: usize = 64;
 
 const SUBSCRIBE: &str = "FocalPoint.Subscribe";
 
-const READERS: [Role; 2] = [Role::FocalPoint, Role::Agency];
+/// Who may ask for bulletins; which of them each is given: [`Caller::reads`].
+pub(super) const READERS: [Role; 3] = [Role::FocalPoint, Role::Agency, Role::Operator];
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 

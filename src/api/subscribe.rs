@@ -17,11 +17,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::caller::Caller;
-use super::deliver::{Hidden, damaged_of, reads_in_group};
+use super::deliver::{Hidden, damaged_of};
 use super::filter::Filter;
 use super::pace::OpenStream;
+use super::read::READERS;
 use super::{Api, errors};
-use crate::access::Role;
 use crate::store::{Columns, Content, DamagedEntry, ReadError};
 
 /// Messages between the reader of the store and a subscriber; one that has stopped reading costs no more than these.
@@ -132,7 +132,7 @@ impl Api {
     fn asks_for(&self, caller: &Caller, filter: &Filter, arrival: u64) -> bool {
         let asked = std::cell::Cell::new(true);
         let wanted = |columns: &Columns| {
-            asked.set(reads_in_group(caller, &columns.topic) && filter.wants_columns(columns));
+            asked.set(caller.reads(&columns.kind, &columns.topic) && filter.wants_columns(columns));
             false
         };
         _ = self.store().history(arrival + 1, 1, 1, &wanted);
@@ -197,7 +197,7 @@ impl Follower {
                 looked_by = version;
                 self.come_after_all().await?;
             }
-            self.api.renew(&mut self.caller, &[Role::FocalPoint, Role::Agency], METHOD)?;
+            self.api.renew(&mut self.caller, &READERS, METHOD)?;
             let waits_for = self.catch_up().await?;
             if waits_for.is_some() && delayed != Some(self.next) {
                 delayed = Some(self.next);
@@ -236,7 +236,7 @@ impl Follower {
                 // The rules were read again: what was let pass by the old ones is looked at once more.
                 if !Arc::ptr_eq(&rules, &self.api.access.load()) {
                     self.next = delivery.arrival;
-                    self.api.renew(&mut self.caller, &[Role::FocalPoint, Role::Agency], METHOD)?;
+                    self.api.renew(&mut self.caller, &READERS, METHOD)?;
                     continue 'reading;
                 }
                 let (arrival, bytes) = (delivery.arrival, delivery.envelope.len());
@@ -256,7 +256,7 @@ impl Follower {
             }
             if empty && next < self.api.store().end_arrival() {
                 self.position().await?;
-                self.api.renew(&mut self.caller, &[Role::FocalPoint, Role::Agency], METHOD)?;
+                self.api.renew(&mut self.caller, &READERS, METHOD)?;
             }
         }
         Ok(None)

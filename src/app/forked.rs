@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use barid_core::bulletin::audience::Directory;
 use barid_core::bulletin::kinds::feed_forked;
-use barid_core::follow::Equivocation;
+use barid_core::follow::ForkEvidence;
 use barid_core::names::Member;
 use bytes::Bytes;
 
@@ -17,20 +17,11 @@ use crate::store::{ReadError, Store};
 
 /// How often it is looked at: what is proven alarms this member's operators at once, others hear within seconds.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Bulletins before a start that are looked at again for what they tell of, and how far back.
-const HEEDED: (usize, u64) = (64, 10_000);
 
 /// Publishes a `feed-forked` bulletin for each piece of evidence that no member has told of; before that, heeds those that came just before
 /// this node ended. Returns never.
 pub(super) async fn tell(committer: Committer, exchange: Exchange, rosters: Rosters) {
-    let store = Arc::clone(committer.store());
-    let held = tokio::task::spawn_blocking(move || {
-        let tells = |columns: &crate::store::Columns| columns.kind == feed_forked::KIND.name;
-        store.history(store.end_arrival(), HEEDED.0, HEEDED.1, &tells)
-    });
-    if let Ok(Ok((held, _))) = held.await {
-        exchange.heed(&held);
-    }
+    exchange.heed_held().await;
     let mut done = BTreeSet::new();
     let mut tick = tokio::time::interval(LOOK_EVERY);
     loop {
@@ -73,7 +64,7 @@ fn untold(store: &dyn Store, members: &[Member], done: &BTreeSet<Bytes>) -> Resu
 /// Whether nothing is left to do for this evidence.
 async fn publish(committer: &Committer, rosters: &Rosters, file: &[u8]) -> bool {
     let roster = rosters.load().newest_shared();
-    let evidence = match Equivocation::verify(file, &roster) {
+    let evidence = match ForkEvidence::verify(file, &roster) {
         Ok(evidence) => evidence,
         Err(error) => {
             // The roster has moved on, and with it the keys: nobody could verify it.

@@ -6,7 +6,7 @@ use barid_core::bulletin::header::BulletinId;
 use barid_core::bulletin::kinds::{feed_closed, feed_forked};
 use barid_core::bulletin::{Fill, Invalid, ValidBulletin, prepare};
 use barid_core::feed::checkpoint::Checkpoint;
-use barid_core::follow::Equivocation;
+use barid_core::follow::ForkEvidence;
 use barid_core::names::Member;
 use barid_core::proto;
 use barid_core::roster::Roster;
@@ -30,7 +30,7 @@ pub fn closing(tree: &Checkpoint, roster: &Roster) -> Result<ValidBulletin, Inva
 ///
 /// # Errors
 /// If the roster has no working group to tell.
-pub fn forked(evidence: &Equivocation, member: &Member, roster: &Roster) -> Result<ValidBulletin, Invalid> {
+pub fn forked(evidence: &ForkEvidence, member: &Member, roster: &Roster) -> Result<ValidBulletin, Invalid> {
     let id = feed_forked::id(evidence.format().as_bytes());
     finish(&feed_forked::draft(evidence, told(roster)), id, member, roster)
 }

@@ -5,17 +5,19 @@
 use std::sync::Arc;
 
 use barid_core::bulletin::{Urgent, ValidBulletin, urgent};
-use barid_core::express::{Admission, Room, admit, contradicted, proven_by_batch};
+use barid_core::express::{Admission, Room, admit, proven_by_batch};
+use barid_core::feed::checkpoint::Checkpoint;
+use barid_core::feed::note::Note;
 use barid_core::feed::tree::Frontier;
-use barid_core::follow::{ProvenEntry, VerifiedBatch, VerifiedContent, VerifiedExpress};
+use barid_core::follow::{Decided, ForkClaims, ProvenEntry, VerifiedBatch, VerifiedContent, VerifiedExpress};
 use barid_core::names::{Digest, FeedId};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::run::{Group, Release, Writer};
+use super::run::{Group, Release, Writer, unreadable};
 use super::spoken::custody_of;
 use super::{CommitFailure, Committer, Permit, Places, Work, is_behind, later, owns};
-use crate::store::{Content, Express, FeedTree, NewEntry};
+use crate::store::{Content, Express, FeedTree, NewEntry, ReadError};
 
 /// What came of an urgent entry.
 #[derive(Clone, Debug)]
@@ -144,11 +146,28 @@ impl Writer {
         }
     }
 
-    /// Refuses a batch that has another entry than is held ahead of the order.
-    pub(super) fn check_ahead(&self, group: &Group, batch: &VerifiedBatch) -> Result<(), CommitFailure> {
+    /// Refuses a batch that has another entry than is held ahead of the order, unless an operator has decided about both; says where it does
+    /// have another one.
+    pub(super) fn check_ahead(&self, group: &Group, batch: &VerifiedBatch) -> Result<Vec<u64>, CommitFailure> {
         let end = batch.first.saturating_add(batch.entries.len() as u64);
         let ahead = self.shared.store.ahead(&batch.feed, batch.first..end);
-        let Some(index) = contradicted(batch, ahead) else { return Ok(()) };
+        let digest = |index: u64| Some(batch.entries.get(usize::try_from(index - batch.first).ok()?)?.digest);
+        let others: Vec<(u64, Digest)> =
+            ahead.into_iter().filter(|(index, held)| digest(*index) != Some(*held)).collect();
+        if others.is_empty() {
+            return Ok(Vec::new());
+        }
+        let decided = self.decided(&batch.feed).map_err(|error| unreadable(&error))?;
+        let newest = &batch.checkpoint.checkpoint;
+        let settled = |(index, held): &(u64, Digest)| {
+            let comes = decided.knows_tree(newest.size, &newest.root)
+                || digest(*index).is_some_and(|digest| decided.knows_entry(*index, &digest));
+            comes && (decided.knows_entry(*index, held) || self.is_of_decided_tree(&decided, &batch.feed, *index))
+        };
+        let Some((index, _)) = others.iter().find(|other| !settled(other)) else {
+            return Ok(others.into_iter().map(|(index, _)| index).collect());
+        };
+        let index = *index;
         let pending = group.commit.appends.iter().find(|append| append.feed == batch.feed);
         let size = pending.map_or(batch.first, |append| append.first);
         let pending: Vec<Digest> =
@@ -156,5 +175,21 @@ impl Writer {
         let tree = FeedTree { store: self.shared.store.as_ref(), feed: &batch.feed };
         let shown = proven_by_batch(batch, index, &tree, size, &pending).map(Box::new);
         Err(CommitFailure::AnotherEntry { index, shown })
+    }
+
+    /// What was known of a feed when an operator decided about it. Asked only where two entries meet.
+    fn decided(&self, feed: &FeedId) -> Result<Decided, ReadError> {
+        let mut decided = Decided::default();
+        let forks = self.shared.store.forks()?.into_iter().filter(|fork| fork.resumed && fork.feed == *feed);
+        // Each was verified when it was kept.
+        forks.filter_map(|fork| ForkClaims::read(&fork.evidence).ok()).for_each(|shown| decided.learn(&shown));
+        Ok(decided)
+    }
+
+    /// Whether what is held ahead of the order at `index` was proven by a tree that an operator has decided about.
+    fn is_of_decided_tree(&self, decided: &Decided, feed: &FeedId, index: u64) -> bool {
+        let held = self.shared.store.express(feed, index).ok().flatten();
+        let tree = held.and_then(|held| Checkpoint::parse_text(&Note::parse(&held.checkpoint).ok()?.text).ok());
+        tree.is_some_and(|tree| decided.knows_tree(tree.size, &tree.root))
     }
 }

@@ -32,11 +32,14 @@ impl Writer {
         permit: Permit,
     ) {
         let held = group.edges.get(&batch.feed).or_else(|| self.edges.get(&batch.feed)).map_or(0, Frontier::size);
-        let another = if held == batch.first { self.check_ahead(group, &batch).err() } else { None };
-        if let Some(another) = another {
-            let _ = reply.send(Err(another));
-            return;
-        }
+        let displaced = if held == batch.first { self.check_ahead(group, &batch) } else { Ok(Vec::new()) };
+        let displaced = match displaced {
+            Ok(displaced) => displaced,
+            Err(another) => {
+                let _ = reply.send(Err(another));
+                return;
+            }
+        };
         let VerifiedBatch { feed, first, entries, frontier, checkpoint, consistency_proof, .. } = batch;
         let own = owns(&self.shared.feed.member, &feed);
         // Its own feed a node takes from others only where it does not continue it itself.
@@ -48,7 +51,13 @@ impl Writer {
         }
         let ahead: Vec<u64> = {
             let end = first.saturating_add(entries.len() as u64);
-            self.shared.store.ahead(&feed, first..end).into_iter().map(|(index, _)| index).collect()
+            self.shared
+                .store
+                .ahead(&feed, first..end)
+                .into_iter()
+                .map(|(index, _)| index)
+                .filter(|index| !displaced.contains(index))
+                .collect()
         };
         let progress = progress_of(&mut group.custodies, &self.custodies, &feed);
         let (seconds, _) = self.shared.now();
@@ -56,6 +65,7 @@ impl Writer {
             let _ = reply.send(Err(CommitFailure::ClockBehind));
             return;
         }
+        group.commit.displaced.extend(displaced.into_iter().map(|index| (feed.clone(), index)));
         let mut new = Vec::with_capacity(entries.len());
         for (index, entry) in (first..).zip(entries) {
             let content = match entry.content {

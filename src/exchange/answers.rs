@@ -286,7 +286,7 @@ impl Verifier {
                 return Ok(());
             }
             Compared::Other(Some(evidence)) => {
-                self.found.borrow_mut().extend(self.shared.forked(&evidence, &self.peer));
+                self.found.borrow_mut().extend(self.shared.forked(&(*evidence).into(), &self.peer));
             }
             // Half of a catch-up: it is shown again on the next link.
             Compared::Other(None) => {
@@ -298,7 +298,7 @@ impl Verifier {
 
     fn consistency(&self, shown: &proto::Consistency) -> Result<(), NoteFault> {
         if let Some(evidence) = self.shared.consistency_shown(shown).map_err(bad)? {
-            self.found.borrow_mut().extend(self.shared.forked(&evidence, &self.peer));
+            self.found.borrow_mut().extend(self.shared.forked(&evidence.into(), &self.peer));
         }
         Ok(())
     }

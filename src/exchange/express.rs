@@ -28,10 +28,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::outbox::Outbox;
 use super::provider::Provider;
 use super::reader::tell_findings;
-use super::{FRAMES_WAITING_MAX, Shared, forks};
+use super::{FRAMES_WAITING_MAX, Shared, forks, told};
 use crate::committer::{CommitFailure, Expressed};
-use crate::store::{Content, FeedTree, ForkRecord, ReadError, Store};
-use crate::telemetry::{AuditEvent, audit};
+use crate::store::{Content, FeedTree, ReadError, Store};
 
 /// Entries of a feed that are looked at, from where its order has come to, of those that are Actual and of the others: of more than these those
 /// that follow are not found yet.
@@ -192,10 +191,17 @@ pub(crate) async fn take(
         }
     };
     let verified = if at_once {
-        verify()?
+        verify()
     } else {
         let panicked = |_| Fault { kind: FaultKind::Malformed, detail: "verifying it ended in a panic".into() };
-        tokio::task::spawn_blocking(verify).await.map_err(panicked)??
+        tokio::task::spawn_blocking(verify).await.map_err(panicked)?
+    };
+    let verified = match verified {
+        Err(Fault { kind: FaultKind::Equivocation(shown), .. }) if forks::settled(shared, (*shown).clone()).await => {
+            // Of a history about which an operator has decided.
+            return Ok(());
+        }
+        verified => verified?,
     };
     tell_findings(shared, peer, feed, &verified.findings);
     shared.peers.progress(feed, verified.checkpoint.checkpoint.size, None);
@@ -220,6 +226,8 @@ async fn settle(
     let (feed, index) = (express.feed.clone(), express.index);
     match answer.await {
         Ok(Ok(Expressed::Held { custody })) => {
+            // Once for each: what is held has a bound.
+            told::heed_express(&shared, &express);
             // For nobody but the owner. One that is away asks for it when it is linked again.
             if let Some(note) = custody {
                 shared.peers.tell(&feed.member, Frame::Custody(proto::Custody { note }));
@@ -255,7 +263,7 @@ pub(crate) async fn another_entry(
     let found = tokio::task::spawn_blocking(move || {
         let (shared, peer, feed) = comparing;
         let evidence = TwoEntries::at(index, shared.proven(&feed, index)?, shown)?;
-        shared.forked_by_entries(&evidence, &peer)
+        shared.forked(&evidence.into(), &peer)
     });
     forks::keep(shared, found.await.ok().flatten()).await;
 }
@@ -275,25 +283,18 @@ impl Shared {
     fn proven(&self, feed: &FeedId, index: u64) -> Option<ProvenEntry> {
         let (store, keys) = (self.store(), self.options.rosters.load().newest().feed_keys(feed));
         let verified = |note: &Bytes| SignedCheckpoint::verify(note, &keys).ok();
-        if let Some(held) = store.express(feed, index).ok()? {
+        let state = store.feed(feed).filter(|state| index < state.frontier.size());
+        // What came ahead of the order came with a proof; but the feed may have come to another entry there.
+        if let Some(held) = store.express(feed, index).ok()?
+            && (state.is_none() || self.holds_entry(feed, index, &held.entry.digest))
+        {
             let checkpoint = verified(&held.checkpoint)?;
             return Some(ProvenEntry { digest: held.entry.digest, checkpoint, proof: held.proof });
         }
-        let state = store.feed(feed)?;
+        let state = state?;
         let digest = store.entries(feed, index, 1, 0).ok()?.first()?.digest;
         let (tree, size) = (FeedTree { store: store.as_ref(), feed }, state.frontier.size());
         let proof = bridged_inclusion(&tree, index, size, state.checkpoint_size, &state.consistency_proof).ok()??;
         Some(ProvenEntry { digest, checkpoint: verified(&state.checkpoint)?, proof })
-    }
-
-    /// Two entries at one place are proven: the feed stops and operators are told. What is to be kept, unless it is known.
-    fn forked_by_entries(&self, evidence: &TwoEntries, by: &Member) -> Option<ForkRecord> {
-        let feed = evidence.feed();
-        let text = format!("{evidence}, shown by {by}");
-        if !self.peers.stop_feed(feed, &text) {
-            return None;
-        }
-        audit(&AuditEvent { what: "alarm", reason: "equivocation", who: by, subject: feed, detail: &text });
-        Some(ForkRecord { feed: feed.clone(), evidence: Bytes::from(evidence.format()), resumed: false })
     }
 }

@@ -8,16 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint};
-use barid_core::feed::tree::{consistency_proof, root_at};
-use barid_core::follow::Equivocation;
+use barid_core::feed::tree::{NodeId, consistency_proof, leaf_hash, root_at};
+use barid_core::follow::{Equivocation, ForkEvidence, TwoEntries};
 use barid_core::limits::PROOF_HASHES_MAX;
-use barid_core::names::{FeedId, Hash, Member};
+use barid_core::names::{Digest, FeedId, Hash, Member};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::Shared;
+use super::{Shared, told};
 use crate::committer::Kept;
 use crate::store::{FeedTree, ForkRecord, ReadError};
 use crate::telemetry::{AuditEvent, audit};
@@ -92,11 +92,9 @@ impl Shared {
 
     /// Two histories are proven: the feed stops and operators are told. What is to be kept, unless it is known, or an operator has decided
     /// that the feed goes on with all of it known. `by` showed it. Blocks.
-    pub(crate) fn forked(&self, evidence: &Equivocation, by: &Member) -> Option<ForkRecord> {
+    pub(crate) fn forked(&self, evidence: &ForkEvidence, by: &Member) -> Option<ForkRecord> {
         let feed = evidence.feed();
-        let (smaller, larger) = (&evidence.smaller.checkpoint, &evidence.larger.checkpoint);
-        let settled = |tree: &Checkpoint| self.peers.is_decided(tree) || self.holds(tree);
-        if settled(smaller) && settled(larger) {
+        if self.is_settled(evidence) {
             return None;
         }
         let text = format!("{evidence}, shown by {by}");
@@ -107,11 +105,32 @@ impl Shared {
         Some(ForkRecord { feed: feed.clone(), evidence: Bytes::from(evidence.format()), resumed: false })
     }
 
+    /// Whether all that this shows is held here or was known when an operator decided about the feed.
+    fn is_settled(&self, evidence: &ForkEvidence) -> bool {
+        let decided = self.peers.decided(evidence.feed());
+        let tree = |tree: &Checkpoint| decided.knows_tree(tree.size, &tree.root) || self.holds(tree);
+        match evidence {
+            ForkEvidence::Trees(trees) => tree(&trees.smaller.checkpoint) && tree(&trees.larger.checkpoint),
+            ForkEvidence::Entries(TwoEntries { index, one, other }) => [one, other].into_iter().all(|entry| {
+                decided.knows_entry(*index, &entry.digest)
+                    || tree(&entry.checkpoint.checkpoint)
+                    || self.holds_entry(evidence.feed(), *index, &entry.digest)
+            }),
+        }
+    }
+
     /// Whether the copy held here has this root at this size.
     fn holds(&self, tree: &Checkpoint) -> bool {
         let held = self.store().feed(&tree.feed).map_or(0, |state| state.frontier.size());
         let copy = FeedTree { store: self.store().as_ref(), feed: &tree.feed };
         tree.size <= held && root_at(&copy, tree.size).is_ok_and(|root| root == tree.root)
+    }
+
+    /// Whether the copy held here has this entry at this index.
+    pub(super) fn holds_entry(&self, feed: &FeedId, index: u64, digest: &Digest) -> bool {
+        let size = self.store().feed(feed).map_or(0, |state| state.frontier.size());
+        let leaf = || self.store().tree_hashes(feed, &[NodeId::leaf(index)]);
+        index < size && leaf().is_ok_and(|hashes| hashes.first() == Some(&leaf_hash(digest)))
     }
 
     /// What another peer's answer proves. Blocks.
@@ -185,7 +204,7 @@ pub(crate) fn ahead(shared: &Arc<Shared>, peer: &Member, signed: SignedCheckpoin
         let compared = tokio::task::spawn_blocking(move || comparing.compare(&signed)).await;
         match compared {
             Ok(Ok(Compared::Larger)) => ask(&shared, &peer, &feed),
-            Ok(Ok(Compared::Other(Some(evidence)))) => found(&shared, *evidence, peer).await,
+            Ok(Ok(Compared::Other(Some(evidence)))) => found(&shared, (*evidence).into(), peer).await,
             // What cannot be read is told elsewhere.
             Ok(_) | Err(_) => {}
         }
@@ -193,12 +212,35 @@ pub(crate) fn ahead(shared: &Arc<Shared>, peer: &Member, signed: SignedCheckpoin
 }
 
 /// Two histories are proven by what `by` showed: see [`Shared::forked`].
-pub(crate) async fn found(shared: &Arc<Shared>, evidence: Equivocation, by: Member) {
+pub(crate) async fn found(shared: &Arc<Shared>, evidence: ForkEvidence, by: Member) {
     let judging = Arc::clone(shared);
     // A panic has been reported.
     if let Ok(found) = tokio::task::spawn_blocking(move || judging.forked(&evidence, &by)).await {
         keep(shared, found).await;
     }
+}
+
+/// Whether this shows nothing that is not held here or was not known when an operator decided about the feed.
+pub(crate) async fn settled(shared: &Arc<Shared>, evidence: Equivocation) -> bool {
+    let judging = Arc::clone(shared);
+    // A panic has been reported.
+    tokio::task::spawn_blocking(move || judging.is_settled(&evidence.into())).await.unwrap_or(false)
+}
+
+/// What is known of two histories of `feed`: what is kept here, and what members have told of it while it was stopped. Blocks.
+pub(crate) fn known(shared: &Shared, feed: &FeedId) -> Result<Vec<ForkRecord>, ReadError> {
+    let mut known = shared.store().forks()?;
+    known.retain(|fork| fork.feed == *feed);
+    if known.is_empty() {
+        return Ok(known);
+    }
+    for told in told::proven(shared)?.iter().filter(|told| told.feed() == feed) {
+        let evidence = Bytes::from(told.format());
+        if !known.iter().any(|fork| fork.evidence == evidence) {
+            known.push(ForkRecord { feed: feed.clone(), evidence, resumed: false });
+        }
+    }
+    Ok(known)
 }
 
 /// Keeps what was found, beyond a restart.

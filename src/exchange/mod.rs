@@ -227,24 +227,28 @@ impl Exchange {
     /// # Errors
     /// If the decision cannot be kept.
     pub async fn resume_feed(&self, feed: &FeedId) -> Result<bool, String> {
-        let store = Arc::clone(self.shared.store());
-        let forks = tokio::task::spawn_blocking(move || store.forks()).await.map_err(|error| error.to_string())?;
-        let forks = forks.map_err(|error| error.to_string())?;
-        let decided: Vec<_> = forks.into_iter().filter(|fork| fork.feed == *feed).collect();
-        if decided.is_empty() {
+        let (shared, of) = (Arc::clone(&self.shared), feed.clone());
+        let known = tokio::task::spawn_blocking(move || forks::known(&shared, &of)).await;
+        let known = known.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        if known.is_empty() {
             return Ok(false);
         }
         let decided: Vec<_> =
-            decided.into_iter().map(|fork| crate::store::ForkRecord { resumed: true, ..fork }).collect();
+            known.into_iter().map(|fork| crate::store::ForkRecord { resumed: true, ..fork }).collect();
         let kept = crate::committer::Kept { forks: decided.clone(), ..crate::committer::Kept::default() };
         self.shared.options.committer.keep(kept).await.map_err(|error| error.to_string())?;
         self.shared.peers.resume_feed(feed, &decided);
         Ok(true)
     }
 
-    /// Looks at bulletins held here that may tell of two histories of a feed.
-    pub fn heed(&self, entries: &[crate::store::Entry]) {
-        told::heed_held(&self.shared, entries);
+    /// Looks at the newest bulletins held here that tell of two histories of a feed: the node may have ended between taking one in and
+    /// keeping what it proves.
+    pub async fn heed_held(&self) {
+        let shared = Arc::clone(&self.shared);
+        // A panic has been reported, and what cannot be read is told elsewhere.
+        if let Ok(Ok(held)) = tokio::task::spawn_blocking(move || told::held(&shared)).await {
+            told::heed_held(&self.shared, &held);
+        }
     }
 
     /// Speaks with `peer` over a stream of frames until it ends: what [`service`] and [`spawn_dialers`] do, for transports of other

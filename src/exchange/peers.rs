@@ -3,13 +3,12 @@
 //! In scope: one table, written by links and read by the operator's API; which of two links to one peer stays. Out of scope: deciding
 //! anything from it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use barid_core::feed::checkpoint::Checkpoint;
-use barid_core::follow::Claims;
-use barid_core::names::{FeedId, Hash, Member};
+use barid_core::follow::{Decided, ForkClaims};
+use barid_core::names::{FeedId, Member};
 use barid_core::proto::frame::Frame;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -53,8 +52,8 @@ struct Table {
     peers: BTreeMap<Member, Peer>,
     alarms: BTreeMap<String, u64>,
     stopped: BTreeMap<FeedId, String>,
-    /// Sizes and roots in evidence of two histories that an operator has decided about.
-    decided: BTreeMap<FeedId, BTreeSet<(u64, Hash)>>,
+    /// What evidence of two histories showed that an operator has decided about.
+    decided: BTreeMap<FeedId, Decided>,
     links: u64,
 }
 
@@ -372,10 +371,7 @@ impl Peers {
         let mut table = self.inner.table.lock();
         let decided = table.decided.entry(feed.clone()).or_default();
         // It was verified when it was kept.
-        for claims in known.iter().filter_map(|fork| Claims::read(&fork.evidence).ok()) {
-            let Claims { smaller, larger, other_root } = claims;
-            decided.extend([(smaller.size, smaller.root), (smaller.size, other_root), (larger.size, larger.root)]);
-        }
+        known.iter().filter_map(|fork| ForkClaims::read(&fork.evidence).ok()).for_each(|shown| decided.learn(&shown));
         if let Some(why) = table.stopped.remove(feed) {
             table.alarms.remove(&stopped_alarm(feed, &why));
         }
@@ -383,10 +379,9 @@ impl Peers {
         self.inner.changed.send_modify(|count| *count += 1);
     }
 
-    /// Whether an operator has decided about `feed` knowing of this tree of it.
-    pub(crate) fn is_decided(&self, tree: &Checkpoint) -> bool {
-        let table = self.inner.table.lock();
-        table.decided.get(&tree.feed).is_some_and(|decided| decided.contains(&(tree.size, tree.root)))
+    /// What was known of `feed` when an operator last decided about it.
+    pub(crate) fn decided(&self, feed: &FeedId) -> Decided {
+        self.inner.table.lock().decided.get(feed).cloned().unwrap_or_default()
     }
 
     pub(crate) fn is_stopped(&self, feed: &FeedId) -> bool {

@@ -7,19 +7,21 @@ use std::sync::Arc;
 
 use barid_core::bulletin::kinds::feed_forked;
 use barid_core::envelope::body_of;
-use barid_core::follow::{Equivocation, VerifiedBatch, VerifiedContent, VerifiedFills};
+use barid_core::follow::{ForkEvidence, VerifiedBatch, VerifiedContent, VerifiedExpress, VerifiedFills};
 use barid_core::names::{FeedId, Member};
 use barid_core::proto::body::Content as Told;
 use barid_core::proto::{self};
 use bytes::Bytes;
 
 use super::{Shared, forks};
-use crate::store::{Content, Entry, ForkRecord};
+use crate::store::{Columns, Content, Entry, ForkRecord, ReadError};
 use crate::telemetry::AuditEvent;
 
 /// Bulletins of one batch that are looked at: each costs some signatures. A member tells of a feed once, and a feed that is stopped is
 /// told of no more.
 const LOOKED_AT_MAX: usize = 16;
+/// Bulletins held that are looked at again, and how far back.
+const HELD_MAX: (usize, u64) = (64, 10_000);
 
 /// Looks at what came in with a batch of `feed`.
 pub(super) fn heed_batch(shared: &Arc<Shared>, feed: &FeedId, batch: &VerifiedBatch) {
@@ -30,12 +32,35 @@ pub(super) fn heed_batch(shared: &Arc<Shared>, feed: &FeedId, batch: &VerifiedBa
     heed(shared, feed, disclosed);
 }
 
+/// Looks at what came ahead of its feed's order.
+pub(super) fn heed_express(shared: &Arc<Shared>, express: &VerifiedExpress) {
+    if let VerifiedContent::Disclosed { envelope, header: Some(header) } = &express.entry.content {
+        heed(shared, &express.feed, [(envelope, header.as_ref())]);
+    }
+}
+
 /// Looks at content of `feed` that came late.
 pub(super) fn heed_fills(shared: &Arc<Shared>, feed: &FeedId, fills: &VerifiedFills) {
     heed(shared, feed, fills.entries.iter().filter_map(|fill| Some((&fill.envelope, fill.header.as_deref()?))));
 }
 
-/// Looks again at bulletins that are held: the node may have ended between taking one in and keeping what it proves.
+/// The newest bulletins held here that tell of two histories. Blocks.
+pub(super) fn held(shared: &Shared) -> Result<Vec<Entry>, ReadError> {
+    let tells = |columns: &Columns| columns.kind == feed_forked::KIND.name;
+    let store = shared.store();
+    Ok(store.history(store.end_arrival(), HELD_MAX.0, HELD_MAX.1, &tells)?.0)
+}
+
+/// What these prove. Blocks.
+pub(super) fn proven(shared: &Shared) -> Result<Vec<ForkEvidence>, ReadError> {
+    let of = |entry: Entry| match &entry.content {
+        Content::Disclosed { envelope, .. } => evidence(shared, envelope)?.ok(),
+        Content::Undisclosed(_) => None,
+    };
+    Ok(held(shared)?.into_iter().filter_map(of).collect())
+}
+
+/// Looks again at bulletins that are held.
 pub(super) fn heed_held(shared: &Arc<Shared>, entries: &[Entry]) {
     for entry in entries {
         if let Content::Disclosed { envelope, header: Some(header) } = &entry.content {
@@ -68,17 +93,10 @@ fn heed<'a>(shared: &Arc<Shared>, feed: &FeedId, disclosed: impl IntoIterator<It
 
 /// What an envelope's evidence proves that was not known. Blocks.
 fn judge(shared: &Shared, envelope: &[u8], by: &Member) -> Option<ForkRecord> {
-    let told = body_of(envelope).ok()?.content;
-    let Some(Told::FeedForked(told)) = told else { return None };
-    let roster = shared.options.rosters.load().newest_shared();
-    let evidence = match Equivocation::verify(&told.evidence, &roster) {
-        Ok(evidence) if evidence.feed().to_string() == told.feed => evidence,
-        Ok(_) => {
-            unproven(shared, by, &"the evidence is of another feed");
-            return None;
-        }
-        Err(error) => {
-            unproven(shared, by, &error);
+    let evidence = match evidence(shared, envelope)? {
+        Ok(evidence) => evidence,
+        Err(why) => {
+            unproven(shared, by, &why);
             return None;
         }
     };
@@ -90,6 +108,17 @@ fn judge(shared: &Shared, envelope: &[u8], by: &Member) -> Option<ForkRecord> {
         shared.options.committer.doubt(reason);
     }
     Some(found)
+}
+
+/// The evidence in an envelope, verified, or why it proves nothing; `None` if it tells of no two histories.
+fn evidence(shared: &Shared, envelope: &[u8]) -> Option<Result<ForkEvidence, String>> {
+    let Some(Told::FeedForked(told)) = body_of(envelope).ok()?.content else { return None };
+    let roster = shared.options.rosters.load().newest_shared();
+    Some(match ForkEvidence::verify(&told.evidence, &roster) {
+        Ok(evidence) if evidence.feed().to_string() == told.feed => Ok(evidence),
+        Ok(_) => Err("the evidence is of another feed".to_owned()),
+        Err(error) => Err(error.to_string()),
+    })
 }
 
 fn unproven(shared: &Shared, by: &Member, why: &dyn std::fmt::Display) {

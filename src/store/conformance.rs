@@ -37,6 +37,7 @@ pub(crate) fn run(open: &mut dyn FnMut(u32) -> Box<dyn Store>, durable: bool) {
     express::what_is_urgent_comes_first_once(open, 9, durable);
     express::what_comes_first_is_bounded(&*open(10));
     express::custody_notes_ahead_leave_a_gap(&*open(11));
+    express::what_came_first_makes_room_only_where_a_commit_says_so(open, 12, durable);
     let (mut store, model) = (open(4), MemoryStore::new());
     let mut random = Random(1);
     for round in 0..40 {
@@ -526,9 +527,15 @@ impl Random {
             let first = store.feed(feed).map_or(0, |state| state.frontier.size());
             let count = if self.below(4) == 0 { self.below(250) } else { self.below(4) };
             let ahead = store.ahead(feed, first..first + count);
-            let entry = |number| match ahead.iter().any(|(index, _)| *index == number) {
-                true => urgent(feed, number + 1, "Actual"),
-                false => self.entry(feed, number),
+            let displaced = &mut commit.displaced;
+            let entry = |number| match ahead.iter().find(|(index, _)| *index == number) {
+                Some((_, held)) if self.below(3) == 0 => {
+                    let other = self.entry(feed, number);
+                    displaced.extend((other.digest != *held).then(|| (feed.clone(), number)));
+                    other
+                }
+                Some(_) => urgent(feed, number + 1, "Actual"),
+                None => self.entry(feed, number),
             };
             let entries = (first..first + count).map(entry).collect();
             let mut append = append(feed, first, entries);

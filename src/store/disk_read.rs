@@ -69,7 +69,8 @@ impl DiskStore {
             let entry = &mut entries[place];
             if let Some(fill) = fills.get(&entry.index) {
                 match self.read_fill(entry, *fill) {
-                    Ok((content, arrival)) => (entry.content, entry.arrival) = (content, Some(arrival)),
+                    Ok(Some((content, arrival))) => (entry.content, entry.arrival) = (content, Some(arrival)),
+                    Ok(None) => {}
                     // Those before it are whole.
                     Err(ReadError::DamagedEntry(_)) if place > 0 => {
                         entries.truncate(place);
@@ -150,16 +151,17 @@ impl DiskStore {
         let mut stretch: Option<(Stretch, Arc<Record>)> = None;
         let mut lacks = Vec::with_capacity(indexes.len());
         for (index, fill) in indexes.iter().zip(fills) {
+            let filled = fill.map(|fill| self.digest_of_fill(feed, fill)).transpose()?;
+            let lacking = |digest: Digest, reason| (filled != Some(digest)).then_some((digest, reason));
             let appended = {
                 let state = self.shared().state.read();
-                let beyond = state.book(number).is_none_or(|book| *index >= book.edge.frontier().size());
-                if beyond || fill.is_some() {
+                if state.book(number).is_none_or(|book| *index >= book.edge.frontier().size()) {
                     lacks.push(None);
                     continue;
                 }
                 state.window.appended(number, *index).map(|entry| match &entry.content {
                     Content::Disclosed { .. } => None,
-                    Content::Undisclosed(reason) => Some((entry.digest, *reason)),
+                    Content::Undisclosed(reason) => lacking(entry.digest, *reason),
                 })
             };
             if let Some(found) = appended {
@@ -178,9 +180,17 @@ impl DiskStore {
                 append.slots.get(usize::try_from(index.checked_sub(stretch.first)?).ok()?)
             });
             let slot = slot.ok_or_else(|| dangling("entry"))?;
-            lacks.push(slot.undisclosed.map(|reason| (slot.digest, reason)));
+            lacks.push(slot.undisclosed.and_then(|reason| lacking(slot.digest, reason)));
         }
         Ok(lacks)
+    }
+
+    /// The digest of what was filled in, or came ahead of the order: not the entry's where the feed has another one at its place.
+    fn digest_of_fill(&self, feed: &FeedId, fill: FillAt) -> Result<Digest, ReadError> {
+        let record = self.log.record(fill.at.position)?;
+        let recorded = record.fills.get(fill.at.place as usize).filter(|recorded| recorded.feed == *feed);
+        let slot = recorded.and_then(|recorded| recorded.slots.get(fill.slot as usize));
+        slot.map(|(_, slot)| slot.digest).ok_or_else(|| dangling("fill"))
     }
 
     /// An entry that came ahead of the order.
@@ -213,15 +223,19 @@ impl DiskStore {
         Ok(found.into_iter().take(max).collect())
     }
 
-    fn read_fill(&self, entry: &Entry, fill: FillAt) -> Result<(Content, u64), ReadError> {
+    /// The content of an entry, and its arrival; `None` if what is there came ahead of the order and the feed has another entry at its place.
+    fn read_fill(&self, entry: &Entry, fill: FillAt) -> Result<Option<(Content, u64)>, ReadError> {
         let position = fill.at.position;
         let record = self.log.record(position)?;
         let slot = fill.slot as usize;
         let recorded = record.fills.get(fill.at.place as usize).filter(|recorded| recorded.feed == entry.feed);
         let recorded = recorded.ok_or_else(|| dangling("fill"))?;
         let (index, held) = recorded.slots.get(slot).ok_or_else(|| dangling("fill"))?;
-        if *index != entry.index || held.digest != entry.digest {
+        if *index != entry.index {
             return Err(dangling("fill"));
+        }
+        if held.digest != entry.digest {
+            return if recorded.proven.is_some() { Ok(None) } else { Err(dangling("fill")) };
         }
         let (read, damage) = self.read_whole(
             position,
@@ -234,7 +248,7 @@ impl DiskStore {
             return Err(damaged_entry(held, &entry.feed, entry.index, what));
         }
         let (_, filled) = read.into_iter().next().ok_or_else(|| dangling("fill"))?;
-        Ok((filled.content, held.arrival))
+        Ok(Some((filled.content, held.arrival)))
     }
 
     /// Entries of one append from index `from` on; false when a bound was met.

@@ -65,22 +65,38 @@ pub(super) fn check(
     Ok(())
 }
 
-/// Matches what is appended with what is held ahead: of such an entry the digest alone is appended, for its content is held. The text says
-/// where there is another digest.
+/// Matches what is appended with what is held ahead: of such an entry the digest alone is appended, for its content is held; one that the
+/// commit displaces makes room for what is appended. The text says where there is another digest, or nothing to displace.
 pub(super) fn match_appends(commit: &mut Commit, ahead: &impl Ahead) -> Result<(), String> {
+    let mut displaced = 0;
     for append in &mut commit.appends {
         let end = append.first.saturating_add(append.entries.len() as u64);
         let mut next = append.first;
         while let Some(index) = ahead.first_in(&append.feed, next..end) {
             let place = usize::try_from(index - append.first).ok();
             if let Some(entry) = place.and_then(|place| append.entries.get_mut(place)) {
-                if ahead.digest(&append.feed, index) != Some(entry.digest) {
-                    return Err(format!("{} {index}: another entry is held there, ahead of the order", append.feed));
+                let same = ahead.digest(&append.feed, index) == Some(entry.digest);
+                let displaces = commit.displaced.iter().any(|(feed, at)| *feed == append.feed && *at == index);
+                match (same, displaces) {
+                    (true, false) => entry.content = Content::Undisclosed(Undisclosed::NotHeld),
+                    (false, true) => displaced += 1,
+                    (false, false) => {
+                        return Err(format!(
+                            "{} {index}: another entry is held there, ahead of the order",
+                            append.feed
+                        ));
+                    }
+                    (true, true) => {
+                        return Err(format!("{} {index}: the entry held there is not another one", append.feed));
+                    }
                 }
-                entry.content = Content::Undisclosed(Undisclosed::NotHeld);
             }
             next = index.saturating_add(1);
         }
+    }
+    // Each was found, and none is named twice.
+    if displaced != commit.displaced.len() {
+        return Err("what is displaced is not all held ahead of what is appended".into());
     }
     Ok(())
 }

@@ -52,7 +52,7 @@ struct Feed {
     checkpoint_size: u64,
     consistency_proof: Vec<Hash>,
     runs: Vec<Run>,
-    /// What came ahead of the order, with its arrival; with whether the feed has reached it.
+    /// What came ahead of the order, with its arrival; with whether the feed has come to its index.
     express: BTreeMap<u64, (Express, u64, bool)>,
     urgent: BTreeMap<u64, Urgent>,
     cosigned: Vec<Cosigned>,
@@ -99,6 +99,11 @@ impl Inner {
             for (index, entry) in (append.first..).zip(&append.entries) {
                 feed.edge.append(&entry.digest, |id, tile| _ = feed.tiles.insert(id, tile));
                 let mut arrival = None;
+                if commit.displaced.iter().any(|(of, at)| *of == append.feed && *at == index)
+                    && let Some((.., reached)) = feed.express.get_mut(&index)
+                {
+                    *reached = true;
+                }
                 match &entry.content {
                     Content::Disclosed { header, .. } => {
                         self.arrivals.push((append.feed.clone(), index));
@@ -114,7 +119,7 @@ impl Inner {
                         }
                         feed.urgent.extend(express::urgent_of(header.as_deref()).map(|urgent| (index, urgent)));
                     }
-                    Content::Undisclosed(_) if feed.express.contains_key(&index) => {
+                    Content::Undisclosed(_) if feed.express.get(&index).is_some_and(|(.., reached)| !reached) => {
                         let held = feed.express.get_mut(&index).expect("it was found");
                         held.2 = true;
                         feed.disclosed += 1;
@@ -216,9 +221,12 @@ impl Inner {
         let place = usize::try_from(arrival.checked_sub(1)?).ok()?;
         let (feed, index) = self.arrivals.get(place)?;
         let held = self.feeds.get(feed)?;
-        if let Some((express, arrival, false)) = held.express.get(index) {
+        // Also one that its feed has come to, or has another one at the place of.
+        if let Some((express, at, _)) = held.express.get(index)
+            && *at == arrival
+        {
             let NewEntry { digest, content } = express.entry.clone();
-            return Some(Entry { feed: feed.clone(), index: *index, digest, content, arrival: Some(*arrival) });
+            return Some(Entry { feed: feed.clone(), index: *index, digest, content, arrival: Some(arrival) });
         }
         held.entries.get(usize::try_from(*index).ok()?).cloned()
     }

@@ -62,6 +62,9 @@ pub struct Commit {
     pub fills: Vec<Fill>,
     /// Entries that came ahead of their feeds' order.
     pub express: Vec<Express>,
+    /// Entries held ahead of the order, by feed and index, whose place `appends` gives to another one: an operator has decided about both.
+    /// Any other append of another entry there is refused. Such an entry keeps its arrival, and its feed has the other one.
+    pub displaced: Vec<(FeedId, u64)>,
     /// Cosigned checkpoint notes received or made: log signature and one cosignature each.
     pub cosigned: Vec<Cosigned>,
     /// Custody notes received or made.

@@ -96,7 +96,7 @@ pub(super) struct Pending {
     pub(super) custody_feeds: Vec<(FeedNumber, CustodyStanding)>,
     pub(super) fill_feeds: Vec<FeedNumber>,
     pub(super) express_feeds: Vec<FeedNumber>,
-    /// Entries held ahead of the order that an append has reached.
+    /// Entries held ahead of the order that an append has reached, or displaced.
     pub(super) matched: Vec<(FeedNumber, u64)>,
     /// What came that is urgent.
     pub(super) urgent: Vec<(FeedNumber, u64, Urgent)>,
@@ -390,8 +390,13 @@ impl State {
             let mut ids = Vec::new();
             let mut runs = book.runs.pop_back().into_iter().collect::<Vec<_>>();
             let before = runs.first().copied();
+            let displaced =
+                |index: u64| committed.commit.displaced.iter().any(|(feed, at)| *feed == append.feed && *at == index);
             for (index, entry) in (append.first..).zip(&append.entries) {
                 book.edge.append(&entry.digest, |id, tile| pending.tiles.push((number, id, Arc::new(tile))));
+                if displaced(index) && book.ahead.remove(&index).is_some() {
+                    pending.matched.push((number, index));
+                }
                 match &entry.content {
                     Content::Disclosed { header, .. } => {
                         if let Some(id) = admit::id_of(&append.feed, header.as_deref()) {

@@ -14,6 +14,23 @@ pub fn coded(text: &str) -> proto::Alarm {
     proto::Alarm { text: text.to_owned(), code: code.to_owned(), values }
 }
 
+/// Reason of every record of an alarm (`what` is `alarm`).
+pub const REASONS: [&str; 13] = [
+    "clock",
+    "damage",
+    "disk-full",
+    "double-identity",
+    "equivocation",
+    "excluded",
+    "in-doubt",
+    "misdirected",
+    "not-understood",
+    "roster-missing",
+    "undecodable-header",
+    "validity",
+    "wrongly-withheld",
+];
+
 /// Code and text of every alarm; `{}` is a value.
 pub const ALARMS: &[(&str, &str)] = &[
     ("certificate-refused", "the certificate of this node is refused by others: {}"),

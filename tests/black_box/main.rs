@@ -22,5 +22,6 @@ mod relays;
 mod rosters;
 mod thin_line;
 mod transport;
+mod two_entries;
 mod waiting;
 mod world;

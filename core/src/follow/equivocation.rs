@@ -146,13 +146,17 @@ impl Claims {
     /// Reads a file.
     ///
     /// # Errors
-    /// If it is not of the form; see [`EquivocationError`].
+    /// If it is not of the form, or speaks of two feeds; see [`EquivocationError`].
     pub fn read(file: &[u8]) -> Result<Self, EquivocationError> {
         let Parts { smaller, larger, other_root, .. } = Parts::read(file)?;
         let of = |note: &[u8]| -> Result<Checkpoint, EquivocationError> {
             Ok(Checkpoint::parse_text(&Note::parse(note)?.text)?)
         };
-        Ok(Self { smaller: of(&smaller)?, larger: of(&larger)?, other_root })
+        let (smaller, larger) = (of(&smaller)?, of(&larger)?);
+        if smaller.feed != larger.feed {
+            return Err(EquivocationError::TwoFeeds(smaller.feed, larger.feed));
+        }
+        Ok(Self { smaller, larger, other_root })
     }
 }
 

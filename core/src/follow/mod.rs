@@ -1,8 +1,8 @@
 //! The follower: what a peer sent of a feed either continues the copy held here, proven, or is a fault.
 //!
 //! In scope: verifying one batch against the edge of the tree held ([`verify_entries`]), an urgent entry that comes ahead of it
-//! ([`verify_express`]), and content that comes later against the digests held ([`verify_fills`]); what is kept of each entry, who at home may be given it ([`delivery()`]), and noticing two histories ([`Equivocation`],
-//! [`TwoEntries`]). Out of scope: fetching, storing, cosigning, and what
+//! ([`verify_express`]), and content that comes later against the digests held ([`verify_fills`]); what is kept of each entry, who at home may be given it ([`delivery()`]), and noticing two histories
+//! ([`ForkEvidence`]). Out of scope: fetching, storing, cosigning, and what
 //! a peer may read ([`crate::provide`]).
 //!
 //! A fault of the log (signature, proof, root, bounds) refuses the batch whole. Nothing that stands *in* an entry does: what has the
@@ -13,6 +13,7 @@ mod equivocation;
 mod express;
 mod fault;
 mod fill;
+mod forks;
 #[cfg(test)]
 mod tests;
 mod two_entries;
@@ -26,7 +27,8 @@ pub use equivocation::{Claims, Equivocation, EquivocationError, HEADING as EQUIV
 pub use express::{VerifiedExpress, verify_express};
 pub use fault::{Fault, FaultKind};
 pub use fill::{VerifiedFill, VerifiedFills, verify_fills};
-pub use two_entries::{HEADING as TWO_ENTRIES_HEADING, ProvenEntry, TwoEntries};
+pub use forks::{Decided, ForkClaims, ForkEvidence};
+pub use two_entries::{ClaimedEntry, EntriesClaims, HEADING as TWO_ENTRIES_HEADING, ProvenEntry, TwoEntries};
 
 use crate::envelope;
 use crate::feed::checkpoint::SignedCheckpoint;

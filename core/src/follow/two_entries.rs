@@ -86,25 +86,12 @@ impl TwoEntries {
     /// # Errors
     /// See [`EquivocationError`].
     pub fn verify(file: &[u8], roster: &Roster) -> Result<Self, EquivocationError> {
-        let text = std::str::from_utf8(file).ok().filter(|text| text.len() <= EQUIVOCATION_BYTES_MAX);
-        let text = text.and_then(|text| text.strip_prefix(HEADING)).ok_or(Form("heading"))?;
-        let mut lines = text.lines().peekable();
-        let index = lines.next().and_then(|line| line.strip_prefix("index ")?.parse().ok()).ok_or(Form("index"))?;
-        let mut entry = || -> Result<ProvenEntry, EquivocationError> {
-            let digest = Digest(hash(lines.next(), "digest")?);
-            let note = bytes(lines.next(), "checkpoint")?;
-            let feed = Checkpoint::parse_text(&Note::parse(&note)?.text)?.feed;
-            let checkpoint = SignedCheckpoint::verify(&note, &roster.feed_keys(&feed))?;
-            let mut proof = Vec::new();
-            while let Some(line) = lines.next_if(|line| line.starts_with("proof ")) {
-                if proof.len() >= PROOF_HASHES_MAX {
-                    return Err(Form("proof"));
-                }
-                proof.push(Hash(hash(Some(line), "proof")?));
-            }
-            Ok(ProvenEntry { digest, checkpoint, proof })
+        let Parts { index, one, other } = Parts::read(file)?;
+        let verified = |part: Part| -> Result<ProvenEntry, EquivocationError> {
+            let checkpoint = SignedCheckpoint::verify(&part.note, &roster.feed_keys(&part.checkpoint()?.feed))?;
+            Ok(ProvenEntry { digest: part.digest, checkpoint, proof: part.proof })
         };
-        let (one, other) = (entry()?, entry()?);
+        let (one, other) = (verified(one)?, verified(other)?);
         let feeds = (&one.checkpoint.checkpoint.feed, &other.checkpoint.checkpoint.feed);
         if feeds.0 != feeds.1 {
             return Err(EquivocationError::TwoFeeds(feeds.0.clone(), feeds.1.clone()));
@@ -112,6 +99,87 @@ impl TwoEntries {
         let shown = Self::at(index, one, other).ok_or(EquivocationError::NotShown)?;
         // Also the notes hold nothing beside what was verified, and nothing follows.
         if shown.format().as_bytes() == file { Ok(shown) } else { Err(Form("canonical form")) }
+    }
+}
+
+/// What such a file says of a feed: two entries at one index, each under a checkpoint. Nothing of it is verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntriesClaims {
+    /// The index.
+    pub index: u64,
+    /// The entry under the checkpoint that is not larger.
+    pub one: ClaimedEntry,
+    /// The other one.
+    pub other: ClaimedEntry,
+}
+
+/// An entry, as a file says that a checkpoint proves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimedEntry {
+    /// Its digest.
+    pub digest: Digest,
+    /// The checkpoint.
+    pub checkpoint: Checkpoint,
+}
+
+impl EntriesClaims {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// If it is not of the form, or speaks of two feeds; see [`EquivocationError`].
+    pub fn read(file: &[u8]) -> Result<Self, EquivocationError> {
+        let Parts { index, one, other } = Parts::read(file)?;
+        let claimed = |part: &Part| -> Result<ClaimedEntry, EquivocationError> {
+            Ok(ClaimedEntry { digest: part.digest, checkpoint: part.checkpoint()? })
+        };
+        let (one, other) = (claimed(&one)?, claimed(&other)?);
+        if one.checkpoint.feed != other.checkpoint.feed {
+            return Err(EquivocationError::TwoFeeds(one.checkpoint.feed, other.checkpoint.feed));
+        }
+        Ok(Self { index, one, other })
+    }
+}
+
+/// A file taken apart.
+struct Parts {
+    index: u64,
+    one: Part,
+    other: Part,
+}
+
+/// What it has of one entry.
+struct Part {
+    digest: Digest,
+    note: Vec<u8>,
+    proof: Vec<Hash>,
+}
+
+impl Parts {
+    fn read(file: &[u8]) -> Result<Self, EquivocationError> {
+        let text = std::str::from_utf8(file).ok().filter(|text| text.len() <= EQUIVOCATION_BYTES_MAX);
+        let text = text.and_then(|text| text.strip_prefix(HEADING)).ok_or(Form("heading"))?;
+        let mut lines = text.lines().peekable();
+        let index = lines.next().and_then(|line| line.strip_prefix("index ")?.parse().ok()).ok_or(Form("index"))?;
+        let mut part = || -> Result<Part, EquivocationError> {
+            let digest = Digest(hash(lines.next(), "digest")?);
+            let note = bytes(lines.next(), "checkpoint")?;
+            let mut proof = Vec::new();
+            while let Some(line) = lines.next_if(|line| line.starts_with("proof ")) {
+                if proof.len() >= PROOF_HASHES_MAX {
+                    return Err(Form("proof"));
+                }
+                proof.push(Hash(hash(Some(line), "proof")?));
+            }
+            Ok(Part { digest, note, proof })
+        };
+        let (one, other) = (part()?, part()?);
+        Ok(Self { index, one, other })
+    }
+}
+
+impl Part {
+    fn checkpoint(&self) -> Result<Checkpoint, EquivocationError> {
+        Ok(Checkpoint::parse_text(&Note::parse(&self.note)?.text)?)
     }
 }
 

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use barid_core::bulletin::Header;
+use barid_core::bulletin::kinds::feed_forked;
 use barid_core::envelope;
 use barid_core::evidence::{EvidenceParts, Outcome, assemble, verify};
 use barid_core::feed::checkpoint::{SignedCheckpoint, sign};
@@ -12,9 +13,11 @@ use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::{Note, SigningKey};
 use barid_core::feed::tlog_proof::TlogProof;
 use barid_core::feed::tree::{consistency_proof, inclusion_proof, root_at};
-use barid_core::follow::{Equivocation, ProvenEntry, TwoEntries};
+use barid_core::follow::{Equivocation, ForkEvidence, ProvenEntry, TwoEntries};
+use barid_core::proto;
 use barid_core::roster::RosterChain;
 use bytes::Bytes;
+use prost::Message as _;
 
 use crate::fixture::*;
 
@@ -106,6 +109,24 @@ fn evidence_convinces_as_ever() {
     assert_eq!(EvidenceParts::read(&file).unwrap(), parts());
     for version in [1, 2] {
         assert_eq!(verify(&file, chain().at(version).unwrap()).outcome, Outcome::Witnessed);
+    }
+}
+
+/// The bodies of the bulletins that tell members of two histories, by either form of evidence.
+#[test]
+fn bulletins_about_two_histories_say_what_they_said() {
+    for (name, body) in [
+        ("equivocation-two-sizes.txt", "feed-forked-two-sizes.bin"),
+        ("equivocation-two-entries.txt", "feed-forked-two-entries.bin"),
+    ] {
+        let evidence = ForkEvidence::verify(&read(name), chain().newest()).unwrap();
+        let draft = feed_forked::draft(&evidence, "information");
+        let read = proto::Body::decode(golden(body, &draft.body.clone().unwrap().encode_to_vec())).unwrap();
+        assert_eq!(Some(&read), draft.body.as_ref());
+        let Some(proto::body::Content::FeedForked(said)) = read.content else { panic!("{body}: another kind") };
+        assert_eq!(ForkEvidence::verify(&said.evidence, chain().newest()).unwrap(), evidence);
+        assert_eq!(read.texts.iter().map(|text| text.language.as_str()).collect::<Vec<_>>(), ["ar", "fr", "en"]);
+        assert_eq!(said.other_root.is_empty(), body == "feed-forked-two-entries.bin");
     }
 }
 

@@ -7,6 +7,7 @@ pub mod envelope;
 pub mod evidence;
 pub mod frame;
 pub mod header;
+pub mod histories;
 pub mod note;
 pub mod proof;
 pub mod roster;
@@ -25,7 +26,7 @@ pub struct Target {
 }
 
 /// Every target of this crate.
-pub const ALL: [Target; 8] = [
+pub const ALL: [Target; 9] = [
     Target { name: "envelope", check: envelope::check, seeds: envelope::seeds },
     Target { name: "header", check: header::check, seeds: header::seeds },
     Target { name: "draft", check: draft::check, seeds: draft::seeds },
@@ -34,6 +35,7 @@ pub const ALL: [Target; 8] = [
     Target { name: "roster", check: roster::check, seeds: roster::seeds },
     Target { name: "frame", check: frame::check, seeds: frame::seeds },
     Target { name: "evidence", check: evidence::check, seeds: evidence::seeds },
+    Target { name: "histories", check: histories::check, seeds: histories::seeds },
 ];
 
 /// A committed file of one format.

@@ -5,6 +5,7 @@ use barid_core::proto;
 use tonic::Code;
 
 use super::world::{CUSTOMS, OPERATOR, POLICE, POST, World, about, bulletin, careless, draft, fields, now, red};
+use crate::access::Access;
 use crate::telemetry::heard::Heard;
 
 fn strict(header: &mut proto::Header) {
@@ -40,12 +41,50 @@ async fn red_and_strict_are_not_for_agencies_and_every_refusal_is_recorded() {
     let all = world.history(POLICE, proto::HistoryRequest::default()).await.unwrap();
     assert_eq!(arrivals(&all), [6, 5, 4, 3, 2, 1]);
     assert_eq!(arrivals(&world.history(CUSTOMS, proto::HistoryRequest::default()).await.unwrap()), [0; 0]);
-    let refused = world.history(OPERATOR, proto::HistoryRequest::default()).await.unwrap_err();
-    assert_eq!(refused.code(), Code::PermissionDenied);
-    assert_eq!(audited.take(), [format!("refused-call ROLE {OPERATOR} FocalPoint.History")]);
+    assert_eq!(arrivals(&world.history(OPERATOR, proto::HistoryRequest::default()).await.unwrap()), [0; 0]);
     let mut agency = world.follow(POST).await;
     assert_eq!(agency.delivery().await.arrival, 1);
     assert_eq!(agency.delivery().await.arrival, 6);
+}
+
+#[tokio::test]
+async fn operators_read_what_nodes_say_about_the_network_and_nothing_else() {
+    let audited = Heard::listen();
+    let world = World::start().await;
+    let said = |number: u8, kind: &'static str, change: fn(&mut proto::Header)| {
+        careless("tn", number, move |_, header| {
+            (header.kind, header.topic, header.status) = (kind.into(), "information.feeds".into(), "System".into());
+            change(header);
+        })
+    };
+    let sent = vec![
+        said(1, "feed-forked", |_| {}),
+        said(2, "feed-closed", |header| header.topic = "customs.feeds".into()),
+        bulletin("tn", 3, |_| {}).envelope,
+        said(4, "feed-forked", red),
+        said(5, "feed-forked-as-if", |_| {}),
+    ];
+    let ids: Vec<String> = sent.iter().map(|sent| barid_core::envelope::header_of(sent).unwrap().id).collect();
+    world.peer_appends("tn", sent).await;
+    let all = proto::HistoryRequest::default;
+    for groups in ["[]", "[\"security\", \"information\", \"customs\", \"justice\"]"] {
+        let text = format!("[[grant]]\npath = \"{OPERATOR}\"\nroles = [\"operator\"]\nworking_groups = {groups}\n");
+        let auditor = "[[grant]]\npath = \"auditor/one\"\nroles = [\"auditor\"]\nworking_groups = [\"information\"]\n";
+        world.access.store(std::sync::Arc::new(Access::parse(&(text + auditor)).unwrap()));
+        assert_eq!(arrivals(&world.history(OPERATOR, all()).await.unwrap()), [2, 1], "{groups}");
+        let mut stream = world.follow(OPERATOR).await;
+        assert_eq!((stream.delivery().await.arrival, stream.delivery().await.arrival), (1, 2));
+        assert!(world.get(OPERATOR, "tn", &ids[0]).await.is_ok());
+        for (id, reason) in [(2, "WORKING_GROUP"), (3, "AGENCY"), (4, "WORKING_GROUP")] {
+            assert_eq!(world.get(OPERATOR, "tn", &ids[id]).await.unwrap_err().code(), Code::NotFound);
+            assert_eq!(audited.take(), [format!("refused-call {reason} {OPERATOR} FocalPoint.Get")]);
+        }
+        let draft = world.publish(OPERATOR, draft(|_| {})).await.unwrap_err();
+        assert_eq!((draft.code(), audited.take().len()), (Code::PermissionDenied, 1));
+    }
+    let refused = world.history("auditor/one", all()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert_eq!(audited.take(), ["refused-call ROLE auditor/one FocalPoint.History"]);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //!
 //! In scope: names, labels and help. The operator's guide has the same names; a test compares them with what a node prints.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
@@ -11,6 +12,7 @@ use prometheus_client::registry::Registry;
 
 use super::Figures;
 use crate::store::SYNC_BOUNDS_MICROS;
+use crate::telemetry::alarms::REASONS;
 
 /// States of the gate, all of which are told: one is 1.
 const GATES: [&str; 5] = ["disk-full", "in-doubt", "open", "starting", "stopped"];
@@ -184,8 +186,10 @@ impl Figures {
         let refused = events().filter(|(what, ..)| what.starts_with("refused-"));
         out.counters(about, refused.map(|(what, reason, count)| (vec![("what", what), ("reason", reason)], count)))?;
         let about = ("barid_alarms_raised", "Alarms that were recorded since the start, by reason");
-        let raised = events().filter(|(what, ..)| *what == "alarm");
-        out.counters(about, raised.map(|(_, reason, count)| (vec![("reason", reason)], count)))
+        // From the start, each of them: a rate misses the first one of a series that begins with it.
+        let mut raised: BTreeMap<&str, u64> = REASONS.into_iter().map(|reason| (reason, 0)).collect();
+        raised.extend(events().filter(|(what, ..)| *what == "alarm").map(|(_, reason, count)| (reason, count)));
+        out.counters(about, raised.into_iter().map(|(reason, count)| (vec![("reason", reason)], count)))
     }
 }
 
@@ -205,7 +209,11 @@ mod tests {
         figures.peers.insert("ly".into(), peer);
         figures.events.insert(("refused-call", "RATE".into()), 5);
         figures.events.insert(("reloaded", "changed".into()), 2);
+        figures.events.insert(("alarm", "equivocation".into()), 2);
+        figures.events.insert(("alarm", "a-later-word".into()), 1);
         let text = write(figures);
+        let raised = text.lines().filter(|line| line.starts_with("barid_alarms_raised_total{"));
+        assert_eq!(raised.count(), REASONS.len() + 1, "each has a figure from the start, once: {text}");
         for line in [
             "# TYPE barid_feed_entries gauge",
             "barid_feed_entries{feed=\"ma.rabat.example/feed/1\"} 12.0",
@@ -221,6 +229,9 @@ mod tests {
             "barid_gate{state=\"open\"} 1.0",
             "barid_gate{state=\"stopped\"} 0.0",
             "barid_refusals_total{what=\"refused-call\",reason=\"RATE\"} 5",
+            "barid_alarms_raised_total{reason=\"clock\"} 0",
+            "barid_alarms_raised_total{reason=\"equivocation\"} 2",
+            "barid_alarms_raised_total{reason=\"a-later-word\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

@@ -287,6 +287,7 @@ impl Reader {
             return;
         }
         let due = |follower: &Follower| follower.due().is_some_and(|due| due <= now);
+        self.followers.retain(|feed, follower| !due(follower) || !self.shared.peers.is_stopped(feed));
         let feeds: Vec<FeedId> =
             self.followers.iter().filter(|(_, follower)| due(follower)).map(|(feed, _)| feed.clone()).collect();
         for feed in feeds {
@@ -458,11 +459,13 @@ impl Reader {
         }
         if let FaultKind::Equivocation(evidence) = &fault.kind {
             let (shared, evidence, by) = (Arc::clone(&self.shared), evidence.as_ref().clone(), self.peer.clone());
-            tokio::spawn(async move { forks::found(&shared, evidence, by).await });
+            tokio::spawn(async move { forks::found(&shared, evidence.into(), by).await });
+        }
+        if feed.member == self.shared.me {
             self.followers.remove(feed);
-        } else if feed.member == self.shared.me {
-            self.followers.remove(feed);
-            self.shared.own.refused(feed, &self.peer);
+            if !matches!(fault.kind, FaultKind::Equivocation(_)) {
+                self.shared.own.refused(feed, &self.peer);
+            }
         } else if let Some(follower) = self.followers.get_mut(feed) {
             follower.pause(Instant::now());
         }

@@ -19,7 +19,7 @@ use super::world::{Actor, Node, Tamper, bulletin, connect, feed, honest, key, me
 use super::{disclosed, handling};
 
 /// An urgent one of this status.
-fn immediate(status: &'static str) -> impl Fn(&mut proto::Draft) {
+pub(super) fn immediate(status: &'static str) -> impl Fn(&mut proto::Draft) {
     move |draft| {
         let header = draft.header.as_mut().unwrap();
         header.urgency = "Immediate".into();
@@ -28,7 +28,7 @@ fn immediate(status: &'static str) -> impl Fn(&mut proto::Draft) {
 }
 
 /// What arrived of ma's feed, in order.
-fn arrived(node: &Node) -> Vec<u64> {
+pub(super) fn arrived(node: &Node) -> Vec<u64> {
     let entries = node.store.arrivals(1, usize::MAX, usize::MAX).unwrap();
     entries.into_iter().filter(|entry| entry.feed == feed("ma")).map(|entry| entry.index).collect()
 }
@@ -161,13 +161,13 @@ async fn a_relay_hands_on_at_once_what_overtook() {
 type Lie = fn(&mut proto::Express);
 
 /// ma's feed as the test makes it.
-struct Feed {
+pub(super) struct Feed {
     tree: MemoryTree,
-    bulletins: Vec<ValidBulletin>,
+    pub(super) bulletins: Vec<ValidBulletin>,
 }
 
 impl Feed {
-    fn of(bulletins: Vec<ValidBulletin>) -> Self {
+    pub(super) fn of(bulletins: Vec<ValidBulletin>) -> Self {
         let mut tree = MemoryTree::new();
         bulletins.iter().for_each(|bulletin| tree.append(&bulletin.digest));
         Self { tree, bulletins }
@@ -178,7 +178,7 @@ impl Feed {
         sign(&checkpoint, &[key("ma", "feed/1", Algorithm::Ed25519)]).unwrap().note
     }
 
-    fn express(&self, index: usize) -> proto::Express {
+    pub(super) fn express(&self, index: usize) -> proto::Express {
         let proof = inclusion_proof(&self.tree, index as u64, self.tree.size()).unwrap();
         proto::Express {
             feed: feed("ma").to_string(),
@@ -189,7 +189,7 @@ impl Feed {
         }
     }
 
-    fn entries(&self) -> proto::Entries {
+    pub(super) fn entries(&self) -> proto::Entries {
         let item = |bulletin: &ValidBulletin| proto::Item { item: Some(Item::Envelope(bulletin.envelope.clone())) };
         proto::Entries {
             feed: feed("ma").to_string(),
@@ -201,12 +201,12 @@ impl Feed {
     }
 }
 
-fn some(change: impl Fn(usize, &mut proto::Draft)) -> Vec<ValidBulletin> {
+pub(super) fn some(change: impl Fn(usize, &mut proto::Draft)) -> Vec<ValidBulletin> {
     (0..8).map(|n| bulletin(&member("ma"), &|draft: &mut proto::Draft| change(n, draft))).collect()
 }
 
 /// ma, played by the test, whom ly has asked for its feed.
-async fn asked(ly: &Node) -> Actor {
+pub(super) async fn asked(ly: &Node) -> Actor {
     let mut ma = Actor::greet(ly, "ma").await;
     ma.hear(|frame| matches!(frame, Frame::Follow(follow) if follow.feed == feed("ma").to_string()).then_some(()))
         .await;

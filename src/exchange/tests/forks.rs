@@ -29,7 +29,7 @@ fn head(tree: &Checkpoint) -> Frame {
 /// Rabat's bulletin about two histories of Tripoli's feed that `key` signed.
 fn telling(node: &Node, key: &SigningKey) -> ValidBulletin {
     let evidence = Equivocation::between(&signed(&tree(2, 7), key), &signed(&tree(2, 9), key)).unwrap();
-    forked(&evidence, &node.me, node.rosters.load().newest()).unwrap()
+    forked(&evidence.into(), &node.me, node.rosters.load().newest()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -86,6 +86,30 @@ async fn what_a_member_proves_alarms_the_others_and_what_it_claims_does_not() {
     Equivocation::verify(&forks[0].evidence, tn.rosters.load().newest()).unwrap();
     assert_eq!(tn.exchange.peers().stopped_feeds().keys().collect::<Vec<_>>(), [&feed("ly")]);
     assert_eq!(tn.exchange.peers().alarms().len(), 1, "{:?}", tn.exchange.peers().alarms());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_decision_is_also_about_what_members_told_of_meanwhile() {
+    let (ma, tn) = (Node::start("ma"), Node::start("tn"));
+    let _cable = connect(&ma, &tn, honest(), honest());
+    let key = key("ly", "feed/1", Algorithm::Ed25519);
+    for roots in [[7, 9], [5, 6]] {
+        let [one, other] = roots.map(|root| signed(&tree(2, root), &key));
+        let evidence = Equivocation::between(&one, &other).unwrap();
+        tn.publish(0, |_| {}).await;
+        let told = forked(&evidence.into(), &tn.me, tn.rosters.load().newest()).unwrap();
+        tn.committer.publish(vec![told]).await.unwrap();
+        until("Rabat has stopped the feed", || ma.exchange.peers().is_stopped(&feed("ly"))).await;
+    }
+    until("Rabat has both", || ma.size(&tn.feed()) == 2).await;
+    assert!(ma.exchange.resume_feed(&feed("ly")).await.unwrap());
+    let forks = ma.store.forks().unwrap();
+    assert!(forks.len() == 2 && forks.iter().all(|fork| fork.resumed), "{}", forks.len());
+    // What is held is looked at again when the node starts.
+    let ma = ma.following_anew(&[]);
+    ma.exchange.heed_held().await;
+    ma.committer.keep(crate::committer::Kept::default()).await.unwrap();
+    assert!(!ma.exchange.peers().is_stopped(&feed("ly")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

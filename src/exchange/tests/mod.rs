@@ -8,6 +8,7 @@ mod malformed;
 mod own;
 mod relays;
 mod rosters;
+mod two_entries;
 mod world;
 
 use std::sync::Arc;

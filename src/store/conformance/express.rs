@@ -1,7 +1,7 @@
 //! Entries that come ahead of their feed's order, and custody notes about them.
 
 use barid_core::bulletin::Urgent;
-use barid_core::names::{FeedId, Hash, Undisclosed};
+use barid_core::names::{Digest, FeedId, Hash, Undisclosed};
 
 use super::{ALL, append, custody_of, disclosed, feed, id, one, urgent, withheld};
 use crate::store::{AHEAD_MAX, Commit, CommitError, Content, CustodyRecord, Express, Fill, NewEntry, Store};
@@ -118,6 +118,68 @@ pub(super) fn what_is_urgent_comes_first_once(open: &mut dyn FnMut(u32) -> Box<d
     let fill = Fill { feed: feed.clone(), entries: vec![(8, urgent(&feed, 9, "Actual"))] };
     let fill = Commit { fills: vec![fill], ..Commit::default() };
     assert!(matches!(store.commit(fill, 3), Err(CommitError::Invalid(_))), "it is held in full");
+}
+
+/// An operator has decided about two entries at one place: the feed has the one that comes in order, the other one keeps its arrival.
+pub(super) fn what_came_first_makes_room_only_where_a_commit_says_so(
+    open: &mut dyn FnMut(u32) -> Box<dyn Store>,
+    number: u32,
+    durable: bool,
+) {
+    let feed = feed("ma", 1);
+    let mut store = open(number);
+    store.commit(sent(vec![express(&feed, 1), express(&feed, 2), express(&feed, 3)]), 0).unwrap();
+    let reopen = |store: &mut Box<dyn Store>, open: &mut dyn FnMut(u32) -> Box<dyn Store>| {
+        if durable {
+            *store = Box::new(crate::store::memory::MemoryStore::new());
+            *store = open(number);
+        } else {
+            store.drain_view();
+        }
+    };
+    let came: Vec<Digest> = (1..4).map(|index| express(&feed, index).entry.digest).collect();
+    // Another one in full, the same one, and a digest alone.
+    let entries = vec![
+        disclosed(&feed, 1),
+        disclosed(&feed, 77),
+        NewEntry { content: Content::Undisclosed(Undisclosed::Withheld), ..express(&feed, 2).entry },
+        NewEntry { content: Content::Undisclosed(Undisclosed::NotHeld), ..disclosed(&feed, 78) },
+    ];
+    let appended = one(append(&feed, 0, entries.clone()));
+    let displacing = |indexes: &[u64]| Commit {
+        displaced: indexes.iter().map(|index| (feed.clone(), *index)).collect(),
+        ..appended.clone()
+    };
+    for wrong in [&[][..], &[1], &[1, 2, 3], &[1, 3, 9], &[1, 3, 3]] {
+        assert!(matches!(store.commit(displacing(wrong), 1), Err(CommitError::Invalid(_))), "{wrong:?}");
+    }
+    let committed = store.commit(displacing(&[1, 3]), 1).unwrap();
+    assert_eq!((committed.first_arrival, committed.end_arrival), (4, 6));
+    for round in 0..4 {
+        let held = store.entries(&feed, 0, 10, ALL).unwrap();
+        let digests: Vec<Digest> = held.iter().map(|entry| entry.digest).collect();
+        assert_eq!(digests, entries.iter().map(|entry| entry.digest).collect::<Vec<_>>());
+        let filled = if round < 2 { None } else { Some(6) };
+        let arrivals: Vec<_> = held.iter().map(|entry| entry.arrival).collect();
+        assert_eq!(arrivals, [Some(4), Some(5), Some(2), filled]);
+        assert!(store.ahead(&feed, 0..u64::MAX).is_empty());
+        let state = store.feed(&feed).unwrap();
+        assert_eq!((state.frontier.size(), state.disclosed), (4, 3 + u64::from(round >= 2)));
+        let lacks: Vec<_> = store.lacks(&feed, &[0, 1, 2, 3]).unwrap().iter().map(Option::is_some).collect();
+        assert_eq!(lacks, [false, false, false, round < 2]);
+        for (arrival, (index, digest)) in (1..).zip((1..4).zip(&came)) {
+            let entry = store.arrivals(arrival, 1, ALL).unwrap().remove(0);
+            assert_eq!((entry.index, entry.digest, entry.arrival), (index, *digest, Some(arrival)), "what it was");
+            assert!(matches!(entry.content, Content::Disclosed { header: Some(_), .. }));
+            assert_eq!(store.find(&feed.member, id(index + 1)).unwrap().unwrap().arrival, arrival);
+        }
+        reopen(&mut store, open);
+        if round == 1 {
+            // The content of what the feed has there comes late.
+            let fill = Fill { feed: feed.clone(), entries: vec![(3, disclosed(&feed, 78))] };
+            store.commit(Commit { fills: vec![fill], ..Commit::default() }, 2).unwrap();
+        }
+    }
 }
 
 pub(super) fn what_comes_first_is_bounded(store: &dyn Store) {

@@ -144,6 +144,7 @@ pub(in crate::store) fn encode_head(commit: &Commit, seq: u64, previous: &Hash, 
         time_unix_ms: commit.time_unix_ms,
         fills: commit.fills.iter().map(encode_fill).collect(),
         express: commit.express.iter().map(express::encode).collect(),
+        displaced: commit.displaced.iter().map(express::encode_displaced).collect(),
     };
     head.encode_to_vec()
 }
@@ -312,6 +313,7 @@ impl Record {
             appends: Vec::new(),
             fills: Vec::new(),
             express: Vec::new(),
+            displaced: head.displaced.into_iter().map(express::decode_displaced).collect::<Result<_, _>>()?,
             cosigned: head.cosigned.into_iter().map(decode_cosigned).collect::<Result<_, _>>()?,
             custody: head.custody.into_iter().map(decode_custody).collect::<Result<_, _>>()?,
             cursors: head

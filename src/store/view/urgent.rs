@@ -31,12 +31,13 @@ impl Default for Bucket {
 }
 
 impl Bucket {
-    /// Adds an entry.
+    /// Adds an entry, in place of another one that came ahead of the order.
     pub(in crate::store) fn insert(&mut self, index: u64, urgent: Urgent) {
         let (byte, bit) = place(index);
         self.urgent[byte] |= bit;
-        if urgent == Urgent::Actual {
-            self.actual[byte] |= bit;
+        match urgent {
+            Urgent::Actual => self.actual[byte] |= bit,
+            Urgent::Other => self.actual[byte] &= !bit,
         }
     }
 

@@ -74,3 +74,14 @@ pub(super) fn decode(
     let proven = Proven { proof, checkpoint: express.checkpoint, checkpoint_size: express.checkpoint_size };
     Ok(RecordedFill { feed, slots: vec![(index, slot)], proven: Some(proven) })
 }
+
+/// A place whose entry ahead of the order makes room for another one.
+pub(super) fn encode_displaced((feed, index): &(FeedId, u64)) -> proto::RecordDisplaced {
+    proto::RecordDisplaced { feed: feed.to_string(), index: *index }
+}
+
+/// The same, read.
+pub(super) fn decode_displaced(displaced: proto::RecordDisplaced) -> Result<(FeedId, u64), String> {
+    let feed = displaced.feed.parse().map_err(|_| format!("`{}` is no feed", displaced.feed))?;
+    Ok((feed, displaced.index))
+}

@@ -3,6 +3,8 @@
 //!
 //! Whoever reads one believes the evidence that it carries, by the roster, and nothing else in it.
 
+mod texts;
+
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
@@ -10,7 +12,7 @@ use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::BulletinId;
 use crate::bulletin::field::Report;
 use crate::bulletin::vocabulary::{MsgType, Status};
-use crate::follow::{Claims, Equivocation};
+use crate::follow::{Claims, EntriesClaims, ForkClaims, ForkEvidence};
 use crate::names::FeedId;
 use crate::proto;
 use crate::proto::body::Content;
@@ -37,7 +39,7 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     if forked.feed.parse::<FeedId>().is_err() {
         report.add("body.feed_forked.feed", &forked.feed, "a feed such as ly.rabat.example/feed/1");
     }
-    let claims = match Claims::read(&forked.evidence) {
+    let claims = match ForkClaims::read(&forked.evidence) {
         Ok(claims) => claims,
         Err(error) => {
             let found = format_args!("{} bytes: {error}", forked.evidence.len());
@@ -52,6 +54,9 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
         ("larger_size", said.larger_size == forked.larger_size),
         ("larger_root", said.larger_root == forked.larger_root),
         ("other_root", said.other_root == forked.other_root),
+        ("index", said.index == forked.index),
+        ("digest", said.digest == forked.digest),
+        ("other_digest", said.other_digest == forked.other_digest),
     ];
     for (field, _) in fits.into_iter().filter(|(_, fits)| !fits) {
         report.add(format_args!("body.feed_forked.{field}"), "another one", "what the evidence says");
@@ -63,59 +68,36 @@ fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
     vec![SearchKey::new("feed", &forked.feed)]
 }
 
-fn content(claims: &Claims, evidence: Bytes) -> proto::FeedForked {
-    let Claims { smaller, larger, other_root } = claims;
-    proto::FeedForked {
+fn content(claims: &ForkClaims, evidence: Bytes) -> proto::FeedForked {
+    let bytes = Bytes::copy_from_slice;
+    let [smaller, larger] = claims.checkpoints();
+    let said = proto::FeedForked {
         feed: smaller.feed.to_string(),
         size: smaller.size,
-        root: Bytes::copy_from_slice(&smaller.root.0),
+        root: bytes(&smaller.root.0),
         larger_size: larger.size,
-        larger_root: Bytes::copy_from_slice(&larger.root.0),
-        other_root: Bytes::copy_from_slice(&other_root.0),
+        larger_root: bytes(&larger.root.0),
         evidence,
+        ..proto::FeedForked::default()
+    };
+    match claims {
+        ForkClaims::Trees(Claims { other_root, .. }) => proto::FeedForked { other_root: bytes(&other_root.0), ..said },
+        ForkClaims::Entries(EntriesClaims { index, one, other }) => proto::FeedForked {
+            index: *index,
+            digest: bytes(&one.digest.0),
+            other_digest: bytes(&other.digest.0),
+            ..said
+        },
     }
 }
 
 /// The draft by which a node tells every member of `working_group` of two histories, with what proves them.
+///
+/// Its urgency is Immediate: it takes the express lane (docs/protocol.md §11), so that no member goes on taking what cannot be trusted for
+/// as long as a backlog lasts.
 #[must_use]
-pub fn draft(evidence: &Equivocation, working_group: &str) -> proto::Draft {
-    let (feed, size) = (evidence.feed(), evidence.smaller.checkpoint.size);
-    let text = |language: &str, headline: String, description: &str, instruction: String| proto::Text {
-        language: language.to_owned(),
-        headline,
-        description: description.to_owned(),
-        instruction,
-    };
-    let texts = vec![
-        text(
-            "ar",
-            format!("للسجلّ {feed} تاريخان يفترقان قبل القيد {size}"),
-            "وقّع مفتاح السجلّ شجرتين لا تمتدّ إحداهما من الأخرى: نُسخت الآلة، أو استُعيدت نسخة قديمة، أو سُرق المفتاح. الدليل مرفق.",
-            format!("لا يُتابَع السجلّ حتى يقرّر المشغّل. للتحقق: barid feed evidence {feed} ثم barid verify."),
-        ),
-        text(
-            "fr",
-            format!("Le journal {feed} a deux histoires, qui diffèrent avant l'entrée {size}"),
-            "La clé du journal a signé deux arbres dont aucun ne prolonge l'autre : une machine fut copiée, une sauvegarde continuée, ou la clé volée. La preuve est jointe.",
-            format!(
-                "Le journal n'est plus suivi tant qu'un opérateur n'a pas décidé. Vérifier : barid feed evidence {feed}, puis barid verify."
-            ),
-        ),
-        text(
-            "en",
-            format!("The feed {feed} has two histories, which differ before entry {size}"),
-            "The feed's key has signed two trees of which neither extends the other: a machine was copied, a backup was continued, or the key is stolen. The evidence is enclosed.",
-            format!(
-                "The feed is not followed until an operator decides. To verify: barid feed evidence {feed}, then barid verify."
-            ),
-        ),
-    ];
-    let claims = Claims {
-        smaller: evidence.smaller.checkpoint.clone(),
-        larger: evidence.larger.checkpoint.clone(),
-        other_root: evidence.other_root,
-    };
-    let file = Bytes::from(evidence.format());
+pub fn draft(evidence: &ForkEvidence, working_group: &str) -> proto::Draft {
+    let (claims, file) = (evidence.claims(), Bytes::from(evidence.format()));
     proto::Draft {
         header: Some(proto::Header {
             kind: KIND.name.to_owned(),
@@ -124,14 +106,14 @@ pub fn draft(evidence: &Equivocation, working_group: &str) -> proto::Draft {
             status: Status::System.as_str().to_owned(),
             msg_type: MsgType::Alert.as_str().to_owned(),
             handling: Some(proto::Handling { tlp: "TLP:GREEN".to_owned(), ..proto::Handling::default() }),
-            urgency: "Expected".to_owned(),
+            urgency: "Immediate".to_owned(),
             severity: "Severe".to_owned(),
             ..proto::Header::default()
         }),
         body: Some(proto::Body {
             categories: vec!["Infra".to_owned()],
             certainty: "Observed".to_owned(),
-            texts,
+            texts: texts::of(&claims),
             content: Some(Content::FeedForked(content(&claims, file))),
             ..proto::Body::default()
         }),
@@ -152,9 +134,15 @@ mod tests {
     use super::*;
     use crate::bulletin::prepare::tests::{faults, sample};
 
-    fn forked(change: impl Fn(&mut proto::FeedForked)) -> proto::Draft {
+    /// The sample, with evidence of two entries where `entries` is.
+    fn forked(entries: bool, change: impl Fn(&mut proto::FeedForked)) -> proto::Draft {
         let mut draft = sample("feed-forked");
         if let Some(Content::FeedForked(forked)) = draft.body.as_mut().unwrap().content.as_mut() {
+            if entries {
+                let file = include_bytes!("../../../../../tests/golden/equivocation-two-entries.txt");
+                *forked = content(&ForkClaims::read(file).unwrap(), Bytes::from_static(file));
+                assert!(forked.other_root.is_empty() && forked.digest.len() == 32);
+            }
             change(forked);
         }
         draft
@@ -162,18 +150,46 @@ mod tests {
 
     #[test]
     fn what_it_says_is_what_its_evidence_says() {
-        assert_eq!(faults(&forked(|_| ())), [""; 0]);
-        let named = |change: fn(&mut proto::FeedForked)| faults(&forked(change));
-        assert_eq!(named(|forked| forked.feed = "ne.rabat.example/feed/9".into()), ["body.feed_forked.feed"]);
-        assert_eq!(named(|forked| forked.size += 1), ["body.feed_forked.size"]);
-        assert_eq!(named(|forked| forked.root = Bytes::from_static(&[7; 32])), ["body.feed_forked.root"]);
-        assert_eq!(named(|forked| forked.larger_size += 1), ["body.feed_forked.larger_size"]);
-        assert_eq!(named(|forked| forked.larger_root.clear()), ["body.feed_forked.larger_root"]);
-        assert_eq!(named(|forked| forked.other_root.clear()), ["body.feed_forked.other_root"]);
-        assert_eq!(named(|forked| forked.evidence.truncate(100)), ["body.feed_forked.evidence"]);
-        let mut actual = forked(|_| ());
-        actual.header.as_mut().unwrap().status = "Actual".to_owned();
-        assert_eq!(faults(&actual), ["header.status"]);
+        type Lie = (&'static str, fn(&mut proto::FeedForked));
+        let lies: [Lie; 10] = [
+            ("feed", |forked| forked.feed = "ne.rabat.example/feed/9".into()),
+            ("size", |forked| forked.size += 1),
+            ("root", |forked| forked.root = Bytes::from_static(&[7; 32])),
+            ("larger_size", |forked| forked.larger_size += 1),
+            ("larger_root", |forked| forked.larger_root.clear()),
+            ("other_root", |forked| forked.other_root = Bytes::from_static(&[7; 32])),
+            ("evidence", |forked| forked.evidence.truncate(100)),
+            ("index", |forked| forked.index += 1),
+            ("digest", |forked| forked.digest = Bytes::from_static(&[7; 32])),
+            ("other_digest", |forked| forked.other_digest = Bytes::from_static(&[7; 32])),
+        ];
+        for entries in [false, true] {
+            assert_eq!(faults(&forked(entries, |_| ())), [""; 0]);
+            for (field, lie) in lies {
+                assert_eq!(faults(&forked(entries, lie)), [format!("body.feed_forked.{field}")], "{entries}");
+            }
+            let mut actual = forked(entries, |_| ());
+            actual.header.as_mut().unwrap().status = "Actual".to_owned();
+            assert_eq!(faults(&actual), ["header.status"]);
+        }
+        // Checkpoints of two feeds are no evidence, whatever stands beside them.
+        let two_feeds = forked(true, |forked| {
+            let file = String::from_utf8(forked.evidence.to_vec()).unwrap();
+            let trees = include_str!("../../../../../tests/golden/equivocation-two-sizes.txt");
+            let checkpoint = file.lines().find(|line| line.starts_with("checkpoint ")).unwrap();
+            let other = trees.lines().find_map(|line| line.strip_prefix("smaller ")).unwrap();
+            let note = String::from_utf8(base64(other)).unwrap().replace("ma.rabat", "ne.rabat");
+            forked.evidence = file.replacen(checkpoint, &format!("checkpoint {}", base64_of(&note)), 1).into();
+        });
+        assert_eq!(faults(&two_feeds), ["body.feed_forked.evidence"]);
+    }
+
+    fn base64(text: &str) -> Vec<u8> {
+        base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text).unwrap()
+    }
+
+    fn base64_of(text: &str) -> String {
+        base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text)
     }
 
     #[test]

@@ -1,0 +1,133 @@
+//! Two entries at one place of one feed: found over the express lane, decided by an operator, and what stops the feed again.
+
+use barid_core::follow::{ForkEvidence, TwoEntries};
+use barid_core::proto;
+use barid_core::proto::frame::Frame;
+
+use super::express::{Feed, arrived, asked, immediate, some};
+use super::world::{Node, connect, feed, honest, until};
+use crate::committer::forked;
+use crate::store::Content;
+
+fn all_urgent() -> Feed {
+    Feed::of(some(|_, draft| immediate("Exercise")(draft)))
+}
+
+/// One of another size: its checkpoint alone does not contradict that of the others.
+fn longer() -> Feed {
+    let change = |_, draft: &mut proto::Draft| immediate("Exercise")(draft);
+    Feed::of(some(change).into_iter().chain(some(change).into_iter().take(1)).collect())
+}
+
+fn stopped(node: &Node) -> bool {
+    node.exchange.peers().is_stopped(&feed("ma"))
+}
+
+fn forks(node: &Node) -> (usize, usize) {
+    let forks = node.store.forks().unwrap();
+    (forks.len(), forks.iter().filter(|fork| fork.resumed).count())
+}
+
+/// What proves the newest that is not decided, which must be two entries at this index.
+fn undecided(node: &Node, index: u64) -> TwoEntries {
+    let fork = node.store.forks().unwrap().into_iter().find(|fork| !fork.resumed).unwrap();
+    match ForkEvidence::verify(&fork.evidence, node.rosters.load().newest()).unwrap() {
+        ForkEvidence::Entries(entries) if entries.index == index => entries,
+        other => panic!("{other}"),
+    }
+}
+
+async fn resume(node: &Node) {
+    assert!(node.exchange.resume_feed(&feed("ma")).await.unwrap() && !stopped(node));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_decision_about_two_entries_lasts_and_a_further_one_stops_the_feed_again() {
+    let ly = Node::start("ly");
+    let (one, other, third) = (all_urgent(), all_urgent(), longer());
+    let mut ma = asked(&ly).await;
+    ma.say(Frame::Express(one.express(3))).await;
+    until("it came ahead", || arrived(&ly) == [3]).await;
+    ma.say(Frame::Entries(other.entries())).await;
+    until("the feed is stopped", || stopped(&ly) && forks(&ly) == (1, 0)).await;
+    assert_eq!(ly.size(&feed("ma")), 0, "nothing is taken of it");
+    let digests = [one.bulletins[3].digest, other.bulletins[3].digest];
+    let shown = undecided(&ly, 3);
+    assert!(digests.contains(&shown.one.digest) && digests.contains(&shown.other.digest));
+
+    // The decision holds for what it was about, here and after a restart: the feed goes on with another entry than came ahead.
+    resume(&ly).await;
+    let ly = ly.following_anew(&[]);
+    assert!(!stopped(&ly));
+    ma = asked(&ly).await;
+    ma.say(Frame::Express(one.express(3))).await;
+    ma.say(Frame::Express(other.express(3))).await;
+    ma.say(Frame::Entries(other.entries())).await;
+    until("it is followed again", || ly.size(&feed("ma")) == 8).await;
+    let held = ly.store.entries(&feed("ma"), 0, 9, usize::MAX).unwrap();
+    assert!(held.iter().zip(&other.bulletins).all(|(held, sent)| held.digest == sent.digest));
+    assert!(held.iter().all(|entry| matches!(entry.content, Content::Disclosed { .. })));
+    assert!(ly.store.ahead(&feed("ma"), 0..u64::MAX).is_empty());
+    assert_eq!(arrived(&ly), [3, 0, 1, 2, 3, 4, 5, 6, 7], "both that stood at its place have arrived");
+    let first = ly.store.arrivals(1, 1, usize::MAX).unwrap().remove(0);
+    assert_eq!(first.digest, one.bulletins[3].digest, "what was delivered once stays what it was");
+
+    // Shown again, also behind: known. A further one, at the same place or another: not.
+    ma.say(Frame::Express(one.express(3))).await;
+    ma.say(Frame::Express(one.express(5))).await;
+    ma.say(Frame::Express(third.express(3))).await;
+    until("it is stopped again", || stopped(&ly) && forks(&ly) == (2, 1)).await;
+    let digests = [third.bulletins[3].digest, other.bulletins[3].digest];
+    let shown = undecided(&ly, 3);
+    assert!(digests.contains(&shown.one.digest) && digests.contains(&shown.other.digest), "{shown}");
+    let ly = ly.following_anew(&[]);
+    assert!(stopped(&ly));
+    resume(&ly).await;
+    let ly = ly.following_anew(&[]);
+    assert!(!stopped(&ly) && forks(&ly) == (2, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_order_comes_what_was_decided_about_and_nothing_else() {
+    let ly = Node::start("ly");
+    let (one, other, third) = (all_urgent(), all_urgent(), all_urgent());
+    let mut ma = asked(&ly).await;
+    ma.say(Frame::Express(one.express(3))).await;
+    until("it came ahead", || arrived(&ly) == [3]).await;
+    ma.say(Frame::Express(other.express(3))).await;
+    until("the feed is stopped", || stopped(&ly) && forks(&ly) == (1, 0)).await;
+    resume(&ly).await;
+    ma = asked(&ly).await;
+    ma.say(Frame::Entries(third.entries())).await;
+    until("it is stopped by a third one", || stopped(&ly) && forks(&ly) == (2, 1)).await;
+    assert_eq!(ly.size(&feed("ma")), 0);
+    resume(&ly).await;
+    ma = asked(&ly).await;
+    ma.say(Frame::Entries(one.entries())).await;
+    until("the first one goes on", || ly.size(&feed("ma")) == 8).await;
+    assert_eq!(arrived(&ly), [3, 0, 1, 2, 4, 5, 6, 7], "each once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_member_proves_by_two_entries_stops_the_feed_at_the_others() {
+    let (ly, tn) = (Node::start("ly"), Node::start("tn"));
+    let _cable = connect(&ly, &tn, honest(), honest());
+    let (one, other) = (all_urgent(), all_urgent());
+    let ma = asked(&ly).await;
+    for feed in [&one, &other] {
+        ma.say(Frame::Express(feed.express(3))).await;
+    }
+    until("the feed is stopped", || stopped(&ly) && forks(&ly) == (1, 0)).await;
+    let shown = undecided(&ly, 3);
+    let told = forked(&shown.clone().into(), &ly.me, ly.rosters.load().newest()).unwrap();
+    assert_eq!(barid_core::bulletin::urgent(&told.proto_header), Some(barid_core::bulletin::Urgent::Other));
+    let body = barid_core::envelope::body_of(&told.envelope).unwrap();
+    let Some(proto::body::Content::FeedForked(said)) = body.content else { panic!("another kind") };
+    assert_eq!((said.index, said.digest.as_ref()), (3, &shown.one.digest.0[..]));
+    ly.publish(1, |_| {}).await;
+    ly.committer.publish(vec![told]).await.unwrap();
+    until("Tunis has stopped it", || stopped(&tn) && forks(&tn) == (1, 0)).await;
+    assert_eq!(undecided(&tn, 3), shown);
+    let alarm = crate::telemetry::alarms::coded(&tn.exchange.peers().alarms()[0]);
+    assert_eq!((alarm.code.as_str(), alarm.values[0].as_str()), ("two-histories", "ma.rabat.example/feed/1"));
+}
