@@ -67,10 +67,10 @@ impl DiskStore {
         let mut bytes = 0_usize;
         for place in 0..entries.len() {
             let entry = &mut entries[place];
-            if let Some(fill) = fills.get(&entry.index) {
-                if let Some((content, arrival)) = self.read_fill(entry, *fill)? {
-                    (entry.content, entry.arrival) = (content, Some(arrival));
-                }
+            if let Some(fill) = fills.get(&entry.index)
+                && let Some((content, arrival)) = self.read_fill(entry, *fill)?
+            {
+                (entry.content, entry.arrival) = (content, Some(arrival));
             }
             if let Content::Disclosed { envelope, .. } = &entry.content {
                 bytes = bytes.saturating_add(envelope.len());
