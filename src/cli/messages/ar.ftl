@@ -751,6 +751,9 @@ field-larger-size = قيود نقطة التحقق للتاريخ الآخر
 field-larger-root = جذر تلك النقطة
 field-other-root = جذرها حيث يفترقان
 field-evidence = الدليل
+field-index = موضع القيدين
+field-digest = بصمة أحدهما
+field-other-digest = بصمة الآخر
 field-outcome = الرد
 field-reason = السبب
 

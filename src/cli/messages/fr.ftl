@@ -742,6 +742,9 @@ field-larger-size = Entrées du point de contrôle de l'autre histoire
 field-larger-root = Racine de ce point de contrôle
 field-other-root = Sa racine là où elles diffèrent
 field-evidence = Preuve
+field-index = Place des deux entrées
+field-digest = Empreinte de l'une
+field-other-digest = Empreinte de l'autre
 field-outcome = Réponse
 field-reason = Motif
 

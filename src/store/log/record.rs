@@ -313,7 +313,7 @@ impl Record {
             appends: Vec::new(),
             fills: Vec::new(),
             express: Vec::new(),
-            displaced: head.displaced.into_iter().map(express::decode_displaced).collect::<Result<_, _>>()?,
+            displaced: head.displaced.iter().map(express::decode_displaced).collect::<Result<_, _>>()?,
             cosigned: head.cosigned.into_iter().map(decode_cosigned).collect::<Result<_, _>>()?,
             custody: head.custody.into_iter().map(decode_custody).collect::<Result<_, _>>()?,
             cursors: head

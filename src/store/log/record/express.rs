@@ -81,7 +81,7 @@ pub(super) fn encode_displaced((feed, index): &(FeedId, u64)) -> proto::RecordDi
 }
 
 /// The same, read.
-pub(super) fn decode_displaced(displaced: proto::RecordDisplaced) -> Result<(FeedId, u64), String> {
+pub(super) fn decode_displaced(displaced: &proto::RecordDisplaced) -> Result<(FeedId, u64), String> {
     let feed = displaced.feed.parse().map_err(|_| format!("`{}` is no feed", displaced.feed))?;
     Ok((feed, displaced.index))
 }
