@@ -14,6 +14,7 @@ mod disk_options;
 mod disk_read;
 #[cfg(test)]
 mod disk_tests;
+mod errors;
 mod express;
 mod feed_tree;
 #[doc(hidden)]
@@ -34,6 +35,7 @@ mod tree_cache;
 mod view;
 mod window;
 
+pub use errors::{CommitError, DamagedEntry, OpenError, ReadError};
 pub use express::AHEAD_MAX;
 pub use feed_tree::FeedTree;
 pub use syncs::{SYNC_BOUNDS_MICROS, SyncTimes};
@@ -325,103 +327,6 @@ pub struct Columns {
     pub severity: String,
     /// `header.sent_at` in unix ms.
     pub sent_at_unix_ms: i64,
-}
-
-/// Why a commit was refused. Nothing of it is visible.
-#[derive(Debug, thiserror::Error)]
-pub enum CommitError {
-    /// Another commit came first.
-    #[error("another commit came first: expected to follow {expected}, the store is at {found}")]
-    Fenced {
-        /// What the caller expected.
-        expected: u64,
-        /// What the store is at.
-        found: u64,
-    },
-    /// Free space has fallen below the reserve; reading goes on, and a later commit may succeed.
-    #[error("free space of {available_bytes} bytes is below the reserve of {reserve_bytes} bytes")]
-    DiskFull {
-        /// Left.
-        available_bytes: u64,
-        /// Kept.
-        reserve_bytes: u64,
-    },
-    /// The view cannot be written for now, and as much waits for it as may; reading goes on, and a later commit may succeed.
-    #[error("the view is too far behind: {0}")]
-    ViewBehind(String),
-    /// A part of the commit does not fit the store: a defect of the caller.
-    #[error("commit does not fit: {0}")]
-    Invalid(String),
-    /// The disk failed: this commit failed for ever, and the store must be opened again.
-    #[error("the commit log cannot be written")]
-    Io(#[source] std::io::Error),
-    /// The store has failed before and must be opened again.
-    #[error("the store has stopped: {0}")]
-    Stopped(String),
-}
-
-/// An entry whose content is not what was written, found by whoever wanted to read it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DamagedEntry {
-    /// Its arrival number.
-    pub arrival: u64,
-    /// Its feed and index, and the digest that its content had; `None` where its whole record cannot be read.
-    pub entry: Option<(FeedId, u64, Digest)>,
-    /// What is damaged, for operators.
-    pub what: String,
-}
-
-/// Why something could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// Files could not be read.
-    #[error("the store cannot be read")]
-    Io(#[source] std::io::Error),
-    /// Bytes on disk are not what was written.
-    #[error("damage: {0}")]
-    Damaged(String),
-    /// An entry that is held in full cannot be read; those around it can.
-    #[error("damage: {}", .0.what)]
-    DamagedEntry(Box<DamagedEntry>),
-    /// The view is being rebuilt from the log, or waits for room on the disk; a later attempt succeeds.
-    #[error("the view is behind: {0}")]
-    Behind(String),
-    /// Nothing of the kind asked for is held.
-    #[error("{0} is not held")]
-    Missing(String),
-}
-
-/// Why a store could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Files could not be read or written.
-    #[error("the store's files cannot be read or written")]
-    Io(#[from] std::io::Error),
-    /// Another process has it open.
-    #[error("another process has the store open: {0}")]
-    Locked(String),
-    /// It belongs to another node: `<member>.<exchange>`.
-    #[error("the store belongs to {found}, this node is {expected}")]
-    Foreign {
-        /// Whose store it is.
-        found: String,
-        /// Who wanted to open it.
-        expected: String,
-    },
-    /// A newer version of this program wrote it.
-    #[error("the store has version {found}, this program knows versions up to {known}")]
-    Newer {
-        /// The store's version.
-        found: u32,
-        /// The newest version known.
-        known: u32,
-    },
-    /// Something that was confirmed is not as it was written.
-    #[error("damage: {0}")]
-    Damaged(String),
-    /// The view cannot be built.
-    #[error("the view cannot be built")]
-    View(#[source] std::io::Error),
 }
 
 /// A node's store. Calls block; from async code use a blocking thread. Readers see every commit as soon as [`Store::commit`] has
