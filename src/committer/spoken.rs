@@ -253,7 +253,8 @@ mod tests {
         assert_eq!(custody.last().map(|note| note.range.end), Some(5));
         let cosigned = store.cosigned_newest(&of("tn")).unwrap();
         assert_eq!(cosigned.iter().map(|note| note.size).collect::<Vec<_>>(), [5]);
-        let told = std::iter::from_fn(|| said.try_recv().ok()).last().unwrap();
+        // Told behind the commit.
+        let told = said.recv().await.unwrap();
         assert_eq!((&told.feed, told.cosigned.as_ref()), (&of("tn"), Some(&cosigned[0].note)));
         committer.stop().await;
     }

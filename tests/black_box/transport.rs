@@ -181,7 +181,8 @@ fn the_wrong_are_refused_at_both_doors_each_with_a_record_that_says_why() {
     assert!(Caller::new(&exchange, Some(&ly.issue("node", &[]).unwrap()), &rustls::version::TLS13).is_let_in());
 
     // Let in, and not allowed everything.
-    assert_eq!(world.client("tn", "operator", &["history"]).status.code(), Some(1));
+    let alert = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/bulletins/stolen-passport.fr.json");
+    assert_eq!(world.client("tn", "operator", &["publish", alert]).status.code(), Some(1));
     let refused = [" what=\"refused-call\" ", " reason=\"ROLE\" ", " who=operator/operator "];
     assert_eq!(world.records("tn", &refused).len(), 1);
 }
