@@ -61,8 +61,9 @@ impl EndFile {
 
 /// What is noted about the log in `dir`; `None` if nothing is, or not about this log, or it cannot be read.
 pub(in crate::store) fn read(dir: &Path, salt: &Salt) -> Option<Noted> {
-    let bytes = std::fs::read(dir.join(NAME)).ok()?;
-    let (told, checksum) = bytes.get(..LENGTH)?.split_last_chunk::<4>()?;
+    let mut bytes = [0; LENGTH];
+    File::open(dir.join(NAME)).ok()?.read_exact_at(&mut bytes, 0).ok()?;
+    let (told, checksum) = bytes.split_last_chunk::<4>()?;
     let rest = told.strip_prefix(&MAGIC)?.strip_prefix(salt)?;
     let (seq, hash) = rest.split_first_chunk::<8>()?;
     let whole = crc32c::crc32c(told).to_le_bytes() == *checksum;
