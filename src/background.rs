@@ -10,8 +10,8 @@ use std::thread::available_parallelism;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinError;
 
-/// Niceness of such threads (setpriority(2)): a tenth of the processor's time of one that has none, where there is not enough for both.
-const NICENESS: i32 = 10;
+/// Niceness of such threads (setpriority(2)): a third of the processor's time of one that has none, where there is not enough for both.
+const NICENESS: i32 = 5;
 
 /// The calling thread, and those that it starts, give way to others from now on. Where the system does not let it, nothing changes.
 pub fn give_way() {

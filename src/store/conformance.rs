@@ -384,6 +384,14 @@ pub(crate) fn disclosed(feed: &FeedId, number: u64) -> NewEntry {
     entry(envelope.encode_to_vec().into(), Some(header))
 }
 
+/// A disclosed entry with this id.
+pub(crate) fn with_id(feed: &FeedId, id: Uuid) -> NewEntry {
+    let header =
+        proto::Header { format: 1, id: id.to_string(), member: feed.member.to_string(), ..proto::Header::default() };
+    let envelope = proto::Envelope { header: header.encode_to_vec().into(), ..proto::Envelope::default() };
+    entry(envelope.encode_to_vec().into(), Some(header))
+}
+
 /// An urgent entry of this status.
 pub(crate) fn urgent(feed: &FeedId, number: u64, status: &str) -> NewEntry {
     let header = proto::Header {

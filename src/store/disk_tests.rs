@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use barid_core::names::Undisclosed;
+use uuid::Uuid;
 
-use super::conformance::{self, Random, append, cosign, custody_of, disclosed, feed, fill, one, same, withheld};
+use super::conformance::{
+    self, Random, append, cosign, custody_of, disclosed, feed, fill, one, same, with_id, withheld,
+};
 use super::disk::{DiskOptions, DiskStore};
 use super::memory::MemoryStore;
 use super::{Commit, CommitError, CrlRecord, CursorRecord, OpenError, ReadError, RosterRecord, Store};
@@ -110,6 +113,38 @@ fn a_view_of_another_version_is_rebuilt_from_the_log() {
         drop(db);
         same(&open(dir.path()), &model, &mut Random(5));
     }
+}
+
+/// A whole register taken over at once: every id tells the same millisecond. It is found as quickly as any other, also by a store that was
+/// opened again, and none is held twice.
+#[test]
+fn ids_that_tell_one_instant_are_all_found_in_few_blocks() {
+    let dir = tempfile::tempdir().unwrap();
+    let (feed, model, mut random) = (feed("ma", 1), MemoryStore::new(), Random(12));
+    let mut store = open(dir.path());
+    for round in 0..4 {
+        for number in 0..30 {
+            let id = |random: &mut Random| Uuid::from_u128(0x0190 << 112 | u128::from(random.below(400)));
+            let first = model.feed(&feed).map_or(0, |state| state.frontier.size());
+            let entries = (0..1 + number % 3).map(|_| with_id(&feed, id(&mut random))).collect();
+            let (commit, seq) = (one(append(&feed, first, entries)), model.seq());
+            store.commit(commit.clone(), seq).unwrap();
+            model.commit(commit, seq).unwrap();
+            // Each commit comes into the view by itself.
+            store.drain_view();
+        }
+        same(&store, &model, &mut Random(round));
+        drop(store);
+        store = open(dir.path());
+        same(&store, &model, &mut Random(round));
+    }
+    drop(store);
+    let config = sled::Config::new().path(dir.path().join("db")).segment_size(super::view::SEGMENT_BYTES);
+    let db = config.open().unwrap();
+    let (blocks, alone) = (db.scan_prefix("i").count(), db.scan_prefix("j").count());
+    // A store that is opened does not know what is in a bucket, and fills it up once more.
+    assert_eq!(blocks, 4 * super::view::ids::BLOCKS_MAX);
+    assert!(alone > 50, "{alone}");
 }
 
 #[test]

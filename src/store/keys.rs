@@ -8,6 +8,7 @@
 //! | `a` | first arrival | [`Stretch`]es | from an arrival to the record that holds the entry |
 //! | `c` | first arrival | columns block (`view::columns`) | filtering history without reading envelopes |
 //! | `i` | member, id bucket, first arrival | ids block (`view::ids`) | from (member, id) to the entry |
+//! | `j` | member, id | place (`view::ids`) | the same, once the bucket of the id has many blocks |
 //! | `x` | member, id, how, first arrival | references block (`view::references`) | from (member, id) to the entries that refer to it |
 //! | `t` | feed, level, index | 256 hashes | full tiles of the feed's tree |
 //! | `n` | feed, start | end, reason | what is held as digests only |
@@ -36,7 +37,7 @@ use super::log::{Position, Resume};
 use super::tree_cache::TileId;
 
 /// Version of all values.
-pub(super) const VALUE_VERSION: u8 = 3;
+pub(super) const VALUE_VERSION: u8 = 4;
 /// Longest value: sled keeps 16 of them on a page, and no page may reach its blob files.
 pub(super) const VALUE_BYTES_MAX: usize = 16 << 10;
 
@@ -49,6 +50,7 @@ pub(super) const POSITION: u8 = b'p';
 pub(super) const ARRIVAL: u8 = b'a';
 pub(super) const COLUMNS: u8 = b'c';
 pub(super) const ID: u8 = b'i';
+pub(super) const ID_ALONE: u8 = b'j';
 pub(super) const REFERENCE: u8 = b'x';
 pub(super) const TILE: u8 = b't';
 pub(super) const NOT_HELD: u8 = b'n';
@@ -64,7 +66,7 @@ pub(super) const CRL: u8 = b'l';
 pub(super) const FORK: u8 = b'k';
 pub(super) const SUBSCRIPTION: u8 = b's';
 
-/// Ids whose times share all but the last 64 ms are in one bucket: few enough to look through, many enough to share a key.
+/// Ids whose times share all but the last 64 ms are in one bucket: as a rule few enough to look through, many enough to share a key.
 const ID_BUCKET_BITS: u32 = 6;
 
 /// Writes a key.

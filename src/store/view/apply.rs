@@ -59,6 +59,7 @@ fn apply_part(view: &View, commits: &[Pending]) -> Result<(), ReadError> {
         end_arrival: last.committed.end_arrival,
     };
     batch.keys.insert(keys::CURSOR.to_vec(), Some(cursor.encode()));
+    ids(view, &mut batch)?;
     let mut writes = sled::Batch::default();
     for (key, value) in batch.finish() {
         match value {
@@ -66,7 +67,28 @@ fn apply_part(view: &View, commits: &[Pending]) -> Result<(), ReadError> {
             None => writes.remove(key),
         }
     }
-    view.db.apply_batch(writes).map_err(|error| view.failed(&error))
+    view.db.apply_batch(writes).map_err(|error| {
+        view.id_blocks.lock().clear();
+        view.failed(&error)
+    })
+}
+
+fn ids(view: &View, batch: &mut Batch<'_>) -> Result<(), ReadError> {
+    let mut counts = view.id_blocks.lock();
+    for Ids { member, places } in std::mem::take(&mut batch.ids).into_values() {
+        let ids::Writes { blocks, alone } = ids::writes(member, places, &mut counts);
+        batch.keys.extend(blocks.into_iter().map(|(key, block)| (key, Some(block))));
+        for (id, place) in alone {
+            let key = ids::key_alone(member, id);
+            let held = match batch.keys.get(&key) {
+                Some(written) => written.as_deref().and_then(ids::decode_alone),
+                None => view.alone(member, id)?,
+            };
+            let lowest = held.map_or(place, |held| held.min(place));
+            batch.keys.insert(key, Some(ids::encode_alone(&lowest)));
+        }
+    }
+    Ok(())
 }
 
 fn entries<'a>(batch: &mut Batch<'a>, pending: &'a Pending) {
@@ -276,10 +298,6 @@ impl Batch<'_> {
         }
         for ((feed, number), bucket) in std::mem::take(&mut self.urgent) {
             self.put(Key::new(keys::URGENT).u32(feed).u64(number), bucket.encode());
-        }
-        for found in self.ids.into_values() {
-            self.keys
-                .extend(ids::blocks(found.member, found.places).into_iter().map(|(key, block)| (key, Some(block))));
         }
         self.keys
     }

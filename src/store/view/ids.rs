@@ -1,9 +1,15 @@
 //! Blocks of ids: from an id to its entry, for one feed and one bucket of ids.
 //!
 //! In scope: encoding and decoding one block. After the version: feed (u32), epoch (u32), base index (u64), base arrival (u64), then for
-//! every id, ascending: id (16), index (u32) and arrival (u32) above the bases.
+//! every id, ascending: id (16), index (u32) and arrival (u32) above the bases. Of ids that stand alone, the place. Out of scope: reading sled.
+//!
+//! Members choose the times that their ids tell. Where many ids tell nearly the same (a whole register taken over at once, a member that
+//! means harm) they fill a bucket: from then on ids of that bucket stand alone, so that a look-up reads few blocks whatever the ids are.
+
+use std::num::NonZeroUsize;
 
 use barid_core::names::Member;
+use lru::LruCache;
 use uuid::Uuid;
 
 use crate::store::keys::{self, FeedNumber, Fields, Key, VALUE_BYTES_MAX, Value};
@@ -12,8 +18,44 @@ use crate::store::recent_ids::Place;
 const SLOT_BYTES: usize = 24;
 const SLOTS_MAX: usize = (VALUE_BYTES_MAX - 64) / SLOT_BYTES;
 
-/// Keys and blocks for ids of one feed.
-pub(in crate::store) fn blocks(member: &Member, mut ids: Vec<(Uuid, Place)>) -> Vec<(Vec<u8>, Vec<u8>)> {
+/// Blocks after which a bucket is full: what a second of publishing as fast as it goes brings in 64 ms fits in fewer.
+pub(in crate::store) const BLOCKS_MAX: usize = 16;
+/// Buckets that are counted: those written to last. One that is forgotten, by this or by a restart, may get as many blocks again.
+const COUNTED_MAX: NonZeroUsize = NonZeroUsize::new(4_096).expect("more than none");
+
+/// How many blocks the buckets have that were written to last: never more than there are.
+pub(super) struct BlockCounts(LruCache<(Member, u64), usize>);
+
+impl BlockCounts {
+    pub(super) fn new() -> Self {
+        Self(LruCache::new(COUNTED_MAX))
+    }
+
+    /// Forgets all: nobody knows what was written.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Whether a bucket has room for one more block, which is counted.
+    fn one_more(&mut self, member: &Member, bucket: u64) -> bool {
+        let count = self.0.get_or_insert_mut((member.clone(), bucket), || 0);
+        let room = *count < BLOCKS_MAX;
+        *count += usize::from(room);
+        room
+    }
+}
+
+/// How the ids of one feed are written.
+#[derive(Default)]
+pub(super) struct Writes {
+    /// Keys and blocks.
+    pub(super) blocks: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Ids that stand alone.
+    pub(super) alone: Vec<(Uuid, Place)>,
+}
+
+/// Sorts ids of one feed into blocks.
+pub(super) fn writes(member: &Member, mut ids: Vec<(Uuid, Place)>, counts: &mut BlockCounts) -> Writes {
     ids.sort_unstable();
     let near = |(a, first): &(Uuid, Place), (b, place): &(Uuid, Place)| {
         let above = |base: u64, number: u64| number.abs_diff(base) < u64::from(u32::MAX) / 2;
@@ -21,25 +63,46 @@ pub(in crate::store) fn blocks(member: &Member, mut ids: Vec<(Uuid, Place)>) -> 
             && above(first.index, place.index)
             && above(first.arrival, place.arrival)
     };
-    let groups = ids.chunk_by(near).flat_map(|group| group.chunks(SLOTS_MAX));
-    groups.filter_map(|group| Some((key(member, group)?, encode(group)?))).collect()
+    let mut writes = Writes::default();
+    for group in ids.chunk_by(near).flat_map(|group| group.chunks(SLOTS_MAX)) {
+        let Some((id, first)) = group.first() else { continue };
+        let bucket = keys::bucket_of(*id);
+        if counts.one_more(member, bucket) {
+            let key = Key::new(keys::ID).member(member).bucket(bucket).u64(first.arrival);
+            writes.blocks.push((key.bytes(), encode(first, group)));
+        } else {
+            writes.alone.extend_from_slice(group);
+        }
+    }
+    writes
 }
 
-fn key(member: &Member, group: &[(Uuid, Place)]) -> Option<Vec<u8>> {
-    let (id, place) = group.first()?;
-    Some(Key::new(keys::ID).member(member).bucket(keys::bucket_of(*id)).u64(place.arrival).bytes())
+/// The key of an id that stands alone.
+pub(super) fn key_alone(member: &Member, id: Uuid) -> Vec<u8> {
+    Key::new(keys::ID_ALONE).member(member).id(id).bytes()
 }
 
-fn encode(group: &[(Uuid, Place)]) -> Option<Vec<u8>> {
-    let (_, first) = group.first()?;
-    let index = group.iter().map(|(_, place)| place.index).min()?;
-    let arrival = group.iter().map(|(_, place)| place.arrival).min()?;
+/// The value of an id that stands alone.
+pub(super) fn encode_alone(place: &Place) -> Vec<u8> {
+    Value::new().u32(place.feed).u32(place.epoch).u64(place.index).u64(place.arrival).bytes()
+}
+
+/// Reads the value of an id that stands alone.
+pub(super) fn decode_alone(value: &[u8]) -> Option<Place> {
+    let mut fields = Fields::of_value(value)?;
+    let (feed, epoch) = (fields.u32()?, fields.u32()?);
+    Some(Place { epoch, index: fields.u64()?, feed, arrival: fields.u64()? })
+}
+
+fn encode(first: &Place, group: &[(Uuid, Place)]) -> Vec<u8> {
+    let lowest = |number: fn(&Place) -> u64| group.iter().map(|(_, place)| number(place)).min().unwrap_or_default();
+    let (index, arrival) = (lowest(|place| place.index), lowest(|place| place.arrival));
     let mut value = Value::new().u32(first.feed).u32(first.epoch).u64(index).u64(arrival);
     for (id, place) in group {
         let above = |number: u64, base: u64| u32::try_from(number - base).unwrap_or(u32::MAX);
         value = value.raw(id.as_bytes()).u32(above(place.index, index)).u32(above(place.arrival, arrival));
     }
-    Some(value.bytes())
+    value.bytes()
 }
 
 /// The lowest place of an id in a block; `None` in the inner: not there; in the outer: not a block.
@@ -90,19 +153,39 @@ mod tests {
         // Times 20 ms apart, and every tenth id twice.
         let id = |number: u64| Uuid::from_u128(((u128::from(number / 10 * 10 + number % 10 % 9) * 20) << 80) | 1);
         let all: Vec<_> = (0..3_000).map(|number| (id(number), place(number))).collect();
-        let blocks = blocks(&member, all.clone());
+        let blocks = |all: Vec<_>| writes(&member, all, &mut BlockCounts::new()).blocks;
+        let found_in =
+            |blocks: &[(Vec<u8>, Vec<u8>)], id| blocks.iter().filter_map(|(_, block)| find(block, id).unwrap()).min();
+        let same: Vec<_> = (0..3_000).map(|number| (Uuid::from_u128(1), place(number))).collect();
+        assert_eq!(found_in(&blocks(same), Uuid::from_u128(1)), Some(place(0)));
+        let blocks = blocks(all.clone());
         assert!(blocks.len() > 100 && blocks.iter().all(|(_, block)| block.len() <= VALUE_BYTES_MAX));
         for (id, _) in &all {
             let lowest = all.iter().filter(|(other, _)| other == id).map(|(_, place)| *place).min();
-            let found = blocks.iter().filter_map(|(_, block)| find(block, *id).unwrap()).min();
-            assert_eq!(found, lowest);
+            assert_eq!(found_in(&blocks, *id), lowest);
         }
         assert_eq!(blocks.iter().map(|(_, block)| decode(block).unwrap().len()).sum::<usize>(), all.len());
-        let same: Vec<_> = (0..3_000).map(|number| (Uuid::from_u128(1), place(number))).collect();
-        assert_eq!(
-            super::blocks(&member, same).iter().filter_map(|(_, block)| find(block, Uuid::from_u128(1)).unwrap()).min(),
-            Some(place(0))
-        );
         assert!(decode(&[1, 2, 3]).is_none());
+    }
+
+    #[test]
+    fn ids_of_a_full_bucket_stand_alone() {
+        let (ma, tn): (Member, Member) = ("ma".parse().unwrap(), "tn".parse().unwrap());
+        let place = |number: u64| Place { epoch: 1, index: number, feed: 0, arrival: number };
+        let id = |number: u64| (Uuid::from_u128(u128::from(number)), place(number));
+        let mut counts = BlockCounts::new();
+        for number in 0..BLOCKS_MAX as u64 {
+            assert!(writes(&ma, vec![id(number)], &mut counts).alone.is_empty());
+        }
+        let beyond = writes(&ma, vec![id(99), id(98)], &mut counts);
+        assert!(beyond.blocks.is_empty());
+        assert_eq!(beyond.alone, [id(98), id(99)]);
+        // Another member's bucket, and another bucket of this member, have room.
+        let later = (Uuid::from_u128(1 << 100), place(1));
+        for (member, id) in [(&tn, id(1)), (&ma, later)] {
+            assert!(writes(member, vec![id], &mut counts).alone.is_empty());
+        }
+        assert_eq!(decode_alone(&encode_alone(&place(7))), Some(place(7)));
+        assert_eq!(decode_alone(&[keys::VALUE_VERSION, 1, 2]), None);
     }
 }

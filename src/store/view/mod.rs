@@ -20,6 +20,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
+
 pub(super) use self::apply::apply;
 use super::ReadError;
 use super::keys::{self, Cursor};
@@ -36,6 +38,7 @@ pub(super) struct View {
     dir: PathBuf,
     mark: PathBuf,
     doubted: AtomicBool,
+    id_blocks: Mutex<ids::BlockCounts>,
 }
 
 impl View {
@@ -63,7 +66,13 @@ impl View {
                 open_db(&db_dir, cache_bytes)?
             }
         };
-        Ok(Self { db, dir: db_dir, mark, doubted: AtomicBool::new(false) })
+        Ok(Self {
+            db,
+            dir: db_dir,
+            mark,
+            doubted: AtomicBool::new(false),
+            id_blocks: Mutex::new(ids::BlockCounts::new()),
+        })
     }
 
     /// Drops what the view holds and begins an empty one.
@@ -96,7 +105,7 @@ impl View {
 
     /// Writes everything out and says that all is well, unless there is doubt.
     pub(super) fn close(self) -> io::Result<()> {
-        let Self { db, dir, mark, doubted } = self;
+        let Self { db, dir, mark, doubted, id_blocks: _ } = self;
         if doubted.into_inner() {
             return Ok(());
         }

@@ -65,12 +65,22 @@ impl View {
     /// The lowest place of an id.
     pub(in crate::store) fn find(&self, member: &Member, id: Uuid) -> Result<Option<Place>, ReadError> {
         let prefix = Key::new(keys::ID).member(member).bucket(keys::bucket_of(id));
-        let mut lowest: Option<Place> = None;
+        let (mut lowest, mut blocks): (Option<Place>, usize) = (None, 0);
         for pair in self.ascending(&prefix, &prefix) {
             let found = ids::find(&pair?.1, id).ok_or_else(|| unreadable("ids block"))?;
             lowest = lowest.into_iter().chain(found).min();
+            blocks += 1;
+        }
+        if blocks >= ids::BLOCKS_MAX {
+            lowest = lowest.into_iter().chain(self.alone(member, id)?).min();
         }
         Ok(lowest)
+    }
+
+    /// The lowest place of an id that stands alone.
+    pub(super) fn alone(&self, member: &Member, id: Uuid) -> Result<Option<Place>, ReadError> {
+        let place = |value: sled::IVec| ids::decode_alone(&value).ok_or_else(|| unreadable("place of an id"));
+        self.get(ids::key_alone(member, id))?.map(place).transpose()
     }
 
     /// Entries that refer to a bulletin, with arrivals above `after`, ascending, at most `max`.
@@ -99,14 +109,15 @@ impl View {
     pub(in crate::store) fn largest_ids(&self, member: &Member) -> Result<(Vec<(Uuid, Place)>, Uuid), ReadError> {
         let prefix = Key::new(keys::ID).member(member);
         let mut loaded = Vec::new();
-        let mut lowest_bucket = u64::MAX;
+        let (mut lowest_bucket, mut blocks) = (u64::MAX, 0);
         for pair in self.descending(&prefix, &prefix.clone().u64(u64::MAX).u64(u64::MAX)) {
             let (key, block) = pair?;
             let found = ids::decode(&block).ok_or_else(|| unreadable("ids block"))?;
             let mut fields = Fields::of_key(&key).ok_or_else(|| unreadable("key"))?;
             let bucket = fields.member().and_then(|_| fields.key_u64()).ok_or_else(|| unreadable("key"))?;
-            // Buckets are loaded whole, or up to twice the bound when one is very full.
-            if loaded.len() >= 2 * IDS_LOADED_MAX || (bucket < lowest_bucket && loaded.len() >= IDS_LOADED_MAX) {
+            // Buckets are loaded whole, or not to their end when one is full: others of its ids stand alone.
+            blocks = if bucket < lowest_bucket { 1 } else { blocks + 1 };
+            if blocks >= ids::BLOCKS_MAX || (bucket < lowest_bucket && loaded.len() >= IDS_LOADED_MAX) {
                 return Ok((loaded, keys::bucket_end(bucket)));
             }
             lowest_bucket = bucket;
