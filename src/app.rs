@@ -360,6 +360,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
     if purpose != Purpose::Recover {
         watching.spawn(closing::name_closed(committer.clone(), exchange.clone(), rosters.clone()));
         watching.spawn(forked::tell(committer.clone(), exchange.clone(), rosters.clone()));
+        watching.spawn(exchange.clone().ask_relays());
     }
     watching.spawn(disk::watch(committer.clone()));
     if let Some(wanted) = config.text.metrics.as_ref().filter(|_| purpose != Purpose::Recover) {

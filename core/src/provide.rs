@@ -5,6 +5,8 @@
 //!
 //! An entry that a reader may not read is shown as its digest and as nothing else: neither its topic nor whether it was asked for.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use crate::bulletin::audience::may_read;
@@ -102,6 +104,27 @@ pub fn fills<'a>(
 pub fn may_express(header: &proto::Header, reader: &Member, filters: &[TopicFilter], rosters: &RosterChain) -> bool {
     let wanted = filters.is_empty() || filters.iter().any(|filter| filter.matches_header(&header.topic));
     wanted && urgent(header).is_some() && may_disclose(header, reader, rosters)
+}
+
+/// Of consecutive entries, given the header of each one that is held in full, the ranges that `reader` may read too: what may be said before it
+/// of who holds them. The owner of an entry is told anyway.
+#[must_use]
+pub fn readable_by_both<'a>(
+    entries: impl IntoIterator<Item = (u64, Option<&'a proto::Header>)>,
+    reader: &Member,
+    rosters: &RosterChain,
+) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for (index, header) in entries {
+        if header.is_none_or(|header| !may_disclose(header, reader, rosters)) {
+            continue;
+        }
+        match ranges.last_mut() {
+            Some(range) if range.end == index => range.end = index + 1,
+            _ => ranges.push(index..index + 1),
+        }
+    }
+    ranges
 }
 
 /// How many of the next entries fit one batch, given the bytes of each one's envelope as it is held (0: a digest). One always does.

@@ -26,10 +26,12 @@ use std::time::Duration;
 use barid_core::bulletin::ValidBulletin;
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint};
 use barid_core::feed::cosignature::heartbeat_line;
+use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::SigningKey;
 use barid_core::follow::{ProvenEntry, VerifiedBatch};
 use barid_core::names::{FeedId, Member, Undisclosed};
 use barid_core::proto;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 
@@ -57,7 +59,7 @@ pub const ROOM_CHECK_EVERY: Duration = Duration::from_secs(1);
 /// [`barid_core::limits::RECORD_HEAD_BYTES_MAX`].
 pub const KEPT_BYTES_MAX: usize = 8 << 20;
 
-/// What the committer signs with. Held by its thread alone.
+/// What the committer signs with. What becomes true by a commit is signed by its thread alone.
 pub struct Keys {
     /// Keys of the feed's epoch: Ed25519 and, if the roster lists one, ML-DSA-44.
     pub feed: Vec<SigningKey>,
@@ -167,6 +169,7 @@ pub(crate) struct Shared {
     express: Places,
     others: Places,
     heartbeat_key: SigningKey,
+    custody_key: SigningKey,
     /// Unix seconds of what this node signed last as a witness.
     last_time: AtomicU64,
     /// How far a test has set the clock, in seconds.
@@ -216,6 +219,7 @@ impl Committer {
             express: Places::new(EXPRESS_QUEUE_MAX),
             others: Places::new(EXPRESS_OTHERS_QUEUE_MAX),
             heartbeat_key: options.keys.mirror.clone(),
+            custody_key: options.keys.custody.clone(),
             last_time: AtomicU64::new(0),
             #[cfg(test)]
             clock_set: std::sync::atomic::AtomicI64::new(0),
@@ -418,6 +422,19 @@ impl Committer {
             heartbeat_feed: newest.checkpoint.feed.to_string(),
             heartbeat_size: newest.checkpoint.size,
         })
+    }
+
+    /// Custody notes that say again, of these ranges alone, what this node holds of another member's feed in full and has become durable: for
+    /// the owner, by another way than that of [`Self::said`]. At most so many as there are ranges; `None` while the clock is behind.
+    #[must_use]
+    pub fn custody_again(&self, feed: &FeedId, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
+        let (seconds, _) = self.shared.now();
+        let time = later(seconds, self.shared.last_time());
+        let tree = checkpoint_of(feed, &self.shared.store.feed(feed)?.frontier);
+        let note = |range: &Range<u64>| {
+            CustodyNote::new(&tree, time, range.clone(), []).and_then(|note| note.sign(&self.shared.custody_key)).ok()
+        };
+        (!is_behind(time, seconds)).then(|| ranges.iter().filter_map(note).collect())
     }
 
     /// The time of what this node signed last as a witness, in unix seconds, while its clock is so far behind that nothing more is

@@ -38,6 +38,8 @@ pub(crate) enum Signed {
     PassedOn(Bytes),
     /// A custody note for our feed.
     Custody(Bytes),
+    /// Custody notes for our feed that the peer passes on, and up to where their holder has looked.
+    RelayedCustody { holder: Member, notes: Vec<Bytes>, through: u64 },
     /// The newest checkpoint that the peer holds of a feed, and how many entries, if fewer than it says.
     Checkpoint(Bytes, Option<u64>),
     /// A heartbeat.
@@ -74,11 +76,15 @@ pub(crate) async fn keep_all(shared: Arc<Shared>, peer: Member, mut waiting: mps
             shared: Arc::clone(&shared),
             peer: peer.clone(),
             found: RefCell::default(),
+            reached: RefCell::default(),
             roster: shared.options.rosters.load().newest_shared(),
         };
         // Ended only by a panic, which has been reported.
-        let Ok(kept) = tokio::task::spawn_blocking(move || verifier.verify_all(notes)).await else { continue };
+        let verified = tokio::task::spawn_blocking(move || verifier.verify_all(notes)).await;
+        let Ok((kept, reached)) = verified else { continue };
+        let answered = || reached.iter().for_each(|(holder, through)| shared.ways.answered(holder, *through));
         if kept.cosigned.is_empty() && kept.custody.is_empty() && kept.forks.is_empty() {
+            answered();
             continue;
         }
         let (cosigned, custody) = (kept.cosigned.clone(), kept.custody.clone());
@@ -89,6 +95,7 @@ pub(crate) async fn keep_all(shared: Arc<Shared>, peer: Member, mut waiting: mps
                     .filter(|note| note.feed == *shared.own_feed())
                     .for_each(|note| shared.peers.cosigned(note));
                 custody.iter().for_each(|note| shared.peers.custody(note));
+                answered();
             }
             // The peer sends its newest answers again on the next link.
             Err(failure) => tracing::warn!(%peer, %failure, "answers could not be kept"),
@@ -97,7 +104,7 @@ pub(crate) async fn keep_all(shared: Arc<Shared>, peer: Member, mut waiting: mps
 }
 
 /// Tells `peer` what this node says of its feeds, until the link ends. What is said of a feed by way of another member goes out with `Heads`;
-/// custody notes are for nobody but the owner.
+/// custody notes are for nobody but the owner (`relayed`: where there is no link to it).
 pub(crate) async fn tell_all(peer: Member, outbox: Arc<Outbox>, mut said: broadcast::Receiver<Arc<Answers>>) {
     loop {
         match said.recv().await {
@@ -120,11 +127,13 @@ struct Verifier {
     shared: Arc<Shared>,
     peer: Member,
     found: RefCell<Vec<ForkRecord>>,
+    /// Holders whose notes came by a relay, and up to where they have looked.
+    reached: RefCell<Vec<(Member, u64)>>,
     roster: Arc<Roster>,
 }
 
 impl Verifier {
-    fn verify_all(&self, notes: Vec<Signed>) -> Kept {
+    fn verify_all(&self, notes: Vec<Signed>) -> (Kept, Vec<(Member, u64)>) {
         let mut kept = Kept::default();
         // Of several cosignatures by one member on one feed the newest says all that the others do.
         let mut cosigned: BTreeMap<(FeedId, Member), (u64, Bytes)> = BTreeMap::new();
@@ -132,7 +141,10 @@ impl Verifier {
             let result = match note {
                 Signed::Cosigned(note) => self.newest_of(note, Some(&self.peer), &mut cosigned),
                 Signed::PassedOn(note) => self.newest_of(note, None, &mut cosigned),
-                Signed::Custody(note) => self.custody(note).map(|record| kept.custody.extend(record)),
+                Signed::Custody(note) => self.custody(note, &self.peer).map(|record| kept.custody.extend(record)),
+                Signed::RelayedCustody { holder, notes, through } => {
+                    self.relayed(&holder, notes, through).map(|records| kept.custody.extend(records))
+                }
                 Signed::Checkpoint(note, held) => self.checkpoint(&note, held),
                 Signed::Heartbeat(beat) => self.heartbeat(&beat),
                 Signed::Consistency(shown) => self.consistency(&shown),
@@ -151,7 +163,7 @@ impl Verifier {
             }
         }
         kept.forks = self.found.take();
-        kept
+        (kept, self.reached.take())
     }
 
     fn report(&self, result: Result<(), NoteFault>) {
@@ -198,10 +210,24 @@ impl Verifier {
         Ok(Some(Cosigned { feed: feed.clone(), cosigner: cosigner.clone(), size, time, note }))
     }
 
-    /// `None` if it is held already.
-    fn custody(&self, note: Bytes) -> Result<Option<CustodyRecord>, NoteFault> {
+    /// Custody notes that came by a relay; those that say nothing new are left out.
+    fn relayed(&self, holder: &Member, notes: Vec<Bytes>, through: u64) -> Result<Vec<CustodyRecord>, NoteFault> {
+        let newest = self.shared.store().custody_newest(self.shared.own_feed())?;
+        let spoken = newest.into_iter().find(|note| note.holder == *holder).map_or(0, |note| note.range.end);
+        let mut records = Vec::new();
+        for note in notes {
+            // What a note says of entries filled in comes from the holder itself: the times of those tell what is asked for then.
+            records.extend(self.custody(note, holder)?.filter(|record| record.range.end > spoken));
+        }
+        let size = self.shared.store().feed(self.shared.own_feed()).map_or(0, |state| state.frontier.size());
+        self.reached.borrow_mut().push((holder.clone(), through.min(size)));
+        Ok(records)
+    }
+
+    /// A custody note of `holder` for our feed; `None` if it is held already.
+    fn custody(&self, note: Bytes, holder: &Member) -> Result<Option<CustodyRecord>, NoteFault> {
         let time = CustodyNote::parse_text(&Note::parse(&note).map_err(bad)?.text).map_err(bad)?.time;
-        let custody = CustodyNote::verify(&note, &self.roster.custody_keys(&self.peer, time)).map_err(bad)?;
+        let custody = CustodyNote::verify(&note, &self.roster.custody_keys(holder, time)).map_err(bad)?;
         if custody.feed.member != self.shared.me {
             return Err(NoteFault::OtherFeed(custody.feed));
         }
@@ -210,23 +236,23 @@ impl Verifier {
         }
         let record = CustodyRecord {
             feed: custody.feed,
-            holder: self.peer.clone(),
+            holder: holder.clone(),
             range: custody.range,
             not_held: custody.not_held.into_iter().map(|(range, _)| range).collect(),
             time: custody.time,
             note,
         };
         let store = self.shared.store();
-        let joined = store.custody_newest(&record.feed)?.into_iter().find(|note| note.holder == self.peer);
+        let joined = store.custody_newest(&record.feed)?.into_iter().find(|note| note.holder == *holder);
         if record.range.start > joined.map_or(0, |note| note.range.end) {
             // What came ahead of the order is spoken of again on each link, until the notes in order have come so far.
-            let held = store.custody_after(&record.feed, &self.peer, record.range.end - 1, NOTES_ALIKE_MAX)?;
+            let held = store.custody_after(&record.feed, holder, record.range.end - 1, NOTES_ALIKE_MAX)?;
             if held.contains(&record) {
                 return Ok(None);
             }
         }
         // Notes about what was filled in are repeated from the time of the newest one on.
-        let late = self.shared.store().custody_late(&record.feed, &self.peer, record.time, NOTES_WAITING_MAX)?;
+        let late = self.shared.store().custody_late(&record.feed, holder, record.time, NOTES_WAITING_MAX)?;
         Ok((!late.contains(&record)).then_some(record))
     }
 

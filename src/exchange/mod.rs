@@ -28,6 +28,7 @@ mod pace;
 mod peers;
 mod provider;
 mod reader;
+mod relayed;
 mod relays;
 mod service;
 #[cfg(test)]
@@ -169,6 +170,7 @@ pub(crate) struct Shared {
     /// Changes when entries came without content that others may have.
     new_gaps: watch::Sender<u64>,
     own: own::Own,
+    ways: relayed::Ways,
     ahead: forks::Ahead,
     adopting: tokio::sync::Mutex<()>,
     refusals: Refusals,
@@ -189,6 +191,7 @@ impl Exchange {
                 relays: relays::Relays::default(),
                 gaps: gaps::Gaps::default(),
                 own: own::Own::default(),
+                ways: relayed::Ways::default(),
                 ahead: forks::Ahead::default(),
                 new_gaps: watch::Sender::new(0),
                 adopting: tokio::sync::Mutex::default(),
@@ -249,6 +252,11 @@ impl Exchange {
         if let Ok(Ok(held)) = tokio::task::spawn_blocking(move || told::held(&shared)).await {
             told::heed_held(&self.shared, &held);
         }
+    }
+
+    /// Asks by way of others who holds this member's entries, as long as there are members without a link. Never ends.
+    pub async fn ask_relays(self) {
+        relayed::ask(self.shared).await;
     }
 
     /// Speaks with `peer` over a stream of frames until it ends: what [`service`] and [`spawn_dialers`] do, for transports of other

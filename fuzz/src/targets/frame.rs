@@ -223,6 +223,12 @@ fn make_seeds() -> Vec<Vec<u8>> {
             ..Default::default()
         }),
         Frame::Custody(proto::Custody { note: super::golden("custody.note").into() }),
+        Frame::RelayedCustody(proto::RelayedCustody {
+            feed: feed().to_string(),
+            holder: text("tn"),
+            notes: vec![super::golden("custody.note").into()],
+            through: 7,
+        }),
         Frame::Heads(proto::Heads {
             heads: vec![proto::Head {
                 checkpoint: signed.note.clone(),

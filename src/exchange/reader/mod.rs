@@ -30,6 +30,7 @@ use crate::exchange::link::LinkError;
 use crate::exchange::outbox::Outbox;
 use crate::exchange::own::LinkNumber;
 use crate::exchange::provider::Provider;
+use crate::exchange::relayed::Passing;
 use crate::exchange::told;
 use crate::exchange::{COMMITTING_MAX, SILENCE_MAX, Shared};
 use crate::telemetry::AuditEvent;
@@ -67,6 +68,7 @@ pub(crate) struct Reader {
     link: LinkNumber,
     /// When to look again which of our own feeds are followed here.
     own_again: Option<Instant>,
+    passing: Passing,
 }
 
 impl Drop for Reader {
@@ -96,6 +98,7 @@ impl Reader {
             heard_at: Instant::now(),
             link: LinkNumber::next(),
             own_again: None,
+            passing: Passing::new(),
         }
     }
 
@@ -206,6 +209,20 @@ impl Reader {
             }
             Some(Frame::Consistency(shown)) => self.sign(Signed::Consistency(Box::new(shown))).await,
             Some(Frame::AnswersRequest(request)) => self.answer_again(&request).await,
+            Some(Frame::RelayedCustodyRequest(request)) => {
+                let feed = request.feed.clone();
+                if let Err(expected) = self.passing.requested(&self.shared, &self.peer, &self.outbox, request) {
+                    self.record_malformed(&feed, expected);
+                }
+            }
+            Some(Frame::RelayedCustody(message)) => {
+                let feed = message.feed.clone();
+                match self.passing.said(&self.shared, &self.peer, message) {
+                    Ok(Some(signed)) => self.sign(signed).await,
+                    Ok(None) => {}
+                    Err(expected) => self.record_malformed(&feed, expected),
+                }
+            }
             Some(Frame::Fault(fault)) => self.fault(&fault)?,
             // A second greeting says nothing; what a newer version says is not for us.
             Some(Frame::Hello(_)) | None => {}
@@ -532,12 +549,18 @@ impl Reader {
     }
 
     fn malformed(&self, feed: &str, what: &str) {
+        self.record_malformed(feed, what);
+        let feed: String = feed.chars().take(300).collect();
+        self.outbox.fault(feed, "malformed", format!("{what} cannot be read"));
+    }
+
+    /// What ends neither a feed nor the link.
+    fn record_malformed(&self, feed: &str, what: &str) {
         let feed: String = feed.chars().take(300).collect();
         self.shared.record(
             &self.peer,
             &AuditEvent { what: "refused-frame", reason: "malformed", who: &self.peer, subject: &feed, detail: &what },
         );
-        self.outbox.fault(feed, "malformed", format!("{what} cannot be read"));
     }
 }
 
