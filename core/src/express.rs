@@ -17,6 +17,9 @@ use crate::proto;
 /// Entries that the next batch of a feed may be behind for it to be as fast as the express lane.
 const BEHIND_MAX: u64 = 16;
 
+/// Before an entry that overtakes there is at least one that is less urgent for so many that are as urgent.
+const AS_URGENT_MAX: u64 = 8;
+
 /// How much may be ahead of the order. What is Actual and what is not have a room each: neither takes the other's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
@@ -64,6 +67,45 @@ impl Room {
 #[must_use]
 pub fn would_wait(size: u64, cursor: u64, has_room: bool) -> bool {
     size.saturating_sub(cursor) > BEHIND_MAX || size > cursor && !has_room
+}
+
+/// How a feed is on its way to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Entries that the peer has.
+    pub stored: u64,
+    /// Index of the next entry that is sent in order.
+    pub cursor: u64,
+}
+
+impl Progress {
+    /// Whether an entry with so many at least as urgent before it overtakes enough for it to come sooner than in order.
+    fn is_worth(&self, index: u64, as_urgent: usize) -> bool {
+        let as_urgent = as_urgent as u64;
+        (index - self.stored).saturating_sub(as_urgent).saturating_mul(AS_URGENT_MAX) > as_urgent
+    }
+
+    /// Whether the first urgent entries of one sort that the peer lacks follow each other so closely that those right behind them come no
+    /// later in order.
+    #[must_use]
+    pub fn is_dense(&self, first: &[u64]) -> bool {
+        first.last().is_some_and(|last| !self.is_worth(*last, first.len() - 1))
+    }
+
+    /// The urgent entries, as indices ascending from `stored` on, that are worth sending ahead of the order: those that are Actual, and the others.
+    /// Where nearly all is urgent nothing overtakes: it would come twice, and no sooner.
+    #[must_use]
+    pub fn overtaking(&self, actual: &[u64], others: &[u64]) -> [(Urgent, Vec<u64>); 2] {
+        let of = |indices: &[u64], as_urgent: &dyn Fn(usize, u64) -> usize| {
+            let ahead = indices.iter().copied().enumerate().filter(|(_, index)| *index >= self.cursor);
+            ahead
+                .filter(|(place, index)| self.is_worth(*index, as_urgent(*place, *index)))
+                .map(|(_, index)| index)
+                .collect()
+        };
+        let beside_actual = |place: usize, index: u64| place + actual.partition_point(|actual| *actual < index);
+        [(Urgent::Actual, of(actual, &|place, _| place)), (Urgent::Other, of(others, &beside_actual))]
+    }
 }
 
 /// What was sent to one peer ahead of the order and has not been reached by it.
@@ -274,6 +316,29 @@ mod tests {
         assert!(!unmatched.has_room(&feed, Urgent::Actual), "a large one is for all");
         unmatched.reached(&other, 8);
         assert!(unmatched.has_room(&feed, Urgent::Actual));
+    }
+
+    #[test]
+    fn only_what_is_less_urgent_is_overtaken() {
+        let progress = Progress { stored: 100, cursor: 110 };
+        let all = |range: std::ops::Range<u64>| range.collect::<Vec<u64>>();
+        let none = [(Urgent::Actual, Vec::new()), (Urgent::Other, Vec::new())];
+        assert_eq!(progress.overtaking(&all(100..200), &[]), none, "a feed in which all is urgent comes in order");
+        // One in ten is less urgent.
+        let nearly: Vec<u64> = (100..200).filter(|index| index % 10 != 0).collect();
+        let [(_, actual), _] = progress.overtaking(&nearly, &[]);
+        assert!(actual.first() == Some(&111) && actual.last() == Some(&171), "{actual:?}");
+        // Every other one; what is on its way is not sent again.
+        let (even, odd): (Vec<u64>, Vec<u64>) = (100..200).partition(|index| index % 2 == 0);
+        assert_eq!(progress.overtaking(&even, &[])[0].1, (110..200).step_by(2).collect::<Vec<_>>());
+        // Exercises do not overtake what is Actual; what is Actual overtakes them.
+        let [(_, actual), (_, others)] = progress.overtaking(&even, &odd);
+        assert!(actual.len() == 45 && others.is_empty());
+        // A lone one.
+        assert_eq!(progress.overtaking(&[], &[110])[1].1, [110]);
+        assert_eq!(Progress { stored: 110, cursor: 110 }.overtaking(&[110], &[]), none, "it is the next one");
+        assert!(progress.is_dense(&all(100..164)) && !progress.is_dense(&all(110..164)));
+        assert!(!progress.is_dense(&even) && !progress.is_dense(&[]));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! are sent and held, which core decides, and matching them when the feed comes (`node`).
 
 use barid_core::bulletin::{Urgent, urgent};
-use barid_core::express::{Room, Space, Unmatched, would_wait};
+use barid_core::express::{Progress, Room, Space, Unmatched, would_wait};
 use barid_core::feed::bridge::bridged_inclusion;
 use barid_core::feed::checkpoint::SignedCheckpoint;
 use barid_core::follow::{FaultKind, ProvenEntry, TwoEntries, verify_express};
@@ -106,17 +106,20 @@ impl World {
         if waits {
             let found = serving().map(|(feed, serving)| {
                 let rest = log(feed).into_iter().flat_map(|log| (0_u64..).zip(&log.entries));
-                let rest = rest.skip(usize::try_from(serving.next).unwrap_or(usize::MAX));
+                let rest = rest.skip(usize::try_from(serving.stored).unwrap_or(usize::MAX));
                 let ahead = here.disk.ahead_of(feed).map(|(index, ahead)| (index, &ahead.entry));
-                let ahead = ahead.filter(|(index, _)| *index >= serving.next);
+                let ahead = ahead.filter(|(index, _)| *index >= serving.stored);
                 let urgent = rest.chain(ahead).filter_map(|(index, entry)| Some((index, urgent_of(entry)?)));
-                (feed, urgent.collect::<Vec<_>>())
+                (feed, serving, urgent.collect::<Vec<_>>())
             });
-            let found = found.flat_map(|(feed, urgent)| {
-                [Urgent::Actual, Urgent::Other].map(|how| {
-                    let of_this_sort = urgent.iter().filter(|(_, urgent)| *urgent == how).map(|(index, _)| *index);
-                    (feed, how, of_this_sort.take(LOOKED_AT_MAX).collect())
-                })
+            let found = found.flat_map(|(feed, serving, urgent)| {
+                let of = |how| {
+                    let of_this_sort = urgent.iter().filter(move |(_, urgent)| *urgent == how).map(|(index, _)| *index);
+                    of_this_sort.take(LOOKED_AT_MAX).collect::<Vec<_>>()
+                };
+                let progress = Progress { stored: serving.stored, cursor: serving.next };
+                let sorts = progress.overtaking(&of(Urgent::Actual), &of(Urgent::Other));
+                sorts.map(|(how, indices)| (feed, how, indices))
             });
             let (reader, chain) = (&self.exchange.members[peer], &here.disk.chain);
             let shown = |feed: &FeedId, entry: &Entry| {
@@ -254,6 +257,13 @@ impl World {
         let rest = log.into_iter().flat_map(|log| &log.entries).skip(usize::try_from(there.size(feed)).unwrap_or(0));
         let ahead = here.disk.ahead_of(feed).count() + there.disk.ahead_of(feed).count();
         if rest.filter(|entry| urgent(entry)).count() + ahead > ROOM.others.entries_max {
+            return;
+        }
+        // Where nearly all that comes before it is urgent too it comes in order.
+        let between = usize::try_from(index.saturating_sub(there.size(feed))).unwrap_or(0);
+        let before = log.into_iter().flat_map(|log| &log.entries).skip(usize::try_from(there.size(feed)).unwrap_or(0));
+        let as_urgent = before.take(between).filter(|entry| urgent(entry)).count();
+        if between - as_urgent < as_urgent {
             return;
         }
         let (starts, request) = ((here.start, there.start), following.request);

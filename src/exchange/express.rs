@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use barid_core::bulletin::Urgent;
-use barid_core::express::{Room, Unmatched, would_wait};
+use barid_core::express::{Progress, Room, Unmatched, would_wait};
 use barid_core::feed::bridge::bridged_inclusion;
 use barid_core::feed::checkpoint::SignedCheckpoint;
 use barid_core::feed::tree::{NodeId, leaf_hash};
@@ -32,9 +32,11 @@ use super::{FRAMES_WAITING_MAX, Shared, forks, told};
 use crate::committer::{CommitFailure, Expressed};
 use crate::store::{Content, FeedTree, ReadError, Store};
 
-/// Entries of a feed that are looked at, from where its order has come to, of those that are Actual and of the others: of more than these those
+/// Entries of a feed that are looked at, from the first one that the peer lacks, of those that are Actual and of the others: of more than these those
 /// that follow are not found yet.
 const LOOKED_AT_MAX: usize = 4 * EXPRESS_ENTRIES_MAX;
+/// Of these the first, by which it is seen that all is urgent without looking at the others.
+const FIRST_LOOKED_AT: usize = 64;
 /// Envelopes up to this size are verified on the spot.
 const VERIFIED_AT_ONCE_BYTES_MAX: usize = 64 << 10;
 
@@ -111,15 +113,16 @@ impl Looking {
         let store = self.shared.store().as_ref();
         let mut found: Vec<(&FeedId, Urgent, Vec<u64>)> = Vec::new();
         for (feed, provider) in &self.providers {
-            for how in [Urgent::Actual, Urgent::Other] {
-                if !self.unmatched.has_room(feed, how) {
-                    continue;
-                }
-                match store.urgent(feed, how, provider.cursor(), LOOKED_AT_MAX) {
-                    Ok(urgent) => found.push((feed, how, urgent)),
-                    Err(error) => {
-                        tracing::error!(%feed, peer = %self.peer, %error, "urgent entries cannot be read for a peer");
-                    }
+            let has_room = |how: &Urgent| self.unmatched.has_room(feed, *how);
+            if ![Urgent::Actual, Urgent::Other].iter().any(has_room) {
+                continue;
+            }
+            match overtaking(store, feed, provider) {
+                Ok(sorts) => found.extend(
+                    sorts.into_iter().filter(|(how, _)| has_room(how)).map(|(how, indices)| (feed, how, indices)),
+                ),
+                Err(error) => {
+                    tracing::error!(%feed, peer = %self.peer, %error, "urgent entries cannot be read for a peer");
                 }
             }
         }
@@ -132,6 +135,24 @@ impl Looking {
         });
         (frames, self.unmatched)
     }
+}
+
+/// What of a feed is worth sending ahead of the order. Blocks.
+fn overtaking(
+    store: &dyn Store,
+    feed: &FeedId,
+    provider: &Provider,
+) -> Result<impl IntoIterator<Item = (Urgent, Vec<u64>)>, ReadError> {
+    let progress = Progress { stored: provider.stored(), cursor: provider.cursor() };
+    let read = |how, max| store.urgent(feed, how, progress.stored, max);
+    let rest = |how| {
+        let first = read(how, FIRST_LOOKED_AT)?;
+        let all = first.len() < FIRST_LOOKED_AT || progress.is_dense(&first);
+        if all { Ok(first) } else { read(how, LOOKED_AT_MAX) }
+    };
+    let actual = rest(Urgent::Actual)?;
+    let others = rest(Urgent::Other)?;
+    Ok(progress.overtaking(&actual, &others))
 }
 
 /// An entry as it is sent ahead of the order; `None` if it is not for `reader`, or cannot be proven yet. Blocks.
