@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 /// How long a batch may lie in queues. An urgent entry waits in the same ones, but for the peer's committer.
-const QUEUED_MAX: Duration = Duration::from_millis(2);
+const QUEUED_MAX: Duration = Duration::from_millis(1);
 /// On a far line so great a part of the shortest time, if that is longer: a batch's own time on the line is in it.
 const QUEUED_PART: u32 = 4;
 /// Smallest window: a few bulletins, two seconds of a line of 64 kbit/s.

@@ -95,9 +95,10 @@ async fn after_weeks_of_silence_what_is_urgent_comes_first_and_once_and_its_owne
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_exercises_takes_no_room_of_what_is_actual() {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
-    // More than are looked at, then as many that are Actual as there is room for.
+    // Behind a backlog more than are looked at, then as many that are Actual as there is room for.
+    ma.publish(EXPRESS_ENTRIES_MAX, |_| {}).await;
     ma.publish(4 * EXPRESS_ENTRIES_MAX + 10, immediate("Exercise")).await;
-    let first = 4 * EXPRESS_ENTRIES_MAX as u64 + 10;
+    let first = 5 * EXPRESS_ENTRIES_MAX as u64 + 10;
     let (_, _, stuck) = gate(0);
     let _cable = connect(&ma, &ly, stuck, honest());
     until("exercises have filled their room", || arrived(&ly).len() == EXPRESS_OTHERS_MAX).await;
@@ -106,6 +107,18 @@ async fn a_flood_of_exercises_takes_no_room_of_what_is_actual() {
     until("what is Actual is there", || ahead() == EXPRESS_ENTRIES_MAX).await;
     assert_eq!(arrived(&ly).len(), EXPRESS_OTHERS_MAX + EXPRESS_ENTRIES_MAX);
     assert_eq!(ly.size(&ma.feed()), 0, "nothing came in order");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_all_is_urgent_it_comes_in_order_and_once() {
+    let (ma, ly) = (Node::start("ma"), Node::start("ly"));
+    ma.publish(2 * BATCH_ENTRIES_MAX, immediate("Actual")).await;
+    let (open, seen, tamper) = gate(0);
+    open.store(true, Ordering::SeqCst);
+    let _cable = connect(&ma, &ly, tamper, honest());
+    until("all is there", || ly.size(&ma.feed()) == 2 * BATCH_ENTRIES_MAX as u64).await;
+    assert!(seen.lock().is_empty());
+    assert_each_once(&ly, 2 * BATCH_ENTRIES_MAX as u64);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
