@@ -65,7 +65,7 @@ impl World {
         }
         loop {
             // Who signs two histories may show one in order and the other one ahead of it.
-            let crossed = nature.forks && self.random.chance(30);
+            let crossed = nature.forks && self.random.chance(60);
             let open = nature.leaky || self.has(Mutation::SkipAudience) || self.has(Mutation::ExpressToAnyone);
             let frames = self.next_express(node, peer, crossed, open);
             if frames.is_empty() {
