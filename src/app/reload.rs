@@ -29,6 +29,14 @@ pub(super) enum ReloadError {
         /// Why.
         refused: Refused,
     },
+    /// A revocation list with the number of another one.
+    #[error(
+        "{path} differs from the revocation list in force and has the same number: issue it again with a higher CRL number"
+    )]
+    List {
+        /// The file.
+        path: String,
+    },
     /// What was read could not be kept.
     #[error("it cannot be kept: {0}")]
     Commit(#[from] CommitFailure),
@@ -66,6 +74,9 @@ impl Node {
         }
         let trust = Trust::of(adoption.newest());
         let lists = lists::read_files(&text.crls, &trust)?;
+        if let Some((path, _)) = lists.iter().find(|(_, list)| self.lists.held.contradicts(list)) {
+            return Err(ReloadError::List { path: path.display().to_string() });
+        }
         let renewed = !self.credentials.is_current(&certified);
         if renewed {
             self.must_be_accepted(&certified, &trust, &lists)?;

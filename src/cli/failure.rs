@@ -176,6 +176,8 @@ impl Failure {
         let cut = std::error::Error::source(status).is_some();
         let (id, exit) = match status.code() {
             Code::Unknown | Code::Internal if cut => ("unavailable", Exit::NotReached),
+            // The connection was closed under the call.
+            Code::Cancelled if cut => ("unavailable", Exit::NotReached),
             Code::Unavailable => ("unavailable", Exit::NotReached),
             // Cancelled is what our own side says when its time is over.
             Code::DeadlineExceeded | Code::Cancelled => ("deadline", Exit::NotReached),

@@ -133,7 +133,7 @@ fn read(file: &PathBuf) -> Result<(String, String), Failure> {
         return Err(Failure::usage("draft-too-large").with("path", &name).with("nBytes", &DRAFT_BYTES_MAX));
     }
     let text = String::from_utf8(bytes)
-        .map_err(|error| Failure::usage("file-unreadable").with("path", &name).because(&error.utf8_error()))?;
+        .map_err(|error| Failure::usage("file-not-utf8").with("path", &name).because(&error.utf8_error()))?;
     // Editors on some systems begin a file with a byte order mark.
     let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
     Ok((name, text))

@@ -410,7 +410,8 @@ impl Peers {
             }
         }
         for note in store.custody_newest(own).unwrap_or_default() {
-            self.custody(&note);
+            // The newest of those that join the ones before.
+            self.update(&note.holder, |shown| shown.custody_size = note.range.end);
         }
     }
 

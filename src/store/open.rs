@@ -20,17 +20,23 @@ use super::{Committed, OpenError, admit, applier, express, load};
 
 /// Makes the store's folder if there is none. Its name is made durable in any case: a process that ended before it did that may have made
 /// it, and all that is synced inside is lost with the name.
-pub(super) fn make_folder(dir: &Path) -> Result<(), OpenError> {
+pub(super) fn make_folder(folder: &Path) -> Result<(), OpenError> {
     let parent_of = |dir: &Path| match dir.parent() {
         Some(parent) if parent != Path::new("") => parent.to_owned(),
         _ => Path::new(".").to_owned(),
     };
-    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
+    let missing: Vec<&Path> =
+        folder.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
     for dir in missing.into_iter().rev() {
-        std::fs::create_dir(dir)?;
+        // What it holds is for nobody but the node: the folder itself, not those above it.
+        let mut builder = std::fs::DirBuilder::new();
+        if dir == folder {
+            std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        }
+        builder.create(dir)?;
         log::sync_dir(&parent_of(dir))?;
     }
-    match log::sync_dir(&parent_of(dir)) {
+    match log::sync_dir(&parent_of(folder)) {
         // Somebody else made it for us, in a folder of theirs.
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
         synced => Ok(synced?),

@@ -154,6 +154,14 @@ impl RevocationLists {
         is_newer(checked, &self.lists.load())
     }
 
+    /// Whether it says something else than the one held, under the same number: which of them is newer nobody can tell.
+    #[must_use]
+    pub fn contradicts(&self, checked: &CheckedList) -> bool {
+        let lists = self.lists.load();
+        let held = lists.get(&checked.authority).filter(|held| held.number == checked.list.number);
+        held.is_some_and(|held| held.held.der != checked.list.held.der)
+    }
+
     /// Verifies a list and takes it in if it is newer than the one held; gives it back if it was.
     ///
     /// # Errors

@@ -170,7 +170,9 @@ impl fmt::Debug for Messages {
 /// the marks that change direction. The letters themselves carry their direction.
 #[must_use]
 pub fn clean(text: &str) -> String {
+    // What was put together from other messages has isolates of ours: it stands in one anyway.
     text.chars()
+        .filter(|c| !matches!(*c, FSI | PDI))
         .map(|c| match c {
             '\n' | '\r' | '\t' => ' ',
             c if c.is_control() || changes_direction(c) => '\u{FFFD}',
