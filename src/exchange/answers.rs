@@ -212,6 +212,9 @@ impl Verifier {
 
     /// Custody notes that came by a relay; those that say nothing new are left out.
     fn relayed(&self, holder: &Member, notes: Vec<Bytes>, through: u64) -> Result<Vec<CustodyRecord>, NoteFault> {
+        if self.roster.member(holder).is_none() {
+            return Err(bad(format_args!("{holder} is no member of the roster")));
+        }
         let newest = self.shared.store().custody_newest(self.shared.own_feed())?;
         let spoken = newest.into_iter().find(|note| note.holder == *holder).map_or(0, |note| note.range.end);
         let mut records = Vec::new();

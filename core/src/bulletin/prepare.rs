@@ -153,13 +153,14 @@ fn claims(wanted: &proto::Header, fill: &Fill, report: &mut Report) {
     if wanted.roster_version != 0 && wanted.roster_version != fill.roster_version {
         report.add("header.roster_version", wanted.roster_version, format_args!("{} or nothing", fill.roster_version));
     }
-    let latest = Time::from_unix_ms(fill.sent_at_unix_ms).plus_seconds(CLOCK_AHEAD_SECONDS_MAX);
+    let clock = Time::from_unix_ms(fill.sent_at_unix_ms);
+    let latest = clock.plus_seconds(CLOCK_AHEAD_SECONDS_MAX);
     let mut claim = |field: &str, time: Time| {
         if time > latest {
             report.add(
                 field,
                 time,
-                format_args!("at most {CLOCK_AHEAD_SECONDS_MAX} s ahead of this node's clock, {latest}"),
+                format_args!("at most {CLOCK_AHEAD_SECONDS_MAX} s ahead of this node's clock, {clock}"),
             );
         }
     };
