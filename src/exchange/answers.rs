@@ -82,7 +82,7 @@ pub(crate) async fn keep_all(shared: Arc<Shared>, peer: Member, mut waiting: mps
         // Ended only by a panic, which has been reported.
         let verified = tokio::task::spawn_blocking(move || verifier.verify_all(notes)).await;
         let Ok((kept, reached)) = verified else { continue };
-        let answered = || reached.iter().for_each(|(holder, through)| shared.ways.answered(holder, *through));
+        let answered = || reached.iter().for_each(|(holder, through)| shared.ways.answered(holder, &peer, *through));
         if kept.cosigned.is_empty() && kept.custody.is_empty() && kept.forks.is_empty() {
             answered();
             continue;
@@ -220,7 +220,8 @@ impl Verifier {
         let mut records = Vec::new();
         for note in notes {
             // What a note says of entries filled in comes from the holder itself: the times of those tell what is asked for then.
-            records.extend(self.custody(note, holder)?.filter(|record| record.range.end > spoken));
+            let new = |record: &CustodyRecord| record.feed == *self.shared.own_feed() && record.range.end > spoken;
+            records.extend(self.custody(note, holder)?.filter(new));
         }
         let size = self.shared.store().feed(self.shared.own_feed()).map_or(0, |state| state.frontier.size());
         self.reached.borrow_mut().push((holder.clone(), through.min(size)));

@@ -41,42 +41,53 @@ const LOOKED_AT_MAX: (usize, usize) = (1_024, 1 << 20);
 
 // The owner.
 
-/// How far each holder without a link has answered by way of others, and when one is asked about it again.
+/// How far each holder without a link has answered by way of each relay, and when one is asked about it again.
 #[derive(Default)]
 pub(crate) struct Ways {
     by_holder: Mutex<BTreeMap<Member, Way>>,
     answered: Notify,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct Way {
-    through: u64,
+    /// By relay: one may pass on less than another, or nothing.
+    through: BTreeMap<Member, u64>,
     attempt: u32,
     due: Option<Instant>,
 }
 
 impl Ways {
-    /// From where to ask about `holder`, whose notes reach to `spoken` and whose cosignature to `cosigned`, and for the how manieth time in a
-    /// row; `None`: not now.
-    fn next(&self, holder: &Member, spoken: u64, cosigned: u64, now: Instant) -> Option<(u64, u32)> {
+    /// Which relay to ask about `holder`, whose notes reach to `spoken` and whose cosignature to `cosigned`, and from where; `None`: none now.
+    fn next(
+        &self,
+        holder: &Member,
+        relays: &[Member],
+        spoken: u64,
+        cosigned: u64,
+        now: Instant,
+    ) -> Option<(Member, u64)> {
         let mut ways = self.by_holder.lock();
         let way = ways.entry(holder.clone()).or_default();
-        let from = way.through.max(spoken);
-        if from >= cosigned || way.due.is_some_and(|due| due > now) {
+        if way.due.is_some_and(|due| due > now) {
             return None;
         }
-        let attempt = way.attempt;
-        way.attempt = attempt.saturating_add(1);
-        way.due = Some(now + backoff(ASK_BACKOFF, attempt));
-        Some((from, attempt))
+        let from = |relay: &Member| way.through.get(relay).copied().unwrap_or(0).max(spoken);
+        let behind: Vec<&Member> = relays.iter().filter(|relay| from(relay) < cosigned).collect();
+        let relay = behind.get(way.attempt as usize % behind.len().max(1))?;
+        let next = ((*relay).clone(), from(relay));
+        way.due = Some(now + backoff(ASK_BACKOFF, way.attempt));
+        way.attempt = way.attempt.saturating_add(1);
+        Some(next)
     }
 
-    /// What `holder` said of entries before `through` is kept.
-    pub(crate) fn answered(&self, holder: &Member, through: u64) {
+    /// What `holder` said by way of `relay` of entries before `through` is kept.
+    pub(crate) fn answered(&self, holder: &Member, relay: &Member, through: u64) {
         let mut ways = self.by_holder.lock();
         let way = ways.entry(holder.clone()).or_default();
-        if through > way.through {
-            *way = Way { through, attempt: 0, due: None };
+        let before = way.through.entry(relay.clone()).or_default();
+        if through > *before {
+            *before = through;
+            (way.attempt, way.due) = (0, None);
             self.answered.notify_one();
         }
     }
@@ -95,14 +106,13 @@ pub(crate) async fn ask(shared: Arc<Shared>) {
             continue;
         }
         let looking = Arc::clone(&shared);
-        let asked = tokio::task::spawn_blocking(move || wanted(&looking, &away)).await;
+        let asked = tokio::task::spawn_blocking(move || wanted(&looking, &away, &relays)).await;
         match asked {
             Ok(Ok(wanted)) => {
-                for (holder, from, attempt) in wanted {
-                    let Some(relay) = relays.get(attempt as usize % relays.len()) else { continue };
+                for (relay, holder, from) in wanted {
                     let (feed, holder) = (shared.own_feed().to_string(), holder.to_string());
                     let request = proto::RelayedCustodyRequest { feed, holder, from };
-                    shared.peers.tell(relay, Frame::RelayedCustodyRequest(request));
+                    shared.peers.tell(&relay, Frame::RelayedCustodyRequest(request));
                 }
             }
             Ok(Err(error)) => tracing::error!(%error, "who holds this member's entries cannot be read"),
@@ -122,8 +132,8 @@ fn members(shared: &Shared) -> (Vec<Member>, Vec<Member>) {
     others.partition(|code| !shared.peers.linked(code))
 }
 
-/// About whom to ask now, from which index on, and for the how manieth time. Blocks.
-fn wanted(shared: &Shared, away: &[Member]) -> Result<Vec<(Member, u64, u32)>, ReadError> {
+/// Which relay to ask now, about which holder, and from which index on. Blocks.
+fn wanted(shared: &Shared, away: &[Member], relays: &[Member]) -> Result<Vec<(Member, Member, u64)>, ReadError> {
     let (store, feed) = (shared.store(), shared.own_feed());
     let cosigned: BTreeMap<Member, u64> =
         store.cosigned_newest(feed)?.into_iter().map(|note| (note.cosigner, note.size)).collect();
@@ -132,8 +142,8 @@ fn wanted(shared: &Shared, away: &[Member]) -> Result<Vec<(Member, u64, u32)>, R
     let size = |sizes: &BTreeMap<Member, u64>, member: &Member| sizes.get(member).copied().unwrap_or(0);
     let now = Instant::now();
     let next = |member: &Member| {
-        let (from, attempt) = shared.ways.next(member, size(&spoken, member), size(&cosigned, member), now)?;
-        Some((member.clone(), from, attempt))
+        let (relay, from) = shared.ways.next(member, relays, size(&spoken, member), size(&cosigned, member), now)?;
+        Some((relay, member.clone(), from))
     };
     Ok(away.iter().filter_map(next).collect())
 }
@@ -246,18 +256,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_holder_is_asked_about_by_and_by_and_no_more_once_it_has_answered() {
-        let (ways, tn): (Ways, Member) = (Ways::default(), "tn".parse().expect("a member"));
+    fn relays_are_asked_in_turn_each_as_far_as_it_has_not_answered() {
+        let member = |code: &str| -> Member { code.parse().expect("a member") };
+        let (ways, tn, relays) = (Ways::default(), member("tn"), [member("ly"), member("ma")]);
         let now = Instant::now();
-        assert_eq!(ways.next(&tn, 5, 5, now), None, "its notes reach as far as its cosignature");
-        assert_eq!(ways.next(&tn, 5, 8, now), Some((5, 0)));
-        assert_eq!(ways.next(&tn, 5, 8, now), None);
+        let next = |spoken, cosigned, now| ways.next(&tn, &relays, spoken, cosigned, now);
+        assert_eq!(next(5, 5, now), None, "its notes reach as far as its cosignature");
+        assert_eq!(next(5, 8, now), Some((member("ly"), 5)));
+        assert_eq!(next(5, 8, now), None);
         let later = now + ASK_BACKOFF.0;
-        assert_eq!(ways.next(&tn, 5, 8, later), Some((5, 1)));
-        ways.answered(&tn, 7);
-        assert_eq!(ways.next(&tn, 5, 8, later), Some((7, 0)), "it answered in part: the rest at once");
-        ways.answered(&tn, 8);
-        assert_eq!(ways.next(&tn, 5, 8, later + ASK_BACKOFF.1), None);
-        assert_eq!(ways.next(&tn, 9, 12, later + ASK_BACKOFF.1), Some((9, 0)), "a line has been back meanwhile");
+        assert_eq!(next(5, 8, later), Some((member("ma"), 5)), "the first one said nothing");
+        ways.answered(&tn, &relays[0], 7);
+        assert_eq!(next(5, 8, later), Some((member("ly"), 7)), "it answered in part: the rest at once");
+        ways.answered(&tn, &relays[0], 8);
+        assert_eq!(
+            next(5, 8, later),
+            Some((member("ma"), 5)),
+            "another one may pass on more, whatever the first one says"
+        );
+        ways.answered(&tn, &relays[1], 8);
+        assert_eq!(next(5, 8, later + ASK_BACKOFF.1), None);
+        assert_eq!(next(9, 12, later + ASK_BACKOFF.1), Some((member("ly"), 9)), "a line has been back meanwhile");
+        assert_eq!(ways.next(&tn, &[], 0, 12, later + 2 * ASK_BACKOFF.1), None);
     }
 }

@@ -167,7 +167,7 @@ impl fmt::Debug for Messages {
 }
 
 /// `text` as one line that changes nothing around it: control characters (which drive terminals) become spaces or U+FFFD, and so do
-/// the marks that change direction. The letters themselves carry their direction.
+/// the marks that change direction, but isolates, which are left out. The letters themselves carry their direction.
 #[must_use]
 pub fn clean(text: &str) -> String {
     // What was put together from other messages has isolates of ours: it stands in one anyway.
@@ -343,5 +343,6 @@ mod tests {
         assert_eq!(messages.word("severity", "Severe"), "grave");
         assert_eq!(messages.word("severity", "Cosmic"), "Cosmic");
         assert_eq!(messages.word("severity", "\u{1b}x"), "\u{FFFD}x");
+        assert_eq!(clean(&format!("{FSI}tn{PDI} \u{202e}x")), "tn \u{FFFD}x", "isolates of ours leave no mark");
     }
 }

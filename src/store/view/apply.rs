@@ -67,10 +67,7 @@ fn apply_part(view: &View, commits: &[Pending]) -> Result<(), ReadError> {
             None => writes.remove(key),
         }
     }
-    view.db.apply_batch(writes).map_err(|error| {
-        view.id_blocks.lock().clear();
-        view.failed(&error)
-    })
+    view.db.apply_batch(writes).map_err(|error| view.failed(&error))
 }
 
 fn ids(view: &View, batch: &mut Batch<'_>) -> Result<(), ReadError> {

@@ -23,17 +23,13 @@ pub(in crate::store) const BLOCKS_MAX: usize = 16;
 /// Buckets that are counted: those written to last. One that is forgotten, by this or by a restart, may get as many blocks again.
 const COUNTED_MAX: NonZeroUsize = NonZeroUsize::new(4_096).expect("more than none");
 
-/// How many blocks the buckets have that were written to last: never more than there are.
+/// How many blocks the buckets have that were written to last: never more than there are. After a write that failed the view is made anew, and
+/// these with it.
 pub(super) struct BlockCounts(LruCache<(Member, u64), usize>);
 
 impl BlockCounts {
     pub(super) fn new() -> Self {
         Self(LruCache::new(COUNTED_MAX))
-    }
-
-    /// Forgets all: nobody knows what was written.
-    pub(super) fn clear(&mut self) {
-        self.0.clear();
     }
 
     /// Whether a bucket has room for one more block, which is counted.
