@@ -128,8 +128,8 @@ impl Asked {
         self.attempt = self.attempt.saturating_add(1);
     }
 
-    /// The peer served the feed up to `end` itself, from `first` on: it has just said what it has of these. `lacked` of them it did not hold
-    /// itself, and may hold later.
+    /// A batch of the peer's has become durable, which told of the entries from `first` on up to `end`, and of no others: it has just said what
+    /// it has of these. `lacked` of them it did not hold itself, and may hold later.
     pub fn served(&mut self, first: u64, end: u64, lacked: u64) {
         if self.cursor >= first && self.cursor < end {
             self.cursor = end;
@@ -298,6 +298,20 @@ mod tests {
         assert!(case.asks(false).is_empty(), "it has just said that it does not hold it");
         case.now_ms = 5_000;
         assert_eq!(case.asks(false), [0]);
+    }
+
+    #[test]
+    fn what_an_owner_lost_is_asked_of_it_again_though_its_batches_came_at_once() {
+        let mut case = Case::new(&[]);
+        assert!(case.asks(true).is_empty());
+        case.comes(Undisclosed::Excluded);
+        case.comes(Undisclosed::NotHeld);
+        // Two batches become durable together: each tells of its own entries only.
+        case.asked.served(0, 1, 0);
+        case.asked.served(1, 2, 1);
+        assert!(case.asks(true).is_empty(), "it has just said that it does not hold it");
+        case.now_ms = 5_000;
+        assert_eq!(case.asks(true), [1]);
     }
 
     #[test]

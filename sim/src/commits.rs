@@ -79,7 +79,7 @@ impl World {
     pub(crate) fn observe(&mut self, node: usize, done: &Committed) {
         self.note("commit", node, &(done.arrived.len() as u64).to_be_bytes());
         let own = self.nodes[node].feed.clone();
-        let grown = done.followed.iter().map(|(feed, ..)| feed).chain(done.signed.then_some(&own));
+        let grown = done.followed.iter().map(|followed| &followed.feed).chain(done.signed.then_some(&own));
         for feed in grown {
             let size = self.nodes[node].size(feed);
             self.model.grew(node, feed, size);
@@ -189,9 +189,9 @@ impl World {
         for signed in &done.complete {
             self.cosign(node, signed);
         }
-        for (feed, from, request, first, lacks) in done.followed {
-            self.stored(node, &feed, from, request, first, lacks);
-            self.announce(node, &feed, first);
+        for followed in done.followed {
+            self.stored(node, &followed);
+            self.announce(node, &followed.feed, followed.served.start);
         }
         for (feed, _) in done.stale {
             self.count("commit stale");

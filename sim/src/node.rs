@@ -4,6 +4,7 @@
 //! `epochs`), which is core's.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use barid_core::bulletin::TopicFilter;
@@ -164,13 +165,24 @@ pub(crate) enum Work {
     Fork(FeedId, Bytes),
 }
 
+/// A batch by which a feed grew.
+pub(crate) struct Followed {
+    pub(crate) feed: FeedId,
+    pub(crate) from: usize,
+    /// Number of what was asked for.
+    pub(crate) request: u64,
+    /// Entries that it told of.
+    pub(crate) served: Range<u64>,
+    /// Of these, whose content the sender lacked.
+    pub(crate) lacks: u64,
+}
+
 /// What a commit made true.
 #[derive(Default)]
 pub(crate) struct Committed {
     /// Own entries that came first, and those that had come before: publisher's id, place.
     pub(crate) released: Vec<(u64, Place, bool)>,
-    /// Feeds that grew by a batch: from whom, its number, its first entry, and how much content the sender lacked.
-    pub(crate) followed: Vec<(FeedId, usize, u64, u64, u64)>,
+    pub(crate) followed: Vec<Followed>,
     /// Batches that did not fit any more.
     pub(crate) stale: Vec<(FeedId, usize)>,
     /// Content that came later: how many entries, from whom, under which request.
@@ -417,7 +429,8 @@ impl Node {
         if log.checkpoint_size == log.tree.size() && feed.member != self.me {
             done.complete.push(batch.checkpoint);
         }
-        done.followed.push((feed, from, request, batch.first, lacks));
+        let served = batch.first..batch.frontier.size();
+        done.followed.push(Followed { feed, from, request, served, lacks });
     }
 
     /// Nothing is said of what is held already, or waits for its turn.

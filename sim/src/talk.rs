@@ -12,7 +12,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::live::Following;
-use crate::node::Work;
+use crate::node::{Followed, Work};
 use crate::world::{Event, UNIT_MS, World};
 use crate::{Mutation, defects, newer, serve};
 
@@ -316,10 +316,11 @@ impl World {
     }
 
     /// A batch is durable: whoever sent it may send the next.
-    pub(crate) fn stored(&mut self, node: usize, feed: &FeedId, from: usize, request: u64, first: u64, lacks: u64) {
+    pub(crate) fn stored(&mut self, node: usize, done: &Followed) {
+        let Followed { feed, from, request, served, lacks } = done;
         let (now, size) = (self.now, self.nodes[node].size(feed));
         let live = &mut self.nodes[node].live;
-        if let Some(following) = live.following.get_mut(feed).filter(|following| following.request == request) {
+        if let Some(following) = live.following.get_mut(feed).filter(|following| following.request == *request) {
             following.refusals = 0;
             following.committing = following.committing.saturating_sub(1);
             following.since = now;
@@ -327,12 +328,12 @@ impl World {
         if let Some(fetch) = live.fetching.get_mut(feed) {
             fetch.since = now;
         }
-        live.asked.entry((from, feed.clone())).or_default().served(first, size, lacks);
-        self.send(node, from, Frame::Stored(proto::Stored { feed: feed.to_string(), size }));
+        live.asked.entry((*from, feed.clone())).or_default().served(served.start, served.end, *lacks);
+        self.send(node, *from, Frame::Stored(proto::Stored { feed: feed.to_string(), size }));
         if feed.member == self.nodes[node].me {
             self.count("own feed taken back");
         }
-        if lacks > 0 {
+        if *lacks > 0 {
             for peer in self.nodes[node].live.linked.clone() {
                 self.ask_for_missing(node, peer);
             }

@@ -444,7 +444,7 @@ impl Committer {
         Some(self.shared.last_time()).filter(|last| is_behind(*last, self.shared.now().0))
     }
 
-    /// Commits what is waiting, then ends the thread.
+    /// Commits what is waiting, then ends the thread, which holds the store no more.
     pub async fn stop(&self) {
         let (reply, answer) = oneshot::channel();
         if self.work.send(Work::Stop(reply)).is_ok() {

@@ -258,6 +258,8 @@ impl Writer {
             }
             self.commit(group);
             if let Some(reply) = stop {
+                // Whoever waits for the end may end the process: the store is let go of before.
+                drop(self);
                 let _ = reply.send(());
                 return;
             }

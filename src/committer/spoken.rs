@@ -259,6 +259,18 @@ mod tests {
         committer.stop().await;
     }
 
+    #[test]
+    fn what_has_stopped_holds_the_store_no_more() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for _ in 0..100 {
+            let (store, folder): (Arc<dyn Store>, _) = (Arc::new(MemoryStore::new()), tempfile::tempdir().unwrap());
+            let committer = start(&store, folder.path());
+            runtime.block_on(committer.stop());
+            drop(committer);
+            assert_eq!(Arc::strong_count(&store), 1, "else the process may end before the store is closed");
+        }
+    }
+
     #[tokio::test]
     async fn what_a_node_had_not_said_when_it_was_cut_off_it_says_when_it_is_back() {
         let (store, folder): (Arc<dyn Store>, _) = (Arc::new(MemoryStore::new()), tempfile::tempdir().unwrap());

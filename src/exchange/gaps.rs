@@ -108,8 +108,7 @@ impl Gaps {
         self.with(peer, feed, |asked| asked.put_off(now_ms, pause_ms));
     }
 
-    /// `peer` served a feed up to `end` itself, from `first` on: it has just said what it has of these.
-    /// `lacked` of these entries it did not hold.
+    /// A batch of `peer` has become durable, which told of the entries from `first` on up to `end`. `lacked` of these it did not hold.
     pub(crate) fn served(&self, peer: &Member, feed: &FeedId, first: u64, end: u64, lacked: u64) {
         self.with(peer, feed, |asked| asked.served(first, end, lacked));
     }

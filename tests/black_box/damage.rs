@@ -2,25 +2,22 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 use crate::world::{World, example, text, until};
 
-/// Starts a node that is expected to end by itself.
-fn refused(world: &World, member: &str) -> Output {
-    let config = world.folder(member).join("node.toml");
-    let node = Command::new(env!("CARGO_BIN_EXE_barid"))
-        .args(["node", "--config"])
-        .arg(config)
-        .env("BARID_LANG", "en")
-        .output()
-        .unwrap();
-    assert_eq!(node.status.code(), Some(1), "{}", text(&node.stderr));
-    node
+/// Starts a node that ends by itself, and says why.
+fn refused(world: &mut World, member: &'static str) -> String {
+    let log = world.folder(member).join("node.log");
+    let said_before = fs::read(&log).unwrap().len();
+    world.spawn(member);
+    let ended = world.ended(member);
+    let said = text(&fs::read(&log).unwrap()[said_before..]);
+    assert_eq!(ended.code(), Some(1), "{said}");
+    said
 }
 
-fn says(node: &Output, wanted: &str) {
-    assert!(text(&node.stderr).contains(wanted), "{wanted}: {}", text(&node.stderr));
+fn says(said: &str, wanted: &str) {
+    assert!(said.contains(wanted), "{wanted}: {said}");
 }
 
 fn log_of(world: &World, member: &str) -> PathBuf {
@@ -62,7 +59,7 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
 
     // Written by a version to come.
     let bytes = altered(&|bytes| bytes[8] = 9);
-    says(&refused(&world, "ma"), "the store has version 9, this program knows versions up to 1");
+    says(&refused(&mut world, "ma"), "the store has version 9, this program knows versions up to 1");
     assert!(fs::read(&path).unwrap() == bytes, "nothing is changed");
 
     // Two flipped bits in what was confirmed: the commit is named. The view goes first, so that the whole log is read.
@@ -71,14 +68,14 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
         bytes[4_096 + 40] ^= 1;
         bytes[4_096 + 60] ^= 1;
     });
-    says(&refused(&world, "ma"), "damage: commit 1: ");
+    says(&refused(&mut world, "ma"), "damage: commit 1: ");
     assert!(fs::read(&path).unwrap() == bytes, "nothing is changed");
 
     // Another member's.
     let (data, kept) = (world.folder("ma").join("data"), world.folder("ma").join("kept"));
     fs::rename(&data, &kept).unwrap();
     copy(&world.folder("tn").join("data"), &data);
-    says(&refused(&world, "ma"), "the store belongs to tn.rabat.example, this node is ma.rabat.example");
+    says(&refused(&mut world, "ma"), "the store belongs to tn.rabat.example, this node is ma.rabat.example");
     fs::remove_dir_all(&data).unwrap();
     fs::rename(&kept, &data).unwrap();
 
@@ -99,8 +96,7 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
     fs::remove_dir_all(world.folder("ma").join("data/db")).unwrap();
     fs::write(&path, &whole).unwrap();
     // What was confirmed since is not cut: it is named, until the note of it is as old as the rest.
-    let said = text(&refused(&world, "ma").stderr);
-    assert!(said.contains("was confirmed, and commit"), "{said}");
+    says(&refused(&mut world, "ma"), "was confirmed, and commit");
     assert!(fs::read(&path).unwrap() == whole, "nothing is changed");
     fs::remove_file(world.folder("ma").join("data/log/end")).unwrap();
     world.run("ma");

@@ -203,9 +203,9 @@ impl World {
 
     /// SIGTERM, and waits until it has ended well.
     pub(crate) fn stop(&mut self, member: &str) {
-        let mut node = self.nodes.remove(member).unwrap();
-        rustix::process::kill_process(rustix::process::Pid::from_child(&node), rustix::process::Signal::TERM).unwrap();
-        assert!(node.wait().unwrap().success(), "{}", self.log_end(member));
+        self.terminate(member);
+        let ended = self.ended(member);
+        assert!(ended.success(), "{}", self.log_end(member));
     }
 
     /// As a power cut would: no time to say goodbye.
