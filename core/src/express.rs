@@ -72,6 +72,8 @@ pub fn would_wait(size: u64, cursor: u64, has_room: bool) -> bool {
 /// How a feed is on its way to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
+    /// Entries that are held here in order: what is held ahead of it goes on as it came.
+    pub size: u64,
     /// Entries that the peer has.
     pub stored: u64,
     /// Index of the next entry that is sent in order.
@@ -82,7 +84,7 @@ impl Progress {
     /// Whether an entry with so many at least as urgent before it overtakes enough for it to come sooner than in order.
     fn is_worth(&self, index: u64, as_urgent: usize) -> bool {
         let as_urgent = as_urgent as u64;
-        (index - self.stored).saturating_sub(as_urgent).saturating_mul(AS_URGENT_MAX) > as_urgent
+        index >= self.size || (index - self.stored).saturating_sub(as_urgent).saturating_mul(AS_URGENT_MAX) > as_urgent
     }
 
     /// Whether the first urgent entries of one sort that the peer lacks follow each other so closely that those right behind them come no
@@ -320,7 +322,7 @@ mod tests {
 
     #[test]
     fn only_what_is_less_urgent_is_overtaken() {
-        let progress = Progress { stored: 100, cursor: 110 };
+        let progress = Progress { size: 200, stored: 100, cursor: 110 };
         let all = |range: std::ops::Range<u64>| range.collect::<Vec<u64>>();
         let none = [(Urgent::Actual, Vec::new()), (Urgent::Other, Vec::new())];
         assert_eq!(progress.overtaking(&all(100..200), &[]), none, "a feed in which all is urgent comes in order");
@@ -336,7 +338,10 @@ mod tests {
         assert!(actual.len() == 45 && others.is_empty());
         // A lone one.
         assert_eq!(progress.overtaking(&[], &[110])[1].1, [110]);
-        assert_eq!(Progress { stored: 110, cursor: 110 }.overtaking(&[110], &[]), none, "it is the next one");
+        let reached = Progress { stored: 110, ..progress };
+        assert_eq!(reached.overtaking(&[110], &[]), none, "it is the next one");
+        let behind = Progress { size: 110, ..reached };
+        assert_eq!(behind.overtaking(&[110, 111], &[])[0].1, [110, 111], "it cannot come in order from here");
         assert!(progress.is_dense(&all(100..164)) && !progress.is_dense(&all(110..164)));
         assert!(!progress.is_dense(&even) && !progress.is_dense(&[]));
     }

@@ -117,7 +117,8 @@ impl World {
                     let of_this_sort = urgent.iter().filter(move |(_, urgent)| *urgent == how).map(|(index, _)| *index);
                     of_this_sort.take(LOOKED_AT_MAX).collect::<Vec<_>>()
                 };
-                let progress = Progress { stored: serving.stored, cursor: serving.next };
+                let size = log(feed).map_or(0, |log| log.tree.size());
+                let progress = Progress { size, stored: serving.stored, cursor: serving.next };
                 let sorts = progress.overtaking(&of(Urgent::Actual), &of(Urgent::Other));
                 sorts.map(|(how, indices)| (feed, how, indices))
             });

@@ -143,7 +143,8 @@ fn overtaking(
     feed: &FeedId,
     provider: &Provider,
 ) -> Result<impl IntoIterator<Item = (Urgent, Vec<u64>)>, ReadError> {
-    let progress = Progress { stored: provider.stored(), cursor: provider.cursor() };
+    let size = store.feed(feed).map_or(0, |state| state.frontier.size());
+    let progress = Progress { size, stored: provider.stored(), cursor: provider.cursor() };
     let read = |how, max| store.urgent(feed, how, progress.stored, max);
     let rest = |how| {
         let first = read(how, FIRST_LOOKED_AT)?;
