@@ -13,6 +13,7 @@ mod node;
 mod recover;
 mod reload;
 mod repair;
+mod settled;
 mod validity;
 
 use std::collections::BTreeMap;

@@ -93,6 +93,7 @@ impl api::Node for Node {
         let mut alarms = self.exchange.peers().alarms();
         alarms.extend(self.validity_alarms(UnixTime::now()));
         alarms.extend(self.clock_alarms());
+        alarms.extend(self.settled_alarms());
         alarms.extend(self.store.damage());
         alarms.extend(super::disk::alarm(&self.committer));
         alarms

@@ -88,7 +88,8 @@ impl Node {
             let validity = self.validity_alarms(UnixTime::now()).into_iter().map(|alarm| ("validity", alarm));
             let clocks = self.clock_alarms().into_iter().map(|alarm| ("clock", alarm));
             let damage = self.store.damage().into_iter().map(|alarm| ("damage", alarm));
-            let now: BTreeSet<(&str, String)> = validity.chain(clocks).chain(damage).collect();
+            let settled = self.settled_alarms().into_iter().map(|alarm| ("another-history", alarm));
+            let now: BTreeSet<(&str, String)> = validity.chain(clocks).chain(damage).chain(settled).collect();
             for (reason, alarm) in now.difference(&told) {
                 audit(&AuditEvent { what: "alarm", reason, who: &"", subject: &"", detail: alarm });
             }

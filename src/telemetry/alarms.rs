@@ -15,7 +15,8 @@ pub fn coded(text: &str) -> proto::Alarm {
 }
 
 /// Reason of every record of an alarm (`what` is `alarm`).
-pub const REASONS: [&str; 13] = [
+pub const REASONS: [&str; 14] = [
+    "another-history",
     "clock",
     "damage",
     "disk-full",
@@ -54,6 +55,10 @@ pub const ALARMS: &[(&str, &str)] = &[
     ("peer-clock-ahead", "the clock of {} is more than 5 minutes ahead of ours: one of them is wrong"),
     ("peer-clock-behind", "the clock of {} is more than 5 minutes behind ours: one of them is wrong"),
     ("two-histories", "{} is no longer followed: {}; `barid feed` shows what proves it and resumes it"),
+    (
+        "another-history",
+        "the governors have ended {} with another history than is held here: what is read of it here may be what they rejected",
+    ),
     (
         "disk-full",
         "the disk is full: nothing is published here and no entries are taken from peers, and both go on by themselves once there is room; {}",

@@ -95,6 +95,7 @@ impl Source {
             peers: exchange.peers().snapshot().into_iter().map(|(member, peer)| (member.to_string(), peer)).collect(),
             gate,
             alarms: vec![
+                ("another-history", count(self.node.settled_alarms().len())),
                 ("clock", count(self.node.clock_alarms().len())),
                 ("damage", u64::from(store.damage().is_some())),
                 ("disk-full", u64::from(full)),

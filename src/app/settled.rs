@@ -1,0 +1,83 @@
+//! Alarms while a copy held here is not the one that the governors have settled.
+
+use barid_core::feed::tree::root_at;
+use barid_core::names::{FeedId, Member};
+use barid_core::roster::ClosedFeed;
+
+use super::Node;
+use crate::store::{FeedTree, Store};
+
+impl Node {
+    /// Of which feeds there is another history here than the one with which the newest roster ends them. Blocks.
+    pub(super) fn settled_alarms(&self) -> Vec<String> {
+        let roster = self.rosters.load().newest_shared();
+        let closed = roster.entries().flat_map(|member| {
+            let code = &member.code;
+            member.closed_feeds.iter().map(move |closed| (code, closed))
+        });
+        rejected(self.store.as_ref(), closed).iter().map(alarm).collect()
+    }
+}
+
+fn alarm(feed: &FeedId) -> String {
+    format!(
+        "the governors have ended {feed} with another history than is held here: what is read of it here may be what they rejected"
+    )
+}
+
+/// The feeds of which more is held than was settled, or another tree. What cannot be read is not judged: damage has an alarm of its own. Blocks.
+fn rejected<'a>(store: &dyn Store, closed: impl Iterator<Item = (&'a Member, &'a ClosedFeed)>) -> Vec<FeedId> {
+    let feeds = store.feeds();
+    let differs = closed.filter_map(|(member, closed)| {
+        let state = feeds.iter().find(|state| state.feed.member == *member && state.feed.epoch == closed.epoch)?;
+        let held = state.frontier.size();
+        let another =
+            || root_at(&FeedTree { store, feed: &state.feed }, closed.size).is_ok_and(|root| root != closed.root);
+        (held > closed.size || held == closed.size && another()).then(|| state.feed.clone())
+    });
+    differs.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use barid_core::feed::tree::Frontier;
+    use barid_core::names::{Digest, Hash, Undisclosed};
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::store::memory::MemoryStore;
+    use crate::store::{Append, Commit, Content, NewEntry};
+    use crate::telemetry::alarms::coded;
+
+    #[test]
+    fn a_copy_that_is_not_what_the_governors_settled_is_an_alarm() {
+        let (store, feed) = (MemoryStore::new(), "tn.rabat.example/feed/1".parse::<FeedId>().unwrap());
+        let digests: Vec<Digest> = (0..5).map(|n| Digest([n; 32])).collect();
+        let mut settled = Frontier::new();
+        digests.iter().take(4).for_each(|digest| settled.append(digest));
+        let entries = digests
+            .iter()
+            .map(|digest| NewEntry { digest: *digest, content: Content::Undisclosed(Undisclosed::Withheld) });
+        let append = Append {
+            feed: feed.clone(),
+            first: 0,
+            entries: entries.collect(),
+            checkpoint: Bytes::from_static(b"not looked at"),
+            checkpoint_size: 5,
+            consistency_proof: Vec::new(),
+        };
+        store.commit(Commit { appends: vec![append], ..Commit::default() }, 0).unwrap();
+        let whole = store.feed(&feed).unwrap().frontier.root();
+        let found = |epoch, size, root| {
+            let closed = ClosedFeed { epoch, size, root };
+            rejected(&store, std::iter::once((&feed.member, &closed)))
+        };
+        assert!(found(1, 5, whole).is_empty(), "it is the one that was settled");
+        assert!(found(1, 6, whole).is_empty(), "the rest may come");
+        assert!(found(2, 1, whole).is_empty(), "of the next epoch nothing is held");
+        assert_eq!(found(1, 5, Hash([1; 32])), [feed.clone()]);
+        assert_eq!(found(1, 4, settled.root()), [feed.clone()], "an entry too many");
+        assert_eq!(coded(&alarm(&feed)).code, "another-history");
+    }
+}
