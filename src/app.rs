@@ -42,7 +42,9 @@ pub use repair::{Repaired, repair};
 
 use crate::access::{Access, AccessError};
 use crate::api::{self, Api};
-use crate::committer::{CommitFailure, Committer, Gate, Kept, Keys, Options, StartError, key_path, marked_epoch};
+use crate::committer::{
+    CommitFailure, Committer, Gate, Kept, Keys, Options, StartError, key_path, marked_epoch, marked_size,
+};
 use crate::config::NodeConfig;
 use crate::exchange::{self, Exchange};
 use crate::rosters::Rosters;
@@ -108,6 +110,16 @@ pub enum AppError {
         /// Who runs this, by number.
         user: u32,
     },
+    /// An empty store would put the feed in doubt for good, and perhaps its disk is only not there yet.
+    #[error(
+        "there is no store in {data}, and the mark beside the keys says that this node has published {size} entries"
+    )]
+    StoreMissing {
+        /// Where it should be.
+        data: PathBuf,
+        /// Entries of its feed.
+        size: u64,
+    },
     /// The store could not be opened.
     #[error("the store cannot be opened")]
     Store(#[from] OpenError),
@@ -159,18 +171,26 @@ pub struct Running {
     pub api: SocketAddr,
 }
 
-/// Runs a node until `stop` is done. `first` declares the first start ever of this member's feed. `running` is told where it
-/// listens once it does.
+/// What whoever starts a node says that the node cannot know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Declared {
+    /// This is the first start ever of this member's feed.
+    pub first: bool,
+    /// The store is lost, and not only out of reach: an empty one is begun.
+    pub store_lost: bool,
+}
+
+/// Runs a node until `stop` is done. `running` is told where it listens once it does.
 ///
 /// # Errors
 /// See [`AppError`].
 pub async fn run(
     config: &NodeConfig,
-    first: bool,
+    declared: Declared,
     stop: impl Future<Output = ()> + Send,
     running: impl FnOnce(&Running) + Send,
 ) -> Result<(), AppError> {
-    let purpose = Purpose::Serve { first };
+    let purpose = Purpose::Serve(declared);
     let during = |inside: Inside| {
         if let Some(told) = &inside.running {
             running(told);
@@ -184,10 +204,7 @@ pub async fn run(
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     /// Everything.
-    Serve {
-        /// This is the first start ever of the member's feed.
-        first: bool,
-    },
+    Serve(Declared),
     /// Links only, to fetch what peers hold of a feed that is in doubt. The feed's own keys are not needed.
     Recover,
 }
@@ -216,6 +233,12 @@ async fn serve<T, F: Future<Output = T> + Send>(
         reserve_bytes: config.text.reserve_mib << 20,
         ..DiskOptions::new(me.clone(), config.feed.exchange.clone())
     };
+    if let Purpose::Serve(Declared { store_lost: false, .. }) = purpose
+        && !DiskStore::is_begun(&config.text.data)
+        && let Some(size) = marked_size(&mark_path(config)).map_err(StartError::from)?
+    {
+        return Err(AppError::StoreMissing { data: config.text.data.clone(), size });
+    }
     let store: Arc<dyn Store> = Arc::new(DiskStore::open(&config.text.data, &options)?);
     let rosters = Rosters::new(chain(config, store.as_ref())?);
     let roster = rosters.load().newest_shared();
@@ -227,7 +250,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
             feed: config.feed.clone(),
             keys: keys(config, &roster, purpose)?,
             mark: mark_path(config),
-            first: purpose == Purpose::Serve { first: true },
+            first: matches!(purpose, Purpose::Serve(Declared { first: true, .. })),
             lone_start: Duration::from_secs(config.text.lone_start_seconds.into()),
         },
     )?;

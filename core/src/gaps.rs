@@ -55,15 +55,21 @@ pub struct Stand {
     pub settled: u64,
     /// Whether the peer is the feed's owner.
     pub owner: bool,
+    /// Whether the feed is this member's own: nobody may keep it from us.
+    pub own: bool,
     /// Whether every topic is wanted: then what once was not is missing like anything else.
     pub everything: bool,
 }
 
 /// Whether content that came as a digest for this reason may be had of others, or later: the sender did not hold it, or gave a reason of a later
-/// version, which is none to be content with.
+/// version, which is none to be content with. Of our `own` feed nobody may withhold anything.
 #[must_use]
-pub fn is_missing(reason: Undisclosed) -> bool {
-    matches!(reason, Undisclosed::NotHeld | Undisclosed::Unknown)
+pub fn is_missing(reason: Undisclosed, own: bool) -> bool {
+    match reason {
+        Undisclosed::NotHeld | Undisclosed::Unknown => true,
+        Undisclosed::Withheld | Undisclosed::Unfollowed => own,
+        Undisclosed::TooLarge | Undisclosed::NotUnderstood | Undisclosed::Purged | Undisclosed::Excluded => false,
+    }
 }
 
 /// Puts feeds, ascending by `feed_of`, in the order in which a peer is asked about them: first those after the one that it was asked about
@@ -103,7 +109,7 @@ impl Asked {
         if let Some(index) = self.left_out.take_if(|index| settled <= *index) {
             self.cursor = self.cursor.min(index);
         }
-        let found = self.find(settled, stand.everything, not_held)?;
+        let found = self.find(settled, stand, not_held)?;
         if found.is_none() {
             self.end_round(stand.size, now_ms, pause_ms);
         }
@@ -167,7 +173,7 @@ impl Asked {
     fn find<E>(
         &mut self,
         settled: u64,
-        everything: bool,
+        stand: Stand,
         mut not_held: impl FnMut(u64) -> Result<NotHeld, E>,
     ) -> Result<Option<Found>, E> {
         let mut next = self.cursor;
@@ -179,17 +185,20 @@ impl Asked {
             let left_out = &mut self.left_out;
             let wanted = |(range, reason): (Range<u64>, Undisclosed)| {
                 let range = range.start.max(next)..range.end;
-                let reason =
-                    if everything && reason == Undisclosed::Unfollowed { Undisclosed::NotHeld } else { reason };
+                let unfollowed = stand.everything && reason == Undisclosed::Unfollowed;
                 match reason {
-                    Undisclosed::NotHeld | Undisclosed::Unknown if full.contains(&range.start) => Some(range),
-                    Undisclosed::NotHeld | Undisclosed::Unknown => {
+                    _ if is_missing(reason, stand.own) || unfollowed => {
+                        if full.contains(&range.start) {
+                            return Some(range);
+                        }
                         if range.start < settled {
                             left_out.get_or_insert(range.start);
                         }
                         Some(range.start.max(settled)..range.end)
                     }
-                    Undisclosed::Withheld
+                    Undisclosed::NotHeld
+                    | Undisclosed::Unknown
+                    | Undisclosed::Withheld
                     | Undisclosed::Unfollowed
                     | Undisclosed::TooLarge
                     | Undisclosed::NotUnderstood => Some(range.start.max(full.start)..range.end.min(full.end)),
@@ -218,12 +227,13 @@ mod tests {
         held: NotHeld,
         asked: Asked,
         size: u64,
+        own: bool,
         now_ms: u64,
     }
 
     impl Case {
         fn new(reasons: &[Undisclosed]) -> Self {
-            let mut case = Self { held: Vec::new(), asked: Asked::default(), size: 0, now_ms: 0 };
+            let mut case = Self { held: Vec::new(), asked: Asked::default(), size: 0, own: false, now_ms: 0 };
             reasons.iter().for_each(|reason| case.comes(*reason));
             case
         }
@@ -239,7 +249,7 @@ mod tests {
         }
 
         fn asks_when(&mut self, settled: u64, owner: bool) -> Vec<u64> {
-            let stand = Stand { size: self.size, roster: 1, settled, owner, everything: true };
+            let stand = Stand { size: self.size, roster: 1, settled, owner, own: self.own, everything: true };
             let after = |from: u64| {
                 Ok::<NotHeld, Infallible>(self.held.iter().filter(|(range, _)| range.start >= from).cloned().collect())
             };
@@ -312,6 +322,19 @@ mod tests {
         assert!(case.asks(true).is_empty(), "it has just said that it does not hold it");
         case.now_ms = 5_000;
         assert_eq!(case.asks(true), [1]);
+    }
+
+    #[test]
+    fn what_is_ours_is_asked_of_all_whatever_one_says_of_it() {
+        let mut case = Case::new(&[]);
+        assert!(case.asks(false).is_empty());
+        case.own = true;
+        case.comes(Undisclosed::Withheld);
+        assert_eq!(case.asks(false), [0]);
+        assert!(case.asks(false).is_empty());
+        case.now_ms = 5_000;
+        assert_eq!(case.asks(false), [0], "again");
+        assert!(is_missing(Undisclosed::Withheld, true) && !is_missing(Undisclosed::Withheld, false));
     }
 
     #[test]

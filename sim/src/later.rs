@@ -58,7 +58,8 @@ impl World {
             let over = logs.iter().any(|(other, log)| later(other) && log.tree.size() > 0);
             let settled = here.live.settled.get(feed).filter(|(version, _)| *version == roster && !over);
             let settled = settled.map_or(0, |(_, through)| *through);
-            let stand = Stand { size, roster, settled, owner, everything: here.topics.is_empty() };
+            let stand =
+                Stand { size, roster, settled, owner, own: feed.member == here.me, everything: here.topics.is_empty() };
             let asked = here.live.asked.entry((peer, feed.clone())).or_default();
             let held = |from| Ok::<_, Infallible>(not_held(log, from));
             let Ok(found) = asked.next(stand, now_ms, held, pause_ms);

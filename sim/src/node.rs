@@ -392,7 +392,8 @@ impl Node {
             done.another.push(((feed, index), true, shown));
             return;
         }
-        let lacking = |entry: &&VerifiedEntry| matches!(entry.content, VerifiedContent::Undisclosed(reason) if is_missing(reason));
+        let own = feed.member == self.me;
+        let lacking = |entry: &&VerifiedEntry| matches!(entry.content, VerifiedContent::Undisclosed(reason) if is_missing(reason, own));
         let lacks = batch.entries.iter().filter(lacking).count() as u64;
         for (place, entry) in batch.entries.into_iter().enumerate() {
             if mutation == Some(Mutation::SkipEntry) && place == 3 {

@@ -64,7 +64,8 @@ pub struct Cli {
     #[arg(long, global = true)]
     json: bool,
     /// Language of what is written for people [default: from the environment].
-    #[arg(long, global = true, env = "BARID_LANG", value_enum, ignore_case = true, hide_env = true)]
+    // The environment is asked by `session_lang`: a locale there, or a language that we have not, is no fault of the command.
+    #[arg(long, global = true, value_enum, ignore_case = true)]
     lang: Option<Lang>,
     /// Which node to talk to, and as whom [default: client.toml here or in the configuration folder].
     #[arg(long, global = true, env = "BARID_PROFILE", value_name = "FILE", hide_env = true)]

@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::{Context, Exit, Failure};
-use crate::app::AppError;
+use crate::app::{AppError, Declared};
 use crate::config::NodeConfig;
 use crate::store::OpenError;
 use crate::{app, telemetry};
@@ -21,9 +21,18 @@ pub(super) struct NodeArgs {
     /// This is the first start ever of this member's feed; later it changes nothing.
     #[arg(long)]
     first: bool,
+    /// The store is lost, not only out of reach: begin an empty one. The feed is in doubt until it is recovered.
+    #[arg(long)]
+    store_lost: bool,
     /// Stop when standard input ends: for a program that starts nodes and holds its other end, so that they end with it, however it ends.
     #[arg(long, hide = true)]
     while_input_lasts: bool,
+}
+
+impl NodeArgs {
+    fn declared(&self) -> Declared {
+        Declared { first: self.first, store_lost: self.store_lost }
+    }
 }
 
 /// Runs the node; ends on SIGINT or SIGTERM.
@@ -37,9 +46,13 @@ pub(super) fn run(_context: &Context, args: &NodeArgs) -> Result<Exit, Failure> 
         let _inside = runtime.enter();
         stopped(args.while_input_lasts).map_err(|error| Failure::new("internal").because(&error))?
     };
-    runtime.block_on(app::run(&config, args.first, stop, |_| ())).map_err(|error| {
-        let damaged = matches!(error, AppError::Store(OpenError::Damaged(_)));
-        Failure::new(if damaged { "node-damaged" } else { "node-start" }).because(&error)
+    runtime.block_on(app::run(&config, args.declared(), stop, |_| ())).map_err(|error| {
+        let id = match error {
+            AppError::Store(OpenError::Damaged(_)) => "node-damaged",
+            AppError::StoreMissing { .. } => "store-missing",
+            _ => "node-start",
+        };
+        Failure::new(id).because(&error)
     })?;
     Ok(Exit::Ok)
 }

@@ -3,6 +3,7 @@
 //! In scope: reading the draft, giving it an id so that trying again is safe, waiting for others, the receipt. Out of scope: whether
 //! the draft is a good one; the node says so, field by field.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 
 use super::client::Client;
 use super::render::Render;
-use super::{Context, Exit, Failure, args, say, times};
+use super::{Context, Exit, Failure, Messages, args, say, times};
 
 /// Largest draft that is read: JSON takes more room than the envelope it becomes, hardly ever four times as much.
 const DRAFT_BYTES_MAX: u64 = 4 * ENVELOPE_BYTES_MAX as u64;
@@ -76,7 +77,9 @@ impl FromStr for WaitFor {
             return count.map(Self::Count).ok_or_else(|| "a number of members from 1 on, or their codes".to_owned());
         }
         let members = text.split(',').map(|code| code.trim().parse::<Member>().map_err(|error| error.to_string()));
-        members.collect::<Result<Vec<_>, _>>().map(Self::Members)
+        // Said twice is meant once.
+        let members = members.collect::<Result<BTreeSet<_>, _>>()?;
+        Ok(Self::Members(members.into_iter().collect()))
     }
 }
 
@@ -223,9 +226,15 @@ impl WaitFor {
     }
 }
 
-fn receipt(render: &Render<'_>, context: &Context, answer: &proto::PublishResponse, args: &PublishArgs) -> Vec<String> {
+fn receipt(
+    render: &Render<'_>,
+    context: &Context,
+    answer: &proto::PublishResponse,
+    publish: &PublishArgs,
+) -> Vec<String> {
     let messages = &context.messages;
     let receipt = answer.receipt.clone().unwrap_or_default();
+    let look = format!("{} show {}", args::program(context.profile.as_deref()), receipt.id);
     let mut lines = vec![
         say!(messages, "published-place", feed = &receipt.feed, place = receipt.index),
         messages.text("published-meaning"),
@@ -238,26 +247,34 @@ fn receipt(render: &Render<'_>, context: &Context, answer: &proto::PublishRespon
     if !answer.stored.is_empty() {
         lines.push(messages.text("stored-heading"));
         lines.extend(render.stored(&answer.stored));
-    } else if args.wait_for.is_none() {
-        lines.push(messages.text("stored-unknown"));
+    } else if publish.wait_for.is_none() {
+        lines.push(say!(messages, "stored-unknown", command = &look));
     }
     if !answer.wait_reached {
-        let missing = missing(render, args, answer);
-        lines.push(say!(messages, "wait-ended", nSeconds = args.timeout, missing = missing));
-        lines.push(messages.text("wait-ended.next"));
+        lines.push(wait_ended(render, messages, answer, publish));
+        lines.push(say!(messages, "wait-ended-next", command = &look));
     }
     lines
 }
 
 /// Who has not said yet that it holds the bulletin.
-fn missing(render: &Render<'_>, args: &PublishArgs, answer: &proto::PublishResponse) -> String {
-    match &args.wait_for {
-        Some(WaitFor::Members(members)) => {
-            let absent = members.iter().filter(|member| answer.stored.iter().all(|by| by.member != member.as_str()));
-            absent.map(|member| render.member(member.as_str())).collect::<Vec<_>>().join(", ")
+fn wait_ended(
+    render: &Render<'_>,
+    messages: &Messages,
+    answer: &proto::PublishResponse,
+    publish: &PublishArgs,
+) -> String {
+    let seconds = publish.timeout;
+    match &publish.wait_for {
+        Some(WaitFor::Count(count)) => {
+            say!(messages, "wait-ended-short", nStored = answer.stored.len(), nWanted = *count, nSeconds = seconds)
         }
-        Some(WaitFor::Count(count)) => format!("{}/{count}", answer.stored.len()),
-        None => String::new(),
+        wanted => {
+            let members = if let Some(WaitFor::Members(members)) = wanted { members.as_slice() } else { &[] };
+            let absent = members.iter().filter(|member| answer.stored.iter().all(|by| by.member != member.as_str()));
+            let missing = absent.map(|member| render.member(member.as_str())).collect::<Vec<_>>().join(", ");
+            say!(messages, "wait-ended", nSeconds = seconds, missing = missing)
+        }
     }
 }
 
@@ -293,6 +310,7 @@ mod tests {
         assert_eq!("2".parse::<WaitFor>().unwrap(), WaitFor::Count(2));
         let WaitFor::Members(members) = "ma, tn".parse().unwrap() else { panic!("codes") };
         assert_eq!(members.iter().map(Member::as_str).collect::<Vec<_>>(), ["ma", "tn"]);
+        assert_eq!("tn,tn".parse::<WaitFor>().unwrap(), "tn".parse::<WaitFor>().unwrap());
         assert!("MA".parse::<WaitFor>().is_err());
         assert!("99999999999".parse::<WaitFor>().is_err());
     }
@@ -307,7 +325,12 @@ mod tests {
     #[test]
     fn the_receipt_says_where_and_who_in_the_reader_s_language() {
         let answer = proto::PublishResponse {
-            receipt: Some(proto::Receipt { feed: "ne.rabat.example/feed/1".into(), index: 4, ..Default::default() }),
+            receipt: Some(proto::Receipt {
+                feed: "ne.rabat.example/feed/1".into(),
+                id: "01976f6e-7c00-7000-8000-000000000001".into(),
+                index: 4,
+                ..Default::default()
+            }),
             stored: vec![proto::StoredBy { member: "tn".into(), at: None }],
             wait_reached: false,
         };
@@ -315,9 +338,13 @@ mod tests {
             let context = Context::new(Messages::new(lang), Output::plain(), None);
             let render = Render::new(&context, Directory::of("ne".parse().unwrap()));
             let text = receipt(&render, &context, &answer, &args(Some("tn,ma"))).join("\n");
-            for part in ["ne.rabat.example/feed/1", "4", "tn", "ma", "30"] {
+            for part in
+                ["ne.rabat.example/feed/1", "4", "tn", "ma", "30", "barid show 01976f6e-7c00-7000-8000-000000000001"]
+            {
                 assert!(text.contains(part), "{lang:?}: {text}");
             }
+            let text = receipt(&render, &context, &answer, &args(Some("3"))).join("\n");
+            assert!(!text.contains("1/3") && text.contains('3'), "{lang:?}: {text}");
         }
     }
 }

@@ -161,9 +161,10 @@ impl Writer {
                 self.mark = Some(MarkFile::create(mark, &Mark { epoch: feed.epoch, size: 0, root: edge.root() })?);
                 return Ok(());
             }
-            (None, None) => {
-                Some("there is neither a feed nor a mark; a first start ever is declared with --first".into())
-            }
+            (None, None) => Some(remembered.unwrap_or_else(|| {
+                "there is neither a feed nor a mark (a member that has never published anywhere is started with --first instead)"
+                    .into()
+            })),
             (Some(_), None) => Some(format!("the mark {} is missing", mark.display())),
             (Some(_), Some(_)) if remembered.is_some() => remembered,
             (_, Some((_, mark))) if mark.epoch != feed.epoch => {

@@ -88,7 +88,7 @@ async fn plan(shared: &Arc<Shared>, peer: &Member) -> Option<Step> {
     let planned = tokio::task::spawn_blocking(move || {
         let roster = shared.options.rosters.load().newest().version();
         let everything = shared.options.topics.is_empty();
-        shared.gaps.next(shared.store().as_ref(), &peer, roster, everything, Instant::now())
+        shared.gaps.next(shared.store().as_ref(), &shared.me, &peer, roster, everything, Instant::now())
     });
     match planned.await {
         Ok(Ok(step)) => Some(step),

@@ -54,10 +54,11 @@ impl Default for Gaps {
 }
 
 impl Gaps {
-    /// What to ask `peer` for next. `everything`: every topic is wanted. Blocks.
+    /// What `me` asks `peer` for next. `everything`: every topic is wanted. Blocks.
     pub(crate) fn next(
         &self,
         store: &dyn Store,
+        me: &Member,
         peer: &Member,
         roster: u64,
         everything: bool,
@@ -83,7 +84,8 @@ impl Gaps {
             let over = epochs.get(&feed.member).is_some_and(|newest| *newest > feed.epoch);
             let settled = settled.filter(|_| !over).map_or(0, |settled| settled.through);
             let not_held = |from| store.not_held_from(&feed, from, FILL_RANGES_MAX);
-            let found = asked.next(Stand { size, roster, settled, owner, everything }, now_ms, not_held, pause_ms)?;
+            let stand = Stand { size, roster, settled, owner, own: feed.member == *me, everything };
+            let found = asked.next(stand, now_ms, not_held, pause_ms)?;
             if found.is_none() && owner && asked.has_looked_to(size) {
                 self.settled.lock().insert(feed.clone(), Settled { roster, through: size });
             }
@@ -172,7 +174,11 @@ mod tests {
         }
 
         fn next(&self, peer: &str, roster: u64) -> Result<Request, Option<Instant>> {
-            match self.gaps.next(&self.store, &peer.parse().unwrap(), roster, true, self.now).unwrap() {
+            match self
+                .gaps
+                .next(&self.store, &"dz".parse().unwrap(), &peer.parse().unwrap(), roster, true, self.now)
+                .unwrap()
+            {
                 Step::Ask(request) => Ok(request),
                 Step::Wait(due) => Err(due),
             }

@@ -107,6 +107,12 @@ impl DiskStore {
         })
     }
 
+    /// Whether there is a store in `dir`: a commit log that was begun.
+    #[must_use]
+    pub fn is_begun(dir: &Path) -> bool {
+        log::is_begun(&dir.join("log"))
+    }
+
     /// Reads the whole log in `dir`, every checksum and every link of the chain; changes nothing. Returns the number of the newest
     /// commit. No process may be committing to it meanwhile: half a record would look like damage.
     ///

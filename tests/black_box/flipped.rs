@@ -348,7 +348,7 @@ fn a_stretch_is_named_and_brought_back_from_the_peers(five: &mut Five) {
     // It serves all of it to one that has lost its disk, alone.
     five.world.run("tn");
     fs::remove_dir_all(five.world.folder("mr").join("data")).unwrap();
-    five.world.run("mr");
+    five.world.run_without_store("mr");
     until_within(five.patience(), "mr has everything from tn", || five.world.feeds("mr") == five.world.feeds("tn"));
     five.serves_what_was_released("tn");
     five.serves_what_was_released("mr");

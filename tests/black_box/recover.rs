@@ -179,13 +179,26 @@ fn a_lost_disk_comes_back_from_the_peers_and_the_feed_goes_on_in_its_next_epoch(
     let (old, new) = ("ly.rabat.example/feed/1", "ly.rabat.example/feed/2");
     until("peers hold ly's feed", || ["ma", "tn", "ne"].iter().all(|peer| size(&world, peer, old) == 51));
 
+    // A disk that is not there yet puts nothing in doubt: that it is lost is for people to say.
+    world.stop("ly");
+    let (data, away) = (world.folder("ly").join("data"), world.folder("ly").join("away"));
+    fs::rename(&data, &away).unwrap();
+    world.spawn("ly");
+    assert_eq!(world.ended("ly").code(), Some(1));
+    let said = world.log_end("ly");
+    assert!(said.contains("has published 51 entries") && said.contains("--store-lost"), "{said}");
+    fs::rename(&away, &data).unwrap();
+    world.run("ly");
+    assert_eq!(Desk::of(&world, "ly").publish(1), 1);
+    until("peers hold that too", || ["ma", "tn", "ne"].iter().all(|peer| size(&world, peer, old) == 52));
+
     world.kill("ly");
-    fs::remove_dir_all(world.folder("ly").join("data")).unwrap();
+    fs::remove_dir_all(data).unwrap();
     traffic.goes_on();
     // --first is said at every start here: where a mark is, it means nothing.
-    world.run("ly");
+    world.run_without_store("ly");
     is_in_doubt(&world, "ly");
-    until("peers have given back what was lost", || size(&world, "ly", old) == 51);
+    until("peers have given back what was lost", || size(&world, "ly", old) == 52);
     // What it has again does not take the doubt away.
     world.kill("ly");
     world.run("ly");
@@ -206,7 +219,7 @@ fn a_lost_disk_comes_back_from_the_peers_and_the_feed_goes_on_in_its_next_epoch(
     let recovered = recover(&world, "ly", "ly", &["--without", "ne"]);
     assert!(recovered.status.success(), "{}", text(&recovered.stderr));
     let said = last_line(&recovered);
-    assert_eq!((&said["closed"]["feed"], &said["closed"]["size"]), (&old.into(), &51.into()), "{said}");
+    assert_eq!((&said["closed"]["feed"], &said["closed"]["size"]), (&old.into(), &52.into()), "{said}");
     assert_eq!((&said["opened"]["feed"], &said["opened"]["size"]), (&new.into(), &1.into()), "{said}");
     assert!(!world.folder("ly").join("keys/doubt").exists(), "what was in doubt is over");
     let again = recover(&world, "ly", "ly", &["--without", "ne"]);
@@ -237,11 +250,11 @@ fn a_lost_disk_comes_back_from_the_peers_and_the_feed_goes_on_in_its_next_epoch(
     until("all hold the new epoch", || agree(&world, new, &MEMBERS) && size(&world, "ne", new) == 11);
     let closed = world.told("tn", "situation-room", &["history", "--kind", "feed-closed"]);
     let line = serde_json::to_string(&closed).unwrap();
-    assert!(closed.len() == 1 && line.contains(old) && line.contains("\"51\""), "{line}");
+    assert!(closed.len() == 1 && line.contains(old) && line.contains("\"52\""), "{line}");
 
     // The history is one: what stood in the old epoch is found, repeated and proven.
     let history = world.told("ly", "police-hq", &["history", "--member", "ly", "--limit", "100"]);
-    assert_eq!(history.len(), 61);
+    assert_eq!(history.len(), 62);
     let shown = world.told("ly", "police-hq", &["show", &format!("ly/{id}")]);
     assert_eq!(shown[0]["delivery"]["feed"], old, "{}", shown[0]);
     let repeated = example("stolen-passport.fr.json", |draft| draft["header"]["id"] = id.clone().into());

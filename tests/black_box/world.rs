@@ -108,6 +108,16 @@ impl World {
 
     pub(crate) fn run(&mut self, member: &'static str) {
         self.spawn(member);
+        self.serves(member);
+    }
+
+    /// As [`Self::run`], with a store that is known to be lost.
+    pub(crate) fn run_without_store(&mut self, member: &'static str) {
+        self.spawn_with(member, &["--store-lost"]);
+        self.serves(member);
+    }
+
+    fn serves(&mut self, member: &'static str) {
         until(&format!("{member} serves"), || {
             let ended = self.nodes.get_mut(member).unwrap().try_wait().unwrap();
             assert!(ended.is_none(), "{member} has ended: {}", self.log_end(member));
@@ -117,6 +127,10 @@ impl World {
 
     /// Starts a node and does not wait until it serves.
     pub(crate) fn spawn(&mut self, member: &'static str) {
+        self.spawn_with(member, &[]);
+    }
+
+    fn spawn_with(&mut self, member: &'static str, declared: &[&str]) {
         let folder = self.folder(member);
         let log = File::options().create(true).append(true).open(folder.join("node.log")).unwrap();
         let mut command = match &mut self.traces {
@@ -136,6 +150,7 @@ impl World {
         let node = command
             .args(["node", "--first", "--config"])
             .arg(folder.join("node.toml"))
+            .args(declared)
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()

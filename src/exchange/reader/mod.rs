@@ -364,7 +364,8 @@ impl Reader {
                 if let Some(follower) = self.followers.get_mut(&feed) {
                     follower.state = state;
                 }
-                let lacking = |entry: &VerifiedEntry| matches!(entry.content, VerifiedContent::Undisclosed(reason) if is_missing(reason));
+                let own = feed.member == self.shared.me;
+                let lacking = |entry: &VerifiedEntry| matches!(entry.content, VerifiedContent::Undisclosed(reason) if is_missing(reason, own));
                 let (first, lacks) = (batch.first, batch.entries.iter().filter(|entry| lacking(entry)).count() as u64);
                 let answer = self.shared.options.committer.appending(batch).await;
                 self.committing.push_back(Box::pin(async move {

@@ -345,6 +345,14 @@ fn write_all_vectored(file: &File, mut slices: &mut [IoSlice<'_>], mut offset: u
     Ok(())
 }
 
+/// Whether a log was begun in `dir`. One that cannot be looked into may be.
+pub(super) fn is_begun(dir: &Path) -> bool {
+    match segment::list(dir) {
+        Ok(segments) => !segments.is_empty(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
+
 /// Bytes that an unprivileged process may still write on the file system of `dir`.
 pub(super) fn available_bytes(dir: &Path) -> io::Result<u64> {
     let space = rustix::fs::statvfs(dir)?;
