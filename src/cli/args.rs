@@ -94,6 +94,12 @@ fn told(error: &clap::Error, messages: &Messages) -> Option<String> {
         })
     };
     let mut args = FluentArgs::new();
+    // What reads the value says what it expects, in English; of a number the option's name says as much.
+    let source = std::error::Error::source(error).filter(|source| !source.is::<std::num::ParseIntError>());
+    let expected = source.map(ToString::to_string);
+    if let Some(expected) = &expected {
+        args.set("expected", expected.arg());
+    }
     let mut given = |name: &'static str, kind| value(kind).map(|text| args.set(name, text.arg())).is_some();
     let (id, whole) = match error.kind() {
         ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
@@ -103,6 +109,7 @@ fn told(error: &clap::Error, messages: &Messages) -> Option<String> {
             match given("values", ContextKind::ValidValue) && error.kind() == ErrorKind::InvalidValue {
                 true if is_there => ("argument-one-of", known),
                 true => ("argument-needs-one-of", known),
+                false if is_there && expected.is_some() => ("argument-value-expected", known),
                 false if is_there => ("argument-value", known),
                 false => ("argument-no-value", known),
             }
@@ -302,6 +309,7 @@ mod tests {
             let ids = BTreeSet::from([
                 ("history --limit x", "--limit <N>"),
                 ("publish a.json --wait-for 0", "--wait-for"),
+                ("history --since foo", "2026-11-23T20:05:11Z"),
                 ("history --limit", "--limit <N>"),
                 ("history --lang xx", "--lang"),
                 ("history --nothing", "--nothing"),

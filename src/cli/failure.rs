@@ -154,6 +154,10 @@ impl Failure {
     #[must_use]
     pub fn at(mut self, name: &str, text: &str, line: usize, column: usize) -> Self {
         let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
+        // A line that no screen holds shows nobody the place.
+        if text[start.min(text.len())..].lines().next().is_some_and(|line| line.len() > SHOWN_LINE_BYTES_MAX) {
+            return self;
+        }
         let mut offset = (start + column.saturating_sub(1)).min(text.len());
         while !text.is_char_boundary(offset) {
             offset -= 1;
@@ -323,11 +327,15 @@ impl Failure {
     }
 }
 
+/// Longest line of a file that is shown to point into it.
+const SHOWN_LINE_BYTES_MAX: usize = 500;
+
 const CLOSED_OUTPUT: &str = "closed-output";
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.id)?;
+        self.fields.iter().try_for_each(|field| write!(f, ": {}: {}", field.field, field.description))?;
         self.cause.as_ref().map_or(Ok(()), |cause| write!(f, ": {cause}"))
     }
 }

@@ -17,6 +17,7 @@ use clap::Args;
 use tokio::time::Instant;
 
 use super::client::Client;
+use super::failure::Field;
 use super::render::Render;
 use super::{Context, Exit, Failure, Messages, args, say, times};
 
@@ -143,14 +144,23 @@ fn read(file: &PathBuf) -> Result<(String, String), Failure> {
 }
 
 fn parse(name: &str, text: &str) -> Result<proto::Draft, Failure> {
-    serde_json::from_str(text).map_err(|error| {
-        Failure::usage("draft-unreadable").with("path", name).because(&error).at(
-            name,
-            text,
-            error.line(),
-            error.column(),
-        )
-    })
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let read = serde_path_to_error::deserialize(&mut reader);
+    let read = read.map_err(|error| (error.path().to_string(), error.into_inner()));
+    read.and_then(|draft| reader.end().map(|()| draft).map_err(|error| (String::new(), error))).map_err(
+        |(field, error)| {
+            let failure = Failure::usage("draft-unreadable").with("path", name);
+            let failure = failure.at(name, text, error.line(), error.column());
+            // The path of what is no JSON at all is only how far it was read.
+            if !error.is_data() || field.is_empty() || field == "." {
+                return failure.because(&error);
+            }
+            let place = format!(" at line {} column {}", error.line(), error.column());
+            let words = error.to_string();
+            let description = words.strip_suffix(&place).unwrap_or(&words).to_owned();
+            failure.fields(vec![Field { field, description, rule: String::new(), values: Vec::new() }])
+        },
+    )
 }
 
 /// Makes sure that the draft has an id: trying again with it publishes once.
@@ -320,6 +330,14 @@ mod tests {
         let failure = parse("draft.json", "{\"header\": {\"topik\": 1}}").unwrap_err();
         assert_eq!(failure.exit_code(), Exit::Usage);
         assert!(failure.to_string().contains("topik"), "{failure}");
+        let failure = parse("draft.json", "{\"header\": {\n\"topic\": 5}}").unwrap_err();
+        assert!(
+            failure.to_string().contains("header.topic: invalid type: integer `5`, expected a string"),
+            "{failure}"
+        );
+        for cut in ["{\"header\": {", "{} x", "5"] {
+            assert_eq!(parse("draft.json", cut).unwrap_err().exit_code(), Exit::Usage);
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ error-several-bulletins = نشر أكثر من عضو نشرةً بالمعرّ�
     .why = المعرّف خاص بعضوه، وقد يستعمل عضو آخر المعرّف نفسه.
     .next = حدّد العضو المقصود: --member { $first }
 argument-value = { $value } ليست قيمة للخيار { $option }
+argument-value-expected = { $value } ليست قيمة للخيار { $option }؛ المنتظر: { $expected }
 argument-no-value = يحتاج { $option } إلى قيمة
 argument-one-of = { $value } ليست قيمة للخيار { $option }؛ الممكن: { $values }
 argument-needs-one-of = يحتاج { $option } إلى قيمة؛ الممكن: { $values }

@@ -22,6 +22,7 @@ error-several-bulletins = Several members have published a bulletin { $id }: { $
     .why = An id is its member's own; another member can use the same.
     .next = Say whose you mean: --member { $first }
 argument-value = { $value } is no value for { $option }
+argument-value-expected = { $value } is no value for { $option }: { $expected }
 argument-no-value = { $option } needs a value
 argument-one-of = { $value } is no value for { $option }; possible: { $values }
 argument-needs-one-of = { $option } needs a value; possible: { $values }

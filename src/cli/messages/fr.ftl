@@ -21,6 +21,7 @@ error-several-bulletins = Plusieurs membres ont publié un bulletin { $id } : { 
     .why = Un identifiant est propre à son membre ; un autre membre peut employer le même.
     .next = Dites de quel membre il s'agit : --member { $first }
 argument-value = { $value } n'est pas une valeur pour { $option }
+argument-value-expected = { $value } n'est pas une valeur pour { $option } ; attendu : { $expected }
 argument-no-value = { $option } demande une valeur
 argument-one-of = { $value } n'est pas une valeur pour { $option } ; possibles : { $values }
 argument-needs-one-of = { $option } demande une valeur ; possibles : { $values }
