@@ -8,7 +8,7 @@ use tonic::{Code, Extensions, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::Api;
-use super::errors::DOMAIN;
+use super::errors::{self, DOMAIN};
 use crate::access::{Grant, Role};
 
 /// A verified caller.
@@ -94,6 +94,19 @@ impl Api {
         self.refused(path, method, reason);
         let details = ErrorDetails::with_error_info(reason, DOMAIN, []);
         Status::with_error_details(Code::PermissionDenied, detail, details)
+    }
+
+    /// A refusal to publish in the working group of a topic, recorded.
+    pub(super) fn denied_topic(&self, path: &str, method: &'static str, topic: &str) -> Status {
+        let reason = "WORKING_GROUP";
+        self.refused(path, method, reason);
+        errors::denied_field(
+            reason,
+            "the caller does not publish in this working group",
+            "header.topic",
+            topic,
+            "under a working group in which the node's access rules let you publish",
+        )
     }
 
     /// Records a refusal.

@@ -104,6 +104,16 @@ impl Faults {
     }
 }
 
+/// A right that the caller lacks, by the field that asks for it.
+pub(super) fn denied_field(reason: &str, message: &str, field: &str, found: &str, expected: &str) -> Status {
+    let found: String = found.chars().take(FOUND_CHARS_MAX).collect();
+    let rule = Rule::of(expected).map(|rule| ("rule-0".to_owned(), rule.code.to_owned()));
+    let rule: HashMap<_, _> = rule.into_iter().collect();
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, rule);
+    details.add_bad_request_violation(field, format!("`{found}` is not {expected}"));
+    Status::with_error_details(Code::PermissionDenied, message, details)
+}
+
 /// One argument that is wrong.
 pub(super) fn argument(field: &str, found: &str, expected: &str) -> Status {
     let mut faults = Faults::default();

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use barid_core::bulletin::prepare::check_releasable;
-use barid_core::bulletin::{BulletinId, Fill, ValidBulletin, kinds, prepare, state, urgent};
+use barid_core::bulletin::{BulletinId, FieldError, Fill, Invalid, ValidBulletin, kinds, prepare, state, urgent};
 use barid_core::envelope::SALT_BYTES;
-use barid_core::limits::COMMIT_BYTES_MAX;
+use barid_core::limits::{COMMIT_BYTES_MAX, FOUND_CHARS_MAX};
 use barid_core::names::Digest;
 use barid_core::proto;
 use futures::stream::{Stream, StreamExt};
@@ -324,14 +324,9 @@ impl Api {
         if !caller.grant.may_publish_in(group) {
             let known = self.rosters.load().newest().working_groups().contains(group);
             return Err(if known || topic.is_empty() && !caller.is_focal_point() {
-                self.denied(
-                    &caller.path,
-                    "FocalPoint.Publish",
-                    "WORKING_GROUP",
-                    "the caller does not publish in this working group",
-                )
+                self.denied_topic(&caller.path, "FocalPoint.Publish", topic)
             } else {
-                errors::argument("header.topic", topic, "a dotted path under a working group of the roster")
+                self.without_topic(caller, &draft)
             });
         }
         let mut random = [0; 26];
@@ -355,6 +350,29 @@ impl Api {
         }
     }
 
+    /// What is wrong with a draft whose topic lies in no working group: all of it, not the topic alone.
+    fn without_topic(&self, caller: &Caller, draft: &proto::Draft) -> Status {
+        let (now, roster_version) = (now_unix_ms(), self.rosters.load().newest().version());
+        let fill = self.fill(caller, BulletinId::new(now, &[0; 10]), now, roster_version);
+        let mut faults = prepare(draft, &fill, [0; SALT_BYTES]).err().map_or_else(Vec::new, |invalid| invalid.0);
+        if faults.iter().all(|fault| fault.field != "header.topic") {
+            let topic = draft.header.as_ref().map_or("", |header| header.topic.as_str());
+            faults.insert(
+                0,
+                FieldError {
+                    field: "header.topic".to_owned(),
+                    found: topic.chars().take(FOUND_CHARS_MAX).collect(),
+                    expected: "a dotted path under a working group of the roster".to_owned(),
+                },
+            );
+        }
+        errors::invalid(&Invalid(faults))
+    }
+
+    fn fill(&self, caller: &Caller, id: BulletinId, sent_at_unix_ms: u64, roster_version: u64) -> Fill {
+        Fill { member: self.me().clone(), issuer: caller.issuer().to_owned(), id, sent_at_unix_ms, roster_version }
+    }
+
     async fn validated(
         &self,
         caller: &Caller,
@@ -365,13 +383,8 @@ impl Api {
         let now = now_unix_ms();
         let rosters = self.rosters.load();
         let original = self.original(caller, draft).await?;
-        let fill = Fill {
-            member: self.me().clone(),
-            issuer: caller.issuer().to_owned(),
-            id: BulletinId::new(now, random),
-            sent_at_unix_ms: now,
-            roster_version: original.as_ref().map_or(rosters.newest().version(), |(header, _)| header.roster_version),
-        };
+        let roster_version = original.as_ref().map_or(rosters.newest().version(), |(header, _)| header.roster_version);
+        let fill = self.fill(caller, BulletinId::new(now, random), now, roster_version);
         let bulletin = prepare(draft, &fill, salt).map_err(|error| errors::invalid(&error))?;
         if kinds::find(&bulletin.header.kind).is_some_and(|kind| kind.by_nodes) {
             return Err(errors::argument("header.kind", &bulletin.header.kind, "a kind that people publish"));

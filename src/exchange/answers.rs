@@ -59,6 +59,9 @@ enum NoteFault {
     OtherFeed(FeedId),
     #[error("the tree held here has another root at size {0}")]
     OtherRoot(u64),
+    /// After a lost store: honest, and shown again on the next link.
+    #[error("it speaks of {0} entries of this node's feed, and fewer are held here")]
+    NotHere(u64),
     #[error("the store cannot be read: {0}")]
     Store(#[from] ReadError),
 }
@@ -167,11 +170,13 @@ impl Verifier {
     }
 
     fn report(&self, result: Result<(), NoteFault>) {
-        if let Err(fault) = result {
-            self.shared.record(
+        match result {
+            Ok(()) => {}
+            Err(fault @ NoteFault::NotHere(_)) => tracing::debug!(peer = %self.peer, %fault, "a note is passed over"),
+            Err(fault) => self.shared.record(
                 &self.peer,
                 &AuditEvent { what: "refused-note", reason: "bad-note", who: &self.peer, subject: &"", detail: &fault },
-            );
+            ),
         }
     }
 
@@ -235,8 +240,10 @@ impl Verifier {
         if custody.feed.member != self.shared.me {
             return Err(NoteFault::OtherFeed(custody.feed));
         }
-        if self.root(&custody.feed, custody.size)? != Some(custody.root) {
-            return Err(NoteFault::OtherRoot(custody.size));
+        match self.root(&custody.feed, custody.size)? {
+            Some(root) if root == custody.root => {}
+            Some(_) => return Err(NoteFault::OtherRoot(custody.size)),
+            None => return Err(NoteFault::NotHere(custody.size)),
         }
         let record = CustodyRecord {
             feed: custody.feed,
@@ -308,7 +315,7 @@ impl Verifier {
         }
         match compared {
             Compared::Same => return Ok(()),
-            Compared::Larger if feed.member == own.member => {}
+            Compared::Larger if feed.member == own.member => return Err(NoteFault::NotHere(*size)),
             Compared::Larger => {
                 if feed.member != self.peer {
                     forks::ahead(&self.shared, &self.peer, signed.clone());

@@ -199,6 +199,8 @@ fn a_lost_disk_comes_back_from_the_peers_and_the_feed_goes_on_in_its_next_epoch(
     world.run_without_store("ly");
     is_in_doubt(&world, "ly");
     until("peers have given back what was lost", || size(&world, "ly", old) == 52);
+    let refused = world.records("ly", &["refused-note"]);
+    assert!(refused.is_empty(), "what peers say of entries that are not here is honest: {refused:?}");
     // What it has again does not take the doubt away.
     world.kill("ly");
     world.run("ly");

@@ -7,6 +7,7 @@ use barid_core::proto;
 use barid_core::proto::publish_result::Outcome;
 use futures::stream::{self, Stream, StreamExt};
 use tonic::{Code, Status};
+use tonic_types::StatusExt;
 
 use super::world::{
     CUSTOMS, POLICE, POST, World, about, called, careless, draft, feed, fields, member, proven, red, until,
@@ -87,6 +88,25 @@ async fn the_same_draft_published_again_gets_the_first_receipt_and_another_is_re
     let mut customs = with_id(1);
     customs.header.as_mut().unwrap().topic = "customs.seizures".into();
     assert_eq!(fields(world.publish(CUSTOMS, customs).await), ["header.topic"], "of another kind");
+}
+
+#[tokio::test]
+async fn a_topic_that_is_none_hides_no_other_fault_and_one_that_is_not_the_caller_s_is_named() {
+    let world = World::start().await;
+    for topic in ["nowhere.at-all", "Information..x", ""] {
+        let draft = draft(|header| {
+            header.topic = topic.into();
+            header.severity = "Worst".into();
+        });
+        let mut named = fields(world.publish(POLICE, draft).await);
+        named.sort();
+        assert_eq!(named, ["header.severity", "header.topic"], "{topic}");
+    }
+    let denied = world.publish(CUSTOMS, draft(|_| ())).await.unwrap_err();
+    assert_eq!(denied.code(), Code::PermissionDenied);
+    let details = denied.get_error_details();
+    assert_eq!(details.error_info().unwrap().reason, "WORKING_GROUP");
+    assert_eq!(details.bad_request().unwrap().field_violations[0].field, "header.topic");
 }
 
 /// The id of an entry of an epoch that has ended: its receipt names that epoch's feed and checkpoint.

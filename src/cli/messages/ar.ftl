@@ -229,6 +229,7 @@ rule-circle = `lat,lon radius`، ونصف القطر بالكيلومتر من 0
 rule-red-releasable = عضو واحد على الأقل: فما كان TLP:RED يذهب إلى المذكورين وحدهم
 rule-purpose = غرض: فالبيانات الشخصية لا تُشارَك بلا غرض
 rule-topic-of-roster = مسار تحت فريق عمل تذكره قائمة الأعضاء
+rule-topic-granted = ضمن فريق عمل تتيح لك قواعد النفاذ في العقدة النشر فيه
 rule-ack-reader = عضو يجوز له قراءة النشرة المشار إليها
 rule-zone-personal-data = true: فالمنطقة المقروءة آليًا تسمّي شخصًا
 rule-locode-or-point = رمز UN/LOCODE مثل `TNTUN`، أو إحداثيات
