@@ -1,7 +1,7 @@
-//! `barid keys`: the key of an epoch to come, made in advance and kept offline.
+//! `barid keys`: a signing key of a member or a governor, for the roster; above all that of an epoch to come, made in advance and kept offline.
 //!
-//! In scope: making it, and the lines for the roster. Out of scope: using it (`recover`). It needs no node and no network: run it where
-//! the key is to stay.
+//! In scope: making it, and the lines for the roster. Out of scope: using it (`node`, `recover`, `roster sign`). It needs no node and no network:
+//! run it where the key is to stay.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -9,9 +9,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use barid_core::feed::note::{Algorithm, SigningKey};
-use barid_core::names::{FeedId, Member};
+use barid_core::names::{ExchangeName, FeedId, Member};
 use barid_core::roster::{Role, Roster, RosterChain};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{Context, Exit, Failure, say};
@@ -22,12 +22,18 @@ pub(super) struct KeysArgs {
     /// File to write, readable by you alone; never over another.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Member whose feed it will sign [default: the profile's].
+    /// What it signs: the member's feed, cosignatures of others' feeds, custody notes, or rosters.
+    #[arg(long, value_name = "ROLE", value_enum, default_value_t = Signs::Feed)]
+    role: Signs,
+    /// Member whose key it will be [default: the profile's].
     #[arg(long, value_name = "MEMBER")]
     member: Option<Member>,
     /// Newest roster note: it says which epochs have keys [default: the profile's].
     #[arg(long, value_name = "ROSTER")]
     roster: Option<PathBuf>,
+    /// Name of the exchange, instead of a roster: for a member that no roster lists yet.
+    #[arg(long, value_name = "NAME", conflicts_with = "roster")]
+    exchange: Option<ExchangeName>,
     /// Epoch of the key [default: the first for which the roster lists none].
     #[arg(long, value_name = "EPOCH", value_parser = clap::value_parser!(u32).range(1..))]
     epoch: Option<u32>,
@@ -36,39 +42,101 @@ pub(super) struct KeysArgs {
     post_quantum: bool,
 }
 
+/// What a key signs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Signs {
+    Feed,
+    Mirror,
+    Custody,
+    Governor,
+}
+
 pub(super) fn run(context: &Context, args: &KeysArgs) -> Result<Exit, Failure> {
-    let profile = context.profile_if_any()?;
-    let path = args.roster.clone().or_else(|| profile.as_ref()?.roster.clone());
-    let path = path.ok_or_else(|| Failure::usage("no-roster-file"))?;
-    let roster = roster(&path)?;
-    let member = args.member.clone().or_else(|| profile.map(|profile| profile.member));
-    let member = member.ok_or_else(|| Failure::usage("no-profile"))?;
-    let Some(entry) = roster.member(&member) else {
-        return Err(Failure::usage("keys-not-listed").with("member", &member).path(&path));
-    };
-    let listed = |role: Role| if let Role::Feed(epoch) = role { Some(epoch) } else { None };
-    let last = entry.keys.iter().filter_map(|key| listed(key.role)).max().unwrap_or(0);
-    let epoch = args.epoch.unwrap_or_else(|| last.saturating_add(u32::from(!args.post_quantum)).max(1));
-    let feed = FeedId::new(member, roster.exchange().clone(), epoch);
-    let key = make(&feed, args.post_quantum)?;
-    keep(&args.file, &key)?;
-    let public = key.verifier().to_string();
+    let made = Made::of(context, args)?;
+    keep(&args.file, &made.key)?;
+    let file = args.file.display().to_string();
     if context.output.is_json() {
-        let file = args.file.display().to_string();
-        context.output.json(&json!({"file": file, "role": "feed", "epoch": epoch, "key": public}))?;
+        let told = json!({"file": file, "role": made.role(), "epoch": made.epoch, "key": made.public()});
+        context.output.json(&told)?;
     } else {
-        let (messages, file) = (&context.messages, args.file.display().to_string());
-        context.output.lines([
-            say!(messages, "keys-made", path = &file, feed = &feed.to_string()),
-            messages.text("keys-next"),
-            String::new(),
-            "[[members.keys]]".to_owned(),
-            "role = \"feed\"".to_owned(),
-            format!("epoch = {epoch}"),
-            format!("key = \"{public}\""),
-        ])?;
+        let messages = &context.messages;
+        let id =
+            if made.signs == Signs::Feed || made.signs == Signs::Governor { "keys-made" } else { "keys-made-online" };
+        let (name, next) =
+            (made.key.name(), if made.signs == Signs::Governor { "keys-next-governor" } else { "keys-next" });
+        let mut lines = vec![say!(messages, id, path = &file, feed = name), messages.text(next), String::new()];
+        lines.extend(made.roster_lines());
+        context.output.lines(lines)?;
     }
     Ok(Exit::Ok)
+}
+
+/// A key, and what the roster is told of it.
+struct Made {
+    signs: Signs,
+    epoch: Option<u32>,
+    key: SigningKey,
+}
+
+impl Made {
+    fn of(context: &Context, args: &KeysArgs) -> Result<Self, Failure> {
+        let signs = args.role;
+        if signs != Signs::Feed && (args.epoch.is_some() || args.post_quantum) {
+            return Err(Failure::usage("keys-feed-only"));
+        }
+        let profile = context.profile_if_any()?;
+        let member = args.member.clone().or_else(|| profile.as_ref().map(|profile| profile.member.clone()));
+        let member = member.ok_or_else(|| Failure::usage("keys-whose"))?;
+        let (exchange, listed) = match &args.exchange {
+            Some(exchange) => (exchange.clone(), 0),
+            None => {
+                let path = args.roster.clone().or_else(|| profile.as_ref()?.roster.clone());
+                let path = path.ok_or_else(|| Failure::usage("no-roster-file"))?;
+                let roster = roster(&path)?;
+                let Some(entry) = roster.member(&member) else {
+                    return Err(Failure::usage("keys-not-listed").with("member", &member).path(&path));
+                };
+                let epoch = |role: Role| if let Role::Feed(epoch) = role { Some(epoch) } else { None };
+                let last = entry.keys.iter().filter_map(|key| epoch(key.role)).max().unwrap_or(0);
+                (roster.exchange().clone(), last)
+            }
+        };
+        let epoch = args.epoch.unwrap_or_else(|| listed.saturating_add(u32::from(!args.post_quantum)).max(1));
+        let (name, algorithm) = match signs {
+            Signs::Feed if args.post_quantum => {
+                (FeedId::new(member, exchange, epoch).to_string(), Algorithm::CosignatureMlDsa44)
+            }
+            Signs::Feed => (FeedId::new(member, exchange, epoch).to_string(), Algorithm::Ed25519),
+            Signs::Mirror => (format!("{member}.{exchange}/mirror"), Algorithm::CosignatureEd25519),
+            Signs::Custody => (format!("{member}.{exchange}/custody"), Algorithm::Ed25519),
+            Signs::Governor => (format!("{exchange}/governor/{member}"), Algorithm::Ed25519),
+        };
+        Ok(Self { signs, epoch: (signs == Signs::Feed).then_some(epoch), key: make(&name, algorithm)? })
+    }
+
+    fn role(&self) -> &'static str {
+        match self.signs {
+            Signs::Feed => "feed",
+            Signs::Mirror => "mirror",
+            Signs::Custody => "custody",
+            Signs::Governor => "governor",
+        }
+    }
+
+    fn public(&self) -> String {
+        self.key.verifier().to_string()
+    }
+
+    fn roster_lines(&self) -> Vec<String> {
+        let public = self.public();
+        if self.signs == Signs::Governor {
+            return vec![format!("\"{public}\",")];
+        }
+        let mut lines = vec!["[[members.keys]]".to_owned(), format!("role = \"{}\"", self.role())];
+        lines.extend(self.epoch.map(|epoch| format!("epoch = {epoch}")));
+        lines.push(format!("key = \"{public}\""));
+        lines
+    }
 }
 
 fn roster(path: &Path) -> Result<Roster, Failure> {
@@ -78,11 +146,10 @@ fn roster(path: &Path) -> Result<Roster, Failure> {
     Ok(chain.newest().clone())
 }
 
-fn make(feed: &FeedId, post_quantum: bool) -> Result<SigningKey, Failure> {
+fn make(name: &str, algorithm: Algorithm) -> Result<SigningKey, Failure> {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| Failure::new("internal").cause(error.to_string()))?;
-    let algorithm = if post_quantum { Algorithm::CosignatureMlDsa44 } else { Algorithm::Ed25519 };
-    SigningKey::from_seed(&feed.to_string(), algorithm, seed).map_err(|error| Failure::new("internal").because(&error))
+    SigningKey::from_seed(name, algorithm, seed).map_err(|error| Failure::new("internal").because(&error))
 }
 
 fn keep(path: &Path, key: &SigningKey) -> Result<(), Failure> {
@@ -103,18 +170,54 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::cli::{Lang, Messages, Output};
 
     #[test]
     fn a_key_is_for_its_owner_alone_and_never_written_over() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("feed-3.key");
-        let feed: FeedId = "ma.rabat.example/feed/3".parse().unwrap();
-        let key = make(&feed, false).unwrap();
+        let key = make("ma.rabat.example/feed/3", Algorithm::Ed25519).unwrap();
         keep(&path, &key).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(SigningKey::from_text(text.trim_end()).unwrap().verifier(), key.verifier());
         assert_eq!(keep(&path, &key).unwrap_err().exit_code(), Exit::Usage);
-        assert_eq!(make(&feed, true).unwrap().algorithm(), Algorithm::CosignatureMlDsa44);
+    }
+
+    #[test]
+    fn a_member_that_no_roster_lists_yet_makes_all_its_keys() {
+        let context = Context::new(Messages::new(Lang::En), Output::plain(), None);
+        let of = |words: &[&str]| {
+            let words = ["barid", "keys", "x.key"].iter().chain(words);
+            let cli = <Alone as clap::Parser>::try_parse_from(words.skip(1)).unwrap();
+            Made::of(&context, &cli.keys)
+        };
+        let named = ["--member", "dz", "--exchange", "rabat.example"];
+        let made = |more: &[&str]| of(&[&named, more].concat()).unwrap();
+        let of_first_epoch = made(&[]);
+        assert_eq!((of_first_epoch.key.name(), of_first_epoch.epoch), ("dz.rabat.example/feed/1", Some(1)));
+        assert_eq!(made(&["--epoch", "2", "--post-quantum"]).key.algorithm(), Algorithm::CosignatureMlDsa44);
+        let mirror = made(&["--role", "mirror"]);
+        assert_eq!(
+            (mirror.key.name(), mirror.key.algorithm()),
+            ("dz.rabat.example/mirror", Algorithm::CosignatureEd25519)
+        );
+        assert!(
+            mirror.roster_lines()[2].starts_with("key = \"dz.rabat.example/mirror+"),
+            "{:?}",
+            mirror.roster_lines()
+        );
+        assert_eq!(made(&["--role", "custody"]).key.name(), "dz.rabat.example/custody");
+        assert_eq!(made(&["--role", "governor"]).key.name(), "rabat.example/governor/dz");
+        let refused = of(&["--role", "mirror", "--epoch", "2", "--member", "dz", "--exchange", "rabat.example"]);
+        assert_eq!(refused.err().unwrap().id(), "keys-feed-only");
+        assert_eq!(of(&["--exchange", "rabat.example"]).err().unwrap().id(), "keys-whose");
+    }
+
+    /// The arguments by themselves.
+    #[derive(clap::Parser)]
+    struct Alone {
+        #[command(flatten)]
+        keys: KeysArgs,
     }
 }
