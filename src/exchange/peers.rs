@@ -462,7 +462,11 @@ impl Drop for Registration {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use bytes::Bytes;
+
     use super::*;
+    use crate::store::Commit;
+    use crate::store::memory::MemoryStore;
 
     #[tokio::test]
     async fn of_two_links_the_one_dialled_by_the_lower_code_stays() {
@@ -519,6 +523,26 @@ mod tests {
         let _again = peers.register(&ly, true, &Arc::default()).unwrap();
         peers.greeted(&ly, "barid", 1, 0);
         assert_eq!(peers.snapshot()[&ly].clock_ahead_ms, 0, "it does not say");
+    }
+
+    #[test]
+    fn what_peers_said_of_our_feed_is_known_after_a_restart() {
+        let (store, own) = (MemoryStore::new(), "ma.rabat.example/feed/1".parse::<FeedId>().unwrap());
+        let holder: Member = "ly".parse().unwrap();
+        let custody = |range: std::ops::Range<u64>| CustodyRecord {
+            feed: own.clone(),
+            holder: holder.clone(),
+            range,
+            not_held: Vec::new(),
+            time: 1,
+            note: Bytes::from_static(b"signed"),
+        };
+        // One that does not join the others says nothing of what lies before it.
+        let custody = vec![custody(0..4), custody(4..9), custody(20..30)];
+        store.commit(Commit { custody, ..Commit::default() }, 0).unwrap();
+        let peers = Peers::default();
+        peers.recall(&store, &own);
+        assert_eq!(peers.snapshot()[&holder].custody_size, 9);
     }
 
     #[test]

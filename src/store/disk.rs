@@ -107,7 +107,7 @@ impl DiskStore {
         })
     }
 
-    /// Whether there is a store in `dir`: a commit log that was begun.
+    /// Whether there is a store in `dir`: something was committed.
     #[must_use]
     pub fn is_begun(dir: &Path) -> bool {
         log::is_begun(&dir.join("log"))

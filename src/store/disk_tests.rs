@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -150,6 +151,13 @@ fn ids_that_tell_one_instant_are_all_found_in_few_blocks() {
 #[test]
 fn a_store_is_opened_by_its_owner_only_and_once() {
     let dir = tempfile::tempdir().unwrap();
+    assert!(!DiskStore::is_begun(&dir.path().join("data")));
+    let store = open(&dir.path().join("data"));
+    fill(&store, 1);
+    assert!(DiskStore::is_begun(&dir.path().join("data")));
+    let mode = fs::metadata(dir.path().join("data")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "what it holds is for the node alone");
+    drop(store);
     let store = open(dir.path());
     fill(&store, 1);
     assert!(matches!(DiskStore::open(dir.path(), &options()), Err(OpenError::Locked(_))));

@@ -22,6 +22,19 @@ fn a_list_counts_if_its_authority_signed_it_and_it_is_newer() {
 }
 
 #[test]
+fn two_lists_of_one_number_contradict_each_other() {
+    let world = World::new();
+    let node = world.ly.issue("node", &[]).unwrap();
+    let first = world.ly.revoke(&[], 7).unwrap();
+    assert!(world.offer(&first));
+    let check = |der: &[u8]| RevocationLists::check(der, &world.trust).unwrap();
+    let other = check(&world.ly.revoke(std::slice::from_ref(&node.serial), 7).unwrap());
+    assert!(world.lists.contradicts(&other) && !world.lists.is_newer(&other));
+    let next = check(&world.ly.revoke(std::slice::from_ref(&node.serial), 8).unwrap());
+    assert!(!world.lists.contradicts(&check(&first)) && !world.lists.contradicts(&next));
+}
+
+#[test]
 fn each_authority_of_a_member_has_its_own_list() {
     // The next authority has the same name as the one before: only the key tells them apart.
     let mut world = World::new();
