@@ -345,6 +345,54 @@ async fn what_stands_in_an_entry_never_stops_its_feed() {
 }
 
 #[tokio::test]
+async fn nonsense_about_custody_by_way_of_others_is_recorded_keeps_nothing_and_stops_nothing() {
+    let heard = Heard::listen();
+    let ly = Node::start("ly");
+    ly.publish(2, |_| {}).await;
+    let mut ma = Actor::greet(&ly, "ma").await;
+    assert_eq!(asked_from(&mut ma).await, 0);
+    let (own, theirs) = (feed("ly").to_string(), feed("ma").to_string());
+    let asks = |feed: &str, holder: &str| {
+        let (feed, holder) = (feed.to_owned(), holder.to_owned());
+        Frame::RelayedCustodyRequest(proto::RelayedCustodyRequest { feed, holder, from: u64::MAX })
+    };
+    let says = |feed: &str, holder: &str, notes: Vec<Bytes>| {
+        let (feed, holder) = (feed.to_owned(), holder.to_owned());
+        Frame::RelayedCustody(proto::RelayedCustody { feed, holder, notes, through: u64::MAX })
+    };
+    let note = Bytes::from_static(b"no note");
+    let of = |what: &str| heard.so_far().into_iter().filter(|record| record.what == what && record.who == "ma").count();
+    for frame in [
+        // What it is to be, as the records say it: names that are none, a feed that is not the sender's, more than a frame holds.
+        asks("no feed", "tn"),
+        asks(&theirs, "Tunisia"),
+        asks(&feed("tn").to_string(), "ne"),
+        says("no feed", "tn", Vec::new()),
+        says(&own, "Tunisia", Vec::new()),
+        says(&own, "tn", vec![note.clone(); 10_000]),
+        says(&own, "tn", vec![Bytes::from(vec![7; 1 << 20])]),
+        says(&feed("tn").to_string(), "ne", Vec::new()),
+        // Notes that prove nothing, of a holder that is a member and of one that is not.
+        says(&own, "tn", vec![note.clone()]),
+        says(&own, "x-nobody", vec![note.clone()]),
+        // Passed on to nobody, as nobody is linked; answered with nothing, as nothing is held.
+        asks(&theirs, "tn"),
+        says(&theirs, "ma", vec![note]),
+        asks(&feed("tn").to_string(), "ly"),
+    ] {
+        ma.say(frame).await;
+    }
+    // The feed goes on.
+    for batch in batches() {
+        ma.say(Frame::Entries(batch)).await;
+    }
+    until("all is held", || ly.size(&feed("ma")) == 6).await;
+    // The first few of a peer singly, the rest by their number.
+    assert!(of("refused-frame") >= 3, "{}", of("refused-frame"));
+    assert!(ly.store.custody_newest(&feed("ly")).unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn an_owner_that_publishes_nonsense_is_followed_all_the_same() {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
     let _cable = connect(&ma, &ly, honest(), honest());
