@@ -186,11 +186,11 @@ type End = Option<Status>;
 
 impl Follower {
     async fn run(&mut self) -> Result<(), End> {
-        let (mut commits, mut rosters) = (self.api.committer.watch(), self.api.rosters.watch());
+        let (mut arrivals, mut rosters) = (self.api.committer.watch_arrivals(), self.api.rosters.watch());
         self.position().await?;
         let (mut delayed, mut looked_by) = (None, self.api.rosters.load().newest().version());
         loop {
-            commits.mark_unchanged();
+            arrivals.mark_unchanged();
             rosters.mark_unchanged();
             let version = self.api.rosters.load().newest().version();
             if version != looked_by {
@@ -209,7 +209,7 @@ impl Follower {
                 );
             }
             tokio::select! {
-                changed = commits.changed(), if waits_for.is_none() => changed.map_err(|_| None)?,
+                changed = arrivals.changed(), if waits_for.is_none() => changed.map_err(|_| None)?,
                 changed = rosters.changed() => changed.map_err(|_| None)?,
                 () = self.outlet.closed() => return Err(None),
                 () = tokio::time::sleep(GRANT_CHECK) => {}

@@ -160,6 +160,8 @@ pub(crate) struct Shared {
     feed: FeedId,
     mark: PathBuf,
     seq: watch::Sender<u64>,
+    /// One past the newest arrival: told before `seq`.
+    end_arrival: watch::Sender<u64>,
     gate: watch::Sender<Gate>,
     /// Why nothing is taken for want of room.
     full: watch::Sender<Option<String>>,
@@ -211,6 +213,7 @@ impl Committer {
             feed: options.feed.clone(),
             mark: options.mark.clone(),
             seq: watch::Sender::new(store.seq()),
+            end_arrival: watch::Sender::new(store.end_arrival()),
             gate: watch::Sender::new(Gate::Starting),
             full: watch::Sender::new(None),
             custody: broadcast::Sender::new(1_024),
@@ -257,7 +260,14 @@ impl Committer {
         &self.shared.feed
     }
 
-    /// Number of the newest commit: the wake-up of every reader.
+    /// One past the newest arrival: the wake-up of those to whom bulletins are delivered. They are woken before whoever else reads, and not for
+    /// commits in which nothing arrived.
+    #[must_use]
+    pub fn watch_arrivals(&self) -> watch::Receiver<u64> {
+        self.shared.end_arrival.subscribe()
+    }
+
+    /// Number of the newest commit: the wake-up of every other reader.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.shared.seq.subscribe()

@@ -455,6 +455,10 @@ impl Writer {
     fn announce(&self, committed: &Committed) {
         trace(committed);
         self.shared.count_bytes(committed);
+        self.shared.end_arrival.send_if_modified(|end| {
+            let before = std::mem::replace(end, committed.end_arrival.max(*end));
+            *end > before
+        });
         self.shared.seq.send_replace(committed.seq);
         let mine: Vec<CustodyRecord> = committed
             .commit
