@@ -26,7 +26,7 @@ use crate::store::{
 
 use super::queue::{Received, Receiver};
 use super::received::UNSPOKEN_RANGES_MAX;
-use super::spoken::Debts;
+use super::spoken::{Debts, Word};
 
 /// The state of the thread.
 pub(super) struct Writer {
@@ -36,6 +36,8 @@ pub(super) struct Writer {
     pub(super) edges: HashMap<FeedId, Frontier>,
     pub(super) custodies: Custodies,
     pub(super) debts: Debts,
+    /// By feed, how far this node has cosigned it.
+    pub(super) words: HashMap<FeedId, Word>,
     pub(super) last_time: u64,
     pub(super) seq: u64,
     pub(super) checkpoint: Option<SignedCheckpoint>,
@@ -94,6 +96,10 @@ pub(super) struct Group {
     pub(super) bytes: usize,
     pub(super) kept_bytes: usize,
     pub(super) entries: usize,
+    /// How far feeds are cosigned with this group.
+    pub(super) words: HashMap<FeedId, Word>,
+    /// Something could not be said yet, and can be soon.
+    pub(super) speak_again: bool,
     pub(super) last_time: u64,
     pub(super) releases: Vec<Release>,
 }
@@ -106,12 +112,13 @@ impl Writer {
         let mut edges = HashMap::new();
         let mut custodies = Custodies::new();
         let mut last_time = 0;
-        let mut debts = Debts::default();
+        let (mut debts, mut words) = (Debts::default(), HashMap::new());
         for state in store.feeds() {
             let mut cosigned_size = 0;
             for cosigned in store.cosigned_newest(&state.feed)?.iter().filter(|cosigned| cosigned.cosigner == me) {
                 cosigned_size = cosigned.size;
                 last_time = later(cosigned.time, last_time);
+                words.insert(state.feed.clone(), Word::of(cosigned));
             }
             if !owns(&me, &state.feed) {
                 let progress = custodies.entry(state.feed.clone()).or_default();
@@ -140,6 +147,7 @@ impl Writer {
             edges,
             custodies,
             debts,
+            words,
             last_time,
             checkpoint: None,
             looked: Instant::now(),
@@ -300,6 +308,14 @@ impl Writer {
             Work::Keep(kept, reply, permit) => {
                 group.kept_bytes += kept.bytes();
                 let Kept { cosigned, custody, cursors, rosters, crls, forks } = kept;
+                // What others have kept of our own words, after a store was lost.
+                for cosigned in cosigned.iter().filter(|cosigned| cosigned.cosigner == self.shared.feed.member) {
+                    group.last_time = later(cosigned.time, group.last_time);
+                    let word = group.words.get(&cosigned.feed).or_else(|| self.words.get(&cosigned.feed));
+                    if word.is_none_or(|word| word.is_of_less_than(cosigned)) {
+                        group.words.insert(cosigned.feed.clone(), Word::of(cosigned));
+                    }
+                }
                 group.commit.cosigned.extend(cosigned);
                 group.commit.custody.extend(custody);
                 for CursorRecord { subscription, arrival } in cursors {
@@ -402,6 +418,7 @@ impl Writer {
                 let first_arrival = committed.as_ref().map_or(0, |committed| committed.first_arrival + own_at);
                 self.edges.extend(group.edges);
                 self.custodies.extend(group.custodies);
+                self.words.extend(group.words);
                 self.last_time = group.last_time;
                 self.shared.last_time.store(self.last_time, Ordering::Relaxed);
                 if let Some(edge) = group.own_edge {
@@ -421,7 +438,7 @@ impl Writer {
                 }
                 self.release(group.releases, first_arrival);
                 // After those who wait for the entries themselves.
-                self.said(group.debts, spoken);
+                self.said(group.debts, spoken, group.speak_again);
             }
             Err(full @ (CommitError::DiskFull { .. } | CommitError::ViewBehind(_))) => {
                 self.debts.postpone();

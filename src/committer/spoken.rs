@@ -15,12 +15,14 @@ use std::time::{Duration, Instant};
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint};
 use barid_core::feed::cosignature::cosign;
 use barid_core::feed::custody::CustodyNote;
-use barid_core::names::{FeedId, Member, Undisclosed};
+use barid_core::feed::note::Note;
+use barid_core::feed::tree::{Frontier, root_at};
+use barid_core::names::{FeedId, Hash, Member, Undisclosed};
 use bytes::Bytes;
 
 use super::run::{Group, Writer};
-use super::{COMPANY_WAIT, Custodies, Keys, checkpoint_of, is_behind, later};
-use crate::store::{Cosigned, CustodyRecord, FeedState};
+use super::{COMPANY_WAIT, Custodies, Gate, Keys, checkpoint_of, is_behind, later};
+use crate::store::{Cosigned, CustodyRecord, FeedState, FeedTree};
 
 /// Time from an answer to the next one, so that a feed in full flow is not answered entry by entry. What comes alone does not wait for it.
 const ANSWERS_APART: Duration = Duration::from_millis(10);
@@ -46,6 +48,34 @@ type Owed = BTreeMap<FeedId, Option<SignedCheckpoint>>;
 fn owe(owed: &mut Owed, feed: FeedId, checkpoint: Option<SignedCheckpoint>) {
     let before = owed.entry(feed).or_default();
     *before = checkpoint.or(before.take());
+}
+
+/// How far this node has cosigned a feed: it says nothing of less of it, and nothing of another history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Word {
+    size: u64,
+    /// The root that it cosigned there; `None`: that of the copy held here.
+    root: Option<Hash>,
+}
+
+impl Word {
+    pub(super) fn of(cosigned: &Cosigned) -> Self {
+        let said = Note::parse(&cosigned.note).ok().and_then(|note| Checkpoint::parse_text(&note.text).ok());
+        Self { size: cosigned.size, root: said.map(|said| said.root) }
+    }
+
+    pub(super) fn is_of_less_than(&self, cosigned: &Cosigned) -> bool {
+        self.size < cosigned.size
+    }
+}
+
+/// Whether something may be said of a copy.
+enum Permitted {
+    Yes,
+    /// Once what is being committed can be read.
+    Later,
+    /// Not of this copy: it is shorter than what was cosigned, or another history.
+    No,
 }
 
 /// Feeds that answers are owed for.
@@ -100,14 +130,37 @@ impl Writer {
         owed && (group.speak_now || group.entries == 0 || due(&self.debts))
     }
 
-    /// Puts answers into the commit: all that is owed from before and from this group, or `None`. While the clock is behind nothing is said.
+    /// Whether a copy that `edge` ends continues what this node has cosigned: a store that was lost took the memory of it along, and peers have
+    /// given it back.
+    fn permitted(&self, group: &Group, feed: &FeedId, edge: &Frontier) -> Permitted {
+        let Some(word) = group.words.get(feed).or_else(|| self.words.get(feed)) else { return Permitted::Yes };
+        let Some(said) = word.root else { return Permitted::Yes };
+        let held = self.edges.get(feed).map_or(0, Frontier::size);
+        let root = match word.size {
+            size if size > edge.size() => return Permitted::No,
+            size if size == edge.size() => Ok(edge.root()),
+            size if size > held => return Permitted::Later,
+            size => root_at(&FeedTree { store: self.shared.store.as_ref(), feed }, size),
+        };
+        match root {
+            Ok(root) if root == said => Permitted::Yes,
+            Ok(_) => {
+                tracing::error!(%feed, size = word.size, "this node has cosigned another history: it says nothing of this one");
+                Permitted::No
+            }
+            Err(_) => Permitted::Later,
+        }
+    }
+
+    /// Puts answers into the commit: all that is owed from before and from this group, or `None`. Nothing is said while the clock is behind, nor in
+    /// doubt: a store that may have forgotten entries may have forgotten what it said of others'.
     pub(super) fn speak(&self, group: &mut Group) -> Option<Vec<Answers>> {
         if !self.speaks_in(group) {
             return None;
         }
         let (seconds, _) = self.shared.now();
         let time = later(seconds, group.last_time);
-        if is_behind(time, seconds) {
+        if is_behind(time, seconds) || matches!(*self.shared.gate.borrow(), Gate::InDoubt(_)) {
             return Some(Vec::new());
         }
         let me = &self.shared.feed.member;
@@ -116,6 +169,14 @@ impl Writer {
         let mut spoken = Vec::with_capacity(owed.len());
         for (feed, checkpoint) in owed {
             let Some(edge) = group.edges.get(&feed).or_else(|| self.edges.get(&feed)) else { continue };
+            match self.permitted(group, &feed, edge) {
+                Permitted::Yes => {}
+                Permitted::Later => {
+                    group.speak_again = true;
+                    continue;
+                }
+                Permitted::No => continue,
+            }
             let progress = progress_of(&mut group.custodies, &self.custodies, &feed);
             let tree = checkpoint_of(&feed, edge);
             let custody = custody_of(&tree, me, progress.size..tree.size, &progress.not_held, time, &self.keys);
@@ -131,6 +192,9 @@ impl Writer {
                 cosigned: cosigned.as_ref().map(|cosigned| cosigned.note.clone()),
                 custody: custody.iter().map(|record| record.note.clone()).collect(),
             });
+            if let Some(cosigned) = &cosigned {
+                group.words.insert(cosigned.feed.clone(), Word { size: cosigned.size, root: None });
+            }
             group.commit.cosigned.extend(cosigned);
             group.commit.custody.extend(custody);
             group.last_time = time;
@@ -139,11 +203,11 @@ impl Writer {
     }
 
     /// After the commit: tells the links what was said, and remembers what is owed now.
-    pub(super) fn said(&mut self, group: Debts, spoken: Option<Vec<Answers>>) {
+    pub(super) fn said(&mut self, group: Debts, spoken: Option<Vec<Answers>>, again: bool) {
         self.debts.extend(group, Instant::now());
         let Some(spoken) = spoken else { return };
         // What could not be said is said with what comes next.
-        self.debts.due = None;
+        self.debts.due = again.then(|| Instant::now() + ANSWERS_APART);
         self.debts.spoken = Some(Instant::now());
         for answers in spoken {
             self.debts.feeds.remove(&answers.feed);
@@ -202,7 +266,7 @@ mod tests {
     use barid_core::names::Digest;
 
     use super::*;
-    use crate::committer::{Committer, Options};
+    use crate::committer::{Committer, Kept, Options};
     use crate::store::memory::MemoryStore;
     use crate::store::{Append, Commit, Content, NewEntry, Store};
 
@@ -248,7 +312,7 @@ mod tests {
         // Queued together, so that both are there before the first answer is due.
         let (one, two) = (committer.appending(first).await.unwrap(), committer.appending(second).await.unwrap());
         assert_eq!((one.await.unwrap().unwrap().size, two.await.unwrap().unwrap().size), (2, 5));
-        committer.keep(crate::committer::Kept::default()).await.unwrap();
+        committer.keep(Kept::default()).await.unwrap();
         let custody = store.custody_newest(&of("tn")).unwrap();
         assert_eq!(custody.last().map(|note| note.range.end), Some(5));
         let cosigned = store.cosigned_newest(&of("tn")).unwrap();
@@ -257,6 +321,60 @@ mod tests {
         let told = said.recv().await.unwrap();
         assert_eq!((&told.feed, told.cosigned.as_ref()), (&of("tn"), Some(&cosigned[0].note)));
         committer.stop().await;
+    }
+
+    /// The word of ma on a batch, as a peer gives it back.
+    fn given_back(batch: &VerifiedBatch) -> Kept {
+        let mirror = SigningKey::from_seed("ma.rabat.example/mirror", Algorithm::CosignatureEd25519, [8; 32]).unwrap();
+        let (size, time) = (batch.frontier.size(), 1_764_000_000);
+        let note = cosign(&batch.checkpoint, &mirror, time).unwrap();
+        let word = Cosigned { feed: batch.feed.clone(), cosigner: "ma".parse().unwrap(), size, time, note };
+        Kept { cosigned: vec![word], ..Kept::default() }
+    }
+
+    #[tokio::test]
+    async fn what_was_forgotten_with_a_store_is_not_contradicted_once_it_is_known_again() {
+        let five = batch(&Frontier::new(), 5);
+        let other = |first: &VerifiedBatch| {
+            // Another history: the entries from the third on are not those of `five`.
+            batch(&first.frontier, 3)
+        };
+        for (continues, said) in [(true, 5), (false, 0)] {
+            let (store, folder): (Arc<dyn Store>, _) = (Arc::new(MemoryStore::new()), tempfile::tempdir().unwrap());
+            let committer = start(&store, folder.path());
+            committer.keep(given_back(&five)).await.unwrap();
+            let size = || {
+                let cosigned = store.cosigned_newest(&of("tn")).unwrap();
+                let custody = store.custody_newest(&of("tn")).unwrap().last().map_or(0, |note| note.range.end);
+                (cosigned.iter().map(|note| note.size).max(), custody)
+            };
+            if continues {
+                committer.appending(batch(&Frontier::new(), 5)).await.unwrap().await.unwrap().unwrap();
+            } else {
+                let first = batch(&Frontier::new(), 2);
+                let second = other(&first);
+                committer.appending(first).await.unwrap().await.unwrap().unwrap();
+                committer.keep(Kept::default()).await.unwrap();
+                assert_eq!(size(), (Some(5), 0), "of less than it has cosigned it says nothing");
+                committer.appending(second).await.unwrap().await.unwrap().unwrap();
+            }
+            committer.stop().await;
+            assert_eq!(size(), (Some(5), said), "continues: {continues}");
+            // Nor after a restart.
+            start(&store, folder.path()).stop().await;
+            assert_eq!(size(), (Some(5), said), "continues: {continues}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_in_doubt_says_nothing_of_others() {
+        let (store, folder): (Arc<dyn Store>, _) = (Arc::new(MemoryStore::new()), tempfile::tempdir().unwrap());
+        let committer = start(&store, folder.path());
+        assert!(committer.doubt("a peer holds more of its feed".into()));
+        committer.appending(batch(&Frontier::new(), 3)).await.unwrap().await.unwrap().unwrap();
+        committer.stop().await;
+        assert!(store.cosigned_newest(&of("tn")).unwrap().is_empty());
+        assert!(store.custody_newest(&of("tn")).unwrap().is_empty());
     }
 
     #[test]
