@@ -26,6 +26,8 @@ pub struct RecoverOptions {
     pub without: BTreeSet<Member>,
     /// How long nothing may change before it is given up.
     pub patience: Duration,
+    /// Where two histories of the feed are signed: the one held here is to be closed.
+    pub this_history: bool,
 }
 
 /// How far it has come.
@@ -74,6 +76,14 @@ pub enum RecoverError {
     /// Some peers were not reached, or did not give what they showed.
     #[error("not everything that others hold could be fetched")]
     Incomplete(Progress),
+    /// Members hold another history of the feed than this node: which of them is to be closed is not for a program to say.
+    #[error("two histories of {feed} are signed: {evidence}")]
+    TwoHistories {
+        /// Which feed.
+        feed: FeedId,
+        /// What proves it, and who showed it.
+        evidence: String,
+    },
     /// It was told to stop.
     #[error("it was stopped before the epoch was opened")]
     Stopped,
@@ -91,7 +101,7 @@ pub async fn recover(
 ) -> Result<OpenedEpoch, RecoverError> {
     check_user(config)?;
     let old = in_force(config)?.feed;
-    let RecoverOptions { next_keys, without, patience } = options;
+    let RecoverOptions { next_keys, without, patience, this_history } = options;
     let during = {
         let old = old.clone();
         async move |inside: Inside| {
@@ -101,6 +111,9 @@ pub async fn recover(
             tokio::select! {
                 fetched = fetching => fetched?,
                 () = stop => return Err(RecoverError::Stopped),
+            }
+            if let Some(evidence) = inside.exchange.peers().stopped_feeds().remove(&old).filter(|_| !this_history) {
+                return Err(RecoverError::TwoHistories { feed: old, evidence });
             }
             // A newer roster may have come with the links.
             let roster = inside.rosters.load().newest_shared();
@@ -112,7 +125,7 @@ pub async fn recover(
     let mark = mark_path(config);
     let (roster, next) = match fetched {
         // Nothing that was reached puts it in doubt.
-        Err(RecoverError::Incomplete(_) | RecoverError::Stopped)
+        Err(RecoverError::Incomplete(_) | RecoverError::Stopped | RecoverError::Open(_))
             if !is_in_doubt(&mark, old.epoch).map_err(StartError::from).map_err(AppError::from)? =>
         {
             return Err(OpenEpochError::NoDoubt(old).into());

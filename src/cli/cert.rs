@@ -62,6 +62,9 @@ pub(super) fn run(context: &Context, args: &CertArgs) -> Result<Exit, Failure> {
     let identity: SpiffeId = format!("spiffe://{domain}/{}", args.path)
         .parse()
         .map_err(|error| Failure::usage("cert-no-identity").because(&error))?;
+    if args.key == args.output {
+        return Err(Failure::usage("cert-one-file").path(&args.key));
+    }
     for path in [&args.key, &args.output] {
         if path.exists() {
             return Err(Failure::usage("cert-exists").path(path));

@@ -172,6 +172,16 @@ impl Failure {
         if self.id == "refused-fields" { self.told_as("refused-arguments") } else { self }
     }
 
+    /// What could not be written out has been published all the same.
+    #[must_use]
+    pub fn of_published(self, id: &str, again: &str) -> Self {
+        if self.id == CLOSED_OUTPUT {
+            self
+        } else {
+            self.told_as("published-unwritten").with("id", id).with("command", again)
+        }
+    }
+
     /// From a node's refusal of `what` (an rpc's name, for machines).
     #[must_use]
     pub fn from_status(status: &tonic::Status) -> Self {

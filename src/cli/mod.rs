@@ -68,7 +68,8 @@ pub struct Cli {
     #[arg(long, global = true, value_enum, ignore_case = true)]
     lang: Option<Lang>,
     /// Which node to talk to, and as whom [default: client.toml here or in the configuration folder].
-    #[arg(long, global = true, env = "BARID_PROFILE", value_name = "FILE", hide_env = true)]
+    // `BARID_PROFILE` is asked below: one that is empty names none.
+    #[arg(long, global = true, value_name = "FILE")]
     profile: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
@@ -179,7 +180,8 @@ pub fn main() -> ExitCode {
         }
     };
     let lang = cli.lang.unwrap_or(lang);
-    let context = Context::new(Messages::new(lang), Output::new(cli.json), cli.profile);
+    let named = || std::env::var_os("BARID_PROFILE").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let context = Context::new(Messages::new(lang), Output::new(cli.json), cli.profile.or_else(named));
     match run(&context, cli.command) {
         Ok(exit) => code(exit),
         Err(failure) => {

@@ -99,11 +99,13 @@ pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, F
         _ => failure,
     })?;
     let exit = if answer.wait_reached { Exit::Ok } else { Exit::NotReached };
-    if context.output.is_json() {
-        context.output.json(&answer)?;
+    let written = if context.output.is_json() {
+        context.output.json(&answer)
     } else {
-        context.output.lines(receipt(&Render::new(context, profile.directory()), context, &answer, args))?;
-    }
+        context.output.lines(receipt(&Render::new(context, profile.directory()), context, &answer, args))
+    };
+    // Whoever does not see the receipt must not publish a second time.
+    written.map_err(|failure| failure.of_published(&id, &again))?;
     Ok(exit)
 }
 

@@ -38,6 +38,9 @@ pub(super) struct RecoverArgs {
     /// Seconds without any progress after which it gives up; nothing has changed then.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     patience: u32,
+    /// Of two histories of the feed that are signed, close the one held here.
+    #[arg(long)]
+    this_history: bool,
 }
 
 pub(super) fn run(context: &Context, args: &RecoverArgs) -> Result<Exit, Failure> {
@@ -48,6 +51,7 @@ pub(super) fn run(context: &Context, args: &RecoverArgs) -> Result<Exit, Failure
         next_keys,
         without: args.without.iter().cloned().collect(),
         patience: Duration::from_secs(args.patience.into()),
+        this_history: args.this_history,
     };
     let runtime = tokio::runtime::Runtime::new().map_err(|error| Failure::new("internal").because(&error))?;
     let stop = {
@@ -91,6 +95,9 @@ fn failure(error: &RecoverError) -> Failure {
         }
         RecoverError::Open(OpenEpochError::NoDoubt(feed)) => {
             Failure::new("recover-needless").with("feed", &feed.to_string())
+        }
+        RecoverError::TwoHistories { feed, evidence } => {
+            Failure::new("recover-two-histories").with("feed", &feed.to_string()).cause(evidence.clone())
         }
         RecoverError::App(AppError::OtherUser { .. }) => Failure::new("other-user").because(error),
         RecoverError::App(_) | RecoverError::Open(_) | RecoverError::Stopped => Failure::new("recover").because(error),

@@ -40,7 +40,10 @@ pub enum MarkError {
         source: std::io::Error,
     },
     /// The text is not a mark.
-    #[error("the mark {0} is damaged: expected `barid mark v1`, epoch, size and root")]
+    #[error(
+        "the mark {0} is damaged: expected `barid mark v1`, epoch, size and root. Keep it under another name: without one the feed is in doubt, and \
+         `barid recover` opens its next epoch"
+    )]
     Damaged(PathBuf),
 }
 

@@ -97,7 +97,10 @@ pub(crate) async fn keep_all(shared: Arc<Shared>, peer: Member, mut waiting: mps
                     .iter()
                     .filter(|note| note.feed == *shared.own_feed())
                     .for_each(|note| shared.peers.cosigned(note));
-                custody.iter().for_each(|note| shared.peers.custody(note));
+                custody
+                    .iter()
+                    .filter(|note| note.feed == *shared.own_feed())
+                    .for_each(|note| shared.peers.custody(note));
                 answered();
             }
             // The peer sends its newest answers again on the next link.
