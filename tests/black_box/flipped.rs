@@ -410,7 +410,7 @@ fn a_log_without_its_end_is_named_and_the_feed_goes_on_in_its_next_epoch(five: &
 
     // As it says: without the folder it is in doubt and takes back what others hold, and then it goes on in its next epoch.
     fs::rename(folder.join("data"), folder.join("damaged")).unwrap();
-    five.world.run("ly");
+    five.world.run_without_store("ly");
     let draft = five.world.draft("x.json", &example("stolen-passport.fr.json", |_| ()));
     let refused = five.world.client("ly", "police-hq", &["publish", &draft, "--timeout", "5"]);
     assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stdout));
