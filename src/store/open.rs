@@ -109,12 +109,14 @@ pub(super) struct Replay {
     tiles: TileCache<FeedNumber>,
     batch: Vec<Pending>,
     entries: usize,
+    /// Whether there was anything to take in.
+    any: bool,
 }
 
 impl Replay {
     /// Goes on from what `view` holds, of which `state` was loaded.
     pub(super) fn new(view: View, state: State) -> Self {
-        Self { view, state, tiles: TileCache::new(), batch: Vec::new(), entries: 0 }
+        Self { view, state, tiles: TileCache::new(), batch: Vec::new(), entries: 0, any: false }
     }
 
     /// Takes in the next record.
@@ -127,6 +129,7 @@ impl Replay {
         let appends = &pending.committed.commit.appends;
         self.entries += appends.iter().map(|append| append.entries.len()).sum::<usize>() + 1;
         self.batch.push(pending);
+        self.any = true;
         if self.entries > COMMIT_ENTRIES_MAX {
             self.entries = 0;
             self.write()?;
@@ -140,6 +143,12 @@ impl Replay {
     /// If the view cannot be written.
     pub(super) fn finish(mut self) -> Result<(View, State, TileCache<FeedNumber>), OpenError> {
         self.write()?;
+        // So that a node that is killed does not read the same records again. Where it cannot be flushed the view is in doubt, and rebuilt.
+        if self.any
+            && let Err(error) = self.view.flush()
+        {
+            tracing::warn!(%error, "what was read of the log is not flushed");
+        }
         Ok((self.view, self.state, self.tiles))
     }
 
