@@ -308,14 +308,7 @@ impl Writer {
             Work::Keep(kept, reply, permit) => {
                 group.kept_bytes += kept.bytes();
                 let Kept { cosigned, custody, cursors, rosters, crls, forks } = kept;
-                // What others have kept of our own words, after a store was lost.
-                for cosigned in cosigned.iter().filter(|cosigned| cosigned.cosigner == self.shared.feed.member) {
-                    group.last_time = later(cosigned.time, group.last_time);
-                    let word = group.words.get(&cosigned.feed).or_else(|| self.words.get(&cosigned.feed));
-                    if word.is_none_or(|word| word.is_of_less_than(cosigned)) {
-                        group.words.insert(cosigned.feed.clone(), Word::of(cosigned));
-                    }
-                }
+                self.remember(group, &cosigned);
                 group.commit.cosigned.extend(cosigned);
                 group.commit.custody.extend(custody);
                 for CursorRecord { subscription, arrival } in cursors {

@@ -63,10 +63,6 @@ impl Word {
         let said = Note::parse(&cosigned.note).ok().and_then(|note| Checkpoint::parse_text(&note.text).ok());
         Self { size: cosigned.size, root: said.map(|said| said.root) }
     }
-
-    pub(super) fn is_of_less_than(&self, cosigned: &Cosigned) -> bool {
-        self.size < cosigned.size
-    }
 }
 
 /// Whether something may be said of a copy.
@@ -128,6 +124,17 @@ impl Writer {
         let due = |debts: &Debts| debts.due.is_some_and(|due| due <= Instant::now());
         let owed = self.debts.due.is_some() || group.debts.due.is_some();
         owed && (group.speak_now || group.entries == 0 || due(&self.debts))
+    }
+
+    /// Takes up, of what is kept, our own words: others had kept them while a store was lost.
+    pub(super) fn remember(&self, group: &mut Group, kept: &[Cosigned]) {
+        for cosigned in kept.iter().filter(|cosigned| cosigned.cosigner == self.shared.feed.member) {
+            group.last_time = later(cosigned.time, group.last_time);
+            let word = group.words.get(&cosigned.feed).or_else(|| self.words.get(&cosigned.feed));
+            if word.is_none_or(|word| word.size < cosigned.size) {
+                group.words.insert(cosigned.feed.clone(), Word::of(cosigned));
+            }
+        }
     }
 
     /// Whether a copy that `edge` ends continues what this node has cosigned: a store that was lost took the memory of it along, and peers have
