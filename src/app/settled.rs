@@ -1,14 +1,13 @@
 //! Alarms while a copy held here is not the one that the governors have settled.
 
-use barid_core::feed::tree::root_at;
 use barid_core::names::{FeedId, Member};
 use barid_core::roster::ClosedFeed;
 
 use super::Node;
-use crate::store::{FeedTree, Store};
+use crate::store::Store;
 
 impl Node {
-    /// Of which feeds there is another history here than the one with which the newest roster ends them. Blocks.
+    /// Of which feeds there is another history here than the one with which the newest roster ends them.
     pub(super) fn settled_alarms(&self) -> Vec<String> {
         let roster = self.rosters.load().newest_shared();
         let closed = roster.entries().flat_map(|member| {
@@ -25,15 +24,13 @@ fn alarm(feed: &FeedId) -> String {
     )
 }
 
-/// The feeds of which more is held than was settled, or another tree. What cannot be read is not judged: damage has an alarm of its own. Blocks.
+/// The feeds of which more is held than was settled, or another tree. A shorter copy is not judged: the rest may come.
 fn rejected<'a>(store: &dyn Store, closed: impl Iterator<Item = (&'a Member, &'a ClosedFeed)>) -> Vec<FeedId> {
     let feeds = store.feeds();
     let differs = closed.filter_map(|(member, closed)| {
         let state = feeds.iter().find(|state| state.feed.member == *member && state.feed.epoch == closed.epoch)?;
         let held = state.frontier.size();
-        let another =
-            || root_at(&FeedTree { store, feed: &state.feed }, closed.size).is_ok_and(|root| root != closed.root);
-        (held > closed.size || held == closed.size && another()).then(|| state.feed.clone())
+        (held > closed.size || held == closed.size && state.frontier.root() != closed.root).then(|| state.feed.clone())
     });
     differs.collect()
 }
