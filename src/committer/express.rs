@@ -14,7 +14,8 @@ use barid_core::names::{Digest, FeedId};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::run::{Group, Release, Writer, unreadable};
+use super::release::Release;
+use super::run::{Group, Writer, unreadable};
 use super::spoken::custody_of;
 use super::{CommitFailure, Committer, Permit, Places, Work, is_behind, later, owns};
 use crate::store::{Content, Express, FeedTree, NewEntry, ReadError};
@@ -47,7 +48,7 @@ impl Committer {
         let places = if express.urgent == Some(Urgent::Actual) { &self.shared.express } else { &self.shared.others };
         let permit = Arc::clone(&places.free).acquire_owned().await.map_err(|_| self.stopped())?;
         let (reply, answer) = oneshot::channel();
-        self.work.send(Work::Express(Box::new(express), reply, permit)).map_err(|_| self.stopped())?;
+        self.work.send_or_commit(Work::Express(Box::new(express), reply, permit)).await.map_err(|_| self.stopped())?;
         Ok(answer)
     }
 

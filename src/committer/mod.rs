@@ -2,18 +2,22 @@
 //!
 //! In scope: deciding what goes into one commit, signing the feed's checkpoint, cosignatures and custody notes for it, and releasing
 //! answers only after the store has made it durable. Out of scope: validating bulletins (core), verifying peers (core), and where
-//! bytes lie (the store). One thread does all of it; everyone else holds a [`Committer`] handle.
+//! bytes lie (the store). One writer does all of it, on its own thread or where lone work comes; everyone else holds a [`Committer`] handle.
 
 mod bulletins;
+mod desk;
 mod epoch;
 mod express;
 mod figures;
 mod mark;
 mod queue;
 mod received;
+mod release;
 mod room;
 mod run;
 mod spoken;
+#[cfg(test)]
+mod testing;
 mod work;
 
 use std::collections::BTreeMap;
@@ -136,7 +140,7 @@ pub enum CommitFailure {
 #[derive(Clone)]
 pub struct Committer {
     shared: Arc<Shared>,
-    work: queue::Sender,
+    work: desk::Sender,
 }
 
 /// Places in the queue for one sort of work.
@@ -208,7 +212,6 @@ impl Committer {
     /// # Errors
     /// See [`StartError`]. A feed in doubt is not an error: the gate says so.
     pub fn start(store: Arc<dyn Store>, options: Options) -> Result<Self, StartError> {
-        let (work, queue) = queue::queue();
         let shared = Arc::new(Shared {
             feed: options.feed.clone(),
             mark: options.mark.clone(),
@@ -233,11 +236,7 @@ impl Committer {
         let lone_start = options.lone_start;
         let writer = run::Writer::open(Arc::clone(&shared), options)?;
         shared.seq.send_replace(shared.store.seq());
-        std::thread::Builder::new()
-            .name("committer".into())
-            .spawn(move || writer.run(queue))
-            .map_err(StartError::Thread)?;
-        let committer = Self { shared, work };
+        let committer = Self { shared, work: desk::start(writer).map_err(StartError::Thread)? };
         if tokio::runtime::Handle::try_current().is_ok() {
             let waiting = committer.clone();
             tokio::spawn(async move {
@@ -326,7 +325,8 @@ impl Committer {
     /// # Errors
     /// See [`CommitFailure`]; nothing of the group was published then.
     pub async fn publish(&self, group: Vec<ValidBulletin>) -> Result<PublishedGroup, CommitFailure> {
-        self.publishing(group)?.await.map_err(|_| self.stopped())?
+        let permit = Arc::clone(self.places(&group)).try_acquire_many_owned(permits_of(group.len()));
+        self.hand_in(group, permit.map_err(|_| CommitFailure::Busy)?).await?.await.map_err(|_| self.stopped())?
     }
 
     /// As [`Self::publish`], but returns at once; groups are committed in the order of these calls, those with an urgent bulletin before
@@ -339,7 +339,10 @@ impl Committer {
         group: Vec<ValidBulletin>,
     ) -> Result<oneshot::Receiver<Result<PublishedGroup, CommitFailure>>, CommitFailure> {
         let permit = Arc::clone(self.places(&group)).try_acquire_many_owned(permits_of(group.len()));
-        self.queue(group, permit.map_err(|_| CommitFailure::Busy)?)
+        let (reply, answer) = oneshot::channel();
+        let permit = permit.map_err(|_| CommitFailure::Busy)?;
+        self.work.send(Work::Publish(group, reply, permit)).map_err(|_| self.stopped())?;
+        Ok(answer)
     }
 
     /// As [`Self::publishing`], but waits for room in the queue: for callers that can make others wait in turn. Waiters are served in
@@ -353,16 +356,16 @@ impl Committer {
     ) -> Result<oneshot::Receiver<Result<PublishedGroup, CommitFailure>>, CommitFailure> {
         let places = Arc::clone(self.places(&group));
         let permit = places.acquire_many_owned(permits_of(group.len())).await.map_err(|_| self.stopped())?;
-        self.queue(group, permit)
+        self.hand_in(group, permit).await
     }
 
-    fn queue(
+    async fn hand_in(
         &self,
         group: Vec<ValidBulletin>,
         permit: Permit,
     ) -> Result<oneshot::Receiver<Result<PublishedGroup, CommitFailure>>, CommitFailure> {
         let (reply, answer) = oneshot::channel();
-        self.work.send(Work::Publish(group, reply, permit)).map_err(|_| self.stopped())?;
+        self.work.send_or_commit(Work::Publish(group, reply, permit)).await.map_err(|_| self.stopped())?;
         Ok(answer)
     }
 
@@ -384,7 +387,7 @@ impl Committer {
     ) -> Result<oneshot::Receiver<Result<Appended, CommitFailure>>, CommitFailure> {
         let permit = self.permits(permits_of(batch.entries.len())).await?;
         let (reply, answer) = oneshot::channel();
-        self.work.send(Work::Append(Box::new(batch), reply, permit)).map_err(|_| self.stopped())?;
+        self.work.send_or_commit(Work::Append(Box::new(batch), reply, permit)).await.map_err(|_| self.stopped())?;
         Ok(answer)
     }
 

@@ -1,58 +1,53 @@
 //! What waits for the committer, in two lanes: what is urgent goes first.
 //!
-//! In scope: the order in which work is handed out. Out of scope: how much may wait (the permits of [`super::Committer`]), and what goes
-//! into one commit (`run`).
+//! In scope: the order in which work is handed out, and when there is something to do. Out of scope: how much may wait (the permits of
+//! [`super::Committer`]), who does it (`desk`), and what goes into one commit (`run`).
 //!
-//! Where both lanes have work they take turns, commit by commit: what is urgent waits for at most one commit, and so does what is not.
+//! Where both lanes have work they take turns, commit by commit: what is urgent waits for at most one commit, and so does what is not. What
+//! is only kept, such as answers, waits a little for company: see [`COMPANY_WAIT`].
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use barid_core::bulletin::{Urgent, urgent};
 use barid_core::follow::VerifiedContent;
 use parking_lot::{Condvar, Mutex};
 
-use super::Work;
+use super::{COMPANY_WAIT, Work};
 
 /// One of the two lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lane {
+enum Lane {
     /// What is urgent.
     Express,
     /// Everything else.
     Ordinary,
 }
 
-/// The side that hands work in. Once the last one is dropped, the other side is told.
-pub(crate) struct Sender(Arc<Lanes>);
-
-/// The committer's side.
-pub(super) struct Receiver {
-    lanes: Arc<Lanes>,
-    last: Lane,
-}
-
-struct Lanes {
+/// What waits.
+pub(super) struct Queue {
     inner: Mutex<Inner>,
-    work: Condvar,
+    changed: Condvar,
 }
 
-#[derive(Default)]
 struct Inner {
     /// Status Actual.
     actual: VecDeque<Work>,
     /// Exercises, tests: urgent, and never before what is Actual.
     other: VecDeque<Work>,
     ordinary: VecDeque<Work>,
+    /// The lane of the newest commit.
+    last: Lane,
+    /// How many of the ordinary lane wait for company.
+    patient: usize,
+    /// Since when they wait.
+    patient_since: Option<Instant>,
+    /// When the writer has something to say of its own.
+    owed: Option<Instant>,
+    /// Until when the committer's thread sleeps, if it does.
+    asleep: Option<Instant>,
     senders: usize,
     closed: bool,
-}
-
-/// Both sides of a new queue.
-pub(super) fn queue() -> (Sender, Receiver) {
-    let lanes = Arc::new(Lanes { inner: Mutex::new(Inner { senders: 1, ..Inner::default() }), work: Condvar::new() });
-    (Sender(Arc::clone(&lanes)), Receiver { lanes, last: Lane::Ordinary })
 }
 
 /// How urgent a piece of work is; `None`: it waits in the ordinary lane.
@@ -67,114 +62,184 @@ pub(super) fn urgency(work: &Work) -> Option<Urgent> {
     }
 }
 
-/// What the committer has to do.
-pub(super) enum Received {
-    /// This, and what fits beside it.
-    Work(Box<Work>),
-    /// The time has come.
-    Due,
+/// What the committer's thread has to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Waited {
+    /// A commit.
+    Turn,
+    /// The time that it named has come.
+    Time,
     /// Nobody is left to hand anything in.
     Closed,
 }
 
 /// The committer has ended.
+#[derive(Debug)]
 pub(super) struct Closed;
 
-impl Sender {
-    /// Hands work in.
-    pub(super) fn send(&self, work: Work) -> Result<(), Closed> {
-        let mut inner = self.0.inner.lock();
-        if inner.closed {
-            return Err(Closed);
-        }
-        inner.lane_of(&work).push_back(work);
+impl Queue {
+    /// An empty one, into which one sender hands work.
+    pub(super) fn new() -> Self {
+        let inner = Inner {
+            actual: VecDeque::new(),
+            other: VecDeque::new(),
+            ordinary: VecDeque::new(),
+            last: Lane::Ordinary,
+            patient: 0,
+            patient_since: None,
+            owed: None,
+            asleep: None,
+            senders: 1,
+            closed: false,
+        };
+        Self { inner: Mutex::new(inner), changed: Condvar::new() }
+    }
+
+    /// Hands work in; the committer's thread is woken when there is something to do.
+    pub(super) fn push(&self, work: Work) -> Result<(), Closed> {
+        let mut inner = self.inner.lock();
+        inner.push(work)?;
+        let wakes = inner.wakes();
         drop(inner);
-        self.0.work.notify_one();
+        if wakes {
+            self.changed.notify_one();
+        }
         Ok(())
     }
-}
 
-impl Clone for Sender {
-    fn clone(&self) -> Self {
-        self.0.inner.lock().senders += 1;
-        Self(Arc::clone(&self.0))
+    /// As [`Self::push`], if nothing else is to be done: whoever calls sees to it that it is done ([`Self::wake`] at the least). Else the work
+    /// is given back.
+    pub(super) fn push_alone(&self, work: Work) -> Result<Option<Work>, Closed> {
+        let mut inner = self.inner.lock();
+        if inner.waiting() > inner.patient {
+            return Ok(Some(work));
+        }
+        inner.push(work)?;
+        Ok(None)
     }
-}
 
-impl Drop for Sender {
-    fn drop(&mut self) {
-        self.0.inner.lock().senders -= 1;
-        self.0.work.notify_one();
+    /// Whether no more waits than one piece of work, and what waits for company with it, so many at most.
+    pub(super) fn is_alone(&self, company_max: usize) -> bool {
+        let inner = self.inner.lock();
+        inner.patient <= company_max && inner.waiting() <= inner.patient + 1
     }
-}
 
-impl Drop for Receiver {
-    fn drop(&mut self) {
-        let mut inner = self.lanes.inner.lock();
+    /// The committer's thread looks again what is to be done, unless there is nothing.
+    pub(super) fn wake(&self) {
+        let inner = self.inner.lock();
+        let wakes = inner.wakes();
+        drop(inner);
+        if wakes {
+            self.changed.notify_one();
+        }
+    }
+
+    /// One more hands work in.
+    pub(super) fn join(&self) {
+        self.inner.lock().senders += 1;
+    }
+
+    /// One fewer does.
+    pub(super) fn leave(&self) {
+        self.inner.lock().senders -= 1;
+        self.changed.notify_one();
+    }
+
+    /// Nothing is handed out any more: whoever waits for an answer is told.
+    pub(super) fn close(&self) {
+        let mut inner = self.inner.lock();
         inner.closed = true;
-        // Their answers are dropped with them: whoever waits is told.
+        // Their answers are dropped with them.
         let left =
             (std::mem::take(&mut inner.actual), std::mem::take(&mut inner.other), std::mem::take(&mut inner.ordinary));
         drop(inner);
         drop(left);
+        self.changed.notify_one();
     }
-}
 
-impl Receiver {
-    /// Waits for the first work of a commit, until then at most.
-    pub(super) fn recv(&mut self, until: Option<Instant>) -> Received {
-        let mut inner = self.lanes.inner.lock();
+    /// Waits until there is something to do, until `time` at most.
+    pub(super) fn wait(&self, time: Instant) -> Waited {
+        let mut inner = self.inner.lock();
         loop {
-            let first = match self.last {
-                Lane::Express => Lane::Ordinary,
-                Lane::Ordinary => Lane::Express,
-            };
-            if let Some(work) = inner.pop(first).or_else(|| inner.pop(self.last)) {
-                self.last = if urgency(&work).is_some() { Lane::Express } else { Lane::Ordinary };
-                return Received::Work(Box::new(work));
+            if inner.closed || inner.senders == 0 && inner.waiting() == 0 {
+                return Waited::Closed;
             }
-            if inner.senders == 0 {
-                return Received::Closed;
+            let due = inner.due();
+            let until = due.map_or(time, |due| due.min(time));
+            if until <= Instant::now() {
+                return if due.is_some_and(|due| due <= time) { Waited::Turn } else { Waited::Time };
             }
-            match until {
-                None => self.lanes.work.wait(&mut inner),
-                Some(until) if self.lanes.work.wait_until(&mut inner, until).timed_out() => return Received::Due,
-                Some(_) => {}
-            }
+            inner.asleep = Some(until);
+            self.changed.wait_until(&mut inner, until);
+            inner.asleep = None;
         }
     }
 
-    /// More work of the lane that [`Self::recv`] chose, if any is there.
-    pub(super) fn more(&mut self) -> Option<Work> {
-        let last = self.last;
-        self.lanes.inner.lock().pop(last)
+    /// The first work of a commit, if any waits.
+    pub(super) fn first(&self) -> Option<Work> {
+        let mut inner = self.inner.lock();
+        let ordinary = inner.last == Lane::Express && inner.ordinary.len() > inner.patient;
+        let lanes = if ordinary { [Lane::Ordinary, Lane::Express] } else { [Lane::Express, Lane::Ordinary] };
+        let work = lanes.into_iter().find_map(|lane| inner.pop(lane))?;
+        inner.last = if urgency(&work).is_some() { Lane::Express } else { Lane::Ordinary };
+        Some(work)
     }
 
-    /// As [`Self::more`], of either lane, waiting for it so long at most.
-    pub(super) fn company(&mut self, wait: Duration) -> Option<Work> {
-        let due = Instant::now() + wait;
-        let mut inner = self.lanes.inner.lock();
-        loop {
-            if let Some(work) = inner.pop(Lane::Express) {
-                self.last = Lane::Express;
-                return Some(work);
-            }
-            if let Some(work) = inner.pop(Lane::Ordinary) {
-                return Some(work);
-            }
-            if inner.senders == 0 || self.lanes.work.wait_until(&mut inner, due).timed_out() {
-                return None;
-            }
-        }
+    /// More work of the lane that [`Self::first`] chose, if any is there.
+    pub(super) fn more(&self) -> Option<Work> {
+        let mut inner = self.inner.lock();
+        let last = inner.last;
+        inner.pop(last)
     }
 
     /// Gives back what did not fit: it comes next in its lane.
-    pub(super) fn give_back(&mut self, work: Work) {
-        self.lanes.inner.lock().lane_of(&work).push_front(work);
+    pub(super) fn give_back(&self, work: Work) {
+        let mut inner = self.inner.lock();
+        inner.count(&work);
+        inner.lane_of(&work).push_front(work);
+    }
+
+    /// When the writer wants to commit something of its own next.
+    pub(super) fn owe(&self, due: Option<Instant>) {
+        self.inner.lock().owed = due;
     }
 }
 
 impl Inner {
+    fn push(&mut self, work: Work) -> Result<(), Closed> {
+        if self.closed {
+            return Err(Closed);
+        }
+        self.count(&work);
+        self.lane_of(&work).push_back(work);
+        Ok(())
+    }
+
+    fn waiting(&self) -> usize {
+        self.actual.len() + self.other.len() + self.ordinary.len()
+    }
+
+    /// When there is something to do; `None`: there is nothing.
+    fn due(&self) -> Option<Instant> {
+        if self.waiting() > self.patient || self.senders == 0 && self.waiting() > 0 {
+            return Some(Instant::now());
+        }
+        let company = self.patient_since.map(|since| since + COMPANY_WAIT);
+        [company, self.owed].into_iter().flatten().min()
+    }
+
+    /// Whether the committer's thread sleeps past what is to be done.
+    fn wakes(&self) -> bool {
+        self.closed || self.asleep.zip(self.due()).is_some_and(|(until, due)| due < until)
+    }
+
+    fn count(&mut self, work: &Work) {
+        if is_patient(work) {
+            self.patient += 1;
+            self.patient_since.get_or_insert_with(Instant::now);
+        }
+    }
+
     fn lane_of(&mut self, work: &Work) -> &mut VecDeque<Work> {
         match urgency(work) {
             Some(Urgent::Actual) => &mut self.actual,
@@ -184,9 +249,125 @@ impl Inner {
     }
 
     fn pop(&mut self, lane: Lane) -> Option<Work> {
-        match lane {
+        let work = match lane {
             Lane::Express => self.actual.pop_front().or_else(|| self.other.pop_front()),
             Lane::Ordinary => self.ordinary.pop_front(),
+        }?;
+        if is_patient(&work) {
+            self.patient -= 1;
+            self.patient_since = self.patient_since.filter(|_| self.patient > 0);
         }
+        Some(work)
+    }
+}
+
+/// Whether it waits for company.
+fn is_patient(work: &Work) -> bool {
+    matches!(work, Work::Keep(..))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use tokio::sync::{Semaphore, oneshot};
+
+    use super::*;
+    use crate::committer::Kept;
+    use crate::committer::testing::{batch, express};
+
+    fn kept() -> Work {
+        let permit = std::sync::Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        Work::Keep(Kept::default(), oneshot::channel().0, permit)
+    }
+
+    fn appended() -> Work {
+        let permit = std::sync::Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        Work::Append(Box::new(batch(&Default::default(), 1)), oneshot::channel().0, permit)
+    }
+
+    fn urgent() -> Work {
+        let permit = std::sync::Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        Work::Express(Box::new(express()), oneshot::channel().0, permit)
+    }
+
+    fn taken(queue: &Queue) -> Vec<&'static str> {
+        let mut next = queue.first();
+        let mut taken = Vec::new();
+        while let Some(work) = next {
+            taken.push(match work {
+                Work::Keep(..) => "kept",
+                Work::Append(..) => "appended",
+                Work::Express(..) => "urgent",
+                _ => "other",
+            });
+            next = queue.more();
+        }
+        taken
+    }
+
+    #[test]
+    fn what_is_kept_waits_for_company_and_comes_with_it_in_order() {
+        let queue = Queue::new();
+        let now = Instant::now();
+        assert_eq!(queue.wait(now), Waited::Time);
+        queue.push(kept()).unwrap();
+        assert_eq!(queue.wait(now), Waited::Time, "it has not waited yet");
+        assert!(queue.is_alone(1) && !queue.is_alone(0));
+        assert_eq!(queue.wait(now + Duration::from_secs(600)), Waited::Turn, "it does not wait for ever");
+        queue.push(appended()).unwrap();
+        assert_eq!(queue.wait(Instant::now() + COMPANY_WAIT), Waited::Turn);
+        queue.push(kept()).unwrap();
+        assert_eq!(taken(&queue), ["kept", "appended", "kept"]);
+        assert_eq!(queue.wait(now), Waited::Time);
+    }
+
+    #[test]
+    fn the_lanes_take_turns_and_what_waits_for_company_takes_none() {
+        let queue = Queue::new();
+        for work in [appended(), urgent(), appended()] {
+            queue.push(work).unwrap();
+        }
+        assert_eq!(taken(&queue), ["urgent"]);
+        queue.push(urgent()).unwrap();
+        assert_eq!(taken(&queue), ["appended", "appended"]);
+        assert_eq!(taken(&queue), ["urgent"]);
+        queue.push(kept()).unwrap();
+        queue.push(urgent()).unwrap();
+        assert_eq!(taken(&queue), ["urgent"], "though its lane was the last one");
+        assert_eq!(taken(&queue), ["kept"]);
+        // What did not fit comes first.
+        queue.push(appended()).unwrap();
+        queue.give_back(kept());
+        assert_eq!(taken(&queue), ["kept", "appended"]);
+    }
+
+    #[test]
+    fn only_what_comes_alone_is_done_by_whom_it_came_with() {
+        let queue = Queue::new();
+        queue.push(kept()).unwrap();
+        assert!(queue.push_alone(appended()).unwrap().is_none());
+        assert!(queue.is_alone(1));
+        assert!(queue.push_alone(appended()).unwrap().is_some(), "there is something to do already");
+        queue.push(urgent()).unwrap();
+        assert!(!queue.is_alone(1));
+    }
+
+    #[test]
+    fn what_the_writer_owes_is_in_time_and_nobody_left_is_the_end() {
+        let queue = Queue::new();
+        let now = Instant::now();
+        queue.owe(Some(now));
+        assert_eq!(queue.wait(now + Duration::from_secs(600)), Waited::Turn);
+        queue.owe(None);
+        assert_eq!(queue.wait(now), Waited::Time);
+        queue.push(kept()).unwrap();
+        queue.leave();
+        assert_eq!(queue.wait(now + Duration::from_secs(600)), Waited::Turn, "what was handed in is done");
+        assert_eq!(taken(&queue), ["kept"]);
+        assert_eq!(queue.wait(now + Duration::from_secs(600)), Waited::Closed);
+        queue.close();
+        assert!(queue.push(kept()).is_err());
     }
 }

@@ -12,7 +12,8 @@ use barid_core::limits::BATCH_ENTRIES_MAX;
 use barid_core::names::Undisclosed;
 use tokio::sync::oneshot;
 
-use super::run::{Group, Release, Writer, unreadable};
+use super::release::Release;
+use super::run::{Group, Writer, unreadable};
 use super::spoken::{custody_of, progress_of};
 use super::{Appended, CommitFailure, Filled, Filling, Gate, Permit, checkpoint_of, is_behind, later, owns};
 use crate::store::{Append, Content, Fill, NewEntry};

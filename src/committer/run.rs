@@ -1,4 +1,4 @@
-//! The committer's thread: drain, append, sign, commit, mark, release.
+//! The writer: drain, append, sign, commit, mark, release.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -10,25 +10,24 @@ use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
 use barid_core::feed::tree::{Frontier, root_at};
 use barid_core::limits::{COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX};
 use barid_core::names::FeedId;
-use bytes::Bytes;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::mark::{Mark, MarkFile, forget_doubt, read_doubt, write_doubt};
 use super::{
-    Appended, COMPANY_WAIT, CommitFailure, Custodies, Expressed, Filled, Gate, KEPT_BYTES_MAX, Kept, Keys, Options,
-    Permit, Published, PublishedGroup, ROOM_CHECK_EVERY, Shared, StartError, Work, checkpoint_of, later, now, owns,
-    trace,
+    CommitFailure, Custodies, Gate, KEPT_BYTES_MAX, Kept, Keys, Options, Permit, Published, PublishedGroup,
+    ROOM_CHECK_EVERY, Shared, StartError, Work, checkpoint_of, later, now, owns, trace,
 };
 use crate::store::{
     Append, Commit, CommitError, Committed, Content, CursorRecord, CustodyRecord, FeedTree, NewEntry, ReadError,
 };
 
-use super::queue::{Received, Receiver};
+use super::queue::Queue;
 use super::received::UNSPOKEN_RANGES_MAX;
+use super::release::{Pending, Release, fail_all, refuse, release};
 use super::spoken::{Debts, Word};
 
-/// The state of the thread.
+/// What is known of the feeds, and what commits to the store: one at a time has it in hand (`desk`).
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) keys: Keys,
@@ -43,40 +42,6 @@ pub(super) struct Writer {
     pub(super) checkpoint: Option<SignedCheckpoint>,
     /// When it was last looked whether there is room.
     pub(super) looked: Instant,
-}
-
-/// Answers that wait for the commit.
-pub(super) enum Release {
-    Publish {
-        reply: oneshot::Sender<Result<PublishedGroup, CommitFailure>>,
-        outcomes: Vec<Pending>,
-        _permit: Permit,
-    },
-    Append {
-        reply: oneshot::Sender<Result<Appended, CommitFailure>>,
-        appended: Appended,
-        _permit: Permit,
-    },
-    Fill {
-        reply: oneshot::Sender<Result<Filled, CommitFailure>>,
-        filled: Filled,
-        _permit: Permit,
-    },
-    Express {
-        reply: oneshot::Sender<Result<Expressed, CommitFailure>>,
-        result: Result<Expressed, CommitFailure>,
-        _permit: Permit,
-    },
-    Keep {
-        reply: oneshot::Sender<Result<(), CommitFailure>>,
-        _permit: Permit,
-    },
-}
-
-/// As [`Published`], before the store has numbered arrivals.
-pub(super) enum Pending {
-    New { index: u64, nth: u64 },
-    Done(Published),
 }
 
 /// One commit in the making.
@@ -102,6 +67,15 @@ pub(super) struct Group {
     pub(super) speak_again: bool,
     pub(super) last_time: u64,
     pub(super) releases: Vec<Release>,
+}
+
+/// What came of a turn at the queue.
+#[derive(Default)]
+pub(super) struct Turn {
+    /// Entries that were committed, or refused by the store; `None`: there was nothing to do.
+    pub(super) entries: Option<usize>,
+    /// Who waits for the end, which is next.
+    pub(super) stop: Option<oneshot::Sender<()>>,
 }
 
 impl Writer {
@@ -240,55 +214,42 @@ impl Writer {
         Ok(())
     }
 
-    /// Commits what comes, until told to stop or nobody is left.
-    pub(super) fn run(mut self, mut queue: Receiver) {
-        loop {
-            let mut next = match self.wait(&mut queue) {
-                Received::Work(work) => Some(*work),
-                Received::Due => None,
-                Received::Closed => return,
-            };
-            let mut group = Group { last_time: self.last_time, ..Group::default() };
-            let mut stop = None;
-            while let Some(work) = next.take() {
-                match work {
-                    Work::Stop(reply) => {
-                        group.speak_now = true;
-                        stop = Some(reply);
-                        break;
-                    }
-                    work if group.fits(&work) => self.take(&mut group, work),
-                    work => {
-                        queue.give_back(work);
-                        break;
-                    }
-                }
-                next = if group.only_answers() { queue.company(COMPANY_WAIT) } else { queue.more() };
-            }
-            self.commit(group);
-            if let Some(reply) = stop {
-                // Whoever waits for the end may end the process: the store is let go of before.
-                drop(self);
-                let _ = reply.send(());
-                return;
-            }
+    /// One commit of what waits and fits together.
+    pub(super) fn turn(&mut self, queue: &Queue) -> Turn {
+        let mut next = queue.first();
+        if next.is_none() && self.debts.due().is_none_or(|due| due > Instant::now()) {
+            return Turn::default();
         }
+        let mut group = Group { last_time: self.last_time, ..Group::default() };
+        let mut turn = Turn::default();
+        while let Some(work) = next.take() {
+            match work {
+                Work::Stop(reply) => {
+                    group.speak_now = true;
+                    turn.stop = Some(reply);
+                    break;
+                }
+                work if group.fits(&work) => self.take(&mut group, work),
+                work => {
+                    queue.give_back(work);
+                    break;
+                }
+            }
+            next = queue.more();
+        }
+        turn.entries = Some(group.entries);
+        self.commit(group);
+        queue.owe(self.debts.due());
+        turn
     }
 
-    /// The next thing to do; nothing, when answers are due. Looks now and then whether there is room on the disk.
-    fn wait(&mut self, queue: &mut Receiver) -> Received {
-        loop {
-            if self.looked.elapsed() >= ROOM_CHECK_EVERY {
-                self.looked = Instant::now();
-                self.look_for_room();
-            }
-            let look = Instant::now() + ROOM_CHECK_EVERY;
-            let until = self.debts.due().map_or(look, |due| due.min(look));
-            let received = queue.recv(Some(until));
-            if until < look || !matches!(received, Received::Due) {
-                return received;
-            }
+    /// Looks whether there is room on the disk, if it is time to; returns when that was done last.
+    pub(super) fn look_for_room_in_time(&mut self) -> Instant {
+        if self.looked.elapsed() >= ROOM_CHECK_EVERY {
+            self.looked = Instant::now();
+            self.look_for_room();
         }
+        self.looked
     }
 
     fn take(&self, group: &mut Group, work: Work) {
@@ -429,7 +390,7 @@ impl Writer {
                     }
                     self.announce(&committed);
                 }
-                self.release(group.releases, first_arrival);
+                release(group.releases, first_arrival, self.checkpoint.as_ref());
                 // After those who wait for the entries themselves.
                 self.said(group.debts, spoken, group.speak_again);
             }
@@ -482,36 +443,6 @@ impl Writer {
         }
     }
 
-    fn release(&self, releases: Vec<Release>, first_arrival: u64) {
-        for release in releases {
-            match release {
-                Release::Publish { reply, outcomes, .. } => {
-                    let outcomes = outcomes
-                        .into_iter()
-                        .map(|pending| match pending {
-                            Pending::New { index, nth } => Published::New { index, arrival: first_arrival + nth },
-                            Pending::Done(done) => done,
-                        })
-                        .collect();
-                    let Some(checkpoint) = self.checkpoint.clone() else { continue };
-                    let _ = reply.send(Ok(PublishedGroup { outcomes, checkpoint }));
-                }
-                Release::Append { reply, appended, .. } => {
-                    let _ = reply.send(Ok(appended));
-                }
-                Release::Fill { reply, filled, .. } => {
-                    let _ = reply.send(Ok(filled));
-                }
-                Release::Express { reply, result, .. } => {
-                    let _ = reply.send(result);
-                }
-                Release::Keep { reply, .. } => {
-                    let _ = reply.send(Ok(()));
-                }
-            }
-        }
-    }
-
     /// The store has failed for ever: say so, and refuse all that comes.
     fn fail(&mut self, releases: Vec<Release>, failure: &CommitFailure) {
         self.debts = Debts::default();
@@ -523,13 +454,7 @@ impl Writer {
 
 impl Group {
     fn fits(&self, work: &Work) -> bool {
-        let (entries, bytes): (usize, usize) = match work {
-            Work::Publish(group, ..) => (group.len(), group.iter().map(|bulletin| bulletin.envelope.len()).sum()),
-            Work::Append(batch, ..) => (batch.entries.len(), batch.envelope_bytes()),
-            Work::Fill(filling, ..) => (filling.fills.entries.len(), filling.fills.envelope_bytes()),
-            Work::Express(express, ..) => (1, express.envelope().map_or(0, Bytes::len)),
-            Work::Keep(..) | Work::Stop(_) => (0, 0),
-        };
+        let (entries, bytes) = work.size();
         let kept = if let Work::Keep(kept, ..) = work { kept.bytes() } else { 0 };
         // A feed's entries ahead of its order, and those in order, are not of one commit: the second must know the first.
         let apart = match work {
@@ -543,12 +468,6 @@ impl Group {
                 && self.entries + entries <= COMMIT_ENTRIES_MAX
                 && self.bytes + bytes <= COMMIT_BYTES_MAX
                 && self.releases.len() < COMMIT_ENTRIES_MAX)
-    }
-
-    fn only_answers(&self) -> bool {
-        self.entries == 0
-            && self.releases.len() < COMMIT_ENTRIES_MAX
-            && self.releases.iter().all(|release| matches!(release, Release::Keep { .. }))
     }
 }
 
@@ -573,28 +492,5 @@ pub(super) fn unreadable(error: &ReadError) -> CommitFailure {
     match error {
         ReadError::Behind(_) => CommitFailure::Busy,
         error => CommitFailure::Stopped(error.to_string()),
-    }
-}
-
-fn refuse(work: Work, failure: &CommitFailure) {
-    match work {
-        Work::Publish(_, reply, _) => drop(reply.send(Err(failure.clone()))),
-        Work::Append(_, reply, _) => drop(reply.send(Err(failure.clone()))),
-        Work::Fill(_, reply, _) => drop(reply.send(Err(failure.clone()))),
-        Work::Express(_, reply, _) => drop(reply.send(Err(failure.clone()))),
-        Work::Keep(_, reply, _) => drop(reply.send(Err(failure.clone()))),
-        Work::Stop(reply) => drop(reply.send(())),
-    }
-}
-
-fn fail_all(releases: Vec<Release>, failure: &CommitFailure) {
-    for release in releases {
-        match release {
-            Release::Publish { reply, .. } => drop(reply.send(Err(failure.clone()))),
-            Release::Append { reply, .. } => drop(reply.send(Err(failure.clone()))),
-            Release::Fill { reply, .. } => drop(reply.send(Err(failure.clone()))),
-            Release::Express { reply, .. } => drop(reply.send(Err(failure.clone()))),
-            Release::Keep { reply, .. } => drop(reply.send(Err(failure.clone()))),
-        }
     }
 }

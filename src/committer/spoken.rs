@@ -266,48 +266,15 @@ pub(super) fn custody_of(
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use barid_core::feed::checkpoint::sign;
     use barid_core::feed::note::{Algorithm, SigningKey};
     use barid_core::feed::tree::Frontier;
-    use barid_core::follow::{VerifiedBatch, VerifiedContent, VerifiedEntry};
-    use barid_core::names::Digest;
+    use barid_core::follow::VerifiedBatch;
 
     use super::*;
-    use crate::committer::{Committer, Kept, Options};
+    use crate::committer::Kept;
+    use crate::committer::testing::{batch, of, start};
     use crate::store::memory::MemoryStore;
     use crate::store::{Append, Commit, Content, NewEntry, Store};
-
-    fn key(member: &str) -> SigningKey {
-        SigningKey::from_seed(&format!("{member}.rabat.example/feed/1"), Algorithm::Ed25519, [7; 32]).unwrap()
-    }
-
-    fn of(name: &str) -> FeedId {
-        format!("{name}.rabat.example/feed/1").parse().unwrap()
-    }
-
-    fn start(store: &Arc<dyn Store>, folder: &std::path::Path) -> Committer {
-        let mirror = SigningKey::from_seed("ma.rabat.example/mirror", Algorithm::CosignatureEd25519, [8; 32]).unwrap();
-        let custody = SigningKey::from_seed("ma.rabat.example/custody", Algorithm::Ed25519, [9; 32]).unwrap();
-        let keys = Keys { feed: vec![key("ma")], mirror, custody };
-        let (feed, mark, lone_start) = (of("ma"), folder.join("mark"), Duration::ZERO);
-        Committer::start(Arc::clone(store), Options { feed, keys, mark, first: true, lone_start }).unwrap()
-    }
-
-    /// `count` entries of tn's feed, held as digests.
-    fn batch(first: &Frontier, count: u8) -> VerifiedBatch {
-        let mut frontier = first.clone();
-        let entries: Vec<_> = (0..count)
-            .map(|n| {
-                let digest = Digest([n; 32]);
-                frontier.append(&digest);
-                VerifiedEntry { digest, content: VerifiedContent::Undisclosed(Undisclosed::Withheld), held_back: None }
-            })
-            .collect();
-        let checkpoint = sign(&checkpoint_of(&of("tn"), &frontier), &[key("tn")]).unwrap();
-        let (feed, first) = (of("tn"), first.size());
-        let (consistency_proof, findings) = (Vec::new(), Vec::new());
-        VerifiedBatch { feed, first, entries, frontier, checkpoint, consistency_proof, findings }
-    }
 
     #[tokio::test]
     async fn one_answer_speaks_of_all_that_came_before_it() {

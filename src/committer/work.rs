@@ -101,4 +101,17 @@ pub(crate) enum Work {
     Stop(oneshot::Sender<()>),
 }
 
+impl Work {
+    /// Entries, and bytes of their envelopes.
+    pub(super) fn size(&self) -> (usize, usize) {
+        match self {
+            Self::Publish(group, ..) => (group.len(), group.iter().map(|bulletin| bulletin.envelope.len()).sum()),
+            Self::Append(batch, ..) => (batch.entries.len(), batch.envelope_bytes()),
+            Self::Fill(filling, ..) => (filling.fills.entries.len(), filling.fills.envelope_bytes()),
+            Self::Express(express, ..) => (1, express.envelope().map_or(0, Bytes::len)),
+            Self::Keep(..) | Self::Stop(_) => (0, 0),
+        }
+    }
+}
+
 pub(crate) type Permit = tokio::sync::OwnedSemaphorePermit;

@@ -1,0 +1,257 @@
+//! Where work is handed in, and who does it: the committer's thread, or now and then whoever brings the work.
+//!
+//! In scope: that one at a time holds the writer, and which thread. Out of scope: what is done (`run`), and in which order (`queue`).
+//!
+//! A hand-over to another thread and back costs a lone bulletin two wake-ups, together as long as half a sync. So work that comes alone is
+//! committed where it comes, on a thread of the network, which has nothing else to do; whatever comes in company, is long, or meets a disk
+//! that takes its time is left to the committer's thread (`docs/adr/commits-where-they-come.md`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::oneshot;
+
+use super::queue::{Closed, Queue, Waited};
+use super::run::{Turn, Writer};
+use super::{ROOM_CHECK_EVERY, Work};
+
+/// A disk that took longer for the newest commit would hold up the other work of a thread of the network.
+const QUICK: Duration = Duration::from_millis(2);
+/// Entries of work that is committed where it comes, at most.
+const SHORT_ENTRIES_MAX: usize = 4;
+/// Bytes of it.
+const SHORT_BYTES_MAX: usize = 64 << 10;
+/// Pieces of work in such a commit that waited for company: more are left to the committer's thread.
+const COMPANY_MAX: usize = 16;
+
+/// Longer than any commit.
+const LONG: u64 = u64::MAX;
+
+/// The writer and what waits for it.
+struct Desk {
+    queue: Queue,
+    /// Gone once it has ended.
+    writer: Mutex<Option<Writer>>,
+    /// Microseconds that the newest commit took; [`LONG`] if it was of many entries: more of them will be coming.
+    took: AtomicU64,
+}
+
+/// The side that hands work in. Once the last one is dropped, the committer's thread ends.
+pub(crate) struct Sender(Arc<Desk>);
+
+impl Clone for Sender {
+    fn clone(&self) -> Self {
+        self.0.queue.join();
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.0.queue.leave();
+    }
+}
+
+/// Starts the committer's thread.
+pub(super) fn start(writer: Writer) -> std::io::Result<Sender> {
+    // Nothing is known of the disk yet.
+    let took = AtomicU64::new(LONG);
+    let desk = Arc::new(Desk { queue: Queue::new(), writer: Mutex::new(Some(writer)), took });
+    let thread = Arc::clone(&desk);
+    std::thread::Builder::new().name("committer".into()).spawn(move || thread.serve())?;
+    Ok(Sender(desk))
+}
+
+impl Sender {
+    /// Hands work in, for the committer's thread.
+    pub(super) fn send(&self, work: Work) -> Result<(), Closed> {
+        self.0.queue.push(work)
+    }
+
+    /// Hands work in, and commits it before it returns if nothing else is to be done.
+    pub(super) async fn send_or_commit(&self, work: Work) -> Result<(), Closed> {
+        if !self.0.may_commit_here(&work) {
+            return self.send(work);
+        }
+        if let Some(work) = self.0.queue.push_alone(work)? {
+            return self.send(work);
+        }
+        // Whatever happens, somebody does it.
+        let _otherwise = Wake(&self.0.queue);
+        // Others that are about to hand work in do so first: then it does not come alone, and their commits are one.
+        tokio::task::yield_now().await;
+        if self.0.queue.is_alone(COMPANY_MAX)
+            && let Some(writer) = self.0.writer.try_lock()
+            && let Some(stop) = self.0.turn(writer)
+        {
+            // The end is for the committer's thread.
+            self.0.queue.give_back(Work::Stop(stop));
+        }
+        Ok(())
+    }
+}
+
+/// Has the committer's thread look for what is left to do.
+struct Wake<'a>(&'a Queue);
+
+impl Drop for Wake<'_> {
+    fn drop(&mut self) {
+        self.0.wake();
+    }
+}
+
+impl Desk {
+    fn may_commit_here(&self, work: &Work) -> bool {
+        let (entries, bytes) = work.size();
+        entries <= SHORT_ENTRIES_MAX
+            && bytes <= SHORT_BYTES_MAX
+            && u128::from(self.took.load(Ordering::Relaxed)) <= QUICK.as_micros()
+            && !self.writer.is_locked()
+            // The one thread of another runtime drives everything.
+            && Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)
+    }
+
+    /// One commit of what waits; who waits for the end, if that was next.
+    fn turn(&self, writer: MutexGuard<'_, Option<Writer>>) -> Option<oneshot::Sender<()>> {
+        let mut turning = Turning { desk: self, writer };
+        let began = Instant::now();
+        let Turn { entries, stop } = turning.writer.as_mut()?.turn(&self.queue);
+        if let Some(entries) = entries {
+            let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(LONG);
+            self.took.store(if entries > SHORT_ENTRIES_MAX { LONG } else { micros }, Ordering::Relaxed);
+        }
+        stop
+    }
+
+    /// Commits what comes, until told to stop or nobody is left. Looks now and then whether there is room on the disk.
+    fn serve(self: Arc<Self>) {
+        let mut look = Instant::now() + ROOM_CHECK_EVERY;
+        let mut stop = None;
+        while stop.is_none() {
+            let waited = self.queue.wait(look);
+            let mut writer = self.writer.lock();
+            let Some(open) = writer.as_mut() else { return };
+            look = open.look_for_room_in_time() + ROOM_CHECK_EVERY;
+            match waited {
+                Waited::Turn => stop = self.turn(writer),
+                Waited::Time => {}
+                Waited::Closed => break,
+            }
+        }
+        // Whoever waits for the end may end the process: the store is let go of before.
+        let writer = self.writer.lock().take();
+        self.queue.close();
+        drop(writer);
+        drop(self);
+        if let Some(reply) = stop {
+            let _ = reply.send(());
+        }
+    }
+}
+
+/// After a panic nobody knows how far a commit came: the writer is gone with it.
+struct Turning<'a> {
+    desk: &'a Desk,
+    writer: MutexGuard<'a, Option<Writer>>,
+}
+
+impl Drop for Turning<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            *self.writer = None;
+            self.desk.queue.close();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use barid_core::feed::tree::Frontier;
+    use tokio::task::JoinSet;
+
+    use crate::committer::testing::{batch, of, start};
+    use crate::committer::{CommitFailure, Kept};
+    use crate::store::Store;
+    use crate::store::memory::MemoryStore;
+
+    fn size(store: &Arc<dyn Store>) -> u64 {
+        store.feed(&of("tn")).map_or(0, |state| state.frontier.size())
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_comes_alone_is_committed_before_it_is_answered_for() {
+        let (store, folder): (Arc<dyn Store>, _) = (Arc::new(MemoryStore::new()), tempfile::tempdir().unwrap());
+        let committer = start(&store, folder.path());
+        let (mut edge, mut here) = (Frontier::new(), 0);
+        for _ in 0..200 {
+            let next = batch(&edge, 1);
+            edge = next.frontier.clone();
+            let mut answer = committer.appending(next).await.unwrap();
+            here += usize::from(answer.try_recv().is_ok_and(|appended| appended.unwrap().size == edge.size()));
+            // Whoever committed it: nothing else is to be done then.
+            while size(&store) < edge.size() {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert!(here > 0, "all were left to the committer's thread");
+        committer.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_given_up_while_it_is_handed_in_is_done_all_the_same() {
+        let (store, folder): (Arc<dyn Store>, _) = (Arc::new(MemoryStore::new()), tempfile::tempdir().unwrap());
+        let committer = start(&store, folder.path());
+        let mut edge = Frontier::new();
+        for _ in 0..200 {
+            let next = batch(&edge, 1);
+            edge = next.frontier.clone();
+            let mut handing_in = Box::pin(committer.appending(next));
+            let _ = futures::poll!(&mut handing_in);
+            drop(handing_in);
+            let mut committed = committer.watch();
+            let done = committed.wait_for(|_| size(&store) == edge.size());
+            tokio::time::timeout(Duration::from_secs(60), done).await.expect("nobody does it").unwrap();
+        }
+        committer.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn all_that_many_hand_in_is_answered_also_when_it_ends() {
+        let (store, folder): (Arc<dyn Store>, _) = (Arc::new(MemoryStore::new()), tempfile::tempdir().unwrap());
+        let committer = start(&store, folder.path());
+        let mut tasks = JoinSet::new();
+        for _ in 0..8 {
+            let committer = committer.clone();
+            tasks.spawn(async move {
+                let mut sizes = Vec::new();
+                // Everyone tries to continue the feed from where it is: one wins each time.
+                loop {
+                    let edge = committer.store().feed(&of("tn")).map(|state| state.frontier).unwrap_or_default();
+                    match committer.append(batch(&edge, 1)).await {
+                        Ok(appended) => sizes.push(appended.size),
+                        Err(CommitFailure::Stale { .. }) => {}
+                        Err(CommitFailure::Stopped(_)) => return sizes,
+                        Err(other) => panic!("{other}"),
+                    }
+                    if committer.keep(Kept::default()).await.is_err() {
+                        return sizes;
+                    }
+                }
+            });
+        }
+        committer.watch().wait_for(|_| size(&store) >= 500).await.unwrap();
+        committer.stop().await;
+        let mut sizes = tasks.join_all().await.concat();
+        sizes.sort_unstable();
+        assert_eq!(sizes, (1..=size(&store)).collect::<Vec<_>>(), "each entry was answered for once");
+        drop(committer);
+        assert_eq!(Arc::strong_count(&store), 1, "the store is let go of");
+    }
+}
