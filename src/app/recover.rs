@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use barid_core::feed::note::SigningKey;
 use barid_core::names::{FeedId, Member};
+use barid_core::roster::{ClosedFeed, Roster};
 use tokio::time::Instant;
 
 use super::{AppError, Inside, Purpose, check_user, in_force, mark_path, serve};
 use crate::committer::{NextEpoch, OpenEpochError, OpenedEpoch, StartError, is_in_doubt, open_epoch};
 use crate::config::NodeConfig;
+use crate::store::Store;
 
 /// How often it is looked at how far it has come.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -112,11 +114,12 @@ pub async fn recover(
                 fetched = fetching => fetched?,
                 () = stop => return Err(RecoverError::Stopped),
             }
-            if let Some(evidence) = inside.exchange.peers().stopped_feeds().remove(&old).filter(|_| !this_history) {
-                return Err(RecoverError::TwoHistories { feed: old, evidence });
-            }
             // A newer roster may have come with the links.
             let roster = inside.rosters.load().newest_shared();
+            let decided = this_history || is_settled(inside.committer.store().as_ref(), &roster, &old);
+            if let Some(evidence) = inside.exchange.peers().stopped_feeds().remove(&old).filter(|_| !decided) {
+                return Err(RecoverError::TwoHistories { feed: old, evidence });
+            }
             let next = NextEpoch::of(next_keys, &old, &roster)?;
             Ok((roster, next))
         }
@@ -134,6 +137,13 @@ pub async fn recover(
     };
     let opened = tokio::task::spawn_blocking(move || open_epoch(&store, &roster, &old, &next, &mark)).await;
     Ok(opened.map_err(|_| AppError::Transport("opening the epoch ended in a panic".into()))??)
+}
+
+/// Whether the history that is held is the one with which the roster ends the feed: then nobody is asked which of two is right.
+fn is_settled(store: &dyn Store, roster: &Roster, feed: &FeedId) -> bool {
+    let (Some(member), Some(state)) = (roster.member(&feed.member), store.feed(feed)) else { return false };
+    let held = |closed: &ClosedFeed| closed.size == state.frontier.size() && closed.root == state.frontier.root();
+    member.closed_feeds.iter().any(|closed| closed.epoch == feed.epoch && held(closed))
 }
 
 async fn fetch(

@@ -1,4 +1,4 @@
-//! Alarms while a copy held here is not the one that the governors have settled.
+//! Alarms while a copy held here is another history than the one that the governors have settled, or than this node has cosigned.
 
 use barid_core::names::{FeedId, Member};
 use barid_core::roster::ClosedFeed;
@@ -7,14 +7,15 @@ use super::Node;
 use crate::store::Store;
 
 impl Node {
-    /// Of which feeds there is another history here than the one with which the newest roster ends them.
+    /// Of which feeds there is another history here than the one with which the newest roster ends them, or than this node vouched for.
     pub(super) fn settled_alarms(&self) -> Vec<String> {
         let roster = self.rosters.load().newest_shared();
         let closed = roster.entries().flat_map(|member| {
             let code = &member.code;
             member.closed_feeds.iter().map(move |closed| (code, closed))
         });
-        rejected(self.store.as_ref(), closed).iter().map(alarm).collect()
+        let rejected = rejected(self.store.as_ref(), closed);
+        rejected.iter().map(alarm).chain(self.committer.contradicting().iter().map(cosigned)).collect()
     }
 }
 
@@ -22,6 +23,10 @@ fn alarm(feed: &FeedId) -> String {
     format!(
         "the governors have ended {feed} with another history than is held here: what is read of it here may be what they rejected"
     )
+}
+
+fn cosigned(feed: &FeedId) -> String {
+    format!("this node has cosigned another history of {feed} than it holds: it says nothing of this one")
 }
 
 /// The feeds of which more is held than was settled, or another tree. A shorter copy is not judged: the rest may come.
@@ -76,5 +81,6 @@ mod tests {
         assert_eq!(found(1, 5, Hash([1; 32])), std::slice::from_ref(&feed));
         assert_eq!(found(1, 4, settled.root()), std::slice::from_ref(&feed), "an entry too many");
         assert_eq!(coded(&alarm(&feed)).code, "another-history");
+        assert_eq!(coded(&cosigned(&feed)).code, "another-cosigned");
     }
 }

@@ -161,7 +161,9 @@ struct Turning<'a> {
 impl Drop for Turning<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            *self.writer = None;
+            if let Some(writer) = self.writer.take() {
+                writer.has_failed("a commit ended in a panic");
+            }
             self.desk.queue.close();
         }
     }
@@ -177,7 +179,7 @@ mod tests {
     use tokio::task::JoinSet;
 
     use crate::committer::testing::{batch, of, start};
-    use crate::committer::{CommitFailure, Kept};
+    use crate::committer::{CommitFailure, Gate, Kept};
     use crate::store::Store;
     use crate::store::memory::MemoryStore;
 
@@ -220,6 +222,31 @@ mod tests {
             tokio::time::timeout(Duration::from_secs(60), done).await.expect("nobody does it").unwrap();
         }
         committer.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn after_a_panic_nothing_is_committed_and_whoever_waits_is_told() {
+        for before in [0, 100] {
+            let (store, folder): (Arc<dyn Store>, _) = (Arc::new(MemoryStore::new()), tempfile::tempdir().unwrap());
+            let committer = start(&store, folder.path());
+            let mut edge = Frontier::new();
+            // The first is committed by the committer's thread; of many, some are where they come.
+            for _ in 0..before {
+                let next = batch(&edge, 1);
+                edge = next.frontier.clone();
+                committer.append(next).await.unwrap();
+            }
+            // A time that overflows: the defect that this test makes up.
+            committer.set_clock(i64::MAX);
+            let (one, next) = (committer.clone(), batch(&edge, 1));
+            let told = tokio::spawn(async move { one.append(next).await }).await;
+            assert!(!matches!(told, Ok(Ok(_))), "{told:?}");
+            let failure = committer.append(batch(&edge, 1)).await.unwrap_err();
+            assert!(failure.to_string().contains("panic"), "{failure}");
+            assert_eq!(size(&store), edge.size());
+            committer.stop().await;
+            assert!(matches!(&*committer.gate().borrow(), Gate::Stopped(why) if why.contains("panic")));
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

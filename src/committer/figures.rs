@@ -1,6 +1,6 @@
 //! What the committer tells of itself while it works.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use barid_core::names::FeedId;
 use tokio::sync::watch;
@@ -13,6 +13,12 @@ impl Committer {
     #[must_use]
     pub fn disk_full(&self) -> watch::Receiver<Option<String>> {
         self.shared.full.subscribe()
+    }
+
+    /// Feeds of which another history is held than this node has cosigned before it lost its store: it says nothing of what is held.
+    #[must_use]
+    pub fn contradicting(&self) -> BTreeSet<FeedId> {
+        self.shared.contradicting.lock().clone()
     }
 
     /// Bytes of bulletins of each feed that were committed since the start.

@@ -20,7 +20,7 @@ mod spoken;
 mod testing;
 mod work;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -182,6 +182,8 @@ pub(crate) struct Shared {
     #[cfg(test)]
     clock_set: std::sync::atomic::AtomicI64,
     newest: Mutex<Option<SignedCheckpoint>>,
+    /// Feeds of which another history is held than this node has cosigned.
+    contradicting: Mutex<BTreeSet<FeedId>>,
     /// Envelope bytes of each feed that were committed since the start.
     bytes: Mutex<BTreeMap<FeedId, u64>>,
 }
@@ -230,6 +232,7 @@ impl Committer {
             #[cfg(test)]
             clock_set: std::sync::atomic::AtomicI64::new(0),
             newest: Mutex::new(None),
+            contradicting: Mutex::default(),
             bytes: Mutex::default(),
             store,
         });

@@ -446,9 +446,14 @@ impl Writer {
     /// The store has failed for ever: say so, and refuse all that comes.
     fn fail(&mut self, releases: Vec<Release>, failure: &CommitFailure) {
         self.debts = Debts::default();
-        tracing::error!(%failure, "the store has failed: nothing more is committed");
-        self.shared.gate.send_replace(Gate::Stopped(failure.to_string()));
+        self.has_failed(&failure.to_string());
         fail_all(releases, failure);
+    }
+
+    /// Nothing more is committed: why.
+    pub(super) fn has_failed(&self, why: &str) {
+        tracing::error!(why, "the store has failed: nothing more is committed");
+        self.shared.gate.send_replace(Gate::Stopped(why.to_owned()));
     }
 }
 

@@ -152,7 +152,9 @@ impl Writer {
         match root {
             Ok(root) if root == said => Permitted::Yes,
             Ok(_) => {
-                tracing::error!(%feed, size = word.size, "this node has cosigned another history: it says nothing of this one");
+                if self.shared.contradicting.lock().insert(feed.clone()) {
+                    tracing::error!(%feed, size = word.size, "this node has cosigned another history: it says nothing of this one");
+                }
                 Permitted::No
             }
             Err(_) => Permitted::Later,
@@ -334,6 +336,7 @@ mod tests {
             }
             committer.stop().await;
             assert_eq!(size(), (Some(5), said), "continues: {continues}");
+            assert_eq!(committer.contradicting().contains(&of("tn")), !continues, "the operator is told");
             // Nor after a restart.
             start(&store, folder.path()).stop().await;
             assert_eq!(size(), (Some(5), said), "continues: {continues}");

@@ -84,8 +84,15 @@ pub(crate) async fn keep_all(shared: Arc<Shared>, peer: Member, mut waiting: mps
         };
         // Ended only by a panic, which has been reported.
         let verified = tokio::task::spawn_blocking(move || verifier.verify_all(notes)).await;
-        let Ok((kept, reached)) = verified else { continue };
-        let answered = || reached.iter().for_each(|(holder, through)| shared.ways.answered(holder, &peer, *through));
+        let Ok(Verified { kept, reached, heads_shown }) = verified else { continue };
+        let answered = || {
+            reached.iter().for_each(|(holder, through)| shared.ways.answered(holder, &peer, *through));
+            // Our own words that it gave back are kept by now: whoever waits for its heads may build on them.
+            if heads_shown {
+                shared.own.heads_shown(&peer);
+                shared.options.committer.peer_shown();
+            }
+        };
         if kept.cosigned.is_empty() && kept.custody.is_empty() && kept.forks.is_empty() {
             answered();
             continue;
@@ -138,9 +145,18 @@ struct Verifier {
     roster: Arc<Roster>,
 }
 
+/// What is to be done with notes that were verified.
+struct Verified {
+    kept: Kept,
+    /// As [`Verifier::reached`].
+    reached: Vec<(Member, u64)>,
+    /// The peer has shown all of its heads.
+    heads_shown: bool,
+}
+
 impl Verifier {
-    fn verify_all(&self, notes: Vec<Signed>) -> (Kept, Vec<(Member, u64)>) {
-        let mut kept = Kept::default();
+    fn verify_all(&self, notes: Vec<Signed>) -> Verified {
+        let (mut kept, mut heads_shown) = (Kept::default(), false);
         // Of several cosignatures by one member on one feed the newest says all that the others do.
         let mut cosigned: BTreeMap<(FeedId, Member), (u64, Bytes)> = BTreeMap::new();
         for note in notes {
@@ -155,8 +171,7 @@ impl Verifier {
                 Signed::Heartbeat(beat) => self.heartbeat(&beat),
                 Signed::Consistency(shown) => self.consistency(&shown),
                 Signed::HeadsShown => {
-                    self.shared.own.heads_shown(&self.peer);
-                    self.shared.options.committer.peer_shown();
+                    heads_shown = true;
                     Ok(())
                 }
             };
@@ -169,7 +184,7 @@ impl Verifier {
             }
         }
         kept.forks = self.found.take();
-        (kept, self.reached.take())
+        Verified { kept, reached: self.reached.take(), heads_shown }
     }
 
     fn report(&self, result: Result<(), NoteFault>) {

@@ -59,6 +59,7 @@ pub const ALARMS: &[(&str, &str)] = &[
         "another-history",
         "the governors have ended {} with another history than is held here: what is read of it here may be what they rejected",
     ),
+    ("another-cosigned", "this node has cosigned another history of {} than it holds: it says nothing of this one"),
     (
         "disk-full",
         "the disk is full: nothing is published here and no entries are taken from peers, and both go on by themselves once there is room; {}",

@@ -199,6 +199,7 @@ alarm-peer-clock-ahead = the clock of { $v1 } is more than 5 minutes ahead of ou
 alarm-peer-clock-behind = the clock of { $v1 } is more than 5 minutes behind ours: one of them is wrong
 alarm-two-histories = { $v1 } is no longer followed: { $v2 }; `barid feed` shows what proves it and resumes it
 alarm-another-history = the governors have ended { $v1 } with another history than is held here: what is read of it here may be what they rejected. The operator's guide says how to have theirs
+alarm-another-cosigned = this node has cosigned another history of { $v1 } than it holds: it says nothing of this one. The operator's guide says what to do
 alarm-disk-full = the disk is full: nothing is published here and no entries are taken from peers, and both go on by themselves once there is room; { $v1 }
 alarm-roster-missing = { $v1 } publishes by roster version { $v2 }, which no peer has shown: such bulletins are passed over until it comes; ask { $v1 }
 alarm-in-doubt = this node does not publish: { $v1 }; run `barid recover`

@@ -198,6 +198,7 @@ alarm-peer-clock-ahead = l'horloge de { $v1 } avance de plus de 5 minutes sur la
 alarm-peer-clock-behind = l'horloge de { $v1 } retarde de plus de 5 minutes sur la nôtre : l'une des deux est fausse
 alarm-two-histories = { $v1 } n'est plus suivi : { $v2 } ; `barid feed` montre ce qui le prouve et le reprend
 alarm-another-history = les gouverneurs ont clos { $v1 } avec une autre histoire que celle détenue ici : ce qui s'en lit ici peut être ce qu'ils ont rejeté. Le guide de l'opérateur dit comment obtenir la leur
+alarm-another-cosigned = ce nœud a cosigné une autre histoire de { $v1 } que celle qu'il détient : il n'affirme rien de celle-ci. Le guide de l'opérateur dit que faire
 alarm-disk-full = le disque est plein : rien n'est publié ici et rien n'est pris des pairs ; les deux reprennent d'eux-mêmes dès qu'il y a de la place ; { $v1 }
 alarm-roster-missing = { $v1 } publie selon la version { $v2 } de la liste, qu'aucun pair n'a montrée : ces bulletins sont passés jusqu'à ce qu'elle arrive ; demandez à { $v1 }
 alarm-in-doubt = ce nœud ne publie pas : { $v1 } ; lancez `barid recover`
