@@ -3,11 +3,10 @@
 //! In scope: that one at a time holds the writer, and which thread. Out of scope: what is done (`run`), and in which order (`queue`).
 //!
 //! A hand-over to another thread and back costs a lone bulletin two wake-ups, together as long as half a sync. So work that comes alone is
-//! committed where it comes, on a thread of the network, which has nothing else to do; whatever comes in company, is long, or meets a disk
-//! that takes its time is left to the committer's thread (`docs/adr/commits-where-they-come.md`).
+//! committed where it comes, on a thread of the network. Whatever comes in company, is long, or meets a disk or a thread that had much to do is
+//! left to the committer's thread (`docs/adr/commits-where-they-come.md`).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -18,7 +17,7 @@ use super::queue::{Closed, Queue, Waited};
 use super::run::{Turn, Writer};
 use super::{ROOM_CHECK_EVERY, Work};
 
-/// A disk that took longer for the newest commit would hold up the other work of a thread of the network.
+/// Work is committed where it comes only while that takes no longer: a thread of the network has other things to do.
 const QUICK: Duration = Duration::from_millis(2);
 /// Entries of work that is committed where it comes, at most.
 const SHORT_ENTRIES_MAX: usize = 4;
@@ -27,16 +26,38 @@ const SHORT_BYTES_MAX: usize = 64 << 10;
 /// Pieces of work in such a commit that waited for company: more are left to the committer's thread.
 const COMPANY_MAX: usize = 16;
 
-/// Longer than any commit.
-const LONG: u64 = u64::MAX;
-
 /// The writer and what waits for it.
 struct Desk {
     queue: Queue,
     /// Gone once it has ended.
     writer: Mutex<Option<Writer>>,
-    /// Microseconds that the newest commit took; [`LONG`] if it was of many entries: more of them will be coming.
-    took: AtomicU64,
+    /// What may be expected of the next commit.
+    pace: Mutex<Pace>,
+}
+
+/// How long commits take: one that took long is remembered the longer, the longer it took.
+struct Pace {
+    expected: Duration,
+    /// The newest commit was of many entries: more of them will be coming.
+    crowded: bool,
+}
+
+impl Pace {
+    /// Nothing is known of the disk yet.
+    const UNKNOWN: Self = Self { expected: Duration::MAX, crowded: false };
+
+    fn is_quick(&self) -> bool {
+        !self.crowded && self.expected <= QUICK
+    }
+
+    /// So many entries became durable in this time.
+    fn took(&mut self, time: Duration, entries: usize) {
+        self.crowded = entries > SHORT_ENTRIES_MAX;
+        self.expected = match self.expected {
+            Duration::MAX => time,
+            expected => time.max(expected - expected / 8),
+        };
+    }
 }
 
 /// The side that hands work in. Once the last one is dropped, the committer's thread ends.
@@ -57,9 +78,8 @@ impl Drop for Sender {
 
 /// Starts the committer's thread.
 pub(super) fn start(writer: Writer) -> std::io::Result<Sender> {
-    // Nothing is known of the disk yet.
-    let took = AtomicU64::new(LONG);
-    let desk = Arc::new(Desk { queue: Queue::new(), writer: Mutex::new(Some(writer)), took });
+    let queue = Queue::new(writer.due());
+    let desk = Arc::new(Desk { queue, writer: Mutex::new(Some(writer)), pace: Mutex::new(Pace::UNKNOWN) });
     let thread = Arc::clone(&desk);
     std::thread::Builder::new().name("committer".into()).spawn(move || thread.serve())?;
     Ok(Sender(desk))
@@ -81,17 +101,24 @@ impl Sender {
         }
         // Whatever happens, somebody does it.
         let _otherwise = Wake(&self.0.queue);
-        // Others that are about to hand work in do so first: then it does not come alone, and their commits are one.
+        let handed_in = Instant::now();
+        // Others that are about to hand work in do so first: then it does not come alone, and their commits are one. On a thread that has much to
+        // do that takes long, and counts as if the disk did.
         tokio::task::yield_now().await;
-        if self.0.queue.is_alone(COMPANY_MAX)
+        if self.0.queue.holds_one(is_short, COMPANY_MAX)
             && let Some(writer) = self.0.writer.try_lock()
-            && let Some(stop) = self.0.turn(writer)
+            && let Some(stop) = (Turning { desk: &self.0, writer }).turn(handed_in)
         {
             // The end is for the committer's thread.
             self.0.queue.give_back(Work::Stop(stop));
         }
         Ok(())
     }
+}
+
+fn is_short(work: &Work) -> bool {
+    let (entries, bytes) = work.size();
+    entries <= SHORT_ENTRIES_MAX && bytes <= SHORT_BYTES_MAX
 }
 
 /// Has the committer's thread look for what is left to do.
@@ -105,25 +132,11 @@ impl Drop for Wake<'_> {
 
 impl Desk {
     fn may_commit_here(&self, work: &Work) -> bool {
-        let (entries, bytes) = work.size();
-        entries <= SHORT_ENTRIES_MAX
-            && bytes <= SHORT_BYTES_MAX
-            && u128::from(self.took.load(Ordering::Relaxed)) <= QUICK.as_micros()
+        is_short(work)
+            && self.pace.lock().is_quick()
             && !self.writer.is_locked()
             // The one thread of another runtime drives everything.
             && Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)
-    }
-
-    /// One commit of what waits; who waits for the end, if that was next.
-    fn turn(&self, writer: MutexGuard<'_, Option<Writer>>) -> Option<oneshot::Sender<()>> {
-        let mut turning = Turning { desk: self, writer };
-        let began = Instant::now();
-        let Turn { entries, stop } = turning.writer.as_mut()?.turn(&self.queue);
-        if let Some(entries) = entries {
-            let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(LONG);
-            self.took.store(if entries > SHORT_ENTRIES_MAX { LONG } else { micros }, Ordering::Relaxed);
-        }
-        stop
     }
 
     /// Commits what comes, until told to stop or nobody is left. Looks now and then whether there is room on the disk.
@@ -132,11 +145,11 @@ impl Desk {
         let mut stop = None;
         while stop.is_none() {
             let waited = self.queue.wait(look);
-            let mut writer = self.writer.lock();
-            let Some(open) = writer.as_mut() else { return };
-            look = open.look_for_room_in_time() + ROOM_CHECK_EVERY;
+            let mut turning = Turning { desk: &self, writer: self.writer.lock() };
+            let Some(writer) = turning.writer.as_mut() else { return };
+            look = writer.look_for_room_in_time() + ROOM_CHECK_EVERY;
             match waited {
-                Waited::Turn => stop = self.turn(writer),
+                Waited::Turn => stop = turning.turn(Instant::now()),
                 Waited::Time => {}
                 Waited::Closed => break,
             }
@@ -152,10 +165,21 @@ impl Desk {
     }
 }
 
-/// After a panic nobody knows how far a commit came: the writer is gone with it.
+/// Who has the writer in hand. After a panic nobody knows how far a commit came: the writer is gone with it.
 struct Turning<'a> {
     desk: &'a Desk,
     writer: MutexGuard<'a, Option<Writer>>,
+}
+
+impl Turning<'_> {
+    /// One commit of what waits, since `began`; who waits for the end, if that was next.
+    fn turn(mut self, began: Instant) -> Option<oneshot::Sender<()>> {
+        let Turn { committed, stop } = self.writer.as_mut()?.turn(&self.desk.queue);
+        if let Some(entries) = committed {
+            self.desk.pace.lock().took(began.elapsed(), entries);
+        }
+        stop
+    }
 }
 
 impl Drop for Turning<'_> {
@@ -178,10 +202,27 @@ mod tests {
     use barid_core::feed::tree::Frontier;
     use tokio::task::JoinSet;
 
+    use super::Pace;
     use crate::committer::testing::{batch, of, start};
     use crate::committer::{CommitFailure, Gate, Kept};
     use crate::store::Store;
     use crate::store::memory::MemoryStore;
+
+    #[test]
+    fn one_slow_commit_is_remembered_until_many_were_quick() {
+        let mut pace = Pace::UNKNOWN;
+        assert!(!pace.is_quick());
+        pace.took(Duration::from_micros(300), 1);
+        assert!(pace.is_quick());
+        pace.took(Duration::from_micros(300), 100);
+        assert!(!pace.is_quick(), "many come");
+        pace.took(Duration::from_millis(500), 1);
+        let until_quick = (0..1_000).find(|_| {
+            pace.took(Duration::from_micros(300), 1);
+            pace.is_quick()
+        });
+        assert!((20..100).contains(&until_quick.unwrap()), "{until_quick:?}");
+    }
 
     fn size(store: &Arc<dyn Store>) -> u64 {
         store.feed(&of("tn")).map_or(0, |state| state.frontier.size())

@@ -63,7 +63,7 @@ pub const ROOM_CHECK_EVERY: Duration = Duration::from_secs(1);
 /// [`barid_core::limits::RECORD_HEAD_BYTES_MAX`].
 pub const KEPT_BYTES_MAX: usize = 8 << 20;
 
-/// What the committer signs with. What becomes true by a commit is signed by its thread alone.
+/// What the committer signs with. What becomes true by a commit is signed by the writer alone.
 pub struct Keys {
     /// Keys of the feed's epoch: Ed25519 and, if the roster lists one, ML-DSA-44.
     pub feed: Vec<SigningKey>,
@@ -348,7 +348,8 @@ impl Committer {
         Ok(answer)
     }
 
-    /// As [`Self::publishing`], but waits for room in the queue: for callers that can make others wait in turn. Waiters are served in
+    /// As [`Self::publishing`], but waits for room in the queue, and where nothing else is to be done until it is durable: for callers that
+    /// can make others wait in turn. Waiters are served in
     /// the order in which they came; dropping the future gives up the place.
     ///
     /// # Errors
@@ -380,7 +381,8 @@ impl Committer {
         self.appending(batch).await?.await.map_err(|_| self.stopped())?
     }
 
-    /// As [`Self::append`], but returns when the batch is queued: batches are committed in the order of these calls.
+    /// As [`Self::append`], but returns when the batch is queued, or durable where nothing else was to be done: batches are committed in the
+    /// order of these calls.
     ///
     /// # Errors
     /// As [`Self::append`].

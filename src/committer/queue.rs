@@ -4,7 +4,7 @@
 //! [`super::Committer`]), who does it (`desk`), and what goes into one commit (`run`).
 //!
 //! Where both lanes have work they take turns, commit by commit: what is urgent waits for at most one commit, and so does what is not. What
-//! is only kept, such as answers, waits a little for company: see [`COMPANY_WAIT`].
+//! is only kept, such as answers, waits for company before that, for [`COMPANY_WAIT`] at most.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -78,8 +78,8 @@ pub(super) enum Waited {
 pub(super) struct Closed;
 
 impl Queue {
-    /// An empty one, into which one sender hands work.
-    pub(super) fn new() -> Self {
+    /// An empty one, into which one sender hands work; `owed`: as [`Self::owe`].
+    pub(super) fn new(owed: Option<Instant>) -> Self {
         let inner = Inner {
             actual: VecDeque::new(),
             other: VecDeque::new(),
@@ -87,7 +87,7 @@ impl Queue {
             last: Lane::Ordinary,
             patient: 0,
             patient_since: None,
-            owed: None,
+            owed,
             asleep: None,
             senders: 1,
             closed: false,
@@ -118,10 +118,13 @@ impl Queue {
         Ok(None)
     }
 
-    /// Whether no more waits than one piece of work, and what waits for company with it, so many at most.
-    pub(super) fn is_alone(&self, company_max: usize) -> bool {
+    /// Whether one piece of work waits, which is `short`, and what waits for company with it, so many at most.
+    pub(super) fn holds_one(&self, short: impl Fn(&Work) -> bool, company_max: usize) -> bool {
         let inner = self.inner.lock();
-        inner.patient <= company_max && inner.waiting() <= inner.patient + 1
+        let all = inner.actual.iter().chain(&inner.other).chain(&inner.ordinary);
+        inner.patient <= company_max
+            && inner.waiting() == inner.patient + 1
+            && all.filter(|work| !is_patient(work)).all(short)
     }
 
     /// The committer's thread looks again what is to be done, unless there is nothing.
@@ -164,21 +167,26 @@ impl Queue {
             if inner.closed || inner.senders == 0 && inner.waiting() == 0 {
                 return Waited::Closed;
             }
-            let due = inner.due();
-            let until = due.map_or(time, |due| due.min(time));
-            if until <= Instant::now() {
-                return if due.is_some_and(|due| due <= time) { Waited::Turn } else { Waited::Time };
+            let now = Instant::now();
+            let due = inner.due(now);
+            if due.is_some_and(|due| due <= now) {
+                return Waited::Turn;
             }
+            if time <= now {
+                return Waited::Time;
+            }
+            let until = due.map_or(time, |due| due.min(time));
             inner.asleep = Some(until);
             self.changed.wait_until(&mut inner, until);
             inner.asleep = None;
         }
     }
 
-    /// The first work of a commit, if any waits.
-    pub(super) fn first(&self) -> Option<Work> {
+    /// The first work of a commit at this time, if any waits.
+    pub(super) fn first(&self, now: Instant) -> Option<Work> {
         let mut inner = self.inner.lock();
-        let ordinary = inner.last == Lane::Express && inner.ordinary.len() > inner.patient;
+        let long_enough = inner.company_due().is_some_and(|due| due <= now);
+        let ordinary = inner.last == Lane::Express && (inner.ordinary.len() > inner.patient || long_enough);
         let lanes = if ordinary { [Lane::Ordinary, Lane::Express] } else { [Lane::Express, Lane::Ordinary] };
         let work = lanes.into_iter().find_map(|lane| inner.pop(lane))?;
         inner.last = if urgency(&work).is_some() { Lane::Express } else { Lane::Ordinary };
@@ -192,9 +200,13 @@ impl Queue {
         inner.pop(last)
     }
 
-    /// Gives back what did not fit: it comes next in its lane.
+    /// Gives back what did not fit: it comes next in its lane. After the end whoever waits for it is told.
     pub(super) fn give_back(&self, work: Work) {
         let mut inner = self.inner.lock();
+        if inner.closed {
+            drop(inner);
+            return drop(work);
+        }
         inner.count(&work);
         inner.lane_of(&work).push_front(work);
     }
@@ -220,17 +232,21 @@ impl Inner {
     }
 
     /// When there is something to do; `None`: there is nothing.
-    fn due(&self) -> Option<Instant> {
+    fn due(&self, now: Instant) -> Option<Instant> {
         if self.waiting() > self.patient || self.senders == 0 && self.waiting() > 0 {
-            return Some(Instant::now());
+            return Some(now);
         }
-        let company = self.patient_since.map(|since| since + COMPANY_WAIT);
-        [company, self.owed].into_iter().flatten().min()
+        [self.company_due(), self.owed].into_iter().flatten().min()
+    }
+
+    /// When what waits for company has waited long enough.
+    fn company_due(&self) -> Option<Instant> {
+        self.patient_since.map(|since| since + COMPANY_WAIT)
     }
 
     /// Whether the committer's thread sleeps past what is to be done.
     fn wakes(&self) -> bool {
-        self.closed || self.asleep.zip(self.due()).is_some_and(|(until, due)| due < until)
+        self.closed || self.asleep.zip(self.due(Instant::now())).is_some_and(|(until, due)| due < until)
     }
 
     fn count(&mut self, work: &Work) {
@@ -292,8 +308,8 @@ mod tests {
         Work::Express(Box::new(express()), oneshot::channel().0, permit)
     }
 
-    fn taken(queue: &Queue) -> Vec<&'static str> {
-        let mut next = queue.first();
+    fn taken(queue: &Queue, now: Instant) -> Vec<&'static str> {
+        let mut next = queue.first(now);
         let mut taken = Vec::new();
         while let Some(work) = next {
             taken.push(match work {
@@ -309,54 +325,58 @@ mod tests {
 
     #[test]
     fn what_is_kept_waits_for_company_and_comes_with_it_in_order() {
-        let queue = Queue::new();
+        let queue = Queue::new(None);
         let now = Instant::now();
         assert_eq!(queue.wait(now), Waited::Time);
         queue.push(kept()).unwrap();
         assert_eq!(queue.wait(now), Waited::Time, "it has not waited yet");
-        assert!(queue.is_alone(1) && !queue.is_alone(0));
         assert_eq!(queue.wait(now + Duration::from_secs(600)), Waited::Turn, "it does not wait for ever");
         queue.push(appended()).unwrap();
         assert_eq!(queue.wait(Instant::now() + COMPANY_WAIT), Waited::Turn);
         queue.push(kept()).unwrap();
-        assert_eq!(taken(&queue), ["kept", "appended", "kept"]);
+        assert_eq!(taken(&queue, now), ["kept", "appended", "kept"]);
         assert_eq!(queue.wait(now), Waited::Time);
     }
 
     #[test]
     fn the_lanes_take_turns_and_what_waits_for_company_takes_none() {
-        let queue = Queue::new();
+        let (queue, now) = (Queue::new(None), Instant::now());
         for work in [appended(), urgent(), appended()] {
             queue.push(work).unwrap();
         }
-        assert_eq!(taken(&queue), ["urgent"]);
+        assert_eq!(taken(&queue, now), ["urgent"]);
         queue.push(urgent()).unwrap();
-        assert_eq!(taken(&queue), ["appended", "appended"]);
-        assert_eq!(taken(&queue), ["urgent"]);
+        assert_eq!(taken(&queue, now), ["appended", "appended"]);
+        assert_eq!(taken(&queue, now), ["urgent"]);
         queue.push(kept()).unwrap();
         queue.push(urgent()).unwrap();
-        assert_eq!(taken(&queue), ["urgent"], "though its lane was the last one");
-        assert_eq!(taken(&queue), ["kept"]);
+        assert_eq!(taken(&queue, now), ["urgent"], "though its lane was the last one");
+        queue.push(urgent()).unwrap();
+        let later = Instant::now() + COMPANY_WAIT;
+        assert_eq!(taken(&queue, later), ["kept"], "it does not wait until nothing is urgent any more");
+        assert_eq!(taken(&queue, later), ["urgent"]);
         // What did not fit comes first.
         queue.push(appended()).unwrap();
         queue.give_back(kept());
-        assert_eq!(taken(&queue), ["kept", "appended"]);
+        assert_eq!(taken(&queue, now), ["kept", "appended"]);
     }
 
     #[test]
     fn only_what_comes_alone_is_done_by_whom_it_came_with() {
-        let queue = Queue::new();
+        let queue = Queue::new(None);
         queue.push(kept()).unwrap();
+        let short = |work: &Work| work.size().0 == 1;
+        assert!(!queue.holds_one(short, 1), "there is nothing to do");
         assert!(queue.push_alone(appended()).unwrap().is_none());
-        assert!(queue.is_alone(1));
+        assert!(queue.holds_one(short, 1) && !queue.holds_one(short, 0) && !queue.holds_one(|_| false, 1));
         assert!(queue.push_alone(appended()).unwrap().is_some(), "there is something to do already");
         queue.push(urgent()).unwrap();
-        assert!(!queue.is_alone(1));
+        assert!(!queue.holds_one(short, 1));
     }
 
     #[test]
     fn what_the_writer_owes_is_in_time_and_nobody_left_is_the_end() {
-        let queue = Queue::new();
+        let queue = Queue::new(None);
         let now = Instant::now();
         queue.owe(Some(now));
         assert_eq!(queue.wait(now + Duration::from_secs(600)), Waited::Turn);
@@ -365,9 +385,15 @@ mod tests {
         queue.push(kept()).unwrap();
         queue.leave();
         assert_eq!(queue.wait(now + Duration::from_secs(600)), Waited::Turn, "what was handed in is done");
-        assert_eq!(taken(&queue), ["kept"]);
+        assert_eq!(taken(&queue, now), ["kept"]);
         assert_eq!(queue.wait(now + Duration::from_secs(600)), Waited::Closed);
         queue.close();
         assert!(queue.push(kept()).is_err());
+        let (end, mut ended) = oneshot::channel();
+        queue.give_back(Work::Stop(end));
+        assert!(
+            ended.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed),
+            "who waits is told"
+        );
     }
 }

@@ -72,8 +72,8 @@ pub(super) struct Group {
 /// What came of a turn at the queue.
 #[derive(Default)]
 pub(super) struct Turn {
-    /// Entries that were committed, or refused by the store; `None`: there was nothing to do.
-    pub(super) entries: Option<usize>,
+    /// Entries that became durable; `None`: nothing was made durable.
+    pub(super) committed: Option<usize>,
     /// Who waits for the end, which is next.
     pub(super) stop: Option<oneshot::Sender<()>>,
 }
@@ -214,9 +214,14 @@ impl Writer {
         Ok(())
     }
 
+    /// When there is something to say.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.debts.due()
+    }
+
     /// One commit of what waits and fits together.
     pub(super) fn turn(&mut self, queue: &Queue) -> Turn {
-        let mut next = queue.first();
+        let mut next = queue.first(Instant::now());
         if next.is_none() && self.debts.due().is_none_or(|due| due > Instant::now()) {
             return Turn::default();
         }
@@ -237,8 +242,7 @@ impl Writer {
             }
             next = queue.more();
         }
-        turn.entries = Some(group.entries);
-        self.commit(group);
+        turn.committed = self.commit(group);
         queue.owe(self.debts.due());
         turn
     }
@@ -246,8 +250,8 @@ impl Writer {
     /// Looks whether there is room on the disk, if it is time to; returns when that was done last.
     pub(super) fn look_for_room_in_time(&mut self) -> Instant {
         if self.looked.elapsed() >= ROOM_CHECK_EVERY {
-            self.looked = Instant::now();
             self.look_for_room();
+            self.looked = Instant::now();
         }
         self.looked
     }
@@ -340,7 +344,8 @@ impl Writer {
         group.releases.push(Release::Publish { reply, outcomes, _permit: permit });
     }
 
-    fn commit(&mut self, mut group: Group) {
+    /// Returns how many entries became durable, if the store was asked for it.
+    fn commit(&mut self, mut group: Group) -> Option<usize> {
         let feed = self.shared.feed.clone();
         let own_entries = std::mem::take(&mut group.own);
         let mut signed = self.checkpoint.clone();
@@ -348,7 +353,10 @@ impl Writer {
         if let (Some(edge), false) = (&group.own_edge, own_entries.is_empty()) {
             let checkpoint = match sign(&checkpoint_of(&feed, edge), &self.keys.feed) {
                 Ok(checkpoint) => checkpoint,
-                Err(error) => return self.fail(group.releases, &CommitFailure::Stopped(error.to_string())),
+                Err(error) => {
+                    self.fail(group.releases, &CommitFailure::Stopped(error.to_string()));
+                    return None;
+                }
             };
             // Behind the appends of other feeds: its arrivals come last.
             own_at = group.commit.appends.iter().map(disclosed).sum();
@@ -378,12 +386,13 @@ impl Writer {
                 if let Some(edge) = group.own_edge {
                     self.edges.insert(feed, edge);
                 }
+                let entries = committed.is_some().then_some(group.entries);
                 if let Some(committed) = committed {
                     self.seq = committed.seq;
                     if self.checkpoint != signed {
                         if let Err(failure) = self.write_mark(signed.as_ref()) {
                             self.fail(group.releases, &failure);
-                            return;
+                            return None;
                         }
                         *self.shared.newest.lock() = signed.clone();
                         self.checkpoint = signed;
@@ -393,16 +402,19 @@ impl Writer {
                 release(group.releases, first_arrival, self.checkpoint.as_ref());
                 // After those who wait for the entries themselves.
                 self.said(group.debts, spoken, group.speak_again);
+                entries
             }
             Err(full @ (CommitError::DiskFull { .. } | CommitError::ViewBehind(_))) => {
                 self.debts.postpone();
                 self.looked = Instant::now();
                 self.room(Some(full.to_string()));
                 fail_all(group.releases, &CommitFailure::DiskFull(full.to_string()));
+                None
             }
             Err(error) => {
                 let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
                 self.fail(group.releases, &CommitFailure::Stopped(format!("{error}{source}")));
+                None
             }
         }
     }

@@ -384,6 +384,9 @@ mod tests {
         };
         store.commit(Commit { appends: vec![append], ..Commit::default() }, 0).unwrap();
         let committer = start(&store, folder.path());
+        // Unasked: nothing else may come for long.
+        let said = tokio::time::timeout(Duration::from_secs(60), committer.said().recv()).await;
+        assert_eq!(said.unwrap().unwrap().feed, of("tn"));
         committer.stop().await;
         assert_eq!(store.cosigned_newest(&of("tn")).unwrap()[0].size, 3);
         let custody = &store.custody_newest(&of("tn")).unwrap()[0];

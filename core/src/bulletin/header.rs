@@ -347,7 +347,7 @@ fn retain_until(header: &proto::Header, sent_at: Option<Time>, report: &mut Repo
             if let Some(sent) = sent_at.map(Time::date)
                 && date < sent
             {
-                report.add("header.retain_until", day, format_args!("not before the day it is sent, {sent}"));
+                report.add("header.retain_until", day, format_args!("the day it is sent, {sent}, or later"));
             }
             Some(date)
         }

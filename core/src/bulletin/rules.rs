@@ -139,7 +139,7 @@ pub const RULES: &[(&str, &str)] = &[
     ("as-original", "`{}`, as in the bulletin it refers to"),
     ("filled-by-node", "`{}` or nothing: the node fills it"),
     ("reference-needed", "the bulletin that this {} is about"),
-    ("retain-before-sent", "not before the day it is sent, {}"),
+    ("retain-before-sent", "the day it is sent, {}, or later"),
     ("line", "one line of at most {} characters"),
     ("zone-check-digit", "check digit {} of the {} in place {}"),
     ("effective-order", "not before header.effective, {}"),
