@@ -25,12 +25,11 @@ impl Operator for Api {
         self.caller(request.extensions(), &READERS, "Operator.GetStatus")?;
         let (store, feed, node) = (Arc::clone(self.store()), self.committer.feed().clone(), Arc::clone(&self.node));
         let gathered = tokio::task::spawn_blocking(move || {
-            let own = store.feed(&feed).map(|state| proto::FeedStatus {
-                feed: feed.to_string(),
-                size: state.frontier.size(),
-                root: Bytes::copy_from_slice(&state.frontier.root().0),
-                disclosed: state.disclosed,
-            });
+            // Of a store that was lost nothing is held: it has a name all the same.
+            let (edge, disclosed) =
+                store.feed(&feed).map_or_else(Default::default, |state| (state.frontier, state.disclosed));
+            let root = Bytes::copy_from_slice(&edge.root().0);
+            let own = Some(proto::FeedStatus { feed: feed.to_string(), size: edge.size(), root, disclosed });
             let newest_arrival = store.end_arrival().saturating_sub(1);
             (own, node.peers(), node.alarms(), newest_arrival, store.view_lag(), store.mended_bits())
         });

@@ -78,6 +78,9 @@ pub enum RecoverError {
     /// Some peers were not reached, or did not give what they showed.
     #[error("not everything that others hold could be fetched")]
     Incomplete(Progress),
+    /// Who is not waited for is nobody.
+    #[error("{0} is no member of the exchange")]
+    NoMember(Member),
     /// Members hold another history of the feed than this node: which of them is to be closed is not for a program to say.
     #[error("two histories of {feed} are signed: {evidence}")]
     TwoHistories {
@@ -109,6 +112,10 @@ pub async fn recover(
         async move |inside: Inside| {
             // A wrong key is told before anything is waited for.
             NextEpoch::of(next_keys.clone(), &old, inside.rosters.load().newest())?;
+            if let Some(nobody) = without.iter().find(|member| inside.rosters.load().newest().member(member).is_none())
+            {
+                return Err(RecoverError::NoMember(nobody.clone()));
+            }
             let fetching = fetch(&inside, &old, &without, patience, &mut told);
             tokio::select! {
                 fetched = fetching => fetched?,

@@ -99,6 +99,7 @@ fn failure(error: &RecoverError) -> Failure {
         RecoverError::TwoHistories { feed, evidence } => {
             Failure::new("recover-two-histories").with("feed", &feed.to_string()).cause(evidence.clone())
         }
+        RecoverError::NoMember(member) => Failure::usage("recover-no-member").with("member", member.as_str()),
         RecoverError::App(AppError::OtherUser { .. }) => Failure::new("other-user").because(error),
         RecoverError::App(_) | RecoverError::Open(_) | RecoverError::Stopped => Failure::new("recover").because(error),
     }

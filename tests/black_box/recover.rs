@@ -214,6 +214,8 @@ fn a_lost_disk_comes_back_from_the_peers_and_the_feed_goes_on_in_its_next_epoch(
     let foreign = recover(&world, "ly", "ma", &[]);
     assert_eq!(foreign.status.code(), Some(1));
     assert!(text(&foreign.stderr).contains("ma.rabat.example/feed/2"), "{}", text(&foreign.stderr));
+    let nobody = recover(&world, "ly", "ly", &["--without", "zz"]);
+    assert_eq!((nobody.status.code(), error_id(&nobody)), (Some(2), "recover-no-member".into()));
     world.kill("ne");
     let incomplete = recover(&world, "ly", "ly", &["--patience", "3"]);
     assert_eq!(incomplete.status.code(), Some(3), "{}", text(&incomplete.stderr));

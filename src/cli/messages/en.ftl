@@ -138,6 +138,7 @@ error-recover = The feed is not recovered; nothing has changed, and nothing was 
 error-recover-needless = There is nothing to recover: by all that is known here { $feed } is not in doubt. Nothing was changed.
     .why = The mark fits the store, and no member that was reached holds more of this feed.
     .next = Start the node. The next epoch's key was not used; take it back to where it is kept.
+error-recover-no-member = { $member } is no member of the exchange: --without names members that cannot be reached. Nothing was changed.
 error-recover-two-histories = Nothing was changed: two histories of { $feed } are signed, and members hold the one that is not held here.
     .next = Find out which of them members have cosigned and acted upon (barid show at them; the evidence files say who witnessed what). If it is the one held here, run this again with --this-history. If not, keep the data folder as proof, and recover from an empty one: that takes the others' history.
 error-other-user = This must be run by the node's own user; nothing was changed.

@@ -137,6 +137,7 @@ error-recover = Le journal n'est pas rétabli ; rien n'a changé, et rien n'est 
 error-recover-needless = Il n'y a rien à rétablir : d'après tout ce qui est connu ici, { $feed } n'est pas en doute. Rien n'a été modifié.
     .why = Le repère correspond au stockage, et aucun membre joint ne détient davantage de ce journal.
     .next = Démarrez le nœud. La clé de l'époque suivante n'a pas servi ; rapportez-la là où elle est gardée.
+error-recover-no-member = { $member } n'est pas membre de l'échange : --without nomme des membres injoignables. Rien n'a été modifié.
 error-recover-two-histories = Rien n'a été modifié : deux histoires de { $feed } sont signées, et des membres détiennent celle qui n'est pas ici.
     .next = Établissez laquelle les membres ont cosignée et suivie (barid show chez eux ; les preuves disent qui a attesté quoi). Si c'est celle d'ici, relancez avec --this-history. Sinon, gardez le dossier de données comme preuve et rétablissez à partir d'un dossier vide : c'est alors l'histoire des autres qui est reprise.
 error-other-user = Cette commande doit être lancée par l'utilisateur du nœud ; rien n'a été modifié.
