@@ -14,7 +14,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
 
 use super::queue::{Closed, Queue, Waited};
-use super::run::{Turn, Writer};
+use super::run::{Outcome, Turn, Writer};
 use super::{ROOM_CHECK_EVERY, Work};
 
 /// Work is committed where it comes only while that takes no longer: a thread of the network has other things to do.
@@ -23,7 +23,7 @@ const QUICK: Duration = Duration::from_millis(2);
 const SHORT_ENTRIES_MAX: usize = 4;
 /// Bytes of it.
 const SHORT_BYTES_MAX: usize = 64 << 10;
-/// Pieces of work in such a commit that waited for company: more are left to the committer's thread.
+/// Pieces of work in such a commit that waited for company, of as many bytes: more are left to the committer's thread.
 const COMPANY_MAX: usize = 16;
 
 /// The writer and what waits for it.
@@ -38,25 +38,42 @@ struct Desk {
 /// How long commits take: one that took long is remembered the longer, the longer it took.
 struct Pace {
     expected: Duration,
-    /// The newest commit was of many entries: more of them will be coming.
+    /// The newest commit of entries was of many: more of them will be coming.
     crowded: bool,
+    /// When an urgent entry came last by a link: who reads it off the link would bring the next one only after its commit.
+    express: Option<Instant>,
 }
 
 impl Pace {
     /// Nothing is known of the disk yet.
-    const UNKNOWN: Self = Self { expected: Duration::MAX, crowded: false };
+    const UNKNOWN: Self = Self { expected: Duration::MAX, crowded: false, express: None };
 
     fn is_quick(&self) -> bool {
         !self.crowded && self.expected <= QUICK
     }
 
-    /// So many entries became durable in this time.
-    fn took(&mut self, time: Duration, entries: usize) {
-        self.crowded = entries > SHORT_ENTRIES_MAX;
-        self.expected = match self.expected {
-            Duration::MAX => time,
-            expected => time.max(expected - expected / 8),
-        };
+    /// Whether a piece of work that comes now comes alone, as far as is known of those before it.
+    fn is_lone(&mut self, work: &Work, now: Instant) -> bool {
+        !matches!(work, Work::Express(..))
+            || self.express.replace(now).is_none_or(|last| now.saturating_duration_since(last) > QUICK)
+    }
+
+    /// The store has taken this time.
+    fn took(&mut self, time: Duration, outcome: Outcome) {
+        match outcome {
+            Outcome::Nothing => {}
+            // How long a sync takes it does not say.
+            Outcome::Failed => self.expected = self.expected.max(time),
+            Outcome::Durable(entries) => {
+                if entries > 0 {
+                    self.crowded = entries > SHORT_ENTRIES_MAX;
+                }
+                self.expected = match self.expected {
+                    Duration::MAX => time,
+                    expected => time.max(expected - expected / 8),
+                };
+            }
+        }
     }
 }
 
@@ -105,7 +122,7 @@ impl Sender {
         // Others that are about to hand work in do so first: then it does not come alone, and their commits are one. On a thread that has much to
         // do that takes long, and counts as if the disk did.
         tokio::task::yield_now().await;
-        if self.0.queue.holds_one(is_short, COMPANY_MAX)
+        if self.0.queue.holds_one(is_short, COMPANY_MAX, SHORT_BYTES_MAX)
             && let Some(writer) = self.0.writer.try_lock()
             && let Some(stop) = (Turning { desk: &self.0, writer }).turn(handed_in)
         {
@@ -132,8 +149,10 @@ impl Drop for Wake<'_> {
 
 impl Desk {
     fn may_commit_here(&self, work: &Work) -> bool {
-        is_short(work)
-            && self.pace.lock().is_quick()
+        let mut pace = self.pace.lock();
+        pace.is_lone(work, Instant::now())
+            && is_short(work)
+            && pace.is_quick()
             && !self.writer.is_locked()
             // The one thread of another runtime drives everything.
             && Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)
@@ -156,8 +175,8 @@ impl Desk {
         }
         // Whoever waits for the end may end the process: the store is let go of before.
         let writer = self.writer.lock().take();
-        self.queue.close();
         drop(writer);
+        self.queue.close();
         drop(self);
         if let Some(reply) = stop {
             let _ = reply.send(());
@@ -174,10 +193,8 @@ struct Turning<'a> {
 impl Turning<'_> {
     /// One commit of what waits, since `began`; who waits for the end, if that was next.
     fn turn(mut self, began: Instant) -> Option<oneshot::Sender<()>> {
-        let Turn { committed, stop } = self.writer.as_mut()?.turn(&self.desk.queue);
-        if let Some(entries) = committed {
-            self.desk.pace.lock().took(began.elapsed(), entries);
-        }
+        let Turn { outcome, stop } = self.writer.as_mut()?.turn(&self.desk.queue);
+        self.desk.pace.lock().took(began.elapsed(), outcome);
         stop
     }
 }
@@ -197,14 +214,14 @@ impl Drop for Turning<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::sync::Arc;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use barid_core::feed::tree::Frontier;
     use tokio::task::JoinSet;
 
-    use super::Pace;
-    use crate::committer::testing::{batch, of, start};
-    use crate::committer::{CommitFailure, Gate, Kept};
+    use super::{Outcome, Pace, QUICK};
+    use crate::committer::testing::{batch, express, of, start};
+    use crate::committer::{CommitFailure, Gate, Kept, Work};
     use crate::store::Store;
     use crate::store::memory::MemoryStore;
 
@@ -212,16 +229,34 @@ mod tests {
     fn one_slow_commit_is_remembered_until_many_were_quick() {
         let mut pace = Pace::UNKNOWN;
         assert!(!pace.is_quick());
-        pace.took(Duration::from_micros(300), 1);
+        let short = Duration::from_micros(300);
+        pace.took(Duration::ZERO, Outcome::Failed);
+        pace.took(Duration::ZERO, Outcome::Nothing);
+        assert!(!pace.is_quick(), "what was not synced says nothing of the disk");
+        pace.took(short, Outcome::Durable(1));
         assert!(pace.is_quick());
-        pace.took(Duration::from_micros(300), 100);
-        assert!(!pace.is_quick(), "many come");
-        pace.took(Duration::from_millis(500), 1);
+        pace.took(short, Outcome::Durable(100));
+        pace.took(short, Outcome::Durable(0));
+        assert!(!pace.is_quick(), "many come, whatever is said between");
+        pace.took(Duration::from_millis(500), Outcome::Failed);
         let until_quick = (0..1_000).find(|_| {
-            pace.took(Duration::from_micros(300), 1);
+            pace.took(short, Outcome::Durable(1));
             pace.is_quick()
         });
         assert!((20..100).contains(&until_quick.unwrap()), "{until_quick:?}");
+    }
+
+    #[test]
+    fn urgent_entries_close_upon_each_other_do_not_come_alone() {
+        let (mut pace, now) = (Pace::UNKNOWN, Instant::now());
+        let permit = || Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
+        let urgent = Work::Express(Box::new(express()), tokio::sync::oneshot::channel().0, permit());
+        let other = Work::Keep(Kept::default(), tokio::sync::oneshot::channel().0, permit());
+        assert!(pace.is_lone(&urgent, now));
+        assert!(!pace.is_lone(&urgent, now + QUICK));
+        assert!(!pace.is_lone(&urgent, now + 2 * QUICK), "nor does the third");
+        assert!(pace.is_lone(&other, now + 2 * QUICK));
+        assert!(pace.is_lone(&urgent, now + 4 * QUICK));
     }
 
     fn size(store: &Arc<dyn Store>) -> u64 {
@@ -251,20 +286,23 @@ mod tests {
     async fn what_is_given_up_while_it_is_handed_in_is_done_all_the_same() {
         let (store, folder): (Arc<dyn Store>, _) = (Arc::new(MemoryStore::new()), tempfile::tempdir().unwrap());
         let committer = start(&store, folder.path());
-        let mut edge = Frontier::new();
-        for _ in 0..200 {
-            let next = batch(&edge, 1);
-            edge = next.frontier.clone();
-            let mut handing_in = Box::pin(committer.appending(next));
-            let _ = futures::poll!(&mut handing_in);
-            drop(handing_in);
-            let mut committed = committer.watch();
-            let done = committed.wait_for(|_| size(&store) == edge.size());
-            tokio::time::timeout(Duration::from_secs(60), done).await.expect("nobody does it").unwrap();
-        }
+        let all = async {
+            let mut edge = Frontier::new();
+            for _ in 0..200 {
+                let next = batch(&edge, 1);
+                edge = next.frontier.clone();
+                let mut handing_in = Box::pin(committer.appending(next));
+                let _ = futures::poll!(&mut handing_in);
+                drop(handing_in);
+                committer.watch().wait_for(|_| size(&store) == edge.size()).await.unwrap();
+            }
+        };
+        // If the committer's thread came upon each only when it looks for room, all would take 200 s.
+        tokio::time::timeout(Duration::from_secs(60), all).await.expect("nobody is told to do it");
         committer.stop().await;
     }
 
+    #[cfg(debug_assertions)]
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn after_a_panic_nothing_is_committed_and_whoever_waits_is_told() {
         for before in [0, 100] {

@@ -350,7 +350,7 @@ impl Committer {
 
     /// As [`Self::publishing`], but waits for room in the queue, and where nothing else is to be done until it is durable: for callers that
     /// can make others wait in turn. Waiters are served in
-    /// the order in which they came; dropping the future gives up the place.
+    /// the order in which they came; dropping the future gives up the place, or the answer.
     ///
     /// # Errors
     /// As [`Self::publish`], but never [`CommitFailure::Busy`] for want of room.

@@ -118,13 +118,21 @@ impl Queue {
         Ok(None)
     }
 
-    /// Whether one piece of work waits, which is `short`, and what waits for company with it, so many at most.
-    pub(super) fn holds_one(&self, short: impl Fn(&Work) -> bool, company_max: usize) -> bool {
+    /// Whether one piece of work waits, which is `short`, and what waits for company with it: so many pieces and bytes of that at most.
+    pub(super) fn holds_one(&self, short: impl Fn(&Work) -> bool, company_max: usize, bytes_max: usize) -> bool {
         let inner = self.inner.lock();
-        let all = inner.actual.iter().chain(&inner.other).chain(&inner.ordinary);
-        inner.patient <= company_max
-            && inner.waiting() == inner.patient + 1
-            && all.filter(|work| !is_patient(work)).all(short)
+        if inner.patient > company_max || inner.waiting() != inner.patient + 1 {
+            return false;
+        }
+        let mut bytes = 0;
+        let mut all = inner.actual.iter().chain(&inner.other).chain(&inner.ordinary);
+        all.all(|work| match work {
+            Work::Keep(kept, ..) => {
+                bytes += kept.bytes();
+                bytes <= bytes_max
+            }
+            work => short(work),
+        })
     }
 
     /// The committer's thread looks again what is to be done, unless there is nothing.
@@ -144,8 +152,13 @@ impl Queue {
 
     /// One fewer does.
     pub(super) fn leave(&self) {
-        self.inner.lock().senders -= 1;
-        self.changed.notify_one();
+        let mut inner = self.inner.lock();
+        inner.senders -= 1;
+        let last = inner.senders == 0;
+        drop(inner);
+        if last {
+            self.changed.notify_one();
+        }
     }
 
     /// Nothing is handed out any more: whoever waits for an answer is told.
@@ -329,7 +342,7 @@ mod tests {
         let now = Instant::now();
         assert_eq!(queue.wait(now), Waited::Time);
         queue.push(kept()).unwrap();
-        assert_eq!(queue.wait(now), Waited::Time, "it has not waited yet");
+        assert!(queue.inner.lock().due(now).is_some_and(|due| due > now), "it has not waited yet");
         assert_eq!(queue.wait(now + Duration::from_secs(600)), Waited::Turn, "it does not wait for ever");
         queue.push(appended()).unwrap();
         assert_eq!(queue.wait(Instant::now() + COMPANY_WAIT), Waited::Turn);
@@ -366,12 +379,12 @@ mod tests {
         let queue = Queue::new(None);
         queue.push(kept()).unwrap();
         let short = |work: &Work| work.size().0 == 1;
-        assert!(!queue.holds_one(short, 1), "there is nothing to do");
+        assert!(!queue.holds_one(short, 1, 0), "there is nothing to do");
         assert!(queue.push_alone(appended()).unwrap().is_none());
-        assert!(queue.holds_one(short, 1) && !queue.holds_one(short, 0) && !queue.holds_one(|_| false, 1));
+        assert!(queue.holds_one(short, 1, 0) && !queue.holds_one(short, 0, 0) && !queue.holds_one(|_| false, 1, 0));
         assert!(queue.push_alone(appended()).unwrap().is_some(), "there is something to do already");
         queue.push(urgent()).unwrap();
-        assert!(!queue.holds_one(short, 1));
+        assert!(!queue.holds_one(short, 1, 0));
     }
 
     #[test]

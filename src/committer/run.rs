@@ -69,11 +69,23 @@ pub(super) struct Group {
     pub(super) releases: Vec<Release>,
 }
 
+/// What the store did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It was not asked.
+    #[default]
+    Nothing,
+    /// So many entries are durable, with what else was committed.
+    Durable(usize),
+    /// It refused, or failed.
+    Failed,
+}
+
 /// What came of a turn at the queue.
 #[derive(Default)]
 pub(super) struct Turn {
-    /// Entries that became durable; `None`: nothing was made durable.
-    pub(super) committed: Option<usize>,
+    /// What the store did of it.
+    pub(super) outcome: Outcome,
     /// Who waits for the end, which is next.
     pub(super) stop: Option<oneshot::Sender<()>>,
 }
@@ -242,7 +254,7 @@ impl Writer {
             }
             next = queue.more();
         }
-        turn.committed = self.commit(group);
+        turn.outcome = self.commit(group);
         queue.owe(self.debts.due());
         turn
     }
@@ -344,8 +356,7 @@ impl Writer {
         group.releases.push(Release::Publish { reply, outcomes, _permit: permit });
     }
 
-    /// Returns how many entries became durable, if the store was asked for it.
-    fn commit(&mut self, mut group: Group) -> Option<usize> {
+    fn commit(&mut self, mut group: Group) -> Outcome {
         let feed = self.shared.feed.clone();
         let own_entries = std::mem::take(&mut group.own);
         let mut signed = self.checkpoint.clone();
@@ -355,7 +366,7 @@ impl Writer {
                 Ok(checkpoint) => checkpoint,
                 Err(error) => {
                     self.fail(group.releases, &CommitFailure::Stopped(error.to_string()));
-                    return None;
+                    return Outcome::Nothing;
                 }
             };
             // Behind the appends of other feeds: its arrivals come last.
@@ -386,13 +397,13 @@ impl Writer {
                 if let Some(edge) = group.own_edge {
                     self.edges.insert(feed, edge);
                 }
-                let entries = committed.is_some().then_some(group.entries);
+                let outcome = committed.as_ref().map_or(Outcome::Nothing, |_| Outcome::Durable(group.entries));
                 if let Some(committed) = committed {
                     self.seq = committed.seq;
                     if self.checkpoint != signed {
                         if let Err(failure) = self.write_mark(signed.as_ref()) {
                             self.fail(group.releases, &failure);
-                            return None;
+                            return Outcome::Failed;
                         }
                         *self.shared.newest.lock() = signed.clone();
                         self.checkpoint = signed;
@@ -402,19 +413,19 @@ impl Writer {
                 release(group.releases, first_arrival, self.checkpoint.as_ref());
                 // After those who wait for the entries themselves.
                 self.said(group.debts, spoken, group.speak_again);
-                entries
+                outcome
             }
             Err(full @ (CommitError::DiskFull { .. } | CommitError::ViewBehind(_))) => {
                 self.debts.postpone();
                 self.looked = Instant::now();
                 self.room(Some(full.to_string()));
                 fail_all(group.releases, &CommitFailure::DiskFull(full.to_string()));
-                None
+                Outcome::Failed
             }
             Err(error) => {
                 let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
                 self.fail(group.releases, &CommitFailure::Stopped(format!("{error}{source}")));
-                None
+                Outcome::Failed
             }
         }
     }

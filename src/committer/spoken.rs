@@ -20,6 +20,7 @@ use barid_core::feed::tree::{Frontier, root_at};
 use barid_core::names::{FeedId, Hash, Member, Undisclosed};
 use bytes::Bytes;
 
+use super::release::Release;
 use super::run::{Group, Writer};
 use super::{COMPANY_WAIT, Custodies, Gate, Keys, checkpoint_of, is_behind, later};
 use crate::store::{Cosigned, CustodyRecord, FeedState, FeedTree};
@@ -123,7 +124,10 @@ impl Writer {
     fn speaks_in(&self, group: &Group) -> bool {
         let due = |debts: &Debts| debts.due.is_some_and(|due| due <= Instant::now());
         let owed = self.debts.due.is_some() || group.debts.due.is_some();
-        owed && (group.speak_now || group.entries == 0 || due(&self.debts))
+        // With what others have said, as company; not with what was refused.
+        let company =
+            group.entries == 0 && group.releases.iter().any(|release| matches!(release, Release::Keep { .. }));
+        owed && (group.speak_now || company || due(&self.debts))
     }
 
     /// Takes up, of what is kept, our own words: others had kept them while a store was lost.

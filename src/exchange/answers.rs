@@ -73,6 +73,8 @@ fn bad(error: impl std::fmt::Display) -> NoteFault {
 /// Verifies and keeps what the reader hands over, until the reader is gone.
 pub(crate) async fn keep_all(shared: Arc<Shared>, peer: Member, mut waiting: mpsc::Receiver<Signed>) {
     let mut group = Vec::new();
+    // Something that it has shown was not kept: then it is not said that all of it was, until the next link shows it again.
+    let mut missed = false;
     while waiting.recv_many(&mut group, NOTES_WAITING_MAX).await > 0 {
         let notes = std::mem::take(&mut group);
         let verifier = Verifier {
@@ -84,11 +86,14 @@ pub(crate) async fn keep_all(shared: Arc<Shared>, peer: Member, mut waiting: mps
         };
         // Ended only by a panic, which has been reported.
         let verified = tokio::task::spawn_blocking(move || verifier.verify_all(notes)).await;
-        let Ok(Verified { kept, reached, heads_shown }) = verified else { continue };
+        let Ok(Verified { kept, reached, heads_shown }) = verified else {
+            missed = true;
+            continue;
+        };
         let answered = || {
             reached.iter().for_each(|(holder, through)| shared.ways.answered(holder, &peer, *through));
             // Our own words that it gave back are kept by now: whoever waits for its heads may build on them.
-            if heads_shown {
+            if heads_shown && !missed {
                 shared.own.heads_shown(&peer);
                 shared.options.committer.peer_shown();
             }
@@ -111,7 +116,10 @@ pub(crate) async fn keep_all(shared: Arc<Shared>, peer: Member, mut waiting: mps
                 answered();
             }
             // The peer sends its newest answers again on the next link.
-            Err(failure) => tracing::warn!(%peer, %failure, "answers could not be kept"),
+            Err(failure) => {
+                missed = true;
+                tracing::warn!(%peer, %failure, "answers could not be kept");
+            }
         }
     }
 }
