@@ -44,6 +44,7 @@ pub use repair::{Repaired, repair};
 
 use crate::access::Access;
 use crate::api::{self, Api};
+use crate::budgets::Budgets;
 use crate::committer::{Committer, Gate, Kept, Keys, Options, StartError, key_path, marked_epoch, marked_size};
 use crate::config::NodeConfig;
 use crate::exchange::{self, Exchange};
@@ -174,12 +175,20 @@ async fn serve<T, F: Future<Output = T> + Send>(
     let refusals = Arc::new(Refusals::default());
 
     let (shutdown, stopping) = watch::channel(false);
+    let memory_bytes = config.text.memory_mib << 20;
+    let budgets = Budgets::within(memory_bytes);
+    tracing::info!(
+        bound_mib = budgets.memory_bytes_max() >> 20,
+        memory_mib = config.text.memory_mib,
+        "memory that others can make this node use"
+    );
     let exchange = Exchange::new(exchange::Options {
         committer: committer.clone(),
         rosters: rosters.clone(),
         topics: config.topics.clone(),
         share_history: config.text.share_history,
         listens: config.text.listen_exchange.is_some(),
+        budgets: budgets.clone(),
         revocations: Arc::new(lists.clone()),
         shutdown: stopping.clone(),
     });
@@ -214,6 +223,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         }),
         node: Arc::clone(&node) as Arc<dyn api::Node>,
         pace: Arc::default(),
+        budgets: budgets.clone(),
         overdue: Arc::default(),
         stopping: stopping.clone(),
         naming: Arc::default(),
@@ -284,7 +294,10 @@ async fn serve<T, F: Future<Output = T> + Send>(
     if let Some(wanted) = config.text.metrics.as_ref().filter(|_| purpose != Purpose::Recover) {
         let tcp = metrics::bind(wanted).await?;
         tracing::info!(address = ?metrics::address(&tcp), "figures at /metrics");
-        watching.spawn(metrics::serve(tcp, metrics::Source { node: Arc::clone(&node), pace: Arc::clone(&api.pace) }));
+        watching.spawn(metrics::serve(
+            tcp,
+            metrics::Source { node: Arc::clone(&node), pace: Arc::clone(&api.pace), budgets: budgets.clone() },
+        ));
     }
     let minding = Arc::clone(&node);
     watching.spawn(async move { minding.watch_validity().await });

@@ -67,6 +67,9 @@ pub struct NodeText {
     /// Free MiB on the disk below which nothing more is committed.
     #[serde(default = "half_gib")]
     pub reserve_mib: u64,
+    /// MiB of memory that all budgets together may hold (`docs/limits.md`); their bounds shrink alike where they would come to more.
+    #[serde(default = "one_gib")]
+    pub memory_mib: u64,
     /// Log filter as in `RUST_LOG`.
     #[serde(default = "info")]
     pub log: String,
@@ -103,6 +106,13 @@ fn thirty() -> u32 {
 
 fn half_gib() -> u64 {
     512
+}
+
+/// Less than this would not carry one full page and one full batch of each of a few callers and peers.
+const MEMORY_MIB_MIN: u64 = 256;
+
+fn one_gib() -> u64 {
+    1_024
 }
 
 fn info() -> String {
@@ -162,6 +172,9 @@ impl NodeConfig {
         let exchange: ExchangeName = read.exchange.parse().map_err(|error| format!("exchange: {error}"))?;
         if read.epoch == 0 {
             return Err("epoch: `0` is not 1 or more".into());
+        }
+        if read.memory_mib < MEMORY_MIB_MIN {
+            return Err(format!("memory_mib: `{}` is not {MEMORY_MIB_MIN} or more", read.memory_mib));
         }
         crate::telemetry::filter(&read.log).map_err(|error| format!("log: {error}"))?;
         let endpoints = read

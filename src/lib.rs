@@ -5,6 +5,7 @@ pub mod access;
 pub mod api;
 pub mod app;
 pub mod background;
+pub mod budgets;
 pub mod cli;
 pub mod committer;
 pub mod config;

@@ -471,6 +471,7 @@ fn one_member(options: &DevelopOptions, member: &DevelopMember) -> Result<Member
             crl_grace_days: 30,
             lone_start_seconds: 10,
             reserve_mib: 512,
+            memory_mib: 1_024,
             log: "info".into(),
             log_json: false,
             metrics: None,

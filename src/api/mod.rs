@@ -36,6 +36,7 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
 use crate::access::Access;
+use crate::budgets::Budgets;
 use crate::committer::{Committer, Gate};
 use crate::rosters::Rosters;
 use crate::rpc::audit_server::AuditServer;
@@ -77,6 +78,8 @@ pub struct Api {
     pub node: Arc<dyn Node>,
     /// What each caller has asked lately.
     pub pace: Arc<Pace>,
+    /// What callers may use of the node.
+    pub budgets: Budgets,
     /// Bulletins that wait for a roster.
     pub overdue: Arc<Overdue>,
     /// Becomes true when the node stops.

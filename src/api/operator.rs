@@ -9,12 +9,28 @@ use tonic::{Request, Response, Status};
 use super::publish::now_unix_ms;
 use super::{Api, errors, stored};
 use crate::access::Role;
+use crate::budgets::{Owner, Usage};
 use crate::committer::Gate;
 use crate::rpc::operator_server::Operator;
 use crate::telemetry::alarms::coded;
 use crate::telemetry::{AuditEvent, audit};
 
 const READERS: [Role; 4] = [Role::Operator, Role::Auditor, Role::FocalPoint, Role::Agency];
+
+fn budget_usage(usage: Usage) -> proto::BudgetUsage {
+    let owner = |(owner, used): (Owner, u64)| proto::OwnerUsage { owner: owner.to_string(), used };
+    proto::BudgetUsage {
+        name: usage.spec.name.to_owned(),
+        unit: usage.spec.unit.to_owned(),
+        used: usage.used,
+        total: usage.bounds.total,
+        per_owner: usage.bounds.per_owner,
+        reserved: usage.bounds.reserved,
+        high_water: usage.high_water,
+        denied: usage.denied,
+        owners: usage.owners.into_iter().map(owner).collect(),
+    }
+}
 
 #[tonic::async_trait]
 impl Operator for Api {
@@ -64,6 +80,7 @@ impl Operator for Api {
             coded_alarms,
             view_lag_commits,
             mended_bits,
+            budgets: self.budgets.usage().into_iter().map(budget_usage).collect(),
         }))
     }
 

@@ -68,6 +68,7 @@ fn lines(context: &Context, render: &Render<'_>, status: &proto::GetStatusRespon
         lines.push(output.paint(&messages.text("node-not-held"), Style::new().bold()));
         lines.extend(held);
     }
+    lines.extend(budgets(context, status));
     lines.push(String::new());
     if status.alarms.is_empty() {
         lines.push(messages.text("node-no-alarms"));
@@ -81,6 +82,29 @@ fn lines(context: &Context, render: &Render<'_>, status: &proto::GetStatusRespon
         lines.extend(status.alarms.iter().enumerate().map(|alarm| format!("  ⚠ {}", told(alarm))));
     }
     lines
+}
+
+/// Budgets that were used by more than half since the start, or did not suffice, with who uses most.
+fn budgets(context: &Context, status: &proto::GetStatusResponse) -> Vec<String> {
+    let messages = &context.messages;
+    let busy = |usage: &&proto::BudgetUsage| usage.denied > 0 || usage.high_water > usage.total / 2;
+    let headings = ["column-budget", "column-in-use", "column-most", "column-bound", "column-denied", "column-owner"];
+    let mut table = Table::new(headings.map(|id| messages.text(id)));
+    let mut any = false;
+    for usage in status.budgets.iter().filter(busy) {
+        any = true;
+        let owner = usage.owners.first().map(|owner| messages.value(&owner.owner)).unwrap_or_default();
+        let number = |n: u64| Cell::from(messages.isolate(&n.to_string()));
+        table.row([
+            Cell::from(messages.value(&usage.name)),
+            number(usage.used),
+            number(usage.high_water),
+            Cell::from(messages.isolate(&format!("{} {}", usage.total, usage.unit))),
+            number(usage.denied),
+            Cell::from(owner),
+        ]);
+    }
+    if any { [vec![String::new()], table.lines(&context.output)].concat() } else { Vec::new() }
 }
 
 /// Whether the node publishes: a word, or a word and the reason.
@@ -241,6 +265,10 @@ mod tests {
             own: Some(proto::FeedStatus { feed: "ma.rabat.example/feed/1".into(), size: 9, ..Default::default() }),
             peers: vec![peer],
             alarms: vec!["something\u{1b}[1m".into()],
+            budgets: vec![
+                proto::BudgetUsage { name: "api_calls".into(), total: 4_096, denied: 31, ..Default::default() },
+                proto::BudgetUsage { name: "link_bytes".into(), total: 4_096, high_water: 4, ..Default::default() },
+            ],
             ..Default::default()
         };
         for lang in Lang::ALL {
@@ -251,6 +279,7 @@ mod tests {
                 assert!(text.contains(part), "{lang:?}: {part} in {text}");
             }
             assert!(text.contains(&context.messages.text("undisclosed-not-held")), "{text}");
+            assert!(text.contains("api_calls") && text.contains("31") && !text.contains("link_bytes"), "{text}");
             assert!(!text.contains('\u{1b}'));
             assert_eq!(text.matches(FSI).count(), text.matches(PDI).count());
         }

@@ -45,6 +45,7 @@ use barid_core::roster::{Role, Roster};
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use crate::budgets::Budgets;
 use crate::committer::Committer;
 use crate::rosters::Rosters;
 use crate::store::Store;
@@ -149,6 +150,8 @@ pub struct Options {
     pub share_history: bool,
     /// Whether peers can dial this node. One that cannot be dialled dials at once.
     pub listens: bool,
+    /// What peers may use of the node.
+    pub budgets: Budgets,
     /// Revocation lists.
     pub revocations: Arc<dyn Revocations>,
     /// Becomes true when the node stops.

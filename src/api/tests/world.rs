@@ -163,6 +163,7 @@ impl World {
             identify: Arc::new(|extensions| extensions.get::<Identity>().cloned()),
             node: Arc::new(Alone),
             pace: Arc::default(),
+            budgets: crate::budgets::Budgets::default(),
             overdue: Arc::default(),
             naming: Arc::default(),
             stopping: stop.subscribe(),

@@ -16,6 +16,7 @@ pub(super) use listen::{address, bind, serve};
 
 use super::node::Node;
 use crate::api::Pace;
+use crate::budgets::{Budgets, Usage};
 use crate::committer::Gate;
 use crate::exchange::PeerSnapshot;
 use crate::store::{DiskBytes, SyncTimes};
@@ -47,6 +48,7 @@ struct Figures {
     /// Events that were recorded or counted: what, reason.
     events: BTreeMap<(&'static str, String), u64>,
     roster_version: u64,
+    budgets: Vec<Usage>,
 }
 
 /// Where the figures come from. Cheap to clone.
@@ -54,6 +56,7 @@ struct Figures {
 pub(super) struct Source {
     pub(super) node: Arc<Node>,
     pub(super) pace: Arc<Pace>,
+    pub(super) budgets: Budgets,
 }
 
 impl Source {
@@ -108,6 +111,7 @@ impl Source {
             streams: self.pace.streams_by_method(),
             events: telemetry::counted(),
             roster_version: self.node.rosters.load().newest().version(),
+            budgets: self.budgets.usage(),
         }
     }
 

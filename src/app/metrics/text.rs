@@ -180,6 +180,15 @@ impl Figures {
         )?;
         let about = ("barid_streams", "Streams of the API that are open, by method");
         out.gauges(about, self.streams.iter().map(|(method, count)| (vec![("method", *method)], float(*count))))?;
+        let budgets = || self.budgets.iter().map(|usage| (vec![("budget", usage.spec.name)], usage));
+        let about = ("barid_budget_used", "What others use of this node, by budget");
+        out.gauges(about, budgets().map(|(labels, usage)| (labels, float(usage.used))))?;
+        let about = ("barid_budget_bound", "What all others together may use of this node, by budget");
+        out.gauges(about, budgets().map(|(labels, usage)| (labels, float(usage.bounds.total))))?;
+        let about = ("barid_budget_high_water", "Most that was in use at once since the start, by budget");
+        out.gauges(about, budgets().map(|(labels, usage)| (labels, float(usage.high_water))))?;
+        let about = ("barid_budget_denied", "Charges that did not fit a budget since the start");
+        out.counters(about, budgets().map(|(labels, usage)| (labels, usage.denied)))?;
         out.gauge("barid_roster_version", "Version of the roster in force", self.roster_version)?;
         let about = ("barid_refusals", "What was refused since the start, by kind and reason");
         let events = || self.events.iter().map(|((what, reason), count)| (*what, reason.as_str(), *count));

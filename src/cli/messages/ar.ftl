@@ -417,6 +417,12 @@ column-feed = السجل
 column-lag = التأخّر
 column-cosigned = التوقيع المشترك
 column-custody = إقرار الحفظ حتى
+column-budget = الحصة
+column-in-use = المستخدم
+column-most = الأقصى المبلوغ
+column-bound = الحد
+column-denied = المرفوض
+column-owner = أكبر مستخدم
 column-heartbeat = آخر إشارة حياة
 
 verify-witnessed = مشهود: نشرها { $member } في { $feed }، الموضع { $place }، وشارك في توقيعها من الأعضاء الآخرين: { $nWitnesses }.

@@ -406,6 +406,12 @@ column-feed = Feed
 column-lag = Behind
 column-cosigned = Cosigned
 column-custody = Custody up to
+column-budget = Budget
+column-in-use = In use
+column-most = Most at once
+column-bound = Bound
+column-denied = Denied
+column-owner = Largest user
 column-heartbeat = Last sign of life
 
 verify-witnessed = WITNESSED: published by { $member } in { $feed }, place { $place }, and cosigned by { $nWitnesses ->

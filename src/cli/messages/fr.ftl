@@ -405,6 +405,12 @@ column-feed = Registre
 column-lag = Retard
 column-cosigned = Cosigné
 column-custody = Garde jusqu'à
+column-budget = Budget
+column-in-use = Utilisé
+column-most = Maximum atteint
+column-bound = Limite
+column-denied = Refus
+column-owner = Premier utilisateur
 column-heartbeat = Dernier signe de vie
 
 verify-witnessed = ATTESTÉ : publié par { $member } dans { $feed }, place { $place }, et cosigné par { $nWitnesses ->

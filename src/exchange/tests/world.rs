@@ -172,6 +172,7 @@ fn exchange(
         topics: topics.iter().map(|topic| topic.parse::<TopicFilter>().unwrap()).collect(),
         share_history: false,
         listens: true,
+        budgets: crate::budgets::Budgets::default(),
         revocations,
         shutdown,
     });

@@ -1,0 +1,219 @@
+//! The table of budgets, and what each call, frame and note is charged to.
+//!
+//! In scope: names, bounds and reasons; `docs/limits.md` is this table, and a test compares them. Out of scope: bounds of single values
+//! (`barid_core::limits`), and of queues that nobody outside can fill.
+
+use super::Bounds;
+
+/// One budget.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// Its name in status, metrics and errors.
+    pub name: &'static str,
+    /// What is counted: "bytes", "calls", "connections".
+    pub unit: &'static str,
+    /// Whose: "address", "identity", "member".
+    pub of: &'static str,
+    /// Bounds, where the configuration does not set others.
+    pub bounds: Bounds,
+    /// Bytes of memory that one unit may hold; 0 where what is counted is not in memory.
+    pub memory_bytes: u64,
+    /// The key in `node.toml` or `access.toml` that changes a bound; `None`: fixed.
+    pub key: Option<&'static str>,
+    /// Why these bounds.
+    pub reason: &'static str,
+}
+
+const MIB: u64 = 1 << 20;
+
+/// Calls under way at the API.
+pub static API_CALLS: Spec = Spec {
+    name: "api_calls",
+    unit: "calls",
+    of: "identity",
+    bounds: Bounds { total: 4_096, per_owner: 1_024, reserved: 256 },
+    // Headers, task and buffers of one HTTP/2 stream.
+    memory_bytes: 16 << 10,
+    key: None,
+    reason: "As many calls of one system as one commit can hold entries; the reserve is for operators and for publishing",
+};
+
+/// Bytes of requests that are not answered yet.
+pub static API_REQUEST_BYTES: Spec = Spec {
+    name: "api_request_bytes",
+    unit: "bytes",
+    of: "identity",
+    bounds: Bounds { total: 128 * MIB, per_owner: 32 * MIB, reserved: 32 * MIB },
+    // As it came, and decoded.
+    memory_bytes: 2,
+    key: None,
+    reason: "Fifty officers with a large attachment list each, and one system at full speed: 1,024 calls of 32 KiB; the reserve is for publishing and operators",
+};
+
+/// Bytes of answers that were not taken yet.
+pub static API_RESPONSE_BYTES: Spec = Spec {
+    name: "api_response_bytes",
+    unit: "bytes",
+    of: "identity",
+    bounds: Bounds { total: 256 * MIB, per_owner: 32 * MIB, reserved: 32 * MIB },
+    memory_bytes: 2,
+    key: None,
+    reason: "Eight full pages of one identity at once; a reader that does not read holds no more, and the reserve lets operators read",
+};
+
+/// Bytes of frames of a peer that are not committed yet.
+pub static LINK_BYTES: Spec = Spec {
+    name: "link_bytes",
+    unit: "bytes",
+    of: "member",
+    bounds: Bounds { total: 256 * MIB, per_owner: 24 * MIB, reserved: 0 },
+    memory_bytes: 2,
+    key: None,
+    reason: "Batches on their way (8 MiB), in the reader and at the committer; beyond it the link is not read, and the peer waits",
+};
+
+/// All budgets, in the order in which they are shown.
+pub static BUDGETS: &[&Spec] = &[&API_CALLS, &API_REQUEST_BYTES, &API_RESPONSE_BYTES, &LINK_BYTES];
+
+/// What each call of the API is charged to.
+pub const CALLS: &[(&str, &[&str])] = &[
+    ("FocalPoint.Publish", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    ("FocalPoint.PublishStream", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    ("FocalPoint.Get", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    ("FocalPoint.Subscribe", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    ("FocalPoint.Acknowledge", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    ("FocalPoint.History", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    ("Audit.ExportEvidence", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    ("Operator.GetStatus", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    ("Operator.GetRoster", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    ("Operator.Reload", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    ("Operator.GetForks", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    ("Operator.ResumeFeed", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+];
+
+/// What each frame of a link is charged to.
+pub const FRAMES: &[(&str, &[&str])] = &[
+    ("hello", &["link_bytes"]),
+    ("follow", &["link_bytes"]),
+    ("entries", &["link_bytes"]),
+    ("stored", &["link_bytes"]),
+    ("cosigned", &["link_bytes"]),
+    ("custody", &["link_bytes"]),
+    ("heads", &["link_bytes"]),
+    ("roster_request", &["link_bytes"]),
+    ("rosters", &["link_bytes"]),
+    ("fault", &["link_bytes"]),
+    ("answers_request", &["link_bytes"]),
+    ("fills", &["link_bytes"]),
+    ("consistency_request", &["link_bytes"]),
+    ("consistency", &["link_bytes"]),
+    ("express", &["link_bytes"]),
+    ("relayed_custody_request", &["link_bytes"]),
+    ("relayed_custody", &["link_bytes"]),
+];
+
+/// What each sort of note or list that is persisted is charged to.
+pub const NOTES: &[(&str, &[&str])] = &[
+    ("checkpoint", &["link_bytes"]),
+    ("cosignature", &["link_bytes"]),
+    ("custody note", &["link_bytes"]),
+    ("equivocation", &["link_bytes"]),
+    ("revocation list", &["link_bytes"]),
+    ("roster", &["link_bytes"]),
+];
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeSet;
+    use std::fmt::Write as _;
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    fn file(name: &str) -> String {
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+    }
+
+    /// `1,024`, or `32 MiB` of bytes.
+    fn amount(value: u64, unit: &str) -> String {
+        if unit == "bytes" && value > 0 && value.is_multiple_of(MIB) {
+            return format!("{} MiB", value / MIB);
+        }
+        let digits = value.to_string();
+        let groups: Vec<&str> =
+            digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap()).collect();
+        groups.join(",")
+    }
+
+    fn page() -> String {
+        let mut page = String::from(
+            "| budget | counts | of each | bound | all together | of it reserved | key | why |\n|---|---|---|---|---|---|---|---|\n",
+        );
+        for spec in BUDGETS {
+            let Spec { name, unit, of, bounds, key, reason, .. } = spec;
+            let key = key.map_or_else(|| "fixed".to_owned(), |key| format!("`{key}`"));
+            let [own, all, reserved] =
+                [bounds.per_owner, bounds.total, bounds.reserved].map(|value| amount(value, unit));
+            writeln!(page, "| `{name}` | {unit} | {of} | {own} | {all} | {reserved} | {key} | {reason} |").unwrap();
+        }
+        for (heading, rows) in [("call", CALLS), ("frame", FRAMES), ("note", NOTES)] {
+            write!(page, "\n| {heading} | charged to |\n|---|---|\n").unwrap();
+            for (name, budgets) in rows {
+                let budgets: Vec<String> = budgets.iter().map(|budget| format!("`{budget}`")).collect();
+                writeln!(page, "| `{name}` | {} |", budgets.join(", ")).unwrap();
+            }
+        }
+        page
+    }
+
+    const BEGIN: &str = "<!-- the table in src/budgets/table.rs -->\n";
+    const END: &str = "<!-- end of the table -->";
+
+    /// `BARID_WRITE_DOCS=1` writes the page; without, it must be as written.
+    #[test]
+    fn limits_page_is_this_table() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/limits.md");
+        let text = fs::read_to_string(&path).unwrap();
+        let (before, rest) = text.split_once(BEGIN).unwrap();
+        let (written, after) = rest.split_once(END).unwrap();
+        if std::env::var_os("BARID_WRITE_DOCS").is_some() {
+            fs::write(&path, format!("{before}{BEGIN}{}{END}{after}", page())).unwrap();
+        } else {
+            assert_eq!(written, page(), "BARID_WRITE_DOCS=1 cargo test -p barid --lib budgets:: writes it");
+        }
+    }
+
+    #[test]
+    fn every_call_frame_and_note_is_charged_to_budgets_of_the_table() {
+        let mut calls = BTreeSet::new();
+        for (name, service) in [("focal_point", "FocalPoint"), ("audit", "Audit"), ("operator", "Operator")] {
+            let text = file(&format!("proto/barid/v1/{name}.proto"));
+            let methods = text.lines().filter_map(|line| line.trim().strip_prefix("rpc ")?.split('(').next());
+            calls.extend(methods.map(|method| format!("{service}.{method}")));
+        }
+        let exchange = file("proto/barid/v1/exchange.proto");
+        let (_, frames) = exchange.split_once("oneof frame {").unwrap();
+        let frames = frames.split('}').next().unwrap().lines().map(str::trim).filter(|line| !line.starts_with("//"));
+        let frames: BTreeSet<String> =
+            frames.filter_map(|line| Some(line.split(" = ").next()?.split(' ').nth(1)?.to_owned())).collect();
+        assert!(calls.len() > 10 && frames.len() > 15, "the test is blind: {calls:?} {frames:?}");
+        let named = |rows: &[(&str, &[&str])]| rows.iter().map(|(name, _)| (*name).to_owned()).collect::<BTreeSet<_>>();
+        assert_eq!(named(CALLS), calls);
+        assert_eq!(named(FRAMES), frames);
+        let known: BTreeSet<&str> = BUDGETS.iter().map(|spec| spec.name).collect();
+        assert_eq!(known.len(), BUDGETS.len(), "each name once");
+        for (name, budgets) in CALLS.iter().chain(FRAMES).chain(NOTES) {
+            assert!(!budgets.is_empty() && budgets.iter().all(|budget| known.contains(budget)), "{name}: {budgets:?}");
+        }
+    }
+
+    #[test]
+    fn bounds_of_one_owner_and_reserves_lie_within_the_total() {
+        for Spec { name, bounds, .. } in BUDGETS {
+            let Bounds { total, per_owner, reserved } = *bounds;
+            assert!(0 < per_owner && per_owner <= total && reserved < total, "{name}");
+        }
+    }
+}
