@@ -136,6 +136,10 @@ impl Budget {
     /// A budget with bounds from the configuration.
     #[must_use]
     pub fn with(spec: &'static Spec, bounds: Bounds) -> Self {
+        // One of anything always fits: a budget of nothing would wait for ever.
+        let total = bounds.total.max(1);
+        let bounds =
+            Bounds { total, per_owner: bounds.per_owner.clamp(1, total), reserved: bounds.reserved.min(total - 1) };
         Self { shared: Arc::new(Shared { spec, bounds, state: Mutex::default(), freed: Notify::new() }) }
     }
 
@@ -211,6 +215,9 @@ impl Shared {
     fn add(&self, owner: &Owner, class: Class, amount: u64) -> Result<(), OverBudget> {
         let Bounds { total, per_owner, reserved } = self.bounds;
         let usable = if class == Class::Reserved { total } else { total.saturating_sub(reserved) };
+        if amount == 0 {
+            return Ok(());
+        }
         let mut state = self.state.lock();
         let own = state.owners.get(owner).map_or(0, |account| account.used);
         let over = |whose: String, used: u64, bound: u64| OverBudget {

@@ -18,7 +18,7 @@ pub struct Spec {
     pub bounds: Bounds,
     /// Bytes of memory that one unit may hold; 0 where what is counted is not in memory.
     pub memory_bytes: u64,
-    /// The key in `node.toml` or `access.toml` that changes a bound; `None`: fixed.
+    /// The key in `node.toml` or `access.toml` that changes a bound. `None`: fixed, or of memory, which `memory_mib` shrinks.
     pub key: Option<&'static str>,
     /// Why these bounds.
     pub reason: &'static str,
@@ -153,7 +153,8 @@ mod tests {
         );
         for spec in BUDGETS {
             let Spec { name, unit, of, bounds, key, reason, .. } = spec;
-            let key = key.map_or_else(|| "fixed".to_owned(), |key| format!("`{key}`"));
+            let scaled = (spec.memory_bytes > 0).then_some("memory_mib");
+            let key = key.or(scaled).map_or_else(|| "fixed".to_owned(), |key| format!("`{key}`"));
             let [own, all, reserved] =
                 [bounds.per_owner, bounds.total, bounds.reserved].map(|value| amount(value, unit));
             writeln!(page, "| `{name}` | {unit} | {of} | {own} | {all} | {reserved} | {key} | {reason} |").unwrap();

@@ -13,6 +13,9 @@
 
 mod adopt;
 mod answers;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod conversation;
 mod dial;
 mod express;
 mod fetch;
@@ -34,6 +37,10 @@ mod service;
 #[cfg(test)]
 mod tests;
 mod told;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)]
+#[path = "tests/world.rs"]
+mod world;
 mod writer;
 
 use std::sync::Arc;

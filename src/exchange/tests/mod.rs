@@ -9,7 +9,6 @@ mod own;
 mod relays;
 mod rosters;
 mod two_entries;
-mod world;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -27,10 +26,10 @@ use futures::future::BoxFuture;
 use futures::stream::StreamExt;
 use tonic::transport::{Channel, Endpoint, Server};
 
+use super::world::{self, Actor, Lists, Node, Tamper, connect, feed, honest, key, member, roster, until};
 use super::{Dial, HEADS_LISTS_BYTES_MAX, HEADS_LISTS_MAX, IN_FLIGHT_BATCHES_MAX, LinkError, service, spawn_dialers};
 use crate::committer::Gate;
 use crate::store::Content;
-use world::{Actor, Lists, Node, Tamper, connect, feed, honest, key, member, roster, until};
 
 fn handling(draft: &mut proto::Draft) -> &mut proto::Handling {
     draft.header.as_mut().unwrap().handling.as_mut().unwrap()
