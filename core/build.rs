@@ -1,4 +1,4 @@
-//! Compiles the messages of `proto/barid/v1` with protox: no protoc is needed.
+//! Compiles the messages of `proto/barid/v1` with protox: no protoc is needed. Their descriptors and names are kept for `src/json.rs`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = std::path::Path::new("../proto");
@@ -8,12 +8,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-changed={}", file.display());
     }
     let descriptors = protox::compile(&files, [root])?;
-    let encoded = protox::prost::Message::encode_to_vec(&descriptors);
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("messages.descriptors.bin"), protox::prost::Message::encode_to_vec(&descriptors))?;
+    let ours = descriptors.file.iter().filter(|file| file.package() == "barid.v1");
+    let names: Vec<&str> = ours.flat_map(|file| &file.message_type).map(|message| message.name()).collect();
+    std::fs::write(out.join("messages.json.rs"), format!("json!({});\n", names.join(", ")))?;
     prost_build::Config::new()
         .bytes(["."])
         .compile_well_known_types()
         .extern_path(".google.protobuf", "::pbjson_types")
         .compile_fds(descriptors)?;
-    pbjson_build::Builder::new().register_descriptors(&encoded)?.build(&[".barid.v1"])?;
     Ok(())
 }

@@ -10,6 +10,7 @@ pub mod express;
 pub mod feed;
 pub mod follow;
 pub mod gaps;
+pub mod json;
 pub mod limits;
 pub mod names;
 pub mod proto;

@@ -27,8 +27,11 @@ pub const EXPRESS_OTHERS_BYTES_MAX: usize = EXPRESS_BYTES_MAX / 2;
 pub const FILL_RANGES_MAX: usize = 256;
 /// Entries that are looked at for one such request: it costs a bounded time, whatever it names. What is left is asked for again.
 pub const FILL_SCAN_MAX: u64 = 8 * 1_024;
-/// Largest signed note other than a roster: a checkpoint with 16 post-quantum signatures fits.
-pub const NOTE_BYTES_MAX: usize = 64 << 10;
+/// Largest signed note other than a roster. A checkpoint with 16 signatures of the largest size that C2SP signed-note expects (ML-DSA-87,
+/// 4,627 bytes, 6 KiB in base64) and the longest names fits.
+pub const NOTE_BYTES_MAX: usize = 128 << 10;
+/// Largest one that is put together here from other notes' signatures: earlier versions read no larger ones.
+pub const NOTE_WRITTEN_BYTES_MAX: usize = 64 << 10;
 /// Signature lines read in one note (C2SP signed-note asks for at least 16).
 pub const NOTE_SIGNATURES_MAX: usize = 64;
 /// Length of a note key's name in bytes: ML-DSA-44 cosignatures carry it with a length of one byte.
@@ -87,8 +90,10 @@ pub const AUTHOR_SIGNATURES_MAX: usize = 16;
 pub const FIELD_ERRORS_MAX: usize = 256;
 /// Characters of a wrong value that a refusal repeats.
 pub const FOUND_CHARS_MAX: usize = 80;
-/// Length of a kind's or focal point's name in bytes; fits every index key.
+/// Length of a kind's name, a language tag or a code of a place in bytes; fits every index key.
 pub const NAME_BYTES_MAX: usize = 64;
+/// Length of an issuer in bytes: a SPIFFE path of some levels leaves room for the rest of the header.
+pub const ISSUER_BYTES_MAX: usize = 256;
 /// Characters of one incident's name.
 pub const INCIDENT_CHARS_MAX: usize = 128;
 /// Characters of a headline; CAP 1.2 recommends 160, and three scripts need some air.

@@ -6,8 +6,10 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// A participant of the exchange: an ISO 3166-1 alpha-2 code in lower case (`ma`), or `x-` and a name of 2 to 32 letters, digits
-/// and hyphens for an organisation (`x-au`). Cheap to clone.
+use crate::bulletin::countries::is_alpha2;
+
+/// A participant of the exchange: an assigned ISO 3166-1 alpha-2 code in lower case (`ma`), or `x-` and a name of 2 to 32 letters,
+/// digits and hyphens for an organisation (`x-au`). Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Member(Arc<str>);
 
@@ -84,7 +86,7 @@ impl FromStr for Member {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let country = text.len() == 2 && text.bytes().all(|b| b.is_ascii_lowercase());
+        let country = text.bytes().all(|b| b.is_ascii_lowercase()) && is_alpha2(&text.to_ascii_uppercase());
         let organisation = text.strip_prefix("x-").is_some_and(|name| {
             (2..=32).contains(&name.len())
                 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -94,7 +96,7 @@ impl FromStr for Member {
         if country || organisation {
             Ok(Self(text.into()))
         } else {
-            Err(NameError::new("member", text, "two lower-case letters (ISO 3166-1 alpha-2) or `x-` and a name"))
+            Err(NameError::new("member", text, "a country of ISO 3166-1 alpha-2 in lower case, or `x-` and a name"))
         }
     }
 }
@@ -109,7 +111,9 @@ impl FromStr for ExchangeName {
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         };
-        if text.len() <= 200 && text.contains('.') && text.split('.').all(label) {
+        // RFC 3696 §2: a last label of digits alone would make it an address.
+        let address = text.rsplit('.').next().is_none_or(|last| last.bytes().all(|b| b.is_ascii_digit()));
+        if text.len() <= 200 && text.contains('.') && text.split('.').all(label) && !address {
             Ok(Self(text.into()))
         } else {
             Err(NameError::new("exchange", text, "a DNS name in lower case such as `rabat.example`"))
@@ -268,5 +272,35 @@ impl Undisclosed {
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.iter().find(|(.., known)| *known == number).map(|(reason, ..)| *reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_is_a_country_that_iso_3166_1_assigns_or_an_organisation() {
+        for good in ["ma", "ly", "tn", "ne", "gb", "gr", "ss", "x-au", "x-interpol-2", "x-un"] {
+            assert!(good.parse::<Member>().is_ok(), "{good}");
+        }
+        // Reserved, withdrawn, left to users, never assigned; and no code at all.
+        for bad in [
+            "uk", "el", "eu", "un", "ac", "an", "su", "yu", "tp", "xk", "zz", "aa", "xx", "qq", "MA", "Ma", "m", "mar", "", "é",
+            "x-", "x-a", "x--a", "x-a-", "X-au", "x-é",
+        ] {
+            assert!(bad.parse::<Member>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_exchange_is_a_name_and_no_address() {
+        for good in ["rabat.example", "127.example", "a.b", "xn--mgbc0a.xn--mgbab2bd", "1.2.3.4a", "example.x1"] {
+            assert!(good.parse::<ExchangeName>().is_ok(), "{good}");
+        }
+        for bad in ["127.0.0.1", "10.1", "example.1", "0.0", "example", "", ".", "a.", ".a", "a..b", "A.example", "-a.example", "::1"] {
+            assert!(bad.parse::<ExchangeName>().is_err(), "{bad}");
+        }
+        assert!("ma.127.0.0.1/feed/1".parse::<FeedId>().is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Messages of `proto/barid/v1`, generated. JSON follows the protobuf JSON mapping.
+//! Messages of `proto/barid/v1`, generated. Their JSON is that of [`crate::json`].
 #![allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::semicolon_if_nothing_returned)]
 #![allow(clippy::cast_possible_truncation, clippy::needless_pass_by_value, clippy::redundant_closure_for_method_calls)]
 #![allow(
@@ -9,4 +9,24 @@
 )]
 
 include!(concat!(env!("OUT_DIR"), "/barid.v1.rs"));
-include!(concat!(env!("OUT_DIR"), "/barid.v1.serde.rs"));
+
+/// Gives messages their JSON: `build.rs` names all of them.
+macro_rules! json {
+    ($($message:ident),+) => {
+        $(
+            impl serde::Serialize for $message {
+                fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                    crate::json::write(self, concat!("barid.v1.", stringify!($message)), serializer)
+                }
+            }
+
+            impl<'de> serde::Deserialize<'de> for $message {
+                fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                    crate::json::read(concat!("barid.v1.", stringify!($message)), deserializer)
+                }
+            }
+        )+
+    };
+}
+
+include!(concat!(env!("OUT_DIR"), "/messages.json.rs"));

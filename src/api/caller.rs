@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use barid_core::bulletin::header::issuer_of;
 use barid_core::bulletin::kinds;
 use tokio::time::Instant;
 use tonic::{Code, Extensions, Status};
@@ -29,9 +30,9 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    /// The name in its path: what `header.issuer` says.
-    pub(super) fn issuer(&self) -> &str {
-        self.path.rsplit('/').next().unwrap_or(&self.path)
+    /// What `header.issuer` of its bulletins is: no other caller's.
+    pub(super) fn issuer(&self) -> String {
+        issuer_of(&self.path)
     }
 
     /// Only focal points read RED and AMBER+STRICT.

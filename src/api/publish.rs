@@ -291,7 +291,7 @@ impl Api {
         sent: Vec<Sent>,
         group: PublishedGroup,
     ) -> Result<(Vec<Result<Proven, Status>>, Vec<Sent>), Status> {
-        let issuer = caller.issuer().to_owned();
+        let issuer = caller.issuer();
         let new = |outcome: &Published| matches!(outcome, Published::New { .. });
         if sent.len() <= PROVEN_AT_ONCE_MAX && group.outcomes.iter().all(new) {
             return Ok((self.receipts(&issuer, &sent, &group), sent));
@@ -341,7 +341,7 @@ impl Api {
             // What was published before is not judged by the rules of today: its id tells.
             Err(status) if draft.header.as_ref().is_none_or(|header| header.id.is_empty()) => Err(status),
             Err(status) => {
-                let issuer = caller.issuer().to_owned();
+                let issuer = caller.issuer();
                 match self.blocking(move |api| api.repeated(&issuer, &draft)).await?? {
                     Some(proven) => Ok(Prepared::Repeated(Box::new(proven), wanted)),
                     None => Err(status),
@@ -370,7 +370,7 @@ impl Api {
     }
 
     fn fill(&self, caller: &Caller, id: BulletinId, sent_at_unix_ms: u64, roster_version: u64) -> Fill {
-        Fill { member: self.me().clone(), issuer: caller.issuer().to_owned(), id, sent_at_unix_ms, roster_version }
+        Fill { member: self.me().clone(), issuer: caller.issuer(), id, sent_at_unix_ms, roster_version }
     }
 
     async fn validated(

@@ -2,7 +2,7 @@
 //!
 //! In scope: making them whole. Out of scope: when, and publishing them.
 
-use barid_core::bulletin::header::BulletinId;
+use barid_core::bulletin::header::{BulletinId, NODE_ISSUER};
 use barid_core::bulletin::kinds::{feed_closed, feed_forked};
 use barid_core::bulletin::{Fill, Invalid, ValidBulletin, prepare};
 use barid_core::feed::checkpoint::Checkpoint;
@@ -13,8 +13,6 @@ use barid_core::roster::Roster;
 
 use super::now;
 
-/// Who speaks, in the header of its bulletin: the last part of the node's SPIFFE path.
-const ISSUER: &str = "node";
 /// The working group whose members are told, where the exchange has it; else the first it has.
 const TOLD: &str = "information";
 
@@ -46,7 +44,7 @@ fn finish(draft: &proto::Draft, id: BulletinId, member: &Member, roster: &Roster
     let _ = getrandom::fill(&mut salt);
     let fill = Fill {
         member: member.clone(),
-        issuer: ISSUER.to_owned(),
+        issuer: NODE_ISSUER.to_owned(),
         id,
         sent_at_unix_ms: now().1,
         roster_version: roster.version(),

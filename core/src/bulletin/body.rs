@@ -2,12 +2,15 @@
 //!
 //! In scope: texts, areas, attachments, grading and CAP's words about the event. Out of scope: a kind's own content ([`super::kinds`]).
 
+use std::collections::BTreeSet;
+
 use oxilangtag::LanguageTag;
 
 use super::field::Report;
 use super::geo::{Circle, Locode, Polygon};
 use super::header::time;
 use super::kinds::Context;
+use super::text::{is_one_line, is_plain, keeps_direction, shows_something};
 use super::times::Time;
 use super::vocabulary::{Category, Certainty, GradingScheme};
 use crate::limits::{ATTACHMENT_BYTES_MAX, HEADLINE_CHARS_MAX, LINE_CHARS_MAX, LIST_MAX, NAME_BYTES_MAX, TEXTS_MAX};
@@ -35,20 +38,39 @@ pub(super) fn check(body: &proto::Body, informs: bool, context: &Context<'_>, re
 
 /// Checks a text field of one line. Absent is fine unless it is `needed`.
 pub(super) fn line(field: impl std::fmt::Display, text: &str, needed: bool, chars_max: usize, report: &mut Report) {
-    if text.trim().is_empty() {
+    if !shows_something(text) {
         if needed || !text.is_empty() {
             report.add(field, text, format_args!("text of 1 to {chars_max} characters"));
         }
-    } else if text.chars().any(char::is_control) || (text.len() > chars_max && text.chars().count() > chars_max) {
+    } else if !is_one_line(text) || (text.len() > chars_max && text.chars().count() > chars_max) {
         report.add(field, text, format_args!("one line of at most {chars_max} characters"));
+    } else {
+        direction(field, text, report);
     }
 }
 
 /// Checks a text field of several lines, which may be absent.
 pub(super) fn paragraph(field: impl std::fmt::Display, text: &str, report: &mut Report) {
-    if text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t')) {
+    if is_plain(text) {
+        direction(field, text, report);
+    } else {
         report.add(field, text, "text without control characters");
     }
+}
+
+fn direction(field: impl std::fmt::Display, text: &str, report: &mut Report) {
+    if !keeps_direction(text) {
+        report.add(field, text, "text that overrides no direction and ends every embedding and isolate that it begins");
+    }
+}
+
+/// Whether `text` is a valid language tag as far as that follows from the tag itself (RFC 5646 §2.2.9): well formed, no variant and no
+/// extension twice.
+fn is_language_tag(text: &str) -> bool {
+    let Ok(tag) = LanguageTag::parse(text) else { return false };
+    let (mut variants, mut singletons) = (BTreeSet::new(), BTreeSet::new());
+    tag.variant_subtags().all(|variant| variants.insert(variant.to_ascii_lowercase()))
+        && tag.extension_subtags().all(|(singleton, _)| singletons.insert(singleton.to_ascii_lowercase()))
 }
 
 fn categories(categories: &[String], report: &mut Report) {
@@ -83,7 +105,7 @@ fn texts(texts: &[proto::Text], needed: bool, report: &mut Report) {
     }
     let texts = report.bounded("body.texts", texts, TEXTS_MAX);
     for (n, text) in texts.iter().enumerate() {
-        if text.language.len() > NAME_BYTES_MAX || LanguageTag::parse(text.language.as_str()).is_err() {
+        if text.language.len() > NAME_BYTES_MAX || !is_language_tag(&text.language) {
             report.add(
                 format_args!("body.texts[{n}].language"),
                 &text.language,
@@ -153,7 +175,10 @@ fn attachment(n: usize, attachment: &proto::Attachment, report: &mut Report) {
 }
 
 fn grading(grading: &proto::Grading, report: &mut Report) {
-    let Some(scheme) = report.parse::<GradingScheme>("body.grading.scheme", &grading.scheme) else { return };
+    let grades = [("body.grading.source", &grading.source), ("body.grading.information", &grading.information)];
+    let Some(scheme) = report.parse::<GradingScheme>("body.grading.scheme", &grading.scheme) else {
+        return grades.into_iter().for_each(|(field, found)| line(field, found, false, NAME_BYTES_MAX, report));
+    };
     let (sources, information) = match scheme {
         GradingScheme::Admiralty => {
             (["A", "B", "C", "D", "E", "F"].as_slice(), ["1", "2", "3", "4", "5", "6"].as_slice())
@@ -161,12 +186,30 @@ fn grading(grading: &proto::Grading, report: &mut Report) {
         GradingScheme::Europol4x4 => (["A", "B", "C", "X"].as_slice(), ["1", "2", "3", "4"].as_slice()),
         GradingScheme::FiveByFiveByFive => (["A", "B", "C", "D", "E"].as_slice(), ["1", "2", "3", "4", "5"].as_slice()),
     };
-    for (field, found, grades) in [
-        ("body.grading.source", &grading.source, sources),
-        ("body.grading.information", &grading.information, information),
-    ] {
-        if !grades.contains(&found.as_str()) {
-            report.add(field, found, format_args!("one of {} ({scheme})", grades.join(", ")));
+    for ((field, found), listed) in grades.into_iter().zip([sources, information]) {
+        if !listed.contains(&found.as_str()) {
+            report.add(field, found, format_args!("one of {} ({scheme})", listed.join(", ")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn language_tags_repeat_no_variant_and_no_extension() {
+        for good in [
+            "ar", "fr-NE", "zh-Hant-TW", "sl-rozaj-biske", "de-CH-1901-1996", "en-a-bbb-x-a-ccc", "de-u-co-phonebk-t-hi", "x-barid",
+            "i-klingon", "en-x-a-a",
+        ] {
+            assert!(is_language_tag(good), "{good}");
+        }
+        for bad in [
+            "", "a", "français", "de-DE-1901-1901", "sl-rozaj-biske-ROZAJ", "en-a-bbb-a-ccc", "de-u-co-phonebk-U-nu-latn", "ar--EG",
+            "ar-", "ar_EG", "en-a", "de-419-DE",
+        ] {
+            assert!(!is_language_tag(bad), "{bad}");
         }
     }
 }

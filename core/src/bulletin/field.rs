@@ -22,6 +22,14 @@ pub struct FieldError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid(pub Vec<FieldError>);
 
+impl FieldError {
+    /// An error; `found` is cut.
+    pub fn new(field: impl fmt::Display, found: impl fmt::Display, expected: impl fmt::Display) -> Self {
+        let found = found.to_string().chars().take(FOUND_CHARS_MAX).collect();
+        Self { field: field.to_string(), found, expected: expected.to_string() }
+    }
+}
+
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.found.is_empty() {
@@ -55,11 +63,7 @@ impl Report {
         #[cfg(test)]
         assert!(super::Rule::of(&expected.to_string()).is_some(), "no rule in the table of rules.rs says: {expected}");
         if self.errors.len() < FIELD_ERRORS_MAX {
-            self.errors.push(FieldError {
-                field: field.to_string(),
-                found: found.to_string().chars().take(FOUND_CHARS_MAX).collect(),
-                expected: expected.to_string(),
-            });
+            self.errors.push(FieldError::new(field, found, expected));
         }
     }
 

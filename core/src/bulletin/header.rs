@@ -9,14 +9,21 @@ use std::str::FromStr;
 use pbjson_types::Timestamp;
 use uuid::Uuid;
 
+use super::body::paragraph;
 use super::field::{Expected, Invalid, Report};
 use super::kinds;
+use super::text::{is_one_line, keeps_direction, shows_something};
 use super::times::{Date, Time};
 use super::topic::Topic;
 use super::vocabulary::{HandlingCode, MsgType, Purpose, Severity, Status, Tlp, Urgency};
-use crate::limits::{INCIDENT_CHARS_MAX, LIST_MAX, NAME_BYTES_MAX, REFERENCES_MAX, RELEASABLE_MAX};
+use crate::limits::{
+    INCIDENT_CHARS_MAX, ISSUER_BYTES_MAX, LIST_MAX, REFERENCES_MAX, RELEASABLE_MAX,
+};
 use crate::names::{Digest, Member};
 use crate::proto;
+
+/// The issuer of bulletins that a node makes itself: its SPIFFE path.
+pub const NODE_ISSUER: &str = "node";
 
 /// The header format that this version writes.
 pub const HEADER_FORMAT: u32 = 1;
@@ -34,7 +41,7 @@ pub struct Header {
     pub id: BulletinId,
     /// Who publishes.
     pub member: Member,
-    /// Which focal point of it.
+    /// Which focal point of it: [`issuer_of`] its SPIFFE path. Earlier versions gave the last segment of the path alone.
     pub issuer: String,
     /// Under which working group and topic.
     pub topic: Topic,
@@ -192,16 +199,14 @@ pub(super) fn read(header: &proto::Header, report: &mut Report) -> Option<Header
     if header.format != HEADER_FORMAT {
         report.add("header.format", header.format, HEADER_FORMAT);
     }
-    let kind =
-        name("header.kind", &header.kind, kinds::is_name(&header.kind), "a kind such as `situation-report`", report);
+    let kind = name("header.kind", &header.kind, kinds::is_name, "a kind such as `situation-report`", report);
     let id = report.parse("header.id", &header.id);
     let member = report.parse("header.member", &header.member);
-    let issuer =
-        name("header.issuer", &header.issuer, is_issuer(&header.issuer), "a focal point such as `customs-hq`", report);
+    let issuer = name("header.issuer", &header.issuer, is_issuer, "a focal point such as `customs-hq`", report);
     let topic = report.parse("header.topic", &header.topic);
     let status = report.parse("header.status", &header.status);
     let msg_type = report.parse("header.msg_type", &header.msg_type);
-    let handling = handling(header.handling.as_ref(), report);
+    let handling = handling(header, report);
     let urgency = report.parse("header.urgency", &header.urgency);
     let severity = report.parse("header.severity", &header.severity);
     let (sent_at, effective, expires) = times(header, report);
@@ -230,23 +235,36 @@ pub(super) fn read(header: &proto::Header, report: &mut Report) -> Option<Header
     .filter(|_| report.is_empty())
 }
 
-fn name(field: &str, text: &str, valid: bool, expected: &str, report: &mut Report) -> Option<String> {
-    if valid && text.len() <= NAME_BYTES_MAX {
+fn name(field: &str, text: &str, valid: fn(&str) -> bool, expected: &str, report: &mut Report) -> Option<String> {
+    if valid(text) {
         return Some(text.to_owned());
     }
     report.add(field, text, expected);
     None
 }
 
-/// Whether `text` can be a focal point's name: one segment of a SPIFFE path.
-fn is_issuer(text: &str) -> bool {
-    !text.is_empty()
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
-        && !text.bytes().all(|b| b == b'.')
+/// The issuer of what a caller with this SPIFFE path publishes; two paths have two issuers. It is the part below `focal-point/`. Any other
+/// path is given whole, after a `/`; so is `focal-point/node`, because a node signs as `node`.
+#[must_use]
+pub fn issuer_of(path: &str) -> String {
+    match path.strip_prefix("focal-point/") {
+        Some(NODE_ISSUER) | None => format!("/{path}"),
+        Some(name) => name.to_owned(),
+    }
 }
 
-fn handling(handling: Option<&proto::Handling>, report: &mut Report) -> Option<Handling> {
-    let Some(handling) = handling else {
+/// Whether `text` can name an issuer: segments of a SPIFFE path, as [`issuer_of`] gives them.
+#[must_use]
+pub fn is_issuer(text: &str) -> bool {
+    let segment = |segment: &str| {
+        segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+            && !matches!(segment, "" | "." | "..")
+    };
+    text.len() <= ISSUER_BYTES_MAX && text.strip_prefix('/').unwrap_or(text).split('/').all(segment)
+}
+
+fn handling(header: &proto::Header, report: &mut Report) -> Option<Handling> {
+    let Some(handling) = header.handling.as_ref() else {
         report.missing("header.handling", "a TLP label at least");
         return None;
     };
@@ -274,7 +292,13 @@ fn handling(handling: Option<&proto::Handling>, report: &mut Report) -> Option<H
         }
         codes.push(code);
     }
-    match (codes.contains(&HandlingCode::H3), handling.codes_note.trim().is_empty()) {
+    let own = MsgType::read(&header.msg_type) == Some(MsgType::Alert);
+    // Others copy it from the bulletin that they refer to, and that one must be withdrawn whatever it holds.
+    if own {
+        paragraph("header.handling.codes_note", &handling.codes_note, report);
+    }
+    let empty = if own { !shows_something(&handling.codes_note) } else { handling.codes_note.is_empty() };
+    match (codes.contains(&HandlingCode::H3), empty) {
         (true, true) => report.missing("header.handling.codes_note", "a sentence that says what H3 means here"),
         (false, false) => report.add("header.handling.codes_note", &handling.codes_note, "nothing without the code H3"),
         _ => {}
@@ -344,7 +368,7 @@ fn retain_until(header: &proto::Header, sent_at: Option<Time>, report: &mut Repo
         }
         (true, day) => {
             let date: Date = report.parse("header.retain_until", day)?;
-            if let Some(sent) = sent_at.map(Time::date)
+            if let Some(sent) = sent_at.map(Time::earliest_date)
                 && date < sent
             {
                 report.add("header.retain_until", day, format_args!("the day it is sent, {sent}, or later"));
@@ -383,8 +407,8 @@ fn references(header: &proto::Header, msg_type: Option<MsgType>, report: &mut Re
 
 fn incidents(incidents: &[String], report: &mut Report) -> Vec<String> {
     for (n, incident) in report.bounded("header.incidents", incidents, LIST_MAX).iter().enumerate() {
-        let chars = incident.chars().count();
-        if incident.trim().is_empty() || chars > INCIDENT_CHARS_MAX || incident.chars().any(char::is_control) {
+        let fits = incident.chars().count() <= INCIDENT_CHARS_MAX;
+        if !(fits && shows_something(incident) && is_one_line(incident) && keeps_direction(incident)) {
             report.add(
                 format_args!("header.incidents[{n}]"),
                 incident,
@@ -393,4 +417,33 @@ fn incidents(incidents: &[String], report: &mut Report) -> Vec<String> {
         }
     }
     incidents.to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_paths_have_two_issuers() {
+        let issuers = [
+            ("focal-point/customs-hq", "customs-hq"),
+            ("focal-point/north/customs-hq", "north/customs-hq"),
+            ("focal-point/focal-point/customs-hq", "focal-point/customs-hq"),
+            ("focal-point/agency/customs-hq", "agency/customs-hq"),
+            ("agency/customs-hq", "/agency/customs-hq"),
+            ("customs-hq", "/customs-hq"),
+            ("north/customs-hq", "/north/customs-hq"),
+            ("focal-point", "/focal-point"),
+            ("focal-point/node", "/focal-point/node"),
+            ("focal-point/node/1", "node/1"),
+        ];
+        for (path, issuer) in issuers {
+            assert_eq!(issuer_of(path), issuer);
+            assert!(is_issuer(issuer), "{issuer}");
+            assert_ne!(issuer, NODE_ISSUER);
+        }
+        for text in ["", "/", "//", "a//b", "a/", "/a/", ".", "a/..", "a b", "é", &"a".repeat(ISSUER_BYTES_MAX + 1)] {
+            assert!(!is_issuer(text), "{text}");
+        }
+    }
 }

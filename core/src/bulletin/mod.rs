@@ -17,6 +17,7 @@ pub mod kinds;
 pub mod prepare;
 pub mod rules;
 pub mod state;
+pub mod text;
 pub mod times;
 pub mod topic;
 pub mod urgent;

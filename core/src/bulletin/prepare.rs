@@ -382,6 +382,10 @@ pub(super) mod tests {
         );
         assert_eq!(with_handling(|h| h.codes = list(&["H3"])), ["header.handling.codes_note"]);
         assert_eq!(with_handling(|h| h.codes_note = "why".to_owned()), ["header.handling.codes_note"]);
+        for note in ["", " ", "\u{200b}", "\u{3164}"] {
+            let blank = |h: &mut proto::Handling| (h.codes, h.codes_note) = (list(&["H3"]), note.to_owned());
+            assert_eq!(with_handling(blank), ["header.handling.codes_note"], "{}", note.escape_unicode());
+        }
         assert_eq!(with_handling(|h| h.codes = list(&["H4"])), ["header.handling.codes[0]"]);
         assert_eq!(
             with_handling(|h| h.personal_data = true),
@@ -399,6 +403,13 @@ pub(super) mod tests {
         };
         assert!(personal("BorderMonitoring", "2025-11-23").is_empty());
         assert_eq!(personal("BorderMonitoring", "2025-11-22"), ["header.retain_until"]);
+        // The node's time is 2025-11-23T19:44Z; eight hours before, it was still the 22nd at UTC-12.
+        let morning = Fill { sent_at_unix_ms: NOW_MS - 8 * 3_600_000, ..fill() };
+        let mut draft = sample("travel-document-alert");
+        for (day, fits) in [("2025-11-21", false), ("2025-11-22", true), ("2025-11-23", true)] {
+            day.clone_into(&mut draft.header.as_mut().unwrap().retain_until);
+            assert_eq!(validate(&draft, &morning).is_ok(), fits, "{day}");
+        }
         assert_eq!(personal("NonSpecified", "2030-01-01"), ["header.handling.purpose"]);
     }
 

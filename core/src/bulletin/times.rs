@@ -74,6 +74,18 @@ impl Time {
         Self { seconds: self.seconds.saturating_add(seconds).clamp(SECONDS_MIN, SECONDS_MAX), ..self }
     }
 
+    /// The latest day that it is anywhere on earth at this instant: that of UTC+14.
+    #[must_use]
+    pub fn latest_date(self) -> Date {
+        self.plus_seconds(14 * 3_600).date()
+    }
+
+    /// The earliest day that it is anywhere on earth at this instant: that of UTC-12.
+    #[must_use]
+    pub fn earliest_date(self) -> Date {
+        self.plus_seconds(-12 * 3_600).date()
+    }
+
     /// The day in UTC.
     #[must_use]
     pub fn date(self) -> Date {
@@ -102,6 +114,12 @@ impl Date {
         Time { seconds: (self.days() + 1) * DAY_SECONDS, nanos: 0 }
     }
 
+    /// Seconds since 1970 at which this day begins in UTC.
+    #[must_use]
+    pub fn start_seconds(self) -> i64 {
+        self.days() * DAY_SECONDS
+    }
+
     /// Days since 1970-01-01. Counts years from March, so that the leap day is a year's last.
     fn days(self) -> i64 {
         let shifted = (i64::from(self.month) + 9) % 12;
@@ -128,7 +146,8 @@ impl Date {
     }
 }
 
-fn month_days(year: u16, month: u8) -> u8 {
+/// Days of a month, from 1.
+pub(super) fn month_days(year: u16, month: u8) -> u8 {
     match month {
         4 | 6 | 9 | 11 => 30,
         2 if year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400)) => 29,
@@ -167,10 +186,11 @@ impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let second = self.seconds.rem_euclid(DAY_SECONDS);
         write!(f, "{}T{:02}:{:02}:{:02}", self.date(), second / 3_600, second / 60 % 60, second % 60)?;
-        match (self.nanos / 1_000_000, self.nanos % 1_000_000) {
-            (0, 0) => f.write_str("Z"),
-            (ms, 0) => write!(f, ".{ms:03}Z"),
-            _ => write!(f, ".{:09}Z", self.nanos),
+        match self.nanos {
+            0 => f.write_str("Z"),
+            nanos if nanos % 1_000_000 == 0 => write!(f, ".{:03}Z", nanos / 1_000_000),
+            nanos if nanos % 1_000 == 0 => write!(f, ".{:06}Z", nanos / 1_000),
+            nanos => write!(f, ".{nanos:09}Z"),
         }
     }
 }

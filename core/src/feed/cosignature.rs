@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::checkpoint::{Checkpoint, CheckpointError, SignedCheckpoint};
 use super::note::{KeyError, Note, NoteError, NoteSignature, SigningKey, VerifierKey};
 use super::tree::TREE_SIZE_MAX;
-use crate::limits::NOTE_BYTES_MAX;
+use crate::limits::{NOTE_BYTES_MAX, NOTE_WRITTEN_BYTES_MAX};
 use crate::names::{ExchangeName, FeedId, Member};
 
 /// One verified cosignature.
@@ -108,7 +108,7 @@ pub fn with_cosignatures<'a>(signed: &SignedCheckpoint, lines: impl IntoIterator
             continue;
         }
         note.signatures.push(line.clone());
-        if note.to_bytes().len() > NOTE_BYTES_MAX {
+        if note.to_bytes().len() > NOTE_WRITTEN_BYTES_MAX {
             note.signatures.pop();
         }
     }

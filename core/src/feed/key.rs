@@ -348,9 +348,14 @@ fn key_id(name: &str, algorithm: Algorithm, public: &[u8]) -> [u8; 4] {
     [hash[0], hash[1], hash[2], hash[3]]
 }
 
-pub(super) fn check_name(name: &str) -> Result<(), KeyError> {
-    let bad = |c: char| c.is_whitespace() || c.is_control() || c == '+';
-    if name.is_empty() || name.len() > KEY_NAME_BYTES_MAX || name.contains(bad) {
+/// What C2SP signed-note asks of every key's name: not empty, no Unicode spaces and no `+`.
+pub(super) fn is_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c == '+')
+}
+
+/// What a key is named that is used here: people read the name.
+fn check_name(name: &str) -> Result<(), KeyError> {
+    if !is_name(name) || name.len() > KEY_NAME_BYTES_MAX || name.contains(char::is_control) {
         return Err(KeyError::Name(name.chars().take(80).collect()));
     }
     Ok(())

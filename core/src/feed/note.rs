@@ -156,10 +156,13 @@ impl NoteSignature {
         self.id == key.id() && self.name == key.name()
     }
 
-    /// Reads one line without its newline.
+    /// Reads one line without its newline. Its name may be longer and odder than that of any key which is taken: a signature by an unknown
+    /// key is ignored.
     pub(super) fn parse_line(line: &str) -> Option<Self> {
         let (name, encoded) = line.strip_prefix("— ")?.split_once(' ')?;
-        super::key::check_name(name).ok()?;
+        if !super::key::is_name(name) {
+            return None;
+        }
         let decoded = STANDARD.decode(encoded).ok()?;
         let (id, bytes) = decoded.split_first_chunk()?;
         if bytes.is_empty() {
@@ -187,6 +190,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::limits::KEY_NAME_BYTES_MAX;
     use proptest::prelude::*;
 
     const EXAMPLE_KEY: &str = "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k";
@@ -233,6 +237,53 @@ mod tests {
         assert_eq!(refused(&format!("{GO_TEXT}\n{}", GO_LINE.repeat(65))), NoteError::TooManySignatures);
         let large = vec![b'a'; NOTE_BYTES_MAX + 1];
         assert!(matches!(Note::parse(&large), Err(NoteError::TooLarge { .. })));
+    }
+
+    /// The note at the head of the specification, whose key it does not name.
+    const POEM: &str = "Ognuno sta solo sul cuor della terra\ntrafitto da un raggio di sole:\n\ned è subito sera.\n\n\
+        — quasimodo.example/salvatore NnugSzTjtVAewIS+Z/iJhUPeFDkO/5QQ2i5ddnGITLlC+EhfLW9oJKONrMouFSQU0xMcXxj99ihAQwaqP3ZekRwNtIc=\n";
+
+    #[test]
+    fn a_text_may_have_empty_lines() {
+        let note = Note::parse(POEM.as_bytes()).unwrap();
+        assert!(note.text.ends_with("sole:\n\ned è subito sera.\n"));
+        assert_eq!((note.signatures.len(), note.signatures[0].bytes.len()), (1, 64));
+        assert_eq!(note.to_string(), POEM);
+    }
+
+    #[test]
+    fn lines_by_unknown_keys_are_ignored_whatever_they_are_called() {
+        let key = SigningKey::from_text(GO_KEY).unwrap();
+        let line = |name: &str, bytes: &[u8]| format!("— {name} {}\n", STANDARD.encode(bytes));
+        let long = "x".repeat(KEY_NAME_BYTES_MAX + 1);
+        for name in ["\u{7f}", "a\u{9b}b", "\u{200b}", "\u{202e}x", "—", "ключ", "=", long.as_str(), "PeterNeumann"] {
+            let text = format!("{GO_TEXT}\n{}{GO_LINE}{}", line(name, &[0; 5]), line(name, &[7; 5_000]));
+            let note = Note::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{}: {error}", name.escape_unicode()));
+            assert_eq!(note.signatures.len(), 3);
+            note.verify(key.verifier()).unwrap();
+            assert_eq!(note.to_string(), text);
+        }
+        for name in ["", "a+b", "+", "a\u{a0}b", "\u{2003}", "\u{3000}x", "\u{85}", "\u{2028}", "a\u{2029}"] {
+            let text = format!("{GO_TEXT}\n{GO_LINE}{}", line(name, &[0; 5]));
+            assert_eq!(Note::parse(text.as_bytes()), Err(NoteError::SignatureLine(2)), "{}", name.escape_unicode());
+        }
+        let known = format!("{GO_TEXT}\n{}", GO_LINE.replace("x08go/Z", "x08go/a"));
+        assert!(Note::parse(known.as_bytes()).unwrap().verify(key.verifier()).is_err(), "one by a known key must be right");
+    }
+
+    #[test]
+    fn sixteen_signatures_of_the_largest_size_fit() {
+        // ML-DSA-44, -65 and -87 (FIPS 204 table 2), each with a time, under the longest names.
+        for bytes in [2_420, 3_309, 4_627] {
+            let signature = |n: u8| NoteSignature {
+                name: format!("{n:0>KEY_NAME_BYTES_MAX$}"),
+                id: [n; 4],
+                bytes: vec![n; bytes + 8],
+            };
+            let text = format!("{}\n1\n{}\n", "o".repeat(KEY_NAME_BYTES_MAX), "r".repeat(44));
+            let note = Note { text, signatures: (0..16).map(signature).collect() };
+            assert_eq!(Note::parse(&note.to_bytes()), Ok(note), "{bytes}");
+        }
     }
 
     #[test]

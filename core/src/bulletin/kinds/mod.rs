@@ -13,7 +13,7 @@ pub mod situation_report;
 pub mod travel_document_alert;
 
 use super::field::Report;
-use super::times::Time;
+use super::times::{Date, Time};
 use super::topic::is_label;
 use super::vocabulary::MsgType;
 use crate::limits::{CLOCK_AHEAD_SECONDS_MAX, NAME_BYTES_MAX};
@@ -91,6 +91,12 @@ impl Context<'_> {
     #[must_use]
     pub fn latest(&self) -> Time {
         self.now.plus_seconds(CLOCK_AHEAD_SECONDS_MAX)
+    }
+
+    /// The latest day that can have come anywhere on earth: a date has no time zone.
+    #[must_use]
+    pub fn latest_day(&self) -> Date {
+        self.latest().latest_date()
     }
 }
 

@@ -39,7 +39,7 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
             None => {
                 report.add("body.person_notice.date_of_birth", &notice.date_of_birth, "YYYY-MM-DD, YYYY-MM or YYYY");
             }
-            Some(earliest) if earliest > context.now.date() => {
+            Some(earliest) if earliest > context.latest_day() => {
                 report.add("body.person_notice.date_of_birth", &notice.date_of_birth, "a day that has passed");
             }
             Some(_) => {}
@@ -128,10 +128,11 @@ mod tests {
 
     #[test]
     fn a_date_of_birth_may_be_partial() {
-        for good in ["", "1979", "1979-08", "1979-08-31", "2025"] {
+        // The node's time is 2025-11-23T19:44Z: in Kiribati it is the 24th.
+        for good in ["", "1979", "1979-08", "1979-08-31", "2025", "2025-11", "2025-11-24"] {
             assert!(with(|n| n.date_of_birth = good.to_owned()).is_empty(), "{good}");
         }
-        for bad in ["79", "1979-13", "1979-8", "1979-02-30", "31.08.1979", "2026", "2025-12", "日本"] {
+        for bad in ["79", "1979-13", "1979-8", "1979-02-30", "31.08.1979", "2025-11-25", "2026", "2025-12", "日本"] {
             assert_eq!(with(|n| n.date_of_birth = bad.to_owned()), ["body.person_notice.date_of_birth"], "{bad}");
         }
     }
@@ -140,7 +141,10 @@ mod tests {
     fn nationality_and_sex_are_coded() {
         let list = |codes: &[&str]| codes.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert!(with(|n| n.nationalities = list(&["TUN", "XXA"])).is_empty());
-        assert_eq!(with(|n| n.nationalities = list(&["TN"])), ["body.person_notice.nationalities[0]"]);
+        assert!(with(|n| n.nationalities = list(&["GBN", "RKS", "UNK"])).is_empty());
+        for code in ["TN", "XKX", "XPO", "QQQ"] {
+            assert_eq!(with(|n| n.nationalities = list(&[code])), ["body.person_notice.nationalities[0]"], "{code}");
+        }
         assert_eq!(with(|n| n.nationalities = list(&["TUN", "TUN"])), ["body.person_notice.nationalities[1]"]);
         assert_eq!(with(|n| n.sex = "M".to_owned()), ["body.person_notice.sex"]);
         assert_eq!(with(|n| n.colour = "red".to_owned()), ["body.person_notice.colour"]);

@@ -1,9 +1,9 @@
 //! Machine readable zones of ICAO Doc 9303: TD1 (part 5), TD2 (part 6), TD3 (part 4), MRV-A and MRV-B (part 7).
 //!
-//! In scope: layout, alphabet, check digits, the long document number, two-digit years. Out of scope: chips, visual zones, and whether
-//! a state exists ([`crate::bulletin::countries`]).
+//! In scope: layout, alphabet, document codes, check digits, the long document number, two-digit years. Out of scope: chips, visual zones,
+//! and whether a state exists ([`crate::bulletin::countries`]).
 
-use crate::bulletin::times::Date;
+use crate::bulletin::times::{Date, month_days};
 
 /// The five layouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,16 +82,9 @@ fn check(bytes: impl Iterator<Item = u8>) -> char {
 /// # Errors
 /// Every fault found; the layout and the alphabet are needed for anything else to be looked at.
 pub fn parse(lines: &[String]) -> Result<Mrz, Vec<Fault>> {
+    check_print(lines)?;
     let layout = layout(lines)?;
     let mut faults = Vec::new();
-    for (line, text) in lines.iter().enumerate() {
-        if !text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'<') {
-            faults.push(Fault { line, expected: "A to Z, 0 to 9 and `<` only".to_owned() });
-        }
-    }
-    if !faults.is_empty() {
-        return Err(faults);
-    }
     let zone = Zone { lines };
     let mrz = match layout {
         Layout::Td1 => td1(&zone, &mut faults),
@@ -100,26 +93,54 @@ pub fn parse(lines: &[String]) -> Result<Mrz, Vec<Fault>> {
     if faults.is_empty() { Ok(mrz) } else { Err(faults) }
 }
 
-fn layout(lines: &[String]) -> Result<Layout, Vec<Fault>> {
-    let first = lines.first().and_then(|line| line.bytes().next());
+/// Whether the lines can be those of a zone, whatever they say: as many and as long as in one of the layouts, of its characters.
+///
+/// # Errors
+/// Every fault found.
+pub fn check_print(lines: &[String]) -> Result<(), Vec<Fault>> {
     let all = |count: usize, chars: usize| lines.len() == count && lines.iter().all(|line| line.len() == chars);
-    let (layout, codes) = match first {
-        _ if all(3, 30) => (Layout::Td1, "ACI"),
-        Some(b'V') if all(2, 44) => (Layout::MrvA, "V"),
-        Some(b'V') if all(2, 36) => (Layout::MrvB, "V"),
-        _ if all(2, 44) => (Layout::Td3, "PV"),
-        _ if all(2, 36) => (Layout::Td2, "ACIV"),
-        _ => {
-            let expected = "3 lines of 30, 2 of 36 or 2 of 44 characters (TD1, TD2, TD3, MRV-A, MRV-B)".to_owned();
-            let odd = lines.iter().position(|line| ![30, 36, 44].contains(&line.len())).unwrap_or(0);
-            return Err(vec![Fault { line: odd, expected }]);
+    if !(all(3, 30) || all(2, 44) || all(2, 36)) {
+        let expected = "3 lines of 30, 2 of 36 or 2 of 44 characters (TD1, TD2, TD3, MRV-A, MRV-B)".to_owned();
+        let odd = lines.iter().position(|line| ![30, 36, 44].contains(&line.len())).unwrap_or(0);
+        return Err(vec![Fault { line: odd, expected }]);
+    }
+    let strange = |line: &String| !line.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'<');
+    let strange = lines.iter().enumerate().filter(|(_, line)| strange(line));
+    let fault = |(line, _)| Fault { line, expected: "A to Z, 0 to 9 and `<` only".to_owned() };
+    let faults: Vec<Fault> = strange.map(fault).collect();
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
+}
+
+/// Whether `code` can be a document code: a first letter that tells the layout, and one at the issuer's discretion. On cards (Doc 9303-5
+/// §4.2.2, 9303-6 §4.2.2) that is not `V`, and `C` after `A` means a crew member certificate.
+#[must_use]
+pub fn is_document_code(code: &str) -> bool {
+    let mut letters = code.chars();
+    match (letters.next(), letters.next(), letters.next()) {
+        (Some('P' | 'V' | 'A' | 'C' | 'I'), None, None) => true,
+        (Some(first @ ('P' | 'V' | 'A' | 'C' | 'I')), Some(second), None) => {
+            (second.is_ascii_uppercase() || second.is_ascii_digit()) && (matches!(first, 'P' | 'V') || second != 'V')
         }
+        _ => false,
+    }
+}
+
+fn layout(lines: &[String]) -> Result<Layout, Vec<Fault>> {
+    let code = lines.first().and_then(|line| line.get(..2)).unwrap_or_default();
+    let (layout, codes) = match (lines.len(), lines.first().map_or(0, String::len), code.starts_with('V')) {
+        (3, ..) => (Layout::Td1, "ACI"),
+        (_, 44, true) => (Layout::MrvA, "V"),
+        (_, 44, false) => (Layout::Td3, "P"),
+        (_, _, true) => (Layout::MrvB, "V"),
+        (_, _, false) => (Layout::Td2, "ACI"),
     };
-    if first.is_some_and(|code| codes.bytes().any(|known| known == code)) {
+    let first = code.chars().next().is_some_and(|first| codes.contains(first));
+    if first && is_document_code(code.strip_suffix('<').unwrap_or(code)) {
         Ok(layout)
     } else {
         let list = codes.chars().map(String::from).collect::<Vec<_>>().join(", ");
-        Err(vec![Fault { line: 0, expected: format!("a document code that begins with {list} in this layout") }])
+        let expected = format!("a document code that begins with {list} in this layout, and on a card has no V behind it");
+        Err(vec![Fault { line: 0, expected }])
     }
 }
 
@@ -267,10 +288,12 @@ fn two_lines(layout: Layout, zone: &Zone<'_>, faults: &mut Vec<Fault>) -> Mrz {
     }
 }
 
-/// Primary and secondary identifiers, Doc 9303-3 §4.6: two fillers between them, one filler for a space.
+/// Primary and secondary identifiers, Doc 9303-3 §4.6: two fillers between them, one filler for a space. A person may have one name only;
+/// some issuers print it as the primary identifier, others behind the two fillers.
 fn names(field: &str, line: usize, faults: &mut Vec<Fault>) -> (String, String) {
     let (family, given) = field.split_once("<<").unwrap_or((field, ""));
-    if family.is_empty() || family.starts_with('<') || field.bytes().any(|b| b.is_ascii_digit()) {
+    let gap = family.starts_with('<') || family.is_empty() && given.starts_with('<');
+    if gap || field.bytes().any(|b| b.is_ascii_digit()) {
         faults.push(Fault { line, expected: "a name of letters and fillers".to_owned() });
     }
     (trimmed(family).replace('<', " "), trimmed(given).replace('<', " "))
@@ -329,7 +352,13 @@ impl ShortDate {
             let text = self.0.get(from..from + 2).unwrap_or_default();
             text == "<<" || text.parse::<u8>().is_ok_and(|number| range.contains(&number))
         };
-        part(0, 0..=99) && part(2, 1..=12) && part(4, 1..=31)
+        part(0, 0..=99) && part(2, 1..=12) && part(4, 1..=self.days_max())
+    }
+
+    /// Days of the month, as far as month and year are known. The century is not: `00` may be a leap year.
+    fn days_max(&self) -> u8 {
+        let part = |from: usize| self.0.get(from..from + 2).and_then(|text| text.parse::<u8>().ok());
+        part(2).map_or(31, |month| month_days(2_000 + u16::from(part(0).unwrap_or(0)), month))
     }
 }
 
@@ -443,6 +472,67 @@ mod tests {
             let start = format!("L898902C36UTO7408122F1204159<<<<<<<<<<<<<<{digit}");
             let composite = check_digit(&[&start[0..10], &start[13..20], &start[21..43]].concat());
             assert!(read(&[TD3[0], &format!("{start}{composite}")]).is_ok());
+        }
+    }
+
+    /// A TD3 zone with right digits around these parts.
+    fn passport(code: &str, name: &str, nationality: &str, birth: &str) -> Result<Mrz, Vec<Fault>> {
+        let first = format!("{code:<<2}UTO{name:<<39}");
+        let start = format!("L898902C36{nationality}{birth}{}F1204159{:<<14}0", check_digit(birth), "");
+        let composite = check_digit(&[&start[0..10], &start[13..20], &start[21..43]].concat());
+        read(&[&first, &format!("{start}{composite}")])
+    }
+
+    #[test]
+    fn days_that_no_calendar_has_are_refused() {
+        let birth = |birth: &str| passport("P", "ERIKSSON<<ANNA", "UTO", birth).is_ok();
+        for good in ["740812", "740228", "760229", "000229", "<<0229", "74<<31", "7402<<", "<<<<<<", "740430", "<<<<31"] {
+            assert!(birth(good), "{good}");
+        }
+        for bad in ["740230", "740229", "<<0230", "740431", "740631", "741301", "740001", "740100", "740132", "74<<32", "7<0812", "74081<"] {
+            assert!(!birth(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_person_may_have_one_name() {
+        let name = |name: &str| passport("P", name, "UTO", "740812").map(|mrz| (mrz.family_name, mrz.given_names));
+        let named = |family: &str, given: &str| Ok((family.to_owned(), given.to_owned()));
+        assert_eq!(name("ARKFREITH"), named("ARKFREITH", ""));
+        assert_eq!(name("VAN<DER<MUELLEN"), named("VAN DER MUELLEN", ""));
+        assert_eq!(name("NILAVADHANANANDA<ARNPOL<PETCHCHARAT<KID"), named("NILAVADHANANANDA ARNPOL PETCHCHARAT KID", ""));
+        assert_eq!(name("<<ANNA<MARIA"), named("", "ANNA MARIA"), "no primary identifier");
+        for bad in ["", "<ANNA", "<<<ANNA", "ANNA<<M4RIA"] {
+            assert!(name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn document_codes_are_those_of_their_layout() {
+        for good in ["P", "PD", "PV", "V", "VV", "VC", "I", "ID", "I1", "A", "AC", "C", "C1", "CR"] {
+            assert!(is_document_code(good), "{good}");
+        }
+        for bad in ["", "X", "AV", "CV", "IV", "p", "P<", "<P", "PDD", "1P", "I ", "É"] {
+            assert!(!is_document_code(bad), "{bad}");
+        }
+        let td1 = |code: &str| read(&[&TD1[0].replace("I<", code), TD1[1], TD1[2]]);
+        let td2 = |code: &str| read(&[&TD2[0].replace("I<", code), TD2[1]]);
+        let td3 = |code: &str| read(&[&TD3[0].replace("P<", code), TD3[1]]);
+        for (read, good, bad) in [
+            (&td1 as &dyn Fn(&str) -> _, ["I<", "ID", "AC", "C1"], ["AV", "IV", "CV", "P<", "V<", "<I", "<<"]),
+            (&td2, ["I<", "ID", "AC", "C1"], ["AV", "IV", "CV", "P<", "<V", "<I", "<<"]),
+            (&td3, ["P<", "PD", "PV", "PO"], ["I<", "A<", "C<", "<P", "<V", "X<", "<<"]),
+        ] {
+            for code in good {
+                assert!(read(code).is_ok_and(|mrz: Mrz| mrz.document_code == code.trim_end_matches('<')), "{code}");
+            }
+            for code in bad {
+                assert_eq!(read(code).unwrap_err()[0].line, 0, "{code}");
+            }
+        }
+        for code in ["V<", "VC", "VV"] {
+            assert!(read(&[&MRV_A[0].replace("V<", code), MRV_A[1]]).is_ok(), "{code}");
+            assert!(read(&[&MRV_B[0].replace("V<", code), MRV_B[1]]).is_ok(), "{code}");
         }
     }
 

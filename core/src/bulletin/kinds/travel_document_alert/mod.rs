@@ -3,10 +3,12 @@
 
 pub mod icao9303;
 
+use icao9303::is_document_code;
+
 use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::line;
 use crate::bulletin::countries::is_issuing_state;
-use crate::bulletin::field::Report;
+use crate::bulletin::field::{FieldError, Report};
 use crate::bulletin::times::Date;
 use crate::bulletin::vocabulary::{FraudType, MsgType};
 use crate::limits::LINE_CHARS_MAX;
@@ -45,7 +47,7 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
         report.add("body.travel_document_alert.issuing_state", &alert.issuing_state, expected);
     }
     if !is_document_code(&alert.document_type) {
-        let expected = "an ICAO document code: P, V, I, A, C or one of them and a letter";
+        let expected = "an ICAO document code: P, V, I, A, C or one of them and a letter or digit, not AV, CV, IV";
         report.add("body.travel_document_alert.document_type", &alert.document_type, expected);
     }
     report.parse::<FraudType>("body.travel_document_alert.fraud_type", &alert.fraud_type);
@@ -54,12 +56,6 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     if !alert.mrz.is_empty() {
         mrz(alert, context, report);
     }
-}
-
-fn is_document_code(code: &str) -> bool {
-    (1..=2).contains(&code.len())
-        && code.bytes().all(|b| b.is_ascii_uppercase())
-        && code.starts_with(['P', 'V', 'I', 'A', 'C'])
 }
 
 fn dates(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut Report) {
@@ -75,7 +71,7 @@ fn dates(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut
         let expected = format_args!("not before date_of_issue, {issue}");
         report.add("body.travel_document_alert.date_of_expiry", expiry, expected);
     }
-    let today = context.latest().date();
+    let today = context.latest_day();
     for (field, date) in [("date_of_issue", issue), ("date_of_incident", incident)] {
         if let Some(date) = date.filter(|date| *date > today) {
             report.add(format_args!("body.travel_document_alert.{field}"), date, "a day that has come");
@@ -89,15 +85,11 @@ fn mrz(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut R
         let expected = "true: a machine readable zone names a person";
         report.add("header.handling.personal_data", "false", expected);
     }
-    let mrz = match icao9303::parse(&alert.mrz) {
+    let mrz = match zone(alert) {
         Ok(mrz) => mrz,
-        Err(faults) => {
-            for fault in faults {
-                let found = alert.mrz.get(fault.line).map_or("", String::as_str);
-                report.add(format_args!("body.travel_document_alert.mrz[{}]", fault.line), found, fault.expected);
-            }
-            return;
-        }
+        // Such a zone is evidence: it stays as it was printed, and its misfits are for the reader.
+        Err(_) if is_falsified(alert) && icao9303::check_print(&alert.mrz).is_ok() => return,
+        Err(faults) => return faults.into_iter().for_each(|fault| report.add(fault.field, fault.found, fault.expected)),
     };
     for (field, given, printed) in [
         ("document_number", &alert.document_number, &mrz.document_number),
@@ -118,6 +110,34 @@ fn mrz(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut R
         let expected = format_args!("YYMMDD {}, as the machine readable zone says", mrz.date_of_expiry.as_str());
         report.add("body.travel_document_alert.date_of_expiry", expiry, expected);
     }
+}
+
+/// The zone, if all of it fits.
+fn zone(alert: &proto::TravelDocumentAlert) -> Result<icao9303::Mrz, Vec<FieldError>> {
+    let fault = |line: usize, expected: String| {
+        let found = alert.mrz.get(line).map_or("", String::as_str);
+        FieldError::new(format_args!("body.travel_document_alert.mrz[{line}]"), found, expected)
+    };
+    let mrz = icao9303::parse(&alert.mrz)
+        .map_err(|faults| faults.into_iter().map(|of| fault(of.line, of.expected)).collect::<Vec<_>>())?;
+    if is_issuing_state(&mrz.nationality) {
+        Ok(mrz)
+    } else {
+        Err(vec![fault(1, "a nationality of ICAO Doc 9303-3 such as `NER`, `D` or `XXA`".to_owned())])
+    }
+}
+
+fn is_falsified(alert: &proto::TravelDocumentAlert) -> bool {
+    matches!(FraudType::read(&alert.fraud_type), Some(FraudType::Counterfeit | FraudType::Forged))
+}
+
+/// What does not fit in the zone of a counterfeit or forged document, which its publisher gives as it was printed.
+#[must_use]
+pub fn misfits(alert: &proto::TravelDocumentAlert) -> Vec<FieldError> {
+    if alert.mrz.is_empty() || !is_falsified(alert) {
+        return Vec::new();
+    }
+    zone(alert).err().unwrap_or_default()
 }
 
 /// A border check asks by issuing state and number, or by number alone where the state is in doubt.
@@ -159,6 +179,78 @@ mod tests {
         assert_eq!(with(|a| a.mrz.truncate(1)), ["mrz[0]"]);
     }
 
+    /// The sample with another nationality in its zone, and the digits that it leads to.
+    fn with_nationality(code: &str) -> Vec<String> {
+        with(|alert| {
+            let line = &mut alert.mrz[1];
+            line.replace_range(10..13, code);
+            let composite = icao9303::check_digit(&[&line[0..10], &line[13..20], &line[21..43]].concat());
+            line.replace_range(43..44, &composite.to_string());
+        })
+    }
+
+    #[test]
+    fn the_nationality_in_a_zone_is_one_of_doc_9303() {
+        for good in ["NER", "D<<", "GBN", "XXB", "UNO", "RKS", "XOM"] {
+            assert!(with_nationality(good).is_empty(), "{good}");
+        }
+        for bad in ["QQQ", "XKX", "DE<", "<D<", "<<<", "N3R"] {
+            assert_eq!(with_nationality(bad), ["mrz[1]"], "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_zone_of_a_falsified_document_is_reported_as_printed() {
+        let falsified = |fraud: &str, change: fn(&mut proto::TravelDocumentAlert)| {
+            with(|alert| {
+                fraud.clone_into(&mut alert.fraud_type);
+                change(alert);
+            })
+        };
+        let wrong_digit = |alert: &mut proto::TravelDocumentAlert| alert.mrz[1].replace_range(19..20, "9");
+        let wrong_day = |alert: &mut proto::TravelDocumentAlert| alert.mrz[1].replace_range(13..19, "740230");
+        let strange_state = |alert: &mut proto::TravelDocumentAlert| {
+            alert.mrz[0].replace_range(2..5, "QQQ");
+            alert.mrz[1].replace_range(10..13, "QQQ");
+        };
+        for change in [wrong_digit, wrong_day, strange_state] {
+            for fraud in ["counterfeit", "forged"] {
+                assert!(falsified(fraud, change).is_empty(), "{fraud}");
+            }
+            assert!(!falsified("lost", change).is_empty(), "a slip of the pen");
+        }
+        assert_eq!(falsified("counterfeit", |alert| alert.mrz[1].truncate(43)), ["mrz[1]"]);
+        assert_eq!(falsified("counterfeit", |alert| alert.mrz[1].replace_range(0..1, "é")), ["mrz[1]"]);
+        assert_eq!(falsified("forged", |alert| alert.document_number = "1".to_owned()), ["document_number"], "all fits but this");
+
+        let mut draft = sample("travel-document-alert");
+        let Some(Content::TravelDocumentAlert(alert)) = draft.body.as_mut().unwrap().content.as_mut() else { panic!() };
+        alert.fraud_type = "counterfeit".to_owned();
+        assert!(misfits(alert).is_empty(), "all fits");
+        wrong_digit(alert);
+        let found: Vec<String> = misfits(alert).into_iter().map(|misfit| misfit.expected).collect();
+        assert!(found.iter().any(|misfit| misfit.contains("date of birth in place 20")), "{found:?}");
+        alert.fraud_type = "lost".to_owned();
+        assert!(misfits(alert).is_empty(), "of others the node has seen to it");
+    }
+
+    #[test]
+    fn a_date_is_compared_with_the_latest_day_on_earth() {
+        // The node's time is 2025-11-23T19:44Z: in Kiribati it is the 24th.
+        let of = |field: fn(&mut proto::TravelDocumentAlert) -> &mut String, day: &str| {
+            with(|alert| {
+                alert.mrz.clear();
+                day.clone_into(field(alert));
+            })
+        };
+        for day in ["2025-11-23", "2025-11-24"] {
+            assert!(of(|alert| &mut alert.date_of_incident, day).is_empty(), "{day}");
+            assert!(of(|alert| &mut alert.date_of_issue, day).is_empty(), "{day}");
+        }
+        assert_eq!(of(|alert| &mut alert.date_of_incident, "2025-11-25"), ["date_of_incident"]);
+        assert_eq!(of(|alert| &mut alert.date_of_issue, "2025-11-25"), ["date_of_issue"]);
+    }
+
     #[test]
     fn a_zone_is_personal_data_and_a_bare_number_need_not_be() {
         let mut draft = sample("travel-document-alert");
@@ -186,7 +278,16 @@ mod tests {
         assert_eq!(bare(|a| a.issuing_state = "NE".to_owned()), ["issuing_state"]);
         assert_eq!(bare(|a| a.document_number = "10 SP<42".to_owned()), ["document_number"]);
         assert!(bare(|a| a.document_type = "AC".to_owned()).is_empty());
-        assert_eq!(bare(|a| a.document_type = "X".to_owned()), ["document_type"]);
+        for code in ["X", "AV", "IV", "CV", "P<"] {
+            let faults = with(|alert| {
+                alert.mrz.clear();
+                code.clone_into(&mut alert.document_type);
+            });
+            assert_eq!(faults, ["document_type"], "{code}");
+        }
+        assert_eq!(bare(|a| a.issuing_state = "XKX".to_owned()), ["issuing_state"]);
+        assert_eq!(bare(|a| a.issuing_state = "XAA".to_owned()), ["issuing_state"]);
+        assert!(bare(|a| a.issuing_state = "RKS".to_owned()).is_empty());
         assert_eq!(bare(|a| a.fraud_type = "stolen".to_owned()), ["fraud_type"]);
         assert_eq!(bare(|a| a.date_of_issue = "2030-01-01".to_owned()), ["date_of_expiry", "date_of_issue"]);
         assert_eq!(bare(|a| a.date_of_incident = "2025-11-25".to_owned()), ["date_of_incident"]);

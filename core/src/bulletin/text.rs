@@ -1,0 +1,219 @@
+//! What a text may hold: by Unicode's properties, not by its bytes.
+//!
+//! In scope: whether a text shows something, is one line, holds no control characters, and leaves the direction of what stands around it
+//! alone. Out of scope: which field needs which of these (`body`, `header`, the kinds).
+
+use std::ops::RangeInclusive;
+
+/// Characters that show nothing, beside `White_Space`, control characters and noncharacters. By code point:
+/// `Default_Ignorable_Code_Point` (`DerivedCoreProperties.txt` of Unicode 17), General_Category Format (`Cf`), and characters whose glyph is
+/// blank: the braille pattern without dots, the Khitan filler, the null notehead.
+const BLANK: &[RangeInclusive<char>] = &[
+    '\u{AD}'..='\u{AD}',
+    '\u{34F}'..='\u{34F}',
+    '\u{600}'..='\u{605}',
+    '\u{61C}'..='\u{61C}',
+    '\u{6DD}'..='\u{6DD}',
+    '\u{70F}'..='\u{70F}',
+    '\u{890}'..='\u{891}',
+    '\u{8E2}'..='\u{8E2}',
+    '\u{115F}'..='\u{1160}',
+    '\u{17B4}'..='\u{17B5}',
+    '\u{180B}'..='\u{180F}',
+    '\u{200B}'..='\u{200F}',
+    '\u{202A}'..='\u{202E}',
+    '\u{2060}'..='\u{206F}',
+    '\u{2800}'..='\u{2800}',
+    '\u{3164}'..='\u{3164}',
+    '\u{FE00}'..='\u{FE0F}',
+    '\u{FEFF}'..='\u{FEFF}',
+    '\u{FFA0}'..='\u{FFA0}',
+    '\u{FFF0}'..='\u{FFFB}',
+    '\u{110BD}'..='\u{110BD}',
+    '\u{110CD}'..='\u{110CD}',
+    '\u{13430}'..='\u{1343F}',
+    '\u{16FE4}'..='\u{16FE4}',
+    '\u{1BCA0}'..='\u{1BCA3}',
+    '\u{1D159}'..='\u{1D159}',
+    '\u{1D173}'..='\u{1D17A}',
+    '\u{E0000}'..='\u{E0FFF}',
+];
+
+/// Whether a reader sees anything of this text.
+#[must_use]
+pub fn shows_something(text: &str) -> bool {
+    text.chars().any(shows)
+}
+
+fn shows(c: char) -> bool {
+    let noncharacter = matches!(c, '\u{FDD0}'..='\u{FDEF}') || u32::from(c) & 0xFFFE == 0xFFFE;
+    let blank = BLANK.iter().any(|range| range.contains(&c));
+    !(c.is_whitespace() || c.is_control() || noncharacter || blank)
+}
+
+/// Whether this text is one line without control characters: the mandatory breaks of Unicode Standard Annex #14 are control characters,
+/// U+2028 and U+2029.
+#[must_use]
+pub fn is_one_line(text: &str) -> bool {
+    !text.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'))
+}
+
+/// Whether this text holds no control characters but those that make lines and columns.
+#[must_use]
+pub fn is_plain(text: &str) -> bool {
+    !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t'))
+}
+
+/// Whether each paragraph ends what it begins of embeddings and isolates, and overrides nothing (Unicode Standard Annex #9): what stands
+/// around the text keeps its direction, and every character stands where it is read. Marks (U+200E, U+200F, U+061C) are fine.
+#[must_use]
+pub fn keeps_direction(text: &str) -> bool {
+    text.split(['\n', '\r', '\u{B}', '\u{C}', '\u{1C}', '\u{1D}', '\u{1E}', '\u{85}', '\u{2029}']).all(paragraph_keeps)
+}
+
+fn paragraph_keeps(paragraph: &str) -> bool {
+    const EMBEDDING_END: char = '\u{202C}';
+    const ISOLATE_END: char = '\u{2069}';
+    let mut open = Vec::new();
+    paragraph.chars().all(|c| match c {
+        '\u{202A}' | '\u{202B}' => {
+            open.push(EMBEDDING_END);
+            true
+        }
+        '\u{2066}'..='\u{2068}' => {
+            open.push(ISOLATE_END);
+            true
+        }
+        EMBEDDING_END | ISOLATE_END => open.pop() == Some(c),
+        '\u{202D}' | '\u{202E}' => false,
+        _ => true,
+    }) && open.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, Value};
+
+    use super::*;
+    use crate::bulletin::kinds;
+    use crate::bulletin::prepare::tests::{faults, sample};
+    use crate::json::descriptor;
+    use crate::proto;
+
+    #[test]
+    fn text_of_blanks_shows_nothing() {
+        for blank in [
+            "", " ", "\u{A0}", "\u{3000}", "\u{2003}\t", "\u{200B}", "\u{FEFF}", "\u{2060}", "\u{200D}", "\u{200E}", "\u{AD}",
+            "\u{34F}", "\u{61C}", "\u{115F}", "\u{1160}", "\u{17B4}", "\u{180B}", "\u{180E}", "\u{202E}", "\u{2066}\u{2069}",
+            "\u{2800}", "\u{3164}", "\u{FFA0}", "\u{FE0F}", "\u{FFF9}", "\u{FFFE}", "\u{FDD0}", "\u{1D159}", "\u{1D173}",
+            "\u{16FE4}", "\u{E0001}", "\u{E0061}", "\u{E0100}", "\u{0}", "\u{7F}", "\u{85}", "\u{2028}", " \u{200B}\u{3164}\u{2800} ",
+        ] {
+            assert!(!shows_something(blank), "{}", blank.escape_unicode());
+        }
+        for text in ["a", ".", "\u{200B}a", "م", "\u{2801}", "\u{1100}", "\u{3131}", "\u{301}", "\u{FFFD}", "\u{FFFC}", "🙂", "\u{E000}"] {
+            assert!(shows_something(text), "{}", text.escape_unicode());
+        }
+    }
+
+    #[test]
+    fn lines_end_where_unicode_ends_them() {
+        for broken in ["\n", "\u{B}", "\u{C}", "\r", "\u{85}", "\u{2028}", "\u{2029}", "\t", "\u{1B}", "\u{9B}", "\u{7F}"] {
+            assert!(!is_one_line(&format!("a{broken}b")), "{}", broken.escape_unicode());
+            let made_of_lines = matches!(broken, "\n" | "\t" | "\u{2028}" | "\u{2029}");
+            assert_eq!(is_plain(&format!("a{broken}b")), made_of_lines, "{}", broken.escape_unicode());
+        }
+        assert!(is_one_line("أ\u{200F} b\u{A0}c"));
+    }
+
+    #[test]
+    fn direction_is_kept_where_all_that_opens_is_closed() {
+        for good in ["a", "\u{200F}a\u{200E}", "\u{2067}a\u{2069}b", "\u{202B}a\u{2066}b\u{2069}c\u{202C}", "\u{2068}a\u{2069}\n\u{2068}b\u{2069}"] {
+            assert!(keeps_direction(good), "{}", good.escape_unicode());
+        }
+        for bad in [
+            "\u{202E}a\u{202C}", "\u{202D}a\u{202C}", "\u{202A}a", "a\u{202C}", "\u{2066}a", "a\u{2069}", "\u{2066}a\u{202C}",
+            "\u{202A}\u{2066}a\u{202C}\u{2069}", "\u{2066}a\nb\u{2069}", "\u{2067}a\u{2029}b\u{2069}",
+        ] {
+            assert!(!keeps_direction(bad), "{}", bad.escape_unicode());
+        }
+    }
+
+    /// Fields of several lines, which may also be blank. Every other text of a draft is one line that shows something, or has a stricter form.
+    const PARAGRAPHS: [&str; 6] = [
+        "barid.v1.Handling.codes_note",
+        "barid.v1.Text.description",
+        "barid.v1.Text.instruction",
+        "barid.v1.SituationReport.outlook",
+        "barid.v1.SeizureReport.concealment",
+        "barid.v1.PersonNotice.distinguishing_marks",
+    ];
+
+    /// Every text that a draft can hold, by the fields that lead to it.
+    fn texts(message: &MessageDescriptor, before: &[FieldDescriptor], found: &mut Vec<Vec<FieldDescriptor>>) {
+        for field in message.fields() {
+            let path = [before, &[field.clone()]].concat();
+            match field.kind() {
+                Kind::String => found.push(path),
+                Kind::Message(inner) if inner.package_name() == "barid.v1" => texts(&inner, &path, found),
+                _ => {}
+            }
+        }
+    }
+
+    /// Sets the text at `path`, the first one of every list on the way, and gives its path as a refusal names it.
+    fn set(message: &mut DynamicMessage, path: &[FieldDescriptor], text: &str) -> String {
+        let (field, rest) = path.split_first().unwrap();
+        let value = message.get_field_mut(field);
+        let place = if field.is_list() { "[0]" } else { "" };
+        let name = format!("{}{place}", field.name());
+        let value = match value {
+            Value::List(items) => {
+                if items.is_empty() {
+                    items.push(Value::default_value(&field.kind()));
+                }
+                &mut items[0]
+            }
+            value => value,
+        };
+        if rest.is_empty() {
+            *value = Value::String(text.to_owned());
+            return name;
+        }
+        let Value::Message(inner) = value else { panic!("{name} is no message") };
+        format!("{name}.{}", set(inner, rest, text))
+    }
+
+    #[test]
+    fn every_text_of_every_kind_is_held_to_a_rule() {
+        let mut paths = Vec::new();
+        texts(&descriptor("barid.v1.Draft"), &[], &mut paths);
+        assert!(paths.len() > 60, "{}", paths.len());
+        let lines = [
+            "a\u{1}b", "a\u{1B}[31mb", "a\u{7F}b", "a\u{9B}b", "a\u{B}b", "a\rb", "a\nb", "a\tb", "a\u{85}b", "a\u{2028}b",
+            "a\u{2029}b", "\u{202E}ab\u{202C}", "a\u{2067}b", "a\u{2069}b", " ", "\u{200B}", "\u{3164}", "\u{2800}",
+        ];
+        let paragraphs =
+            ["a\u{1}b", "a\u{1B}[31mb", "a\u{7F}b", "a\u{9B}b", "a\u{B}b", "a\r\nb", "a\u{85}b", "\u{202E}ab\u{202C}", "a\u{2067}b"];
+        let mut looked_at = 0;
+        for kind in kinds::REGISTRY {
+            let arm = kind.name.replace('-', "_");
+            let encoded = prost::Message::encode_to_vec(&sample(kind.name));
+            let of_kind = |path: &&Vec<FieldDescriptor>| {
+                path.iter().all(|field| field.containing_oneof().is_none_or(|_| field.name() == arm || path.len() < 3))
+            };
+            for path in paths.iter().filter(of_kind) {
+                let last = path.last().unwrap();
+                let bad: &[&str] = if PARAGRAPHS.contains(&last.full_name()) { &paragraphs } else { &lines };
+                for text in bad {
+                    let mut draft = DynamicMessage::decode(descriptor("barid.v1.Draft"), encoded.as_slice()).unwrap();
+                    let name = set(&mut draft, path, text);
+                    let found = faults(&draft.transcode_to::<proto::Draft>().unwrap());
+                    assert!(found.contains(&name), "{}: {name} takes {}: {found:?}", kind.name, text.escape_unicode());
+                    looked_at += 1;
+                }
+            }
+        }
+        assert!(looked_at > 1_000, "{looked_at}");
+    }
+}

@@ -1,0 +1,387 @@
+//! The JSON mapping of protocol buffers (protobuf.dev, "ProtoJSON Format"), by the messages' descriptors.
+//!
+//! In scope: reading and writing every message of `proto/barid/v1`. Where the mapping leaves a choice: a field that is given twice, under
+//! either of its names, is rejected, and so is an unknown one; a whole number is written although it is 0, since an index or a size of 0
+//! is a value. Out of scope: what a value means, and types that no message has (maps, floating point, well-known types other than
+//! `Timestamp`); a test fails when one gets them.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::LazyLock;
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
+use base64::engine::DecodePaddingMode;
+use pbjson_types::Timestamp;
+use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, ReflectMessage, Value};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::ser::{Error as _, Serialize, SerializeMap, Serializer};
+
+use crate::bulletin::times::Time;
+
+static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
+    let encoded = include_bytes!(concat!(env!("OUT_DIR"), "/messages.descriptors.bin"));
+    DescriptorPool::decode(encoded.as_slice()).expect("the build wrote these descriptors")
+});
+
+const TIMESTAMP: &str = "google.protobuf.Timestamp";
+/// Here a number of 0 is an absent one: format and roster version count from 1.
+const ZERO_IS_ABSENT: &str = "barid.v1.Header";
+
+/// The descriptor of a message, by its full name such as `barid.v1.Header`.
+///
+/// # Panics
+/// If `proto/barid/v1` has no such message.
+#[must_use]
+pub fn descriptor(name: &str) -> MessageDescriptor {
+    POOL.get_message_by_name(name).expect("the build names its own messages")
+}
+
+/// Reads a message.
+pub(crate) fn read<'de, M: Message + Default, D: Deserializer<'de>>(name: &str, from: D) -> Result<M, D::Error> {
+    let message = MessageSeed(&descriptor(name)).deserialize(from)?;
+    message.transcode_to().map_err(D::Error::custom)
+}
+
+/// Writes a message.
+pub(crate) fn write<M: Message, S: Serializer>(message: &M, name: &str, to: S) -> Result<S::Ok, S::Error> {
+    let message = DynamicMessage::decode(descriptor(name), message.encode_to_vec().as_slice());
+    MessageJson(&message.map_err(S::Error::custom)?).serialize(to)
+}
+
+/// Reads an object as one message.
+struct MessageSeed<'a>(&'a MessageDescriptor);
+
+impl<'de> DeserializeSeed<'de> for MessageSeed<'_> {
+    type Value = DynamicMessage;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<DynamicMessage, D::Error> {
+        from.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for MessageSeed<'_> {
+    type Value = DynamicMessage;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<DynamicMessage, A::Error> {
+        let mut message = DynamicMessage::new(self.0.clone());
+        let mut given = BTreeSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            let field = self.0.get_field_by_json_name(&key).or_else(|| self.0.get_field_by_name(&key));
+            // Rejected where the value stands, so that the error's path ends with the name.
+            let Some(field) = field else {
+                let names: Vec<String> = self.0.fields().map(|field| format!("`{}`", field.json_name())).collect();
+                let names = names.join(", ");
+                return Err(rejected(&mut map, format!("unknown field `{key}`, expected one of {names}")));
+            };
+            if !given.insert(field.number()) {
+                return Err(rejected(&mut map, format!("field `{}` is given twice", field.json_name())));
+            }
+            let rivals = field.containing_oneof();
+            let rival = rivals.and_then(|oneof| oneof.fields().find(|other| message.has_field(other)));
+            if let Some(value) = map.next_value_seed(FieldSeed { field: &field, rival })? {
+                message.set_field(&field, value);
+            }
+        }
+        Ok(message)
+    }
+}
+
+/// Passes over the next value and gives the error that it is rejected with.
+fn rejected<'de, A: MapAccess<'de>>(map: &mut A, reason: String) -> A::Error {
+    match map.next_value_seed(Rejected(reason)) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
+}
+
+struct Rejected(String);
+
+impl<'de> DeserializeSeed<'de> for Rejected {
+    type Value = Infallible;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Infallible, D::Error> {
+        from.deserialize_ignored_any(IgnoredAny)?;
+        Err(D::Error::custom(self.0))
+    }
+}
+
+/// Reads the value of one field; `null` is absent.
+struct FieldSeed<'a> {
+    field: &'a FieldDescriptor,
+    /// The arm of its oneof that has a value already.
+    rival: Option<FieldDescriptor>,
+}
+
+impl<'de> DeserializeSeed<'de> for FieldSeed<'_> {
+    type Value = Option<Value>;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Option<Value>, D::Error> {
+        from.deserialize_option(self)
+    }
+}
+
+impl<'de> Visitor<'de> for FieldSeed<'_> {
+    type Value = Option<Value>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value or null")
+    }
+
+    fn visit_none<E>(self) -> Result<Option<Value>, E> {
+        Ok(None)
+    }
+
+    fn visit_unit<E>(self) -> Result<Option<Value>, E> {
+        Ok(None)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, from: D) -> Result<Option<Value>, D::Error> {
+        if let Some(rival) = self.rival {
+            let (one, other) = (rival.json_name(), self.field.json_name());
+            return Err(D::Error::custom(format!("only one of `{one}` and `{other}` may be given")));
+        }
+        let kind = self.field.kind();
+        let value =
+            if self.field.is_list() { from.deserialize_seq(List(&kind)) } else { ValueSeed(&kind).deserialize(from) };
+        value.map(Some)
+    }
+}
+
+/// Reads an array; its items are of one kind and none is `null`.
+struct List<'a>(&'a Kind);
+
+impl<'de> Visitor<'de> for List<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut values = Vec::new();
+        while let Some(value) = items.next_element_seed(ValueSeed(self.0))? {
+            values.push(value);
+        }
+        Ok(Value::List(values))
+    }
+}
+
+/// Reads one value that is not `null`.
+struct ValueSeed<'a>(&'a Kind);
+
+impl<'de> DeserializeSeed<'de> for ValueSeed<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ValueSeed<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Kind::Bool => "true or false",
+            Kind::String => "a string",
+            Kind::Bytes => "bytes in base64",
+            Kind::Enum(_) => "the name or number of a value",
+            Kind::Message(message) if message.full_name() == TIMESTAMP => {
+                "an instant such as 2025-11-23T19:44:04Z (RFC 3339)"
+            }
+            Kind::Message(_) => "an object",
+            _ => "a whole number",
+        })
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, found: bool) -> Result<Value, E> {
+        match self.0 {
+            Kind::Bool => Ok(Value::Bool(found)),
+            _ => Err(E::invalid_type(Unexpected::Bool(found), &self)),
+        }
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, found: i64) -> Result<Value, E> {
+        self.whole(found.into(), Unexpected::Signed(found))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, found: u64) -> Result<Value, E> {
+        self.whole(found.into(), Unexpected::Unsigned(found))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, found: f64) -> Result<Value, E> {
+        match whole_float(found) {
+            Some(number) => self.whole(number, Unexpected::Float(found)),
+            None => Err(E::invalid_type(Unexpected::Float(found), &self)),
+        }
+    }
+
+    fn visit_str<E: serde::de::Error>(self, found: &str) -> Result<Value, E> {
+        let unexpected = Unexpected::Str(found);
+        match self.0 {
+            Kind::String => Ok(Value::String(found.to_owned())),
+            Kind::Bytes => match bytes(found) {
+                Some(bytes) => Ok(Value::Bytes(bytes.into())),
+                None => Err(E::invalid_value(unexpected, &self)),
+            },
+            Kind::Enum(words) => match words.get_value_by_name(found) {
+                Some(word) => Ok(Value::EnumNumber(word.number())),
+                None => Err(E::invalid_value(unexpected, &self)),
+            },
+            Kind::Message(message) if message.full_name() == TIMESTAMP => {
+                let instant = instant(found).ok_or_else(|| E::invalid_value(unexpected, &self))?;
+                let mut read = DynamicMessage::new(message.clone());
+                read.transcode_from(&instant).map_err(E::custom)?;
+                Ok(Value::Message(read))
+            }
+            Kind::Bool | Kind::Message(_) => Err(E::invalid_type(unexpected, &self)),
+            _ => match number(found) {
+                Some(number) => self.whole(number, unexpected),
+                None => Err(E::invalid_value(unexpected, &self)),
+            },
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Value, A::Error> {
+        match self.0 {
+            Kind::Message(message) if message.full_name() != TIMESTAMP => {
+                MessageSeed(message).visit_map(map).map(Value::Message)
+            }
+            _ => Err(A::Error::invalid_type(Unexpected::Map, &self)),
+        }
+    }
+}
+
+impl ValueSeed<'_> {
+    /// The number as this kind holds it.
+    fn whole<E: serde::de::Error>(self, number: i128, found: Unexpected<'_>) -> Result<Value, E> {
+        let value = match self.0 {
+            Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => number.try_into().map(Value::I32).ok(),
+            Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => number.try_into().map(Value::I64).ok(),
+            Kind::Uint32 | Kind::Fixed32 => number.try_into().map(Value::U32).ok(),
+            Kind::Uint64 | Kind::Fixed64 => number.try_into().map(Value::U64).ok(),
+            Kind::Enum(_) => number.try_into().map(Value::EnumNumber).ok(),
+            _ => return Err(E::invalid_type(found, &self)),
+        };
+        value.ok_or_else(|| E::custom(format!("{number} is out of range")))
+    }
+}
+
+/// The whole number that a floating-point one is: `412.0`, `1e3`.
+fn whole_float(number: f64) -> Option<i128> {
+    // Beyond this no field holds it.
+    const MAX: f64 = 18_446_744_073_709_551_616.0;
+    #[allow(clippy::cast_possible_truncation, reason = "whole and within the range of i128")]
+    (number.fract() == 0.0 && number.abs() <= MAX).then_some(number as i128)
+}
+
+/// The whole number that a text writes as JSON writes numbers.
+fn number(text: &str) -> Option<i128> {
+    let number: serde_json::Number = text.parse().ok()?;
+    let whole = number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from));
+    whole.or_else(|| whole_float(number.as_f64()?))
+}
+
+/// Base64 in the standard or the URL alphabet, with or without padding.
+fn bytes(text: &str) -> Option<Vec<u8>> {
+    const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true);
+    let alphabet = if text.contains(['-', '_']) { &alphabet::URL_SAFE } else { &alphabet::STANDARD };
+    GeneralPurpose::new(alphabet, LENIENT).decode(text).ok()
+}
+
+/// RFC 3339 as ProtoJSON has it: `T` and `Z` in upper case, up to nine digits of a second, an offset. A leap second has no number in
+/// [`Timestamp`].
+fn instant(text: &str) -> Option<Timestamp> {
+    let number = |range: std::ops::Range<usize>| -> Option<i64> {
+        let digits = text.get(range).filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;
+        digits.parse().ok()
+    };
+    let mark = |at: usize, mark: &str| text.get(at..at + 1) == Some(mark);
+    let clock = |at: usize| -> Option<i64> {
+        let (hour, minute) = (number(at..at + 2)?, number(at + 3..at + 5)?);
+        (mark(at + 2, ":") && hour < 24 && minute < 60).then_some(hour * 3_600 + minute * 60)
+    };
+    let date: crate::bulletin::times::Date = text.get(..10)?.parse().ok()?;
+    let second = number(17..19).filter(|second| *second < 60)?;
+    let time = clock(11)? + second;
+    let rest = text.get(19..).filter(|_| mark(10, "T") && mark(16, ":"))?;
+    let (nanos, zone) = match rest.strip_prefix('.') {
+        Some(rest) => {
+            let end = rest.find(|c: char| !c.is_ascii_digit()).filter(|end| (1..=9).contains(end))?;
+            (format!("{:0<9}", rest.get(..end)?).parse().ok()?, rest.get(end..)?)
+        }
+        None => (0, rest),
+    };
+    let offset = match zone.as_bytes() {
+        b"Z" => 0,
+        [sign @ (b'+' | b'-'), _, _, _, _, _] => {
+            let offset = clock(text.len() - 5)?;
+            if *sign == b'+' { offset } else { -offset }
+        }
+        _ => return None,
+    };
+    let timestamp = Timestamp { seconds: date.start_seconds() + time - offset, nanos };
+    Time::from_proto(&timestamp).map(|_| timestamp)
+}
+
+/// Writes one message.
+struct MessageJson<'a>(&'a DynamicMessage);
+
+impl Serialize for MessageJson<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let descriptor = self.0.descriptor();
+        if descriptor.full_name() == TIMESTAMP {
+            let timestamp: Timestamp = self.0.transcode_to().map_err(S::Error::custom)?;
+            let instant = Time::from_proto(&timestamp);
+            return to.collect_str(&instant.ok_or_else(|| S::Error::custom("an instant outside the years 1 to 9999"))?);
+        }
+        let mut map = to.serialize_map(None)?;
+        for field in descriptor.fields().filter(|field| self.0.has_field(field) || zero_is_written(field)) {
+            map.serialize_entry(field.json_name(), &ValueJson(&self.0.get_field(&field), &field.kind()))?;
+        }
+        map.end()
+    }
+}
+
+fn zero_is_written(field: &FieldDescriptor) -> bool {
+    let number = !matches!(field.kind(), Kind::Bool | Kind::String | Kind::Bytes | Kind::Enum(_) | Kind::Message(_));
+    let always = !field.is_list() && !field.supports_presence();
+    number && always && field.parent_message().full_name() != ZERO_IS_ABSENT
+}
+
+/// Writes one value.
+struct ValueJson<'a>(&'a Value, &'a Kind);
+
+impl Serialize for ValueJson<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match (self.0, self.1) {
+            (Value::Bool(value), _) => to.serialize_bool(*value),
+            (Value::I32(value), _) => to.serialize_i32(*value),
+            (Value::U32(value), _) => to.serialize_u32(*value),
+            (Value::I64(value), _) => to.collect_str(value),
+            (Value::U64(value), _) => to.collect_str(value),
+            (Value::String(value), _) => to.serialize_str(value),
+            (Value::Bytes(value), _) => to.serialize_str(&STANDARD.encode(value)),
+            (Value::EnumNumber(number), Kind::Enum(words)) => match words.get_value(*number) {
+                Some(word) => to.serialize_str(word.name()),
+                None => to.serialize_i32(*number),
+            },
+            (Value::Message(message), _) => MessageJson(message).serialize(to),
+            (Value::List(values), kind) => to.collect_seq(values.iter().map(|value| ValueJson(value, kind))),
+            _ => Err(S::Error::custom("a type that no message has")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
