@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use barid_core::bulletin::header::{is_issuer, issuer_of};
+use barid_core::limits::ISSUER_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
 /// What a caller may be.
@@ -188,7 +190,7 @@ impl Access {
     /// Reads a text. The error says where and why.
     ///
     /// # Errors
-    /// If it is not TOML, has unknown keys or roles, or grants one path twice.
+    /// If it is not TOML, has unknown keys or roles, grants one path twice, or lets a path publish that cannot be an issuer.
     pub fn parse(text: &str) -> Result<Self, String> {
         let read: AccessText = toml::from_str(text).map_err(|error| error.to_string())?;
         let everybody = Limits::DEFAULT.changed(&read.limits)?;
@@ -197,6 +199,12 @@ impl Access {
             if path == "node" || path.starts_with('/') || path.is_empty() {
                 return Err(format!(
                     "grant.path: `{path}` is not the path of a person or system, such as `agency/border-post`"
+                ));
+            }
+            if roles.contains(&Role::FocalPoint) && !is_issuer(&issuer_of(&path)) {
+                return Err(format!(
+                    "grant.path: `{path}` cannot publish: the path of a SPIFFE ID has segments of letters, digits, `-`, `.` and `_`, and an issuer \
+                     at most {ISSUER_BYTES_MAX} bytes"
                 ));
             }
             let limits = everybody.changed(&limits).map_err(|error| format!("grant `{path}`: {error}"))?;
@@ -250,6 +258,20 @@ mod tests {
         let refused = Access::parse(&text.replace("streams = 9", "streams = 0")).unwrap_err();
         assert!(refused.contains("agency/border-post") && refused.contains("limits.streams"), "{refused}");
         assert!(Access::parse(&text.replace("streams = 4", "steams = 4")).is_err());
+    }
+
+    #[test]
+    fn a_path_that_publishes_can_be_an_issuer() {
+        let with = |path: &str| Access::parse(&TEXT.replace("focal-point/police-hq", path));
+        for good in ["focal-point/north/customs-hq", "customs-hq", "agency/x", "focal-point/node", "focal-point/Customs_HQ.1"] {
+            assert!(with(good).is_ok(), "{good}");
+        }
+        let long = format!("focal-point/{}", "x".repeat(ISSUER_BYTES_MAX + 1));
+        for bad in ["focal-point/", "focal-point//x", "focal-point/x/", "focal-point/a b", "focal-point/../x", long.as_str()] {
+            assert!(with(bad).unwrap_err().contains("cannot publish"), "{bad}");
+        }
+        let reader = TEXT.replace("agency/border-post", &format!("agency/{}", "x".repeat(ISSUER_BYTES_MAX)));
+        assert!(Access::parse(&reader).is_ok(), "who only reads signs nothing");
     }
 
     #[test]

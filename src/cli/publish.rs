@@ -328,6 +328,40 @@ mod tests {
     }
 
     #[test]
+    fn a_draft_may_be_any_proto_json() {
+        let draft = parse(
+            "draft.json",
+            r#"{"header": {"format": 1.0, "msg_type": "Alert", "rosterVersion": "1e0", "id": null, "references": null,
+                "sentAt": "2025-11-23T20:44:04.25+01:00"},
+                "body": {"attachments": [{"size": 4.12e2, "sha256": "_-8"}], "cancellation": null,
+                "situationReport": {"observations": [{"subject": "crossings", "count": 412.0}]}}}"#,
+        );
+        let draft = draft.unwrap();
+        let (header, body) = (draft.header.unwrap(), draft.body.unwrap());
+        assert_eq!((header.format, header.msg_type.as_str(), header.roster_version), (1, "Alert", 1));
+        let sent_at = header.sent_at.unwrap();
+        assert_eq!((sent_at.seconds, sent_at.nanos), (1_763_927_044, 250_000_000));
+        assert_eq!((body.attachments[0].size, body.attachments[0].sha256.as_ref()), (412, &[0xff, 0xef][..]));
+        let Some(proto::body::Content::SituationReport(report)) = body.content else { panic!("another kind") };
+        assert_eq!(report.observations[0].count, Some(412));
+    }
+
+    #[test]
+    fn a_fault_in_a_draft_is_named_by_its_path_as_it_is_written() {
+        for (draft, expected) in [
+            (r#"{"body": {"texts": [{}, {"headlin": "x"}]}}"#, "body.texts[1].headlin: unknown field `headlin`"),
+            (r#"{"header": {"msgType": "Ack", "msg_type": "Ack"}}"#, "header.msg_type: field `msgType` is given twice"),
+            (r#"{"header": {"expires": "tomorrow"}}"#, "header.expires: invalid value: string \"tomorrow\", expected an instant"),
+            (r#"{"header": {"format": 1.5}}"#, "header.format: invalid type: floating point `1.5`, expected a whole number"),
+            (r#"{"body": {"attachments": [{"size": -1}]}}"#, "body.attachments[0].size: -1 is out of range"),
+            (r#"{"body": {"cancellation": {}, "acknowledgement": {}}}"#, "body.acknowledgement: only one of"),
+        ] {
+            let failure = parse("draft.json", draft).unwrap_err().to_string();
+            assert!(failure.contains(expected), "{draft}: {failure}");
+        }
+    }
+
+    #[test]
     fn a_broken_draft_is_a_usage_error_that_shows_the_place() {
         let failure = parse("draft.json", "{\"header\": {\"topik\": 1}}").unwrap_err();
         assert_eq!(failure.exit_code(), Exit::Usage);

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::authority::{Authority, has_several};
 use super::text::{ClosedFeedText, GovernorsText, KeyText, MemberText, NamesText, RosterText, unix_seconds};
 use super::{ClosedFeed, MemberEntry, MemberKey, MemberKind, ROSTER_FORMAT, Role, Roster, RosterError};
+use crate::bulletin::text::shows_something;
 use crate::bulletin::vocabulary::Tlp;
 use crate::feed::note::{Algorithm, VerifierKey};
 use crate::feed::tree::TREE_SIZE_MAX;
@@ -190,7 +191,7 @@ impl Reading<'_> {
     fn names(&self, names: &NamesText) -> Result<(), RosterError> {
         for (language, name) in [("ar", &names.ar), ("fr", &names.fr), ("en", &names.en)] {
             let field = self.path(&format!("names.{language}"));
-            if name.trim().is_empty() || name.chars().count() > LINE_CHARS_MAX {
+            if !shows_something(name) || name.chars().count() > LINE_CHARS_MAX {
                 return Err(wrong(&field, name, "a name of 1 to 500 characters"));
             }
             if name.chars().any(unprintable) {

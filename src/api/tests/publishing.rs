@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use barid_core::bulletin::{BulletinId, kinds};
 use barid_core::names::Undisclosed;
 use barid_core::proto;
 use barid_core::proto::publish_result::Outcome;
@@ -10,10 +11,11 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::world::{
-    CUSTOMS, POLICE, POST, World, about, called, careless, draft, feed, fields, member, proven, red, until,
+    CUSTOMS, POLICE, POST, World, about, access, called, careless, draft, feed, fields, member, proven, red, until,
 };
 use crate::access::{Access, Role};
 use crate::committer::QUEUE_MAX;
+use crate::store::Content;
 use crate::store::memory::MemoryStore;
 use crate::telemetry::heard::Heard;
 
@@ -88,6 +90,32 @@ async fn the_same_draft_published_again_gets_the_first_receipt_and_another_is_re
     let mut customs = with_id(1);
     customs.header.as_mut().unwrap().topic = "customs.seizures".into();
     assert_eq!(fields(world.publish(CUSTOMS, customs).await), ["header.topic"], "of another kind");
+}
+
+#[tokio::test]
+async fn callers_with_one_last_name_have_two_issuers_and_their_own_receipts() {
+    let north = "focal-point/north/customs-hq";
+    let agency = "agency/customs-hq";
+    let world = World::start().await;
+    let grant = |path: &str| format!("[[grant]]\npath = \"{path}\"\nroles = [\"focal-point\"]\nworking_groups = [\"customs\"]\n");
+    world.access.store(Arc::new(Access::parse(&(access() + &grant(north) + &grant(agency))).unwrap()));
+    let draft = |id: u8| {
+        let mut draft = kinds::find("seizure-report").unwrap().sample().unwrap();
+        draft.header.as_mut().unwrap().id = BulletinId::new(0, &[id; 10]).to_string();
+        draft
+    };
+    for (caller, id, issuer) in [(CUSTOMS, 1, "customs-hq"), (north, 2, "north/customs-hq"), (agency, 3, "/agency/customs-hq")] {
+        let receipt = world.publish(caller, draft(id)).await.unwrap().receipt.unwrap();
+        let entry = world.store.entries(&feed("ma", 1), receipt.index, 1, usize::MAX).unwrap().remove(0);
+        let Content::Disclosed { header: Some(header), .. } = &entry.content else { panic!("in full") };
+        assert_eq!(header.issuer, issuer);
+        let again = world.publish(caller, draft(id)).await.unwrap().receipt.unwrap();
+        assert_eq!((again.index, again.digest), (receipt.index, receipt.digest), "{caller}");
+        for other in [CUSTOMS, north, agency].into_iter().filter(|other| *other != caller) {
+            let refused = world.publish(other, draft(id)).await.unwrap_err();
+            assert_eq!(refused.code(), Code::AlreadyExists, "{other} gets no receipt of {caller}");
+        }
+    }
 }
 
 #[tokio::test]

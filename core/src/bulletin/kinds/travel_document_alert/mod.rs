@@ -34,6 +34,8 @@ pub const KIND: KindInfo = KindInfo {
 /// Longest document number: nine places and the overflow of a TD1 zone (fifteen, less check digit and filler).
 const NUMBER_CHARS_MAX: usize = 22;
 
+const STATE: &str = "a state or organisation of ICAO Doc 9303-3 such as `NER`, `D` or `XPO`";
+
 fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     let Some(Content::TravelDocumentAlert(alert)) = &body.content else { return };
     let number = &alert.document_number;
@@ -43,8 +45,7 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
         report.add("body.travel_document_alert.document_number", number, expected);
     }
     if !is_issuing_state(&alert.issuing_state) {
-        let expected = "a state or organisation of ICAO Doc 9303-3 such as `NER`, `D` or `XPO`";
-        report.add("body.travel_document_alert.issuing_state", &alert.issuing_state, expected);
+        report.add("body.travel_document_alert.issuing_state", &alert.issuing_state, STATE);
     }
     if !is_document_code(&alert.document_type) {
         let expected = "an ICAO document code: P, V, I, A, C or one of them and a letter or digit, not AV, CV, IV";
@@ -120,11 +121,13 @@ fn zone(alert: &proto::TravelDocumentAlert) -> Result<icao9303::Mrz, Vec<FieldEr
     };
     let mrz = icao9303::parse(&alert.mrz)
         .map_err(|faults| faults.into_iter().map(|of| fault(of.line, of.expected)).collect::<Vec<_>>())?;
-    if is_issuing_state(&mrz.nationality) {
-        Ok(mrz)
-    } else {
-        Err(vec![fault(1, "a nationality of ICAO Doc 9303-3 such as `NER`, `D` or `XXA`".to_owned())])
+    if !is_issuing_state(&mrz.issuing_state) {
+        return Err(vec![fault(0, STATE.to_owned())]);
     }
+    if !is_issuing_state(&mrz.nationality) {
+        return Err(vec![fault(1, "a nationality of ICAO Doc 9303-3 such as `NER`, `D` or `XXA`".to_owned())]);
+    }
+    Ok(mrz)
 }
 
 fn is_falsified(alert: &proto::TravelDocumentAlert) -> bool {
@@ -209,11 +212,9 @@ mod tests {
         };
         let wrong_digit = |alert: &mut proto::TravelDocumentAlert| alert.mrz[1].replace_range(19..20, "9");
         let wrong_day = |alert: &mut proto::TravelDocumentAlert| alert.mrz[1].replace_range(13..19, "740230");
-        let strange_state = |alert: &mut proto::TravelDocumentAlert| {
-            alert.mrz[0].replace_range(2..5, "QQQ");
-            alert.mrz[1].replace_range(10..13, "QQQ");
-        };
-        for change in [wrong_digit, wrong_day, strange_state] {
+        let strange_state = |alert: &mut proto::TravelDocumentAlert| alert.mrz[0].replace_range(2..5, "QQQ");
+        let strange_nation = |alert: &mut proto::TravelDocumentAlert| alert.mrz[1].replace_range(10..13, "XKX");
+        for change in [wrong_digit, wrong_day, strange_state, strange_nation] {
             for fraud in ["counterfeit", "forged"] {
                 assert!(falsified(fraud, change).is_empty(), "{fraud}");
             }
