@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::Path;
 
+use barid_core::bulletin::{FieldError, Rule};
 use fluent_bundle::FluentArgs;
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan};
 use serde_json::json;
@@ -52,8 +53,16 @@ pub struct Field {
 }
 
 impl Field {
+    /// A field error of this program's own.
+    pub(super) fn of(error: &FieldError) -> Self {
+        let rule = Rule::of(&error.expected);
+        let (rule, values) = rule.map_or_else(Default::default, |rule| (rule.code.to_owned(), rule.values));
+        let description = format!("`{}` is not {}", error.found, error.expected);
+        Self { field: error.field.clone(), description, rule, values }
+    }
+
     /// What was found and expected, in the reader's language if the catalogue has the rule.
-    fn told(&self, messages: &Messages) -> String {
+    pub(super) fn told(&self, messages: &Messages) -> String {
         let mut args = FluentArgs::new();
         for (place, value) in (1..).zip(&self.values) {
             args.set(format!("v{place}"), value.arg());

@@ -2,8 +2,10 @@
 //!
 //! In scope: finding it by id when the publishing member was not written. Out of scope: proving it (`evidence`).
 
+use barid_core::bulletin::kinds::travel_document_alert;
 use barid_core::names::Member;
-use barid_core::proto;
+use barid_core::proto::body::Content;
+use barid_core::{envelope, proto};
 use clap::Args;
 use futures::future::join_all;
 use serde_json::Value;
@@ -11,8 +13,9 @@ use serde_json::Value;
 use super::args::BulletinRef;
 use super::client::Client;
 use super::deadline::TimeoutArgs;
+use super::failure::Field;
 use super::render::{Reading, Render};
-use super::{Context, Exit, Failure, Profile};
+use super::{Context, Exit, Failure, Messages, Profile};
 
 /// Members that are asked for at the same time: few enough for a caller's limits, and a thin line is not waited for again and again.
 const ASKED_AT_ONCE: usize = 8;
@@ -51,8 +54,18 @@ pub(super) async fn run(context: &Context, args: &ShowArgs) -> Result<Exit, Fail
     }
     let render = Render::new(context, profile.directory());
     context.output.lines(render.full(&reading))?;
+    context.output.lines(misfits(&context.messages, &delivery))?;
     context.output.lines(fate(context, &render, &answer))?;
     Ok(Exit::Ok)
+}
+
+/// What does not fit in the machine readable zone of a falsified document.
+fn misfits(messages: &Messages, delivery: &proto::Delivery) -> Vec<String> {
+    let content = envelope::body_of(&delivery.envelope).ok().and_then(|body| body.content);
+    let Some(Content::TravelDocumentAlert(alert)) = content else { return Vec::new() };
+    let misfits: Vec<String> =
+        travel_document_alert::misfits(&alert).iter().map(|misfit| Field::of(misfit).told(messages)).collect();
+    if misfits.is_empty() { misfits } else { [vec![messages.text("zone-as-printed")], misfits].concat() }
 }
 
 fn fate(context: &Context, render: &Render<'_>, answer: &proto::GetResponse) -> Vec<String> {
@@ -119,6 +132,28 @@ mod tests {
     use crate::cli::output::Output;
     use crate::cli::profile::Directory;
     use crate::cli::times;
+
+    #[test]
+    fn the_zone_of_a_counterfeit_is_shown_with_what_does_not_fit() {
+        let mut draft = barid_core::bulletin::kinds::find("travel-document-alert").unwrap().sample().unwrap();
+        let lines = |draft: &proto::Draft, lang| {
+            let envelope = envelope::encode(draft.header.as_ref().unwrap(), draft.body.as_ref().unwrap(), [7; 16]);
+            misfits(&Messages::new(lang), &proto::Delivery { envelope, ..Default::default() })
+        };
+        let change = |draft: &mut proto::Draft, change: fn(&mut proto::TravelDocumentAlert)| {
+            match draft.body.as_mut().unwrap().content.as_mut().unwrap() {
+                Content::TravelDocumentAlert(alert) => change(alert),
+                _ => panic!("another kind"),
+            }
+        };
+        change(&mut draft, |alert| alert.fraud_type = "counterfeit".to_owned());
+        assert!(lines(&draft, Lang::En).is_empty());
+        change(&mut draft, |alert| alert.mrz[1].replace_range(19..20, "9"));
+        let shown = lines(&draft, Lang::En).join("\n");
+        assert!(shown.contains("as it was printed") && shown.contains("check digit"), "{shown}");
+        assert!(lines(&draft, Lang::Fr).join("\n").contains("chiffre de contrôle"));
+        assert!(lines(&draft, Lang::Ar)[0].contains("مزو"));
+    }
 
     #[test]
     fn what_became_of_a_bulletin_is_told_in_words() {

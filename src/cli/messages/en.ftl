@@ -341,6 +341,7 @@ rule-one-of = one of { $v1 }
 published-place = Published: in the feed { $feed } at place { $place }.
 published-meaning = It is stored and signed; nobody can change it or deny it any more.
 state-partial = More refers to this bulletin than the node looked at: there are further answers, and perhaps newer updates.
+zone-as-printed = The zone of this falsified document is given as it was printed. What does not fit in it:
 stored-heading = Held in full by:
 stored-by = { $member } since { $at }
 stored-unknown = The members that may read it receive it now. To see who has it: { $command }

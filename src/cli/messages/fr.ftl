@@ -340,6 +340,7 @@ rule-one-of = l'un de { $v1 }
 published-place = Publié : dans le registre { $feed }, à la place { $place }.
 published-meaning = Il est conservé et signé ; plus personne ne peut le modifier ni le nier.
 state-partial = D'autres messages se rapportent à ce bulletin, que le nœud n'a pas tous examinés : il y a d'autres réponses, et peut-être des mises à jour plus récentes.
+zone-as-printed = La zone de ce document falsifié est donnée telle qu'elle était imprimée. Ce qui n'y concorde pas :
 stored-heading = Conservé en entier par :
 stored-by = { $member } depuis le { $at }
 stored-unknown = Les membres qui peuvent le lire le reçoivent maintenant. Pour voir qui l'a : { $command }
