@@ -145,9 +145,10 @@ fn area(n: usize, area: &proto::Area, report: &mut Report) {
 }
 
 fn attachment(n: usize, attachment: &proto::Attachment, report: &mut Report) {
+    // RFC 6838 §4.2.
     let token = |text: &str| {
-        !text.is_empty()
-            && text.len() <= 127
+        text.len() <= 127
+            && text.starts_with(|first: char| first.is_ascii_alphanumeric())
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b))
     };
     if !attachment.media_type.split_once('/').is_some_and(|(kind, name)| token(kind) && token(name)) {
@@ -196,6 +197,23 @@ fn grading(grading: &proto::Grading, report: &mut Report) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn media_types_are_named_as_rfc_6838_has_it() {
+        let named = |media_type: &str| {
+            let sha256 = vec![0; 32].into();
+            let file = proto::Attachment { media_type: media_type.to_owned(), size: 1, sha256, ..Default::default() };
+            let mut report = Report::default();
+            attachment(0, &file, &mut report);
+            report.is_empty()
+        };
+        for good in ["image/jpeg", "application/vnd.iso.39794-5+xml", "text/plain", "x/1"] {
+            assert!(named(good), "{good}");
+        }
+        for bad in ["", "image", "image/", "/jpeg", "image/.x", "+a/b", "-/b", "a/b/c", "a/b;c=d", "a b/c", "é/x"] {
+            assert!(!named(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn language_tags_repeat_no_variant_and_no_extension() {
