@@ -263,11 +263,15 @@ mod tests {
     #[test]
     fn a_path_that_publishes_can_be_an_issuer() {
         let with = |path: &str| Access::parse(&TEXT.replace("focal-point/police-hq", path));
-        for good in ["focal-point/north/customs-hq", "customs-hq", "agency/x", "focal-point/node", "focal-point/Customs_HQ.1"] {
+        for good in
+            ["focal-point/north/customs-hq", "customs-hq", "agency/x", "focal-point/node", "focal-point/Customs_HQ.1"]
+        {
             assert!(with(good).is_ok(), "{good}");
         }
         let long = format!("focal-point/{}", "x".repeat(ISSUER_BYTES_MAX + 1));
-        for bad in ["focal-point/", "focal-point//x", "focal-point/x/", "focal-point/a b", "focal-point/../x", long.as_str()] {
+        for bad in
+            ["focal-point/", "focal-point//x", "focal-point/x/", "focal-point/a b", "focal-point/../x", long.as_str()]
+        {
             assert!(with(bad).unwrap_err().contains("cannot publish"), "{bad}");
         }
         let reader = TEXT.replace("agency/border-post", &format!("agency/{}", "x".repeat(ISSUER_BYTES_MAX)));

@@ -351,8 +351,14 @@ mod tests {
         for (draft, expected) in [
             (r#"{"body": {"texts": [{}, {"headlin": "x"}]}}"#, "body.texts[1].headlin: unknown field `headlin`"),
             (r#"{"header": {"msgType": "Ack", "msg_type": "Ack"}}"#, "header.msg_type: field `msgType` is given twice"),
-            (r#"{"header": {"expires": "tomorrow"}}"#, "header.expires: invalid value: string \"tomorrow\", expected an instant"),
-            (r#"{"header": {"format": 1.5}}"#, "header.format: invalid type: floating point `1.5`, expected a whole number"),
+            (
+                r#"{"header": {"expires": "tomorrow"}}"#,
+                "header.expires: invalid value: string \"tomorrow\", expected an instant",
+            ),
+            (
+                r#"{"header": {"format": 1.5}}"#,
+                "header.format: invalid type: floating point `1.5`, expected a whole number",
+            ),
             (r#"{"body": {"attachments": [{"size": -1}]}}"#, "body.attachments[0].size: -1 is out of range"),
             (r#"{"body": {"cancellation": {}, "acknowledgement": {}}}"#, "body.acknowledgement: only one of"),
         ] {

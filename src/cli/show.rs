@@ -140,11 +140,16 @@ mod tests {
             let envelope = envelope::encode(draft.header.as_ref().unwrap(), draft.body.as_ref().unwrap(), [7; 16]);
             misfits(&Messages::new(lang), &proto::Delivery { envelope, ..Default::default() })
         };
-        let change = |draft: &mut proto::Draft, change: fn(&mut proto::TravelDocumentAlert)| {
-            match draft.body.as_mut().unwrap().content.as_mut().unwrap() {
-                Content::TravelDocumentAlert(alert) => change(alert),
-                _ => panic!("another kind"),
-            }
+        let change = |draft: &mut proto::Draft, change: fn(&mut proto::TravelDocumentAlert)| match draft
+            .body
+            .as_mut()
+            .unwrap()
+            .content
+            .as_mut()
+            .unwrap()
+        {
+            Content::TravelDocumentAlert(alert) => change(alert),
+            _ => panic!("another kind"),
         };
         change(&mut draft, |alert| alert.fraud_type = "counterfeit".to_owned());
         assert!(lines(&draft, Lang::En).is_empty());

@@ -218,14 +218,32 @@ mod tests {
     #[test]
     fn language_tags_repeat_no_variant_and_no_extension() {
         for good in [
-            "ar", "fr-NE", "zh-Hant-TW", "sl-rozaj-biske", "de-CH-1901-1996", "en-a-bbb-x-a-ccc", "de-u-co-phonebk-t-hi", "x-barid",
-            "i-klingon", "en-x-a-a",
+            "ar",
+            "fr-NE",
+            "zh-Hant-TW",
+            "sl-rozaj-biske",
+            "de-CH-1901-1996",
+            "en-a-bbb-x-a-ccc",
+            "de-u-co-phonebk-t-hi",
+            "x-barid",
+            "i-klingon",
+            "en-x-a-a",
         ] {
             assert!(is_language_tag(good), "{good}");
         }
         for bad in [
-            "", "a", "français", "de-DE-1901-1901", "sl-rozaj-biske-ROZAJ", "en-a-bbb-a-ccc", "de-u-co-phonebk-U-nu-latn", "ar--EG",
-            "ar-", "ar_EG", "en-a", "de-419-DE",
+            "",
+            "a",
+            "français",
+            "de-DE-1901-1901",
+            "sl-rozaj-biske-ROZAJ",
+            "en-a-bbb-a-ccc",
+            "de-u-co-phonebk-U-nu-latn",
+            "ar--EG",
+            "ar-",
+            "ar_EG",
+            "en-a",
+            "de-419-DE",
         ] {
             assert!(!is_language_tag(bad), "{bad}");
         }

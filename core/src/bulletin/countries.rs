@@ -76,7 +76,8 @@ mod tests {
     /// Every text of so many upper-case letters.
     fn codes(letters: u32) -> impl Iterator<Item = String> {
         (0..26u32.pow(letters)).map(move |number| {
-            let letter = |place| char::from_digit(number / 26u32.pow(place) % 26 + 10, 36).unwrap_or('?').to_ascii_uppercase();
+            let letter =
+                |place| char::from_digit(number / 26u32.pow(place) % 26 + 10, 36).unwrap_or('?').to_ascii_uppercase();
             (0..letters).rev().map(letter).collect()
         })
     }
@@ -93,7 +94,8 @@ mod tests {
 
     #[test]
     fn doc_9303_adds_exactly_these() {
-        let added = |is: fn(&str) -> bool| codes(3).filter(|code| is(code) && !is_alpha3(code)).collect::<Vec<_>>().join(" ");
+        let added =
+            |is: fn(&str) -> bool| codes(3).filter(|code| is(code) && !is_alpha3(code)).collect::<Vec<_>>().join(" ");
         assert_eq!(
             added(is_issuing_state),
             "EUE GBD GBN GBO GBP GBS IAO RKS UNA UNK UNO UTO XBA XCC XCE XCO XDC XEC XES XIM XMP XOM XPO XXA XXB XXC XXX"

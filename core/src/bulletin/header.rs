@@ -16,9 +16,7 @@ use super::text::{is_one_line, keeps_direction, shows_something};
 use super::times::{Date, Time};
 use super::topic::Topic;
 use super::vocabulary::{HandlingCode, MsgType, Purpose, Severity, Status, Tlp, Urgency};
-use crate::limits::{
-    INCIDENT_CHARS_MAX, ISSUER_BYTES_MAX, LIST_MAX, REFERENCES_MAX, RELEASABLE_MAX,
-};
+use crate::limits::{INCIDENT_CHARS_MAX, ISSUER_BYTES_MAX, LIST_MAX, REFERENCES_MAX, RELEASABLE_MAX};
 use crate::names::{Digest, Member};
 use crate::proto;
 
@@ -257,8 +255,7 @@ pub fn issuer_of(path: &str) -> String {
 #[must_use]
 pub fn is_issuer(text: &str) -> bool {
     let segment = |segment: &str| {
-        segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
-            && !matches!(segment, "" | "." | "..")
+        segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)) && !matches!(segment, "" | "." | "..")
     };
     text.len() <= ISSUER_BYTES_MAX && text.strip_prefix('/').unwrap_or(text).split('/').all(segment)
 }

@@ -104,21 +104,70 @@ mod tests {
     #[test]
     fn text_of_blanks_shows_nothing() {
         for blank in [
-            "", " ", "\u{A0}", "\u{3000}", "\u{2003}\t", "\u{200B}", "\u{FEFF}", "\u{2060}", "\u{200D}", "\u{200E}", "\u{AD}",
-            "\u{34F}", "\u{61C}", "\u{115F}", "\u{1160}", "\u{17B4}", "\u{180B}", "\u{180E}", "\u{202E}", "\u{2066}\u{2069}",
-            "\u{2800}", "\u{3164}", "\u{FFA0}", "\u{FE0F}", "\u{FFF9}", "\u{FFFE}", "\u{FDD0}", "\u{1D159}", "\u{1D173}",
-            "\u{16FE4}", "\u{E0001}", "\u{E0061}", "\u{E0100}", "\u{0}", "\u{7F}", "\u{85}", "\u{2028}", " \u{200B}\u{3164}\u{2800} ",
+            "",
+            " ",
+            "\u{A0}",
+            "\u{3000}",
+            "\u{2003}\t",
+            "\u{200B}",
+            "\u{FEFF}",
+            "\u{2060}",
+            "\u{200D}",
+            "\u{200E}",
+            "\u{AD}",
+            "\u{34F}",
+            "\u{61C}",
+            "\u{115F}",
+            "\u{1160}",
+            "\u{17B4}",
+            "\u{180B}",
+            "\u{180E}",
+            "\u{202E}",
+            "\u{2066}\u{2069}",
+            "\u{2800}",
+            "\u{3164}",
+            "\u{FFA0}",
+            "\u{FE0F}",
+            "\u{FFF9}",
+            "\u{FFFE}",
+            "\u{FDD0}",
+            "\u{1D159}",
+            "\u{1D173}",
+            "\u{16FE4}",
+            "\u{E0001}",
+            "\u{E0061}",
+            "\u{E0100}",
+            "\u{0}",
+            "\u{7F}",
+            "\u{85}",
+            "\u{2028}",
+            " \u{200B}\u{3164}\u{2800} ",
         ] {
             assert!(!shows_something(blank), "{}", blank.escape_unicode());
         }
-        for text in ["a", ".", "\u{200B}a", "م", "\u{2801}", "\u{1100}", "\u{3131}", "\u{301}", "\u{FFFD}", "\u{FFFC}", "🙂", "\u{E000}"] {
+        for text in [
+            "a",
+            ".",
+            "\u{200B}a",
+            "م",
+            "\u{2801}",
+            "\u{1100}",
+            "\u{3131}",
+            "\u{301}",
+            "\u{FFFD}",
+            "\u{FFFC}",
+            "🙂",
+            "\u{E000}",
+        ] {
             assert!(shows_something(text), "{}", text.escape_unicode());
         }
     }
 
     #[test]
     fn lines_end_where_unicode_ends_them() {
-        for broken in ["\n", "\u{B}", "\u{C}", "\r", "\u{85}", "\u{2028}", "\u{2029}", "\t", "\u{1B}", "\u{9B}", "\u{7F}"] {
+        for broken in
+            ["\n", "\u{B}", "\u{C}", "\r", "\u{85}", "\u{2028}", "\u{2029}", "\t", "\u{1B}", "\u{9B}", "\u{7F}"]
+        {
             assert!(!is_one_line(&format!("a{broken}b")), "{}", broken.escape_unicode());
             let made_of_lines = matches!(broken, "\n" | "\t" | "\u{2028}" | "\u{2029}");
             assert_eq!(is_plain(&format!("a{broken}b")), made_of_lines, "{}", broken.escape_unicode());
@@ -128,12 +177,26 @@ mod tests {
 
     #[test]
     fn direction_is_kept_where_all_that_opens_is_closed() {
-        for good in ["a", "\u{200F}a\u{200E}", "\u{2067}a\u{2069}b", "\u{202B}a\u{2066}b\u{2069}c\u{202C}", "\u{2068}a\u{2069}\n\u{2068}b\u{2069}"] {
+        for good in [
+            "a",
+            "\u{200F}a\u{200E}",
+            "\u{2067}a\u{2069}b",
+            "\u{202B}a\u{2066}b\u{2069}c\u{202C}",
+            "\u{2068}a\u{2069}\n\u{2068}b\u{2069}",
+        ] {
             assert!(keeps_direction(good), "{}", good.escape_unicode());
         }
         for bad in [
-            "\u{202E}a\u{202C}", "\u{202D}a\u{202C}", "\u{202A}a", "a\u{202C}", "\u{2066}a", "a\u{2069}", "\u{2066}a\u{202C}",
-            "\u{202A}\u{2066}a\u{202C}\u{2069}", "\u{2066}a\nb\u{2069}", "\u{2067}a\u{2029}b\u{2069}",
+            "\u{202E}a\u{202C}",
+            "\u{202D}a\u{202C}",
+            "\u{202A}a",
+            "a\u{202C}",
+            "\u{2066}a",
+            "a\u{2069}",
+            "\u{2066}a\u{202C}",
+            "\u{202A}\u{2066}a\u{202C}\u{2069}",
+            "\u{2066}a\nb\u{2069}",
+            "\u{2067}a\u{2029}b\u{2069}",
         ] {
             assert!(!keeps_direction(bad), "{}", bad.escape_unicode());
         }
@@ -190,11 +253,36 @@ mod tests {
         texts(&descriptor("barid.v1.Draft"), &[], &mut paths);
         assert!(paths.len() > 60, "{}", paths.len());
         let lines = [
-            "a\u{1}b", "a\u{1B}[31mb", "a\u{7F}b", "a\u{9B}b", "a\u{B}b", "a\rb", "a\nb", "a\tb", "a\u{85}b", "a\u{2028}b",
-            "a\u{2029}b", "\u{202E}ab\u{202C}", "a\u{2067}b", "a\u{2069}b", " ", "\u{200B}", "\u{3164}", "\u{2800}",
+            "a\u{1}b",
+            "a\u{1B}[31mb",
+            "a\u{7F}b",
+            "a\u{9B}b",
+            "a\u{B}b",
+            "a\rb",
+            "a\nb",
+            "a\tb",
+            "a\u{85}b",
+            "a\u{2028}b",
+            "a\u{2029}b",
+            "\u{202E}ab\u{202C}",
+            "a\u{2067}b",
+            "a\u{2069}b",
+            " ",
+            "\u{200B}",
+            "\u{3164}",
+            "\u{2800}",
         ];
-        let paragraphs =
-            ["a\u{1}b", "a\u{1B}[31mb", "a\u{7F}b", "a\u{9B}b", "a\u{B}b", "a\r\nb", "a\u{85}b", "\u{202E}ab\u{202C}", "a\u{2067}b"];
+        let paragraphs = [
+            "a\u{1}b",
+            "a\u{1B}[31mb",
+            "a\u{7F}b",
+            "a\u{9B}b",
+            "a\u{B}b",
+            "a\r\nb",
+            "a\u{85}b",
+            "\u{202E}ab\u{202C}",
+            "a\u{2067}b",
+        ];
         let mut looked_at = 0;
         for kind in kinds::REGISTRY {
             let arm = kind.name.replace('-', "_");

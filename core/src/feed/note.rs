@@ -156,7 +156,7 @@ impl NoteSignature {
         self.id == key.id() && self.name == key.name()
     }
 
-    /// Reads one line without its newline. Its name may be longer and odder than that of any key which is taken: a signature by an unknown
+    /// Reads one line without its newline. Its name may be longer and odder than those of keys accepted here: a signature by an unknown
     /// key is ignored.
     pub(super) fn parse_line(line: &str) -> Option<Self> {
         let (name, encoded) = line.strip_prefix("— ")?.split_once(' ')?;
@@ -256,9 +256,11 @@ mod tests {
         let key = SigningKey::from_text(GO_KEY).unwrap();
         let line = |name: &str, bytes: &[u8]| format!("— {name} {}\n", STANDARD.encode(bytes));
         let long = "x".repeat(KEY_NAME_BYTES_MAX + 1);
-        for name in ["\u{7f}", "a\u{9b}b", "\u{200b}", "\u{202e}x", "—", "ключ", "=", long.as_str(), "PeterNeumann"] {
+        for name in ["\u{7f}", "a\u{9b}b", "\u{200b}", "\u{202e}x", "—", "ключ", "=", long.as_str(), "PeterNeumann"]
+        {
             let text = format!("{GO_TEXT}\n{}{GO_LINE}{}", line(name, &[0; 5]), line(name, &[7; 5_000]));
-            let note = Note::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{}: {error}", name.escape_unicode()));
+            let note =
+                Note::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{}: {error}", name.escape_unicode()));
             assert_eq!(note.signatures.len(), 3);
             note.verify(key.verifier()).unwrap();
             assert_eq!(note.to_string(), text);
@@ -268,7 +270,10 @@ mod tests {
             assert_eq!(Note::parse(text.as_bytes()), Err(NoteError::SignatureLine(2)), "{}", name.escape_unicode());
         }
         let known = format!("{GO_TEXT}\n{}", GO_LINE.replace("x08go/Z", "x08go/a"));
-        assert!(Note::parse(known.as_bytes()).unwrap().verify(key.verifier()).is_err(), "one by a known key must be right");
+        assert!(
+            Note::parse(known.as_bytes()).unwrap().verify(key.verifier()).is_err(),
+            "one by a known key must be right"
+        );
     }
 
     #[test]

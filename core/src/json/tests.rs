@@ -50,7 +50,7 @@ fn written(message: &impl serde::Serialize) -> Json {
 }
 
 #[test]
-fn field_names_are_taken_in_both_spellings_and_written_in_one() {
+fn field_names_are_read_in_both_spellings_and_written_in_one() {
     for name in ["msgType", "msg_type", "msg\\u0054ype"] {
         assert_eq!(header(&format!(r#"{{"{name}": "Ack"}}"#)).unwrap().msg_type, "Ack", "{name}");
     }
@@ -128,16 +128,41 @@ fn integers_are_numbers_or_strings_and_whole_in_any_notation() {
     assert_eq!(uint64("9223372036854774784"), Some(9_223_372_036_854_774_784));
     assert_eq!(uint64("1e18"), Some(1_000_000_000_000_000_000));
     for bad in [
-        "2147483648", "-2147483649", "0.5", "\"0.5\"", "true", "false", "\"12abc\"", "\"12 34\"", "\"12,34\"",
-        "\"12谷歌34\"", "\"abc\"", "\"\"", "\"3x3\"", "+1", "\"+1\"", "01", "-01", "\"01\"", "\" 1\"", "\"1 \"",
-        "[1]", "{}", "1e400", "\"1e536870000\"", "NaN", "\"NaN\"",
+        "2147483648",
+        "-2147483649",
+        "0.5",
+        "\"0.5\"",
+        "true",
+        "false",
+        "\"12abc\"",
+        "\"12 34\"",
+        "\"12,34\"",
+        "\"12谷歌34\"",
+        "\"abc\"",
+        "\"\"",
+        "\"3x3\"",
+        "+1",
+        "\"+1\"",
+        "01",
+        "-01",
+        "\"01\"",
+        "\" 1\"",
+        "\"1 \"",
+        "[1]",
+        "{}",
+        "1e400",
+        "\"1e536870000\"",
+        "NaN",
+        "\"NaN\"",
     ] {
         assert_eq!(int32(bad), None, "{bad}");
     }
     for bad in ["4294967296", "-1", "0.5", "\"\"", "\"3x3\""] {
         assert_eq!(uint32(bad), None, "{bad}");
     }
-    for bad in ["\"18446744073709551616\"", "18446744073709551616", "\"1e536870000\"", "\"0.5\"", "-1", "\"-1\"", "1e20"] {
+    for bad in
+        ["\"18446744073709551616\"", "18446744073709551616", "\"1e536870000\"", "\"0.5\"", "-1", "\"-1\"", "1e20"]
+    {
         assert_eq!(uint64(bad), None, "{bad}");
     }
 }
@@ -149,7 +174,17 @@ fn strings_and_booleans_are_nothing_else() {
     assert_eq!(string(r#""\u8C37\u6b4c""#).as_deref(), Some("谷歌"));
     assert_eq!(string(r#""\uD83D\uDE01""#).as_deref(), Some("😁"));
     assert_eq!(string(r#""Hello\u0000world!""#).as_deref(), Some("Hello\0world!"));
-    for bad in ["12345", "true", "{}", "[\"a\"]", r#""\U8C37""#, r#""\uXXXX""#, r#""\u8C3""#, r#""\uD800""#, r#""\uDE01\uD83D""#] {
+    for bad in [
+        "12345",
+        "true",
+        "{}",
+        "[\"a\"]",
+        r#""\U8C37""#,
+        r#""\uXXXX""#,
+        r#""\u8C3""#,
+        r#""\uD800""#,
+        r#""\uDE01\uD83D""#,
+    ] {
         assert_eq!(string(bad), None, "{bad}");
     }
     assert_eq!([bool("true"), bool("false"), bool("null")], [Some(true), Some(false), Some(false)]);
@@ -307,7 +342,12 @@ fn large_numbers_are_strings_and_zeros_of_places_and_sizes_are_written() {
 #[test]
 fn every_field_has_a_type_that_is_read_and_written() {
     for message in POOL.all_messages().filter(|message| message.package_name() == "barid.v1") {
-        assert_eq!(message.child_messages().len(), 0, "{}: build.rs names messages of the top level", message.full_name());
+        assert_eq!(
+            message.child_messages().len(),
+            0,
+            "{}: build.rs names messages of the top level",
+            message.full_name()
+        );
         for field in message.fields() {
             assert!(!field.is_map(), "{}", field.full_name());
             let strange = match field.kind() {

@@ -97,14 +97,18 @@ async fn callers_with_one_last_name_have_two_issuers_and_their_own_receipts() {
     let north = "focal-point/north/customs-hq";
     let agency = "agency/customs-hq";
     let world = World::start().await;
-    let grant = |path: &str| format!("[[grant]]\npath = \"{path}\"\nroles = [\"focal-point\"]\nworking_groups = [\"customs\"]\n");
+    let grant = |path: &str| {
+        format!("[[grant]]\npath = \"{path}\"\nroles = [\"focal-point\"]\nworking_groups = [\"customs\"]\n")
+    };
     world.access.store(Arc::new(Access::parse(&(access() + &grant(north) + &grant(agency))).unwrap()));
     let draft = |id: u8| {
         let mut draft = kinds::find("seizure-report").unwrap().sample().unwrap();
         draft.header.as_mut().unwrap().id = BulletinId::new(0, &[id; 10]).to_string();
         draft
     };
-    for (caller, id, issuer) in [(CUSTOMS, 1, "customs-hq"), (north, 2, "north/customs-hq"), (agency, 3, "/agency/customs-hq")] {
+    for (caller, id, issuer) in
+        [(CUSTOMS, 1, "customs-hq"), (north, 2, "north/customs-hq"), (agency, 3, "/agency/customs-hq")]
+    {
         let receipt = world.publish(caller, draft(id)).await.unwrap().receipt.unwrap();
         let entry = world.store.entries(&feed("ma", 1), receipt.index, 1, usize::MAX).unwrap().remove(0);
         let Content::Disclosed { header: Some(header), .. } = &entry.content else { panic!("in full") };

@@ -55,7 +55,12 @@ fn names_cannot_rewrite_what_stands_around_them() {
         assert!(!found.contains(hostile) && !error.to_string().contains(hostile), "{found}");
     }
     for blank in ["", " ", "\u{200b}", "\u{3164}", "\u{2800}", "\u{e0020}"] {
-        assert_eq!(refused(|text| text.members[0].names.ar = blank.into()), "members.ma.names.ar", "{}", blank.escape_unicode());
+        assert_eq!(
+            refused(|text| text.members[0].names.ar = blank.into()),
+            "members.ma.names.ar",
+            "{}",
+            blank.escape_unicode()
+        );
     }
     assert_eq!(refused(|text| text.members[0].names.en = "x".repeat(501)), "members.ma.names.en");
     let error = changed(|text| text.members[0].names.en = "x".repeat(5_000)).unwrap_err();

@@ -139,7 +139,8 @@ fn layout(lines: &[String]) -> Result<Layout, Vec<Fault>> {
         Ok(layout)
     } else {
         let list = codes.chars().map(String::from).collect::<Vec<_>>().join(", ");
-        let expected = format!("a document code that begins with {list} in this layout, and on a card has no V behind it");
+        let expected =
+            format!("a document code that begins with {list} in this layout, and on a card has no V behind it");
         Err(vec![Fault { line: 0, expected }])
     }
 }
@@ -486,10 +487,14 @@ mod tests {
     #[test]
     fn days_that_no_calendar_has_are_refused() {
         let birth = |birth: &str| passport("P", "ERIKSSON<<ANNA", "UTO", birth).is_ok();
-        for good in ["740812", "740228", "760229", "000229", "<<0229", "74<<31", "7402<<", "<<<<<<", "740430", "<<<<31"] {
+        for good in ["740812", "740228", "760229", "000229", "<<0229", "74<<31", "7402<<", "<<<<<<", "740430", "<<<<31"]
+        {
             assert!(birth(good), "{good}");
         }
-        for bad in ["740230", "740229", "<<0230", "740431", "740631", "741301", "740001", "740100", "740132", "74<<32", "7<0812", "74081<"] {
+        for bad in [
+            "740230", "740229", "<<0230", "740431", "740631", "741301", "740001", "740100", "740132", "74<<32",
+            "7<0812", "74081<",
+        ] {
             assert!(!birth(bad), "{bad}");
         }
     }
@@ -500,7 +505,10 @@ mod tests {
         let named = |family: &str, given: &str| Ok((family.to_owned(), given.to_owned()));
         assert_eq!(name("ARKFREITH"), named("ARKFREITH", ""));
         assert_eq!(name("VAN<DER<MUELLEN"), named("VAN DER MUELLEN", ""));
-        assert_eq!(name("NILAVADHANANANDA<ARNPOL<PETCHCHARAT<KID"), named("NILAVADHANANANDA ARNPOL PETCHCHARAT KID", ""));
+        assert_eq!(
+            name("NILAVADHANANANDA<ARNPOL<PETCHCHARAT<KID"),
+            named("NILAVADHANANANDA ARNPOL PETCHCHARAT KID", "")
+        );
         assert_eq!(name("<<ANNA<MARIA"), named("", "ANNA MARIA"), "no primary identifier");
         for bad in ["", "<ANNA", "<<<ANNA", "ANNA<<M4RIA"] {
             assert!(name(bad).is_err(), "{bad}");

@@ -90,7 +90,9 @@ fn mrz(alert: &proto::TravelDocumentAlert, context: &Context<'_>, report: &mut R
         Ok(mrz) => mrz,
         // Such a zone is evidence: it stays as it was printed, and its misfits are for the reader.
         Err(_) if is_falsified(alert) && icao9303::check_print(&alert.mrz).is_ok() => return,
-        Err(faults) => return faults.into_iter().for_each(|fault| report.add(fault.field, fault.found, fault.expected)),
+        Err(faults) => {
+            return faults.into_iter().for_each(|fault| report.add(fault.field, fault.found, fault.expected));
+        }
     };
     for (field, given, printed) in [
         ("document_number", &alert.document_number, &mrz.document_number),
@@ -222,7 +224,11 @@ mod tests {
         }
         assert_eq!(falsified("counterfeit", |alert| alert.mrz[1].truncate(43)), ["mrz[1]"]);
         assert_eq!(falsified("counterfeit", |alert| alert.mrz[1].replace_range(0..1, "é")), ["mrz[1]"]);
-        assert_eq!(falsified("forged", |alert| alert.document_number = "1".to_owned()), ["document_number"], "all fits but this");
+        assert_eq!(
+            falsified("forged", |alert| alert.document_number = "1".to_owned()),
+            ["document_number"],
+            "all fits but this"
+        );
 
         let mut draft = sample("travel-document-alert");
         let Some(Content::TravelDocumentAlert(alert)) = draft.body.as_mut().unwrap().content.as_mut() else { panic!() };
