@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::{self, Guard};
+
 /// What a caller may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -181,7 +183,7 @@ impl Access {
     /// See [`AccessError`].
     pub fn load(path: &Path) -> Result<Self, AccessError> {
         let text =
-            std::fs::read_to_string(path).map_err(|source| AccessError::File { path: path.to_owned(), source })?;
+            files::read_text(path, Guard::Trusted).map_err(|source| AccessError::File { path: path.to_owned(), source })?;
         Self::parse(&text).map_err(|reason| AccessError::Text { path: path.to_owned(), reason })
     }
 

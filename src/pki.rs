@@ -674,7 +674,7 @@ mod tests {
         let chain = RosterChain::start(&fs::read(options.roster()).unwrap()).unwrap();
         let granted = |code: &str| chain.newest().member(&code.parse().unwrap()).unwrap().ceilings.len();
         assert_eq!((granted("ma"), granted("x-au"), granted("x-partner")), (0, 1, WORKING_GROUPS.len()));
-        assert_eq!(chain.newest().unreadable_authority(), None);
+        assert_eq!(chain.newest().unfit_authorities(None, OffsetDateTime::now_utc().unix_timestamp()), []);
     }
 
     #[test]

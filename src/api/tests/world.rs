@@ -113,7 +113,7 @@ impl Node for Alone {
         Box::pin(async { Ok(false) })
     }
 
-    fn reload(&self) -> BoxFuture<'_, Result<Vec<String>, String>> {
+    fn reload<'a>(&'a self, _caller: &'a str) -> BoxFuture<'a, Result<Vec<String>, String>> {
         Box::pin(async { Ok(Vec::new()) })
     }
 }

@@ -190,6 +190,7 @@ error-internal = The program itself failed.
 alarm-certificate-refused = the certificate of this node is refused by others: { $v1 }
 alarm-certificate-ended = the certificate of this node ended: it is refused since { $v1 }
 alarm-certificate-ends = the certificate of this node ends on { $v1 }
+alarm-reload-refused = the last reload changed nothing, and the next start may fail: { $v1 }
 alarm-authority-ended = the certificate of an authority of { $v1 } ended on { $v2 }
 alarm-authority-ends = the certificate of an authority of { $v1 } ends on { $v2 }
 alarm-list-over = the revocation list of { $v1 } was due: its people and its node are refused, known revocations stay in force; since { $v2 }

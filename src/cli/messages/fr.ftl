@@ -189,6 +189,7 @@ error-internal = Le programme lui-même a échoué.
 alarm-certificate-refused = les autres refusent le certificat de ce nœud : { $v1 }
 alarm-certificate-ended = le certificat de ce nœud a expiré : il est refusé depuis le { $v1 }
 alarm-certificate-ends = le certificat de ce nœud expire le { $v1 }
+alarm-reload-refused = le dernier rechargement n’a rien changé, et le prochain démarrage peut échouer : { $v1 }
 alarm-authority-ended = le certificat d'une autorité de { $v1 } a expiré le { $v2 }
 alarm-authority-ends = le certificat d'une autorité de { $v1 } expire le { $v2 }
 alarm-list-over = la liste de révocation de { $v1 } est en retard : ses gens et son nœud sont refusés, les révocations connues restent en vigueur ; depuis le { $v2 }
