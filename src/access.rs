@@ -182,8 +182,8 @@ impl Access {
     /// # Errors
     /// See [`AccessError`].
     pub fn load(path: &Path) -> Result<Self, AccessError> {
-        let text =
-            files::read_text(path, Guard::Trusted).map_err(|source| AccessError::File { path: path.to_owned(), source })?;
+        let text = files::read_text(path, Guard::Trusted)
+            .map_err(|source| AccessError::File { path: path.to_owned(), source })?;
         Self::parse(&text).map_err(|reason| AccessError::Text { path: path.to_owned(), reason })
     }
 

@@ -16,6 +16,8 @@ mod recover;
 mod reload;
 mod repair;
 mod settled;
+#[cfg(test)]
+mod tests;
 mod validity;
 
 use std::collections::BTreeMap;
@@ -165,8 +167,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
     }
     let verifier = |policy| Verifier::new(trust.clone(), lists.held.clone(), policy, grace_seconds);
     // A node that nobody lets in is alone, and would be told so by nobody. What passes by itself is an alarm meanwhile.
-    let peers =
-        identity::Peers { trust: &trust, lists: &lists.held, trust_domain: &trust_domain, grace_seconds };
+    let peers = identity::Peers { trust: &trust, lists: &lists.held, trust_domain: &trust_domain, grace_seconds };
     if let Some(certificate) = credentials.certificate()
         && let Err(refused) = peers.judge(&certificate, UnixTime::now())
         && !identity::passes(&refused)
@@ -435,8 +436,8 @@ async fn keep_chain(committer: &Committer, rosters: &Rosters) -> Result<(), AppE
 fn keys(config: &NodeConfig, roster: &Roster, purpose: Purpose) -> Result<Keys, AppError> {
     let now = OffsetDateTime::now_utc().unix_timestamp().unsigned_abs();
     let read = |path: PathBuf, role: Role| {
-        let text = files::read_text(&path, Guard::Secret)
-            .map_err(|source| AppError::File { path: path.clone(), source })?;
+        let text =
+            files::read_text(&path, Guard::Secret).map_err(|source| AppError::File { path: path.clone(), source })?;
         let key = SigningKey::from_text(text.trim_end())
             .map_err(|error| AppError::Key { path: path.clone(), reason: error.to_string() })?;
         let refused =

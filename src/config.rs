@@ -161,8 +161,8 @@ impl NodeConfig {
     /// # Errors
     /// See [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            files::read_text(path, Guard::Trusted).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+        let text = files::read_text(path, Guard::Trusted)
+            .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
         let folder = path.parent().unwrap_or(Path::new("."));
         Self::parse(&text, folder).map_err(|reason| ConfigError::Text { path: path.to_owned(), reason })
     }

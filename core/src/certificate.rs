@@ -98,7 +98,9 @@ pub enum Unfit {
     #[error("its extended key usage does not have {0}")]
     NoExtendedKeyUsage(&'static str),
     /// Name constraints that no certificate of a member can meet at our verifier.
-    #[error("its name constraints are on {0}, which are not supported: every certificate that it signs would be refused")]
+    #[error(
+        "its name constraints are on {0}, which are not supported: every certificate that it signs would be refused"
+    )]
     NameConstraints(&'static str),
     /// It is over.
     #[error("it expired on {}", Utc(*.not_after))]

@@ -69,7 +69,8 @@ impl Wanted {
         let mut faults = Faults::default();
         for (member, n) in self.members.iter().filter(|(member, _)| !readers.contains(member)) {
             let listed = newest.member(member).is_some();
-            let expected = if listed { "a member in the bulletin's audience" } else { "a member that the roster lists" };
+            let expected =
+                if listed { "a member in the bulletin's audience" } else { "a member that the roster lists" };
             faults.add(&format!("wait_for.members[{n}]"), member.as_str(), expected);
         }
         if self.count > readers.len() {

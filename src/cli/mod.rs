@@ -23,6 +23,7 @@ mod feed;
 mod health;
 mod history;
 mod keys;
+mod leap_second;
 pub mod messages;
 mod node;
 pub mod output;

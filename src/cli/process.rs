@@ -43,6 +43,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn process_with_keys_leaves_no_core_and_admits_no_debugger() {
+        forbid_dumps().expect("Linux has both");
+        let limit = rustix::process::getrlimit(Resource::Core);
+        assert_eq!((limit.current, limit.maximum), (Some(0), Some(0)));
+        assert_eq!(rustix::process::dumpable_behavior().expect("known"), DumpableBehavior::NotDumpable);
+    }
+
+    #[test]
     fn node_is_recognised_before_its_arguments_are_parsed() {
         let asks = |line: &str| asks_for_node(line.split_whitespace().map(OsString::from));
         for line in ["node", "node --first", "--json node", "--lang fr --profile node node", "--lang=fr node"] {

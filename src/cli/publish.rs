@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::client::Client;
 use super::failure::Field;
 use super::render::Render;
-use super::{Context, Exit, Failure, Messages, args, say, times};
+use super::{Context, Exit, Failure, Messages, args, leap_second, say, times};
 
 /// Largest draft that is read: JSON takes more room than the envelope it becomes, hardly ever four times as much.
 const DRAFT_BYTES_MAX: u64 = 4 * ENVELOPE_BYTES_MAX as u64;
@@ -161,6 +161,7 @@ fn read(file: &PathBuf) -> Result<(String, String), Failure> {
 }
 
 fn parse(name: &str, text: &str) -> Result<proto::Draft, Failure> {
+    leap_second::check(name, text)?;
     let mut reader = serde_json::Deserializer::from_str(text);
     let read = serde_path_to_error::deserialize(&mut reader);
     let read = read.map_err(|error| (error.path().to_string(), error.into_inner()));

@@ -78,8 +78,8 @@ pub(super) fn run(context: &Context, args: &RecoverArgs) -> Result<Exit, Failure
 }
 
 fn signing_key(path: &Path) -> Result<SigningKey, Failure> {
-    let text =
-        files::read_text(path, Guard::Secret).map_err(|error| Failure::usage("file-unreadable").path(path).because(&error))?;
+    let text = files::read_text(path, Guard::Secret)
+        .map_err(|error| Failure::usage("file-unreadable").path(path).because(&error))?;
     SigningKey::from_text(text.trim_end()).map_err(|error| Failure::usage("key-unusable").path(path).because(&error))
 }
 

@@ -241,11 +241,7 @@ fn signed_roster(
     Ok(note)
 }
 
-fn one_member(
-    files: &mut Files,
-    options: &DevelopOptions,
-    member: &DevelopMember,
-) -> Result<MemberText, PkiError> {
+fn one_member(files: &mut Files, options: &DevelopOptions, member: &DevelopMember) -> Result<MemberText, PkiError> {
     let DevelopMember { code, exchange, api, kind, working_groups } = member;
     let dir = options.dir.join(code.as_str());
     let offline = options.offline.as_ref().map_or_else(|| dir.join("offline"), |offline| offline.join(code.as_str()));

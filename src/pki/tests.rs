@@ -209,7 +209,9 @@ fn key_identifiers(path: &Path) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
     for extension in certificate.extensions() {
         match extension.parsed_extension() {
             ParsedExtension::SubjectKeyIdentifier(id) => subject = Some(id.0.to_vec()),
-            ParsedExtension::AuthorityKeyIdentifier(id) => authority = id.key_identifier.as_ref().map(|id| id.0.to_vec()),
+            ParsedExtension::AuthorityKeyIdentifier(id) => {
+                authority = id.key_identifier.as_ref().map(|id| id.0.to_vec())
+            }
             _ => {}
         }
     }
@@ -245,7 +247,9 @@ fn development_certificates_pass_the_strict_check_of_other_software() {
         eprintln!("SKIPPED: there is no `openssl` here, so its strict check was not tried");
         return;
     }
-    for (purpose, leaf) in [("sslserver", &tls.join("node.pem")), ("sslclient", &tls.join("node.pem")), ("sslclient", &client)] {
+    for (purpose, leaf) in
+        [("sslserver", &tls.join("node.pem")), ("sslclient", &tls.join("node.pem")), ("sslclient", &client)]
+    {
         let verified = verify(purpose, leaf).unwrap();
         assert!(verified.status.success(), "{purpose} {}: {verified:?}", leaf.display());
     }

@@ -107,9 +107,13 @@ impl Refused {
 /// What an alert of the other end means to whoever has to act on it (docs/protocol.md section 10).
 fn told_by_alert(alert: AlertDescription) -> String {
     let (name, why) = match alert {
-        AlertDescription::CertificateExpired => ("certificate_expired", "it has expired or is not valid yet, by their clock"),
+        AlertDescription::CertificateExpired => {
+            ("certificate_expired", "it has expired or is not valid yet, by their clock")
+        }
         AlertDescription::CertificateRevoked => ("certificate_revoked", "its authority has revoked it"),
-        AlertDescription::UnknownCA => ("unknown_ca", "no authority that their roster lists for this member has signed it"),
+        AlertDescription::UnknownCA => {
+            ("unknown_ca", "no authority that their roster lists for this member has signed it")
+        }
         AlertDescription::BadCertificateStatusResponse => {
             ("bad_certificate_status_response", "the revocation list of its authority is overdue there")
         }

@@ -324,6 +324,7 @@ rule-audience-at-most = { $v1 } على الأكثر، وهم سائر من تُ�
 rule-zone-document-code = رمز وثيقة يبدأ بأحد { $v1 } في هذا الشكل
 rule-expiry-as-zone = YYMMDD { $v1 }، كما تذكر المنطقة المقروءة آليًا
 rule-zone-date = { $v1 } بصيغة YYMMDD، و`<` حيث يُجهل، من الموضع { $v2 }
+rule-leap-second = وقت بلا ثانية كبيسة: اكتب الثانية 59، أو الثانية 0 من الدقيقة التالية
 rule-clock-ahead = بما لا يسبق ساعة هذه العقدة بأكثر من { $v1 } ثانية، { $v2 }
 rule-topic-of-kind = باب تحت `{ $v1 }`، وهو فريق عمل { $v2 }
 rule-others-each-once = الأعضاء الآخرون وعددهم { $v1 } على الأكثر، كلٌّ مرة واحدة

@@ -325,6 +325,7 @@ rule-audience-at-most = at most the { $v1 } other members in the bulletin's audi
 rule-zone-document-code = a document code that begins with { $v1 } in this layout
 rule-expiry-as-zone = YYMMDD { $v1 }, as the machine readable zone says
 rule-zone-date = { $v1 } as YYMMDD, `<` where unknown, from place { $v2 }
+rule-leap-second = a time without a leap second: write second 59, or second 0 of the next minute
 rule-clock-ahead = at most { $v1 } s ahead of this node's clock, { $v2 }
 rule-topic-of-kind = a topic under `{ $v1 }`, the working group of { $v2 }
 rule-others-each-once = at most the { $v1 } other members, each once

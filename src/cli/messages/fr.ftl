@@ -324,6 +324,7 @@ rule-audience-at-most = au plus les { $v1 } autres destinataires du bulletin
 rule-zone-document-code = un code de document qui commence par { $v1 } dans ce format
 rule-expiry-as-zone = AAMMJJ { $v1 }, comme le dit la zone lisible par machine
 rule-zone-date = { $v1 } en AAMMJJ, `<` où elle est inconnue, dès la place { $v2 }
+rule-leap-second = une heure sans seconde intercalaire : écrivez la seconde 59, ou la seconde 0 de la minute suivante
 rule-clock-ahead = au plus { $v1 } s d'avance sur l'horloge de ce nœud, { $v2 }
 rule-topic-of-kind = un sujet sous `{ $v1 }`, le groupe de travail de { $v2 }
 rule-others-each-once = au plus les { $v1 } autres membres, chacun une fois

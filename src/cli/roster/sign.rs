@@ -91,8 +91,8 @@ fn trusted(path: &Path) -> Result<Roster, Failure> {
 }
 
 fn signing_key(path: &Path) -> Result<SigningKey, Failure> {
-    let text =
-        files::read_text(path, Guard::Secret).map_err(|error| Failure::usage("file-unreadable").path(path).because(&error))?;
+    let text = files::read_text(path, Guard::Secret)
+        .map_err(|error| Failure::usage("file-unreadable").path(path).because(&error))?;
     SigningKey::from_text(text.trim_end()).map_err(|error| Failure::usage("key-unusable").path(path).because(&error))
 }
 
@@ -103,7 +103,9 @@ fn refused(args: &SignArgs, error: &SignError) -> Failure {
     };
     let failure = Failure::new(id).path(&args.draft);
     match error {
-        SignError::Authorities(unfit) => failure.told_as("roster-authorities").fields(unfit.iter().map(field).collect()),
+        SignError::Authorities(unfit) => {
+            failure.told_as("roster-authorities").fields(unfit.iter().map(field).collect())
+        }
         _ => failure.because(error),
     }
 }

@@ -2,8 +2,8 @@
 
 use barid_core::certificate::{self, Purpose};
 use rcgen::{
-    BasicConstraints, CertificateParams, CidrSubnet, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyUsagePurpose,
-    NameConstraints, SanType,
+    BasicConstraints, CertificateParams, CidrSubnet, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
+    KeyUsagePurpose, NameConstraints, SanType,
 };
 use rustls::pki_types::UnixTime;
 
@@ -74,8 +74,12 @@ fn authority_is_judged_as_the_verifier_judges_what_it_signs() {
     let fits: [(bool, Change); 9] = [
         (true, |_| ()),
         (true, |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
-        (true, |params| params.name_constraints = constrained(vec![GeneralSubtree::DnsName("ly.example".into())], vec![])),
-        (true, |params| params.name_constraints = constrained(vec![], vec![GeneralSubtree::DnsName("ma.example".into())])),
+        (true, |params| {
+            params.name_constraints = constrained(vec![GeneralSubtree::DnsName("ly.example".into())], vec![])
+        }),
+        (true, |params| {
+            params.name_constraints = constrained(vec![], vec![GeneralSubtree::DnsName("ma.example".into())])
+        }),
         (true, |params| {
             let subnet = CidrSubnet::from_v4_prefix([192, 0, 2, 0], 24);
             params.name_constraints = constrained(vec![GeneralSubtree::IpAddress(subnet)], vec![]);
@@ -120,8 +124,10 @@ fn authority_that_may_not_certify_is_not_used_and_the_rejection_says_so() {
         assert!(reason.contains(words), "{words}: {reason}");
         world.trust = Trust::of(&roster(&[("ma", &[&world.ma]), ("ly", &[&authority])]));
         let issued = authority.issue_changed("node", |params| params.is_ca = IsCa::NoCa).unwrap();
-        let refused =
-            world.verifier(Policy::Peers("ma.rabat.example".into())).identify(&der(&issued), UnixTime::now()).unwrap_err();
+        let refused = world
+            .verifier(Policy::Peers("ma.rabat.example".into()))
+            .identify(&der(&issued), UnixTime::now())
+            .unwrap_err();
         assert_eq!(refused.reason, "wrong-ca", "{refused}");
         assert!(refused.detail.contains(words), "{refused}");
     }
