@@ -10,6 +10,8 @@ use barid_core::bulletin::header::{is_issuer, issuer_of};
 use barid_core::limits::ISSUER_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
+use crate::files::{self, Guard};
+
 /// What a caller may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -182,8 +184,8 @@ impl Access {
     /// # Errors
     /// See [`AccessError`].
     pub fn load(path: &Path) -> Result<Self, AccessError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| AccessError::File { path: path.to_owned(), source })?;
+        let text = files::read_text(path, Guard::Trusted)
+            .map_err(|source| AccessError::File { path: path.to_owned(), source })?;
         Self::parse(&text).map_err(|reason| AccessError::Text { path: path.to_owned(), reason })
     }
 

@@ -8,6 +8,7 @@ mod closing;
 mod disk;
 mod error;
 mod forked;
+mod identity;
 mod lists;
 mod metrics;
 mod node;
@@ -15,6 +16,8 @@ mod recover;
 mod reload;
 mod repair;
 mod settled;
+#[cfg(test)]
+mod tests;
 mod validity;
 
 use std::collections::BTreeMap;
@@ -48,6 +51,7 @@ use crate::budgets::Budgets;
 use crate::committer::{Committer, Gate, Kept, Keys, Options, StartError, key_path, marked_epoch, marked_size};
 use crate::config::NodeConfig;
 use crate::exchange::{self, Exchange};
+use crate::files::{self, Guard};
 use crate::rosters::Rosters;
 use crate::store::disk::{DiskOptions, DiskStore};
 use crate::store::{RosterRecord, Store};
@@ -150,7 +154,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         },
     )?;
     keep_chain(&committer, &rosters).await?;
-    let access = Arc::new(ArcSwap::from_pointee(Access::load(&config.text.access)?));
+    let access = Arc::new(ArcSwap::from_pointee(load_access(&config.text.access)?));
 
     let trust = Trust::of(&roster);
     let credentials = Credentials::load(&config.text.certificate, &config.text.private_key)
@@ -162,14 +166,14 @@ async fn serve<T, F: Future<Output = T> + Send>(
         lists.held.take(&list);
     }
     let verifier = |policy| Verifier::new(trust.clone(), lists.held.clone(), policy, grace_seconds);
-    // Somebody else's certificate would make this node speak as that one. One that has expired is an alarm: the node still serves its own.
+    // A node that nobody lets in is alone, and would be told so by nobody. What passes by itself is an alarm meanwhile.
+    let peers = identity::Peers { trust: &trust, lists: &lists.held, trust_domain: &trust_domain, grace_seconds };
     if let Some(certificate) = credentials.certificate()
-        && let Err(refused) =
-            verifier(Policy::Exactly(SpiffeId::node(&trust_domain))).identify(&certificate, UnixTime::now())
-        && ["another-identity", "wrong-ca", "unknown-member", "not-a-node"].contains(&refused.reason)
+        && let Err(refused) = peers.judge(&certificate, UnixTime::now())
+        && !identity::passes(&refused)
     {
         let path = config.text.certificate.display();
-        return Err(AppError::Transport(format!("{path} would be refused: {refused}")));
+        return Err(AppError::Transport(format!("{path} would be refused by every peer: {refused}")));
     }
     let connections = Connections::default();
     let refusals = Arc::new(Refusals::default());
@@ -212,6 +216,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         trust_domain: trust_domain.clone(),
         grace_seconds,
         reloading: tokio::sync::Mutex::default(),
+        reload_error: parking_lot::Mutex::default(),
     });
     let api = Api {
         committer: committer.clone(),
@@ -374,7 +379,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 fn chain(config: &NodeConfig, store: &dyn Store) -> Result<RosterChain, AppError> {
     let path = &config.text.roster;
     let refuse = |source| AppError::Roster { path: path.clone(), source };
-    let note = std::fs::read(path).map_err(|source| AppError::File { path: path.clone(), source })?;
+    let note = read_roster(path)?;
     let from_file = RosterChain::start(&note).map_err(refuse)?;
     let records = store.rosters()?;
     let mut chain = from_store(&records, &note).unwrap_or(from_file);
@@ -387,6 +392,22 @@ fn chain(config: &NodeConfig, store: &dyn Store) -> Result<RosterChain, AppError
         return Err(AppError::NotListed(config.feed.exchange.to_string()));
     }
     Ok(chain)
+}
+
+/// The roster's note. Who could write it would choose whom this node believes.
+fn read_roster(path: &std::path::Path) -> Result<Vec<u8>, AppError> {
+    let text = files::read_text(path, Guard::Trusted);
+    text.map(String::into_bytes).map_err(|source| AppError::File { path: path.to_owned(), source })
+}
+
+/// Access rules that others may read name everybody who works with this node.
+fn load_access(path: &std::path::Path) -> Result<Access, AppError> {
+    let access = Access::load(path)?;
+    if files::is_readable_by_others(path) {
+        let path = path.display();
+        tracing::warn!("every user of this machine may read {path}: run `chmod o-r {path}`");
+    }
+    Ok(access)
 }
 
 /// The chain that the store holds, if it reaches or leads to the roster in the file.
@@ -415,7 +436,8 @@ async fn keep_chain(committer: &Committer, rosters: &Rosters) -> Result<(), AppE
 fn keys(config: &NodeConfig, roster: &Roster, purpose: Purpose) -> Result<Keys, AppError> {
     let now = OffsetDateTime::now_utc().unix_timestamp().unsigned_abs();
     let read = |path: PathBuf, role: Role| {
-        let text = std::fs::read_to_string(&path).map_err(|source| AppError::File { path: path.clone(), source })?;
+        let text =
+            files::read_text(&path, Guard::Secret).map_err(|source| AppError::File { path: path.clone(), source })?;
         let key = SigningKey::from_text(text.trim_end())
             .map_err(|error| AppError::Key { path: path.clone(), reason: error.to_string() })?;
         let refused =
@@ -430,6 +452,7 @@ fn keys(config: &NodeConfig, roster: &Roster, purpose: Purpose) -> Result<Keys, 
         }
     };
     let (folder, epoch) = (&config.text.keys, config.feed.epoch);
+    files::check_secret_folder(folder).map_err(|source| AppError::File { path: folder.clone(), source })?;
     let mut feed = Vec::new();
     if purpose != Purpose::Recover {
         feed.push(read(key_path(folder, epoch, false), Role::Feed(epoch))?);

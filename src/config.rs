@@ -13,6 +13,7 @@ use barid_core::bulletin::TopicFilter;
 use barid_core::names::{ExchangeName, FeedId, Member};
 use serde::{Deserialize, Serialize};
 
+use crate::files::{self, Guard};
 use crate::transport::Compress;
 
 /// The text of `node.toml`. See the example for what each key means.
@@ -160,8 +161,8 @@ impl NodeConfig {
     /// # Errors
     /// See [`ConfigError`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+        let text = files::read_text(path, Guard::Trusted)
+            .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
         let folder = path.parent().unwrap_or(Path::new("."));
         Self::parse(&text, folder).map_err(|reason| ConfigError::Text { path: path.to_owned(), reason })
     }

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod committer;
 pub mod config;
 pub mod exchange;
+pub mod files;
 #[cfg(test)]
 mod floors;
 #[cfg(test)]

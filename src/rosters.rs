@@ -66,7 +66,7 @@ mod tests {
         let mut draft = Draft::read(text.as_bytes()).unwrap();
         for n in [1, 2] {
             let key = barid_core::feed::note::SigningKey::from_text(&read(&format!("governors/{n}.key"))).unwrap();
-            draft.sign(&key, Some(&roster)).unwrap();
+            draft.sign(&key, Some(&roster), 0).unwrap();
         }
         let start = RosterChain::start(first.as_bytes()).unwrap();
         let mut longer = start.clone();

@@ -4,6 +4,7 @@
 //! files, networks, clocks and randomness; where one of these matters it comes in as an argument.
 
 pub mod bulletin;
+pub mod certificate;
 pub mod envelope;
 pub mod evidence;
 pub mod express;

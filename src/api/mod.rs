@@ -59,8 +59,8 @@ pub trait Node: Send + Sync + 'static {
     fn alarms(&self) -> Vec<String>;
     /// Follows a feed again of which two histories were seen; false if there is none of that name.
     fn resume_feed<'a>(&'a self, feed: &'a FeedId) -> BoxFuture<'a, Result<bool, String>>;
-    /// Reads certificates, lists and access rules again; says what changed.
-    fn reload(&self) -> BoxFuture<'_, Result<Vec<String>, String>>;
+    /// Reads certificates, lists and access rules again for a caller; says what changed.
+    fn reload<'a>(&'a self, caller: &'a str) -> BoxFuture<'a, Result<Vec<String>, String>>;
 }
 
 /// What the services need. Cheap to clone.

@@ -95,8 +95,8 @@ impl Operator for Api {
     }
 
     async fn reload(&self, request: Request<proto::ReloadRequest>) -> Result<Response<proto::ReloadResponse>, Status> {
-        self.caller(request.extensions(), &[Role::Operator], "Operator.Reload")?;
-        let changes = self.node.reload().await.map_err(Status::failed_precondition)?;
+        let caller = self.caller(request.extensions(), &[Role::Operator], "Operator.Reload")?;
+        let changes = self.node.reload(&caller.path).await.map_err(Status::failed_precondition)?;
         Ok(Response::new(proto::ReloadResponse { changes }))
     }
 

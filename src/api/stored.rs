@@ -68,7 +68,10 @@ impl Wanted {
         let readers: BTreeSet<Member> = readers.into_iter().filter(reads).collect();
         let mut faults = Faults::default();
         for (member, n) in self.members.iter().filter(|(member, _)| !readers.contains(member)) {
-            faults.add(&format!("wait_for.members[{n}]"), member.as_str(), "a member in the bulletin's audience");
+            let listed = newest.member(member).is_some();
+            let expected =
+                if listed { "a member in the bulletin's audience" } else { "a member that the roster lists" };
+            faults.add(&format!("wait_for.members[{n}]"), member.as_str(), expected);
         }
         if self.count > readers.len() {
             let expected = format!("at most the {} other members in the bulletin's audience", readers.len());

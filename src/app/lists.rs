@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use super::AppError;
 use crate::committer::{Committer, Kept};
 use crate::exchange::Revocations;
+use crate::files;
 use crate::store::CrlRecord;
 use crate::telemetry::{AuditEvent, audit};
 use crate::transport::{CheckedList, HeldList, ListError, RevocationLists, Trust};
@@ -43,7 +44,7 @@ pub(super) fn read_files(files: &[PathBuf], trust: &Trust) -> Result<Vec<(PathBu
     let mut lists = Vec::new();
     for path in files {
         let bytes = std::fs::read(path).map_err(|source| AppError::File { path: path.clone(), source })?;
-        for der in ders(path, &bytes)? {
+        for der in ders(path, files::without_mark(&bytes))? {
             let checked =
                 RevocationLists::check(&der, trust).map_err(|source| AppError::List { path: path.clone(), source })?;
             lists.push((path.clone(), checked));

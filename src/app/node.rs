@@ -35,6 +35,8 @@ pub(super) struct Node {
     pub(super) trust_domain: String,
     pub(super) grace_seconds: i64,
     pub(super) reloading: tokio::sync::Mutex<()>,
+    /// Why the last reload changed nothing, if it failed.
+    pub(super) reload_error: parking_lot::Mutex<Option<String>>,
 }
 
 impl Node {
@@ -96,10 +98,11 @@ impl api::Node for Node {
         alarms.extend(self.settled_alarms());
         alarms.extend(self.store.damage());
         alarms.extend(super::disk::alarm(&self.committer));
+        alarms.extend(self.reload_alarm());
         alarms
     }
 
-    fn reload(&self) -> BoxFuture<'_, Result<Vec<String>, String>> {
-        Box::pin(self.reload_for("Operator.Reload"))
+    fn reload<'a>(&'a self, caller: &'a str) -> BoxFuture<'a, Result<Vec<String>, String>> {
+        Box::pin(self.reload_for(caller))
     }
 }

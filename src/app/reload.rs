@@ -6,11 +6,10 @@ use barid_core::roster::ChainError;
 use bytes::Bytes;
 use rustls::pki_types::UnixTime;
 
-use super::{AppError, Node, lists};
-use crate::access::Access;
+use super::{AppError, Node, identity, lists, load_access, read_roster};
 use crate::committer::CommitFailure;
 use crate::telemetry::{AuditEvent, audit};
-use crate::transport::{Certified, Policy, Refused, RevocationLists, SpiffeId, TransportError, Trust, Verifier};
+use crate::transport::{Certified, Refused, RevocationLists, TransportError, Trust};
 
 /// Why nothing was reloaded.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +51,14 @@ impl Node {
             Err(error) => ("refused-reload", "unusable", error.clone()),
         };
         audit(&AuditEvent { what, reason, who: &who, subject: &"", detail: &detail });
+        *self.reload_error.lock() = result.as_ref().err().cloned();
         result
+    }
+
+    /// What is in the files is not what is in force: the next start would fail.
+    pub(super) fn reload_alarm(&self) -> Option<String> {
+        let error = self.reload_error.lock().clone()?;
+        Some(format!("the last reload changed nothing, and the next start may fail: {error}"))
     }
 
     async fn reload_files(&self) -> Result<Vec<String>, ReloadError> {
@@ -60,11 +66,9 @@ impl Node {
         let text = &self.config.text;
 
         // Everything is read and judged as it would stand together ...
-        let access = Access::load(&text.access).map_err(AppError::from)?;
+        let access = load_access(&text.access)?;
         let certified = self.credentials.read()?;
-        let note = std::fs::read(&text.roster)
-            .map_err(|source| AppError::File { path: text.roster.clone(), source })
-            .map(Bytes::from)?;
+        let note = read_roster(&text.roster).map(Bytes::from)?;
         let mut adoption = self.exchange.adoption().await;
         match adoption.extend(&note) {
             Ok(_) => {}
@@ -121,9 +125,9 @@ impl Node {
             new.take(list);
         }
         for known in [&self.lists.held, &new] {
-            let policy = Policy::Exactly(SpiffeId::node(&self.trust_domain));
-            Verifier::new(trust.clone(), known.clone(), policy, self.grace_seconds)
-                .identify(certificate, UnixTime::now())
+            let (trust_domain, grace_seconds) = (self.trust_domain.as_str(), self.grace_seconds);
+            identity::Peers { trust, lists: known, trust_domain, grace_seconds }
+                .judge(certificate, UnixTime::now())
                 .map_err(|refused| ReloadError::Refused { path: path.clone(), refused })?;
         }
         Ok(())

@@ -7,9 +7,9 @@ use rustls::pki_types::UnixTime;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::Node;
+use super::{Node, identity};
 use crate::telemetry::{AuditEvent, audit};
-use crate::transport::{Policy, SpiffeId, Verifier, validity};
+use crate::transport::validity;
 
 /// How long before an end there is an alarm: time enough to have an authority act. What lives shorter than three times that is alarmed of
 /// in the last third of its life: a list that is renewed every week, or a certificate of a day, is not an alarm for ever.
@@ -58,9 +58,10 @@ impl Node {
                 let (what, before, after) = OWN;
                 ending(what, span, seconds, before, after)
             }));
-            let policy = Policy::Exactly(SpiffeId::node(&self.trust_domain));
-            let (trust, held) = (self.lists.trust.clone(), self.lists.held.clone());
-            if let Err(refused) = Verifier::new(trust, held, policy, self.grace_seconds).identify(&certificate, now)
+            let (trust_domain, grace_seconds) = (self.trust_domain.as_str(), self.grace_seconds);
+            let (trust, lists) = (&self.lists.trust, &self.lists.held);
+            let peers = identity::Peers { trust, lists, trust_domain, grace_seconds };
+            if let Err(refused) = peers.judge(&certificate, now)
                 && refused.reason != "expired"
             {
                 alarms.push(format!("the certificate of this node is refused by others: {refused}"));

@@ -15,6 +15,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::{Context, Exit, Failure, say};
+use crate::pki::is_host;
 use crate::transport::SpiffeId;
 
 /// What to do about certificates.
@@ -62,6 +63,9 @@ pub(super) fn run(context: &Context, args: &CertArgs) -> Result<Exit, Failure> {
     let identity: SpiffeId = format!("spiffe://{domain}/{}", args.path)
         .parse()
         .map_err(|error| Failure::usage("cert-no-identity").because(&error))?;
+    if let Some(host) = args.host.iter().find(|host| !is_host(host)) {
+        return Err(Failure::usage("cert-no-host").with("host", host));
+    }
     if args.key == args.output {
         return Err(Failure::usage("cert-one-file").path(&args.key));
     }
@@ -176,6 +180,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for path in ["", "/node", "focal point/x", "focal-point/../node"] {
             assert_eq!(ask(folder.path(), path, &[]).unwrap_err().id(), "cert-no-identity", "{path}");
+        }
+        for hosts in [&[""][..], &["node.ma.example", " "], &["a b"], &["ma.example:7400"], &["https://ma.example"]] {
+            assert_eq!(ask(folder.path(), "node", hosts).unwrap_err().id(), "cert-no-host", "{hosts:?}");
         }
         assert!(!folder.path().join("new.key").exists());
         ask(folder.path(), "focal-point/customs-hq", &[]).unwrap();

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use pbjson_types::Timestamp;
 use rustls::{AlertDescription, CertificateError};
-use serde_json::json;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::tls::{self, Door, tls_error};
+use super::tls::{self, Door, NotTheNode, tls_error};
 use super::{Context, Exit, Failure, Profile, say, times};
+use crate::files::is_readable_by_others;
 
 /// How long before its end a certificate is warned of, if it does not live shorter: time enough to ask an authority for the next.
 const AHEAD: Duration = Duration::from_secs(30 * 86_400);
@@ -51,6 +51,7 @@ impl Own {
             AlertDescription::UnknownCA => "certificate-unknown-authority",
             AlertDescription::BadCertificateStatusResponse => "certificate-list-overdue",
             AlertDescription::AccessDenied => "certificate-elsewhere",
+            AlertDescription::UnsupportedCertificate => "certificate-unsuitable",
             _ => "certificate-refused",
         };
         let failure = Failure::new(id).with("path", &self.path);
@@ -67,18 +68,16 @@ fn now() -> i64 {
     i64::try_from(times::now_unix_ms() / 1_000).unwrap_or(i64::MAX)
 }
 
-/// Says on the error output if the certificate of the profile in use ends soon.
+/// Says on the error output if the certificate of the profile in use ends soon, or others can read its key.
 pub(super) fn warn(context: &Context) {
-    let Some(own) = context.profile().ok().and_then(|profile| Own::read(&profile)) else { return };
-    if !own.ends_soon(now()) {
-        return;
+    let Ok(profile) = context.profile() else { return };
+    if let Some(own) = Own::read(&profile).filter(|own| own.ends_soon(now())) {
+        let text = say!(context.messages, "certificate-ends", at = written(own.not_after), path = &own.path);
+        context.warn("certificate-ends", &text);
     }
-    let text = say!(context.messages, "certificate-ends", at = written(own.not_after), path = &own.path);
-    if context.output.is_json() {
-        let warning = json!({"warning": {"id": "certificate-ends", "message": text}});
-        context.output.error_line(&warning.to_string());
-    } else {
-        context.output.error_line(&text);
+    if is_readable_by_others(&profile.key) {
+        let text = say!(context.messages, "key-readable", path = profile.key.display().to_string());
+        context.warn("key-readable", &text);
     }
 }
 
@@ -91,9 +90,11 @@ pub(super) async fn explained(status: &tonic::Status, own: Option<&Own>, door: &
     };
     let alert = match tls_error(source) {
         Some(rustls::Error::AlertReceived(alert)) => Some(*alert),
-        Some(rustls::Error::InvalidCertificate(
-            CertificateError::Expired | CertificateError::ExpiredContext { .. },
-        )) => return failure.told_as("node-certificate-expired"),
+        Some(error) if let Some(id) = not_the_node(error) => {
+            let (endpoint, ca) = door.named();
+            let exit = if MISNAMED.contains(&id) { Exit::Usage } else { Exit::Failure };
+            return failure.told_as(id).exit(exit).with("endpoint", endpoint).with("path", ca).cause(told(error));
+        }
         Some(_) => None,
         None if was_cut(source) => door.refusal().await,
         None => None,
@@ -102,6 +103,35 @@ pub(super) async fn explained(status: &tonic::Status, own: Option<&Own>, door: &
         (Some(alert), Some(own)) => own.refused(alert, now()),
         (Some(_), None) => failure.exit(Exit::Failure),
         (None, _) => failure,
+    }
+}
+
+/// Of these the profile is at fault, or at least the first thing to look at.
+const MISNAMED: [&str; 3] = ["node-other-authority", "node-another", "node-no-tls"];
+
+/// What is wrong where somebody answers that this profile does not know as the node. To try again mends none of it.
+fn not_the_node(error: &rustls::Error) -> Option<&'static str> {
+    use CertificateError::{
+        BadSignature, Expired, ExpiredContext, NotValidYet, NotValidYetContext, Other, UnknownIssuer,
+    };
+    match error {
+        rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => Some("node-certificate-expired"),
+        rustls::Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => Some("node-certificate-not-now"),
+        rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => Some("node-other-authority"),
+        rustls::Error::InvalidCertificate(Other(why)) => why.0.downcast_ref::<NotTheNode>().map(|why| match why {
+            NotTheNode::Identity { .. } => "node-another",
+            NotTheNode::Unfit(_) => "node-certificate-unsuitable",
+        }),
+        rustls::Error::InvalidMessage(_) => Some("node-no-tls"),
+        _ => None,
+    }
+}
+
+/// The reason as it stands inside of the TLS error.
+fn told(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::Other(why)) => why.0.to_string(),
+        error => error.to_string(),
     }
 }
 

@@ -1,6 +1,9 @@
 //! Commands against a node that answers as it is told, over real mutual TLS on loopback.
 #![allow(clippy::unwrap_used)]
 
+mod faults;
+
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,7 +13,7 @@ use barid_core::{envelope, proto};
 use clap::Parser;
 use futures::stream::{self, Stream, StreamExt};
 use parking_lot::Mutex;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose, SanType};
 use rustls::RootCertStore;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::server::WebPkiClientVerifier;
@@ -35,6 +38,8 @@ const ID: &str = "01976f6e-7c00-7000-8000-000000000001";
 struct Node {
     asked: Arc<Mutex<Vec<String>>>,
     unavailable: Arc<Mutex<u32>>,
+    /// What it says to a bulletin of which the id or the wait cannot be.
+    rejects: Arc<Mutex<Option<faults::Rejects>>>,
     /// Publishers of a bulletin of [`ID`] beside ne.
     others: Arc<Mutex<Vec<String>>>,
 }
@@ -57,8 +62,12 @@ impl FocalPoint for Node {
         &self,
         request: Request<proto::PublishRequest>,
     ) -> Result<Response<proto::PublishResponse>, Status> {
-        let header = request.into_inner().draft.unwrap().header.unwrap();
+        let request = request.into_inner();
+        let header = request.draft.unwrap().header.unwrap();
         self.asked.lock().push(header.id.clone());
+        if let Some(rejects) = &*self.rejects.lock() {
+            rejects.judge(&header.id, request.wait_for.as_ref())?;
+        }
         if *self.unavailable.lock() > 0 {
             *self.unavailable.lock() -= 1;
             return Err(Status::unavailable("starting"));
@@ -139,6 +148,7 @@ async fn node(identity: &str) -> (Node, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let issue = |uri: &str| {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -152,6 +162,7 @@ async fn node(identity: &str) -> (Node, TempDir) {
     write("ca.pem", &authority.pem());
     write("me.pem", &person.pem());
     write("me.key", &person_key.serialize_pem());
+    std::fs::set_permissions(folder.path().join("me.key"), std::fs::Permissions::from_mode(0o600)).unwrap();
     let endpoint = listener.local_addr().unwrap();
     write(
         "client.toml",
@@ -379,8 +390,9 @@ async fn another_identity_at_the_address_is_not_spoken_to() {
     let draft = draft(folder.path(), |_| {});
     let words = ["publish", &draft, "--timeout", "1"];
     let (result, text) = barid(folder.path(), Lang::En, &words).await;
-    assert_eq!(result.unwrap_err().exit_code(), Exit::NotReached);
-    assert!(text.contains("focal-point/someone") && text.contains("--id "), "{text}");
+    let failure = result.unwrap_err();
+    assert_eq!((failure.id(), failure.exit_code()), ("node-another", Exit::Usage), "{text}");
+    assert!(text.contains("focal-point/someone") && !text.contains("trying again"), "{text}");
     assert!(node.asked.lock().is_empty());
 }
 

@@ -7,10 +7,13 @@ use barid_core::roster::MemberKind;
 use clap::{Args, Subcommand};
 
 use super::{Context, Exit, Failure};
-use crate::pki::{self, DevelopMember, DevelopOptions, Owner, Place};
+use crate::pki::{self, DevelopMember, DevelopOptions, MEMBERS_MAX, Owner, PkiError, Place};
 
 /// The demonstration's members.
 const FULL_MEMBERS: &str = "ma,ly,tn,ne";
+
+/// The same bound as an argument has it.
+const COUNT_MAX: i64 = MEMBERS_MAX as i64;
 
 /// What `exchange` is told.
 #[derive(Debug, Args)]
@@ -39,7 +42,7 @@ struct InitArgs {
     #[arg(long, value_name = "CODE", value_delimiter = ',', default_value = FULL_MEMBERS)]
     members: Vec<Member>,
     /// So many full members, in place of their codes: the four that are known, then made-up organisations.
-    #[arg(long, value_name = "N", conflicts_with = "members", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", conflicts_with = "members", value_parser = clap::value_parser!(u16).range(1..=COUNT_MAX))]
     count: Option<u16>,
     /// Observers: TLP:GREEN in the working group `information`.
     #[arg(long, value_name = "CODE", value_delimiter = ',')]
@@ -87,11 +90,15 @@ pub(super) fn run(context: &Context, args: &ExchangeArgs) -> Result<Exit, Failur
         ..DevelopOptions::new(args.dir.clone(), args.exchange.clone(), members)
     };
     let dir = args.dir.display().to_string();
-    if args.once && options.roster().exists() {
+    if args.once && options.is_made() {
         context.output.line(&super::say!(context.messages, "exchange-there", dir = &dir))?;
         return Ok(Exit::Ok);
     }
-    pki::develop(&options).map_err(|error| Failure::new("exchange-init").because(&error))?;
+    pki::develop(&options).map_err(|error| {
+        let usage = matches!(error, PkiError::Twice(_) | PkiError::Host(_) | PkiError::TooMany(_));
+        let exit = if usage { Exit::Usage } else { Exit::Failure };
+        Failure::new("exchange-init").exit(exit).because(&error)
+    })?;
     context.output.line(&super::say!(context.messages, "exchange-made", dir = &dir))?;
     Ok(Exit::Ok)
 }

@@ -181,6 +181,18 @@ impl Failure {
         if self.id == "refused-fields" { self.told_as("refused-arguments") } else { self }
     }
 
+    /// Where only `--wait-for` is at fault, the command line is, and not the bulletin.
+    #[must_use]
+    pub fn of_waiting(mut self) -> Self {
+        if self.fields.is_empty() || !self.fields.iter().all(|field| field.field.starts_with("wait_for")) {
+            return self;
+        }
+        for field in &mut self.fields {
+            "--wait-for".clone_into(&mut field.field);
+        }
+        self.told_as("wait-for").exit(Exit::Usage)
+    }
+
     /// What could not be written out has been published all the same.
     #[must_use]
     pub fn of_published(self, id: &str, again: &str) -> Self {
@@ -255,6 +267,13 @@ impl Failure {
     #[must_use]
     pub fn id(&self) -> &'static str {
         self.id
+    }
+
+    /// The values in a rule that a field breaks.
+    #[must_use]
+    pub fn rule_values(&self, field: &str, rule: &str) -> Option<&[String]> {
+        let broken = self.fields.iter().find(|broken| broken.field == field && broken.rule == rule);
+        broken.map(|broken| broken.values.as_slice())
     }
 
     /// Milliseconds after which the node asked to be tried again.

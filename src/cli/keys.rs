@@ -60,8 +60,11 @@ pub(super) fn run(context: &Context, args: &KeysArgs) -> Result<Exit, Failure> {
         context.output.json(&told)?;
     } else {
         let messages = &context.messages;
-        let id =
-            if made.signs == Signs::Feed || made.signs == Signs::Governor { "keys-made" } else { "keys-made-online" };
+        let id = match made.signs {
+            Signs::Feed if made.needed_now => "keys-made-feed",
+            Signs::Feed | Signs::Governor => "keys-made",
+            Signs::Mirror | Signs::Custody => "keys-made-online",
+        };
         let (name, next) =
             (made.key.name(), if made.signs == Signs::Governor { "keys-next-governor" } else { "keys-next" });
         let mut lines = vec![say!(messages, id, path = &file, feed = name), messages.text(next), String::new()];
@@ -75,6 +78,8 @@ pub(super) fn run(context: &Context, args: &KeysArgs) -> Result<Exit, Failure> {
 struct Made {
     signs: Signs,
     epoch: Option<u32>,
+    /// Whether its epoch is the one in force: the node signs with it, and cannot without.
+    needed_now: bool,
     key: SigningKey,
 }
 
@@ -87,8 +92,8 @@ impl Made {
         let profile = context.profile_if_any()?;
         let member = args.member.clone().or_else(|| profile.as_ref().map(|profile| profile.member.clone()));
         let member = member.ok_or_else(|| Failure::usage("keys-whose"))?;
-        let (exchange, listed) = match &args.exchange {
-            Some(exchange) => (exchange.clone(), 0),
+        let (exchange, listed, in_force) = match &args.exchange {
+            Some(exchange) => (exchange.clone(), 0, 1),
             None => {
                 let path = args.roster.clone().or_else(|| profile.as_ref()?.roster.clone());
                 let path = path.ok_or_else(|| Failure::usage("no-roster-file"))?;
@@ -98,7 +103,8 @@ impl Made {
                 };
                 let epoch = |role: Role| if let Role::Feed(epoch) = role { Some(epoch) } else { None };
                 let last = entry.keys.iter().filter_map(|key| epoch(key.role)).max().unwrap_or(0);
-                (roster.exchange().clone(), last)
+                let closed = entry.closed_feeds.iter().map(|closed| closed.epoch).max().unwrap_or(0);
+                (roster.exchange().clone(), last, closed.saturating_add(1))
             }
         };
         let epoch = args.epoch.unwrap_or_else(|| listed.saturating_add(u32::from(!args.post_quantum)).max(1));
@@ -111,7 +117,8 @@ impl Made {
             Signs::Custody => (format!("{member}.{exchange}/custody"), Algorithm::Ed25519),
             Signs::Governor => (format!("{exchange}/governor/{member}"), Algorithm::Ed25519),
         };
-        Ok(Self { signs, epoch: (signs == Signs::Feed).then_some(epoch), key: make(&name, algorithm)? })
+        let needed_now = epoch <= in_force;
+        Ok(Self { signs, epoch: (signs == Signs::Feed).then_some(epoch), needed_now, key: make(&name, algorithm)? })
     }
 
     fn role(&self) -> &'static str {
@@ -196,6 +203,7 @@ mod tests {
         let made = |more: &[&str]| of(&[&named, more].concat()).unwrap();
         let of_first_epoch = made(&[]);
         assert_eq!((of_first_epoch.key.name(), of_first_epoch.epoch), ("dz.rabat.example/feed/1", Some(1)));
+        assert!(of_first_epoch.needed_now && !made(&["--epoch", "2"]).needed_now);
         assert_eq!(made(&["--epoch", "2", "--post-quantum"]).key.algorithm(), Algorithm::CosignatureMlDsa44);
         let mirror = made(&["--role", "mirror"]);
         assert_eq!(

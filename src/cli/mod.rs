@@ -23,9 +23,11 @@ mod feed;
 mod health;
 mod history;
 mod keys;
+mod leap_second;
 pub mod messages;
 mod node;
 pub mod output;
+mod process;
 pub mod profile;
 mod publish;
 mod recover;
@@ -147,6 +149,16 @@ impl Context {
         Ok(self.read.get_or_init(|| profile).clone())
     }
 
+    /// Writes a warning on the error output: text for people, an object for machines.
+    pub(crate) fn warn(&self, id: &str, text: &str) {
+        if self.output.is_json() {
+            let warning = serde_json::json!({"warning": {"id": id, "message": text}});
+            self.output.error_line(&warning.to_string());
+        } else {
+            self.output.error_line(text);
+        }
+    }
+
     /// As [`Context::profile`], for those who can do without; `None` if nobody chose one and none is found.
     ///
     /// # Errors
@@ -163,6 +175,10 @@ impl Context {
 /// Runs the program on the arguments and environment of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    if process::asks_for_node(std::env::args_os().skip(1)) {
+        // Where it fails, the node says so when it listens for the signal.
+        let _ = process::survive_hangup();
+    }
     let lang = session_lang();
     let command = args::localise(Cli::command(), &Messages::new(lang));
     let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
@@ -180,6 +196,10 @@ pub fn main() -> ExitCode {
         }
     };
     let lang = cli.lang.unwrap_or(lang);
+    if !matches!(&cli.command, Command::Node(args) if args.allows_dumps()) {
+        // A system without it has no such dumps.
+        let _ = process::forbid_dumps();
+    }
     let named = || std::env::var_os("BARID_PROFILE").filter(|path| !path.is_empty()).map(PathBuf::from);
     let context = Context::new(Messages::new(lang), Output::new(cli.json), cli.profile.or_else(named));
     match run(&context, cli.command) {

@@ -24,12 +24,19 @@ pub(super) struct NodeArgs {
     /// The store is lost, not only out of reach: begin an empty one. The feed is in doubt until it is recovered.
     #[arg(long)]
     store_lost: bool,
+    /// Allow core dumps and debuggers, which see private keys; to find a defect, and not in service.
+    #[arg(long)]
+    allow_core_dumps: bool,
     /// Stop when standard input ends: for a program that starts nodes and holds its other end, so that they end with it, however it ends.
     #[arg(long, hide = true)]
     while_input_lasts: bool,
 }
 
 impl NodeArgs {
+    pub(super) fn allows_dumps(&self) -> bool {
+        self.allow_core_dumps
+    }
+
     fn declared(&self) -> Declared {
         Declared { first: self.first, store_lost: self.store_lost }
     }

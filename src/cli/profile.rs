@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
 use super::messages::{Messages, clean};
+use crate::files::{self, Guard};
 
 /// Where a profile is looked for after `--profile` and `BARID_PROFILE`: the current folder, then the user's configuration folder.
 const FILE_NAME: &str = "client.toml";
@@ -72,7 +73,7 @@ impl Profile {
     /// # Errors
     /// If it cannot be used.
     pub fn read(path: &Path) -> Result<Self, Failure> {
-        let text = std::fs::read_to_string(path)
+        let text = files::read_text(path, Guard::Public)
             .map_err(|error| Failure::usage("file-unreadable").path(path).because(&error))?;
         let folder = path.parent().unwrap_or(Path::new("."));
         Self::from_text(&text, folder).map_err(|cause| Failure::usage("profile-unusable").path(path).cause(cause))

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::client::Client;
 use super::failure::Field;
 use super::render::Render;
-use super::{Context, Exit, Failure, Messages, args, say, times};
+use super::{Context, Exit, Failure, Messages, args, leap_second, say, times};
 
 /// Largest draft that is read: JSON takes more room than the envelope it becomes, hardly ever four times as much.
 const DRAFT_BYTES_MAX: u64 = 4 * ENVELOPE_BYTES_MAX as u64;
@@ -27,6 +27,9 @@ const DRAFT_BYTES_MAX: u64 = 4 * ENVELOPE_BYTES_MAX as u64;
 const RETRY_DELAY_MS: u64 = 500;
 /// Longest such pause: somebody is waiting.
 const RETRY_DELAY_MS_MAX: u64 = 5_000;
+
+/// Rule that an id breaks which was made by a clock ahead of the node's.
+const CLOCK_AHEAD: &str = "clock-ahead";
 
 /// Longest that an answer may need to come back: two round trips on a satellite link.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
@@ -88,15 +91,27 @@ impl FromStr for WaitFor {
 pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, Failure> {
     let (name, text) = read(&args.file)?;
     let mut draft = parse(&name, &text)?;
-    let id = identify(&mut draft, args.id.map(|id| id.0))?;
+    let chosen = is_chosen(&draft, args);
+    identify(&mut draft, args.id.map(|id| id.0), times::now_unix_ms())?;
     let profile = context.profile()?;
     let deadline = Instant::now() + Duration::from_secs(args.timeout.into());
     let client = Client::open(&profile)?;
+    let mut attempt = attempt_until(context, &client, &draft, args, deadline).await;
+    if let Err(failure) = &attempt
+        && !chosen
+        && let Some(node_unix_ms) = clock_of_node(failure)
+    {
+        // The id is this program's, by this machine's clock: neither is the user's fault, and nothing was published under it.
+        warn_of_clock(context, node_unix_ms);
+        draft.header.get_or_insert_default().id.clear();
+        identify(&mut draft, None, node_unix_ms)?;
+        attempt = attempt_until(context, &client, &draft, args, deadline).await;
+    }
+    let id = draft.header.as_ref().map(|header| header.id.clone()).unwrap_or_default();
     let again = again(context, &name, &id, args);
-    let attempt = attempt_until(context, &client, &draft, args, deadline).await;
     let answer = attempt.map_err(|failure| match failure.exit_code() {
         Exit::NotReached => failure.told_as("publish-unanswered").with("id", &id).with("command", &again),
-        _ => failure,
+        _ => failure.of_waiting(),
     })?;
     let exit = if answer.wait_reached { Exit::Ok } else { Exit::NotReached };
     let written = if context.output.is_json() {
@@ -146,6 +161,7 @@ fn read(file: &PathBuf) -> Result<(String, String), Failure> {
 }
 
 fn parse(name: &str, text: &str) -> Result<proto::Draft, Failure> {
+    leap_second::check(name, text)?;
     let mut reader = serde_json::Deserializer::from_str(text);
     let read = serde_path_to_error::deserialize(&mut reader);
     let read = read.map_err(|error| (error.path().to_string(), error.into_inner()));
@@ -165,8 +181,25 @@ fn parse(name: &str, text: &str) -> Result<proto::Draft, Failure> {
     )
 }
 
-/// Makes sure that the draft has an id: trying again with it publishes once.
-fn identify(draft: &mut proto::Draft, chosen: Option<BulletinId>) -> Result<String, Failure> {
+/// Whether the user has given the id.
+fn is_chosen(draft: &proto::Draft, args: &PublishArgs) -> bool {
+    args.id.is_some() || draft.header.as_ref().is_some_and(|header| !header.id.is_empty())
+}
+
+/// The node's clock in Unix milliseconds, where it rejects an id as made too far ahead of it.
+fn clock_of_node(failure: &Failure) -> Option<u64> {
+    let clock = failure.rule_values("header.id", CLOCK_AHEAD)?.last()?;
+    let clock = times::parse(clock).ok()?;
+    u64::try_from(clock.seconds).ok()?.checked_mul(1_000)
+}
+
+fn warn_of_clock(context: &Context, node_unix_ms: u64) {
+    let minutes = times::now_unix_ms().saturating_sub(node_unix_ms) / 60_000;
+    context.warn("clock-ahead", &say!(context.messages, "clock-ahead", nMinutes = minutes));
+}
+
+/// Makes sure that the draft has an id, of this time: trying again with it publishes once.
+fn identify(draft: &mut proto::Draft, chosen: Option<BulletinId>, now_unix_ms: u64) -> Result<String, Failure> {
     let header = draft.header.get_or_insert_default();
     if let Some(id) = chosen {
         if !header.id.is_empty() && header.id != id.to_string() {
@@ -176,7 +209,7 @@ fn identify(draft: &mut proto::Draft, chosen: Option<BulletinId>) -> Result<Stri
     } else if header.id.is_empty() {
         let mut random = [0; 10];
         getrandom::fill(&mut random).map_err(|error| Failure::new("internal").cause(error.to_string()))?;
-        header.id = BulletinId::new(times::now_unix_ms(), &random).to_string();
+        header.id = BulletinId::new(now_unix_ms, &random).to_string();
     }
     Ok(header.id.clone())
 }
@@ -309,12 +342,12 @@ mod tests {
     fn an_id_is_given_once_and_kept() {
         let mut draft = kinds::REGISTRY[0].sample().unwrap();
         draft.header.as_mut().unwrap().id.clear();
-        let first = identify(&mut draft, None).unwrap();
-        assert!(first.parse::<BulletinId>().is_ok());
-        assert_eq!(identify(&mut draft, None).unwrap(), first);
-        assert_eq!(identify(&mut draft, Some(first.parse().unwrap())).unwrap(), first);
+        let first = identify(&mut draft, None, 7).unwrap();
+        assert_eq!(first.parse::<BulletinId>().unwrap().unix_ms(), 7);
+        assert_eq!(identify(&mut draft, None, 8).unwrap(), first);
+        assert_eq!(identify(&mut draft, Some(first.parse().unwrap()), 8).unwrap(), first);
         let other = BulletinId::new(1, &[1; 10]);
-        assert_eq!(identify(&mut draft, Some(other)).unwrap_err().exit_code(), Exit::Usage);
+        assert_eq!(identify(&mut draft, Some(other), 8).unwrap_err().exit_code(), Exit::Usage);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::{Context, Exit, Failure, say};
 use crate::app::{self, AppError, PeerProgress, Progress, RecoverError, RecoverOptions};
 use crate::committer::{OpenEpochError, OpenedEpoch};
 use crate::config::NodeConfig;
+use crate::files::{self, Guard};
 use crate::telemetry;
 
 /// How often the number of entries is shown while it grows.
@@ -77,8 +78,8 @@ pub(super) fn run(context: &Context, args: &RecoverArgs) -> Result<Exit, Failure
 }
 
 fn signing_key(path: &Path) -> Result<SigningKey, Failure> {
-    let text =
-        std::fs::read_to_string(path).map_err(|error| Failure::usage("file-unreadable").path(path).because(&error))?;
+    let text = files::read_text(path, Guard::Secret)
+        .map_err(|error| Failure::usage("file-unreadable").path(path).because(&error))?;
     SigningKey::from_text(text.trim_end()).map_err(|error| Failure::usage("key-unusable").path(path).because(&error))
 }
 

@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use barid_core::certificate::{self, Purpose, Unfit};
 use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
@@ -19,7 +20,10 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{AlertDescription, ClientConfig, DigitallySignedStruct, PeerIncompatible, RootCertStore, SignatureScheme};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, OtherError, PeerIncompatible,
+    RootCertStore, SignatureScheme,
+};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -29,6 +33,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Failure, Profile};
+use crate::files::{self, Guard};
 
 /// Longest for TCP and the handshake together where another attempt follows.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,6 +61,7 @@ pub(super) struct Door {
     address: Arc<str>,
     name: ServerName<'static>,
     authority: String,
+    ca: Arc<str>,
     timeout: Duration,
 }
 
@@ -74,7 +80,13 @@ impl Door {
         let name = ServerName::try_from(host)
             .map_err(|error| Failure::usage("profile-unusable").with("path", &profile.endpoint).because(&error))?;
         let authority = format!("https://{}.{}", profile.member, profile.exchange);
-        Ok(Self { connector, address: profile.endpoint.as_str().into(), name, authority, timeout })
+        let (address, ca) = (profile.endpoint.as_str().into(), profile.ca.display().to_string().into());
+        Ok(Self { connector, address, name, authority, ca, timeout })
+    }
+
+    /// What the profile calls the node's address, and the file of its authorities.
+    pub(super) fn named(&self) -> (&str, &str) {
+        (&self.address, &self.ca)
     }
 
     /// A channel that connects with the first call and again after a loss.
@@ -153,11 +165,14 @@ pub(super) fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Opt
 
 fn config(profile: &Profile) -> Result<ClientConfig, Failure> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let mut anchors = RootCertStore::empty();
-    for certificate in certificates(&profile.ca)? {
-        anchors.add(certificate).map_err(|error| unusable(&profile.ca).because(&error))?;
+    let anchors = authorities(&profile.ca)?;
+    let chain = certificates(&profile.certificate)?;
+    // A node rejects it all the same, and says less.
+    if let Some(Err(unfit)) = chain.first().map(|own| certificate::check(own, Purpose::Client)) {
+        return Err(unusable(&profile.certificate).because(&unfit));
     }
-    let key = PrivateKeyDer::from_pem_file(&profile.key).map_err(|error| unusable(&profile.key).because(&error))?;
+    let key = text(&profile.key)?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| unusable(&profile.key).because(&error))?;
     let verifier = NodeVerifier {
         anchors,
         identity: format!("spiffe://{}.{}/node", profile.member, profile.exchange),
@@ -168,7 +183,7 @@ fn config(profile: &Profile) -> Result<ClientConfig, Failure> {
         .map_err(|error| Failure::new("internal").because(&error))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_auth_cert(certificates(&profile.certificate)?, key)
+        .with_client_auth_cert(chain, key)
         .map_err(|error| unusable(&profile.certificate).because(&error))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     // Resumption would skip the node's check whether our certificate was revoked.
@@ -177,13 +192,54 @@ fn config(profile: &Profile) -> Result<ClientConfig, Failure> {
 }
 
 pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let read = CertificateDer::pem_slice_iter(text(path)?.as_bytes()).collect::<Result<Vec<_>, _>>();
     let found = read.map_err(|error| unusable(path).because(&error))?;
     if found.is_empty() { Err(unusable(path).cause("no PEM certificate in it")) } else { Ok(found) }
 }
 
+fn text(path: &Path) -> Result<String, Failure> {
+    files::read_text(path, Guard::Public).map_err(|error| unusable(path).because(&error))
+}
+
+/// The authorities in a file, so far as they are fit; at least one is.
+fn authorities(path: &Path) -> Result<RootCertStore, Failure> {
+    let (mut anchors, mut unfit) = (RootCertStore::empty(), None);
+    for listed in certificates(path)? {
+        match certificate::check(&listed, Purpose::Authority) {
+            Ok(_) => anchors.add(listed).map_err(|error| unusable(path).because(&error))?,
+            Err(reason) => unfit = unfit.or(Some(reason)),
+        }
+    }
+    match unfit {
+        Some(reason) if anchors.is_empty() => Err(unusable(path).because(&reason)),
+        _ => Ok(anchors),
+    }
+}
+
 fn unusable(path: &Path) -> Failure {
     Failure::usage("identity-unusable").path(path)
+}
+
+/// Why whoever answers is not the node, beyond what TLS has a word for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NotTheNode {
+    /// Somebody else of the same authority.
+    #[error("the certificate at this address is for {found}, not for {wanted}")]
+    Identity {
+        /// Its SPIFFE ID, if it has one.
+        found: String,
+        /// The node's.
+        wanted: String,
+    },
+    /// A certificate that no node may have.
+    #[error("the node's certificate: {0}")]
+    Unfit(Unfit),
+}
+
+impl From<NotTheNode> for rustls::Error {
+    fn from(why: NotTheNode) -> Self {
+        CertificateError::Other(OtherError(Arc::new(why))).into()
+    }
 }
 
 /// Accepts exactly one identity, certified by the given authorities.
@@ -206,13 +262,13 @@ impl ServerCertVerifier for NodeVerifier {
         let parsed = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
         verify_server_cert_signed_by_trust_anchor(&parsed, &self.anchors, intermediates, now, algorithms)?;
+        certificate::check(end_entity, Purpose::Node).map_err(NotTheNode::Unfit)?;
         match spiffe_id(end_entity) {
             Some(id) if id == self.identity => Ok(ServerCertVerified::assertion()),
-            found => Err(rustls::Error::General(format!(
-                "the certificate at this address is for {}, not for {}",
-                found.as_deref().unwrap_or("no SPIFFE ID"),
-                self.identity
-            ))),
+            found => {
+                let found = found.unwrap_or_else(|| "no SPIFFE ID".into());
+                Err(NotTheNode::Identity { found, wanted: self.identity.clone() }.into())
+            }
         }
     }
 
@@ -254,13 +310,14 @@ fn spiffe_id(certificate: &CertificateDer<'_>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, SanType};
 
     use super::*;
 
     fn authority() -> CertifiedIssuer<'static, KeyPair> {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
     }
 

@@ -13,8 +13,8 @@ pub enum CommitError {
         /// What the store is at.
         found: u64,
     },
-    /// Free space has fallen below the reserve; reading goes on, and a later commit may succeed.
-    #[error("free space of {available_bytes} bytes is below the reserve of {reserve_bytes} bytes")]
+    /// Free space has fallen below the reserve, or the file system makes no new files; reading goes on, and a later commit may succeed.
+    #[error("{}", why_full(*.available_bytes, *.reserve_bytes))]
     DiskFull {
         /// Left.
         available_bytes: u64,
@@ -70,7 +70,7 @@ pub enum ReadError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Files could not be read or written.
-    #[error("the store's files cannot be read or written")]
+    #[error("the store's files cannot be read or written{}", what_is_used_up(.0))]
     Io(#[from] std::io::Error),
     /// Another process has it open.
     #[error("another process has the store open: {0}")]
@@ -97,4 +97,35 @@ pub enum OpenError {
     /// The view cannot be built.
     #[error("the view cannot be built")]
     View(#[source] std::io::Error),
+}
+
+/// A file system that takes no more has no bytes left, or no inodes, or none for this user: only the first shows in its free bytes.
+fn why_full(available_bytes: u64, reserve_bytes: u64) -> String {
+    if available_bytes < reserve_bytes {
+        return format!("free space of {available_bytes} bytes is below the reserve of {reserve_bytes} bytes");
+    }
+    format!(
+        "the file system makes no new files although {available_bytes} bytes are free: it has no inodes left (`df -i`), or the quota of \
+         this user is used up"
+    )
+}
+
+fn what_is_used_up(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull => ": the disk has no bytes (`df -h`) or no inodes (`df -i`) left",
+        std::io::ErrorKind::QuotaExceeded => ": the quota of this user is used up",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disk_without_inodes_is_not_said_to_lack_bytes() {
+        let text = |available_bytes| CommitError::DiskFull { available_bytes, reserve_bytes: 512 }.to_string();
+        assert_eq!(text(511), "free space of 511 bytes is below the reserve of 512 bytes");
+        assert!(text(512).contains("no inodes left") && !text(512).contains("below"));
+    }
 }

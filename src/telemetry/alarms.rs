@@ -37,6 +37,7 @@ pub const ALARMS: &[(&str, &str)] = &[
     ("certificate-refused", "the certificate of this node is refused by others: {}"),
     ("certificate-ended", "the certificate of this node ended: it is refused since {}"),
     ("certificate-ends", "the certificate of this node ends on {}"),
+    ("reload-refused", "the last reload changed nothing, and the next start may fail: {}"),
     ("authority-ended", "the certificate of an authority of {} ended on {}"),
     ("authority-ends", "the certificate of an authority of {} ends on {}"),
     (

@@ -11,6 +11,8 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
+use crate::files::{self, Guard};
+
 use super::thin::{ALPN_PLAIN, ALPN_ZSTD};
 use super::verify::Handshake;
 
@@ -105,13 +107,15 @@ impl Credentials {
 
 fn certified(certificate: &Path, key: &Path) -> Result<CertifiedKey, TransportError> {
     let unusable = |path: &Path, reason: String| TransportError::Identity { path: path.to_owned(), reason };
-    let chain = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+    let read = |path: &Path, guard| files::read_text(path, guard).map_err(|error| unusable(path, error.to_string()));
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(read(certificate, Guard::Public)?.as_bytes())
+        .collect::<Result<_, _>>()
         .map_err(|error| unusable(certificate, error.to_string()))?;
     if chain.is_empty() {
         return Err(unusable(certificate, "no PEM certificate in it".into()));
     }
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, error.to_string()))?;
+    let private = PrivateKeyDer::from_pem_slice(read(key, Guard::Secret)?.as_bytes())
+        .map_err(|error| unusable(key, error.to_string()))?;
     CertifiedKey::from_der(chain, private, &rustls::crypto::aws_lc_rs::default_provider())
         .map_err(|error| unusable(key, error.to_string()))
 }

@@ -18,6 +18,7 @@ use super::limits::{HANDSHAKE_TIME_MAX, tune_endpoint};
 use super::refusal::{OnRefusal, Refusal, Refused};
 use super::thin::{Compress, Line};
 use super::trust::SpiffeId;
+use super::verdict::Heard;
 use super::verify::{Handshake, Policy, Verifier};
 
 /// Where refusals and ended connections are said to be that this node dialled.
@@ -92,7 +93,7 @@ struct Attempt {
 }
 
 impl Attempt {
-    async fn connect(&self) -> io::Result<Guarded<Line<TlsStream<TcpStream>>>> {
+    async fn connect(&self) -> io::Result<Guarded<Line<Heard<TlsStream<TcpStream>>>>> {
         let begun = Instant::now();
         let stream = TcpStream::connect(&*self.address).await?;
         let mut tls = self.tls.clone();
@@ -100,18 +101,13 @@ impl Attempt {
         stream.set_nodelay(true)?;
         let stream = match TlsConnector::from(Arc::new(tls)).connect(self.name.clone(), stream).await {
             Ok(stream) => stream,
-            Err(error) => {
-                // That the line broke is nobody's refusal.
-                if error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some() {
-                    self.refused(self.handshake.refused(&error));
-                }
-                return Err(error);
-            }
+            Err(error) => return Err(self.broken(error)),
         };
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let shown = shown.cloned().map(CertificateDer::into_owned);
         let origin = Origin { at: DIAL, address: self.address.to_string(), source: None };
         let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+        let stream = Heard::wait(stream).await.map_err(|error| self.broken(error))?;
         let stream = Line::agreed(stream, alpn.as_deref());
         let admitted = match shown {
             Some(shown) => self.connections.admit(stream, origin, shown, Arc::clone(&self.verifier), None),
@@ -121,6 +117,16 @@ impl Attempt {
             self.refused(refused.clone());
             io::Error::other(refused)
         })
+    }
+
+    /// Why there is no connection, recorded if somebody has refused it. That the line broke is nobody's refusal.
+    fn broken(&self, error: io::Error) -> io::Error {
+        if error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_none() {
+            return error;
+        }
+        let refused = self.handshake.refused(&error);
+        self.refused(refused.clone());
+        io::Error::other(refused)
     }
 
     fn refused(&self, Refused { reason, detail }: Refused) {

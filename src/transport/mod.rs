@@ -16,6 +16,7 @@ mod refusal;
 mod revocation;
 mod thin;
 mod trust;
+mod verdict;
 mod verify;
 
 #[cfg(test)]
@@ -26,7 +27,7 @@ pub use credentials::{Certified, Credentials, TransportError};
 pub use dial::Connector;
 pub use limits::{HANDSHAKE_TIME_MAX, Limits};
 pub use listener::{Incoming, Listening, listen};
-pub use refusal::{OnRefusal, Refusal, Refused};
+pub use refusal::{OnRefusal, Refusal, Refused, UNSUITABLE};
 pub use revocation::{CheckedList, HeldList, ListError, RevocationLists};
 pub use thin::{Compress, Line};
 pub use trust::{PeerIdentity, SpiffeId, Trust};

@@ -4,9 +4,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use rustls::{CertificateError, OtherError, PeerIncompatible, PeerMisbehaved};
+use rustls::{AlertDescription, CertificateError, OtherError, PeerIncompatible, PeerMisbehaved};
 
 use super::handshakes::Source;
+
+/// Reason of a certificate that is not fit for all that it is used for.
+pub const UNSUITABLE: &str = "unsuitable";
 
 /// Told of every refused or ended connection.
 pub type OnRefusal = Arc<dyn Fn(&Refusal) + Send + Sync>;
@@ -66,6 +69,8 @@ impl Refused {
             }
             // bad_certificate.
             "malformed" | "no-uri-san" | "many-uri-sans" | "not-spiffe" => CertificateError::BadEncoding,
+            // unsupported_certificate.
+            UNSUITABLE => CertificateError::InvalidPurpose,
             // certificate_unknown.
             _ => CertificateError::Other(OtherError(Arc::new(self.clone()))),
         }
@@ -92,13 +97,50 @@ impl Refused {
             // The other end went away before the handshake was done.
             None => "broken-off",
         };
-        Self::new(reason, error.to_string())
+        match tls {
+            Some(rustls::Error::AlertReceived(alert)) => Self::new(reason, told_by_alert(*alert)),
+            _ => Self::new(reason, error.to_string()),
+        }
     }
+}
+
+/// What an alert of the other end means to whoever has to act on it (docs/protocol.md section 10).
+fn told_by_alert(alert: AlertDescription) -> String {
+    let (name, why) = match alert {
+        AlertDescription::CertificateExpired => {
+            ("certificate_expired", "it has expired or is not valid yet, by their clock")
+        }
+        AlertDescription::CertificateRevoked => ("certificate_revoked", "its authority has revoked it"),
+        AlertDescription::UnknownCA => {
+            ("unknown_ca", "no authority that their roster lists for this member has signed it")
+        }
+        AlertDescription::BadCertificateStatusResponse => {
+            ("bad_certificate_status_response", "the revocation list of its authority is overdue there")
+        }
+        AlertDescription::AccessDenied => ("access_denied", "it is not for this listener"),
+        AlertDescription::BadCertificate => ("bad_certificate", "it does not name one SPIFFE ID"),
+        AlertDescription::UnsupportedCertificate => {
+            ("unsupported_certificate", "its key usage, extended key usage, basic constraints or key are not a node's")
+        }
+        AlertDescription::CertificateUnknown => ("certificate_unknown", "their log says why"),
+        other => return format!("the other end ends the handshake: {other:?}"),
+    };
+    format!("the other end rejects our certificate: {why} ({name})")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn alert_about_our_certificate_says_what_is_wrong_with_it() {
+        let error = |alert| io::Error::new(io::ErrorKind::InvalidData, rustls::Error::AlertReceived(alert));
+        let refused = Refused::by_tls(&error(AlertDescription::UnsupportedCertificate));
+        assert_eq!(refused.reason, "refused-by-other-end");
+        assert!(refused.detail.contains("rejects our certificate") && refused.detail.contains("extended key usage"));
+        let other = Refused::by_tls(&error(AlertDescription::HandshakeFailure)).detail;
+        assert!(!other.contains("certificate") && other.contains("HandshakeFailure"), "{other}");
+    }
 
     #[test]
     fn a_source_is_an_identity_or_an_address_whatever_its_port() {

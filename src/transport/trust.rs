@@ -6,14 +6,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use barid_core::certificate::{self, Purpose, Unfit};
 use barid_core::names::Member;
 use barid_core::roster::{MemberEntry, Roster};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, TrustAnchor};
 use tokio::sync::watch;
 
 use super::refusal::Refused;
-use super::verify::validity;
 
 /// A SPIFFE ID: `spiffe://ma.rabat.example/focal-point/police-hq` (SPIFFE-ID §2).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -91,11 +90,12 @@ pub(super) struct Authority {
 }
 
 impl Authority {
-    fn read(pem: &str) -> Option<Self> {
-        let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
-        let anchor = webpki::anchor_from_trusted_cert(&certificate).ok()?.to_owned();
-        let validity = validity(&certificate)?;
-        Some(Self { anchor, validity, certificate })
+    /// Whether it is valid now is not looked at: the roster keeps it in force, and its end is an alarm.
+    fn read(pem: &str) -> Result<Self, Unfit> {
+        let certificate = CertificateDer::from(certificate::first_der(pem).ok_or(Unfit::Unreadable)?);
+        let validity = certificate::check(&certificate, Purpose::Authority)?;
+        let anchor = webpki::anchor_from_trusted_cert(&certificate).map_err(|_| Unfit::Unreadable)?.to_owned();
+        Ok(Self { anchor, validity: (validity.not_before, validity.not_after), certificate })
     }
 
     /// What it is known by: its name and its key. A renewed certificate of the same name and key is the same authority.
@@ -120,6 +120,8 @@ pub(super) struct AuthorityId {
 pub(super) struct Domain {
     pub(super) member: Member,
     pub(super) authorities: Vec<Authority>,
+    /// Why listed certificates are not used.
+    pub(super) unfit: Vec<Unfit>,
 }
 
 /// Which authorities certify which trust domain, by the newest roster. Cheap to clone.
@@ -130,7 +132,7 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// The trust that a roster gives. Certificates that cannot be read are left out and logged: they can certify nothing.
+    /// The trust that a roster gives. Certificates that are not fit for an authority are left out and logged: they certify nothing.
     #[must_use]
     pub fn of(roster: &Roster) -> Self {
         Self { domains: Arc::new(ArcSwap::from_pointee(domains(roster.entries()))), version: watch::Sender::new(0) }
@@ -168,16 +170,20 @@ pub(super) fn domains<'a>(entries: impl Iterator<Item = &'a MemberEntry>) -> BTr
     let mut domains = BTreeMap::new();
     let mut owners: BTreeMap<Vec<u8>, BTreeSet<&Member>> = BTreeMap::new();
     for entry in entries {
-        let mut authorities = Vec::new();
+        let (mut authorities, mut unfit) = (Vec::new(), Vec::new());
         for pem in &entry.ca_certificates {
-            if let Some(authority) = Authority::read(pem) {
-                owners.entry(authority.key().to_vec()).or_default().insert(&entry.code);
-                authorities.push(authority);
-            } else {
-                tracing::error!(member = %entry.code, "an authority of the roster cannot be read");
+            match Authority::read(pem) {
+                Ok(authority) => {
+                    owners.entry(authority.key().to_vec()).or_default().insert(&entry.code);
+                    authorities.push(authority);
+                }
+                Err(reason) => {
+                    tracing::error!(member = %entry.code, %reason, "an authority of the roster is not used");
+                    unfit.push(reason);
+                }
             }
         }
-        domains.insert(entry.trust_domain.clone(), Domain { member: entry.code.clone(), authorities });
+        domains.insert(entry.trust_domain.clone(), Domain { member: entry.code.clone(), authorities, unfit });
     }
     // A key of two members could speak for either as the other: it speaks for none, whatever certificates it is in.
     for domain in domains.values_mut() {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use barid_core::certificate::{self, Purpose};
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
@@ -14,7 +15,7 @@ use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, RevocationOptionsBuilder
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::refusal::Refused;
+use super::refusal::{Refused, UNSUITABLE};
 use super::revocation::{List, RevocationLists};
 use super::trust::{Authority, PeerIdentity, SpiffeId, Trust};
 
@@ -69,6 +70,10 @@ impl Verifier {
         if seconds > not_after {
             return Err(Refused::new("expired", format!("{spiffe} was valid until {}", rfc3339(not_after))));
         }
+        // For every use, not only for this one: a certificate that is good for half of them would be an outage found later.
+        let purpose = if spiffe.is_node() { Purpose::Node } else { Purpose::Client };
+        certificate::check(end_entity, purpose)
+            .map_err(|unfit| Refused::new(UNSUITABLE, format!("the certificate of {spiffe}: {unfit}")))?;
         let certificate =
             EndEntityCert::try_from(end_entity).map_err(|error| Refused::new("malformed", error.to_string()))?;
         let mut refused = None;
@@ -88,7 +93,10 @@ impl Verifier {
             }
         }
         Err(refused.unwrap_or_else(|| {
-            let detail = format!("{spiffe} is not certified by an authority of {}", domain.member);
+            let mut detail = format!("{spiffe} is not certified by an authority of {}", domain.member);
+            for unfit in &domain.unfit {
+                detail = format!("{detail}; one that the roster lists is not used: {unfit}");
+            }
             Refused::new("wrong-ca", detail)
         }))
     }

@@ -20,6 +20,7 @@ mod publishers;
 mod recover;
 mod relays;
 mod rosters;
+mod start;
 mod thin_line;
 mod transport;
 mod two_entries;

@@ -4,10 +4,9 @@
 //! In scope: finding the key in a PEM certificate. Out of scope: whether the certificate is any good (TLS decides).
 
 use x509_parser::certificate::X509Certificate;
-use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
 
-const LABEL: &str = "CERTIFICATE";
+use crate::certificate;
 
 /// Who a listed certificate stands for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,10 +23,6 @@ impl Authority {
     pub(super) fn read(text: &str) -> Self {
         public_key(text).map_or_else(|| Self::Unreadable(text.trim().to_owned()), Self::Key)
     }
-
-    pub(super) fn is_readable(&self) -> bool {
-        matches!(self, Self::Key(_))
-    }
 }
 
 /// Whether a text holds more than one PEM block: only the first would ever be used.
@@ -36,7 +31,7 @@ pub(super) fn has_several(text: &str) -> bool {
 }
 
 fn public_key(text: &str) -> Option<Vec<u8>> {
-    let pem = Pem::iter_from_buffer(text.as_bytes()).next()?.ok().filter(|pem| pem.label == LABEL)?;
-    let (rest, certificate) = X509Certificate::from_der(&pem.contents).ok()?;
+    let der = certificate::first_der(text)?;
+    let (rest, certificate) = X509Certificate::from_der(&der).ok()?;
     rest.is_empty().then(|| certificate.public_key().subject_public_key.data.to_vec())
 }

@@ -3,7 +3,7 @@
 //! In scope: reading a bare text or a note, who has signed it, adding a signature to the exact text. Out of scope: files, and whether
 //! the signatures suffice ([`super::RosterChain`]).
 
-use super::{ChainError, Roster, RosterError, could_follow};
+use super::{ChainError, Roster, RosterError, UnfitAuthority, could_follow};
 use crate::feed::note::{Algorithm, KeyError, Note, NoteError, SigningKey, VerifierKey};
 use crate::limits::{NOTE_SIGNATURES_MAX, ROSTER_BYTES_MAX};
 
@@ -35,9 +35,9 @@ pub enum SignError {
     /// A key that signs no rosters.
     #[error("key {0} is no governor's of this version or of the one before")]
     NotGovernor(String),
-    /// A certificate that no node could use.
-    #[error("{0} holds no certificate that can be read")]
-    Authority(String),
+    /// Certificates that are not fit for authorities.
+    #[error("{}", listed(.0))]
+    Authorities(Vec<UnfitAuthority>),
     /// It could not follow the version before.
     #[error(transparent)]
     Chain(#[from] ChainError),
@@ -63,6 +63,9 @@ impl Draft {
             return Err(note_error(NoteError::TooLarge { max: ROSTER_BYTES_MAX, found: bytes.len() }));
         }
         let text = std::str::from_utf8(bytes).map_err(|_| note_error(NoteError::NotText))?;
+        // Editors on some systems begin a file with a byte order mark; it is no part of the text.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let bytes = text.as_bytes();
         if text.contains("\n\n— ") {
             let (roster, note) = Roster::read(bytes)?;
             return Ok(Self { roster, note });
@@ -102,17 +105,18 @@ impl Draft {
     }
 
     /// Adds the signature of one governor, of this version or of the one before, and says whether it was new. What could never be
-    /// accepted is not signed.
+    /// accepted, and authorities that `before` does not list and that are not fit at `now` (Unix seconds), are not signed.
     ///
     /// # Errors
     /// See [`SignError`]; the draft is unchanged then.
-    pub fn sign(&mut self, key: &SigningKey, before: Option<&Roster>) -> Result<bool, SignError> {
+    pub fn sign(&mut self, key: &SigningKey, before: Option<&Roster>, now: i64) -> Result<bool, SignError> {
         let listed = |roster: &Roster| roster.governors().contains(key.verifier());
         if key.algorithm() != Algorithm::Ed25519 || !(listed(&self.roster) || before.is_some_and(listed)) {
             return Err(SignError::NotGovernor(written(key.verifier())));
         }
-        if let Some(field) = self.roster.unreadable_authority() {
-            return Err(SignError::Authority(field));
+        let unfit = self.roster.unfit_authorities(before, now);
+        if !unfit.is_empty() {
+            return Err(SignError::Authorities(unfit));
         }
         if let Some(before) = before {
             could_follow(before, &self.roster)?;
@@ -128,6 +132,10 @@ impl Draft {
         self.note.signatures.push(key.sign_text(&self.note.text)?);
         Ok(true)
     }
+}
+
+fn listed(unfit: &[UnfitAuthority]) -> String {
+    unfit.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 fn written(key: &VerifierKey) -> String {

@@ -21,11 +21,14 @@ use text::RosterText;
 
 use crate::bulletin::audience::Directory;
 use crate::bulletin::vocabulary::Tlp;
+use crate::certificate::{self, Purpose, Unfit};
 use crate::feed::cosignature::claimed_time;
 use crate::feed::note::{Note, NoteSignature, VerifierKey};
-use crate::limits::ROSTER_BYTES_MAX;
+use crate::limits::{CLOCK_AHEAD_SECONDS_MAX, ROSTER_BYTES_MAX};
 use crate::names::{ExchangeName, FeedId, Hash, Member};
 
+/// How far a governor's clock may be behind that of an authority that has just been made.
+const AUTHORITY_SKEW_SECONDS: i64 = CLOCK_AHEAD_SECONDS_MAX;
 /// Format of the text that this version reads.
 pub const ROSTER_FORMAT: u32 = 1;
 
@@ -141,6 +144,16 @@ pub struct MemberEntry {
     pub keys: Vec<MemberKey>,
     /// Closed epochs.
     pub closed_feeds: Vec<ClosedFeed>,
+}
+
+/// A listed certificate that is not fit for an authority.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {reason}")]
+pub struct UnfitAuthority {
+    /// Path: `members.ma.ca_certificates[0]`.
+    pub field: String,
+    /// Why.
+    pub reason: Unfit,
 }
 
 /// A roster that makes sense. Whether its signatures suffice is [`RosterChain`]'s to say.
@@ -322,14 +335,27 @@ impl Roster {
             .filter(move |key| key.role == role && key.from_version <= self.version)
     }
 
-    /// The first certificate that cannot be read, as a path (`members.ma.ca_certificates[0]`). It certifies nothing, which is its
-    /// member's loss and no reason to refuse a roster that the governors have signed; they do not sign one that has it ([`Draft`]).
+    /// The listed certificates that are not fit for an authority at `now`, in Unix seconds. Those that `before` lists already are left
+    /// out: a roster that other members need must not wait for the member whose authority has ended. An unfit authority certifies
+    /// nothing, which is its member's loss and no reason to reject a roster that the governors have signed; they do not sign one that
+    /// adds it ([`Draft`]).
     #[must_use]
-    pub fn unreadable_authority(&self) -> Option<String> {
-        self.entries().find_map(|entry| {
-            let place = entry.ca_certificates.iter().position(|pem| !authority::Authority::read(pem).is_readable())?;
-            Some(format!("members.{}.ca_certificates[{place}]", entry.code))
-        })
+    pub fn unfit_authorities(&self, before: Option<&Roster>, now: i64) -> Vec<UnfitAuthority> {
+        let mut unfit = Vec::new();
+        for entry in self.entries() {
+            let listed = before.and_then(|before| before.member(&entry.code));
+            for (place, pem) in entry.ca_certificates.iter().enumerate() {
+                if listed.is_some_and(|listed| listed.ca_certificates.contains(pem)) {
+                    continue;
+                }
+                let judged = certificate::check_pem(pem, Purpose::Authority);
+                if let Err(reason) = judged.and_then(|validity| validity.with_skew(AUTHORITY_SKEW_SECONDS).at(now)) {
+                    let field = format!("members.{}.ca_certificates[{place}]", entry.code);
+                    unfit.push(UnfitAuthority { field, reason });
+                }
+            }
+        }
+        unfit
     }
 
     /// Valid signatures of this roster's governors on a note, each governor counted once.

@@ -8,7 +8,7 @@ use barid_core::proto::subscribe_request::Start;
 use barid_core::proto::subscribe_response::Event;
 use tonic::Code;
 
-use super::world::{POLICE, POST, World, bulletin, called, careless, draft, fields, red};
+use super::world::{OPERATOR, POLICE, POST, World, bulletin, called, careless, draft, fields, red};
 use crate::access::Access;
 use crate::rpc::focal_point_server::FocalPoint;
 use crate::rpc::operator_server::Operator;
@@ -181,4 +181,11 @@ async fn a_grant_that_was_narrowed_counts_from_then_on() {
     let customs = careless("tn", 2, |_, header| header.topic = "customs.seizures".into());
     world.peer_appends("tn", vec![customs]).await;
     assert_eq!(stream.delivery().await.arrival, 3);
+}
+
+#[tokio::test]
+async fn reload_names_the_operator_who_asked() {
+    let world = World::start().await;
+    let answer = world.api.reload(called(OPERATOR, proto::ReloadRequest {})).await.unwrap().into_inner();
+    assert_eq!(answer.changes, [format!("for {OPERATOR}")]);
 }

@@ -113,8 +113,8 @@ impl Node for Alone {
         Box::pin(async { Ok(false) })
     }
 
-    fn reload(&self) -> BoxFuture<'_, Result<Vec<String>, String>> {
-        Box::pin(async { Ok(Vec::new()) })
+    fn reload<'a>(&'a self, caller: &'a str) -> BoxFuture<'a, Result<Vec<String>, String>> {
+        Box::pin(async move { Ok(vec![format!("for {caller}")]) })
     }
 }
 

@@ -6,12 +6,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use barid_core::feed::note::SigningKey;
-use barid_core::roster::{Draft, Roster, RosterChain, SignError};
+use barid_core::roster::{Draft, Roster, RosterChain, SignError, UnfitAuthority};
 use clap::Args;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use super::{read, read_file, signer_json, signer_lines};
+use crate::cli::failure::Field;
 use crate::cli::{Context, Exit, Failure, say};
+use crate::files::{self, Guard};
 
 /// Ending of a signed roster's file.
 const ENDING: &str = "note";
@@ -46,7 +49,7 @@ pub(super) fn run(context: &Context, args: &SignArgs) -> Result<Exit, Failure> {
     let mut draft = read(&args.draft)?;
     let before = args.trust.as_ref().map(|path| trusted(path)).transpose()?;
     for path in &args.key {
-        draft.sign(&signing_key(path)?, before.as_ref()).map_err(|error| refused(args, &error))?;
+        draft.sign(&signing_key(path)?, before.as_ref(), now()).map_err(|error| refused(args, &error))?;
     }
     let bytes = draft.note().to_bytes();
     let Some(path) = path else {
@@ -88,8 +91,8 @@ fn trusted(path: &Path) -> Result<Roster, Failure> {
 }
 
 fn signing_key(path: &Path) -> Result<SigningKey, Failure> {
-    let text =
-        fs::read_to_string(path).map_err(|error| Failure::usage("file-unreadable").path(path).because(&error))?;
+    let text = files::read_text(path, Guard::Secret)
+        .map_err(|error| Failure::usage("file-unreadable").path(path).because(&error))?;
     SigningKey::from_text(text.trim_end()).map_err(|error| Failure::usage("key-unusable").path(path).because(&error))
 }
 
@@ -98,7 +101,22 @@ fn refused(args: &SignArgs, error: &SignError) -> Failure {
         SignError::NotGovernor(_) if args.trust.is_none() => "roster-stranger",
         _ => "roster-not-signed",
     };
-    Failure::new(id).path(&args.draft).because(error)
+    let failure = Failure::new(id).path(&args.draft);
+    match error {
+        SignError::Authorities(unfit) => {
+            failure.told_as("roster-authorities").fields(unfit.iter().map(field).collect())
+        }
+        _ => failure.because(error),
+    }
+}
+
+fn field(unfit: &UnfitAuthority) -> Field {
+    let description = unfit.reason.to_string();
+    Field { field: unfit.field.clone(), description, rule: String::new(), values: Vec::new() }
+}
+
+fn now() -> i64 {
+    OffsetDateTime::now_utc().unix_timestamp()
 }
 
 /// Writes beside the place and moves there: a reader finds the whole file or none. Rights stay as they were.

@@ -235,3 +235,62 @@ fn without_a_trusted_one_a_roster_is_signed_only() {
     let (exit, object) = office.json(&["show"]);
     assert_eq!((exit, &object["error"]["id"]), (Exit::Usage, &"no-roster-file".into()));
 }
+
+#[test]
+fn roster_with_unfit_authorities_is_not_signed_and_each_member_is_named() {
+    let office = Secretariat::new();
+    let expired = {
+        let authority = crate::pki::Authority::changed("tn.rabat.example", |params| {
+            let now = time::OffsetDateTime::now_utc();
+            (params.not_before, params.not_after) = (now - time::Duration::days(9), now - time::Duration::days(1));
+        });
+        authority.unwrap().certificate()
+    };
+    let leaf = crate::pki::Authority::new("ma.rabat.example").unwrap().issue("node", &[]).unwrap().certificate;
+    let change = |text: String| {
+        let mut text: barid_core::roster::text::RosterText = toml::from_str(&text).unwrap();
+        text.members[0].ca_certificates.push(leaf.clone());
+        text.members[1].ca_certificates.push(expired.clone());
+        toml::to_string(&text).unwrap()
+    };
+    office.draft("next.toml", change);
+    for trust in [&["--trust", "@roster.note"][..], &[]] {
+        let sign = [&["sign", "@next.toml", "--key", "@governors/1.key"], trust].concat();
+        for lang in Lang::ALL {
+            let (result, text) = office.told(lang, &sign);
+            assert_eq!(result.unwrap_err().id(), "roster-authorities", "{text}");
+            for part in ["members.ma.ca_certificates[1]", "members.tn.ca_certificates[1]", "CA true", "expired on"] {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+        }
+    }
+    assert!(!office.path("next.note").exists());
+
+    // Signed all the same, by a tool that does not look.
+    let (_, note) = Roster::read(&read(&office.path("roster.note"))).unwrap();
+    let key = |n: u8| {
+        let text = fs::read_to_string(office.path(&format!("governors/{n}.key"))).unwrap();
+        barid_core::feed::note::SigningKey::from_text(text.trim_end()).unwrap()
+    };
+    let text = change(note.text);
+    let signatures = [1, 2].map(|n| key(n).sign_text(&text).unwrap()).to_vec();
+    fs::write(office.path("signed.note"), barid_core::feed::note::Note { text, signatures }.to_bytes()).unwrap();
+    let mut roster = fs::read_to_string(office.path("ma/clients/operator/client.toml")).unwrap();
+    roster = roster.lines().filter(|line| !line.starts_with("roster")).collect::<Vec<_>>().join("\n");
+    fs::write(office.path("ma/clients/operator/client.toml"), roster).unwrap();
+    let (exit, object) = office.json(&["verify", "@signed.note"]);
+    assert_eq!((exit, object["result"].as_str()), (Exit::Invalid, Some("invalid")), "{object}");
+    let reason = object["reason"].as_str().unwrap();
+    assert!(reason.contains("members.ma.ca_certificates[1]") && reason.contains("members.tn.ca_certificates[1]"));
+}
+
+#[test]
+fn governors_key_that_others_may_read_signs_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    let office = Secretariat::new();
+    office.draft("next.toml", |text| text);
+    fs::set_permissions(office.path("governors/1.key"), fs::Permissions::from_mode(0o644)).unwrap();
+    let (result, text) = office.told(Lang::En, &["sign", "@next.toml", "--key", "@governors/1.key"]);
+    assert_eq!(result.unwrap_err().exit_code(), Exit::Usage);
+    assert!(text.contains("chmod 600"), "{text}");
+}

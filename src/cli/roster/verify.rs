@@ -117,6 +117,7 @@ fn judge(trusted: Option<RosterChain>, files: &[Vec<u8>]) -> Finding {
                 Err(error) => Outcome::Invalid(error.to_string()),
             },
         };
+        finding.check_authorities();
         let untied_from_the_start = version.is_none() && matches!(finding.outcome, Outcome::Untied(_));
         if finding.outcome.exit() != Exit::Ok && !untied_from_the_start {
             return finding;
@@ -127,6 +128,19 @@ fn judge(trusted: Option<RosterChain>, files: &[Vec<u8>]) -> Finding {
         finding.outcome = Outcome::Untied(String::new());
     }
     finding
+}
+
+impl Finding {
+    /// A roster that adds authorities that were not fit when it was issued: whoever signed it was misled, or misleads.
+    fn check_authorities(&mut self) {
+        let adds = matches!(self.outcome, Outcome::Follows | Outcome::Untied(_));
+        let Some(draft) = self.draft.as_ref().filter(|_| adds) else { return };
+        let unfit = draft.roster().unfit_authorities(self.before.as_ref(), draft.roster().issued());
+        if !unfit.is_empty() {
+            let reasons: Vec<String> = unfit.iter().map(ToString::to_string).collect();
+            self.outcome = Outcome::Invalid(reasons.join("; "));
+        }
+    }
 }
 
 fn against(chain: &mut RosterChain, note: &[u8], trusted: Option<u64>) -> Outcome {

@@ -4,4 +4,5 @@
 mod identities;
 mod lists;
 mod sockets;
+mod usages;
 mod world;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,8 +33,8 @@ const ENDS_WITHIN: Duration = Duration::from_secs(2);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 
 /// A listener with a gRPC service behind it.
-struct Served {
-    address: SocketAddr,
+pub(super) struct Served {
+    pub(super) address: SocketAddr,
     connections: Connections,
     refusals: Arc<Mutex<Vec<Refusal>>>,
     credentials: Credentials,
@@ -78,7 +79,7 @@ impl Served {
         Self { address, connections, refusals, credentials, folder }
     }
 
-    async fn for_peers(world: &World) -> Self {
+    pub(super) async fn for_peers(world: &World) -> Self {
         Self::start(world, Policy::Peers("ma.rabat.example".into()), Limits::EXCHANGE).await
     }
 
@@ -89,27 +90,28 @@ impl Served {
     }
 
     /// The one refusal that there is.
-    async fn refusal(&self) -> Refusal {
+    pub(super) async fn refusal(&self) -> Refusal {
         let mut told = self.told(1).await;
         assert_eq!(told.len(), 1, "{told:?}");
         told.remove(0)
     }
 }
 
-fn credentials(folder: &tempfile::TempDir, issued: &Issued) -> Credentials {
+pub(super) fn credentials(folder: &tempfile::TempDir, issued: &Issued) -> Credentials {
     let (certificate, key) = (folder.path().join("node.pem"), folder.path().join("node.key"));
     std::fs::write(&certificate, &issued.certificate).unwrap();
     std::fs::write(&key, &issued.key).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     Credentials::load(&certificate, &key).unwrap()
 }
 
-fn told() -> (Arc<Mutex<Vec<Refusal>>>, OnRefusal) {
+pub(super) fn told() -> (Arc<Mutex<Vec<Refusal>>>, OnRefusal) {
     let refusals: Arc<Mutex<Vec<Refusal>>> = Arc::default();
     let to = Arc::clone(&refusals);
     (refusals, Arc::new(move |refusal| to.lock().push(refusal.clone())))
 }
 
-async fn until(what: &str, mut come_true: impl FnMut() -> bool) {
+pub(super) async fn until(what: &str, mut come_true: impl FnMut() -> bool) {
     let waiting = async {
         while !come_true() {
             tokio::task::yield_now().await;

@@ -5,10 +5,10 @@ use crate::roster::{ChainError, Draft, RosterChain, SignError};
 fn governors_sign_a_text_one_after_the_other() {
     let mut draft = Draft::read(written(&sample()).as_bytes()).unwrap();
     assert!(draft.signers(None).is_empty());
-    assert_eq!(draft.sign(&governor(1), None), Ok(true));
-    assert_eq!(draft.sign(&governor(1), None), Ok(false));
+    assert_eq!(draft.sign(&governor(1), None, NOW), Ok(true));
+    assert_eq!(draft.sign(&governor(1), None, NOW), Ok(false));
     let mut handed_on = Draft::read(&draft.note().to_bytes()).unwrap();
-    assert_eq!(handed_on.sign(&governor(3), None), Ok(true));
+    assert_eq!(handed_on.sign(&governor(3), None, NOW), Ok(true));
     let chain = RosterChain::start(&handed_on.note().to_bytes()).unwrap();
     assert_eq!(chain.newest().text_hash(), draft.roster().text_hash());
     let names: Vec<_> =
@@ -26,10 +26,10 @@ fn governors_of_the_version_before_sign_what_can_follow_it() {
     let mut draft = Draft::read(written(&text).as_bytes()).unwrap();
     let stranger =
         |n| SignError::NotGovernor(format!("{EXCHANGE}/governor/{n}+{}", hex::encode(governor(n).verifier().id())));
-    assert_eq!(draft.sign(&governor(1), None), Err(stranger(1)));
-    assert_eq!(draft.sign(&governor(9), Some(&before)), Err(stranger(9)));
-    assert_eq!(draft.sign(&governor(1), Some(&before)), Ok(true));
-    assert_eq!(draft.sign(&governor(4), Some(&before)), Ok(true));
+    assert_eq!(draft.sign(&governor(1), None, NOW), Err(stranger(1)));
+    assert_eq!(draft.sign(&governor(9), Some(&before), NOW), Err(stranger(9)));
+    assert_eq!(draft.sign(&governor(1), Some(&before), NOW), Ok(true));
+    assert_eq!(draft.sign(&governor(4), Some(&before), NOW), Ok(true));
     let signers = draft.signers(Some(&before));
     assert_eq!(
         signers.iter().map(|signer| (signer.own, signer.before)).collect::<Vec<_>>(),
@@ -39,12 +39,12 @@ fn governors_of_the_version_before_sign_what_can_follow_it() {
 
     text.members[0].keys.remove(0);
     let mut unsettling = Draft::read(written(&text).as_bytes()).unwrap();
-    let error = unsettling.sign(&governor(1), Some(&before)).unwrap_err();
+    let error = unsettling.sign(&governor(1), Some(&before), NOW).unwrap_err();
     assert!(matches!(error, SignError::Chain(ChainError::Settled { .. })), "{error}");
     text.version = 3;
     let mut skipping = Draft::read(written(&text).as_bytes()).unwrap();
     let gap = SignError::Chain(ChainError::Gap { held: 1, found: 3 });
-    assert_eq!(skipping.sign(&governor(1), Some(&before)), Err(gap));
+    assert_eq!(skipping.sign(&governor(1), Some(&before), NOW), Err(gap));
     assert!(skipping.note().signatures.is_empty());
 }
 
@@ -53,8 +53,36 @@ fn what_no_node_could_use_is_not_signed() {
     let mut text = sample();
     text.members[1].ca_certificates[0] = "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n".into();
     let mut draft = Draft::read(written(&text).as_bytes()).unwrap();
-    let field = "members.ly.ca_certificates[0]".to_owned();
-    assert_eq!(draft.sign(&governor(1), None), Err(SignError::Authority(field)));
+    let unfit = UnfitAuthority { field: "members.ly.ca_certificates[0]".into(), reason: Unfit::Unreadable };
+    assert_eq!(draft.sign(&governor(1), None, NOW), Err(SignError::Authorities(vec![unfit])));
+}
+
+#[test]
+fn unfit_authorities_are_named_and_those_that_the_version_before_lists_do_not_hold_a_roster_up() {
+    let mut text = sample();
+    text.members[0].ca_certificates.push(AUTHORITY_WITHOUT_USAGE.into());
+    let mut draft = Draft::read(written(&text).as_bytes()).unwrap();
+    let after_all = 2_200_000_000;
+    let Err(SignError::Authorities(unfit)) = draft.sign(&governor(1), None, after_all) else { panic!("signed") };
+    let fields: Vec<&str> = unfit.iter().map(|unfit| unfit.field.as_str()).collect();
+    let all = ["members.ly.ca_certificates[0]", "members.ma.ca_certificates[0]", "members.ma.ca_certificates[1]"];
+    assert_eq!(fields[..3], all);
+    assert_eq!(unfit[2].reason, Unfit::NoKeyUsage("keyCertSign"));
+    assert!(unfit[0].to_string().contains("members.ly.ca_certificates[0]: it expired on 2036-11-26T"), "{}", unfit[0]);
+    assert!(draft.note().signatures.is_empty());
+
+    let before = changed(|_| {}).unwrap();
+    assert_eq!(before.unfit_authorities(Some(&before), after_all), []);
+    let added: Vec<_> = draft.roster().unfit_authorities(Some(&before), after_all);
+    assert_eq!(added.iter().map(|unfit| unfit.field.as_str()).collect::<Vec<_>>(), all[2..]);
+}
+
+#[test]
+fn an_authority_of_tomorrow_is_not_signed_and_one_made_this_minute_is() {
+    let begun = crate::certificate::check_pem(AUTHORITY, crate::certificate::Purpose::Authority).unwrap().not_before;
+    let roster = changed(|_| {}).unwrap();
+    assert!(roster.unfit_authorities(None, begun - 86_400).iter().any(|unfit| unfit.field.starts_with("members.ma")));
+    assert_eq!(roster.unfit_authorities(None, begun - 60), []);
 }
 
 #[test]
@@ -62,12 +90,14 @@ fn a_text_changed_after_it_was_signed_is_found() {
     let note = String::from_utf8(signed(&sample(), &[governor(1)])).unwrap();
     let mut draft = Draft::read(note.replacen("quorum = 1", "quorum = 1 ", 1).as_bytes()).unwrap();
     assert_eq!(draft.signers(None)[0].valid, Some(false));
-    assert!(matches!(draft.sign(&governor(1), None), Err(SignError::Changed(_))));
+    assert!(matches!(draft.sign(&governor(1), None, NOW), Err(SignError::Changed(_))));
 }
 
 #[test]
 fn what_editors_do_to_a_text_is_told_or_mended() {
     let text = written(&sample());
+    let marked = Draft::read(format!("\u{feff}{text}").as_bytes()).unwrap();
+    assert_eq!(marked.note().text, text);
     let without_end = Draft::read(text.trim_end().as_bytes()).unwrap();
     assert_eq!(without_end.note().text, format!("{}\n", text.trim_end()));
     let windows = text.replace('\n', "\r\n");

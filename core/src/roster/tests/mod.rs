@@ -9,15 +9,20 @@ mod succession;
 use sha2::{Digest as _, Sha256};
 
 use super::text::{GovernorsText, KeyText, MemberText, NamesText, RosterText};
-use super::{Roster, RosterError};
+use super::{Roster, RosterError, UnfitAuthority};
+use crate::certificate::Unfit;
 use crate::feed::note::{Algorithm, Note, SigningKey};
 use crate::names::Member;
 
+/// Some day in the validity of all these authorities: 2027-01-15.
+const NOW: i64 = 1_800_000_000;
 const EXCHANGE: &str = "rabat.example";
 const AUTHORITY: &str = include_str!("../vectors/authority.pem");
 /// Another certificate of the key of [`AUTHORITY`].
 const AUTHORITY_RENEWED: &str = include_str!("../vectors/authority-renewed.pem");
 const AUTHORITY_OTHER: &str = include_str!("../vectors/authority-other.pem");
+/// Without the extension key usage.
+const AUTHORITY_WITHOUT_USAGE: &str = include_str!("../vectors/authority-without-usage.pem");
 const AUTHORITY_OBSERVER: &str = include_str!("../vectors/authority-observer.pem");
 
 fn member(code: &str) -> Member {

@@ -20,7 +20,7 @@ fn the_sample_makes_sense() {
     let roster = changed(|_| {}).unwrap();
     assert_eq!((roster.version(), roster.threshold(), roster.quorum()), (1, 2, 1));
     assert_eq!(roster.full_members().map(|entry| entry.code.as_str()).collect::<Vec<_>>(), ["ly", "ma"]);
-    assert_eq!(roster.unreadable_authority(), None);
+    assert_eq!(roster.unfit_authorities(None, NOW), []);
 }
 
 #[test]
@@ -37,7 +37,8 @@ fn an_authority_is_told_by_its_key_and_stands_in_one_place() {
 fn an_authority_that_cannot_be_read_certifies_nothing_and_is_named() {
     let broken = AUTHORITY_OTHER.replace("MII", "MIJ");
     let roster = changed(|text| text.members[1].ca_certificates.push(broken.clone())).unwrap();
-    assert_eq!(roster.unreadable_authority().as_deref(), Some("members.ly.ca_certificates[1]"));
+    let unfit = UnfitAuthority { field: "members.ly.ca_certificates[1]".into(), reason: Unfit::Unreadable };
+    assert_eq!(roster.unfit_authorities(None, NOW), [unfit]);
     let field = refused(|text| text.members.iter_mut().for_each(|member| member.ca_certificates.push(broken.clone())));
     assert_eq!(field, "members.ly.ca_certificates[1]");
     let field = refused(|text| text.members[1].ca_certificates = vec![format!("{AUTHORITY_OTHER}{AUTHORITY}")]);

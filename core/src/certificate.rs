@@ -1,0 +1,250 @@
+//! Whether a certificate is fit for everything that it is used for here.
+//!
+//! In scope: what a certificate says of itself: key, basic constraints, key usages, name constraints, validity (RFC 5280 section 4.2.1,
+//! X509-SVID section 4). One judge for all who ask: nodes of their own certificate and of a peer's, governors of authorities, the command
+//! line. Out of scope: whom it names, who signed it, and whether it was revoked (transport).
+
+use std::fmt;
+
+use pbjson_types::Timestamp;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::{GeneralName, KeyUsage, NameConstraints, ParsedExtension};
+use x509_parser::oid_registry::{
+    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_NIST_EC_P521, OID_PKCS1_RSAENCRYPTION,
+    OID_SIG_ED25519,
+};
+use x509_parser::pem::Pem;
+use x509_parser::prelude::FromDer;
+use x509_parser::public_key::PublicKey;
+use x509_parser::x509::{SubjectPublicKeyInfo, X509Version};
+
+use crate::bulletin::times::Time;
+
+/// Label of a certificate in PEM (RFC 7468 section 5).
+const LABEL: &str = "CERTIFICATE";
+/// Smallest RSA key that TLS libraries still verify with, in bits.
+const RSA_BITS_MIN: usize = 2_048;
+/// Largest RSA key that our TLS library verifies with, in bits.
+const RSA_BITS_MAX: usize = 8_192;
+/// Bytes of an address with its mask in a name constraint (RFC 5280 section 4.2.1.10): IPv4 and IPv6.
+const MASKED_ADDRESS_BYTES: [usize; 2] = [8, 32];
+
+/// What a certificate is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Signs certificates and revocation lists of a member.
+    Authority,
+    /// Shown by a node: it accepts connections and dials.
+    Node,
+    /// Shown by a person or system, which only dials.
+    Client,
+}
+
+/// Seconds of Unix time from which and until which a certificate is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// First second.
+    pub not_before: i64,
+    /// Last second.
+    pub not_after: i64,
+}
+
+impl Validity {
+    /// The same, begun so many seconds earlier: for clocks that differ.
+    #[must_use]
+    pub fn with_skew(self, seconds: i64) -> Self {
+        Self { not_before: self.not_before.saturating_sub(seconds), ..self }
+    }
+
+    /// # Errors
+    /// [`Unfit`] if `now`, in Unix seconds, is outside.
+    pub fn at(self, now: i64) -> Result<(), Unfit> {
+        match now {
+            _ if now > self.not_after => Err(Unfit::Expired { not_after: self.not_after }),
+            _ if now < self.not_before => Err(Unfit::NotYetValid { not_before: self.not_before }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Why a certificate is not fit for its purpose.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// No PEM certificate, or not DER.
+    #[error("it holds no certificate that can be read")]
+    Unreadable,
+    /// An extension that cannot be read, or that is there twice.
+    #[error("its extensions cannot be read: {0}")]
+    Extensions(String),
+    /// An older X.509.
+    #[error("it is not an X.509 certificate of version 3")]
+    Version,
+    /// A key that is not verified with.
+    #[error("its key is not RSA of {RSA_BITS_MIN} to {RSA_BITS_MAX} bits, ECDSA on P-256, P-384 or P-521, or Ed25519")]
+    Key,
+    /// An authority that may not certify.
+    #[error("it is not an authority's: its basic constraints do not have CA true")]
+    NotAuthority,
+    /// An authority where a node's or a person's certificate is needed.
+    #[error("it is an authority's: its basic constraints have CA true")]
+    IsAuthority,
+    /// A key usage that is needed is missing.
+    #[error("its key usage does not have {0}")]
+    NoKeyUsage(&'static str),
+    /// A key usage that only an authority may have.
+    #[error("its key usage has {0}, which only an authority's may have")]
+    KeyUsage(&'static str),
+    /// An extended key usage that is needed is missing.
+    #[error("its extended key usage does not have {0}")]
+    NoExtendedKeyUsage(&'static str),
+    /// Name constraints that no certificate of a member can meet at our verifier.
+    #[error(
+        "its name constraints are on {0}, which are not supported: every certificate that it signs would be refused"
+    )]
+    NameConstraints(&'static str),
+    /// It is over.
+    #[error("it expired on {}", Utc(*.not_after))]
+    Expired {
+        /// Last second, Unix time.
+        not_after: i64,
+    },
+    /// It has not begun.
+    #[error("it is not valid before {}", Utc(*.not_before))]
+    NotYetValid {
+        /// First second, Unix time.
+        not_before: i64,
+    },
+}
+
+/// Judges a DER certificate. Its validity is returned for the caller to compare with the time that matters to it.
+///
+/// # Errors
+/// [`Unfit`] with the first reason found.
+pub fn check(der: &[u8], purpose: Purpose) -> Result<Validity, Unfit> {
+    let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| Unfit::Unreadable)?;
+    if !rest.is_empty() {
+        return Err(Unfit::Unreadable);
+    }
+    if certificate.version() != X509Version::V3 {
+        return Err(Unfit::Version);
+    }
+    let unparsed = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::ParseError { .. } => Some(extension.oid.to_id_string()),
+        _ => None,
+    });
+    if let Some(oid) = unparsed {
+        return Err(Unfit::Extensions(oid));
+    }
+    check_key(certificate.public_key())?;
+    check_constraints(&certificate, purpose)?;
+    check_key_usage(&certificate, purpose)?;
+    check_extended_key_usage(&certificate, purpose)?;
+    let validity = certificate.validity();
+    Ok(Validity { not_before: validity.not_before.timestamp(), not_after: validity.not_after.timestamp() })
+}
+
+/// As [`check`], for the first certificate of a PEM text.
+///
+/// # Errors
+/// See [`check`].
+pub fn check_pem(text: &str, purpose: Purpose) -> Result<Validity, Unfit> {
+    check(&first_der(text).ok_or(Unfit::Unreadable)?, purpose)
+}
+
+/// The DER of the first certificate of a PEM text, which may begin with a byte order mark.
+#[must_use]
+pub fn first_der(text: &str) -> Option<Vec<u8>> {
+    let text = text.trim_start().trim_start_matches('\u{feff}');
+    let pem = Pem::iter_from_buffer(text.as_bytes()).next()?.ok()?;
+    (pem.label == LABEL).then_some(pem.contents)
+}
+
+fn unread(error: &dyn fmt::Display) -> Unfit {
+    Unfit::Extensions(error.to_string())
+}
+
+/// Whether signatures by it are verified (rustls-webpki with aws-lc-rs).
+fn check_key(key: &SubjectPublicKeyInfo<'_>) -> Result<(), Unfit> {
+    let algorithm = &key.algorithm.algorithm;
+    let fit = if *algorithm == OID_PKCS1_RSAENCRYPTION {
+        matches!(key.parsed(), Ok(PublicKey::RSA(rsa)) if (RSA_BITS_MIN..=RSA_BITS_MAX).contains(&rsa.key_size()))
+    } else if *algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY {
+        let curve = key.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
+        curve.is_some_and(|curve| [OID_EC_P256, OID_NIST_EC_P384, OID_NIST_EC_P521].contains(&curve))
+    } else {
+        *algorithm == OID_SIG_ED25519
+    };
+    if fit { Ok(()) } else { Err(Unfit::Key) }
+}
+
+fn check_constraints(certificate: &X509Certificate<'_>, purpose: Purpose) -> Result<(), Unfit> {
+    let basic = certificate.basic_constraints().map_err(|error| unread(&error))?;
+    match (purpose, basic.is_some_and(|basic| basic.value.ca)) {
+        (Purpose::Authority, false) => return Err(Unfit::NotAuthority),
+        (Purpose::Node | Purpose::Client, true) => return Err(Unfit::IsAuthority),
+        _ => {}
+    }
+    match certificate.name_constraints().map_err(|error| unread(&error))? {
+        Some(names) => check_name_constraints(names.value),
+        None => Ok(()),
+    }
+}
+
+/// Every certificate of a member has a URI and a subject; the verifier (rustls-webpki) refuses both wherever their kind is constrained.
+/// Constraints on host names and addresses can be met, and judge only certificates that have some.
+fn check_name_constraints(constraints: &NameConstraints<'_>) -> Result<(), Unfit> {
+    let subtrees = [&constraints.permitted_subtrees, &constraints.excluded_subtrees];
+    for subtree in subtrees.into_iter().flatten().flatten() {
+        match &subtree.base {
+            GeneralName::URI(_) => return Err(Unfit::NameConstraints("URIs")),
+            GeneralName::DirectoryName(_) => return Err(Unfit::NameConstraints("directory names")),
+            GeneralName::IPAddress(masked) if !MASKED_ADDRESS_BYTES.contains(&masked.len()) => {
+                return Err(Unfit::Extensions("a name constraint on an address without its mask".into()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_key_usage(certificate: &X509Certificate<'_>, purpose: Purpose) -> Result<(), Unfit> {
+    let usage = certificate.key_usage().map_err(|error| unread(&error))?.map(|usage| usage.value);
+    let has = |bit: fn(&KeyUsage) -> bool| usage.is_some_and(bit);
+    let (certificates, lists) = (has(KeyUsage::key_cert_sign), has(KeyUsage::crl_sign));
+    match purpose {
+        // RFC 5280 section 4.2.1.3: an authority's certificate always has the extension.
+        Purpose::Authority if !certificates => Err(Unfit::NoKeyUsage("keyCertSign")),
+        Purpose::Authority if !lists => Err(Unfit::NoKeyUsage("cRLSign")),
+        Purpose::Authority => Ok(()),
+        _ if certificates => Err(Unfit::KeyUsage("keyCertSign")),
+        _ if lists => Err(Unfit::KeyUsage("cRLSign")),
+        _ if usage.is_some() && !has(KeyUsage::digital_signature) => Err(Unfit::NoKeyUsage("digitalSignature")),
+        _ => Ok(()),
+    }
+}
+
+/// Where the extension is absent, every use is allowed (RFC 5280 section 4.2.1.12). `anyExtendedKeyUsage` allows nothing in a node's or a
+/// person's certificate: our verifier does not count it.
+fn check_extended_key_usage(certificate: &X509Certificate<'_>, purpose: Purpose) -> Result<(), Unfit> {
+    let Some(usage) = certificate.extended_key_usage().map_err(|error| unread(&error))? else { return Ok(()) };
+    let any = purpose == Purpose::Authority && usage.value.any;
+    let server = any || purpose == Purpose::Client || usage.value.server_auth;
+    let client = any || usage.value.client_auth;
+    match (server, client) {
+        (_, false) => Err(Unfit::NoExtendedKeyUsage("clientAuth")),
+        (false, _) => Err(Unfit::NoExtendedKeyUsage("serverAuth")),
+        (true, true) => Ok(()),
+    }
+}
+
+/// Unix seconds as people write them.
+struct Utc(i64);
+
+impl fmt::Display for Utc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Time::from_proto(&Timestamp { seconds: self.0, nanos: 0 }) {
+            Some(time) => time.fmt(f),
+            None => write!(f, "Unix second {}", self.0),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Whether a node starts with the files that it is given.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyUsagePurpose};
+use time::{Duration, OffsetDateTime};
+
+use super::*;
+use crate::pki::{Authority, DevelopMember, DevelopOptions, develop};
+
+/// A member that listens wherever there is room, and its folder.
+struct Home(tempfile::TempDir);
+
+impl Home {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        // The other one, whom a quorum needs, is never reached.
+        let members = [("ma", 7400), ("tn", 1)];
+        let members = members.map(|(code, port)| DevelopMember::local(code.parse().unwrap(), port)).to_vec();
+        let exchange = "rabat.example".parse().unwrap();
+        develop(&DevelopOptions::new(folder.path().to_owned(), exchange, members)).unwrap();
+        let home = Self(folder);
+        let config = fs::read_to_string(home.path("node.toml")).unwrap();
+        let config =
+            config.replace("\"127.0.0.1:7400\"", "\"127.0.0.1:0\"").replace("\"127.0.0.1:7401\"", "\"127.0.0.1:0\"");
+        fs::write(home.path("node.toml"), config).unwrap();
+        home
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join("ma").join(name)
+    }
+
+    fn chmod(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// The node's next certificate, changed before its authority signs it.
+    fn certify(&self, change: impl FnOnce(&mut CertificateParams)) {
+        let read = |name: &str| fs::read_to_string(self.path(name)).unwrap();
+        let authority = Authority::load("ma.rabat.example", &read("tls/ca.pem"), &read("offline/ca.key")).unwrap();
+        let issued = authority.issue_changed("node", change).unwrap();
+        fs::write(self.path("tls/node.pem"), issued.certificate).unwrap();
+        fs::write(self.path("tls/node.key"), issued.key).unwrap();
+    }
+
+    /// Starts the node, and stops it as soon as it serves; or why it did not start.
+    async fn start(&self) -> Result<(), String> {
+        let text = |error: &dyn std::error::Error| {
+            let source = error.source().map(ToString::to_string).unwrap_or_default();
+            format!("{error}: {source}")
+        };
+        let config = NodeConfig::load(&self.path("node.toml")).map_err(|error| text(&error))?;
+        let declared = Declared { first: true, store_lost: false };
+        run(&config, declared, std::future::ready(()), |_| ()).await.map_err(|error| text(&error))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_starts_only_while_its_keys_are_its_own_and_its_rules_are_not_written_by_others() {
+    let home = Home::new();
+    home.start().await.unwrap();
+    let cases = [
+        ("keys/feed.key", 0o644, 0o600, "chmod 600"),
+        ("keys/mirror.key", 0o640, 0o600, "chmod 600"),
+        ("keys/custody.key", 0o660, 0o600, "chmod 600"),
+        ("tls/node.key", 0o604, 0o600, "chmod 600"),
+        ("keys", 0o755, 0o700, "chmod 700"),
+        ("access.toml", 0o664, 0o644, "chmod go-w"),
+        ("roster.note", 0o666, 0o644, "chmod go-w"),
+        ("node.toml", 0o622, 0o644, "chmod go-w"),
+    ];
+    for (name, open, closed, command) in cases {
+        home.chmod(name, open);
+        let why = home.start().await.unwrap_err();
+        let path = home.path(name).display().to_string();
+        assert!(why.contains(&format!("`{command} {path}`")), "{name}: {why}");
+        home.chmod(name, closed);
+        home.start().await.unwrap_or_else(|why| panic!("{name}: {why}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_that_no_peer_would_let_in_does_not_start_and_says_why() {
+    let home = Home::new();
+    let now = OffsetDateTime::now_utc();
+    let span = move |from: i64, to: i64| {
+        move |params: &mut CertificateParams| {
+            (params.not_before, params.not_after) = (now + Duration::days(from), now + Duration::days(to));
+        }
+    };
+    home.certify(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
+    assert!(home.start().await.unwrap_err().contains("does not have clientAuth"));
+    home.certify(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]);
+    assert!(home.start().await.unwrap_err().contains("does not have serverAuth"));
+    home.certify(|params| params.key_usages.push(KeyUsagePurpose::KeyCertSign));
+    assert!(home.start().await.unwrap_err().contains("keyCertSign"));
+    home.certify(span(-9, -1));
+    assert!(home.start().await.unwrap_err().contains("expired"));
+    // What passes by itself is an alarm; with the clock put right the node goes on.
+    home.certify(span(1, 9));
+    home.start().await.unwrap();
+    home.certify(|_| ());
+    home.start().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_may_begin_with_a_byte_order_mark() {
+    let home = Home::new();
+    let marked = [
+        "node.toml",
+        "access.toml",
+        "roster.note",
+        "tls/node.pem",
+        "tls/node.key",
+        "keys/feed.key",
+        "keys/mirror.key",
+        "keys/custody.key",
+    ];
+    for name in marked {
+        let text = fs::read_to_string(home.path(name)).unwrap();
+        fs::write(home.path(name), format!("\u{feff}{text}")).unwrap();
+    }
+    home.start().await.unwrap();
+}

@@ -1,0 +1,165 @@
+//! What is nobody's fault, or the profile's, is not told as the bulletin's or the network's.
+
+use barid_core::bulletin::header::BulletinId;
+
+use super::*;
+
+/// A node with a clock and a roster.
+pub(super) struct Rejects {
+    pub(super) now_unix_ms: u64,
+    pub(super) members: &'static [&'static str],
+}
+
+impl Rejects {
+    /// In the words of a real one (`core::bulletin::prepare`, `api::stored`).
+    pub(super) fn judge(&self, id: &str, wait_for: Option<&proto::WaitFor>) -> Result<(), Status> {
+        let id: BulletinId = id.parse().unwrap();
+        let clock = barid_core::bulletin::times::Time::from_unix_ms(self.now_unix_ms);
+        if id.unix_ms() > self.now_unix_ms + 300_000 {
+            let description = format!("`x` is not at most 300 s ahead of this node's clock, {clock}");
+            let rules = [("rule-0", "clock-ahead"), ("rule-0-1", "300"), ("rule-0-2", &*clock.to_string())];
+            return Err(rejected("header.id", &description, &rules));
+        }
+        let unknown =
+            wait_for.into_iter().flat_map(|wait| &wait.members).find(|member| !self.members.contains(&&***member));
+        match unknown {
+            Some(member) => {
+                let description = format!("`{member}` is not a member that the roster lists");
+                Err(rejected("wait_for.members[0]", &description, &[("rule-0", "listed-member")]))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn rejected(field: &str, description: &str, rules: &[(&str, &str)]) -> Status {
+    let mut details = ErrorDetails::with_bad_request_violation(field, description);
+    let rules = rules.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    details.set_error_info("FIELDS", "barid", rules.collect::<std::collections::HashMap<_, _>>());
+    Status::with_error_details(tonic::Code::InvalidArgument, "invalid", details)
+}
+
+#[tokio::test]
+async fn id_of_a_fast_clock_is_made_anew_by_the_nodes_clock_and_one_that_was_chosen_is_not() {
+    let (node, folder) = node(NODE).await;
+    // In 2020: every clock that this test runs by is ahead.
+    let now_unix_ms = 1_600_000_000_000;
+    *node.rejects.lock() = Some(Rejects { now_unix_ms, members: &["ma"] });
+    let draft = draft(folder.path(), |_| {});
+    let (result, text) = barid(folder.path(), Lang::En, &["publish", &draft]).await;
+    assert_eq!(result.unwrap(), Exit::Ok, "{text}");
+    assert!(text.contains("The clock of this machine is") && text.contains("ahead of the node's"), "{text}");
+    assert!(!text.contains("header.id"), "{text}");
+    let ids: Vec<BulletinId> = node.asked.lock().drain(..).map(|id| id.parse().unwrap()).collect();
+    assert_eq!(ids.len(), 2);
+    assert_eq!(ids[1].unix_ms(), now_unix_ms);
+    assert!(text.contains(&ids[1].to_string()), "the receipt is of the second: {text}");
+
+    let chosen = ids[0].to_string();
+    let (result, text) = barid(folder.path(), Lang::En, &["publish", &draft, "--id", &chosen]).await;
+    assert_eq!(result.unwrap_err().id(), "refused-fields", "{text}");
+    assert!(text.contains("header.id"), "{text}");
+    assert_eq!(*node.asked.lock(), [chosen]);
+}
+
+#[tokio::test]
+async fn wait_for_somebody_unknown_is_a_fault_of_the_command_line_in_every_language() {
+    let (node, folder) = node(NODE).await;
+    let now_unix_ms = crate::cli::times::now_unix_ms();
+    *node.rejects.lock() = Some(Rejects { now_unix_ms, members: &["ma"] });
+    let draft = draft(folder.path(), |_| {});
+    for lang in Lang::ALL {
+        let (result, text) = barid(folder.path(), lang, &["publish", &draft, "--wait-for", "zz"]).await;
+        let failure = result.unwrap_err();
+        assert_eq!((failure.id(), failure.exit_code()), ("wait-for", Exit::Usage), "{text}");
+        assert!(text.contains("--wait-for") && text.contains("zz") && !text.contains("wait_for"), "{text}");
+    }
+}
+
+fn write(folder: &Path, name: &str, text: &str) {
+    std::fs::write(folder.join(name), text).unwrap();
+}
+
+#[tokio::test]
+async fn authority_of_another_is_told_as_that_and_not_tried_again() {
+    let (node, folder) = node(NODE).await;
+    let other = crate::pki::Authority::new("ma.rabat.example").unwrap();
+    write(folder.path(), "ca.pem", &other.certificate());
+    let draft = draft(folder.path(), |_| {});
+    for words in [&["history"][..], &["publish", &draft], &["watch"], &["health"]] {
+        for lang in Lang::ALL {
+            let (result, text) = barid(folder.path(), lang, words).await;
+            let failure = result.unwrap_err();
+            assert_eq!((failure.id(), failure.exit_code()), ("node-other-authority", Exit::Usage), "{text}");
+            assert!(text.contains("ca.pem") && text.contains("127.0.0.1:"), "{text}");
+        }
+    }
+    assert!(node.asked.lock().is_empty());
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_used_are_told_with_the_reason_before_the_network_is_touched() {
+    let (_node, folder) = node(NODE).await;
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let (ca, me, key) = (read("ca.pem"), read("me.pem"), read("me.key"));
+    let other = crate::pki::Authority::new("ne.rabat.example").unwrap();
+    let server_only = other.issue_changed("focal-point/police-niamey", |params| {
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    });
+    let server_only = server_only.unwrap();
+    let cases: [(&str, &str, &str, &str, &str); 6] = [
+        ("ca.pem", &me, &me, &key, "CA true"),
+        ("ca.pem", "no PEM", &me, &key, "no PEM certificate"),
+        ("me.pem", &ca, &me, &other.key(), "KeyMismatch"),
+        ("me.pem", &ca, &ca, &key, "CA true"),
+        ("me.pem", &ca, &server_only.certificate, &server_only.key, "clientAuth"),
+        ("me.key", &ca, &me, "no key", ""),
+    ];
+    for (file, ca, me, key, words) in cases {
+        write(folder.path(), "ca.pem", ca);
+        write(folder.path(), "me.pem", me);
+        write(folder.path(), "me.key", key);
+        let (result, text) = barid(folder.path(), Lang::En, &["history"]).await;
+        let failure = result.unwrap_err();
+        assert_eq!((failure.id(), failure.exit_code()), ("identity-unusable", Exit::Usage), "{words}: {text}");
+        assert!(text.contains(words) && text.contains(file), "{words}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn byte_order_mark_before_pem_and_toml_is_no_fault() {
+    let (_node, folder) = node(NODE).await;
+    for name in ["ca.pem", "me.pem", "me.key", "client.toml"] {
+        let text = std::fs::read_to_string(folder.path().join(name)).unwrap();
+        write(folder.path(), name, &format!("\u{feff}{text}"));
+    }
+    let (result, text) = barid(folder.path(), Lang::En, &["history"]).await;
+    assert_eq!(result.unwrap(), Exit::Ok, "{text}");
+}
+
+#[tokio::test]
+async fn what_speaks_no_tls_is_told_as_that() {
+    let (_node, folder) = node(NODE).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    at_endpoint(folder.path(), listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
+    });
+    let (result, text) = barid(folder.path(), Lang::En, &["history"]).await;
+    let failure = result.unwrap_err();
+    assert_eq!((failure.id(), failure.exit_code()), ("node-no-tls", Exit::Usage), "{text}");
+}
+
+#[tokio::test]
+async fn key_that_everybody_may_read_is_warned_of() {
+    let (_node, folder) = node(NODE).await;
+    let key = folder.path().join("me.key");
+    for (mode, warned) in [(0o600, false), (0o644, true)] {
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+        let (result, text) = barid(folder.path(), Lang::En, &["health"]).await;
+        assert_eq!(result.unwrap(), Exit::Ok);
+        assert_eq!(text.contains("chmod 600"), warned, "{mode:o}: {text}");
+    }
+}

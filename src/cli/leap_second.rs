@@ -1,0 +1,87 @@
+//! Leap seconds in drafts: RFC 3339 can write them, protobuf times cannot hold them. They are named, not silently moved: a time is signed.
+
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::failure::{Failure, Field};
+
+/// Place of the seconds in `2016-12-31T23:59:60Z`, with the colon before them.
+const SECONDS: std::ops::Range<usize> = 16..19;
+const LEAP: &str = ":60";
+/// Rule of the catalogue.
+const RULE: &str = "leap-second";
+const EXPECTED: &str = "a time without a leap second: write second 59, or second 0 of the next minute";
+
+/// # Errors
+/// With every field that is a leap second.
+pub(super) fn check(name: &str, text: &str) -> Result<(), Failure> {
+    // Nearly every draft ends here.
+    if !text.contains(LEAP) {
+        return Ok(());
+    }
+    let Ok(draft) = serde_json::from_str::<Value>(text) else { return Ok(()) };
+    let mut fields = Vec::new();
+    find(&draft, "", &mut fields);
+    if fields.is_empty() { Ok(()) } else { Err(Failure::usage("draft-unreadable").with("path", name).fields(fields)) }
+}
+
+/// As deep as serde_json reads, which is 128.
+fn find(value: &Value, path: &str, found: &mut Vec<Field>) {
+    match value {
+        Value::Object(members) => {
+            for (key, member) in members {
+                let dot = if path.is_empty() { "" } else { "." };
+                find(member, &format!("{path}{dot}{key}"), found);
+            }
+        }
+        Value::Array(items) => {
+            for (n, item) in items.iter().enumerate() {
+                find(item, &format!("{path}[{n}]"), found);
+            }
+        }
+        Value::String(text) if is_leap_second(text) => found.push(Field {
+            field: path.to_owned(),
+            description: format!("`{text}` is not {EXPECTED}"),
+            rule: RULE.to_owned(),
+            values: Vec::new(),
+        }),
+        _ => {}
+    }
+}
+
+fn is_leap_second(text: &str) -> bool {
+    text.get(SECONDS) == Some(LEAP) && {
+        let mut before = text.to_owned();
+        before.replace_range(SECONDS, ":59");
+        OffsetDateTime::parse(&before, &Rfc3339).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Exit;
+
+    #[test]
+    fn leap_second_is_named_with_its_field_and_other_texts_are_left_alone() {
+        let draft =
+            r#"{"header": {"expires": "2016-12-31T23:59:60Z"}, "body": {"texts": [{"headline": "at 23:59:60"}]}}"#;
+        let failure = check("draft.json", draft).expect_err("one is there");
+        assert_eq!(failure.exit_code(), Exit::Usage);
+        let text = failure.to_string();
+        assert!(
+            text.contains("header.expires") && text.contains("leap second") && !text.contains("headline"),
+            "{text}"
+        );
+        assert!(check("draft.json", &draft.replace(":60Z", ":59Z")).is_ok());
+        for leap in ["2016-12-31T23:59:60Z", "2017-01-01T01:59:60.5+02:00"] {
+            assert!(is_leap_second(leap), "{leap}");
+        }
+        for other in
+            ["2016-12-31T23:59:61Z", "", "éééééééééééééééé:60", "at 2016-12-31T23:59:60Z", "2016-12-31T23:59:60"]
+        {
+            assert!(!is_leap_second(other), "{other}");
+        }
+    }
+}

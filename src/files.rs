@@ -1,0 +1,261 @@
+//! Files that operators write and this program believes: read whole, with a bound, and only if nobody else could read or write them.
+//!
+//! In scope: who may read and write a file, its encoding, its size. Out of scope: what it holds.
+//!
+//! The rule is the one of ssh and of database servers for their keys: the file belongs to the user that runs this, or to root; a secret is
+//! for its owner alone, where root owns it (a mounted secret) its group may read it. What is judged is the open file, so a symbolic link
+//! is judged by where it leads, and by who may change the folders of the link and of the file.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Largest file that is read whole: a roster has at most 1 MiB, access rules of 10,000 people a little more.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+/// UTF-8's byte order mark, with which editors on some systems begin a file.
+const MARK: &[u8] = b"\xef\xbb\xbf";
+/// UTF-16's, in both orders.
+const UTF16_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
+/// The user of whom every file may be.
+const ROOT: u32 = 0;
+const STICKY: u32 = 0o1000;
+
+/// Who else may touch a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// Whoever can: it is public, and somebody has signed it.
+    Public,
+    /// Others may read it, but not write it: it says what this program does.
+    Trusted,
+    /// Others may do neither: it is a key.
+    Secret,
+}
+
+/// Why a file is not used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum Fault {
+    #[error("others may {may} it (mode {mode:04o}): run `chmod {right} {path}`")]
+    Mode { path: String, may: &'static str, mode: u32, right: &'static str },
+    #[error("it belongs to user {owner}, and this runs as user {user}: run `chown {user} {path}`")]
+    Owner { path: String, owner: u32, user: u32 },
+    #[error("others may change the folder {path} (mode {mode:04o}) and so replace the file: run `chmod o-w {path}`")]
+    Folder { path: String, mode: u32 },
+    #[error("it is text in UTF-16: save it as UTF-8")]
+    Utf16,
+    #[error("it is not text in UTF-8 (byte {0})")]
+    NotUtf8(usize),
+    #[error("it has more than {FILE_BYTES_MAX} bytes")]
+    TooLarge,
+}
+
+impl From<Fault> for io::Error {
+    fn from(fault: Fault) -> Self {
+        let kind = match fault {
+            Fault::Mode { .. } | Fault::Owner { .. } | Fault::Folder { .. } => io::ErrorKind::PermissionDenied,
+            Fault::Utf16 | Fault::NotUtf8(_) | Fault::TooLarge => io::ErrorKind::InvalidData,
+        };
+        Self::new(kind, fault)
+    }
+}
+
+/// Reads a file.
+///
+/// # Errors
+/// If it cannot be read, is too large, or is open to others beyond what `guard` allows; the error says what to do.
+pub fn read(path: &Path, guard: Guard) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    check_file(path, &file.metadata()?, guard)?;
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(Fault::TooLarge.into());
+    }
+    Ok(bytes)
+}
+
+/// Reads a file of text, without its byte order mark.
+///
+/// # Errors
+/// As [`read`], and if it is not UTF-8.
+pub fn read_text(path: &Path, guard: Guard) -> io::Result<String> {
+    let bytes = read(path, guard)?;
+    if UTF16_MARKS.iter().any(|mark| bytes.starts_with(mark)) {
+        return Err(Fault::Utf16.into());
+    }
+    let text = std::str::from_utf8(without_mark(&bytes)).map_err(|error| Fault::NotUtf8(error.valid_up_to()))?;
+    Ok(text.to_owned())
+}
+
+/// Bytes without the byte order mark that they may begin with.
+#[must_use]
+pub fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(MARK).unwrap_or(bytes)
+}
+
+/// Whether others may read a file.
+#[must_use]
+pub fn is_readable_by_others(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.mode() & 0o004 != 0)
+}
+
+/// Checks a folder of secrets.
+///
+/// # Errors
+/// If it is not there, or others may look into it or change it.
+pub fn check_secret_folder(path: &Path) -> io::Result<()> {
+    check_owner_and_mode(path, &std::fs::metadata(path)?, Guard::Secret)?;
+    check_around(path)
+}
+
+fn check_file(path: &Path, found: &Metadata, guard: Guard) -> io::Result<()> {
+    // What comes out of a pipe was read by whoever feeds it.
+    if guard == Guard::Public || !found.is_file() {
+        return Ok(());
+    }
+    check_owner_and_mode(path, found, guard)?;
+    check_around(path)
+}
+
+fn check_owner_and_mode(path: &Path, found: &Metadata, guard: Guard) -> io::Result<()> {
+    let (owner, user, mode) = (found.uid(), rustix::process::geteuid().as_raw(), found.mode() & 0o7777);
+    let path = path.display().to_string();
+    if owner != user && owner != ROOT {
+        return Err(Fault::Owner { path, owner, user }.into());
+    }
+    let (forbidden, right) = match (guard, found.is_dir()) {
+        (Guard::Public, _) => (0, "go-w"),
+        (Guard::Trusted, _) => (0o022, "go-w"),
+        (Guard::Secret, true) if owner == user => (0o077, "700"),
+        (Guard::Secret, false) if owner == user => (0o077, "600"),
+        (Guard::Secret, true) => (0o027, "750"),
+        (Guard::Secret, false) => (0o037, "640"),
+    };
+    let may = if mode & forbidden & 0o022 != 0 { "write" } else { "read" };
+    if mode & forbidden != 0 {
+        return Err(Fault::Mode { path, may, mode: mode & 0o777, right }.into());
+    }
+    Ok(())
+}
+
+/// The folders in which a path and the file that it leads to stand: whoever may change these puts another file in its place. In a folder
+/// such as /tmp only owners may.
+fn check_around(path: &Path) -> io::Result<()> {
+    let leads_to = path.canonicalize()?;
+    for folder in [path, &leads_to].into_iter().filter_map(Path::parent) {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let mode = std::fs::metadata(folder)?.mode();
+        if mode & 0o002 != 0 && mode & STICKY == 0 {
+            return Err(Fault::Folder { path: folder.display().to_string(), mode: mode & 0o7777 }.into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::PathBuf;
+
+    use super::*;
+
+    struct Folder(tempfile::TempDir);
+
+    impl Folder {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn file(&self, name: &str, bytes: &[u8], mode: u32) -> PathBuf {
+            let path = self.0.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            chmod(&path, mode);
+            path
+        }
+    }
+
+    fn chmod(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn refused(path: &Path, guard: Guard) -> String {
+        read(path, guard).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn secret_that_others_may_read_is_rejected_with_the_command_that_mends_it() {
+        let folder = Folder::new();
+        for (mode, may) in [(0o644, "read"), (0o640, "read"), (0o604, "read"), (0o620, "write"), (0o602, "write")] {
+            let path = folder.file("node.key", b"key", mode);
+            let text = refused(&path, Guard::Secret);
+            assert!(text.contains(&format!("may {may} it (mode {mode:04o})")), "{text}");
+            assert!(text.contains(&format!("`chmod 600 {}`", path.display())), "{text}");
+        }
+        for mode in [0o600, 0o400] {
+            assert_eq!(read(&folder.file("good.key", b"key", mode), Guard::Secret).unwrap(), b"key");
+        }
+    }
+
+    #[test]
+    fn link_is_judged_by_where_it_leads() {
+        let folder = Folder::new();
+        let (open, closed) = (folder.file("open.key", b"key", 0o644), folder.file("closed.key", b"key", 0o600));
+        let link = folder.0.path().join("link.key");
+        symlink(&open, &link).unwrap();
+        assert!(refused(&link, Guard::Secret).contains("0644"));
+        fs::remove_file(&link).unwrap();
+        symlink(&closed, &link).unwrap();
+        assert!(read(&link, Guard::Secret).is_ok());
+        let shared = folder.0.path().join("shared");
+        fs::create_dir(&shared).unwrap();
+        chmod(&shared, 0o777);
+        symlink(&closed, shared.join("link.key")).unwrap();
+        assert!(refused(&shared.join("link.key"), Guard::Secret).contains("chmod o-w"));
+        chmod(&shared, 0o1777);
+        assert!(read(&shared.join("link.key"), Guard::Secret).is_ok(), "only its owner may replace a link there");
+    }
+
+    #[test]
+    fn rules_that_others_may_write_are_rejected_and_those_that_they_may_read_are_not() {
+        let folder = Folder::new();
+        for mode in [0o664, 0o646, 0o666] {
+            assert!(refused(&folder.file("access.toml", b"", mode), Guard::Trusted).contains("chmod go-w"), "{mode:o}");
+        }
+        let path = folder.file("access.toml", b"", 0o644);
+        assert!(read(&path, Guard::Trusted).is_ok() && is_readable_by_others(&path));
+        assert!(read(&folder.file("ca.pem", b"", 0o666), Guard::Public).is_ok());
+    }
+
+    #[test]
+    fn folder_of_keys_is_for_its_owner_alone() {
+        let folder = Folder::new();
+        let keys = folder.0.path().join("keys");
+        fs::create_dir(&keys).unwrap();
+        for (mode, good) in [(0o700, true), (0o755, false), (0o770, false), (0o701, false)] {
+            chmod(&keys, mode);
+            assert_eq!(check_secret_folder(&keys).is_ok(), good, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn file_of_another_user_is_rejected() {
+        // Only root can make one; elsewhere a file of the system stands for it.
+        let folder = Folder::new();
+        let path = folder.file("feed.key", b"", 0o600);
+        if std::os::unix::fs::chown(&path, Some(65_532), None).is_ok() {
+            assert!(refused(&path, Guard::Secret).contains("belongs to user 65532"));
+        }
+    }
+
+    #[test]
+    fn byte_order_mark_is_no_part_of_a_text_and_other_encodings_are_named() {
+        let folder = Folder::new();
+        let text = |bytes: &[u8]| read_text(&folder.file("x", bytes, 0o600), Guard::Secret);
+        assert_eq!(text(b"\xef\xbb\xbfa = 1").unwrap(), "a = 1");
+        assert!(text(b"\xff\xfea\0").unwrap_err().to_string().contains("UTF-16"));
+        assert!(text(b"a\xe9").unwrap_err().to_string().contains("byte 1"));
+        assert!(text(&vec![b' '; usize::try_from(FILE_BYTES_MAX).unwrap() + 1]).is_err());
+    }
+}
