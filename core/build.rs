@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let encoded = protox::prost::Message::encode_to_vec(&descriptors);
     prost_build::Config::new()
         .bytes(["."])
+        .enable_type_names()
         .compile_well_known_types()
         .extern_path(".google.protobuf", "::pbjson_types")
         .compile_fds(descriptors)?;

@@ -105,7 +105,7 @@ impl FocalPoint for Node {
             _ => 10,
         };
         self.asked.lock().push(format!("after {after}"));
-        let event = |event| Ok(proto::SubscribeResponse { event: Some(event) });
+        let event = |event| Ok(proto::SubscribeResponse { event: Some(event), ..Default::default() });
         let events =
             [Event::Position(after), Event::Delivery(delivery(after + 1)), Event::Delivery(delivery(after + 2))];
         let cut = stream::once(async { Err(Status::unavailable("cut")) });
