@@ -127,6 +127,7 @@ impl FocalPoint for Node {
         let before = request.into_inner().page_token.parse().unwrap_or(3);
         let next_page_token = if before > 2 { (before - 1).to_string() } else { String::new() };
         Ok(Response::new(proto::HistoryResponse {
+            warnings: Vec::new(),
             deliveries: vec![delivery(before - 1)],
             next_page_token,
             damaged: Vec::new(),
