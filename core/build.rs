@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("messages.json.rs"), format!("json!({});\n", names.join(", ")))?;
     prost_build::Config::new()
         .bytes(["."])
+        .enable_type_names()
         .compile_well_known_types()
         .extern_path(".google.protobuf", "::pbjson_types")
         .compile_fds(descriptors)?;

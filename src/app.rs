@@ -229,6 +229,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         node: Arc::clone(&node) as Arc<dyn api::Node>,
         pace: Arc::default(),
         budgets: budgets.clone(),
+        states: Arc::default(),
         overdue: Arc::default(),
         stopping: stopping.clone(),
         naming: Arc::default(),

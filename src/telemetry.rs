@@ -111,6 +111,7 @@ pub(crate) mod heard {
         pub(crate) reason: String,
         pub(crate) who: String,
         pub(crate) subject: String,
+        pub(crate) detail: String,
     }
 
     thread_local! {
@@ -134,7 +135,7 @@ pub(crate) mod heard {
 
         /// `what reason who subject` of each so far, in order, and forgets them.
         pub(crate) fn take(&self) -> Vec<String> {
-            let words = |Record { what, reason, who, subject }: Record| {
+            let words = |Record { what, reason, who, subject, .. }: Record| {
                 [what, reason, who, subject].into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
             };
             self.0.take().into_iter().map(words).collect()
@@ -148,12 +149,13 @@ pub(crate) mod heard {
     }
 
     pub(super) fn push(event: &AuditEvent<'_>) {
-        let AuditEvent { what, reason, who, subject, .. } = event;
+        let AuditEvent { what, reason, who, subject, detail } = event;
         let record = Record {
             what: (*what).to_owned(),
             reason: (*reason).to_owned(),
             who: who.to_string(),
             subject: subject.to_string(),
+            detail: detail.to_string(),
         };
         HEARD.with_borrow(|heard| {
             if let Some(records) = heard {

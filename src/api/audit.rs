@@ -79,12 +79,9 @@ impl Audit for Api {
         let owner: Member = member.parse().map_err(|_| errors::argument("member", &member, "a member code"))?;
         let uuid: BulletinId = id.parse().map_err(|_| errors::argument("id", &id, "a UUIDv7 in lower case"))?;
         // What the caller may not read does not exist for it.
-        let missing = || Status::not_found(format!("no bulletin {member}/{id} is held for you"));
-        let entry = self.find(&owner, uuid).await?.ok_or_else(missing)?;
-        if !self.may_export(&caller, &entry) {
-            self.refused(&caller.path, METHOD, "NOT_CLEARED");
-            return Err(missing());
-        }
+        let hidden = |entry: &Entry| (!self.may_export(&caller, entry)).then_some("NOT_CLEARED");
+        let found = self.find_for(&caller, METHOD, (&owner, uuid), hidden).await?;
+        let entry = found.ok_or_else(|| Status::not_found(format!("no bulletin {member}/{id} is held for you")))?;
         let _turn = ASSEMBLING.acquire().await.map_err(|_| Status::internal("a defect of the node"))?;
         let (store, rosters) = (Arc::clone(self.store()), self.rosters.load());
         let place = format!("{} {}", entry.feed, entry.index);

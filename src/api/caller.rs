@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use barid_core::bulletin::header::issuer_of;
-use barid_core::bulletin::kinds;
+use barid_core::bulletin::{BulletinId, kinds};
+use barid_core::names::Member;
 use tokio::time::Instant;
 use tonic::{Code, Extensions, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -108,6 +109,17 @@ impl Api {
             topic,
             "under a working group in which the node's access rules let you publish",
         )
+    }
+
+    /// Records that a caller was not given a bulletin, by the bulletin's name.
+    pub(super) fn refused_bulletin(
+        &self,
+        who: &str,
+        method: &'static str,
+        reason: &str,
+        (member, id): (&Member, BulletinId),
+    ) {
+        self.pace.refused_about(who, method, reason, &format!("{member}/{}", id.uuid()), Instant::now());
     }
 
     /// Records a refusal.

@@ -3,16 +3,21 @@
 //! In scope: roles, working groups and audience for one entry, and the entry as callers see it. Out of scope: what a caller asks for
 //! (`filter`).
 
-use barid_core::bulletin::{audience, kinds};
+use std::cell::Cell;
+
+use barid_core::bulletin::{BulletinId, audience, kinds};
 use barid_core::envelope;
 use barid_core::follow::{Delivery, delivery};
+use barid_core::names::Member;
 use barid_core::proto;
 use bytes::Bytes;
+use tonic::Status;
 use uuid::Uuid;
 
 use super::Api;
 use super::caller::Caller;
-use crate::store::{Content, DamagedEntry, Entry, ReadError};
+use super::standing::Work;
+use crate::store::{Columns, Content, DamagedEntry, Entry, ReadError};
 
 /// Why an entry is not shown to a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,9 +75,69 @@ impl Api {
         delivery(&entry.feed.member, Some(header), self.me(), &self.rosters.load())
     }
 
-    /// An entry as it is shown to callers. Blocks: whether its id is another bulletin's is asked of the store.
-    pub(super) fn delivery_of(&self, entry: Entry) -> Result<proto::Delivery, ReadError> {
+    /// A bulletin by its name, for a caller to whom `hidden` hides nothing. One that is hidden is recorded and answered like one that does not
+    /// exist; so is one that is damaged, to who may not have had it while it was whole.
+    pub(super) async fn find_for(
+        &self,
+        caller: &Caller,
+        method: &'static str,
+        (member, id): (&Member, BulletinId),
+        hidden: impl Fn(&Entry) -> Option<&'static str>,
+    ) -> Result<Option<Entry>, Status> {
+        let (owner, reader) = (member.clone(), caller.clone());
+        let found = self.reading(move |api| {
+            let Some(location) = api.store().find(&owner, id.uuid())? else { return Ok(None) };
+            // By its arrival: its feed may not have reached it.
+            match api.store().arrivals(location.arrival, 1, usize::MAX) {
+                Err(ReadError::DamagedEntry(_)) if !api.may_know_of(&reader, location.arrival) => Ok(None),
+                read => Ok(read?.into_iter().next()),
+            }
+        });
+        let Some(entry) = found.await? else { return Ok(None) };
+        match hidden(&entry) {
+            Some(reason) => {
+                self.refused_bulletin(&caller.path, method, reason, (member, id));
+                Ok(None)
+            }
+            None => Ok(Some(entry)),
+        }
+    }
+
+    /// Whether a caller may know of what arrived there and cannot be read, by what the index tells of it: not its label, so agencies may not.
+    fn may_know_of(&self, caller: &Caller, arrival: u64) -> bool {
+        let known = Cell::new(false);
+        let wanted = |columns: &Columns| {
+            let reads = caller.is_focal_point() && caller.reads(&columns.kind, &columns.topic);
+            known.set(reads || caller.audits(&columns.topic));
+            false
+        };
+        // What is not accepted is not read.
+        _ = self.store().history(arrival + 1, 1, 1, &wanted);
+        known.get()
+    }
+
+    /// Entries as they are shown to a caller, with their states now. Blocks: the store is asked what refers to them, what they refer to and
+    /// whether their ids are other bulletins'.
+    pub(super) fn deliveries(
+        &self,
+        caller: &Caller,
+        entries: Vec<Entry>,
+        work: &mut Work,
+    ) -> Result<Vec<proto::Delivery>, ReadError> {
+        let states = self.states(&entries, work)?;
+        let shown = |(entry, state)| self.delivery(caller, entry, state, work);
+        entries.into_iter().zip(states).map(shown).collect()
+    }
+
+    fn delivery(
+        &self,
+        caller: &Caller,
+        entry: Entry,
+        state: proto::State,
+        work: &mut Work,
+    ) -> Result<proto::Delivery, ReadError> {
         let flags = self.flags(&entry)?;
+        let referenced = self.referenced(caller, &entry, work)?;
         let Entry { feed, index, digest, content, arrival } = entry;
         let envelope = match content {
             Content::Disclosed { envelope, .. } => envelope,
@@ -85,6 +150,8 @@ impl Api {
             digest: Bytes::copy_from_slice(&digest.0),
             envelope,
             flags,
+            state: Some(state),
+            referenced,
         })
     }
 

@@ -1,15 +1,22 @@
 //! Which bulletins a caller asks for.
 //!
-//! In scope: reading a filter, with every field that is wrong, and applying it to a header or its columns. Out of scope: what the caller
-//! may read (`deliver`).
+//! In scope: reading a filter, with every field that is wrong, comparing it with what is known here and granted, and applying it to a header
+//! or its columns. Out of scope: whether the caller may read one bulletin (`deliver`).
+
+use std::collections::BTreeSet;
 
 use barid_core::bulletin::vocabulary::Severity;
 use barid_core::bulletin::{TopicFilter, kinds};
 use barid_core::limits::FILTERS_MAX;
 use barid_core::names::Member;
 use barid_core::proto;
+use barid_core::roster::{Roster, RosterChain};
+use tonic::Status;
 
+use super::Api;
+use super::caller::Caller;
 use super::errors::Faults;
+use crate::access::Role;
 use crate::store::Columns;
 
 /// Which bulletins, checked. Everything absent does not narrow.
@@ -64,12 +71,122 @@ impl Filter {
         self.accepts(&columns.member, &columns.topic, &columns.kind, &columns.severity)
     }
 
+    /// Fields that name something unknown here or not granted, with whether nothing of what is asked for may be read.
+    fn judge(&self, caller: &Caller, rosters: &RosterChain, me: &Member) -> Judged {
+        let by_node = |kind: &String| kinds::find(kind).is_some_and(|kind| kind.by_nodes);
+        // Operators read what nodes say about the network itself, in any working group.
+        let network = caller.grant.has(Role::Operator) && (self.kinds.is_empty() || self.kinds.iter().any(by_node));
+        let reads_in = |group: &str| network || caller.grant.may_read_in(group);
+        let reads_any = network || caller.grant.working_groups.iter().any(|group| caller.grant.may_read_in(group));
+        let groups = rosters.newest().working_groups();
+        let mut judged = Judged { warnings: Vec::new(), reads: reads_any };
+        let topic = |filter: &TopicFilter| {
+            let group = filter.as_str().split('.').next().unwrap_or_default();
+            match group {
+                "*" | ">" => None,
+                group if !groups.contains(group) => {
+                    Some((UNKNOWN_WORKING_GROUP, nearest(group, groups.iter().map(AsRef::as_ref))))
+                }
+                group => (!reads_in(group)).then_some((NOT_GRANTED, String::new())),
+            }
+        };
+        judged.list("filter.topics", self.topics.iter().map(|filter| (filter.as_str(), topic(filter))));
+        let kind = |name: &String| match kinds::find(name) {
+            None => Some((UNKNOWN_KIND, nearest(name, kinds::REGISTRY.iter().map(|kind| kind.name)))),
+            Some(kind) => {
+                let by_node = network && kind.by_nodes;
+                let reads = by_node || kind.working_group.map_or(reads_any, |group| caller.grant.may_read_in(group));
+                (!reads).then_some((NOT_GRANTED, String::new()))
+            }
+        };
+        judged.list("filter.kinds", self.kinds.iter().map(|name| (name.as_str(), kind(name))));
+        let known: BTreeSet<&Member> =
+            rosters.notes().filter_map(|(version, _)| rosters.at(version)).flat_map(members).chain([me]).collect();
+        let member = |code: &Member| {
+            (!known.contains(code))
+                .then(|| (UNKNOWN_MEMBER, nearest(code.as_str(), known.iter().map(|member| member.as_str()))))
+        };
+        judged.list("filter.members", self.members.iter().map(|code| (code.as_str(), member(code))));
+        judged
+    }
+
     fn accepts(&self, member: &str, topic: &str, kind: &str, severity: &str) -> bool {
         (self.topics.is_empty() || self.topics.iter().any(|filter| filter.matches_header(topic)))
             && (self.kinds.is_empty() || self.kinds.iter().any(|wanted| wanted == kind))
             && (self.members.is_empty() || self.members.iter().any(|wanted| wanted.as_str() == member))
             && self.severity.is_none_or(|least| Severity::read(severity).is_some_and(|found| at_least(found, least)))
     }
+}
+
+const UNKNOWN_WORKING_GROUP: &str = "unknown-working-group";
+const UNKNOWN_KIND: &str = "unknown-kind";
+const UNKNOWN_MEMBER: &str = "unknown-member";
+const NOT_GRANTED: &str = "not-granted";
+
+/// A filter, compared with what is known here and what its caller may read.
+struct Judged {
+    warnings: Vec<proto::FilterWarning>,
+    /// Whether the caller may read something of what is asked for.
+    reads: bool,
+}
+
+impl Judged {
+    /// Takes in the values of one field, each with what is wrong with it and the nearest that is known.
+    fn list<'a>(&mut self, field: &str, values: impl Iterator<Item = (&'a str, Option<(&'static str, String)>)>) {
+        let (mut any, mut granted) = (false, false);
+        for (n, (value, wrong)) in values.enumerate() {
+            any = true;
+            granted |= wrong.as_ref().is_none_or(|(reason, _)| *reason != NOT_GRANTED);
+            self.warnings.extend(wrong.map(|(reason, nearest)| proto::FilterWarning {
+                field: format!("{field}[{n}]"),
+                value: value.to_owned(),
+                nearest,
+                reason: reason.to_owned(),
+            }));
+        }
+        self.reads &= granted || !any;
+    }
+}
+
+impl Api {
+    /// What in a filter is not known here or not granted.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` if the caller may read nothing of what it asks for: an empty answer would say that there is nothing.
+    pub(super) fn judge_filter(
+        &self,
+        caller: &Caller,
+        method: &'static str,
+        filter: &Filter,
+    ) -> Result<Vec<proto::FilterWarning>, Status> {
+        let Judged { warnings, reads } = filter.judge(caller, &self.rosters.load(), self.me());
+        if reads {
+            return Ok(warnings);
+        }
+        let detail = match warnings.iter().find(|warning| warning.reason == NOT_GRANTED) {
+            Some(warning) => format!(
+                "the access rules do not let the caller read what it asks for: {} `{}`",
+                warning.field, warning.value
+            ),
+            None => "the access rules let the caller read in no working group".to_owned(),
+        };
+        Err(self.denied(&caller.path, method, "WORKING_GROUP", &detail))
+    }
+}
+
+fn members(roster: &Roster) -> impl Iterator<Item = &Member> {
+    roster.entries().map(|entry| &entry.code)
+}
+
+/// The known word that differs least from `word`, if it differs in few letters or one begins with the other; empty otherwise.
+fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let most = (word.chars().count() / 3).max(1);
+    let distance = |known: &str| {
+        let begins = word.len() > 2 && (known.starts_with(word) || word.starts_with(known));
+        if begins { most } else { strsim::damerau_levenshtein(word, known) }
+    };
+    let near = known.map(|known| (distance(known), known)).filter(|(distance, _)| *distance <= most).min();
+    near.map(|(_, known)| known.to_owned()).unwrap_or_default()
 }
 
 /// CAP 1.2 severities from least to most. What is not known may be of any severity and is never left out.

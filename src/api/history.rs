@@ -13,6 +13,7 @@ use super::caller::Caller;
 use super::deliver::damaged_of;
 use super::errors::Faults;
 use super::filter::Filter;
+use super::standing::Work;
 use crate::store::{Columns, ReadError};
 
 /// Entries a page has if the caller does not say, and at most.
@@ -70,6 +71,10 @@ impl Question {
         Ok(Self { filter, since, until, page_size, before })
     }
 
+    pub(super) fn filter(&self) -> &Filter {
+        &self.filter
+    }
+
     fn wants(&self, caller: &Caller, columns: &Columns) -> bool {
         // Times before 1970 are as early as any.
         let at = u64::try_from(columns.sent_at_unix_ms).unwrap_or(0);
@@ -91,6 +96,7 @@ impl Api {
         let wanted = |columns: &Columns| question.wants(caller, columns);
         let (mut page, mut bytes) = (proto::HistoryResponse::default(), 0);
         let (mut next, mut left) = (Some(question.before), SCAN_MAX);
+        let mut work = Work::new(Work::PAGE);
         while let Some(before) = next
             && page.deliveries.len() + page.damaged.len() < question.page_size
             && left > 0
@@ -106,8 +112,8 @@ impl Api {
             };
             left = left.saturating_sub(before - rest.unwrap_or(1).min(before));
             next = rest;
-            for entry in entries.into_iter().filter(|entry| self.may_deliver(caller, entry)) {
-                let delivery = self.delivery_of(entry)?;
+            let shown = entries.into_iter().filter(|entry| self.may_deliver(caller, entry)).collect();
+            for delivery in self.deliveries(caller, shown, &mut work)? {
                 // With its own tag and length.
                 bytes += delivery.encoded_len() + 8;
                 if bytes > PAGE_BYTES_MAX && !page.deliveries.is_empty() {

@@ -45,11 +45,12 @@ use crate::rpc::operator_server::OperatorServer;
 use crate::store::{ReadError, Store};
 
 /// Encoded `google.protobuf.FileDescriptorSet` of the services here and their messages, for reflection.
-const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.descriptors.bin"));
+pub(crate) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.descriptors.bin"));
 
 pub use caller::{Identify, Identity};
 pub use overdue::Overdue;
 pub use pace::Pace;
+pub use standing::States;
 
 /// What the node tells its operators about peers, and does for them; given by the wiring.
 pub trait Node: Send + Sync + 'static {
@@ -80,6 +81,8 @@ pub struct Api {
     pub pace: Arc<Pace>,
     /// What callers may use of the node.
     pub budgets: Budgets,
+    /// What is remembered of bulletins that were updated or cancelled.
+    pub states: Arc<States>,
     /// Bulletins that wait for a roster.
     pub overdue: Arc<Overdue>,
     /// Becomes true when the node stops.

@@ -147,7 +147,12 @@ impl Pace {
 
     /// Records a refusal; after the first few of one caller and reason, their number.
     pub(super) fn refused(&self, who: &str, method: &'static str, reason: &str, now: Instant) {
-        let event = AuditEvent { what: "refused-call", reason, who: &who, subject: &method, detail: &"" };
+        self.refused_about(who, method, reason, "", now);
+    }
+
+    /// As [`Self::refused`], with what was asked for.
+    pub(super) fn refused_about(&self, who: &str, method: &'static str, reason: &str, about: &str, now: Instant) {
+        let event = AuditEvent { what: "refused-call", reason, who: &who, subject: &method, detail: &about };
         self.refusals.record(who, RECORDED_SINGLY_MAX, &event, now);
     }
 

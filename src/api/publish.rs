@@ -17,13 +17,14 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::caller::Caller;
+use super::deliver::Hidden;
 use super::pace::OpenStream;
 use super::receipts::{Proven, Sent};
 use super::stored::Wanted;
 use super::{Api, errors};
 use crate::access::Role;
 use crate::committer::{CommitFailure, Gate, Published, PublishedGroup};
-use crate::store::{Content, Entry, Location};
+use crate::store::{Content, Entry};
 
 /// How long a call waits for the node to be ready after its start.
 const START_WAIT: Duration = Duration::from_secs(15);
@@ -307,14 +308,6 @@ impl Api {
         Ok(proto::PublishResponse { receipt: Some(receipt), stored, wait_reached })
     }
 
-    /// One entry, read on a blocking thread.
-    pub(super) async fn entry(&self, location: &Location) -> Result<Entry, Status> {
-        // By its arrival: its feed may not have reached it.
-        let arrival = location.arrival;
-        let entries = self.reading(move |api| api.store().arrivals(arrival, 1, usize::MAX)).await?;
-        entries.into_iter().next().ok_or_else(|| Status::not_found("the entry is not held"))
-    }
-
     async fn prepared(&self, caller: &Caller, request: proto::PublishRequest) -> Result<Prepared, Status> {
         let proto::PublishRequest { draft, wait_for } = request;
         let draft = draft.ok_or_else(|| errors::argument("draft", "", "a draft"))?;
@@ -406,11 +399,8 @@ impl Api {
             return Ok(None);
         };
         let Some((member, id)) = state::referred(header).into_iter().next() else { return Ok(None) };
-        let mut entry = self.find(&member, id).await?;
-        if let Some(hidden) = entry.as_ref().and_then(|entry| self.hidden(caller, entry)) {
-            self.refused(&caller.path, "FocalPoint.Publish", hidden.reason());
-            entry = None;
-        }
+        let hidden = |entry: &Entry| self.hidden(caller, entry).map(Hidden::reason);
+        let entry = self.find_for(caller, "FocalPoint.Publish", (&member, id), hidden).await?;
         match entry.map(|entry| (entry.content, entry.digest)) {
             Some((Content::Disclosed { header: Some(header), .. }, digest)) => {
                 Ok(Some((header.as_ref().clone(), digest)))
@@ -419,19 +409,6 @@ impl Api {
                 let found = format!("{member}/{}", id.uuid());
                 Err(errors::argument("header.references[0]", &found, "a bulletin held here"))
             }
-        }
-    }
-
-    /// A bulletin by member and id.
-    pub(super) async fn find(
-        &self,
-        member: &barid_core::names::Member,
-        id: BulletinId,
-    ) -> Result<Option<Entry>, Status> {
-        let member = member.clone();
-        match self.reading(move |api| api.store().find(&member, id.uuid())).await? {
-            Some(location) => self.entry(&location).await.map(Some),
-            None => Ok(None),
         }
     }
 

@@ -11,15 +11,17 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::Caller;
+use super::deliver::Hidden;
 use super::errors::Faults;
 use super::filter::Filter;
 use super::history::Question;
+use super::standing::Work;
 use super::stored::stored_by;
 use super::{Api, errors};
 use crate::access::Role;
 use crate::committer::Kept;
 use crate::rpc::focal_point_server::FocalPoint;
-use crate::store::CursorRecord;
+use crate::store::{CursorRecord, Entry};
 
 /// Bytes of a subscription's name.
 const NAME_BYTES_MAX: usize = 64;
@@ -63,17 +65,15 @@ impl FocalPoint for Api {
         faults.check()?;
         let (Some(owner), Some(uuid)) = (owner, uuid) else { return Err(errors::defect()) };
         // What the caller may not read does not exist for it.
-        let missing = || Status::not_found("no such bulletin is held for you");
-        let entry = self.find(&owner, uuid).await?.ok_or_else(missing)?;
-        if let Some(hidden) = self.hidden(&caller, &entry) {
-            self.refused(&caller.path, "FocalPoint.Get", hidden.reason());
-            return Err(missing());
-        }
+        let hidden = |entry: &Entry| self.hidden(&caller, entry).map(Hidden::reason);
+        let found = self.find_for(&caller, "FocalPoint.Get", (&owner, uuid), hidden).await?;
+        let entry = found.ok_or_else(|| Status::not_found("no such bulletin is held for you"))?;
         let answer = self.reading(move |api| {
             let state = Some(api.state(&caller, &entry)?);
             let own = owner == *api.me();
             let stored = if own { stored_by(api.holders(&entry.feed, entry.index)?) } else { Vec::new() };
-            Ok(proto::GetResponse { delivery: Some(api.delivery_of(entry)?), state, stored })
+            let delivery = api.deliveries(&caller, vec![entry], &mut Work::new(Work::ONE))?.into_iter().next();
+            Ok(proto::GetResponse { delivery, state, stored })
         });
         answer.await.map(Response::new)
     }
@@ -96,12 +96,13 @@ impl FocalPoint for Api {
             Some(Start::Subscription(text)) => name = subscription(&caller, &text, &mut faults),
         }
         faults.check()?;
+        let warnings = self.judge_filter(&caller, SUBSCRIBE, &filter)?;
         let open = self.pace.open(&caller.path, &caller.grant.limits, SUBSCRIBE, Instant::now())?;
         if let Some(name) = name {
             // Remembered at once: what arrives from now on waits for its subscriber.
             next = self.named(&caller, name, SUBSCRIBE, end - 1, false).await? + 1;
         }
-        Ok(Response::new(Box::pin(self.clone().follow_arrivals(caller, open, filter, next))))
+        Ok(Response::new(Box::pin(self.clone().follow_arrivals(caller, open, (filter, warnings), next))))
     }
 
     async fn acknowledge(
@@ -124,7 +125,9 @@ impl FocalPoint for Api {
     ) -> Result<Response<proto::HistoryResponse>, Status> {
         let caller = self.caller(request.extensions(), &READERS, "FocalPoint.History")?;
         let question = Question::read(request.into_inner(), self.store().end_arrival())?;
-        self.reading(move |api| api.page(&caller, &question)).await.map(Response::new)
+        let warnings = self.judge_filter(&caller, "FocalPoint.History", question.filter())?;
+        let page = self.reading(move |api| api.page(&caller, &question)).await?;
+        Ok(Response::new(proto::HistoryResponse { warnings, ..page }))
     }
 }
 

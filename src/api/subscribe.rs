@@ -21,6 +21,7 @@ use super::deliver::{Hidden, damaged_of};
 use super::filter::Filter;
 use super::pace::OpenStream;
 use super::read::READERS;
+use super::standing::Work;
 use super::{Api, errors};
 use crate::store::{Columns, Content, DamagedEntry, ReadError};
 
@@ -53,7 +54,7 @@ impl Api {
         self,
         caller: Caller,
         open: OpenStream,
-        filter: Filter,
+        (filter, warnings): (Filter, Vec<proto::FilterWarning>),
         next: u64,
     ) -> impl Stream<Item = Message> + Send + 'static {
         let (outlet, messages) = Outlet::new();
@@ -61,6 +62,7 @@ impl Api {
             api: self,
             caller,
             filter: Arc::new(filter),
+            warnings,
             next,
             passed: BTreeSet::new(),
             spoke: Instant::now(),
@@ -82,14 +84,19 @@ impl Api {
     }
 
     /// What a caller asks for and may have, from arrival `next` on, as much as is read at once. Blocks.
-    fn stretch(&self, caller: &Caller, filter: &Filter, mut next: u64) -> Result<Stretch, ReadError> {
-        let (mut deliveries, mut passed, last) = (Vec::new(), Vec::new(), next.saturating_add(POSITION_EVERY));
-        while deliveries.is_empty() && next < last {
+    fn stretch(&self, caller: &Caller, filter: &Filter, mut next: u64, units: usize) -> Result<Stretch, ReadError> {
+        let (mut found, mut passed, last) = (Vec::new(), Vec::new(), next.saturating_add(POSITION_EVERY));
+        let end = |found, next, waits_for, passed, damaged| {
+            let mut work = Work::new(units);
+            let deliveries = self.deliveries(caller, found, &mut work)?;
+            Ok(Stretch { deliveries, next, waits_for, passed, damaged, whole: !work.is_exhausted() })
+        };
+        while found.is_empty() && next < last {
             let entries = match self.store().arrivals(next, READ_MAX.0, READ_MAX.1) {
                 Err(ReadError::DamagedEntry(damaged)) => {
                     next = damaged.arrival + 1;
                     if self.asks_for(caller, filter, damaged.arrival) {
-                        return Ok(Stretch { deliveries, next, waits_for: None, passed, damaged: Some(*damaged) });
+                        return end(found, next, None, passed, Some(*damaged));
                     }
                     continue;
                 }
@@ -105,18 +112,12 @@ impl Api {
                     _ => false,
                 };
                 match self.hidden(caller, &entry) {
-                    None if asked => deliveries.push(self.delivery_of(entry)?),
+                    None if asked => found.push(entry),
                     // Nothing after it is sent before that roster has come, or is long overdue.
                     Some(Hidden::NotYet { roster_version }) if asked => {
                         let held = self.rosters.load().newest().version();
                         if !self.overdue.passes(&entry.feed.member, roster_version, held, Instant::now()) {
-                            return Ok(Stretch {
-                                deliveries,
-                                next: arrival,
-                                waits_for: Some(roster_version),
-                                passed,
-                                damaged: None,
-                            });
+                            return end(found, arrival, Some(roster_version), passed, None);
                         }
                         passed.push(arrival);
                     }
@@ -125,7 +126,7 @@ impl Api {
                 next = arrival + 1;
             }
         }
-        Ok(Stretch { deliveries, next, waits_for: None, passed, damaged: None })
+        end(found, next, None, passed, None)
     }
 
     /// Whether a caller reads and asks for what arrived there, by what is known of it without reading it; if nothing is, it is told of it.
@@ -147,7 +148,10 @@ impl Api {
         };
         let Some(entry) = entries.into_iter().next() else { return Ok((None, false)) };
         match self.hidden(caller, &entry) {
-            None => Ok((Some(Event::Delivery(self.delivery_of(entry)?)), false)),
+            None => {
+                let delivery = self.deliveries(caller, vec![entry], &mut Work::new(Work::STRETCH))?;
+                Ok((delivery.into_iter().next().map(Event::Delivery), false))
+            }
             Some(Hidden::NotYet { .. }) => Ok((None, true)),
             Some(_) => Ok((None, false)),
         }
@@ -165,6 +169,8 @@ struct Stretch {
     passed: Vec<u64>,
     /// What comes after the deliveries and cannot be read.
     damaged: Option<DamagedEntry>,
+    /// Whether all that there was to say of the deliveries was looked up.
+    whole: bool,
 }
 
 /// One open subscription.
@@ -172,6 +178,8 @@ struct Follower {
     api: Api,
     caller: Caller,
     filter: Arc<Filter>,
+    /// What is to be said of it with the first event.
+    warnings: Vec<proto::FilterWarning>,
     /// The first arrival that was not looked at.
     next: u64,
     /// Arrivals before it that were passed over, since their roster is overdue: the newest [`PASSED_MAX`].
@@ -226,10 +234,11 @@ impl Follower {
             let rules = self.api.access.load_full();
             let (caller, filter, next) = (self.caller.clone(), Arc::clone(&self.filter), self.next);
             let live = self.api.store().end_arrival() - next <= LIVE_MAX;
-            let Stretch { deliveries, next, waits_for, passed, damaged } = if live {
-                self.api.stretch(&caller, &filter, next).map_err(|error| errors::read(&error))?
-            } else {
-                self.api.reading(move |api| api.stretch(&caller, &filter, next)).await?
+            let at_once = live.then(|| self.api.stretch(&caller, &filter, next, Work::NONE));
+            let at_once = at_once.transpose().map_err(|error| errors::read(&error))?.filter(|stretch| stretch.whole);
+            let Stretch { deliveries, next, waits_for, passed, damaged, whole: _ } = match at_once {
+                Some(stretch) => stretch,
+                None => self.api.reading(move |api| api.stretch(&caller, &filter, next, Work::STRETCH)).await?,
             };
             let empty = deliveries.is_empty() && damaged.is_none();
             for delivery in deliveries {
@@ -283,7 +292,8 @@ impl Follower {
     }
 
     async fn tell(&mut self, event: Event, bytes: usize) -> Result<(), End> {
-        let sent = self.outlet.send(Ok(proto::SubscribeResponse { event: Some(event) }), bytes).await;
+        let warnings = std::mem::take(&mut self.warnings);
+        let sent = self.outlet.send(Ok(proto::SubscribeResponse { event: Some(event), warnings }), bytes).await;
         self.spoke = Instant::now();
         if sent { Ok(()) } else { Err(None) }
     }
@@ -327,7 +337,7 @@ mod tests {
 
     fn message(bytes: usize) -> Message {
         let delivery = proto::Delivery { envelope: vec![0; bytes].into(), ..proto::Delivery::default() };
-        Ok(proto::SubscribeResponse { event: Some(Event::Delivery(delivery)) })
+        Ok(proto::SubscribeResponse { event: Some(Event::Delivery(delivery)), ..Default::default() })
     }
 
     /// How many messages are taken before the sender has to wait.

@@ -114,7 +114,7 @@ impl FocalPoint for Node {
             _ => 10,
         };
         self.asked.lock().push(format!("after {after}"));
-        let event = |event| Ok(proto::SubscribeResponse { event: Some(event) });
+        let event = |event| Ok(proto::SubscribeResponse { event: Some(event), ..Default::default() });
         let events =
             [Event::Position(after), Event::Delivery(delivery(after + 1)), Event::Delivery(delivery(after + 2))];
         let cut = stream::once(async { Err(Status::unavailable("cut")) });
@@ -136,6 +136,7 @@ impl FocalPoint for Node {
         let before = request.into_inner().page_token.parse().unwrap_or(3);
         let next_page_token = if before > 2 { (before - 1).to_string() } else { String::new() };
         Ok(Response::new(proto::HistoryResponse {
+            warnings: Vec::new(),
             deliveries: vec![delivery(before - 1)],
             next_page_token,
             damaged: Vec::new(),

@@ -14,7 +14,7 @@ use super::args::BulletinRef;
 use super::client::Client;
 use super::deadline::TimeoutArgs;
 use super::render::Render;
-use super::{Context, Exit, Failure, say, show, times};
+use super::{Context, Exit, Failure, message, say, show, times};
 
 /// Which bulletin, and where to.
 #[derive(Debug, Args)]
@@ -57,12 +57,9 @@ pub(super) async fn run(context: &Context, args: &EvidenceArgs) -> Result<Exit, 
         _ => Failure::new("file-unwritable").path(&path).because(&error),
     })?;
     if context.output.is_json() {
-        let broken = |error| Failure::new("internal").because(&error);
         let mut object = json!({"file": path.display().to_string(), "bytes": file.len()});
-        if let (Some(fields), Value::Object(told)) =
-            (object.as_object_mut(), serde_json::to_value(&summary).map_err(broken)?)
-        {
-            fields.extend(told);
+        if let (Some(fields), Value::Object(summary)) = (object.as_object_mut(), message::json_of(&summary)) {
+            fields.extend(summary);
         }
         context.output.json(&object)?;
         return Ok(Exit::Ok);

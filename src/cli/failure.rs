@@ -302,7 +302,7 @@ impl Failure {
                 "fields": fields,
                 "retryAfterMs": self.retry_after_ms,
             }});
-            output.error_line(&error.to_string());
+            output.error_json(&error);
             return;
         }
         for line in self.lines(messages, output) {

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 
 use super::client::Client;
 use super::deadline::TimeoutArgs;
-use super::{Context, Exit, Failure, say};
+use super::{Context, Exit, Failure, message, say};
 
 /// What to do about them.
 #[derive(Debug, Args)]
@@ -56,7 +56,7 @@ pub(super) async fn run(context: &Context, args: &FeedArgs) -> Result<Exit, Fail
         FeedCommand::Forks => {
             let forks = client.forks().await?;
             if context.output.is_json() {
-                forks.iter().try_for_each(|fork| context.output.json(fork))?;
+                forks.iter().try_for_each(|fork| context.output.json(&message::json_of(fork)))?;
             } else if forks.is_empty() {
                 context.output.line(&messages.text("feed-no-forks"))?;
             }

@@ -4,14 +4,16 @@
 
 use barid_core::proto;
 use clap::Args;
+use fluent_bundle::FluentArgs;
 use pbjson_types::Timestamp;
 use serde_json::json;
 
 use super::args::FilterArgs;
 use super::client::Client;
 use super::deadline::TimeoutArgs;
+use super::messages::Arg;
 use super::render::{Reading, Render};
-use super::{Context, Exit, Failure, args, say, times};
+use super::{Context, Exit, Failure, args, message, say, times};
 
 /// Bulletins asked for at once: one page of any size up to the limit fits a message.
 const PAGE_SIZE_MAX: u32 = 100;
@@ -44,7 +46,7 @@ pub(super) async fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, F
     let mut found: Vec<proto::Delivery> = Vec::new();
     // A page's token is the arrival number before which it begins.
     let mut page_token = args.before.map(|before| before.to_string()).unwrap_or_default();
-    let mut left = args.limit;
+    let (mut left, mut warned) = (args.limit, false);
     let mut damaged: Vec<proto::DamagedEntry> = Vec::new();
     while left > 0 {
         let request = proto::HistoryRequest {
@@ -55,15 +57,18 @@ pub(super) async fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, F
             page_token,
         };
         let page = client.history(request).await?;
+        if !warned {
+            warned = true;
+            warn(context, &page.warnings);
+        }
         left = left.saturating_sub(u32::try_from(page.deliveries.len() + page.damaged.len()).unwrap_or(u32::MAX));
         page_token = page.next_page_token;
         if context.output.is_json() {
             for delivery in &page.deliveries {
-                let object = Reading::new(delivery).json();
-                context.output.json(&object.map_err(|error| Failure::new("internal").because(&error))?)?;
+                context.output.json(&Reading::new(delivery).json())?;
             }
             for damaged in &page.damaged {
-                context.output.json(&json!({"damaged": damaged}))?;
+                context.output.json(&json!({"damaged": message::json_of(damaged)}))?;
             }
         } else {
             found.extend(page.deliveries);
@@ -110,6 +115,26 @@ pub(super) fn damage(context: &Context, damaged: &proto::DamagedEntry) -> String
         feed => format!("#{}  {feed} {}", damaged.arrival, damaged.index),
     };
     say!(context.messages, "entry-damaged", entry = &entry)
+}
+
+/// What in a filter is not known at the node, or not granted.
+pub(super) fn warn(context: &Context, warnings: &[proto::FilterWarning]) {
+    let messages = &context.messages;
+    for warning in warnings {
+        if context.output.is_json() {
+            context.output.error_json(&json!({"warning": message::json_of(warning)}));
+            continue;
+        }
+        let mut args = FluentArgs::new();
+        args.set("value", warning.value.as_str().arg());
+        args.set("field", warning.field.as_str().arg());
+        let known = messages.find(&format!("filter-{}", warning.reason), Some(&args));
+        let mut line = known.unwrap_or_else(|| messages.value(&format!("{} {}", warning.field, warning.value)));
+        if !warning.nearest.is_empty() {
+            line = format!("{line} {}", say!(messages, "filter-nearest", nearest = &warning.nearest));
+        }
+        context.output.error_line(&format!("⚠ {line}"));
+    }
 }
 
 /// The command that shows the page after this one, as a shell takes it.

@@ -6,7 +6,7 @@
 use std::io::{self, Write};
 
 use owo_colors::{OwoColorize, Stream, Style};
-use serde::Serialize;
+use serde_json::Value;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::failure::Failure;
@@ -115,9 +115,13 @@ impl Output {
     ///
     /// # Errors
     /// As [`Output::line`].
-    pub fn json(&self, object: &impl Serialize) -> Result<(), Failure> {
-        let text = serde_json::to_string(object).map_err(|error| Failure::new("internal").because(&error))?;
-        self.line(&text)
+    pub fn json(&self, object: &Value) -> Result<(), Failure> {
+        self.line(&escaped(object))
+    }
+
+    /// One object as one line of JSON on the error output.
+    pub fn error_json(&self, object: &Value) {
+        self.error_line(&escaped(object));
     }
 
     /// Bytes as they are on standard output, flushed.
@@ -155,6 +159,27 @@ impl Output {
         }
         let _ = writeln!(io::stderr().lock(), "{text}");
     }
+}
+
+/// An object as JSON in one line, in which every character is escaped that drives terminals, changes the direction of text or shows nothing.
+/// Outside of strings JSON has none of them.
+fn escaped(object: &Value) -> String {
+    let mut line = String::new();
+    for c in object.to_string().chars() {
+        if c.is_control() || changes_lines(c) {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| line.push_str(&format!("\\u{unit:04x}")));
+        } else {
+            line.push(c);
+        }
+    }
+    line
+}
+
+/// Whether `c` is a separator of lines, a mark of direction, another format character, or a tag.
+fn changes_lines(c: char) -> bool {
+    let format = ['\u{ad}', '\u{61c}', '\u{180e}', '\u{feff}'].contains(&c);
+    let ranges = ['\u{200b}'..='\u{200f}', '\u{2028}'..='\u{202e}', '\u{2060}'..='\u{206f}', '\u{fff9}'..='\u{fffb}'];
+    format || ranges.iter().any(|range| range.contains(&c)) || ('\u{e0000}'..='\u{e007f}').contains(&c)
 }
 
 fn failed(error: &io::Error) -> Failure {
@@ -266,6 +291,17 @@ mod tests {
         assert_eq!(lines[1].width(), 50);
         assert!(lines[1].ends_with('…'));
         assert!(!table.lines(&Output::plain())[1].ends_with('…'));
+    }
+
+    #[test]
+    fn json_escapes_what_drives_terminals_and_is_read_as_it_was() {
+        let text = "\u{1b}[2J \u{7f}\u{9b}31m \u{202e}x\u{2066}y\u{2069} \u{61c}\u{200f}\u{2028} \u{e0041} \u{10ffff} نص é \"\\";
+        let object = serde_json::json!({"a": text, "b\u{85}": [text]});
+        let line = escaped(&object);
+        assert!(line.chars().all(|c| !c.is_control() && !changes_lines(c)), "{line:?}");
+        assert!(line.contains("\\u007f\\u009b31m \\u202ex") && line.contains("\\udb40\\udc41"), "{line}");
+        assert!(line.contains("نص é"), "{line}");
+        assert_eq!(serde_json::from_str::<Value>(&line).expect("JSON"), object);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::client::Client;
 use super::failure::Field;
 use super::render::Render;
-use super::{Context, Exit, Failure, Messages, args, leap_second, say, times};
+use super::{Context, Exit, Failure, Messages, args, leap_second, message, say, times};
 
 /// Largest draft that is read: JSON takes more room than the envelope it becomes, hardly ever four times as much.
 const DRAFT_BYTES_MAX: u64 = 4 * ENVELOPE_BYTES_MAX as u64;
@@ -115,7 +115,7 @@ pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, F
     })?;
     let exit = if answer.wait_reached { Exit::Ok } else { Exit::NotReached };
     let written = if context.output.is_json() {
-        context.output.json(&answer)
+        context.output.json(&message::json_of(&answer))
     } else {
         context.output.lines(receipt(&Render::new(context, profile.directory()), context, &answer, args))
     };

@@ -5,22 +5,26 @@
 
 use barid_core::bulletin::kinds;
 use barid_core::bulletin::vocabulary::Tlp;
+use barid_core::envelope::EnvelopeError;
 use barid_core::{envelope, proto};
 use owo_colors::{Rgb, Style};
-use pbjson_types::Timestamp;
+use prost_reflect::DynamicMessage;
 use serde_json::Value;
 
-use super::messages::{Messages, clean};
+use super::message::{self, Note};
+use super::messages::{Arg, Messages, clean};
 use super::output::{Cell, Output, Table};
 use super::profile::Directory;
-use super::{Context, times};
+use super::{Context, state, times};
 
 /// An entry with its envelope decoded as far as it goes.
 #[derive(Clone, Debug)]
 pub(super) struct Reading<'a> {
     delivery: &'a proto::Delivery,
     header: proto::Header,
-    body: Option<proto::Body>,
+    texts: Vec<proto::Text>,
+    /// What of the envelope cannot be read.
+    unread: Vec<Note>,
 }
 
 /// Shows bulletins in one session's language.
@@ -35,8 +39,17 @@ impl<'a> Reading<'a> {
     /// Decodes what can be decoded.
     #[must_use]
     pub(super) fn new(delivery: &'a proto::Delivery) -> Self {
-        let header = envelope::header_of(&delivery.envelope).unwrap_or_default();
-        Self { delivery, header, body: envelope::body_of(&delivery.envelope).ok() }
+        let mut unread = Vec::new();
+        // Where nothing may be believed there is no envelope.
+        let absent = delivery.envelope.is_empty();
+        let mut note = |note, error: EnvelopeError| {
+            let raw = format!("{} bytes: {error}", delivery.envelope.len());
+            unread.extend((!absent).then(|| Note { note, field: "envelope".to_owned(), raw }));
+        };
+        let header = envelope::header_of(&delivery.envelope).map_err(|error| note("undecodable-header", error));
+        let body = envelope::body_of(&delivery.envelope).map_err(|error| note("undecodable-body", error));
+        let texts = body.map(|body| body.texts).unwrap_or_default();
+        Self { delivery, header: header.unwrap_or_default(), texts, unread }
     }
 
     /// `ne/0197…`.
@@ -45,26 +58,73 @@ impl<'a> Reading<'a> {
         clean(&format!("{}/{}", self.header.member, self.header.id))
     }
 
-    /// The protobuf JSON mapping of the Delivery, with `header` and `body` of its envelope decoded beside it.
-    ///
-    /// # Errors
-    /// If a time in it is one that JSON cannot write.
-    pub(super) fn json(&self) -> Result<Value, serde_json::Error> {
-        let mut object = serde_json::to_value(self.delivery)?;
-        if let Value::Object(fields) = &mut object {
-            fields.insert("header".to_owned(), serde_json::to_value(&self.header)?);
-            if let Some(body) = &self.body {
-                fields.insert("body".to_owned(), serde_json::to_value(body)?);
-            }
+    /// `header.msg_type`.
+    #[must_use]
+    pub(super) fn msg_type(&self) -> &str {
+        &self.header.msg_type
+    }
+
+    /// What it refers to, as the node found it.
+    #[must_use]
+    pub(super) fn referenced(&self) -> &[proto::Referenced] {
+        &self.delivery.referenced
+    }
+
+    /// The protobuf JSON mapping of the Delivery, with `header` and `body` of its envelope decoded beside it, and `notes` on what cannot be
+    /// shown so.
+    #[must_use]
+    pub(super) fn json(&self) -> Value {
+        let mut notes = self.unread.clone();
+        let mut object = message::fields_of(self.delivery, "", &mut notes);
+        for (name, part) in [("header", self.header_fields()), ("body", self.body_fields())] {
+            object.extend(part.map(|part| (name.to_owned(), message::object(&part, name, &mut notes).into())));
         }
-        Ok(object)
+        message::add_notes(&mut object, &notes);
+        Value::Object(object)
+    }
+
+    /// What cannot be shown as it is.
+    fn notes(&self) -> Vec<Note> {
+        let mut notes = self.unread.clone();
+        for (name, part) in [("header", self.header_fields()), ("body", self.body_fields())] {
+            part.map(|part| message::object(&part, name, &mut notes));
+        }
+        notes
+    }
+
+    fn header_fields(&self) -> Option<DynamicMessage> {
+        message::decode("Header", envelope::parts(&self.delivery.envelope).ok()?.header)
+    }
+
+    /// As [`envelope::body_of`], which bounds what is decoded.
+    fn body_fields(&self) -> Option<DynamicMessage> {
+        let parts = envelope::parts(&self.delivery.envelope).ok()?;
+        parts.check_payload().ok()?;
+        message::decode("Body", parts.payload)
+    }
+
+    /// The envelope without header and payload.
+    fn envelope_fields(&self) -> Option<DynamicMessage> {
+        envelope::parts(&self.delivery.envelope).ok()?;
+        message::decode("Envelope", &self.delivery.envelope)
     }
 
     /// The text in `lang`, or else the first.
     fn text(&self, lang: &str) -> Option<&proto::Text> {
-        let texts = &self.body.as_ref()?.texts;
-        texts.iter().find(|text| text.language.split('-').next() == Some(lang)).or_else(|| texts.first())
+        text_in(&self.texts, lang)
     }
+}
+
+/// The text in a language, or else the first one. Language tags are the same whatever their case (RFC 5646 §2.1.1).
+fn text_in<'t>(texts: &'t [proto::Text], lang: &str) -> Option<&'t proto::Text> {
+    let is_in = |text: &&proto::Text| text.language.split('-').next().is_some_and(|tag| tag.eq_ignore_ascii_case(lang));
+    texts.iter().find(is_in).or_else(|| texts.first())
+}
+
+/// The headline in a language, or else the first one.
+#[must_use]
+pub(super) fn headline_in<'t>(texts: &'t [proto::Text], lang: &str) -> Option<&'t str> {
+    text_in(texts, lang).map(|text| text.headline.as_str())
 }
 
 impl<'a> Render<'a> {
@@ -81,6 +141,7 @@ impl<'a> Render<'a> {
         let dim = Style::new().dimmed();
         let marks = [
             self.banner(header),
+            self.state_mark(reading.delivery.state.as_ref()),
             self.tlp(header),
             self.severity(header),
             self.messages.word("urgency", &header.urgency),
@@ -93,7 +154,11 @@ impl<'a> Render<'a> {
         if let Some(text) = reading.text(self.messages.lang().code()) {
             lines.push(format!("  {}", self.output.paint(&self.messages.value(&text.headline), Style::new().bold())));
         }
-        lines.extend(self.flags(reading).into_iter().map(|flag| format!("  {flag}")));
+        let state = reading.delivery.state.as_ref();
+        if state.is_some_and(|state| state.by.is_some()) {
+            lines.push(format!("  {}", self.output.paint(&self.state(state), state::style(state))));
+        }
+        lines.extend(self.about(reading).into_iter().chain(self.flags(reading)).map(|line| format!("  {line}")));
         let place = format!("{}  #{}", reading.name(), reading.delivery.arrival);
         lines.push(format!("  {}", self.output.paint(&self.messages.isolate(&place), dim)));
         lines
@@ -102,8 +167,15 @@ impl<'a> Render<'a> {
     /// One row a bulletin.
     #[must_use]
     pub(super) fn table(&self, readings: &[Reading<'_>]) -> Vec<String> {
-        let headings =
-            ["column-arrival", "column-sent", "column-tlp", "column-severity", "column-bulletin", "column-headline"];
+        let headings = [
+            "column-arrival",
+            "column-sent",
+            "column-state",
+            "column-tlp",
+            "column-severity",
+            "column-bulletin",
+            "column-headline",
+        ];
         let mut table = Table::new(headings.map(|id| self.messages.text(id)));
         for reading in readings {
             let header = &reading.header;
@@ -111,12 +183,17 @@ impl<'a> Render<'a> {
             let marks: Vec<String> = [self.not_for_real(header), self.unless_alert(header), self.kind(header)]
                 .into_iter()
                 .chain(reading.delivery.flags.iter().map(|flag| self.messages.word("flag", flag)))
+                .chain(reading.unread.iter().map(|unread| self.messages.word("note", unread.note)))
                 .filter(|mark| !mark.is_empty())
                 .collect();
+            let state = reading.delivery.state.as_ref();
+            let changed = state.filter(|state| state.by.is_some()).map(|state| self.state(Some(state)));
             let what = format!("[{}] {}", marks.join(" · "), self.messages.isolate(&headline.unwrap_or_default()));
+            let what = join_with(" · ", changed.into_iter().chain([what]).chain(self.about(reading)));
             table.row([
                 Cell::from(self.messages.isolate(&format!("#{}", reading.delivery.arrival))),
                 Cell::from(self.messages.isolate(&times::minutes(header.sent_at.as_ref()))),
+                Cell::styled(self.state_word(state), state::style(state)),
                 Cell::styled(self.messages.value(&handling(header).tlp), tlp_style(&handling(header).tlp)),
                 Cell::styled(self.messages.word("severity", &header.severity), severity_style(&header.severity)),
                 Cell::from(self.messages.isolate(&reading.name())),
@@ -132,31 +209,47 @@ impl<'a> Render<'a> {
         let header = &reading.header;
         let marks = [self.banner(header), self.tlp(header), self.kind(header), self.unless_alert(header)];
         let mut lines = vec![join_with("  ", marks)];
-        if let Some(text) = reading.text(self.messages.lang().code()) {
-            let headline = self.messages.value(&text.headline);
-            lines.push(self.output.paint(&headline, Style::new().bold()));
-            for part in [&text.description, &text.instruction] {
-                lines.extend(part.lines().filter(|line| !line.trim().is_empty()).map(|line| self.messages.value(line)));
-            }
-            lines.extend(self.other_languages(reading, text));
-        }
+        let chosen = reading.text(self.messages.lang().code());
+        lines.extend(chosen.into_iter().flat_map(|text| self.told(text)));
+        let others = reading.texts.iter().filter(|text| !chosen.is_some_and(|chosen| std::ptr::eq(*text, chosen)));
+        lines.extend(others.flat_map(|text| self.told(text)));
+        lines.extend(self.about(reading));
         lines.extend(self.flags(reading));
-        lines.push(String::new());
-        lines.extend(self.block(&self.header_pairs(header)));
-        if let Some(body) = &reading.body {
+        lines.extend(reading.notes().iter().map(|note| {
+            let mut args = fluent_bundle::FluentArgs::new();
+            args.set("field", note.field.as_str().arg());
+            args.set("raw", note.raw.as_str().arg());
+            let told = self.messages.find(&format!("note-{}.full", note.note), Some(&args)).unwrap_or_default();
+            self.output.paint(&format!("⚠ {told}"), Style::new().yellow().bold())
+        }));
+        for part in [reading.header_fields(), reading.body_fields()].into_iter().flatten() {
             lines.push(String::new());
-            lines.extend(self.block(&self.body_pairs(body)));
+            lines.extend(self.block(&self.fields(&part, &["texts"])));
         }
         lines.push(String::new());
         let delivery = reading.delivery;
         // What was not read from a node has not arrived anywhere.
         let arrival = if delivery.arrival == 0 { String::new() } else { delivery.arrival.to_string() };
-        lines.extend(self.block(&[
+        let mut pairs = vec![
             self.pair("label-bulletin", self.messages.isolate(&reading.name())),
             self.pair("label-feed", self.place(&delivery.feed, delivery.index)),
             self.pair("label-digest", self.messages.isolate(&hex::encode(&delivery.digest))),
             self.pair("label-arrival", self.messages.isolate(&arrival)),
-        ]));
+        ];
+        let envelope = reading.envelope_fields();
+        pairs.extend(envelope.into_iter().flat_map(|envelope| self.fields(&envelope, &["header", "payload"])));
+        lines.extend(self.block(&pairs));
+        lines
+    }
+
+    /// One language's text, line by line.
+    fn told(&self, text: &proto::Text) -> Vec<String> {
+        let headline = self.output.paint(&self.messages.value(&text.headline), Style::new().bold());
+        let language = format!("[{}]", self.messages.value(&text.language));
+        let mut lines = vec![format!("{headline}  {}", self.output.paint(&language, Style::new().dimmed()))];
+        for part in [&text.description, &text.instruction] {
+            lines.extend(part.lines().filter(|line| !line.trim().is_empty()).map(|line| self.messages.value(line)));
+        }
         lines
     }
 
@@ -200,91 +293,14 @@ impl<'a> Render<'a> {
         self.messages.isolate(&self.name(code))
     }
 
-    fn header_pairs(&self, header: &proto::Header) -> Vec<Pair> {
-        let (messages, handling) = (self.messages, handling(header));
-        let list = |items: &[String]| join_with(", ", items.iter().map(|item| messages.value(item)));
-        let time = |at: &Option<Timestamp>| messages.value(&times::seconds(at.as_ref()));
-        let references: Vec<String> = header.references.iter().map(|r| format!("{}/{}", r.member, r.id)).collect();
-        vec![
-            self.pair("label-from", join_with(" · ", [self.member(&header.member), messages.value(&header.issuer)])),
-            self.pair("label-topic", messages.value(&header.topic)),
-            self.pair("label-status", messages.word("status", &header.status)),
-            self.pair("label-severity", self.severity(header)),
-            self.pair("label-urgency", messages.word("urgency", &header.urgency)),
-            self.pair("label-sent", time(&header.sent_at)),
-            self.pair("label-effective", time(&header.effective)),
-            self.pair("label-expires", time(&header.expires)),
-            self.pair("label-releasable", join_with(", ", handling.releasable_to.iter().map(|code| self.member(code)))),
-            self.pair("label-codes", list(&handling.codes)),
-            self.pair("label-codes-note", messages.value(&handling.codes_note)),
-            self.pair("label-purpose", messages.value(&handling.purpose)),
-            self.pair("label-personal", if handling.personal_data { messages.text("yes") } else { String::new() }),
-            self.pair("label-retain", messages.value(&header.retain_until)),
-            self.pair("label-references", list(&references)),
-            self.pair("label-incidents", list(&header.incidents)),
-        ]
-    }
-
-    fn body_pairs(&self, body: &proto::Body) -> Vec<Pair> {
-        let messages = self.messages;
-        let categories = join_with(", ", body.categories.iter().map(|word| messages.word("category", word)));
-        let mut pairs = vec![
-            self.pair("label-categories", categories),
-            self.pair("label-certainty", messages.word("certainty", &body.certainty)),
-            self.pair("label-onset", messages.value(&times::seconds(body.onset.as_ref()))),
-        ];
-        if let Some(grading) = &body.grading {
-            let text = format!("{} {}{}", grading.scheme, grading.source, grading.information);
-            pairs.push(self.pair("label-grading", messages.value(&text)));
-        }
-        for area in &body.areas {
-            let codes = area.geocodes.iter().map(|code| format!("{} {}", code.name, code.value));
-            let text = join_with(" · ", std::iter::once(area.area_desc.clone()).chain(codes));
-            pairs.push(self.pair("label-area", messages.value(&text)));
-        }
-        for file in &body.attachments {
-            let text = format!("{} ({}, {} B)", file.description, file.media_type, file.size);
-            pairs.push(self.pair("label-attachment", messages.value(&text)));
-        }
-        let content = serde_json::to_value(proto::Body { content: body.content.clone(), ..Default::default() });
-        if let Ok(Value::Object(fields)) = content {
-            fields.iter().for_each(|(name, value)| self.content_pairs(name, value, &mut pairs));
-        }
-        pairs
-    }
-
-    /// A kind's own fields. All kinds are shown by one rule, so that a new kind needs nothing here; the catalogue names its fields
-    /// (`field-<name>`) where it can.
-    fn content_pairs(&self, name: &str, value: &Value, pairs: &mut Vec<Pair>) {
-        match value {
-            Value::Object(fields) => fields.iter().for_each(|(name, value)| self.content_pairs(name, value, pairs)),
-            Value::Array(items) => {
-                items.iter().for_each(|item| pairs.push((self.field(name), self.content_value(name, item))));
-            }
-            other => pairs.push((self.field(name), self.content_value(name, other))),
-        }
-    }
-
-    fn content_value(&self, name: &str, value: &Value) -> String {
-        match value {
-            Value::Object(fields) => join_with(
-                " · ",
-                fields.iter().map(|(name, value)| format!("{} {}", self.field(name), self.content_value(name, value))),
-            ),
-            Value::String(text) => match times::parse(text) {
-                // Days stay days; only instants are times in the JSON mapping.
-                Ok(at) if text.contains('T') => self.messages.value(&times::seconds(Some(&at))),
-                _ => self.messages.word(&kebab(name), text),
-            },
-            other => self.messages.value(&other.to_string()),
-        }
-    }
-
-    fn field(&self, name: &str) -> String {
-        let name = kebab(name);
+    /// The catalogue of the session's language.
+    #[must_use]
+    pub(super) fn messages(&self) -> &Messages {
         self.messages
-            .find(&format!("field-{name}"), None)
-            .unwrap_or_else(|| self.messages.value(&name.replace('-', " ")))
+    }
+
+    fn state_mark(&self, state: Option<&proto::State>) -> String {
+        self.output.paint(&self.state_word(state), state::style(state))
     }
 
     fn kind(&self, header: &proto::Header) -> String {
@@ -327,17 +343,6 @@ impl<'a> Render<'a> {
         };
         reading.delivery.flags.iter().map(line).collect()
     }
-
-    fn other_languages(&self, reading: &Reading<'_>, shown: &proto::Text) -> Option<String> {
-        let texts = reading.body.as_ref().map(|body| body.texts.as_slice()).unwrap_or_default();
-        let others = texts.iter().map(|text| text.language.as_str()).filter(|language| *language != shown.language);
-        let others = join_with(", ", others.map(clean));
-        let note = || {
-            self.output
-                .paint(&crate::say!(self.messages, "other-languages", languages = &others), Style::new().dimmed())
-        };
-        (!others.is_empty()).then(note)
-    }
 }
 
 /// A label and its value, both ready to be shown.
@@ -368,15 +373,15 @@ fn severity_style(severity: &str) -> Style {
     }
 }
 
-fn join_with(separator: &str, parts: impl IntoIterator<Item = String>) -> String {
+pub(super) fn join_with(separator: &str, parts: impl IntoIterator<Item = String>) -> String {
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(separator)
 }
 
-/// `documentNumber` as `document-number`.
-fn kebab(camel: &str) -> String {
+/// `PersonNotice` as `person-notice`.
+pub(super) fn kebab(camel: &str) -> String {
     let mut text = String::new();
     for c in camel.chars() {
-        if c.is_ascii_uppercase() {
+        if c.is_ascii_uppercase() && !text.is_empty() {
             text.push('-');
         }
         text.push(c.to_ascii_lowercase());
@@ -400,7 +405,7 @@ mod tests {
         header.member = "ne".to_owned();
         header.issuer = "police-niamey".to_owned();
         header.id = "01976f6e-7c00-7000-8000-000000000001".to_owned();
-        header.sent_at = Some(Timestamp { seconds: 1_750_000_000, nanos: 0 });
+        header.sent_at = Some(pbjson_types::Timestamp { seconds: 1_750_000_000, nanos: 0 });
         let envelope = envelope::encode(draft.header.as_ref().unwrap(), draft.body.as_ref().unwrap(), [7; 16]);
         proto::Delivery {
             arrival: 42,
@@ -409,6 +414,7 @@ mod tests {
             digest: Bytes::from(envelope::digest(&envelope).0.to_vec()),
             envelope,
             flags: vec!["duplicate-id".to_owned()],
+            ..Default::default()
         }
     }
 
@@ -446,30 +452,6 @@ mod tests {
     }
 
     #[test]
-    fn every_field_of_today_s_kinds_has_a_name() {
-        fn names(value: &Value, found: &mut Vec<String>) {
-            match value {
-                Value::Object(fields) => fields.iter().for_each(|(name, value)| {
-                    found.push(kebab(name));
-                    names(value, found);
-                }),
-                Value::Array(items) => items.iter().for_each(|item| names(item, found)),
-                _ => {}
-            }
-        }
-        for kind in kinds::REGISTRY {
-            let content = kind.sample().unwrap().body.unwrap().content;
-            let value = serde_json::to_value(proto::Body { content, ..Default::default() }).unwrap();
-            let mut found = Vec::new();
-            value.as_object().unwrap().values().for_each(|content| names(content, &mut found));
-            for name in found {
-                let messages = Messages::new(Lang::En);
-                assert!(messages.find(&format!("field-{name}"), None).is_some(), "field-{name} ({})", kind.name);
-            }
-        }
-    }
-
-    #[test]
     fn a_delivery_in_json_stays_as_it_is() {
         // Written when the offset of UTC was written out: both are read.
         let golden = include_str!("golden/delivery.json");
@@ -478,7 +460,7 @@ mod tests {
         let fields = object.as_object_mut().unwrap();
         assert!(fields.remove("header").is_some() && fields.remove("body").is_some());
         let delivery: proto::Delivery = serde_json::from_value(object).unwrap();
-        let json = serde_json::to_string_pretty(&Reading::new(&delivery).json().unwrap()).unwrap();
+        let json = serde_json::to_string_pretty(&Reading::new(&delivery).json()).unwrap();
         assert_eq!(json.trim(), expected.trim(), "{json}");
     }
 
@@ -490,7 +472,7 @@ mod tests {
         let reading = Reading::new(&delivery);
         assert!(render.full(&reading).join("\n").contains('9'));
         assert!(!render.brief(&reading).is_empty());
-        assert!(reading.json().is_ok());
+        assert_eq!(reading.json()["notes"][0]["note"], "undecodable-header");
     }
 
     #[test]

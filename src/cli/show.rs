@@ -15,7 +15,7 @@ use super::client::Client;
 use super::deadline::TimeoutArgs;
 use super::failure::Field;
 use super::render::{Reading, Render};
-use super::{Context, Exit, Failure, Messages, Profile};
+use super::{Context, Exit, Failure, Messages, Profile, message, say};
 
 /// Members that are asked for at the same time: few enough for a caller's limits, and a thin line is not waited for again and again.
 const ASKED_AT_ONCE: usize = 8;
@@ -44,10 +44,9 @@ pub(super) async fn run(context: &Context, args: &ShowArgs) -> Result<Exit, Fail
     let delivery = answer.delivery.clone().unwrap_or_default();
     let reading = Reading::new(&delivery);
     if context.output.is_json() {
-        let broken = |error| Failure::new("internal").because(&error);
-        let mut object = serde_json::to_value(&answer).map_err(broken)?;
+        let mut object = message::json_of(&answer);
         if let Value::Object(fields) = &mut object {
-            fields.insert("delivery".to_owned(), reading.json().map_err(broken)?);
+            fields.insert("delivery".to_owned(), reading.json());
         }
         context.output.json(&object)?;
         return Ok(Exit::Ok);
@@ -71,12 +70,16 @@ fn misfits(messages: &Messages, delivery: &proto::Delivery) -> Vec<String> {
 fn fate(context: &Context, render: &Render<'_>, answer: &proto::GetResponse) -> Vec<String> {
     let messages = &context.messages;
     let state = answer.state.clone().unwrap_or_default();
-    let name = |reference: &proto::Reference| messages.value(&format!("{}/{}", reference.member, reference.id));
-    let acknowledged: Vec<String> = state.acknowledged_by.iter().map(name).collect();
+    let acknowledged: Vec<String> =
+        state.acknowledged_by.iter().map(|by| messages.isolate(&super::state::name(by))).collect();
+    let left_out = state.acknowledgements.saturating_sub(acknowledged.len() as u64);
+    let mut acknowledged = acknowledged.join(", ");
+    if left_out > 0 {
+        acknowledged = format!("{acknowledged} {}", say!(messages, "acknowledged-more", nMore = left_out));
+    }
     let mut lines = render.block(&[
-        render.pair("label-state", messages.word("state", &state.state)),
-        render.pair("label-changed-by", state.by.as_ref().map(name).unwrap_or_default()),
-        render.pair("label-acknowledged", acknowledged.join(", ")),
+        render.pair("label-state", render.state(Some(&state))),
+        render.pair("label-acknowledged", acknowledged.trim_start()),
     ]);
     if state.partial {
         lines.push(messages.text("state-partial"));

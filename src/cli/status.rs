@@ -13,7 +13,7 @@ use super::deadline::TimeoutArgs;
 use super::messages::{Arg, Messages};
 use super::output::{Cell, Table};
 use super::render::Render;
-use super::{Context, Exit, Failure, say, times};
+use super::{Context, Exit, Failure, message, say, times};
 
 /// How to ask.
 #[derive(Debug, Args)]
@@ -28,7 +28,7 @@ pub(super) async fn run(context: &Context, args: &StatusArgs) -> Result<Exit, Fa
     let client = Client::patient(&profile, args.within.duration())?;
     let status = client.status().await?;
     if context.output.is_json() {
-        context.output.json(&status)?;
+        context.output.json(&message::json_of(&status))?;
     } else {
         context.output.lines(lines(context, &Render::new(context, profile.directory()), &status))?;
     }

@@ -2,23 +2,24 @@
 //!
 //! Out of scope: what a time means for a bulletin (`core::bulletin::times`).
 
-use barid_core::bulletin::times::Date;
+use barid_core::bulletin::times::{Date, Time};
 use pbjson_types::Timestamp;
 use time::OffsetDateTime;
-use time::format_description::FormatItem;
 use time::format_description::well_known::Rfc3339;
-use time::macros::format_description;
 
-const MINUTES: &[FormatItem<'_>] = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
-const SECONDS: &[FormatItem<'_>] = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
+use super::fields::marked;
 
-/// `2026-11-23 20:05:11 UTC`; empty for an absent or impossible time.
+/// Characters of a time in RFC 3339 up to its minutes, and up to its seconds.
+const MINUTES: usize = "2026-11-23T20:05".len();
+const SECONDS: usize = "2026-11-23T20:05:11".len();
+
+/// `2026-11-23 20:05:11 UTC`; empty for an absent time, and what the message has for an impossible one, marked.
 #[must_use]
 pub(super) fn seconds(at: Option<&Timestamp>) -> String {
     written(at, SECONDS)
 }
 
-/// `2026-11-23 20:05 UTC`; empty for an absent or impossible time.
+/// `2026-11-23 20:05 UTC`; otherwise as [`seconds`].
 #[must_use]
 pub(super) fn minutes(at: Option<&Timestamp>) -> String {
     written(at, MINUTES)
@@ -27,15 +28,19 @@ pub(super) fn minutes(at: Option<&Timestamp>) -> String {
 /// `2026-11-23T20:05:11Z`, as [`parse`] reads it; empty for an impossible time.
 #[must_use]
 pub(super) fn rfc3339(at: &Timestamp) -> String {
-    let time = OffsetDateTime::from_unix_timestamp(at.seconds).ok();
-    let time = time.and_then(|time| time.replace_nanosecond(u32::try_from(at.nanos).unwrap_or(0)).ok());
-    time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
+    Time::from_proto(at).map(|time| time.to_string()).unwrap_or_default()
 }
 
-fn written(at: Option<&Timestamp>, format: &[FormatItem<'_>]) -> String {
-    at.and_then(|at| OffsetDateTime::from_unix_timestamp(at.seconds).ok())
-        .and_then(|time| time.format(format).ok())
-        .unwrap_or_default()
+/// A time in RFC 3339, as people read it: `2026-11-23 20:05:11.250 UTC`.
+#[must_use]
+pub(super) fn spaced(rfc3339: &str) -> String {
+    format!("{} UTC", rfc3339.trim_end_matches('Z').replacen('T', " ", 1))
+}
+
+fn written(at: Option<&Timestamp>, chars: usize) -> String {
+    let Some(at) = at else { return String::new() };
+    let time = Time::from_proto(at).map(|time| time.to_string().chars().take(chars).collect::<String>());
+    time.map_or_else(|| marked(at), |time| spaced(&time))
 }
 
 /// A time from the command line: `2026-11-23T20:05:11Z`, or a day, `2026-11-23`, that begins at 00:00 UTC.
@@ -69,7 +74,9 @@ mod tests {
         assert_eq!(rfc3339(&at), "2026-11-23T20:05:11Z");
         assert_eq!(minutes(Some(&parse("2026-11-23").unwrap())), "2026-11-23 00:00 UTC");
         assert_eq!(seconds(None), "");
-        assert_eq!(seconds(Some(&Timestamp { seconds: i64::MAX, nanos: 0 })), "");
+        assert_eq!(seconds(Some(&Timestamp { seconds: i64::MAX, nanos: -1 })), "⚠ 9223372036854775807 s -1 ns");
+        assert_eq!(minutes(Some(&Timestamp { seconds: 0, nanos: 2_000_000_000 })), "⚠ 0 s 2000000000 ns");
+        assert_eq!(rfc3339(&Timestamp { seconds: i64::MIN, nanos: 0 }), "");
         assert!(parse("yesterday").is_err());
     }
 }

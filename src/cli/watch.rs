@@ -13,9 +13,9 @@ use serde_json::json;
 
 use super::args::FilterArgs;
 use super::client::Client;
-use super::history::damage;
+use super::history::{damage, warn};
 use super::render::{Reading, Render};
-use super::{Context, Exit, Failure, deadline, say};
+use super::{Context, Exit, Failure, deadline, message, say};
 
 /// First pause after a cut line; doubled each time, back to this once something came.
 const RETRY_DELAY_SECONDS: u64 = 1;
@@ -122,6 +122,7 @@ async fn follow(
         let Some(response) = next.map_err(|status| Failure::from_status(&status))? else {
             return Err(Failure::new("unavailable").exit(Exit::NotReached));
         };
+        warn(context, &response.warnings);
         match response.event {
             Some(Event::Delivery(delivery)) => {
                 // After a cut a named subscription starts at its last acknowledgement; what was shown is not shown again.
@@ -139,7 +140,7 @@ async fn follow(
                     continue;
                 }
                 if context.output.is_json() {
-                    context.output.json(&json!({"damaged": damaged}))?;
+                    context.output.json(&json!({"damaged": message::json_of(&damaged)}))?;
                 } else {
                     context.output.error_line(&damage(context, &damaged));
                 }
@@ -169,8 +170,7 @@ async fn acknowledge(args: &WatchArgs, client: &Client, progress: &mut Progress)
 fn show(context: &Context, render: &Render<'_>, delivery: &proto::Delivery) -> Result<(), Failure> {
     let reading = Reading::new(delivery);
     if context.output.is_json() {
-        let object = reading.json().map_err(|error| Failure::new("internal").because(&error))?;
-        return context.output.json(&object);
+        return context.output.json(&reading.json());
     }
     context.output.lines(render.brief(&reading))?;
     context.output.line("")

@@ -11,8 +11,10 @@ use barid_core::limits::{
 };
 use barid_core::names::{Digest, FeedId, Member, Undisclosed};
 use barid_core::proto;
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use super::references::{Person, Role};
 use super::{Columns, Commit, Content, Fill, Refers};
 
 /// Checks a commit against the sizes of the feeds held (`None`: not held). The text says what does not fit.
@@ -116,18 +118,20 @@ pub(super) fn id_of(feed: &FeedId, header: Option<&proto::Header>) -> Option<Uui
 }
 
 /// What an entry of `feed` refers to, each bulletin once. A header has few references: it is bounded in bytes.
-pub(super) fn references(feed: &FeedId, header: Option<&proto::Header>) -> Vec<(Member, Uuid, Refers)> {
+pub(super) fn references(feed: &FeedId, header: Option<&proto::Header>) -> Vec<(Member, Uuid, Role)> {
     let Some(header) = header.filter(|header| !header.references.is_empty() && header.member == feed.member.as_str())
     else {
         return Vec::new();
     };
     let msg_type = MsgType::read(&header.msg_type);
+    let issuer = Sha256::digest(&header.issuer);
+    let person = Person(u64::from_be_bytes(std::array::from_fn(|byte| issuer[byte])));
     let read = |reference: &proto::Reference| {
         let (member, id) = (reference.member.parse::<Member>().ok()?, Uuid::try_parse(&reference.id).ok()?);
         let how = match msg_type {
-            Some(MsgType::Update | MsgType::Cancel) if member == feed.member => Refers::Succeeds,
-            Some(MsgType::Ack) => Refers::Answers,
-            _ => Refers::Mentions,
+            Some(MsgType::Update | MsgType::Cancel) if member == feed.member => Role::Other(Refers::Succeeds),
+            Some(MsgType::Ack) => Role::Answer(person),
+            _ => Role::Other(Refers::Mentions),
         };
         Some((member, id, how))
     };

@@ -4,6 +4,7 @@
 
 pub(crate) mod express;
 mod late;
+mod references;
 
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ pub(crate) fn run(open: &mut dyn FnMut(u32) -> Box<dyn Store>, durable: bool) {
     commits_are_fenced_and_checked(&*open(1));
     duplicates_are_found_at_the_lowest_place(&*open(2));
     notes_are_told_as_asked(&*open(3));
-    what_refers_to_a_bulletin_is_found(&*open(5));
+    references::what_refers_to_a_bulletin_is_found(&*open(5));
     late::content_comes_later_once(&*open(6));
     late::late_notes_are_told_apart(&*open(7));
     late::many_ranges_are_told_in_part(&*open(8));
@@ -119,43 +120,6 @@ fn duplicates_are_found_at_the_lowest_place(store: &dyn Store) {
     store.commit(one(append(&feed("tn", 1), 0, vec![disclosed(&old, 6)])), 2).unwrap();
     assert_eq!(store.find(&feed("tn", 1).member, self::id(6)).unwrap(), None);
     assert_eq!(store.find(&old.member, self::id(6)).unwrap(), None);
-}
-
-fn what_refers_to_a_bulletin_is_found(store: &dyn Store) {
-    let (ma, tn) = (feed("ma", 1), feed("tn", 1));
-    let first = vec![
-        disclosed(&ma, 1),
-        referring(&ma, 2, "Update", &[("ma", 1)]),
-        referring(&ma, 3, "Cancel", &[("ma", 1), ("ma", 2), ("ma", 1)]),
-        referring(&ma, 4, "Alert", &[("ma", 1), ("tn", 1)]),
-    ];
-    store.commit(one(append(&ma, 0, first)), 0).unwrap();
-    store.drain_view();
-    let answers = vec![
-        referring(&tn, 1, "Ack", &[("ma", 1)]),
-        // Nobody else updates or cancels, and nobody speaks for another.
-        referring(&tn, 2, "Cancel", &[("ma", 1)]),
-        referring(&ma, 3, "Update", &[("ma", 1)]),
-        referring(&tn, 4, "Update", &[("nobody!", 1)]),
-    ];
-    store.commit(one(append(&tn, 0, answers)), 1).unwrap();
-    store.commit(one(append(&ma, 4, vec![withheld(9), referring(&ma, 5, "Update", &[("ma", 1)])])), 2).unwrap();
-    let found = |to: u64, how, after, max| {
-        let found = store.referring(&ma.member, id(to), how, after, max).unwrap();
-        found.iter().map(|at| (at.feed.member.to_string(), at.index, at.arrival)).collect::<Vec<_>>()
-    };
-    let ma_at = |index, arrival| ("ma".to_owned(), index, arrival);
-    for _ in 0..2 {
-        assert_eq!(found(1, Refers::Succeeds, 0, ALL), [ma_at(1, 2), ma_at(2, 3), ma_at(5, 9)]);
-        assert_eq!(found(1, Refers::Succeeds, 2, ALL), [ma_at(2, 3), ma_at(5, 9)]);
-        assert_eq!(found(1, Refers::Succeeds, 0, 2), [ma_at(1, 2), ma_at(2, 3)]);
-        assert_eq!(found(1, Refers::Succeeds, 9, ALL), []);
-        assert_eq!(found(2, Refers::Succeeds, 0, ALL), [ma_at(2, 3)]);
-        assert_eq!(found(1, Refers::Answers, 0, ALL), [("tn".to_owned(), 0, 5)]);
-        assert_eq!(found(1, Refers::Mentions, 0, ALL), [ma_at(3, 4), ("tn".to_owned(), 1, 6)]);
-        assert_eq!(found(3, Refers::Succeeds, 0, ALL), []);
-        store.drain_view();
-    }
 }
 
 fn notes_are_told_as_asked(store: &dyn Store) {
@@ -253,7 +217,11 @@ pub(crate) fn same(store: &dyn Store, model: &dyn Store, random: &mut Random) {
             if let Content::Disclosed { header: Some(header), .. } = &entry.content {
                 let id = Uuid::try_parse(&header.id).unwrap();
                 assert_eq!(store.find(&feed.member, id).unwrap(), model.find(&feed.member, id).unwrap());
-                for how in [Refers::Succeeds, Refers::Answers, Refers::Mentions] {
+                assert_eq!(
+                    store.answers(&feed.member, id, ALL).unwrap(),
+                    model.answers(&feed.member, id, ALL).unwrap()
+                );
+                for how in [Refers::Succeeds, Refers::Mentions] {
                     let after = random.below(model.end_arrival()) / 2;
                     for (after, max) in [(0, ALL), (after, ALL), (after, 1 + random.below(5) as usize)] {
                         let referring = |store: &dyn Store| store.referring(&feed.member, id, how, after, max).unwrap();
@@ -261,6 +229,11 @@ pub(crate) fn same(store: &dyn Store, model: &dyn Store, random: &mut Random) {
                     }
                 }
                 let other = Uuid::from_u128(id.as_u128() ^ 1 << 100);
+                let some: Vec<Uuid> = (0..9).map(|_| self::id(random.below(40) * 7 + 1)).chain([other, id]).collect();
+                assert_eq!(
+                    store.succeeded(&feed.member, &some).unwrap(),
+                    model.succeeded(&feed.member, &some).unwrap()
+                );
                 assert_eq!(store.find(&feed.member, other).unwrap(), model.find(&feed.member, other).unwrap());
             }
         }
@@ -409,6 +382,10 @@ pub(crate) fn urgent(feed: &FeedId, number: u64, status: &str) -> NewEntry {
 
 /// A disclosed entry that refers to others, by member and number.
 pub(crate) fn referring(feed: &FeedId, number: u64, msg_type: &str, of: &[(&str, u64)]) -> NewEntry {
+    referring_by(feed, number, (msg_type, ""), of)
+}
+
+fn referring_by(feed: &FeedId, number: u64, (msg_type, issuer): (&str, &str), of: &[(&str, u64)]) -> NewEntry {
     let reference = |(member, number): &(&str, u64)| proto::Reference {
         member: (*member).into(),
         id: id(*number).to_string(),
@@ -419,6 +396,7 @@ pub(crate) fn referring(feed: &FeedId, number: u64, msg_type: &str, of: &[(&str,
         id: id(number).to_string(),
         member: feed.member.to_string(),
         msg_type: msg_type.into(),
+        issuer: issuer.into(),
         references: of.iter().map(reference).collect(),
         ..proto::Header::default()
     };

@@ -28,12 +28,11 @@ use super::log::{self, AppendError, EndFile, Log, LogReader, Noted, Tail};
 use super::open::{Replay, fill_tiles, lock, make_folder, open_view};
 use super::rebuild::Source;
 use super::recent_ids::Known;
-use super::view::references::Referrer;
 use super::window::Bounded;
 use super::{
-    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, Express,
-    FeedState, ForkRecord, Location, OpenError, ReadError, Refers, RosterRecord, Store, SyncTimes, admit, express,
-    repair,
+    Answers, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry,
+    Express, FeedState, ForkRecord, Location, OpenError, ReadError, Refers, RosterRecord, Store, SyncTimes, admit,
+    express, repair,
 };
 
 /// The [`Store`] of a node.
@@ -391,24 +390,15 @@ impl Store for DiskStore {
         after: u64,
         max: usize,
     ) -> Result<Vec<Location>, ReadError> {
-        let referred = (member.clone(), id, how);
-        // Read before the view is: what moves from here to there meanwhile is found twice, never not at all.
-        let pending: Vec<_> = {
-            let state = self.shared().state.read();
-            let newer = state.pending_references.iter().filter(|(_, to, at)| *to == referred && at.arrival > after);
-            newer.map(|(.., at)| *at).collect()
-        };
-        let mut found = self.shared().view().referring(&referred, after, max)?;
-        found.extend(pending);
-        found.sort_unstable();
-        found.dedup();
-        found.truncate(max);
-        let state = self.shared().state.read();
-        let location = |at: Referrer| {
-            let book = state.book(at.feed).ok_or_else(|| dangling("feed"))?;
-            Ok(Location { feed: book.feed.clone(), index: at.index, arrival: at.arrival })
-        };
-        found.into_iter().map(location).collect()
+        self.read_referring(member, id, how, after, max)
+    }
+
+    fn succeeded(&self, member: &Member, ids: &[Uuid]) -> Result<Vec<bool>, ReadError> {
+        self.read_succeeded(member, ids)
+    }
+
+    fn answers(&self, member: &Member, id: Uuid, persons_max: usize) -> Result<Answers, ReadError> {
+        self.read_answers(member, id, persons_max)
     }
 
     fn tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError> {

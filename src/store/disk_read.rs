@@ -214,12 +214,16 @@ impl DiskStore {
     pub(super) fn read_urgent(&self, feed: &FeedId, how: Urgent, from: u64, max: usize) -> Result<Vec<u64>, ReadError> {
         let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
         // Before the view: what it takes in meanwhile is there twice, and not never.
-        let mut found: BTreeSet<u64> = {
+        let (mut found, changed): (BTreeSet<u64>, BTreeSet<u64>) = {
             let state = self.shared().state.read();
             let Some(book) = state.book(number) else { return Ok(Vec::new()) };
-            book.urgent.range(from..).filter(|(_, held)| **held == how).map(|(index, _)| *index).take(max).collect()
+            let newer = |same: bool| book.urgent.range(from..).filter(move |(_, held)| (**held == how) == same);
+            let indexes = |(index, _): (&u64, &Urgent)| *index;
+            (newer(true).map(indexes).take(max).collect(), newer(false).map(indexes).collect())
         };
-        found.extend(self.shared().view().urgent(number, how, from, max)?);
+        // The view may still have what stood there before.
+        let held = self.shared().view().urgent(number, how, from, max.saturating_add(changed.len()))?;
+        found.extend(held.into_iter().filter(|index| !changed.contains(index)));
         Ok(found.into_iter().take(max).collect())
     }
 

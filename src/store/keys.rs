@@ -9,7 +9,8 @@
 //! | `c` | first arrival | columns block (`view::columns`) | filtering history without reading envelopes |
 //! | `i` | member, id bucket, first arrival | ids block (`view::ids`) | from (member, id) to the entry |
 //! | `j` | member, id | place (`view::ids`) | the same, once the bucket of the id has many blocks |
-//! | `x` | member, id, how, first arrival | references block (`view::references`) | from (member, id) to the entries that refer to it |
+//! | `x` | member, how, id, first arrival | references block (`view::references`) | from (member, id) to the entries that refer to it, other than answers |
+//! | `y` | member, id, feed, person | first, newest, count (`view::answers`) | from (member, id) to what each person has answered |
 //! | `t` | feed, level, index | 256 hashes | full tiles of the feed's tree |
 //! | `n` | feed, start | end, reason | what is held as digests only |
 //! | `g` | feed, bucket of indexes | [`FillAt`]s (`view::fills`) | from an entry that was filled in, or came ahead of the order, to the record that holds it |
@@ -37,7 +38,7 @@ use super::log::{Position, Resume};
 use super::tree_cache::TileId;
 
 /// Version of all values.
-pub(super) const VALUE_VERSION: u8 = 4;
+pub(super) const VALUE_VERSION: u8 = 5;
 /// Longest value: sled keeps 16 of them on a page, and no page may reach its blob files.
 pub(super) const VALUE_BYTES_MAX: usize = 16 << 10;
 
@@ -52,6 +53,7 @@ pub(super) const COLUMNS: u8 = b'c';
 pub(super) const ID: u8 = b'i';
 pub(super) const ID_ALONE: u8 = b'j';
 pub(super) const REFERENCE: u8 = b'x';
+pub(super) const ANSWER: u8 = b'y';
 pub(super) const TILE: u8 = b't';
 pub(super) const NOT_HELD: u8 = b'n';
 pub(super) const FILLED: u8 = b'g';
@@ -125,8 +127,7 @@ impl Key {
     pub(super) fn how(self, how: Refers) -> Self {
         self.u8(match how {
             Refers::Succeeds => 0,
-            Refers::Answers => 1,
-            Refers::Mentions => 2,
+            Refers::Mentions => 1,
         })
     }
 

@@ -30,6 +30,7 @@ pub(super) fn load(view: &View, log: &LogReader, state: &mut State) -> Result<Op
             let (ids, floor) = view.largest_ids(&feed.member)?;
             state.ids.extend(&feed.member, ids.into_iter());
             state.ids.set_floor(&feed.member, floor);
+            state.succeeded.extend(view.largest_succeeded(&feed.member)?.map(|id| (feed.member.clone(), id)));
         }
         state.numbers.insert(feed.clone(), number);
         state.feeds.push(book(view, log, number, feed, &row)?);

@@ -17,10 +17,13 @@ use uuid::Uuid;
 
 use super::admit::{self, CustodyStanding, Run};
 use super::express::{self, Ahead};
+use super::references::{Person, Role};
 use super::tree_cache::{Edge, Tile, TileId};
+use super::view::answers::{self, Answer};
+use super::view::references::Referrer;
 use super::{
-    Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry, Express,
-    FeedState, ForkRecord, Location, NewEntry, ReadError, Refers, RosterRecord, Store, SyncTimes,
+    Answers, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry,
+    Express, FeedState, ForkRecord, Location, NewEntry, ReadError, Refers, RosterRecord, Store, SyncTimes,
 };
 
 /// A [`Store`] in memory.
@@ -35,11 +38,34 @@ struct Inner {
     feeds: BTreeMap<FeedId, Feed>,
     arrivals: Vec<(FeedId, u64)>,
     ids: HashMap<(Member, Uuid), Location>,
-    references: HashMap<(Member, Uuid, Refers), Vec<Location>>,
+    references: References,
     cursors: BTreeMap<String, u64>,
     rosters: BTreeMap<u64, Bytes>,
     crls: BTreeMap<String, Bytes>,
     forks: BTreeMap<String, ForkRecord>,
+}
+
+/// What refers to bulletins.
+#[derive(Default)]
+struct References {
+    others: HashMap<(Member, Uuid, Refers), Vec<Location>>,
+    answers: HashMap<(Member, Uuid), BTreeMap<(FeedId, Person), Answer>>,
+}
+
+impl References {
+    fn add(&mut self, at: &Location, header: Option<&proto::Header>) {
+        for (member, id, role) in admit::references(&at.feed, header) {
+            match role {
+                Role::Other(how) => self.others.entry((member, id, how)).or_default().push(at.clone()),
+                Role::Answer(person) => {
+                    let answers = self.answers.entry((member, id)).or_default();
+                    let referrer = Referrer { arrival: at.arrival, index: at.index, feed: 0 };
+                    let answer = answers::add(answers.get(&(at.feed.clone(), person)).copied(), &referrer);
+                    answers.insert((at.feed.clone(), person), answer);
+                }
+            }
+        }
+    }
 }
 
 #[derive(Default)]
@@ -113,10 +139,8 @@ impl Inner {
                         if let Some(id) = admit::id_of(&append.feed, header.as_deref()) {
                             ids.push((id, Location { feed: append.feed.clone(), index, arrival: number }));
                         }
-                        for referred in admit::references(&append.feed, header.as_deref()) {
-                            let at = Location { feed: append.feed.clone(), index, arrival: number };
-                            self.references.entry(referred).or_default().push(at);
-                        }
+                        let at = Location { feed: append.feed.clone(), index, arrival: number };
+                        self.references.add(&at, header.as_deref());
                         feed.urgent.extend(express::urgent_of(header.as_deref()).map(|urgent| (index, urgent)));
                     }
                     Content::Undisclosed(_) if feed.express.get(&index).is_some_and(|(.., reached)| !reached) => {
@@ -201,9 +225,7 @@ impl Inner {
 
     fn refer(&mut self, feed: &FeedId, index: u64, arrival: u64, header: Option<&proto::Header>) {
         let at = Location { feed: feed.clone(), index, arrival };
-        for referred in admit::references(feed, header) {
-            self.references.entry(referred).or_default().push(at.clone());
-        }
+        self.references.add(&at, header);
         if let Some(id) = admit::id_of(feed, header) {
             self.place(id, at);
         }
@@ -353,9 +375,21 @@ impl Store for MemoryStore {
         max: usize,
     ) -> Result<Vec<Location>, ReadError> {
         let inner = self.inner.lock();
-        let all = inner.references.get(&(member.clone(), id, how)).map_or(&[][..], Vec::as_slice);
+        let all = inner.references.others.get(&(member.clone(), id, how)).map_or(&[][..], Vec::as_slice);
         let start = all.partition_point(|at| at.arrival <= after);
         Ok(all[start..].iter().take(max).cloned().collect())
+    }
+
+    fn succeeded(&self, member: &Member, ids: &[Uuid]) -> Result<Vec<bool>, ReadError> {
+        let inner = self.inner.lock();
+        let others = &inner.references.others;
+        Ok(ids.iter().map(|id| others.contains_key(&(member.clone(), *id, Refers::Succeeds))).collect())
+    }
+
+    fn answers(&self, member: &Member, id: Uuid, persons_max: usize) -> Result<Answers, ReadError> {
+        let inner = self.inner.lock();
+        let answers = inner.references.answers.get(&(member.clone(), id)).into_iter().flatten();
+        Ok(Answers::of(answers.map(|(by, answer)| (by.clone(), *answer)), persons_max, true))
     }
 
     fn tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError> {

@@ -28,6 +28,7 @@ pub mod memory;
 mod open;
 mod rebuild;
 mod recent_ids;
+mod references;
 pub mod repair;
 mod state;
 mod syncs;
@@ -38,6 +39,7 @@ mod window;
 pub use errors::{CommitError, DamagedEntry, OpenError, ReadError};
 pub use express::AHEAD_MAX;
 pub use feed_tree::FeedTree;
+pub use references::{Answered, Answers};
 pub use syncs::{SYNC_BOUNDS_MICROS, SyncTimes};
 
 use std::collections::BTreeMap;
@@ -302,15 +304,13 @@ pub struct Location {
     pub arrival: u64,
 }
 
-/// How an entry refers to another bulletin. Only the bulletin's own publisher can make what succeeds it; so answers, which anybody can
-/// make, never stand in the way of finding these.
+/// How an entry refers to another bulletin. Only the bulletin's own publisher can make what succeeds it; so what others make never stands
+/// in the way of finding these. Answers are found by who gave them ([`Store::answers`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Refers {
     /// An Update or Cancel by the member that published what it refers to.
     Succeeds,
-    /// An Ack.
-    Answers,
-    /// Anything else.
+    /// Anything else but an Ack.
     Mentions,
 }
 
@@ -394,6 +394,14 @@ pub trait Store: Send + Sync + 'static {
         after: u64,
         max: usize,
     ) -> Result<Vec<Location>, ReadError>;
+
+    /// Of these bulletins of `member`, whether anything refers to them as [`Refers::Succeeds`], in their order. Nearly free for those with
+    /// ids above all that were referred to so.
+    fn succeeded(&self, member: &Member, ids: &[Uuid]) -> Result<Vec<bool>, ReadError>;
+
+    /// The Acks that refer to bulletin `id` of `member`, of each person the first and the newest, of each feed at most `persons_max` persons.
+    /// As for [`Store::referring`] only the names are compared.
+    fn answers(&self, member: &Member, id: Uuid, persons_max: usize) -> Result<Answers, ReadError>;
 
     /// Hashes of complete subtrees of a feed's tree, in the order asked for.
     fn tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError>;

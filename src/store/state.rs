@@ -18,6 +18,7 @@ use super::express::{self, Ahead};
 use super::keys::{FeedNumber, FeedRow, FillAt, NoteRef};
 use super::log::Position;
 use super::recent_ids::{Place, RecentIds};
+use super::references::Role;
 use super::tree_cache::{Edge, Tile, TileId};
 use super::view::references::Referrer;
 use super::window::Window;
@@ -40,6 +41,8 @@ pub(super) struct State {
     pub(super) pending_custody: VecDeque<(u64, FeedNumber, CustodyRecord, CustodyStanding)>,
     /// References, likewise.
     pub(super) pending_references: VecDeque<(u64, Referred, Referrer)>,
+    /// Of each member the largest id that an Update or Cancel of its own refers to, or a larger one: above it nothing is looked for.
+    pub(super) succeeded: BTreeMap<Member, Uuid>,
     /// Where content is that the view has not taken in yet, with the number of its commit.
     pub(super) pending_fills: HashMap<(FeedNumber, u64), (u64, FillAt)>,
     /// Urgent entries, likewise; their urgency is in their feeds' books.
@@ -54,7 +57,7 @@ pub(super) struct HeldAhead {
 }
 
 /// A bulletin that others refer to, and how.
-pub(super) type Referred = (Member, Uuid, Refers);
+pub(super) type Referred = (Member, Uuid, Role);
 
 /// One feed.
 pub(super) struct FeedBook {
@@ -214,6 +217,7 @@ impl State {
             pending_cosigned: VecDeque::new(),
             pending_custody: VecDeque::new(),
             pending_references: VecDeque::new(),
+            succeeded: BTreeMap::new(),
             pending_fills: HashMap::new(),
             pending_urgent: VecDeque::new(),
         }
@@ -276,6 +280,11 @@ impl State {
             self.pending_urgent.push_back((committed.seq, *number, *index));
         }
         pending.references.sort_by_key(|(_, at)| at.arrival);
+        for ((member, id, role), _) in &pending.references {
+            if *role == Role::Other(Refers::Succeeds) && self.succeeded.get(member).is_none_or(|held| held < id) {
+                self.succeeded.insert(member.clone(), *id);
+            }
+        }
         let references = pending.references.iter();
         self.pending_references.extend(references.map(|(referred, at)| (committed.seq, referred.clone(), *at)));
         for cosigned in &commit.cosigned {

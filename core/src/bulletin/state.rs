@@ -94,6 +94,15 @@ impl State {
             Self::Active | Self::Expired => None,
         }
     }
+
+    /// Why it was cancelled, if it was and the cancellation's body could be read.
+    #[must_use]
+    pub fn reason(&self) -> Option<CancelReason> {
+        match self {
+            Self::Cancelled { reason, .. } => *reason,
+            Self::Active | Self::Superseded { .. } | Self::Expired => None,
+        }
+    }
 }
 
 impl Successor {
@@ -101,15 +110,20 @@ impl Successor {
     #[must_use]
     pub fn of(original: &proto::Header, original_digest: &Digest, envelope: &[u8], position: Position) -> Option<Self> {
         let header = envelope::header_of(envelope).ok()?;
-        let mut successor =
-            Self::from_header(original, original_digest, &header, &envelope::digest(envelope), position)?;
-        if let Effect::Cancels(reason) = &mut successor.effect {
+        let successor = Self::from_header(original, original_digest, &header, &envelope::digest(envelope), position)?;
+        Some(successor.with_reason(envelope))
+    }
+
+    /// With a cancellation's reason, read from its envelope.
+    #[must_use]
+    pub fn with_reason(mut self, envelope: &[u8]) -> Self {
+        if let Effect::Cancels(reason) = &mut self.effect {
             *reason = match envelope::body_of(envelope).ok().and_then(|body| body.content) {
                 Some(Content::Cancellation(cancellation)) => CancelReason::read(&cancellation.reason),
                 _ => None,
             };
         }
-        Some(successor)
+        self
     }
 
     /// As [`Self::of`] from a header alone, without a cancellation's reason.
@@ -155,12 +169,20 @@ fn refers_to(header: &proto::Header, original: &proto::Header, digest: &Digest) 
 impl Standing {
     /// Takes in one successor.
     pub fn add(&mut self, successor: Successor) {
-        let (slot, replaces): (_, fn(&Successor, &Successor) -> bool) = match successor.effect {
-            Effect::Supersedes => (&mut self.updated, |new, old| new.rank() > old.rank()),
-            Effect::Cancels(_) => (&mut self.cancelled, |new, old| new.rank() < old.rank()),
-        };
-        if slot.as_ref().is_none_or(|old| replaces(&successor, old)) {
-            *slot = Some(successor);
+        if self.would_change(&successor) {
+            match successor.effect {
+                Effect::Supersedes => self.updated = Some(successor),
+                Effect::Cancels(_) => self.cancelled = Some(successor),
+            }
+        }
+    }
+
+    /// Whether taking in this successor changes anything. One whose reason has not been read counts as one without a reason.
+    #[must_use]
+    pub fn would_change(&self, new: &Successor) -> bool {
+        match new.effect {
+            Effect::Supersedes => self.updated.as_ref().is_none_or(|old| new.rank() > old.rank()),
+            Effect::Cancels(_) => self.cancelled.as_ref().is_none_or(|old| new.rank() < old.rank()),
         }
     }
 

@@ -49,6 +49,17 @@ impl Time {
         (SECONDS_MIN..=SECONDS_MAX).contains(&timestamp.seconds).then_some(Self { seconds: timestamp.seconds, nanos })
     }
 
+    /// The instant of the years 1 to 9999 that is nearest to what a timestamp says: what is beyond them is as early, or as late, as can be.
+    #[must_use]
+    pub fn nearest(timestamp: &Timestamp) -> Self {
+        let nanos = u32::try_from(timestamp.nanos.clamp(0, 999_999_999)).unwrap_or(0);
+        match timestamp.seconds {
+            seconds if seconds < SECONDS_MIN => Self { seconds: SECONDS_MIN, nanos: 0 },
+            seconds if seconds > SECONDS_MAX => Self { seconds: SECONDS_MAX, nanos: 999_999_999 },
+            seconds => Self { seconds, nanos },
+        }
+    }
+
     /// The instant `unix_ms` milliseconds after 1970-01-01T00:00:00Z; the year 9999 ends it.
     #[must_use]
     pub fn from_unix_ms(unix_ms: u64) -> Self {
@@ -211,9 +222,21 @@ mod tests {
         assert_eq!(Time::from_proto(&first).unwrap().to_string(), "0001-01-01T00:00:00Z");
         let last = Timestamp { seconds: SECONDS_MAX, nanos: 1 };
         assert_eq!(Time::from_proto(&last).unwrap().to_string(), "9999-12-31T23:59:59.000000001Z");
+        let micros = Timestamp { seconds: 0, nanos: 1_000 };
+        assert_eq!(Time::from_proto(&micros).unwrap().to_string(), "1970-01-01T00:00:00.000001Z");
         assert_eq!(Time::from_proto(&Timestamp { seconds: SECONDS_MAX + 1, nanos: 0 }), None);
         assert_eq!(Time::from_proto(&Timestamp { seconds: 0, nanos: -1 }), None);
         assert_eq!(Time::from_proto(&Timestamp { seconds: 0, nanos: 1_000_000_000 }), None);
+    }
+
+    #[test]
+    fn what_is_beyond_the_years_is_as_early_or_as_late_as_can_be() {
+        let nearest = |seconds, nanos| Time::nearest(&Timestamp { seconds, nanos }).to_string();
+        assert_eq!(nearest(i64::MIN, 7), "0001-01-01T00:00:00Z");
+        assert_eq!(nearest(SECONDS_MAX + 1, -1), "9999-12-31T23:59:59.999999999Z");
+        assert_eq!(nearest(0, -1), "1970-01-01T00:00:00Z");
+        assert_eq!(nearest(0, i32::MAX), "1970-01-01T00:00:00.999999999Z");
+        assert_eq!(nearest(9, 1_000_000), "1970-01-01T00:00:09.001Z");
     }
 
     #[test]

@@ -5,5 +5,6 @@ mod faults;
 mod publishing;
 mod reading;
 mod served;
+mod states;
 mod subscribing;
 mod world;

@@ -35,6 +35,8 @@ async fn red_and_strict_are_not_for_agencies_and_every_refusal_is_recorded() {
     let unknown = world.get(POST, "ma", "01971f5a-3c00-7a10-8b5e-000000000001").await.unwrap_err();
     let hidden = world.get(CUSTOMS, "ma", &open.id).await.unwrap_err();
     assert_eq!((unknown.code(), unknown.details()), (hidden.code(), hidden.details()), "nothing tells the two apart");
+    assert_eq!(unknown.message(), hidden.message());
+    assert_eq!(audited.so_far()[0].detail, format!("ma/{}", open.id), "the record names what was not given");
     assert_eq!(audited.take(), [format!("refused-call WORKING_GROUP {CUSTOMS} FocalPoint.Get")]);
     let all = world.history(POST, proto::HistoryRequest::default()).await.unwrap();
     assert_eq!(arrivals(&all), [6, 1]);
@@ -268,29 +270,4 @@ async fn updates_cancellations_answers_and_time_make_the_state() {
     let id = barid_core::envelope::header_of(&expired).unwrap().id;
     world.peer_appends("tn", vec![expired]).await;
     assert_eq!(world.get(POLICE, "tn", &id).await.unwrap().state.unwrap().state, "expired");
-}
-
-/// Others may say what they like about a bulletin: only its publisher changes its state.
-#[tokio::test]
-async fn a_flood_of_answers_hides_no_cancellation_and_is_cut_visibly() {
-    let world = World::start().await;
-    let original = draft(|_| {});
-    let receipt = world.published(original.clone()).await;
-    let reference = proto::Reference { member: "ma".into(), id: receipt.id.clone(), digest: receipt.digest.clone() };
-    let answer = |n: u32, msg_type: &str| {
-        careless("tn", 1, |_, header| {
-            header.id = format!("01971f5a-3c00-7a10-8b5e-{n:012x}");
-            (header.kind, header.msg_type) = ("acknowledgement".into(), msg_type.into());
-            header.references = vec![reference.clone()];
-        })
-    };
-    for chunk in 0..3 {
-        let flood = (0..500).map(|n| answer(chunk * 500 + n, "Ack"));
-        world.peer_appends("tn", flood.chain([answer(10_000 + chunk, "Cancel")]).collect()).await;
-    }
-    let state = world.get(POLICE, "ma", &receipt.id).await.unwrap().state.unwrap();
-    assert_eq!((state.state.as_str(), state.acknowledged_by.len(), state.partial), ("active", 1_000, true));
-    let cancelled = world.published(about("cancellation", &original, &receipt)).await;
-    let state = world.get(POLICE, "ma", &receipt.id).await.unwrap().state.unwrap();
-    assert_eq!((state.state.as_str(), state.by.unwrap().id), ("cancelled", cancelled.id));
 }

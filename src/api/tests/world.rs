@@ -164,6 +164,7 @@ impl World {
             node: Arc::new(Alone),
             pace: Arc::default(),
             budgets: crate::budgets::Budgets::default(),
+            states: Arc::default(),
             overdue: Arc::default(),
             naming: Arc::default(),
             stopping: stop.subscribe(),

@@ -24,6 +24,7 @@ use bytes::Bytes;
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::message::Note;
 use super::profile::Directory;
 use super::render::{Reading, Render};
 use super::{Context, Exit, Failure};
@@ -70,8 +71,7 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<Exit, Failure>
     let delivery = verdict.report.as_ref().map(|report| delivery(&file, report)).unwrap_or_default();
     let judged = Judged { path: path.display().to_string(), trusted, verdict, delivery };
     if context.output.is_json() {
-        let object = judged.json().map_err(|error| Failure::new("internal").because(&error))?;
-        context.output.json(&object)?;
+        context.output.json(&judged.json())?;
     } else {
         let own = judged.verdict.report.as_ref().map_or_else(nobody, |report| report.member.clone());
         let render = Render::new(context, Directory::with_roster(own, judged.trusted.clone()));
@@ -126,14 +126,14 @@ fn nobody() -> Member {
 
 impl Judged {
     /// One object: the words of the vocabulary and the reasons in English, which do not change with the language.
-    fn json(&self) -> Result<Value, serde_json::Error> {
+    fn json(&self) -> Value {
         let outcome = &self.verdict.outcome;
         let mut object = json!({
             "result": outcome.word(),
             "exit": self.verdict.exit_code(),
             "trusted": {"roster": self.path, "version": self.trusted.version()},
         });
-        let Some(fields) = object.as_object_mut() else { return Ok(object) };
+        let Some(fields) = object.as_object_mut() else { return object };
         if let Outcome::Invalid(error) | Outcome::Undecided(error) = outcome {
             fields.insert("reason".to_owned(), faults::detail(error).into());
         }
@@ -141,22 +141,32 @@ impl Judged {
             let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
             fields.insert("disputes".to_owned(), reasons.into());
         }
-        let Some(report) = &self.verdict.report else { return Ok(object) };
-        let at = |time: u64| Time::from_unix_ms(time.saturating_mul(1_000)).to_string();
+        let Some(report) = &self.verdict.report else { return object };
+        // A key can sign any number of seconds: what is no time of the years 1 to 9999 is left out, and named.
+        let mut notes = Vec::new();
+        let mut at = |time: u64, field: String| {
+            let at = words::timestamp(time);
+            let text = Time::from_proto(&at).map(|time| time.to_string());
+            if text.is_none() {
+                notes.push(Note { note: "unrepresentable-field", field, raw: format!("{time} s") }.json());
+            }
+            text
+        };
         let mut cosigners = Vec::new();
-        for one in &report.cosigners {
+        for (n, one) in report.cosigners.iter().enumerate() {
             let reason = one.uncounted.map(|reason| reason.to_string());
             let counted = reason.is_none();
             cosigners.push(json!({
                 "member": one.member.as_str(),
-                "at": at(one.time),
+                "at": at(one.time, format!("cosigners[{n}].at")),
                 "counted": counted,
                 "uncounted": reason,
             }));
         }
         let mut custody = Vec::new();
-        for one in &report.custody {
-            custody.push(json!({"member": one.member.as_str(), "at": at(one.time), "keyValid": one.valid}));
+        for (n, one) in report.custody.iter().enumerate() {
+            let at = at(one.time, format!("custody[{n}].at"));
+            custody.push(json!({"member": one.member.as_str(), "at": at, "keyValid": one.valid}));
         }
         let told = json!({
             "member": report.member.as_str(),
@@ -180,9 +190,15 @@ impl Judged {
         if let Value::Object(told) = told {
             fields.extend(told);
         }
-        if let Value::Object(mut reading) = Reading::new(&self.delivery).json()? {
+        if let Value::Object(mut reading) = Reading::new(&self.delivery).json() {
+            if let Some(Value::Array(more)) = reading.remove("notes") {
+                notes.extend(more);
+            }
             fields.extend(["header", "body"].into_iter().filter_map(|part| reading.remove_entry(part)));
         }
-        Ok(object)
+        if !notes.is_empty() {
+            fields.insert("notes".to_owned(), notes.into());
+        }
+        object
     }
 }

@@ -145,7 +145,7 @@ fn every_doubt_has_words_in_every_language() {
         report.rosters_tied = false;
         let text = told(lang, &judged);
         assert_eq!(text.matches('⚠').count(), 7, "{text}");
-        assert_eq!(judged.json().unwrap()["disputes"].as_array().unwrap().len(), 7);
+        assert_eq!(judged.json()["disputes"].as_array().unwrap().len(), 7);
         judged.verdict.outcome = Outcome::SignedOnly;
         let report = judged.verdict.report.as_mut().unwrap();
         report.cosigners.clear();
@@ -187,7 +187,7 @@ fn every_fault_has_words_in_every_language() {
                 judged.verdict.outcome = Outcome::Undecided(error.clone());
             }
             assert_eq!(told(lang, &judged).lines().count(), 4);
-            assert!(!judged.json().unwrap()["reason"].as_str().unwrap().is_empty());
+            assert!(!judged.json()["reason"].as_str().unwrap().is_empty());
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::cli::render::{Reading, Render};
 use crate::cli::{Context, say, times};
 
 /// Unix seconds as a timestamp.
-fn timestamp(time: u64) -> Timestamp {
+pub(super) fn timestamp(time: u64) -> Timestamp {
     Timestamp { seconds: i64::try_from(time).unwrap_or(i64::MAX), nanos: 0 }
 }
 

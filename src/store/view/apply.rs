@@ -9,13 +9,14 @@ use barid_core::names::Member;
 use uuid::Uuid;
 
 use super::references::{self, REFERENCES_MAX, Referrer};
-use super::{View, columns, fills, ids, urgent};
+use super::{View, answers, columns, fills, ids, urgent};
 use crate::store::admit::Run;
 use crate::store::keys::{self, Cursor, FeedNumber, FillAt, Key, NoteRef, STRETCHES_MAX, Stretch, Value};
 use crate::store::log::Resume;
 use crate::store::recent_ids::Place;
+use crate::store::references::Role;
 use crate::store::state::{Pending, Referred};
-use crate::store::{Content, ReadError, admit};
+use crate::store::{Content, ReadError, Refers, admit};
 
 /// What is collected over a batch.
 #[derive(Default)]
@@ -26,7 +27,8 @@ struct Batch<'a> {
     arrivals: Vec<Stretch>,
     columns: columns::Builder<'a>,
     ids: BTreeMap<FeedNumber, Ids<'a>>,
-    references: BTreeMap<&'a Referred, Vec<Referrer>>,
+    references: BTreeMap<(&'a Member, Refers, Uuid), Vec<Referrer>>,
+    answers: BTreeMap<&'a Referred, Vec<Referrer>>,
     urgent: BTreeMap<(FeedNumber, u64), urgent::Bucket>,
 }
 
@@ -60,6 +62,7 @@ fn apply_part(view: &View, commits: &[Pending]) -> Result<(), ReadError> {
     };
     batch.keys.insert(keys::CURSOR.to_vec(), Some(cursor.encode()));
     ids(view, &mut batch)?;
+    answers(view, &mut batch)?;
     let mut writes = sled::Batch::default();
     for (key, value) in batch.finish() {
         match value {
@@ -83,6 +86,21 @@ fn ids(view: &View, batch: &mut Batch<'_>) -> Result<(), ReadError> {
             };
             let lowest = held.map_or(place, |held| held.min(place));
             batch.keys.insert(key, Some(ids::encode_alone(&lowest)));
+        }
+    }
+    Ok(())
+}
+
+/// Adds to what each person has answered.
+fn answers(view: &View, batch: &mut Batch<'_>) -> Result<(), ReadError> {
+    for ((member, id, role), mut referrers) in std::mem::take(&mut batch.answers) {
+        let Role::Answer(person) = role else { continue };
+        referrers.sort_unstable_by_key(|referrer| (referrer.feed, referrer.arrival));
+        for of_feed in referrers.chunk_by(|a, b| a.feed == b.feed) {
+            let key = answers::key(member, *id, of_feed[0].feed, *person);
+            let held = view.answered(&key)?;
+            let answered = of_feed.iter().fold(held, |held, referrer| Some(answers::add(held, referrer)));
+            batch.keys.insert(key.bytes(), answered.map(answers::encode));
         }
     }
     Ok(())
@@ -132,7 +150,12 @@ fn entries<'a>(batch: &mut Batch<'a>, pending: &'a Pending) {
         batch.arrivals.push(Stretch { first: committed.first_arrival, count, at: at(0) });
     }
     for (referred, referrer) in &pending.references {
-        batch.references.entry(referred).or_default().push(*referrer);
+        match referred {
+            (member, id, Role::Other(how)) => {
+                batch.references.entry((member, *how, *id)).or_default().push(*referrer);
+            }
+            (.., Role::Answer(_)) => batch.answers.entry(referred).or_default().push(*referrer),
+        }
     }
     for (feed, row) in &pending.rows {
         batch.put(Key::new(keys::FEED).u32(*feed), row.encode());
@@ -287,9 +310,9 @@ impl Batch<'_> {
         for (first, block) in std::mem::take(&mut self.columns).finish() {
             self.put(Key::new(keys::COLUMNS).u64(first), block);
         }
-        for ((member, id, how), referrers) in std::mem::take(&mut self.references) {
+        for ((member, how, id), referrers) in std::mem::take(&mut self.references) {
             for block in referrers.chunks(REFERENCES_MAX) {
-                let key = Key::new(keys::REFERENCE).member(member).id(*id).how(*how).u64(block[0].arrival);
+                let key = Key::new(keys::REFERENCE).member(member).how(how).id(id).u64(block[0].arrival);
                 self.put(key, references::encode(block));
             }
         }

@@ -6,6 +6,7 @@
 //! sled 0.34 is not trusted with durability: what it wrote before a power loss may be lost in any order. So a view that was open when
 //! the machine stopped is dropped; one that was open when only the process stopped is not, for the kernel had its pages.
 
+pub(super) mod answers;
 mod apply;
 pub(super) mod columns;
 pub(super) mod fills;

@@ -10,14 +10,15 @@ use barid_core::names::{Digest, FeedId, Member, Undisclosed};
 use uuid::Uuid;
 
 use super::references::{self, Referrer};
-use super::{View, columns, fills, ids, unreadable, urgent};
+use super::{View, answers, columns, fills, ids, unreadable, urgent};
 use crate::store::admit::Run;
 use crate::store::keys::{self, FeedNumber, FeedRow, Fields, FillAt, Key, NoteRef, Stretch};
 use crate::store::log::Position;
 use crate::store::recent_ids::{IDS_LOADED_MAX, Place};
-use crate::store::state::{HeldAhead, Referred};
+use crate::store::references::Person;
+use crate::store::state::HeldAhead;
 use crate::store::tree_cache::{Tile, TileId};
-use crate::store::{Columns, ReadError};
+use crate::store::{Columns, ReadError, Refers};
 
 /// Custody notes that are looked at for one holder and entry: those that end nearest above it. Between it and the end of the note that
 /// has it lie at most the notes for what was filled in there later; the bound keeps a holder that repeats itself from making reads slow.
@@ -83,14 +84,16 @@ impl View {
         self.get(ids::key_alone(member, id))?.map(place).transpose()
     }
 
-    /// Entries that refer to a bulletin, with arrivals above `after`, ascending, at most `max`.
+    /// Entries that refer to a bulletin in one way, with arrivals above `after`, ascending, at most `max`.
     pub(in crate::store) fn referring(
         &self,
-        (member, id, how): &Referred,
+        member: &Member,
+        id: Uuid,
+        how: Refers,
         after: u64,
         max: usize,
     ) -> Result<Vec<Referrer>, ReadError> {
-        let prefix = Key::new(keys::REFERENCE).member(member).id(*id).how(*how);
+        let prefix = Key::new(keys::REFERENCE).member(member).how(how).id(id);
         // Blocks follow each other by arrival: the one that begins last at or below `after` may hold what is above it.
         let start = self.descending(&prefix, &prefix.clone().u64(after)).next().transpose()?;
         let start = start.map_or_else(|| prefix.clone(), |(key, _)| Key::read(&key));
@@ -103,6 +106,64 @@ impl View {
             }
         }
         Ok(found)
+    }
+
+    /// Of these ascending ids of a member, those that something succeeds. Looks once for each id that something succeeds from the smallest to
+    /// the largest of them, and once more, but never more often than there are ids.
+    pub(in crate::store) fn succeeded(&self, member: &Member, ids: &[Uuid]) -> Result<Vec<Uuid>, ReadError> {
+        let prefix = Key::new(keys::REFERENCE).member(member).how(Refers::Succeeds);
+        let (mut left, mut found) = (ids, Vec::new());
+        while let Some(id) = left.first() {
+            let Some(pair) = self.ascending(&prefix, &prefix.clone().id(*id)).next() else { break };
+            let held = succeeded_id(&pair?.0)?;
+            left = left.get(left.partition_point(|id| *id < held)..).unwrap_or_default();
+            if left.first() == Some(&held) {
+                found.push(held);
+                left = left.get(left.partition_point(|id| *id <= held)..).unwrap_or_default();
+            }
+        }
+        Ok(found)
+    }
+
+    /// The largest id of a member that something succeeds.
+    pub(in crate::store) fn largest_succeeded(&self, member: &Member) -> Result<Option<Uuid>, ReadError> {
+        let prefix = Key::new(keys::REFERENCE).member(member).how(Refers::Succeeds);
+        let end = prefix.clone().id(Uuid::max()).u64(u64::MAX);
+        self.descending(&prefix, &end).next().map(|pair| succeeded_id(&pair?.0)).transpose()
+    }
+
+    /// What each person has answered to a bulletin, of each feed at most `max` keys; whether those were all.
+    pub(in crate::store) fn answers(
+        &self,
+        member: &Member,
+        id: Uuid,
+        max: usize,
+    ) -> Result<(Vec<(FeedNumber, Person, answers::Answer)>, bool), ReadError> {
+        let prefix = Key::new(keys::ANSWER).member(member).id(id);
+        let (mut from, mut found, mut whole) = (prefix.clone(), Vec::new(), true);
+        loop {
+            let (mut feed, mut count) = (None, 0);
+            for pair in self.ascending(&prefix, &from) {
+                let (key, value) = pair?;
+                let (number, person) = answers::read_key(&key).ok_or_else(|| unreadable("key"))?;
+                if feed.is_some_and(|feed| feed != number) {
+                    break;
+                }
+                (feed, count) = (Some(number), count + 1);
+                if count > max {
+                    whole = false;
+                    break;
+                }
+                found.push((number, person, answers::decode(&value).ok_or_else(|| unreadable("answer"))?));
+            }
+            let Some(feed) = feed else { return Ok((found, whole)) };
+            from = prefix.clone().u32(feed).u64(u64::MAX).u8(0);
+        }
+    }
+
+    /// What one person has answered.
+    pub(super) fn answered(&self, key: &Key) -> Result<Option<answers::Answer>, ReadError> {
+        self.get(key)?.map(|value| answers::decode(&value).ok_or_else(|| unreadable("answer"))).transpose()
     }
 
     /// The largest ids of a member, and the largest id that is left out (nil: none).
@@ -396,6 +457,17 @@ impl View {
         };
         self.ascending(&prefix, &prefix).map(named).collect()
     }
+}
+
+/// The id in the key of a block of references.
+fn succeeded_id(key: &[u8]) -> Result<Uuid, ReadError> {
+    let read = || {
+        let mut key = Fields::of_key(key)?;
+        key.member()?;
+        key.u8()?;
+        key.array().map(Uuid::from_bytes)
+    };
+    read().ok_or_else(|| unreadable("key"))
 }
 
 fn run((key, value): &Pair) -> Result<Run, ReadError> {

@@ -1,0 +1,335 @@
+//! What became of a bulletin, wherever it is shown; what it is about; who answered; and what a filter asks for that is not there.
+
+use std::sync::Arc;
+
+use barid_core::proto;
+use barid_core::proto::subscribe_request::Start;
+use bytes::Bytes;
+use futures::stream::StreamExt;
+use tonic::Code;
+
+use super::world::{
+    CUSTOMS, EXCHANGE, OPERATOR, POLICE, POST, World, about, bulletin, called, careless, draft, member, now, red,
+};
+use crate::api::standing::Work;
+use crate::rpc::audit_server::Audit;
+use crate::rpc::focal_point_server::FocalPoint;
+use crate::store::Store;
+use crate::store::disk::{DiskOptions, DiskStore};
+use crate::telemetry::heard::Heard;
+
+/// State, reason and what changed it.
+fn told(state: Option<&proto::State>) -> (String, String, String) {
+    let state = state.expect("every delivery has its state").clone();
+    (state.state, state.reason, state.by.map(|by| by.id).unwrap_or_default())
+}
+
+fn active() -> (String, String, String) {
+    ("active".into(), String::new(), String::new())
+}
+
+async fn history(world: &World, by: &str) -> Vec<proto::Delivery> {
+    world.history(by, proto::HistoryRequest::default()).await.unwrap().deliveries
+}
+
+/// A bulletin of a peer about another one.
+fn peer_about(by: &str, n: u32, msg_type: &str, issuer: &str, reference: &proto::Reference) -> Bytes {
+    careless(by, 1, |_, header| {
+        header.id = format!("01971f5a-3c00-7a10-8b5e-{n:012x}");
+        header.issuer = issuer.into();
+        header.kind = if msg_type == "Ack" { "acknowledgement".into() } else { "cancellation".into() };
+        header.msg_type = msg_type.into();
+        header.references = vec![reference.clone()];
+    })
+}
+
+fn reference(receipt: &proto::Receipt) -> proto::Reference {
+    proto::Reference { member: "ma".into(), id: receipt.id.clone(), digest: receipt.digest.clone() }
+}
+
+#[tokio::test]
+async fn cancelled_bulletin_is_shown_with_its_state_wherever_it_is_shown() {
+    let world = World::start().await;
+    let mut live = world.follow(POST).await;
+    let original = draft(|_| {});
+    let receipt = world.published(original.clone()).await;
+    assert_eq!(told(live.delivery().await.state.as_ref()), active());
+    let update = world.published(about("situation-report", &original, &receipt)).await;
+    let delivered = live.delivery().await;
+    assert_eq!(told(delivered.state.as_ref()), active());
+    let page = history(&world, POST).await;
+    let superseded = ("superseded".to_owned(), String::new(), update.id.clone());
+    assert_eq!(page.iter().map(|it| told(it.state.as_ref())).collect::<Vec<_>>(), [active(), superseded]);
+    let cancel = world.published(about("cancellation", &original, &receipt)).await;
+    let cancelled = ("cancelled".to_owned(), "recovered".to_owned(), cancel.id.clone());
+
+    // The cancellation names what it cancels, by its headline, too.
+    let delivered = live.delivery().await;
+    let names = &delivered.referenced[0];
+    assert_eq!(
+        (names.reference.as_ref().unwrap(), names.held, names.changes_state),
+        (&reference(&receipt), true, true)
+    );
+    let headline = &original.body.as_ref().unwrap().texts[0];
+    assert_eq!((&names.headlines[0].language, &names.headlines[0].headline), (&headline.language, &headline.headline));
+    assert!(names.headlines[0].description.is_empty());
+
+    let page = history(&world, POST).await;
+    assert_eq!(told(page[2].state.as_ref()), cancelled);
+    assert_eq!(page[0].referenced, delivered.referenced);
+    let got = world.get(POST, "ma", &receipt.id).await.unwrap();
+    assert_eq!(
+        (told(got.state.as_ref()), told(got.delivery.unwrap().state.as_ref())),
+        (cancelled.clone(), cancelled.clone())
+    );
+    let mut later = world.follow(POST).await;
+    assert_eq!(told(later.delivery().await.state.as_ref()), cancelled, "who reads it later is told at once");
+}
+
+#[tokio::test]
+async fn time_ends_a_bulletin_in_every_view_and_an_impossible_one_is_as_late_as_can_be() {
+    let world = World::start().await;
+    let at = |seconds, nanos| Some(pbjson_types::Timestamp { seconds, nanos });
+    let past = i64::try_from(now() / 1_000).unwrap() - 10;
+    let ends = [at(past, 0), at(i64::MIN, -1), at(i64::MAX, i32::MAX), at(past, -7), None];
+    let sent: Vec<Bytes> =
+        (1..).zip(ends).map(|(n, ends)| careless("tn", n, |_, header| header.expires = ends)).collect();
+    world.peer_appends("tn", sent).await;
+    let page = history(&world, POLICE).await;
+    let states: Vec<String> = page.iter().rev().map(|it| told(it.state.as_ref()).0).collect();
+    assert_eq!(states, ["expired", "expired", "active", "expired", "active"]);
+}
+
+#[tokio::test]
+async fn cancellation_that_came_before_its_bulletin_counts_when_that_comes() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = DiskOptions { reserve_bytes: 0, ..DiskOptions::new(member("ma"), EXCHANGE.parse().unwrap()) };
+    let disk = Arc::new(DiskStore::open(folder.path(), &options).unwrap());
+    let world = World::over(disk as Arc<dyn Store>, 1).await;
+    let original = bulletin("tn", 7, |_| {});
+    let reference = proto::Reference {
+        member: "tn".into(),
+        id: original.proto_header.id.clone(),
+        digest: Bytes::copy_from_slice(&original.digest.0),
+    };
+    world.peer_appends("tn", vec![peer_about("tn", 1, "Cancel", "desk", &reference)]).await;
+    let page = history(&world, POLICE).await;
+    assert_eq!((page[0].referenced[0].held, page[0].referenced[0].changes_state), (false, false), "not here yet");
+    let mut live = world.follow(POLICE).await;
+    live.delivery().await;
+    world.peer_appends("tn", vec![original.envelope, bulletin("tn", 9, |_| {}).envelope]).await;
+    assert_eq!(told(live.delivery().await.state.as_ref()).0, "cancelled");
+    assert_eq!(told(live.delivery().await.state.as_ref()), active());
+    world.store.drain_view();
+    let page = history(&world, POLICE).await;
+    assert_eq!(told(page[1].state.as_ref()).0, "cancelled", "by the index, as by memory");
+    assert!(page[2].referenced[0].changes_state);
+}
+
+#[tokio::test]
+async fn cancellation_by_somebody_else_changes_nothing_and_shows_that() {
+    let world = World::start().await;
+    let original = draft(|_| {});
+    let receipt = world.published(original.clone()).await;
+    let mut wrong = reference(&receipt);
+    wrong.digest = vec![1; 32].into();
+    let envelopes = vec![
+        peer_about("tn", 1, "Cancel", "desk", &reference(&receipt)),
+        peer_about("tn", 2, "Cancel", "desk", &wrong),
+        peer_about("tn", 3, "Ack", "desk", &reference(&receipt)),
+    ];
+    world.peer_appends("tn", envelopes).await;
+    let page = history(&world, POLICE).await;
+    assert_eq!(told(page[3].state.as_ref()), active());
+    let found: Vec<(bool, bool)> =
+        page.iter().rev().skip(1).map(|it| (it.referenced[0].held, it.referenced[0].changes_state)).collect();
+    assert_eq!(found, [(true, false), (false, false), (true, false)], "another content is not held");
+}
+
+#[tokio::test]
+async fn reference_to_what_a_caller_may_not_read_is_like_one_to_nothing() {
+    let world = World::start().await;
+    let receipt = world.published(draft(red)).await;
+    let mut nothing = reference(&receipt);
+    nothing.id = "01971f5a-3c00-7a10-8b5e-0000000000ff".into();
+    let envelopes = vec![
+        peer_about("tn", 1, "Cancel", "desk", &reference(&receipt)),
+        peer_about("tn", 2, "Cancel", "desk", &nothing),
+    ];
+    world.peer_appends("tn", envelopes).await;
+    let page = history(&world, POST).await;
+    let told: Vec<proto::Referenced> = page.iter().map(|delivery| delivery.referenced[0].clone()).collect();
+    assert!(told.iter().all(|it| !it.held && !it.changes_state && it.headlines.is_empty()), "{told:?}");
+    assert!(history(&world, POLICE).await[1].referenced[0].held);
+}
+
+#[tokio::test]
+async fn references_of_a_foreign_header_are_cut() {
+    let world = World::start().await;
+    let long = proto::Reference { member: "x".repeat(9_000), id: "y".repeat(9_000), digest: vec![7; 9_000].into() };
+    let envelope = careless("tn", 1, |_, header| header.references = vec![long; 2]);
+    let many = careless("tn", 2, |_, header| header.references = vec![proto::Reference::default(); 500]);
+    world.peer_appends("tn", vec![envelope, many]).await;
+    let page = history(&world, POLICE).await;
+    let bytes = |delivery: &proto::Delivery| prost::Message::encoded_len(delivery) - delivery.envelope.len();
+    assert!(page.iter().all(|delivery| bytes(delivery) < 1_000 && delivery.referenced.len() <= 4));
+}
+
+#[tokio::test]
+async fn state_is_found_with_bounded_work_and_further_each_time() {
+    let world = World::start().await;
+    let original = draft(|_| {});
+    let receipt = world.published(original.clone()).await;
+    for _ in 0..5 {
+        world.published(about("situation-report", &original, &receipt)).await;
+    }
+    let cancel = world.published(about("cancellation", &original, &receipt)).await;
+    let entry = world.store.arrivals(1, 1, usize::MAX).unwrap();
+    let look = |units| {
+        let mut work = Work::new(units);
+        let state = world.api.states(&entry, &mut work).unwrap().remove(0);
+        (state.partial, told(Some(&state)).0, work.is_exhausted())
+    };
+    assert_eq!(look(0), (true, "active".into(), true), "and marked as one that may not be the last");
+    assert_eq!(look(3), (true, "superseded".into(), true));
+    assert_eq!(look(3), (false, "cancelled".into(), false), "what was read is not read again");
+    assert_eq!(look(1), (false, "cancelled".into(), false));
+    let page = history(&world, POLICE).await;
+    assert_eq!(told(page.last().unwrap().state.as_ref()).2, cancel.id);
+}
+
+/// Others may say what they like about a bulletin: only its publisher changes its state, and nobody's answers hide another's.
+#[tokio::test]
+async fn flood_of_answers_hides_no_answer_of_anybody_and_no_cancellation() {
+    let world = World::start().await;
+    let original = draft(|_| {});
+    let receipt = world.published(original.clone()).await;
+    let about_it = reference(&receipt);
+    for chunk in 0..3 {
+        let flood = (0..500).map(|n| peer_about("tn", chunk * 500 + n, "Ack", "desk", &about_it));
+        let cancel = peer_about("tn", 10_000 + chunk, "Cancel", "desk", &about_it);
+        world.peer_appends("tn", flood.chain([cancel]).collect()).await;
+    }
+    world.peer_appends("tn", vec![peer_about("tn", 20_000, "Ack", "colleague", &about_it)]).await;
+    world.peer_appends("ly", vec![peer_about("ly", 20_001, "Ack", "desk", &about_it)]).await;
+    let state = world.get(POLICE, "ma", &receipt.id).await.unwrap().state.unwrap();
+    assert_eq!((state.state.as_str(), state.partial, state.acknowledgements), ("active", false, 1_502));
+    let by: Vec<(&str, &str)> = state.acknowledged_by.iter().map(|by| (by.member.as_str(), &by.id[24..])).collect();
+    assert_eq!(by.len(), 4, "of each person the newest, and the first: {by:?}");
+    for expected in [("tn", "0000000005db"), ("tn", "000000000000"), ("tn", "000000004e20"), ("ly", "000000004e21")] {
+        assert!(by.contains(&expected), "{expected:?} in {by:?}");
+    }
+    let cancelled = world.published(about("cancellation", &original, &receipt)).await;
+    let state = world.get(POLICE, "ma", &receipt.id).await.unwrap().state.unwrap();
+    assert_eq!((state.state.as_str(), state.by.unwrap().id), ("cancelled", cancelled.id));
+}
+
+#[tokio::test]
+async fn invented_persons_of_one_member_leave_every_other_member_its_share() {
+    let world = World::start().await;
+    let receipt = world.published(draft(|_| {})).await;
+    let about_it = reference(&receipt);
+    for chunk in 0..3 {
+        let flood = (0..500).map(|n| peer_about("tn", chunk * 500 + n, "Ack", &format!("desk-{chunk}-{n}"), &about_it));
+        world.peer_appends("tn", flood.collect()).await;
+    }
+    world.peer_appends("ly", vec![peer_about("ly", 20_001, "Ack", "desk", &about_it)]).await;
+    let state = world.get(POLICE, "ma", &receipt.id).await.unwrap().state.unwrap();
+    assert!(state.acknowledged_by.iter().any(|by| by.member == "ly"));
+    assert!(state.acknowledged_by.len() <= 1_000 && state.acknowledgements > 1_000);
+}
+
+fn asking(topics: &[&str], kinds: &[&str], members: &[&str]) -> proto::Filter {
+    let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+    proto::Filter { topics: texts(topics), kinds: texts(kinds), members: texts(members), ..Default::default() }
+}
+
+#[tokio::test]
+async fn unknown_word_in_a_filter_is_named_with_the_nearest_and_works_all_the_same() {
+    let world = World::start().await;
+    let filter = asking(&["informatoin.>", "*.reports"], &["situation-reports", "weather"], &["tz", "ma"]);
+    let page = world.history(POLICE, proto::HistoryRequest { filter: Some(filter.clone()), ..Default::default() });
+    let expected = [
+        ("filter.topics[0]", "informatoin.>", "information", "unknown-working-group"),
+        ("filter.kinds[0]", "situation-reports", "situation-report", "unknown-kind"),
+        ("filter.kinds[1]", "weather", "", "unknown-kind"),
+        ("filter.members[0]", "tz", "tn", "unknown-member"),
+    ];
+    let warnings = |warnings: &[proto::FilterWarning]| -> Vec<(String, String, String, String)> {
+        warnings.iter().cloned().map(|it| (it.field, it.value, it.nearest, it.reason)).collect()
+    };
+    let expected: Vec<_> = expected.map(|(a, b, c, d)| (a.to_owned(), b.to_owned(), c.to_owned(), d.to_owned())).into();
+    assert_eq!(warnings(&page.await.unwrap().warnings), expected);
+    let request = proto::SubscribeRequest { filter: Some(filter), start: Some(Start::After(0)) };
+    let mut events = world.api.subscribe(called(POLICE, request)).await.unwrap().into_inner();
+    assert_eq!(warnings(&events.next().await.unwrap().unwrap().warnings), expected, "with the first event");
+    let known = asking(&["information.>"], &["situation-report"], &["tn"]);
+    let page = world.history(POLICE, proto::HistoryRequest { filter: Some(known), ..Default::default() });
+    assert_eq!(page.await.unwrap().warnings, []);
+}
+
+#[tokio::test]
+async fn who_may_read_nothing_of_what_it_asks_for_is_denied_and_not_shown_nothing() {
+    let audited = Heard::listen();
+    let world = World::start().await;
+    let ask = async |by: &str, filter: proto::Filter| {
+        let request = proto::HistoryRequest { filter: Some(filter.clone()), ..Default::default() };
+        let history = world.history(by, request).await.map(|page| page.warnings.len()).map_err(|status| status.code());
+        let request = proto::SubscribeRequest { filter: Some(filter), start: None };
+        let subscribed = world.subscribe(by, request).await.map(|_| ()).map_err(|status| status.code());
+        assert_eq!(history.is_ok(), subscribed.is_ok(), "{by}");
+        history
+    };
+    let denied = Err(Code::PermissionDenied);
+    assert_eq!(ask(CUSTOMS, asking(&["justice.>"], &[], &[])).await, denied);
+    assert_eq!(
+        audited.take(),
+        [
+            format!("refused-call WORKING_GROUP {CUSTOMS} FocalPoint.History"),
+            format!("refused-call WORKING_GROUP {CUSTOMS} FocalPoint.Subscribe"),
+        ]
+    );
+    assert_eq!(ask(CUSTOMS, asking(&[], &["person-notice"], &[])).await, denied, "a kind of another working group");
+    assert_eq!(ask(CUSTOMS, asking(&["customs.>"], &["person-notice"], &[])).await, denied);
+    assert_eq!(ask(CUSTOMS, asking(&["justice.>", "customs.>"], &[], &[])).await, Ok(1), "told what is not granted");
+    assert_eq!(ask(CUSTOMS, asking(&["*.persons"], &["cancellation", "feed-closed"], &[])).await, Ok(0));
+    assert_eq!(ask(CUSTOMS, asking(&["nowhere.>"], &[], &[])).await, Ok(1), "what is unknown is nobody's to deny");
+    assert_eq!(ask(OPERATOR, asking(&[], &["seizure-report"], &[])).await, denied);
+    assert_eq!(ask(OPERATOR, asking(&["customs.>"], &["feed-closed"], &[])).await, Ok(0));
+    let none = "[[grant]]\npath = \"focal-point/new\"\nroles = [\"focal-point\"]\n";
+    world.access.store(Arc::new(crate::access::Access::parse(none).unwrap()));
+    assert_eq!(ask("focal-point/new", proto::Filter::default()).await, denied, "reads in no working group");
+}
+
+#[tokio::test]
+async fn denied_reads_name_the_bulletin_and_answer_as_if_there_were_none() {
+    let audited = Heard::listen();
+    let world = World::start().await;
+    let original = draft(|_| {});
+    let receipt = world.published(original.clone()).await;
+    audited.take();
+    let mut absent = receipt.clone();
+    absent.id = "01971f5a-3c00-7a10-8b5e-000000000001".into();
+    let export = async |id: &str| {
+        let request = proto::ExportEvidenceRequest { member: "ma".into(), id: id.into() };
+        let status = world.api.export_evidence(called(CUSTOMS, request)).await.err().unwrap();
+        (status.code(), status.message().replace(id, "ID"), status.details().to_vec())
+    };
+    let get = async |id: &str| {
+        let status = world.get(CUSTOMS, "ma", id).await.unwrap_err();
+        (status.code(), status.message().replace(id, "ID"), status.details().to_vec())
+    };
+    let publish = async |receipt: &proto::Receipt| {
+        let mut answer = about("acknowledgement", &original, receipt);
+        answer.header.as_mut().unwrap().topic = "customs.seizures".into();
+        let status = world.publish(CUSTOMS, answer).await.unwrap_err();
+        let details = String::from_utf8_lossy(status.details()).replace(&receipt.id, "ID");
+        (status.code(), status.message().replace(&receipt.id, "ID"), details.into_bytes())
+    };
+    assert_eq!(get(&receipt.id).await, get(&absent.id).await);
+    assert_eq!(export(&receipt.id).await, export(&absent.id).await);
+    assert_eq!(publish(&receipt).await, publish(&absent).await);
+    let records = audited.so_far();
+    assert_eq!(records.len(), 3, "{records:?}");
+    assert!(records.iter().all(|record| record.detail == format!("ma/{}", receipt.id)), "{records:?}");
+}
