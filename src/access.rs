@@ -203,7 +203,7 @@ impl Access {
                     "grant.path: `{path}` is not the path of a person or system, such as `agency/border-post`"
                 ));
             }
-            if roles.contains(&Role::FocalPoint) && !is_issuer(&issuer_of(&path)) {
+            if roles.contains(&Role::FocalPoint) && !(is_issuer(&path) && is_issuer(&issuer_of(&path))) {
                 return Err(format!(
                     "grant.path: `{path}` cannot publish: the path of a SPIFFE ID has segments of letters, digits, `-`, `.` and `_`, and an issuer \
                      at most {ISSUER_BYTES_MAX} bytes"

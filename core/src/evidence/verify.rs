@@ -568,5 +568,5 @@ fn unknown(line: &NoteSignature) -> EvidenceError {
 
 /// Text of somebody else's header that is safe to print.
 fn plain(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(crate::limits::TOPIC_BYTES_MAX).collect()
+    text.chars().filter(|c| !c.is_control()).take(crate::limits::ISSUER_BYTES_MAX).collect()
 }
