@@ -46,6 +46,9 @@ pub fn shows_something(text: &str) -> bool {
 }
 
 fn shows(c: char) -> bool {
+    if c.is_ascii_graphic() {
+        return true;
+    }
     let noncharacter = matches!(c, '\u{FDD0}'..='\u{FDEF}') || u32::from(c) & 0xFFFE == 0xFFFE;
     let blank = BLANK.iter().any(|range| range.contains(&c));
     !(c.is_whitespace() || c.is_control() || noncharacter || blank)
@@ -68,7 +71,11 @@ pub fn is_plain(text: &str) -> bool {
 /// around the text keeps its direction, and every character stands where it is read. Marks (U+200E, U+200F, U+061C) are fine.
 #[must_use]
 pub fn keeps_direction(text: &str) -> bool {
-    text.split(['\n', '\r', '\u{B}', '\u{C}', '\u{1C}', '\u{1D}', '\u{1E}', '\u{85}', '\u{2029}']).all(paragraph_keeps)
+    // UTF-8 begins each of these characters with this byte, and most texts have none of them.
+    !text.as_bytes().contains(&0xE2)
+        || text
+            .split(['\n', '\r', '\u{B}', '\u{C}', '\u{1C}', '\u{1D}', '\u{1E}', '\u{85}', '\u{2029}'])
+            .all(paragraph_keeps)
 }
 
 fn paragraph_keeps(paragraph: &str) -> bool {
