@@ -1,4 +1,4 @@
-//! `barid cert request`: a key, and the request with which a member's authority certifies it.
+//! `barid cert`: `request` makes a key, and the request with which a member's authority certifies it.
 //!
 //! In scope: the key in a file for its owner alone, and a PKCS #10 request (RFC 2986) with the SPIFFE ID and host names in it. Out of scope:
 //! signing it, which an authority does with its own tools (docs/operator.md has a recipe). It needs no node and no network: run it
@@ -14,6 +14,7 @@ use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsag
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::cert_check::{self, CheckArgs};
 use super::{Context, Exit, Failure, say};
 use crate::pki::is_host;
 use crate::transport::SpiffeId;
@@ -29,6 +30,8 @@ pub(super) struct CertArgs {
 enum CertCommand {
     /// Make a key and a request for a certificate, for your member's authority to sign.
     Request(RequestArgs),
+    /// Say whether a certificate is fit for all that it is used for.
+    Check(CheckArgs),
 }
 
 /// Who asks, and where to.
@@ -52,7 +55,13 @@ struct RequestArgs {
 }
 
 pub(super) fn run(context: &Context, args: &CertArgs) -> Result<Exit, Failure> {
-    let CertCommand::Request(args) = &args.command;
+    match &args.command {
+        CertCommand::Request(args) => request_certificate(context, args),
+        CertCommand::Check(args) => cert_check::run(context, args),
+    }
+}
+
+fn request_certificate(context: &Context, args: &RequestArgs) -> Result<Exit, Failure> {
     let domain = match &args.trust_domain {
         Some(domain) => domain.clone(),
         None => {

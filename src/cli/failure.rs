@@ -190,6 +190,8 @@ impl Failure {
         for field in &mut self.fields {
             "--wait-for".clone_into(&mut field.field);
         }
+        // It only repeats the fields, in the node's words.
+        self.cause = None;
         self.told_as("wait-for").exit(Exit::Usage)
     }
 

@@ -23,7 +23,7 @@ pub(super) fn check(name: &str, text: &str) -> Result<(), Failure> {
     let Ok(draft) = serde_json::from_str::<Value>(text) else { return Ok(()) };
     let mut fields = Vec::new();
     find(&draft, "", &mut fields);
-    if fields.is_empty() { Ok(()) } else { Err(Failure::usage("draft-unreadable").with("path", name).fields(fields)) }
+    if fields.is_empty() { Ok(()) } else { Err(Failure::usage("draft-leap-second").with("path", name).fields(fields)) }
 }
 
 /// As deep as serde_json reads, which is 128.

@@ -9,6 +9,7 @@
 mod args;
 mod bench;
 mod cert;
+mod cert_check;
 mod certificate;
 mod client;
 #[cfg(test)]

@@ -296,7 +296,7 @@ impl ServerCertVerifier for NodeVerifier {
 }
 
 /// The one URI among the certificate's names (SPIFFE X.509-SVID §2: exactly one).
-fn spiffe_id(certificate: &CertificateDer<'_>) -> Option<String> {
+pub(super) fn spiffe_id(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let names = parsed.subject_alternative_name().ok()??;
     let mut uris = names.value.general_names.iter().filter_map(|name| match name {

@@ -75,10 +75,10 @@ fn authority_is_judged_as_the_verifier_judges_what_it_signs() {
         (true, |_| ()),
         (true, |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
         (true, |params| {
-            params.name_constraints = constrained(vec![GeneralSubtree::DnsName("ly.example".into())], vec![])
+            params.name_constraints = constrained(vec![GeneralSubtree::DnsName("ly.example".into())], vec![]);
         }),
         (true, |params| {
-            params.name_constraints = constrained(vec![], vec![GeneralSubtree::DnsName("ma.example".into())])
+            params.name_constraints = constrained(vec![], vec![GeneralSubtree::DnsName("ma.example".into())]);
         }),
         (true, |params| {
             let subnet = CidrSubnet::from_v4_prefix([192, 0, 2, 0], 24);
