@@ -19,8 +19,9 @@ use serde_json::{Map, Value, json};
 static DESCRIPTIONS: LazyLock<DescriptorPool> =
     LazyLock::new(|| DescriptorPool::decode(crate::api::DESCRIPTORS).expect("this build's own descriptors"));
 
-/// Integers that a reader needs where they are 0, too; the mapping leaves zeros out as a rule.
-const ALWAYS_WRITTEN: [&str; 2] = ["index", "size"];
+/// Here a number of 0 is an absent one: format and roster version count from 1. Elsewhere whole numbers are written although they are 0: an
+/// index or a size of 0 is a value.
+const ZERO_IS_ABSENT: &str = "barid.v1.Header";
 
 /// Something in a message that is not shown as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +74,7 @@ pub(super) fn object(message: &DynamicMessage, path: &str, notes: &mut Vec<Note>
         if message.has_field(&field) {
             let value = value(&message.get_field(&field), &field, &below(path, &name), notes);
             object.extend(value.map(|value| (name, value)));
-        } else if !field.supports_presence() && !field.is_list() && ALWAYS_WRITTEN.contains(&field.name()) {
+        } else if zero_is_written(&field) {
             let zero = value(&field.default_value(), &field, "", notes);
             object.extend(zero.map(|zero| (name, zero)));
         }
@@ -83,6 +84,11 @@ pub(super) fn object(message: &DynamicMessage, path: &str, notes: &mut Vec<Note>
         notes.push(Note { note: "unknown-field", field, raw });
     }
     object
+}
+
+fn zero_is_written(field: &FieldDescriptor) -> bool {
+    let number = matches!(field.kind(), Kind::Int32 | Kind::Int64 | Kind::Uint32 | Kind::Uint64);
+    number && !field.supports_presence() && !field.is_list() && field.parent_message().full_name() != ZERO_IS_ABSENT
 }
 
 fn value(value: &Field, field: &FieldDescriptor, path: &str, notes: &mut Vec<Note>) -> Option<Value> {
