@@ -273,6 +273,26 @@ async fn flood_of_answers_hides_no_answer_of_anybody_and_no_cancellation() {
 }
 
 #[tokio::test]
+async fn answers_with_endless_ids_fit_an_answer() {
+    let world = World::start().await;
+    let receipt = world.published(draft(|_| {})).await;
+    let about_it = reference(&receipt);
+    let endless = |n: u32| {
+        careless("tn", 1, |_, header| {
+            (header.id, header.issuer) = ("9".repeat(50_000), format!("desk-{n}"));
+            (header.kind, header.msg_type) = ("acknowledgement".into(), "Ack".into());
+            header.references = vec![about_it.clone()];
+        })
+    };
+    for chunk in 0..10 {
+        world.peer_appends("tn", (0..10).map(|n| endless(chunk * 10 + n)).collect()).await;
+    }
+    let answer = world.get(POLICE, "ma", &receipt.id).await.unwrap();
+    assert_eq!(answer.state.as_ref().unwrap().acknowledged_by.len(), 100);
+    assert!(prost::Message::encoded_len(&answer) < 64 << 10);
+}
+
+#[tokio::test]
 async fn invented_persons_of_one_member_leave_every_other_member_its_share() {
     let world = World::start().await;
     let receipt = world.published(draft(|_| {})).await;
