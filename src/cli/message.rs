@@ -1,27 +1,16 @@
 //! Messages by their description: every field of every kind, those too that no code here names.
 //!
-//! In scope: reading a message by its descriptor, and the protobuf JSON mapping of it for machines. Nothing that a member can sign is an
-//! error here: what JSON cannot express is left out and named, with what it is. Out of scope: words for people (`fields`).
-
-use std::sync::LazyLock;
+//! In scope: the protobuf JSON mapping for readers, by descriptors. As `core::json` writes it, but nothing that a member can sign is an error
+//! here: what JSON cannot express is left out and named, with what it is. Out of scope: words for people (`fields`).
 
 use barid_core::bulletin::times::Time;
+use barid_core::json::{descriptor, zero_is_written};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use pbjson_types::Timestamp;
 use prost::{Message, Name};
-use prost_reflect::{
-    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage as _, Value as Field,
-};
+use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage as _, Value as Field};
 use serde_json::{Map, Value, json};
-
-/// What this build knows of the messages of the API.
-static DESCRIPTIONS: LazyLock<DescriptorPool> =
-    LazyLock::new(|| DescriptorPool::decode(crate::api::DESCRIPTORS).expect("this build's own descriptors"));
-
-/// Here a number of 0 is an absent one: format and roster version count from 1. Elsewhere whole numbers are written although they are 0: an
-/// index or a size of 0 is a value.
-const ZERO_IS_ABSENT: &str = "barid.v1.Header";
 
 /// Something in a message that is not shown as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,8 +31,7 @@ impl Note {
 
 /// An encoded message by its name: `Header`.
 pub(super) fn decode(name: &str, bytes: &[u8]) -> Option<DynamicMessage> {
-    let description = DESCRIPTIONS.get_message_by_name(&format!("barid.v1.{name}"))?;
-    DynamicMessage::decode(description, bytes).ok()
+    DynamicMessage::decode(descriptor(&format!("barid.v1.{name}")), bytes).ok()
 }
 
 /// A message in the JSON mapping, with `notes` on what that cannot express, if there is something.
@@ -84,11 +72,6 @@ pub(super) fn object(message: &DynamicMessage, path: &str, notes: &mut Vec<Note>
         notes.push(Note { note: "unknown-field", field, raw });
     }
     object
-}
-
-fn zero_is_written(field: &FieldDescriptor) -> bool {
-    let number = matches!(field.kind(), Kind::Int32 | Kind::Int64 | Kind::Uint32 | Kind::Uint64);
-    number && !field.supports_presence() && !field.is_list() && field.parent_message().full_name() != ZERO_IS_ABSENT
 }
 
 fn value(value: &Field, field: &FieldDescriptor, path: &str, notes: &mut Vec<Note>) -> Option<Value> {
