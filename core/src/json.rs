@@ -353,7 +353,9 @@ impl Serialize for MessageJson<'_> {
     }
 }
 
-fn zero_is_written(field: &FieldDescriptor) -> bool {
+/// Whether a number of 0 is written.
+#[must_use]
+pub fn zero_is_written(field: &FieldDescriptor) -> bool {
     let number = !matches!(field.kind(), Kind::Bool | Kind::String | Kind::Bytes | Kind::Enum(_) | Kind::Message(_));
     let always = !field.is_list() && !field.supports_presence();
     number && always && field.parent_message().full_name() != ZERO_IS_ABSENT

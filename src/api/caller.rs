@@ -59,6 +59,13 @@ fn working_group(topic: &str) -> &str {
 }
 
 impl Api {
+    /// A caller with what the rules grant it.
+    #[cfg(test)]
+    pub(super) fn caller_for_tests(&self, path: &str) -> Caller {
+        let grant = self.access.load().grant(path).expect("a grant of the test").clone();
+        Caller { path: path.to_owned(), grant }
+    }
+
     /// The caller, if it has one of these roles.
     pub(super) fn caller(
         &self,

@@ -13,9 +13,9 @@ use barid_core::proto;
 use barid_core::roster::{Roster, RosterChain};
 use tonic::Status;
 
-use super::Api;
 use super::caller::Caller;
 use super::errors::Faults;
+use super::{Api, errors};
 use crate::access::Role;
 use crate::store::Columns;
 
@@ -163,14 +163,19 @@ impl Api {
         if reads {
             return Ok(warnings);
         }
-        let detail = match warnings.iter().find(|warning| warning.reason == NOT_GRANTED) {
-            Some(warning) => format!(
-                "the access rules do not let the caller read what it asks for: {} `{}`",
-                warning.field, warning.value
-            ),
-            None => "the access rules let the caller read in no working group".to_owned(),
+        let reason = "WORKING_GROUP";
+        let Some(denied) = warnings.iter().find(|warning| warning.reason == NOT_GRANTED) else {
+            let detail = "the access rules let the caller read in no working group";
+            return Err(self.denied(&caller.path, method, reason, detail));
         };
-        Err(self.denied(&caller.path, method, "WORKING_GROUP", &detail))
+        self.refused(&caller.path, method, reason);
+        Err(errors::denied_field(
+            reason,
+            "the caller reads nothing of what it asks for",
+            &denied.field,
+            &denied.value,
+            "something that the node's access rules let you read",
+        ))
     }
 }
 

@@ -148,7 +148,9 @@ impl Api {
                     && acknowledges(header, original, &entry.digest)
                     && self.may_deliver(caller, &other)
                 {
-                    state.acknowledged_by.push(reference(&header.member, &header.id, &other.digest));
+                    let digest = Bytes::copy_from_slice(&other.digest.0);
+                    let by = proto::Reference { member: header.member.clone(), id: header.id.clone(), digest };
+                    state.acknowledged_by.push(clipped(&by));
                 }
             }
         }
@@ -264,7 +266,7 @@ fn headlines(envelope: &[u8]) -> Vec<proto::Text> {
     texts.into_iter().take(TEXTS_MAX).map(headline).collect()
 }
 
-/// A reference of a foreign header: its parts may be of any length.
+/// A reference to or of a foreign header, whose parts may be of any length: at most some hundred bytes of it.
 fn clipped(reference: &proto::Reference) -> proto::Reference {
     let digest = reference.digest.slice(..reference.digest.len().min(NAME_BYTES_MAX));
     proto::Reference {
@@ -276,8 +278,4 @@ fn clipped(reference: &proto::Reference) -> proto::Reference {
 
 fn clip(text: &str, chars_max: usize) -> String {
     text.chars().take(chars_max).collect()
-}
-
-fn reference(member: &str, id: &str, digest: &Digest) -> proto::Reference {
-    proto::Reference { member: member.into(), id: id.into(), digest: Bytes::copy_from_slice(&digest.0) }
 }

@@ -11,6 +11,7 @@ use barid_core::limits::ENVELOPE_BYTES_MAX;
 use barid_core::proto;
 use barid_core::proto::subscribe_response::Event;
 use futures::stream::{Stream, StreamExt};
+use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -248,7 +249,7 @@ impl Follower {
                     self.api.renew(&mut self.caller, &READERS, METHOD)?;
                     continue 'reading;
                 }
-                let (arrival, bytes) = (delivery.arrival, delivery.envelope.len());
+                let (arrival, bytes) = (delivery.arrival, delivery.encoded_len());
                 self.tell(Event::Delivery(delivery), bytes).await?;
                 self.next = arrival + 1;
             }
@@ -277,7 +278,7 @@ impl Follower {
             let caller = self.caller.clone();
             let (come, waits) = self.api.reading(move |api| api.come_after_all(&caller, arrival)).await?;
             if let Some(event) = come {
-                let bytes = if let Event::Delivery(delivery) = &event { delivery.envelope.len() } else { 0 };
+                let bytes = if let Event::Delivery(delivery) = &event { delivery.encoded_len() } else { 0 };
                 self.tell(event, bytes).await?;
             } else if waits {
                 self.passed.insert(arrival);

@@ -155,3 +155,39 @@ fn next(context: &Context, args: &HistoryArgs, before: &str) -> String {
     }
     format!("{command} --limit {} --before {before}", args.limit)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cli::messages::{Lang, Messages};
+    use crate::cli::output::Output;
+
+    #[test]
+    fn unknown_word_in_a_filter_is_named_with_the_nearest_in_every_language() {
+        let warning = |reason: &str| proto::FilterWarning {
+            field: "filter.kinds[0]".into(),
+            value: "seizure-reports\u{9b}".into(),
+            nearest: "seizure-report".into(),
+            reason: reason.into(),
+        };
+        let reasons = ["unknown-kind", "unknown-working-group", "unknown-member", "not-granted", "of-a-newer-node"];
+        for (lang, json) in Lang::ALL.into_iter().flat_map(|lang| [(lang, false), (lang, true)]) {
+            let (output, captured) = Output::captured(json);
+            let context = Context::new(Messages::new(lang), output, None);
+            warn(&context, &reasons.map(warning));
+            let text = String::from_utf8(captured.lock().clone()).unwrap();
+            assert_eq!(text.lines().count(), reasons.len(), "{text}");
+            for line in text.lines() {
+                assert!(line.contains("seizure-reports") && line.matches("seizure-report").count() == 2, "{line}");
+                assert!(!line.contains('\u{9b}') && !line.contains("filter-"), "{line:?}");
+                let object = serde_json::from_str::<serde_json::Value>(line).ok();
+                assert_eq!(
+                    object.is_some_and(|object| object["warning"]["field"] == "filter.kinds[0]"),
+                    json,
+                    "{line}"
+                );
+            }
+        }
+    }
+}

@@ -1,26 +1,16 @@
 //! Messages by their description: every field of every kind, those too that no code here names.
 //!
-//! In scope: reading a message by its descriptor, and the protobuf JSON mapping of it for machines. Nothing that a member can sign is an
-//! error here: what JSON cannot express is left out and named, with what it is. Out of scope: words for people (`fields`).
-
-use std::sync::LazyLock;
+//! In scope: the protobuf JSON mapping for readers, by descriptors. As `core::json` writes it, but nothing that a member can sign is an error
+//! here: what JSON cannot express is left out and named, with what it is. Out of scope: words for people (`fields`).
 
 use barid_core::bulletin::times::Time;
+use barid_core::json::{descriptor, zero_is_written};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use pbjson_types::Timestamp;
 use prost::{Message, Name};
-use prost_reflect::{
-    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage as _, Value as Field,
-};
+use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage as _, Value as Field};
 use serde_json::{Map, Value, json};
-
-/// What this build knows of the messages of the API.
-static DESCRIPTIONS: LazyLock<DescriptorPool> =
-    LazyLock::new(|| DescriptorPool::decode(crate::api::DESCRIPTORS).expect("this build's own descriptors"));
-
-/// Integers that a reader needs where they are 0, too; the mapping leaves zeros out as a rule.
-const ALWAYS_WRITTEN: [&str; 2] = ["index", "size"];
 
 /// Something in a message that is not shown as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +31,7 @@ impl Note {
 
 /// An encoded message by its name: `Header`.
 pub(super) fn decode(name: &str, bytes: &[u8]) -> Option<DynamicMessage> {
-    let description = DESCRIPTIONS.get_message_by_name(&format!("barid.v1.{name}"))?;
-    DynamicMessage::decode(description, bytes).ok()
+    DynamicMessage::decode(descriptor(&format!("barid.v1.{name}")), bytes).ok()
 }
 
 /// A message in the JSON mapping, with `notes` on what that cannot express, if there is something.
@@ -73,7 +62,7 @@ pub(super) fn object(message: &DynamicMessage, path: &str, notes: &mut Vec<Note>
         if message.has_field(&field) {
             let value = value(&message.get_field(&field), &field, &below(path, &name), notes);
             object.extend(value.map(|value| (name, value)));
-        } else if !field.supports_presence() && !field.is_list() && ALWAYS_WRITTEN.contains(&field.name()) {
+        } else if zero_is_written(&field) {
             let zero = value(&field.default_value(), &field, "", notes);
             object.extend(zero.map(|zero| (name, zero)));
         }

@@ -78,7 +78,7 @@ fn any_value(field: &FieldDescriptor, random: &mut Random) -> Field {
 }
 
 fn described(name: &str) -> MessageDescriptor {
-    DESCRIPTIONS.get_message_by_name(&format!("barid.v1.{name}")).unwrap()
+    descriptor(&format!("barid.v1.{name}"))
 }
 
 fn bytes_of(name: &str, random: &mut Random) -> Vec<u8> {

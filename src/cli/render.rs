@@ -465,6 +465,21 @@ mod tests {
     }
 
     #[test]
+    fn text_is_chosen_by_language_whatever_the_case_of_its_tag() {
+        let texts = [("EN", "one"), ("FR-ne", "deux"), ("Ar-Latn-TN", "thalatha")];
+        let texts = texts.map(|(language, headline)| proto::Text {
+            language: language.into(),
+            headline: headline.into(),
+            ..Default::default()
+        });
+        let chosen = |lang| headline_in(&texts, lang).unwrap();
+        assert_eq!((chosen("en"), chosen("fr"), chosen("ar"), chosen("de")), ("one", "deux", "thalatha", "one"));
+        let other =
+            [proto::Text { language: "fra".into(), headline: "x".into(), ..Default::default() }, texts[1].clone()];
+        assert_eq!(headline_in(&other, "fr"), Some("deux"), "another language begins alike");
+    }
+
+    #[test]
     fn garbage_is_shown_as_far_as_it_goes() {
         let delivery = proto::Delivery { envelope: Bytes::from_static(b"\xff\xff"), index: 9, ..Default::default() };
         let context = context(Lang::En);

@@ -70,3 +70,106 @@ pub(super) fn style(state: Option<&proto::State>) -> Style {
 pub(super) fn name(reference: &proto::Reference) -> String {
     clean(&format!("{}/{}", reference.member, reference.id))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use barid_core::bulletin::kinds;
+    use barid_core::envelope;
+
+    use super::*;
+    use crate::cli::Context;
+    use crate::cli::messages::{Lang, Messages};
+    use crate::cli::output::Output;
+    use crate::cli::profile::Directory;
+
+    const BY: &str = "01976f6e-7c00-7000-8000-00000000000c";
+
+    fn delivery(kind: &str, state: Option<proto::State>, referenced: Vec<proto::Referenced>) -> proto::Delivery {
+        let draft = kinds::find(kind).unwrap().sample().unwrap();
+        let envelope = envelope::encode(draft.header.as_ref().unwrap(), draft.body.as_ref().unwrap(), [7; 16]);
+        proto::Delivery { arrival: 7, envelope, state, referenced, ..Default::default() }
+    }
+
+    fn state(word: &str, reason: &str, partial: bool) -> proto::State {
+        let by = proto::Reference { member: "ne".into(), id: BY.into(), ..Default::default() };
+        let by = ["cancelled", "superseded"].contains(&word).then_some(by);
+        proto::State { state: word.into(), by, reason: reason.into(), partial, ..Default::default() }
+    }
+
+    fn referenced(held: bool, changes_state: bool) -> proto::Referenced {
+        let reference = Some(proto::Reference { member: "ne".into(), id: BY.into(), ..Default::default() });
+        let headlines = [("FR-ne", "Passeport volé"), ("EN", "Passport\u{1b}[2J stolen"), ("Ar", "جواز")];
+        let headlines = headlines.map(|(language, headline)| proto::Text {
+            language: language.into(),
+            headline: headline.into(),
+            ..Default::default()
+        });
+        let headlines = if held { headlines.to_vec() } else { Vec::new() };
+        proto::Referenced { reference, held, changes_state, headlines }
+    }
+
+    /// Each surface of a bulletin, as one text.
+    fn surfaces(lang: Lang, delivery: &proto::Delivery) -> [String; 2] {
+        let context = Context::new(Messages::new(lang), Output::plain(), None);
+        let render = Render::new(&context, Directory::of("ne".parse().unwrap()));
+        let reading = Reading::new(delivery);
+        [render.brief(&reading), render.table(std::slice::from_ref(&reading))].map(|lines| lines.join("\n"))
+    }
+
+    #[test]
+    fn what_no_longer_holds_looks_so_on_every_surface_in_every_language() {
+        for (lang, words) in [
+            (Lang::Ar, ["سارية", "ملغاة", "مستبدلة", "منتهية"]),
+            (Lang::Fr, ["actif", "annulé", "remplacé", "expiré"]),
+            (Lang::En, ["active", "cancelled", "superseded", "expired"]),
+        ] {
+            let messages = Messages::new(lang);
+            let states = ["active", "cancelled", "superseded", "expired"];
+            for (name, _) in states.into_iter().zip(words) {
+                let word = messages.word("state", name);
+                assert_ne!((word.as_str(), lang == Lang::En), (name, false), "{lang:?} has a word of its own");
+                let held = delivery("situation-report", Some(state(name, "", false)), Vec::new());
+                for text in surfaces(lang, &held) {
+                    assert!(text.contains(&word), "{lang:?} {name}: {text}");
+                    assert_eq!(text.contains(BY), ["cancelled", "superseded"].contains(&name), "{text}");
+                }
+            }
+            let cancelled = delivery("situation-report", Some(state("cancelled", "recovered", true)), Vec::new());
+            for text in surfaces(lang, &cancelled) {
+                assert!(text.contains(&messages.word("reason", "recovered")), "{lang:?} says why: {text}");
+                assert!(text.contains(&messages.text("state-perhaps-newer")), "{lang:?}: {text}");
+            }
+            for text in surfaces(lang, &delivery("situation-report", None, Vec::new())) {
+                assert!(text.contains(&messages.text("state-unknown")), "a node that says nothing: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn cancellation_names_what_it_cancels_or_that_it_changes_nothing() {
+        let english =
+            |about| surfaces(Lang::En, &delivery("cancellation", Some(state("active", "", false)), vec![about]));
+        for (about, expected) in [
+            (referenced(true, true), format!("Cancels ne/{BY}: Passport\u{fffd}[2J stolen")),
+            (referenced(true, false), format!("Changes nothing about ne/{BY}: Passport")),
+            (referenced(false, false), format!("Refers to ne/{BY}, which is not held here")),
+        ] {
+            for text in english(about) {
+                assert!(text.contains(&expected), "{expected}: {text}");
+            }
+        }
+        let about = vec![referenced(true, true)];
+        let french = surfaces(Lang::Fr, &delivery("cancellation", None, about.clone()));
+        assert!(
+            french.iter().all(|text| text.contains("Passeport volé")),
+            "language tags differ in case only: {french:?}"
+        );
+        let object = Reading::new(&delivery("cancellation", Some(state("active", "", false)), about)).json();
+        assert_eq!(object["referenced"][0]["changesState"], true);
+        assert_eq!(
+            (&object["referenced"][0]["reference"]["id"], &object["state"]["state"]),
+            (&BY.into(), &"active".into())
+        );
+    }
+}

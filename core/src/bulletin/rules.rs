@@ -68,6 +68,7 @@ pub const RULES: &[(&str, &str)] = &[
     ("purpose", "a purpose: personal data is not shared without one"),
     ("topic-of-roster", "a dotted path under a working group of the roster"),
     ("topic-granted", "under a working group in which the node's access rules let you publish"),
+    ("reading-granted", "something that the node's access rules let you read"),
     ("ack-reader", "a member who may read the bulletin it refers to"),
     ("zone-personal-data", "true: a machine readable zone names a person"),
     ("locode-or-point", "a UN/LOCODE such as `TNTUN`, or coordinates"),

@@ -198,6 +198,54 @@ async fn state_is_found_with_bounded_work_and_further_each_time() {
     assert_eq!(told(page.last().unwrap().state.as_ref()).2, cancel.id);
 }
 
+/// `cargo test --release --lib -- --ignored --nocapture api::tests::states::measure`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures; run it in a release build on a quiet machine"]
+async fn measure() {
+    const ENTRIES: u64 = 20_000;
+    let folder = tempfile::tempdir().unwrap();
+    let options = DiskOptions { reserve_bytes: 0, ..DiskOptions::new(member("ma"), EXCHANGE.parse().unwrap()) };
+    let disk = Arc::new(DiskStore::open(folder.path(), &options).unwrap());
+    let world = World::over(disk as Arc<dyn Store>, 1).await;
+    for group in 0..ENTRIES / 1_000 {
+        let bulletins = (0..1_000).map(|n| super::world::own_bulletin(group << 16 | n)).collect();
+        world.committer.publish(bulletins).await.unwrap();
+    }
+    let read = |from| world.store.arrivals(from, 256, 256 << 10).unwrap();
+    let measured = |name: &str, work: &dyn Fn(Vec<crate::store::Entry>)| {
+        let (mut from, mut spent) = (1, std::time::Duration::ZERO);
+        while from < ENTRIES {
+            let entries = read(from);
+            from += entries.len() as u64;
+            let began = std::time::Instant::now();
+            work(entries);
+            spent += began.elapsed();
+        }
+        println!("{name} {:.2} us", spent.as_secs_f64() * 1e6 / ENTRIES as f64);
+    };
+    let caller = world.api.caller_for_tests(POLICE);
+    let states = |entries: Vec<crate::store::Entry>| {
+        world.api.states(&entries, &mut Work::new(Work::STRETCH)).unwrap();
+    };
+    let deliveries = |entries: Vec<crate::store::Entry>| {
+        world.api.deliveries(&caller, entries, &mut Work::new(Work::STRETCH)).unwrap();
+    };
+    measured("states.nothing_succeeds", &states);
+    measured("deliveries.nothing_succeeds", &deliveries);
+    let newest = world.store.arrivals(ENTRIES, 1, usize::MAX).unwrap().remove(0);
+    let header = match &newest.content {
+        crate::store::Content::Disclosed { header: Some(header), .. } => header.as_ref().clone(),
+        _ => panic!("held in full"),
+    };
+    let original = proto::Draft { header: Some(header.clone()), body: None };
+    let receipt =
+        proto::Receipt { id: header.id, digest: Bytes::copy_from_slice(&newest.digest.0), ..Default::default() };
+    world.published(about("situation-report", &original, &receipt)).await;
+    world.store.drain_view();
+    measured("states.newest_is_updated", &states);
+    measured("deliveries.newest_is_updated", &deliveries);
+}
+
 /// Others may say what they like about a bulletin: only its publisher changes its state, and nobody's answers hide another's.
 #[tokio::test]
 async fn flood_of_answers_hides_no_answer_of_anybody_and_no_cancellation() {
@@ -222,6 +270,26 @@ async fn flood_of_answers_hides_no_answer_of_anybody_and_no_cancellation() {
     let cancelled = world.published(about("cancellation", &original, &receipt)).await;
     let state = world.get(POLICE, "ma", &receipt.id).await.unwrap().state.unwrap();
     assert_eq!((state.state.as_str(), state.by.unwrap().id), ("cancelled", cancelled.id));
+}
+
+#[tokio::test]
+async fn answers_with_endless_ids_fit_an_answer() {
+    let world = World::start().await;
+    let receipt = world.published(draft(|_| {})).await;
+    let about_it = reference(&receipt);
+    let endless = |n: u32| {
+        careless("tn", 1, |_, header| {
+            (header.id, header.issuer) = ("9".repeat(50_000), format!("desk-{n}"));
+            (header.kind, header.msg_type) = ("acknowledgement".into(), "Ack".into());
+            header.references = vec![about_it.clone()];
+        })
+    };
+    for chunk in 0..10 {
+        world.peer_appends("tn", (0..10).map(|n| endless(chunk * 10 + n)).collect()).await;
+    }
+    let answer = world.get(POLICE, "ma", &receipt.id).await.unwrap();
+    assert_eq!(answer.state.as_ref().unwrap().acknowledged_by.len(), 100);
+    assert!(prost::Message::encoded_len(&answer) < 64 << 10);
 }
 
 #[tokio::test]

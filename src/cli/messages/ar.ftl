@@ -268,6 +268,7 @@ rule-red-releasable = عضو واحد على الأقل: فما كان TLP:RED �
 rule-purpose = غرض: فالبيانات الشخصية لا تُشارَك بلا غرض
 rule-topic-of-roster = مسار تحت فريق عمل تذكره قائمة الأعضاء
 rule-topic-granted = ضمن فريق عمل تتيح لك قواعد النفاذ في العقدة النشر فيه
+rule-reading-granted = مما تسمح لك قواعد الوصول في العقدة بقراءته
 rule-ack-reader = عضو يجوز له قراءة النشرة المشار إليها
 rule-zone-personal-data = true: فالمنطقة المقروءة آليًا تسمّي شخصًا
 rule-locode-or-point = رمز UN/LOCODE مثل `TNTUN`، أو إحداثيات

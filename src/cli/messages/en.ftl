@@ -269,6 +269,7 @@ rule-red-releasable = at least one member: TLP:RED goes to exactly these
 rule-purpose = a purpose: personal data is not shared without one
 rule-topic-of-roster = a dotted path under a working group of the roster
 rule-topic-granted = under a working group in which the node's access rules let you publish
+rule-reading-granted = something that the node's access rules let you read
 rule-ack-reader = a member who may read the bulletin it refers to
 rule-zone-personal-data = true: a machine readable zone names a person
 rule-locode-or-point = a UN/LOCODE such as `TNTUN`, or coordinates

@@ -268,6 +268,7 @@ rule-red-releasable = au moins un membre : TLP:RED va exactement à ceux-ci
 rule-purpose = une finalité : des données personnelles ne se partagent pas sans elle
 rule-topic-of-roster = un chemin sous un groupe de travail de la liste des membres
 rule-topic-granted = sous un groupe de travail où les règles d'accès du nœud vous permettent de publier
+rule-reading-granted = quelque chose que les règles d'accès du nœud vous permettent de lire
 rule-ack-reader = un membre qui peut lire le bulletin visé
 rule-zone-personal-data = true : une zone lisible par machine nomme une personne
 rule-locode-or-point = un UN/LOCODE tel que `TNTUN`, ou des coordonnées
