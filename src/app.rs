@@ -55,7 +55,7 @@ use crate::files::{self, Guard};
 use crate::rosters::Rosters;
 use crate::store::disk::{DiskOptions, DiskStore};
 use crate::store::{RosterRecord, Store};
-use crate::telemetry::{AuditEvent, RECORDED_SINGLY_MAX, Refusals};
+use crate::telemetry::{self, AuditEvent, RECORDED_SINGLY_MAX, Refusals};
 use crate::transport::{
     self, Connections, Connector, Credentials, Limits, Listening, PeerIdentity, Policy, RevocationLists, SpiffeId,
     Trust, Verifier,
@@ -287,7 +287,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
     let (counted, pace, links) = (Arc::clone(&refusals), Arc::clone(&api.pace), exchange.clone());
     watching.spawn(async move {
         let settling = (counted.settle_in_time(), pace.refusals().settle_in_time(), links.refusals().settle_in_time());
-        futures::join!(settling.0, settling.1, settling.2);
+        futures::join!(settling.0, settling.1, settling.2, telemetry::settle_in_time());
     });
     watching.spawn(connections.watch(trust.clone(), lists.held, move |refusal| ended(refusal)));
     watching.spawn(follow_rosters(rosters.clone(), trust));
@@ -296,7 +296,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         watching.spawn(forked::tell(committer.clone(), exchange.clone(), rosters.clone()));
         watching.spawn(exchange.clone().ask_relays());
     }
-    watching.spawn(disk::watch(committer.clone()));
+    watching.spawn(disk::watch(committer.clone(), exchange.alarms().clone()));
     if let Some(wanted) = config.text.metrics.as_ref().filter(|_| purpose != Purpose::Recover) {
         let tcp = metrics::bind(wanted).await?;
         tracing::info!(address = ?metrics::address(&tcp), "figures at /metrics");
@@ -305,8 +305,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
             metrics::Source { node: Arc::clone(&node), pace: Arc::clone(&api.pace), budgets: budgets.clone() },
         ));
     }
-    let minding = Arc::clone(&node);
-    watching.spawn(async move { minding.watch_validity().await });
+    watching.spawn(Arc::clone(&node).watch_alarms());
     watching.spawn(async move {
         while hangup.recv().await.is_some() {
             // The record of it tells the outcome.
@@ -341,6 +340,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
     drop(watching);
     committer.stop().await;
     [&*refusals, api.pace.refusals(), peers.refusals()].into_iter().for_each(Refusals::settle_all);
+    telemetry::settle_all();
     let commits = store.seq().saturating_sub(begun_at);
     tracing::info!(streams, commits, cut = drained.is_err(), "stopped: all that was accepted is stored");
     result.map(|done| (done, store))

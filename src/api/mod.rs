@@ -43,6 +43,7 @@ use crate::rpc::audit_server::AuditServer;
 use crate::rpc::focal_point_server::FocalPointServer;
 use crate::rpc::operator_server::OperatorServer;
 use crate::store::{ReadError, Store};
+use crate::telemetry::alarms::Standing;
 
 /// Encoded `google.protobuf.FileDescriptorSet` of the services here and their messages, for reflection.
 pub(crate) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.descriptors.bin"));
@@ -57,7 +58,7 @@ pub trait Node: Send + Sync + 'static {
     /// Every other member.
     fn peers(&self) -> Vec<proto::PeerStatus>;
     /// What needs an operator.
-    fn alarms(&self) -> Vec<String>;
+    fn alarms(&self) -> Vec<Standing>;
     /// Follows a feed again of which two histories were seen; false if there is none of that name.
     fn resume_feed<'a>(&'a self, feed: &'a FeedId) -> BoxFuture<'a, Result<bool, String>>;
     /// Reads certificates, lists and access rules again for a caller; says what changed.

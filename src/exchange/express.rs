@@ -201,7 +201,7 @@ pub(crate) async fn take(
     newest: Option<SignedCheckpoint>,
     message: proto::Express,
 ) -> Result<(), Fault> {
-    if shared.peers.is_stopped(feed) {
+    if shared.stopped_feeds.contains(feed) {
         return Ok(());
     }
     let at_once = message.envelope.len() <= VERIFIED_AT_ONCE_BYTES_MAX;

@@ -105,7 +105,7 @@ impl Node for Alone {
         Vec::new()
     }
 
-    fn alarms(&self) -> Vec<String> {
+    fn alarms(&self) -> Vec<crate::telemetry::alarms::Standing> {
         Vec::new()
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use barid_core::bulletin::TopicFilter;
-use barid_core::follow::{self, Fault, FaultKind, Finding, FollowState, VerifiedBatch, VerifiedContent, VerifiedEntry};
+use barid_core::follow::{self, Fault, FaultKind, Finding, FollowState, VerifiedBatch, VerifiedContent, VerifiedEntry, What};
 use barid_core::gaps::is_missing;
 use barid_core::limits::FILTERS_MAX;
 use barid_core::names::{FeedId, Member};
@@ -33,12 +33,27 @@ use crate::exchange::provider::Provider;
 use crate::exchange::relayed::Passing;
 use crate::exchange::told;
 use crate::exchange::{COMMITTING_MAX, SILENCE_MAX, Shared};
-use crate::telemetry::AuditEvent;
+use crate::telemetry::alarms::Alarm;
+use crate::telemetry::{AuditEvent, Foreign};
 
 /// Batches of at most so many items are verified on the spot; longer ones would keep other links waiting.
 const VERIFIED_AT_ONCE_MAX: usize = 16;
-/// Findings of one batch that are told one by one.
-const FINDINGS_TOLD_MAX: usize = 16;
+/// An alarm about entries stands until the peer has sent no further ones for so long: every shift of operators sees it.
+const ENTRY_ALARM_QUIET: Duration = Duration::from_secs(24 * 60 * 60);
+/// `Fault.reason` of a peer that follows the feed at another member now.
+const ELSEWHERE: &str = "elsewhere";
+/// The other reasons that peers give (docs/protocol.md §11).
+const FAULTS: [&str; 9] = [
+    "bad-signature",
+    "bad-proof",
+    "bad-root",
+    "bad-bounds",
+    "malformed",
+    "gap",
+    "equivocation",
+    "busy",
+    "not-allowed",
+];
 /// Pause before a feed is asked for again because another link was faster.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
 
@@ -241,7 +256,7 @@ impl Reader {
     fn follow_wanted(&mut self) {
         let rosters = self.shared.options.rosters.load();
         for feed in self.shared.wanted(&self.peer, rosters.newest()) {
-            if !self.followers.contains_key(&feed) && !self.shared.peers.is_stopped(&feed) {
+            if !self.followers.contains_key(&feed) && !self.shared.stopped_feeds.contains(&feed) {
                 self.begin(feed);
             }
         }
@@ -257,7 +272,7 @@ impl Reader {
             if *owner != self.peer && *owner != self.shared.me && !relayed.feeds.contains(feed) && !follower.has_left()
             {
                 follower.leave();
-                self.outbox.fault(feed.to_string(), "elsewhere", String::new());
+                self.outbox.fault(feed.to_string(), ELSEWHERE, String::new());
             }
         }
         for feed in relayed.feeds {
@@ -304,7 +319,7 @@ impl Reader {
             return;
         }
         let due = |follower: &Follower| follower.due().is_some_and(|due| due <= now);
-        self.followers.retain(|feed, follower| !due(follower) || !self.shared.peers.is_stopped(feed));
+        self.followers.retain(|feed, follower| !due(follower) || !self.shared.stopped_feeds.contains(feed));
         let feeds: Vec<FeedId> =
             self.followers.iter().filter(|(_, follower)| due(follower)).map(|(feed, _)| feed.clone()).collect();
         for feed in feeds {
@@ -346,7 +361,7 @@ impl Reader {
             self.outbox.fault(entries.feed, "not-allowed", "this feed was not asked for".into());
             return Ok(());
         };
-        if self.shared.peers.is_stopped(&feed) {
+        if self.shared.stopped_feeds.contains(&feed) {
             self.followers.remove(&feed);
             self.outbox.fault(entries.feed, "equivocation", "two histories of this feed were seen".into());
             return Ok(());
@@ -524,21 +539,23 @@ impl Reader {
     }
 
     fn fault(&mut self, fault: &proto::Fault) -> Result<(), LinkError> {
-        let reason: String = fault.reason.chars().take(80).collect();
-        let detail: String = fault.detail.chars().take(500).collect();
-        if reason == "elsewhere" {
-            tracing::debug!(peer = %self.peer, feed = fault.feed, "the peer follows it elsewhere");
-            if let Ok(feed) = fault.feed.parse() {
-                self.outbox.unfollow(&feed);
-            }
+        if fault.feed.is_empty() {
+            return Err(LinkError::Refused(Foreign(&fault.reason).to_string(), Foreign(&fault.detail).to_string()));
+        }
+        // Nothing was asked of it, and nothing sent, of any other feed: the fault is its own.
+        let Some(feed) = fault.feed.parse().ok().filter(|feed| self.outbox.has_named(feed)) else {
+            self.record_malformed(&fault.feed, "a fault of a feed that is none of this link's");
+            return Ok(());
+        };
+        if fault.reason != ELSEWHERE {
+            let reason = FAULTS.into_iter().find(|known| **known == fault.reason).unwrap_or("unknown");
+            let event = AuditEvent { what: "fault", reason, who: &self.peer, subject: &feed, detail: &fault.detail };
+            self.shared.record(&self.peer, &event);
+        }
+        self.outbox.unfollow(&feed);
+        if fault.reason == ELSEWHERE {
             return Ok(());
         }
-        tracing::warn!(peer = %self.peer, feed = fault.feed, reason, detail, "the peer refused something");
-        if fault.feed.is_empty() {
-            return Err(LinkError::Refused(reason, detail));
-        }
-        let Ok(feed) = fault.feed.parse() else { return Ok(()) };
-        self.outbox.unfollow(&feed);
         if let Some(follower) = self.followers.get_mut(&feed)
             && follower.due().is_none()
             && !follower.has_left()
@@ -557,7 +574,6 @@ impl Reader {
 
     /// What ends neither a feed nor the link.
     fn record_malformed(&self, feed: &str, what: &str) {
-        let feed: String = feed.chars().take(300).collect();
         self.shared.record(
             &self.peer,
             &AuditEvent { what: "refused-frame", reason: "malformed", who: &self.peer, subject: &feed, detail: &what },
@@ -565,19 +581,26 @@ impl Reader {
     }
 }
 
-/// Records what is odd about entries that `peer` sent, and alarms.
+/// Records what is odd about entries that `peer` sent, and raises alarms: of each kind one for the peer.
 pub(crate) fn tell_findings(shared: &Shared, peer: &Member, feed: &FeedId, findings: &[Finding]) {
-    for finding in findings.iter().take(FINDINGS_TOLD_MAX) {
+    for finding in findings {
         let (subject, reason) = (format!("{feed} {}", finding.index), finding.what.word());
-        let what = if finding.what.is_alarm() { "alarm" } else { "finding" };
-        shared.record(peer, &AuditEvent { what, reason, who: peer, subject: &subject, detail: &"" });
-        if finding.what.is_alarm() {
-            shared.peers.alarm(format!("{subject}: {reason}, from {peer}"));
+        let raised = match finding.what {
+            What::NewerRoster(version) => {
+                shared.alarms.raise(Alarm::RosterMissing { member: feed.member.clone(), version });
+                false
+            }
+            _ if finding.what.is_alarm() => {
+                let (feed, by) = (feed.clone(), peer.clone());
+                let alarm = Alarm::Entry { what: reason, feed, index: finding.index, by };
+                shared.alarms.raise_for(alarm, ENTRY_ALARM_QUIET)
+            }
+            _ => false,
+        };
+        // The alarm has its record.
+        if !raised {
+            shared.record(peer, &AuditEvent { what: "finding", reason, who: peer, subject: &subject, detail: &"" });
         }
-    }
-    if findings.len() > FINDINGS_TOLD_MAX {
-        let left = findings.len() - FINDINGS_TOLD_MAX;
-        tracing::warn!(%feed, left, "further findings among these entries");
     }
 }
 
