@@ -48,6 +48,7 @@ pub use repair::{Repaired, repair};
 use crate::access::Access;
 use crate::api::{self, Api};
 use crate::budgets::Budgets;
+use crate::budgets::table::LOG_BYTES;
 use crate::committer::{Committer, Gate, Kept, Keys, Options, StartError, key_path, marked_epoch, marked_size};
 use crate::config::NodeConfig;
 use crate::exchange::{self, Exchange};
@@ -181,6 +182,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
     let (shutdown, stopping) = watch::channel(false);
     let memory_bytes = config.text.memory_mib << 20;
     let budgets = Budgets::within(memory_bytes);
+    telemetry::charge_lines_to(budgets.of(&LOG_BYTES).clone());
     tracing::info!(
         bound_mib = budgets.memory_bytes_max() >> 20,
         memory_mib = config.text.memory_mib,
@@ -230,7 +232,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         pace: Arc::default(),
         budgets: budgets.clone(),
         states: Arc::default(),
-        overdue: Arc::default(),
+        alarms: exchange.alarms().clone(),
         stopping: stopping.clone(),
         naming: Arc::default(),
     };

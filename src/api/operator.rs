@@ -12,7 +12,7 @@ use crate::access::Role;
 use crate::budgets::{Owner, Usage};
 use crate::committer::Gate;
 use crate::rpc::operator_server::Operator;
-use crate::telemetry::alarms::Standing;
+use crate::telemetry::alarms::ActiveAlarm;
 use crate::telemetry::{AuditEvent, audit};
 
 const READERS: [Role; 4] = [Role::Operator, Role::Auditor, Role::FocalPoint, Role::Agency];
@@ -60,7 +60,7 @@ impl Operator for Api {
             Gate::Stopped(_) => "stopped: the store has failed".to_owned(),
         };
         let roster_version = self.rosters.load().newest().version();
-        let coded_alarms: Vec<proto::Alarm> = alarms.iter().map(Standing::to_proto).collect();
+        let coded_alarms: Vec<proto::Alarm> = alarms.iter().map(ActiveAlarm::to_proto).collect();
         let alarms = coded_alarms.iter().map(|alarm| alarm.text.clone()).collect();
         let feed = self.committer.feed();
         Ok(Response::new(proto::GetStatusResponse {

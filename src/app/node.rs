@@ -18,7 +18,7 @@ use crate::config::NodeConfig;
 use crate::exchange::{Exchange, PeerSnapshot};
 use crate::rosters::Rosters;
 use crate::store::Store;
-use crate::telemetry::alarms::{Alarm, Standing};
+use crate::telemetry::alarms::{ActiveAlarm, Alarm};
 use crate::transport::Credentials;
 
 /// Ranges not held that a status lists for each peer.
@@ -60,7 +60,7 @@ impl Node {
         let feed = peer.feed.as_ref();
         let state = feed.and_then(|feed| self.store.feed(feed));
         let ranges = feed.and_then(|feed| self.store.not_held(feed, NOT_HELD_LISTED_MAX).ok()).unwrap_or_default();
-        let ranges = told_apart(ranges, feed.map_or(0, |feed| self.exchange.owner_asked_to(feed)));
+        let ranges = by_owners_answer(ranges, feed.map_or(0, |feed| self.exchange.owner_asked_to(feed)));
         let held = state.as_ref().map_or(0, |state| state.frontier.size());
         let lag_entries = peer.known_size.saturating_sub(held);
         let now = u64::try_from(time::OffsetDateTime::now_utc().unix_timestamp()).unwrap_or(0);
@@ -95,9 +95,10 @@ impl Node {
 
 /// Ranges held as digests, of which a relay held no more: what the feed's owner, who was asked about everything before `owner_asked_to`, did not
 /// give either is withheld from this member.
-fn told_apart(ranges: Vec<(Range<u64>, Undisclosed)>, owner_asked_to: u64) -> Vec<(Range<u64>, Undisclosed)> {
+fn by_owners_answer(ranges: Vec<(Range<u64>, Undisclosed)>, owner_asked_to: u64) -> Vec<(Range<u64>, Undisclosed)> {
     let parts = ranges.into_iter().flat_map(|(range, reason)| {
-        let split = if reason == Undisclosed::NotHeld { owner_asked_to.clamp(range.start, range.end) } else { range.start };
+        let split =
+            if reason == Undisclosed::NotHeld { owner_asked_to.clamp(range.start, range.end) } else { range.start };
         [(range.start..split, Undisclosed::Withheld), (split..range.end, reason)]
     });
     parts.filter(|(range, _)| !range.is_empty()).collect()
@@ -118,7 +119,7 @@ impl api::Node for Node {
         Box::pin(self.exchange.resume_feed(feed))
     }
 
-    fn alarms(&self) -> Vec<Standing> {
+    fn alarms(&self) -> Vec<ActiveAlarm> {
         self.settle_alarms();
         self.exchange.alarms().snapshot()
     }
@@ -136,9 +137,9 @@ mod tests {
     fn what_the_owner_did_not_give_is_withheld_and_not_awaited() {
         let (held, withheld) = (Undisclosed::NotHeld, Undisclosed::Withheld);
         let ranges = || vec![(0..3, held), (3..5, Undisclosed::Unfollowed), (7..12, held)];
-        assert_eq!(told_apart(ranges(), 0), ranges());
-        let told = told_apart(ranges(), 9);
-        assert_eq!(told, [(0..3, withheld), (3..5, Undisclosed::Unfollowed), (7..9, withheld), (9..12, held)]);
-        assert_eq!(told_apart(ranges(), 99).last(), Some(&(7..12, withheld)));
+        assert_eq!(by_owners_answer(ranges(), 0), ranges());
+        let shown = by_owners_answer(ranges(), 9);
+        assert_eq!(shown, [(0..3, withheld), (3..5, Undisclosed::Unfollowed), (7..9, withheld), (9..12, held)]);
+        assert_eq!(by_owners_answer(ranges(), 99).last(), Some(&(7..12, withheld)));
     }
 }

@@ -17,7 +17,9 @@ impl Node {
         });
         let rejected = rejected(self.store.as_ref(), closed);
         let rejected = rejected.into_iter().map(|feed| Alarm::RosterForkConflict { feed });
-        rejected.chain(self.committer.contradicting().into_iter().map(|feed| Alarm::CosignatureConflict { feed })).collect()
+        rejected
+            .chain(self.committer.contradicting().into_iter().map(|feed| Alarm::CosignatureConflict { feed }))
+            .collect()
     }
 }
 

@@ -31,11 +31,7 @@ fn ending((begin, end): (i64, i64), now: i64) -> Option<Ending> {
         let time = OffsetDateTime::from_unix_timestamp(end).ok();
         time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| format!("Unix second {end}"))
     };
-    if now > end {
-        Some(Ending::Over(at()))
-    } else {
-        (now >= end.saturating_sub(ahead)).then(|| Ending::Near(at()))
-    }
+    if now > end { Some(Ending::Over(at())) } else { (now >= end.saturating_sub(ahead)).then(|| Ending::Near(at())) }
 }
 
 impl Node {

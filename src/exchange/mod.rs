@@ -20,6 +20,7 @@ mod dial;
 mod express;
 mod fetch;
 mod fills;
+mod findings;
 mod follower;
 mod forks;
 mod gaps;

@@ -36,7 +36,8 @@ impl StoppedFeeds {
             feeds.resume(&fork.feed.clone(), &[fork]);
         }
         for fork in open {
-            let why = ForkClaims::read(&fork.evidence).map_or_else(|error| error.to_string(), |shown| shown.to_string());
+            let why =
+                ForkClaims::read(&fork.evidence).map_or_else(|error| error.to_string(), |shown| shown.to_string());
             feeds.stop(&fork.feed, &why, None);
         }
         feeds

@@ -269,7 +269,9 @@ fn a_damaged_envelope_is_named_when_it_is_read() {
             .is_err_and(|error| error.to_string().contains("ma.exercise.example/feed/1 9"))
     );
     assert!(store.entries(&feed, 10, 1, 1_000).is_ok());
-    assert!(store.damage().is_some_and(|damage| damage.to_string().contains("feed/1 9") && damage.code() == "log-damaged"));
+    assert!(
+        store.damage().is_some_and(|damage| damage.to_string().contains("feed/1 9") && damage.code() == "log-damaged")
+    );
     drop(store);
     assert!(
         matches!(DiskStore::verify(dir.path(), &options()), Err(OpenError::Damaged(what)) if what.starts_with("commit 10: "))

@@ -1,19 +1,19 @@
 //! Alarms: what an operator must look at, as values.
 //!
-//! In scope: every kind of alarm with its code, severity, text and subject. Out of scope: which of them stand (`standing`), and when there is one;
+//! In scope: every kind of alarm with its code, severity, text and subject. Out of scope: which of them are active (`active`), and when there is one;
 //! the place that knows raises and clears it.
 
-mod standing;
+mod active;
 
 use std::fmt;
 
 use barid_core::names::{FeedId, Member};
 
 use super::escape::Foreign;
-pub use standing::{Alarms, Standing};
+pub use active::{ActiveAlarm, Alarms};
 
 /// Reason of every record of an alarm (`what` is `alarm`).
-pub const REASONS: [&str; 15] = [
+pub const REASONS: [&str; 16] = [
     "another-history",
     "clock",
     "damage",
@@ -25,6 +25,7 @@ pub const REASONS: [&str; 15] = [
     "misdirected",
     "not-understood",
     "reload",
+    "roster-conflict",
     "roster-missing",
     "undecodable-header",
     "validity",
@@ -150,7 +151,7 @@ impl Alarm {
         self.parts().values.iter().map(|value| Foreign(value).to_string()).collect()
     }
 
-    /// This one, raised while `earlier` of the same code and subject stands.
+    /// This one, raised while `earlier` of the same code and subject is active.
     fn after(self, earlier: &Self) -> Self {
         match (self, earlier) {
             // The cause is over when the newest of them is there.
@@ -381,20 +382,15 @@ impl Alarm {
             ),
             Self::RosterFork { version, by } => parts(
                 "two-rosters",
-                "another-history",
+                "roster-conflict",
                 Critical,
                 "two rosters of version {} are signed; {} sent the one not held",
                 by,
                 &[version, by],
             ),
-            Self::RosterRejected { why, by } => parts(
-                "roster-refused",
-                "another-history",
-                Critical,
-                "a newer roster is refused: {}",
-                by,
-                &[why],
-            ),
+            Self::RosterRejected { why, by } => {
+                parts("roster-refused", "roster-conflict", Critical, "a newer roster is refused: {}", by, &[why])
+            }
             Self::DuplicateIdentity { peer } => parts(
                 "double-peer",
                 "double-identity",

@@ -74,7 +74,8 @@ mod tests {
 
     #[test]
     fn foreign_text_has_no_hidden_characters() {
-        let hidden = "a\nb\r\u{1b}[31m\u{9b}2J\u{85}\u{7f}\u{0}\u{2028}\u{2029}\u{202e}\u{2066}\u{200f}\u{feff}\u{e0041}z";
+        let hidden =
+            "a\nb\r\u{1b}[31m\u{9b}2J\u{85}\u{7f}\u{0}\u{2028}\u{2029}\u{202e}\u{2066}\u{200f}\u{feff}\u{e0041}z";
         let shown = Foreign(&hidden).to_string();
         assert!(!shown.chars().any(is_hidden), "{shown}");
         assert!(shown.starts_with("a\\nb\\r\\u{1b}[31m\\u{9b}2J\\u{85}") && shown.ends_with('z'), "{shown}");

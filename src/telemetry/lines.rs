@@ -49,7 +49,6 @@ impl Lines {
     pub(super) fn new(json: bool) -> Self {
         Self { json, quota: Mutex::new(Quota::new(Instant::now())) }
     }
-
 }
 
 /// There is nobody to whom a failure to log could be reported.
@@ -341,7 +340,8 @@ mod tests {
         quota.charge(budget, line, line.to_text(false).len(), now)
     }
 
-    const FORGED: &str = "x\n2026-11-29T00:00:00Z  INFO barid::audit: what=\"alarm\" \u{1b}[2J\u{9b}1m\u{202e}\u{2028}\\ \"who=ma";
+    const FORGED: &str =
+        "x\n2026-11-29T00:00:00Z  INFO barid::audit: what=\"alarm\" \u{1b}[2J\u{9b}1m\u{202e}\u{2028}\\ \"who=ma";
 
     #[test]
     fn one_event_is_one_line_and_a_value_cannot_pass_for_a_field() {
@@ -377,7 +377,10 @@ mod tests {
         assert!(passes, "a new minute begins");
         let told: Vec<String> = left_out.iter().map(|line| line.to_text(false)).collect();
         let lines = 5_000 - passed;
-        assert!(told.len() == 1 && told[0].contains(&format!(" who=203.0.113.9 subject= detail=\"{lines} log lines, ")), "{told:?}");
+        assert!(
+            told.len() == 1 && told[0].contains(&format!(" who=203.0.113.9 subject= detail=\"{lines} log lines, ")),
+            "{told:?}"
+        );
     }
 
     #[test]
@@ -391,11 +394,11 @@ mod tests {
             all += if charge(&mut quota, &budget, &line, begun).0 { line.to_text(false).len() as u64 } else { 0 };
         }
         assert!(all <= LOG_BYTES.bounds.total - LOG_BYTES.bounds.reserved);
-        let mut alarm = line(Level::INFO, "agency/1", "");
+        let mut alarm = line(Level::INFO, "agency/1", &wide);
         assert!(!charge(&mut quota, &budget, &alarm, begun).0);
         alarm.fields[0].1 = Shown::Text("alarm".to_owned());
         assert!(charge(&mut quota, &budget, &alarm, begun).0);
-        assert!(charge(&mut quota, &budget, &line(Level::ERROR, "agency/2", ""), begun).0);
+        assert!(charge(&mut quota, &budget, &line(Level::ERROR, "agency/2", &wide), begun).0);
         let (_, left_out) = charge(&mut quota, &budget, &alarm, begun + INTERVAL);
         assert_eq!(left_out.len(), LEFT_OUT_MAX + 1, "those that are not counted apart are counted together");
     }
@@ -418,7 +421,10 @@ mod tests {
         let lines = written.lock();
         let text = lines[0].to_text(false);
         assert!(text.len() < 4_096 && text.matches('\n').count() == 1, "{text}");
-        assert!(text.contains(" WARN barid::telemetry::lines::tests: said x\\n2026") && text.contains(" peer=ly size=5 "), "{text}");
+        assert!(
+            text.contains(" WARN barid::telemetry::lines::tests: said x\\n2026") && text.contains(" peer=ly size=5 "),
+            "{text}"
+        );
         assert_eq!(lines[0].source(), Owner::Identity("ly".into()));
     }
 }

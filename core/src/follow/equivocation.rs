@@ -211,7 +211,11 @@ impl fmt::Display for Claims {
             return write!(f, "one checkpoint has root {}, another one root {other_root}", smaller.root);
         }
         // Three roots, of two sizes: the larger checkpoint's own is what its note says.
-        write!(f, "its checkpoint has root {}, and the checkpoint of size {} (with root {}) ", smaller.root, larger.size, larger.root)?;
+        write!(
+            f,
+            "its checkpoint has root {}, and the checkpoint of size {} (with root {}) ",
+            smaller.root, larger.size, larger.root
+        )?;
         write!(f, "commits to root {other_root} at size {}", smaller.size)
     }
 }

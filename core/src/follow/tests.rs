@@ -318,7 +318,8 @@ fn two_histories_are_told_from_a_liar() {
     );
     assert!(Equivocation::by_proof(&evidence.smaller, &evidence.larger, &Hash([0; 32]), &evidence.proof).is_none());
     // Whoever compares roots must know of which size each is.
-    let (smaller, larger, other) = (evidence.smaller.checkpoint.root, evidence.larger.checkpoint.root, evidence.other_root);
+    let (smaller, larger, other) =
+        (evidence.smaller.checkpoint.root, evidence.larger.checkpoint.root, evidence.other_root);
     let told = format!(
         "ma.rabat.example/feed/1 has two histories: at size 6 its checkpoint has root {smaller}, and the checkpoint of size 8 (with \
          root {larger}) commits to root {other} at size 6"

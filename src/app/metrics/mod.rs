@@ -20,7 +20,7 @@ use crate::budgets::{Budgets, Usage};
 use crate::committer::Gate;
 use crate::exchange::PeerSnapshot;
 use crate::store::{DiskBytes, SyncTimes};
-use crate::telemetry::alarms::Standing;
+use crate::telemetry::alarms::ActiveAlarm;
 use crate::telemetry::{self};
 use crate::transport::validity;
 
@@ -56,10 +56,10 @@ struct Figures {
 const ALARM_KINDS: [&str; 8] =
     ["another-history", "clock", "damage", "disk-full", "equivocation", "in-doubt", "other", "validity"];
 
-/// How many alarms of each kind stand.
-fn alarms_by_kind(standing: &[Standing]) -> Vec<(&'static str, u64)> {
+/// How many alarms of each kind are active.
+fn alarms_by_kind(active: &[ActiveAlarm]) -> Vec<(&'static str, u64)> {
     let mut counts = ALARM_KINDS.map(|kind| (kind, 0));
-    for alarm in standing {
+    for alarm in active {
         let reason = alarm.alarm.reason();
         let kind = if ALARM_KINDS.contains(&reason) { reason } else { "other" };
         counts.iter_mut().filter(|(counted, _)| *counted == kind).for_each(|(_, count)| *count += 1);

@@ -1,5 +1,6 @@
 //! The reading task of a link: verifies what comes, hands it to the committer, and leaves the answers to the writer.
 
+mod faults;
 mod shown;
 
 use std::collections::BTreeMap;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use barid_core::bulletin::TopicFilter;
-use barid_core::follow::{self, Fault, FaultKind, Finding, FollowState, VerifiedBatch, VerifiedContent, VerifiedEntry, What};
+use barid_core::follow::{self, Fault, FaultKind, FollowState, VerifiedBatch, VerifiedContent, VerifiedEntry};
 use barid_core::gaps::is_missing;
 use barid_core::limits::FILTERS_MAX;
 use barid_core::names::{FeedId, Member};
@@ -24,6 +25,7 @@ use crate::exchange::adopt::{adopt, rosters_after};
 use crate::exchange::answers::Signed;
 use crate::exchange::express;
 use crate::exchange::fills::{Answer, FillRequest};
+use crate::exchange::findings::tell_findings;
 use crate::exchange::follower::Follower;
 use crate::exchange::forks;
 use crate::exchange::link::LinkError;
@@ -33,27 +35,11 @@ use crate::exchange::provider::Provider;
 use crate::exchange::relayed::Passing;
 use crate::exchange::told;
 use crate::exchange::{COMMITTING_MAX, SILENCE_MAX, Shared};
-use crate::telemetry::alarms::Alarm;
-use crate::telemetry::{AuditEvent, Foreign};
+use crate::telemetry::AuditEvent;
+use faults::ELSEWHERE;
 
 /// Batches of at most so many items are verified on the spot; longer ones would keep other links waiting.
 const VERIFIED_AT_ONCE_MAX: usize = 16;
-/// An alarm about entries stands until the peer has sent no further ones for so long: every shift of operators sees it.
-const ENTRY_ALARM_QUIET: Duration = Duration::from_secs(24 * 60 * 60);
-/// `Fault.reason` of a peer that follows the feed at another member now.
-const ELSEWHERE: &str = "elsewhere";
-/// The other reasons that peers give (docs/protocol.md §11).
-const FAULTS: [&str; 9] = [
-    "bad-signature",
-    "bad-proof",
-    "bad-root",
-    "bad-bounds",
-    "malformed",
-    "gap",
-    "equivocation",
-    "busy",
-    "not-allowed",
-];
 /// Pause before a feed is asked for again because another link was faster.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
 
@@ -538,34 +524,6 @@ impl Reader {
         }
     }
 
-    fn fault(&mut self, fault: &proto::Fault) -> Result<(), LinkError> {
-        if fault.feed.is_empty() {
-            return Err(LinkError::Refused(Foreign(&fault.reason).to_string(), Foreign(&fault.detail).to_string()));
-        }
-        // Nothing was asked of it, and nothing sent, of any other feed: the fault is its own.
-        let Some(feed) = fault.feed.parse().ok().filter(|feed| self.outbox.has_named(feed)) else {
-            self.record_malformed(&fault.feed, "a fault of a feed that is none of this link's");
-            return Ok(());
-        };
-        if fault.reason != ELSEWHERE {
-            let reason = FAULTS.into_iter().find(|known| **known == fault.reason).unwrap_or("unknown");
-            let event = AuditEvent { what: "fault", reason, who: &self.peer, subject: &feed, detail: &fault.detail };
-            self.shared.record(&self.peer, &event);
-        }
-        self.outbox.unfollow(&feed);
-        if fault.reason == ELSEWHERE {
-            return Ok(());
-        }
-        if let Some(follower) = self.followers.get_mut(&feed)
-            && follower.due().is_none()
-            && !follower.has_left()
-        {
-            follower.pause(Instant::now());
-        }
-        let _ = self.answers.try_send(Answer::Refused(feed));
-        Ok(())
-    }
-
     fn malformed(&self, feed: &str, what: &str) {
         self.record_malformed(feed, what);
         let feed: String = feed.chars().take(300).collect();
@@ -578,29 +536,6 @@ impl Reader {
             &self.peer,
             &AuditEvent { what: "refused-frame", reason: "malformed", who: &self.peer, subject: &feed, detail: &what },
         );
-    }
-}
-
-/// Records what is odd about entries that `peer` sent, and raises alarms: of each kind one for the peer.
-pub(crate) fn tell_findings(shared: &Shared, peer: &Member, feed: &FeedId, findings: &[Finding]) {
-    for finding in findings {
-        let (subject, reason) = (format!("{feed} {}", finding.index), finding.what.word());
-        let raised = match finding.what {
-            What::NewerRoster(version) => {
-                shared.alarms.raise(Alarm::RosterMissing { member: feed.member.clone(), version });
-                false
-            }
-            _ if finding.what.is_alarm() => {
-                let (feed, by) = (feed.clone(), peer.clone());
-                let alarm = Alarm::Entry { what: reason, feed, index: finding.index, by };
-                shared.alarms.raise_for(alarm, ENTRY_ALARM_QUIET)
-            }
-            _ => false,
-        };
-        // The alarm has its record.
-        if !raised {
-            shared.record(peer, &AuditEvent { what: "finding", reason, who: peer, subject: &subject, detail: &"" });
-        }
     }
 }
 

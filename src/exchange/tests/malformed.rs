@@ -262,7 +262,7 @@ fn unchecked(envelope: Bytes) -> ValidBulletin {
 }
 
 /// A bulletin whose header says something else.
-fn headed(change: impl Fn(&mut proto::Header)) -> Bytes {
+pub(super) fn headed(change: impl Fn(&mut proto::Header)) -> Bytes {
     let envelope = bulletin(&member("ma"), &|_| {}).envelope;
     let mut header = envelope::header_of(&envelope).unwrap();
     change(&mut header);

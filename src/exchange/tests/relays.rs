@@ -112,7 +112,8 @@ async fn what_its_owner_withheld_wrongly_is_found_at_another_member_and_alarmed(
     assert_eq!(ly.store.not_held(&ma.feed(), 9).unwrap(), [(0..3, Undisclosed::Withheld)]);
     let _cable = connect(&ly, &tn, honest(), honest());
     until("tn gave ly what is ly's", || disclosed(&ly, "ma") == [true, true, false]).await;
-    until("and ly's operators know", || ly.exchange.alarms().snapshot().first().is_some_and(|alarm| alarm.count == 2)).await;
+    until("and ly's operators know", || ly.exchange.alarms().snapshot().first().is_some_and(|alarm| alarm.count == 2))
+        .await;
     let alarms = alarms(&ly);
     assert!(alarms.len() == 1 && alarms[0].contains("wrongly-withheld"), "{alarms:?}");
 }

@@ -336,7 +336,7 @@ impl Actor {
 
 /// What needs an operator of this node.
 pub(super) fn alarms(node: &Node) -> Vec<String> {
-    node.exchange.alarms().snapshot().iter().map(|standing| standing.alarm.to_string()).collect()
+    node.exchange.alarms().snapshot().iter().map(|active| active.alarm.to_string()).collect()
 }
 
 /// Waits for a condition, at most 20 s.

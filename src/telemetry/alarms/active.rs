@@ -1,4 +1,4 @@
-//! Which alarms stand.
+//! Which alarms are active.
 //!
 //! In scope: one for each kind and subject, with since when, how often and the newest detail; its record when it begins and when it is over. Out of
 //! scope: what alarms there are. Subjects are members, feeds and authorities of the roster: so the table is bounded, and none displaces another.
@@ -14,12 +14,12 @@ use tokio::time::Instant;
 use super::Alarm;
 use crate::telemetry::{AuditEvent, audit};
 
-/// Alarms that stand at once: every kind for every member and feed of a large roster. Beyond it there is a defect, and the record only.
-const STANDING_MAX: usize = 8_192;
+/// Alarms that are active at once: every kind for every member and feed of a large roster. Beyond it there is a defect, and the record only.
+const ACTIVE_MAX: usize = 8_192;
 
-/// An alarm that stands.
+/// An alarm whose cause is not over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct ActiveAlarm {
     /// As it was raised last.
     pub alarm: Alarm,
     /// Unix ms when it was raised first.
@@ -33,14 +33,14 @@ pub struct Standing {
 /// Code and subject.
 type Key = (&'static str, String);
 
-/// The alarms that stand. Cheap to clone; clones share them.
+/// The active alarms. Cheap to clone; clones share them.
 #[derive(Clone, Default)]
 pub struct Alarms {
-    standing: Arc<Mutex<BTreeMap<Key, Standing>>>,
+    active: Arc<Mutex<BTreeMap<Key, ActiveAlarm>>>,
 }
 
 impl Alarms {
-    /// Raises an alarm until it is cleared. True if it did not stand.
+    /// Raises an alarm until it is cleared. True if it was not active.
     pub fn raise(&self, alarm: Alarm) -> bool {
         self.put(alarm, None, true)
     }
@@ -50,42 +50,47 @@ impl Alarms {
         self.put(alarm, Some(Instant::now() + quiet), true)
     }
 
-    /// Clears the alarms that this holds for: their causes are over.
-    pub fn clear(&self, over: impl Fn(&Alarm) -> bool) {
-        self.remove(|standing| over(&standing.alarm));
+    /// Raises an alarm, unless it is active, for a cause that was seen again.
+    pub fn raise_uncounted(&self, alarm: Alarm) {
+        self.put(alarm, None, false);
     }
 
-    /// Of the alarms whose causes are looked at again and again these stand, and no others.
+    /// Clears the alarms that this holds for: their causes are over.
+    pub fn clear(&self, over: impl Fn(&Alarm) -> bool) {
+        self.remove(|active| over(&active.alarm));
+    }
+
+    /// Of the alarms whose causes are looked at again and again these are active, and no others.
     pub fn settle(&self, watched: Vec<Alarm>) {
         let keys: Vec<Key> = watched.iter().map(key).collect();
-        self.remove(|standing| standing.alarm.is_watched() && !keys.contains(&key(&standing.alarm)));
+        self.remove(|active| active.alarm.is_watched() && !keys.contains(&key(&active.alarm)));
         for alarm in watched {
             self.put(alarm, None, false);
         }
     }
 
-    /// All that stand, the most severe first, of these the oldest.
+    /// All active alarms, the most severe first, of these the oldest.
     #[must_use]
-    pub fn snapshot(&self) -> Vec<Standing> {
+    pub fn snapshot(&self) -> Vec<ActiveAlarm> {
         self.remove(|_| false);
-        let mut all: Vec<Standing> = self.standing.lock().values().cloned().collect();
-        all.sort_by_key(|standing| (standing.alarm.severity(), standing.since_unix_ms));
+        let mut all: Vec<ActiveAlarm> = self.active.lock().values().cloned().collect();
+        all.sort_by_key(|active| (active.alarm.severity(), active.since_unix_ms));
         all
     }
 
     fn put(&self, alarm: Alarm, until: Option<Instant>, counts: bool) -> bool {
         self.remove(|_| false);
         {
-            let mut standing = self.standing.lock();
-            if let Some(stands) = standing.get_mut(&key(&alarm)) {
-                stands.count += u64::from(counts);
-                stands.until = until;
-                stands.alarm = alarm.after(&stands.alarm);
+            let mut active = self.active.lock();
+            if let Some(active) = active.get_mut(&key(&alarm)) {
+                active.count += u64::from(counts);
+                active.until = until;
+                active.alarm = alarm.after(&active.alarm);
                 return false;
             }
-            if standing.len() < STANDING_MAX {
+            if active.len() < ACTIVE_MAX {
                 let since_unix_ms = now_unix_ms();
-                standing.insert(key(&alarm), Standing { alarm: alarm.clone(), since_unix_ms, count: 1, until });
+                active.insert(key(&alarm), ActiveAlarm { alarm: alarm.clone(), since_unix_ms, count: 1, until });
             }
         }
         record("alarm", &alarm);
@@ -93,16 +98,16 @@ impl Alarms {
     }
 
     /// Removes what is over by itself, and what this holds for.
-    fn remove(&self, over: impl Fn(&Standing) -> bool) {
+    fn remove(&self, over: impl Fn(&ActiveAlarm) -> bool) {
         let now = Instant::now();
-        let ends = |standing: &Standing| standing.until.is_some_and(|until| until <= now) || over(standing);
-        let gone: Vec<Standing> =
-            self.standing.lock().extract_if(.., |_, standing| ends(standing)).map(|(_, standing)| standing).collect();
-        gone.iter().for_each(|standing| record("alarm-cleared", &standing.alarm));
+        let ends = |active: &ActiveAlarm| active.until.is_some_and(|until| until <= now) || over(active);
+        let gone: Vec<ActiveAlarm> =
+            self.active.lock().extract_if(.., |_, active| ends(active)).map(|(_, active)| active).collect();
+        gone.iter().for_each(|active| record("alarm-cleared", &active.alarm));
     }
 }
 
-impl Standing {
+impl ActiveAlarm {
     /// As operators are told.
     #[must_use]
     pub fn to_proto(&self) -> proto::Alarm {
@@ -163,7 +168,7 @@ mod tests {
         let shown = alarms.snapshot();
         assert_eq!((shown.len(), &shown[0].alarm), (3, &fork()));
         for (alarm, count) in [(entry(7, "dz"), 1), (entry(9_999, "ly"), 10_000)] {
-            assert!(shown.iter().any(|standing| (&standing.alarm, standing.count) == (&alarm, count)), "{shown:?}");
+            assert!(shown.iter().any(|active| (&active.alarm, active.count) == (&alarm, count)), "{shown:?}");
         }
         assert_eq!(heard.take().len(), 3, "one record for each");
     }
@@ -174,7 +179,7 @@ mod tests {
         let mut all = examples();
         all.reverse();
         all.into_iter().for_each(|alarm| _ = alarms.raise(alarm));
-        let severities: Vec<Severity> = alarms.snapshot().iter().map(|standing| standing.alarm.severity()).collect();
+        let severities: Vec<Severity> = alarms.snapshot().iter().map(|active| active.alarm.severity()).collect();
         assert!(severities.is_sorted() && severities.len() == examples().len(), "{severities:?}");
         assert_eq!(severities[0], Severity::Critical);
     }
@@ -190,26 +195,27 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(alarms.snapshot().is_empty());
         let feed = "ly ly.rabat.example/feed/1";
-        let told = ["alarm", "alarm-cleared"].iter().zip([1, 2]);
-        let told: Vec<String> = told.map(|(what, n)| format!("{what} undecodable-header {feed} {n}")).collect();
-        assert_eq!(heard.take(), told);
+        let expected = ["alarm", "alarm-cleared"].iter().zip([1, 2]);
+        let expected: Vec<String> = expected.map(|(what, n)| format!("{what} undecodable-header {feed} {n}")).collect();
+        assert_eq!(heard.take(), expected);
     }
 
     #[test]
-    fn watched_alarms_stand_as_long_as_their_causes_and_the_others_are_left_alone() {
+    fn watched_alarms_are_active_as_long_as_their_causes_and_the_others_are_left_alone() {
         let (heard, alarms) = (Heard::listen(), Alarms::default());
-        let (disk, clock) = (|why: &str| Alarm::DiskFull { why: why.into() }, Alarm::OwnClockBehind { last: "1".into() });
+        let (disk, clock) =
+            (|why: &str| Alarm::DiskFull { why: why.into() }, Alarm::OwnClockBehind { last: "1".into() });
         alarms.raise(fork());
         alarms.settle(vec![disk("1 MiB"), clock.clone()]);
         alarms.settle(vec![disk("2 MiB")]);
         let shown = alarms.snapshot();
-        assert!(shown.iter().any(|standing| standing.alarm == disk("2 MiB") && standing.count == 1), "{shown:?}");
+        assert!(shown.iter().any(|active| active.alarm == disk("2 MiB") && active.count == 1), "{shown:?}");
         assert_eq!(shown.len(), 2, "the clock is right again, and the fork stays: {shown:?}");
         alarms.settle(Vec::new());
         alarms.clear(|alarm| matches!(alarm, Alarm::Fork { .. }));
         assert!(alarms.snapshot().is_empty());
-        let told = heard.take();
-        assert_eq!(told.iter().filter(|record| record.starts_with("alarm ")).count(), 3, "{told:?}");
-        assert_eq!(told.iter().filter(|record| record.starts_with("alarm-cleared ")).count(), 3, "{told:?}");
+        let records = heard.take();
+        assert_eq!(records.iter().filter(|record| record.starts_with("alarm ")).count(), 3, "{records:?}");
+        assert_eq!(records.iter().filter(|record| record.starts_with("alarm-cleared ")).count(), 3, "{records:?}");
     }
 }
