@@ -335,6 +335,7 @@ impl Actor {
 }
 
 /// What needs an operator of this node.
+#[cfg(test)]
 pub(super) fn alarms(node: &Node) -> Vec<String> {
     node.exchange.alarms().snapshot().iter().map(|active| active.alarm.to_string()).collect()
 }
