@@ -31,7 +31,8 @@ fn every_alarm_is_counted_from_the_start_and_explained() {
     let reasons = rows.flat_map(|row| row.split('|').next().unwrap().split('`').skip(1).step_by(2));
     let explained: BTreeSet<&str> = reasons.collect();
     assert_eq!(explained, BTreeSet::from(crate::telemetry::alarms::REASONS));
-    let made: BTreeSet<&str> = crate::telemetry::alarms::examples().iter().map(|alarm| alarm.reason()).collect();
+    let made: BTreeSet<&str> =
+        crate::telemetry::alarms::examples().iter().map(crate::telemetry::alarms::Alarm::reason).collect();
     assert_eq!(made, explained);
 }
 

@@ -116,7 +116,7 @@ impl Api {
         &self,
         who: &str,
         method: &'static str,
-        reason: &str,
+        reason: &'static str,
         (member, id): (&Member, BulletinId),
     ) {
         self.pace.refused_about(who, method, reason, &format!("{member}/{}", id.uuid()), Instant::now());

@@ -27,9 +27,9 @@ fn own_behind(last_unix_seconds: u64) -> Alarm {
 }
 
 fn peer_off(peer: &Member, ahead_ms: i64) -> Option<Alarm> {
-    let peer = peer.clone();
-    (ahead_ms.unsigned_abs() > PEER_CLOCK_MS_MAX)
-        .then(|| if ahead_ms > 0 { Alarm::PeerClockAhead { peer } } else { Alarm::PeerClockBehind { peer } })
+    let off = ahead_ms.unsigned_abs() > PEER_CLOCK_MS_MAX;
+    let alarm = |peer| if ahead_ms > 0 { Alarm::PeerClockAhead { peer } } else { Alarm::PeerClockBehind { peer } };
+    off.then(|| alarm(peer.clone()))
 }
 
 #[cfg(test)]

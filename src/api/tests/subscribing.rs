@@ -10,6 +10,7 @@ use tonic::Code;
 use super::world::{OPERATOR, POLICE, POST, World, bulletin, called, careless, draft, fields, red};
 use crate::access::Access;
 use crate::rpc::focal_point_server::FocalPoint;
+use crate::rpc::operator_server::Operator as _;
 use crate::telemetry::alarms::Alarm;
 use crate::telemetry::heard::Heard;
 
