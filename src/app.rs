@@ -48,6 +48,7 @@ pub use repair::{Repaired, repair};
 use crate::access::Access;
 use crate::api::{self, Api};
 use crate::budgets::Budgets;
+use crate::budgets::table::LOG_BYTES;
 use crate::committer::{Committer, Gate, Kept, Keys, Options, StartError, key_path, marked_epoch, marked_size};
 use crate::config::NodeConfig;
 use crate::exchange::{self, Exchange};
@@ -55,7 +56,7 @@ use crate::files::{self, Guard};
 use crate::rosters::Rosters;
 use crate::store::disk::{DiskOptions, DiskStore};
 use crate::store::{RosterRecord, Store};
-use crate::telemetry::{AuditEvent, RECORDED_SINGLY_MAX, Refusals};
+use crate::telemetry::{self, AuditEvent, RECORDED_SINGLY_MAX, Refusals};
 use crate::transport::{
     self, Connections, Connector, Credentials, Limits, Listening, PeerIdentity, Policy, RevocationLists, SpiffeId,
     Trust, Verifier,
@@ -181,6 +182,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
     let (shutdown, stopping) = watch::channel(false);
     let memory_bytes = config.text.memory_mib << 20;
     let budgets = Budgets::within(memory_bytes);
+    telemetry::charge_lines_to(budgets.of(&LOG_BYTES).clone());
     tracing::info!(
         bound_mib = budgets.memory_bytes_max() >> 20,
         memory_mib = config.text.memory_mib,
@@ -230,7 +232,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         pace: Arc::default(),
         budgets: budgets.clone(),
         states: Arc::default(),
-        overdue: Arc::default(),
+        alarms: exchange.alarms().clone(),
         stopping: stopping.clone(),
         naming: Arc::default(),
     };
@@ -287,7 +289,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
     let (counted, pace, links) = (Arc::clone(&refusals), Arc::clone(&api.pace), exchange.clone());
     watching.spawn(async move {
         let settling = (counted.settle_in_time(), pace.refusals().settle_in_time(), links.refusals().settle_in_time());
-        futures::join!(settling.0, settling.1, settling.2);
+        futures::join!(settling.0, settling.1, settling.2, telemetry::settle_in_time());
     });
     watching.spawn(connections.watch(trust.clone(), lists.held, move |refusal| ended(refusal)));
     watching.spawn(follow_rosters(rosters.clone(), trust));
@@ -296,7 +298,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         watching.spawn(forked::tell(committer.clone(), exchange.clone(), rosters.clone()));
         watching.spawn(exchange.clone().ask_relays());
     }
-    watching.spawn(disk::watch(committer.clone()));
+    watching.spawn(disk::watch(committer.clone(), exchange.alarms().clone()));
     if let Some(wanted) = config.text.metrics.as_ref().filter(|_| purpose != Purpose::Recover) {
         let tcp = metrics::bind(wanted).await?;
         tracing::info!(address = ?metrics::address(&tcp), "figures at /metrics");
@@ -305,8 +307,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
             metrics::Source { node: Arc::clone(&node), pace: Arc::clone(&api.pace), budgets: budgets.clone() },
         ));
     }
-    let minding = Arc::clone(&node);
-    watching.spawn(async move { minding.watch_validity().await });
+    watching.spawn(Arc::clone(&node).watch_alarms());
     watching.spawn(async move {
         while hangup.recv().await.is_some() {
             // The record of it tells the outcome.
@@ -341,6 +342,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
     drop(watching);
     committer.stop().await;
     [&*refusals, api.pace.refusals(), peers.refusals()].into_iter().for_each(Refusals::settle_all);
+    telemetry::settle_all();
     let commits = store.seq().saturating_sub(begun_at);
     tracing::info!(streams, commits, cut = drained.is_err(), "stopped: all that was accepted is stored");
     result.map(|done| (done, store))

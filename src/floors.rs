@@ -11,8 +11,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of the node, lowest floor first. A new top-level module needs a place here.
-const FLOORS: [&[&str]; 8] = [
-    &["background", "budgets", "files", "rpc", "telemetry"],
+const FLOORS: [&[&str]; 9] = [
+    &["budgets"],
+    &["background", "files", "rpc", "telemetry"],
     &["access", "rosters", "store", "transport"],
     &["config"],
     &["committer", "pki"],

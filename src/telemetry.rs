@@ -1,15 +1,22 @@
 //! What the node tells its operators: logs, and the one place through which auditable events pass.
 //!
-//! Content of bulletins and keys never pass here. Events are structured records; a journal will keep them.
+//! Content of bulletins and keys never pass here. Events are structured records; a journal will keep them. Whoever can cause an event can cause it
+//! at will: of each source the first few of a kind are recorded one by one and the rest as a number (`refusals`), and every line is escaped, cut
+//! and charged to its source (`lines`).
 
 pub mod alarms;
+mod escape;
+mod lines;
 mod refusals;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+pub use escape::{Foreign, VALUE_CHARS_MAX};
+pub use lines::charge_lines_to;
 use parking_lot::Mutex;
 pub use refusals::{RECORDED_SINGLY_MAX, Refusals};
+use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -19,8 +26,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 pub struct AuditEvent<'a> {
     /// Stable word: "refused-connection", "refused-call", "refused-batch", "alarm" ...
     pub what: &'static str,
-    /// Stable word for why.
-    pub reason: &'a str,
+    /// Stable word for why, of this program: never a peer's or a caller's, as reasons are counted one by one.
+    pub reason: &'static str,
     /// Who, as SPIFFE ID or address; empty if unknown.
     pub who: &'a dyn fmt::Display,
     /// What it concerned: a feed, a method; empty if nothing.
@@ -29,10 +36,49 @@ pub struct AuditEvent<'a> {
     pub detail: &'a dyn fmt::Display,
 }
 
-/// Records an auditable event.
+/// Records an auditable event: of one source, kind and reason the first [`RECORDED_SINGLY_MAX`] of a minute one by one, the rest as a number. The
+/// source is who caused it, or where that is nobody what it concerns.
 pub fn audit(event: &AuditEvent<'_>) {
-    count(event.what, event.reason);
-    emit(event);
+    audit_at_most(RECORDED_SINGLY_MAX, event);
+}
+
+/// As [`audit`], with another number of records: for what somebody may rightly do often.
+pub fn audit_at_most(singly_max: u64, event: &AuditEvent<'_>) {
+    let source = match escape::cut(format_args!("{}", event.who)) {
+        nobody if nobody.is_empty() => escape::cut(format_args!("{}", event.subject)),
+        who => who,
+    };
+    with_events(|events| events.record(&source, singly_max, event, Instant::now()));
+}
+
+/// What [`audit`] counts.
+#[cfg(not(test))]
+fn with_events<T>(act: impl FnOnce(&Refusals) -> T) -> T {
+    static EVENTS: std::sync::LazyLock<Refusals> = std::sync::LazyLock::new(Refusals::default);
+    act(&EVENTS)
+}
+
+/// Each test counts its own.
+#[cfg(test)]
+fn with_events<T>(act: impl FnOnce(&Refusals) -> T) -> T {
+    thread_local! {
+        static EVENTS: Refusals = Refusals::default();
+    }
+    EVENTS.with(act)
+}
+
+/// Records what [`audit`] only counted, as intervals end. Never ends.
+pub async fn settle_in_time() {
+    let mut tick = tokio::time::interval(refusals::SETTLE_EVERY);
+    loop {
+        tick.tick().await;
+        with_events(|events| events.settle(Instant::now()));
+    }
+}
+
+/// Records everything that [`audit`] only counted: nothing more comes.
+pub fn settle_all() {
+    with_events(Refusals::settle_all);
 }
 
 /// Kinds and reasons that are told apart in [`counted`]: twice as many as the operator's guide lists. Reasons are words of this program; a
@@ -40,20 +86,18 @@ pub fn audit(event: &AuditEvent<'_>) {
 const COUNTED_MAX: usize = 256;
 
 /// Events since the start of the process, recorded one by one or not, by what happened and why.
-static COUNTED: Mutex<BTreeMap<(&'static str, String), u64>> = Mutex::new(BTreeMap::new());
+static COUNTED: Mutex<BTreeMap<(&'static str, &'static str), u64>> = Mutex::new(BTreeMap::new());
 
 /// How many events there were since the start of the process, by what happened and why.
 #[must_use]
-pub fn counted() -> BTreeMap<(&'static str, String), u64> {
+pub fn counted() -> BTreeMap<(&'static str, &'static str), u64> {
     COUNTED.lock().clone()
 }
 
-fn count(what: &'static str, reason: &str) {
+fn count(what: &'static str, reason: &'static str) {
     let mut counted = COUNTED.lock();
-    let room = counted.len() < COUNTED_MAX;
-    let key = (what, reason.to_owned());
-    if room || counted.contains_key(&key) {
-        *counted.entry(key).or_default() += 1;
+    if counted.len() < COUNTED_MAX || counted.contains_key(&(what, reason)) {
+        *counted.entry((what, reason)).or_default() += 1;
     }
 }
 
@@ -86,10 +130,7 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
 /// Starts logging to standard error: `filter` as [`filter()`] reads it, JSON lines or text. May be called once.
 pub fn init(text: &str, json: bool) {
     let filter = filter(text).unwrap_or_else(|_| EnvFilter::new("info"));
-    let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let started =
-        if json { registry.with(layer.json()).try_init() } else { registry.with(layer.with_ansi(false)).try_init() };
+    let started = tracing_subscriber::registry().with(filter).with(lines::Lines::new(json)).try_init();
     if started.is_err() {
         tracing::debug!("logging was started before");
     }

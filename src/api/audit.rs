@@ -29,7 +29,7 @@ use super::{Api, errors, stored};
 use crate::access::Role;
 use crate::rpc::audit_server::Audit;
 use crate::store::{Content, Entry, Express, FeedTree, ReadError, Store};
-use crate::telemetry::{AuditEvent, audit};
+use crate::telemetry::{AuditEvent, audit_at_most};
 
 /// Bytes of the file in one message: far below what a message may have, and a slow reader holds no more of it in buffers.
 const PIECE_BYTES_MAX: usize = 256 << 10;
@@ -38,6 +38,8 @@ static ASSEMBLING: Semaphore = Semaphore::const_new(2);
 
 const CALLERS: [Role; 3] = [Role::Auditor, Role::FocalPoint, Role::Agency];
 const METHOD: &str = "Audit.ExportEvidence";
+/// Exports of one person in a minute that are recorded one by one: somebody at a desk does no more.
+const EXPORTS_RECORDED_MAX: u64 = 60;
 
 /// Why there is no file for a bulletin that is held.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +90,9 @@ impl Audit for Api {
         let made = tokio::task::spawn_blocking(move || export(store.as_ref(), &rosters, &entry)).await;
         let (file, verdict) =
             made.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::export(&error))?;
-        audit(&AuditEvent { what: "evidence", reason: "exported", who: &caller.path, subject: &place, detail: &"" });
+        let exported =
+            AuditEvent { what: "evidence", reason: "exported", who: &caller.path, subject: &place, detail: &"" };
+        audit_at_most(EXPORTS_RECORDED_MAX, &exported);
         let mut summary = Some(summary(&file, &verdict));
         let pieces =
             pieces(file).map(move |piece| Ok(proto::ExportEvidenceResponse { summary: summary.take(), piece }));

@@ -99,7 +99,7 @@ impl Api {
     }
 
     /// A refusal with its reason, recorded.
-    pub(super) fn denied(&self, path: &str, method: &'static str, reason: &str, detail: &str) -> Status {
+    pub(super) fn denied(&self, path: &str, method: &'static str, reason: &'static str, detail: &str) -> Status {
         self.refused(path, method, reason);
         let details = ErrorDetails::with_error_info(reason, DOMAIN, []);
         Status::with_error_details(Code::PermissionDenied, detail, details)
@@ -123,14 +123,14 @@ impl Api {
         &self,
         who: &str,
         method: &'static str,
-        reason: &str,
+        reason: &'static str,
         (member, id): (&Member, BulletinId),
     ) {
         self.pace.refused_about(who, method, reason, &format!("{member}/{}", id.uuid()), Instant::now());
     }
 
     /// Records a refusal.
-    pub(super) fn refused(&self, who: &str, method: &'static str, reason: &str) {
+    pub(super) fn refused(&self, who: &str, method: &'static str, reason: &'static str) {
         self.pace.refused(who, method, reason, Instant::now());
     }
 }

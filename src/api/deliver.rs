@@ -18,6 +18,7 @@ use super::Api;
 use super::caller::Caller;
 use super::standing::Work;
 use crate::store::{Columns, Content, DamagedEntry, Entry, ReadError};
+use crate::telemetry::alarms::Alarm;
 
 /// Why an entry is not shown to a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,11 +29,8 @@ pub(super) enum Hidden {
     Agency,
     /// Nobody here may read it, or its content is not held.
     Audience,
-    /// Who may read it is not known until this roster version has been fetched.
-    NotYet {
-        /// The version.
-        roster_version: u64,
-    },
+    /// Who may read it is not known until its roster version has been fetched.
+    NotYet,
 }
 
 impl Hidden {
@@ -42,7 +40,7 @@ impl Hidden {
             Self::WorkingGroup => "WORKING_GROUP",
             Self::Agency => "AGENCY",
             Self::Audience => "AUDIENCE",
-            Self::NotYet { .. } => "ROSTER_NOT_FETCHED",
+            Self::NotYet => "ROSTER_NOT_FETCHED",
         }
     }
 }
@@ -62,7 +60,11 @@ impl Api {
         match self.given(entry, header) {
             Delivery::Everyone => None,
             Delivery::FocalPoints => (!caller.is_focal_point()).then_some(Hidden::Agency),
-            Delivery::NotYet { roster_version } => Some(Hidden::NotYet { roster_version }),
+            Delivery::NotYet { roster_version: version } => {
+                // Also of what came before the node was started.
+                self.alarms.raise_uncounted(Alarm::RosterMissing { member: entry.feed.member.clone(), version });
+                Some(Hidden::NotYet)
+            }
             Delivery::Never(_) => Some(Hidden::Audience),
         }
     }

@@ -10,7 +10,6 @@ mod errors;
 mod filter;
 mod history;
 mod operator;
-mod overdue;
 mod pace;
 mod publish;
 mod read;
@@ -43,12 +42,12 @@ use crate::rpc::audit_server::AuditServer;
 use crate::rpc::focal_point_server::FocalPointServer;
 use crate::rpc::operator_server::OperatorServer;
 use crate::store::{ReadError, Store};
+use crate::telemetry::alarms::{ActiveAlarm, Alarms};
 
 /// Encoded `google.protobuf.FileDescriptorSet` of the services here and their messages, for reflection.
 const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.descriptors.bin"));
 
 pub use caller::{Identify, Identity};
-pub use overdue::Overdue;
 pub use pace::Pace;
 pub use standing::States;
 
@@ -57,7 +56,7 @@ pub trait Node: Send + Sync + 'static {
     /// Every other member.
     fn peers(&self) -> Vec<proto::PeerStatus>;
     /// What needs an operator.
-    fn alarms(&self) -> Vec<String>;
+    fn alarms(&self) -> Vec<ActiveAlarm>;
     /// Follows a feed again of which two histories were seen; false if there is none of that name.
     fn resume_feed<'a>(&'a self, feed: &'a FeedId) -> BoxFuture<'a, Result<bool, String>>;
     /// Reads certificates, lists and access rules again for a caller; says what changed.
@@ -83,8 +82,8 @@ pub struct Api {
     pub budgets: Budgets,
     /// What is remembered of bulletins that were updated or cancelled.
     pub states: Arc<States>,
-    /// Bulletins that wait for a roster.
-    pub overdue: Arc<Overdue>,
+    /// What needs an operator.
+    pub alarms: Alarms,
     /// Becomes true when the node stops.
     pub stopping: watch::Receiver<bool>,
     /// Held while a new subscription is given its name.

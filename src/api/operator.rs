@@ -12,7 +12,7 @@ use crate::access::Role;
 use crate::budgets::{Owner, Usage};
 use crate::committer::Gate;
 use crate::rpc::operator_server::Operator;
-use crate::telemetry::alarms::coded;
+use crate::telemetry::alarms::ActiveAlarm;
 use crate::telemetry::{AuditEvent, audit};
 
 const READERS: [Role; 4] = [Role::Operator, Role::Auditor, Role::FocalPoint, Role::Agency];
@@ -49,7 +49,7 @@ impl Operator for Api {
             let newest_arrival = store.end_arrival().saturating_sub(1);
             (own, node.peers(), node.alarms(), newest_arrival, store.view_lag(), store.mended_bits())
         });
-        let (own, peers, mut alarms, newest_arrival, view_lag_commits, mended_bits) =
+        let (own, peers, alarms, newest_arrival, view_lag_commits, mended_bits) =
             gathered.await.map_err(|_| errors::defect())?;
         let full = self.committer.disk_full().borrow().clone();
         let publishing = match &*self.committer.gate().borrow() {
@@ -59,12 +59,9 @@ impl Operator for Api {
             Gate::InDoubt(reason) => format!("in-doubt: {reason}"),
             Gate::Stopped(_) => "stopped: the store has failed".to_owned(),
         };
-        if let Gate::InDoubt(reason) = &*self.committer.gate().borrow() {
-            alarms.insert(0, format!("this node does not publish: {reason}; run `barid recover`"));
-        }
         let roster_version = self.rosters.load().newest().version();
-        alarms.extend(self.overdue.alarms(roster_version));
-        let coded_alarms = alarms.iter().map(|text| coded(text)).collect();
+        let coded_alarms: Vec<proto::Alarm> = alarms.iter().map(ActiveAlarm::to_proto).collect();
+        let alarms = coded_alarms.iter().map(|alarm| alarm.text.clone()).collect();
         let feed = self.committer.feed();
         Ok(Response::new(proto::GetStatusResponse {
             member: feed.member.to_string(),

@@ -146,12 +146,19 @@ impl Pace {
     }
 
     /// Records a refusal; after the first few of one caller and reason, their number.
-    pub(super) fn refused(&self, who: &str, method: &'static str, reason: &str, now: Instant) {
+    pub(super) fn refused(&self, who: &str, method: &'static str, reason: &'static str, now: Instant) {
         self.refused_about(who, method, reason, "", now);
     }
 
     /// As [`Self::refused`], with what was asked for.
-    pub(super) fn refused_about(&self, who: &str, method: &'static str, reason: &str, about: &str, now: Instant) {
+    pub(super) fn refused_about(
+        &self,
+        who: &str,
+        method: &'static str,
+        reason: &'static str,
+        about: &str,
+        now: Instant,
+    ) {
         let event = AuditEvent { what: "refused-call", reason, who: &who, subject: &method, detail: &about };
         self.refusals.record(who, RECORDED_SINGLY_MAX, &event, now);
     }
@@ -189,7 +196,7 @@ impl Pace {
     }
 
     /// One record for an identity and interval: who runs into a limit does so thousands of times.
-    fn refused_once(&self, who: &str, method: &'static str, reason: &str, detail: &str, now: Instant) {
+    fn refused_once(&self, who: &str, method: &'static str, reason: &'static str, detail: &str, now: Instant) {
         let event = AuditEvent { what: "refused-call", reason, who: &who, subject: &method, detail: &detail };
         self.refusals.record(who, 1, &event, now);
     }

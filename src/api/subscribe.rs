@@ -87,17 +87,17 @@ impl Api {
     /// What a caller asks for and may have, from arrival `next` on, as much as is read at once. Blocks.
     fn stretch(&self, caller: &Caller, filter: &Filter, mut next: u64, units: usize) -> Result<Stretch, ReadError> {
         let (mut found, mut passed, last) = (Vec::new(), Vec::new(), next.saturating_add(POSITION_EVERY));
-        let end = |found, next, waits_for, passed, damaged| {
+        let end = |found, next, passed, damaged| {
             let mut work = Work::new(units);
             let deliveries = self.deliveries(caller, found, &mut work)?;
-            Ok(Stretch { deliveries, next, waits_for, passed, damaged, whole: !work.is_exhausted() })
+            Ok(Stretch { deliveries, next, passed, damaged, whole: !work.is_exhausted() })
         };
         while found.is_empty() && next < last {
             let entries = match self.store().arrivals(next, READ_MAX.0, READ_MAX.1) {
                 Err(ReadError::DamagedEntry(damaged)) => {
                     next = damaged.arrival + 1;
                     if self.asks_for(caller, filter, damaged.arrival) {
-                        return end(found, next, None, passed, Some(*damaged));
+                        return end(found, next, passed, Some(*damaged));
                     }
                     continue;
                 }
@@ -114,20 +114,14 @@ impl Api {
                 };
                 match self.hidden(caller, &entry) {
                     None if asked => found.push(entry),
-                    // Nothing after it is sent before that roster has come, or is long overdue.
-                    Some(Hidden::NotYet { roster_version }) if asked => {
-                        let held = self.rosters.load().newest().version();
-                        if !self.overdue.passes(&entry.feed.member, roster_version, held, Instant::now()) {
-                            return end(found, arrival, Some(roster_version), passed, None);
-                        }
-                        passed.push(arrival);
-                    }
+                    // It is sent when that roster has come; nothing else waits for it.
+                    Some(Hidden::NotYet) if asked => passed.push(arrival),
                     _ => {}
                 }
                 next = arrival + 1;
             }
         }
-        end(found, next, None, passed, None)
+        end(found, next, passed, None)
     }
 
     /// Whether a caller reads and asks for what arrived there, by what is known of it without reading it; if nothing is, it is told of it.
@@ -153,7 +147,7 @@ impl Api {
                 let delivery = self.deliveries(caller, vec![entry], &mut Work::new(Work::STRETCH))?;
                 Ok((delivery.into_iter().next().map(Event::Delivery), false))
             }
-            Some(Hidden::NotYet { .. }) => Ok((None, true)),
+            Some(Hidden::NotYet) => Ok((None, true)),
             Some(_) => Ok((None, false)),
         }
     }
@@ -162,11 +156,9 @@ impl Api {
 /// Part of what arrived.
 struct Stretch {
     deliveries: Vec<proto::Delivery>,
-    /// The first arrival that was not looked at, or that has to wait.
+    /// The first arrival that was not looked at.
     next: u64,
-    /// The roster that the next one waits for.
-    waits_for: Option<u64>,
-    /// Arrivals that wait for a roster that is overdue.
+    /// Arrivals that wait for a roster.
     passed: Vec<u64>,
     /// What comes after the deliveries and cannot be read.
     damaged: Option<DamagedEntry>,
@@ -183,7 +175,7 @@ struct Follower {
     warnings: Vec<proto::FilterWarning>,
     /// The first arrival that was not looked at.
     next: u64,
-    /// Arrivals before it that were passed over, since their roster is overdue: the newest [`PASSED_MAX`].
+    /// Arrivals before it that wait for a roster: the newest [`PASSED_MAX`].
     passed: BTreeSet<u64>,
     /// When something was last sent.
     spoke: Instant,
@@ -197,7 +189,7 @@ impl Follower {
     async fn run(&mut self) -> Result<(), End> {
         let (mut arrivals, mut rosters) = (self.api.committer.watch_arrivals(), self.api.rosters.watch());
         self.position().await?;
-        let (mut delayed, mut looked_by) = (None, self.api.rosters.load().newest().version());
+        let mut looked_by = self.api.rosters.load().newest().version();
         loop {
             arrivals.mark_unchanged();
             rosters.mark_unchanged();
@@ -207,18 +199,9 @@ impl Follower {
                 self.come_after_all().await?;
             }
             self.api.renew(&mut self.caller, &READERS, METHOD)?;
-            let waits_for = self.catch_up().await?;
-            if waits_for.is_some() && delayed != Some(self.next) {
-                delayed = Some(self.next);
-                tracing::warn!(
-                    arrival = self.next,
-                    roster_version = waits_for,
-                    subscriber = self.caller.path,
-                    "a bulletin waits for a roster that has not been fetched"
-                );
-            }
+            self.catch_up().await?;
             tokio::select! {
-                changed = arrivals.changed(), if waits_for.is_none() => changed.map_err(|_| None)?,
+                changed = arrivals.changed() => changed.map_err(|_| None)?,
                 changed = rosters.changed() => changed.map_err(|_| None)?,
                 () = self.outlet.closed() => return Err(None),
                 () = tokio::time::sleep(GRANT_CHECK) => {}
@@ -229,15 +212,15 @@ impl Follower {
         }
     }
 
-    /// Sends all that has arrived; says which roster the next one waits for, if it does.
-    async fn catch_up(&mut self) -> Result<Option<u64>, End> {
+    /// Sends all that has arrived.
+    async fn catch_up(&mut self) -> Result<(), End> {
         'reading: while self.next < self.api.store().end_arrival() {
             let rules = self.api.access.load_full();
             let (caller, filter, next) = (self.caller.clone(), Arc::clone(&self.filter), self.next);
             let live = self.api.store().end_arrival() - next <= LIVE_MAX;
             let at_once = live.then(|| self.api.stretch(&caller, &filter, next, Work::NONE));
             let at_once = at_once.transpose().map_err(|error| errors::read(&error))?.filter(|stretch| stretch.whole);
-            let Stretch { deliveries, next, waits_for, passed, damaged, whole: _ } = match at_once {
+            let Stretch { deliveries, next, passed, damaged, whole: _ } = match at_once {
                 Some(stretch) => stretch,
                 None => self.api.reading(move |api| api.stretch(&caller, &filter, next, Work::STRETCH)).await?,
             };
@@ -261,15 +244,12 @@ impl Follower {
             while self.passed.len() > PASSED_MAX {
                 self.passed.pop_first();
             }
-            if waits_for.is_some() {
-                return Ok(waits_for);
-            }
             if empty && next < self.api.store().end_arrival() {
                 self.position().await?;
                 self.api.renew(&mut self.caller, &READERS, METHOD)?;
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     /// Sends what was passed over and whose roster has come now.

@@ -1,37 +1,35 @@
 //! Alarms while clocks are wrong: ours behind what it has signed, and those of peers far from ours.
 
 use barid_core::limits::CLOCK_AHEAD_SECONDS_MAX;
+use barid_core::names::Member;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::Node;
+use crate::telemetry::alarms::Alarm;
 
 /// How far a peer's clock may be from ours, with the time on the way: as far as a publisher's may be ahead.
 const PEER_CLOCK_MS_MAX: u64 = CLOCK_AHEAD_SECONDS_MAX.unsigned_abs() * 1_000;
 
 impl Node {
     /// Which clocks are wrong, as of now; none once they are right.
-    pub(super) fn clock_alarms(&self) -> Vec<String> {
+    pub(super) fn clock_alarms(&self) -> Vec<Alarm> {
         let own = self.committer.clock_behind().map(own_behind);
         let peers = self.exchange.peers().snapshot().into_iter();
         own.into_iter().chain(peers.filter_map(|(member, peer)| peer_off(&member, peer.clock_ahead_ms))).collect()
     }
 }
 
-/// Stays the same while it lasts, so that it is recorded once.
-fn own_behind(last_unix_seconds: u64) -> String {
+fn own_behind(last_unix_seconds: u64) -> Alarm {
     let last = i64::try_from(last_unix_seconds).ok().and_then(|last| OffsetDateTime::from_unix_timestamp(last).ok());
     let last = last.and_then(|last| last.format(&Rfc3339).ok()).unwrap_or_else(|| last_unix_seconds.to_string());
-    format!(
-        "the clock of this node is more than 5 minutes behind {last}, when it cosigned last: it takes entries and cosigns nothing \
-         until the clock is right"
-    )
+    Alarm::OwnClockBehind { last }
 }
 
-fn peer_off(member: &dyn std::fmt::Display, ahead_ms: i64) -> Option<String> {
-    let way = if ahead_ms > 0 { "ahead of" } else { "behind" };
-    (ahead_ms.unsigned_abs() > PEER_CLOCK_MS_MAX)
-        .then(|| format!("the clock of {member} is more than 5 minutes {way} ours: one of them is wrong"))
+fn peer_off(peer: &Member, ahead_ms: i64) -> Option<Alarm> {
+    let off = ahead_ms.unsigned_abs() > PEER_CLOCK_MS_MAX;
+    let alarm = |peer| if ahead_ms > 0 { Alarm::PeerClockAhead { peer } } else { Alarm::PeerClockBehind { peer } };
+    off.then(|| alarm(peer.clone()))
 }
 
 #[cfg(test)]
@@ -40,11 +38,12 @@ mod tests {
 
     #[test]
     fn a_clock_more_than_five_minutes_off_is_an_alarm_that_names_whose() {
-        assert_eq!(peer_off(&"ly", 300_000), None);
-        assert_eq!(peer_off(&"ly", -300_000), None);
+        let ly: Member = "ly".parse().expect("a code");
+        assert_eq!(peer_off(&ly, 300_000), None);
+        assert_eq!(peer_off(&ly, -300_000), None);
         let ahead = "the clock of ly is more than 5 minutes ahead of ours: one of them is wrong";
-        assert_eq!(peer_off(&"ly", 300_001).as_deref(), Some(ahead));
-        assert!(peer_off(&"ly", i64::MIN).is_some_and(|text| text.contains("behind ours")));
-        assert!(own_behind(1_800_000_000).contains("2027-01-15T08:00:00Z"));
+        assert_eq!(peer_off(&ly, 300_001).map(|alarm| alarm.to_string()).as_deref(), Some(ahead));
+        assert!(peer_off(&ly, i64::MIN).is_some_and(|alarm| alarm.to_string().contains("behind ours")));
+        assert!(own_behind(1_800_000_000).to_string().contains("2027-01-15T08:00:00Z"));
     }
 }

@@ -1,9 +1,10 @@
 //! What operators are told of the node, and what they may have it do.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use barid_core::names::{FeedId, Member};
+use barid_core::names::{FeedId, Member, Undisclosed};
 use barid_core::proto;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -12,11 +13,12 @@ use rustls::pki_types::UnixTime;
 use super::lists::Lists;
 use crate::access::Access;
 use crate::api;
-use crate::committer::Committer;
+use crate::committer::{Committer, Gate};
 use crate::config::NodeConfig;
 use crate::exchange::{Exchange, PeerSnapshot};
 use crate::rosters::Rosters;
 use crate::store::Store;
+use crate::telemetry::alarms::{ActiveAlarm, Alarm};
 use crate::transport::Credentials;
 
 /// Ranges not held that a status lists for each peer.
@@ -40,10 +42,25 @@ pub(super) struct Node {
 }
 
 impl Node {
+    /// Looks at every cause of an alarm that is not reported by whoever meets it. Blocks.
+    pub(super) fn settle_alarms(&self) {
+        let mut watched = self.validity_alarms(UnixTime::now());
+        watched.extend(self.clock_alarms());
+        watched.extend(self.settled_alarms());
+        watched.extend(self.store.damage());
+        watched.extend(super::disk::alarm(&self.committer));
+        watched.extend(self.reload_alarm());
+        if let Gate::InDoubt(why) = &*self.committer.gate().borrow() {
+            watched.push(Alarm::NeedsRecovery { why: why.clone() });
+        }
+        self.exchange.alarms().settle(watched);
+    }
+
     fn peer(&self, member: &Member, peer: &PeerSnapshot) -> proto::PeerStatus {
         let feed = peer.feed.as_ref();
         let state = feed.and_then(|feed| self.store.feed(feed));
         let ranges = feed.and_then(|feed| self.store.not_held(feed, NOT_HELD_LISTED_MAX).ok()).unwrap_or_default();
+        let ranges = by_owners_answer(ranges, feed.map_or(0, |feed| self.exchange.owner_asked_to(feed)));
         let held = state.as_ref().map_or(0, |state| state.frontier.size());
         let lag_entries = peer.known_size.saturating_sub(held);
         let now = u64::try_from(time::OffsetDateTime::now_utc().unix_timestamp()).unwrap_or(0);
@@ -76,6 +93,17 @@ impl Node {
     }
 }
 
+/// Ranges held as digests, of which a relay held no more: what the feed's owner, who was asked about everything before `owner_asked_to`, did not
+/// give either is withheld from this member.
+fn by_owners_answer(ranges: Vec<(Range<u64>, Undisclosed)>, owner_asked_to: u64) -> Vec<(Range<u64>, Undisclosed)> {
+    let parts = ranges.into_iter().flat_map(|(range, reason)| {
+        let split =
+            if reason == Undisclosed::NotHeld { owner_asked_to.clamp(range.start, range.end) } else { range.start };
+        [(range.start..split, Undisclosed::Withheld), (split..range.end, reason)]
+    });
+    parts.filter(|(range, _)| !range.is_empty()).collect()
+}
+
 /// A time, if there is one.
 fn at(unix_seconds: u64) -> Option<pbjson_types::Timestamp> {
     let seconds = i64::try_from(unix_seconds).ok().filter(|seconds| *seconds > 0)?;
@@ -91,18 +119,27 @@ impl api::Node for Node {
         Box::pin(self.exchange.resume_feed(feed))
     }
 
-    fn alarms(&self) -> Vec<String> {
-        let mut alarms = self.exchange.peers().alarms();
-        alarms.extend(self.validity_alarms(UnixTime::now()));
-        alarms.extend(self.clock_alarms());
-        alarms.extend(self.settled_alarms());
-        alarms.extend(self.store.damage());
-        alarms.extend(super::disk::alarm(&self.committer));
-        alarms.extend(self.reload_alarm());
-        alarms
+    fn alarms(&self) -> Vec<ActiveAlarm> {
+        self.settle_alarms();
+        self.exchange.alarms().snapshot()
     }
 
     fn reload<'a>(&'a self, caller: &'a str) -> BoxFuture<'a, Result<Vec<String>, String>> {
         Box::pin(self.reload_for(caller))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_owner_did_not_give_is_withheld_and_not_awaited() {
+        let (held, withheld) = (Undisclosed::NotHeld, Undisclosed::Withheld);
+        let ranges = || vec![(0..3, held), (3..5, Undisclosed::Unfollowed), (7..12, held)];
+        assert_eq!(by_owners_answer(ranges(), 0), ranges());
+        let shown = by_owners_answer(ranges(), 9);
+        assert_eq!(shown, [(0..3, withheld), (3..5, Undisclosed::Unfollowed), (7..9, withheld), (9..12, held)]);
+        assert_eq!(by_owners_answer(ranges(), 99).last(), Some(&(7..12, withheld)));
     }
 }

@@ -124,7 +124,7 @@ pub async fn recover(
             // A newer roster may have come with the links.
             let roster = inside.rosters.load().newest_shared();
             let decided = this_history || is_settled(inside.committer.store().as_ref(), &roster, &old);
-            if let Some(evidence) = inside.exchange.peers().stopped_feeds().remove(&old).filter(|_| !decided) {
+            if let Some(evidence) = inside.exchange.stopped_feeds().all().remove(&old).filter(|_| !decided) {
                 return Err(RecoverError::TwoHistories { feed: old, evidence });
             }
             let next = NextEpoch::of(next_keys, &old, &roster)?;
@@ -194,7 +194,7 @@ fn progress(inside: &Inside, old: &FeedId, without: &BTreeSet<Member>) -> Progre
     let held = |feed: &FeedId| store.feed(feed).map_or(0, |state| state.frontier.size());
     let (links, shown) = (inside.exchange.peers().snapshot(), inside.exchange.own_shown());
     // Of two histories only one can be here; the governors settle which.
-    let forked = inside.exchange.peers().stopped_feeds();
+    let forked = inside.exchange.stopped_feeds().all();
     let peers = roster.entries().map(|entry| &entry.code).filter(|code| **code != old.member).map(|member| {
         let (link, shown) = (links.get(member), shown.get(member).filter(|shown| shown.heads));
         let here = |(feed, size): (&FeedId, &u64)| held(feed) >= *size || forked.contains_key(feed);

@@ -8,6 +8,7 @@ use rustls::pki_types::UnixTime;
 
 use super::{AppError, Node, identity, lists, load_access, read_roster};
 use crate::committer::CommitFailure;
+use crate::telemetry::alarms::Alarm;
 use crate::telemetry::{AuditEvent, audit};
 use crate::transport::{Certified, Refused, RevocationLists, TransportError, Trust};
 
@@ -56,9 +57,8 @@ impl Node {
     }
 
     /// What is in the files is not what is in force: the next start would fail.
-    pub(super) fn reload_alarm(&self) -> Option<String> {
-        let error = self.reload_error.lock().clone()?;
-        Some(format!("the last reload changed nothing, and the next start may fail: {error}"))
+    pub(super) fn reload_alarm(&self) -> Option<Alarm> {
+        self.reload_error.lock().clone().map(|why| Alarm::ReloadRejected { why })
     }
 
     async fn reload_files(&self) -> Result<Vec<String>, ReloadError> {

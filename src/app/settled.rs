@@ -5,28 +5,22 @@ use barid_core::roster::ClosedFeed;
 
 use super::Node;
 use crate::store::Store;
+use crate::telemetry::alarms::Alarm;
 
 impl Node {
     /// Of which feeds there is another history here than the one with which the newest roster ends them, or than this node vouched for.
-    pub(super) fn settled_alarms(&self) -> Vec<String> {
+    pub(super) fn settled_alarms(&self) -> Vec<Alarm> {
         let roster = self.rosters.load().newest_shared();
         let closed = roster.entries().flat_map(|member| {
             let code = &member.code;
             member.closed_feeds.iter().map(move |closed| (code, closed))
         });
         let rejected = rejected(self.store.as_ref(), closed);
-        rejected.iter().map(alarm).chain(self.committer.contradicting().iter().map(cosigned)).collect()
+        let rejected = rejected.into_iter().map(|feed| Alarm::RosterForkConflict { feed });
+        rejected
+            .chain(self.committer.contradicting().into_iter().map(|feed| Alarm::CosignatureConflict { feed }))
+            .collect()
     }
-}
-
-fn alarm(feed: &FeedId) -> String {
-    format!(
-        "the governors have ended {feed} with another history than is held here: what is read of it here may be what they rejected"
-    )
-}
-
-fn cosigned(feed: &FeedId) -> String {
-    format!("this node has cosigned another history of {feed} than it holds: it says nothing of this one")
 }
 
 /// The feeds of which more is held than was settled, or another tree. A shorter copy is not judged: the rest may come.
@@ -50,7 +44,6 @@ mod tests {
     use super::*;
     use crate::store::memory::MemoryStore;
     use crate::store::{Append, Commit, Content, NewEntry};
-    use crate::telemetry::alarms::coded;
 
     #[test]
     fn a_copy_that_is_not_what_the_governors_settled_is_an_alarm() {
@@ -80,7 +73,5 @@ mod tests {
         assert!(found(2, 1, whole).is_empty(), "of the next epoch nothing is held");
         assert_eq!(found(1, 5, Hash([1; 32])), std::slice::from_ref(&feed));
         assert_eq!(found(1, 4, settled.root()), std::slice::from_ref(&feed), "an entry too many");
-        assert_eq!(coded(&alarm(&feed)).code, "another-history");
-        assert_eq!(coded(&cosigned(&feed)).code, "another-cosigned");
     }
 }

@@ -72,8 +72,19 @@ pub static LINK_BYTES: Spec = Spec {
     reason: "Batches on their way (8 MiB), in the reader and at the committer; beyond it the link is not read, and the peer waits",
 };
 
+/// Bytes of log lines in a minute.
+pub static LOG_BYTES: Spec = Spec {
+    name: "log_bytes",
+    unit: "bytes",
+    of: "source",
+    bounds: Bounds { total: MIB, per_owner: 64 << 10, reserved: 256 << 10 },
+    memory_bytes: 0,
+    key: None,
+    reason: "A minute's lines: some hundred of one caller, peer or address, and 1.5 GB a day under attack; what is beyond is counted. The reserve is for alarms and errors",
+};
+
 /// All budgets, in the order in which they are shown.
-pub static BUDGETS: &[&Spec] = &[&API_CALLS, &API_REQUEST_BYTES, &API_RESPONSE_BYTES, &LINK_BYTES];
+pub static BUDGETS: &[&Spec] = &[&API_CALLS, &API_REQUEST_BYTES, &API_RESPONSE_BYTES, &LINK_BYTES, &LOG_BYTES];
 
 /// What each call of the API is charged to.
 pub const CALLS: &[(&str, &[&str])] = &[

@@ -74,12 +74,12 @@ fn lines(context: &Context, render: &Render<'_>, status: &proto::GetStatusRespon
         lines.push(messages.text("node-no-alarms"));
     } else {
         lines.push(output.paint(&messages.text("node-alarms"), Style::new().red().bold()));
-        // An older node tells the texts alone.
+        // An older node sends the texts alone.
         let coded = |n: usize| status.coded_alarms.get(n).filter(|alarm| !alarm.code.is_empty());
-        let told = |(n, text): (usize, &String)| {
-            coded(n).and_then(|alarm| said(messages, alarm)).unwrap_or_else(|| messages.value(text))
-        };
-        lines.extend(status.alarms.iter().enumerate().map(|alarm| format!("  ⚠ {}", told(alarm))));
+        lines.extend(status.alarms.iter().enumerate().map(|(n, text)| match coded(n) {
+            Some(alarm) => alarm_line(context, alarm, status.now.as_ref()),
+            None => format!("  ⚠ {}", messages.value(text)),
+        }));
     }
     lines
 }
@@ -116,6 +116,26 @@ fn publishing(messages: &Messages, told: &str) -> String {
         .contains(&word)
         .then(|| messages.find(&format!("publishing-{word}"), Some(&args)));
     known.flatten().unwrap_or_else(|| messages.word("publishing", told))
+}
+
+/// An alarm with its severity, since when it stands, and how often it was raised.
+fn alarm_line(context: &Context, alarm: &proto::Alarm, now: Option<&Timestamp>) -> String {
+    let messages = &context.messages;
+    let text = said(messages, alarm).unwrap_or_else(|| messages.value(&alarm.text));
+    let style = match alarm.severity.as_str() {
+        "critical" => Style::new().red().bold(),
+        "warning" => Style::new().yellow(),
+        _ => Style::new(),
+    };
+    let severity = context.output.paint(&messages.word("alarm-severity", &alarm.severity), style);
+    let since = ago(context, now, alarm.since.as_ref());
+    let raised = match alarm.count {
+        // An older node sends the text alone.
+        _ if alarm.severity.is_empty() => return format!("  ⚠ {text}"),
+        0 | 1 => say!(messages, "alarm-raised", at = since),
+        count => say!(messages, "alarm-raised-times", at = since, nTimes = count),
+    };
+    format!("  ⚠ {severity}: {text} ({raised})")
 }
 
 /// An alarm in the reader's language, if the catalogue has it.
@@ -214,20 +234,43 @@ mod tests {
     use crate::cli::messages::{FSI, Lang, PDI};
     use crate::cli::output::Output;
     use crate::cli::profile::Directory;
-    use crate::telemetry::alarms::{ALARMS, coded};
+    use crate::telemetry::alarms::examples;
 
     #[test]
     fn every_alarm_is_told_in_every_language_with_its_values() {
-        for (code, words) in ALARMS {
-            let values: Vec<String> = (1..=words.matches("{}").count()).map(|n| format!("value{n}")).collect();
-            let text = values.iter().fold((*words).to_owned(), |text, value| text.replacen("{}", value, 1));
+        for alarm in examples() {
+            let (code, values) = (alarm.code().to_owned(), alarm.values());
+            let alarm = proto::Alarm { code, values, ..Default::default() };
             for lang in Lang::ALL {
-                let told = said(&Messages::new(lang), &coded(&text)).unwrap_or_default();
+                let told = said(&Messages::new(lang), &alarm).unwrap_or_default();
                 assert!(
-                    !told.is_empty() && values.iter().all(|value| told.contains(value.as_str())),
-                    "{lang:?} {code}: {told}"
+                    !told.is_empty() && alarm.values.iter().all(|value| told.contains(value.as_str())),
+                    "{lang:?} {alarm:?}: {told}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn an_alarm_shows_its_severity_since_when_it_stands_and_how_often_it_was_raised() {
+        let at = |seconds| Some(Timestamp { seconds, nanos: 0 });
+        let alarm = |severity: &str, count| proto::Alarm {
+            text: "something".into(),
+            code: "none-of-ours".into(),
+            since: at(1_000),
+            count,
+            severity: severity.into(),
+            ..Default::default()
+        };
+        for lang in Lang::ALL {
+            let context = Context::new(Messages::new(lang), Output::plain(), None);
+            let line = |alarm: &proto::Alarm| alarm_line(&context, alarm, at(1_060).as_ref());
+            let often = line(&alarm("warning", 960));
+            for part in ["something", "60", "960", &context.messages.text("alarm-severity-warning")] {
+                assert!(often.contains(part), "{lang:?}: {part} in {often}");
+            }
+            assert!(!line(&alarm("critical", 1)).contains("960"));
+            assert!(line(&alarm("", 0)).ends_with(&context.messages.value("something")), "of an older node");
         }
     }
 

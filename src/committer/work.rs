@@ -89,6 +89,8 @@ impl Kept {
             + self.custody.iter().map(|custody| custody.note.len()).sum::<usize>()
             + self.rosters.iter().map(|roster| roster.note.len()).sum::<usize>()
             + self.crls.iter().map(|crl| crl.der.len()).sum::<usize>()
+            + self.forks.iter().map(|fork| fork.evidence.len()).sum::<usize>()
+            + self.cursors.iter().map(|cursor| cursor.subscription.len()).sum::<usize>()
     }
 }
 
@@ -115,3 +117,20 @@ impl Work {
 }
 
 pub(crate) type Permit = tokio::sync::OwnedSemaphorePermit;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evidence_and_cursors_count_in_what_one_commit_may_hold() {
+        let fork = ForkRecord {
+            feed: "ma.rabat.example/feed/1".parse().expect("a feed"),
+            evidence: Bytes::from(vec![0; 1_000]),
+            resumed: false,
+        };
+        let cursor = CursorRecord { subscription: "s".repeat(100), arrival: 1 };
+        let kept = Kept { forks: vec![fork; 3], cursors: vec![cursor; 2], ..Kept::default() };
+        assert_eq!(kept.bytes(), 3_200);
+    }
+}

@@ -10,6 +10,7 @@ use tokio::sync::MutexGuard;
 use super::{Exchange, Shared};
 use crate::committer::{CommitFailure, Kept};
 use crate::store::{CrlRecord, RosterRecord};
+use crate::telemetry::alarms::Alarm;
 use crate::telemetry::{AuditEvent, audit};
 
 /// The versions after `after`, as many as one message holds.
@@ -77,10 +78,21 @@ impl<'a> Adoption<'a> {
             let kept = Kept { rosters: self.records, crls, ..Kept::default() };
             self.shared.options.committer.keep(kept).await?;
         }
-        if version.is_some() {
+        if let Some(version) = version {
             self.shared.options.rosters.replace(self.chain);
+            self.shared.alarms.clear(|alarm| is_over(alarm, version));
         }
         Ok(version)
+    }
+}
+
+/// Whether a roster of this version ends the cause of an alarm.
+fn is_over(alarm: &Alarm, version: u64) -> bool {
+    match alarm {
+        Alarm::RosterMissing { version: missing, .. } => *missing <= version,
+        Alarm::RosterFork { version: disputed, .. } => *disputed < version,
+        Alarm::RosterRejected { .. } => true,
+        _ => false,
     }
 }
 
@@ -105,12 +117,12 @@ pub(crate) async fn adopt(shared: &Shared, peer: &Member, notes: &[Bytes]) {
 fn refused(shared: &Shared, peer: &Member, error: &ChainError) {
     let reason = match error {
         ChainError::Fork { version, .. } => {
-            shared.peers.alarm(format!("two rosters of version {version} are signed; {peer} sent the one not held"));
+            shared.alarms.raise(Alarm::RosterFork { version: *version, by: peer.clone() });
             "roster-fork"
         }
         // Enough governors signed it: they are told, or their next version is refused everywhere and nobody knows why.
         ChainError::Settled { .. } => {
-            shared.peers.alarm(format!("a newer roster is refused: {error}"));
+            shared.alarms.raise(Alarm::RosterRejected { why: error.to_string(), by: peer.clone() });
             "roster-settled"
         }
         ChainError::Gap { .. } => "roster-gap",

@@ -25,7 +25,8 @@ use super::outbox::Outbox;
 use super::{NOTES_WAITING_MAX, REPEATED_BYTES_MAX, Shared};
 use crate::committer::{Answers, Kept};
 use crate::store::{Cosigned, CustodyRecord, FeedTree, ForkRecord, ReadError};
-use crate::telemetry::{AuditEvent, audit};
+use crate::telemetry::AuditEvent;
+use crate::telemetry::alarms::Alarm;
 
 /// Notes of one holder that end at one place: that which came ahead of the order, and what is in order.
 const NOTES_ALIKE_MAX: usize = 8;
@@ -337,7 +338,8 @@ impl Verifier {
             let reason =
                 format!("{} holds a valid checkpoint of {feed} at size {size} that this node does not", self.peer);
             if self.shared.options.committer.doubt(reason.clone()) {
-                self.alarm("in-doubt", feed, &reason);
+                let alarm = Alarm::OwnFeedBehind { peer: self.peer.clone(), feed: feed.clone(), size: *size };
+                self.shared.alarms.raise(alarm);
             }
         }
         match compared {
@@ -365,11 +367,6 @@ impl Verifier {
             self.found.borrow_mut().extend(self.shared.forked(&evidence.into(), &self.peer));
         }
         Ok(())
-    }
-
-    fn alarm(&self, reason: &str, feed: &FeedId, text: &str) {
-        audit(&AuditEvent { what: "alarm", reason, who: &self.peer, subject: feed, detail: &text });
-        self.shared.peers.alarm(text.to_owned());
     }
 
     /// Root of our copy of a feed at a size; `None` where we hold less.

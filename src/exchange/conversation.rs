@@ -125,7 +125,7 @@ async fn converse(data: &[u8]) {
         let signed = rogue.trees.iter().any(|tree| size <= tree.size() && root_at(tree, size).unwrap() == root);
         assert!(signed || size == 0, "a tree of {size} entries that nobody signed");
     }
-    let alarms = node.exchange.peers().alarms();
+    let alarms = node.exchange.alarms().snapshot();
     assert!(alarms.len() <= ALARMS_MAX, "{} alarms by one member: {:?}", alarms.len(), alarms.first());
     for usage in node.exchange.shared.options.budgets.usage() {
         assert!(usage.used <= usage.bounds.total, "{usage:?}");

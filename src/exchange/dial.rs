@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 
 use super::{DIAL_BACKOFF, DIAL_GRACE, Exchange, FRAMES_WAITING_MAX, LinkError, STARTED_GRACE, Wire, backoff};
 use crate::rpc::exchange_client::ExchangeClient;
-use crate::telemetry::{AuditEvent, audit};
+use crate::telemetry::alarms::Alarm;
 
 /// A link that lasted so long was a good one: the next attempt comes soon.
 const GOOD_LINK: Duration = Duration::from_secs(10);
@@ -25,6 +25,8 @@ const GOOD_LINK: Duration = Duration::from_secs(10);
 const DOUBLE_WAIT: Duration = Duration::from_secs(2);
 /// So many links that were ended for another one of which this node knows nothing, and no good one between: another node uses its identity.
 const DOUBLES_MAX: u32 = 3;
+/// Once no link was ended so for so long, no other node uses it any more: four attempts at the longest pause.
+const DOUBLES_QUIET: Duration = Duration::from_secs(4 * 30);
 
 /// Opens connections on which the other side has proven to be a member's node.
 pub trait Dial: Send + Sync + 'static {
@@ -90,7 +92,8 @@ impl Dialer {
                 Err(error) if error.is_double() => {
                     doubles += 1;
                     if doubles >= DOUBLES_MAX {
-                        self.doubled(doubles);
+                        let alarm = Alarm::OwnIdentityInUse { peer: self.peer.clone() };
+                        self.exchange.alarms().raise_for(alarm, DOUBLES_QUIET);
                     }
                 }
                 Err(error) => {
@@ -104,19 +107,6 @@ impl Dialer {
             self.linked_within(backoff(DIAL_BACKOFF, attempt)).await;
             attempt = attempt.saturating_add(1);
         }
-    }
-
-    /// The peer has a link with this member, and it is not ours.
-    fn doubled(&self, times: u32) {
-        let peer = &self.peer;
-        let text = format!(
-            "another node uses this member's identity: {peer} has a link with it and ends ours. Stop one of the two, and see the \
-             operator's guide on copied machines"
-        );
-        if times == DOUBLES_MAX {
-            audit(&AuditEvent { what: "alarm", reason: "double-identity", who: peer, subject: &"", detail: &text });
-        }
-        self.exchange.peers().alarm(text);
     }
 
     /// How long the other side has to dial first.

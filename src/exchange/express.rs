@@ -25,9 +25,9 @@ use barid_core::roster::RosterChain;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use super::findings::tell_findings;
 use super::outbox::Outbox;
 use super::provider::Provider;
-use super::reader::tell_findings;
 use super::{FRAMES_WAITING_MAX, Shared, forks, told};
 use crate::committer::{CommitFailure, Expressed};
 use crate::store::{Content, FeedTree, ReadError, Store};
@@ -201,7 +201,7 @@ pub(crate) async fn take(
     newest: Option<SignedCheckpoint>,
     message: proto::Express,
 ) -> Result<(), Fault> {
-    if shared.peers.is_stopped(feed) {
+    if shared.stopped_feeds.contains(feed) {
         return Ok(());
     }
     let at_once = message.envelope.len() <= VERIFIED_AT_ONCE_BYTES_MAX;

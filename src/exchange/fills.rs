@@ -17,9 +17,9 @@ use barid_core::roster::RosterChain;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::findings::tell_findings;
 use super::gaps::{Request, Step};
 use super::outbox::Outbox;
-use super::reader::tell_findings;
 use super::told;
 use super::{FILL_WAIT_MAX, Shared};
 use crate::committer::Filling;

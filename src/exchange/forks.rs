@@ -20,7 +20,6 @@ use parking_lot::Mutex;
 use super::{Shared, told};
 use crate::committer::Kept;
 use crate::store::{FeedTree, ForkRecord, ReadError};
-use crate::telemetry::{AuditEvent, audit};
 
 /// How long a checkpoint that a peer shows may be ahead of what is held, before the peer is asked how the two relate: a catch-up that is under
 /// way on a slow line settles most.
@@ -97,17 +96,25 @@ impl Shared {
         if self.is_settled(evidence) {
             return None;
         }
-        let text = format!("{evidence}, shown by {by}");
-        if !self.peers.stop_feed(feed, &text) {
+        let text = format!("{evidence}, shown by {by}{}", self.which_is_held(evidence));
+        if !self.stopped_feeds.stop(feed, &text, Some(by)) {
             return None;
         }
-        audit(&AuditEvent { what: "alarm", reason: "equivocation", who: by, subject: feed, detail: &text });
         Some(ForkRecord { feed: feed.clone(), evidence: Bytes::from(evidence.format()), resumed: false })
+    }
+
+    /// Which of the two is held here, for operators.
+    fn which_is_held(&self, evidence: &ForkEvidence) -> String {
+        let ForkEvidence::Trees(trees) = evidence else { return String::new() };
+        let old = &trees.smaller.checkpoint;
+        let roots = [old.root, trees.other_root];
+        let held = roots.into_iter().find(|root| self.holds(&Checkpoint { root: *root, ..old.clone() }));
+        held.map_or_else(String::new, |root| format!("; held here is root {root} at size {}", old.size))
     }
 
     /// Whether all that this shows is held here or was known when an operator decided about the feed.
     fn is_settled(&self, evidence: &ForkEvidence) -> bool {
-        let decided = self.peers.decided(evidence.feed());
+        let decided = self.stopped_feeds.decided(evidence.feed());
         let tree = |tree: &Checkpoint| decided.knows_tree(tree.size, &tree.root) || self.holds(tree);
         match evidence {
             ForkEvidence::Trees(trees) => tree(&trees.smaller.checkpoint) && tree(&trees.larger.checkpoint),

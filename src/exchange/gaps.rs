@@ -115,6 +115,11 @@ impl Gaps {
         self.with(peer, feed, |asked| asked.served(first, end, lacked));
     }
 
+    /// Up to where the owner of a feed was asked under this roster.
+    pub(crate) fn owner_asked_to(&self, feed: &FeedId, roster: u64) -> u64 {
+        self.settled.lock().get(feed).filter(|settled| settled.roster == roster).map_or(0, |settled| settled.through)
+    }
+
     fn with(&self, peer: &Member, feed: &FeedId, change: impl FnOnce(&mut Asked)) {
         change(self.asked.lock().entry((peer.clone(), feed.clone())).or_default());
     }

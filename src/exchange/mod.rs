@@ -20,6 +20,7 @@ mod dial;
 mod express;
 mod fetch;
 mod fills;
+mod findings;
 mod follower;
 mod forks;
 mod gaps;
@@ -34,6 +35,7 @@ mod reader;
 mod relayed;
 mod relays;
 mod service;
+mod stopped_feeds;
 #[cfg(test)]
 mod tests;
 mod told;
@@ -56,6 +58,7 @@ use crate::budgets::Budgets;
 use crate::committer::Committer;
 use crate::rosters::Rosters;
 use crate::store::Store;
+use crate::telemetry::alarms::Alarms;
 use crate::telemetry::{AuditEvent, RECORDED_SINGLY_MAX, Refusals};
 
 pub use adopt::Adoption;
@@ -65,6 +68,7 @@ pub use link::LinkError;
 pub use own::OwnShown;
 pub use peers::{PeerSnapshot, Peers};
 pub use service::{Identify, LinkService, service};
+pub use stopped_feeds::StoppedFeeds;
 
 /// Version of the protocol that this node speaks.
 pub const PROTOCOL: u32 = 1;
@@ -175,6 +179,8 @@ pub(crate) struct Shared {
     me: Member,
     options: Options,
     peers: Peers,
+    alarms: Alarms,
+    stopped_feeds: StoppedFeeds,
     relays: relays::Relays,
     gaps: gaps::Gaps,
     /// Changes when entries came without content that others may have.
@@ -191,13 +197,17 @@ impl Exchange {
     #[must_use]
     pub fn new(options: Options) -> Self {
         let me = options.committer.feed().member.clone();
-        let peers = Peers::default();
+        let (alarms, store) = (Alarms::default(), options.committer.store());
+        let stopped_feeds = StoppedFeeds::recall(store.as_ref(), alarms.clone());
+        let peers = Peers::new(alarms.clone());
         peers.recall(options.committer.store().as_ref(), options.committer.feed());
         Self {
             shared: Arc::new(Shared {
                 me,
                 options,
                 peers,
+                alarms,
+                stopped_feeds,
                 relays: relays::Relays::default(),
                 gaps: gaps::Gaps::default(),
                 own: own::Own::default(),
@@ -216,6 +226,18 @@ impl Exchange {
         &self.shared.peers
     }
 
+    /// What needs an operator.
+    #[must_use]
+    pub fn alarms(&self) -> &Alarms {
+        &self.shared.alarms
+    }
+
+    /// Feeds that are not followed until an operator decides.
+    #[must_use]
+    pub fn stopped_feeds(&self) -> &StoppedFeeds {
+        &self.shared.stopped_feeds
+    }
+
     /// What peers did wrong and was only counted, to be recorded in time.
     #[must_use]
     pub fn refusals(&self) -> &Refusals {
@@ -226,6 +248,13 @@ impl Exchange {
     #[must_use]
     pub fn relay_of(&self, feed: &FeedId) -> Option<Member> {
         self.shared.relays.at(feed)
+    }
+
+    /// Up to where the owner of a feed was asked for what is missing here under the newest roster: what it did not give is not for this member.
+    #[must_use]
+    pub fn owner_asked_to(&self, feed: &FeedId) -> u64 {
+        let roster = self.shared.options.rosters.load().newest().version();
+        self.shared.gaps.owner_asked_to(feed, roster)
     }
 
     /// What each peer has shown of this member's own feeds since the node started.
@@ -250,7 +279,8 @@ impl Exchange {
             known.into_iter().map(|fork| crate::store::ForkRecord { resumed: true, ..fork }).collect();
         let kept = crate::committer::Kept { forks: decided.clone(), ..crate::committer::Kept::default() };
         self.shared.options.committer.keep(kept).await.map_err(|error| error.to_string())?;
-        self.shared.peers.resume_feed(feed, &decided);
+        self.shared.stopped_feeds.resume(feed, &decided);
+        self.shared.peers.look_again();
         Ok(true)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! In scope: the state shared by a link's reader and writer. Out of scope: entries; they are read from the store when their turn comes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 
 use barid_core::limits::BATCH_BYTES_MAX;
@@ -36,6 +36,8 @@ struct Inner {
     fills: BTreeMap<FeedId, FillRequest>,
     filled_last: bool,
     served_last: Option<FeedId>,
+    /// Feeds that the peer was asked for or follows, or did: as many as the roster has.
+    named: BTreeSet<FeedId>,
     overflown: bool,
     closed: bool,
     heads_changed: bool,
@@ -61,6 +63,11 @@ impl Outbox {
     pub(crate) fn push(&self, frame: Frame) {
         let mut inner = self.inner.lock();
         let bytes = frame.encoded_len();
+        if let Frame::Follow(follow) = &frame
+            && let Ok(feed) = follow.feed.parse()
+        {
+            inner.named.insert(feed);
+        }
         if inner.control.len() >= OUTBOX_MAX || inner.control_bytes + bytes > OUTBOX_BYTES_MAX {
             inner.overflown = true;
         } else if !inner.closed {
@@ -110,6 +117,7 @@ impl Outbox {
         if inner.providers.len() >= super::FOLLOWS_MAX && !inner.providers.contains_key(&feed) {
             return false;
         }
+        inner.named.insert(feed.clone());
         inner.providers.insert(feed, provider);
         drop(inner);
         self.wake.notify_one();
@@ -123,6 +131,7 @@ impl Outbox {
         if inner.fills.len() >= super::FOLLOWS_MAX && !inner.fills.contains_key(&feed) {
             return false;
         }
+        inner.named.insert(feed.clone());
         inner.fills.insert(feed, request);
         drop(inner);
         self.wake.notify_one();
@@ -132,6 +141,11 @@ impl Outbox {
     /// The peer takes nothing more of a feed until it asks again.
     pub(crate) fn unfollow(&self, feed: &FeedId) {
         self.inner.lock().providers.remove(feed);
+    }
+
+    /// Whether the peer was asked for this feed over this link, or asked for it: of others it has nothing to refuse.
+    pub(crate) fn has_named(&self, feed: &FeedId) -> bool {
+        self.inner.lock().named.contains(feed)
     }
 
     /// The peer holds `feed` up to `size`.

@@ -147,7 +147,7 @@ impl Shared {
             let held = self.store().feed(feed).map_or(0, |state| state.frontier.size());
             // What the governors have settled is all there is.
             let full = settled.iter().any(|closed| closed.epoch == feed.epoch && held >= closed.size);
-            let wanted = *size > held && !full && self.follows_own(feed) && !self.peers.is_stopped(feed);
+            let wanted = *size > held && !full && self.follows_own(feed) && !self.stopped_feeds.contains(feed);
             if !wanted {
                 continue;
             }

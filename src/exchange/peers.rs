@@ -1,13 +1,12 @@
 //! What is known of each peer: its link, how far behind we are on its feed, and what it has answered about ours.
 //!
 //! In scope: one table, written by links and read by the operator's API; which of two links to one peer stays. Out of scope: deciding
-//! anything from it.
+//! anything from it, and which feeds are not followed (`stopped_feeds`).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use barid_core::follow::{Decided, ForkClaims};
 use barid_core::names::{FeedId, Member};
 use barid_core::proto::frame::Frame;
 use parking_lot::Mutex;
@@ -16,11 +15,8 @@ use tokio::time::Instant;
 
 use super::now_unix_ms;
 use super::outbox::Outbox;
-use crate::store::{Cosigned, CustodyRecord, ForkRecord, Store};
-use crate::telemetry::{AuditEvent, audit};
-
-/// Alarms kept for operators; the oldest go first.
-const ALARMS_MAX: usize = 100;
+use crate::store::{Cosigned, CustodyRecord, Store};
+use crate::telemetry::alarms::{Alarm, Alarms};
 
 /// So many links that a member dials while another one, dialled by it too, is open mean that two nodes use its identity. One or two come
 /// when a line broke and only one end has noticed.
@@ -38,22 +34,19 @@ pub struct Peers {
 
 struct Inner {
     table: Mutex<Table>,
+    alarms: Alarms,
     changed: watch::Sender<u64>,
 }
 
 impl Default for Inner {
     fn default() -> Self {
-        Self { table: Mutex::default(), changed: watch::Sender::new(0) }
+        Self { table: Mutex::default(), alarms: Alarms::default(), changed: watch::Sender::new(0) }
     }
 }
 
 #[derive(Default)]
 struct Table {
     peers: BTreeMap<Member, Peer>,
-    alarms: BTreeMap<String, u64>,
-    stopped: BTreeMap<FeedId, String>,
-    /// What evidence of two histories showed that an operator has decided about.
-    decided: BTreeMap<FeedId, Decided>,
     links: u64,
 }
 
@@ -80,8 +73,8 @@ struct Doubles {
 }
 
 impl Doubles {
-    /// One more has come: whether two nodes use one identity, and whether that is news.
-    fn meet(&mut self, now: Instant) -> (bool, bool) {
+    /// One more has come: whether two nodes use one identity.
+    fn meet(&mut self, now: Instant) -> bool {
         self.met.retain(|at| now.duration_since(*at) < DOUBLES_WITHIN);
         self.met.push_back(now);
         let before = self.fought.is_some_and(|last| now.duration_since(last) < DOUBLES_QUIET);
@@ -90,7 +83,7 @@ impl Doubles {
             self.met.pop_front();
         }
         self.fought = fought.then_some(now);
-        (fought, fought && !before)
+        fought
     }
 }
 
@@ -143,6 +136,12 @@ pub(crate) struct Registration {
 }
 
 impl Peers {
+    /// Nothing is known of any peer yet; what needs an operator is raised in `alarms`.
+    #[must_use]
+    pub fn new(alarms: Alarms) -> Self {
+        Self { inner: Arc::new(Inner { alarms, ..Inner::default() }) }
+    }
+
     /// Every peer of which anything is known.
     #[must_use]
     pub fn snapshot(&self) -> BTreeMap<Member, PeerSnapshot> {
@@ -163,21 +162,6 @@ impl Peers {
         self.inner.changed.subscribe()
     }
 
-    /// What needs an operator, the newest last.
-    #[must_use]
-    pub fn alarms(&self) -> Vec<String> {
-        let table = self.inner.table.lock();
-        let mut alarms: Vec<(&String, &u64)> = table.alarms.iter().collect();
-        alarms.sort_by_key(|(_, at)| **at);
-        alarms.into_iter().map(|(text, _)| text.clone()).collect()
-    }
-
-    /// Feeds that are no longer followed since two histories of them were seen, with what was seen.
-    #[must_use]
-    pub fn stopped_feeds(&self) -> BTreeMap<FeedId, String> {
-        self.inner.table.lock().stopped.clone()
-    }
-
     /// Becomes the link to `peer`; `None` if the link that is open stays. Of two the one that the lower code dialled stays; of two
     /// of one dialler the newer, as its dialler has seen the older one fail: unless that happens so often that there must be two diallers.
     pub(crate) fn register(&self, peer: &Member, by_lower: bool, outbox: &Arc<Outbox>) -> Option<Registration> {
@@ -186,15 +170,12 @@ impl Peers {
         let number = table.links;
         let entry = table.peers.entry(peer.clone()).or_default();
         if let Some(current) = &entry.link {
-            let (mut stays, mut news) = (current.by_lower && !by_lower, false);
-            if current.by_lower == by_lower {
-                (stays, news) = entry.doubles.meet(Instant::now());
+            let doubled = current.by_lower == by_lower && entry.doubles.meet(Instant::now());
+            if doubled {
+                // Only a copied machine or a stolen key can explain it.
+                self.inner.alarms.raise_for(Alarm::DuplicateIdentity { peer: peer.clone() }, DOUBLES_QUIET);
             }
-            if stays {
-                drop(table);
-                if news {
-                    self.doubled(peer);
-                }
+            if doubled || current.by_lower && !by_lower {
                 return None;
             }
             current.stop.send_replace(true);
@@ -208,16 +189,6 @@ impl Peers {
         drop(table);
         self.inner.changed.send_modify(|count| *count += 1);
         Some(Registration { peers: self.clone(), peer: peer.clone(), number, stop: stopped })
-    }
-
-    /// Two nodes link in the name of one member, which only a copied machine or a stolen key can explain.
-    fn doubled(&self, peer: &Member) {
-        let text = format!(
-            "two nodes use the identity of {peer}: they take the link from each other; the one that is open stays. \
-             Ask that member which one is right"
-        );
-        audit(&AuditEvent { what: "alarm", reason: "double-identity", who: peer, subject: &"", detail: &text });
-        self.alarm(text);
     }
 
     /// Says something to `member` over its link, if one is open.
@@ -342,50 +313,9 @@ impl Peers {
         self.update(peer, |shown| shown.heartbeat_time = shown.heartbeat_time.max(time));
     }
 
-    /// Something that needs an operator.
-    pub(crate) fn alarm(&self, text: String) {
-        let mut table = self.inner.table.lock();
-        table.alarms.insert(text, now_unix_ms());
-        while table.alarms.len() > ALARMS_MAX {
-            let Some(oldest) = table.alarms.iter().min_by_key(|(_, at)| **at).map(|(text, _)| text.clone()) else {
-                break;
-            };
-            table.alarms.remove(&oldest);
-        }
-    }
-
-    /// Two histories of `feed` were seen: it is not followed until an operator decides. False if that was known.
-    pub(crate) fn stop_feed(&self, feed: &FeedId, why: &str) -> bool {
-        let mut table = self.inner.table.lock();
-        if table.stopped.contains_key(feed) {
-            return false;
-        }
-        table.stopped.insert(feed.clone(), why.to_owned());
-        drop(table);
-        self.alarm(stopped_alarm(feed, why));
-        true
-    }
-
-    /// An operator has decided that `feed` is followed as it is held here, knowing this evidence.
-    pub(crate) fn resume_feed(&self, feed: &FeedId, known: &[ForkRecord]) {
-        let mut table = self.inner.table.lock();
-        let decided = table.decided.entry(feed.clone()).or_default();
-        // It was verified when it was kept.
-        known.iter().filter_map(|fork| ForkClaims::read(&fork.evidence).ok()).for_each(|shown| decided.learn(&shown));
-        if let Some(why) = table.stopped.remove(feed) {
-            table.alarms.remove(&stopped_alarm(feed, &why));
-        }
-        drop(table);
+    /// Whoever watches looks again at what is to be followed.
+    pub(crate) fn look_again(&self) {
         self.inner.changed.send_modify(|count| *count += 1);
-    }
-
-    /// What was known of `feed` when an operator last decided about it.
-    pub(crate) fn decided(&self, feed: &FeedId) -> Decided {
-        self.inner.table.lock().decided.get(feed).cloned().unwrap_or_default()
-    }
-
-    pub(crate) fn is_stopped(&self, feed: &FeedId) -> bool {
-        self.inner.table.lock().stopped.contains_key(feed)
     }
 
     /// Takes up what the store remembers of the answers about our feed, and of how far we hold others'.
@@ -394,14 +324,6 @@ impl Peers {
             if state.feed.member != own.member {
                 self.progress(&state.feed, state.checkpoint_size, Some(state.frontier.size()));
             }
-        }
-        let (decided, open): (Vec<_>, Vec<_>) =
-            store.forks().unwrap_or_default().into_iter().partition(|fork| fork.resumed);
-        for fork in decided {
-            self.resume_feed(&fork.feed.clone(), &[fork]);
-        }
-        for fork in open {
-            self.stop_feed(&fork.feed, "two histories of it were seen");
         }
         // A store that cannot be read says so to whoever needs it; this is only for show.
         for note in store.cosigned_newest(own).unwrap_or_default() {
@@ -418,10 +340,6 @@ impl Peers {
     fn update(&self, peer: &Member, change: impl FnOnce(&mut PeerSnapshot)) {
         change(&mut self.inner.table.lock().peers.entry(peer.clone()).or_default().shown);
     }
-}
-
-fn stopped_alarm(feed: &FeedId, why: &str) -> String {
-    format!("{feed} is no longer followed: {why}; `barid feed` shows what proves it and resumes it")
 }
 
 impl Peer {
@@ -484,7 +402,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn two_nodes_of_one_identity_are_an_alarm_and_the_link_that_is_open_stays() {
-        let (peers, ly) = (Peers::default(), "ly".parse::<Member>().unwrap());
+        let (alarms, ly) = (Alarms::default(), "ly".parse::<Member>().unwrap());
+        let peers = Peers::new(alarms.clone());
         let register = || peers.register(&ly, true, &Arc::default());
         // A line that breaks again and again, noticed at one end only: the newer link is the good one.
         let mut open = register().unwrap();
@@ -492,15 +411,20 @@ mod tests {
             tokio::time::advance(DOUBLES_WITHIN / 3 + Duration::from_secs(1)).await;
             open = register().unwrap();
         }
-        assert_eq!(peers.alarms(), [] as [String; 0]);
+        assert_eq!(alarms.snapshot(), []);
         // Two that take it from each other.
         let replaced: Vec<bool> = (0..DOUBLES_MAX).map(|_| register().map(|newer| open = newer).is_some()).collect();
         assert!(replaced.contains(&false), "{replaced:?}");
         assert!(peers.linked(&ly) && register().is_none());
-        let alarm = crate::telemetry::alarms::coded(&peers.alarms()[0]);
-        assert_eq!((alarm.code.as_str(), alarm.values.join(" ")), ("double-peer", "ly".to_owned()), "{}", alarm.text);
+        assert_eq!(alarms.snapshot()[0].alarm, Alarm::DuplicateIdentity { peer: ly.clone() });
+        // As long as they go on it stands.
+        for _ in 0..3 {
+            tokio::time::advance(DOUBLES_QUIET - Duration::from_secs(1)).await;
+            assert!(register().is_none() && alarms.snapshot().len() == 1);
+        }
         // Once the other one has been quiet for long, all is as before.
         tokio::time::advance(DOUBLES_QUIET).await;
+        assert_eq!(alarms.snapshot(), []);
         assert!(register().is_some());
         drop(open);
     }

@@ -67,7 +67,7 @@ impl Shared {
             if away.is_some_and(|away| now < away + Duration::from_millis(RELAY_GRACE_MS)) {
                 continue;
             }
-            for feed in self.wanted(owner, &roster).into_iter().filter(|feed| !self.peers.is_stopped(feed)) {
+            for feed in self.wanted(owner, &roster).into_iter().filter(|feed| !self.stopped_feeds.contains(feed)) {
                 let held = self.store().feed(&feed).map_or(0, |state| state.frontier.size());
                 let shown = self.peers.shown_of(&feed);
                 if away.is_none() {

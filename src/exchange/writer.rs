@@ -55,6 +55,10 @@ impl Writer {
         // Feeds that had nothing to send since the last commit, by cursor.
         let mut tried: BTreeMap<FeedId, u64> = BTreeMap::new();
         loop {
+            if rosters.has_changed().unwrap_or(false) {
+                // Told before what is published by it.
+                self.told_at = None;
+            }
             if commits.has_changed().unwrap_or(false) || rosters.has_changed().unwrap_or(false) {
                 commits.mark_unchanged();
                 rosters.mark_unchanged();

@@ -579,7 +579,7 @@ impl Store for DiskStore {
         let _ = self.shared().queue.drain(self.seq());
     }
 
-    fn damage(&self) -> Option<String> {
+    fn damage(&self) -> Option<crate::telemetry::alarms::Alarm> {
         self.damage_met()
     }
 

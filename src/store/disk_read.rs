@@ -21,6 +21,7 @@ use super::tree_cache::TileId;
 use super::view::fills;
 use super::window::Bounded;
 use super::{Content, CustodyRecord, DamagedEntry, Entry, Express, ReadError};
+use crate::telemetry::alarms::Alarm;
 
 impl DiskStore {
     /// Where the content of entries is that were filled in, of these ascending ones.
@@ -319,15 +320,10 @@ impl DiskStore {
         Ok(true)
     }
 
-    /// Damage that was met, and what to do about it.
-    pub(super) fn damage_met(&self) -> Option<String> {
-        let log = self
-            .log
-            .damage()
-            .map(|what| format!("the store is damaged: {what}; stop this node and run `barid repair`"));
-        let view =
-            || "the view cannot be read in part: start this node again, and it is rebuilt from the log".to_owned();
-        log.or_else(|| self.shared().view().is_doubted().then(view))
+    /// The alarm about damage that was met.
+    pub(super) fn damage_met(&self) -> Option<Alarm> {
+        let log = self.log.damage().map(|why| Alarm::LogDamaged { why });
+        log.or_else(|| self.shared().view().is_doubted().then_some(Alarm::IndexDamaged))
     }
 
     /// Hashes of complete subtrees, from memory where they are there.

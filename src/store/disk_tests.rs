@@ -269,7 +269,9 @@ fn a_damaged_envelope_is_named_when_it_is_read() {
             .is_err_and(|error| error.to_string().contains("ma.exercise.example/feed/1 9"))
     );
     assert!(store.entries(&feed, 10, 1, 1_000).is_ok());
-    assert!(store.damage().is_some_and(|damage| damage.contains("feed/1 9") && damage.contains("barid repair")));
+    assert!(
+        store.damage().is_some_and(|damage| damage.to_string().contains("feed/1 9") && damage.code() == "log-damaged")
+    );
     drop(store);
     assert!(
         matches!(DiskStore::verify(dir.path(), &options()), Err(OpenError::Damaged(what)) if what.starts_with("commit 10: "))
@@ -345,7 +347,7 @@ fn what_is_damaged_is_named_and_what_lies_around_it_is_read() {
     assert_eq!(named(store.history(7, 9, 99, &|_| true).unwrap_err()).0, 6);
     assert_eq!(indexes(store.history(6, 9, 99, &|_| true).unwrap().0), [4, 3, 2]);
     assert!(store.history(8, 9, 99, &|_| false).unwrap().0.is_empty(), "what is not asked for is not read");
-    assert!(store.damage().unwrap().contains("the envelope of ma.exercise.example/feed/1 1"));
+    assert!(store.damage().unwrap().to_string().contains("the envelope of ma.exercise.example/feed/1 1"));
 }
 
 #[test]

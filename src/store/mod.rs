@@ -54,6 +54,8 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use crate::telemetry::alarms::Alarm;
+
 /// Everything that becomes true together. Empty parts are left out of the record.
 ///
 /// Bounds, by `core::limits`: `COMMIT_ENTRIES_MAX` entries, `COMMIT_BYTES_MAX` of envelopes and one envelope more,
@@ -486,8 +488,8 @@ pub trait Store: Send + Sync + 'static {
     /// Waits until the view has taken in everything committed before the call.
     fn drain_view(&self);
 
-    /// Damage that was met while reading, and what to do about it; in words for operators.
-    fn damage(&self) -> Option<String> {
+    /// The alarm about damage that was met while reading.
+    fn damage(&self) -> Option<Alarm> {
         None
     }
 

@@ -15,6 +15,8 @@ use super::{AuditEvent, emit};
 pub const RECORDED_SINGLY_MAX: u64 = 5;
 /// After so long what was only counted is recorded, and counting begins anew.
 const INTERVAL: Duration = Duration::from_secs(60);
+/// How often it is looked whether an interval has ended.
+pub(super) const SETTLE_EVERY: Duration = Duration::from_secs(10);
 /// Sources and reasons that are told apart. Whoever comes from more addresses than these is counted with all the others that do: at
 /// worst some twenty thousand records an interval, some megabytes.
 const TOLD_APART_MAX: usize = 4_096;
@@ -31,7 +33,7 @@ pub struct Refusals {
 struct Key {
     what: &'static str,
     source: String,
-    reason: String,
+    reason: &'static str,
 }
 
 struct Count {
@@ -45,7 +47,7 @@ impl Refusals {
     /// Records an event, or counts it if `source` has caused `singly_max` records of its kind and reason in this interval.
     pub fn record(&self, source: &str, singly_max: u64, event: &AuditEvent<'_>, now: Instant) {
         super::count(event.what, event.reason);
-        let key = Key { what: event.what, source: source.to_owned(), reason: event.reason.to_owned() };
+        let key = Key { what: event.what, source: source.to_owned(), reason: event.reason };
         let (singly, over) = {
             let mut counted = self.counted.lock();
             let crowded = counted.len() >= TOLD_APART_MAX && !counted.contains_key(&key);
@@ -59,7 +61,7 @@ impl Refusals {
                 since: now,
                 all: 0,
                 singly: 0,
-                subject: event.subject.to_string(),
+                subject: super::escape::cut(format_args!("{}", event.subject)),
             });
             count.all += 1;
             let singly = count.singly < singly_max;
@@ -84,13 +86,13 @@ impl Refusals {
 
     fn take(&self, due: impl Fn(&Count) -> bool) {
         let mut over: Vec<_> = self.counted.lock().extract_if(|_, count| due(count)).collect();
-        over.sort_by(|(a, _), (b, _)| (a.what, &a.source, &a.reason).cmp(&(b.what, &b.source, &b.reason)));
+        over.sort_by(|(a, _), (b, _)| (a.what, &a.source, a.reason).cmp(&(b.what, &b.source, b.reason)));
         over.iter().for_each(|(key, count)| tell(key, count));
     }
 
     /// Settles as intervals end. Returns never.
     pub async fn settle_in_time(&self) {
-        let mut tick = tokio::time::interval(INTERVAL / 6);
+        let mut tick = tokio::time::interval(SETTLE_EVERY);
         loop {
             tick.tick().await;
             self.settle(Instant::now());

@@ -19,6 +19,7 @@ use super::limits::{ACCEPTED_MAX, Limits};
 use super::refusal::{OnRefusal, Refusal, Refused};
 use super::thin::Line;
 use super::verify::{Handshake, Verifier};
+use crate::telemetry::{AuditEvent, audit};
 
 /// How long nothing is accepted after the system could not: out of file descriptors, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -63,7 +64,8 @@ pub fn listen(tcp: TcpListener, listening: Listening) -> Result<ReceiverStream<i
                 Ok(connection) => connection,
                 Err(error) => {
                     // Out of file descriptors, or a connection that ended at once: neither ends the listener.
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    let (what, reason) = ("refused-connection", "not-accepted");
+                    audit(&AuditEvent { what, reason, who: &"", subject: &listening.name, detail: &error });
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }

@@ -93,6 +93,16 @@ impl Equivocation {
         &self.smaller.checkpoint.feed
     }
 
+    /// What it shows.
+    #[must_use]
+    pub fn claims(&self) -> Claims {
+        Claims {
+            smaller: self.smaller.checkpoint.clone(),
+            larger: self.larger.checkpoint.clone(),
+            other_root: self.other_root,
+        }
+    }
+
     /// The file that proves it to anybody who holds the roster.
     #[must_use]
     pub fn format(&self) -> String {
@@ -193,10 +203,25 @@ impl Parts {
     }
 }
 
+impl fmt::Display for Claims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { smaller, larger, other_root } = self;
+        write!(f, "{} has two histories: at size {} ", smaller.feed, smaller.size)?;
+        if smaller.size == larger.size {
+            return write!(f, "one checkpoint has root {}, another one root {other_root}", smaller.root);
+        }
+        // Three roots, of two sizes: the larger checkpoint's own is what its note says.
+        write!(
+            f,
+            "its checkpoint has root {}, and the checkpoint of size {} (with root {}) ",
+            smaller.root, larger.size, larger.root
+        )?;
+        write!(f, "commits to root {other_root} at size {}", smaller.size)
+    }
+}
+
 impl fmt::Display for Equivocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (old, new) = (&self.smaller.checkpoint, &self.larger.checkpoint);
-        write!(f, "{} has two histories: root {} at size {}, and {} ", old.feed, old.root, old.size, self.other_root)?;
-        if old.size == new.size { f.write_str("too") } else { write!(f, "by the checkpoint of size {}", new.size) }
+        self.claims().fmt(f)
     }
 }

@@ -55,11 +55,7 @@ impl ForkEvidence {
     #[must_use]
     pub fn claims(&self) -> ForkClaims {
         match self {
-            Self::Trees(Equivocation { smaller, larger, other_root, .. }) => ForkClaims::Trees(Claims {
-                smaller: smaller.checkpoint.clone(),
-                larger: larger.checkpoint.clone(),
-                other_root: *other_root,
-            }),
+            Self::Trees(trees) => ForkClaims::Trees(trees.claims()),
             Self::Entries(TwoEntries { index, one, other }) => {
                 let [one, other] = [one, other].map(|entry| ClaimedEntry {
                     digest: entry.digest,
@@ -72,6 +68,12 @@ impl ForkEvidence {
 }
 
 impl fmt::Display for ForkEvidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.claims().fmt(f)
+    }
+}
+
+impl fmt::Display for ForkClaims {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Trees(trees) => trees.fmt(f),

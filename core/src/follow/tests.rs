@@ -317,6 +317,14 @@ fn two_histories_are_told_from_a_liar() {
         Equivocation::by_proof(&evidence.smaller, &evidence.larger, &evidence.other_root, &evidence.proof).is_some()
     );
     assert!(Equivocation::by_proof(&evidence.smaller, &evidence.larger, &Hash([0; 32]), &evidence.proof).is_none());
+    // Whoever compares roots must know of which size each is.
+    let (smaller, larger, other) =
+        (evidence.smaller.checkpoint.root, evidence.larger.checkpoint.root, evidence.other_root);
+    let told = format!(
+        "ma.rabat.example/feed/1 has two histories: at size 6 its checkpoint has root {smaller}, and the checkpoint of size 8 (with \
+         root {larger}) commits to root {other} at size 6"
+    );
+    assert_eq!(evidence.to_string(), told);
     assert_eq!(
         verify_entries(&state, &theirs.batch(0, 8), &rosters, &member("ly")).unwrap_err().kind,
         FaultKind::BadRoot

@@ -192,9 +192,9 @@ fn hash(line: Option<&str>, name: &'static str) -> Result<[u8; 32], Equivocation
     bytes(line, name)?.try_into().map_err(|_| Form(name))
 }
 
-impl fmt::Display for TwoEntries {
+impl fmt::Display for EntriesClaims {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { index, one, other } = self;
-        write!(f, "{} has two entries at index {index}: {} and {}", self.feed(), one.digest, other.digest)
+        write!(f, "{} has two entries at index {index}: {} and {}", one.checkpoint.feed, one.digest, other.digest)
     }
 }

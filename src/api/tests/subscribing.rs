@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use barid_core::proto;
 use barid_core::proto::subscribe_request::Start;
-use barid_core::proto::subscribe_response::Event;
 use tonic::Code;
 
 use super::world::{OPERATOR, POLICE, POST, World, bulletin, called, careless, draft, fields, red};
 use crate::access::Access;
 use crate::rpc::focal_point_server::FocalPoint;
-use crate::rpc::operator_server::Operator;
+use crate::rpc::operator_server::Operator as _;
+use crate::telemetry::alarms::Alarm;
 use crate::telemetry::heard::Heard;
 
 fn from(start: Option<Start>) -> proto::SubscribeRequest {
@@ -82,66 +82,39 @@ async fn what_does_not_match_is_not_sent() {
     assert_eq!(stream.delivery().await.arrival, 6);
 }
 
-/// A header of a roster that has not come yet: who may read it is not known. It is neither skipped nor guessed at.
+/// A header of a roster that has not come yet: who may read it is not known. It is neither skipped nor guessed at, and nothing else waits.
 #[tokio::test]
-async fn what_waits_for_a_roster_is_delivered_once_it_comes_and_nothing_passes_it() {
+async fn what_waits_for_a_roster_is_delivered_once_it_comes_and_everything_else_passes_it() {
     let world = World::start().await;
     let early = careless("tn", 2, |_, header| header.roster_version = 2);
-    world.peer_appends("tn", vec![bulletin("tn", 1, |_| {}).envelope, early, bulletin("tn", 3, |_| {}).envelope]).await;
+    let never = careless("tn", 4, |_, header| header.roster_version = 99);
+    let plain = |n| bulletin("tn", n, |_| {}).envelope;
+    world.peer_appends("tn", vec![plain(1), early, plain(3), never, plain(5)]).await;
     let mut stream = world.follow(POLICE).await;
-    let elsewhere = proto::Filter { members: vec!["ma".into()], ..proto::Filter::default() };
-    let elsewhere = proto::SubscribeRequest { filter: Some(elsewhere), start: Some(Start::After(0)) };
-    let mut elsewhere = world.subscribe(POLICE, elsewhere).await.unwrap();
     world.published(draft(|_| {})).await;
-    assert_eq!(stream.delivery().await.arrival, 1);
-    // Who did not ask for it does not wait for it.
-    assert_eq!(elsewhere.position().await, 0);
-    assert_eq!(elsewhere.delivery().await.arrival, 4);
-    // Long after: only that all before it was looked at is said.
-    tokio::time::pause();
-    assert_eq!(stream.position().await, 1);
-    assert_eq!(stream.position().await, 1);
-    tokio::time::resume();
-    let page = world.history(POLICE, proto::HistoryRequest::default()).await.unwrap();
-    assert_eq!(page.deliveries.iter().map(|delivery| delivery.arrival).collect::<Vec<_>>(), [4, 3, 1]);
-    world.adopt_roster_2();
-    for arrival in 2..=4 {
-        assert_eq!(stream.delivery().await.arrival, arrival, "each once, in order");
+    for arrival in [1, 3, 5, 6] {
+        assert_eq!(stream.delivery().await.arrival, arrival, "of that member, too");
     }
+    let page = world.history(POLICE, proto::HistoryRequest::default()).await.unwrap();
+    assert_eq!(page.deliveries.iter().map(|delivery| delivery.arrival).collect::<Vec<_>>(), [6, 5, 3, 1]);
+    world.adopt_roster_2();
+    assert_eq!(stream.delivery().await.arrival, 2);
+    world.published(draft(|_| {})).await;
+    assert_eq!(stream.delivery().await.arrival, 7, "each once");
 }
 
-/// A roster that never comes stalls nobody for ever; should it come after all, what was passed over is sent then.
 #[tokio::test]
-async fn what_waits_for_a_roster_that_does_not_come_is_passed_over_in_time_and_sent_should_it_come() {
+async fn a_bulletin_that_waits_for_a_roster_is_an_alarm_for_whoever_meets_it() {
     let world = World::start().await;
-    let never = careless("tn", 2, |_, header| header.roster_version = 99);
-    let late = careless("tn", 3, |_, header| header.roster_version = 2);
-    world.peer_appends("tn", vec![bulletin("tn", 1, |_| {}).envelope, never, late]).await;
-    let mut stream = world.follow(POLICE).await;
-    world.published(draft(|_| {})).await;
-    assert_eq!(stream.delivery().await.arrival, 1);
-    assert_eq!(stream.position().await, 1, "it waits");
-    tokio::time::pause();
-    let began = tokio::time::Instant::now();
-    let delivered = loop {
-        match stream.next().await.expect("it is open").expect("it goes on") {
-            Event::Delivery(delivery) => break delivery.arrival,
-            Event::Damaged(damaged) => panic!("{damaged:?}"),
-            Event::Position(_) => assert!(began.elapsed() < Duration::from_secs(1_000), "it stalls"),
-        }
-    };
-    assert_eq!(delivered, 4, "others go on");
-    assert!(began.elapsed() >= Duration::from_secs(200), "at first they wait: {:?}", began.elapsed());
-    tokio::time::resume();
-    let status = world.api.get_status(called(POLICE, proto::GetStatusRequest {})).await.unwrap().into_inner();
-    assert!(status.alarms.iter().any(|alarm| alarm.contains("roster version 99")), "{:?}", status.alarms);
-    world.adopt_roster_2();
-    let come = loop {
-        if let Event::Delivery(delivery) = stream.next().await.expect("it is open").expect("it goes on") {
-            break delivery.arrival;
-        }
-    };
-    assert_eq!(come, 3, "it has come after all");
+    let waiting = |n, version| careless("tn", n, move |_, header| header.roster_version = version);
+    world.peer_appends("tn", vec![waiting(1, 99), waiting(2, 2)]).await;
+    assert!(world.api.alarms.snapshot().is_empty(), "nobody has read it: it came before the node was started");
+    for _ in 0..2 {
+        world.history(POLICE, proto::HistoryRequest::default()).await.unwrap();
+    }
+    let active = world.api.alarms.snapshot();
+    let missing = Alarm::RosterMissing { member: "tn".parse().unwrap(), version: 99 };
+    assert_eq!(active.iter().map(|active| (&active.alarm, active.count)).collect::<Vec<_>>(), [(&missing, 1)]);
 }
 
 #[tokio::test]

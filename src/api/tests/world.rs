@@ -105,7 +105,7 @@ impl Node for Alone {
         Vec::new()
     }
 
-    fn alarms(&self) -> Vec<String> {
+    fn alarms(&self) -> Vec<crate::telemetry::alarms::ActiveAlarm> {
         Vec::new()
     }
 
@@ -165,7 +165,7 @@ impl World {
             pace: Arc::default(),
             budgets: crate::budgets::Budgets::default(),
             states: Arc::default(),
-            overdue: Arc::default(),
+            alarms: crate::telemetry::alarms::Alarms::default(),
             naming: Arc::default(),
             stopping: stop.subscribe(),
         };

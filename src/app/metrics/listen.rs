@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 use super::Source;
 use crate::app::AppError;
 use crate::config::MetricsText;
+use crate::telemetry::{AuditEvent, audit};
 
 /// Connections at once: a monitoring system, its stand-in, and a person.
 const CONNECTIONS_MAX: usize = 8;
@@ -53,7 +54,8 @@ pub(in crate::app) async fn serve(tcp: TcpListener, source: Source) {
         let (stream, from) = match tcp.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "a connection for figures was not accepted");
+                let (what, reason) = ("refused-connection", "not-accepted");
+                audit(&AuditEvent { what, reason, who: &"", subject: &"metrics", detail: &error });
                 // Too many files are open: the next one may be better off.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;

@@ -20,7 +20,8 @@ use crate::budgets::{Budgets, Usage};
 use crate::committer::Gate;
 use crate::exchange::PeerSnapshot;
 use crate::store::{DiskBytes, SyncTimes};
-use crate::telemetry;
+use crate::telemetry::alarms::ActiveAlarm;
+use crate::telemetry::{self};
 use crate::transport::validity;
 
 /// Everything that is told, at one moment.
@@ -46,9 +47,24 @@ struct Figures {
     ends: Vec<(&'static str, String, i64)>,
     streams: BTreeMap<&'static str, u64>,
     /// Events that were recorded or counted: what, reason.
-    events: BTreeMap<(&'static str, String), u64>,
+    events: BTreeMap<(&'static str, &'static str), u64>,
     roster_version: u64,
     budgets: Vec<Usage>,
+}
+
+/// Kinds of alarms that are counted apart.
+const ALARM_KINDS: [&str; 8] =
+    ["another-history", "clock", "damage", "disk-full", "equivocation", "in-doubt", "other", "validity"];
+
+/// How many alarms of each kind are active.
+fn alarms_by_kind(active: &[ActiveAlarm]) -> Vec<(&'static str, u64)> {
+    let mut counts = ALARM_KINDS.map(|kind| (kind, 0));
+    for alarm in active {
+        let reason = alarm.alarm.reason();
+        let kind = if ALARM_KINDS.contains(&reason) { reason } else { "other" };
+        counts.iter_mut().filter(|(counted, _)| *counted == kind).for_each(|(_, count)| *count += 1);
+    }
+    counts.into()
 }
 
 /// Where the figures come from. Cheap to clone.
@@ -73,17 +89,16 @@ impl Source {
             (state.feed, (state.frontier.size(), state.disclosed, committed))
         });
         let full = committer.disk_full().borrow().is_some();
-        let (gate, in_doubt) = match &*committer.gate().borrow() {
-            Gate::Stopped(_) => ("stopped", 0),
-            Gate::InDoubt(_) => ("in-doubt", 1),
-            Gate::Open | Gate::Starting if full => ("disk-full", 0),
-            Gate::Starting => ("starting", 0),
-            Gate::Open => ("open", 0),
+        let gate = match &*committer.gate().borrow() {
+            Gate::Stopped(_) => "stopped",
+            Gate::InDoubt(_) => "in-doubt",
+            Gate::Open | Gate::Starting if full => "disk-full",
+            Gate::Starting => "starting",
+            Gate::Open => "open",
         };
         let now = UnixTime::now();
         let count = |alarms: usize| u64::try_from(alarms).unwrap_or(u64::MAX);
-        let stopped = exchange.peers().stopped_feeds().len();
-        let others = exchange.peers().alarms().len().saturating_sub(stopped);
+        self.node.settle_alarms();
         Figures {
             now: now.as_secs(),
             feeds: feeds.collect(),
@@ -97,16 +112,7 @@ impl Source {
             view_lag: store.view_lag(),
             peers: exchange.peers().snapshot().into_iter().map(|(member, peer)| (member.to_string(), peer)).collect(),
             gate,
-            alarms: vec![
-                ("another-history", count(self.node.settled_alarms().len())),
-                ("clock", count(self.node.clock_alarms().len())),
-                ("damage", u64::from(store.damage().is_some())),
-                ("disk-full", u64::from(full)),
-                ("equivocation", count(stopped)),
-                ("in-doubt", in_doubt),
-                ("other", count(others)),
-                ("validity", count(self.node.validity_alarms(now).len())),
-            ],
+            alarms: alarms_by_kind(&exchange.alarms().snapshot()),
             ends: self.ends(),
             streams: self.pace.streams_by_method(),
             events: telemetry::counted(),

@@ -191,7 +191,7 @@ impl Figures {
         out.counters(about, budgets().map(|(labels, usage)| (labels, usage.denied)))?;
         out.gauge("barid_roster_version", "Version of the roster in force", self.roster_version)?;
         let about = ("barid_refusals", "What was refused since the start, by kind and reason");
-        let events = || self.events.iter().map(|((what, reason), count)| (*what, reason.as_str(), *count));
+        let events = || self.events.iter().map(|((what, reason), count)| (*what, *reason, *count));
         let refused = events().filter(|(what, ..)| what.starts_with("refused-"));
         out.counters(about, refused.map(|(what, reason, count)| (vec![("what", what), ("reason", reason)], count)))?;
         let about = ("barid_alarms_raised", "Alarms that were recorded since the start, by reason");
@@ -216,10 +216,10 @@ mod tests {
         let peer =
             PeerSnapshot { linked: true, cosigned_time: 940, known_size: 9, held_size: 4, ..PeerSnapshot::default() };
         figures.peers.insert("ly".into(), peer);
-        figures.events.insert(("refused-call", "RATE".into()), 5);
-        figures.events.insert(("reloaded", "changed".into()), 2);
-        figures.events.insert(("alarm", "equivocation".into()), 2);
-        figures.events.insert(("alarm", "a-later-word".into()), 1);
+        figures.events.insert(("refused-call", "RATE"), 5);
+        figures.events.insert(("reloaded", "changed"), 2);
+        figures.events.insert(("alarm", "equivocation"), 2);
+        figures.events.insert(("alarm", "a-later-word"), 1);
         let text = write(figures);
         let raised = text.lines().filter(|line| line.starts_with("barid_alarms_raised_total{"));
         assert_eq!(raised.count(), REASONS.len() + 1, "each has a figure from the start, once: {text}");

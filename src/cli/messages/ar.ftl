@@ -225,7 +225,7 @@ alarm-two-histories = لم يعد { $v1 } متابَعًا: { $v2 }؛ ويُظه
 alarm-another-history = أغلق الحكّام { $v1 } بتاريخ غير المحفوظ هنا: فما يُقرأ منه هنا قد يكون ما رفضوه. ويبيّن دليل المشغّل كيفية الحصول على تاريخهم
 alarm-another-cosigned = وقّعت هذه العقدة من قبل على تاريخ آخر لـ { $v1 } غير المحفوظ هنا: فلا تشهد بشيء على هذا. ويبيّن دليل المشغّل ما العمل
 alarm-disk-full = القرص ممتلئ: لا يُنشر هنا شيء ولا تؤخذ قيود من الأقران، ويُستأنف ذلك تلقائيًا حين يتوفّر مكان؛ { $v1 }
-alarm-roster-missing = ينشر { $v1 } وفق الإصدار { $v2 } من القائمة، ولم يُظهره أي قرين: تُتجاوز نشراته حتى يصل؛ اسأل { $v1 }
+alarm-roster-missing = ينشر { $v1 } وفق الإصدار { $v2 } من القائمة، ولم يُظهره أي قرين: تنتظر هذه النشرات حتى يصل، ولا ينتظر غيرها؛ اسأل { $v1 }
 alarm-in-doubt = هذه العقدة لا تنشر: { $v1 }؛ شغّل `barid recover`
 alarm-own-checkpoint = يملك { $v1 } نقطة تحقق صحيحة من { $v2 } عند { $v3 } قيدًا لا تملكها هذه العقدة
 alarm-log-damaged = المخزن تالف: { $v1 }؛ أوقف هذه العقدة ونفّذ `barid repair`
@@ -239,6 +239,11 @@ alarm-undecodable-header = { $v1 }: من { $v2 }، ترويسة لا تُقرأ
 alarm-not-understood = { $v1 }: من { $v2 }، ترويسة لا يفهمها هذا الإصدار
 alarm-misdirected = { $v1 }: من { $v2 }، قيد يدّعي أنه لعضو آخر؛ ولا يُسلَّم أبدًا
 alarm-wrongly-withheld = { $v1 }: حُجب بغير حق، ثم جاء من { $v2 }
+alarm-severity-critical = حرج
+alarm-severity-warning = تحذير
+alarm-severity-info = للعلم
+alarm-raised = منذ الإنذار: { $at }
+alarm-raised-times = عدد المرات: { $nTimes }، أولاها { $at }
 
 ## Rules of fields: what was expected, by the codes of core/src/bulletin/rules.rs
 field-broken = { $found }: المطلوب { $expected }

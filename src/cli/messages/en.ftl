@@ -226,7 +226,7 @@ alarm-two-histories = { $v1 } is no longer followed: { $v2 }; `barid feed` shows
 alarm-another-history = the governors have ended { $v1 } with another history than is held here: what is read of it here may be what they rejected. The operator's guide says how to have theirs
 alarm-another-cosigned = this node has cosigned another history of { $v1 } than it holds: it says nothing of this one. The operator's guide says what to do
 alarm-disk-full = the disk is full: nothing is published here and no entries are taken from peers, and both go on by themselves once there is room; { $v1 }
-alarm-roster-missing = { $v1 } publishes by roster version { $v2 }, which no peer has shown: such bulletins are passed over until it comes; ask { $v1 }
+alarm-roster-missing = { $v1 } publishes by roster version { $v2 }, which no peer has shown: such bulletins wait until it comes, and nothing else does; ask { $v1 }
 alarm-in-doubt = this node does not publish: { $v1 }; run `barid recover`
 alarm-own-checkpoint = { $v1 } holds a valid checkpoint of { $v2 } at size { $v3 } that this node does not
 alarm-log-damaged = the store is damaged: { $v1 }; stop this node and run `barid repair`
@@ -240,6 +240,11 @@ alarm-undecodable-header = { $v1 }: from { $v2 }, a header that cannot be read
 alarm-not-understood = { $v1 }: from { $v2 }, a header that this version does not understand
 alarm-misdirected = { $v1 }: from { $v2 }, an entry that claims to be another member's; never delivered
 alarm-wrongly-withheld = { $v1 }: wrongly withheld, and now come from { $v2 }
+alarm-severity-critical = critical
+alarm-severity-warning = warning
+alarm-severity-info = info
+alarm-raised = raised { $at }
+alarm-raised-times = raised { $nTimes } times, first { $at }
 
 ## Rules of fields: what was expected, by the codes of core/src/bulletin/rules.rs
 field-broken = { $found } is not { $expected }

@@ -225,7 +225,7 @@ alarm-two-histories = { $v1 } n'est plus suivi : { $v2 } ; `barid feed` montre c
 alarm-another-history = les gouverneurs ont clos { $v1 } avec une autre histoire que celle détenue ici : ce qui s'en lit ici peut être ce qu'ils ont rejeté. Le guide de l'opérateur dit comment obtenir la leur
 alarm-another-cosigned = ce nœud a cosigné une autre histoire de { $v1 } que celle qu'il détient : il n'affirme rien de celle-ci. Le guide de l'opérateur dit que faire
 alarm-disk-full = le disque est plein : rien n'est publié ici et rien n'est pris des pairs ; les deux reprennent d'eux-mêmes dès qu'il y a de la place ; { $v1 }
-alarm-roster-missing = { $v1 } publie selon la version { $v2 } de la liste, qu'aucun pair n'a montrée : ces bulletins sont passés jusqu'à ce qu'elle arrive ; demandez à { $v1 }
+alarm-roster-missing = { $v1 } publie selon la version { $v2 } de la liste, qu'aucun pair n'a montrée : ces bulletins attendent qu'elle arrive, et rien d'autre n'attend ; demandez à { $v1 }
 alarm-in-doubt = ce nœud ne publie pas : { $v1 } ; lancez `barid recover`
 alarm-own-checkpoint = { $v1 } détient un point de contrôle valable de { $v2 }, à { $v3 } entrées, que ce nœud ne détient pas
 alarm-log-damaged = le stockage est endommagé : { $v1 } ; arrêtez ce nœud et lancez `barid repair`
@@ -239,6 +239,11 @@ alarm-undecodable-header = { $v1 } : de { $v2 }, un en-tête illisible
 alarm-not-understood = { $v1 } : de { $v2 }, un en-tête que cette version ne comprend pas
 alarm-misdirected = { $v1 } : de { $v2 }, une entrée qui se dit d'un autre membre ; jamais remise
 alarm-wrongly-withheld = { $v1 } : retenu à tort, venu après coup de { $v2 }
+alarm-severity-critical = critique
+alarm-severity-warning = avertissement
+alarm-severity-info = information
+alarm-raised = signalée { $at }
+alarm-raised-times = signalée { $nTimes } fois, la première { $at }
 
 ## Rules of fields: what was expected, by the codes of core/src/bulletin/rules.rs
 field-broken = { $found } : attendu { $expected }

@@ -1,5 +1,6 @@
 //! The reading task of a link: verifies what comes, hands it to the committer, and leaves the answers to the writer.
 
+mod faults;
 mod shown;
 
 use std::collections::BTreeMap;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use barid_core::bulletin::TopicFilter;
-use barid_core::follow::{self, Fault, FaultKind, Finding, FollowState, VerifiedBatch, VerifiedContent, VerifiedEntry};
+use barid_core::follow::{self, Fault, FaultKind, FollowState, VerifiedBatch, VerifiedContent, VerifiedEntry};
 use barid_core::gaps::is_missing;
 use barid_core::limits::FILTERS_MAX;
 use barid_core::names::{FeedId, Member};
@@ -24,6 +25,7 @@ use crate::exchange::adopt::{adopt, rosters_after};
 use crate::exchange::answers::Signed;
 use crate::exchange::express;
 use crate::exchange::fills::{Answer, FillRequest};
+use crate::exchange::findings::tell_findings;
 use crate::exchange::follower::Follower;
 use crate::exchange::forks;
 use crate::exchange::link::LinkError;
@@ -34,11 +36,10 @@ use crate::exchange::relayed::Passing;
 use crate::exchange::told;
 use crate::exchange::{COMMITTING_MAX, SILENCE_MAX, Shared};
 use crate::telemetry::AuditEvent;
+use faults::ELSEWHERE;
 
 /// Batches of at most so many items are verified on the spot; longer ones would keep other links waiting.
 const VERIFIED_AT_ONCE_MAX: usize = 16;
-/// Findings of one batch that are told one by one.
-const FINDINGS_TOLD_MAX: usize = 16;
 /// Pause before a feed is asked for again because another link was faster.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
 
@@ -241,7 +242,7 @@ impl Reader {
     fn follow_wanted(&mut self) {
         let rosters = self.shared.options.rosters.load();
         for feed in self.shared.wanted(&self.peer, rosters.newest()) {
-            if !self.followers.contains_key(&feed) && !self.shared.peers.is_stopped(&feed) {
+            if !self.followers.contains_key(&feed) && !self.shared.stopped_feeds.contains(&feed) {
                 self.begin(feed);
             }
         }
@@ -257,7 +258,7 @@ impl Reader {
             if *owner != self.peer && *owner != self.shared.me && !relayed.feeds.contains(feed) && !follower.has_left()
             {
                 follower.leave();
-                self.outbox.fault(feed.to_string(), "elsewhere", String::new());
+                self.outbox.fault(feed.to_string(), ELSEWHERE, String::new());
             }
         }
         for feed in relayed.feeds {
@@ -304,7 +305,7 @@ impl Reader {
             return;
         }
         let due = |follower: &Follower| follower.due().is_some_and(|due| due <= now);
-        self.followers.retain(|feed, follower| !due(follower) || !self.shared.peers.is_stopped(feed));
+        self.followers.retain(|feed, follower| !due(follower) || !self.shared.stopped_feeds.contains(feed));
         let feeds: Vec<FeedId> =
             self.followers.iter().filter(|(_, follower)| due(follower)).map(|(feed, _)| feed.clone()).collect();
         for feed in feeds {
@@ -346,7 +347,7 @@ impl Reader {
             self.outbox.fault(entries.feed, "not-allowed", "this feed was not asked for".into());
             return Ok(());
         };
-        if self.shared.peers.is_stopped(&feed) {
+        if self.shared.stopped_feeds.contains(&feed) {
             self.followers.remove(&feed);
             self.outbox.fault(entries.feed, "equivocation", "two histories of this feed were seen".into());
             return Ok(());
@@ -523,32 +524,6 @@ impl Reader {
         }
     }
 
-    fn fault(&mut self, fault: &proto::Fault) -> Result<(), LinkError> {
-        let reason: String = fault.reason.chars().take(80).collect();
-        let detail: String = fault.detail.chars().take(500).collect();
-        if reason == "elsewhere" {
-            tracing::debug!(peer = %self.peer, feed = fault.feed, "the peer follows it elsewhere");
-            if let Ok(feed) = fault.feed.parse() {
-                self.outbox.unfollow(&feed);
-            }
-            return Ok(());
-        }
-        tracing::warn!(peer = %self.peer, feed = fault.feed, reason, detail, "the peer refused something");
-        if fault.feed.is_empty() {
-            return Err(LinkError::Refused(reason, detail));
-        }
-        let Ok(feed) = fault.feed.parse() else { return Ok(()) };
-        self.outbox.unfollow(&feed);
-        if let Some(follower) = self.followers.get_mut(&feed)
-            && follower.due().is_none()
-            && !follower.has_left()
-        {
-            follower.pause(Instant::now());
-        }
-        let _ = self.answers.try_send(Answer::Refused(feed));
-        Ok(())
-    }
-
     fn malformed(&self, feed: &str, what: &str) {
         self.record_malformed(feed, what);
         let feed: String = feed.chars().take(300).collect();
@@ -557,27 +532,10 @@ impl Reader {
 
     /// What ends neither a feed nor the link.
     fn record_malformed(&self, feed: &str, what: &str) {
-        let feed: String = feed.chars().take(300).collect();
         self.shared.record(
             &self.peer,
             &AuditEvent { what: "refused-frame", reason: "malformed", who: &self.peer, subject: &feed, detail: &what },
         );
-    }
-}
-
-/// Records what is odd about entries that `peer` sent, and alarms.
-pub(crate) fn tell_findings(shared: &Shared, peer: &Member, feed: &FeedId, findings: &[Finding]) {
-    for finding in findings.iter().take(FINDINGS_TOLD_MAX) {
-        let (subject, reason) = (format!("{feed} {}", finding.index), finding.what.word());
-        let what = if finding.what.is_alarm() { "alarm" } else { "finding" };
-        shared.record(peer, &AuditEvent { what, reason, who: peer, subject: &subject, detail: &"" });
-        if finding.what.is_alarm() {
-            shared.peers.alarm(format!("{subject}: {reason}, from {peer}"));
-        }
-    }
-    if findings.len() > FINDINGS_TOLD_MAX {
-        let left = findings.len() - FINDINGS_TOLD_MAX;
-        tracing::warn!(%feed, left, "further findings among these entries");
     }
 }
 

@@ -15,7 +15,7 @@ use barid_core::proto::item::Item;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::world::{Actor, Node, Tamper, bulletin, connect, feed, honest, key, member, until};
+use super::world::{Actor, Node, Tamper, alarms, bulletin, connect, feed, honest, key, member, until};
 use super::{disclosed, handling};
 
 /// An urgent one of this status.
@@ -257,8 +257,8 @@ async fn what_is_repeated_is_passed_over_and_what_is_not_for_us_or_not_urgent_wa
     ma.say(Frame::Express(sent.express(3))).await;
     assert_eq!(arrived(&ly), [3, 7, 0, 1, 2, 4, 6]);
     assert!(!disclosed(&ly, "ma")[5]);
-    assert!(ly.exchange.peers().alarms().iter().any(|alarm| alarm.contains("excluded")), "ma should not have sent it");
-    assert!(!ly.exchange.peers().is_stopped(&feed("ma")));
+    assert!(alarms(&ly).iter().any(|alarm| alarm.contains("excluded")), "ma should not have sent it");
+    assert!(!ly.exchange.stopped_feeds().contains(&feed("ma")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -303,7 +303,7 @@ async fn two_entries_at_one_place_are_proven_whichever_came_first() {
         }
         // Signed both times for the same size: which comes first of these is told by what is held.
         until(what, || !ly.store.forks().unwrap().is_empty()).await;
-        assert!(ly.exchange.peers().is_stopped(&feed("ma")), "{what}");
+        assert!(ly.exchange.stopped_feeds().contains(&feed("ma")), "{what}");
         let fork = ly.store.forks().unwrap().remove(0);
         let roster = ly.rosters.load().newest_shared();
         let by_entries = TwoEntries::verify(&fork.evidence, &roster);

@@ -8,7 +8,7 @@ use barid_core::names::Hash;
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 
-use super::world::{Actor, Node, connect, feed, honest, key, until};
+use super::world::{Actor, Node, alarms, connect, feed, honest, key, until};
 use crate::committer::forked;
 
 fn tree(size: u64, root: u8) -> Checkpoint {
@@ -38,7 +38,7 @@ async fn what_was_decided_stays_decided_and_a_further_history_stops_the_feed_aga
     let _cable = connect(&ma, &ly, honest(), honest());
     ly.publish(3, |_| {}).await;
     until("Rabat holds Tripoli's", || ma.size(&ly.feed()) == 3).await;
-    let stopped = || ma.exchange.peers().stopped_feeds().contains_key(&ly.feed());
+    let stopped = || ma.exchange.stopped_feeds().contains(&ly.feed());
     let forks = || ma.store.forks().unwrap();
 
     let liar = Actor::greet(&ma, "tn").await;
@@ -53,15 +53,15 @@ async fn what_was_decided_stays_decided_and_a_further_history_stops_the_feed_aga
     liar.say(head(&tree(4, 8))).await;
     until("the feed is stopped again", || stopped() && forks().len() == 2).await;
     assert_eq!(forks().iter().filter(|fork| fork.resumed).count(), 1);
-    let alarms = ma.exchange.peers().alarms();
+    let alarms = alarms(&ma);
     assert!(alarms.iter().any(|alarm| alarm.contains("at size 4")), "{alarms:?}");
 
     // After a restart too; and one decision is about all that is known.
     let ma = ma.following_anew(&[]);
-    assert!(ma.exchange.peers().stopped_feeds().contains_key(&ly.feed()));
+    assert!(ma.exchange.stopped_feeds().contains(&ly.feed()));
     assert!(ma.exchange.resume_feed(&ly.feed()).await.unwrap());
     let ma = ma.following_anew(&[]);
-    assert!(ma.exchange.peers().stopped_feeds().is_empty());
+    assert!(ma.exchange.stopped_feeds().all().is_empty());
     assert!(!ma.exchange.resume_feed(&feed("tn")).await.unwrap());
 }
 
@@ -84,8 +84,8 @@ async fn what_a_member_proves_alarms_the_others_and_what_it_claims_does_not() {
     assert_eq!(forks.len(), 1, "what is only claimed is no alarm");
     assert_eq!((&forks[0].feed, &forks[0].evidence), (&feed("ly"), &carried.evidence));
     Equivocation::verify(&forks[0].evidence, tn.rosters.load().newest()).unwrap();
-    assert_eq!(tn.exchange.peers().stopped_feeds().keys().collect::<Vec<_>>(), [&feed("ly")]);
-    assert_eq!(tn.exchange.peers().alarms().len(), 1, "{:?}", tn.exchange.peers().alarms());
+    assert_eq!(tn.exchange.stopped_feeds().all().keys().collect::<Vec<_>>(), [&feed("ly")]);
+    assert_eq!(alarms(&tn).len(), 1, "{:?}", alarms(&tn));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -99,7 +99,7 @@ async fn a_decision_is_also_about_what_members_told_of_meanwhile() {
         tn.publish(0, |_| {}).await;
         let told = forked(&evidence.into(), &tn.me, tn.rosters.load().newest()).unwrap();
         tn.committer.publish(vec![told]).await.unwrap();
-        until("Rabat has stopped the feed", || ma.exchange.peers().is_stopped(&feed("ly"))).await;
+        until("Rabat has stopped the feed", || ma.exchange.stopped_feeds().contains(&feed("ly"))).await;
     }
     until("Rabat has both", || ma.size(&tn.feed()) == 2).await;
     assert!(ma.exchange.resume_feed(&feed("ly")).await.unwrap());
@@ -109,7 +109,7 @@ async fn a_decision_is_also_about_what_members_told_of_meanwhile() {
     let ma = ma.following_anew(&[]);
     ma.exchange.heed_held().await;
     ma.committer.keep(crate::committer::Kept::default()).await.unwrap();
-    assert!(!ma.exchange.peers().is_stopped(&feed("ly")));
+    assert!(!ma.exchange.stopped_feeds().contains(&feed("ly")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

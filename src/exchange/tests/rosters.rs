@@ -4,7 +4,7 @@ use barid_core::feed::note::{Algorithm, Note, SigningKey};
 use barid_core::roster::RosterChain;
 use bytes::Bytes;
 
-use super::world::{Node, connect, governor, honest, key, member, roster, until};
+use super::world::{Node, alarms, connect, governor, honest, key, member, roster, until};
 use crate::exchange::adopt::adopt;
 
 /// A roster's text, changed, under another signature.
@@ -19,7 +19,7 @@ fn second(node: &Node) -> Bytes {
 
 async fn shown(node: &Node, note: Bytes) -> Vec<String> {
     adopt(&node.exchange.shared, &member("tn"), &[note]).await;
-    node.exchange.peers().alarms()
+    alarms(node)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

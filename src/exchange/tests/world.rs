@@ -334,6 +334,12 @@ impl Actor {
     }
 }
 
+/// What needs an operator of this node.
+#[cfg(test)]
+pub(super) fn alarms(node: &Node) -> Vec<String> {
+    node.exchange.alarms().snapshot().iter().map(|active| active.alarm.to_string()).collect()
+}
+
 /// Waits for a condition, at most 20 s.
 pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
     let deadline = std::time::Instant::now() + Duration::from_secs(20);

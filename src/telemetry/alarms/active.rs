@@ -1,0 +1,221 @@
+//! Which alarms are active.
+//!
+//! In scope: one for each kind and subject, with since when, how often and the newest detail; its record when it begins and when it is over. Out of
+//! scope: what alarms there are. Subjects are members, feeds and authorities of the roster: so the table is bounded, and none displaces another.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use barid_core::proto;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::Alarm;
+use crate::telemetry::{AuditEvent, audit};
+
+/// Alarms that are active at once: every kind for every member and feed of a large roster. Beyond it there is a defect, and the record only.
+const ACTIVE_MAX: usize = 8_192;
+
+/// An alarm whose cause is not over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ActiveAlarm {
+    /// As it was raised last.
+    pub alarm: Alarm,
+    /// Unix ms when it was raised first.
+    pub since_unix_ms: u64,
+    /// How often it was raised.
+    pub count: u64,
+    /// When it is over, unless it is raised again.
+    until: Option<Instant>,
+}
+
+/// Code and subject.
+type Key = (&'static str, String);
+
+/// The active alarms. Cheap to clone; clones share them.
+#[derive(Clone, Default)]
+pub struct Alarms {
+    active: Arc<Mutex<BTreeMap<Key, ActiveAlarm>>>,
+}
+
+impl Alarms {
+    /// Raises an alarm until it is cleared. True if it was not active.
+    pub fn raise(&self, alarm: Alarm) -> bool {
+        self.put(alarm, None, true)
+    }
+
+    /// Raises an alarm of something that happened: it is over when that did not happen again for so long.
+    pub fn raise_for(&self, alarm: Alarm, quiet: Duration) -> bool {
+        self.put(alarm, Some(Instant::now() + quiet), true)
+    }
+
+    /// Raises an alarm, unless it is active, for a cause that was seen again.
+    pub fn raise_uncounted(&self, alarm: Alarm) {
+        self.put(alarm, None, false);
+    }
+
+    /// Clears the alarms that this holds for: their causes are over.
+    pub fn clear(&self, over: impl Fn(&Alarm) -> bool) {
+        self.remove(|active| over(&active.alarm));
+    }
+
+    /// Of the alarms whose causes are looked at again and again these are active, and no others.
+    pub fn settle(&self, watched: Vec<Alarm>) {
+        let keys: Vec<Key> = watched.iter().map(key).collect();
+        self.remove(|active| active.alarm.is_watched() && !keys.contains(&key(&active.alarm)));
+        for alarm in watched {
+            self.put(alarm, None, false);
+        }
+    }
+
+    /// All active alarms, the most severe first, of these the oldest.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<ActiveAlarm> {
+        self.remove(|_| false);
+        let mut all: Vec<ActiveAlarm> = self.active.lock().values().cloned().collect();
+        all.sort_by_key(|active| (active.alarm.severity(), active.since_unix_ms));
+        all
+    }
+
+    fn put(&self, alarm: Alarm, until: Option<Instant>, counts: bool) -> bool {
+        self.remove(|_| false);
+        {
+            let mut active = self.active.lock();
+            if let Some(active) = active.get_mut(&key(&alarm)) {
+                active.count += u64::from(counts);
+                active.until = until;
+                active.alarm = alarm.after(&active.alarm);
+                return false;
+            }
+            if active.len() < ACTIVE_MAX {
+                let since_unix_ms = now_unix_ms();
+                active.insert(key(&alarm), ActiveAlarm { alarm: alarm.clone(), since_unix_ms, count: 1, until });
+            }
+        }
+        record("alarm", &alarm);
+        true
+    }
+
+    /// Removes what is over by itself, and what this holds for.
+    fn remove(&self, over: impl Fn(&ActiveAlarm) -> bool) {
+        let now = Instant::now();
+        let ends = |active: &ActiveAlarm| active.until.is_some_and(|until| until <= now) || over(active);
+        let gone: Vec<ActiveAlarm> =
+            self.active.lock().extract_if(.., |_, active| ends(active)).map(|(_, active)| active).collect();
+        gone.iter().for_each(|active| record("alarm-cleared", &active.alarm));
+    }
+}
+
+impl ActiveAlarm {
+    /// As operators are told.
+    #[must_use]
+    pub fn to_proto(&self) -> proto::Alarm {
+        let seconds = i64::try_from(self.since_unix_ms / 1_000).unwrap_or(i64::MAX);
+        proto::Alarm {
+            text: self.alarm.to_string(),
+            code: self.alarm.code().to_owned(),
+            values: self.alarm.values(),
+            since: Some(pbjson_types::Timestamp { seconds, nanos: 0 }),
+            count: self.count,
+            severity: self.alarm.severity().as_str().to_owned(),
+        }
+    }
+}
+
+fn key(alarm: &Alarm) -> Key {
+    let parts = alarm.parts();
+    (parts.code, parts.subject)
+}
+
+fn record(what: &'static str, alarm: &Alarm) {
+    let (reason, subject) = (alarm.reason(), alarm.concerns());
+    let who = alarm.by().map(ToString::to_string).unwrap_or_default();
+    audit(&AuditEvent { what, reason, who: &who, subject: &subject, detail: alarm });
+}
+
+fn now_unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use barid_core::names::FeedId;
+
+    use super::*;
+    use crate::telemetry::alarms::{Severity, examples};
+    use crate::telemetry::heard::Heard;
+
+    fn entry(index: u64, by: &str) -> Alarm {
+        let feed: FeedId = format!("{by}.rabat.example/feed/1").parse().unwrap();
+        Alarm::Entry { what: "undecodable-header", feed, index, by: by.parse().unwrap() }
+    }
+
+    fn fork() -> Alarm {
+        Alarm::Fork { feed: "tn.rabat.example/feed/1".parse().unwrap(), why: "seen".into(), by: None }
+    }
+
+    #[test]
+    fn whatever_one_member_sends_is_one_alarm_and_displaces_no_other() {
+        let (heard, alarms) = (Heard::listen(), Alarms::default());
+        assert!(alarms.raise(fork()));
+        for index in 0..10_000 {
+            assert_eq!(alarms.raise_for(entry(index, "ly"), Duration::from_secs(60)), index == 0);
+        }
+        alarms.raise_for(entry(7, "dz"), Duration::from_secs(60));
+        let shown = alarms.snapshot();
+        assert_eq!((shown.len(), &shown[0].alarm), (3, &fork()));
+        for (alarm, count) in [(entry(7, "dz"), 1), (entry(9_999, "ly"), 10_000)] {
+            assert!(shown.iter().any(|active| (&active.alarm, active.count) == (&alarm, count)), "{shown:?}");
+        }
+        assert_eq!(heard.take().len(), 3, "one record for each");
+    }
+
+    #[test]
+    fn the_most_severe_come_first_whatever_came_first() {
+        let alarms = Alarms::default();
+        let mut all = examples();
+        all.reverse();
+        all.into_iter().for_each(|alarm| _ = alarms.raise(alarm));
+        let severities: Vec<Severity> = alarms.snapshot().iter().map(|active| active.alarm.severity()).collect();
+        assert!(severities.is_sorted() && severities.len() == examples().len(), "{severities:?}");
+        assert_eq!(severities[0], Severity::Critical);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_happened_is_over_once_it_has_not_happened_for_long() {
+        let (heard, alarms) = (Heard::listen(), Alarms::default());
+        alarms.raise_for(entry(1, "ly"), Duration::from_secs(60));
+        tokio::time::advance(Duration::from_secs(59)).await;
+        alarms.raise_for(entry(2, "ly"), Duration::from_secs(60));
+        tokio::time::advance(Duration::from_secs(59)).await;
+        assert_eq!(alarms.snapshot().len(), 1);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(alarms.snapshot().is_empty());
+        let feed = "ly ly.rabat.example/feed/1";
+        let expected = ["alarm", "alarm-cleared"].iter().zip([1, 2]);
+        let expected: Vec<String> = expected.map(|(what, n)| format!("{what} undecodable-header {feed} {n}")).collect();
+        assert_eq!(heard.take(), expected);
+    }
+
+    #[test]
+    fn watched_alarms_are_active_as_long_as_their_causes_and_the_others_are_left_alone() {
+        let (heard, alarms) = (Heard::listen(), Alarms::default());
+        let (disk, clock) =
+            (|why: &str| Alarm::DiskFull { why: why.into() }, Alarm::OwnClockBehind { last: "1".into() });
+        alarms.raise(fork());
+        alarms.settle(vec![disk("1 MiB"), clock.clone()]);
+        alarms.settle(vec![disk("2 MiB")]);
+        let shown = alarms.snapshot();
+        assert!(shown.iter().any(|active| active.alarm == disk("2 MiB") && active.count == 1), "{shown:?}");
+        assert_eq!(shown.len(), 2, "the clock is right again, and the fork stays: {shown:?}");
+        alarms.settle(Vec::new());
+        alarms.clear(|alarm| matches!(alarm, Alarm::Fork { .. }));
+        assert!(alarms.snapshot().is_empty());
+        let records = heard.take();
+        assert_eq!(records.iter().filter(|record| record.starts_with("alarm ")).count(), 3, "{records:?}");
+        assert_eq!(records.iter().filter(|record| record.starts_with("alarm-cleared ")).count(), 3, "{records:?}");
+    }
+}
