@@ -29,7 +29,7 @@ impl Home {
         let config = fs::read_to_string(home.path("node.toml")).unwrap();
         let config =
             config.replace("\"127.0.0.1:7400\"", "\"127.0.0.1:0\"").replace("\"127.0.0.1:7401\"", "\"127.0.0.1:0\"");
-        fs::write(home.path("node.toml"), config).unwrap();
+        fs::write(home.path("node.toml"), config.replace("lone_start_seconds = 10", "lone_start_seconds = 0")).unwrap();
         home
     }
 
@@ -53,8 +53,8 @@ impl Home {
     /// Starts the node, and stops it as soon as it serves; or why it did not start.
     async fn start(&self) -> Result<(), String> {
         let text = |error: &dyn std::error::Error| {
-            let source = error.source().map(ToString::to_string).unwrap_or_default();
-            format!("{error}: {source}")
+            let sources = std::iter::successors(error.source(), |error| error.source());
+            sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
         };
         let config = NodeConfig::load(&self.path("node.toml")).map_err(|error| text(&error))?;
         let declared = Declared { first: true, store_lost: false };

@@ -69,10 +69,10 @@ async fn wait_for_somebody_unknown_is_a_fault_of_the_command_line_in_every_langu
     *node.rejects.lock() = Some(Rejects { now_unix_ms, members: &["ma"] });
     let draft = draft(folder.path(), |_| {});
     for lang in Lang::ALL {
-        let (result, text) = barid(folder.path(), lang, &["publish", &draft, "--wait-for", "zz"]).await;
+        let (result, text) = barid(folder.path(), lang, &["publish", &draft, "--wait-for", "dz"]).await;
         let failure = result.unwrap_err();
         assert_eq!((failure.id(), failure.exit_code()), ("wait-for", Exit::Usage), "{text}");
-        assert!(text.contains("--wait-for") && text.contains("zz") && !text.contains("wait_for"), "{text}");
+        assert!(text.contains("--wait-for") && text.contains("dz") && !text.contains("wait_for"), "{text}");
     }
 }
 
