@@ -45,7 +45,7 @@ use crate::rpc::operator_server::OperatorServer;
 use crate::store::{ReadError, Store};
 
 /// Encoded `google.protobuf.FileDescriptorSet` of the services here and their messages, for reflection.
-pub(crate) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.descriptors.bin"));
+const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.descriptors.bin"));
 
 pub use caller::{Identify, Identity};
 pub use overdue::Overdue;
