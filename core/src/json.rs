@@ -18,7 +18,8 @@ use pbjson_types::Timestamp;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, ReflectMessage, Value};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor};
-use serde::ser::{Error as _, Serialize, SerializeMap, Serializer};
+use serde::ser::{Error as _, Serialize, Serializer};
+use serde_json::{Map, Value as Json};
 
 use crate::bulletin::times::Time;
 
@@ -46,10 +47,15 @@ pub(crate) fn read<'de, M: Message + Default, D: Deserializer<'de>>(name: &str, 
     message.transcode_to().map_err(D::Error::custom)
 }
 
-/// Writes a message.
+/// Writes a message; one that JSON cannot express is an error.
 pub(crate) fn write<M: Message, S: Serializer>(message: &M, name: &str, to: S) -> Result<S::Ok, S::Error> {
     let message = DynamicMessage::decode(descriptor(name), message.encode_to_vec().as_slice());
-    MessageJson(&message.map_err(S::Error::custom)?).serialize(to)
+    let mut notes = Vec::new();
+    let object = object(&message.map_err(S::Error::custom)?, "", &mut notes);
+    match notes.iter().find(|note| note.note == UNREPRESENTABLE) {
+        Some(note) => Err(S::Error::custom(format!("{} is {}, outside the years 1 to 9999", note.field, note.raw))),
+        None => object.serialize(to),
+    }
 }
 
 /// Reads an object as one message.
@@ -334,23 +340,83 @@ fn instant(text: &str) -> Option<Timestamp> {
     Time::from_proto(&timestamp).map(|_| timestamp)
 }
 
-/// Writes one message.
-struct MessageJson<'a>(&'a DynamicMessage);
+/// Something in a message that its JSON does not express.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// [`UNREPRESENTABLE`], [`UNKNOWN_FIELD`], or a reader's own.
+    pub note: &'static str,
+    /// Path of the field, or of where its number stands: `header.sentAt`.
+    pub field: String,
+    /// What stands there.
+    pub raw: String,
+}
 
-impl Serialize for MessageJson<'_> {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let descriptor = self.0.descriptor();
-        if descriptor.full_name() == TIMESTAMP {
-            let timestamp: Timestamp = self.0.transcode_to().map_err(S::Error::custom)?;
-            let instant = Time::from_proto(&timestamp);
-            return to.collect_str(&instant.ok_or_else(|| S::Error::custom("an instant outside the years 1 to 9999"))?);
-        }
-        let mut map = to.serialize_map(None)?;
-        for field in descriptor.fields().filter(|field| self.0.has_field(field) || zero_is_written(field)) {
-            map.serialize_entry(field.json_name(), &ValueJson(&self.0.get_field(&field), &field.kind()))?;
-        }
-        map.end()
+/// An instant outside the years 1 to 9999.
+pub const UNREPRESENTABLE: &str = "unrepresentable-field";
+/// A field that this version does not know, by its number.
+pub const UNKNOWN_FIELD: &str = "unknown-field";
+
+/// A message as a JSON object. What that cannot express is left out and noted; `path` is where the message stands.
+pub fn object(message: &DynamicMessage, path: &str, notes: &mut Vec<Note>) -> Map<String, Json> {
+    let mut object = Map::new();
+    for field in message.descriptor().fields().filter(|field| message.has_field(field) || zero_is_written(field)) {
+        let name = field.json_name();
+        let written = value(&message.get_field(&field), &field.kind(), &below(path, name), notes);
+        object.extend(written.map(|value| (name.to_owned(), value)));
     }
+    for unknown in message.unknown_fields() {
+        let (field, raw) = (below(path, &unknown.number().to_string()), format!("{} bytes", unknown.encoded_len()));
+        notes.push(Note { note: UNKNOWN_FIELD, field, raw });
+    }
+    object
+}
+
+fn value(value: &Value, kind: &Kind, path: &str, notes: &mut Vec<Note>) -> Option<Json> {
+    Some(match (value, kind) {
+        (Value::Bool(value), _) => (*value).into(),
+        (Value::I32(value), _) => (*value).into(),
+        (Value::U32(value), _) => (*value).into(),
+        // Readers in JavaScript would round them.
+        (Value::I64(value), _) => value.to_string().into(),
+        (Value::U64(value), _) => value.to_string().into(),
+        (Value::String(value), _) => value.as_str().into(),
+        (Value::Bytes(value), _) => STANDARD.encode(value).into(),
+        (Value::EnumNumber(number), Kind::Enum(words)) => {
+            words.get_value(*number).map_or((*number).into(), |word| word.name().into())
+        }
+        (Value::Message(message), _) => match timestamp(message) {
+            None => object(message, path, notes).into(),
+            Some(at) => match Time::from_proto(&at) {
+                Some(time) => time.to_string().into(),
+                None => {
+                    notes.push(Note { note: UNREPRESENTABLE, field: path.to_owned(), raw: raw_time(&at) });
+                    return None;
+                }
+            },
+        },
+        (Value::List(items), kind) => {
+            let item = |(n, item)| self::value(item, kind, &format!("{path}[{n}]"), notes).unwrap_or_default();
+            items.iter().enumerate().map(item).collect()
+        }
+        // A type that no message has.
+        _ => return None,
+    })
+}
+
+/// The instant that a message is, if it is one; not necessarily one that can be.
+#[must_use]
+pub fn timestamp(message: &DynamicMessage) -> Option<Timestamp> {
+    if message.descriptor().full_name() == TIMESTAMP { message.transcode_to().ok() } else { None }
+}
+
+/// A time that is none, as it stands in the message.
+#[must_use]
+pub fn raw_time(at: &Timestamp) -> String {
+    format!("{} s {} ns", at.seconds, at.nanos)
+}
+
+fn below(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
 /// Whether a number of 0 is written.
@@ -359,30 +425,6 @@ pub fn zero_is_written(field: &FieldDescriptor) -> bool {
     let number = !matches!(field.kind(), Kind::Bool | Kind::String | Kind::Bytes | Kind::Enum(_) | Kind::Message(_));
     let always = !field.is_list() && !field.supports_presence();
     number && always && field.parent_message().full_name() != ZERO_IS_ABSENT
-}
-
-/// Writes one value.
-struct ValueJson<'a>(&'a Value, &'a Kind);
-
-impl Serialize for ValueJson<'_> {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        match (self.0, self.1) {
-            (Value::Bool(value), _) => to.serialize_bool(*value),
-            (Value::I32(value), _) => to.serialize_i32(*value),
-            (Value::U32(value), _) => to.serialize_u32(*value),
-            (Value::I64(value), _) => to.collect_str(value),
-            (Value::U64(value), _) => to.collect_str(value),
-            (Value::String(value), _) => to.serialize_str(value),
-            (Value::Bytes(value), _) => to.serialize_str(&STANDARD.encode(value)),
-            (Value::EnumNumber(number), Kind::Enum(words)) => match words.get_value(*number) {
-                Some(word) => to.serialize_str(word.name()),
-                None => to.serialize_i32(*number),
-            },
-            (Value::Message(message), _) => MessageJson(message).serialize(to),
-            (Value::List(values), kind) => to.collect_seq(values.iter().map(|value| ValueJson(value, kind))),
-            _ => Err(S::Error::custom("a type that no message has")),
-        }
-    }
 }
 
 #[cfg(test)]

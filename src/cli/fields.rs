@@ -4,11 +4,11 @@
 //! digests and lists. Out of scope: what is made much of (`render`), and JSON (`message`).
 
 use barid_core::bulletin::times::Time;
+use barid_core::json::{raw_time, timestamp};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Value as Field};
 
-use super::message::{raw_time, timestamp};
 use super::messages::clean;
 use super::render::{Pair, Render, join_with, kebab};
 use super::times;

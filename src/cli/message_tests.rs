@@ -1,9 +1,13 @@
 #![allow(clippy::unwrap_used)]
 
 use barid_core::bulletin::kinds;
+use barid_core::json::timestamp;
 use barid_core::{envelope, proto};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use pbjson_types::Timestamp;
 use proptest::prelude::*;
-use prost_reflect::MessageDescriptor;
+use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor, ReflectMessage as _, Value as Field};
 
 use super::*;
 use crate::cli::Context;
@@ -78,7 +82,7 @@ fn any_value(field: &FieldDescriptor, random: &mut Random) -> Field {
 }
 
 fn described(name: &str) -> MessageDescriptor {
-    descriptor(&format!("barid.v1.{name}"))
+    json::descriptor(&format!("barid.v1.{name}"))
 }
 
 fn bytes_of(name: &str, random: &mut Random) -> Vec<u8> {
@@ -273,7 +277,9 @@ fn filled(description: &MessageDescriptor, arm: &str, count: &mut u64) -> Dynami
                 Kind::Uint32 => Field::U32(u32::try_from(70_000 + *count).unwrap()),
                 Kind::Uint64 => Field::U64(70_000 + *count),
                 Kind::String => Field::String(format!("text-{count}")),
-                Kind::Bytes if *count % 2 == 0 => Field::Bytes(vec![u8::try_from(*count % 251).unwrap(); 90].into()),
+                Kind::Bytes if (*count).is_multiple_of(2) => {
+                    Field::Bytes(vec![u8::try_from(*count % 251).unwrap(); 90].into())
+                }
                 Kind::Bytes => Field::Bytes(vec![u8::try_from(*count % 251).unwrap(); 32].into()),
                 Kind::Message(part) => Field::Message(filled(&part, arm, count)),
                 other => panic!("a field of a kind that no message has had so far: {other:?}"),

@@ -6,12 +6,13 @@
 use barid_core::bulletin::kinds;
 use barid_core::bulletin::vocabulary::Tlp;
 use barid_core::envelope::EnvelopeError;
+use barid_core::json::{self, Note};
 use barid_core::{envelope, proto};
 use owo_colors::{Rgb, Style};
 use prost_reflect::DynamicMessage;
 use serde_json::Value;
 
-use super::message::{self, Note};
+use super::message;
 use super::messages::{Arg, Messages, clean};
 use super::output::{Cell, Output, Table};
 use super::profile::Directory;
@@ -77,7 +78,7 @@ impl<'a> Reading<'a> {
         let mut notes = self.unread.clone();
         let mut object = message::fields_of(self.delivery, "", &mut notes);
         for (name, part) in [("header", self.header_fields()), ("body", self.body_fields())] {
-            object.extend(part.map(|part| (name.to_owned(), message::object(&part, name, &mut notes).into())));
+            object.extend(part.map(|part| (name.to_owned(), json::object(&part, name, &mut notes).into())));
         }
         message::add_notes(&mut object, &notes);
         Value::Object(object)
@@ -87,7 +88,7 @@ impl<'a> Reading<'a> {
     fn notes(&self) -> Vec<Note> {
         let mut notes = self.unread.clone();
         for (name, part) in [("header", self.header_fields()), ("body", self.body_fields())] {
-            part.map(|part| message::object(&part, name, &mut notes));
+            part.map(|part| json::object(&part, name, &mut notes));
         }
         notes
     }

@@ -4,7 +4,7 @@
 //! timestamps, repeated strings and messages, and the arms of `Body.content` as a oneof.
 
 use proptest::prelude::*;
-use serde_json::{Value as Json, json};
+use serde_json::json;
 
 use super::*;
 use crate::proto;

@@ -16,6 +16,7 @@ use std::str::FromStr;
 use barid_core::bulletin::times::Time;
 use barid_core::evidence::{EvidenceParts, Outcome, Report, Verdict, verify};
 use barid_core::follow::{EQUIVOCATION_HEADING, TWO_ENTRIES_HEADING};
+use barid_core::json::{Note, UNREPRESENTABLE};
 use barid_core::limits::{EVIDENCE_BYTES_MAX, ROSTER_BYTES_MAX};
 use barid_core::names::Member;
 use barid_core::proto;
@@ -24,7 +25,7 @@ use bytes::Bytes;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::message::Note;
+use super::message::note;
 use super::profile::Directory;
 use super::render::{Reading, Render};
 use super::{Context, Exit, Failure};
@@ -148,7 +149,7 @@ impl Judged {
             let at = words::timestamp(time);
             let text = Time::from_proto(&at).map(|time| time.to_string());
             if text.is_none() {
-                notes.push(Note { note: "unrepresentable-field", field, raw: format!("{time} s") }.json());
+                notes.push(note(&Note { note: UNREPRESENTABLE, field, raw: format!("{time} s") }));
             }
             text
         };
