@@ -215,7 +215,7 @@ mod tests {
     /// Every text that a draft can hold, by the fields that lead to it.
     fn texts(message: &MessageDescriptor, before: &[FieldDescriptor], found: &mut Vec<Vec<FieldDescriptor>>) {
         for field in message.fields() {
-            let path = [before, &[field.clone()]].concat();
+            let path = [before, std::slice::from_ref(&field)].concat();
             match field.kind() {
                 Kind::String => found.push(path),
                 Kind::Message(inner) if inner.package_name() == "barid.v1" => texts(&inner, &path, found),
