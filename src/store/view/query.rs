@@ -27,6 +27,8 @@ const CUSTODY_KEYS_MAX: usize = 4_096;
 const CUSTODY_NOTES_MAX: usize = 64;
 
 type Pair = (sled::IVec, sled::IVec);
+/// What one person of one feed has answered.
+type AnswerOf = (FeedNumber, Person, answers::Answer);
 
 impl View {
     /// Pairs from `from` on, ascending, with `prefix`.
@@ -138,7 +140,7 @@ impl View {
         member: &Member,
         id: Uuid,
         max: usize,
-    ) -> Result<(Vec<(FeedNumber, Person, answers::Answer)>, bool), ReadError> {
+    ) -> Result<(Vec<AnswerOf>, bool), ReadError> {
         let prefix = Key::new(keys::ANSWER).member(member).id(id);
         let (mut from, mut found, mut whole) = (prefix.clone(), Vec::new(), true);
         loop {
