@@ -42,7 +42,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// Looks at every cause of an alarm that is not reported by whoever meets it. Blocks.
+    /// Looks at every cause of an alarm that is not reported by whoever meets it.
     pub(super) fn settle_alarms(&self) {
         let mut watched = self.validity_alarms(UnixTime::now());
         watched.extend(self.clock_alarms());

@@ -87,6 +87,7 @@ async fn entries_that_cannot_be_read_are_one_alarm_and_hide_no_fork() {
     assert_eq!((fork.alarm.severity(), entries.alarm.severity()), (Severity::Critical, Severity::Warning));
     let newest = Alarm::Entry { what: "undecodable-header", feed: ly.feed(), index: 962, by: ly.me.clone() };
     assert_eq!((&entries.alarm, entries.count), (&newest, 960));
+    until("the evidence is kept", || !ma.store.forks().unwrap().is_empty()).await;
     // It is over by what ends it, and the other one stays.
     assert!(ma.exchange.resume_feed(&ly.feed()).await.unwrap());
     assert_eq!(ma.exchange.alarms().snapshot().len(), 1);
