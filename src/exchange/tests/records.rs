@@ -80,6 +80,7 @@ async fn entries_that_cannot_be_read_are_one_alarm_and_hide_no_fork() {
     until("ma holds them", || ma.size(&ly.feed()) == 963).await;
     liar.say(super::head("ly", 2)).await;
     until("ly's feed is stopped", || ma.exchange.stopped_feeds().contains(&ly.feed())).await;
+    until("the evidence is stored", || !ma.store.forks().unwrap().is_empty()).await;
     let active = ma.exchange.alarms().snapshot();
     assert_eq!(active.len(), 2, "{active:?}");
     let [fork, entries] = [&active[0], &active[1]];
