@@ -15,15 +15,17 @@ pub fn coded(text: &str) -> proto::Alarm {
 }
 
 /// Reason of every record of an alarm (`what` is `alarm`).
-pub const REASONS: [&str; 14] = [
+pub const REASONS: [&str; 16] = [
     "another-history",
     "clock",
     "damage",
     "disk-full",
+    "disk-low",
     "double-identity",
     "equivocation",
     "excluded",
     "in-doubt",
+    "member-over-share",
     "misdirected",
     "not-understood",
     "roster-missing",
@@ -64,6 +66,14 @@ pub const ALARMS: &[(&str, &str)] = &[
     (
         "disk-full",
         "the disk is full: nothing is published here and no entries are taken from peers, and both go on by themselves once there is room; {}",
+    ),
+    (
+        "disk-low",
+        "little room is left on the disk ({} MiB free): the content of other members' bulletins is not stored for now, and is fetched by itself once there is room",
+    ),
+    (
+        "member-over-share",
+        "{} has brought its share of the room on the disk: of {} of its entries only digests are stored for now, and their content is fetched by itself later",
     ),
     (
         "roster-missing",

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use barid_core::names::FeedId;
+use barid_core::quota::Tier;
 use rustls::pki_types::UnixTime;
 
 pub(super) use listen::{address, bind, serve};
@@ -36,6 +37,8 @@ struct Figures {
     syncs: SyncTimes,
     disk: DiskBytes,
     reserve_bytes: u64,
+    /// By member, thousandths of its share of the room on the disk.
+    share_used: BTreeMap<String, u64>,
     mended_bits: u64,
     view_lag: u64,
     peers: BTreeMap<String, PeerSnapshot>,
@@ -93,6 +96,7 @@ impl Source {
             syncs: store.sync_times(),
             disk: store.disk_bytes(),
             mended_bits: store.mended_bits(),
+            share_used: committer.share_used().into_iter().map(|(member, used)| (member.to_string(), used)).collect(),
             reserve_bytes: self.node.config.text.reserve_mib << 20,
             view_lag: store.view_lag(),
             peers: exchange.peers().snapshot().into_iter().map(|(member, peer)| (member.to_string(), peer)).collect(),
@@ -102,8 +106,10 @@ impl Source {
                 ("clock", count(self.node.clock_alarms().len())),
                 ("damage", u64::from(store.damage().is_some())),
                 ("disk-full", u64::from(full)),
+                ("disk-low", u64::from(!full && *committer.tier().borrow() < Tier::All)),
                 ("equivocation", count(stopped)),
                 ("in-doubt", in_doubt),
+                ("member-over-share", count(committer.over_share().len())),
                 ("other", count(others)),
                 ("validity", count(self.node.validity_alarms(now).len())),
             ],

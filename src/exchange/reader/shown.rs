@@ -4,13 +4,18 @@
 
 use std::sync::Arc;
 
-use barid_core::names::FeedId;
+use barid_core::follow::Finding;
+use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 
 use super::Reader;
-use crate::exchange::HEADS_LISTS_MAX;
 use crate::exchange::answers::{self, Signed};
+use crate::exchange::{HEADS_LISTS_MAX, Shared};
+use crate::telemetry::AuditEvent;
+
+/// Findings of one batch that are told one by one.
+const FINDINGS_TOLD_MAX: usize = 16;
 
 impl Reader {
     /// Asks for answers about our feed that were on their way when the last link broke.
@@ -67,5 +72,21 @@ impl Reader {
             self.roster_asked = version;
             self.outbox.push(Frame::RosterRequest(proto::RosterRequest { after: ours }));
         }
+    }
+}
+
+/// Records what is odd about entries that `peer` sent, and alarms.
+pub(crate) fn tell_findings(shared: &Shared, peer: &Member, feed: &FeedId, findings: &[Finding]) {
+    for finding in findings.iter().take(FINDINGS_TOLD_MAX) {
+        let (subject, reason) = (format!("{feed} {}", finding.index), finding.what.word());
+        let what = if finding.what.is_alarm() { "alarm" } else { "finding" };
+        shared.record(peer, &AuditEvent { what, reason, who: peer, subject: &subject, detail: &"" });
+        if finding.what.is_alarm() {
+            shared.peers.alarm(format!("{subject}: {reason}, from {peer}"));
+        }
+    }
+    if findings.len() > FINDINGS_TOLD_MAX {
+        let left = findings.len() - FINDINGS_TOLD_MAX;
+        tracing::warn!(%feed, left, "further findings among these entries");
     }
 }
