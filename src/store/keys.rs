@@ -39,7 +39,7 @@ use super::log::{Position, Resume};
 use super::tree_cache::TileId;
 
 /// Version of all values.
-pub(super) const VALUE_VERSION: u8 = 5;
+pub(super) const VALUE_VERSION: u8 = 6;
 /// Longest value: sled keeps 16 of them on a page, and no page may reach its blob files.
 pub(super) const VALUE_BYTES_MAX: usize = 16 << 10;
 
