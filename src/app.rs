@@ -62,6 +62,17 @@ use crate::transport::{
     Trust, Verifier,
 };
 
+/// How a node stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// Streams of callers that were open.
+    pub streams: u64,
+    /// Commits since it was told to stop.
+    pub commits: u64,
+    /// Whether calls were cut that did not end in time.
+    pub cut: bool,
+}
+
 /// Where a running node can be reached.
 #[derive(Clone, Debug)]
 pub struct Running {
@@ -89,7 +100,7 @@ pub async fn run(
     declared: Declared,
     stop: impl Future<Output = ()> + Send,
     running: impl FnOnce(&Running) + Send,
-) -> Result<(), AppError> {
+) -> Result<Stopped, AppError> {
     let purpose = Purpose::Serve(declared);
     let during = |inside: Inside| {
         if let Some(told) = &inside.running {
@@ -97,7 +108,7 @@ pub async fn run(
         }
         stop
     };
-    serve(config, purpose, during).await.map(|_| ())
+    serve(config, purpose, during).await.map(|(_, _, stopped)| stopped)
 }
 
 /// What a node is opened for.
@@ -123,7 +134,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
     config: &NodeConfig,
     purpose: Purpose,
     during: impl FnOnce(Inside) -> F + Send,
-) -> Result<(T, Arc<dyn Store>), AppError> {
+) -> Result<(T, Arc<dyn Store>, Stopped), AppError> {
     let config = &in_force(config)?;
     // From the first moment: it would end the process.
     let mut hangup = signal(SignalKind::hangup()).map_err(AppError::Signal)?;
@@ -152,6 +163,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
             mark: mark_path(config),
             first: matches!(purpose, Purpose::Serve(Declared { first: true, .. })),
             lone_start: Duration::from_secs(config.text.lone_start_seconds.into()),
+            share_percent: config.text.member_share_percent,
         },
     )?;
     keep_chain(&committer, &rosters).await?;
@@ -161,7 +173,8 @@ async fn serve<T, F: Future<Output = T> + Send>(
     let credentials = Credentials::load(&config.text.certificate, &config.text.private_key)
         .map_err(|error| AppError::Transport(error.to_string()))?;
     let grace_seconds = i64::from(config.text.crl_grace_days) * 86_400;
-    let lists = Lists { held: RevocationLists::default(), trust: trust.clone(), committer: committer.clone() };
+    let refusals = Arc::new(Refusals::default());
+    let lists = Lists::new(RevocationLists::default(), trust.clone(), committer.clone(), Arc::clone(&refusals));
     lists.recall(&store.crls()?);
     for (_, list) in lists::read_files(&config.text.crls, &trust)? {
         lists.held.take(&list);
@@ -177,7 +190,6 @@ async fn serve<T, F: Future<Output = T> + Send>(
         return Err(AppError::Transport(format!("{path} would be refused by every peer: {refused}")));
     }
     let connections = Connections::default();
-    let refusals = Arc::new(Refusals::default());
 
     let (shutdown, stopping) = watch::channel(false);
     let memory_bytes = config.text.memory_mib << 20;
@@ -291,14 +303,15 @@ async fn serve<T, F: Future<Output = T> + Send>(
         let settling = (counted.settle_in_time(), pace.refusals().settle_in_time(), links.refusals().settle_in_time());
         futures::join!(settling.0, settling.1, settling.2, telemetry::settle_in_time());
     });
-    watching.spawn(connections.watch(trust.clone(), lists.held, move |refusal| ended(refusal)));
+    watching.spawn(lists.clone().run());
+    watching.spawn(connections.watch(trust.clone(), lists.held.clone(), move |refusal| ended(refusal)));
     watching.spawn(follow_rosters(rosters.clone(), trust));
     if purpose != Purpose::Recover {
         watching.spawn(closing::name_closed(committer.clone(), exchange.clone(), rosters.clone()));
         watching.spawn(forked::tell(committer.clone(), exchange.clone(), rosters.clone()));
         watching.spawn(exchange.clone().ask_relays());
     }
-    watching.spawn(disk::watch(committer.clone(), exchange.alarms().clone()));
+    watching.spawn(disk::watch(committer.clone(), Arc::clone(&store), exchange.alarms().clone()));
     if let Some(wanted) = config.text.metrics.as_ref().filter(|_| purpose != Purpose::Recover) {
         let tcp = metrics::bind(wanted).await?;
         tracing::info!(address = ?metrics::address(&tcp), "figures at /metrics");
@@ -340,12 +353,13 @@ async fn serve<T, F: Future<Output = T> + Send>(
         serving.abort_all();
     }
     drop(watching);
+    lists.persist_all().await;
     committer.stop().await;
     [&*refusals, api.pace.refusals(), peers.refusals()].into_iter().for_each(Refusals::settle_all);
     telemetry::settle_all();
     let commits = store.seq().saturating_sub(begun_at);
-    tracing::info!(streams, commits, cut = drained.is_err(), "stopped: all that was accepted is stored");
-    result.map(|done| (done, store))
+    let stopped = Stopped { streams, commits, cut: drained.is_err() };
+    result.map(|done| (done, store, stopped))
 }
 
 /// The configuration with the epoch that is in force: the mark's, or a later one that the file says.

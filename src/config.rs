@@ -65,9 +65,14 @@ pub struct NodeText {
     /// Seconds to wait for a peer's heads after a start before publishing alone.
     #[serde(default = "ten")]
     pub lone_start_seconds: u32,
-    /// Free MiB on the disk below which nothing more is committed.
+    /// Free MiB on the disk that are kept for urgent entries of this member and for answers. Below twice as much nothing but own entries is
+    /// committed.
     #[serde(default = "half_gib")]
     pub reserve_mib: u64,
+    /// Share of the room on the disk that the content of one other member may take in a day, in percent. Of more the digests are stored, and the
+    /// content is fetched later.
+    #[serde(default = "share_percent")]
+    pub member_share_percent: u8,
     /// MiB of memory that all budgets together may hold (`docs/limits.md`); their bounds shrink alike where they would come to more.
     #[serde(default = "one_gib")]
     pub memory_mib: u64,
@@ -107,6 +112,10 @@ fn thirty() -> u32 {
 
 fn half_gib() -> u64 {
     512
+}
+
+fn share_percent() -> u8 {
+    barid_core::quota::SHARE_PERCENT
 }
 
 /// Less than this would not carry one full page and one full batch of each of a few callers and peers.
@@ -176,6 +185,9 @@ impl NodeConfig {
         }
         if read.memory_mib < MEMORY_MIB_MIN {
             return Err(format!("memory_mib: `{}` is not {MEMORY_MIB_MIN} or more", read.memory_mib));
+        }
+        if !(1..=100).contains(&read.member_share_percent) {
+            return Err(format!("member_share_percent: `{}` is not from 1 to 100", read.member_share_percent));
         }
         crate::telemetry::filter(&read.log).map_err(|error| format!("log: {error}"))?;
         let endpoints = read

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// The modules of the node, lowest floor first. A new top-level module needs a place here.
 const FLOORS: [&[&str]; 9] = [
     &["budgets"],
-    &["background", "files", "rpc", "telemetry"],
+    &["background", "codec", "files", "rpc", "telemetry"],
     &["access", "rosters", "store", "transport"],
     &["config"],
     &["committer", "pki"],

@@ -7,6 +7,7 @@ pub mod app;
 pub mod background;
 pub mod budgets;
 pub mod cli;
+pub mod codec;
 pub mod committer;
 pub mod config;
 pub mod exchange;

@@ -134,6 +134,13 @@ impl Asked {
         self.attempt = self.attempt.saturating_add(1);
     }
 
+    /// What was put off is asked for at once: what stood in the way here is gone.
+    pub fn retry_now(&mut self) {
+        if self.retry_at_ms.is_some() {
+            (self.retry_at_ms, self.attempt) = (Some(0), 0);
+        }
+    }
+
     /// A batch of the peer's has become durable, which told of the entries from `first` on up to `end`, and of no others: it has just said what
     /// it has of these. `lacked` of them it did not hold itself, and may hold later.
     pub fn served(&mut self, first: u64, end: u64, lacked: u64) {

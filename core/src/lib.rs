@@ -16,5 +16,7 @@ pub mod limits;
 pub mod names;
 pub mod proto;
 pub mod provide;
+pub mod quota;
+pub mod ranges;
 pub mod relay;
 pub mod roster;

@@ -19,6 +19,9 @@ pub const BATCH_BYTES_MAX: usize = COMMIT_BYTES_MAX;
 pub const EXPRESS_ENTRIES_MAX: usize = 1_024;
 /// Entries of any other status beside them: a room of their own, so that no exercise stands in the way of what is Actual.
 pub const EXPRESS_OTHERS_MAX: usize = 512;
+/// How long an entry that is held ahead of its feed's order takes a place there, in ms, where the feed does not come to it: a thin line catches up
+/// within a day, and a feed that never comes to it must not hold its lane for ever. The entry stays held.
+pub const EXPRESS_EXPIRES_MS: u64 = 24 * 3_600_000;
 /// Envelope bytes with status Actual that may be on their way to one peer ahead of the order of their feeds, and not reached by it.
 pub const EXPRESS_BYTES_MAX: usize = 4 << 20;
 /// Those of any other status, beside them.
@@ -50,6 +53,8 @@ pub const ENDPOINT_BYTES_MAX: usize = 253 + 6;
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Largest revocation list taken or handed on, of some 20,000 certificates; one always fits beside the notes of a `Heads`.
 pub const CRL_BYTES_MAX: usize = 1 << 20;
+/// Parts of one frame on a link: fields, and those of the messages in it. A full batch, with its entries and its proof, has a third of them.
+pub const FRAME_PARTS_MAX: usize = 16_384;
 /// Hashes in one Merkle proof: trees have fewer than 2^63 leaves.
 pub const PROOF_HASHES_MAX: usize = 64;
 /// Evidence of two histories: two notes and a proof, in base64.

@@ -4,7 +4,10 @@
 //! when an owner counts as unreachable, and following itself.
 //!
 //! The choice is the peer furthest ahead, of several the one with the lowest code; it stays while it serves. What a peer shows of itself
-//! may be wrong, so that only entries that come keep it chosen; who brought none gets another turn once all others had theirs.
+//! may be wrong, so that only entries that come keep it chosen; who brought none gets another turn once all others had theirs. Who has brought
+//! entries waits for no other one that has not: a false size costs [`RELAY_UNPROVEN_MS`] once, and nothing after that.
+
+use std::collections::BTreeMap;
 
 use crate::names::Member;
 
@@ -15,6 +18,11 @@ pub const RELAY_PATIENCE_MS: u64 = 30_000;
 /// The same for a relay that does not show to be ahead: heads of others come up to a second later than its entries.
 pub const RELAY_BEHIND_MS: u64 = 3_000;
 
+/// The same for one that has never brought anything, while another one is ahead that has.
+pub const RELAY_UNPROVEN_MS: u64 = 5_000;
+/// Turns in vain that are told apart.
+const FAILED_MAX: u32 = 16;
+
 /// Where one feed is followed while its owner is away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Relay {
@@ -23,6 +31,8 @@ pub struct Relay {
     since_ms: u64,
     /// Left since anything came last.
     tried: Vec<Member>,
+    /// Of each peer that had a turn: how often in a row it showed to be ahead and brought nothing; 0: its last turn brought something.
+    records: BTreeMap<Member, u32>,
 }
 
 impl Relay {
@@ -38,15 +48,26 @@ impl Relay {
         if held != self.held {
             (self.held, self.since_ms) = (held, now_ms);
             self.tried.clear();
+            self.records.extend(self.at.clone().map(|at| (at, 0)));
         }
+        // Those of which nothing is known come behind those that have brought something, and before those that have not.
+        let record =
+            |peer: &Member| self.records.get(peer).map_or(1, |failed| if *failed == 0 { 0 } else { failed + 1 });
         let current = self.at.as_ref().and_then(|at| shown.iter().find(|(peer, _)| peer == at));
         let ahead = shown.iter().filter(|(peer, size)| *size > held && current.is_none_or(|(at, _)| at != peer));
         let best = ahead.min_by(|(a, a_size), (b, b_size)| {
             let tried = self.tried.contains(a).cmp(&self.tried.contains(b));
-            tried.then_with(|| b_size.cmp(a_size)).then_with(|| a.cmp(b))
+            let failed = record(a).max(1).cmp(&record(b).max(1));
+            tried.then(failed).then_with(|| b_size.cmp(a_size)).then_with(|| a.cmp(b))
         });
-        let changes = current.is_none_or(|(_, size)| {
-            let patience = if *size > held { RELAY_PATIENCE_MS } else { RELAY_BEHIND_MS };
+        let changes = current.is_none_or(|(at, size)| {
+            let better = best.is_some_and(|(peer, _)| record(peer) == 0);
+            let patience = match record(at) {
+                _ if *size <= held => RELAY_BEHIND_MS,
+                1 if better => RELAY_UNPROVEN_MS,
+                2.. if better => 0,
+                _ => RELAY_PATIENCE_MS,
+            };
             best.is_some() && now_ms.saturating_sub(self.since_ms) >= patience
         });
         if changes {
@@ -55,6 +76,10 @@ impl Relay {
                 self.tried.clear();
             }
             self.tried.extend(current.map(|(peer, _)| peer.clone()));
+            if let Some((peer, _)) = current.filter(|(_, size)| *size > held) {
+                let failed = self.records.entry(peer.clone()).or_default();
+                *failed = (*failed + 1).min(FAILED_MAX);
+            }
             self.at = best.map(|(peer, _)| peer.clone());
             self.since_ms = now_ms;
         }
@@ -119,6 +144,33 @@ mod tests {
         assert!(!behind.look(5, Some(5), 6, 9_000), "it begins again");
         assert!(!behind.look(5, Some(6), 6, 99_000), "the owner has it, too");
         assert!(!behind.look(5, None, 6, 99_000), "who has shown nothing yet is not judged");
+    }
+
+    #[test]
+    fn a_false_size_costs_a_few_seconds_once() {
+        let (liar, honest) = (member("dz"), member("ly"));
+        let mut relay = Relay::default();
+        let (mut held, mut waited, mut now_ms) = (0, Vec::new(), 0);
+        for entry in 1..=20_u64 {
+            // One entry a minute, which only the honest one brings.
+            let shown = [(liar.clone(), 1_000_000), (honest.clone(), entry)];
+            let since = now_ms;
+            while held < entry {
+                if relay.choose(held, &shown, now_ms) == Some(&honest) {
+                    held = entry;
+                }
+                now_ms += 500;
+            }
+            waited.push(now_ms - since);
+            let until = since + 60_000;
+            while now_ms < until {
+                relay.choose(held, &shown, now_ms);
+                now_ms += 500;
+            }
+        }
+        assert!(waited[0] <= RELAY_PATIENCE_MS + 1_000, "nothing is known of either: {waited:?}");
+        assert!(waited[1..].iter().all(|waited| *waited <= RELAY_UNPROVEN_MS + 500), "{waited:?}");
+        assert!(waited[3..].iter().all(|waited| *waited <= 500), "{waited:?}");
     }
 
     #[test]

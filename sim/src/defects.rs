@@ -91,6 +91,7 @@ pub(crate) fn unverified_fills(feed: &FeedId, message: &proto::Fills, lacking: &
     };
     VerifiedFills {
         feed: feed.clone(),
+        provider: feed.member.clone(),
         entries: message.items.iter().filter_map(entry).collect(),
         findings: Vec::new(),
     }
@@ -106,6 +107,7 @@ pub(crate) fn any_express(
     let hash = |bytes: &Bytes| <[u8; 32]>::try_from(bytes.as_ref()).ok().map(Hash);
     Some(VerifiedExpress {
         feed: feed.clone(),
+        provider: feed.member.clone(),
         index: message.index,
         urgent: urgent(&header),
         entry: VerifiedEntry {
@@ -134,6 +136,7 @@ pub(crate) fn unverified(state: &FollowState, message: &proto::Entries, fault: F
     }
     Ok(VerifiedBatch {
         feed: state.feed.clone(),
+        provider: state.provider.clone(),
         first: state.frontier.size(),
         entries,
         frontier,

@@ -138,7 +138,10 @@ pub(super) fn commit(error: &CommitFailure) -> Status {
         CommitFailure::Stopped(_) => {
             Status::with_error_details(Code::Unavailable, "the store has stopped", info("STOPPED"))
         }
-        CommitFailure::Stale { .. } | CommitFailure::AnotherEntry { .. } | CommitFailure::ClockBehind => defect(),
+        CommitFailure::Stale { .. }
+        | CommitFailure::AnotherEntry { .. }
+        | CommitFailure::ClockBehind
+        | CommitFailure::OverShare => defect(),
     }
 }
 

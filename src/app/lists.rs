@@ -1,20 +1,32 @@
 //! Revocation lists: from files, from peers, and kept in the store.
+//!
+//! In scope: verifying what peers offer, on a thread that gives way and within a budget of each member; what is persisted of it. Out of scope:
+//! which list is in force (`transport`).
+//!
+//! A newer list is in force at once. It is persisted so that a known revocation survives a restart while its authority cannot be reached; an
+//! authority that issues one list after the other has the newest persisted now and then, and peers have the rest.
 
-use std::collections::BTreeMap;
+mod inbox;
+
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use barid_core::names::Member;
 use bytes::Bytes;
 use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::sync::watch;
+use tokio::time::Instant;
+
+use inbox::{Inbox, PERSIST_EVERY};
 
 use super::AppError;
+use crate::background;
 use crate::committer::{Committer, Kept};
 use crate::exchange::Revocations;
 use crate::files;
 use crate::store::CrlRecord;
-use crate::telemetry::{AuditEvent, audit};
+use crate::telemetry::{AuditEvent, RECORDED_SINGLY_MAX, Refusals, audit};
 use crate::transport::{CheckedList, HeldList, ListError, RevocationLists, Trust};
 
 /// First byte of every DER sequence; PEM begins with text.
@@ -26,9 +38,82 @@ pub(super) struct Lists {
     pub(super) held: RevocationLists,
     pub(super) trust: Trust,
     pub(super) committer: Committer,
+    refusals: Arc<Refusals>,
+    inbox: Arc<Inbox>,
 }
 
 impl Lists {
+    pub(super) fn new(held: RevocationLists, trust: Trust, committer: Committer, refusals: Arc<Refusals>) -> Self {
+        Self { held, trust, committer, refusals, inbox: Arc::default() }
+    }
+
+    /// Verifies what peers offer, puts it in force, and persists it at most once for each authority and [`PERSIST_EVERY`]. Returns never.
+    pub(super) async fn run(self) {
+        loop {
+            let next = self.inbox.next(Instant::now());
+            if let Some((from, der)) = next.list {
+                self.judge(&from, der).await;
+            }
+            let due = self.inbox.due();
+            if due.is_some_and(|due| due <= Instant::now()) {
+                self.persist(Instant::now()).await;
+                continue;
+            }
+            if next.more {
+                continue;
+            }
+            let wait = next.wait_until.into_iter().chain(due).min();
+            tokio::select! {
+                () = self.inbox.put.notified() => {}
+                () = async { match wait {
+                    Some(wait) => tokio::time::sleep_until(wait).await,
+                    None => std::future::pending().await,
+                } } => {}
+            }
+        }
+    }
+
+    /// Persists what is in force and not persisted yet: the node stops.
+    pub(super) async fn persist_all(&self) {
+        self.persist(Instant::now() + PERSIST_EVERY).await;
+    }
+
+    async fn judge(&self, from: &Member, der: Bytes) {
+        let (held, trust) = (self.held.clone(), self.trust.clone());
+        match background::run(move || held.offer(&der, &trust)).await {
+            Ok(Ok(Some(list))) => self.inbox.in_force(from, list),
+            // An older one, or a panic, which has been reported.
+            Ok(Ok(None)) | Err(_) => {}
+            Ok(Err(error)) => self.refuse(from, error.reason(), &error),
+        }
+    }
+
+    async fn persist(&self, now: Instant) {
+        let due = self.inbox.take_due(now);
+        if due.is_empty() {
+            return;
+        }
+        let crls = due.iter().map(|pending| record(&pending.list)).collect();
+        let kept = self.committer.keep(Kept { crls, ..Kept::default() }).await;
+        for pending in due {
+            let (reason, detail) = match &kept {
+                Ok(()) if pending.count > 1 => ("newer", format!("the newest of {}", pending.count)),
+                Ok(()) => ("newer", String::new()),
+                Err(error) => ("not-kept", error.to_string()),
+            };
+            let subject = &pending.list.trust_domain;
+            audit(&AuditEvent { what: "list-taken", reason, who: &pending.from, subject, detail: &detail });
+            if kept.is_err() {
+                self.inbox.not_persisted(pending);
+            }
+        }
+    }
+
+    fn refuse(&self, from: &Member, reason: &'static str, detail: &dyn std::fmt::Display) {
+        let event = AuditEvent { what: "refused-list", reason, who: from, subject: &"", detail };
+        self.refusals.record(from.as_str(), RECORDED_SINGLY_MAX, &event, Instant::now());
+    }
+
     /// Takes up what the store remembers. Lists of authorities that the roster no longer has are left aside.
     pub(super) fn recall(&self, records: &[CrlRecord]) {
         for record in records {
@@ -81,35 +166,15 @@ impl Revocations for Lists {
     }
 
     fn offer(&self, from: &Member, lists: Vec<Bytes>) {
-        let mut newer = Vec::new();
-        // One record for all of a kind: a peer could send thousands.
-        let mut refused: BTreeMap<&'static str, (usize, String)> = BTreeMap::new();
-        for der in lists {
-            match self.held.offer(&der, &self.trust) {
-                Ok(Some(list)) => newer.push(list),
-                Ok(None) => {}
-                Err(error) => refused.entry(error.reason()).or_insert_with(|| (0, error.to_string())).0 += 1,
-            }
+        // The same list comes from every peer.
+        let new: Vec<Bytes> = lists.into_iter().filter(|der| !self.held.holds(der)).collect();
+        let dropped = self.inbox.put(from, new);
+        if dropped > 0 {
+            self.refuse(
+                from,
+                "rate-limited",
+                &format!("{dropped} lists came faster than they are verified; newer ones are"),
+            );
         }
-        for (reason, (count, first)) in refused {
-            let detail = format!("{count}: {first}");
-            audit(&AuditEvent { what: "refused-list", reason, who: from, subject: &"", detail: &detail });
-        }
-        if newer.is_empty() {
-            return;
-        }
-        // In force at once, and kept so that a known revocation survives a restart while its authority cannot be reached.
-        let (committer, from) = (self.committer.clone(), from.clone());
-        tokio::spawn(async move {
-            let crls = newer.iter().map(record).collect();
-            let (reason, detail) = match committer.keep(Kept { crls, ..Kept::default() }).await {
-                Ok(()) => ("newer", String::new()),
-                Err(error) => ("not-kept", error.to_string()),
-            };
-            for list in newer {
-                let subject = &list.trust_domain;
-                audit(&AuditEvent { what: "list-taken", reason, who: &from, subject, detail: &detail });
-            }
-        });
     }
 }

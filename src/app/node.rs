@@ -1,11 +1,13 @@
 //! What operators are told of the node, and what they may have it do.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use barid_core::names::{FeedId, Member, Undisclosed};
 use barid_core::proto;
+use barid_core::quota::Over;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use rustls::pki_types::UnixTime;
@@ -41,6 +43,12 @@ pub(super) struct Node {
     pub(super) reload_error: parking_lot::Mutex<Option<String>>,
 }
 
+/// What members have used of the disk, as the committer knows it.
+struct SharesShown {
+    used: BTreeMap<Member, u64>,
+    over: BTreeMap<Member, Over>,
+}
+
 impl Node {
     /// Looks at every cause of an alarm that is not reported by whoever meets it.
     pub(super) fn settle_alarms(&self) {
@@ -48,7 +56,7 @@ impl Node {
         watched.extend(self.clock_alarms());
         watched.extend(self.settled_alarms());
         watched.extend(self.store.damage());
-        watched.extend(super::disk::alarm(&self.committer));
+        watched.extend(super::disk::alarms(&self.committer, self.store.as_ref()));
         watched.extend(self.reload_alarm());
         if let Gate::InDoubt(why) = &*self.committer.gate().borrow() {
             watched.push(Alarm::NeedsRecovery { why: why.clone() });
@@ -56,7 +64,7 @@ impl Node {
         self.exchange.alarms().settle(watched);
     }
 
-    fn peer(&self, member: &Member, peer: &PeerSnapshot) -> proto::PeerStatus {
+    fn peer(&self, member: &Member, peer: &PeerSnapshot, shares: &SharesShown) -> proto::PeerStatus {
         let feed = peer.feed.as_ref();
         let state = feed.and_then(|feed| self.store.feed(feed));
         let ranges = feed.and_then(|feed| self.store.not_held(feed, NOT_HELD_LISTED_MAX).ok()).unwrap_or_default();
@@ -89,6 +97,8 @@ impl Node {
             last_cosignature: at(peer.cosigned_time),
             last_heartbeat: at(peer.heartbeat_time),
             custody_size: peer.custody_size,
+            share_used_percent: u32::try_from(shares.used.get(member).copied().unwrap_or(0) / 10).unwrap_or(u32::MAX),
+            over_share: shares.over.contains_key(member),
         }
     }
 }
@@ -112,7 +122,9 @@ fn at(unix_seconds: u64) -> Option<pbjson_types::Timestamp> {
 
 impl api::Node for Node {
     fn peers(&self) -> Vec<proto::PeerStatus> {
-        self.exchange.peers().snapshot().iter().map(|(member, peer)| self.peer(member, peer)).collect()
+        let shares = SharesShown { used: self.committer.share_used(), over: self.committer.over_share() };
+        let peers = self.exchange.peers().snapshot();
+        peers.iter().map(|(member, peer)| self.peer(member, peer, &shares)).collect()
     }
 
     fn resume_feed<'a>(&'a self, feed: &'a FeedId) -> BoxFuture<'a, Result<bool, String>> {

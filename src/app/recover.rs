@@ -131,7 +131,7 @@ pub async fn recover(
             Ok((roster, next))
         }
     };
-    let (fetched, store) = serve(config, Purpose::Recover, during).await?;
+    let (fetched, store, _) = serve(config, Purpose::Recover, during).await?;
     let mark = mark_path(config);
     let (roster, next) = match fetched {
         // Nothing that was reached puts it in doubt.

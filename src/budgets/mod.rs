@@ -17,7 +17,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-pub use rate::RateLimiter;
+pub use rate::{Rate, RateLimiter};
 pub use table::Spec;
 
 /// Who is charged.

@@ -3,7 +3,7 @@
 //! In scope: names, bounds and reasons; `docs/limits.md` is this table, and a test compares them. Out of scope: bounds of single values
 //! (`barid_core::limits`), and of queues that nobody outside can fill.
 
-use super::Bounds;
+use super::{Bounds, Rate};
 
 /// One budget.
 #[derive(Debug, PartialEq, Eq)]
@@ -86,6 +86,60 @@ pub static LOG_BYTES: Spec = Spec {
 /// All budgets, in the order in which they are shown.
 pub static BUDGETS: &[&Spec] = &[&API_CALLS, &API_REQUEST_BYTES, &API_RESPONSE_BYTES, &LINK_BYTES, &LOG_BYTES];
 
+/// A rate: so much comes back in a second, and so much may be used at once.
+#[derive(Debug, PartialEq)]
+pub struct RateSpec {
+    /// Its name in the records of what was limited.
+    pub name: &'static str,
+    /// What is counted.
+    pub unit: &'static str,
+    /// Whose: "member".
+    pub of: &'static str,
+    /// The rate.
+    pub rate: Rate,
+    /// Why so much.
+    pub reason: &'static str,
+}
+
+/// Work that the frames of a peer cause.
+pub static PEER_WORK: RateSpec = RateSpec {
+    name: "peer_work",
+    unit: "units of some 5 µs",
+    of: "member",
+    rate: Rate { per_second: 65_536.0, burst: 262_144.0 },
+    reason: "A third of a processor: a peer that catches up at full speed with the longest notes stays below; beyond it the link is not read",
+};
+
+/// Bytes of custody notes that add little.
+pub static CUSTODY_BYTES: RateSpec = RateSpec {
+    name: "custody_bytes",
+    unit: "bytes beyond 1 KiB a note and 128 bytes an entry",
+    of: "member",
+    rate: Rate { per_second: 4_096.0, burst: 8_388_608.0 },
+    reason: "Notes on what was backfilled here and there state again what is not held, in up to 64 KiB; beyond it they are dropped",
+};
+
+/// Custody notes that add nothing but an earlier time.
+pub static EARLIER_CUSTODY: RateSpec = RateSpec {
+    name: "earlier_custody",
+    unit: "notes",
+    of: "member",
+    rate: Rate { per_second: 1.0 / 60.0, burst: 16.0 },
+    reason: "Notes that were delayed on their way: the times of an honest holder ascend; beyond it they are dropped",
+};
+
+/// Bytes of revocation lists that are verified.
+pub static LIST_BYTES: RateSpec = RateSpec {
+    name: "list_bytes",
+    unit: "bytes, 16 KiB a list at least",
+    of: "member",
+    rate: Rate { per_second: 1_048_576.0, burst: 8_388_608.0 },
+    reason: "The largest list each second, and lists of a whole exchange at once; of more the newest is verified first, and takes effect within a second",
+};
+
+/// All rates, in the order in which they are shown.
+pub static RATES: &[&RateSpec] = &[&PEER_WORK, &CUSTODY_BYTES, &EARLIER_CUSTODY, &LIST_BYTES];
+
 /// What each call of the API is charged to.
 pub const CALLS: &[(&str, &[&str])] = &[
     ("FocalPoint.Publish", &["api_calls", "api_request_bytes", "api_response_bytes"]),
@@ -104,33 +158,33 @@ pub const CALLS: &[(&str, &[&str])] = &[
 
 /// What each frame of a link is charged to.
 pub const FRAMES: &[(&str, &[&str])] = &[
-    ("hello", &["link_bytes"]),
-    ("follow", &["link_bytes"]),
-    ("entries", &["link_bytes"]),
-    ("stored", &["link_bytes"]),
-    ("cosigned", &["link_bytes"]),
-    ("custody", &["link_bytes"]),
-    ("heads", &["link_bytes"]),
-    ("roster_request", &["link_bytes"]),
-    ("rosters", &["link_bytes"]),
-    ("fault", &["link_bytes"]),
-    ("answers_request", &["link_bytes"]),
-    ("fills", &["link_bytes"]),
-    ("consistency_request", &["link_bytes"]),
-    ("consistency", &["link_bytes"]),
-    ("express", &["link_bytes"]),
-    ("relayed_custody_request", &["link_bytes"]),
-    ("relayed_custody", &["link_bytes"]),
+    ("hello", &["link_bytes", "peer_work"]),
+    ("follow", &["link_bytes", "peer_work"]),
+    ("entries", &["link_bytes", "peer_work"]),
+    ("stored", &["link_bytes", "peer_work"]),
+    ("cosigned", &["link_bytes", "peer_work"]),
+    ("custody", &["link_bytes", "peer_work"]),
+    ("heads", &["link_bytes", "peer_work"]),
+    ("roster_request", &["link_bytes", "peer_work"]),
+    ("rosters", &["link_bytes", "peer_work"]),
+    ("fault", &["link_bytes", "peer_work"]),
+    ("answers_request", &["link_bytes", "peer_work"]),
+    ("fills", &["link_bytes", "peer_work"]),
+    ("consistency_request", &["link_bytes", "peer_work"]),
+    ("consistency", &["link_bytes", "peer_work"]),
+    ("express", &["link_bytes", "peer_work"]),
+    ("relayed_custody_request", &["link_bytes", "peer_work"]),
+    ("relayed_custody", &["link_bytes", "peer_work"]),
 ];
 
 /// What each sort of note or list that is persisted is charged to.
 pub const NOTES: &[(&str, &[&str])] = &[
-    ("checkpoint", &["link_bytes"]),
-    ("cosignature", &["link_bytes"]),
-    ("custody note", &["link_bytes"]),
-    ("equivocation", &["link_bytes"]),
-    ("revocation list", &["link_bytes"]),
-    ("roster", &["link_bytes"]),
+    ("checkpoint", &["link_bytes", "peer_work"]),
+    ("cosignature", &["link_bytes", "peer_work"]),
+    ("custody note", &["link_bytes", "peer_work", "custody_bytes", "earlier_custody"]),
+    ("equivocation", &["link_bytes", "peer_work"]),
+    ("revocation list", &["link_bytes", "peer_work", "list_bytes"]),
+    ("roster", &["link_bytes", "peer_work"]),
 ];
 
 #[cfg(test)]
@@ -169,6 +223,13 @@ mod tests {
             let [own, all, reserved] =
                 [bounds.per_owner, bounds.total, bounds.reserved].map(|value| amount(value, unit));
             writeln!(page, "| `{name}` | {unit} | {of} | {own} | {all} | {reserved} | {key} | {reason} |").unwrap();
+        }
+        page.push_str("\n| rate | counts | of each | a second | at once | why |\n|---|---|---|---|---|---|\n");
+        for RateSpec { name, unit, of, rate, reason } in RATES {
+            let each =
+                |value: f64| if value < 1.0 { format!("1 in {:.0} s", 1.0 / value) } else { format!("{value:.0}") };
+            let [often, once] = [rate.per_second, rate.burst].map(each);
+            writeln!(page, "| `{name}` | {unit} | {of} | {often} | {once} | {reason} |").unwrap();
         }
         for (heading, rows) in [("call", CALLS), ("frame", FRAMES), ("note", NOTES)] {
             write!(page, "\n| {heading} | charged to |\n|---|---|\n").unwrap();
@@ -214,8 +275,9 @@ mod tests {
         let named = |rows: &[(&str, &[&str])]| rows.iter().map(|(name, _)| (*name).to_owned()).collect::<BTreeSet<_>>();
         assert_eq!(named(CALLS), calls);
         assert_eq!(named(FRAMES), frames);
-        let known: BTreeSet<&str> = BUDGETS.iter().map(|spec| spec.name).collect();
-        assert_eq!(known.len(), BUDGETS.len(), "each name once");
+        let rates = RATES.iter().map(|spec| spec.name);
+        let known: BTreeSet<&str> = BUDGETS.iter().map(|spec| spec.name).chain(rates).collect();
+        assert_eq!(known.len(), BUDGETS.len() + RATES.len(), "each name once");
         for (name, budgets) in CALLS.iter().chain(FRAMES).chain(NOTES) {
             assert!(!budgets.is_empty() && budgets.iter().all(|budget| known.contains(budget)), "{name}: {budgets:?}");
         }

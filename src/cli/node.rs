@@ -1,6 +1,7 @@
 //! `barid node`: run this member's node until it is told to stop.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -11,6 +12,9 @@ use crate::app::{AppError, Declared};
 use crate::config::NodeConfig;
 use crate::store::OpenError;
 use crate::{app, telemetry};
+
+/// How long work on blocking threads may take after everything is committed and closed: its links have ended, and it looks for that.
+const LEFTOVERS_MAX: Duration = Duration::from_secs(2);
 
 /// What `node` is told.
 #[derive(Debug, Args)]
@@ -53,7 +57,13 @@ pub(super) fn run(_context: &Context, args: &NodeArgs) -> Result<Exit, Failure> 
         let _inside = runtime.enter();
         stopped(args.while_input_lasts).map_err(|error| Failure::new("internal").because(&error))?
     };
-    runtime.block_on(app::run(&config, args.declared(), stop, |_| ())).map_err(|error| {
+    let ran = runtime.block_on(app::run(&config, args.declared(), stop, |_| ()));
+    // What still reads or verifies for nobody ends with the process.
+    runtime.shutdown_timeout(LEFTOVERS_MAX);
+    if let Ok(app::Stopped { streams, commits, cut }) = &ran {
+        tracing::info!(streams, commits, cut, "stopped: all that was accepted is stored");
+    }
+    ran.map_err(|error| {
         let id = match error {
             AppError::Store(OpenError::Damaged(_)) => "node-damaged",
             AppError::StoreMissing { .. } => "store-missing",

@@ -89,6 +89,13 @@ impl Writer {
         let held = held.or_else(|| pending().find(|held| held.index == index).map(|held| held.entry.digest));
         let count = express.urgent.map_or(0, |how| self.count_ahead(group, feed, how));
         let admission = admit(&express, size, held, count, &Room::NODE);
+        let fits = admission != Admission::Hold || {
+            let bytes = express.envelope().map_or(0, Bytes::len);
+            self.shared.takes_content(&feed.member, &express.provider, bytes, express.urgent)
+        };
+        if !fits {
+            return Ok(Expressed::Full);
+        }
         let VerifiedExpress { feed, index, entry, checkpoint, proof, .. } = express;
         let (envelope, header) = match (admission, entry.content) {
             (Admission::Hold, VerifiedContent::Disclosed { envelope, header }) => (envelope, header),
@@ -133,13 +140,14 @@ impl Writer {
             _ => how == Urgent::Other,
         };
         let pending = group.commit.express.iter().filter(|held| held.feed == *feed).filter(of_this_sort).count();
-        let (store, ahead) = (&self.shared.store, self.shared.store.ahead(feed, 0..u64::MAX));
-        let Some((first, _)) = ahead.first().filter(|_| !Room::NODE.has(how, ahead.len() + pending)) else {
-            return ahead.len() + pending;
+        let store = &self.shared.store;
+        let places = store.ahead_places(feed, self.shared.now().1);
+        let Some(first) = places.first().filter(|_| !Room::NODE.has(how, places.len() + pending)) else {
+            return places.len() + pending;
         };
-        // Few of them may be Actual, or few may not be.
-        match store.urgent(feed, how, *first, ahead.len()) {
-            Ok(held) => held.len() + pending,
+        // Few of them may be Actual, or few may not be. Beside them there are those that take no place any more.
+        match store.urgent(feed, how, *first, store.ahead(feed, *first..u64::MAX).len()) {
+            Ok(held) => held.iter().filter(|index| places.binary_search(index).is_ok()).count() + pending,
             Err(error) => {
                 tracing::error!(%feed, %error, "what is held ahead of a feed's order cannot be counted: an urgent entry waits");
                 usize::MAX

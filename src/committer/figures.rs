@@ -30,7 +30,7 @@ impl Committer {
     /// Entries and answers that wait to be committed.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.shared.queue.taken() + self.shared.express.taken() + self.shared.others.taken()
+        self.shared.queue.taken() + self.shared.links.taken() + self.shared.express.taken() + self.shared.others.taken()
     }
 }
 

@@ -244,8 +244,14 @@ mod tests {
                 mirror: key("ma.rabat.example/mirror", Algorithm::CosignatureEd25519),
                 custody: key("ma.rabat.example/custody", Algorithm::Ed25519),
             };
-            let options =
-                Options { feed: feed.clone(), keys, mark: path.clone(), first, lone_start: std::time::Duration::ZERO };
+            let options = Options {
+                feed: feed.clone(),
+                keys,
+                mark: path.clone(),
+                first,
+                lone_start: std::time::Duration::ZERO,
+                share_percent: barid_core::quota::SHARE_PERCENT,
+            };
             Committer::start(Arc::clone(store), options).unwrap()
         };
         let begun = || -> Arc<dyn Store> { Arc::new(MemoryStore::new()) };

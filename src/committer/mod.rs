@@ -35,6 +35,7 @@ use barid_core::feed::note::SigningKey;
 use barid_core::follow::{ProvenEntry, VerifiedBatch};
 use barid_core::names::{FeedId, Member, Undisclosed};
 use barid_core::proto;
+use barid_core::quota::{Shares, Tier};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, broadcast, oneshot, watch};
@@ -49,8 +50,10 @@ pub use spoken::Answers;
 pub use work::{Appended, Filled, Filling, Kept, Published, PublishedGroup};
 pub(crate) use work::{Permit, Work};
 
-/// Entries and answers that may wait for the committer; beyond it publishers are told to come back and links stop reading.
+/// Entries of this member, and answers, that may wait for the committer; beyond it publishers are told to come back.
 pub const QUEUE_MAX: usize = 8_192;
+/// Entries of links that may wait beside those: what peers bring takes no place of what is published here.
+pub const LINKS_QUEUE_MAX: usize = QUEUE_MAX;
 /// Urgent entries with status Actual that may wait beside them: they find room when the others do not.
 pub const EXPRESS_QUEUE_MAX: usize = 1_024;
 /// Urgent entries of any other status, beside both: exercises take no place of what is Actual.
@@ -85,6 +88,8 @@ pub struct Options {
     pub first: bool,
     /// How long to wait alone for a peer's heads before publishing.
     pub lone_start: Duration,
+    /// Share of the room on the disk that the content of one other member may take in a day, in percent.
+    pub share_percent: u8,
 }
 
 /// Whether the node may publish.
@@ -112,6 +117,9 @@ pub enum CommitFailure {
     /// There is no room on the disk: why. There will be; what was refused may come again then.
     #[error("{0}")]
     DiskFull(String),
+    /// Content of a member that has brought its share of the room on the disk. It may come again later.
+    #[error("its member has brought its share of the room on the disk")]
+    OverShare,
     /// The store has failed; the node must be restarted.
     #[error("the store has stopped: {0}")]
     Stopped(String),
@@ -167,11 +175,15 @@ pub(crate) struct Shared {
     /// One past the newest arrival: told before `seq`.
     end_arrival: watch::Sender<u64>,
     gate: watch::Sender<Gate>,
-    /// Why nothing is taken for want of room.
+    /// Why no own entries are taken for want of room.
     full: watch::Sender<Option<String>>,
+    tier: watch::Sender<Tier>,
+    /// What members have brought, and may bring.
+    shares: Mutex<Shares>,
     custody: broadcast::Sender<Arc<Vec<CustodyRecord>>>,
     said: broadcast::Sender<Arc<Answers>>,
     queue: Places,
+    links: Places,
     express: Places,
     others: Places,
     heartbeat_key: SigningKey,
@@ -221,9 +233,12 @@ impl Committer {
             end_arrival: watch::Sender::new(store.end_arrival()),
             gate: watch::Sender::new(Gate::Starting),
             full: watch::Sender::new(None),
+            tier: watch::Sender::new(Tier::All),
+            shares: Mutex::new(Shares::new(options.share_percent)),
             custody: broadcast::Sender::new(1_024),
             said: broadcast::Sender::new(1_024),
             queue: Places::new(QUEUE_MAX),
+            links: Places::new(LINKS_QUEUE_MAX),
             express: Places::new(EXPRESS_QUEUE_MAX),
             others: Places::new(EXPRESS_OTHERS_QUEUE_MAX),
             heartbeat_key: options.keys.mirror.clone(),
@@ -390,7 +405,7 @@ impl Committer {
         &self,
         batch: VerifiedBatch,
     ) -> Result<oneshot::Receiver<Result<Appended, CommitFailure>>, CommitFailure> {
-        let permit = self.permits(permits_of(batch.entries.len())).await?;
+        let permit = self.permits(&self.shared.links, permits_of(batch.entries.len())).await?;
         let (reply, answer) = oneshot::channel();
         self.work.send_or_commit(Work::Append(Box::new(batch), reply, permit)).await.map_err(|_| self.stopped())?;
         Ok(answer)
@@ -402,7 +417,7 @@ impl Committer {
     /// See [`CommitFailure`].
     pub async fn fill(&self, filling: Filling) -> Result<Filled, CommitFailure> {
         let count = u32::try_from(filling.fills.entries.len().max(1)).unwrap_or(u32::MAX);
-        let permit = self.permits(count).await?;
+        let permit = self.permits(&self.shared.links, count).await?;
         let (reply, answer) = oneshot::channel();
         self.work.send(Work::Fill(Box::new(filling), reply, permit)).map_err(|_| self.stopped())?;
         answer.await.map_err(|_| self.stopped())?
@@ -413,7 +428,7 @@ impl Committer {
     /// # Errors
     /// See [`CommitFailure`].
     pub async fn keep(&self, kept: Kept) -> Result<(), CommitFailure> {
-        let permit = self.permits(1).await?;
+        let permit = self.permits(&self.shared.queue, 1).await?;
         let (reply, answer) = oneshot::channel();
         self.work.send(Work::Keep(kept, reply, permit)).map_err(|_| self.stopped())?;
         answer.await.map_err(|_| self.stopped())?
@@ -470,8 +485,8 @@ impl Committer {
         }
     }
 
-    async fn permits(&self, count: u32) -> Result<Permit, CommitFailure> {
-        Arc::clone(&self.shared.queue.free).acquire_many_owned(count).await.map_err(|_| self.stopped())
+    async fn permits(&self, places: &Places, count: u32) -> Result<Permit, CommitFailure> {
+        Arc::clone(&places.free).acquire_many_owned(count).await.map_err(|_| self.stopped())
     }
 
     fn stopped(&self) -> CommitFailure {
@@ -522,6 +537,11 @@ impl Committer {
     /// Takes places in the queue, as others that publish would, until the permit is dropped.
     pub(crate) fn occupy(&self, entries: usize) -> Permit {
         Arc::clone(&self.shared.queue.free).try_acquire_many_owned(permits_of(entries)).expect("there is room")
+    }
+
+    /// Takes all places of links.
+    pub(crate) fn occupy_links(&self) -> Permit {
+        Arc::clone(&self.shared.links.free).try_acquire_many_owned(permits_of(LINKS_QUEUE_MAX)).expect("they are free")
     }
 }
 

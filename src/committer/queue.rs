@@ -3,7 +3,9 @@
 //! In scope: the order in which work is handed out, and when there is something to do. Out of scope: how much may wait (the permits of
 //! [`super::Committer`]), who does it (`desk`), and what goes into one commit (`run`).
 //!
-//! Where both lanes have work they take turns, commit by commit: what is urgent waits for at most one commit, and so does what is not. What
+//! Where both lanes have work they take turns, commit by commit: what is urgent waits for at most one commit, and so does what is not. In the
+//! ordinary lane what this member publishes and what comes of others take turns in the same way, so that a peer's flood is one commit ahead of
+//! a publisher at most; what is small goes along with the other. What
 //! is only kept, such as answers, waits for company before that, for [`COMPANY_WAIT`] at most.
 
 use std::collections::VecDeque;
@@ -14,6 +16,9 @@ use barid_core::follow::VerifiedContent;
 use parking_lot::{Condvar, Mutex};
 
 use super::{COMPANY_WAIT, Work};
+
+/// Envelope bytes of a piece of work that goes along in a commit which began with the other sort: it takes no longer by it.
+const ALONG_BYTES_MAX: usize = 64 << 10;
 
 /// One of the two lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +40,7 @@ struct Inner {
     actual: VecDeque<Work>,
     /// Exercises, tests: urgent, and never before what is Actual.
     other: VecDeque<Work>,
-    ordinary: VecDeque<Work>,
+    ordinary: Ordinary,
     /// The lane of the newest commit.
     last: Lane,
     /// How many of the ordinary lane wait for company.
@@ -48,6 +53,54 @@ struct Inner {
     asleep: Option<Instant>,
     senders: usize,
     closed: bool,
+}
+
+/// What is not urgent.
+#[derive(Default)]
+struct Ordinary {
+    /// What this member publishes.
+    own: VecDeque<Work>,
+    /// All else.
+    others: VecDeque<Work>,
+    /// Whether the commit in the making, or the newest, began with what this member publishes.
+    began_own: bool,
+}
+
+impl Ordinary {
+    fn len(&self) -> usize {
+        self.own.len() + self.others.len()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Work> {
+        self.own.iter().chain(&self.others)
+    }
+
+    fn of(&mut self, work: &Work) -> &mut VecDeque<Work> {
+        if matches!(work, Work::Publish(..)) { &mut self.own } else { &mut self.others }
+    }
+
+    /// The first of a commit: in turn, and the end last.
+    fn first(&mut self) -> Option<Work> {
+        let ends = self.others.front().is_some_and(|work| matches!(work, Work::Stop(_)));
+        self.began_own = !self.own.is_empty() && (ends || !self.began_own || self.others.is_empty());
+        if self.began_own { self.own.pop_front() } else { self.others.pop_front() }
+    }
+
+    /// More of what the commit began with, and then what is small of the rest.
+    fn more(&mut self) -> Option<Work> {
+        let (same, rest) =
+            if self.began_own { (&mut self.own, &mut self.others) } else { (&mut self.others, &mut self.own) };
+        let ends = |queue: &VecDeque<Work>| queue.front().is_some_and(|work| matches!(work, Work::Stop(_)));
+        if !ends(same) && !same.is_empty() {
+            return same.pop_front();
+        }
+        let small = rest.front().is_some_and(|work| work.size().1 <= ALONG_BYTES_MAX);
+        if small && !ends(rest) {
+            return rest.pop_front();
+        }
+        // The end comes when nothing else is left.
+        (self.own.is_empty() && ends(&self.others)).then(|| self.others.pop_front()).flatten()
+    }
 }
 
 /// How urgent a piece of work is; `None`: it waits in the ordinary lane.
@@ -83,7 +136,7 @@ impl Queue {
         let inner = Inner {
             actual: VecDeque::new(),
             other: VecDeque::new(),
-            ordinary: VecDeque::new(),
+            ordinary: Ordinary::default(),
             last: Lane::Ordinary,
             patient: 0,
             patient_since: None,
@@ -125,7 +178,7 @@ impl Queue {
             return false;
         }
         let mut bytes = 0;
-        let mut all = inner.actual.iter().chain(&inner.other).chain(&inner.ordinary);
+        let mut all = inner.actual.iter().chain(&inner.other).chain(inner.ordinary.iter());
         all.all(|work| match work {
             Work::Keep(kept, ..) => {
                 bytes += kept.bytes();
@@ -201,7 +254,7 @@ impl Queue {
         let long_enough = inner.company_due().is_some_and(|due| due <= now);
         let ordinary = inner.last == Lane::Express && (inner.ordinary.len() > inner.patient || long_enough);
         let lanes = if ordinary { [Lane::Ordinary, Lane::Express] } else { [Lane::Express, Lane::Ordinary] };
-        let work = lanes.into_iter().find_map(|lane| inner.pop(lane))?;
+        let work = lanes.into_iter().find_map(|lane| inner.pop(lane, true))?;
         inner.last = if urgency(&work).is_some() { Lane::Express } else { Lane::Ordinary };
         Some(work)
     }
@@ -210,7 +263,7 @@ impl Queue {
     pub(super) fn more(&self) -> Option<Work> {
         let mut inner = self.inner.lock();
         let last = inner.last;
-        inner.pop(last)
+        inner.pop(last, false)
     }
 
     /// Gives back what did not fit: it comes next in its lane. After the end whoever waits for it is told.
@@ -273,14 +326,15 @@ impl Inner {
         match urgency(work) {
             Some(Urgent::Actual) => &mut self.actual,
             Some(Urgent::Other) => &mut self.other,
-            None => &mut self.ordinary,
+            None => self.ordinary.of(work),
         }
     }
 
-    fn pop(&mut self, lane: Lane) -> Option<Work> {
+    fn pop(&mut self, lane: Lane, first: bool) -> Option<Work> {
         let work = match lane {
             Lane::Express => self.actual.pop_front().or_else(|| self.other.pop_front()),
-            Lane::Ordinary => self.ordinary.pop_front(),
+            Lane::Ordinary if first => self.ordinary.first(),
+            Lane::Ordinary => self.ordinary.more(),
         }?;
         if is_patient(&work) {
             self.patient -= 1;
@@ -372,6 +426,59 @@ mod tests {
         queue.push(appended()).unwrap();
         queue.give_back(kept());
         assert_eq!(taken(&queue, now), ["kept", "appended"]);
+    }
+
+    fn of_bytes(own: bool, bytes: usize) -> Work {
+        let permit = std::sync::Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let envelope = bytes::Bytes::from(vec![0; bytes]);
+        if own {
+            let mut draft = barid_core::bulletin::kinds::find("situation-report").unwrap().sample().unwrap();
+            let header = draft.header.as_mut().unwrap();
+            (header.urgency, header.severity) = ("Expected".into(), "Minor".into());
+            let fill = barid_core::bulletin::Fill {
+                member: "ma".parse().unwrap(),
+                issuer: "desk".into(),
+                id: barid_core::bulletin::BulletinId::new(1_764_000_000_000, &[7; 10]),
+                sent_at_unix_ms: 1_764_000_000_000,
+                roster_version: 1,
+            };
+            let mut bulletin = barid_core::bulletin::prepare(&draft, &fill, [7; 16]).unwrap();
+            bulletin.envelope = envelope;
+            return Work::Publish(vec![bulletin], oneshot::channel().0, permit);
+        }
+        let mut batch = batch(&Default::default(), 1);
+        batch.entries[0].content = VerifiedContent::Disclosed { envelope, header: None };
+        Work::Append(Box::new(batch), oneshot::channel().0, permit)
+    }
+
+    #[test]
+    fn a_flood_of_others_is_one_commit_ahead_of_who_publishes() {
+        let (queue, now) = (Queue::new(None), Instant::now());
+        for _ in 0..16 {
+            queue.push(of_bytes(false, 1 << 20)).unwrap();
+        }
+        // One is being committed.
+        let flood = queue.first(now).unwrap();
+        assert!(matches!(flood, Work::Append(..)));
+        queue.push(of_bytes(true, 100)).unwrap();
+        queue.push(of_bytes(true, 100)).unwrap();
+        assert_eq!(taken(&queue, now), ["other", "other"], "and nothing large with them");
+        queue.push(of_bytes(true, 100)).unwrap();
+        queue.push(of_bytes(true, 100)).unwrap();
+        let flood = queue.first(now).unwrap();
+        assert!(matches!(flood, Work::Append(..)), "nor do publishers keep others waiting");
+    }
+
+    #[test]
+    fn what_is_small_goes_along_and_the_end_comes_last() {
+        let (queue, now) = (Queue::new(None), Instant::now());
+        queue.push(of_bytes(false, 100)).unwrap();
+        queue.push(of_bytes(true, 1 << 20)).unwrap();
+        queue.push(of_bytes(false, 100)).unwrap();
+        queue.push(Work::Stop(oneshot::channel().0)).unwrap();
+        queue.push(of_bytes(true, 100)).unwrap();
+        assert_eq!(taken(&queue, now), ["other", "other", "appended", "appended", "other"]);
+        assert!(queue.first(now).is_none());
     }
 
     #[test]

@@ -6,10 +6,13 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use barid_core::bulletin::{Urgent, urgent};
 use barid_core::feed::tree::Frontier;
 use barid_core::follow::{VerifiedBatch, VerifiedContent};
 use barid_core::limits::BATCH_ENTRIES_MAX;
-use barid_core::names::Undisclosed;
+use barid_core::names::{Member, Undisclosed};
+use barid_core::proto;
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::release::Release;
@@ -41,7 +44,8 @@ impl Writer {
                 return;
             }
         };
-        let VerifiedBatch { feed, first, entries, frontier, checkpoint, consistency_proof, .. } = batch;
+        let whole = self.shared.takes_content(&batch.feed.member, &batch.provider, batch.envelope_bytes(), None);
+        let VerifiedBatch { feed, provider, first, entries, frontier, checkpoint, consistency_proof, .. } = batch;
         let own = owns(&self.shared.feed.member, &feed);
         // Its own feed a node takes from others only where it does not continue it itself.
         let continued = feed == self.shared.feed
@@ -67,14 +71,21 @@ impl Writer {
             return;
         }
         group.commit.displaced.extend(displaced.into_iter().map(|index| (feed.clone(), index)));
-        let mut new = Vec::with_capacity(entries.len());
+        let (mut new, mut reduced) = (Vec::with_capacity(entries.len()), 0);
         for (index, entry) in (first..).zip(entries) {
             let content = match entry.content {
                 // What came ahead of the order is held in full, whatever comes now.
                 _ if ahead.binary_search(&index).is_ok() => Content::Undisclosed(Undisclosed::NotHeld),
-                VerifiedContent::Disclosed { envelope, header } => {
+                VerifiedContent::Disclosed { envelope, header }
+                    if whole || self.takes_urgent(&feed.member, &provider, &envelope, header.as_deref()) =>
+                {
                     group.bytes += envelope.len();
                     Content::Disclosed { envelope, header }
+                }
+                VerifiedContent::Disclosed { .. } => {
+                    reduced += 1;
+                    note_not_held(&mut progress.not_held, index, Undisclosed::NotHeld);
+                    Content::Undisclosed(Undisclosed::NotHeld)
                 }
                 VerifiedContent::Undisclosed(reason) => {
                     if !own {
@@ -111,8 +122,23 @@ impl Writer {
                 consistency_proof,
             }),
         }
+        if reduced > 0 {
+            self.shared.reduced(&feed.member, &provider, reduced);
+        }
         group.edges.insert(feed, frontier);
-        group.releases.push(Release::Append { reply, appended: Appended { size }, _permit: permit });
+        group.releases.push(Release::Append { reply, appended: Appended { size, reduced }, _permit: permit });
+    }
+
+    /// Whether one entry of a batch whose content is not taken is taken all the same: it is urgent.
+    fn takes_urgent(
+        &self,
+        owner: &Member,
+        provider: &Member,
+        envelope: &Bytes,
+        header: Option<&proto::Header>,
+    ) -> bool {
+        let urgent = header.and_then(urgent).filter(|urgent| *urgent == Urgent::Actual);
+        urgent.is_some() && self.shared.takes_content(owner, provider, envelope.len(), urgent)
     }
 
     pub(super) fn take_fill(
@@ -127,6 +153,12 @@ impl Writer {
         if is_behind(time, seconds) {
             // Its owner is told by a note of its own, or never: it is asked for again.
             let _ = reply.send(Err(CommitFailure::ClockBehind));
+            return;
+        }
+        let (owner, provider) = (&fills.feed.member, &fills.provider);
+        if !self.shared.takes_content(owner, provider, fills.envelope_bytes(), None) {
+            self.shared.reduced(owner, provider, 0);
+            let _ = reply.send(Err(CommitFailure::OverShare));
             return;
         }
         let feed = fills.feed;

@@ -25,6 +25,7 @@ use crate::store::{
 use super::queue::Queue;
 use super::received::UNSPOKEN_RANGES_MAX;
 use super::release::{Pending, Release, fail_all, refuse, release};
+use super::room::Known;
 use super::spoken::{Debts, Word};
 
 /// What is known of the feeds, and what commits to the store: one at a time has it in hand (`desk`).
@@ -42,6 +43,7 @@ pub(super) struct Writer {
     pub(super) checkpoint: Option<SignedCheckpoint>,
     /// When it was last looked whether there is room.
     pub(super) looked: Instant,
+    pub(super) known: Known,
 }
 
 /// One commit in the making.
@@ -137,7 +139,9 @@ impl Writer {
             last_time,
             checkpoint: None,
             looked: Instant::now(),
+            known: Known::default(),
         };
+        writer.look_for_room();
         writer.shared.last_time.store(last_time, Ordering::Relaxed);
         writer.open_feed(&options.feed, &options.mark, options.first)?;
         Ok(writer)
@@ -237,6 +241,8 @@ impl Writer {
         if next.is_none() && self.debts.due().is_none_or(|due| due > Instant::now()) {
             return Turn::default();
         }
+        self.look_where_it_is_near();
+        let apart = self.commits_apart();
         let mut group = Group { last_time: self.last_time, ..Group::default() };
         let mut turn = Turn::default();
         while let Some(work) = next.take() {
@@ -246,7 +252,9 @@ impl Writer {
                     turn.stop = Some(reply);
                     break;
                 }
-                work if group.fits(&work) => self.take(&mut group, work),
+                work if group.fits(&work) && !(apart && group.mixes(&self.shared.feed.member, &work)) => {
+                    self.take(&mut group, work);
+                }
                 work => {
                     queue.give_back(work);
                     break;
@@ -273,9 +281,8 @@ impl Writer {
         if let Gate::Stopped(reason) = &*self.shared.gate.borrow() {
             return refuse(work, &CommitFailure::Stopped(reason.clone()));
         }
-        // Answers and the like are tried all the same: a part of the reserve is theirs.
-        if let (Some(full), false) = (&*self.shared.full.borrow(), matches!(work, Work::Keep(..))) {
-            return refuse(work, &CommitFailure::DiskFull(full.clone()));
+        if let Some(full) = self.has_no_room(&work) {
+            return refuse(work, &full);
         }
         match work {
             Work::Publish(bulletins, reply, permit) => self.take_publish(group, bulletins, reply, permit),
@@ -385,6 +392,7 @@ impl Writer {
         group.commit.cursors = self.cursors_ahead(std::mem::take(&mut group.cursors));
         group.commit.time_unix_ms = now().1;
         let empty = is_empty(&group.commit);
+        self.took_room(group.bytes + group.kept_bytes);
         let result = if empty { Ok(None) } else { self.shared.store.commit(group.commit, self.seq).map(Some) };
         match result {
             Ok(committed) => {
@@ -418,7 +426,7 @@ impl Writer {
             Err(full @ (CommitError::DiskFull { .. } | CommitError::ViewBehind(_))) => {
                 self.debts.postpone();
                 self.looked = Instant::now();
-                self.room(Some(full.to_string()));
+                self.look_for_room();
                 fail_all(group.releases, &CommitFailure::DiskFull(full.to_string()));
                 Outcome::Failed
             }

@@ -9,6 +9,7 @@ use barid_core::feed::note::{Algorithm, SigningKey};
 use barid_core::feed::tree::Frontier;
 use barid_core::follow::{VerifiedBatch, VerifiedContent, VerifiedEntry, VerifiedExpress};
 use barid_core::names::{Digest, FeedId, Undisclosed};
+use barid_core::quota::SHARE_PERCENT;
 
 use super::{Committer, Keys, Options, checkpoint_of};
 use crate::store::Store;
@@ -26,7 +27,11 @@ pub(super) fn start(store: &Arc<dyn Store>, folder: &std::path::Path) -> Committ
     let custody = SigningKey::from_seed("ma.rabat.example/custody", Algorithm::Ed25519, [9; 32]).unwrap();
     let keys = Keys { feed: vec![key("ma")], mirror, custody };
     let (feed, mark, lone_start) = (of("ma"), folder.join("mark"), Duration::ZERO);
-    Committer::start(Arc::clone(store), Options { feed, keys, mark, first: true, lone_start }).unwrap()
+    Committer::start(
+        Arc::clone(store),
+        Options { feed, keys, mark, first: true, lone_start, share_percent: SHARE_PERCENT },
+    )
+    .unwrap()
 }
 
 /// `count` entries of tn's feed, held as digests.
@@ -42,12 +47,22 @@ pub(super) fn batch(first: &Frontier, count: u8) -> VerifiedBatch {
     let checkpoint = sign(&checkpoint_of(&of("tn"), &frontier), &[key("tn")]).unwrap();
     let (feed, first) = (of("tn"), first.size());
     let (consistency_proof, findings) = (Vec::new(), Vec::new());
-    VerifiedBatch { feed, first, entries, frontier, checkpoint, consistency_proof, findings }
+    let provider = feed.member.clone();
+    VerifiedBatch { feed, provider, first, entries, frontier, checkpoint, consistency_proof, findings }
 }
 
 /// The first entry of tn's feed, ahead of its order.
 pub(super) fn express() -> VerifiedExpress {
-    let VerifiedBatch { feed, mut entries, checkpoint, .. } = batch(&Frontier::new(), 1);
+    let VerifiedBatch { feed, provider, mut entries, checkpoint, .. } = batch(&Frontier::new(), 1);
     let entry = entries.remove(0);
-    VerifiedExpress { feed, index: 0, entry, urgent: None, checkpoint, proof: Vec::new(), findings: Vec::new() }
+    VerifiedExpress {
+        feed,
+        provider,
+        index: 0,
+        entry,
+        urgent: None,
+        checkpoint,
+        proof: Vec::new(),
+        findings: Vec::new(),
+    }
 }

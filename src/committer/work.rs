@@ -45,6 +45,8 @@ pub struct PublishedGroup {
 pub struct Appended {
     /// Entries held now.
     pub size: u64,
+    /// Entries whose content came and was not taken: there is no room for it, or its owner, or who sent it, is over its share.
+    pub reduced: u64,
 }
 
 /// What content that came late became.

@@ -20,16 +20,19 @@ use bytes::Bytes;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 
+use super::custody::{Accepted, Verdict};
+use super::ended::Ended;
 use super::forks::{self, Compared};
 use super::outbox::Outbox;
 use super::{NOTES_WAITING_MAX, REPEATED_BYTES_MAX, Shared};
+use crate::background;
 use crate::committer::{Answers, Kept};
 use crate::store::{Cosigned, CustodyRecord, FeedTree, ForkRecord, ReadError};
 use crate::telemetry::AuditEvent;
 use crate::telemetry::alarms::Alarm;
 
-/// Notes of one holder that end at one place: that which came ahead of the order, and what is in order.
-const NOTES_ALIKE_MAX: usize = 8;
+/// Notes that are verified without giving way to anything: somebody may wait for them.
+const VERIFIED_FIRST_MAX: usize = 64;
 
 /// Something signed, not yet verified.
 pub(crate) enum Signed {
@@ -63,6 +66,8 @@ enum NoteFault {
     /// After a lost store: honest, and shown again on the next link.
     #[error("it speaks of {0} entries of this node's feed, and fewer are held here")]
     NotHere(u64),
+    #[error("its holder has no room left for notes that add so little: {0} bytes")]
+    OverBudget(usize),
     #[error("the store cannot be read: {0}")]
     Store(#[from] ReadError),
 }
@@ -72,7 +77,7 @@ fn bad(error: impl std::fmt::Display) -> NoteFault {
 }
 
 /// Verifies and keeps what the reader hands over, until the reader is gone.
-pub(crate) async fn keep_all(shared: Arc<Shared>, peer: Member, mut waiting: mpsc::Receiver<Signed>) {
+pub(crate) async fn keep_all(shared: Arc<Shared>, peer: Member, mut waiting: mpsc::Receiver<Signed>, ended: Ended) {
     let mut group = Vec::new();
     // Something that it has shown was not kept: then it is not said that all of it was, until the next link shows it again.
     let mut missed = false;
@@ -83,10 +88,14 @@ pub(crate) async fn keep_all(shared: Arc<Shared>, peer: Member, mut waiting: mps
             peer: peer.clone(),
             found: RefCell::default(),
             reached: RefCell::default(),
+            accepted: Accepted::default(),
+            ended: ended.clone(),
             roster: shared.options.rosters.load().newest_shared(),
         };
+        let many = notes.len() > VERIFIED_FIRST_MAX;
+        let verify = move || verifier.verify_all(notes);
         // Ended only by a panic, which has been reported.
-        let verified = tokio::task::spawn_blocking(move || verifier.verify_all(notes)).await;
+        let verified = if many { background::run(verify).await } else { tokio::task::spawn_blocking(verify).await };
         let Ok(Verified { kept, reached, heads_shown }) = verified else {
             missed = true;
             continue;
@@ -151,6 +160,10 @@ struct Verifier {
     found: RefCell<Vec<ForkRecord>>,
     /// Holders whose notes came by a relay, and up to where they have looked.
     reached: RefCell<Vec<(Member, u64)>>,
+    /// Custody notes of this group that are to be persisted.
+    accepted: Accepted,
+    /// The link has ended: nobody waits for what is left.
+    ended: Ended,
     roster: Arc<Roster>,
 }
 
@@ -169,10 +182,16 @@ impl Verifier {
         // Of several cosignatures by one member on one feed the newest says all that the others do.
         let mut cosigned: BTreeMap<(FeedId, Member), (u64, Bytes)> = BTreeMap::new();
         for note in notes {
+            if self.ended.has_ended() {
+                break;
+            }
             let result = match note {
                 Signed::Cosigned(note) => self.newest_of(note, Some(&self.peer), &mut cosigned),
                 Signed::PassedOn(note) => self.newest_of(note, None, &mut cosigned),
-                Signed::Custody(note) => self.custody(note, &self.peer).map(|record| kept.custody.extend(record)),
+                Signed::Custody(note) => self
+                    .read_custody(note, &self.peer)
+                    .and_then(|record| self.persisted(record))
+                    .map(|record| kept.custody.extend(record)),
                 Signed::RelayedCustody { holder, notes, through } => {
                     self.relayed(&holder, notes, through).map(|records| kept.custody.extend(records))
                 }
@@ -187,6 +206,9 @@ impl Verifier {
             self.report(result);
         }
         for ((feed, cosigner), (_, note)) in cosigned {
+            if self.ended.has_ended() {
+                break;
+            }
             match self.cosigned(&feed, &cosigner, note) {
                 Ok(record) => kept.cosigned.extend(record),
                 fault => self.report(fault.map(|_| ())),
@@ -200,10 +222,11 @@ impl Verifier {
         match result {
             Ok(()) => {}
             Err(fault @ NoteFault::NotHere(_)) => tracing::debug!(peer = %self.peer, %fault, "a note is passed over"),
-            Err(fault) => self.shared.record(
-                &self.peer,
-                &AuditEvent { what: "refused-note", reason: "bad-note", who: &self.peer, subject: &"", detail: &fault },
-            ),
+            Err(fault) => {
+                let reason = if matches!(fault, NoteFault::OverBudget(_)) { "rate-limited" } else { "bad-note" };
+                let event = AuditEvent { what: "refused-note", reason, who: &self.peer, subject: &"", detail: &fault };
+                self.shared.record(&self.peer, &event);
+            }
         }
     }
 
@@ -252,17 +275,19 @@ impl Verifier {
         let spoken = newest.into_iter().find(|note| note.holder == *holder).map_or(0, |note| note.range.end);
         let mut records = Vec::new();
         for note in notes {
+            let record = self.read_custody(note, holder)?;
             // What a note says of entries filled in comes from the holder itself: the times of those tell what is asked for then.
-            let new = |record: &CustodyRecord| record.feed == *self.shared.own_feed() && record.range.end > spoken;
-            records.extend(self.custody(note, holder)?.filter(new));
+            if record.feed == *self.shared.own_feed() && record.range.end > spoken {
+                records.extend(self.persisted(record)?);
+            }
         }
         let size = self.shared.store().feed(self.shared.own_feed()).map_or(0, |state| state.frontier.size());
         self.reached.borrow_mut().push((holder.clone(), through.min(size)));
         Ok(records)
     }
 
-    /// A custody note of `holder` for our feed; `None` if it is held already.
-    fn custody(&self, note: Bytes, holder: &Member) -> Result<Option<CustodyRecord>, NoteFault> {
+    /// A custody note of `holder` for our feed, verified.
+    fn read_custody(&self, note: Bytes, holder: &Member) -> Result<CustodyRecord, NoteFault> {
         let time = CustodyNote::parse_text(&Note::parse(&note).map_err(bad)?.text).map_err(bad)?.time;
         let custody = CustodyNote::verify(&note, &self.roster.custody_keys(holder, time)).map_err(bad)?;
         if custody.feed.member != self.shared.me {
@@ -273,26 +298,23 @@ impl Verifier {
             Some(_) => return Err(NoteFault::OtherRoot(custody.size)),
             None => return Err(NoteFault::NotHere(custody.size)),
         }
-        let record = CustodyRecord {
+        Ok(CustodyRecord {
             feed: custody.feed,
             holder: holder.clone(),
             range: custody.range,
             not_held: custody.not_held.into_iter().map(|(range, _)| range).collect(),
             time: custody.time,
             note,
-        };
-        let store = self.shared.store();
-        let joined = store.custody_newest(&record.feed)?.into_iter().find(|note| note.holder == *holder);
-        if record.range.start > joined.map_or(0, |note| note.range.end) {
-            // What came ahead of the order is spoken of again on each link, until the notes in order have come so far.
-            let held = store.custody_after(&record.feed, holder, record.range.end - 1, NOTES_ALIKE_MAX)?;
-            if held.contains(&record) {
-                return Ok(None);
-            }
+        })
+    }
+
+    /// The note, if it is to be persisted.
+    fn persisted(&self, record: CustodyRecord) -> Result<Option<CustodyRecord>, NoteFault> {
+        match self.accepted.judge(self.shared.store().as_ref(), &self.shared.custody, &record)? {
+            Verdict::Persist => Ok(Some(record)),
+            Verdict::Nothing => Ok(None),
+            Verdict::OverBudget => Err(NoteFault::OverBudget(record.note.len())),
         }
-        // Notes about what was filled in are repeated from the time of the newest one on.
-        let late = self.shared.store().custody_late(&record.feed, holder, record.time, NOTES_WAITING_MAX)?;
-        Ok((!late.contains(&record)).then_some(record))
     }
 
     fn checkpoint(&self, note: &[u8], held: Option<u64>) -> Result<(), NoteFault> {

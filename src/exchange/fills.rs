@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::findings::tell_findings;
-use super::gaps::{Request, Step};
+use super::gaps::{Asker, Request, Step};
 use super::outbox::Outbox;
 use super::told;
 use super::{FILL_WAIT_MAX, Shared};
@@ -45,16 +45,9 @@ pub(crate) struct FillRequest {
 pub(crate) async fn ask(shared: Arc<Shared>, peer: Member, outbox: Arc<Outbox>, mut answers: mpsc::Receiver<Answer>) {
     let mut gaps = shared.new_gaps.subscribe();
     let mut rosters = shared.options.rosters.watch();
-    let mut full = shared.options.committer.disk_full();
+    let mut tier = shared.options.committer.tier();
     loop {
-        // Nothing could be taken: nothing is sent over the line.
-        tokio::select! {
-            there = full.wait_for(Option::is_none) => if there.is_err() { return },
-            answer = answers.recv() => match answer {
-                Some(_) => continue,
-                None => return,
-            }
-        }
+        tier.mark_unchanged();
         gaps.mark_unchanged();
         rosters.mark_unchanged();
         let due = match plan(&shared, &peer).await {
@@ -77,6 +70,7 @@ pub(crate) async fn ask(shared: Arc<Shared>, peer: Member, outbox: Arc<Outbox>, 
         tokio::select! {
             changed = gaps.changed() => if changed.is_err() { return },
             changed = rosters.changed() => if changed.is_err() { return },
+            changed = tier.changed() => if changed.is_err() { return },
             answer = answers.recv() => if answer.is_none() { return },
             () = super::reader::sleep_until(due) => {}
         }
@@ -88,7 +82,15 @@ async fn plan(shared: &Arc<Shared>, peer: &Member) -> Option<Step> {
     let planned = tokio::task::spawn_blocking(move || {
         let roster = shared.options.rosters.load().newest().version();
         let everything = shared.options.topics.is_empty();
-        shared.gaps.next(shared.store().as_ref(), &shared.me, &peer, roster, everything, Instant::now())
+        let asker = Asker {
+            me: &shared.me,
+            peer: &peer,
+            roster,
+            everything,
+            // What could not be taken is not asked for.
+            may_ask: &|owner| shared.options.committer.may_ask(owner, &peer),
+        };
+        shared.gaps.next(shared.store().as_ref(), &asker, Instant::now())
     });
     match planned.await {
         Ok(Ok(step)) => Some(step),

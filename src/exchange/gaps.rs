@@ -3,7 +3,7 @@
 //! In scope: the table of what each peer was asked for under which roster. Out of scope: what is worth asking for and when again
 //! (`core::gaps`), asking, and taking what comes (`fills`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use barid_core::gaps::{Asked, Found, Stand, take_turns};
@@ -15,12 +15,17 @@ use tokio::time::Instant;
 use super::{FILL_BACKOFF, backoff};
 use crate::store::{ReadError, Store};
 
+/// How often it is looked again whether content may be asked for that could not be taken.
+const BARRED_LOOK_MS: u64 = 10_000;
+
 /// What was asked, of every peer that was linked since the node started: as many as the roster has feeds and members.
 pub(crate) struct Gaps {
     began: Instant,
     asked: Mutex<BTreeMap<(Member, FeedId), Asked>>,
     /// Up to where the owner of a feed was asked under a roster: what it did not give is not ours.
     settled: Mutex<BTreeMap<FeedId, Settled>>,
+    /// What peers are not asked about for now: there is no room for it.
+    barred: Mutex<BTreeSet<(Member, FeedId)>>,
     /// The feed that each peer was asked about last.
     last: Mutex<BTreeMap<Member, FeedId>>,
 }
@@ -38,6 +43,19 @@ pub(crate) struct Request {
     pub(crate) found: Found,
 }
 
+/// Who asks whom, and what may come of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Asker<'a> {
+    pub(crate) me: &'a Member,
+    pub(crate) peer: &'a Member,
+    /// Version of the newest roster.
+    pub(crate) roster: u64,
+    /// Whether every topic is wanted.
+    pub(crate) everything: bool,
+    /// Whether content of a member's feeds could be taken from the peer now.
+    pub(crate) may_ask: &'a dyn Fn(&Member) -> bool,
+}
+
 /// The next step with one peer.
 #[derive(Debug)]
 pub(crate) enum Step {
@@ -49,21 +67,20 @@ pub(crate) enum Step {
 
 impl Default for Gaps {
     fn default() -> Self {
-        Self { began: Instant::now(), asked: Mutex::default(), settled: Mutex::default(), last: Mutex::default() }
+        Self {
+            began: Instant::now(),
+            asked: Mutex::default(),
+            settled: Mutex::default(),
+            barred: Mutex::default(),
+            last: Mutex::default(),
+        }
     }
 }
 
 impl Gaps {
-    /// What `me` asks `peer` for next. `everything`: every topic is wanted. Blocks.
-    pub(crate) fn next(
-        &self,
-        store: &dyn Store,
-        me: &Member,
-        peer: &Member,
-        roster: u64,
-        everything: bool,
-        now: Instant,
-    ) -> Result<Step, ReadError> {
+    /// What is asked for next. Blocks.
+    pub(crate) fn next(&self, store: &dyn Store, asker: &Asker<'_>, now: Instant) -> Result<Step, ReadError> {
+        let Asker { me, peer, roster, everything, may_ask } = *asker;
         let mut due: Option<u64> = None;
         let now_ms = self.ms(now);
         let mut feeds = store.feeds();
@@ -78,7 +95,15 @@ impl Gaps {
         for state in feeds {
             let (feed, size) = (state.feed, state.frontier.size());
             let key = (peer.clone(), feed.clone());
+            if !may_ask(&feed.member) {
+                self.barred.lock().insert(key);
+                due = due.into_iter().chain([now_ms.saturating_add(BARRED_LOOK_MS)]).min();
+                continue;
+            }
             let mut asked = self.asked.lock().get(&key).cloned().unwrap_or_default();
+            if self.barred.lock().remove(&key) {
+                asked.retry_now();
+            }
             let settled = self.settled.lock().get(&feed).copied().filter(|settled| settled.roster == roster);
             let owner = feed.member == *peer;
             let over = epochs.get(&feed.member).is_some_and(|newest| *newest > feed.epoch);
@@ -155,13 +180,19 @@ mod tests {
         feed: FeedId,
         gaps: Gaps,
         now: Instant,
+        barred: bool,
     }
 
     impl Case {
         /// Of ma's feed: one entry in full, one withheld, one not held, one purged.
         fn new() -> Self {
-            let case =
-                Self { store: MemoryStore::new(), feed: feed("ma", 1), gaps: Gaps::default(), now: Instant::now() };
+            let case = Self {
+                store: MemoryStore::new(),
+                feed: feed("ma", 1),
+                gaps: Gaps::default(),
+                now: Instant::now(),
+                barred: false,
+            };
             case.append(
                 [None, Some(Undisclosed::Withheld), Some(Undisclosed::NotHeld), Some(Undisclosed::Purged)].into(),
             );
@@ -179,11 +210,10 @@ mod tests {
         }
 
         fn next(&self, peer: &str, roster: u64) -> Result<Request, Option<Instant>> {
-            match self
-                .gaps
-                .next(&self.store, &"dz".parse().unwrap(), &peer.parse().unwrap(), roster, true, self.now)
-                .unwrap()
-            {
+            let (me, peer) = ("dz".parse().unwrap(), peer.parse().unwrap());
+            let may_ask = |_: &Member| !self.barred;
+            let asker = Asker { me: &me, peer: &peer, roster, everything: true, may_ask: &may_ask };
+            match self.gaps.next(&self.store, &asker, self.now).unwrap() {
                 Step::Ask(request) => Ok(request),
                 Step::Wait(due) => Err(due),
             }
@@ -214,6 +244,21 @@ mod tests {
         assert!(later > due);
         // A newer roster may admit us.
         assert_eq!(case.asks_in_vain("ly", 2), [1..2, 2..3, 4..5, 5..6]);
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_taken_is_asked_for_at_once_when_it_can() {
+        let mut case = Case::new();
+        case.asks_in_vain("ly", 1);
+        let due = case.next("ly", 1).unwrap_err().expect("again later");
+        case.barred = true;
+        let look = case.next("ly", 1).unwrap_err().expect("it is looked again");
+        case.now = due + Duration::from_secs(600);
+        assert!(case.next("ly", 1).unwrap_err().unwrap() > look, "however late it is");
+        // It has just been put off for long.
+        case.barred = false;
+        case.gaps.refused(&"ly".parse().unwrap(), &case.feed, case.now);
+        assert_eq!(case.asks_in_vain("ly", 1), [2..3]);
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::answers::{keep_all, tell_all};
+use super::ended::Ended;
 use super::express;
 use super::fills;
 use super::outbox::Outbox;
@@ -120,6 +121,7 @@ async fn speak(shared: &Arc<Shared>, peer: &Member, dialled: bool, mut wire: Wir
         detail: &"",
     });
 
+    let (ended, _ends) = Ended::with_guard();
     let (signed, waiting) = mpsc::channel(NOTES_WAITING_MAX);
     let (answers, answered) = mpsc::channel(ANSWERS_WAITING_MAX);
     let reader = Reader::new(Arc::clone(shared), peer.clone(), Arc::clone(&outbox), signed, answers);
@@ -131,7 +133,7 @@ async fn speak(shared: &Arc<Shared>, peer: &Member, dialled: bool, mut wire: Wir
     let mut expressing = JoinSet::new();
     expressing.spawn(express);
     let mut keeping = JoinSet::new();
-    keeping.spawn(keep_all(Arc::clone(shared), peer.clone(), waiting));
+    keeping.spawn(keep_all(Arc::clone(shared), peer.clone(), waiting, ended.clone()));
 
     // From now on; what was said before the owner asks for.
     let mut telling = JoinSet::new();

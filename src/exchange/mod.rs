@@ -16,7 +16,9 @@ mod answers;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod conversation;
+mod custody;
 mod dial;
+mod ended;
 mod express;
 mod fetch;
 mod fills;
@@ -39,6 +41,7 @@ mod stopped_feeds;
 #[cfg(test)]
 mod tests;
 mod told;
+mod work;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)]
 #[path = "tests/world.rs"]
@@ -190,6 +193,8 @@ pub(crate) struct Shared {
     ahead: forks::Ahead,
     adopting: tokio::sync::Mutex<()>,
     refusals: Refusals,
+    custody: custody::CustodyBudgets,
+    work: work::Work,
 }
 
 impl Exchange {
@@ -216,6 +221,8 @@ impl Exchange {
                 new_gaps: watch::Sender::new(0),
                 adopting: tokio::sync::Mutex::default(),
                 refusals: Refusals::default(),
+                custody: custody::CustodyBudgets::default(),
+                work: work::Work::default(),
             }),
         }
     }

@@ -18,6 +18,9 @@ use super::outbox::Outbox;
 use crate::store::{Cosigned, CustodyRecord, Store};
 use crate::telemetry::alarms::{Alarm, Alarms};
 
+/// Entries by which a feed is shown to be behind at most: more than any member publishes in years, and a number that every program reads exactly.
+pub(crate) const BEHIND_SHOWN_MAX: u64 = 1_000_000_000;
+
 /// So many links that a member dials while another one, dialled by it too, is open mean that two nodes use its identity. One or two come
 /// when a line broke and only one end has noticed.
 const DOUBLES_MAX: usize = 4;
@@ -282,8 +285,10 @@ impl Peers {
                     (shown.known_size, shown.held_size, shown.behind_since_unix_ms) = (0, 0, 0);
                 }
             }
-            shown.known_size = shown.known_size.max(known);
             shown.held_size = shown.held_size.max(held.unwrap_or(0));
+            // A size is what its owner has signed, and nobody has seen the entries.
+            let known = known.min(shown.held_size.saturating_add(BEHIND_SHOWN_MAX));
+            shown.known_size = shown.known_size.max(known);
             if shown.held_size >= shown.known_size {
                 shown.behind_since_unix_ms = 0;
             } else if shown.behind_since_unix_ms == 0 {
@@ -480,5 +485,7 @@ mod tests {
         assert_ne!(shown().behind_since_unix_ms, 0);
         peers.progress(&feed, 0, Some(9));
         assert_eq!((shown().behind_since_unix_ms, shown().known_size), (0, 9));
+        peers.progress(&feed, u64::MAX >> 1, None);
+        assert_eq!(shown().known_size, 9 + BEHIND_SHOWN_MAX, "a size that nobody has seen");
     }
 }

@@ -140,7 +140,7 @@ impl Writer {
 
     async fn fill(&mut self, feed: FeedId, request: FillRequest) -> Result<(), Gone> {
         let (shared, peer, name) = (Arc::clone(&self.shared), self.peer.clone(), feed.to_string());
-        let made = tokio::task::spawn_blocking(move || {
+        let made = background::run(move || {
             let rosters = shared.options.rosters.load();
             let history = shared.options.share_history && feed.member == shared.me;
             request.answer(shared.store().as_ref(), &feed, &peer, &rosters, history)

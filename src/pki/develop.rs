@@ -324,6 +324,7 @@ fn one_member(files: &mut Files, options: &DevelopOptions, member: &DevelopMembe
             crl_grace_days: 30,
             lone_start_seconds: 10,
             reserve_mib: 512,
+            member_share_percent: barid_core::quota::SHARE_PERCENT,
             memory_mib: 1_024,
             log: "info".into(),
             log_json: false,

@@ -204,6 +204,12 @@ pub(crate) fn same(store: &dyn Store, model: &dyn Store, random: &mut Random) {
                 store.custody_after(feed, &by, from, max).unwrap(),
                 model.custody_after(feed, &by, from, max).unwrap()
             );
+            let end = from + 1 + random.below(30);
+            let ranges = [from..end, end + 3..end + 3 + max as u64];
+            assert_eq!(
+                store.custody_gain(feed, &by, &ranges, u64::MAX).unwrap(),
+                model.custody_gain(feed, &by, &ranges, u64::MAX).unwrap()
+            );
             let time = random.below(store.seq());
             assert_eq!(
                 store.custody_late(feed, &by, time, max).unwrap(),

@@ -6,6 +6,7 @@
 pub use super::disk_options::DiskOptions;
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,12 +17,14 @@ use barid_core::bulletin::Urgent;
 use barid_core::feed::tree::NodeId;
 use barid_core::limits::{NOT_HELD_RANGES_MAX, RECORD_HEAD_BYTES_MAX};
 use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
+use barid_core::quota::Tier;
 use parking_lot::{Mutex, RwLock};
 use uuid::Uuid;
 
 use super::admit::Run;
 use super::applier::{self, NoRoom, Queue, Shared};
-use super::disk_options::{reserve_for, resumes_above};
+use super::disk_options::reserve_for;
+use super::express::Ahead as _;
 use super::keys::{FeedNumber, NoteRef};
 use super::load::{self, dangling};
 use super::log::{self, AppendError, EndFile, Log, LogReader, Noted, Tail};
@@ -31,8 +34,8 @@ use super::recent_ids::Known;
 use super::window::Bounded;
 use super::{
     Answers, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry,
-    Express, FeedState, ForkRecord, Location, OpenError, ReadError, Refers, RosterRecord, Store, SyncTimes, admit,
-    express, repair,
+    Express, FeedState, ForkRecord, Location, OpenError, ReadError, Refers, Room, RosterRecord, Store, SyncTimes,
+    admit, express, repair,
 };
 
 /// The [`Store`] of a node.
@@ -43,6 +46,7 @@ pub struct DiskStore {
     writer: Mutex<Writer>,
     applier: Option<thread::JoinHandle<()>>,
     reserve_bytes: u64,
+    me: Member,
     /// Held locked as long as the store is open.
     _lock: File,
 }
@@ -50,8 +54,26 @@ pub struct DiskStore {
 struct Writer {
     log: Log,
     stopped: Option<String>,
-    /// Whether the last commit, or look, found the disk full.
-    full: bool,
+    /// What the last look found that there is room for.
+    tier: Tier,
+}
+
+impl Writer {
+    /// Looks how much room there is, and makes a segment if one was lacking.
+    fn look(&mut self, reserve_bytes: u64) -> io::Result<Room> {
+        let free_bytes = self.log.available_bytes()?;
+        let mut tier = Tier::at(free_bytes, reserve_bytes, self.tier);
+        // Where the next segment does not fit beside what a tier leaves free, there is no room for that tier.
+        while let Err(error) = self.log.room(tier.leaves_free(reserve_bytes)) {
+            match error {
+                AppendError::Full { .. } if tier > Tier::Notes => tier = tier.below(),
+                AppendError::Full { .. } => break,
+                AppendError::Failed(error) => return Err(error),
+            }
+        }
+        self.tier = tier;
+        Ok(Room { tier, free_bytes, reserve_bytes })
+    }
 }
 
 impl DiskStore {
@@ -99,9 +121,10 @@ impl DiskStore {
         Ok(Self {
             shared: Some(shared),
             log: reader,
-            writer: Mutex::new(Writer { log, stopped: None, full: false }),
+            writer: Mutex::new(Writer { log, stopped: None, tier: Tier::All }),
             applier: Some(applier),
             reserve_bytes: options.reserve_bytes,
+            me: options.member.clone(),
             _lock: lock,
         })
     }
@@ -225,11 +248,10 @@ impl Store for DiskStore {
             .collect();
         let hash = log::record::head_hash(&head);
         let next = Tail { seq, hash, end_arrival: tail.end_arrival + bodies.len() as u64 };
-        let reserve_bytes = reserve_for(&commit, self.reserve_bytes);
+        let reserve_bytes = reserve_for(&commit, &self.me, self.reserve_bytes);
         let (position, len) = match writer.log.append(&head, &bodies, next, reserve_bytes) {
             Ok(appended) => appended,
             Err(AppendError::Full { available_bytes }) => {
-                writer.full = true;
                 return Err(CommitError::DiskFull { available_bytes, reserve_bytes });
             }
             Err(AppendError::Failed(error)) => {
@@ -249,22 +271,15 @@ impl Store for DiskStore {
         Ok(committed)
     }
 
-    fn room(&self) -> Result<(), CommitError> {
+    fn room(&self) -> Result<Room, CommitError> {
         let mut writer = self.writer.lock();
         if let Some(reason) = &writer.stopped {
             return Err(CommitError::Stopped(reason.clone()));
         }
-        let reserve_bytes = if writer.full { resumes_above(self.reserve_bytes) } else { self.reserve_bytes };
-        let found = writer.log.room(reserve_bytes);
-        writer.full = matches!(found, Err(AppendError::Full { .. }));
-        match found {
-            Ok(()) => self.shared().queue.paused().map_or(Ok(()), |reason| Err(CommitError::ViewBehind(reason))),
-            Err(AppendError::Full { available_bytes }) => Err(CommitError::DiskFull { available_bytes, reserve_bytes }),
-            Err(AppendError::Failed(error)) => {
-                writer.stopped = Some(error.to_string());
-                Err(CommitError::Io(error))
-            }
-        }
+        let found = writer.look(self.reserve_bytes);
+        found.inspect_err(|error| writer.stopped = Some(error.to_string())).map_err(CommitError::Io).and_then(|room| {
+            self.shared().queue.paused().map_or(Ok(room), |reason| Err(CommitError::ViewBehind(reason)))
+        })
     }
 
     fn feeds(&self) -> Vec<FeedState> {
@@ -337,37 +352,7 @@ impl Store for DiskStore {
         scan_max: u64,
         wanted: &dyn Fn(&Columns) -> bool,
     ) -> Result<(Vec<Entry>, Option<u64>), ReadError> {
-        let mut next = before.clamp(1, self.end_arrival());
-        let stop = next.saturating_sub(scan_max).max(1);
-        let mut found = Vec::new();
-        let mut block: Option<(u64, Vec<Columns>)> = None;
-        while next > stop && found.len() < entries_max {
-            let arrival = next - 1;
-            let in_window = self.shared().state.read().window.first_arrival().is_some_and(|first| first <= arrival);
-            let accepted = if in_window {
-                let entries = self.arrivals(arrival, 1, 0)?;
-                let header = entries.first().and_then(|entry| match &entry.content {
-                    Content::Disclosed { header, .. } => header.as_deref(),
-                    Content::Undisclosed(_) => None,
-                });
-                wanted(&admit::columns_of(header))
-            } else {
-                if block.as_ref().is_none_or(|(first, _)| *first > arrival) {
-                    block = self.shared().view().columns(arrival)?;
-                }
-                let place = |first: &u64| usize::try_from(arrival - first).ok();
-                let columns = block.as_ref().and_then(|(first, columns)| columns.get(place(first)?));
-                wanted(columns.ok_or_else(|| dangling("header"))?)
-            };
-            if accepted {
-                match self.arrivals(arrival, 1, 0) {
-                    Err(ReadError::DamagedEntry(_)) if !found.is_empty() => break,
-                    read => found.extend(read?),
-                }
-            }
-            next = arrival;
-        }
-        Ok((found, (next > 1).then_some(next)))
+        self.read_history(before, entries_max, scan_max, wanted)
     }
 
     fn find(&self, member: &Member, id: Uuid) -> Result<Option<Location>, ReadError> {
@@ -413,6 +398,10 @@ impl Store for DiskStore {
         let state = self.shared().state.read();
         let Some((_, book)) = state.book_of(feed).filter(|_| !range.is_empty()) else { return Vec::new() };
         book.ahead.range(range).map(|(index, held)| (*index, held.digest)).collect()
+    }
+
+    fn ahead_places(&self, feed: &FeedId, now_ms: u64) -> Vec<u64> {
+        self.shared().state.read().places(feed, now_ms)
     }
 
     fn express(&self, feed: &FeedId, index: u64) -> Result<Option<Express>, ReadError> {
@@ -521,6 +510,10 @@ impl Store for DiskStore {
         notes.sort_by_key(|note| std::cmp::Reverse(note.time));
         notes.truncate(max);
         Ok(notes)
+    }
+
+    fn custody_gain(&self, feed: &FeedId, holder: &Member, ranges: &[Range<u64>], max: u64) -> Result<u64, ReadError> {
+        self.count_custody_gain(feed, holder, ranges, max)
     }
 
     fn rosters(&self) -> Result<Vec<RosterRecord>, ReadError> {

@@ -1,9 +1,11 @@
 //! How a store on disk is opened.
 
+use barid_core::bulletin::Urgent;
 use barid_core::names::{ExchangeName, Member};
+use barid_core::quota::Tier;
 
-use super::Commit;
 use super::log::LogOptions;
+use super::{Commit, Content, NewEntry, express};
 
 /// Whose store, and how it uses the machine.
 #[derive(Clone, Debug)]
@@ -12,7 +14,7 @@ pub struct DiskOptions {
     pub member: Member,
     /// Its exchange.
     pub exchange: ExchangeName,
-    /// Free bytes on the disk below which nothing more is committed.
+    /// Free bytes on the disk below which nothing of other members' content is committed; own entries and notes use a part of them.
     pub reserve_bytes: u64,
     /// Bytes of newest commits kept in memory, beside those that the view has not taken in.
     pub window_bytes: usize,
@@ -49,20 +51,28 @@ impl DiskOptions {
     }
 }
 
-/// Of the reserve, so much more must be free before commits begin anew, at most [`RESUMES_BYTES_MAX`]: who is at the very edge would begin
-/// and end every second.
-const RESUMES_PART: u64 = 8;
-/// See [`RESUMES_PART`].
-const RESUMES_BYTES_MAX: u64 = 64 << 20;
-
-/// Free bytes from which on commits begin anew after there were fewer than the reserve.
-pub(super) fn resumes_above(reserve_bytes: u64) -> u64 {
-    reserve_bytes.saturating_add((reserve_bytes / RESUMES_PART).min(RESUMES_BYTES_MAX))
-}
-
-/// What a commit leaves free: half of the reserve is for what is said of entries that are there, such as answers, cursors, rosters,
-/// revocations and proofs.
-pub(super) fn reserve_for(commit: &Commit, reserve_bytes: u64) -> u64 {
-    let has_entries = !commit.appends.is_empty() || !commit.fills.is_empty();
-    if has_entries { reserve_bytes } else { reserve_bytes / 2 }
+/// What a commit leaves free: by the most of its entries that may be left out (`core::quota`).
+pub(super) fn reserve_for(commit: &Commit, me: &Member, reserve_bytes: u64) -> u64 {
+    let appends = || commit.appends.iter().map(|append| (&append.feed.member, &append.entries));
+    let content = |entries: &[NewEntry]| entries.iter().any(|entry| matches!(entry.content, Content::Disclosed { .. }));
+    let backfilled = commit.fills.iter().map(|fill| &fill.feed.member);
+    let ahead = commit.express.iter().map(|express| &express.feed.member);
+    let is_urgent = |entry: &NewEntry| match &entry.content {
+        Content::Disclosed { header, .. } => express::urgent_of(header.as_deref()) == Some(Urgent::Actual),
+        Content::Undisclosed(_) => false,
+    };
+    let tier = if appends().any(|(owner, entries)| owner != me && content(entries))
+        || backfilled.chain(ahead).any(|owner| owner != me)
+    {
+        Tier::All
+    } else if appends().any(|(owner, entries)| owner != me && !entries.is_empty()) {
+        Tier::Digests
+    } else if appends().any(|(_, entries)| entries.iter().any(is_urgent)) {
+        Tier::Urgent
+    } else if !commit.appends.is_empty() || !commit.fills.is_empty() {
+        Tier::Own
+    } else {
+        Tier::Notes
+    };
+    tier.leaves_free(reserve_bytes)
 }

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use barid_core::bulletin::Urgent;
 use barid_core::feed::tree::NodeId;
+use barid_core::limits::CUSTODY_RANGES_MAX;
 use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
+use barid_core::ranges::RangeSet;
 use bytes::Bytes;
 
 use super::admit::CustodyStanding;
@@ -20,8 +22,11 @@ use super::log::{Position, Record, RecordedAppend, Slot};
 use super::tree_cache::TileId;
 use super::view::fills;
 use super::window::Bounded;
-use super::{Content, CustodyRecord, DamagedEntry, Entry, Express, ReadError};
+use super::{Columns, Content, CustodyRecord, DamagedEntry, Entry, Express, ReadError, Store as _, admit};
 use crate::telemetry::alarms::Alarm;
+
+/// Ranges that are looked at to count what a custody note adds: those of the longest note, and as many holes. What lies beyond is not counted.
+const CUSTODY_GAIN_STEPS_MAX: usize = 4 * CUSTODY_RANGES_MAX;
 
 impl DiskStore {
     /// Where the content of entries is that were filled in, of these ascending ones.
@@ -91,6 +96,47 @@ impl DiskStore {
         Ok(entries)
     }
 
+    /// See [`super::Store::history`].
+    pub(super) fn read_history(
+        &self,
+        before: u64,
+        entries_max: usize,
+        scan_max: u64,
+        wanted: &dyn Fn(&Columns) -> bool,
+    ) -> Result<(Vec<Entry>, Option<u64>), ReadError> {
+        let mut next = before.clamp(1, self.end_arrival());
+        let stop = next.saturating_sub(scan_max).max(1);
+        let mut found = Vec::new();
+        let mut block: Option<(u64, Vec<Columns>)> = None;
+        while next > stop && found.len() < entries_max {
+            let arrival = next - 1;
+            let in_window = self.shared().state.read().window.first_arrival().is_some_and(|first| first <= arrival);
+            let accepted = if in_window {
+                let entries = self.arrivals(arrival, 1, 0)?;
+                let header = entries.first().and_then(|entry| match &entry.content {
+                    Content::Disclosed { header, .. } => header.as_deref(),
+                    Content::Undisclosed(_) => None,
+                });
+                wanted(&admit::columns_of(header))
+            } else {
+                if block.as_ref().is_none_or(|(first, _)| *first > arrival) {
+                    block = self.shared().view().columns(arrival)?;
+                }
+                let place = |first: &u64| usize::try_from(arrival - first).ok();
+                let columns = block.as_ref().and_then(|(first, columns)| columns.get(place(first)?));
+                wanted(columns.ok_or_else(|| dangling("header"))?)
+            };
+            if accepted {
+                match self.arrivals(arrival, 1, 0) {
+                    Err(ReadError::DamagedEntry(_)) if !found.is_empty() => break,
+                    read => found.extend(read?),
+                }
+            }
+            next = arrival;
+        }
+        Ok((found, (next > 1).then_some(next)))
+    }
+
     /// Of each holder the custody note committed first that says that it holds an entry.
     pub(super) fn read_custody_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<CustodyRecord>, ReadError> {
         let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
@@ -139,6 +185,43 @@ impl DiskStore {
             }
         }
         Ok(notes)
+    }
+
+    /// See [`super::Store::custody_gain`].
+    pub(super) fn count_custody_gain(
+        &self,
+        feed: &FeedId,
+        holder: &Member,
+        ranges: &[Range<u64>],
+        max: u64,
+    ) -> Result<u64, ReadError> {
+        let Some(number) = self.number(feed) else {
+            return Ok(ranges.iter().map(|range| range.end - range.start).sum::<u64>().min(max));
+        };
+        let mut pending = RangeSet::default();
+        // Before the view: what it takes in meanwhile counts twice, which changes nothing.
+        for (_, of, note, _) in &self.shared().state.read().pending_custody {
+            if *of == number && note.holder == *holder {
+                note.held().for_each(|range| pending.insert(range));
+            }
+        }
+        let view = self.shared().view();
+        let (mut gain, mut steps) = (0, 0);
+        for range in ranges.iter().flat_map(|range| pending.missing(range.clone())) {
+            let mut next = range.start;
+            while next < range.end && gain < max && steps < CUSTODY_GAIN_STEPS_MAX {
+                steps += 1;
+                let held = view.held_by_before(number, holder, next, |_| false)?;
+                if let Some(held) = held.filter(|held| held.contains(&next)) {
+                    next = held.end;
+                    continue;
+                }
+                let end = view.held_by_after(number, holder, next)?.unwrap_or(range.end).min(range.end);
+                gain += end - next;
+                next = end;
+            }
+        }
+        Ok(gain.min(max))
     }
 
     /// Of these ascending entries, each one's digest and why no more is held, where that is so.

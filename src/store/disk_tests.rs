@@ -7,8 +7,10 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use barid_core::names::Undisclosed;
+use barid_core::quota::Tier;
 use uuid::Uuid;
 
 use super::conformance::{
@@ -16,7 +18,9 @@ use super::conformance::{
 };
 use super::disk::{DiskOptions, DiskStore};
 use super::memory::MemoryStore;
-use super::{Commit, CommitError, CrlRecord, CursorRecord, OpenError, ReadError, RosterRecord, Store};
+use super::{
+    Commit, CommitError, Content, CrlRecord, CursorRecord, NewEntry, OpenError, ReadError, RosterRecord, Store,
+};
 
 fn options() -> DiskOptions {
     let feed = feed("ma", 1);
@@ -207,7 +211,7 @@ fn a_full_disk_refuses_commits_and_reading_goes_on() {
 }
 
 #[test]
-fn answers_are_kept_within_half_of_the_reserve() {
+fn answers_and_what_is_urgent_are_kept_within_the_reserve() {
     let dir = tempfile::tempdir().unwrap();
     fill(&open(dir.path()), 3);
     let space = rustix::fs::statvfs(dir.path()).unwrap();
@@ -217,9 +221,17 @@ fn answers_are_kept_within_half_of_the_reserve() {
     let feed = feed("ma", 1);
     let entries = one(append(&feed, 3, vec![disclosed(&feed, 4)]));
     assert!(matches!(store.commit(entries, 3), Err(CommitError::DiskFull { .. })));
-    assert!(matches!(store.room(), Err(CommitError::DiskFull { .. })));
+    assert_eq!(store.room().unwrap().tier, Tier::Urgent);
+    let urgent = |mut entry: NewEntry| {
+        if let Content::Disclosed { header: Some(header), .. } = &mut entry.content {
+            let header = Arc::make_mut(header);
+            (header.urgency, header.status) = ("Immediate".into(), "Actual".into());
+        }
+        entry
+    };
+    store.commit(one(append(&feed, 3, vec![urgent(disclosed(&feed, 4))])), 3).unwrap();
     let answer = Commit { cosigned: vec![cosign(&feed, "tn", 3, 7)], ..Commit::default() };
-    store.commit(answer, 3).unwrap();
+    store.commit(answer, 4).unwrap();
     assert_eq!(store.cosigned_newest(&feed).unwrap(), [cosign(&feed, "tn", 3, 7)]);
 }
 

@@ -5,13 +5,21 @@
 use std::ops::Range;
 
 use barid_core::bulletin::{Urgent, urgent};
-use barid_core::limits::{ENVELOPE_BYTES_MAX, EXPRESS_ENTRIES_MAX, EXPRESS_OTHERS_MAX, PROOF_HASHES_MAX};
+use barid_core::limits::{
+    ENVELOPE_BYTES_MAX, EXPRESS_ENTRIES_MAX, EXPRESS_EXPIRES_MS, EXPRESS_OTHERS_MAX, PROOF_HASHES_MAX,
+};
 use barid_core::names::{Digest, FeedId, Undisclosed};
 use barid_core::proto;
 
 use super::{Commit, Content, admit};
 
-/// Entries of one feed that are held ahead of its order, of whatever status: whoever commits counts what is Actual by itself.
+/// Whether an entry that is held since then takes a place ahead of its feed's order: for a time only, or a feed that never comes to such entries
+/// could not have others overtake again.
+pub(super) fn takes_place(since_ms: u64, now_ms: u64) -> bool {
+    now_ms < since_ms.saturating_add(EXPRESS_EXPIRES_MS)
+}
+
+/// Entries of one feed that take a place ahead of its order, of whatever status: whoever commits counts what is Actual by itself.
 pub const AHEAD_MAX: usize = EXPRESS_ENTRIES_MAX + EXPRESS_OTHERS_MAX;
 
 /// What is known of the entries of one feed that are held ahead of its order.
@@ -19,8 +27,8 @@ pub(super) trait Ahead {
     /// The digest of one.
     fn digest(&self, feed: &FeedId, index: u64) -> Option<Digest>;
 
-    /// How many there are.
-    fn count(&self, feed: &FeedId) -> usize;
+    /// Of these the ones that take a place at this time ([`takes_place`]), ascending.
+    fn places(&self, feed: &FeedId, now_ms: u64) -> Vec<u64>;
 
     /// The lowest index in a range.
     fn first_in(&self, feed: &FeedId, range: Range<u64>) -> Option<u64>;
@@ -50,7 +58,9 @@ pub(super) fn check(
         {
             return Err(format!("{feed} {index}: it is held already"));
         }
-        if ahead.count(feed) + earlier.iter().filter(|other| other.feed == *feed).count() >= AHEAD_MAX {
+        if ahead.places(feed, commit.time_unix_ms).len() + earlier.iter().filter(|other| other.feed == *feed).count()
+            >= AHEAD_MAX
+        {
             return Err(format!("{feed}: more than {AHEAD_MAX} entries ahead of its order"));
         }
         if express.proof.len() > PROOF_HASHES_MAX {

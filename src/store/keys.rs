@@ -14,12 +14,13 @@
 //! | `t` | feed, level, index | 256 hashes | full tiles of the feed's tree |
 //! | `n` | feed, start | end, reason | what is held as digests only |
 //! | `g` | feed, bucket of indexes | [`FillAt`]s (`view::fills`) | from an entry that was filled in, or came ahead of the order, to the record that holds it |
-//! | `e` | feed, index | digest, [`FillAt`] | what is held ahead of the order |
+//! | `e` | feed, index | digest, [`FillAt`], time | what is held ahead of the order, and since when |
 //! | `q` | feed, bucket of indexes | bits (`view::urgent`) | which entries are urgent, without reading envelopes |
 //! | `o` | feed, cosigner, size | time, [`NoteRef`] | cosigned checkpoints |
 //! | `u` | feed, holder, end, [`NoteRef`] | start | custody notes by what they cover |
 //! | `v` | feed, holder | [`NoteRef`] | of each holder the custody note that ends last of those that join |
 //! | `w` | feed, holder, time, [`NoteRef`] | | custody notes for what was filled in |
+//! | `h` | feed, holder, start | end | ranges that a holder's custody notes state as held in full, merged |
 //! | `r` | version | [`NoteRef`] | rosters |
 //! | `l` | authority | [`NoteRef`] | newest revocation list of each authority |
 //! | `k` | feed's origin, SHA-256 of the evidence | [`NoteRef`] | newest record of two histories of each feed and evidence |
@@ -38,7 +39,7 @@ use super::log::{Position, Resume};
 use super::tree_cache::TileId;
 
 /// Version of all values.
-pub(super) const VALUE_VERSION: u8 = 5;
+pub(super) const VALUE_VERSION: u8 = 6;
 /// Longest value: sled keeps 16 of them on a page, and no page may reach its blob files.
 pub(super) const VALUE_BYTES_MAX: usize = 16 << 10;
 
@@ -63,6 +64,7 @@ pub(super) const COSIGNED: u8 = b'o';
 pub(super) const CUSTODY: u8 = b'u';
 pub(super) const CUSTODY_NEWEST: u8 = b'v';
 pub(super) const CUSTODY_LATE: u8 = b'w';
+pub(super) const HELD_BY: u8 = b'h';
 pub(super) const ROSTER: u8 = b'r';
 pub(super) const CRL: u8 = b'l';
 pub(super) const FORK: u8 = b'k';

@@ -11,6 +11,7 @@ use barid_core::feed::tree::NodeId;
 use barid_core::limits::NOT_HELD_RANGES_MAX;
 use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::proto;
+use barid_core::ranges::RangeSet;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use uuid::Uuid;
@@ -23,7 +24,7 @@ use super::view::answers::{self, Answer};
 use super::view::references::Referrer;
 use super::{
     Answers, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry,
-    Express, FeedState, ForkRecord, Location, NewEntry, ReadError, Refers, RosterRecord, Store, SyncTimes,
+    Express, FeedState, ForkRecord, Location, NewEntry, ReadError, Refers, Room, RosterRecord, Store, SyncTimes,
 };
 
 /// A [`Store`] in memory.
@@ -43,6 +44,7 @@ struct Inner {
     rosters: BTreeMap<u64, Bytes>,
     crls: BTreeMap<String, Bytes>,
     forks: BTreeMap<String, ForkRecord>,
+    room: Option<Room>,
 }
 
 /// What refers to bulletins.
@@ -80,6 +82,8 @@ struct Feed {
     runs: Vec<Run>,
     /// What came ahead of the order, with its arrival; with whether the feed has come to its index.
     express: BTreeMap<u64, (Express, u64, bool)>,
+    /// When each was committed.
+    express_since: BTreeMap<u64, u64>,
     urgent: BTreeMap<u64, Urgent>,
     cosigned: Vec<Cosigned>,
     custody: Vec<(CustodyRecord, CustodyStanding)>,
@@ -92,6 +96,11 @@ impl MemoryStore {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Behaves from now on as if there were so much room.
+    pub fn set_room(&self, room: Room) {
+        self.inner.lock().room = Some(room);
     }
 }
 
@@ -175,7 +184,7 @@ impl Inner {
             }
         }
         for express in &commit.express {
-            self.express(express);
+            self.express(express, commit.time_unix_ms);
         }
         for cosigned in &commit.cosigned {
             self.feeds.entry(cosigned.feed.clone()).or_default().cosigned.push(cosigned.clone());
@@ -212,12 +221,13 @@ impl Inner {
         self.refer(feed, index, arrival, header.as_deref());
     }
 
-    fn express(&mut self, express: &Express) {
+    fn express(&mut self, express: &Express, time_unix_ms: u64) {
         let (feed, index) = (&express.feed, express.index);
         self.arrivals.push((feed.clone(), index));
         let arrival = self.arrivals.len() as u64;
         let held = self.feeds.entry(feed.clone()).or_default();
         held.express.insert(index, (express.clone(), arrival, false));
+        held.express_since.insert(index, time_unix_ms);
         let Content::Disclosed { header, .. } = &express.entry.content else { return };
         held.urgent.extend(express::urgent_of(header.as_deref()).map(|urgent| (index, urgent)));
         self.refer(feed, index, arrival, header.as_deref());
@@ -260,8 +270,11 @@ impl Ahead for Inner {
         (!reached).then_some(express.entry.digest)
     }
 
-    fn count(&self, feed: &FeedId) -> usize {
-        self.feeds.get(feed).map_or(0, |feed| feed.express.values().filter(|(.., reached)| !reached).count())
+    fn places(&self, feed: &FeedId, now_ms: u64) -> Vec<u64> {
+        let Some(feed) = self.feeds.get(feed) else { return Vec::new() };
+        let held = feed.express.iter().filter(|(_, (.., reached))| !reached).map(|(index, _)| *index);
+        let since = |index: &u64| feed.express_since.get(index).copied().unwrap_or(0);
+        held.filter(|index| express::takes_place(since(index), now_ms)).collect()
     }
 
     fn first_in(&self, feed: &FeedId, range: Range<u64>) -> Option<u64> {
@@ -415,6 +428,10 @@ impl Store for MemoryStore {
         ahead.map(|(index, (express, ..))| (*index, express.entry.digest)).collect()
     }
 
+    fn ahead_places(&self, feed: &FeedId, now_ms: u64) -> Vec<u64> {
+        self.inner.lock().places(feed, now_ms)
+    }
+
     fn express(&self, feed: &FeedId, index: u64) -> Result<Option<Express>, ReadError> {
         let inner = self.inner.lock();
         Ok(inner.feeds.get(feed).and_then(|feed| feed.express.get(&index)).map(|(express, ..)| express.clone()))
@@ -520,6 +537,18 @@ impl Store for MemoryStore {
         Ok(notes)
     }
 
+    fn custody_gain(&self, feed: &FeedId, holder: &Member, ranges: &[Range<u64>], max: u64) -> Result<u64, ReadError> {
+        let inner = self.inner.lock();
+        let mut held = RangeSet::default();
+        for (note, _) in inner.feeds.get(feed).map_or(&[][..], |feed| &feed.custody) {
+            if note.holder == *holder {
+                note.held().for_each(|range| held.insert(range));
+            }
+        }
+        let missing = ranges.iter().flat_map(|range| held.missing(range.clone()));
+        Ok(missing.map(|range| range.end - range.start).sum::<u64>().min(max))
+    }
+
     fn rosters(&self) -> Result<Vec<RosterRecord>, ReadError> {
         let inner = self.inner.lock();
         Ok(inner.rosters.iter().map(|(version, note)| RosterRecord { version: *version, note: note.clone() }).collect())
@@ -546,8 +575,8 @@ impl Store for MemoryStore {
         Ok(super::count_under(&self.inner.lock().cursors, prefix))
     }
 
-    fn room(&self) -> Result<(), CommitError> {
-        Ok(())
+    fn room(&self) -> Result<Room, CommitError> {
+        Ok(self.inner.lock().room.unwrap_or(Room::AMPLE))
     }
 
     fn view_lag(&self) -> u64 {

@@ -50,6 +50,7 @@ use barid_core::bulletin::Urgent;
 use barid_core::feed::tree::{Frontier, NodeId};
 use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::proto;
+use barid_core::quota::Tier;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -202,6 +203,13 @@ impl CustodyRecord {
     pub fn holds(&self, index: u64) -> bool {
         self.range.contains(&index) && !self.not_held.iter().any(|range| range.contains(&index))
     }
+
+    /// The ranges that it states as held in full, ascending.
+    pub(crate) fn held(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let ends = self.not_held.iter().map(|range| range.start).chain([self.range.end]);
+        let starts = [self.range.start].into_iter().chain(self.not_held.iter().map(|range| range.end));
+        starts.zip(ends).map(|(start, end)| start..end).filter(|range| !range.is_empty())
+    }
 }
 
 /// Progress of a named subscription.
@@ -343,12 +351,11 @@ pub trait Store: Send + Sync + 'static {
     /// See [`CommitError`].
     fn commit(&self, commit: Commit, expected_seq: u64) -> Result<Arc<Committed>, CommitError>;
 
-    /// Whether there is room for a further commit with entries, and enough of it to begin anew after there was none. A commit of answers
-    /// and other notes may still fit where there is not.
+    /// For which entries there is room on the disk.
     ///
     /// # Errors
-    /// [`CommitError::DiskFull`] and [`CommitError::ViewBehind`] where there is none; others as of [`Store::commit`].
-    fn room(&self) -> Result<(), CommitError>;
+    /// [`CommitError::ViewBehind`] where nothing can be committed for now; others as of [`Store::commit`].
+    fn room(&self) -> Result<Room, CommitError>;
 
     /// The feeds held.
     fn feeds(&self) -> Vec<FeedState>;
@@ -411,9 +418,12 @@ pub trait Store: Send + Sync + 'static {
     /// Of these entries, each one's digest and why no more is held; `None` for what is held in full, and beyond the feed's end.
     fn lacks(&self, feed: &FeedId, indexes: &[u64]) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError>;
 
-    /// The entries of a feed in `range` that are held ahead of its order, by index, with their digests; all lie at or beyond its size, and
-    /// there are at most [`AHEAD_MAX`] of a feed.
+    /// The entries of a feed in `range` that are held ahead of its order, by index, with their digests; all lie at or beyond its size.
     fn ahead(&self, feed: &FeedId, range: Range<u64>) -> Vec<(u64, Digest)>;
+
+    /// Indexes of those that take a place at this time, ascending, at most [`AHEAD_MAX`]: an entry that its feed does not come to within
+    /// [`EXPRESS_EXPIRES_MS`](barid_core::limits::EXPRESS_EXPIRES_MS) stays held, and takes none.
+    fn ahead_places(&self, feed: &FeedId, now_ms: u64) -> Vec<u64>;
 
     /// An entry that came ahead of the order, with what proves it, whether the feed has reached it or not.
     fn express(&self, feed: &FeedId, index: u64) -> Result<Option<Express>, ReadError>;
@@ -461,6 +471,10 @@ pub trait Store: Send + Sync + 'static {
         max: usize,
     ) -> Result<Vec<CustodyRecord>, ReadError>;
 
+    /// Of these ascending ranges of a feed, how many entries no committed custody note of `holder` states as held in full: counted up to
+    /// `max`, and as far as a bounded number of look-ups leads.
+    fn custody_gain(&self, feed: &FeedId, holder: &Member, ranges: &[Range<u64>], max: u64) -> Result<u64, ReadError>;
+
     /// Roster notes held, ascending versions.
     fn rosters(&self) -> Result<Vec<RosterRecord>, ReadError>;
 
@@ -504,6 +518,22 @@ fn count_under(cursors: &BTreeMap<String, u64>, prefix: &str) -> u64 {
     let under = cursors.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
     let under = under.map_while(|(name, _)| name.strip_prefix(prefix));
     under.filter(|rest| !rest.contains('/')).count() as u64
+}
+
+/// Room on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// What may be committed.
+    pub tier: Tier,
+    /// Bytes free.
+    pub free_bytes: u64,
+    /// Of these the ones that the content of other members leaves free.
+    pub reserve_bytes: u64,
+}
+
+impl Room {
+    /// Of a store that has no bounds.
+    pub const AMPLE: Self = Self { tier: Tier::All, free_bytes: u64::MAX, reserve_bytes: 0 };
 }
 
 /// Bytes on disk.

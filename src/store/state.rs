@@ -54,6 +54,8 @@ pub(super) struct State {
 pub(super) struct HeldAhead {
     pub(super) digest: Digest,
     pub(super) at: FillAt,
+    /// When it was committed.
+    pub(super) since_ms: u64,
 }
 
 /// A bulletin that others refer to, and how.
@@ -123,8 +125,10 @@ impl Ahead for State {
         Some(self.book_of(feed)?.1.ahead.get(&index)?.digest)
     }
 
-    fn count(&self, feed: &FeedId) -> usize {
-        self.book_of(feed).map_or(0, |(_, book)| book.ahead.len())
+    fn places(&self, feed: &FeedId, now_ms: u64) -> Vec<u64> {
+        let Some((_, book)) = self.book_of(feed) else { return Vec::new() };
+        let placed = book.ahead.iter().filter(|(_, held)| express::takes_place(held.since_ms, now_ms));
+        placed.map(|(index, _)| *index).collect()
     }
 
     fn first_in(&self, feed: &FeedId, range: Range<u64>) -> Option<u64> {
@@ -373,7 +377,8 @@ impl State {
             let (index, feed) = (express.index, &express.feed);
             let at = FillAt { at: NoteRef { position, place }, slot: 0 };
             book.filled = true;
-            book.ahead.insert(index, HeldAhead { digest: express.entry.digest, at });
+            book.ahead
+                .insert(index, HeldAhead { digest: express.entry.digest, at, since_ms: committed.commit.time_unix_ms });
             if new {
                 pending.rows.push((number, book.row()));
             }

@@ -13,15 +13,17 @@ use super::escape::Foreign;
 pub use active::{ActiveAlarm, Alarms};
 
 /// Reason of every record of an alarm (`what` is `alarm`).
-pub const REASONS: [&str; 16] = [
+pub const REASONS: [&str; 18] = [
     "another-history",
     "clock",
     "damage",
     "disk-full",
+    "disk-low",
     "double-identity",
     "equivocation",
     "excluded",
     "in-doubt",
+    "member-over-share",
     "misdirected",
     "not-understood",
     "reload",
@@ -92,6 +94,10 @@ pub enum Alarm {
     CosignatureConflict { feed: FeedId },
     /// No room for entries.
     DiskFull { why: String },
+    /// Room for own entries only.
+    DiskLow { free_mib: u64 },
+    /// A member has brought its share of the room: its entries are held as digests.
+    MemberOverShare { member: Member, entries: u64 },
     /// Bulletins wait for a roster version.
     RosterMissing { member: Member, version: u64 },
     /// This node does not publish.
@@ -189,6 +195,7 @@ impl Alarm {
             | Self::OwnIdentityInUse { peer: by }
             | Self::PeerClockAhead { peer: by }
             | Self::PeerClockBehind { peer: by }
+            | Self::MemberOverShare { member: by, .. }
             | Self::Entry { by, .. } => Some(by),
             _ => None,
         }
@@ -340,6 +347,22 @@ impl Alarm {
                 &"",
                 &[why],
             ),
+            Self::DiskLow { free_mib } => parts(
+                "disk-low",
+                "disk-low",
+                Warning,
+                "little room is left on the disk ({} MiB free): the content of other members' bulletins is not stored for now, and is fetched by itself once there is room",
+                &"",
+                &[free_mib],
+            ),
+            Self::MemberOverShare { member, entries } => parts(
+                "member-over-share",
+                "member-over-share",
+                Warning,
+                "{} has brought its share of the room on the disk: of {} of its entries only digests are stored for now, and their content is fetched by itself later",
+                member,
+                &[member, entries],
+            ),
             Self::RosterMissing { member, version } => parts(
                 "roster-missing",
                 "roster-missing",
@@ -455,6 +478,8 @@ pub(crate) fn examples() -> Vec<Alarm> {
         Alarm::RosterForkConflict { feed: feed() },
         Alarm::CosignatureConflict { feed: feed() },
         Alarm::DiskFull { why: text() },
+        Alarm::DiskLow { free_mib: 77 },
+        Alarm::MemberOverShare { member: peer(), entries: 77 },
         Alarm::RosterMissing { member: peer(), version: 77 },
         Alarm::NeedsRecovery { why: text() },
         Alarm::OwnFeedBehind { peer: peer(), feed: feed(), size: 77 },

@@ -162,13 +162,18 @@ impl RevocationLists {
         held.is_some_and(|held| held.held.der != checked.list.held.der)
     }
 
+    /// Whether this very list is held.
+    #[must_use]
+    pub fn holds(&self, der: &[u8]) -> bool {
+        self.lists.load().values().any(|list| *list.held.der == *der)
+    }
+
     /// Verifies a list and takes it in if it is newer than the one held; gives it back if it was.
     ///
     /// # Errors
     /// See [`ListError`].
     pub fn offer(&self, der: &[u8], trust: &Trust) -> Result<Option<HeldList>, ListError> {
-        // The same list comes from every peer.
-        if self.lists.load().values().any(|list| *list.held.der == *der) {
+        if self.holds(der) {
             return Ok(None);
         }
         let checked = Self::check(der, trust)?;

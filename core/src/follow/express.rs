@@ -19,6 +19,8 @@ use crate::roster::RosterChain;
 pub struct VerifiedExpress {
     /// Which feed.
     pub feed: FeedId,
+    /// Who sent it.
+    pub provider: Member,
     /// Its place.
     pub index: u64,
     /// What is kept of it: nothing is, ahead of the order, of what is only a digest.
@@ -90,5 +92,6 @@ pub fn verify_express(
     };
     let findings = keep.findings;
     let entry = VerifiedEntry { digest, content, held_back };
-    Ok(VerifiedExpress { feed: feed.clone(), index: message.index, entry, urgent, checkpoint, proof, findings })
+    let (feed, provider, index) = (feed.clone(), provider.clone(), message.index);
+    Ok(VerifiedExpress { feed, provider, index, entry, urgent, checkpoint, proof, findings })
 }

@@ -22,6 +22,8 @@ use crate::roster::RosterChain;
 pub struct VerifiedFills {
     /// Which feed.
     pub feed: FeedId,
+    /// Who sent it.
+    pub provider: Member,
     /// By ascending index.
     pub entries: Vec<VerifiedFill>,
     /// What is odd about single entries, kept or not.
@@ -87,7 +89,7 @@ pub fn verify_fills(
             entries.push(VerifiedFill { index: item.index, digest: *digest, envelope, header, held_back });
         }
     }
-    Ok(VerifiedFills { feed: feed.clone(), entries, findings: keep.findings })
+    Ok(VerifiedFills { feed: feed.clone(), provider: provider.clone(), entries, findings: keep.findings })
 }
 
 fn check_bounds(message: &proto::Fills, asked: &[Range<u64>]) -> Result<(), Fault> {

@@ -82,6 +82,8 @@ impl FollowState {
 pub struct VerifiedBatch {
     /// Which feed.
     pub feed: FeedId,
+    /// Who sent it.
+    pub provider: Member,
     /// Index of the first entry.
     pub first: u64,
     /// The entries, at least one.
@@ -242,7 +244,8 @@ pub fn verify_entries(
         (first..).zip(received).map(|(index, (digest, received))| keep.entry(index, digest, received)).collect();
     let findings = keep.findings;
     let Log { frontier, .. } = log;
-    Ok(VerifiedBatch { feed: state.feed.clone(), first, entries, frontier, checkpoint, consistency_proof, findings })
+    let (feed, provider) = (state.feed.clone(), state.provider.clone());
+    Ok(VerifiedBatch { feed, provider, first, entries, frontier, checkpoint, consistency_proof, findings })
 }
 
 /// What came for one place.

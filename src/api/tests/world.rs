@@ -149,6 +149,7 @@ impl World {
             mark: folder.path().join("mark"),
             first: true,
             lone_start: Duration::ZERO,
+            share_percent: barid_core::quota::SHARE_PERCENT,
         };
         let committer = Committer::start(Arc::clone(&store), options).unwrap();
         committer.peer_shown();
@@ -250,7 +251,8 @@ impl World {
         let head = Checkpoint { feed: feed.clone(), size: frontier.size(), root: frontier.root() };
         let checkpoint = sign(&head, &[feed_key(&feed)]).unwrap();
         let (consistency_proof, findings) = (Vec::new(), Vec::new());
-        let batch = VerifiedBatch { feed, first, entries, frontier, checkpoint, consistency_proof, findings };
+        let provider = feed.member.clone();
+        let batch = VerifiedBatch { feed, provider, first, entries, frontier, checkpoint, consistency_proof, findings };
         self.committer.append(batch).await.unwrap();
         // What is said of it goes with whatever is committed next.
         self.committer.keep(Kept::default()).await.unwrap();

@@ -37,6 +37,8 @@ struct Figures {
     syncs: SyncTimes,
     disk: DiskBytes,
     reserve_bytes: u64,
+    /// By member, thousandths of its share of the room on the disk.
+    share_used: BTreeMap<String, u64>,
     mended_bits: u64,
     view_lag: u64,
     peers: BTreeMap<String, PeerSnapshot>,
@@ -53,8 +55,18 @@ struct Figures {
 }
 
 /// Kinds of alarms that are counted apart.
-const ALARM_KINDS: [&str; 8] =
-    ["another-history", "clock", "damage", "disk-full", "equivocation", "in-doubt", "other", "validity"];
+const ALARM_KINDS: [&str; 10] = [
+    "another-history",
+    "clock",
+    "damage",
+    "disk-full",
+    "disk-low",
+    "equivocation",
+    "in-doubt",
+    "member-over-share",
+    "other",
+    "validity",
+];
 
 /// How many alarms of each kind are active.
 fn alarms_by_kind(active: &[ActiveAlarm]) -> Vec<(&'static str, u64)> {
@@ -108,6 +120,7 @@ impl Source {
             syncs: store.sync_times(),
             disk: store.disk_bytes(),
             mended_bits: store.mended_bits(),
+            share_used: committer.share_used().into_iter().map(|(member, used)| (member.to_string(), used)).collect(),
             reserve_bytes: self.node.config.text.reserve_mib << 20,
             view_lag: store.view_lag(),
             peers: exchange.peers().snapshot().into_iter().map(|(member, peer)| (member.to_string(), peer)).collect(),

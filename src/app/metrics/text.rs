@@ -132,6 +132,10 @@ impl Figures {
         out.gauge("barid_log_bytes", "Bytes of the commit log, as written", self.disk.log)?;
         out.gauge("barid_view_bytes", "Bytes of the view", self.disk.view)?;
         out.gauge("barid_disk_free_bytes", "Bytes free on the disk of the store", self.disk.free)?;
+        let about =
+            ("barid_member_share_used_ratio", "How much a member has used of its share of the room on the disk");
+        let used = self.share_used.iter();
+        out.gauges(about, used.map(|(member, used)| (vec![("peer", member.as_str())], float(*used) / 1e3)))?;
         out.gauge("barid_disk_reserve_bytes", "Free bytes below which no entries are taken", self.reserve_bytes)?;
         out.gauge("barid_view_lag_commits", "Commits that queries do not see in the view yet", self.view_lag)
     }

@@ -14,6 +14,7 @@ use barid_core::limits::FILTERS_MAX;
 use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
+use barid_core::quota::Tier;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesOrdered, StreamExt};
 use tokio::sync::mpsc;
@@ -34,6 +35,7 @@ use crate::exchange::own::LinkNumber;
 use crate::exchange::provider::Provider;
 use crate::exchange::relayed::Passing;
 use crate::exchange::told;
+use crate::exchange::work;
 use crate::exchange::{COMMITTING_MAX, SILENCE_MAX, Shared};
 use crate::telemetry::AuditEvent;
 use faults::ELSEWHERE;
@@ -42,6 +44,8 @@ use faults::ELSEWHERE;
 const VERIFIED_AT_ONCE_MAX: usize = 16;
 /// Pause before a feed is asked for again because another link was faster.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
+
+pub(crate) use shown::tell_findings;
 
 type Committing = BoxFuture<'static, Committed>;
 
@@ -123,7 +127,7 @@ impl Reader {
         let mut rosters = self.shared.options.rosters.watch();
         let mut links = self.shared.peers.watch();
         let (mut own, mut gate) = (self.shared.own.watch(), self.shared.options.committer.gate());
-        let mut full = self.shared.options.committer.disk_full();
+        let mut tier = self.shared.options.committer.tier();
         self.newer_roster(their_roster);
         self.follow_wanted();
         self.follow_own();
@@ -148,8 +152,8 @@ impl Reader {
                 () = sleep_until(self.look_again) => self.follow_relayed(),
                 _ = own.changed() => self.follow_own(),
                 _ = gate.changed() => self.follow_own(),
-                _ = full.changed() => {
-                    if full.borrow_and_update().is_none() {
+                _ = tier.changed() => {
+                    if *tier.borrow_and_update() >= Tier::Digests {
                         // What was said meanwhile may not have been kept.
                         self.ask_for_answers().await;
                         self.go_on();
@@ -173,6 +177,9 @@ impl Reader {
     }
 
     async fn take(&mut self, frame: proto::Frame) -> Result<(), LinkError> {
+        if let Some(frame) = &frame.frame {
+            self.shared.work.charge(&self.peer, work::price(frame)).await;
+        }
         match frame.frame {
             Some(Frame::Entries(entries)) => self.entries(entries).await?,
             Some(Frame::Express(express)) => self.express(express).await,
@@ -298,7 +305,7 @@ impl Reader {
 
     fn follow_due(&mut self) {
         let now = Instant::now();
-        if self.shared.options.committer.disk_full().borrow().is_some() {
+        if *self.shared.options.committer.tier().borrow() < Tier::Digests {
             // Nothing could be taken: nothing is sent over the line.
             let due = self.followers.values_mut().filter(|follower| follower.due().is_some_and(|due| due <= now));
             due.for_each(|follower| _ = follower.pause(now));
@@ -428,7 +435,8 @@ impl Reader {
         let Some(follower) = self.followers.get_mut(&feed) else { return Ok(()) };
         let now = Instant::now();
         match result {
-            Ok(Appended { size }) => {
+            Ok(Appended { size, reduced }) => {
+                let lacks = lacks + reduced;
                 follower.succeeded();
                 self.progress(&feed, size, Some(size));
                 self.shared.gaps.served(&self.peer, &feed, first, size, lacks);
@@ -449,6 +457,11 @@ impl Reader {
             }
             Err(failure @ CommitFailure::Stale { .. }) => {
                 tracing::debug!(%feed, %failure, "asking again");
+                follower.pause_for(now, STALE_PAUSE);
+                self.outbox.fault(feed.to_string(), "busy", String::new());
+            }
+            // There was room for the content of others when it came; now there is for digests.
+            Err(CommitFailure::DiskFull(_)) if *self.shared.options.committer.tier().borrow() >= Tier::Digests => {
                 follower.pause_for(now, STALE_PAUSE);
                 self.outbox.fault(feed.to_string(), "busy", String::new());
             }

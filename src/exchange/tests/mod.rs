@@ -1,11 +1,13 @@
 //! Links between nodes in memory, without TLS.
 #![allow(clippy::unwrap_used)]
 
+mod custody;
 mod damage;
 mod express;
 mod forks;
 mod malformed;
 mod own;
+mod quota;
 mod records;
 mod relays;
 mod rosters;

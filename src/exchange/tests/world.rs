@@ -114,6 +114,7 @@ impl Node {
                 mark: folder.path().join("mark"),
                 first: true,
                 lone_start: Duration::ZERO,
+                share_percent: barid_core::quota::SHARE_PERCENT,
             },
         )
         .unwrap();

@@ -1,6 +1,7 @@
 //! Entries that come ahead of their feed's order, and custody notes about them.
 
 use barid_core::bulletin::Urgent;
+use barid_core::limits::EXPRESS_EXPIRES_MS;
 use barid_core::names::{Digest, FeedId, Hash, Undisclosed};
 
 use super::{ALL, append, custody_of, disclosed, feed, id, one, urgent, withheld};
@@ -193,6 +194,16 @@ pub(super) fn what_comes_first_is_bounded(store: &dyn Store) {
     store.commit(one(append(&feed, 0, (0..11).map(|n| urgent(&feed, n + 1, "Actual")).collect())), 3).unwrap();
     store.commit(many(6_000, 1), 4).unwrap();
     assert_eq!(store.urgent(&feed, Urgent::Actual, 0, ALL).unwrap().len(), AHEAD_MAX + 11);
+    // A feed that does not come to them within a day has others overtake again.
+    let late = |from: u64, time_unix_ms| Commit { time_unix_ms, ..many(from, 1) };
+    assert!(matches!(store.commit(late(7_000, EXPRESS_EXPIRES_MS - 1), 5), Err(CommitError::Invalid(_))));
+    store.commit(late(7_000, EXPRESS_EXPIRES_MS), 5).unwrap();
+    for _ in 0..2 {
+        assert_eq!(store.ahead_places(&feed, EXPRESS_EXPIRES_MS), [7_000]);
+        assert_eq!(store.ahead_places(&feed, 2 * EXPRESS_EXPIRES_MS), [0; 0]);
+        assert_eq!(store.ahead(&feed, 0..u64::MAX).len(), AHEAD_MAX + 1, "they stay held");
+        store.drain_view();
+    }
 }
 
 /// A note about what came ahead does not speak for what lies before it.

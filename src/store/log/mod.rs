@@ -92,6 +92,9 @@ pub(super) struct Log {
 const SPACE_KNOWN: Duration = Duration::from_millis(50);
 const SPACE_AMPLE_BYTES: u64 = 64 << 20;
 
+/// Shortest segment that is made where the disk is nearly full.
+const SHORT_SEGMENT_BYTES: u64 = 1 << 20;
+
 /// The segment that is written to.
 struct Current {
     number: u32,
@@ -312,6 +315,9 @@ impl Log {
         }
         let number = self.current.as_ref().map_or(1, |current| current.number + 1);
         let nominal = segment::nominal_bytes(number, self.options.segment_bytes_max);
+        // A shorter one where the usual one does not fit beside the reserve: what is left is for what may use it.
+        let free = self.available_bytes()?.saturating_sub(reserve_bytes) / SHORT_SEGMENT_BYTES * SHORT_SEGMENT_BYTES;
+        let nominal = nominal.min(free.max(SHORT_SEGMENT_BYTES));
         let (file, capacity) = self.preparer.take(HEADER_BYTES + len, nominal, reserve_bytes)?;
         let header = Header {
             number,

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::ops::Range;
 
 use barid_core::names::Member;
 use uuid::Uuid;
@@ -30,6 +31,8 @@ struct Batch<'a> {
     references: BTreeMap<(&'a Member, Refers, Uuid), Vec<Referrer>>,
     answers: BTreeMap<&'a Referred, Vec<Referrer>>,
     urgent: BTreeMap<(FeedNumber, u64), urgent::Bucket>,
+    /// Ranges held in full by a holder of custody notes, as they become: end by start, `None` for one that is no more.
+    held_by: BTreeMap<(FeedNumber, Member), BTreeMap<u64, Option<u64>>>,
 }
 
 /// Ids of one feed.
@@ -234,7 +237,8 @@ fn ahead(batch: &mut Batch<'_>, pending: &Pending) {
     let places = u32::try_from(pending.committed.commit.fills.len()).unwrap_or(u32::MAX)..;
     for ((express, feed), place) in pending.committed.commit.express.iter().zip(&pending.express_feeds).zip(places) {
         let at = NoteRef { position: pending.position, place };
-        let value = Value::new().raw(&express.entry.digest.0).note(at).u32(0);
+        let since_ms = pending.committed.commit.time_unix_ms;
+        let value = Value::new().raw(&express.entry.digest.0).note(at).u32(0).u64(since_ms);
         batch.put(Key::new(keys::AHEAD).u32(*feed).u64(express.index), value.bytes());
     }
 }
@@ -272,6 +276,10 @@ fn notes(view: &View, batch: &mut Batch<'_>, pending: &Pending) -> Result<(), Re
         if standing.late {
             batch.put(holder(keys::CUSTODY_LATE).u64(custody.time).note(at(place)), Value::new().bytes());
         }
+        let changed = batch.held_by.entry((*feed, custody.holder.clone())).or_default();
+        for range in custody.held() {
+            merge_held(view, changed, *feed, &custody.holder, range)?;
+        }
     }
     for (roster, place) in commit.rosters.iter().zip(0..) {
         batch.put(Key::new(keys::ROSTER).u64(roster.version), Value::new().note(at(place)).bytes());
@@ -285,6 +293,26 @@ fn notes(view: &View, batch: &mut Batch<'_>, pending: &Pending) -> Result<(), Re
     for cursor in &commit.cursors {
         batch.put(Key::new(keys::SUBSCRIPTION).name(&cursor.subscription), Value::new().u64(cursor.arrival).bytes());
     }
+    Ok(())
+}
+
+/// Adds a range to those that a holder holds in full: what it overlaps or touches becomes one with it.
+fn merge_held(
+    view: &View,
+    changed: &mut BTreeMap<u64, Option<u64>>,
+    feed: FeedNumber,
+    holder: &Member,
+    mut range: Range<u64>,
+) -> Result<(), ReadError> {
+    loop {
+        let made = changed.range(..=range.end).rev().find_map(|(start, end)| end.map(|end| *start..end));
+        let held = view.held_by_before(feed, holder, range.end, |start| changed.contains_key(&start))?;
+        let last = made.into_iter().chain(held).max_by_key(|held| held.start);
+        let Some(joined) = last.filter(|held| held.end >= range.start) else { break };
+        changed.insert(joined.start, None);
+        range = range.start.min(joined.start)..range.end.max(joined.end);
+    }
+    changed.insert(range.start, Some(range.end));
     Ok(())
 }
 
@@ -314,6 +342,12 @@ impl Batch<'_> {
             for block in referrers.chunks(REFERENCES_MAX) {
                 let key = Key::new(keys::REFERENCE).member(member).how(how).id(id).u64(block[0].arrival);
                 self.put(key, references::encode(block));
+            }
+        }
+        for ((feed, holder), changed) in std::mem::take(&mut self.held_by) {
+            for (start, end) in changed {
+                let key = Key::new(keys::HELD_BY).u32(feed).member(&holder).u64(start).bytes();
+                self.keys.insert(key, end.map(|end| Value::new().u64(end).bytes()));
             }
         }
         for ((feed, number), bucket) in std::mem::take(&mut self.urgent) {

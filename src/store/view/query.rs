@@ -3,6 +3,7 @@
 //! In scope: single look-ups and bounded ranges over the keyspace. Out of scope: what is newer than the view, and the log itself.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use barid_core::bulletin::Urgent;
@@ -264,7 +265,8 @@ impl View {
                 key.key_u32()?;
                 let mut value = Fields::of_value(&value)?;
                 let digest = Digest(value.array()?);
-                Some((key.key_u64()?, HeldAhead { digest, at: FillAt { at: value.note()?, slot: value.u32()? } }))
+                let at = FillAt { at: value.note()?, slot: value.u32()? };
+                Some((key.key_u64()?, HeldAhead { digest, at, since_ms: value.u64()? }))
             };
             read().ok_or_else(|| unreadable("entry ahead of the order"))
         };
@@ -382,6 +384,37 @@ impl View {
         late.take(max).map(|pair| key_end_ref(&pair?)).collect()
     }
 
+    /// The last range that begins at or before `index` of those that a holder's custody notes state as held in full, except those that
+    /// `passed_over` names by their start. Ranges neither overlap nor touch.
+    pub(in crate::store) fn held_by_before(
+        &self,
+        feed: FeedNumber,
+        holder: &Member,
+        index: u64,
+        passed_over: impl Fn(u64) -> bool,
+    ) -> Result<Option<Range<u64>>, ReadError> {
+        let prefix = Key::new(keys::HELD_BY).u32(feed).member(holder);
+        for pair in self.descending(&prefix, &prefix.clone().u64(index)) {
+            let range = held_range(&pair?)?;
+            if !passed_over(range.start) {
+                return Ok(Some(range));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where the first range begins that begins after `index`, of those of [`Self::held_by_before`].
+    pub(in crate::store) fn held_by_after(
+        &self,
+        feed: FeedNumber,
+        holder: &Member,
+        index: u64,
+    ) -> Result<Option<u64>, ReadError> {
+        let prefix = Key::new(keys::HELD_BY).u32(feed).member(holder);
+        let from = prefix.clone().u64(index.saturating_add(1));
+        self.ascending(&prefix, &from).next().map(|pair| Ok(held_range(&pair?)?.start)).transpose()
+    }
+
     /// Custody notes of one holder whose ranges have `index`, in the order in which they were committed.
     pub(in crate::store) fn custody_about(
         &self,
@@ -480,6 +513,16 @@ fn run((key, value): &Pair) -> Result<Run, ReadError> {
         Some((key.key_u64()?, value.u64()?, Undisclosed::from_number(value.u8()?)?))
     };
     run().ok_or_else(|| unreadable("range"))
+}
+
+fn held_range((key, value): &Pair) -> Result<Range<u64>, ReadError> {
+    let range = || {
+        let mut key = Fields::of_key(key)?;
+        key.key_u32()?;
+        key.member()?;
+        Some(key.key_u64()?..Fields::of_value(value)?.u64()?)
+    };
+    range().ok_or_else(|| unreadable("range held by a member"))
 }
 
 /// The reference at the end of a custody note's key.

@@ -1,0 +1,188 @@
+//! How messages of the services are read: as tonic does, after a look at how many parts a message has.
+//!
+//! In scope: counting the parts of a frame before anything is allocated for them. A part of two bytes on the wire takes a hundred in memory: a
+//! frame that is within its bound in bytes would become hundreds of megabytes. Out of scope: what the parts are (`core`), and bounds in bytes.
+
+use std::any::TypeId;
+use std::marker::PhantomData;
+
+use barid_core::limits::FRAME_PARTS_MAX;
+use barid_core::proto;
+use bytes::Buf as _;
+use prost::Message;
+use tonic::Status;
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
+use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
+
+/// The codec of all services.
+pub struct Counted<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for Counted<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for Counted<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = CountedDecoder<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstCodec::<T, U>::default().encoder()
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        CountedDecoder(ProstCodec::<T, U>::default().decoder())
+    }
+}
+
+/// Reads a message unless it has too many parts.
+pub struct CountedDecoder<U>(ProstDecoder<U>);
+
+impl<U: Message + Default + 'static> Decoder for CountedDecoder<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        let is_frame = [TypeId::of::<proto::LinkRequest>(), TypeId::of::<proto::LinkResponse>()];
+        if is_frame.contains(&TypeId::of::<U>()) {
+            check_frame(src.chunk())?;
+        }
+        self.0.decode(src)
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        self.0.buffer_settings()
+    }
+}
+
+fn check_frame(message: &[u8]) -> Result<(), Status> {
+    match count_parts(message, FRAME_DEPTH, FRAME_PARTS_MAX) {
+        // What cannot be read here is not read by the decoder either, which says why.
+        None => Ok(()),
+        Some(parts) if parts <= FRAME_PARTS_MAX => Ok(()),
+        Some(_) => Err(Status::resource_exhausted(format!("a frame has more than {FRAME_PARTS_MAX} parts"))),
+    }
+}
+
+/// Messages in each other in which the parts of a frame lie: request, frame, its kind, and what it repeats (entries, heads). Deeper ones
+/// stand once in each of these, or are bytes.
+const FRAME_DEPTH: u32 = 4;
+
+/// Counts the fields of a message and of the messages in it, `depth` deep, until there are more than `max`; `None` if it is none. A text
+/// or bytes may look like a message, and count as one: a few parts more.
+fn count_parts(message: &[u8], depth: u32, max: usize) -> Option<usize> {
+    let (mut rest, mut parts) = (message, 0);
+    while !rest.is_empty() && parts <= max {
+        parts += 1;
+        match varint(&mut rest)? & 7 {
+            0 => _ = varint(&mut rest)?,
+            1 => rest = rest.get(8..)?,
+            5 => rest = rest.get(4..)?,
+            2 => {
+                let len = usize::try_from(varint(&mut rest)?).ok()?;
+                let (inner, after) = rest.split_at_checked(len)?;
+                rest = after;
+                if depth > 1 {
+                    parts += count_parts(inner, depth - 1, max.saturating_sub(parts)).unwrap_or(0);
+                }
+            }
+            // Groups: nothing that is read here has any.
+            _ => return None,
+        }
+    }
+    Some(parts)
+}
+
+fn varint(rest: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (byte, after) = rest.split_first()?;
+        *rest = after;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use barid_core::limits::{BATCH_ENTRIES_MAX, FILL_RANGES_MAX, FILTERS_MAX, MESSAGE_BYTES_MAX, PROOF_HASHES_MAX};
+    use barid_core::proto::frame::Frame;
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn request(frame: Frame) -> Vec<u8> {
+        proto::LinkRequest { frame: Some(proto::Frame { frame: Some(frame) }) }.encode_to_vec()
+    }
+
+    #[test]
+    fn frames_of_a_million_empty_parts_are_rejected_before_they_are_decoded() {
+        let heads = proto::Heads { heads: vec![proto::Head::default(); 1_000_000], ..proto::Heads::default() };
+        let items = vec![proto::Item::default(); 1_000_000];
+        let head = proto::Head { cosigned: vec![Bytes::new(); 1_000_000], ..proto::Head::default() };
+        let ranges = vec![proto::IndexRange::default(); 1_000_000];
+        for frame in [
+            Frame::Heads(heads),
+            Frame::Heads(proto::Heads { heads: vec![head], ..proto::Heads::default() }),
+            Frame::Heads(proto::Heads { crls: vec![Bytes::new(); 1_000_000], ..proto::Heads::default() }),
+            Frame::Entries(proto::Entries { items, ..proto::Entries::default() }),
+            Frame::Follow(proto::Follow { ranges, ..proto::Follow::default() }),
+            Frame::Follow(proto::Follow { topics: vec![String::new(); 1_000_000], ..proto::Follow::default() }),
+            Frame::Rosters(proto::Rosters { notes: vec![Bytes::new(); 1_000_000] }),
+            Frame::Fills(proto::Fills { items: vec![proto::Fill::default(); 1_000_000], ..proto::Fills::default() }),
+        ] {
+            let message = request(frame);
+            assert!(message.len() < MESSAGE_BYTES_MAX);
+            assert!(check_frame(&message).is_err());
+        }
+        // One frame in many pieces, which a reader of protobuf joins.
+        let piece =
+            request(Frame::Heads(proto::Heads { heads: vec![proto::Head::default(); 8], ..Default::default() }));
+        assert!(check_frame(&piece).is_ok());
+        assert!(check_frame(&piece.repeat(10_000)).is_err());
+    }
+
+    #[test]
+    fn the_largest_frames_that_a_node_sends_pass() {
+        let hash = Bytes::from_static(&[7; 32]);
+        let envelope =
+            Bytes::from(proto::Envelope { header: vec![1; 99].into(), ..Default::default() }.encode_to_vec());
+        let item = proto::Item { item: Some(proto::item::Item::Envelope(envelope.clone())) };
+        let items = vec![item; BATCH_ENTRIES_MAX];
+        let consistency_proof = vec![hash; PROOF_HASHES_MAX];
+        let fill = proto::Fill { index: u64::MAX, envelope };
+        let range = proto::IndexRange { start: 1 << 40, end: u64::MAX };
+        let topics = vec!["customs.>".into(); FILTERS_MAX];
+        let note = Bytes::from_static(b"a note");
+        let head = proto::Head { checkpoint: note.clone(), cosigned: vec![note.clone()], held: Some(7) };
+        let (heads, crls) = (vec![head; 1_024], vec![note.clone(); 256]);
+        for frame in [
+            Frame::Entries(proto::Entries { items, consistency_proof, ..proto::Entries::default() }),
+            Frame::Fills(proto::Fills { items: vec![fill; BATCH_ENTRIES_MAX], ..proto::Fills::default() }),
+            Frame::Follow(proto::Follow { ranges: vec![range; FILL_RANGES_MAX], topics, ..proto::Follow::default() }),
+            Frame::Heads(proto::Heads { heads, crls, roster_version: 9 }),
+            Frame::RelayedCustody(proto::RelayedCustody { notes: vec![note; 64], ..Default::default() }),
+            Frame::Hello(proto::Hello { exchange: "rabat.example".into(), ..proto::Hello::default() }),
+        ] {
+            check_frame(&request(frame)).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_no_message_is_left_to_the_decoder() {
+        for message in [&[0xff; 20][..], &[0x0a, 0x7f], &[0x0b], &[0x0a, 0x02, 0x12]] {
+            assert!(check_frame(message).is_ok());
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Which custody notes for this node's feeds are persisted: those that add something to what is known of their holder.
+//!
+//! In scope: what a verified note adds, in bounded work, and the budget of bytes that its holder has in the log of this node. Out of scope:
+//! verifying notes (`answers`), work as such (`work`), and what counts as stored (`api`).
+//!
+//! A note adds something if it continues the notes in order, if it states entries as held in full that no earlier one does, or if its time is
+//! earlier than that of the note that is known for the newest entry it has: the earliest note is the proof of who knew when. A holder can
+//! so persist a bounded number of notes for each entry of the feed, and few for their times alone.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use barid_core::limits::BATCH_ENTRIES_MAX;
+use barid_core::names::{FeedId, Member};
+use barid_core::ranges::RangeSet;
+use tokio::time::Instant;
+
+use super::work::owner;
+use crate::budgets::RateLimiter;
+use crate::budgets::table::{CUSTODY_BYTES, EARLIER_CUSTODY};
+use crate::store::{CustodyRecord, ReadError, Store};
+
+/// Bytes of a note that are free, if it adds anything: one that speaks of a single entry.
+const FREE_BYTES: u64 = 1 << 10;
+/// Bytes that are free for each entry that it adds: the longest line about one that is held as a digest, twice.
+const FREE_BYTES_PER_ENTRY: u64 = 128;
+/// Added entries are counted up to this: one batch of them.
+const GAIN_MAX: u64 = 8 * BATCH_ENTRIES_MAX as u64;
+
+/// What each holder may still persist here.
+#[derive(Default)]
+pub(crate) struct CustodyBudgets {
+    bytes: RateLimiter,
+    earlier: RateLimiter,
+}
+
+/// What becomes of a note.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is persisted.
+    Persist,
+    /// It adds nothing.
+    Nothing,
+    /// It adds something, and its holder is over its budget of bytes.
+    OverBudget,
+}
+
+/// Notes that were accepted and are not committed yet, by feed and holder.
+#[derive(Default)]
+pub(crate) struct Accepted {
+    notes: RefCell<BTreeMap<(FeedId, Member), Reached>>,
+}
+
+struct Reached {
+    /// Where the notes in order end.
+    end: u64,
+    held: RangeSet,
+    /// The earliest time of those that are not committed yet.
+    time: u64,
+}
+
+impl Accepted {
+    /// Decides about a verified note. Blocks for a bounded number of look-ups.
+    pub(crate) fn judge(
+        &self,
+        store: &dyn Store,
+        budgets: &CustodyBudgets,
+        note: &CustodyRecord,
+    ) -> Result<Verdict, ReadError> {
+        let mut notes = self.notes.borrow_mut();
+        let key = (note.feed.clone(), note.holder.clone());
+        if !notes.contains_key(&key) {
+            let newest = store.custody_newest(&note.feed)?.into_iter().find(|held| held.holder == note.holder);
+            let end = newest.map_or(0, |held| held.range.end);
+            notes.insert(key.clone(), Reached { end, held: RangeSet::default(), time: u64::MAX });
+        }
+        let Some(reached) = notes.get_mut(&key) else { return Ok(Verdict::Nothing) };
+        let spoken = if note.range.start <= reached.end { note.range.end.saturating_sub(reached.end) } else { 0 };
+        let new: Vec<Range<u64>> = note.held().flat_map(|range| reached.held.missing(range)).collect();
+        let gain = store.custody_gain(&note.feed, &note.holder, &new, GAIN_MAX)?;
+        let bytes = note.note.len() as u64;
+        let charged = match spoken.max(gain) {
+            0 if !is_earlier(store, budgets, note, reached.time)? => return Ok(Verdict::Nothing),
+            0 => bytes,
+            added => bytes.saturating_sub(added.saturating_mul(FREE_BYTES_PER_ENTRY).saturating_add(FREE_BYTES)),
+        };
+        #[allow(clippy::cast_precision_loss, reason = "a note is small")]
+        let charged = budgets.bytes.take(&owner(&note.holder), CUSTODY_BYTES.rate, charged as f64, Instant::now());
+        if charged.is_err() {
+            return Ok(Verdict::OverBudget);
+        }
+        reached.end += spoken;
+        new.into_iter().for_each(|range| reached.held.insert(range));
+        reached.time = reached.time.min(note.time);
+        Ok(Verdict::Persist)
+    }
+}
+
+/// Whether its time is earlier than that of the note which is known of the newest entry that it has, and than `pending`, the earliest of those
+/// that are not committed yet; false for one too many.
+fn is_earlier(
+    store: &dyn Store,
+    budgets: &CustodyBudgets,
+    note: &CustodyRecord,
+    pending: u64,
+) -> Result<bool, ReadError> {
+    let Some(newest) = note.held().last().and_then(|range| range.end.checked_sub(1)) else { return Ok(false) };
+    if note.time >= pending
+        || budgets.earlier.take(&owner(&note.holder), EARLIER_CUSTODY.rate, 1.0, Instant::now()).is_err()
+    {
+        return Ok(false);
+    }
+    let known = store.custody_covering(&note.feed, newest)?.into_iter().find(|held| held.holder == note.holder);
+    Ok(known.is_none_or(|known| note.time < known.time))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::store::Commit;
+    use crate::store::conformance::{append, custody_of, disclosed, feed, one};
+    use crate::store::memory::MemoryStore;
+
+    struct Case {
+        store: MemoryStore,
+        feed: FeedId,
+        budgets: CustodyBudgets,
+    }
+
+    impl Case {
+        fn new() -> Self {
+            let (store, feed) = (MemoryStore::new(), feed("ma", 1));
+            let entries = (0..100).map(|n| disclosed(&feed, n + 1)).collect();
+            store.commit(one(append(&feed, 0, entries)), 0).unwrap();
+            Self { store, feed, budgets: CustodyBudgets::default() }
+        }
+
+        fn note(&self, range: Range<u64>, gap: Option<Range<u64>>, time: u64, bytes: usize) -> CustodyRecord {
+            CustodyRecord { note: vec![b'n'; bytes].into(), ..custody_of(&self.feed, "ly", range, gap, time) }
+        }
+
+        /// Judges notes that come together, and persists those that are to be.
+        fn comes(&self, notes: &[CustodyRecord]) -> Vec<Verdict> {
+            let accepted = Accepted::default();
+            let judge = |note| accepted.judge(&self.store, &self.budgets, note).unwrap();
+            let verdicts: Vec<Verdict> = notes.iter().map(judge).collect();
+            let kept = notes.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == Verdict::Persist);
+            let custody = kept.map(|(note, _)| note.clone()).collect();
+            self.store.commit(Commit { custody, ..Commit::default() }, self.store.seq()).unwrap();
+            verdicts
+        }
+    }
+
+    #[test]
+    fn notes_in_order_and_of_backfilled_entries_are_persisted_once() {
+        use Verdict::{Nothing, Persist};
+        let case = Case::new();
+        let first = case.note(0..10, Some(3..5), 100, 400);
+        let next = case.note(10..20, None, 101, 400);
+        assert_eq!(case.comes(&[first.clone(), next.clone()]), [Persist; 2]);
+        assert_eq!(case.comes(&[first, next]), [Nothing; 2], "again");
+        let ahead = case.note(50..51, None, 102, 400);
+        assert_eq!(
+            case.comes(&[ahead.clone(), ahead.clone()]),
+            [Persist, Nothing],
+            "ahead of the order, twice at once"
+        );
+        let backfilled = case.note(3..4, None, 103, 400);
+        assert_eq!(case.comes(&[backfilled.clone()]), [Persist]);
+        assert_eq!(case.comes(&[backfilled, ahead]), [Nothing; 2]);
+        let only_digests = case.note(20..30, Some(20..30), 104, 400);
+        assert_eq!(case.comes(&[only_digests.clone()]), [Persist], "it says up to where its holder has looked");
+        assert_eq!(case.comes(&[only_digests]), [Nothing]);
+        assert_eq!(case.comes(&[case.note(30..60, None, 105, 400)]), [Persist]);
+    }
+
+    #[test]
+    fn notes_that_differ_in_their_time_alone_are_dropped() {
+        let case = Case::new();
+        assert_eq!(case.comes(&[case.note(0..50, None, 1_000_000, 400)]), [Verdict::Persist]);
+        let later: Vec<_> = (1..=500).map(|n| case.note(0..50, None, 1_000_000 + n, 400)).collect();
+        assert!(case.comes(&later).iter().all(|verdict| *verdict == Verdict::Nothing));
+        // The earliest is the proof of who knew when; but not one after the other.
+        let case = Case::new();
+        case.comes(&[case.note(0..50, None, 1_000_000, 400)]);
+        let earlier: Vec<_> = (1..=500).map(|n| case.note(0..50, None, 1_000_000 - n, 400)).collect();
+        let persisted = case.comes(&earlier).iter().filter(|verdict| **verdict == Verdict::Persist).count();
+        assert!((1..=17).contains(&persisted), "{persisted}");
+    }
+
+    #[test]
+    fn long_notes_that_add_little_come_to_an_end() {
+        let case = Case::new();
+        let long: Vec<_> = (0..100).map(|n| case.note(n..n + 1, None, 100, 60 << 10)).collect();
+        // All of them are within the burst: a feed of a hundred entries.
+        assert!(case.comes(&long).iter().all(|verdict| *verdict == Verdict::Persist));
+        case.budgets.bytes.spend(&owner(&"ly".parse().unwrap()), CUSTODY_BYTES.rate, 9e6, Instant::now());
+        let more = case.note(0..1, None, 99, 60 << 10);
+        assert_eq!(case.comes(&[more]), [Verdict::OverBudget]);
+        let holder = "eg".parse().unwrap();
+        let other = CustodyRecord { holder, ..case.note(0..1, None, 100, 60 << 10) };
+        assert_eq!(case.comes(&[other]), [Verdict::Persist], "another member has a budget of its own");
+    }
+}

@@ -1,0 +1,72 @@
+//! Custody notes without end: those that add nothing are dropped, and whoever sends them slows down nobody else.
+
+use barid_core::feed::checkpoint::Checkpoint;
+use barid_core::feed::custody::CustodyNote;
+use barid_core::feed::note::Algorithm;
+use barid_core::proto;
+use barid_core::proto::frame::Frame;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::world::{Actor, Node, key, member, until};
+use crate::exchange::answers::{Signed, keep_all};
+use crate::exchange::ended::Ended;
+
+const TIME: u64 = 1_764_000_000;
+
+/// ly says that it holds a range of ma's feed in full.
+fn note(ma: &Node, range: std::ops::Range<u64>, time: u64) -> Bytes {
+    let tree = ma.store.feed(&ma.feed()).unwrap().frontier;
+    let checkpoint = Checkpoint { feed: ma.feed(), size: tree.size(), root: tree.root() };
+    CustodyNote::new(&checkpoint, time, range, []).unwrap().sign(&key("ly", "custody", Algorithm::Ed25519)).unwrap()
+}
+
+fn kept(ma: &Node) -> usize {
+    ma.store.custody_after(&ma.feed(), &member("ly"), 0, usize::MAX).unwrap().len()
+}
+
+async fn floods(times: impl Iterator<Item = u64>) -> usize {
+    let ma = Node::start("ma");
+    ma.publish(10, |_| {}).await;
+    let ly = Actor::greet(&ma, "ly").await;
+    for time in times {
+        ly.say(Frame::Custody(proto::Custody { note: note(&ma, 0..9, time) })).await;
+    }
+    ly.say(Frame::Custody(proto::Custody { note: note(&ma, 9..10, 2 * TIME) })).await;
+    until("what adds something is persisted all the same", || ma.seen(&ly_code()).custody_size == 10).await;
+    assert!(!ly.link.is_finished());
+    kept(&ma) - 1
+}
+
+fn ly_code() -> barid_core::names::Member {
+    member("ly")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn notes_of_later_times_are_persisted_once() {
+    assert_eq!(floods((0..1_500).map(|n| TIME + n)).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn notes_of_ever_earlier_times_come_to_an_end() {
+    let kept = floods((0..1_500).map(|n| TIME - n)).await;
+    assert!((2..=18).contains(&kept), "{kept}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn notes_of_a_link_that_has_ended_are_not_verified() {
+    for ends in [false, true] {
+        let ma = Node::start("ma");
+        ma.publish(10, |_| {}).await;
+        let (signed, waiting) = mpsc::channel(16);
+        for range in [0..3, 3..6, 6..10] {
+            signed.try_send(Signed::Custody(note(&ma, range, TIME))).unwrap();
+        }
+        drop(signed);
+        let (ended, guard) = Ended::with_guard();
+        let guard = Some(guard).filter(|_| !ends);
+        keep_all(ma.exchange.shared.clone(), member("ly"), waiting, ended).await;
+        assert_eq!(kept(&ma), if ends { 0 } else { 3 });
+        drop(guard);
+    }
+}
