@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 8] = [
     &["background", "budgets", "files", "rpc", "telemetry"],
     &["access", "rosters", "store", "transport"],
-    &["config"],
+    &["calls", "config"],
     &["committer", "pki"],
     &["exchange", "api"],
     &["app"],

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-pub use rate::RateLimiter;
+pub use rate::{Rate, RateLimiter};
 pub use table::Spec;
 
 /// Who is charged.
@@ -318,6 +318,13 @@ impl Charge {
         if amount > 0 {
             self.budget.shared.give_back(&self.owner, amount);
         }
+    }
+
+    /// Parts so much off, at most what is charged, to be given back on its own.
+    pub fn split(&mut self, amount: u64) -> Self {
+        let amount = amount.min(self.amount);
+        self.amount -= amount;
+        Self { budget: self.budget.clone(), owner: self.owner.clone(), class: self.class, amount }
     }
 
     /// What is charged.

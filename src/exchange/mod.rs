@@ -64,7 +64,7 @@ pub use fetch::fetch;
 pub use link::LinkError;
 pub use own::OwnShown;
 pub use peers::{PeerSnapshot, Peers};
-pub use service::{Identify, LinkService, service};
+pub use service::{Identify, LinkService, calls};
 
 /// Version of the protocol that this node speaks.
 pub const PROTOCOL: u32 = 1;
