@@ -71,3 +71,65 @@ impl<T: Message + Send + 'static> Responses<T> {
         self.out.closed().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use super::*;
+    use crate::budgets::{Budget, Class, Owner, table};
+    use crate::calls::Terms;
+
+    fn call(responses: &Budget) -> Call {
+        let owner = Owner::Identity("agency/border-post".into());
+        let call = Budget::new(&table::API_CALLS).try_charge(&owner, Class::Ordinary, 1).unwrap();
+        let requests = Budget::new(&table::API_REQUEST_BYTES);
+        let report: crate::calls::Report = Arc::new(|_| {});
+        let (class, responses) = (Class::Ordinary, responses.clone());
+        Call::direct(Terms {
+            owner,
+            class,
+            call,
+            requests,
+            responses,
+            request_bytes_max: 0,
+            one_request: true,
+            response_bytes: 0,
+            report,
+        })
+    }
+
+    /// How many messages of so many bytes are taken before the sender has to wait.
+    async fn taken(bytes: usize) -> usize {
+        let call = call(&Budget::new(&table::API_RESPONSE_BYTES));
+        let (responses, _messages) = Responses::new(&call, 64, 2 << 20);
+        let mut count = 0;
+        while tokio::time::timeout(Duration::from_secs(1), responses.send(Ok(vec![7_u8; bytes]), None)).await.is_ok() {
+            count += 1;
+        }
+        count
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reader_that_does_not_read_holds_a_bounded_number_of_messages_and_bytes() {
+        assert_eq!(taken(10).await, 64);
+        assert_eq!(taken(1_000_000).await, 2);
+        assert_eq!(taken(600_000).await, 3);
+        assert_eq!(taken(10 << 20).await, 1, "one always fits");
+    }
+
+    #[tokio::test]
+    async fn room_comes_back_as_messages_are_taken_and_a_reader_that_has_gone_is_noticed() {
+        let budget = Budget::new(&table::API_RESPONSE_BYTES);
+        let (responses, mut messages) = Responses::new(&call(&budget), 64, 2 << 20);
+        for _ in 0..10 {
+            assert!(responses.send(Ok(vec![7_u8; 1 << 20]), None).await);
+            assert!(messages.next().await.is_some());
+        }
+        assert!(budget.usage().high_water < 2 << 20, "each is given back as it is taken");
+        assert!(responses.send(Ok(vec![7; 2 << 20]), None).await);
+        let (sent, ()) = tokio::join!(responses.send(Ok(vec![7]), None), async { drop(messages) });
+        assert!(!sent);
+    }
+}
