@@ -39,16 +39,15 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tonic::transport::Server;
 
 pub use error::AppError;
 pub use recover::{PeerProgress, Progress, RecoverError, RecoverOptions, recover};
 pub use repair::{Repaired, repair};
 
-use crate::access::Access;
+use crate::access::{self, Access};
 use crate::api::{self, Api};
-use crate::budgets::Budgets;
-use crate::budgets::table::LOG_BYTES;
+use crate::budgets::{Budgets, table};
+use crate::calls;
 use crate::committer::{Committer, Gate, Kept, Keys, Options, StartError, key_path, marked_epoch, marked_size};
 use crate::config::NodeConfig;
 use crate::exchange::{self, Exchange};
@@ -58,8 +57,8 @@ use crate::store::disk::{DiskOptions, DiskStore};
 use crate::store::{RosterRecord, Store};
 use crate::telemetry::{self, AuditEvent, RECORDED_SINGLY_MAX, Refusals};
 use crate::transport::{
-    self, Connections, Connector, Credentials, Limits, Listening, PeerIdentity, Policy, RevocationLists, SpiffeId,
-    Trust, Verifier,
+    self, AccessLevel, Connections, Connector, Credentials, Limits, Listening, PeerIdentity, Policy, RevocationLists,
+    SpiffeId, Trust, Verifier,
 };
 
 /// How a node stopped.
@@ -189,7 +188,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         let path = config.text.certificate.display();
         return Err(AppError::Transport(format!("{path} would be refused by every peer: {refused}")));
     }
-    let connections = Connections::default();
+    let connections = Connections::reporting(recorded("connection-ended", &refusals));
 
     let (shutdown, stopping) = watch::channel(false);
     let memory_bytes = config.text.memory_mib << 20;
@@ -235,7 +234,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
     let api = Api {
         committer: committer.clone(),
         rosters: rosters.clone(),
-        access,
+        access: Arc::clone(&access),
         identify: Arc::new(|extensions| {
             let identity = extensions.get::<PeerIdentity>()?;
             Some(api::Identity { path: identity.spiffe.path.clone() })
@@ -255,6 +254,12 @@ async fn serve<T, F: Future<Output = T> + Send>(
         credentials,
         connections: connections.clone(),
         limits: Limits::API,
+        budget: budgets.of(&table::API_CONNECTIONS).clone(),
+        level: Arc::new(move |identity| match access.load().grant(&identity.spiffe.path) {
+            Some(grant) if grant.has(access::Role::Operator) => AccessLevel::Operator,
+            Some(_) => AccessLevel::Granted,
+            None => AccessLevel::Ungranted,
+        }),
         on_refusal: recorded("refused-connection", &refusals),
     };
     let mut serving = JoinSet::new();
@@ -264,13 +269,8 @@ async fn serve<T, F: Future<Output = T> + Send>(
         api_address = Some(local(&api_tcp, &config.text.listen_api)?);
         let incoming =
             transport::listen(api_tcp, people.clone()).map_err(|error| AppError::Transport(error.to_string()))?;
-        let routes = api::routes(&api).map_err(|error| AppError::Transport(error.to_string()))?;
-        serving.spawn(
-            Limits::API
-                .tune_server(Server::builder())
-                .add_routes(routes)
-                .serve_with_incoming_shutdown(incoming, stopped(stopping.clone())),
-        );
+        let calls = api::calls(&api).map_err(|error| AppError::Transport(error.to_string()))?;
+        serving.spawn(calls::serve(incoming, calls, Limits::API, stopped(stopping.clone())));
     }
     let mut exchange_address = None;
     if let Some(address) = &config.text.listen_exchange {
@@ -280,18 +280,17 @@ async fn serve<T, F: Future<Output = T> + Send>(
             name: "exchange",
             verifier: Arc::new(verifier(Policy::Peers(trust_domain))),
             limits: Limits::EXCHANGE,
+            budget: budgets.of(&table::EXCHANGE_CONNECTIONS).clone(),
+            // Whoever is no peer does not get in at all.
+            level: Arc::new(|_| AccessLevel::Granted),
             ..people
         };
         let incoming = transport::listen(tcp, peers).map_err(|error| AppError::Transport(error.to_string()))?;
         let identify = Arc::new(|extensions: &tonic::Extensions| {
             extensions.get::<PeerIdentity>().map(|identity| identity.member.clone())
         });
-        serving.spawn(
-            Limits::EXCHANGE
-                .tune_server(Server::builder())
-                .add_service(exchange::service(exchange.clone(), identify))
-                .serve_with_incoming_shutdown(incoming, stopped(stopping.clone())),
-        );
+        let calls = exchange::calls(exchange.clone(), identify);
+        serving.spawn(calls::serve(incoming, calls, Limits::EXCHANGE, stopped(stopping.clone())));
     }
     let dialers = exchange::spawn_dialers(&exchange, Arc::new(dial));
     // Dropping the set ends them.
@@ -317,6 +316,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         tracing::info!(address = ?metrics::address(&tcp), "figures at /metrics");
         watching.spawn(metrics::serve(
             tcp,
+            wanted.clone(),
             metrics::Source { node: Arc::clone(&node), pace: Arc::clone(&api.pace), budgets: budgets.clone() },
         ));
     }
@@ -336,10 +336,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         tokio::select! {
             done = &mut during => Ok(done),
             reason = failed(&committer) => Err(AppError::Stopped(reason)),
-            Some(ended) = serving.join_next() => Err(match ended {
-                Ok(Err(error)) => AppError::Serve(error),
-                Ok(Ok(())) | Err(_) => AppError::Transport("a listener has ended".into()),
-            }),
+            Some(_) = serving.join_next() => Err(AppError::Transport("a listener has ended".into())),
         }
     };
     let (streams, waiting, begun_at) = (api.pace.open_streams(), committer.waiting(), store.seq());

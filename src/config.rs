@@ -96,6 +96,9 @@ pub struct MetricsText {
     /// Whether it may listen beyond this machine, where whoever connects reads the figures.
     #[serde(default)]
     pub beyond_loopback: bool,
+    /// Further host names by which it may be asked for.
+    #[serde(default)]
+    pub hosts: Vec<String>,
 }
 
 fn one() -> u32 {

@@ -15,7 +15,7 @@ const FLOORS: [&[&str]; 9] = [
     &["budgets"],
     &["background", "codec", "files", "rpc", "telemetry"],
     &["access", "rosters", "store", "transport"],
-    &["config"],
+    &["calls", "config"],
     &["committer", "pki"],
     &["exchange", "api"],
     &["app"],

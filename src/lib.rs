@@ -6,6 +6,7 @@ pub mod api;
 pub mod app;
 pub mod background;
 pub mod budgets;
+pub mod calls;
 pub mod cli;
 pub mod codec;
 pub mod committer;

@@ -15,31 +15,28 @@ use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::{Note, NoteSignature, VerifierKey};
 use barid_core::feed::tlog_proof::{TlogProof, TlogProofError};
 use barid_core::feed::tree::{HashReader as _, NodeId, consistency_proof, inclusion_proof, leaf_hash, root_at};
-use barid_core::limits::EVIDENCE_PROOFS_MAX;
+use barid_core::limits::{EVIDENCE_BYTES_MAX, EVIDENCE_PROOFS_MAX};
 use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use barid_core::roster::{Role as KeyRole, RosterChain};
 use bytes::Bytes;
 use futures::stream::{self, Stream};
-use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::caller::Caller;
-use super::{Api, errors, stored};
-use crate::access::Role;
+use super::{Api, errors, methods, stored};
+use crate::budgets::table;
 use crate::rpc::audit_server::Audit;
 use crate::store::{Content, Entry, Express, FeedTree, ReadError, Store};
 use crate::telemetry::{AuditEvent, audit_at_most};
 
 /// Bytes of the file in one message: far below what a message may have, and a slow reader holds no more of it in buffers.
 const PIECE_BYTES_MAX: usize = 256 << 10;
-/// Files put together at a time: each is read, hashed and verified whole.
-static ASSEMBLING: Semaphore = Semaphore::const_new(2);
 
-const CALLERS: [Role; 3] = [Role::Auditor, Role::FocalPoint, Role::Agency];
-const METHOD: &str = "Audit.ExportEvidence";
 /// Exports of one person in a minute that are recorded one by one: somebody at a desk does no more.
 const EXPORTS_RECORDED_MAX: u64 = 60;
+/// What it takes to put a file together: its parts, and the whole.
+const ASSEMBLED_BYTES: u64 = 2 * EVIDENCE_BYTES_MAX as u64;
 
 /// Why there is no file for a bulletin that is held.
 #[derive(Debug, thiserror::Error)]
@@ -76,26 +73,40 @@ impl Audit for Api {
         &self,
         request: Request<proto::ExportEvidenceRequest>,
     ) -> Result<Response<Self::ExportEvidenceStream>, Status> {
-        let caller = self.caller(request.extensions(), &CALLERS, METHOD)?;
+        let (caller, call) = self.begin(request.extensions(), &methods::EXPORT_EVIDENCE)?;
         let proto::ExportEvidenceRequest { member, id } = request.into_inner();
         let owner: Member = member.parse().map_err(|_| errors::argument("member", &member, "a member code"))?;
         let uuid: BulletinId = id.parse().map_err(|_| errors::argument("id", &id, "a UUIDv7 in lower case"))?;
         // What the caller may not read does not exist for it.
         let hidden = |entry: &Entry| (!self.may_export(&caller, entry)).then_some("NOT_CLEARED");
-        let found = self.find_for(&caller, METHOD, (&owner, uuid), hidden).await?;
+        let found = self.find_for(&caller, methods::EXPORT_EVIDENCE.name, (&owner, uuid), hidden).await?;
         let entry = found.ok_or_else(|| Status::not_found(format!("no bulletin {member}/{id} is held for you")))?;
-        let _turn = ASSEMBLING.acquire().await.map_err(|_| Status::internal("a defect of the node"))?;
+        let (owner, class) = call.account();
+        let turn = self.budgets.of(&table::API_EVIDENCE).charge(owner, class, ASSEMBLED_BYTES).await;
         let (store, rosters) = (Arc::clone(self.store()), self.rosters.load());
         let place = format!("{} {}", entry.feed, entry.index);
-        let made = tokio::task::spawn_blocking(move || export(store.as_ref(), &rosters, &entry)).await;
+        let made = tokio::task::spawn_blocking(move || {
+            let made = export(store.as_ref(), &rosters, &entry);
+            // Read, hashed and verified whole: a call that is given up meanwhile still counts.
+            drop(turn);
+            made
+        });
+        let made = made.await;
         let (file, verdict) =
             made.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::export(&error))?;
+        // What was charged before for one of usual size.
+        let beyond = (file.len() as u64).saturating_sub(methods::EXPORT_EVIDENCE.response_bytes);
+        call.grow_response(beyond)?;
+        let held = call.take_response_charges();
         let exported =
             AuditEvent { what: "evidence", reason: "exported", who: &caller.path, subject: &place, detail: &"" };
         audit_at_most(EXPORTS_RECORDED_MAX, &exported);
         let mut summary = Some(summary(&file, &verdict));
-        let pieces =
-            pieces(file).map(move |piece| Ok(proto::ExportEvidenceResponse { summary: summary.take(), piece }));
+        let pieces = pieces(file).map(move |piece| {
+            // As long as there are pieces there is the file.
+            let _charged = &held;
+            Ok(proto::ExportEvidenceResponse { summary: summary.take(), piece })
+        });
         Ok(Response::new(Box::pin(stream::iter(pieces))))
     }
 }

@@ -1,5 +1,6 @@
 //! Who calls, and what the access rules give them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use barid_core::bulletin::header::issuer_of;
@@ -11,7 +12,10 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::Api;
 use super::errors::{self, DOMAIN};
+use super::methods::{self, Method, Purpose};
 use crate::access::{Grant, Role};
+use crate::budgets::{Class, Owner, table};
+use crate::calls::{Admission, Call, Report, Terms, over_budget};
 
 /// A verified caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +32,21 @@ pub type Identify = Arc<dyn Fn(&Extensions) -> Option<Identity> + Send + Sync>;
 pub(super) struct Caller {
     pub(super) path: String,
     pub(super) grant: Grant,
+}
+
+/// Who was admitted when the headers of a call came.
+#[derive(Clone)]
+struct Admitted(Caller);
+
+impl Admission for Api {
+    fn admit(&self, path: &str, extensions: &mut Extensions) -> Result<Terms, Status> {
+        let Some(method) = methods::at(path) else {
+            return Err(Status::unimplemented("no such method is served here"));
+        };
+        let (caller, terms) = self.admitted(extensions, method)?;
+        extensions.insert(Admitted(caller));
+        Ok(terms)
+    }
 }
 
 impl Caller {
@@ -66,35 +85,91 @@ impl Api {
         Caller { path: path.to_owned(), grant }
     }
 
-    /// The caller, if it has one of these roles.
-    pub(super) fn caller(
-        &self,
-        extensions: &Extensions,
-        roles: &[Role],
-        method: &'static str,
-    ) -> Result<Caller, Status> {
+    /// Begins a call of `method`: its caller, and what it holds. A call over HTTP/2 was admitted when its headers came; one from inside the program
+    /// is admitted here, on the same terms.
+    pub(super) fn begin(&self, extensions: &Extensions, method: &'static Method) -> Result<(Caller, Call), Status> {
+        if let (Some(Admitted(caller)), Some(call)) = (extensions.get::<Admitted>(), extensions.get::<Call>()) {
+            return Ok((caller.clone(), call.clone()));
+        }
+        let (caller, terms) = self.admitted(extensions, method)?;
+        Ok((caller, Call::direct(terms)))
+    }
+
+    /// Admits a call by its headers: identity, rate, grant, role, and one of the calls that may be under way.
+    fn admitted(&self, extensions: &Extensions, method: &'static Method) -> Result<(Caller, Terms), Status> {
         let Some(Identity { path }) = (self.identify)(extensions) else {
-            self.refused("", method, "unidentified");
+            self.refused("", method.name, "unidentified");
             return Err(Status::unauthenticated("a client certificate of this member is needed"));
         };
         let access = self.access.load();
-        self.pace.call(&path, &access.limits(&path), method, Instant::now())?;
-        match access.grant(&path) {
-            Some(grant) if roles.iter().any(|role| grant.has(*role)) => Ok(Caller { path, grant: grant.clone() }),
-            Some(_) => Err(self.denied(&path, method, "ROLE", "the caller's roles do not include this call")),
-            None => Err(self.denied(&path, method, "NO_GRANT", "the access rules grant nothing to the caller")),
-        }
+        let limits = access.limits(&path);
+        self.pace.call(&path, &limits, method.name, Instant::now())?;
+        let grant = match (access.grant(&path), method.roles) {
+            (Some(grant), Some(roles)) if roles.iter().any(|role| grant.has(*role)) => grant.clone(),
+            (Some(grant), None) => grant.clone(),
+            (None, None) => Grant { roles: BTreeSet::new(), working_groups: BTreeSet::new(), limits },
+            (Some(_), Some(_)) => {
+                return Err(self.denied(&path, method.name, "ROLE", "the caller's roles do not include this call"));
+            }
+            (None, Some(_)) => {
+                return Err(self.denied(
+                    &path,
+                    method.name,
+                    "NO_GRANT",
+                    "the access rules grant nothing to the caller",
+                ));
+            }
+        };
+        let terms = self.terms(&path, &grant, method)?;
+        Ok((Caller { path, grant }, terms))
+    }
+
+    /// What a call may use. Operators' calls and publishing have reserves, which no other call can use up.
+    fn terms(&self, path: &str, grant: &Grant, method: &'static Method) -> Result<Terms, Status> {
+        let of = |spec| self.budgets.of(spec);
+        let api = (of(&table::API_CALLS), of(&table::API_REQUEST_BYTES), of(&table::API_RESPONSE_BYTES));
+        let (budgets, class) = match method.purpose {
+            Purpose::Operate if grant.has(Role::Operator) => {
+                let bytes = of(&table::OPERATOR_BYTES);
+                ((of(&table::OPERATOR_CALLS), bytes, bytes), Class::Ordinary)
+            }
+            Purpose::Open => ((of(&table::OPEN_CALLS), api.1, api.2), Class::Ordinary),
+            Purpose::Publish => (api, Class::Reserved),
+            Purpose::Read | Purpose::Operate => (api, Class::Ordinary),
+        };
+        let (calls, requests, responses) = budgets;
+        let owner = Owner::Identity(path.into());
+        let report: Report = {
+            let (pace, path) = (Arc::clone(&self.pace), Arc::<str>::from(path));
+            Arc::new(move |reason| pace.ended(&path, method.name, reason, Instant::now()))
+        };
+        let call = calls.try_charge(&owner, class, 1).map_err(|over| {
+            report("BUDGET");
+            over_budget(&over)
+        })?;
+        Ok(Terms {
+            owner,
+            class,
+            call,
+            requests: requests.clone(),
+            responses: responses.clone(),
+            request_bytes_max: method.request_bytes_max,
+            one_request: method.one_request,
+            response_bytes: method.response_bytes,
+            report,
+        })
     }
 
     /// Looks again at what the rules give a caller whose stream is open: they may have been read anew.
-    pub(super) fn renew(&self, caller: &mut Caller, roles: &[Role], method: &'static str) -> Result<(), Status> {
+    pub(super) fn renew(&self, caller: &mut Caller, method: &'static Method) -> Result<(), Status> {
+        let may = |grant: &Grant| method.roles.is_none_or(|roles| roles.iter().any(|role| grant.has(*role)));
         match self.access.load().grant(&caller.path) {
             Some(grant) if *grant == caller.grant => Ok(()),
-            Some(grant) if roles.iter().any(|role| grant.has(*role)) => {
+            Some(grant) if may(grant) => {
                 caller.grant = grant.clone();
                 Ok(())
             }
-            _ => Err(self.denied(&caller.path, method, "NO_GRANT", "the grant was withdrawn")),
+            _ => Err(self.denied(&caller.path, method.name, "NO_GRANT", "the grant was withdrawn")),
         }
     }
 

@@ -3,7 +3,7 @@
 //! In scope: what is asked for, and a page of what the caller may read of it. Out of scope: the index by which it is found (the store).
 
 use barid_core::bulletin::times::Time;
-use barid_core::limits::MESSAGE_BYTES_MAX;
+use barid_core::limits::ENVELOPE_BYTES_MAX;
 use barid_core::proto;
 use prost::Message as _;
 use tonic::Status;
@@ -18,12 +18,12 @@ use crate::store::{Columns, ReadError};
 
 /// Entries a page has if the caller does not say, and at most.
 const PAGE: (usize, usize) = (50, 1_000);
-/// Encoded bytes of a page: it has to fit a message. One entry always fits.
-const PAGE_BYTES_MAX: usize = MESSAGE_BYTES_MAX - (64 << 10);
+/// Encoded bytes of a page: what is charged for it before it is made. One entry always fits.
+const PAGE_BYTES_MAX: usize = ENVELOPE_BYTES_MAX;
 /// Arrivals that one call looks at before it answers with what it has and where to go on.
 const SCAN_MAX: u64 = 200_000;
 /// Entries read from the store at once: what they take in memory until it is known which of them are shown.
-const READ_MAX: usize = 32;
+const READ_MAX: usize = 8;
 
 /// A page that is asked for, checked.
 #[derive(Clone, Debug)]

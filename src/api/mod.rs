@@ -8,12 +8,15 @@ mod caller;
 mod deliver;
 mod errors;
 mod filter;
+mod health;
 mod history;
+mod methods;
 mod operator;
 mod pace;
 mod publish;
 mod read;
 mod receipts;
+mod reflection;
 mod standing;
 mod stored;
 mod subscribe;
@@ -35,7 +38,8 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
 use crate::access::Access;
-use crate::budgets::Budgets;
+use crate::budgets::{Budgets, table};
+use crate::calls::{Call, Calls};
 use crate::committer::{Committer, Gate};
 use crate::rosters::Rosters;
 use crate::rpc::audit_server::AuditServer;
@@ -43,6 +47,9 @@ use crate::rpc::focal_point_server::FocalPointServer;
 use crate::rpc::operator_server::OperatorServer;
 use crate::store::{ReadError, Store};
 use crate::telemetry::alarms::{ActiveAlarm, Alarms};
+
+/// What one read of the store that looks at much holds: the entries of [`history`] that are read at once, each of the largest size.
+const READ_BYTES: u64 = 8 << 20;
 
 /// Encoded `google.protobuf.FileDescriptorSet` of the services here and their messages, for reflection.
 const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.descriptors.bin"));
@@ -120,11 +127,31 @@ impl Api {
     }
 }
 
-/// All services of the API listener, with gRPC health and reflection: what is mounted is what these speak of.
+impl Api {
+    /// The same for a call that reads much: so many of one caller at a time, and of all, that reading leaves processor and memory to others.
+    async fn reading_for<T: Send + 'static>(
+        &self,
+        call: &Call,
+        read: impl FnOnce(&Self) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let (owner, class) = call.account();
+        let turn = self.budgets.of(&table::API_READS).charge(owner, class, READ_BYTES).await;
+        self.reading(move |api| {
+            let read = read(api);
+            // A call that is given up while it reads still counts.
+            drop(turn);
+            read
+        })
+        .await
+    }
+}
+
+/// All calls of the API listener, with gRPC health and reflection: what is mounted is what these speak of.
 ///
 /// # Errors
 /// If the descriptors cannot be read: a defect of the build.
-pub fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error> {
+pub fn calls(api: &Api) -> Result<Calls, prost::DecodeError> {
+    // Sizes of requests are looked at before these see any of them.
     let focal_point = FocalPointServer::new(api.clone())
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -133,15 +160,8 @@ pub fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error> {
     let routes = Routes::new(focal_point).add_service(operator).add_service(audit);
     let mounted = [FocalPointServer::<Api>::NAME, OperatorServer::<Api>::NAME, AuditServer::<Api>::NAME];
 
-    let (health, health_service) = tonic_health::server::health_reporter();
-    let mut reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .with_service_name("grpc.health.v1.Health")
-        .with_service_name("grpc.reflection.v1.ServerReflection");
-    for name in mounted {
-        reflection = reflection.with_service_name(name);
-    }
+    let (health, health_service) = health::service();
+    let reflection = reflection::Reflection::of(&mounted)?;
     let (mut gate, mut stopping) = (api.committer.gate(), api.stopping.clone());
     tokio::spawn(tell_publishing(health.clone(), api.clone()));
     tokio::spawn(tell_store(health.clone(), api.clone()));
@@ -158,7 +178,9 @@ pub fn routes(api: &Api) -> Result<Routes, tonic_reflection::server::Error> {
             health.set_service_status(name, ServingStatus::NotServing).await;
         }
     });
-    Ok(routes.add_service(health_service).add_service(reflection.build_v1()?))
+    let (v1, v1alpha) = reflection.services();
+    let routes = routes.add_service(health_service).add_service(v1).add_service(v1alpha);
+    Ok(Calls::new(routes, Arc::new(api.clone())))
 }
 
 /// What health is asked about to know whether this node publishes now. It serves readers all the same.

@@ -7,15 +7,12 @@ use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
 use super::publish::now_unix_ms;
-use super::{Api, errors, stored};
-use crate::access::Role;
+use super::{Api, errors, methods, stored};
 use crate::budgets::{Owner, Usage};
 use crate::committer::Gate;
 use crate::rpc::operator_server::Operator;
 use crate::telemetry::alarms::ActiveAlarm;
 use crate::telemetry::{AuditEvent, audit};
-
-const READERS: [Role; 4] = [Role::Operator, Role::Auditor, Role::FocalPoint, Role::Agency];
 
 fn budget_usage(usage: Usage) -> proto::BudgetUsage {
     let owner = |(owner, used): (Owner, u64)| proto::OwnerUsage { owner: owner.to_string(), used };
@@ -38,7 +35,7 @@ impl Operator for Api {
         &self,
         request: Request<proto::GetStatusRequest>,
     ) -> Result<Response<proto::GetStatusResponse>, Status> {
-        self.caller(request.extensions(), &READERS, "Operator.GetStatus")?;
+        let _begun = self.begin(request.extensions(), &methods::GET_STATUS)?;
         let (store, feed, node) = (Arc::clone(self.store()), self.committer.feed().clone(), Arc::clone(&self.node));
         let gathered = tokio::task::spawn_blocking(move || {
             // Of a store that was lost nothing is held: it has a name all the same.
@@ -85,14 +82,14 @@ impl Operator for Api {
         &self,
         request: Request<proto::GetRosterRequest>,
     ) -> Result<Response<proto::GetRosterResponse>, Status> {
-        self.caller(request.extensions(), &READERS, "Operator.GetRoster")?;
+        let _begun = self.begin(request.extensions(), &methods::GET_ROSTER)?;
         let rosters = self.rosters.load();
         let note = rosters.notes().last().map(|(_, note)| note.clone()).unwrap_or_default();
         Ok(Response::new(proto::GetRosterResponse { note }))
     }
 
     async fn reload(&self, request: Request<proto::ReloadRequest>) -> Result<Response<proto::ReloadResponse>, Status> {
-        let caller = self.caller(request.extensions(), &[Role::Operator], "Operator.Reload")?;
+        let (caller, _call) = self.begin(request.extensions(), &methods::RELOAD)?;
         let changes = self.node.reload(&caller.path).await.map_err(Status::failed_precondition)?;
         Ok(Response::new(proto::ReloadResponse { changes }))
     }
@@ -101,7 +98,7 @@ impl Operator for Api {
         &self,
         request: Request<proto::GetForksRequest>,
     ) -> Result<Response<proto::GetForksResponse>, Status> {
-        self.caller(request.extensions(), &[Role::Operator, Role::Auditor], "Operator.GetForks")?;
+        let _begun = self.begin(request.extensions(), &methods::GET_FORKS)?;
         let mut forks = self.reading(|api| api.store().forks()).await?;
         // Of each feed what is not decided first.
         forks.sort_by(|a, b| (&a.feed, a.resumed).cmp(&(&b.feed, b.resumed)));
@@ -117,7 +114,7 @@ impl Operator for Api {
         &self,
         request: Request<proto::ResumeFeedRequest>,
     ) -> Result<Response<proto::ResumeFeedResponse>, Status> {
-        let caller = self.caller(request.extensions(), &[Role::Operator], "Operator.ResumeFeed")?;
+        let (caller, _call) = self.begin(request.extensions(), &methods::RESUME_FEED)?;
         let text = &request.get_ref().feed;
         let feed =
             text.parse().map_err(|_| errors::argument("feed", text, "a feed such as ma.rabat.example/feed/1"))?;

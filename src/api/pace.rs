@@ -163,6 +163,11 @@ impl Pace {
         self.refusals.record(who, RECORDED_SINGLY_MAX, &event, now);
     }
 
+    /// Records why a call was ended; one record for an identity, a reason and an interval.
+    pub(super) fn ended(&self, who: &str, method: &'static str, reason: &str, now: Instant) {
+        self.refused_once(who, method, reason, "", now);
+    }
+
     /// Streams that are open, of everybody.
     #[must_use]
     pub fn open_streams(&self) -> u64 {

@@ -14,15 +14,16 @@ use barid_core::proto;
 use futures::stream::{Stream, StreamExt};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::caller::Caller;
 use super::deliver::Hidden;
+use super::methods::PUBLISH_STREAM;
 use super::pace::OpenStream;
-use super::receipts::{Proven, Sent};
+use super::receipts::{Proven, Received, Sent};
 use super::stored::Wanted;
 use super::{Api, errors};
-use crate::access::Role;
+use crate::calls::{Call, Responses};
 use crate::committer::{CommitFailure, Gate, Published, PublishedGroup};
 use crate::store::{Content, Entry};
 
@@ -37,9 +38,10 @@ const GROUPS_MAX: usize = 16;
 /// Answers of one stream that wait until others have the bulletin; beyond it no further answers are given until one is done.
 const WAITS_MAX: usize = 1_024;
 
-const STREAM: &str = "FocalPoint.PublishStream";
+/// Encoded bytes of answers that wait to be taken; one always fits.
+const ANSWERS_BYTES_MAX: u32 = 1 << 20;
 
-type Answers = mpsc::Sender<Result<proto::PublishStreamResponse, Status>>;
+type Answers = Responses<proto::PublishStreamResponse>;
 /// A group of one stream on its way to the disk.
 type SentGroup = (Vec<Sent>, oneshot::Receiver<Result<PublishedGroup, CommitFailure>>);
 
@@ -87,61 +89,76 @@ impl Api {
     pub(super) fn publish_many(
         self,
         caller: Caller,
+        call: &Call,
         open: OpenStream,
         requests: impl Stream<Item = Result<proto::PublishStreamRequest, Status>> + Send + Unpin + 'static,
-    ) -> mpsc::Receiver<Result<proto::PublishStreamResponse, Status>> {
-        let (answers, receiver) = mpsc::channel(GROUPS_MAX);
+    ) -> impl Stream<Item = Result<proto::PublishStreamResponse, Status>> + Send + 'static {
+        let (answers, messages) = Responses::new(call, GROUPS_MAX, ANSWERS_BYTES_MAX);
+        // Each request is charged until it is answered.
+        let of = call.clone();
+        let requests = requests.map(move |request| (request, of.received()));
         let (groups, waiting) = mpsc::channel::<SentGroup>(GROUPS_MAX);
         let waits = Arc::new(Semaphore::new(WAITS_MAX));
-        tokio::spawn(self.clone().give_answers(caller.clone(), waiting, answers.clone(), Arc::clone(&waits)));
+        let (last, ended) = oneshot::channel();
+        tokio::spawn(self.clone().give_answers(caller.clone(), waiting, ended, answers.clone(), Arc::clone(&waits)));
         tokio::spawn(async move {
             let _open = open;
             tokio::select! {
                 // Whoever has gone is not waited for: neither for its requests nor for room.
                 () = answers.closed() => {}
-                () = self.take_requests(caller, requests, groups, &answers, &waits) => {}
+                broken = self.take_requests(caller, requests, groups, &answers, &waits) => {
+                    // A message too large, or one that did not come: said when all before it has been answered.
+                    _ = broken.map(|status| last.send(status));
+                }
             }
         });
-        receiver
+        messages
     }
 
     async fn take_requests(
         &self,
         mut caller: Caller,
-        requests: impl Stream<Item = Result<proto::PublishStreamRequest, Status>> + Send + Unpin + 'static,
+        requests: impl Stream<Item = (Result<proto::PublishStreamRequest, Status>, Received)> + Send + Unpin + 'static,
         groups: mpsc::Sender<SentGroup>,
         answers: &Answers,
         waits: &Arc<Semaphore>,
-    ) {
+    ) -> Option<Status> {
         if let Err(status) = self.ready().await {
-            return drop(answers.send(Err(status)).await);
+            answers.send(Err(status), None).await;
+            return None;
         }
         let mut requests = requests.ready_chunks(GROUP_MAX);
         loop {
             let chunk = tokio::select! {
                 chunk = requests.next() => chunk,
-                () = self.stopped() => return,
+                () = self.stopped() => return None,
             };
-            let Some(chunk) = chunk else { return };
-            if let Err(status) = self.renew(&mut caller, &[Role::FocalPoint], STREAM) {
-                return drop(answers.send(Err(status)).await);
+            let chunk = chunk?;
+            if let Err(status) = self.renew(&mut caller, &PUBLISH_STREAM) {
+                answers.send(Err(status), None).await;
+                return None;
             }
             // Paced rather than refused: a stream that is not read holds its sender back and loses nothing.
             let pause = self.pace.bulletins(&caller.path, &caller.grant.limits, chunk.len(), Instant::now());
             let (mut group, mut sent, mut done) = (Vec::new(), Vec::new(), Vec::new());
             let (mut urgent_group, mut urgent_sent) = (Vec::new(), Vec::new());
-            let (mut bytes, mut broken) = (0, false);
-            for request in chunk {
+            let (mut bytes, mut broken, mut end) = (0, false, None);
+            for (request, received) in chunk {
                 // What came whole before the line was cut is published all the same.
-                let Ok(proto::PublishStreamRequest { request, publish }) = request else {
-                    broken = true;
-                    break;
+                let proto::PublishStreamRequest { request, publish } = match request {
+                    Ok(request) => request,
+                    Err(status) => {
+                        broken = true;
+                        // Whoever has gone is told nothing.
+                        end = Some(status).filter(|status| status.code() != Code::Cancelled);
+                        break;
+                    }
                 };
                 match self.prepared(&caller, publish.unwrap_or_default()).await {
                     Ok(Prepared::New(ready)) => {
                         let Ready { bulletin, draft, wanted } = *ready;
                         bytes += bulletin.envelope.len();
-                        let of = Sent::of(request, &bulletin, draft, wanted);
+                        let of = Sent::of(request, &bulletin, draft, wanted).received(received);
                         // What is urgent does not wait for the others of its stream.
                         if urgent(&bulletin.proto_header).is_some() {
                             urgent_sent.push(of);
@@ -155,7 +172,7 @@ impl Api {
                         done.push(result_of(request, Ok(stored_here(proven.receipt))));
                     }
                     Ok(Prepared::Repeated(proven, Some(wanted))) => {
-                        self.answer_later(request, *proven, wanted, answers, waits).await;
+                        self.answer_later(request, received, *proven, wanted, answers, waits).await;
                     }
                     Err(status) => done.push(refusal(request, &status)),
                 }
@@ -164,18 +181,18 @@ impl Api {
                     if !self.offer(&groups, &mut urgent_group, &mut urgent_sent, answers).await
                         || !self.offer(&groups, &mut group, &mut sent, answers).await
                     {
-                        return;
+                        return None;
                     }
                 }
             }
             if !self.offer(&groups, &mut urgent_group, &mut urgent_sent, answers).await {
-                return;
+                return None;
             }
             if !done.is_empty() && !tell(answers, done).await {
-                return;
+                return None;
             }
             if !self.offer(&groups, &mut group, &mut sent, answers).await || broken {
-                return;
+                return end;
             }
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
@@ -210,6 +227,7 @@ impl Api {
         self,
         caller: Caller,
         mut groups: mpsc::Receiver<SentGroup>,
+        broken: oneshot::Receiver<Status>,
         answers: Answers,
         waits: Arc<Semaphore>,
     ) {
@@ -222,10 +240,11 @@ impl Api {
                 return;
             }
         }
-        if *self.stopping.borrow() {
+        let broken = broken.await.ok();
+        if let Some(status) = broken.or_else(|| self.stopping.borrow().then(errors::stopping)) {
             // After the last answer of those that wait for others.
             let _all = waits.acquire_many(u32::try_from(WAITS_MAX).unwrap_or(u32::MAX)).await;
-            let _ = answers.send(Err(errors::stopping())).await;
+            answers.send(Err(status), None).await;
         }
     }
 
@@ -241,23 +260,23 @@ impl Api {
         let (proven, sent) = match self.proven(caller, sent, group).await {
             Ok(proven) => proven,
             // The bulletins are durable: who asks again gets the receipts.
-            Err(status) => return answers.send(Err(status)).await.is_ok(),
+            Err(status) => return answers.send(Err(status), None).await,
         };
         let mut results = Vec::with_capacity(sent.len());
         let mut waiting = Vec::new();
         for (sent, proven) in sent.into_iter().zip(proven) {
             match (proven, sent.wanted) {
-                (Ok(proven), Some(wanted)) => waiting.push((sent.request, proven, wanted)),
+                (Ok(proven), Some(wanted)) => waiting.push((sent.request, sent.received, proven, wanted)),
                 (Ok(proven), None) => results.push(result_of(sent.request, Ok(stored_here(proven.receipt)))),
                 (Err(status), _) => results.push(refusal(sent.request, &status)),
             }
         }
-        if !results.is_empty() && answers.send(Ok(proto::PublishStreamResponse { checkpoint, results })).await.is_err()
-        {
+        let response = proto::PublishStreamResponse { checkpoint, results };
+        if !response.results.is_empty() && !answers.send(Ok(response), None).await {
             return false;
         }
-        for (request, proven, wanted) in waiting {
-            self.answer_later(request, proven, wanted, answers, waits).await;
+        for (request, received, proven, wanted) in waiting {
+            self.answer_later(request, received, proven, wanted, answers, waits).await;
         }
         true
     }
@@ -266,6 +285,7 @@ impl Api {
     async fn answer_later(
         &self,
         request: u64,
+        received: Received,
         proven: Proven,
         wanted: Wanted,
         answers: &Answers,
@@ -274,7 +294,7 @@ impl Api {
         let Ok(turn) = Arc::clone(waits).acquire_owned().await else { return };
         let (api, answers) = (self.clone(), answers.clone());
         tokio::spawn(async move {
-            let _turn = turn;
+            let _held = (turn, received);
             tokio::select! {
                 () = answers.closed() => {}
                 result = api.answer(proven, Some(wanted)) => {
@@ -434,7 +454,7 @@ fn stored_here(receipt: proto::Receipt) -> proto::PublishResponse {
 
 /// Sends answers whose receipts travel alone; `false` when the stream has ended.
 async fn tell(answers: &Answers, results: Vec<proto::PublishResult>) -> bool {
-    answers.send(Ok(proto::PublishStreamResponse { results, ..Default::default() })).await.is_ok()
+    answers.send(Ok(proto::PublishStreamResponse { results, ..Default::default() }), None).await
 }
 
 async fn refuse_all(answers: &Answers, sent: &[Sent], status: &Status) -> bool {

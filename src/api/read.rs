@@ -7,7 +7,6 @@ use barid_core::names::Member;
 use barid_core::proto;
 use futures::stream::Stream;
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::Caller;
@@ -17,19 +16,13 @@ use super::filter::Filter;
 use super::history::Question;
 use super::standing::Work;
 use super::stored::stored_by;
-use super::{Api, errors};
-use crate::access::Role;
+use super::{Api, errors, methods};
 use crate::committer::Kept;
 use crate::rpc::focal_point_server::FocalPoint;
 use crate::store::{CursorRecord, Entry};
 
 /// Bytes of a subscription's name.
 const NAME_BYTES_MAX: usize = 64;
-
-const SUBSCRIBE: &str = "FocalPoint.Subscribe";
-
-/// Who may ask for bulletins; which of them each is given: [`Caller::reads`].
-pub(super) const READERS: [Role; 3] = [Role::FocalPoint, Role::Agency, Role::Operator];
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -42,7 +35,7 @@ impl FocalPoint for Api {
         &self,
         request: Request<proto::PublishRequest>,
     ) -> Result<Response<proto::PublishResponse>, Status> {
-        let caller = self.caller(request.extensions(), &[Role::FocalPoint], "FocalPoint.Publish")?;
+        let (caller, _call) = self.begin(request.extensions(), &methods::PUBLISH)?;
         self.publish_one(&caller, request.into_inner()).await.map(Response::new)
     }
 
@@ -50,14 +43,14 @@ impl FocalPoint for Api {
         &self,
         request: Request<Streaming<proto::PublishStreamRequest>>,
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
-        let caller = self.caller(request.extensions(), &[Role::FocalPoint], "FocalPoint.PublishStream")?;
-        let open = self.pace.open(&caller.path, &caller.grant.limits, "FocalPoint.PublishStream", Instant::now())?;
-        let answers = self.clone().publish_many(caller, open, request.into_inner());
-        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+        let (caller, call) = self.begin(request.extensions(), &methods::PUBLISH_STREAM)?;
+        let open = self.pace.open(&caller.path, &caller.grant.limits, methods::PUBLISH_STREAM.name, Instant::now())?;
+        let answers = self.clone().publish_many(caller, &call, open, request.into_inner());
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn get(&self, request: Request<proto::GetRequest>) -> Result<Response<proto::GetResponse>, Status> {
-        let caller = self.caller(request.extensions(), &READERS, "FocalPoint.Get")?;
+        let (caller, call) = self.begin(request.extensions(), &methods::GET)?;
         let proto::GetRequest { member, id } = request.into_inner();
         let mut faults = Faults::default();
         let owner: Option<Member> = faults.parse("member", &member, "a member code");
@@ -66,9 +59,9 @@ impl FocalPoint for Api {
         let (Some(owner), Some(uuid)) = (owner, uuid) else { return Err(errors::defect()) };
         // What the caller may not read does not exist for it.
         let hidden = |entry: &Entry| self.hidden(&caller, entry).map(Hidden::reason);
-        let found = self.find_for(&caller, "FocalPoint.Get", (&owner, uuid), hidden).await?;
+        let found = self.find_for(&caller, methods::GET.name, (&owner, uuid), hidden).await?;
         let entry = found.ok_or_else(|| Status::not_found("no such bulletin is held for you"))?;
-        let answer = self.reading(move |api| {
+        let answer = self.reading_for(&call, move |api| {
             let state = Some(api.state(&caller, &entry)?);
             let own = owner == *api.me();
             let stored = if own { stored_by(api.holders(&entry.feed, entry.index)?) } else { Vec::new() };
@@ -83,7 +76,7 @@ impl FocalPoint for Api {
         request: Request<proto::SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         use proto::subscribe_request::Start;
-        let caller = self.caller(request.extensions(), &READERS, "FocalPoint.Subscribe")?;
+        let (caller, call) = self.begin(request.extensions(), &methods::SUBSCRIBE)?;
         let proto::SubscribeRequest { filter, start } = request.into_inner();
         let mut faults = Faults::default();
         let filter = Filter::read(filter, &mut faults);
@@ -96,20 +89,20 @@ impl FocalPoint for Api {
             Some(Start::Subscription(text)) => name = subscription(&caller, &text, &mut faults),
         }
         faults.check()?;
-        let warnings = self.judge_filter(&caller, SUBSCRIBE, &filter)?;
-        let open = self.pace.open(&caller.path, &caller.grant.limits, SUBSCRIBE, Instant::now())?;
+        let warnings = self.judge_filter(&caller, methods::SUBSCRIBE.name, &filter)?;
+        let open = self.pace.open(&caller.path, &caller.grant.limits, methods::SUBSCRIBE.name, Instant::now())?;
         if let Some(name) = name {
             // Remembered at once: what arrives from now on waits for its subscriber.
-            next = self.named(&caller, name, SUBSCRIBE, end - 1, false).await? + 1;
+            next = self.named(&caller, name, methods::SUBSCRIBE.name, end - 1, false).await? + 1;
         }
-        Ok(Response::new(Box::pin(self.clone().follow_arrivals(caller, open, (filter, warnings), next))))
+        Ok(Response::new(Box::pin(self.clone().follow_arrivals(caller, &call, open, (filter, warnings), next))))
     }
 
     async fn acknowledge(
         &self,
         request: Request<proto::AcknowledgeRequest>,
     ) -> Result<Response<proto::AcknowledgeResponse>, Status> {
-        let caller = self.caller(request.extensions(), &READERS, "FocalPoint.Acknowledge")?;
+        let (caller, _call) = self.begin(request.extensions(), &methods::ACKNOWLEDGE)?;
         let proto::AcknowledgeRequest { subscription: name, arrival } = request.into_inner();
         let mut faults = Faults::default();
         let name = subscription(&caller, &name, &mut faults);
@@ -123,10 +116,10 @@ impl FocalPoint for Api {
         &self,
         request: Request<proto::HistoryRequest>,
     ) -> Result<Response<proto::HistoryResponse>, Status> {
-        let caller = self.caller(request.extensions(), &READERS, "FocalPoint.History")?;
+        let (caller, call) = self.begin(request.extensions(), &methods::HISTORY)?;
         let question = Question::read(request.into_inner(), self.store().end_arrival())?;
-        let warnings = self.judge_filter(&caller, "FocalPoint.History", question.filter())?;
-        let page = self.reading(move |api| api.page(&caller, &question)).await?;
+        let warnings = self.judge_filter(&caller, methods::HISTORY.name, question.filter())?;
+        let page = self.reading_for(&call, move |api| api.page(&caller, &question)).await?;
         Ok(Response::new(proto::HistoryResponse { warnings, ..page }))
     }
 }

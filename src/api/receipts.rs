@@ -4,6 +4,8 @@
 //! (`stored`). Everything here reads the store and blocks; a whole group is proven in one go, because
 //! going to a blocking thread costs more than a proof.
 
+use std::sync::Arc;
+
 use barid_core::bulletin::{Fill, ValidBulletin, prepare};
 use barid_core::envelope::{self, SALT_BYTES};
 use barid_core::feed::tree::inclusion_proof;
@@ -14,11 +16,14 @@ use tonic::Status;
 
 use super::stored::Wanted;
 use super::{Api, errors};
+use crate::budgets::Charge;
 use crate::committer::{Published, PublishedGroup};
 use crate::store::{Content, FeedTree, Location, ReadError};
 
+/// What a request of a stream is charged; `None` for a call from inside the program.
+pub(super) type Received = Option<Arc<Charge>>;
+
 /// What is left of a request while its bulletin is committed.
-#[derive(Debug)]
 pub(super) struct Sent {
     /// The caller's number.
     pub(super) request: u64,
@@ -26,6 +31,8 @@ pub(super) struct Sent {
     pub(super) draft: proto::Draft,
     /// What to wait for.
     pub(super) wanted: Option<Wanted>,
+    /// What the request is charged until it is answered.
+    pub(super) received: Received,
     alone: bool,
     id: String,
     digest: Digest,
@@ -36,7 +43,12 @@ impl Sent {
     pub(super) fn of(request: u64, bulletin: &ValidBulletin, draft: proto::Draft, wanted: Option<Wanted>) -> Self {
         let header = &bulletin.proto_header;
         let (id, digest, sent_at) = (header.id.clone(), bulletin.digest, header.sent_at);
-        Self { request, draft, alone: wanted.is_some(), wanted, id, digest, sent_at }
+        Self { request, draft, alone: wanted.is_some(), wanted, received: None, id, digest, sent_at }
+    }
+
+    /// One of a stream, with its charge.
+    pub(super) fn received(self, received: Received) -> Self {
+        Self { received, ..self }
     }
 
     /// Its receipt travels alone, and so carries the checkpoint; as one does that has to wait.

@@ -10,28 +10,32 @@ use std::time::Duration;
 use barid_core::limits::ENVELOPE_BYTES_MAX;
 use barid_core::proto;
 use barid_core::proto::subscribe_response::Event;
-use futures::stream::{Stream, StreamExt};
+use futures::stream::Stream;
 use prost::Message as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::caller::Caller;
 use super::deliver::{Hidden, damaged_of};
 use super::filter::Filter;
+use super::methods::SUBSCRIBE;
 use super::pace::OpenStream;
-use super::read::READERS;
 use super::standing::Work;
 use super::{Api, errors};
+use crate::budgets::Charge;
+use crate::calls::{Call, Responses};
 use crate::store::{Columns, Content, DamagedEntry, ReadError};
 
 /// Messages between the reader of the store and a subscriber; one that has stopped reading costs no more than these.
 const WAITING_MAX: usize = 64;
-/// Envelope bytes in these; one envelope always fits.
-const WAITING_BYTES_MAX: usize = 2 * ENVELOPE_BYTES_MAX;
+/// Encoded bytes in these; one envelope always fits.
+const WAITING_BYTES_MAX: u32 = 2 << 20;
 /// Arrivals, and bytes of envelopes, read from the store at once: held while their subscriber is slow.
 const READ_MAX: (usize, usize) = (256, 256 << 10);
+/// What is charged for these before they are read: one envelope always fits.
+const READ_CHARGED_BYTES: u64 = (ENVELOPE_BYTES_MAX + (64 << 10)) as u64;
+/// Bytes of a message around its delivery, at most.
+const MESSAGE_BYTES: u64 = 16;
 /// So many of the newest arrivals lie in memory and are read at once: going to a blocking thread costs a lone bulletin more than all
 /// else that is done for it here.
 const LIVE_MAX: u64 = 16;
@@ -45,8 +49,6 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Bulletins passed over of which a subscriber is remembered to lack; older ones it finds by their history.
 const PASSED_MAX: usize = 1_024;
 
-const METHOD: &str = "FocalPoint.Subscribe";
-
 type Message = Result<proto::SubscribeResponse, Status>;
 
 impl Api {
@@ -54,11 +56,12 @@ impl Api {
     pub(super) fn follow_arrivals(
         self,
         caller: Caller,
+        call: &Call,
         open: OpenStream,
         (filter, warnings): (Filter, Vec<proto::FilterWarning>),
         next: u64,
     ) -> impl Stream<Item = Message> + Send + 'static {
-        let (outlet, messages) = Outlet::new();
+        let (responses, messages) = Responses::new(call, WAITING_MAX, WAITING_BYTES_MAX);
         let mut follower = Follower {
             api: self,
             caller,
@@ -67,7 +70,8 @@ impl Api {
             next,
             passed: BTreeSet::new(),
             spoke: Instant::now(),
-            outlet,
+            call: call.clone(),
+            responses,
         };
         tokio::spawn(async move {
             let _open = open;
@@ -78,7 +82,7 @@ impl Api {
             };
             // A line that has ended needs no reason.
             if let Err(Some(status)) = end {
-                follower.outlet.send(Err(status), 0).await;
+                follower.responses.send(Err(status), None).await;
             }
         });
         messages
@@ -179,7 +183,8 @@ struct Follower {
     passed: BTreeSet<u64>,
     /// When something was last sent.
     spoke: Instant,
-    outlet: Outlet,
+    call: Call,
+    responses: Responses<proto::SubscribeResponse>,
 }
 
 /// Why a subscription ends; `None`: nobody reads any more.
@@ -198,12 +203,12 @@ impl Follower {
                 looked_by = version;
                 self.come_after_all().await?;
             }
-            self.api.renew(&mut self.caller, &READERS, METHOD)?;
+            self.api.renew(&mut self.caller, &SUBSCRIBE)?;
             self.catch_up().await?;
             tokio::select! {
                 changed = arrivals.changed() => changed.map_err(|_| None)?,
                 changed = rosters.changed() => changed.map_err(|_| None)?,
-                () = self.outlet.closed() => return Err(None),
+                () = self.responses.closed() => return Err(None),
                 () = tokio::time::sleep(GRANT_CHECK) => {}
             }
             if self.spoke.elapsed() >= HEARTBEAT {
@@ -218,26 +223,40 @@ impl Follower {
             let rules = self.api.access.load_full();
             let (caller, filter, next) = (self.caller.clone(), Arc::clone(&self.filter), self.next);
             let live = self.api.store().end_arrival() - next <= LIVE_MAX;
+            // The newest lie in memory for all; what is read for this one alone is charged before.
+            let mut charge = None;
             let at_once = live.then(|| self.api.stretch(&caller, &filter, next, Work::NONE));
             let at_once = at_once.transpose().map_err(|error| errors::read(&error))?.filter(|stretch| stretch.whole);
             let Stretch { deliveries, next, passed, damaged, whole: _ } = match at_once {
                 Some(stretch) => stretch,
-                None => self.api.reading(move |api| api.stretch(&caller, &filter, next, Work::STRETCH)).await?,
+                None => {
+                    let room = tokio::select! {
+                        room = self.call.charge_response(READ_CHARGED_BYTES) => room,
+                        () = self.responses.closed() => return Err(None),
+                    };
+                    let room = charge.insert(room);
+                    let read = self.api.reading(move |api| api.stretch(&caller, &filter, next, Work::STRETCH)).await?;
+                    let bytes = read.deliveries.iter().map(|delivery| delivery.encoded_len() as u64 + MESSAGE_BYTES);
+                    room.shrink(room.amount().saturating_sub(bytes.sum()));
+                    read
+                }
             };
             let empty = deliveries.is_empty() && damaged.is_none();
             for delivery in deliveries {
                 // The rules were read again: what was let pass by the old ones is looked at once more.
                 if !Arc::ptr_eq(&rules, &self.api.access.load()) {
                     self.next = delivery.arrival;
-                    self.api.renew(&mut self.caller, &READERS, METHOD)?;
+                    self.api.renew(&mut self.caller, &SUBSCRIBE)?;
                     continue 'reading;
                 }
-                let (arrival, bytes) = (delivery.arrival, delivery.encoded_len());
-                self.tell(Event::Delivery(delivery), bytes).await?;
+                let arrival = delivery.arrival;
+                let bytes = delivery.encoded_len() as u64 + MESSAGE_BYTES;
+                let charged = charge.as_mut().map(|charge| charge.split(bytes));
+                self.tell(Event::Delivery(delivery), charged).await?;
                 self.next = arrival + 1;
             }
             if let Some(damaged) = damaged {
-                self.tell(Event::Damaged(damaged_of(damaged)), 0).await?;
+                self.tell(Event::Damaged(damaged_of(damaged)), None).await?;
             }
             self.next = next;
             self.passed.extend(passed);
@@ -246,7 +265,7 @@ impl Follower {
             }
             if empty && next < self.api.store().end_arrival() {
                 self.position().await?;
-                self.api.renew(&mut self.caller, &READERS, METHOD)?;
+                self.api.renew(&mut self.caller, &SUBSCRIBE)?;
             }
         }
         Ok(())
@@ -258,8 +277,7 @@ impl Follower {
             let caller = self.caller.clone();
             let (come, waits) = self.api.reading(move |api| api.come_after_all(&caller, arrival)).await?;
             if let Some(event) = come {
-                let bytes = if let Event::Delivery(delivery) = &event { delivery.encoded_len() } else { 0 };
-                self.tell(event, bytes).await?;
+                self.tell(event, None).await?;
             } else if waits {
                 self.passed.insert(arrival);
             }
@@ -269,85 +287,14 @@ impl Follower {
 
     /// All before the next arrival was looked at.
     async fn position(&mut self) -> Result<(), End> {
-        self.tell(Event::Position(self.next.saturating_sub(1)), 0).await
+        self.tell(Event::Position(self.next.saturating_sub(1)), None).await
     }
 
-    async fn tell(&mut self, event: Event, bytes: usize) -> Result<(), End> {
+    async fn tell(&mut self, event: Event, charged: Option<Charge>) -> Result<(), End> {
         let warnings = std::mem::take(&mut self.warnings);
-        let sent = self.outlet.send(Ok(proto::SubscribeResponse { event: Some(event), warnings }), bytes).await;
+        let message = Ok(proto::SubscribeResponse { event: Some(event), warnings });
+        let sent = self.responses.send(message, charged).await;
         self.spoke = Instant::now();
         if sent { Ok(()) } else { Err(None) }
-    }
-}
-
-/// What lies between the reader of the store and a subscriber: bounded in messages and bytes.
-struct Outlet {
-    out: mpsc::Sender<(Message, Option<OwnedSemaphorePermit>)>,
-    room: Arc<Semaphore>,
-}
-
-impl Outlet {
-    fn new() -> (Self, impl Stream<Item = Message> + Send + 'static) {
-        let (out, messages) = mpsc::channel(WAITING_MAX);
-        // A message gives its room back when it is taken.
-        let messages = ReceiverStream::new(messages).map(|(message, _)| message);
-        (Self { out, room: Arc::new(Semaphore::new(WAITING_BYTES_MAX)) }, messages)
-    }
-
-    /// Sends a message that holds so many bytes of an envelope, waiting for room; `false` when nobody reads any more.
-    async fn send(&self, message: Message, bytes: usize) -> bool {
-        let wanted = u32::try_from(bytes.min(WAITING_BYTES_MAX)).unwrap_or(u32::MAX);
-        let permit = match wanted {
-            0 => None,
-            wanted => tokio::select! {
-                permit = Arc::clone(&self.room).acquire_many_owned(wanted) => permit.ok(),
-                () = self.out.closed() => return false,
-            },
-        };
-        self.out.send((message, permit)).await.is_ok()
-    }
-
-    async fn closed(&self) {
-        self.out.closed().await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn message(bytes: usize) -> Message {
-        let delivery = proto::Delivery { envelope: vec![0; bytes].into(), ..proto::Delivery::default() };
-        Ok(proto::SubscribeResponse { event: Some(Event::Delivery(delivery)), ..Default::default() })
-    }
-
-    /// How many messages are taken before the sender has to wait.
-    async fn taken(bytes: usize) -> usize {
-        let (outlet, _messages) = Outlet::new();
-        let mut count = 0;
-        while tokio::time::timeout(Duration::from_secs(1), outlet.send(message(bytes), bytes)).await.is_ok() {
-            count += 1;
-        }
-        count
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_does_not_read_holds_a_bounded_number_of_messages_and_bytes() {
-        assert_eq!(taken(10).await, WAITING_MAX);
-        assert_eq!(taken(ENVELOPE_BYTES_MAX).await, 2);
-        assert_eq!(taken(ENVELOPE_BYTES_MAX / 2 + 1).await, 3);
-        assert_eq!(taken(10 * ENVELOPE_BYTES_MAX).await, 1, "one always fits");
-    }
-
-    #[tokio::test]
-    async fn room_comes_back_as_messages_are_taken_and_a_reader_that_has_gone_is_noticed() {
-        let (outlet, mut messages) = Outlet::new();
-        for _ in 0..10 {
-            assert!(outlet.send(message(ENVELOPE_BYTES_MAX), ENVELOPE_BYTES_MAX).await);
-            assert!(messages.next().await.is_some());
-        }
-        assert!(outlet.send(message(WAITING_BYTES_MAX), WAITING_BYTES_MAX).await);
-        let (sent, ()) = tokio::join!(outlet.send(message(1), 1), async { drop(messages) });
-        assert!(!sent);
     }
 }

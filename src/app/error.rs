@@ -110,7 +110,4 @@ pub enum AppError {
         "{0}; nothing of what was not answered is stored for certain: start the node again, it goes on from what the disk holds"
     )]
     Stopped(String),
-    /// A listener failed.
-    #[error("serving has failed")]
-    Serve(#[from] tonic::transport::Error),
 }

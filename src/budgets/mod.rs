@@ -320,6 +320,13 @@ impl Charge {
         }
     }
 
+    /// Parts so much off, at most what is charged, to be given back on its own.
+    pub fn split(&mut self, amount: u64) -> Self {
+        let amount = amount.min(self.amount);
+        self.amount -= amount;
+        Self { budget: self.budget.clone(), owner: self.owner.clone(), class: self.class, amount }
+    }
+
     /// What is charged.
     #[must_use]
     pub fn amount(&self) -> u64 {

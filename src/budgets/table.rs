@@ -56,9 +56,89 @@ pub static API_RESPONSE_BYTES: Spec = Spec {
     unit: "bytes",
     of: "identity",
     bounds: Bounds { total: 256 * MIB, per_owner: 32 * MIB, reserved: 32 * MIB },
-    memory_bytes: 2,
+    // Charged before it is made, as much as it may come to; given back when HTTP/2 has sent the last byte.
+    memory_bytes: 1,
     key: None,
-    reason: "Eight full pages of one identity at once; a reader that does not read holds no more, and the reserve lets operators read",
+    reason: "Thirty full pages of one identity at once; a reader that does not read holds no more, and the reserve answers publishers",
+};
+
+/// Reads of the store that look at much: pages of history, bulletins with their state.
+pub static API_READS: Spec = Spec {
+    name: "api_reads",
+    unit: "bytes",
+    of: "identity",
+    bounds: Bounds { total: 48 * MIB, per_owner: 16 * MIB, reserved: 8 * MIB },
+    memory_bytes: 1,
+    key: None,
+    reason: "8 MiB for each: entries read until it is known which are shown. A page may look at 200,000 entries, so two of one caller at a time leave the processor to publishing; the others wait",
+};
+
+/// Files of evidence put together.
+pub static API_EVIDENCE: Spec = Spec {
+    name: "api_evidence",
+    unit: "bytes",
+    of: "identity",
+    bounds: Bounds { total: 128 * MIB, per_owner: 128 * MIB, reserved: 0 },
+    memory_bytes: 1,
+    key: None,
+    reason: "One at a time: it is read, hashed and verified whole, 64 MiB at most and its parts, in some ten milliseconds; the others wait",
+};
+
+/// Calls of operators to the operator service.
+pub static OPERATOR_CALLS: Spec = Spec {
+    name: "operator_calls",
+    unit: "calls",
+    of: "identity",
+    bounds: Bounds { total: 128, per_owner: 32, reserved: 0 },
+    memory_bytes: 16 << 10,
+    key: None,
+    reason: "Operators see the status of a node that others use up: nobody else is charged here",
+};
+
+/// Bytes of requests and responses of operators.
+pub static OPERATOR_BYTES: Spec = Spec {
+    name: "operator_bytes",
+    unit: "bytes",
+    of: "identity",
+    bounds: Bounds { total: 32 * MIB, per_owner: 16 * MIB, reserved: 0 },
+    memory_bytes: 1,
+    key: None,
+    reason: "Some statuses and the evidence of forks at once, of two operators",
+};
+
+/// Calls that need no grant: health and reflection.
+pub static OPEN_CALLS: Spec = Spec {
+    name: "open_calls",
+    unit: "calls",
+    of: "identity",
+    bounds: Bounds { total: 512, per_owner: 32, reserved: 0 },
+    memory_bytes: 16 << 10,
+    key: None,
+    reason: "Whoever has a certificate may ask whether the node serves; a balancer watches each service once for each of its workers",
+};
+
+/// Connections to the API.
+pub static API_CONNECTIONS: Spec = Spec {
+    name: "api_connections",
+    unit: "connections",
+    of: "identity",
+    bounds: Bounds { total: 768, per_owner: 64, reserved: 16 },
+    // 256 KiB that are received and not read, and buffers of TLS and HTTP/2.
+    memory_bytes: 320 << 10,
+    key: None,
+    reason: "Hundreds of posts; one connection of a system carries all its calls, 64 allow one for each of its workers. The reserve is for operators",
+};
+
+/// Connections of peers.
+pub static EXCHANGE_CONNECTIONS: Spec = Spec {
+    name: "exchange_connections",
+    unit: "connections",
+    of: "member",
+    bounds: Bounds { total: 192, per_owner: 8, reserved: 0 },
+    // 1 MiB that is received and not read, and buffers of TLS, Zstandard and HTTP/2.
+    memory_bytes: 1_152 << 10,
+    key: None,
+    reason: "A hundred members, each with one link, another that takes its place, and those that broke and are not noticed yet",
 };
 
 /// Bytes of frames of a peer that are not committed yet.
@@ -70,6 +150,28 @@ pub static LINK_BYTES: Spec = Spec {
     memory_bytes: 2,
     key: None,
     reason: "Batches on their way (8 MiB), in the reader and at the committer; beyond it the link is not read, and the peer waits",
+};
+
+/// Links that peers have opened.
+pub static LINK_CALLS: Spec = Spec {
+    name: "link_calls",
+    unit: "calls",
+    of: "member",
+    bounds: Bounds { total: 512, per_owner: 8, reserved: 0 },
+    memory_bytes: 16 << 10,
+    key: None,
+    reason: "One link of each member, another that takes its place, and those that broke and are not noticed yet",
+};
+
+/// Bytes of frames to a peer that dialled, until the peer has taken them.
+pub static LINK_SENT_BYTES: Spec = Spec {
+    name: "link_sent_bytes",
+    unit: "bytes",
+    of: "member",
+    bounds: Bounds { total: 128 * MIB, per_owner: 16 * MIB, reserved: 0 },
+    memory_bytes: 1,
+    key: None,
+    reason: "Two batches on each of a member's links; the next one is made when HTTP/2 has sent them",
 };
 
 /// Bytes of log lines in a minute.
@@ -84,7 +186,22 @@ pub static LOG_BYTES: Spec = Spec {
 };
 
 /// All budgets, in the order in which they are shown.
-pub static BUDGETS: &[&Spec] = &[&API_CALLS, &API_REQUEST_BYTES, &API_RESPONSE_BYTES, &LINK_BYTES, &LOG_BYTES];
+pub static BUDGETS: &[&Spec] = &[
+    &API_CONNECTIONS,
+    &API_CALLS,
+    &API_REQUEST_BYTES,
+    &API_RESPONSE_BYTES,
+    &API_READS,
+    &API_EVIDENCE,
+    &OPERATOR_CALLS,
+    &OPERATOR_BYTES,
+    &OPEN_CALLS,
+    &EXCHANGE_CONNECTIONS,
+    &LINK_CALLS,
+    &LINK_BYTES,
+    &LINK_SENT_BYTES,
+    &LOG_BYTES,
+];
 
 /// A rate: so much comes back in a second, and so much may be used at once.
 #[derive(Debug, PartialEq)]
@@ -144,16 +261,25 @@ pub static RATES: &[&RateSpec] = &[&PEER_WORK, &CUSTODY_BYTES, &EARLIER_CUSTODY,
 pub const CALLS: &[(&str, &[&str])] = &[
     ("FocalPoint.Publish", &["api_calls", "api_request_bytes", "api_response_bytes"]),
     ("FocalPoint.PublishStream", &["api_calls", "api_request_bytes", "api_response_bytes"]),
-    ("FocalPoint.Get", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    ("FocalPoint.Get", &["api_calls", "api_request_bytes", "api_response_bytes", "api_reads"]),
     ("FocalPoint.Subscribe", &["api_calls", "api_request_bytes", "api_response_bytes"]),
     ("FocalPoint.Acknowledge", &["api_calls", "api_request_bytes", "api_response_bytes"]),
-    ("FocalPoint.History", &["api_calls", "api_request_bytes", "api_response_bytes"]),
-    ("Audit.ExportEvidence", &["api_calls", "api_request_bytes", "api_response_bytes"]),
-    ("Operator.GetStatus", &["api_calls", "api_request_bytes", "api_response_bytes"]),
-    ("Operator.GetRoster", &["api_calls", "api_request_bytes", "api_response_bytes"]),
-    ("Operator.Reload", &["api_calls", "api_request_bytes", "api_response_bytes"]),
-    ("Operator.GetForks", &["api_calls", "api_request_bytes", "api_response_bytes"]),
-    ("Operator.ResumeFeed", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    ("FocalPoint.History", &["api_calls", "api_request_bytes", "api_response_bytes", "api_reads"]),
+    ("Audit.ExportEvidence", &["api_calls", "api_request_bytes", "api_response_bytes", "api_evidence"]),
+    (
+        "Operator.GetStatus",
+        &["operator_calls", "operator_bytes", "api_calls", "api_request_bytes", "api_response_bytes"],
+    ),
+    (
+        "Operator.GetRoster",
+        &["operator_calls", "operator_bytes", "api_calls", "api_request_bytes", "api_response_bytes"],
+    ),
+    ("Operator.Reload", &["operator_calls", "operator_bytes"]),
+    (
+        "Operator.GetForks",
+        &["operator_calls", "operator_bytes", "api_calls", "api_request_bytes", "api_response_bytes"],
+    ),
+    ("Operator.ResumeFeed", &["operator_calls", "operator_bytes"]),
 ];
 
 /// What each frame of a link is charged to.

@@ -70,7 +70,7 @@ pub use fetch::fetch;
 pub use link::LinkError;
 pub use own::OwnShown;
 pub use peers::{PeerSnapshot, Peers};
-pub use service::{Identify, LinkService, service};
+pub use service::{Identify, LinkService, calls};
 pub use stopped_feeds::StoppedFeeds;
 
 /// Version of the protocol that this node speaks.

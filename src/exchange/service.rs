@@ -8,28 +8,86 @@ use barid_core::names::Member;
 use barid_core::proto;
 use futures::stream::{Stream, StreamExt};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Extensions, Request, Response, Status, Streaming};
+use tonic::service::Routes;
+use tonic::{Code, Extensions, Request, Response, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{Exchange, FRAMES_WAITING_MAX, Wire};
+use crate::budgets::{Class, Owner, Rate, RateLimiter, table};
+use crate::calls::{Admission, Call, Calls, Report, Terms, over_budget};
 use crate::rpc::exchange_server::{Exchange as ExchangeRpc, ExchangeServer};
 use crate::telemetry::{AuditEvent, audit};
 
 /// Who the caller is, by the certificate that the transport has verified.
 pub type Identify = Arc<dyn Fn(&Extensions) -> Option<Member> + Send + Sync>;
 
+/// The one method here.
+const LINK_PATH: &str = "/barid.v1.Exchange/Link";
+/// Links that one member may begin in a second, and at once: a link that ends is dialled again after a pause.
+const LINK_RATE: Rate = Rate { per_second: 2.0, burst: 32.0 };
+
 /// Answers `Exchange.Link`.
+#[derive(Clone)]
 pub struct LinkService {
     exchange: Exchange,
     identify: Identify,
+    rates: Arc<RateLimiter>,
 }
 
-/// The service to mount on the listener for peers.
+/// The calls of the listener for peers: each member within its budgets.
 #[must_use]
-pub fn service(exchange: Exchange, identify: Identify) -> ExchangeServer<LinkService> {
-    ExchangeServer::new(LinkService { exchange, identify })
+pub fn calls(exchange: Exchange, identify: Identify) -> Calls {
+    let service = LinkService { exchange, identify, rates: Arc::default() };
+    Calls::new(Routes::new(mounted(service.clone())), Arc::new(service))
+}
+
+fn mounted(service: LinkService) -> ExchangeServer<LinkService> {
+    ExchangeServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+impl Admission for LinkService {
+    fn admit(&self, path: &str, extensions: &mut Extensions) -> Result<Terms, Status> {
+        if path != LINK_PATH {
+            return Err(Status::unimplemented("no such method is served here"));
+        }
+        let member = self.caller(extensions)?;
+        let shared = Arc::clone(&self.exchange.shared);
+        let report: Report = {
+            let (shared, member) = (Arc::clone(&shared), member.clone());
+            Arc::new(move |reason| {
+                let event =
+                    AuditEvent { what: "refused-call", reason, who: &member, subject: &"Exchange.Link", detail: &"" };
+                shared.record(&member, &event);
+            })
+        };
+        let owner = Owner::Member(member.as_str().into());
+        if let Err(after) = self.rates.take(&owner, LINK_RATE, 1.0, Instant::now()) {
+            report("RATE");
+            let details = ErrorDetails::with_retry_info(Some(after));
+            let message = "the member begins too many links";
+            return Err(Status::with_error_details(Code::ResourceExhausted, message, details));
+        }
+        let of = |spec| shared.options.budgets.of(spec);
+        let call = of(&table::LINK_CALLS).try_charge(&owner, Class::Ordinary, 1).map_err(|over| {
+            report("BUDGET");
+            over_budget(&over)
+        })?;
+        Ok(Terms {
+            owner,
+            class: Class::Ordinary,
+            call,
+            requests: of(&table::LINK_BYTES).clone(),
+            responses: of(&table::LINK_SENT_BYTES).clone(),
+            request_bytes_max: MESSAGE_BYTES_MAX,
+            one_request: false,
+            response_bytes: 0,
+            report,
+        })
+    }
 }
 
 impl LinkService {
@@ -59,9 +117,14 @@ impl ExchangeRpc for LinkService {
         request: Request<Streaming<proto::LinkRequest>>,
     ) -> Result<Response<Self::LinkStream>, Status> {
         let peer = self.caller(request.extensions())?;
-        let incoming = request.into_inner().map(|message| match message {
-            Ok(message) => Ok(message.frame.unwrap_or_default()),
-            Err(status) => Err(status.message().to_owned()),
+        let call = request.extensions().get::<Call>().cloned();
+        let incoming = request.into_inner().map(move |message| {
+            // It is decoded: from here on the reader's own bounds hold.
+            drop(call.as_ref().and_then(Call::received));
+            match message {
+                Ok(message) => Ok(message.frame.unwrap_or_default()),
+                Err(status) => Err(status.message().to_owned()),
+            }
         });
         let (outgoing, frames) = mpsc::channel(FRAMES_WAITING_MAX);
         let exchange = self.exchange.clone();

@@ -1,10 +1,11 @@
 //! Live connections, and ending them when they are no longer allowed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -12,14 +13,15 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
-use tonic::transport::server::Connected;
 
 use super::handshakes::Source;
-use super::limits::Limits;
-use super::refusal::{Refusal, Refused};
+use super::listener::Listening;
+use super::meter::FrameMeter;
+use super::refusal::{OnRefusal, Refusal, Refused};
 use super::revocation::RevocationLists;
-use super::trust::{PeerIdentity, Trust};
+use super::trust::{PeerIdentity, SpiffeId, Trust};
 use super::verify::Verifier;
+use crate::budgets::{Charge, Class};
 
 /// How often the ends of validity are compared with the clock, which may be set: an end is seen within this time.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
@@ -28,6 +30,8 @@ const CHECK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Clone, Default)]
 pub struct Connections {
     table: Arc<Mutex<Table>>,
+    /// Hears of connections that this node ends for what is sent on them, or for others.
+    report: Option<OnRefusal>,
 }
 
 #[derive(Default)]
@@ -41,6 +45,21 @@ struct Live {
     /// Unix seconds up to which it may stay as things are.
     until: i64,
     cut: watch::Sender<bool>,
+    level: AccessLevel,
+    activity: Activity,
+    /// What it takes of the budget of its listener.
+    _charge: Option<Charge>,
+}
+
+/// What the access rules give to whoever is at the other end, as far as connections go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLevel {
+    /// The role of an operator: gets in whatever others do.
+    Operator,
+    /// Something.
+    Granted,
+    /// Nothing.
+    Ungranted,
 }
 
 /// What the other end has shown.
@@ -49,6 +68,14 @@ struct Shown {
     identity: PeerIdentity,
     certificate: CertificateDer<'static>,
     verifier: Arc<Verifier>,
+}
+
+impl Shown {
+    /// The end of this connection.
+    fn refusal(&self, Refused { reason, detail }: Refused) -> Refusal {
+        let detail = format!("{detail}; {}", self.origin.address);
+        Refusal { reason, who: self.identity.spiffe.to_string(), at: self.origin.at, detail }
+    }
 }
 
 /// Where a connection comes from.
@@ -69,6 +96,12 @@ pub enum Which {
 }
 
 impl Connections {
+    /// No connections yet; `report` hears of each that this node ends for what is sent on it, or for others.
+    #[must_use]
+    pub fn reporting(report: OnRefusal) -> Self {
+        Self { report: Some(report), ..Self::default() }
+    }
+
     /// Verifies live connections again and ends those that would be refused now. Returns who was cut, and why.
     pub fn reverify(&self, which: Which, now: UnixTime) -> Vec<Refusal> {
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
@@ -91,13 +124,11 @@ impl Connections {
                         live.until = identity.until;
                     }
                 }
-                Err(Refused { reason, detail }) => {
+                Err(refused) => {
                     // One that has ended by itself meanwhile is not cut.
                     if let Some(live) = table.live.remove(&number) {
                         live.cut.send_replace(true);
-                        let detail = format!("{detail}; {}", shown.origin.address);
-                        let (who, at) = (shown.identity.spiffe.to_string(), shown.origin.at);
-                        ended.push(Refusal { reason, who, at, detail });
+                        ended.push(shown.refusal(refused));
                     }
                 }
             }
@@ -137,34 +168,21 @@ impl Connections {
         }
     }
 
-    /// Whether one more from this source would be taken; nothing is known of it but that.
-    pub(super) fn has_room(&self, at: &'static str, source: Source, limits: &Limits) -> Result<(), Refused> {
-        let table = self.table.lock();
-        let here = || table.live.values().filter(|live| live.shown.origin.at == at);
-        let crowded = |what: &str| Err(Refused::new("too-many-connections", format!("{what} has as many as it may")));
-        if here().count() >= limits.connections_max {
-            return crowded("this listener");
-        }
-        if here().filter(|live| live.shown.origin.source == Some(source)).count() >= limits.per_source_max {
-            return crowded("this address");
-        }
-        Ok(())
-    }
-
-    /// Takes a connection in on which `certificate` was shown and its key proven.
+    /// Takes a connection in on which `certificate` was shown and its key proven. One that this node dialled (`listening` is `None`) is not
+    /// bounded by others.
     pub(super) fn admit<S>(
         &self,
         stream: S,
         origin: Origin,
         certificate: CertificateDer<'static>,
         verifier: Arc<Verifier>,
-        limits: Option<&Limits>,
+        listening: Option<&Listening>,
     ) -> Result<Guarded<S>, Refused> {
         let before = verifier.state();
         let identity = verifier.identify(&certificate, UnixTime::now())?;
         let until = identity.until;
         let shown = Arc::new(Shown { origin, identity, certificate, verifier });
-        let guarded = self.enter(stream, &shown, until, limits)?;
+        let guarded = self.enter(stream, &shown, until, listening)?;
         // Whoever looked at all connections since then may have looked before this one was among them.
         if shown.verifier.state() != before {
             shown.verifier.identify(&shown.certificate, UnixTime::now())?;
@@ -177,38 +195,181 @@ impl Connections {
         stream: S,
         shown: &Arc<Shown>,
         until: i64,
-        limits: Option<&Limits>,
+        listening: Option<&Listening>,
     ) -> Result<Guarded<S>, Refused> {
         let mut table = self.table.lock();
-        if let Some(limits) = limits {
-            let same = |live: &&Live| {
-                live.shown.origin.at == shown.origin.at && live.shown.identity.spiffe == shown.identity.spiffe
-            };
-            if table.live.values().filter(same).count() >= limits.per_identity_max {
-                let detail = format!("{} has as many as it may", shown.identity.spiffe);
-                return Err(Refused::new("too-many-connections", detail));
-            }
-        }
+        let level = listening.map_or(AccessLevel::Granted, |listening| (listening.level)(&shown.identity));
+        let mut gone = Vec::new();
+        let charge = match listening {
+            Some(listening) => Some(table.charge(shown, level, listening, &mut gone)?),
+            None => None,
+        };
         let (cut, mut cuts) = watch::channel(false);
         let number = table.next;
         table.next += 1;
-        table.live.insert(number, Live { shown: Arc::clone(shown), until, cut });
+        let activity = Activity::default();
+        table.live.insert(
+            number,
+            Live { shown: Arc::clone(shown), until, cut, level, activity: activity.clone(), _charge: charge },
+        );
         drop(table);
+        gone.iter().for_each(|refusal| self.ended(refusal));
         let ended = Box::pin(async move {
             // Only a cut ends the wait: that the table forgot the connection does not.
             if cuts.wait_for(|cut| *cut).await.is_err() {
                 std::future::pending::<()>().await;
             }
         });
-        let identity = shown.identity.clone();
-        Ok(Guarded { stream, identity, ended, cut: false, number, connections: self.clone() })
+        let meter = FrameMeter::new(listening.is_some());
+        Ok(Guarded {
+            stream,
+            shown: Arc::clone(shown),
+            activity,
+            meter,
+            ended,
+            cut: false,
+            number,
+            connections: self.clone(),
+        })
     }
+
+    /// Reports a connection that this node ended.
+    fn ended(&self, refusal: &Refusal) {
+        if let Some(report) = &self.report {
+            report(refusal);
+        }
+    }
+}
+
+/// Connections of an identity without any grant, and of all such identities together: they can ask for health, and be told that they are denied.
+const UNGRANTED_MAX: (usize, usize) = (4, 32);
+
+impl Table {
+    /// Charges one more connection, where need be in the place of an idle one. No grants: very few. Operators: from the reserve, whatever their
+    /// address.
+    fn charge(
+        &mut self,
+        shown: &Shown,
+        level: AccessLevel,
+        listening: &Listening,
+        gone: &mut Vec<Refusal>,
+    ) -> Result<Charge, Refused> {
+        let crowded = |what: String| Refused::new("too-many-connections", format!("{what} has as many as it may"));
+        let here = |live: &&Live| live.shown.origin.at == shown.origin.at;
+        let same = |live: &&Live| live.shown.identity.spiffe == shown.identity.spiffe;
+        let own = self.live.values().filter(here).filter(same).count();
+        if level == AccessLevel::Ungranted {
+            let ungranted = |live: &&Live| live.level == AccessLevel::Ungranted;
+            let all = self.live.values().filter(here).filter(ungranted).count();
+            if own >= UNGRANTED_MAX.0 || all >= UNGRANTED_MAX.1 {
+                return Err(crowded(format!("{}, without any grant,", shown.identity.spiffe)));
+            }
+        }
+        let source = shown.origin.source.filter(|_| level != AccessLevel::Operator);
+        let from = |live: &&Live| source.is_some() && live.shown.origin.source == source;
+        if self.live.values().filter(here).filter(from).count() >= listening.limits.per_source_max {
+            let number = self.idle(shown, level, own, source).ok_or_else(|| crowded("this address".into()))?;
+            gone.extend(self.give_way(number));
+        }
+        let class = if level == AccessLevel::Operator { Class::Reserved } else { Class::Ordinary };
+        let owner = shown.identity.owner();
+        let bounds = listening.budget.bounds();
+        // Where operators use more than their reserve, as many others as that give way.
+        for _ in 0..=bounds.total {
+            match listening.budget.try_charge(&owner, class, 1) {
+                Ok(charge) => return Ok(charge),
+                Err(_) if own as u64 >= bounds.per_owner => return Err(crowded(shown.identity.spiffe.to_string())),
+                Err(_) => {
+                    let number = self.idle(shown, level, own, None).ok_or_else(|| crowded("this listener".into()))?;
+                    gone.extend(self.give_way(number));
+                }
+            }
+        }
+        Err(crowded("this listener".into()))
+    }
+
+    /// The connection that gives way to a new one of an identity that has `own`: to operators any idle one, to those with a grant one without; else one
+    /// of an identity that keeps as many as the new one gets. Of these the oldest of those without a grant, or of the identity that has most.
+    fn idle(&self, shown: &Shown, level: AccessLevel, own: usize, source: Option<Source>) -> Option<u64> {
+        let at = shown.origin.at;
+        let mut counts: HashMap<&SpiffeId, usize> = HashMap::new();
+        for live in self.live.values().filter(|live| live.shown.origin.at == at) {
+            *counts.entry(&live.shown.identity.spiffe).or_default() += 1;
+        }
+        let gives_way = |live: &Live| {
+            let has = counts.get(&live.shown.identity.spiffe).copied().unwrap_or(0);
+            match (level, live.level) {
+                (AccessLevel::Operator, _) | (AccessLevel::Granted, AccessLevel::Ungranted) => true,
+                (_, AccessLevel::Operator) | (AccessLevel::Ungranted, AccessLevel::Granted) => false,
+                (AccessLevel::Granted, AccessLevel::Granted) | (AccessLevel::Ungranted, AccessLevel::Ungranted) => {
+                    has > own + 1
+                }
+            }
+        };
+        let candidates = self.live.iter().filter(|(_, live)| {
+            live.shown.origin.at == at
+                && source.is_none_or(|source| live.shown.origin.source == Some(source))
+                && live.shown.identity.spiffe != shown.identity.spiffe
+                && live.activity.is_idle()
+                && gives_way(live)
+        });
+        let rank = |live: &Live| {
+            (live.level == AccessLevel::Ungranted, counts.get(&live.shown.identity.spiffe).copied().unwrap_or(0))
+        };
+        // Of equals the oldest, which comes first.
+        candidates.rev().max_by_key(|(_, live)| rank(live)).map(|(number, _)| *number)
+    }
+
+    /// Ends a connection, and says so.
+    fn give_way(&mut self, number: u64) -> Option<Refusal> {
+        let live = self.live.remove(&number)?;
+        live.cut.send_replace(true);
+        Some(live.shown.refusal(Refused::new("gave-way", "it was idle, and others came")))
+    }
+}
+
+/// What is under way on a connection. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Activity(Arc<AtomicUsize>);
+
+/// One call under way, until it is dropped.
+pub struct Active(Activity);
+
+impl Activity {
+    /// A call begins.
+    #[must_use]
+    pub fn begin(&self) -> Active {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Active(self.clone())
+    }
+
+    fn is_idle(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection on which calls are served.
+pub trait Served: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// What calls know of who is at the other end.
+    fn describe(&self, extensions: &mut http::Extensions);
+    /// Counts the calls under way.
+    fn activity(&self) -> Activity;
+    /// Reports that the connection is ended for the calls on it that are denied again and again.
+    fn on_flood(&self) -> Box<dyn Fn() + Send + Sync>;
 }
 
 /// A connection that ends when it is cut.
 pub struct Guarded<S> {
     stream: S,
-    identity: PeerIdentity,
+    shown: Arc<Shown>,
+    activity: Activity,
+    meter: FrameMeter,
     ended: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
     cut: bool,
     number: u64,
@@ -219,9 +380,19 @@ impl<S> Guarded<S> {
     fn alive(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         if self.cut || self.ended.as_mut().poll(context).is_ready() {
             self.cut = true;
-            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the certificate is no longer accepted"));
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "this node has ended the connection"));
         }
         Ok(())
+    }
+
+    /// Reports why this node ends the connection, if it is for what was sent on it.
+    fn refused(&mut self, error: io::Error) -> io::Error {
+        if let Some(Refused { reason, detail }) = error.get_ref().and_then(|inner| inner.downcast_ref::<Refused>())
+            && !std::mem::replace(&mut self.cut, true)
+        {
+            self.connections.ended(&self.shown.refusal(Refused { reason, detail: detail.clone() }));
+        }
+        error
     }
 }
 
@@ -231,18 +402,34 @@ impl<S> Drop for Guarded<S> {
     }
 }
 
-impl<S> Connected for Guarded<S> {
-    type ConnectInfo = PeerIdentity;
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Served for Guarded<S> {
+    fn describe(&self, extensions: &mut http::Extensions) {
+        extensions.insert(self.shown.identity.clone());
+    }
 
-    fn connect_info(&self) -> PeerIdentity {
-        self.identity.clone()
+    fn activity(&self) -> Activity {
+        self.activity.clone()
+    }
+
+    fn on_flood(&self) -> Box<dyn Fn() + Send + Sync> {
+        let (shown, connections) = (Arc::clone(&self.shown), self.connections.clone());
+        Box::new(move || {
+            let refused = Refused::new("call-flood", "it went on calling though its calls were denied");
+            connections.ended(&shown.refusal(refused));
+        })
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.alive(context)?;
-        Pin::new(&mut self.stream).poll_read(context, buf)
+        let before = buf.filled().len();
+        let me = &mut *self;
+        let read = match ready!(Pin::new(&mut me.stream).poll_read(context, buf)) {
+            Ok(()) => me.meter.read(buf.filled().get(before..).unwrap_or_default()).map_err(io::Error::other),
+            Err(error) => Err(error),
+        };
+        Poll::Ready(read.map_err(|error| me.refused(error)))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The served side of mutual TLS, for tonic's `serve_with_incoming`.
+//! The served side of mutual TLS: connections that are verified, for `calls::serve`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,13 +12,15 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::connections::{Connections, Guarded, Origin};
+use super::connections::{AccessLevel, Connections, Guarded, Origin};
 use super::credentials::{Credentials, TransportError, server_config};
 use super::handshakes::{Handshakes, Source};
 use super::limits::{ACCEPTED_MAX, Limits};
 use super::refusal::{OnRefusal, Refusal, Refused};
 use super::thin::Line;
+use super::trust::PeerIdentity;
 use super::verify::{Handshake, Verifier};
+use crate::budgets::Budget;
 use crate::telemetry::{AuditEvent, audit};
 
 /// How long nothing is accepted after the system could not: out of file descriptors, mostly.
@@ -37,11 +39,18 @@ pub struct Listening {
     pub connections: Connections,
     /// How much it carries.
     pub limits: Limits,
+    /// Connections of each identity and of all.
+    pub budget: Budget,
+    /// What the access rules give to an identity now.
+    pub level: OnLevel,
     /// Told of every refusal, once each.
     pub on_refusal: OnRefusal,
 }
 
-/// A verified connection as tonic takes it.
+/// What the access rules give to an identity.
+pub type OnLevel = Arc<dyn Fn(&PeerIdentity) -> AccessLevel + Send + Sync>;
+
+/// A verified connection, on which calls can be served.
 pub type Incoming = Guarded<Line<TlsStream<TcpStream>>>;
 
 /// Accepts connections on `tcp`, until the stream is dropped. Handshakes run apart from each other.
@@ -71,10 +80,6 @@ pub fn listen(tcp: TcpListener, listening: Listening) -> Result<ReceiverStream<i
                 }
             };
             let source = Source::of(address.ip());
-            if let Err(refused) = listening.connections.has_room(listening.name, source, &listening.limits) {
-                listening.refused(address, refused);
-                continue;
-            }
             let mut handshake = handshakes.begin(source);
             let (listening, accepted) = (Arc::clone(&listening), accepted.clone());
             tokio::spawn(async move {
@@ -93,7 +98,7 @@ pub fn listen(tcp: TcpListener, listening: Listening) -> Result<ReceiverStream<i
                 let admitted = shaken.and_then(|(stream, shown)| {
                     let origin = Origin { at: listening.name, address: address.to_string(), source: Some(source) };
                     let verifier = Arc::clone(&listening.verifier);
-                    listening.connections.admit(stream, origin, shown, verifier, Some(&listening.limits))
+                    listening.connections.admit(stream, origin, shown, verifier, Some(&listening))
                 });
                 match admitted {
                     Ok(guarded) => drop(accepted.send(Ok(guarded)).await),

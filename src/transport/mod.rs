@@ -1,7 +1,8 @@
 //! TLS: who is at the other end, and that it stays true.
 //!
-//! In scope: SPIFFE identities, verification bound to one member's authorities, revocation lists, both directions of mutual TLS 1.3,
-//! and ending live connections that are no longer allowed. Out of scope: what a peer or person may do (`core`, `access`).
+//! In scope: SPIFFE identities, verification bound to one member's authorities, revocation lists, both directions of mutual TLS 1.3, who may
+//! have how many connections, and ending those that are no longer allowed or send what has no use. Out of scope: what a peer or person may do
+//! (`core`, `access`), and calls (`calls`).
 //!
 //! There is no common authority and never a union of roots: the trust domain in the certificate's one URI picks the authorities, and
 //! the path is verified to those only. No resumption: it would skip these checks.
@@ -12,6 +13,7 @@ mod dial;
 mod handshakes;
 mod limits;
 mod listener;
+mod meter;
 mod refusal;
 mod revocation;
 mod thin;
@@ -22,11 +24,11 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
-pub use connections::{Connections, Guarded, Which};
+pub use connections::{AccessLevel, Activity, Connections, Guarded, Served, Which};
 pub use credentials::{Certified, Credentials, TransportError};
 pub use dial::Connector;
 pub use limits::{HANDSHAKE_TIME_MAX, Limits};
-pub use listener::{Incoming, Listening, listen};
+pub use listener::{Incoming, Listening, OnLevel, listen};
 pub use refusal::{OnRefusal, Refusal, Refused, UNSUITABLE};
 pub use revocation::{CheckedList, HeldList, ListError, RevocationLists};
 pub use thin::{Compress, Line};

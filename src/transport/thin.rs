@@ -9,7 +9,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_compression::Level;
@@ -19,6 +19,8 @@ use async_compression::zstd::{CParameter, DParameter};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf, ReadHalf, WriteHalf, split};
 
+use super::refusal::Refused;
+
 /// HTTP/2 as it is (RFC 9113 §3.2).
 pub(super) const ALPN_PLAIN: &[u8] = b"h2";
 /// HTTP/2 in one Zstandard stream (RFC 8878) each way.
@@ -27,6 +29,11 @@ pub(super) const ALPN_ZSTD: &[u8] = b"barid-zstd/1";
 const LEVEL: i32 = 3;
 /// Window, as a power of two: what a side remembers of the stream, and so what it costs in memory at both ends. Some hundred bulletins.
 const WINDOW_LOG: u32 = 20;
+/// Bytes out after which their ratio to the bytes in is looked at, and counting begins anew: many full batches.
+const INFLATED_BYTES: u64 = 64 << 20;
+/// Bytes out for one in over so many of them. A bulletin of 1 MiB that repeats one sentence reaches some 3,500: its id, its salt and its
+/// checkpoint cannot be compressed. Beyond is nothing that a node sends.
+const INFLATION_MAX: u64 = 5_000;
 /// A line on which TCP takes so long to connect is far away; compression costs it nothing that would be noticed.
 const FAR: Duration = Duration::from_millis(10);
 
@@ -65,8 +72,61 @@ pub enum Line<S> {
 
 /// A compressed connection.
 pub struct Thin<S> {
-    read: ZstdDecoder<BufReader<ReadHalf<S>>>,
+    read: ZstdDecoder<BufReader<Counted<ReadHalf<S>>>>,
     write: ZstdEncoder<WriteHalf<S>>,
+    inflation: Inflation,
+}
+
+/// Counts the bytes that are read.
+struct Counted<R> {
+    inner: R,
+    bytes: u64,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Counted<R> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(context, buf))?;
+        self.bytes += (buf.filled().len() - before) as u64;
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What came out since counting began, and how much had gone in then.
+#[derive(Default)]
+struct Inflation {
+    out: u64,
+    in_before: u64,
+}
+
+impl Inflation {
+    /// So many bytes came out, after so many had gone in.
+    fn inflated(&mut self, out: u64, bytes_in: u64) -> io::Result<()> {
+        self.out += out;
+        if self.out < INFLATED_BYTES {
+            return Ok(());
+        }
+        let taken = bytes_in.saturating_sub(self.in_before);
+        let ratio = self.out / taken.max(1);
+        (self.out, self.in_before) = (0, bytes_in);
+        if ratio > INFLATION_MAX {
+            let detail = format!("{taken} bytes inflated {ratio}-fold, more than {INFLATION_MAX}-fold");
+            return Err(io::Error::other(Refused::new("inflation", detail)));
+        }
+        Ok(())
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Thin<S> {
+    /// Gives way after some reads even where there is always more: little input may hold much output.
+    fn poll_read(&mut self, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let turn = ready!(tokio::task::coop::poll_proceed(context));
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.read).poll_read(context, buf))?;
+        turn.made_progress();
+        let bytes_in = self.read.get_ref().get_ref().bytes;
+        Poll::Ready(self.inflation.inflated((buf.filled().len() - before) as u64, bytes_in))
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite> Line<S> {
@@ -76,10 +136,11 @@ impl<S: AsyncRead + AsyncWrite> Line<S> {
             return Self::Plain(stream);
         }
         let (read, write) = split(stream);
+        let read = Counted { inner: read, bytes: 0 };
         let read = ZstdDecoder::with_params(BufReader::new(read), &[DParameter::window_log_max(WINDOW_LOG)]);
         let level = Level::Precise(LEVEL);
         let write = ZstdEncoder::with_quality_and_params(write, level, &[CParameter::window_log(WINDOW_LOG)]);
-        Self::Thin(Box::new(Thin { read, write }))
+        Self::Thin(Box::new(Thin { read, write, inflation: Inflation::default() }))
     }
 }
 
@@ -87,7 +148,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Line<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Plain(stream) => Pin::new(stream).poll_read(context, buf),
-            Self::Thin(thin) => Pin::new(&mut thin.read).poll_read(context, buf),
+            Self::Thin(thin) => thin.poll_read(context, buf),
         }
     }
 }
@@ -182,5 +243,45 @@ mod tests {
         raw.write_all(&[7; 4_096]).await.unwrap();
         raw.flush().await.unwrap();
         assert!(reader.read(&mut [0; 9]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn input_that_inflates_without_end_ends_the_line_and_gives_way_meanwhile() {
+        let (raw, reader) = duplex(1 << 20);
+        let mut reader = Line::agreed(reader, Some(ALPN_ZSTD));
+        let mut raw = Line::agreed(raw, Some(ALPN_ZSTD));
+        let zeros = vec![0; 1 << 20];
+        let sending = tokio::spawn(async move { while raw.write_all(&zeros).await.is_ok() {} });
+        // On this one thread others have their turn only if the reader gives way.
+        let others = tokio::spawn(async {
+            for turn in 0_u64.. {
+                tokio::task::yield_now().await;
+                TURNS.store(turn, std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+        let (mut buf, mut read) = (vec![0; 1 << 14], 0);
+        let error = loop {
+            match reader.read(&mut buf).await {
+                Ok(count) => read += count as u64,
+                Err(error) => break error,
+            }
+        };
+        let refused = error.get_ref().and_then(|inner| inner.downcast_ref::<Refused>()).unwrap();
+        assert_eq!(refused.reason, "inflation");
+        assert!((INFLATED_BYTES - (1 << 14)..=INFLATED_BYTES).contains(&read), "{read}");
+        assert!(TURNS.load(std::sync::atomic::Ordering::Relaxed) > 10);
+        others.abort();
+        sending.abort();
+    }
+
+    static TURNS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+    #[test]
+    fn repetition_that_links_reach_is_no_flood() {
+        let mut inflation = Inflation::default();
+        for batch in 1..1_000 {
+            // One sentence again and again, with what cannot be compressed beside it.
+            inflation.inflated(1 << 20, batch * 400).unwrap();
+        }
     }
 }

@@ -13,6 +13,7 @@ use rustls::pki_types::{CertificateDer, TrustAnchor};
 use tokio::sync::watch;
 
 use super::refusal::Refused;
+use crate::budgets::Owner;
 
 /// A SPIFFE ID: `spiffe://ma.rabat.example/focal-point/police-hq` (SPIFFE-ID §2).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +66,18 @@ impl SpiffeId {
     #[must_use]
     pub fn is_node(&self) -> bool {
         self.path == "node"
+    }
+}
+
+impl PeerIdentity {
+    /// Whom its use of this node is charged to: a node's to its member.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        if self.spiffe.is_node() {
+            Owner::Member(self.member.as_str().into())
+        } else {
+            Owner::Identity(self.spiffe.path.as_str().into())
+        }
     }
 }
 

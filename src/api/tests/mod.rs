@@ -1,6 +1,7 @@
 //! Calls on a node in memory, without TLS.
 #![allow(clippy::unwrap_used)]
 
+mod budgets;
 mod exporting;
 mod faults;
 mod publishing;

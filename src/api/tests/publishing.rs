@@ -13,7 +13,8 @@ use tonic_types::StatusExt;
 use super::world::{
     CUSTOMS, POLICE, POST, World, about, access, called, careless, draft, feed, fields, member, proven, red, until,
 };
-use crate::access::{Access, Role};
+use crate::access::Access;
+use crate::api::methods::PUBLISH_STREAM;
 use crate::committer::QUEUE_MAX;
 use crate::store::Content;
 use crate::store::memory::MemoryStore;
@@ -23,11 +24,11 @@ fn with_id(n: u64) -> proto::Draft {
     draft(|header| header.id = format!("01971f5a-3c00-7a10-8b5e-{n:012x}"))
 }
 
+/// What comes back on a stream.
+type Answered = futures::stream::BoxStream<'static, Result<proto::PublishStreamResponse, Status>>;
+
 /// A stream of a focal point: its requests are those in `requests`, and then it stays open.
-fn stream_of(
-    world: &World,
-    requests: Vec<proto::PublishStreamRequest>,
-) -> tokio::sync::mpsc::Receiver<Result<proto::PublishStreamResponse, Status>> {
+fn stream_of(world: &World, requests: Vec<proto::PublishStreamRequest>) -> Answered {
     let requests = stream::iter(requests.into_iter().map(Ok)).chain(stream::pending()).boxed();
     open(world, requests)
 }
@@ -35,12 +36,12 @@ fn stream_of(
 fn open(
     world: &World,
     requests: impl Stream<Item = Result<proto::PublishStreamRequest, Status>> + Send + Unpin + 'static,
-) -> tokio::sync::mpsc::Receiver<Result<proto::PublishStreamResponse, Status>> {
+) -> Answered {
     let request = called(POLICE, ());
-    let caller = world.api.caller(request.extensions(), &[Role::FocalPoint], "FocalPoint.PublishStream").unwrap();
+    let (caller, call) = world.api.begin(request.extensions(), &PUBLISH_STREAM).unwrap();
     let now = tokio::time::Instant::now();
     let open = world.api.pace.open(&caller.path, &caller.grant.limits, "FocalPoint.PublishStream", now).unwrap();
-    world.api.clone().publish_many(caller, open, requests)
+    world.api.clone().publish_many(caller, &call, open, requests).boxed()
 }
 
 fn request(request: u64, draft: proto::Draft) -> proto::PublishStreamRequest {
@@ -49,13 +50,10 @@ fn request(request: u64, draft: proto::Draft) -> proto::PublishStreamRequest {
 }
 
 /// The answers to so many requests, by their numbers, each receipt checked.
-async fn answers(
-    answers: &mut tokio::sync::mpsc::Receiver<Result<proto::PublishStreamResponse, Status>>,
-    count: usize,
-) -> std::collections::BTreeMap<u64, Outcome> {
+async fn answers(answers: &mut Answered, count: usize) -> std::collections::BTreeMap<u64, Outcome> {
     let mut all = std::collections::BTreeMap::new();
     while all.len() < count {
-        let message = answers.recv().await.expect("the stream is open").unwrap();
+        let message = answers.next().await.expect("the stream is open").unwrap();
         for result in message.results {
             let outcome = result.outcome.unwrap();
             if let Outcome::Published(published) = &outcome {
@@ -246,7 +244,7 @@ async fn what_came_before_a_broken_request_is_published_and_answered() {
     ]);
     let mut answered = open(&world, requests.boxed());
     assert_eq!(answers(&mut answered, 2).await.len(), 2);
-    assert!(answered.recv().await.is_none());
+    assert!(answered.next().await.is_none());
 }
 
 #[tokio::test]
@@ -260,8 +258,8 @@ async fn a_withdrawn_grant_ends_an_open_publish_stream() {
     assert_eq!(answers(&mut answered, 1).await.len(), 1);
     world.access.store(Arc::new(Access::default()));
     requests.send(Ok(request(2, with_id(2)))).await.unwrap();
-    assert_eq!(answered.recv().await.unwrap().unwrap_err().code(), Code::PermissionDenied);
-    assert!(answered.recv().await.is_none());
+    assert_eq!(answered.next().await.unwrap().unwrap_err().code(), Code::PermissionDenied);
+    assert!(answered.next().await.is_none());
     assert_eq!(audited.take(), [format!("refused-call NO_GRANT {POLICE} FocalPoint.PublishStream")]);
     assert_eq!(world.store.end_arrival(), 2);
 }
@@ -424,13 +422,13 @@ async fn a_node_that_stops_answers_what_it_has_taken_and_says_so_at_the_end() {
     let mut answered = answers(&mut stream, 1).await.len();
     world.stop.send_replace(true);
     let end = loop {
-        match stream.recv().await.expect("a reason") {
+        match stream.next().await.expect("a reason") {
             Ok(message) => answered += message.results.len(),
             Err(status) => break status,
         }
     };
     assert_eq!(end.code(), Code::Unavailable);
-    assert!(stream.recv().await.is_none());
+    assert!(stream.next().await.is_none());
     assert_eq!(answered as u64, world.store.end_arrival() - 1, "whatever was stored was answered");
 }
 

@@ -1,26 +1,39 @@
 //! The services as they are mounted.
 
+use std::io;
+
 use hyper_util::rt::TokioIo;
-use tonic::transport::{Channel, Endpoint, Server};
-use tonic::{Code, Status};
+use tokio::io::DuplexStream;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
-use super::world::World;
-use crate::api::routes;
+use super::world::{POST, World};
+use crate::api::Identity;
+use crate::calls::testing::Verified;
+use crate::transport::Limits;
 
-/// A connection to a served node, without TLS.
+/// The far end of a connection of `path` to a served node.
+pub(super) fn connected(world: &World, path: &'static str) -> DuplexStream {
+    let (near, stream) = tokio::io::duplex(1 << 16);
+    let connection = Verified::new(stream, move |extensions| {
+        extensions.insert(Identity { path: path.into() });
+    });
+    let calls = crate::api::calls(&world.api).unwrap();
+    let incoming = tokio_stream::once(Ok(connection));
+    tokio::spawn(crate::calls::serve(incoming, calls, Limits::API, std::future::pending()));
+    near
+}
+
+/// A connection of an agency to a served node.
 pub(super) async fn served(world: &World) -> Channel {
-    let routes = routes(&world.api).unwrap();
-    let (near, far) = tokio::io::duplex(1 << 16);
-    let incoming = tokio_stream::once(Ok::<_, std::io::Error>(far));
-    tokio::spawn(Server::builder().add_routes(routes).serve_with_incoming(incoming));
-    let mut near = Some(TokioIo::new(near));
+    let mut near = Some(TokioIo::new(connected(world, POST)));
     let connector = tower::service_fn(move |_: http::Uri| {
         let near = near.take();
-        async move { near.ok_or_else(|| std::io::Error::other("connected once")) }
+        async move { near.ok_or_else(|| io::Error::other("connected once")) }
     });
     Endpoint::from_static("http://node.example").connect_with_connector(connector).await.unwrap()
 }
@@ -47,6 +60,7 @@ async fn reflection_lists_what_is_served_and_nothing_else() {
         "barid.v1.Operator",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
     ];
     assert_eq!(names, expected);
     for name in expected {
@@ -55,8 +69,9 @@ async fn reflection_lists_what_is_served_and_nothing_else() {
     }
     // What peers speak, and what lies on the disk, is not for people.
     for name in ["barid.v1.Exchange", "barid.v1.RecordHead"] {
-        let refused = asked(&channel, MessageRequest::FileContainingSymbol(name.into())).await;
-        assert_eq!(refused.unwrap_err().code(), Code::NotFound, "{name} is not");
+        let answer = asked(&channel, MessageRequest::FileContainingSymbol(name.into())).await.unwrap();
+        let MessageResponse::ErrorResponse(error) = answer else { panic!("{name} is not described: {answer:?}") };
+        assert_eq!(error.error_code, 5, "{name}");
     }
 }
 
@@ -70,4 +85,62 @@ async fn health_knows_every_service() {
         let request = HealthCheckRequest { service: service.into() };
         assert_eq!(health.check(request).await.unwrap().into_inner().status, 1, "{service}");
     }
+}
+
+#[tokio::test]
+async fn unknown_names_are_answered_and_the_stream_goes_on_in_both_versions_of_reflection() {
+    use MessageRequest::{AllExtensionNumbersOfType, FileByFilename, FileContainingSymbol, ListServices};
+    use tonic_reflection::pb::v1alpha;
+    let world = World::start().await;
+    let channel = served(&world).await;
+    let questions = [
+        FileContainingSymbol("barid.v1.Nothing".into()),
+        FileByFilename("nothing.proto".into()),
+        AllExtensionNumbersOfType("barid.v1.Nothing".into()),
+        ListServices(String::new()),
+    ];
+    let ask = |question: &MessageRequest| ServerReflectionRequest {
+        host: "node.example".into(),
+        message_request: Some(question.clone()),
+    };
+    let mut client = ServerReflectionClient::new(channel.clone());
+    let asked = tokio_stream::iter(questions.iter().map(ask).collect::<Vec<_>>());
+    let mut answers = client.server_reflection_info(asked).await.unwrap().into_inner();
+    for question in &questions {
+        let answer = answers.message().await.unwrap().expect("the stream goes on");
+        assert_eq!(answer.original_request.unwrap(), ask(question));
+        let known = matches!(question, ListServices(_));
+        assert_eq!(matches!(answer.message_response.unwrap(), MessageResponse::ErrorResponse(_)), !known);
+    }
+    let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+    let list = |list: &str| v1alpha::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(v1alpha::server_reflection_request::MessageRequest::ListServices(list.into())),
+    };
+    let mut answers = client.server_reflection_info(tokio_stream::once(list("*"))).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
+    let v1alpha::server_reflection_response::MessageResponse::ListServicesResponse(listed) = answer else {
+        panic!("{answer:?}")
+    };
+    assert!(listed.service.iter().any(|service| service.name == "barid.v1.FocalPoint"));
+}
+
+#[tokio::test]
+async fn health_watch_of_an_unknown_service_stays_open_and_of_a_known_one_answers() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_client::HealthClient;
+    let world = World::start().await;
+    let mut health = HealthClient::new(served(&world).await);
+    let request = |service: &str| HealthCheckRequest { service: service.into() };
+    let mut unknown = health.watch(request("nothing")).await.unwrap().into_inner();
+    // SERVICE_UNKNOWN.
+    assert_eq!(unknown.message().await.unwrap().unwrap().status, 3);
+    let mut known = health.watch(request("barid.v1.Audit")).await.unwrap().into_inner();
+    let mut status = known.message().await.unwrap().unwrap().status;
+    while status != 1 {
+        status = known.message().await.unwrap().unwrap().status;
+    }
+    let ended = tokio::time::timeout(std::time::Duration::from_millis(10), unknown.message()).await;
+    assert!(ended.is_err(), "it stays open: {ended:?}");
+    assert_eq!(health.check(request("nothing")).await.unwrap_err().code(), tonic::Code::NotFound);
 }

@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::Source;
+use super::negotiate::{self, Hosts};
 use crate::app::AppError;
 use crate::config::MetricsText;
 use crate::telemetry::{AuditEvent, audit};
@@ -29,8 +30,6 @@ const CONNECTIONS_MAX: usize = 8;
 const CONNECTION_MAX: Duration = Duration::from_secs(10);
 /// Of the head of a request.
 const HEAD_BYTES_MAX: usize = 8 << 10;
-/// What OpenMetrics 1.0 calls itself.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Opens the listener.
 ///
@@ -47,7 +46,8 @@ pub(in crate::app) async fn bind(metrics: &MetricsText) -> Result<TcpListener, A
 }
 
 /// Answers until it is dropped.
-pub(in crate::app) async fn serve(tcp: TcpListener, source: Source) {
+pub(in crate::app) async fn serve(tcp: TcpListener, metrics: MetricsText, source: Source) {
+    let hosts = Arc::new(Hosts::new(&metrics.listen, &metrics.hosts));
     let open = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(permit) = Arc::clone(&open).acquire_owned().await else { return };
@@ -61,9 +61,9 @@ pub(in crate::app) async fn serve(tcp: TcpListener, source: Source) {
                 continue;
             }
         };
-        let source = source.clone();
+        let (source, hosts) = (source.clone(), Arc::clone(&hosts));
         tokio::spawn(async move {
-            if tokio::time::timeout(CONNECTION_MAX, answer(stream, source)).await.is_err() {
+            if tokio::time::timeout(CONNECTION_MAX, answer(stream, hosts, source)).await.is_err() {
                 tracing::debug!(%from, "a connection for figures took too long");
             }
             drop(permit);
@@ -71,8 +71,12 @@ pub(in crate::app) async fn serve(tcp: TcpListener, source: Source) {
     }
 }
 
-async fn answer(stream: TcpStream, source: Source) {
-    let service = service_fn(|request: Request<Incoming>| respond(request, source.clone()));
+async fn answer(stream: TcpStream, hosts: Arc<Hosts>, source: Source) {
+    let came_to = stream.local_addr().ok().map(|address| address.ip());
+    let service = service_fn(|request: Request<Incoming>| {
+        let allowed = hosts.allow(request.headers(), came_to);
+        respond(request, allowed, source.clone())
+    });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(CONNECTION_MAX).max_buf_size(HEAD_BYTES_MAX).keep_alive(false);
     if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
@@ -80,7 +84,15 @@ async fn answer(stream: TcpStream, source: Source) {
     }
 }
 
-async fn respond(request: Request<Incoming>, source: Source) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn respond(
+    request: Request<Incoming>,
+    allowed: bool,
+    source: Source,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    if !allowed {
+        let text = "this host is not served here: ask for localhost or the configured address, or list the name in metrics.hosts\n";
+        return Ok(plain(StatusCode::MISDIRECTED_REQUEST, text));
+    }
     if request.uri().path() != "/metrics" {
         return Ok(plain(StatusCode::NOT_FOUND, "figures are at /metrics\n"));
     }
@@ -89,8 +101,14 @@ async fn respond(request: Request<Incoming>, source: Source) -> Result<Response<
     }
     let gathered = tokio::task::spawn_blocking(move || source.text()).await;
     let Ok(text) = gathered else { return Ok(plain(StatusCode::INTERNAL_SERVER_ERROR, "a defect of the node\n")) };
+    let (text, media) = if negotiate::wants_openmetrics(request.headers()) {
+        (text, negotiate::OPENMETRICS)
+    } else {
+        (negotiate::plain(&text), negotiate::PLAIN)
+    };
     let mut response = Response::new(Full::new(Bytes::from(text)));
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(OPENMETRICS));
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(media));
+    response.headers_mut().insert(header::VARY, header::HeaderValue::from_static("accept"));
     Ok(response)
 }
 

@@ -4,6 +4,7 @@
 //! what was refused; never bulletins, people or keys.
 
 mod listen;
+mod negotiate;
 mod text;
 
 use std::collections::BTreeMap;

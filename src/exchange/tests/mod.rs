@@ -27,12 +27,15 @@ use barid_core::proto::item::Item;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::StreamExt;
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::transport::{Channel, Endpoint};
 
 use super::world::{self, Actor, Lists, Node, Tamper, alarms, connect, feed, honest, key, member, roster, until};
-use super::{Dial, HEADS_LISTS_BYTES_MAX, HEADS_LISTS_MAX, IN_FLIGHT_BATCHES_MAX, LinkError, service, spawn_dialers};
+use super::{Dial, HEADS_LISTS_BYTES_MAX, HEADS_LISTS_MAX, IN_FLIGHT_BATCHES_MAX, LinkError, spawn_dialers};
+use crate::budgets::{Owner, table};
+use crate::calls::testing::Verified;
 use crate::committer::Gate;
 use crate::store::Content;
+use crate::transport::Limits;
 
 fn handling(draft: &mut proto::Draft) -> &mut proto::Handling {
     draft.header.as_mut().unwrap().handling.as_mut().unwrap()
@@ -494,13 +497,13 @@ async fn a_heartbeat_is_verified_and_shown() {
 async fn listen(node: &Node, caller: &'static str) -> std::net::SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let service = service(node.exchange.clone(), Arc::new(move |_| Some(member(caller))));
+    let calls = super::calls(node.exchange.clone(), Arc::new(move |_| Some(member(caller))));
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener).map(|stream| {
         let stream = stream?;
         stream.set_nodelay(true)?;
-        Ok::<_, std::io::Error>(stream)
+        Ok(Verified::new(stream, |_| {}))
     });
-    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+    tokio::spawn(crate::calls::serve(incoming, calls, Limits::EXCHANGE, std::future::pending()));
     address
 }
 
@@ -561,4 +564,36 @@ async fn two_nodes_with_one_identity_alarm_everybody_and_do_not_fight() {
     let told = |node: &Node| alarmed(node, "another node uses this member's identity");
     until("one of the two is told", || told(&one) || told(&copy)).await;
     assert!(ma.exchange.peers().linked(&one.me), "one of them stays linked");
+}
+
+/// A stream of links of a member, each with five bytes that promise 4 MiB and a few more.
+#[tokio::test(flavor = "multi_thread")]
+async fn unfinished_frames_of_a_peer_stay_within_its_budget_and_its_links_are_few() {
+    let node = Node::start("ma");
+    let address = listen(&node, "ly").await;
+    let budgets = &node.exchange.shared.options.budgets;
+    let (bytes, links) = (budgets.of(&table::LINK_BYTES).clone(), budgets.of(&table::LINK_CALLS).clone());
+    let ly = Owner::Member("ly".into());
+    let promise = Bytes::from([&[0, 0, 0x40, 0, 0][..], &[10; 200]].concat());
+    let (mut held, mut denied) = (Vec::new(), 0);
+    for _ in 0..2 {
+        let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (client, connection) = h2::client::handshake(tcp).await.unwrap();
+        tokio::spawn(connection);
+        for _ in 0..8 {
+            let request = http::Request::post("http://ma.example/barid.v1.Exchange/Link");
+            let request = request.header("content-type", "application/grpc").body(()).unwrap();
+            let mut ready = client.clone().ready().await.unwrap();
+            let (response, mut stream) = ready.send_request(request, false).unwrap();
+            _ = stream.send_data(promise.clone(), false);
+            let response = response.await.unwrap();
+            denied += usize::from(response.headers().contains_key("grpc-status"));
+            held.push((response, stream));
+        }
+    }
+    assert_eq!((denied, links.used_by(&ly)), (8, 8));
+    until("its budget is used", || bytes.used_by(&ly) > 16 << 20).await;
+    assert!(bytes.usage().high_water <= table::LINK_BYTES.bounds.per_owner);
+    drop(held);
+    until("all is given back", || bytes.used_by(&ly) == 0 && links.used_by(&ly) == 0).await;
 }

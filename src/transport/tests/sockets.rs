@@ -20,9 +20,12 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::super::{
-    Compress, Connections, Connector, Credentials, Limits, Listening, OnRefusal, Policy, Refusal, SpiffeId, listen,
+    AccessLevel, Compress, Connections, Connector, Credentials, Limits, Line, Listening, OnRefusal, PeerIdentity,
+    Policy, Refusal, SpiffeId, listen,
 };
 use super::world::{World, days, der, roster};
+use crate::budgets::{Bounds, Budget, Class, table};
+use crate::calls::{self, Admission, Calls, Terms};
 use crate::pki::{Authority, Issued};
 
 /// Longest for anything to come true: the machine may be busy.
@@ -31,6 +34,32 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const ENDS_WITHIN: Duration = Duration::from_secs(2);
 /// An HTTP/2 client's first bytes: preface and empty SETTINGS (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+
+/// More connections than a test opens.
+const MANY: Bounds = Bounds { total: 10_000, per_owner: 10_000, reserved: 0 };
+
+/// Lets everybody call.
+struct Everybody;
+
+impl Admission for Everybody {
+    fn admit(&self, _path: &str, extensions: &mut http::Extensions) -> Result<Terms, tonic::Status> {
+        let calls = Budget::with(&table::API_CALLS, MANY);
+        let owner = extensions.get::<PeerIdentity>().unwrap().owner();
+        let call = calls.try_charge(&owner, Class::Ordinary, 1).unwrap();
+        let bytes = Budget::new(&table::API_RESPONSE_BYTES);
+        Ok(Terms {
+            owner,
+            class: Class::Ordinary,
+            call,
+            requests: bytes.clone(),
+            responses: bytes,
+            request_bytes_max: 4_096,
+            one_request: true,
+            response_bytes: 0,
+            report: Arc::new(|_| {}),
+        })
+    }
+}
 
 /// A listener with a gRPC service behind it.
 pub(super) struct Served {
@@ -46,7 +75,14 @@ impl Served {
     async fn start(world: &World, policy: Policy, limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let issued = world.ma.issue("node", &["127.0.0.1".into()]).unwrap();
-        Self::showing(world, &issued, folder, policy, limits).await
+        Self::showing(world, &issued, folder, policy, limits, MANY).await
+    }
+
+    /// Morocco's listener for its own people, of whom so many may be there.
+    async fn for_people(world: &World, limits: Limits, bounds: Bounds) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let issued = world.ma.issue("node", &["127.0.0.1".into()]).unwrap();
+        Self::showing(world, &issued, folder, Policy::OwnPeople("ma.rabat.example".into()), limits, bounds).await
     }
 
     /// A listener that shows another certificate than Morocco's.
@@ -56,10 +92,12 @@ impl Served {
         folder: tempfile::TempDir,
         policy: Policy,
         limits: Limits,
+        bounds: Bounds,
     ) -> Self {
+        let budget = Budget::with(&table::API_CONNECTIONS, bounds);
         let credentials = credentials(&folder, issued);
         let (refusals, on_refusal) = told();
-        let connections = Connections::default();
+        let connections = Connections::reporting(Arc::clone(&on_refusal));
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = tcp.local_addr().unwrap();
         let listening = Listening {
@@ -68,12 +106,18 @@ impl Served {
             credentials: credentials.clone(),
             connections: connections.clone(),
             limits,
+            budget,
+            level: Arc::new(|identity| match identity.spiffe.path.split('/').next() {
+                Some("operator") => AccessLevel::Operator,
+                Some("stranger") => AccessLevel::Ungranted,
+                _ => AccessLevel::Granted,
+            }),
             on_refusal: Arc::clone(&on_refusal),
         };
         let incoming = listen(tcp, listening).unwrap();
         let (_, health) = tonic_health::server::health_reporter();
-        let server = limits.tune_server(tonic::transport::Server::builder()).add_service(health);
-        tokio::spawn(server.serve_with_incoming(incoming));
+        let calls = Calls::new(tonic::service::Routes::new(health), Arc::new(Everybody));
+        tokio::spawn(calls::serve(incoming, calls, limits, std::future::pending()));
         let watching = connections.clone().watch(world.trust.clone(), world.lists.clone(), move |end| on_refusal(end));
         tokio::spawn(watching);
         Self { address, connections, refusals, credentials, folder }
@@ -289,7 +333,7 @@ async fn whoever_answers_for_another_is_refused_by_the_one_who_dials_with_a_reco
     let folder = tempfile::tempdir().unwrap();
     let forged = world.ly.issue_for(&["spiffe://ma.rabat.example/node"], &[], days(-1, 1)).unwrap();
     let policy = Policy::Peers("ma.rabat.example".into());
-    let served = Served::showing(&world, &forged, folder, policy, Limits::EXCHANGE).await;
+    let served = Served::showing(&world, &forged, folder, policy, Limits::EXCHANGE, MANY).await;
     let own = tempfile::tempdir().unwrap();
     let (refusals, on_refusal) = told();
     let connector = Connector {
@@ -433,8 +477,8 @@ async fn a_thousand_half_open_connections_keep_nobody_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_identity_or_one_address_cannot_take_all_connections() {
     let world = World::new();
-    let limits = Limits { per_identity_max: 2, per_source_max: 3, connections_max: 100, ..Limits::API };
-    let served = Served::start(&world, Policy::OwnPeople("ma.rabat.example".into()), limits).await;
+    let limits = Limits { per_source_max: 3, ..Limits::API };
+    let served = Served::for_people(&world, limits, Bounds { total: 100, per_owner: 2, reserved: 0 }).await;
     let person = |name: &str| world.ma.issue(&format!("agency/{name}"), &[]).unwrap();
     let (one, other) = (person("one"), person("other"));
     let held = [show(served.address, &one).await.unwrap(), show(served.address, &one).await.unwrap()];
@@ -448,6 +492,75 @@ async fn one_identity_or_one_address_cannot_take_all_connections() {
     drop((held, third));
     until("the closed ones are forgotten", || served.connections.is_empty()).await;
     show(served.address, &one).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_of_many_keep_no_operator_and_nobody_with_fewer_out() {
+    let world = World::new();
+    let bounds = Bounds { total: 20, per_owner: 8, reserved: 2 };
+    let served = Served::for_people(&world, Limits { per_source_max: 20, ..Limits::API }, bounds).await;
+    let person = |path: &str| world.ma.issue(path, &[]).unwrap();
+    let mut held = Vec::new();
+    for name in ["agency/one", "agency/two"] {
+        for _ in 0..8 {
+            held.push(show(served.address, &person(name)).await.unwrap());
+        }
+    }
+    // Without any grant: very few.
+    for _ in 0..4 {
+        if let Ok(connection) = show(served.address, &person("stranger/one")).await {
+            held.push(connection);
+        }
+    }
+    assert_eq!(served.connections.len(), 18, "all but the reserve");
+    served.refusals.lock().clear();
+    // Operators have the reserve, and then what lies idle.
+    for _ in 0..4 {
+        held.push(show(served.address, &person("operator/night-shift")).await.unwrap());
+    }
+    let gone = served.told(2).await;
+    assert!(gone.iter().all(|ended| ended.reason == "gave-way" && ended.who.ends_with("stranger/one")), "{gone:?}");
+    // Somebody new gets in, too, in the place of those who have most, until the reserve is free again.
+    held.push(show(served.address, &person("focal-point/customs")).await.unwrap());
+    let gone = served.told(3).await;
+    assert!(gone.iter().all(|ended| ended.reason == "gave-way" && ended.who.contains("/agency/")), "{gone:?}");
+    // They cannot come back in the place of somebody who has fewer.
+    assert!(show(served.address, &person(gone[0].who.rsplit("example/").next().unwrap())).await.is_err());
+    assert!(show(served.address, &person("stranger/two")).await.is_err());
+    assert!(served.told(2).await.iter().all(|refusal| refusal.reason == "too-many-connections"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn floods_of_frames_without_use_end_the_connection_on_record() {
+    let world = World::new();
+    for (name, frame) in [
+        ("frames of an unknown kind", [&[0, 1, 0, 0xbe, 0, 0, 0, 0, 0][..], &[7; 256]].concat()),
+        ("SETTINGS", vec![0, 0, 0, 4, 0, 0, 0, 0, 0]),
+        ("PING", [&[0, 0, 8, 6, 0, 0, 0, 0, 0][..], &[7; 8]].concat()),
+        ("PRIORITY", [&[0, 0, 5, 2, 0, 0, 0, 0, 3][..], &[0; 5]].concat()),
+    ] {
+        for compress in [Compress::Never, Compress::Always] {
+            let served = Served::for_peers(&world).await;
+            let node = world.ly.issue("node", &[]).unwrap();
+            let mut config = ClientConfig::clone(&client(Some(&node), &[&rustls::version::TLS13]));
+            config.alpn_protocols = compress.offer(Duration::ZERO);
+            let tcp = TcpStream::connect(served.address).await.unwrap();
+            let name_of = ServerName::try_from("127.0.0.1").unwrap();
+            let stream = TlsConnector::from(Arc::new(config)).connect(name_of, tcp).await.unwrap();
+            let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+            let (mut reading, mut writing) = tokio::io::split(Line::agreed(stream, alpn.as_deref()));
+            writing.write_all(PREFACE).await.unwrap();
+            writing.flush().await.unwrap();
+            // What is answered is read, so that the flood does not stop for that.
+            tokio::spawn(async move { tokio::io::copy(&mut reading, &mut tokio::io::sink()).await });
+            let flood = frame.repeat(200);
+            let flooding = async { while writing.write_all(&flood).await.is_ok() && writing.flush().await.is_ok() {} };
+            assert!(tokio::time::timeout(DEADLINE, flooding).await.is_ok(), "{name} end the connection");
+            let ended = served.refusal().await;
+            assert_eq!((ended.reason, ended.at), ("frame-flood", "exchange"), "{name}");
+            assert!(ended.who.ends_with("ly.rabat.example/node"), "{ended:?}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,68 @@
+//! gRPC health, as its protocol has it: who watches a service that is not known is told so, and of its coming.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::stream::{Stream, StreamExt as _};
+use tonic::{Code, Request, Response, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+use tonic_health::server::{HealthReporter, HealthService};
+
+/// How often a service that is not known is looked for: all are known some milliseconds after the start.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The service, and what its answers are set by.
+pub(super) fn service() -> (HealthReporter, HealthServer<Watched>) {
+    let reporter = HealthReporter::new();
+    (reporter.clone(), HealthServer::new(Watched { reporter }))
+}
+
+pub(super) struct Watched {
+    reporter: HealthReporter,
+}
+
+impl Watched {
+    fn inner(&self) -> HealthService {
+        HealthService::from_health_reporter(self.reporter.clone())
+    }
+}
+
+#[tonic::async_trait]
+impl Health for Watched {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+
+    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        self.inner().check(request).await
+    }
+
+    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (inner, request) = (self.inner(), request.into_inner());
+        let stream = async_stream::stream! {
+            let mut told = false;
+            loop {
+                match inner.watch(Request::new(request.clone())).await {
+                    Ok(watched) => {
+                        let mut watched = watched.into_inner();
+                        while let Some(status) = watched.next().await {
+                            yield status;
+                        }
+                        return;
+                    }
+                    Err(status) if status.code() == Code::NotFound => {
+                        if !std::mem::replace(&mut told, true) {
+                            yield Ok(HealthCheckResponse { status: ServingStatus::ServiceUnknown.into() });
+                        }
+                        tokio::time::sleep(LOOK_EVERY).await;
+                    }
+                    Err(status) => {
+                        yield Err(status);
+                        return;
+                    }
+                }
+            }
+        };
+        Ok(Response::new(Box::pin(stream)))
+    }
+}

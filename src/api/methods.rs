@@ -1,0 +1,195 @@
+//! Every method of the API: who may call it, and what a call may come to. The one table of it: services and admission read it alike.
+
+use barid_core::limits::{ENVELOPE_BYTES_MAX, MESSAGE_BYTES_MAX, ROSTER_BYTES_MAX};
+
+use crate::access::Role;
+
+/// One method.
+#[derive(Debug)]
+pub(super) struct Method {
+    /// In records: "FocalPoint.Publish".
+    pub(super) name: &'static str,
+    /// Who may call it; `None`: whoever has a certificate of this member.
+    pub(super) roles: Option<&'static [Role]>,
+    /// Whether the request is one message.
+    pub(super) one_request: bool,
+    /// Bytes of one request.
+    pub(super) request_bytes_max: usize,
+    /// Bytes of the response, charged before the call is handled; 0: each message is charged on its own.
+    pub(super) response_bytes: u64,
+    /// Which budgets it is charged to.
+    pub(super) purpose: Purpose,
+}
+
+/// Whose reserves a call may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// None.
+    Read,
+    /// The one for publishing.
+    Publish,
+    /// The operators', when an operator calls.
+    Operate,
+    /// What needs no grant, and gets little.
+    Open,
+}
+
+/// Who reads bulletins; which of them each is given: [`super::caller::Caller::reads`].
+pub(super) const READERS: &[Role] = &[Role::FocalPoint, Role::Agency, Role::Operator];
+const PUBLISHERS: &[Role] = &[Role::FocalPoint];
+const OPERATORS: &[Role] = &[Role::Operator];
+const EVERYBODY: &[Role] = &[Role::Operator, Role::Auditor, Role::FocalPoint, Role::Agency];
+
+const KIB: usize = 1 << 10;
+/// A filter with all that it may list, a name, a page token.
+const QUESTION_BYTES_MAX: usize = 64 * KIB;
+/// A receipt with its proof and checkpoint, and a hundred members that hold the bulletin.
+const RECEIPT_BYTES: u64 = 8 << 10;
+/// One bulletin and what stands around it.
+const DELIVERY_BYTES: u64 = (ENVELOPE_BYTES_MAX + 64 * KIB) as u64;
+/// A hundred peers, each with a thousand ranges of entries that are not held.
+const STATUS_BYTES: u64 = 2 << 20;
+
+const READ: Method = Method {
+    name: "",
+    roles: Some(READERS),
+    one_request: true,
+    request_bytes_max: QUESTION_BYTES_MAX,
+    response_bytes: DELIVERY_BYTES,
+    purpose: Purpose::Read,
+};
+const OPERATE: Method = Method { roles: Some(OPERATORS), response_bytes: 64 << 10, purpose: Purpose::Operate, ..READ };
+/// Health and reflection: small questions; a file of descriptors.
+const OPEN: Method =
+    Method { roles: None, request_bytes_max: 4 * KIB, response_bytes: 64 << 10, purpose: Purpose::Open, ..READ };
+
+pub(super) static PUBLISH: Method = Method {
+    name: "FocalPoint.Publish",
+    roles: Some(PUBLISHERS),
+    one_request: true,
+    request_bytes_max: MESSAGE_BYTES_MAX,
+    response_bytes: RECEIPT_BYTES,
+    purpose: Purpose::Publish,
+};
+pub(super) static PUBLISH_STREAM: Method = Method {
+    name: "FocalPoint.PublishStream",
+    roles: Some(PUBLISHERS),
+    one_request: false,
+    request_bytes_max: MESSAGE_BYTES_MAX,
+    response_bytes: 0,
+    purpose: Purpose::Publish,
+};
+pub(super) static GET: Method = Method { name: "FocalPoint.Get", ..READ };
+pub(super) static SUBSCRIBE: Method = Method { name: "FocalPoint.Subscribe", response_bytes: 0, ..READ };
+pub(super) static ACKNOWLEDGE: Method = Method { name: "FocalPoint.Acknowledge", response_bytes: 1 << 10, ..READ };
+/// A page ends at as many bytes; one bulletin always fits.
+pub(super) static HISTORY: Method = Method { name: "FocalPoint.History", ..READ };
+pub(super) static EXPORT_EVIDENCE: Method = Method {
+    name: "Audit.ExportEvidence",
+    roles: Some(&[Role::Auditor, Role::FocalPoint, Role::Agency]),
+    // A bulletin with some hundred proofs and notes. A larger file is charged when its size is known.
+    response_bytes: 2 * DELIVERY_BYTES,
+    ..READ
+};
+pub(super) static GET_STATUS: Method =
+    Method { name: "Operator.GetStatus", roles: Some(EVERYBODY), response_bytes: STATUS_BYTES, ..OPERATE };
+pub(super) static GET_ROSTER: Method = Method {
+    name: "Operator.GetRoster",
+    roles: Some(EVERYBODY),
+    response_bytes: (ROSTER_BYTES_MAX + 64 * KIB) as u64,
+    ..OPERATE
+};
+pub(super) static RELOAD: Method = Method { name: "Operator.Reload", ..OPERATE };
+pub(super) static GET_FORKS: Method = Method {
+    name: "Operator.GetForks",
+    roles: Some(&[Role::Operator, Role::Auditor]),
+    response_bytes: MESSAGE_BYTES_MAX as u64,
+    ..OPERATE
+};
+pub(super) static RESUME_FEED: Method = Method { name: "Operator.ResumeFeed", ..OPERATE };
+static HEALTH_CHECK: Method = Method { name: "grpc.health.v1.Health.Check", response_bytes: 1 << 10, ..OPEN };
+static HEALTH_WATCH: Method = Method { name: "grpc.health.v1.Health.Watch", response_bytes: 1 << 10, ..OPEN };
+static REFLECTION: Method =
+    Method { name: "grpc.reflection.v1.ServerReflection.ServerReflectionInfo", one_request: false, ..OPEN };
+static REFLECTION_ALPHA: Method =
+    Method { name: "grpc.reflection.v1alpha.ServerReflection.ServerReflectionInfo", one_request: false, ..OPEN };
+
+/// All of them.
+pub(super) static METHODS: [&Method; 16] = [
+    &PUBLISH,
+    &PUBLISH_STREAM,
+    &GET,
+    &SUBSCRIBE,
+    &ACKNOWLEDGE,
+    &HISTORY,
+    &EXPORT_EVIDENCE,
+    &GET_STATUS,
+    &GET_ROSTER,
+    &RELOAD,
+    &GET_FORKS,
+    &RESUME_FEED,
+    &HEALTH_CHECK,
+    &HEALTH_WATCH,
+    &REFLECTION,
+    &REFLECTION_ALPHA,
+];
+
+/// The method at a path: "/barid.v1.FocalPoint/Publish".
+pub(super) fn at(path: &str) -> Option<&'static Method> {
+    let path = path.strip_prefix('/')?;
+    let (service, method) = path.strip_prefix("barid.v1.").unwrap_or(path).split_once('/')?;
+    METHODS
+        .into_iter()
+        .find(|known| known.name.strip_prefix(service).and_then(|rest| rest.strip_prefix('.')) == Some(method))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use prost::Message as _;
+    use prost_types::FileDescriptorSet;
+
+    use super::*;
+
+    #[test]
+    fn every_method_of_the_descriptors_stands_in_the_table() {
+        let sets = [
+            super::super::DESCRIPTORS,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+        ];
+        let mut count = 0;
+        for set in sets {
+            for file in FileDescriptorSet::decode(set).unwrap().file {
+                for service in &file.service {
+                    for described in &service.method {
+                        let path = format!("/{}.{}/{}", file.package(), service.name(), described.name());
+                        let method = at(&path).unwrap_or_else(|| panic!("{path} is not in src/api/methods.rs"));
+                        assert_eq!(method.one_request, !described.client_streaming(), "{path}");
+                        count += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(count, METHODS.len(), "and nothing else does");
+    }
+
+    #[test]
+    fn what_only_looks_like_a_path_is_none() {
+        for path in [
+            "",
+            "/",
+            "Publish",
+            "/FocalPoint",
+            "/barid.v1.FocalPoint",
+            "/barid.v1.FocalPoint/",
+            "/barid.v1.FocalPoint/Publish/",
+            "/barid.v1.FocalPoint.Publish/",
+            "/barid.v1./Publish",
+        ] {
+            assert!(at(path).is_none(), "{path}");
+        }
+        assert!(at("/barid.v1.FocalPoint/Publish").is_some());
+    }
+}

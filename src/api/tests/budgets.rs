@@ -1,0 +1,418 @@
+//! Callers that speak HTTP/2 on their own: windows that stay shut, bodies that do not come, and what these may hold.
+
+use std::future::poll_fn;
+use std::time::Duration;
+
+use barid_core::proto;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures::future::join_all;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{RecvStream, SendStream};
+use http::{HeaderMap, Request, Response, StatusCode};
+use prost::Message;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use super::served::connected;
+use super::world::{CUSTOMS, OPERATOR, POLICE, POST, World, draft, until};
+use crate::budgets::{Bounds, Budget, Budgets, Owner, Spec, table};
+use crate::telemetry::heard::Heard;
+
+const MIB: u64 = 1 << 20;
+const STRANGER: &str = "agency/stranger";
+
+const PUBLISH: &str = "FocalPoint/Publish";
+const HISTORY: &str = "FocalPoint/History";
+const SUBSCRIBE: &str = "FocalPoint/Subscribe";
+
+/// A client whose connection and streams begin with this window.
+async fn client(world: &World, path: &'static str, window: u32) -> SendRequest<Bytes> {
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(window).initial_connection_window_size(1 << 20);
+    let (client, connection) = builder.handshake(connected(world, path)).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+fn head(method: &str, headers: &[(&'static str, &str)]) -> Request<()> {
+    let mut request = Request::post(format!("http://node.example/barid.v1.{method}"));
+    if !headers.iter().any(|(name, _)| *name == "content-type") {
+        request = request.header("content-type", "application/grpc");
+    }
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(()).unwrap()
+}
+
+/// One message with its prefix.
+fn framed(message: &impl Message) -> Bytes {
+    let mut bytes = BytesMut::new();
+    bytes.put_u8(0);
+    bytes.put_u32(u32::try_from(message.encoded_len()).unwrap());
+    message.encode(&mut bytes).unwrap();
+    bytes.freeze()
+}
+
+/// Begins a call, with the beginning of its body.
+async fn begin(
+    client: &SendRequest<Bytes>,
+    head: Request<()>,
+    body: Bytes,
+    whole: bool,
+) -> (ResponseFuture, SendStream<Bytes>) {
+    let mut ready = client.clone().ready().await.unwrap();
+    let (response, mut stream) = ready.send_request(head, false).unwrap();
+    // One that was answered by its headers takes no body any more.
+    _ = stream.send_data(body, whole);
+    (response, stream)
+}
+
+async fn ask(client: &SendRequest<Bytes>, method: &str, message: &impl Message) -> Response<RecvStream> {
+    let (response, stream) = begin(client, head(method, &[]), framed(message), true).await;
+    let response = response.await.unwrap();
+    drop(stream);
+    response
+}
+
+/// The end of a call: its status, and how many bytes came before it.
+async fn end(response: Response<RecvStream>) -> Result<(Status, usize), h2::Error> {
+    if let Some(status) = Status::from_header_map(response.headers()) {
+        return Ok((status, 0));
+    }
+    let (mut body, mut bytes) = (response.into_body(), 0);
+    while let Some(data) = body.data().await {
+        let data = data?;
+        bytes += data.len();
+        body.flow_control().release_capacity(data.len()).unwrap();
+    }
+    let trailers: Option<HeaderMap> = body.trailers().await?;
+    Ok((Status::from_header_map(&trailers.unwrap_or_default()).unwrap(), bytes))
+}
+
+async fn code(response: Response<RecvStream>) -> Code {
+    end(response).await.unwrap().0.code()
+}
+
+fn bounded(world: &mut World, changed: &'static Spec, bounds: Bounds) -> Budget {
+    world.api.budgets = Budgets::new(|spec| if spec == changed { bounds } else { spec.bounds });
+    world.api.budgets.of(changed).clone()
+}
+
+fn owner(path: &str) -> Owner {
+    Owner::Identity(path.into())
+}
+
+/// A situation report of some size.
+fn large() -> proto::Draft {
+    let mut large = draft(|_| {});
+    let Some(proto::body::Content::SituationReport(report)) = large.body.as_mut().unwrap().content.as_mut() else {
+        panic!("a situation report")
+    };
+    report.outlook = "Rien à signaler. ".repeat(2_000);
+    large
+}
+
+fn id_of(receipt: &proto::Receipt) -> proto::GetRequest {
+    proto::GetRequest { member: "ma".into(), id: receipt.id.clone() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn responses_that_nobody_reads_stay_within_the_budget_of_their_caller() {
+    let mut world = World::start().await;
+    let bounds = Bounds { total: 16 * MIB, per_owner: 3 * MIB, reserved: MIB };
+    let budget = bounded(&mut world, &table::API_RESPONSE_BYTES, bounds);
+    let mut receipts = Vec::new();
+    for _ in 0..40 {
+        receipts.push(world.published(large()).await);
+    }
+    let after_all = proto::SubscribeRequest { start: Some(proto::subscribe_request::Start::After(0)), filter: None };
+    let evidence = proto::ExportEvidenceRequest { member: "ma".into(), id: receipts[0].id.clone() };
+    let calls: [(&str, Bytes); 4] = [
+        (HISTORY, framed(&proto::HistoryRequest { page_size: 1_000, ..Default::default() })),
+        (SUBSCRIBE, framed(&after_all)),
+        ("FocalPoint/Get", framed(&id_of(&receipts[0]))),
+        ("Audit/ExportEvidence", framed(&evidence)),
+    ];
+    for (method, message) in calls {
+        // Two connections with a shut window, one with a window of a single byte.
+        let clients = [client(&world, POST, 0).await, client(&world, POST, 0).await, client(&world, POST, 1).await];
+        let mut held = Vec::new();
+        for n in 0..90 {
+            held.push(begin(&clients[n % 3], head(method, &[]), message.clone(), true).await);
+        }
+        until("much of the budget is used", || budget.used_by(&owner(POST)) > MIB).await;
+        // Others have their answers all the while.
+        let other = client(&world, POLICE, 1 << 20).await;
+        let page = proto::HistoryRequest { page_size: 3, ..Default::default() };
+        for _ in 0..5 {
+            let (status, bytes) = end(ask(&other, HISTORY, &page).await).await.unwrap();
+            assert!(status.code() == Code::Ok && bytes > 90_000, "{method}: {status:?} after {bytes} bytes");
+        }
+        assert!(budget.used_by(&owner(POST)) <= bounds.per_owner, "{method}");
+        drop((clients, held));
+        until("all is given back", || budget.usage().used == 0).await;
+    }
+    assert!(budget.usage().high_water <= 2 * bounds.per_owner, "{:?}", budget.usage());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_do_not_end_stay_within_the_budget_of_their_caller() {
+    let mut world = World::start().await;
+    let bounds = Bounds { total: 16 * MIB, per_owner: 4 * MIB, reserved: 8 * MIB };
+    let budget = bounded(&mut world, &table::API_REQUEST_BYTES, bounds);
+    let attacker = client(&world, CUSTOMS, 1 << 16).await;
+    // Five bytes that promise a megabyte, and a few more.
+    let promise = Bytes::from([&[0, 0, 0x10, 0, 0][..], &[10; 200]].concat());
+    let begun: Vec<_> = join_all((0..64).map(|_| begin(&attacker, head(PUBLISH, &[]), promise.clone(), false))).await;
+    let (mut denied, mut held) = (0, Vec::new());
+    for (response, stream) in begun {
+        let answered = tokio::time::timeout(Duration::from_millis(20), response).await;
+        match answered {
+            Ok(response) => {
+                let (status, _) = end(response.unwrap()).await.unwrap();
+                assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+                assert!(status.get_error_details().retry_info().is_some(), "with a delay after which to try again");
+                denied += 1;
+            }
+            Err(_) => held.push(stream),
+        }
+    }
+    assert_eq!((denied, held.len()), (61, 3), "three fit beside each other");
+    assert!(budget.used_by(&owner(CUSTOMS)) <= bounds.per_owner);
+    world.published(draft(|_| {})).await;
+    let other = client(&world, POLICE, 1 << 16).await;
+    let request = proto::PublishRequest { draft: Some(large()), wait_for: None };
+    assert_eq!(code(ask(&other, PUBLISH, &request).await).await, Code::Ok);
+    drop((attacker, held));
+    until("all is given back", || budget.usage().used == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_of_drafts_wait_for_room_and_lose_nothing() {
+    let mut world = World::start().await;
+    let bounds = Bounds { total: MIB, per_owner: 100 << 10, reserved: 0 };
+    let budget = bounded(&mut world, &table::API_REQUEST_BYTES, bounds);
+    let publisher = client(&world, POLICE, 1 << 20).await;
+    let (response, mut stream) = begin(&publisher, head("FocalPoint/PublishStream", &[]), Bytes::new(), false).await;
+    // More than may be held at once, in one go.
+    for request in 0..20 {
+        let publish = Some(proto::PublishRequest { draft: Some(large()), wait_for: None });
+        stream.send_data(framed(&proto::PublishStreamRequest { request, publish }), request == 19).unwrap();
+    }
+    let mut body = response.await.unwrap().into_body();
+    let mut bytes = BytesMut::new();
+    while let Some(data) = body.data().await {
+        let data = data.unwrap();
+        body.flow_control().release_capacity(data.len()).unwrap();
+        bytes.extend_from_slice(&data);
+    }
+    let mut answered = 0;
+    let mut bytes = bytes.freeze();
+    while !bytes.is_empty() {
+        let prefix = bytes.split_to(5);
+        let length = u32::from_be_bytes(prefix[1..].try_into().unwrap()) as usize;
+        let response = proto::PublishStreamResponse::decode(bytes.split_to(length)).unwrap();
+        for result in response.results {
+            assert!(matches!(result.outcome, Some(proto::publish_result::Outcome::Published(_))), "{result:?}");
+            answered += 1;
+        }
+    }
+    assert_eq!(answered, 20);
+    assert!(budget.usage().high_water <= bounds.per_owner + (64 << 10), "{:?}", budget.usage());
+    until("all is given back", || budget.usage().used == 0).await;
+}
+
+#[tokio::test]
+async fn caller_without_grant_is_denied_by_its_headers_and_recorded() {
+    let world = World::start().await;
+    let heard = Heard::listen();
+    let stranger = client(&world, STRANGER, 1 << 16).await;
+    for method in [PUBLISH, "FocalPoint/PublishStream", SUBSCRIBE, "Operator/GetStatus"] {
+        // The body never comes, and is not waited for.
+        let (response, _stream) = begin(&stranger, head(method, &[]), Bytes::new(), false).await;
+        assert_eq!(code(response.await.unwrap()).await, Code::PermissionDenied, "{method}");
+    }
+    for budget in world.api.budgets.usage() {
+        assert_eq!(budget.high_water, 0, "{budget:?}");
+    }
+    let denied = heard.take();
+    assert_eq!(denied.len(), 4, "{denied:?}");
+    assert!(denied.iter().all(|record| record.starts_with("refused-call NO_GRANT agency/stranger")), "{denied:?}");
+}
+
+#[tokio::test]
+async fn headers_decide_on_the_content_type_the_method_and_the_timeout() {
+    let world = World::start().await;
+    let client = client(&world, POLICE, 1 << 16).await;
+    let request = framed(&proto::PublishRequest { draft: Some(draft(|_| {})), wait_for: None });
+    for wrong in
+        ["text/plain", "application/grpcx", "application/grpc+json", "application/json", "application/grpc-web", ""]
+    {
+        let (response, _stream) =
+            begin(&client, head(PUBLISH, &[("content-type", wrong)]), request.clone(), true).await;
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE, "{wrong}");
+    }
+    let end_offset = world.store.end_arrival();
+    for right in ["application/grpc+proto", "application/grpc;charset=utf-8", "Application/gRPC"] {
+        let (response, _stream) =
+            begin(&client, head(PUBLISH, &[("content-type", right)]), request.clone(), true).await;
+        assert_eq!(code(response.await.unwrap()).await, Code::Ok, "{right}");
+    }
+    assert_eq!(world.store.end_arrival(), end_offset + 3, "what was no gRPC published nothing");
+    let mut get = head(HISTORY, &[]);
+    *get.method_mut() = http::Method::GET;
+    let (response, _stream) = begin(&client, get, Bytes::new(), true).await;
+    assert_eq!(response.await.unwrap().status(), StatusCode::METHOD_NOT_ALLOWED);
+    for (timeout, expected) in [("5x", Code::InvalidArgument), ("0S", Code::DeadlineExceeded), ("100S", Code::Ok)] {
+        let (response, _stream) =
+            begin(&client, head(PUBLISH, &[("grpc-timeout", timeout)]), request.clone(), true).await;
+        assert_eq!(code(response.await.unwrap()).await, expected, "{timeout}");
+    }
+    let (response, _stream) = begin(&client, head("FocalPoint/Nothing", &[]), Bytes::new(), true).await;
+    assert_eq!(code(response.await.unwrap()).await, Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn oversized_message_is_denied_by_its_prefix_before_it_is_buffered() {
+    let world = World::start().await;
+    let client = client(&world, POLICE, 1 << 16).await;
+    let over = |length: u32| Bytes::from([&[0][..], &length.to_be_bytes()].concat());
+    let streamed = proto::PublishStreamRequest {
+        request: 1,
+        publish: Some(proto::PublishRequest { draft: Some(draft(|_| {})), wait_for: None }),
+    };
+    for (method, body) in [
+        (PUBLISH, over((4 << 20) + 1)),
+        (PUBLISH, over(u32::MAX)),
+        ("FocalPoint/PublishStream", over(u32::MAX)),
+        // The second message of a stream, in the same frame.
+        ("FocalPoint/PublishStream", Bytes::from([framed(&streamed), over(5 << 20)].concat())),
+        // Questions are small.
+        (HISTORY, over(1 << 20)),
+    ] {
+        let (response, _stream) = begin(&client, head(method, &[]), body, false).await;
+        assert_eq!(code(response.await.unwrap()).await, Code::ResourceExhausted, "{method}");
+    }
+    let budget = world.api.budgets.of(&table::API_REQUEST_BYTES);
+    assert!(budget.usage().high_water < 64 << 10, "{:?}", budget.usage());
+}
+
+#[tokio::test]
+async fn bodies_that_do_not_come_and_calls_that_last_too_long_end() {
+    let world = World::start().await;
+    world.published(large()).await;
+    let heard = Heard::listen();
+    let client = client(&world, POLICE, 1 << 16).await;
+    tokio::time::pause();
+    let begun = tokio::time::Instant::now();
+    let part = Bytes::from_static(&[0, 0, 0, 1, 0, 10]);
+    for (method, body, headers, seconds) in [
+        (PUBLISH, Bytes::new(), vec![], 20),
+        (PUBLISH, part.clone(), vec![], 20),
+        // A whole message, and no end.
+        (HISTORY, framed(&proto::HistoryRequest::default()), vec![], 20),
+        ("FocalPoint/PublishStream", part, vec![], 20),
+        (SUBSCRIBE, framed(&proto::SubscribeRequest::default()), vec![("grpc-timeout", "3S")], 3),
+        ("FocalPoint/PublishStream", Bytes::new(), vec![("grpc-timeout", "4000m")], 4),
+    ] {
+        let since = begun.elapsed();
+        let whole = method == SUBSCRIBE;
+        let (response, _stream) = begin(&client, head(method, &headers), body, whole).await;
+        assert_eq!(code(response.await.unwrap()).await, Code::DeadlineExceeded, "{method}");
+        assert_eq!((begun.elapsed() - since).as_secs(), seconds, "{method}");
+    }
+    // A stream on which nothing was begun may wait for ever.
+    let (response, _idle) = begin(&client, head("FocalPoint/PublishStream", &[]), Bytes::new(), false).await;
+    let mut idle = response.await.unwrap().into_body();
+    assert!(tokio::time::timeout(Duration::from_secs(3_600), idle.data()).await.is_err());
+    assert!(heard.take().contains(&"refused-call BODY_TIMEOUT focal-point/police-hq FocalPoint.Publish".to_owned()));
+}
+
+#[tokio::test]
+async fn response_that_is_not_read_is_reset_and_recorded_and_one_that_is_read_slowly_goes_on() {
+    let world = World::start().await;
+    for _ in 0..8 {
+        world.published(large()).await;
+    }
+    let heard = Heard::listen();
+    let shut = client(&world, POST, 0).await;
+    let question = framed(&proto::HistoryRequest::default());
+    let (response, _stream) = begin(&shut, head(HISTORY, &[]), question.clone(), true).await;
+    let mut body = response.await.unwrap().into_body();
+    let timed = head(SUBSCRIBE, &[("grpc-timeout", "5S")]);
+    let after = proto::SubscribeRequest { start: Some(proto::subscribe_request::Start::After(0)), filter: None };
+    let (response, _stream) = begin(&shut, timed, framed(&after), true).await;
+    let mut subscribed = response.await.unwrap().into_body();
+    let slow = client(&world, POLICE, 1 << 16).await;
+    let (response, _stream) = begin(&slow, head(HISTORY, &[]), question, true).await;
+    let mut read_slowly = response.await.unwrap().into_body();
+
+    tokio::time::pause();
+    let reset = subscribed.data().await.unwrap().unwrap_err();
+    assert_eq!(reset.reason(), Some(h2::Reason::CANCEL), "its deadline holds though nothing can be sent");
+    let mut pieces = 0;
+    while let Some(data) = read_slowly.data().await {
+        let length = data.unwrap().len();
+        pieces += 1;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        read_slowly.flow_control().release_capacity(length).unwrap();
+    }
+    assert!(pieces > 10);
+    let reset = poll_fn(|context| body.poll_data(context)).await.unwrap().unwrap_err();
+    assert_eq!(reset.reason(), Some(h2::Reason::CANCEL));
+    let budget = world.api.budgets.of(&table::API_RESPONSE_BYTES).clone();
+    until("all is given back", || budget.used_by(&owner(POST)) == 0).await;
+    assert!(heard.take().contains(&"refused-call NOT_READ agency/border-post FocalPoint.History".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_and_publishers_have_their_calls_while_others_hold_all_there_are() {
+    let mut world = World::start().await;
+    let budget = bounded(&mut world, &table::API_CALLS, Bounds { total: 20, per_owner: 12, reserved: 8 });
+    let reader = client(&world, POST, 1 << 16).await;
+    let subscribe = framed(&proto::SubscribeRequest::default());
+    let mut held = Vec::new();
+    for _ in 0..12 {
+        held.push(begin(&reader, head(SUBSCRIBE, &[]), subscribe.clone(), true).await);
+    }
+    until("the calls are under way", || budget.used_by(&owner(POST)) == 12).await;
+    let (response, _stream) = begin(&reader, head(SUBSCRIBE, &[]), subscribe, true).await;
+    let (status, _) = end(response.await.unwrap()).await.unwrap();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(status.get_error_details().error_info().unwrap().reason, "BUDGET");
+
+    let publisher = client(&world, POLICE, 1 << 16).await;
+    assert_eq!(code(ask(&publisher, HISTORY, &proto::HistoryRequest::default()).await).await, Code::ResourceExhausted);
+    let request = proto::PublishRequest { draft: Some(draft(|_| {})), wait_for: None };
+    assert_eq!(code(ask(&publisher, PUBLISH, &request).await).await, Code::Ok);
+    let operator = client(&world, OPERATOR, 1 << 20).await;
+    let status = proto::GetStatusRequest::default();
+    assert_eq!(code(ask(&operator, "Operator/GetStatus", &status).await).await, Code::Ok);
+    drop((reader, held));
+    until("all is given back", || budget.usage().used == 0).await;
+    assert_eq!(code(ask(&publisher, HISTORY, &proto::HistoryRequest::default()).await).await, Code::Ok);
+}
+
+#[tokio::test]
+async fn caller_that_goes_on_though_it_is_denied_loses_its_connection() {
+    let world = World::start().await;
+    let stranger = client(&world, STRANGER, 1 << 16).await;
+    // However slow the machine: no time passes in which it may.
+    tokio::time::pause();
+    let mut denied = 0;
+    let ended = loop {
+        let Ok(mut ready) = stranger.clone().ready().await else { break true };
+        let Ok((response, _)) = ready.send_request(head(SUBSCRIBE, &[]), true) else { break true };
+        match response.await {
+            Ok(response) => assert_eq!(code(response).await, Code::PermissionDenied),
+            Err(_) => break true,
+        }
+        denied += 1;
+        if denied > 20_000 {
+            break false;
+        }
+    };
+    assert!(ended && denied >= 10_000, "after {denied}");
+}

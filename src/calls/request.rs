@@ -1,0 +1,179 @@
+//! Bodies of requests: each message is charged before any of it is kept, and has to come.
+//!
+//! In scope: the 5 bytes before each message (gRPC over HTTP/2, "Length-Prefixed-Message"), by which its size is known. Out of scope: what
+//! messages say.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::{Call, DOMAIN, over_budget, too_late};
+use crate::budgets::Charge;
+
+/// How long nothing of a message may come once it has begun.
+pub(super) const SILENT_MAX: Duration = Duration::from_secs(20);
+/// How long a whole message may take: the largest at 16 KiB/s, a draft of 256 KiB at 1 KiB/s.
+pub(super) const MESSAGE_TIME_MAX: Duration = Duration::from_secs(256);
+/// Of compression flag and length.
+const PREFIX_BYTES: usize = 5;
+
+/// The body of a request, charged as it comes.
+pub(super) struct RequestBody<B> {
+    body: B,
+    call: Call,
+    bytes_max: usize,
+    one_request: bool,
+    prefix: [u8; PREFIX_BYTES],
+    /// Bytes of the prefix so far.
+    have: usize,
+    /// Bytes of the message that are still to come.
+    left: usize,
+    /// A frame that waits for room, and how many messages begin in it.
+    waiting: Option<(Bytes, usize, BoxFuture<'static, Charge>)>,
+    begun: Instant,
+    moved: Instant,
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B> RequestBody<B> {
+    pub(super) fn new(body: B, call: Call, bytes_max: usize, one_request: bool) -> Self {
+        let now = Instant::now();
+        let prefix = [0; PREFIX_BYTES];
+        Self {
+            body,
+            call,
+            bytes_max,
+            one_request,
+            prefix,
+            have: 0,
+            left: 0,
+            waiting: None,
+            begun: now,
+            moved: now,
+            alarm: None,
+        }
+    }
+
+    /// How many messages begin in these bytes, and how long they are together.
+    fn begin(&mut self, mut bytes: &[u8]) -> Result<(usize, u64), Status> {
+        let (mut count, mut sum) = (0, 0);
+        loop {
+            let passed = self.left.min(bytes.len());
+            self.left -= passed;
+            bytes = bytes.get(passed..).unwrap_or_default();
+            if bytes.is_empty() {
+                return Ok((count, sum));
+            }
+            if self.have == 0 && !self.one_request {
+                self.begun = Instant::now();
+            }
+            for (place, byte) in self.prefix.iter_mut().skip(self.have).zip(bytes) {
+                *place = *byte;
+            }
+            let taken = (PREFIX_BYTES - self.have).min(bytes.len());
+            self.have += taken;
+            bytes = bytes.get(taken..).unwrap_or_default();
+            if self.have == PREFIX_BYTES {
+                let [_, a, b, c, d] = self.prefix;
+                let length = u32::from_be_bytes([a, b, c, d]) as usize;
+                if length > self.bytes_max {
+                    return Err(self.call.ended("MESSAGE_TOO_LARGE", too_large(length, self.bytes_max)));
+                }
+                (self.have, self.left) = (0, length);
+                count += 1;
+                // The smallest message takes some memory, too.
+                sum += (PREFIX_BYTES + length) as u64;
+            }
+        }
+    }
+
+    fn received(&self, count: usize, charge: Charge) {
+        if count > 0 {
+            self.call.0.received.lock().push_back((Arc::new(charge), count));
+        }
+    }
+
+    /// Whether the other end still has to send something that was begun.
+    fn is_unfinished(&self) -> bool {
+        self.one_request || self.have > 0 || self.left > 0
+    }
+
+    fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<Status> {
+        let at = (self.moved + SILENT_MAX).min(self.begun + MESSAGE_TIME_MAX);
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        if alarm.deadline() != at {
+            alarm.as_mut().reset(at);
+        }
+        ready!(alarm.as_mut().poll(context));
+        let status =
+            too_late("BODY_TIMEOUT", "the request has not come: nothing of it for 20 s, or not all within 256 s");
+        Poll::Ready(self.call.ended("BODY_TIMEOUT", status))
+    }
+}
+
+fn too_large(found: usize, max: usize) -> Status {
+    let details = ErrorDetails::with_error_info("MESSAGE_TOO_LARGE", DOMAIN, []);
+    let message = format!("the message is too large: it has {found} bytes, and {max} are taken");
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+impl<B: Body<Data = Bytes, Error = hyper::Error> + Unpin> Body for RequestBody<B> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let me = &mut *self;
+        if let Some((data, count, room)) = &mut me.waiting {
+            let charge = ready!(room.as_mut().poll(context));
+            let (data, count) = (std::mem::take(data), *count);
+            me.waiting = None;
+            me.received(count, charge);
+            // While it waited for room nothing could come.
+            me.moved = Instant::now();
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        let frame = match Pin::new(&mut me.body).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(Status::from_error(error.into())))),
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Pending if me.is_unfinished() => return me.poll_late(context).map(|status| Some(Err(status))),
+            Poll::Pending => return Poll::Pending,
+        };
+        me.moved = Instant::now();
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+        };
+        let (count, sum) = me.begin(&data)?;
+        let Call(call) = &me.call;
+        match call.requests.try_charge(&call.owner, call.class, sum) {
+            Ok(charge) => me.received(count, charge),
+            Err(over) if me.one_request => {
+                return Poll::Ready(Some(Err(me.call.ended("BUDGET", over_budget(&over)))));
+            }
+            Err(_) => {
+                let call = Arc::clone(call);
+                let room = async move { call.requests.charge(&call.owner, call.class, sum).await };
+                me.waiting = Some((data, count, Box::pin(room)));
+                return self.poll_frame(context);
+            }
+        }
+        Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.waiting.is_none() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

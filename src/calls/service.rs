@@ -1,0 +1,176 @@
+//! What stands before every method: the checks that need the headers only.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tower::ServiceExt as _;
+
+use super::progress::Progress;
+use super::request::RequestBody;
+use super::response::ResponseBody;
+use super::{Admission, Call, RESPONSE_WAIT_MAX, Terms, deadline, too_late};
+use crate::budgets::{Owner, Rate, RateLimiter};
+
+/// The methods of a listener, behind its admission. Cheap to clone.
+#[derive(Clone)]
+pub struct Calls {
+    routes: Routes,
+    admission: Arc<dyn Admission>,
+    denials: Arc<Denials>,
+}
+
+/// Calls of one connection that are denied by their headers, in a second in the long run, and at once. To deny one costs some ten microseconds: a
+/// client that goes on like that does not listen.
+const DENIALS: Rate = Rate { per_second: 1_000.0, burst: 10_000.0 };
+
+/// Counts the calls of one connection that are denied.
+#[derive(Default)]
+pub(super) struct Denials {
+    limiter: RateLimiter,
+    flooded: Notify,
+}
+
+impl Denials {
+    fn count(&self) {
+        // One connection, whoever it is of.
+        let one = Owner::Address(Arc::default());
+        if self.limiter.take(&one, DENIALS, 1.0, Instant::now()).is_err() {
+            self.flooded.notify_one();
+        }
+    }
+
+    /// Returns when there were too many.
+    pub(super) async fn flooded(&self) {
+        self.flooded.notified().await;
+    }
+}
+
+impl Calls {
+    /// Admits calls to `routes`.
+    #[must_use]
+    pub fn new(routes: Routes, admission: Arc<dyn Admission>) -> Self {
+        Self { routes: routes.prepare(), admission, denials: Arc::default() }
+    }
+
+    /// The same for one connection, with its own count of denials.
+    pub(super) fn of_connection(&self) -> (Self, Arc<Denials>) {
+        let denials = Arc::default();
+        (Self { denials: Arc::clone(&denials), ..self.clone() }, denials)
+    }
+
+    fn begin(&self, request: &mut Request<Incoming>) -> Result<(Terms, Option<Instant>), Box<Response<Body>>> {
+        if request.method() != Method::POST {
+            return Err(plain(StatusCode::METHOD_NOT_ALLOWED));
+        }
+        if !is_grpc(request.headers()) {
+            return Err(plain(StatusCode::UNSUPPORTED_MEDIA_TYPE));
+        }
+        let timeout = deadline::timeout(request.headers()).map_err(denied)?;
+        if timeout.is_some_and(|timeout| timeout.is_zero()) {
+            return Err(denied(too_late("DEADLINE", "the caller gave the call no time")));
+        }
+        let path = request.uri().path().to_owned();
+        let terms = self.admission.admit(&path, request.extensions_mut()).map_err(denied)?;
+        Ok((terms, timeout.and_then(|timeout| Instant::now().checked_add(timeout))))
+    }
+}
+
+/// Without a gRPC status: whoever asks so does not speak gRPC.
+fn plain(status: StatusCode) -> Box<Response<Body>> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    Box::new(response)
+}
+
+fn denied(status: Status) -> Box<Response<Body>> {
+    Box::new(status.into_http())
+}
+
+/// `application/grpc`, or its one encoding spoken here; parameters may follow.
+fn is_grpc(headers: &HeaderMap<HeaderValue>) -> bool {
+    let mut values = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(one), None) = (values.next(), values.next()) else { return false };
+    let media = one.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    ["application/grpc", "application/grpc+proto"].iter().any(|known| media.eq_ignore_ascii_case(known))
+}
+
+impl tower::Service<Request<Incoming>> for Calls {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+        let (terms, deadline) = match self.begin(&mut request) {
+            Ok(begun) => begun,
+            Err(response) => {
+                self.denials.count();
+                // The body is dropped unread.
+                return Box::pin(std::future::ready(Ok(*response)));
+            }
+        };
+        let routes = self.routes.clone();
+        Box::pin(async move {
+            let progress = Progress::current();
+            if let Some(progress) = &progress {
+                progress.watch(deadline, Arc::clone(&terms.report));
+            }
+            let (bytes_max, one_request, response_bytes) =
+                (terms.request_bytes_max, terms.one_request, terms.response_bytes);
+            let call = Call::new(terms);
+            let handled = handle(routes, request, &call, (bytes_max, one_request), response_bytes);
+            let response = match deadline {
+                None => handled.await,
+                Some(at) => tokio::time::timeout_at(at, handled)
+                    .await
+                    .unwrap_or_else(|_| Err(too_late("DEADLINE", "the time that the caller gave the call is over"))),
+            };
+            if one_request {
+                // It has been handled, whenever its response is read.
+                call.0.received.lock().clear();
+            }
+            let response = response.unwrap_or_else(Status::into_http);
+            Ok(response.map(|body| Body::new(ResponseBody::new(body, call, progress, deadline))))
+        })
+    }
+}
+
+async fn handle(
+    routes: Routes,
+    request: Request<Incoming>,
+    call: &Call,
+    (bytes_max, one_request): (usize, bool),
+    response_bytes: u64,
+) -> Result<Response<Body>, Status> {
+    if response_bytes > 0 {
+        match tokio::time::timeout(RESPONSE_WAIT_MAX, call.charge_response(response_bytes)).await {
+            Ok(charge) => call.attach(charge),
+            // Says which bound it is that has no room.
+            Err(_) => call.grow_response(response_bytes)?,
+        }
+    }
+    let (mut parts, body) = request.into_parts();
+    // No method reads other metadata: it does not stay in memory while the call lasts.
+    let kept = [header::CONTENT_TYPE, header::TE, header::HeaderName::from_static("grpc-encoding")];
+    let headers = std::mem::take(&mut parts.headers);
+    parts.headers.extend(kept.into_iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone()))));
+    parts.extensions.insert(call.clone());
+    let body = RequestBody::new(body, call.clone(), bytes_max, one_request);
+    let request = Request::from_parts(parts, body);
+    match routes.oneshot(request).await {
+        Ok(response) => Ok(response),
+        Err(never) => match never {},
+    }
+}

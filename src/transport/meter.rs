@@ -1,0 +1,192 @@
+//! HTTP/2 frames that carry nothing: counted as they are read, and the connection ends when there are too many.
+//!
+//! In scope: the 9 bytes before each frame (RFC 9113 §4.1), by which kinds and sizes of frames are known. Out of scope: what frames mean; HTTP/2
+//! itself checks that. It answers or ignores such frames one by one, and says nothing of them to the layers above, so they are counted below it.
+//! A well-made client stays far below the bounds, whatever it has to say: bytes of messages are not counted here.
+
+use tokio::time::Instant;
+
+use super::refusal::Refused;
+
+/// The client's first bytes (RFC 9113 §3.4).
+const PREFACE_BYTES: usize = 24;
+/// Of a frame's header.
+const HEADER_BYTES: usize = 9;
+/// Frames without use that one connection sends in a second in the long run, and at once: a client that cancels all its calls resets a thousand
+/// streams; settings come once.
+const USELESS: Bound = Bound { per_second: 1_000.0, burst: 4_000.0 };
+/// Frames that are part of the traffic, each of which costs an answer or a look at all streams: PING and WINDOW_UPDATE. Clients that measure
+/// the line send one for each frame that they receive.
+const CONTROL: Bound = Bound { per_second: 20_000.0, burst: 40_000.0 };
+/// So many payload bytes of a useless frame count as one frame more: at most 1 MiB of them a second.
+const USELESS_UNIT_BYTES: u32 = 1 << 10;
+/// DATA frames with less, in the middle of a stream, count as useless: the smallest message of a stream is larger, and each frame that waits to be
+/// read takes some hundred bytes of memory, whatever it holds.
+const DATA_BYTES_MIN: u32 = 16;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+/// END_STREAM of DATA and HEADERS, ACK of SETTINGS and PING.
+const FLAG_END_OR_ACK: u8 = 1;
+const FLAG_PADDED: u8 = 8;
+
+struct Bound {
+    per_second: f64,
+    burst: f64,
+}
+
+/// What is left of a bound.
+struct Left {
+    bound: &'static Bound,
+    left: f64,
+    at: Instant,
+}
+
+impl Left {
+    fn of(bound: &'static Bound, now: Instant) -> Self {
+        Self { bound, left: bound.burst, at: now }
+    }
+
+    /// Takes so many, if there are as many.
+    fn take(&mut self, count: f64, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.left = passed.mul_add(self.bound.per_second, self.left).min(self.bound.burst);
+        self.at = now;
+        self.left -= count;
+        self.left >= 0.0
+    }
+}
+
+/// Counts the frames of one direction of a connection.
+pub(super) struct FrameMeter {
+    /// Bytes to pass before the next header begins: the preface, or the rest of a frame.
+    skip: usize,
+    header: [u8; HEADER_BYTES],
+    /// Bytes of the header so far.
+    have: usize,
+    useless: Left,
+    control: Left,
+}
+
+impl FrameMeter {
+    /// Of what a client sends, which begins with the preface, or a server.
+    pub(super) fn new(from_client: bool) -> Self {
+        let now = Instant::now();
+        Self {
+            skip: if from_client { PREFACE_BYTES } else { 0 },
+            header: [0; HEADER_BYTES],
+            have: 0,
+            useless: Left::of(&USELESS, now),
+            control: Left::of(&CONTROL, now),
+        }
+    }
+
+    /// Looks at bytes that were read.
+    ///
+    /// # Errors
+    /// If they hold more frames without use than one connection may send.
+    pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<(), Refused> {
+        // One look at the clock for all frames of one read.
+        let now = Instant::now();
+        loop {
+            let passed = self.skip.min(bytes.len());
+            self.skip -= passed;
+            bytes = bytes.get(passed..).unwrap_or_default();
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            for (place, byte) in self.header.iter_mut().skip(self.have).zip(bytes) {
+                *place = *byte;
+            }
+            let taken = (HEADER_BYTES - self.have).min(bytes.len());
+            self.have += taken;
+            bytes = bytes.get(taken..).unwrap_or_default();
+            if self.have == HEADER_BYTES {
+                let [a, b, c, kind, flags, ..] = self.header;
+                let length = u32::from_be_bytes([0, a, b, c]);
+                (self.have, self.skip) = (0, length as usize);
+                self.count(kind, flags, length, now)?;
+            }
+        }
+    }
+
+    fn count(&mut self, kind: u8, flags: u8, length: u32, now: Instant) -> Result<(), Refused> {
+        let ends = flags & FLAG_END_OR_ACK != 0;
+        let within = match kind {
+            // Calls and the blocks of their headers: HTTP/2 and the budget of calls bound them.
+            HEADERS => true,
+            CONTINUATION if length > 0 => true,
+            DATA if ends || length >= DATA_BYTES_MIN && flags & FLAG_PADDED == 0 => true,
+            WINDOW_UPDATE | PING => self.control.take(1.0, now),
+            _ => self.useless.take(f64::from(1 + length / USELESS_UNIT_BYTES), now),
+        };
+        if within {
+            return Ok(());
+        }
+        let detail =
+            format!("more frames of kind {kind} and the like than a connection may send; the last has {length} bytes");
+        Err(Refused::new("frame-flood", detail))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, length: u32) -> Vec<u8> {
+        let mut frame = length.to_be_bytes()[1..].to_vec();
+        frame.extend([kind, flags, 0, 0, 0, 1]);
+        frame.resize(HEADER_BYTES + length as usize, 7);
+        frame
+    }
+
+    /// How many of these frames pass at once, up to so many.
+    fn passed(frame: &[u8], most: usize) -> usize {
+        let mut meter = FrameMeter::new(false);
+        (0..most).take_while(|_| meter.read(frame).is_ok()).count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frames_without_use_are_bounded_by_number_and_by_size() {
+        let burst = 4_000;
+        for (name, bytes) in [
+            ("of an unknown kind", frame(0xbe, 0, 0)),
+            ("empty DATA", frame(DATA, 0, 0)),
+            ("one byte of DATA", frame(DATA, 0, 1)),
+            ("padded DATA", frame(DATA, FLAG_PADDED, 200)),
+            ("SETTINGS", frame(4, 0, 6)),
+            ("PRIORITY", frame(2, 0, 5)),
+            ("RST_STREAM", frame(3, 0, 4)),
+            ("empty CONTINUATION", frame(CONTINUATION, 0, 0)),
+        ] {
+            assert_eq!(passed(&bytes, 2 * burst), burst, "{name}");
+        }
+        assert_eq!(passed(&frame(0xbe, 0, 63 << 10), 2 * burst), burst / 64, "large ones count for more");
+        assert_eq!(passed(&frame(PING, 0, 8), 100_000), 40_000);
+        assert_eq!(passed(&frame(WINDOW_UPDATE, 0, 4), 100_000), 40_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn traffic_of_any_size_passes_however_it_is_cut_and_a_pause_makes_room() {
+        for bytes in
+            [frame(DATA, 0, 300), frame(DATA, FLAG_END_OR_ACK, 5), frame(HEADERS, 5, 40), frame(DATA, 0, 16 << 10)]
+        {
+            assert_eq!(passed(&bytes, 100_000), 100_000);
+        }
+        let mut meter = FrameMeter::new(true);
+        let all: Vec<u8> = [vec![b'P'; PREFACE_BYTES], frame(0xbe, 0, 3).repeat(4_000)].concat();
+        for piece in all.chunks(7) {
+            meter.read(piece).unwrap();
+        }
+        let refused = meter.read(&frame(0xbe, 0, 3)).unwrap_err();
+        assert_eq!(refused.reason, "frame-flood");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        meter.read(&frame(0xbe, 0, 3).repeat(900)).unwrap();
+    }
+}
