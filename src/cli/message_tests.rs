@@ -273,7 +273,9 @@ fn filled(description: &MessageDescriptor, arm: &str, count: &mut u64) -> Dynami
                 Kind::Uint32 => Field::U32(u32::try_from(70_000 + *count).unwrap()),
                 Kind::Uint64 => Field::U64(70_000 + *count),
                 Kind::String => Field::String(format!("text-{count}")),
-                Kind::Bytes if count.is_multiple_of(2) => Field::Bytes(vec![u8::try_from(*count % 251).unwrap(); 90].into()),
+                Kind::Bytes if count.is_multiple_of(2) => {
+                    Field::Bytes(vec![u8::try_from(*count % 251).unwrap(); 90].into())
+                }
                 Kind::Bytes => Field::Bytes(vec![u8::try_from(*count % 251).unwrap(); 32].into()),
                 Kind::Message(part) => Field::Message(filled(&part, arm, count)),
                 other => panic!("a field of a kind that no message has had so far: {other:?}"),
