@@ -193,7 +193,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
     let (shutdown, stopping) = watch::channel(false);
     let memory_bytes = config.text.memory_mib << 20;
     let budgets = Budgets::within(memory_bytes);
-    telemetry::charge_lines_to(budgets.of(&LOG_BYTES).clone());
+    telemetry::charge_lines_to(budgets.of(&table::LOG_BYTES).clone());
     tracing::info!(
         bound_mib = budgets.memory_bytes_max() >> 20,
         memory_mib = config.text.memory_mib,

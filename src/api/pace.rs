@@ -164,7 +164,7 @@ impl Pace {
     }
 
     /// Records why a call was ended; one record for an identity, a reason and an interval.
-    pub(super) fn ended(&self, who: &str, method: &'static str, reason: &str, now: Instant) {
+    pub(super) fn ended(&self, who: &str, method: &'static str, reason: &'static str, now: Instant) {
         self.refused_once(who, method, reason, "", now);
     }
 

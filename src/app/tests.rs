@@ -66,7 +66,7 @@ impl Home {
                 Err(why) if why.contains("has the store open") && std::time::Instant::now() < deadline => {
                     tokio::task::yield_now().await;
                 }
-                started => return started,
+                started => return started.map(drop),
             }
         }
     }
