@@ -55,7 +55,7 @@ impl Home {
         };
         let config = NodeConfig::load(&self.path("node.toml")).map_err(|error| text(&error))?;
         let declared = Declared { first: true, store_lost: false };
-        run(&config, declared, std::future::ready(()), |_| ()).await.map_err(|error| text(&error))
+        run(&config, declared, std::future::ready(()), |_| ()).await.map(|_| ()).map_err(|error| text(&error))
     }
 }
 
