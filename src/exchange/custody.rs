@@ -168,10 +168,14 @@ mod tests {
             "ahead of the order, twice at once"
         );
         let backfilled = case.note(3..4, None, 103, 400);
-        assert_eq!(case.comes(&[backfilled.clone()]), [Persist]);
+        assert_eq!(case.comes(std::slice::from_ref(&backfilled)), [Persist]);
         assert_eq!(case.comes(&[backfilled, ahead]), [Nothing; 2]);
         let only_digests = case.note(20..30, Some(20..30), 104, 400);
-        assert_eq!(case.comes(&[only_digests.clone()]), [Persist], "it says up to where its holder has looked");
+        assert_eq!(
+            case.comes(std::slice::from_ref(&only_digests)),
+            [Persist],
+            "it says up to where its holder has looked"
+        );
         assert_eq!(case.comes(&[only_digests]), [Nothing]);
         assert_eq!(case.comes(&[case.note(30..60, None, 105, 400)]), [Persist]);
     }

@@ -258,7 +258,7 @@ mod tests {
         // It has just been put off for long.
         case.barred = false;
         case.gaps.refused(&"ly".parse().unwrap(), &case.feed, case.now);
-        assert_eq!(case.asks_in_vain("ly", 1), [2..3]);
+        assert_eq!(case.asks_in_vain("ly", 1), one_range(2..3));
     }
 
     #[tokio::test]
