@@ -38,6 +38,8 @@ pub(super) struct RequestBody<B> {
     left: usize,
     /// A frame that waits for room, and how many messages begin in it.
     waiting: Option<(Bytes, usize, BoxFuture<'static, Charge>)>,
+    /// What ends the body, once all that came before has been passed on.
+    failed: Option<Status>,
     begun: Instant,
     moved: Instant,
     alarm: Option<Pin<Box<Sleep>>>,
@@ -56,22 +58,24 @@ impl<B> RequestBody<B> {
             have: 0,
             left: 0,
             waiting: None,
+            failed: None,
             begun: now,
             moved: now,
             alarm: None,
         }
     }
 
-    /// How many messages begin in these bytes, and how long they are together.
-    fn begin(&mut self, mut bytes: &[u8]) -> Result<(usize, u64), Status> {
-        let (mut count, mut sum) = (0, 0);
+    /// How many messages begin in these bytes, how long they are together, and where one begins that is too large.
+    fn begin(&mut self, data: &[u8]) -> (usize, u64, Option<usize>) {
+        let (mut bytes, mut count, mut sum) = (data, 0, 0);
         loop {
             let passed = self.left.min(bytes.len());
             self.left -= passed;
             bytes = bytes.get(passed..).unwrap_or_default();
             if bytes.is_empty() {
-                return Ok((count, sum));
+                return (count, sum, None);
             }
+            let begins = data.len() - bytes.len();
             if self.have == 0 && !self.one_request {
                 self.begun = Instant::now();
             }
@@ -85,7 +89,8 @@ impl<B> RequestBody<B> {
                 let [_, a, b, c, d] = self.prefix;
                 let length = u32::from_be_bytes([a, b, c, d]) as usize;
                 if length > self.bytes_max {
-                    return Err(self.call.ended("MESSAGE_TOO_LARGE", too_large(length, self.bytes_max)));
+                    self.failed = Some(self.call.ended("MESSAGE_TOO_LARGE", too_large(length, self.bytes_max)));
+                    return (count, sum, Some(begins));
                 }
                 (self.have, self.left) = (0, length);
                 count += 1;
@@ -140,6 +145,9 @@ impl<B: Body<Data = Bytes, Error = hyper::Error> + Unpin> Body for RequestBody<B
             me.moved = Instant::now();
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
+        if let Some(status) = me.failed.take() {
+            return Poll::Ready(Some(Err(status)));
+        }
         let frame = match Pin::new(&mut me.body).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => frame,
             Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(Status::from_error(error.into())))),
@@ -148,11 +156,12 @@ impl<B: Body<Data = Bytes, Error = hyper::Error> + Unpin> Body for RequestBody<B
             Poll::Pending => return Poll::Pending,
         };
         me.moved = Instant::now();
-        let data = match frame.into_data() {
+        let mut data = match frame.into_data() {
             Ok(data) => data,
             Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
         };
-        let (count, sum) = me.begin(&data)?;
+        let (count, sum, too_large) = me.begin(&data);
+        data.truncate(too_large.unwrap_or(data.len()));
         let Call(call) = &me.call;
         match call.requests.try_charge(&call.owner, call.class, sum) {
             Ok(charge) => me.received(count, charge),
@@ -170,7 +179,7 @@ impl<B: Body<Data = Bytes, Error = hyper::Error> + Unpin> Body for RequestBody<B
     }
 
     fn is_end_stream(&self) -> bool {
-        self.waiting.is_none() && self.body.is_end_stream()
+        self.waiting.is_none() && self.failed.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
