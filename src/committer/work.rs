@@ -13,7 +13,9 @@ use tokio::sync::oneshot;
 
 use super::CommitFailure;
 use super::express::Expressed;
-use crate::store::{Cosigned, CrlRecord, CursorRecord, CustodyRecord, ForkRecord, Location, RosterRecord};
+use crate::store::{
+    Cosigned, CrlRecord, CursorRecord, CustodyRecord, ForkRecord, Location, RosterRecord, SubscriptionRecord,
+};
 
 /// What became of one bulletin.
 #[derive(Clone, Debug)]
@@ -72,8 +74,10 @@ pub struct Kept {
     pub cosigned: Vec<Cosigned>,
     /// Verified custody notes.
     pub custody: Vec<CustodyRecord>,
-    /// Cursors of subscriptions.
+    /// Progress of named subscriptions.
     pub cursors: Vec<CursorRecord>,
+    /// Names of subscriptions that are given, given anew or removed. Whoever changes one name does so one call at a time.
+    pub subscriptions: Vec<SubscriptionRecord>,
     /// Verified rosters.
     pub rosters: Vec<RosterRecord>,
     /// Verified revocation lists, DER.
@@ -89,6 +93,12 @@ impl Kept {
             + self.custody.iter().map(|custody| custody.note.len()).sum::<usize>()
             + self.rosters.iter().map(|roster| roster.note.len()).sum::<usize>()
             + self.crls.iter().map(|crl| crl.der.len()).sum::<usize>()
+            + self
+                .subscriptions
+                .iter()
+                .filter_map(|name| name.state.as_ref()?.filter.as_ref())
+                .map(Bytes::len)
+                .sum::<usize>()
     }
 }
 

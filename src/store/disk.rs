@@ -30,9 +30,9 @@ use super::rebuild::Source;
 use super::recent_ids::Known;
 use super::window::Bounded;
 use super::{
-    Answers, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry,
-    Express, FeedState, ForkRecord, Location, OpenError, ReadError, Refers, RosterRecord, Store, SyncTimes, admit,
-    express, repair,
+    Answers, ChainLink, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord,
+    DiskBytes, Entry, Express, FeedState, ForkRecord, Location, OpenError, ReadError, Refers, RosterRecord, Store,
+    StoreId, Subscription, SyncTimes, admit, express, repair,
 };
 
 /// The [`Store`] of a node.
@@ -238,10 +238,10 @@ impl Store for DiskStore {
             }
         };
         let committed =
-            Arc::new(Committed { seq, first_arrival: tail.end_arrival, end_arrival: next.end_arrival, commit });
+            Arc::new(Committed { seq, hash, first_arrival: tail.end_arrival, end_arrival: next.end_arrival, commit });
         let pending = {
             let mut state = shared.state.write();
-            let pending = state.take_in(&committed, position, len, hash);
+            let pending = state.take_in(&committed, position, len);
             fill_tiles(&mut shared.tiles.lock(), &pending);
             pending
         };
@@ -306,15 +306,28 @@ impl Store for DiskStore {
         self.shared().state.read().end_arrival
     }
 
-    fn arrivals(&self, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+    fn id(&self) -> StoreId {
+        StoreId::of_salt(&self.log.salt())
+    }
+
+    fn link(&self, offset: u64) -> Result<Option<ChainLink>, ReadError> {
+        self.read_link(offset)
+    }
+
+    fn linked_arrivals(
+        &self,
+        from: u64,
+        entries_max: usize,
+        bytes_max: usize,
+    ) -> Result<(Vec<Entry>, Vec<ChainLink>), ReadError> {
         let from = from.max(1);
         {
             let state = self.shared().state.read();
             if from >= state.end_arrival {
-                return Ok(Vec::new());
+                return Ok((Vec::new(), Vec::new()));
             }
-            if let Some(entries) = state.window.arrivals(from, entries_max, bytes_max) {
-                return Ok(entries);
+            if let Some(taken) = state.window.arrivals(from, entries_max, bytes_max) {
+                return Ok(taken);
             }
         }
         let mut taken = Bounded::new(entries_max, bytes_max);
@@ -327,7 +340,7 @@ impl Store for DiskStore {
         if taken.entries.is_empty() {
             return Err(ReadError::Damaged(format!("the view lacks arrival {from}")));
         }
-        Ok(taken.entries)
+        Ok((taken.entries, taken.links))
     }
 
     fn history(
@@ -337,37 +350,7 @@ impl Store for DiskStore {
         scan_max: u64,
         wanted: &dyn Fn(&Columns) -> bool,
     ) -> Result<(Vec<Entry>, Option<u64>), ReadError> {
-        let mut next = before.clamp(1, self.end_arrival());
-        let stop = next.saturating_sub(scan_max).max(1);
-        let mut found = Vec::new();
-        let mut block: Option<(u64, Vec<Columns>)> = None;
-        while next > stop && found.len() < entries_max {
-            let arrival = next - 1;
-            let in_window = self.shared().state.read().window.first_arrival().is_some_and(|first| first <= arrival);
-            let accepted = if in_window {
-                let entries = self.arrivals(arrival, 1, 0)?;
-                let header = entries.first().and_then(|entry| match &entry.content {
-                    Content::Disclosed { header, .. } => header.as_deref(),
-                    Content::Undisclosed(_) => None,
-                });
-                wanted(&admit::columns_of(header))
-            } else {
-                if block.as_ref().is_none_or(|(first, _)| *first > arrival) {
-                    block = self.shared().view().columns(arrival)?;
-                }
-                let place = |first: &u64| usize::try_from(arrival - first).ok();
-                let columns = block.as_ref().and_then(|(first, columns)| columns.get(place(first)?));
-                wanted(columns.ok_or_else(|| dangling("header"))?)
-            };
-            if accepted {
-                match self.arrivals(arrival, 1, 0) {
-                    Err(ReadError::DamagedEntry(_)) if !found.is_empty() => break,
-                    read => found.extend(read?),
-                }
-            }
-            next = arrival;
-        }
-        Ok((found, (next > 1).then_some(next)))
+        self.read_history(before, entries_max, scan_max, wanted)
     }
 
     fn find(&self, member: &Member, id: Uuid) -> Result<Option<Location>, ReadError> {
@@ -525,37 +508,25 @@ impl Store for DiskStore {
 
     fn rosters(&self) -> Result<Vec<RosterRecord>, ReadError> {
         let held: Vec<NoteRef> = self.shared().state.read().rosters.values().copied().collect();
-        let roster = |at: NoteRef| {
-            let record = self.log.record(at.position)?;
-            record.rest.rosters.get(at.place as usize).cloned().ok_or_else(|| dangling("roster"))
-        };
-        held.into_iter().map(roster).collect()
+        self.noted(held, "roster", |commit, place| commit.rosters.get(place).cloned())
     }
 
     fn forks(&self) -> Result<Vec<ForkRecord>, ReadError> {
         let held: Vec<NoteRef> = self.shared().state.read().forks.values().copied().collect();
-        let fork = |at: NoteRef| {
-            let record = self.log.record(at.position)?;
-            record.rest.forks.get(at.place as usize).cloned().ok_or_else(|| dangling("record of two histories"))
-        };
-        held.into_iter().map(fork).collect()
+        self.noted(held, "record of two histories", |commit, place| commit.forks.get(place).cloned())
     }
 
     fn crls(&self) -> Result<Vec<CrlRecord>, ReadError> {
         let held: Vec<NoteRef> = self.shared().state.read().crls.values().copied().collect();
-        let crl = |at: NoteRef| {
-            let record = self.log.record(at.position)?;
-            record.rest.crls.get(at.place as usize).cloned().ok_or_else(|| dangling("revocation list"))
-        };
-        held.into_iter().map(crl).collect()
+        self.noted(held, "revocation list", |commit, place| commit.crls.get(place).cloned())
     }
 
-    fn cursor(&self, subscription: &str) -> Result<Option<u64>, ReadError> {
-        Ok(self.shared().state.read().cursors.get(subscription).copied())
+    fn subscription(&self, name: &str) -> Option<Subscription> {
+        self.shared().state.read().subscriptions.get(name).cloned()
     }
 
-    fn cursors_under(&self, prefix: &str) -> Result<u64, ReadError> {
-        Ok(super::count_under(&self.shared().state.read().cursors, prefix))
+    fn subscriptions(&self, after: &str, max: usize) -> Vec<(String, Subscription)> {
+        self.shared().state.read().subscriptions.after(after, max)
     }
 
     fn view_lag(&self) -> u64 {

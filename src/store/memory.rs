@@ -17,18 +17,21 @@ use uuid::Uuid;
 
 use super::admit::{self, CustodyStanding, Run};
 use super::express::{self, Ahead};
+use super::log::record;
 use super::references::{Person, Role};
+use super::subscriptions::Subscriptions;
 use super::tree_cache::{Edge, Tile, TileId};
 use super::view::answers::{self, Answer};
 use super::view::references::Referrer;
 use super::{
-    Answers, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry,
-    Express, FeedState, ForkRecord, Location, NewEntry, ReadError, Refers, RosterRecord, Store, SyncTimes,
+    Answers, ChainLink, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord,
+    DiskBytes, Entry, Express, FeedState, ForkRecord, Location, NewEntry, ReadError, Refers, RosterRecord, Store,
+    StoreId, Subscription, SyncTimes,
 };
 
 /// A [`Store`] in memory.
-#[derive(Default)]
 pub struct MemoryStore {
+    id: StoreId,
     inner: Mutex<Inner>,
 }
 
@@ -39,7 +42,11 @@ struct Inner {
     arrivals: Vec<(FeedId, u64)>,
     ids: HashMap<(Member, Uuid), Location>,
     references: References,
-    cursors: BTreeMap<String, u64>,
+    /// Of each commit with entries one past its last offset, and the hash of its head.
+    links: Vec<(u64, Hash)>,
+    /// Hash of the newest head.
+    hash: Option<Hash>,
+    subscriptions: Subscriptions,
     rosters: BTreeMap<u64, Bytes>,
     crls: BTreeMap<String, Bytes>,
     forks: BTreeMap<String, ForkRecord>,
@@ -91,7 +98,16 @@ impl MemoryStore {
     /// An empty store.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        let mut salt = [0; 16];
+        // Without randomness it cannot be told from another one in the same process: nothing else is lost.
+        _ = getrandom::fill(&mut salt);
+        Self { id: StoreId::of_salt(&salt), inner: Mutex::default() }
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -189,7 +205,7 @@ impl Inner {
             }
             feed.custody.push((custody.clone(), standing));
         }
-        self.cursors.extend(commit.cursors.iter().map(|cursor| (cursor.subscription.clone(), cursor.arrival)));
+        self.subscriptions.apply(commit);
         self.rosters.extend(commit.rosters.iter().map(|roster| (roster.version, roster.note.clone())));
         self.forks.extend(commit.forks.iter().map(|fork| (fork.key(), fork.clone())));
         self.crls.extend(commit.crls.iter().map(|crl| (crl.authority.clone(), crl.der.clone())));
@@ -237,6 +253,13 @@ impl Inner {
         if (new.feed.epoch, new.index) < (held.feed.epoch, held.index) {
             *held = new;
         }
+    }
+
+    fn link(&self, offset: u64) -> Option<ChainLink> {
+        let place = self.links.partition_point(|(end, _)| *end <= offset);
+        let (end, hash) = *self.links.get(place)?;
+        let first = place.checked_sub(1).and_then(|before| self.links.get(before)).map_or(1, |(end, _)| *end);
+        (offset >= first).then_some(ChainLink { offsets: first..end, hash })
     }
 
     fn entry_at(&self, arrival: u64) -> Option<Entry> {
@@ -308,9 +331,15 @@ impl Store for MemoryStore {
         }
         inner.seq += 1;
         let first_arrival = inner.arrivals.len() as u64 + 1;
+        let previous = inner.hash.unwrap_or(Hash([0; 32]));
+        let hash = record::head_hash(&record::encode_head(&commit, inner.seq, &previous, first_arrival));
+        inner.hash = Some(hash);
         inner.apply(&commit);
         let end_arrival = inner.arrivals.len() as u64 + 1;
-        Ok(Arc::new(Committed { seq: inner.seq, first_arrival, end_arrival, commit }))
+        if end_arrival > first_arrival {
+            inner.links.push((end_arrival, hash));
+        }
+        Ok(Arc::new(Committed { seq: inner.seq, hash, first_arrival, end_arrival, commit }))
     }
 
     fn feeds(&self) -> Vec<FeedState> {
@@ -334,9 +363,29 @@ impl Store for MemoryStore {
         self.inner.lock().arrivals.len() as u64 + 1
     }
 
-    fn arrivals(&self, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+    fn id(&self) -> StoreId {
+        self.id
+    }
+
+    fn link(&self, offset: u64) -> Result<Option<ChainLink>, ReadError> {
+        Ok(self.inner.lock().link(offset))
+    }
+
+    fn linked_arrivals(
+        &self,
+        from: u64,
+        entries_max: usize,
+        bytes_max: usize,
+    ) -> Result<(Vec<Entry>, Vec<ChainLink>), ReadError> {
         let inner = self.inner.lock();
-        Ok(bounded((from.max(1)..).map_while(|arrival| inner.entry_at(arrival)), entries_max, bytes_max))
+        let entries = bounded((from.max(1)..).map_while(|arrival| inner.entry_at(arrival)), entries_max, bytes_max);
+        let mut links: Vec<ChainLink> = Vec::new();
+        for arrival in entries.iter().filter_map(|entry| entry.arrival) {
+            if links.last().is_none_or(|link| !link.offsets.contains(&arrival)) {
+                links.extend(inner.link(arrival));
+            }
+        }
+        Ok((entries, links))
     }
 
     fn history(
@@ -538,12 +587,12 @@ impl Store for MemoryStore {
         Ok(self.inner.lock().forks.values().cloned().collect())
     }
 
-    fn cursor(&self, subscription: &str) -> Result<Option<u64>, ReadError> {
-        Ok(self.inner.lock().cursors.get(subscription).copied())
+    fn subscription(&self, name: &str) -> Option<Subscription> {
+        self.inner.lock().subscriptions.get(name).cloned()
     }
 
-    fn cursors_under(&self, prefix: &str) -> Result<u64, ReadError> {
-        Ok(super::count_under(&self.inner.lock().cursors, prefix))
+    fn subscriptions(&self, after: &str, max: usize) -> Vec<(String, Subscription)> {
+        self.inner.lock().subscriptions.after(after, max)
     }
 
     fn room(&self) -> Result<(), CommitError> {

@@ -1,7 +1,10 @@
 //! Calls on a node in memory, without TLS.
 #![allow(clippy::unwrap_used)]
 
+mod cursors;
 mod faults;
+mod histories;
+mod names;
 mod publishing;
 mod reading;
 mod served;

@@ -1,0 +1,34 @@
+//! Which store and which history an offset belongs to.
+//!
+//! In scope: the identity of a store, and the commit that holds an offset. Every commit's head names the hash of the head before it, so the
+//! hash of one head proves everything up to it: two stores with one hash have the same entries under the same offsets. A copy of a data
+//! folder has its original's identity; their heads differ from the first commit on that is not in both. Out of scope: what is made of it
+//! for readers (`api`).
+
+use std::ops::Range;
+
+use barid_core::names::Hash;
+use sha2::{Digest as _, Sha256};
+
+/// Tells one store from every other, but not from its copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreId(pub [u8; 16]);
+
+impl StoreId {
+    /// The identity of the store with this salt. The salt itself is never shown: who knew it could publish what looks like a record.
+    pub(super) fn of_salt(salt: &[u8; 16]) -> Self {
+        let digest = Sha256::new().chain_update(b"barid store id v1\0").chain_update(salt).finalize();
+        let mut id = [0; 16];
+        id.iter_mut().zip(digest).for_each(|(to, from)| *to = from);
+        Self(id)
+    }
+}
+
+/// The commit that holds some offsets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainLink {
+    /// The offsets of its disclosed entries. There is at least one.
+    pub offsets: Range<u64>,
+    /// Hash of its head.
+    pub hash: Hash,
+}
