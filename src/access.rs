@@ -67,6 +67,9 @@ pub struct LimitsText {
     /// See [`Limits::subscriptions`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subscriptions: Option<u32>,
+    /// See [`Limits::subscription_days`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subscription_days: Option<u32>,
     /// See [`Limits::streams`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streams: Option<u32>,
@@ -81,6 +84,8 @@ pub struct Limits {
     pub bulletins_per_second: u32,
     /// Named subscriptions that are remembered.
     pub subscriptions: u32,
+    /// Days after which a named subscription that was neither opened nor acknowledged is removed.
+    pub subscription_days: u32,
     /// Streams open at a time, to subscribe or to publish.
     pub streams: u32,
 }
@@ -88,8 +93,13 @@ pub struct Limits {
 impl Limits {
     /// Beyond what one system of a member needs and what one connection can carry: they stop a caller that runs wild, and leave those
     /// in peace who only have much to say.
-    pub const DEFAULT: Self =
-        Self { calls_per_second: 50_000, bulletins_per_second: 500_000, subscriptions: 256, streams: 1_024 };
+    pub const DEFAULT: Self = Self {
+        calls_per_second: 50_000,
+        bulletins_per_second: 500_000,
+        subscriptions: 256,
+        subscription_days: 90,
+        streams: 1_024,
+    };
 
     /// These, changed by what a text says.
     fn changed(self, text: &LimitsText) -> Result<Self, String> {
@@ -101,6 +111,7 @@ impl Limits {
             calls_per_second: read("calls_per_second", text.calls_per_second, self.calls_per_second)?,
             bulletins_per_second: read("bulletins_per_second", text.bulletins_per_second, self.bulletins_per_second)?,
             subscriptions: read("subscriptions", text.subscriptions, self.subscriptions)?,
+            subscription_days: read("subscription_days", text.subscription_days, self.subscription_days)?,
             streams: read("streams", text.streams, self.streams)?,
         })
     }

@@ -71,6 +71,10 @@ pub const TOPIC_BYTES_MAX: usize = 128;
 pub const TOPIC_LABELS_MAX: usize = 8;
 /// Topic filters in one request.
 pub const FILTERS_MAX: usize = 64;
+/// Encoded filter of a named subscription: the longest topics and names that one request can have, each with its tag and length.
+pub const FILTER_BYTES_MAX: usize = FILTERS_MAX * (TOPIC_BYTES_MAX + 4) + 64;
+/// Encoded cursor of a subscription, as clients keep it.
+pub const CURSOR_BYTES_MAX: usize = 128;
 /// Texts (languages) in one body.
 pub const TEXTS_MAX: usize = 16;
 /// References in one header.

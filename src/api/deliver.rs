@@ -10,6 +10,7 @@ use barid_core::envelope;
 use barid_core::follow::{Delivery, delivery};
 use barid_core::names::Member;
 use barid_core::proto;
+use barid_core::roster::RosterChain;
 use bytes::Bytes;
 use tonic::Status;
 use uuid::Uuid;
@@ -53,11 +54,16 @@ impl Api {
 
     /// Why a caller may not be given an entry; `None`: it may.
     pub(super) fn hidden(&self, caller: &Caller, entry: &Entry) -> Option<Hidden> {
+        self.hidden_by(caller, entry, &self.rosters.load())
+    }
+
+    /// As [`Self::hidden`], by these rosters.
+    pub(super) fn hidden_by(&self, caller: &Caller, entry: &Entry, rosters: &RosterChain) -> Option<Hidden> {
         let Content::Disclosed { header: Some(header), .. } = &entry.content else { return Some(Hidden::Audience) };
         if !caller.reads(&header.kind, &header.topic) {
             return Some(Hidden::WorkingGroup);
         }
-        match self.given(entry, header) {
+        match self.given_by(entry, header, rosters) {
             Delivery::Everyone => None,
             Delivery::FocalPoints => (!caller.is_focal_point()).then_some(Hidden::Agency),
             Delivery::NotYet { roster_version: version } => {
@@ -71,10 +77,14 @@ impl Api {
 
     /// To whom here an entry with this header may be given.
     pub(super) fn given(&self, entry: &Entry, header: &proto::Header) -> Delivery {
+        self.given_by(entry, header, &self.rosters.load())
+    }
+
+    fn given_by(&self, entry: &Entry, header: &proto::Header, rosters: &RosterChain) -> Delivery {
         if entry.feed.member == *self.me() {
             return own_delivery(header);
         }
-        delivery(&entry.feed.member, Some(header), self.me(), &self.rosters.load())
+        delivery(&entry.feed.member, Some(header), self.me(), rosters)
     }
 
     /// A bulletin by its name, for a caller to whom `hidden` hides nothing. One that is hidden is recorded and answered like one that does not

@@ -7,7 +7,7 @@ use std::time::Duration;
 use barid_core::bulletin::{Invalid, Rule};
 use barid_core::evidence::EvidenceError;
 use barid_core::evidence::zip::ZipError;
-use barid_core::limits::FOUND_CHARS_MAX;
+use barid_core::limits::{FOUND_CHARS_MAX, LINE_CHARS_MAX};
 use barid_core::proto;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -241,4 +241,43 @@ pub(super) fn refusal(status: &Status) -> proto::Refusal {
         fields: fields.unwrap_or_default(),
         retry_delay_ms: delay.map_or(0, |delay| u32::try_from(delay.as_millis()).unwrap_or(u32::MAX)),
     }
+}
+
+/// A named subscription that says nothing about where to begin: it is not known, or (`recorded` is the offset that is) the node was recovered
+/// since it was recorded.
+pub(super) fn unknown_subscription(name: &str, recorded: Option<u64>) -> Status {
+    let begin = "give the cursor of the last event that was received, or say `begin`: `now` or `beginning`";
+    let message = match recorded {
+        None => format!("no subscription `{name}` of the caller is known; to create it, {begin}"),
+        Some(offset) => format!(
+            "subscription `{name}` was recorded at offset {offset} before this node was recovered, and offsets may mean something else \
+             now; {begin}"
+        ),
+    };
+    let cause = if recorded.is_some() { "recovered" } else { "unknown" };
+    let info = [("subscription".to_owned(), name.to_owned()), ("cause".to_owned(), cause.to_owned())];
+    with_info(Code::NotFound, message, "UNKNOWN_SUBSCRIPTION", info)
+}
+
+/// A named subscription is opened with another filter than it has.
+pub(super) fn filter_differs(recorded: &str, requested: &str) -> Status {
+    let cut = |text: &str| text.chars().take(LINE_CHARS_MAX).collect::<String>();
+    let (recorded, requested) = (cut(recorded), cut(requested));
+    let message = format!(
+        "the subscription has another filter: recorded is `{recorded}`, requested is `{requested}`; request the recorded one, or \
+         `replace_filter` and say where to begin"
+    );
+    let info = [("recorded".to_owned(), recorded), ("requested".to_owned(), requested)];
+    with_info(Code::FailedPrecondition, message, "FILTER_DIFFERS", info)
+}
+
+/// A cursor that is of another history of the store, where only one of this history will do.
+pub(super) fn cursor_mismatch(field: &str, cause: &str) -> Status {
+    let message = format!("`{field}` is of another history of this node's store ({cause}); begin again");
+    let info = [("field".to_owned(), field.to_owned()), ("cause".to_owned(), cause.to_owned())];
+    with_info(Code::FailedPrecondition, message, "CURSOR_MISMATCH", info)
+}
+
+fn with_info<const N: usize>(code: Code, message: String, reason: &str, info: [(String, String); N]) -> Status {
+    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, DOMAIN, HashMap::from(info)))
 }

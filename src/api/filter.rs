@@ -11,6 +11,8 @@ use barid_core::limits::FILTERS_MAX;
 use barid_core::names::Member;
 use barid_core::proto;
 use barid_core::roster::{Roster, RosterChain};
+use bytes::Bytes;
+use prost::Message as _;
 use tonic::Status;
 
 use super::caller::Caller;
@@ -59,6 +61,17 @@ impl Filter {
         };
         let members = members.iter().enumerate().filter_map(member).collect();
         Self { topics, kinds, severity, members }
+    }
+
+    /// As it is recorded of a named subscription: filters that name the same topics, kinds, severity and members are the same bytes.
+    pub(super) fn to_bytes(&self) -> Bytes {
+        let filter = proto::Filter {
+            topics: sorted(&self.topics),
+            kinds: sorted(&self.kinds),
+            min_severity: self.severity.map(|severity| severity.to_string()).unwrap_or_default(),
+            members: sorted(&self.members),
+        };
+        filter.encode_to_vec().into()
     }
 
     /// Whether a bulletin is asked for.
@@ -192,6 +205,26 @@ fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
     };
     let near = known.map(|known| (distance(known), known)).filter(|(distance, _)| *distance <= most).min();
     near.map(|(_, known)| known.to_owned()).unwrap_or_default()
+}
+
+fn sorted<T: ToString>(texts: &[T]) -> Vec<String> {
+    let texts: BTreeSet<String> = texts.iter().map(ToString::to_string).collect();
+    texts.into_iter().collect()
+}
+
+/// A recorded filter, for people: `topics customs.>; members ly tn`.
+pub(super) fn describe(filter: &Bytes) -> String {
+    let proto::Filter { topics, kinds, min_severity, members } =
+        proto::Filter::decode(filter.clone()).unwrap_or_default();
+    let parts = [
+        ("topics", topics.join(" ")),
+        ("kinds", kinds.join(" ")),
+        ("severity from", min_severity),
+        ("members", members.join(" ")),
+    ];
+    let parts: Vec<String> =
+        parts.iter().filter(|(_, words)| !words.is_empty()).map(|(what, words)| format!("{what} {words}")).collect();
+    if parts.is_empty() { "everything".to_owned() } else { parts.join("; ") }
 }
 
 /// CAP 1.2 severities from least to most. What is not known may be of any severity and is never left out.

@@ -8,13 +8,14 @@ use barid_core::proto;
 use prost::Message as _;
 use tonic::Status;
 
-use super::Api;
 use super::caller::Caller;
+use super::cursor::{Cursor, Mismatch, Trail};
 use super::deliver::damaged_of;
 use super::errors::Faults;
 use super::filter::Filter;
 use super::standing::Work;
-use crate::store::{Columns, ReadError};
+use super::{Api, errors};
+use crate::store::{Columns, ReadError, Store};
 
 /// Entries a page has if the caller does not say, and at most.
 const PAGE: (usize, usize) = (50, 1_000);
@@ -33,8 +34,10 @@ pub(super) struct Question {
     since: Option<u64>,
     until: Option<u64>,
     page_size: usize,
-    /// One past the arrival at which the page begins.
+    /// One past the offset at which the page begins.
     before: u64,
+    /// What proves it, of a page that is not the first.
+    token: Option<Cursor>,
 }
 
 impl Question {
@@ -56,19 +59,24 @@ impl Question {
         {
             faults.add("until", &Time::from_unix_ms(until).to_string(), "an instant not before `since`");
         }
-        let before = match page_token.as_str() {
-            "" => end,
-            token => {
-                let number = token.parse().ok().filter(|before| (2..=end).contains(before) && is_plain(token));
-                number.unwrap_or_else(|| {
-                    faults.add("page_token", token, "the next_page_token of a page before");
-                    end
-                })
-            }
-        };
+        let token = Cursor::parse(&page_token);
+        if token.is_none() && !page_token.is_empty() {
+            faults.add("page_token", &page_token, "the next_page_token of a page before");
+        }
         faults.check()?;
+        let before = token.as_ref().map_or(end, |token| token.offset() + 1);
         let page_size = if page_size == 0 { PAGE.0 } else { (page_size as usize).min(PAGE.1) };
-        Ok(Self { filter, since, until, page_size, before })
+        Ok(Self { filter, since, until, page_size, before, token })
+    }
+
+    /// Refuses a page of another history of the store: its numbers would mean something else. What cannot be told because it is damaged is
+    /// damaged in the history that the page is of. Blocks.
+    pub(super) fn check(&self, store: &dyn Store) -> Result<(), Status> {
+        let mismatch = self.token.as_ref().map(|token| token.mismatch(store)).transpose();
+        match mismatch.map_err(|error| errors::read(&error))?.flatten() {
+            None | Some(Mismatch::Unknown) => Ok(()),
+            Some(mismatch) => Err(errors::cursor_mismatch("page_token", mismatch.as_str())),
+        }
     }
 
     pub(super) fn filter(&self) -> &Filter {
@@ -83,11 +91,6 @@ impl Question {
             && caller.reads(&columns.kind, &columns.topic)
             && self.filter.wants_columns(columns)
     }
-}
-
-/// Digits only: `parse` would take a plus sign.
-fn is_plain(token: &str) -> bool {
-    token.bytes().all(|b| b.is_ascii_digit())
 }
 
 impl Api {
@@ -117,13 +120,18 @@ impl Api {
                 // With its own tag and length.
                 bytes += delivery.encoded_len() + 8;
                 if bytes > PAGE_BYTES_MAX && !page.deliveries.is_empty() {
-                    page.next_page_token = (delivery.arrival + 1).to_string();
+                    page.next_page_token = self.token(delivery.arrival + 1)?;
                     return Ok(page);
                 }
                 page.deliveries.push(delivery);
             }
         }
-        page.next_page_token = next.map(|before| before.to_string()).unwrap_or_default();
+        page.next_page_token = next.map(|before| self.token(before)).transpose()?.unwrap_or_default();
         Ok(page)
+    }
+
+    /// The token of the page that begins before an offset.
+    fn token(&self, before: u64) -> Result<String, ReadError> {
+        Ok(Trail::new(&**self.store()).at_or_unproven(&**self.store(), before.saturating_sub(1), None)?.to_text())
     }
 }

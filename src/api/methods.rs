@@ -82,6 +82,11 @@ pub(super) static PUBLISH_STREAM: Method = Method {
 pub(super) static GET: Method = Method { name: "FocalPoint.Get", ..READ };
 pub(super) static SUBSCRIBE: Method = Method { name: "FocalPoint.Subscribe", response_bytes: 0, ..READ };
 pub(super) static ACKNOWLEDGE: Method = Method { name: "FocalPoint.Acknowledge", response_bytes: 1 << 10, ..READ };
+/// 256 names, each with its filter.
+pub(super) static LIST_SUBSCRIPTIONS: Method =
+    Method { name: "FocalPoint.ListSubscriptions", response_bytes: (MESSAGE_BYTES_MAX / 2) as u64, ..READ };
+pub(super) static DELETE_SUBSCRIPTION: Method =
+    Method { name: "FocalPoint.DeleteSubscription", response_bytes: 1 << 10, ..READ };
 /// A page ends at as many bytes; one bulletin always fits.
 pub(super) static HISTORY: Method = Method { name: "FocalPoint.History", ..READ };
 pub(super) static EXPORT_EVIDENCE: Method = Method {
@@ -115,12 +120,14 @@ static REFLECTION_ALPHA: Method =
     Method { name: "grpc.reflection.v1alpha.ServerReflection.ServerReflectionInfo", one_request: false, ..OPEN };
 
 /// All of them.
-pub(super) static METHODS: [&Method; 16] = [
+pub(super) static METHODS: [&Method; 18] = [
     &PUBLISH,
     &PUBLISH_STREAM,
     &GET,
     &SUBSCRIBE,
     &ACKNOWLEDGE,
+    &LIST_SUBSCRIPTIONS,
+    &DELETE_SUBSCRIPTION,
     &HISTORY,
     &EXPORT_EVIDENCE,
     &GET_STATUS,

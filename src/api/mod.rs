@@ -5,6 +5,7 @@
 
 mod audit;
 mod caller;
+mod cursor;
 mod deliver;
 mod errors;
 mod filter;
@@ -20,6 +21,7 @@ mod reflection;
 mod standing;
 mod stored;
 mod subscribe;
+mod subscriptions;
 #[cfg(test)]
 mod tests;
 
@@ -165,6 +167,7 @@ pub fn calls(api: &Api) -> Result<Calls, prost::DecodeError> {
     let (mut gate, mut stopping) = (api.committer.gate(), api.stopping.clone());
     tokio::spawn(tell_publishing(health.clone(), api.clone()));
     tokio::spawn(tell_store(health.clone(), api.clone()));
+    tokio::spawn(api.clone().expire_unused());
     tokio::spawn(async move {
         for name in mounted {
             health.set_service_status(name, ServingStatus::Serving).await;

@@ -245,7 +245,8 @@ mod tests {
     use super::*;
     use crate::telemetry::heard::Heard;
 
-    const LIMITS: Limits = Limits { calls_per_second: 10, bulletins_per_second: 20, subscriptions: 2, streams: 2 };
+    const LIMITS: Limits =
+        Limits { calls_per_second: 10, bulletins_per_second: 20, subscriptions: 2, subscription_days: 90, streams: 2 };
     const CALL: &str = "FocalPoint.Get";
 
     #[test]

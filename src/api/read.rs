@@ -9,20 +9,15 @@ use futures::stream::Stream;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::caller::Caller;
 use super::deliver::Hidden;
 use super::errors::Faults;
-use super::filter::Filter;
 use super::history::Question;
 use super::standing::Work;
 use super::stored::stored_by;
+use super::subscriptions::Opening;
 use super::{Api, errors, methods};
-use crate::committer::Kept;
 use crate::rpc::focal_point_server::FocalPoint;
-use crate::store::{CursorRecord, Entry};
-
-/// Bytes of a subscription's name.
-const NAME_BYTES_MAX: usize = 64;
+use crate::store::Entry;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -75,27 +70,13 @@ impl FocalPoint for Api {
         &self,
         request: Request<proto::SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        use proto::subscribe_request::Start;
         let (caller, call) = self.begin(request.extensions(), &methods::SUBSCRIBE)?;
-        let proto::SubscribeRequest { filter, start } = request.into_inner();
-        let mut faults = Faults::default();
-        let filter = Filter::read(filter, &mut faults);
-        let end = self.store().end_arrival();
-        let mut name = None;
-        let mut next = end;
-        match start {
-            None => {}
-            Some(Start::After(arrival)) => next = after(arrival, end, "after", &mut faults) + 1,
-            Some(Start::Subscription(text)) => name = subscription(&caller, &text, &mut faults),
-        }
-        faults.check()?;
-        let warnings = self.judge_filter(&caller, methods::SUBSCRIBE.name, &filter)?;
+        let opening = Opening::read(&caller, request.into_inner())?;
+        let warnings = self.judge_filter(&caller, methods::SUBSCRIBE.name, &opening.filter)?;
         let open = self.pace.open(&caller.path, &caller.grant.limits, methods::SUBSCRIBE.name, Instant::now())?;
-        if let Some(name) = name {
-            // Remembered at once: what arrives from now on waits for its subscriber.
-            next = self.named(&caller, name, methods::SUBSCRIBE.name, end - 1, false).await? + 1;
-        }
-        Ok(Response::new(Box::pin(self.clone().follow_arrivals(caller, &call, open, (filter, warnings), next))))
+        let opened = self.open(&caller, &opening).await?;
+        let events = self.clone().follow_arrivals(caller, &call, open, (opening.filter, warnings), opened).await?;
+        Ok(Response::new(Box::pin(events)))
     }
 
     async fn acknowledge(
@@ -103,13 +84,25 @@ impl FocalPoint for Api {
         request: Request<proto::AcknowledgeRequest>,
     ) -> Result<Response<proto::AcknowledgeResponse>, Status> {
         let (caller, _call) = self.begin(request.extensions(), &methods::ACKNOWLEDGE)?;
-        let proto::AcknowledgeRequest { subscription: name, arrival } = request.into_inner();
-        let mut faults = Faults::default();
-        let name = subscription(&caller, &name, &mut faults);
-        let arrival = after(arrival, self.store().end_arrival(), "arrival", &mut faults);
-        faults.check()?;
-        self.named(&caller, name.ok_or_else(errors::defect)?, "FocalPoint.Acknowledge", arrival, true).await?;
+        self.acknowledge_named(&caller, request.into_inner()).await?;
         Ok(Response::new(proto::AcknowledgeResponse {}))
+    }
+
+    async fn list_subscriptions(
+        &self,
+        request: Request<proto::ListSubscriptionsRequest>,
+    ) -> Result<Response<proto::ListSubscriptionsResponse>, Status> {
+        let (caller, _call) = self.begin(request.extensions(), &methods::LIST_SUBSCRIPTIONS)?;
+        self.list(&caller, request.into_inner()).map(Response::new)
+    }
+
+    async fn delete_subscription(
+        &self,
+        request: Request<proto::DeleteSubscriptionRequest>,
+    ) -> Result<Response<proto::DeleteSubscriptionResponse>, Status> {
+        let (caller, _call) = self.begin(request.extensions(), &methods::DELETE_SUBSCRIPTION)?;
+        self.delete(&caller, request.into_inner()).await?;
+        Ok(Response::new(proto::DeleteSubscriptionResponse {}))
     }
 
     async fn history(
@@ -119,66 +112,9 @@ impl FocalPoint for Api {
         let (caller, call) = self.begin(request.extensions(), &methods::HISTORY)?;
         let question = Question::read(request.into_inner(), self.store().end_arrival())?;
         let warnings = self.judge_filter(&caller, methods::HISTORY.name, question.filter())?;
-        let page = self.reading_for(&call, move |api| api.page(&caller, &question)).await?;
+        let page = self.reading_for(&call, move |api| Ok((question.check(&**api.store()), api.page(&caller, &question)?)));
+        let (checked, page) = page.await?;
+        checked?;
         Ok(Response::new(proto::HistoryResponse { warnings, ..page }))
     }
-}
-
-impl Api {
-    /// Where a named subscription stands; one that is new stands at `arrival` from now on, one that is behind if it is to move. It never
-    /// moves back: what was taken once was taken.
-    async fn named(
-        &self,
-        caller: &Caller,
-        name: String,
-        method: &'static str,
-        arrival: u64,
-        moves: bool,
-    ) -> Result<u64, Status> {
-        let key = name.clone();
-        if let Some(held) = self.reading(move |api| api.store().cursor(&key)).await? {
-            if moves && held < arrival {
-                self.remember(name, arrival).await?;
-            }
-            return Ok(held.max(if moves { arrival } else { 0 }));
-        }
-        // One new name at a time, so that those that come together are counted.
-        let _turn = self.naming.lock().await;
-        let (key, prefix) = (name.clone(), format!("{}/", caller.path));
-        let limits = &caller.grant.limits;
-        let names = move |api: &Self| Ok((api.store().cursor(&key)?, api.store().cursors_under(&prefix)?));
-        match self.reading(names).await? {
-            // Another call was faster.
-            (Some(held), _) if !moves || held >= arrival => Ok(held),
-            (Some(_), _) => self.remember(name, arrival).await.map(|()| arrival),
-            (None, count) if count >= u64::from(limits.subscriptions) => {
-                Err(self.pace.too_many_names(&caller.path, limits, method, Instant::now()))
-            }
-            (None, _) => self.remember(name, arrival).await.map(|()| arrival),
-        }
-    }
-
-    async fn remember(&self, subscription: String, arrival: u64) -> Result<(), Status> {
-        let kept = Kept { cursors: vec![CursorRecord { subscription, arrival }], ..Kept::default() };
-        self.committer.keep(kept).await.map_err(|error| errors::commit(&error))
-    }
-}
-
-/// A cursor, which must be one of this node.
-fn after(arrival: u64, end: u64, field: &str, faults: &mut Faults) -> u64 {
-    if arrival >= end {
-        faults.add(field, &arrival.to_string(), "an arrival of this node");
-        return end - 1;
-    }
-    arrival
-}
-
-/// A subscription belongs to its caller.
-fn subscription(caller: &Caller, name: &str, faults: &mut Faults) -> Option<String> {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(fits) {
-        faults.add("subscription", name, "1 to 64 letters, digits, `-`, `_` or `.`");
-        return None;
-    }
-    Some(format!("{}/{name}", caller.path))
 }

@@ -1,30 +1,34 @@
 //! Reading as bulletins arrive.
 //!
-//! In scope: following arrivals from a cursor for as long as somebody reads, in bounded memory. Out of scope: what is asked for
-//! (`filter`) and who may have it (`deliver`).
+//! In scope: following arrivals from some offset for as long as somebody reads, in bounded memory, each event with the cursor behind it. Out
+//! of scope: where a stream begins (`subscriptions`), what is asked for (`filter`) and who may have it (`deliver`).
 
-use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use barid_core::limits::ENVELOPE_BYTES_MAX;
+use barid_core::limits::{CURSOR_BYTES_MAX, ENVELOPE_BYTES_MAX};
 use barid_core::proto;
 use barid_core::proto::subscribe_response::Event;
+use barid_core::roster::RosterChain;
+use bytes::Bytes;
 use futures::stream::Stream;
 use prost::Message as _;
 use tokio::time::Instant;
 use tonic::Status;
 
 use super::caller::Caller;
+use super::cursor::{Place, Trail};
 use super::deliver::{Hidden, damaged_of};
 use super::filter::Filter;
 use super::methods::SUBSCRIBE;
 use super::pace::OpenStream;
 use super::standing::Work;
+use super::subscriptions::{Named, Opened};
 use super::{Api, errors};
 use crate::budgets::Charge;
 use crate::calls::{Call, Responses};
-use crate::store::{Columns, Content, DamagedEntry, ReadError};
+use crate::store::{Columns, Content, Entry, HeldBack, ReadError, Store};
 
 /// Messages between the reader of the store and a subscriber; one that has stopped reading costs no more than these.
 const WAITING_MAX: usize = 64;
@@ -34,8 +38,8 @@ const WAITING_BYTES_MAX: u32 = 2 << 20;
 const READ_MAX: (usize, usize) = (256, 256 << 10);
 /// What is charged for these before they are read: one envelope always fits.
 const READ_CHARGED_BYTES: u64 = (ENVELOPE_BYTES_MAX + (64 << 10)) as u64;
-/// Bytes of a message around its delivery, at most.
-const MESSAGE_BYTES: u64 = 16;
+/// Bytes of a message around its delivery, its cursor included, at most.
+const MESSAGE_BYTES: u64 = 16 + 2 + CURSOR_BYTES_MAX as u64;
 /// So many of the newest arrivals lie in memory and are read at once: going to a blocking thread costs a lone bulletin more than all
 /// else that is done for it here.
 const LIVE_MAX: u64 = 16;
@@ -46,29 +50,36 @@ const GRANT_CHECK: Duration = Duration::from_secs(1);
 /// After so long without anything else a position is sent: a client that hears nothing for some of these has lost its line.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// Bulletins passed over of which a subscriber is remembered to lack; older ones it finds by their history.
-const PASSED_MAX: usize = 1_024;
+/// How often it is recorded that the name of an open stream is used: limits are in days.
+const USED_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
 
 type Message = Result<proto::SubscribeResponse, Status>;
 
 impl Api {
-    /// Sends what arrives from arrival `next` on, for as long as somebody reads.
-    pub(super) fn follow_arrivals(
+    /// Sends what arrives after the place where a subscription begins, for as long as somebody reads.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub(super) async fn follow_arrivals(
         self,
         caller: Caller,
         call: &Call,
         open: OpenStream,
         (filter, warnings): (Filter, Vec<proto::FilterWarning>),
-        next: u64,
-    ) -> impl Stream<Item = Message> + Send + 'static {
+        opened: Opened,
+    ) -> Result<impl Stream<Item = Message> + Send + 'static, Status> {
+        let Opened { place: Place { offset, held, reset }, name } = opened;
+        let reading = self.reading(move |api| Reading::begin(&**api.store(), offset, held)).await?;
         let (responses, messages) = Responses::new(call, WAITING_MAX, WAITING_BYTES_MAX);
         let mut follower = Follower {
             api: self,
             caller,
             filter: Arc::new(filter),
             warnings,
-            next,
-            passed: BTreeSet::new(),
+            here: reading.here.clone(),
+            reading,
+            name,
+            used: Instant::now(),
             spoke: Instant::now(),
             call: call.clone(),
             responses,
@@ -77,7 +88,7 @@ impl Api {
             let _open = open;
             let api = follower.api.clone();
             let end = tokio::select! {
-                end = follower.run() => end,
+                end = follower.run(reset) => end,
                 () = api.stopped() => Err(Some(errors::stopping())),
             };
             // A line that has ended needs no reason.
@@ -85,23 +96,44 @@ impl Api {
                 follower.responses.send(Err(status), None).await;
             }
         });
-        messages
+        Ok(messages)
     }
 
-    /// What a caller asks for and may have, from arrival `next` on, as much as is read at once. Blocks.
-    fn stretch(&self, caller: &Caller, filter: &Filter, mut next: u64, units: usize) -> Result<Stretch, ReadError> {
-        let (mut found, mut passed, last) = (Vec::new(), Vec::new(), next.saturating_add(POSITION_EVERY));
-        let end = |found, next, passed, damaged| {
-            let mut work = Work::new(units);
-            let deliveries = self.deliveries(caller, found, &mut work)?;
-            Ok(Stretch { deliveries, next, passed, damaged, whole: !work.is_exhausted() })
-        };
-        while found.is_empty() && next < last {
-            let entries = match self.store().arrivals(next, READ_MAX.0, READ_MAX.1) {
+    /// What a caller asks for and may have next, as much as is read at once. Blocks.
+    fn stretch(
+        &self,
+        caller: &Caller,
+        filter: &Filter,
+        reading: &mut Reading,
+        units: usize,
+    ) -> Result<Stretch, ReadError> {
+        let (mut found, mut cursors, mut work) = (Vec::new(), Vec::new(), Work::new(units));
+        let mut stretch = self.look(caller, filter, reading, &mut found, &mut cursors)?;
+        let deliveries = self.deliveries(caller, found, &mut work)?;
+        stretch.events.extend(deliveries.into_iter().map(Event::Delivery).zip(cursors));
+        stretch.whole = !work.is_exhausted();
+        Ok(stretch)
+    }
+
+    /// Finds the entries of a stretch, with the cursor behind each; or the one before them that is damaged.
+    fn look(
+        &self,
+        caller: &Caller,
+        filter: &Filter,
+        reading: &mut Reading,
+        found: &mut Vec<Entry>,
+        cursors: &mut Vec<Bytes>,
+    ) -> Result<Stretch, ReadError> {
+        let (store, rosters) = (&**self.store(), self.rosters.load());
+        let last = reading.next.saturating_add(POSITION_EVERY);
+        let mut stretch = Stretch::default();
+        while found.is_empty() && stretch.events.is_empty() && reading.next < last {
+            let entries = match reading.read(store) {
                 Err(ReadError::DamagedEntry(damaged)) => {
-                    next = damaged.arrival + 1;
+                    reading.next = damaged.arrival + 1;
                     if self.asks_for(caller, filter, damaged.arrival) {
-                        return end(found, next, passed, Some(*damaged));
+                        reading.move_to(store, damaged.arrival)?;
+                        stretch.events.push((Event::Damaged(damaged_of(*damaged)), reading.here.clone()));
                     }
                     continue;
                 }
@@ -111,21 +143,30 @@ impl Api {
                 break;
             }
             for entry in entries {
-                let arrival = entry.arrival.unwrap_or(next);
+                let arrival = entry.arrival.unwrap_or(reading.next);
                 let asked = match &entry.content {
                     Content::Disclosed { header: Some(header), .. } => filter.wants(header),
                     _ => false,
                 };
-                match self.hidden(caller, &entry) {
-                    None if asked => found.push(entry),
+                match self.hidden_by(caller, &entry, &rosters) {
+                    None if asked => {
+                        reading.move_to(store, arrival)?;
+                        found.push(entry);
+                        cursors.push(reading.here.clone());
+                    }
                     // It is sent when that roster has come; nothing else waits for it.
-                    Some(Hidden::NotYet) if asked => passed.push(arrival),
+                    Some(Hidden::NotYet) if asked => {
+                        let roster_version = rosters.newest().version();
+                        reading.held.get_or_insert(HeldBack { from: arrival, roster_version });
+                    }
                     _ => {}
                 }
-                next = arrival + 1;
+                reading.next = arrival + 1;
             }
         }
-        end(found, next, passed, None)
+        // What did not match was looked at, too.
+        reading.move_to(store, reading.next - 1)?;
+        Ok(stretch)
     }
 
     /// Whether a caller reads and asks for what arrived there, by what is known of it without reading it; if nothing is, it is told of it.
@@ -139,35 +180,98 @@ impl Api {
         asked.get()
     }
 
-    /// A bulletin that was passed over, if its roster has come and the caller may have it; and whether it still waits. Blocks.
-    fn come_after_all(&self, caller: &Caller, arrival: u64) -> Result<(Option<Event>, bool), ReadError> {
-        let entries = match self.store().arrivals(arrival, 1, 0) {
-            Err(ReadError::DamagedEntry(damaged)) => return Ok((Some(Event::Damaged(damaged_of(*damaged))), false)),
+    /// Of the entries in `range` that were held back when the rosters up to `version` were known, those that the caller asks for and may have by
+    /// `rosters`, as much as is read at once. Blocks.
+    fn released(
+        &self,
+        caller: &Caller,
+        filter: &Filter,
+        rosters: &RosterChain,
+        version: u64,
+        range: Range<u64>,
+    ) -> Result<Released, ReadError> {
+        let mut released = Released { events: Vec::new(), next: range.end, waiting: None };
+        let entries = match self.store().arrivals(range.start, READ_MAX.0, READ_MAX.1) {
+            Err(ReadError::DamagedEntry(damaged)) => {
+                released.next = damaged.arrival + 1;
+                if self.asks_for(caller, filter, damaged.arrival) {
+                    released.events.push((damaged.arrival, Event::Damaged(damaged_of(*damaged))));
+                }
+                return Ok(released);
+            }
             read => read?,
         };
-        let Some(entry) = entries.into_iter().next() else { return Ok((None, false)) };
-        match self.hidden(caller, &entry) {
-            None => {
-                let delivery = self.deliveries(caller, vec![entry], &mut Work::new(Work::STRETCH))?;
-                Ok((delivery.into_iter().next().map(Event::Delivery), false))
+        let mut found = Vec::new();
+        for entry in entries {
+            let Some(arrival) = entry.arrival.filter(|arrival| range.contains(arrival)) else { break };
+            released.next = arrival + 1;
+            let Content::Disclosed { header: Some(header), .. } = &entry.content else { continue };
+            if entry.feed.member == *self.me() || header.roster_version <= version || !filter.wants(header) {
+                continue;
             }
-            Some(Hidden::NotYet) => Ok((None, true)),
-            Some(_) => Ok((None, false)),
+            match self.hidden_by(caller, &entry, rosters) {
+                None => found.push(entry),
+                Some(Hidden::NotYet) => _ = released.waiting.get_or_insert(arrival),
+                Some(_) => {}
+            }
         }
+        let deliveries = self.deliveries(caller, found, &mut Work::new(Work::STRETCH))?;
+        released.events = deliveries.into_iter().map(|it| (it.arrival, Event::Delivery(it))).collect();
+        Ok(released)
+    }
+}
+
+/// Where a stream reads.
+#[derive(Clone, Debug)]
+struct Reading {
+    /// The first offset that was not looked at.
+    next: u64,
+    /// Entries before it that wait for a roster.
+    held: Option<HeldBack>,
+    trail: Trail,
+    /// The cursor behind what was read last.
+    here: Bytes,
+}
+
+impl Reading {
+    fn begin(store: &dyn Store, offset: u64, held: Option<HeldBack>) -> Result<Self, ReadError> {
+        let mut trail = Trail::new(store);
+        let here = trail.at_or_unproven(store, offset, held)?.encode();
+        Ok(Self { next: offset + 1, held, trail, here })
+    }
+
+    fn read(&mut self, store: &dyn Store) -> Result<Vec<Entry>, ReadError> {
+        let (entries, links) = store.linked_arrivals(self.next, READ_MAX.0, READ_MAX.1)?;
+        self.trail.note(links);
+        Ok(entries)
+    }
+
+    /// Everything up to an offset was looked at. Where the commit that holds it is damaged the last cursor stays.
+    fn move_to(&mut self, store: &dyn Store, offset: u64) -> Result<(), ReadError> {
+        if let Some(cursor) = self.trail.at(store, offset, self.held)? {
+            self.here = cursor.encode();
+        }
+        Ok(())
     }
 }
 
 /// Part of what arrived.
+#[derive(Default)]
 struct Stretch {
-    deliveries: Vec<proto::Delivery>,
-    /// The first arrival that was not looked at.
-    next: u64,
-    /// Arrivals that wait for a roster.
-    passed: Vec<u64>,
-    /// What comes after the deliveries and cannot be read.
-    damaged: Option<DamagedEntry>,
-    /// Whether all that there was to say of the deliveries was looked up.
+    /// What to send, each with the cursor behind it.
+    events: Vec<(Event, Bytes)>,
+    /// Whether all that there was to say of the bulletins was looked up.
     whole: bool,
+}
+
+/// Part of what was held back.
+struct Released {
+    /// What to send, each with its offset.
+    events: Vec<(u64, Event)>,
+    /// The first offset that was not looked at.
+    next: u64,
+    /// The first that still waits.
+    waiting: Option<u64>,
 }
 
 /// One open subscription.
@@ -177,10 +281,13 @@ struct Follower {
     filter: Arc<Filter>,
     /// What is to be said of it with the first event.
     warnings: Vec<proto::FilterWarning>,
-    /// The first arrival that was not looked at.
-    next: u64,
-    /// Arrivals before it that wait for a roster: the newest [`PASSED_MAX`].
-    passed: BTreeSet<u64>,
+    reading: Reading,
+    /// The cursor behind what was sent last.
+    here: Bytes,
+    /// Its name.
+    name: Option<Named>,
+    /// When it was last recorded that the name is used.
+    used: Instant,
     /// When something was last sent.
     spoke: Instant,
     call: Call,
@@ -191,18 +298,16 @@ struct Follower {
 type End = Option<Status>;
 
 impl Follower {
-    async fn run(&mut self) -> Result<(), End> {
+    async fn run(&mut self, reset: Option<proto::Reset>) -> Result<(), End> {
         let (mut arrivals, mut rosters) = (self.api.committer.watch_arrivals(), self.api.rosters.watch());
-        self.position().await?;
-        let mut looked_by = self.api.rosters.load().newest().version();
+        if let Some(reset) = reset {
+            self.send(Event::Reset(reset), "", None).await?;
+        }
+        let outcome = self.name.as_ref().map_or("", |name| name.outcome);
+        self.send(Event::Position(self.reading.next - 1), outcome, None).await?;
         loop {
             arrivals.mark_unchanged();
             rosters.mark_unchanged();
-            let version = self.api.rosters.load().newest().version();
-            if version != looked_by {
-                looked_by = version;
-                self.come_after_all().await?;
-            }
             self.api.renew(&mut self.caller, &SUBSCRIBE)?;
             self.catch_up().await?;
             tokio::select! {
@@ -211,90 +316,148 @@ impl Follower {
                 () = self.responses.closed() => return Err(None),
                 () = tokio::time::sleep(GRANT_CHECK) => {}
             }
+            self.check_name().await?;
             if self.spoke.elapsed() >= HEARTBEAT {
                 self.position().await?;
             }
         }
     }
 
+    /// A name is used as long as its stream is open. It does not say where to go on once the store turns out to have gone back.
+    async fn check_name(&mut self) -> Result<(), End> {
+        let Some(name) = &self.name else { return Ok(()) };
+        if name.by_name_only && self.api.needs_recovery() {
+            return Err(Some(errors::unknown_subscription(name.name(), Some(self.reading.next - 1))));
+        }
+        if self.used.elapsed() >= USED_EVERY {
+            self.used = Instant::now();
+            self.api.touch(&name.key).await?;
+        }
+        Ok(())
+    }
+
     /// Sends all that has arrived.
     async fn catch_up(&mut self) -> Result<(), End> {
-        'reading: while self.next < self.api.store().end_arrival() {
+        'reading: loop {
+            self.release().await?;
+            let behind = self.api.store().end_arrival().saturating_sub(self.reading.next);
+            if behind == 0 {
+                return Ok(());
+            }
             let rules = self.api.access.load_full();
-            let (caller, filter, next) = (self.caller.clone(), Arc::clone(&self.filter), self.next);
-            let live = self.api.store().end_arrival() - next <= LIVE_MAX;
+            let mut reading = self.reading.clone();
+            let live = behind <= LIVE_MAX;
             // The newest lie in memory for all; what is read for this one alone is charged before.
             let mut charge = None;
-            let at_once = live.then(|| self.api.stretch(&caller, &filter, next, Work::NONE));
+            let at_once = live.then(|| self.api.stretch(&self.caller, &self.filter, &mut reading, Work::NONE));
             let at_once = at_once.transpose().map_err(|error| errors::read(&error))?.filter(|stretch| stretch.whole);
-            let Stretch { deliveries, next, passed, damaged, whole: _ } = match at_once {
-                Some(stretch) => stretch,
+            let Stretch { events, whole: _ } = match at_once {
+                Some(stretch) => {
+                    self.reading = reading;
+                    stretch
+                }
                 None => {
                     let room = tokio::select! {
                         room = self.call.charge_response(READ_CHARGED_BYTES) => room,
                         () = self.responses.closed() => return Err(None),
                     };
                     let room = charge.insert(room);
-                    let read = self.api.reading(move |api| api.stretch(&caller, &filter, next, Work::STRETCH)).await?;
-                    let bytes = read.deliveries.iter().map(|delivery| delivery.encoded_len() as u64 + MESSAGE_BYTES);
+                    let (caller, filter, mut reading) =
+                        (self.caller.clone(), Arc::clone(&self.filter), self.reading.clone());
+                    let read =
+                        move |api: &Api| Ok((api.stretch(&caller, &filter, &mut reading, Work::STRETCH)?, reading));
+                    let stretch: Stretch;
+                    (stretch, self.reading) = self.api.reading(read).await?;
+                    let bytes = stretch.events.iter().map(|(event, _)| bytes_of(event));
                     room.shrink(room.amount().saturating_sub(bytes.sum()));
-                    read
+                    stretch
                 }
             };
-            let empty = deliveries.is_empty() && damaged.is_none();
-            for delivery in deliveries {
+            let empty = events.is_empty();
+            for (event, cursor) in events {
                 // The rules were read again: what was let pass by the old ones is looked at once more.
                 if !Arc::ptr_eq(&rules, &self.api.access.load()) {
-                    self.next = delivery.arrival;
+                    let next = offset_of(&event).unwrap_or(self.reading.next);
+                    self.reading.held = self.reading.held.filter(|held| held.from < next);
+                    (self.reading.next, self.reading.here) = (next, self.here.clone());
                     self.api.renew(&mut self.caller, &SUBSCRIBE)?;
                     continue 'reading;
                 }
-                let arrival = delivery.arrival;
-                let bytes = delivery.encoded_len() as u64 + MESSAGE_BYTES;
-                let charged = charge.as_mut().map(|charge| charge.split(bytes));
-                self.tell(Event::Delivery(delivery), charged).await?;
-                self.next = arrival + 1;
+                self.here = cursor;
+                let charged = charge.as_mut().map(|charge| charge.split(bytes_of(&event)));
+                self.send(event, "", charged).await?;
             }
-            if let Some(damaged) = damaged {
-                self.tell(Event::Damaged(damaged_of(damaged)), None).await?;
-            }
-            self.next = next;
-            self.passed.extend(passed);
-            while self.passed.len() > PASSED_MAX {
-                self.passed.pop_first();
-            }
-            if empty && next < self.api.store().end_arrival() {
+            self.here = self.reading.here.clone();
+            if empty && self.reading.next < self.api.store().end_arrival() {
                 self.position().await?;
                 self.api.renew(&mut self.caller, &SUBSCRIBE)?;
             }
         }
-        Ok(())
     }
 
-    /// Sends what was passed over and whose roster has come now.
-    async fn come_after_all(&mut self) -> Result<(), End> {
-        for arrival in std::mem::take(&mut self.passed) {
-            let caller = self.caller.clone();
-            let (come, waits) = self.api.reading(move |api| api.come_after_all(&caller, arrival)).await?;
-            if let Some(event) = come {
-                self.tell(event, None).await?;
-            } else if waits {
-                self.passed.insert(arrival);
+    /// Sends what was held back and whose roster has come now. Should the stream be cut meanwhile, some of it comes again on the next one, and
+    /// nothing is left out.
+    async fn release(&mut self) -> Result<(), End> {
+        while let Some(held) = self.reading.held {
+            let rosters = self.api.rosters.load();
+            if held.roster_version >= rosters.newest().version() {
+                break;
             }
+            let (mut from, end, mut waiting) = (held.from, self.reading.next, None);
+            while from < end {
+                let (caller, filter, by) = (self.caller.clone(), Arc::clone(&self.filter), Arc::clone(&rosters));
+                let (version, range) = (held.roster_version, from..end);
+                let read = move |api: &Api| api.released(&caller, &filter, &by, version, range);
+                let released = self.api.reading(read).await?;
+                for (arrival, event) in released.events {
+                    self.hold(Some(HeldBack { from: waiting.unwrap_or(arrival + 1), ..held })).await?;
+                    self.send(event, "", None).await?;
+                }
+                waiting = waiting.or(released.waiting);
+                from = released.next;
+                self.api.renew(&mut self.caller, &SUBSCRIBE)?;
+            }
+            let roster_version = rosters.newest().version();
+            self.hold(waiting.map(|from| HeldBack { from, roster_version })).await?;
         }
         Ok(())
     }
 
-    /// All before the next arrival was looked at.
-    async fn position(&mut self) -> Result<(), End> {
-        self.tell(Event::Position(self.next.saturating_sub(1)), None).await
+    /// What is held back has changed, and with it the cursor.
+    async fn hold(&mut self, held: Option<HeldBack>) -> Result<(), End> {
+        let mut reading = self.reading.clone();
+        reading.held = held.filter(|held| held.from < reading.next);
+        let moved = move |api: &Api| reading.move_to(&**api.store(), reading.next - 1).map(|()| reading);
+        self.reading = self.api.reading(moved).await?;
+        self.here = self.reading.here.clone();
+        Ok(())
     }
 
-    async fn tell(&mut self, event: Event, charged: Option<Charge>) -> Result<(), End> {
+    /// All before the next offset was looked at.
+    async fn position(&mut self) -> Result<(), End> {
+        self.send(Event::Position(self.reading.next - 1), "", None).await
+    }
+
+    async fn send(&mut self, event: Event, outcome: &str, charged: Option<Charge>) -> Result<(), End> {
+        let (cursor, subscription) = (self.here.clone(), outcome.to_owned());
         let warnings = std::mem::take(&mut self.warnings);
-        let message = Ok(proto::SubscribeResponse { event: Some(event), warnings });
-        let sent = self.responses.send(message, charged).await;
+        let response = proto::SubscribeResponse { event: Some(event), cursor, subscription, warnings };
+        let sent = self.responses.send(Ok(response), charged).await;
         self.spoke = Instant::now();
         if sent { Ok(()) } else { Err(None) }
     }
+}
+
+/// The offset of a bulletin, or of one that is damaged.
+fn offset_of(event: &Event) -> Option<u64> {
+    match event {
+        Event::Delivery(delivery) => Some(delivery.arrival),
+        Event::Damaged(damaged) => Some(damaged.arrival),
+        Event::Position(_) | Event::Reset(_) => None,
+    }
+}
+
+/// Bytes of an event's message; those of a position or a reset are small, and not counted.
+fn bytes_of(event: &Event) -> u64 {
+    if let Event::Delivery(delivery) = event { delivery.encoded_len() as u64 + MESSAGE_BYTES } else { 0 }
 }

@@ -264,6 +264,8 @@ pub const CALLS: &[(&str, &[&str])] = &[
     ("FocalPoint.Get", &["api_calls", "api_request_bytes", "api_response_bytes", "api_reads"]),
     ("FocalPoint.Subscribe", &["api_calls", "api_request_bytes", "api_response_bytes"]),
     ("FocalPoint.Acknowledge", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    ("FocalPoint.ListSubscriptions", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    ("FocalPoint.DeleteSubscription", &["api_calls", "api_request_bytes", "api_response_bytes"]),
     ("FocalPoint.History", &["api_calls", "api_request_bytes", "api_response_bytes", "api_reads"]),
     ("Audit.ExportEvidence", &["api_calls", "api_request_bytes", "api_response_bytes", "api_evidence"]),
     (

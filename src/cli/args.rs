@@ -315,7 +315,8 @@ mod tests {
                 ("history --nothing", "--nothing"),
                 ("histori", "histori"),
                 ("show", "MEMBER/ID"),
-                ("watch --from 1 --subscription x", "--subscription"),
+                ("exchange init --count 2 --members ma", "--members"),
+                ("watch --from 42", "--from"),
             ]);
             for (line, named) in ids {
                 let words = std::iter::once("barid").chain(line.split(' '));

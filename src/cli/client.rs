@@ -80,6 +80,19 @@ impl Client {
         self.told(self.focal_point().acknowledge(within(self.timeout, request)).await).await.map(|_| ())
     }
 
+    /// FocalPoint.ListSubscriptions.
+    pub(super) async fn list_subscriptions(
+        &self,
+        request: proto::ListSubscriptionsRequest,
+    ) -> Result<proto::ListSubscriptionsResponse, Failure> {
+        self.told(self.focal_point().list_subscriptions(within(self.timeout, request)).await).await
+    }
+
+    /// FocalPoint.DeleteSubscription.
+    pub(super) async fn delete_subscription(&self, request: proto::DeleteSubscriptionRequest) -> Result<(), Failure> {
+        self.told(self.focal_point().delete_subscription(within(self.timeout, request)).await).await.map(|_| ())
+    }
+
     /// FocalPoint.Get.
     pub(super) async fn get(&self, request: proto::GetRequest) -> Result<proto::GetResponse, Failure> {
         self.told(self.focal_point().get(within(self.timeout, request)).await).await

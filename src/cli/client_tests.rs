@@ -50,7 +50,7 @@ fn delivery(arrival: u64) -> proto::Delivery {
     let draft = barid_core::bulletin::kinds::REGISTRY[0].sample().unwrap();
     let header = proto::Header { format: 1, member: "ne".into(), id: ID.into(), ..draft.header.unwrap() };
     let envelope = envelope::encode(&header, draft.body.as_ref().unwrap(), [1; 16]);
-    proto::Delivery { arrival, envelope, feed: "ne.rabat.example/feed/1".into(), ..Default::default() }
+    proto::Delivery { arrival, index: arrival, envelope, feed: "ne.rabat.example/feed/1".into(), ..Default::default() }
 }
 
 #[tonic::async_trait]
@@ -109,12 +109,21 @@ impl FocalPoint for Node {
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         use proto::subscribe_request::Start;
         use proto::subscribe_response::Event;
-        let after = match request.into_inner().start {
-            Some(Start::After(after)) => after,
-            _ => 10,
+        let proto::SubscribeRequest { start, cursor, begin, .. } = request.into_inner();
+        let name = if let Some(Start::Subscription(name)) = start { format!("{name} ") } else { String::new() };
+        let after = cursor.first().map_or(10, |offset| u64::from(*offset));
+        self.asked.lock().push(if cursor.is_empty() {
+            format!("{name}{begin}")
+        } else {
+            format!("{name}after {after}")
+        });
+        let event = |event| {
+            let (Event::Position(offset) | Event::Delivery(proto::Delivery { arrival: offset, .. })) = &event else {
+                panic!("{event:?}")
+            };
+            let cursor = vec![u8::try_from(*offset).unwrap()].into();
+            Ok(proto::SubscribeResponse { event: Some(event), cursor, ..Default::default() })
         };
-        self.asked.lock().push(format!("after {after}"));
-        let event = |event| Ok(proto::SubscribeResponse { event: Some(event), ..Default::default() });
         let events =
             [Event::Position(after), Event::Delivery(delivery(after + 1)), Event::Delivery(delivery(after + 2))];
         let cut = stream::once(async { Err(Status::unavailable("cut")) });
@@ -125,8 +134,36 @@ impl FocalPoint for Node {
         &self,
         request: Request<proto::AcknowledgeRequest>,
     ) -> Result<Response<proto::AcknowledgeResponse>, Status> {
-        self.asked.lock().push(format!("acknowledged {}", request.into_inner().arrival));
+        self.asked.lock().push(format!("acknowledged {}", request.into_inner().cursor[0]));
         Ok(Response::new(proto::AcknowledgeResponse {}))
+    }
+
+    async fn list_subscriptions(
+        &self,
+        request: Request<proto::ListSubscriptionsRequest>,
+    ) -> Result<Response<proto::ListSubscriptionsResponse>, Status> {
+        let (name, next_page_token) = match request.into_inner().page_token.as_str() {
+            "" => ("alerts", "alerts".to_owned()),
+            _ => ("desk", String::new()),
+        };
+        let filter = Some(proto::Filter { topics: vec!["customs.>".into()], ..Default::default() });
+        let subscription = proto::Subscription { name: name.into(), filter, offset: 5, ..Default::default() };
+        let subscriptions = vec![subscription];
+        Ok(Response::new(proto::ListSubscriptionsResponse { subscriptions, next_page_token, newest_offset: 12 }))
+    }
+
+    async fn delete_subscription(
+        &self,
+        request: Request<proto::DeleteSubscriptionRequest>,
+    ) -> Result<Response<proto::DeleteSubscriptionResponse>, Status> {
+        let name = request.into_inner().subscription;
+        if name != "desk" {
+            let info = [("subscription".to_owned(), name), ("cause".to_owned(), "unknown".to_owned())];
+            let details = ErrorDetails::with_error_info("UNKNOWN_SUBSCRIPTION", "barid", info);
+            return Err(Status::with_error_details(tonic::Code::NotFound, "no such name", details));
+        }
+        self.asked.lock().push(format!("removed {name}"));
+        Ok(Response::new(proto::DeleteSubscriptionResponse {}))
     }
 
     async fn history(
@@ -292,7 +329,7 @@ async fn a_watch_takes_up_where_the_line_was_cut() {
         .map(|object| object["arrival"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(arrivals, ["11", "12", "13"]);
-    assert_eq!(*node.asked.lock(), ["after 10", "after 12"]);
+    assert_eq!(*node.asked.lock(), ["", "after 12"]);
 }
 
 #[tokio::test]
@@ -302,7 +339,47 @@ async fn a_named_subscription_is_told_what_was_shown() {
     let (result, text) = barid(folder.path(), Lang::Fr, &words).await;
     assert_eq!(result.unwrap(), Exit::Ok);
     assert!(text.contains("EXERCICE"), "{text}");
-    assert_eq!(node.asked.lock().last().unwrap(), "acknowledged 12");
+    assert_eq!(*node.asked.lock(), ["desk ", "acknowledged 12"]);
+    // It says where to begin only if that is said to it.
+    let words = ["watch", "--subscription", "desk", "--from", "beginning", "--count", "2"];
+    barid(folder.path(), Lang::Fr, &words).await.0.unwrap();
+    assert_eq!(node.asked.lock()[2], "desk beginning");
+}
+
+#[tokio::test]
+async fn a_watch_with_a_cursor_file_goes_on_in_the_next_run_and_shows_nothing_twice() {
+    let (node, folder) = node(NODE).await;
+    let file = folder.path().join("cursor.json").display().to_string();
+    let words = ["watch", "--json", "--cursor", &file, "--from", "beginning", "--count", "1"];
+    let shown = async || {
+        let (result, text) = barid(folder.path(), Lang::En, &words).await;
+        assert_eq!(result.unwrap(), Exit::Ok, "{text}");
+        let objects = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        objects.map(|object| (object["arrival"].clone(), object["cursor"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(shown().await, [("11".into(), "Cw".into())]);
+    assert_eq!(shown().await, [("12".into(), "DA".into())]);
+    assert_eq!(*node.asked.lock(), ["beginning", "after 11"]);
+}
+
+#[tokio::test]
+async fn subscriptions_are_listed_page_by_page_and_removed() {
+    let (node, folder) = node(NODE).await;
+    let (result, text) = barid(folder.path(), Lang::En, &["subscriptions", "list"]).await;
+    assert_eq!(result.unwrap(), Exit::Ok);
+    let rows: Vec<&str> = text.lines().collect();
+    assert_eq!(rows.len(), 3, "{text}");
+    assert!(rows[1].starts_with("alerts") && rows[2].starts_with("desk") && rows[2].contains("--topic customs.>"));
+    let (_, text) = barid(folder.path(), Lang::En, &["subscriptions", "list", "--json"]).await;
+    assert_eq!(text.lines().count(), 2, "{text}");
+    barid(folder.path(), Lang::En, &["subscriptions", "remove", "desk"]).await.0.unwrap();
+    assert_eq!(*node.asked.lock(), ["removed desk"]);
+    for lang in Lang::ALL {
+        let (result, text) = barid(folder.path(), lang, &["subscriptions", "remove", "other"]).await;
+        let failure = result.unwrap_err();
+        assert_eq!((failure.id(), failure.exit_code()), ("unknown-subscription", Exit::Failure));
+        assert!(text.contains("other") && text.contains("--from beginning"), "{text}");
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 //! In scope: one type for all commands, its form for people (in their language) and for machines, and the one map from a node's answer
 //! (`tonic::Status` with google.rpc details) to it. Out of scope: the errors themselves, which belong to their modules.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
@@ -255,8 +256,23 @@ impl Failure {
             .collect();
         let retry = details.retry_info().and_then(|info| info.retry_delay);
         let mut failure = Self::new(id).exit(exit).cause(cause).fields(fields);
+        if let Some(info) = details.error_info() {
+            failure = failure.of_subscription(&info.reason, &info.metadata);
+        }
         failure.retry_after_ms = retry.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
         failure
+    }
+
+    /// What a node says of a named subscription or a cursor has words in every language.
+    fn of_subscription(self, reason: &str, info: &HashMap<String, String>) -> Self {
+        let value = |key: &str| info.get(key).cloned().unwrap_or_default();
+        let (id, keys): (_, &[&'static str]) = match reason {
+            "UNKNOWN_SUBSCRIPTION" => ("unknown-subscription", &["subscription", "cause"]),
+            "FILTER_DIFFERS" => ("filter-differs", &["recorded", "requested"]),
+            "CURSOR_MISMATCH" => ("cursor-mismatch", &["cause"]),
+            _ => return self,
+        };
+        keys.iter().fold(Self { cause: None, ..self.told_as(id) }, |failure, key| failure.with(key, &value(key)))
     }
 
     /// The exit code.

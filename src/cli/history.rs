@@ -32,9 +32,9 @@ pub(super) struct HistoryArgs {
     /// At most so many bulletins.
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
-    /// Go on before this arrival number, as shown with each bulletin (`#42`), or by the page before.
-    #[arg(long, value_name = "ARRIVAL", value_parser = clap::value_parser!(u64).range(2..))]
-    before: Option<u64>,
+    /// Go on with the page after the one that ended with this.
+    #[arg(long, value_name = "PAGE")]
+    before: Option<String>,
     #[command(flatten)]
     pub(super) within: TimeoutArgs,
 }
@@ -44,8 +44,7 @@ pub(super) async fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, F
     let profile = context.profile()?;
     let client = Client::patient(&profile, args.within.duration())?;
     let mut found: Vec<proto::Delivery> = Vec::new();
-    // A page's token is the arrival number before which it begins.
-    let mut page_token = args.before.map(|before| before.to_string()).unwrap_or_default();
+    let mut page_token = args.before.clone().unwrap_or_default();
     let (mut left, mut warned) = (args.limit, false);
     let mut damaged: Vec<proto::DamagedEntry> = Vec::new();
     while left > 0 {
@@ -153,7 +152,7 @@ fn next(context: &Context, args: &HistoryArgs, before: &str) -> String {
     for (option, values) in options.iter().filter(|(_, values)| !values.is_empty()) {
         command += &format!(" {option} {}", args::quoted(&values.join(",")));
     }
-    format!("{command} --limit {} --before {before}", args.limit)
+    format!("{command} --limit {} --before {}", args.limit, args::quoted(before))
 }
 
 #[cfg(test)]

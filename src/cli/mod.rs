@@ -40,6 +40,7 @@ mod roster;
 mod show;
 mod state;
 mod status;
+mod subscriptions;
 mod times;
 mod tls;
 mod verify;
@@ -88,6 +89,8 @@ enum Command {
     Publish(publish::PublishArgs),
     /// Show bulletins as they arrive.
     Watch(watch::WatchArgs),
+    /// Subscriptions that the node records under a name: list, remove.
+    Subscriptions(subscriptions::SubscriptionsArgs),
     /// Show what has arrived, newest first.
     History(history::HistoryArgs),
     /// Show one bulletin and what became of it.
@@ -240,6 +243,9 @@ async fn talk(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Publish(args) => publish::run(context, &args).await,
         Command::Watch(args) => watch::run(context, &args).await,
         Command::History(args) => deadline::within(args.within.seconds(), history::run(context, &args)).await,
+        Command::Subscriptions(args) => {
+            deadline::within(args.within.seconds(), subscriptions::run(context, &args)).await
+        }
         Command::Show(args) => deadline::within(args.within.seconds(), show::run(context, &args)).await,
         // A large file on a thin line takes as long as it takes, if nobody says otherwise.
         Command::Evidence(args) => match args.within.chosen() {

@@ -1,16 +1,23 @@
 //! `barid watch`: bulletins as they arrive, for as long as it runs.
 //!
-//! In scope: starting from now, from a cursor or from a named subscription; taking up again where the line was cut. Out of scope:
-//! remembering a cursor without a name; the caller has the arrival numbers.
+//! In scope: where it begins; taking up again where the line was cut; showing each bulletin once, whatever history the node's store goes on
+//! with. Out of scope: what is known of that (`progress`).
 
+mod progress;
+mod seen;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
 use barid_core::proto;
+use bytes::Bytes;
 use clap::Args;
 use proto::subscribe_request::Start;
 use proto::subscribe_response::Event;
 use serde_json::json;
+use tokio::time::Instant;
 
+use self::progress::{Progress, cursor_text, parse_cursor};
 use super::args::FilterArgs;
 use super::client::Client;
 use super::history::{damage, warn};
@@ -21,22 +28,32 @@ use super::{Context, Exit, Failure, deadline, message, say};
 const RETRY_DELAY_SECONDS: u64 = 1;
 /// Longest pause: a line that is back is noticed within it.
 const RETRY_DELAY_SECONDS_MAX: u64 = 30;
-/// Bulletins shown before a named subscription is told so, if more are waiting.
-const ACKNOWLEDGE_EVERY: u32 = 100;
-/// Longest that shown bulletins stay unacknowledged when nothing more comes.
-const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(200);
+/// Bulletins shown before the progress is kept, if more are waiting.
+const KEEP_EVERY: u32 = 100;
+/// Longest that shown bulletins are not kept when nothing more comes.
+const KEEP_WITHIN: Duration = Duration::from_millis(200);
+/// Longest that a position is not kept where nothing matches: what was looked at is not looked at again.
+const KEEP_POSITION_WITHIN: Duration = Duration::from_secs(60);
+/// Longest that the end is held up for what was shown last to be kept.
+const KEEP_LAST_WITHIN: Duration = Duration::from_secs(2);
 
 /// What to watch, from where, and when to stop.
 #[derive(Debug, Args)]
 pub(super) struct WatchArgs {
     #[command(flatten)]
     filter: FilterArgs,
-    /// Begin after this arrival number, as shown with each bulletin (`#42`); 0 is the beginning.
-    #[arg(long, value_name = "ARRIVAL", conflicts_with = "subscription")]
-    from: Option<u64>,
-    /// Begin where the subscription of this name stopped, and remember progress under it.
+    /// Begin here where nothing else says so: `now`, `beginning`, or a cursor as `--json` shows it with each bulletin.
+    #[arg(long, value_name = "PLACE", value_parser = place)]
+    from: Option<Place>,
+    /// Go on from the cursor in this file, and keep it there; a new file begins where --from says.
+    #[arg(long, value_name = "FILE")]
+    cursor: Option<PathBuf>,
+    /// Begin where the subscription of this name stopped, and record progress under it at the node; a new name needs --from.
     #[arg(long, value_name = "NAME")]
     subscription: Option<String>,
+    /// Give the subscription the filter of this command line, and begin anew where --from says.
+    #[arg(long, requires = "subscription", requires = "from")]
+    replace_filter: bool,
     /// Stop after so many bulletins.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
@@ -48,130 +65,208 @@ pub(super) struct WatchArgs {
     timeout: u64,
 }
 
-/// Where a watch stands.
-struct Progress {
-    /// What was looked at last: where to take up again.
-    arrival: Option<u64>,
-    shown: u64,
-    unacknowledged: u32,
+/// Where to begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    Now,
+    Beginning,
+    Cursor(Bytes),
 }
+
+fn place(text: &str) -> Result<Place, String> {
+    match text {
+        "now" => Ok(Place::Now),
+        "beginning" | "0" => Ok(Place::Beginning),
+        // A number alone does not prove of which history of the node's store it is.
+        number if number.bytes().all(|b| b.is_ascii_digit()) => Err(EXPECTED.to_owned()),
+        text => parse_cursor(text).map(Place::Cursor).ok_or_else(|| EXPECTED.to_owned()),
+    }
+}
+
+const EXPECTED: &str = "now, beginning, or a cursor";
 
 /// Watches.
 pub(super) async fn run(context: &Context, args: &WatchArgs) -> Result<Exit, Failure> {
+    let mut progress = match &args.cursor {
+        Some(path) => Progress::open(path, &args.filter.to_proto())?,
+        None => Progress::default(),
+    };
     let profile = context.profile()?;
     let client = Client::patient(&profile, Duration::from_secs(args.timeout))?;
     let render = Render::new(context, profile.directory());
-    let work = watch(context, args, &client, &render);
+    let mut watch = Watch { context, args, client: &client, render: &render, progress: &mut progress };
     let end = tokio::time::sleep(Duration::from_secs(args.seconds.unwrap_or(0)));
-    tokio::select! {
-        done = work => done,
-        () = end, if args.seconds.is_some() => Ok(if args.count.is_some() { Exit::NotReached } else { Exit::Ok }),
-        _ = tokio::signal::ctrl_c() => Ok(Exit::Ok),
-    }
-}
-
-async fn watch(context: &Context, args: &WatchArgs, client: &Client, render: &Render<'_>) -> Result<Exit, Failure> {
-    let mut progress = Progress { arrival: None, shown: 0, unacknowledged: 0 };
-    let mut delay = RETRY_DELAY_SECONDS;
-    loop {
-        let before = progress.arrival;
-        let failure = match follow(context, args, client, render, &mut progress).await {
-            Ok(()) => return Ok(Exit::Ok),
-            Err(failure) if failure.exit_code() == Exit::NotReached => failure,
-            Err(failure) => return Err(failure),
-        };
-        if progress.arrival != before {
-            delay = RETRY_DELAY_SECONDS;
-        } else if progress.arrival.is_none() && args.subscription.is_none() && args.from.is_none() {
-            // Nothing was ever received: the node is not there, and "from now" would silently skip what comes until it is.
-            return Err(failure);
-        }
-        context.output.error_line(&say!(context.messages, "line-cut", nSeconds = delay));
-        tokio::time::sleep(Duration::from_secs(delay)).await;
-        delay = (delay * 2).min(RETRY_DELAY_SECONDS_MAX);
-    }
-}
-
-/// One stream: until it ends, or enough was shown.
-async fn follow(
-    context: &Context,
-    args: &WatchArgs,
-    client: &Client,
-    render: &Render<'_>,
-    progress: &mut Progress,
-) -> Result<(), Failure> {
-    let start = match (&args.subscription, progress.arrival.or(args.from)) {
-        (Some(name), _) => Some(Start::Subscription(name.clone())),
-        (None, Some(after)) => Some(Start::After(after)),
-        (None, None) => None,
+    let done = tokio::select! {
+        done = watch.run() => return done,
+        () = end, if args.seconds.is_some() => if args.count.is_some() { Exit::NotReached } else { Exit::Ok },
+        _ = tokio::signal::ctrl_c() => Exit::Ok,
     };
-    let request = proto::SubscribeRequest { filter: Some(args.filter.to_proto()), start };
-    let mut stream = deadline::within(args.timeout, client.subscribe(request)).await?;
-    loop {
-        let next = if progress.unacknowledged == 0 {
-            stream.message().await
-        } else {
-            match tokio::time::timeout(ACKNOWLEDGE_WITHIN, stream.message()).await {
-                Ok(next) => next,
-                Err(_) => {
-                    acknowledge(args, client, progress).await?;
-                    continue;
-                }
+    if watch.progress.unkept > 0 {
+        // What the node does not record in this time is shown again.
+        watch.progress.save()?;
+        _ = tokio::time::timeout(KEEP_LAST_WITHIN, watch.keep()).await;
+    }
+    Ok(done)
+}
+
+struct Watch<'a> {
+    context: &'a Context,
+    args: &'a WatchArgs,
+    client: &'a Client,
+    render: &'a Render<'a>,
+    progress: &'a mut Progress,
+}
+
+impl Watch<'_> {
+    async fn run(&mut self) -> Result<Exit, Failure> {
+        let mut delay = RETRY_DELAY_SECONDS;
+        loop {
+            let before = self.progress.cursor.clone();
+            let failure = match self.follow().await {
+                Ok(()) => return Ok(Exit::Ok),
+                Err(failure) if failure.exit_code() == Exit::NotReached => failure,
+                Err(failure) => return Err(failure),
+            };
+            if self.progress.cursor != before {
+                delay = RETRY_DELAY_SECONDS;
+            } else if self.progress.cursor.is_none() && self.begins_now() {
+                // Nothing was ever received: the node is not there, and "from now" would silently skip what comes until it is.
+                return Err(failure);
             }
+            self.context.output.error_line(&say!(self.context.messages, "line-cut", nSeconds = delay));
+            tokio::time::sleep(Duration::from_secs(delay)).await;
+            delay = (delay * 2).min(RETRY_DELAY_SECONDS_MAX);
+        }
+    }
+
+    fn begins_now(&self) -> bool {
+        self.args.from == Some(Place::Now) || self.args.from.is_none() && self.args.subscription.is_none()
+    }
+
+    fn request(&self) -> proto::SubscribeRequest {
+        let (cursor, begin) = match (&self.progress.cursor, &self.args.from) {
+            (Some(cursor), _) | (None, Some(Place::Cursor(cursor))) => (cursor.clone(), ""),
+            (None, Some(Place::Now)) => (Bytes::new(), "now"),
+            (None, Some(Place::Beginning)) => (Bytes::new(), "beginning"),
+            (None, None) => (Bytes::new(), ""),
         };
-        let Some(response) = next.map_err(|status| Failure::from_status(&status))? else {
-            return Err(Failure::new("unavailable").exit(Exit::NotReached));
-        };
-        warn(context, &response.warnings);
-        match response.event {
-            Some(Event::Delivery(delivery)) => {
-                // After a cut a named subscription starts at its last acknowledgement; what was shown is not shown again.
-                if progress.arrival.is_some_and(|seen| delivery.arrival <= seen) {
-                    continue;
+        proto::SubscribeRequest {
+            filter: Some(self.args.filter.to_proto()),
+            start: self.args.subscription.clone().map(Start::Subscription),
+            cursor,
+            begin: begin.to_owned(),
+            replace_filter: self.args.replace_filter,
+        }
+    }
+
+    /// One stream: until it ends, or enough was shown.
+    async fn follow(&mut self) -> Result<(), Failure> {
+        let mut stream = deadline::within(self.args.timeout, self.client.subscribe(self.request())).await?;
+        let mut kept = Instant::now();
+        loop {
+            let next = if self.progress.unkept == 0 {
+                stream.message().await
+            } else {
+                match tokio::time::timeout(KEEP_WITHIN, stream.message()).await {
+                    Ok(next) => next,
+                    Err(_) => {
+                        self.keep().await?;
+                        kept = Instant::now();
+                        continue;
+                    }
                 }
-                show(context, render, &delivery)?;
-                progress.arrival = Some(delivery.arrival);
-                progress.shown += 1;
-                progress.unacknowledged += 1;
+            };
+            let Some(response) = next.map_err(|status| Failure::from_status(&status))? else {
+                return Err(Failure::new("unavailable").exit(Exit::NotReached));
+            };
+            self.show(response)?;
+            let enough = self.args.count.is_some_and(|count| self.progress.shown >= count);
+            if enough || self.progress.unkept >= KEEP_EVERY || kept.elapsed() >= KEEP_POSITION_WITHIN {
+                self.keep().await?;
+                kept = Instant::now();
+            }
+            if enough {
+                return Ok(());
+            }
+        }
+    }
+
+    fn show(&mut self, response: proto::SubscribeResponse) -> Result<(), Failure> {
+        let proto::SubscribeResponse { event, cursor, subscription, warnings } = response;
+        warn(self.context, &warnings);
+        let output = &self.context.output;
+        match event {
+            Some(Event::Delivery(delivery)) => {
+                // After a reset, and at times after a cut, what was shown comes again.
+                if self.progress.is_new(&delivery) {
+                    self.show_bulletin(&delivery, &cursor)?;
+                }
             }
             // Named and passed: what comes after it is not held up.
             Some(Event::Damaged(damaged)) => {
-                if progress.arrival.is_some_and(|seen| damaged.arrival <= seen) {
-                    continue;
+                if self.progress.is_new_damage(&damaged) {
+                    if output.is_json() {
+                        output.json(&json!({"damaged": message::json_of(&damaged), "cursor": cursor_text(&cursor)}))?;
+                    } else {
+                        output.error_line(&damage(self.context, &damaged));
+                    }
                 }
-                if context.output.is_json() {
-                    context.output.json(&json!({"damaged": message::json_of(&damaged)}))?;
-                } else {
-                    context.output.error_line(&damage(context, &damaged));
-                }
-                progress.arrival = Some(damaged.arrival);
             }
-            Some(Event::Position(position)) => progress.arrival = progress.arrival.max(Some(position)),
-            None => {}
+            Some(Event::Reset(reset)) => {
+                self.progress.reset();
+                if output.is_json() {
+                    output.json(&json!({"reset": message::json_of(&reset), "cursor": cursor_text(&cursor)}))?;
+                } else {
+                    let (reason, offset) = (&reset.reason, reset.offset);
+                    output.error_line(&say!(self.context.messages, "watch-reset", reason = reason, nOffset = offset));
+                }
+            }
+            Some(Event::Position(position)) if matches!(subscription.as_str(), "created" | "restarted") => {
+                let name = self.args.subscription.as_deref().unwrap_or_default();
+                if output.is_json() {
+                    let opened = json!({"name": name, "outcome": subscription, "offset": position.to_string()});
+                    output.json(&json!({"subscription": opened, "cursor": cursor_text(&cursor)}))?;
+                } else {
+                    let id = if subscription == "created" { "watch-created" } else { "watch-restarted" };
+                    output.error_line(&say!(self.context.messages, id, name = name, nOffset = position));
+                }
+            }
+            Some(Event::Position(_)) | None => {}
         }
-        let enough = args.count.is_some_and(|count| progress.shown >= count);
-        if enough || progress.unacknowledged >= ACKNOWLEDGE_EVERY {
-            acknowledge(args, client, progress).await?;
+        if !cursor.is_empty() {
+            self.progress.cursor = Some(cursor);
         }
-        if enough {
-            return Ok(());
-        }
+        Ok(())
     }
-}
 
-async fn acknowledge(args: &WatchArgs, client: &Client, progress: &mut Progress) -> Result<(), Failure> {
-    if let (Some(name), Some(arrival)) = (&args.subscription, progress.arrival) {
-        client.acknowledge(proto::AcknowledgeRequest { subscription: name.clone(), arrival }).await?;
+    fn show_bulletin(&self, delivery: &proto::Delivery, cursor: &[u8]) -> Result<(), Failure> {
+        let (output, reading) = (&self.context.output, Reading::new(delivery));
+        if output.is_json() {
+            let mut object = reading.json();
+            if let Some(object) = object.as_object_mut() {
+                object.insert("cursor".to_owned(), cursor_text(cursor).into());
+            }
+            return output.json(&object);
+        }
+        output.lines(self.render.brief(&reading))?;
+        output.line("")
     }
-    progress.unacknowledged = 0;
-    Ok(())
-}
 
-fn show(context: &Context, render: &Render<'_>, delivery: &proto::Delivery) -> Result<(), Failure> {
-    let reading = Reading::new(delivery);
-    if context.output.is_json() {
-        return context.output.json(&reading.json());
+    /// Keeps how far it has come: in the file, and at the node under the name.
+    async fn keep(&mut self) -> Result<(), Failure> {
+        self.progress.save()?;
+        if let (Some(name), Some(cursor)) = (&self.args.subscription, &self.progress.cursor) {
+            let (subscription, cursor) = (name.clone(), cursor.clone());
+            let request = proto::AcknowledgeRequest { subscription, cursor, ..proto::AcknowledgeRequest::default() };
+            match self.client.acknowledge(request).await {
+                // The node came back with another history of its store before the stream was cut: the next stream tells where it goes on.
+                Err(failure) if matches!(failure.id(), "cursor-mismatch" | "unknown-subscription") => {
+                    return Err(failure.exit(Exit::NotReached));
+                }
+                done => done?,
+            }
+        }
+        self.progress.unkept = 0;
+        Ok(())
     }
-    context.output.lines(render.brief(&reading))?;
-    context.output.line("")
 }

@@ -57,7 +57,7 @@ pub(super) struct Group {
     pub(super) speak_now: bool,
     pub(super) ids: HashMap<Uuid, ()>,
     pub(super) filled: HashSet<(FeedId, u64)>,
-    pub(super) cursors: BTreeMap<String, u64>,
+    pub(super) cursors: BTreeMap<String, CursorRecord>,
     pub(super) own: Vec<NewEntry>,
     pub(super) own_edge: Option<Frontier>,
     pub(super) bytes: usize,
@@ -291,14 +291,18 @@ impl Writer {
             Work::Express(express, reply, permit) => self.take_express(group, *express, reply, permit),
             Work::Keep(kept, reply, permit) => {
                 group.kept_bytes += kept.bytes();
-                let Kept { cosigned, custody, cursors, rosters, crls, forks } = kept;
+                let Kept { cosigned, custody, cursors, subscriptions, rosters, crls, forks } = kept;
                 self.remember(group, &cosigned);
                 group.commit.cosigned.extend(cosigned);
                 group.commit.custody.extend(custody);
-                for CursorRecord { subscription, arrival } in cursors {
-                    let held = group.cursors.entry(subscription).or_insert(arrival);
-                    *held = arrival.max(*held);
+                for cursor in cursors {
+                    match group.cursors.get_mut(&cursor.subscription) {
+                        Some(held) if held.arrival > cursor.arrival => {}
+                        Some(held) => *held = cursor,
+                        None => _ = group.cursors.insert(cursor.subscription.clone(), cursor),
+                    }
                 }
+                group.commit.subscriptions.extend(subscriptions);
                 group.commit.rosters.extend(rosters);
                 group.commit.crls.extend(crls);
                 group.commit.forks.extend(forks);
@@ -389,8 +393,8 @@ impl Writer {
             signed = Some(checkpoint);
         }
         let spoken = self.speak(&mut group);
-        group.commit.cursors = self.cursors_ahead(std::mem::take(&mut group.cursors));
         group.commit.time_unix_ms = now().1;
+        group.commit.cursors = self.advancing(std::mem::take(&mut group.cursors), &group.commit);
         let empty = is_empty(&group.commit);
         self.took_room(group.bytes + group.kept_bytes);
         let result = if empty { Ok(None) } else { self.shared.store.commit(group.commit, self.seq).map(Some) };
@@ -438,13 +442,15 @@ impl Writer {
         }
     }
 
-    /// Those that move a subscription on: of two calls that came at once, the one that says less has nothing to say.
-    fn cursors_ahead(&self, cursors: BTreeMap<String, u64>) -> Vec<CursorRecord> {
-        let ahead = |subscription: &str, arrival: u64| {
-            self.shared.store.cursor(subscription).ok().flatten().is_none_or(|held| held < arrival)
+    /// Keeps only cursors that advance their subscription; a concurrent call with a lower cursor is a no-op. So is one under a name that is
+    /// not known, or that this commit removes or gives anew.
+    fn advancing(&self, cursors: BTreeMap<String, CursorRecord>, commit: &Commit) -> Vec<CursorRecord> {
+        let advances = |cursor: &CursorRecord| {
+            let changed = commit.subscriptions.iter().any(|record| record.subscription == cursor.subscription);
+            let held = self.shared.store.subscription(&cursor.subscription).filter(|_| !changed);
+            held.is_some_and(|held| held.is_advanced_by(cursor, commit.time_unix_ms))
         };
-        let cursors = cursors.into_iter().filter(|(subscription, arrival)| ahead(subscription, *arrival));
-        cursors.map(|(subscription, arrival)| CursorRecord { subscription, arrival }).collect()
+        cursors.into_values().filter(advances).collect()
     }
 
     fn write_mark(&mut self, signed: Option<&SignedCheckpoint>) -> Result<(), CommitFailure> {
@@ -514,6 +520,7 @@ fn is_empty(commit: &Commit) -> bool {
         && commit.cosigned.is_empty()
         && commit.custody.is_empty()
         && commit.cursors.is_empty()
+        && commit.subscriptions.is_empty()
         && commit.rosters.is_empty()
         && commit.crls.is_empty()
         && commit.forks.is_empty()

@@ -13,7 +13,9 @@ use tokio::sync::oneshot;
 
 use super::CommitFailure;
 use super::express::Expressed;
-use crate::store::{Cosigned, CrlRecord, CursorRecord, CustodyRecord, ForkRecord, Location, RosterRecord};
+use crate::store::{
+    Cosigned, CrlRecord, CursorRecord, CustodyRecord, ForkRecord, Location, RosterRecord, SubscriptionRecord,
+};
 
 /// What became of one bulletin.
 #[derive(Clone, Debug)]
@@ -74,8 +76,10 @@ pub struct Kept {
     pub cosigned: Vec<Cosigned>,
     /// Verified custody notes.
     pub custody: Vec<CustodyRecord>,
-    /// Cursors of subscriptions.
+    /// Progress of named subscriptions.
     pub cursors: Vec<CursorRecord>,
+    /// Names of subscriptions that are given, given anew or removed. Whoever changes one name does so one call at a time.
+    pub subscriptions: Vec<SubscriptionRecord>,
     /// Verified rosters.
     pub rosters: Vec<RosterRecord>,
     /// Verified revocation lists, DER.
@@ -93,6 +97,12 @@ impl Kept {
             + self.crls.iter().map(|crl| crl.der.len()).sum::<usize>()
             + self.forks.iter().map(|fork| fork.evidence.len()).sum::<usize>()
             + self.cursors.iter().map(|cursor| cursor.subscription.len()).sum::<usize>()
+            + self
+                .subscriptions
+                .iter()
+                .filter_map(|name| name.state.as_ref()?.filter.as_ref())
+                .map(Bytes::len)
+                .sum::<usize>()
     }
 }
 

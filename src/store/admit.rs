@@ -6,16 +6,17 @@ use std::ops::Range;
 
 use barid_core::bulletin::vocabulary::MsgType;
 use barid_core::limits::{
-    COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX, COMMIT_NOTES_MAX, ENVELOPE_BYTES_MAX, EQUIVOCATION_BYTES_MAX, NOTE_BYTES_MAX,
-    PROOF_HASHES_MAX, ROSTER_BYTES_MAX, STORE_NAME_BYTES_MAX, TOPIC_BYTES_MAX,
+    COMMIT_BYTES_MAX, COMMIT_ENTRIES_MAX, COMMIT_NOTES_MAX, ENVELOPE_BYTES_MAX, EQUIVOCATION_BYTES_MAX,
+    FILTER_BYTES_MAX, NOTE_BYTES_MAX, PROOF_HASHES_MAX, ROSTER_BYTES_MAX, STORE_NAME_BYTES_MAX, TOPIC_BYTES_MAX,
 };
 use barid_core::names::{Digest, FeedId, Member, Undisclosed};
 use barid_core::proto;
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::references::{Person, Role};
-use super::{Columns, Commit, Content, Fill, Refers};
+use super::{Columns, Commit, Content, Fill, Refers, SubscriptionRecord};
 
 /// Checks a commit against the sizes of the feeds held (`None`: not held). The text says what does not fit.
 pub(super) fn check(commit: &Commit, size_of: impl Fn(&FeedId) -> Option<u64>) -> Result<(), String> {
@@ -81,15 +82,22 @@ pub(super) fn check(commit: &Commit, size_of: impl Fn(&FeedId) -> Option<u64>) -
     }
     let lists =
         [commit.cosigned.len(), commit.custody.len(), commit.cursors.len(), commit.rosters.len(), commit.crls.len()];
+    let subscriptions = commit.subscriptions.iter();
+    let filter = |record: &SubscriptionRecord| record.state.as_ref()?.filter.as_ref().map(Bytes::len);
+    if let Some(len) = subscriptions.clone().filter_map(filter).find(|len| *len > FILTER_BYTES_MAX) {
+        return Err(format!("a filter of {len} bytes, at most {FILTER_BYTES_MAX}"));
+    }
     if commit.forks.iter().any(|fork| fork.evidence.is_empty() || fork.evidence.len() > EQUIVOCATION_BYTES_MAX) {
         return Err(format!("evidence of two histories of more than {EQUIVOCATION_BYTES_MAX} bytes, or none"));
     }
-    if commit.forks.len() > COMMIT_NOTES_MAX || lists.iter().any(|len| *len > COMMIT_NOTES_MAX) {
+    if commit.forks.len().max(subscriptions.len()) > COMMIT_NOTES_MAX || lists.iter().any(|len| *len > COMMIT_NOTES_MAX)
+    {
         return Err(format!("more than {COMMIT_NOTES_MAX} notes, cursors or lists of one sort"));
     }
     commit.cosigned.iter().try_for_each(|cosigned| note(&cosigned.note, "cosigned checkpoint"))?;
     commit.custody.iter().try_for_each(|custody| note(&custody.note, "custody note"))?;
     commit.cursors.iter().try_for_each(|cursor| name(&cursor.subscription))?;
+    commit.subscriptions.iter().try_for_each(|record| name(&record.subscription))?;
     commit.crls.iter().try_for_each(|crl| name(&crl.authority))?;
     if commit.rosters.iter().any(|roster| roster.note.len() > ROSTER_BYTES_MAX) {
         return Err(format!("a roster of more than {ROSTER_BYTES_MAX} bytes"));

@@ -247,7 +247,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
             }
         }
         if let Some(last) = batch.last() {
-            shared.end.note(&Noted { seq, hash: last.hash });
+            shared.end.note(&Noted { seq, hash: last.committed.hash });
             shared.queue.applied(seq, bytes);
         }
     }

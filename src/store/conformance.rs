@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::memory::MemoryStore;
 use super::{
     Append, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Entry, Fill,
-    ForkRecord, NewEntry, Refers, RosterRecord, Store,
+    ForkRecord, HeldBack, NewEntry, Refers, RosterRecord, Store, Subscription, SubscriptionRecord,
 };
 
 const ALL: usize = usize::MAX;
@@ -74,7 +74,8 @@ fn empty(store: &dyn Store) {
     assert_eq!(store.find(&feed.member, Uuid::from_u128(1)).unwrap(), None);
     assert!(store.tree_hashes(&feed, &[NodeId::leaf(0)]).is_err());
     assert!(store.rosters().unwrap().is_empty() && store.crls().unwrap().is_empty());
-    assert_eq!(store.cursor("focal-point/exercise/all").unwrap(), None);
+    assert_eq!(store.subscription("focal-point/exercise/all"), None);
+    assert!(store.link(0).unwrap().is_none() && store.link(1).unwrap().is_none());
     store.drain_view();
 }
 
@@ -252,11 +253,21 @@ pub(crate) fn same(store: &dyn Store, model: &dyn Store, random: &mut Random) {
         from = found.last().unwrap().arrival.unwrap() + 1;
     }
     assert_eq!(read_history(store), read_history(model));
+    // The same commits have the same hashes, from the window as from the disk.
+    let end = model.end_arrival();
+    for offset in (0..40).map(|_| random.below(end + 2)).chain([1, end - 1, end]) {
+        let link = store.link(offset).unwrap();
+        assert_eq!(link, model.link(offset).unwrap(), "offset {offset}");
+        assert_eq!(link.is_some_and(|link| link.offsets.contains(&offset)), (1..end).contains(&offset));
+        let (entries, links) = store.linked_arrivals(offset, 20, ALL).unwrap();
+        let held = |entry: &Entry| links.iter().filter(|link| link.offsets.contains(&entry.arrival.unwrap())).count();
+        assert!(entries.iter().all(|entry| held(entry) == 1), "every entry is in one of the commits");
+    }
     assert_eq!(store.rosters().unwrap(), model.rosters().unwrap());
     assert_eq!(store.crls().unwrap(), model.crls().unwrap());
     assert_eq!(store.forks().unwrap(), model.forks().unwrap());
     for name in SUBSCRIPTIONS {
-        assert_eq!(store.cursor(name).unwrap(), model.cursor(name).unwrap());
+        assert_eq!(store.subscription(name), model.subscription(name));
     }
 }
 
@@ -564,7 +575,24 @@ impl Random {
         }
         if self.below(3) == 0 {
             let subscription = SUBSCRIPTIONS[self.below(2) as usize].to_string();
-            commit.cursors.push(CursorRecord { subscription, arrival: store.end_arrival() });
+            let held = (self.below(2) == 0).then_some(HeldBack { from: 1, roster_version: 3 });
+            let arrival = store.end_arrival();
+            // Records of earlier versions have no epoch.
+            let epoch = u32::try_from(self.below(2)).unwrap();
+            commit.cursors.push(CursorRecord { subscription, arrival, held, epoch });
+        }
+        if self.below(6) == 0 {
+            let subscription = SUBSCRIPTIONS[self.below(2) as usize].to_string();
+            let state = (self.below(3) > 0).then(|| Subscription {
+                offset: self.below(store.end_arrival()),
+                held: None,
+                filter: (self.below(2) == 0).then(|| store.seq().to_string().into()),
+                created_unix_ms: store.seq(),
+                used_unix_ms: 0,
+                epoch: 1,
+            });
+            commit.subscriptions.push(SubscriptionRecord { subscription, state });
+            commit.time_unix_ms = store.seq();
         }
         if self.below(6) == 0 {
             commit

@@ -33,9 +33,9 @@ use super::rebuild::Source;
 use super::recent_ids::Known;
 use super::window::Bounded;
 use super::{
-    Answers, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry,
-    Express, FeedState, ForkRecord, Location, OpenError, ReadError, Refers, Room, RosterRecord, Store, SyncTimes,
-    admit, express, repair,
+    Answers, ChainLink, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord,
+    DiskBytes, Entry, Express, FeedState, ForkRecord, Location, OpenError, ReadError, Refers, Room, RosterRecord,
+    Store, StoreId, Subscription, SyncTimes, admit, express, repair,
 };
 
 /// The [`Store`] of a node.
@@ -260,10 +260,10 @@ impl Store for DiskStore {
             }
         };
         let committed =
-            Arc::new(Committed { seq, first_arrival: tail.end_arrival, end_arrival: next.end_arrival, commit });
+            Arc::new(Committed { seq, hash, first_arrival: tail.end_arrival, end_arrival: next.end_arrival, commit });
         let pending = {
             let mut state = shared.state.write();
-            let pending = state.take_in(&committed, position, len, hash);
+            let pending = state.take_in(&committed, position, len);
             fill_tiles(&mut shared.tiles.lock(), &pending);
             pending
         };
@@ -321,15 +321,28 @@ impl Store for DiskStore {
         self.shared().state.read().end_arrival
     }
 
-    fn arrivals(&self, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+    fn id(&self) -> StoreId {
+        StoreId::of_salt(&self.log.salt())
+    }
+
+    fn link(&self, offset: u64) -> Result<Option<ChainLink>, ReadError> {
+        self.read_link(offset)
+    }
+
+    fn linked_arrivals(
+        &self,
+        from: u64,
+        entries_max: usize,
+        bytes_max: usize,
+    ) -> Result<(Vec<Entry>, Vec<ChainLink>), ReadError> {
         let from = from.max(1);
         {
             let state = self.shared().state.read();
             if from >= state.end_arrival {
-                return Ok(Vec::new());
+                return Ok((Vec::new(), Vec::new()));
             }
-            if let Some(entries) = state.window.arrivals(from, entries_max, bytes_max) {
-                return Ok(entries);
+            if let Some(taken) = state.window.arrivals(from, entries_max, bytes_max) {
+                return Ok(taken);
             }
         }
         let mut taken = Bounded::new(entries_max, bytes_max);
@@ -342,7 +355,7 @@ impl Store for DiskStore {
         if taken.entries.is_empty() {
             return Err(ReadError::Damaged(format!("the view lacks arrival {from}")));
         }
-        Ok(taken.entries)
+        Ok((taken.entries, taken.links))
     }
 
     fn history(
@@ -518,37 +531,25 @@ impl Store for DiskStore {
 
     fn rosters(&self) -> Result<Vec<RosterRecord>, ReadError> {
         let held: Vec<NoteRef> = self.shared().state.read().rosters.values().copied().collect();
-        let roster = |at: NoteRef| {
-            let record = self.log.record(at.position)?;
-            record.rest.rosters.get(at.place as usize).cloned().ok_or_else(|| dangling("roster"))
-        };
-        held.into_iter().map(roster).collect()
+        self.noted(held, "roster", |commit, place| commit.rosters.get(place).cloned())
     }
 
     fn forks(&self) -> Result<Vec<ForkRecord>, ReadError> {
         let held: Vec<NoteRef> = self.shared().state.read().forks.values().copied().collect();
-        let fork = |at: NoteRef| {
-            let record = self.log.record(at.position)?;
-            record.rest.forks.get(at.place as usize).cloned().ok_or_else(|| dangling("record of two histories"))
-        };
-        held.into_iter().map(fork).collect()
+        self.noted(held, "record of two histories", |commit, place| commit.forks.get(place).cloned())
     }
 
     fn crls(&self) -> Result<Vec<CrlRecord>, ReadError> {
         let held: Vec<NoteRef> = self.shared().state.read().crls.values().copied().collect();
-        let crl = |at: NoteRef| {
-            let record = self.log.record(at.position)?;
-            record.rest.crls.get(at.place as usize).cloned().ok_or_else(|| dangling("revocation list"))
-        };
-        held.into_iter().map(crl).collect()
+        self.noted(held, "revocation list", |commit, place| commit.crls.get(place).cloned())
     }
 
-    fn cursor(&self, subscription: &str) -> Result<Option<u64>, ReadError> {
-        Ok(self.shared().state.read().cursors.get(subscription).copied())
+    fn subscription(&self, name: &str) -> Option<Subscription> {
+        self.shared().state.read().subscriptions.get(name).cloned()
     }
 
-    fn cursors_under(&self, prefix: &str) -> Result<u64, ReadError> {
-        Ok(super::count_under(&self.shared().state.read().cursors, prefix))
+    fn subscriptions(&self, after: &str, max: usize) -> Vec<(String, Subscription)> {
+        self.shared().state.read().subscriptions.after(after, max)
     }
 
     fn view_lag(&self) -> u64 {

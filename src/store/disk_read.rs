@@ -22,7 +22,9 @@ use super::log::{Position, Record, RecordedAppend, Slot};
 use super::tree_cache::TileId;
 use super::view::fills;
 use super::window::Bounded;
-use super::{Columns, Content, CustodyRecord, DamagedEntry, Entry, Express, ReadError, Store as _, admit};
+use super::{
+    ChainLink, Columns, Commit, Content, CustodyRecord, DamagedEntry, Entry, Express, ReadError, Store, admit,
+};
 use crate::telemetry::alarms::Alarm;
 
 /// Ranges that are looked at to count what a custody note adds: those of the longest note, and as many holes. What lies beyond is not counted.
@@ -369,6 +371,7 @@ impl DiskStore {
         if record.first_arrival != stretch.first {
             return Err(dangling("arrival"));
         }
+        taken.note_link(record.first_arrival..record.end_arrival, record.hash);
         for append in &record.appends {
             let start = append
                 .slots
@@ -401,6 +404,77 @@ impl DiskStore {
             }
         }
         Ok(true)
+    }
+
+    /// See [`Store::history`].
+    pub(super) fn read_history(
+        &self,
+        before: u64,
+        entries_max: usize,
+        scan_max: u64,
+        wanted: &dyn Fn(&Columns) -> bool,
+    ) -> Result<(Vec<Entry>, Option<u64>), ReadError> {
+        let mut next = before.clamp(1, self.end_arrival());
+        let stop = next.saturating_sub(scan_max).max(1);
+        let mut found = Vec::new();
+        let mut block: Option<(u64, Vec<Columns>)> = None;
+        while next > stop && found.len() < entries_max {
+            let arrival = next - 1;
+            let in_window = self.shared().state.read().window.first_arrival().is_some_and(|first| first <= arrival);
+            let accepted = if in_window {
+                let entries = self.arrivals(arrival, 1, 0)?;
+                let header = entries.first().and_then(|entry| match &entry.content {
+                    Content::Disclosed { header, .. } => header.as_deref(),
+                    Content::Undisclosed(_) => None,
+                });
+                wanted(&admit::columns_of(header))
+            } else {
+                if block.as_ref().is_none_or(|(first, _)| *first > arrival) {
+                    block = self.shared().view().columns(arrival)?;
+                }
+                let place = |first: &u64| usize::try_from(arrival - first).ok();
+                let columns = block.as_ref().and_then(|(first, columns)| columns.get(place(first)?));
+                wanted(columns.ok_or_else(|| dangling("header"))?)
+            };
+            if accepted {
+                match self.arrivals(arrival, 1, 0) {
+                    Err(ReadError::DamagedEntry(_)) if !found.is_empty() => break,
+                    read => found.extend(read?),
+                }
+            }
+            next = arrival;
+        }
+        Ok((found, (next > 1).then_some(next)))
+    }
+
+    /// The commit that holds an offset.
+    pub(super) fn read_link(&self, offset: u64) -> Result<Option<ChainLink>, ReadError> {
+        {
+            let state = self.shared().state.read();
+            if offset == 0 || offset >= state.end_arrival {
+                return Ok(None);
+            }
+            if let Some(link) = state.window.link(offset) {
+                return Ok(Some(link));
+            }
+        }
+        let stretch = self.shared().view().arrival(offset)?.ok_or_else(|| dangling("arrival"))?;
+        let record = self.log.record(stretch.at.position)?;
+        Ok(Some(ChainLink { offsets: record.first_arrival..record.end_arrival, hash: record.hash }))
+    }
+
+    /// What notes of one sort mean that are referred to.
+    pub(super) fn noted<T>(
+        &self,
+        held: Vec<NoteRef>,
+        what: &str,
+        find: impl Fn(&Commit, usize) -> Option<T>,
+    ) -> Result<Vec<T>, ReadError> {
+        let note = |at: NoteRef| {
+            let record = self.log.record(at.position)?;
+            find(&record.rest, at.place as usize).ok_or_else(|| dangling(what))
+        };
+        held.into_iter().map(note).collect()
     }
 
     /// The alarm about damage that was met.

@@ -467,7 +467,7 @@ fn a_log_of_version_1_is_read() {
     assert_eq!(store.not_held(&feed, 10).unwrap(), [(3..4, Undisclosed::Withheld)]);
     assert_eq!(store.cosigned_newest(&feed).unwrap(), [cosign(&feed, "tn", 3, 7)]);
     assert_eq!(store.custody_newest(&feed).unwrap(), [custody_of(&feed, "tn", 0..3, Some(1..2), 8)]);
-    assert_eq!(store.cursor("focal-point/exercise/all").unwrap(), Some(2));
+    assert_eq!(store.subscription("focal-point/exercise/all").unwrap().offset, 2);
     assert_eq!(store.rosters().unwrap(), [RosterRecord { version: 1, note: "exercise roster".into() }]);
     assert_eq!(
         store.crls().unwrap(),
@@ -490,7 +490,11 @@ fn write_golden() {
     let commit = Commit {
         cosigned: vec![cosign(&feed, "tn", 3, 7)],
         custody: vec![custody_of(&feed, "tn", 0..3, Some(1..2), 8)],
-        cursors: vec![CursorRecord { subscription: "focal-point/exercise/all".into(), arrival: 2 }],
+        cursors: vec![CursorRecord {
+            subscription: "focal-point/exercise/all".into(),
+            arrival: 2,
+            ..CursorRecord::default()
+        }],
         rosters: vec![RosterRecord { version: 1, note: "exercise roster".into() }],
         crls: vec![CrlRecord { authority: "ma.exercise.example".into(), der: "exercise list".into() }],
         time_unix_ms: 1_700_000_000_000,

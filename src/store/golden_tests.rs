@@ -183,7 +183,7 @@ fn commits() -> Vec<Commit> {
         Commit {
             cosigned: vec![cosigned(&all, "tn", TIME)],
             custody: vec![custody(&all, "ly", &[(3..4, Undisclosed::Withheld)])],
-            cursors: vec![CursorRecord { subscription: CURSOR.to_owned(), arrival: 7 }],
+            cursors: vec![CursorRecord { subscription: CURSOR.to_owned(), arrival: 7, ..CursorRecord::default() }],
             ..Commit::default()
         },
         Commit { appends: vec![append(4, &libyan[4..6], &eight, &libyan_tree)], ..Commit::default() },
@@ -255,7 +255,8 @@ fn holds_everything(store: &DiskStore) {
     let note = CustodyNote::verify(&holders(2)[0].note, &roster.custody_keys(&ly.member, TIME)).unwrap();
     assert!(note.holds(2) && !note.holds(3));
 
-    assert_eq!(store.cursor(CURSOR).unwrap(), Some(7));
+    let held = store.subscription(CURSOR).unwrap();
+    assert_eq!((held.offset, held.filter, held.epoch, held.used_unix_ms), (7, None, 0, NOW_MS));
     assert_eq!(store.crls().unwrap(), [list()]);
     let arrivals = store.arrivals(7, 10, usize::MAX).unwrap();
     let seen: Vec<_> = arrivals.iter().map(|entry| (entry.feed.member.as_str(), entry.index, entry.arrival)).collect();

@@ -24,7 +24,7 @@
 //! | `r` | version | [`NoteRef`] | rosters |
 //! | `l` | authority | [`NoteRef`] | newest revocation list of each authority |
 //! | `k` | feed's origin, SHA-256 of the evidence | [`NoteRef`] | newest record of two histories of each feed and evidence |
-//! | `s` | subscription | arrival | acknowledged cursors |
+//! | `s` | subscription | [`Subscription`] | named subscriptions |
 //!
 //! Numbers in keys are big-endian, so that keys sort as numbers do; in values little-endian. Names in the middle of a key have their
 //! length before them. A feed is told by its number, given in the order in which feeds were first seen. Every value begins with
@@ -32,11 +32,12 @@
 //! the log they are. Blocks hold what one batch of the applier brought, so that the cost of a key is shared by many entries.
 
 use barid_core::names::{Hash, Member};
+use bytes::Bytes;
 use uuid::Uuid;
 
-use super::Refers;
 use super::log::{Position, Resume};
 use super::tree_cache::TileId;
+use super::{HeldBack, Refers, Subscription};
 
 /// Version of all values.
 pub(super) const VALUE_VERSION: u8 = 6;
@@ -339,6 +340,27 @@ impl FeedRow {
         let checkpoint = fields.note().filter(|_| held);
         Some(Self { origin: std::str::from_utf8(fields.rest()).ok()?.to_string(), size, disclosed, checkpoint })
     }
+}
+
+pub(super) fn encode_subscription(subscription: &Subscription) -> Vec<u8> {
+    let Subscription { offset, held, filter, created_unix_ms, used_unix_ms, epoch } = subscription;
+    // Offsets are numbered from 1: nothing is held back from 0 on.
+    let held = held.unwrap_or(HeldBack { from: 0, roster_version: 0 });
+    let value = Value::new().u64(*offset).u64(held.from).u64(held.roster_version);
+    let value = value.u64(*created_unix_ms).u64(*used_unix_ms).u32(*epoch);
+    value.u8(u8::from(filter.is_some())).raw(filter.as_deref().unwrap_or_default()).bytes()
+}
+
+pub(super) fn decode_subscription(bytes: &[u8]) -> Option<Subscription> {
+    let mut fields = Fields::of_value(bytes)?;
+    let (offset, from, roster_version) = (fields.u64()?, fields.u64()?, fields.u64()?);
+    let (created_unix_ms, used_unix_ms, epoch) = (fields.u64()?, fields.u64()?, fields.u32()?);
+    let held = (from > 0).then_some(HeldBack { from, roster_version });
+    let filter = match fields.u8()? {
+        0 => None,
+        _ => Some(Bytes::copy_from_slice(fields.rest())),
+    };
+    Some(Subscription { offset, held, filter, created_unix_ms, used_unix_ms, epoch })
 }
 
 /// Consecutive numbers (indexes or arrivals) whose entries are in one record.

@@ -38,7 +38,7 @@ pub(super) fn load(view: &View, log: &LogReader, state: &mut State) -> Result<Op
     state.rosters.extend(view.rosters()?);
     state.crls.extend(view.crls()?);
     state.forks.extend(view.forks()?);
-    state.cursors.extend(view.cursors()?);
+    state.subscriptions.load(view.subscriptions()?);
     Ok(Some(cursor.resume))
 }
 

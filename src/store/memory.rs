@@ -17,19 +17,22 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::admit::{self, CustodyStanding, Run};
+use super::chain::Chain;
 use super::express::{self, Ahead};
 use super::references::{Person, Role};
+use super::subscriptions::Subscriptions;
 use super::tree_cache::{Edge, Tile, TileId};
 use super::view::answers::{self, Answer};
 use super::view::references::Referrer;
 use super::{
-    Answers, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord, DiskBytes, Entry,
-    Express, FeedState, ForkRecord, Location, NewEntry, ReadError, Refers, Room, RosterRecord, Store, SyncTimes,
+    Answers, ChainLink, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord,
+    DiskBytes, Entry, Express, FeedState, ForkRecord, Location, NewEntry, ReadError, Refers, Room, RosterRecord,
+    Store, StoreId, Subscription, SyncTimes,
 };
 
 /// A [`Store`] in memory.
-#[derive(Default)]
 pub struct MemoryStore {
+    id: StoreId,
     inner: Mutex<Inner>,
 }
 
@@ -40,7 +43,8 @@ struct Inner {
     arrivals: Vec<(FeedId, u64)>,
     ids: HashMap<(Member, Uuid), Location>,
     references: References,
-    cursors: BTreeMap<String, u64>,
+    chain: Chain,
+    subscriptions: Subscriptions,
     rosters: BTreeMap<u64, Bytes>,
     crls: BTreeMap<String, Bytes>,
     forks: BTreeMap<String, ForkRecord>,
@@ -95,7 +99,16 @@ impl MemoryStore {
     /// An empty store.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        let mut salt = [0; 16];
+        // Without randomness it cannot be told from another one in the same process: nothing else is lost.
+        _ = getrandom::fill(&mut salt);
+        Self { id: StoreId::of_salt(&salt), inner: Mutex::default() }
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
     }
 
     /// Behaves from now on as if there were so much room.
@@ -198,7 +211,7 @@ impl Inner {
             }
             feed.custody.push((custody.clone(), standing));
         }
-        self.cursors.extend(commit.cursors.iter().map(|cursor| (cursor.subscription.clone(), cursor.arrival)));
+        self.subscriptions.apply(commit);
         self.rosters.extend(commit.rosters.iter().map(|roster| (roster.version, roster.note.clone())));
         self.forks.extend(commit.forks.iter().map(|fork| (fork.key(), fork.clone())));
         self.crls.extend(commit.crls.iter().map(|crl| (crl.authority.clone(), crl.der.clone())));
@@ -322,8 +335,9 @@ impl Store for MemoryStore {
         inner.seq += 1;
         let first_arrival = inner.arrivals.len() as u64 + 1;
         inner.apply(&commit);
-        let end_arrival = inner.arrivals.len() as u64 + 1;
-        Ok(Arc::new(Committed { seq: inner.seq, first_arrival, end_arrival, commit }))
+        let (seq, end_arrival) = (inner.seq, inner.arrivals.len() as u64 + 1);
+        let hash = inner.chain.add(&commit, seq, first_arrival..end_arrival);
+        Ok(Arc::new(Committed { seq: inner.seq, hash, first_arrival, end_arrival, commit }))
     }
 
     fn feeds(&self) -> Vec<FeedState> {
@@ -347,9 +361,24 @@ impl Store for MemoryStore {
         self.inner.lock().arrivals.len() as u64 + 1
     }
 
-    fn arrivals(&self, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+    fn id(&self) -> StoreId {
+        self.id
+    }
+
+    fn link(&self, offset: u64) -> Result<Option<ChainLink>, ReadError> {
+        Ok(self.inner.lock().chain.link(offset).cloned())
+    }
+
+    fn linked_arrivals(
+        &self,
+        from: u64,
+        entries_max: usize,
+        bytes_max: usize,
+    ) -> Result<(Vec<Entry>, Vec<ChainLink>), ReadError> {
         let inner = self.inner.lock();
-        Ok(bounded((from.max(1)..).map_while(|arrival| inner.entry_at(arrival)), entries_max, bytes_max))
+        let entries = bounded((from.max(1)..).map_while(|arrival| inner.entry_at(arrival)), entries_max, bytes_max);
+        let links = inner.chain.links_of(&entries);
+        Ok((entries, links))
     }
 
     fn history(
@@ -567,12 +596,12 @@ impl Store for MemoryStore {
         Ok(self.inner.lock().forks.values().cloned().collect())
     }
 
-    fn cursor(&self, subscription: &str) -> Result<Option<u64>, ReadError> {
-        Ok(self.inner.lock().cursors.get(subscription).copied())
+    fn subscription(&self, name: &str) -> Option<Subscription> {
+        self.inner.lock().subscriptions.get(name).cloned()
     }
 
-    fn cursors_under(&self, prefix: &str) -> Result<u64, ReadError> {
-        Ok(super::count_under(&self.inner.lock().cursors, prefix))
+    fn subscriptions(&self, after: &str, max: usize) -> Vec<(String, Subscription)> {
+        self.inner.lock().subscriptions.after(after, max)
     }
 
     fn room(&self) -> Result<Room, CommitError> {

@@ -7,6 +7,7 @@
 mod admit;
 mod applier;
 pub mod bench;
+mod chain;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod disk;
@@ -31,19 +32,21 @@ mod recent_ids;
 mod references;
 pub mod repair;
 mod state;
+mod subscriptions;
 mod syncs;
 mod tree_cache;
 mod view;
 mod window;
 
+pub use chain::{ChainLink, StoreId};
 pub use errors::{CommitError, DamagedEntry, OpenError, ReadError};
 pub use express::AHEAD_MAX;
 pub use feed_tree::FeedTree;
 pub use references::{Answered, Answers};
+pub use subscriptions::{CursorRecord, HeldBack, Subscription, SubscriptionRecord};
 pub use syncs::{SYNC_BOUNDS_MICROS, SyncTimes};
 
-use std::collections::BTreeMap;
-use std::ops::{Bound, Range};
+use std::ops::Range;
 use std::sync::Arc;
 
 use barid_core::bulletin::Urgent;
@@ -78,6 +81,8 @@ pub struct Commit {
     pub custody: Vec<CustodyRecord>,
     /// Acknowledged cursors of named subscriptions.
     pub cursors: Vec<CursorRecord>,
+    /// Named subscriptions that are given, given anew or removed. `cursors` are applied after them.
+    pub subscriptions: Vec<SubscriptionRecord>,
     /// Roster notes adopted, ascending versions.
     pub rosters: Vec<RosterRecord>,
     /// Revocation lists that are newer than those held; the last one of an authority is the one held.
@@ -212,15 +217,6 @@ impl CustodyRecord {
     }
 }
 
-/// Progress of a named subscription.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CursorRecord {
-    /// Caller and name: `focal-point/customs-hq/alerts`.
-    pub subscription: String,
-    /// Arrival up to which everything was taken.
-    pub arrival: u64,
-}
-
 /// A roster note.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RosterRecord {
@@ -262,6 +258,8 @@ impl ForkRecord {
 pub struct Committed {
     /// Its number.
     pub seq: u64,
+    /// Hash of its head: it proves everything up to it ([`ChainLink`]).
+    pub hash: Hash,
     /// Arrival number of its first disclosed entry; the others follow in the order of `commit.appends`, then of `commit.fills`, then of
     /// `commit.express`.
     pub first_arrival: u64,
@@ -373,7 +371,29 @@ pub trait Store: Send + Sync + 'static {
     fn end_arrival(&self) -> u64;
 
     /// Disclosed entries with arrival numbers from `from` on, ascending, bounded as in [`Store::entries`], and with its errors.
-    fn arrivals(&self, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError>;
+    fn arrivals(&self, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+        self.linked_arrivals(from, entries_max, bytes_max).map(|(entries, _)| entries)
+    }
+
+    /// As [`Store::arrivals`], with the commits that hold them, ascending.
+    ///
+    /// # Errors
+    /// As of [`Store::arrivals`].
+    fn linked_arrivals(
+        &self,
+        from: u64,
+        entries_max: usize,
+        bytes_max: usize,
+    ) -> Result<(Vec<Entry>, Vec<ChainLink>), ReadError>;
+
+    /// Which store this is.
+    fn id(&self) -> StoreId;
+
+    /// The commit that holds an offset; `None` for 0 and beyond the newest.
+    ///
+    /// # Errors
+    /// [`ReadError::Damaged`] where its head cannot be read.
+    fn link(&self, offset: u64) -> Result<Option<ChainLink>, ReadError>;
 
     /// Arrivals below `before`, descending, whose columns `wanted` accepts, at most `entries_max`; looks at no more than `scan_max`
     /// arrivals. Also returns the `before` with which to go on (`None` at the beginning of history).
@@ -484,11 +504,11 @@ pub trait Store: Send + Sync + 'static {
     /// Feeds of which two histories were seen: the newest record of each feed and evidence, by feed.
     fn forks(&self) -> Result<Vec<ForkRecord>, ReadError>;
 
-    /// Progress of a named subscription.
-    fn cursor(&self, subscription: &str) -> Result<Option<u64>, ReadError>;
+    /// What stands under the name of a subscription.
+    fn subscription(&self, name: &str) -> Option<Subscription>;
 
-    /// How many subscriptions have names that are `prefix` and then no further `/`.
-    fn cursors_under(&self, prefix: &str) -> Result<u64, ReadError>;
+    /// Names of subscriptions after `after` and what stands under them, ascending, at most `max`.
+    fn subscriptions(&self, after: &str, max: usize) -> Vec<(String, Subscription)>;
 
     /// Commits that the view still has to take in; 0 for a store without a view.
     fn view_lag(&self) -> u64;
@@ -511,13 +531,6 @@ pub trait Store: Send + Sync + 'static {
     fn mended_bits(&self) -> u64 {
         0
     }
-}
-
-/// See [`Store::cursors_under`].
-fn count_under(cursors: &BTreeMap<String, u64>, prefix: &str) -> u64 {
-    let under = cursors.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
-    let under = under.map_while(|(name, _)| name.strip_prefix(prefix));
-    under.filter(|rest| !rest.contains('/')).count() as u64
 }
 
 /// Room on the disk.

@@ -95,11 +95,12 @@ pub(super) fn replay(state: &mut State, position: Position, record: &Record, bod
     express::match_appends(&mut commit, state).map_err(damaged)?;
     let committed = Arc::new(Committed {
         seq: record.seq,
+        hash: record.hash,
         first_arrival: record.first_arrival,
         end_arrival: record.end_arrival,
         commit,
     });
-    Ok(state.take_in(&committed, position, record.len(), record.hash))
+    Ok(state.take_in(&committed, position, record.len()))
 }
 
 /// The log becomes a view and what memory holds, record by record.

@@ -19,10 +19,11 @@ use super::keys::{FeedNumber, FeedRow, FillAt, NoteRef};
 use super::log::Position;
 use super::recent_ids::{Place, RecentIds};
 use super::references::Role;
+use super::subscriptions::Subscriptions;
 use super::tree_cache::{Edge, Tile, TileId};
 use super::view::references::Referrer;
 use super::window::Window;
-use super::{Committed, Content, Cosigned, CustodyRecord, FeedState, Refers};
+use super::{Committed, Content, Cosigned, CustodyRecord, FeedState, Refers, Subscription};
 
 /// Everything that reads need at once.
 pub(super) struct State {
@@ -32,7 +33,7 @@ pub(super) struct State {
     pub(super) numbers: BTreeMap<FeedId, FeedNumber>,
     pub(super) window: Window,
     pub(super) ids: RecentIds,
-    pub(super) cursors: BTreeMap<String, u64>,
+    pub(super) subscriptions: Subscriptions,
     pub(super) rosters: BTreeMap<u64, NoteRef>,
     pub(super) crls: BTreeMap<String, NoteRef>,
     pub(super) forks: BTreeMap<String, NoteRef>,
@@ -92,7 +93,6 @@ pub(super) struct FeedBook {
 pub(super) struct Pending {
     pub(super) committed: Arc<Committed>,
     pub(super) position: Position,
-    pub(super) hash: Hash,
     /// Bytes in the log.
     pub(super) len: u64,
     /// Numbers of the feeds of the appends, the cosigned notes and the custody notes.
@@ -110,6 +110,8 @@ pub(super) struct Pending {
     pub(super) runs: Vec<(FeedNumber, Run)>,
     pub(super) tiles: Vec<(FeedNumber, TileId, Arc<Tile>)>,
     pub(super) references: Vec<(Referred, Referrer)>,
+    /// What stands under the names of subscriptions that it changes.
+    pub(super) subscriptions: Vec<(String, Option<Subscription>)>,
     pub(super) since: Instant,
 }
 
@@ -214,7 +216,7 @@ impl State {
             numbers: BTreeMap::new(),
             window: Window::new(window_bytes),
             ids: RecentIds::default(),
-            cursors: BTreeMap::new(),
+            subscriptions: Subscriptions::default(),
             rosters: BTreeMap::new(),
             crls: BTreeMap::new(),
             forks: BTreeMap::new(),
@@ -251,12 +253,11 @@ impl State {
     }
 
     /// Makes a durable commit visible.
-    pub(super) fn take_in(&mut self, committed: &Arc<Committed>, position: Position, len: u64, hash: Hash) -> Pending {
+    pub(super) fn take_in(&mut self, committed: &Arc<Committed>, position: Position, len: u64) -> Pending {
         let commit = &committed.commit;
         let mut pending = Pending {
             committed: Arc::clone(committed),
             position,
-            hash,
             len,
             append_feeds: Vec::with_capacity(commit.appends.len()),
             cosigned_feeds: Vec::with_capacity(commit.cosigned.len()),
@@ -269,6 +270,7 @@ impl State {
             runs: Vec::new(),
             tiles: Vec::new(),
             references: Vec::new(),
+            subscriptions: Vec::new(),
             since: Instant::now(),
         };
         self.seq = committed.seq;
@@ -320,9 +322,7 @@ impl State {
             pending.custody_feeds.push((number, standing));
             self.pending_custody.push_back((committed.seq, number, custody, standing));
         }
-        for cursor in &commit.cursors {
-            self.cursors.insert(cursor.subscription.clone(), cursor.arrival);
-        }
+        pending.subscriptions = self.subscriptions.apply(commit);
         for (roster, place) in commit.rosters.iter().zip(0..) {
             self.rosters.insert(roster.version, NoteRef { position, place });
         }

@@ -4,11 +4,13 @@
 //! and by arrival. Out of scope: everything older.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
+use barid_core::names::{FeedId, Hash};
+
 use super::keys::FeedNumber;
-use super::{Committed, Content, Entry, NewEntry, ReadError};
-use barid_core::names::FeedId;
+use super::{ChainLink, Committed, Content, Entry, NewEntry, ReadError};
 
 /// What an entry costs beside its envelope: digest, decoded header, lists.
 const ENTRY_OVERHEAD_BYTES: usize = 1_024;
@@ -33,6 +35,8 @@ struct Part {
 /// Takes entries until a bound is met, but always one.
 pub(super) struct Bounded {
     pub(super) entries: Vec<Entry>,
+    /// Commits that hold entries, where they were noted.
+    pub(super) links: Vec<ChainLink>,
     entries_max: usize,
     bytes_max: usize,
     bytes: usize,
@@ -40,7 +44,12 @@ pub(super) struct Bounded {
 
 impl Bounded {
     pub(super) fn new(entries_max: usize, bytes_max: usize) -> Self {
-        Self { entries: Vec::new(), entries_max, bytes_max, bytes: 0 }
+        Self { entries: Vec::new(), links: Vec::new(), entries_max, bytes_max, bytes: 0 }
+    }
+
+    /// Notes the commit from which entries are taken next.
+    pub(super) fn note_link(&mut self, offsets: Range<u64>, hash: Hash) {
+        self.links.push(ChainLink { offsets, hash });
     }
 
     /// Ends at what cannot be read: an error if nothing was taken before it, which whoever goes on from there is told.
@@ -169,20 +178,35 @@ impl Window {
         self.commits.front().map(|oldest| oldest.first_arrival)
     }
 
-    /// Entries from arrival `from` on; `None` if the window does not go back so far.
-    pub(super) fn arrivals(&self, from: u64, entries_max: usize, bytes_max: usize) -> Option<Vec<Entry>> {
+    /// The commit that holds an offset; `None` if the window does not go back so far, or it is beyond the newest.
+    pub(super) fn link(&self, offset: u64) -> Option<ChainLink> {
+        let place = self.commits.partition_point(|committed| committed.end_arrival <= offset);
+        let held = self.commits.get(place).filter(|committed| committed.first_arrival <= offset)?;
+        Some(ChainLink { offsets: held.first_arrival..held.end_arrival, hash: held.hash })
+    }
+
+    /// Entries from arrival `from` on, with the commits that hold them; `None` if the window does not go back so far.
+    pub(super) fn arrivals(
+        &self,
+        from: u64,
+        entries_max: usize,
+        bytes_max: usize,
+    ) -> Option<(Vec<Entry>, Vec<ChainLink>)> {
         self.first_arrival().filter(|first| *first <= from)?;
         let start = self.commits.partition_point(|committed| committed.end_arrival <= from);
         let mut taken = Bounded::new(entries_max, bytes_max);
         for committed in self.commits.range(start..) {
             let mut arrival = committed.first_arrival;
+            if committed.end_arrival > committed.first_arrival {
+                taken.note_link(committed.first_arrival..committed.end_arrival, committed.hash);
+            }
             for append in &committed.commit.appends {
                 for (index, entry) in (append.first..).zip(&append.entries) {
                     if !matches!(entry.content, Content::Disclosed { .. }) {
                         continue;
                     }
                     if arrival >= from && !taken.push(&append.feed, index, entry, arrival) {
-                        return Some(taken.entries);
+                        return Some((taken.entries, taken.links));
                     }
                     arrival += 1;
                 }
@@ -190,19 +214,19 @@ impl Window {
             for fill in &committed.commit.fills {
                 for (index, entry) in &fill.entries {
                     if arrival >= from && !taken.push(&fill.feed, *index, entry, arrival) {
-                        return Some(taken.entries);
+                        return Some((taken.entries, taken.links));
                     }
                     arrival += 1;
                 }
             }
             for express in &committed.commit.express {
                 if arrival >= from && !taken.push(&express.feed, express.index, &express.entry, arrival) {
-                    return Some(taken.entries);
+                    return Some((taken.entries, taken.links));
                 }
                 arrival += 1;
             }
         }
-        Some(taken.entries)
+        Some((taken.entries, taken.links))
     }
 }
 

@@ -178,7 +178,7 @@ async fn publish(channel: Channel, count: u64) -> Vec<Digest> {
 async fn oldest(channel: &Channel, count: usize) -> Result<Vec<proto::Delivery>, tonic::Status> {
     use proto::subscribe_request::Start;
     use proto::subscribe_response::Event;
-    let request = proto::SubscribeRequest { filter: None, start: Some(Start::After(0)) };
+    let request = proto::SubscribeRequest { start: Some(Start::After(0)), ..Default::default() };
     let mut events = client(channel).subscribe(request).await?.into_inner();
     let mut deliveries = Vec::new();
     while deliveries.len() < count
@@ -199,7 +199,7 @@ async fn oldest(channel: &Channel, count: usize) -> Result<Vec<proto::Delivery>,
 async fn delivered_and_damaged(channel: &Channel, count: usize) -> (usize, Vec<proto::DamagedEntry>) {
     use proto::subscribe_request::Start;
     use proto::subscribe_response::Event;
-    let request = proto::SubscribeRequest { filter: None, start: Some(Start::After(0)) };
+    let request = proto::SubscribeRequest { start: Some(Start::After(0)), ..Default::default() };
     let mut events = client(channel).subscribe(request).await.unwrap().into_inner();
     let (mut delivered, mut damaged) = (0, Vec::new());
     while delivered + damaged.len() < count {

@@ -26,7 +26,7 @@ fn client(world: &World, name: &str) -> FocalPointClient<Channel> {
 }
 
 async fn subscribe(client: &mut FocalPointClient<Channel>) -> Streaming<proto::SubscribeResponse> {
-    let request = proto::SubscribeRequest { filter: None, start: Some(Start::After(0)) };
+    let request = proto::SubscribeRequest { start: Some(Start::After(0)), ..Default::default() };
     let mut stream = client.subscribe(request).await.unwrap().into_inner();
     // It is open once it has said something.
     stream.message().await.unwrap().unwrap();

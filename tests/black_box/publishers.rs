@@ -229,9 +229,10 @@ pub(crate) async fn history(channel: &Channel, member: Option<&str>) -> Vec<prot
     }
 }
 
-/// What one subscriber was given, over all restarts of its node: places by arrival, and when it came first, in ns since 1970.
+/// What one subscriber was given, over all restarts of its node: places by arrival, and when it came first, in ns since 1970; and its newest
+/// cursor.
 #[derive(Default)]
-pub(crate) struct Arrivals(pub(crate) Mutex<BTreeMap<u64, (String, u64, u64)>>);
+pub(crate) struct Arrivals(pub(crate) Mutex<BTreeMap<u64, (String, u64, u64)>>, Mutex<bytes::Bytes>);
 
 impl Arrivals {
     /// Subscribes from what it has, again and again.
@@ -245,10 +246,13 @@ impl Arrivals {
     async fn attempt(&self, channel: &Channel) -> Result<(), tonic::Status> {
         use proto::subscribe_request::Start;
         use proto::subscribe_response::Event;
-        let after = self.0.lock().unwrap().last_key_value().map_or(0, |(arrival, _)| *arrival);
-        let request = proto::SubscribeRequest { filter: None, start: Some(Start::After(after)) };
+        let cursor = self.1.lock().unwrap().clone();
+        let start = cursor.is_empty().then_some(Start::After(0));
+        let request = proto::SubscribeRequest { start, cursor, ..Default::default() };
         let mut events = client(channel).subscribe(request).await?.into_inner();
         while let Some(event) = events.message().await? {
+            assert!(!matches!(event.event, Some(Event::Reset(_))), "the store is the same");
+            *self.1.lock().unwrap() = event.cursor;
             if let Some(Event::Delivery(delivery)) = event.event {
                 let came = (delivery.feed, delivery.index, now_ns());
                 let mut arrivals = self.0.lock().unwrap();

@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod budgets;
+mod cursors;
 mod exporting;
 mod faults;
+mod histories;
+mod names;
 mod publishing;
 mod reading;
 mod served;

@@ -224,12 +224,12 @@ async fn what_is_wrong_with_a_question_is_named_field_by_field() {
         ["filter.topics[1]", "filter.kinds[1]", "filter.kinds[2]", "filter.min_severity", "filter.members[1]"];
     let history = proto::HistoryRequest { filter: Some(filter.clone()), ..proto::HistoryRequest::default() };
     assert_eq!(fields(world.history(POLICE, history).await), at_fault);
-    let subscribe = proto::SubscribeRequest { filter: Some(filter), start: None };
+    let subscribe = proto::SubscribeRequest { filter: Some(filter), start: None, ..Default::default() };
     assert_eq!(fields(world.subscribe(POLICE, subscribe).await), at_fault);
     let filter = proto::Filter { kinds: vec!["weather-report".into(); 65], ..proto::Filter::default() };
     let history = proto::HistoryRequest { filter: Some(filter), ..proto::HistoryRequest::default() };
     assert_eq!(fields(world.history(POLICE, history).await), ["filter"]);
-    for token in ["x", "0", "1", "3", "-1", "18446744073709551616", "2 "] {
+    for token in ["x", "0", "1", "3", "-1", "18446744073709551616", "2 ", "AAAA"] {
         let history = proto::HistoryRequest { page_token: token.into(), ..proto::HistoryRequest::default() };
         assert_eq!(fields(world.history(POLICE, history).await), ["page_token"], "{token}");
     }

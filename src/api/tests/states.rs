@@ -328,7 +328,7 @@ async fn unknown_word_in_a_filter_is_named_with_the_nearest_and_works_all_the_sa
     };
     let expected: Vec<_> = expected.map(|(a, b, c, d)| (a.to_owned(), b.to_owned(), c.to_owned(), d.to_owned())).into();
     assert_eq!(warnings(&page.await.unwrap().warnings), expected);
-    let request = proto::SubscribeRequest { filter: Some(filter), start: Some(Start::After(0)) };
+    let request = proto::SubscribeRequest { filter: Some(filter), start: Some(Start::After(0)), ..Default::default() };
     let mut events = world.api.subscribe(called(POLICE, request)).await.unwrap().into_inner();
     assert_eq!(warnings(&events.next().await.unwrap().unwrap().warnings), expected, "with the first event");
     let known = asking(&["information.>"], &["situation-report"], &["tn"]);
@@ -343,7 +343,7 @@ async fn who_may_read_nothing_of_what_it_asks_for_is_denied_and_not_shown_nothin
     let ask = async |by: &str, filter: proto::Filter| {
         let request = proto::HistoryRequest { filter: Some(filter.clone()), ..Default::default() };
         let history = world.history(by, request).await.map(|page| page.warnings.len()).map_err(|status| status.code());
-        let request = proto::SubscribeRequest { filter: Some(filter), start: None };
+        let request = proto::SubscribeRequest { filter: Some(filter), ..Default::default() };
         let subscribed = world.subscribe(by, request).await.map(|_| ()).map_err(|status| status.code());
         assert_eq!(history.is_ok(), subscribed.is_ok(), "{by}");
         history

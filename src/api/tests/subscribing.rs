@@ -7,51 +7,12 @@ use barid_core::proto;
 use barid_core::proto::subscribe_request::Start;
 use tonic::Code;
 
-use super::world::{OPERATOR, POLICE, POST, World, bulletin, called, careless, draft, fields, red};
+use super::world::{OPERATOR, POLICE, POST, World, bulletin, called, careless, draft, red};
 use crate::access::Access;
 use crate::rpc::focal_point_server::FocalPoint;
 use crate::rpc::operator_server::Operator as _;
 use crate::telemetry::alarms::Alarm;
 use crate::telemetry::heard::Heard;
-
-fn from(start: Option<Start>) -> proto::SubscribeRequest {
-    proto::SubscribeRequest { filter: None, start }
-}
-
-#[tokio::test]
-async fn one_begins_now_or_after_a_cursor_or_where_one_has_stopped() {
-    let world = World::start().await;
-    for _ in 0..3 {
-        world.published(draft(|_| {})).await;
-    }
-    let mut now = world.subscribe(POLICE, from(None)).await.unwrap();
-    let mut after = world.subscribe(POLICE, from(Some(Start::After(2)))).await.unwrap();
-    let mut named = world.subscribe(POLICE, from(Some(Start::Subscription("alerts".into())))).await.unwrap();
-    assert_eq!((now.position().await, after.position().await, named.position().await), (3, 2, 3));
-    assert_eq!(after.delivery().await.arrival, 3);
-    world.published(draft(|_| {})).await;
-    for stream in [&mut now, &mut after, &mut named] {
-        assert_eq!(stream.delivery().await.arrival, 4);
-    }
-    world.published(draft(|_| {})).await;
-    let acknowledge = |by, arrival| {
-        let request = proto::AcknowledgeRequest { subscription: "alerts".into(), arrival };
-        world.api.acknowledge(called(by, request))
-    };
-    acknowledge(POLICE, 4).await.unwrap();
-    let mut named = world.subscribe(POLICE, from(Some(Start::Subscription("alerts".into())))).await.unwrap();
-    assert_eq!(named.position().await, 4);
-    assert_eq!(named.delivery().await.arrival, 5);
-    // A name belongs to its caller.
-    let mut other = world.subscribe(POST, from(Some(Start::Subscription("alerts".into())))).await.unwrap();
-    assert_eq!(other.position().await, 5);
-    assert_eq!(fields(acknowledge(POLICE, 6).await), ["arrival"]);
-    assert_eq!(fields(world.subscribe(POLICE, from(Some(Start::After(6)))).await), ["after"]);
-    let named = world.subscribe(POLICE, from(Some(Start::Subscription("a/b".into())))).await;
-    assert_eq!(fields(named), ["subscription"]);
-    let request = proto::AcknowledgeRequest { subscription: String::new(), arrival: 9 };
-    assert_eq!(fields(world.api.acknowledge(called(POLICE, request)).await), ["subscription", "arrival"]);
-}
 
 #[tokio::test]
 async fn what_does_not_match_is_not_sent() {
@@ -62,7 +23,7 @@ async fn what_does_not_match_is_not_sent() {
         min_severity: "Severe".into(),
         members: vec!["tn".into()],
     };
-    let request = proto::SubscribeRequest { filter: Some(filter), start: Some(Start::After(0)) };
+    let request = proto::SubscribeRequest { filter: Some(filter), start: Some(Start::After(0)), ..Default::default() };
     let mut stream = world.subscribe(POLICE, request).await.unwrap();
     assert_eq!(stream.position().await, 0);
     world.published(draft(|header| header.severity = "Extreme".into())).await;

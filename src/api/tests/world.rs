@@ -57,7 +57,7 @@ fn key(code: &str, role: &str, algorithm: Algorithm) -> SigningKey {
     SigningKey::from_seed(&name, algorithm, envelope::digest(name.as_bytes()).0).unwrap()
 }
 
-fn feed_key(feed: &FeedId) -> SigningKey {
+pub(super) fn feed_key(feed: &FeedId) -> SigningKey {
     key(feed.member.as_str(), &format!("feed/{}", feed.epoch), Algorithm::Ed25519)
 }
 
@@ -127,7 +127,7 @@ pub(super) struct World {
     pub(super) access: Arc<ArcSwap<Access>>,
     /// The node stops.
     pub(super) stop: watch::Sender<bool>,
-    _mark: tempfile::TempDir,
+    _mark: Option<tempfile::TempDir>,
 }
 
 impl World {
@@ -138,6 +138,12 @@ impl World {
     /// A node in its `epoch`, over a store that may hold earlier ones.
     pub(super) async fn over(store: Arc<dyn Store>, epoch: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let mark = folder.path().join("mark");
+        Self { _mark: Some(folder), ..Self::marked(store, epoch, mark).await }
+    }
+
+    /// As [`Self::over`], with its mark where a test keeps it.
+    pub(super) async fn marked(store: Arc<dyn Store>, epoch: u32, mark: std::path::PathBuf) -> Self {
         let own = feed("ma", epoch);
         let options = Options {
             keys: Keys {
@@ -146,7 +152,7 @@ impl World {
                 custody: key("ma", "custody", Algorithm::Ed25519),
             },
             feed: own,
-            mark: folder.path().join("mark"),
+            mark,
             first: true,
             lone_start: Duration::ZERO,
             share_percent: barid_core::quota::SHARE_PERCENT,
@@ -170,7 +176,7 @@ impl World {
             naming: Arc::default(),
             stopping: stop.subscribe(),
         };
-        Self { api, store, committer, rosters, access, stop, _mark: folder }
+        Self { api, store, committer, rosters, access, stop, _mark: None }
     }
 
     /// Version 2 of the roster comes.
@@ -211,6 +217,12 @@ impl World {
         self.api.history(called(by, request)).await.map(tonic::Response::into_inner)
     }
 
+    pub(super) async fn acknowledge(&self, by: &str, name: &str, cursor: &Bytes) -> Result<(), Status> {
+        let (subscription, cursor) = (name.to_owned(), cursor.clone());
+        let request = proto::AcknowledgeRequest { subscription, cursor, ..Default::default() };
+        self.api.acknowledge(called(by, request)).await.map(|_| ())
+    }
+
     pub(super) async fn subscribe(&self, by: &str, request: proto::SubscribeRequest) -> Result<Subscriber, Status> {
         let events = self.api.subscribe(called(by, request)).await?.into_inner();
         Ok(Subscriber { events: Box::pin(events) })
@@ -219,7 +231,7 @@ impl World {
     /// Everything from the beginning.
     pub(super) async fn follow(&self, by: &str) -> Subscriber {
         let start = Some(proto::subscribe_request::Start::After(0));
-        let mut subscriber = self.subscribe(by, proto::SubscribeRequest { filter: None, start }).await.unwrap();
+        let mut subscriber = self.subscribe(by, proto::SubscribeRequest { start, ..Default::default() }).await.unwrap();
         assert_eq!(subscriber.position().await, 0);
         subscriber
     }
@@ -240,7 +252,11 @@ impl World {
     }
 
     async fn append(&self, code: &str, content: Vec<(Digest, VerifiedContent)>) -> u64 {
-        let feed = feed(code, 1);
+        self.append_to(feed(code, 1), content).await
+    }
+
+    /// Takes these in as the next entries of a feed; returns the index of the first.
+    pub(super) async fn append_to(&self, feed: FeedId, content: Vec<(Digest, VerifiedContent)>) -> u64 {
         let mut frontier = self.store.feed(&feed).map_or_else(Frontier::new, |state| state.frontier);
         let first = frontier.size();
         let mut entries = Vec::new();
@@ -374,9 +390,25 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
+    /// The next response, whole.
+    pub(super) async fn response(&mut self) -> Option<Result<proto::SubscribeResponse, Status>> {
+        tokio::time::timeout(DEADLINE, self.events.next()).await.expect("something comes in time")
+    }
+
     pub(super) async fn next(&mut self) -> Option<Result<proto::subscribe_response::Event, Status>> {
-        let next = tokio::time::timeout(DEADLINE, self.events.next()).await.expect("something comes in time");
-        next.map(|event| event.map(|event| event.event.unwrap()))
+        self.response().await.map(|event| event.map(|event| event.event.unwrap()))
+    }
+
+    /// The next bulletin, with the cursor behind it.
+    pub(super) async fn delivery_with_cursor(&mut self) -> (proto::Delivery, Bytes) {
+        loop {
+            let response = self.response().await.unwrap().unwrap();
+            match response.event.unwrap() {
+                proto::subscribe_response::Event::Delivery(delivery) => return (delivery, response.cursor),
+                proto::subscribe_response::Event::Position(_) => {}
+                other => panic!("a bulletin, not {other:?}"),
+            }
+        }
     }
 
     pub(super) async fn position(&mut self) -> u64 {
@@ -396,7 +428,7 @@ impl Subscriber {
                     assert!(delivery.arrival > passed, "{} after position {passed}", delivery.arrival);
                     return delivery;
                 }
-                damaged @ proto::subscribe_response::Event::Damaged(_) => panic!("a bulletin, not {damaged:?}"),
+                other => panic!("a bulletin, not {other:?}"),
             }
         }
     }

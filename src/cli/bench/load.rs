@@ -198,7 +198,7 @@ impl Subscriber {
     /// From now on, or from the first arrival on; subscribed when this returns.
     pub(super) async fn open(channel: Channel, from_start: bool) -> Result<Self, Failure> {
         let start = from_start.then_some(proto::subscribe_request::Start::After(0));
-        let request = proto::SubscribeRequest { filter: None, start };
+        let request = proto::SubscribeRequest { start, ..proto::SubscribeRequest::default() };
         let mut stream = client(channel).subscribe(request).await?.into_inner();
         if !from_start {
             stream.message().await?;
@@ -209,7 +209,7 @@ impl Subscriber {
     /// From now on, of one topic.
     pub(super) async fn of_topic(channel: Channel, topic: &str) -> Result<Self, Failure> {
         let filter = proto::Filter { topics: vec![topic.to_owned()], ..proto::Filter::default() };
-        let request = proto::SubscribeRequest { filter: Some(filter), start: None };
+        let request = proto::SubscribeRequest { filter: Some(filter), ..proto::SubscribeRequest::default() };
         let mut stream = client(channel).subscribe(request).await?.into_inner();
         stream.message().await?;
         Ok(Self { stream })

@@ -390,6 +390,47 @@ clock-ahead = ساعة هذا الجهاز متقدمة { $nMinutes } دقيقة
 key-readable = يستطيع كل مستخدم لهذا الجهاز قراءة مفتاحك الخاص { $path }: نفّذ عليه chmod 600، واطلب شهادة جديدة إن كان أحد قد نسخه.
 trying-again = العقدة لا تجيب؛ محاولة جديدة بعد { $nSeconds } ثانية (لن تُنشر إلا مرة واحدة).
 line-cut = انقطع الاتصال؛ محاولة جديدة بعد { $nSeconds } ثانية.
+error-unknown-subscription = ليس لدى العقدة اشتراك { $subscription } يبيّن من أين البدء.
+    .why = { $cause ->
+        [recovered] سُجّل قبل استعادة العقدة: وقد تدل أرقامه الآن على نشرات أخرى.
+       *[other] ليس لك هنا اشتراك بهذا الاسم: لم يُنشأ قط، أو أزيل، أو انتهت مدته دون استعمال.
+    }
+    .next = تابع من المؤشر الذي حفظته (--cursor FILE)، أو حدّد من أين البدء: --from beginning يعرض كل شيء، و--from now ما يصل من الآن.
+error-filter-differs = للاشتراك مرشّح آخر.
+    .why = المسجّل: { $recorded }. المطلوب: { $requested }.
+    .next = استعمل المرشّح المسجّل، أو ابدأ من جديد بهذا: --replace-filter --from beginning
+error-cursor-mismatch = هذا الموضع من تاريخ آخر لمخزن العقدة.
+    .why = { $cause ->
+        [store-lost] بُدئ المخزن من جديد، أو هو مخزن عقدة أخرى.
+        [store-restored] أعيد المخزن من نسخة وتابع من هناك.
+       *[other] ما يدل على ذلك تالف.
+    }
+    .next = ابدأ من الصفحة الأولى.
+error-cursor-file = لا يمكن استعمال ملف المؤشر { $path }.
+    .next = سمّ ملفًا آخر بـ --cursor؛ والملف الجديد يبدأ حيث يقول --from.
+error-cursor-file-filter = ملف المؤشر { $path } لمرشّح آخر.
+    .why = ما لم يطلبه ذلك المرشّح كان سيُترك.
+    .next = استعمل --topic و--kind و--min-severity و--member نفسها كما من قبل، أو ملفًا آخر.
+error-cursor-file-unwritten = لا يمكن كتابة ملف المؤشر { $path }.
+    .next = تحقق من المجلد ومن المساحة على القرص؛ وسيُعرض آخر ما عُرض مرة أخرى.
+
+watch-reset = { $reason ->
+    [store-lost] بُدئ مخزن العقدة من جديد. المتابعة بعد #{ $nOffset }؛ ولا يُعرض ثانيةً ما سبق عرضه هنا.
+    [store-restored] أعيد مخزن العقدة من نسخة. المتابعة بعد #{ $nOffset }؛ ولا يُعرض ثانيةً ما سبق عرضه هنا.
+   *[other] لا تعرف العقدة أن مخزنها هو نفسه. المتابعة بعد #{ $nOffset }؛ ولا يُعرض ثانيةً ما سبق عرضه هنا.
+}
+watch-created = الاشتراك { $name } جديد؛ يبدأ بعد #{ $nOffset }.
+watch-restarted = يبدأ الاشتراك { $name } من جديد بعد #{ $nOffset }.
+subscription-name = الاسم
+subscription-behind = غير مقروء
+subscription-used = آخر استعمال
+subscription-expires = ينتهي
+subscription-state = الحالة
+subscription-filter = المرشّح
+subscription-current = سارٍ
+subscription-stale = سُجّل قبل استعادة
+subscription-removed = أزيل الاشتراك { $name }.
+subscriptions-none = ليس لك هنا اشتراكات مسمّاة.
 certificate-ends = تنتهي صلاحية شهادتك في { $at }: اطلب التالية في وقتها (barid cert request). وهي في { $path }.
 
 ## القراءة
@@ -897,11 +938,18 @@ help-watch-topic = الأبواب، مع محارف بديلة: `customs.>`، `*
 help-watch-kind = الأنواع: `seizure-report`.
 help-watch-min-severity = أدنى خطورة: Minor، Moderate، Severe، Extreme.
 help-watch-member = الأعضاء الناشرون: `ma`.
-help-watch-from = البدء بعد رقم الوصول هذا كما يظهر مع كل نشرة (`#42`)؛ و0 هو البداية.
-help-watch-subscription = البدء من حيث توقّف الاشتراك بهذا الاسم، وحفظ التقدّم فيه.
+help-watch-from = البدء من هنا إن لم يقل غير ذلك شيء: `now` أو `beginning` أو مؤشر كما يعرضه `--json` مع كل نشرة.
+help-watch-cursor = المتابعة من المؤشر الذي في هذا الملف وحفظه فيه؛ والملف الجديد يبدأ حيث يقول --from.
+help-watch-subscription = البدء من حيث توقّف الاشتراك بهذا الاسم وتسجيل التقدّم فيه لدى العقدة؛ والاسم الجديد يحتاج إلى --from.
+help-watch-replace-filter = إعطاء الاشتراك مرشّح هذا الأمر والبدء من جديد حيث يقول --from.
 help-watch-count = التوقف بعد هذا العدد من النشرات.
 help-watch-seconds = التوقف بعد هذه الثواني؛ رمز الخروج 3 إن لم يُبلغ --count.
 help-watch-timeout = أطول وقت حتى تجيب العقدة؛ ولا يحدّ المتابعة نفسها.
+help-subscriptions = الاشتراكات التي تسجلها العقدة باسم: عرضها وإزالتها.
+help-subscriptions-timeout = أطول وقت حتى ينتهي الأمر.
+help-subscriptions-list = عرضها مع المرشّح والتقدّم وموعد انتهائها.
+help-subscriptions-remove = إزالة واحد.
+help-subscriptions-remove-name = اسمه.
 help-history = عرض ما وصل، الأحدث أولًا.
 help-history-topic = الأبواب، مع محارف بديلة: `customs.>`، `*.documents`.
 help-history-kind = الأنواع: `seizure-report`.
@@ -910,7 +958,7 @@ help-history-member = الأعضاء الناشرون: `ma`.
 help-history-since = أُرسلت في هذا الوقت أو بعده: `2026-11-23T20:05:11Z` أو يوم.
 help-history-until = أُرسلت في هذا الوقت أو قبله.
 help-history-limit = العدد الأقصى للنشرات.
-help-history-before = المتابعة قبل رقم الوصول هذا كما يظهر مع كل نشرة (`#42`) أو في الصفحة السابقة.
+help-history-before = المتابعة بالصفحة التي تلي الصفحة المنتهية بهذا.
 help-show = عرض نشرة وما آلت إليه.
 help-show-bulletin = النشرة: `ne/0197…` أو المعرّف وحده.
 help-show-member = العضو الذي نشرها، حين ينشر أكثر من عضو نشرةً بهذا المعرّف.

@@ -391,6 +391,47 @@ clock-ahead = The clock of this machine is { $nMinutes } minutes ahead of the no
 key-readable = Every user of this machine may read your private key { $path }: run chmod 600 on it, and ask for a new certificate if somebody may have copied it.
 trying-again = The node does not answer; trying again in { $nSeconds } s (it is published once only).
 line-cut = The connection is lost; trying again in { $nSeconds } s.
+error-unknown-subscription = The node has no subscription { $subscription } that says where to begin.
+    .why = { $cause ->
+        [recovered] It was recorded before the node was recovered: its numbers may mean other bulletins now.
+       *[other] You have none of this name here: it was never created, was removed, or expired unused.
+    }
+    .next = Go on from the cursor that you kept (--cursor FILE), or say where to begin: --from beginning shows everything, --from now what comes from now on.
+error-filter-differs = The subscription has another filter.
+    .why = Recorded is: { $recorded }. Asked for is: { $requested }.
+    .next = Use the recorded filter, or begin anew with this one: --replace-filter --from beginning
+error-cursor-mismatch = This place is of another history of the node's store.
+    .why = { $cause ->
+        [store-lost] The store was begun anew, or it is another node's.
+        [store-restored] The store was restored from a copy and has gone on from there.
+       *[other] What would tell is damaged.
+    }
+    .next = Begin again from the first page.
+error-cursor-file = The cursor file { $path } cannot be used.
+    .next = Name another file with --cursor; a new one begins where --from says.
+error-cursor-file-filter = The cursor file { $path } is of another filter.
+    .why = What that filter did not ask for would be left out.
+    .next = Use the same --topic, --kind, --min-severity and --member as before, or another file.
+error-cursor-file-unwritten = The cursor file { $path } cannot be written.
+    .next = Check the folder and the space on the disk; what was shown last will be shown again.
+
+watch-reset = { $reason ->
+    [store-lost] The node's store was begun anew. Going on after #{ $nOffset }; what was already shown here is not shown again.
+    [store-restored] The node's store was restored from a copy. Going on after #{ $nOffset }; what was already shown here is not shown again.
+   *[other] The node cannot tell whether its store is the same. Going on after #{ $nOffset }; what was already shown here is not shown again.
+}
+watch-created = The subscription { $name } is new; it begins after #{ $nOffset }.
+watch-restarted = The subscription { $name } begins anew after #{ $nOffset }.
+subscription-name = NAME
+subscription-behind = NOT READ
+subscription-used = LAST USED
+subscription-expires = EXPIRES
+subscription-state = STATE
+subscription-filter = FILTER
+subscription-current = current
+subscription-stale = recorded before a recovery
+subscription-removed = The subscription { $name } has been removed.
+subscriptions-none = You have no named subscriptions here.
 certificate-ends = Your certificate ends on { $at }: ask for the next one in time (barid cert request). It is in { $path }.
 
 ## Reading

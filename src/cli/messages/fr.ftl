@@ -390,6 +390,47 @@ clock-ahead = L'horloge de cette machine avance de { $nMinutes } minutes sur cel
 key-readable = Tout utilisateur de cette machine peut lire votre clé privée { $path } : lancez chmod 600 sur elle, et demandez un nouveau certificat si quelqu'un a pu la copier.
 trying-again = Le nœud ne répond pas ; nouvel essai dans { $nSeconds } s (le bulletin ne sera publié qu'une fois).
 line-cut = La connexion est perdue ; nouvel essai dans { $nSeconds } s.
+error-unknown-subscription = Le nœud n'a pas d'abonnement { $subscription } qui dise où commencer.
+    .why = { $cause ->
+        [recovered] Il a été enregistré avant que le nœud soit rétabli : ses numéros peuvent désigner d'autres bulletins maintenant.
+       *[other] Vous n'en avez pas de ce nom ici : il n'a jamais été créé, a été supprimé, ou a expiré faute d'usage.
+    }
+    .next = Reprenez au curseur que vous avez gardé (--cursor FICHIER), ou dites où commencer : --from beginning montre tout, --from now ce qui arrive désormais.
+error-filter-differs = L'abonnement a un autre filtre.
+    .why = Enregistré : { $recorded }. Demandé : { $requested }.
+    .next = Utilisez le filtre enregistré, ou recommencez avec celui-ci : --replace-filter --from beginning
+error-cursor-mismatch = Cet endroit appartient à une autre histoire du stockage du nœud.
+    .why = { $cause ->
+        [store-lost] Le stockage a été recommencé, ou c'est celui d'un autre nœud.
+        [store-restored] Le stockage a été restauré d'une copie et a continué à partir de là.
+       *[other] Ce qui permettrait de le savoir est endommagé.
+    }
+    .next = Recommencez à la première page.
+error-cursor-file = Le fichier de curseur { $path } ne peut pas être utilisé.
+    .next = Nommez un autre fichier avec --cursor ; un nouveau commence là où --from le dit.
+error-cursor-file-filter = Le fichier de curseur { $path } est celui d'un autre filtre.
+    .why = Ce que ce filtre ne demandait pas serait omis.
+    .next = Utilisez les mêmes --topic, --kind, --min-severity et --member qu'avant, ou un autre fichier.
+error-cursor-file-unwritten = Le fichier de curseur { $path } ne peut pas être écrit.
+    .next = Vérifiez le dossier et la place sur le disque ; ce qui a été montré en dernier le sera de nouveau.
+
+watch-reset = { $reason ->
+    [store-lost] Le stockage du nœud a été recommencé. Suite après #{ $nOffset } ; ce qui a déjà été montré ici ne l'est pas de nouveau.
+    [store-restored] Le stockage du nœud a été restauré d'une copie. Suite après #{ $nOffset } ; ce qui a déjà été montré ici ne l'est pas de nouveau.
+   *[other] Le nœud ne sait pas si son stockage est le même. Suite après #{ $nOffset } ; ce qui a déjà été montré ici ne l'est pas de nouveau.
+}
+watch-created = L'abonnement { $name } est nouveau ; il commence après #{ $nOffset }.
+watch-restarted = L'abonnement { $name } recommence après #{ $nOffset }.
+subscription-name = NOM
+subscription-behind = NON LUS
+subscription-used = DERNIER USAGE
+subscription-expires = EXPIRE
+subscription-state = ÉTAT
+subscription-filter = FILTRE
+subscription-current = à jour
+subscription-stale = enregistré avant un rétablissement
+subscription-removed = L'abonnement { $name } a été supprimé.
+subscriptions-none = Vous n'avez pas d'abonnement nommé ici.
 certificate-ends = Votre certificat expire le { $at } : demandez le suivant à temps (barid cert request). Il est dans { $path }.
 
 ## Lire
@@ -888,11 +929,18 @@ help-watch-topic = Sujets, avec jokers : `customs.>`, `*.documents`.
 help-watch-kind = Types : `seizure-report`.
 help-watch-min-severity = Gravité minimale : Minor, Moderate, Severe, Extreme.
 help-watch-member = Membres émetteurs : `ma`.
-help-watch-from = Commencer après ce numéro d'arrivée, montré avec chaque bulletin (`#42`) ; 0 est le début.
-help-watch-subscription = Commencer là où l'abonnement de ce nom s'est arrêté, et y retenir la progression.
+help-watch-from = Commencer ici si rien d'autre ne le dit : `now`, `beginning`, ou un curseur tel que `--json` le montre avec chaque bulletin.
+help-watch-cursor = Reprendre au curseur de ce fichier, et l'y garder ; un nouveau fichier commence là où --from le dit.
+help-watch-subscription = Commencer là où l'abonnement de ce nom s'est arrêté, et y retenir la progression au nœud ; un nouveau nom demande --from.
+help-watch-replace-filter = Donner à l'abonnement le filtre de cette commande, et recommencer là où --from le dit.
 help-watch-count = S'arrêter après tant de bulletins.
 help-watch-seconds = S'arrêter après tant de secondes ; code de sortie 3 si --count n'est pas atteint.
 help-watch-timeout = Temps au plus jusqu'à la réponse du nœud ; l'écoute elle-même n'est pas bornée par lui.
+help-subscriptions = Abonnements que le nœud retient sous un nom : lister, supprimer.
+help-subscriptions-timeout = Temps au plus jusqu'à la fin de la commande.
+help-subscriptions-list = Les lister, avec filtre, progression et échéance.
+help-subscriptions-remove = En supprimer un.
+help-subscriptions-remove-name = Son nom.
 help-history = Montrer ce qui est arrivé, du plus récent au plus ancien.
 help-history-topic = Sujets, avec jokers : `customs.>`, `*.documents`.
 help-history-kind = Types : `seizure-report`.
@@ -901,7 +949,7 @@ help-history-member = Membres émetteurs : `ma`.
 help-history-since = Envoyé à ce moment ou après : `2026-11-23T20:05:11Z` ou un jour.
 help-history-until = Envoyé à ce moment ou avant.
 help-history-limit = Au plus tant de bulletins.
-help-history-before = Continuer avant ce numéro d'arrivée, montré avec chaque bulletin (`#42`) ou par la page précédente.
+help-history-before = Continuer avec la page qui suit celle qui s'est terminée ainsi.
 help-show = Montrer un bulletin et ce qu'il est devenu.
 help-show-bulletin = Bulletin : `ne/0197…`, ou l'identifiant seul.
 help-show-member = Membre qui l'a publié, quand plusieurs en ont publié un de cet identifiant.

@@ -8,6 +8,7 @@
 //! that nobody can publish an envelope that looks like a record to a scan. Records start at multiples of [`ALIGNMENT`].
 
 mod express;
+mod subscriptions;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use self::express::Proven;
 use super::bit;
 use crate::store::admit;
 use crate::store::{
-    Append, Commit, Content, Cosigned, CrlRecord, CursorRecord, CustodyRecord, Fill, ForkRecord, NewEntry, RosterRecord,
+    Append, Commit, Content, Cosigned, CrlRecord, CustodyRecord, Fill, ForkRecord, NewEntry, RosterRecord,
 };
 
 /// Length of a frame.
@@ -117,11 +118,7 @@ pub(in crate::store) fn encode_head(commit: &Commit, seq: u64, previous: &Hash, 
         appends: commit.appends.iter().map(encode_append).collect(),
         cosigned: commit.cosigned.iter().map(encode_cosigned).collect(),
         custody: commit.custody.iter().map(encode_custody).collect(),
-        cursors: commit
-            .cursors
-            .iter()
-            .map(|cursor| proto::RecordCursor { subscription: cursor.subscription.clone(), arrival: cursor.arrival })
-            .collect(),
+        cursors: commit.cursors.iter().map(subscriptions::encode_cursor).collect(),
         rosters: commit
             .rosters
             .iter()
@@ -145,6 +142,7 @@ pub(in crate::store) fn encode_head(commit: &Commit, seq: u64, previous: &Hash, 
         fills: commit.fills.iter().map(encode_fill).collect(),
         express: commit.express.iter().map(express::encode).collect(),
         displaced: commit.displaced.iter().map(express::encode_displaced).collect(),
+        subscriptions: commit.subscriptions.iter().map(subscriptions::encode).collect(),
     };
     head.encode_to_vec()
 }
@@ -316,11 +314,8 @@ impl Record {
             displaced: head.displaced.iter().map(express::decode_displaced).collect::<Result<_, _>>()?,
             cosigned: head.cosigned.into_iter().map(decode_cosigned).collect::<Result<_, _>>()?,
             custody: head.custody.into_iter().map(decode_custody).collect::<Result<_, _>>()?,
-            cursors: head
-                .cursors
-                .into_iter()
-                .map(|cursor| CursorRecord { subscription: cursor.subscription, arrival: cursor.arrival })
-                .collect(),
+            cursors: head.cursors.into_iter().map(subscriptions::decode_cursor).collect(),
+            subscriptions: head.subscriptions.into_iter().map(subscriptions::decode).collect(),
             rosters: head
                 .rosters
                 .into_iter()

@@ -60,7 +60,7 @@ fn apply_part(view: &View, commits: &[Pending]) -> Result<(), ReadError> {
         urgent(view, &mut batch, pending)?;
     }
     let cursor = Cursor {
-        resume: Resume { position: last.position, seq: last.committed.seq, hash: last.hash },
+        resume: Resume { position: last.position, seq: last.committed.seq, hash: last.committed.hash },
         end_arrival: last.committed.end_arrival,
     };
     batch.keys.insert(keys::CURSOR.to_vec(), Some(cursor.encode()));
@@ -290,8 +290,9 @@ fn notes(view: &View, batch: &mut Batch<'_>, pending: &Pending) -> Result<(), Re
     for (fork, place) in commit.forks.iter().zip(0..) {
         batch.put(Key::new(keys::FORK).name(&fork.key()), Value::new().note(at(place)).bytes());
     }
-    for cursor in &commit.cursors {
-        batch.put(Key::new(keys::SUBSCRIPTION).name(&cursor.subscription), Value::new().u64(cursor.arrival).bytes());
+    for (name, subscription) in &pending.subscriptions {
+        let value = subscription.as_ref().map(keys::encode_subscription);
+        batch.keys.insert(Key::new(keys::SUBSCRIPTION).name(name).bytes(), value);
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::store::recent_ids::{IDS_LOADED_MAX, Place};
 use crate::store::references::Person;
 use crate::store::state::HeldAhead;
 use crate::store::tree_cache::{Tile, TileId};
-use crate::store::{Columns, ReadError, Refers};
+use crate::store::{Columns, ReadError, Refers, Subscription};
 
 /// Custody notes that are looked at for one holder and entry: those that end nearest above it. Between it and the end of the note that
 /// has it lie at most the notes for what was filled in there later; the bound keeps a holder that repeats itself from making reads slow.
@@ -470,10 +470,10 @@ impl View {
         self.named(keys::FORK, note_ref)
     }
 
-    /// Acknowledged cursors by subscription.
-    pub(in crate::store) fn cursors(&self) -> Result<Vec<(String, u64)>, ReadError> {
+    /// Named subscriptions.
+    pub(in crate::store) fn subscriptions(&self) -> Result<Vec<(String, Subscription)>, ReadError> {
         self.named(keys::SUBSCRIPTION, |value| {
-            Fields::of_value(value).and_then(|mut fields| fields.u64()).ok_or_else(|| unreadable("cursor"))
+            keys::decode_subscription(value).ok_or_else(|| unreadable("subscription"))
         })
     }
 

@@ -1,0 +1,380 @@
+//! Cursors: an offset, with what proves of which store and which history it is.
+//!
+//! In scope: their bytes, making them for what a stream delivers, and finding the place where a stream goes on from one. Out of scope: who
+//! may read (`deliver`), and names (`subscriptions`).
+//!
+//! A cursor has the hash of the commit that holds its offset, which proves everything up to it ([`ChainLink`]), and the beginnings of those
+//! of some round offsets before it. Where the history is another one, the newest of these that still fits tells how far back it differs.
+
+use barid_core::limits::CURSOR_BYTES_MAX;
+use barid_core::names::Hash;
+use barid_core::proto;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+
+use crate::store::{ChainLink, HeldBack, ReadError, Store, StoreId};
+
+const VERSION: u8 = 1;
+/// Milestones are the last multiples of these powers of two up to the offset: of a store that went back by a day few entries come again, and
+/// of one that went back by a year not all of them.
+const MILESTONE_BITS: [u32; 5] = [10, 13, 16, 20, 24];
+/// Offsets beyond this cannot be: the rest of the range is for sums.
+const OFFSET_MAX: u64 = 1 << 62;
+/// Version, store, offset, hash, milestones, what is held back.
+const BYTES: usize = 1 + 16 + 8 + HEAD_BYTES + MILESTONE_BITS.len() * MILESTONE_BYTES + 16;
+/// No two histories that a node can have share so many bytes of a hash by chance; who makes one up only misleads itself.
+const HEAD_BYTES: usize = 16;
+/// See [`HEAD_BYTES`]. A milestone that fitted by chance would be one of five, of a history that has already shown to be another.
+const MILESTONE_BYTES: usize = 8;
+
+const _: () = assert!(BYTES <= CURSOR_BYTES_MAX);
+
+type Head = [u8; HEAD_BYTES];
+type Milestone = [u8; MILESTONE_BYTES];
+
+/// What a field must be that is to have a cursor.
+pub(super) const EXPECTED: &str = "the cursor of an event on a subscription";
+
+/// Where a reader stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Cursor {
+    store: StoreId,
+    /// Everything up to it was looked at.
+    offset: u64,
+    /// Zeros if it could not be read.
+    head: Head,
+    /// By [`MILESTONE_BITS`]; zeros for what could not be read.
+    milestones: [Milestone; MILESTONE_BITS.len()],
+    held: Option<HeldBack>,
+}
+
+/// Where a stream goes on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Place {
+    /// Everything up to it was looked at.
+    pub(super) offset: u64,
+    /// What was held back before it.
+    pub(super) held: Option<HeldBack>,
+    /// What to send first, if the cursor is of another history.
+    pub(super) reset: Option<proto::Reset>,
+}
+
+/// Why a cursor does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mismatch {
+    /// It is of another store.
+    StoreLost,
+    /// This store, or the one it is a copy of, went another way from some commit on.
+    StoreRestored,
+    /// What would tell is damaged.
+    Unknown,
+}
+
+impl Mismatch {
+    /// As it stands in messages.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::StoreLost => "store-lost",
+            Self::StoreRestored => "store-restored",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl Cursor {
+    /// As clients keep it.
+    pub(super) fn encode(&self) -> Bytes {
+        let held = self.held.unwrap_or(HeldBack { from: 0, roster_version: 0 });
+        let mut bytes = Vec::with_capacity(BYTES);
+        bytes.push(VERSION);
+        bytes.extend(self.store.0);
+        bytes.extend(self.offset.to_be_bytes());
+        bytes.extend(self.head);
+        bytes.extend(self.milestones.as_flattened());
+        bytes.extend(held.from.to_be_bytes());
+        bytes.extend(held.roster_version.to_be_bytes());
+        bytes.into()
+    }
+
+    /// Reads what a client has kept; `None` if it is no cursor of this version.
+    pub(super) fn decode(mut bytes: &[u8]) -> Option<Self> {
+        fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+            let (taken, rest) = bytes.split_first_chunk::<N>()?;
+            *bytes = rest;
+            Some(*taken)
+        }
+        let bytes = &mut bytes;
+        let [version] = take(bytes)?;
+        let (store, offset, head) = (StoreId(take(bytes)?), u64::from_be_bytes(take(bytes)?), take(bytes)?);
+        let mut milestones = [[0; MILESTONE_BYTES]; MILESTONE_BITS.len()];
+        for milestone in &mut milestones {
+            *milestone = take(bytes)?;
+        }
+        let (from, roster_version) = (u64::from_be_bytes(take(bytes)?), u64::from_be_bytes(take(bytes)?));
+        let held = (from > 0).then_some(HeldBack { from, roster_version });
+        (version == VERSION && bytes.is_empty() && offset <= OFFSET_MAX && from <= offset).then_some(Self {
+            store,
+            offset,
+            head,
+            milestones,
+            held,
+        })
+    }
+
+    /// As text: in page tokens.
+    pub(super) fn to_text(&self) -> String {
+        URL_SAFE_NO_PAD.encode(self.encode())
+    }
+
+    /// Reads a text.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        // A longer one is not decoded at all.
+        let bytes = (text.len() <= 2 * CURSOR_BYTES_MAX).then(|| URL_SAFE_NO_PAD.decode(text).ok())?;
+        Self::decode(&bytes?)
+    }
+
+    /// Up to which offset everything was looked at.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// What was held back before it.
+    pub(super) fn held(&self) -> Option<HeldBack> {
+        self.held
+    }
+
+    /// Where a stream goes on from here: after this cursor, or after the newest milestone that fits, else from the beginning. Blocks.
+    ///
+    /// # Errors
+    /// If the store cannot be read now. What is damaged does not fit.
+    pub(super) fn locate(&self, store: &dyn Store) -> Result<Place, ReadError> {
+        let Some(mismatch) = self.mismatch(store)? else {
+            return Ok(Place { offset: self.offset, held: self.held, reset: None });
+        };
+        let offset = match mismatch {
+            Mismatch::StoreLost => 0,
+            Mismatch::StoreRestored | Mismatch::Unknown => self.newest_milestone(store)?,
+        };
+        let reset = proto::Reset { reason: mismatch.as_str().to_owned(), offset, cursor_offset: self.offset };
+        Ok(Place { offset, held: self.held.filter(|held| held.from <= offset), reset: Some(reset) })
+    }
+
+    /// Why it is not of this store's history; `None`: it is. Blocks.
+    ///
+    /// # Errors
+    /// If the store cannot be read now.
+    pub(super) fn mismatch(&self, store: &dyn Store) -> Result<Option<Mismatch>, ReadError> {
+        if self.store != store.id() {
+            return Ok(Some(Mismatch::StoreLost));
+        }
+        if self.offset == 0 {
+            return Ok(None);
+        }
+        match readable(store.link(self.offset))? {
+            Err(Unreadable) => Ok(Some(Mismatch::Unknown)),
+            Ok(link) if link.as_ref().is_some_and(|link| self.head == beginning(&link.hash)) => Ok(None),
+            Ok(_) => Ok(Some(Mismatch::StoreRestored)),
+        }
+    }
+
+    fn newest_milestone(&self, store: &dyn Store) -> Result<u64, ReadError> {
+        for (bits, milestone) in MILESTONE_BITS.into_iter().zip(&self.milestones) {
+            let at = round(self.offset, bits);
+            if at == 0 {
+                break;
+            }
+            if let Ok(Some(link)) = readable(store.link(at))?
+                && *milestone == beginning(&link.hash)
+            {
+                return Ok(at);
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// The last multiple of a power of two up to an offset.
+fn round(offset: u64, bits: u32) -> u64 {
+    offset >> bits << bits
+}
+
+fn beginning<const N: usize>(hash: &Hash) -> [u8; N] {
+    hash.0.first_chunk().copied().unwrap_or([0; N])
+}
+
+/// The disk has altered it.
+struct Unreadable;
+
+/// Damage apart from what may be read later.
+fn readable(link: Result<Option<ChainLink>, ReadError>) -> Result<Result<Option<ChainLink>, Unreadable>, ReadError> {
+    match link {
+        Ok(link) => Ok(Ok(link)),
+        Err(ReadError::Damaged(_) | ReadError::DamagedEntry(_)) => Ok(Err(Unreadable)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the cursors of one stream, or one page. Nearly all is known from what was read last: the store is asked for a milestone once in a
+/// thousand offsets.
+#[derive(Clone, Debug)]
+pub(super) struct Trail {
+    store: StoreId,
+    /// Commits that were read last, ascending.
+    links: Vec<ChainLink>,
+    /// Milestones with their offsets.
+    milestones: [(u64, Milestone); MILESTONE_BITS.len()],
+}
+
+impl Trail {
+    /// Nothing is known yet.
+    pub(super) fn new(store: &dyn Store) -> Self {
+        Self { store: store.id(), links: Vec::new(), milestones: Default::default() }
+    }
+
+    /// These commits were read.
+    pub(super) fn note(&mut self, links: Vec<ChainLink>) {
+        if !links.is_empty() {
+            self.links = links;
+        }
+    }
+
+    /// The cursor of an offset; `None` if the commit that holds it is damaged. May block.
+    ///
+    /// # Errors
+    /// If the store cannot be read now.
+    pub(super) fn at(
+        &mut self,
+        store: &dyn Store,
+        offset: u64,
+        held: Option<HeldBack>,
+    ) -> Result<Option<Cursor>, ReadError> {
+        let head = match offset {
+            0 => Head::default(),
+            _ => match readable(self.link(store, offset))? {
+                Ok(Some(link)) => beginning(&link.hash),
+                Ok(None) | Err(Unreadable) => return Ok(None),
+            },
+        };
+        for (place, bits) in MILESTONE_BITS.into_iter().enumerate() {
+            let at = round(offset, bits);
+            if self.milestones[place].0 != at {
+                // One that cannot be read now fits nothing later.
+                let link = self.find(at).cloned().map_or_else(|| store.link(at), |link| Ok(Some(link)));
+                let milestone = link.ok().flatten().map(|link| beginning(&link.hash)).unwrap_or_default();
+                self.milestones[place] = (at, milestone);
+            }
+        }
+        let held = held.filter(|held| held.from <= offset);
+        let milestones = self.milestones.map(|(_, milestone)| milestone);
+        Ok(Some(Cursor { store: self.store, offset, head, milestones, held }))
+    }
+
+    /// As [`Self::at`], also where the commit is damaged: nothing proves it then.
+    ///
+    /// # Errors
+    /// If the store cannot be read now.
+    pub(super) fn at_or_unproven(
+        &mut self,
+        store: &dyn Store,
+        offset: u64,
+        held: Option<HeldBack>,
+    ) -> Result<Cursor, ReadError> {
+        let (head, milestones) = (Head::default(), Default::default());
+        let unproven = Cursor { store: self.store, offset, head, milestones, held };
+        Ok(self.at(store, offset, held)?.unwrap_or(unproven))
+    }
+
+    fn find(&self, offset: u64) -> Option<&ChainLink> {
+        let place = self.links.partition_point(|link| link.offsets.end <= offset);
+        self.links.get(place).filter(|link| link.offsets.contains(&offset))
+    }
+
+    fn link(&mut self, store: &dyn Store, offset: u64) -> Result<Option<ChainLink>, ReadError> {
+        if let Some(link) = self.find(offset) {
+            return Ok(Some(link.clone()));
+        }
+        let link = store.link(offset)?;
+        self.note(link.iter().cloned().collect());
+        Ok(link)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::store::conformance::fill;
+    use crate::store::memory::MemoryStore;
+
+    fn cursor(store: &dyn Store, offset: u64) -> Cursor {
+        Trail::new(store).at(store, offset, None).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_cursor_is_read_as_it_was_written_and_nothing_else_is() {
+        let store = MemoryStore::new();
+        fill(&store, 3);
+        for held in [None, Some(HeldBack { from: 2, roster_version: 7 })] {
+            let cursor = Cursor { held, ..cursor(&store, 3) };
+            let bytes = cursor.encode();
+            assert!(bytes.len() <= CURSOR_BYTES_MAX);
+            assert_eq!(Cursor::decode(&bytes), Some(cursor.clone()));
+            assert_eq!(Cursor::parse(&cursor.to_text()), Some(cursor));
+            for len in 0..bytes.len() {
+                assert_eq!(Cursor::decode(&bytes[..len]), None, "{len} bytes");
+            }
+            assert_eq!(Cursor::decode(&[&bytes[..], &[0]].concat()), None, "one byte more");
+        }
+        let bytes = cursor(&store, 3).encode();
+        let changed = |place: usize, with: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            bytes[place..place + with.len()].copy_from_slice(with);
+            Cursor::decode(&bytes)
+        };
+        assert_eq!(changed(0, &[2]), None, "a later version");
+        assert_eq!(changed(17, &u64::MAX.to_be_bytes()), None, "no offset");
+        assert_eq!(changed(BYTES - 16, &9_u64.to_be_bytes()), None, "held back beyond the offset");
+        assert_eq!(Cursor::parse(&"A".repeat(100_000)), None);
+        assert_eq!(Cursor::parse("not base64!"), None);
+    }
+
+    #[test]
+    fn a_cursor_fits_its_own_history_and_no_other() {
+        let store = MemoryStore::new();
+        let other = MemoryStore::new();
+        fill(&store, 5);
+        fill(&other, 5);
+        for offset in 0..=5 {
+            let cursor = cursor(&store, offset);
+            assert_eq!(cursor.mismatch(&store).unwrap(), None);
+            assert_eq!(cursor.locate(&store).unwrap(), Place { offset, ..Place::default() });
+            // The same entries in the same commits: but nobody knows that of a store that was begun anew.
+            assert_eq!(cursor.mismatch(&other).unwrap(), Some(Mismatch::StoreLost));
+            assert_eq!(cursor.locate(&other).unwrap().offset, 0);
+        }
+        fill(&store, 1);
+        assert_eq!(cursor(&store, 5).mismatch(&store).unwrap(), None, "it has gone on");
+        let beyond = Cursor { offset: 7, ..cursor(&store, 6) };
+        assert_eq!(beyond.mismatch(&store).unwrap(), Some(Mismatch::StoreRestored));
+        let forged = Cursor { head: [7; HEAD_BYTES], ..cursor(&store, 4) };
+        let reset = forged.locate(&store).unwrap().reset.unwrap();
+        assert_eq!((reset.reason.as_str(), reset.offset, reset.cursor_offset), ("store-restored", 0, 4));
+    }
+
+    #[test]
+    fn where_a_history_differs_the_newest_milestone_that_fits_is_gone_back_to() {
+        let store = MemoryStore::new();
+        fill(&store, 10_000);
+        let mut trail = Trail::new(&store);
+        // As a stream makes them: milestones are kept from one offset to the next.
+        let mut cursors = (0..=10_000).map(|offset| trail.at(&store, offset, None).unwrap().unwrap());
+        let last = cursors.by_ref().inspect(|made| assert_eq!(*made, cursor(&store, made.offset))).last().unwrap();
+        let wrong = |count: usize| {
+            let mut cursor = Cursor { head: [7; HEAD_BYTES], ..last.clone() };
+            cursor.milestones[..count].fill([7; MILESTONE_BYTES]);
+            cursor.locate(&store).unwrap().offset
+        };
+        assert_eq!([wrong(0), wrong(1), wrong(2), wrong(5)], [9_216, 8_192, 0, 0]);
+    }
+}

@@ -1,0 +1,444 @@
+//! Subscriptions with names, and where any subscription begins.
+//!
+//! In scope: what a request says about that, opening, acknowledging, listing, removing and expiring names. Out of scope: what cursors prove
+//! (`cursor`) and what is sent (`subscribe`).
+//!
+//! A name belongs to its caller. It stands for an offset of this store's own history. A node that was recovered may have gone back to an
+//! earlier state: its names are *stale* then, and a caller must show a cursor, or say explicitly how to begin.
+
+use std::time::Duration;
+
+use barid_core::bulletin::times::Time;
+use barid_core::limits::MESSAGE_BYTES_MAX;
+use barid_core::proto;
+use bytes::Bytes;
+use prost::Message as _;
+use proto::subscribe_request::Start;
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::caller::Caller;
+use super::cursor::{self, Cursor, Place};
+use super::errors::Faults;
+use super::filter::{self, Filter};
+use super::publish::now_unix_ms;
+use super::{Api, errors};
+use crate::committer::{Gate, Kept};
+use crate::store::{CursorRecord, Subscription, SubscriptionRecord};
+use crate::telemetry::{AuditEvent, audit};
+
+/// Bytes of a subscription's name.
+const NAME_BYTES_MAX: usize = 64;
+/// Subscriptions on one page.
+const PAGE_MAX: usize = 256;
+/// Names read from the store at once.
+const READ_MAX: usize = 256;
+/// Names that expire in one commit.
+const EXPIRED_MAX: usize = 256;
+/// How often names are looked through for those that expire: limits are in days.
+const EXPIRY_CHECK_EVERY: Duration = Duration::from_secs(60 * 60);
+const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+
+/// How a request says to begin.
+#[derive(Clone, Debug)]
+pub(super) enum Begin {
+    Now,
+    Beginning,
+    At(Cursor),
+}
+
+/// What a request to subscribe says, checked.
+#[derive(Clone, Debug)]
+pub(super) struct Opening {
+    pub(super) filter: Filter,
+    /// Caller and name.
+    name: Option<String>,
+    begin: Option<Begin>,
+    replace_filter: bool,
+}
+
+/// An open subscription: where it begins, and what is told of its name.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Opened {
+    pub(super) place: Place,
+    pub(super) name: Option<Named>,
+}
+
+/// An open subscription with a name.
+#[derive(Clone, Debug)]
+pub(super) struct Named {
+    /// Caller and name.
+    pub(super) key: String,
+    /// "created", "resumed", "restarted".
+    pub(super) outcome: &'static str,
+    /// Whether nothing but the name says where it begins.
+    pub(super) by_name_only: bool,
+}
+
+impl Named {
+    /// Its name, without the caller.
+    pub(super) fn name(&self) -> &str {
+        parts(&self.key).1
+    }
+}
+
+impl Opening {
+    /// Reads a request.
+    pub(super) fn read(caller: &Caller, request: proto::SubscribeRequest) -> Result<Self, Status> {
+        let proto::SubscribeRequest { filter, start, cursor, begin, replace_filter } = request;
+        let mut faults = Faults::default();
+        let filter = Filter::read(filter, &mut faults);
+        let (mut name, mut begins) = (None, Vec::new());
+        match start {
+            None => {}
+            Some(Start::After(0)) => begins.push(Begin::Beginning),
+            Some(Start::After(offset)) => {
+                faults.add(
+                    "after",
+                    &offset.to_string(),
+                    "0; a number alone does not prove of which history it is: give a cursor",
+                );
+            }
+            Some(Start::Subscription(text)) => name = key(caller, &text, &mut faults),
+        }
+        if !cursor.is_empty() {
+            match Cursor::decode(&cursor) {
+                Some(cursor) => begins.push(Begin::At(cursor)),
+                None => faults.add("cursor", &hex::encode(&cursor), cursor::EXPECTED),
+            }
+        }
+        match begin.as_str() {
+            "" => {}
+            _ if !begins.is_empty() => faults.add("begin", &begin, "empty beside `cursor` or `after`"),
+            "now" => begins.push(Begin::Now),
+            "beginning" => begins.push(Begin::Beginning),
+            other => faults.add("begin", other, "`now` or `beginning`"),
+        }
+        if begins.len() > 1 {
+            faults.add("cursor", &hex::encode(&cursor), "empty beside `after`");
+        }
+        faults.check()?;
+        Ok(Self { filter, name, begin: begins.pop(), replace_filter })
+    }
+}
+
+/// The key of a caller's subscription.
+fn key(caller: &Caller, name: &str, faults: &mut Faults) -> Option<String> {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(fits) {
+        faults.add("subscription", name, "1 to 64 letters, digits, `-`, `_` or `.`");
+        return None;
+    }
+    Some(format!("{}/{name}", caller.path))
+}
+
+/// Path of the caller, and name.
+fn parts(key: &str) -> (&str, &str) {
+    key.rsplit_once('/').unwrap_or(("", key))
+}
+
+impl Api {
+    /// Opens a subscription.
+    pub(super) async fn open(&self, caller: &Caller, opening: &Opening) -> Result<Opened, Status> {
+        match &opening.name {
+            None => Ok(Opened { place: self.place(opening.begin.as_ref().unwrap_or(&Begin::Now)).await?, name: None }),
+            Some(key) => self.open_named(caller, key, opening).await,
+        }
+    }
+
+    async fn open_named(&self, caller: &Caller, key: &str, opening: &Opening) -> Result<Opened, Status> {
+        let filter = opening.filter.to_bytes();
+        let opened = |place, outcome| {
+            let by_name_only = opening.begin.is_none();
+            Ok(Opened { place, name: Some(Named { key: key.to_owned(), outcome, by_name_only }) })
+        };
+        let created = |place: &Place| self.subscription_at(place, &filter, now_unix_ms());
+        // One new name at a time, so that those that come together are counted, and none is changed behind another's back.
+        let _turn = self.naming.lock().await;
+        let Some(held) = self.subscription_of(key) else {
+            let begin = opening.begin.as_ref().ok_or_else(|| errors::unknown_subscription(parts(key).1, None))?;
+            self.make_room(caller).await?;
+            let place = self.place(begin).await?;
+            self.name(key, Some(created(&place))).await?;
+            return opened(place, "created");
+        };
+        if let Some(recorded) = held.filter.as_ref().filter(|recorded| **recorded != filter) {
+            let begin = match (opening.replace_filter, &opening.begin) {
+                (false, _) => {
+                    return Err(errors::filter_differs(&filter::describe(recorded), &filter::describe(&filter)));
+                }
+                (true, None) => {
+                    return Err(errors::argument(
+                        "begin",
+                        "",
+                        "`now` or `beginning`, or a cursor: a changed filter begins anew",
+                    ));
+                }
+                (true, Some(begin)) => begin,
+            };
+            let place = self.place(begin).await?;
+            self.name(key, Some(created(&place))).await?;
+            return opened(place, "restarted");
+        }
+        let stale = self.is_stale(&held);
+        let mut place = match (&opening.begin, stale) {
+            (None, true) => return Err(errors::unknown_subscription(parts(key).1, Some(held.offset))),
+            (Some(begin @ (Begin::Now | Begin::Beginning)), true) => {
+                let place = self.place(begin).await?;
+                self.name(key, Some(created(&place))).await?;
+                return opened(place, "restarted");
+            }
+            (Some(begin @ Begin::At(_)), _) => self.place(begin).await?,
+            (_, false) => Place { offset: held.offset, held: held.held, reset: None },
+        };
+        if let Some(reset) = &mut place.reset
+            && place.offset < held.offset
+        {
+            // What was acknowledged in this history was taken in both.
+            (place.offset, reset.offset, place.held) = (held.offset, held.offset, held.held);
+        }
+        if stale || held.filter.is_none() {
+            let offset = if stale { place.offset } else { held.offset };
+            let state = Subscription { offset, ..created(&place) };
+            let created_unix_ms = if held.created_unix_ms == 0 { state.created_unix_ms } else { held.created_unix_ms };
+            self.name(key, Some(Subscription { created_unix_ms, ..state })).await?;
+        } else {
+            self.touch(key).await?;
+        }
+        opened(place, "resumed")
+    }
+
+    /// Where a stream begins that begins so.
+    async fn place(&self, begin: &Begin) -> Result<Place, Status> {
+        match begin.clone() {
+            Begin::Now => Ok(Place { offset: self.store().end_arrival() - 1, ..Place::default() }),
+            Begin::Beginning => Ok(Place::default()),
+            Begin::At(cursor) => self.reading(move |api| cursor.locate(&**api.store())).await,
+        }
+    }
+
+    /// What stands under a name, unless it has expired.
+    fn subscription_of(&self, key: &str) -> Option<Subscription> {
+        let held = self.store().subscription(key)?;
+        (now_unix_ms() < self.expires(key, &held)).then_some(held)
+    }
+
+    fn expires(&self, key: &str, held: &Subscription) -> u64 {
+        let days = self.access.load().limits(parts(key).0).subscription_days;
+        held.used_unix_ms.saturating_add(u64::from(days) * DAY_MS)
+    }
+
+    /// Whether it was recorded before this node was recovered. What it says is of this store's history; whether its caller has seen another
+    /// one meanwhile, nobody knows. Versions that did not record the epoch wrote the first.
+    fn is_stale(&self, held: &Subscription) -> bool {
+        self.needs_recovery() || held.epoch.max(1) != self.committer.feed().epoch
+    }
+
+    /// Whether the store may have gone back.
+    pub(super) fn needs_recovery(&self) -> bool {
+        matches!(&*self.committer.gate().borrow(), Gate::InDoubt(_))
+    }
+
+    fn subscription_at(&self, place: &Place, filter: &Bytes, now: u64) -> Subscription {
+        Subscription {
+            offset: place.offset,
+            held: place.held,
+            filter: Some(filter.clone()),
+            created_unix_ms: now,
+            used_unix_ms: now,
+            epoch: self.committer.feed().epoch,
+        }
+    }
+
+    /// Gives a name, or removes it.
+    async fn name(&self, key: &str, state: Option<Subscription>) -> Result<(), Status> {
+        let record = SubscriptionRecord { subscription: key.to_owned(), state };
+        self.keep(Kept { subscriptions: vec![record], ..Kept::default() }).await
+    }
+
+    async fn keep(&self, kept: Kept) -> Result<(), Status> {
+        self.committer.keep(kept).await.map_err(|error| errors::commit(&error))
+    }
+
+    /// Records that a subscription is used, if that is not known.
+    pub(super) async fn touch(&self, key: &str) -> Result<(), Status> {
+        let Some(held) = self.store().subscription(key) else { return Ok(()) };
+        let (arrival, held_back, epoch) = (held.offset, held.held, held.epoch);
+        self.advance(&held, CursorRecord { subscription: key.to_owned(), arrival, held: held_back, epoch }).await
+    }
+
+    async fn advance(&self, held: &Subscription, record: CursorRecord) -> Result<(), Status> {
+        if held.is_advanced_by(&record, now_unix_ms()) {
+            self.keep(Kept { cursors: vec![record], ..Kept::default() }).await?;
+        }
+        Ok(())
+    }
+
+    /// A caller that has as many names as it may loses those that have expired; one that still has is refused another.
+    async fn make_room(&self, caller: &Caller) -> Result<(), Status> {
+        let limits = &caller.grant.limits;
+        let prefix = format!("{}/", caller.path);
+        let count = |api: &Self| api.keys_under(&prefix).count();
+        if count(self) >= limits.subscriptions as usize {
+            let keys: Vec<String> = self.keys_under(&prefix).map(|(key, _)| key).collect();
+            self.expire(keys).await?;
+        }
+        if count(self) >= limits.subscriptions as usize {
+            let now = Instant::now();
+            return Err(self.pace.too_many_names(&caller.path, limits, super::methods::SUBSCRIBE.name, now));
+        }
+        Ok(())
+    }
+
+    /// The names of one caller.
+    fn keys_under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (String, Subscription)> + 'a {
+        let under = self.keys_after(prefix.to_owned()).take_while(move |(key, _)| key.starts_with(prefix));
+        // Names have no `/`: those of callers whose paths are longer are not this one's.
+        under.filter(move |(key, _)| !key[prefix.len()..].contains('/'))
+    }
+
+    /// All names after one.
+    fn keys_after(&self, after: String) -> impl Iterator<Item = (String, Subscription)> + '_ {
+        let mut last = Some(after);
+        let pages = std::iter::from_fn(move || {
+            let page = self.store().subscriptions(&last.take()?, READ_MAX);
+            last = page.last().map(|(key, _)| key.clone());
+            Some(page)
+        });
+        pages.flatten()
+    }
+
+    /// Acknowledges a cursor.
+    pub(super) async fn acknowledge_named(
+        &self,
+        caller: &Caller,
+        request: proto::AcknowledgeRequest,
+    ) -> Result<(), Status> {
+        let proto::AcknowledgeRequest { subscription, arrival, cursor } = request;
+        let mut faults = Faults::default();
+        let key = key(caller, &subscription, &mut faults);
+        if arrival != 0 {
+            faults.add(
+                "arrival",
+                &arrival.to_string(),
+                "absent; a number does not prove of which history it is: give a cursor",
+            );
+        }
+        let cursor = match Cursor::decode(&cursor) {
+            Some(cursor) => Some(cursor),
+            None if arrival != 0 => None,
+            None => {
+                faults.add("cursor", &hex::encode(&cursor), cursor::EXPECTED);
+                None
+            }
+        };
+        faults.check()?;
+        let (Some(key), Some(cursor)) = (key, cursor) else { return Err(errors::defect()) };
+        let held = self.subscription_of(&key).ok_or_else(|| errors::unknown_subscription(&subscription, None))?;
+        let epoch = self.committer.feed().epoch;
+        let record = CursorRecord { subscription: key, arrival: cursor.offset(), held: cursor.held(), epoch };
+        if let Some(mismatch) = self.reading(move |api| cursor.mismatch(&**api.store())).await? {
+            return Err(errors::cursor_mismatch("cursor", mismatch.as_str()));
+        }
+        self.advance(&held, record).await
+    }
+
+    /// A page of a caller's subscriptions.
+    pub(super) fn list(
+        &self,
+        caller: &Caller,
+        request: proto::ListSubscriptionsRequest,
+    ) -> Result<proto::ListSubscriptionsResponse, Status> {
+        let proto::ListSubscriptionsRequest { page_size, page_token } = request;
+        let mut faults = Faults::default();
+        let prefix = format!("{}/", caller.path);
+        let after = if page_token.is_empty() { Some(prefix.clone()) } else { key(caller, &page_token, &mut faults) };
+        if after.is_none() {
+            return Err(errors::argument("page_token", &page_token, "the next_page_token of a page before"));
+        }
+        let page_max = if page_size == 0 { PAGE_MAX } else { (page_size as usize).min(PAGE_MAX) };
+        let newest_offset = self.store().end_arrival() - 1;
+        let mut page = proto::ListSubscriptionsResponse { newest_offset, ..Default::default() };
+        let mut bytes = 0;
+        let under = self.keys_after(after.unwrap_or_default()).take_while(|(key, _)| key.starts_with(&prefix));
+        for (key, held) in under.filter(|(key, _)| parts(key).0 == caller.path) {
+            let listed = self.listed(&key, &held);
+            bytes += listed.encoded_len() + 8;
+            if page.subscriptions.len() >= page_max || bytes > MESSAGE_BYTES_MAX / 2 {
+                page.next_page_token = page.subscriptions.last().map(|last| last.name.clone()).unwrap_or_default();
+                break;
+            }
+            page.subscriptions.push(listed);
+        }
+        Ok(page)
+    }
+
+    fn listed(&self, key: &str, held: &Subscription) -> proto::Subscription {
+        let at = |ms: u64| (ms > 0).then(|| Time::from_unix_ms(ms).to_proto());
+        proto::Subscription {
+            name: parts(key).1.to_owned(),
+            filter: held.filter.as_ref().and_then(|filter| proto::Filter::decode(filter.clone()).ok()),
+            offset: held.offset,
+            created_at: at(held.created_unix_ms),
+            used_at: at(held.used_unix_ms),
+            expires_at: at(self.expires(key, held)),
+            stale: self.is_stale(held),
+        }
+    }
+
+    /// Removes a name of a caller.
+    pub(super) async fn delete(
+        &self,
+        caller: &Caller,
+        request: proto::DeleteSubscriptionRequest,
+    ) -> Result<(), Status> {
+        let mut faults = Faults::default();
+        let key = key(caller, &request.subscription, &mut faults);
+        faults.check()?;
+        let key = key.ok_or_else(errors::defect)?;
+        let _turn = self.naming.lock().await;
+        if self.store().subscription(&key).is_none() {
+            return Err(errors::unknown_subscription(&request.subscription, None));
+        }
+        self.name(&key, None).await
+    }
+
+    /// Removes those of these names that have expired, with a record of each. The caller holds `naming`.
+    async fn expire(&self, keys: Vec<String>) -> Result<(), Status> {
+        let now = now_unix_ms();
+        let expired = keys.into_iter().filter_map(|key| Some((self.store().subscription(&key)?, key)));
+        let expired: Vec<_> = expired.filter(|(held, key)| self.expires(key, held) <= now).collect();
+        for part in expired.chunks(EXPIRED_MAX) {
+            let removed = |(_, key): &(_, String)| SubscriptionRecord { subscription: key.clone(), state: None };
+            self.keep(Kept { subscriptions: part.iter().map(removed).collect(), ..Kept::default() }).await?;
+            for (held, key) in part {
+                let (who, name) = parts(key);
+                let detail = format!("last used {}", Time::from_unix_ms(held.used_unix_ms));
+                audit(&AuditEvent {
+                    what: "subscription-expired",
+                    reason: "UNUSED",
+                    who: &who,
+                    subject: &name,
+                    detail: &detail,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes names that nobody has used for as long as the access rules say, for as long as the node runs.
+    pub(super) async fn expire_unused(self) {
+        loop {
+            let keys: Vec<String> = self.keys_after(String::new()).map(|(key, _)| key).collect();
+            let turn = self.naming.lock().await;
+            if let Err(error) = self.expire(keys).await {
+                tracing::warn!(%error, "unused subscriptions could not be removed; it is tried again");
+            }
+            drop(turn);
+            tokio::select! {
+                () = self.stopped() => return,
+                () = tokio::time::sleep(EXPIRY_CHECK_EVERY) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! Named subscriptions: how they begin, what is recorded of them, when they are refused, and how they end.
+
+use std::sync::Arc;
+
+use barid_core::proto;
+use barid_core::proto::subscribe_request::Start;
+use barid_core::proto::subscribe_response::Event;
+use bytes::Bytes;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use super::cursors::reason;
+use super::world::{POLICE, POST, Subscriber, World, access, called, draft, fields};
+use crate::access::Access;
+use crate::rpc::focal_point_server::FocalPoint;
+use crate::store::memory::MemoryStore;
+use crate::store::{Commit, CursorRecord, Store};
+use crate::telemetry::heard::Heard;
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+
+fn named(name: &str, begin: &str) -> proto::SubscribeRequest {
+    let start = Some(Start::Subscription(name.into()));
+    proto::SubscribeRequest { start, begin: begin.into(), ..Default::default() }
+}
+
+fn customs(request: proto::SubscribeRequest) -> proto::SubscribeRequest {
+    let filter = Some(proto::Filter { topics: vec!["customs.>".into(), "information.>".into()], ..Default::default() });
+    proto::SubscribeRequest { filter, ..request }
+}
+
+/// Outcome and position of a name that is opened, with the stream.
+async fn opened(
+    world: &World,
+    by: &str,
+    request: proto::SubscribeRequest,
+) -> Result<(String, u64, Subscriber), Status> {
+    let mut stream = world.subscribe(by, request).await?;
+    let first = stream.response().await.unwrap().unwrap();
+    let Some(Event::Position(position)) = first.event else { panic!("{first:?}") };
+    Ok((first.subscription, position, stream))
+}
+
+/// The outcome alone.
+async fn outcome(world: &World, by: &str, request: proto::SubscribeRequest) -> (String, u64) {
+    let (outcome, position, _) = opened(world, by, request).await.unwrap();
+    (outcome, position)
+}
+
+/// Why it is refused: reason and cause.
+async fn refused(world: &World, by: &str, request: proto::SubscribeRequest) -> (Code, String, String) {
+    let Err(status) = opened(world, by, request).await.map(|_| ()) else { panic!("refused") };
+    let cause = status.get_error_details().error_info().and_then(|info| info.metadata.get("cause").cloned());
+    (status.code(), reason(&status), cause.unwrap_or_default())
+}
+
+async fn listed(world: &World, by: &str) -> Vec<proto::Subscription> {
+    let answer = world.api.list_subscriptions(called(by, proto::ListSubscriptionsRequest::default())).await;
+    answer.unwrap().into_inner().subscriptions
+}
+
+async fn delete(world: &World, by: &str, name: &str) -> Result<(), Status> {
+    let request = proto::DeleteSubscriptionRequest { subscription: name.into() };
+    world.api.delete_subscription(called(by, request)).await.map(|_| ())
+}
+
+async fn publish(world: &World, count: usize) {
+    for _ in 0..count {
+        world.published(draft(|_| {})).await;
+    }
+}
+
+fn unknown() -> (Code, String, String) {
+    (Code::NotFound, "UNKNOWN_SUBSCRIPTION".into(), "unknown".into())
+}
+
+#[tokio::test]
+async fn an_unknown_name_begins_only_where_the_request_says() {
+    let world = World::start().await;
+    publish(&world, 3).await;
+    assert_eq!(refused(&world, POLICE, named("alerts", "")).await, unknown());
+    assert_eq!(outcome(&world, POLICE, named("alerts", "now")).await, ("created".into(), 3));
+    assert_eq!(outcome(&world, POLICE, named("all", "beginning")).await, ("created".into(), 0));
+    let (.., mut stream) = opened(&world, POLICE, named("all", "")).await.unwrap();
+    stream.delivery().await;
+    let (_, second) = stream.delivery_with_cursor().await;
+    let from_cursor = proto::SubscribeRequest { cursor: second.clone(), ..named("third", "") };
+    assert_eq!(outcome(&world, POLICE, from_cursor).await, ("created".into(), 2));
+    publish(&world, 1).await;
+    // A known name stands where it was acknowledged, whatever is said of a new one.
+    for begin in ["", "now", "beginning"] {
+        assert_eq!(outcome(&world, POLICE, named("alerts", begin)).await, ("resumed".into(), 3), "{begin}");
+    }
+    world.acknowledge(POLICE, "all", &second).await.unwrap();
+    assert_eq!(outcome(&world, POLICE, named("all", "")).await, ("resumed".into(), 2));
+    // A name belongs to its caller.
+    assert_eq!(refused(&world, POST, named("alerts", "")).await, unknown());
+    let acknowledged = world.acknowledge(POST, "alerts", &second).await.unwrap_err();
+    assert_eq!((acknowledged.code(), reason(&acknowledged).as_str()), (Code::NotFound, "UNKNOWN_SUBSCRIPTION"));
+    assert_eq!(fields(world.subscribe(POLICE, named("a/b", "now")).await), ["subscription"]);
+}
+
+#[tokio::test]
+async fn an_acknowledged_cursor_never_moves_back() {
+    let world = World::start().await;
+    publish(&world, 5).await;
+    let (.., mut stream) = opened(&world, POLICE, named("all", "beginning")).await.unwrap();
+    let mut cursors: Vec<Bytes> = Vec::new();
+    for _ in 0..5 {
+        cursors.push(stream.delivery_with_cursor().await.1);
+    }
+    let acknowledge = |n: usize| world.acknowledge(POLICE, "all", &cursors[n - 1]);
+    let held = || world.store.subscription("focal-point/police-hq/all").unwrap().offset;
+    acknowledge(4).await.unwrap();
+    acknowledge(2).await.unwrap();
+    assert_eq!(held(), 4, "what was taken once was taken");
+    // Together: the committer sees both, in any order.
+    let (five, three) = tokio::join!(acknowledge(5), acknowledge(3));
+    five.unwrap();
+    three.unwrap();
+    assert_eq!(held(), 5);
+    let seq = world.store.seq();
+    acknowledge(5).await.unwrap();
+    assert_eq!(world.store.seq(), seq, "what is known costs no commit");
+    // A stream may begin earlier than the name stands, if its cursor says so.
+    let earlier = proto::SubscribeRequest { cursor: cursors[0].clone(), ..named("all", "") };
+    assert_eq!(outcome(&world, POLICE, earlier).await, ("resumed".into(), 1));
+    assert_eq!(held(), 5);
+}
+
+#[tokio::test]
+async fn a_changed_filter_is_refused_with_both_named_or_begins_anew() {
+    let world = World::start().await;
+    publish(&world, 3).await;
+    assert_eq!(outcome(&world, POLICE, customs(named("alerts", "now"))).await, ("created".into(), 3));
+    // The same, in another order and twice.
+    let mut same = customs(named("alerts", ""));
+    same.filter.as_mut().unwrap().topics = vec!["information.>".into(), "customs.>".into(), "customs.>".into()];
+    assert_eq!(outcome(&world, POLICE, same).await, ("resumed".into(), 3));
+    let Err(status) = world.subscribe(POLICE, named("alerts", "")).await else { panic!("refused") };
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "FILTER_DIFFERS"));
+    for named in ["topics customs.> information.>", "everything"] {
+        assert!(status.message().contains(named), "{status:?}");
+    }
+    let replace = |begin| proto::SubscribeRequest { replace_filter: true, ..named("alerts", begin) };
+    assert_eq!(fields(world.subscribe(POLICE, replace("")).await), ["begin"]);
+    assert_eq!(outcome(&world, POLICE, replace("beginning")).await, ("restarted".into(), 0));
+    assert_eq!(outcome(&world, POLICE, named("alerts", "")).await, ("resumed".into(), 0));
+    // Said once more it changes nothing.
+    assert_eq!(outcome(&world, POLICE, replace("now")).await, ("resumed".into(), 0));
+    // The largest filter that can be asked for is recorded; so is any text in it.
+    let topics = vec![format!("{}.>", ["a"; 7].map(|label| label.repeat(16)).join("."))];
+    let kinds = (0..63).map(|n| format!("{}{n:02}", "k".repeat(60))).collect();
+    let filter = Some(proto::Filter { topics, kinds, ..Default::default() });
+    let large = proto::SubscribeRequest { filter, ..named("large", "now") };
+    assert_eq!(outcome(&world, POLICE, large).await.0, "created");
+}
+
+#[tokio::test]
+async fn names_are_listed_in_pages_and_removed() {
+    let world = World::start().await;
+    publish(&world, 2).await;
+    assert!(listed(&world, POLICE).await.is_empty());
+    opened(&world, POLICE, customs(named("b", "now"))).await.unwrap();
+    opened(&world, POLICE, named("a", "beginning")).await.unwrap();
+    opened(&world, POST, named("c", "now")).await.unwrap();
+    let all = listed(&world, POLICE).await;
+    let shown: Vec<_> = all.iter().map(|one| (one.name.as_str(), one.offset, one.stale)).collect();
+    assert_eq!(shown, [("a", 0, false), ("b", 2, false)]);
+    assert_eq!(all[1].filter.as_ref().unwrap().topics, ["customs.>", "information.>"]);
+    let seconds = |at: &Option<pbjson_types::Timestamp>| at.as_ref().unwrap().seconds;
+    assert_eq!(seconds(&all[0].expires_at) - seconds(&all[0].used_at), 90 * 24 * 60 * 60);
+    assert!(seconds(&all[0].created_at) > 0);
+    let mut request = proto::ListSubscriptionsRequest { page_size: 1, page_token: String::new() };
+    let mut pages = Vec::new();
+    loop {
+        let page = world.api.list_subscriptions(called(POLICE, request.clone())).await.unwrap().into_inner();
+        assert_eq!(page.newest_offset, 2);
+        pages.push(page.subscriptions.into_iter().map(|one| one.name).collect::<Vec<_>>());
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(pages, [["a"], ["b"]]);
+    request.page_token = "no/name".into();
+    assert_eq!(fields(world.api.list_subscriptions(called(POLICE, request)).await), ["page_token"]);
+
+    assert_eq!(delete(&world, POLICE, "c").await.unwrap_err().code(), Code::NotFound, "another caller's");
+    delete(&world, POLICE, "a").await.unwrap();
+    assert_eq!(delete(&world, POLICE, "a").await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(refused(&world, POLICE, named("a", "")).await, unknown());
+    assert_eq!((listed(&world, POLICE).await.len(), listed(&world, POST).await.len()), (1, 1));
+    // A stream that is open under it goes on, and cannot bring it back.
+    let (.., mut stream) = opened(&world, POST, named("c", "")).await.unwrap();
+    delete(&world, POST, "c").await.unwrap();
+    publish(&world, 1).await;
+    let (_, cursor) = stream.delivery_with_cursor().await;
+    assert_eq!(world.acknowledge(POST, "c", &cursor).await.unwrap_err().code(), Code::NotFound);
+    assert!(listed(&world, POST).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_caller_with_as_many_names_as_it_may_can_open_another_once_one_is_removed_or_has_expired() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    // Recorded by an earlier version, 80 and 100 days ago.
+    let (now, mut seq) = (super::world::now(), 0);
+    for (name, days) in [("old", 100), ("used", 80)] {
+        let subscription = format!("focal-point/police-hq/{name}");
+        let cursor = CursorRecord { subscription, arrival: 0, ..Default::default() };
+        let commit = Commit { cursors: vec![cursor], time_unix_ms: now - days * DAY_MS, ..Default::default() };
+        seq = store.commit(commit, seq).unwrap().seq;
+    }
+    let world = World::over(Arc::clone(&store), 1).await;
+    let limits = |limits: &str| {
+        let text = access().replacen("working_groups", &format!("limits = {{ {limits} }}\nworking_groups"), 1);
+        world.access.store(Arc::new(Access::parse(&text).unwrap()));
+    };
+    limits("subscriptions = 2, subscription_days = 365");
+    let Err(status) = world.subscribe(POLICE, named("new", "now")).await else { panic!("refused") };
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "SUBSCRIPTIONS"));
+
+    limits("subscriptions = 2");
+    let heard = Heard::listen();
+    assert_eq!(refused(&world, POLICE, named("old", "")).await, unknown(), "it has expired");
+    assert_eq!(outcome(&world, POLICE, named("new", "now")).await.0, "created");
+    assert_eq!(heard.take(), ["subscription-expired UNUSED focal-point/police-hq old"]);
+    assert!(store.subscription("focal-point/police-hq/old").is_none());
+    let Err(status) = world.subscribe(POLICE, named("newer", "now")).await else { panic!("refused") };
+    assert_eq!(reason(&status), "SUBSCRIPTIONS");
+    delete(&world, POLICE, "new").await.unwrap();
+    assert_eq!(outcome(&world, POLICE, named("newer", "now")).await.0, "created");
+    // Opening it is using it: it has 90 days again. Nobody knew its filter; it is known from now on.
+    assert!(listed(&world, POLICE).await[1].filter.is_none());
+    assert_eq!(outcome(&world, POLICE, customs(named("used", ""))).await, ("resumed".into(), 0));
+    let used = store.subscription("focal-point/police-hq/used").unwrap();
+    assert!(used.used_unix_ms >= now);
+    assert_eq!(refused(&world, POLICE, named("used", "")).await.1, "FILTER_DIFFERS");
+}
+
+#[tokio::test]
+async fn unused_names_are_removed_while_the_node_runs() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let record = |name: &str| CursorRecord { subscription: format!("agency/{name}/alerts"), ..Default::default() };
+    let old = Commit { cursors: (0..600).map(|n| record(&n.to_string())).collect(), ..Default::default() };
+    let new = Commit { cursors: vec![record("new")], time_unix_ms: super::world::now(), ..Default::default() };
+    store.commit(old, 0).unwrap();
+    store.commit(new, 1).unwrap();
+    let world = World::over(Arc::clone(&store), 1).await;
+    let _served = super::served::served(&world).await;
+    super::world::until("all but one are removed", || store.subscriptions("", 10).len() == 1).await;
+    assert!(store.subscription("agency/new/alerts").is_some());
+}
+
+#[tokio::test]
+async fn after_a_recovery_a_name_alone_does_not_say_where_to_begin() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let world = World::over(Arc::clone(&store), 1).await;
+    publish(&world, 3).await;
+    for name in ["one", "two", "three"] {
+        opened(&world, POLICE, named(name, "beginning")).await.unwrap();
+    }
+    let (.., mut stream) = opened(&world, POLICE, named("one", "")).await.unwrap();
+    let (_, cursor) = stream.delivery_with_cursor().await;
+    world.acknowledge(POLICE, "one", &cursor).await.unwrap();
+
+    // Its feed is found to be in doubt: the store may have gone back. A stream that stands on its name alone ends.
+    world.committer.doubt("a peer has shown more".into());
+    let status = loop {
+        if let Err(status) = stream.response().await.expect("a reason") {
+            break status;
+        }
+    };
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::NotFound, "UNKNOWN_SUBSCRIPTION"));
+    let recovered = (Code::NotFound, "UNKNOWN_SUBSCRIPTION".to_owned(), "recovered".to_owned());
+    assert_eq!(refused(&world, POLICE, named("one", "")).await, recovered);
+
+    let world = World::over(Arc::clone(&store), 2).await;
+    assert!(listed(&world, POLICE).await.iter().all(|one| one.stale));
+    for name in ["one", "two", "three"] {
+        assert_eq!(refused(&world, POLICE, named(name, "")).await, recovered);
+    }
+    // Who shows a cursor goes on, and the name is as good as before.
+    let with_cursor = proto::SubscribeRequest { cursor: cursor.clone(), ..named("one", "") };
+    assert_eq!(outcome(&world, POLICE, with_cursor).await, ("resumed".into(), 1));
+    assert_eq!(outcome(&world, POLICE, named("one", "")).await, ("resumed".into(), 1));
+    // Who says how to begin begins so, and is told.
+    assert_eq!(outcome(&world, POLICE, named("two", "beginning")).await, ("restarted".into(), 0));
+    assert_eq!(outcome(&world, POLICE, named("three", "now")).await, ("restarted".into(), 3));
+}
+
+#[tokio::test]
+async fn a_name_whose_store_was_lost_goes_on_with_its_last_cursor() {
+    let lost = World::start().await;
+    publish(&lost, 3).await;
+    let (.., mut stream) = opened(&lost, POLICE, named("alerts", "beginning")).await.unwrap();
+    let (_, cursor) = stream.delivery_with_cursor().await;
+    lost.acknowledge(POLICE, "alerts", &cursor).await.unwrap();
+
+    let world = World::start().await;
+    publish(&world, 2).await;
+    assert_eq!(refused(&world, POLICE, named("alerts", "")).await, unknown());
+    let request = proto::SubscribeRequest { cursor, ..named("alerts", "") };
+    let mut stream = world.subscribe(POLICE, request).await.unwrap();
+    let reset = proto::Reset { reason: "store-lost".into(), offset: 0, cursor_offset: 1 };
+    assert_eq!(stream.next().await.unwrap().unwrap(), Event::Reset(reset));
+    let first = stream.response().await.unwrap().unwrap();
+    assert_eq!((first.event, first.subscription.as_str()), (Some(Event::Position(0)), "created"));
+    assert_eq!(stream.delivery().await.arrival, 1);
+}

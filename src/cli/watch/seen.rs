@@ -1,0 +1,145 @@
+//! What a reader has been shown, so that nothing is shown twice after a reset.
+//!
+//! In scope: entries by feed and index, compactly and in bounded memory. Out of scope: where it is kept (`progress`).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+/// Ranges that are remembered: some megabytes at most. A reader of one working group among many has a range for each gap. Where there are more,
+/// those with the lowest indexes are forgotten: they would be shown again after a reset, never left out.
+const RANGES_MAX: usize = 65_536;
+/// Newest entries whose digests are remembered. Within them another entry at a place that was seen is another bulletin: of a member that
+/// signed two, or that an operator gave the place of one that came ahead.
+const DIGESTS_MAX: usize = 16_384;
+
+/// Entries that were shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Seen {
+    /// By feed, from first index to one past the last; ranges neither overlap nor touch.
+    feeds: BTreeMap<String, BTreeMap<u64, u64>>,
+    #[serde(skip)]
+    digests: Digests,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Digests {
+    held: BTreeMap<(String, u64), Vec<u8>>,
+    order: VecDeque<(String, u64)>,
+}
+
+impl Seen {
+    /// Adds an entry; false if it was there.
+    pub(super) fn insert(&mut self, feed: &str, index: u64, digest: &[u8]) -> bool {
+        let known = self.contains(feed, index);
+        let key = (feed.to_owned(), index);
+        let another = self.digests.held.get(&key).is_some_and(|held| held != digest);
+        if !known {
+            self.add(feed, index);
+        }
+        if !known || another {
+            self.remember(key, digest);
+        }
+        !known || another
+    }
+
+    fn contains(&self, feed: &str, index: u64) -> bool {
+        let before = self.feeds.get(feed).and_then(|ranges| ranges.range(..=index).next_back());
+        before.is_some_and(|(_, end)| index < *end)
+    }
+
+    fn add(&mut self, feed: &str, index: u64) {
+        // Indexes are below 2^63.
+        let (mut start, mut end) = (index, index.saturating_add(1));
+        let ranges = self.feeds.entry(feed.to_owned()).or_default();
+        if let Some((before, _)) = ranges.range(..index).next_back().filter(|(_, end)| **end == index) {
+            start = *before;
+        }
+        if let Some(after) = ranges.remove(&end) {
+            end = after;
+        }
+        ranges.insert(start, end);
+        while self.ranges() > RANGES_MAX {
+            let most = self.feeds.values_mut().max_by_key(|ranges| ranges.len());
+            _ = most.and_then(BTreeMap::pop_first);
+        }
+    }
+
+    fn ranges(&self) -> usize {
+        self.feeds.values().map(BTreeMap::len).sum()
+    }
+
+    fn remember(&mut self, key: (String, u64), digest: &[u8]) {
+        if self.digests.held.insert(key.clone(), digest.to_vec()).is_none() {
+            self.digests.order.push_back(key);
+        }
+        while self.digests.order.len() > DIGESTS_MAX {
+            if let Some(oldest) = self.digests.order.pop_front() {
+                self.digests.held.remove(&oldest);
+            }
+        }
+    }
+
+    /// Whether ranges that were read are as they are written.
+    pub(super) fn is_well_formed(&self) -> bool {
+        let fits = |ranges: &BTreeMap<u64, u64>| {
+            let mut last = None;
+            ranges.iter().all(|(start, end)| {
+                let after = last.is_none_or(|last| last < *start);
+                last = Some(*end);
+                start < end && after
+            })
+        };
+        self.feeds.values().all(fits) && self.ranges() <= RANGES_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn an_entry_is_new_once_in_whatever_order_it_comes() {
+        let (mut seen, mut model) = (Seen::default(), BTreeSet::new());
+        let mut random = 7_u64;
+        for _ in 0..5_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let (feed, index) = (if random >> 60 == 0 { "ly" } else { "tn" }, random >> 33 & 511);
+            assert_eq!(seen.insert(feed, index, &index.to_be_bytes()), model.insert((feed, index)), "{feed} {index}");
+            assert!(seen.is_well_formed());
+        }
+        let text = serde_json::to_string(&seen).unwrap();
+        let mut read: Seen = serde_json::from_str(&text).unwrap();
+        assert!(read.is_well_formed());
+        assert!(model.iter().all(|(feed, index)| !read.insert(feed, *index, &[])));
+    }
+
+    #[test]
+    fn another_entry_at_the_place_of_one_that_was_seen_is_new() {
+        let mut seen = Seen::default();
+        assert!(seen.insert("tn", 4, &[1]) && !seen.insert("tn", 4, &[1]));
+        assert!(seen.insert("tn", 4, &[2]) && !seen.insert("tn", 4, &[2]));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_what_is_forgotten_is_shown_again() {
+        let mut seen = Seen::default();
+        for index in 0..=RANGES_MAX as u64 {
+            assert!(seen.insert("tn", 2 * index, &[]));
+        }
+        assert_eq!((seen.ranges(), seen.digests.held.len()), (RANGES_MAX, DIGESTS_MAX));
+        assert!(!seen.insert("tn", 2, &[]), "the second is remembered");
+        assert!(seen.insert("tn", 0, &[]), "the first is not");
+    }
+
+    #[test]
+    fn ranges_that_cannot_be_are_not_taken() {
+        for text in ["{\"tn\":{\"5\":5}}", "{\"tn\":{\"0\":4,\"4\":6}}", "{\"tn\":{\"0\":4,\"2\":6}}"] {
+            assert!(!serde_json::from_str::<Seen>(text).unwrap().is_well_formed(), "{text}");
+        }
+    }
+}
