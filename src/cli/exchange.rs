@@ -116,6 +116,11 @@ impl InitArgs {
             None => self.members.clone(),
         };
         let of = |codes: &[Member], kind| codes.iter().map(move |code| (code.clone(), kind)).collect::<Vec<_>>();
+        let all = full.iter().chain(&self.observers).chain(&self.partners);
+        if let Some(code) = all.into_iter().find(|code| !code.is_assigned()) {
+            let cause = format!("{code}: ISO 3166-1 assigns no country this code; an organisation has `x-` and a name");
+            return Err(Failure::usage("exchange-init").cause(cause));
+        }
         let guests = [of(&self.observers, MemberKind::Observer), of(&self.partners, MemberKind::Partner)];
         Ok(of(&full, MemberKind::Full).into_iter().chain(guests.concat()).collect())
     }

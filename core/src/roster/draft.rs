@@ -6,6 +6,7 @@
 use super::{ChainError, Roster, RosterError, UnfitAuthority, could_follow};
 use crate::feed::note::{Algorithm, KeyError, Note, NoteError, SigningKey, VerifierKey};
 use crate::limits::{NOTE_SIGNATURES_MAX, ROSTER_BYTES_MAX};
+use crate::names::Member;
 
 /// A roster's text with the signatures that it has so far.
 #[derive(Clone, Debug)]
@@ -35,6 +36,9 @@ pub enum SignError {
     /// A key that signs no rosters.
     #[error("key {0} is no governor's of this version or of the one before")]
     NotGovernor(String),
+    /// A new member under a code that ISO 3166-1 does not assign.
+    #[error("{0} is no member code: ISO 3166-1 assigns no country the code; an organisation has `x-` and a name")]
+    Unassigned(Member),
     /// Certificates that are not fit for authorities.
     #[error("{}", listed(.0))]
     Authorities(Vec<UnfitAuthority>),
@@ -105,7 +109,7 @@ impl Draft {
     }
 
     /// Adds the signature of one governor, of this version or of the one before, and says whether it was new. What could never be
-    /// accepted, and authorities that `before` does not list and that are not fit at `now` (Unix seconds), are not signed.
+    /// accepted, new members whose code is not assigned, and authorities that `before` does not list and that are not fit at `now` (Unix seconds), are not signed.
     ///
     /// # Errors
     /// See [`SignError`]; the draft is unchanged then.
@@ -113,6 +117,11 @@ impl Draft {
         let listed = |roster: &Roster| roster.governors().contains(key.verifier());
         if key.algorithm() != Algorithm::Ed25519 || !(listed(&self.roster) || before.is_some_and(listed)) {
             return Err(SignError::NotGovernor(written(key.verifier())));
+        }
+        let new =
+            self.roster.entries().filter(|entry| before.is_none_or(|before| before.member(&entry.code).is_none()));
+        if let Some(entry) = new.into_iter().find(|entry| !entry.code.is_assigned()) {
+            return Err(SignError::Unassigned(entry.code.clone()));
         }
         let unfit = self.roster.unfit_authorities(before, now);
         if !unfit.is_empty() {

@@ -18,6 +18,21 @@ fn governors_sign_a_text_one_after_the_other() {
 }
 
 #[test]
+fn new_member_whose_code_iso_does_not_assign_is_not_signed_for() {
+    for code in ["uk", "zz", "eu", "an", "xk"] {
+        let mut text = sample();
+        text.members[1] = member_text(code, AUTHORITY_OTHER);
+        let mut draft = Draft::read(written(&text).as_bytes()).unwrap();
+        assert_eq!(draft.sign(&governor(1), None, NOW), Err(SignError::Unassigned(member(code))));
+        // What is signed already stays readable, and its members may stay.
+        let before = Roster::from_text(&written(&text)).unwrap();
+        (text.version, text.previous) = (2, Some(before.text_hash().to_string()));
+        let mut next = Draft::read(written(&text).as_bytes()).unwrap();
+        assert_eq!(next.sign(&governor(1), Some(&before), NOW), Ok(true), "{code}");
+    }
+}
+
+#[test]
 fn governors_of_the_version_before_sign_what_can_follow_it() {
     let before = Roster::from_text(&written(&sample())).unwrap();
     let mut text = sample();
