@@ -416,20 +416,16 @@ fn cosigned(node: &Node, choices: &mut Choices<'_>) -> Bytes {
 }
 
 #[cfg(test)]
-#[allow(dead_code, unreachable_pub)]
-#[path = "../../fuzz/src/mutate.rs"]
-mod mutate;
-
-#[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::fuzzing::mutate::Mutator;
 
     #[test]
     fn node_goes_on_after_any_conversation() {
         // Every step in turn, then mutations of such conversations.
         let seed: Vec<u8> = (0..=255).collect();
         for number in 0..40 {
-            let mut mutator = mutate::Mutator::new(number);
+            let mut mutator = Mutator::new(number);
             let longer = mutator.mutate(&seed, &seed);
             check(&mutator.mutate(&longer, &seed));
         }

@@ -6,7 +6,7 @@
 #[cfg(test)]
 #[allow(dead_code, missing_docs, unreachable_pub)]
 #[path = "../../fuzz/src/mutate.rs"]
-mod mutate;
+pub(crate) mod mutate;
 
 use std::cell::OnceCell;
 use std::fs;
