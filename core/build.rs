@@ -11,7 +11,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("messages.descriptors.bin"), protox::prost::Message::encode_to_vec(&descriptors))?;
     let ours = descriptors.file.iter().filter(|file| file.package() == "barid.v1");
-    let names: Vec<&str> = ours.flat_map(|file| &file.message_type).map(|message| message.name()).collect();
+    let names: Vec<&str> = ours
+        .flat_map(|file| &file.message_type)
+        .map(protox::prost_reflect::prost_types::DescriptorProto::name)
+        .collect();
     std::fs::write(out.join("messages.json.rs"), format!("json!({});\n", names.join(", ")))?;
     prost_build::Config::new()
         .bytes(["."])

@@ -10,6 +10,10 @@ use std::ops::Range;
 use barid_core::names::Hash;
 use sha2::{Digest as _, Sha256};
 
+use super::Commit;
+use super::Entry;
+use super::log::record;
+
 /// Tells one store from every other, but not from its copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreId(pub [u8; 16]);
@@ -21,6 +25,41 @@ impl StoreId {
         let mut id = [0; 16];
         id.iter_mut().zip(digest).for_each(|(to, from)| *to = from);
         Self(id)
+    }
+}
+
+/// The chain of a store in memory.
+#[derive(Debug, Default)]
+pub(super) struct Chain {
+    /// Of each commit with entries.
+    links: Vec<ChainLink>,
+    /// Hash of the newest head.
+    newest: Option<Hash>,
+}
+
+impl Chain {
+    /// Adds a commit with these offsets; returns the hash of its head.
+    pub(super) fn add(&mut self, commit: &Commit, seq: u64, offsets: Range<u64>) -> Hash {
+        let previous = self.newest.unwrap_or(Hash([0; 32]));
+        let hash = record::head_hash(&record::encode_head(commit, seq, &previous, offsets.start));
+        self.newest = Some(hash);
+        if !offsets.is_empty() {
+            self.links.push(ChainLink { offsets, hash });
+        }
+        hash
+    }
+
+    /// The commit that holds an offset.
+    pub(super) fn link(&self, offset: u64) -> Option<&ChainLink> {
+        let place = self.links.partition_point(|link| link.offsets.end <= offset);
+        self.links.get(place).filter(|link| link.offsets.contains(&offset))
+    }
+
+    /// The commits that hold these entries, which ascend by their offsets.
+    pub(super) fn links_of(&self, entries: &[Entry]) -> Vec<ChainLink> {
+        let mut links: Vec<ChainLink> = entries.iter().filter_map(|entry| self.link(entry.arrival?).cloned()).collect();
+        links.dedup();
+        links
     }
 }
 

@@ -16,8 +16,8 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::admit::{self, CustodyStanding, Run};
+use super::chain::Chain;
 use super::express::{self, Ahead};
-use super::log::record;
 use super::references::{Person, Role};
 use super::subscriptions::Subscriptions;
 use super::tree_cache::{Edge, Tile, TileId};
@@ -42,10 +42,7 @@ struct Inner {
     arrivals: Vec<(FeedId, u64)>,
     ids: HashMap<(Member, Uuid), Location>,
     references: References,
-    /// Of each commit with entries one past its last offset, and the hash of its head.
-    links: Vec<(u64, Hash)>,
-    /// Hash of the newest head.
-    hash: Option<Hash>,
+    chain: Chain,
     subscriptions: Subscriptions,
     rosters: BTreeMap<u64, Bytes>,
     crls: BTreeMap<String, Bytes>,
@@ -255,13 +252,6 @@ impl Inner {
         }
     }
 
-    fn link(&self, offset: u64) -> Option<ChainLink> {
-        let place = self.links.partition_point(|(end, _)| *end <= offset);
-        let (end, hash) = *self.links.get(place)?;
-        let first = place.checked_sub(1).and_then(|before| self.links.get(before)).map_or(1, |(end, _)| *end);
-        (offset >= first).then_some(ChainLink { offsets: first..end, hash })
-    }
-
     fn entry_at(&self, arrival: u64) -> Option<Entry> {
         let place = usize::try_from(arrival.checked_sub(1)?).ok()?;
         let (feed, index) = self.arrivals.get(place)?;
@@ -331,14 +321,9 @@ impl Store for MemoryStore {
         }
         inner.seq += 1;
         let first_arrival = inner.arrivals.len() as u64 + 1;
-        let previous = inner.hash.unwrap_or(Hash([0; 32]));
-        let hash = record::head_hash(&record::encode_head(&commit, inner.seq, &previous, first_arrival));
-        inner.hash = Some(hash);
         inner.apply(&commit);
-        let end_arrival = inner.arrivals.len() as u64 + 1;
-        if end_arrival > first_arrival {
-            inner.links.push((end_arrival, hash));
-        }
+        let (seq, end_arrival) = (inner.seq, inner.arrivals.len() as u64 + 1);
+        let hash = inner.chain.add(&commit, seq, first_arrival..end_arrival);
         Ok(Arc::new(Committed { seq: inner.seq, hash, first_arrival, end_arrival, commit }))
     }
 
@@ -368,7 +353,7 @@ impl Store for MemoryStore {
     }
 
     fn link(&self, offset: u64) -> Result<Option<ChainLink>, ReadError> {
-        Ok(self.inner.lock().link(offset))
+        Ok(self.inner.lock().chain.link(offset).cloned())
     }
 
     fn linked_arrivals(
@@ -379,12 +364,7 @@ impl Store for MemoryStore {
     ) -> Result<(Vec<Entry>, Vec<ChainLink>), ReadError> {
         let inner = self.inner.lock();
         let entries = bounded((from.max(1)..).map_while(|arrival| inner.entry_at(arrival)), entries_max, bytes_max);
-        let mut links: Vec<ChainLink> = Vec::new();
-        for arrival in entries.iter().filter_map(|entry| entry.arrival) {
-            if links.last().is_none_or(|link| !link.offsets.contains(&arrival)) {
-                links.extend(inner.link(arrival));
-            }
-        }
+        let links = inner.chain.links_of(&entries);
         Ok((entries, links))
     }
 

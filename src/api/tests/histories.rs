@@ -217,7 +217,10 @@ impl Round {
     async fn step(&mut self) {
         match self.random.below(40) {
             0..8 => self.publish().await,
-            8..16 => self.append(usize::MAX).await,
+            8..16 => {
+                self.others_publish();
+                self.append().await;
+            }
             16..19 => self.express().await,
             19..22 => self.fill().await,
             22..32 => {
@@ -276,11 +279,10 @@ impl Round {
     }
 
     /// The next entries of some feed come, some as digests.
-    async fn append(&mut self, max: usize) {
-        self.others_publish();
+    async fn append(&mut self) {
         let Some(feed) = self.lagging() else { return };
         let size = self.size(&feed);
-        let count = (1 + self.random.below(5) as usize).min(self.logs[&feed].len() - size).min(max);
+        let count = (1 + self.random.below(5) as usize).min(self.logs[&feed].len() - size);
         let own = feed.member.as_str() == "ma";
         let mut content = Vec::new();
         for envelope in self.logs[&feed][size..size + count].to_vec() {
@@ -370,7 +372,7 @@ impl Round {
     async fn heal(&mut self) {
         self.others_publish();
         while self.lagging().is_some() {
-            self.append(usize::MAX).await;
+            self.append().await;
         }
         for feed in [feed("tn", 1), feed("ly", 1)] {
             while let Some((range, why)) = self.world().store.not_held_from(&feed, 0, 1).unwrap().first().cloned() {
