@@ -1,11 +1,13 @@
 //! The real binary, real files, real mutual TLS.
 #![allow(clippy::unwrap_used)]
 
+mod attacks;
 mod bench;
 mod certificates;
 mod containers;
 mod damage;
 mod demo;
+mod emergency;
 mod evidence;
 mod express;
 mod faulty_disk;
