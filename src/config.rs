@@ -74,7 +74,7 @@ pub struct NodeText {
     #[serde(default = "share_percent")]
     pub member_share_percent: u8,
     /// MiB of memory that all budgets together may hold (`docs/limits.md`); their bounds shrink alike where they would come to more.
-    #[serde(default = "one_gib")]
+    #[serde(default = "two_gib")]
     pub memory_mib: u64,
     /// Log filter as in `RUST_LOG`.
     #[serde(default = "info")]
@@ -124,8 +124,8 @@ fn share_percent() -> u8 {
 /// Less than this would not carry one full page and one full batch of each of a few callers and peers.
 const MEMORY_MIB_MIN: u64 = 256;
 
-fn one_gib() -> u64 {
-    1_024
+fn two_gib() -> u64 {
+    2_048
 }
 
 fn info() -> String {

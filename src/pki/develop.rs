@@ -325,7 +325,7 @@ fn one_member(files: &mut Files, options: &DevelopOptions, member: &DevelopMembe
             lone_start_seconds: 10,
             reserve_mib: 512,
             member_share_percent: barid_core::quota::SHARE_PERCENT,
-            memory_mib: 1_024,
+            memory_mib: 2_048,
             log: "info".into(),
             log_json: false,
             metrics: None,

@@ -40,7 +40,7 @@ use super::tree_cache::TileId;
 use super::{HeldBack, Refers, Subscription};
 
 /// Version of all values.
-pub(super) const VALUE_VERSION: u8 = 6;
+pub(super) const VALUE_VERSION: u8 = 7;
 /// Longest value: sled keeps 16 of them on a page, and no page may reach its blob files.
 pub(super) const VALUE_BYTES_MAX: usize = 16 << 10;
 

@@ -481,7 +481,7 @@ fn folder_mib(folder: &Path) -> u64 {
 #[test]
 fn node_keeps_within_its_budgets_whatever_others_send() {
     let mut world = World::prepared(&["ma", "tn"], "info", |_, config| {
-        config.replace("memory_mib = 1024", &format!("memory_mib = {MEMORY_MIB}"))
+        config.replace("memory_mib = 2048", &format!("memory_mib = {MEMORY_MIB}"))
     });
     // An officer whose certificate is good, and who was granted nothing.
     let clients = world.folder("ma").join("clients");
