@@ -112,7 +112,8 @@ impl FocalPoint for Api {
         let (caller, call) = self.begin(request.extensions(), &methods::HISTORY)?;
         let question = Question::read(request.into_inner(), self.store().end_arrival())?;
         let warnings = self.judge_filter(&caller, methods::HISTORY.name, question.filter())?;
-        let page = self.reading_for(&call, move |api| Ok((question.check(&**api.store()), api.page(&caller, &question)?)));
+        let page =
+            self.reading_for(&call, move |api| Ok((question.check(&**api.store()), api.page(&caller, &question)?)));
         let (checked, page) = page.await?;
         checked?;
         Ok(Response::new(proto::HistoryResponse { warnings, ..page }))

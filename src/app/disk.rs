@@ -48,7 +48,9 @@ pub(super) async fn watch(committer: Committer, store: Arc<dyn Store>, active: A
         }
         let ended = |alarm: &Alarm| {
             let same = |one: &Alarm| match (one, alarm) {
-                (Alarm::MemberOverShare { member: one, .. }, Alarm::MemberOverShare { member: other, .. }) => one == other,
+                (Alarm::MemberOverShare { member: one, .. }, Alarm::MemberOverShare { member: other, .. }) => {
+                    one == other
+                }
                 _ => one.code() == alarm.code(),
             };
             is_of_the_disk(alarm) && !now.iter().any(same)

@@ -141,7 +141,7 @@ mod tests {
             evidence: Bytes::from(vec![0; 1_000]),
             resumed: false,
         };
-        let cursor = CursorRecord { subscription: "s".repeat(100), arrival: 1 };
+        let cursor = CursorRecord { subscription: "s".repeat(100), arrival: 1, held: None, epoch: 1 };
         let kept = Kept { forks: vec![fork; 3], cursors: vec![cursor; 2], ..Kept::default() };
         assert_eq!(kept.bytes(), 3_200);
     }

@@ -406,47 +406,6 @@ impl DiskStore {
         Ok(true)
     }
 
-    /// See [`Store::history`].
-    pub(super) fn read_history(
-        &self,
-        before: u64,
-        entries_max: usize,
-        scan_max: u64,
-        wanted: &dyn Fn(&Columns) -> bool,
-    ) -> Result<(Vec<Entry>, Option<u64>), ReadError> {
-        let mut next = before.clamp(1, self.end_arrival());
-        let stop = next.saturating_sub(scan_max).max(1);
-        let mut found = Vec::new();
-        let mut block: Option<(u64, Vec<Columns>)> = None;
-        while next > stop && found.len() < entries_max {
-            let arrival = next - 1;
-            let in_window = self.shared().state.read().window.first_arrival().is_some_and(|first| first <= arrival);
-            let accepted = if in_window {
-                let entries = self.arrivals(arrival, 1, 0)?;
-                let header = entries.first().and_then(|entry| match &entry.content {
-                    Content::Disclosed { header, .. } => header.as_deref(),
-                    Content::Undisclosed(_) => None,
-                });
-                wanted(&admit::columns_of(header))
-            } else {
-                if block.as_ref().is_none_or(|(first, _)| *first > arrival) {
-                    block = self.shared().view().columns(arrival)?;
-                }
-                let place = |first: &u64| usize::try_from(arrival - first).ok();
-                let columns = block.as_ref().and_then(|(first, columns)| columns.get(place(first)?));
-                wanted(columns.ok_or_else(|| dangling("header"))?)
-            };
-            if accepted {
-                match self.arrivals(arrival, 1, 0) {
-                    Err(ReadError::DamagedEntry(_)) if !found.is_empty() => break,
-                    read => found.extend(read?),
-                }
-            }
-            next = arrival;
-        }
-        Ok((found, (next > 1).then_some(next)))
-    }
-
     /// The commit that holds an offset.
     pub(super) fn read_link(&self, offset: u64) -> Result<Option<ChainLink>, ReadError> {
         {

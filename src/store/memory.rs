@@ -26,8 +26,8 @@ use super::view::answers::{self, Answer};
 use super::view::references::Referrer;
 use super::{
     Answers, ChainLink, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord,
-    DiskBytes, Entry, Express, FeedState, ForkRecord, Location, NewEntry, ReadError, Refers, Room, RosterRecord,
-    Store, StoreId, Subscription, SyncTimes,
+    DiskBytes, Entry, Express, FeedState, ForkRecord, Location, NewEntry, ReadError, Refers, Room, RosterRecord, Store,
+    StoreId, Subscription, SyncTimes,
 };
 
 /// A [`Store`] in memory.
@@ -104,16 +104,16 @@ impl MemoryStore {
         _ = getrandom::fill(&mut salt);
         Self { id: StoreId::of_salt(&salt), inner: Mutex::default() }
     }
+
+    /// Behaves from now on as if there were so much room.
+    pub fn set_room(&self, room: Room) {
+        self.inner.lock().room = Some(room);
+    }
 }
 
 impl Default for MemoryStore {
     fn default() -> Self {
         Self::new()
-    }
-
-    /// Behaves from now on as if there were so much room.
-    pub fn set_room(&self, room: Room) {
-        self.inner.lock().room = Some(room);
     }
 }
 

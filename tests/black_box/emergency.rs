@@ -110,7 +110,8 @@ fn backlog_and_fifty_officers_pass_with_nothing_lost_and_nothing_denied() {
         let status = world.told(member, "operator", &["status"]).remove(0);
         let alarms = status["alarms"].as_array().cloned().unwrap_or_default();
         assert!(alarms.is_empty(), "{member}: {alarms:?}");
-        let denied: Vec<_> = status["budgets"].as_array().unwrap().iter().filter(|budget| budget["denied"].is_string()).collect();
+        let denied: Vec<_> =
+            status["budgets"].as_array().unwrap().iter().filter(|budget| budget["denied"].is_string()).collect();
         assert!(denied.iter().all(|budget| budget["denied"] == "0"), "{member}: {denied:?}");
     }
 }

@@ -126,7 +126,8 @@ async fn responses_that_nobody_reads_stay_within_the_budget_of_their_caller() {
     for _ in 0..40 {
         receipts.push(world.published(large()).await);
     }
-    let after_all = proto::SubscribeRequest { start: Some(proto::subscribe_request::Start::After(0)), filter: None };
+    let after_all =
+        proto::SubscribeRequest { start: Some(proto::subscribe_request::Start::After(0)), ..Default::default() };
     let evidence = proto::ExportEvidenceRequest { member: "ma".into(), id: receipts[0].id.clone() };
     let calls: [(&str, Bytes); 4] = [
         (HISTORY, framed(&proto::HistoryRequest { page_size: 1_000, ..Default::default() })),
@@ -342,7 +343,8 @@ async fn response_that_is_not_read_is_reset_and_recorded_and_one_that_is_read_sl
     let (response, _stream) = begin(&shut, head(HISTORY, &[]), question.clone(), true).await;
     let mut body = response.await.unwrap().into_body();
     let timed = head(SUBSCRIBE, &[("grpc-timeout", "5S")]);
-    let after = proto::SubscribeRequest { start: Some(proto::subscribe_request::Start::After(0)), filter: None };
+    let after =
+        proto::SubscribeRequest { start: Some(proto::subscribe_request::Start::After(0)), ..Default::default() };
     let (response, _stream) = begin(&shut, timed, framed(&after), true).await;
     let mut subscribed = response.await.unwrap().into_body();
     let slow = client(&world, POLICE, 1 << 16).await;

@@ -1,7 +1,6 @@
 //! Cursors: what proves them, where a stream goes on from one, and what is held back before one.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use barid_core::limits::CURSOR_BYTES_MAX;
 use barid_core::proto;
@@ -11,7 +10,7 @@ use bytes::Bytes;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use super::world::{POLICE, World, bulletin, called, careless, draft, fields, member};
+use super::world::{POLICE, World, bulletin, called, careless, draft, fields};
 use crate::rpc::focal_point_server::FocalPoint;
 use crate::store::Store;
 use crate::store::memory::MemoryStore;

@@ -308,6 +308,7 @@ impl Round {
         let entry = VerifiedEntry { digest: digests[index], content: disclosed(log[index].clone()), held_back: None };
         let express = VerifiedExpress {
             checkpoint: sign(&checkpoint, &[feed_key(&feed)]).unwrap(),
+            provider: feed.member.clone(),
             feed,
             index: index as u64,
             entry,
@@ -334,7 +335,7 @@ impl Round {
         let envelope = self.logs[&feed][index as usize].clone();
         let VerifiedContent::Disclosed { envelope, header } = disclosed(envelope) else { panic!("it is whole") };
         let fill = VerifiedFill { index, digest: envelope::digest(&envelope), envelope, header, held_back: None };
-        let fills = VerifiedFills { feed, entries: vec![fill], findings: Vec::new() };
+        let fills = VerifiedFills { provider: feed.member.clone(), feed, entries: vec![fill], findings: Vec::new() };
         let filling = Filling { fills, not_held: vec![(index..index + 1, why)] };
         self.world().committer.fill(filling).await.unwrap();
     }

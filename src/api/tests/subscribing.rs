@@ -9,7 +9,6 @@ use tonic::Code;
 
 use super::world::{OPERATOR, POLICE, POST, World, bulletin, called, careless, draft, red};
 use crate::access::Access;
-use crate::rpc::focal_point_server::FocalPoint;
 use crate::rpc::operator_server::Operator as _;
 use crate::telemetry::alarms::Alarm;
 use crate::telemetry::heard::Heard;

@@ -229,7 +229,6 @@ alarm-disk-full = the disk is full: nothing is published here and no entries are
 alarm-roster-missing = { $v1 } publishes by roster version { $v2 }, which no peer has shown: such bulletins wait until it comes, and nothing else does; ask { $v1 }
 alarm-disk-low = little room is left on the disk ({ $v1 } MiB free): the content of other members' bulletins is not stored for now, and is fetched by itself once there is room
 alarm-member-over-share = { $v1 } has brought its share of the room on the disk: of { $v2 } of its entries only digests are stored for now, and their content is fetched by itself later
-alarm-roster-missing = { $v1 } publishes by roster version { $v2 }, which no peer has shown: such bulletins are passed over until it comes; ask { $v1 }
 alarm-in-doubt = this node does not publish: { $v1 }; run `barid recover`
 alarm-own-checkpoint = { $v1 } holds a valid checkpoint of { $v2 } at size { $v3 } that this node does not
 alarm-log-damaged = the store is damaged: { $v1 }; stop this node and run `barid repair`

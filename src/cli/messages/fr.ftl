@@ -228,7 +228,6 @@ alarm-disk-full = le disque est plein : rien n'est publié ici et rien n'est pri
 alarm-roster-missing = { $v1 } publie selon la version { $v2 } de la liste, qu'aucun pair n'a montrée : ces bulletins attendent qu'elle arrive, et rien d'autre n'attend ; demandez à { $v1 }
 alarm-disk-low = il reste peu de place sur le disque ({ $v1 } Mio libres) : le contenu des bulletins des autres membres n'est pas stocké pour l'instant, et sera récupéré de lui-même dès qu'il y aura de la place
 alarm-member-over-share = { $v1 } a apporté sa part de la place sur le disque : de { $v2 } de ses entrées, seules les empreintes sont stockées pour l'instant ; leur contenu sera récupéré de lui-même plus tard
-alarm-roster-missing = { $v1 } publie selon la version { $v2 } de la liste, qu'aucun pair n'a montrée : ces bulletins sont passés jusqu'à ce qu'elle arrive ; demandez à { $v1 }
 alarm-in-doubt = ce nœud ne publie pas : { $v1 } ; lancez `barid recover`
 alarm-own-checkpoint = { $v1 } détient un point de contrôle valable de { $v2 }, à { $v3 } entrées, que ce nœud ne détient pas
 alarm-log-damaged = le stockage est endommagé : { $v1 } ; arrêtez ce nœud et lancez `barid repair`

@@ -45,7 +45,6 @@ const VERIFIED_AT_ONCE_MAX: usize = 16;
 /// Pause before a feed is asked for again because another link was faster.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
 
-
 type Committing = BoxFuture<'static, Committed>;
 
 struct Committed {

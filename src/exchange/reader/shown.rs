@@ -9,8 +9,8 @@ use barid_core::proto;
 use barid_core::proto::frame::Frame;
 
 use super::Reader;
-use crate::exchange::answers::{self, Signed};
 use crate::exchange::HEADS_LISTS_MAX;
+use crate::exchange::answers::{self, Signed};
 
 impl Reader {
     /// Asks for answers about our feed that were on their way when the last link broke.
