@@ -2,6 +2,8 @@
 //!
 //! In scope: the verbs of [`Store`], as exactly as the disk store keeps them. Out of scope: bounds on memory.
 
+mod parts;
+
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,14 +18,12 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+use self::parts::{References, bounded};
 use super::admit::{self, CustodyStanding, Run};
 use super::chain::Chain;
 use super::express::{self, Ahead};
-use super::references::{Person, Role};
 use super::subscriptions::Subscriptions;
 use super::tree_cache::{Edge, Tile, TileId};
-use super::view::answers::{self, Answer};
-use super::view::references::Referrer;
 use super::{
     Answers, ChainLink, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord,
     DiskBytes, Entry, Express, FeedState, ForkRecord, Location, NewEntry, ReadError, Refers, Room, RosterRecord, Store,
@@ -49,29 +49,6 @@ struct Inner {
     crls: BTreeMap<String, Bytes>,
     forks: BTreeMap<String, ForkRecord>,
     room: Option<Room>,
-}
-
-/// What refers to bulletins.
-#[derive(Default)]
-struct References {
-    others: HashMap<(Member, Uuid, Refers), Vec<Location>>,
-    answers: HashMap<(Member, Uuid), BTreeMap<(FeedId, Person), Answer>>,
-}
-
-impl References {
-    fn add(&mut self, at: &Location, header: Option<&proto::Header>) {
-        for (member, id, role) in admit::references(&at.feed, header) {
-            match role {
-                Role::Other(how) => self.others.entry((member, id, how)).or_default().push(at.clone()),
-                Role::Answer(person) => {
-                    let answers = self.answers.entry((member, id)).or_default();
-                    let referrer = Referrer { arrival: at.arrival, index: at.index, feed: 0 };
-                    let answer = answers::add(answers.get(&(at.feed.clone(), person)).copied(), &referrer);
-                    answers.insert((at.feed.clone(), person), answer);
-                }
-            }
-        }
-    }
 }
 
 #[derive(Default)]
@@ -294,24 +271,6 @@ impl Ahead for Inner {
         let held = self.feeds.get(feed).filter(|_| !range.is_empty())?;
         held.express.range(range).find(|(_, (.., reached))| !reached).map(|(index, _)| *index)
     }
-}
-
-/// Takes entries until a bound is met, but always one.
-fn bounded(entries: impl Iterator<Item = Entry>, entries_max: usize, bytes_max: usize) -> Vec<Entry> {
-    let mut bytes = 0;
-    let mut taken = Vec::new();
-    for entry in entries {
-        let size = match &entry.content {
-            Content::Disclosed { envelope, .. } => envelope.len(),
-            Content::Undisclosed(_) => 0,
-        };
-        if !taken.is_empty() && (taken.len() >= entries_max || bytes + size > bytes_max) {
-            break;
-        }
-        bytes += size;
-        taken.push(entry);
-    }
-    taken
 }
 
 impl Store for MemoryStore {

@@ -265,7 +265,7 @@ impl World {
         let feeds = peers.iter().map(|peer| peer["feed"].clone()).chain([status["own"].clone()]);
         let field = |feed: &Value, name: &str| feed[name].as_str().unwrap_or_default().to_owned();
         feeds
-            .filter(|feed| feed["size"].is_string())
+            .filter(|feed| feed["size"].as_str().is_some_and(|size| size != "0"))
             .map(|feed| (field(&feed, "feed"), (field(&feed, "size"), field(&feed, "root"))))
             .collect()
     }

@@ -277,6 +277,8 @@ impl Recording {
         files: &mut BTreeMap<Inode, PathBuf>,
     ) {
         fs::create_dir_all(at).unwrap();
+        // What a folder's mode was stands in no record: those of a node are its own.
+        fs::set_permissions(at, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
         for ((_, name), inode) in names.range((folder, String::new())..(folder + 1, String::new())) {
             let path = at.join(name);
             if self.inodes[*inode].is_some() {
