@@ -1,5 +1,7 @@
 //! Readers over a node whose store is restored from a copy, emptied and filled again while publishing goes on: seeded rounds, each with all
 //! sorts of readers. No reader misses a bulletin, and no offset changes its meaning for a reader that was not told.
+// Small counts of a test.
+#![allow(clippy::cast_possible_truncation)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -285,7 +287,8 @@ impl Round {
         let count = (1 + self.random.below(5) as usize).min(self.logs[&feed].len() - size);
         let own = feed.member.as_str() == "ma";
         let mut content = Vec::new();
-        for envelope in self.logs[&feed][size..size + count].to_vec() {
+        let behind = self.logs[&feed][size..size + count].to_vec();
+        for envelope in behind {
             let digest = envelope::digest(&envelope);
             let whole = own || self.random.below(3) > 0;
             content.push((
