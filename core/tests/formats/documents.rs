@@ -160,6 +160,7 @@ fn every_limit_is_what_the_code_holds_to() {
         TOPIC_BYTES_MAX,
         TOPIC_LABELS_MAX,
         FILTERS_MAX,
+        FRAME_PARTS_MAX,
         REFERENCES_MAX,
         RELEASABLE_MAX,
         TEXTS_MAX,
