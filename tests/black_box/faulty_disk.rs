@@ -189,7 +189,9 @@ fn a_full_disk_refuses_goes_on_reading_and_resumes_by_itself() {
     assert_eq!(world.process("ma"), process, "without a restart");
     assert!(!alarms(&world, "ma").contains("disk"), "{}", alarms(&world, "ma"));
     assert!(serves(&world, "barid.v1.FocalPoint/Publish"));
-    assert_eq!(world.records("ma", &["alarm", "disk-full"]).len(), 1);
+    // Raised once, and cleared once.
+    assert_eq!(world.records("ma", &["alarm", "disk-full"]).len(), 2);
+    assert_eq!(world.records("ma", &["alarm-cleared", "disk-full"]).len(), 1);
     assert_eq!(world.records("ma", &["room-again"]).len(), 1);
     // What was stored is said to be, also of what was answered while nothing could be kept.
     let all = receipts.len().to_string();
