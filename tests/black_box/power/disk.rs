@@ -367,6 +367,8 @@ fn write_sparse(path: &Path, content: &[u8]) {
     const BLOCK: usize = 64 << 10;
     static ZEROS: [u8; BLOCK] = [0; BLOCK];
     let file = fs::File::create(path).unwrap();
+    // As of folders.
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     file.set_len(content.len() as u64).unwrap();
     for (block, bytes) in content.chunks(BLOCK).enumerate() {
         if bytes != &ZEROS[..bytes.len()] {
