@@ -99,6 +99,8 @@ async fn a_roster_that_nobody_has_is_an_alarm_at_once_until_it_comes() {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
     let _cable = connect(&ma, &ly, honest(), honest());
     let naming = |version: u64| unchecked(headed(|header| header.roster_version = version));
+    // Once publishing is open.
+    ma.publish(0, |_| {}).await;
     ma.committer.publish(vec![naming(2), naming(9), naming(3)]).await.unwrap();
     until("ly's operators know", || !alarms(&ly).is_empty()).await;
     let missing = |version| vec![Alarm::RosterMissing { member: ma.me.clone(), version }];
