@@ -150,7 +150,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         return Err(AppError::StoreMissing { data: config.text.data.clone(), size });
     }
     let store: Arc<dyn Store> = Arc::new(DiskStore::open(&config.text.data, &options)?);
-    let rosters = Rosters::new(chain(config, store.as_ref())?);
+    let rosters = Rosters::new(chain(config, store.rosters()?)?);
     let roster = rosters.load().newest_shared();
     let own = roster.member(&me).ok_or_else(|| AppError::NotListed(me.to_string()))?;
     let trust_domain = own.trust_domain.clone();
@@ -310,7 +310,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         watching.spawn(forked::tell(committer.clone(), exchange.clone(), rosters.clone()));
         watching.spawn(exchange.clone().ask_relays());
     }
-    watching.spawn(disk::watch(committer.clone(), Arc::clone(&store), exchange.alarms().clone()));
+    watching.spawn(Arc::clone(&node).watch_alarms());
     if let Some(wanted) = config.text.metrics.as_ref().filter(|_| purpose != Purpose::Recover) {
         let tcp = metrics::bind(wanted).await?;
         tracing::info!(address = ?metrics::address(&tcp), "figures at /metrics");
@@ -320,7 +320,6 @@ async fn serve<T, F: Future<Output = T> + Send>(
             metrics::Source { node: Arc::clone(&node), pace: Arc::clone(&api.pace), budgets: budgets.clone() },
         ));
     }
-    watching.spawn(Arc::clone(&node).watch_alarms());
     watching.spawn(async move {
         while hangup.recv().await.is_some() {
             // The record of it tells the outcome.
@@ -390,14 +389,13 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 
 /// The roster trusted from the start, and those that the store holds beyond it. Where the file is newer than what the store began with
 /// and follows from it, the store's beginning stays: bulletins of that time are still judged by the rosters of that time.
-fn chain(config: &NodeConfig, store: &dyn Store) -> Result<RosterChain, AppError> {
+fn chain(config: &NodeConfig, held: Vec<RosterRecord>) -> Result<RosterChain, AppError> {
     let path = &config.text.roster;
     let refuse = |source| AppError::Roster { path: path.clone(), source };
     let note = read_roster(path)?;
     let from_file = RosterChain::start(&note).map_err(refuse)?;
-    let records = store.rosters()?;
-    let mut chain = from_store(&records, &note).unwrap_or(from_file);
-    for record in records {
+    let mut chain = from_store(&held, &note).unwrap_or(from_file);
+    for record in held {
         if record.version > chain.newest().version() {
             chain.extend(&record.note).map_err(refuse)?;
         }

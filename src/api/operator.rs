@@ -6,9 +6,9 @@ use barid_core::proto;
 use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
-use super::publish::now_unix_ms;
 use super::{Api, errors, methods, stored};
 use crate::budgets::{Owner, Usage};
+use crate::clock;
 use crate::committer::Gate;
 use crate::rpc::operator_server::Operator;
 use crate::telemetry::alarms::ActiveAlarm;
@@ -64,7 +64,7 @@ impl Operator for Api {
             member: feed.member.to_string(),
             exchange: feed.exchange.to_string(),
             version: env!("CARGO_PKG_VERSION").into(),
-            now: Some(stored::seconds(now_unix_ms() / 1_000)),
+            now: Some(stored::seconds(clock::unix_seconds())),
             own,
             publishing,
             newest_arrival,

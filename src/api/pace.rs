@@ -13,6 +13,7 @@ use tonic::Status;
 
 use super::errors;
 use crate::access::Limits;
+use crate::budgets::{Rate, TokenBucket};
 use crate::telemetry::{AuditEvent, RECORDED_SINGLY_MAX, Refusals};
 
 /// Identities of which something is remembered: every certificate that a member's authority may have given out. Those that ask for
@@ -30,57 +31,15 @@ pub struct Pace {
     refusals: Refusals,
 }
 
-#[derive(Default)]
 struct Account {
-    calls: Bucket,
-    bulletins: Bucket,
+    calls: TokenBucket,
+    bulletins: TokenBucket,
     streams: u32,
 }
 
-/// A second's worth of something, filled again as time passes. What is owed is below zero.
-#[derive(Default)]
-struct Bucket {
-    /// `None`: full, whatever fits.
-    left: Option<(f64, Instant)>,
-}
-
-impl Bucket {
-    /// What there is at `now`.
-    fn level(&self, per_second: f64, now: Instant) -> f64 {
-        let level =
-            |(left, at): (f64, Instant)| now.saturating_duration_since(at).as_secs_f64().mul_add(per_second, left);
-        self.left.map_or(per_second, level).min(per_second)
-    }
-
-    /// Takes one, or says after how long there is one.
-    fn take(&mut self, per_second: u32, now: Instant) -> Result<(), Duration> {
-        let rate = f64::from(per_second);
-        let level = self.level(rate, now);
-        // Time as a fraction is never quite a whole one.
-        if level < 1.0 - 1e-6 {
-            return Err(wait(1.0 - level, rate));
-        }
-        self.left = Some((level - 1.0, now));
-        Ok(())
-    }
-
-    /// Takes many, on credit; says how long to wait before more is asked.
-    fn take_all(&mut self, count: u32, per_second: u32, now: Instant) -> Duration {
-        let rate = f64::from(per_second);
-        let level = self.level(rate, now) - f64::from(count);
-        self.left = Some((level, now));
-        if level < 0.0 { wait(-level, rate) } else { Duration::ZERO }
-    }
-
-    fn is_full(&self, now: Instant) -> bool {
-        // In a second every bucket that owes nothing is full.
-        self.left.is_none_or(|(left, at)| left >= 0.0 && now.saturating_duration_since(at) >= Duration::from_secs(1))
-    }
-}
-
-/// How long it takes until so much is there, at least a millisecond: what callers are told.
-fn wait(lacking: f64, per_second: f64) -> Duration {
-    Duration::try_from_secs_f64(lacking / per_second).unwrap_or(Duration::MAX).max(Duration::from_millis(1))
+/// So many a second, and as many at once.
+fn rate(per_second: u32) -> Rate {
+    Rate { per_second: per_second.into(), burst: per_second.into() }
 }
 
 /// The right to one open stream. Dropping it gives the right up.
@@ -93,7 +52,7 @@ pub(super) struct OpenStream {
 impl Pace {
     /// One call begins.
     pub(super) fn call(&self, path: &str, limits: &Limits, method: &'static str, now: Instant) -> Result<(), Status> {
-        let taken = self.with(path, now, |account| account.calls.take(limits.calls_per_second, now));
+        let taken = self.with(path, limits, now, |account| account.calls.take(rate(limits.calls_per_second), 1.0, now));
         taken.map_err(|after| self.too_fast(path, method, "calls", limits.calls_per_second, after, now))
     }
 
@@ -105,14 +64,15 @@ impl Pace {
         method: &'static str,
         now: Instant,
     ) -> Result<(), Status> {
-        let taken = self.with(path, now, |account| account.bulletins.take(limits.bulletins_per_second, now));
+        let taken =
+            self.with(path, limits, now, |account| account.bulletins.take(rate(limits.bulletins_per_second), 1.0, now));
         taken.map_err(|after| self.too_fast(path, method, "bulletins", limits.bulletins_per_second, after, now))
     }
 
     /// So many bulletins came on a stream, which is not read for so long.
     pub(super) fn bulletins(&self, path: &str, limits: &Limits, count: usize, now: Instant) -> Duration {
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
-        self.with(path, now, |account| account.bulletins.take_all(count, limits.bulletins_per_second, now))
+        let count = f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+        self.with(path, limits, now, |account| account.bulletins.spend(rate(limits.bulletins_per_second), count, now))
     }
 
     /// A stream opens, unless as many as may be are open.
@@ -123,7 +83,7 @@ impl Pace {
         method: &'static str,
         now: Instant,
     ) -> Result<OpenStream, Status> {
-        let room = self.with(path, now, |account| {
+        let room = self.with(path, limits, now, |account| {
             let room = account.streams < limits.streams;
             account.streams += u32::from(room);
             room
@@ -206,7 +166,7 @@ impl Pace {
         self.refusals.record(who, 1, &event, now);
     }
 
-    fn with<T>(&self, path: &str, now: Instant, act: impl FnOnce(&mut Account) -> T) -> T {
+    fn with<T>(&self, path: &str, limits: &Limits, now: Instant, act: impl FnOnce(&mut Account) -> T) -> T {
         let mut accounts = self.accounts.lock();
         if accounts.len() >= IDENTITIES_MAX && !accounts.contains_key(path) {
             accounts.retain(|_, account| !account.is_idle(now));
@@ -214,12 +174,17 @@ impl Pace {
         // The name is copied only the first time.
         match accounts.get_mut(path) {
             Some(account) => act(account),
-            None => act(accounts.entry(path.to_owned()).or_default()),
+            None => act(accounts.entry(path.to_owned()).or_insert_with(|| Account::new(limits, now))),
         }
     }
 }
 
 impl Account {
+    fn new(limits: &Limits, now: Instant) -> Self {
+        let full = |per_second| TokenBucket::full(rate(per_second), now);
+        Self { calls: full(limits.calls_per_second), bulletins: full(limits.bulletins_per_second), streams: 0 }
+    }
+
     fn is_idle(&self, now: Instant) -> bool {
         self.streams == 0 && self.calls.is_full(now) && self.bulletins.is_full(now)
     }

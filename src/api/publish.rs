@@ -24,6 +24,7 @@ use super::receipts::{Proven, Received, Sent};
 use super::stored::Wanted;
 use super::{Api, errors};
 use crate::calls::{Call, Responses};
+use crate::clock;
 use crate::committer::{CommitFailure, Gate, Published, PublishedGroup};
 use crate::store::{Content, Entry};
 
@@ -365,7 +366,7 @@ impl Api {
 
     /// What is wrong with a draft whose topic lies in no working group: all of it, not the topic alone.
     fn without_topic(&self, caller: &Caller, draft: &proto::Draft) -> Status {
-        let (now, roster_version) = (now_unix_ms(), self.rosters.load().newest().version());
+        let (now, roster_version) = (clock::unix_ms(), self.rosters.load().newest().version());
         let fill = self.fill(caller, BulletinId::new(now, &[0; 10]), now, roster_version);
         let mut faults = prepare(draft, &fill, [0; SALT_BYTES]).err().map_or_else(Vec::new, |invalid| invalid.0);
         if faults.iter().all(|fault| fault.field != "header.topic") {
@@ -393,7 +394,7 @@ impl Api {
         salt: [u8; SALT_BYTES],
         random: &[u8; 10],
     ) -> Result<ValidBulletin, Status> {
-        let now = now_unix_ms();
+        let now = clock::unix_ms();
         let rosters = self.rosters.load();
         let original = self.original(caller, draft).await?;
         let roster_version = original.as_ref().map_or(rosters.newest().version(), |(header, _)| header.roster_version);
@@ -473,9 +474,4 @@ fn result_of(request: u64, result: Result<proto::PublishResponse, Status>) -> pr
 fn refusal(request: u64, status: &Status) -> proto::PublishResult {
     let refused = errors::refusal(status);
     proto::PublishResult { request, outcome: Some(proto::publish_result::Outcome::Refused(refused)) }
-}
-
-pub(super) fn now_unix_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::Api;
 use super::caller::Caller;
-use super::publish::now_unix_ms;
+use crate::clock;
 use crate::store::{Content, Entry, Location, ReadError, Refers};
 
 /// Acknowledgements in one answer: they fit a message beside the largest envelope. Each feed that has some has its share.
@@ -183,6 +183,7 @@ impl Api {
                 about.changes_state =
                     Successor::from_header(original, &other.digest, header, &entry.digest, position).is_some();
                 about.headlines = headlines(envelope);
+                about.state = self.states(std::slice::from_ref(&other), work)?.into_iter().next();
             }
             referenced.push(about);
         }
@@ -246,7 +247,7 @@ fn add(standing: &mut Standing, original: &proto::Header, digest: &Digest, other
 fn state_of(entry: &Entry, found: &Found) -> proto::State {
     let Content::Disclosed { header: Some(original), .. } = &entry.content else { return proto::State::default() };
     let expires = original.expires.as_ref().map(Time::nearest);
-    let state = found.standing.state(expires, Time::from_unix_ms(now_unix_ms()));
+    let state = found.standing.state(expires, Time::from_unix_ms(clock::unix_ms()));
     proto::State {
         state: state.word().into(),
         by: state.by().map(Reference::to_proto),

@@ -21,8 +21,8 @@ use super::caller::Caller;
 use super::cursor::{self, Cursor, Place};
 use super::errors::Faults;
 use super::filter::{self, Filter};
-use super::publish::now_unix_ms;
 use super::{Api, errors};
+use crate::clock;
 use crate::committer::{Gate, Kept};
 use crate::store::{CursorRecord, Subscription, SubscriptionRecord};
 use crate::telemetry::{AuditEvent, audit};
@@ -152,7 +152,7 @@ impl Api {
             let by_name_only = opening.begin.is_none();
             Ok(Opened { place, name: Some(Named { key: key.to_owned(), outcome, by_name_only }) })
         };
-        let created = |place: &Place| self.subscription_at(place, &filter, now_unix_ms());
+        let created = |place: &Place| self.subscription_at(place, &filter, clock::unix_ms());
         // One new name at a time, so that those that come together are counted, and none is changed behind another's back.
         let _turn = self.naming.lock().await;
         let Some(held) = self.subscription_of(key) else {
@@ -220,7 +220,7 @@ impl Api {
     /// What stands under a name, unless it has expired.
     fn subscription_of(&self, key: &str) -> Option<Subscription> {
         let held = self.store().subscription(key)?;
-        (now_unix_ms() < self.expires(key, &held)).then_some(held)
+        (clock::unix_ms() < self.expires(key, &held)).then_some(held)
     }
 
     fn expires(&self, key: &str, held: &Subscription) -> u64 {
@@ -268,7 +268,7 @@ impl Api {
     }
 
     async fn advance(&self, held: &Subscription, record: CursorRecord) -> Result<(), Status> {
-        if held.is_advanced_by(&record, now_unix_ms()) {
+        if held.is_advanced_by(&record, clock::unix_ms()) {
             self.keep(Kept { cursors: vec![record], ..Kept::default() }).await?;
         }
         Ok(())
@@ -405,7 +405,7 @@ impl Api {
 
     /// Removes those of these names that have expired, with a record of each. The caller holds `naming`.
     async fn expire(&self, keys: Vec<String>) -> Result<(), Status> {
-        let now = now_unix_ms();
+        let now = clock::unix_ms();
         let expired = keys.into_iter().filter_map(|key| Some((self.store().subscription(&key)?, key)));
         let expired: Vec<_> = expired.filter(|(held, key)| self.expires(key, held) <= now).collect();
         for part in expired.chunks(EXPIRED_MAX) {

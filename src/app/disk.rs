@@ -1,18 +1,16 @@
-//! A disk that is full or nearly so, and members that bring more than their share of it: alarms while it is so, and a record of each end.
+//! Alarms of a disk that is full or nearly so, and of members that bring more than their share of it.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use barid_core::names::Member;
 use barid_core::quota::Tier;
 
+use super::node::Node;
 use crate::committer::Committer;
 use crate::store::Store;
-use crate::telemetry::alarms::{Alarm, Alarms};
-use crate::telemetry::{AuditEvent, audit};
+use crate::telemetry::alarms::Alarm;
 
-/// How often it is looked which members are over their share.
+/// How often alarms are looked at whatever happens; a status always does.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// The alarms now; nothing else is to be done than to make room.
@@ -25,48 +23,20 @@ pub(super) fn alarms(committer: &Committer, store: &dyn Store) -> Vec<Alarm> {
     full.into_iter().chain(low).chain(over).collect()
 }
 
-fn is_of_the_disk(alarm: &Alarm) -> bool {
-    matches!(alarm, Alarm::DiskFull { .. } | Alarm::DiskLow { .. } | Alarm::MemberOverShare { .. })
-}
-
-/// Raises these alarms as soon as there is cause, clears them when it is over, and records when there is room again. Never ends.
-pub(super) async fn watch(committer: Committer, store: Arc<dyn Store>, active: Alarms) {
-    let (mut full, mut tier) = (committer.disk_full(), committer.tier());
-    let (mut was_short, mut were_over) = (false, BTreeSet::<Member>::new());
-    loop {
-        full.mark_unchanged();
-        tier.mark_unchanged();
-        let now = alarms(&committer, store.as_ref());
-        let over = now.iter().filter_map(|alarm| match alarm {
-            Alarm::MemberOverShare { member, .. } => Some(member.clone()),
-            _ => None,
-        });
-        let over: BTreeSet<Member> = over.collect();
-        let is_short = now.len() > over.len();
-        for alarm in &now {
-            active.raise(alarm.clone());
-        }
-        let ended = |alarm: &Alarm| {
-            let same = |one: &Alarm| match (one, alarm) {
-                (Alarm::MemberOverShare { member: one, .. }, Alarm::MemberOverShare { member: other, .. }) => {
-                    one == other
-                }
-                _ => one.code() == alarm.code(),
-            };
-            is_of_the_disk(alarm) && !now.iter().any(same)
-        };
-        active.clear(ended);
-        if was_short && !is_short {
-            audit(&AuditEvent { what: "disk", reason: "room-again", who: &"", subject: &"", detail: &"" });
-        }
-        for who in were_over.difference(&over) {
-            audit(&AuditEvent { what: "disk", reason: "within-share", who, subject: &"", detail: &"" });
-        }
-        (was_short, were_over) = (is_short, over);
-        tokio::select! {
-            changed = full.changed() => if changed.is_err() { return },
-            changed = tier.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+impl Node {
+    /// Looks at all alarms again and again, and at once when the disk is full or has room again. Never ends.
+    pub(super) async fn watch_alarms(self: Arc<Self>) {
+        let (mut full, mut tier) = (self.committer.disk_full(), self.committer.tier());
+        loop {
+            // Here and not on a blocking thread, which would hold the store open beyond the node's end: it reads what lies in memory.
+            full.mark_unchanged();
+            tier.mark_unchanged();
+            self.settle_alarms();
+            tokio::select! {
+                changed = full.changed() => if changed.is_err() { return },
+                changed = tier.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
         }
     }
 }

@@ -7,9 +7,10 @@ use bytes::Bytes;
 use rustls::pki_types::UnixTime;
 
 use super::{AppError, Node, identity, lists, load_access, read_roster};
+use crate::causes;
 use crate::committer::CommitFailure;
 use crate::telemetry::alarms::Alarm;
-use crate::telemetry::{AuditEvent, audit};
+use crate::telemetry::{AuditEvent, audit_at_most};
 use crate::transport::{Certified, Refused, RevocationLists, TransportError, Trust};
 
 /// Why nothing was reloaded.
@@ -45,13 +46,14 @@ pub(super) enum ReloadError {
 impl Node {
     /// Reads the files again and says what changed; `who` asked for it. A file that cannot be used leaves everything as it was.
     pub(super) async fn reload_for(&self, who: &str) -> Result<Vec<String>, String> {
-        let result = self.reload_files().await.map_err(|error| one_line(&error));
+        let result = self.reload_files().await.map_err(|error| causes::in_one_line(&error));
         let (what, reason, detail) = match &result {
             Ok(changes) if changes.is_empty() => ("reloaded", "nothing-new", String::new()),
             Ok(changes) => ("reloaded", "changed", changes.join("; ")),
             Err(error) => ("refused-reload", "unusable", error.clone()),
         };
-        audit(&AuditEvent { what, reason, who: &who, subject: &"", detail: &detail });
+        // Nobody outside asks for it: each one is recorded.
+        audit_at_most(u64::MAX, &AuditEvent { what, reason, who: &who, subject: &"", detail: &detail });
         *self.reload_error.lock() = result.as_ref().err().cloned();
         result
     }
@@ -132,15 +134,4 @@ impl Node {
         }
         Ok(())
     }
-}
-
-/// An error with everything that caused it.
-fn one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

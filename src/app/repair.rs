@@ -14,9 +14,7 @@ use crate::config::NodeConfig;
 use crate::exchange::{self, Dial as _};
 use crate::rosters::Rosters;
 use crate::store::disk::DiskOptions;
-use crate::store::memory::MemoryStore;
 use crate::store::repair::{Damage, Repair};
-use crate::store::{Commit, CommitError, Store};
 use crate::transport::{Connections, Connector, Credentials, Policy, RevocationLists, Trust, Verifier};
 
 /// What was found, and what became of it.
@@ -69,10 +67,7 @@ pub async fn repair(config: &NodeConfig, only_look: bool) -> Result<Repaired, Ap
 
 /// Asks one peer after the other for what is still wanted.
 async fn ask_peers(config: &NodeConfig, repair: &mut Repair) -> Result<BTreeMap<Member, String>, AppError> {
-    let held = MemoryStore::new();
-    let commit = Commit { rosters: repair.rosters(), ..Commit::default() };
-    held.commit(commit, held.seq()).map_err(|error: CommitError| AppError::Transport(error.to_string()))?;
-    let rosters = Rosters::new(chain(config, &held)?);
+    let rosters = Rosters::new(chain(config, repair.rosters())?);
     let roster = rosters.load().newest_shared();
     let own = roster.member(&config.feed.member).ok_or_else(|| AppError::NotListed(config.feed.member.to_string()))?;
     let trust = Trust::of(&roster);

@@ -1,8 +1,5 @@
 //! Alarms before and after certificates end and revocation lists are due.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use rustls::pki_types::UnixTime;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -14,8 +11,6 @@ use crate::transport::validity;
 /// How long before an end there is an alarm: time enough to have an authority act. What lives shorter than three times that is alarmed of
 /// in the last third of its life: a list that is renewed every week, or a certificate of a day, is not an alarm for ever.
 const AHEAD_SECONDS: i64 = 30 * 86_400;
-/// How often the records are brought up to date; a status is always.
-const CHECK_EVERY: Duration = Duration::from_secs(60);
 
 /// An end of validity that is near, or over.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,16 +68,6 @@ impl Node {
             }));
         }
         alarms
-    }
-
-    /// Looks at what may be an alarm, as time passes. Never ends.
-    pub(super) async fn watch_alarms(self: Arc<Self>) {
-        let mut tick = tokio::time::interval(CHECK_EVERY);
-        loop {
-            tick.tick().await;
-            // Here and not on a blocking thread, which would hold the store open beyond the node's end: it reads what lies in memory.
-            self.settle_alarms();
-        }
     }
 }
 

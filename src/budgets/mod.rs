@@ -9,16 +9,19 @@
 
 mod rate;
 pub mod table;
+mod turns;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::oneshot;
 
-pub use rate::{Rate, RateLimiter};
-pub use table::Spec;
+pub use rate::{Rate, RateLimiter, TokenBucket};
+pub use table::BudgetSpec;
+
+use turns::{Next, Turns};
 
 /// Who is charged.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,7 +42,7 @@ impl fmt::Display for Owner {
 }
 
 /// Whether a charge may use the reserved share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
     /// Everything else.
     Ordinary,
@@ -72,14 +75,12 @@ pub struct Budget {
 }
 
 struct Shared {
-    spec: &'static Spec,
+    spec: &'static BudgetSpec,
     bounds: Bounds,
     state: Mutex<State>,
-    /// Wakes those that wait for the bound of all.
-    freed: Notify,
 }
 
-/// The bounds in force, in the unit of the [`Spec`].
+/// The bounds in force, in the unit of the [`BudgetSpec`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Of all owners together.
@@ -95,22 +96,23 @@ struct State {
     used: u64,
     high_water: u64,
     denied: u64,
-    owners: HashMap<Owner, Account>,
+    /// What each owner uses; who uses nothing is forgotten.
+    owners: HashMap<Owner, u64>,
+    /// By owner and class: what an owner may read does not go before what it publishes.
+    waiting: Turns<(Owner, Class), Request>,
 }
 
-#[derive(Default)]
-struct Account {
-    used: u64,
-    /// Wakes those that wait for this owner's bound.
-    freed: Arc<Notify>,
-    waiting: usize,
+/// A charge that waits.
+struct Request {
+    amount: u64,
+    granted: oneshot::Sender<Charge>,
 }
 
 /// What is in use of one budget.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usage {
     /// The budget.
-    pub spec: &'static Spec,
+    pub spec: &'static BudgetSpec,
     /// Its bounds.
     pub bounds: Bounds,
     /// In use by all.
@@ -129,20 +131,20 @@ const OWN_RESERVE_PART: u64 = 8;
 pub const OWNERS_SHOWN_MAX: usize = 5;
 
 impl Budget {
-    /// A budget with the bounds of its [`Spec`].
+    /// A budget with the bounds of its [`BudgetSpec`].
     #[must_use]
-    pub fn new(spec: &'static Spec) -> Self {
+    pub fn new(spec: &'static BudgetSpec) -> Self {
         Self::with(spec, spec.bounds)
     }
 
     /// A budget with bounds from the configuration.
     #[must_use]
-    pub fn with(spec: &'static Spec, bounds: Bounds) -> Self {
+    pub fn with(spec: &'static BudgetSpec, bounds: Bounds) -> Self {
         // One of anything always fits: a budget of nothing would wait for ever.
         let total = bounds.total.max(1);
         let bounds =
             Bounds { total, per_owner: bounds.per_owner.clamp(1, total), reserved: bounds.reserved.min(total - 1) };
-        Self { shared: Arc::new(Shared { spec, bounds, state: Mutex::default(), freed: Notify::new() }) }
+        Self { shared: Arc::new(Shared { spec, bounds, state: Mutex::default() }) }
     }
 
     /// Charges `amount` to `owner`, or says which bound it does not fit.
@@ -155,31 +157,68 @@ impl Budget {
         Ok(charge)
     }
 
-    /// Charges `amount` to `owner` as soon as it fits; more than the bounds themselves is charged as the largest amount that can fit. Dropping
-    /// the future charges nothing.
+    /// As [`Self::try_charge`], but never before others that wait.
+    ///
+    /// # Errors
+    /// [`OverBudget`]; nothing is charged then.
+    pub fn try_charge_in_turn(&self, owner: &Owner, class: Class, amount: u64) -> Result<Charge, OverBudget> {
+        let mut state = self.shared.state.lock();
+        if !state.waiting.is_empty() {
+            state.denied += 1;
+            return Err(self.shared.over(owner, state.used_by(owner), self.shared.bounds.per_owner, amount));
+        }
+        self.shared.add(&mut state, owner, class, amount)?;
+        drop(state);
+        Ok(Charge { budget: self.clone(), owner: owner.clone(), class, amount })
+    }
+
+    /// Charges `amount` to `owner` as soon as it fits and its turn has come; more than the bounds themselves is charged as the largest amount
+    /// that can fit. Dropping the future charges nothing.
     pub async fn charge(&self, owner: &Owner, class: Class, amount: u64) -> Charge {
-        let Bounds { total, per_owner, reserved } = self.shared.bounds;
-        let usable = if class == Class::Reserved { total } else { total.saturating_sub(reserved) };
-        let amount = amount.min(per_owner).min(usable);
-        if let Ok(charge) = self.try_charge(owner, class, amount) {
+        let amount = amount.min(self.shared.bounds.per_owner).min(self.shared.usable(class));
+        if let Ok(charge) = self.try_charge_in_turn(owner, class, amount) {
             return charge;
         }
-        let waiting = Waiting::new(&self.shared, owner);
-        loop {
-            let (own, all) = (waiting.freed.notified(), self.shared.freed.notified());
-            tokio::pin!(own, all);
-            // Registered before it is looked at: what is freed in between wakes.
-            own.as_mut().enable();
-            all.as_mut().enable();
-            if let Ok(charge) = self.try_charge(owner, class, amount) {
-                // There may be room for the next one, too.
-                waiting.freed.notify_one();
-                return charge;
+        let (key, (granted, waits)) = ((owner.clone(), class), oneshot::channel());
+        let place = {
+            let id = self.shared.state.lock().waiting.push(&key, Request { amount, granted });
+            Place { budget: self, key: &key, id }
+        };
+        // There may be room: what others wait for is not what this one asks for.
+        self.grant();
+        let charge = waits.await;
+        drop(place);
+        charge.unwrap_or_else(|_| Charge { budget: self.clone(), owner: owner.clone(), class, amount: 0 })
+    }
+
+    /// Hands what there is room for to those that wait, in turn.
+    fn grant(&self) {
+        let granted = {
+            let mut state = self.shared.state.lock();
+            if state.waiting.is_empty() {
+                return;
             }
-            tokio::select! {
-                () = own => {}
-                () = all => {}
+            self.shared.grant(&mut state)
+        };
+        for ((owner, class), Request { amount, granted }) in granted {
+            // Whoever has given up since drops it, and so gives it back.
+            drop(granted.send(Charge { budget: self.clone(), owner, class, amount }));
+        }
+    }
+
+    fn give_back(&self, owner: &Owner, amount: u64) {
+        let mut state = self.shared.state.lock();
+        state.used = state.used.saturating_sub(amount);
+        if let Some(used) = state.owners.get_mut(owner) {
+            *used = used.saturating_sub(amount);
+            if *used == 0 {
+                state.owners.remove(owner);
             }
+        }
+        let waiting = !state.waiting.is_empty();
+        drop(state);
+        if waiting {
+            self.grant();
         }
     }
 
@@ -192,16 +231,16 @@ impl Budget {
     /// What `owner` uses.
     #[must_use]
     pub fn used_by(&self, owner: &Owner) -> u64 {
-        self.shared.state.lock().owners.get(owner).map_or(0, |account| account.used)
+        self.shared.state.lock().used_by(owner)
     }
 
     /// What is in use.
     #[must_use]
     pub fn usage(&self) -> Usage {
         let state = self.shared.state.lock();
-        let mut owners: Vec<_> = state.owners.iter().filter(|(_, account)| account.used > 0).collect();
-        owners.sort_by(|(a, x), (b, y)| y.used.cmp(&x.used).then_with(|| a.cmp(b)));
-        let owners = owners.into_iter().take(OWNERS_SHOWN_MAX).map(|(owner, account)| (owner.clone(), account.used));
+        let mut owners: Vec<_> = state.owners.iter().collect();
+        owners.sort_by(|(a, x), (b, y)| y.cmp(x).then_with(|| a.cmp(b)));
+        let owners = owners.into_iter().take(OWNERS_SHOWN_MAX).map(|(owner, used)| (owner.clone(), *used));
         Usage {
             spec: self.shared.spec,
             bounds: self.shared.bounds,
@@ -213,84 +252,86 @@ impl Budget {
     }
 }
 
+impl State {
+    fn used_by(&self, owner: &Owner) -> u64 {
+        self.owners.get(owner).copied().unwrap_or_default()
+    }
+}
+
 impl Shared {
-    fn add(&self, owner: &Owner, class: Class, amount: u64) -> Result<(), OverBudget> {
-        let Bounds { total, per_owner, reserved } = self.bounds;
-        let usable = if class == Class::Reserved { total } else { total.saturating_sub(reserved) };
+    /// What all together may use.
+    fn usable(&self, class: Class) -> u64 {
+        if class == Class::Reserved {
+            self.bounds.total
+        } else {
+            self.bounds.total.saturating_sub(self.bounds.reserved)
+        }
+    }
+
+    /// What an owner may use. What it reads must not keep it from publishing.
+    fn own_bound(&self, class: Class) -> u64 {
+        let own = self.bounds.per_owner;
+        if class == Class::Reserved { own + own / OWN_RESERVE_PART } else { own }
+    }
+
+    fn over(&self, whose: impl fmt::Display, used: u64, bound: u64, asked: u64) -> OverBudget {
+        OverBudget { budget: self.spec.name, unit: self.spec.unit, owner: whose.to_string(), used, bound, asked }
+    }
+
+    fn add(&self, state: &mut State, owner: &Owner, class: Class, amount: u64) -> Result<(), OverBudget> {
         if amount == 0 {
             return Ok(());
         }
-        let mut state = self.state.lock();
-        let own = state.owners.get(owner).map_or(0, |account| account.used);
-        let over = |whose: String, used: u64, bound: u64| OverBudget {
-            budget: self.spec.name,
-            unit: self.spec.unit,
-            owner: whose,
-            used,
-            bound,
-            asked: amount,
-        };
-        // What an owner reads must not keep it from publishing.
-        let own_bound = if class == Class::Reserved { per_owner + per_owner / OWN_RESERVE_PART } else { per_owner };
-        let result = if own.saturating_add(amount) > own_bound {
-            Err(over(owner.to_string(), own, own_bound))
+        let (own, own_bound, usable) = (state.used_by(owner), self.own_bound(class), self.usable(class));
+        let over = if own.saturating_add(amount) > own_bound {
+            self.over(owner, own, own_bound, amount)
         } else if state.used.saturating_add(amount) > usable {
-            Err(over("all together".into(), state.used, usable))
+            self.over("all together", state.used, usable, amount)
         } else {
-            Ok(())
+            state.used += amount;
+            state.high_water = state.high_water.max(state.used);
+            match state.owners.get_mut(owner) {
+                Some(used) => *used += amount,
+                None => drop(state.owners.insert(owner.clone(), amount)),
+            }
+            return Ok(());
         };
-        if result.is_err() {
-            state.denied += 1;
-            return result;
-        }
-        state.used += amount;
-        state.high_water = state.high_water.max(state.used);
-        match state.owners.get_mut(owner) {
-            Some(account) => account.used += amount,
-            None => state.owners.entry(owner.clone()).or_default().used = amount,
-        }
-        Ok(())
+        state.denied += 1;
+        Err(over)
     }
 
-    fn give_back(&self, owner: &Owner, amount: u64) {
-        let mut state = self.state.lock();
-        state.used = state.used.saturating_sub(amount);
-        if let Some(account) = state.owners.get_mut(owner) {
-            account.used = account.used.saturating_sub(amount);
-            account.freed.notify_one();
-            if account.used == 0 && account.waiting == 0 {
-                state.owners.remove(owner);
+    /// Charges those that wait and fit. Where one does not fit the bound of all, none of its class goes before it: small ones would else keep a
+    /// large one out for ever.
+    fn grant(&self, state: &mut State) -> Vec<((Owner, Class), Request)> {
+        let mut waiting = std::mem::take(&mut state.waiting);
+        let (denied, mut full) = (state.denied, [false; 2]);
+        let granted = waiting.grant(|(owner, class), Request { amount, .. }| {
+            let own = state.used_by(owner).saturating_add(*amount) <= self.own_bound(*class);
+            let full = &mut full[usize::from(*class == Class::Reserved)];
+            if !own || *full {
+                return Next::Stays;
             }
-        }
-        drop(state);
-        self.freed.notify_waiters();
+            *full = self.add(state, owner, *class, *amount).is_err();
+            if *full { Next::Stays } else { Next::Granted }
+        });
+        (state.waiting, state.denied) = (waiting, denied);
+        granted
     }
 }
 
-/// An owner's place among those that wait: while it lives, the account is not forgotten.
-struct Waiting<'a> {
-    shared: &'a Shared,
-    owner: &'a Owner,
-    freed: Arc<Notify>,
+/// The place of one that waits: dropping it gives the place up.
+struct Place<'a> {
+    budget: &'a Budget,
+    key: &'a (Owner, Class),
+    id: u64,
 }
 
-impl<'a> Waiting<'a> {
-    fn new(shared: &'a Shared, owner: &'a Owner) -> Self {
-        let mut state = shared.state.lock();
-        let account = state.owners.entry(owner.clone()).or_default();
-        account.waiting += 1;
-        Self { shared, owner, freed: Arc::clone(&account.freed) }
-    }
-}
-
-impl Drop for Waiting<'_> {
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let mut state = self.shared.state.lock();
-        if let Some(account) = state.owners.get_mut(self.owner) {
-            account.waiting = account.waiting.saturating_sub(1);
-            if account.used == 0 && account.waiting == 0 {
-                state.owners.remove(self.owner);
-            }
+        let removed = self.budget.shared.state.lock().waiting.remove(self.key, self.id);
+        if removed.is_some() {
+            // It may have kept others waiting.
+            self.budget.grant();
         }
     }
 }
@@ -310,7 +351,8 @@ impl Charge {
     /// # Errors
     /// [`OverBudget`]; what was charged before stays.
     pub fn grow(&mut self, amount: u64) -> Result<(), OverBudget> {
-        self.budget.shared.add(&self.owner, self.class, amount)?;
+        let shared = &self.budget.shared;
+        shared.add(&mut shared.state.lock(), &self.owner, self.class, amount)?;
         self.amount += amount;
         Ok(())
     }
@@ -320,7 +362,7 @@ impl Charge {
         let amount = amount.min(self.amount);
         self.amount -= amount;
         if amount > 0 {
-            self.budget.shared.give_back(&self.owner, amount);
+            self.budget.give_back(&self.owner, amount);
         }
     }
 
@@ -359,13 +401,13 @@ impl Default for Budgets {
 impl Budgets {
     /// Every budget of the table, with bounds chosen by the configuration.
     #[must_use]
-    pub fn new(bounds: impl Fn(&'static Spec) -> Bounds) -> Self {
+    pub fn new(bounds: impl Fn(&'static BudgetSpec) -> Bounds) -> Self {
         Self { all: Arc::new(table::BUDGETS.iter().map(|spec| Budget::with(spec, bounds(spec))).collect()) }
     }
 
-    /// The budget of this [`Spec`], which must stand in the table.
+    /// The budget of this [`BudgetSpec`], which must stand in the table.
     #[must_use]
-    pub fn of(&self, spec: &'static Spec) -> &Budget {
+    pub fn of(&self, spec: &'static BudgetSpec) -> &Budget {
         let found = self.all.iter().find(|budget| budget.shared.spec.name == spec.name);
         found.expect("every budget that code names stands in the table: a test compares them")
     }
@@ -411,13 +453,12 @@ mod tests {
 
     use super::*;
 
-    static SPEC: Spec = Spec {
+    static SPEC: BudgetSpec = BudgetSpec {
         name: "tests",
         unit: "bytes",
         of: "identity",
         bounds: Bounds { total: 100, per_owner: 60, reserved: 20 },
         memory_bytes: 1,
-        key: None,
         reason: "",
     };
 
@@ -467,6 +508,50 @@ mod tests {
         assert!(budget.usage().owners.is_empty());
         // What could never fit is charged as much as can.
         assert_eq!(budget.charge(&one, Class::Ordinary, 1_000).await.amount(), 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_with_many_waiting_does_not_keep_another_waiting() {
+        let budget = Budget::new(&SPEC);
+        let (many, few) = (identity("many"), identity("few"));
+        let mut held = vec![budget.try_charge(&many, Class::Ordinary, 40).unwrap()];
+        let spawn = |owner: &Owner, amount| {
+            let (budget, owner) = (budget.clone(), owner.clone());
+            tokio::spawn(async move { budget.charge(&owner, Class::Ordinary, amount).await })
+        };
+        // More than is left, and then a thousand that would fit beside what is held.
+        let mut flood: Vec<_> = (0..1_000).map(|_| spawn(&many, 41)).collect();
+        let alone = spawn(&few, 60);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(!alone.is_finished() && !flood.first().unwrap().is_finished());
+        assert!(budget.try_charge_in_turn(&identity("third"), Class::Ordinary, 1).is_err(), "others wait");
+        held.clear();
+        let first = tokio::time::timeout(Duration::from_secs(1), flood.remove(0)).await.unwrap().unwrap();
+        drop(first);
+        assert_eq!(tokio::time::timeout(Duration::from_secs(1), alone).await.unwrap().unwrap().amount(), 60);
+        flood.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_charge_is_not_kept_out_by_small_ones() {
+        let budget = Budget::new(&SPEC);
+        let held = budget.try_charge(&identity("one"), Class::Ordinary, 40).unwrap();
+        let large = {
+            let budget = budget.clone();
+            tokio::spawn(async move { budget.charge(&identity("large"), Class::Ordinary, 50).await })
+        };
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        // Others come and go, and would always fit.
+        for n in 0..100 {
+            let owner = identity(&n.to_string());
+            let small = budget.charge(&owner, Class::Ordinary, 10);
+            assert!(tokio::time::timeout(Duration::from_millis(1), small).await.is_err());
+        }
+        // What is reserved does not wait behind it, not even the same owner's.
+        drop(budget.charge(&identity("large"), Class::Reserved, 10).now_or_never().unwrap());
+        drop(budget.charge(&identity("officer"), Class::Reserved, 10).now_or_never().unwrap());
+        drop(held);
+        assert_eq!(tokio::time::timeout(Duration::from_secs(1), large).await.unwrap().unwrap().amount(), 50);
     }
 
     #[tokio::test]

@@ -21,7 +21,7 @@ const RETRY_MIN: Duration = Duration::from_millis(1);
 /// Token buckets by owner.
 #[derive(Default)]
 pub struct RateLimiter {
-    buckets: Mutex<HashMap<Owner, Bucket>>,
+    buckets: Mutex<HashMap<Owner, TokenBucket>>,
 }
 
 /// A rate: `per_second` in the long run, `burst` at once.
@@ -33,39 +33,21 @@ pub struct Rate {
     pub burst: f64,
 }
 
-struct Bucket {
-    /// What is left; below zero after [`RateLimiter::spend`].
-    left: f64,
-    at: Instant,
-    rate: Rate,
-}
-
 impl RateLimiter {
     /// Takes `amount`, or returns after how long it fits. More than the burst fits when the bucket is full.
     ///
     /// # Errors
     /// The time after which a retry succeeds if nothing else is taken; nothing is taken then.
     pub fn take(&self, owner: &Owner, rate: Rate, amount: f64, now: Instant) -> Result<(), Duration> {
-        self.with(owner, rate, now, |bucket| {
-            let needed = amount.min(rate.burst);
-            // Time as a fraction is never quite a whole one.
-            if bucket.left + 1e-6 < needed {
-                return Err(delay(needed - bucket.left, rate.per_second));
-            }
-            bucket.left -= amount;
-            Ok(())
-        })
+        self.with(owner, rate, now, |bucket| bucket.take(rate, amount, now))
     }
 
     /// Takes `amount` whatever is left; returns how long to wait before more is taken.
     pub fn spend(&self, owner: &Owner, rate: Rate, amount: f64, now: Instant) -> Duration {
-        self.with(owner, rate, now, |bucket| {
-            bucket.left -= amount;
-            if bucket.left < 0.0 { delay(-bucket.left, rate.per_second) } else { Duration::ZERO }
-        })
+        self.with(owner, rate, now, |bucket| bucket.spend(rate, amount, now))
     }
 
-    fn with<T>(&self, owner: &Owner, rate: Rate, now: Instant, act: impl FnOnce(&mut Bucket) -> T) -> T {
+    fn with<T>(&self, owner: &Owner, rate: Rate, now: Instant, act: impl FnOnce(&mut TokenBucket) -> T) -> T {
         let mut buckets = self.buckets.lock();
         if buckets.len() >= OWNERS_MAX && !buckets.contains_key(owner) {
             buckets.retain(|_, bucket| !bucket.is_full(now));
@@ -73,13 +55,48 @@ impl RateLimiter {
         // Owners that are too many to tell apart share one bucket.
         let crowded = buckets.len() >= OWNERS_MAX && !buckets.contains_key(owner);
         let owner = if crowded { Owner::Address(OTHERS.into()) } else { owner.clone() };
-        let bucket = buckets.entry(owner).or_insert(Bucket { left: rate.burst, at: now, rate });
-        bucket.refill(rate, now);
-        act(bucket)
+        act(buckets.entry(owner).or_insert_with(|| TokenBucket::full(rate, now)))
     }
 }
 
-impl Bucket {
+/// A token bucket of one owner.
+#[derive(Clone, Debug)]
+pub struct TokenBucket {
+    /// What is left; below zero after [`Self::spend`].
+    left: f64,
+    at: Instant,
+    rate: Rate,
+}
+
+impl TokenBucket {
+    /// With a burst in it.
+    #[must_use]
+    pub fn full(rate: Rate, now: Instant) -> Self {
+        Self { left: rate.burst, at: now, rate }
+    }
+
+    /// Takes `amount`, or returns after how long it fits. More than the burst fits when the bucket is full.
+    ///
+    /// # Errors
+    /// The time after which a retry succeeds if nothing else is taken; nothing is taken then.
+    pub fn take(&mut self, rate: Rate, amount: f64, now: Instant) -> Result<(), Duration> {
+        self.refill(rate, now);
+        let needed = amount.min(rate.burst);
+        // Time as a fraction is never quite a whole one.
+        if self.left + 1e-6 < needed {
+            return Err(delay(needed - self.left, rate.per_second));
+        }
+        self.left -= amount;
+        Ok(())
+    }
+
+    /// Takes `amount` whatever is left; returns how long to wait before more is taken.
+    pub fn spend(&mut self, rate: Rate, amount: f64, now: Instant) -> Duration {
+        self.refill(rate, now);
+        self.left -= amount;
+        if self.left < 0.0 { delay(-self.left, rate.per_second) } else { Duration::ZERO }
+    }
+
     fn refill(&mut self, rate: Rate, now: Instant) {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
         self.left = passed.mul_add(rate.per_second, self.left).min(rate.burst);
@@ -87,7 +104,8 @@ impl Bucket {
         self.rate = rate;
     }
 
-    fn is_full(&self, now: Instant) -> bool {
+    /// Whether nothing is lost if it is forgotten.
+    pub(crate) fn is_full(&self, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
         passed.mul_add(self.rate.per_second, self.left) >= self.rate.burst
     }

@@ -7,7 +7,7 @@ use super::{Bounds, Rate};
 
 /// One budget.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Spec {
+pub struct BudgetSpec {
     /// Its name in status, metrics and errors.
     pub name: &'static str,
     /// What is counted: "bytes", "calls", "connections".
@@ -18,8 +18,6 @@ pub struct Spec {
     pub bounds: Bounds,
     /// Bytes of memory that one unit may hold; 0 where what is counted is not in memory.
     pub memory_bytes: u64,
-    /// The key in `node.toml` or `access.toml` that changes a bound. `None`: fixed, or of memory, which `memory_mib` shrinks.
-    pub key: Option<&'static str>,
     /// Why these bounds.
     pub reason: &'static str,
 }
@@ -27,166 +25,152 @@ pub struct Spec {
 const MIB: u64 = 1 << 20;
 
 /// Calls under way at the API.
-pub static API_CALLS: Spec = Spec {
+pub static API_CALLS: BudgetSpec = BudgetSpec {
     name: "api_calls",
     unit: "calls",
     of: "identity",
     bounds: Bounds { total: 4_096, per_owner: 1_024, reserved: 256 },
     // Headers, task and buffers of one HTTP/2 stream.
     memory_bytes: 16 << 10,
-    key: None,
     reason: "As many calls of one system as one commit can hold entries; the reserve is for operators and for publishing",
 };
 
 /// Bytes of requests that are not answered yet.
-pub static API_REQUEST_BYTES: Spec = Spec {
+pub static API_REQUEST_BYTES: BudgetSpec = BudgetSpec {
     name: "api_request_bytes",
     unit: "bytes",
     of: "identity",
     bounds: Bounds { total: 128 * MIB, per_owner: 32 * MIB, reserved: 32 * MIB },
     // As it came, and decoded.
     memory_bytes: 2,
-    key: None,
     reason: "Fifty officers with a large attachment list each, and one system at full speed: 1,024 calls of 32 KiB; the reserve is for publishing and operators",
 };
 
 /// Bytes of answers that were not taken yet.
-pub static API_RESPONSE_BYTES: Spec = Spec {
+pub static API_RESPONSE_BYTES: BudgetSpec = BudgetSpec {
     name: "api_response_bytes",
     unit: "bytes",
     of: "identity",
     bounds: Bounds { total: 256 * MIB, per_owner: 32 * MIB, reserved: 32 * MIB },
     // Charged before it is made, as much as it may come to; given back when HTTP/2 has sent the last byte.
     memory_bytes: 1,
-    key: None,
     reason: "Thirty full pages of one identity at once; a reader that does not read holds no more, and the reserve answers publishers",
 };
 
 /// Reads of the store that look at much: pages of history, bulletins with their state.
-pub static API_READS: Spec = Spec {
+pub static API_READS: BudgetSpec = BudgetSpec {
     name: "api_reads",
     unit: "bytes",
     of: "identity",
     bounds: Bounds { total: 48 * MIB, per_owner: 16 * MIB, reserved: 8 * MIB },
     memory_bytes: 1,
-    key: None,
     reason: "8 MiB for each: entries read until it is known which are shown. A page may look at 200,000 entries, so two of one caller at a time leave the processor to publishing; the others wait",
 };
 
 /// Files of evidence put together.
-pub static API_EVIDENCE: Spec = Spec {
+pub static API_EVIDENCE: BudgetSpec = BudgetSpec {
     name: "api_evidence",
     unit: "bytes",
     of: "identity",
     bounds: Bounds { total: 128 * MIB, per_owner: 128 * MIB, reserved: 0 },
     memory_bytes: 1,
-    key: None,
     reason: "One at a time: it is read, hashed and verified whole, 64 MiB at most and its parts, in some ten milliseconds; the others wait",
 };
 
 /// Calls of operators to the operator service.
-pub static OPERATOR_CALLS: Spec = Spec {
+pub static OPERATOR_CALLS: BudgetSpec = BudgetSpec {
     name: "operator_calls",
     unit: "calls",
     of: "identity",
     bounds: Bounds { total: 128, per_owner: 32, reserved: 0 },
     memory_bytes: 16 << 10,
-    key: None,
     reason: "Operators see the status of a node that others use up: nobody else is charged here",
 };
 
 /// Bytes of requests and responses of operators.
-pub static OPERATOR_BYTES: Spec = Spec {
+pub static OPERATOR_BYTES: BudgetSpec = BudgetSpec {
     name: "operator_bytes",
     unit: "bytes",
     of: "identity",
     bounds: Bounds { total: 32 * MIB, per_owner: 16 * MIB, reserved: 0 },
     memory_bytes: 1,
-    key: None,
     reason: "Some statuses and the evidence of forks at once, of two operators",
 };
 
 /// Calls that need no grant: health and reflection.
-pub static OPEN_CALLS: Spec = Spec {
+pub static OPEN_CALLS: BudgetSpec = BudgetSpec {
     name: "open_calls",
     unit: "calls",
     of: "identity",
     bounds: Bounds { total: 512, per_owner: 32, reserved: 0 },
     memory_bytes: 16 << 10,
-    key: None,
     reason: "Whoever has a certificate may ask whether the node serves; a balancer watches each service once for each of its workers",
 };
 
 /// Connections to the API.
-pub static API_CONNECTIONS: Spec = Spec {
+pub static API_CONNECTIONS: BudgetSpec = BudgetSpec {
     name: "api_connections",
     unit: "connections",
     of: "identity",
     bounds: Bounds { total: 768, per_owner: 64, reserved: 16 },
     // 256 KiB that are received and not read, and buffers of TLS and HTTP/2.
     memory_bytes: 320 << 10,
-    key: None,
     reason: "Hundreds of posts; one connection of a system carries all its calls, 64 allow one for each of its workers. The reserve is for operators",
 };
 
 /// Connections of peers.
-pub static EXCHANGE_CONNECTIONS: Spec = Spec {
+pub static EXCHANGE_CONNECTIONS: BudgetSpec = BudgetSpec {
     name: "exchange_connections",
     unit: "connections",
     of: "member",
     bounds: Bounds { total: 192, per_owner: 8, reserved: 0 },
     // 1 MiB that is received and not read, and buffers of TLS, Zstandard and HTTP/2.
     memory_bytes: 1_152 << 10,
-    key: None,
     reason: "A hundred members, each with one link, another that takes its place, and those that broke and are not noticed yet",
 };
 
 /// Bytes of frames of a peer that are not committed yet.
-pub static LINK_BYTES: Spec = Spec {
+pub static LINK_BYTES: BudgetSpec = BudgetSpec {
     name: "link_bytes",
     unit: "bytes",
     of: "member",
     bounds: Bounds { total: 256 * MIB, per_owner: 24 * MIB, reserved: 0 },
     memory_bytes: 2,
-    key: None,
     reason: "Batches on their way (8 MiB), in the reader and at the committer; beyond it the link is not read, and the peer waits",
 };
 
 /// Links that peers have opened.
-pub static LINK_CALLS: Spec = Spec {
+pub static LINK_CALLS: BudgetSpec = BudgetSpec {
     name: "link_calls",
     unit: "calls",
     of: "member",
     bounds: Bounds { total: 512, per_owner: 8, reserved: 0 },
     memory_bytes: 16 << 10,
-    key: None,
     reason: "One link of each member, another that takes its place, and those that broke and are not noticed yet",
 };
 
 /// Bytes of frames to a peer that dialled, until the peer has taken them.
-pub static LINK_SENT_BYTES: Spec = Spec {
+pub static LINK_SENT_BYTES: BudgetSpec = BudgetSpec {
     name: "link_sent_bytes",
     unit: "bytes",
     of: "member",
     bounds: Bounds { total: 128 * MIB, per_owner: 16 * MIB, reserved: 0 },
     memory_bytes: 1,
-    key: None,
     reason: "Two batches on each of a member's links; the next one is made when HTTP/2 has sent them",
 };
 
 /// Bytes of log lines in a minute.
-pub static LOG_BYTES: Spec = Spec {
+pub static LOG_BYTES: BudgetSpec = BudgetSpec {
     name: "log_bytes",
     unit: "bytes",
     of: "source",
     bounds: Bounds { total: MIB, per_owner: 64 << 10, reserved: 256 << 10 },
     memory_bytes: 0,
-    key: None,
     reason: "A minute's lines: some hundred of one caller, peer or address, and 1.5 GB a day under attack; what is beyond is counted. The reserve is for alarms and errors",
 };
 
 /// All budgets, in the order in which they are shown.
-pub static BUDGETS: &[&Spec] = &[
+pub static BUDGETS: &[&BudgetSpec] = &[
     &API_CONNECTIONS,
     &API_CALLS,
     &API_REQUEST_BYTES,
@@ -345,9 +329,8 @@ mod tests {
             "| budget | counts | of each | bound | all together | of it reserved | key | why |\n|---|---|---|---|---|---|---|---|\n",
         );
         for spec in BUDGETS {
-            let Spec { name, unit, of, bounds, key, reason, .. } = spec;
-            let scaled = (spec.memory_bytes > 0).then_some("memory_mib");
-            let key = key.or(scaled).map_or_else(|| "fixed".to_owned(), |key| format!("`{key}`"));
+            let BudgetSpec { name, unit, of, bounds, reason, .. } = spec;
+            let key = if spec.memory_bytes > 0 { "`memory_mib`" } else { "fixed" };
             let [own, all, reserved] =
                 [bounds.per_owner, bounds.total, bounds.reserved].map(|value| amount(value, unit));
             writeln!(page, "| `{name}` | {unit} | {of} | {own} | {all} | {reserved} | {key} | {reason} |").unwrap();
@@ -411,9 +394,20 @@ mod tests {
         }
     }
 
+    /// What is not in it is never shown, and asking for it is a defect.
+    #[test]
+    fn table_holds_every_budget_and_rate_that_is_defined() {
+        let text = file("src/budgets/table.rs");
+        for (sort, count) in [("BudgetSpec", BUDGETS.len()), ("RateSpec", RATES.len())] {
+            let defined =
+                text.lines().filter(|line| line.starts_with("pub static ") && line.contains(&format!(": {sort} =")));
+            assert_eq!(defined.count(), count, "{sort}");
+        }
+    }
+
     #[test]
     fn bounds_of_one_owner_and_reserves_lie_within_the_total() {
-        for Spec { name, bounds, .. } in BUDGETS {
+        for BudgetSpec { name, bounds, .. } in BUDGETS {
             let Bounds { total, per_owner, reserved } = *bounds;
             assert!(0 < per_owner && per_owner <= total && reserved < total, "{name}");
         }

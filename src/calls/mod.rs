@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -91,7 +92,9 @@ struct Inner {
 }
 
 impl Call {
-    fn new(terms: Terms) -> Self {
+    /// A call under way on these terms.
+    #[must_use]
+    pub fn new(terms: Terms) -> Self {
         Self::made(terms, false)
     }
 
@@ -105,6 +108,12 @@ impl Call {
         let Terms { owner, class, call, requests, responses, report, .. } = terms;
         let (received, produced) = (Mutex::default(), Mutex::default());
         Self(Arc::new(Inner { owner, class, requests, responses, report, received, produced, direct, _call: call }))
+    }
+
+    /// The body of a response to a call that this node makes: a stream of messages of at most `bytes_max`, charged as requests are.
+    #[must_use]
+    pub fn charged(&self, body: Body, bytes_max: usize) -> Body {
+        Body::new(request::RequestBody::new(body, self.clone(), bytes_max, false))
     }
 
     /// The charge of the next message received, for whoever handles it: dropping it says that the message has been handled.

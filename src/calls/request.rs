@@ -1,4 +1,4 @@
-//! Bodies of requests: each message is charged before any of it is kept, and has to come.
+//! Bodies that others send: each message is charged before any of it is kept, and has to come.
 //!
 //! In scope: the 5 bytes before each message (gRPC over HTTP/2, "Length-Prefixed-Message"), by which its size is known. Out of scope: what
 //! messages say.
@@ -14,6 +14,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
+use tower::BoxError;
 
 use super::{Call, DOMAIN, over_budget, too_late};
 use crate::budgets::Charge;
@@ -25,7 +26,7 @@ pub(super) const MESSAGE_TIME_MAX: Duration = Duration::from_secs(256);
 /// Of compression flag and length.
 const PREFIX_BYTES: usize = 5;
 
-/// The body of a request, charged as it comes.
+/// The body of a request, or of a response to this node's own call, charged as it comes.
 pub(super) struct RequestBody<B> {
     body: B,
     call: Call,
@@ -130,7 +131,7 @@ fn too_large(found: usize, max: usize) -> Status {
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
-impl<B: Body<Data = Bytes, Error = hyper::Error> + Unpin> Body for RequestBody<B> {
+impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin> Body for RequestBody<B> {
     type Data = Bytes;
     type Error = Status;
 
@@ -163,7 +164,13 @@ impl<B: Body<Data = Bytes, Error = hyper::Error> + Unpin> Body for RequestBody<B
         let (count, sum, too_large) = me.begin(&data);
         data.truncate(too_large.unwrap_or(data.len()));
         let Call(call) = &me.call;
-        match call.requests.try_charge(&call.owner, call.class, sum) {
+        // Streams wait in turn for room; a call with one request is denied at once.
+        let charged = if me.one_request {
+            call.requests.try_charge(&call.owner, call.class, sum)
+        } else {
+            call.requests.try_charge_in_turn(&call.owner, call.class, sum)
+        };
+        match charged {
             Ok(charge) => me.received(count, charge),
             Err(over) if me.one_request => {
                 return Poll::Ready(Some(Err(me.call.ended("BUDGET", over_budget(&over)))));

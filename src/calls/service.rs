@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::Status;
@@ -18,7 +19,7 @@ use super::progress::Progress;
 use super::request::RequestBody;
 use super::response::ResponseBody;
 use super::{Admission, Call, RESPONSE_WAIT_MAX, Terms, deadline, too_late};
-use crate::budgets::{Owner, Rate, RateLimiter};
+use crate::budgets::{Rate, TokenBucket};
 
 /// The methods of a listener, behind its admission. Cheap to clone.
 #[derive(Clone)]
@@ -33,17 +34,20 @@ pub struct Calls {
 const DENIALS: Rate = Rate { per_second: 1_000.0, burst: 10_000.0 };
 
 /// Counts the calls of one connection that are denied.
-#[derive(Default)]
 pub(super) struct Denials {
-    limiter: RateLimiter,
+    left: Mutex<TokenBucket>,
     flooded: Notify,
+}
+
+impl Default for Denials {
+    fn default() -> Self {
+        Self { left: Mutex::new(TokenBucket::full(DENIALS, Instant::now())), flooded: Notify::new() }
+    }
 }
 
 impl Denials {
     fn count(&self) {
-        // One connection, whoever it is of.
-        let one = Owner::Address(Arc::default());
-        if self.limiter.take(&one, DENIALS, 1.0, Instant::now()).is_err() {
+        if self.left.lock().take(DENIALS, 1.0, Instant::now()).is_err() {
             self.flooded.notify_one();
         }
     }

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::tls::{certificates, spiffe_id};
 use super::{Context, Exit, Failure, say, times};
+use crate::clock;
 
 /// Which, and what for.
 #[derive(Debug, Args)]
@@ -61,7 +62,7 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
         None => Use::Authority,
     };
     let used = args.purpose.unwrap_or_else(by_name);
-    let now = i64::try_from(times::now_unix_ms() / 1_000).unwrap_or(i64::MAX);
+    let now = i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX);
     let judged = certificate::check(certificate, used.purpose());
     let validity = judged
         .and_then(|validity| validity.at(now).map(|()| validity))

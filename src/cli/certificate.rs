@@ -12,6 +12,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::tls::{self, Door, NotTheNode, tls_error};
 use super::{Context, Exit, Failure, Profile, say, times};
+use crate::clock;
 use crate::files::is_readable_by_others;
 
 /// How long before its end a certificate is warned of, if it does not live shorter: time enough to ask an authority for the next.
@@ -65,7 +66,7 @@ fn written(seconds: i64) -> String {
 }
 
 fn now() -> i64 {
-    i64::try_from(times::now_unix_ms() / 1_000).unwrap_or(i64::MAX)
+    i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX)
 }
 
 /// Says on the error output if the certificate of the profile in use ends soon, or others can read its key.

@@ -360,6 +360,12 @@ async fn a_watch_with_a_cursor_file_goes_on_in_the_next_run_and_shows_nothing_tw
     assert_eq!(shown().await, [("11".into(), "Cw".into())]);
     assert_eq!(shown().await, [("12".into(), "DA".into())]);
     assert_eq!(*node.asked.lock(), ["beginning", "after 11"]);
+    // The place is kept before anything is shown: what cannot be kept is known at once.
+    let nowhere = folder.path().join("missing/cursor.json").display().to_string();
+    let words = ["watch", "--cursor", &nowhere, "--from", "beginning", "--count", "1"];
+    let (result, text) = barid(folder.path(), Lang::En, &words).await;
+    assert_eq!(result.unwrap_err().id(), "cursor-file-unwritten");
+    assert!(!text.contains("EXERCISE"), "{text}");
 }
 
 #[tokio::test]
@@ -377,8 +383,8 @@ async fn subscriptions_are_listed_page_by_page_and_removed() {
     for lang in Lang::ALL {
         let (result, text) = barid(folder.path(), lang, &["subscriptions", "remove", "other"]).await;
         let failure = result.unwrap_err();
-        assert_eq!((failure.id(), failure.exit_code()), ("unknown-subscription", Exit::Failure));
-        assert!(text.contains("other") && text.contains("--from beginning"), "{text}");
+        assert_eq!((failure.id(), failure.exit_code()), ("no-subscription", Exit::Failure));
+        assert!(text.contains("other") && text.contains("barid subscriptions list"), "{text}");
     }
 }
 

@@ -257,19 +257,20 @@ impl Failure {
         let retry = details.retry_info().and_then(|info| info.retry_delay);
         let mut failure = Self::new(id).exit(exit).cause(cause).fields(fields);
         if let Some(info) = details.error_info() {
-            failure = failure.of_subscription(&info.reason, &info.metadata);
+            failure = failure.by_reason(&info.reason, &info.metadata);
         }
         failure.retry_after_ms = retry.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
         failure
     }
 
-    /// What a node says of a named subscription or a cursor has words in every language.
-    fn of_subscription(self, reason: &str, info: &HashMap<String, String>) -> Self {
+    /// What a node says by these reasons has words in every language.
+    fn by_reason(self, reason: &str, info: &HashMap<String, String>) -> Self {
         let value = |key: &str| info.get(key).cloned().unwrap_or_default();
         let (id, keys): (_, &[&'static str]) = match reason {
             "UNKNOWN_SUBSCRIPTION" => ("unknown-subscription", &["subscription", "cause"]),
             "FILTER_DIFFERS" => ("filter-differs", &["recorded", "requested"]),
             "CURSOR_MISMATCH" => ("cursor-mismatch", &["cause"]),
+            "DISK_FULL" => ("disk-full", &[]),
             _ => return self,
         };
         keys.iter().fold(Self { cause: None, ..self.told_as(id) }, |failure, key| failure.with(key, &value(key)))
@@ -314,7 +315,7 @@ impl Failure {
             let error = json!({"error": {
                 "id": self.id,
                 "exit": self.exit as u8,
-                "message": self.sentence(messages, "").unwrap_or_default(),
+                "message": self.heading(messages),
                 "why": self.why(messages),
                 "next": self.sentence(messages, ".next"),
                 "fields": fields,
@@ -332,7 +333,7 @@ impl Failure {
         use owo_colors::Style;
         let heading = output.paint_error(&messages.text("failure-heading"), Style::new().red().bold());
         let label = |id: &str| output.paint_error(&messages.text(id), Style::new().bold());
-        let mut lines = vec![format!("{heading} {}", self.sentence(messages, "").unwrap_or_default())];
+        let mut lines = vec![format!("{heading} {}", self.heading(messages))];
         for field in &self.fields {
             lines.push(format!(
                 "  • {} {}",
@@ -351,6 +352,12 @@ impl Failure {
             lines.push(format!("  {} {next}", label("failure-next")));
         }
         lines
+    }
+
+    /// Its first sentence.
+    #[must_use]
+    pub fn heading(&self, messages: &Messages) -> String {
+        self.sentence(messages, "").unwrap_or_default()
     }
 
     fn why(&self, messages: &Messages) -> Option<String> {
@@ -429,18 +436,9 @@ impl miette::Diagnostic for Excerpt<'_> {
     }
 }
 
-/// An error and its sources in one line; a source that its parent already repeats is left out.
+/// An error and its sources in one line.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let words = source.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        next = source.source();
-    }
-    clean(&text)
+    clean(&crate::causes::in_one_line(error))
 }
 
 #[cfg(test)]

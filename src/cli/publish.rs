@@ -20,6 +20,7 @@ use super::client::Client;
 use super::failure::Field;
 use super::render::Render;
 use super::{Context, Exit, Failure, Messages, args, leap_second, message, say, times};
+use crate::clock;
 
 /// Largest draft that is read: JSON takes more room than the envelope it becomes, hardly ever four times as much.
 const DRAFT_BYTES_MAX: u64 = 4 * ENVELOPE_BYTES_MAX as u64;
@@ -92,7 +93,7 @@ pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, F
     let (name, text) = read(&args.file)?;
     let mut draft = parse(&name, &text)?;
     let chosen = is_chosen(&draft, args);
-    identify(&mut draft, args.id.map(|id| id.0), times::now_unix_ms())?;
+    identify(&mut draft, args.id.map(|id| id.0), clock::unix_ms())?;
     let profile = context.profile()?;
     let deadline = Instant::now() + Duration::from_secs(args.timeout.into());
     let client = Client::open(&profile)?;
@@ -194,7 +195,7 @@ fn clock_of_node(failure: &Failure) -> Option<u64> {
 }
 
 fn warn_of_clock(context: &Context, node_unix_ms: u64) {
-    let minutes = times::now_unix_ms().saturating_sub(node_unix_ms) / 60_000;
+    let minutes = clock::unix_ms().saturating_sub(node_unix_ms) / 60_000;
     context.warn("clock-ahead", &say!(context.messages, "clock-ahead", nMinutes = minutes));
 }
 
@@ -247,7 +248,16 @@ async fn attempt_until(
         delay_ms = (delay_ms * 2).min(RETRY_DELAY_MS_MAX);
         if !context.output.is_json() {
             let seconds = pause.as_secs().max(1);
-            context.output.error_line(&say!(context.messages, "trying-again", nSeconds = seconds));
+            let line = match failure.retry_after_ms() {
+                Some(_) => say!(
+                    context.messages,
+                    "asked-to-wait",
+                    reason = failure.heading(&context.messages),
+                    nSeconds = seconds
+                ),
+                None => say!(context.messages, "trying-again", nSeconds = seconds),
+            };
+            context.output.error_line(&line);
         }
         last = Some(failure);
         tokio::time::sleep(pause).await;

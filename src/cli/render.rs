@@ -59,6 +59,12 @@ impl<'a> Reading<'a> {
         clean(&format!("{}/{}", self.header.member, self.header.id))
     }
 
+    /// The id, as the header has it.
+    #[must_use]
+    pub(super) fn id(&self) -> &str {
+        &self.header.id
+    }
+
     /// `header.msg_type`.
     #[must_use]
     pub(super) fn msg_type(&self) -> &str {
@@ -208,8 +214,13 @@ impl<'a> Render<'a> {
     #[must_use]
     pub(super) fn full(&self, reading: &Reading<'_>) -> Vec<String> {
         let header = &reading.header;
-        let marks = [self.banner(header), self.tlp(header), self.kind(header), self.unless_alert(header)];
+        let state = reading.delivery.state.as_ref();
+        let mark = state.map(|_| self.state_mark(state)).unwrap_or_default();
+        let marks = [self.banner(header), mark, self.tlp(header), self.kind(header), self.unless_alert(header)];
         let mut lines = vec![join_with("  ", marks)];
+        if state.is_some_and(|state| state.by.is_some()) {
+            lines.push(self.output.paint(&self.state(state), state::style(state)));
+        }
         let chosen = reading.text(self.messages.lang().code());
         lines.extend(chosen.into_iter().flat_map(|text| self.told(text)));
         let others = reading.texts.iter().filter(|text| !chosen.is_some_and(|chosen| std::ptr::eq(*text, chosen)));

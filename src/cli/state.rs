@@ -40,7 +40,13 @@ impl Render<'_> {
     pub(super) fn about(&self, reading: &Reading<'_>) -> Vec<String> {
         let messages = self.messages();
         let line = |about: &proto::Referenced| {
-            let bulletin = about.reference.as_ref().map(name).unwrap_or_default();
+            let mut bulletin = about.reference.as_ref().map(name).unwrap_or_default();
+            // What this bulletin itself did to it is said by its type.
+            let own = |state: &&proto::State| state.by.as_ref().is_some_and(|by| by.id == reading.id());
+            let state = about.state.as_ref().filter(|state| state.state != "active").filter(|state| !own(state));
+            if state.is_some() {
+                bulletin = format!("{bulletin} ({})", self.state_word(state));
+            }
             let headline = headline_in(&about.headlines, messages.lang().code()).unwrap_or_default();
             let id = match reading.msg_type() {
                 _ if !about.held => "about-not-held",
@@ -106,7 +112,7 @@ mod tests {
             ..Default::default()
         });
         let headlines = if held { headlines.to_vec() } else { Vec::new() };
-        proto::Referenced { reference, held, changes_state, headlines }
+        proto::Referenced { reference, held, changes_state, headlines, state: None }
     }
 
     /// Each surface of a bulletin, as one text.

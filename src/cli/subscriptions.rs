@@ -38,7 +38,12 @@ pub(super) async fn run(context: &Context, args: &SubscriptionsArgs) -> Result<E
     match &args.command {
         SubscriptionsCommand::List => list(context, &client).await,
         SubscriptionsCommand::Remove { name } => {
-            client.delete_subscription(proto::DeleteSubscriptionRequest { subscription: name.clone() }).await?;
+            let removed =
+                client.delete_subscription(proto::DeleteSubscriptionRequest { subscription: name.clone() }).await;
+            removed.map_err(|failure| match failure.id() {
+                "unknown-subscription" => failure.told_as("no-subscription"),
+                _ => failure,
+            })?;
             if context.output.is_json() {
                 context.output.json(&json!({"removed": name}))?;
             } else {

@@ -55,13 +55,6 @@ pub(super) fn parse(text: &str) -> Result<Timestamp, String> {
     Ok(Timestamp { seconds: time.unix_timestamp(), nanos: i32::try_from(time.nanosecond()).unwrap_or(0) })
 }
 
-/// Milliseconds since 1970 by this machine's clock.
-#[must_use]
-pub(super) fn now_unix_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

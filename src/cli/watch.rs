@@ -101,7 +101,7 @@ pub(super) async fn run(context: &Context, args: &WatchArgs) -> Result<Exit, Fai
         () = end, if args.seconds.is_some() => if args.count.is_some() { Exit::NotReached } else { Exit::Ok },
         _ = tokio::signal::ctrl_c() => Exit::Ok,
     };
-    if watch.progress.unkept > 0 {
+    if watch.progress.unkept > 0 || !watch.progress.is_kept() {
         // What the node does not record in this time is shown again.
         watch.progress.save()?;
         _ = tokio::time::timeout(KEEP_LAST_WITHIN, watch.keep()).await;
@@ -179,8 +179,13 @@ impl Watch<'_> {
             let Some(response) = next.map_err(|status| Failure::from_status(&status))? else {
                 return Err(Failure::new("unavailable").exit(Exit::NotReached));
             };
+            // From the place where it begins on nothing is missed, however soon it ends; after a reset the old place means nothing.
+            let begins = self.progress.cursor.is_none() || matches!(response.event, Some(Event::Reset(_)));
             self.show(response)?;
             let enough = self.args.count.is_some_and(|count| self.progress.shown >= count);
+            if begins {
+                self.progress.save()?;
+            }
             if enough || self.progress.unkept >= KEEP_EVERY || kept.elapsed() >= KEEP_POSITION_WITHIN {
                 self.keep().await?;
                 kept = Instant::now();
@@ -221,13 +226,17 @@ impl Watch<'_> {
                     output.error_line(&say!(self.context.messages, "watch-reset", reason = reason, nOffset = offset));
                 }
             }
-            Some(Event::Position(position)) if matches!(subscription.as_str(), "created" | "restarted") => {
+            Some(Event::Position(position)) if !subscription.is_empty() => {
                 let name = self.args.subscription.as_deref().unwrap_or_default();
                 if output.is_json() {
                     let opened = json!({"name": name, "outcome": subscription, "offset": position.to_string()});
                     output.json(&json!({"subscription": opened, "cursor": cursor_text(&cursor)}))?;
                 } else {
-                    let id = if subscription == "created" { "watch-created" } else { "watch-restarted" };
+                    let id = match subscription.as_str() {
+                        "created" => "watch-created",
+                        "restarted" => "watch-restarted",
+                        _ => "watch-resumed",
+                    };
                     output.error_line(&say!(self.context.messages, id, name = name, nOffset = position));
                 }
             }

@@ -40,6 +40,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 
+use crate::clock;
 use crate::store::{CommitError, Committed, CustodyRecord, ReadError, Store};
 
 pub use bulletins::{closing, forked};
@@ -563,8 +564,8 @@ pub(crate) fn later(now: u64, last: u64) -> u64 {
 
 /// Unix time in seconds and in ms.
 pub(crate) fn now() -> (u64, u64) {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    (since.as_secs(), u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    let ms = clock::unix_ms();
+    (ms / 1_000, ms)
 }
 
 /// The checkpoint of a feed at the size that is committed.

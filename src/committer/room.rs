@@ -143,10 +143,9 @@ impl Writer {
             (tier < Tier::Own).then(|| full().to_string())
         });
         self.shared.full.send_if_modified(|known| {
+            // Alarms show the newest; whoever waits is woken when it begins and ends.
             let changed = known.is_some() != why.is_some();
-            if changed {
-                *known = why;
-            }
+            *known = why;
             changed
         });
         self.shared.tier.send_if_modified(|known| {

@@ -435,8 +435,7 @@ impl Writer {
                 Outcome::Failed
             }
             Err(error) => {
-                let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-                self.fail(group.releases, &CommitFailure::Stopped(format!("{error}{source}")));
+                self.fail(group.releases, &CommitFailure::Stopped(crate::causes::in_one_line(&error)));
                 Outcome::Failed
             }
         }

@@ -12,9 +12,12 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
 use tonic::transport::Channel;
+use tower::ServiceExt as _;
 
 use super::{DIAL_BACKOFF, DIAL_GRACE, Exchange, FRAMES_WAITING_MAX, LinkError, STARTED_GRACE, Wire, backoff};
+use crate::calls::Call;
 use crate::rpc::exchange_client::ExchangeClient;
 use crate::telemetry::alarms::Alarm;
 
@@ -148,7 +151,7 @@ impl Dialer {
         let mut last = LinkError::Broken("the roster lists no endpoint: the peer has to dial".into());
         for endpoint in endpoints {
             match self.dial.dial(&self.peer, &endpoint).await {
-                Ok(channel) => match open(channel).await {
+                Ok(channel) => match self.open(channel).await {
                     Ok(wire) => return self.exchange.link(&self.peer, true, wire).await,
                     Err(error) => last = LinkError::Broken(format!("{endpoint}: {error}")),
                 },
@@ -157,12 +160,23 @@ impl Dialer {
         }
         Err(last)
     }
+
+    /// What the peer sends on it is charged as on a link that the peer has opened.
+    async fn open(&self, channel: Channel) -> Result<Wire, String> {
+        let terms = self.exchange.link_terms(&self.peer, Ok(())).map_err(|denied| denied.message().to_owned())?;
+        open(channel, Some(Call::new(terms))).await
+    }
 }
 
 /// Opens a link over a connection; nothing is said on it yet.
-pub(super) async fn open(channel: Channel) -> Result<Wire, String> {
+pub(super) async fn open(channel: Channel, call: Option<Call>) -> Result<Wire, String> {
     let (outgoing, frames) = mpsc::channel(FRAMES_WAITING_MAX);
     let requests = ReceiverStream::new(frames).map(|frame| proto::LinkRequest { frame: Some(frame) });
+    let charged = call.clone();
+    let channel = channel.map_response(move |response: http::Response<Body>| match charged {
+        Some(call) => response.map(|body| call.charged(body, MESSAGE_BYTES_MAX)),
+        None => response,
+    });
     let mut client = ExchangeClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -172,9 +186,13 @@ pub(super) async fn open(channel: Channel) -> Result<Wire, String> {
         Ok(Err(status)) => return Err(format!("{:?}: {}", status.code(), status.message())),
         Err(_) => return Err("no answer to the call".into()),
     };
-    let incoming = responses.map(|message| match message {
-        Ok(message) => Ok(message.frame.unwrap_or_default()),
-        Err(status) => Err(status.message().to_owned()),
+    let incoming = responses.map(move |message| {
+        // It is decoded: from here on the reader's own bounds hold.
+        drop(call.as_ref().and_then(Call::received));
+        match message {
+            Ok(message) => Ok(message.frame.unwrap_or_default()),
+            Err(status) => Err(status.message().to_owned()),
+        }
     });
     Ok(Wire { incoming: incoming.boxed(), outgoing })
 }

@@ -28,7 +28,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::findings::tell_findings;
 use super::outbox::Outbox;
 use super::provider::Provider;
-use super::{FRAMES_WAITING_MAX, Shared, forks, now_unix_ms, told};
+use super::{FRAMES_WAITING_MAX, Shared, forks, told};
+use crate::clock;
 use crate::committer::{CommitFailure, Expressed};
 use crate::store::{Content, FeedTree, ReadError, Store};
 
@@ -93,7 +94,8 @@ pub(crate) async fn send(shared: Arc<Shared>, peer: Member, outbox: Arc<Outbox>,
 fn needs_look(store: &dyn Store, providers: &[(FeedId, Provider)]) -> bool {
     providers.iter().any(|(feed, provider)| {
         let size = store.feed(feed).map_or(0, |state| state.frontier.size());
-        would_wait(size, provider.cursor(), provider.has_room()) || !store.ahead_places(feed, now_unix_ms()).is_empty()
+        would_wait(size, provider.cursor(), provider.has_room())
+            || !store.ahead_places(feed, clock::unix_ms()).is_empty()
     })
 }
 

@@ -14,7 +14,8 @@ use futures::stream::StreamExt;
 use tonic::transport::Channel;
 
 use super::link::Wire;
-use super::{FILL_WAIT_MAX, PROTOCOL, dial, now_unix_ms};
+use super::{FILL_WAIT_MAX, PROTOCOL, dial};
+use crate::clock;
 
 /// Asks over `channel` for these entries, and gives `take` what comes of them.
 ///
@@ -27,13 +28,13 @@ pub async fn fetch(
     wanted: &BTreeMap<FeedId, Vec<u64>>,
     mut take: impl FnMut(&FeedId, u64, Bytes),
 ) -> Result<(), String> {
-    let mut wire = dial::open(channel).await?;
+    let mut wire = dial::open(channel, None).await?;
     let hello = proto::Hello {
         protocol: PROTOCOL,
         exchange,
         software: concat!("barid ", env!("CARGO_PKG_VERSION")).into(),
         roster_version,
-        now_unix_ms: now_unix_ms(),
+        now_unix_ms: clock::unix_ms(),
     };
     say(&wire, Frame::Hello(hello)).await?;
     for (feed, indexes) in wanted {

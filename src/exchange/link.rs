@@ -17,7 +17,8 @@ use super::fills;
 use super::outbox::Outbox;
 use super::reader::Reader;
 use super::writer::Writer;
-use super::{HELLO_WAIT, NOTES_WAITING_MAX, PROTOCOL, Shared, now_unix_ms};
+use super::{HELLO_WAIT, NOTES_WAITING_MAX, PROTOCOL, Shared};
+use crate::clock;
 use crate::telemetry::{AuditEvent, audit};
 
 /// Answers to requests for missing content that may wait: one request is on its way at a time.
@@ -113,13 +114,8 @@ async fn speak(shared: &Arc<Shared>, peer: &Member, dialled: bool, mut wire: Wir
         return Err(LinkError::Duplicate);
     };
     shared.peers.greeted(peer, &hello.software, hello.roster_version, hello.now_unix_ms);
-    audit(&AuditEvent {
-        what: "link-opened",
-        reason: if dialled { "dialled" } else { "accepted" },
-        who: peer,
-        subject: &"",
-        detail: &"",
-    });
+    let reason = if dialled { "dialled" } else { "accepted" };
+    audit(&AuditEvent { what: "link-opened", reason, who: peer, subject: &"", detail: &"" });
 
     let (ended, _ends) = Ended::with_guard();
     let (signed, waiting) = mpsc::channel(NOTES_WAITING_MAX);
@@ -158,7 +154,7 @@ async fn speak(shared: &Arc<Shared>, peer: &Member, dialled: bool, mut wire: Wir
         keeping.join_next().await;
     })
     .await;
-    audit(&AuditEvent { what: "link-ended", reason: "", who: peer, subject: &"", detail: &end });
+    audit(&AuditEvent { what: "link-ended", reason, who: peer, subject: &"", detail: &end });
     if matches!(end, LinkError::Closed) { Ok(()) } else { Err(end) }
 }
 
@@ -169,7 +165,7 @@ async fn greet(shared: &Shared, wire: &mut Wire) -> Result<proto::Hello, LinkErr
         exchange: exchange.clone(),
         software: concat!("barid ", env!("CARGO_PKG_VERSION")).into(),
         roster_version: shared.options.rosters.load().newest().version(),
-        now_unix_ms: now_unix_ms(),
+        now_unix_ms: clock::unix_ms(),
     };
     let frame = proto::Frame { frame: Some(Frame::Hello(hello)) };
     wire.outgoing.send(frame).await.map_err(|_| LinkError::Broken("nothing can be sent".into()))?;

@@ -137,9 +137,11 @@ pub trait Revocations: Send + Sync + 'static {
     fn offer(&self, from: &Member, lists: Vec<Bytes>);
 }
 
-/// No revocation lists: for tests and simulations without certificates.
+/// No revocation lists: for tests without certificates.
+#[cfg(any(test, fuzzing))]
 pub struct NoRevocations;
 
+#[cfg(any(test, fuzzing))]
 impl Revocations for NoRevocations {
     fn watch(&self) -> watch::Receiver<u64> {
         watch::channel(0).1
@@ -345,12 +347,6 @@ impl Shared {
         epochs.dedup();
         epochs.into_iter().map(|epoch| FeedId::new(peer.clone(), roster.exchange().clone(), epoch)).collect()
     }
-}
-
-/// Unix time in ms.
-fn now_unix_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A pause for the `attempt`th time in a row (from 0): doubled each time up to the longest, of which a random half is left out, so

@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::now_unix_ms;
 use super::outbox::Outbox;
+use crate::clock;
 use crate::store::{Cosigned, CustodyRecord, Store};
 use crate::telemetry::alarms::{Alarm, Alarms};
 
@@ -148,7 +148,7 @@ impl Peers {
     /// Every peer of which anything is known.
     #[must_use]
     pub fn snapshot(&self) -> BTreeMap<Member, PeerSnapshot> {
-        let now = (now_unix_ms(), Instant::now());
+        let now = (clock::unix_ms(), Instant::now());
         let table = self.inner.table.lock();
         table.peers.iter().map(|(member, peer)| (member.clone(), peer.snapshot(now))).collect()
     }
@@ -187,7 +187,7 @@ impl Peers {
         entry.link = Some(Current { number, by_lower, outbox: Arc::clone(outbox), stop });
         entry.heads.clear();
         entry.shown.linked = true;
-        entry.shown.since_unix_ms = now_unix_ms();
+        entry.shown.since_unix_ms = clock::unix_ms();
         entry.shown.last_error.clear();
         drop(table);
         self.inner.changed.send_modify(|count| *count += 1);
@@ -292,7 +292,7 @@ impl Peers {
             if shown.held_size >= shown.known_size {
                 shown.behind_since_unix_ms = 0;
             } else if shown.behind_since_unix_ms == 0 {
-                shown.behind_since_unix_ms = now_unix_ms();
+                shown.behind_since_unix_ms = clock::unix_ms();
             }
         });
     }
@@ -375,7 +375,7 @@ impl Drop for Registration {
             entry.link = None;
             entry.ended = Some(Instant::now());
             entry.shown.linked = false;
-            entry.shown.since_unix_ms = now_unix_ms();
+            entry.shown.since_unix_ms = clock::unix_ms();
         }
         drop(table);
         self.peers.inner.changed.send_modify(|count| *count += 1);
@@ -438,13 +438,13 @@ mod tests {
     fn a_peers_clock_is_compared_with_ours_as_it_is_now() {
         let (peers, ly) = (Peers::default(), "ly".parse::<Member>().unwrap());
         let registration = peers.register(&ly, true, &Arc::default()).unwrap();
-        peers.greeted(&ly, "barid", 1, now_unix_ms() + 600_000);
+        peers.greeted(&ly, "barid", 1, clock::unix_ms() + 600_000);
         let ahead = |unix_ms| {
             let table = peers.inner.table.lock();
             let (_, greeted) = table.peers[&ly].greeted.unwrap();
             table.peers[&ly].snapshot((unix_ms, greeted + Duration::from_secs(60))).clock_ahead_ms
         };
-        let now = now_unix_ms();
+        let now = clock::unix_ms();
         assert!((659_000..=660_000).contains(&ahead(now)), "{}", ahead(now));
         assert!((-1_000..=0).contains(&ahead(now + 660_000)), "our clock was set");
         drop(registration);

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use barid_core::limits::MESSAGE_BYTES_MAX;
 use barid_core::names::Member;
@@ -55,23 +56,31 @@ impl Admission for LinkService {
             return Err(Status::unimplemented("no such method is served here"));
         }
         let member = self.caller(extensions)?;
-        let shared = Arc::clone(&self.exchange.shared);
+        let owner = Owner::Member(member.as_str().into());
+        let limited = self.rates.take(&owner, LINK_RATE, 1.0, Instant::now());
+        self.exchange.link_terms(&member, limited)
+    }
+}
+
+impl Exchange {
+    /// What a link may hold of the member's budgets, whoever opens it.
+    pub(super) fn link_terms(&self, member: &Member, limited: Result<(), Duration>) -> Result<Terms, Status> {
         let report: Report = {
-            let (shared, member) = (Arc::clone(&shared), member.clone());
+            let (shared, member) = (Arc::clone(&self.shared), member.clone());
             Arc::new(move |reason| {
                 let event =
                     AuditEvent { what: "refused-call", reason, who: &member, subject: &"Exchange.Link", detail: &"" };
                 shared.record(&member, &event);
             })
         };
-        let owner = Owner::Member(member.as_str().into());
-        if let Err(after) = self.rates.take(&owner, LINK_RATE, 1.0, Instant::now()) {
+        if let Err(after) = limited {
             report("RATE");
             let details = ErrorDetails::with_retry_info(Some(after));
             let message = "the member begins too many links";
             return Err(Status::with_error_details(Code::ResourceExhausted, message, details));
         }
-        let of = |spec| shared.options.budgets.of(spec);
+        let owner = Owner::Member(member.as_str().into());
+        let of = |spec| self.shared.options.budgets.of(spec);
         let call = of(&table::LINK_CALLS).try_charge(&owner, Class::Ordinary, 1).map_err(|over| {
             report("BUDGET");
             over_budget(&over)

@@ -13,8 +13,10 @@ use super::fills::FillRequest;
 use super::heads::Told;
 use super::outbox::{Next, Outbox};
 use super::provider::{Batch, Provider};
-use super::{HEADS_EVERY, HEARTBEAT_EVERY, Shared, now_unix_ms};
+use super::{HEADS_EVERY, HEARTBEAT_EVERY, Shared};
 use crate::background;
+use crate::causes;
+use crate::clock;
 use crate::store::ReadError;
 
 pub(crate) struct Writer {
@@ -130,7 +132,7 @@ impl Writer {
                 tried.insert(feed, provider.cursor());
             }
             Err(error) => {
-                tracing::error!(%feed, peer = %self.peer, error = %Chain(&error), "entries cannot be read for a peer");
+                tracing::error!(%feed, peer = %self.peer, error = causes::in_one_line(&error), "entries cannot be read for a peer");
                 self.outbox.unfollow(&feed);
                 self.outbox.fault(feed.to_string(), "busy", "the entries cannot be read now".into());
             }
@@ -148,7 +150,7 @@ impl Writer {
         match made.await.unwrap_or_else(|_| Err(ReadError::Damaged("reading ended in a panic".into()))) {
             Ok(fills) => self.send(Frame::Fills(fills)).await,
             Err(error) => {
-                tracing::error!(feed = name, peer = %self.peer, error = %Chain(&error), "entries cannot be read for a peer");
+                tracing::error!(feed = name, peer = %self.peer, error = causes::in_one_line(&error), "entries cannot be read for a peer");
                 // Nothing was looked at: it asks again later.
                 self.send(Frame::Fills(proto::Fills { feed: name, ..proto::Fills::default() })).await
             }
@@ -185,7 +187,7 @@ impl Writer {
             Ok(Some(heads)) => self.send(Frame::Heads(heads)).await,
             Ok(None) => Ok(()),
             Err(error) => {
-                tracing::error!(peer = %self.peer, error = %Chain(&error), "heads cannot be read");
+                tracing::error!(peer = %self.peer, error = causes::in_one_line(&error), "heads cannot be read");
                 self.untold = true;
                 Ok(())
             }
@@ -193,7 +195,7 @@ impl Writer {
     }
 
     async fn beat(&mut self) -> Result<(), Gone> {
-        let frame = match self.shared.options.committer.heartbeat(now_unix_ms() / 1_000) {
+        let frame = match self.shared.options.committer.heartbeat(clock::unix_seconds()) {
             Some(beat) => Frame::Cosigned(beat),
             None => Frame::Heads(proto::Heads {
                 roster_version: self.shared.options.rosters.load().newest().version(),
@@ -201,20 +203,5 @@ impl Writer {
             }),
         };
         self.send(frame).await
-    }
-}
-
-/// An error with everything that caused it, in one line.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(cause) = source {
-            write!(f, ": {cause}")?;
-            source = cause.source();
-        }
-        Ok(())
     }
 }

@@ -10,9 +10,8 @@ use std::ops::Range;
 use barid_core::names::Hash;
 use sha2::{Digest as _, Sha256};
 
-use super::Commit;
-use super::Entry;
-use super::log::record;
+#[cfg(any(test, fuzzing))]
+use super::{Commit, Entry, log::record};
 
 /// Tells one store from every other, but not from its copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +28,7 @@ impl StoreId {
 }
 
 /// The chain of a store in memory.
+#[cfg(any(test, fuzzing))]
 #[derive(Debug, Default)]
 pub(super) struct Chain {
     /// Of each commit with entries.
@@ -37,6 +37,7 @@ pub(super) struct Chain {
     newest: Option<Hash>,
 }
 
+#[cfg(any(test, fuzzing))]
 impl Chain {
     /// Adds a commit with these offsets; returns the hash of its head.
     pub(super) fn add(&mut self, commit: &Commit, seq: u64, offsets: Range<u64>) -> Hash {

@@ -2,7 +2,7 @@
 //!
 //! In scope: the verbs that every store offers ([`Store`]) and the values they speak of. Out of scope: signing and deciding what to
 //! commit (the committer), and where bytes lie (log positions never cross this trait). Implementations: `disk` (commit log and
-//! sled view) and `memory` (for the simulator and tests); one conformance suite serves all.
+//! sled view) and `memory` (for tests); one conformance suite serves all.
 
 mod admit;
 mod applier;
@@ -18,13 +18,14 @@ mod disk_tests;
 mod errors;
 mod express;
 mod feed_tree;
-#[doc(hidden)]
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 #[cfg(test)]
 mod golden_tests;
 mod keys;
 mod load;
 mod log;
+#[cfg(any(test, fuzzing))]
 pub mod memory;
 mod open;
 mod rebuild;

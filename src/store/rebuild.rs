@@ -117,9 +117,9 @@ pub(super) fn until_done(shared: &Shared, seq: u64) -> Result<bool, OpenError> {
                 return Ok(true);
             }
             Err(error @ (OpenError::Io(_) | OpenError::View(_))) => {
-                let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                tracing::error!(%error, source, "the view cannot be rebuilt yet");
-                shared.queue.pause(Some(format!("{error}: {source}")));
+                let error = crate::causes::in_one_line(&error);
+                tracing::error!(error, "the view cannot be rebuilt yet");
+                shared.queue.pause(Some(error));
                 if shared.queue.stopped_within(pause) {
                     return Ok(false);
                 }

@@ -343,7 +343,7 @@ impl Alarm {
                 "disk-full",
                 "disk-full",
                 Critical,
-                "the disk is full: nothing is published here and no entries are taken from peers, and both go on by themselves once there is room; {}",
+                "the disk is full: nothing is published here but what is urgent and Actual, while the reserve lasts, and no entries are taken from peers; both go on by themselves once there is room; {}",
                 &"",
                 &[why],
             ),

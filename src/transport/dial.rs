@@ -20,6 +20,7 @@ use super::thin::{Compress, Line};
 use super::trust::SpiffeId;
 use super::verdict::Heard;
 use super::verify::{Handshake, Policy, Verifier};
+use crate::causes;
 
 /// Where refusals and ended connections are said to be that this node dialled.
 const DIAL: &str = "dial";
@@ -73,7 +74,7 @@ impl Connector {
         let connecting = endpoint.connect_with_connector(connect);
         match tokio::time::timeout(HANDSHAKE_TIME_MAX, connecting).await {
             Ok(Ok(channel)) => Ok(channel),
-            Ok(Err(error)) => Err(TransportError::Connect(chain_text(&error))),
+            Ok(Err(error)) => Err(TransportError::Connect(causes::in_one_line(&error))),
             Err(_) => Err(TransportError::Connect("no connection within 10 s".into())),
         }
     }
@@ -133,15 +134,4 @@ impl Attempt {
         let detail = format!("{}: {detail}", self.address);
         (self.on_refusal)(&Refusal { reason, who: self.expected.to_string(), at: DIAL, detail });
     }
-}
-
-/// An error with its sources, in one line.
-fn chain_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }

@@ -7,6 +7,7 @@
 use tokio::time::Instant;
 
 use super::refusal::Refused;
+use crate::budgets::{Rate, TokenBucket};
 
 /// The client's first bytes (RFC 9113 §3.4).
 const PREFACE_BYTES: usize = 24;
@@ -14,10 +15,10 @@ const PREFACE_BYTES: usize = 24;
 const HEADER_BYTES: usize = 9;
 /// Frames without use that one connection sends in a second in the long run, and at once: a client that cancels all its calls resets a thousand
 /// streams; settings come once.
-const USELESS: Bound = Bound { per_second: 1_000.0, burst: 4_000.0 };
+const USELESS: Rate = Rate { per_second: 1_000.0, burst: 4_000.0 };
 /// Frames that are part of the traffic, each of which costs an answer or a look at all streams: PING and WINDOW_UPDATE. Clients that measure
 /// the line send one for each frame that they receive.
-const CONTROL: Bound = Bound { per_second: 20_000.0, burst: 40_000.0 };
+const CONTROL: Rate = Rate { per_second: 20_000.0, burst: 40_000.0 };
 /// So many payload bytes of a useless frame count as one frame more: at most 1 MiB of them a second.
 const USELESS_UNIT_BYTES: u32 = 1 << 10;
 /// DATA frames with less, in the middle of a stream, count as useless: the smallest message of a stream is larger, and each frame that waits to be
@@ -33,33 +34,6 @@ const CONTINUATION: u8 = 9;
 const FLAG_END_OR_ACK: u8 = 1;
 const FLAG_PADDED: u8 = 8;
 
-struct Bound {
-    per_second: f64,
-    burst: f64,
-}
-
-/// What is left of a bound.
-struct Left {
-    bound: &'static Bound,
-    left: f64,
-    at: Instant,
-}
-
-impl Left {
-    fn of(bound: &'static Bound, now: Instant) -> Self {
-        Self { bound, left: bound.burst, at: now }
-    }
-
-    /// Takes so many, if there are as many.
-    fn take(&mut self, count: f64, now: Instant) -> bool {
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.left = passed.mul_add(self.bound.per_second, self.left).min(self.bound.burst);
-        self.at = now;
-        self.left -= count;
-        self.left >= 0.0
-    }
-}
-
 /// Counts the frames of one direction of a connection.
 pub(super) struct FrameMeter {
     /// Bytes to pass before the next header begins: the preface, or the rest of a frame.
@@ -67,8 +41,8 @@ pub(super) struct FrameMeter {
     header: [u8; HEADER_BYTES],
     /// Bytes of the header so far.
     have: usize,
-    useless: Left,
-    control: Left,
+    useless: TokenBucket,
+    control: TokenBucket,
 }
 
 impl FrameMeter {
@@ -79,8 +53,8 @@ impl FrameMeter {
             skip: if from_client { PREFACE_BYTES } else { 0 },
             header: [0; HEADER_BYTES],
             have: 0,
-            useless: Left::of(&USELESS, now),
-            control: Left::of(&CONTROL, now),
+            useless: TokenBucket::full(USELESS, now),
+            control: TokenBucket::full(CONTROL, now),
         }
     }
 
@@ -120,8 +94,8 @@ impl FrameMeter {
             HEADERS => true,
             CONTINUATION if length > 0 => true,
             DATA if ends || length >= DATA_BYTES_MIN && flags & FLAG_PADDED == 0 => true,
-            WINDOW_UPDATE | PING => self.control.take(1.0, now),
-            _ => self.useless.take(f64::from(1 + length / USELESS_UNIT_BYTES), now),
+            WINDOW_UPDATE | PING => self.control.spend(CONTROL, 1.0, now).is_zero(),
+            _ => self.useless.spend(USELESS, f64::from(1 + length / USELESS_UNIT_BYTES), now).is_zero(),
         };
         if within {
             return Ok(());

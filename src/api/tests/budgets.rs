@@ -15,7 +15,7 @@ use tonic_types::StatusExt as _;
 
 use super::served::connected;
 use super::world::{CUSTOMS, OPERATOR, POLICE, POST, World, draft, until};
-use crate::budgets::{Bounds, Budget, Budgets, Owner, Spec, table};
+use crate::budgets::{Bounds, Budget, BudgetSpec, Budgets, Owner, table};
 use crate::telemetry::heard::Heard;
 
 const MIB: u64 = 1 << 20;
@@ -94,7 +94,7 @@ async fn code(response: Response<RecvStream>) -> Code {
     end(response).await.unwrap().0.code()
 }
 
-fn bounded(world: &mut World, changed: &'static Spec, bounds: Bounds) -> Budget {
+fn bounded(world: &mut World, changed: &'static BudgetSpec, bounds: Bounds) -> Budget {
     world.api.budgets = Budgets::new(|spec| if spec == changed { bounds } else { spec.bounds });
     world.api.budgets.of(changed).clone()
 }

@@ -374,7 +374,7 @@ pub(super) fn careless(by: &str, n: u8, change: impl FnOnce(&mut proto::Envelope
 }
 
 pub(super) fn now() -> u64 {
-    crate::api::publish::now_unix_ms()
+    crate::clock::unix_ms()
 }
 
 /// TLP:RED to Tunis, or another label.

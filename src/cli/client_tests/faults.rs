@@ -65,7 +65,7 @@ async fn id_of_a_fast_clock_is_made_anew_by_the_nodes_clock_and_one_that_was_cho
 #[tokio::test]
 async fn wait_for_somebody_unknown_is_a_fault_of_the_command_line_in_every_language() {
     let (node, folder) = node(NODE).await;
-    let now_unix_ms = crate::cli::times::now_unix_ms();
+    let now_unix_ms = crate::clock::unix_ms();
     *node.rejects.lock() = Some(Rejects { now_unix_ms, members: &["ma"] });
     let draft = draft(folder.path(), |_| {});
     for lang in Lang::ALL {

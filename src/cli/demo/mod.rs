@@ -13,6 +13,7 @@ use owo_colors::Style;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::args::quoted;
 use super::{Context, Exit, Failure, say};
 use exchange::Exchange;
 
@@ -124,22 +125,5 @@ impl Teller<'_> {
         }
         let logs = exchange.path("*/node.log");
         self.line("demo-keep-logs", &format!("  {}", say!(messages, "demo-keep-logs", path = &logs)))
-    }
-}
-
-/// A word that a shell takes as it is.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
-    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_with_spaces_is_one_word_of_a_shell() {
-        assert_eq!(quoted("/tmp/.tmpA1/ne"), "/tmp/.tmpA1/ne");
-        assert_eq!(quoted("/my exchange/it's"), r"'/my exchange/it'\''s'");
     }
 }

@@ -74,7 +74,7 @@ error-wait-for = Nothing was published: --wait-for cannot come true.
 error-roster-authorities = { $path } was not signed: it lists certificates that are not fit for authorities.
     .next = Have these members send another certificate of their authority; nothing was written.
 error-cert-unfit = { $path } is not fit for its use ({ $purpose }).
-    .next = Have the authority sign another one: barid cert request asks for what is needed. A node does not start with this one.
+    .next = Have another one made. For a node or a person barid cert request asks for what is needed; the operator's guide says what an authority needs.
 error-cert-no-host = `{ $host }` is not a DNS name or an address; nothing was made.
     .next = Name hosts alone, without port: --host node.ma.rabat.example
 error-permission-denied = You are not allowed to do this.
@@ -83,7 +83,7 @@ error-permission-denied = You are not allowed to do this.
 error-not-found = The node has nothing of that name.
     .next = Check what you asked for.
 error-no-such-bulletin = No bulletin { $bulletin } can be read here.
-    .why = It does not exist, has not arrived yet, was purged, or your member is not in its audience.
+    .why = It does not exist, has not arrived yet, is stored here as a digest only (barid status says of which), was purged, or your member is not in its audience.
     .next = Check the id. If the profile names no roster, write MEMBER/ID.
 error-publish-unanswered = No answer from the node: the bulletin { $id } may be published or not.
     .why = The line is slow or broken.
@@ -98,6 +98,9 @@ error-failed-precondition = The node cannot do this in its present state.
     .next = Look at `barid status`, or ask your node's operator.
 error-overloaded = The node is overloaded or at a limit.
     .next = Try again later. What was published before is safe.
+error-disk-full = The node's disk is full.
+    .why = Only urgent bulletins of status Actual are taken now, while the reserve lasts.
+    .next = Ask your node's operator to make room. What was published before is safe.
 error-unimplemented = This node does not know that call.
     .why = Its version is older than this program's.
     .next = Ask your node's operator which version it runs (`barid status`).
@@ -119,7 +122,7 @@ error-no-profile = No profile was found.
 error-profile-unusable = The profile { $path } cannot be used.
     .next = Correct the file; docs/command-line.md describes each key.
 error-identity-unusable = The certificate, key or authority cannot be used: { $path }.
-    .next = Check the file that the profile names.
+    .next = Check that it is the right file, PEM, and that you may read it.
 error-file-unreadable = { $path } cannot be read.
     .next = Check the path and that you may read it.
 error-file-not-utf8 = { $path } is not text in UTF-8.
@@ -225,7 +228,7 @@ alarm-peer-clock-behind = the clock of { $v1 } is more than 5 minutes behind our
 alarm-two-histories = { $v1 } is no longer followed: { $v2 }; `barid feed` shows what proves it and resumes it
 alarm-another-history = the governors have ended { $v1 } with another history than is held here: what is read of it here may be what they rejected. The operator's guide says how to have theirs
 alarm-another-cosigned = this node has cosigned another history of { $v1 } than it holds: it says nothing of this one. The operator's guide says what to do
-alarm-disk-full = the disk is full: nothing is published here and no entries are taken from peers, and both go on by themselves once there is room; { $v1 }
+alarm-disk-full = the disk is full: nothing is published here but what is urgent and Actual, while the reserve lasts, and no entries are taken from peers; both go on by themselves once there is room; { $v1 }
 alarm-roster-missing = { $v1 } publishes by roster version { $v2 }, which no peer has shown: such bulletins wait until it comes, and nothing else does; ask { $v1 }
 alarm-disk-low = little room is left on the disk ({ $v1 } MiB free): the content of other members' bulletins is not stored for now, and is fetched by itself once there is room
 alarm-member-over-share = { $v1 } has brought its share of the room on the disk: of { $v2 } of its entries only digests are stored for now, and their content is fetched by itself later
@@ -389,13 +392,16 @@ wait-ended-next = The bulletin is published and goes on travelling. Look again l
 clock-ahead = The clock of this machine is { $nMinutes } minutes ahead of the node's: the bulletin has an id by the node's clock. Set the clock of this machine.
 key-readable = Every user of this machine may read your private key { $path }: run chmod 600 on it, and ask for a new certificate if somebody may have copied it.
 trying-again = The node does not answer; trying again in { $nSeconds } s (it is published once only).
+asked-to-wait = Not yet: { $reason } Trying again in { $nSeconds } s (it is published once only).
 line-cut = The connection is lost; trying again in { $nSeconds } s.
 error-unknown-subscription = The node has no subscription { $subscription } that says where to begin.
     .why = { $cause ->
         [recovered] It was recorded before the node was recovered: its numbers may mean other bulletins now.
-       *[other] You have none of this name here: it was never created, was removed, or expired unused.
+       *[other] You have none of this name here: it was never created, was removed, expired unused, or the node's store was lost with it.
     }
     .next = Go on from the cursor that you kept (--cursor FILE), or say where to begin: --from beginning shows everything, --from now what comes from now on.
+error-no-subscription = You have no subscription { $subscription } at this node.
+    .next = barid subscriptions list shows which there are.
 error-filter-differs = The subscription has another filter.
     .why = Recorded is: { $recorded }. Asked for is: { $requested }.
     .next = Use the recorded filter, or begin anew with this one: --replace-filter --from beginning
@@ -415,11 +421,12 @@ error-cursor-file-unwritten = The cursor file { $path } cannot be written.
     .next = Check the folder and the space on the disk; what was shown last will be shown again.
 
 watch-reset = { $reason ->
-    [store-lost] The node's store was begun anew. Going on after #{ $nOffset }; what was already shown here is not shown again.
+    [store-lost] The node's store was begun anew, or it is another node's. Going on after #{ $nOffset }; what was already shown here is not shown again.
     [store-restored] The node's store was restored from a copy. Going on after #{ $nOffset }; what was already shown here is not shown again.
    *[other] The node cannot tell whether its store is the same. Going on after #{ $nOffset }; what was already shown here is not shown again.
 }
 watch-created = The subscription { $name } is new; it begins after #{ $nOffset }.
+watch-resumed = The subscription { $name } goes on after #{ $nOffset }, where it stopped.
 watch-restarted = The subscription { $name } begins anew after #{ $nOffset }.
 subscription-name = NAME
 subscription-behind = NOT READ
@@ -772,7 +779,7 @@ state-cancelled = cancelled
 state-expired = expired
 undisclosed-withheld = withheld: not in its audience
 undisclosed-unfollowed = topic not followed
-undisclosed-not-held = not available from a peer yet
+undisclosed-not-held = not stored here yet: a peer lacked it, or there was no room for it
 undisclosed-purged = purged
 undisclosed-excluded = dropped on receipt: not in its audience
 undisclosed-too-large = larger than this node takes in full

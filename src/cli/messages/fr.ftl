@@ -73,7 +73,7 @@ error-wait-for = Rien n'a été publié : --wait-for ne peut s'accomplir.
 error-roster-authorities = { $path } n'a pas été signé : des certificats qui y figurent ne conviennent pas à une autorité.
     .next = Demandez à ces membres un autre certificat de leur autorité ; rien n'a été écrit.
 error-cert-unfit = { $path } ne convient pas à son usage ({ $purpose }).
-    .next = Faites-en signer un autre par l'autorité : barid cert request demande ce qu'il faut. Un nœud ne démarre pas avec celui-ci.
+    .next = Faites-en faire un autre. Pour un nœud ou une personne, barid cert request demande ce qu'il faut ; le guide de l'opérateur dit ce qu'il faut à une autorité.
 error-cert-no-host = `{ $host }` n'est ni un nom DNS ni une adresse ; rien n'a été fait.
     .next = Nommez les hôtes seuls, sans port : --host node.ma.rabat.example
 error-permission-denied = Vous n'avez pas le droit de faire cela.
@@ -82,7 +82,7 @@ error-permission-denied = Vous n'avez pas le droit de faire cela.
 error-not-found = Le nœud n'a rien de ce nom.
     .next = Vérifiez votre demande.
 error-no-such-bulletin = Aucun bulletin { $bulletin } n'est lisible ici.
-    .why = Il n'existe pas, n'est pas encore arrivé, a été effacé, ou votre membre n'est pas parmi ses destinataires.
+    .why = Il n'existe pas, n'est pas encore arrivé, n'est stocké ici que comme empreinte (barid status dit lesquels), a été effacé, ou votre membre n'est pas parmi ses destinataires.
     .next = Vérifiez l'identifiant. Si le profil ne nomme aucune liste des membres, écrivez MEMBRE/ID.
 error-publish-unanswered = Pas de réponse du nœud : le bulletin { $id } est peut-être publié, peut-être non.
     .why = La liaison est lente ou coupée.
@@ -97,6 +97,9 @@ error-failed-precondition = Le nœud ne peut pas le faire dans son état actuel.
     .next = Consultez `barid status`, ou demandez à l'opérateur de votre nœud.
 error-overloaded = Le nœud est surchargé ou a atteint une limite.
     .next = Réessayez plus tard. Ce qui a été publié auparavant est en sécurité.
+error-disk-full = Le disque du nœud est plein.
+    .why = Seuls les bulletins urgents de statut Actual sont pris pour l'instant, tant que dure la réserve.
+    .next = Demandez à l'opérateur de votre nœud de faire de la place. Ce qui a été publié auparavant est en sûreté.
 error-unimplemented = Ce nœud ne connaît pas cet appel.
     .why = Sa version est plus ancienne que celle de ce programme.
     .next = Demandez à l'opérateur de votre nœud sa version (`barid status`).
@@ -118,7 +121,7 @@ error-no-profile = Aucun profil n'a été trouvé.
 error-profile-unusable = Le profil { $path } est inutilisable.
     .next = Corrigez le fichier ; docs/command-line.md décrit chaque clé.
 error-identity-unusable = Le certificat, la clé ou l'autorité est inutilisable : { $path }.
-    .next = Vérifiez le fichier que nomme le profil.
+    .next = Vérifiez que c'est le bon fichier, en PEM, et que vous pouvez le lire.
 error-file-unreadable = Impossible de lire { $path }.
     .next = Vérifiez le chemin et vos droits de lecture.
 error-file-not-utf8 = { $path } n'est pas un texte en UTF-8.
@@ -224,7 +227,7 @@ alarm-peer-clock-behind = l'horloge de { $v1 } retarde de plus de 5 minutes sur 
 alarm-two-histories = { $v1 } n'est plus suivi : { $v2 } ; `barid feed` montre ce qui le prouve et le reprend
 alarm-another-history = les gouverneurs ont clos { $v1 } avec une autre histoire que celle détenue ici : ce qui s'en lit ici peut être ce qu'ils ont rejeté. Le guide de l'opérateur dit comment obtenir la leur
 alarm-another-cosigned = ce nœud a cosigné une autre histoire de { $v1 } que celle qu'il détient : il n'affirme rien de celle-ci. Le guide de l'opérateur dit que faire
-alarm-disk-full = le disque est plein : rien n'est publié ici et rien n'est pris des pairs ; les deux reprennent d'eux-mêmes dès qu'il y a de la place ; { $v1 }
+alarm-disk-full = le disque est plein : rien n'est publié ici hors ce qui est urgent et réel, tant que dure la réserve, et rien n'est pris des pairs ; les deux reprennent d'eux-mêmes dès qu'il y a de la place ; { $v1 }
 alarm-roster-missing = { $v1 } publie selon la version { $v2 } de la liste, qu'aucun pair n'a montrée : ces bulletins attendent qu'elle arrive, et rien d'autre n'attend ; demandez à { $v1 }
 alarm-disk-low = il reste peu de place sur le disque ({ $v1 } Mio libres) : le contenu des bulletins des autres membres n'est pas stocké pour l'instant, et sera récupéré de lui-même dès qu'il y aura de la place
 alarm-member-over-share = { $v1 } a apporté sa part de la place sur le disque : de { $v2 } de ses entrées, seules les empreintes sont stockées pour l'instant ; leur contenu sera récupéré de lui-même plus tard
@@ -388,13 +391,16 @@ wait-ended-next = Le bulletin est publié et poursuit sa route. Regardez de nouv
 clock-ahead = L'horloge de cette machine avance de { $nMinutes } minutes sur celle du nœud : le bulletin a un identifiant à l'heure du nœud. Réglez l'horloge de cette machine.
 key-readable = Tout utilisateur de cette machine peut lire votre clé privée { $path } : lancez chmod 600 sur elle, et demandez un nouveau certificat si quelqu'un a pu la copier.
 trying-again = Le nœud ne répond pas ; nouvel essai dans { $nSeconds } s (le bulletin ne sera publié qu'une fois).
+asked-to-wait = Pas encore : { $reason } Nouvel essai dans { $nSeconds } s (le bulletin ne sera publié qu'une fois).
 line-cut = La connexion est perdue ; nouvel essai dans { $nSeconds } s.
 error-unknown-subscription = Le nœud n'a pas d'abonnement { $subscription } qui dise où commencer.
     .why = { $cause ->
         [recovered] Il a été enregistré avant que le nœud soit rétabli : ses numéros peuvent désigner d'autres bulletins maintenant.
-       *[other] Vous n'en avez pas de ce nom ici : il n'a jamais été créé, a été supprimé, ou a expiré faute d'usage.
+       *[other] Vous n'en avez pas de ce nom ici : il n'a jamais été créé, a été supprimé, a expiré faute d'usage, ou le stockage du nœud a été perdu avec lui.
     }
     .next = Reprenez au curseur que vous avez gardé (--cursor FICHIER), ou dites où commencer : --from beginning montre tout, --from now ce qui arrive désormais.
+error-no-subscription = Vous n'avez pas d'abonnement { $subscription } à ce nœud.
+    .next = barid subscriptions list montre lesquels il y a.
 error-filter-differs = L'abonnement a un autre filtre.
     .why = Enregistré : { $recorded }. Demandé : { $requested }.
     .next = Utilisez le filtre enregistré, ou recommencez avec celui-ci : --replace-filter --from beginning
@@ -414,11 +420,12 @@ error-cursor-file-unwritten = Le fichier de curseur { $path } ne peut pas être 
     .next = Vérifiez le dossier et la place sur le disque ; ce qui a été montré en dernier le sera de nouveau.
 
 watch-reset = { $reason ->
-    [store-lost] Le stockage du nœud a été recommencé. Suite après #{ $nOffset } ; ce qui a déjà été montré ici ne l'est pas de nouveau.
+    [store-lost] Le stockage du nœud a été recommencé, ou c'est celui d'un autre nœud. Suite après #{ $nOffset } ; ce qui a déjà été montré ici ne l'est pas de nouveau.
     [store-restored] Le stockage du nœud a été restauré d'une copie. Suite après #{ $nOffset } ; ce qui a déjà été montré ici ne l'est pas de nouveau.
    *[other] Le nœud ne sait pas si son stockage est le même. Suite après #{ $nOffset } ; ce qui a déjà été montré ici ne l'est pas de nouveau.
 }
 watch-created = L'abonnement { $name } est nouveau ; il commence après #{ $nOffset }.
+watch-resumed = L'abonnement { $name } reprend après #{ $nOffset }, où il s'était arrêté.
 watch-restarted = L'abonnement { $name } recommence après #{ $nOffset }.
 subscription-name = NOM
 subscription-behind = NON LUS
@@ -771,7 +778,7 @@ state-cancelled = annulé
 state-expired = expiré
 undisclosed-withheld = non communiqué : hors de ses destinataires
 undisclosed-unfollowed = sujet non suivi
-undisclosed-not-held = pas encore disponible chez un pair
+undisclosed-not-held = pas encore stocké ici : un pair ne l'avait pas, ou la place manquait
 undisclosed-purged = effacé
 undisclosed-excluded = écarté à la réception : hors de ses destinataires
 undisclosed-too-large = plus grand que ce que ce nœud prend en entier

@@ -14,6 +14,7 @@ use super::{key_json, of_profile, read, rfc3339, signer_json, signer_lines};
 use crate::cli::messages::clean;
 use crate::cli::output::{Cell, Table};
 use crate::cli::{Context, Exit, Failure, say, times};
+use crate::clock;
 
 /// Which roster.
 #[derive(Debug, Args)]
@@ -115,7 +116,7 @@ fn lines(context: &Context, draft: &Draft) -> Vec<String> {
         pair("label-quorum", number(roster.quorum())),
         pair("label-working-groups", messages.value(&groups.join(", "))),
     ]));
-    if u64::try_from(roster.review_by()).unwrap_or(0) < times::now_unix_ms() / 1_000 {
+    if u64::try_from(roster.review_by()).unwrap_or(0) < clock::unix_seconds() {
         lines.push(output.paint(&messages.text("roster-overdue"), Style::new().yellow()));
     }
     lines.push(String::new());

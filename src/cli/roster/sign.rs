@@ -9,11 +9,11 @@ use barid_core::feed::note::SigningKey;
 use barid_core::roster::{Draft, Roster, RosterChain, SignError, UnfitAuthority};
 use clap::Args;
 use serde_json::{Value, json};
-use time::OffsetDateTime;
 
 use super::{read, read_file, signer_json, signer_lines};
 use crate::cli::failure::Field;
 use crate::cli::{Context, Exit, Failure, say};
+use crate::clock;
 use crate::files::{self, Guard};
 
 /// Ending of a signed roster's file.
@@ -49,7 +49,9 @@ pub(super) fn run(context: &Context, args: &SignArgs) -> Result<Exit, Failure> {
     let mut draft = read(&args.draft)?;
     let before = args.trust.as_ref().map(|path| trusted(path)).transpose()?;
     for path in &args.key {
-        draft.sign(&signing_key(path)?, before.as_ref(), now()).map_err(|error| refused(args, &error))?;
+        draft
+            .sign(&signing_key(path)?, before.as_ref(), i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX))
+            .map_err(|error| refused(args, &error))?;
     }
     let bytes = draft.note().to_bytes();
     let Some(path) = path else {
@@ -113,10 +115,6 @@ fn refused(args: &SignArgs, error: &SignError) -> Failure {
 fn field(unfit: &UnfitAuthority) -> Field {
     let description = unfit.reason.to_string();
     Field { field: unfit.field.clone(), description, rule: String::new(), values: Vec::new() }
-}
-
-fn now() -> i64 {
-    OffsetDateTime::now_utc().unix_timestamp()
 }
 
 /// Writes beside the place and moves there: a reader finds the whole file or none. Rights stay as they were.

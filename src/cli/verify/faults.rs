@@ -57,14 +57,5 @@ pub(super) fn next(messages: &Messages, error: &EvidenceError) -> String {
 
 /// The failed check and its sources, in English.
 pub(super) fn detail(error: &EvidenceError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        let words = error.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        source = error.source();
-    }
-    clean(&text)
+    clean(&crate::causes::in_one_line(error))
 }

@@ -38,6 +38,8 @@ pub(super) struct Progress {
     /// Bulletins shown since it was last kept.
     pub(super) unkept: u32,
     file: Option<ProgressFile>,
+    /// The cursor that was kept last.
+    kept: Option<Bytes>,
 }
 
 #[derive(Debug)]
@@ -83,7 +85,7 @@ impl Progress {
         if read.filter != cursor_text(&filter.encode_to_vec()) {
             return Err(Failure::usage("cursor-file-filter").path(path));
         }
-        Ok(Self { cursor: Some(cursor), seen: read.seen, file, ..Self::default() })
+        Ok(Self { kept: Some(cursor.clone()), cursor: Some(cursor), seen: read.seen, file, ..Self::default() })
     }
 
     /// Whether a bulletin is to be shown: it was not before.
@@ -107,11 +109,17 @@ impl Progress {
         self.damaged.clear();
     }
 
+    /// Whether nothing has come since it was kept.
+    pub(super) fn is_kept(&self) -> bool {
+        self.cursor == self.kept
+    }
+
     /// Replaces the file, if there is one.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub(super) fn save(&self) -> Result<(), Failure> {
+    pub(super) fn save(&mut self) -> Result<(), Failure> {
+        self.kept.clone_from(&self.cursor);
         let (Some(ProgressFile { path, filter }), Some(cursor)) = (&self.file, &self.cursor) else { return Ok(()) };
         let text = Text {
             format: FORMAT,

@@ -185,7 +185,7 @@ pub(super) fn bulletin(by: &Member, change: &impl Fn(&mut proto::Draft)) -> Vali
     change(&mut draft);
     let mut random = [0; 26];
     getrandom::fill(&mut random).unwrap();
-    let now = crate::exchange::now_unix_ms();
+    let now = crate::clock::unix_ms();
     let (id, salt) = random.split_at(10);
     let fill = Fill {
         member: by.clone(),

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use barid_core::proto;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Alarm;
+use crate::clock;
 use crate::telemetry::{AuditEvent, audit};
 
 /// Alarms that are active at once: every kind for every member and feed of a large roster. Beyond it there is a defect, and the record only.
@@ -89,7 +90,7 @@ impl Alarms {
                 return false;
             }
             if active.len() < ACTIVE_MAX {
-                let since_unix_ms = now_unix_ms();
+                let since_unix_ms = clock::unix_ms();
                 active.insert(key(&alarm), ActiveAlarm { alarm: alarm.clone(), since_unix_ms, count: 1, until });
             }
         }
@@ -132,11 +133,6 @@ fn record(what: &'static str, alarm: &Alarm) {
     let (reason, subject) = (alarm.reason(), alarm.concerns());
     let who = alarm.by().map(ToString::to_string).unwrap_or_default();
     audit(&AuditEvent { what, reason, who: &who, subject: &subject, detail: alarm });
-}
-
-fn now_unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
