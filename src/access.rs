@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use barid_core::bulletin::header::{is_issuer, issuer_of};
 use barid_core::limits::ISSUER_BYTES_MAX;
@@ -163,7 +164,7 @@ impl Grant {
 /// All grants of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
-    grants: BTreeMap<String, Grant>,
+    grants: BTreeMap<String, Arc<Grant>>,
     limits: Limits,
 }
 
@@ -221,7 +222,7 @@ impl Access {
                 ));
             }
             let limits = everybody.changed(&limits).map_err(|error| format!("grant `{path}`: {error}"))?;
-            if grants.insert(path.clone(), Grant { roles, working_groups, limits }).is_some() {
+            if grants.insert(path.clone(), Arc::new(Grant { roles, working_groups, limits })).is_some() {
                 return Err(format!("grant.path: `{path}` is granted twice"));
             }
         }
@@ -236,7 +237,7 @@ impl Access {
 
     /// What the caller with this SPIFFE path may do; `None`: nothing.
     #[must_use]
-    pub fn grant(&self, path: &str) -> Option<&Grant> {
+    pub fn grant(&self, path: &str) -> Option<&Arc<Grant>> {
         self.grants.get(path)
     }
 }

@@ -1,6 +1,6 @@
 //! Work that may take its time: on threads that give way to those which commit, answer and carry what is urgent.
 //!
-//! In scope: one small pool for verifying and reading long batches, and the niceness of its threads and of others like them. Out of scope:
+//! In scope: a small pool for verifying and reading long batches of peers, another for readers that look at much, and the niceness of its threads and of others like them. Out of scope:
 //! anything that somebody waits for; that runs where it is, or on the runtime's own blocking threads.
 
 use std::num::NonZero;
@@ -18,24 +18,48 @@ pub fn give_way() {
     let _ = rustix::process::nice(NICENESS);
 }
 
+/// Threads of one purpose, as many as the machine has processors.
+struct Pool(OnceLock<Option<Runtime>>);
+
+impl Pool {
+    const fn new() -> Self {
+        Self(OnceLock::new())
+    }
+
+    async fn run<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> Result<R, JoinError> {
+        let pool = self.0.get_or_init(|| {
+            let threads = available_parallelism().map_or(1, NonZero::get);
+            Builder::new_current_thread()
+                .thread_name("background")
+                .max_blocking_threads(threads)
+                .on_thread_start(give_way)
+                .build()
+                .inspect_err(
+                    |error| tracing::warn!(%error, "there are no threads that give way: the runtime's are used"),
+                )
+                .ok()
+        });
+        match pool {
+            Some(pool) => pool.spawn_blocking(work).await,
+            None => tokio::task::spawn_blocking(work).await,
+        }
+    }
+}
+
+/// Runs `work` for a reader that looks at much, apart from what peers wait for.
+///
+/// # Errors
+/// The work ended in a panic.
+pub async fn read<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Result<R, JoinError> {
+    static POOL: Pool = Pool::new();
+    POOL.run(work).await
+}
+
 /// Runs `work` on a thread that gives way, no more at a time than the machine has processors.
 ///
 /// # Errors
 /// The work ended in a panic.
 pub async fn run<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Result<R, JoinError> {
-    static POOL: OnceLock<Option<Runtime>> = OnceLock::new();
-    let pool = POOL.get_or_init(|| {
-        let threads = available_parallelism().map_or(1, NonZero::get);
-        Builder::new_current_thread()
-            .thread_name("background")
-            .max_blocking_threads(threads)
-            .on_thread_start(give_way)
-            .build()
-            .inspect_err(|error| tracing::warn!(%error, "there are no threads that give way: the runtime's are used"))
-            .ok()
-    });
-    match pool {
-        Some(pool) => pool.spawn_blocking(work).await,
-        None => tokio::task::spawn_blocking(work).await,
-    }
+    static POOL: Pool = Pool::new();
+    POOL.run(work).await
 }

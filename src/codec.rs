@@ -1,7 +1,7 @@
 //! How messages of the services are read: as tonic does, after a look at how many parts a message has.
 //!
-//! In scope: counting the parts of a frame before anything is allocated for them. A part of two bytes on the wire takes a hundred in memory: a
-//! frame that is within its bound in bytes would become hundreds of megabytes. Out of scope: what the parts are (`core`), and bounds in bytes.
+//! In scope: counting the parts of a message before anything is allocated for them. A part of two bytes on the wire takes a hundred in memory: a
+//! message that is within its bound in bytes would become hundreds of megabytes. Out of scope: what the parts are (`core`), and bounds in bytes.
 
 use std::any::TypeId;
 use std::marker::PhantomData;
@@ -51,9 +51,8 @@ impl<U: Message + Default + 'static> Decoder for CountedDecoder<U> {
 
     fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let is_frame = [TypeId::of::<proto::LinkRequest>(), TypeId::of::<proto::LinkResponse>()];
-        if is_frame.contains(&TypeId::of::<U>()) {
-            check_frame(src.chunk())?;
-        }
+        let depth = if is_frame.contains(&TypeId::of::<U>()) { FRAME_DEPTH } else { REQUEST_DEPTH };
+        check(src.chunk(), depth)?;
         self.0.decode(src)
     }
 
@@ -62,18 +61,20 @@ impl<U: Message + Default + 'static> Decoder for CountedDecoder<U> {
     }
 }
 
-fn check_frame(message: &[u8]) -> Result<(), Status> {
-    match count_parts(message, FRAME_DEPTH, FRAME_PARTS_MAX) {
+fn check(message: &[u8], depth: u32) -> Result<(), Status> {
+    match count_parts(message, depth, FRAME_PARTS_MAX) {
         // What cannot be read here is not read by the decoder either, which says why.
         None => Ok(()),
         Some(parts) if parts <= FRAME_PARTS_MAX => Ok(()),
-        Some(_) => Err(Status::resource_exhausted(format!("a frame has more than {FRAME_PARTS_MAX} parts"))),
+        Some(_) => Err(Status::resource_exhausted(format!("a message has more than {FRAME_PARTS_MAX} parts"))),
     }
 }
 
 /// Messages in each other in which the parts of a frame lie: request, frame, its kind, and what it repeats (entries, heads). Deeper ones
 /// stand once in each of these, or are bytes.
 const FRAME_DEPTH: u32 = 4;
+/// Messages in each other in a request to the API: the deepest is a draft's body, with what its lists hold.
+const REQUEST_DEPTH: u32 = 10;
 
 /// Counts the fields of a message and of the messages in it, `depth` deep, until there are more than `max`; `None` if it is none. A text
 /// or bytes may look like a message, and count as one: a few parts more.
@@ -144,13 +145,31 @@ mod tests {
         ] {
             let message = request(frame);
             assert!(message.len() < MESSAGE_BYTES_MAX);
-            assert!(check_frame(&message).is_err());
+            assert!(check(&message, FRAME_DEPTH).is_err());
         }
         // One frame in many pieces, which a reader of protobuf joins.
         let piece =
             request(Frame::Heads(proto::Heads { heads: vec![proto::Head::default(); 8], ..Default::default() }));
-        assert!(check_frame(&piece).is_ok());
-        assert!(check_frame(&piece.repeat(10_000)).is_err());
+        assert!(check(&piece, FRAME_DEPTH).is_ok());
+        assert!(check(&piece.repeat(10_000), FRAME_DEPTH).is_err());
+    }
+
+    #[test]
+    fn drafts_of_a_million_empty_parts_are_rejected_before_they_are_decoded() {
+        let draft = |header: proto::Header, body: proto::Body| {
+            let draft = proto::Draft { header: Some(header), body: Some(body), ..Default::default() };
+            proto::PublishRequest { draft: Some(draft), ..Default::default() }.encode_to_vec()
+        };
+        let many = draft(
+            proto::Header { references: vec![proto::Reference::default(); 1_000_000], ..Default::default() },
+            proto::Body::default(),
+        );
+        assert!(check(&many, REQUEST_DEPTH).is_err());
+        let texts = proto::Body { texts: vec![proto::Text::default(); 1_000_000], ..Default::default() };
+        assert!(check(&draft(proto::Header::default(), texts), REQUEST_DEPTH).is_err());
+        let filter = proto::Filter { topics: vec![String::new(); 1_000_000], ..Default::default() };
+        let subscribe = proto::SubscribeRequest { filter: Some(filter), ..Default::default() };
+        assert!(check(&subscribe.encode_to_vec(), REQUEST_DEPTH).is_err());
     }
 
     #[test]
@@ -175,14 +194,14 @@ mod tests {
             Frame::RelayedCustody(proto::RelayedCustody { notes: vec![note; 64], ..Default::default() }),
             Frame::Hello(proto::Hello { exchange: "rabat.example".into(), ..proto::Hello::default() }),
         ] {
-            check_frame(&request(frame)).unwrap();
+            check(&request(frame), FRAME_DEPTH).unwrap();
         }
     }
 
     #[test]
     fn what_is_no_message_is_left_to_the_decoder() {
         for message in [&[0xff; 20][..], &[0x0a, 0x7f], &[0x0b], &[0x0a, 0x02, 0x12]] {
-            assert!(check_frame(message).is_ok());
+            assert!(check(message, FRAME_DEPTH).is_ok());
         }
     }
 }

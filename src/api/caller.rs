@@ -31,7 +31,7 @@ pub type Identify = Arc<dyn Fn(&Extensions) -> Option<Identity> + Send + Sync>;
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) path: String,
-    pub(super) grant: Grant,
+    pub(super) grant: Arc<Grant>,
 }
 
 /// Who was admitted when the headers of a call came.
@@ -105,9 +105,9 @@ impl Api {
         let limits = access.limits(&path);
         self.pace.call(&path, &limits, method.name, Instant::now())?;
         let grant = match (access.grant(&path), method.roles) {
-            (Some(grant), Some(roles)) if roles.iter().any(|role| grant.has(*role)) => grant.clone(),
-            (Some(grant), None) => grant.clone(),
-            (None, None) => Grant { roles: BTreeSet::new(), working_groups: BTreeSet::new(), limits },
+            (Some(grant), Some(roles)) if roles.iter().any(|role| grant.has(*role)) => Arc::clone(grant),
+            (Some(grant), None) => Arc::clone(grant),
+            (None, None) => Arc::new(Grant { roles: BTreeSet::new(), working_groups: BTreeSet::new(), limits }),
             (Some(_), Some(_)) => {
                 return Err(self.denied(&path, method.name, "ROLE", "the caller's roles do not include this call"));
             }
@@ -124,7 +124,8 @@ impl Api {
         Ok((Caller { path, grant }, terms))
     }
 
-    /// What a call may use. Operators' calls and publishing have reserves, which no other call can use up.
+    /// What a call may use. Operators' calls and publishing have reserves, which no other call can use up. A stream of publishing holds its place
+    /// for long, whether anything comes on it or not: places of the reserve are for single calls.
     fn terms(&self, path: &str, grant: &Grant, method: &'static Method) -> Result<Terms, Status> {
         let of = |spec| self.budgets.of(spec);
         let api = (of(&table::API_CALLS), of(&table::API_REQUEST_BYTES), of(&table::API_RESPONSE_BYTES));
@@ -143,7 +144,8 @@ impl Api {
             let (pace, path) = (Arc::clone(&self.pace), Arc::<str>::from(path));
             Arc::new(move |reason| pace.ended(&path, method.name, reason, Instant::now()))
         };
-        let call = calls.try_charge(&owner, class, 1).map_err(|over| {
+        let place = if method.one_request { class } else { Class::Ordinary };
+        let call = calls.try_charge(&owner, place, 1).map_err(|over| {
             report("BUDGET");
             over_budget(&over)
         })?;
@@ -164,9 +166,9 @@ impl Api {
     pub(super) fn renew(&self, caller: &mut Caller, method: &'static Method) -> Result<(), Status> {
         let may = |grant: &Grant| method.roles.is_none_or(|roles| roles.iter().any(|role| grant.has(*role)));
         match self.access.load().grant(&caller.path) {
-            Some(grant) if *grant == caller.grant => Ok(()),
+            Some(grant) if Arc::ptr_eq(grant, &caller.grant) => Ok(()),
             Some(grant) if may(grant) => {
-                caller.grant = grant.clone();
+                caller.grant = Arc::clone(grant);
                 Ok(())
             }
             _ => Err(self.denied(&caller.path, method.name, "NO_GRANT", "the grant was withdrawn")),

@@ -22,7 +22,7 @@ const PAGE: (usize, usize) = (50, 1_000);
 /// Encoded bytes of a page: what is charged for it before it is made. One entry always fits.
 const PAGE_BYTES_MAX: usize = ENVELOPE_BYTES_MAX;
 /// Arrivals that one call looks at before it answers with what it has and where to go on.
-const SCAN_MAX: u64 = 200_000;
+const SCAN_MAX: u64 = 50_000;
 /// Entries read from the store at once: what they take in memory until it is known which of them are shown.
 const READ_MAX: usize = 8;
 

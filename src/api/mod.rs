@@ -40,6 +40,7 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
 use crate::access::Access;
+use crate::background;
 use crate::budgets::{Budgets, table};
 use crate::calls::{Call, Calls};
 use crate::committer::{Committer, Gate};
@@ -130,21 +131,25 @@ impl Api {
 }
 
 impl Api {
-    /// The same for a call that reads much: so many of one caller at a time, and of all, that reading leaves processor and memory to others.
+    /// The same for a call that reads much: so many of one caller at a time, and of all, that reading leaves processor and memory to others; on
+    /// threads that give way if `gives_way`.
     async fn reading_for<T: Send + 'static>(
         &self,
         call: &Call,
+        gives_way: bool,
         read: impl FnOnce(&Self) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, Status> {
         let (owner, class) = call.account();
         let turn = self.budgets.of(&table::API_READS).charge(owner, class, READ_BYTES).await;
-        self.reading(move |api| {
-            let read = read(api);
+        let api = self.clone();
+        let read = move || {
+            let read = read(&api);
             // A call that is given up while it reads still counts.
             drop(turn);
             read
-        })
-        .await
+        };
+        let done = if gives_way { background::read(read).await } else { tokio::task::spawn_blocking(read).await };
+        done.map_err(|_| errors::defect())?.map_err(|error| errors::read(&error))
     }
 }
 

@@ -13,12 +13,15 @@ use tonic::Status;
 
 use super::errors;
 use crate::access::Limits;
-use crate::budgets::{Rate, TokenBucket};
+use crate::budgets::table::SUBSCRIPTION_BYTES;
+use crate::budgets::{Owner, Rate, RateLimiter, TokenBucket};
 use crate::telemetry::{AuditEvent, RECORDED_SINGLY_MAX, Refusals};
 
 /// Identities of which something is remembered: every certificate that a member's authority may have given out. Those that ask for
 /// little are forgotten first, and lose nothing by it.
 const IDENTITIES_MAX: usize = 16_384;
+/// What an acknowledgement takes in the log.
+const ACKNOWLEDGEMENT_BYTES: f64 = 104.0;
 /// After how long a caller with too many streams may try again: it has to close one.
 const STREAMS_RETRY: Duration = Duration::from_secs(1);
 
@@ -28,6 +31,8 @@ pub struct Pace {
     accounts: Mutex<HashMap<String, Account>>,
     /// Open streams by method.
     open: Mutex<BTreeMap<&'static str, u64>>,
+    /// Bytes that named subscriptions make durable.
+    durable: RateLimiter,
     refusals: Refusals,
 }
 
@@ -103,6 +108,30 @@ impl Pace {
             format!("the caller has {} named subscriptions, as many as it may; use one of them", limits.subscriptions);
         self.refused_once(path, method, "SUBSCRIPTIONS", &message, now);
         errors::exhausted("SUBSCRIPTIONS", message, None)
+    }
+
+    /// A named subscription is to be recorded with so many bytes.
+    pub(super) fn name_bytes(
+        &self,
+        path: &str,
+        bytes: usize,
+        method: &'static str,
+        now: Instant,
+    ) -> Result<(), Status> {
+        let owner = Owner::Identity(path.into());
+        #[allow(clippy::cast_precision_loss, reason = "a filter is small")]
+        let taken = self.durable.take(&owner, SUBSCRIPTION_BYTES.rate, bytes as f64, now);
+        taken.map_err(|after| {
+            let message = "named subscriptions are created, changed or removed too often";
+            self.refused_once(path, method, "RATE", message, now);
+            errors::exhausted("RATE", message.to_owned(), Some(after))
+        })
+    }
+
+    /// An acknowledgement is to be recorded; it waits for so long before.
+    pub(super) fn acknowledgement(&self, path: &str, now: Instant) -> Duration {
+        let owner = Owner::Identity(path.into());
+        self.durable.spend(&owner, SUBSCRIPTION_BYTES.rate, ACKNOWLEDGEMENT_BYTES, now)
     }
 
     /// Records a refusal; after the first few of one caller and reason, their number.

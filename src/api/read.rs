@@ -56,7 +56,7 @@ impl FocalPoint for Api {
         let hidden = |entry: &Entry| self.hidden(&caller, entry).map(Hidden::reason);
         let found = self.find_for(&caller, methods::GET.name, (&owner, uuid), hidden).await?;
         let entry = found.ok_or_else(|| Status::not_found("no such bulletin is held for you"))?;
-        let answer = self.reading_for(&call, move |api| {
+        let answer = self.reading_for(&call, false, move |api| {
             let state = Some(api.state(&caller, &entry)?);
             let own = owner == *api.me();
             let stored = if own { stored_by(api.holders(&entry.feed, entry.index)?) } else { Vec::new() };
@@ -112,8 +112,8 @@ impl FocalPoint for Api {
         let (caller, call) = self.begin(request.extensions(), &methods::HISTORY)?;
         let question = Question::read(request.into_inner(), self.store().end_arrival())?;
         let warnings = self.judge_filter(&caller, methods::HISTORY.name, question.filter())?;
-        let page =
-            self.reading_for(&call, move |api| Ok((question.check(&**api.store()), api.page(&caller, &question)?)));
+        let page = self
+            .reading_for(&call, true, move |api| Ok((question.check(&**api.store()), api.page(&caller, &question)?)));
         let (checked, page) = page.await?;
         checked?;
         Ok(Response::new(proto::HistoryResponse { warnings, ..page }))

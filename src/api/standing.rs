@@ -12,7 +12,7 @@ use barid_core::bulletin::state::{Position, Standing, Successor, acknowledges};
 use barid_core::bulletin::times::Time;
 use barid_core::bulletin::{BulletinId, Reference};
 use barid_core::envelope;
-use barid_core::limits::{HEADLINE_CHARS_MAX, NAME_BYTES_MAX, TEXTS_MAX};
+use barid_core::limits::{HEADLINE_CHARS_MAX, NAME_BYTES_MAX, REFERENCES_MAX, TEXTS_MAX};
 use barid_core::names::{Digest, Member};
 use barid_core::proto;
 use bytes::Bytes;
@@ -30,7 +30,7 @@ const ACKNOWLEDGED_MAX: usize = 1_000;
 /// References read at once.
 const STEP: usize = 512;
 /// References of one bulletin that are looked up for who reads it. Updates, cancellations and answers have one as a rule.
-const REFERENCED_MAX: usize = 4;
+const REFERENCED_MAX: usize = REFERENCES_MAX;
 /// Bulletins of which it is remembered what succeeds them, some 400 bytes each: those of a page and of what is live.
 const REMEMBERED_MAX: NonZeroUsize = NonZeroUsize::new(4_096).expect("more than none");
 /// Bytes of an envelope that count as one more entry read.
@@ -184,6 +184,11 @@ impl Api {
                     Successor::from_header(original, &other.digest, header, &entry.digest, position).is_some();
                 about.headlines = headlines(envelope);
                 about.state = self.states(std::slice::from_ref(&other), work)?.into_iter().next();
+                // What was cancelled before by something else stays as it is.
+                let ended = about.state.as_ref().filter(|state| state.state == "cancelled");
+                let by_this =
+                    |state: &proto::State| state.by.as_ref().is_some_and(|by| by.digest == entry.digest.0[..]);
+                about.changes_state &= ended.is_none_or(by_this);
             }
             referenced.push(about);
         }

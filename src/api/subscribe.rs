@@ -43,6 +43,8 @@ const MESSAGE_BYTES: u64 = 16 + 2 + CURSOR_BYTES_MAX as u64;
 /// So many of the newest arrivals lie in memory and are read at once: going to a blocking thread costs a lone bulletin more than all
 /// else that is done for it here.
 const LIVE_MAX: u64 = 16;
+/// Arrivals that were looked at and are not covered by the cursor yet: where nothing is found it is not made anew for each.
+const LAG_MAX: u64 = 256;
 /// Arrivals looked at before a subscriber is told its position, if none of them match.
 const POSITION_EVERY: u64 = 10_000;
 /// How often the grant of a quiet subscriber is looked at.
@@ -79,6 +81,7 @@ impl Api {
             here: reading.here.clone(),
             reading,
             name,
+            finds_nothing: true,
             used: Instant::now(),
             spoke: Instant::now(),
             call: call.clone(),
@@ -144,28 +147,31 @@ impl Api {
             }
             for entry in entries {
                 let arrival = entry.arrival.unwrap_or(reading.next);
-                let asked = match &entry.content {
-                    Content::Disclosed { header: Some(header), .. } => filter.wants(header),
-                    _ => false,
-                };
+                reading.next = arrival + 1;
+                // What most streams do not ask for costs them little.
+                let Content::Disclosed { header: Some(header), .. } = &entry.content else { continue };
+                if !filter.wants(header) {
+                    continue;
+                }
                 match self.hidden_by(caller, &entry, &rosters) {
-                    None if asked => {
+                    None => {
                         reading.move_to(store, arrival)?;
                         found.push(entry);
                         cursors.push(reading.here.clone());
                     }
                     // It is sent when that roster has come; nothing else waits for it.
-                    Some(Hidden::NotYet) if asked => {
+                    Some(Hidden::NotYet) => {
                         let roster_version = rosters.newest().version();
                         reading.held.get_or_insert(HeldBack { from: arrival, roster_version });
                     }
-                    _ => {}
+                    Some(_) => {}
                 }
-                reading.next = arrival + 1;
             }
         }
         // What did not match was looked at, too.
-        reading.move_to(store, reading.next - 1)?;
+        if reading.lag() >= LAG_MAX {
+            reading.catch_up(store)?;
+        }
         Ok(stretch)
     }
 
@@ -229,15 +235,17 @@ struct Reading {
     /// Entries before it that wait for a roster.
     held: Option<HeldBack>,
     trail: Trail,
-    /// The cursor behind what was read last.
+    /// The cursor behind what was found last, or looked at since.
     here: Bytes,
+    /// The offset behind which it is.
+    at: u64,
 }
 
 impl Reading {
     fn begin(store: &dyn Store, offset: u64, held: Option<HeldBack>) -> Result<Self, ReadError> {
         let mut trail = Trail::new(store);
         let here = trail.at_or_unproven(store, offset, held)?.encode();
-        Ok(Self { next: offset + 1, held, trail, here })
+        Ok(Self { next: offset + 1, held, trail, here, at: offset })
     }
 
     fn read(&mut self, store: &dyn Store) -> Result<Vec<Entry>, ReadError> {
@@ -251,7 +259,18 @@ impl Reading {
         if let Some(cursor) = self.trail.at(store, offset, self.held)? {
             self.here = cursor.encode();
         }
+        self.at = offset;
         Ok(())
+    }
+
+    /// How many offsets were looked at beyond the cursor: nothing was found there.
+    fn lag(&self) -> u64 {
+        self.next - 1 - self.at
+    }
+
+    /// Everything before the next offset was looked at.
+    fn catch_up(&mut self, store: &dyn Store) -> Result<(), ReadError> {
+        if self.lag() > 0 { self.move_to(store, self.next - 1) } else { Ok(()) }
     }
 }
 
@@ -286,6 +305,8 @@ struct Follower {
     here: Bytes,
     /// Its name.
     name: Option<Named>,
+    /// Whether what was read last held nothing for it, or nothing was read yet: who looks at much and finds nothing gives way.
+    finds_nothing: bool,
     /// When it was last recorded that the name is used.
     used: Instant,
     /// When something was last sent.
@@ -367,7 +388,8 @@ impl Follower {
                     let read =
                         move |api: &Api| Ok((api.stretch(&caller, &filter, &mut reading, Work::STRETCH)?, reading));
                     let stretch: Stretch;
-                    (stretch, self.reading) = self.api.reading(read).await?;
+                    (stretch, self.reading) = self.api.reading_for(&self.call, self.finds_nothing, read).await?;
+                    self.finds_nothing = stretch.events.is_empty();
                     let bytes = stretch.events.iter().map(|(event, _)| bytes_of(event));
                     room.shrink(room.amount().saturating_sub(bytes.sum()));
                     stretch
@@ -408,7 +430,7 @@ impl Follower {
                 let (caller, filter, by) = (self.caller.clone(), Arc::clone(&self.filter), Arc::clone(&rosters));
                 let (version, range) = (held.roster_version, from..end);
                 let read = move |api: &Api| api.released(&caller, &filter, &by, version, range);
-                let released = self.api.reading(read).await?;
+                let released = self.api.reading_for(&self.call, false, read).await?;
                 for (arrival, event) in released.events {
                     self.hold(Some(HeldBack { from: waiting.unwrap_or(arrival + 1), ..held })).await?;
                     self.send(event, "", None).await?;
@@ -435,6 +457,12 @@ impl Follower {
 
     /// All before the next offset was looked at.
     async fn position(&mut self) -> Result<(), End> {
+        if self.reading.lag() > 0 {
+            let mut reading = self.reading.clone();
+            let moved = move |api: &Api| reading.catch_up(&**api.store()).map(|()| reading);
+            self.reading = self.api.reading(moved).await?;
+            self.here = self.reading.here.clone();
+        }
         self.send(Event::Position(self.reading.next - 1), "", None).await
     }
 

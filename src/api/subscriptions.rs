@@ -21,6 +21,7 @@ use super::caller::Caller;
 use super::cursor::{self, Cursor, Place};
 use super::errors::Faults;
 use super::filter::{self, Filter};
+use super::methods::{DELETE_SUBSCRIPTION, SUBSCRIBE};
 use super::{Api, errors};
 use crate::clock;
 use crate::committer::{Gate, Kept};
@@ -35,6 +36,8 @@ const PAGE_MAX: usize = 256;
 const READ_MAX: usize = 256;
 /// Names that expire in one commit.
 const EXPIRED_MAX: usize = 256;
+/// What a name's record takes in the log beside the name and its filter.
+const NAME_RECORD_BYTES: usize = 192;
 /// How often names are looked through for those that expire: limits are in days.
 const EXPIRY_CHECK_EVERY: Duration = Duration::from_secs(60 * 60);
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
@@ -159,7 +162,7 @@ impl Api {
             let begin = opening.begin.as_ref().ok_or_else(|| errors::unknown_subscription(parts(key).1, None))?;
             self.make_room(caller).await?;
             let place = self.place(begin).await?;
-            self.name(key, Some(created(&place))).await?;
+            self.name(key, Some(created(&place)), SUBSCRIBE.name).await?;
             return opened(place, "created");
         };
         if let Some(recorded) = held.filter.as_ref().filter(|recorded| **recorded != filter) {
@@ -177,7 +180,7 @@ impl Api {
                 (true, Some(begin)) => begin,
             };
             let place = self.place(begin).await?;
-            self.name(key, Some(created(&place))).await?;
+            self.name(key, Some(created(&place)), SUBSCRIBE.name).await?;
             return opened(place, "restarted");
         }
         let stale = self.is_stale(&held);
@@ -185,7 +188,7 @@ impl Api {
             (None, true) => return Err(errors::unknown_subscription(parts(key).1, Some(held.offset))),
             (Some(begin @ (Begin::Now | Begin::Beginning)), true) => {
                 let place = self.place(begin).await?;
-                self.name(key, Some(created(&place))).await?;
+                self.name(key, Some(created(&place)), SUBSCRIBE.name).await?;
                 return opened(place, "restarted");
             }
             (Some(begin @ Begin::At(_)), _) => self.place(begin).await?,
@@ -201,7 +204,7 @@ impl Api {
             let offset = if stale { place.offset } else { held.offset };
             let state = Subscription { offset, ..created(&place) };
             let created_unix_ms = if held.created_unix_ms == 0 { state.created_unix_ms } else { held.created_unix_ms };
-            self.name(key, Some(Subscription { created_unix_ms, ..state })).await?;
+            self.name(key, Some(Subscription { created_unix_ms, ..state }), SUBSCRIBE.name).await?;
         } else {
             self.touch(key).await?;
         }
@@ -251,7 +254,9 @@ impl Api {
     }
 
     /// Gives a name, or removes it.
-    async fn name(&self, key: &str, state: Option<Subscription>) -> Result<(), Status> {
+    async fn name(&self, key: &str, state: Option<Subscription>, method: &'static str) -> Result<(), Status> {
+        let filter = state.as_ref().and_then(|state| state.filter.as_ref()).map_or(0, Bytes::len);
+        self.pace.name_bytes(parts(key).0, NAME_RECORD_BYTES + key.len() + filter, method, Instant::now())?;
         let record = SubscriptionRecord { subscription: key.to_owned(), state };
         self.keep(Kept { subscriptions: vec![record], ..Kept::default() }).await
     }
@@ -285,7 +290,7 @@ impl Api {
         }
         if count(self) >= limits.subscriptions as usize {
             let now = Instant::now();
-            return Err(self.pace.too_many_names(&caller.path, limits, super::methods::SUBSCRIBE.name, now));
+            return Err(self.pace.too_many_names(&caller.path, limits, SUBSCRIBE.name, now));
         }
         Ok(())
     }
@@ -339,6 +344,10 @@ impl Api {
         let record = CursorRecord { subscription: key, arrival: cursor.offset(), held: cursor.held(), epoch };
         if let Some(mismatch) = self.reading(move |api| cursor.mismatch(&**api.store())).await? {
             return Err(errors::cursor_mismatch("cursor", mismatch.as_str()));
+        }
+        let pause = self.pace.acknowledgement(&caller.path, Instant::now());
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
         }
         self.advance(&held, record).await
     }
@@ -400,7 +409,7 @@ impl Api {
         if self.store().subscription(&key).is_none() {
             return Err(errors::unknown_subscription(&request.subscription, None));
         }
-        self.name(&key, None).await
+        self.name(&key, None, DELETE_SUBSCRIPTION.name).await
     }
 
     /// Removes those of these names that have expired, with a record of each. The caller holds `naming`.

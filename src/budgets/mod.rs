@@ -5,7 +5,7 @@
 //!
 //! An owner is whoever can be held to account: an address until a certificate has proven an identity, then the identity or the member. A
 //! budget has a bound for each owner and one for all together. A part of the latter is reserved: only charges of class [`Class::Reserved`] use
-//! it, so that operators get in, the node publishes its own and urgent bulletins pass whatever others do.
+//! it, and only of owners that hold little, so that operators get in, the node publishes its own and urgent bulletins pass whatever others do.
 
 mod rate;
 pub mod table;
@@ -127,6 +127,8 @@ pub struct Usage {
 
 /// So great a part of its own bound an owner may use beyond it for what is [`Class::Reserved`].
 const OWN_RESERVE_PART: u64 = 8;
+/// Where only the reserve is left, an owner may use so small a part of it in all: whoever holds more has had its share before.
+const RESERVE_SHARES: u64 = 8;
 /// Owners named in a [`Usage`]: who is at the bound is among them.
 pub const OWNERS_SHOWN_MAX: usize = 5;
 
@@ -274,6 +276,17 @@ impl Shared {
         if class == Class::Reserved { own + own / OWN_RESERVE_PART } else { own }
     }
 
+    /// The same, less where only the reserve is left.
+    fn own_bound_now(&self, state: &State, class: Class, amount: u64) -> u64 {
+        let into_reserve = state.used.saturating_add(amount) > self.usable(Class::Ordinary);
+        if class == Class::Reserved && into_reserve { self.reserve_share() } else { self.own_bound(class) }
+    }
+
+    /// What of the reserve one owner may use: those that hold much do not use it up.
+    fn reserve_share(&self) -> u64 {
+        self.bounds.reserved.div_ceil(RESERVE_SHARES)
+    }
+
     fn over(&self, whose: impl fmt::Display, used: u64, bound: u64, asked: u64) -> OverBudget {
         OverBudget { budget: self.spec.name, unit: self.spec.unit, owner: whose.to_string(), used, bound, asked }
     }
@@ -282,11 +295,11 @@ impl Shared {
         if amount == 0 {
             return Ok(());
         }
-        let (own, own_bound, usable) = (state.used_by(owner), self.own_bound(class), self.usable(class));
-        let over = if own.saturating_add(amount) > own_bound {
-            self.over(owner, own, own_bound, amount)
-        } else if state.used.saturating_add(amount) > usable {
-            self.over("all together", state.used, usable, amount)
+        let own = state.used_by(owner);
+        let over = if own.saturating_add(amount) > self.own_bound_now(state, class, amount) {
+            self.over(owner, own, self.own_bound_now(state, class, amount), amount)
+        } else if state.used.saturating_add(amount) > self.usable(class) {
+            self.over("all together", state.used, self.usable(class), amount)
         } else {
             state.used += amount;
             state.high_water = state.high_water.max(state.used);
@@ -306,7 +319,7 @@ impl Shared {
         let mut waiting = std::mem::take(&mut state.waiting);
         let (denied, mut full) = (state.denied, [false; 2]);
         let granted = waiting.grant(|(owner, class), Request { amount, .. }| {
-            let own = state.used_by(owner).saturating_add(*amount) <= self.own_bound(*class);
+            let own = state.used_by(owner).saturating_add(*amount) <= self.own_bound_now(state, *class, *amount);
             let full = &mut full[usize::from(*class == Class::Reserved)];
             if !own || *full {
                 return Next::Stays;
@@ -479,11 +492,15 @@ mod tests {
         let _more = budget.try_charge(&two, Class::Ordinary, 20).unwrap();
         let over = budget.try_charge(&two, Class::Ordinary, 1).err().unwrap();
         assert_eq!((over.owner.as_str(), over.bound), ("all together", 80));
-        let reserved = budget.try_charge(&two, Class::Reserved, 20).unwrap();
-        assert_eq!(budget.usage().used, 100);
+        // The reserve is not for those that hold much.
+        let over = budget.try_charge(&two, Class::Reserved, 1).err().unwrap();
+        assert_eq!((over.owner.as_str(), over.bound), ("two", 3));
+        let reserved: Vec<_> =
+            (0..6).map(|n| budget.try_charge(&identity(&n.to_string()), Class::Reserved, 3).unwrap()).collect();
+        assert_eq!(budget.usage().used, 98);
         drop((held, reserved));
         let usage = budget.usage();
-        assert_eq!((usage.used, usage.high_water, usage.denied), (20, 100, 3));
+        assert_eq!((usage.used, usage.high_water, usage.denied), (20, 98, 4));
         assert_eq!(usage.owners, [(two, 20)], "who uses nothing is forgotten");
     }
 
@@ -549,7 +566,9 @@ mod tests {
         }
         // What is reserved does not wait behind it, not even the same owner's.
         drop(budget.charge(&identity("large"), Class::Reserved, 10).now_or_never().unwrap());
-        drop(budget.charge(&identity("officer"), Class::Reserved, 10).now_or_never().unwrap());
+        let _more = budget.try_charge(&identity("two"), Class::Ordinary, 40).unwrap();
+        drop(budget.charge(&identity("officer"), Class::Reserved, 3).now_or_never().unwrap());
+        drop(_more);
         drop(held);
         assert_eq!(tokio::time::timeout(Duration::from_secs(1), large).await.unwrap().unwrap().amount(), 50);
     }

@@ -64,7 +64,7 @@ pub static API_READS: BudgetSpec = BudgetSpec {
     of: "identity",
     bounds: Bounds { total: 48 * MIB, per_owner: 16 * MIB, reserved: 8 * MIB },
     memory_bytes: 1,
-    reason: "8 MiB for each: entries read until it is known which are shown. A page may look at 200,000 entries, so two of one caller at a time leave the processor to publishing; the others wait",
+    reason: "8 MiB for each: entries read until it is known which are shown. A page may look at 50,000 entries, so two of one caller at a time leave the processor to publishing; the others wait, callers in turn",
 };
 
 /// Files of evidence put together.
@@ -238,18 +238,30 @@ pub static LIST_BYTES: RateSpec = RateSpec {
     reason: "The largest list each second, and lists of a whole exchange at once; of more the newest is verified first, and takes effect within a second",
 };
 
+/// Bytes that named subscriptions make durable.
+pub static SUBSCRIPTION_BYTES: RateSpec = RateSpec {
+    name: "subscription_bytes",
+    unit: "bytes made durable",
+    of: "identity",
+    rate: Rate { per_second: 4_096.0, burst: 4_194_304.0 },
+    reason: "Every name with the longest filter twice at once, or forty acknowledgements a second in the long run; beyond it names are refused and acknowledgements wait",
+};
+
 /// All rates, in the order in which they are shown.
-pub static RATES: &[&RateSpec] = &[&PEER_WORK, &CUSTODY_BYTES, &EARLIER_CUSTODY, &LIST_BYTES];
+pub static RATES: &[&RateSpec] = &[&SUBSCRIPTION_BYTES, &PEER_WORK, &CUSTODY_BYTES, &EARLIER_CUSTODY, &LIST_BYTES];
 
 /// What each call of the API is charged to.
 pub const CALLS: &[(&str, &[&str])] = &[
     ("FocalPoint.Publish", &["api_calls", "api_request_bytes", "api_response_bytes"]),
     ("FocalPoint.PublishStream", &["api_calls", "api_request_bytes", "api_response_bytes"]),
     ("FocalPoint.Get", &["api_calls", "api_request_bytes", "api_response_bytes", "api_reads"]),
-    ("FocalPoint.Subscribe", &["api_calls", "api_request_bytes", "api_response_bytes"]),
-    ("FocalPoint.Acknowledge", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    (
+        "FocalPoint.Subscribe",
+        &["api_calls", "api_request_bytes", "api_response_bytes", "api_reads", "subscription_bytes"],
+    ),
+    ("FocalPoint.Acknowledge", &["api_calls", "api_request_bytes", "api_response_bytes", "subscription_bytes"]),
     ("FocalPoint.ListSubscriptions", &["api_calls", "api_request_bytes", "api_response_bytes"]),
-    ("FocalPoint.DeleteSubscription", &["api_calls", "api_request_bytes", "api_response_bytes"]),
+    ("FocalPoint.DeleteSubscription", &["api_calls", "api_request_bytes", "api_response_bytes", "subscription_bytes"]),
     ("FocalPoint.History", &["api_calls", "api_request_bytes", "api_response_bytes", "api_reads"]),
     ("Audit.ExportEvidence", &["api_calls", "api_request_bytes", "api_response_bytes", "api_evidence"]),
     (

@@ -29,7 +29,7 @@ pub(super) struct ResponseBody<B> {
     progress: Option<Arc<Progress>>,
     /// What is left of a frame that is given in pieces, and what it was charged.
     rest: Bytes,
-    charges: Arc<Vec<Charge>>,
+    charges: Option<Arc<Vec<Charge>>>,
     /// Waits until a frame of which nobody has charged anything fits.
     room: Option<BoxFuture<'static, Charge>>,
     deadline: Option<Pin<Box<Sleep>>>,
@@ -39,7 +39,7 @@ pub(super) struct ResponseBody<B> {
 struct Piece {
     bytes: Bytes,
     progress: Option<Arc<Progress>>,
-    _charges: Arc<Vec<Charge>>,
+    _charges: Option<Arc<Vec<Charge>>>,
 }
 
 impl AsRef<[u8]> for Piece {
@@ -63,7 +63,7 @@ impl<B> ResponseBody<B> {
             call,
             progress,
             rest: Bytes::new(),
-            charges: Arc::default(),
+            charges: None,
             room: None,
             deadline: deadline.map(|at| Box::pin(sleep_until(at))),
         }
@@ -74,9 +74,9 @@ impl<B> ResponseBody<B> {
         if let Some(progress) = &self.progress {
             progress.given();
         }
-        let piece = Piece { bytes, progress: self.progress.clone(), _charges: Arc::clone(&self.charges) };
+        let piece = Piece { bytes, progress: self.progress.clone(), _charges: self.charges.clone() };
         if self.rest.is_empty() {
-            self.charges = Arc::default();
+            self.charges = None;
         }
         Frame::data(Bytes::from_owner(piece))
     }
@@ -100,7 +100,7 @@ impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for ResponseBody<B> {
         if let Some(room) = &mut me.room {
             let charge = ready!(room.as_mut().poll(context));
             me.room = None;
-            me.charges = Arc::new(vec![charge]);
+            me.charges = Some(Arc::new(vec![charge]));
         }
         if !me.rest.is_empty() {
             return Poll::Ready(Some(Ok(me.piece())));
@@ -127,7 +127,7 @@ impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for ResponseBody<B> {
             me.room = Some(Box::pin(async move { call.charge_response(bytes).await }));
             return self.poll_frame(context);
         }
-        me.charges = Arc::new(charges);
+        me.charges = (!charges.is_empty()).then(|| Arc::new(charges));
         Poll::Ready(Some(Ok(me.piece())))
     }
 

@@ -33,6 +33,11 @@ pub struct Calls {
 /// client that goes on like that does not listen.
 const DENIALS: Rate = Rate { per_second: 1_000.0, burst: 10_000.0 };
 
+/// Metadata of a call that is left as it came: what the usual clients send.
+const METADATA_KEPT: usize = 12;
+/// See [`METADATA_KEPT`].
+const METADATA_BYTES_KEPT: usize = 512;
+
 /// Counts the calls of one connection that are denied.
 pub(super) struct Denials {
     left: Mutex<TokenBucket>,
@@ -166,10 +171,14 @@ async fn handle(
         }
     }
     let (mut parts, body) = request.into_parts();
-    // No method reads other metadata: it does not stay in memory while the call lasts.
-    let kept = [header::CONTENT_TYPE, header::TE, header::HeaderName::from_static("grpc-encoding")];
-    let headers = std::mem::take(&mut parts.headers);
-    parts.headers.extend(kept.into_iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone()))));
+    // No method reads other metadata: much of it does not stay in memory while the call lasts.
+    if parts.headers.values().map(HeaderValue::len).sum::<usize>() > METADATA_BYTES_KEPT
+        || parts.headers.len() > METADATA_KEPT
+    {
+        let kept = [header::CONTENT_TYPE, header::TE, header::HeaderName::from_static("grpc-encoding")];
+        let headers = std::mem::take(&mut parts.headers);
+        parts.headers.extend(kept.into_iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone()))));
+    }
     parts.extensions.insert(call.clone());
     let body = RequestBody::new(body, call.clone(), bytes_max, one_request);
     let request = Request::from_parts(parts, body);

@@ -140,7 +140,9 @@ impl Successor {
             MsgType::Cancel => Effect::Cancels(None),
             MsgType::Alert | MsgType::Ack | MsgType::Error => return None,
         };
-        let counts = header.member == original.member
+        // A cancellation is an end: neither it nor anything else is changed by what refers to it.
+        let counts = MsgType::read(&original.msg_type) != Some(MsgType::Cancel)
+            && header.member == original.member
             && header.status == original.status
             && header.topic == original.topic
             && header.handling == original.handling

@@ -58,21 +58,25 @@ fn shows(c: char) -> bool {
 /// U+2028 and U+2029.
 #[must_use]
 pub fn is_one_line(text: &str) -> bool {
-    !text.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'))
+    let graphic = |byte: &u8| matches!(byte, b' '..=b'~');
+    // Most texts are such bytes alone, and these are looked at many at a time.
+    text.as_bytes().iter().all(graphic) || !text.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'))
 }
 
 /// Whether this text holds no control characters but those that make lines and columns.
 #[must_use]
 pub fn is_plain(text: &str) -> bool {
-    !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t'))
+    let plain = |byte: &u8| matches!(byte, b' '..=b'~' | b'\n' | b'\t');
+    text.as_bytes().iter().all(plain) || !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t'))
 }
 
 /// Whether each paragraph ends what it begins of embeddings and isolates, and overrides nothing (Unicode Standard Annex #9): what stands
 /// around the text keeps its direction, and every character stands where it is read. Marks (U+200E, U+200F, U+061C) are fine.
 #[must_use]
 pub fn keeps_direction(text: &str) -> bool {
-    // UTF-8 begins each of these characters with this byte, and most texts have none of them.
-    !text.as_bytes().contains(&0xE2)
+    // UTF-8 begins each of these characters with this byte, and most texts have none.
+    text.is_ascii()
+        || !text.as_bytes().contains(&0xE2)
         || text
             .split(['\n', '\r', '\u{B}', '\u{C}', '\u{1C}', '\u{1D}', '\u{1E}', '\u{85}', '\u{2029}'])
             .all(paragraph_keeps)
