@@ -124,7 +124,8 @@ impl Api {
         Ok((Caller { path, grant }, terms))
     }
 
-    /// What a call may use. Operators' calls and publishing have reserves, which no other call can use up.
+    /// What a call may use. Operators' calls and publishing have reserves, which no other call can use up. So have calls that need no grant when
+    /// the caller has one, but only of calls: their bytes are not worth the reserves of publishing.
     fn terms(&self, path: &str, grant: &Grant, method: &'static Method) -> Result<Terms, Status> {
         let of = |spec| self.budgets.of(spec);
         let api = (of(&table::API_CALLS), of(&table::API_REQUEST_BYTES), of(&table::API_RESPONSE_BYTES));
@@ -143,7 +144,9 @@ impl Api {
             let (pace, path) = (Arc::clone(&self.pace), Arc::<str>::from(path));
             Arc::new(move |reason| pace.ended(&path, method.name, reason, Instant::now()))
         };
-        let call = calls.try_charge(&owner, class, 1).map_err(|over| {
+        let granted = !grant.roles.is_empty();
+        let call_class = if method.purpose == Purpose::Open && granted { Class::Reserved } else { class };
+        let call = calls.try_charge(&owner, call_class, 1).map_err(|over| {
             report("BUDGET");
             over_budget(&over)
         })?;
