@@ -124,8 +124,9 @@ impl Api {
         Ok((Caller { path, grant }, terms))
     }
 
-    /// What a call may use. Operators' calls and publishing have reserves, which no other call can use up. A stream of publishing holds its place
-    /// for long, whether anything comes on it or not: places of the reserve are for single calls.
+    /// What a call may use. Operators' calls and publishing have reserves, which no other call can use up. So have calls that need no grant when
+    /// the caller has one, but only of calls: their bytes are not worth the reserves of publishing. A stream of publishing holds its place for
+    /// long, whether anything comes on it or not: places of the reserve are for single calls.
     fn terms(&self, path: &str, grant: &Grant, method: &'static Method) -> Result<Terms, Status> {
         let of = |spec| self.budgets.of(spec);
         let api = (of(&table::API_CALLS), of(&table::API_REQUEST_BYTES), of(&table::API_RESPONSE_BYTES));
@@ -144,7 +145,12 @@ impl Api {
             let (pace, path) = (Arc::clone(&self.pace), Arc::<str>::from(path));
             Arc::new(move |reason| pace.ended(&path, method.name, reason, Instant::now()))
         };
-        let place = if method.one_request { class } else { Class::Ordinary };
+        let granted = !grant.roles.is_empty();
+        let place = match method.purpose {
+            Purpose::Open if granted => Class::Reserved,
+            _ if method.one_request => class,
+            _ => Class::Ordinary,
+        };
         let call = calls.try_charge(&owner, place, 1).map_err(|over| {
             report("BUDGET");
             over_budget(&over)

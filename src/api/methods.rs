@@ -30,7 +30,7 @@ pub(super) enum Purpose {
     Publish,
     /// The operators', when an operator calls.
     Operate,
-    /// What needs no grant, and gets little.
+    /// What needs no grant, and gets little; who has one finds a reserve of such calls.
     Open,
 }
 

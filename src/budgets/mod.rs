@@ -46,7 +46,7 @@ impl fmt::Display for Owner {
 pub enum Class {
     /// Everything else.
     Ordinary,
-    /// Operators, own publishing, urgent bulletins.
+    /// Operators, own publishing, urgent bulletins; of calls that need no grant, those of whoever has one.
     Reserved,
 }
 

@@ -102,9 +102,9 @@ pub static OPEN_CALLS: BudgetSpec = BudgetSpec {
     name: "open_calls",
     unit: "calls",
     of: "identity",
-    bounds: Bounds { total: 512, per_owner: 32, reserved: 0 },
+    bounds: Bounds { total: 512, per_owner: 32, reserved: 256 },
     memory_bytes: 16 << 10,
-    reason: "Whoever has a certificate may ask whether the node serves; a balancer watches each service once for each of its workers",
+    reason: "Whoever has a certificate may ask whether the node serves; a balancer watches each service once for each of its workers. The reserve is for callers with a grant",
 };
 
 /// Connections to the API.

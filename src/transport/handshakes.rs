@@ -1,11 +1,21 @@
-//! Handshakes under way: bounded in number, and the oldest of the busiest address gives way.
+//! Handshakes under way: bounded in number at each stage, and one of the busiest address gives way, whichever chance picks.
+//!
+//! Nobody is known yet, so places are kept by what a handshake has done. Many that are at one stage keep nobody out of the next: connections
+//! that say nothing cannot crowd out whoever has said something, nor can a ClientHello alone crowd out whoever has gone on since the answer.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::num::NonZero;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+
+/// So many times as many may be silent as there may be at any other stage: they cost little more than a socket, and an honest client, whose
+/// first bytes come at once, has the more time for it.
+const SILENT_FACTOR: usize = 4;
+/// So great a part of the processors computes answers to ClientHellos at once.
+const ANSWERING_PART: usize = 4;
 
 /// Where a connection comes from, as far as bounds are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,74 +40,124 @@ impl std::fmt::Display for Source {
     }
 }
 
+/// How far a handshake has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nothing came yet.
+    Silent,
+    /// Something came, and not yet a whole ClientHello.
+    Begun,
+    /// The ClientHello came, and is answered as soon as it is its turn.
+    Hello,
+    /// Something came after the answer.
+    Proceeds,
+}
+
 /// All handshakes under way on one listener.
 pub(super) struct Handshakes {
     max: usize,
     open: Mutex<Open>,
+    answering: Semaphore,
 }
 
 #[derive(Default)]
 struct Open {
     next: u64,
-    /// By number, which is by age.
-    unfinished: BTreeMap<u64, (Source, oneshot::Sender<()>)>,
+    /// By [`Stage`].
+    stages: [Vec<Place>; 4],
+}
+
+struct Place {
+    number: u64,
+    source: Source,
+    give_way: Arc<Notify>,
 }
 
 /// One handshake under way, until it is dropped.
 pub(super) struct Handshake {
     of: Arc<Handshakes>,
     number: u64,
-    crowded_out: oneshot::Receiver<()>,
+    give_way: Arc<Notify>,
 }
 
 impl Handshakes {
+    /// Places for so many at each stage.
     pub(super) fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { max: max.max(1), open: Mutex::default() })
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let answering = Semaphore::new((processors / ANSWERING_PART).max(1));
+        Arc::new(Self { max: max.max(1), open: Mutex::default(), answering })
     }
 
-    /// One more; another one gives way if there are too many.
+    /// One more, which is silent; another one gives way if there are too many.
     pub(super) fn begin(self: &Arc<Self>, source: Source) -> Handshake {
-        let (give_way, crowded_out) = oneshot::channel();
+        let give_way = Arc::new(Notify::new());
         let mut open = self.open.lock();
-        if open.unfinished.len() >= self.max
-            && let Some(victim) = open.victim()
-            && let Some((_, give_way)) = open.unfinished.remove(&victim)
-        {
-            // One that ended just now has given way already.
-            let _ = give_way.send(());
-        }
         let number = open.next;
         open.next += 1;
-        open.unfinished.insert(number, (source, give_way));
+        let place = Place { number, source, give_way: Arc::clone(&give_way) };
+        open.put(Stage::Silent, place, self.max);
         drop(open);
-        Handshake { of: Arc::clone(self), number, crowded_out }
+        Handshake { of: Arc::clone(self), number, give_way }
     }
 }
 
 impl Open {
-    /// The oldest of the source that has most.
-    fn victim(&self) -> Option<u64> {
-        let mut counts: HashMap<Source, usize> = HashMap::new();
-        for (source, _) in self.unfinished.values() {
-            *counts.entry(*source).or_default() += 1;
+    fn take(&mut self, number: u64) -> Option<Place> {
+        self.stages.iter_mut().find_map(|places| {
+            let at = places.iter().position(|place| place.number == number)?;
+            Some(places.swap_remove(at))
+        })
+    }
+
+    fn put(&mut self, stage: Stage, place: Place, max: usize) {
+        let max = if stage == Stage::Silent { max.saturating_mul(SILENT_FACTOR) } else { max };
+        let places = &mut self.stages[stage as usize];
+        if places.len() >= max
+            && let Some(victim) = victim(places)
+        {
+            places.swap_remove(victim).give_way.notify_one();
         }
-        let most = counts.values().copied().max()?;
-        self.unfinished.iter().find(|(_, (source, _))| counts.get(source) == Some(&most)).map(|(number, _)| *number)
+        places.push(place);
     }
 }
 
+/// Any one of the source that has most. Were it the oldest, whoever is far away would never get in.
+fn victim(places: &[Place]) -> Option<usize> {
+    let mut counts: HashMap<Source, usize> = HashMap::new();
+    for place in places {
+        *counts.entry(place.source).or_default() += 1;
+    }
+    let most = counts.values().copied().max()?;
+    let of_busiest = |(at, place): (usize, &Place)| (counts.get(&place.source) == Some(&most)).then_some(at);
+    let busiest: Vec<usize> = places.iter().enumerate().filter_map(of_busiest).collect();
+    let chance = getrandom::u64().unwrap_or_default() % busiest.len() as u64;
+    busiest.get(usize::try_from(chance).unwrap_or_default()).copied()
+}
+
 impl Handshake {
-    /// Returns when this one has to give way.
-    pub(super) async fn crowded_out(&mut self) {
-        if (&mut self.crowded_out).await.is_err() {
-            std::future::pending::<()>().await;
+    /// It has come so far; another one at that stage gives way if there are too many. One that gave way itself stays out.
+    pub(super) fn reaches(&self, stage: Stage) {
+        let mut open = self.of.open.lock();
+        if let Some(place) = open.take(self.number) {
+            open.put(stage, place, self.of.max);
         }
+    }
+
+    /// Returns when this one has to give way.
+    pub(super) async fn crowded_out(&self) {
+        self.give_way.notified().await;
+    }
+
+    /// Returns when the answer to its ClientHello may be computed, until what is returned is dropped. They have their turns as they came.
+    pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed.
+        self.of.answering.acquire().await.ok()
     }
 }
 
 impl Drop for Handshake {
     fn drop(&mut self) {
-        self.of.open.lock().unfinished.remove(&self.number);
+        let _ = self.of.open.lock().take(self.number);
     }
 }
 
@@ -112,22 +172,81 @@ mod tests {
         Source::of(text.parse().unwrap())
     }
 
-    fn is_out(handshake: &mut Handshake) -> bool {
-        handshake.crowded_out().now_or_never().is_some()
+    fn has_place(handshake: &Handshake) -> bool {
+        handshake.of.open.lock().stages.iter().flatten().any(|place| place.number == handshake.number)
+    }
+
+    fn places(handshakes: &[Handshake]) -> usize {
+        handshakes.iter().filter(|handshake| has_place(handshake)).count()
+    }
+
+    /// One that has come so far.
+    fn at(stage: Stage, all: &Arc<Handshakes>, from: &str) -> Handshake {
+        let handshake = all.begin(source(from));
+        handshake.reaches(stage);
+        handshake
     }
 
     #[test]
-    fn the_oldest_of_the_busiest_address_gives_way() {
+    fn one_of_the_busiest_address_gives_way() {
         let all = Handshakes::new(4);
-        let mut quiet = all.begin(source("10.0.0.1"));
-        let mut flood: Vec<_> = (0..3).map(|_| all.begin(source("10.0.0.2"))).collect();
-        let mut another = all.begin(source("10.0.0.3"));
-        assert!(is_out(&mut flood[0]) && !is_out(&mut flood[1]) && !is_out(&mut quiet) && !is_out(&mut another));
-        flood.push(all.begin(source("10.0.0.2")));
-        assert!(is_out(&mut flood[1]) && !is_out(&mut quiet) && !is_out(&mut another));
-        drop(another);
-        let mut next = all.begin(source("10.0.0.4"));
-        assert!(!is_out(&mut flood[2]) && !is_out(&mut next), "what has ended leaves room");
+        let quiet = at(Stage::Begun, &all, "10.0.0.1");
+        let flood: Vec<_> = (0..3).map(|_| at(Stage::Begun, &all, "10.0.0.2")).collect();
+        let another = at(Stage::Begun, &all, "10.0.0.3");
+        assert!(has_place(&quiet) && has_place(&another) && places(&flood) == 2);
+        let more = at(Stage::Begun, &all, "10.0.0.2");
+        assert!(has_place(&quiet) && has_place(&another) && has_place(&more) && places(&flood) == 1);
+        for handshake in &flood {
+            assert_eq!(handshake.crowded_out().now_or_never().is_none(), has_place(handshake), "it is told");
+            handshake.reaches(Stage::Hello);
+        }
+        assert_eq!(places(&flood), 1, "who gave way does not come back");
+        let next = at(Stage::Begun, &all, "10.0.0.4");
+        assert!(has_place(&more) && has_place(&next), "what has gone on leaves room");
+        drop(next);
+        let last = at(Stage::Begun, &all, "10.0.0.5");
+        assert!(has_place(&more) && has_place(&last), "so does what has ended");
+    }
+
+    #[test]
+    fn silent_connections_never_crowd_out_whoever_has_said_something() {
+        let all = Handshakes::new(8);
+        let begun = at(Stage::Begun, &all, "10.0.0.1");
+        let hello = at(Stage::Hello, &all, "10.0.0.1");
+        let own: Vec<_> = (0..80 * SILENT_FACTOR).map(|_| all.begin(source("10.0.0.1"))).collect();
+        let many: Vec<_> =
+            (0..80 * SILENT_FACTOR).map(|n| all.begin(source(&format!("10.1.{}.{}", n / 100, n % 100)))).collect();
+        assert!(has_place(&begun) && has_place(&hello));
+        assert_eq!(places(&own) + places(&many), 8 * SILENT_FACTOR);
+    }
+
+    #[test]
+    fn hellos_alone_never_crowd_out_whoever_has_gone_on() {
+        let all = Handshakes::new(8);
+        let honest = at(Stage::Proceeds, &all, "10.0.0.1");
+        let own: Vec<_> = (0..80).map(|_| at(Stage::Hello, &all, "10.0.0.1")).collect();
+        let many: Vec<_> = (0..80).map(|n| at(Stage::Hello, &all, &format!("10.0.1.{n}"))).collect();
+        assert!(has_place(&honest));
+        assert_eq!(places(&own) + places(&many), 8);
+    }
+
+    #[test]
+    fn who_takes_some_round_trips_is_not_sure_to_give_way() {
+        let all = Handshakes::new(128);
+        let slow: Vec<_> = (0..128).map(|n| at(Stage::Hello, &all, &format!("10.0.0.{n}"))).collect();
+        let _many: Vec<_> = (0..128).map(|n| at(Stage::Hello, &all, &format!("10.0.1.{n}"))).collect();
+        // By chance some 47; the odds for less than 20 are below one in a million.
+        assert!(places(&slow) >= 20, "{}", places(&slow));
+    }
+
+    #[test]
+    fn only_so_many_answers_are_computed_at_once() {
+        let all = Handshakes::new(8);
+        let handshake = at(Stage::Hello, &all, "10.0.0.1");
+        let turns: Vec<_> = std::iter::from_fn(|| handshake.turn().now_or_never()).take(1_024).collect();
+        assert!(!turns.is_empty() && turns.len() < 1_024);
+        drop(turns);
+        assert!(handshake.turn().now_or_never().is_some());
     }
 
     #[test]

@@ -37,8 +37,8 @@ const KEEP_ALIVE_WAIT: Duration = Duration::from_secs(20);
 /// What one listener carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Handshakes under way at once. One more, and the oldest of the address that has most of them is dropped: strangers who keep
-    /// handshakes open cannot keep others out.
+    /// Handshakes under way at once at each stage, and four times as many connections that have said nothing yet. One more, and one of the
+    /// address that has most of them is dropped, whichever chance picks: strangers who keep handshakes open cannot keep others out.
     pub handshakes_max: usize,
     /// Longest for one handshake.
     pub handshake_time_max: Duration,

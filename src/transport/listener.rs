@@ -1,20 +1,24 @@
 //! The served side of mutual TLS: connections that are verified, for `calls::serve`.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
+use rustls::server::Acceptor;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{Accept, LazyConfigAcceptor};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::connections::{AccessLevel, Connections, Guarded, Origin};
 use super::credentials::{Credentials, TransportError, server_config};
-use super::handshakes::{Handshakes, Source};
+use super::handshakes::{self, Handshakes, Source, Stage};
 use super::limits::{ACCEPTED_MAX, Limits};
 use super::refusal::{OnRefusal, Refusal, Refused};
 use super::thin::Line;
@@ -80,21 +84,21 @@ pub fn listen(tcp: TcpListener, listening: Listening) -> Result<ReceiverStream<i
                 }
             };
             let source = Source::of(address.ip());
-            let mut handshake = handshakes.begin(source);
+            let place = handshakes.begin(source);
             let (listening, accepted) = (Arc::clone(&listening), accepted.clone());
             tokio::spawn(async move {
                 let limit = listening.limits.handshake_time_max;
                 let shaken = tokio::select! {
                     biased;
-                    shaken = shake_hands(&listening, stream) => shaken,
-                    () = handshake.crowded_out() => {
+                    shaken = shake_hands(&listening, stream, &place) => shaken,
+                    () = place.crowded_out() => {
                         Err(Refused::new("handshake-crowded-out", "not done when too many others came"))
                     }
                     () = tokio::time::sleep(limit) => {
                         Err(Refused::new("handshake-timeout", format!("not done within {} ms", limit.as_millis())))
                     }
                 };
-                drop(handshake);
+                drop(place);
                 let admitted = shaken.and_then(|(stream, shown)| {
                     let origin = Origin { at: listening.name, address: address.to_string(), source: Some(source) };
                     let verifier = Arc::clone(&listening.verifier);
@@ -112,10 +116,10 @@ pub fn listen(tcp: TcpListener, listening: Listening) -> Result<ReceiverStream<i
 
 impl Listening {
     /// TLS of one connection, and what it will have refused.
-    fn tls(&self) -> Result<(TlsAcceptor, Arc<Handshake>), TransportError> {
+    fn tls(&self) -> Result<(Arc<ServerConfig>, Arc<Handshake>), TransportError> {
         let handshake = Arc::new(Handshake::new(Arc::clone(&self.verifier)));
         let config = server_config(Arc::clone(&handshake), self.credentials.clone())?;
-        Ok((TlsAcceptor::from(Arc::new(config)), handshake))
+        Ok((Arc::new(config), handshake))
     }
 
     fn refused(&self, address: SocketAddr, Refused { reason, detail }: Refused) {
@@ -126,13 +130,39 @@ impl Listening {
 async fn shake_hands(
     listening: &Listening,
     stream: TcpStream,
+    place: &handshakes::Handshake,
 ) -> Result<(Line<TlsStream<TcpStream>>, CertificateDer<'static>), Refused> {
-    stream.set_nodelay(true).map_err(|error| Refused::by_tls(&error))?;
-    let (acceptor, handshake) = listening.tls().map_err(|error| Refused::new("tls-handshake", error.to_string()))?;
-    let stream = acceptor.accept(stream).await.map_err(|error| handshake.refused(&error))?;
+    let by_tls = |error: io::Error| Refused::by_tls(&error);
+    stream.set_nodelay(true).map_err(by_tls)?;
+    stream.readable().await.map_err(by_tls)?;
+    place.reaches(Stage::Begun);
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(by_tls)?;
+    place.reaches(Stage::Hello);
+    let (accepting, handshake) = {
+        let _turn = place.turn().await;
+        let (config, handshake) = listening.tls().map_err(|error| Refused::new("tls-handshake", error.to_string()))?;
+        // This computes the answer.
+        (hello.into_stream(config), handshake)
+    };
+    let stream = go_on(accepting, place).await.map_err(|error| handshake.refused(&error))?;
     let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let shown = shown.ok_or_else(|| Refused::new("no-certificate", "no certificate was shown"))?;
     let shown = shown.clone().into_owned();
     let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
     Ok((Line::agreed(stream, alpn.as_deref()), shown))
+}
+
+/// A handshake from its answer to its end.
+async fn go_on(mut accepting: Accept<TcpStream>, place: &handshakes::Handshake) -> io::Result<TlsStream<TcpStream>> {
+    let mut answered = false;
+    poll_fn(|context| {
+        // Once the answer is sent, and all that came before was read, what can be read came after it.
+        let readable = |tcp: &TcpStream| tcp.poll_read_ready(context).is_ready();
+        if answered && accepting.get_ref().is_some_and(readable) {
+            place.reaches(Stage::Proceeds);
+        }
+        answered = true;
+        Pin::new(&mut accepting).poll(context)
+    })
+    .await
 }

@@ -11,6 +11,7 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response, StatusCode};
 use prost::Message;
 use tonic::{Code, Status};
+use tonic_health::pb::HealthCheckRequest;
 use tonic_types::StatusExt as _;
 
 use super::served::connected;
@@ -395,6 +396,35 @@ async fn operators_and_publishers_have_their_calls_while_others_hold_all_there_a
     drop((reader, held));
     until("all is given back", || budget.usage().used == 0).await;
     assert_eq!(code(ask(&publisher, HISTORY, &proto::HistoryRequest::default()).await).await, Code::Ok);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_with_a_grant_ask_for_health_while_those_without_hold_all_they_may() {
+    let mut world = World::start().await;
+    let budget = bounded(&mut world, &table::OPEN_CALLS, Bounds { total: 8, per_owner: 4, reserved: 4 });
+    let health = |method: &str| {
+        let request = Request::post(format!("http://node.example/grpc.health.v1.Health/{method}"));
+        request.header("content-type", "application/grpc").body(()).unwrap()
+    };
+    let question = framed(&HealthCheckRequest::default());
+    let stranger = client(&world, STRANGER, 1 << 16).await;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(begin(&stranger, health("Watch"), question.clone(), true).await);
+    }
+    until("the calls are under way", || budget.used_by(&owner(STRANGER)) == 4).await;
+    for (path, expected) in [
+        ("agency/another-stranger", Code::ResourceExhausted),
+        (OPERATOR, Code::Ok),
+        (POLICE, Code::Ok),
+        (POST, Code::Ok),
+    ] {
+        let asking = client(&world, path, 1 << 16).await;
+        let (response, _stream) = begin(&asking, health("Check"), question.clone(), true).await;
+        assert_eq!(code(response.await.unwrap()).await, expected, "{path}");
+    }
+    drop((stranger, held));
+    until("all is given back", || budget.usage().used == 0).await;
 }
 
 #[tokio::test]

@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
@@ -29,11 +28,11 @@ use crate::calls::{self, Admission, Calls, Terms};
 use crate::pki::{Authority, Issued};
 
 /// Longest for anything to come true: the machine may be busy.
-const DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 /// Live connections end so soon (DESIGN §5).
 const ENDS_WITHIN: Duration = Duration::from_secs(2);
 /// An HTTP/2 client's first bytes: preface and empty SETTINGS (RFC 9113 §3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 
 /// More connections than a test opens.
 const MANY: Bounds = Bounds { total: 10_000, per_owner: 10_000, reserved: 0 };
@@ -72,7 +71,7 @@ pub(super) struct Served {
 
 impl Served {
     /// Morocco's listener.
-    async fn start(world: &World, policy: Policy, limits: Limits) -> Self {
+    pub(super) async fn start(world: &World, policy: Policy, limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let issued = world.ma.issue("node", &["127.0.0.1".into()]).unwrap();
         Self::showing(world, &issued, folder, policy, limits, MANY).await
@@ -128,7 +127,7 @@ impl Served {
     }
 
     /// What was refused or ended, once there is so much of it.
-    async fn told(&self, count: usize) -> Vec<Refusal> {
+    pub(super) async fn told(&self, count: usize) -> Vec<Refusal> {
         until("refusals are told", || self.refusals.lock().len() >= count).await;
         std::mem::take(&mut *self.refusals.lock())
     }
@@ -203,7 +202,10 @@ impl ServerCertVerifier for Believing {
     }
 }
 
-fn client(shows: Option<&Issued>, versions: &[&'static rustls::SupportedProtocolVersion]) -> Arc<ClientConfig> {
+pub(super) fn client(
+    shows: Option<&Issued>,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> Arc<ClientConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(versions)
@@ -236,7 +238,7 @@ async fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> io::Result<T
     tokio::time::timeout(DEADLINE, connecting).await.unwrap()
 }
 
-async fn show(address: SocketAddr, issued: &Issued) -> io::Result<TlsStream<TcpStream>> {
+pub(super) async fn show(address: SocketAddr, issued: &Issued) -> io::Result<TlsStream<TcpStream>> {
     connect(address, client(Some(issued), &[&rustls::version::TLS13])).await
 }
 
@@ -435,43 +437,6 @@ async fn a_renewed_certificate_is_shown_without_a_restart() {
     served.credentials.put(read);
     assert_eq!(shown(&show(served.address, &node).await.unwrap()), der(&renewed));
     assert!(!ends(&mut before, Duration::from_millis(100)).await, "who is connected stays so");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_handshake_that_stalls_is_given_up() {
-    let world = World::new();
-    let limits = Limits { handshake_time_max: Duration::from_millis(200), ..Limits::EXCHANGE };
-    let served = Served::start(&world, Policy::Peers("ma.rabat.example".into()), limits).await;
-    let mut stalled = TcpStream::connect(served.address).await.unwrap();
-    // The beginning of a ClientHello.
-    stalled.write_all(&[22, 3, 1, 2, 0, 1]).await.unwrap();
-    let mut rest = Vec::new();
-    assert!(tokio::time::timeout(DEADLINE, stalled.read_to_end(&mut rest)).await.is_ok());
-    assert_eq!(served.refusal().await.reason, "handshake-timeout");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_half_open_connections_keep_nobody_out() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
-
-    let world = World::new();
-    // Nobody is let go for being slow: only room counts.
-    let limits = Limits { handshake_time_max: Duration::from_secs(3_600), ..Limits::EXCHANGE };
-    let served = Served::start(&world, Policy::Peers("ma.rabat.example".into()), limits).await;
-    let opening = (0..1_000).map(|_| async {
-        let mut stream = TcpStream::connect(served.address).await?;
-        stream.write_all(&[22, 3, 1, 2, 0, 1]).await?;
-        io::Result::Ok(stream)
-    });
-    let half_open: Vec<_> = join_all(opening).await.into_iter().map(Result::unwrap).collect();
-    let node = world.ly.issue("node", &[]).unwrap();
-    for _ in 0..3 {
-        show(served.address, &node).await.unwrap();
-    }
-    let told = served.told(half_open.len() - limits.handshakes_max).await;
-    assert!(told.iter().all(|refusal| refusal.reason == "handshake-crowded-out"), "{:?}", told.first());
 }
 
 #[tokio::test(flavor = "multi_thread")]
