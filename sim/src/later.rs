@@ -64,8 +64,8 @@ impl World {
             let held = |from| Ok::<_, Infallible>(not_held(log, from));
             let Ok(found) = asked.next(stand, now_ms, held, pause_ms);
             let Some(found) = found else {
-                if owner && asked.has_looked_to(size) {
-                    here.live.settled.insert(feed.clone(), (roster, size));
+                if let Some(through) = asked.settled(size).filter(|_| owner) {
+                    here.live.settled.insert(feed.clone(), (roster, through));
                 }
                 continue;
             };
