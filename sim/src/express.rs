@@ -282,6 +282,8 @@ impl World {
         if there.disk.entry(&due.feed, due.index).is_some_and(Entry::is_disclosed) {
             let overtook = due.index >= there.size(&due.feed);
             self.count(if overtook { "express in time, before the backlog" } else { "express in time" });
+        } else if there.live.quota.left_out.contains(&(due.feed.clone(), due.index)) {
+            self.count("room: urgent content left out");
         } else {
             let (feed, index) = (&due.feed, due.index);
             self.violated(due.follower, format!("{feed} {index} is urgent and waits behind a backlog"));
