@@ -276,7 +276,9 @@ impl World {
         let (here, there) = (&self.nodes[due.server], &self.nodes[due.follower]);
         let following = there.live.following.get(&due.feed);
         let same = following.is_some_and(|following| following.at == due.server && following.request == due.request);
-        if !same || (here.start, there.start) != due.starts || !here.up {
+        // Their line may have ended since.
+        let apart = self.is_severed(due.server, due.follower);
+        if !same || (here.start, there.start) != due.starts || !here.up || apart {
             return;
         }
         if there.disk.entry(&due.feed, due.index).is_some_and(Entry::is_disclosed) {

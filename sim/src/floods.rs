@@ -83,8 +83,8 @@ impl World {
         let bytes = match how {
             Flood::Large => return (0..count).map(|_| ENTRY_BYTES_MAX).collect(),
             Flood::Tiny => return vec![0; usize::try_from(count).unwrap_or_default()],
-            Flood::Share(off) => self.to_share(node).and_then(|bytes| bytes.checked_add_signed(off)),
-            Flood::Tier(off) => self.to_tier(node).and_then(|bytes| bytes.checked_add_signed(off)),
+            Flood::Share(off) => self.left_of_share(node).and_then(|bytes| bytes.checked_add_signed(off)),
+            Flood::Tier(off) => self.left_of_tier(node).and_then(|bytes| bytes.checked_add_signed(off)),
         };
         let Some(bytes) = bytes.filter(|bytes| *bytes > 0) else { return vec![ENTRY_BYTES_MAX] };
         let entries = bytes.div_ceil(ENTRY_BYTES_MAX);
@@ -104,7 +104,7 @@ impl World {
     }
 
     /// How much somebody still takes of this member, over the link where it follows it.
-    fn to_share(&mut self, node: usize) -> Option<u64> {
+    fn left_of_share(&mut self, node: usize) -> Option<u64> {
         let victim = self.victim(node)?;
         let (here, there) = (&self.nodes[node], &self.nodes[victim]);
         let following = there.live.following.get(&here.feed)?;
@@ -112,7 +112,7 @@ impl World {
     }
 
     /// How much is free at somebody above where its highest tier ends.
-    fn to_tier(&mut self, node: usize) -> Option<u64> {
+    fn left_of_tier(&mut self, node: usize) -> Option<u64> {
         let victim = self.victim(node)?;
         let (bound, free) = self.nodes[victim].free()?;
         free.checked_sub(Tier::All.leaves_free(bound.reserve_bytes) + AHEAD_BYTES)
