@@ -32,6 +32,9 @@ pub struct Asked {
     retry_at_ms: Option<u64>,
     /// The first entry that was left out because its owner had been asked.
     left_out: Option<u64>,
+    /// The peer served content from here on that was not taken, and whether this round has gone over it again since.
+    not_taken: Option<u64>,
+    goes_again: bool,
 }
 
 /// What to ask for.
@@ -102,7 +105,7 @@ impl Asked {
         }
         match self.retry_at_ms {
             Some(at) if now_ms < at => return Ok(None),
-            Some(_) => (self.cursor, self.retry_at_ms) = (0, None),
+            Some(_) => (self.cursor, self.retry_at_ms, self.goes_again) = (0, None, true),
             None => {}
         }
         let settled = if stand.owner { 0 } else { stand.settled };
@@ -153,21 +156,30 @@ impl Asked {
         }
     }
 
+    /// Of what the peer served from `first` on, content was not taken for want of room here: it has not been asked for that yet.
+    pub fn not_taken(&mut self, first: u64) {
+        self.not_taken = Some(self.not_taken.map_or(first, |before| before.min(first)));
+        self.goes_again = false;
+    }
+
     /// When to look again, if something was put off.
     #[must_use]
     pub fn retry_at_ms(&self) -> Option<u64> {
         self.retry_at_ms
     }
 
-    /// Whether everything before `size` has been looked at in this round.
+    /// Up to where the peer has given what it would, once everything before `size` has been looked at in this round.
     #[must_use]
-    pub fn has_looked_to(&self, size: u64) -> bool {
-        self.cursor >= size
+    pub fn settled(&self, size: u64) -> Option<u64> {
+        (self.cursor >= size).then(|| self.not_taken.map_or(size, |first| first.min(size)))
     }
 
     fn end_round(&mut self, size: u64, now_ms: u64, pause_ms: impl FnOnce(u32) -> u64) {
         if self.got > 0 {
             self.attempt = 0;
+        }
+        if std::mem::take(&mut self.goes_again) {
+            self.not_taken = None;
         }
         if self.wanted > self.got {
             self.put_off(now_ms, pause_ms);
@@ -329,6 +341,24 @@ mod tests {
         assert!(case.asks(true).is_empty(), "it has just said that it does not hold it");
         case.now_ms = 5_000;
         assert_eq!(case.asks(true), [1]);
+    }
+
+    #[test]
+    fn an_owner_has_not_been_asked_for_content_that_was_not_taken_of_it() {
+        let mut case = Case::new(&[Undisclosed::Withheld]);
+        assert_eq!(case.asks(true), [0]);
+        case.now_ms = 5_000;
+        assert!(case.asks(true).is_empty());
+        assert_eq!(case.asked.settled(1), Some(1));
+        case.comes(Undisclosed::NotHeld);
+        case.asked.served(1, 2, 1);
+        case.asked.not_taken(1);
+        assert!(case.asks(true).is_empty(), "not at once");
+        assert_eq!(case.asked.settled(2), Some(1), "others may be asked for it while the owner is away");
+        case.now_ms = 10_000;
+        assert_eq!(case.asks(true), [1]);
+        assert!(case.asks(true).is_empty());
+        assert_eq!(case.asked.settled(2), Some(2), "now it has been");
     }
 
     #[test]

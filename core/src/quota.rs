@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::bulletin::Urgent;
 use crate::names::Member;
 
 /// Time in which a whole share comes back.
@@ -38,12 +39,49 @@ pub enum Tier {
     All,
 }
 
+/// What is to be committed, as far as room is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// An own entry, and how urgent it is.
+    Publish(Option<Urgent>),
+    /// Entries that continue a feed, as digests at least.
+    Append,
+    /// Content that comes later, or ahead of its feed's order.
+    Content,
+    /// Answers and the like.
+    Notes,
+}
+
+/// Content on its way to a member.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// The member to which it comes.
+    pub me: &'a Member,
+    /// The member whose feed it is of.
+    pub owner: &'a Member,
+    /// The member over whose link it comes.
+    pub bringer: &'a Member,
+}
+
 impl Tier {
     /// Each tier with how much must be free for it, in eighths of the reserve, the lowest last: above the reserve there is as much again in which
     /// nothing but own entries is committed.
     const EIGHTHS: [(Self, u64); 4] = [(Self::All, 16), (Self::Digests, 12), (Self::Own, 8), (Self::Urgent, 2)];
     /// The part that answers, rosters, revocation lists and cursors leave free, in eighths.
     const NOTES_EIGHTHS: u64 = 4;
+
+    /// The lowest tier at which this is committed. `own`: it is of this member's own feeds.
+    #[must_use]
+    pub fn needed(want: Want, own: bool) -> Self {
+        match want {
+            Want::Publish(Some(Urgent::Actual)) => Self::Urgent,
+            Want::Publish(_) => Self::Own,
+            Want::Append | Want::Content if own => Self::Own,
+            Want::Append => Self::Digests,
+            Want::Content => Self::All,
+            Want::Notes => Self::Notes,
+        }
+    }
 
     /// The tier at `free_bytes`, where it was `before`: a better one begins a little later than it ended, or it would come and go each second.
     #[must_use]
@@ -136,18 +174,17 @@ impl Shares {
         });
     }
 
+    /// Whether content is taken in this tier: own content always, that of others while there is room for everything and for both
+    /// members' shares. It is counted then.
+    pub fn admit(&mut self, tier: Tier, source: Source<'_>, bytes: u64, urgent: Option<Urgent>) -> bool {
+        let Source { me, owner, bringer } = source;
+        owner == me || tier == Tier::All && self.take(owner, bringer, bytes, urgent == Some(Urgent::Actual))
+    }
+
     /// Whether content of so many bytes of `owner`'s feeds, which `bringer` sends, is taken; it is counted then. `urgent`: it is urgent and
     /// Actual.
     pub fn take(&mut self, owner: &Member, bringer: &Member, bytes: u64, urgent: bool) -> bool {
-        let fits = |taken: u64, shares: u64| {
-            let limit = share(self.whole(), self.percent, shares);
-            let limit = if urgent { limit.saturating_add(limit / URGENT_PART) } else { limit };
-            taken.saturating_add(bytes) <= limit
-        };
-        let of = |member: &Member| self.members.get(member);
-        if !fits(of(owner).map_or(0, |taken| taken.own), 1)
-            || !fits(of(bringer).map_or(0, |taken| taken.brought), RELAY_SHARES)
-        {
+        if self.left(owner, bringer, urgent).is_none_or(|left| bytes > left) {
             return false;
         }
         let own = &mut self.members.entry(owner.clone()).or_default().own;
@@ -156,6 +193,20 @@ impl Shares {
         *brought = brought.saturating_add(bytes);
         self.room = self.room.saturating_sub(bytes);
         true
+    }
+
+    /// How many bytes of `owner`'s feeds are taken of `bringer` now; `None` if either is beyond its share.
+    #[must_use]
+    pub fn left(&self, owner: &Member, bringer: &Member, urgent: bool) -> Option<u64> {
+        let left = |taken: u64, shares: u64| {
+            let limit = share(self.whole(), self.percent, shares);
+            let limit = if urgent { limit.saturating_add(limit / URGENT_PART) } else { limit };
+            limit.checked_sub(taken)
+        };
+        let of = |member: &Member| self.members.get(member);
+        let own = left(of(owner).map_or(0, |taken| taken.own), 1)?;
+        let brought = left(of(bringer).map_or(0, |taken| taken.brought), RELAY_SHARES)?;
+        Some(own.min(brought))
     }
 
     /// So many entries were committed as digests, for [`Self::take`] said no. The member that is over its share; true if that is news.
@@ -170,6 +221,13 @@ impl Shares {
         let over = taken.over.get_or_insert(Over { since_ms, entries: 0 });
         over.entries = over.entries.saturating_add(entries);
         (member.clone(), news)
+    }
+
+    /// Whether content may be asked for in this tier: what could not be taken is not asked for.
+    #[must_use]
+    pub fn may_ask_in(&self, tier: Tier, source: Source<'_>) -> bool {
+        let Source { me, owner, bringer } = source;
+        if owner == me { tier >= Tier::Own } else { tier == Tier::All && self.may_ask(owner, bringer) }
     }
 
     /// Whether neither of them is over its share, so that content may be asked for.
@@ -339,6 +397,40 @@ mod tests {
             urgent += 1;
         }
         assert_eq!(urgent, 25);
+    }
+
+    #[test]
+    fn a_share_is_taken_to_the_last_byte_and_not_beyond() {
+        let mut disk = Disk::of(1_000 * MIB);
+        let tn = member("tn");
+        assert_eq!(disk.shares.left(&tn, &tn, false), Some(250 * MIB));
+        assert!(disk.brings("tn", "tn", 250 * MIB - 1));
+        assert!(!disk.shares.take(&tn, &tn, 2, false));
+        assert!(disk.brings("tn", "tn", 1) && !disk.brings("tn", "tn", 1));
+        assert_eq!(disk.shares.left(&tn, &tn, false), Some(0));
+        let urgent = disk.shares.left(&tn, &tn, true).unwrap();
+        assert!(disk.shares.take(&tn, &tn, urgent, true));
+        assert_eq!(disk.shares.left(&tn, &tn, false), None);
+    }
+
+    #[test]
+    fn own_content_is_always_taken_and_that_of_others_in_the_highest_tier_only() {
+        let mut shares = Shares::new(SHARE_PERCENT);
+        shares.look(100, 0);
+        let (ly, tn) = (member("ly"), member("tn"));
+        let own = Source { me: &ly, owner: &ly, bringer: &tn };
+        assert!(shares.admit(Tier::Own, own, 1_000, None) && shares.may_ask_in(Tier::Own, own));
+        assert!(!shares.may_ask_in(Tier::Urgent, own));
+        let others = Source { owner: &tn, ..own };
+        assert!(!shares.admit(Tier::Digests, others, 1, None) && !shares.may_ask_in(Tier::Digests, others));
+        assert!(shares.may_ask_in(Tier::All, others));
+        assert!(
+            !shares.admit(Tier::All, others, 26, None) && shares.admit(Tier::All, others, 26, Some(Urgent::Actual))
+        );
+        assert_eq!(Tier::needed(Want::Publish(Some(Urgent::Other)), true), Tier::Own);
+        assert_eq!(Tier::needed(Want::Publish(Some(Urgent::Actual)), true), Tier::Urgent);
+        assert_eq!([true, false].map(|own| Tier::needed(Want::Append, own)), [Tier::Own, Tier::Digests]);
+        assert_eq!([true, false].map(|own| Tier::needed(Want::Content, own)), [Tier::Own, Tier::All]);
     }
 
     #[test]

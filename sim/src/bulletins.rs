@@ -18,18 +18,31 @@ pub(crate) struct Bulletin {
     pub(crate) facts: Facts,
 }
 
+/// Nothing is odd about it.
+const ORDINARY: u64 = 23;
 /// What makes a bulletin urgent: urgency and severity.
 const URGENT: [(&str, &str); 3] = [("Immediate", "Minor"), ("Expected", "Extreme"), ("Immediate", "Extreme")];
 
-/// A bulletin of member `by` with this id, `alert`: an urgent one at any rate. The same content from the same numbers, whatever the salt.
+/// Which bulletin.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted {
+    pub(crate) id: u64,
+    /// An urgent one at any rate.
+    pub(crate) alert: bool,
+    /// One for everybody, and so much longer.
+    pub(crate) flood: Option<usize>,
+}
+
+/// A bulletin of member `by`. The same content from the same numbers, whatever the salt.
 pub(crate) fn bulletin(
     random: &mut Random,
     exchange: &Exchange,
     by: usize,
     version: u64,
-    (id, alert): (u64, bool),
+    wanted: Wanted,
     salt: [u8; 16],
 ) -> Bulletin {
+    let Wanted { id, alert, flood } = wanted;
     let count = exchange.members.len();
     let group = random.index(GROUPS.len());
     let label = random.index(LABELS.len());
@@ -40,6 +53,8 @@ pub(crate) fn bulletin(
         to.push(random.index(count));
     }
     let oddity = random.below(24);
+    let (label, oddity) = if flood.is_some() { (0, ORDINARY) } else { (label, oddity) };
+    to.retain(|_| flood.is_none());
     let named = if oddity == 3 { random.index(count) } else { by };
     let urgent = alert || random.chance(18);
     let actual = random.chance(60);
@@ -75,7 +90,8 @@ pub(crate) fn bulletin(
         severity: severity.to_owned(),
         ..proto::Header::default()
     };
-    let envelope = envelope::encode(&header, &proto::Body::default(), salt);
+    let body = proto::Body { certainty: "x".repeat(flood.unwrap_or(0)), ..proto::Body::default() };
+    let envelope = envelope::encode(&header, &body, salt);
     let envelope = if exchange.natures[by].newer { newer::envelope(&envelope) } else { envelope };
     Bulletin { envelope, facts }
 }

@@ -52,7 +52,7 @@ struct Check<'a> {
 }
 
 /// All entries that a node holds, in order and ahead of it.
-fn held(node: &Node) -> impl Iterator<Item = (&FeedId, u64, &Entry)> {
+pub(crate) fn held(node: &Node) -> impl Iterator<Item = (&FeedId, u64, &Entry)> {
     let logs = node
         .disk
         .logs

@@ -23,6 +23,7 @@ impl World {
     pub(crate) fn commit(&mut self, node: usize) {
         self.check_bounds(node);
         let work = std::mem::take(&mut self.nodes[node].live.waiting);
+        let work = self.with_room(node, work);
         if work.is_empty() {
             return;
         }
@@ -96,6 +97,8 @@ impl World {
         for fault in &done.faults {
             self.violated(node, fault);
         }
+        done.reached.iter().for_each(|what| self.count(what));
+        self.check_room(node);
         self.model.seen[node].forks.extend(self.nodes[node].disk.forks.keys().cloned());
     }
 
@@ -110,15 +113,20 @@ impl World {
     /// There is no room: whoever waits is told so, and the node goes on.
     fn refuse_commit(&mut self, node: usize, work: Vec<Work>) {
         self.count("commit refused: disk full");
-        for work in work {
-            match work {
-                Work::Batch(batch, ..) => self.follow_anew(node, &batch.feed, 30),
-                Work::Fill(_, peer, number) => self.put_off(node, peer, number),
-                Work::Fork(feed, _) => drop(self.nodes[node].live.stopped.remove(&feed)),
-                // It waits for its turn.
-                Work::Express(..) => self.count("express refused: disk full"),
-                Work::Publish(..) | Work::Name(..) | Work::Roster(_) | Work::Acknowledge(_) => {}
+        work.into_iter().for_each(|work| self.refuse_work(node, work));
+    }
+
+    pub(crate) fn refuse_work(&mut self, node: usize, work: Work) {
+        match work {
+            Work::Batch(batch, ..) => self.follow_anew(node, &batch.feed, 30),
+            Work::Fill(_, peer, number) => self.put_off(node, peer, number),
+            Work::Fork(feed, _) => drop(self.nodes[node].live.stopped.remove(&feed)),
+            // It waits for its turn.
+            Work::Express(express) => {
+                self.count("express refused: disk full");
+                self.nodes[node].live.quota.left_out.insert((express.feed, express.index));
             }
+            Work::Publish(..) | Work::Name(..) | Work::Roster(_) | Work::Acknowledge(_) => {}
         }
     }
 
@@ -199,6 +207,10 @@ impl World {
         }
         for (feed, from, number, got) in done.filled {
             self.filled(node, &feed, from, number, got);
+        }
+        for (from, number) in done.over_share {
+            self.count("room: content that came later, beyond a share");
+            self.put_off(node, from, number);
         }
         if done.rosters > 0 {
             self.roster_adopted(node);

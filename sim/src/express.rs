@@ -276,12 +276,16 @@ impl World {
         let (here, there) = (&self.nodes[due.server], &self.nodes[due.follower]);
         let following = there.live.following.get(&due.feed);
         let same = following.is_some_and(|following| following.at == due.server && following.request == due.request);
-        if !same || (here.start, there.start) != due.starts || !here.up {
+        // Their line may have ended since.
+        let apart = self.is_severed(due.server, due.follower);
+        if !same || (here.start, there.start) != due.starts || !here.up || apart {
             return;
         }
         if there.disk.entry(&due.feed, due.index).is_some_and(Entry::is_disclosed) {
             let overtook = due.index >= there.size(&due.feed);
             self.count(if overtook { "express in time, before the backlog" } else { "express in time" });
+        } else if there.live.quota.left_out.contains(&(due.feed.clone(), due.index)) {
+            self.count("room: urgent content left out");
         } else {
             let (feed, index) = (&due.feed, due.index);
             self.violated(due.follower, format!("{feed} {index} is urgent and waits behind a backlog"));

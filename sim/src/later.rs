@@ -12,6 +12,7 @@ use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 use barid_core::provide;
+use barid_core::quota::Source;
 use bytes::Bytes;
 
 use crate::live::Request;
@@ -60,12 +61,24 @@ impl World {
             let settled = settled.map_or(0, |(_, through)| *through);
             let stand =
                 Stand { size, roster, settled, owner, own: feed.member == here.me, everything: here.topics.is_empty() };
-            let asked = here.live.asked.entry((peer, feed.clone())).or_default();
+            let key = (peer, feed.clone());
+            let asked = here.live.asked.entry(key.clone()).or_default();
+            let quota = &mut here.live.quota;
+            let source = Source { me: &here.me, owner: &feed.member, bringer: &self.exchange.members[peer] };
+            let never = self.mutation == Some(Mutation::NeverBackfill) && quota.barred.contains(&key);
+            // What could not be taken is not asked for.
+            if never || !quota.shares.may_ask_in(quota.tier, source) {
+                quota.barred.insert(key);
+                continue;
+            }
+            if quota.barred.remove(&key) {
+                asked.retry_now();
+            }
             let held = |from| Ok::<_, Infallible>(not_held(log, from));
             let Ok(found) = asked.next(stand, now_ms, held, pause_ms);
             let Some(found) = found else {
-                if owner && asked.has_looked_to(size) {
-                    here.live.settled.insert(feed.clone(), (roster, size));
+                if let Some(through) = asked.settled(size).filter(|_| owner) {
+                    here.live.settled.insert(feed.clone(), (roster, through));
                 }
                 continue;
             };

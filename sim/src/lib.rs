@@ -1,7 +1,7 @@
 //! Seeded simulator over `barid-core`: an exchange of two to fifty members on a network that loses, delays, repeats, reorders and
 //! damages messages and falls apart, one way too, and on which some pairs never reach each other; nodes that crash at every point of a
-//! commit, whose disks fail or are full, whose stores are lost or come back from an old backup, whose clocks jump; rosters that change;
-//! nodes of a later version; members that leak, withhold, say nothing, send garbage or sign two histories. Then everything heals, and
+//! commit, whose disks fail, are full or have bounds, whose stores are lost or come back from an old backup, whose clocks jump; rosters that change;
+//! nodes of a later version; members that leak, withhold, say nothing, send garbage or sign two histories, or flood the disks of others. Then everything heals, and
 //! what must hold is checked, beside a reference model that shares no decision with core.
 //!
 //! In scope: that follower, provider, feeds, rosters, audience and what is asked for later together keep the promises
@@ -16,6 +16,7 @@ mod defects;
 mod epochs;
 mod exchange;
 mod express;
+mod floods;
 mod forks;
 mod later;
 mod liars;
@@ -27,6 +28,7 @@ mod newer;
 mod node;
 mod plan;
 mod random;
+mod room;
 mod serve;
 mod shrink;
 mod talk;

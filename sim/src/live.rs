@@ -13,6 +13,7 @@ use barid_core::names::FeedId;
 use barid_core::relay::{Behind, Relay};
 
 use crate::node::Work;
+use crate::room::Quota;
 
 /// Works that may wait for the next commit.
 pub(crate) const QUEUE_MAX: usize = 24;
@@ -119,6 +120,7 @@ pub(crate) struct Live {
     /// Own feeds that peers hold more of.
     pub(crate) fetching: BTreeMap<FeedId, Fetch>,
     pub(crate) read_to: u64,
+    pub(crate) quota: Quota,
 }
 
 impl Live {

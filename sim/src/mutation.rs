@@ -112,4 +112,14 @@ mutations! {
     IgnoreTwoEntries,
     /// What is asked for is wanted in full by the newest roster only.
     DiscloseByNewestRoster,
+    /// Members take what they like of a disk.
+    NoShares,
+    /// A relay is not charged for what it brings.
+    RelayForNothing,
+    /// Whatever comes is committed while anything is free.
+    NoTiers,
+    /// What is urgent has no part of the reserve to itself.
+    UrgentLikeAny,
+    /// What is not asked for while a member is over its share is never asked for.
+    NeverBackfill,
 }

@@ -28,6 +28,7 @@ use crate::exchange::Nature;
 use crate::express::{ROOM, ROOM_FOR_ALL, urgent_of};
 use crate::live::Live;
 use crate::model::Place;
+use crate::room::Bound;
 
 /// One place of a feed, as it is held.
 #[derive(Clone)]
@@ -173,8 +174,10 @@ pub(crate) struct Followed {
     pub(crate) request: u64,
     /// Entries that it told of.
     pub(crate) served: Range<u64>,
-    /// Of these, whose content the sender lacked.
+    /// Of these, whose content the sender lacked, or was not taken.
     pub(crate) lacks: u64,
+    /// Whether content was not taken.
+    pub(crate) reduced: bool,
 }
 
 /// What a commit made true.
@@ -200,6 +203,10 @@ pub(crate) struct Committed {
     pub(crate) signed: bool,
     /// What is to be cosigned.
     pub(crate) complete: Vec<SignedCheckpoint>,
+    /// Content that came later and is not taken now: from whom, under which request.
+    pub(crate) over_share: Vec<(usize, u64)>,
+    /// What of interest was reached.
+    pub(crate) reached: Vec<&'static str>,
     /// What must never happen.
     pub(crate) faults: Vec<String>,
 }
@@ -212,6 +219,8 @@ pub(crate) struct Node {
     /// Its clock, in seconds from the right one.
     pub(crate) clock: i64,
     pub(crate) disk: Disk,
+    /// What the disk has room for; nothing: for everything.
+    pub(crate) bound: Option<Bound>,
     pub(crate) backup: Option<Disk>,
     pub(crate) mark: Option<Mark>,
     /// The epoch that it has been said to be in doubt about.
@@ -237,6 +246,7 @@ impl Node {
             topics: Vec::new(),
             clock: 0,
             disk: Disk::new(first_roster.clone()),
+            bound: None,
             backup: None,
             mark: None,
             doubt: None,
@@ -371,7 +381,7 @@ impl Node {
 
     fn apply_batch(
         &mut self,
-        batch: VerifiedBatch,
+        mut batch: VerifiedBatch,
         from: usize,
         request: u64,
         mutation: Option<Mutation>,
@@ -392,6 +402,7 @@ impl Node {
             done.another.push(((feed, index), true, shown));
             return;
         }
+        let reduced = self.reduce(&mut batch, mutation, done);
         let own = feed.member == self.me;
         let lacking = |entry: &&VerifiedEntry| matches!(entry.content, VerifiedContent::Undisclosed(reason) if is_missing(reason, own));
         let lacks = batch.entries.iter().filter(lacking).count() as u64;
@@ -431,7 +442,7 @@ impl Node {
             done.complete.push(batch.checkpoint);
         }
         let served = batch.first..batch.frontier.size();
-        done.followed.push(Followed { feed, from, request, served, lacks });
+        done.followed.push(Followed { feed, from, request, served, lacks, reduced });
     }
 
     /// Nothing is said of what is held already, or waits for its turn.
@@ -441,7 +452,12 @@ impl Node {
         let of_this_sort = |(_, ahead): &(u64, &Ahead)| urgent_of(&ahead.entry) == express.urgent;
         let (size, count) = (self.size(&express.feed), self.disk.ahead_of(&express.feed).filter(of_this_sort).count());
         let room = if mutation == Some(Mutation::UnboundedExpress) { ROOM_FOR_ALL } else { ROOM };
-        let admission = admit(&express, size, held, count, &room);
+        let mut admission = admit(&express, size, held, count, &room);
+        let (bytes, members) = (express.envelope().map_or(0, Bytes::len), (&place.0.member, &express.provider));
+        if admission == Admission::Hold && !self.takes(members, bytes, express.urgent, mutation, done) {
+            self.live.quota.left_out.insert(place.clone());
+            admission = Admission::Full;
+        }
         let VerifiedExpress { entry, checkpoint, proof, .. } = express;
         let digest = entry.digest;
         done.expressed.push((place.clone(), digest, admission));
@@ -473,6 +489,13 @@ impl Node {
         done: &mut Committed,
     ) {
         let twice = mutation == Some(Mutation::FillTwice);
+        let lacks = |index| self.disk.entry(&fills.feed, index).is_some_and(|entry| !entry.is_disclosed());
+        let bytes = fills.entries.iter().filter(|fill| lacks(fill.index)).map(|fill| fill.envelope.len()).sum();
+        let members = (&fills.feed.member, &fills.provider);
+        if !self.takes(members, bytes, None, mutation, done) {
+            self.reduced(members, 0, mutation);
+            return done.over_share.push((from, request));
+        }
         let Some(log) = self.disk.logs.get_mut(&fills.feed) else { return };
         let mut filled = 0;
         for fill in fills.entries {

@@ -1,10 +1,12 @@
 //! What is planned for a run: what members do, and what goes wrong. All of it comes from the seed before anything happens, so that any part of it
 //! can be left out, and a failing run be shrunk to what it takes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::exchange::Exchange;
+use crate::floods::Flood;
 use crate::random::Random;
+use crate::room::Bound;
 
 /// Until then everything can go wrong.
 pub(crate) const TROUBLE: u64 = 2_000;
@@ -87,6 +89,16 @@ pub(crate) enum Planned {
     Garbage {
         node: usize,
     },
+    /// A member floods.
+    Flood {
+        node: usize,
+        first_id: u64,
+        count: u64,
+        how: Flood,
+        urgent: bool,
+    },
+    /// Some pairs never reach each other again.
+    Sever,
 }
 
 /// What is planned, in order, and what each node is told at its beginning.
@@ -96,12 +108,16 @@ pub(crate) struct Plan {
     pub(crate) narrow: BTreeSet<usize>,
     /// Bulletins that are urgent at any rate.
     pub(crate) alerts: BTreeSet<u64>,
+    /// Disks with bounds.
+    pub(crate) bounds: BTreeMap<usize, Bound>,
 }
 
 impl Plan {
-    pub(crate) fn new(random: &mut Random, exchange: &Exchange) -> Self {
+    pub(crate) fn new(seed: u64, exchange: &Exchange) -> Self {
+        let random = &mut Random::new(seed, 2);
         let count = exchange.members.len();
-        let mut plan = Self { events: Vec::new(), narrow: BTreeSet::new(), alerts: BTreeSet::new() };
+        let mut plan =
+            Self { events: Vec::new(), narrow: BTreeSet::new(), alerts: BTreeSet::new(), bounds: BTreeMap::new() };
         let mut ids = 0;
         // Large exchanges publish less each.
         let busy = (200 / count as u64).clamp(4, 25);
@@ -123,6 +139,7 @@ impl Plan {
             let span = TROUBLE / exchange.last_version();
             plan.at(span * (version - 1) + random.below(span / 2), Planned::Roster { version });
         }
+        plan.floods(&mut Random::new(seed, 4), exchange, &mut ids);
         plan.events.sort_by_key(|(at, _)| *at);
         plan
     }
@@ -207,7 +224,7 @@ impl Plan {
         }
     }
 
-    fn at(&mut self, at: u64, planned: Planned) {
+    pub(crate) fn at(&mut self, at: u64, planned: Planned) {
         self.events.push((at, planned));
     }
 }

@@ -39,7 +39,7 @@ pub fn whole(seed: u64, mutation: Option<Mutation>) -> Option<Shrunk> {
 
 fn shrink_in(seed: u64, mutation: Option<Mutation>, runs_max: u32) -> Option<Shrunk> {
     let exchange = Exchange::new(&mut Random::new(seed, 1));
-    let plan = Plan::new(&mut Random::new(seed, 2), &exchange);
+    let plan = Plan::new(seed, &exchange);
     let mut without: BTreeSet<usize> = BTreeSet::new();
     let mut violations = run_without(seed, mutation, &without).violations;
     if violations.is_empty() {

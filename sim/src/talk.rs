@@ -317,7 +317,7 @@ impl World {
 
     /// A batch is durable: whoever sent it may send the next.
     pub(crate) fn stored(&mut self, node: usize, done: &Followed) {
-        let Followed { feed, from, request, served, lacks } = done;
+        let Followed { feed, from, request, served, lacks, reduced } = done;
         let (now, size) = (self.now, self.nodes[node].size(feed));
         let live = &mut self.nodes[node].live;
         if let Some(following) = live.following.get_mut(feed).filter(|following| following.request == *request) {
@@ -328,7 +328,11 @@ impl World {
         if let Some(fetch) = live.fetching.get_mut(feed) {
             fetch.since = now;
         }
-        live.asked.entry((*from, feed.clone())).or_default().served(served.start, served.end, *lacks);
+        let asked = live.asked.entry((*from, feed.clone())).or_default();
+        asked.served(served.start, served.end, *lacks);
+        if *reduced {
+            asked.not_taken(served.start);
+        }
         self.send(node, *from, Frame::Stored(proto::Stored { feed: feed.to_string(), size }));
         if feed.member == self.nodes[node].me {
             self.count("own feed taken back");

@@ -10,10 +10,11 @@ use barid_core::envelope;
 use barid_core::feed::checkpoint::SignedCheckpoint;
 use bytes::Bytes;
 
-use crate::bulletins::bulletin;
+use crate::bulletins::{Wanted, bulletin};
 use crate::coverage::Coverage;
 use crate::exchange::{Exchange, feed_key};
 use crate::express::{Due, ROOM, urgent_of};
+use crate::floods::{Flooded, ROOM_IS_MADE};
 use crate::live::{Gate, Live};
 use crate::model::Model;
 use crate::node::{Disk, Mark, Node, Work};
@@ -49,6 +50,7 @@ pub(crate) enum Event {
     /// An operator runs the recovery, for this time.
     Recover(usize, u32),
     Heal,
+    MakeRoom,
     Look,
     Due(Due),
     /// From, to, the starts of both, and an encoded frame.
@@ -83,6 +85,8 @@ pub(crate) struct World {
     /// Newest arrival on each way: what comes after it in time was overtaken.
     pub(crate) sent: HashMap<(usize, usize), u64>,
     pub(crate) publishers: BTreeMap<u64, Publisher>,
+    /// What members flood with, by id.
+    pub(crate) flooded: BTreeMap<u64, Flooded>,
     pub(crate) disk_faults: Vec<VecDeque<DiskFault>>,
     /// Frames that a member may send again.
     pub(crate) overheard: VecDeque<Bytes>,
@@ -99,7 +103,7 @@ impl World {
     /// The run of a seed; without what is planned at the places `without`.
     pub(crate) fn new(seed: u64, mutation: Option<Mutation>, without: &BTreeSet<usize>) -> Self {
         let exchange = Exchange::new(&mut Random::new(seed, 1));
-        let plan = Plan::new(&mut Random::new(seed, 2), &exchange);
+        let plan = Plan::new(seed, &exchange);
         let count = exchange.members.len();
         let first = exchange
             .chain
@@ -124,6 +128,7 @@ impl World {
             severed: BTreeSet::new(),
             sent: HashMap::new(),
             publishers: BTreeMap::new(),
+            flooded: BTreeMap::new(),
             disk_faults: vec![VecDeque::new(); count],
             overheard: VecDeque::new(),
             verified: HashMap::new(),
@@ -145,12 +150,16 @@ impl World {
             if world.plan.narrow.contains(&node) {
                 world.nodes[node].topics = vec!["customs.>".parse().expect("a filter")];
             }
+            world.nodes[node].bound = world.plan.bounds.get(&node).copied();
             let at = world.random.below(TICK);
             world.at(at, Event::Tick(node));
             world.begin_feed(node);
             world.start(node);
         }
         world.at(TROUBLE, Event::Heal);
+        if !world.plan.bounds.is_empty() {
+            world.at(ROOM_IS_MADE, Event::MakeRoom);
+        }
         world
     }
 
@@ -230,6 +239,7 @@ impl World {
             Event::Tick(node) => {
                 self.at(self.now + TICK, Event::Tick(node));
                 if self.nodes[node].up {
+                    self.look_for_room(node);
                     self.tick(node);
                     self.check_bounds(node);
                     self.deliver(node);
@@ -245,6 +255,7 @@ impl World {
             }
             Event::Recover(node, tries) => self.recover(node, tries),
             Event::Heal => self.heal(),
+            Event::MakeRoom => self.make_room(),
             Event::Look => self.look(),
             Event::Due(due) => self.due(&due),
             Event::Arrive(from, to, starts, frame) if self.nodes[to].up && self.starts(from, to) == starts => {
@@ -299,6 +310,8 @@ impl World {
             }
             Planned::Fork { node } => self.fork(node),
             Planned::Garbage { node } => self.garbage(node),
+            Planned::Flood { node, first_id, count, how, urgent } => self.flood(node, (first_id, count), how, urgent),
+            Planned::Sever => self.sever(),
         }
     }
 
@@ -324,6 +337,7 @@ impl World {
             self.nodes[peer].live.linked.remove(&node);
             self.forget_link(peer, node);
         }
+        self.look_for_room(node);
         self.open_feed(node);
         self.at(self.now + LONE_START, Event::LoneStart(node, start));
     }
@@ -381,9 +395,14 @@ impl World {
         self.model.restored(node, from_backup, cursor);
     }
 
-    fn publish(&mut self, node: usize, id: u64) {
+    pub(crate) fn publish(&mut self, node: usize, id: u64) {
         self.publishers.insert(id, Publisher { node, tries: 0 });
         self.try_to_publish(id);
+    }
+
+    /// What a bulletin's content is drawn from.
+    pub(crate) fn content_of(&self, id: u64) -> Random {
+        Random::new(self.seed, 1_000 + id)
     }
 
     /// A publisher repeats itself, with its id, until it is answered.
@@ -406,9 +425,11 @@ impl World {
             return;
         }
         let version = here.disk.chain.newest().version();
-        let (mut content, salt) = (Random::new(self.seed, 1_000 + id), self.random.bytes());
-        let bulletin =
-            bulletin(&mut content, &self.exchange, node, version, (id, self.plan.alerts.contains(&id)), salt);
+        let (mut content, salt) = (self.content_of(id), self.random.bytes());
+        let flooded = self.flooded.get(&id);
+        let alert = flooded.map_or_else(|| self.plan.alerts.contains(&id), |flooded| flooded.urgent);
+        let wanted = Wanted { id, alert, flood: flooded.map(|flooded| flooded.padding) };
+        let bulletin = bulletin(&mut content, &self.exchange, node, version, wanted, salt);
         let digest = envelope::digest(&bulletin.envelope);
         self.note("publish", node, &digest.0);
         let header = envelope::header_of(&bulletin.envelope).ok().map(std::sync::Arc::new);

@@ -6,13 +6,10 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use barid_core::bulletin::{Urgent, urgent};
 use barid_core::feed::tree::Frontier;
 use barid_core::follow::{VerifiedBatch, VerifiedContent};
 use barid_core::limits::BATCH_ENTRIES_MAX;
-use barid_core::names::{Member, Undisclosed};
-use barid_core::proto;
-use bytes::Bytes;
+use barid_core::names::Undisclosed;
 use tokio::sync::oneshot;
 
 use super::release::Release;
@@ -31,7 +28,7 @@ impl Writer {
     pub(super) fn take_append(
         &self,
         group: &mut Group,
-        batch: VerifiedBatch,
+        mut batch: VerifiedBatch,
         reply: oneshot::Sender<Result<Appended, CommitFailure>>,
         permit: Permit,
     ) {
@@ -44,8 +41,7 @@ impl Writer {
                 return;
             }
         };
-        let whole = self.shared.takes_content(&batch.feed.member, &batch.provider, batch.envelope_bytes(), None);
-        let VerifiedBatch { feed, provider, first, entries, frontier, checkpoint, consistency_proof, .. } = batch;
+        let (feed, first) = (batch.feed.clone(), batch.first);
         let own = owns(&self.shared.feed.member, &feed);
         // Its own feed a node takes from others only where it does not continue it itself.
         let continued = feed == self.shared.feed
@@ -55,7 +51,7 @@ impl Writer {
             return;
         }
         let ahead: Vec<u64> = {
-            let end = first.saturating_add(entries.len() as u64);
+            let end = first.saturating_add(batch.entries.len() as u64);
             self.shared
                 .store
                 .ahead(&feed, first..end)
@@ -71,21 +67,19 @@ impl Writer {
             return;
         }
         group.commit.displaced.extend(displaced.into_iter().map(|index| (feed.clone(), index)));
-        let (mut new, mut reduced) = (Vec::with_capacity(entries.len()), 0);
+        // Counted only now that it is committed, and without what was counted when it came ahead of the order.
+        let provider = batch.provider.clone();
+        let takes = |bytes, urgent| self.shared.takes_content(&feed.member, &provider, bytes, urgent);
+        let reduced = batch.reduce(|index| ahead.binary_search(&index).is_ok(), takes).len() as u64;
+        let VerifiedBatch { entries, frontier, checkpoint, consistency_proof, .. } = batch;
+        let mut new = Vec::with_capacity(entries.len());
         for (index, entry) in (first..).zip(entries) {
             let content = match entry.content {
                 // What came ahead of the order is held in full, whatever comes now.
                 _ if ahead.binary_search(&index).is_ok() => Content::Undisclosed(Undisclosed::NotHeld),
-                VerifiedContent::Disclosed { envelope, header }
-                    if whole || self.takes_urgent(&feed.member, &provider, &envelope, header.as_deref()) =>
-                {
+                VerifiedContent::Disclosed { envelope, header } => {
                     group.bytes += envelope.len();
                     Content::Disclosed { envelope, header }
-                }
-                VerifiedContent::Disclosed { .. } => {
-                    reduced += 1;
-                    note_not_held(&mut progress.not_held, index, Undisclosed::NotHeld);
-                    Content::Undisclosed(Undisclosed::NotHeld)
                 }
                 VerifiedContent::Undisclosed(reason) => {
                     if !own {
@@ -127,18 +121,6 @@ impl Writer {
         }
         group.edges.insert(feed, frontier);
         group.releases.push(Release::Append { reply, appended: Appended { size, reduced }, _permit: permit });
-    }
-
-    /// Whether one entry of a batch whose content is not taken is taken all the same: it is urgent.
-    fn takes_urgent(
-        &self,
-        owner: &Member,
-        provider: &Member,
-        envelope: &Bytes,
-        header: Option<&proto::Header>,
-    ) -> bool {
-        let urgent = header.and_then(urgent).filter(|urgent| *urgent == Urgent::Actual);
-        urgent.is_some() && self.shared.takes_content(owner, provider, envelope.len(), urgent)
     }
 
     pub(super) fn take_fill(

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use barid_core::bulletin::Urgent;
 use barid_core::names::Member;
-use barid_core::quota::{Over, Tier};
+use barid_core::quota::{Over, Source, Tier, Want};
 use tokio::sync::watch;
 
 use super::queue::urgency;
@@ -51,13 +51,9 @@ impl Committer {
     /// Whether content of `owner`'s feeds may be asked of `peer`: there is room, and both are within their share.
     #[must_use]
     pub fn may_ask(&self, owner: &Member, peer: &Member) -> bool {
-        let me = &self.shared.feed.member;
         let tier = *self.shared.tier.borrow();
-        if owner == me {
-            tier >= Tier::Own
-        } else {
-            tier == Tier::All && self.shared.shares.lock().may_ask(owner, peer)
-        }
+        let source = Source { me: &self.shared.feed.member, owner, bringer: peer };
+        self.shared.shares.lock().may_ask_in(tier, source)
     }
 
     /// Members that have brought more than their share, and whose entries are committed as digests for now.
@@ -82,9 +78,9 @@ impl Committer {
 impl Shared {
     /// Counts content of `owner`'s feeds that `bringer` has sent; false where it is to be committed as a digest.
     pub(super) fn takes_content(&self, owner: &Member, bringer: &Member, bytes: usize, urgent: Option<Urgent>) -> bool {
-        *owner == self.feed.member
-            || *self.tier.borrow() == Tier::All
-                && self.shares.lock().take(owner, bringer, bytes as u64, urgent == Some(Urgent::Actual))
+        let tier = *self.tier.borrow();
+        let source = Source { me: &self.feed.member, owner, bringer };
+        self.shares.lock().admit(tier, source, bytes as u64, urgent)
     }
 
     /// Counts entries that were committed as digests.
@@ -161,15 +157,13 @@ impl Writer {
     /// Why work is not tried, for want of room.
     pub(super) fn has_no_room(&self, work: &Work) -> Option<CommitFailure> {
         let me = &self.shared.feed.member;
-        let of = |owner: &Member, others| if owner == me { Tier::Own } else { others };
         let needed = match work {
-            Work::Publish(..) if urgency(work) == Some(Urgent::Actual) => Tier::Urgent,
-            Work::Publish(..) => Tier::Own,
-            Work::Append(batch, ..) => of(&batch.feed.member, Tier::Digests),
-            Work::Fill(filling, ..) => of(&filling.fills.feed.member, Tier::All),
-            Work::Express(express, ..) => of(&express.feed.member, Tier::All),
+            Work::Publish(..) => Tier::needed(Want::Publish(urgency(work)), true),
+            Work::Append(batch, ..) => Tier::needed(Want::Append, owns(me, &batch.feed)),
+            Work::Fill(filling, ..) => Tier::needed(Want::Content, owns(me, &filling.fills.feed)),
+            Work::Express(express, ..) => Tier::needed(Want::Content, owns(me, &express.feed)),
             // Answers and the like are tried all the same: a part of the reserve is theirs.
-            Work::Keep(..) | Work::Stop(_) => Tier::Notes,
+            Work::Keep(..) | Work::Stop(_) => Tier::needed(Want::Notes, true),
         };
         if *self.shared.tier.borrow() >= needed {
             return None;

@@ -111,8 +111,11 @@ impl Gaps {
             let not_held = |from| store.not_held_from(&feed, from, FILL_RANGES_MAX);
             let stand = Stand { size, roster, settled, owner, own: feed.member == *me, everything };
             let found = asked.next(stand, now_ms, not_held, pause_ms)?;
-            if found.is_none() && owner && asked.has_looked_to(size) {
-                self.settled.lock().insert(feed.clone(), Settled { roster, through: size });
+            if found.is_none()
+                && owner
+                && let Some(through) = asked.settled(size)
+            {
+                self.settled.lock().insert(feed.clone(), Settled { roster, through });
             }
             due = due.into_iter().chain(asked.retry_at_ms()).min();
             self.asked.lock().insert(key, asked);
@@ -138,6 +141,11 @@ impl Gaps {
     /// A batch of `peer` has become durable, which told of the entries from `first` on up to `end`. `lacked` of these it did not hold.
     pub(crate) fn served(&self, peer: &Member, feed: &FeedId, first: u64, end: u64, lacked: u64) {
         self.with(peer, feed, |asked| asked.served(first, end, lacked));
+    }
+
+    /// Of a batch of `peer`'s from `first` on content was not taken for want of room.
+    pub(crate) fn not_taken(&self, peer: &Member, feed: &FeedId, first: u64) {
+        self.with(peer, feed, |asked| asked.not_taken(first));
     }
 
     /// Up to where the owner of a feed was asked under this roster.

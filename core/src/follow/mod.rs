@@ -14,6 +14,7 @@ mod express;
 mod fault;
 mod fill;
 mod forks;
+mod reduce;
 #[cfg(test)]
 mod tests;
 mod two_entries;
@@ -155,11 +156,7 @@ impl VerifiedBatch {
     /// Bytes of the envelopes in it.
     #[must_use]
     pub fn envelope_bytes(&self) -> usize {
-        let bytes = |entry: &VerifiedEntry| match &entry.content {
-            VerifiedContent::Disclosed { envelope, .. } => envelope.len(),
-            VerifiedContent::Undisclosed(_) => 0,
-        };
-        self.entries.iter().map(bytes).sum()
+        self.entries.iter().map(VerifiedEntry::envelope_bytes).sum()
     }
 }
 

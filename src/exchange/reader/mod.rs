@@ -438,6 +438,9 @@ impl Reader {
                 follower.succeeded();
                 self.progress(&feed, size, Some(size));
                 self.shared.gaps.served(&self.peer, &feed, first, size, lacks);
+                if reduced > 0 {
+                    self.shared.gaps.not_taken(&self.peer, &feed, first);
+                }
                 if lacks > 0 {
                     self.shared.new_gaps.send_modify(|count| *count += 1);
                 }
