@@ -1,8 +1,8 @@
 //! Whether a certificate is fit for everything that it is used for here.
 //!
-//! In scope: what a certificate says of itself: key, basic constraints, key usages, name constraints, validity (RFC 5280 section 4.2.1,
-//! X509-SVID section 4). One judge for all who ask: nodes of their own certificate and of a peer's, governors of authorities, the command
-//! line. Out of scope: whom it names, who signed it, and whether it was revoked (transport).
+//! In scope: what a certificate says of itself: key, basic constraints, key usages, name constraints, critical extensions, validity (RFC
+//! 5280 section 4.2, X509-SVID section 4). One judge for all who ask: nodes of their own certificate and of a peer's, governors of
+//! authorities, the command line. Out of scope: whom it names, who signed it and how, and whether it was revoked (transport).
 
 use std::fmt;
 
@@ -10,8 +10,10 @@ use pbjson_types::Timestamp;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, KeyUsage, NameConstraints, ParsedExtension};
 use x509_parser::oid_registry::{
-    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_NIST_EC_P521, OID_PKCS1_RSAENCRYPTION,
-    OID_SIG_ED25519,
+    OID_CT_LIST_SCT, OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_NIST_EC_P521,
+    OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519, OID_X509_EXT_BASIC_CONSTRAINTS, OID_X509_EXT_CRL_DISTRIBUTION_POINTS,
+    OID_X509_EXT_EXTENDED_KEY_USAGE, OID_X509_EXT_KEY_USAGE, OID_X509_EXT_NAME_CONSTRAINTS,
+    OID_X509_EXT_SUBJECT_ALT_NAME,
 };
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
@@ -76,6 +78,17 @@ pub enum Unfit {
     /// An extension that cannot be read, or that is there twice.
     #[error("its extensions cannot be read: {0}")]
     Extensions(String),
+    /// A critical extension that our verifier does not process.
+    #[error(
+        "its extension {0} is critical, which no extension may be but basic constraints, key usage, extended key usage, name constraints, subject alternative name, CRL distribution points and certificate timestamps"
+    )]
+    Critical(String),
+    /// Signed with an algorithm that our verifier does not know.
+    #[error("it is signed with {0}, not with RSA, ECDSA or Ed25519 and SHA-256, SHA-384 or SHA-512")]
+    SignatureAlgorithm(String),
+    /// An authority that names itself as its issuer, with a signature that is not its own.
+    #[error("it names itself as its issuer, but its own key has not signed it")]
+    OwnSignature,
     /// An older X.509.
     #[error("it is not an X.509 certificate of version 3")]
     Version,
@@ -128,6 +141,7 @@ pub fn check(der: &[u8], purpose: Purpose) -> Result<Validity, Unfit> {
     if certificate.version() != X509Version::V3 {
         return Err(Unfit::Version);
     }
+    check_critical(&certificate)?;
     let unparsed = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
         ParsedExtension::ParseError { .. } => Some(extension.oid.to_id_string()),
         _ => None,
@@ -157,6 +171,25 @@ pub fn first_der(text: &str) -> Option<Vec<u8>> {
     let text = text.trim_start().trim_start_matches('\u{feff}');
     let pem = Pem::iter_from_buffer(text.as_bytes()).next()?.ok()?;
     (pem.label == LABEL).then_some(pem.contents)
+}
+
+/// RFC 5280 section 4.2: a certificate is refused for a critical extension that is not processed. These are what the verifier
+/// (rustls-webpki) processes; policies and TLS features are not among them.
+fn check_critical(certificate: &X509Certificate<'_>) -> Result<(), Unfit> {
+    let processed = [
+        OID_X509_EXT_BASIC_CONSTRAINTS,
+        OID_X509_EXT_KEY_USAGE,
+        OID_X509_EXT_EXTENDED_KEY_USAGE,
+        OID_X509_EXT_NAME_CONSTRAINTS,
+        OID_X509_EXT_SUBJECT_ALT_NAME,
+        OID_X509_EXT_CRL_DISTRIBUTION_POINTS,
+        OID_CT_LIST_SCT,
+    ];
+    let mut critical = certificate.extensions().iter().filter(|extension| extension.critical);
+    match critical.find(|extension| !processed.contains(&extension.oid)) {
+        Some(unknown) => Err(Unfit::Critical(unknown.oid.to_id_string())),
+        None => Ok(()),
+    }
 }
 
 fn unread(error: &dyn fmt::Display) -> Unfit {
@@ -246,5 +279,40 @@ impl fmt::Display for Utc {
             Some(time) => time.fmt(f),
             None => write!(f, "Unix second {}", self.0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const AUTHORITY: &str = include_str!("roster/vectors/authority.pem");
+    /// Object identifiers below 2.5.29, DER: key usage, which the authority has as critical, and subject key identifier, which it has not.
+    const KEY_USAGE: [u8; 5] = [0x06, 0x03, 0x55, 0x1d, 15];
+    const KEY_IDENTIFIER: [u8; 5] = [0x06, 0x03, 0x55, 0x1d, 14];
+
+    /// The authority with another extension in the place of one that it has. Its signature, which is not looked at here, is wrong then.
+    fn renamed(extension: [u8; 5], arc: u8) -> Vec<u8> {
+        let mut der = first_der(AUTHORITY).unwrap();
+        let places: Vec<usize> = (0..der.len()).filter(|at| der[*at..].starts_with(&extension)).collect();
+        assert_eq!(places.len(), 1);
+        der[places[0] + 4] = arc;
+        der
+    }
+
+    #[test]
+    fn critical_extension_that_the_verifier_does_not_process_is_named() {
+        assert!(check_pem(AUTHORITY, Purpose::Authority).is_ok());
+        // Private, issuer alternative name, certificate policies, policy mappings, policy constraints, inhibit anyPolicy.
+        for arc in [99, 18, 32, 33, 36, 54] {
+            for purpose in [Purpose::Authority, Purpose::Node, Purpose::Client] {
+                let unfit = check(&renamed(KEY_USAGE, arc), purpose).unwrap_err();
+                assert_eq!(unfit, Unfit::Critical(format!("2.5.29.{arc}")), "{purpose:?}");
+                assert!(unfit.to_string().contains("critical"), "{unfit}");
+            }
+        }
+        // What is not critical may be unknown.
+        assert!(check(&renamed(KEY_IDENTIFIER, 99), Purpose::Authority).is_ok());
     }
 }

@@ -1,18 +1,24 @@
 //! `barid cert check`: whether a certificate is fit for all that it is used for, before anybody depends on it.
 //!
-//! In scope: the judgement that nodes and governors make (`core::certificate`), and when it is valid. Out of scope: who signed it, and
-//! revocation, which depend on a roster and on lists.
+//! In scope: the judgement that nodes and governors make (`core::certificate`, `transport`): what it is made for, whom it names, that the
+//! verifier reads it, and when it is valid. Out of scope: whether an authority of the roster signed it, and revocation, which depend on a
+//! roster and on lists.
 
 use std::path::PathBuf;
 
-use barid_core::certificate::{self, Purpose};
+use barid_core::certificate::{self, Purpose, Unfit, Validity};
 use clap::{Args, ValueEnum};
 use pbjson_types::Timestamp;
+use rustls::pki_types::CertificateDer;
 use serde_json::json;
+use x509_parser::error::X509Error;
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::tls::{certificates, spiffe_id};
+use super::tls::certificates;
 use super::{Context, Exit, Failure, say, times};
 use crate::clock;
+use crate::transport::{self, NO_URI, SpiffeId};
 
 /// Which, and what for.
 #[derive(Debug, Args)]
@@ -49,6 +55,76 @@ impl Use {
             Self::Authority => Purpose::Authority,
         }
     }
+
+    /// What its SPIFFE ID says; without a URI an authority's.
+    fn by_name(certificate: &CertificateDer<'_>) -> Self {
+        match transport::named(certificate) {
+            Ok(id) if id.is_node() => Self::Node,
+            Err(refused) if refused.reason == NO_URI => Self::Authority,
+            // With a URI that is no SPIFFE ID, or two of them, it is nobody's; that is what will be said of it.
+            Ok(_) | Err(_) => Self::Person,
+        }
+    }
+}
+
+/// Why a certificate is not fit for its use.
+#[derive(Debug, thiserror::Error)]
+enum NotFit {
+    /// By what it is made for.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    /// Nodes do not read it, or it does not name one SPIFFE ID.
+    #[error("{0}")]
+    Refused(String),
+    /// It names a person or system.
+    #[error("it names {0}, not a node: a node's path is `node`")]
+    NotNode(SpiffeId),
+    /// It names a node.
+    #[error("it names {0}, a node, not a person or system: their path is another one than `node`")]
+    IsNode(SpiffeId),
+}
+
+/// Judges it for one use; when it is valid is left to the caller.
+fn judge(certificate: &CertificateDer<'_>, used: Use) -> Result<Validity, NotFit> {
+    if used == Use::Authority {
+        return judge_authority(certificate).map_err(NotFit::from);
+    }
+    let validity = certificate::check(certificate, used.purpose())?;
+    let id = transport::examine(certificate).map_err(|refused| NotFit::Refused(refused.detail))?;
+    match used {
+        Use::Node if !id.is_node() => Err(NotFit::NotNode(id)),
+        Use::Person if id.is_node() => Err(NotFit::IsNode(id)),
+        _ => Ok(validity),
+    }
+}
+
+/// Judges an authority's certificate as governors do before they sign for it; when it is valid is left to the caller.
+///
+/// # Errors
+/// [`Unfit`] with the first reason found.
+pub(super) fn judge_authority(certificate: &CertificateDer<'_>) -> Result<Validity, Unfit> {
+    let validity = transport::examine_authority(certificate)?;
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| Unfit::Unreadable)?;
+    match is_self_signed(&parsed).then(|| parsed.verify_signature(None)) {
+        Some(Err(X509Error::SignatureVerificationError)) => Err(Unfit::OwnSignature),
+        // A signature that cannot be verified here is not judged: nodes do not look at it.
+        _ => Ok(validity),
+    }
+}
+
+/// Whether a certificate says that its own key signed it. One that an authority's key signs for its next key has the same names (RFC 5280
+/// section 3.2, self-issued), and tells the keys apart.
+fn is_self_signed(certificate: &X509Certificate<'_>) -> bool {
+    let (mut own, mut issuer) = (None, None);
+    for extension in certificate.extensions() {
+        match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(id) => own = Some(id.0),
+            ParsedExtension::AuthorityKeyIdentifier(id) => issuer = id.key_identifier.as_ref().map(|id| id.0),
+            _ => {}
+        }
+    }
+    let by_another = own.zip(issuer).is_some_and(|(own, issuer)| own != issuer);
+    certificate.subject().as_raw() == certificate.issuer().as_raw() && !by_another
 }
 
 pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> {
@@ -56,16 +132,11 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
     let Some(certificate) = chain.first() else {
         return Err(Failure::usage("identity-unusable").path(&args.file));
     };
-    let by_name = || match spiffe_id(certificate) {
-        Some(id) if id.ends_with("/node") => Use::Node,
-        Some(_) => Use::Person,
-        None => Use::Authority,
-    };
-    let used = args.purpose.unwrap_or_else(by_name);
+    let used = args.purpose.unwrap_or_else(|| Use::by_name(certificate));
     let now = i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX);
-    let judged = certificate::check(certificate, used.purpose());
+    let judged =
+        judge(certificate, used).and_then(|validity| validity.at(now).map(|()| validity).map_err(NotFit::from));
     let validity = judged
-        .and_then(|validity| validity.at(now).map(|()| validity))
         .map_err(|unfit| Failure::new("cert-unfit").path(&args.file).with("purpose", used.as_str()).because(&unfit))?;
     let path = args.file.display().to_string();
     let written = |seconds| times::seconds(Some(&Timestamp { seconds, nanos: 0 }));
@@ -88,18 +159,43 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use rcgen::ExtendedKeyUsagePurpose;
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    use rcgen::{
+        BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+        KeyUsagePurpose, SanType,
+    };
 
     use super::*;
     use crate::cli::messages::{Lang, Messages};
     use crate::cli::output::Output;
     use crate::pki::Authority;
 
+    /// The judgement in one language: what was written, or the words of the failure.
+    fn checked(pem: &str, purpose: Option<Use>, lang: Lang) -> Result<String, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("x.pem");
+        std::fs::write(&file, pem).unwrap();
+        let (output, captured) = Output::captured(false);
+        let context = Context::new(Messages::new(lang), output, None);
+        match run(&context, &CheckArgs { file, purpose }) {
+            Ok(exit) => {
+                assert_eq!(exit, Exit::Ok);
+                let text = String::from_utf8(captured.lock().clone()).unwrap();
+                assert!(text.contains("x.pem"), "{text}");
+                Ok(text)
+            }
+            Err(failure) => {
+                assert_eq!((failure.id(), failure.exit_code()), ("cert-unfit", Exit::Failure));
+                Err(failure.to_string())
+            }
+        }
+    }
+
     #[test]
     fn certificate_is_judged_for_what_its_identity_says_or_for_what_is_asked() {
-        let folder = tempfile::tempdir().unwrap();
         let authority = Authority::new("ma.rabat.example").unwrap();
-        let server_only = |params: &mut rcgen::CertificateParams| {
+        let server_only = |params: &mut CertificateParams| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         };
         let issue = |path: &str| authority.issue(path, &[]).unwrap().certificate;
@@ -108,31 +204,148 @@ mod tests {
             (authority.certificate(), None, Ok("authority")),
             (issue("node"), None, Ok("node")),
             (issue("focal-point/a"), None, Ok("person")),
-            (issue("node"), Some(Use::Person), Ok("person")),
+            (issue("focal-point/node"), None, Ok("person")),
+            (issue("node"), Some(Use::Node), Ok("node")),
+            (issue("focal-point/a"), Some(Use::Person), Ok("person")),
+            (issue("node"), Some(Use::Person), Err("spiffe://ma.rabat.example/node, a node")),
+            (issue("focal-point/a"), Some(Use::Node), Err("spiffe://ma.rabat.example/focal-point/a, not a node")),
             (issue("node"), Some(Use::Authority), Err("CA true")),
             (authority.certificate(), Some(Use::Node), Err("CA true")),
             (unfit, None, Err("clientAuth")),
         ];
         for (pem, purpose, expected) in cases {
-            let file = folder.path().join("x.pem");
-            std::fs::write(&file, pem).unwrap();
             for lang in Lang::ALL {
-                let (output, captured) = Output::captured(false);
-                let context = Context::new(Messages::new(lang), output, None);
-                let result = run(&context, &CheckArgs { file: file.clone(), purpose });
-                match expected {
-                    Ok(used) => {
-                        assert_eq!(result.unwrap(), Exit::Ok);
-                        let text = String::from_utf8(captured.lock().clone()).unwrap();
-                        assert!(text.contains(used) && text.contains("x.pem"), "{text}");
-                    }
-                    Err(words) => {
-                        let failure = result.unwrap_err();
-                        assert_eq!((failure.id(), failure.exit_code()), ("cert-unfit", Exit::Failure));
-                        assert!(failure.to_string().contains(words), "{failure}");
-                    }
+                match (checked(&pem, purpose, lang), expected) {
+                    (Ok(text), Ok(used)) => assert!(text.contains(used), "{text}"),
+                    (Err(text), Err(words)) => assert!(text.contains(words), "{words}: {text}"),
+                    (found, expected) => panic!("{expected:?}: {found:?}"),
                 }
             }
         }
+    }
+
+    type Change = Box<dyn FnOnce(&mut CertificateParams)>;
+
+    fn extension(oid: &'static [u64], content: &'static [u8], critical: bool) -> Change {
+        Box::new(move |params: &mut CertificateParams| {
+            let mut extension = CustomExtension::from_oid_content(oid, content.to_vec());
+            extension.set_criticality(critical);
+            params.custom_extensions.push(extension);
+        })
+    }
+
+    fn critical(oid: &'static [u64], content: &'static [u8]) -> Change {
+        extension(oid, content, true)
+    }
+
+    /// DER of a NULL; certificatePolicies of 1.2.3; policyConstraints that require a policy; a TLS feature, status_request (RFC 7633).
+    const UNKNOWN: (&[u64], &[u8]) = (&[1, 3, 6, 1, 4, 1, 99_999, 1], &[0x05, 0x00]);
+    const POLICIES: (&[u64], &[u8]) = (&[2, 5, 29, 32], &[0x30, 0x06, 0x30, 0x04, 0x06, 0x02, 0x2a, 0x03]);
+    const POLICY_CONSTRAINTS: (&[u64], &[u8]) = (&[2, 5, 29, 36], &[0x30, 0x03, 0x80, 0x01, 0x00]);
+    const TLS_FEATURE: (&[u64], &[u8]) = (&[1, 3, 6, 1, 5, 5, 7, 1, 24], &[0x30, 0x03, 0x02, 0x01, 0x05]);
+
+    fn named(uris: &'static [&'static str]) -> Change {
+        Box::new(move |params: &mut CertificateParams| {
+            params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
+        })
+    }
+
+    #[test]
+    fn what_every_node_refuses_is_not_fit() {
+        let authority = Authority::new("ma.rabat.example").unwrap();
+        let cases: [(Change, &str); 9] = [
+            (critical(UNKNOWN.0, UNKNOWN.1), "1.3.6.1.4.1.99999.1 is critical"),
+            (critical(POLICY_CONSTRAINTS.0, POLICY_CONSTRAINTS.1), "2.5.29.36 is critical"),
+            (critical(POLICIES.0, POLICIES.1), "2.5.29.32 is critical"),
+            (critical(TLS_FEATURE.0, TLS_FEATURE.1), "1.3.6.1.5.5.7.1.24 is critical"),
+            (named(&[]), "names no SPIFFE ID"),
+            (
+                named(&["spiffe://ma.rabat.example/node", "spiffe://ma.rabat.example/focal-point/x"]),
+                "more than one URI",
+            ),
+            (named(&["spiffe://ma.rabat.example/focal-point/x"]), "focal-point/x, not a node"),
+            (named(&["https://ma.rabat.example/node"]), "`https://ma.rabat.example/node` is no SPIFFE ID"),
+            (named(&["spiffe://ma.rabat.example"]), "`spiffe://ma.rabat.example` is no SPIFFE ID"),
+        ];
+        for (change, words) in cases {
+            let pem = authority.issue_changed("node", change).unwrap().certificate;
+            let failure = checked(&pem, Some(Use::Node), Lang::En).unwrap_err();
+            assert!(failure.contains(words), "{words}: {failure}");
+        }
+        let unknown = extension(UNKNOWN.0, UNKNOWN.1, false);
+        let pem = authority.issue_changed("node", unknown).unwrap().certificate;
+        assert!(checked(&pem, Some(Use::Node), Lang::En).is_ok());
+        // Without --for, the fault is told as well.
+        let pem = authority.issue_changed("node", named(&["https://ma.rabat.example/node"])).unwrap().certificate;
+        assert!(checked(&pem, None, Lang::En).unwrap_err().contains("is no SPIFFE ID"));
+        let pem = authority.issue_changed("node", |_| ()).unwrap().certificate;
+        assert!(checked(&pem, None, Lang::En).is_ok());
+    }
+
+    /// The certificate with these bytes of its DER replaced wherever they are.
+    fn patched(pem: &str, from: &[u8], to: &[u8]) -> String {
+        let mut der = certificate::first_der(pem).unwrap();
+        let places: Vec<usize> = (0..der.len()).filter(|at| der[*at..].starts_with(from)).collect();
+        assert!(!places.is_empty());
+        for at in places {
+            der[at..at + to.len()].copy_from_slice(to);
+        }
+        written(&der)
+    }
+
+    fn written(der: &[u8]) -> String {
+        let text = STANDARD.encode(der);
+        let lines: Vec<&str> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    }
+
+    #[test]
+    fn signature_of_an_algorithm_that_no_node_verifies_is_not_fit() {
+        // ecdsa-with-SHA256 and ecdsa-with-SHA224 (RFC 5758 section 3.2).
+        let sha256 = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
+        let sha224 = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x01];
+        let authority = Authority::new("ma.rabat.example").unwrap();
+        for (path, used) in [("node", Use::Node), ("focal-point/a", Use::Person)] {
+            let pem = patched(&authority.issue(path, &[]).unwrap().certificate, &sha256, &sha224);
+            let failure = checked(&pem, Some(used), Lang::En).unwrap_err();
+            assert!(failure.contains("signed with 1.2.840.10045.4.3.1"), "{failure}");
+        }
+        // Nodes do not look at the signature of an authority.
+        let pem = patched(&authority.certificate(), &sha256, &sha224);
+        assert!(checked(&pem, Some(Use::Authority), Lang::En).is_ok());
+    }
+
+    #[test]
+    fn authority_is_judged_as_governors_judge_it() {
+        let changed = |change: Change| Authority::changed("ma.rabat.example", change).unwrap().certificate();
+        for (oid, content) in [UNKNOWN, POLICIES, POLICY_CONSTRAINTS, TLS_FEATURE] {
+            let failure = checked(&changed(critical(oid, content)), Some(Use::Authority), Lang::En).unwrap_err();
+            assert!(failure.contains("is critical"), "{failure}");
+            assert!(checked(&changed(extension(oid, content, false)), Some(Use::Authority), Lang::En).is_ok());
+        }
+        let authority = Authority::new("ma.rabat.example").unwrap();
+        let mut der = certificate::first_der(&authority.certificate()).unwrap();
+        *der.last_mut().unwrap() ^= 1;
+        let failure = checked(&written(&der), None, Lang::En).unwrap_err();
+        assert!(failure.contains("its own key has not signed it"), "{failure}");
+    }
+
+    #[test]
+    fn authority_that_another_key_of_its_name_signed_says_so_or_is_not_fit() {
+        let params = |tells_keys_apart| {
+            let mut params = CertificateParams::new(Vec::new()).unwrap();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            params.use_authority_key_identifier_extension = tells_keys_apart;
+            params
+        };
+        let key = || KeyPair::generate().unwrap();
+        let by_another = |tells_keys_apart| {
+            let issuer = Issuer::new(params(true), key());
+            let pem = params(tells_keys_apart).signed_by(&key(), &issuer).unwrap().pem();
+            checked(&pem, Some(Use::Authority), Lang::En)
+        };
+        assert!(by_another(true).is_ok());
+        assert!(by_another(false).unwrap_err().contains("its own key has not signed it"));
     }
 }

@@ -10,6 +10,8 @@ use super::handshakes::Source;
 
 /// Reason of a certificate that is not fit for all that it is used for.
 pub const UNSUITABLE: &str = "unsuitable";
+/// Reason of a certificate without a URI among its names.
+pub const NO_URI: &str = "no-uri-san";
 
 /// Told of every refused or ended connection.
 pub type OnRefusal = Arc<dyn Fn(&Refusal) + Send + Sync>;
@@ -68,7 +70,7 @@ impl Refused {
                 CertificateError::ApplicationVerificationFailure
             }
             // bad_certificate.
-            "malformed" | "no-uri-san" | "many-uri-sans" | "not-spiffe" => CertificateError::BadEncoding,
+            "malformed" | NO_URI | "many-uri-sans" | "not-spiffe" => CertificateError::BadEncoding,
             // unsupported_certificate.
             UNSUITABLE => CertificateError::InvalidPurpose,
             // certificate_unknown.
@@ -119,9 +121,10 @@ fn told_by_alert(alert: AlertDescription) -> String {
         }
         AlertDescription::AccessDenied => ("access_denied", "it is not for this listener"),
         AlertDescription::BadCertificate => ("bad_certificate", "it does not name one SPIFFE ID"),
-        AlertDescription::UnsupportedCertificate => {
-            ("unsupported_certificate", "its key usage, extended key usage, basic constraints or key are not a node's")
-        }
+        AlertDescription::UnsupportedCertificate => (
+            "unsupported_certificate",
+            "its key usage, extended key usage, basic constraints, critical extensions or key are not a node's",
+        ),
         AlertDescription::CertificateUnknown => ("certificate_unknown", "their log says why"),
         other => return format!("the other end ends the handshake: {other:?}"),
     };

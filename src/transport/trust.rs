@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use barid_core::certificate::{self, Purpose, Unfit};
+use barid_core::certificate::{self, Purpose, Unfit, Validity};
 use barid_core::names::Member;
 use barid_core::roster::{MemberEntry, Roster};
 use rustls::pki_types::{CertificateDer, TrustAnchor};
@@ -106,8 +106,7 @@ impl Authority {
     /// Whether it is valid now is not looked at: the roster keeps it in force, and its end is an alarm.
     fn read(pem: &str) -> Result<Self, Unfit> {
         let certificate = CertificateDer::from(certificate::first_der(pem).ok_or(Unfit::Unreadable)?);
-        let validity = certificate::check(&certificate, Purpose::Authority)?;
-        let anchor = webpki::anchor_from_trusted_cert(&certificate).map_err(|_| Unfit::Unreadable)?.to_owned();
+        let (anchor, validity) = anchor(&certificate).map(|(anchor, validity)| (anchor.to_owned(), validity))?;
         Ok(Self { anchor, validity: (validity.not_before, validity.not_after), certificate })
     }
 
@@ -119,6 +118,20 @@ impl Authority {
     fn key(&self) -> &[u8] {
         &self.anchor.subject_public_key_info
     }
+}
+
+/// Judges an authority's certificate as a node does that finds it in its roster. Whether it is valid now is left open.
+///
+/// # Errors
+/// [`Unfit`] with the first reason found.
+pub fn examine_authority(certificate: &CertificateDer<'_>) -> Result<Validity, Unfit> {
+    anchor(certificate).map(|(_, validity)| validity)
+}
+
+fn anchor<'a>(certificate: &'a CertificateDer<'a>) -> Result<(TrustAnchor<'a>, Validity), Unfit> {
+    let validity = certificate::check(certificate, Purpose::Authority)?;
+    let anchor = webpki::anchor_from_trusted_cert(certificate).map_err(|_| Unfit::Unreadable)?;
+    Ok((anchor, validity))
 }
 
 /// Name and public key of an authority, DER.

@@ -1,12 +1,13 @@
 //! The one verification, used by both directions and again for live connections.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use barid_core::certificate::{self, Purpose};
+use barid_core::certificate::{self, Purpose, Unfit};
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, Der, ServerName, TrustAnchor, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, PeerIncompatible, SignatureScheme};
 use time::OffsetDateTime;
@@ -15,7 +16,7 @@ use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, RevocationOptionsBuilder
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::refusal::{Refused, UNSUITABLE};
+use super::refusal::{NO_URI, Refused, UNSUITABLE};
 use super::revocation::{List, RevocationLists};
 use super::trust::{Authority, PeerIdentity, SpiffeId, Trust};
 
@@ -70,12 +71,7 @@ impl Verifier {
         if seconds > not_after {
             return Err(Refused::new("expired", format!("{spiffe} was valid until {}", rfc3339(not_after))));
         }
-        // For every use, not only for this one: a certificate that is good for half of them would be an outage found later.
-        let purpose = if spiffe.is_node() { Purpose::Node } else { Purpose::Client };
-        certificate::check(end_entity, purpose)
-            .map_err(|unfit| Refused::new(UNSUITABLE, format!("the certificate of {spiffe}: {unfit}")))?;
-        let certificate =
-            EndEntityCert::try_from(end_entity).map_err(|error| Refused::new("malformed", error.to_string()))?;
+        let certificate = parse_fit(end_entity, &spiffe)?;
         let mut refused = None;
         for authority in &domain.authorities {
             let list = self.lists.of(&authority.id());
@@ -165,6 +161,71 @@ pub fn validity(certificate: &CertificateDer<'_>) -> Option<(i64, i64)> {
     Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
+/// Whom a node's or a person's certificate names, whether or not it is fit.
+///
+/// # Errors
+/// [`Refused`] if it does not name exactly one SPIFFE ID.
+pub fn named(end_entity: &CertificateDer<'_>) -> Result<SpiffeId, Refused> {
+    read(end_entity).map(|(spiffe, _, _)| spiffe)
+}
+
+/// Judges a node's or a person's certificate as [`Verifier::identify`] does, as far as it alone can be judged, and says whom it names.
+/// Whether it is valid now, who has signed it and whether it was revoked are left open.
+///
+/// # Errors
+/// [`Refused`] with a stable reason.
+pub fn examine(end_entity: &CertificateDer<'_>) -> Result<SpiffeId, Refused> {
+    let (spiffe, not_before, _) = read(end_entity)?;
+    let parsed = parse_fit(end_entity, &spiffe)?;
+    let begun = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(not_before).unwrap_or_default()));
+    match try_path(end_entity, &parsed, begun) {
+        Ok(()) => Ok(spiffe),
+        Err(webpki::Error::UnsupportedSignatureAlgorithmContext(_)) => {
+            Err(unsuitable(&spiffe, &Unfit::SignatureAlgorithm(signature_algorithm(end_entity))))
+        }
+        Err(other) => Err(Refused::new("invalid-path", format!("{spiffe}: {other}"))),
+    }
+}
+
+/// Parses a certificate that is fit for every use, not only for this one: a certificate that is good for half of them would be an outage
+/// found later.
+fn parse_fit<'a>(end_entity: &'a CertificateDer<'a>, spiffe: &SpiffeId) -> Result<EndEntityCert<'a>, Refused> {
+    let purpose = if spiffe.is_node() { Purpose::Node } else { Purpose::Client };
+    certificate::check(end_entity, purpose).map_err(|unfit| unsuitable(spiffe, &unfit))?;
+    EndEntityCert::try_from(end_entity).map_err(|error| Refused::new("malformed", error.to_string()))
+}
+
+fn unsuitable(spiffe: &SpiffeId, unfit: &Unfit) -> Refused {
+    Refused::new(UNSUITABLE, format!("the certificate of {spiffe}: {unfit}"))
+}
+
+/// Has the verifier look for a path to an authority that has the name of the certificate's issuer and the certificate's own key. All is well
+/// where it gets as far as the signature, which that key has not made.
+fn try_path(end_entity: &CertificateDer<'_>, parsed: &EndEntityCert<'_>, time: UnixTime) -> Result<(), webpki::Error> {
+    let own = webpki::anchor_from_trusted_cert(end_entity)?;
+    let anchors = [TrustAnchor {
+        subject: Der::from_slice(parsed.issuer()),
+        subject_public_key_info: own.subject_public_key_info,
+        name_constraints: None,
+    }];
+    let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
+    let usage = KeyUsage::client_auth();
+    let found = parsed.verify_for_usage(algorithms, &anchors, &[], time, usage, None, None).map(|_| ());
+    match found {
+        Err(
+            webpki::Error::InvalidSignatureForPublicKey
+            | webpki::Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_),
+        ) => Ok(()),
+        other => other,
+    }
+}
+
+/// The object identifier of the algorithm with which a certificate was signed.
+fn signature_algorithm(certificate: &CertificateDer<'_>) -> String {
+    let parsed = X509Certificate::from_der(certificate);
+    parsed.map_or_else(|_| String::new(), |(_, parsed)| parsed.signature_algorithm.algorithm.to_id_string())
+}
+
 /// The one URI among a certificate's names (X509-SVID §2), and its validity in unix seconds.
 fn read(certificate: &CertificateDer<'_>) -> Result<(SpiffeId, i64, i64), Refused> {
     let malformed = || Refused::new("malformed", "the certificate cannot be read");
@@ -174,7 +235,7 @@ fn read(certificate: &CertificateDer<'_>) -> Result<(SpiffeId, i64, i64), Refuse
         GeneralName::URI(uri) => Some(*uri),
         _ => None,
     });
-    let first = uris.next().ok_or_else(|| Refused::new("no-uri-san", "the certificate names no SPIFFE ID"))?;
+    let first = uris.next().ok_or_else(|| Refused::new(NO_URI, "the certificate names no SPIFFE ID"))?;
     if uris.next().is_some() {
         return Err(Refused::new("many-uri-sans", "the certificate names more than one URI"));
     }

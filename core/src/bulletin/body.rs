@@ -49,9 +49,14 @@ pub(super) fn line(field: impl std::fmt::Display, text: &str, needed: bool, char
     }
 }
 
-/// Checks a text field of several lines, which may be absent.
+/// Checks a text field of several lines. Absent is fine; one that is there shows something.
 pub(super) fn paragraph(field: impl std::fmt::Display, text: &str, report: &mut Report) {
-    if is_plain(text) {
+    if text.is_empty() {
+        return;
+    }
+    if !shows_something(text) {
+        report.add(field, text, "no text, or one that shows something");
+    } else if is_plain(text) {
         direction(field, text, report);
     } else {
         report.add(field, text, "text without control characters");

@@ -290,14 +290,13 @@ fn handling(header: &proto::Header, report: &mut Report) -> Option<Handling> {
         codes.push(code);
     }
     let own = MsgType::read(&header.msg_type) == Some(MsgType::Alert);
-    // Others copy it from the bulletin that they refer to, and that one must be withdrawn whatever it holds.
-    if own {
-        paragraph("header.handling.codes_note", &handling.codes_note, report);
-    }
-    let empty = if own { !shows_something(&handling.codes_note) } else { handling.codes_note.is_empty() };
+    let (field, note) = ("header.handling.codes_note", &handling.codes_note);
+    let empty = if own { !shows_something(note) } else { note.is_empty() };
     match (codes.contains(&HandlingCode::H3), empty) {
-        (true, true) => report.missing("header.handling.codes_note", "a sentence that says what H3 means here"),
-        (false, false) => report.add("header.handling.codes_note", &handling.codes_note, "nothing without the code H3"),
+        (true, true) => report.missing(field, "a sentence that says what H3 means here"),
+        (false, false) => report.add(field, note, "nothing without the code H3"),
+        // Others copy it from the bulletin that they refer to, and that one must be withdrawn whatever it holds.
+        _ if own => paragraph(field, note, report),
         _ => {}
     }
     let personal_data = match (handling.personal_data, handling.purpose.as_str()) {

@@ -87,6 +87,7 @@ pub const RULES: &[(&str, &str)] = &[
     ("instant-in-range", "an instant of the years 1 to 9999"),
     ("media-type", "a media type such as `image/jpeg`"),
     ("id", "a UUIDv7 in lower-case text form"),
+    ("paragraph-shown", "no text, or one that shows something"),
     ("paragraph", "text without control characters"),
     ("reference-other", "another bulletin than this one"),
     ("listed-member", "a member that the roster lists"),

@@ -6,8 +6,9 @@
 use std::ops::RangeInclusive;
 
 /// Characters that show nothing, beside `White_Space`, control characters and noncharacters. By code point:
-/// `Default_Ignorable_Code_Point` (`DerivedCoreProperties.txt` of Unicode 17), General_Category Format (`Cf`), and characters whose glyph is
-/// blank: the braille pattern without dots, the Khitan filler, the null notehead.
+/// `Default_Ignorable_Code_Point` (`DerivedCoreProperties.txt` of Unicode 17), General_Category Format (`Cf`), characters whose glyph is
+/// blank (the braille pattern without dots, the blanks of Egyptian hieroglyphs, the Khitan filler, the null notehead), all of the block
+/// of Egyptian Hieroglyph Format Controls, and the object replacement character, which stands for what a text cannot hold.
 const BLANK: &[RangeInclusive<char>] = &[
     '\u{AD}'..='\u{AD}',
     '\u{34F}'..='\u{34F}',
@@ -28,10 +29,10 @@ const BLANK: &[RangeInclusive<char>] = &[
     '\u{FE00}'..='\u{FE0F}',
     '\u{FEFF}'..='\u{FEFF}',
     '\u{FFA0}'..='\u{FFA0}',
-    '\u{FFF0}'..='\u{FFFB}',
+    '\u{FFF0}'..='\u{FFFC}',
     '\u{110BD}'..='\u{110BD}',
     '\u{110CD}'..='\u{110CD}',
-    '\u{13430}'..='\u{1343F}',
+    '\u{13430}'..='\u{13455}',
     '\u{16FE4}'..='\u{16FE4}',
     '\u{1BCA0}'..='\u{1BCA3}',
     '\u{1D159}'..='\u{1D159}',
@@ -166,11 +167,61 @@ mod tests {
             "\u{3131}",
             "\u{301}",
             "\u{FFFD}",
-            "\u{FFFC}",
             "🙂",
             "\u{E000}",
+            "\u{13000}",
+            "\u{1342F}",
+            "\u{13460}",
+            "\u{1BC9F}",
         ] {
             assert!(shows_something(text), "{}", text.escape_unicode());
+        }
+    }
+
+    #[test]
+    fn every_code_point_that_unicode_says_is_ignorable_or_white_and_every_blank_glyph_shows_nothing() {
+        // DerivedCoreProperties.txt of Unicode 17.
+        let default_ignorable = [
+            '\u{AD}'..='\u{AD}',
+            '\u{34F}'..='\u{34F}',
+            '\u{61C}'..='\u{61C}',
+            '\u{115F}'..='\u{1160}',
+            '\u{17B4}'..='\u{17B5}',
+            '\u{180B}'..='\u{180F}',
+            '\u{200B}'..='\u{200F}',
+            '\u{202A}'..='\u{202E}',
+            '\u{2060}'..='\u{206F}',
+            '\u{3164}'..='\u{3164}',
+            '\u{FE00}'..='\u{FE0F}',
+            '\u{FEFF}'..='\u{FEFF}',
+            '\u{FFA0}'..='\u{FFA0}',
+            '\u{FFF0}'..='\u{FFF8}',
+            '\u{1BCA0}'..='\u{1BCA3}',
+            '\u{1D173}'..='\u{1D17A}',
+            '\u{E0000}'..='\u{E0FFF}',
+        ];
+        // PropList.txt of Unicode 17.
+        let white_space = [
+            '\u{9}'..='\u{D}',
+            '\u{20}'..='\u{20}',
+            '\u{85}'..='\u{85}',
+            '\u{A0}'..='\u{A0}',
+            '\u{1680}'..='\u{1680}',
+            '\u{2000}'..='\u{200A}',
+            '\u{2028}'..='\u{2029}',
+            '\u{202F}'..='\u{202F}',
+            '\u{205F}'..='\u{205F}',
+            '\u{3000}'..='\u{3000}',
+        ];
+        let blank_glyphs = [
+            '\u{2800}'..='\u{2800}',
+            '\u{FFFC}'..='\u{FFFC}',
+            '\u{13430}'..='\u{13455}',
+            '\u{16FE4}'..='\u{16FE4}',
+            '\u{1D159}'..='\u{1D159}',
+        ];
+        for c in default_ignorable.into_iter().chain(white_space).chain(blank_glyphs).flatten() {
+            assert!(!shows(c), "{}", c.escape_unicode());
         }
     }
 
@@ -213,7 +264,7 @@ mod tests {
         }
     }
 
-    /// Fields of several lines, which may also be blank. Every other text of a draft is one line that shows something, or has a stricter form.
+    /// Fields of several lines. Every other text of a draft is one line, or has a stricter form. None of them is there and shows nothing.
     const PARAGRAPHS: [&str; 6] = [
         "barid.v1.Handling.codes_note",
         "barid.v1.Text.description",
@@ -282,6 +333,7 @@ mod tests {
             "\u{200B}",
             "\u{3164}",
             "\u{2800}",
+            "\u{13441}",
         ];
         let paragraphs = [
             "a\u{1}b",
@@ -293,6 +345,12 @@ mod tests {
             "a\u{85}b",
             "\u{202E}ab\u{202C}",
             "a\u{2067}b",
+            " ",
+            "\n\t",
+            "\u{200B}",
+            "\u{3164}",
+            "\u{2800}",
+            "\u{13441}",
         ];
         let mut looked_at = 0;
         for kind in kinds::REGISTRY {

@@ -335,27 +335,29 @@ impl Roster {
             .filter(move |key| key.role == role && key.from_version <= self.version)
     }
 
+    /// The listed certificates that `before` does not list already, in PEM, each with its path: `members.ma.ca_certificates[0]`.
+    pub fn new_authorities<'a>(&'a self, before: Option<&'a Roster>) -> impl Iterator<Item = (String, &'a str)> {
+        self.entries().flat_map(move |entry| {
+            let listed = before.and_then(|before| before.member(&entry.code));
+            let is_new = move |pem: &String| listed.is_none_or(|listed| !listed.ca_certificates.contains(pem));
+            let certificates = entry.ca_certificates.iter().enumerate().filter(move |(_, pem)| is_new(pem));
+            let path = move |place: usize| format!("members.{}.ca_certificates[{place}]", entry.code);
+            certificates.map(move |(place, pem)| (path(place), pem.as_str()))
+        })
+    }
+
     /// The listed certificates that are not fit for an authority at `now`, in Unix seconds. Those that `before` lists already are left
     /// out: a roster that other members need must not wait for the member whose authority has ended. An unfit authority certifies
     /// nothing, which is its member's loss and no reason to reject a roster that the governors have signed; they do not sign one that
     /// adds it ([`Draft`]).
     #[must_use]
     pub fn unfit_authorities(&self, before: Option<&Roster>, now: i64) -> Vec<UnfitAuthority> {
-        let mut unfit = Vec::new();
-        for entry in self.entries() {
-            let listed = before.and_then(|before| before.member(&entry.code));
-            for (place, pem) in entry.ca_certificates.iter().enumerate() {
-                if listed.is_some_and(|listed| listed.ca_certificates.contains(pem)) {
-                    continue;
-                }
-                let judged = certificate::check_pem(pem, Purpose::Authority);
-                if let Err(reason) = judged.and_then(|validity| validity.with_skew(AUTHORITY_SKEW_SECONDS).at(now)) {
-                    let field = format!("members.{}.ca_certificates[{place}]", entry.code);
-                    unfit.push(UnfitAuthority { field, reason });
-                }
-            }
-        }
-        unfit
+        let unfit = |(field, pem): (String, &str)| {
+            let judged = certificate::check_pem(pem, Purpose::Authority);
+            let reason = judged.and_then(|validity| validity.with_skew(AUTHORITY_SKEW_SECONDS).at(now)).err()?;
+            Some(UnfitAuthority { field, reason })
+        };
+        self.new_authorities(before).filter_map(unfit).collect()
     }
 
     /// Valid signatures of this roster's governors on a note, each governor counted once.

@@ -297,6 +297,7 @@ rule-kind-name = نوع مثل `situation-report`
 rule-instant-in-range = لحظة بين سنتي 1 و9999
 rule-media-type = نوع وسائط مثل `image/jpeg`
 rule-id = معرّف UUIDv7 بأحرف صغيرة
+rule-paragraph-shown = لا نص، أو نص يظهر منه شيء
 rule-paragraph = نص بلا محارف تحكّم
 rule-reference-other = نشرة غير هذه
 rule-listed-member = عضو تذكره قائمة الأعضاء

@@ -298,6 +298,7 @@ rule-kind-name = a kind such as `situation-report`
 rule-instant-in-range = an instant of the years 1 to 9999
 rule-media-type = a media type such as `image/jpeg`
 rule-id = a UUIDv7 in lower-case text form
+rule-paragraph-shown = no text, or one that shows something
 rule-paragraph = text without control characters
 rule-reference-other = another bulletin than this one
 rule-listed-member = a member that the roster lists

@@ -297,6 +297,7 @@ rule-kind-name = un type tel que `situation-report`
 rule-instant-in-range = un instant des années 1 à 9999
 rule-media-type = un type de média tel que `image/jpeg`
 rule-id = un UUIDv7 en minuscules
+rule-paragraph-shown = aucun texte, ou un texte qui montre quelque chose
 rule-paragraph = un texte sans caractères de contrôle
 rule-reference-other = un autre bulletin que celui-ci
 rule-listed-member = un membre de la liste des membres

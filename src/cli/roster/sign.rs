@@ -5,12 +5,15 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use barid_core::certificate::first_der;
 use barid_core::feed::note::SigningKey;
 use barid_core::roster::{Draft, Roster, RosterChain, SignError, UnfitAuthority};
 use clap::Args;
+use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 
 use super::{read, read_file, signer_json, signer_lines};
+use crate::cli::cert_check::judge_authority;
 use crate::cli::failure::Field;
 use crate::cli::{Context, Exit, Failure, say};
 use crate::clock;
@@ -52,6 +55,11 @@ pub(super) fn run(context: &Context, args: &SignArgs) -> Result<Exit, Failure> {
         draft
             .sign(&signing_key(path)?, before.as_ref(), i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX))
             .map_err(|error| refused(args, &error))?;
+    }
+    // Nothing is written yet.
+    let unfit = unfit_authorities(draft.roster(), before.as_ref());
+    if !unfit.is_empty() {
+        return Err(refused(args, &SignError::Authorities(unfit)));
     }
     let bytes = draft.note().to_bytes();
     let Some(path) = path else {
@@ -96,6 +104,16 @@ fn signing_key(path: &Path) -> Result<SigningKey, Failure> {
     let text = files::read_text(path, Guard::Secret)
         .map_err(|error| Failure::usage("file-unreadable").path(path).because(&error))?;
     SigningKey::from_text(text.trim_end()).map_err(|error| Failure::usage("key-unusable").path(path).because(&error))
+}
+
+/// New authorities that are not fit by what the draft itself cannot look at: whether the verifier reads them, and their own signature.
+fn unfit_authorities(roster: &Roster, before: Option<&Roster>) -> Vec<UnfitAuthority> {
+    let unfit = |(field, pem): (String, &str)| {
+        let certificate = CertificateDer::from(first_der(pem)?);
+        let reason = judge_authority(&certificate).err()?;
+        Some(UnfitAuthority { field, reason })
+    };
+    roster.new_authorities(before).filter_map(unfit).collect()
 }
 
 fn refused(args: &SignArgs, error: &SignError) -> Failure {

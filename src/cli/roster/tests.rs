@@ -285,6 +285,31 @@ fn roster_with_unfit_authorities_is_not_signed_and_each_member_is_named() {
 }
 
 #[test]
+fn authority_that_its_own_key_has_not_signed_is_not_signed_for() {
+    let office = Secretariat::new();
+    let params = || {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
+        params
+    };
+    let key = || rcgen::KeyPair::generate().unwrap();
+    let pem = params().signed_by(&key(), &rcgen::Issuer::new(params(), key())).unwrap().pem();
+    office.draft("next.toml", |text| {
+        let mut text: barid_core::roster::text::RosterText = toml::from_str(&text).unwrap();
+        text.members[0].ca_certificates.push(pem);
+        toml::to_string(&text).unwrap()
+    });
+    let sign = ["sign", "@next.toml", "--key", "@governors/1.key", "--trust", "@roster.note"];
+    let (result, text) = office.told(Lang::En, &sign);
+    assert_eq!(result.unwrap_err().id(), "roster-authorities", "{text}");
+    for part in ["members.ma.ca_certificates[1]", "its own key has not signed it"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!office.path("next.note").exists());
+}
+
+#[test]
 fn governors_key_that_others_may_read_signs_nothing() {
     use std::os::unix::fs::PermissionsExt;
     let office = Secretariat::new();

@@ -2,8 +2,8 @@
 
 use barid_core::certificate::{self, Purpose};
 use rcgen::{
-    BasicConstraints, CertificateParams, CidrSubnet, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
-    KeyUsagePurpose, NameConstraints, SanType,
+    BasicConstraints, CertificateParams, CidrSubnet, CustomExtension, DnType, ExtendedKeyUsagePurpose, GeneralSubtree,
+    IsCa, KeyUsagePurpose, NameConstraints, SanType,
 };
 use rustls::pki_types::UnixTime;
 
@@ -15,7 +15,7 @@ use crate::pki::Authority;
 type Change = fn(&mut CertificateParams);
 
 /// What is wrong with a leaf, and words that its rejection must have.
-const LEAVES: [(&str, &str, Change); 8] = [
+const LEAVES: [(&str, &str, Change); 9] = [
     ("node", "clientAuth", |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
     ("node", "serverAuth", |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]),
     ("node", "clientAuth", |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any]),
@@ -24,6 +24,11 @@ const LEAVES: [(&str, &str, Change); 8] = [
     ("node", "digitalSignature", |params| params.key_usages = vec![KeyUsagePurpose::KeyEncipherment]),
     ("node", "CA true", |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
     ("focal-point/a", "clientAuth", |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
+    ("node", "1.3.6.1.4.1.99999.1 is critical", |params| {
+        let mut unknown = CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99_999, 1], vec![0x05, 0x00]);
+        unknown.set_criticality(true);
+        params.custom_extensions.push(unknown);
+    }),
 ];
 
 #[test]
