@@ -236,8 +236,8 @@ async fn serve<T, F: Future<Output = T> + Send>(
         rosters: rosters.clone(),
         access: Arc::clone(&access),
         identify: Arc::new(|extensions| {
-            let identity = extensions.get::<PeerIdentity>()?;
-            Some(api::Identity { path: identity.spiffe.path.clone() })
+            let identity = extensions.get::<Arc<PeerIdentity>>()?;
+            Some(api::Identity { path: Arc::clone(&identity.spiffe.path) })
         }),
         node: Arc::clone(&node) as Arc<dyn api::Node>,
         pace: Arc::default(),
@@ -287,7 +287,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         };
         let incoming = transport::listen(tcp, peers).map_err(|error| AppError::Transport(error.to_string()))?;
         let identify = Arc::new(|extensions: &tonic::Extensions| {
-            extensions.get::<PeerIdentity>().map(|identity| identity.member.clone())
+            extensions.get::<Arc<PeerIdentity>>().map(|identity| identity.member.clone())
         });
         let calls = exchange::calls(exchange.clone(), identify);
         serving.spawn(calls::serve(incoming, calls, Limits::EXCHANGE, stopped(stopping.clone())));

@@ -21,7 +21,7 @@ use crate::calls::{Admission, Call, Report, Terms, over_budget};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Path of the SPIFFE ID: `focal-point/police-hq`.
-    pub path: String,
+    pub path: Arc<str>,
 }
 
 /// Reads the caller that the transport has verified.
@@ -30,7 +30,7 @@ pub type Identify = Arc<dyn Fn(&Extensions) -> Option<Identity> + Send + Sync>;
 /// A caller with its grant at the time of the call.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
-    pub(super) path: String,
+    pub(super) path: Arc<str>,
     pub(super) grant: Arc<Grant>,
 }
 
@@ -82,7 +82,7 @@ impl Api {
     #[cfg(test)]
     pub(super) fn caller_for_tests(&self, path: &str) -> Caller {
         let grant = self.access.load().grant(path).expect("a grant of the test").clone();
-        Caller { path: path.to_owned(), grant }
+        Caller { path: path.into(), grant }
     }
 
     /// Begins a call of `method`: its caller, and what it holds. A call over HTTP/2 was admitted when its headers came; one from inside the program
@@ -127,7 +127,7 @@ impl Api {
     /// What a call may use. Operators' calls and publishing have reserves, which no other call can use up. So have calls that need no grant when
     /// the caller has one, but only of calls: their bytes are not worth the reserves of publishing. A stream of publishing holds its place for
     /// long, whether anything comes on it or not: places of the reserve are for single calls.
-    fn terms(&self, path: &str, grant: &Grant, method: &'static Method) -> Result<Terms, Status> {
+    fn terms(&self, path: &Arc<str>, grant: &Grant, method: &'static Method) -> Result<Terms, Status> {
         let of = |spec| self.budgets.of(spec);
         let api = (of(&table::API_CALLS), of(&table::API_REQUEST_BYTES), of(&table::API_RESPONSE_BYTES));
         let (budgets, class) = match method.purpose {
@@ -140,9 +140,9 @@ impl Api {
             Purpose::Read | Purpose::Operate => (api, Class::Ordinary),
         };
         let (calls, requests, responses) = budgets;
-        let owner = Owner::Identity(path.into());
+        let owner = Owner::Identity(Arc::clone(path));
         let report: Report = {
-            let (pace, path) = (Arc::clone(&self.pace), Arc::<str>::from(path));
+            let (pace, path) = (Arc::clone(&self.pace), Arc::clone(path));
             Arc::new(move |reason| pace.ended(&path, method.name, reason, Instant::now()))
         };
         let granted = !grant.roles.is_empty();

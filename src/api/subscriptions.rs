@@ -370,7 +370,7 @@ impl Api {
         let mut page = proto::ListSubscriptionsResponse { newest_offset, ..Default::default() };
         let mut bytes = 0;
         let under = self.keys_after(after.unwrap_or_default()).take_while(|(key, _)| key.starts_with(&prefix));
-        for (key, held) in under.filter(|(key, _)| parts(key).0 == caller.path) {
+        for (key, held) in under.filter(|(key, _)| *parts(key).0 == *caller.path) {
             let listed = self.listed(&key, &held);
             bytes += listed.encoded_len() + 8;
             if page.subscriptions.len() >= page_max || bytes > MESSAGE_BYTES_MAX / 2 {

@@ -127,8 +127,6 @@ pub struct Usage {
 
 /// So great a part of its own bound an owner may use beyond it for what is [`Class::Reserved`].
 const OWN_RESERVE_PART: u64 = 8;
-/// Where only the reserve is left, an owner may use so small a part of it in all: whoever holds more has had its share before.
-const RESERVE_SHARES: u64 = 8;
 /// Owners named in a [`Usage`]: who is at the bound is among them.
 pub const OWNERS_SHOWN_MAX: usize = 5;
 
@@ -278,13 +276,14 @@ impl Shared {
 
     /// The same, less where only the reserve is left.
     fn own_bound_now(&self, state: &State, class: Class, amount: u64) -> u64 {
-        let into_reserve = state.used.saturating_add(amount) > self.usable(Class::Ordinary);
+        let into_reserve =
+            self.spec.reserve_shares > 1 && state.used.saturating_add(amount) > self.usable(Class::Ordinary);
         if class == Class::Reserved && into_reserve { self.reserve_share() } else { self.own_bound(class) }
     }
 
-    /// What of the reserve one owner may use: those that hold much do not use it up.
+    /// What an owner may use in all where only the reserve is left: whoever holds more has had its share before.
     fn reserve_share(&self) -> u64 {
-        self.bounds.reserved.div_ceil(RESERVE_SHARES)
+        self.bounds.reserved.div_ceil(self.spec.reserve_shares)
     }
 
     fn over(&self, whose: impl fmt::Display, used: u64, bound: u64, asked: u64) -> OverBudget {
@@ -471,6 +470,7 @@ mod tests {
         unit: "bytes",
         of: "identity",
         bounds: Bounds { total: 100, per_owner: 60, reserved: 20 },
+        reserve_shares: 8,
         memory_bytes: 1,
         reason: "",
     };

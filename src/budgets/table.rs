@@ -16,6 +16,8 @@ pub struct BudgetSpec {
     pub of: &'static str,
     /// Bounds, where the configuration does not set others.
     pub bounds: Bounds,
+    /// Into how many shares the reserve falls where nothing else is left: an owner may use one. 1 where all that may use it are trusted.
+    pub reserve_shares: u64,
     /// Bytes of memory that one unit may hold; 0 where what is counted is not in memory.
     pub memory_bytes: u64,
     /// Why these bounds.
@@ -30,6 +32,7 @@ pub static API_CALLS: BudgetSpec = BudgetSpec {
     unit: "calls",
     of: "identity",
     bounds: Bounds { total: 4_096, per_owner: 1_024, reserved: 256 },
+    reserve_shares: 8,
     // Headers, task and buffers of one HTTP/2 stream.
     memory_bytes: 16 << 10,
     reason: "As many calls of one system as one commit can hold entries; the reserve is for operators and for publishing",
@@ -41,6 +44,7 @@ pub static API_REQUEST_BYTES: BudgetSpec = BudgetSpec {
     unit: "bytes",
     of: "identity",
     bounds: Bounds { total: 128 * MIB, per_owner: 32 * MIB, reserved: 32 * MIB },
+    reserve_shares: 8,
     // As it came, and decoded.
     memory_bytes: 2,
     reason: "Fifty officers with a large attachment list each, and one system at full speed: 1,024 calls of 32 KiB; the reserve is for publishing and operators",
@@ -52,6 +56,7 @@ pub static API_RESPONSE_BYTES: BudgetSpec = BudgetSpec {
     unit: "bytes",
     of: "identity",
     bounds: Bounds { total: 256 * MIB, per_owner: 32 * MIB, reserved: 32 * MIB },
+    reserve_shares: 8,
     // Charged before it is made, as much as it may come to; given back when HTTP/2 has sent the last byte.
     memory_bytes: 1,
     reason: "Thirty full pages of one identity at once; a reader that does not read holds no more, and the reserve answers publishers",
@@ -63,6 +68,7 @@ pub static API_READS: BudgetSpec = BudgetSpec {
     unit: "bytes",
     of: "identity",
     bounds: Bounds { total: 48 * MIB, per_owner: 16 * MIB, reserved: 8 * MIB },
+    reserve_shares: 8,
     memory_bytes: 1,
     reason: "8 MiB for each: entries read until it is known which are shown. A page may look at 50,000 entries, so two of one caller at a time leave the processor to publishing; the others wait, callers in turn",
 };
@@ -73,6 +79,7 @@ pub static API_EVIDENCE: BudgetSpec = BudgetSpec {
     unit: "bytes",
     of: "identity",
     bounds: Bounds { total: 128 * MIB, per_owner: 128 * MIB, reserved: 0 },
+    reserve_shares: 1,
     memory_bytes: 1,
     reason: "One at a time: it is read, hashed and verified whole, 64 MiB at most and its parts, in some ten milliseconds; the others wait",
 };
@@ -83,6 +90,7 @@ pub static OPERATOR_CALLS: BudgetSpec = BudgetSpec {
     unit: "calls",
     of: "identity",
     bounds: Bounds { total: 128, per_owner: 32, reserved: 0 },
+    reserve_shares: 1,
     memory_bytes: 16 << 10,
     reason: "Operators see the status of a node that others use up: nobody else is charged here",
 };
@@ -93,6 +101,7 @@ pub static OPERATOR_BYTES: BudgetSpec = BudgetSpec {
     unit: "bytes",
     of: "identity",
     bounds: Bounds { total: 32 * MIB, per_owner: 16 * MIB, reserved: 0 },
+    reserve_shares: 1,
     memory_bytes: 1,
     reason: "Some statuses and the evidence of forks at once, of two operators",
 };
@@ -103,6 +112,7 @@ pub static OPEN_CALLS: BudgetSpec = BudgetSpec {
     unit: "calls",
     of: "identity",
     bounds: Bounds { total: 512, per_owner: 32, reserved: 256 },
+    reserve_shares: 8,
     memory_bytes: 16 << 10,
     reason: "Whoever has a certificate may ask whether the node serves; a balancer watches each service once for each of its workers. The reserve is for callers with a grant",
 };
@@ -113,6 +123,7 @@ pub static API_CONNECTIONS: BudgetSpec = BudgetSpec {
     unit: "connections",
     of: "identity",
     bounds: Bounds { total: 768, per_owner: 64, reserved: 16 },
+    reserve_shares: 1,
     // 256 KiB that are received and not read, and buffers of TLS and HTTP/2.
     memory_bytes: 320 << 10,
     reason: "Hundreds of posts; one connection of a system carries all its calls, 64 allow one for each of its workers. The reserve is for operators",
@@ -124,6 +135,7 @@ pub static EXCHANGE_CONNECTIONS: BudgetSpec = BudgetSpec {
     unit: "connections",
     of: "member",
     bounds: Bounds { total: 192, per_owner: 8, reserved: 0 },
+    reserve_shares: 1,
     // 1 MiB that is received and not read, and buffers of TLS, Zstandard and HTTP/2.
     memory_bytes: 1_152 << 10,
     reason: "A hundred members, each with one link, another that takes its place, and those that broke and are not noticed yet",
@@ -135,6 +147,7 @@ pub static LINK_BYTES: BudgetSpec = BudgetSpec {
     unit: "bytes",
     of: "member",
     bounds: Bounds { total: 256 * MIB, per_owner: 24 * MIB, reserved: 0 },
+    reserve_shares: 1,
     memory_bytes: 2,
     reason: "Batches on their way (8 MiB), in the reader and at the committer; beyond it the link is not read, and the peer waits",
 };
@@ -145,6 +158,7 @@ pub static LINK_CALLS: BudgetSpec = BudgetSpec {
     unit: "calls",
     of: "member",
     bounds: Bounds { total: 512, per_owner: 8, reserved: 0 },
+    reserve_shares: 1,
     memory_bytes: 16 << 10,
     reason: "One link of each member, another that takes its place, and those that broke and are not noticed yet",
 };
@@ -155,6 +169,7 @@ pub static LINK_SENT_BYTES: BudgetSpec = BudgetSpec {
     unit: "bytes",
     of: "member",
     bounds: Bounds { total: 128 * MIB, per_owner: 16 * MIB, reserved: 0 },
+    reserve_shares: 1,
     memory_bytes: 1,
     reason: "Two batches on each of a member's links; the next one is made when HTTP/2 has sent them",
 };
@@ -165,6 +180,7 @@ pub static LOG_BYTES: BudgetSpec = BudgetSpec {
     unit: "bytes",
     of: "source",
     bounds: Bounds { total: MIB, per_owner: 64 << 10, reserved: 256 << 10 },
+    reserve_shares: 1,
     memory_bytes: 0,
     reason: "A minute's lines: some hundred of one caller, peer or address, and 1.5 GB a day under attack; what is beyond is counted. The reserve is for alarms and errors",
 };

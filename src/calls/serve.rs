@@ -15,7 +15,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tower::Service as _;
 
 use super::Calls;
 use super::progress::supervised;
@@ -77,7 +76,7 @@ async fn serve_one<C: Served>(connection: C, calls: Calls, limits: Limits, mut s
     let flooded = connection.on_flood();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().extend(known.clone());
-        calls.clone().call(request)
+        calls.call(request)
     });
     let mut serving = pin!(http.serve_connection(TokioIo::new(connection), service));
     let stopped = async move {

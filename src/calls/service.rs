@@ -2,9 +2,8 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use futures::future::BoxFuture;
+use futures::future::Either;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
@@ -35,8 +34,6 @@ const DENIALS: Rate = Rate { per_second: 1_000.0, burst: 10_000.0 };
 
 /// Metadata of a call that is left as it came: what the usual clients send.
 const METADATA_KEPT: usize = 12;
-/// See [`METADATA_KEPT`].
-const METADATA_BYTES_KEPT: usize = 512;
 
 /// Counts the calls of one connection that are denied.
 pub(super) struct Denials {
@@ -112,26 +109,22 @@ fn is_grpc(headers: &HeaderMap<HeaderValue>) -> bool {
     ["application/grpc", "application/grpc+proto"].iter().any(|known| media.eq_ignore_ascii_case(known))
 }
 
-impl tower::Service<Request<Incoming>> for Calls {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+impl Calls {
+    /// Answers one call.
+    pub(super) fn call(
+        &self,
+        mut request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + use<> {
         let (terms, deadline) = match self.begin(&mut request) {
             Ok(begun) => begun,
             Err(response) => {
                 self.denials.count();
                 // The body is dropped unread.
-                return Box::pin(std::future::ready(Ok(*response)));
+                return Either::Left(std::future::ready(Ok(*response)));
             }
         };
         let routes = self.routes.clone();
-        Box::pin(async move {
+        Either::Right(async move {
             let progress = Progress::current();
             if let Some(progress) = &progress {
                 progress.watch(deadline, Arc::clone(&terms.report));
@@ -172,9 +165,7 @@ async fn handle(
     }
     let (mut parts, body) = request.into_parts();
     // No method reads other metadata: much of it does not stay in memory while the call lasts.
-    if parts.headers.values().map(HeaderValue::len).sum::<usize>() > METADATA_BYTES_KEPT
-        || parts.headers.len() > METADATA_KEPT
-    {
+    if parts.headers.len() > METADATA_KEPT {
         let kept = [header::CONTENT_TYPE, header::TE, header::HeaderName::from_static("grpc-encoding")];
         let headers = std::mem::take(&mut parts.headers);
         parts.headers.extend(kept.into_iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone()))));

@@ -110,7 +110,7 @@ fn request(identity: &SpiffeId, hosts: &[String], key: &KeyPair) -> Result<Strin
     let unusable = |error: rcgen::Error| Failure::usage("cert-no-identity").because(&error);
     let mut params = CertificateParams::new(hosts.to_vec()).map_err(unusable)?;
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, identity.path.as_str());
+    params.distinguished_name.push(DnType::CommonName, &*identity.path);
     let uri = identity.to_string().as_str().try_into().map_err(unusable)?;
     params.subject_alt_names.insert(0, SanType::URI(uri));
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -404,7 +404,8 @@ impl<S> Drop for Guarded<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Served for Guarded<S> {
     fn describe(&self, extensions: &mut http::Extensions) {
-        extensions.insert(self.shown.identity.clone());
+        // Every call on the connection has a copy of what is put here.
+        extensions.insert(Arc::new(self.shown.identity.clone()));
     }
 
     fn activity(&self) -> Activity {

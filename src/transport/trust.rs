@@ -21,7 +21,7 @@ pub struct SpiffeId {
     /// Trust domain: `ma.rabat.example`.
     pub trust_domain: String,
     /// Path without its first slash: `node`, `focal-point/police-hq`.
-    pub path: String,
+    pub path: Arc<str>,
 }
 
 impl FromStr for SpiffeId {
@@ -65,7 +65,7 @@ impl SpiffeId {
     /// Whether it names a node.
     #[must_use]
     pub fn is_node(&self) -> bool {
-        self.path == "node"
+        &*self.path == "node"
     }
 }
 
@@ -76,7 +76,7 @@ impl PeerIdentity {
         if self.spiffe.is_node() {
             Owner::Member(self.member.as_str().into())
         } else {
-            Owner::Identity(self.spiffe.path.as_str().into())
+            Owner::Identity(Arc::clone(&self.spiffe.path))
         }
     }
 }

@@ -172,7 +172,7 @@ async fn references_of_a_foreign_header_are_cut() {
     world.peer_appends("tn", vec![envelope, many]).await;
     let page = history(&world, POLICE).await;
     let bytes = |delivery: &proto::Delivery| prost::Message::encoded_len(delivery) - delivery.envelope.len();
-    assert!(page.iter().all(|delivery| bytes(delivery) < 1_000 && delivery.referenced.len() <= 4));
+    assert!(page.iter().all(|delivery| bytes(delivery) < 2_000 && delivery.referenced.len() <= 16));
 }
 
 #[tokio::test]
