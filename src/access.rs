@@ -99,7 +99,7 @@ impl Limits {
         bulletins_per_second: 500_000,
         subscriptions: 256,
         subscription_days: 90,
-        streams: 1_024,
+        streams: 256,
     };
 
     /// These, changed by what a text says.

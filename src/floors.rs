@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules of the node, lowest floor first. A new top-level module needs a place here.
 const FLOORS: [&[&str]; 9] = [
-    &["budgets", "causes", "clock"],
+    &["budgets", "causes", "clock", "random"],
     &["background", "codec", "files", "rpc", "telemetry"],
     &["access", "rosters", "store", "transport"],
     &["calls", "config"],

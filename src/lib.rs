@@ -20,6 +20,7 @@ mod floors;
 #[cfg(test)]
 mod papers;
 pub mod pki;
+mod random;
 pub mod rosters;
 pub mod store;
 pub mod telemetry;

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tonic::Status;
@@ -28,7 +29,7 @@ const STREAMS_RETRY: Duration = Duration::from_secs(1);
 /// What each identity has asked lately. Shared by all connections.
 #[derive(Default)]
 pub struct Pace {
-    accounts: Mutex<HashMap<String, Account>>,
+    accounts: Mutex<HashMap<String, Account, RandomState>>,
     /// Open streams by method.
     open: Mutex<BTreeMap<&'static str, u64>>,
     /// Bytes that named subscriptions make durable.

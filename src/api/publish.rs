@@ -26,6 +26,7 @@ use super::{Api, errors};
 use crate::calls::{Call, Responses};
 use crate::clock;
 use crate::committer::{CommitFailure, Gate, Published, PublishedGroup};
+use crate::random;
 use crate::store::{Content, Entry};
 
 /// How long a call waits for the node to be ready after its start.
@@ -343,8 +344,7 @@ impl Api {
                 self.without_topic(caller, &draft)
             });
         }
-        let mut random = [0; 26];
-        getrandom::fill(&mut random).map_err(|_| Status::internal("no random numbers"))?;
+        let random: [u8; 26] = random::bytes().map_err(|_| Status::internal("no random numbers"))?;
         let (salt, rest) = random.split_at(SALT_BYTES);
         let (Ok(salt), Ok(rest)) = (salt.try_into(), rest.try_into()) else { return Err(errors::defect()) };
         match self.validated(caller, &draft, salt, rest).await {

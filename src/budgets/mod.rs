@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -97,7 +98,7 @@ struct State {
     high_water: u64,
     denied: u64,
     /// What each owner uses; who uses nothing is forgotten.
-    owners: HashMap<Owner, u64>,
+    owners: HashMap<Owner, u64, RandomState>,
     /// By owner and class: what an owner may read does not go before what it publishes.
     waiting: Turns<(Owner, Class), Request>,
 }

@@ -122,10 +122,10 @@ pub static API_CONNECTIONS: BudgetSpec = BudgetSpec {
     name: "api_connections",
     unit: "connections",
     of: "identity",
-    bounds: Bounds { total: 768, per_owner: 64, reserved: 16 },
+    bounds: Bounds { total: 512, per_owner: 64, reserved: 16 },
     reserve_shares: 1,
-    // 256 KiB that are received and not read, and buffers of TLS and HTTP/2.
-    memory_bytes: 320 << 10,
+    // 640 KiB that are received and not read, and buffers of TLS and HTTP/2.
+    memory_bytes: 704 << 10,
     reason: "Hundreds of posts; one connection of a system carries all its calls, 64 allow one for each of its workers. The reserve is for operators",
 };
 

@@ -124,7 +124,8 @@ impl Calls {
             }
         };
         let routes = self.routes.clone();
-        Either::Right(async move {
+        // It is moved some times before it runs.
+        Either::Right(Box::pin(async move {
             let progress = Progress::current();
             if let Some(progress) = &progress {
                 progress.watch(deadline, Arc::clone(&terms.report));
@@ -145,7 +146,7 @@ impl Calls {
             }
             let response = response.unwrap_or_else(Status::into_http);
             Ok(response.map(|body| Body::new(ResponseBody::new(body, call, progress, deadline))))
-        })
+        }))
     }
 }
 

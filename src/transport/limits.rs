@@ -12,10 +12,10 @@ pub(super) const ACCEPTED_MAX: usize = 64;
 /// Flow-control windows of a link and of its connection: a batch of 1 MiB, and what comes behind it, on a line of 100 ms at 10 MB/s. With the
 /// bound of connections they bound what all peers can make this node hold unread.
 const LINK_WINDOW_BYTES: u32 = 1 << 20;
-/// The same for one call of a person or system: hundreds of drafts on their way, and 10 MB/s on a line of 20 ms.
-const CALL_WINDOW_BYTES: u32 = 192 << 10;
+/// The same for one call of a person or system: hundreds of drafts on their way, and 10 MB/s on a line of 50 ms.
+const CALL_WINDOW_BYTES: u32 = 512 << 10;
 /// Of a connection of theirs: a stream that is not read for now leaves something to the others.
-const CALLS_WINDOW_BYTES: u32 = 256 << 10;
+const CALLS_WINDOW_BYTES: u32 = 640 << 10;
 /// Encoded bytes of one stream that HTTP/2 takes before they can be sent: what is beyond stays with the response, which is charged.
 const SEND_BUFFER_BYTES_MAX: usize = 64 << 10;
 /// Largest HTTP/2 frame taken: a batch of 1 MiB comes in few of them, and a short call on the same connection does not wait long.
@@ -75,7 +75,7 @@ impl Limits {
     pub const API: Self = Self {
         handshakes_max: 128,
         handshake_time_max: HANDSHAKE_TIME_MAX,
-        per_source_max: 768,
+        per_source_max: 512,
         stream_window_bytes: CALL_WINDOW_BYTES,
         connection_window_bytes: CALLS_WINDOW_BYTES,
         // As many calls as one commit can hold entries.

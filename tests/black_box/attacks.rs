@@ -156,28 +156,74 @@ fn framed(message: &impl prost::Message) -> Bytes {
     bytes.freeze()
 }
 
-/// Calls of one method whose answers are never read, on as many connections and as often as the node lets.
-async fn unread(target: Target, name: &'static str, method: &'static str, message: Bytes, stop: Arc<AtomicBool>) {
-    let mut held = Vec::new();
+/// Calls of one method that hold what they can, on as many connections and as often as the node lets.
+#[derive(Clone, Copy)]
+struct Calls {
+    person: &'static str,
+    method: &'static str,
+    /// What is read of the answers.
+    window: u32,
+    /// Whether the request ends with what is sent of it.
+    ends: bool,
+}
+
+/// `sent` makes what the request of each call begins with.
+async fn calls(target: Target, calls: Calls, sent: impl Fn(u64) -> Bytes, stop: Arc<AtomicBool>) {
+    let Calls { person, method, window, ends } = calls;
+    let (mut held, mut number) = (Vec::new(), 0);
     while !stop.load(Ordering::Relaxed) {
-        let Some(requests) = connect_as(&target, name, 0).await else { continue };
-        let mut requests = requests;
-        let mut answers = Vec::new();
-        while !stop.load(Ordering::Relaxed) && answers.len() < 1_200 {
+        let Some(mut requests) = connect_as(&target, person, window).await else { continue };
+        let mut open = Vec::new();
+        while !stop.load(Ordering::Relaxed) && open.len() < 1_200 {
             let ready = tokio::time::timeout(Duration::from_millis(200), requests.clone().ready()).await;
             let Ok(Ok(ready)) = ready else { break };
             requests = ready;
             let Ok((answer, mut body)) = requests.send_request(request(method), false) else { break };
-            if body.send_data(message.clone(), true).is_err() {
+            let sent = sent(number);
+            number += 1;
+            if (ends || !sent.is_empty()) && body.send_data(sent, ends).is_err() {
                 break;
             }
-            answers.push(answer);
+            open.push((answer, body));
         }
-        held.push((requests, answers));
+        held.push((requests, open));
         // A few connections hold what there is to hold.
         if held.len() >= 4 {
             tokio::time::sleep(Duration::from_millis(50)).await;
             held.remove(0);
+        }
+    }
+}
+
+/// The beginning of a message of 4 MiB.
+fn unfinished() -> Bytes {
+    let mut beginning = BytesMut::new();
+    beginning.put_u8(0);
+    beginning.put_u32(4 << 20);
+    beginning.put_bytes(0x0a, (4 << 20) - 100);
+    beginning.freeze()
+}
+
+/// A name with one long filter, and then with another.
+fn renamed(number: u64) -> Bytes {
+    let topics =
+        (0..60).map(|n| format!("security.{}.t{n}.>", if number % 2 == 0 { "a" } else { "b" }.repeat(90))).collect();
+    framed(&proto::SubscribeRequest {
+        filter: Some(proto::Filter { topics, ..Default::default() }),
+        start: Some(proto::subscribe_request::Start::Subscription(format!("n{}", number % 200))),
+        begin: "now".into(),
+        replace_filter: true,
+        ..Default::default()
+    })
+}
+
+/// Connections that never say anything.
+async fn silent(target: Target, stop: Arc<AtomicBool>) {
+    let mut held = std::collections::VecDeque::new();
+    while !stop.load(Ordering::Relaxed) {
+        held.extend(TcpStream::connect(&target.api).await.ok());
+        if held.len() > 2_000 {
+            held.pop_front();
         }
     }
 }
@@ -189,35 +235,6 @@ async fn connect_as(target: &Target, name: &str, window: u32) -> Option<Requests
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     connected
-}
-
-/// Messages of 4 MiB that are begun and never finished.
-async fn unfinished(target: Target, name: &'static str, method: &'static str, stop: Arc<AtomicBool>) {
-    let mut held = Vec::new();
-    while !stop.load(Ordering::Relaxed) {
-        let Some(mut requests) = connect_as(&target, name, 1 << 20).await else { continue };
-        let mut bodies = Vec::new();
-        let mut beginning = BytesMut::new();
-        beginning.put_u8(0);
-        beginning.put_u32(4 << 20);
-        beginning.put_bytes(0x0a, (4 << 20) - 100);
-        let beginning = beginning.freeze();
-        while !stop.load(Ordering::Relaxed) && bodies.len() < 1_000 {
-            let ready = tokio::time::timeout(Duration::from_millis(200), requests.clone().ready()).await;
-            let Ok(Ok(ready)) = ready else { break };
-            requests = ready;
-            let Ok((answer, mut body)) = requests.send_request(request(method), false) else { break };
-            if body.send_data(beginning.clone(), false).is_err() {
-                break;
-            }
-            bodies.push((answer, body));
-        }
-        held.push((requests, bodies));
-        if held.len() >= 4 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            held.remove(0);
-        }
-    }
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -347,23 +364,71 @@ fn attack<F: Future<Output = ()> + Send + 'static>(
 
 /// Every attack, with its name in the table.
 fn attacks() -> Vec<(&'static str, Vec<Attack>)> {
-    let history = || framed(&proto::HistoryRequest { page_size: 1_000, ..Default::default() });
-    let beginning = || framed(&proto::SubscribeRequest::default());
+    let read = |method| Calls { person: "border-post", method, window: 0, ends: true };
+    let publish = |person, method| Calls { person, method, window: 1 << 20, ends: false };
     vec![
         (
             "answers that are not read",
             vec![
-                attack(move |target, stop| unread(target, "border-post", "FocalPoint/History", history(), stop)),
-                attack(move |target, stop| unread(target, "border-post", "FocalPoint/Subscribe", beginning(), stop)),
+                attack(move |target, stop| {
+                    let history = framed(&proto::HistoryRequest { page_size: 1_000, ..Default::default() });
+                    calls(target, read("FocalPoint/History"), move |_| history.clone(), stop)
+                }),
+                attack(move |target, stop| {
+                    calls(target, read("FocalPoint/Subscribe"), |_| framed(&proto::SubscribeRequest::default()), stop)
+                }),
             ],
         ),
         (
             "requests that are not finished",
+            ["ungranted", "customs-hq"]
+                .map(|person| {
+                    attack(move |target, stop| {
+                        let beginning = unfinished();
+                        calls(target, publish(person, "FocalPoint/Publish"), move |_| beginning.clone(), stop)
+                    })
+                })
+                .into(),
+        ),
+        (
+            "streams that bring and find nothing",
             vec![
-                attack(|target, stop| unfinished(target, "ungranted", "FocalPoint/Publish", stop)),
-                attack(|target, stop| unfinished(target, "customs-hq", "FocalPoint/Publish", stop)),
+                attack(move |target, stop| {
+                    calls(target, publish("customs-hq", "FocalPoint/PublishStream"), |_| Bytes::new(), stop)
+                }),
+                attack(move |target, stop| {
+                    let nobody = proto::Filter { members: vec!["zz".into()], ..Default::default() };
+                    let all = proto::SubscribeRequest {
+                        filter: Some(nobody),
+                        begin: "beginning".into(),
+                        ..Default::default()
+                    };
+                    calls(
+                        target,
+                        Calls { window: 1 << 20, ..read("FocalPoint/Subscribe") },
+                        move |_| framed(&all),
+                        stop,
+                    )
+                }),
             ],
         ),
+        (
+            "names that change",
+            vec![attack(move |target, stop| {
+                calls(target, Calls { window: 1 << 20, ..read("FocalPoint/Subscribe") }, renamed, stop)
+            })],
+        ),
+        (
+            "drafts of empty parts",
+            vec![attack(move |target, stop| {
+                let body = proto::Body { texts: vec![proto::Text::default(); 1_000_000], ..Default::default() };
+                let draft = proto::Draft { body: Some(body), ..Default::default() };
+                let request = framed(&proto::PublishRequest { draft: Some(draft), ..Default::default() });
+                let many = Calls { ends: true, ..publish("customs-hq", "FocalPoint/Publish") };
+                calls(target, many, move |_| request.clone(), stop)
+            })],
+        ),
+        ("connections that say nothing", vec![attack(silent)]),
         (
             "frames of no use",
             vec![
