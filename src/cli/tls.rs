@@ -65,6 +65,16 @@ pub(super) struct Door {
     timeout: Duration,
 }
 
+/// Handshakes that are begun until one is not cut.
+const ATTEMPTS_MAX: u32 = 6;
+/// Before the second; longer before each further one.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(30);
+
+/// Whether a handshake ended without a reason.
+fn is_cut(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
 type Connecting = Pin<Box<dyn Future<Output = io::Result<TokioIo<TlsStream<TcpStream>>>> + Send>>;
 
 impl Door {
@@ -106,9 +116,19 @@ impl Door {
 
     async fn connect(&self) -> io::Result<TlsStream<TcpStream>> {
         let both = async {
-            let stream = TcpStream::connect(&*self.address).await?;
-            stream.set_nodelay(true)?;
-            self.connector.connect(self.name.clone(), stream).await
+            let mut attempt = 1;
+            loop {
+                let stream = TcpStream::connect(&*self.address).await?;
+                stream.set_nodelay(true)?;
+                match self.connector.connect(self.name.clone(), stream).await {
+                    // A node to which too many come ends any of those that are not known yet.
+                    Err(error) if attempt < ATTEMPTS_MAX && is_cut(&error) => {
+                        tokio::time::sleep(ATTEMPT_PAUSE * attempt).await;
+                        attempt += 1;
+                    }
+                    done => return done,
+                }
+            }
         };
         let late = |_| {
             let text = format!("no connection within {} s", self.timeout.as_secs());

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
-/// So many times as many may be silent as there may be at any other stage: they cost little more than a socket, and an honest client, whose
-/// first bytes come at once, has the more time for it.
-const SILENT_FACTOR: usize = 4;
+/// So many times as many may be silent, or have their answer, as there may be at any other stage: the former cost little more than a socket, and
+/// the latter have the way to a client and back to wait.
+const WAITING_FACTOR: usize = 4;
 /// So great a part of the processors computes answers to ClientHellos at once.
 const ANSWERING_PART: usize = 4;
 
@@ -49,6 +49,8 @@ pub(super) enum Stage {
     Begun,
     /// The ClientHello came, and is answered as soon as it is its turn.
     Hello,
+    /// It is answered.
+    Answered,
     /// Something came after the answer.
     Proceeds,
 }
@@ -64,7 +66,7 @@ pub(super) struct Handshakes {
 struct Open {
     next: u64,
     /// By [`Stage`].
-    stages: [Vec<Place>; 4],
+    stages: [Vec<Place>; 5],
 }
 
 struct Place {
@@ -76,6 +78,7 @@ struct Place {
 /// One handshake under way, until it is dropped.
 pub(super) struct Handshake {
     of: Arc<Handshakes>,
+    source: Source,
     number: u64,
     give_way: Arc<Notify>,
 }
@@ -97,7 +100,7 @@ impl Handshakes {
         let place = Place { number, source, give_way: Arc::clone(&give_way) };
         open.put(Stage::Silent, place, self.max);
         drop(open);
-        Handshake { of: Arc::clone(self), number, give_way }
+        Handshake { of: Arc::clone(self), source, number, give_way }
     }
 }
 
@@ -110,7 +113,8 @@ impl Open {
     }
 
     fn put(&mut self, stage: Stage, place: Place, max: usize) {
-        let max = if stage == Stage::Silent { max.saturating_mul(SILENT_FACTOR) } else { max };
+        let waits = matches!(stage, Stage::Silent | Stage::Answered);
+        let max = if waits { max.saturating_mul(WAITING_FACTOR) } else { max };
         let places = &mut self.stages[stage as usize];
         if places.len() >= max
             && let Some(victim) = victim(places)
@@ -141,6 +145,12 @@ impl Handshake {
         if let Some(place) = open.take(self.number) {
             open.put(stage, place, self.of.max);
         }
+    }
+
+    /// It gave way while nothing of it had been read, and yet something has come: only now there was time to look.
+    pub(super) fn comes_back(&self) {
+        let place = Place { number: self.number, source: self.source, give_way: Arc::clone(&self.give_way) };
+        self.of.open.lock().put(Stage::Begun, place, self.of.max);
     }
 
     /// Returns when this one has to give way.
@@ -213,11 +223,11 @@ mod tests {
         let all = Handshakes::new(8);
         let begun = at(Stage::Begun, &all, "10.0.0.1");
         let hello = at(Stage::Hello, &all, "10.0.0.1");
-        let own: Vec<_> = (0..80 * SILENT_FACTOR).map(|_| all.begin(source("10.0.0.1"))).collect();
+        let own: Vec<_> = (0..80 * WAITING_FACTOR).map(|_| all.begin(source("10.0.0.1"))).collect();
         let many: Vec<_> =
-            (0..80 * SILENT_FACTOR).map(|n| all.begin(source(&format!("10.1.{}.{}", n / 100, n % 100)))).collect();
+            (0..80 * WAITING_FACTOR).map(|n| all.begin(source(&format!("10.1.{}.{}", n / 100, n % 100)))).collect();
         assert!(has_place(&begun) && has_place(&hello));
-        assert_eq!(places(&own) + places(&many), 8 * SILENT_FACTOR);
+        assert_eq!(places(&own) + places(&many), 8 * WAITING_FACTOR);
     }
 
     #[test]

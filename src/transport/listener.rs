@@ -91,9 +91,6 @@ pub fn listen(tcp: TcpListener, listening: Listening) -> Result<ReceiverStream<i
                 let shaken = tokio::select! {
                     biased;
                     shaken = shake_hands(&listening, stream, &place) => shaken,
-                    () = place.crowded_out() => {
-                        Err(Refused::new("handshake-crowded-out", "not done when too many others came"))
-                    }
                     () = tokio::time::sleep(limit) => {
                         Err(Refused::new("handshake-timeout", format!("not done within {} ms", limit.as_millis())))
                     }
@@ -134,8 +131,43 @@ async fn shake_hands(
 ) -> Result<(Line<TlsStream<TcpStream>>, CertificateDer<'static>), Refused> {
     let by_tls = |error: io::Error| Refused::by_tls(&error);
     stream.set_nodelay(true).map_err(by_tls)?;
-    stream.readable().await.map_err(by_tls)?;
-    place.reaches(Stage::Begun);
+    tokio::select! {
+        biased;
+        readable = stream.readable() => {
+            readable.map_err(by_tls)?;
+            place.reaches(Stage::Begun);
+        }
+        // Where many come at once, it is looked at late: whoever has said something meanwhile was not silent.
+        () = place.crowded_out() => {
+            if !has_come(&stream) {
+                return Err(crowded_out());
+            }
+            place.comes_back();
+        }
+    }
+    tokio::select! {
+        biased;
+        shaken = shake_on(listening, stream, place) => shaken,
+        () = place.crowded_out() => Err(crowded_out()),
+    }
+}
+
+fn crowded_out() -> Refused {
+    Refused::new("handshake-crowded-out", "not done when too many others came")
+}
+
+/// Whether something can be read, by the system itself: what the runtime knows of a new connection may be late.
+fn has_come(stream: &TcpStream) -> bool {
+    use rustix::net::{RecvFlags, recv};
+    matches!(recv(stream, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((_, 1..)))
+}
+
+async fn shake_on(
+    listening: &Listening,
+    stream: TcpStream,
+    place: &handshakes::Handshake,
+) -> Result<(Line<TlsStream<TcpStream>>, CertificateDer<'static>), Refused> {
+    let by_tls = |error: io::Error| Refused::by_tls(&error);
     let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(by_tls)?;
     place.reaches(Stage::Hello);
     let (accepting, handshake) = {
@@ -144,6 +176,7 @@ async fn shake_hands(
         // This computes the answer.
         (hello.into_stream(config), handshake)
     };
+    place.reaches(Stage::Answered);
     let stream = go_on(accepting, place).await.map_err(|error| handshake.refused(&error))?;
     let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let shown = shown.ok_or_else(|| Refused::new("no-certificate", "no certificate was shown"))?;
