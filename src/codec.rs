@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn drafts_of_a_million_empty_parts_are_rejected_before_they_are_decoded() {
         let draft = |header: proto::Header, body: proto::Body| {
-            let draft = proto::Draft { header: Some(header), body: Some(body), ..Default::default() };
+            let draft = proto::Draft { header: Some(header), body: Some(body) };
             proto::PublishRequest { draft: Some(draft), ..Default::default() }.encode_to_vec()
         };
         let many = draft(

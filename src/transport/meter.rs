@@ -18,7 +18,7 @@ const HEADER_BYTES: usize = 9;
 const USELESS: Rate = Rate { per_second: 1_000.0, burst: 4_000.0 };
 /// Frames that are part of the traffic, each of which costs an answer or a look at all streams: PING and WINDOW_UPDATE. Clients that measure
 /// the line send one for each frame that they receive.
-const CONTROL: Rate = Rate { per_second: 20_000.0, burst: 40_000.0 };
+const CONTROL: Rate = Rate { per_second: 10_000.0, burst: 10_000.0 };
 /// So many payload bytes of a useless frame count as one frame more: at most 1 MiB of them a second.
 const USELESS_UNIT_BYTES: u32 = 1 << 10;
 /// DATA frames with less, in the middle of a stream, count as useless: the smallest message of a stream is larger, and each frame that waits to be
@@ -142,8 +142,8 @@ mod tests {
             assert_eq!(passed(&bytes, 2 * burst), burst, "{name}");
         }
         assert_eq!(passed(&frame(0xbe, 0, 63 << 10), 2 * burst), burst / 64, "large ones count for more");
-        assert_eq!(passed(&frame(PING, 0, 8), 100_000), 40_000);
-        assert_eq!(passed(&frame(WINDOW_UPDATE, 0, 4), 100_000), 40_000);
+        assert_eq!(passed(&frame(PING, 0, 8), 100_000), 10_000);
+        assert_eq!(passed(&frame(WINDOW_UPDATE, 0, 4), 100_000), 10_000);
     }
 
     #[tokio::test(start_paused = true)]

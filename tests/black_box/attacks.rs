@@ -206,8 +206,9 @@ fn unfinished() -> Bytes {
 
 /// A name with one long filter, and then with another.
 fn renamed(number: u64) -> Bytes {
-    let topics =
-        (0..60).map(|n| format!("security.{}.t{n}.>", if number % 2 == 0 { "a" } else { "b" }.repeat(90))).collect();
+    let topics = (0..60)
+        .map(|n| format!("security.{}.t{n}.>", if number.is_multiple_of(2) { "a" } else { "b" }.repeat(90)))
+        .collect();
     framed(&proto::SubscribeRequest {
         filter: Some(proto::Filter { topics, ..Default::default() }),
         start: Some(proto::subscribe_request::Start::Subscription(format!("n{}", number % 200))),
