@@ -50,14 +50,24 @@ impl<U: Message + Default + 'static> Decoder for CountedDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        let is_frame = [TypeId::of::<proto::LinkRequest>(), TypeId::of::<proto::LinkResponse>()];
-        let depth = if is_frame.contains(&TypeId::of::<U>()) { FRAME_DEPTH } else { REQUEST_DEPTH };
-        check(src.chunk(), depth)?;
+        if let Some(depth) = depth_of::<U>() {
+            check(src.chunk(), depth)?;
+        }
         self.0.decode(src)
     }
 
     fn buffer_settings(&self) -> BufferSettings {
         self.0.buffer_settings()
+    }
+}
+
+/// How deep the parts of a message are counted: those of frames and of requests. Responses of the API are this node's own, and long.
+fn depth_of<U: 'static>() -> Option<u32> {
+    let is_frame = [TypeId::of::<proto::LinkRequest>(), TypeId::of::<proto::LinkResponse>()];
+    if is_frame.contains(&TypeId::of::<U>()) {
+        Some(FRAME_DEPTH)
+    } else {
+        std::any::type_name::<U>().ends_with("Request").then_some(REQUEST_DEPTH)
     }
 }
 
@@ -156,6 +166,20 @@ mod tests {
             request(Frame::Heads(proto::Heads { heads: vec![proto::Head::default(); 8], ..Default::default() }));
         assert!(check(&piece, FRAME_DEPTH).is_ok());
         assert!(check(&piece.repeat(10_000), FRAME_DEPTH).is_err());
+    }
+
+    #[test]
+    fn frames_and_requests_are_counted_and_responses_are_not() {
+        assert_eq!(depth_of::<proto::LinkResponse>(), Some(FRAME_DEPTH));
+        assert_eq!(depth_of::<proto::LinkRequest>(), Some(FRAME_DEPTH));
+        for depth in [
+            depth_of::<proto::PublishRequest>(),
+            depth_of::<proto::PublishStreamRequest>(),
+            depth_of::<proto::SubscribeRequest>(),
+        ] {
+            assert_eq!(depth, Some(REQUEST_DEPTH));
+        }
+        assert_eq!(depth_of::<proto::HistoryResponse>(), None);
     }
 
     #[test]

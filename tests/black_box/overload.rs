@@ -59,6 +59,13 @@ fn two_thousand_subscribers_that_stop_reading_cost_little_and_stop_nobody() {
     for peer in ["ly", "tn", "ne"] {
         world.kill(peer);
     }
+    // More streams of one identity than it has without being asked.
+    let access = world.folder("ma").join("access.toml");
+    let granted = fs::read_to_string(&access).unwrap();
+    fs::write(&access, format!("[limits]\nstreams = {}\n\n{granted}", STOPPED_EACH + 2)).unwrap();
+    world.terminate("ma");
+    world.ended("ma");
+    world.run("ma");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let process = world.process("ma");
     let stopped = runtime.block_on(async {
