@@ -101,6 +101,8 @@ struct State {
     owners: HashMap<Owner, u64, RandomState>,
     /// By owner and class: what an owner may read does not go before what it publishes.
     waiting: Turns<(Owner, Class), Request>,
+    /// Whether something that waits does not fit the bound of all: ordinary, and what may use the reserve.
+    full: [bool; 2],
 }
 
 /// A charge that waits.
@@ -158,13 +160,14 @@ impl Budget {
         Ok(charge)
     }
 
-    /// As [`Self::try_charge`], but never before others that wait.
+    /// As [`Self::try_charge`], but never before what the same owner has waiting, nor before what waits for the bound of all.
     ///
     /// # Errors
     /// [`OverBudget`]; nothing is charged then.
     pub fn try_charge_in_turn(&self, owner: &Owner, class: Class, amount: u64) -> Result<Charge, OverBudget> {
         let mut state = self.shared.state.lock();
-        if !state.waiting.is_empty() {
+        let others_wait = state.full[usize::from(class == Class::Reserved)];
+        if others_wait || !state.waiting.is_empty() && state.waiting.has(&(owner.clone(), class)) {
             state.denied += 1;
             return Err(self.shared.over(owner, state.used_by(owner), self.shared.bounds.per_owner, amount));
         }
@@ -197,6 +200,7 @@ impl Budget {
         let granted = {
             let mut state = self.shared.state.lock();
             if state.waiting.is_empty() {
+                state.full = [false; 2];
                 return;
             }
             self.shared.grant(&mut state)
@@ -327,7 +331,7 @@ impl Shared {
             *full = self.add(state, owner, *class, *amount).is_err();
             if *full { Next::Stays } else { Next::Granted }
         });
-        (state.waiting, state.denied) = (waiting, denied);
+        (state.waiting, state.denied, state.full) = (waiting, denied, full);
         granted
     }
 }
@@ -548,6 +552,22 @@ mod tests {
         drop(first);
         assert_eq!(tokio::time::timeout(Duration::from_secs(1), alone).await.unwrap().unwrap().amount(), 60);
         flood.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_the_bound_of_its_owner_keeps_nobody_else_waiting() {
+        let budget = Budget::new(&SPEC);
+        let (one, two) = (identity("one"), identity("two"));
+        let held = budget.try_charge(&one, Class::Ordinary, 60).unwrap();
+        let mut waits = Box::pin(budget.charge(&one, Class::Ordinary, 10));
+        assert!(waits.as_mut().now_or_never().is_none());
+        let denied = budget.usage().denied;
+        drop(budget.try_charge_in_turn(&two, Class::Ordinary, 10).unwrap());
+        drop(budget.try_charge_in_turn(&one, Class::Reserved, 5).unwrap());
+        assert_eq!(budget.usage().denied, denied);
+        assert!(budget.try_charge_in_turn(&one, Class::Ordinary, 1).is_err(), "its own are in order");
+        drop(held);
+        assert_eq!(waits.await.amount(), 10);
     }
 
     #[tokio::test(start_paused = true)]

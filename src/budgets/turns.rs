@@ -34,6 +34,11 @@ impl<K: Clone + Eq + Hash, T> Turns<K, T> {
         self.owners.is_empty()
     }
 
+    /// Whether this owner has something waiting.
+    pub(super) fn has(&self, owner: &K) -> bool {
+        self.waiting.contains_key(owner)
+    }
+
     /// Adds one behind those of its owner; returns its number.
     pub(super) fn push(&mut self, owner: &K, waiting: T) -> u64 {
         let id = self.next_id;
