@@ -184,7 +184,9 @@ impl Api {
             return opened(place, "restarted");
         }
         let stale = self.is_stale(&held);
-        let mut place = match (&opening.begin, stale) {
+        // A cursor of another history begins where that one ends, also where the name stands further on: what was acknowledged comes again, since
+        // offsets up to there meant something else to who gives the cursor.
+        let place = match (&opening.begin, stale) {
             (None, true) => return Err(errors::unknown_subscription(parts(key).1, Some(held.offset))),
             (Some(begin @ (Begin::Now | Begin::Beginning)), true) => {
                 let place = self.place(begin).await?;
@@ -194,12 +196,6 @@ impl Api {
             (Some(begin @ Begin::At(_)), _) => self.place(begin).await?,
             (_, false) => Place { offset: held.offset, held: held.held, reset: None },
         };
-        if let Some(reset) = &mut place.reset
-            && place.offset < held.offset
-        {
-            // What was acknowledged in this history was taken in both.
-            (place.offset, reset.offset, place.held) = (held.offset, held.offset, held.held);
-        }
         if stale || held.filter.is_none() {
             let offset = if stale { place.offset } else { held.offset };
             let state = Subscription { offset, ..created(&place) };

@@ -416,7 +416,8 @@ fn copy_folder(from: &Path, to: &Path) {
 async fn no_reader_misses_a_bulletin_or_is_misled_over_stores_restored_and_lost() {
     let rounds = std::env::var("BARID_HISTORIES_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS);
     let first = std::env::var("BARID_HISTORIES_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
-    for seed in first..first + rounds {
+    // In that one a name stood further on than the cursor of another history that came with it.
+    for seed in (first..first + rounds).chain([61]) {
         println!("seed {seed}");
         let mut round = Round::start(seed).await;
         for _ in 0..STEPS {
