@@ -308,7 +308,7 @@ impl Rogue {
         let checkpoint = Checkpoint { feed: own, size: choices.number(size), root };
         let range = range(choices, size);
         let not_held = (0..choices.byte() % 3).map(|n| {
-            let start = range.start + u64::from(n) * 2;
+            let start = range.start.saturating_add(u64::from(n) * 2);
             (start..start.saturating_add(1), Undisclosed::ALL[usize::from(n)].0)
         });
         let time = choices.number(1_700_000_000);
