@@ -139,12 +139,12 @@ fn victim(places: &[Place]) -> Option<usize> {
 }
 
 impl Handshake {
-    /// It has come so far; another one at that stage gives way if there are too many. One that gave way itself stays out.
-    pub(super) fn reaches(&self, stage: Stage) {
+    /// It has come so far; another one at that stage gives way if there are too many. One that gave way itself stays out: false.
+    pub(super) fn reaches(&self, stage: Stage) -> bool {
         let mut open = self.of.open.lock();
-        if let Some(place) = open.take(self.number) {
-            open.put(stage, place, self.of.max);
-        }
+        let Some(place) = open.take(self.number) else { return false };
+        open.put(stage, place, self.of.max);
+        true
     }
 
     /// It gave way while nothing of it had been read, and yet something has come: only now there was time to look.

@@ -135,7 +135,11 @@ async fn shake_hands(
         biased;
         readable = stream.readable() => {
             readable.map_err(by_tls)?;
-            place.reaches(Stage::Begun);
+            if !place.reaches(Stage::Begun) {
+                // It gave way at the same moment.
+                place.crowded_out().await;
+                place.comes_back();
+            }
         }
         // Where many come at once, it is looked at late: whoever has said something meanwhile was not silent.
         () = place.crowded_out() => {
