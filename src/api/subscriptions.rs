@@ -335,15 +335,16 @@ impl Api {
         };
         faults.check()?;
         let (Some(key), Some(cursor)) = (key, cursor) else { return Err(errors::defect()) };
+        // Before it is looked where the name stands: others may acknowledge meanwhile.
+        let pause = self.pace.acknowledgement(&caller.path, Instant::now());
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
         let held = self.subscription_of(&key).ok_or_else(|| errors::unknown_subscription(&subscription, None))?;
         let epoch = self.committer.feed().epoch;
         let record = CursorRecord { subscription: key, arrival: cursor.offset(), held: cursor.held(), epoch };
         if let Some(mismatch) = self.reading(move |api| cursor.mismatch(&**api.store())).await? {
             return Err(errors::cursor_mismatch("cursor", mismatch.as_str()));
-        }
-        let pause = self.pace.acknowledgement(&caller.path, Instant::now());
-        if !pause.is_zero() {
-            tokio::time::sleep(pause).await;
         }
         self.advance(&held, record).await
     }
