@@ -1,6 +1,7 @@
 //! Work that may take its time: on threads that give way to those which commit, answer and carry what is urgent.
 //!
-//! In scope: a small pool for verifying and reading long batches of peers, another for readers that look at much, and the niceness of its threads and of others like them. Out of scope:
+//! In scope: a small pool for verifying and reading long batches of peers, another for readers that look at much, and the
+//! niceness of their threads and of others like them. Out of scope:
 //! anything that somebody waits for; that runs where it is, or on the runtime's own blocking threads.
 
 use std::num::NonZero;
