@@ -1,6 +1,10 @@
 //! The program `barid`: node and command line.
 #![forbid(unsafe_code)]
 
+/// A call makes some hundred small allocations on several threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> std::process::ExitCode {
     barid::cli::main()
 }

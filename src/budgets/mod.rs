@@ -241,6 +241,14 @@ impl Budget {
         self.shared.state.lock().used_by(owner)
     }
 
+    /// Whether a charge waits for what `owner` holds: another of its own, or one that does not fit the bound of all.
+    #[must_use]
+    pub fn keeps_waiting(&self, owner: &Owner) -> bool {
+        let state = self.shared.state.lock();
+        let of_own = |class| state.waiting.has(&(owner.clone(), class));
+        !state.waiting.is_empty() && (state.full.contains(&true) || of_own(Class::Ordinary) || of_own(Class::Reserved))
+    }
+
     /// What is in use.
     #[must_use]
     pub fn usage(&self) -> Usage {

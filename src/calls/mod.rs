@@ -140,6 +140,11 @@ impl Call {
         self.0.responses.charge(&self.0.owner, self.0.class, bytes).await
     }
 
+    /// Whether a response waits for room in a budget of which this call may hold some.
+    fn keeps_responses_waiting(&self) -> bool {
+        self.0.responses.keeps_waiting(&self.0.owner)
+    }
+
     /// Has a charge go with what the method produces next, until HTTP/2 has sent it.
     pub fn attach(&self, charge: Charge) {
         if !self.0.direct {

@@ -12,10 +12,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::Report;
+use super::Call;
 
 /// How long nothing at all of what a call sends may be taken: at 64 KiB a piece, a line of 1 KiB/s keeps a call open.
 pub(super) const NOT_READ_MAX: Duration = Duration::from_secs(60);
+/// The same while a response waits for room that this one holds: readers that stopped do not keep another of the same caller waiting.
+const NOT_READ_MAX_FULL: Duration = Duration::from_secs(5);
 /// After a call's deadline its status is sent; where it cannot be, the stream is reset so much later.
 const RESET_AFTER: Duration = Duration::from_secs(1);
 
@@ -34,7 +36,14 @@ struct State {
     /// When one was last sent, or given while there was none.
     moved: Instant,
     deadline: Option<Instant>,
-    report: Option<Report>,
+    call: Option<Call>,
+}
+
+/// When a call has to end.
+struct End {
+    at: Instant,
+    /// Whether because nobody reads it.
+    not_read: bool,
 }
 
 impl Progress {
@@ -59,33 +68,40 @@ impl Progress {
         state.moved = Instant::now();
     }
 
-    /// The call has to be over by then; `report` hears if nobody reads its response.
-    pub(super) fn watch(&self, deadline: Option<Instant>, report: Report) {
+    /// The call has to be over by then; it is reported there if nobody reads its response.
+    pub(super) fn watch(&self, deadline: Option<Instant>, call: Call) {
         let mut state = self.state.lock();
         state.deadline = deadline.map(|deadline| deadline + RESET_AFTER);
-        state.report = Some(report);
+        state.call = Some(call);
     }
 
-    fn ends_at(&self) -> Option<Instant> {
+    /// When it has to end by what is known at `now`, or when to look again.
+    fn end(&self, now: Instant) -> Option<End> {
         let state = self.state.lock();
-        let stalls = (state.outstanding > 0).then(|| state.moved + NOT_READ_MAX);
-        [stalls, state.deadline].into_iter().flatten().min()
+        let not_read = (state.outstanding > 0).then(|| {
+            let early = state.moved + NOT_READ_MAX_FULL;
+            let waited_for = || state.call.as_ref().is_some_and(Call::keeps_responses_waiting);
+            let at = if early > now || waited_for() {
+                early
+            } else {
+                (state.moved + NOT_READ_MAX).min(now + NOT_READ_MAX_FULL)
+            };
+            End { at, not_read: true }
+        });
+        let deadline = state.deadline.map(|at| End { at, not_read: false });
+        [not_read, deadline].into_iter().flatten().min_by_key(|end| end.at)
     }
 
     fn report(&self) {
-        let state = self.state.lock();
-        if state.outstanding > 0
-            && state.moved + NOT_READ_MAX <= Instant::now()
-            && let Some(report) = &state.report
-        {
-            report("NOT_READ");
+        if let Some(call) = &self.state.lock().call {
+            (call.0.report)("NOT_READ");
         }
     }
 }
 
 /// Runs the stream of one call to its end, or until it has to end.
 pub(super) async fn supervised(stream: impl Future<Output = ()>) {
-    let state = State { outstanding: 0, moved: Instant::now(), deadline: None, report: None };
+    let state = State { outstanding: 0, moved: Instant::now(), deadline: None, call: None };
     let progress = Arc::new(Progress { state: Mutex::new(state) });
     let mut stream = pin!(CURRENT.scope(Arc::clone(&progress), stream));
     let mut alarm = pin!(None::<Sleep>);
@@ -94,17 +110,22 @@ pub(super) async fn supervised(stream: impl Future<Output = ()>) {
             return Poll::Ready(());
         }
         loop {
-            let Some(at) = progress.ends_at() else { return Poll::Pending };
+            let now = Instant::now();
+            let Some(End { at, not_read }) = progress.end(now) else { return Poll::Pending };
+            if at <= now {
+                if not_read {
+                    progress.report();
+                }
+                return Poll::Ready(());
+            }
             // One that is set earlier looks again by then.
             match alarm.as_mut().as_pin_mut() {
-                Some(sleep) if sleep.deadline() <= at => match sleep.poll(context) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(()) if Instant::now() >= at => {
-                        progress.report();
-                        return Poll::Ready(());
+                Some(sleep) if sleep.deadline() <= at => {
+                    if sleep.poll(context).is_pending() {
+                        return Poll::Pending;
                     }
-                    Poll::Ready(()) => alarm.set(Some(sleep_until(at))),
-                },
+                    alarm.set(Some(sleep_until(at)));
+                }
                 _ => alarm.set(Some(sleep_until(at))),
             }
         }

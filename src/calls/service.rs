@@ -127,12 +127,12 @@ impl Calls {
         // It is moved some times before it runs.
         Either::Right(Box::pin(async move {
             let progress = Progress::current();
-            if let Some(progress) = &progress {
-                progress.watch(deadline, Arc::clone(&terms.report));
-            }
             let (bytes_max, one_request, response_bytes) =
                 (terms.request_bytes_max, terms.one_request, terms.response_bytes);
             let call = Call::new(terms);
+            if let Some(progress) = &progress {
+                progress.watch(deadline, call.clone());
+            }
             let handled = handle(routes, request, &call, (bytes_max, one_request), response_bytes);
             let response = match deadline {
                 None => handled.await,

@@ -371,6 +371,37 @@ async fn response_that_is_not_read_is_reset_and_recorded_and_one_that_is_read_sl
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn readers_that_stopped_make_way_for_another_of_the_same_caller() {
+    let mut world = World::start().await;
+    let bounds = Bounds { total: 16 * MIB, per_owner: 4 * MIB, reserved: MIB };
+    let budget = bounded(&mut world, &table::API_RESPONSE_BYTES, bounds);
+    for _ in 0..64 {
+        world.published(large()).await;
+    }
+    let after =
+        proto::SubscribeRequest { start: Some(proto::subscribe_request::Start::After(0)), ..Default::default() };
+    let shut = client(&world, POST, 0).await;
+    let mut stopped = Vec::new();
+    for _ in 0..8 {
+        stopped.push(begin(&shut, head(SUBSCRIBE, &[]), framed(&after), true).await);
+    }
+    until("they hold all that the caller may", || budget.keeps_waiting(&owner(POST))).await;
+    let reader = client(&world, POST, 1 << 16).await;
+    let (response, _stream) = begin(&reader, head(SUBSCRIBE, &[]), framed(&after), true).await;
+    let mut body = response.await.unwrap().into_body();
+    let read_all = async {
+        let mut read = 0;
+        while read < 64 * 32_000 {
+            let length = body.data().await.unwrap().unwrap().len();
+            read += length;
+            body.flow_control().release_capacity(length).unwrap();
+        }
+    };
+    let in_time = tokio::time::timeout(Duration::from_secs(40), read_all).await;
+    assert!(in_time.is_ok(), "{:?}", budget.usage());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn operators_and_publishers_have_their_calls_while_others_hold_all_there_are() {
     let mut world = World::start().await;
     let budget = bounded(&mut world, &table::API_CALLS, Bounds { total: 20, per_owner: 12, reserved: 8 });
