@@ -103,7 +103,7 @@ impl Limits {
     };
 
     /// These, changed by what a text says.
-    fn changed(self, text: &LimitsText) -> Result<Self, String> {
+    fn overridden_by(self, text: &LimitsText) -> Result<Self, String> {
         let read = |field: &str, value: Option<u32>, before: u32| match value {
             Some(0) => Err(format!("limits.{field}: `0` is not 1 or more; to allow nothing, take the grant away")),
             value => Ok(value.unwrap_or(before)),
@@ -207,7 +207,7 @@ impl Access {
     /// If it is not TOML, has unknown keys or roles, grants one path twice, or lets a path publish that cannot be an issuer.
     pub fn parse(text: &str) -> Result<Self, String> {
         let read: AccessText = toml::from_str(text).map_err(|error| error.to_string())?;
-        let everybody = Limits::DEFAULT.changed(&read.limits)?;
+        let everybody = Limits::DEFAULT.overridden_by(&read.limits)?;
         let mut grants = BTreeMap::new();
         for GrantText { path, roles, working_groups, limits } in read.grants {
             if path == "node" || path.starts_with('/') || path.is_empty() {
@@ -221,7 +221,7 @@ impl Access {
                      at most {ISSUER_BYTES_MAX} bytes"
                 ));
             }
-            let limits = everybody.changed(&limits).map_err(|error| format!("grant `{path}`: {error}"))?;
+            let limits = everybody.overridden_by(&limits).map_err(|error| format!("grant `{path}`: {error}"))?;
             if grants.insert(path.clone(), Arc::new(Grant { roles, working_groups, limits })).is_some() {
                 return Err(format!("grant.path: `{path}` is granted twice"));
             }
@@ -251,7 +251,7 @@ mod tests {
                         [[grant]]\npath = \"agency/border-post\"\nroles = [\"agency\"]\nworking_groups = [\"security\"]\n";
 
     #[test]
-    fn nothing_is_allowed_that_is_not_granted() {
+    fn access_is_denied_unless_granted() {
         let access = Access::parse(TEXT).unwrap();
         assert!(access.grant("focal-point/other").is_none());
         let police = access.grant("focal-point/police-hq").unwrap();
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_everybodys_unless_a_grant_says_otherwise() {
+    fn limits_of_a_grant_override_the_common_ones() {
         assert_eq!(Access::parse(TEXT).unwrap().limits("focal-point/police-hq"), Limits::DEFAULT);
         let text = format!("[limits]\ncalls_per_second = 100\nstreams = 4\n{TEXT}limits = {{ streams = 9 }}\n");
         let access = Access::parse(&text).unwrap();
@@ -269,13 +269,13 @@ mod tests {
         assert_eq!(access.limits("focal-point/police-hq"), limits);
         assert_eq!(access.limits("nobody"), limits);
         assert_eq!(access.limits("agency/border-post"), Limits { streams: 9, ..limits });
-        let refused = Access::parse(&text.replace("streams = 9", "streams = 0")).unwrap_err();
-        assert!(refused.contains("agency/border-post") && refused.contains("limits.streams"), "{refused}");
+        let error = Access::parse(&text.replace("streams = 9", "streams = 0")).unwrap_err();
+        assert!(error.contains("agency/border-post") && error.contains("limits.streams"), "{error}");
         assert!(Access::parse(&text.replace("streams = 4", "steams = 4")).is_err());
     }
 
     #[test]
-    fn a_path_that_publishes_can_be_an_issuer() {
+    fn publishing_path_must_be_a_valid_issuer() {
         let with = |path: &str| Access::parse(&TEXT.replace("focal-point/police-hq", path));
         for good in
             ["focal-point/north/customs-hq", "customs-hq", "agency/x", "focal-point/node", "focal-point/Customs_HQ.1"]
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_unknown_roles_and_double_grants_are_refused() {
+    fn access_rejects_unknown_keys_unknown_roles_and_duplicate_grants() {
         assert!(Access::parse(&TEXT.replace("roles", "rolls")).is_err());
         assert!(Access::parse(&TEXT.replace("\"agency\"", "\"king\"")).is_err());
         assert!(Access::parse(&format!("{TEXT}{TEXT}")).unwrap_err().contains("twice"));

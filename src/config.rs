@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use barid_core::bulletin::TopicFilter;
-use barid_core::names::{ExchangeName, FeedId, Member};
+use barid_core::ids::{ExchangeName, FeedId, Member};
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Guard};
@@ -25,7 +25,7 @@ pub struct NodeText {
     /// Exchange name.
     pub exchange: String,
     /// Epoch of the first start; where there is a mark, the mark says which is in force.
-    #[serde(default = "one")]
+    #[serde(default = "default_epoch")]
     pub epoch: u32,
     /// Folder of the store.
     pub data: PathBuf,
@@ -55,26 +55,26 @@ pub struct NodeText {
     pub topics: Vec<String>,
     /// Whether members that joined the exchange or a working group later are handed the earlier bulletins that they may read now.
     #[serde(default)]
-    pub share_history: bool,
+    pub backfill_new_members: bool,
     /// Whether links that this node dials are compressed.
     #[serde(default)]
     pub compress: Compress,
     /// Days for which peers are still accepted after a revocation list's nextUpdate.
-    #[serde(default = "thirty")]
+    #[serde(default = "default_crl_grace_days")]
     pub crl_grace_days: u32,
     /// Seconds to wait for a peer's heads after a start before publishing alone.
-    #[serde(default = "ten")]
-    pub lone_start_seconds: u32,
+    #[serde(default = "default_peer_wait_seconds")]
+    pub peer_wait_seconds: u32,
     /// Free MiB on the disk that are kept for urgent entries of this member and for answers. Below twice as much nothing but own entries is
     /// committed.
-    #[serde(default = "half_gib")]
-    pub reserve_mib: u64,
+    #[serde(default = "default_min_free_disk_mib")]
+    pub min_free_disk_mib: u64,
     /// Share of the room on the disk that the content of one other member may take in a day, in percent. Of more the digests are stored, and the
     /// content is fetched later.
-    #[serde(default = "share_percent")]
+    #[serde(default = "default_member_share_percent")]
     pub member_share_percent: u8,
     /// MiB of memory that all budgets together may hold (`docs/limits.md`); their bounds shrink alike where they would come to more.
-    #[serde(default = "two_gib")]
+    #[serde(default = "default_memory_mib")]
     pub memory_mib: u64,
     /// Log filter as in `RUST_LOG`.
     #[serde(default = "info")]
@@ -95,36 +95,36 @@ pub struct MetricsText {
     pub listen: String,
     /// Whether it may listen beyond this machine, where whoever connects reads the figures.
     #[serde(default)]
-    pub beyond_loopback: bool,
+    pub allow_non_loopback: bool,
     /// Further host names by which it may be asked for.
     #[serde(default)]
     pub hosts: Vec<String>,
 }
 
-fn one() -> u32 {
+fn default_epoch() -> u32 {
     1
 }
 
-fn ten() -> u32 {
+fn default_peer_wait_seconds() -> u32 {
     10
 }
 
-fn thirty() -> u32 {
+fn default_crl_grace_days() -> u32 {
     30
 }
 
-fn half_gib() -> u64 {
+fn default_min_free_disk_mib() -> u64 {
     512
 }
 
-fn share_percent() -> u8 {
+fn default_member_share_percent() -> u8 {
     barid_core::quota::SHARE_PERCENT
 }
 
 /// Less than this would not carry one full page and one full batch of each of a few callers and peers.
 const MEMORY_MIB_MIN: u64 = 256;
 
-fn two_gib() -> u64 {
+fn default_memory_mib() -> u64 {
     2_048
 }
 
@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_example_is_a_configuration() {
+    fn example_is_a_valid_configuration() {
         let config = NodeConfig::parse(include_str!("node.example.toml"), Path::new("/etc/barid")).unwrap();
         assert_eq!(config.feed.to_string(), "ma.rabat.example/feed/1");
         assert_eq!(config.text.data, Path::new("/etc/barid/data"));
@@ -230,13 +230,13 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_and_keys_inside_the_data_are_refused() {
+    fn config_rejects_unknown_keys_bad_filters_and_keys_inside_data() {
         let example = include_str!("node.example.toml");
         let unknown = format!("colour = \"red\"\n{example}");
         assert!(NodeConfig::parse(&unknown, Path::new("/")).unwrap_err().contains("colour"));
-        for silent in ["loud", "loud,,", "info,barid"] {
-            let example = example.replace("log = \"info\"", &format!("log = \"{silent}\""));
-            assert!(NodeConfig::parse(&example, Path::new("/")).unwrap_err().starts_with("log:"), "{silent}");
+        for bad_filter in ["loud", "loud,,", "info,barid"] {
+            let example = example.replace("log = \"info\"", &format!("log = \"{bad_filter}\""));
+            assert!(NodeConfig::parse(&example, Path::new("/")).unwrap_err().starts_with("log:"), "{bad_filter}");
         }
         let inside = example.replace("keys = \"keys\"", "keys = \"data/keys\"");
         assert!(NodeConfig::parse(&inside, Path::new("/")).unwrap_err().starts_with("keys:"));

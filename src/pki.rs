@@ -24,7 +24,7 @@ pub use develop::{DevelopMember, DevelopOptions, MEMBERS_MAX, Owner, Place, WORK
 /// How long development certificates last.
 const VALID: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// How long a development revocation list lasts: as its certificates, since nobody renews it.
-const LIST_VALID: Duration = VALID;
+const CRL_VALID: Duration = VALID;
 
 /// Whether a text is a DNS name or an address, as certificates and endpoints name hosts.
 #[must_use]
@@ -208,7 +208,7 @@ impl Authority {
     /// # Errors
     /// If it cannot be made.
     pub fn revoke(&self, serials: &[Vec<u8>], number: u64) -> Result<Vec<u8>, PkiError> {
-        self.revoke_for(serials, number, span(LIST_VALID))
+        self.revoke_for(serials, number, span(CRL_VALID))
     }
 
     /// The same for any time.

@@ -192,7 +192,7 @@ fn check_critical(certificate: &X509Certificate<'_>) -> Result<(), Unfit> {
     }
 }
 
-fn unread(error: &dyn fmt::Display) -> Unfit {
+fn unreadable(error: &dyn fmt::Display) -> Unfit {
     Unfit::Extensions(error.to_string())
 }
 
@@ -211,13 +211,13 @@ fn check_key(key: &SubjectPublicKeyInfo<'_>) -> Result<(), Unfit> {
 }
 
 fn check_constraints(certificate: &X509Certificate<'_>, purpose: Purpose) -> Result<(), Unfit> {
-    let basic = certificate.basic_constraints().map_err(|error| unread(&error))?;
+    let basic = certificate.basic_constraints().map_err(|error| unreadable(&error))?;
     match (purpose, basic.is_some_and(|basic| basic.value.ca)) {
         (Purpose::Authority, false) => return Err(Unfit::NotAuthority),
         (Purpose::Node | Purpose::Client, true) => return Err(Unfit::IsAuthority),
         _ => {}
     }
-    match certificate.name_constraints().map_err(|error| unread(&error))? {
+    match certificate.name_constraints().map_err(|error| unreadable(&error))? {
         Some(names) => check_name_constraints(names.value),
         None => Ok(()),
     }
@@ -241,7 +241,7 @@ fn check_name_constraints(constraints: &NameConstraints<'_>) -> Result<(), Unfit
 }
 
 fn check_key_usage(certificate: &X509Certificate<'_>, purpose: Purpose) -> Result<(), Unfit> {
-    let usage = certificate.key_usage().map_err(|error| unread(&error))?.map(|usage| usage.value);
+    let usage = certificate.key_usage().map_err(|error| unreadable(&error))?.map(|usage| usage.value);
     let has = |bit: fn(&KeyUsage) -> bool| usage.is_some_and(bit);
     let (certificates, lists) = (has(KeyUsage::key_cert_sign), has(KeyUsage::crl_sign));
     match purpose {
@@ -259,7 +259,7 @@ fn check_key_usage(certificate: &X509Certificate<'_>, purpose: Purpose) -> Resul
 /// Where the extension is absent, every use is allowed (RFC 5280 section 4.2.1.12). `anyExtendedKeyUsage` allows nothing in a node's or a
 /// person's certificate: our verifier does not count it.
 fn check_extended_key_usage(certificate: &X509Certificate<'_>, purpose: Purpose) -> Result<(), Unfit> {
-    let Some(usage) = certificate.extended_key_usage().map_err(|error| unread(&error))? else { return Ok(()) };
+    let Some(usage) = certificate.extended_key_usage().map_err(|error| unreadable(&error))? else { return Ok(()) };
     let any = purpose == Purpose::Authority && usage.value.any;
     let server = any || purpose == Purpose::Client || usage.value.server_auth;
     let client = any || usage.value.client_auth;

@@ -8,10 +8,10 @@ use prost::Message;
 use prost::encoding::{self, DecodeContext, WireType};
 use sha2::{Digest as _, Sha256};
 
+use crate::ids::Digest;
 use crate::limits::{
     AUTHOR_SIGNATURES_MAX, BODY_FIELDS_MAX, ENVELOPE_BYTES_MAX, HEADER_READ_BYTES_MAX, NAME_BYTES_MAX,
 };
-use crate::names::Digest;
 use crate::proto;
 
 /// The form and version of payload that this version writes: an encoded [`proto::Body`].
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_bytes_cannot_become_a_lot_of_memory() {
+    fn body_fields_are_bounded_before_decoding() {
         let goods = vec![proto::Goods::default(); ENVELOPE_BYTES_MAX / 2 - 1_000];
         let seizure = proto::SeizureReport { goods, ..Default::default() };
         let content = Some(proto::body::Content::SeizureReport(seizure));

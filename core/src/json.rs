@@ -238,8 +238,8 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
                 Some(bytes) => Ok(Value::Bytes(bytes.into())),
                 None => Err(E::invalid_value(unexpected, &self)),
             },
-            Kind::Enum(words) => match words.get_value_by_name(found) {
-                Some(word) => Ok(Value::EnumNumber(word.number())),
+            Kind::Enum(variants) => match variants.get_value_by_name(found) {
+                Some(variant) => Ok(Value::EnumNumber(variant.number())),
                 None => Err(E::invalid_value(unexpected, &self)),
             },
             Kind::Message(message) if message.full_name() == TIMESTAMP => {
@@ -381,8 +381,8 @@ fn value(value: &Value, kind: &Kind, path: &str, notes: &mut Vec<Note>) -> Optio
         (Value::U64(value), _) => value.to_string().into(),
         (Value::String(value), _) => value.as_str().into(),
         (Value::Bytes(value), _) => STANDARD.encode(value).into(),
-        (Value::EnumNumber(number), Kind::Enum(words)) => {
-            words.get_value(*number).map_or((*number).into(), |word| word.name().into())
+        (Value::EnumNumber(number), Kind::Enum(variants)) => {
+            variants.get_value(*number).map_or((*number).into(), |variant| variant.name().into())
         }
         (Value::Message(message), _) => match timestamp(message) {
             None => object(message, path, notes).into(),

@@ -16,20 +16,20 @@ pub const BATCH_ENTRIES_MAX: usize = COMMIT_ENTRIES_MAX;
 pub const BATCH_BYTES_MAX: usize = COMMIT_BYTES_MAX;
 /// Entries of one feed with status Actual that are held ahead of its order, by the express lane: urgent ones of a day of crisis. The others
 /// wait their turn, so that one who calls everything urgent gains nothing by it.
-pub const EXPRESS_ENTRIES_MAX: usize = 1_024;
+pub const PRIORITY_ENTRIES_MAX: usize = 1_024;
 /// Entries of any other status beside them: a room of their own, so that no exercise stands in the way of what is Actual.
-pub const EXPRESS_OTHERS_MAX: usize = 512;
+pub const PRIORITY_OTHERS_MAX: usize = 512;
 /// How long an entry that is held ahead of its feed's order takes a place there, in ms, where the feed does not come to it: a thin line catches up
 /// within a day, and a feed that never comes to it must not hold its lane for ever. The entry stays held.
-pub const EXPRESS_EXPIRES_MS: u64 = 24 * 3_600_000;
+pub const PRIORITY_EXPIRES_MS: u64 = 24 * 3_600_000;
 /// Envelope bytes with status Actual that may be on their way to one peer ahead of the order of their feeds, and not reached by it.
-pub const EXPRESS_BYTES_MAX: usize = 4 << 20;
+pub const PRIORITY_BYTES_MAX: usize = 4 << 20;
 /// Those of any other status, beside them.
-pub const EXPRESS_OTHERS_BYTES_MAX: usize = EXPRESS_BYTES_MAX / 2;
+pub const PRIORITY_OTHERS_BYTES_MAX: usize = PRIORITY_BYTES_MAX / 2;
 /// Ranges of entries in one request for content that is missing: small on a thin line, and many for one answer.
-pub const FILL_RANGES_MAX: usize = 256;
+pub const BACKFILL_RANGES_MAX: usize = 256;
 /// Entries that are looked at for one such request: it costs a bounded time, whatever it names. What is left is asked for again.
-pub const FILL_SCAN_MAX: u64 = 8 * 1_024;
+pub const BACKFILL_SCAN_MAX: u64 = 8 * 1_024;
 /// Largest signed note other than a roster. A checkpoint with 16 signatures of the largest size that C2SP signed-note expects (ML-DSA-87,
 /// 4,627 bytes, 6 KiB in base64) and the longest names fits.
 pub const NOTE_BYTES_MAX: usize = 128 << 10;
@@ -51,7 +51,7 @@ pub const GOVERNORS_MAX: usize = NOTE_SIGNATURES_MAX / 2;
 pub const ENDPOINT_BYTES_MAX: usize = 253 + 6;
 /// Largest protobuf message on any stream: a full batch with its notes and proofs.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
-/// Largest revocation list taken or handed on, of some 20,000 certificates; one always fits beside the notes of a `Heads`.
+/// Largest revocation list taken or handed on, of some 20,000 certificates; one always fits beside the notes of a `TreeHeads`.
 pub const CRL_BYTES_MAX: usize = 1 << 20;
 /// Parts of one frame on a link: fields, and those of the messages in it. A full batch, with its entries and its proof, has a third of them.
 pub const FRAME_PARTS_MAX: usize = 16_384;

@@ -58,18 +58,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_set_of_ranges_is_the_set_of_their_indexes(
+        fn range_set_equals_the_set_of_its_indexes(
             added in proptest::collection::vec((0_u64..60, 0_u64..12), 0..20),
-            asked in (0_u64..70, 0_u64..30),
+            queried in (0_u64..70, 0_u64..30),
         ) {
             let (mut set, mut indexes) = (RangeSet::default(), BTreeSet::new());
             for (start, len) in added {
                 set.insert(start..start + len);
                 indexes.extend(start..start + len);
             }
-            let asked = asked.0..asked.0 + asked.1;
-            let missing: Vec<u64> = set.missing(asked.clone()).into_iter().flatten().collect();
-            prop_assert_eq!(missing, asked.filter(|index| !indexes.contains(index)).collect::<Vec<_>>());
+            let queried = queried.0..queried.0 + queried.1;
+            let missing: Vec<u64> = set.missing(queried.clone()).into_iter().flatten().collect();
+            prop_assert_eq!(missing, queried.filter(|index| !indexes.contains(index)).collect::<Vec<_>>());
             let touching = set.ranges.iter().zip(set.ranges.iter().skip(1)).any(|((_, end), (start, _))| end >= start);
             prop_assert!(!touching && set.ranges.iter().all(|(start, end)| start < end));
         }

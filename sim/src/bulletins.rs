@@ -5,8 +5,8 @@ use barid_core::proto;
 use bytes::Bytes;
 
 use crate::exchange::{Exchange, GROUPS};
+use crate::future_version;
 use crate::model::Facts;
-use crate::newer;
 use crate::random::Random;
 
 const LABELS: [&str; 5] = ["TLP:CLEAR", "TLP:GREEN", "TLP:AMBER", "TLP:AMBER+STRICT", "TLP:RED"];
@@ -92,7 +92,7 @@ pub(crate) fn bulletin(
     };
     let body = proto::Body { certainty: "x".repeat(flood.unwrap_or(0)), ..proto::Body::default() };
     let envelope = envelope::encode(&header, &body, salt);
-    let envelope = if exchange.natures[by].newer { newer::envelope(&envelope) } else { envelope };
+    let envelope = if exchange.natures[by].newer { future_version::envelope(&envelope) } else { envelope };
     Bulletin { envelope, facts }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use barid_core::envelope::digest;
 use barid_core::feed::note::{Algorithm, KeyError, Note, SigningKey};
-use barid_core::names::{FeedId, Member};
+use barid_core::ids::{FeedId, Member};
 use barid_core::roster::RosterChain;
 use bytes::Bytes;
 
@@ -24,8 +24,8 @@ const STATES: usize = 45;
 pub(crate) const GROUPS: [&str; 2] = ["customs", "security"];
 
 /// Whether a word is a member's code.
-pub(crate) fn is_member(word: &str) -> bool {
-    CODES.contains(&word)
+pub(crate) fn is_member(code: &str) -> bool {
+    CODES.contains(&code)
 }
 
 /// How a member is listed in one version.
@@ -184,14 +184,14 @@ fn versions(random: &mut Random, codes: &[(bool, &str)]) -> Vec<BTreeMap<usize, 
             }
             // In a large exchange little changes.
             let stays = before.get(&member).filter(|_| random.chance(if count > 8 { 90 } else { 40 }));
-            now.insert(member, stays.cloned().unwrap_or_else(|| standing(random, *state)));
+            now.insert(member, stays.cloned().unwrap_or_else(|| listing(random, *state)));
         }
         listed.push(now);
     }
     listed
 }
 
-fn standing(random: &mut Random, state: bool) -> Listed {
+fn listing(random: &mut Random, state: bool) -> Listed {
     let groups = [(); 2].map(|()| state && random.chance(70));
     let ceilings = [(); 2].map(|()| (!state && random.chance(60)).then(|| u8::from(random.chance(50))));
     Listed { full: state, groups, ceilings }
@@ -241,15 +241,15 @@ fn text(
          [governors]\nthreshold = 1\nkeys = [\"{}\"]\n",
         governor.verifier()
     );
-    for (member, standing) in listed {
+    for (member, listing) in listed {
         let (_, code) = codes[*member];
-        let part = if standing.full {
-            let groups = GROUPS.iter().zip(standing.groups).filter(|(_, in_it)| *in_it);
+        let part = if listing.full {
+            let groups = GROUPS.iter().zip(listing.groups).filter(|(_, in_it)| *in_it);
             let groups: Vec<String> = groups.map(|(group, _)| format!("\"{group}\"")).collect();
             format!("kind = \"full\"\nworking_groups = [{}]\n", groups.join(", "))
         } else {
             let label = |ceiling: u8| if ceiling == 0 { "TLP:CLEAR" } else { "TLP:GREEN" };
-            let ceilings = GROUPS.iter().zip(standing.ceilings);
+            let ceilings = GROUPS.iter().zip(listing.ceilings);
             let ceilings: Vec<String> =
                 ceilings.filter_map(|(group, ceiling)| Some(format!("{group} = \"{}\"", label(ceiling?)))).collect();
             format!("kind = \"observer\"\nceilings = {{ {} }}\n", ceilings.join(", "))

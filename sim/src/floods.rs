@@ -1,15 +1,15 @@
 //! Members that fill the disks of others: right up to an edge, and beyond it.
 //!
 //! In scope: bursts of large and of tiny entries, and such as end a byte before, at, or a byte beyond a member's share or a tier at some node.
-//! Whoever floods keeps the protocol: what it publishes must come to everybody in the end. Out of scope: what is committed of it (`room`).
+//! Whoever floods keeps the protocol: what it publishes must come to everybody in the end. Out of scope: what is committed of it (`disk_space`).
 
 use barid_core::quota::Tier;
 
 use crate::bulletins::{Wanted, bulletin};
+use crate::disk_space::{AHEAD_BYTES, Bound};
 use crate::exchange::Exchange;
 use crate::plan::{Plan, Planned, TROUBLE};
 use crate::random::Random;
-use crate::room::{AHEAD_BYTES, Bound};
 use crate::world::World;
 
 /// Until then there are floods; a little later operators make room.

@@ -8,14 +8,14 @@ use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint};
 use barid_core::feed::note::Note;
 use barid_core::feed::tree::{consistency_proof, root_at};
 use barid_core::follow::Equivocation;
-use barid_core::names::{FeedId, Hash};
+use barid_core::ids::{FeedId, Hash};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 use bytes::Bytes;
 
 use crate::Mutation;
 use crate::exchange::feed_key;
-use crate::live::Gate;
+use crate::live::PublishState;
 use crate::node::{Log, Work};
 use crate::world::{Event, World};
 
@@ -41,39 +41,39 @@ impl World {
     }
 
     /// Tells a peer what it has not been told.
-    pub(crate) fn tell_heads(&mut self, node: usize, peer: usize) {
+    pub(crate) fn announce_heads(&mut self, node: usize, peer: usize) {
         // Frames get lost here.
         if self.trouble() && self.random.chance(10) {
             let live = &mut self.nodes[node].live;
-            live.told.retain(|(to, _), _| *to != peer);
-            live.told_roster.remove(&peer);
+            live.announced.retain(|(to, _), _| *to != peer);
+            live.announced_roster.remove(&peer);
         }
         let here = &self.nodes[node];
         let mut heads = Vec::new();
-        let mut told = Vec::new();
+        let mut announced = Vec::new();
         for (feed, log) in here.disk.logs.keys().filter_map(|feed| Some((feed, here.log_for(feed, peer)?))) {
             let (size, held) = (log.checkpoint_size, log.tree.size());
             let key = (peer, feed.clone());
-            if log.checkpoint.is_empty() || here.live.told.get(&key) == Some(&(size, held)) {
+            if log.checkpoint.is_empty() || here.live.announced.get(&key) == Some(&(size, held)) {
                 continue;
             }
-            told.push((key, (size, held)));
+            announced.push((key, (size, held)));
             let held = (held < size).then_some(held);
-            heads.push(proto::Head { checkpoint: log.checkpoint.clone(), held, ..proto::Head::default() });
+            heads.push(proto::TreeHead { checkpoint: log.checkpoint.clone(), held, ..proto::TreeHead::default() });
         }
         let version = here.disk.chain.newest().version();
-        let first = here.live.told_roster.get(&peer) != Some(&version);
+        let first = here.live.announced_roster.get(&peer) != Some(&version);
         if heads.is_empty() && !first {
             return;
         }
         let live = &mut self.nodes[node].live;
-        live.told.extend(told);
-        live.told_roster.insert(peer, version);
-        let heads = proto::Heads { heads, roster_version: version, ..proto::Heads::default() };
-        self.send(node, peer, Frame::Heads(heads));
+        live.announced.extend(announced);
+        live.announced_roster.insert(peer, version);
+        let heads = proto::TreeHeads { heads, roster_version: version, ..proto::TreeHeads::default() };
+        self.send(node, peer, Frame::TreeHeads(heads));
     }
 
-    pub(crate) fn heads(&mut self, from: usize, to: usize, heads: &proto::Heads) {
+    pub(crate) fn heads(&mut self, from: usize, to: usize, heads: &proto::TreeHeads) {
         for head in &heads.heads {
             let Some(signed) = self.verified(to, &head.checkpoint) else {
                 if self.has(Mutation::RememberAnything) {
@@ -86,10 +86,10 @@ impl World {
             let own = feed.member == self.nodes[to].me;
             let compared = self.compare(to, &signed);
             if own {
-                self.show(from, to, &feed, held);
-                let doubted = feed.epoch >= self.nodes[to].feed.epoch && !matches!(compared, Compared::Same);
-                if doubted && self.nodes[to].live.gate != Gate::InDoubt {
-                    self.fall_in_doubt(to, "doubt: a peer holds more");
+                self.record_advertised(from, to, &feed, held);
+                let diverged = feed.epoch >= self.nodes[to].feed.epoch && !matches!(compared, Compared::Same);
+                if diverged && self.nodes[to].live.publish_state != PublishState::NeedsRecovery {
+                    self.enter_recovery(to, "needs recovery: a peer holds more");
                 }
             }
             match compared {
@@ -107,17 +107,17 @@ impl World {
                 }
                 Compared::Same | Compared::Larger => {}
             }
-            self.show(from, to, &feed, held);
+            self.record_advertised(from, to, &feed, held);
         }
         let live = &mut self.nodes[to].live;
         let version = heads.roster_version.min(self.exchange.last_version());
         if live.peer_rosters.insert(from, version) != Some(version) {
             // With the one before it may not have known a feed's key.
-            live.told.retain(|(peer, _), _| *peer != from);
+            live.announced.retain(|(peer, _), _| *peer != from);
         }
         live.heads_of.insert(from);
-        if live.gate == Gate::Starting {
-            live.gate = Gate::Open;
+        if live.publish_state == PublishState::Starting {
+            live.publish_state = PublishState::Open;
         }
         let after = self.nodes[to].disk.chain.newest().version();
         if heads.roster_version > after && !self.has(Mutation::NoRosters) {
@@ -126,16 +126,16 @@ impl World {
     }
 
     /// Within a link nobody shows less than before: what says so was overtaken.
-    fn show(&mut self, from: usize, to: usize, feed: &FeedId, held: u64) {
-        let shown = self.nodes[to].live.shown.entry((feed.clone(), from)).or_default();
-        *shown = held.max(*shown);
+    fn record_advertised(&mut self, from: usize, to: usize, feed: &FeedId, held: u64) {
+        let advertised = self.nodes[to].live.advertised.entry((feed.clone(), from)).or_default();
+        *advertised = held.max(*advertised);
     }
 
     /// What nobody has signed is remembered all the same.
-    fn remember(&mut self, from: usize, to: usize, head: &proto::Head) {
+    fn remember(&mut self, from: usize, to: usize, head: &proto::TreeHead) {
         let feed = std::str::from_utf8(&head.checkpoint).ok().and_then(|text| text.lines().next()?.parse().ok());
         if let Some(feed) = feed {
-            self.nodes[to].live.shown.insert((feed, from), head.held.unwrap_or(0));
+            self.nodes[to].live.advertised.insert((feed, from), head.held.unwrap_or(0));
         }
     }
 
@@ -182,16 +182,16 @@ impl World {
     /// What peers showed that was larger than what is held: it is compared again, and if it has not come by then, they are asked.
     pub(crate) fn compare_again(&mut self, node: usize) {
         let now = self.now;
-        let due = |(key, (_, since)): (&(FeedId, usize), &(SignedCheckpoint, u64))| {
+        let expired = |(key, (_, since)): (&(FeedId, usize), &(SignedCheckpoint, u64))| {
             (now - since > SETTLES_IN).then(|| key.clone())
         };
-        let due: Vec<(FeedId, usize)> = self.nodes[node].live.ahead.iter().filter_map(due).collect();
-        for key in due {
+        let expired: Vec<(FeedId, usize)> = self.nodes[node].live.ahead.iter().filter_map(expired).collect();
+        for key in expired {
             let Some((signed, _)) = self.nodes[node].live.ahead.remove(&key) else { continue };
             match self.compare(node, &signed) {
                 Compared::Larger => {
                     let (feed, peer) = key;
-                    self.ask_consistency(node, peer, &feed);
+                    self.request_consistency(node, peer, &feed);
                     // Until it has come, or the peer shows something else.
                     self.nodes[node].live.ahead.insert((feed, peer), (signed, now));
                 }
@@ -204,7 +204,7 @@ impl World {
         }
     }
 
-    pub(crate) fn ask_consistency(&mut self, node: usize, peer: usize, feed: &FeedId) {
+    pub(crate) fn request_consistency(&mut self, node: usize, peer: usize, feed: &FeedId) {
         if let Some(ours) = self.signed_newest(node, feed).filter(|ours| ours.checkpoint.size > 0) {
             self.count("consistency asked");
             let request = proto::ConsistencyRequest { feed: feed.to_string(), size: ours.checkpoint.size };
@@ -212,23 +212,24 @@ impl World {
         }
     }
 
-    pub(crate) fn consistency_asked(&mut self, from: usize, to: usize, request: &proto::ConsistencyRequest) {
+    pub(crate) fn receive_consistency_request(&mut self, from: usize, to: usize, request: &proto::ConsistencyRequest) {
         let Ok(feed) = request.feed.parse::<FeedId>() else { return };
         let Some(log) = self.nodes[to].log_for(&feed, from) else { return };
-        if let Some(answer) = consistency_of(log, request) {
-            self.send(to, from, Frame::Consistency(answer));
+        if let Some(response) = consistency_of(log, request) {
+            self.send(to, from, Frame::Consistency(response));
         }
     }
 
-    pub(crate) fn consistency_shown(&mut self, to: usize, shown: &proto::Consistency) {
-        let Ok(feed) = shown.feed.parse::<FeedId>() else { return };
+    pub(crate) fn receive_consistency(&mut self, to: usize, advertised: &proto::Consistency) {
+        let Ok(feed) = advertised.feed.parse::<FeedId>() else { return };
         let hash = |bytes: &Bytes| <[u8; 32]>::try_from(bytes.as_ref()).map(Hash).ok();
-        let proof: Option<Vec<Hash>> = shown.consistency_proof.iter().map(hash).collect();
-        let (Some(theirs), Some(ours)) = (self.verified(to, &shown.checkpoint), self.signed_newest(to, &feed)) else {
+        let proof: Option<Vec<Hash>> = advertised.consistency_proof.iter().map(hash).collect();
+        let (Some(theirs), Some(ours)) = (self.verified(to, &advertised.checkpoint), self.signed_newest(to, &feed))
+        else {
             return;
         };
-        let (Some(proof), Some(root)) = (proof, hash(&shown.root)) else { return };
-        if ours.checkpoint.size != shown.size || self.has(Mutation::IgnoreForks) {
+        let (Some(proof), Some(root)) = (proof, hash(&advertised.root)) else { return };
+        if ours.checkpoint.size != advertised.size || self.has(Mutation::IgnoreForks) {
             return;
         }
         let evidence =

@@ -8,30 +8,30 @@
 //! ([`Outcome::violations`]). Out of scope: the node's own store, committer and links, whose place simple models take here. A seed gives
 //! the same run to the byte; what it planned can be left out piece by piece ([`shrink()`]).
 
+mod backfill;
 mod bulletins;
+mod byzantine;
 mod check;
 mod commits;
 mod coverage;
 mod defects;
+mod disk_space;
 mod epochs;
 mod exchange;
-mod express;
 mod floods;
 mod forks;
-mod later;
-mod liars;
+mod future_version;
 mod live;
 mod model;
 mod mutation;
 mod network;
-mod newer;
 mod node;
 mod plan;
+mod priority;
 mod random;
-mod room;
+mod replication;
 mod serve;
 mod shrink;
-mod talk;
 #[cfg(test)]
 mod tests;
 mod world;

@@ -13,7 +13,7 @@ use barid_sim::{Coverage, Mutation, kind, run, shrink, whole};
 #[derive(Default)]
 struct Options {
     mutation: Option<Mutation>,
-    story: bool,
+    event_log: bool,
     whole: bool,
     survey: bool,
     numbers: Vec<u64>,
@@ -88,8 +88,8 @@ fn main() -> ExitCode {
         Some(_) if options.survey => {}
         Some(seed) => match if options.whole { whole } else { shrink }(seed, options.mutation) {
             Some(shrunk) => {
-                if options.story {
-                    println!("{}", shrunk.story().join("\n"));
+                if options.event_log {
+                    println!("{}", shrunk.event_log().join("\n"));
                 }
                 println!("{shrunk}");
             }
@@ -104,7 +104,7 @@ fn options() -> Result<Options, String> {
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--story" => options.story = true,
+            "--story" => options.event_log = true,
             "--whole" => options.whole = true,
             "--survey" => options.survey = true,
             "--mutation" => {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use barid_core::names::{Digest, FeedId};
+use barid_core::ids::{Digest, FeedId};
 use bytes::Bytes;
 
 use crate::exchange::{Exchange, Listed};
@@ -40,10 +40,10 @@ impl Facts {
         if !self.to.is_empty() && !self.to.contains(&reader) {
             return false;
         }
-        let Some(standing) = listed.get(&reader) else { return false };
+        let Some(listing) = listed.get(&reader) else { return false };
         match self.label {
-            0 | 1 => standing.full || standing.ceilings[self.group].is_some_and(|ceiling| self.label <= ceiling),
-            2 | 3 => standing.full && standing.groups[self.group],
+            0 | 1 => listing.full || listing.ceilings[self.group].is_some_and(|ceiling| self.label <= ceiling),
+            2 | 3 => listing.full && listing.groups[self.group],
             _ => true,
         }
     }
@@ -70,7 +70,7 @@ pub(crate) struct Seen {
     /// Entries of each feed, in full or as digests.
     pub(crate) sizes: BTreeMap<FeedId, u64>,
     /// What arrived, in order: the first is arrival 1.
-    pub(crate) arrivals: Vec<Place>,
+    pub(crate) by_offset: Vec<Place>,
     pub(crate) arrived: BTreeSet<Place>,
     /// Newest cosignature of each feed: size and time; and the newest time.
     pub(crate) cosigned: BTreeMap<FeedId, (u64, u64)>,
@@ -136,35 +136,35 @@ impl Model {
     }
 
     /// An entry became durable ahead of its feed's order.
-    pub(crate) fn expressed(&mut self, node: usize, place: Place, digest: Digest) {
+    pub(crate) fn priority_applied(&mut self, node: usize, place: Place, digest: Digest) {
         self.ahead.push((node, place, digest, self.restores[node]));
     }
 
     /// The next arrival; the fault, if the entry had arrived before.
     pub(crate) fn arrived(&mut self, node: usize, place: Place) -> Option<String> {
         let seen = &mut self.seen[node];
-        seen.arrivals.push(place.clone());
+        seen.by_offset.push(place.clone());
         let again = format!("{} {} arrived twice", place.0, place.1);
         (!seen.arrived.insert(place)).then_some(again)
     }
 
     /// What a subscriber says to a delivery: the fault, if it was given it before and had confirmed it, or as something else.
-    pub(crate) fn delivered(&mut self, node: usize, arrival: u64, place: &Place) -> Result<bool, String> {
+    pub(crate) fn delivered(&mut self, node: usize, offset: u64, place: &Place) -> Result<bool, String> {
         let subscriber = &mut self.subscribers[node];
-        let again = match subscriber.given.get(&arrival) {
+        let again = match subscriber.given.get(&offset) {
             Some(same) if same != place => {
-                return Err(format!("arrival {arrival} was {} {}, and is {} {}", same.0, same.1, place.0, place.1));
+                return Err(format!("offset {offset} was {} {}, and is {} {}", same.0, same.1, place.0, place.1));
             }
             Some(_) => true,
             None if subscriber.places.contains(place) => {
-                return Err(format!("{} {} was delivered twice, also as {arrival}", place.0, place.1));
+                return Err(format!("{} {} was delivered twice, also as {offset}", place.0, place.1));
             }
             None => false,
         };
-        if arrival <= subscriber.confirmed {
-            return Err(format!("arrival {arrival} was delivered, which had been confirmed"));
+        if offset <= subscriber.confirmed {
+            return Err(format!("offset {offset} was delivered, which had been confirmed"));
         }
-        subscriber.given.insert(arrival, place.clone());
+        subscriber.given.insert(offset, place.clone());
         subscriber.places.insert(place.clone());
         Ok(again)
     }
@@ -197,7 +197,7 @@ impl Model {
     pub(crate) fn restored(&mut self, node: usize, from_backup: bool, cursor: u64) {
         let (seen, before) = self.backups[node].clone().filter(|_| from_backup).unwrap_or_default();
         self.seen[node] = seen;
-        let given: BTreeMap<u64, Place> = before.given.into_iter().filter(|(arrival, _)| *arrival <= cursor).collect();
+        let given: BTreeMap<u64, Place> = before.given.into_iter().filter(|(offset, _)| *offset <= cursor).collect();
         let places = given.values().cloned().collect();
         self.subscribers[node] = Subscriber { given, places, confirmed: cursor };
         self.restores[node] += 1;

@@ -37,23 +37,23 @@ mutations! {
     /// A member without a link is waited for.
     NoRelay,
     /// Nobody asks for what a relay could not give.
-    NoFills,
+    NoBackfill,
     /// What is missing is handed to whoever asks.
     HandToAnyone,
     /// Content that comes twice arrives twice.
-    FillTwice,
+    BackfillTwice,
     /// Content that comes later is not compared with its digest.
-    FillAnything,
+    BackfillAnything,
     /// A relay says that it withholds what it does not hold.
     BlameOthers,
     /// Content that comes later is kept and given to nobody.
-    DropFill,
+    DropBackfill,
     /// Ids are forgotten in a crash, so that a publisher's repetition is published again.
     ForgetIds,
     /// A feed goes on although its store was restored from a backup.
     ContinueAfterRestore,
     /// A mark that a power cut left behind stays behind, while peers are shown what is beyond it.
-    LeaveMark,
+    StaleHighWaterMark,
     /// An epoch is opened a second time after the store was restored.
     ReuseEpoch,
     /// What turns up of an epoch that is over is not named.
@@ -63,7 +63,7 @@ mutations! {
     /// That a feed has two histories is forgotten in a crash.
     ForgetForks,
     /// Two histories are cried where a batch merely fails.
-    CryFork,
+    FalseFork,
     /// A feed of which a batch was refused is never asked for again.
     NeverRetry,
     /// Batches are sent without regard to what is on its way.
@@ -79,7 +79,7 @@ mutations! {
     /// An entry is delivered a second time under the next number.
     DeliverTwice,
     /// Arrivals are numbered anew after a crash.
-    RenumberArrivals,
+    RenumberOffsets,
     /// Half a record at the end of the log is believed.
     BelieveTornTail,
     /// A commit that failed is released.
@@ -93,23 +93,23 @@ mutations! {
     /// Nobody asks for newer rosters.
     NoRosters,
     /// What is urgent waits for its turn.
-    NoExpress,
+    NoPriority,
     /// What is urgent is sent ahead of the order to whoever follows.
-    ExpressToAnyone,
+    PriorityToAnyone,
     /// What comes ahead of the order is kept, whoever it is for.
-    KeepAnyExpress,
+    AcceptAnyPriority,
     /// What comes ahead of the order is kept without a proof.
-    ExpressUnproven,
+    UnprovenPriority,
     /// What came ahead of the order arrives again with its feed.
-    ExpressTwice,
+    PriorityTwice,
     /// The content of what came ahead of the order is lost when the feed comes.
-    DropExpress,
+    DropPriority,
     /// What is held ahead of the order is lost in a crash.
-    ForgetExpress,
+    ForgetPriority,
     /// As much is ahead of the order as is sent.
-    UnboundedExpress,
+    UnboundedPriority,
     /// Another entry than came ahead of the order is taken like the same one.
-    IgnoreTwoEntries,
+    IgnoreEntryEquivocation,
     /// What is asked for is wanted in full by the newest roster only.
     DiscloseByNewestRoster,
     /// Members take what they like of a disk.

@@ -10,7 +10,7 @@ use barid_core::proto::frame::Frame;
 use bytes::Bytes;
 use prost::Message;
 
-use crate::newer;
+use crate::future_version;
 use crate::random::Random;
 use crate::world::{Event, World};
 
@@ -32,10 +32,10 @@ impl World {
             .collect();
         line.sort_by_key(|node| since(*node));
         let pairs = line.windows(2).map(|pair| (pair[0].min(pair[1]), pair[0].max(pair[1])));
-        let kept: BTreeSet<(usize, usize)> = pairs.collect();
+        let remaining: BTreeSet<(usize, usize)> = pairs.collect();
         for low in 0..count {
             for high in low + 1..count {
-                if !kept.contains(&(low, high)) && self.random.chance(percent) {
+                if !remaining.contains(&(low, high)) && self.random.chance(percent) {
                     self.severed.insert((low, high));
                     self.count("pair severed for good");
                 }
@@ -68,9 +68,9 @@ impl World {
     }
 
     pub(crate) fn send(&mut self, from: usize, to: usize, frame: Frame) {
-        let damageable = matches!(frame, Frame::Entries(_) | Frame::Express(_) | Frame::Fills(_));
+        let damageable = matches!(frame, Frame::Entries(_) | Frame::PriorityEntry(_) | Frame::BackfillResponse(_));
         let bytes = Bytes::from(proto::Frame { frame: Some(frame) }.encode_to_vec());
-        let bytes = if self.nodes[from].nature.newer { newer::frame(&bytes) } else { bytes };
+        let bytes = if self.nodes[from].nature.newer { future_version::frame(&bytes) } else { bytes };
         self.carry(from, to, bytes, damageable);
     }
 

@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::disk_space::Bound;
 use crate::exchange::Exchange;
 use crate::floods::Flood;
 use crate::random::Random;
-use crate::room::Bound;
 
 /// Until then everything can go wrong.
 pub(crate) const TROUBLE: u64 = 2_000;
@@ -15,13 +15,13 @@ pub(crate) const TROUBLE: u64 = 2_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DiskFault {
     /// It says no, and what was written is not there after a restart.
-    Lost,
+    NotDurable,
     /// It says no, and what was written is there after a restart.
-    Kept,
+    Durable,
     /// The power goes in the middle of the record.
     Torn,
     /// The power goes after the record and before the mark.
-    BeforeMark,
+    BeforeHighWaterMark,
     /// The power goes after the mark and before anybody is answered.
     BeforeRelease,
     /// There is no room; the node goes on.
@@ -56,7 +56,7 @@ pub(crate) enum Planned {
     Restore {
         node: usize,
         from_backup: bool,
-        mark_lost: bool,
+        high_water_mark_lost: bool,
         long: u64,
     },
     /// Members fall into two halves; who is where is drawn from `halves`.
@@ -181,8 +181,8 @@ impl Plan {
             self.at(random.below(TROUBLE), Planned::Crash { node, long });
         }
         for _ in 0..random.below(3) {
-            use DiskFault::{BeforeMark, BeforeRelease, Full, Kept, Lost, Torn};
-            let fault = *random.pick(&[Lost, Kept, Torn, BeforeMark, BeforeRelease, Full]);
+            use DiskFault::{BeforeHighWaterMark, BeforeRelease, Durable, Full, NotDurable, Torn};
+            let fault = *random.pick(&[NotDurable, Durable, Torn, BeforeHighWaterMark, BeforeRelease, Full]);
             self.at(random.below(TROUBLE), Planned::Disk { node, fault });
         }
         // Each takes one epoch of those that the roster lists; the last one stays.
@@ -191,13 +191,13 @@ impl Plan {
                 let at = random.below(TROUBLE);
                 self.at(at, Planned::Backup { node });
                 let at = (at + 1 + random.below(600)).min(TROUBLE - 1);
-                let (from_backup, mark_lost) = (random.chance(75), random.chance(25));
+                let (from_backup, high_water_mark_lost) = (random.chance(75), random.chance(25));
                 if random.chance(40) {
                     // What led to it may have begun with a power cut.
                     let before = at.saturating_sub(70 + random.below(60));
-                    self.at(before, Planned::Disk { node, fault: DiskFault::BeforeMark });
+                    self.at(before, Planned::Disk { node, fault: DiskFault::BeforeHighWaterMark });
                 }
-                self.at(at, Planned::Restore { node, from_backup, mark_lost, long: 1 + random.below(250) });
+                self.at(at, Planned::Restore { node, from_backup, high_water_mark_lost, long: 1 + random.below(250) });
             }
         }
         if random.chance(20) {

@@ -80,11 +80,11 @@ fn shrink_in(seed: u64, mutation: Option<Mutation>, runs_max: u32) -> Option<Shr
 impl Shrunk {
     /// What happens in it, line by line.
     #[must_use]
-    pub fn story(&self) -> Vec<String> {
+    pub fn event_log(&self) -> Vec<String> {
         let mut world = World::new(self.seed, self.mutation, &self.without);
-        world.story = Some(Vec::new());
+        world.event_log = Some(Vec::new());
         world.run();
-        world.story.unwrap_or_default()
+        world.event_log.unwrap_or_default()
     }
 }
 
@@ -92,9 +92,9 @@ impl Shrunk {
 #[must_use]
 pub fn kind(violation: &str) -> String {
     let what = violation.rsplit(": ").next().unwrap_or(violation);
-    let is_word = |word: &&str| word.chars().all(|c| c.is_alphabetic() || ",'".contains(c)) && !is_member(word);
-    let words: Vec<&str> = what.split(' ').filter(is_word).collect();
-    words.join(" ")
+    let is_term = |term: &&str| term.chars().all(|c| c.is_alphabetic() || ",'".contains(c)) && !is_member(term);
+    let terms: Vec<&str> = what.split(' ').filter(is_term).collect();
+    terms.join(" ")
 }
 
 impl fmt::Display for Shrunk {

@@ -1,11 +1,11 @@
 //! The run: what happens, and when.
 //!
-//! In scope: the clock, the events, nodes that start and crash, publishers, subscribers. Out of scope: what nodes say to each other (`talk`,
-//! `later`, `forks`), the network (`network`), what a commit does (`commits`).
+//! In scope: the clock, the events, nodes that start and crash, publishers, subscribers. Out of scope: what nodes say to each other (`replication`,
+//! `backfill`, `forks`), the network (`network`), what a commit does (`commits`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use barid_core::bulletin::Urgent;
+use barid_core::bulletin::Priority;
 use barid_core::envelope;
 use barid_core::feed::checkpoint::SignedCheckpoint;
 use bytes::Bytes;
@@ -13,12 +13,12 @@ use bytes::Bytes;
 use crate::bulletins::{Wanted, bulletin};
 use crate::coverage::Coverage;
 use crate::exchange::{Exchange, feed_key};
-use crate::express::{Due, ROOM, urgent_of};
 use crate::floods::{Flooded, ROOM_IS_MADE};
-use crate::live::{Gate, Live};
+use crate::live::{Live, PublishState};
 use crate::model::Model;
-use crate::node::{Disk, Mark, Node, Work};
+use crate::node::{Disk, HighWaterMark, Node, Work};
 use crate::plan::{DiskFault, Plan, Planned, TROUBLE};
+use crate::priority::{DeliveryDeadline, ROOM, urgent_of};
 use crate::random::Random;
 use crate::{Mutation, check};
 
@@ -52,7 +52,7 @@ pub(crate) enum Event {
     Heal,
     MakeRoom,
     Look,
-    Due(Due),
+    DeliveryDeadline(DeliveryDeadline),
     /// From, to, the starts of both, and an encoded frame.
     Arrive(usize, usize, (u64, u64), Bytes),
 }
@@ -94,7 +94,7 @@ pub(crate) struct World {
     pub(crate) verified: HashMap<Bytes, Option<SignedCheckpoint>>,
     pub(crate) trace: [u8; 32],
     /// What happened, in words, if that is asked for.
-    pub(crate) story: Option<Vec<String>>,
+    pub(crate) event_log: Option<Vec<String>>,
     pub(crate) events: u64,
     ended: bool,
 }
@@ -133,7 +133,7 @@ impl World {
             overheard: VecDeque::new(),
             verified: HashMap::new(),
             trace: [0; 32],
-            story: None,
+            event_log: None,
             events: 0,
             ended: false,
             exchange,
@@ -216,14 +216,14 @@ impl World {
     pub(crate) fn note(&mut self, what: &str, who: usize, bytes: &[u8]) {
         let head = format!("{} {what} {who} ", self.now);
         self.trace = envelope::digest(&[&self.trace[..], head.as_bytes(), bytes].concat()).0;
-        self.tell(|| format!("{who} {what}"));
+        self.log_event(|| format!("{who} {what}"));
     }
 
     /// Adds to the story.
-    pub(crate) fn tell(&mut self, line: impl FnOnce() -> String) {
+    pub(crate) fn log_event(&mut self, line: impl FnOnce() -> String) {
         let now = self.now;
-        if let Some(story) = &mut self.story {
-            story.push(format!("{now}: {}", line()));
+        if let Some(event_log) = &mut self.event_log {
+            event_log.push(format!("{now}: {}", line()));
         }
     }
 
@@ -248,8 +248,8 @@ impl World {
             Event::Deliver(node) if self.nodes[node].up => self.deliver(node),
             Event::LoneStart(node, start) => {
                 let here = &mut self.nodes[node];
-                if here.up && here.start == start && here.live.gate == Gate::Starting {
-                    here.live.gate = Gate::Open;
+                if here.up && here.start == start && here.live.publish_state == PublishState::Starting {
+                    here.live.publish_state = PublishState::Open;
                     self.count("started alone");
                 }
             }
@@ -257,9 +257,9 @@ impl World {
             Event::Heal => self.heal(),
             Event::MakeRoom => self.make_room(),
             Event::Look => self.look(),
-            Event::Due(due) => self.due(&due),
+            Event::DeliveryDeadline(deadline) => self.check_deadline(&deadline),
             Event::Arrive(from, to, starts, frame) if self.nodes[to].up && self.starts(from, to) == starts => {
-                self.take(from, to, frame);
+                self.receive(from, to, frame);
             }
             Event::Commit(_) | Event::Restart(_) | Event::Deliver(_) | Event::Arrive(..) => {}
         }
@@ -282,8 +282,8 @@ impl World {
                 self.nodes[node].backup = Some(self.nodes[node].disk.clone());
                 self.model.backed_up(node);
             }
-            Planned::Restore { node, from_backup, mark_lost, long } => {
-                self.restore(node, from_backup, mark_lost, long);
+            Planned::Restore { node, from_backup, high_water_mark_lost, long } => {
+                self.restore(node, from_backup, high_water_mark_lost, long);
             }
             Planned::Split { halves, long } => {
                 self.count("partition");
@@ -321,7 +321,7 @@ impl World {
         let feed = here.feed.clone();
         let log = here.disk.logs.entry(feed.clone()).or_default();
         log.sign(&feed, &feed_key(&feed));
-        here.mark = Some(Mark { epoch: feed.epoch, size: 0, root: log.tree.root() });
+        here.high_water_mark = Some(HighWaterMark { epoch: feed.epoch, size: 0, root: log.tree.root() });
     }
 
     fn start(&mut self, node: usize) {
@@ -352,8 +352,8 @@ impl World {
             Some(Mutation::ForgetCursor) => here.disk.cursor = 0,
             Some(Mutation::ForgetIds) => here.disk.ids.clear(),
             Some(Mutation::ForgetForks) => here.disk.forks.clear(),
-            Some(Mutation::RenumberArrivals) => here.disk.arrivals.sort(),
-            Some(Mutation::ForgetExpress) => here.disk.ahead.clear(),
+            Some(Mutation::RenumberOffsets) => here.disk.by_offset.sort(),
+            Some(Mutation::ForgetPriority) => here.disk.ahead.clear(),
             Some(Mutation::LoseTail) => self.lose_tail(node),
             _ => {}
         }
@@ -370,11 +370,11 @@ impl World {
             log.tree = barid_core::feed::tree::MemoryTree::new();
             entries.into_iter().take(left).for_each(|entry| _ = log.append(entry));
             let place = (feed.clone(), left as u64);
-            here.disk.arrivals.retain(|arrival| *arrival != place);
+            here.disk.by_offset.retain(|entry| *entry != place);
         }
     }
 
-    fn restore(&mut self, node: usize, from_backup: bool, mark_lost: bool, long: u64) {
+    fn restore(&mut self, node: usize, from_backup: bool, high_water_mark_lost: bool, long: u64) {
         let from_backup = from_backup && self.nodes[node].backup.is_some();
         self.count(if from_backup { "restored from a backup" } else { "store lost" });
         if self.nodes[node].up {
@@ -388,8 +388,8 @@ impl World {
             Disk::new(barid_core::roster::RosterChain::start(first).expect("the first roster makes sense"))
         };
         here.disk = backup.unwrap_or_else(fresh);
-        if mark_lost {
-            here.mark = None;
+        if high_water_mark_lost {
+            here.high_water_mark = None;
         }
         let cursor = here.disk.cursor;
         self.model.restored(node, from_backup, cursor);
@@ -417,7 +417,7 @@ impl World {
         }
         self.soon(60, Event::Try(id));
         let here = &self.nodes[node];
-        if !here.up || here.live.gate != Gate::Open {
+        if !here.up || here.live.publish_state != PublishState::Open {
             return;
         }
         if !here.live.has_room() && !self.has(Mutation::UnboundedQueue) {
@@ -452,16 +452,16 @@ impl World {
     }
 
     fn deliver(&mut self, node: usize) {
-        while let Some((arrival, feed, index)) = self.nodes[node].next_delivery() {
-            self.note("deliver", node, format!("{arrival} {feed} {index}").as_bytes());
-            let arrival = if self.has(Mutation::DeliverTwice) && arrival % 7 == 0 { arrival + 1_000 } else { arrival };
-            match self.model.delivered(node, arrival, &(feed, index)) {
+        while let Some((offset, feed, index)) = self.nodes[node].next_delivery() {
+            self.note("deliver", node, format!("{offset} {feed} {index}").as_bytes());
+            let offset = if self.has(Mutation::DeliverTwice) && offset % 7 == 0 { offset + 1_000 } else { offset };
+            match self.model.delivered(node, offset, &(feed, index)) {
                 Ok(true) => self.count("ack lost, delivered again"),
                 Ok(false) => self.count("delivered"),
                 Err(fault) => self.violated(node, fault),
             }
             if self.random.chance(60) && self.nodes[node].live.has_room() {
-                self.nodes[node].live.waiting.push(Work::Acknowledge(arrival));
+                self.nodes[node].live.waiting.push(Work::Acknowledge(offset));
                 self.soon(20, Event::Commit(node));
             }
             // A subscriber may stop in the middle.
@@ -500,8 +500,8 @@ impl World {
         self.disk_faults.iter_mut().for_each(VecDeque::clear);
         for node in &mut self.nodes {
             node.clock = 0;
-            node.live.told.clear();
-            node.live.told_roster.clear();
+            node.live.announced.clear();
+            node.live.announced_roster.clear();
             node.live.unmatched.clear();
         }
         // What operators brought in was on a disk that may have been lost since.
@@ -538,10 +538,10 @@ impl World {
         let ahead = &self.nodes[node].disk.ahead;
         let count = |feed, how| {
             let ahead = self.nodes[node].disk.ahead_of(feed);
-            ahead.filter(|(_, ahead)| urgent_of(&ahead.entry).unwrap_or(Urgent::Other) == how).count()
+            ahead.filter(|(_, ahead)| urgent_of(&ahead.entry).unwrap_or(Priority::Other) == how).count()
         };
         let over = ahead.keys().find(|(feed, _)| {
-            [Urgent::Actual, Urgent::Other].into_iter().any(|how| count(feed, how) > ROOM.of(how).entries_max)
+            [Priority::Actual, Priority::Other].into_iter().any(|how| count(feed, how) > ROOM.of(how).entries_max)
         });
         if let Some((feed, _)) = over.cloned() {
             self.violated(node, format!("more entries of {feed} ahead of its order than are allowed"));

@@ -15,8 +15,8 @@ use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::{Note, NoteSignature, VerifierKey};
 use barid_core::feed::tlog_proof::{TlogProof, TlogProofError};
 use barid_core::feed::tree::{HashReader as _, NodeId, consistency_proof, inclusion_proof, leaf_hash, root_at};
+use barid_core::ids::{FeedId, Member};
 use barid_core::limits::{EVIDENCE_BYTES_MAX, EVIDENCE_PROOFS_MAX};
-use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use barid_core::roster::{Role as KeyRole, RosterChain};
 use bytes::Bytes;
@@ -24,11 +24,11 @@ use futures::stream::{self, Stream};
 use tonic::{Request, Response, Status};
 
 use super::caller::Caller;
-use super::{Api, errors, methods, stored};
+use super::{Api, errors, methods, stored_wait};
 use crate::budgets::table;
 use crate::rpc::audit_server::Audit;
-use crate::store::{Content, Entry, Express, FeedTree, ReadError, Store};
-use crate::telemetry::{AuditEvent, audit_at_most};
+use crate::store::{Content, Entry, FeedTree, PriorityEntry, ReadError, Store};
+use crate::telemetry::{AuditEvent, audit_limited};
 
 /// Bytes of the file in one message: far below what a message may have, and a slow reader holds no more of it in buffers.
 const PIECE_BYTES_MAX: usize = 256 << 10;
@@ -78,8 +78,8 @@ impl Audit for Api {
         let owner: Member = member.parse().map_err(|_| errors::argument("member", &member, "a member code"))?;
         let uuid: BulletinId = id.parse().map_err(|_| errors::argument("id", &id, "a UUIDv7 in lower case"))?;
         // What the caller may not read does not exist for it.
-        let hidden = |entry: &Entry| (!self.may_export(&caller, entry)).then_some("NOT_CLEARED");
-        let found = self.find_for(&caller, methods::EXPORT_EVIDENCE.name, (&owner, uuid), hidden).await?;
+        let not_visible = |entry: &Entry| (!self.may_export(&caller, entry)).then_some("NOT_CLEARED");
+        let found = self.find_for(&caller, methods::EXPORT_EVIDENCE.name, (&owner, uuid), not_visible).await?;
         let entry = found.ok_or_else(|| Status::not_found(format!("no bulletin {member}/{id} is held for you")))?;
         let (owner, class) = call.account();
         let turn = self.budgets.of(&table::API_EVIDENCE).charge(owner, class, ASSEMBLED_BYTES).await;
@@ -99,8 +99,8 @@ impl Audit for Api {
         call.grow_response(beyond)?;
         let held = call.take_response_charges();
         let exported =
-            AuditEvent { what: "evidence", reason: "exported", who: &caller.path, subject: &place, detail: &"" };
-        audit_at_most(EXPORTS_RECORDED_MAX, &exported);
+            AuditEvent { event: "evidence", reason: "exported", actor: &caller.path, resource: &place, detail: &"" };
+        audit_limited(EXPORTS_RECORDED_MAX, &exported);
         let mut summary = Some(summary(&file, &verdict));
         let pieces = pieces(file).map(move |piece| {
             // As long as there are pieces there is the file.
@@ -115,7 +115,7 @@ impl Api {
     /// Auditors check whatever their member may read in their working groups; everybody else what they may read themselves.
     fn may_export(&self, caller: &Caller, entry: &Entry) -> bool {
         let Content::Disclosed { header: Some(header), .. } = &entry.content else { return false };
-        let audits = caller.audits(&header.topic) && self.given(entry, header).to_focal_points();
+        let audits = caller.audits(&header.topic) && self.local_audience(entry, header).to_focal_points();
         audits || self.may_deliver(caller, entry)
     }
 }
@@ -132,10 +132,10 @@ fn summary(file: &Bytes, verdict: &Verdict) -> proto::EvidenceSummary {
     let custody = report.map(|report| report.custody.as_slice()).unwrap_or_default();
     proto::EvidenceSummary {
         size: file.len() as u64,
-        standing: verdict.outcome.word().to_owned(),
+        outcome: verdict.outcome.as_str().to_owned(),
         cosigners: counted().map(|cosigner| cosigner.member.to_string()).collect(),
         quorum: report.map_or(0, |report| u32::try_from(report.quorum).unwrap_or(u32::MAX)),
-        newest_cosignature: counted().map(|cosigner| cosigner.time).max().map(stored::seconds),
+        newest_cosignature: counted().map(|cosigner| cosigner.time).max().map(stored_wait::seconds),
         custody: custody.iter().map(|holder| holder.member.to_string()).collect(),
     }
 }
@@ -162,8 +162,8 @@ fn export(store: &dyn Store, rosters: &RosterChain, entry: &Entry) -> Result<(By
             (proofs, custody(&tree, rosters, entry.index)?)
         }
         // What came ahead of the order came with a proof of its own.
-        Err(error) => match store.express(feed, entry.index)?.filter(|held| held.entry.digest == entry.digest) {
-            Some(express) => (vec![own_proof(&express, rosters)?], Vec::new()),
+        Err(error) => match store.priority_entry(feed, entry.index)?.filter(|held| held.entry.digest == entry.digest) {
+            Some(priority) => (vec![own_proof(&priority, rosters)?], Vec::new()),
             None => return Err(error),
         },
     };
@@ -182,11 +182,11 @@ fn export(store: &dyn Store, rosters: &RosterChain, entry: &Entry) -> Result<(By
 }
 
 /// The proof with which an entry came ahead of the order.
-fn own_proof(express: &Express, rosters: &RosterChain) -> Result<TlogProof, ExportError> {
-    let feed = &express.feed;
+fn own_proof(priority: &PriorityEntry, rosters: &RosterChain) -> Result<TlogProof, ExportError> {
+    let feed = &priority.feed;
     let keys = feed_keys(rosters, feed).ok_or_else(|| EvidenceError::NoFeedKeys(feed.clone()))?;
-    let checkpoint = with_cosignatures(&SignedCheckpoint::verify(&express.checkpoint, &keys)?, &[]);
-    Ok(TlogProof { index: express.index, proof: express.proof.clone(), checkpoint })
+    let checkpoint = with_cosignatures(&SignedCheckpoint::verify(&priority.checkpoint, &keys)?, &[]);
+    Ok(TlogProof { index: priority.index, proof: priority.proof.clone(), checkpoint })
 }
 
 /// Checkpoint notes that include the entry and that the tree here reaches, by size: those that members have cosigned, or else the
@@ -195,7 +195,7 @@ fn checkpoints(tree: &FeedTree<'_>, rosters: &RosterChain, index: u64) -> Result
     let (store, feed) = (tree.store, tree.feed);
     let keys = feed_keys(rosters, feed).ok_or_else(|| EvidenceError::NoFeedKeys(feed.clone()))?;
     let state = store.feed(feed).ok_or_else(|| ReadError::Missing(feed.to_string()))?;
-    let held = state.frontier.size();
+    let held = state.compact_range.size();
     let mut cosigned: BTreeMap<u64, (SignedCheckpoint, Vec<NoteSignature>)> = BTreeMap::new();
     for record in store.cosigned_covering(feed, index)? {
         let Ok(note) = Note::parse(&record.note) else { continue };
@@ -224,7 +224,7 @@ fn checkpoints(tree: &FeedTree<'_>, rosters: &RosterChain, index: u64) -> Result
 
 /// Custody notes that say that the entry is held in full, and that the tree here reaches.
 fn custody(tree: &FeedTree<'_>, rosters: &RosterChain, index: u64) -> Result<Vec<(Member, Bytes)>, ReadError> {
-    let held = tree.store.feed(tree.feed).map_or(0, |state| state.frontier.size());
+    let held = tree.store.feed(tree.feed).map_or(0, |state| state.compact_range.size());
     let usable = |holder: &Member, note: &Bytes| {
         let Ok(parsed) = Note::parse(note) else { return false };
         CustodyNote::parse_text(&parsed.text).is_ok_and(|custody| custody.size <= held)
@@ -317,7 +317,7 @@ mod tests {
 
         /// Entries up to `end` arrive, with a checkpoint of `size`.
         fn arrive(&self, end: u64, size: u64) {
-            let first = self.store.feed(&self.feed).map_or(0, |state| state.frontier.size());
+            let first = self.store.feed(&self.feed).map_or(0, |state| state.compact_range.size());
             let range = usize::try_from(first).unwrap()..usize::try_from(end).unwrap();
             let append = Append {
                 feed: self.feed.clone(),
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn evidence_is_made_of_what_the_tree_here_reaches() {
+    fn evidence_uses_checkpoints_within_the_held_tree() {
         let world = World::new();
         let mirror = |member: &str| world.key(&format!("{member}/keys/mirror.key"));
         // Half of the feed, with a checkpoint of the whole: nothing here leads there yet.
@@ -363,7 +363,7 @@ mod tests {
         let (file, verdict) = world.export(1).unwrap();
         assert_eq!((&verdict.outcome, &verdict.report.as_ref().unwrap().sizes[..]), (&Outcome::Witnessed, &[3, 4][..]));
         let summary = summary(&file, &verdict);
-        assert_eq!((summary.standing.as_str(), summary.quorum), ("witnessed", 2));
+        assert_eq!((summary.outcome.as_str(), summary.quorum), ("witnessed", 2));
         assert_eq!(summary.cosigners, ["ly", "tn"]);
         let sent: Vec<Bytes> = pieces(file.clone()).collect();
         assert_eq!(sent.concat(), file);
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_roster_explains_is_left_out() {
+    fn evidence_omits_lines_of_unlisted_keys() {
         let world = World::new();
         world.arrive(4, 4);
         let stranger =
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_file_is_sent_in_bounded_pieces() {
+    fn large_evidence_file_is_sent_in_bounded_pieces() {
         let file = Bytes::from(vec![7; 2 * PIECE_BYTES_MAX + 1]);
         let sizes: Vec<usize> = pieces(file).map(|piece| piece.len()).collect();
         assert_eq!(sizes, [PIECE_BYTES_MAX, PIECE_BYTES_MAX, 1]);

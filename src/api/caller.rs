@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use barid_core::bulletin::header::issuer_of;
 use barid_core::bulletin::{BulletinId, kinds};
-use barid_core::names::Member;
+use barid_core::ids::Member;
 use tokio::time::Instant;
 use tonic::{Code, Extensions, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -63,7 +63,7 @@ impl Caller {
     /// Whether bulletins of this kind and topic are its business: those of its working groups, for focal points and agencies; for operators,
     /// in any working group, what nodes say about the network itself.
     pub(super) fn reads(&self, kind: &str, topic: &str) -> bool {
-        let by_node = || kinds::find(kind).is_some_and(|kind| kind.by_nodes);
+        let by_node = || kinds::find(kind).is_some_and(|kind| kind.node_only);
         self.grant.may_read_in(working_group(topic)) || self.grant.has(Role::Operator) && by_node()
     }
 
@@ -98,12 +98,12 @@ impl Api {
     /// Admits a call by its headers: identity, rate, grant, role, and one of the calls that may be under way.
     fn admitted(&self, extensions: &Extensions, method: &'static Method) -> Result<(Caller, Terms), Status> {
         let Some(Identity { path }) = (self.identify)(extensions) else {
-            self.refused("", method.name, "unidentified");
+            self.record_denied("", method.name, "unidentified");
             return Err(Status::unauthenticated("a client certificate of this member is needed"));
         };
         let access = self.access.load();
         let limits = access.limits(&path);
-        self.pace.call(&path, &limits, method.name, Instant::now())?;
+        self.call_limiter.call(&path, &limits, method.name, Instant::now())?;
         let grant = match (access.grant(&path), method.roles) {
             (Some(grant), Some(roles)) if roles.iter().any(|role| grant.has(*role)) => Arc::clone(grant),
             (Some(grant), None) => Arc::clone(grant),
@@ -142,8 +142,8 @@ impl Api {
         let (calls, requests, responses) = budgets;
         let owner = Owner::Identity(Arc::clone(path));
         let report: Report = {
-            let (pace, path) = (Arc::clone(&self.pace), Arc::clone(path));
-            Arc::new(move |reason| pace.ended(&path, method.name, reason, Instant::now()))
+            let (call_limiter, path) = (Arc::clone(&self.call_limiter), Arc::clone(path));
+            Arc::new(move |reason| call_limiter.ended(&path, method.name, reason, Instant::now()))
         };
         let granted = !grant.roles.is_empty();
         let place = match method.purpose {
@@ -183,7 +183,7 @@ impl Api {
 
     /// A refusal with its reason, recorded.
     pub(super) fn denied(&self, path: &str, method: &'static str, reason: &'static str, detail: &str) -> Status {
-        self.refused(path, method, reason);
+        self.record_denied(path, method, reason);
         let details = ErrorDetails::with_error_info(reason, DOMAIN, []);
         Status::with_error_details(Code::PermissionDenied, detail, details)
     }
@@ -191,7 +191,7 @@ impl Api {
     /// A refusal to publish in the working group of a topic, recorded.
     pub(super) fn denied_topic(&self, path: &str, method: &'static str, topic: &str) -> Status {
         let reason = "WORKING_GROUP";
-        self.refused(path, method, reason);
+        self.record_denied(path, method, reason);
         errors::denied_field(
             reason,
             "the caller does not publish in this working group",
@@ -202,18 +202,18 @@ impl Api {
     }
 
     /// Records that a caller was not given a bulletin, by the bulletin's name.
-    pub(super) fn refused_bulletin(
+    pub(super) fn record_denied_bulletin(
         &self,
-        who: &str,
+        actor: &str,
         method: &'static str,
         reason: &'static str,
         (member, id): (&Member, BulletinId),
     ) {
-        self.pace.refused_about(who, method, reason, &format!("{member}/{}", id.uuid()), Instant::now());
+        self.call_limiter.record_denied_with(actor, method, reason, &format!("{member}/{}", id.uuid()), Instant::now());
     }
 
     /// Records a refusal.
-    pub(super) fn refused(&self, who: &str, method: &'static str, reason: &'static str) {
-        self.pace.refused(who, method, reason, Instant::now());
+    pub(super) fn record_denied(&self, actor: &str, method: &'static str, reason: &'static str) {
+        self.call_limiter.record_denied(actor, method, reason, Instant::now());
     }
 }

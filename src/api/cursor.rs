@@ -1,13 +1,13 @@
 //! Cursors: an offset, with what proves of which store and which history it is.
 //!
 //! In scope: their bytes, making them for what a stream delivers, and finding the place where a stream goes on from one. Out of scope: who
-//! may read (`deliver`), and names (`subscriptions`).
+//! may read (`visibility`), and names (`subscriptions`).
 //!
 //! A cursor has the hash of the commit that holds its offset, which proves everything up to it ([`ChainLink`]), and the beginnings of those
 //! of some round offsets before it. Where the history is another one, the newest of these that still fits tells how far back it differs.
 
+use barid_core::ids::Hash;
 use barid_core::limits::CURSOR_BYTES_MAX;
-use barid_core::names::Hash;
 use barid_core::proto;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -51,7 +51,7 @@ pub(super) struct Cursor {
 
 /// Where a stream goes on.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Place {
+pub(super) struct StreamStart {
     /// Everything up to it was looked at.
     pub(super) offset: u64,
     /// What was held back before it.
@@ -148,16 +148,16 @@ impl Cursor {
     ///
     /// # Errors
     /// If the store cannot be read now. What is damaged does not fit.
-    pub(super) fn locate(&self, store: &dyn Store) -> Result<Place, ReadError> {
+    pub(super) fn locate(&self, store: &dyn Store) -> Result<StreamStart, ReadError> {
         let Some(mismatch) = self.mismatch(store)? else {
-            return Ok(Place { offset: self.offset, held: self.held, reset: None });
+            return Ok(StreamStart { offset: self.offset, held: self.held, reset: None });
         };
         let offset = match mismatch {
             Mismatch::StoreLost => 0,
             Mismatch::StoreRestored | Mismatch::Unknown => self.newest_milestone(store)?,
         };
         let reset = proto::Reset { reason: mismatch.as_str().to_owned(), offset, cursor_offset: self.offset };
-        Ok(Place { offset, held: self.held.filter(|held| held.from <= offset), reset: Some(reset) })
+        Ok(StreamStart { offset, held: self.held.filter(|held| held.from <= offset), reset: Some(reset) })
     }
 
     /// Why it is not of this store's history; `None`: it is. Blocks.
@@ -218,7 +218,7 @@ fn readable(link: Result<Option<ChainLink>, ReadError>) -> Result<Result<Option<
 /// Makes the cursors of one stream, or one page. Nearly all is known from what was read last: the store is asked for a milestone once in a
 /// thousand offsets.
 #[derive(Clone, Debug)]
-pub(super) struct Trail {
+pub(super) struct CursorBuilder {
     store: StoreId,
     /// Commits that were read last, ascending.
     links: Vec<ChainLink>,
@@ -226,7 +226,7 @@ pub(super) struct Trail {
     milestones: [(u64, Milestone); MILESTONE_BITS.len()],
 }
 
-impl Trail {
+impl CursorBuilder {
     /// Nothing is known yet.
     pub(super) fn new(store: &dyn Store) -> Self {
         Self { store: store.id(), links: Vec::new(), milestones: Default::default() }
@@ -304,17 +304,17 @@ impl Trail {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::store::conformance::fill;
+    use crate::store::conformance::commit_entries;
     use crate::store::memory::MemoryStore;
 
     fn cursor(store: &dyn Store, offset: u64) -> Cursor {
-        Trail::new(store).at(store, offset, None).unwrap().unwrap()
+        CursorBuilder::new(store).at(store, offset, None).unwrap().unwrap()
     }
 
     #[test]
-    fn a_cursor_is_read_as_it_was_written_and_nothing_else_is() {
+    fn cursor_round_trips_and_malformed_bytes_are_rejected() {
         let store = MemoryStore::new();
-        fill(&store, 3);
+        commit_entries(&store, 3);
         for held in [None, Some(HeldBack { from: 2, roster_version: 7 })] {
             let cursor = Cursor { held, ..cursor(&store, 3) };
             let bytes = cursor.encode();
@@ -340,20 +340,20 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_fits_its_own_history_and_no_other() {
+    fn cursor_matches_its_own_store_only() {
         let store = MemoryStore::new();
         let other = MemoryStore::new();
-        fill(&store, 5);
-        fill(&other, 5);
+        commit_entries(&store, 5);
+        commit_entries(&other, 5);
         for offset in 0..=5 {
             let cursor = cursor(&store, offset);
             assert_eq!(cursor.mismatch(&store).unwrap(), None);
-            assert_eq!(cursor.locate(&store).unwrap(), Place { offset, ..Place::default() });
+            assert_eq!(cursor.locate(&store).unwrap(), StreamStart { offset, ..StreamStart::default() });
             // The same entries in the same commits: but nobody knows that of a store that was begun anew.
             assert_eq!(cursor.mismatch(&other).unwrap(), Some(Mismatch::StoreLost));
             assert_eq!(cursor.locate(&other).unwrap().offset, 0);
         }
-        fill(&store, 1);
+        commit_entries(&store, 1);
         assert_eq!(cursor(&store, 5).mismatch(&store).unwrap(), None, "it has gone on");
         let beyond = Cursor { offset: 7, ..cursor(&store, 6) };
         assert_eq!(beyond.mismatch(&store).unwrap(), Some(Mismatch::StoreRestored));
@@ -363,12 +363,12 @@ mod tests {
     }
 
     #[test]
-    fn where_a_history_differs_the_newest_milestone_that_fits_is_gone_back_to() {
+    fn restored_store_resumes_at_the_newest_matching_milestone() {
         let store = MemoryStore::new();
-        fill(&store, 10_000);
-        let mut trail = Trail::new(&store);
+        commit_entries(&store, 10_000);
+        let mut builder = CursorBuilder::new(&store);
         // As a stream makes them: milestones are kept from one offset to the next.
-        let mut cursors = (0..=10_000).map(|offset| trail.at(&store, offset, None).unwrap().unwrap());
+        let mut cursors = (0..=10_000).map(|offset| builder.at(&store, offset, None).unwrap().unwrap());
         let last = cursors.by_ref().inspect(|made| assert_eq!(*made, cursor(&store, made.offset))).last().unwrap();
         let wrong = |count: usize| {
             let mut cursor = Cursor { head: [7; HEAD_BYTES], ..last.clone() };

@@ -55,12 +55,12 @@ pub(super) fn invalid(error: &Invalid) -> Status {
         .collect();
     let message = format!("{} field(s) break a rule; nothing was stored", error.0.len());
     let rules = error.0.iter().take(violations.len()).map(|field| field.expected.as_str());
-    refused_fields(message, rules.map(Rule::of).collect(), violations)
+    invalid_fields(message, rules.map(Rule::of).collect(), violations)
 }
 
 /// Fields at fault, and for each the rule that it breaks, by its code: for programs, and for other languages. The rules are the metadata of
 /// an `ErrorInfo` (`FieldViolation` in focal_point.proto): `rule-0` the code of the first violation's, `rule-0-1` its first value, and so on.
-fn refused_fields(message: String, rules: Vec<Option<Rule>>, violations: Vec<FieldViolation>) -> Status {
+fn invalid_fields(message: String, rules: Vec<Option<Rule>>, violations: Vec<FieldViolation>) -> Status {
     let mut metadata = HashMap::new();
     for (n, Rule { code, values }) in rules.into_iter().enumerate().filter_map(|(n, rule)| Some((n, rule?))) {
         metadata.insert(format!("rule-{n}"), code.to_owned());
@@ -100,7 +100,7 @@ impl Faults {
             more => format!("{} arguments are wrong", more.len()),
         };
         let (violations, rules) = self.0.into_iter().unzip();
-        Err(refused_fields(message, rules, violations))
+        Err(invalid_fields(message, rules, violations))
     }
 }
 
@@ -130,16 +130,16 @@ pub(super) fn defect() -> Status {
 pub(super) fn commit(error: &CommitFailure) -> Status {
     let info = |reason: &str| ErrorDetails::with_error_info(reason, DOMAIN, []);
     match error {
-        CommitFailure::InDoubt(_) => {
-            Status::with_error_details(Code::FailedPrecondition, error.to_string(), info("IN_DOUBT"))
+        CommitFailure::NeedsRecovery(_) => {
+            Status::with_error_details(Code::FailedPrecondition, error.to_string(), info("NEEDS_RECOVERY"))
         }
-        CommitFailure::Busy => retry(Code::ResourceExhausted, error, BUSY_RETRY, "BUSY"),
+        CommitFailure::Overloaded => retry(Code::ResourceExhausted, error, BUSY_RETRY, "BUSY"),
         CommitFailure::DiskFull(_) => retry(Code::ResourceExhausted, error, DISK_FULL_RETRY, "DISK_FULL"),
         CommitFailure::Stopped(_) => {
             Status::with_error_details(Code::Unavailable, "the store has stopped", info("STOPPED"))
         }
         CommitFailure::Stale { .. }
-        | CommitFailure::AnotherEntry { .. }
+        | CommitFailure::EntryConflict { .. }
         | CommitFailure::ClockBehind
         | CommitFailure::OverShare => defect(),
     }
@@ -180,7 +180,7 @@ pub(super) fn read(error: &ReadError) -> Status {
             tracing::error!(%error, "an entry could not be read");
             let entry = match &damaged.entry {
                 Some((feed, index, _)) => format!("{feed} {index}"),
-                None => format!("what arrived as number {}", damaged.arrival),
+                None => format!("what arrived as number {}", damaged.offset),
             };
             let message = format!("{entry} is damaged in this node's store");
             Status::with_error_details(Code::DataLoss, message, ErrorDetails::with_error_info("DAMAGED", DOMAIN, []))
@@ -222,7 +222,7 @@ pub(super) fn export(error: &ExportError) -> Status {
 }
 
 /// A status as the answer to one request of a stream.
-pub(super) fn refusal(status: &Status) -> proto::Refusal {
+pub(super) fn publish_error(status: &Status) -> proto::PublishError {
     let details = status.get_error_details();
     let rules = details.error_info().map(|info| &info.metadata);
     let fields = details.bad_request().map(|request| {
@@ -235,7 +235,7 @@ pub(super) fn refusal(status: &Status) -> proto::Refusal {
         request.field_violations.iter().enumerate().map(field).collect()
     });
     let delay = details.retry_info().and_then(|info| info.retry_delay);
-    proto::Refusal {
+    proto::PublishError {
         code: status.code().into(),
         message: status.message().to_owned(),
         fields: fields.unwrap_or_default(),

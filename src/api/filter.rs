@@ -1,14 +1,14 @@
 //! Which bulletins a caller asks for.
 //!
 //! In scope: reading a filter, with every field that is wrong, comparing it with what is known here and granted, and applying it to a header
-//! or its columns. Out of scope: whether the caller may read one bulletin (`deliver`).
+//! or its columns. Out of scope: whether the caller may read one bulletin (`visibility`).
 
 use std::collections::BTreeSet;
 
 use barid_core::bulletin::vocabulary::Severity;
 use barid_core::bulletin::{TopicFilter, kinds};
+use barid_core::ids::Member;
 use barid_core::limits::FILTERS_MAX;
-use barid_core::names::Member;
 use barid_core::proto;
 use barid_core::roster::{Roster, RosterChain};
 use bytes::Bytes;
@@ -75,24 +75,24 @@ impl Filter {
     }
 
     /// Whether a bulletin is asked for.
-    pub(super) fn wants(&self, header: &proto::Header) -> bool {
+    pub(super) fn matches(&self, header: &proto::Header) -> bool {
         self.accepts(&header.member, &header.topic, &header.kind, &header.severity)
     }
 
-    /// As [`Self::wants`], by the columns of its header.
-    pub(super) fn wants_columns(&self, columns: &Columns) -> bool {
+    /// As [`Self::matches`], by the columns of its header.
+    pub(super) fn matches_columns(&self, columns: &Columns) -> bool {
         self.accepts(&columns.member, &columns.topic, &columns.kind, &columns.severity)
     }
 
     /// Fields that name something unknown here or not granted, with whether nothing of what is asked for may be read.
-    fn judge(&self, caller: &Caller, rosters: &RosterChain, me: &Member) -> Judged {
-        let by_node = |kind: &String| kinds::find(kind).is_some_and(|kind| kind.by_nodes);
+    fn check(&self, caller: &Caller, rosters: &RosterChain, me: &Member) -> FilterCheck {
+        let by_node = |kind: &String| kinds::find(kind).is_some_and(|kind| kind.node_only);
         // Operators read what nodes say about the network itself, in any working group.
         let network = caller.grant.has(Role::Operator) && (self.kinds.is_empty() || self.kinds.iter().any(by_node));
         let reads_in = |group: &str| network || caller.grant.may_read_in(group);
         let reads_any = network || caller.grant.working_groups.iter().any(|group| caller.grant.may_read_in(group));
         let groups = rosters.newest().working_groups();
-        let mut judged = Judged { warnings: Vec::new(), reads: reads_any };
+        let mut check = FilterCheck { warnings: Vec::new(), reads: reads_any };
         let topic = |filter: &TopicFilter| {
             let group = filter.as_str().split('.').next().unwrap_or_default();
             match group {
@@ -103,24 +103,24 @@ impl Filter {
                 group => (!reads_in(group)).then_some((NOT_GRANTED, String::new())),
             }
         };
-        judged.list("filter.topics", self.topics.iter().map(|filter| (filter.as_str(), topic(filter))));
+        check.add_field("filter.topics", self.topics.iter().map(|filter| (filter.as_str(), topic(filter))));
         let kind = |name: &String| match kinds::find(name) {
             None => Some((UNKNOWN_KIND, nearest(name, kinds::REGISTRY.iter().map(|kind| kind.name)))),
             Some(kind) => {
-                let by_node = network && kind.by_nodes;
+                let by_node = network && kind.node_only;
                 let reads = by_node || kind.working_group.map_or(reads_any, |group| caller.grant.may_read_in(group));
                 (!reads).then_some((NOT_GRANTED, String::new()))
             }
         };
-        judged.list("filter.kinds", self.kinds.iter().map(|name| (name.as_str(), kind(name))));
+        check.add_field("filter.kinds", self.kinds.iter().map(|name| (name.as_str(), kind(name))));
         let known: BTreeSet<&Member> =
             rosters.notes().filter_map(|(version, _)| rosters.at(version)).flat_map(members).chain([me]).collect();
         let member = |code: &Member| {
             (!known.contains(code))
                 .then(|| (UNKNOWN_MEMBER, nearest(code.as_str(), known.iter().map(|member| member.as_str()))))
         };
-        judged.list("filter.members", self.members.iter().map(|code| (code.as_str(), member(code))));
-        judged
+        check.add_field("filter.members", self.members.iter().map(|code| (code.as_str(), member(code))));
+        check
     }
 
     fn accepts(&self, member: &str, topic: &str, kind: &str, severity: &str) -> bool {
@@ -137,15 +137,15 @@ const UNKNOWN_MEMBER: &str = "unknown-member";
 const NOT_GRANTED: &str = "not-granted";
 
 /// A filter, compared with what is known here and what its caller may read.
-struct Judged {
+struct FilterCheck {
     warnings: Vec<proto::FilterWarning>,
     /// Whether the caller may read something of what is asked for.
     reads: bool,
 }
 
-impl Judged {
+impl FilterCheck {
     /// Takes in the values of one field, each with what is wrong with it and the nearest that is known.
-    fn list<'a>(&mut self, field: &str, values: impl Iterator<Item = (&'a str, Option<(&'static str, String)>)>) {
+    fn add_field<'a>(&mut self, field: &str, values: impl Iterator<Item = (&'a str, Option<(&'static str, String)>)>) {
         let (mut any, mut granted) = (false, false);
         for (n, (value, wrong)) in values.enumerate() {
             any = true;
@@ -166,13 +166,13 @@ impl Api {
     ///
     /// # Errors
     /// `PERMISSION_DENIED` if the caller may read nothing of what it asks for: an empty answer would say that there is nothing.
-    pub(super) fn judge_filter(
+    pub(super) fn check_filter(
         &self,
         caller: &Caller,
         method: &'static str,
         filter: &Filter,
     ) -> Result<Vec<proto::FilterWarning>, Status> {
-        let Judged { warnings, reads } = filter.judge(caller, &self.rosters.load(), self.me());
+        let FilterCheck { warnings, reads } = filter.check(caller, &self.rosters.load(), self.me());
         if reads {
             return Ok(warnings);
         }
@@ -181,7 +181,7 @@ impl Api {
             let detail = "the access rules let the caller read in no working group";
             return Err(self.denied(&caller.path, method, reason, detail));
         };
-        self.refused(&caller.path, method, reason);
+        self.record_denied(&caller.path, method, reason);
         Err(errors::denied_field(
             reason,
             "the caller reads nothing of what it asks for",
@@ -196,12 +196,12 @@ fn members(roster: &Roster) -> impl Iterator<Item = &Member> {
     roster.entries().map(|entry| &entry.code)
 }
 
-/// The known word that differs least from `word`, if it differs in few letters or one begins with the other; empty otherwise.
-fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let most = (word.chars().count() / 3).max(1);
+/// The known word that differs least from `value`, if it differs in few letters or one begins with the other; empty otherwise.
+fn nearest<'a>(value: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let most = (value.chars().count() / 3).max(1);
     let distance = |known: &str| {
-        let begins = word.len() > 2 && (known.starts_with(word) || word.starts_with(known));
-        if begins { most } else { strsim::damerau_levenshtein(word, known) }
+        let begins = value.len() > 2 && (known.starts_with(value) || value.starts_with(known));
+        if begins { most } else { strsim::damerau_levenshtein(value, known) }
     };
     let near = known.map(|known| (distance(known), known)).filter(|(distance, _)| *distance <= most).min();
     near.map(|(_, known)| known.to_owned()).unwrap_or_default()
@@ -222,8 +222,11 @@ pub(super) fn describe(filter: &Bytes) -> String {
         ("severity from", min_severity),
         ("members", members.join(" ")),
     ];
-    let parts: Vec<String> =
-        parts.iter().filter(|(_, words)| !words.is_empty()).map(|(what, words)| format!("{what} {words}")).collect();
+    let parts: Vec<String> = parts
+        .iter()
+        .filter(|(_, values)| !values.is_empty())
+        .map(|(what, values)| format!("{what} {values}"))
+        .collect();
     if parts.is_empty() { "everything".to_owned() } else { parts.join("; ") }
 }
 

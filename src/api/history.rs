@@ -8,12 +8,12 @@ use barid_core::proto;
 use prost::Message as _;
 use tonic::Status;
 
+use super::bulletin_state::Work;
 use super::caller::Caller;
-use super::cursor::{Cursor, Mismatch, Trail};
-use super::deliver::damaged_of;
+use super::cursor::{Cursor, CursorBuilder, Mismatch};
 use super::errors::Faults;
 use super::filter::Filter;
-use super::standing::Work;
+use super::visibility::damaged_of;
 use super::{Api, errors};
 use crate::store::{Columns, ReadError, Store};
 
@@ -28,7 +28,7 @@ const READ_MAX: usize = 8;
 
 /// A page that is asked for, checked.
 #[derive(Clone, Debug)]
-pub(super) struct Question {
+pub(super) struct HistoryQuery {
     filter: Filter,
     /// Unix ms, both ends included.
     since: Option<u64>,
@@ -40,7 +40,7 @@ pub(super) struct Question {
     token: Option<Cursor>,
 }
 
-impl Question {
+impl HistoryQuery {
     /// Reads a request at a node whose next arrival is `end`.
     pub(super) fn read(request: proto::HistoryRequest, end: u64) -> Result<Self, Status> {
         let proto::HistoryRequest { filter, since, until, page_size, page_token } = request;
@@ -83,44 +83,44 @@ impl Question {
         &self.filter
     }
 
-    fn wants(&self, caller: &Caller, columns: &Columns) -> bool {
+    fn matches(&self, caller: &Caller, columns: &Columns) -> bool {
         // Times before 1970 are as early as any.
         let at = u64::try_from(columns.sent_at_unix_ms).unwrap_or(0);
         self.since.is_none_or(|since| at >= since)
             && self.until.is_none_or(|until| at <= until)
             && caller.reads(&columns.kind, &columns.topic)
-            && self.filter.wants_columns(columns)
+            && self.filter.matches_columns(columns)
     }
 }
 
 impl Api {
     /// A page: full, or with a token where to go on, or the last one. Blocks.
-    pub(super) fn page(&self, caller: &Caller, question: &Question) -> Result<proto::HistoryResponse, ReadError> {
-        let wanted = |columns: &Columns| question.wants(caller, columns);
+    pub(super) fn page(&self, caller: &Caller, query: &HistoryQuery) -> Result<proto::HistoryResponse, ReadError> {
+        let predicate = |columns: &Columns| query.matches(caller, columns);
         let (mut page, mut bytes) = (proto::HistoryResponse::default(), 0);
-        let (mut next, mut left) = (Some(question.before), SCAN_MAX);
+        let (mut next, mut left) = (Some(query.before), SCAN_MAX);
         let mut work = Work::new(Work::PAGE);
         while let Some(before) = next
-            && page.deliveries.len() + page.damaged.len() < question.page_size
+            && page.deliveries.len() + page.damaged.len() < query.page_size
             && left > 0
         {
-            let count = (question.page_size - page.deliveries.len() - page.damaged.len()).min(READ_MAX);
-            let (entries, rest) = match self.store().history(before, count, left, &wanted) {
+            let count = (query.page_size - page.deliveries.len() - page.damaged.len()).min(READ_MAX);
+            let (entries, rest) = match self.store().history(before, count, left, &predicate) {
                 Err(ReadError::DamagedEntry(damaged)) => {
-                    let arrival = damaged.arrival;
+                    let offset = damaged.offset;
                     page.damaged.push(damaged_of(*damaged));
-                    (Vec::new(), (arrival > 1).then_some(arrival))
+                    (Vec::new(), (offset > 1).then_some(offset))
                 }
                 read => read?,
             };
             left = left.saturating_sub(before - rest.unwrap_or(1).min(before));
             next = rest;
-            let shown = entries.into_iter().filter(|entry| self.may_deliver(caller, entry)).collect();
-            for delivery in self.deliveries(caller, shown, &mut work)? {
+            let visible = entries.into_iter().filter(|entry| self.may_deliver(caller, entry)).collect();
+            for delivery in self.deliveries(caller, visible, &mut work)? {
                 // With its own tag and length.
                 bytes += delivery.encoded_len() + 8;
                 if bytes > PAGE_BYTES_MAX && !page.deliveries.is_empty() {
-                    page.next_page_token = self.token(delivery.arrival + 1)?;
+                    page.next_page_token = self.token(delivery.offset + 1)?;
                     return Ok(page);
                 }
                 page.deliveries.push(delivery);
@@ -132,6 +132,8 @@ impl Api {
 
     /// The token of the page that begins before an offset.
     fn token(&self, before: u64) -> Result<String, ReadError> {
-        Ok(Trail::new(&**self.store()).at_or_unproven(&**self.store(), before.saturating_sub(1), None)?.to_text())
+        Ok(CursorBuilder::new(&**self.store())
+            .at_or_unproven(&**self.store(), before.saturating_sub(1), None)?
+            .to_text())
     }
 }

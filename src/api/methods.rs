@@ -38,11 +38,11 @@ pub(super) enum Purpose {
 pub(super) const READERS: &[Role] = &[Role::FocalPoint, Role::Agency, Role::Operator];
 const PUBLISHERS: &[Role] = &[Role::FocalPoint];
 const OPERATORS: &[Role] = &[Role::Operator];
-const EVERYBODY: &[Role] = &[Role::Operator, Role::Auditor, Role::FocalPoint, Role::Agency];
+const ANY_ROLE: &[Role] = &[Role::Operator, Role::Auditor, Role::FocalPoint, Role::Agency];
 
 const KIB: usize = 1 << 10;
 /// A filter with all that it may list, a name, a page token.
-const QUESTION_BYTES_MAX: usize = 64 * KIB;
+const QUERY_BYTES_MAX: usize = 64 * KIB;
 /// A receipt with its proof and checkpoint, and a hundred members that hold the bulletin.
 const RECEIPT_BYTES: u64 = 8 << 10;
 /// One bulletin and what stands around it.
@@ -54,7 +54,7 @@ const READ: Method = Method {
     name: "",
     roles: Some(READERS),
     one_request: true,
-    request_bytes_max: QUESTION_BYTES_MAX,
+    request_bytes_max: QUERY_BYTES_MAX,
     response_bytes: DELIVERY_BYTES,
     purpose: Purpose::Read,
 };
@@ -97,10 +97,10 @@ pub(super) static EXPORT_EVIDENCE: Method = Method {
     ..READ
 };
 pub(super) static GET_STATUS: Method =
-    Method { name: "Operator.GetStatus", roles: Some(EVERYBODY), response_bytes: STATUS_BYTES, ..OPERATE };
+    Method { name: "Operator.GetStatus", roles: Some(ANY_ROLE), response_bytes: STATUS_BYTES, ..OPERATE };
 pub(super) static GET_ROSTER: Method = Method {
     name: "Operator.GetRoster",
-    roles: Some(EVERYBODY),
+    roles: Some(ANY_ROLE),
     response_bytes: (ROSTER_BYTES_MAX + 64 * KIB) as u64,
     ..OPERATE
 };
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_method_of_the_descriptors_stands_in_the_table() {
+    fn method_table_lists_every_described_method() {
         let sets = [
             super::super::DESCRIPTORS,
             tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_a_path_is_none() {
+    fn malformed_method_path_is_unknown() {
         for path in [
             "",
             "/",

@@ -4,33 +4,33 @@
 //! (`exchange`), signing and durability (`committer`). Deny by default; every refusal is recorded with its reason.
 
 mod audit;
+mod bulletin_state;
 mod caller;
 mod cursor;
-mod deliver;
 mod errors;
 mod filter;
+mod focal_point;
 mod health;
 mod history;
 mod methods;
 mod operator;
-mod pace;
 mod publish;
-mod read;
+mod rate_limit;
 mod receipts;
 mod reflection;
-mod standing;
-mod stored;
+mod stored_wait;
 mod subscribe;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
+mod visibility;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use barid_core::ids::{FeedId, Member};
 use barid_core::limits::MESSAGE_BYTES_MAX;
-use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
@@ -40,11 +40,11 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
 use crate::access::Access;
-use crate::background;
 use crate::budgets::{Budgets, table};
 use crate::calls::{Call, Calls};
-use crate::committer::{Committer, Gate};
-use crate::rosters::Rosters;
+use crate::committer::{Committer, PublishState};
+use crate::low_priority;
+use crate::roster_store::RosterStore;
 use crate::rpc::audit_server::AuditServer;
 use crate::rpc::focal_point_server::FocalPointServer;
 use crate::rpc::operator_server::OperatorServer;
@@ -57,12 +57,12 @@ const READ_BYTES: u64 = 8 << 20;
 /// Encoded `google.protobuf.FileDescriptorSet` of the services here and their messages, for reflection.
 const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.descriptors.bin"));
 
+pub use bulletin_state::StateCache;
 pub use caller::{Identify, Identity};
-pub use pace::Pace;
-pub use standing::States;
+pub use rate_limit::CallLimiter;
 
 /// What the node tells its operators about peers, and does for them; given by the wiring.
-pub trait Node: Send + Sync + 'static {
+pub trait NodeControl: Send + Sync + 'static {
     /// Every other member.
     fn peers(&self) -> Vec<proto::PeerStatus>;
     /// What needs an operator.
@@ -79,19 +79,19 @@ pub struct Api {
     /// The one writer, and through it the store.
     pub committer: Committer,
     /// Rosters in force.
-    pub rosters: Rosters,
+    pub rosters: RosterStore,
     /// Access rules in force.
     pub access: Arc<ArcSwap<Access>>,
     /// Who calls.
     pub identify: Identify,
     /// The rest of the node.
-    pub node: Arc<dyn Node>,
+    pub node: Arc<dyn NodeControl>,
     /// What each caller has asked lately.
-    pub pace: Arc<Pace>,
+    pub call_limiter: Arc<CallLimiter>,
     /// What callers may use of the node.
     pub budgets: Budgets,
     /// What is remembered of bulletins that were updated or cancelled.
-    pub states: Arc<States>,
+    pub states: Arc<StateCache>,
     /// What needs an operator.
     pub alarms: Alarms,
     /// Becomes true when the node stops.
@@ -132,11 +132,11 @@ impl Api {
 
 impl Api {
     /// The same for a call that reads much: so many of one caller at a time, and of all, that reading leaves processor and memory to others; on
-    /// threads that give way if `gives_way`.
+    /// threads that give way if `low_priority`.
     async fn reading_for<T: Send + 'static>(
         &self,
         call: &Call,
-        gives_way: bool,
+        low_priority: bool,
         read: impl FnOnce(&Self) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, Status> {
         let (owner, class) = call.account();
@@ -148,7 +148,8 @@ impl Api {
             drop(turn);
             read
         };
-        let done = if gives_way { background::read(read).await } else { tokio::task::spawn_blocking(read).await };
+        let done =
+            if low_priority { low_priority::run_scan(read).await } else { tokio::task::spawn_blocking(read).await };
         done.map_err(|_| errors::defect())?.map_err(|error| errors::read(&error))
     }
 }
@@ -169,9 +170,9 @@ pub fn calls(api: &Api) -> Result<Calls, prost::DecodeError> {
 
     let (health, health_service) = health::service();
     let reflection = reflection::Reflection::of(&mounted)?;
-    let (mut gate, mut stopping) = (api.committer.gate(), api.stopping.clone());
-    tokio::spawn(tell_publishing(health.clone(), api.clone()));
-    tokio::spawn(tell_store(health.clone(), api.clone()));
+    let (mut publish_state, mut stopping) = (api.committer.publish_state(), api.stopping.clone());
+    tokio::spawn(update_publishing_health(health.clone(), api.clone()));
+    tokio::spawn(update_store_health(health.clone(), api.clone()));
     tokio::spawn(api.clone().expire_unused());
     tokio::spawn(async move {
         for name in mounted {
@@ -179,7 +180,7 @@ pub fn calls(api: &Api) -> Result<Calls, prost::DecodeError> {
         }
         // Whoever stands before the node sends its callers elsewhere, while those that are here are still answered.
         tokio::select! {
-            _ = gate.wait_for(|gate| matches!(gate, Gate::Stopped(_))) => {}
+            _ = publish_state.wait_for(|publish_state| matches!(publish_state, PublishState::Stopped(_))) => {}
             _ = stopping.wait_for(|stop| *stop) => {}
         }
         for name in mounted.into_iter().chain([""]) {
@@ -201,7 +202,7 @@ pub const STORE: &str = "barid.store";
 /// How often it is looked whether damage was met.
 const DAMAGE_CHECK_EVERY: Duration = Duration::from_secs(1);
 
-async fn tell_store(health: tonic_health::server::HealthReporter, api: Api) {
+async fn update_store_health(health: tonic_health::server::HealthReporter, api: Api) {
     let mut stopping = api.stopping.clone();
     loop {
         let whole = api.store().damage().is_none();
@@ -218,15 +219,17 @@ async fn tell_store(health: tonic_health::server::HealthReporter, api: Api) {
     }
 }
 
-async fn tell_publishing(health: tonic_health::server::HealthReporter, api: Api) {
-    let (mut gate, mut full, mut stopping) = (api.committer.gate(), api.committer.disk_full(), api.stopping.clone());
+async fn update_publishing_health(health: tonic_health::server::HealthReporter, api: Api) {
+    let (mut publish_state, mut full, mut stopping) =
+        (api.committer.publish_state(), api.committer.disk_full(), api.stopping.clone());
     loop {
         let stops = *stopping.borrow_and_update();
-        let publishes = *gate.borrow_and_update() == Gate::Open && full.borrow_and_update().is_none() && !stops;
+        let publishes =
+            *publish_state.borrow_and_update() == PublishState::Open && full.borrow_and_update().is_none() && !stops;
         let status = if publishes { ServingStatus::Serving } else { ServingStatus::NotServing };
         health.set_service_status(PUBLISHING, status).await;
         let changed = tokio::select! {
-            changed = gate.changed() => changed,
+            changed = publish_state.changed() => changed,
             changed = full.changed() => changed,
             changed = stopping.changed() => changed,
         };

@@ -31,7 +31,7 @@ struct Described {
     symbols: HashMap<String, Bytes>,
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Reflection {
     /// Describes these services, and gRPC's own that are served beside them.
@@ -61,7 +61,7 @@ impl Reflection {
         (ServerReflectionServer::new(self.clone()), alpha)
     }
 
-    fn answer(&self, request: v1::ServerReflectionRequest) -> v1::ServerReflectionResponse {
+    fn response(&self, request: v1::ServerReflectionRequest) -> v1::ServerReflectionResponse {
         let Described { services, files, symbols } = self.0.as_ref();
         let file = |found: Option<&Bytes>, name: &str| match found {
             Some(file) => MessageResponse::FileDescriptorResponse(v1::FileDescriptorResponse {
@@ -69,7 +69,7 @@ impl Reflection {
             }),
             None => not_found(name),
         };
-        let answer = match &request.message_request {
+        let response = match &request.message_request {
             Some(MessageRequest::ListServices(_)) => MessageResponse::ListServicesResponse(v1::ListServiceResponse {
                 service: services.iter().map(|name| v1::ServiceResponse { name: name.clone() }).collect(),
             }),
@@ -86,7 +86,7 @@ impl Reflection {
             None => error(Code::InvalidArgument, "message_request is not one of those that this version knows".into()),
         };
         let valid_host = request.host.clone();
-        v1::ServerReflectionResponse { valid_host, original_request: Some(request), message_response: Some(answer) }
+        v1::ServerReflectionResponse { valid_host, original_request: Some(request), message_response: Some(response) }
     }
 }
 
@@ -143,31 +143,31 @@ impl Described {
 
 #[tonic::async_trait]
 impl ServerReflection for Reflection {
-    type ServerReflectionInfoStream = Answers<v1::ServerReflectionResponse>;
+    type ServerReflectionInfoStream = ResponseStream<v1::ServerReflectionResponse>;
 
     async fn server_reflection_info(
         &self,
         request: Request<Streaming<v1::ServerReflectionRequest>>,
     ) -> Result<Response<Self::ServerReflectionInfoStream>, Status> {
         let me = self.clone();
-        Ok(Response::new(Box::pin(request.into_inner().map(move |question| Ok(me.answer(question?))))))
+        Ok(Response::new(Box::pin(request.into_inner().map(move |request| Ok(me.response(request?))))))
     }
 }
 
 #[tonic::async_trait]
 impl v1alpha::server_reflection_server::ServerReflection for Reflection {
-    type ServerReflectionInfoStream = Answers<v1alpha::ServerReflectionResponse>;
+    type ServerReflectionInfoStream = ResponseStream<v1alpha::ServerReflectionResponse>;
 
     async fn server_reflection_info(
         &self,
         request: Request<Streaming<v1alpha::ServerReflectionRequest>>,
     ) -> Result<Response<Self::ServerReflectionInfoStream>, Status> {
         let me = self.clone();
-        let answer = move |question: v1alpha::ServerReflectionRequest| {
+        let response = move |request: v1alpha::ServerReflectionRequest| {
             let same = |_: DecodeError| Status::internal("a defect of the node");
-            let question = v1::ServerReflectionRequest::decode(question.encode_to_vec().as_slice()).map_err(same)?;
-            v1alpha::ServerReflectionResponse::decode(me.answer(question).encode_to_vec().as_slice()).map_err(same)
+            let request = v1::ServerReflectionRequest::decode(request.encode_to_vec().as_slice()).map_err(same)?;
+            v1alpha::ServerReflectionResponse::decode(me.response(request).encode_to_vec().as_slice()).map_err(same)
         };
-        Ok(Response::new(Box::pin(request.into_inner().map(move |question| answer(question?)))))
+        Ok(Response::new(Box::pin(request.into_inner().map(move |request| response(request?)))))
     }
 }

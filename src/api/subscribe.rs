@@ -1,7 +1,7 @@
 //! Reading as bulletins arrive.
 //!
 //! In scope: following arrivals from some offset for as long as somebody reads, in bounded memory, each event with the cursor behind it. Out
-//! of scope: where a stream begins (`subscriptions`), what is asked for (`filter`) and who may have it (`deliver`).
+//! of scope: where a stream begins (`subscriptions`), what is asked for (`filter`) and who may have it (`visibility`).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use prost::Message as _;
 use tokio::time::Instant;
 use tonic::Status;
 
+use super::bulletin_state::Work;
 use super::caller::Caller;
-use super::cursor::{Place, Trail};
-use super::deliver::{Hidden, damaged_of};
+use super::cursor::{CursorBuilder, StreamStart};
 use super::filter::Filter;
 use super::methods::SUBSCRIBE;
-use super::pace::OpenStream;
-use super::standing::Work;
+use super::rate_limit::OpenStream;
 use super::subscriptions::{Named, Opened};
+use super::visibility::{NotVisible, damaged_of};
 use super::{Api, errors};
 use crate::budgets::Charge;
 use crate::calls::{Call, Responses};
@@ -62,7 +62,7 @@ impl Api {
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub(super) async fn follow_arrivals(
+    pub(super) async fn stream_events(
         self,
         caller: Caller,
         call: &Call,
@@ -70,73 +70,73 @@ impl Api {
         (filter, warnings): (Filter, Vec<proto::FilterWarning>),
         opened: Opened,
     ) -> Result<impl Stream<Item = Message> + Send + 'static, Status> {
-        let Opened { place: Place { offset, held, reset }, name } = opened;
+        let Opened { start: StreamStart { offset, held, reset }, name } = opened;
         let reading = self.reading(move |api| Reading::begin(&**api.store(), offset, held)).await?;
         let (responses, messages) = Responses::new(call, WAITING_MAX, WAITING_BYTES_MAX);
-        let mut follower = Follower {
+        let mut subscription = OpenSubscription {
             api: self,
             caller,
             filter: Arc::new(filter),
             warnings,
-            here: reading.here.clone(),
+            cursor: reading.cursor.clone(),
             reading,
             name,
             finds_nothing: true,
             used: Instant::now(),
-            spoke: Instant::now(),
+            last_sent: Instant::now(),
             call: call.clone(),
             responses,
         };
         tokio::spawn(async move {
             let _open = open;
-            let api = follower.api.clone();
+            let api = subscription.api.clone();
             let end = tokio::select! {
-                end = follower.run(reset) => end,
+                end = subscription.run(reset) => end,
                 () = api.stopped() => Err(Some(errors::stopping())),
             };
             // A line that has ended needs no reason.
             if let Err(Some(status)) = end {
-                follower.responses.send(Err(status), None).await;
+                subscription.responses.send(Err(status), None).await;
             }
         });
         Ok(messages)
     }
 
     /// What a caller asks for and may have next, as much as is read at once. Blocks.
-    fn stretch(
+    fn event_page(
         &self,
         caller: &Caller,
         filter: &Filter,
         reading: &mut Reading,
         units: usize,
-    ) -> Result<Stretch, ReadError> {
+    ) -> Result<EventPage, ReadError> {
         let (mut found, mut cursors, mut work) = (Vec::new(), Vec::new(), Work::new(units));
-        let mut stretch = self.look(caller, filter, reading, &mut found, &mut cursors)?;
+        let mut event_page = self.scan(caller, filter, reading, &mut found, &mut cursors)?;
         let deliveries = self.deliveries(caller, found, &mut work)?;
-        stretch.events.extend(deliveries.into_iter().map(Event::Delivery).zip(cursors));
-        stretch.whole = !work.is_exhausted();
-        Ok(stretch)
+        event_page.events.extend(deliveries.into_iter().map(Event::Delivery).zip(cursors));
+        event_page.whole = !work.is_exhausted();
+        Ok(event_page)
     }
 
     /// Finds the entries of a stretch, with the cursor behind each; or the one before them that is damaged.
-    fn look(
+    fn scan(
         &self,
         caller: &Caller,
         filter: &Filter,
         reading: &mut Reading,
         found: &mut Vec<Entry>,
         cursors: &mut Vec<Bytes>,
-    ) -> Result<Stretch, ReadError> {
+    ) -> Result<EventPage, ReadError> {
         let (store, rosters) = (&**self.store(), self.rosters.load());
         let last = reading.next.saturating_add(POSITION_EVERY);
-        let mut stretch = Stretch::default();
-        while found.is_empty() && stretch.events.is_empty() && reading.next < last {
+        let mut event_page = EventPage::default();
+        while found.is_empty() && event_page.events.is_empty() && reading.next < last {
             let entries = match reading.read(store) {
                 Err(ReadError::DamagedEntry(damaged)) => {
-                    reading.next = damaged.arrival + 1;
-                    if self.asks_for(caller, filter, damaged.arrival) {
-                        reading.move_to(store, damaged.arrival)?;
-                        stretch.events.push((Event::Damaged(damaged_of(*damaged)), reading.here.clone()));
+                    reading.next = damaged.offset + 1;
+                    if self.is_requested(caller, filter, damaged.offset) {
+                        reading.move_to(store, damaged.offset)?;
+                        event_page.events.push((Event::Damaged(damaged_of(*damaged)), reading.cursor.clone()));
                     }
                     continue;
                 }
@@ -146,23 +146,23 @@ impl Api {
                 break;
             }
             for entry in entries {
-                let arrival = entry.arrival.unwrap_or(reading.next);
-                reading.next = arrival + 1;
+                let offset = entry.offset.unwrap_or(reading.next);
+                reading.next = offset + 1;
                 // What most streams do not ask for costs them little.
                 let Content::Disclosed { header: Some(header), .. } = &entry.content else { continue };
-                if !filter.wants(header) {
+                if !filter.matches(header) {
                     continue;
                 }
-                match self.hidden_by(caller, &entry, &rosters) {
+                match self.not_visible_by(caller, &entry, &rosters) {
                     None => {
-                        reading.move_to(store, arrival)?;
+                        reading.move_to(store, offset)?;
                         found.push(entry);
-                        cursors.push(reading.here.clone());
+                        cursors.push(reading.cursor.clone());
                     }
                     // It is sent when that roster has come; nothing else waits for it.
-                    Some(Hidden::NotYet) => {
+                    Some(NotVisible::PendingRoster) => {
                         let roster_version = rosters.newest().version();
-                        reading.held.get_or_insert(HeldBack { from: arrival, roster_version });
+                        reading.held.get_or_insert(HeldBack { from: offset, roster_version });
                     }
                     Some(_) => {}
                 }
@@ -172,18 +172,18 @@ impl Api {
         if reading.lag() >= LAG_MAX {
             reading.catch_up(store)?;
         }
-        Ok(stretch)
+        Ok(event_page)
     }
 
     /// Whether a caller reads and asks for what arrived there, by what is known of it without reading it; if nothing is, it is told of it.
-    fn asks_for(&self, caller: &Caller, filter: &Filter, arrival: u64) -> bool {
-        let asked = std::cell::Cell::new(true);
-        let wanted = |columns: &Columns| {
-            asked.set(caller.reads(&columns.kind, &columns.topic) && filter.wants_columns(columns));
+    fn is_requested(&self, caller: &Caller, filter: &Filter, offset: u64) -> bool {
+        let requested = std::cell::Cell::new(true);
+        let predicate = |columns: &Columns| {
+            requested.set(caller.reads(&columns.kind, &columns.topic) && filter.matches_columns(columns));
             false
         };
-        _ = self.store().history(arrival + 1, 1, 1, &wanted);
-        asked.get()
+        _ = self.store().history(offset + 1, 1, 1, &predicate);
+        requested.get()
     }
 
     /// Of the entries in `range` that were held back when the rosters up to `version` were known, those that the caller asks for and may have by
@@ -197,11 +197,11 @@ impl Api {
         range: Range<u64>,
     ) -> Result<Released, ReadError> {
         let mut released = Released { events: Vec::new(), next: range.end, waiting: None };
-        let entries = match self.store().arrivals(range.start, READ_MAX.0, READ_MAX.1) {
+        let entries = match self.store().entries_from(range.start, READ_MAX.0, READ_MAX.1) {
             Err(ReadError::DamagedEntry(damaged)) => {
-                released.next = damaged.arrival + 1;
-                if self.asks_for(caller, filter, damaged.arrival) {
-                    released.events.push((damaged.arrival, Event::Damaged(damaged_of(*damaged))));
+                released.next = damaged.offset + 1;
+                if self.is_requested(caller, filter, damaged.offset) {
+                    released.events.push((damaged.offset, Event::Damaged(damaged_of(*damaged))));
                 }
                 return Ok(released);
             }
@@ -209,20 +209,20 @@ impl Api {
         };
         let mut found = Vec::new();
         for entry in entries {
-            let Some(arrival) = entry.arrival.filter(|arrival| range.contains(arrival)) else { break };
-            released.next = arrival + 1;
+            let Some(offset) = entry.offset.filter(|offset| range.contains(offset)) else { break };
+            released.next = offset + 1;
             let Content::Disclosed { header: Some(header), .. } = &entry.content else { continue };
-            if entry.feed.member == *self.me() || header.roster_version <= version || !filter.wants(header) {
+            if entry.feed.member == *self.me() || header.roster_version <= version || !filter.matches(header) {
                 continue;
             }
-            match self.hidden_by(caller, &entry, rosters) {
+            match self.not_visible_by(caller, &entry, rosters) {
                 None => found.push(entry),
-                Some(Hidden::NotYet) => _ = released.waiting.get_or_insert(arrival),
+                Some(NotVisible::PendingRoster) => _ = released.waiting.get_or_insert(offset),
                 Some(_) => {}
             }
         }
-        let deliveries = self.deliveries(caller, found, &mut Work::new(Work::STRETCH))?;
-        released.events = deliveries.into_iter().map(|it| (it.arrival, Event::Delivery(it))).collect();
+        let deliveries = self.deliveries(caller, found, &mut Work::new(Work::EVENT_PAGE))?;
+        released.events = deliveries.into_iter().map(|it| (it.offset, Event::Delivery(it))).collect();
         Ok(released)
     }
 }
@@ -234,30 +234,30 @@ struct Reading {
     next: u64,
     /// Entries before it that wait for a roster.
     held: Option<HeldBack>,
-    trail: Trail,
+    builder: CursorBuilder,
     /// The cursor behind what was found last, or looked at since.
-    here: Bytes,
+    cursor: Bytes,
     /// The offset behind which it is.
     at: u64,
 }
 
 impl Reading {
     fn begin(store: &dyn Store, offset: u64, held: Option<HeldBack>) -> Result<Self, ReadError> {
-        let mut trail = Trail::new(store);
-        let here = trail.at_or_unproven(store, offset, held)?.encode();
-        Ok(Self { next: offset + 1, held, trail, here, at: offset })
+        let mut builder = CursorBuilder::new(store);
+        let cursor = builder.at_or_unproven(store, offset, held)?.encode();
+        Ok(Self { next: offset + 1, held, builder, cursor, at: offset })
     }
 
     fn read(&mut self, store: &dyn Store) -> Result<Vec<Entry>, ReadError> {
-        let (entries, links) = store.linked_arrivals(self.next, READ_MAX.0, READ_MAX.1)?;
-        self.trail.note(links);
+        let (entries, links) = store.linked_entries_from(self.next, READ_MAX.0, READ_MAX.1)?;
+        self.builder.note(links);
         Ok(entries)
     }
 
     /// Everything up to an offset was looked at. Where the commit that holds it is damaged the last cursor stays.
     fn move_to(&mut self, store: &dyn Store, offset: u64) -> Result<(), ReadError> {
-        if let Some(cursor) = self.trail.at(store, offset, self.held)? {
-            self.here = cursor.encode();
+        if let Some(cursor) = self.builder.at(store, offset, self.held)? {
+            self.cursor = cursor.encode();
         }
         self.at = offset;
         Ok(())
@@ -276,7 +276,7 @@ impl Reading {
 
 /// Part of what arrived.
 #[derive(Default)]
-struct Stretch {
+struct EventPage {
     /// What to send, each with the cursor behind it.
     events: Vec<(Event, Bytes)>,
     /// Whether all that there was to say of the bulletins was looked up.
@@ -294,7 +294,7 @@ struct Released {
 }
 
 /// One open subscription.
-struct Follower {
+struct OpenSubscription {
     api: Api,
     caller: Caller,
     filter: Arc<Filter>,
@@ -302,7 +302,7 @@ struct Follower {
     warnings: Vec<proto::FilterWarning>,
     reading: Reading,
     /// The cursor behind what was sent last.
-    here: Bytes,
+    cursor: Bytes,
     /// Its name.
     name: Option<Named>,
     /// Whether what was read last held nothing for it, or nothing was read yet: who looks at much and finds nothing gives way.
@@ -310,7 +310,7 @@ struct Follower {
     /// When it was last recorded that the name is used.
     used: Instant,
     /// When something was last sent.
-    spoke: Instant,
+    last_sent: Instant,
     call: Call,
     responses: Responses<proto::SubscribeResponse>,
 }
@@ -318,27 +318,27 @@ struct Follower {
 /// Why a subscription ends; `None`: nobody reads any more.
 type End = Option<Status>;
 
-impl Follower {
+impl OpenSubscription {
     async fn run(&mut self, reset: Option<proto::Reset>) -> Result<(), End> {
-        let (mut arrivals, mut rosters) = (self.api.committer.watch_arrivals(), self.api.rosters.watch());
+        let (mut end_offset, mut rosters) = (self.api.committer.watch_end_offset(), self.api.rosters.watch());
         if let Some(reset) = reset {
             self.send(Event::Reset(reset), "", None).await?;
         }
         let outcome = self.name.as_ref().map_or("", |name| name.outcome);
         self.send(Event::Position(self.reading.next - 1), outcome, None).await?;
         loop {
-            arrivals.mark_unchanged();
+            end_offset.mark_unchanged();
             rosters.mark_unchanged();
             self.api.renew(&mut self.caller, &SUBSCRIBE)?;
             self.catch_up().await?;
             tokio::select! {
-                changed = arrivals.changed() => changed.map_err(|_| None)?,
+                changed = end_offset.changed() => changed.map_err(|_| None)?,
                 changed = rosters.changed() => changed.map_err(|_| None)?,
                 () = self.responses.closed() => return Err(None),
                 () = tokio::time::sleep(GRANT_CHECK) => {}
             }
             self.check_name().await?;
-            if self.spoke.elapsed() >= HEARTBEAT {
+            if self.last_sent.elapsed() >= HEARTBEAT {
                 self.position().await?;
             }
         }
@@ -361,7 +361,7 @@ impl Follower {
     async fn catch_up(&mut self) -> Result<(), End> {
         'reading: loop {
             self.release().await?;
-            let behind = self.api.store().end_arrival().saturating_sub(self.reading.next);
+            let behind = self.api.store().end_offset().saturating_sub(self.reading.next);
             if behind == 0 {
                 return Ok(());
             }
@@ -370,12 +370,13 @@ impl Follower {
             let live = behind <= LIVE_MAX;
             // The newest lie in memory for all; what is read for this one alone is charged before.
             let mut charge = None;
-            let at_once = live.then(|| self.api.stretch(&self.caller, &self.filter, &mut reading, Work::NONE));
-            let at_once = at_once.transpose().map_err(|error| errors::read(&error))?.filter(|stretch| stretch.whole);
-            let Stretch { events, whole: _ } = match at_once {
-                Some(stretch) => {
+            let at_once = live.then(|| self.api.event_page(&self.caller, &self.filter, &mut reading, Work::NONE));
+            let at_once =
+                at_once.transpose().map_err(|error| errors::read(&error))?.filter(|event_page| event_page.whole);
+            let EventPage { events, whole: _ } = match at_once {
+                Some(event_page) => {
                     self.reading = reading;
-                    stretch
+                    event_page
                 }
                 None => {
                     let room = tokio::select! {
@@ -385,14 +386,15 @@ impl Follower {
                     let room = charge.insert(room);
                     let (caller, filter, mut reading) =
                         (self.caller.clone(), Arc::clone(&self.filter), self.reading.clone());
-                    let read =
-                        move |api: &Api| Ok((api.stretch(&caller, &filter, &mut reading, Work::STRETCH)?, reading));
-                    let stretch: Stretch;
-                    (stretch, self.reading) = self.api.reading_for(&self.call, self.finds_nothing, read).await?;
-                    self.finds_nothing = stretch.events.is_empty();
-                    let bytes = stretch.events.iter().map(|(event, _)| bytes_of(event));
+                    let read = move |api: &Api| {
+                        Ok((api.event_page(&caller, &filter, &mut reading, Work::EVENT_PAGE)?, reading))
+                    };
+                    let event_page: EventPage;
+                    (event_page, self.reading) = self.api.reading_for(&self.call, self.finds_nothing, read).await?;
+                    self.finds_nothing = event_page.events.is_empty();
+                    let bytes = event_page.events.iter().map(|(event, _)| bytes_of(event));
                     room.shrink(room.amount().saturating_sub(bytes.sum()));
-                    stretch
+                    event_page
                 }
             };
             let empty = events.is_empty();
@@ -401,16 +403,16 @@ impl Follower {
                 if !Arc::ptr_eq(&rules, &self.api.access.load()) {
                     let next = offset_of(&event).unwrap_or(self.reading.next);
                     self.reading.held = self.reading.held.filter(|held| held.from < next);
-                    (self.reading.next, self.reading.here) = (next, self.here.clone());
+                    (self.reading.next, self.reading.cursor) = (next, self.cursor.clone());
                     self.api.renew(&mut self.caller, &SUBSCRIBE)?;
                     continue 'reading;
                 }
-                self.here = cursor;
+                self.cursor = cursor;
                 let charged = charge.as_mut().map(|charge| charge.split(bytes_of(&event)));
                 self.send(event, "", charged).await?;
             }
-            self.here = self.reading.here.clone();
-            if empty && self.reading.next < self.api.store().end_arrival() {
+            self.cursor = self.reading.cursor.clone();
+            if empty && self.reading.next < self.api.store().end_offset() {
                 self.position().await?;
                 self.api.renew(&mut self.caller, &SUBSCRIBE)?;
             }
@@ -431,8 +433,8 @@ impl Follower {
                 let (version, range) = (held.roster_version, from..end);
                 let read = move |api: &Api| api.released(&caller, &filter, &by, version, range);
                 let released = self.api.reading_for(&self.call, false, read).await?;
-                for (arrival, event) in released.events {
-                    self.hold(Some(HeldBack { from: waiting.unwrap_or(arrival + 1), ..held })).await?;
+                for (offset, event) in released.events {
+                    self.hold(Some(HeldBack { from: waiting.unwrap_or(offset + 1), ..held })).await?;
                     self.send(event, "", None).await?;
                 }
                 waiting = waiting.or(released.waiting);
@@ -451,7 +453,7 @@ impl Follower {
         reading.held = held.filter(|held| held.from < reading.next);
         let moved = move |api: &Api| reading.move_to(&**api.store(), reading.next - 1).map(|()| reading);
         self.reading = self.api.reading(moved).await?;
-        self.here = self.reading.here.clone();
+        self.cursor = self.reading.cursor.clone();
         Ok(())
     }
 
@@ -461,17 +463,17 @@ impl Follower {
             let mut reading = self.reading.clone();
             let moved = move |api: &Api| reading.catch_up(&**api.store()).map(|()| reading);
             self.reading = self.api.reading(moved).await?;
-            self.here = self.reading.here.clone();
+            self.cursor = self.reading.cursor.clone();
         }
         self.send(Event::Position(self.reading.next - 1), "", None).await
     }
 
     async fn send(&mut self, event: Event, outcome: &str, charged: Option<Charge>) -> Result<(), End> {
-        let (cursor, subscription) = (self.here.clone(), outcome.to_owned());
+        let (cursor, subscription) = (self.cursor.clone(), outcome.to_owned());
         let warnings = std::mem::take(&mut self.warnings);
         let response = proto::SubscribeResponse { event: Some(event), cursor, subscription, warnings };
         let sent = self.responses.send(Ok(response), charged).await;
-        self.spoke = Instant::now();
+        self.last_sent = Instant::now();
         if sent { Ok(()) } else { Err(None) }
     }
 }
@@ -479,8 +481,8 @@ impl Follower {
 /// The offset of a bulletin, or of one that is damaged.
 fn offset_of(event: &Event) -> Option<u64> {
     match event {
-        Event::Delivery(delivery) => Some(delivery.arrival),
-        Event::Damaged(damaged) => Some(damaged.arrival),
+        Event::Delivery(delivery) => Some(delivery.offset),
+        Event::Damaged(damaged) => Some(damaged.offset),
         Event::Position(_) | Event::Reset(_) => None,
     }
 }

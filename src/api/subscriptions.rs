@@ -18,13 +18,13 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::caller::Caller;
-use super::cursor::{self, Cursor, Place};
+use super::cursor::{self, Cursor, StreamStart};
 use super::errors::Faults;
 use super::filter::{self, Filter};
 use super::methods::{DELETE_SUBSCRIPTION, SUBSCRIBE};
 use super::{Api, errors};
 use crate::clock;
-use crate::committer::{Gate, Kept};
+use crate::committer::{PublishState, Records};
 use crate::store::{CursorRecord, Subscription, SubscriptionRecord};
 use crate::telemetry::{AuditEvent, audit};
 
@@ -63,7 +63,7 @@ pub(super) struct Opening {
 /// An open subscription: where it begins, and what is told of its name.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Opened {
-    pub(super) place: Place,
+    pub(super) start: StreamStart,
     pub(super) name: Option<Named>,
 }
 
@@ -144,26 +144,26 @@ impl Api {
     /// Opens a subscription.
     pub(super) async fn open(&self, caller: &Caller, opening: &Opening) -> Result<Opened, Status> {
         match &opening.name {
-            None => Ok(Opened { place: self.place(opening.begin.as_ref().unwrap_or(&Begin::Now)).await?, name: None }),
+            None => Ok(Opened { start: self.start(opening.begin.as_ref().unwrap_or(&Begin::Now)).await?, name: None }),
             Some(key) => self.open_named(caller, key, opening).await,
         }
     }
 
     async fn open_named(&self, caller: &Caller, key: &str, opening: &Opening) -> Result<Opened, Status> {
         let filter = opening.filter.to_bytes();
-        let opened = |place, outcome| {
+        let opened = |start, outcome| {
             let by_name_only = opening.begin.is_none();
-            Ok(Opened { place, name: Some(Named { key: key.to_owned(), outcome, by_name_only }) })
+            Ok(Opened { start, name: Some(Named { key: key.to_owned(), outcome, by_name_only }) })
         };
-        let created = |place: &Place| self.subscription_at(place, &filter, clock::unix_ms());
+        let created = |start: &StreamStart| self.subscription_at(start, &filter, clock::unix_ms());
         // One new name at a time, so that those that come together are counted, and none is changed behind another's back.
         let _turn = self.naming.lock().await;
         let Some(held) = self.subscription_of(key) else {
             let begin = opening.begin.as_ref().ok_or_else(|| errors::unknown_subscription(parts(key).1, None))?;
-            self.make_room(caller).await?;
-            let place = self.place(begin).await?;
-            self.name(key, Some(created(&place)), SUBSCRIBE.name).await?;
-            return opened(place, "created");
+            self.expire_over_limit(caller).await?;
+            let start = self.start(begin).await?;
+            self.name(key, Some(created(&start)), SUBSCRIBE.name).await?;
+            return opened(start, "created");
         };
         if let Some(recorded) = held.filter.as_ref().filter(|recorded| **recorded != filter) {
             let begin = match (opening.replace_filter, &opening.begin) {
@@ -179,39 +179,39 @@ impl Api {
                 }
                 (true, Some(begin)) => begin,
             };
-            let place = self.place(begin).await?;
-            self.name(key, Some(created(&place)), SUBSCRIBE.name).await?;
-            return opened(place, "restarted");
+            let start = self.start(begin).await?;
+            self.name(key, Some(created(&start)), SUBSCRIBE.name).await?;
+            return opened(start, "restarted");
         }
         let stale = self.is_stale(&held);
         // A cursor of another history begins where that one ends, also where the name stands further on: what was acknowledged comes again, since
         // offsets up to there meant something else to who gives the cursor.
-        let place = match (&opening.begin, stale) {
+        let start = match (&opening.begin, stale) {
             (None, true) => return Err(errors::unknown_subscription(parts(key).1, Some(held.offset))),
             (Some(begin @ (Begin::Now | Begin::Beginning)), true) => {
-                let place = self.place(begin).await?;
-                self.name(key, Some(created(&place)), SUBSCRIBE.name).await?;
-                return opened(place, "restarted");
+                let start = self.start(begin).await?;
+                self.name(key, Some(created(&start)), SUBSCRIBE.name).await?;
+                return opened(start, "restarted");
             }
-            (Some(begin @ Begin::At(_)), _) => self.place(begin).await?,
-            (_, false) => Place { offset: held.offset, held: held.held, reset: None },
+            (Some(begin @ Begin::At(_)), _) => self.start(begin).await?,
+            (_, false) => StreamStart { offset: held.offset, held: held.held, reset: None },
         };
         if stale || held.filter.is_none() {
-            let offset = if stale { place.offset } else { held.offset };
-            let state = Subscription { offset, ..created(&place) };
+            let offset = if stale { start.offset } else { held.offset };
+            let state = Subscription { offset, ..created(&start) };
             let created_unix_ms = if held.created_unix_ms == 0 { state.created_unix_ms } else { held.created_unix_ms };
             self.name(key, Some(Subscription { created_unix_ms, ..state }), SUBSCRIBE.name).await?;
         } else {
             self.touch(key).await?;
         }
-        opened(place, "resumed")
+        opened(start, "resumed")
     }
 
     /// Where a stream begins that begins so.
-    async fn place(&self, begin: &Begin) -> Result<Place, Status> {
+    async fn start(&self, begin: &Begin) -> Result<StreamStart, Status> {
         match begin.clone() {
-            Begin::Now => Ok(Place { offset: self.store().end_arrival() - 1, ..Place::default() }),
-            Begin::Beginning => Ok(Place::default()),
+            Begin::Now => Ok(StreamStart { offset: self.store().end_offset() - 1, ..StreamStart::default() }),
+            Begin::Beginning => Ok(StreamStart::default()),
             Begin::At(cursor) => self.reading(move |api| cursor.locate(&**api.store())).await,
         }
     }
@@ -235,13 +235,13 @@ impl Api {
 
     /// Whether the store may have gone back.
     pub(super) fn needs_recovery(&self) -> bool {
-        matches!(&*self.committer.gate().borrow(), Gate::InDoubt(_))
+        matches!(&*self.committer.publish_state().borrow(), PublishState::NeedsRecovery(_))
     }
 
-    fn subscription_at(&self, place: &Place, filter: &Bytes, now: u64) -> Subscription {
+    fn subscription_at(&self, start: &StreamStart, filter: &Bytes, now: u64) -> Subscription {
         Subscription {
-            offset: place.offset,
-            held: place.held,
+            offset: start.offset,
+            held: start.held,
             filter: Some(filter.clone()),
             created_unix_ms: now,
             used_unix_ms: now,
@@ -252,31 +252,31 @@ impl Api {
     /// Gives a name, or removes it.
     async fn name(&self, key: &str, state: Option<Subscription>, method: &'static str) -> Result<(), Status> {
         let filter = state.as_ref().and_then(|state| state.filter.as_ref()).map_or(0, Bytes::len);
-        self.pace.name_bytes(parts(key).0, NAME_RECORD_BYTES + key.len() + filter, method, Instant::now())?;
+        self.call_limiter.name_bytes(parts(key).0, NAME_RECORD_BYTES + key.len() + filter, method, Instant::now())?;
         let record = SubscriptionRecord { subscription: key.to_owned(), state };
-        self.keep(Kept { subscriptions: vec![record], ..Kept::default() }).await
+        self.persist(Records { subscriptions: vec![record], ..Records::default() }).await
     }
 
-    async fn keep(&self, kept: Kept) -> Result<(), Status> {
-        self.committer.keep(kept).await.map_err(|error| errors::commit(&error))
+    async fn persist(&self, records: Records) -> Result<(), Status> {
+        self.committer.persist(records).await.map_err(|error| errors::commit(&error))
     }
 
     /// Records that a subscription is used, if that is not known.
     pub(super) async fn touch(&self, key: &str) -> Result<(), Status> {
         let Some(held) = self.store().subscription(key) else { return Ok(()) };
-        let (arrival, held_back, epoch) = (held.offset, held.held, held.epoch);
-        self.advance(&held, CursorRecord { subscription: key.to_owned(), arrival, held: held_back, epoch }).await
+        let (offset, held_back, epoch) = (held.offset, held.held, held.epoch);
+        self.advance(&held, CursorRecord { subscription: key.to_owned(), offset, held: held_back, epoch }).await
     }
 
     async fn advance(&self, held: &Subscription, record: CursorRecord) -> Result<(), Status> {
         if held.is_advanced_by(&record, clock::unix_ms()) {
-            self.keep(Kept { cursors: vec![record], ..Kept::default() }).await?;
+            self.persist(Records { cursors: vec![record], ..Records::default() }).await?;
         }
         Ok(())
     }
 
     /// A caller that has as many names as it may loses those that have expired; one that still has is refused another.
-    async fn make_room(&self, caller: &Caller) -> Result<(), Status> {
+    async fn expire_over_limit(&self, caller: &Caller) -> Result<(), Status> {
         let limits = &caller.grant.limits;
         let prefix = format!("{}/", caller.path);
         let count = |api: &Self| api.keys_under(&prefix).count();
@@ -286,7 +286,7 @@ impl Api {
         }
         if count(self) >= limits.subscriptions as usize {
             let now = Instant::now();
-            return Err(self.pace.too_many_names(&caller.path, limits, SUBSCRIBE.name, now));
+            return Err(self.call_limiter.too_many_names(&caller.path, limits, SUBSCRIBE.name, now));
         }
         Ok(())
     }
@@ -315,19 +315,19 @@ impl Api {
         caller: &Caller,
         request: proto::AcknowledgeRequest,
     ) -> Result<(), Status> {
-        let proto::AcknowledgeRequest { subscription, arrival, cursor } = request;
+        let proto::AcknowledgeRequest { subscription, offset, cursor } = request;
         let mut faults = Faults::default();
         let key = key(caller, &subscription, &mut faults);
-        if arrival != 0 {
+        if offset != 0 {
             faults.add(
-                "arrival",
-                &arrival.to_string(),
+                "offset",
+                &offset.to_string(),
                 "absent; a number does not prove of which history it is: give a cursor",
             );
         }
         let cursor = match Cursor::decode(&cursor) {
             Some(cursor) => Some(cursor),
-            None if arrival != 0 => None,
+            None if offset != 0 => None,
             None => {
                 faults.add("cursor", &hex::encode(&cursor), cursor::EXPECTED);
                 None
@@ -336,13 +336,13 @@ impl Api {
         faults.check()?;
         let (Some(key), Some(cursor)) = (key, cursor) else { return Err(errors::defect()) };
         // Before it is looked where the name stands: others may acknowledge meanwhile.
-        let pause = self.pace.acknowledgement(&caller.path, Instant::now());
+        let pause = self.call_limiter.acknowledgement(&caller.path, Instant::now());
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
         let held = self.subscription_of(&key).ok_or_else(|| errors::unknown_subscription(&subscription, None))?;
         let epoch = self.committer.feed().epoch;
-        let record = CursorRecord { subscription: key, arrival: cursor.offset(), held: cursor.held(), epoch };
+        let record = CursorRecord { subscription: key, offset: cursor.offset(), held: cursor.held(), epoch };
         if let Some(mismatch) = self.reading(move |api| cursor.mismatch(&**api.store())).await? {
             return Err(errors::cursor_mismatch("cursor", mismatch.as_str()));
         }
@@ -363,7 +363,7 @@ impl Api {
             return Err(errors::argument("page_token", &page_token, "the next_page_token of a page before"));
         }
         let page_max = if page_size == 0 { PAGE_MAX } else { (page_size as usize).min(PAGE_MAX) };
-        let newest_offset = self.store().end_arrival() - 1;
+        let newest_offset = self.store().end_offset() - 1;
         let mut page = proto::ListSubscriptionsResponse { newest_offset, ..Default::default() };
         let mut bytes = 0;
         let under = self.keys_after(after.unwrap_or_default()).take_while(|(key, _)| key.starts_with(&prefix));
@@ -416,15 +416,15 @@ impl Api {
         let expired: Vec<_> = expired.filter(|(held, key)| self.expires(key, held) <= now).collect();
         for part in expired.chunks(EXPIRED_MAX) {
             let removed = |(_, key): &(_, String)| SubscriptionRecord { subscription: key.clone(), state: None };
-            self.keep(Kept { subscriptions: part.iter().map(removed).collect(), ..Kept::default() }).await?;
+            self.persist(Records { subscriptions: part.iter().map(removed).collect(), ..Records::default() }).await?;
             for (held, key) in part {
-                let (who, name) = parts(key);
+                let (actor, name) = parts(key);
                 let detail = format!("last used {}", Time::from_unix_ms(held.used_unix_ms));
                 audit(&AuditEvent {
-                    what: "subscription-expired",
-                    reason: "UNUSED",
-                    who: &who,
-                    subject: &name,
+                    event: "subscription-expired",
+                    reason: "unused",
+                    actor: &actor,
+                    resource: &name,
                     detail: &detail,
                 });
             }

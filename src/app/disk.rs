@@ -11,7 +11,7 @@ use crate::store::Store;
 use crate::telemetry::alarms::Alarm;
 
 /// How often alarms are looked at whatever happens; a status always does.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The alarms now; nothing else is to be done than to make room.
 pub(super) fn alarms(committer: &Committer, store: &dyn Store) -> Vec<Alarm> {
@@ -31,11 +31,11 @@ impl Node {
             // Here and not on a blocking thread, which would hold the store open beyond the node's end: it reads what lies in memory.
             full.mark_unchanged();
             tier.mark_unchanged();
-            self.settle_alarms();
+            self.update_alarms();
             tokio::select! {
                 changed = full.changed() => if changed.is_err() { return },
                 changed = tier.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = tokio::time::sleep(CHECK_INTERVAL) => {}
             }
         }
     }

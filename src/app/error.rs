@@ -7,7 +7,7 @@ use barid_core::roster::ChainError;
 use crate::access::AccessError;
 use crate::committer::{CommitFailure, StartError};
 use crate::store::{OpenError, ReadError};
-use crate::transport::ListError;
+use crate::transport::CrlError;
 
 /// Why a node did not start or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -37,11 +37,11 @@ pub enum AppError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: ListError,
+        source: CrlError,
     },
     /// What the node begins with could not be kept.
     #[error("the first roster cannot be kept")]
-    Keep(#[from] CommitFailure),
+    Persist(#[from] CommitFailure),
     /// The roster does not list this node as it is configured.
     #[error("the roster does not list {0}")]
     NotListed(String),
@@ -99,9 +99,9 @@ pub enum AppError {
     },
     /// Figures would be for everybody.
     #[error(
-        "figures are not shown on {0}, beyond this machine: set metrics.beyond_loopback if something else keeps strangers out"
+        "figures are not shown on {0}, beyond this machine: set metrics.allow_non_loopback if something else keeps strangers out"
     )]
-    MetricsBeyondLoopback(String),
+    MetricsNonLoopback(String),
     /// SIGHUP cannot be heard.
     #[error("signals cannot be heard")]
     Signal(#[source] std::io::Error),

@@ -7,11 +7,11 @@
 //! budget has a bound for each owner and one for all together. A part of the latter is reserved: only charges of class [`Class::Reserved`] use
 //! it, and only of owners that hold little, so that operators get in, the node publishes its own and urgent bulletins pass whatever others do.
 
+mod fair_queue;
 mod rate;
 pub mod table;
 #[cfg(test)]
 mod tests;
-mod turns;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 pub use rate::{Rate, RateLimiter, TokenBucket};
 pub use table::BudgetSpec;
 
-use turns::{Next, Turns};
+use fair_queue::{FairQueue, GrantDecision};
 
 /// Who is charged.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,7 +55,7 @@ pub enum Class {
 
 /// A charge that does not fit now.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{budget}: {owner} uses {used} of {bound} {unit} and asks for {asked} more")]
+#[error("{budget}: {owner} uses {used} of {bound} {unit} and asks for {requested} more")]
 pub struct OverBudget {
     /// Name of the budget.
     pub budget: &'static str,
@@ -68,7 +68,7 @@ pub struct OverBudget {
     /// The bound.
     pub bound: u64,
     /// What was asked for.
-    pub asked: u64,
+    pub requested: u64,
 }
 
 /// One budget. Cheap to clone; clones share what is in use.
@@ -102,13 +102,13 @@ struct State {
     /// What each owner uses; who uses nothing is forgotten.
     owners: HashMap<Owner, u64, RandomState>,
     /// By owner and class: what an owner may read does not go before what it publishes.
-    waiting: Turns<(Owner, Class), Request>,
+    waiting: FairQueue<(Owner, Class), WaitingCharge>,
     /// Whether something that waits does not fit the bound of all: ordinary, and what may use the reserve.
     full: [bool; 2],
 }
 
 /// A charge that waits.
-struct Request {
+struct WaitingCharge {
     amount: u64,
     granted: oneshot::Sender<Charge>,
 }
@@ -126,14 +126,14 @@ pub struct Usage {
     pub high_water: u64,
     /// Charges that did not fit since the start.
     pub denied: u64,
-    /// Owners that use most, at most [`OWNERS_SHOWN_MAX`], the largest first.
+    /// Owners that use most, at most [`USAGE_OWNERS_MAX`], the largest first.
     pub owners: Vec<(Owner, u64)>,
 }
 
 /// So great a part of its own bound an owner may use beyond it for what is [`Class::Reserved`].
 const OWN_RESERVE_PART: u64 = 8;
 /// Owners named in a [`Usage`]: who is at the bound is among them.
-pub const OWNERS_SHOWN_MAX: usize = 5;
+pub const USAGE_OWNERS_MAX: usize = 5;
 
 impl Budget {
     /// A budget with the bounds of its [`BudgetSpec`].
@@ -186,14 +186,14 @@ impl Budget {
             return charge;
         }
         let (key, (granted, waits)) = ((owner.clone(), class), oneshot::channel());
-        let place = {
-            let id = self.shared.state.lock().waiting.push(&key, Request { amount, granted });
-            Place { budget: self, key: &key, id }
+        let guard = {
+            let id = self.shared.state.lock().waiting.push(&key, WaitingCharge { amount, granted });
+            WaitGuard { budget: self, key: &key, id }
         };
         // There may be room: what others wait for is not what this one asks for.
         self.grant();
         let charge = waits.await;
-        drop(place);
+        drop(guard);
         charge.unwrap_or_else(|_| Charge { budget: self.clone(), owner: owner.clone(), class, amount: 0 })
     }
 
@@ -207,13 +207,13 @@ impl Budget {
             }
             self.shared.grant(&mut state)
         };
-        for ((owner, class), Request { amount, granted }) in granted {
+        for ((owner, class), WaitingCharge { amount, granted }) in granted {
             // Whoever has given up since drops it, and so gives it back.
             drop(granted.send(Charge { budget: self.clone(), owner, class, amount }));
         }
     }
 
-    fn give_back(&self, owner: &Owner, amount: u64) {
+    fn release(&self, owner: &Owner, amount: u64) {
         let mut state = self.shared.state.lock();
         state.used = state.used.saturating_sub(amount);
         if let Some(used) = state.owners.get_mut(owner) {
@@ -243,7 +243,7 @@ impl Budget {
 
     /// Whether a charge waits for what `owner` holds: another of its own, or one that does not fit the bound of all.
     #[must_use]
-    pub fn keeps_waiting(&self, owner: &Owner) -> bool {
+    pub fn blocks_waiters(&self, owner: &Owner) -> bool {
         let state = self.shared.state.lock();
         let of_own = |class| state.waiting.has(&(owner.clone(), class));
         !state.waiting.is_empty() && (state.full.contains(&true) || of_own(Class::Ordinary) || of_own(Class::Reserved))
@@ -255,7 +255,7 @@ impl Budget {
         let state = self.shared.state.lock();
         let mut owners: Vec<_> = state.owners.iter().collect();
         owners.sort_by(|(a, x), (b, y)| y.cmp(x).then_with(|| a.cmp(b)));
-        let owners = owners.into_iter().take(OWNERS_SHOWN_MAX).map(|(owner, used)| (owner.clone(), *used));
+        let owners = owners.into_iter().take(USAGE_OWNERS_MAX).map(|(owner, used)| (owner.clone(), *used));
         Usage {
             spec: self.shared.spec,
             bounds: self.shared.bounds,
@@ -301,8 +301,8 @@ impl Shared {
         self.bounds.reserved.div_ceil(self.spec.reserve_shares)
     }
 
-    fn over(&self, whose: impl fmt::Display, used: u64, bound: u64, asked: u64) -> OverBudget {
-        OverBudget { budget: self.spec.name, unit: self.spec.unit, owner: whose.to_string(), used, bound, asked }
+    fn over(&self, whose: impl fmt::Display, used: u64, bound: u64, requested: u64) -> OverBudget {
+        OverBudget { budget: self.spec.name, unit: self.spec.unit, owner: whose.to_string(), used, bound, requested }
     }
 
     fn add(&self, state: &mut State, owner: &Owner, class: Class, amount: u64) -> Result<(), OverBudget> {
@@ -329,17 +329,17 @@ impl Shared {
 
     /// Charges those that wait and fit. Where one does not fit the bound of all, none of its class goes before it: small ones would else keep a
     /// large one out for ever.
-    fn grant(&self, state: &mut State) -> Vec<((Owner, Class), Request)> {
+    fn grant(&self, state: &mut State) -> Vec<((Owner, Class), WaitingCharge)> {
         let mut waiting = std::mem::take(&mut state.waiting);
         let (denied, mut full) = (state.denied, [false; 2]);
-        let granted = waiting.grant(|(owner, class), Request { amount, .. }| {
+        let granted = waiting.grant(|(owner, class), WaitingCharge { amount, .. }| {
             let own = state.used_by(owner).saturating_add(*amount) <= self.own_bound_now(state, *class, *amount);
             let full = &mut full[usize::from(*class == Class::Reserved)];
             if !own || *full {
-                return Next::Stays;
+                return GrantDecision::Waits;
             }
             *full = self.add(state, owner, *class, *amount).is_err();
-            if *full { Next::Stays } else { Next::Granted }
+            if *full { GrantDecision::Waits } else { GrantDecision::Granted }
         });
         (state.waiting, state.denied, state.full) = (waiting, denied, full);
         granted
@@ -347,13 +347,13 @@ impl Shared {
 }
 
 /// The place of one that waits: dropping it gives the place up.
-struct Place<'a> {
+struct WaitGuard<'a> {
     budget: &'a Budget,
     key: &'a (Owner, Class),
     id: u64,
 }
 
-impl Drop for Place<'_> {
+impl Drop for WaitGuard<'_> {
     fn drop(&mut self) {
         let removed = self.budget.shared.state.lock().waiting.remove(self.key, self.id);
         if removed.is_some() {
@@ -389,7 +389,7 @@ impl Charge {
         let amount = amount.min(self.amount);
         self.amount -= amount;
         if amount > 0 {
-            self.budget.give_back(&self.owner, amount);
+            self.budget.release(&self.owner, amount);
         }
     }
 

@@ -53,8 +53,8 @@ impl RateLimiter {
             buckets.retain(|_, bucket| !bucket.is_full(now));
         }
         // Owners that are too many to tell apart share one bucket.
-        let crowded = buckets.len() >= OWNERS_MAX && !buckets.contains_key(owner);
-        let owner = if crowded { Owner::Address(OTHERS.into()) } else { owner.clone() };
+        let table_full = buckets.len() >= OWNERS_MAX && !buckets.contains_key(owner);
+        let owner = if table_full { Owner::Address(OTHERS.into()) } else { owner.clone() };
         act(buckets.entry(owner).or_insert_with(|| TokenBucket::full(rate, now)))
     }
 }
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_passes_and_then_the_rate_holds_for_each_owner() {
+    fn rate_limiter_allows_a_burst_then_the_rate_per_owner() {
         let (limiter, begun) = (RateLimiter::default(), Instant::now());
         limiter.take(&owner("one"), TEN, 20.0, begun).unwrap();
         assert_eq!(limiter.take(&owner("one"), TEN, 1.0, begun), Err(Duration::from_millis(100)));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_the_burst_is_paid_for_afterwards() {
+    fn charge_above_the_burst_delays_the_next_one() {
         let (limiter, begun) = (RateLimiter::default(), Instant::now());
         limiter.take(&owner("one"), TEN, 30.0, begun).unwrap();
         assert_eq!(limiter.take(&owner("one"), TEN, 1.0, begun), Err(Duration::from_millis(1_100)));
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_owners_are_forgotten_and_those_that_overspent_are_not() {
+    fn idle_owners_are_evicted_and_overspent_owners_are_not() {
         let (limiter, begun) = (RateLimiter::default(), Instant::now());
         limiter.spend(&owner("busy"), TEN, 1e9, begun);
         for n in 0..2 * OWNERS_MAX {

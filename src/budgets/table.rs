@@ -246,8 +246,8 @@ pub static EARLIER_CUSTODY: RateSpec = RateSpec {
 };
 
 /// Bytes of revocation lists that are verified.
-pub static LIST_BYTES: RateSpec = RateSpec {
-    name: "list_bytes",
+pub static CRL_BYTES: RateSpec = RateSpec {
+    name: "crl_bytes",
     unit: "bytes, 16 KiB a list at least",
     of: "member",
     rate: Rate { per_second: 1_048_576.0, burst: 8_388_608.0 },
@@ -264,7 +264,7 @@ pub static SUBSCRIPTION_BYTES: RateSpec = RateSpec {
 };
 
 /// All rates, in the order in which they are shown.
-pub static RATES: &[&RateSpec] = &[&SUBSCRIPTION_BYTES, &PEER_WORK, &CUSTODY_BYTES, &EARLIER_CUSTODY, &LIST_BYTES];
+pub static RATES: &[&RateSpec] = &[&SUBSCRIPTION_BYTES, &PEER_WORK, &CUSTODY_BYTES, &EARLIER_CUSTODY, &CRL_BYTES];
 
 /// What each call of the API is charged to.
 pub const CALLS: &[(&str, &[&str])] = &[
@@ -301,18 +301,18 @@ pub const FRAMES: &[(&str, &[&str])] = &[
     ("hello", &["link_bytes", "peer_work"]),
     ("follow", &["link_bytes", "peer_work"]),
     ("entries", &["link_bytes", "peer_work"]),
-    ("stored", &["link_bytes", "peer_work"]),
+    ("replication_progress", &["link_bytes", "peer_work"]),
     ("cosigned", &["link_bytes", "peer_work"]),
     ("custody", &["link_bytes", "peer_work"]),
-    ("heads", &["link_bytes", "peer_work"]),
+    ("tree_heads", &["link_bytes", "peer_work"]),
     ("roster_request", &["link_bytes", "peer_work"]),
     ("rosters", &["link_bytes", "peer_work"]),
     ("fault", &["link_bytes", "peer_work"]),
-    ("answers_request", &["link_bytes", "peer_work"]),
-    ("fills", &["link_bytes", "peer_work"]),
+    ("attestations_request", &["link_bytes", "peer_work"]),
+    ("backfill_response", &["link_bytes", "peer_work"]),
     ("consistency_request", &["link_bytes", "peer_work"]),
     ("consistency", &["link_bytes", "peer_work"]),
-    ("express", &["link_bytes", "peer_work"]),
+    ("priority_entry", &["link_bytes", "peer_work"]),
     ("relayed_custody_request", &["link_bytes", "peer_work"]),
     ("relayed_custody", &["link_bytes", "peer_work"]),
 ];
@@ -323,7 +323,7 @@ pub const NOTES: &[(&str, &[&str])] = &[
     ("cosignature", &["link_bytes", "peer_work"]),
     ("custody note", &["link_bytes", "peer_work", "custody_bytes", "earlier_custody"]),
     ("equivocation", &["link_bytes", "peer_work"]),
-    ("revocation list", &["link_bytes", "peer_work", "list_bytes"]),
+    ("revocation list", &["link_bytes", "peer_work", "crl_bytes"]),
     ("roster", &["link_bytes", "peer_work"]),
 ];
 

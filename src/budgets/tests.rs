@@ -23,7 +23,7 @@ fn identity(name: &str) -> Owner {
 }
 
 #[test]
-fn an_owner_stays_within_its_bound_and_all_within_theirs() {
+fn budget_bounds_each_owner_and_the_total() {
     let budget = Budget::new(&SPEC);
     let (one, two) = (identity("one"), identity("two"));
     let held = budget.try_charge(&one, Class::Ordinary, 60).unwrap();
@@ -48,7 +48,7 @@ fn an_owner_stays_within_its_bound_and_all_within_theirs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiting_charges_go_on_in_turn_as_others_are_given_back() {
+async fn waiting_charges_are_granted_in_order_as_others_are_released() {
     let budget = Budget::new(&SPEC);
     let one = identity("one");
     let mut held = budget.try_charge(&one, Class::Ordinary, 60).unwrap();
@@ -71,7 +71,7 @@ async fn waiting_charges_go_on_in_turn_as_others_are_given_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_owner_with_many_waiting_does_not_keep_another_waiting() {
+async fn owner_with_many_waiting_charges_does_not_block_another() {
     let budget = Budget::new(&SPEC);
     let (many, few) = (identity("many"), identity("few"));
     let mut held = vec![budget.try_charge(&many, Class::Ordinary, 40).unwrap()];
@@ -93,7 +93,7 @@ async fn an_owner_with_many_waiting_does_not_keep_another_waiting() {
 }
 
 #[tokio::test]
-async fn what_waits_for_the_bound_of_its_owner_keeps_nobody_else_waiting() {
+async fn charge_waiting_for_its_owner_bound_blocks_no_other_owner() {
     let budget = Budget::new(&SPEC);
     let (one, two) = (identity("one"), identity("two"));
     let held = budget.try_charge(&one, Class::Ordinary, 60).unwrap();
@@ -109,7 +109,7 @@ async fn what_waits_for_the_bound_of_its_owner_keeps_nobody_else_waiting() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_large_charge_is_not_kept_out_by_small_ones() {
+async fn large_charge_is_not_starved_by_small_ones() {
     let budget = Budget::new(&SPEC);
     let held = budget.try_charge(&identity("one"), Class::Ordinary, 40).unwrap();
     let large = {
@@ -133,7 +133,7 @@ async fn a_large_charge_is_not_kept_out_by_small_ones() {
 }
 
 #[tokio::test]
-async fn a_charge_that_is_given_up_while_it_waits_leaves_nothing_behind() {
+async fn cancelled_waiting_charge_leaves_no_usage() {
     let budget = Budget::new(&SPEC);
     let (one, two) = (identity("one"), identity("two"));
     let held = budget.try_charge(&one, Class::Ordinary, 60).unwrap();
@@ -157,11 +157,11 @@ fn budgets_of_memory_shrink_together_into_what_the_configuration_allows() {
 
 proptest! {
     #[test]
-    fn what_is_in_use_is_the_sum_of_live_charges(steps in prop::collection::vec((0u8..4, 0u64..90, any::<bool>(), any::<bool>()), 0..200)) {
+    fn usage_is_the_sum_of_live_charges(steps in prop::collection::vec((0u8..4, 0u64..90, any::<bool>(), any::<bool>()), 0..200)) {
         let budget = Budget::new(&SPEC);
         let mut live: Vec<Charge> = Vec::new();
-        for (owner, amount, reserved, give_back) in steps {
-            if give_back && !live.is_empty() {
+        for (owner, amount, reserved, release) in steps {
+            if release && !live.is_empty() {
                 drop(live.swap_remove(usize::try_from(amount).unwrap() % live.len()));
             } else {
                 let class = if reserved { Class::Reserved } else { Class::Ordinary };

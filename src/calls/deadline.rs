@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn timeouts_are_read_in_every_unit_and_nothing_else_is_one() {
+    fn grpc_timeouts_parse_in_every_unit() {
         for (value, expected) in [
             (&b"1H"[..], Duration::from_secs(3_600)),
             (b"2M", Duration::from_secs(120)),

@@ -141,8 +141,8 @@ impl Call {
     }
 
     /// Whether a response waits for room in a budget of which this call may hold some.
-    fn keeps_responses_waiting(&self) -> bool {
-        self.0.responses.keeps_waiting(&self.0.owner)
+    fn blocks_responses(&self) -> bool {
+        self.0.responses.blocks_waiters(&self.0.owner)
     }
 
     /// Has a charge go with what the method produces next, until HTTP/2 has sent it.
@@ -184,6 +184,6 @@ pub fn over_budget(over: &crate::budgets::OverBudget) -> Status {
 }
 
 /// The status of a call whose time is over.
-fn too_late(reason: &str, message: impl Into<String>) -> Status {
+fn deadline_exceeded(reason: &str, message: impl Into<String>) -> Status {
     Status::with_error_details(Code::DeadlineExceeded, message, ErrorDetails::with_error_info(reason, DOMAIN, []))
 }

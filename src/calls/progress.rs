@@ -34,7 +34,7 @@ struct State {
     /// Pieces that were given to HTTP/2 and are not sent yet.
     outstanding: usize,
     /// When one was last sent, or given while there was none.
-    moved: Instant,
+    last_progress: Instant,
     deadline: Option<Instant>,
     call: Option<Call>,
 }
@@ -53,19 +53,19 @@ impl Progress {
     }
 
     /// A piece of the response is given to HTTP/2.
-    pub(super) fn given(&self) {
+    pub(super) fn piece_queued(&self) {
         let mut state = self.state.lock();
         if state.outstanding == 0 {
-            state.moved = Instant::now();
+            state.last_progress = Instant::now();
         }
         state.outstanding += 1;
     }
 
     /// A piece was sent, or dropped.
-    pub(super) fn taken(&self) {
+    pub(super) fn piece_sent(&self) {
         let mut state = self.state.lock();
         state.outstanding = state.outstanding.saturating_sub(1);
-        state.moved = Instant::now();
+        state.last_progress = Instant::now();
     }
 
     /// The call has to be over by then; it is reported there if nobody reads its response.
@@ -79,12 +79,12 @@ impl Progress {
     fn end(&self, now: Instant) -> Option<End> {
         let state = self.state.lock();
         let not_read = (state.outstanding > 0).then(|| {
-            let early = state.moved + NOT_READ_MAX_FULL;
-            let waited_for = || state.call.as_ref().is_some_and(Call::keeps_responses_waiting);
+            let early = state.last_progress + NOT_READ_MAX_FULL;
+            let waited_for = || state.call.as_ref().is_some_and(Call::blocks_responses);
             let at = if early > now || waited_for() {
                 early
             } else {
-                (state.moved + NOT_READ_MAX).min(now + NOT_READ_MAX_FULL)
+                (state.last_progress + NOT_READ_MAX).min(now + NOT_READ_MAX_FULL)
             };
             End { at, not_read: true }
         });
@@ -101,10 +101,10 @@ impl Progress {
 
 /// Runs the stream of one call to its end, or until it has to end.
 pub(super) async fn supervised(stream: impl Future<Output = ()>) {
-    let state = State { outstanding: 0, moved: Instant::now(), deadline: None, call: None };
+    let state = State { outstanding: 0, last_progress: Instant::now(), deadline: None, call: None };
     let progress = Arc::new(Progress { state: Mutex::new(state) });
     let mut stream = pin!(CURRENT.scope(Arc::clone(&progress), stream));
-    let mut alarm = pin!(None::<Sleep>);
+    let mut timer = pin!(None::<Sleep>);
     poll_fn(move |context| {
         if stream.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
@@ -119,14 +119,14 @@ pub(super) async fn supervised(stream: impl Future<Output = ()>) {
                 return Poll::Ready(());
             }
             // One that is set earlier looks again by then.
-            match alarm.as_mut().as_pin_mut() {
+            match timer.as_mut().as_pin_mut() {
                 Some(sleep) if sleep.deadline() <= at => {
                     if sleep.poll(context).is_pending() {
                         return Poll::Pending;
                     }
-                    alarm.set(Some(sleep_until(at)));
+                    timer.set(Some(sleep_until(at)));
                 }
-                _ => alarm.set(Some(sleep_until(at))),
+                _ => timer.set(Some(sleep_until(at))),
             }
         }
     })

@@ -16,11 +16,11 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tower::BoxError;
 
-use super::{Call, DOMAIN, over_budget, too_late};
+use super::{Call, DOMAIN, deadline_exceeded, over_budget};
 use crate::budgets::Charge;
 
 /// How long nothing of a message may come once it has begun.
-pub(super) const SILENT_MAX: Duration = Duration::from_secs(20);
+pub(super) const IDLE_MAX: Duration = Duration::from_secs(20);
 /// How long a whole message may take: the largest at 16 KiB/s, a draft of 256 KiB at 1 KiB/s.
 pub(super) const MESSAGE_TIME_MAX: Duration = Duration::from_secs(256);
 /// Of compression flag and length.
@@ -42,8 +42,8 @@ pub(super) struct RequestBody<B> {
     /// What ends the body, once all that came before has been passed on.
     failed: Option<Status>,
     begun: Instant,
-    moved: Instant,
-    alarm: Option<Pin<Box<Sleep>>>,
+    last_progress: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<B> RequestBody<B> {
@@ -61,8 +61,8 @@ impl<B> RequestBody<B> {
             waiting: None,
             failed: None,
             begun: now,
-            moved: now,
-            alarm: None,
+            last_progress: now,
+            timer: None,
         }
     }
 
@@ -83,9 +83,9 @@ impl<B> RequestBody<B> {
             for (place, byte) in self.prefix.iter_mut().skip(self.have).zip(bytes) {
                 *place = *byte;
             }
-            let taken = (PREFIX_BYTES - self.have).min(bytes.len());
-            self.have += taken;
-            bytes = bytes.get(taken..).unwrap_or_default();
+            let copied = (PREFIX_BYTES - self.have).min(bytes.len());
+            self.have += copied;
+            bytes = bytes.get(copied..).unwrap_or_default();
             if self.have == PREFIX_BYTES {
                 let [_, a, b, c, d] = self.prefix;
                 let length = u32::from_be_bytes([a, b, c, d]) as usize;
@@ -113,14 +113,16 @@ impl<B> RequestBody<B> {
     }
 
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<Status> {
-        let at = (self.moved + SILENT_MAX).min(self.begun + MESSAGE_TIME_MAX);
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(at)));
-        if alarm.deadline() != at {
-            alarm.as_mut().reset(at);
+        let at = (self.last_progress + IDLE_MAX).min(self.begun + MESSAGE_TIME_MAX);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        if timer.deadline() != at {
+            timer.as_mut().reset(at);
         }
-        ready!(alarm.as_mut().poll(context));
-        let status =
-            too_late("BODY_TIMEOUT", "the request has not come: nothing of it for 20 s, or not all within 256 s");
+        ready!(timer.as_mut().poll(context));
+        let status = deadline_exceeded(
+            "BODY_TIMEOUT",
+            "the request has not come: nothing of it for 20 s, or not all within 256 s",
+        );
         Poll::Ready(self.call.ended("BODY_TIMEOUT", status))
     }
 }
@@ -143,7 +145,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin> Body for RequestBody<
             me.waiting = None;
             me.received(count, charge);
             // While it waited for room nothing could come.
-            me.moved = Instant::now();
+            me.last_progress = Instant::now();
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         if let Some(status) = me.failed.take() {
@@ -156,7 +158,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin> Body for RequestBody<
             Poll::Pending if me.is_unfinished() => return me.poll_late(context).map(|status| Some(Err(status))),
             Poll::Pending => return Poll::Pending,
         };
-        me.moved = Instant::now();
+        me.last_progress = Instant::now();
         let mut data = match frame.into_data() {
             Ok(data) => data,
             Err(trailers) => return Poll::Ready(Some(Ok(trailers))),

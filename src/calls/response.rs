@@ -15,7 +15,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
 use super::progress::Progress;
-use super::{Call, too_late};
+use super::{Call, deadline_exceeded};
 use crate::budgets::Charge;
 
 /// What HTTP/2 is given at once: by the piece it shows whether the other end reads.
@@ -51,7 +51,7 @@ impl AsRef<[u8]> for Piece {
 impl Drop for Piece {
     fn drop(&mut self) {
         if let Some(progress) = &self.progress {
-            progress.taken();
+            progress.piece_sent();
         }
     }
 }
@@ -72,7 +72,7 @@ impl<B> ResponseBody<B> {
     fn piece(&mut self) -> Frame<Bytes> {
         let bytes = self.rest.split_to(self.rest.len().min(PIECE_BYTES));
         if let Some(progress) = &self.progress {
-            progress.given();
+            progress.piece_queued();
         }
         let piece = Piece { bytes, progress: self.progress.clone(), _charges: self.charges.clone() };
         if self.rest.is_empty() {
@@ -94,7 +94,8 @@ impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for ResponseBody<B> {
             me.rest = Bytes::new();
             let mut trailers = HeaderMap::new();
             // What it says is plain.
-            let _ = too_late("DEADLINE", "the time that the caller gave the call is over").add_header(&mut trailers);
+            let _ = deadline_exceeded("DEADLINE", "the time that the caller gave the call is over")
+                .add_header(&mut trailers);
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
         if let Some(room) = &mut me.room {
@@ -118,9 +119,9 @@ impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for ResponseBody<B> {
         // What was charged before it was made may have been more.
         let mut needed = me.rest.len() as u64;
         for charge in &mut charges {
-            let kept = needed.min(charge.amount());
-            charge.shrink(charge.amount() - kept);
-            needed -= kept;
+            let needed_here = needed.min(charge.amount());
+            charge.shrink(charge.amount() - needed_here);
+            needed -= needed_here;
         }
         if charges.is_empty() && !me.rest.is_empty() {
             let (call, bytes) = (me.call.clone(), me.rest.len() as u64);

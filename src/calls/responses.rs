@@ -14,13 +14,13 @@ use crate::budgets::Charge;
 /// The producing end of a stream of messages. Cheap to clone.
 #[derive(Clone)]
 pub struct Responses<T> {
-    out: mpsc::Sender<Waiting<T>>,
+    out: mpsc::Sender<QueuedMessage<T>>,
     room: Arc<Semaphore>,
     bytes_max: u32,
     call: Call,
 }
 
-struct Waiting<T> {
+struct QueuedMessage<T> {
     message: Result<T, Status>,
     charge: Option<Charge>,
     _room: Option<OwnedSemaphorePermit>,
@@ -34,10 +34,10 @@ impl<T: Message + Send + 'static> Responses<T> {
         bytes_max: u32,
     ) -> (Self, impl Stream<Item = Result<T, Status>> + Send + 'static) {
         let (out, waiting) = mpsc::channel(messages_max);
-        let (call, taken_by) = (call.clone(), call.clone());
-        let messages = ReceiverStream::new(waiting).map(move |waiting: Waiting<T>| {
+        let (call, receiver_call) = (call.clone(), call.clone());
+        let messages = ReceiverStream::new(waiting).map(move |waiting: QueuedMessage<T>| {
             if let Some(charge) = waiting.charge {
-                taken_by.attach(charge);
+                receiver_call.attach(charge);
             }
             waiting.message
         });
@@ -49,8 +49,8 @@ impl<T: Message + Send + 'static> Responses<T> {
     pub async fn send(&self, message: Result<T, Status>, charged: Option<Charge>) -> bool {
         let bytes = message.as_ref().map_or(0, Message::encoded_len);
         let admitted = async {
-            let wanted = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.bytes_max);
-            let room = Arc::clone(&self.room).acquire_many_owned(wanted).await.ok();
+            let permits = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.bytes_max);
+            let room = Arc::clone(&self.room).acquire_many_owned(permits).await.ok();
             let charge = match charged {
                 Some(charge) => Some(charge),
                 None if bytes == 0 => None,
@@ -63,7 +63,7 @@ impl<T: Message + Send + 'static> Responses<T> {
             admitted = admitted => admitted,
             () = self.out.closed() => return false,
         };
-        self.out.send(Waiting { message, charge, _room: room }).await.is_ok()
+        self.out.send(QueuedMessage { message, charge, _room: room }).await.is_ok()
     }
 
     /// Returns when nobody reads any more.
@@ -101,7 +101,7 @@ mod tests {
     }
 
     /// How many messages of so many bytes are taken before the sender has to wait.
-    async fn taken(bytes: usize) -> usize {
+    async fn buffered(bytes: usize) -> usize {
         let call = call(&Budget::new(&table::API_RESPONSE_BYTES));
         let (responses, _messages) = Responses::new(&call, 64, 2 << 20);
         let mut count = 0;
@@ -112,15 +112,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn reader_that_does_not_read_holds_a_bounded_number_of_messages_and_bytes() {
-        assert_eq!(taken(10).await, 64);
-        assert_eq!(taken(1_000_000).await, 2);
-        assert_eq!(taken(600_000).await, 3);
-        assert_eq!(taken(10 << 20).await, 1, "one always fits");
+    async fn unread_responses_are_bounded_in_messages_and_bytes() {
+        assert_eq!(buffered(10).await, 64);
+        assert_eq!(buffered(1_000_000).await, 2);
+        assert_eq!(buffered(600_000).await, 3);
+        assert_eq!(buffered(10 << 20).await, 1, "one always fits");
     }
 
     #[tokio::test]
-    async fn room_comes_back_as_messages_are_taken_and_a_reader_that_has_gone_is_noticed() {
+    async fn capacity_returns_as_messages_are_read_and_a_closed_reader_is_detected() {
         let budget = Budget::new(&table::API_RESPONSE_BYTES);
         let (responses, mut messages) = Responses::new(&call(&budget), 64, 2 << 20);
         for _ in 0..10 {

@@ -17,7 +17,7 @@ use tower::ServiceExt as _;
 use super::progress::Progress;
 use super::request::RequestBody;
 use super::response::ResponseBody;
-use super::{Admission, Call, RESPONSE_WAIT_MAX, Terms, deadline, too_late};
+use super::{Admission, Call, RESPONSE_WAIT_MAX, Terms, deadline, deadline_exceeded};
 use crate::budgets::{Rate, TokenBucket};
 
 /// The methods of a listener, behind its admission. Cheap to clone.
@@ -33,7 +33,7 @@ pub struct Calls {
 const DENIALS: Rate = Rate { per_second: 1_000.0, burst: 10_000.0 };
 
 /// Metadata of a call that is left as it came: what the usual clients send.
-const METADATA_KEPT: usize = 12;
+const METADATA_FIELDS_MAX: usize = 12;
 
 /// Counts the calls of one connection that are denied.
 pub(super) struct Denials {
@@ -82,7 +82,7 @@ impl Calls {
         }
         let timeout = deadline::timeout(request.headers()).map_err(denied)?;
         if timeout.is_some_and(|timeout| timeout.is_zero()) {
-            return Err(denied(too_late("DEADLINE", "the caller gave the call no time")));
+            return Err(denied(deadline_exceeded("DEADLINE", "the caller gave the call no time")));
         }
         let path = request.uri().path().to_owned();
         let terms = self.admission.admit(&path, request.extensions_mut()).map_err(denied)?;
@@ -136,9 +136,9 @@ impl Calls {
             let handled = handle(routes, request, &call, (bytes_max, one_request), response_bytes);
             let response = match deadline {
                 None => handled.await,
-                Some(at) => tokio::time::timeout_at(at, handled)
-                    .await
-                    .unwrap_or_else(|_| Err(too_late("DEADLINE", "the time that the caller gave the call is over"))),
+                Some(at) => tokio::time::timeout_at(at, handled).await.unwrap_or_else(|_| {
+                    Err(deadline_exceeded("DEADLINE", "the time that the caller gave the call is over"))
+                }),
             };
             if one_request {
                 // It has been handled, whenever its response is read.
@@ -166,10 +166,10 @@ async fn handle(
     }
     let (mut parts, body) = request.into_parts();
     // No method reads other metadata: much of it does not stay in memory while the call lasts.
-    if parts.headers.len() > METADATA_KEPT {
-        let kept = [header::CONTENT_TYPE, header::TE, header::HeaderName::from_static("grpc-encoding")];
+    if parts.headers.len() > METADATA_FIELDS_MAX {
+        let forwarded = [header::CONTENT_TYPE, header::TE, header::HeaderName::from_static("grpc-encoding")];
         let headers = std::mem::take(&mut parts.headers);
-        parts.headers.extend(kept.into_iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone()))));
+        parts.headers.extend(forwarded.into_iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone()))));
     }
     parts.extensions.insert(call.clone());
     let body = RequestBody::new(body, call.clone(), bytes_max, one_request);

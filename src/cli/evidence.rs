@@ -5,7 +5,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use barid_core::names::Member;
+use barid_core::ids::Member;
 use barid_core::proto;
 use clap::Args;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use super::args::BulletinRef;
 use super::client::Client;
 use super::deadline::TimeoutArgs;
 use super::render::Render;
-use super::{Context, Exit, Failure, message, say, show, times};
+use super::{Context, Exit, Failure, localize, message, show, times};
 
 /// Which bulletin, and where to.
 #[derive(Debug, Args)]
@@ -43,7 +43,7 @@ pub(super) async fn run(context: &Context, args: &EvidenceArgs) -> Result<Exit, 
         return Err(Failure::usage("file-exists").path(&path));
     }
     let profile = context.profile()?;
-    let client = Client::patient(&profile, args.within.duration())?;
+    let client = Client::with_timeout(&profile, args.within.duration())?;
     let (_, (summary, file)) = show::find(&profile, &args.bulletin, args.member.as_ref(), async |member, id| {
         client.export_evidence(proto::ExportEvidenceRequest { member: member.to_string(), id }).await
     })
@@ -64,29 +64,29 @@ pub(super) async fn run(context: &Context, args: &EvidenceArgs) -> Result<Exit, 
         context.output.json(&object)?;
         return Ok(Exit::Ok);
     }
-    context.output.lines(told(context, &Render::new(context, profile.directory()), &path, &summary))?;
+    context.output.lines(summary_lines(context, &Render::new(context, profile.directory()), &path, &summary))?;
     Ok(Exit::Ok)
 }
 
-fn told(context: &Context, render: &Render<'_>, path: &Path, summary: &proto::EvidenceSummary) -> Vec<String> {
+fn summary_lines(context: &Context, render: &Render<'_>, path: &Path, summary: &proto::EvidenceSummary) -> Vec<String> {
     let messages = &context.messages;
     let path = path.display().to_string();
     let members = |codes: &[String]| codes.iter().map(|code| render.member(code)).collect::<Vec<_>>().join(", ");
-    let witnesses = say!(
+    let witnesses = localize!(
         messages,
         "evidence-witnesses",
         nWitnesses = summary.cosigners.len() as u64,
         nQuorum = u64::from(summary.quorum)
     );
-    let mut lines = vec![say!(messages, "evidence-written", path = &path, nBytes = summary.size)];
+    let mut lines = vec![localize!(messages, "evidence-written", path = &path, nBytes = summary.size)];
     lines.extend(render.block(&[
-        render.pair("label-standing", messages.word("standing", &summary.standing)),
+        render.pair("label-verdict", messages.term("verdict", &summary.outcome)),
         render.pair("label-witnesses", witnesses),
         render.pair("label-cosigners", members(&summary.cosigners)),
         render.pair("label-newest-cosignature", messages.value(&times::seconds(summary.newest_cosignature.as_ref()))),
         render.pair("label-custody", members(&summary.custody)),
     ]));
-    lines.push(say!(messages, "evidence-next", path = &path));
+    lines.push(localize!(messages, "evidence-next", path = &path));
     lines
 }
 

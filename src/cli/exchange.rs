@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use barid_core::names::{ExchangeName, Member};
+use barid_core::ids::{ExchangeName, Member};
 use barid_core::roster::MemberKind;
 use clap::{Args, Subcommand};
 
@@ -91,7 +91,7 @@ pub(super) fn run(context: &Context, args: &ExchangeArgs) -> Result<Exit, Failur
     };
     let dir = args.dir.display().to_string();
     if args.once && options.is_made() {
-        context.output.line(&super::say!(context.messages, "exchange-there", dir = &dir))?;
+        context.output.line(&super::localize!(context.messages, "exchange-there", dir = &dir))?;
         return Ok(Exit::Ok);
     }
     pki::develop(&options).map_err(|error| {
@@ -99,7 +99,7 @@ pub(super) fn run(context: &Context, args: &ExchangeArgs) -> Result<Exit, Failur
         let exit = if usage { Exit::Usage } else { Exit::Failure };
         Failure::new("exchange-init").exit(exit).because(&error)
     })?;
-    context.output.line(&super::say!(context.messages, "exchange-made", dir = &dir))?;
+    context.output.line(&super::localize!(context.messages, "exchange-made", dir = &dir))?;
     Ok(Exit::Ok)
 }
 

@@ -37,7 +37,7 @@ pub enum Exit {
     /// 13, `verify`: nothing can be said with this roster; a newer one is needed.
     Undecided = 13,
     /// 14, `verify`: the file proves that one feed's key signed two histories.
-    TwoHistories = 14,
+    Equivocation = 14,
 }
 
 /// One field that a node refused.
@@ -63,7 +63,7 @@ impl Field {
     }
 
     /// What was found and expected, in the reader's language if the catalogue has the rule.
-    pub(super) fn told(&self, messages: &Messages) -> String {
+    pub(super) fn localize(&self, messages: &Messages) -> String {
         let mut args = FluentArgs::new();
         for (place, value) in (1..).zip(&self.values) {
             args.set(format!("v{place}"), value.arg());
@@ -122,7 +122,7 @@ impl Failure {
 
     /// The same fault told with another message.
     #[must_use]
-    pub fn told_as(self, id: &'static str) -> Self {
+    pub fn with_id(self, id: &'static str) -> Self {
         Self { id, ..self }
     }
 
@@ -165,21 +165,21 @@ impl Failure {
     pub fn at(mut self, name: &str, text: &str, line: usize, column: usize) -> Self {
         let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
         // A line that no screen holds shows nobody the place.
-        if text[start.min(text.len())..].lines().next().is_some_and(|line| line.len() > SHOWN_LINE_BYTES_MAX) {
+        if text[start.min(text.len())..].lines().next().is_some_and(|line| line.len() > EXCERPT_LINE_BYTES_MAX) {
             return self;
         }
-        let mut offset = (start + column.saturating_sub(1)).min(text.len());
-        while !text.is_char_boundary(offset) {
-            offset -= 1;
+        let mut byte_offset = (start + column.saturating_sub(1)).min(text.len());
+        while !text.is_char_boundary(byte_offset) {
+            byte_offset -= 1;
         }
-        self.source = Some(Box::new((NamedSource::new(name, text.to_owned()), SourceSpan::from((offset, 0)))));
+        self.source = Some(Box::new((NamedSource::new(name, text.to_owned()), SourceSpan::from((byte_offset, 0)))));
         self
     }
 
     /// A refused question is not a refused bulletin.
     #[must_use]
     pub fn of_reading(self) -> Self {
-        if self.id == "refused-fields" { self.told_as("refused-arguments") } else { self }
+        if self.id == "rejected-fields" { self.with_id("rejected-arguments") } else { self }
     }
 
     /// Where only `--wait-for` is at fault, the command line is, and not the bulletin.
@@ -193,7 +193,7 @@ impl Failure {
         }
         // It only repeats the fields, in the node's words.
         self.cause = None;
-        self.told_as("wait-for").exit(Exit::Usage)
+        self.with_id("wait-for").exit(Exit::Usage)
     }
 
     /// What could not be written out has been published all the same.
@@ -202,7 +202,7 @@ impl Failure {
         if self.id == CLOSED_OUTPUT {
             self
         } else {
-            self.told_as("published-unwritten").with("id", id).with("command", again)
+            self.with_id("published-unwritten").with("id", id).with("command", again)
         }
     }
 
@@ -222,7 +222,7 @@ impl Failure {
             Code::Unauthenticated => ("unauthenticated", Exit::Failure),
             Code::PermissionDenied => ("permission-denied", Exit::Failure),
             Code::NotFound => ("not-found", Exit::Failure),
-            Code::InvalidArgument | Code::OutOfRange => ("refused-fields", Exit::Failure),
+            Code::InvalidArgument | Code::OutOfRange => ("rejected-fields", Exit::Failure),
             Code::AlreadyExists => ("already-exists", Exit::Failure),
             Code::FailedPrecondition => ("failed-precondition", Exit::Failure),
             Code::ResourceExhausted => ("overloaded", Exit::Failure),
@@ -273,7 +273,7 @@ impl Failure {
             "DISK_FULL" => ("disk-full", &[]),
             _ => return self,
         };
-        keys.iter().fold(Self { cause: None, ..self.told_as(id) }, |failure, key| failure.with(key, &value(key)))
+        keys.iter().fold(Self { cause: None, ..self.with_id(id) }, |failure, key| failure.with(key, &value(key)))
     }
 
     /// The exit code.
@@ -338,7 +338,7 @@ impl Failure {
             lines.push(format!(
                 "  • {} {}",
                 output.paint_error(&messages.value(&field.field), Style::new().bold()),
-                field.told(messages)
+                field.localize(messages)
             ));
         }
         lines.extend(self.excerpt(output));
@@ -346,7 +346,11 @@ impl Failure {
             lines.push(format!("  {} {why}", label("failure-why")));
         }
         if let Some(ms) = self.retry_after_ms {
-            lines.push(format!("  {} {}", label("failure-next"), crate::say!(messages, "failure-retry", nMs = ms)));
+            lines.push(format!(
+                "  {} {}",
+                label("failure-next"),
+                crate::localize!(messages, "failure-retry", nMs = ms)
+            ));
         }
         if let Some(next) = self.sentence(messages, ".next") {
             lines.push(format!("  {} {next}", label("failure-next")));
@@ -391,7 +395,7 @@ impl Failure {
 }
 
 /// Longest line of a file that is shown to point into it.
-const SHOWN_LINE_BYTES_MAX: usize = 500;
+const EXCERPT_LINE_BYTES_MAX: usize = 500;
 
 const CLOSED_OUTPUT: &str = "closed-output";
 
@@ -438,7 +442,7 @@ impl miette::Diagnostic for Excerpt<'_> {
 
 /// An error and its sources in one line.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    clean(&crate::causes::in_one_line(error))
+    clean(&crate::error_chain::one_line(error))
 }
 
 #[cfg(test)]
@@ -451,7 +455,7 @@ mod tests {
     use crate::cli::messages::Lang;
 
     #[test]
-    fn a_refused_draft_names_every_field_in_every_language() {
+    fn rejected_draft_lists_every_field_localized() {
         let mut details = ErrorDetails::new();
         details.add_bad_request_violation("header.topic", "`x` is not a topic");
         details.add_bad_request_violation("body.texts", "one is needed");
@@ -469,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_expected_is_told_in_the_reader_s_language() {
+    fn field_expectation_is_localized() {
         let mut details = ErrorDetails::new();
         details.add_bad_request_violation("header.incidents", "`90 items` is not at most 20 items");
         details.add_bad_request_violation(
@@ -488,28 +492,29 @@ mod tests {
     }
 
     #[test]
-    fn every_rule_has_words_with_its_values_in_every_language() {
+    fn every_rule_is_localized_with_its_values() {
         for (code, text) in barid_core::bulletin::rules::RULES {
             let values: Vec<String> = (1..=text.matches("{}").count()).map(|n| format!("value{n}")).collect();
             let description = format!("`found` is not {text}");
             let field = Field { field: String::new(), description, rule: (*code).to_owned(), values };
             for lang in Lang::ALL {
-                let told = field.told(&Messages::new(lang));
-                let whole = field.values.iter().all(|value| told.contains(value.as_str())) && told.contains("found");
-                assert!(whole && !told.contains("{}"), "{lang:?} {code}: {told}");
+                let localized = field.localize(&Messages::new(lang));
+                let whole =
+                    field.values.iter().all(|value| localized.contains(value.as_str())) && localized.contains("found");
+                assert!(whole && !localized.contains("{}"), "{lang:?} {code}: {localized}");
             }
         }
     }
 
     #[test]
-    fn a_node_out_of_reach_has_its_own_exit_code() {
+    fn unreachable_node_exits_with_3() {
         assert_eq!(Failure::from_status(&tonic::Status::unavailable("")).exit_code(), Exit::NotReached);
         assert_eq!(Failure::from_status(&tonic::Status::deadline_exceeded("")).exit_code(), Exit::NotReached);
         assert_eq!(Failure::from_status(&tonic::Status::permission_denied("")).exit_code(), Exit::Failure);
     }
 
     #[test]
-    fn a_line_that_was_cut_is_no_refusal() {
+    fn lost_connection_is_not_a_rejection() {
         let cut = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "peer closed connection");
         let status = tonic::Status::from_error(Box::new(cut));
         assert_eq!(Failure::from_status(&status).exit_code(), Exit::NotReached, "{status:?}");
@@ -517,16 +522,16 @@ mod tests {
     }
 
     #[test]
-    fn the_place_of_a_fault_is_shown() {
+    fn parse_error_shows_source_location() {
         let text = "{\n  \"header\": {,}\n}\n";
         let failure = Failure::usage("draft-unreadable").with("path", "draft.json").at("draft.json", text, 2, 14);
-        let shown = failure.lines(&Messages::new(Lang::En), &Output::plain()).join("\n");
-        assert!(shown.contains("\"header\": {,}"), "{shown}");
-        assert!(shown.contains("draft.json"), "{shown}");
+        let rendered = failure.lines(&Messages::new(Lang::En), &Output::plain()).join("\n");
+        assert!(rendered.contains("\"header\": {,}"), "{rendered}");
+        assert!(rendered.contains("draft.json"), "{rendered}");
     }
 
     #[test]
-    fn a_place_beyond_the_text_is_no_panic() {
+    fn source_location_past_end_does_not_panic() {
         let _ = Failure::usage("draft-unreadable").at("x", "é", 1, 2);
         let _ = Failure::usage("draft-unreadable").at("x", "", 90, 90);
     }

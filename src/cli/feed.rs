@@ -5,13 +5,13 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use barid_core::names::FeedId;
+use barid_core::ids::FeedId;
 use barid_core::proto;
 use clap::{Args, Subcommand};
 
 use super::client::Client;
 use super::deadline::TimeoutArgs;
-use super::{Context, Exit, Failure, message, say};
+use super::{Context, Exit, Failure, localize, message};
 
 /// What to do about them.
 #[derive(Debug, Args)]
@@ -50,7 +50,7 @@ struct ResumeArgs {
 }
 
 pub(super) async fn run(context: &Context, args: &FeedArgs) -> Result<Exit, Failure> {
-    let client = Client::patient(&context.profile()?, args.within.duration())?;
+    let client = Client::with_timeout(&context.profile()?, args.within.duration())?;
     let messages = &context.messages;
     match &args.command {
         FeedCommand::Forks => {
@@ -63,8 +63,8 @@ pub(super) async fn run(context: &Context, args: &FeedArgs) -> Result<Exit, Fail
             for fork in forks.iter().filter(|_| !context.output.is_json()) {
                 let id = if fork.resumed { "feed-fork-resumed" } else { "feed-fork-stopped" };
                 let text = match id {
-                    "feed-fork-resumed" => say!(messages, "feed-fork-resumed", feed = &fork.feed),
-                    _ => say!(messages, "feed-fork-stopped", feed = &fork.feed),
+                    "feed-fork-resumed" => localize!(messages, "feed-fork-resumed", feed = &fork.feed),
+                    _ => localize!(messages, "feed-fork-stopped", feed = &fork.feed),
                 };
                 context.output.line(&text)?;
             }
@@ -78,7 +78,7 @@ pub(super) async fn run(context: &Context, args: &FeedArgs) -> Result<Exit, Fail
             if context.output.is_json() {
                 context.output.json(&serde_json::json!({"file": path, "feed": feed}))?;
             } else {
-                context.output.line(&say!(messages, "feed-evidence-written", path = &path))?;
+                context.output.line(&localize!(messages, "feed-evidence-written", path = &path))?;
             }
         }
         FeedCommand::Resume(args) => {
@@ -87,7 +87,7 @@ pub(super) async fn run(context: &Context, args: &FeedArgs) -> Result<Exit, Fail
             if context.output.is_json() {
                 context.output.json(&serde_json::json!({"resumed": feed}))?;
             } else {
-                context.output.line(&say!(messages, "feed-resumed", feed = &feed))?;
+                context.output.line(&localize!(messages, "feed-resumed", feed = &feed))?;
             }
         }
     }

@@ -86,7 +86,7 @@ impl Render<'_> {
             Field::String(text) => {
                 let vocabulary = VOCABULARIES.iter().find(|(name, _)| *name == field.name());
                 match vocabulary {
-                    Some((_, vocabulary)) => messages.word(vocabulary, text),
+                    Some((_, vocabulary)) => messages.term(vocabulary, text),
                     None if MEMBERS.contains(&field.name()) => self.member(text),
                     None => messages.value(text),
                 }

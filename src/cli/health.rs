@@ -10,7 +10,7 @@ use serde_json::json;
 use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::client::Client;
-use super::{Context, Exit, Failure, say};
+use super::{Context, Exit, Failure, localize};
 use crate::api::STORE;
 
 /// How long to wait.
@@ -27,7 +27,7 @@ pub(super) struct HealthArgs {
 /// Asks.
 pub(super) async fn run(context: &Context, args: &HealthArgs) -> Result<Exit, Failure> {
     let timeout = Duration::from_secs(args.timeout);
-    let client = Client::patient(&context.profile()?, timeout)?;
+    let client = Client::with_timeout(&context.profile()?, timeout)?;
     let status = client.health(&args.service, timeout).await?;
     let serving = status == ServingStatus::Serving;
     // A node of an older version does not know of it.
@@ -42,7 +42,7 @@ pub(super) async fn run(context: &Context, args: &HealthArgs) -> Result<Exit, Fa
             (true, true) => "health-damaged",
             (false, _) => "health-not-serving",
         };
-        context.output.line(&say!(context.messages, id, status = status.as_str_name()))?;
+        context.output.line(&localize!(context.messages, id, status = status.as_str_name()))?;
     }
     Ok(if serving { Exit::Ok } else { Exit::Failure })
 }

@@ -13,7 +13,7 @@ use super::client::Client;
 use super::deadline::TimeoutArgs;
 use super::messages::Arg;
 use super::render::{Reading, Render};
-use super::{Context, Exit, Failure, args, message, say, times};
+use super::{Context, Exit, Failure, args, localize, message, times};
 
 /// Bulletins asked for at once: one page of any size up to the limit fits a message.
 const PAGE_SIZE_MAX: u32 = 100;
@@ -42,7 +42,7 @@ pub(super) struct HistoryArgs {
 /// Shows the history.
 pub(super) async fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, Failure> {
     let profile = context.profile()?;
-    let client = Client::patient(&profile, args.within.duration())?;
+    let client = Client::with_timeout(&profile, args.within.duration())?;
     let mut found: Vec<proto::Delivery> = Vec::new();
     let mut page_token = args.before.clone().unwrap_or_default();
     let (mut left, mut warned) = (args.limit, false);
@@ -91,7 +91,7 @@ pub(super) async fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, F
     context.output.lines(Render::new(context, profile.directory()).table(&readings))?;
     if !page_token.is_empty() {
         let command = next(context, args, &page_token);
-        context.output.error_line(&say!(context.messages, "history-more", command = &command));
+        context.output.error_line(&localize!(context.messages, "history-more", command = &command));
     }
     whole(context, &damaged)
 }
@@ -110,10 +110,10 @@ fn whole(context: &Context, damaged: &[proto::DamagedEntry]) -> Result<Exit, Fai
 /// An entry that cannot be read, by its arrival, feed and index.
 pub(super) fn damage(context: &Context, damaged: &proto::DamagedEntry) -> String {
     let entry = match damaged.feed.as_str() {
-        "" => format!("#{}", damaged.arrival),
-        feed => format!("#{}  {feed} {}", damaged.arrival, damaged.index),
+        "" => format!("#{}", damaged.offset),
+        feed => format!("#{}  {feed} {}", damaged.offset, damaged.index),
     };
-    say!(context.messages, "entry-damaged", entry = &entry)
+    localize!(context.messages, "entry-damaged", entry = &entry)
 }
 
 /// What in a filter is not known at the node, or not granted.
@@ -130,7 +130,7 @@ pub(super) fn warn(context: &Context, warnings: &[proto::FilterWarning]) {
         let known = messages.find(&format!("filter-{}", warning.reason), Some(&args));
         let mut line = known.unwrap_or_else(|| messages.value(&format!("{} {}", warning.field, warning.value)));
         if !warning.nearest.is_empty() {
-            line = format!("{line} {}", say!(messages, "filter-nearest", nearest = &warning.nearest));
+            line = format!("{line} {}", localize!(messages, "filter-nearest", nearest = &warning.nearest));
         }
         context.output.error_line(&format!("⚠ {line}"));
     }
@@ -150,9 +150,9 @@ fn next(context: &Context, args: &HistoryArgs, before: &str) -> String {
     ];
     let mut command = format!("{} history", args::program(context.profile.as_deref()));
     for (option, values) in options.iter().filter(|(_, values)| !values.is_empty()) {
-        command += &format!(" {option} {}", args::quoted(&values.join(",")));
+        command += &format!(" {option} {}", args::shell_quoted(&values.join(",")));
     }
-    format!("{command} --limit {} --before {}", args.limit, args::quoted(before))
+    format!("{command} --limit {} --before {}", args.limit, args::shell_quoted(before))
 }
 
 #[cfg(test)]
@@ -163,7 +163,7 @@ mod tests {
     use crate::cli::output::Output;
 
     #[test]
-    fn unknown_word_in_a_filter_is_named_with_the_nearest_in_every_language() {
+    fn unknown_filter_value_suggests_nearest_localized() {
         let warning = |reason: &str| proto::FilterWarning {
             field: "filter.kinds[0]".into(),
             value: "seizure-reports\u{9b}".into(),

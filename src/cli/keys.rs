@@ -9,12 +9,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use barid_core::feed::note::{Algorithm, SigningKey};
-use barid_core::names::{ExchangeName, FeedId, Member};
+use barid_core::ids::{ExchangeName, FeedId, Member};
 use barid_core::roster::{Role, Roster, RosterChain};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::{Context, Exit, Failure, say};
+use super::{Context, Exit, Failure, localize};
 
 /// Whose key, and where to.
 #[derive(Debug, Args)]
@@ -53,11 +53,11 @@ enum Signs {
 
 pub(super) fn run(context: &Context, args: &KeysArgs) -> Result<Exit, Failure> {
     let made = Made::of(context, args)?;
-    keep(&args.file, &made.key)?;
+    write_key(&args.file, &made.key)?;
     let file = args.file.display().to_string();
     if context.output.is_json() {
-        let told = json!({"file": file, "role": made.role(), "epoch": made.epoch, "key": made.public()});
-        context.output.json(&told)?;
+        let object = json!({"file": file, "role": made.role(), "epoch": made.epoch, "key": made.public()});
+        context.output.json(&object)?;
     } else {
         let messages = &context.messages;
         let id = match made.signs {
@@ -67,7 +67,7 @@ pub(super) fn run(context: &Context, args: &KeysArgs) -> Result<Exit, Failure> {
         };
         let (name, next) =
             (made.key.name(), if made.signs == Signs::Governor { "keys-next-governor" } else { "keys-next" });
-        let mut lines = vec![say!(messages, id, path = &file, feed = name), messages.text(next), String::new()];
+        let mut lines = vec![localize!(messages, id, path = &file, feed = name), messages.text(next), String::new()];
         lines.extend(made.roster_lines());
         context.output.lines(lines)?;
     }
@@ -159,7 +159,7 @@ fn make(name: &str, algorithm: Algorithm) -> Result<SigningKey, Failure> {
     SigningKey::from_seed(name, algorithm, seed).map_err(|error| Failure::new("internal").because(&error))
 }
 
-fn keep(path: &Path, key: &SigningKey) -> Result<(), Failure> {
+fn write_key(path: &Path, key: &SigningKey) -> Result<(), Failure> {
     let unwritable = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => Failure::usage("keys-exist").path(path),
         _ => Failure::new("file-unwritable").path(path).because(&error),
@@ -180,23 +180,23 @@ mod tests {
     use crate::cli::{Lang, Messages, Output};
 
     #[test]
-    fn a_key_is_for_its_owner_alone_and_never_written_over() {
+    fn key_file_is_owner_only_and_never_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("feed-3.key");
         let key = make("ma.rabat.example/feed/3", Algorithm::Ed25519).unwrap();
-        keep(&path, &key).unwrap();
+        write_key(&path, &key).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(SigningKey::from_text(text.trim_end()).unwrap().verifier(), key.verifier());
-        assert_eq!(keep(&path, &key).unwrap_err().exit_code(), Exit::Usage);
+        assert_eq!(write_key(&path, &key).unwrap_err().exit_code(), Exit::Usage);
     }
 
     #[test]
-    fn a_member_that_no_roster_lists_yet_makes_all_its_keys() {
+    fn keys_can_be_generated_for_unlisted_member() {
         let context = Context::new(Messages::new(Lang::En), Output::plain(), None);
-        let of = |words: &[&str]| {
-            let words = ["barid", "keys", "x.key"].iter().chain(words);
-            let cli = <Alone as clap::Parser>::try_parse_from(words.skip(1)).unwrap();
+        let of = |args: &[&str]| {
+            let args = ["barid", "keys", "x.key"].iter().chain(args);
+            let cli = <Alone as clap::Parser>::try_parse_from(args.skip(1)).unwrap();
             Made::of(&context, &cli.keys)
         };
         let named = ["--member", "dz", "--exchange", "rabat.example"];
@@ -217,8 +217,8 @@ mod tests {
         );
         assert_eq!(made(&["--role", "custody"]).key.name(), "dz.rabat.example/custody");
         assert_eq!(made(&["--role", "governor"]).key.name(), "rabat.example/governor/dz");
-        let refused = of(&["--role", "mirror", "--epoch", "2", "--member", "dz", "--exchange", "rabat.example"]);
-        assert_eq!(refused.err().unwrap().id(), "keys-feed-only");
+        let rejected = of(&["--role", "mirror", "--epoch", "2", "--member", "dz", "--exchange", "rabat.example"]);
+        assert_eq!(rejected.err().unwrap().id(), "keys-feed-only");
         assert_eq!(of(&["--exchange", "rabat.example"]).err().unwrap().id(), "keys-whose");
     }
 

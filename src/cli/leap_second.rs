@@ -64,7 +64,7 @@ mod tests {
     use crate::cli::Exit;
 
     #[test]
-    fn leap_second_is_named_with_its_field_and_other_texts_are_left_alone() {
+    fn leap_second_is_reported_with_its_field() {
         let draft =
             r#"{"header": {"expires": "2016-12-31T23:59:60Z"}, "body": {"texts": [{"headline": "at 23:59:60"}]}}"#;
         let failure = check("draft.json", draft).expect_err("one is there");

@@ -8,10 +8,10 @@
 
 mod args;
 mod bench;
-mod cert;
 mod cert_check;
-mod certificate;
+mod cert_request;
 mod client;
+mod client_certificate;
 #[cfg(test)]
 mod client_tests;
 mod completions;
@@ -53,7 +53,7 @@ use std::sync::OnceLock;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use failure::{Exit, Failure};
-pub use messages::{Lang, Messages, say};
+pub use messages::{Lang, Messages, localize};
 pub use output::Output;
 pub use profile::{Directory, Profile};
 pub use tls::channel;
@@ -114,7 +114,7 @@ enum Command {
     /// Make the key of an epoch to come, to be kept offline.
     Keys(keys::KeysArgs),
     /// Make a key and a request for a certificate, without a node or a network.
-    Cert(cert::CertArgs),
+    Cert(cert_request::CertArgs),
     /// Show, verify and sign rosters, without a node or a network.
     Roster(roster::RosterArgs),
     /// Make a development exchange.
@@ -182,18 +182,18 @@ impl Context {
 /// Runs the program on the arguments and environment of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    if process::asks_for_node(std::env::args_os().skip(1)) {
+    if process::is_node_command(std::env::args_os().skip(1)) {
         // Where it fails, the node says so when it listens for the signal.
         let _ = process::survive_hangup();
     }
     let lang = session_lang();
-    let command = args::localise(Cli::command(), &Messages::new(lang));
+    let command = args::localize_help(Cli::command(), &Messages::new(lang));
     let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are asked for; clap writes them where they belong.
-            let (json, messages) = (args::asks_for_json(std::env::args_os().skip(1)), Messages::new(lang));
-            if error.use_stderr() && (json || args::is_told(&error, &messages)) {
+            let (json, messages) = (args::requests_json(std::env::args_os().skip(1)), Messages::new(lang));
+            if error.use_stderr() && (json || args::has_translation(&error, &messages)) {
                 let failure = args::unusable(&error, &messages);
                 failure.show(&messages, &Output::new(json));
                 return code(failure.exit_code());
@@ -226,18 +226,18 @@ fn run(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Recover(args) => recover::run(context, &args),
         Command::Repair(args) => repair::run(context, &args),
         Command::Keys(args) => keys::run(context, &args),
-        Command::Cert(args) => cert::run(context, &args),
+        Command::Cert(args) => cert_request::run(context, &args),
         Command::Roster(args) => roster::run(context, &args),
         Command::Exchange(args) => exchange::run(context, &args),
         Command::Completions(args) => completions::run(context, &args),
-        talking => wait(talk(context, talking)),
+        client_command => wait(run_client(context, client_command)),
     }
 }
 
 /// The commands that speak to nodes.
-async fn talk(context: &Context, command: Command) -> Result<Exit, Failure> {
+async fn run_client(context: &Context, command: Command) -> Result<Exit, Failure> {
     if !matches!(command, Command::Demo(_)) {
-        certificate::warn(context);
+        client_certificate::warn(context);
     }
     match command {
         Command::Publish(args) => publish::run(context, &args).await,
@@ -276,14 +276,14 @@ fn code(exit: Exit) -> ExitCode {
 
 /// The language before the arguments are read, for the help text: `--lang`, then the environment.
 fn session_lang() -> Lang {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let asked = words.iter().enumerate().find_map(|(n, word)| match word.strip_prefix("--lang") {
-        Some("") => words.get(n + 1).cloned(),
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let requested = args.iter().enumerate().find_map(|(n, arg)| match arg.strip_prefix("--lang") {
+        Some("") => args.get(n + 1).cloned(),
         Some(rest) => rest.strip_prefix('=').map(str::to_owned),
         None => None,
     });
     let variables = ["BARID_LANG", "LC_ALL", "LC_MESSAGES", "LANG"];
-    Lang::choose(std::iter::once(asked).chain(variables.map(|name| std::env::var(name).ok())))
+    Lang::choose(std::iter::once(requested).chain(variables.map(|name| std::env::var(name).ok())))
 }
 
 #[cfg(test)]
@@ -291,15 +291,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn command_definition_passes_debug_assert() {
         Cli::command().debug_assert();
         for lang in Lang::ALL {
-            args::localise(Cli::command(), &Messages::new(lang)).debug_assert();
+            args::localize_help(Cli::command(), &Messages::new(lang)).debug_assert();
         }
     }
 
     #[test]
-    fn global_options_stand_anywhere() {
+    fn global_options_are_accepted_anywhere() {
         let cli = Cli::try_parse_from(["barid", "history", "--json", "--lang", "FR", "--profile", "x.toml"]);
         let cli = cli.expect("options after the command");
         assert!(cli.json);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_is_read_once_as_it_may_be_a_pipe() {
+    fn profile_is_read_once_and_may_be_a_pipe() {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         let text = "exchange = \"rabat.example\"\nmember = \"ne\"\nendpoint = \"node.ne.rabat.example:7443\"\n\
                     certificate = \"police-hq.pem\"\nkey = \"police-hq.key\"\nca = \"ca.pem\"\n";

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::{Context, Exit, Failure};
-use crate::app::{AppError, Declared};
+use crate::app::{AppError, StartFlags};
 use crate::config::NodeConfig;
 use crate::store::OpenError;
 use crate::{app, telemetry};
@@ -24,16 +24,16 @@ pub(super) struct NodeArgs {
     config: PathBuf,
     /// This is the first start ever of this member's feed; later it changes nothing.
     #[arg(long)]
-    first: bool,
+    bootstrap: bool,
     /// The store is lost, not only out of reach: begin an empty one. The feed is in doubt until it is recovered.
     #[arg(long)]
-    store_lost: bool,
+    accept_data_loss: bool,
     /// Allow core dumps and debuggers, which see private keys; to find a defect, and not in service.
     #[arg(long)]
     allow_core_dumps: bool,
     /// Stop when standard input ends: for a program that starts nodes and holds its other end, so that they end with it, however it ends.
     #[arg(long, hide = true)]
-    while_input_lasts: bool,
+    exit_on_stdin_eof: bool,
 }
 
 impl NodeArgs {
@@ -41,8 +41,8 @@ impl NodeArgs {
         self.allow_core_dumps
     }
 
-    fn declared(&self) -> Declared {
-        Declared { first: self.first, store_lost: self.store_lost }
+    fn flags(&self) -> StartFlags {
+        StartFlags { bootstrap: self.bootstrap, accept_data_loss: self.accept_data_loss }
     }
 }
 
@@ -55,9 +55,9 @@ pub(super) fn run(_context: &Context, args: &NodeArgs) -> Result<Exit, Failure> 
     // that comes during a long start must not be lost.
     let stop = {
         let _inside = runtime.enter();
-        stopped(args.while_input_lasts).map_err(|error| Failure::new("internal").because(&error))?
+        stopped(args.exit_on_stdin_eof).map_err(|error| Failure::new("internal").because(&error))?
     };
-    let ran = runtime.block_on(app::run(&config, args.declared(), stop, |_| ()));
+    let ran = runtime.block_on(app::run(&config, args.flags(), stop, |_| ()));
     // What still reads or verifies for nobody ends with the process.
     runtime.shutdown_timeout(LEFTOVERS_MAX);
     if let Ok(app::Stopped { streams, commits, cut }) = &ran {
@@ -82,9 +82,9 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 }
 
 /// SIGINT or SIGTERM, from now on; or the end of standard input, if it is to be heeded.
-fn stopped(while_input_lasts: bool) -> std::io::Result<impl Future<Output = ()>> {
+fn stopped(exit_on_stdin_eof: bool) -> std::io::Result<impl Future<Output = ()>> {
     let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let input_ended = while_input_lasts.then(input_end);
+    let input_ended = exit_on_stdin_eof.then(input_end);
     Ok(async move {
         let input_ended = async {
             match input_ended {

@@ -141,13 +141,13 @@ impl Output {
     /// Labels and values, one pair a line; pairs with an empty value are left out.
     #[must_use]
     pub fn block(&self, pairs: &[(String, String)]) -> Vec<String> {
-        let shown: Vec<_> = pairs.iter().filter(|(_, value)| !value.is_empty()).collect();
-        let width = shown.iter().map(|(label, _)| label.width()).max().unwrap_or(0);
+        let nonempty: Vec<_> = pairs.iter().filter(|(_, value)| !value.is_empty()).collect();
+        let width = nonempty.iter().map(|(label, _)| label.width()).max().unwrap_or(0);
         let line = |(label, value): &&(String, String)| {
-            let gap = " ".repeat(width - label.width() + 2);
-            format!("{}{gap}{value}", self.paint(label, Style::new().dimmed()))
+            let column_gap = " ".repeat(width - label.width() + 2);
+            format!("{}{column_gap}{value}", self.paint(label, Style::new().dimmed()))
         };
-        shown.iter().map(line).collect()
+        nonempty.iter().map(line).collect()
     }
 
     /// One line on the error output. What cannot be written there cannot be told anywhere.
@@ -232,12 +232,12 @@ impl Table {
     /// The lines.
     #[must_use]
     pub fn lines(&self, output: &Output) -> Vec<String> {
-        const GAP: usize = 2;
+        const COLUMN_GAP: usize = 2;
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let widths: Vec<usize> = (0..columns)
             .map(|n| self.rows.iter().filter_map(|row| row.get(n)).map(|cell| cell.text.width()).max().unwrap_or(0))
             .collect();
-        let before_last: usize = widths.iter().rev().skip(1).map(|width| width + GAP).sum();
+        let before_last: usize = widths.iter().rev().skip(1).map(|width| width + COLUMN_GAP).sum();
         let room = output.width().saturating_sub(before_last).max(WIDTH_MIN / 2);
         let line = |row: &Vec<Cell>| {
             let mut line = String::new();
@@ -246,7 +246,7 @@ impl Table {
                 let text = if last { cut(&cell.text, room) } else { cell.text.clone() };
                 line.push_str(&output.paint(&text, cell.style));
                 if !last {
-                    line.extend(std::iter::repeat_n(' ', widths[n] - cell.text.width() + GAP));
+                    line.extend(std::iter::repeat_n(' ', widths[n] - cell.text.width() + COLUMN_GAP));
                 }
             }
             line.trim_end().to_owned()
@@ -262,18 +262,19 @@ pub fn cut(text: &str, width: usize) -> String {
         return text.to_owned();
     }
     let mut columns = 0;
-    let mut kept = String::new();
+    let mut truncated = String::new();
     for c in text.chars() {
         columns += c.width().unwrap_or(0);
         if columns > width.saturating_sub(1) {
             break;
         }
-        kept.push(c);
+        truncated.push(c);
     }
-    kept.push('…');
-    let open = kept.matches(super::messages::FSI).count().saturating_sub(kept.matches(super::messages::PDI).count());
-    kept.extend(std::iter::repeat_n(super::messages::PDI, open));
-    kept
+    truncated.push('…');
+    let open =
+        truncated.matches(super::messages::FSI).count().saturating_sub(truncated.matches(super::messages::PDI).count());
+    truncated.extend(std::iter::repeat_n(super::messages::PDI, open));
+    truncated
 }
 
 #[cfg(test)]
@@ -282,7 +283,7 @@ mod tests {
     use crate::cli::messages::{FSI, PDI};
 
     #[test]
-    fn a_table_lines_up_and_cuts_its_last_column() {
+    fn table_aligns_columns_and_truncates_last() {
         let mut table = Table::new(["a".to_owned(), "b".to_owned()]);
         table.row(["long cell".into(), "x".repeat(60).into()]);
         let narrow = Output { width: 50, ..Output::plain() };
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn json_escapes_what_drives_terminals_and_is_read_as_it_was() {
+    fn json_escapes_control_characters_and_round_trips() {
         let text = "\u{1b}[2J \u{7f}\u{9b}31m \u{202e}x\u{2066}y\u{2069} \u{61c}\u{200f}\u{2028} \u{e0041} \u{10ffff} نص é \"\\";
         let object = serde_json::json!({"a": text, "b\u{85}": [text]});
         let line = escaped(&object);
@@ -305,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn isolates_take_no_room_and_stay_closed() {
+    fn isolates_have_zero_width_and_stay_balanced() {
         let text = format!("{FSI}{}{PDI}", "ب".repeat(30));
         assert_eq!(cut(&text, 30), text);
         let cut = cut(&text, 10);

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 const WITH_VALUE: [&str; 2] = ["--lang", "--profile"];
 
 /// Whether these arguments, without the program's own name, ask for a node. They are not parsed yet: that takes some milliseconds.
-pub(super) fn asks_for_node(mut args: impl Iterator<Item = OsString>) -> bool {
+pub(super) fn is_node_command(mut args: impl Iterator<Item = OsString>) -> bool {
     while let Some(arg) = args.next() {
         if WITH_VALUE.iter().any(|option| arg == *option) {
             args.next();
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn process_with_keys_leaves_no_core_and_admits_no_debugger() {
+    fn node_process_disables_core_dumps_and_ptrace() {
         forbid_dumps().expect("Linux has both");
         let limit = rustix::process::getrlimit(Resource::Core);
         assert_eq!((limit.current, limit.maximum), (Some(0), Some(0)));
@@ -51,13 +51,13 @@ mod tests {
     }
 
     #[test]
-    fn node_is_recognised_before_its_arguments_are_parsed() {
-        let asks = |line: &str| asks_for_node(line.split_whitespace().map(OsString::from));
-        for line in ["node", "node --first", "--json node", "--lang fr --profile node node", "--lang=fr node"] {
-            assert!(asks(line), "{line}");
+    fn node_command_is_detected_before_parsing() {
+        let is_node = |line: &str| is_node_command(line.split_whitespace().map(OsString::from));
+        for line in ["node", "node --bootstrap", "--json node", "--lang fr --profile node node", "--lang=fr node"] {
+            assert!(is_node(line), "{line}");
         }
         for line in ["", "publish node", "--profile node status", "--profile node", "nodes", "--node"] {
-            assert!(!asks(line), "{line}");
+            assert!(!is_node(line), "{line}");
         }
     }
 }

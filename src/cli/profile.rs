@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use barid_core::names::{ExchangeName, Member};
+use barid_core::ids::{ExchangeName, Member};
 use barid_core::roster::{MemberEntry, Roster};
 use serde::{Deserialize, Serialize};
 
@@ -171,7 +171,7 @@ roster = "../roster.note"
 "#;
 
     #[test]
-    fn an_example_is_read_and_paths_are_relative_to_it() {
+    fn profile_paths_are_relative_to_profile() {
         let profile = Profile::from_text(EXAMPLE, Path::new("/etc/barid")).unwrap();
         assert_eq!(profile.endpoint, "node.ne.rabat.example:7443");
         assert_eq!(profile.ca, Path::new("/etc/barid/ca.pem"));
@@ -181,7 +181,7 @@ roster = "../roster.note"
     }
 
     #[test]
-    fn the_documented_profile_can_be_used() {
+    fn documented_profile_parses() {
         let page = include_str!("../../docs/command-line.md");
         let example = page.split("```toml").nth(1).unwrap().split("```").next().unwrap();
         let profile = Profile::from_text(example, Path::new("/etc/barid")).unwrap();
@@ -192,7 +192,7 @@ roster = "../roster.note"
     }
 
     #[test]
-    fn what_is_unknown_or_wrong_is_refused() {
+    fn invalid_profile_is_rejected() {
         for (from, to, named) in [
             ("roster =", "rooster =", "rooster"),
             (":7443", "", "endpoint"),

@@ -146,16 +146,16 @@ impl<'a> Render<'a> {
     pub(super) fn brief(&self, reading: &Reading<'_>) -> Vec<String> {
         let header = &reading.header;
         let dim = Style::new().dimmed();
-        let marks = [
+        let badges = [
             self.banner(header),
-            self.state_mark(reading.delivery.state.as_ref()),
+            self.state_badge(reading.delivery.state.as_ref()),
             self.tlp(header),
             self.severity(header),
-            self.messages.word("urgency", &header.urgency),
+            self.messages.term("urgency", &header.urgency),
             self.output.paint(&self.messages.value(&times::seconds(header.sent_at.as_ref())), dim),
             self.member(&header.member),
         ];
-        let mut lines = vec![join_with("  ", marks)];
+        let mut lines = vec![join_with("  ", badges)];
         let what = [self.kind(header), self.unless_alert(header), self.messages.value(&header.topic)];
         lines.push(format!("  {}", join_with(" · ", what)));
         if let Some(text) = reading.text(self.messages.lang().code()) {
@@ -166,7 +166,7 @@ impl<'a> Render<'a> {
             lines.push(format!("  {}", self.output.paint(&self.state(state), state::style(state))));
         }
         lines.extend(self.about(reading).into_iter().chain(self.flags(reading)).map(|line| format!("  {line}")));
-        let place = format!("{}  #{}", reading.name(), reading.delivery.arrival);
+        let place = format!("{}  #{}", reading.name(), reading.delivery.offset);
         lines.push(format!("  {}", self.output.paint(&self.messages.isolate(&place), dim)));
         lines
     }
@@ -175,7 +175,7 @@ impl<'a> Render<'a> {
     #[must_use]
     pub(super) fn table(&self, readings: &[Reading<'_>]) -> Vec<String> {
         let headings = [
-            "column-arrival",
+            "column-offset",
             "column-sent",
             "column-state",
             "column-tlp",
@@ -187,22 +187,22 @@ impl<'a> Render<'a> {
         for reading in readings {
             let header = &reading.header;
             let headline = reading.text(self.messages.lang().code()).map(|text| clean(&text.headline));
-            let marks: Vec<String> = [self.not_for_real(header), self.unless_alert(header), self.kind(header)]
+            let badges: Vec<String> = [self.not_for_real(header), self.unless_alert(header), self.kind(header)]
                 .into_iter()
-                .chain(reading.delivery.flags.iter().map(|flag| self.messages.word("flag", flag)))
-                .chain(reading.unread.iter().map(|unread| self.messages.word("note", unread.note)))
-                .filter(|mark| !mark.is_empty())
+                .chain(reading.delivery.flags.iter().map(|flag| self.messages.term("flag", flag)))
+                .chain(reading.unread.iter().map(|unread| self.messages.term("note", unread.note)))
+                .filter(|badge| !badge.is_empty())
                 .collect();
             let state = reading.delivery.state.as_ref();
             let changed = state.filter(|state| state.by.is_some()).map(|state| self.state(Some(state)));
-            let what = format!("[{}] {}", marks.join(" · "), self.messages.isolate(&headline.unwrap_or_default()));
+            let what = format!("[{}] {}", badges.join(" · "), self.messages.isolate(&headline.unwrap_or_default()));
             let what = join_with(" · ", changed.into_iter().chain([what]).chain(self.about(reading)));
             table.row([
-                Cell::from(self.messages.isolate(&format!("#{}", reading.delivery.arrival))),
+                Cell::from(self.messages.isolate(&format!("#{}", reading.delivery.offset))),
                 Cell::from(self.messages.isolate(&times::minutes(header.sent_at.as_ref()))),
-                Cell::styled(self.state_word(state), state::style(state)),
+                Cell::styled(self.state_label(state), state::style(state)),
                 Cell::styled(self.messages.value(&handling(header).tlp), tlp_style(&handling(header).tlp)),
-                Cell::styled(self.messages.word("severity", &header.severity), severity_style(&header.severity)),
+                Cell::styled(self.messages.term("severity", &header.severity), severity_style(&header.severity)),
                 Cell::from(self.messages.isolate(&reading.name())),
                 Cell::from(what),
             ]);
@@ -215,24 +215,24 @@ impl<'a> Render<'a> {
     pub(super) fn full(&self, reading: &Reading<'_>) -> Vec<String> {
         let header = &reading.header;
         let state = reading.delivery.state.as_ref();
-        let mark = state.map(|_| self.state_mark(state)).unwrap_or_default();
-        let marks = [self.banner(header), mark, self.tlp(header), self.kind(header), self.unless_alert(header)];
-        let mut lines = vec![join_with("  ", marks)];
+        let badge = state.map(|_| self.state_badge(state)).unwrap_or_default();
+        let badges = [self.banner(header), badge, self.tlp(header), self.kind(header), self.unless_alert(header)];
+        let mut lines = vec![join_with("  ", badges)];
         if state.is_some_and(|state| state.by.is_some()) {
             lines.push(self.output.paint(&self.state(state), state::style(state)));
         }
         let chosen = reading.text(self.messages.lang().code());
-        lines.extend(chosen.into_iter().flat_map(|text| self.told(text)));
+        lines.extend(chosen.into_iter().flat_map(|text| self.text_lines(text)));
         let others = reading.texts.iter().filter(|text| !chosen.is_some_and(|chosen| std::ptr::eq(*text, chosen)));
-        lines.extend(others.flat_map(|text| self.told(text)));
+        lines.extend(others.flat_map(|text| self.text_lines(text)));
         lines.extend(self.about(reading));
         lines.extend(self.flags(reading));
         lines.extend(reading.notes().iter().map(|note| {
             let mut args = fluent_bundle::FluentArgs::new();
             args.set("field", note.field.as_str().arg());
             args.set("raw", note.raw.as_str().arg());
-            let told = self.messages.find(&format!("note-{}.full", note.note), Some(&args)).unwrap_or_default();
-            self.output.paint(&format!("⚠ {told}"), Style::new().yellow().bold())
+            let note_text = self.messages.find(&format!("note-{}.full", note.note), Some(&args)).unwrap_or_default();
+            self.output.paint(&format!("⚠ {note_text}"), Style::new().yellow().bold())
         }));
         for part in [reading.header_fields(), reading.body_fields()].into_iter().flatten() {
             lines.push(String::new());
@@ -241,12 +241,12 @@ impl<'a> Render<'a> {
         lines.push(String::new());
         let delivery = reading.delivery;
         // What was not read from a node has not arrived anywhere.
-        let arrival = if delivery.arrival == 0 { String::new() } else { delivery.arrival.to_string() };
+        let offset = if delivery.offset == 0 { String::new() } else { delivery.offset.to_string() };
         let mut pairs = vec![
             self.pair("label-bulletin", self.messages.isolate(&reading.name())),
             self.pair("label-feed", self.place(&delivery.feed, delivery.index)),
             self.pair("label-digest", self.messages.isolate(&hex::encode(&delivery.digest))),
-            self.pair("label-arrival", self.messages.isolate(&arrival)),
+            self.pair("label-offset", self.messages.isolate(&offset)),
         ];
         let envelope = reading.envelope_fields();
         pairs.extend(envelope.into_iter().flat_map(|envelope| self.fields(&envelope, &["header", "payload"])));
@@ -255,7 +255,7 @@ impl<'a> Render<'a> {
     }
 
     /// One language's text, line by line.
-    fn told(&self, text: &proto::Text) -> Vec<String> {
+    fn text_lines(&self, text: &proto::Text) -> Vec<String> {
         let headline = self.output.paint(&self.messages.value(&text.headline), Style::new().bold());
         let language = format!("[{}]", self.messages.value(&text.language));
         let mut lines = vec![format!("{headline}  {}", self.output.paint(&language, Style::new().dimmed()))];
@@ -270,7 +270,7 @@ impl<'a> Render<'a> {
     pub(super) fn stored(&self, stored: &[proto::StoredBy]) -> Vec<String> {
         let line = |by: &proto::StoredBy| {
             let at = times::seconds(by.at.as_ref());
-            format!("  ✓ {}", crate::say!(self.messages, "stored-by", member = self.name(&by.member), at = at))
+            format!("  ✓ {}", crate::localize!(self.messages, "stored-by", member = self.name(&by.member), at = at))
         };
         stored.iter().map(line).collect()
     }
@@ -290,7 +290,7 @@ impl<'a> Render<'a> {
     /// `ma.rabat.example/feed/1, place 7`.
     #[must_use]
     pub(super) fn place(&self, feed: &str, index: u64) -> String {
-        crate::say!(self.messages, "feed-place", feed = feed, place = index)
+        crate::localize!(self.messages, "feed-place", feed = feed, place = index)
     }
 
     /// `ne (Niger)`, clean, to be inserted into a message.
@@ -311,8 +311,8 @@ impl<'a> Render<'a> {
         self.messages
     }
 
-    fn state_mark(&self, state: Option<&proto::State>) -> String {
-        self.output.paint(&self.state_word(state), state::style(state))
+    fn state_badge(&self, state: Option<&proto::State>) -> String {
+        self.output.paint(&self.state_label(state), state::style(state))
     }
 
     fn kind(&self, header: &proto::Header) -> String {
@@ -323,20 +323,20 @@ impl<'a> Render<'a> {
 
     /// The message type, unless it is the one that most bulletins are.
     fn unless_alert(&self, header: &proto::Header) -> String {
-        if header.msg_type == "Alert" { String::new() } else { self.messages.word("msg-type", &header.msg_type) }
+        if header.msg_type == "Alert" { String::new() } else { self.messages.term("msg-type", &header.msg_type) }
     }
 
     /// What a bulletin is that is not for real: `EXERCISE`. Empty for a real one.
     fn not_for_real(&self, header: &proto::Header) -> String {
-        if header.status == "Actual" { String::new() } else { self.messages.word("banner", &header.status) }
+        if header.status == "Actual" { String::new() } else { self.messages.term("banner", &header.status) }
     }
 
     fn banner(&self, header: &proto::Header) -> String {
-        let word = self.not_for_real(header);
-        if word.is_empty() {
-            word
+        let term = self.not_for_real(header);
+        if term.is_empty() {
+            term
         } else {
-            self.output.paint(&format!(" {word} "), Style::new().black().on_yellow().bold())
+            self.output.paint(&format!(" {term} "), Style::new().black().on_yellow().bold())
         }
     }
 
@@ -346,12 +346,12 @@ impl<'a> Render<'a> {
     }
 
     fn severity(&self, header: &proto::Header) -> String {
-        self.output.paint(&self.messages.word("severity", &header.severity), severity_style(&header.severity))
+        self.output.paint(&self.messages.term("severity", &header.severity), severity_style(&header.severity))
     }
 
     fn flags(&self, reading: &Reading<'_>) -> Vec<String> {
         let line = |flag: &String| {
-            self.output.paint(&format!("⚠ {}", self.messages.word("flag", flag)), Style::new().yellow().bold())
+            self.output.paint(&format!("⚠ {}", self.messages.term("flag", flag)), Style::new().yellow().bold())
         };
         reading.delivery.flags.iter().map(line).collect()
     }
@@ -404,7 +404,7 @@ pub(super) fn kebab(camel: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use barid_core::names::Member;
+    use barid_core::ids::Member;
     use bytes::Bytes;
 
     use super::*;
@@ -420,7 +420,7 @@ mod tests {
         header.sent_at = Some(pbjson_types::Timestamp { seconds: 1_750_000_000, nanos: 0 });
         let envelope = envelope::encode(draft.header.as_ref().unwrap(), draft.body.as_ref().unwrap(), [7; 16]);
         proto::Delivery {
-            arrival: 42,
+            offset: 42,
             feed: "ne.rabat.example/feed/1".to_owned(),
             index: 3,
             digest: Bytes::from(envelope::digest(&envelope).0.to_vec()),
@@ -441,18 +441,18 @@ mod tests {
     use std::str::FromStr;
 
     #[test]
-    fn an_exercise_says_so_on_every_surface_in_every_language() {
-        for (lang, mark) in [(Lang::Ar, "تمرين"), (Lang::Fr, "EXERCICE"), (Lang::En, "EXERCISE")] {
+    fn exercise_is_marked_in_every_view_and_language() {
+        for (lang, badge) in [(Lang::Ar, "تمرين"), (Lang::Fr, "EXERCICE"), (Lang::En, "EXERCISE")] {
             let context = context(lang);
             let render = Render::new(&context, directory());
             for kind in kinds::REGISTRY {
                 let delivery = delivery(kind);
                 let reading = Reading::new(&delivery);
                 let (brief, full) = (render.brief(&reading), render.full(&reading));
-                assert!(brief[0].contains(mark), "{lang:?} {}: {brief:?}", kind.name);
-                assert!(full[0].contains(mark), "{lang:?} {}: {full:?}", kind.name);
+                assert!(brief[0].contains(badge), "{lang:?} {}: {brief:?}", kind.name);
+                assert!(full[0].contains(badge), "{lang:?} {}: {full:?}", kind.name);
                 let table = render.table(&[reading]);
-                assert!(table[1].contains(mark), "{lang:?} {}: {table:?}", kind.name);
+                assert!(table[1].contains(badge), "{lang:?} {}: {table:?}", kind.name);
                 let all = [brief, full, table].concat().join("\n");
                 assert!(all.contains(&context.messages.text("flag-duplicate-id")), "{all}");
                 assert_eq!(all.matches(FSI).count(), all.matches(PDI).count(), "{all:?}");
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_in_json_stays_as_it_is() {
+    fn delivery_json_matches_golden() {
         // Written when the offset of UTC was written out: both are read.
         let golden = include_str!("golden/delivery.json");
         let expected = golden.replace("+00:00\"", "Z\"");
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_chosen_by_language_whatever_the_case_of_its_tag() {
+    fn text_language_tag_matches_case_insensitively() {
         let texts = [("EN", "one"), ("FR-ne", "deux"), ("Ar-Latn-TN", "thalatha")];
         let texts = texts.map(|(language, headline)| proto::Text {
             language: language.into(),
@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_shown_as_far_as_it_goes() {
+    fn undecodable_envelope_is_rendered_partially() {
         let delivery = proto::Delivery { envelope: Bytes::from_static(b"\xff\xff"), index: 9, ..Default::default() };
         let context = context(Lang::En);
         let render = Render::new(&context, directory());
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_text_cannot_drive_the_terminal() {
+    fn control_characters_are_stripped_from_text() {
         let mut draft = kinds::REGISTRY[0].sample().unwrap();
         draft.body.as_mut().unwrap().texts[2].headline = "x\u{1b}[2J\u{202e}y".to_owned();
         draft.body.as_mut().unwrap().texts[2].description = "a\n\u{1b}]0;title\u{7}b".to_owned();

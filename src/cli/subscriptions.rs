@@ -9,7 +9,7 @@ use serde_json::json;
 use super::client::Client;
 use super::deadline::TimeoutArgs;
 use super::output::Table;
-use super::{Context, Exit, Failure, message, say, times};
+use super::{Context, Exit, Failure, localize, message, times};
 
 /// What to do.
 #[derive(Debug, Args)]
@@ -34,20 +34,20 @@ enum SubscriptionsCommand {
 /// Lists or removes.
 pub(super) async fn run(context: &Context, args: &SubscriptionsArgs) -> Result<Exit, Failure> {
     let profile = context.profile()?;
-    let client = Client::patient(&profile, args.within.duration())?;
+    let client = Client::with_timeout(&profile, args.within.duration())?;
     match &args.command {
         SubscriptionsCommand::List => list(context, &client).await,
         SubscriptionsCommand::Remove { name } => {
             let removed =
                 client.delete_subscription(proto::DeleteSubscriptionRequest { subscription: name.clone() }).await;
             removed.map_err(|failure| match failure.id() {
-                "unknown-subscription" => failure.told_as("no-subscription"),
+                "unknown-subscription" => failure.with_id("no-subscription"),
                 _ => failure,
             })?;
             if context.output.is_json() {
                 context.output.json(&json!({"removed": name}))?;
             } else {
-                context.output.line(&say!(context.messages, "subscription-removed", name = name))?;
+                context.output.line(&localize!(context.messages, "subscription-removed", name = name))?;
             }
             Ok(Exit::Ok)
         }

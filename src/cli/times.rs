@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_read_and_written_in_utc() {
+    fn times_parse_and_print_in_utc() {
         let at = parse("2026-11-23T21:05:11+01:00").unwrap();
         assert_eq!(seconds(Some(&at)), "2026-11-23 20:05:11 UTC");
         assert_eq!(rfc3339(&at), "2026-11-23T20:05:11Z");

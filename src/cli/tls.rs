@@ -38,7 +38,7 @@ use crate::files::{self, Guard};
 /// Longest for TCP and the handshake together where another attempt follows.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest that a node may take to say why it does not let us in.
-const REFUSAL_WAIT: Duration = Duration::from_secs(5);
+const ALERT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a quiet connection is asked for a sign of life.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// How long that sign may take.
@@ -51,12 +51,12 @@ const WINDOW_BYTES: u32 = 4 << 20;
 /// # Errors
 /// If certificate, key or authority cannot be used.
 pub fn channel(profile: &Profile) -> Result<Channel, Failure> {
-    Door::of(profile, CONNECT_TIMEOUT)?.channel()
+    NodeConnector::of(profile, CONNECT_TIMEOUT)?.channel()
 }
 
 /// The way in to one node.
 #[derive(Clone)]
-pub(super) struct Door {
+pub(super) struct NodeConnector {
     connector: TlsConnector,
     address: Arc<str>,
     name: ServerName<'static>,
@@ -77,7 +77,7 @@ fn is_cut(error: &io::Error) -> bool {
 
 type Connecting = Pin<Box<dyn Future<Output = io::Result<TokioIo<TlsStream<TcpStream>>>> + Send>>;
 
-impl Door {
+impl NodeConnector {
     /// To the profile's node, with so long for TCP and the handshake together. The network is not touched yet.
     ///
     /// # Errors
@@ -107,10 +107,10 @@ impl Door {
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .initial_connection_window_size(WINDOW_BYTES)
             .initial_stream_window_size(WINDOW_BYTES);
-        let door = self.clone();
+        let connector = self.clone();
         Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-            let door = door.clone();
-            Box::pin(async move { door.connect().await.map(TokioIo::new) }) as Connecting
+            let connector = connector.clone();
+            Box::pin(async move { connector.connect().await.map(TokioIo::new) }) as Connecting
         })))
     }
 
@@ -139,12 +139,12 @@ impl Door {
 
     /// The alert with which the node refuses our certificate; `None` if it does not. In TLS 1.3 it comes when the handshake is over for us,
     /// and what we have sent by then can push it aside: here nothing is sent.
-    pub(super) async fn refusal(&self) -> Option<AlertDescription> {
-        let asked = async {
+    pub(super) async fn rejection_alert(&self) -> Option<AlertDescription> {
+        let handshake = async {
             let mut stream = self.connect().await.err_into_alert()?;
             stream.read(&mut [0; 1]).await.err_into_alert().map(|_| ())
         };
-        match tokio::time::timeout(REFUSAL_WAIT, asked).await {
+        match tokio::time::timeout(ALERT_TIMEOUT, handshake).await {
             Ok(Err(alert)) => alert,
             Ok(Ok(())) | Err(_) => None,
         }
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_node_of_the_member_is_believed() {
+    fn verifier_accepts_only_the_member_node() {
         let (ours, theirs) = (authority(), authority());
         let mut anchors = RootCertStore::empty();
         anchors.add(ours.der().clone()).unwrap();

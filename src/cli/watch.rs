@@ -22,20 +22,20 @@ use super::args::FilterArgs;
 use super::client::Client;
 use super::history::{damage, warn};
 use super::render::{Reading, Render};
-use super::{Context, Exit, Failure, deadline, message, say};
+use super::{Context, Exit, Failure, deadline, localize, message};
 
 /// First pause after a cut line; doubled each time, back to this once something came.
 const RETRY_DELAY_SECONDS: u64 = 1;
 /// Longest pause: a line that is back is noticed within it.
 const RETRY_DELAY_SECONDS_MAX: u64 = 30;
 /// Bulletins shown before the progress is kept, if more are waiting.
-const KEEP_EVERY: u32 = 100;
+const COMMIT_EVERY: u32 = 100;
 /// Longest that shown bulletins are not kept when nothing more comes.
-const KEEP_WITHIN: Duration = Duration::from_millis(200);
+const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
 /// Longest that a position is not kept where nothing matches: what was looked at is not looked at again.
-const KEEP_POSITION_WITHIN: Duration = Duration::from_secs(60);
+const POSITION_COMMIT_INTERVAL: Duration = Duration::from_secs(60);
 /// Longest that the end is held up for what was shown last to be kept.
-const KEEP_LAST_WITHIN: Duration = Duration::from_secs(2);
+const FINAL_COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What to watch, from where, and when to stop.
 #[derive(Debug, Args)]
@@ -43,8 +43,8 @@ pub(super) struct WatchArgs {
     #[command(flatten)]
     filter: FilterArgs,
     /// Begin here where nothing else says so: `now`, `beginning`, or a cursor as `--json` shows it with each bulletin.
-    #[arg(long, value_name = "PLACE", value_parser = place)]
-    from: Option<Place>,
+    #[arg(long, value_name = "PLACE", value_parser = parse_start)]
+    from: Option<StartPosition>,
     /// Go on from the cursor in this file, and keep it there; a new file begins where --from says.
     #[arg(long, value_name = "FILE")]
     cursor: Option<PathBuf>,
@@ -67,19 +67,19 @@ pub(super) struct WatchArgs {
 
 /// Where to begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+enum StartPosition {
     Now,
     Beginning,
     Cursor(Bytes),
 }
 
-fn place(text: &str) -> Result<Place, String> {
+fn parse_start(text: &str) -> Result<StartPosition, String> {
     match text {
-        "now" => Ok(Place::Now),
-        "beginning" | "0" => Ok(Place::Beginning),
+        "now" => Ok(StartPosition::Now),
+        "beginning" | "0" => Ok(StartPosition::Beginning),
         // A number alone does not prove of which history of the node's store it is.
         number if number.bytes().all(|b| b.is_ascii_digit()) => Err(EXPECTED.to_owned()),
-        text => parse_cursor(text).map(Place::Cursor).ok_or_else(|| EXPECTED.to_owned()),
+        text => parse_cursor(text).map(StartPosition::Cursor).ok_or_else(|| EXPECTED.to_owned()),
     }
 }
 
@@ -92,7 +92,7 @@ pub(super) async fn run(context: &Context, args: &WatchArgs) -> Result<Exit, Fai
         None => Progress::default(),
     };
     let profile = context.profile()?;
-    let client = Client::patient(&profile, Duration::from_secs(args.timeout))?;
+    let client = Client::with_timeout(&profile, Duration::from_secs(args.timeout))?;
     let render = Render::new(context, profile.directory());
     let mut watch = Watch { context, args, client: &client, render: &render, progress: &mut progress };
     let end = tokio::time::sleep(Duration::from_secs(args.seconds.unwrap_or(0)));
@@ -101,10 +101,10 @@ pub(super) async fn run(context: &Context, args: &WatchArgs) -> Result<Exit, Fai
         () = end, if args.seconds.is_some() => if args.count.is_some() { Exit::NotReached } else { Exit::Ok },
         _ = tokio::signal::ctrl_c() => Exit::Ok,
     };
-    if watch.progress.unkept > 0 || !watch.progress.is_kept() {
+    if watch.progress.uncommitted > 0 || !watch.progress.is_saved() {
         // What the node does not record in this time is shown again.
         watch.progress.save()?;
-        _ = tokio::time::timeout(KEEP_LAST_WITHIN, watch.keep()).await;
+        _ = tokio::time::timeout(FINAL_COMMIT_TIMEOUT, watch.commit()).await;
     }
     Ok(done)
 }
@@ -133,21 +133,21 @@ impl Watch<'_> {
                 // Nothing was ever received: the node is not there, and "from now" would silently skip what comes until it is.
                 return Err(failure);
             }
-            self.context.output.error_line(&say!(self.context.messages, "line-cut", nSeconds = delay));
+            self.context.output.error_line(&localize!(self.context.messages, "connection-lost", nSeconds = delay));
             tokio::time::sleep(Duration::from_secs(delay)).await;
             delay = (delay * 2).min(RETRY_DELAY_SECONDS_MAX);
         }
     }
 
     fn begins_now(&self) -> bool {
-        self.args.from == Some(Place::Now) || self.args.from.is_none() && self.args.subscription.is_none()
+        self.args.from == Some(StartPosition::Now) || self.args.from.is_none() && self.args.subscription.is_none()
     }
 
     fn request(&self) -> proto::SubscribeRequest {
         let (cursor, begin) = match (&self.progress.cursor, &self.args.from) {
-            (Some(cursor), _) | (None, Some(Place::Cursor(cursor))) => (cursor.clone(), ""),
-            (None, Some(Place::Now)) => (Bytes::new(), "now"),
-            (None, Some(Place::Beginning)) => (Bytes::new(), "beginning"),
+            (Some(cursor), _) | (None, Some(StartPosition::Cursor(cursor))) => (cursor.clone(), ""),
+            (None, Some(StartPosition::Now)) => (Bytes::new(), "now"),
+            (None, Some(StartPosition::Beginning)) => (Bytes::new(), "beginning"),
             (None, None) => (Bytes::new(), ""),
         };
         proto::SubscribeRequest {
@@ -162,16 +162,16 @@ impl Watch<'_> {
     /// One stream: until it ends, or enough was shown.
     async fn follow(&mut self) -> Result<(), Failure> {
         let mut stream = deadline::within(self.args.timeout, self.client.subscribe(self.request())).await?;
-        let mut kept = Instant::now();
+        let mut committed_at = Instant::now();
         loop {
-            let next = if self.progress.unkept == 0 {
+            let next = if self.progress.uncommitted == 0 {
                 stream.message().await
             } else {
-                match tokio::time::timeout(KEEP_WITHIN, stream.message()).await {
+                match tokio::time::timeout(COMMIT_INTERVAL, stream.message()).await {
                     Ok(next) => next,
                     Err(_) => {
-                        self.keep().await?;
-                        kept = Instant::now();
+                        self.commit().await?;
+                        committed_at = Instant::now();
                         continue;
                     }
                 }
@@ -182,13 +182,14 @@ impl Watch<'_> {
             // From the place where it begins on nothing is missed, however soon it ends; after a reset the old place means nothing.
             let begins = self.progress.cursor.is_none() || matches!(response.event, Some(Event::Reset(_)));
             self.show(response)?;
-            let enough = self.args.count.is_some_and(|count| self.progress.shown >= count);
+            let enough = self.args.count.is_some_and(|count| self.progress.printed >= count);
             if begins {
                 self.progress.save()?;
             }
-            if enough || self.progress.unkept >= KEEP_EVERY || kept.elapsed() >= KEEP_POSITION_WITHIN {
-                self.keep().await?;
-                kept = Instant::now();
+            if enough || self.progress.uncommitted >= COMMIT_EVERY || committed_at.elapsed() >= POSITION_COMMIT_INTERVAL
+            {
+                self.commit().await?;
+                committed_at = Instant::now();
             }
             if enough {
                 return Ok(());
@@ -223,7 +224,12 @@ impl Watch<'_> {
                     output.json(&json!({"reset": message::json_of(&reset), "cursor": cursor_text(&cursor)}))?;
                 } else {
                     let (reason, offset) = (&reset.reason, reset.offset);
-                    output.error_line(&say!(self.context.messages, "watch-reset", reason = reason, nOffset = offset));
+                    output.error_line(&localize!(
+                        self.context.messages,
+                        "watch-reset",
+                        reason = reason,
+                        nOffset = offset
+                    ));
                 }
             }
             Some(Event::Position(position)) if !subscription.is_empty() => {
@@ -237,7 +243,7 @@ impl Watch<'_> {
                         "restarted" => "watch-restarted",
                         _ => "watch-resumed",
                     };
-                    output.error_line(&say!(self.context.messages, id, name = name, nOffset = position));
+                    output.error_line(&localize!(self.context.messages, id, name = name, nOffset = position));
                 }
             }
             Some(Event::Position(_)) | None => {}
@@ -262,7 +268,7 @@ impl Watch<'_> {
     }
 
     /// Keeps how far it has come: in the file, and at the node under the name.
-    async fn keep(&mut self) -> Result<(), Failure> {
+    async fn commit(&mut self) -> Result<(), Failure> {
         self.progress.save()?;
         if let (Some(name), Some(cursor)) = (&self.args.subscription, &self.progress.cursor) {
             let (subscription, cursor) = (name.clone(), cursor.clone());
@@ -275,7 +281,7 @@ impl Watch<'_> {
                 done => done?,
             }
         }
-        self.progress.unkept = 0;
+        self.progress.uncommitted = 0;
         Ok(())
     }
 }

@@ -4,21 +4,21 @@
 //! answers only after the store has made it durable. Out of scope: validating bulletins (core), verifying peers (core), and where
 //! bytes lie (the store). One writer does all of it, on its own thread or where lone work comes; everyone else holds a [`Committer`] handle.
 
+mod attestations;
 mod bulletins;
-mod desk;
+mod completions;
+mod disk_space;
 mod epoch;
-mod express;
-mod figures;
-mod mark;
+mod high_water_mark;
+mod metrics;
+mod priority;
 mod queue;
-mod received;
-mod release;
-mod room;
-mod run;
-mod spoken;
+mod replicated_appends;
+mod scheduler;
 #[cfg(test)]
 mod testing;
 mod work;
+mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -33,7 +33,7 @@ use barid_core::feed::cosignature::heartbeat_line;
 use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::SigningKey;
 use barid_core::follow::{ProvenEntry, VerifiedBatch};
-use barid_core::names::{FeedId, Member, Undisclosed};
+use barid_core::ids::{FeedId, Member, Undisclosed};
 use barid_core::proto;
 use barid_core::quota::{Shares, Tier};
 use bytes::Bytes;
@@ -43,12 +43,15 @@ use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 use crate::clock;
 use crate::store::{CommitError, Committed, CustodyRecord, ReadError, Store};
 
-pub use bulletins::{closing, forked};
-pub use epoch::{NextEpoch, OpenEpochError, OpenedEpoch, is_in_doubt, key_path, marked_epoch, marked_size, open_epoch};
-pub use express::Expressed;
-pub use mark::{Mark, MarkError};
-pub use spoken::Answers;
-pub use work::{Appended, Filled, Filling, Kept, Published, PublishedGroup};
+pub use attestations::Attestations;
+pub use bulletins::{feed_closed_bulletin, feed_forked_bulletin};
+pub use epoch::{
+    NextEpoch, OpenEpochError, OpenedEpoch, key_path, needs_recovery, open_epoch, read_high_water_epoch,
+    read_high_water_size,
+};
+pub use high_water_mark::{HighWaterMark, HighWaterMarkError};
+pub use priority::PriorityOutcome;
+pub use work::{Appended, BackfillWork, Backfilled, PublishOutcome, PublishedGroup, Records};
 pub(crate) use work::{Permit, Work};
 
 /// Entries of this member, and answers, that may wait for the committer; beyond it publishers are told to come back.
@@ -56,16 +59,16 @@ pub const QUEUE_MAX: usize = 8_192;
 /// Entries of links that may wait beside those: what peers bring takes no place of what is published here.
 pub const LINKS_QUEUE_MAX: usize = QUEUE_MAX;
 /// Urgent entries with status Actual that may wait beside them: they find room when the others do not.
-pub const EXPRESS_QUEUE_MAX: usize = 1_024;
+pub const PRIORITY_QUEUE_MAX: usize = 1_024;
 /// Urgent entries of any other status, beside both: exercises take no place of what is Actual.
-pub const EXPRESS_OTHERS_QUEUE_MAX: usize = EXPRESS_QUEUE_MAX / 2;
+pub const PRIORITY_OTHERS_QUEUE_MAX: usize = PRIORITY_QUEUE_MAX / 2;
 /// How long a record that would hold only answers waits for company, and how long answers may be owed.
-pub const COMPANY_WAIT: Duration = Duration::from_millis(3);
+pub const RECORDS_LINGER: Duration = Duration::from_millis(3);
 /// How often it is looked whether there is room on the disk.
-pub const ROOM_CHECK_EVERY: Duration = Duration::from_secs(1);
+pub const DISK_SPACE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes of answers, rosters and lists gathered for one commit: with the digests and ids of its entries they stay below
 /// [`barid_core::limits::RECORD_HEAD_BYTES_MAX`].
-pub const KEPT_BYTES_MAX: usize = 8 << 20;
+pub const RECORDS_BYTES_MAX: usize = 8 << 20;
 
 /// What the committer signs with. What becomes true by a commit is signed by the writer alone.
 pub struct Keys {
@@ -84,24 +87,24 @@ pub struct Options {
     /// Signing keys.
     pub keys: Keys,
     /// File of the mark, outside the data folder.
-    pub mark: PathBuf,
+    pub high_water_mark: PathBuf,
     /// This is declared to be the first start ever of this member's feed.
-    pub first: bool,
+    pub bootstrap: bool,
     /// How long to wait alone for a peer's heads before publishing.
-    pub lone_start: Duration,
+    pub peer_wait: Duration,
     /// Share of the room on the disk that the content of one other member may take in a day, in percent.
     pub share_percent: u8,
 }
 
 /// Whether the node may publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Gate {
-    /// No peer has shown its heads yet, and `lone_start` has not passed.
+pub enum PublishState {
+    /// No peer has shown its heads yet, and `peer_wait` has not passed.
     Starting,
     /// It may.
     Open,
     /// The feed must not be continued: why.
-    InDoubt(String),
+    NeedsRecovery(String),
     /// The store has failed: why.
     Stopped(String),
 }
@@ -111,10 +114,10 @@ pub enum Gate {
 pub enum CommitFailure {
     /// The feed must not be continued.
     #[error("this node does not publish: {0}; run `barid recover`")]
-    InDoubt(String),
+    NeedsRecovery(String),
     /// The queue is full.
     #[error("too much is waiting to be committed")]
-    Busy,
+    Overloaded,
     /// There is no room on the disk: why. There will be; what was refused may come again then.
     #[error("{0}")]
     DiskFull(String),
@@ -137,66 +140,66 @@ pub enum CommitFailure {
     },
     /// Its feed's owner has signed another entry for a place, which is held.
     #[error("another entry is held at index {index}")]
-    AnotherEntry {
+    EntryConflict {
         /// The place.
         index: u64,
         /// What was offered there, with what proves it, unless it cannot be proven now.
-        shown: Option<Box<ProvenEntry>>,
+        proven: Option<Box<ProvenEntry>>,
     },
 }
 
 /// Handle of the committer. Cheap to clone.
 #[derive(Clone)]
 pub struct Committer {
-    shared: Arc<Shared>,
-    work: desk::Sender,
+    shared: Arc<CommitterShared>,
+    work: scheduler::WorkSender,
 }
 
 /// Places in the queue for one sort of work.
-struct Places {
+struct QueueSlots {
     free: Arc<Semaphore>,
     count: usize,
 }
 
-impl Places {
+impl QueueSlots {
     fn new(count: usize) -> Self {
         Self { free: Arc::new(Semaphore::new(count)), count }
     }
 
-    fn taken(&self) -> usize {
+    fn in_use(&self) -> usize {
         self.count.saturating_sub(self.free.available_permits())
     }
 }
 
-pub(crate) struct Shared {
+pub(crate) struct CommitterShared {
     store: Arc<dyn Store>,
     feed: FeedId,
-    mark: PathBuf,
+    high_water_mark: PathBuf,
     seq: watch::Sender<u64>,
-    /// One past the newest arrival: told before `seq`.
-    end_arrival: watch::Sender<u64>,
-    gate: watch::Sender<Gate>,
+    /// One past the newest offset: told before `seq`.
+    end_offset: watch::Sender<u64>,
+    publish_state: watch::Sender<PublishState>,
     /// Why no own entries are taken for want of room.
-    full: watch::Sender<Option<String>>,
+    disk_full: watch::Sender<Option<String>>,
     tier: watch::Sender<Tier>,
     /// What members have brought, and may bring.
     shares: Mutex<Shares>,
     custody: broadcast::Sender<Arc<Vec<CustodyRecord>>>,
-    said: broadcast::Sender<Arc<Answers>>,
-    queue: Places,
-    links: Places,
-    express: Places,
-    others: Places,
+    attestations: broadcast::Sender<Arc<Attestations>>,
+    queue: QueueSlots,
+    links: QueueSlots,
+    priority: QueueSlots,
+    others: QueueSlots,
     heartbeat_key: SigningKey,
     custody_key: SigningKey,
     /// Unix seconds of what this node signed last as a witness.
     last_time: AtomicU64,
     /// How far a test has set the clock, in seconds.
     #[cfg(test)]
-    clock_set: std::sync::atomic::AtomicI64,
+    clock_offset_seconds: std::sync::atomic::AtomicI64,
     newest: Mutex<Option<SignedCheckpoint>>,
     /// Feeds of which another history is held than this node has cosigned.
-    contradicting: Mutex<BTreeSet<FeedId>>,
+    cosignature_conflicts: Mutex<BTreeSet<FeedId>>,
     /// Envelope bytes of each feed that were committed since the start.
     bytes: Mutex<BTreeMap<FeedId, u64>>,
 }
@@ -212,7 +215,7 @@ pub enum StartError {
     Commit(#[from] CommitError),
     /// The mark could not be read or written.
     #[error(transparent)]
-    Mark(#[from] MarkError),
+    HighWaterMark(#[from] HighWaterMarkError),
     /// The feed's keys cannot sign for it.
     #[error("the feed's keys do not fit: {0}")]
     Keys(String),
@@ -227,40 +230,40 @@ impl Committer {
     /// # Errors
     /// See [`StartError`]. A feed in doubt is not an error: the gate says so.
     pub fn start(store: Arc<dyn Store>, options: Options) -> Result<Self, StartError> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(CommitterShared {
             feed: options.feed.clone(),
-            mark: options.mark.clone(),
+            high_water_mark: options.high_water_mark.clone(),
             seq: watch::Sender::new(store.seq()),
-            end_arrival: watch::Sender::new(store.end_arrival()),
-            gate: watch::Sender::new(Gate::Starting),
-            full: watch::Sender::new(None),
+            end_offset: watch::Sender::new(store.end_offset()),
+            publish_state: watch::Sender::new(PublishState::Starting),
+            disk_full: watch::Sender::new(None),
             tier: watch::Sender::new(Tier::All),
             shares: Mutex::new(Shares::new(options.share_percent)),
             custody: broadcast::Sender::new(1_024),
-            said: broadcast::Sender::new(1_024),
-            queue: Places::new(QUEUE_MAX),
-            links: Places::new(LINKS_QUEUE_MAX),
-            express: Places::new(EXPRESS_QUEUE_MAX),
-            others: Places::new(EXPRESS_OTHERS_QUEUE_MAX),
+            attestations: broadcast::Sender::new(1_024),
+            queue: QueueSlots::new(QUEUE_MAX),
+            links: QueueSlots::new(LINKS_QUEUE_MAX),
+            priority: QueueSlots::new(PRIORITY_QUEUE_MAX),
+            others: QueueSlots::new(PRIORITY_OTHERS_QUEUE_MAX),
             heartbeat_key: options.keys.mirror.clone(),
             custody_key: options.keys.custody.clone(),
             last_time: AtomicU64::new(0),
             #[cfg(test)]
-            clock_set: std::sync::atomic::AtomicI64::new(0),
+            clock_offset_seconds: std::sync::atomic::AtomicI64::new(0),
             newest: Mutex::new(None),
-            contradicting: Mutex::default(),
+            cosignature_conflicts: Mutex::default(),
             bytes: Mutex::default(),
             store,
         });
-        let lone_start = options.lone_start;
-        let writer = run::Writer::open(Arc::clone(&shared), options)?;
+        let peer_wait = options.peer_wait;
+        let writer = writer::Writer::open(Arc::clone(&shared), options)?;
         shared.seq.send_replace(shared.store.seq());
-        let committer = Self { shared, work: desk::start(writer).map_err(StartError::Thread)? };
+        let committer = Self { shared, work: scheduler::start(writer).map_err(StartError::Thread)? };
         if tokio::runtime::Handle::try_current().is_ok() {
             let waiting = committer.clone();
             tokio::spawn(async move {
-                tokio::time::sleep(lone_start).await;
-                waiting.peer_shown();
+                tokio::time::sleep(peer_wait).await;
+                waiting.peer_heads_received();
             });
         }
         Ok(committer)
@@ -278,11 +281,11 @@ impl Committer {
         &self.shared.feed
     }
 
-    /// One past the newest arrival: the wake-up of those to whom bulletins are delivered. They are woken before whoever else reads, and not for
+    /// One past the newest offset: the wake-up of those to whom bulletins are delivered. They are woken before whoever else reads, and not for
     /// commits in which nothing arrived.
     #[must_use]
-    pub fn watch_arrivals(&self) -> watch::Receiver<u64> {
-        self.shared.end_arrival.subscribe()
+    pub fn watch_end_offset(&self) -> watch::Receiver<u64> {
+        self.shared.end_offset.subscribe()
     }
 
     /// Number of the newest commit: the wake-up of every other reader.
@@ -293,8 +296,8 @@ impl Committer {
 
     /// Whether the node may publish.
     #[must_use]
-    pub fn gate(&self) -> watch::Receiver<Gate> {
-        self.shared.gate.subscribe()
+    pub fn publish_state(&self) -> watch::Receiver<PublishState> {
+        self.shared.publish_state.subscribe()
     }
 
     /// Custody notes for this member's feeds, of every epoch, as they become durable.
@@ -305,16 +308,16 @@ impl Committer {
 
     /// What this node says of other members' feeds, as it becomes durable: shortly after the entries that it speaks of.
     #[must_use]
-    pub fn said(&self) -> broadcast::Receiver<Arc<Answers>> {
-        self.shared.said.subscribe()
+    pub fn attestations(&self) -> broadcast::Receiver<Arc<Attestations>> {
+        self.shared.attestations.subscribe()
     }
 
     /// A peer has shown its heads and nothing of ours is in doubt: publishing may begin.
-    pub fn peer_shown(&self) {
-        self.shared.gate.send_if_modified(|gate| {
-            let starting = *gate == Gate::Starting;
+    pub fn peer_heads_received(&self) {
+        self.shared.publish_state.send_if_modified(|publish_state| {
+            let starting = *publish_state == PublishState::Starting;
             if starting {
-                *gate = Gate::Open;
+                *publish_state = PublishState::Open;
             }
             starting
         });
@@ -322,18 +325,24 @@ impl Committer {
 
     /// A peer has shown a valid checkpoint of our own feed that we do not hold: the feed must not be continued. False if that was known.
     /// Blocks for one small file, so that a restart does not forget it.
-    pub fn doubt(&self, reason: String) -> bool {
-        let told = reason.clone();
-        let changed = self.shared.gate.send_if_modified(|gate| {
-            let change = matches!(gate, Gate::Starting | Gate::Open);
+    pub fn require_recovery(&self, reason: String) -> bool {
+        let recorded_reason = reason.clone();
+        let changed = self.shared.publish_state.send_if_modified(|publish_state| {
+            let change = matches!(publish_state, PublishState::Starting | PublishState::Open);
             if change {
-                tracing::error!(reason, "feed in doubt: publishing stops");
-                *gate = Gate::InDoubt(reason);
+                tracing::error!(reason, "feed needs recovery: publishing stops");
+                *publish_state = PublishState::NeedsRecovery(reason);
             }
             change
         });
-        if changed && let Err(error) = mark::write_doubt(&self.shared.mark, self.shared.feed.epoch, &told) {
-            tracing::error!(%error, "the doubt is known until this node is restarted only");
+        if changed
+            && let Err(error) = high_water_mark::write_needs_recovery(
+                &self.shared.high_water_mark,
+                self.shared.feed.epoch,
+                &recorded_reason,
+            )
+        {
+            tracing::error!(%error, "the need for recovery is known only until this node restarts");
         }
         changed
     }
@@ -344,8 +353,8 @@ impl Committer {
     /// # Errors
     /// See [`CommitFailure`]; nothing of the group was published then.
     pub async fn publish(&self, group: Vec<ValidBulletin>) -> Result<PublishedGroup, CommitFailure> {
-        let permit = Arc::clone(self.places(&group)).try_acquire_many_owned(permits_of(group.len()));
-        self.hand_in(group, permit.map_err(|_| CommitFailure::Busy)?).await?.await.map_err(|_| self.stopped())?
+        let permit = Arc::clone(self.slots(&group)).try_acquire_many_owned(permits_of(group.len()));
+        self.submit(group, permit.map_err(|_| CommitFailure::Overloaded)?).await?.await.map_err(|_| self.stopped())?
     }
 
     /// As [`Self::publish`], but returns at once; groups are committed in the order of these calls, those with an urgent bulletin before
@@ -353,48 +362,48 @@ impl Committer {
     ///
     /// # Errors
     /// As [`Self::publish`].
-    pub fn publishing(
+    pub fn try_submit_publish(
         &self,
         group: Vec<ValidBulletin>,
     ) -> Result<oneshot::Receiver<Result<PublishedGroup, CommitFailure>>, CommitFailure> {
-        let permit = Arc::clone(self.places(&group)).try_acquire_many_owned(permits_of(group.len()));
-        let (reply, answer) = oneshot::channel();
-        let permit = permit.map_err(|_| CommitFailure::Busy)?;
+        let permit = Arc::clone(self.slots(&group)).try_acquire_many_owned(permits_of(group.len()));
+        let (reply, response) = oneshot::channel();
+        let permit = permit.map_err(|_| CommitFailure::Overloaded)?;
         self.work.send(Work::Publish(group, reply, permit)).map_err(|_| self.stopped())?;
-        Ok(answer)
+        Ok(response)
     }
 
-    /// As [`Self::publishing`], but waits for room in the queue, and where nothing else is to be done until it is durable: for callers that
+    /// As [`Self::try_submit_publish`], but waits for room in the queue, and where nothing else is to be done until it is durable: for callers that
     /// can make others wait in turn. Waiters are served in
     /// the order in which they came; dropping the future gives up the place, or the answer.
     ///
     /// # Errors
-    /// As [`Self::publish`], but never [`CommitFailure::Busy`] for want of room.
-    pub async fn publishing_waiting(
+    /// As [`Self::publish`], but never [`CommitFailure::Overloaded`] for want of room.
+    pub async fn submit_publish(
         &self,
         group: Vec<ValidBulletin>,
     ) -> Result<oneshot::Receiver<Result<PublishedGroup, CommitFailure>>, CommitFailure> {
-        let places = Arc::clone(self.places(&group));
-        let permit = places.acquire_many_owned(permits_of(group.len())).await.map_err(|_| self.stopped())?;
-        self.hand_in(group, permit).await
+        let slots = Arc::clone(self.slots(&group));
+        let permit = slots.acquire_many_owned(permits_of(group.len())).await.map_err(|_| self.stopped())?;
+        self.submit(group, permit).await
     }
 
-    async fn hand_in(
+    async fn submit(
         &self,
         group: Vec<ValidBulletin>,
         permit: Permit,
     ) -> Result<oneshot::Receiver<Result<PublishedGroup, CommitFailure>>, CommitFailure> {
-        let (reply, answer) = oneshot::channel();
-        self.work.send_or_commit(Work::Publish(group, reply, permit)).await.map_err(|_| self.stopped())?;
-        Ok(answer)
+        let (reply, response) = oneshot::channel();
+        self.work.send_or_commit_inline(Work::Publish(group, reply, permit)).await.map_err(|_| self.stopped())?;
+        Ok(response)
     }
 
-    /// Appends a verified batch of a peer's feed; what this node says of it comes later ([`Self::said`]). Waits for room.
+    /// Appends a verified batch of a peer's feed; what this node says of it comes later ([`Self::attestations`]). Waits for room.
     ///
     /// # Errors
     /// See [`CommitFailure`].
     pub async fn append(&self, batch: VerifiedBatch) -> Result<Appended, CommitFailure> {
-        self.appending(batch).await?.await.map_err(|_| self.stopped())?
+        self.submit_append(batch).await?.await.map_err(|_| self.stopped())?
     }
 
     /// As [`Self::append`], but returns when the batch is queued, or durable where nothing else was to be done: batches are committed in the
@@ -402,37 +411,40 @@ impl Committer {
     ///
     /// # Errors
     /// As [`Self::append`].
-    pub async fn appending(
+    pub async fn submit_append(
         &self,
         batch: VerifiedBatch,
     ) -> Result<oneshot::Receiver<Result<Appended, CommitFailure>>, CommitFailure> {
         let permit = self.permits(&self.shared.links, permits_of(batch.entries.len())).await?;
-        let (reply, answer) = oneshot::channel();
-        self.work.send_or_commit(Work::Append(Box::new(batch), reply, permit)).await.map_err(|_| self.stopped())?;
-        Ok(answer)
+        let (reply, response) = oneshot::channel();
+        self.work
+            .send_or_commit_inline(Work::Append(Box::new(batch), reply, permit))
+            .await
+            .map_err(|_| self.stopped())?;
+        Ok(response)
     }
 
     /// Fills entries of a peer's feed that are held as digests, each once: what another call filled first is passed over. Waits for room.
     ///
     /// # Errors
     /// See [`CommitFailure`].
-    pub async fn fill(&self, filling: Filling) -> Result<Filled, CommitFailure> {
-        let count = u32::try_from(filling.fills.entries.len().max(1)).unwrap_or(u32::MAX);
+    pub async fn backfill(&self, backfill_work: BackfillWork) -> Result<Backfilled, CommitFailure> {
+        let count = u32::try_from(backfill_work.backfill.entries.len().max(1)).unwrap_or(u32::MAX);
         let permit = self.permits(&self.shared.links, count).await?;
-        let (reply, answer) = oneshot::channel();
-        self.work.send(Work::Fill(Box::new(filling), reply, permit)).map_err(|_| self.stopped())?;
-        answer.await.map_err(|_| self.stopped())?
+        let (reply, response) = oneshot::channel();
+        self.work.send(Work::Backfill(Box::new(backfill_work), reply, permit)).map_err(|_| self.stopped())?;
+        response.await.map_err(|_| self.stopped())?
     }
 
     /// Keeps answers and other facts; may wait a few milliseconds for company.
     ///
     /// # Errors
     /// See [`CommitFailure`].
-    pub async fn keep(&self, kept: Kept) -> Result<(), CommitFailure> {
+    pub async fn persist(&self, records: Records) -> Result<(), CommitFailure> {
         let permit = self.permits(&self.shared.queue, 1).await?;
-        let (reply, answer) = oneshot::channel();
-        self.work.send(Work::Keep(kept, reply, permit)).map_err(|_| self.stopped())?;
-        answer.await.map_err(|_| self.stopped())?
+        let (reply, response) = oneshot::channel();
+        self.work.send(Work::Records(records, reply, permit)).map_err(|_| self.stopped())?;
+        response.await.map_err(|_| self.stopped())?
     }
 
     /// The newest checkpoint of the node's own feed that is durable.
@@ -459,12 +471,12 @@ impl Committer {
     }
 
     /// Custody notes that say again, of these ranges alone, what this node holds of another member's feed in full and has become durable: for
-    /// the owner, by another way than that of [`Self::said`]. At most so many as there are ranges; `None` while the clock is behind.
+    /// the owner, by another way than that of [`Self::attestations`]. At most so many as there are ranges; `None` while the clock is behind.
     #[must_use]
-    pub fn custody_again(&self, feed: &FeedId, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
+    pub fn reissue_custody(&self, feed: &FeedId, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
         let (seconds, _) = self.shared.now();
         let time = later(seconds, self.shared.last_time());
-        let tree = checkpoint_of(feed, &self.shared.store.feed(feed)?.frontier);
+        let tree = checkpoint_of(feed, &self.shared.store.feed(feed)?.compact_range);
         let note = |range: &Range<u64>| {
             CustodyNote::new(&tree, time, range.clone(), []).and_then(|note| note.sign(&self.shared.custody_key)).ok()
         };
@@ -480,19 +492,19 @@ impl Committer {
 
     /// Commits what is waiting, then ends the thread, which holds the store no more.
     pub async fn stop(&self) {
-        let (reply, answer) = oneshot::channel();
+        let (reply, response) = oneshot::channel();
         if self.work.send(Work::Stop(reply)).is_ok() {
-            let _ = answer.await;
+            let _ = response.await;
         }
     }
 
-    async fn permits(&self, places: &Places, count: u32) -> Result<Permit, CommitFailure> {
-        Arc::clone(&places.free).acquire_many_owned(count).await.map_err(|_| self.stopped())
+    async fn permits(&self, slots: &QueueSlots, count: u32) -> Result<Permit, CommitFailure> {
+        Arc::clone(&slots.free).acquire_many_owned(count).await.map_err(|_| self.stopped())
     }
 
     fn stopped(&self) -> CommitFailure {
-        match &*self.shared.gate.borrow() {
-            Gate::Stopped(reason) => CommitFailure::Stopped(reason.clone()),
+        match &*self.shared.publish_state.borrow() {
+            PublishState::Stopped(reason) => CommitFailure::Stopped(reason.clone()),
             _ => CommitFailure::Stopped("shutting down".into()),
         }
     }
@@ -510,7 +522,7 @@ fn is_behind(last: u64, now: u64) -> bool {
     last > now.saturating_add(CLOCK_BEHIND_SECONDS_MAX)
 }
 
-impl Shared {
+impl CommitterShared {
     fn last_time(&self) -> u64 {
         self.last_time.load(Ordering::Relaxed)
     }
@@ -521,7 +533,7 @@ impl Shared {
         return now();
         #[cfg(test)]
         {
-            let set = self.clock_set.load(Ordering::Relaxed);
+            let set = self.clock_offset_seconds.load(Ordering::Relaxed);
             let (seconds, ms) = now();
             (seconds.saturating_add_signed(set), ms.saturating_add_signed(set * 1_000))
         }
@@ -532,7 +544,7 @@ impl Shared {
 impl Committer {
     /// Sets the clock of this committer, in seconds from the right one.
     pub(crate) fn set_clock(&self, seconds: i64) {
-        self.shared.clock_set.store(seconds, Ordering::Relaxed);
+        self.shared.clock_offset_seconds.store(seconds, Ordering::Relaxed);
     }
 
     /// Takes places in the queue, as others that publish would, until the permit is dropped.
@@ -569,8 +581,8 @@ pub(crate) fn now() -> (u64, u64) {
 }
 
 /// The checkpoint of a feed at the size that is committed.
-pub(crate) fn checkpoint_of(feed: &FeedId, frontier: &barid_core::feed::tree::Frontier) -> Checkpoint {
-    Checkpoint { feed: feed.clone(), size: frontier.size(), root: frontier.root() }
+pub(crate) fn checkpoint_of(feed: &FeedId, compact_range: &barid_core::feed::tree::CompactRange) -> Checkpoint {
+    Checkpoint { feed: feed.clone(), size: compact_range.size(), root: compact_range.root() }
 }
 
 /// Whether `member` owns `feed`.
@@ -583,7 +595,7 @@ pub(crate) fn trace(committed: &Committed) {
     tracing::trace!(
         seq = committed.seq,
         appends = committed.commit.appends.len(),
-        first_arrival = committed.first_arrival,
+        first_offset = committed.first_offset,
         "committed"
     );
 }

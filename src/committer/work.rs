@@ -1,43 +1,43 @@
 //! What is handed to the committer, and what becomes of it.
 //!
-//! In scope: the values. Out of scope: in which order work is done (`queue`), and doing it (`run`).
+//! In scope: the values. Out of scope: in which order work is done (`queue`), and doing it (`writer`).
 
 use std::ops::Range;
 
 use barid_core::bulletin::ValidBulletin;
 use barid_core::feed::checkpoint::SignedCheckpoint;
-use barid_core::follow::{VerifiedBatch, VerifiedExpress, VerifiedFills};
-use barid_core::names::Undisclosed;
+use barid_core::follow::{VerifiedBackfills, VerifiedBatch, VerifiedPriority};
+use barid_core::ids::Undisclosed;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::CommitFailure;
-use super::express::Expressed;
+use super::priority::PriorityOutcome;
 use crate::store::{
     Cosigned, CrlRecord, CursorRecord, CustodyRecord, ForkRecord, Location, RosterRecord, SubscriptionRecord,
 };
 
 /// What became of one bulletin.
 #[derive(Clone, Debug)]
-pub enum Published {
+pub enum PublishOutcome {
     /// Appended by this commit.
     New {
         /// Its place.
         index: u64,
-        /// Its arrival at this node.
-        arrival: u64,
+        /// Its offset at this node.
+        offset: u64,
     },
     /// Its id is taken, by an earlier commit.
-    Taken(Location),
+    Duplicate(Location),
     /// Its id is taken by another bulletin of the same group.
-    TakenInGroup,
+    DuplicateInGroup,
 }
 
 /// A group that is durable.
 #[derive(Clone, Debug)]
 pub struct PublishedGroup {
     /// One for each bulletin, in their order.
-    pub outcomes: Vec<Published>,
+    pub outcomes: Vec<PublishOutcome>,
     /// Checkpoint that includes them all.
     pub checkpoint: SignedCheckpoint,
 }
@@ -53,7 +53,7 @@ pub struct Appended {
 
 /// What content that came late became.
 #[derive(Clone, Debug)]
-pub struct Filled {
+pub struct Backfilled {
     /// Entries that are held in full now and were not before.
     pub entries: u64,
     /// Our custody notes for the feed's owner.
@@ -62,16 +62,16 @@ pub struct Filled {
 
 /// Content for entries held as digests, and what else is held as digests about there.
 #[derive(Clone, Debug)]
-pub struct Filling {
+pub struct BackfillWork {
     /// Verified content.
-    pub fills: VerifiedFills,
+    pub backfill: VerifiedBackfills,
     /// Ranges held as digests between the first and the last of its entries, before it came; at least these.
     pub not_held: Vec<(Range<u64>, Undisclosed)>,
 }
 
 /// Answers and other facts to keep.
 #[derive(Clone, Debug, Default)]
-pub struct Kept {
+pub struct Records {
     /// Verified cosigned notes.
     pub cosigned: Vec<Cosigned>,
     /// Verified custody notes.
@@ -88,7 +88,7 @@ pub struct Kept {
     pub forks: Vec<ForkRecord>,
 }
 
-impl Kept {
+impl Records {
     /// Bytes of what is kept, without what frames it.
     pub(super) fn bytes(&self) -> usize {
         self.cosigned.iter().map(|cosigned| cosigned.note.len()).sum::<usize>()
@@ -109,9 +109,9 @@ impl Kept {
 pub(crate) enum Work {
     Publish(Vec<ValidBulletin>, oneshot::Sender<Result<PublishedGroup, CommitFailure>>, Permit),
     Append(Box<VerifiedBatch>, oneshot::Sender<Result<Appended, CommitFailure>>, Permit),
-    Express(Box<VerifiedExpress>, oneshot::Sender<Result<Expressed, CommitFailure>>, Permit),
-    Fill(Box<Filling>, oneshot::Sender<Result<Filled, CommitFailure>>, Permit),
-    Keep(Kept, oneshot::Sender<Result<(), CommitFailure>>, Permit),
+    Priority(Box<VerifiedPriority>, oneshot::Sender<Result<PriorityOutcome, CommitFailure>>, Permit),
+    Backfill(Box<BackfillWork>, oneshot::Sender<Result<Backfilled, CommitFailure>>, Permit),
+    Records(Records, oneshot::Sender<Result<(), CommitFailure>>, Permit),
     Stop(oneshot::Sender<()>),
 }
 
@@ -121,9 +121,11 @@ impl Work {
         match self {
             Self::Publish(group, ..) => (group.len(), group.iter().map(|bulletin| bulletin.envelope.len()).sum()),
             Self::Append(batch, ..) => (batch.entries.len(), batch.envelope_bytes()),
-            Self::Fill(filling, ..) => (filling.fills.entries.len(), filling.fills.envelope_bytes()),
-            Self::Express(express, ..) => (1, express.envelope().map_or(0, Bytes::len)),
-            Self::Keep(..) | Self::Stop(_) => (0, 0),
+            Self::Backfill(backfill_work, ..) => {
+                (backfill_work.backfill.entries.len(), backfill_work.backfill.envelope_bytes())
+            }
+            Self::Priority(priority, ..) => (1, priority.envelope().map_or(0, Bytes::len)),
+            Self::Records(..) | Self::Stop(_) => (0, 0),
         }
     }
 }
@@ -135,14 +137,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn evidence_and_cursors_count_in_what_one_commit_may_hold() {
+    fn evidence_and_cursors_count_toward_records_bytes_max() {
         let fork = ForkRecord {
             feed: "ma.rabat.example/feed/1".parse().expect("a feed"),
             evidence: Bytes::from(vec![0; 1_000]),
             resumed: false,
         };
-        let cursor = CursorRecord { subscription: "s".repeat(100), arrival: 1, held: None, epoch: 1 };
-        let kept = Kept { forks: vec![fork; 3], cursors: vec![cursor; 2], ..Kept::default() };
-        assert_eq!(kept.bytes(), 3_200);
+        let cursor = CursorRecord { subscription: "s".repeat(100), offset: 1, held: None, epoch: 1 };
+        let records = Records { forks: vec![fork; 3], cursors: vec![cursor; 2], ..Records::default() };
+        assert_eq!(records.bytes(), 3_200);
     }
 }

@@ -15,7 +15,7 @@ use barid_core::feed::cosignature::{cosign, heartbeat_line};
 use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::Algorithm;
 use barid_core::feed::tree::{MemoryTree, consistency_proof, inclusion_proof, root_at};
-use barid_core::names::{Digest, FeedId, Hash, Undisclosed};
+use barid_core::ids::{Digest, FeedId, Hash, Undisclosed};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 use barid_core::proto::item::Item;
@@ -73,7 +73,7 @@ struct Rogue {
     trees: [MemoryTree; 2],
     envelopes: [Vec<Option<Bytes>>; 2],
     /// The tree that is shown now.
-    shown: usize,
+    current_tree: usize,
 }
 
 /// Panics if something does not hold.
@@ -88,9 +88,9 @@ pub fn check(data: &[u8]) {
 async fn converse(data: &[u8]) {
     let mut choices = Choices(data);
     let node = Node::start("ma");
-    let mut rogue = Rogue { trees: Default::default(), envelopes: Default::default(), shown: 0 };
+    let mut rogue = Rogue { trees: Default::default(), envelopes: Default::default(), current_tree: 0 };
     node.publish(3, |_| {}).await;
-    let also_honest = choices.byte() % 8 == 0;
+    let with_honest_peer = choices.byte() % 8 == 0;
     let mut actor = open(&node, &mut choices).await;
     for _ in 0..STEPS_MAX {
         if choices.is_empty() {
@@ -101,7 +101,7 @@ async fn converse(data: &[u8]) {
             continue;
         };
         // A link that was ended is opened again.
-        if actor.sends.send(proto::Frame { frame: Some(frame) }).await.is_err() {
+        if actor.to_node.send(proto::Frame { frame: Some(frame) }).await.is_err() {
             actor = open(&node, &mut choices).await;
         }
     }
@@ -109,7 +109,7 @@ async fn converse(data: &[u8]) {
     let held = node.size(&node.feed());
     node.publish(2, |_| {}).await;
     assert_eq!(node.size(&node.feed()), held + 2);
-    if also_honest {
+    if with_honest_peer {
         let other = Node::start("ly");
         other.publish(2, |_| {}).await;
         let _cable = connect(&node, &other, honest(), honest());
@@ -133,25 +133,25 @@ async fn converse(data: &[u8]) {
 }
 
 /// The rogue's end of a link, whose other end is drained.
-struct Line {
-    sends: tokio::sync::mpsc::Sender<proto::Frame>,
+struct RogueLink {
+    to_node: tokio::sync::mpsc::Sender<proto::Frame>,
     link: tokio::task::JoinHandle<Result<(), super::LinkError>>,
-    drains: tokio::task::JoinHandle<()>,
+    drain_task: tokio::task::JoinHandle<()>,
 }
 
-impl Line {
+impl RogueLink {
     /// Ends the link, which must not have panicked, and must end soon.
     async fn end(self) {
-        drop(self.sends);
+        drop(self.to_node);
         let ended = tokio::time::timeout(Duration::from_secs(20), self.link).await.expect("a link ends with its wire");
         let _ = ended.expect("a link does not panic");
-        self.drains.abort();
+        self.drain_task.abort();
     }
 }
 
-async fn open(node: &Node, choices: &mut Choices<'_>) -> Line {
-    let Actor { says, mut hears, link } = Actor::dial(node, "tn");
-    let drains = tokio::spawn(async move { while hears.recv().await.is_some() {} });
+async fn open(node: &Node, choices: &mut Choices<'_>) -> RogueLink {
+    let Actor { to_node, mut from_node, link } = Actor::dial(node, "tn");
+    let drain_task = tokio::spawn(async move { while from_node.recv().await.is_some() {} });
     let mut hello =
         proto::Hello { protocol: 1, exchange: EXCHANGE.into(), roster_version: 1, ..proto::Hello::default() };
     match choices.byte() {
@@ -162,8 +162,8 @@ async fn open(node: &Node, choices: &mut Choices<'_>) -> Line {
         245..250 => hello.now_unix_ms = choices.number(0),
         _ => hello.protocol = u32::try_from(choices.number(1)).unwrap_or(u32::MAX),
     }
-    let _ = says.send(proto::Frame { frame: Some(Frame::Hello(hello)) }).await;
-    Line { sends: says, link, drains }
+    let _ = to_node.send(proto::Frame { frame: Some(Frame::Hello(hello)) }).await;
+    RogueLink { to_node, link, drain_task }
 }
 
 fn text(choices: &mut Choices<'_>) -> String {
@@ -182,14 +182,14 @@ impl Rogue {
             }
             1..=4 => self.entries(node, choices),
             5 => {
-                self.shown = 1 - self.shown;
+                self.current_tree = 1 - self.current_tree;
                 self.entries(node, choices)
             }
             6 => Frame::Custody(proto::Custody { note: self.custody(node, choices) }),
             7 => Frame::Cosigned(proto::Cosigned { note: cosigned(node, choices), ..Default::default() }),
             8 => self.heartbeat(choices),
             9 => self.heads(node, choices),
-            10 => self.express(node, choices),
+            10 => self.priority(node, choices),
             11 => {
                 let feed = any_feed(choices);
                 let (from, topics) = (choices.number(own_size), (0..choices.byte() % 3).map(|_| text(choices)));
@@ -197,25 +197,32 @@ impl Rogue {
                 let ranges = (0..choices.byte() % 4).map(|_| range(choices, own_size)).collect();
                 Frame::Follow(proto::Follow { feed, from, topics, ranges })
             }
-            12 => Frame::Stored(proto::Stored { feed: any_feed(choices), size: choices.number(own_size) }),
+            12 => Frame::ReplicationProgress(proto::ReplicationProgress {
+                feed: any_feed(choices),
+                size: choices.number(own_size),
+            }),
             13 => {
                 let reason = text(choices);
                 Frame::Fault(proto::Fault { feed: any_feed(choices), reason, detail: text(choices) })
             }
-            14 => Frame::AnswersRequest(proto::AnswersRequest {
+            14 => Frame::AttestationsRequest(proto::AttestationsRequest {
                 feed: any_feed(choices),
                 custody_from: choices.number(0),
-                late_from: choices.number(0),
+                backfilled_since: choices.number(0),
             }),
             15 => {
                 let items = (0..choices.byte() % 4).map(|_| {
                     let index = choices.number(self.size());
-                    let envelope = self.envelopes[self.shown].get(usize::try_from(index).unwrap_or(usize::MAX));
+                    let envelope = self.envelopes[self.current_tree].get(usize::try_from(index).unwrap_or(usize::MAX));
                     let envelope = envelope.cloned().flatten().unwrap_or_default();
-                    proto::Fill { index, envelope }
+                    proto::Backfill { index, envelope }
                 });
                 let items = items.collect();
-                Frame::Fills(proto::Fills { feed: any_feed(choices), items, through: choices.number(self.size()) })
+                Frame::BackfillResponse(proto::BackfillResponse {
+                    feed: any_feed(choices),
+                    items,
+                    scanned_to: choices.number(self.size()),
+                })
             }
             16 => Frame::ConsistencyRequest(proto::ConsistencyRequest {
                 feed: any_feed(choices),
@@ -230,19 +237,19 @@ impl Rogue {
             }
             20 => {
                 let holder = ["ly", "tn", "ma", "zz"][usize::from(choices.byte() % 4)].to_owned();
-                let (notes, through) = (vec![self.custody(node, choices)], choices.number(own_size));
-                Frame::RelayedCustody(proto::RelayedCustody { feed: own.to_string(), holder, notes, through })
+                let (notes, scanned_to) = (vec![self.custody(node, choices)], choices.number(own_size));
+                Frame::RelayedCustody(proto::RelayedCustody { feed: own.to_string(), holder, notes, scanned_to })
             }
             _ => return None,
         })
     }
 
     fn size(&self) -> u64 {
-        self.trees[self.shown].size()
+        self.trees[self.current_tree].size()
     }
 
     fn signed(&self, size: u64) -> SignedCheckpoint {
-        let root = root_at(&self.trees[self.shown], size).unwrap();
+        let root = root_at(&self.trees[self.current_tree], size).unwrap();
         sign(&Checkpoint { feed: feed("tn"), size, root }, &[key("tn", "feed/1", Algorithm::Ed25519)]).unwrap()
     }
 
@@ -261,8 +268,8 @@ impl Rogue {
             }
         };
         let digest = envelope.as_ref().map_or_else(|| Digest([urgency; 32]), |bytes| envelope::digest(bytes));
-        self.trees[self.shown].append(&digest);
-        self.envelopes[self.shown].push(envelope);
+        self.trees[self.current_tree].append(&digest);
+        self.envelopes[self.current_tree].push(envelope);
     }
 
     /// Entries from somewhere to somewhere of the tree that is shown, as a live or a backlog batch, right or nearly.
@@ -274,7 +281,7 @@ impl Rogue {
         let first = if choices.byte() < 200 { held.min(self.size()) } else { choices.number(held).min(self.size()) };
         let end = if choices.byte() < 200 { self.size() } else { choices.number(held).clamp(first, self.size()) };
         let size = if choices.byte() < 200 { end } else { choices.number(end).clamp(end, self.size()) };
-        let (tree, envelopes) = (&self.trees[self.shown], &self.envelopes[self.shown]);
+        let (tree, envelopes) = (&self.trees[self.current_tree], &self.envelopes[self.current_tree]);
         let items = (first..end).map(|index| {
             let position = usize::try_from(index).unwrap();
             let item = match &envelopes[position] {
@@ -327,24 +334,24 @@ impl Rogue {
     }
 
     fn heads(&self, node: &Node, choices: &mut Choices<'_>) -> Frame {
-        let head = proto::Head {
+        let head = proto::TreeHead {
             checkpoint: self.signed(choices.number(self.size()).min(self.size())).note,
             cosigned: (0..choices.byte() % 3).map(|_| cosigned(node, choices)).collect(),
             held: (choices.byte() > 100).then(|| choices.number(self.size())),
         };
         let crls = (0..choices.byte() % 3).map(|_| Bytes::copy_from_slice(choices.bytes(60))).collect();
-        Frame::Heads(proto::Heads { heads: vec![head], roster_version: choices.number(1), crls })
+        Frame::TreeHeads(proto::TreeHeads { heads: vec![head], roster_version: choices.number(1), crls })
     }
 
-    fn express(&mut self, node: &Node, choices: &mut Choices<'_>) -> Frame {
+    fn priority(&mut self, node: &Node, choices: &mut Choices<'_>) -> Frame {
         for _ in 0..=choices.byte() % 8 {
             self.append(choices);
         }
         let index = choices.number(node.size(&feed("tn"))).min(self.size() - 1);
-        let envelope = self.envelopes[self.shown][usize::try_from(index).unwrap()].clone().unwrap_or_default();
-        let proof = inclusion_proof(&self.trees[self.shown], index, self.size()).unwrap_or_default();
+        let envelope = self.envelopes[self.current_tree][usize::try_from(index).unwrap()].clone().unwrap_or_default();
+        let proof = inclusion_proof(&self.trees[self.current_tree], index, self.size()).unwrap_or_default();
         let index = if choices.byte() < 220 { index } else { choices.number(index) };
-        Frame::Express(proto::Express {
+        Frame::PriorityEntry(proto::PriorityEntry {
             feed: feed("tn").to_string(),
             index,
             envelope,
@@ -356,7 +363,7 @@ impl Rogue {
     fn consistency(&self, choices: &mut Choices<'_>) -> Frame {
         let size = choices.number(self.size()).min(self.size());
         let tree = &self.trees[choices.byte() as usize % 2];
-        let proof = consistency_proof(&self.trees[self.shown], size, self.size()).unwrap_or_default();
+        let proof = consistency_proof(&self.trees[self.current_tree], size, self.size()).unwrap_or_default();
         let root = root_at(tree, size.min(tree.size())).unwrap();
         Frame::Consistency(proto::Consistency {
             feed: feed("tn").to_string(),
@@ -409,7 +416,7 @@ fn any_feed(choices: &mut Choices<'_>) -> String {
 fn cosigned(node: &Node, choices: &mut Choices<'_>) -> Bytes {
     let own = node.feed();
     let state = node.store.feed(&own).unwrap();
-    let signed = SignedCheckpoint::kept(state.checkpoint).unwrap();
+    let signed = SignedCheckpoint::from_trusted_store(state.checkpoint).unwrap();
     let key = key("tn", "mirror", Algorithm::CosignatureEd25519);
     let time = choices.number(1_700_000_000);
     // Not every time can be signed.
@@ -423,7 +430,7 @@ mod tests {
     use crate::store::fuzzing::mutate::Mutator;
 
     #[test]
-    fn node_goes_on_after_any_conversation() {
+    fn node_stays_consistent_after_any_conversation() {
         // Every step in turn, then mutations of such conversations.
         let seed: Vec<u8> = (0..=255).collect();
         for number in 0..40 {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use barid_core::ids::Member;
 use barid_core::limits::MESSAGE_BYTES_MAX;
-use barid_core::names::Member;
 use barid_core::proto;
 use futures::future::BoxFuture;
 use futures::stream::StreamExt;
@@ -16,20 +16,20 @@ use tonic::body::Body;
 use tonic::transport::Channel;
 use tower::ServiceExt as _;
 
-use super::{DIAL_BACKOFF, DIAL_GRACE, Exchange, FRAMES_WAITING_MAX, LinkError, STARTED_GRACE, Wire, backoff};
+use super::{DIAL_BACKOFF, DIAL_GRACE, Exchange, FRAME_QUEUE_MAX, LinkError, STARTUP_GRACE, Wire, backoff};
 use crate::calls::Call;
 use crate::rpc::exchange_client::ExchangeClient;
 use crate::telemetry::alarms::Alarm;
 
 /// A link that lasted so long was a good one: the next attempt comes soon.
-const GOOD_LINK: Duration = Duration::from_secs(10);
+const STABLE_LINK_MIN: Duration = Duration::from_secs(10);
 
 /// How long the other stream, for which a link was ended as a double, may take to be the link.
-const DOUBLE_WAIT: Duration = Duration::from_secs(2);
+const DUPLICATE_LINK_WAIT: Duration = Duration::from_secs(2);
 /// So many links that were ended for another one of which this node knows nothing, and no good one between: another node uses its identity.
-const DOUBLES_MAX: u32 = 3;
+const DUPLICATE_LINKS_MAX: u32 = 3;
 /// Once no link was ended so for so long, no other node uses it any more: four attempts at the longest pause.
-const DOUBLES_QUIET: Duration = Duration::from_secs(4 * 30);
+const DUPLICATE_LINKS_CLEAR_AFTER: Duration = Duration::from_secs(4 * 30);
 
 /// Opens connections on which the other side has proven to be a member's node.
 pub trait Dial: Send + Sync + 'static {
@@ -79,8 +79,8 @@ struct Dialer {
 
 impl Dialer {
     async fn run(self) {
-        let (mut attempt, mut doubles) = (0, 0);
-        let mut grace = self.grace().min(STARTED_GRACE);
+        let (mut attempt, mut duplicates) = (0, 0);
+        let mut grace = self.grace().min(STARTUP_GRACE);
         loop {
             self.unlinked().await;
             let waited = std::mem::replace(&mut grace, self.grace());
@@ -90,20 +90,22 @@ impl Dialer {
             let began = Instant::now();
             match self.attempt().await {
                 Ok(()) => attempt = 0,
-                Err(error) if error.is_double() && self.linked_within(DOUBLE_WAIT).await => (attempt, doubles) = (0, 0),
+                Err(error) if error.is_duplicate() && self.linked_within(DUPLICATE_LINK_WAIT).await => {
+                    (attempt, duplicates) = (0, 0)
+                }
                 // However long it lasted: to dial again at once would only take the link back.
-                Err(error) if error.is_double() => {
-                    doubles += 1;
-                    if doubles >= DOUBLES_MAX {
+                Err(error) if error.is_duplicate() => {
+                    duplicates += 1;
+                    if duplicates >= DUPLICATE_LINKS_MAX {
                         let alarm = Alarm::OwnIdentityInUse { peer: self.peer.clone() };
-                        self.exchange.alarms().raise_for(alarm, DOUBLES_QUIET);
+                        self.exchange.alarms().raise_for(alarm, DUPLICATE_LINKS_CLEAR_AFTER);
                     }
                 }
                 Err(error) => {
-                    if began.elapsed() >= GOOD_LINK {
-                        (attempt, doubles) = (0, 0);
+                    if began.elapsed() >= STABLE_LINK_MIN {
+                        (attempt, duplicates) = (0, 0);
                     }
-                    self.exchange.shared.peers.failed(&self.peer, error.to_string());
+                    self.exchange.shared.peers.link_failed(&self.peer, error.to_string());
                     tracing::info!(peer = %self.peer, %error, attempt, "no link");
                 }
             }
@@ -170,7 +172,7 @@ impl Dialer {
 
 /// Opens a link over a connection; nothing is said on it yet.
 pub(super) async fn open(channel: Channel, call: Option<Call>) -> Result<Wire, String> {
-    let (outgoing, frames) = mpsc::channel(FRAMES_WAITING_MAX);
+    let (outgoing, frames) = mpsc::channel(FRAME_QUEUE_MAX);
     let requests = ReceiverStream::new(frames).map(|frame| proto::LinkRequest { frame: Some(frame) });
     let charged = call.clone();
     let channel = channel.map_response(move |response: http::Response<Body>| match charged {
@@ -180,7 +182,7 @@ pub(super) async fn open(channel: Channel, call: Option<Call>) -> Result<Wire, S
     let mut client = ExchangeClient::new(channel)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let opening = tokio::time::timeout(super::HELLO_WAIT, client.link(requests)).await;
+    let opening = tokio::time::timeout(super::HELLO_TIMEOUT, client.link(requests)).await;
     let responses = match opening {
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => return Err(format!("{:?}: {}", status.code(), status.message())),

@@ -7,99 +7,99 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use barid_core::names::{FeedId, Member};
+use barid_core::ids::{FeedId, Member};
 use barid_core::proto::frame::Frame;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::outbox::Outbox;
+use super::send_queue::SendQueue;
 use crate::clock;
 use crate::store::{Cosigned, CustodyRecord, Store};
 use crate::telemetry::alarms::{Alarm, Alarms};
 
 /// Entries by which a feed is shown to be behind at most: more than any member publishes in years, and a number that every program reads exactly.
-pub(crate) const BEHIND_SHOWN_MAX: u64 = 1_000_000_000;
+pub(crate) const BEHIND_ENTRIES_MAX: u64 = 1_000_000_000;
 
 /// So many links that a member dials while another one, dialled by it too, is open mean that two nodes use its identity. One or two come
 /// when a line broke and only one end has noticed.
-const DOUBLES_MAX: usize = 4;
+const DUPLICATE_LINKS_MAX: usize = 4;
 /// Within this time.
-const DOUBLES_WITHIN: Duration = Duration::from_secs(60);
+const DUPLICATE_LINKS_WINDOW: Duration = Duration::from_secs(60);
 /// For so long after the last of them the link that is open stays: two nodes that take it from each other would leave it to neither.
-const DOUBLES_QUIET: Duration = Duration::from_secs(300);
+const DUPLICATE_LINKS_CLEAR_AFTER: Duration = Duration::from_secs(300);
 
 /// The table of peers. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Peers {
-    inner: Arc<Inner>,
+    inner: Arc<PeersInner>,
 }
 
-struct Inner {
-    table: Mutex<Table>,
+struct PeersInner {
+    table: Mutex<PeerTable>,
     alarms: Alarms,
     changed: watch::Sender<u64>,
 }
 
-impl Default for Inner {
+impl Default for PeersInner {
     fn default() -> Self {
         Self { table: Mutex::default(), alarms: Alarms::default(), changed: watch::Sender::new(0) }
     }
 }
 
 #[derive(Default)]
-struct Table {
+struct PeerTable {
     peers: BTreeMap<Member, Peer>,
     links: u64,
 }
 
 #[derive(Default)]
 struct Peer {
-    link: Option<Current>,
+    link: Option<OpenLink>,
     /// When the last link ended.
     ended: Option<Instant>,
     /// Entries of each feed that it shows to hold, over the link that is open.
-    heads: BTreeMap<FeedId, u64>,
+    replica_sizes: BTreeMap<FeedId, u64>,
     /// Its clock when it greeted, in unix ms, and when that was.
-    greeted: Option<(u64, Instant)>,
-    doubles: Doubles,
-    shown: PeerSnapshot,
+    hello_received: Option<(u64, Instant)>,
+    duplicate_links: DuplicateLinks,
+    status: PeerStatus,
 }
 
 /// Links that came while another one of the same dialler was open.
 #[derive(Default)]
-struct Doubles {
-    /// When; at most [`DOUBLES_MAX`].
-    met: VecDeque<Instant>,
+struct DuplicateLinks {
+    /// When; at most [`DUPLICATE_LINKS_MAX`].
+    seen_at: VecDeque<Instant>,
     /// The last one since there have been too many.
-    fought: Option<Instant>,
+    conflict: Option<Instant>,
 }
 
-impl Doubles {
+impl DuplicateLinks {
     /// One more has come: whether two nodes use one identity.
-    fn meet(&mut self, now: Instant) -> bool {
-        self.met.retain(|at| now.duration_since(*at) < DOUBLES_WITHIN);
-        self.met.push_back(now);
-        let before = self.fought.is_some_and(|last| now.duration_since(last) < DOUBLES_QUIET);
-        let fought = before || self.met.len() >= DOUBLES_MAX;
-        if self.met.len() >= DOUBLES_MAX {
-            self.met.pop_front();
+    fn record(&mut self, now: Instant) -> bool {
+        self.seen_at.retain(|at| now.duration_since(*at) < DUPLICATE_LINKS_WINDOW);
+        self.seen_at.push_back(now);
+        let before = self.conflict.is_some_and(|last| now.duration_since(last) < DUPLICATE_LINKS_CLEAR_AFTER);
+        let conflict = before || self.seen_at.len() >= DUPLICATE_LINKS_MAX;
+        if self.seen_at.len() >= DUPLICATE_LINKS_MAX {
+            self.seen_at.pop_front();
         }
-        self.fought = fought.then_some(now);
-        fought
+        self.conflict = conflict.then_some(now);
+        conflict
     }
 }
 
-struct Current {
+struct OpenLink {
     number: u64,
     by_lower: bool,
-    outbox: Arc<Outbox>,
+    send_queue: Arc<SendQueue>,
     stop: watch::Sender<bool>,
 }
 
 /// One peer at one moment. Times are 0 where nothing is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PeerSnapshot {
+pub struct PeerStatus {
     /// Whether a link is open.
     pub linked: bool,
     /// Unix ms since when it is open, or when it last was.
@@ -131,7 +131,7 @@ pub struct PeerSnapshot {
 }
 
 /// The right to be the link to a peer. Dropping it gives the right up.
-pub(crate) struct Registration {
+pub(crate) struct LinkRegistration {
     peers: Peers,
     peer: Member,
     number: u64,
@@ -142,12 +142,12 @@ impl Peers {
     /// Nothing is known of any peer yet; what needs an operator is raised in `alarms`.
     #[must_use]
     pub fn new(alarms: Alarms) -> Self {
-        Self { inner: Arc::new(Inner { alarms, ..Inner::default() }) }
+        Self { inner: Arc::new(PeersInner { alarms, ..PeersInner::default() }) }
     }
 
     /// Every peer of which anything is known.
     #[must_use]
-    pub fn snapshot(&self) -> BTreeMap<Member, PeerSnapshot> {
+    pub fn snapshot(&self) -> BTreeMap<Member, PeerStatus> {
         let now = (clock::unix_ms(), Instant::now());
         let table = self.inner.table.lock();
         table.peers.iter().map(|(member, peer)| (member.clone(), peer.snapshot(now))).collect()
@@ -167,50 +167,57 @@ impl Peers {
 
     /// Becomes the link to `peer`; `None` if the link that is open stays. Of two the one that the lower code dialled stays; of two
     /// of one dialler the newer, as its dialler has seen the older one fail: unless that happens so often that there must be two diallers.
-    pub(crate) fn register(&self, peer: &Member, by_lower: bool, outbox: &Arc<Outbox>) -> Option<Registration> {
+    pub(crate) fn register(
+        &self,
+        peer: &Member,
+        by_lower: bool,
+        send_queue: &Arc<SendQueue>,
+    ) -> Option<LinkRegistration> {
         let mut table = self.inner.table.lock();
         table.links += 1;
         let number = table.links;
         let entry = table.peers.entry(peer.clone()).or_default();
         if let Some(current) = &entry.link {
-            let doubled = current.by_lower == by_lower && entry.doubles.meet(Instant::now());
-            if doubled {
+            let duplicate = current.by_lower == by_lower && entry.duplicate_links.record(Instant::now());
+            if duplicate {
                 // Only a copied machine or a stolen key can explain it.
-                self.inner.alarms.raise_for(Alarm::DuplicateIdentity { peer: peer.clone() }, DOUBLES_QUIET);
+                self.inner
+                    .alarms
+                    .raise_for(Alarm::DuplicateIdentity { peer: peer.clone() }, DUPLICATE_LINKS_CLEAR_AFTER);
             }
-            if doubled || current.by_lower && !by_lower {
+            if duplicate || current.by_lower && !by_lower {
                 return None;
             }
             current.stop.send_replace(true);
         }
         let (stop, stopped) = watch::channel(false);
-        entry.link = Some(Current { number, by_lower, outbox: Arc::clone(outbox), stop });
-        entry.heads.clear();
-        entry.shown.linked = true;
-        entry.shown.since_unix_ms = clock::unix_ms();
-        entry.shown.last_error.clear();
+        entry.link = Some(OpenLink { number, by_lower, send_queue: Arc::clone(send_queue), stop });
+        entry.replica_sizes.clear();
+        entry.status.linked = true;
+        entry.status.since_unix_ms = clock::unix_ms();
+        entry.status.last_error.clear();
         drop(table);
         self.inner.changed.send_modify(|count| *count += 1);
-        Some(Registration { peers: self.clone(), peer: peer.clone(), number, stop: stopped })
+        Some(LinkRegistration { peers: self.clone(), peer: peer.clone(), number, stop: stopped })
     }
 
     /// Says something to `member` over its link, if one is open.
-    pub(crate) fn tell(&self, member: &Member, frame: Frame) {
-        let outbox = {
+    pub(crate) fn send(&self, member: &Member, frame: Frame) {
+        let send_queue = {
             let table = self.inner.table.lock();
             let link = table.peers.get(member).and_then(|peer| peer.link.as_ref());
-            link.map(|current| Arc::clone(&current.outbox))
+            link.map(|current| Arc::clone(&current.send_queue))
         };
-        if let Some(outbox) = outbox {
-            outbox.push(frame);
+        if let Some(send_queue) = send_queue {
+            send_queue.push(frame);
         }
     }
 
     /// `peer` shows to hold `size` entries of a feed.
-    pub(crate) fn shows(&self, peer: &Member, feed: &FeedId, size: u64) {
+    pub(crate) fn record_replica_size(&self, peer: &Member, feed: &FeedId, size: u64) {
         let mut table = self.inner.table.lock();
         let Some(entry) = table.peers.get_mut(peer).filter(|entry| entry.link.is_some()) else { return };
-        let grew = entry.heads.insert(feed.clone(), size).is_none_or(|before| before < size);
+        let grew = entry.replica_sizes.insert(feed.clone(), size).is_none_or(|before| before < size);
         let relayed = feed.member != *peer && table.peers.get(&feed.member).is_none_or(|owner| owner.link.is_none());
         drop(table);
         if grew && relayed {
@@ -219,21 +226,21 @@ impl Peers {
     }
 
     /// What each linked peer other than its owner shows to hold of a feed.
-    pub(crate) fn shown_of(&self, feed: &FeedId) -> Vec<(Member, u64)> {
+    pub(crate) fn replica_sizes(&self, feed: &FeedId) -> Vec<(Member, u64)> {
         let table = self.inner.table.lock();
         let linked = table.peers.iter().filter(|(peer, entry)| entry.link.is_some() && **peer != feed.member);
-        linked.map(|(peer, entry)| (peer.clone(), entry.heads.get(feed).copied().unwrap_or(0))).collect()
+        linked.map(|(peer, entry)| (peer.clone(), entry.replica_sizes.get(feed).copied().unwrap_or(0))).collect()
     }
 
     /// What `member` itself shows to hold of a feed, if it is linked.
-    pub(crate) fn shown_by(&self, member: &Member, feed: &FeedId) -> Option<u64> {
+    pub(crate) fn replica_size(&self, member: &Member, feed: &FeedId) -> Option<u64> {
         let table = self.inner.table.lock();
         let entry = table.peers.get(member).filter(|entry| entry.link.is_some())?;
-        Some(entry.heads.get(feed).copied().unwrap_or(0))
+        Some(entry.replica_sizes.get(feed).copied().unwrap_or(0))
     }
 
     /// Since when there is no link to `member`, `began` if there never was one; `None` while there is.
-    pub(crate) fn away_since(&self, member: &Member, began: Instant) -> Option<Instant> {
+    pub(crate) fn unlinked_since(&self, member: &Member, began: Instant) -> Option<Instant> {
         match self.inner.table.lock().peers.get(member) {
             Some(Peer { link: Some(_), .. }) => None,
             Some(Peer { ended: Some(ended), .. }) => Some(*ended),
@@ -242,92 +249,92 @@ impl Peers {
     }
 
     /// An attempt to reach `peer` failed, or its link ended for this reason.
-    pub(crate) fn failed(&self, peer: &Member, why: String) {
-        self.update(peer, |shown| {
-            if !shown.linked {
-                shown.last_error = why;
+    pub(crate) fn link_failed(&self, peer: &Member, why: String) {
+        self.update(peer, |status| {
+            if !status.linked {
+                status.last_error = why;
             }
         });
     }
 
-    pub(crate) fn greeted(&self, peer: &Member, software: &str, roster_version: u64, their_unix_ms: u64) {
+    pub(crate) fn hello_received(&self, peer: &Member, software: &str, roster_version: u64, their_unix_ms: u64) {
         let mut table = self.inner.table.lock();
         let entry = table.peers.entry(peer.clone()).or_default();
         // One that does not say has no clock that could be wrong.
-        entry.greeted = (their_unix_ms > 0).then(|| (their_unix_ms, Instant::now()));
-        entry.shown.software = software.chars().take(80).collect();
-        entry.shown.roster_version = roster_version;
+        entry.hello_received = (their_unix_ms > 0).then(|| (their_unix_ms, Instant::now()));
+        entry.status.software = software.chars().take(80).collect();
+        entry.status.roster_version = roster_version;
     }
 
     /// The peer holds this roster version; whether that is newer than what was known.
-    pub(crate) fn holds_roster(&self, peer: &Member, version: u64) -> bool {
+    pub(crate) fn advance_roster_version(&self, peer: &Member, version: u64) -> bool {
         let mut newer = false;
-        self.update(peer, |shown| {
-            newer = version > shown.roster_version;
-            shown.roster_version = shown.roster_version.max(version);
+        self.update(peer, |status| {
+            newer = version > status.roster_version;
+            status.roster_version = status.roster_version.max(version);
         });
         newer
     }
 
     /// Newest roster version that the peer is known to hold.
     pub(crate) fn roster_version(&self, peer: &Member) -> u64 {
-        self.inner.table.lock().peers.get(peer).map_or(0, |peer| peer.shown.roster_version)
+        self.inner.table.lock().peers.get(peer).map_or(0, |peer| peer.status.roster_version)
     }
 
     /// A verified checkpoint says that `feed` has `size` entries, or so many are held here.
     pub(crate) fn progress(&self, feed: &FeedId, known: u64, held: Option<u64>) {
-        self.update(&feed.member, |shown| {
-            match &shown.feed {
+        self.update(&feed.member, |status| {
+            match &status.feed {
                 Some(newest) if newest.epoch > feed.epoch => return,
                 Some(newest) if newest.epoch == feed.epoch => {}
                 _ => {
-                    shown.feed = Some(feed.clone());
-                    (shown.known_size, shown.held_size, shown.behind_since_unix_ms) = (0, 0, 0);
+                    status.feed = Some(feed.clone());
+                    (status.known_size, status.held_size, status.behind_since_unix_ms) = (0, 0, 0);
                 }
             }
-            shown.held_size = shown.held_size.max(held.unwrap_or(0));
+            status.held_size = status.held_size.max(held.unwrap_or(0));
             // A size is what its owner has signed, and nobody has seen the entries.
-            let known = known.min(shown.held_size.saturating_add(BEHIND_SHOWN_MAX));
-            shown.known_size = shown.known_size.max(known);
-            if shown.held_size >= shown.known_size {
-                shown.behind_since_unix_ms = 0;
-            } else if shown.behind_since_unix_ms == 0 {
-                shown.behind_since_unix_ms = clock::unix_ms();
+            let known = known.min(status.held_size.saturating_add(BEHIND_ENTRIES_MAX));
+            status.known_size = status.known_size.max(known);
+            if status.held_size >= status.known_size {
+                status.behind_since_unix_ms = 0;
+            } else if status.behind_since_unix_ms == 0 {
+                status.behind_since_unix_ms = clock::unix_ms();
             }
         });
     }
 
     pub(crate) fn cosigned(&self, note: &Cosigned) {
-        self.update(&note.cosigner, |shown| {
-            if note.size >= shown.cosigned_size {
-                (shown.cosigned_size, shown.cosigned_time) = (note.size, note.time);
+        self.update(&note.cosigner, |status| {
+            if note.size >= status.cosigned_size {
+                (status.cosigned_size, status.cosigned_time) = (note.size, note.time);
             }
         });
     }
 
     pub(crate) fn custody(&self, note: &CustodyRecord) {
-        self.update(&note.holder, |shown| {
+        self.update(&note.holder, |status| {
             // One that leaves a gap speaks of what came ahead of the order.
-            if note.range.start <= shown.custody_size {
-                shown.custody_size = shown.custody_size.max(note.range.end);
+            if note.range.start <= status.custody_size {
+                status.custody_size = status.custody_size.max(note.range.end);
             }
         });
     }
 
     pub(crate) fn heartbeat(&self, peer: &Member, time: u64) {
-        self.update(peer, |shown| shown.heartbeat_time = shown.heartbeat_time.max(time));
+        self.update(peer, |status| status.heartbeat_time = status.heartbeat_time.max(time));
     }
 
     /// Whoever watches looks again at what is to be followed.
-    pub(crate) fn look_again(&self) {
+    pub(crate) fn notify_changed(&self) {
         self.inner.changed.send_modify(|count| *count += 1);
     }
 
     /// Takes up what the store remembers of the answers about our feed, and of how far we hold others'.
-    pub(crate) fn recall(&self, store: &dyn Store, own: &FeedId) {
+    pub(crate) fn restore(&self, store: &dyn Store, own: &FeedId) {
         for state in store.feeds() {
             if state.feed.member != own.member {
-                self.progress(&state.feed, state.checkpoint_size, Some(state.frontier.size()));
+                self.progress(&state.feed, state.checkpoint_size, Some(state.compact_range.size()));
             }
         }
         // A store that cannot be read says so to whoever needs it; this is only for show.
@@ -338,27 +345,29 @@ impl Peers {
         }
         for note in store.custody_newest(own).unwrap_or_default() {
             // The newest of those that join the ones before.
-            self.update(&note.holder, |shown| shown.custody_size = note.range.end);
+            self.update(&note.holder, |status| status.custody_size = note.range.end);
         }
     }
 
-    fn update(&self, peer: &Member, change: impl FnOnce(&mut PeerSnapshot)) {
-        change(&mut self.inner.table.lock().peers.entry(peer.clone()).or_default().shown);
+    fn update(&self, peer: &Member, change: impl FnOnce(&mut PeerStatus)) {
+        change(&mut self.inner.table.lock().peers.entry(peer.clone()).or_default().status);
     }
 }
 
 impl Peer {
     /// As it is at a moment: unix ms by our clock, and the same moment by a clock that nobody sets.
-    fn snapshot(&self, (unix_ms, at): (u64, Instant)) -> PeerSnapshot {
-        let clock_ahead_ms = self.greeted.filter(|_| self.shown.linked).map_or(0, |(theirs, greeted)| {
-            let theirs = i128::from(theirs) + i128::try_from((at - greeted).as_millis()).unwrap_or(i128::MAX / 2);
-            i64::try_from(theirs - i128::from(unix_ms)).unwrap_or(i64::MAX)
-        });
-        PeerSnapshot { clock_ahead_ms, ..self.shown.clone() }
+    fn snapshot(&self, (unix_ms, at): (u64, Instant)) -> PeerStatus {
+        let clock_ahead_ms =
+            self.hello_received.filter(|_| self.status.linked).map_or(0, |(theirs, hello_received)| {
+                let theirs =
+                    i128::from(theirs) + i128::try_from((at - hello_received).as_millis()).unwrap_or(i128::MAX / 2);
+                i64::try_from(theirs - i128::from(unix_ms)).unwrap_or(i64::MAX)
+            });
+        PeerStatus { clock_ahead_ms, ..self.status.clone() }
     }
 }
 
-impl Registration {
+impl LinkRegistration {
     /// Returns when another link takes over.
     pub(crate) async fn replaced(&mut self) {
         // A sender that is gone was replaced, too.
@@ -366,7 +375,7 @@ impl Registration {
     }
 }
 
-impl Drop for Registration {
+impl Drop for LinkRegistration {
     fn drop(&mut self) {
         let mut table = self.peers.inner.table.lock();
         if let Some(entry) = table.peers.get_mut(&self.peer)
@@ -374,8 +383,8 @@ impl Drop for Registration {
         {
             entry.link = None;
             entry.ended = Some(Instant::now());
-            entry.shown.linked = false;
-            entry.shown.since_unix_ms = clock::unix_ms();
+            entry.status.linked = false;
+            entry.status.since_unix_ms = clock::unix_ms();
         }
         drop(table);
         self.peers.inner.changed.send_modify(|count| *count += 1);
@@ -392,7 +401,7 @@ mod tests {
     use crate::store::memory::MemoryStore;
 
     #[tokio::test]
-    async fn of_two_links_the_one_dialled_by_the_lower_code_stays() {
+    async fn link_dialled_by_lower_code_replaces_the_other() {
         let (peers, ly) = (Peers::default(), "ly".parse::<Member>().unwrap());
         let mut higher = peers.register(&ly, false, &Arc::default()).unwrap();
         let lower = peers.register(&ly, true, &Arc::default()).unwrap();
@@ -406,43 +415,44 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn two_nodes_of_one_identity_are_an_alarm_and_the_link_that_is_open_stays() {
+    async fn duplicate_identity_raises_alarm_and_keeps_open_link() {
         let (alarms, ly) = (Alarms::default(), "ly".parse::<Member>().unwrap());
         let peers = Peers::new(alarms.clone());
         let register = || peers.register(&ly, true, &Arc::default());
         // A line that breaks again and again, noticed at one end only: the newer link is the good one.
         let mut open = register().unwrap();
         for _ in 0..10 {
-            tokio::time::advance(DOUBLES_WITHIN / 3 + Duration::from_secs(1)).await;
+            tokio::time::advance(DUPLICATE_LINKS_WINDOW / 3 + Duration::from_secs(1)).await;
             open = register().unwrap();
         }
         assert_eq!(alarms.snapshot(), []);
         // Two that take it from each other.
-        let replaced: Vec<bool> = (0..DOUBLES_MAX).map(|_| register().map(|newer| open = newer).is_some()).collect();
+        let replaced: Vec<bool> =
+            (0..DUPLICATE_LINKS_MAX).map(|_| register().map(|newer| open = newer).is_some()).collect();
         assert!(replaced.contains(&false), "{replaced:?}");
         assert!(peers.linked(&ly) && register().is_none());
         assert_eq!(alarms.snapshot()[0].alarm, Alarm::DuplicateIdentity { peer: ly.clone() });
         // As long as they go on it stands.
         for _ in 0..3 {
-            tokio::time::advance(DOUBLES_QUIET - Duration::from_secs(1)).await;
+            tokio::time::advance(DUPLICATE_LINKS_CLEAR_AFTER - Duration::from_secs(1)).await;
             assert!(register().is_none() && alarms.snapshot().len() == 1);
         }
         // Once the other one has been quiet for long, all is as before.
-        tokio::time::advance(DOUBLES_QUIET).await;
+        tokio::time::advance(DUPLICATE_LINKS_CLEAR_AFTER).await;
         assert_eq!(alarms.snapshot(), []);
         assert!(register().is_some());
         drop(open);
     }
 
     #[test]
-    fn a_peers_clock_is_compared_with_ours_as_it_is_now() {
+    fn peer_clock_is_compared_with_current_local_clock() {
         let (peers, ly) = (Peers::default(), "ly".parse::<Member>().unwrap());
         let registration = peers.register(&ly, true, &Arc::default()).unwrap();
-        peers.greeted(&ly, "barid", 1, clock::unix_ms() + 600_000);
+        peers.hello_received(&ly, "barid", 1, clock::unix_ms() + 600_000);
         let ahead = |unix_ms| {
             let table = peers.inner.table.lock();
-            let (_, greeted) = table.peers[&ly].greeted.unwrap();
-            table.peers[&ly].snapshot((unix_ms, greeted + Duration::from_secs(60))).clock_ahead_ms
+            let (_, hello_received) = table.peers[&ly].hello_received.unwrap();
+            table.peers[&ly].snapshot((unix_ms, hello_received + Duration::from_secs(60))).clock_ahead_ms
         };
         let now = clock::unix_ms();
         assert!((659_000..=660_000).contains(&ahead(now)), "{}", ahead(now));
@@ -450,12 +460,12 @@ mod tests {
         drop(registration);
         assert_eq!(peers.snapshot()[&ly].clock_ahead_ms, 0, "nobody is there whose clock could be wrong");
         let _again = peers.register(&ly, true, &Arc::default()).unwrap();
-        peers.greeted(&ly, "barid", 1, 0);
+        peers.hello_received(&ly, "barid", 1, 0);
         assert_eq!(peers.snapshot()[&ly].clock_ahead_ms, 0, "it does not say");
     }
 
     #[test]
-    fn what_peers_said_of_our_feed_is_known_after_a_restart() {
+    fn attestations_on_own_feed_are_restored_after_restart() {
         let (store, own) = (MemoryStore::new(), "ma.rabat.example/feed/1".parse::<FeedId>().unwrap());
         let holder: Member = "ly".parse().unwrap();
         let custody = |range: std::ops::Range<u64>| CustodyRecord {
@@ -470,22 +480,22 @@ mod tests {
         let custody = vec![custody(0..4), custody(4..9), custody(20..30)];
         store.commit(Commit { custody, ..Commit::default() }, 0).unwrap();
         let peers = Peers::default();
-        peers.recall(&store, &own);
+        peers.restore(&store, &own);
         assert_eq!(peers.snapshot()[&holder].custody_size, 9);
     }
 
     #[test]
-    fn a_peer_is_behind_from_the_moment_more_is_known_than_held() {
+    fn peer_is_behind_while_less_is_held_than_known() {
         let peers = Peers::default();
         let feed: FeedId = "ma.rabat.example/feed/1".parse().unwrap();
-        let shown = || peers.snapshot()[&feed.member].clone();
+        let status = || peers.snapshot()[&feed.member].clone();
         peers.progress(&feed, 5, Some(5));
-        assert_eq!(shown().behind_since_unix_ms, 0);
+        assert_eq!(status().behind_since_unix_ms, 0);
         peers.progress(&feed, 9, None);
-        assert_ne!(shown().behind_since_unix_ms, 0);
+        assert_ne!(status().behind_since_unix_ms, 0);
         peers.progress(&feed, 0, Some(9));
-        assert_eq!((shown().behind_since_unix_ms, shown().known_size), (0, 9));
+        assert_eq!((status().behind_since_unix_ms, status().known_size), (0, 9));
         peers.progress(&feed, u64::MAX >> 1, None);
-        assert_eq!(shown().known_size, 9 + BEHIND_SHOWN_MAX, "a size that nobody has seen");
+        assert_eq!(status().known_size, 9 + BEHIND_ENTRIES_MAX, "a size that nobody has seen");
     }
 }

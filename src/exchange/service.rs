@@ -4,8 +4,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use barid_core::ids::Member;
 use barid_core::limits::MESSAGE_BYTES_MAX;
-use barid_core::names::Member;
 use barid_core::proto;
 use futures::stream::{Stream, StreamExt};
 use tokio::sync::mpsc;
@@ -15,7 +15,7 @@ use tonic::service::Routes;
 use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::{Exchange, FRAMES_WAITING_MAX, Wire};
+use super::{Exchange, FRAME_QUEUE_MAX, Wire};
 use crate::budgets::{Class, Owner, Rate, RateLimiter, table};
 use crate::calls::{Admission, Call, Calls, Report, Terms, over_budget};
 use crate::rpc::exchange_server::{Exchange as ExchangeRpc, ExchangeServer};
@@ -68,8 +68,13 @@ impl Exchange {
         let report: Report = {
             let (shared, member) = (Arc::clone(&self.shared), member.clone());
             Arc::new(move |reason| {
-                let event =
-                    AuditEvent { what: "refused-call", reason, who: &member, subject: &"Exchange.Link", detail: &"" };
+                let event = AuditEvent {
+                    event: "call-denied",
+                    reason,
+                    actor: &member,
+                    resource: &"Exchange.Link",
+                    detail: &"",
+                };
                 shared.record(&member, &event);
             })
         };
@@ -101,16 +106,16 @@ impl Exchange {
 
 impl LinkService {
     fn caller(&self, extensions: &Extensions) -> Result<Member, Status> {
-        let refuse = |reason, who: &dyn std::fmt::Display| {
-            audit(&AuditEvent { what: "refused-call", reason, who, subject: &"Exchange.Link", detail: &"" });
+        let deny = |reason, actor: &dyn std::fmt::Display| {
+            audit(&AuditEvent { event: "call-denied", reason, actor, resource: &"Exchange.Link", detail: &"" });
         };
         let Some(member) = (self.identify)(extensions) else {
-            refuse("unidentified", &"");
+            deny("unidentified", &"");
             return Err(Status::unauthenticated("a node certificate of a member is needed"));
         };
         let shared = &self.exchange.shared;
         if member == shared.me || shared.options.rosters.load().newest().member(&member).is_none() {
-            refuse("not-a-peer", &member);
+            deny("not-a-peer", &member);
             return Err(Status::permission_denied("the roster lists no such peer"));
         }
         Ok(member)
@@ -135,7 +140,7 @@ impl ExchangeRpc for LinkService {
                 Err(status) => Err(status.message().to_owned()),
             }
         });
-        let (outgoing, frames) = mpsc::channel(FRAMES_WAITING_MAX);
+        let (outgoing, frames) = mpsc::channel(FRAME_QUEUE_MAX);
         let exchange = self.exchange.clone();
         tokio::spawn(async move {
             let wire = Wire { incoming: incoming.boxed(), outgoing };

@@ -1,11 +1,11 @@
 //! Feeds that are not followed, since one key signed two trees of them, until an operator decides.
 //!
-//! In scope: which they are, the alarm of each, and what an operator knew when deciding. Out of scope: finding and proving it (`forks`).
+//! In scope: which they are, the alarm of each, and what an operator knew when deciding. Out of scope: finding and proving it (`equivocation`).
 
 use std::collections::BTreeMap;
 
-use barid_core::follow::{Decided, ForkClaims};
-use barid_core::names::{FeedId, Member};
+use barid_core::follow::{EquivocationClaims, ResolvedForks};
+use barid_core::ids::{FeedId, Member};
 use parking_lot::Mutex;
 
 use crate::store::{ForkRecord, Store};
@@ -13,21 +13,21 @@ use crate::telemetry::alarms::{Alarm, Alarms};
 
 /// The feeds, and the decisions: as many as the roster has feeds.
 pub struct StoppedFeeds {
-    table: Mutex<Table>,
+    table: Mutex<ForkTable>,
     alarms: Alarms,
 }
 
 #[derive(Default)]
-struct Table {
+struct ForkTable {
     /// With what was seen.
     stopped: BTreeMap<FeedId, String>,
     /// What evidence of two trees showed that an operator has decided about.
-    decided: BTreeMap<FeedId, Decided>,
+    decided: BTreeMap<FeedId, ResolvedForks>,
 }
 
 impl StoppedFeeds {
     /// As the store remembers.
-    pub(crate) fn recall(store: &dyn Store, alarms: Alarms) -> Self {
+    pub(crate) fn restore(store: &dyn Store, alarms: Alarms) -> Self {
         let feeds = Self { table: Mutex::default(), alarms };
         // A store that cannot be read says so to whoever needs it.
         let (decided, open): (Vec<_>, Vec<_>) =
@@ -36,8 +36,8 @@ impl StoppedFeeds {
             feeds.resume(&fork.feed.clone(), &[fork]);
         }
         for fork in open {
-            let why =
-                ForkClaims::read(&fork.evidence).map_or_else(|error| error.to_string(), |shown| shown.to_string());
+            let why = EquivocationClaims::read(&fork.evidence)
+                .map_or_else(|error| error.to_string(), |claims| claims.to_string());
             feeds.stop(&fork.feed, &why, None);
         }
         feeds
@@ -71,13 +71,16 @@ impl StoppedFeeds {
         let mut table = self.table.lock();
         let decided = table.decided.entry(feed.clone()).or_default();
         // It was verified when it was kept.
-        known.iter().filter_map(|fork| ForkClaims::read(&fork.evidence).ok()).for_each(|shown| decided.learn(&shown));
+        known
+            .iter()
+            .filter_map(|fork| EquivocationClaims::read(&fork.evidence).ok())
+            .for_each(|claims| decided.add_evidence(&claims));
         table.stopped.remove(feed);
         self.alarms.clear(|alarm| matches!(alarm, Alarm::Fork { feed: stopped, .. } if stopped == feed));
     }
 
     /// What was known of `feed` when an operator last decided about it.
-    pub(crate) fn decided(&self, feed: &FeedId) -> Decided {
+    pub(crate) fn decided(&self, feed: &FeedId) -> ResolvedForks {
         self.table.lock().decided.get(feed).cloned().unwrap_or_default()
     }
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use barid_core::bulletin::vocabulary::Tlp;
 use barid_core::feed::note::{Algorithm, Note, SigningKey};
+use barid_core::ids::{ExchangeName, FeedId, Member};
 use barid_core::limits::ROSTER_BYTES_MAX;
-use barid_core::names::{ExchangeName, FeedId, Member};
 use barid_core::roster::text::{GovernorsText, KeyText, MemberText, NamesText, RosterText};
 use barid_core::roster::{MemberKind, Roster};
 use time::OffsetDateTime;
@@ -319,11 +319,11 @@ fn one_member(files: &mut Files, options: &DevelopOptions, member: &DevelopMembe
             listen_api: format!("{}:{}", api.bind, api.port),
             endpoints: BTreeMap::new(),
             topics: Vec::new(),
-            share_history: false,
+            backfill_new_members: false,
             compress: Compress::Auto,
             crl_grace_days: 30,
-            lone_start_seconds: 10,
-            reserve_mib: 512,
+            peer_wait_seconds: 10,
+            min_free_disk_mib: 512,
             member_share_percent: barid_core::quota::SHARE_PERCENT,
             memory_mib: 2_048,
             log: "info".into(),
@@ -334,7 +334,7 @@ fn one_member(files: &mut Files, options: &DevelopOptions, member: &DevelopMembe
     let names = NamesText { ar: code.to_string(), fr: code.to_string(), en: code.to_string() };
     Ok(MemberText {
         code: code.to_string(),
-        kind: kind.word().into(),
+        kind: kind.as_str().into(),
         names: known_names(code).unwrap_or(names),
         endpoints: vec![exchange.endpoint()],
         trust_domain,

@@ -66,9 +66,9 @@ impl Files {
     }
 
     fn write_into(&self, made: &mut Made) -> Result<(), PkiError> {
-        let list: Vec<String> = self.files.iter().map(|(path, ..)| path.display().to_string()).collect();
-        let list = serde_json::to_vec(&list).map_err(|error| PkiError::Text(error.to_string()))?;
-        made.file(&self.unfinished, &list, PUBLIC)?;
+        let paths: Vec<String> = self.files.iter().map(|(path, ..)| path.display().to_string()).collect();
+        let paths = serde_json::to_vec(&paths).map_err(|error| PkiError::Text(error.to_string()))?;
+        made.file(&self.unfinished, &paths, PUBLIC)?;
         for folder in &self.private_folders {
             made.folder(folder, PRIVATE_FOLDER)?;
             let rights = fs::Permissions::from_mode(PRIVATE_FOLDER);
@@ -79,8 +79,8 @@ impl Files {
 
     /// Removes what an earlier run was killed over.
     fn remove_unfinished(&self) -> Result<(), PkiError> {
-        let Ok(list) = fs::read(&self.unfinished) else { return Ok(()) };
-        let written: Vec<PathBuf> = serde_json::from_slice(&list).unwrap_or_default();
+        let Ok(paths) = fs::read(&self.unfinished) else { return Ok(()) };
+        let written: Vec<PathBuf> = serde_json::from_slice(&paths).unwrap_or_default();
         // Only what this run is about to write: the list is a file that anybody may have changed.
         for (path, ..) in self.files.iter().filter(|(path, ..)| written.contains(path)) {
             remove(path)?;

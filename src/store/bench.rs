@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use barid_core::ids::{Digest, FeedId};
 use barid_core::limits::COMMIT_ENTRIES_MAX;
-use barid_core::names::{Digest, FeedId};
 use barid_core::proto;
 use bytes::Bytes;
 use prost::Message as _;
@@ -45,7 +45,7 @@ pub enum BenchError {
     #[error("the store for measuring could not be opened")]
     Open(#[from] OpenError),
     /// A commit was refused.
-    #[error("a commit was refused")]
+    #[error("a commit was rejected")]
     Commit(#[from] CommitError),
     /// Something could not be read back.
     #[error("something could not be read back")]
@@ -62,84 +62,84 @@ pub enum BenchError {
 pub fn run(dir: &Path, options: &BenchOptions, out: &mut dyn Write) -> Result<(), BenchError> {
     let feed: FeedId = "x-bench.bench.example/feed/1".parse().map_err(io::Error::other)?;
     let disk = DiskOptions::new(feed.member.clone(), feed.exchange.clone());
-    log_alone(&dir.join("log-alone"), &disk, &feed, options, out)?;
+    log_only(&dir.join("log-alone"), &disk, &feed, options, out)?;
     let store = DiskStore::open(&dir.join("store"), &disk)?;
-    let mut source = Source::new(&feed, options.envelope_bytes);
-    groups(&store, &mut source, options, out)?;
-    singles(&store, &mut source, options, out)?;
-    reading(&store, &feed, out)?;
-    let size = source.next;
+    let mut generator = EntryGenerator::new(&feed, options.envelope_bytes);
+    batch_commits(&store, &mut generator, options, out)?;
+    one_entry_commits(&store, &mut generator, options, out)?;
+    reads(&store, &feed, out)?;
+    let size = generator.next;
     let bytes = store.disk_bytes();
-    figure(out, "store.disk.log", per(bytes.log, size), "bytes/entry")?;
-    figure(out, "store.disk.view", per(bytes.view, size), "bytes/entry")?;
+    metric(out, "store.disk.log", per(bytes.log, size), "bytes/entry")?;
+    metric(out, "store.disk.index", per(bytes.index_db, size), "bytes/entry")?;
     let started = Instant::now();
     drop(store);
-    figure(out, "store.close", ms(started.elapsed()), "ms")?;
+    metric(out, "store.close", ms(started.elapsed()), "ms")?;
     let started = Instant::now();
     drop(DiskStore::open(&dir.join("store"), &disk)?);
-    figure(out, "store.reopen", ms(started.elapsed()), "ms")?;
+    metric(out, "store.reopen", ms(started.elapsed()), "ms")?;
     std::fs::remove_dir_all(dir.join("store").join("db"))?;
     let started = Instant::now();
     drop(DiskStore::open(&dir.join("store"), &disk)?);
-    figure(out, "store.rebuild_view.rate", rate(size, started.elapsed()), "entries/s")
+    metric(out, "store.rebuild_index.rate", rate(size, started.elapsed()), "entries/s")
 }
 
-fn groups(
+fn batch_commits(
     store: &DiskStore,
-    source: &mut Source,
+    generator: &mut EntryGenerator,
     options: &BenchOptions,
     out: &mut dyn Write,
 ) -> Result<(), BenchError> {
-    let (mut spent, mut finding, mut times) = (Duration::ZERO, Duration::ZERO, Vec::new());
+    let (mut spent, mut find_time, mut times) = (Duration::ZERO, Duration::ZERO, Vec::new());
     let mut made = 0;
     let begun = Instant::now();
     let mut preparing = Duration::ZERO;
     while made < options.entries {
         let started = Instant::now();
-        let commit = source.commit(COMMIT_ENTRIES_MAX);
+        let commit = generator.commit(COMMIT_ENTRIES_MAX);
         preparing += started.elapsed();
         let started = Instant::now();
-        for id in source.newest.iter().take(COMMIT_ENTRIES_MAX) {
-            store.find(&source.feed.member, *id)?;
+        for id in generator.newest.iter().take(COMMIT_ENTRIES_MAX) {
+            store.find(&generator.feed.member, *id)?;
         }
-        finding += started.elapsed();
+        find_time += started.elapsed();
         let started = Instant::now();
         store.commit(commit, store.seq())?;
         spent += started.elapsed();
         times.push(started.elapsed());
         made += COMMIT_ENTRIES_MAX as u64;
     }
-    store.drain_view();
-    let drained = begun.elapsed() - preparing - finding;
-    figure(out, "store.group_1024.commit.rate", rate(made, spent), "entries/s")?;
-    figure(out, "store.group_1024.commit.p50", ms(percentile(&mut times, 50)), "ms")?;
-    figure(out, "store.group_1024.commit.p99", ms(percentile(&mut times, 99)), "ms")?;
-    figure(out, "store.group_1024.drained.rate", rate(made, drained), "entries/s")?;
-    figure(out, "store.find_new_id", micros(finding) / made as f64, "us")?;
-    figure(out, "store.resident", resident_mib(), "MiB")
+    store.apply_index();
+    let applied = begun.elapsed() - preparing - find_time;
+    metric(out, "store.group_1024.commit.rate", rate(made, spent), "entries/s")?;
+    metric(out, "store.group_1024.commit.p50", ms(percentile(&mut times, 50)), "ms")?;
+    metric(out, "store.group_1024.commit.p99", ms(percentile(&mut times, 99)), "ms")?;
+    metric(out, "store.group_1024.applied.rate", rate(made, applied), "entries/s")?;
+    metric(out, "store.find_new_id", micros(find_time) / made as f64, "us")?;
+    metric(out, "store.resident", resident_mib(), "MiB")
 }
 
-fn singles(
+fn one_entry_commits(
     store: &DiskStore,
-    source: &mut Source,
+    generator: &mut EntryGenerator,
     options: &BenchOptions,
     out: &mut dyn Write,
 ) -> Result<(), BenchError> {
     let mut times = Vec::new();
     for _ in 0..options.single_commits {
-        let commit = source.commit(1);
+        let commit = generator.commit(1);
         let started = Instant::now();
         store.commit(commit, store.seq())?;
         times.push(started.elapsed());
     }
-    store.drain_view();
+    store.apply_index();
     let spent = times.iter().sum();
-    figure(out, "store.single.commit.rate", rate(options.single_commits, spent), "commits/s")?;
-    figure(out, "store.single.commit.p50", micros(percentile(&mut times, 50)), "us")?;
-    figure(out, "store.single.commit.p99", micros(percentile(&mut times, 99)), "us")
+    metric(out, "store.single.commit.rate", rate(options.single_commits, spent), "commits/s")?;
+    metric(out, "store.single.commit.p50", micros(percentile(&mut times, 50)), "us")?;
+    metric(out, "store.single.commit.p99", micros(percentile(&mut times, 99)), "us")
 }
 
-fn reading(store: &DiskStore, feed: &FeedId, out: &mut dyn Write) -> Result<(), BenchError> {
+fn reads(store: &DiskStore, feed: &FeedId, out: &mut dyn Write) -> Result<(), BenchError> {
     let started = Instant::now();
     let mut next = 0;
     loop {
@@ -149,7 +149,7 @@ fn reading(store: &DiskStore, feed: &FeedId, out: &mut dyn Write) -> Result<(), 
         }
         next += entries.len() as u64;
     }
-    figure(out, "store.read.rate", rate(next, started.elapsed()), "entries/s")?;
+    metric(out, "store.read.rate", rate(next, started.elapsed()), "entries/s")?;
     let (mut held, mut at) = (Vec::new(), 0);
     while at < next {
         held.extend(store.entries(feed, at, 1, 0)?);
@@ -163,11 +163,11 @@ fn reading(store: &DiskStore, feed: &FeedId, out: &mut dyn Write) -> Result<(), 
             store.find(&feed.member, id)?;
         }
     }
-    figure(out, "store.find_old_id", micros(started.elapsed()) / held.len().max(1) as f64, "us")?;
-    figure(out, "store.resident_after_reading", resident_mib(), "MiB")
+    metric(out, "store.find_old_id", micros(started.elapsed()) / held.len().max(1) as f64, "us")?;
+    metric(out, "store.resident_after_reading", resident_mib(), "MiB")
 }
 
-fn log_alone(
+fn log_only(
     dir: &Path,
     disk: &DiskOptions,
     feed: &FeedId,
@@ -177,30 +177,30 @@ fn log_alone(
     let log_options = disk.log();
     let reader = LogReader::open(dir, &log_options)?;
     let mut log = Log::open(dir, log_options, &reader, None, &mut |_, _, _| Ok(()))?;
-    let mut source = Source::new(feed, options.envelope_bytes);
+    let mut generator = EntryGenerator::new(feed, options.envelope_bytes);
     for (name, entries, total) in
         [("group_1024", COMMIT_ENTRIES_MAX, options.entries), ("single", 1, options.single_commits)]
     {
         let (mut times, mut made) = (Vec::new(), 0);
         while made < total {
-            let commit = source.commit(entries);
+            let commit = generator.commit(entries);
             let tail = log.tail();
             let started = Instant::now();
-            let head = record::encode_head(&commit, tail.seq + 1, &tail.hash, tail.end_arrival);
+            let head = record::encode_head(&commit, tail.seq + 1, &tail.hash, tail.end_offset);
             let bodies: Vec<&[u8]> =
                 commit.appends.iter().flat_map(|append| &append.entries).filter_map(envelope).collect();
             let next = Tail {
                 seq: tail.seq + 1,
                 hash: record::head_hash(&head),
-                end_arrival: tail.end_arrival + bodies.len() as u64,
+                end_offset: tail.end_offset + bodies.len() as u64,
             };
             log.append(&head, &bodies, next, 0).map_err(|error| io::Error::other(format!("{error:?}")))?;
             times.push(started.elapsed());
             made += entries as u64;
         }
-        figure(out, &format!("store.log_alone.{name}.rate"), rate(made, times.iter().sum()), "entries/s")?;
-        figure(out, &format!("store.log_alone.{name}.p50"), micros(percentile(&mut times, 50)), "us")?;
-        figure(out, &format!("store.log_alone.{name}.p99"), micros(percentile(&mut times, 99)), "us")?;
+        metric(out, &format!("store.log_only.{name}.rate"), rate(made, times.iter().sum()), "entries/s")?;
+        metric(out, &format!("store.log_only.{name}.p50"), micros(percentile(&mut times, 50)), "us")?;
+        metric(out, &format!("store.log_only.{name}.p99"), micros(percentile(&mut times, 99)), "us")?;
     }
     drop(log);
     Ok(std::fs::remove_dir_all(dir)?)
@@ -214,14 +214,14 @@ fn envelope(entry: &NewEntry) -> Option<&[u8]> {
 }
 
 /// Exercise bulletins of one feed with ids as clients make them.
-struct Source {
+struct EntryGenerator {
     feed: FeedId,
     envelope_bytes: usize,
     next: u64,
     newest: VecDeque<Uuid>,
 }
 
-impl Source {
+impl EntryGenerator {
     fn new(feed: &FeedId, envelope_bytes: usize) -> Self {
         Self { feed: feed.clone(), envelope_bytes, next: 0, newest: VecDeque::new() }
     }
@@ -291,7 +291,7 @@ fn mixed(number: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-fn figure(out: &mut dyn Write, name: &str, value: f64, unit: &str) -> Result<(), BenchError> {
+fn metric(out: &mut dyn Write, name: &str, value: f64, unit: &str) -> Result<(), BenchError> {
     let digits = if value >= 1_000.0 { 0 } else { 2 };
     Ok(writeln!(out, "{name} {value:.digits$} {unit}")?)
 }
@@ -329,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prints_every_figure() -> Result<(), BenchError> {
+    fn run_prints_every_metric() -> Result<(), BenchError> {
         let dir = tempfile::tempdir()?;
         let mut out = Vec::new();
         let options = BenchOptions { entries: 2_048, envelope_bytes: 600, single_commits: 5 };

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use barid_core::names::Hash;
+use barid_core::ids::Hash;
 use sha2::{Digest as _, Sha256};
 
 #[cfg(any(test, fuzzing))]
@@ -58,7 +58,7 @@ impl Chain {
 
     /// The commits that hold these entries, which ascend by their offsets.
     pub(super) fn links_of(&self, entries: &[Entry]) -> Vec<ChainLink> {
-        let mut links: Vec<ChainLink> = entries.iter().filter_map(|entry| self.link(entry.arrival?).cloned()).collect();
+        let mut links: Vec<ChainLink> = entries.iter().filter_map(|entry| self.link(entry.offset?).cloned()).collect();
         links.dedup();
         links
     }

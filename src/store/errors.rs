@@ -1,6 +1,6 @@
 //! Why the store does not do what it is asked to.
 
-use barid_core::names::{Digest, FeedId};
+use barid_core::ids::{Digest, FeedId};
 
 /// Why a commit was refused. Nothing of it is visible.
 #[derive(Debug, thiserror::Error)]
@@ -14,7 +14,7 @@ pub enum CommitError {
         found: u64,
     },
     /// Free space has fallen below the reserve, or the file system makes no new files; reading goes on, and a later commit may succeed.
-    #[error("{}", why_full(*.available_bytes, *.reserve_bytes))]
+    #[error("{}", disk_full_reason(*.available_bytes, *.reserve_bytes))]
     DiskFull {
         /// Left.
         available_bytes: u64,
@@ -22,8 +22,8 @@ pub enum CommitError {
         reserve_bytes: u64,
     },
     /// The view cannot be written for now, and as much waits for it as may; reading goes on, and a later commit may succeed.
-    #[error("the view is too far behind: {0}")]
-    ViewBehind(String),
+    #[error("the index database is too far behind: {0}")]
+    IndexBehind(String),
     /// A part of the commit does not fit the store: a defect of the caller.
     #[error("commit does not fit: {0}")]
     Invalid(String),
@@ -38,8 +38,8 @@ pub enum CommitError {
 /// An entry whose content is not what was written, found by whoever wanted to read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamagedEntry {
-    /// Its arrival number.
-    pub arrival: u64,
+    /// Its offset.
+    pub offset: u64,
     /// Its feed and index, and the digest that its content had; `None` where its whole record cannot be read.
     pub entry: Option<(FeedId, u64, Digest)>,
     /// What is damaged, for operators.
@@ -59,7 +59,7 @@ pub enum ReadError {
     #[error("damage: {}", .0.what)]
     DamagedEntry(Box<DamagedEntry>),
     /// The view is being rebuilt from the log, or waits for room on the disk; a later attempt succeeds.
-    #[error("the view is behind: {0}")]
+    #[error("the index database is behind: {0}")]
     Behind(String),
     /// Nothing of the kind asked for is held.
     #[error("{0} is not held")]
@@ -70,7 +70,7 @@ pub enum ReadError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Files could not be read or written.
-    #[error("the store's files cannot be read or written{}", what_is_used_up(.0))]
+    #[error("the store's files cannot be read or written{}", exhausted_resource(.0))]
     Io(#[from] std::io::Error),
     /// Another process has it open.
     #[error("another process has the store open: {0}")]
@@ -95,12 +95,12 @@ pub enum OpenError {
     #[error("damage: {0}")]
     Damaged(String),
     /// The view cannot be built.
-    #[error("the view cannot be built")]
-    View(#[source] std::io::Error),
+    #[error("the index database cannot be built")]
+    IndexDb(#[source] std::io::Error),
 }
 
 /// A file system that takes no more has no bytes left, or no inodes, or none for this user: only the first shows in its free bytes.
-fn why_full(available_bytes: u64, reserve_bytes: u64) -> String {
+fn disk_full_reason(available_bytes: u64, reserve_bytes: u64) -> String {
     if available_bytes < reserve_bytes {
         return format!("free space of {available_bytes} bytes is below the reserve of {reserve_bytes} bytes");
     }
@@ -110,7 +110,7 @@ fn why_full(available_bytes: u64, reserve_bytes: u64) -> String {
     )
 }
 
-fn what_is_used_up(error: &std::io::Error) -> &'static str {
+fn exhausted_resource(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::StorageFull => ": the disk has no bytes (`df -h`) or no inodes (`df -i`) left",
         std::io::ErrorKind::QuotaExceeded => ": the quota of this user is used up",
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn disk_without_inodes_is_not_said_to_lack_bytes() {
+    fn disk_full_error_distinguishes_inodes_from_bytes() {
         let text = |available_bytes| CommitError::DiskFull { available_bytes, reserve_bytes: 512 }.to_string();
         assert_eq!(text(511), "free space of 511 bytes is below the reserve of 512 bytes");
         assert!(text(512).contains("no inodes left") && !text(512).contains("below"));

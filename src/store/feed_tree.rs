@@ -1,7 +1,7 @@
 //! A feed's tree as the store holds it, for proofs.
 
 use barid_core::feed::tree::{HashReader, NodeId};
-use barid_core::names::{FeedId, Hash};
+use barid_core::ids::{FeedId, Hash};
 
 use super::{ReadError, Store};
 

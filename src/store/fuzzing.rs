@@ -12,14 +12,14 @@ use std::cell::OnceCell;
 use std::fs;
 use std::path::Path;
 
-use barid_core::names::Hash;
+use barid_core::ids::Hash;
 use barid_core::proto;
 use bytes::Bytes;
 use prost::Message as _;
 
+use super::feed_index::State;
 use super::log::record::{ALIGNMENT_LEN, FRAME_BYTES, Frame, Record, encode_head, head_hash};
 use super::log::{self, Log, LogOptions, LogReader, Position};
-use super::state::State;
 use super::{OpenError, open};
 
 /// Short segments, so that an input can fill one.
@@ -69,7 +69,7 @@ fn with_segment(bytes: &[u8], then: impl FnOnce(&Path)) {
 /// The bytes as the only segment of a log.
 fn segment(bytes: &[u8], and_open: bool) {
     with_segment(bytes, |dir| {
-        let (state, read) = taken_in(dir);
+        let (state, read) = replayed(dir);
         match read {
             Ok(_) if !and_open => {}
             Ok(seq) => {
@@ -106,7 +106,7 @@ fn opened(dir: &Path) -> u64 {
 }
 
 /// Reads a log and takes in what it says, as far as memory goes. What cannot be taken in is damage too.
-fn taken_in(dir: &Path) -> (State, Result<u64, OpenError>) {
+fn replayed(dir: &Path) -> (State, Result<u64, OpenError>) {
     let mut state = State::new(1 << 20);
     let mut seq = 0;
     let mut replay = |position: Position, record: Record, body: Bytes| {
@@ -134,11 +134,11 @@ fn head(bytes: &[u8]) {
     let Ok(record) = Record::decode(Bytes::copy_from_slice(head), &frame) else { return };
     assert_eq!(record.len() % ALIGNMENT_LEN as u64, 0);
     let Ok(commit) = record.commit(&Bytes::copy_from_slice(body)) else { return };
-    let again = encode_head(&commit, record.seq, &record.previous, record.first_arrival);
+    let again = encode_head(&commit, record.seq, &record.previous, record.first_offset);
     let read = Record::decode(again.clone().into(), &frame).expect("a head that was encoded");
-    assert_eq!((read.seq, read.previous, read.end_arrival), (record.seq, record.previous, record.end_arrival));
+    assert_eq!((read.seq, read.previous, read.end_offset), (record.seq, record.previous, record.end_offset));
     let commit = read.commit(&Bytes::copy_from_slice(body)).expect("the same envelopes");
-    assert_eq!(encode_head(&commit, read.seq, &read.previous, read.first_arrival), again);
+    assert_eq!(encode_head(&commit, read.seq, &read.previous, read.first_offset), again);
 }
 
 /// The bytes as heads of records, each after a length of two bytes, that are numbered, chained and checksummed as they must be.
@@ -152,7 +152,7 @@ fn records(mut bytes: &[u8], and_open: bool) {
         exchange: options().exchange,
     };
     let mut file = header.encode();
-    let (mut seq, mut previous, mut arrival) = (0, Hash([0; 32]), 1);
+    let (mut seq, mut previous, mut offset) = (0, Hash([0; 32]), 1);
     while let Some((len, rest)) = bytes.split_first_chunk()
         && let Some((head, rest)) = rest.split_at_checked(usize::from(u16::from_le_bytes(*len)))
         && seq < RECORDS_MAX as u64
@@ -160,10 +160,10 @@ fn records(mut bytes: &[u8], and_open: bool) {
         bytes = rest;
         let Ok(mut head) = proto::RecordHead::decode(head) else { continue };
         seq += 1;
-        (head.seq, head.previous, head.first_arrival) = (seq, Bytes::copy_from_slice(&previous.0), arrival);
+        (head.seq, head.previous, head.first_offset) = (seq, Bytes::copy_from_slice(&previous.0), offset);
         let body = complete(&mut head);
         let disclosed = head.appends.iter().flat_map(|append| &append.states).filter(|state| **state == 0).count();
-        arrival += disclosed as u64;
+        offset += disclosed as u64;
         let head = head.encode_to_vec();
         previous = head_hash(&head);
         file.extend(Frame::encode(&SALT, &head, body.len() as u64));
@@ -207,7 +207,7 @@ mod tests {
         let mut all = vec![2];
         with_segment(&file, |dir| {
             let mut replay = |position: Position, record: Record, body: Bytes| {
-                let start = position.offset as usize + FRAME_BYTES;
+                let start = position.byte_offset as usize + FRAME_BYTES;
                 let head = &file[start..start + record.head_len];
                 let len = u16::try_from(head.len()).unwrap().to_le_bytes();
                 seeds.push([&[1], len.as_slice(), head, body.as_ref()].concat());
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_of_a_log_break_its_reader() {
+    fn mutated_log_never_panics_the_reader() {
         let seeds = seeds();
         assert_eq!(seeds.len(), 6);
         let mutations = std::env::var("FUZZ_MUTATIONS").map_or(MUTATIONS, |text| text.parse().unwrap());
@@ -235,8 +235,8 @@ mod tests {
     }
 
     #[test]
-    fn numbers_at_their_ends_are_damage() {
-        for (first_arrival, first) in [(u64::MAX, 0), (1, u64::MAX), (1, 1 << 63), (u64::MAX, u64::MAX)] {
+    fn overflowing_numbers_are_damage() {
+        for (first_offset, first) in [(u64::MAX, 0), (1, u64::MAX), (1, 1 << 63), (u64::MAX, u64::MAX)] {
             let append = proto::RecordAppend {
                 feed: "ma.exercise.example/feed/1".into(),
                 first,
@@ -248,11 +248,11 @@ mod tests {
             };
             let previous = vec![0; 32].into();
             let head =
-                proto::RecordHead { seq: 1, previous, first_arrival, appends: vec![append], ..Default::default() };
+                proto::RecordHead { seq: 1, previous, first_offset, appends: vec![append], ..Default::default() };
             let head = head.encode_to_vec();
             let frame = Frame::decode(&Frame::encode(&SALT, &head, 1)).unwrap();
             let decoded = Record::decode(head.clone().into(), &frame);
-            assert!(decoded.is_err_and(|what| what.contains("past the last")), "{first_arrival} {first}");
+            assert!(decoded.is_err_and(|what| what.contains("past the last")), "{first_offset} {first}");
             check(&[&[1], u16::try_from(head.len()).unwrap().to_le_bytes().as_slice(), &head, &[9]].concat());
         }
     }

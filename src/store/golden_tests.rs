@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use barid_core::bulletin::{BulletinId, Fill, ValidBulletin, kinds, prepare};
+use barid_core::bulletin::{BulletinId, DraftDefaults, ValidBulletin, kinds, prepare};
 use barid_core::envelope;
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
 use barid_core::feed::cosignature::{cosign, verify_cosigned};
 use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::{Algorithm, Note, SigningKey};
 use barid_core::feed::tree::{MemoryTree, consistency_proof, root_at, verify_consistency};
-use barid_core::names::{Digest, FeedId, Undisclosed};
+use barid_core::ids::{Digest, FeedId, Undisclosed};
 use barid_core::roster::RosterChain;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -40,7 +40,7 @@ fn folder() -> PathBuf {
 
 fn options() -> DiskOptions {
     let feed = feed("ma");
-    DiskOptions { reserve_bytes: 0, view_cache_bytes: 4 << 20, ..DiskOptions::new(feed.member, feed.exchange) }
+    DiskOptions { reserve_bytes: 0, index_cache_bytes: 4 << 20, ..DiskOptions::new(feed.member, feed.exchange) }
 }
 
 fn feed(code: &str) -> FeedId {
@@ -63,7 +63,7 @@ fn rosters() -> Vec<RosterRecord> {
     vec![read(1), read(2)]
 }
 
-fn list() -> CrlRecord {
+fn crl() -> CrlRecord {
     CrlRecord { authority: "ma.rabat.example".into(), der: "exercise list".into() }
 }
 
@@ -73,14 +73,14 @@ fn bulletin(code: &str, kind: &str, nth: u64) -> ValidBulletin {
     for reference in &mut draft.header.as_mut().unwrap().references {
         code.clone_into(&mut reference.member);
     }
-    let fill = Fill {
+    let defaults = DraftDefaults {
         member: code.parse().unwrap(),
         issuer: "exercise".to_owned(),
         id: BulletinId::new(NOW_MS + nth, &[7; 10]),
         sent_at_unix_ms: NOW_MS + nth,
         roster_version: 1,
     };
-    prepare(&draft, &fill, [9; 16]).unwrap()
+    prepare(&draft, &defaults, [9; 16]).unwrap()
 }
 
 const OWN: [&str; 6] =
@@ -172,7 +172,7 @@ fn commits() -> Vec<Commit> {
     let not_held = [(1..3, Undisclosed::Withheld), (3..4, Undisclosed::Unfollowed)];
     let mut commits = vec![
         Commit { appends: vec![append(0, &[], &empty, &own_tree)], ..Commit::default() },
-        Commit { rosters: rosters(), crls: vec![list()], ..Commit::default() },
+        Commit { rosters: rosters(), crls: vec![crl()], ..Commit::default() },
         Commit { appends: vec![append(0, &own, &all, &own_tree)], ..Commit::default() },
         Commit {
             appends: vec![append(0, &libyan[..4], &four, &libyan_tree)],
@@ -183,7 +183,7 @@ fn commits() -> Vec<Commit> {
         Commit {
             cosigned: vec![cosigned(&all, "tn", TIME)],
             custody: vec![custody(&all, "ly", &[(3..4, Undisclosed::Withheld)])],
-            cursors: vec![CursorRecord { subscription: CURSOR.to_owned(), arrival: 7, ..CursorRecord::default() }],
+            cursors: vec![CursorRecord { subscription: CURSOR.to_owned(), offset: 7, ..CursorRecord::default() }],
             ..Commit::default()
         },
         Commit { appends: vec![append(4, &libyan[4..6], &eight, &libyan_tree)], ..Commit::default() },
@@ -204,8 +204,8 @@ fn open(dir: &Path) -> DiskStore {
     }
 }
 
-fn holds_everything(store: &DiskStore) {
-    assert_eq!((store.seq(), store.end_arrival()), (6, 9));
+fn assert_complete(store: &DiskStore) {
+    assert_eq!((store.seq(), store.end_offset()), (6, 9));
     let held = store.rosters().unwrap();
     assert_eq!(held, rosters());
     let mut rosters = RosterChain::start(&held[0].note).unwrap();
@@ -217,7 +217,7 @@ fn holds_everything(store: &DiskStore) {
         let (feed, tree) = (feed(code), tree(&entries));
         let state = store.feed(&feed).unwrap();
         let root = root_at(&tree, size).unwrap();
-        assert_eq!((state.frontier.size(), state.frontier.root(), state.disclosed), (size, root, disclosed));
+        assert_eq!((state.compact_range.size(), state.compact_range.root(), state.disclosed), (size, root, disclosed));
         let signed = SignedCheckpoint::verify(&state.checkpoint, &roster.feed_keys(&feed)).unwrap().checkpoint;
         assert_eq!(signed.size, state.checkpoint_size);
         verify_consistency(size, &root, signed.size, &signed.root, &state.consistency_proof).unwrap();
@@ -239,7 +239,7 @@ fn holds_everything(store: &DiskStore) {
         }
     }
     let not_held = [(1..3, Undisclosed::Withheld), (3..4, Undisclosed::Unfollowed), (5..6, Undisclosed::Excluded)];
-    assert_eq!(store.not_held(&feed("ly"), 10).unwrap(), not_held);
+    assert_eq!(store.undisclosed_ranges(&feed("ly"), 10).unwrap(), not_held);
 
     // What others have said of the own feed, and what was said of theirs.
     let (own, ly) = (feed("ma"), feed("ly"));
@@ -257,26 +257,26 @@ fn holds_everything(store: &DiskStore) {
 
     let held = store.subscription(CURSOR).unwrap();
     assert_eq!((held.offset, held.filter, held.epoch, held.used_unix_ms), (7, None, 0, NOW_MS));
-    assert_eq!(store.crls().unwrap(), [list()]);
-    let arrivals = store.arrivals(7, 10, usize::MAX).unwrap();
-    let seen: Vec<_> = arrivals.iter().map(|entry| (entry.feed.member.as_str(), entry.index, entry.arrival)).collect();
+    assert_eq!(store.crls().unwrap(), [crl()]);
+    let entries = store.entries_from(7, 10, usize::MAX).unwrap();
+    let seen: Vec<_> = entries.iter().map(|entry| (entry.feed.member.as_str(), entry.index, entry.offset)).collect();
     assert_eq!(seen, [("ly", 0, Some(7)), ("ly", 4, Some(8))]);
     let (newest, _) = store.history(u64::MAX, 10, 100, &|columns| columns.kind == "person-notice").unwrap();
     assert_eq!(newest.iter().map(|entry| entry.index).collect::<Vec<_>>(), [3]);
 }
 
 #[test]
-fn a_data_folder_of_version_1_is_opened() {
+fn version_1_data_folder_opens() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join("log")).unwrap();
     let name = "log/0000000001.log";
     fs::copy(folder().join("data-1").join(name), dir.path().join(name)).unwrap();
-    holds_everything(&open(dir.path()));
+    assert_complete(&open(dir.path()));
     // With the view that was just made, and once more without it.
-    holds_everything(&open(dir.path()));
+    assert_complete(&open(dir.path()));
     fs::remove_dir_all(dir.path().join("db")).unwrap();
     let store = open(dir.path());
-    holds_everything(&store);
+    assert_complete(&store);
     // It goes on from there.
     let libyan = libyan_entries();
     let tree = tree(&libyan);
@@ -287,13 +287,13 @@ fn a_data_folder_of_version_1_is_opened() {
 }
 
 #[test]
-fn this_version_writes_the_same() {
+fn current_version_writes_identical_records() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     for (commit, seq) in commits().into_iter().zip(0..) {
         store.commit(commit, seq).unwrap();
     }
-    holds_everything(&store);
+    assert_complete(&store);
     drop(store);
     let mut written = fs::read(dir.path().join("log/0000000001.log")).unwrap();
     written.truncate(written.iter().rposition(|byte| *byte != 0).unwrap() + 1);

@@ -2,20 +2,20 @@
 //!
 //! | prefix | key after it | value | why |
 //! |---|---|---|---|
-//! | `m` | | [`Cursor`] | up to which commit the view has taken in the log; in every batch |
+//! | `m` | | [`IndexCursor`] | up to which commit the view has taken in the log; in every batch |
 //! | `f` | feed | [`FeedRow`] | number, name, size and newest checkpoint of each feed |
-//! | `p` | feed, first index | [`Stretch`]es | from (feed, index) to the record that holds the entry |
-//! | `a` | first arrival | [`Stretch`]es | from an arrival to the record that holds the entry |
-//! | `c` | first arrival | columns block (`view::columns`) | filtering history without reading envelopes |
-//! | `i` | member, id bucket, first arrival | ids block (`view::ids`) | from (member, id) to the entry |
-//! | `j` | member, id | place (`view::ids`) | the same, once the bucket of the id has many blocks |
-//! | `x` | member, how, id, first arrival | references block (`view::references`) | from (member, id) to the entries that refer to it, other than answers |
-//! | `y` | member, id, feed, person | first, newest, count (`view::answers`) | from (member, id) to what each person has answered |
+//! | `p` | feed, first index | [`EntryRun`]es | from (feed, index) to the record that holds the entry |
+//! | `a` | first arrival | [`EntryRun`]es | from an arrival to the record that holds the entry |
+//! | `c` | first arrival | columns block (`index_db::columns`) | filtering history without reading envelopes |
+//! | `i` | member, id bucket, first arrival | ids block (`index_db::ids`) | from (member, id) to the entry |
+//! | `j` | member, id | place (`index_db::ids`) | the same, once the bucket of the id has many blocks |
+//! | `x` | member, how, id, first arrival | references block (`index_db::references`) | from (member, id) to the entries that refer to it, other than answers |
+//! | `y` | member, id, feed, person | first, newest, count (`index_db::acks`) | from (member, id) to what each person has answered |
 //! | `t` | feed, level, index | 256 hashes | full tiles of the feed's tree |
 //! | `n` | feed, start | end, reason | what is held as digests only |
-//! | `g` | feed, bucket of indexes | [`FillAt`]s (`view::fills`) | from an entry that was filled in, or came ahead of the order, to the record that holds it |
-//! | `e` | feed, index | digest, [`FillAt`], time | what is held ahead of the order, and since when |
-//! | `q` | feed, bucket of indexes | bits (`view::urgent`) | which entries are urgent, without reading envelopes |
+//! | `g` | feed, bucket of indexes | [`BackfillRef`]s (`index_db::backfills`) | from an entry that was filled in, or came ahead of the order, to the record that holds it |
+//! | `e` | feed, index | digest, [`BackfillRef`], time | what is held ahead of the order, and since when |
+//! | `q` | feed, bucket of indexes | bits (`index_db::urgent`) | which entries are urgent, without reading envelopes |
 //! | `o` | feed, cosigner, size | time, [`NoteRef`] | cosigned checkpoints |
 //! | `u` | feed, holder, end, [`NoteRef`] | start | custody notes by what they cover |
 //! | `v` | feed, holder | [`NoteRef`] | of each holder the custody note that ends last of those that join |
@@ -31,13 +31,13 @@
 //! [`VALUE_VERSION`]; a view with another version is rebuilt from the log. Notes and envelopes are never in the view, only where in
 //! the log they are. Blocks hold what one batch of the applier brought, so that the cost of a key is shared by many entries.
 
-use barid_core::names::{Hash, Member};
+use barid_core::ids::{Hash, Member};
 use bytes::Bytes;
 use uuid::Uuid;
 
 use super::log::{Position, Resume};
 use super::tree_cache::TileId;
-use super::{HeldBack, Refers, Subscription};
+use super::{HeldBack, ReferenceKind, Subscription};
 
 /// Version of all values.
 pub(super) const VALUE_VERSION: u8 = 7;
@@ -50,16 +50,16 @@ pub(super) type FeedNumber = u32;
 pub(super) const CURSOR: &[u8] = b"m";
 pub(super) const FEED: u8 = b'f';
 pub(super) const POSITION: u8 = b'p';
-pub(super) const ARRIVAL: u8 = b'a';
+pub(super) const OFFSET: u8 = b'a';
 pub(super) const COLUMNS: u8 = b'c';
 pub(super) const ID: u8 = b'i';
-pub(super) const ID_ALONE: u8 = b'j';
+pub(super) const ID_OVERFLOW: u8 = b'j';
 pub(super) const REFERENCE: u8 = b'x';
-pub(super) const ANSWER: u8 = b'y';
+pub(super) const ACK: u8 = b'y';
 pub(super) const TILE: u8 = b't';
 pub(super) const NOT_HELD: u8 = b'n';
-pub(super) const FILLED: u8 = b'g';
-pub(super) const AHEAD: u8 = b'e';
+pub(super) const BACKFILL: u8 = b'g';
+pub(super) const OUT_OF_ORDER: u8 = b'e';
 pub(super) const URGENT: u8 = b'q';
 pub(super) const COSIGNED: u8 = b'o';
 pub(super) const CUSTODY: u8 = b'u';
@@ -127,10 +127,10 @@ impl Key {
         self
     }
 
-    pub(super) fn how(self, how: Refers) -> Self {
-        self.u8(match how {
-            Refers::Succeeds => 0,
-            Refers::Mentions => 1,
+    pub(super) fn kind(self, kind: ReferenceKind) -> Self {
+        self.u8(match kind {
+            ReferenceKind::Supersedes => 0,
+            ReferenceKind::Mentions => 1,
         })
     }
 
@@ -139,7 +139,7 @@ impl Key {
     }
 
     pub(super) fn note(self, note: NoteRef) -> Self {
-        self.u32(note.position.segment).u32(note.position.offset).u32(note.place)
+        self.u32(note.position.segment).u32(note.position.byte_offset).u32(note.place)
     }
 
     pub(super) fn bytes(self) -> Vec<u8> {
@@ -192,7 +192,7 @@ impl Value {
     }
 
     pub(super) fn position(self, position: Position) -> Self {
-        self.u32(position.segment).u32(position.offset)
+        self.u32(position.segment).u32(position.byte_offset)
     }
 
     pub(super) fn note(self, note: NoteRef) -> Self {
@@ -267,7 +267,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn position(&mut self) -> Option<Position> {
-        Some(Position { segment: self.u32()?, offset: self.u32()? })
+        Some(Position { segment: self.u32()?, byte_offset: self.u32()? })
     }
 
     pub(super) fn note(&mut self) -> Option<NoteRef> {
@@ -275,7 +275,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn key_note(&mut self) -> Option<NoteRef> {
-        let position = Position { segment: self.key_u32()?, offset: self.key_u32()? };
+        let position = Position { segment: self.key_u32()?, byte_offset: self.key_u32()? };
         Some(NoteRef { position, place: self.key_u32()? })
     }
 
@@ -293,28 +293,28 @@ pub(super) struct NoteRef {
 
 /// Where the content of an entry is that was filled in: which fill of a record, and which entry of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FillAt {
+pub(super) struct BackfillRef {
     pub(super) at: NoteRef,
     pub(super) slot: u32,
 }
 
 /// Up to which commit the view has taken in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Cursor {
+pub(super) struct IndexCursor {
     pub(super) resume: Resume,
-    pub(super) end_arrival: u64,
+    pub(super) end_offset: u64,
 }
 
-impl Cursor {
+impl IndexCursor {
     pub(super) fn encode(&self) -> Vec<u8> {
         let Resume { position, seq, hash } = self.resume;
-        Value::new().u64(seq).raw(&hash.0).position(position).u64(self.end_arrival).bytes()
+        Value::new().u64(seq).raw(&hash.0).position(position).u64(self.end_offset).bytes()
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields::of_value(bytes)?;
         let (seq, hash) = (fields.u64()?, Hash(fields.array()?));
-        Some(Self { resume: Resume { position: fields.position()?, seq, hash }, end_arrival: fields.u64()? })
+        Some(Self { resume: Resume { position: fields.position()?, seq, hash }, end_offset: fields.u64()? })
     }
 }
 
@@ -365,7 +365,7 @@ pub(super) fn decode_subscription(bytes: &[u8]) -> Option<Subscription> {
 
 /// Consecutive numbers (indexes or arrivals) whose entries are in one record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stretch {
+pub(super) struct EntryRun {
     pub(super) first: u64,
     pub(super) count: u32,
     /// The record, and for indexes which append in it.
@@ -373,27 +373,28 @@ pub(super) struct Stretch {
 }
 
 /// Bytes of an encoded stretch.
-const STRETCH_BYTES: usize = 24;
+const ENTRY_RUN_BYTES: usize = 24;
 /// Stretches in one block.
-pub(super) const STRETCHES_MAX: usize = VALUE_BYTES_MAX / STRETCH_BYTES - 1;
+pub(super) const ENTRY_RUNS_MAX: usize = VALUE_BYTES_MAX / ENTRY_RUN_BYTES - 1;
 
-impl Stretch {
+impl EntryRun {
     pub(super) fn encode(block: &[Self]) -> Vec<u8> {
-        let mut value = Value(Vec::with_capacity(1 + block.len() * STRETCH_BYTES));
+        let mut value = Value(Vec::with_capacity(1 + block.len() * ENTRY_RUN_BYTES));
         value = value.u8(VALUE_VERSION);
-        for stretch in block {
-            value = value.u64(stretch.first).u32(stretch.count).note(stretch.at);
+        for entry_run in block {
+            value = value.u64(entry_run.first).u32(entry_run.count).note(entry_run.at);
         }
         value.bytes()
     }
 
     /// The stretch of a block that has `number`.
     pub(super) fn find(block: &[u8], number: u64) -> Option<Self> {
-        let (stretches, _) = Fields::of_value(block)?.rest().as_chunks::<STRETCH_BYTES>();
-        let place = stretches
-            .partition_point(|stretch| stretch.first_chunk().is_some_and(|first| u64::from_le_bytes(*first) <= number));
-        let mut fields = Fields(stretches.get(place.checked_sub(1)?)?);
-        let stretch = Self { first: fields.u64()?, count: fields.u32()?, at: fields.note()? };
-        (number - stretch.first < u64::from(stretch.count)).then_some(stretch)
+        let (entry_runs, _) = Fields::of_value(block)?.rest().as_chunks::<ENTRY_RUN_BYTES>();
+        let place = entry_runs.partition_point(|entry_run| {
+            entry_run.first_chunk().is_some_and(|first| u64::from_le_bytes(*first) <= number)
+        });
+        let mut fields = Fields(entry_runs.get(place.checked_sub(1)?)?);
+        let entry_run = Self { first: fields.u64()?, count: fields.u32()?, at: fields.note()? };
+        (number - entry_run.first < u64::from(entry_run.count)).then_some(entry_run)
     }
 }

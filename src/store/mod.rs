@@ -4,7 +4,6 @@
 //! commit (the committer), and where bytes lie (log positions never cross this trait). Implementations: `disk` (commit log and
 //! sled view) and `memory` (for tests); one conformance suite serves all.
 
-mod admit;
 mod applier;
 pub mod bench;
 mod chain;
@@ -16,43 +15,44 @@ mod disk_read;
 #[cfg(test)]
 mod disk_tests;
 mod errors;
-mod express;
+mod feed_index;
 mod feed_tree;
+mod fsync_histogram;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 #[cfg(test)]
 mod golden_tests;
+mod index_db;
 mod keys;
 mod load;
 mod log;
 #[cfg(any(test, fuzzing))]
 pub mod memory;
 mod open;
+mod priority;
 mod rebuild;
 mod recent_ids;
 mod references;
 pub mod repair;
-mod state;
 mod subscriptions;
-mod syncs;
+mod tail_cache;
 mod tree_cache;
-mod view;
-mod window;
+mod validate;
 
 pub use chain::{ChainLink, StoreId};
 pub use errors::{CommitError, DamagedEntry, OpenError, ReadError};
-pub use express::AHEAD_MAX;
 pub use feed_tree::FeedTree;
-pub use references::{Answered, Answers};
+pub use fsync_histogram::{FSYNC_BOUNDS_MICROS, FsyncHistogram};
+pub use priority::OUT_OF_ORDER_MAX;
+pub use references::{Acks, IssuerAcks};
 pub use subscriptions::{CursorRecord, HeldBack, Subscription, SubscriptionRecord};
-pub use syncs::{SYNC_BOUNDS_MICROS, SyncTimes};
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use barid_core::bulletin::Urgent;
-use barid_core::feed::tree::{Frontier, NodeId};
-use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
+use barid_core::bulletin::Priority;
+use barid_core::feed::tree::{CompactRange, NodeId};
+use barid_core::ids::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::proto;
 use barid_core::quota::Tier;
 use bytes::Bytes;
@@ -70,9 +70,9 @@ pub struct Commit {
     /// Entries appended to feeds; each feed at most once.
     pub appends: Vec<Append>,
     /// Content of entries held as digests; each feed at most once.
-    pub fills: Vec<Fill>,
+    pub backfills: Vec<Backfill>,
     /// Entries that came ahead of their feeds' order.
-    pub express: Vec<Express>,
+    pub priority: Vec<PriorityEntry>,
     /// Entries held ahead of the order, by feed and index, whose place `appends` gives to another one: an operator has decided about both.
     /// Any other append of another entry there is refused. Such an entry keeps its arrival, and its feed has the other one.
     pub displaced: Vec<(FeedId, u64)>,
@@ -132,7 +132,7 @@ impl NewEntry {
 
 /// Content that has come for entries of one feed which earlier commits appended as digests.
 #[derive(Clone, Debug)]
-pub struct Fill {
+pub struct Backfill {
     /// The feed.
     pub feed: FeedId,
     /// Index and entry, by ascending index; each disclosed, with the digest held there.
@@ -142,7 +142,7 @@ pub struct Fill {
 /// An entry ahead of its feed's order, with what proves it. Once committed it has its arrival and is found by its id, but is not among the
 /// feed's [`Store::entries`]. The append that reaches it only matches it: it must have its digest, and its content is not taken again.
 #[derive(Clone, Debug)]
-pub struct Express {
+pub struct PriorityEntry {
     /// The feed.
     pub feed: FeedId,
     /// Its index: not below the feed's size.
@@ -261,11 +261,11 @@ pub struct Committed {
     pub seq: u64,
     /// Hash of its head: it proves everything up to it ([`ChainLink`]).
     pub hash: Hash,
-    /// Arrival number of its first disclosed entry; the others follow in the order of `commit.appends`, then of `commit.fills`, then of
-    /// `commit.express`.
-    pub first_arrival: u64,
-    /// One past the arrival number of its last disclosed entry.
-    pub end_arrival: u64,
+    /// Offset of its first disclosed entry; the others follow in the order of `commit.appends`, then of `commit.backfills`, then of
+    /// `commit.priority`.
+    pub first_offset: u64,
+    /// One past the offset of its last disclosed entry.
+    pub end_offset: u64,
     /// What was committed.
     pub commit: Commit,
 }
@@ -276,7 +276,7 @@ pub struct FeedState {
     /// Which.
     pub feed: FeedId,
     /// The right edge of its tree: size and root.
-    pub frontier: Frontier,
+    pub compact_range: CompactRange,
     /// Newest checkpoint note known, with the size it speaks of (this size or larger).
     pub checkpoint: Bytes,
     /// Size that `checkpoint` speaks of.
@@ -298,8 +298,8 @@ pub struct Entry {
     pub digest: Digest,
     /// What is held of it.
     pub content: Content,
-    /// Its arrival number; `None` for what is not held in full.
-    pub arrival: Option<u64>,
+    /// Its offset; `None` for what is not held in full.
+    pub offset: Option<u64>,
 }
 
 /// Where a bulletin is.
@@ -309,16 +309,16 @@ pub struct Location {
     pub feed: FeedId,
     /// Its place.
     pub index: u64,
-    /// Its arrival.
-    pub arrival: u64,
+    /// Its offset.
+    pub offset: u64,
 }
 
 /// How an entry refers to another bulletin. Only the bulletin's own publisher can make what succeeds it; so what others make never stands
-/// in the way of finding these. Answers are found by who gave them ([`Store::answers`]).
+/// in the way of finding these. Answers are found by who gave them ([`Store::acks`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Refers {
+pub enum ReferenceKind {
     /// An Update or Cancel by the member that published what it refers to.
-    Succeeds,
+    Supersedes,
     /// Anything else but an Ack.
     Mentions,
 }
@@ -353,8 +353,8 @@ pub trait Store: Send + Sync + 'static {
     /// For which entries there is room on the disk.
     ///
     /// # Errors
-    /// [`CommitError::ViewBehind`] where nothing can be committed for now; others as of [`Store::commit`].
-    fn room(&self) -> Result<Room, CommitError>;
+    /// [`CommitError::IndexBehind`] where nothing can be committed for now; others as of [`Store::commit`].
+    fn check_capacity(&self) -> Result<Capacity, CommitError>;
 
     /// The feeds held.
     fn feeds(&self) -> Vec<FeedState>;
@@ -368,19 +368,19 @@ pub trait Store: Send + Sync + 'static {
     /// [`ReadError::DamagedEntry`] for the first one only: those before a damaged one are given, and those after it to who asks for them.
     fn entries(&self, feed: &FeedId, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError>;
 
-    /// One past the newest arrival number; 1 when there is none: arrivals are numbered from 1, so that a cursor of 0 has taken nothing.
-    fn end_arrival(&self) -> u64;
+    /// One past the newest offset; 1 when there is none: arrivals are numbered from 1, so that a cursor of 0 has taken nothing.
+    fn end_offset(&self) -> u64;
 
-    /// Disclosed entries with arrival numbers from `from` on, ascending, bounded as in [`Store::entries`], and with its errors.
-    fn arrivals(&self, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
-        self.linked_arrivals(from, entries_max, bytes_max).map(|(entries, _)| entries)
+    /// Disclosed entries with offsets from `from` on, ascending, bounded as in [`Store::entries`], and with its errors.
+    fn entries_from(&self, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+        self.linked_entries_from(from, entries_max, bytes_max).map(|(entries, _)| entries)
     }
 
-    /// As [`Store::arrivals`], with the commits that hold them, ascending.
+    /// As [`Store::entries_from`], with the commits that hold them, ascending.
     ///
     /// # Errors
-    /// As of [`Store::arrivals`].
-    fn linked_arrivals(
+    /// As of [`Store::entries_from`].
+    fn linked_entries_from(
         &self,
         from: u64,
         entries_max: usize,
@@ -416,49 +416,54 @@ pub trait Store: Send + Sync + 'static {
     /// Entries whose headers refer to bulletin `id` of `member` in this way, with arrivals above `after`, ascending, at most `max`. Only
     /// the names are compared: whether digest and content fit is for the caller. An entry whose header names another member than its
     /// feed's owner refers to nothing.
-    fn referring(
+    fn references_to(
         &self,
         member: &Member,
         id: Uuid,
-        how: Refers,
+        kind: ReferenceKind,
         after: u64,
         max: usize,
     ) -> Result<Vec<Location>, ReadError>;
 
-    /// Of these bulletins of `member`, whether anything refers to them as [`Refers::Succeeds`], in their order. Nearly free for those with
+    /// Of these bulletins of `member`, whether anything refers to them as [`ReferenceKind::Supersedes`], in their order. Nearly free for those with
     /// ids above all that were referred to so.
-    fn succeeded(&self, member: &Member, ids: &[Uuid]) -> Result<Vec<bool>, ReadError>;
+    fn superseded(&self, member: &Member, ids: &[Uuid]) -> Result<Vec<bool>, ReadError>;
 
-    /// The Acks that refer to bulletin `id` of `member`, of each person the first and the newest, of each feed at most `persons_max` persons.
-    /// As for [`Store::referring`] only the names are compared.
-    fn answers(&self, member: &Member, id: Uuid, persons_max: usize) -> Result<Answers, ReadError>;
+    /// The Acks that refer to bulletin `id` of `member`, of each person the first and the newest, of each feed at most `issuers_max` persons.
+    /// As for [`Store::references_to`] only the names are compared.
+    fn acks(&self, member: &Member, id: Uuid, issuers_max: usize) -> Result<Acks, ReadError>;
 
     /// Hashes of complete subtrees of a feed's tree, in the order asked for.
     fn tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError>;
 
     /// Of these entries, each one's digest and why no more is held; `None` for what is held in full, and beyond the feed's end.
-    fn lacks(&self, feed: &FeedId, indexes: &[u64]) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError>;
+    fn missing(&self, feed: &FeedId, indexes: &[u64]) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError>;
 
     /// The entries of a feed in `range` that are held ahead of its order, by index, with their digests; all lie at or beyond its size.
-    fn ahead(&self, feed: &FeedId, range: Range<u64>) -> Vec<(u64, Digest)>;
+    fn out_of_order(&self, feed: &FeedId, range: Range<u64>) -> Vec<(u64, Digest)>;
 
-    /// Indexes of those that take a place at this time, ascending, at most [`AHEAD_MAX`]: an entry that its feed does not come to within
-    /// [`EXPRESS_EXPIRES_MS`](barid_core::limits::EXPRESS_EXPIRES_MS) stays held, and takes none.
-    fn ahead_places(&self, feed: &FeedId, now_ms: u64) -> Vec<u64>;
+    /// Indexes of those that take a place at this time, ascending, at most [`OUT_OF_ORDER_MAX`]: an entry that its feed does not come to within
+    /// [`PRIORITY_EXPIRES_MS`](barid_core::limits::PRIORITY_EXPIRES_MS) stays held, and takes none.
+    fn out_of_order_unexpired(&self, feed: &FeedId, now_ms: u64) -> Vec<u64>;
 
     /// An entry that came ahead of the order, with what proves it, whether the feed has reached it or not.
-    fn express(&self, feed: &FeedId, index: u64) -> Result<Option<Express>, ReadError>;
+    fn priority_entry(&self, feed: &FeedId, index: u64) -> Result<Option<PriorityEntry>, ReadError>;
 
     /// Entries of a feed that are urgent in this way and whose content is held, from index `from` on, also those ahead of its order: their
     /// indexes, ascending, at most `max`. Those that are urgent in the other way do not count.
-    fn urgent(&self, feed: &FeedId, how: Urgent, from: u64, max: usize) -> Result<Vec<u64>, ReadError>;
+    fn urgent_indexes(&self, feed: &FeedId, kind: Priority, from: u64, max: usize) -> Result<Vec<u64>, ReadError>;
 
     /// Ranges held as digests only that end after index `from`, ascending: the first ones, at most `max`. May wait for the view.
-    fn not_held_from(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError>;
+    fn undisclosed_ranges_from(
+        &self,
+        feed: &FeedId,
+        from: u64,
+        max: usize,
+    ) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError>;
 
     /// Ranges held as digests only, ascending: the newest ones, at most `max` and at most
     /// [`NOT_HELD_RANGES_MAX`](barid_core::limits::NOT_HELD_RANGES_MAX). Neighbours with one reason are one range.
-    fn not_held(&self, feed: &FeedId, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError>;
+    fn undisclosed_ranges(&self, feed: &FeedId, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError>;
 
     /// The cosigned note of the largest size of each cosigner; of several for one size the first that was committed. By cosigner.
     fn cosigned_newest(&self, feed: &FeedId) -> Result<Vec<Cosigned>, ReadError>;
@@ -512,16 +517,16 @@ pub trait Store: Send + Sync + 'static {
     fn subscriptions(&self, after: &str, max: usize) -> Vec<(String, Subscription)>;
 
     /// Commits that the view still has to take in; 0 for a store without a view.
-    fn view_lag(&self) -> u64;
+    fn index_lag(&self) -> u64;
 
     /// How long syncs took since the store was opened; none for a store that does not sync.
-    fn sync_times(&self) -> SyncTimes;
+    fn fsync_histogram(&self) -> FsyncHistogram;
 
     /// Bytes of log and view on disk.
     fn disk_bytes(&self) -> DiskBytes;
 
     /// Waits until the view has taken in everything committed before the call.
-    fn drain_view(&self);
+    fn apply_index(&self);
 
     /// The alarm about damage that was met while reading.
     fn damage(&self) -> Option<Alarm> {
@@ -529,14 +534,14 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Bits that had flipped on the disk and were put right since the store was opened, that opening included.
-    fn mended_bits(&self) -> u64 {
+    fn corrected_bits(&self) -> u64 {
         0
     }
 }
 
 /// Room on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
+pub struct Capacity {
     /// What may be committed.
     pub tier: Tier,
     /// Bytes free.
@@ -545,9 +550,9 @@ pub struct Room {
     pub reserve_bytes: u64,
 }
 
-impl Room {
+impl Capacity {
     /// Of a store that has no bounds.
-    pub const AMPLE: Self = Self { tier: Tier::All, free_bytes: u64::MAX, reserve_bytes: 0 };
+    pub const UNBOUNDED: Self = Self { tier: Tier::All, free_bytes: u64::MAX, reserve_bytes: 0 };
 }
 
 /// Bytes on disk.
@@ -556,7 +561,7 @@ pub struct DiskBytes {
     /// Commit log, as written (not as preallocated).
     pub log: u64,
     /// View.
-    pub view: u64,
+    pub index_db: u64,
     /// Free, on the disk of the log.
     pub free: u64,
 }

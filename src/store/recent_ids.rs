@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use barid_core::names::Member;
+use barid_core::ids::Member;
 use uuid::Uuid;
 
 use super::keys::FeedNumber;
@@ -16,20 +16,20 @@ const IDS_PER_MEMBER: usize = 8_192;
 
 /// Where the entry with an id is. Orders by (epoch, index): the lowest is the bulletin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(super) struct EntryRef {
     pub(super) epoch: u32,
     pub(super) index: u64,
     pub(super) feed: FeedNumber,
-    pub(super) arrival: u64,
+    pub(super) offset: u64,
 }
 
 /// What memory knows of an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     /// All there is to know.
-    Exactly(Option<Place>),
+    Exactly(Option<EntryRef>),
     /// The view may hold a lower place.
-    AtMost(Option<Place>),
+    AtMost(Option<EntryRef>),
 }
 
 /// The largest ids of each member.
@@ -40,7 +40,7 @@ pub(super) struct RecentIds {
 
 #[derive(Default)]
 struct Ids {
-    places: BTreeMap<Uuid, Place>,
+    places: BTreeMap<Uuid, EntryRef>,
     /// Every held id above this is in `places`.
     floor: Uuid,
 }
@@ -52,7 +52,7 @@ impl RecentIds {
     }
 
     /// Adds ids of one member.
-    pub(super) fn extend(&mut self, member: &Member, ids: impl Iterator<Item = (Uuid, Place)>) {
+    pub(super) fn extend(&mut self, member: &Member, ids: impl Iterator<Item = (Uuid, EntryRef)>) {
         let held = self.members.entry(member.clone()).or_default();
         for (id, place) in ids {
             held.places.entry(id).and_modify(|lowest| *lowest = place.min(*lowest)).or_insert(place);
@@ -68,12 +68,12 @@ impl RecentIds {
         }
     }
 
-    /// The view holds every id of `member` that arrived before `end_arrival`: drops the smallest ones beyond the bound.
-    pub(super) fn applied(&mut self, member: &Member, end_arrival: u64) {
+    /// The view holds every id of `member` that arrived before `end_offset`: drops the smallest ones beyond the bound.
+    pub(super) fn applied(&mut self, member: &Member, end_offset: u64) {
         let Some(ids) = self.members.get_mut(member) else { return };
         while ids.places.len() > IDS_PER_MEMBER
             && let Some(smallest) = ids.places.first_entry()
-            && smallest.get().arrival < end_arrival
+            && smallest.get().offset < end_offset
         {
             ids.floor = ids.floor.max(*smallest.key());
             smallest.remove();
@@ -88,12 +88,12 @@ pub(super) const IDS_LOADED_MAX: usize = IDS_PER_MEMBER;
 mod tests {
     use super::*;
 
-    fn place(arrival: u64) -> Place {
-        Place { epoch: 1, index: arrival, feed: 0, arrival }
+    fn place(offset: u64) -> EntryRef {
+        EntryRef { epoch: 1, index: offset, feed: 0, offset }
     }
 
     #[test]
-    fn only_ids_at_or_below_the_floor_need_the_view() {
+    fn only_ids_at_or_below_floor_need_index_db() {
         let member: Member = "ma".parse().expect("a member");
         let mut recent = RecentIds::default();
         let count = IDS_PER_MEMBER as u64 + 10;
@@ -101,7 +101,11 @@ mod tests {
         assert_eq!(recent.find(&member, Uuid::from_u128(1)), Known::Exactly(Some(place(1))));
         recent.applied(&member, 6);
         assert_eq!(recent.find(&member, Uuid::from_u128(5)), Known::AtMost(None));
-        assert_eq!(recent.find(&member, Uuid::from_u128(6)), Known::Exactly(Some(place(6))), "the view lacks it");
+        assert_eq!(
+            recent.find(&member, Uuid::from_u128(6)),
+            Known::Exactly(Some(place(6))),
+            "the index database lacks it"
+        );
         recent.applied(&member, count);
         assert_eq!(recent.find(&member, Uuid::from_u128(10)), Known::AtMost(None));
         assert_eq!(recent.find(&member, Uuid::from_u128(11)), Known::Exactly(Some(place(11))));

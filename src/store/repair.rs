@@ -8,12 +8,12 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use barid_core::names::{Digest, FeedId};
+use barid_core::ids::{Digest, FeedId};
 
 use super::disk::DiskOptions;
-use super::log::{Examined, Kind, Wound, examine, put_back, segment};
+use super::log::{LogDamage, LogDamageKind, LogInspection, inspect, segment, write_repair};
 use super::open::lock;
-use super::{OpenError, RosterRecord, view};
+use super::{OpenError, RosterRecord, index_db};
 
 /// Opens a store; if it is damaged, and nothing in its commit log is but single bits, these are put right and it is opened again. Also returns
 /// how many there were.
@@ -25,8 +25,8 @@ pub(super) fn open<S>(
     match open() {
         Err(OpenError::Damaged(what)) => {
             tracing::warn!(what, "the store is damaged: its whole commit log is looked at");
-            let mended = Repair::open(dir, options)?.turn_only_bits()?;
-            if mended == 0 { Err(OpenError::Damaged(what)) } else { Ok((open()?, mended)) }
+            let corrected = Repair::open(dir, options)?.correct_if_only_bits()?;
+            if corrected == 0 { Err(OpenError::Damaged(what)) } else { Ok((open()?, corrected)) }
         }
         opened => Ok((opened?, 0)),
     }
@@ -40,16 +40,16 @@ pub struct Damage {
     /// Bytes of it.
     pub bytes: Range<u64>,
     /// What it is.
-    pub what: What,
+    pub kind: DamageKind,
     /// Whether it is put back.
     pub repaired: bool,
 }
 
 /// What is damaged.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum DamageKind {
     /// One bit is not what it was; what it was is proven by a SHA-256.
-    Bit,
+    BitFlip,
     /// The content of an entry. Whoever has content with this digest has what stood here.
     Envelope {
         /// The entry's feed.
@@ -60,13 +60,13 @@ pub enum What {
         digest: Digest,
     },
     /// What the log says of its commits. It cannot be put back.
-    Lost(String),
+    Unrecoverable(String),
 }
 
 /// The folder of a store, locked, with what was found in it.
 pub struct Repair {
     log_dir: PathBuf,
-    examined: Examined,
+    inspection: LogInspection,
     repaired: Vec<bool>,
     _lock: File,
 }
@@ -79,30 +79,33 @@ impl Repair {
     pub fn open(dir: &Path, options: &DiskOptions) -> Result<Self, OpenError> {
         let lock = lock(dir)?;
         let log_dir = dir.join("log");
-        let mut examined = examine(&log_dir, &options.log())?;
+        let mut inspection = inspect(&log_dir, &options.log())?;
         // The log does not know by itself where it ended; the note beside it and the view may.
-        let newest = view::newest_commit(dir, options.view_cache_bytes).unwrap_or(0).max(examined.confirmed);
-        if newest > examined.newest && !examined.more {
-            let kind = Kind::Lost(format!("commits {} to {newest} are missing at its end", examined.newest + 1));
+        let newest = index_db::newest_commit(dir, options.index_cache_bytes).unwrap_or(0).max(inspection.confirmed);
+        if newest > inspection.newest && !inspection.truncated {
+            let kind = LogDamageKind::Unrecoverable(format!(
+                "commits {} to {newest} are missing at its end",
+                inspection.newest + 1
+            ));
             let segment = segment::list(&log_dir)?.last().copied().unwrap_or(1);
             let len = std::fs::metadata(segment::path(&log_dir, segment)).map_or(0, |file| file.len());
-            examined.wounds.push(Wound { segment, bytes: len..len, kind });
+            inspection.damages.push(LogDamage { segment, bytes: len..len, kind });
         }
-        let repaired = vec![false; examined.wounds.len()];
-        Ok(Self { log_dir, examined, repaired, _lock: lock })
+        let repaired = vec![false; inspection.damages.len()];
+        Ok(Self { log_dir, inspection, repaired, _lock: lock })
     }
 
     /// All that is damaged, in the order of the log.
     pub fn damage(&self) -> impl Iterator<Item = Damage> {
-        self.examined.wounds.iter().zip(&self.repaired).map(|(wound, repaired)| Damage {
-            file: segment::path(&self.log_dir, wound.segment),
-            bytes: wound.bytes.clone(),
-            what: match &wound.kind {
-                Kind::Bit(_) => What::Bit,
-                Kind::Envelope { feed, index, digest } => {
-                    What::Envelope { feed: feed.clone(), index: *index, digest: *digest }
+        self.inspection.damages.iter().zip(&self.repaired).map(|(damage, repaired)| Damage {
+            file: segment::path(&self.log_dir, damage.segment),
+            bytes: damage.bytes.clone(),
+            kind: match &damage.kind {
+                LogDamageKind::BitFlip(_) => DamageKind::BitFlip,
+                LogDamageKind::Envelope { feed, index, digest } => {
+                    DamageKind::Envelope { feed: feed.clone(), index: *index, digest: *digest }
                 }
-                Kind::Lost(what) => What::Lost(what.clone()),
+                LogDamageKind::Unrecoverable(what) => DamageKind::Unrecoverable(what.clone()),
             },
             repaired: *repaired,
         })
@@ -110,36 +113,36 @@ impl Repair {
 
     /// Whether there is more damage than is listed.
     #[must_use]
-    pub fn has_more(&self) -> bool {
-        self.examined.more
+    pub fn is_truncated(&self) -> bool {
+        self.inspection.truncated
     }
 
     /// Number of the newest commit that could be read.
     #[must_use]
     pub fn newest_commit(&self) -> u64 {
-        self.examined.newest
+        self.inspection.newest
     }
 
     /// Entries that the log holds of a feed.
     #[must_use]
     pub fn size(&self, feed: &FeedId) -> u64 {
-        self.examined.sizes.get(feed).copied().unwrap_or(0)
+        self.inspection.sizes.get(feed).copied().unwrap_or(0)
     }
 
     /// Rosters that the log holds, ascending versions.
     #[must_use]
     pub fn rosters(&self) -> Vec<RosterRecord> {
-        self.examined.rosters.values().cloned().collect()
+        self.inspection.rosters.values().cloned().collect()
     }
 
     /// Puts every flipped bit back.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn turn_bits(&mut self) -> Result<(), OpenError> {
-        for (wound, repaired) in self.examined.wounds.iter().zip(&mut self.repaired) {
-            if matches!(wound.kind, Kind::Bit(_)) {
-                put_back(&self.log_dir, wound, None)?;
+    pub fn correct_bits(&mut self) -> Result<(), OpenError> {
+        for (damage, repaired) in self.inspection.damages.iter().zip(&mut self.repaired) {
+            if matches!(damage.kind, LogDamageKind::BitFlip(_)) {
+                write_repair(&self.log_dir, damage, None)?;
                 *repaired = true;
             }
         }
@@ -148,24 +151,27 @@ impl Repair {
 
     /// Puts every flipped bit back if there is nothing else to be put back, and says how many. 0: there is, or there are none, and nothing was
     /// changed.
-    fn turn_only_bits(&mut self) -> Result<usize, OpenError> {
-        let wounds = &self.examined.wounds;
-        if self.examined.more || wounds.is_empty() || wounds.iter().any(|wound| !matches!(wound.kind, Kind::Bit(_))) {
+    fn correct_if_only_bits(&mut self) -> Result<usize, OpenError> {
+        let damages = &self.inspection.damages;
+        if self.inspection.truncated
+            || damages.is_empty()
+            || damages.iter().any(|damage| !matches!(damage.kind, LogDamageKind::BitFlip(_)))
+        {
             return Ok(0);
         }
-        self.turn_bits()?;
+        self.correct_bits()?;
         for damage in self.damage() {
-            tracing::warn!(file = %damage.file.display(), byte = damage.bytes.start, "one bit of the commit log had flipped and was put right");
+            tracing::warn!(file = %damage.file.display(), byte = damage.bytes.start, "a flipped bit of the commit log was corrected");
         }
         Ok(self.repaired.len())
     }
 
     /// Entries whose content is wanted, by feed, ascending.
     #[must_use]
-    pub fn wanted(&self) -> BTreeMap<FeedId, Vec<u64>> {
+    pub fn damaged_entries(&self) -> BTreeMap<FeedId, Vec<u64>> {
         let mut wanted = BTreeMap::<FeedId, Vec<u64>>::new();
-        for (wound, _) in self.examined.wounds.iter().zip(&self.repaired).filter(|(_, repaired)| !**repaired) {
-            if let Kind::Envelope { feed, index, .. } = &wound.kind {
+        for (damage, _) in self.inspection.damages.iter().zip(&self.repaired).filter(|(_, repaired)| !**repaired) {
+            if let LogDamageKind::Envelope { feed, index, .. } = &damage.kind {
                 wanted.entry(feed.clone()).or_default().push(*index);
             }
         }
@@ -180,14 +186,14 @@ impl Repair {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn give(&mut self, feed: &FeedId, index: u64, envelope: &[u8]) -> Result<bool, OpenError> {
+    pub fn restore_envelope(&mut self, feed: &FeedId, index: u64, envelope: &[u8]) -> Result<bool, OpenError> {
         let digest = barid_core::envelope::digest(envelope);
-        let is_it = |wound: &Wound| {
-            matches!(&wound.kind, Kind::Envelope { feed: of, index: at, digest: wanted }
+        let is_it = |damage: &LogDamage| {
+            matches!(&damage.kind, LogDamageKind::Envelope { feed: of, index: at, digest: wanted }
             if of == feed && *at == index && *wanted == digest)
         };
-        let Some(place) = self.examined.wounds.iter().position(is_it) else { return Ok(false) };
-        put_back(&self.log_dir, &self.examined.wounds[place], Some(envelope))?;
+        let Some(place) = self.inspection.damages.iter().position(is_it) else { return Ok(false) };
+        write_repair(&self.log_dir, &self.inspection.damages[place], Some(envelope))?;
         self.repaired[place] = true;
         Ok(true)
     }

@@ -43,8 +43,8 @@ impl Subscription {
     /// Whether a cursor says something that is not recorded: progress, another epoch, or that the subscription is still used.
     #[must_use]
     pub fn is_advanced_by(&self, cursor: &CursorRecord, now_unix_ms: u64) -> bool {
-        let here = cursor.arrival == self.offset;
-        cursor.arrival > self.offset
+        let here = cursor.offset == self.offset;
+        cursor.offset > self.offset
             || here && (cursor.held, cursor.epoch) != (self.held, self.epoch)
             || here && now_unix_ms.saturating_sub(self.used_unix_ms) >= USED_WITHIN_MS
     }
@@ -65,7 +65,7 @@ pub struct CursorRecord {
     /// Caller and name.
     pub subscription: String,
     /// Offset up to which everything was taken.
-    pub arrival: u64,
+    pub offset: u64,
     /// What was held back before it.
     pub held: Option<HeldBack>,
     /// See [`Subscription::epoch`]. A record of epoch 0 also gives the name where it is unknown, as earlier versions did.
@@ -105,14 +105,14 @@ impl Subscriptions {
             }
             changed.push((subscription.clone(), state));
         }
-        for CursorRecord { subscription, arrival, held, epoch } in &commit.cursors {
+        for CursorRecord { subscription, offset, held, epoch } in &commit.cursors {
             let before = self.0.get(subscription);
             if before.is_none() && *epoch != 0 {
                 continue;
             }
             let (filter, created_unix_ms) =
                 before.map(|before| (before.filter.clone(), before.created_unix_ms)).unwrap_or_default();
-            let (offset, held, epoch) = (*arrival, *held, *epoch);
+            let (offset, held, epoch) = (*offset, *held, *epoch);
             let state = Subscription { offset, held, filter, created_unix_ms, used_unix_ms, epoch };
             self.0.insert(subscription.clone(), state.clone());
             changed.push((subscription.clone(), Some(state)));

@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use barid_core::feed::tree::{Frontier, NodeId, node_hash};
-use barid_core::names::{Digest, Hash};
+use barid_core::feed::tree::{CompactRange, NodeId, node_hash};
+use barid_core::ids::{Digest, Hash};
 use lru::LruCache;
 
 /// Levels of the tree in one tile.
@@ -83,12 +83,12 @@ impl Tile {
 
 /// The right edge of one tree: what appending needs, and its partial tiles, lowest level first.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Edge {
-    frontier: Frontier,
+pub(super) struct TiledTree {
+    compact_range: CompactRange,
     partial: Vec<Tile>,
 }
 
-impl Edge {
+impl TiledTree {
     /// Rebuilds an edge from the row-0 hashes of the partial tile of each level, lowest first. `None` if they do not fit `size`.
     pub(super) fn rebuild(size: u64, rows: Vec<Vec<Hash>>) -> Option<Self> {
         let partial: Vec<Tile> = rows.into_iter().map(Tile::new).collect();
@@ -97,18 +97,18 @@ impl Edge {
             let (tile, row, place) = TileId::of(NodeId { level, index: (size >> level) - 1 });
             hashes.push(partial.get(usize::from(tile.level))?.get(row, place)?);
         }
-        Some(Self { frontier: Frontier::from_parts(size, hashes).ok()?, partial })
+        Some(Self { compact_range: CompactRange::from_parts(size, hashes).ok()?, partial })
     }
 
     /// Size and root.
-    pub(super) fn frontier(&self) -> &Frontier {
-        &self.frontier
+    pub(super) fn compact_range(&self) -> &CompactRange {
+        &self.compact_range
     }
 
     /// Appends one digest; tells of every tile that it fills.
-    pub(super) fn append(&mut self, digest: &Digest, mut filled: impl FnMut(TileId, Tile)) {
+    pub(super) fn append(&mut self, digest: &Digest, mut completed: impl FnMut(TileId, Tile)) {
         let partial = &mut self.partial;
-        self.frontier.append_with(digest, |node, hash| {
+        self.compact_range.append_with(digest, |node, hash| {
             let (id, row, _) = TileId::of(node);
             let level = usize::from(id.level);
             if partial.len() <= level {
@@ -117,7 +117,7 @@ impl Edge {
             if let Some(tile) = partial.get_mut(level) {
                 tile.rows[row].push(*hash);
                 if row == 7 && tile.rows[7].len() == 2 {
-                    filled(id, std::mem::take(tile));
+                    completed(id, std::mem::take(tile));
                 }
             }
         });
@@ -126,7 +126,7 @@ impl Edge {
     /// A node in a partial tile.
     pub(super) fn get(&self, node: NodeId) -> Option<Hash> {
         let (id, row, place) = TileId::of(node);
-        let entries = self.frontier.size() >> (u32::from(id.level) * u32::from(TILE_LEVELS)).min(63);
+        let entries = self.compact_range.size() >> (u32::from(id.level) * u32::from(TILE_LEVELS)).min(63);
         if entries >> TILE_LEVELS != id.index {
             return None;
         }
@@ -147,7 +147,7 @@ impl<K: std::hash::Hash + Eq + Copy> TileCache<K> {
     }
 
     /// A tile that has just been filled: kept until [`TileCache::applied`].
-    pub(super) fn fill(&mut self, tree: K, id: TileId, tile: Arc<Tile>) {
+    pub(super) fn insert(&mut self, tree: K, id: TileId, tile: Arc<Tile>) {
         self.pending.insert((tree, id), tile);
     }
 
@@ -178,27 +178,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn edge_and_tiles_hold_every_node_of_the_tree() {
-        let (mut edge, mut tree, mut tiles) = (Edge::default(), MemoryTree::new(), HashMap::new());
+    fn tiled_tree_and_full_tiles_hold_every_node() {
+        let (mut tiled_tree, mut tree, mut tiles) = (TiledTree::default(), MemoryTree::new(), HashMap::new());
         let size = 256 * 256 + 700;
         for number in 0..size {
             let mut digest = Digest([7; 32]);
             digest.0[..8].copy_from_slice(&u64::to_le_bytes(number));
             tree.append(&digest);
-            edge.append(&digest, |id, tile| assert!(tiles.insert(id, tile).is_none()));
+            tiled_tree.append(&digest, |id, tile| assert!(tiles.insert(id, tile).is_none()));
         }
-        assert_eq!(edge.frontier(), tree.frontier());
+        assert_eq!(tiled_tree.compact_range(), tree.compact_range());
         assert_eq!(tiles.len(), 256 + 2 + 1);
         for level in 0..17u8 {
             for index in 0..size >> level {
                 let node = NodeId { level, index };
                 let (id, row, place) = TileId::of(node);
-                let found = edge.get(node).or_else(|| tiles.get(&id).and_then(|tile| tile.get(row, place))).unwrap();
+                let found =
+                    tiled_tree.get(node).or_else(|| tiles.get(&id).and_then(|tile| tile.get(row, place))).unwrap();
                 assert_eq!(found, tree.hashes(&[node]).unwrap()[0], "{node:?}");
             }
         }
-        let rebuilt = Edge::rebuild(size, (0..3).map(|level| edge.partial[level].rows[0].clone()).collect()).unwrap();
-        assert_eq!(rebuilt.frontier(), edge.frontier());
+        let rebuilt =
+            TiledTree::rebuild(size, (0..3).map(|level| tiled_tree.partial[level].rows[0].clone()).collect()).unwrap();
+        assert_eq!(rebuilt.compact_range(), tiled_tree.compact_range());
         let first = &tiles[&TileId { level: 0, index: 0 }];
         assert_eq!(Tile::from_bytes(&first.to_bytes()).unwrap().root(), first.root());
         assert!(Tile::from_bytes(&[0; 64]).is_none());

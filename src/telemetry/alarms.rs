@@ -7,22 +7,22 @@ mod active;
 
 use std::fmt;
 
-use barid_core::names::{FeedId, Member};
+use barid_core::ids::{FeedId, Member};
 
 use super::escape::Foreign;
 pub use active::{ActiveAlarm, Alarms};
 
-/// Reason of every record of an alarm (`what` is `alarm`).
+/// Reason of every record of an alarm (`event` is `alarm`).
 pub const REASONS: [&str; 18] = [
-    "another-history",
+    "fork-conflict",
     "clock",
     "damage",
     "disk-full",
     "disk-low",
-    "double-identity",
+    "duplicate-identity",
     "equivocation",
     "excluded",
-    "in-doubt",
+    "needs-recovery",
     "member-over-share",
     "misdirected",
     "not-understood",
@@ -117,7 +117,7 @@ pub enum Alarm {
     /// Another node uses this node's identity.
     OwnIdentityInUse { peer: Member },
     /// Entries that a peer sent are not as they must be; the newest one.
-    Entry { what: &'static str, feed: FeedId, index: u64, by: Member },
+    Entry { finding: &'static str, feed: FeedId, index: u64, by: Member },
 }
 
 /// What an alarm is made of.
@@ -129,7 +129,7 @@ struct Parts {
     text: &'static str,
     values: Vec<String>,
     /// What it is about: of one code and subject there is one alarm.
-    subject: String,
+    resource: String,
 }
 
 impl Alarm {
@@ -158,7 +158,7 @@ impl Alarm {
     }
 
     /// This one, raised while `earlier` of the same code and subject is active.
-    fn after(self, earlier: &Self) -> Self {
+    fn merged_with(self, earlier: &Self) -> Self {
         match (self, earlier) {
             // The cause is over when the newest of them is there.
             (Self::RosterMissing { member, version }, Self::RosterMissing { version: earlier, .. }) => {
@@ -168,7 +168,7 @@ impl Alarm {
         }
     }
 
-    /// Whether its cause is looked at again and again: then it is cleared by [`Alarms::settle`].
+    /// Whether its cause is looked at again and again: then it is cleared by [`Alarms::sync_watched`].
     fn is_watched(&self) -> bool {
         !matches!(
             self,
@@ -202,7 +202,7 @@ impl Alarm {
     }
 
     /// What it concerns, for the record.
-    fn concerns(&self) -> String {
+    fn resource(&self) -> String {
         match self {
             Self::Fork { feed, .. }
             | Self::OwnFeedBehind { feed, .. }
@@ -220,17 +220,17 @@ impl Alarm {
 
     fn parts(&self) -> Parts {
         use Severity::{Critical, Info, Warning};
-        let parts = |code, reason, severity, text, subject: &dyn fmt::Display, values: &[&dyn fmt::Display]| Parts {
+        let parts = |code, reason, severity, text, resource: &dyn fmt::Display, values: &[&dyn fmt::Display]| Parts {
             code,
             reason,
             severity,
             text,
             values: values.iter().map(ToString::to_string).collect(),
-            subject: subject.to_string(),
+            resource: resource.to_string(),
         };
         match self {
             Self::CertificateRejected { why } => parts(
-                "certificate-refused",
+                "certificate-rejected",
                 "validity",
                 Critical,
                 "the certificate of this node is refused by others: {}",
@@ -238,7 +238,7 @@ impl Alarm {
                 &[why],
             ),
             Self::CertificateExpired { since } => parts(
-                "certificate-ended",
+                "certificate-expired",
                 "validity",
                 Critical,
                 "the certificate of this node ended: it is refused since {}",
@@ -246,10 +246,10 @@ impl Alarm {
                 &[since],
             ),
             Self::CertificateExpiring { at } => {
-                parts("certificate-ends", "validity", Info, "the certificate of this node ends on {}", &"", &[at])
+                parts("certificate-expiring", "validity", Info, "the certificate of this node ends on {}", &"", &[at])
             }
             Self::ReloadRejected { why } => parts(
-                "reload-refused",
+                "reload-rejected",
                 "reload",
                 Warning,
                 "the last reload changed nothing, and the next start may fail: {}",
@@ -257,7 +257,7 @@ impl Alarm {
                 &[why],
             ),
             Self::AuthorityExpired { domain, since } => parts(
-                "authority-ended",
+                "authority-expired",
                 "validity",
                 Critical,
                 "the certificate of an authority of {} ended on {}",
@@ -265,7 +265,7 @@ impl Alarm {
                 &[domain, since],
             ),
             Self::AuthorityExpiring { domain, at } => parts(
-                "authority-ends",
+                "authority-expiring",
                 "validity",
                 Info,
                 "the certificate of an authority of {} ends on {}",
@@ -273,7 +273,7 @@ impl Alarm {
                 &[domain, at],
             ),
             Self::CrlExpired { domain, since } => parts(
-                "list-over",
+                "crl-expired",
                 "validity",
                 Critical,
                 "the revocation list of {} was due: its people and its node are refused, known revocations stay in force; since {}",
@@ -281,7 +281,7 @@ impl Alarm {
                 &[domain, since],
             ),
             Self::CrlInGrace { domain, since } => parts(
-                "list-overdue",
+                "crl-in-grace",
                 "validity",
                 Warning,
                 "the revocation list of {} was due: its people are refused, its node is let in for the grace time, known revocations stay in force; since {}",
@@ -289,10 +289,10 @@ impl Alarm {
                 &[domain, since],
             ),
             Self::CrlExpiring { domain, at } => {
-                parts("list-due", "validity", Info, "the revocation list of {} is due on {}", domain, &[domain, at])
+                parts("crl-expiring", "validity", Info, "the revocation list of {} is due on {}", domain, &[domain, at])
             }
             Self::OwnClockBehind { last } => parts(
-                "clock-behind",
+                "own-clock-behind",
                 "clock",
                 Critical,
                 "the clock of this node is more than 5 minutes behind {}, when it cosigned last: it takes entries and cosigns nothing until the clock is right",
@@ -316,7 +316,7 @@ impl Alarm {
                 &[peer],
             ),
             Self::Fork { feed, why, .. } => parts(
-                "two-histories",
+                "fork",
                 "equivocation",
                 Critical,
                 "{} is no longer followed: {}; `barid feed` shows what proves it and resumes it",
@@ -324,16 +324,16 @@ impl Alarm {
                 &[feed, why],
             ),
             Self::RosterForkConflict { feed } => parts(
-                "another-history",
-                "another-history",
+                "fork-conflict",
+                "fork-conflict",
                 Critical,
                 "the governors have ended {} with another history than is held here: what is read of it here may be what they rejected",
                 feed,
                 &[feed],
             ),
             Self::CosignatureConflict { feed } => parts(
-                "another-cosigned",
-                "another-history",
+                "cosignature-conflict",
+                "fork-conflict",
                 Critical,
                 "this node has cosigned another history of {} than it holds: it says nothing of this one",
                 feed,
@@ -372,16 +372,16 @@ impl Alarm {
                 &[member, version],
             ),
             Self::NeedsRecovery { why } => parts(
-                "in-doubt",
-                "in-doubt",
+                "needs-recovery",
+                "needs-recovery",
                 Critical,
                 "this node does not publish: {}; run `barid recover`",
                 &"",
                 &[why],
             ),
             Self::OwnFeedBehind { peer, feed, size } => parts(
-                "own-checkpoint",
-                "in-doubt",
+                "own-feed-behind",
+                "needs-recovery",
                 Critical,
                 "{} holds a valid checkpoint of {} at size {} that this node does not",
                 peer,
@@ -396,7 +396,7 @@ impl Alarm {
                 &[why],
             ),
             Self::IndexDamaged => parts(
-                "view-damaged",
+                "index-damaged",
                 "damage",
                 Warning,
                 "the view cannot be read in part: start this node again, and it is rebuilt from the log",
@@ -404,7 +404,7 @@ impl Alarm {
                 &[],
             ),
             Self::RosterFork { version, by } => parts(
-                "two-rosters",
+                "roster-fork",
                 "roster-conflict",
                 Critical,
                 "two rosters of version {} are signed; {} sent the one not held",
@@ -412,33 +412,33 @@ impl Alarm {
                 &[version, by],
             ),
             Self::RosterRejected { why, by } => {
-                parts("roster-refused", "roster-conflict", Critical, "a newer roster is refused: {}", by, &[why])
+                parts("roster-rejected", "roster-conflict", Critical, "a newer roster is refused: {}", by, &[why])
             }
             Self::DuplicateIdentity { peer } => parts(
-                "double-peer",
-                "double-identity",
+                "duplicate-identity",
+                "duplicate-identity",
                 Warning,
                 "two nodes use the identity of {}: they take the link from each other; the one that is open stays. Ask that member which one is right",
                 peer,
                 &[peer],
             ),
             Self::OwnIdentityInUse { peer } => parts(
-                "double-own",
-                "double-identity",
+                "own-identity-in-use",
+                "duplicate-identity",
                 Critical,
                 "another node uses this member's identity: {} has a link with it and ends ours. Stop one of the two, and see the operator's guide on copied machines",
                 peer,
                 &[peer],
             ),
-            Self::Entry { what, feed, index, by } => {
-                let text = match *what {
+            Self::Entry { finding, feed, index, by } => {
+                let text = match *finding {
                     "excluded" => "{}: excluded, from {}",
                     "undecodable-header" => "{}: undecodable-header, from {}",
                     "not-understood" => "{}: not-understood, from {}",
                     "misdirected" => "{}: misdirected, from {}",
                     _ => "{}: wrongly-withheld, from {}",
                 };
-                parts(what, what, Warning, text, by, &[&format_args!("{feed} {index}"), by])
+                parts(finding, finding, Warning, text, by, &[&format_args!("{feed} {index}"), by])
             }
         }
     }
@@ -490,7 +490,7 @@ pub(crate) fn examples() -> Vec<Alarm> {
         Alarm::DuplicateIdentity { peer: peer() },
         Alarm::OwnIdentityInUse { peer: peer() },
     ];
-    examples.extend(entries.map(|what| Alarm::Entry { what, feed: feed(), index: 9, by: peer() }));
+    examples.extend(entries.map(|finding| Alarm::Entry { finding, feed: feed(), index: 9, by: peer() }));
     examples
 }
 
@@ -501,7 +501,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_alarm_has_a_code_of_its_own_a_known_reason_and_all_its_values_in_its_text() {
+    fn every_alarm_has_a_unique_code_a_known_reason_and_its_values_in_its_text() {
         let examples = examples();
         let codes: BTreeSet<&str> = examples.iter().map(Alarm::code).collect();
         assert_eq!(codes.len(), examples.len());
@@ -514,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn values_of_others_are_escaped_and_cut() {
+    fn foreign_values_are_escaped_and_truncated() {
         let why = format!("\u{1b}[2J\n{}", "x".repeat(1 << 20));
         let text = Alarm::RosterRejected { why, by: "ly".parse().expect("a code") }.to_string();
         assert!(text.len() < 2_000 && !text.contains(['\u{1b}', '\n']), "{text}");

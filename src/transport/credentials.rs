@@ -13,7 +13,7 @@ use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
 use crate::files::{self, Guard};
 
-use super::thin::{ALPN_PLAIN, ALPN_ZSTD};
+use super::compression::{ALPN_PLAIN, ALPN_ZSTD};
 use super::verify::Handshake;
 
 /// Why TLS cannot be set up, or a connection was not made.

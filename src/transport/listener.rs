@@ -16,12 +16,12 @@ use tokio_rustls::server::TlsStream;
 use tokio_rustls::{Accept, LazyConfigAcceptor};
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::compression::MaybeCompressed;
 use super::connections::{AccessLevel, Connections, Guarded, Origin};
 use super::credentials::{Credentials, TransportError, server_config};
 use super::handshakes::{self, Handshakes, Source, Stage};
 use super::limits::{ACCEPTED_MAX, Limits};
-use super::refusal::{OnRefusal, Refusal, Refused};
-use super::thin::Line;
+use super::rejection::{OnRejected, Rejection, RejectionRecord};
 use super::trust::PeerIdentity;
 use super::verify::{Handshake, Verifier};
 use crate::budgets::Budget;
@@ -32,7 +32,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a listener needs.
 #[derive(Clone)]
-pub struct Listening {
+pub struct ListenerOptions {
     /// Its name in refusals: "api", "exchange".
     pub name: &'static str,
     /// Who comes in.
@@ -46,27 +46,30 @@ pub struct Listening {
     /// Connections of each identity and of all.
     pub budget: Budget,
     /// What the access rules give to an identity now.
-    pub level: OnLevel,
+    pub level: LevelOf,
     /// Told of every refusal, once each.
-    pub on_refusal: OnRefusal,
+    pub on_rejected: OnRejected,
 }
 
 /// What the access rules give to an identity.
-pub type OnLevel = Arc<dyn Fn(&PeerIdentity) -> AccessLevel + Send + Sync>;
+pub type LevelOf = Arc<dyn Fn(&PeerIdentity) -> AccessLevel + Send + Sync>;
 
 /// A verified connection, on which calls can be served.
-pub type Incoming = Guarded<Line<TlsStream<TcpStream>>>;
+pub type Incoming = Guarded<MaybeCompressed<TlsStream<TcpStream>>>;
 
 /// Accepts connections on `tcp`, until the stream is dropped. Handshakes run apart from each other.
 ///
 /// # Errors
 /// If TLS cannot be set up.
-pub fn listen(tcp: TcpListener, listening: Listening) -> Result<ReceiverStream<io::Result<Incoming>>, TransportError> {
+pub fn listen(
+    tcp: TcpListener,
+    listener: ListenerOptions,
+) -> Result<ReceiverStream<io::Result<Incoming>>, TransportError> {
     // Found out before anybody comes.
-    listening.tls()?;
+    listener.tls()?;
     let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
-    let listening = Arc::new(listening);
-    let handshakes = Handshakes::new(listening.limits.handshakes_max);
+    let listener = Arc::new(listener);
+    let handshakes = Handshakes::new(listener.limits.handshakes_max);
     tokio::spawn(async move {
         loop {
             let connection = tokio::select! {
@@ -77,33 +80,33 @@ pub fn listen(tcp: TcpListener, listening: Listening) -> Result<ReceiverStream<i
                 Ok(connection) => connection,
                 Err(error) => {
                     // Out of file descriptors, or a connection that ended at once: neither ends the listener.
-                    let (what, reason) = ("refused-connection", "not-accepted");
-                    audit(&AuditEvent { what, reason, who: &"", subject: &listening.name, detail: &error });
+                    let (event, reason) = ("connection-rejected", "accept-failed");
+                    audit(&AuditEvent { event, reason, actor: &"", resource: &listener.name, detail: &error });
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
             let source = Source::of(address.ip());
-            let place = handshakes.begin(source);
-            let (listening, accepted) = (Arc::clone(&listening), accepted.clone());
+            let slot = handshakes.begin(source);
+            let (listener, accepted) = (Arc::clone(&listener), accepted.clone());
             tokio::spawn(async move {
-                let limit = listening.limits.handshake_time_max;
-                let shaken = tokio::select! {
+                let limit = listener.limits.handshake_time_max;
+                let established = tokio::select! {
                     biased;
-                    shaken = shake_hands(&listening, stream, &place) => shaken,
+                    established = accept_tls(&listener, stream, &slot) => established,
                     () = tokio::time::sleep(limit) => {
-                        Err(Refused::new("handshake-timeout", format!("not done within {} ms", limit.as_millis())))
+                        Err(Rejection::new("handshake-timeout", format!("not done within {} ms", limit.as_millis())))
                     }
                 };
-                drop(place);
-                let admitted = shaken.and_then(|(stream, shown)| {
-                    let origin = Origin { at: listening.name, address: address.to_string(), source: Some(source) };
-                    let verifier = Arc::clone(&listening.verifier);
-                    listening.connections.admit(stream, origin, shown, verifier, Some(&listening))
+                drop(slot);
+                let admitted = established.and_then(|(stream, presented)| {
+                    let origin = Origin { at: listener.name, address: address.to_string(), source: Some(source) };
+                    let verifier = Arc::clone(&listener.verifier);
+                    listener.connections.admit(stream, origin, presented, verifier, Some(&listener))
                 });
                 match admitted {
                     Ok(guarded) => drop(accepted.send(Ok(guarded)).await),
-                    Err(refused) => listening.refused(address, refused),
+                    Err(rejected) => listener.rejected(address, rejected),
                 }
             });
         }
@@ -111,7 +114,7 @@ pub fn listen(tcp: TcpListener, listening: Listening) -> Result<ReceiverStream<i
     Ok(ReceiverStream::new(incoming))
 }
 
-impl Listening {
+impl ListenerOptions {
     /// TLS of one connection, and what it will have refused.
     fn tls(&self) -> Result<(Arc<ServerConfig>, Arc<Handshake>), TransportError> {
         let handshake = Arc::new(Handshake::new(Arc::clone(&self.verifier)));
@@ -119,86 +122,89 @@ impl Listening {
         Ok((Arc::new(config), handshake))
     }
 
-    fn refused(&self, address: SocketAddr, Refused { reason, detail }: Refused) {
-        (self.on_refusal)(&Refusal { reason, who: address.to_string(), at: self.name, detail });
+    fn rejected(&self, address: SocketAddr, Rejection { reason, detail }: Rejection) {
+        (self.on_rejected)(&RejectionRecord { reason, actor: address.to_string(), at: self.name, detail });
     }
 }
 
-async fn shake_hands(
-    listening: &Listening,
+async fn accept_tls(
+    listener: &ListenerOptions,
     stream: TcpStream,
-    place: &handshakes::Handshake,
-) -> Result<(Line<TlsStream<TcpStream>>, CertificateDer<'static>), Refused> {
-    let by_tls = |error: io::Error| Refused::by_tls(&error);
-    stream.set_nodelay(true).map_err(by_tls)?;
+    slot: &handshakes::Handshake,
+) -> Result<(MaybeCompressed<TlsStream<TcpStream>>, CertificateDer<'static>), Rejection> {
+    let from_tls = |error: io::Error| Rejection::from_tls(&error);
+    stream.set_nodelay(true).map_err(from_tls)?;
     tokio::select! {
         biased;
         readable = stream.readable() => {
-            readable.map_err(by_tls)?;
-            if !place.reaches(Stage::Begun) {
+            readable.map_err(from_tls)?;
+            if !slot.advance(Stage::Begun) {
                 // It gave way at the same moment.
-                place.crowded_out().await;
-                place.comes_back();
+                slot.evicted().await;
+                slot.readmit();
             }
         }
         // Where many come at once, it is looked at late: whoever has said something meanwhile was not silent.
-        () = place.crowded_out() => {
-            if !has_come(&stream) {
-                return Err(crowded_out());
+        () = slot.evicted() => {
+            if !has_data(&stream) {
+                return Err(evicted());
             }
-            place.comes_back();
+            slot.readmit();
         }
     }
     tokio::select! {
         biased;
-        shaken = shake_on(listening, stream, place) => shaken,
-        () = place.crowded_out() => Err(crowded_out()),
+        established = complete_tls(listener, stream, slot) => established,
+        () = slot.evicted() => Err(evicted()),
     }
 }
 
-fn crowded_out() -> Refused {
-    Refused::new("handshake-crowded-out", "not done when too many others came")
+fn evicted() -> Rejection {
+    Rejection::new("handshake-evicted", "not done when too many others came")
 }
 
 /// Whether something can be read, by the system itself: what the runtime knows of a new connection may be late.
-fn has_come(stream: &TcpStream) -> bool {
+fn has_data(stream: &TcpStream) -> bool {
     use rustix::net::{RecvFlags, recv};
     matches!(recv(stream, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((_, 1..)))
 }
 
-async fn shake_on(
-    listening: &Listening,
+async fn complete_tls(
+    listener: &ListenerOptions,
     stream: TcpStream,
-    place: &handshakes::Handshake,
-) -> Result<(Line<TlsStream<TcpStream>>, CertificateDer<'static>), Refused> {
-    let by_tls = |error: io::Error| Refused::by_tls(&error);
-    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(by_tls)?;
-    place.reaches(Stage::Hello);
+    slot: &handshakes::Handshake,
+) -> Result<(MaybeCompressed<TlsStream<TcpStream>>, CertificateDer<'static>), Rejection> {
+    let from_tls = |error: io::Error| Rejection::from_tls(&error);
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(from_tls)?;
+    slot.advance(Stage::Hello);
     let (accepting, handshake) = {
-        let _turn = place.turn().await;
-        let (config, handshake) = listening.tls().map_err(|error| Refused::new("tls-handshake", error.to_string()))?;
+        let _turn = slot.turn().await;
+        let (config, handshake) = listener.tls().map_err(|error| Rejection::new("tls-handshake", error.to_string()))?;
         // This computes the answer.
         (hello.into_stream(config), handshake)
     };
-    place.reaches(Stage::Answered);
-    let stream = go_on(accepting, place).await.map_err(|error| handshake.refused(&error))?;
-    let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let shown = shown.ok_or_else(|| Refused::new("no-certificate", "no certificate was shown"))?;
-    let shown = shown.clone().into_owned();
+    slot.advance(Stage::Replied);
+    let stream = finish_handshake(accepting, slot).await.map_err(|error| handshake.rejected(&error))?;
+    let presented = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let presented = presented.ok_or_else(|| Rejection::new("no-certificate", "no certificate was shown"))?;
+    let presented = presented.clone().into_owned();
     let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
-    Ok((Line::agreed(stream, alpn.as_deref()), shown))
+    Ok((MaybeCompressed::negotiated(stream, alpn.as_deref()), presented))
 }
 
 /// A handshake from its answer to its end.
-async fn go_on(mut accepting: Accept<TcpStream>, place: &handshakes::Handshake) -> io::Result<TlsStream<TcpStream>> {
-    let mut answered = false;
+async fn finish_handshake(
+    mut accepting: Accept<TcpStream>,
+    slot: &handshakes::Handshake,
+) -> io::Result<TlsStream<TcpStream>> {
+    let mut replied = false;
     poll_fn(|context| {
         // Once the answer is sent, and all that came before was read, what can be read came after it.
         let readable = |tcp: &TcpStream| tcp.poll_read_ready(context).is_ready();
-        if answered && accepting.get_ref().is_some_and(readable) {
-            place.reaches(Stage::Proceeds);
+        if replied && accepting.get_ref().is_some_and(readable) {
+            slot.advance(Stage::Proceeds);
         }
-        answered = true;
+        replied = true;
         Pin::new(&mut accepting).poll(context)
     })
     .await

@@ -6,7 +6,7 @@
 
 use tokio::time::Instant;
 
-use super::refusal::Refused;
+use super::rejection::Rejection;
 use crate::budgets::{Rate, TokenBucket};
 
 /// The client's first bytes (RFC 9113 §3.4).
@@ -62,7 +62,7 @@ impl FrameMeter {
     ///
     /// # Errors
     /// If they hold more frames without use than one connection may send.
-    pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<(), Refused> {
+    pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<(), Rejection> {
         // One look at the clock for all frames of one read.
         let now = Instant::now();
         loop {
@@ -75,9 +75,9 @@ impl FrameMeter {
             for (place, byte) in self.header.iter_mut().skip(self.have).zip(bytes) {
                 *place = *byte;
             }
-            let taken = (HEADER_BYTES - self.have).min(bytes.len());
-            self.have += taken;
-            bytes = bytes.get(taken..).unwrap_or_default();
+            let copied = (HEADER_BYTES - self.have).min(bytes.len());
+            self.have += copied;
+            bytes = bytes.get(copied..).unwrap_or_default();
             if self.have == HEADER_BYTES {
                 let [a, b, c, kind, flags, ..] = self.header;
                 let length = u32::from_be_bytes([0, a, b, c]);
@@ -87,7 +87,7 @@ impl FrameMeter {
         }
     }
 
-    fn count(&mut self, kind: u8, flags: u8, length: u32, now: Instant) -> Result<(), Refused> {
+    fn count(&mut self, kind: u8, flags: u8, length: u32, now: Instant) -> Result<(), Rejection> {
         let ends = flags & FLAG_END_OR_ACK != 0;
         let within = match kind {
             // Calls and the blocks of their headers: HTTP/2 and the budget of calls bound them.
@@ -102,7 +102,7 @@ impl FrameMeter {
         }
         let detail =
             format!("more frames of kind {kind} and the like than a connection may send; the last has {length} bytes");
-        Err(Refused::new("frame-flood", detail))
+        Err(Rejection::new("frame-flood", detail))
     }
 }
 
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn traffic_of_any_size_passes_however_it_is_cut_and_a_pause_makes_room() {
+    async fn useful_frames_pass_in_any_segmentation() {
         for bytes in
             [frame(DATA, 0, 300), frame(DATA, FLAG_END_OR_ACK, 5), frame(HEADERS, 5, 40), frame(DATA, 0, 16 << 10)]
         {
@@ -158,8 +158,8 @@ mod tests {
         for piece in all.chunks(7) {
             meter.read(piece).unwrap();
         }
-        let refused = meter.read(&frame(0xbe, 0, 3)).unwrap_err();
-        assert_eq!(refused.reason, "frame-flood");
+        let rejected = meter.read(&frame(0xbe, 0, 3)).unwrap_err();
+        assert_eq!(rejected.reason, "frame-flood");
         tokio::time::advance(Duration::from_secs(1)).await;
         meter.read(&frame(0xbe, 0, 3).repeat(900)).unwrap();
     }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use barid_core::certificate::{self, Purpose, Unfit, Validity};
-use barid_core::names::Member;
+use barid_core::ids::Member;
 use barid_core::roster::{MemberEntry, Roster};
 use rustls::pki_types::{CertificateDer, TrustAnchor};
 use tokio::sync::watch;
 
-use super::refusal::Refused;
+use super::rejection::Rejection;
 use crate::budgets::Owner;
 
 /// A SPIFFE ID: `spiffe://ma.rabat.example/focal-point/police-hq` (SPIFFE-ID §2).
@@ -25,13 +25,13 @@ pub struct SpiffeId {
 }
 
 impl FromStr for SpiffeId {
-    type Err = Refused;
+    type Err = Rejection;
 
-    fn from_str(text: &str) -> Result<Self, Refused> {
+    fn from_str(text: &str) -> Result<Self, Rejection> {
         // Nobody has vouched for this text yet: it is cut and escaped before it gets into a record.
         let bad = || {
             let found: String = text.chars().take(80).flat_map(char::escape_default).collect();
-            Refused::new("not-spiffe", format!("`{found}` is no SPIFFE ID"))
+            Rejection::new("not-spiffe", format!("`{found}` is no SPIFFE ID"))
         };
         let (trust_domain, path) =
             text.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')).ok_or_else(bad)?;

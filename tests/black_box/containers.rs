@@ -27,10 +27,10 @@ fn containers_exchange_a_bulletin() {
 
     // Niamey publishes; Tunis signs that it has it, and shows it.
     let alert = example("stolen-passport.fr.json", |_| ()).to_string();
-    let published = project.told("ne", &["publish", "-", "--wait-for", "tn"], &alert);
+    let published = project.json("ne", &["publish", "-", "--wait-for", "tn"], &alert);
     assert_eq!(published[0]["waitReached"], true, "{published:?}");
     let id = published[0]["receipt"]["id"].as_str().unwrap().to_owned();
-    let history = project.told("tn", &["history", "--topic", "security.>"], "");
+    let history = project.json("tn", &["history", "--topic", "security.>"], "");
     assert_eq!(history.len(), 1, "{history:?}");
     assert!(history[0].to_string().contains(&id), "{history:?}");
 
@@ -55,9 +55,9 @@ fn containers_exchange_a_bulletin() {
         )
     };
     let health = ["--profile", "/dev/stdin", "health"];
-    let refused = project.barid("ly", &health, &profile("ne.rabat.example"));
-    assert_eq!(refused.status.code(), Some(3), "{}", text(&refused.stdout));
-    assert!(text(&refused.stderr).contains("refused"), "{}", text(&refused.stderr));
+    let rejected = project.barid("ly", &health, &profile("ne.rabat.example"));
+    assert_eq!(rejected.status.code(), Some(3), "{}", text(&rejected.stdout));
+    assert!(text(&rejected.stderr).contains("refused"), "{}", text(&rejected.stderr));
     assert!(project.barid("ly", &health, &profile("api.ly.rabat.example")).status.success());
 
     // There is no shell to come in by, and nobody is root.
@@ -67,7 +67,7 @@ fn containers_exchange_a_bulletin() {
     // Tunis is told to stop and does so of itself; started again it has what it had and what it missed.
     done(&project.compose(&["stop", "tn"]), "stop");
     assert_eq!(project.inspect("tn", "{{.State.ExitCode}}"), "0");
-    project.told("ne", &["publish", "-"], &alert);
+    project.json("ne", &["publish", "-"], &alert);
     done(&project.compose(&["up", "-d"]), "up, again");
     until("Tunis has both", || {
         let history = project.barid("tn", &police(&["history", "--member", "ne"]), "");
@@ -94,11 +94,11 @@ fn containers_cut_off_from_the_shared_network_catch_up_when_they_are_back() {
     let project = Project::up(compose);
     let alert = example("stolen-passport.fr.json", |_| ()).to_string();
     let publish = |member: &str| {
-        let published = project.told(member, &["publish", "-"], &alert);
+        let published = project.json(member, &["publish", "-"], &alert);
         published[0]["receipt"]["id"].as_str().unwrap().to_owned()
     };
-    let shown = |at: &str, of: &str| {
-        let history = project.told(at, &["history", "--member", of], "");
+    let visible = |at: &str, of: &str| {
+        let history = project.json(at, &["history", "--member", of], "");
         let id = |line: &Value| line["header"]["id"].as_str().unwrap().to_owned();
         history.iter().map(id).collect::<Vec<String>>()
     };
@@ -116,8 +116,8 @@ fn containers_cut_off_from_the_shared_network_catch_up_when_they_are_back() {
             ids.entry(member).or_default().insert(publish(member));
         }
     }
-    assert!(shown("ma", "tn").is_empty() && shown("tn", "ma").is_empty());
-    until("Niamey has Rabat's", || shown("ne", "ma").len() == 10);
+    assert!(visible("ma", "tn").is_empty() && visible("tn", "ma").is_empty());
+    until("Niamey has Rabat's", || visible("ne", "ma").len() == 10);
     let alias = ["--alias", "tn.rabat.example"];
     done(
         &docker(&[&["network", "connect"], &alias[..], &[&network, &project.container("tn")]].concat(), ""),
@@ -129,7 +129,7 @@ fn containers_cut_off_from_the_shared_network_catch_up_when_they_are_back() {
             let start = std::time::Instant::now();
             // The engine may have given Tunis another address, and its dead links take a minute to be noticed.
             while held.len() < 10 && start.elapsed() < std::time::Duration::from_secs(180) {
-                held = shown(at, of);
+                held = visible(at, of);
             }
             assert_eq!(held.len(), 10, "{at} holds of {of}: {held:?}");
             assert_eq!(held.into_iter().collect::<BTreeSet<_>>(), ids[of], "each once, at {at} of {of}");
@@ -187,8 +187,8 @@ impl Project {
     }
 
     fn inspect(&self, member: &str, format: &str) -> String {
-        let told = docker(&["inspect", "--format", format, &self.container(member)], "");
-        text(&told.stdout).trim().to_owned()
+        let output = docker(&["inspect", "--format", format, &self.container(member)], "");
+        text(&output.stdout).trim().to_owned()
     }
 
     /// A program in a member's container.
@@ -206,7 +206,7 @@ impl Project {
     }
 
     /// One command of a member's police headquarters that must succeed: its JSON lines.
-    fn told(&self, member: &str, args: &[&str], input: &str) -> Vec<Value> {
+    fn json(&self, member: &str, args: &[&str], input: &str) -> Vec<Value> {
         let output = self.barid(member, &police(args), input);
         done(&output, &format!("{args:?} at {member}"));
         text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -234,16 +234,16 @@ impl Drop for Project {
 /// The command that composes containers, or why there are none here.
 fn compose() -> Result<Vec<&'static str>, String> {
     let works = |program: &[&'static str]| {
-        let told = Command::new(program[0]).args(&program[1..]).arg("version").output();
-        told.is_ok_and(|told| told.status.success())
+        let version = Command::new(program[0]).args(&program[1..]).arg("version").output();
+        version.is_ok_and(|output| output.status.success())
     };
     let engine = Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]).output();
     let engine = engine.map_err(|error| format!("`docker` cannot be run: {error}"))?;
     if !engine.status.success() {
         return Err(format!("no container engine answers: {}", text(&engine.stderr).trim()));
     }
-    let ways = [vec!["docker", "compose"], vec!["docker-compose"]];
-    ways.into_iter().find(|way| works(way)).ok_or_else(|| "`docker compose` is not installed".into())
+    let candidates = [vec!["docker", "compose"], vec!["docker-compose"]];
+    candidates.into_iter().find(|candidate| works(candidate)).ok_or_else(|| "`docker compose` is not installed".into())
 }
 
 fn docker(args: &[&str], input: &str) -> Output {
@@ -272,5 +272,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 /// Private keys of certificates and of notes.
 fn is_secret(path: &Path) -> bool {
     let bytes = fs::read(path).unwrap();
-    [&b"PRIVATE KEY-"[..], b"PRIVATE+KEY+"].iter().any(|mark| bytes.windows(mark.len()).any(|window| window == *mark))
+    [&b"PRIVATE KEY-"[..], b"PRIVATE+KEY+"]
+        .iter()
+        .any(|marker| bytes.windows(marker.len()).any(|window| window == *marker))
 }

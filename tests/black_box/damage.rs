@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 use crate::world::{World, example, text, until};
 
 /// Starts a node that ends by itself, and says why.
-fn refused(world: &mut World, member: &'static str) -> String {
+fn start_failure(world: &mut World, member: &'static str) -> String {
     let log = world.folder(member).join("node.log");
-    let said_before = fs::read(&log).unwrap().len();
+    let log_length = fs::read(&log).unwrap().len();
     world.spawn(member);
     let ended = world.ended(member);
-    let said = text(&fs::read(&log).unwrap()[said_before..]);
-    assert_eq!(ended.code(), Some(1), "{said}");
-    said
+    let output = text(&fs::read(&log).unwrap()[log_length..]);
+    assert_eq!(ended.code(), Some(1), "{output}");
+    output
 }
 
-fn says(said: &str, wanted: &str) {
-    assert!(said.contains(wanted), "{wanted}: {said}");
+fn assert_contains(output: &str, wanted: &str) {
+    assert!(output.contains(wanted), "{wanted}: {output}");
 }
 
 fn log_of(world: &World, member: &str) -> PathBuf {
@@ -32,7 +32,7 @@ fn last_record(log: &[u8]) -> (usize, usize) {
 
 fn publish(world: &World) -> String {
     let draft = world.draft("alert.json", &example("stolen-passport.fr.json", |_| ()));
-    let published = world.told("ma", "police-hq", &["publish", &draft]);
+    let published = world.json("ma", "police-hq", &["publish", &draft]);
     published[0]["receipt"]["id"].as_str().unwrap().to_owned()
 }
 
@@ -41,7 +41,7 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
     let mut world = World::logging("info");
     let ids: Vec<String> = (0..3).map(|_| publish(&world)).collect();
     let held = |world: &World| {
-        let history = world.told("ma", "police-hq", &["history", "--member", "ma"]);
+        let history = world.json("ma", "police-hq", &["history", "--member", "ma"]);
         ids.iter().filter(|id| history.iter().any(|line| line.to_string().contains(*id))).count()
     };
     until("all that is committed is answered for", || world.feeds("ma") == world.feeds("tn"));
@@ -59,7 +59,7 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
 
     // Written by a version to come.
     let bytes = altered(&|bytes| bytes[8] = 9);
-    says(&refused(&mut world, "ma"), "the store has version 9, this program knows versions up to 1");
+    assert_contains(&start_failure(&mut world, "ma"), "the store has version 9, this program knows versions up to 1");
     assert!(fs::read(&path).unwrap() == bytes, "nothing is changed");
 
     // Two flipped bits in what was confirmed: the commit is named. The view goes first, so that the whole log is read.
@@ -68,16 +68,19 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
         bytes[4_096 + 40] ^= 1;
         bytes[4_096 + 60] ^= 1;
     });
-    says(&refused(&mut world, "ma"), "damage: commit 1: ");
+    assert_contains(&start_failure(&mut world, "ma"), "damage: commit 1: ");
     assert!(fs::read(&path).unwrap() == bytes, "nothing is changed");
 
     // Another member's.
-    let (data, kept) = (world.folder("ma").join("data"), world.folder("ma").join("kept"));
-    fs::rename(&data, &kept).unwrap();
+    let (data, moved) = (world.folder("ma").join("data"), world.folder("ma").join("kept"));
+    fs::rename(&data, &moved).unwrap();
     copy(&world.folder("tn").join("data"), &data);
-    says(&refused(&mut world, "ma"), "the store belongs to tn.rabat.example, this node is ma.rabat.example");
+    assert_contains(
+        &start_failure(&mut world, "ma"),
+        "the store belongs to tn.rabat.example, this node is ma.rabat.example",
+    );
     fs::remove_dir_all(&data).unwrap();
-    fs::rename(&kept, &data).unwrap();
+    fs::rename(&moved, &data).unwrap();
 
     // Half a record at the end was never confirmed: it is cut, and the node goes on.
     altered(&|bytes| {
@@ -96,16 +99,16 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
     fs::remove_dir_all(world.folder("ma").join("data/db")).unwrap();
     fs::write(&path, &whole).unwrap();
     // What was confirmed since is not cut: it is named, until the note of it is as old as the rest.
-    says(&refused(&mut world, "ma"), "was confirmed, and commit");
+    assert_contains(&start_failure(&mut world, "ma"), "was confirmed, and commit");
     assert!(fs::read(&path).unwrap() == whole, "nothing is changed");
     fs::remove_file(world.folder("ma").join("data/log/end")).unwrap();
     world.run("ma");
     assert_eq!(held(&world), 3);
     let draft = world.draft("late.json", &example("stolen-passport.fr.json", |_| ()));
-    let refused = world.client("ma", "police-hq", &["publish", &draft, "--timeout", "5"]);
-    assert_ne!(refused.status.code(), Some(0), "{}", text(&refused.stdout));
-    let status = world.told("ma", "operator", &["status"]).remove(0);
-    assert!(status["publishing"].as_str().unwrap().starts_with("in-doubt: "), "{status}");
+    let rejected = world.client("ma", "police-hq", &["publish", &draft, "--timeout", "5"]);
+    assert_ne!(rejected.status.code(), Some(0), "{}", text(&rejected.stdout));
+    let status = world.json("ma", "operator", &["status"]).remove(0);
+    assert!(status["publishing"].as_str().unwrap().starts_with("needs-recovery: "), "{status}");
 }
 
 fn copy(from: &Path, to: &Path) {

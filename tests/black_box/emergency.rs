@@ -64,11 +64,11 @@ async fn publish_backlog(world: &World, count: usize) {
     let mut client = client(world, "police-hq");
     let requests = futures::stream::iter(0..count as u64)
         .map(|number| proto::PublishStreamRequest { request: number, publish: Some(request(|_| ())) });
-    let mut answers = client.publish_stream(requests).await.unwrap().into_inner();
+    let mut responses = client.publish_stream(requests).await.unwrap().into_inner();
     let mut published = 0;
     while published < count {
-        let answer = answers.message().await.unwrap().expect("every request is answered");
-        for result in answer.results {
+        let response = responses.message().await.unwrap().expect("every request is answered");
+        for result in response.results {
             assert!(matches!(result.outcome, Some(Outcome::Published(_))), "{:?}", result.outcome);
             published += 1;
         }
@@ -85,14 +85,14 @@ async fn officer(world: &World, number: usize) {
                 Some(proto::WaitFor { members: vec!["tn".into()], timeout_ms: 300_000, ..Default::default() });
         }
         let waits = request.wait_for.is_some();
-        let answer = client.publish(request).await.expect("nothing is denied").into_inner();
-        assert!(answer.wait_reached, "{number}");
-        assert!(!waits || answer.stored.iter().any(|stored| stored.member == "tn"));
+        let response = client.publish(request).await.expect("nothing is denied").into_inner();
+        assert!(response.wait_reached, "{number}");
+        assert!(!waits || response.stored.iter().any(|stored| stored.member == "tn"));
     }
 }
 
 #[test]
-fn backlog_and_fifty_officers_pass_with_nothing_lost_and_nothing_denied() {
+fn backlog_and_fifty_publishers_lose_nothing_and_are_not_denied() {
     let mut world = World::prepared(&["ma", "tn"], "info", |_, config| config);
     enrol_officers(&world);
     world.run("ma");
@@ -102,12 +102,12 @@ fn backlog_and_fifty_officers_pass_with_nothing_lost_and_nothing_denied() {
     runtime.block_on(async { join_all((0..OFFICERS).map(|number| officer(&world, number))).await });
     let all = (backlog() + OFFICERS * EACH).to_string();
     until_within(LONG, "tn holds all in full", || {
-        let status = world.told("tn", "operator", &["status"]).remove(0);
+        let status = world.json("tn", "operator", &["status"]).remove(0);
         let peer = status["peers"].as_array().unwrap().iter().find(|peer| peer["member"] == "ma").cloned().unwrap();
         peer["feed"]["size"] == all.as_str() && peer["feed"]["disclosed"] == all.as_str()
     });
     for member in ["ma", "tn"] {
-        let status = world.told(member, "operator", &["status"]).remove(0);
+        let status = world.json(member, "operator", &["status"]).remove(0);
         let alarms = status["alarms"].as_array().cloned().unwrap_or_default();
         assert!(alarms.is_empty(), "{member}: {alarms:?}");
         let denied: Vec<_> =

@@ -35,23 +35,23 @@ impl Court {
 
 /// A member's auditor asks until enough others have cosigned.
 fn witnessed(world: &World, member: &str, id: &str, file: &str) -> Value {
-    let mut told = Value::Null;
+    let mut json = Value::Null;
     until(&format!("evidence from {member} is witnessed"), || {
-        told = world.told(member, "auditor", &["evidence", id, "-o", file, "--force"]).remove(0);
-        told["standing"] == "witnessed"
+        json = world.json(member, "auditor", &["evidence", id, "-o", file, "--force"]).remove(0);
+        json["outcome"] == "witnessed"
     });
-    told
+    json
 }
 
 fn publish(world: &World, name: &str, change: impl Fn(&mut Value), wait_for: &[&str]) -> String {
     let draft = world.draft(name, &example("stolen-passport.fr.json", change));
     let args = [&["publish", draft.as_str()], wait_for].concat();
-    let published = world.told("ma", "police-hq", &args);
+    let published = world.json("ma", "police-hq", &args);
     published[0]["receipt"]["id"].as_str().unwrap().to_owned()
 }
 
 #[test]
-fn a_court_verifies_what_any_cleared_member_exports() {
+fn evidence_of_cleared_member_verifies_offline() {
     let world = World::start();
     let court = Court::new(&world);
     let red = |draft: &mut Value| {
@@ -64,9 +64,9 @@ fn a_court_verifies_what_any_cleared_member_exports() {
     publish(&world, "after.json", |_| (), &["--wait-for", "3"]);
 
     for member in ["ma", "tn"] {
-        let told = witnessed(&world, member, &format!("ma/{id}"), &court.file(&format!("{member}.barid")));
-        assert!(told["cosigners"].as_array().unwrap().len() >= 2, "{told}");
-        assert_eq!(told["custody"], json!(["tn"]), "{told}");
+        let json = witnessed(&world, member, &format!("ma/{id}"), &court.file(&format!("{member}.barid")));
+        assert!(json["cosigners"].as_array().unwrap().len() >= 2, "{json}");
+        assert_eq!(json["custody"], json!(["tn"]), "{json}");
     }
     // By its id alone, under a name of its own, and never over another file.
     let profile = world.folder("tn").join("clients/police-hq/client.toml");
@@ -94,16 +94,16 @@ fn a_court_verifies_what_any_cleared_member_exports() {
         ("tn", "customs-hq", "no-such-bulletin"),
         ("tn", "operator", "permission-denied"),
     ] {
-        let refused = world.client(member, name, &["evidence", &format!("ma/{id}"), "-o", &file]);
-        assert_eq!(refused.status.code(), Some(1), "{member} {name}: {}", text(&refused.stderr));
-        let told: Value = serde_json::from_slice(&refused.stderr).unwrap();
-        assert_eq!(told["error"]["id"], error, "{member} {name}");
+        let rejected = world.client(member, name, &["evidence", &format!("ma/{id}"), "-o", &file]);
+        assert_eq!(rejected.status.code(), Some(1), "{member} {name}: {}", text(&rejected.stderr));
+        let json: Value = serde_json::from_slice(&rejected.stderr).unwrap();
+        assert_eq!(json["error"]["id"], error, "{member} {name}");
         assert!(!Path::new(&file).exists());
     }
     let log = fs::read_to_string(world.folder("tn").join("node.log")).unwrap();
     for who in ["agency/border-post", "focal-point/customs-hq"] {
         let recorded = |line: &&str| {
-            ["refused-call", "NOT_CLEARED", "Audit.ExportEvidence", who].iter().all(|part| line.contains(part))
+            ["call-denied", "not-cleared", "Audit.ExportEvidence", who].iter().all(|part| line.contains(part))
         };
         assert_eq!(log.lines().filter(recorded).count(), 1, "{who}");
     }
@@ -112,26 +112,29 @@ fn a_court_verifies_what_any_cleared_member_exports() {
     // All nodes are gone, years have passed.
     drop(world);
     for member in ["ma", "tn"] {
-        let (exit, told) = court.verify(&format!("{member}.barid"));
-        assert_eq!((exit, &told["result"]), (Some(0), &json!("witnessed")), "{told}");
-        assert_eq!((&told["member"], &told["issuer"], &told["id"]), (&json!("ma"), &json!("police-hq"), &json!(id)));
-        assert_eq!(told["custody"][0]["member"], "tn");
-        assert_eq!(told["body"]["texts"][0]["headline"], "EXERCICE : pour Tunis seule");
+        let (exit, json) = court.verify(&format!("{member}.barid"));
+        assert_eq!((exit, &json["result"]), (Some(0), &json!("witnessed")), "{json}");
+        assert_eq!((&json["member"], &json["issuer"], &json["id"]), (&json!("ma"), &json!("police-hq"), &json!(id)));
+        assert_eq!(json["custody"][0]["member"], "tn");
+        assert_eq!(json["body"]["texts"][0]["headline"], "EXERCICE : pour Tunis seule");
     }
-    for (lang, words) in [
+    for (lang, phrases) in [
         ("en", ["WITNESSED", "ma (Morocco)", "police-hq", "does not prove"]),
         ("fr", ["ATTESTÉ", "ma (Maroc)", "police-hq", "ne prouve pas"]),
         ("ar", ["مشهود", "المغرب", "police-hq", "ما لا يثبته"]),
     ] {
         let (file, roster) = (court.file("tn.barid"), court.file("roster.note"));
-        let told = barid(&["verify", &file, "--roster", &roster, "--lang", lang]);
-        let told = text(&told.stdout);
-        assert!(words.iter().all(|word| told.contains(word)) && told.contains("EXERCICE : pour Tunis seule"), "{told}");
+        let output = barid(&["verify", &file, "--roster", &roster, "--lang", lang]);
+        let output = text(&output.stdout);
+        assert!(
+            phrases.iter().all(|phrase| output.contains(phrase)) && output.contains("EXERCICE : pour Tunis seule"),
+            "{output}"
+        );
     }
     let stdin = File::open(court.file("ma.barid")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_barid"));
-    let told = command.args(["verify", "-", "--roster", &court.file("roster.note")]).stdin(stdin).output().unwrap();
-    assert_eq!(told.status.code(), Some(0), "{}", text(&told.stderr));
+    let output = command.args(["verify", "-", "--roster", &court.file("roster.note")]).stdin(stdin).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
 
     tampered(&court);
 }
@@ -151,9 +154,9 @@ fn tampered(court: &Court) {
     }
     for at in (0..file.len()).step_by(file.len() / 12) {
         fs::write(court.file("altered.barid"), flipped(at)).unwrap();
-        let (exit, told) = court.verify("altered.barid");
-        assert_eq!((exit, &told["result"]), (Some(12), &json!("invalid")), "byte {at}: {told}");
-        assert!(told["header"].is_null() && !told["reason"].as_str().unwrap().is_empty(), "{told}");
+        let (exit, json) = court.verify("altered.barid");
+        assert_eq!((exit, &json["result"]), (Some(12), &json!("invalid")), "byte {at}: {json}");
+        assert!(json["header"].is_null() && !json["reason"].as_str().unwrap().is_empty(), "{json}");
     }
     fs::write(court.file("altered.barid"), &file[..file.len() / 2]).unwrap();
     assert_eq!(court.verify("altered.barid").0, Some(12));
@@ -172,17 +175,17 @@ fn roster(court: &Court) -> Roster {
 }
 
 #[test]
-fn what_nobody_has_cosigned_yet_is_signed_only() {
+fn evidence_without_cosignatures_is_signed_only() {
     let mut world = World::start();
     let court = Court::new(&world);
     for other in ["ly", "tn", "ne"] {
         world.kill(other);
     }
     let id = publish(&world, "alone.json", |_| (), &[]);
-    let told = world.told("ma", "auditor", &["evidence", &id, "-o", &court.file("alone.barid")]).remove(0);
-    assert_eq!((&told["standing"], &told["cosigners"]), (&json!("signed-only"), &Value::Null), "{told}");
-    let (exit, told) = court.verify("alone.barid");
-    assert_eq!((exit, &told["result"], &told["counted"]), (Some(10), &json!("signed-only"), &json!(0)), "{told}");
+    let json = world.json("ma", "auditor", &["evidence", &id, "-o", &court.file("alone.barid")]).remove(0);
+    assert_eq!((&json["outcome"], &json["cosigners"]), (&json!("signed-only"), &Value::Null), "{json}");
+    let (exit, json) = court.verify("alone.barid");
+    assert_eq!((exit, &json["result"], &json["counted"]), (Some(10), &json!("signed-only"), &json!(0)), "{json}");
     for other in ["ly", "tn"] {
         world.run(other);
     }

@@ -75,12 +75,12 @@ fn ran(command: &mut Command) -> Result<(), String> {
 }
 
 /// Rabat's store is on `disk`.
-fn world_on(disk: &SmallDisk, reserve_mib: u32) -> World {
+fn world_on(disk: &SmallDisk, min_free_disk_mib: u32) -> World {
     let data = format!("data = {:?}", disk.path().join("data"));
     World::configured("info", |member, config| match member {
         "ma" => {
             let moved = config.replace("data = \"data\"", &data);
-            moved.replace("reserve_mib = 512", &format!("reserve_mib = {reserve_mib}"))
+            moved.replace("min_free_disk_mib = 512", &format!("min_free_disk_mib = {min_free_disk_mib}"))
         }
         _ => config,
     })
@@ -100,7 +100,7 @@ fn publish(world: &World, member: &str, more: &[&str]) -> Result<(String, u64), 
 }
 
 fn status(world: &World, member: &str) -> Value {
-    world.told(member, "operator", &["status"]).remove(0)
+    world.json(member, "operator", &["status"]).remove(0)
 }
 
 fn alarms(world: &World, member: &str) -> String {
@@ -112,8 +112,8 @@ fn serves(world: &World, service: &str) -> bool {
 }
 
 /// Ids of a member's bulletins by their place, as another one shows them.
-fn shown(world: &World, at: &str, of: &str) -> BTreeMap<u64, String> {
-    let history = world.told(at, "police-hq", &["history", "--member", of, "--limit", "1000"]);
+fn visible(world: &World, at: &str, of: &str) -> BTreeMap<u64, String> {
+    let history = world.json(at, "police-hq", &["history", "--member", of, "--limit", "1000"]);
     let entry = |line: &Value| {
         let delivery = if line["delivery"].is_object() { &line["delivery"] } else { line };
         let index = delivery["index"].as_str().unwrap_or("0").parse().unwrap();
@@ -128,7 +128,7 @@ fn agree(world: &World) -> bool {
 }
 
 #[test]
-fn a_full_disk_refuses_goes_on_reading_and_resumes_by_itself() {
+fn full_disk_rejects_publishing_serves_reads_and_recovers() {
     let disk = match SmallDisk::mount(64) {
         Ok(disk) => disk,
         Err(reason) => return println!("SKIPPED: a full disk was NOT tested: {reason}"),
@@ -148,19 +148,19 @@ fn a_full_disk_refuses_goes_on_reading_and_resumes_by_itself() {
     // Something else takes the disk, while people publish.
     disk.fill(12 << 20);
     until("publishing is refused", || publish(&world, "ma", &[]).map(|new| confirmed(&mut receipts, new)).is_err());
-    let refused = publish(&world, "ma", &[]).unwrap_err();
-    assert!(refused.contains("reserve"), "{refused}");
-    let told = status(&world, "ma");
-    assert!(told["publishing"].as_str().unwrap().starts_with("disk-full: "), "{told}");
-    assert!(told["alarms"].to_string().contains("the disk is full"), "{told}");
+    let rejected = publish(&world, "ma", &[]).unwrap_err();
+    assert!(rejected.contains("reserve"), "{rejected}");
+    let node_status = status(&world, "ma");
+    assert!(node_status["publishing"].as_str().unwrap().starts_with("disk-full: "), "{node_status}");
+    assert!(node_status["alarms"].to_string().contains("the disk is full"), "{node_status}");
     assert!(serves(&world, "") && !serves(&world, "barid.v1.FocalPoint/Publish"));
 
     // Reading and serving go on; of others nothing is taken, and their links stay.
-    assert_eq!(shown(&world, "ma", "ma"), receipts);
+    assert_eq!(visible(&world, "ma", "ma"), receipts);
     publish(&world, "tn", &["--wait-for", "ly"]).unwrap();
     world.run("ne");
     until("Niamey has what it missed, from Rabat or others", || {
-        world.feeds("ne").len() == 2 && shown(&world, "ne", "ma") == receipts
+        world.feeds("ne").len() == 2 && visible(&world, "ne", "ma") == receipts
     });
     until("Rabat knows that it is behind", || {
         status(&world, "ma")["peers"].as_array().unwrap().iter().any(|peer| peer["lagEntries"] == "1")
@@ -179,7 +179,7 @@ fn a_full_disk_refuses_goes_on_reading_and_resumes_by_itself() {
         }
     });
     assert!(publish(&world, "ma", &[]).is_err());
-    assert!(shown(&world, "ma", "ma") == receipts && world.linked(&["ma", "ly", "tn", "ne"]));
+    assert!(visible(&world, "ma", "ma") == receipts && world.linked(&["ma", "ly", "tn", "ne"]));
 
     // Room again: everything goes on by itself.
     disk.make_room();
@@ -200,18 +200,18 @@ fn a_full_disk_refuses_goes_on_reading_and_resumes_by_itself() {
     });
     for member in ["ma", "ly", "ne", "tn"] {
         assert_eq!(
-            shown(&world, member, "ma"),
+            visible(&world, member, "ma"),
             receipts,
             "every receipt is true at {member}, and nothing is there twice"
         );
     }
     world.kill("ma");
     world.run("ma");
-    assert_eq!(shown(&world, "ma", "ma"), receipts);
+    assert_eq!(visible(&world, "ma", "ma"), receipts);
 }
 
 #[test]
-fn a_disk_that_is_full_without_warning_ends_nothing_and_the_view_comes_back() {
+fn index_without_space_is_rebuilt_and_node_survives() {
     let disk = match SmallDisk::mount(48) {
         Ok(disk) => disk,
         Err(reason) => return println!("SKIPPED: a view without space was NOT tested: {reason}"),
@@ -234,13 +234,13 @@ fn a_disk_that_is_full_without_warning_ends_nothing_and_the_view_comes_back() {
     until("Rabat publishes", || publish(&world, "ma", &[]).is_ok_and(|(id, at)| receipts.insert(at, id).is_none()));
     until("what is asked is answered", || {
         world.client("ma", "police-hq", &["history", "--member", "ma"]).status.success()
-            && shown(&world, "ma", "ma") == receipts
+            && visible(&world, "ma", "ma") == receipts
     });
     assert_eq!(world.process("ma"), process, "without a restart");
-    until("all members hold the same", || PEERS.iter().all(|peer| shown(&world, peer, "ma") == receipts));
+    until("all members hold the same", || PEERS.iter().all(|peer| visible(&world, peer, "ma") == receipts));
     world.kill("ma");
     world.run("ma");
-    assert_eq!(shown(&world, "ma", "ma"), receipts);
+    assert_eq!(visible(&world, "ma", "ma"), receipts);
 }
 
 /// A kernel that answers some calls of a process with errors.
@@ -276,7 +276,7 @@ impl Drop for Sabotage {
 }
 
 #[test]
-fn a_sync_that_fails_ends_the_node_and_nothing_of_that_commit_was_said() {
+fn failed_fsync_stops_node_before_commit_is_announced() {
     let mut world = World::logging("info");
     let mut receipts: BTreeMap<u64, String> = BTreeMap::new();
     for _ in 0..3 {
@@ -302,23 +302,23 @@ fn a_sync_that_fails_ends_the_node_and_nothing_of_that_commit_was_said() {
     drop(sabotage);
     for peer in PEERS {
         assert_eq!(world.feeds(peer).len(), 1, "nothing of it left the node");
-        assert_eq!(shown(&world, peer, "ma"), receipts);
+        assert_eq!(visible(&world, peer, "ma"), receipts);
     }
 
     world.run("ma");
-    let before = shown(&world, "ma", "ma");
+    let before = visible(&world, "ma", "ma");
     assert!(receipts.iter().all(|(index, id)| before.get(index) == Some(id)), "{before:?}");
     // It may be there or not; published again it is there once.
-    let again = world.told("ma", "police-hq", &["publish", &draft]);
+    let again = world.json("ma", "police-hq", &["publish", &draft]);
     assert_eq!(again[0]["receipt"]["id"], id);
     receipts.insert(3, id.to_owned());
-    assert_eq!(shown(&world, "ma", "ma"), receipts);
-    until("all members hold the same", || PEERS.iter().all(|peer| shown(&world, peer, "ma") == receipts));
+    assert_eq!(visible(&world, "ma", "ma"), receipts);
+    until("all members hold the same", || PEERS.iter().all(|peer| visible(&world, peer, "ma") == receipts));
     assert_eq!(status(&world, "ma")["publishing"], "yes");
 }
 
 #[test]
-fn a_write_without_space_is_refused_and_the_next_one_is_taken() {
+fn write_without_space_is_rejected_and_next_one_succeeds() {
     let world = World::logging("info");
     let (process, (id, index)) = (world.process("ma"), publish(&world, "ma", &["--wait-for", "3"]).unwrap());
     let mut receipts = BTreeMap::from([(index, id)]);
@@ -326,16 +326,16 @@ fn a_write_without_space_is_refused_and_the_next_one_is_taken() {
         Ok(sabotage) => sabotage,
         Err(reason) => return println!("SKIPPED: a write without space was NOT tested: {reason}"),
     };
-    let mut refused = 0;
+    let mut rejected = 0;
     until("it is taken", || match publish(&world, "ma", &[]) {
         Ok((id, index)) => receipts.insert(index, id).is_none(),
         Err(_) => {
-            refused += 1;
+            rejected += 1;
             false
         }
     });
     drop(sabotage);
-    assert!(refused > 0, "somebody was refused");
+    assert!(rejected > 0, "somebody was refused");
     assert_eq!(world.process("ma"), process);
-    until("all members hold it", || PEERS.iter().all(|peer| shown(&world, peer, "ma") == receipts));
+    until("all members hold it", || PEERS.iter().all(|peer| visible(&world, peer, "ma") == receipts));
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use barid_core::names::Hash;
+use barid_core::ids::Hash;
 
-use crate::publishers::{Arrivals, Publisher, draft, history, tree_of};
+use crate::publishers::{DeliveryLog, Publisher, draft, history, tree_of};
 use crate::world::{DEADLINE, MEMBERS, World, until};
 
 /// Rounds of one test run; `BARID_KILL_ROUNDS` asks for more.
@@ -44,7 +44,7 @@ impl Random {
 }
 
 #[test]
-fn what_was_released_outlives_kills_at_any_moment() {
+fn receipts_survive_kill_at_any_moment() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let rounds = number("BARID_KILL_ROUNDS").unwrap_or(ROUNDS);
     let seed = number("BARID_KILL_SEED").unwrap_or_else(random_seed);
@@ -52,17 +52,17 @@ fn what_was_released_outlives_kills_at_any_moment() {
     let mut random = Random(seed | 1);
     let mut world = World::logging("info");
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let answers = Arc::new(AtomicUsize::new(0));
+    let responses = Arc::new(AtomicUsize::new(0));
     let publishers: BTreeMap<&str, Arc<Publisher>> = MEMBERS
         .into_iter()
-        .map(|member| (member, Arc::new(runtime.block_on(async { Publisher::new(&world, member, &answers) }))))
+        .map(|member| (member, Arc::new(runtime.block_on(async { Publisher::new(&world, member, &responses) }))))
         .collect();
-    let arrivals = Arc::new(Arrivals::default());
-    let subscriber = runtime.spawn(Arc::clone(&arrivals).take(publishers["tn"].channel.clone()));
+    let delivery_log = Arc::new(DeliveryLog::default());
+    let subscriber = runtime.spawn(Arc::clone(&delivery_log).follow(publishers["tn"].channel.clone()));
     let (mut kills, mut rebuilt) = (0, 0);
 
     for round in 0..rounds {
-        let before = answers.load(Ordering::SeqCst);
+        let before = responses.load(Ordering::SeqCst);
         let publishing: Vec<_> = publishers
             .values()
             .map(|publisher| {
@@ -72,7 +72,7 @@ fn what_was_released_outlives_kills_at_any_moment() {
             })
             .collect();
         let awaited = before + usize::try_from(random.below((PUBLISHED_A_ROUND * MEMBERS.len()) as u64)).unwrap();
-        until("publishing goes on", || answers.load(Ordering::SeqCst) >= awaited);
+        until("publishing goes on", || responses.load(Ordering::SeqCst) >= awaited);
         std::thread::sleep(random.moment());
 
         let count = match random.below(10) {
@@ -116,7 +116,7 @@ fn what_was_released_outlives_kills_at_any_moment() {
     all_hold_the_same(&world, &runtime, &publishers, published);
     assert!(!subscriber.is_finished(), "the subscriber found something wrong");
     subscriber.abort();
-    arrivals.check(&runtime.block_on(history(&publishers["tn"].channel, None)));
+    delivery_log.check(&runtime.block_on(history(&publishers["tn"].channel, None)));
     // The view was never believed: without it nothing is missing.
     for member in MEMBERS {
         world.kill(member);
@@ -157,8 +157,8 @@ fn all_hold_the_same(
             let tree = tree_of(&deliveries, publisher);
             publisher.still_true(&tree, u64::MAX);
             let (_, root) = &feeds[&format!("{}.{}/feed/1", publisher.member, publisher.roster.exchange())];
-            let shown = tree.tree.root();
-            assert_eq!(root_of(root), shown, "{} at {}", publisher.member, at.member);
+            let expected = tree.tree.root();
+            assert_eq!(root_of(root), expected, "{} at {}", publisher.member, at.member);
         }
     }
 }

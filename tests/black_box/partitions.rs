@@ -79,8 +79,12 @@ fn address(member: &str) -> String {
 }
 
 fn ip(args: &[&str]) -> Result<(), String> {
-    let told = Command::new("ip").args(args).output().map_err(|error| format!("`ip` cannot be run: {error}"))?;
-    if told.status.success() { Ok(()) } else { Err(format!("ip {}: {}", args.join(" "), text(&told.stderr).trim())) }
+    let output = Command::new("ip").args(args).output().map_err(|error| format!("`ip` cannot be run: {error}"))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!("ip {}: {}", args.join(" "), text(&output.stderr).trim()))
+    }
 }
 
 /// Four nodes, one a machine.
@@ -101,16 +105,16 @@ fn world_on(switch: &Switch) -> World {
     World::run_by("info", configured, MEMBERS.iter().map(by).collect())
 }
 
-fn patiently(what: &str, mut come_true: impl FnMut() -> bool) {
+fn patiently(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
-    while !come_true() {
+    while !condition() {
         assert!(start.elapsed() < NOTICED_IN, "it did not come true in time that {what}");
         thread::yield_now();
     }
 }
 
 fn linked(world: &World, at: &str, peer: &str) -> bool {
-    let status = world.told(at, "operator", &["status"]).remove(0);
+    let status = world.json(at, "operator", &["status"]).remove(0);
     status["peers"].as_array().unwrap().iter().any(|entry| entry["member"] == peer && entry["linked"] == true)
 }
 
@@ -119,7 +123,7 @@ fn publish_on(world: &World, member: &str, stop: &AtomicBool) -> BTreeSet<String
     let draft = world.draft(&format!("{member}.json"), &example("stolen-passport.fr.json", |_| ()));
     let mut ids = BTreeSet::new();
     while !stop.load(Ordering::Relaxed) {
-        let published = &world.told(member, "police-hq", &["publish", &draft])[0];
+        let published = &world.json(member, "police-hq", &["publish", &draft])[0];
         assert!(ids.insert(published["receipt"]["id"].as_str().unwrap().to_owned()), "an id twice");
     }
     ids
@@ -130,11 +134,11 @@ fn under_load(world: &World, during: impl FnOnce()) -> BTreeMap<&'static str, BT
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let stop = &stop;
-        let desks = MEMBERS.map(|member| (member, scope.spawn(move || publish_on(world, member, stop))));
+        let publishers = MEMBERS.map(|member| (member, scope.spawn(move || publish_on(world, member, stop))));
         // Also where it fails: the desks must not go on.
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(during));
         stop.store(true, Ordering::Relaxed);
-        let published = desks.map(|(member, desk)| (member, desk.join().unwrap()));
+        let published = publishers.map(|(member, handle)| (member, handle.join().unwrap()));
         ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         published.into_iter().collect()
     })
@@ -146,18 +150,18 @@ fn complete(world: &World, published: &BTreeMap<&'static str, BTreeSet<String>>)
     feeds.iter().all(|held| held.len() == MEMBERS.len() && *held == feeds[0])
         && published.iter().all(|(of, ids)| {
             let (size, _) = &feeds[0][&format!("{of}.rabat.example/feed/1")];
-            *size == ids.len().to_string() && MEMBERS.iter().all(|at| shown(world, at, of) == *ids)
+            *size == ids.len().to_string() && MEMBERS.iter().all(|at| visible(world, at, of) == *ids)
         })
 }
 
-fn shown(world: &World, at: &str, of: &str) -> BTreeSet<String> {
-    let history = world.told(at, "police-hq", &["history", "--member", of, "--limit", "1000000"]);
+fn visible(world: &World, at: &str, of: &str) -> BTreeSet<String> {
+    let history = world.json(at, "police-hq", &["history", "--member", of, "--limit", "1000000"]);
     let id = |line: &Value| line["header"]["id"].as_str().unwrap().to_owned();
     history.iter().map(id).collect()
 }
 
 #[test]
-fn a_member_cut_off_goes_on_alone_and_all_have_everything_once_when_it_is_back() {
+fn partitioned_member_continues_and_converges_without_duplicates() {
     let switch = match Switch::new() {
         Ok(switch) => switch,
         Err(reason) => return println!("SKIPPED: partitions between machines were NOT tested: {reason}"),

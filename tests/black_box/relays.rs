@@ -159,10 +159,10 @@ impl Region {
         let requests = futures::stream::iter(requests.collect::<Vec<_>>());
         let published = self.runtime.block_on(async {
             let mut client = FocalPointClient::new(self.channels[&("ma", "police-hq")].clone());
-            let mut answers = client.publish_stream(requests).await.unwrap().into_inner();
+            let mut responses = client.publish_stream(requests).await.unwrap().into_inner();
             let mut published = 0;
-            while let Some(answer) = answers.message().await.unwrap() {
-                for result in answer.results {
+            while let Some(response) = responses.message().await.unwrap() {
+                for result in response.results {
                     assert!(matches!(result.outcome, Some(Outcome::Published(_))), "{result:?}");
                     published += 1;
                 }
@@ -191,39 +191,39 @@ impl Region {
 
     /// Members of which Morocco has it in writing that they hold a bulletin in full.
     fn stored_at(&self, id: &str) -> Vec<String> {
-        let shown = &self.world.told("ma", "police-hq", &["show", &format!("ma/{id}")])[0];
-        let stored = shown["stored"].as_array().into_iter().flatten();
+        let visible = &self.world.json("ma", "police-hq", &["show", &format!("ma/{id}")])[0];
+        let stored = visible["stored"].as_array().into_iter().flatten();
         let mut members: Vec<String> = stored.filter_map(|by| Some(by["member"].as_str()?.to_owned())).collect();
         members.sort_unstable();
         members
     }
 
     /// What a member's focal point is shown of Morocco's feed: arrival by index. No arrival and no entry is there twice.
-    fn shown(&self, at: &'static str) -> BTreeMap<u64, u64> {
+    fn visible(&self, at: &'static str) -> BTreeMap<u64, u64> {
         let filter = proto::Filter { members: vec!["ma".into()], ..proto::Filter::default() };
         let mut request =
             proto::HistoryRequest { filter: Some(filter), page_size: 1_000, ..proto::HistoryRequest::default() };
         let mut client =
             FocalPointClient::new(self.channels[&(at, "police-hq")].clone()).max_decoding_message_size(64 << 20);
-        let (mut shown, mut arrivals) = (BTreeMap::new(), BTreeSet::new());
+        let (mut visible, mut offsets) = (BTreeMap::new(), BTreeSet::new());
         loop {
             let page = self.runtime.block_on(client.history(request.clone())).unwrap().into_inner();
             for delivery in page.deliveries {
                 assert_eq!(envelope::digest(&delivery.envelope).0.as_slice(), delivery.digest.as_ref());
-                assert!(arrivals.insert(delivery.arrival), "{at}: arrival {} twice", delivery.arrival);
-                assert!(shown.insert(delivery.index, delivery.arrival).is_none(), "{at}: {} twice", delivery.index);
+                assert!(offsets.insert(delivery.offset), "{at}: offset {} twice", delivery.offset);
+                assert!(visible.insert(delivery.index, delivery.offset).is_none(), "{at}: {} twice", delivery.index);
             }
             if page.next_page_token.is_empty() {
-                return shown;
+                return visible;
             }
             request.page_token = page.next_page_token;
         }
     }
 }
 
-fn until(entries: usize, what: &str, mut come_true: impl FnMut() -> bool) {
+fn until(entries: usize, what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
-    while !come_true() {
+    while !condition() {
         assert!(start.elapsed() < deadline(entries), "it did not come true in time that {what}");
         std::thread::yield_now();
     }
@@ -234,7 +234,7 @@ fn entries() -> usize {
 }
 
 #[test]
-fn a_member_cut_off_from_all_but_one_is_read_by_all_and_what_was_secret_comes_when_it_is_back() {
+fn relay_serves_feed_and_restricted_content_is_backfilled_from_owner() {
     let entries = entries();
     let region = Region::start();
     region.heal();
@@ -260,7 +260,11 @@ fn a_member_cut_off_from_all_but_one_is_read_by_all_and_what_was_secret_comes_wh
     for far in FAR {
         let ma = region.peer(far);
         assert!(!ma.linked);
-        assert!(ma.not_held.iter().any(|held| held.reason == "not_held"), "{far}: {:?}", ma.not_held.len());
+        assert!(
+            ma.undisclosed_ranges.iter().any(|held| held.reason == "not_held"),
+            "{far}: {:?}",
+            ma.undisclosed_ranges.len()
+        );
     }
 
     let may_read = |member: &str| -> BTreeSet<u64> {
@@ -271,7 +275,7 @@ fn a_member_cut_off_from_all_but_one_is_read_by_all_and_what_was_secret_comes_wh
     for (number, holders) in [(1, vec!["ly", "ne", "tn"]), (4, vec!["ly"]), (0, vec![])] {
         until(0, "Morocco has it in writing by a relay", || region.stored_at(&ids[number]) == holders);
     }
-    let shown_before: BTreeMap<&str, BTreeMap<u64, u64>> = FAR.map(|far| (far, region.shown(far))).into();
+    let visible_before: BTreeMap<&str, BTreeMap<u64, u64>> = FAR.map(|far| (far, region.visible(far))).into();
     region.heal();
     let began = Instant::now();
     for far in FAR {
@@ -282,26 +286,26 @@ fn a_member_cut_off_from_all_but_one_is_read_by_all_and_what_was_secret_comes_wh
             held == wanted.len() as u64
         });
         println!("{far} has it {:.1?} after the line is mended", began.elapsed());
-        let shown = region.shown(far);
-        assert_eq!(shown.keys().copied().collect::<BTreeSet<_>>(), wanted, "{far}");
+        let visible = region.visible(far);
+        assert_eq!(visible.keys().copied().collect::<BTreeSet<_>>(), wanted, "{far}");
         // What had arrived stands where it stood.
-        for (index, arrival) in &shown_before[far] {
-            assert_eq!(shown[index], *arrival, "{far}: {index}");
+        for (index, offset) in &visible_before[far] {
+            assert_eq!(visible[index], *offset, "{far}: {index}");
         }
     }
-    assert_eq!(region.shown("ly").keys().copied().collect::<BTreeSet<_>>(), may_read("ly"));
+    assert_eq!(region.visible("ly").keys().copied().collect::<BTreeSet<_>>(), may_read("ly"));
     // Who holds what is secret is known to Morocco, by their signed word.
     for (number, far) in [(0, vec!["tn"]), (2, FAR.to_vec())] {
         until(0, "Morocco has it in writing", || region.stored_at(&ids[number]) == far);
     }
-    let alarms: Vec<Value> = region.world.told("tn", "operator", &["status"]);
+    let alarms: Vec<Value> = region.world.json("tn", "operator", &["status"]);
     assert_eq!(alarms[0]["alarms"].as_array().map_or(0, Vec::len), 0, "{:?}", alarms[0]["alarms"]);
 }
 
 /// Prints what catching up from the owner and through a relay take; run it alone, in a release build, with `BARID_RELAY_ENTRIES`.
 #[test]
 #[ignore = "measures; run it in a release build on a quiet machine"]
-fn catching_up_through_a_relay_and_from_the_owner() {
+fn catch_up_rate_through_relay_matches_owner() {
     let entries = entries();
     let mut region = Region::start();
     region.heal();

@@ -13,7 +13,7 @@ fn status(pid: u32, file: &str, line: &str) -> String {
 }
 
 #[test]
-fn hangup_before_the_configuration_is_read_does_not_end_a_node() {
+fn sighup_during_start_does_not_stop_node() {
     let world = World::prepared(&["ma", "tn"], "info", |_, config| config);
     let folder = world.folder("ma");
     let config = fs::read_to_string(folder.join("node.toml")).unwrap();
@@ -21,7 +21,7 @@ fn hangup_before_the_configuration_is_read_does_not_end_a_node() {
     let pipe = folder.join("pipe.toml");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let mut node = Command::new(env!("CARGO_BIN_EXE_barid"))
-        .args(["node", "--first", "--config", pipe.to_str().unwrap()])
+        .args(["node", "--bootstrap", "--config", pipe.to_str().unwrap()])
         .stderr(Stdio::null())
         .spawn()
         .unwrap();

@@ -75,7 +75,7 @@ impl World {
                 &path,
                 config
                     .replace("log = \"info\"", &format!("log = \"{level}\""))
-                    .replace("lone_start_seconds = 10", "lone_start_seconds = 1"),
+                    .replace("peer_wait_seconds = 10", "peer_wait_seconds = 1"),
             )
             .unwrap();
         }
@@ -113,7 +113,7 @@ impl World {
 
     /// As [`Self::run`], with a store that is known to be lost.
     pub(crate) fn run_without_store(&mut self, member: &'static str) {
-        self.spawn_with(member, &["--store-lost"]);
+        self.spawn_with(member, &["--accept-data-loss"]);
         self.serves(member);
     }
 
@@ -136,19 +136,19 @@ impl World {
         let mut command = match &mut self.traces {
             None => self.program(member),
             Some(traces) => {
-                let taken = traces.entry(member).or_default();
-                let path = folder.with_file_name(format!("{member}.{}.strace", taken.len()));
+                let paths = traces.entry(member).or_default();
+                let path = folder.with_file_name(format!("{member}.{}.strace", paths.len()));
                 let mut strace = Command::new("strace");
                 // `-D`: the node, not strace, is this process's child.
                 strace.args(["-D", "-f", "--seccomp-bpf", "-v", "-s", "8388608"]);
                 strace.args(["--absolute-timestamps=format:unix,precision:ns", "--syscall-times=ns"]);
                 strace.args(["-e", RECORDED_CALLS, "-o"]).arg(&path).arg(program());
-                taken.push(path);
+                paths.push(path);
                 strace
             }
         };
         let node = command
-            .args(["node", "--first", "--config"])
+            .args(["node", "--bootstrap", "--config"])
             .arg(folder.join("node.toml"))
             .args(declared)
             .stdout(Stdio::null())
@@ -198,16 +198,16 @@ impl World {
     }
 
     /// Audit records of a node that hold all of these words.
-    pub(crate) fn records(&self, member: &str, words: &[&str]) -> Vec<String> {
+    pub(crate) fn records(&self, member: &str, patterns: &[&str]) -> Vec<String> {
         let log = text(&fs::read(self.folder(member).join("node.log")).unwrap());
         let audit = log.lines().filter(|line| line.contains(" barid::audit: "));
-        audit.filter(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned).collect()
+        audit.filter(|line| patterns.iter().all(|pattern| line.contains(pattern))).map(str::to_owned).collect()
     }
 
     /// Whether each of these members has a link to each other one of them.
     pub(crate) fn linked(&self, members: &[&str]) -> bool {
         members.iter().all(|member| {
-            let status = self.told(member, "operator", &["status"]).remove(0);
+            let status = self.json(member, "operator", &["status"]).remove(0);
             let linked = |other: &&&str| {
                 let peers = status["peers"].as_array().unwrap();
                 peers.iter().any(|peer| peer["member"] == ***other && peer["linked"] == true)
@@ -252,7 +252,7 @@ impl World {
     }
 
     /// As [`Self::client`], for what must succeed: its JSON lines.
-    pub(crate) fn told(&self, member: &str, name: &str, args: &[&str]) -> Vec<Value> {
+    pub(crate) fn json(&self, member: &str, name: &str, args: &[&str]) -> Vec<Value> {
         let output = self.client(member, name, args);
         assert!(output.status.success(), "{args:?} at {member}: {}{}", text(&output.stdout), text(&output.stderr));
         text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -260,7 +260,7 @@ impl World {
 
     /// Size and root of every feed with entries as one member holds it, by origin.
     pub(crate) fn feeds(&self, member: &str) -> BTreeMap<String, (String, String)> {
-        let status = self.told(member, "operator", &["status"]).remove(0);
+        let status = self.json(member, "operator", &["status"]).remove(0);
         let peers = status["peers"].as_array().cloned().unwrap_or_default();
         let feeds = peers.iter().map(|peer| peer["feed"].clone()).chain([status["own"].clone()]);
         let field = |feed: &Value, name: &str| feed[name].as_str().unwrap_or_default().to_owned();
@@ -317,14 +317,14 @@ pub(crate) fn program() -> String {
     std::env::var("BARID_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_barid").to_owned())
 }
 
-pub(crate) fn until(what: &str, come_true: impl FnMut() -> bool) {
-    until_within(DEADLINE, what, come_true);
+pub(crate) fn until(what: &str, condition: impl FnMut() -> bool) {
+    until_within(DEADLINE, what, condition);
 }
 
 /// As [`until`], for what takes longer.
-pub(crate) fn until_within(deadline: Duration, what: &str, mut come_true: impl FnMut() -> bool) {
+pub(crate) fn until_within(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
-    while !come_true() {
+    while !condition() {
         assert!(start.elapsed() < deadline, "it did not come true in time that {what}");
         std::thread::yield_now();
     }

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use super::header::HEADER_FORMAT;
 use super::topic::working_group;
 use super::vocabulary::{HandlingCode, Purpose, Tlp};
-use crate::names::Member;
+use crate::ids::Member;
 use crate::proto;
 
 /// What the audience asks of a roster.
@@ -200,7 +200,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_for_nobody() {
+    fn header_not_understood_has_an_empty_audience() {
         let good = header("TLP:CLEAR", "security.documents", &[]);
         assert_ne!(readers(&good), "");
         let with = |change: fn(&mut proto::Header)| {

@@ -10,7 +10,7 @@ use super::field::Report;
 use super::geo::{Circle, Locode, Polygon};
 use super::header::time;
 use super::kinds::Context;
-use super::text::{is_one_line, is_plain, keeps_direction, shows_something};
+use super::text::{has_balanced_direction, has_visible_text, is_one_line, is_plain};
 use super::times::Time;
 use super::vocabulary::{Category, Certainty, GradingScheme};
 use crate::limits::{ATTACHMENT_BYTES_MAX, HEADLINE_CHARS_MAX, LINE_CHARS_MAX, LIST_MAX, NAME_BYTES_MAX, TEXTS_MAX};
@@ -38,7 +38,7 @@ pub(super) fn check(body: &proto::Body, informs: bool, context: &Context<'_>, re
 
 /// Checks a text field of one line. Absent is fine unless it is `needed`.
 pub(super) fn line(field: impl std::fmt::Display, text: &str, needed: bool, chars_max: usize, report: &mut Report) {
-    if !shows_something(text) {
+    if !has_visible_text(text) {
         if needed || !text.is_empty() {
             report.add(field, text, format_args!("text of 1 to {chars_max} characters"));
         }
@@ -54,7 +54,7 @@ pub(super) fn paragraph(field: impl std::fmt::Display, text: &str, report: &mut 
     if text.is_empty() {
         return;
     }
-    if !shows_something(text) {
+    if !has_visible_text(text) {
         report.add(field, text, "no text, or one that shows something");
     } else if is_plain(text) {
         direction(field, text, report);
@@ -64,7 +64,7 @@ pub(super) fn paragraph(field: impl std::fmt::Display, text: &str, report: &mut 
 }
 
 fn direction(field: impl std::fmt::Display, text: &str, report: &mut Report) {
-    if !keeps_direction(text) {
+    if !has_balanced_direction(text) {
         report.add(field, text, "text that overrides no direction and ends every embedding and isolate that it begins");
     }
 }
@@ -80,10 +80,10 @@ fn is_language_tag(text: &str) -> bool {
 
 fn categories(categories: &[String], report: &mut Report) {
     let mut seen = 0u32;
-    for (n, word) in report.bounded("body.categories", categories, Category::ALL.len()).iter().enumerate() {
-        let Some(category) = report.parse::<Category>(format_args!("body.categories[{n}]"), word) else { continue };
+    for (n, code) in report.bounded("body.categories", categories, Category::ALL.len()).iter().enumerate() {
+        let Some(category) = report.parse::<Category>(format_args!("body.categories[{n}]"), code) else { continue };
         if seen & (1 << category as u32) != 0 {
-            report.add(format_args!("body.categories[{n}]"), word, "each category once");
+            report.add(format_args!("body.categories[{n}]"), code, "each category once");
         }
         seen |= 1 << category as u32;
     }

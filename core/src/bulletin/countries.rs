@@ -1,6 +1,6 @@
 //! Country codes: ISO 3166-1 by the table of the crate `celes`, and what ICAO Doc 9303-3 §5 adds to it.
 //!
-//! In scope: whether a code exists. Out of scope: names, and members of the exchange ([`crate::names::Member`]).
+//! In scope: whether a code exists. Out of scope: names, and members of the exchange ([`crate::ids::Member`]).
 
 /// The crate has a code for Kosovo that ISO leaves to its users; Doc 9303 calls it `RKS`.
 const NOT_ISO: [&str; 2] = ["XK", "XKX"];

@@ -122,7 +122,7 @@ pub trait Expected {
     fn expected(&self) -> String;
 }
 
-impl Expected for crate::names::NameError {
+impl Expected for crate::ids::NameError {
     fn expected(&self) -> String {
         self.expected.to_owned()
     }
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_is_bounded_and_cuts_what_it_repeats() {
+    fn report_is_bounded_and_truncates_found_values() {
         let mut report = Report::default();
         for n in 0..10_000 {
             report.add(format_args!("body.texts[{n}]"), "x".repeat(1_000), "32 bytes");

@@ -12,12 +12,12 @@ use uuid::Uuid;
 use super::body::paragraph;
 use super::field::{Expected, Invalid, Report};
 use super::kinds;
-use super::text::{is_one_line, keeps_direction, shows_something};
+use super::text::{has_balanced_direction, has_visible_text, is_one_line};
 use super::times::{Date, Time};
 use super::topic::Topic;
 use super::vocabulary::{HandlingCode, MsgType, Purpose, Severity, Status, Tlp, Urgency};
+use crate::ids::{Digest, Member};
 use crate::limits::{INCIDENT_CHARS_MAX, ISSUER_BYTES_MAX, LIST_MAX, REFERENCES_MAX, RELEASABLE_MAX};
-use crate::names::{Digest, Member};
 use crate::proto;
 
 /// The issuer of bulletins that a node makes itself: its SPIFFE path.
@@ -291,7 +291,7 @@ fn handling(header: &proto::Header, report: &mut Report) -> Option<Handling> {
     }
     let own = MsgType::read(&header.msg_type) == Some(MsgType::Alert);
     let (field, note) = ("header.handling.codes_note", &handling.codes_note);
-    let empty = if own { !shows_something(note) } else { note.is_empty() };
+    let empty = if own { !has_visible_text(note) } else { note.is_empty() };
     match (codes.contains(&HandlingCode::H3), empty) {
         (true, true) => report.missing(field, "a sentence that says what H3 means here"),
         (false, false) => report.add(field, note, "nothing without the code H3"),
@@ -404,7 +404,7 @@ fn references(header: &proto::Header, msg_type: Option<MsgType>, report: &mut Re
 fn incidents(incidents: &[String], report: &mut Report) -> Vec<String> {
     for (n, incident) in report.bounded("header.incidents", incidents, LIST_MAX).iter().enumerate() {
         let fits = incident.chars().count() <= INCIDENT_CHARS_MAX;
-        if !(fits && shows_something(incident) && is_one_line(incident) && keeps_direction(incident)) {
+        if !(fits && has_visible_text(incident) && is_one_line(incident) && has_balanced_direction(incident)) {
             report.add(
                 format_args!("header.incidents[{n}]"),
                 incident,

@@ -25,7 +25,7 @@ pub mod vocabulary;
 
 pub use field::{FieldError, Invalid};
 pub use header::{BulletinId, Handling, Header, Reference};
-pub use prepare::{Fill, ValidBulletin, encode, prepare, validate};
+pub use prepare::{DraftDefaults, ValidBulletin, encode, prepare, validate};
 pub use rules::Rule;
 pub use topic::{Topic, TopicFilter};
-pub use urgent::{Urgent, urgent};
+pub use urgent::{Priority, urgent};

@@ -180,8 +180,8 @@ mod tests {
         for (code, text) in RULES {
             let count = text.matches("{}").count();
             let given: Vec<String> = (1..=count).map(|n| format!("v{n}")).collect();
-            let said = given.iter().fold((*text).to_owned(), |said, value| said.replacen("{}", value, 1));
-            assert_eq!(Rule::of(&said), Some(Rule { code, values: given }), "{said}");
+            let rendered = given.iter().fold((*text).to_owned(), |rendered, value| rendered.replacen("{}", value, 1));
+            assert_eq!(Rule::of(&rendered), Some(Rule { code, values: given }), "{rendered}");
         }
         assert_eq!(Rule::of("something else"), None);
     }

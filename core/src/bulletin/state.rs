@@ -4,7 +4,7 @@
 //!
 //! Every node that may read the original comes to the same state, in whatever order entries arrive. Two things make it so. A successor
 //! counts only if it copies the original's topic, handling and roster version: then whoever may read the one may read the other, and
-//! nobody sees a state that rests on what others cannot see. And [`Standing`] is a join: merging is commutative, associative and
+//! nobody sees a state that rests on what others cannot see. And [`SuccessionState`] is a join: merging is commutative, associative and
 //! idempotent. An update or cancellation that does not count stays a bulletin like any other and changes nothing.
 
 use super::audience::{Directory, audience};
@@ -13,7 +13,7 @@ use super::header::{BulletinId, Reference};
 use super::times::Time;
 use super::vocabulary::{CancelReason, MsgType};
 use crate::envelope;
-use crate::names::{Digest, Member};
+use crate::ids::{Digest, Member};
 use crate::proto;
 use crate::proto::body::Content;
 
@@ -48,7 +48,7 @@ pub enum Effect {
 
 /// All that counts for one bulletin so far. A join: fold in whatever order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct SuccessionState {
     updated: Option<Successor>,
     cancelled: Option<Successor>,
 }
@@ -77,7 +77,7 @@ pub enum State {
 impl State {
     /// The word on the wire (`State.state`).
     #[must_use]
-    pub fn word(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::Active => "active",
             Self::Superseded { .. } => "superseded",
@@ -168,7 +168,7 @@ fn refers_to(header: &proto::Header, original: &proto::Header, digest: &Digest) 
     header.references.iter().any(same)
 }
 
-impl Standing {
+impl SuccessionState {
     /// Takes in one successor.
     pub fn add(&mut self, successor: Successor) {
         if self.would_change(&successor) {
@@ -247,7 +247,7 @@ pub fn check_successor(
     same("header.handling.personal_data", &found.personal_data.to_string(), &expected.personal_data.to_string());
     same("header.handling.purpose", &found.purpose, &expected.purpose);
     if MsgType::read(&header.msg_type) == Some(MsgType::Ack) {
-        let beyond = audience(original, directory);
+        let readers = audience(original, directory);
         let field = "header.handling.releasable_to";
         if found.releasable_to.is_empty() {
             report.missing(
@@ -256,7 +256,7 @@ pub fn check_successor(
             );
         }
         for (n, code) in found.releasable_to.iter().enumerate() {
-            if !code.parse::<Member>().is_ok_and(|member| beyond.contains(&member)) {
+            if !code.parse::<Member>().is_ok_and(|member| readers.contains(&member)) {
                 report.add(format_args!("{field}[{n}]"), code, "a member who may read the bulletin it refers to");
             }
         }
@@ -302,13 +302,13 @@ mod tests {
 
     use super::*;
     use crate::bulletin::audience::tests::Table;
-    use crate::bulletin::prepare::tests::{fill, sample};
-    use crate::bulletin::{Fill, ValidBulletin, prepare};
+    use crate::bulletin::prepare::tests::{defaults, sample};
+    use crate::bulletin::{DraftDefaults, ValidBulletin, prepare};
 
     const NOW: u64 = 1_763_927_044_250;
 
     fn original() -> ValidBulletin {
-        prepare(&sample("situation-report"), &fill(), [1; 16]).unwrap()
+        prepare(&sample("situation-report"), &defaults(), [1; 16]).unwrap()
     }
 
     /// A successor of the original as its publisher would make it, then changed.
@@ -320,8 +320,8 @@ mod tests {
         }
         inherit(header, &original().proto_header, &original().digest);
         change(header);
-        let fill = Fill { id: BulletinId::new(NOW, &[n + 100; 10]), ..fill() };
-        prepare(&draft, &fill, [n; 16]).unwrap()
+        let defaults = DraftDefaults { id: BulletinId::new(NOW, &[n + 100; 10]), ..defaults() };
+        prepare(&draft, &defaults, [n; 16]).unwrap()
     }
 
     fn at(index: u64) -> Position {
@@ -333,40 +333,40 @@ mod tests {
         Successor::of(&original.proto_header, &original.digest, &entry.envelope, position)
     }
 
-    fn state(standing: &Standing) -> State {
-        standing.state(None, Time::from_unix_ms(NOW))
+    fn state(succession: &SuccessionState) -> State {
+        succession.state(None, Time::from_unix_ms(NOW))
     }
 
     #[test]
-    fn an_update_supersedes_and_a_cancellation_says_why() {
-        let mut standing = Standing::default();
-        assert_eq!(state(&standing), State::Active);
+    fn update_supersedes_and_cancellation_gives_its_reason() {
+        let mut succession = SuccessionState::default();
+        assert_eq!(state(&succession), State::Active);
         let update = entry("situation-report", 1, |_| {});
-        standing.add(counted(&update, at(5)).unwrap());
-        assert_eq!(state(&standing).by().unwrap().digest, update.digest);
-        standing.add(counted(&entry("situation-report", 2, |_| {}), at(4)).unwrap());
+        succession.add(counted(&update, at(5)).unwrap());
+        assert_eq!(state(&succession).by().unwrap().digest, update.digest);
+        succession.add(counted(&entry("situation-report", 2, |_| {}), at(4)).unwrap());
         assert_eq!(
-            state(&standing).by().unwrap().digest,
+            state(&succession).by().unwrap().digest,
             update.digest,
             "the last in the feed, not the last to arrive"
         );
         let cancel = entry("cancellation", 3, |_| {});
-        standing.add(counted(&cancel, at(6)).unwrap());
-        standing.add(counted(&entry("situation-report", 4, |_| {}), at(7)).unwrap());
-        let State::Cancelled { by, reason } = state(&standing) else { panic!("cancelled is final") };
+        succession.add(counted(&cancel, at(6)).unwrap());
+        succession.add(counted(&entry("situation-report", 4, |_| {}), at(7)).unwrap());
+        let State::Cancelled { by, reason } = state(&succession) else { panic!("cancelled is final") };
         assert_eq!((by.digest, reason), (cancel.digest, Some(CancelReason::Recovered)));
     }
 
     #[test]
-    fn time_ends_what_nothing_else_ended() {
-        let standing = Standing::default();
+    fn bulletin_without_successor_expires() {
+        let succession = SuccessionState::default();
         let expires = Some(Time::from_unix_ms(NOW));
-        assert_eq!(standing.state(expires, Time::from_unix_ms(NOW - 1)), State::Active);
-        assert_eq!(standing.state(expires, Time::from_unix_ms(NOW)), State::Expired);
+        assert_eq!(succession.state(expires, Time::from_unix_ms(NOW - 1)), State::Active);
+        assert_eq!(succession.state(expires, Time::from_unix_ms(NOW)), State::Expired);
     }
 
     #[test]
-    fn what_does_not_copy_does_not_count() {
+    fn successor_with_differing_fields_does_not_count() {
         let position = at(9);
         let handling =
             |header: &mut proto::Header, change: fn(&mut proto::Handling)| change(header.handling.as_mut().unwrap());
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exercise_never_touches_what_is_actual() {
+    fn exercise_never_affects_an_actual_bulletin() {
         let exercise = original();
         let mut actual = exercise.proto_header.clone();
         actual.status = "Actual".to_owned();
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn the_publisher_is_told_what_was_not_copied() {
+    fn fields_that_differ_from_the_original_are_reported() {
         let original = original();
         let check = |header: &proto::Header| match check_successor(
             header,
@@ -451,15 +451,15 @@ mod tests {
         }
     }
 
-    fn fold(successors: &[Successor]) -> Standing {
-        let mut standing = Standing::default();
-        successors.iter().cloned().for_each(|successor| standing.add(successor));
-        standing
+    fn fold(successors: &[Successor]) -> SuccessionState {
+        let mut succession = SuccessionState::default();
+        successors.iter().cloned().for_each(|successor| succession.add(successor));
+        succession
     }
 
     proptest! {
         #[test]
-        fn every_order_of_arrival_gives_the_same_state(
+        fn state_is_independent_of_the_order_of_arrival(
             successors in prop::collection::vec(successor(), 0..8).prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle())),
             cut in 0usize..8,
         ) {

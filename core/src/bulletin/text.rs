@@ -42,11 +42,11 @@ const BLANK: &[RangeInclusive<char>] = &[
 
 /// Whether a reader sees anything of this text.
 #[must_use]
-pub fn shows_something(text: &str) -> bool {
-    text.chars().any(shows)
+pub fn has_visible_text(text: &str) -> bool {
+    text.chars().any(is_visible)
 }
 
-fn shows(c: char) -> bool {
+fn is_visible(c: char) -> bool {
     if c.is_ascii_graphic() {
         return true;
     }
@@ -74,16 +74,16 @@ pub fn is_plain(text: &str) -> bool {
 /// Whether each paragraph ends what it begins of embeddings and isolates, and overrides nothing (Unicode Standard Annex #9): what stands
 /// around the text keeps its direction, and every character stands where it is read. Marks (U+200E, U+200F, U+061C) are fine.
 #[must_use]
-pub fn keeps_direction(text: &str) -> bool {
+pub fn has_balanced_direction(text: &str) -> bool {
     // UTF-8 begins each of these characters with this byte, and most texts have none.
     text.is_ascii()
         || !text.as_bytes().contains(&0xE2)
         || text
             .split(['\n', '\r', '\u{B}', '\u{C}', '\u{1C}', '\u{1D}', '\u{1E}', '\u{85}', '\u{2029}'])
-            .all(paragraph_keeps)
+            .all(paragraph_is_balanced)
 }
 
-fn paragraph_keeps(paragraph: &str) -> bool {
+fn paragraph_is_balanced(paragraph: &str) -> bool {
     const EMBEDDING_END: char = '\u{202C}';
     const ISOLATE_END: char = '\u{2069}';
     let mut open = Vec::new();
@@ -114,7 +114,7 @@ mod tests {
     use crate::proto;
 
     #[test]
-    fn text_of_blanks_shows_nothing() {
+    fn text_of_blanks_is_invisible() {
         for blank in [
             "",
             " ",
@@ -155,7 +155,7 @@ mod tests {
             "\u{2028}",
             " \u{200B}\u{3164}\u{2800} ",
         ] {
-            assert!(!shows_something(blank), "{}", blank.escape_unicode());
+            assert!(!has_visible_text(blank), "{}", blank.escape_unicode());
         }
         for text in [
             "a",
@@ -174,12 +174,12 @@ mod tests {
             "\u{13460}",
             "\u{1BC9F}",
         ] {
-            assert!(shows_something(text), "{}", text.escape_unicode());
+            assert!(has_visible_text(text), "{}", text.escape_unicode());
         }
     }
 
     #[test]
-    fn every_code_point_that_unicode_says_is_ignorable_or_white_and_every_blank_glyph_shows_nothing() {
+    fn ignorable_white_and_blank_code_points_are_invisible() {
         // DerivedCoreProperties.txt of Unicode 17.
         let default_ignorable = [
             '\u{AD}'..='\u{AD}',
@@ -221,7 +221,7 @@ mod tests {
             '\u{1D159}'..='\u{1D159}',
         ];
         for c in default_ignorable.into_iter().chain(white_space).chain(blank_glyphs).flatten() {
-            assert!(!shows(c), "{}", c.escape_unicode());
+            assert!(!is_visible(c), "{}", c.escape_unicode());
         }
     }
 
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn direction_is_kept_where_all_that_opens_is_closed() {
+    fn balanced_bidi_controls_are_accepted() {
         for good in [
             "a",
             "\u{200F}a\u{200E}",
@@ -246,7 +246,7 @@ mod tests {
             "\u{202B}a\u{2066}b\u{2069}c\u{202C}",
             "\u{2068}a\u{2069}\n\u{2068}b\u{2069}",
         ] {
-            assert!(keeps_direction(good), "{}", good.escape_unicode());
+            assert!(has_balanced_direction(good), "{}", good.escape_unicode());
         }
         for bad in [
             "\u{202E}a\u{202C}",
@@ -260,7 +260,7 @@ mod tests {
             "\u{2066}a\nb\u{2069}",
             "\u{2067}a\u{2029}b\u{2069}",
         ] {
-            assert!(!keeps_direction(bad), "{}", bad.escape_unicode());
+            assert!(!has_balanced_direction(bad), "{}", bad.escape_unicode());
         }
     }
 
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn every_text_of_every_kind_is_held_to_a_rule() {
+    fn every_text_field_of_every_kind_is_validated() {
         let mut paths = Vec::new();
         texts(&descriptor("barid.v1.Draft"), &[], &mut paths);
         assert!(paths.len() > 60, "{}", paths.len());

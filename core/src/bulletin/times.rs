@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_the_years_is_as_early_or_as_late_as_can_be() {
+    fn instants_out_of_range_are_clamped() {
         let nearest = |seconds, nanos| Time::nearest(&Timestamp { seconds, nanos }).to_string();
         assert_eq!(nearest(i64::MIN, 7), "0001-01-01T00:00:00Z");
         assert_eq!(nearest(SECONDS_MAX + 1, -1), "9999-12-31T23:59:59.999999999Z");
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn days_that_do_not_exist_are_refused() {
+    fn nonexistent_days_are_rejected() {
         for bad in [
             "2023-02-29",
             "1900-02-29",

@@ -10,14 +10,14 @@ use super::field::Expected;
 /// A word that its vocabulary does not have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{found}` is not one of {expected}")]
-pub struct UnknownWord {
+pub struct UnknownValue {
     /// The text found, cut at 80 characters.
     pub found: String,
     /// The words, separated by commas.
     pub expected: String,
 }
 
-impl Expected for UnknownWord {
+impl Expected for UnknownValue {
     fn expected(&self) -> String {
         format!("one of {}", self.expected)
     }
@@ -25,11 +25,11 @@ impl Expected for UnknownWord {
 
 /// Declares one vocabulary: an enum, its words, and reading and writing them. `read` lists spellings that are read and never written.
 macro_rules! vocabulary {
-    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal $(| $read:literal)*),+ $(,)? }) => {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $spelling:literal $(| $read:literal)*),+ $(,)? }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum $name {
-            $($(#[$doc])* #[doc = concat!("`", $word, "`")] $variant),+
+            $($(#[$doc])* #[doc = concat!("`", $spelling, "`")] $variant),+
         }
 
         impl $name {
@@ -40,7 +40,7 @@ macro_rules! vocabulary {
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self {
-                    $(Self::$variant => $word),+
+                    $(Self::$variant => $spelling),+
                 }
             }
 
@@ -48,19 +48,19 @@ macro_rules! vocabulary {
             #[must_use]
             pub fn read(text: &str) -> Option<Self> {
                 match text {
-                    $($word $(| $read)* => Some(Self::$variant),)+
+                    $($spelling $(| $read)* => Some(Self::$variant),)+
                     _ => None,
                 }
             }
         }
 
         impl FromStr for $name {
-            type Err = UnknownWord;
+            type Err = UnknownValue;
 
-            fn from_str(text: &str) -> Result<Self, UnknownWord> {
-                Self::read(text).ok_or_else(|| UnknownWord {
+            fn from_str(text: &str) -> Result<Self, UnknownValue> {
+                Self::read(text).ok_or_else(|| UnknownValue {
                     found: text.chars().take(80).collect(),
-                    expected: [$($word),+].join(", "),
+                    expected: [$($spelling),+].join(", "),
                 })
             }
         }
@@ -377,7 +377,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_read_as_they_are_written() {
+    fn vocabularies_round_trip() {
         for tlp in Tlp::ALL {
             assert_eq!(tlp.as_str().parse::<Tlp>().unwrap(), *tlp);
         }
@@ -393,13 +393,13 @@ mod tests {
     }
 
     #[test]
-    fn the_refusal_lists_what_was_expected() {
+    fn unknown_value_error_lists_the_expected_ones() {
         let error = "Urgent".parse::<Urgency>().unwrap_err();
         assert_eq!(error.to_string(), "`Urgent` is not one of Unknown, Past, Future, Expected, Immediate");
     }
 
     #[test]
-    fn what_standards_order_is_ordered() {
+    fn ordered_vocabularies_follow_their_standard() {
         assert!(Severity::Extreme > Severity::Severe && Severity::Minor > Severity::Unknown);
         assert!(Tlp::Red > Tlp::AmberStrict && Tlp::AmberStrict > Tlp::Amber && Tlp::Green > Tlp::Clear);
         assert!("Draft".parse::<Status>().is_err());

@@ -22,8 +22,8 @@ use crate::feed::note::{Note, NoteError};
 use crate::feed::text;
 use crate::feed::tlog_proof::{TlogProof, TlogProofError};
 use crate::feed::tree::ProofError;
+use crate::ids::{FeedId, Hash, Member};
 use crate::limits::{EVIDENCE_PROOFS_MAX, PROOF_HASHES_MAX, ROSTER_BYTES_MAX};
-use crate::names::{FeedId, Hash, Member};
 use crate::roster::{ChainError, Roster, RosterError};
 
 /// The page in every file of this format version.
@@ -198,7 +198,7 @@ impl EvidenceParts {
             rosters: Vec::new(),
         };
         for part in &read {
-            parts.take(part).ok_or_else(|| EvidenceError::Part(part.name.clone()))?;
+            parts.insert(part).ok_or_else(|| EvidenceError::Part(part.name.clone()))?;
         }
         if read.first().is_none_or(|part| part.data != PAGE) {
             return Err(EvidenceError::Page);
@@ -264,7 +264,7 @@ impl EvidenceParts {
         Ok(parts)
     }
 
-    fn take(&mut self, part: &Part) -> Option<()> {
+    fn insert(&mut self, part: &Part) -> Option<()> {
         let name = part.name.as_str();
         let within = |folder: &str, end: &str| Some(name.strip_prefix(folder)?.strip_suffix(end)?.to_owned());
         if name == "README.txt" {

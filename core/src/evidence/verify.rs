@@ -17,8 +17,8 @@ use crate::feed::cosignature::verified_lines;
 use crate::feed::custody::{CustodyError, CustodyNote};
 use crate::feed::note::{Note, NoteSignature, VerifierKey};
 use crate::feed::tree::verify_consistency;
+use crate::ids::{Digest, FeedId, Hash, Member};
 use crate::limits::ROSTER_BYTES_MAX;
-use crate::names::{Digest, FeedId, Hash, Member};
 use crate::proto;
 use crate::roster::{MemberKey, MemberKind, Role, Roster, RosterChain, follows};
 
@@ -52,7 +52,7 @@ pub enum Outcome {
 pub enum Dispute {
     /// The feed's key was stolen or retired before a quorum had cosigned.
     #[error("the publisher's key was {} before a quorum had cosigned", if *.compromised { "stolen" } else { "retired" })]
-    FeedKeyEnded {
+    FeedKeyExpired {
         /// Whether stolen.
         compromised: bool,
         /// Unix seconds from which it does not count.
@@ -68,7 +68,7 @@ pub enum Dispute {
     },
     /// At one size there is another root, which a member or the governors have signed.
     #[error("another history of the feed is signed at {size} entries by {by}")]
-    OtherHistory {
+    Fork {
         /// The size.
         size: u64,
         /// "the governors" or a member.
@@ -79,7 +79,7 @@ pub enum Dispute {
     FeedKeyGone,
     /// Cosignatures are missing from the quorum because their keys had ended.
     #[error("without the cosignatures made after their keys had ended there is no quorum")]
-    CosignerKeyEnded,
+    CosignerKeyExpired,
 }
 
 /// What was found, for people to read. Times of cosigners are in seconds since the Unix epoch by the cosigner's clock.
@@ -146,10 +146,10 @@ pub enum Uncounted {
     Earlier,
     /// Made after the cosigner's key had ended.
     #[error("made after the key had ended")]
-    KeyEnded,
+    KeyExpired,
     /// Made after the publisher's key had ended.
     #[error("made after the publisher's key had ended")]
-    FeedKeyEnded,
+    FeedKeyExpired,
 }
 
 /// A member that holds the bulletin in full.
@@ -166,7 +166,7 @@ pub struct CustodyHolder {
 impl Outcome {
     /// "witnessed", "signed-only", "disputed", "undecided", "invalid": for machines, the same in every language.
     #[must_use]
-    pub fn word(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::Witnessed => "witnessed",
             Self::SignedOnly => "signed-only",
@@ -230,11 +230,11 @@ fn judge(file: &[u8], trusted: &Roster) -> Result<(Outcome, Report), EvidenceErr
         if let Some((until, compromised)) = entry.keys.ended
             && (compromised || !entry.within_closed(newest, entry.index + 1))
         {
-            disputes.push(Dispute::FeedKeyEnded { compromised, until });
+            disputes.push(Dispute::FeedKeyExpired { compromised, until });
         }
-        let late = cosigners.iter().filter(|cosigner| cosigner.uncounted == Some(Uncounted::KeyEnded)).count();
+        let late = cosigners.iter().filter(|cosigner| cosigner.uncounted == Some(Uncounted::KeyExpired)).count();
         if counted + late >= newest.quorum() {
-            disputes.push(Dispute::CosignerKeyEnded);
+            disputes.push(Dispute::CosignerKeyExpired);
         }
     }
     let outcome = match (disputes.is_empty(), counted >= newest.quorum()) {
@@ -452,11 +452,11 @@ impl Entry {
         } else if !one.current {
             Some(Uncounted::Earlier)
         } else if after(one.time, one.until) {
-            Some(Uncounted::KeyEnded)
+            Some(Uncounted::KeyExpired)
         } else if self.keys.ended.is_some_and(|(until, compromised)| {
             after(one.time, Some(until)) && (compromised || !self.within_closed(roster, size))
         }) {
-            Some(Uncounted::FeedKeyEnded)
+            Some(Uncounted::FeedKeyExpired)
         } else {
             None
         }
@@ -478,7 +478,7 @@ impl Entry {
             }
             let same = |signed: &SignedCheckpoint| signed.checkpoint.size == closed.size;
             if self.proven.iter().any(|(signed, _)| same(signed) && signed.checkpoint.root != closed.root) {
-                disputes.push(Dispute::OtherHistory { size: closed.size, by: "the governors".to_owned() });
+                disputes.push(Dispute::Fork { size: closed.size, by: "the governors".to_owned() });
             }
         }
         disputes
@@ -529,7 +529,7 @@ fn custody(
             return Err(EvidenceError::NotHeld(member.clone()));
         }
         if *heads.entry(custody.size).or_insert(custody.root) != custody.root {
-            disputes.push(Dispute::OtherHistory { size: custody.size, by: member.to_string() });
+            disputes.push(Dispute::Fork { size: custody.size, by: member.to_string() });
         }
         holders
             .push((CustodyHolder { member: member.clone(), time: custody.time, valid }, (custody.size, custody.root)));

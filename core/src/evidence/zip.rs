@@ -57,7 +57,7 @@ pub fn write(parts: &[Part]) -> Result<Vec<u8>, ZipError> {
     let mut out = Vec::with_capacity(total);
     let mut directory = Vec::new();
     for part in parts {
-        let offset = number(out.len())?;
+        let byte_offset = number(out.len())?;
         out.put_u32_le(LOCAL);
         put_fields(&mut out, part)?;
         directory.put_u32_le(CENTRAL);
@@ -65,7 +65,7 @@ pub fn write(parts: &[Part]) -> Result<Vec<u8>, ZipError> {
         put_fields(&mut directory, part)?;
         // Comment length, disk, internal and external attributes.
         directory.put_bytes(0, 2 + 2 + 2 + 4);
-        directory.put_u32_le(offset);
+        directory.put_u32_le(byte_offset);
         for place in [&mut out, &mut directory] {
             place.put_slice(part.name.as_bytes());
         }
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_is_what_other_tools_write_and_read() {
+    fn archive_is_compatible_with_other_tools() {
         // As Python's zipfile writes it, but for the attributes of a file.
         let expected = "504b03040a00000000000000210086a61036050000000500000005000000612e74787468656c6c6f\
             504b01020a000a00000000000000210086a610360500000005000000050000000000000000000000000000000000612e747874\
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_the_one_form_is_read() {
+    fn only_the_canonical_archive_form_is_read() {
         let written = write(&[part("a.txt", b"hello"), part("b/c", b"")]).unwrap();
         for at in 0..written.len() {
             for bit in 0..8 {

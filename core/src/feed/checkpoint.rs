@@ -9,7 +9,7 @@ use super::note::{Algorithm, KeyError, Note, NoteError, SigningKey, VerifierKey}
 use super::text;
 use super::timestamped::TreeHead;
 use super::tree::{TREE_SIZE_MAX, empty_root};
-use crate::names::{FeedId, Hash};
+use crate::ids::{FeedId, Hash};
 
 /// A feed's tree head.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -122,7 +122,7 @@ impl SignedCheckpoint {
     ///
     /// # Errors
     /// If it is no note with a checkpoint's text.
-    pub fn kept(note: Bytes) -> Result<Self, CheckpointError> {
+    pub fn from_trusted_store(note: Bytes) -> Result<Self, CheckpointError> {
         let checkpoint = Checkpoint::parse_text(&Note::parse(&note)?.text)?;
         Ok(Self { checkpoint, note })
     }
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_tree_head_is_refused() {
+    fn altered_tree_head_is_rejected() {
         let keys = keys(1);
         for keys in [&keys[..1], &keys[1..]] {
             let signed = sign(&checkpoint(7), keys).unwrap();
@@ -254,15 +254,15 @@ mod tests {
         let other = SigningKey::from_seed("ly.rabat.example/feed/1", Algorithm::Ed25519, [1; 32]).unwrap();
         assert!(matches!(sign(&checkpoint(7), &[other]), Err(CheckpointError::KeyName { .. })));
         let cosigner = SigningKey::from_seed(ORIGIN, Algorithm::CosignatureEd25519, [1; 32]).unwrap();
-        let refused = sign(&checkpoint(7), std::slice::from_ref(&cosigner)).unwrap_err();
-        assert!(matches!(refused, CheckpointError::Note(NoteError::Key(KeyError::Purpose { .. }))));
+        let rejected = sign(&checkpoint(7), std::slice::from_ref(&cosigner)).unwrap_err();
+        assert!(matches!(rejected, CheckpointError::Note(NoteError::Key(KeyError::Purpose { .. }))));
         let signed = sign(&checkpoint(7), &keys(1)).unwrap();
         assert!(SignedCheckpoint::verify(&signed.note, &[cosigner.verifier().clone()]).is_err());
     }
 
     /// A post-quantum signature by the feed's key that claims a time is not a log signature.
     #[test]
-    fn a_log_signature_makes_no_claim_about_time() {
+    fn log_signature_with_a_time_is_rejected() {
         let keys = keys(1);
         let text = checkpoint(7).text();
         let signatures = vec![checkpoint(7).head(ORIGIN).sign(&keys[1], 1_700_000_000).unwrap()];

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use super::checkpoint::{Checkpoint, CheckpointError, SignedCheckpoint};
 use super::note::{KeyError, Note, NoteError, NoteSignature, SigningKey, VerifierKey};
 use super::tree::TREE_SIZE_MAX;
+use crate::ids::{ExchangeName, FeedId, Member};
 use crate::limits::{NOTE_BYTES_MAX, NOTE_WRITTEN_BYTES_MAX};
-use crate::names::{ExchangeName, FeedId, Member};
 
 /// One verified cosignature.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,7 +185,7 @@ mod tests {
     use super::super::checkpoint::sign;
     use super::super::note::Algorithm;
     use super::*;
-    use crate::names::Hash;
+    use crate::ids::Hash;
     use proptest::prelude::*;
 
     const ORIGIN: &str = "ma.rabat.example/feed/1";
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cosignature_of_another_checkpoint_or_time_is_refused() {
+    fn cosignature_of_another_checkpoint_or_time_is_rejected() {
         let mirror = key("ly.rabat.example/mirror", Algorithm::CosignatureEd25519, 2);
         let mirrors = [mirror.verifier().clone()];
         let ((seven, log_keys), (eight, _)) = (signed(7), signed(8));
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn cosignatures_of_several_members_stand_on_one_note() {
+    fn cosignatures_of_several_members_fit_one_note() {
         let (signed, log_keys) = signed(7);
         let mirrors =
             ["ly", "tn"].map(|member| key(&format!("{member}.rabat.example/mirror"), Algorithm::CosignatureEd25519, 2));
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_is_the_owners_line_on_its_own_checkpoint() {
+    fn heartbeat_is_accepted_from_the_feed_owner_only() {
         let checkpoint = signed(7).0.checkpoint;
         let own = key("ma.rabat.example/mirror", Algorithm::CosignatureEd25519, 4);
         let keys = [own.verifier().clone()];

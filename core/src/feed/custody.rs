@@ -26,8 +26,8 @@ use super::checkpoint::Checkpoint;
 use super::note::{KeyError, Note, NoteError, SigningKey, VerifierKey};
 use super::text::{base64, decimal, hash};
 use super::tree::TREE_SIZE_MAX;
+use crate::ids::{ExchangeName, FeedId, Hash, Member, Undisclosed};
 use crate::limits::CUSTODY_RANGES_MAX;
-use crate::names::{ExchangeName, FeedId, Hash, Member, Undisclosed};
 
 const FIRST_LINE: &str = "barid custody v1";
 
@@ -138,7 +138,7 @@ impl CustodyNote {
         );
         for (part, reason) in not_held {
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "digest-only {} {} {}", part.start, part.end, reason.word());
+            let _ = writeln!(text, "digest-only {} {} {}", part.start, part.end, reason.as_str());
         }
         text
     }
@@ -225,8 +225,8 @@ fn parse_range(text: &str) -> Option<Range<u64>> {
 }
 
 fn parse_digest_only(line: &str) -> Option<(Range<u64>, Undisclosed)> {
-    let (range, word) = line.strip_prefix("digest-only ")?.rsplit_once(' ')?;
-    let reason = REASONS.into_iter().find(|reason| reason.word() == word)?;
+    let (range, code) = line.strip_prefix("digest-only ")?.rsplit_once(' ')?;
+    let reason = REASONS.into_iter().find(|reason| reason.as_str() == code)?;
     Some((parse_range(range)?, reason))
 }
 
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn other_spellings_are_refused() {
+    fn other_spellings_are_rejected() {
         for (right, wrong) in [
             ("custody v1", "custody v2"),
             ("feed/1", "feed/01"),
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_held_is_clipped_and_joined() {
+    fn digest_only_ranges_are_clipped_and_joined() {
         use Undisclosed::{Purged, Withheld};
         let parts = [(0..3, Withheld), (5..6, Withheld), (6..8, Withheld), (8..9, Purged), (9..30, Withheld)];
         let note = CustodyNote::new(&checkpoint(20), 7, 4..12, parts).unwrap();
@@ -347,7 +347,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_said_is_what_is_held(held in prop::collection::vec(0..3_u8, 1..60), start in 0..1_000_u64) {
+        fn custody_note_lists_exactly_the_held_entries(held in prop::collection::vec(0..3_u8, 1..60), start in 0..1_000_u64) {
             use Undisclosed::{Purged, Withheld};
             let end = start + u64::try_from(held.len()).unwrap();
             let parts = (start..).zip(&held).filter(|(_, kind)| **kind > 0);

@@ -16,8 +16,8 @@ use ml_dsa::{Keypair as _, MlDsa44};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
+use crate::ids::Hash;
 use crate::limits::KEY_NAME_BYTES_MAX;
-use crate::names::Hash;
 
 /// A signature type of C2SP signed-note.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -457,24 +457,24 @@ mod tests {
     }
 
     #[test]
-    fn unsound_keys_are_refused() {
-        let refused = |text: &str| text.parse::<VerifierKey>().unwrap_err();
+    fn unsound_keys_are_rejected() {
+        let rejected = |text: &str| text.parse::<VerifierKey>().unwrap_err();
         // The reference implementation's table of bad keys: a wrong length and an unknown type, each with a fitting id.
         assert!(matches!(
-            refused("PeterNeumann+173116ae+ZRpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"),
+            rejected("PeterNeumann+173116ae+ZRpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"),
             KeyError::Algorithm(0x65)
         ));
         assert!(matches!(
-            refused("PeterNeumann+cc469956+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10Q="),
+            rejected("PeterNeumann+cc469956+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10Q="),
             KeyError::Length { .. }
         ));
         assert!(matches!(
-            refused("PeterNeumann+c74f20a4+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"),
+            rejected("PeterNeumann+c74f20a4+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"),
             KeyError::Id { .. }
         ));
-        assert!(matches!(refused("PeterNeumann+c74f20a3"), KeyError::Form(_)));
+        assert!(matches!(rejected("PeterNeumann+c74f20a3"), KeyError::Form(_)));
         assert!(matches!(
-            refused("Peter Neumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"),
+            rejected("Peter Neumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"),
             KeyError::Name(_)
         ));
         // The identity, of order 1, and a y that is not reduced.

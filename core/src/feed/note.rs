@@ -220,21 +220,21 @@ mod tests {
     }
 
     #[test]
-    fn malformed_notes_are_refused() {
-        let refused = |text: &str| Note::parse(text.as_bytes()).unwrap_err();
-        assert_eq!(refused(GO_TEXT), NoteError::Form);
-        assert_eq!(refused(&format!("{GO_TEXT}\n")), NoteError::Form);
-        assert_eq!(refused(&format!("{GO_TEXT}\n{}", GO_LINE.trim_end())), NoteError::Form);
-        assert_eq!(refused(&format!("\x01{GO_TEXT}\n{GO_LINE}")), NoteError::NotText);
-        assert_eq!(refused(&format!("{GO_TEXT}\r\n\r\n{GO_LINE}")), NoteError::NotText);
+    fn malformed_notes_are_rejected() {
+        let rejected = |text: &str| Note::parse(text.as_bytes()).unwrap_err();
+        assert_eq!(rejected(GO_TEXT), NoteError::Form);
+        assert_eq!(rejected(&format!("{GO_TEXT}\n")), NoteError::Form);
+        assert_eq!(rejected(&format!("{GO_TEXT}\n{}", GO_LINE.trim_end())), NoteError::Form);
+        assert_eq!(rejected(&format!("\x01{GO_TEXT}\n{GO_LINE}")), NoteError::NotText);
+        assert_eq!(rejected(&format!("{GO_TEXT}\r\n\r\n{GO_LINE}")), NoteError::NotText);
         assert_eq!(Note::parse(b"\xff\n\n").unwrap_err(), NoteError::NotText);
-        assert_eq!(refused(&format!("{GO_TEXT}\n{GO_LINE}Unexpected line.\n")), NoteError::SignatureLine(2));
-        assert_eq!(refused(&format!("{GO_TEXT}\n— Bad Name x08go/Y=\n")), NoteError::SignatureLine(1));
+        assert_eq!(rejected(&format!("{GO_TEXT}\n{GO_LINE}Unexpected line.\n")), NoteError::SignatureLine(2));
+        assert_eq!(rejected(&format!("{GO_TEXT}\n— Bad Name x08go/Y=\n")), NoteError::SignatureLine(1));
         // A key id without a signature, base64 without padding, and base64 with stray bits.
         for encoded in ["x08gow==", "x08go/Y", "x08go/Z="] {
-            assert_eq!(refused(&format!("{GO_TEXT}\n— a {encoded}\n")), NoteError::SignatureLine(1), "{encoded}");
+            assert_eq!(rejected(&format!("{GO_TEXT}\n— a {encoded}\n")), NoteError::SignatureLine(1), "{encoded}");
         }
-        assert_eq!(refused(&format!("{GO_TEXT}\n{}", GO_LINE.repeat(65))), NoteError::TooManySignatures);
+        assert_eq!(rejected(&format!("{GO_TEXT}\n{}", GO_LINE.repeat(65))), NoteError::TooManySignatures);
         let large = vec![b'a'; NOTE_BYTES_MAX + 1];
         assert!(matches!(Note::parse(&large), Err(NoteError::TooLarge { .. })));
     }
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_by_unknown_keys_are_ignored_whatever_they_are_called() {
+    fn lines_by_unknown_keys_are_ignored_whatever_their_name() {
         let key = SigningKey::from_text(GO_KEY).unwrap();
         let line = |name: &str, bytes: &[u8]| format!("— {name} {}\n", STANDARD.encode(bytes));
         let long = "x".repeat(KEY_NAME_BYTES_MAX + 1);
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_is_signed_by_a_key_only_if_that_key_signed_this_text_once() {
+    fn note_verifies_only_with_exactly_one_signature_by_the_key() {
         let key = SigningKey::from_text(GO_KEY).unwrap();
         let other = SigningKey::from_seed("PeterNeumann", Algorithm::Ed25519, [7; 32]).unwrap();
         let note = Note::sign(GO_TEXT, &key).unwrap();
@@ -313,14 +313,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_signed_parses_to_itself(text in "([ -~é—]{0,20}\n){1,6}", names in prop::collection::vec("[a-z/.]{1,9}", 1..4)) {
+        fn signed_note_round_trips(text in "([ -~é—]{0,20}\n){1,6}", names in prop::collection::vec("[a-z/.]{1,9}", 1..4)) {
             let sign = |name: &String| SigningKey::from_seed(name, Algorithm::Ed25519, [3; 32]).unwrap().sign_text(&text).unwrap();
             let note = Note { text: text.clone(), signatures: names.iter().map(sign).collect() };
             prop_assert_eq!(Note::parse(&note.to_bytes()), Ok(note));
         }
 
         #[test]
-        fn what_parses_encodes_to_the_same_bytes(text in "[a-c\n]{1,8}\n\n(— [a-c]{1,3} [A-Za-z0-9+/]{4,12}={0,2}\n){1,3}") {
+        fn parsed_note_encodes_to_the_same_bytes(text in "[a-c\n]{1,8}\n\n(— [a-c]{1,3} [A-Za-z0-9+/]{4,12}={0,2}\n){1,3}") {
             if let Ok(note) = Note::parse(text.as_bytes()) {
                 prop_assert_eq!(note.to_string(), text);
             }

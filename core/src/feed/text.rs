@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::tree::TREE_SIZE_MAX;
-use crate::names::Hash;
+use crate::ids::Hash;
 
 /// A decimal without leading zeroes, of at most 2^63 - 1: sizes, indexes and times.
 pub(crate) fn decimal(text: &str) -> Option<u64> {

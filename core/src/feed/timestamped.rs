@@ -7,7 +7,7 @@ use super::key::{Algorithm, KeyError, SigningKey, VerifierKey};
 use super::note::NoteSignature;
 use super::text::base64;
 use super::tree::TREE_SIZE_MAX;
-use crate::names::Hash;
+use crate::ids::Hash;
 
 /// First bytes of every ML-DSA-44 message.
 const SUBTREE_LABEL: &[u8; 12] = b"subtree/v1\n\0";

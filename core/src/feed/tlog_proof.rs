@@ -10,8 +10,8 @@ use super::checkpoint::{CheckpointError, SignedCheckpoint};
 use super::note::VerifierKey;
 use super::text::{base64, decimal, hash};
 use super::tree::{ProofError, verify_inclusion};
+use crate::ids::{Digest, Hash};
 use crate::limits::{PROOF_HASHES_MAX, TLOG_PROOF_BYTES_MAX};
-use crate::names::{Digest, Hash};
 
 const FIRST_LINE: &str = "c2sp.org/tlog-proof@v1";
 
@@ -136,13 +136,13 @@ mod tests {
             let elsewhere = TlogProof { index: index + 1, ..proof.clone() };
             assert!(matches!(elsewhere.verify(&digest, &keys), Err(TlogProofError::Inclusion(_))));
             let stranger = SigningKey::from_seed("ma.rabat.example/feed/1", Algorithm::Ed25519, [2; 32]).unwrap();
-            let refused = proof.verify(&digest, &[stranger.verifier().clone()]);
-            assert!(matches!(refused, Err(TlogProofError::Checkpoint(_))));
+            let rejected = proof.verify(&digest, &[stranger.verifier().clone()]);
+            assert!(matches!(rejected, Err(TlogProofError::Checkpoint(_))));
         }
     }
 
     #[test]
-    fn other_spellings_are_refused() {
+    fn other_spellings_are_rejected() {
         let hash = "gSKyXoYZUgZ6jduWYrkDOARinOMGJveXjgMkBTcdPlQ=\n";
         for (right, wrong) in [
             ("@v1", "@v2"),
@@ -163,7 +163,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_parses_formats_to_the_same_bytes(tail in "(index [0-9]{1,3}\n)?([A-D]{43}=\n){0,2}\n[a-c\n]{0,9}") {
+        fn parsed_proof_formats_to_the_same_bytes(tail in "(index [0-9]{1,3}\n)?([A-D]{43}=\n){0,2}\n[a-c\n]{0,9}") {
             let text = format!("{FIRST_LINE}\n{tail}");
             if let Ok(proof) = TlogProof::parse(text.as_bytes()) {
                 prop_assert_eq!(proof.format(), text.into_bytes());

@@ -10,8 +10,8 @@ use std::ops::Range;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::ids::{Digest, Hash};
 use crate::limits::PROOF_HASHES_MAX;
-use crate::names::{Digest, Hash};
 
 /// Leaves that a tree may have, at most: C2SP formats carry sizes that fit a signed 64-bit number.
 pub const TREE_SIZE_MAX: u64 = i64::MAX as u64;
@@ -65,14 +65,14 @@ pub fn empty_root() -> Hash {
 /// The right edge of a tree: its size and the hashes of the complete subtrees that it falls into, largest (leftmost) first.
 /// This is all that appending and computing the root need; it holds one hash per bit set in the size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Frontier {
+pub struct CompactRange {
     size: u64,
     hashes: Vec<Hash>,
 }
 
 /// Parts that make no right edge.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FrontierError {
+pub enum CompactRangeError {
     /// A size beyond [`TREE_SIZE_MAX`].
     #[error("tree size {0} is beyond the largest")]
     Size(u64),
@@ -88,22 +88,22 @@ pub enum FrontierError {
     },
 }
 
-impl Frontier {
+impl CompactRange {
     /// The edge of the empty tree.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// From what [`Frontier::size`] and [`Frontier::hashes`] gave. Only the count is checked, not the hashes: compare
-    /// [`Frontier::root`] with a signed one where the source is not trusted.
-    pub fn from_parts(size: u64, hashes: Vec<Hash>) -> Result<Self, FrontierError> {
+    /// From what [`CompactRange::size`] and [`CompactRange::hashes`] gave. Only the count is checked, not the hashes: compare
+    /// [`CompactRange::root`] with a signed one where the source is not trusted.
+    pub fn from_parts(size: u64, hashes: Vec<Hash>) -> Result<Self, CompactRangeError> {
         if size > TREE_SIZE_MAX {
-            return Err(FrontierError::Size(size));
+            return Err(CompactRangeError::Size(size));
         }
         let expected = size.count_ones() as usize;
         if hashes.len() != expected {
-            return Err(FrontierError::Count { size, expected, found: hashes.len() });
+            return Err(CompactRangeError::Count { size, expected, found: hashes.len() });
         }
         Ok(Self { size, hashes })
     }
@@ -240,8 +240,8 @@ pub fn root_at<R: HashReader>(reader: &R, size: u64) -> Result<Hash, R::Error> {
 }
 
 /// Right edge of the tree of the first `size` leaves.
-pub fn frontier_at<R: HashReader>(reader: &R, size: u64) -> Result<Frontier, R::Error> {
-    Ok(Frontier { size, hashes: reader.hashes(&complete_subtrees(&(0..size)))? })
+pub fn compact_range_at<R: HashReader>(reader: &R, size: u64) -> Result<CompactRange, R::Error> {
+    Ok(CompactRange { size, hashes: reader.hashes(&complete_subtrees(&(0..size)))? })
 }
 
 /// The largest power of two below `leaves`, which is 2 or more.
@@ -427,7 +427,7 @@ impl Climb {
 /// A tree with all its hashes in memory, for the memory store, the simulator and tests: 64 bytes a record.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryTree {
-    frontier: Frontier,
+    compact_range: CompactRange,
     levels: Vec<Vec<Hash>>,
 }
 
@@ -450,7 +450,7 @@ impl MemoryTree {
 
     fn append_leaf(&mut self, leaf: Hash) {
         let levels = &mut self.levels;
-        self.frontier.append_leaf(leaf, |node, hash| {
+        self.compact_range.append_leaf(leaf, |node, hash| {
             let level = usize::from(node.level);
             if level == levels.len() {
                 levels.push(Vec::new());
@@ -462,19 +462,19 @@ impl MemoryTree {
     /// Leaves in the tree.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.frontier.size()
+        self.compact_range.size()
     }
 
     /// Root of the tree.
     #[must_use]
     pub fn root(&self) -> Hash {
-        self.frontier.root()
+        self.compact_range.root()
     }
 
     /// Its right edge.
     #[must_use]
-    pub fn frontier(&self) -> &Frontier {
-        &self.frontier
+    pub fn compact_range(&self) -> &CompactRange {
+        &self.compact_range
     }
 }
 
@@ -596,13 +596,13 @@ mod tests {
     fn the_reference_tree_has_the_published_roots() {
         let tree = reference_tree();
         assert_eq!(root_at(&tree, 0).unwrap(), hash(EMPTY_ROOT));
-        let mut frontier = Frontier::new();
-        assert_eq!(frontier.root(), hash(EMPTY_ROOT));
+        let mut compact_range = CompactRange::new();
+        assert_eq!(compact_range.root(), hash(EMPTY_ROOT));
         for (index, root) in (0..).zip(ROOTS) {
-            frontier.append_leaf(reference_leaf(index), |_, _| ());
-            assert_eq!(frontier.root(), hash(root), "root of {} leaves", index + 1);
+            compact_range.append_leaf(reference_leaf(index), |_, _| ());
+            assert_eq!(compact_range.root(), hash(root), "root of {} leaves", index + 1);
             assert_eq!(root_at(&tree, index + 1).unwrap(), hash(root));
-            assert_eq!(frontier_at(&tree, index + 1).unwrap(), frontier);
+            assert_eq!(compact_range_at(&tree, index + 1).unwrap(), compact_range);
         }
     }
 
@@ -649,7 +649,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_proven_gives_an_empty_proof_that_is_refused() {
+    fn impossible_proof_is_empty_and_rejected() {
         let tree = reference_tree();
         assert!(inclusion_proof(&tree, 8, 8).unwrap().is_empty());
         assert!(consistency_proof(&tree, 8, 3).unwrap().is_empty());
@@ -661,11 +661,14 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_frontier_must_fit_its_size() {
-        let edge = Frontier::from_parts(6, vec![hash(ROOTS[0]), hash(ROOTS[1])]).unwrap();
-        assert_eq!((edge.size(), edge.hashes().len()), (6, 2));
-        assert!(matches!(Frontier::from_parts(6, vec![]), Err(FrontierError::Count { expected: 2, found: 0, .. })));
-        assert_eq!(Frontier::from_parts(1 << 63, vec![hash(ROOTS[0])]), Err(FrontierError::Size(1 << 63)));
+    fn compact_range_parts_must_match_its_size() {
+        let compact_range = CompactRange::from_parts(6, vec![hash(ROOTS[0]), hash(ROOTS[1])]).unwrap();
+        assert_eq!((compact_range.size(), compact_range.hashes().len()), (6, 2));
+        assert!(matches!(
+            CompactRange::from_parts(6, vec![]),
+            Err(CompactRangeError::Count { expected: 2, found: 0, .. })
+        ));
+        assert_eq!(CompactRange::from_parts(1 << 63, vec![hash(ROOTS[0])]), Err(CompactRangeError::Size(1 << 63)));
     }
 
     fn record(index: u64) -> Digest {
@@ -753,14 +756,14 @@ mod tests {
             let old_root = root_at(&tree, old).unwrap();
             let proof = consistency_proof(&tree, old, size).unwrap();
             prop_assert_eq!(verify_consistency(old, &old_root, size, &root, &proof), Ok(()));
-            let edge = frontier_at(&tree, old).unwrap();
-            let mut rebuilt = Frontier::from_parts(edge.size(), edge.hashes().to_vec()).unwrap();
+            let compact_range = compact_range_at(&tree, old).unwrap();
+            let mut rebuilt = CompactRange::from_parts(compact_range.size(), compact_range.hashes().to_vec()).unwrap();
             (old..size).for_each(|index| rebuilt.append(&record(index)));
-            prop_assert_eq!(&rebuilt, tree.frontier());
+            prop_assert_eq!(&rebuilt, tree.compact_range());
         }
 
         #[test]
-        fn any_input_is_answered_without_panic(
+        fn any_input_is_verified_without_panic(
             numbers in any::<[u64; 2]>(),
             hashes in prop::collection::vec(any::<[u8; 32]>(), 0..70),
         ) {

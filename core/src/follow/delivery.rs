@@ -1,10 +1,10 @@
 //! To whom at home an entry may be given, by its header and the rosters held.
 //!
 //! In scope: the audience as the receiver applies it: by the roster of the header's version only. Out of scope: roles, topics and
-//! cursors of subscribers, and what peers may read ([`crate::provide::may_disclose`]).
+//! cursors of subscribers, and what peers may read ([`crate::serve::may_disclose`]).
 
 use crate::bulletin::audience::{agencies_may_read, may_read};
-use crate::names::Member;
+use crate::ids::Member;
 use crate::proto;
 use crate::roster::RosterChain;
 
@@ -16,7 +16,7 @@ pub enum Delivery {
     /// Focal points only: RED and AMBER+STRICT.
     FocalPoints,
     /// Nobody, until this roster version has been fetched.
-    NotYet {
+    PendingRoster {
         /// The version to fetch.
         roster_version: u64,
     },
@@ -59,24 +59,24 @@ pub fn delivery(owner: &Member, header: Option<&proto::Header>, me: &Member, ros
     if header.member != owner.as_str() {
         return Delivery::Never(NeverDelivered::Misdirected);
     }
-    match standing(header, me, rosters) {
-        Standing::Reader | Standing::Later if agencies_may_read(header) => Delivery::Everyone,
-        Standing::Reader | Standing::Later => Delivery::FocalPoints,
-        Standing::NewerRoster { version } => Delivery::NotYet { roster_version: version },
-        Standing::NotUnderstood => Delivery::Never(NeverDelivered::NotUnderstood),
-        Standing::Excluded => Delivery::Never(NeverDelivered::Excluded),
+    match eligibility(header, me, rosters) {
+        Eligibility::Reader | Eligibility::JoinedLater if agencies_may_read(header) => Delivery::Everyone,
+        Eligibility::Reader | Eligibility::JoinedLater => Delivery::FocalPoints,
+        Eligibility::NewerRoster { version } => Delivery::PendingRoster { roster_version: version },
+        Eligibility::NotUnderstood => Delivery::Never(NeverDelivered::NotUnderstood),
+        Eligibility::Excluded => Delivery::Never(NeverDelivered::Excluded),
     }
 }
 
 /// How a member stands to a header, by the roster of its version.
-pub(super) enum Standing {
+pub(super) enum Eligibility {
     /// In the audience.
     Reader,
     /// Not in the audience by any roster that counts.
     Excluded,
     /// Not in the audience by the roster of its version, or that version is older than all held; but by the newest: it joined the exchange
     /// or the working group later. The owner may hand it on.
-    Later,
+    JoinedLater,
     /// An empty audience, because this version does not understand who is in it.
     NotUnderstood,
     /// The roster that decides is not held yet.
@@ -86,20 +86,20 @@ pub(super) enum Standing {
     },
 }
 
-pub(super) fn standing(header: &proto::Header, me: &Member, rosters: &RosterChain) -> Standing {
+pub(super) fn eligibility(header: &proto::Header, me: &Member, rosters: &RosterChain) -> Eligibility {
     let (version, newest) = (header.roster_version, rosters.newest());
     let then = rosters.at(version);
     if then.is_some_and(|then| may_read(header, me, then)) {
-        return Standing::Reader;
+        return Eligibility::Reader;
     }
     // A header that is understood always has its own member in its audience.
     if !header.member.parse().is_ok_and(|owner| may_read(header, &owner, newest)) {
-        return Standing::NotUnderstood;
+        return Eligibility::NotUnderstood;
     }
     match then {
-        None if version > newest.version() => Standing::NewerRoster { version },
+        None if version > newest.version() => Eligibility::NewerRoster { version },
         // Versions count from 1.
-        _ if version == 0 || !may_read(header, me, newest) => Standing::Excluded,
-        _ => Standing::Later,
+        _ if version == 0 || !may_read(header, me, newest) => Eligibility::Excluded,
+        _ => Eligibility::JoinedLater,
     }
 }

@@ -12,8 +12,8 @@ use base64::engine::general_purpose::STANDARD;
 use crate::feed::checkpoint::{Checkpoint, CheckpointError, SignedCheckpoint};
 use crate::feed::note::{Note, NoteError};
 use crate::feed::tree::verify_consistency;
+use crate::ids::{FeedId, Hash};
 use crate::limits::{EQUIVOCATION_BYTES_MAX, PROOF_HASHES_MAX};
-use crate::names::{FeedId, Hash};
 use crate::roster::Roster;
 
 /// First line of the file, with its newline: how it is told from other evidence.
@@ -53,11 +53,11 @@ impl Equivocation {
         proof: &[Hash],
     ) -> Option<Self> {
         let (old, new) = (&smaller.checkpoint, &larger.checkpoint);
-        let shown = old.feed == new.feed
+        let proven = old.feed == new.feed
             && old.size > 0
             && old.root != *other_root
             && verify_consistency(old.size, other_root, new.size, &new.root, proof).is_ok();
-        shown.then(|| Self {
+        proven.then(|| Self {
             smaller: smaller.clone(),
             larger: larger.clone(),
             other_root: *other_root,
@@ -83,7 +83,7 @@ pub enum EquivocationError {
     TwoFeeds(FeedId, FeedId),
     /// One may extend the other.
     #[error("it does not show that neither checkpoint extends the other")]
-    NotShown,
+    NotProven,
 }
 
 impl Equivocation {
@@ -95,8 +95,8 @@ impl Equivocation {
 
     /// What it shows.
     #[must_use]
-    pub fn claims(&self) -> Claims {
-        Claims {
+    pub fn claims(&self) -> CheckpointClaims {
+        CheckpointClaims {
             smaller: self.smaller.checkpoint.clone(),
             larger: self.larger.checkpoint.clone(),
             other_root: self.other_root,
@@ -132,18 +132,18 @@ impl Equivocation {
         if feeds.0 != feeds.1 {
             return Err(EquivocationError::TwoFeeds(feeds.0.clone(), feeds.1.clone()));
         }
-        let shown = Self::between(&smaller, &larger)
-            .filter(|shown| shown.other_root == other_root && proof.is_empty())
+        let proven = Self::between(&smaller, &larger)
+            .filter(|proven| proven.other_root == other_root && proof.is_empty())
             .or_else(|| Self::by_proof(&smaller, &larger, &other_root, &proof));
-        let shown = shown.ok_or(EquivocationError::NotShown)?;
+        let proven = proven.ok_or(EquivocationError::NotProven)?;
         // One way to write it: also the notes hold nothing beside what was verified.
-        if shown.format().as_bytes() == file { Ok(shown) } else { Err(Form("canonical form")) }
+        if proven.format().as_bytes() == file { Ok(proven) } else { Err(Form("canonical form")) }
     }
 }
 
 /// What such a file says of a feed. Nothing of it is verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claims {
+pub struct CheckpointClaims {
     /// The checkpoint that is not larger.
     pub smaller: Checkpoint,
     /// The other one.
@@ -152,7 +152,7 @@ pub struct Claims {
     pub other_root: Hash,
 }
 
-impl Claims {
+impl CheckpointClaims {
     /// Reads a file.
     ///
     /// # Errors
@@ -203,7 +203,7 @@ impl Parts {
     }
 }
 
-impl fmt::Display for Claims {
+impl fmt::Display for CheckpointClaims {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { smaller, larger, other_root } = self;
         write!(f, "{} has two histories: at size {} ", smaller.feed, smaller.size)?;

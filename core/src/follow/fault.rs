@@ -8,7 +8,7 @@ use crate::feed::note::NoteError;
 
 /// Why a batch is refused whole. Its sender's fault, except for [`FaultKind::Equivocation`], which is the feed owner's.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{}: {detail}", .kind.word())]
+#[error("{}: {detail}", .kind.as_str())]
 pub struct Fault {
     /// What is wrong.
     pub kind: FaultKind,
@@ -38,7 +38,7 @@ pub enum FaultKind {
 impl FaultKind {
     /// The stable word on the wire (`Fault.reason`).
     #[must_use]
-    pub fn word(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::BadSignature => "bad-signature",
             Self::BadProof => "bad-proof",

@@ -1,19 +1,19 @@
 //! The follower: what a peer sent of a feed either continues the copy held here, proven, or is a fault.
 //!
 //! In scope: verifying one batch against the edge of the tree held ([`verify_entries`]), an urgent entry that comes ahead of it
-//! ([`verify_express`]), and content that comes later against the digests held ([`verify_fills`]); what is kept of each entry, who at home may be given it ([`delivery()`]), and noticing two histories
-//! ([`ForkEvidence`]). Out of scope: fetching, storing, cosigning, and what
-//! a peer may read ([`crate::provide`]).
+//! ([`verify_priority`]), and content that comes later against the digests held ([`verify_backfills`]); what is kept of each entry, who at home may be given it ([`delivery()`]), and noticing two histories
+//! ([`EquivocationEvidence`]). Out of scope: fetching, storing, cosigning, and what
+//! a peer may read ([`crate::serve`]).
 //!
 //! A fault of the log (signature, proof, root, bounds) refuses the batch whole. Nothing that stands *in* an entry does: what has the
 //! right hash is appended, and what is odd about it is a [`Finding`].
 
+mod backfill;
 mod delivery;
 mod equivocation;
-mod express;
 mod fault;
-mod fill;
 mod forks;
+mod priority;
 mod reduce;
 #[cfg(test)]
 mod tests;
@@ -23,23 +23,25 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use backfill::{VerifiedBackfill, VerifiedBackfills, verify_backfills};
 pub use delivery::{Delivery, NeverDelivered, delivery};
-pub use equivocation::{Claims, Equivocation, EquivocationError, HEADING as EQUIVOCATION_HEADING};
-pub use express::{VerifiedExpress, verify_express};
+pub use equivocation::{CheckpointClaims, Equivocation, EquivocationError, HEADING as EQUIVOCATION_HEADING};
 pub use fault::{Fault, FaultKind};
-pub use fill::{VerifiedFill, VerifiedFills, verify_fills};
-pub use forks::{Decided, ForkClaims, ForkEvidence};
-pub use two_entries::{ClaimedEntry, EntriesClaims, HEADING as TWO_ENTRIES_HEADING, ProvenEntry, TwoEntries};
+pub use forks::{EquivocationClaims, EquivocationEvidence, ResolvedForks};
+pub use priority::{VerifiedPriority, verify_priority};
+pub use two_entries::{
+    ClaimedEntry, EntryClaims, EntryEquivocation, HEADING as ENTRY_EQUIVOCATION_HEADING, ProvenEntry,
+};
 
 use crate::envelope;
 use crate::feed::checkpoint::SignedCheckpoint;
-use crate::feed::tree::{Frontier, TREE_SIZE_MAX, verify_consistency};
+use crate::feed::tree::{CompactRange, TREE_SIZE_MAX, verify_consistency};
+use crate::ids::{Digest, FeedId, Hash, Member, Undisclosed};
 use crate::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, ENVELOPE_BYTES_MAX, PROOF_HASHES_MAX};
-use crate::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use crate::proto;
 use crate::proto::item::Item;
 use crate::roster::RosterChain;
-use delivery::{Standing, standing};
+use delivery::{Eligibility, eligibility};
 
 /// Where a followed feed stands here. A batch must begin exactly at the frontier's size.
 #[derive(Clone, Debug)]
@@ -47,30 +49,30 @@ pub struct FollowState {
     /// Which feed.
     pub feed: FeedId,
     /// Right edge of the tree held.
-    pub frontier: Frontier,
+    pub compact_range: CompactRange,
     /// Largest verified checkpoint seen since following began. Its signature is not verified again, and it must not be contradicted.
     pub newest: Option<SignedCheckpoint>,
     /// Who sends it: its owner, who alone may hand history to members that joined later, or another peer.
-    pub provider: Member,
+    pub feed_sender: Member,
 }
 
 impl FollowState {
     /// Follows `feed` at its owner, from what is held.
     #[must_use]
-    pub fn new(feed: FeedId, frontier: Frontier) -> Self {
-        let provider = feed.member.clone();
-        Self { feed, frontier, newest: None, provider }
+    pub fn new(feed: FeedId, compact_range: CompactRange) -> Self {
+        let feed_sender = feed.member.clone();
+        Self { feed, compact_range, newest: None, feed_sender }
     }
 
     /// Follows it at another peer.
     #[must_use]
-    pub fn at(self, provider: Member) -> Self {
-        Self { provider, ..self }
+    pub fn at(self, feed_sender: Member) -> Self {
+        Self { feed_sender, ..self }
     }
 
     /// Takes a verified batch in. Nothing else may have been taken in since it was verified.
     pub fn advance(&mut self, batch: &VerifiedBatch) {
-        self.frontier.clone_from(&batch.frontier);
+        self.compact_range.clone_from(&batch.compact_range);
         let newer = |newest: &SignedCheckpoint| newest.checkpoint.size >= batch.checkpoint.checkpoint.size;
         if !self.newest.as_ref().is_some_and(newer) {
             self.newest = Some(batch.checkpoint.clone());
@@ -84,13 +86,13 @@ pub struct VerifiedBatch {
     /// Which feed.
     pub feed: FeedId,
     /// Who sent it.
-    pub provider: Member,
+    pub feed_sender: Member,
     /// Index of the first entry.
     pub first: u64,
     /// The entries, at least one.
     pub entries: Vec<VerifiedEntry>,
     /// Right edge of the tree with them.
-    pub frontier: Frontier,
+    pub compact_range: CompactRange,
     /// What proves them: of the frontier's size or larger.
     pub checkpoint: SignedCheckpoint,
     /// From the frontier's size to the checkpoint's; empty when these are equal.
@@ -107,7 +109,7 @@ pub struct VerifiedEntry {
     /// The envelope, or why it is not held.
     pub content: VerifiedContent,
     /// The roster version that has to be fetched before this is delivered or forwarded.
-    pub held_back: Option<u64>,
+    pub pending_roster: Option<u64>,
 }
 
 /// What is kept of an entry.
@@ -130,12 +132,12 @@ pub struct Finding {
     /// Index in the feed.
     pub index: u64,
     /// What.
-    pub what: What,
+    pub kind: FindingKind,
 }
 
 /// What is odd about an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum FindingKind {
     /// It was sent to us though we are not in its audience; only the digest is kept.
     Excluded,
     /// Its envelope or header cannot be read, so its audience is nobody; only the digest is kept.
@@ -160,10 +162,10 @@ impl VerifiedBatch {
     }
 }
 
-impl What {
+impl FindingKind {
     /// A stable word.
     #[must_use]
-    pub fn word(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::Excluded => "excluded",
             Self::UndecodableHeader => "undecodable-header",
@@ -197,7 +199,7 @@ pub fn verify_entries(
     if message.feed.parse().as_ref() != Ok(&state.feed) {
         return Err(Fault::new(FaultKind::Malformed, format_args!("not entries of {}", state.feed)));
     }
-    let first = state.frontier.size();
+    let first = state.compact_range.size();
     if message.first != first {
         let detail = format_args!("the batch begins at {}, {first} is next", message.first);
         return Err(Fault::new(FaultKind::Gap, detail));
@@ -213,7 +215,8 @@ pub fn verify_entries(
         return Err(Fault::new(FaultKind::BadBounds, format_args!("the checkpoint of size {size} ends before {end}")));
     }
 
-    let mut log = Log { frontier: state.frontier.clone(), watched: watched(state, first, end), root_there: None };
+    let mut log =
+        Log { compact_range: state.compact_range.clone(), watched: watched(state, first, end), watched_root: None };
     let mut received = Vec::with_capacity(usize::try_from(end - first).unwrap_or_default());
     for item in &message.items {
         match &item.item {
@@ -223,7 +226,7 @@ pub fn verify_entries(
                 received.push((digest, Received::Envelope(envelope)));
             }
             Some(Item::Digests(run)) => {
-                let reason = Undisclosed::from_word(&run.reason);
+                let reason = Undisclosed::from_code(&run.reason);
                 for bytes in run.digests.as_chunks().0 {
                     let digest = Digest(*bytes);
                     log.append(&digest);
@@ -235,14 +238,14 @@ pub fn verify_entries(
     }
     prove(state, &log, &checkpoint, &consistency_proof)?;
 
-    let (owner, provider) = (&state.feed.member, &state.provider);
-    let mut keep = Keep { owner, provider, rosters, me, findings: Vec::new() };
+    let (owner, feed_sender) = (&state.feed.member, &state.feed_sender);
+    let mut policy = ContentPolicy { owner, feed_sender, rosters, me, findings: Vec::new() };
     let entries =
-        (first..).zip(received).map(|(index, (digest, received))| keep.entry(index, digest, received)).collect();
-    let findings = keep.findings;
-    let Log { frontier, .. } = log;
-    let (feed, provider) = (state.feed.clone(), state.provider.clone());
-    Ok(VerifiedBatch { feed, provider, first, entries, frontier, checkpoint, consistency_proof, findings })
+        (first..).zip(received).map(|(index, (digest, received))| policy.entry(index, digest, received)).collect();
+    let findings = policy.findings;
+    let Log { compact_range, .. } = log;
+    let (feed, feed_sender) = (state.feed.clone(), state.feed_sender.clone());
+    Ok(VerifiedBatch { feed, feed_sender, first, entries, compact_range, checkpoint, consistency_proof, findings })
 }
 
 /// What came for one place.
@@ -321,24 +324,24 @@ fn watched(state: &FollowState, first: u64, end: u64) -> Option<u64> {
 
 /// The tree as it grows.
 struct Log {
-    frontier: Frontier,
+    compact_range: CompactRange,
     /// A size at which the root is of interest.
     watched: Option<u64>,
-    root_there: Option<Hash>,
+    watched_root: Option<Hash>,
 }
 
 impl Log {
     fn append(&mut self, digest: &Digest) {
-        self.frontier.append(digest);
-        if self.watched == Some(self.frontier.size()) {
-            self.root_there = Some(self.frontier.root());
+        self.compact_range.append(digest);
+        if self.watched == Some(self.compact_range.size()) {
+            self.watched_root = Some(self.compact_range.root());
         }
     }
 }
 
 /// That the checkpoint vouches for the tree, and that the tree has what an earlier checkpoint promised.
 fn prove(state: &FollowState, log: &Log, signed: &SignedCheckpoint, proof: &[Hash]) -> Result<(), Fault> {
-    let (size, root) = (log.frontier.size(), log.frontier.root());
+    let (size, root) = (log.compact_range.size(), log.compact_range.root());
     let checkpoint = &signed.checkpoint;
     if checkpoint.size == size {
         if !proof.is_empty() {
@@ -352,9 +355,9 @@ fn prove(state: &FollowState, log: &Log, signed: &SignedCheckpoint, proof: &[Has
         verify_consistency(size, &root, checkpoint.size, &checkpoint.root, proof)
             .map_err(|error| Fault::new(FaultKind::BadProof, error))?;
     }
-    match (&state.newest, log.root_there) {
-        (Some(newest), Some(there)) if newest.checkpoint.root != there => {
-            if let Some(evidence) = Equivocation::by_proof(newest, signed, &there, proof) {
+    match (&state.newest, log.watched_root) {
+        (Some(newest), Some(watched_root)) if newest.checkpoint.root != watched_root => {
+            if let Some(evidence) = Equivocation::by_proof(newest, signed, &watched_root, proof) {
                 return Err(evidence.into());
             }
             let detail =
@@ -366,58 +369,58 @@ fn prove(state: &FollowState, log: &Log, signed: &SignedCheckpoint, proof: &[Has
 }
 
 /// Decides what is kept of each entry.
-struct Keep<'a> {
+struct ContentPolicy<'a> {
     owner: &'a Member,
-    provider: &'a Member,
+    feed_sender: &'a Member,
     rosters: &'a RosterChain,
     me: &'a Member,
     findings: Vec<Finding>,
 }
 
-impl Keep<'_> {
+impl ContentPolicy<'_> {
     fn entry(&mut self, index: u64, digest: Digest, received: Received<'_>) -> VerifiedEntry {
-        let (content, held_back) = match received {
+        let (content, pending_roster) = match received {
             Received::Digest(reason) => (VerifiedContent::Undisclosed(reason), None),
             Received::Envelope(envelope) => self.envelope(index, envelope),
         };
-        VerifiedEntry { digest, content, held_back }
+        VerifiedEntry { digest, content, pending_roster }
     }
 
     fn envelope(&mut self, index: u64, envelope: &Bytes) -> (VerifiedContent, Option<u64>) {
         if envelope.len() > ENVELOPE_BYTES_MAX {
-            return self.only_digest(index, Undisclosed::TooLarge, What::TooLarge);
+            return self.digest_only(index, Undisclosed::TooLarge, FindingKind::TooLarge);
         }
         let Ok(header) = envelope::header_of(envelope) else {
-            return self.only_digest(index, Undisclosed::NotUnderstood, What::UndecodableHeader);
+            return self.digest_only(index, Undisclosed::NotUnderstood, FindingKind::UndecodableHeader);
         };
-        let from_owner = self.provider == self.owner;
-        let mut held_back = None;
-        match standing(&header, self.me, self.rosters) {
-            Standing::Reader => {}
-            Standing::Later if from_owner => {}
-            Standing::NewerRoster { version } => {
-                held_back = Some(version);
-                self.find(index, What::NewerRoster(version));
+        let from_owner = self.feed_sender == self.owner;
+        let mut pending_roster = None;
+        match eligibility(&header, self.me, self.rosters) {
+            Eligibility::Reader => {}
+            Eligibility::JoinedLater if from_owner => {}
+            Eligibility::NewerRoster { version } => {
+                pending_roster = Some(version);
+                self.find(index, FindingKind::NewerRoster(version));
             }
-            Standing::NotUnderstood => {
-                return self.only_digest(index, Undisclosed::NotUnderstood, What::NotUnderstood);
+            Eligibility::NotUnderstood => {
+                return self.digest_only(index, Undisclosed::NotUnderstood, FindingKind::NotUnderstood);
             }
-            Standing::Excluded | Standing::Later => {
-                return self.only_digest(index, Undisclosed::Excluded, What::Excluded);
+            Eligibility::Excluded | Eligibility::JoinedLater => {
+                return self.digest_only(index, Undisclosed::Excluded, FindingKind::Excluded);
             }
         }
         if header.member != self.owner.as_str() {
-            self.find(index, What::Misdirected);
+            self.find(index, FindingKind::Misdirected);
         }
-        (VerifiedContent::Disclosed { envelope: envelope.clone(), header: Some(Arc::new(header)) }, held_back)
+        (VerifiedContent::Disclosed { envelope: envelope.clone(), header: Some(Arc::new(header)) }, pending_roster)
     }
 
-    fn only_digest(&mut self, index: u64, reason: Undisclosed, what: What) -> (VerifiedContent, Option<u64>) {
-        self.find(index, what);
+    fn digest_only(&mut self, index: u64, reason: Undisclosed, kind: FindingKind) -> (VerifiedContent, Option<u64>) {
+        self.find(index, kind);
         (VerifiedContent::Undisclosed(reason), None)
     }
 
-    fn find(&mut self, index: u64, what: What) {
-        self.findings.push(Finding { index, what });
+    fn find(&mut self, index: u64, kind: FindingKind) {
+        self.findings.push(Finding { index, kind });
     }
 }

@@ -14,8 +14,8 @@ use super::EquivocationError::Form;
 use crate::feed::checkpoint::{Checkpoint, SignedCheckpoint};
 use crate::feed::note::Note;
 use crate::feed::tree::verify_inclusion;
+use crate::ids::{Digest, FeedId, Hash};
 use crate::limits::{EQUIVOCATION_BYTES_MAX, PROOF_HASHES_MAX};
-use crate::names::{Digest, FeedId, Hash};
 use crate::roster::Roster;
 
 /// First line of the file, with its newline: how it is told from other evidence.
@@ -34,7 +34,7 @@ pub struct ProvenEntry {
 
 /// Two checkpoints, validly signed by one feed's keys, that prove two entries at one index.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TwoEntries {
+pub struct EntryEquivocation {
     /// The index.
     pub index: u64,
     /// One of them: by the checkpoint that is not larger.
@@ -43,7 +43,7 @@ pub struct TwoEntries {
     pub other: ProvenEntry,
 }
 
-impl TwoEntries {
+impl EntryEquivocation {
     /// Evidence, if two verified checkpoints of one feed prove two entries at `index`.
     #[must_use]
     pub fn at(index: u64, one: ProvenEntry, other: ProvenEntry) -> Option<Self> {
@@ -51,14 +51,14 @@ impl TwoEntries {
             let Checkpoint { size, root, .. } = &entry.checkpoint.checkpoint;
             verify_inclusion(&entry.digest, index, *size, &entry.proof, root).is_ok()
         };
-        let shown = one.checkpoint.checkpoint.feed == other.checkpoint.checkpoint.feed
+        let proven = one.checkpoint.checkpoint.feed == other.checkpoint.checkpoint.feed
             && one.digest != other.digest
             && holds(&one)
             && holds(&other);
         // One way to write it.
         let order = |entry: &ProvenEntry| (entry.checkpoint.checkpoint.size, entry.digest.0);
         let (one, other) = if order(&one) <= order(&other) { (one, other) } else { (other, one) };
-        shown.then_some(Self { index, one, other })
+        proven.then_some(Self { index, one, other })
     }
 
     /// Which feed.
@@ -96,15 +96,15 @@ impl TwoEntries {
         if feeds.0 != feeds.1 {
             return Err(EquivocationError::TwoFeeds(feeds.0.clone(), feeds.1.clone()));
         }
-        let shown = Self::at(index, one, other).ok_or(EquivocationError::NotShown)?;
+        let proven = Self::at(index, one, other).ok_or(EquivocationError::NotProven)?;
         // Also the notes hold nothing beside what was verified, and nothing follows.
-        if shown.format().as_bytes() == file { Ok(shown) } else { Err(Form("canonical form")) }
+        if proven.format().as_bytes() == file { Ok(proven) } else { Err(Form("canonical form")) }
     }
 }
 
 /// What such a file says of a feed: two entries at one index, each under a checkpoint. Nothing of it is verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EntriesClaims {
+pub struct EntryClaims {
     /// The index.
     pub index: u64,
     /// The entry under the checkpoint that is not larger.
@@ -122,7 +122,7 @@ pub struct ClaimedEntry {
     pub checkpoint: Checkpoint,
 }
 
-impl EntriesClaims {
+impl EntryClaims {
     /// Reads a file.
     ///
     /// # Errors
@@ -192,7 +192,7 @@ fn hash(line: Option<&str>, name: &'static str) -> Result<[u8; 32], Equivocation
     bytes(line, name)?.try_into().map_err(|_| Form(name))
 }
 
-impl fmt::Display for EntriesClaims {
+impl fmt::Display for EntryClaims {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { index, one, other } = self;
         write!(f, "{} has two entries at index {index}: {} and {}", one.checkpoint.feed, one.digest, other.digest)

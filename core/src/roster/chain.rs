@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Roster, RosterError, settled};
+use super::{Roster, RosterError, invariants};
 use crate::feed::note::Note;
 
 /// Consecutive verified versions, from one that was trusted from the start. Never empty.
@@ -49,7 +49,7 @@ pub enum ChainError {
     Previous(u64),
     /// It changes what the version before had settled: an epoch's final size, its keys, or the end of a key.
     #[error("version {version} changes what was settled: {field} was `{was}` and is `{is}`")]
-    Settled {
+    InvariantChanged {
         /// The version.
         version: u64,
         /// Path.
@@ -145,24 +145,24 @@ impl RosterChain {
 /// Whether `next`, signed as `note` says, follows `before`: the whole rule of succession.
 ///
 /// # Errors
-/// [`ChainError::Gap`], [`ChainError::Previous`], [`ChainError::Threshold`] or [`ChainError::Settled`].
+/// [`ChainError::Gap`], [`ChainError::Previous`], [`ChainError::Threshold`] or [`ChainError::InvariantChanged`].
 pub fn follows(before: &Roster, next: &Roster, note: &Note) -> Result<(), ChainError> {
-    comes_after(before, next)?;
+    is_successor(before, next)?;
     threshold(before, "the version before's", next, note)?;
     threshold(next, "its own", next, note)?;
-    leaves_settled(before, next)
+    preserves_invariants(before, next)
 }
 
 /// Whether `next` could follow `before` once enough governors have signed it.
 ///
 /// # Errors
-/// [`ChainError::Gap`], [`ChainError::Previous`] or [`ChainError::Settled`].
+/// [`ChainError::Gap`], [`ChainError::Previous`] or [`ChainError::InvariantChanged`].
 pub fn could_follow(before: &Roster, next: &Roster) -> Result<(), ChainError> {
-    comes_after(before, next)?;
-    leaves_settled(before, next)
+    is_successor(before, next)?;
+    preserves_invariants(before, next)
 }
 
-fn comes_after(before: &Roster, next: &Roster) -> Result<(), ChainError> {
+fn is_successor(before: &Roster, next: &Roster) -> Result<(), ChainError> {
     let version = next.version();
     if Some(version) != before.version().checked_add(1) {
         return Err(ChainError::Gap { held: before.version(), found: version });
@@ -173,12 +173,9 @@ fn comes_after(before: &Roster, next: &Roster) -> Result<(), ChainError> {
     Ok(())
 }
 
-fn leaves_settled(before: &Roster, next: &Roster) -> Result<(), ChainError> {
-    settled::check(before, next).map_err(|settled::Unsettled { field, was, is }| ChainError::Settled {
-        version: next.version(),
-        field,
-        was,
-        is,
+fn preserves_invariants(before: &Roster, next: &Roster) -> Result<(), ChainError> {
+    invariants::check(before, next).map_err(|invariants::InvariantViolation { field, was, is }| {
+        ChainError::InvariantChanged { version: next.version(), field, was, is }
     })
 }
 

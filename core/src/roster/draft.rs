@@ -5,8 +5,8 @@
 
 use super::{ChainError, Roster, RosterError, UnfitAuthority, could_follow};
 use crate::feed::note::{Algorithm, KeyError, Note, NoteError, SigningKey, VerifierKey};
+use crate::ids::Member;
 use crate::limits::{NOTE_SIGNATURES_MAX, ROSTER_BYTES_MAX};
-use crate::names::Member;
 
 /// A roster's text with the signatures that it has so far.
 #[derive(Clone, Debug)]

@@ -7,8 +7,8 @@
 mod authority;
 mod chain;
 mod draft;
+mod invariants;
 mod read;
-mod settled;
 pub mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,8 +24,8 @@ use crate::bulletin::vocabulary::Tlp;
 use crate::certificate::{self, Purpose, Unfit};
 use crate::feed::cosignature::claimed_time;
 use crate::feed::note::{Note, NoteSignature, VerifierKey};
+use crate::ids::{ExchangeName, FeedId, Hash, Member};
 use crate::limits::{CLOCK_AHEAD_SECONDS_MAX, ROSTER_BYTES_MAX};
-use crate::names::{ExchangeName, FeedId, Hash, Member};
 
 /// How far a governor's clock may be behind that of an authority that has just been made.
 const AUTHORITY_SKEW_SECONDS: i64 = CLOCK_AHEAD_SECONDS_MAX;
@@ -50,8 +50,8 @@ impl MemberKind {
 
     /// The word in rosters.
     #[must_use]
-    pub fn word(self) -> &'static str {
-        Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("full", |(_, word)| word)
+    pub fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("full", |(_, name)| name)
     }
 }
 
@@ -73,7 +73,7 @@ pub enum Role {
 impl Role {
     /// The word in rosters, without the epoch.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Feed(_) => "feed",
             Self::Mirror => "mirror",
@@ -353,8 +353,8 @@ impl Roster {
     #[must_use]
     pub fn unfit_authorities(&self, before: Option<&Roster>, now: i64) -> Vec<UnfitAuthority> {
         let unfit = |(field, pem): (String, &str)| {
-            let judged = certificate::check_pem(pem, Purpose::Authority);
-            let reason = judged.and_then(|validity| validity.with_skew(AUTHORITY_SKEW_SECONDS).at(now)).err()?;
+            let checked = certificate::check_pem(pem, Purpose::Authority);
+            let reason = checked.and_then(|validity| validity.with_skew(AUTHORITY_SKEW_SECONDS).at(now)).err()?;
             Some(UnfitAuthority { field, reason })
         };
         self.new_authorities(before).filter_map(unfit).collect()

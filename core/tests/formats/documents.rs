@@ -90,7 +90,7 @@ fn expected(block: &Block) -> Option<Vec<u8>> {
     })
 }
 
-fn shown(block: &Block) -> Vec<u8> {
+fn rendered(block: &Block) -> Vec<u8> {
     match block.language.as_str() {
         "text" | "toml" => block.body.clone().into_bytes(),
         "hex" => {
@@ -103,7 +103,7 @@ fn shown(block: &Block) -> Vec<u8> {
 }
 
 #[test]
-fn every_example_is_what_the_code_reads_and_writes() {
+fn documented_examples_match_the_code() {
     for (name, least) in PAPERS {
         let mut checked = 0;
         for block in blocks(name) {
@@ -111,15 +111,15 @@ fn every_example_is_what_the_code_reads_and_writes() {
                 assert!(!["text", "hex"].contains(&block.language.as_str()), "{}: of which file?", block.place);
                 continue;
             };
-            let shown = shown(&block);
+            let rendered = rendered(&block);
             let print = |bytes: &[u8]| {
                 if block.language == "hex" { hex::encode(bytes) } else { String::from_utf8_lossy(bytes).into() }
             };
             assert!(
-                shown == expected,
+                rendered == expected,
                 "{} shows\n{}\nand should show\n{}",
                 block.place,
-                print(&shown),
+                print(&rendered),
                 print(&expected)
             );
             checked += 1;
@@ -130,7 +130,7 @@ fn every_example_is_what_the_code_reads_and_writes() {
 
 /// A table row `| `NAME` | value |` in the papers, for every limit that they name.
 #[test]
-fn every_limit_is_what_the_code_holds_to() {
+fn documented_limits_match_the_code() {
     macro_rules! limits {
         ($($name:ident),+ $(,)?) => { [$((stringify!($name), u64::try_from(limits::$name).unwrap())),+] };
     }
@@ -152,10 +152,10 @@ fn every_limit_is_what_the_code_holds_to() {
         EVIDENCE_BYTES_MAX,
         EVIDENCE_PARTS_MAX,
         EQUIVOCATION_BYTES_MAX,
-        EXPRESS_ENTRIES_MAX,
-        EXPRESS_OTHERS_MAX,
-        FILL_RANGES_MAX,
-        FILL_SCAN_MAX,
+        PRIORITY_ENTRIES_MAX,
+        PRIORITY_OTHERS_MAX,
+        BACKFILL_RANGES_MAX,
+        BACKFILL_SCAN_MAX,
         EVIDENCE_PROOFS_MAX,
         TOPIC_BYTES_MAX,
         TOPIC_LABELS_MAX,
@@ -187,7 +187,7 @@ fn every_limit_is_what_the_code_holds_to() {
 }
 
 #[test]
-fn the_vocabularies_are_those_of_the_code() {
+fn documented_vocabularies_match_the_code() {
     use barid_core::bulletin::vocabulary::*;
     let text = paper("docs/protocol.md");
     macro_rules! words {
@@ -200,7 +200,7 @@ fn the_vocabularies_are_those_of_the_code() {
     for kind in barid_core::bulletin::kinds::REGISTRY {
         assert!(text.contains(&format!("| `{}` |", kind.name)), "the paper lacks the kind {}", kind.name);
     }
-    for (_, word, _) in barid_core::names::Undisclosed::ALL {
+    for (_, word, _) in barid_core::ids::Undisclosed::ALL {
         assert!(text.contains(&format!("| `{word}` |")), "the paper lacks the reason {word}");
     }
     assert_eq!(HEADER_FORMAT, 1);
@@ -267,7 +267,7 @@ fn produced(name: &str) -> Option<Vec<u8>> {
         "frame-express" => {
             // Without the envelope, which stands in §2.
             let proof = tree::inclusion_proof(&tree(), 9, SIZE).unwrap();
-            frame(Frame::Express(proto::Express {
+            frame(Frame::PriorityEntry(proto::PriorityEntry {
                 feed: signed.checkpoint.feed.to_string(),
                 index: 9,
                 envelope: Bytes::new(),
@@ -307,7 +307,7 @@ fn ml_dsa_verifies(key: &VerifierKey, message: &[u8], signature: &[u8]) -> bool 
 }
 
 #[test]
-fn a_paper_that_rots_is_noticed() {
+fn outdated_document_is_detected() {
     let block = |body: &str, golden: &str| Block {
         place: String::new(),
         language: "hex".to_owned(),
@@ -315,8 +315,8 @@ fn a_paper_that_rots_is_noticed() {
         body: body.to_owned(),
     };
     let right = block("0aa6 01 # header\n08\n", "envelope.bin");
-    assert_eq!(Some(shown(&right)), expected(&right));
+    assert_eq!(Some(rendered(&right)), expected(&right));
     let rotten = block("0aa6 0109\n", "envelope.bin");
-    assert_ne!(Some(shown(&rotten)), expected(&rotten));
+    assert_ne!(Some(rendered(&rotten)), expected(&rotten));
     assert_eq!(Bytes::from(expected(&right).unwrap()), read("envelope.bin").slice(0..4));
 }

@@ -1,7 +1,7 @@
 //! A small fictional exchange whose keys, rosters and bulletins are always the same.
 
 use barid_core::bulletin::kinds;
-use barid_core::bulletin::{BulletinId, Fill, ValidBulletin, prepare};
+use barid_core::bulletin::{BulletinId, DraftDefaults, ValidBulletin, prepare};
 use barid_core::evidence::{Consistency, EvidenceParts};
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
 use barid_core::feed::cosignature::{cosign, with_cosignatures};
@@ -9,7 +9,7 @@ use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::{Algorithm, Note, SigningKey};
 use barid_core::feed::tlog_proof::TlogProof;
 use barid_core::feed::tree::{MemoryTree, consistency_proof, inclusion_proof, root_at};
-use barid_core::names::{Digest, Member, Undisclosed};
+use barid_core::ids::{Digest, Member, Undisclosed};
 use barid_core::roster::Roster;
 use barid_core::roster::text::{ClosedFeedText, GovernorsText, KeyText, MemberText, NamesText, RosterText};
 use bytes::Bytes;
@@ -166,14 +166,14 @@ pub(crate) fn bulletin() -> ValidBulletin {
 
 pub(crate) fn bulletin_of(code: &str, roster_version: u64) -> ValidBulletin {
     let draft = kinds::find("situation-report").unwrap().sample().unwrap();
-    let fill = Fill {
+    let defaults = DraftDefaults {
         member: member(code),
         issuer: "border-police".to_owned(),
         id: BulletinId::new(NOW_MS, &[7; 10]),
         sent_at_unix_ms: NOW_MS,
         roster_version,
     };
-    prepare(&draft, &fill, [9; 16]).unwrap()
+    prepare(&draft, &defaults, [9; 16]).unwrap()
 }
 
 /// Ten entries of Morocco's feed, of which one is the bulletin.

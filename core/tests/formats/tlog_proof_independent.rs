@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn an_altered_proof_is_refused() {
+    fn altered_proof_is_rejected() {
         let (leaf, proof, log, witnesses) = out_of_evidence();
         // With the publisher's own cosignature left out, no byte is without meaning.
         let proof: String =

@@ -44,14 +44,14 @@ fn file(file: &[u8]) {
 
 /// Changes one part as the data says; returns how many bytes of the data that took.
 fn alter(parts: &mut EvidenceParts, what: u8, which: usize, data: &[u8]) -> usize {
-    fn remove<T>(list: &mut Vec<T>, which: usize) {
-        if !list.is_empty() {
-            list.remove(which % list.len());
+    fn remove<T>(items: &mut Vec<T>, which: usize) {
+        if !items.is_empty() {
+            items.remove(which % items.len());
         }
     }
-    fn at<T>(list: &mut [T], which: usize) -> Option<&mut T> {
-        let len = list.len();
-        list.get_mut(which.checked_rem(len)?)
+    fn at<T>(items: &mut [T], which: usize) -> Option<&mut T> {
+        let len = items.len();
+        items.get_mut(which.checked_rem(len)?)
     }
     match what % 12 {
         0 => remove(&mut parts.proofs, which),

@@ -4,10 +4,10 @@
 
 pub mod draft;
 pub mod envelope;
+pub mod equivocation;
 pub mod evidence;
 pub mod frame;
 pub mod header;
-pub mod histories;
 pub mod note;
 pub mod proof;
 pub mod roster;
@@ -35,7 +35,7 @@ pub const ALL: [Target; 9] = [
     Target { name: "roster", check: roster::check, seeds: roster::seeds },
     Target { name: "frame", check: frame::check, seeds: frame::seeds },
     Target { name: "evidence", check: evidence::check, seeds: evidence::seeds },
-    Target { name: "histories", check: histories::check, seeds: histories::seeds },
+    Target { name: "equivocation", check: equivocation::check, seeds: equivocation::seeds },
 ];
 
 /// A committed file of one format.

@@ -5,7 +5,7 @@ use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
 use barid_core::feed::cosignature::{cosign, verified_lines, verify_cosigned, verify_heartbeat};
 use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::{Algorithm, Note, SigningKey, VerifierKey};
-use barid_core::names::{FeedId, Member};
+use barid_core::ids::{FeedId, Member};
 
 use super::golden;
 use crate::fixture;

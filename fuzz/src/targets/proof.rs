@@ -2,9 +2,9 @@
 
 use barid_core::feed::tlog_proof::TlogProof;
 use barid_core::feed::tree::{
-    Frontier, MemoryTree, consistency_proof, inclusion_proof, root_at, verify_consistency, verify_inclusion,
+    CompactRange, MemoryTree, consistency_proof, inclusion_proof, root_at, verify_consistency, verify_inclusion,
 };
-use barid_core::names::{Digest, Hash};
+use barid_core::ids::{Digest, Hash};
 
 use super::{choice, golden};
 use crate::fixture;
@@ -89,9 +89,9 @@ fn large_sizes(data: &[u8]) {
     assert!(verify_inclusion(&Digest([1; 32]), one, other, &hashes, &root).is_err());
     let consistent = verify_consistency(one, &root, other, &root, &hashes);
     assert_eq!(consistent.is_ok(), one == other && one > 0 && hashes.is_empty());
-    if let Ok(frontier) = Frontier::from_parts(one, hashes.clone()) {
-        assert_eq!((frontier.size(), frontier.hashes()), (one, hashes.as_slice()));
-        let _ = frontier.root();
+    if let Ok(compact_range) = CompactRange::from_parts(one, hashes.clone()) {
+        assert_eq!((compact_range.size(), compact_range.hashes()), (one, hashes.as_slice()));
+        let _ = compact_range.root();
     }
 }
 

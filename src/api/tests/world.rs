@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use barid_core::bulletin::{BulletinId, Fill, ValidBulletin, kinds, prepare};
+use barid_core::bulletin::{BulletinId, DraftDefaults, ValidBulletin, kinds, prepare};
 use barid_core::envelope;
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
 use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::{Algorithm, Note, SigningKey};
-use barid_core::feed::tree::{Frontier, verify_inclusion};
+use barid_core::feed::tree::{CompactRange, verify_inclusion};
 use barid_core::follow::{VerifiedBatch, VerifiedContent, VerifiedEntry};
-use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
+use barid_core::ids::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::proto;
 use barid_core::roster::RosterChain;
 use bytes::Bytes;
@@ -22,9 +22,9 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use crate::access::Access;
-use crate::api::{Api, Identity, Node};
-use crate::committer::{Committer, Gate, Kept, Keys, Options};
-use crate::rosters::Rosters;
+use crate::api::{Api, Identity, NodeControl};
+use crate::committer::{Committer, Keys, Options, PublishState, Records};
+use crate::roster_store::RosterStore;
 use crate::rpc::focal_point_server::FocalPoint;
 use crate::store::memory::MemoryStore;
 use crate::store::{CustodyRecord, Store};
@@ -100,7 +100,7 @@ pub(super) fn access() -> String {
 
 struct Alone;
 
-impl Node for Alone {
+impl NodeControl for Alone {
     fn peers(&self) -> Vec<proto::PeerStatus> {
         Vec::new()
     }
@@ -109,7 +109,7 @@ impl Node for Alone {
         Vec::new()
     }
 
-    fn resume_feed<'a>(&'a self, _feed: &'a barid_core::names::FeedId) -> BoxFuture<'a, Result<bool, String>> {
+    fn resume_feed<'a>(&'a self, _feed: &'a barid_core::ids::FeedId) -> BoxFuture<'a, Result<bool, String>> {
         Box::pin(async { Ok(false) })
     }
 
@@ -123,11 +123,11 @@ pub(super) struct World {
     pub(super) api: Api,
     pub(super) store: Arc<dyn Store>,
     pub(super) committer: Committer,
-    pub(super) rosters: Rosters,
+    pub(super) rosters: RosterStore,
     pub(super) access: Arc<ArcSwap<Access>>,
     /// The node stops.
     pub(super) stop: watch::Sender<bool>,
-    _mark: Option<tempfile::TempDir>,
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl World {
@@ -138,12 +138,16 @@ impl World {
     /// A node in its `epoch`, over a store that may hold earlier ones.
     pub(super) async fn over(store: Arc<dyn Store>, epoch: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mark = folder.path().join("mark");
-        Self { _mark: Some(folder), ..Self::marked(store, epoch, mark).await }
+        let high_water_mark = folder.path().join("mark");
+        Self { _folder: Some(folder), ..Self::with_high_water_mark(store, epoch, high_water_mark).await }
     }
 
     /// As [`Self::over`], with its mark where a test keeps it.
-    pub(super) async fn marked(store: Arc<dyn Store>, epoch: u32, mark: std::path::PathBuf) -> Self {
+    pub(super) async fn with_high_water_mark(
+        store: Arc<dyn Store>,
+        epoch: u32,
+        high_water_mark: std::path::PathBuf,
+    ) -> Self {
         let own = feed("ma", epoch);
         let options = Options {
             keys: Keys {
@@ -152,15 +156,15 @@ impl World {
                 custody: key("ma", "custody", Algorithm::Ed25519),
             },
             feed: own,
-            mark,
-            first: true,
-            lone_start: Duration::ZERO,
+            high_water_mark,
+            bootstrap: true,
+            peer_wait: Duration::ZERO,
             share_percent: barid_core::quota::SHARE_PERCENT,
         };
         let committer = Committer::start(Arc::clone(&store), options).unwrap();
-        committer.peer_shown();
-        assert_eq!(*committer.gate().borrow(), Gate::Open);
-        let rosters = Rosters::new(RosterChain::start(&roster(1, None)).unwrap());
+        committer.peer_heads_received();
+        assert_eq!(*committer.publish_state().borrow(), PublishState::Open);
+        let rosters = RosterStore::new(RosterChain::start(&roster(1, None)).unwrap());
         let access = Arc::new(ArcSwap::from_pointee(Access::parse(&access()).unwrap()));
         let stop = watch::Sender::new(false);
         let api = Api {
@@ -169,14 +173,14 @@ impl World {
             access: Arc::clone(&access),
             identify: Arc::new(|extensions| extensions.get::<Identity>().cloned()),
             node: Arc::new(Alone),
-            pace: Arc::default(),
+            call_limiter: Arc::default(),
             budgets: crate::budgets::Budgets::default(),
             states: Arc::default(),
             alarms: crate::telemetry::alarms::Alarms::default(),
             naming: Arc::default(),
             stopping: stop.subscribe(),
         };
-        Self { api, store, committer, rosters, access, stop, _mark: None }
+        Self { api, store, committer, rosters, access, stop, _folder: None }
     }
 
     /// Version 2 of the roster comes.
@@ -257,21 +261,22 @@ impl World {
 
     /// Takes these in as the next entries of a feed; returns the index of the first.
     pub(super) async fn append_to(&self, feed: FeedId, content: Vec<(Digest, VerifiedContent)>) -> u64 {
-        let mut frontier = self.store.feed(&feed).map_or_else(Frontier::new, |state| state.frontier);
-        let first = frontier.size();
+        let mut compact_range = self.store.feed(&feed).map_or_else(CompactRange::new, |state| state.compact_range);
+        let first = compact_range.size();
         let mut entries = Vec::new();
         for (digest, content) in content {
-            frontier.append(&digest);
-            entries.push(VerifiedEntry { digest, content, held_back: None });
+            compact_range.append(&digest);
+            entries.push(VerifiedEntry { digest, content, pending_roster: None });
         }
-        let head = Checkpoint { feed: feed.clone(), size: frontier.size(), root: frontier.root() };
+        let head = Checkpoint { feed: feed.clone(), size: compact_range.size(), root: compact_range.root() };
         let checkpoint = sign(&head, &[feed_key(&feed)]).unwrap();
         let (consistency_proof, findings) = (Vec::new(), Vec::new());
-        let provider = feed.member.clone();
-        let batch = VerifiedBatch { feed, provider, first, entries, frontier, checkpoint, consistency_proof, findings };
+        let feed_sender = feed.member.clone();
+        let batch =
+            VerifiedBatch { feed, feed_sender, first, entries, compact_range, checkpoint, consistency_proof, findings };
         self.committer.append(batch).await.unwrap();
         // What is said of it goes with whatever is committed next.
-        self.committer.keep(Kept::default()).await.unwrap();
+        self.committer.persist(Records::default()).await.unwrap();
         first
     }
 
@@ -286,8 +291,8 @@ impl World {
         let state = self.store.feed(feed).unwrap();
         let note = CustodyNote {
             feed: feed.clone(),
-            size: state.frontier.size(),
-            root: state.frontier.root(),
+            size: state.compact_range.size(),
+            root: state.compact_range.root(),
             time: 1_700_000_000,
             range: range.clone(),
             not_held: not_held.clone().into_iter().collect(),
@@ -300,7 +305,7 @@ impl World {
             time: note.time,
             note: note.sign(&key(by, "custody", Algorithm::Ed25519)).unwrap(),
         };
-        self.committer.keep(Kept { custody: vec![record], ..Kept::default() }).await.unwrap();
+        self.committer.persist(Records { custody: vec![record], ..Records::default() }).await.unwrap();
     }
 }
 
@@ -339,28 +344,28 @@ pub(super) fn digest(bytes: &[u8]) -> Digest {
 
 /// What a peer published, in its final bytes.
 pub(super) fn bulletin(by: &str, n: u8, change: impl FnOnce(&mut proto::Header)) -> ValidBulletin {
-    let fill = Fill {
+    let defaults = DraftDefaults {
         member: member(by),
         issuer: "desk".into(),
         id: BulletinId::new(now(), &[n; 10]),
         sent_at_unix_ms: now(),
         roster_version: 1,
     };
-    prepare(&draft(change), &fill, [n; 16]).unwrap()
+    prepare(&draft(change), &defaults, [n; 16]).unwrap()
 }
 
 /// One of this node's own, with an id from a number.
 pub(super) fn own_bulletin(n: u64) -> ValidBulletin {
     let mut random = [0; 10];
     random[2..].copy_from_slice(&n.to_be_bytes());
-    let fill = Fill {
+    let defaults = DraftDefaults {
         member: member("ma"),
         issuer: "police-hq".into(),
         id: BulletinId::new(now(), &random),
         sent_at_unix_ms: now(),
         roster_version: 1,
     };
-    prepare(&draft(|_| {}), &fill, [1; 16]).unwrap()
+    prepare(&draft(|_| {}), &defaults, [1; 16]).unwrap()
 }
 
 /// As [`bulletin`], but changed after it was checked: what a careless or newer node lets pass.
@@ -425,7 +430,7 @@ impl Subscriber {
             match self.next().await.unwrap().unwrap() {
                 proto::subscribe_response::Event::Position(position) => passed = passed.max(position),
                 proto::subscribe_response::Event::Delivery(delivery) => {
-                    assert!(delivery.arrival > passed, "{} after position {passed}", delivery.arrival);
+                    assert!(delivery.offset > passed, "{} after position {passed}", delivery.offset);
                     return delivery;
                 }
                 other => panic!("a bulletin, not {other:?}"),
@@ -435,7 +440,7 @@ impl Subscriber {
 }
 
 /// Checks a receipt as its holder would, with the keys that the roster lists; its checkpoint may stand beside it.
-pub(super) fn proven(receipt: &proto::Receipt, beside: &Bytes) {
+pub(super) fn verify_receipt(receipt: &proto::Receipt, beside: &Bytes) {
     let note = if receipt.checkpoint.is_empty() { beside } else { &receipt.checkpoint };
     let own: FeedId = receipt.feed.parse().unwrap();
     let checkpoint = SignedCheckpoint::verify(note, &[feed_key(&own).verifier().clone()]).unwrap().checkpoint;
@@ -445,8 +450,8 @@ pub(super) fn proven(receipt: &proto::Receipt, beside: &Bytes) {
 }
 
 /// The fields at fault, in order.
-pub(super) fn fields(refused: Result<impl Sized, Status>) -> Vec<String> {
-    let Err(status) = refused else { panic!("refused") };
+pub(super) fn fields(result: Result<impl Sized, Status>) -> Vec<String> {
+    let Err(status) = result else { panic!("refused") };
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     let details = status.get_error_details();
     details.bad_request().unwrap().field_violations.iter().map(|field| field.field.clone()).collect()

@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use super::Source;
+use super::MetricsSource;
 use super::negotiate::{self, Hosts};
 use crate::app::AppError;
 use crate::config::MetricsText;
@@ -39,14 +39,14 @@ pub(in crate::app) async fn bind(metrics: &MetricsText) -> Result<TcpListener, A
     let listen = |source| AppError::Listen { address: metrics.listen.clone(), source };
     let tcp = TcpListener::bind(&metrics.listen).await.map_err(listen)?;
     let address = tcp.local_addr().map_err(listen)?;
-    if !address.ip().is_loopback() && !metrics.beyond_loopback {
-        return Err(AppError::MetricsBeyondLoopback(address.to_string()));
+    if !address.ip().is_loopback() && !metrics.allow_non_loopback {
+        return Err(AppError::MetricsNonLoopback(address.to_string()));
     }
     Ok(tcp)
 }
 
 /// Answers until it is dropped.
-pub(in crate::app) async fn serve(tcp: TcpListener, metrics: MetricsText, source: Source) {
+pub(in crate::app) async fn serve(tcp: TcpListener, metrics: MetricsText, source: MetricsSource) {
     let hosts = Arc::new(Hosts::new(&metrics.listen, &metrics.hosts));
     let open = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -54,8 +54,8 @@ pub(in crate::app) async fn serve(tcp: TcpListener, metrics: MetricsText, source
         let (stream, from) = match tcp.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                let (what, reason) = ("refused-connection", "not-accepted");
-                audit(&AuditEvent { what, reason, who: &"", subject: &"metrics", detail: &error });
+                let (event, reason) = ("connection-rejected", "accept-failed");
+                audit(&AuditEvent { event, reason, actor: &"", resource: &"metrics", detail: &error });
                 // Too many files are open: the next one may be better off.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -63,7 +63,7 @@ pub(in crate::app) async fn serve(tcp: TcpListener, metrics: MetricsText, source
         };
         let (source, hosts) = (source.clone(), Arc::clone(&hosts));
         tokio::spawn(async move {
-            if tokio::time::timeout(CONNECTION_MAX, answer(stream, hosts, source)).await.is_err() {
+            if tokio::time::timeout(CONNECTION_MAX, handle_connection(stream, hosts, source)).await.is_err() {
                 tracing::debug!(%from, "a connection for figures took too long");
             }
             drop(permit);
@@ -71,10 +71,10 @@ pub(in crate::app) async fn serve(tcp: TcpListener, metrics: MetricsText, source
     }
 }
 
-async fn answer(stream: TcpStream, hosts: Arc<Hosts>, source: Source) {
-    let came_to = stream.local_addr().ok().map(|address| address.ip());
+async fn handle_connection(stream: TcpStream, hosts: Arc<Hosts>, source: MetricsSource) {
+    let local_address = stream.local_addr().ok().map(|address| address.ip());
     let service = service_fn(|request: Request<Incoming>| {
-        let allowed = hosts.allow(request.headers(), came_to);
+        let allowed = hosts.allow(request.headers(), local_address);
         respond(request, allowed, source.clone())
     });
     let mut http = http1::Builder::new();
@@ -87,7 +87,7 @@ async fn answer(stream: TcpStream, hosts: Arc<Hosts>, source: Source) {
 async fn respond(
     request: Request<Incoming>,
     allowed: bool,
-    source: Source,
+    source: MetricsSource,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     if !allowed {
         let text = "this host is not served here: ask for localhost or the configured address, or list the name in metrics.hosts\n";

@@ -27,7 +27,7 @@ impl Hosts {
     }
 
     /// Whether a request names one of them, or this machine, or the address it came to.
-    pub(super) fn allow(&self, headers: &HeaderMap, came_to: Option<IpAddr>) -> bool {
+    pub(super) fn allow(&self, headers: &HeaderMap, local_address: Option<IpAddr>) -> bool {
         let mut values = headers.get_all(header::HOST).iter();
         let (Some(Ok(host)), None) = (values.next().map(|value| value.to_str()), values.next()) else { return false };
         let host = bare(without_port(host));
@@ -35,7 +35,7 @@ impl Hosts {
             Ok(address) => {
                 let address = address.to_canonical();
                 address.is_loopback()
-                    || came_to.is_some_and(|came_to| came_to.to_canonical() == address)
+                    || local_address.is_some_and(|local_address| local_address.to_canonical() == address)
                     || self.names.iter().any(|name| name.parse() == Ok(address) && !address.is_unspecified())
             }
             Err(_) => host == "localhost" || self.names.contains(&host),
@@ -133,9 +133,9 @@ mod tests {
     }
 
     #[test]
-    fn only_this_machine_and_what_is_configured_are_hosts() {
+    fn hosts_are_loopback_and_configured_names_only() {
         let hosts = Hosts::new("metrics.ma.example:9464", &["Monitor.example.".into()]);
-        let came_to = Some("192.0.2.7".parse().unwrap());
+        let local_address = Some("192.0.2.7".parse().unwrap());
         for host in [
             "localhost",
             "LOCALHOST:9464",
@@ -149,7 +149,7 @@ mod tests {
             "192.0.2.7:9464",
             "[::ffff:192.0.2.7]",
         ] {
-            assert!(hosts.allow(&with(header::HOST, host), came_to), "{host}");
+            assert!(hosts.allow(&with(header::HOST, host), local_address), "{host}");
         }
         for host in [
             "attacker.example",
@@ -161,12 +161,12 @@ mod tests {
             "127.0.0.1.attacker.example",
             "localhost:x",
         ] {
-            assert!(!hosts.allow(&with(header::HOST, host), came_to), "{host}");
+            assert!(!hosts.allow(&with(header::HOST, host), local_address), "{host}");
         }
-        assert!(!hosts.allow(&HeaderMap::new(), came_to), "HTTP/1.1 names a host");
+        assert!(!hosts.allow(&HeaderMap::new(), local_address), "HTTP/1.1 names a host");
         let mut two = with(header::HOST, "localhost");
         two.append(header::HOST, "attacker.example".parse().unwrap());
-        assert!(!hosts.allow(&two, came_to));
+        assert!(!hosts.allow(&two, local_address));
     }
 
     #[test]
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn own_format_of_prometheus_names_counters_as_their_samples() {
+    fn prometheus_text_names_counters_with_their_suffix() {
         let text = "# HELP a_b Of a.\n# TYPE a_b counter\na_b_total{x=\"1\"} 4\n# HELP c The c.\n# TYPE c gauge\nc 1.0\n# HELP build The program.\n# TYPE build info\nbuild_info{version=\"1\"} 1\n# EOF\n";
         let expected = "# HELP a_b_total Of a.\n# TYPE a_b_total counter\na_b_total{x=\"1\"} 4\n# HELP c The c.\n# TYPE c gauge\nc 1.0\n# HELP build_info The program.\n# TYPE build_info gauge\nbuild_info{version=\"1\"} 1\n";
         assert_eq!(plain(text), expected);

@@ -97,21 +97,21 @@ impl Publisher {
 
     async fn streaming(&mut self, in_flight: usize, per_second: u64, until: Until) -> Result<Published, Failure> {
         let (requests, outgoing) = mpsc::channel(1_024);
-        let mut answers = self.client.publish_stream(ReceiverStream::new(outgoing)).await?.into_inner();
-        let places = Arc::new(Semaphore::new(in_flight));
+        let mut responses = self.client.publish_stream(ReceiverStream::new(outgoing)).await?.into_inner();
+        let permits = Arc::new(Semaphore::new(in_flight));
         let sent = Arc::new(Mutex::new(Vec::<Instant>::new()));
         let reading = tokio::spawn({
-            let (places, sent) = (Arc::clone(&places), Arc::clone(&sent));
+            let (permits, sent) = (Arc::clone(&permits), Arc::clone(&sent));
             async move {
                 let (mut acks, mut first_index) = (Vec::new(), None);
-                while let Some(answer) = answers.message().await? {
+                while let Some(response) = responses.message().await? {
                     let now = Instant::now();
                     let sent = sent.lock();
-                    for result in &answer.results {
+                    for result in &response.results {
                         let receipt = match &result.outcome {
                             Some(proto::publish_result::Outcome::Published(published)) => published.receipt.as_ref(),
-                            Some(proto::publish_result::Outcome::Refused(refused)) => {
-                                return Err(Failure::new("bench").cause(refused.message.clone()));
+                            Some(proto::publish_result::Outcome::Error(rejected)) => {
+                                return Err(Failure::new("bench").cause(rejected.message.clone()));
                             }
                             None => None,
                         };
@@ -122,7 +122,7 @@ impl Publisher {
                         first_index.get_or_insert(receipt.index);
                         acks.push(now - *request);
                     }
-                    places.add_permits(answer.results.len());
+                    permits.add_permits(response.results.len());
                 }
                 Ok((acks, first_index.unwrap_or_default()))
             }
@@ -130,12 +130,12 @@ impl Publisher {
         let begun = Instant::now();
         let mut count = 0;
         while count < until.count && begun.elapsed() < until.spent && !reading.is_finished() {
-            if let Some(due) = (count * 1_000_000_000).checked_div(per_second) {
-                tokio::time::sleep_until((begun + Duration::from_nanos(due)).into()).await;
+            if let Some(scheduled_ns) = (count * 1_000_000_000).checked_div(per_second) {
+                tokio::time::sleep_until((begun + Duration::from_nanos(scheduled_ns)).into()).await;
             }
             let publish = proto::PublishRequest { draft: Some(self.draft()), wait_for: None };
-            let Ok(place) = places.acquire().await else { break };
-            place.forget();
+            let Ok(permit) = permits.acquire().await else { break };
+            permit.forget();
             let request = count;
             sent.lock().push(Instant::now());
             count += 1;
@@ -158,7 +158,7 @@ impl Publisher {
             if waiting.len() >= in_flight
                 && let Some(call) = waiting.pop_front()
             {
-                acks.push(answered(call).await?);
+                acks.push(ack_latency(call).await?);
             }
             let (mut client, draft) = (self.client.clone(), self.draft());
             count += 1;
@@ -171,7 +171,7 @@ impl Publisher {
             }));
         }
         for call in waiting {
-            acks.push(answered(call).await?);
+            acks.push(ack_latency(call).await?);
         }
         Ok(Published { count: acks.len() as u64, spent: begun.elapsed(), acks, ..Published::default() })
     }
@@ -185,7 +185,7 @@ async fn on_a_worker<T: Send + 'static>(
     tokio::spawn(publishing).await.map_err(|error| failed(&error))?
 }
 
-async fn answered(call: tokio::task::JoinHandle<Result<Duration, tonic::Status>>) -> Result<Duration, Failure> {
+async fn ack_latency(call: tokio::task::JoinHandle<Result<Duration, tonic::Status>>) -> Result<Duration, Failure> {
     Ok(call.await.map_err(|error| failed(&error))??)
 }
 
@@ -222,16 +222,16 @@ impl Subscriber {
 
     /// Takes so many bulletins, and goes on.
     pub(super) async fn next(&mut self, count: u64) -> Result<Vec<(u64, Instant)>, Failure> {
-        let mut taken = Vec::new();
-        while (taken.len() as u64) < count {
+        let mut received = Vec::new();
+        while (received.len() as u64) < count {
             let Some(response) = self.stream.message().await? else {
                 return Err(Failure::new("bench").cause("a subscription ended"));
             };
             if let Some(proto::subscribe_response::Event::Delivery(delivery)) = response.event {
-                taken.push((delivery.index, Instant::now()));
+                received.push((delivery.index, Instant::now()));
             }
         }
-        Ok(taken)
+        Ok(received)
     }
 }
 
@@ -263,10 +263,10 @@ pub(super) fn draft(number: u64) -> proto::Draft {
     // Two bytes of the description's length, one of its tag, one more of the length of the text around it.
     let room = BODY_BYTES.saturating_sub(body.encoded_len() + 4);
     if let Some(text) = body.texts.first_mut() {
-        text.description = words(number, room);
+        text.description = random_text(number, room);
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let random: [u8; 10] = std::array::from_fn(|place| mixed(number ^ place as u64).to_le_bytes()[0]);
+    let random: [u8; 10] = std::array::from_fn(|index| mixed(number ^ index as u64).to_le_bytes()[0]);
     let header = proto::Header {
         kind: "situation-report".into(),
         id: BulletinId::new(u64::try_from(now.as_millis()).unwrap_or_default(), &random).uuid().to_string(),
@@ -282,11 +282,11 @@ pub(super) fn draft(number: u64) -> proto::Draft {
 }
 
 /// `length` letters that do not compress: six bits each.
-fn words(number: u64, length: usize) -> String {
+fn random_text(number: u64, length: usize) -> String {
     const LETTERS: &[u8; 64] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .";
     let letter = |n: usize, bits: u64| char::from(LETTERS[usize::try_from(bits >> (n * 6) & 63).unwrap_or_default()]);
     (0..length.div_ceil(10) as u64)
-        .map(|word| mixed(number << 16 ^ word))
+        .map(|block| mixed(number << 16 ^ block))
         .flat_map(|bits| (0..10).map(move |n| letter(n, bits)))
         .take(length)
         .collect()
@@ -305,7 +305,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_measured_bulletin_says_1024_bytes() {
+    fn benchmark_body_is_1024_bytes() {
         for number in [1, 2, 1 << 41] {
             let draft = draft(number);
             assert_eq!(draft.body.map(|body| body.encoded_len()), Some(BODY_BYTES));

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_values_that_occurred() {
+    fn percentiles_are_observed_values() {
         let mut times: Vec<Duration> = (1..=100).rev().map(Duration::from_millis).collect();
         assert_eq!(percentile(&mut times, 50), Duration::from_millis(50));
         assert_eq!(percentile(&mut times, 99), Duration::from_millis(99));
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_memory() {
+    fn resident_memory_is_nonzero() {
         // In this order: other tests of the process take memory meanwhile.
         let now = resident_mib(std::process::id());
         assert!(now > 1.0 && resident_peak_mib(std::process::id()) >= now);

@@ -7,10 +7,10 @@
 //! Everything shares the machine: publisher, both nodes, subscriber. A rate that ends in `.drained` counts until both views have taken
 //! in everything; the others count at the commit.
 
-mod express;
 mod load;
 mod measure;
 mod pair;
+mod priority;
 
 use std::time::{Duration, Instant};
 
@@ -26,9 +26,9 @@ use pair::{Pair, Side, followed};
 /// The focal point that publishes and reads.
 const READER: &str = "situation-room";
 /// Rate of the open-loop figures.
-const PACED_PER_SECOND: u64 = 500;
+const FIXED_RATE_PER_SECOND: u64 = 500;
 /// Bulletins of an open-loop figure.
-const PACED_COUNT: u64 = 3_000;
+const FIXED_RATE_COUNT: u64 = 3_000;
 /// Subscribers that have stopped reading.
 const STOPPED_SUBSCRIBERS: usize = 100;
 /// Of these so many share a connection.
@@ -75,7 +75,7 @@ enum Part {
     /// Memory, disk and wire of a long catch-up.
     History,
     /// Urgent bulletins, alone and while a backlog flows to B.
-    Express,
+    Priority,
     /// Publishing beside subscribers that have stopped reading.
     Readers,
     /// Publishing while a hundred other members are down.
@@ -85,11 +85,11 @@ enum Part {
 }
 
 /// Prints figures as they come.
-struct Figures<'a> {
+struct Metrics<'a> {
     context: &'a Context,
 }
 
-impl Figures<'_> {
+impl Metrics<'_> {
     fn put(&self, name: &str, value: f64, unit: &str) -> Result<(), Failure> {
         let name = format!("barid.{name}");
         if self.context.output.is_json() {
@@ -112,14 +112,14 @@ fn failed(error: &(dyn std::error::Error + 'static)) -> Failure {
 pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<Exit, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| failed(&error))?;
-    let bench = Bench { args, figures: Figures { context } };
+    let bench = Bench { args, metrics: Metrics { context } };
     runtime.block_on(bench.run())?;
     Ok(Exit::Ok)
 }
 
 struct Bench<'a> {
     args: &'a BenchArgs,
-    figures: Figures<'a>,
+    metrics: Metrics<'a>,
 }
 
 impl Bench<'_> {
@@ -134,8 +134,8 @@ impl Bench<'_> {
         if [Part::Live, Part::Flood, Part::Catchup, Part::History].into_iter().any(|part| self.wanted(part)) {
             self.pair().await?;
         }
-        if self.wanted(Part::Express) {
-            self.express().await?;
+        if self.wanted(Part::Priority) {
+            self.priority().await?;
         }
         if self.wanted(Part::Readers) {
             self.readers().await?;
@@ -174,16 +174,16 @@ impl Bench<'_> {
             let drained = pair.drained().await? - begun;
             self.published(&name, published, drained, cpu_seconds(pair.pid(Side::A)) - cpu)?;
         }
-        let until = Until { count: PACED_COUNT, spent: Duration::MAX };
-        let mut paced = publisher.stream(usize::from(u16::MAX), PACED_PER_SECOND, until).await?;
-        self.figures.latencies("publish_500ps.ack_", &mut paced.acks)
+        let until = Until { count: FIXED_RATE_COUNT, spent: Duration::MAX };
+        let mut fixed_rate = publisher.stream(usize::from(u16::MAX), FIXED_RATE_PER_SECOND, until).await?;
+        self.metrics.latencies("publish_500ps.ack_", &mut fixed_rate.acks)
     }
 
     fn published(&self, name: &str, mut run: Published, drained: Duration, cpu: f64) -> Result<(), Failure> {
-        self.figures.put(&format!("{name}.rate"), rate(run.count, run.spent), "msg/s")?;
-        self.figures.put(&format!("{name}.rate.drained"), rate(run.count, drained), "msg/s")?;
-        self.figures.latencies(&format!("{name}.ack_"), &mut run.acks)?;
-        self.figures.put(&format!("{name}.server_cpu"), per(cpu * 1e3, run.count), "cpu_s/1000msg")
+        self.metrics.put(&format!("{name}.rate"), rate(run.count, run.spent), "msg/s")?;
+        self.metrics.put(&format!("{name}.rate.drained"), rate(run.count, drained), "msg/s")?;
+        self.metrics.latencies(&format!("{name}.ack_"), &mut run.acks)?;
+        self.metrics.put(&format!("{name}.server_cpu"), per(cpu * 1e3, run.count), "cpu_s/1000msg")
     }
 
     /// A publishes, B follows.
@@ -205,7 +205,7 @@ impl Bench<'_> {
             held += self.catchup(&mut pair, &mut publisher, "catchup", self.args.catchup).await?;
             let (reader, begun) = (Subscriber::open(pair.connect(Side::B, READER)?, true).await?, Instant::now());
             reader.take(held).await?;
-            self.figures.put("replay_on_b.rate", rate(held, begun.elapsed()), "msg/s")?;
+            self.metrics.put("replay_on_b.rate", rate(held, begun.elapsed()), "msg/s")?;
         }
         if self.wanted(Part::History) {
             held += self.catchup(&mut pair, &mut publisher, "history", self.args.history).await?;
@@ -219,16 +219,16 @@ impl Bench<'_> {
     }
 
     async fn live(&self, pair: &Pair, publisher: &mut Publisher) -> Result<u64, Failure> {
-        let until = Until { count: PACED_COUNT, spent: Duration::MAX };
+        let until = Until { count: FIXED_RATE_COUNT, spent: Duration::MAX };
         let reader = Subscriber::open(pair.connect(Side::B, READER)?, false).await?;
         let cpu = Self::cpu_of(pair);
-        let reading = tokio::spawn(reader.take(PACED_COUNT));
-        let published = publisher.stream(usize::from(u16::MAX), PACED_PER_SECOND, until).await?;
-        let taken = reading.await.map_err(|error| failed(&error))??;
+        let reading = tokio::spawn(reader.take(FIXED_RATE_COUNT));
+        let published = publisher.stream(usize::from(u16::MAX), FIXED_RATE_PER_SECOND, until).await?;
+        let received = reading.await.map_err(|error| failed(&error))??;
         let cpu = Self::cpu_of(pair) - cpu;
-        self.figures.latencies("e2e_500ps.", &mut latencies(&published, &taken))?;
-        self.figures.put("e2e_500ps.servers_cpu", per(cpu * 1e3, PACED_COUNT), "cpu_s/1000msg")?;
-        Ok(PACED_COUNT)
+        self.metrics.latencies("e2e_500ps.", &mut latencies(&published, &received))?;
+        self.metrics.put("e2e_500ps.servers_cpu", per(cpu * 1e3, FIXED_RATE_COUNT), "cpu_s/1000msg")?;
+        Ok(FIXED_RATE_COUNT)
     }
 
     async fn flood(&self, pair: &Pair, publisher: &mut Publisher) -> Result<u64, Failure> {
@@ -237,22 +237,22 @@ impl Bench<'_> {
         let reading = tokio::spawn(reader.take(count));
         let (cpu, begun) = (Self::cpu_of(pair), Instant::now());
         let published = publisher.stream(1_024, 0, Until { count, spent: Duration::MAX }).await?;
-        let taken = reading.await.map_err(|error| failed(&error))??;
-        let spent = taken.last().map_or(Duration::ZERO, |(_, at)| *at - begun);
+        let received = reading.await.map_err(|error| failed(&error))??;
+        let spent = received.last().map_or(Duration::ZERO, |(_, at)| *at - begun);
         let drained = pair.drained().await? - begun;
-        self.figures.put("e2e_flood.rate", rate(count, spent), "msg/s")?;
-        self.figures.put("e2e_flood.rate.drained", rate(count, drained), "msg/s")?;
-        self.figures.put("e2e_flood.publish_rate", rate(count, published.spent), "msg/s")?;
-        self.figures.put("e2e_flood.p50", ms(percentile(&mut latencies(&published, &taken), 50)), "ms")?;
-        self.figures.put("e2e_flood.servers_cpu", per((Self::cpu_of(pair) - cpu) * 1e3, count), "cpu_s/1000msg")?;
+        self.metrics.put("e2e_flood.rate", rate(count, spent), "msg/s")?;
+        self.metrics.put("e2e_flood.rate.drained", rate(count, drained), "msg/s")?;
+        self.metrics.put("e2e_flood.publish_rate", rate(count, published.spent), "msg/s")?;
+        self.metrics.put("e2e_flood.p50", ms(percentile(&mut latencies(&published, &received), 50)), "ms")?;
+        self.metrics.put("e2e_flood.servers_cpu", per((Self::cpu_of(pair) - cpu) * 1e3, count), "cpu_s/1000msg")?;
         self.memory("e2e_flood", pair)?;
         Ok(count)
     }
 
     fn memory(&self, name: &str, pair: &Pair) -> Result<(), Failure> {
         for (side, letter) in [(Side::A, 'a'), (Side::B, 'b')] {
-            self.figures.put(&format!("{name}.rss_{letter}"), resident_mib(pair.pid(side)), "MiB")?;
-            self.figures.put(&format!("{name}.rss_peak_{letter}"), resident_peak_mib(pair.pid(side)), "MiB")?;
+            self.metrics.put(&format!("{name}.rss_{letter}"), resident_mib(pair.pid(side)), "MiB")?;
+            self.metrics.put(&format!("{name}.rss_peak_{letter}"), resident_peak_mib(pair.pid(side)), "MiB")?;
         }
         Ok(())
     }
@@ -283,7 +283,7 @@ impl Bench<'_> {
         let wire = loopback_bytes() - wire;
         let drained = pair.drained().await?;
         let cpu = cpu_seconds(pair.pid(Side::A)) - cpu + cpu_seconds(pair.pid(Side::B));
-        let put = |figure: &str, value, unit| self.figures.put(&format!("{name}.{figure}"), value, unit);
+        let put = |metric: &str, value, unit| self.metrics.put(&format!("{name}.{metric}"), value, unit);
         put("rate_since_start_of_b", rate(count, done - begun), "msg/s")?;
         put("rate_since_start_of_b.drained", rate(count, drained - begun), "msg/s")?;
         put("delay_to_first", ms(first_at - begun), "ms")?;
@@ -302,8 +302,8 @@ impl Bench<'_> {
             pair.stop(side)?;
             let bytes = pair.disk_bytes(side)?;
             #[allow(clippy::cast_precision_loss, reason = "bytes of a measurement stay far below 2^52")]
-            for (what, bytes) in [("log", bytes.log as f64), ("view", bytes.view as f64)] {
-                self.figures.put(&format!("disk_{letter}.{what}"), per(bytes, held), "B/msg")?;
+            for (what, bytes) in [("log", bytes.log as f64), ("index", bytes.index_db as f64)] {
+                self.metrics.put(&format!("disk_{letter}.{what}"), per(bytes, held), "B/msg")?;
             }
         }
         Ok(())
@@ -330,8 +330,8 @@ impl Bench<'_> {
             drop(stopped);
             ratios.push(rate(with.count, with.spent) / rate(without.count, without.spent));
         }
-        self.figures.put("stopped_subscribers.publish_ratio", median(&mut ratios), "ratio")?;
-        self.figures.put("stopped_subscribers.rss_a", resident_mib(pair.pid(Side::A)), "MiB")
+        self.metrics.put("stopped_subscribers.publish_ratio", median(&mut ratios), "ratio")?;
+        self.metrics.put("stopped_subscribers.rss_a", resident_mib(pair.pid(Side::A)), "MiB")
     }
 
     /// Publishing with 1,024 in flight by a node whose only peer is down and by one with a hundred that are, in turn.
@@ -345,10 +345,10 @@ impl Bench<'_> {
             rates.push(with.0);
             resident = (without.1, with.1);
         }
-        self.figures.put("peers_down.publish", median(&mut rates), "msg/s")?;
-        self.figures.put("peers_down.publish_ratio", median(&mut ratios), "ratio")?;
-        self.figures.put("peers_down.rss_a_one_down", resident.0, "MiB")?;
-        self.figures.put("peers_down.rss_a", resident.1, "MiB")
+        self.metrics.put("peers_down.publish", median(&mut rates), "msg/s")?;
+        self.metrics.put("peers_down.publish_ratio", median(&mut ratios), "ratio")?;
+        self.metrics.put("peers_down.rss_a_one_down", resident.0, "MiB")?;
+        self.metrics.put("peers_down.rss_a", resident.1, "MiB")
     }
 
     /// Starts A, which finds none of its peers, and stops it again: its rate, and its memory at the end.
@@ -368,11 +368,11 @@ impl Bench<'_> {
         let mut lines = Vec::new();
         store::run(folder.path(), &BenchOptions::default(), &mut lines).map_err(|error| failed(&error))?;
         for line in String::from_utf8_lossy(&lines).lines() {
-            let mut words = line.split(' ');
+            let mut columns = line.split(' ');
             if let (Some(name), Some(Ok(value)), Some(unit)) =
-                (words.next(), words.next().map(str::parse), words.next())
+                (columns.next(), columns.next().map(str::parse), columns.next())
             {
-                self.figures.put(name, value, unit)?;
+                self.metrics.put(name, value, unit)?;
             }
         }
         Ok(())
@@ -380,10 +380,10 @@ impl Bench<'_> {
 }
 
 /// From the publisher's call to the subscriber's hands, of each that both have.
-fn latencies(published: &Published, taken: &[(u64, Instant)]) -> Vec<Duration> {
+fn latencies(published: &Published, received: &[(u64, Instant)]) -> Vec<Duration> {
     let of = |(index, at): &(u64, Instant)| {
         let place = usize::try_from(index.checked_sub(published.first_index)?).ok()?;
         published.sent.get(place).map(|sent| *at - *sent)
     };
-    taken.iter().filter_map(of).collect()
+    received.iter().filter_map(of).collect()
 }

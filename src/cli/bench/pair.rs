@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use barid_core::names::FeedId;
+use barid_core::ids::FeedId;
 use barid_core::proto;
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::Channel;
@@ -20,12 +20,12 @@ use crate::store::{DiskBytes, Store as _};
 
 const EXCHANGE: &str = "bench.example";
 /// Longest for a node to start, stop, link or catch up.
-const PATIENCE: Duration = Duration::from_secs(300);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(300);
 /// How often a condition is looked at: short beside everything that is measured with it.
-const PAUSE: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// From this port on nobody listens: the nodes take others.
-const NOBODY: u16 = 33_000;
+const UNUSED_PORT: u16 = 33_000;
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ impl Pair {
         let both = [(Side::A, base), (Side::B, base + 2)].into_iter().map(member);
         let down = (0..others).map(|number| {
             let code = format!("x-down-{number}").parse().map_err(|error| failed(&error))?;
-            Ok(DevelopMember::local(code, NOBODY + 2 * number))
+            Ok(DevelopMember::local(code, UNUSED_PORT + 2 * number))
         });
         let members = both.chain(down).collect::<Result<_, Failure>>()?;
         let exchange = EXCHANGE.parse().map_err(|error| failed(&error))?;
@@ -79,7 +79,7 @@ impl Pair {
             let path = folder.path().join(side.member()).join("node.toml");
             let text = fs::read_to_string(&path).map_err(|error| failed(&error))?;
             let text = text.replace("log = \"info\"", "log = \"warn\"");
-            let text = text.replace("lone_start_seconds = 10", "lone_start_seconds = 1");
+            let text = text.replace("peer_wait_seconds = 10", "peer_wait_seconds = 1");
             fs::write(&path, text).map_err(|error| failed(&error))?;
         }
         let program = std::env::current_exe().map_err(|error| failed(&error))?;
@@ -98,7 +98,7 @@ impl Pair {
         let folder = self.home(side);
         let log = File::options().create(true).append(true).open(folder.join("node.log"));
         let node = Command::new(&self.program)
-            .args(["node", "--first", "--while-input-lasts", "--config"])
+            .args(["node", "--bootstrap", "--exit-on-stdin-eof", "--config"])
             .arg(folder.join("node.toml"))
             // Its other end is ours alone: the node ends when we do, also by kill -9.
             .stdin(Stdio::piped())
@@ -117,12 +117,12 @@ impl Pair {
         pid.map(|pid| kill_process(pid, Signal::TERM));
         let begun = Instant::now();
         while node.try_wait().map_err(|error| failed(&error))?.is_none() {
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > WAIT_TIMEOUT {
                 let _ = node.kill();
                 let _ = node.wait();
                 return Err(Failure::new("bench").cause("a node did not stop when asked"));
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(POLL_INTERVAL);
         }
         Ok(())
     }
@@ -161,11 +161,11 @@ impl Pair {
             {
                 return Ok(Instant::now());
             }
-            if begun.elapsed() > PATIENCE {
-                let cause = format!("node {} is not so far: {what}{}", side.member(), self.last_words(side));
+            if begun.elapsed() > WAIT_TIMEOUT {
+                let cause = format!("node {} is not so far: {what}{}", side.member(), self.log_tail(side));
                 return Err(Failure::new("bench").cause(cause));
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -187,11 +187,12 @@ impl Pair {
     pub(super) async fn drained(&self) -> Result<Instant, Failure> {
         let mut held = 0;
         if self.pid(Side::A) != 0 {
-            self.until(Side::A, "view drained", |status| status.view_lag_commits == 0).await?;
+            self.until(Side::A, "index drained", |status| status.index_lag_commits == 0).await?;
             held = self.operator(Side::A)?.status().await?.own.unwrap_or_default().size;
         }
         if self.pid(Side::B) != 0 {
-            self.until(Side::B, "caught up", |status| followed(status) >= held && status.view_lag_commits == 0).await?;
+            self.until(Side::B, "caught up", |status| followed(status) >= held && status.index_lag_commits == 0)
+                .await?;
         }
         Ok(Instant::now())
     }
@@ -212,7 +213,7 @@ impl Pair {
         self.folder.path().join(side.member())
     }
 
-    fn last_words(&self, side: Side) -> String {
+    fn log_tail(&self, side: Side) -> String {
         let log = fs::read_to_string(self.home(side).join("node.log")).unwrap_or_default();
         log.lines().last().map(|line| format!("; its log ends: {line}")).unwrap_or_default()
     }

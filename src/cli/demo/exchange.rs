@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use barid_core::names::Member;
+use barid_core::ids::Member;
 use futures::future::{join_all, try_join_all};
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -18,9 +18,9 @@ use crate::pki::{self, DevelopMember, DevelopOptions};
 
 pub(super) const MEMBERS: [&str; 4] = ["ma", "ly", "tn", "ne"];
 /// Longest for one thing to come true.
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two looks: a look is a process and a handshake.
-const PAUSE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Each member has two ports.
 const PORTS: u16 = 8;
 
@@ -32,7 +32,7 @@ pub(super) struct Exchange {
 }
 
 /// What a command said.
-pub(super) struct Said {
+pub(super) struct CommandOutput {
     /// Its exit code; `None` if it was killed.
     pub(super) code: Option<i32>,
     /// Its lines for machines.
@@ -41,7 +41,7 @@ pub(super) struct Said {
     pub(super) error: String,
 }
 
-impl Said {
+impl CommandOutput {
     /// Its first line; null if it said nothing.
     pub(super) fn first(&self) -> &Value {
         self.lines.first().unwrap_or(&Value::Null)
@@ -75,7 +75,7 @@ impl Exchange {
             self.run(member)?;
         }
         self.until("all nodes are linked", async || {
-            let linked = |status: &Said| count(status.first(), |peer| peer["linked"] == true) == 3;
+            let linked = |status: &CommandOutput| count(status.first(), |peer| peer["linked"] == true) == 3;
             Ok(self.statuses().await?.iter().all(linked))
         })
         .await
@@ -86,7 +86,7 @@ impl Exchange {
         let folder = self.folder.path().join(member);
         let log = File::options().create(true).append(true).open(folder.join("node.log"));
         let node = Command::new(&self.program)
-            .args(["node", "--first", "--while-input-lasts", "--config"])
+            .args(["node", "--bootstrap", "--exit-on-stdin-eof", "--config"])
             .arg(folder.join("node.toml"))
             // Its other end is ours alone: the node ends when we do, also by kill -9.
             .stdin(Stdio::piped())
@@ -124,28 +124,33 @@ impl Exchange {
             if let Err(failure) = self.alive() {
                 return failure;
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
     /// One command as one of a member's people.
-    pub(super) async fn ask(&self, member: &str, client: &str, args: &[&str]) -> Result<Said, Failure> {
-        self.say(&[&["--profile", &self.profile(member, client)], args].concat()).await
+    pub(super) async fn run_client(&self, member: &str, client: &str, args: &[&str]) -> Result<CommandOutput, Failure> {
+        self.run_command(&[&["--profile", &self.profile(member, client)], args].concat()).await
     }
 
-    /// As [`Exchange::ask`], for what must succeed.
-    pub(super) async fn told(&self, member: &str, client: &str, args: &[&str]) -> Result<Said, Failure> {
-        let said = self.ask(member, client, args).await?;
-        if said.code == Some(0) {
-            return Ok(said);
+    /// As [`Exchange::run_client`], for what must succeed.
+    pub(super) async fn run_client_ok(
+        &self,
+        member: &str,
+        client: &str,
+        args: &[&str],
+    ) -> Result<CommandOutput, Failure> {
+        let output = self.run_client(member, client, args).await?;
+        if output.code == Some(0) {
+            return Ok(output);
         }
         self.alive()?;
-        let code = said.code.map_or("-".to_owned(), |code| code.to_string());
-        Err(Failure::new("demo").cause(format!("{member}/{client}: {}: {code}: {}", args.join(" "), said.error)))
+        let code = output.code.map_or("-".to_owned(), |code| code.to_string());
+        Err(Failure::new("demo").cause(format!("{member}/{client}: {}: {code}: {}", args.join(" "), output.error)))
     }
 
     /// One command without a profile: somebody who is nobody's client.
-    pub(super) async fn say(&self, args: &[&str]) -> Result<Said, Failure> {
+    pub(super) async fn run_command(&self, args: &[&str]) -> Result<CommandOutput, Failure> {
         let output = Command::new(&self.program)
             .arg("--json")
             .args(args)
@@ -162,19 +167,23 @@ impl Exchange {
         };
         let error = lines(&output.stderr).into_iter().next().unwrap_or_default();
         let error = [&error["error"]["message"], &error["error"]["why"]].map(|part| part.as_str().unwrap_or_default());
-        Ok(Said { code: output.status.code(), lines: lines(&output.stdout), error: error.join(" ").trim().to_owned() })
+        Ok(CommandOutput {
+            code: output.status.code(),
+            lines: lines(&output.stdout),
+            error: error.join(" ").trim().to_owned(),
+        })
     }
 
     /// What every running node says of itself, in the order of [`MEMBERS`]; nothing from one that does not answer.
-    pub(super) async fn statuses(&self) -> Result<Vec<Said>, Failure> {
+    pub(super) async fn statuses(&self) -> Result<Vec<CommandOutput>, Failure> {
         let running: Vec<&str> = MEMBERS.into_iter().filter(|member| self.nodes.lock().contains_key(member)).collect();
-        try_join_all(running.into_iter().map(|member| self.ask(member, "operator", &["status"]))).await
+        try_join_all(running.into_iter().map(|member| self.run_client(member, "operator", &["status"]))).await
     }
 
     /// Waits until every member's copy of every feed has the same size and root.
     pub(super) async fn equal(&self) -> Result<(), Failure> {
         self.until("all feeds are equal everywhere", async || {
-            let feeds: Vec<Vec<String>> = self.statuses().await?.iter().map(|said| roots(said.first())).collect();
+            let feeds: Vec<Vec<String>> = self.statuses().await?.iter().map(|output| roots(output.first())).collect();
             Ok(feeds.first().is_some_and(|first| first.len() == MEMBERS.len())
                 && feeds.iter().all(|one| *one == feeds[0]))
         })
@@ -190,11 +199,11 @@ impl Exchange {
         let start = Instant::now();
         while !come_true().await? {
             self.alive()?;
-            if start.elapsed() > PATIENCE {
-                let cause = format!("it did not come true within {} s that {what}", PATIENCE.as_secs());
+            if start.elapsed() > WAIT_TIMEOUT {
+                let cause = format!("it did not come true within {} s that {what}", WAIT_TIMEOUT.as_secs());
                 return Err(Failure::new("demo").cause(cause));
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok(())
     }
@@ -261,10 +270,10 @@ fn free_ports(chosen: Option<u16>) -> Result<u16, Failure> {
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     let all_free = |base: u16| base.checked_add(PORTS - 1).is_some() && (0..PORTS).all(|n| free(base + n));
     if let Some(base) = chosen {
-        let taken = (0..PORTS).filter_map(|n| base.checked_add(n)).find(|port| !free(*port));
-        let port = taken.unwrap_or(base);
-        let refused = || Failure::usage("demo-ports").with("port", &port.to_string()).with("base", &base.to_string());
-        return all_free(base).then_some(base).ok_or_else(refused);
+        let port_in_use = (0..PORTS).filter_map(|n| base.checked_add(n)).find(|port| !free(*port));
+        let port = port_in_use.unwrap_or(base);
+        let failure = || Failure::usage("demo-ports").with("port", &port.to_string()).with("base", &base.to_string());
+        return all_free(base).then_some(base).ok_or_else(failure);
     }
     let bases = 20_000..30_000_u16;
     let steps = bases.len() / 16;
@@ -282,9 +291,9 @@ mod tests {
     use crate::cli::Exit;
 
     #[test]
-    fn a_taken_port_is_named() {
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = taken.local_addr().unwrap().port();
+    fn port_in_use_is_reported() {
+        let port_in_use = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = port_in_use.local_addr().unwrap().port();
         let failure = free_ports(Some(port)).unwrap_err();
         assert_eq!((failure.id(), failure.exit_code()), ("demo-ports", Exit::Usage));
         assert_eq!(free_ports(Some(u16::MAX)).unwrap_err().id(), "demo-ports");

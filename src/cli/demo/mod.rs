@@ -1,10 +1,10 @@
 //! `barid demo`: a throwaway exchange of four node processes on this machine, and a story told with the ordinary commands.
 //!
 //! In scope: the order of the story, its words, stopping and cleaning up. Out of scope: doing anything that a member's people could
-//! not do: every step is this same program with a client's certificate (`exchange`), and each step checks what it claims (`story`).
+//! not do: every step is this same program with a client's certificate (`exchange`), and each step checks what it claims (`scenario`).
 
 mod exchange;
-mod story;
+mod scenario;
 
 use std::time::Instant;
 
@@ -13,8 +13,8 @@ use owo_colors::Style;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::args::quoted;
-use super::{Context, Exit, Failure, say};
+use super::args::shell_quoted;
+use super::{Context, Exit, Failure, localize};
 use exchange::Exchange;
 
 /// How to show it.
@@ -35,44 +35,49 @@ pub(super) async fn run(context: &Context, args: &DemoArgs) -> Result<Exit, Fail
     let mut interrupted = signal(SignalKind::interrupt()).map_err(internal)?;
     let mut terminated = signal(SignalKind::terminate()).map_err(internal)?;
     let exchange = Exchange::make(args.base_port)?;
-    let teller = Teller { context, begun: Instant::now() };
-    let mut story_told = false;
+    let printer = StepPrinter { context, begun: Instant::now() };
+    let mut completed = false;
     let result = tokio::select! {
-        result = tell(&teller, &exchange, args.keep, &mut story_told) => result,
+        result = run_scenario(&printer, &exchange, args.keep, &mut completed) => result,
         _ = interrupted.recv() => Err(Failure::new("demo-stopped")),
         _ = terminated.recv() => Err(Failure::new("demo-stopped")),
     };
     exchange.end().await;
     match result {
-        Err(failure) if story_told && failure.id() == "demo-stopped" => {
-            teller.line("demo-ended", &context.messages.text("demo-ended"))?;
+        Err(failure) if completed && failure.id() == "demo-stopped" => {
+            printer.line("demo-ended", &context.messages.text("demo-ended"))?;
             Ok(Exit::Ok)
         }
         other => other.map(|()| Exit::Ok),
     }
 }
 
-async fn tell(teller: &Teller<'_>, exchange: &Exchange, keep: bool, told: &mut bool) -> Result<(), Failure> {
-    story::tell(teller, exchange).await?;
-    *told = true;
-    let seconds = teller.seconds();
-    let held = say!(teller.context.messages, "demo-held", seconds = &seconds);
-    teller.line("", "")?;
-    teller.line("demo-held", &teller.context.output.paint(&held, Style::new().green().bold()))?;
+async fn run_scenario(
+    printer: &StepPrinter<'_>,
+    exchange: &Exchange,
+    keep: bool,
+    completed: &mut bool,
+) -> Result<(), Failure> {
+    scenario::run(printer, exchange).await?;
+    *completed = true;
+    let seconds = printer.seconds();
+    let passed = localize!(printer.context.messages, "demo-passed", seconds = &seconds);
+    printer.line("", "")?;
+    printer.line("demo-passed", &printer.context.output.paint(&passed, Style::new().green().bold()))?;
     if keep {
-        teller.keep(exchange)?;
+        printer.keep(exchange)?;
         return Err(exchange.first_to_end().await);
     }
     Ok(())
 }
 
 /// Writes the story down as it happens.
-struct Teller<'a> {
+struct StepPrinter<'a> {
     context: &'a Context,
     begun: Instant,
 }
 
-impl Teller<'_> {
+impl StepPrinter<'_> {
     /// Since the beginning: `3.2`.
     fn seconds(&self) -> String {
         format!("{:.1}", self.begun.elapsed().as_secs_f32())
@@ -89,12 +94,12 @@ impl Teller<'_> {
     }
 
     /// Something that was checked and held.
-    fn held(&self, id: &str, text: &str) -> Result<(), Failure> {
-        let mark = self.context.output.paint("✓", Style::new().green().bold());
+    fn passed(&self, id: &str, text: &str) -> Result<(), Failure> {
+        let symbol = self.context.output.paint("✓", Style::new().green().bold());
         if self.context.output.is_json() {
             self.line(id, text)
         } else {
-            self.line(id, &format!("         {mark} {text}"))
+            self.line(id, &format!("         {symbol} {text}"))
         }
     }
 
@@ -114,16 +119,17 @@ impl Teller<'_> {
         self.line("", "")?;
         self.line("demo-keep", &messages.text("demo-keep"))?;
         let draft = exchange.path("stolen-passport.fr.json");
-        for (id, member, client, words) in [
+        for (id, member, client, command) in [
             ("demo-keep-watch", "tn", "police-hq", "watch --topic 'security.>'".to_owned()),
-            ("demo-keep-publish", "ne", "police-hq", format!("publish {} --wait-for 3", quoted(&draft))),
+            ("demo-keep-publish", "ne", "police-hq", format!("publish {} --wait-for 3", shell_quoted(&draft))),
             ("demo-keep-status", "ma", "operator", "status".to_owned()),
         ] {
-            let (program, profile) = (quoted(&exchange.program()), quoted(&exchange.profile(member, client)));
+            let (program, profile) =
+                (shell_quoted(&exchange.program()), shell_quoted(&exchange.profile(member, client)));
             self.line(id, &format!("  {}", messages.text(id)))?;
-            self.line(id, &format!("    {program} --profile {profile} {words}"))?;
+            self.line(id, &format!("    {program} --profile {profile} {command}"))?;
         }
         let logs = exchange.path("*/node.log");
-        self.line("demo-keep-logs", &format!("  {}", say!(messages, "demo-keep-logs", path = &logs)))
+        self.line("demo-keep-logs", &format!("  {}", localize!(messages, "demo-keep-logs", path = &logs)))
     }
 }

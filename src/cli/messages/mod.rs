@@ -10,7 +10,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use barid_core::names::changes_direction;
+use barid_core::ids::is_bidi_control;
 use fluent_bundle::concurrent::FluentBundle;
 use fluent_bundle::{FluentArgs, FluentResource, FluentValue};
 use unic_langid::LanguageIdentifier;
@@ -109,7 +109,7 @@ impl Messages {
         self.find(id, None).unwrap_or_else(|| id.to_owned())
     }
 
-    /// The message `id` with values; the id itself if there is no such message. Best called through [`say!`](crate::cli::say).
+    /// The message `id` with values; the id itself if there is no such message. Best called through [`localize!`](crate::cli::localize).
     #[must_use]
     pub fn with(&self, id: &str, args: &FluentArgs<'_>) -> String {
         self.find(id, Some(args)).unwrap_or_else(|| id.to_owned())
@@ -130,10 +130,10 @@ impl Messages {
 
     /// A word of a vocabulary (`severity`, `urgency`, ...) in this language; the word itself, cleaned, if the catalogue lacks it.
     #[must_use]
-    pub fn word(&self, vocabulary: &str, word: &str) -> String {
-        let known = word.bytes().all(|b| b.is_ascii_alphanumeric() || b" -_".contains(&b));
-        let id = format!("{vocabulary}-{}", word.to_ascii_lowercase().replace([' ', '_'], "-"));
-        known.then(|| self.find(&id, None)).flatten().unwrap_or_else(|| self.value(word))
+    pub fn term(&self, vocabulary: &str, term: &str) -> String {
+        let known = term.bytes().all(|b| b.is_ascii_alphanumeric() || b" -_".contains(&b));
+        let id = format!("{vocabulary}-{}", term.to_ascii_lowercase().replace([' ', '_'], "-"));
+        known.then(|| self.find(&id, None)).flatten().unwrap_or_else(|| self.value(term))
     }
 
     /// A value from outside to stand in a line by itself: cleaned, and isolated where the language is written from right to left.
@@ -175,7 +175,7 @@ pub fn clean(text: &str) -> String {
         .filter(|c| !matches!(*c, FSI | PDI))
         .map(|c| match c {
             '\n' | '\r' | '\t' => ' ',
-            c if c.is_control() || changes_direction(c) => '\u{FFFD}',
+            c if c.is_control() || is_bidi_control(c) => '\u{FFFD}',
             c => c,
         })
         .collect()
@@ -216,9 +216,9 @@ macro_rules! number_args {
 }
 number_args!(u8, u32, u64, usize, i64);
 
-/// `say!(messages, "id", name = value, ...)`: the message `id` with values, cleaned.
+/// `localize!(messages, "id", name = value, ...)`: the message `id` with values, cleaned.
 #[macro_export]
-macro_rules! say {
+macro_rules! localize {
     ($messages:expr, $id:expr $(, $name:ident = $value:expr)* $(,)?) => {{
         #[allow(unused_mut)]
         let mut args = ::fluent_bundle::FluentArgs::new();
@@ -226,7 +226,7 @@ macro_rules! say {
         $messages.with($id, &args)
     }};
 }
-pub use say;
+pub use localize;
 
 #[cfg(test)]
 mod tests {
@@ -265,23 +265,23 @@ mod tests {
     }
 
     #[test]
-    fn every_language_has_every_message_with_the_same_values() {
+    fn catalogues_have_same_ids_and_variables() {
         let english = keys(Lang::En);
         assert!(english.len() > 100);
         for lang in [Lang::Fr, Lang::Ar] {
-            let spoken = |(id, _): &(&String, &BTreeSet<String>)| !id.starts_with("help");
+            let required = |(id, _): &(&String, &BTreeSet<String>)| !id.starts_with("help");
             let other = keys(lang);
             for (id, values) in &english {
                 assert_eq!(Some(values), other.get(id), "{lang:?}: {id}");
             }
-            for (id, _) in other.iter().filter(spoken) {
+            for (id, _) in other.iter().filter(required) {
                 assert!(english.contains_key(id), "{lang:?} has {id}, English has not");
             }
         }
     }
 
     #[test]
-    fn every_catalogue_parses_and_every_message_formats() {
+    fn every_catalogue_parses_and_formats() {
         for lang in Lang::ALL {
             FluentResource::try_new(lang.source().to_owned()).map_err(|(_, errors)| errors).unwrap();
             let messages = Messages::new(lang);
@@ -307,29 +307,31 @@ mod tests {
     }
 
     #[test]
-    fn arabic_isolates_what_it_inserts_and_others_do_not() {
-        let arabic = say!(Messages::new(Lang::Ar), "published-place", feed = "ma.rabat.example/feed/1", place = 7_u64);
+    fn only_arabic_isolates_inserted_values() {
+        let arabic =
+            localize!(Messages::new(Lang::Ar), "published-place", feed = "ma.rabat.example/feed/1", place = 7_u64);
         assert!(arabic.contains(&format!("{FSI}ma.rabat.example/feed/1{PDI}")), "{arabic}");
         assert!(arabic.contains(&format!("{FSI}7{PDI}")), "{arabic}");
         for lang in [Lang::Fr, Lang::En] {
-            let text = say!(Messages::new(lang), "published-place", feed = "ma.rabat.example/feed/1", place = 7_u64);
+            let text =
+                localize!(Messages::new(lang), "published-place", feed = "ma.rabat.example/feed/1", place = 7_u64);
             assert!(!text.contains([FSI, PDI]), "{text}");
             assert!(text.contains("ma.rabat.example/feed/1"));
         }
     }
 
     #[test]
-    fn a_value_cannot_leave_its_place() {
+    fn inserted_value_cannot_break_line_or_isolate() {
         let hostile = "a\u{1b}[2J\u{202e}b\u{2069}c\nd\u{9b}e";
         let messages = Messages::new(Lang::Ar);
-        let text = say!(messages, "published-place", feed = hostile, place = 1_u64);
+        let text = localize!(messages, "published-place", feed = hostile, place = 1_u64);
         assert!(!text.contains(['\u{1b}', '\u{202e}', '\n', '\u{9b}']), "{text:?}");
         assert_eq!(text.matches(FSI).count(), text.matches(PDI).count());
         assert_eq!(clean("نص عربي"), "نص عربي");
     }
 
     #[test]
-    fn a_language_is_chosen_from_the_first_that_names_one() {
+    fn first_known_locale_is_chosen() {
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(Lang::choose([None, some("fr_NE.UTF-8"), some("en")]), Lang::Fr);
         assert_eq!(Lang::choose([some("C"), some("ar_MA")]), Lang::Ar);
@@ -338,11 +340,11 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_word_is_shown_as_it_came() {
+    fn unknown_term_is_printed_verbatim() {
         let messages = Messages::new(Lang::Fr);
-        assert_eq!(messages.word("severity", "Severe"), "grave");
-        assert_eq!(messages.word("severity", "Cosmic"), "Cosmic");
-        assert_eq!(messages.word("severity", "\u{1b}x"), "\u{FFFD}x");
+        assert_eq!(messages.term("severity", "Severe"), "grave");
+        assert_eq!(messages.term("severity", "Cosmic"), "Cosmic");
+        assert_eq!(messages.term("severity", "\u{1b}x"), "\u{FFFD}x");
         assert_eq!(clean(&format!("{FSI}tn{PDI} \u{202e}x")), "tn \u{FFFD}x", "isolates of ours leave no mark");
     }
 }

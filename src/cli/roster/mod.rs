@@ -112,7 +112,7 @@ fn signer_json(signer: &Signer) -> Value {
 fn signer_lines(context: &Context, signers: &[Signer]) -> Vec<String> {
     let (messages, output) = (&context.messages, &context.output);
     let line = |signer: &Signer| {
-        let (mark, style, words) = match (signer.valid, signer.own, signer.before) {
+        let (symbol, style, text_id) = match (signer.valid, signer.own, signer.before) {
             (Some(true), true, true) => ("✓", Style::new().green(), "signer-both"),
             (Some(true), true, false) => ("✓", Style::new().green(), "signer-own"),
             (Some(true), false, _) => ("✓", Style::new().green(), "signer-before"),
@@ -120,7 +120,7 @@ fn signer_lines(context: &Context, signers: &[Signer]) -> Vec<String> {
             (None, ..) => ("?", Style::new().yellow(), "signer-unknown"),
         };
         let key = messages.value(&format!("{}+{}", signer.name, hex::encode(signer.id)));
-        format!("  {} {key} – {}", output.paint(mark, style), messages.text(words))
+        format!("  {} {key} – {}", output.paint(symbol, style), messages.text(text_id))
     };
     signers.iter().map(line).collect()
 }

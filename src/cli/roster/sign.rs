@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{read, read_file, signer_json, signer_lines};
 use crate::cli::cert_check::judge_authority;
 use crate::cli::failure::Field;
-use crate::cli::{Context, Exit, Failure, say};
+use crate::cli::{Context, Exit, Failure, localize};
 use crate::clock;
 use crate::files::{self, Guard};
 
@@ -54,12 +54,12 @@ pub(super) fn run(context: &Context, args: &SignArgs) -> Result<Exit, Failure> {
     for path in &args.key {
         draft
             .sign(&signing_key(path)?, before.as_ref(), i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX))
-            .map_err(|error| refused(args, &error))?;
+            .map_err(|error| sign_failure(args, &error))?;
     }
     // Nothing is written yet.
     let unfit = unfit_authorities(draft.roster(), before.as_ref());
     if !unfit.is_empty() {
-        return Err(refused(args, &SignError::Authorities(unfit)));
+        return Err(sign_failure(args, &SignError::Authorities(unfit)));
     }
     let bytes = draft.note().to_bytes();
     let Some(path) = path else {
@@ -116,15 +116,15 @@ fn unfit_authorities(roster: &Roster, before: Option<&Roster>) -> Vec<UnfitAutho
     roster.new_authorities(before).filter_map(unfit).collect()
 }
 
-fn refused(args: &SignArgs, error: &SignError) -> Failure {
+fn sign_failure(args: &SignArgs, error: &SignError) -> Failure {
     let id = match error {
-        SignError::NotGovernor(_) if args.trust.is_none() => "roster-stranger",
+        SignError::NotGovernor(_) if args.trust.is_none() => "roster-unknown-signer",
         _ => "roster-not-signed",
     };
     let failure = Failure::new(id).path(&args.draft);
     match error {
         SignError::Authorities(unfit) => {
-            failure.told_as("roster-authorities").fields(unfit.iter().map(field).collect())
+            failure.with_id("roster-authorities").fields(unfit.iter().map(field).collect())
         }
         _ => failure.because(error),
     }
@@ -171,9 +171,10 @@ fn object(path: &Path, draft: &Draft, before: Option<&Roster>) -> Value {
 fn lines(context: &Context, path: &Path, draft: &Draft, before: Option<&Roster>) -> Vec<String> {
     let messages = &context.messages;
     let path = path.display().to_string();
-    let of =
-        |by: &Roster| say!(messages, "roster-count", nFound = by.approvals(draft.note()), nNeeded = by.threshold());
-    let mut lines = vec![say!(messages, "roster-signed", path = &path, nVersion = draft.roster().version())];
+    let of = |by: &Roster| {
+        localize!(messages, "roster-count", nFound = by.approvals(draft.note()), nNeeded = by.threshold())
+    };
+    let mut lines = vec![localize!(messages, "roster-signed", path = &path, nVersion = draft.roster().version())];
     lines.extend(context.output.block(&[
         (messages.text("label-text-hash"), messages.value(&draft.roster().text_hash().to_string())),
         (messages.text("label-own-governors"), of(draft.roster())),
@@ -184,6 +185,6 @@ fn lines(context: &Context, path: &Path, draft: &Draft, before: Option<&Roster>)
         lines.push(messages.text("roster-signed-alone"));
     }
     let id = if complete(draft, before) { "roster-signed-complete" } else { "roster-signed-more" };
-    lines.push(say!(messages, id, path = &path));
+    lines.push(localize!(messages, id, path = &path));
     lines
 }

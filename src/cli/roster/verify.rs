@@ -8,7 +8,7 @@ use owo_colors::Style;
 use serde_json::{Value, json};
 
 use super::{of_profile, read_file, signer_json, signer_lines};
-use crate::cli::{Context, Exit, Failure, say};
+use crate::cli::{Context, Exit, Failure, localize};
 
 /// Which roster, and what is believed.
 #[derive(Debug, Args)]
@@ -39,7 +39,7 @@ enum Outcome {
 }
 
 impl Outcome {
-    fn word(&self) -> &'static str {
+    fn as_str(&self) -> &'static str {
         match self {
             Self::Same => "same",
             Self::Follows => "follows",
@@ -162,7 +162,7 @@ fn against(chain: &mut RosterChain, note: &[u8], trusted: Option<u64>) -> Outcom
 fn object(finding: &Finding) -> Value {
     let count = |by: &Roster, draft: &Draft| json!({"found": by.approvals(draft.note()), "needed": by.threshold()});
     let mut object = json!({
-        "result": finding.outcome.word(),
+        "result": finding.outcome.as_str(),
         "exit": finding.outcome.exit() as u8,
         "reason": finding.outcome.why(),
         "trustedVersion": finding.trusted,
@@ -188,15 +188,16 @@ fn lines(context: &Context, finding: &Finding) -> Vec<String> {
     };
     let version = finding.draft.as_ref().map_or(0, |draft| draft.roster().version());
     let trusted = finding.trusted.unwrap_or(0);
-    let id = format!("roster-{}", finding.outcome.word());
-    let mut lines = vec![output.paint(&say!(messages, &id, nVersion = version, nTrusted = trusted), style)];
+    let id = format!("roster-{}", finding.outcome.as_str());
+    let mut lines = vec![output.paint(&localize!(messages, &id, nVersion = version, nTrusted = trusted), style)];
     if let Some(why) = finding.outcome.why() {
         lines.push(format!("  {} {}", messages.text("failure-why"), messages.value(why)));
     }
     let Some(draft) = &finding.draft else { return lines };
     let (roster, before) = (draft.roster(), finding.before.as_ref());
-    let of =
-        |by: &Roster| say!(messages, "roster-count", nFound = by.approvals(draft.note()), nNeeded = by.threshold());
+    let of = |by: &Roster| {
+        localize!(messages, "roster-count", nFound = by.approvals(draft.note()), nNeeded = by.threshold())
+    };
     lines.extend(output.block(&[
         (messages.text("label-text-hash"), messages.value(&roster.text_hash().to_string())),
         (messages.text("label-own-governors"), of(roster)),

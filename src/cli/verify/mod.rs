@@ -3,11 +3,11 @@
 //! In scope: reading the file and the roster that is trusted, the verdict as an exit code, as text for a court and as JSON. Out of
 //! scope: the judgement itself (`core::evidence`).
 
+mod equivocation;
 mod faults;
-mod histories;
+mod report;
 #[cfg(test)]
 mod tests;
-mod words;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use std::str::FromStr;
 
 use barid_core::bulletin::times::Time;
 use barid_core::evidence::{EvidenceParts, Outcome, Report, Verdict, verify};
-use barid_core::follow::{EQUIVOCATION_HEADING, TWO_ENTRIES_HEADING};
+use barid_core::follow::{ENTRY_EQUIVOCATION_HEADING, EQUIVOCATION_HEADING};
+use barid_core::ids::Member;
 use barid_core::json::{Note, UNREPRESENTABLE};
 use barid_core::limits::{EVIDENCE_BYTES_MAX, ROSTER_BYTES_MAX};
-use barid_core::names::Member;
 use barid_core::proto;
 use barid_core::roster::{Roster, RosterChain};
 use bytes::Bytes;
@@ -63,10 +63,10 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<Exit, Failure>
     let trusted = trusted(&path)?;
     let file = read(&args.file, EVIDENCE_BYTES_MAX)?;
     if file.starts_with(EQUIVOCATION_HEADING.as_bytes()) {
-        return histories::judge(context, &file, &trusted);
+        return equivocation::verify_checkpoints(context, &file, &trusted);
     }
-    if file.starts_with(TWO_ENTRIES_HEADING.as_bytes()) {
-        return histories::judge_entries(context, &file, &trusted);
+    if file.starts_with(ENTRY_EQUIVOCATION_HEADING.as_bytes()) {
+        return equivocation::verify_entries(context, &file, &trusted);
     }
     let verdict = verify(&file, &trusted);
     let delivery = verdict.report.as_ref().map(|report| delivery(&file, report)).unwrap_or_default();
@@ -74,9 +74,9 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<Exit, Failure>
     if context.output.is_json() {
         context.output.json(&judged.json())?;
     } else {
-        let own = judged.verdict.report.as_ref().map_or_else(nobody, |report| report.member.clone());
+        let own = judged.verdict.report.as_ref().map_or_else(unknown_member, |report| report.member.clone());
         let render = Render::new(context, Directory::with_roster(own, judged.trusted.clone()));
-        context.output.lines(words::lines(context, &render, &judged))?;
+        context.output.lines(report::lines(context, &render, &judged))?;
     }
     Ok(match judged.verdict.outcome {
         Outcome::Witnessed => Exit::Ok,
@@ -121,7 +121,7 @@ fn delivery(file: &[u8], report: &Report) -> proto::Delivery {
 }
 
 /// Stands where no member is known.
-fn nobody() -> Member {
+fn unknown_member() -> Member {
     Member::from_str("x-unknown").expect("a member code")
 }
 
@@ -130,7 +130,7 @@ impl Judged {
     fn json(&self) -> Value {
         let outcome = &self.verdict.outcome;
         let mut object = json!({
-            "result": outcome.word(),
+            "result": outcome.as_str(),
             "exit": self.verdict.exit_code(),
             "trusted": {"roster": self.path, "version": self.trusted.version()},
         });
@@ -146,7 +146,7 @@ impl Judged {
         // A key can sign any number of seconds: what is no time of the years 1 to 9999 is left out, and named.
         let mut notes = Vec::new();
         let mut at = |time: u64, field: String| {
-            let at = words::timestamp(time);
+            let at = report::timestamp(time);
             let text = Time::from_proto(&at).map(|time| time.to_string());
             if text.is_none() {
                 notes.push(note(&Note { note: UNREPRESENTABLE, field, raw: format!("{time} s") }));
@@ -169,7 +169,7 @@ impl Judged {
             let at = at(one.time, format!("custody[{n}].at"));
             custody.push(json!({"member": one.member.as_str(), "at": at, "keyValid": one.valid}));
         }
-        let told = json!({
+        let report_fields = json!({
             "member": report.member.as_str(),
             "id": report.id.to_string(),
             "issuer": report.issuer,
@@ -188,8 +188,8 @@ impl Judged {
             "rosterVersion": report.roster_version,
             "rostersTied": report.rosters_tied,
         });
-        if let Value::Object(told) = told {
-            fields.extend(told);
+        if let Value::Object(report_fields) = report_fields {
+            fields.extend(report_fields);
         }
         if let Value::Object(mut reading) = Reading::new(&self.delivery).json() {
             if let Some(Value::Array(more)) = reading.remove("notes") {

@@ -34,12 +34,12 @@ pub(super) struct Progress {
     /// Offsets that were named as damaged, in this history.
     damaged: BTreeSet<u64>,
     /// Bulletins shown in this run.
-    pub(super) shown: u64,
+    pub(super) printed: u64,
     /// Bulletins shown since it was last kept.
-    pub(super) unkept: u32,
+    pub(super) uncommitted: u32,
     file: Option<ProgressFile>,
     /// The cursor that was kept last.
-    kept: Option<Bytes>,
+    saved: Option<Bytes>,
 }
 
 #[derive(Debug)]
@@ -51,7 +51,7 @@ struct ProgressFile {
 /// What stands in the file.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Text {
+struct SavedProgress {
     format: u32,
     cursor: String,
     /// Encoded.
@@ -77,7 +77,7 @@ impl Progress {
         if text.len() as u64 > FILE_BYTES_MAX {
             return Err(unusable("it is larger than any that was written"));
         }
-        let read: Text = serde_json::from_str(&text).map_err(|error| unusable(&error.to_string()))?;
+        let read: SavedProgress = serde_json::from_str(&text).map_err(|error| unusable(&error.to_string()))?;
         let cursor = parse_cursor(&read.cursor);
         let (Some(cursor), FORMAT, true) = (cursor, read.format, read.seen.is_well_formed()) else {
             return Err(unusable("it was not written by this version"));
@@ -85,14 +85,14 @@ impl Progress {
         if read.filter != cursor_text(&filter.encode_to_vec()) {
             return Err(Failure::usage("cursor-file-filter").path(path));
         }
-        Ok(Self { kept: Some(cursor.clone()), cursor: Some(cursor), seen: read.seen, file, ..Self::default() })
+        Ok(Self { saved: Some(cursor.clone()), cursor: Some(cursor), seen: read.seen, file, ..Self::default() })
     }
 
     /// Whether a bulletin is to be shown: it was not before.
     pub(super) fn is_new(&mut self, delivery: &proto::Delivery) -> bool {
         let new = self.seen.insert(&delivery.feed, delivery.index, &delivery.digest);
-        self.shown += u64::from(new);
-        self.unkept += u32::from(new);
+        self.printed += u64::from(new);
+        self.uncommitted += u32::from(new);
         new
     }
 
@@ -101,7 +101,7 @@ impl Progress {
         while self.damaged.len() >= DAMAGED_MAX {
             self.damaged.pop_first();
         }
-        self.damaged.insert(damaged.arrival)
+        self.damaged.insert(damaged.offset)
     }
 
     /// The history is another one: offsets mean nothing any more, feeds and indexes do.
@@ -110,8 +110,8 @@ impl Progress {
     }
 
     /// Whether nothing has come since it was kept.
-    pub(super) fn is_kept(&self) -> bool {
-        self.cursor == self.kept
+    pub(super) fn is_saved(&self) -> bool {
+        self.cursor == self.saved
     }
 
     /// Replaces the file, if there is one.
@@ -119,9 +119,9 @@ impl Progress {
     /// # Errors
     /// If it cannot be written.
     pub(super) fn save(&mut self) -> Result<(), Failure> {
-        self.kept.clone_from(&self.cursor);
+        self.saved.clone_from(&self.cursor);
         let (Some(ProgressFile { path, filter }), Some(cursor)) = (&self.file, &self.cursor) else { return Ok(()) };
-        let text = Text {
+        let text = SavedProgress {
             format: FORMAT,
             cursor: cursor_text(cursor),
             filter: cursor_text(&filter.encode_to_vec()),
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_gone_on_from_and_one_of_another_filter_or_form_is_refused() {
+    fn cursor_file_is_resumed_and_other_filter_or_format_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("cursor.json");
         let filter = proto::Filter { topics: vec!["customs.>".into()], ..proto::Filter::default() };
@@ -181,7 +181,7 @@ mod tests {
         let mut again = Progress::open(&path, &filter).unwrap();
         assert_eq!(again.cursor, progress.cursor);
         assert!(!again.is_new(&delivery(3)) && again.is_new(&delivery(4)));
-        assert_eq!((again.shown, again.unkept), (1, 1));
+        assert_eq!((again.printed, again.uncommitted), (1, 1));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
 
         assert_eq!(Progress::open(&path, &proto::Filter::default()).unwrap_err().id(), "cursor-file-filter");

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_is_new_once_in_whatever_order_it_comes() {
+    fn entry_is_new_once_in_any_order() {
         let (mut seen, mut model) = (Seen::default(), BTreeSet::new());
         let mut random = 7_u64;
         for _ in 0..5_000 {
@@ -119,14 +119,14 @@ mod tests {
     }
 
     #[test]
-    fn another_entry_at_the_place_of_one_that_was_seen_is_new() {
+    fn other_entry_at_seen_index_is_new() {
         let mut seen = Seen::default();
         assert!(seen.insert("tn", 4, &[1]) && !seen.insert("tn", 4, &[1]));
         assert!(seen.insert("tn", 4, &[2]) && !seen.insert("tn", 4, &[2]));
     }
 
     #[test]
-    fn memory_is_bounded_and_what_is_forgotten_is_shown_again() {
+    fn seen_set_is_bounded_and_evicted_entry_is_new() {
         let mut seen = Seen::default();
         for index in 0..=RANGES_MAX as u64 {
             assert!(seen.insert("tn", 2 * index, &[]));
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_cannot_be_are_not_taken() {
+    fn invalid_ranges_are_rejected() {
         for text in ["{\"tn\":{\"5\":5}}", "{\"tn\":{\"0\":4,\"4\":6}}", "{\"tn\":{\"0\":4,\"2\":6}}"] {
             assert!(!serde_json::from_str::<Seen>(text).unwrap().is_well_formed(), "{text}");
         }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use barid_core::names::{ExchangeName, Hash, Member};
+use barid_core::ids::{ExchangeName, Hash, Member};
 
 use super::record::Salt;
 
@@ -192,7 +192,7 @@ impl Preparer {
         let (orders, todo) = sync_channel::<(u64, u64)>(1);
         let (done, ready) = sync_channel(1);
         let thread = thread::Builder::new().name("log-prepare".into()).spawn(move || {
-            crate::background::give_way();
+            crate::low_priority::lower_priority();
             for (len, reserve_bytes) in todo {
                 if done.send(prepare(&dir, len, reserve_bytes).map(|file| (file, len))).is_err() {
                     break;
@@ -212,7 +212,12 @@ impl Preparer {
     }
 
     /// Waits for a segment of at least `len` bytes; it is `nominal` bytes long if it was not ordered before.
-    pub(in crate::store) fn take(&mut self, len: u64, nominal: u64, reserve_bytes: u64) -> io::Result<(File, u64)> {
+    pub(in crate::store) fn wait_ready(
+        &mut self,
+        len: u64,
+        nominal: u64,
+        reserve_bytes: u64,
+    ) -> io::Result<(File, u64)> {
         // What was ordered earlier may have failed for a reason that has passed, or be too short for this record.
         let mut early = self.ordered;
         loop {

@@ -57,12 +57,12 @@ impl Alarms {
     }
 
     /// Clears the alarms that this holds for: their causes are over.
-    pub fn clear(&self, over: impl Fn(&Alarm) -> bool) {
-        self.remove(|active| over(&active.alarm));
+    pub fn clear(&self, is_cleared: impl Fn(&Alarm) -> bool) {
+        self.remove(|active| is_cleared(&active.alarm));
     }
 
     /// Of the alarms whose causes are looked at again and again these are active, and no others.
-    pub fn settle(&self, watched: Vec<Alarm>) {
+    pub fn sync_watched(&self, watched: Vec<Alarm>) {
         let keys: Vec<Key> = watched.iter().map(key).collect();
         self.remove(|active| active.alarm.is_watched() && !keys.contains(&key(&active.alarm)));
         for alarm in watched {
@@ -86,7 +86,7 @@ impl Alarms {
             if let Some(active) = active.get_mut(&key(&alarm)) {
                 active.count += u64::from(counts);
                 active.until = until;
-                active.alarm = alarm.after(&active.alarm);
+                active.alarm = alarm.merged_with(&active.alarm);
                 return false;
             }
             if active.len() < ACTIVE_MAX {
@@ -99,12 +99,12 @@ impl Alarms {
     }
 
     /// Removes what is over by itself, and what this holds for.
-    fn remove(&self, over: impl Fn(&ActiveAlarm) -> bool) {
+    fn remove(&self, is_cleared: impl Fn(&ActiveAlarm) -> bool) {
         let now = Instant::now();
-        let ends = |active: &ActiveAlarm| active.until.is_some_and(|until| until <= now) || over(active);
-        let gone: Vec<ActiveAlarm> =
-            self.active.lock().extract_if(.., |_, active| ends(active)).map(|(_, active)| active).collect();
-        gone.iter().for_each(|active| record("alarm-cleared", &active.alarm));
+        let is_over = |active: &ActiveAlarm| active.until.is_some_and(|until| until <= now) || is_cleared(active);
+        let cleared: Vec<ActiveAlarm> =
+            self.active.lock().extract_if(.., |_, active| is_over(active)).map(|(_, active)| active).collect();
+        cleared.iter().for_each(|active| record("alarm-cleared", &active.alarm));
     }
 }
 
@@ -126,27 +126,27 @@ impl ActiveAlarm {
 
 fn key(alarm: &Alarm) -> Key {
     let parts = alarm.parts();
-    (parts.code, parts.subject)
+    (parts.code, parts.resource)
 }
 
-fn record(what: &'static str, alarm: &Alarm) {
-    let (reason, subject) = (alarm.reason(), alarm.concerns());
-    let who = alarm.by().map(ToString::to_string).unwrap_or_default();
-    audit(&AuditEvent { what, reason, who: &who, subject: &subject, detail: alarm });
+fn record(event: &'static str, alarm: &Alarm) {
+    let (reason, resource) = (alarm.reason(), alarm.resource());
+    let actor = alarm.by().map(ToString::to_string).unwrap_or_default();
+    audit(&AuditEvent { event, reason, actor: &actor, resource: &resource, detail: alarm });
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use barid_core::names::FeedId;
+    use barid_core::ids::FeedId;
 
     use super::*;
     use crate::telemetry::alarms::{Severity, examples};
-    use crate::telemetry::heard::Heard;
+    use crate::telemetry::captured::CapturedRecords;
 
     fn entry(index: u64, by: &str) -> Alarm {
         let feed: FeedId = format!("{by}.rabat.example/feed/1").parse().unwrap();
-        Alarm::Entry { what: "undecodable-header", feed, index, by: by.parse().unwrap() }
+        Alarm::Entry { finding: "undecodable-header", feed, index, by: by.parse().unwrap() }
     }
 
     fn fork() -> Alarm {
@@ -154,23 +154,26 @@ mod tests {
     }
 
     #[test]
-    fn whatever_one_member_sends_is_one_alarm_and_displaces_no_other() {
-        let (heard, alarms) = (Heard::listen(), Alarms::default());
+    fn alarms_of_one_member_are_one_and_displace_no_other() {
+        let (captured, alarms) = (CapturedRecords::start(), Alarms::default());
         assert!(alarms.raise(fork()));
         for index in 0..10_000 {
             assert_eq!(alarms.raise_for(entry(index, "ly"), Duration::from_secs(60)), index == 0);
         }
         alarms.raise_for(entry(7, "dz"), Duration::from_secs(60));
-        let shown = alarms.snapshot();
-        assert_eq!((shown.len(), &shown[0].alarm), (3, &fork()));
+        let snapshot_alarms = alarms.snapshot();
+        assert_eq!((snapshot_alarms.len(), &snapshot_alarms[0].alarm), (3, &fork()));
         for (alarm, count) in [(entry(7, "dz"), 1), (entry(9_999, "ly"), 10_000)] {
-            assert!(shown.iter().any(|active| (&active.alarm, active.count) == (&alarm, count)), "{shown:?}");
+            assert!(
+                snapshot_alarms.iter().any(|active| (&active.alarm, active.count) == (&alarm, count)),
+                "{snapshot_alarms:?}"
+            );
         }
-        assert_eq!(heard.take().len(), 3, "one record for each");
+        assert_eq!(captured.take().len(), 3, "one record for each");
     }
 
     #[test]
-    fn the_most_severe_come_first_whatever_came_first() {
+    fn snapshot_is_sorted_by_severity() {
         let alarms = Alarms::default();
         let mut all = examples();
         all.reverse();
@@ -181,8 +184,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_happened_is_over_once_it_has_not_happened_for_long() {
-        let (heard, alarms) = (Heard::listen(), Alarms::default());
+    async fn transient_alarm_is_cleared_after_its_quiet_time() {
+        let (captured, alarms) = (CapturedRecords::start(), Alarms::default());
         alarms.raise_for(entry(1, "ly"), Duration::from_secs(60));
         tokio::time::advance(Duration::from_secs(59)).await;
         alarms.raise_for(entry(2, "ly"), Duration::from_secs(60));
@@ -192,25 +195,29 @@ mod tests {
         assert!(alarms.snapshot().is_empty());
         let feed = "ly ly.rabat.example/feed/1";
         let expected = ["alarm", "alarm-cleared"].iter().zip([1, 2]);
-        let expected: Vec<String> = expected.map(|(what, n)| format!("{what} undecodable-header {feed} {n}")).collect();
-        assert_eq!(heard.take(), expected);
+        let expected: Vec<String> =
+            expected.map(|(event, n)| format!("{event} undecodable-header {feed} {n}")).collect();
+        assert_eq!(captured.take(), expected);
     }
 
     #[test]
-    fn watched_alarms_are_active_as_long_as_their_causes_and_the_others_are_left_alone() {
-        let (heard, alarms) = (Heard::listen(), Alarms::default());
+    fn watched_alarms_follow_their_causes_and_others_stay() {
+        let (captured, alarms) = (CapturedRecords::start(), Alarms::default());
         let (disk, clock) =
             (|why: &str| Alarm::DiskFull { why: why.into() }, Alarm::OwnClockBehind { last: "1".into() });
         alarms.raise(fork());
-        alarms.settle(vec![disk("1 MiB"), clock.clone()]);
-        alarms.settle(vec![disk("2 MiB")]);
-        let shown = alarms.snapshot();
-        assert!(shown.iter().any(|active| active.alarm == disk("2 MiB") && active.count == 1), "{shown:?}");
-        assert_eq!(shown.len(), 2, "the clock is right again, and the fork stays: {shown:?}");
-        alarms.settle(Vec::new());
+        alarms.sync_watched(vec![disk("1 MiB"), clock.clone()]);
+        alarms.sync_watched(vec![disk("2 MiB")]);
+        let snapshot_alarms = alarms.snapshot();
+        assert!(
+            snapshot_alarms.iter().any(|active| active.alarm == disk("2 MiB") && active.count == 1),
+            "{snapshot_alarms:?}"
+        );
+        assert_eq!(snapshot_alarms.len(), 2, "the clock is right again, and the fork stays: {snapshot_alarms:?}");
+        alarms.sync_watched(Vec::new());
         alarms.clear(|alarm| matches!(alarm, Alarm::Fork { .. }));
         assert!(alarms.snapshot().is_empty());
-        let records = heard.take();
+        let records = captured.take();
         assert_eq!(records.iter().filter(|record| record.starts_with("alarm ")).count(), 3, "{records:?}");
         assert_eq!(records.iter().filter(|record| record.starts_with("alarm-cleared ")).count(), 3, "{records:?}");
     }

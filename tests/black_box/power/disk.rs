@@ -23,7 +23,7 @@ type Inode = usize;
 enum Effect {
     Write {
         file: Inode,
-        offset: usize,
+        byte_offset: usize,
         bytes: Arc<[u8]>,
     },
     /// The file's length became this.
@@ -120,18 +120,18 @@ impl Recording {
             effects: Vec::new(),
             syncs: Vec::new(),
         };
-        recording.take_in(base, 0);
+        recording.read_tree(base, 0);
         recording
     }
 
-    fn take_in(&mut self, path: &Path, folder: Inode) {
+    fn read_tree(&mut self, path: &Path, folder: Inode) {
         for entry in fs::read_dir(path).unwrap() {
             let path = entry.unwrap().path();
             let inode = self.inodes.len();
             self.inodes.push(path.is_file().then(|| fs::read(&path).unwrap()));
             self.names.insert((folder, path.file_name().unwrap().to_str().unwrap().to_owned()), inode);
             if path.is_dir() {
-                self.take_in(&path, inode);
+                self.read_tree(&path, inode);
             }
         }
     }
@@ -208,7 +208,7 @@ impl Recording {
                 }
             };
             match &logged.effect {
-                Effect::Write { file, offset, bytes } => grow(*file, &|len| len.max(offset + bytes.len())),
+                Effect::Write { file, byte_offset, bytes } => grow(*file, &|len| len.max(byte_offset + bytes.len())),
                 Effect::Length { file, len } => grow(*file, &|_| *len),
                 Effect::Reserve { file, len } => grow(*file, &|before| before.max(*len)),
                 Effect::Link { folder, name, inode } => {
@@ -237,20 +237,20 @@ impl Recording {
         let mut contents: BTreeMap<Inode, Vec<u8>> =
             files.keys().map(|file| (*file, self.inodes[*file].clone().unwrap_or_default())).collect();
         for logged in possible() {
-            let Effect::Write { file, offset, bytes } = &logged.effect else { continue };
+            let Effect::Write { file, byte_offset, bytes } = &logged.effect else { continue };
             let Some(content) = contents.get_mut(file) else { continue };
             let whole = durable(logged) || habits.keeps_write(random);
             if !whole && !habits.tears(random) {
                 continue;
             }
-            if content.len() < offset + bytes.len() {
-                content.resize(offset + bytes.len(), 0);
+            if content.len() < byte_offset + bytes.len() {
+                content.resize(byte_offset + bytes.len(), 0);
             }
             let mut at = 0;
             while at < bytes.len() {
-                let len = (SECTOR - (offset + at) % SECTOR).min(bytes.len() - at);
+                let len = (SECTOR - (byte_offset + at) % SECTOR).min(bytes.len() - at);
                 if whole || habits.keeps_sector(random) {
-                    content[offset + at..offset + at + len].copy_from_slice(&bytes[at..at + len]);
+                    content[byte_offset + at..byte_offset + at + len].copy_from_slice(&bytes[at..at + len]);
                 }
                 at += len;
             }
@@ -401,19 +401,19 @@ impl Live<'_> {
         self.recording.effects.len() - 1
     }
 
-    fn write(&mut self, call: &Call, offset: usize) -> Option<Effect> {
+    fn write(&mut self, call: &Call, byte_offset: usize) -> Option<Effect> {
         let file = *self.descriptors.get(&call.number(0))?;
-        Some(Effect::Write { file, offset, bytes: call.bytes(1).into() })
+        Some(Effect::Write { file, byte_offset, bytes: call.bytes(1).into() })
     }
 
     /// A call has ended.
     fn end(&mut self, call: &Call, begun_ns: u64, done_ns: u64, logged: Vec<usize>) {
         for at in logged {
             self.recording.effects[at].done_ns = done_ns;
-            if let Effect::Write { offset, bytes, .. } = &self.recording.effects[at].effect {
+            if let Effect::Write { byte_offset, bytes, .. } = &self.recording.effects[at].effect {
                 let written = usize::try_from(call.returned.unwrap_or(0)).unwrap();
                 assert_eq!(written, bytes.len(), "a write that was cut short is not understood");
-                self.positions.insert(call.number(0), offset + written);
+                self.positions.insert(call.number(0), byte_offset + written);
             }
         }
         let Some(returned) = call.returned else { return };
@@ -470,7 +470,7 @@ impl Live<'_> {
                 }
             }
             "fcntl" => assert!(
-                !call.words(1).starts_with("F_DUPFD") || !self.descriptors.contains_key(&call.number(0)),
+                !call.symbol(1).starts_with("F_DUPFD") || !self.descriptors.contains_key(&call.number(0)),
                 "a second descriptor of a file is not understood"
             ),
             // These change nothing, and make nothing durable.
@@ -493,7 +493,7 @@ impl Live<'_> {
 
     fn open(&mut self, call: &Call, descriptor: i64, effects: &mut Vec<Effect>) {
         self.descriptors.remove(&descriptor);
-        let flags: BTreeSet<&str> = call.words(2).split('|').collect();
+        let flags: BTreeSet<&str> = call.symbol(2).split('|').collect();
         let Some((folder, name)) = self.place(call.args.first(), call.bytes(1)) else {
             if Path::new(std::str::from_utf8(call.bytes(1)).unwrap()) == self.recording.base {
                 self.descriptors.insert(descriptor, 0);

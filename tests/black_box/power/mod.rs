@@ -5,7 +5,7 @@
 //! recorded after a publisher had its receipt cannot be why it was true.
 
 mod disk;
-mod inside;
+mod node_state;
 mod trace;
 
 use std::collections::BTreeMap;
@@ -16,13 +16,13 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use barid_core::names::FeedId;
+use barid_core::ids::FeedId;
 use barid_core::proto;
 
 use self::disk::{Believed, Recording, Synced};
-pub(crate) use self::inside::Inside;
+pub(crate) use self::node_state::NodeState;
 use crate::kill::{Random, random_seed};
-use crate::publishers::{Arrivals, Publisher, draft, history, tree_of};
+use crate::publishers::{DeliveryLog, Publisher, draft, history, tree_of};
 use crate::world::{DEADLINE, World, text, until};
 
 /// Cuts of one test run; `BARID_POWER_CUTS` asks for more.
@@ -45,14 +45,14 @@ struct Recorded {
     world: World,
     disks: BTreeMap<&'static str, Recording>,
     publishers: BTreeMap<&'static str, Arc<Publisher>>,
-    arrivals: BTreeMap<&'static str, Arc<Arrivals>>,
+    delivery_logs: BTreeMap<&'static str, Arc<DeliveryLog>>,
 }
 
 /// Tells the syncs that are left out.
 type IsLeftOut = fn(&Synced<'_>) -> bool;
 
 #[test]
-fn what_was_released_outlives_a_loss_of_power_at_any_instant() {
+fn receipts_survive_power_loss_at_any_instant() {
     if !can_record() {
         println!("SKIPPED: strace cannot be run here, so nothing was tested");
         return;
@@ -112,15 +112,16 @@ impl Recorded {
         for member in FIVE {
             world.run(member);
         }
-        let answers = Arc::new(AtomicUsize::new(0));
+        let responses = Arc::new(AtomicUsize::new(0));
         let publishers: BTreeMap<_, _> = FIVE
             .into_iter()
-            .map(|member| (member, Arc::new(runtime.block_on(async { Publisher::new(&world, member, &answers) }))))
+            .map(|member| (member, Arc::new(runtime.block_on(async { Publisher::new(&world, member, &responses) }))))
             .collect();
-        let arrivals: BTreeMap<_, _> = FIVE.into_iter().map(|member| (member, Arc::new(Arrivals::default()))).collect();
+        let delivery_logs: BTreeMap<_, _> =
+            FIVE.into_iter().map(|member| (member, Arc::new(DeliveryLog::default()))).collect();
         let subscribers: Vec<_> = FIVE
             .into_iter()
-            .map(|member| runtime.spawn(Arc::clone(&arrivals[member]).take(publishers[member].channel.clone())))
+            .map(|member| runtime.spawn(Arc::clone(&delivery_logs[member]).follow(publishers[member].channel.clone())))
             .collect();
         for round in 0..2 {
             let publishing: Vec<_> = publishers
@@ -130,9 +131,9 @@ impl Recorded {
                     runtime.spawn(Arc::clone(publisher).publish(drafts, WINDOW))
                 })
                 .collect();
-            let kept = |member: &str| publishers[member].kept.lock().unwrap().len();
+            let saved = |member: &str| publishers[member].saved.lock().unwrap().len();
             if round == 0 {
-                until("some was published", || kept("ly") > PUBLISHED / 8 && kept("tn") > PUBLISHED / 8);
+                until("some was published", || saved("ly") > PUBLISHED / 8 && saved("tn") > PUBLISHED / 8);
                 world.stop("ly");
                 world.run("ly");
                 world.kill("tn");
@@ -160,7 +161,7 @@ impl Recorded {
         }
         world.record_no_more();
         println!("recorded syncs: {:?}", disks.iter().map(|(member, disk)| (member, disk.syncs())).collect::<Vec<_>>());
-        Self { world, disks, publishers, arrivals }
+        Self { world, disks, publishers, delivery_logs }
     }
 
     /// An instant at which one of these nodes did something to its disk; as likely as not a sync began or ended then.
@@ -177,25 +178,25 @@ impl Recorded {
     /// These nodes lose power just before `cut_ns`. The text says what of that which they had said is not true any more.
     fn cut(&self, members: &[&str], cut_ns: u64, believed: Believed<'_>, random: &mut Random) -> Result<(), String> {
         let place = tempfile::tempdir_in(fast_folder()).unwrap();
-        let mut insides = Vec::new();
+        let mut node_states = Vec::new();
         for member in members {
             let folder = place.path().join(member);
             self.disks[member].build(&folder, cut_ns, believed, random);
             let publisher = &self.publishers[member];
             let named = |what: String| format!("{member}: {what}");
-            let inside = Inside::read(&folder, &self.own(member), &publisher.roster).map_err(named)?;
-            for kept in publisher.kept.lock().unwrap().iter().filter(|kept| kept.came_ns < cut_ns) {
-                inside.honours(kept).map_err(named)?;
+            let node_state = NodeState::read(&folder, &self.own(member), &publisher.roster).map_err(named)?;
+            for saved in publisher.saved.lock().unwrap().iter().filter(|saved| saved.came_ns < cut_ns) {
+                node_state.honors_receipt(saved).map_err(named)?;
             }
-            for (arrival, (feed, index, came_ns)) in self.arrivals[member].0.lock().unwrap().iter() {
+            for (offset, (feed, index, came_ns)) in self.delivery_logs[member].0.lock().unwrap().iter() {
                 if *came_ns < cut_ns {
-                    inside.keeps_arrival(*arrival, feed, *index).map_err(named)?;
+                    node_state.check_offset(*offset, feed, *index).map_err(named)?;
                 }
             }
-            insides.push(inside);
+            node_states.push(node_state);
         }
-        for speaker in &insides {
-            insides.iter().try_for_each(|listener| speaker.stands_by(listener))?;
+        for speaker in &node_states {
+            node_states.iter().try_for_each(|listener| speaker.honors_attestations(listener))?;
         }
         Ok(())
     }
@@ -227,7 +228,7 @@ impl Recorded {
             let folder = self.world.folder(member);
             fs::remove_dir_all(&folder).unwrap();
             self.disks[member].build(&folder, cut_ns, &|_| true, random);
-            inside::rebooted(&folder);
+            node_state::rebooted(&folder);
         }
         for member in FIVE {
             self.world.run(member);

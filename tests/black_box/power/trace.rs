@@ -21,7 +21,7 @@ pub(crate) enum Arg {
     Bytes(Vec<u8>),
     /// An array of buffers, as one.
     Buffers(Vec<u8>),
-    Words(String),
+    Symbol(String),
 }
 
 impl Call {
@@ -37,9 +37,9 @@ impl Call {
         bytes
     }
 
-    pub(crate) fn words(&self, place: usize) -> &str {
+    pub(crate) fn symbol(&self, place: usize) -> &str {
         match self.args.get(place) {
-            Some(Arg::Words(words)) => words,
+            Some(Arg::Symbol(symbol)) => symbol,
             _ => "",
         }
     }
@@ -105,11 +105,11 @@ impl Trace {
                 trace.calls.push(Call { name: name.to_owned(), args, returned: None });
                 continue;
             }
-            let (args, returned, took_ns) = ending(rest);
+            let (args, returned, duration_ns) = ending(rest);
             trace.calls.push(Call { name: name.to_owned(), args: arguments(args), returned });
             // One that the end of the process cut off never returned.
-            if let Some(took_ns) = took_ns {
-                see(call, Moment::Done, at + took_ns);
+            if let Some(duration_ns) = duration_ns {
+                see(call, Moment::Done, at + duration_ns);
             }
         }
         trace
@@ -126,9 +126,9 @@ fn stamp(text: &str) -> u64 {
 fn ending(rest: &str) -> (&str, Option<i64>, Option<u64>) {
     let (args, ending) = rest.rsplit_once(" = ").unwrap_or_else(|| panic!("not understood: {rest:.200}"));
     let args = args.trim_end().strip_suffix(')').unwrap_or_else(|| panic!("not understood: {rest:.200}"));
-    let returned = ending.split(' ').next().and_then(|word| word.parse::<i64>().ok()).filter(|value| *value >= 0);
-    let took = ending.rsplit_once('<').and_then(|(_, took)| took.strip_suffix('>')).map(stamp);
-    (args, returned, took)
+    let returned = ending.split(' ').next().and_then(|token| token.parse::<i64>().ok()).filter(|value| *value >= 0);
+    let duration_ns = ending.rsplit_once('<').and_then(|(_, duration_ns)| duration_ns.strip_suffix('>')).map(stamp);
+    (args, returned, duration_ns)
 }
 
 fn arguments(text: &str) -> Vec<Arg> {
@@ -144,9 +144,9 @@ fn arguments(text: &str) -> Vec<Arg> {
             Arg::Buffers(buffers(&mut rest))
         } else {
             let end = rest.find(", ").unwrap_or(rest.len());
-            let word = &rest[..end];
+            let token = &rest[..end];
             rest = &rest[end..];
-            word.parse().map_or_else(|_| Arg::Words(word.to_owned()), Arg::Number)
+            token.parse().map_or_else(|_| Arg::Symbol(token.to_owned()), Arg::Number)
         };
         args.push(arg);
     }
@@ -227,7 +227,7 @@ fn string(rest: &mut &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_trace_is_read_as_it_was_written() {
+fn strace_output_is_parsed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("trace");
     let text = concat!(

@@ -44,7 +44,7 @@ pub struct KindInfo {
     /// Whether it says something of its own, and so needs a text and a certainty. Answers do not.
     pub informs: bool,
     /// Whether nodes alone make it, about the network itself: people publish none.
-    pub by_nodes: bool,
+    pub node_only: bool,
     /// Its name for people.
     pub labels: Labels,
     /// Whether a body's content is of this kind.
@@ -157,7 +157,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::bulletin::prepare::tests::fill;
+    use crate::bulletin::prepare::tests::defaults;
     use crate::bulletin::{Topic, prepare};
     use crate::envelope;
 
@@ -178,8 +178,8 @@ mod tests {
             assert_eq!(holders, 1, "{}: content belongs to one kind", kind.name);
             let languages: Vec<&str> = body.texts.iter().map(|text| text.language.as_str()).collect();
             assert_eq!(languages, ["ar", "fr", "en"], "{}", kind.name);
-            let valid =
-                prepare(&draft, &fill(), [1; 16]).unwrap_or_else(|error| panic!("sample of {}: {error}", kind.name));
+            let valid = prepare(&draft, &defaults(), [1; 16])
+                .unwrap_or_else(|error| panic!("sample of {}: {error}", kind.name));
             assert_eq!(valid.header.kind, kind.name);
             let group = valid.header.topic.working_group().to_owned();
             assert!(kind.working_group.is_none_or(|expected| expected == group));
@@ -195,8 +195,8 @@ mod tests {
                 "{}: its message has no number of its own",
                 kind.name
             );
-            let refusal = prepare(&emptied, &fill(), [1; 16]).expect_err(kind.name);
-            assert!(refusal.0.iter().any(|error| error.field.starts_with(&kind.arm())), "{}: {refusal}", kind.name);
+            let rejection = prepare(&emptied, &defaults(), [1; 16]).expect_err(kind.name);
+            assert!(rejection.0.iter().any(|error| error.field.starts_with(&kind.arm())), "{}: {rejection}", kind.name);
         }
     }
 
@@ -211,7 +211,7 @@ mod tests {
 
     /// Folder, registration, schema and example: a kind that has one of them has all.
     #[test]
-    fn every_kind_is_everywhere() {
+    fn every_kind_has_folder_registration_schema_and_example() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let named = |kind: &str| REGISTRY.iter().any(|registered| registered.name == kind);
         for entry in std::fs::read_dir(root.join("src/bulletin/kinds")).unwrap() {
@@ -252,7 +252,7 @@ mod tests {
             let header = draft.header.as_ref().unwrap();
             assert_eq!(header.status, "Exercise", "{}: fictional data is marked", path.display());
             assert!(header.topic.parse::<Topic>().is_ok());
-            prepare(&draft, &fill(), [1; 16]).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            prepare(&draft, &defaults(), [1; 16]).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             names.insert(path.file_stem().unwrap().to_string_lossy().into_owned());
         }
         assert!(names.contains("stolen-passport.fr"));

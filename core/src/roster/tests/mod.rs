@@ -12,7 +12,7 @@ use super::text::{GovernorsText, KeyText, MemberText, NamesText, RosterText};
 use super::{Roster, RosterError, UnfitAuthority};
 use crate::certificate::Unfit;
 use crate::feed::note::{Algorithm, Note, SigningKey};
-use crate::names::Member;
+use crate::ids::Member;
 
 /// Some day in the validity of all these authorities: 2027-01-15.
 const NOW: i64 = 1_800_000_000;
@@ -107,7 +107,7 @@ fn changed(change: impl FnOnce(&mut RosterText)) -> Result<Roster, RosterError> 
 
 /// The field that a refusal of the changed sample names.
 #[track_caller]
-fn refused(change: impl FnOnce(&mut RosterText)) -> String {
+fn rejected(change: impl FnOnce(&mut RosterText)) -> String {
     match changed(change).unwrap_err() {
         RosterError::Field { field, .. } | RosterError::Twice { field, .. } => field,
         other => panic!("{other}"),

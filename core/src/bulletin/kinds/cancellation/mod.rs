@@ -14,7 +14,7 @@ pub const KIND: KindInfo = KindInfo {
     working_group: None,
     msg_types: &[MsgType::Cancel],
     informs: false,
-    by_nodes: false,
+    node_only: false,
     labels: Labels { ar: "إلغاء", fr: "Annulation", en: "Cancellation" },
     holds: |content| matches!(content, Content::Cancellation(_)),
     validate,
@@ -41,7 +41,7 @@ mod tests {
     use crate::bulletin::prepare::tests::{faults, sample};
 
     #[test]
-    fn another_reason_is_said_in_words() {
+    fn cancellation_for_another_reason_needs_a_remark() {
         let mut draft = sample("cancellation");
         let content = |reason: &str| {
             Content::Cancellation(proto::Cancellation { reason: reason.to_owned(), remark: String::new() })

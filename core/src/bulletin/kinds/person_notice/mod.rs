@@ -16,7 +16,7 @@ pub const KIND: KindInfo = KindInfo {
     working_group: Some("justice"),
     msg_types: &[MsgType::Alert, MsgType::Update],
     informs: true,
-    by_nodes: false,
+    node_only: false,
     labels: Labels { ar: "نشرة بشأن شخص", fr: "Notice relative à une personne", en: "Person notice" },
     holds: |content| matches!(content, Content::PersonNotice(_)),
     validate,
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_marked_as_personal_data() {
+    fn person_notice_must_be_marked_as_personal_data() {
         let mut draft = sample("person-notice");
         let header = draft.header.as_mut().unwrap();
         header.retain_until.clear();

@@ -18,7 +18,7 @@ pub const KIND: KindInfo = KindInfo {
     working_group: Some("customs"),
     msg_types: &[MsgType::Alert, MsgType::Update],
     informs: true,
-    by_nodes: false,
+    node_only: false,
     labels: Labels { ar: "تقرير ضبط", fr: "Rapport de saisie", en: "Seizure report" },
     holds: |content| matches!(content, Content::SeizureReport(_)),
     validate,
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn it_names_no_person() {
+    fn seizure_report_with_personal_data_is_rejected() {
         let mut draft = sample("seizure-report");
         let header = draft.header.as_mut().unwrap();
         header.retain_until = "2030-01-01".to_owned();

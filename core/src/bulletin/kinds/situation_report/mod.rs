@@ -17,7 +17,7 @@ pub const KIND: KindInfo = KindInfo {
     working_group: Some("information"),
     msg_types: &[MsgType::Alert, MsgType::Update],
     informs: true,
-    by_nodes: false,
+    node_only: false,
     labels: Labels { ar: "تقرير عن الوضع", fr: "Rapport de situation", en: "Situation report" },
     holds: |content| matches!(content, Content::SituationReport(_)),
     validate,

@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn one_wrong_character_is_noticed_where_a_digit_guards_it() {
+    fn check_digits_detect_one_wrong_character() {
         let guarded = (0..10).chain(13..20).chain(21..44);
         for at in guarded {
             let mut second = TD3[1].to_owned();
@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_say_line_and_place() {
+    fn zone_faults_name_line_and_place() {
         let faults = read(&[TD1[0], "7408123F1204159UTO<<<<<<<<<<<6", TD1[2]]).unwrap_err();
         assert_eq!(faults[0], Fault { line: 1, expected: "check digit 2 of the date of birth in place 7".to_owned() });
         assert_eq!(faults.len(), 2, "the whole zone's digit covers it too");
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn days_that_no_calendar_has_are_refused() {
+    fn impossible_birth_dates_are_rejected() {
         let birth = |birth: &str| passport("P", "ERIKSSON<<ANNA", "UTO", birth).is_ok();
         for good in ["740812", "740228", "760229", "000229", "<<0229", "74<<31", "7402<<", "<<<<<<", "740430", "<<<<31"]
         {

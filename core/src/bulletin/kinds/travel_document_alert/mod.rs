@@ -21,7 +21,7 @@ pub const KIND: KindInfo = KindInfo {
     working_group: Some("security"),
     msg_types: &[MsgType::Alert, MsgType::Update],
     informs: true,
-    by_nodes: false,
+    node_only: false,
     labels: Labels {
         ar: "تنبيه بشأن وثيقة سفر", fr: "Alerte sur un document de voyage", en: "Travel document alert"
     },
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_in_the_zone_names_its_line() {
+    fn fault_in_zone_names_its_line() {
         assert_eq!(with(|a| a.mrz[1].replace_range(0..1, "2")), ["mrz[1]", "mrz[1]"]);
         assert_eq!(with(|a| a.mrz.truncate(1)), ["mrz[0]"]);
     }
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_zone_of_a_falsified_document_is_reported_as_printed() {
+    fn zone_of_a_falsified_document_is_accepted_as_printed() {
         let falsified = |fraud: &str, change: fn(&mut proto::TravelDocumentAlert)| {
             with(|alert| {
                 fraud.clone_into(&mut alert.fraud_type);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_is_compared_with_the_latest_day_on_earth() {
+    fn date_is_compared_with_the_latest_day_on_earth() {
         // The node's time is 2025-11-23T19:44Z: in Kiribati it is the 24th.
         let of = |field: fn(&mut proto::TravelDocumentAlert) -> &mut String, day: &str| {
             with(|alert| {
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn words_and_codes_are_the_standards_own() {
+    fn document_fields_accept_the_standard_codes_only() {
         let bare = |change: fn(&mut proto::TravelDocumentAlert)| {
             with(|alert| {
                 alert.mrz.clear();
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_border_check_finds_it_by_state_and_number() {
+    fn alert_is_found_by_issuing_state_and_number() {
         let keys = search_keys(&sample("travel-document-alert").body.unwrap());
         assert_eq!(keys[0], SearchKey::new("document", "NER/10SP00042"));
     }
