@@ -390,7 +390,7 @@ impl DiskStore {
     ) -> Result<bool, ReadError> {
         let record = match self.log.record(entry_run.at.position) {
             Ok(record) => record,
-            // The record names the entry, and the record cannot be read.
+            // Which entry it is is recorded only in the record, which cannot be read.
             Err(ReadError::Damaged(what)) => {
                 let entry = || DamagedEntry { offset: from, entry: None, what };
                 return page.end_page_with(|| ReadError::DamagedEntry(Box::new(entry())));

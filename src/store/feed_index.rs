@@ -165,7 +165,8 @@ impl FeedIndex {
         }
     }
 
-    /// Returns the state for callers; `None` if the feed is known only from attestations about it.
+    /// Returns the state for callers; `None` before the first append, for example if only
+    /// attestations about the feed are held.
     pub(super) fn state(&self) -> Option<FeedState> {
         self.checkpoint_at.map(|_| FeedState {
             feed: self.feed.clone(),

@@ -1,7 +1,7 @@
 //! Histogram of the sync durations of the commit log.
 //!
 //! In scope: counting durations into fixed buckets. Out of scope: exporting them as metrics
-//! (`telemetry`).
+//! (`app::metrics`).
 
 use std::time::Duration;
 

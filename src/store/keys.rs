@@ -329,8 +329,8 @@ pub(super) struct FeedRow {
     pub(super) origin: String,
     pub(super) size: u64,
     pub(super) disclosed: u64,
-    /// Record and append that hold the newest checkpoint; `None` if the feed is known only from
-    /// attestations about it.
+    /// Record and append that hold the newest checkpoint; `None` before the first append, for
+    /// example if only attestations about the feed are held.
     pub(super) checkpoint: Option<NoteRef>,
 }
 
