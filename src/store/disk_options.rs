@@ -56,8 +56,9 @@ impl DiskOptions {
     }
 }
 
-/// Returns the bytes that a commit must leave free. The entry of the least important tier decides
-/// (`core::quota`).
+/// Returns the bytes that a commit must leave free (`core::quota`). Content of other members decides
+/// first, then their digests. Among own entries, one urgent Actual entry is enough for the priority
+/// tier.
 pub(super) fn reserve_for(commit: &Commit, me: &Member, reserve_bytes: u64) -> u64 {
     let appends = || commit.appends.iter().map(|append| (&append.feed.member, &append.entries));
     let content = |entries: &[NewEntry]| entries.iter().any(|entry| matches!(entry.content, Content::Disclosed { .. }));
