@@ -1,11 +1,13 @@
-//! What this node says of other members' feeds: cosignatures and custody notes, made behind the commits that they speak of.
+//! What this node says of other members' feeds: cosignatures and custody notes, made behind the
+//! commits that they speak of.
 //!
-//! In scope: which feeds an answer is owed for, when it is made, and what it says. Out of scope: what is committed (`writer`, `replicated_appends`), and
-//! carrying answers to peers (`exchange`).
+//! In scope: which feeds an answer is owed for, when it is made, and what it says. Out of scope:
+//! what is committed (`writer`, `replicated_appends`), and carrying answers to peers (`exchange`).
 //!
-//! An answer costs two signatures, and its owner three verifications. So it does not hold up what it speaks of: entries become durable and are
-//! released first, and the answer goes into a later record, with whatever is committed next or after [`RECORDS_LINGER`], once for all that has
-//! come meanwhile. Where entries keep coming, answers are [`ATTESTATION_INTERVAL`].
+//! An answer costs two signatures, and its owner three verifications. So it does not hold up what
+//! it speaks of: entries become durable and are released first, and the answer goes into a later
+//! record, with whatever is committed next or after [`RECORDS_LINGER`], once for all that has come
+//! meanwhile. Where entries keep coming, answers are [`ATTESTATION_INTERVAL`].
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -25,7 +27,8 @@ use super::writer::{CommitBatch, Writer};
 use super::{Custodies, Keys, PublishState, RECORDS_LINGER, checkpoint_of, is_behind, later};
 use crate::store::{Cosigned, CustodyRecord, FeedState, FeedTree};
 
-/// Time from an answer to the next one, so that a feed in full flow is not answered entry by entry. What comes alone does not wait for it.
+/// Time from an answer to the next one, so that a feed in full flow is not answered entry by entry.
+/// What comes alone does not wait for it.
 const ATTESTATION_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Pause after a commit of answers was refused, as on a full disk.
@@ -42,7 +45,8 @@ pub struct Attestations {
     pub custody: Vec<Bytes>,
 }
 
-/// By feed, the checkpoint to cosign, which the feed has reached; `None` if only its custody is spoken of.
+/// By feed, the checkpoint to cosign, which the feed has reached; `None` if only its custody is
+/// spoken of.
 type PendingCheckpoints = BTreeMap<FeedId, Option<SignedCheckpoint>>;
 
 /// The newest batch of a feed speaks for those before it.
@@ -51,7 +55,8 @@ fn merge_pending(pending: &mut PendingCheckpoints, feed: FeedId, checkpoint: Opt
     *before = checkpoint.or(before.take());
 }
 
-/// How far this node has cosigned a feed: it says nothing of less of it, and nothing of another history.
+/// How far this node has cosigned a feed: it says nothing of less of it, and nothing of another
+/// history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LastCosigned {
     size: u64,
@@ -104,7 +109,8 @@ impl PendingAttestations {
         self.deadline = self.deadline.map(|_| Instant::now() + FAILED_COMMIT_RETRY_DELAY);
     }
 
-    /// What is owed for a feed as it was when the store was opened: the node may have stopped before it had spoken of all.
+    /// What is owed for a feed as it was when the store was opened: the node may have stopped
+    /// before it had spoken of all.
     pub(super) fn add_missing_since(&mut self, state: &FeedState, cosigned_size: u64, attested_size: u64) {
         let size = state.compact_range.size();
         if state.checkpoint_size != size || (cosigned_size >= size && attested_size >= size) {
@@ -149,8 +155,8 @@ impl Writer {
         }
     }
 
-    /// Whether a copy that `compact_range` ends continues what this node has cosigned: a store that was lost took the memory of it along, and peers have
-    /// given it back.
+    /// Whether a copy that `compact_range` ends continues what this node has cosigned: a store that
+    /// was lost took the memory of it along, and peers have given it back.
     fn may_attest(&self, commit_batch: &CommitBatch, feed: &FeedId, compact_range: &CompactRange) -> MayAttest {
         let Some(last_cosigned) = commit_batch.last_cosigned.get(feed).or_else(|| self.last_cosigned.get(feed)) else {
             return MayAttest::Yes;
@@ -175,8 +181,9 @@ impl Writer {
         }
     }
 
-    /// Puts answers into the commit: all that is owed from before and from this group, or `None`. Nothing is said while the clock is behind, nor in
-    /// doubt: a store that may have forgotten entries may have forgotten what it said of others'.
+    /// Puts answers into the commit: all that is owed from before and from this group, or `None`.
+    /// Nothing is said while the clock is behind, nor in doubt: a store that may have forgotten
+    /// entries may have forgotten what it said of others'.
     pub(super) fn attest(&self, commit_batch: &mut CommitBatch) -> Option<Vec<Attestations>> {
         if !self.attests_in(commit_batch) {
             return None;
@@ -264,7 +271,8 @@ pub(super) fn progress_of<'a>(
     custodies.entry(feed.clone()).or_insert_with(|| before.get(feed).cloned().unwrap_or_default())
 }
 
-/// Custody notes on `range`: one, or several where one cannot list all that is not held. None if the range is empty.
+/// Custody notes on `range`: one, or several where one cannot list all that is not held. None if
+/// the range is empty.
 pub(super) fn custody_of(
     checkpoint: &Checkpoint,
     holder: &Member,
@@ -277,7 +285,8 @@ pub(super) fn custody_of(
     while !range.is_empty() {
         let listed = not_held.partition_point(|(part, _)| part.end <= range.start);
         let note = CustodyNote::new(checkpoint, time, range.clone(), not_held[listed..].iter().cloned());
-        // The key's name and kind were checked on start, the ranges ascend: a note that cannot be made is a defect that costs the note.
+        // The key's name and kind were checked on start, the ranges ascend: a note that cannot be
+        // made is a defect that costs the note.
         let Ok((note, signed)) = note.and_then(|note| note.sign(&keys.custody).map(|signed| (note, signed))) else {
             break;
         };

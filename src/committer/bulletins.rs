@@ -1,4 +1,5 @@
-//! Bulletins that a node makes itself, about the network: the end of an epoch of its feed, and two histories of any feed.
+//! Bulletins that a node makes itself, about the network: the end of an epoch of its feed, and two
+//! histories of any feed.
 //!
 //! In scope: making them whole. Out of scope: when, and publishing them.
 
@@ -16,7 +17,8 @@ use super::now;
 /// The working group whose members are told, where the exchange has it; else the first it has.
 const ANNOUNCEMENT_GROUP: &str = "information";
 
-/// The bulletin by which a node names the longest tree known of an epoch that is over. Its id follows from the tree.
+/// The bulletin by which a node names the longest tree known of an epoch that is over. Its id
+/// follows from the tree.
 ///
 /// # Errors
 /// If the roster has no working group to tell.
@@ -24,7 +26,8 @@ pub fn feed_closed_bulletin(tree: &Checkpoint, roster: &Roster) -> Result<ValidB
     finish(&feed_closed::draft(tree, announcement_group(roster)), feed_closed::id(tree), &tree.feed.member, roster)
 }
 
-/// The bulletin by which the node of `member` tells of two histories of a feed, and proves it. Its id follows from the evidence.
+/// The bulletin by which the node of `member` tells of two histories of a feed, and proves it. Its
+/// id follows from the evidence.
 ///
 /// # Errors
 /// If the roster has no working group to tell.

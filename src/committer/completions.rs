@@ -41,7 +41,8 @@ pub(super) enum PendingPublish {
     Done(PublishOutcome),
 }
 
-/// What was committed is durable. Arrivals of what was published begin at `first_offset`; `checkpoint` includes it all.
+/// What was committed is durable. Arrivals of what was published begin at `first_offset`;
+/// `checkpoint` includes it all.
 pub(super) fn complete(completions: Vec<Completion>, first_offset: u64, checkpoint: Option<&SignedCheckpoint>) {
     for completion in completions {
         match completion {

@@ -1,7 +1,8 @@
-//! Room on the disk, and whose content may take it: known before entries come, so that they need not be refused one by one.
+//! Room on the disk, and whose content may take it: known before entries come, so that they need
+//! not be refused one by one.
 //!
-//! In scope: looking, announcing, and deciding about each piece of work. Out of scope: the tiers and the shares (`core::quota`), and how much
-//! room a commit needs (the store).
+//! In scope: looking, announcing, and deciding about each piece of work. Out of scope: the tiers
+//! and the shares (`core::quota`), and how much room a commit needs (the store).
 
 use std::collections::BTreeMap;
 
@@ -15,8 +16,8 @@ use super::writer::{CommitBatch, Writer};
 use super::{CommitFailure, Committer, CommitterShared, Work, now, owns};
 use crate::store::{Capacity, CommitError};
 
-/// Within so many bytes of where a tier ends it is looked before every commit, and own work is committed apart from that of others: two of the
-/// log's segments, which are written ahead.
+/// Within so many bytes of where a tier ends it is looked before every commit, and own work is
+/// committed apart from that of others: two of the log's segments, which are written ahead.
 const TIER_MARGIN_BYTES: u64 = 128 << 20;
 
 /// What is known of the room on the disk.
@@ -49,7 +50,8 @@ impl Committer {
         self.shared.tier.subscribe()
     }
 
-    /// Whether content of `owner`'s feeds may be asked of `peer`: there is room, and both are within their share.
+    /// Whether content of `owner`'s feeds may be asked of `peer`: there is room, and both are
+    /// within their share.
     #[must_use]
     pub fn may_backfill(&self, owner: &Member, peer: &Member) -> bool {
         let tier = *self.shared.tier.borrow();
@@ -57,7 +59,8 @@ impl Committer {
         self.shared.shares.lock().may_request_in(tier, source)
     }
 
-    /// Members that have brought more than their share, and whose entries are committed as digests for now.
+    /// Members that have brought more than their share, and whose entries are committed as digests
+    /// for now.
     #[must_use]
     pub fn over_share(&self) -> BTreeMap<Member, OverQuota> {
         self.shared.shares.lock().over_quota().map(|(member, over)| (member.clone(), over)).collect()
@@ -77,7 +80,8 @@ impl Committer {
 }
 
 impl CommitterShared {
-    /// Counts content of `owner`'s feeds that `sender_member` has sent; false where it is to be committed as a digest.
+    /// Counts content of `owner`'s feeds that `sender_member` has sent; false where it is to be
+    /// committed as a digest.
     pub(super) fn admits_content(
         &self,
         owner: &Member,
@@ -133,12 +137,14 @@ impl Writer {
         self.disk_space.committed = self.disk_space.committed.saturating_add(bytes as u64);
     }
 
-    /// Whether own work and that of others are to be committed apart: the one may have room where the other has none.
+    /// Whether own work and that of others are to be committed apart: the one may have room where
+    /// the other has none.
     pub(super) fn commits_own_separately(&self) -> bool {
         self.disk_space.is_near_tier_limit()
     }
 
-    /// What there is room for; why there is none for own entries, unless it follows from the free space.
+    /// What there is room for; why there is none for own entries, unless it follows from the free
+    /// space.
     fn set_tier(&self, tier: Tier, why: Option<String>) {
         let Capacity { free_bytes, reserve_bytes, .. } = self.disk_space.capacity;
         let why = why.or_else(|| {

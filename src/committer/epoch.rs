@@ -1,10 +1,12 @@
 //! The next epoch of a node's own feed: opening it after the last one fell into doubt.
 //!
-//! In scope: the order of writes, so that a power cut at any point leaves the node in doubt in the old epoch or publishing in the new
-//! one, never both. Out of scope: fetching what peers hold (`exchange`), and when to open.
+//! In scope: the order of writes, so that a power cut at any point leaves the node in doubt in the
+//! old epoch or publishing in the new one, never both. Out of scope: fetching what peers hold
+//! (`exchange`), and when to open.
 //!
-//! The order: the new epoch's key beside the old one; its first checkpoint and the `feed-closed` entry in the store, synced; the mark by a
-//! rename. Until the rename the node is in the old epoch and in doubt, and running it again finds the entry and goes on from there.
+//! The order: the new epoch's key beside the old one; its first checkpoint and the `feed-closed`
+//! entry in the store, synced; the mark by a rename. Until the rename the node is in the old epoch
+//! and in doubt, and running it again finds the entry and goes on from there.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -101,8 +103,8 @@ pub fn read_high_water_size(high_water_mark: &Path) -> Result<Option<u64>, HighW
     Ok(HighWaterMarkFile::read(high_water_mark)?.map(|(_, high_water_mark)| high_water_mark.size))
 }
 
-/// Where the keys of an epoch's feed lie in the folder of keys: `feed-<epoch>.key` if it is there, else `feed.key`; with a second one,
-/// `feed-<epoch>-ml-dsa-44.key` or `feed-ml-dsa-44.key`.
+/// Where the keys of an epoch's feed lie in the folder of keys: `feed-<epoch>.key` if it is there,
+/// else `feed.key`; with a second one, `feed-<epoch>-ml-dsa-44.key` or `feed-ml-dsa-44.key`.
 #[must_use]
 pub fn key_path(keys: &Path, epoch: u32, post_quantum: bool) -> PathBuf {
     let suffix = if post_quantum { "-ml-dsa-44" } else { "" };
@@ -149,8 +151,8 @@ impl NextEpoch {
     }
 }
 
-/// Opens the next epoch after `old`, which must be in doubt. `high_water_mark` lies in the folder of keys. Nobody else may be committing to the
-/// store. Run again after a power cut, it goes on.
+/// Opens the next epoch after `old`, which must be in doubt. `high_water_mark` lies in the folder
+/// of keys. Nobody else may be committing to the store. Run again after a power cut, it goes on.
 ///
 /// # Errors
 /// See [`OpenEpochError`].
@@ -176,7 +178,8 @@ pub fn open_epoch(
     for key in &next.keys {
         let suffix = if key.algorithm() == barid_core::feed::note::Algorithm::Ed25519 { "" } else { "-ml-dsa-44" };
         let path = folder.join(format!("feed-{}{suffix}.key", next.feed.epoch));
-        // The key is here before anything is signed with it: what is held without it came from elsewhere.
+        // The key is here before anything is signed with it: what is held without it came from
+        // elsewhere.
         if held.is_some() && !path.exists() {
             return Err(OpenEpochError::Used(next.feed.clone()));
         }
@@ -190,7 +193,8 @@ pub fn open_epoch(
         }
         Some(held) => held.clone(),
     };
-    // The entry may be there, from a time before a power cut: then it is the only one, and this store made it.
+    // The entry may be there, from a time before a power cut: then it is the only one, and this
+    // store made it.
     let opened = if begun.size() == 0 {
         let bulletin = feed_closed_bulletin(&closed, roster)?;
         let mut compact_range = begun;
@@ -212,7 +216,8 @@ pub fn open_epoch(
     Ok(OpenedEpoch { closed, opened: checkpoint_of(&next.feed, &opened) })
 }
 
-/// Whether an epoch is in doubt, by the files beside the keys; `high_water_mark` is the path of the mark.
+/// Whether an epoch is in doubt, by the files beside the keys; `high_water_mark` is the path of the
+/// mark.
 ///
 /// # Errors
 /// If they cannot be read.

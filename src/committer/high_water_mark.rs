@@ -1,11 +1,14 @@
-//! The mark: epoch, size and root of the node's own feed, kept beside the keys and outside the data folder.
+//! The mark: epoch, size and root of the node's own feed, kept beside the keys and outside the data
+//! folder.
 //!
-//! It is overwritten after each commit has been synced and before its receipts are released. A store that is behind its mark was
-//! restored from an old copy: its feed must not be continued. Which epoch the node is in, the mark decides; it moves to the next one by a
-//! rename, so that a power cut leaves one of the two.
+//! It is overwritten after each commit has been synced and before its receipts are released. A
+//! store that is behind its mark was restored from an old copy: its feed must not be continued.
+//! Which epoch the node is in, the mark decides; it moves to the next one by a rename, so that a
+//! power cut leaves one of the two.
 //!
-//! Doubt outlives what raised it: once peers have given back what was lost, the store is not behind its mark any more. So a file beside
-//! the mark says which epoch is in doubt, and nothing takes it back but the next epoch, whose opening removes it.
+//! Doubt outlives what raised it: once peers have given back what was lost, the store is not behind
+//! its mark any more. So a file beside the mark says which epoch is in doubt, and nothing takes it
+//! back but the next epoch, whose opening removes it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -79,7 +82,8 @@ impl HighWaterMarkFile {
         Self::replace(path, high_water_mark)
     }
 
-    /// Puts a mark in place of whatever is there, as a whole: after a power cut there is what was there before, or this one, never half of it.
+    /// Puts a mark in place of whatever is there, as a whole: after a power cut there is what was
+    /// there before, or this one, never half of it.
     pub(crate) fn replace(path: &Path, high_water_mark: &HighWaterMark) -> Result<Self, HighWaterMarkError> {
         let new = path.with_extension("new");
         let io = |operation| move |source| HighWaterMarkError::Io { path: path.to_owned(), operation, source };
@@ -148,7 +152,8 @@ pub(crate) fn write_needs_recovery(high_water_mark: &Path, epoch: u32, reason: &
     write().map_err(|source| HighWaterMarkError::Io { path: path.clone(), operation: "written", source })
 }
 
-/// Removes what was remembered of epochs before `epoch`, which has begun. Where that fails it is left there: it says which one it is about.
+/// Removes what was remembered of epochs before `epoch`, which has begun. Where that fails it is
+/// left there: it says which one it is about.
 pub(crate) fn clear_needs_recovery(high_water_mark: &Path, epoch: u32) {
     let path = needs_recovery_path(high_water_mark);
     let about = std::fs::read_to_string(&path).ok().and_then(|text| {

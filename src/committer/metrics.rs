@@ -9,13 +9,15 @@ use super::{Committer, CommitterShared};
 use crate::store::{Committed, Content};
 
 impl Committer {
-    /// Why no entries are taken for now, this member's or others': there is no room on the disk for them. They are as soon as there is.
+    /// Why no entries are taken for now, this member's or others': there is no room on the disk for
+    /// them. They are as soon as there is.
     #[must_use]
     pub fn disk_full(&self) -> watch::Receiver<Option<String>> {
         self.shared.disk_full.subscribe()
     }
 
-    /// Feeds of which another history is held than this node has cosigned before it lost its store: it says nothing of what is held.
+    /// Feeds of which another history is held than this node has cosigned before it lost its store:
+    /// it says nothing of what is held.
     #[must_use]
     pub fn cosignature_conflicts(&self) -> BTreeSet<FeedId> {
         self.shared.cosignature_conflicts.lock().clone()

@@ -1,8 +1,10 @@
 //! The one writer: group commit, sign, make durable, release.
 //!
-//! In scope: deciding what goes into one commit, signing the feed's checkpoint, cosignatures and custody notes for it, and releasing
-//! answers only after the store has made it durable. Out of scope: validating bulletins (core), verifying peers (core), and where
-//! bytes lie (the store). One writer does all of it, on its own thread or where lone work comes; everyone else holds a [`Committer`] handle.
+//! In scope: deciding what goes into one commit, signing the feed's checkpoint, cosignatures and
+//! custody notes for it, and releasing answers only after the store has made it durable. Out of
+//! scope: validating bulletins (core), verifying peers (core), and where bytes lie (the store). One
+//! writer does all of it, on its own thread or where lone work comes; everyone else holds a
+//! [`Committer`] handle.
 
 mod attestations;
 mod bulletins;
@@ -54,20 +56,24 @@ pub use priority::PriorityOutcome;
 pub use work::{Appended, BackfillWork, Backfilled, PublishOutcome, PublishedGroup, Records};
 pub(crate) use work::{Permit, Work};
 
-/// Entries of this member, and answers, that may wait for the committer; beyond it publishers are told to come back.
+/// Entries of this member, and answers, that may wait for the committer; beyond it publishers are
+/// told to come back.
 pub const QUEUE_MAX: usize = 8_192;
-/// Entries of links that may wait beside those: what peers bring takes no place of what is published here.
+/// Entries of links that may wait beside those: what peers bring takes no place of what is
+/// published here.
 pub const LINKS_QUEUE_MAX: usize = QUEUE_MAX;
-/// Urgent entries with status Actual that may wait beside them: they find room when the others do not.
+/// Urgent entries with status Actual that may wait beside them: they find room when the others do
+/// not.
 pub const PRIORITY_QUEUE_MAX: usize = 1_024;
 /// Urgent entries of any other status, beside both: exercises take no place of what is Actual.
 pub const PRIORITY_OTHERS_QUEUE_MAX: usize = PRIORITY_QUEUE_MAX / 2;
-/// How long a record that would hold only answers waits for company, and how long answers may be owed.
+/// How long a record that would hold only answers waits for company, and how long answers may be
+/// owed.
 pub const RECORDS_LINGER: Duration = Duration::from_millis(3);
 /// How often it is looked whether there is room on the disk.
 pub const DISK_SPACE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Bytes of answers, rosters and lists gathered for one commit: with the digests and ids of its entries they stay below
-/// [`barid_core::limits::RECORD_HEAD_BYTES_MAX`].
+/// Bytes of answers, rosters and lists gathered for one commit: with the digests and ids of its
+/// entries they stay below [`barid_core::limits::RECORD_HEAD_BYTES_MAX`].
 pub const RECORDS_BYTES_MAX: usize = 8 << 20;
 
 /// What the committer signs with. What becomes true by a commit is signed by the writer alone.
@@ -92,7 +98,8 @@ pub struct Options {
     pub bootstrap: bool,
     /// How long to wait alone for a peer's heads before publishing.
     pub peer_wait: Duration,
-    /// Share of the room on the disk that the content of one other member may take in a day, in percent.
+    /// Share of the room on the disk that the content of one other member may take in a day, in
+    /// percent.
     pub share_percent: u8,
 }
 
@@ -121,7 +128,8 @@ pub enum CommitFailure {
     /// There is no room on the disk: why. There will be; what was refused may come again then.
     #[error("{0}")]
     DiskFull(String),
-    /// Content of a member that has brought its share of the room on the disk. It may come again later.
+    /// Content of a member that has brought its share of the room on the disk. It may come again
+    /// later.
     #[error("its member has brought its share of the room on the disk")]
     OverShare,
     /// The store has failed; the node must be restarted.
@@ -281,8 +289,8 @@ impl Committer {
         &self.shared.feed
     }
 
-    /// One past the newest offset: the wake-up of those to whom bulletins are delivered. They are woken before whoever else reads, and not for
-    /// commits in which nothing arrived.
+    /// One past the newest offset: the wake-up of those to whom bulletins are delivered. They are
+    /// woken before whoever else reads, and not for commits in which nothing arrived.
     #[must_use]
     pub fn watch_end_offset(&self) -> watch::Receiver<u64> {
         self.shared.end_offset.subscribe()
@@ -306,7 +314,8 @@ impl Committer {
         self.shared.custody.subscribe()
     }
 
-    /// What this node says of other members' feeds, as it becomes durable: shortly after the entries that it speaks of.
+    /// What this node says of other members' feeds, as it becomes durable: shortly after the
+    /// entries that it speaks of.
     #[must_use]
     pub fn attestations(&self) -> broadcast::Receiver<Arc<Attestations>> {
         self.shared.attestations.subscribe()
@@ -323,8 +332,9 @@ impl Committer {
         });
     }
 
-    /// A peer has shown a valid checkpoint of our own feed that we do not hold: the feed must not be continued. False if that was known.
-    /// Blocks for one small file, so that a restart does not forget it.
+    /// A peer has shown a valid checkpoint of our own feed that we do not hold: the feed must not
+    /// be continued. False if that was known. Blocks for one small file, so that a restart does not
+    /// forget it.
     pub fn require_recovery(&self, reason: String) -> bool {
         let recorded_reason = reason.clone();
         let changed = self.shared.publish_state.send_if_modified(|publish_state| {
@@ -357,8 +367,8 @@ impl Committer {
         self.submit(group, permit.map_err(|_| CommitFailure::Overloaded)?).await?.await.map_err(|_| self.stopped())?
     }
 
-    /// As [`Self::publish`], but returns at once; groups are committed in the order of these calls, those with an urgent bulletin before
-    /// those without.
+    /// As [`Self::publish`], but returns at once; groups are committed in the order of these calls,
+    /// those with an urgent bulletin before those without.
     ///
     /// # Errors
     /// As [`Self::publish`].
@@ -373,9 +383,10 @@ impl Committer {
         Ok(response)
     }
 
-    /// As [`Self::try_submit_publish`], but waits for room in the queue, and where nothing else is to be done until it is durable: for callers that
-    /// can make others wait in turn. Waiters are served in
-    /// the order in which they came; dropping the future gives up the place, or the answer.
+    /// As [`Self::try_submit_publish`], but waits for room in the queue, and where nothing else is
+    /// to be done until it is durable: for callers that can make others wait in turn. Waiters are
+    /// served in the order in which they came; dropping the future gives up the place, or the
+    /// answer.
     ///
     /// # Errors
     /// As [`Self::publish`], but never [`CommitFailure::Overloaded`] for want of room.
@@ -398,7 +409,8 @@ impl Committer {
         Ok(response)
     }
 
-    /// Appends a verified batch of a peer's feed; what this node says of it comes later ([`Self::attestations`]). Waits for room.
+    /// Appends a verified batch of a peer's feed; what this node says of it comes later
+    /// ([`Self::attestations`]). Waits for room.
     ///
     /// # Errors
     /// See [`CommitFailure`].
@@ -406,8 +418,8 @@ impl Committer {
         self.submit_append(batch).await?.await.map_err(|_| self.stopped())?
     }
 
-    /// As [`Self::append`], but returns when the batch is queued, or durable where nothing else was to be done: batches are committed in the
-    /// order of these calls.
+    /// As [`Self::append`], but returns when the batch is queued, or durable where nothing else was
+    /// to be done: batches are committed in the order of these calls.
     ///
     /// # Errors
     /// As [`Self::append`].
@@ -424,7 +436,8 @@ impl Committer {
         Ok(response)
     }
 
-    /// Fills entries of a peer's feed that are held as digests, each once: what another call filled first is passed over. Waits for room.
+    /// Fills entries of a peer's feed that are held as digests, each once: what another call filled
+    /// first is passed over. Waits for room.
     ///
     /// # Errors
     /// See [`CommitFailure`].
@@ -470,8 +483,10 @@ impl Committer {
         })
     }
 
-    /// Custody notes that say again, of these ranges alone, what this node holds of another member's feed in full and has become durable: for
-    /// the owner, by another way than that of [`Self::attestations`]. At most so many as there are ranges; `None` while the clock is behind.
+    /// Custody notes that say again, of these ranges alone, what this node holds of another
+    /// member's feed in full and has become durable: for the owner, by another way than that of
+    /// [`Self::attestations`]. At most so many as there are ranges; `None` while the clock is
+    /// behind.
     #[must_use]
     pub fn reissue_custody(&self, feed: &FeedId, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
         let (seconds, _) = self.shared.now();
@@ -483,8 +498,8 @@ impl Committer {
         (!is_behind(time, seconds)).then(|| ranges.iter().filter_map(note).collect())
     }
 
-    /// The time of what this node signed last as a witness, in unix seconds, while its clock is so far behind that nothing more is
-    /// signed; `None` while the clock is right.
+    /// The time of what this node signed last as a witness, in unix seconds, while its clock is so
+    /// far behind that nothing more is signed; `None` while the clock is right.
     #[must_use]
     pub fn clock_behind(&self) -> Option<u64> {
         Some(self.shared.last_time()).filter(|last| is_behind(*last, self.shared.now().0))
@@ -515,7 +530,8 @@ fn permits_of(entries: usize) -> u32 {
     u32::try_from(entries.max(1)).unwrap_or(u32::MAX)
 }
 
-/// How far the clock may be behind the last cosignature (DESIGN §9): as far as a publisher's may be ahead.
+/// How far the clock may be behind the last cosignature (DESIGN §9): as far as a publisher's may be
+/// ahead.
 const CLOCK_BEHIND_SECONDS_MAX: u64 = barid_core::limits::CLOCK_AHEAD_SECONDS_MAX.unsigned_abs();
 
 fn is_behind(last: u64, now: u64) -> bool {

@@ -1,6 +1,7 @@
 //! Urgent entries of other members' feeds, ahead of their feeds' order.
 //!
-//! In scope: taking one in, with its custody note, and two entries at one place. Out of scope: verifying (`core`), going first (`queue`).
+//! In scope: taking one in, with its custody note, and two entries at one place. Out of scope:
+//! verifying (`core`), going first (`queue`).
 
 use std::sync::Arc;
 
@@ -25,7 +26,8 @@ use crate::store::{Content, FeedTree, NewEntry, PriorityEntry, ReadError};
 /// What came of an urgent entry.
 #[derive(Clone, Debug)]
 pub enum PriorityOutcome {
-    /// It is held, ahead of the order; our custody note for the feed's owner, unless the clock is behind.
+    /// It is held, ahead of the order; our custody note for the feed's owner, unless the clock is
+    /// behind.
     Held {
         /// The note.
         custody: Option<Bytes>,
@@ -64,7 +66,8 @@ impl Committer {
             Some(Priority::Other) => &self.shared.others,
             None => &self.shared.queue,
         };
-        // A group that is too long for the places of what is urgent waits like the others; it is committed first all the same.
+        // A group that is too long for the places of what is urgent waits like the others; it is
+        // committed first all the same.
         if group.len() <= slots.count { &slots.free } else { &self.shared.queue.free }
     }
 }
@@ -146,7 +149,8 @@ impl Writer {
         Ok(PriorityOutcome::Held { custody })
     }
 
-    /// How many of this sort are held ahead of a feed's order, or no fewer: more than there is room for only if they are.
+    /// How many of this sort are held ahead of a feed's order, or no fewer: more than there is room
+    /// for only if they are.
     fn count_ahead(&self, commit_batch: &CommitBatch, feed: &FeedId, how: Priority) -> usize {
         let of_this_sort = |held: &&PriorityEntry| match &held.entry.content {
             Content::Disclosed { header: Some(header), .. } => urgent(header).unwrap_or(Priority::Other) == how,
@@ -160,7 +164,8 @@ impl Writer {
         else {
             return unexpired.len() + pending;
         };
-        // Few of them may be Actual, or few may not be. Beside them there are those that take no place any more.
+        // Few of them may be Actual, or few may not be. Beside them there are those that take no
+        // place any more.
         match store.urgent_indexes(feed, how, *first, store.out_of_order(feed, *first..u64::MAX).len()) {
             Ok(held) => held.iter().filter(|index| unexpired.binary_search(index).is_ok()).count() + pending,
             Err(error) => {
@@ -170,8 +175,8 @@ impl Writer {
         }
     }
 
-    /// Refuses a batch that has another entry than is held ahead of the order, unless an operator has decided about both; says where it does
-    /// have another one.
+    /// Refuses a batch that has another entry than is held ahead of the order, unless an operator
+    /// has decided about both; says where it does have another one.
     pub(super) fn check_ahead(
         &self,
         commit_batch: &CommitBatch,
@@ -205,7 +210,8 @@ impl Writer {
         Err(CommitFailure::EntryConflict { index, proven })
     }
 
-    /// What was known of a feed when an operator decided about it. Asked only where two entries meet.
+    /// What was known of a feed when an operator decided about it. Asked only where two entries
+    /// meet.
     fn decided(&self, feed: &FeedId) -> Result<ResolvedForks, ReadError> {
         let mut decided = ResolvedForks::default();
         let forks = self.shared.store.forks()?.into_iter().filter(|fork| fork.resumed && fork.feed == *feed);
@@ -216,7 +222,8 @@ impl Writer {
         Ok(decided)
     }
 
-    /// Whether what is held ahead of the order at `index` was proven by a tree that an operator has decided about.
+    /// Whether what is held ahead of the order at `index` was proven by a tree that an operator has
+    /// decided about.
     fn is_of_decided_tree(&self, decided: &ResolvedForks, feed: &FeedId, index: u64) -> bool {
         let held = self.shared.store.priority_entry(feed, index).ok().flatten();
         let tree = held.and_then(|held| Checkpoint::parse_text(&Note::parse(&held.checkpoint).ok()?.text).ok());

@@ -1,12 +1,14 @@
 //! What waits for the committer, in two lanes: what is urgent goes first.
 //!
-//! In scope: the order in which work is handed out, and when there is something to do. Out of scope: how much may wait (the permits of
-//! [`super::Committer`]), who does it (`scheduler`), and what goes into one commit (`writer`).
+//! In scope: the order in which work is handed out, and when there is something to do. Out of
+//! scope: how much may wait (the permits of [`super::Committer`]), who does it (`scheduler`), and
+//! what goes into one commit (`writer`).
 //!
-//! Where both lanes have work they take turns, commit by commit: what is urgent waits for at most one commit, and so does what is not. In the
-//! ordinary lane what this member publishes and what comes of others take turns in the same way, so that a peer's flood is one commit ahead of
-//! a publisher at most; what is small goes along with the other. What
-//! is only kept, such as answers, waits for company before that, for [`RECORDS_LINGER`] at most.
+//! Where both lanes have work they take turns, commit by commit: what is urgent waits for at most
+//! one commit, and so does what is not. In the ordinary lane what this member publishes and what
+//! comes of others take turns in the same way, so that a peer's flood is one commit ahead of a
+//! publisher at most; what is small goes along with the other. What is only kept, such as answers,
+//! waits for company before that, for [`RECORDS_LINGER`] at most.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -17,7 +19,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{RECORDS_LINGER, Work};
 
-/// Envelope bytes of a piece of work that goes along in a commit which began with the other sort: it takes no longer by it.
+/// Envelope bytes of a piece of work that goes along in a commit which began with the other sort:
+/// it takes no longer by it.
 const JOINING_BYTES_MAX: usize = 64 << 10;
 
 /// One of the two lanes.
@@ -131,7 +134,8 @@ pub(super) enum Wakeup {
 pub(super) struct Closed;
 
 impl Queue {
-    /// An empty one, into which one sender hands work; `writer_deadline`: as [`Self::set_writer_deadline`].
+    /// An empty one, into which one sender hands work; `writer_deadline`: as
+    /// [`Self::set_writer_deadline`].
     pub(super) fn new(writer_deadline: Option<Instant>) -> Self {
         let inner = Inner {
             actual: VecDeque::new(),
@@ -160,8 +164,8 @@ impl Queue {
         Ok(())
     }
 
-    /// As [`Self::push`], if nothing else is to be done: whoever calls sees to it that it is done ([`Self::wake`] at the least). Else the work
-    /// is given back.
+    /// As [`Self::push`], if nothing else is to be done: whoever calls sees to it that it is done
+    /// ([`Self::wake`] at the least). Else the work is given back.
     pub(super) fn push_if_idle(&self, work: Work) -> Result<Option<Work>, Closed> {
         let mut inner = self.inner.lock();
         if inner.waiting() > inner.lingering {
@@ -171,7 +175,8 @@ impl Queue {
         Ok(None)
     }
 
-    /// Whether one piece of work waits, which is `small`, and what waits for company with it: so many pieces and bytes of that at most.
+    /// Whether one piece of work waits, which is `small`, and what waits for company with it: so
+    /// many pieces and bytes of that at most.
     pub(super) fn holds_single(&self, small: impl Fn(&Work) -> bool, lingering_max: usize, bytes_max: usize) -> bool {
         let inner = self.inner.lock();
         if inner.lingering > lingering_max || inner.waiting() != inner.lingering + 1 {
@@ -266,7 +271,8 @@ impl Queue {
         inner.pop(last, false)
     }
 
-    /// Gives back what did not fit: it comes next in its lane. After the end whoever waits for it is told.
+    /// Gives back what did not fit: it comes next in its lane. After the end whoever waits for it
+    /// is told.
     pub(super) fn requeue(&self, work: Work) {
         let mut inner = self.inner.lock();
         if inner.closed {

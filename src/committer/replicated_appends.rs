@@ -1,7 +1,9 @@
-//! What comes of other members' feeds, in the commit that takes it in, with what this node says of it.
+//! What comes of other members' feeds, in the commit that takes it in, with what this node says of
+//! it.
 //!
-//! In scope: entries that continue a feed, and content that comes later. Out of scope: verifying (`core`), what this node says of a feed
-//! (`attestations`), and what else is in a commit (`writer`).
+//! In scope: entries that continue a feed, and content that comes later. Out of scope: verifying
+//! (`core`), what this node says of a feed (`attestations`), and what else is in a commit
+//! (`writer`).
 
 use std::ops::Range;
 use std::time::Instant;
@@ -20,10 +22,12 @@ use super::{
 };
 use crate::store::{Append, Backfill, Content, NewEntry};
 
-/// Ranges held as digests after which a custody note is made although the feed has not reached its checkpoint: what has not been spoken of
-/// stays small in memory, and one note can list it. While the clock is behind no note is made, and a feed with as many waits.
+/// Ranges held as digests after which a custody note is made although the feed has not reached its
+/// checkpoint: what has not been spoken of stays small in memory, and one note can list it. While
+/// the clock is behind no note is made, and a feed with as many waits.
 const NOT_HELD_MAX: usize = 512;
-/// Ranges held as digests that no note has spoken of yet, at most: these and those of one more batch.
+/// Ranges held as digests that no note has spoken of yet, at most: these and those of one more
+/// batch.
 pub(super) const UNATTESTED_RANGES_MAX: usize = NOT_HELD_MAX + BATCH_ENTRIES_MAX;
 
 impl Writer {
@@ -74,7 +78,8 @@ impl Writer {
             return;
         }
         commit_batch.commit.displaced.extend(displaced.into_iter().map(|index| (feed.clone(), index)));
-        // Counted only now that it is committed, and without what was counted when it came ahead of the order.
+        // Counted only now that it is committed, and without what was counted when it came ahead of
+        // the order.
         let feed_sender = batch.feed_sender.clone();
         let admits = |bytes, urgent| self.shared.admits_content(&feed.member, &feed_sender, bytes, urgent);
         let reduced = batch.reduce(|index| ahead.binary_search(&index).is_ok(), admits).len() as u64;

@@ -1,10 +1,13 @@
-//! Where work is handed in, and who does it: the committer's thread, or now and then whoever brings the work.
+//! Where work is handed in, and who does it: the committer's thread, or now and then whoever brings
+//! the work.
 //!
-//! In scope: that one at a time holds the writer, and which thread. Out of scope: what is done (`writer`), and in which order (`queue`).
+//! In scope: that one at a time holds the writer, and which thread. Out of scope: what is done
+//! (`writer`), and in which order (`queue`).
 //!
-//! A hand-over to another thread and back costs a lone bulletin two wake-ups, together as long as half a sync. So work that comes alone is
-//! committed where it comes, on a thread of the network. Whatever comes in company, is long, or meets a disk or a thread that had much to do is
-//! left to the committer's thread (`docs/adr/commits-where-they-come.md`).
+//! A hand-over to another thread and back costs a lone bulletin two wake-ups, together as long as
+//! half a sync. So work that comes alone is committed where it comes, on a thread of the network.
+//! Whatever comes in company, is long, or meets a disk or a thread that had much to do is left to
+//! the committer's thread (`docs/adr/commits-where-they-come.md`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,13 +20,15 @@ use super::queue::{Closed, Queue, Wakeup};
 use super::writer::{CommitOutcome, Writer, WriterStep};
 use super::{DISK_SPACE_CHECK_INTERVAL, Work};
 
-/// Work is committed where it comes only while that takes no longer: a thread of the network has other things to do.
+/// Work is committed where it comes only while that takes no longer: a thread of the network has
+/// other things to do.
 const INLINE_COMMIT_MAX: Duration = Duration::from_millis(2);
 /// Entries of work that is committed where it comes, at most.
 const INLINE_ENTRIES_MAX: usize = 4;
 /// Bytes of it.
 const INLINE_BYTES_MAX: usize = 64 << 10;
-/// Pieces of work in such a commit that waited for company, of as many bytes: more are left to the committer's thread.
+/// Pieces of work in such a commit that waited for company, of as many bytes: more are left to the
+/// committer's thread.
 const INLINE_RECORDS_MAX: usize = 16;
 
 /// The writer and what waits for it.
@@ -40,7 +45,8 @@ struct CommitLatency {
     estimate: Duration,
     /// The newest commit of entries was of many: more of them will be coming.
     last_was_large: bool,
-    /// When an urgent entry came last by a link: who reads it off the link would bring the next one only after its commit.
+    /// When an urgent entry came last by a link: who reads it off the link would bring the next one
+    /// only after its commit.
     priority: Option<Instant>,
 }
 
@@ -123,8 +129,9 @@ impl WorkSender {
         // Whatever happens, somebody does it.
         let _wake_on_drop = WakeOnDrop(&self.0.queue);
         let submitted_at = Instant::now();
-        // Others that are about to hand work in do so first: then it does not come alone, and their commits are one. On a thread that has much to
-        // do that takes long, and counts as if the disk did.
+        // Others that are about to hand work in do so first: then it does not come alone, and their
+        // commits are one. On a thread that has much to do that takes long, and counts as if the
+        // disk did.
         tokio::task::yield_now().await;
         if self.0.queue.holds_single(is_small, INLINE_RECORDS_MAX, INLINE_BYTES_MAX)
             && let Some(writer) = self.0.writer.try_lock()
@@ -162,7 +169,8 @@ impl CommitScheduler {
             && Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)
     }
 
-    /// Commits what comes, until told to stop or nobody is left. Looks now and then whether there is room on the disk.
+    /// Commits what comes, until told to stop or nobody is left. Looks now and then whether there
+    /// is room on the disk.
     fn serve(self: Arc<Self>) {
         let mut next_space_check = Instant::now() + DISK_SPACE_CHECK_INTERVAL;
         let mut stop = None;
@@ -188,7 +196,8 @@ impl CommitScheduler {
     }
 }
 
-/// Who has the writer in hand. After a panic nobody knows how far a commit came: the writer is gone with it.
+/// Who has the writer in hand. After a panic nobody knows how far a commit came: the writer is gone
+/// with it.
 struct WriterGuard<'a> {
     scheduler: &'a CommitScheduler,
     writer: MutexGuard<'a, Option<Writer>>,
@@ -302,7 +311,8 @@ mod tests {
                 committer.watch().wait_for(|_| size(&store) == compact_range.size()).await.unwrap();
             }
         };
-        // If the committer's thread came upon each only when it looks for room, all would take 200 s.
+        // If the committer's thread came upon each only when it looks for room, all would take 200
+        // s.
         tokio::time::timeout(Duration::from_secs(60), all).await.expect("nobody is told to do it");
         committer.stop().await;
     }

@@ -1,6 +1,7 @@
 //! What is handed to the committer, and what becomes of it.
 //!
-//! In scope: the values. Out of scope: in which order work is done (`queue`), and doing it (`writer`).
+//! In scope: the values. Out of scope: in which order work is done (`queue`), and doing it
+//! (`writer`).
 
 use std::ops::Range;
 
@@ -47,7 +48,8 @@ pub struct PublishedGroup {
 pub struct Appended {
     /// Entries held now.
     pub size: u64,
-    /// Entries whose content came and was not taken: there is no room for it, or its owner, or who sent it, is over its share.
+    /// Entries whose content came and was not taken: there is no room for it, or its owner, or who
+    /// sent it, is over its share.
     pub reduced: u64,
 }
 
@@ -65,7 +67,8 @@ pub struct Backfilled {
 pub struct BackfillWork {
     /// Verified content.
     pub backfill: VerifiedBackfills,
-    /// Ranges held as digests between the first and the last of its entries, before it came; at least these.
+    /// Ranges held as digests between the first and the last of its entries, before it came; at
+    /// least these.
     pub not_held: Vec<(Range<u64>, Undisclosed)>,
 }
 
@@ -78,7 +81,8 @@ pub struct Records {
     pub custody: Vec<CustodyRecord>,
     /// Progress of named subscriptions.
     pub cursors: Vec<CursorRecord>,
-    /// Names of subscriptions that are given, given anew or removed. Whoever changes one name does so one call at a time.
+    /// Names of subscriptions that are given, given anew or removed. Whoever changes one name does
+    /// so one call at a time.
     pub subscriptions: Vec<SubscriptionRecord>,
     /// Verified rosters.
     pub rosters: Vec<RosterRecord>,

@@ -30,7 +30,8 @@ use super::disk_space::DiskSpace;
 use super::queue::Queue;
 use super::replicated_appends::UNATTESTED_RANGES_MAX;
 
-/// What is known of the feeds, and what commits to the store: one at a time has it in hand (`scheduler`).
+/// What is known of the feeds, and what commits to the store: one at a time has it in hand
+/// (`scheduler`).
 pub(super) struct Writer {
     pub(super) shared: Arc<CommitterShared>,
     pub(super) keys: Keys,
@@ -95,7 +96,8 @@ pub(super) struct WriterStep {
 }
 
 impl Writer {
-    /// Reads where every feed stands, compares the mark, and begins the feed on a declared first start.
+    /// Reads where every feed stands, compares the mark, and begins the feed on a declared first
+    /// start.
     pub(super) fn open(shared: Arc<CommitterShared>, options: Options) -> Result<Self, StartError> {
         let store = Arc::clone(&shared.store);
         let me = options.feed.member.clone();
@@ -206,8 +208,8 @@ impl Writer {
             }
             None => {
                 self.high_water_mark = found.map(|(file, _)| file);
-                // The power may have gone between a record and its mark. Peers are shown the record from now on: an older copy of the store
-                // must be known as such.
+                // The power may have gone between a record and its mark. Peers are shown the record
+                // from now on: an older copy of the store must be known as such.
                 if let (Some(file), Some(compact_range)) =
                     (self.high_water_mark.as_mut(), self.compact_ranges.get(feed))
                 {
@@ -462,8 +464,9 @@ impl Writer {
         }
     }
 
-    /// Keeps only cursors that advance their subscription; a concurrent call with a lower cursor is a no-op. So is one under a name that is
-    /// not known, or that this commit removes or gives anew.
+    /// Keeps only cursors that advance their subscription; a concurrent call with a lower cursor is
+    /// a no-op. So is one under a name that is not known, or that this commit removes or gives
+    /// anew.
     fn advancing_cursors(&self, cursors: BTreeMap<String, CursorRecord>, commit: &Commit) -> Vec<CursorRecord> {
         let advances = |cursor: &CursorRecord| {
             let changed = commit.subscriptions.iter().any(|record| record.subscription == cursor.subscription);
@@ -518,7 +521,8 @@ impl CommitBatch {
     fn fits(&self, work: &Work) -> bool {
         let (entries, bytes) = work.size();
         let records = if let Work::Records(records, ..) = work { records.bytes() } else { 0 };
-        // A feed's entries ahead of its order, and those in order, are not of one commit: the second must know the first.
+        // A feed's entries ahead of its order, and those in order, are not of one commit: the
+        // second must know the first.
         let separate = match work {
             Work::Priority(..) => !self.compact_ranges.is_empty(),
             Work::Append(..) => !self.commit.priority.is_empty(),
