@@ -1,10 +1,11 @@
-//! The one writer: group commit, sign, make durable, release.
+//! Commits entries and records in groups: signs, persists, then replies.
 //!
-//! In scope: deciding what goes into one commit, signing the feed's checkpoint, cosignatures and
-//! custody notes for it, and releasing answers only after the store has made it durable. Out of
-//! scope: validating bulletins (core), verifying peers (core), and where bytes lie (the store). One
-//! writer does all of it, on its own thread or where lone work comes; everyone else holds a
-//! [`Committer`] handle.
+//! One writer makes every commit, on the committer thread or inline in the caller (`scheduler`).
+//! All other code holds a [`Committer`] handle.
+//!
+//! In scope: what goes into one commit; signing the feed's checkpoint, cosignatures and custody
+//! notes; replying to callers only after the store has made the commit durable. Out of scope:
+//! validating bulletins and verifying peers (`barid_core`), and the layout on disk (`store`).
 
 mod attestations;
 mod bulletins;
@@ -56,27 +57,28 @@ pub use priority::PriorityOutcome;
 pub use work::{Appended, BackfillWork, Backfilled, PublishOutcome, PublishedGroup, Records};
 pub(crate) use work::{Permit, Work};
 
-/// Entries of this member, and answers, that may wait for the committer; beyond it publishers are
-/// told to come back.
+/// Most entries of this member, and records, that wait for the committer. Beyond it publishing
+/// fails with [`CommitFailure::Overloaded`].
 pub const QUEUE_MAX: usize = 8_192;
-/// Entries of links that may wait beside those: what peers bring takes no place of what is
-/// published here.
+/// Most entries from links that wait. They have a limit of their own so that peers cannot take the
+/// places of local publishers.
 pub const LINKS_QUEUE_MAX: usize = QUEUE_MAX;
-/// Urgent entries with status Actual that may wait beside them: they find room when the others do
-/// not.
+/// Most urgent entries with status Actual that wait. They have a limit of their own so that they
+/// are accepted when the other queues are full.
 pub const PRIORITY_QUEUE_MAX: usize = 1_024;
-/// Urgent entries of any other status, beside both: exercises take no place of what is Actual.
+/// Most urgent entries of any other status that wait. They have a limit of their own so that
+/// exercises cannot take the places of Actual entries.
 pub const PRIORITY_OTHERS_QUEUE_MAX: usize = PRIORITY_QUEUE_MAX / 2;
-/// How long a record that would hold only answers waits for company, and how long answers may be
-/// owed.
+/// How long a commit of records alone waits for other work to join it, and how long an attestation
+/// stays pending.
 pub const RECORDS_LINGER: Duration = Duration::from_millis(3);
-/// How often it is looked whether there is room on the disk.
+/// Time between two checks of the free disk space.
 pub const DISK_SPACE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Bytes of answers, rosters and lists gathered for one commit: with the digests and ids of its
+/// Most bytes of notes, rosters and revocation lists in one commit. With the digests and ids of its
 /// entries they stay below [`barid_core::limits::RECORD_HEAD_BYTES_MAX`].
 pub const RECORDS_BYTES_MAX: usize = 8 << 20;
 
-/// What the committer signs with. What becomes true by a commit is signed by the writer alone.
+/// Signing keys of the committer. Only the writer signs statements that a commit makes true.
 pub struct Keys {
     /// Keys of the feed's epoch: Ed25519 and, if the roster lists one, ML-DSA-44.
     pub feed: Vec<SigningKey>,
@@ -86,19 +88,19 @@ pub struct Keys {
     pub custody: SigningKey,
 }
 
-/// How a committer starts.
+/// Options to start a committer with.
 pub struct Options {
     /// The node's own feed and epoch.
     pub feed: FeedId,
     /// Signing keys.
     pub keys: Keys,
-    /// File of the mark, outside the data folder.
+    /// Path of the high-water mark, outside the data folder.
     pub high_water_mark: PathBuf,
-    /// This is declared to be the first start ever of this member's feed.
+    /// The operator declares that this member's feed has never been started before.
     pub bootstrap: bool,
-    /// How long to wait alone for a peer's heads before publishing.
+    /// How long to wait for a peer's tree heads before publishing without them.
     pub peer_wait: Duration,
-    /// Share of the room on the disk that the content of one other member may take in a day, in
+    /// Share of the free disk space that the content of one other member may take in a day, in
     /// percent.
     pub share_percent: u8,
 }
@@ -106,17 +108,17 @@ pub struct Options {
 /// Whether the node may publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PublishState {
-    /// No peer has shown its heads yet, and `peer_wait` has not passed.
+    /// No peer has sent its tree heads yet, and `peer_wait` has not passed.
     Starting,
-    /// It may.
+    /// The node may publish.
     Open,
-    /// The feed must not be continued: why.
+    /// The feed must not be continued. Holds the reason.
     NeedsRecovery(String),
-    /// The store has failed: why.
+    /// The store has failed. Holds the reason.
     Stopped(String),
 }
 
-/// Why something was not committed. Nothing of it is visible.
+/// Why work was not committed. Nothing of it is visible.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CommitFailure {
     /// The feed must not be continued.
@@ -125,33 +127,34 @@ pub enum CommitFailure {
     /// The queue is full.
     #[error("too much is waiting to be committed")]
     Overloaded,
-    /// There is no room on the disk: why. There will be; what was refused may come again then.
+    /// There is no room on the disk; holds the reason. The condition is temporary: the work may be
+    /// retried later.
     #[error("{0}")]
     DiskFull(String),
-    /// Content of a member that has brought its share of the room on the disk. It may come again
-    /// later.
+    /// Content of a member that has used its share of the disk space. It may be retried later.
     #[error("its member has brought its share of the room on the disk")]
     OverShare,
     /// The store has failed; the node must be restarted.
     #[error("the store has stopped: {0}")]
     Stopped(String),
-    /// The clock is behind what this node has signed: what has to be spoken of with a time waits.
+    /// The clock is behind the last time this node signed, so nothing that carries a time is
+    /// signed.
     #[error("the clock of this node is behind its last cosignature")]
     ClockBehind,
-    /// A batch does not continue the feed as held: another link was faster.
+    /// The batch does not continue the feed as held: a batch from another link was committed first.
     #[error("the feed stands at {held}, the batch begins at {first}")]
     Stale {
-        /// Held.
+        /// Entries held.
         held: u64,
-        /// Offered.
+        /// Index of the first entry of the batch.
         first: u64,
     },
-    /// Its feed's owner has signed another entry for a place, which is held.
+    /// The feed's owner has signed another entry for an index than the one that is held.
     #[error("another entry is held at index {index}")]
     EntryConflict {
-        /// The place.
+        /// The entry index.
         index: u64,
-        /// What was offered there, with what proves it, unless it cannot be proven now.
+        /// The entry received for it, with its proof; `None` if it cannot be proven now.
         proven: Option<Box<ProvenEntry>>,
     },
 }
@@ -163,7 +166,7 @@ pub struct Committer {
     work: scheduler::WorkSender,
 }
 
-/// Places in the queue for one sort of work.
+/// Slots in the queue for one class of work.
 struct QueueSlots {
     free: Arc<Semaphore>,
     count: usize,
@@ -184,13 +187,13 @@ pub(crate) struct CommitterShared {
     feed: FeedId,
     high_water_mark: PathBuf,
     seq: watch::Sender<u64>,
-    /// One past the newest offset: told before `seq`.
+    /// One past the newest offset. Updated before `seq`.
     end_offset: watch::Sender<u64>,
     publish_state: watch::Sender<PublishState>,
-    /// Why no own entries are taken for want of room.
+    /// Why own entries are not accepted for lack of disk space.
     disk_full: watch::Sender<Option<String>>,
     tier: watch::Sender<Tier>,
-    /// What members have brought, and may bring.
+    /// Content that each member has sent, against its share.
     shares: Mutex<Shares>,
     custody: broadcast::Sender<Arc<Vec<CustodyRecord>>>,
     attestations: broadcast::Sender<Arc<Attestations>>,
@@ -200,15 +203,15 @@ pub(crate) struct CommitterShared {
     others: QueueSlots,
     heartbeat_key: SigningKey,
     custody_key: SigningKey,
-    /// Unix seconds of what this node signed last as a witness.
+    /// Unix seconds of the newest cosignature or custody note of this node.
     last_time: AtomicU64,
-    /// How far a test has set the clock, in seconds.
+    /// Offset of the clock set by a test, in seconds.
     #[cfg(test)]
     clock_offset_seconds: std::sync::atomic::AtomicI64,
     newest: Mutex<Option<SignedCheckpoint>>,
-    /// Feeds of which another history is held than this node has cosigned.
+    /// Feeds whose local copy conflicts with an earlier cosignature of this node.
     cosignature_conflicts: Mutex<BTreeSet<FeedId>>,
-    /// Envelope bytes of each feed that were committed since the start.
+    /// Envelope bytes of each feed committed since the start.
     bytes: Mutex<BTreeMap<FeedId, u64>>,
 }
 
@@ -221,10 +224,10 @@ pub enum StartError {
     /// The first checkpoint could not be committed.
     #[error("the feed's first checkpoint cannot be committed")]
     Commit(#[from] CommitError),
-    /// The mark could not be read or written.
+    /// The high-water mark could not be read or written.
     #[error(transparent)]
     HighWaterMark(#[from] HighWaterMarkError),
-    /// The feed's keys cannot sign for it.
+    /// The feed's keys cannot sign for the feed.
     #[error("the feed's keys do not fit: {0}")]
     Keys(String),
     /// The thread could not be started.
@@ -233,10 +236,10 @@ pub enum StartError {
 }
 
 impl Committer {
-    /// Opens the feed (or begins it, on a first start) and starts the committer's thread.
+    /// Opens the feed, or creates it on a declared first start, and starts the committer thread.
     ///
     /// # Errors
-    /// See [`StartError`]. A feed in doubt is not an error: the gate says so.
+    /// See [`StartError`]. A feed that needs recovery is not an error; see [`Self::publish_state`].
     pub fn start(store: Arc<dyn Store>, options: Options) -> Result<Self, StartError> {
         let shared = Arc::new(CommitterShared {
             feed: options.feed.clone(),
@@ -277,51 +280,52 @@ impl Committer {
         Ok(committer)
     }
 
-    /// The store it writes to.
+    /// Returns the store that the committer writes to.
     #[must_use]
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.shared.store
     }
 
-    /// The node's own feed.
+    /// Returns the node's own feed.
     #[must_use]
     pub fn feed(&self) -> &FeedId {
         &self.shared.feed
     }
 
-    /// One past the newest offset: the wake-up of those to whom bulletins are delivered. They are
-    /// woken before whoever else reads, and not for commits in which nothing arrived.
+    /// Watches one past the newest offset. It wakes deliveries to subscribers: before all other
+    /// readers, and only for commits that contain new arrivals.
     #[must_use]
     pub fn watch_end_offset(&self) -> watch::Receiver<u64> {
         self.shared.end_offset.subscribe()
     }
 
-    /// Number of the newest commit: the wake-up of every other reader.
+    /// Watches the number of the newest commit. It wakes all other readers.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.shared.seq.subscribe()
     }
 
-    /// Whether the node may publish.
+    /// Watches whether the node may publish.
     #[must_use]
     pub fn publish_state(&self) -> watch::Receiver<PublishState> {
         self.shared.publish_state.subscribe()
     }
 
-    /// Custody notes for this member's feeds, of every epoch, as they become durable.
+    /// Subscribes to custody notes for this member's feeds, of every epoch, as they become durable.
     #[must_use]
     pub fn custody_notes(&self) -> broadcast::Receiver<Arc<Vec<CustodyRecord>>> {
         self.shared.custody.subscribe()
     }
 
-    /// What this node says of other members' feeds, as it becomes durable: shortly after the
-    /// entries that it speaks of.
+    /// Subscribes to this node's attestations of other members' feeds, as they become durable:
+    /// shortly after the entries they cover.
     #[must_use]
     pub fn attestations(&self) -> broadcast::Receiver<Arc<Attestations>> {
         self.shared.attestations.subscribe()
     }
 
-    /// A peer has shown its heads and nothing of ours is in doubt: publishing may begin.
+    /// A peer has sent its tree heads and the own feed does not need recovery: publishing may
+    /// begin.
     pub fn peer_heads_received(&self) {
         self.shared.publish_state.send_if_modified(|publish_state| {
             let starting = *publish_state == PublishState::Starting;
@@ -332,9 +336,9 @@ impl Committer {
         });
     }
 
-    /// A peer has shown a valid checkpoint of our own feed that we do not hold: the feed must not
-    /// be continued. False if that was known. Blocks for one small file, so that a restart does not
-    /// forget it.
+    /// Stops publishing because a peer has presented a valid checkpoint of the own feed that this
+    /// node does not hold. Returns false if publishing had stopped already. Blocks for one small
+    /// file, so that the state survives a restart.
     pub fn require_recovery(&self, reason: String) -> bool {
         let recorded_reason = reason.clone();
         let changed = self.shared.publish_state.send_if_modified(|publish_state| {
@@ -357,8 +361,8 @@ impl Committer {
         changed
     }
 
-    /// Publishes a group of bulletins of this member; answers when they are durable. At most
-    /// [`barid_core::limits::COMMIT_ENTRIES_MAX`] bulletins.
+    /// Publishes a group of this member's bulletins and returns when they are durable. The group
+    /// holds at most [`barid_core::limits::COMMIT_ENTRIES_MAX`] bulletins.
     ///
     /// # Errors
     /// See [`CommitFailure`]; nothing of the group was published then.
@@ -367,8 +371,8 @@ impl Committer {
         self.submit(group, permit.map_err(|_| CommitFailure::Overloaded)?).await?.await.map_err(|_| self.stopped())?
     }
 
-    /// As [`Self::publish`], but returns at once; groups are committed in the order of these calls,
-    /// those with an urgent bulletin before those without.
+    /// As [`Self::publish`], but returns at once. Groups are committed in the order of these calls,
+    /// groups with an urgent bulletin before those without.
     ///
     /// # Errors
     /// As [`Self::publish`].
@@ -383,13 +387,12 @@ impl Committer {
         Ok(response)
     }
 
-    /// As [`Self::try_submit_publish`], but waits for room in the queue, and where nothing else is
-    /// to be done until it is durable: for callers that can make others wait in turn. Waiters are
-    /// served in the order in which they came; dropping the future gives up the place, or the
-    /// answer.
+    /// As [`Self::try_submit_publish`], but waits for a slot in the queue, and until the group is
+    /// durable if it is committed inline. For callers that can apply back-pressure. Slots are given
+    /// in the order of the calls; dropping the future gives up the slot, or the reply.
     ///
     /// # Errors
-    /// As [`Self::publish`], but never [`CommitFailure::Overloaded`] for want of room.
+    /// As [`Self::publish`], but never [`CommitFailure::Overloaded`] for a full queue.
     pub async fn submit_publish(
         &self,
         group: Vec<ValidBulletin>,
@@ -409,8 +412,8 @@ impl Committer {
         Ok(response)
     }
 
-    /// Appends a verified batch of a peer's feed; what this node says of it comes later
-    /// ([`Self::attestations`]). Waits for room.
+    /// Appends a verified batch of a peer's feed. The attestations of it follow later
+    /// ([`Self::attestations`]). Waits for a slot in the queue.
     ///
     /// # Errors
     /// See [`CommitFailure`].
@@ -418,8 +421,8 @@ impl Committer {
         self.submit_append(batch).await?.await.map_err(|_| self.stopped())?
     }
 
-    /// As [`Self::append`], but returns when the batch is queued, or durable where nothing else was
-    /// to be done: batches are committed in the order of these calls.
+    /// As [`Self::append`], but returns when the batch is queued, or durable if it was committed
+    /// inline. Batches are committed in the order of these calls.
     ///
     /// # Errors
     /// As [`Self::append`].
@@ -436,8 +439,8 @@ impl Committer {
         Ok(response)
     }
 
-    /// Fills entries of a peer's feed that are held as digests, each once: what another call filled
-    /// first is passed over. Waits for room.
+    /// Adds content to entries of a peer's feed that are held as digests. Entries that another call
+    /// has filled first are skipped. Waits for a slot in the queue.
     ///
     /// # Errors
     /// See [`CommitFailure`].
@@ -449,7 +452,7 @@ impl Committer {
         response.await.map_err(|_| self.stopped())?
     }
 
-    /// Keeps answers and other facts; may wait a few milliseconds for company.
+    /// Persists records. May wait for [`RECORDS_LINGER`] for other work to join the commit.
     ///
     /// # Errors
     /// See [`CommitFailure`].
@@ -460,15 +463,16 @@ impl Committer {
         response.await.map_err(|_| self.stopped())?
     }
 
-    /// The newest checkpoint of the node's own feed that is durable.
+    /// Returns the newest durable checkpoint of the node's own feed.
     #[must_use]
     pub fn newest_checkpoint(&self) -> Option<SignedCheckpoint> {
         self.shared.newest.lock().clone()
     }
 
-    /// A heartbeat: the node's own cosignature on its newest checkpoint, as a bare signature line.
+    /// Returns a heartbeat: the node's own cosignature on its newest checkpoint, as a bare
+    /// signature line.
     ///
-    /// None while the clock is behind: its time would be wrong.
+    /// Returns `None` while the clock is behind, because its time would be wrong.
     #[must_use]
     pub fn heartbeat(&self, now_unix_seconds: u64) -> Option<proto::Cosigned> {
         if is_behind(self.shared.last_time(), now_unix_seconds) {
@@ -483,10 +487,10 @@ impl Committer {
         })
     }
 
-    /// Custody notes that say again, of these ranges alone, what this node holds of another
-    /// member's feed in full and has become durable: for the owner, by another way than that of
-    /// [`Self::attestations`]. At most so many as there are ranges; `None` while the clock is
-    /// behind.
+    /// Signs custody notes again, one for each of these ranges of another member's feed. The ranges
+    /// must be held in full and durable. The notes reach the owner by another path than
+    /// [`Self::attestations`]. Returns at most one note for each range, and `None` while the clock
+    /// is behind.
     #[must_use]
     pub fn reissue_custody(&self, feed: &FeedId, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
         let (seconds, _) = self.shared.now();
@@ -498,14 +502,14 @@ impl Committer {
         (!is_behind(time, seconds)).then(|| ranges.iter().filter_map(note).collect())
     }
 
-    /// The time of what this node signed last as a witness, in unix seconds, while its clock is so
-    /// far behind that nothing more is signed; `None` while the clock is right.
+    /// Returns the time of the last cosignature or custody note, in unix seconds, while the clock
+    /// is so far behind it that nothing more is signed. Returns `None` while the clock is right.
     #[must_use]
     pub fn clock_behind(&self) -> Option<u64> {
         Some(self.shared.last_time()).filter(|last| is_behind(*last, self.shared.now().0))
     }
 
-    /// Commits what is waiting, then ends the thread, which holds the store no more.
+    /// Commits the waiting work, then ends the committer thread, which releases the store.
     pub async fn stop(&self) {
         let (reply, response) = oneshot::channel();
         if self.work.send(Work::Stop(reply)).is_ok() {
@@ -525,13 +529,13 @@ impl Committer {
     }
 }
 
-/// Places in the queue that so many entries take.
+/// Slots in the queue that `entries` entries take.
 fn permits_of(entries: usize) -> u32 {
     u32::try_from(entries.max(1)).unwrap_or(u32::MAX)
 }
 
-/// How far the clock may be behind the last cosignature (DESIGN §9): as far as a publisher's may be
-/// ahead.
+/// How far the clock may be behind the last cosignature (DESIGN §9): as far as a publisher's clock
+/// may be ahead.
 const CLOCK_BEHIND_SECONDS_MAX: u64 = barid_core::limits::CLOCK_AHEAD_SECONDS_MAX.unsigned_abs();
 
 fn is_behind(last: u64, now: u64) -> bool {
@@ -558,34 +562,35 @@ impl CommitterShared {
 
 #[cfg(test)]
 impl Committer {
-    /// Sets the clock of this committer, in seconds from the right one.
+    /// Sets the clock of this committer, in seconds from the right time.
     pub(crate) fn set_clock(&self, seconds: i64) {
         self.shared.clock_offset_seconds.store(seconds, Ordering::Relaxed);
     }
 
-    /// Takes places in the queue, as others that publish would, until the permit is dropped.
+    /// Takes slots in the queue, as other publishers would, until the permit is dropped.
     pub(crate) fn occupy(&self, entries: usize) -> Permit {
         Arc::clone(&self.shared.queue.free).try_acquire_many_owned(permits_of(entries)).expect("there is room")
     }
 
-    /// Takes all places of links.
+    /// Takes all slots of links.
     pub(crate) fn occupy_links(&self) -> Permit {
         Arc::clone(&self.shared.links.free).try_acquire_many_owned(permits_of(LINKS_QUEUE_MAX)).expect("they are free")
     }
 }
 
-/// What this node last said in custody notes of one feed.
+/// Progress of this node's custody notes of one feed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CustodyProgress {
-    /// Entries spoken of.
+    /// Entries covered by custody notes.
     pub(crate) size: u64,
-    /// Ranges held as digests since then.
+    /// Ranges held as digests after `size`.
     pub(crate) not_held: Vec<(Range<u64>, Undisclosed)>,
 }
 
 pub(crate) type Custodies = BTreeMap<FeedId, CustodyProgress>;
 
-/// Times never go back: cosignatures of one node ascend (DESIGN: time = max(now, last)).
+/// Returns the time to sign with. Times of one node never go back: cosignatures ascend (DESIGN:
+/// time = max(now, last)).
 pub(crate) fn later(now: u64, last: u64) -> u64 {
     now.max(last)
 }
@@ -596,7 +601,7 @@ pub(crate) fn now() -> (u64, u64) {
     (ms / 1_000, ms)
 }
 
-/// The checkpoint of a feed at the size that is committed.
+/// Returns the checkpoint of a feed at the committed size.
 pub(crate) fn checkpoint_of(feed: &FeedId, compact_range: &barid_core::feed::tree::CompactRange) -> Checkpoint {
     Checkpoint { feed: feed.clone(), size: compact_range.size(), root: compact_range.root() }
 }
@@ -606,7 +611,7 @@ pub(crate) fn owns(member: &Member, feed: &FeedId) -> bool {
     feed.member == *member
 }
 
-/// Numbers of a commit, for the log.
+/// Logs the numbers of a commit.
 pub(crate) fn trace(committed: &Committed) {
     tracing::trace!(
         seq = committed.seq,
