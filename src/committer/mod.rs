@@ -1,11 +1,8 @@
-//! Commits entries and records in groups: signs, persists, then replies.
+//! Commits entries and records in groups: signs, persists, then replies. One writer makes every
+//! commit (`scheduler`); all other code holds a [`Committer`] handle.
 //!
-//! One writer makes every commit, on the committer thread or inline in the caller (`scheduler`).
-//! All other code holds a [`Committer`] handle.
-//!
-//! In scope: what goes into one commit; signing the feed's checkpoint, cosignatures and custody
-//! notes; replying to callers only after the store has made the commit durable. Out of scope:
-//! validating bulletins and verifying peers (`barid_core`), and the layout on disk (`store`).
+//! In scope: what goes into a commit, its signatures, and replies once it is durable. Out of scope:
+//! validating and verifying (`barid_core`), and the layout on disk (`store`).
 
 mod attestations;
 mod bulletins;
@@ -57,25 +54,20 @@ pub use priority::PriorityOutcome;
 pub use work::{Appended, BackfillWork, Backfilled, PublishOutcome, PublishedGroup, Records};
 pub(crate) use work::{Permit, Work};
 
-/// Most entries of this member, and records, that wait for the committer. Beyond it publishing
-/// fails with [`CommitFailure::Overloaded`].
+/// Most waiting entries of this member, and records. Beyond it publishing is overloaded.
 pub const QUEUE_MAX: usize = 8_192;
-/// Most entries from links that wait. They have a limit of their own so that peers cannot take the
-/// places of local publishers.
+/// Most waiting entries of links: separate, so that peers take no places of local publishers.
 pub const LINKS_QUEUE_MAX: usize = QUEUE_MAX;
-/// Most urgent entries with status Actual that wait. They have a limit of their own so that they
-/// are accepted when the other queues are full.
+/// Most waiting urgent entries with status Actual: separate, so that full queues do not stop them.
 pub const PRIORITY_QUEUE_MAX: usize = 1_024;
-/// Most urgent entries of any other status that wait. They have a limit of their own so that
-/// exercises cannot take the places of Actual entries.
+/// Most waiting urgent entries of any other status, so that exercises take no places of Actual
+/// ones.
 pub const PRIORITY_OTHERS_QUEUE_MAX: usize = PRIORITY_QUEUE_MAX / 2;
-/// How long a commit of records alone waits for other work to join it, and how long an attestation
-/// stays pending.
+/// How long a commit of records alone waits for other work, and an attestation for a commit.
 pub const RECORDS_LINGER: Duration = Duration::from_millis(3);
 /// Time between two checks of the free disk space.
 pub const DISK_SPACE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Most bytes of notes, rosters and revocation lists in one commit. With the digests and ids of its
-/// entries they stay below [`barid_core::limits::RECORD_HEAD_BYTES_MAX`].
+/// Most bytes of records in a commit; with entries' digests and ids below `RECORD_HEAD_BYTES_MAX`.
 pub const RECORDS_BYTES_MAX: usize = 8 << 20;
 
 /// Signing keys of the committer. Only the writer signs statements that a commit makes true.
@@ -100,8 +92,7 @@ pub struct Options {
     pub bootstrap: bool,
     /// How long to wait for a peer's tree heads before publishing without them.
     pub peer_wait: Duration,
-    /// Share of the free disk space that the content of one other member may take in a day, in
-    /// percent.
+    /// Percentage of the free disk space that another member's content may take in a day.
     pub share_percent: u8,
 }
 
@@ -127,8 +118,7 @@ pub enum CommitFailure {
     /// The queue is full.
     #[error("too much is waiting to be committed")]
     Overloaded,
-    /// There is no room on the disk; holds the reason. The condition is temporary: the work may be
-    /// retried later.
+    /// There is no room on the disk, for this reason. The work may be retried later.
     #[error("{0}")]
     DiskFull(String),
     /// Content of a member that has used its share of the disk space. It may be retried later.
@@ -137,8 +127,7 @@ pub enum CommitFailure {
     /// The store has failed; the node must be restarted.
     #[error("the store has stopped: {0}")]
     Stopped(String),
-    /// The clock is behind the last time this node signed, so nothing that carries a time is
-    /// signed.
+    /// The clock is behind the last signature: nothing with a time is signed.
     #[error("the clock of this node is behind its last cosignature")]
     ClockBehind,
     /// The batch does not continue the feed as held: a batch from another link was committed first.
@@ -149,7 +138,7 @@ pub enum CommitFailure {
         /// Index of the first entry of the batch.
         first: u64,
     },
-    /// The feed's owner has signed another entry for an index than the one that is held.
+    /// The feed's owner has signed another entry for this index than the one held.
     #[error("another entry is held at index {index}")]
     EntryConflict {
         /// The entry index.
@@ -239,7 +228,7 @@ impl Committer {
     /// Opens the feed, or creates it on a declared first start, and starts the committer thread.
     ///
     /// # Errors
-    /// See [`StartError`]. A feed that needs recovery is not an error; see [`Self::publish_state`].
+    /// See [`StartError`]. Not if the feed needs recovery; see [`Self::publish_state`].
     pub fn start(store: Arc<dyn Store>, options: Options) -> Result<Self, StartError> {
         let shared = Arc::new(CommitterShared {
             feed: options.feed.clone(),
@@ -292,8 +281,7 @@ impl Committer {
         &self.shared.feed
     }
 
-    /// Watches one past the newest offset. It wakes deliveries to subscribers: before all other
-    /// readers, and only for commits that contain new arrivals.
+    /// Watches one past the newest offset. Updated first, and only by commits with new arrivals.
     #[must_use]
     pub fn watch_end_offset(&self) -> watch::Receiver<u64> {
         self.shared.end_offset.subscribe()
@@ -317,15 +305,13 @@ impl Committer {
         self.shared.custody.subscribe()
     }
 
-    /// Subscribes to this node's attestations of other members' feeds, as they become durable:
-    /// shortly after the entries they cover.
+    /// Subscribes to attestations of other members' feeds, shortly after their entries are durable.
     #[must_use]
     pub fn attestations(&self) -> broadcast::Receiver<Arc<Attestations>> {
         self.shared.attestations.subscribe()
     }
 
-    /// A peer has sent its tree heads and the own feed does not need recovery: publishing may
-    /// begin.
+    /// Opens publishing: a peer has sent its tree heads, and the feed needs no recovery.
     pub fn peer_heads_received(&self) {
         self.shared.publish_state.send_if_modified(|publish_state| {
             let starting = *publish_state == PublishState::Starting;
@@ -336,9 +322,9 @@ impl Committer {
         });
     }
 
-    /// Stops publishing because a peer has presented a valid checkpoint of the own feed that this
-    /// node does not hold. Returns false if publishing had stopped already. Blocks for one small
-    /// file, so that the state survives a restart.
+    /// Stops publishing because a peer holds a valid checkpoint of the own feed that this node does
+    /// not. Returns false if it had stopped already. Blocks to write a small file that outlives a
+    /// restart.
     pub fn require_recovery(&self, reason: String) -> bool {
         let recorded_reason = reason.clone();
         let changed = self.shared.publish_state.send_if_modified(|publish_state| {
@@ -361,8 +347,8 @@ impl Committer {
         changed
     }
 
-    /// Publishes a group of this member's bulletins and returns when they are durable. The group
-    /// holds at most [`barid_core::limits::COMMIT_ENTRIES_MAX`] bulletins.
+    /// Publishes a group of at most [`barid_core::limits::COMMIT_ENTRIES_MAX`] bulletins of this
+    /// member, and returns when they are durable.
     ///
     /// # Errors
     /// See [`CommitFailure`]; nothing of the group was published then.
@@ -371,8 +357,7 @@ impl Committer {
         self.submit(group, permit.map_err(|_| CommitFailure::Overloaded)?).await?.await.map_err(|_| self.stopped())?
     }
 
-    /// As [`Self::publish`], but returns at once. Groups are committed in the order of these calls,
-    /// groups with an urgent bulletin before those without.
+    /// As [`Self::publish`], but returns at once. Groups are committed in order, urgent ones first.
     ///
     /// # Errors
     /// As [`Self::publish`].
@@ -387,9 +372,9 @@ impl Committer {
         Ok(response)
     }
 
-    /// As [`Self::try_submit_publish`], but waits for a slot in the queue, and until the group is
-    /// durable if it is committed inline. For callers that can apply back-pressure. Slots are given
-    /// in the order of the calls; dropping the future gives up the slot, or the reply.
+    /// As [`Self::try_submit_publish`], but waits for a slot in the queue, in the order of the
+    /// calls, and for the commit if it is inline. For callers that can apply back-pressure.
+    /// Dropping the future gives up the slot or the reply.
     ///
     /// # Errors
     /// As [`Self::publish`], but never [`CommitFailure::Overloaded`] for a full queue.
@@ -412,8 +397,8 @@ impl Committer {
         Ok(response)
     }
 
-    /// Appends a verified batch of a peer's feed. The attestations of it follow later
-    /// ([`Self::attestations`]). Waits for a slot in the queue.
+    /// Appends a verified batch of a peer's feed; [`Self::attestations`] follow later. Waits for a
+    /// slot.
     ///
     /// # Errors
     /// See [`CommitFailure`].
@@ -421,8 +406,8 @@ impl Committer {
         self.submit_append(batch).await?.await.map_err(|_| self.stopped())?
     }
 
-    /// As [`Self::append`], but returns when the batch is queued, or durable if it was committed
-    /// inline. Batches are committed in the order of these calls.
+    /// As [`Self::append`], but returns when queued, or durable if committed inline; keeps the
+    /// order.
     ///
     /// # Errors
     /// As [`Self::append`].
@@ -439,8 +424,8 @@ impl Committer {
         Ok(response)
     }
 
-    /// Adds content to entries of a peer's feed that are held as digests. Entries that another call
-    /// has filled first are skipped. Waits for a slot in the queue.
+    /// Adds content to entries of a peer's feed held as digests. Skips entries that another call
+    /// has filled first. Waits for a slot in the queue.
     ///
     /// # Errors
     /// See [`CommitFailure`].
@@ -469,10 +454,8 @@ impl Committer {
         self.shared.newest.lock().clone()
     }
 
-    /// Returns a heartbeat: the node's own cosignature on its newest checkpoint, as a bare
-    /// signature line.
-    ///
-    /// Returns `None` while the clock is behind, because its time would be wrong.
+    /// Returns this node's cosignature on its newest checkpoint as a signature line, if the clock
+    /// is right.
     #[must_use]
     pub fn heartbeat(&self, now_unix_seconds: u64) -> Option<proto::Cosigned> {
         if is_behind(self.shared.last_time(), now_unix_seconds) {
@@ -487,10 +470,9 @@ impl Committer {
         })
     }
 
-    /// Signs custody notes again, one for each of these ranges of another member's feed. The ranges
-    /// must be held in full and durable. The notes reach the owner by another path than
-    /// [`Self::attestations`]. Returns at most one note for each range, and `None` while the clock
-    /// is behind.
+    /// Signs custody notes of another member's feed again, one for each range, to reach the owner
+    /// by another path than [`Self::attestations`]. The ranges must be held in full and durable.
+    /// `None` while the clock is behind.
     #[must_use]
     pub fn reissue_custody(&self, feed: &FeedId, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
         let (seconds, _) = self.shared.now();
@@ -502,8 +484,7 @@ impl Committer {
         (!is_behind(time, seconds)).then(|| ranges.iter().filter_map(note).collect())
     }
 
-    /// Returns the time of the last cosignature or custody note, in unix seconds, while the clock
-    /// is so far behind it that nothing more is signed. Returns `None` while the clock is right.
+    /// Returns the time last signed (unix seconds) while the clock is too far behind it to sign.
     #[must_use]
     pub fn clock_behind(&self) -> Option<u64> {
         Some(self.shared.last_time()).filter(|last| is_behind(*last, self.shared.now().0))
@@ -534,8 +515,7 @@ fn permits_of(entries: usize) -> u32 {
     u32::try_from(entries.max(1)).unwrap_or(u32::MAX)
 }
 
-/// How far the clock may be behind the last cosignature (DESIGN §9): as far as a publisher's clock
-/// may be ahead.
+/// How far the clock may be behind the last cosignature (DESIGN §9), as a publisher's may be ahead.
 const CLOCK_BEHIND_SECONDS_MAX: u64 = barid_core::limits::CLOCK_AHEAD_SECONDS_MAX.unsigned_abs();
 
 fn is_behind(last: u64, now: u64) -> bool {
@@ -589,8 +569,7 @@ pub(crate) struct CustodyProgress {
 
 pub(crate) type Custodies = BTreeMap<FeedId, CustodyProgress>;
 
-/// Returns the time to sign with. Times of one node never go back: cosignatures ascend (DESIGN:
-/// time = max(now, last)).
+/// Returns the time to sign: cosignatures of one node ascend (DESIGN: time = max(now, last)).
 pub(crate) fn later(now: u64, last: u64) -> u64 {
     now.max(last)
 }
