@@ -311,7 +311,7 @@ impl Committer {
         self.shared.attestations.subscribe()
     }
 
-    /// Opens publishing: a peer has sent its tree heads, and the feed needs no recovery.
+    /// Allows publishing: a peer has sent its tree heads, and the feed needs no recovery.
     pub fn peer_heads_received(&self) {
         self.shared.publish_state.send_if_modified(|publish_state| {
             let starting = *publish_state == PublishState::Starting;
@@ -322,9 +322,8 @@ impl Committer {
         });
     }
 
-    /// Stops publishing because a peer holds a valid checkpoint of the own feed that this node does
-    /// not. Returns false if it had stopped already. Blocks to write a small file that outlives a
-    /// restart.
+    /// Stops publishing: a peer holds a checkpoint of the own feed that this node does not. False
+    /// if it had stopped already. Blocks to write a small file, so that a restart keeps the state.
     pub fn require_recovery(&self, reason: String) -> bool {
         let recorded_reason = reason.clone();
         let changed = self.shared.publish_state.send_if_modified(|publish_state| {
@@ -424,8 +423,8 @@ impl Committer {
         Ok(response)
     }
 
-    /// Adds content to entries of a peer's feed held as digests. Skips entries that another call
-    /// has filled first. Waits for a slot in the queue.
+    /// Adds content to entries of a peer's feed held as digests; skips those that another call
+    /// filled.
     ///
     /// # Errors
     /// See [`CommitFailure`].
@@ -470,9 +469,8 @@ impl Committer {
         })
     }
 
-    /// Signs custody notes of another member's feed again, one for each range, to reach the owner
-    /// by another path than [`Self::attestations`]. The ranges must be held in full and durable.
-    /// `None` while the clock is behind.
+    /// Signs custody notes again for ranges held in full and durable, to reach the feed's owner by
+    /// another path than [`Self::attestations`]. `None` while the clock is behind.
     #[must_use]
     pub fn reissue_custody(&self, feed: &FeedId, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
         let (seconds, _) = self.shared.now();
