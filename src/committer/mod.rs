@@ -405,8 +405,8 @@ impl Committer {
         self.submit_append(batch).await?.await.map_err(|_| self.stopped())?
     }
 
-    /// As [`Self::append`], but returns when queued, or durable if committed inline; keeps the
-    /// order.
+    /// As [`Self::append`], but returns when queued, or durable if inline; keeps the order of
+    /// calls.
     ///
     /// # Errors
     /// As [`Self::append`].
@@ -453,8 +453,8 @@ impl Committer {
         self.shared.newest.lock().clone()
     }
 
-    /// Returns this node's cosignature on its newest checkpoint as a signature line, if the clock
-    /// is right.
+    /// Returns this node's cosignature on its newest checkpoint as a signature line. `None` while
+    /// the clock is behind: its time would be wrong.
     #[must_use]
     pub fn heartbeat(&self, now_unix_seconds: u64) -> Option<proto::Cosigned> {
         if is_behind(self.shared.last_time(), now_unix_seconds) {

@@ -270,7 +270,7 @@ impl Quota {
     }
 
     /// Returns whether a line fits and, at the end of a minute, lines that report the dropped ones.
-    /// Lines below INFO, which only an operator's filter enables, always fit.
+    /// DEBUG and TRACE lines, which only an operator's filter enables, always fit.
     fn charge(&mut self, budget: &Budget, line: &Line, bytes: usize, now: Instant) -> (bool, Vec<Line>) {
         let is_elapsed = now.saturating_duration_since(self.since) >= INTERVAL;
         let dropped = if is_elapsed { self.begin(now) } else { Vec::new() };
