@@ -54,20 +54,20 @@ pub use priority::PriorityOutcome;
 pub use work::{Appended, BackfillWork, Backfilled, PublishOutcome, PublishedGroup, Records};
 pub(crate) use work::{Permit, Work};
 
-/// Most waiting entries of this member, and records. Beyond it publishing is overloaded.
+/// Most waiting entries of this member, and records. Beyond it publishing fails as `Overloaded`.
 pub const QUEUE_MAX: usize = 8_192;
 /// Most waiting entries of links: separate, so that peers take no places of local publishers.
 pub const LINKS_QUEUE_MAX: usize = QUEUE_MAX;
 /// Most waiting urgent entries with status Actual: separate, so that full queues do not stop them.
 pub const PRIORITY_QUEUE_MAX: usize = 1_024;
-/// Most waiting urgent entries of any other status, so that exercises take no places of Actual
-/// ones.
+/// Most waiting urgent entries of other status: exercises take no places of Actual entries.
 pub const PRIORITY_OTHERS_QUEUE_MAX: usize = PRIORITY_QUEUE_MAX / 2;
-/// How long a commit of records alone waits for other work, and an attestation for a commit.
+/// How long a commit of records alone waits for other work, and an attestation for any commit.
 pub const RECORDS_LINGER: Duration = Duration::from_millis(3);
 /// Time between two checks of the free disk space.
 pub const DISK_SPACE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Most bytes of records in a commit; with entries' digests and ids below `RECORD_HEAD_BYTES_MAX`.
+/// Most bytes of records in one commit. With the digests and ids of its entries they stay below
+/// [`barid_core::limits::RECORD_HEAD_BYTES_MAX`].
 pub const RECORDS_BYTES_MAX: usize = 8 << 20;
 
 /// Signing keys of the committer. Only the writer signs statements that a commit makes true.
@@ -228,7 +228,7 @@ impl Committer {
     /// Opens the feed, or creates it on a declared first start, and starts the committer thread.
     ///
     /// # Errors
-    /// See [`StartError`]. Not if the feed needs recovery; see [`Self::publish_state`].
+    /// See [`StartError`]. A feed that needs recovery is no error; see [`Self::publish_state`].
     pub fn start(store: Arc<dyn Store>, options: Options) -> Result<Self, StartError> {
         let shared = Arc::new(CommitterShared {
             feed: options.feed.clone(),
@@ -396,8 +396,7 @@ impl Committer {
         Ok(response)
     }
 
-    /// Appends a verified batch of a peer's feed; [`Self::attestations`] follow later. Waits for a
-    /// slot.
+    /// Appends a verified batch of a peer's feed; [`Self::attestations`] follow. Waits for a slot.
     ///
     /// # Errors
     /// See [`CommitFailure`].
@@ -405,8 +404,7 @@ impl Committer {
         self.submit_append(batch).await?.await.map_err(|_| self.stopped())?
     }
 
-    /// As [`Self::append`], but returns when queued, or durable if inline; keeps the order of
-    /// calls.
+    /// As [`Self::append`], but returns when queued, or durable if inline. Calls keep their order.
     ///
     /// # Errors
     /// As [`Self::append`].
@@ -423,8 +421,7 @@ impl Committer {
         Ok(response)
     }
 
-    /// Adds content to entries of a peer's feed held as digests; skips those that another call
-    /// filled.
+    /// Adds content to entries of a peer's feed held as digests, unless another call has done so.
     ///
     /// # Errors
     /// See [`CommitFailure`].
@@ -482,7 +479,8 @@ impl Committer {
         (!is_behind(time, seconds)).then(|| ranges.iter().filter_map(note).collect())
     }
 
-    /// Returns the time last signed (unix seconds) while the clock is too far behind it to sign.
+    /// Returns the time last signed, in unix seconds, while the clock is too far behind it to sign
+    /// more.
     #[must_use]
     pub fn clock_behind(&self) -> Option<u64> {
         Some(self.shared.last_time()).filter(|last| is_behind(*last, self.shared.now().0))
