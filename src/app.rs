@@ -431,7 +431,7 @@ fn read_roster(path: &std::path::Path) -> Result<Vec<u8>, AppError> {
     text.map(String::into_bytes).map_err(|source| AppError::File { path: path.to_owned(), source })
 }
 
-/// Reads the access rules. Others must not read them, because they name all callers of this node.
+/// Reads the access rules. Warns if other users may read them, because they name all callers.
 fn load_access(path: &std::path::Path) -> Result<Access, AppError> {
     let access = Access::load(path)?;
     if files::is_readable_by_others(path) {
