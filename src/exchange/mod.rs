@@ -328,7 +328,7 @@ impl Exchange {
     /// [`spawn_dialers`] use it; it is public for other transports.
     ///
     /// # Errors
-    /// Why the link ended, unless the peer closed it in order.
+    /// Why the link ended; `Ok` if the peer closed it in order after the handshake.
     pub async fn link(&self, peer: &Member, dialled: bool, wire: Wire) -> Result<(), LinkError> {
         link::run(&self.shared, peer, dialled, wire).await
     }
