@@ -346,7 +346,8 @@ impl World {
         }
     }
 
-    /// Operators add space for everything that is missing.
+    /// Operators add space for everything that is missing, though the shares do not admit it all at
+    /// once.
     pub(crate) fn make_room(&mut self) {
         let mut longest: BTreeMap<&FeedId, &crate::node::Log> = BTreeMap::new();
         for (feed, log) in self.nodes.iter().flat_map(|node| &node.disk.logs) {

@@ -259,8 +259,8 @@ impl Exchange {
         &self.shared.stopped_feeds
     }
 
-    /// Returns the limiter of audit records about peers; the caller flushes the events that it only
-    /// counted.
+    /// Returns the limiter of audit records about peers. Events that it only counted must be
+    /// recorded regularly.
     #[must_use]
     pub fn audit_limiter(&self) -> &AuditLimiter {
         &self.shared.audit_limiter
