@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::Call;
 
 /// Longest time without any progress in sending a response. With pieces of 64 KiB, a client that
-/// reads 1 KiB/s is slow enough to reach it only just.
+/// reads a little more than 1 KiB/s keeps a call open.
 pub(super) const NOT_READ_MAX: Duration = Duration::from_secs(60);
 /// The same while another response waits for room that this call's owner uses. A client that
 /// stopped reading then does not block other responses of the same caller.
