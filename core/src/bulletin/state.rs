@@ -145,8 +145,7 @@ impl Successor {
             MsgType::Cancel => Effect::Cancels(None),
             MsgType::Alert | MsgType::Ack | MsgType::Error => return None,
         };
-        // A cancellation is final: nothing that refers to it changes it, nor does it change its own
-        // original again.
+        // A cancellation is final: it cannot be updated or cancelled itself.
         let counts = MsgType::read(&original.msg_type) != Some(MsgType::Cancel)
             && header.member == original.member
             && header.status == original.status
