@@ -163,7 +163,7 @@ impl PriorityInFlight {
         let mut planned = Vec::new();
         for (feed, urgent, indices) in urgent {
             let unsent = indices.into_iter().filter(|index| !self.has(feed, *index));
-            // More indices than these cannot be used in this call.
+            // Bounds the work. Twice `frames_max`, because some entries are not for this peer.
             planned.extend(unsent.take(2 * frames_max).enumerate().map(|(turn, index)| ((urgent, turn), feed, index)));
         }
         planned.sort_by_key(|(turn, ..)| *turn);
