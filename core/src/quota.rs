@@ -30,7 +30,7 @@ const PRIORITY_PART: u64 = 8;
 /// share (1/8) is free again.
 const RESUMES_PART: u64 = 8;
 
-/// Tiers of free space. Each tier admits what lower tiers admit; ordered by how much is admitted.
+/// Tiers of free space, ordered by how much is committed in them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tier {
     /// At most attestations and other notes.

@@ -218,8 +218,9 @@ impl SuccessionState {
 }
 
 impl Successor {
-    /// Feed order. Two entries at one position are equivocation; ordering them by digest gives
-    /// every node the same result. A cancellation with its reason read ranks before one without.
+    /// Returns the sort key: feed order. Two entries at one position are equivocation; ordering
+    /// them by digest gives every node the same result. A cancellation with its reason read ranks
+    /// before one without.
     fn rank(&self) -> (Position, Digest, bool) {
         (self.position, self.reference.digest, self.effect == Effect::Cancels(None))
     }

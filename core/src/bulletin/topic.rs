@@ -1,7 +1,7 @@
 //! Topics, and filters that match them.
 //!
 //! In scope: syntax and matching (NATS wildcards). Out of scope: which working groups exist (the
-//! roster) and what a member follows.
+//! roster), and which topics a member follows.
 
 use std::fmt;
 use std::str::FromStr;

@@ -11,7 +11,7 @@
 //! ma.rabat.example/feed/1                        the feed's origin
 //! 1280                                           size of the checkpoint that the range lies in
 //! CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=   its root
-//! time 1679315147                                seconds since the Unix epoch, by the holder's clock
+//! time 1679315147                                seconds since the Unix epoch, holder's clock
 //! range 1024 1280                                the entries covered: first, one past the last
 //! digest-only 1030 1032 withheld                 entries among them not held in full, and why
 //! ```

@@ -344,7 +344,7 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// SHA-256(name ‖ 0x0A ‖ type ‖ key).
+/// Returns SHA-256(name ‖ 0x0A ‖ type ‖ key).
 fn fingerprint(name: &str, algorithm: Algorithm, public: &[u8]) -> [u8; 32] {
     let hash = Sha256::new().chain_update(name).chain_update([b'\n', algorithm.number()]).chain_update(public);
     hash.finalize().into()

@@ -99,7 +99,7 @@ impl Feed {
         signed(self.tree.size(), self.tree.root())
     }
 
-    /// Returns the entries `first..end` with every envelope, whoever the reader is.
+    /// Returns the entries `first..end` with every envelope, for any reader.
     fn batch(&self, first: usize, end: usize) -> proto::Entries {
         let items = self.envelopes[first..end].iter().map(|envelope| item(envelope.clone())).collect();
         let head = Head { size: self.tree.size(), checkpoint_size: self.tree.size(), consistency_proof: &[] };

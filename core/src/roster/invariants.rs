@@ -94,8 +94,8 @@ fn same_key(
     Ok(())
 }
 
-/// Checks that each key keeps its member and role; otherwise its old signatures would be attributed
-/// to another member.
+/// Checks that each key keeps its name, and so its member and role. Otherwise its old signatures
+/// would be attributed to somebody else.
 fn check_key_owners(before: &Roster, next: &Roster) -> Result<(), InvariantViolation> {
     let (held, new) = (owners(before), owners(next));
     for (public, owner) in &held {

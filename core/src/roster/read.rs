@@ -200,8 +200,8 @@ impl MemberParser<'_> {
         })
     }
 
-    /// Every member displays these names among those of other members, so each must be one line of
-    /// plain text.
+    /// Checks the names. Every member displays them among those of other members, so each must be
+    /// one line of plain text.
     fn names(&self, names: &NamesText) -> Result<(), RosterError> {
         for (language, name) in [("ar", &names.ar), ("fr", &names.fr), ("en", &names.en)] {
             let field = self.path(&format!("names.{language}"));
@@ -375,7 +375,8 @@ fn unprintable(c: char) -> bool {
     c.is_control() || is_bidi_control(c)
 }
 
-/// The text found is foreign, so it is cut and escaped; it cannot affect the surrounding text.
+/// Creates a field error. The text found is foreign, so it is cut and escaped; it cannot affect the
+/// surrounding text.
 fn field_error(field: &str, found: impl std::fmt::Display, expected: &'static str) -> RosterError {
     let mut printable = String::new();
     for c in found.to_string().chars().take(FOUND_CHARS_MAX) {

@@ -150,8 +150,8 @@ pub fn misfits(alert: &proto::TravelDocumentAlert) -> Vec<FieldError> {
     zone(alert).err().unwrap_or_default()
 }
 
-/// A border check searches by issuing state and number, or by number alone if the state is
-/// uncertain.
+/// Returns the search keys. A border check searches by issuing state and number, or by number alone
+/// if the state is uncertain.
 fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
     let Some(Content::TravelDocumentAlert(alert)) = &body.content else { return Vec::new() };
     vec![
