@@ -17,7 +17,7 @@ impl Mutator {
         usize::try_from(mixed).unwrap_or_default() % bound
     }
 
-    /// Returns `bytes` with one to four changes; some insert or copy bytes of `other`.
+    /// Returns `bytes` with one to four changes; some insert bytes of `other`.
     pub fn mutate(&mut self, bytes: &[u8], other: &[u8]) -> Vec<u8> {
         let mut bytes = bytes.to_vec();
         for _ in 0..=self.below(4) {
