@@ -1,8 +1,9 @@
 //! Layout of a bulletin: as text in the reader's language, or as JSON.
 //!
-//! In scope: one entry as a node delivers it. Out of scope: whether it may be shown (the node decides)
-//! and whether it is authentic (`verify` decides). An entry that cannot be decoded is shown as far as
-//! possible. A bulletin whose status is not `Actual` is marked as such in all output.
+//! In scope: one entry as a node delivers it. Out of scope: whether it may be shown (the node
+//! decides) and whether it is authentic (`verify` decides). An entry that cannot be decoded is
+//! shown as far as possible. A bulletin whose status is not `Actual` is marked as such in all
+//! output.
 
 use barid_core::bulletin::kinds;
 use barid_core::bulletin::vocabulary::Tlp;
