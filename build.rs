@@ -11,7 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("api.descriptors.bin"), protox::prost::Message::encode_to_vec(&api))?;
     tonic_prost_build::configure()
-        .codec_path("crate::codec::Counted")
+        .codec_path("crate::codec::BoundedCodec")
         .extern_path(".barid.v1", "::barid_core::proto")
         .extern_path(".google.protobuf", "::pbjson_types")
         .compile_well_known_types(true)

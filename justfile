@@ -48,9 +48,9 @@ power cuts="1000":
     BARID_POWER_CUTS={{cuts}} cargo test --locked -p barid --test black_box power -- --nocapture
 
 # A bad disk at one of five nodes that hold so many entries: docs/testing.md.
-flipped entries="1000000":
+bit_flips entries="1000000":
     cargo build --release --locked
-    BARID_BIN="$PWD/target/release/barid" BARID_FLIP_ENTRIES={{entries}} cargo test --locked -p barid --test black_box flipped -- --nocapture
+    BARID_BIN="$PWD/target/release/barid" BARID_FLIP_ENTRIES={{entries}} cargo test --locked -p barid --test black_box bit_flips -- --nocapture
 
 # Write golden files: for a format that was never released, or a new one beside the old. Read the difference before you commit it.
 golden:

@@ -1,24 +1,25 @@
-//! The only wiring: from a configuration to a running node, and back down in order.
+//! Assembles a node from its configuration, runs it, and shuts it down in order. This is the only
+//! place that wires modules together.
 //!
-//! In scope: opening the store, the keys, the rosters, both listeners and the links, and shutting them down. Out of scope: everything
-//! that these do.
+//! In scope: opening the store, the keys, the rosters, both listeners and the links, and shutting
+//! them down. Out of scope: what these parts do.
 
-mod clocks;
-mod closing;
+mod cert_expiry;
+mod clock;
+mod close_announcer;
+mod crls;
 mod disk;
 mod error;
-mod forked;
+mod fork_announcer;
 mod identity;
-mod lists;
 mod metrics;
 mod node;
 mod recover;
 mod reload;
 mod repair;
-mod settled;
+mod roster_conflict;
 #[cfg(test)]
 mod tests;
-mod validity;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,10 +29,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use barid_core::feed::note::SigningKey;
-use barid_core::names::Member;
+use barid_core::ids::Member;
 use barid_core::roster::{Role, Roster, RosterChain};
+use crls::Crls;
 use futures::future::BoxFuture;
-use lists::Lists;
 use node::Node;
 use rustls::pki_types::UnixTime;
 use time::OffsetDateTime;
@@ -42,115 +43,119 @@ use tokio::task::JoinSet;
 
 pub use error::AppError;
 pub use recover::{PeerProgress, Progress, RecoverError, RecoverOptions, recover};
-pub use repair::{Repaired, repair};
+pub use repair::{RepairOutcome, repair};
 
 use crate::access::{self, Access};
 use crate::api::{self, Api};
 use crate::budgets::{Budgets, table};
 use crate::calls;
-use crate::committer::{Committer, Gate, Kept, Keys, Options, StartError, key_path, marked_epoch, marked_size};
+use crate::committer::{
+    Committer, Keys, Options, PublishState, Records, StartError, key_path, read_high_water_epoch, read_high_water_size,
+};
 use crate::config::NodeConfig;
 use crate::exchange::{self, Exchange};
 use crate::files::{self, Guard};
-use crate::rosters::Rosters;
+use crate::roster_store::RosterStore;
 use crate::store::disk::{DiskOptions, DiskStore};
 use crate::store::{RosterRecord, Store};
-use crate::telemetry::{self, AuditEvent, RECORDED_SINGLY_MAX, Refusals};
+use crate::telemetry::{self, AuditEvent, AuditLimiter, INDIVIDUAL_RECORDS_MAX};
 use crate::transport::{
-    self, AccessLevel, Connections, Connector, Credentials, Limits, Listening, PeerIdentity, Policy, RevocationLists,
+    self, AccessLevel, Connections, Connector, Credentials, CrlStore, Limits, ListenerOptions, PeerIdentity, Policy,
     SpiffeId, Trust, Verifier,
 };
 
-/// How a node stopped.
+/// Result of a node that was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped {
-    /// Streams of callers that were open.
+    /// Callers' streams that were open.
     pub streams: u64,
-    /// Commits since it was told to stop.
+    /// Commits made after the request to stop.
     pub commits: u64,
-    /// Whether calls were cut that did not end in time.
+    /// Whether calls that did not end in time were cut.
     pub cut: bool,
 }
 
-/// Where a running node can be reached.
+/// Bound addresses of a running node.
 #[derive(Clone, Debug)]
-pub struct Running {
+pub struct ListenAddresses {
     /// Bound address of the exchange listener, if there is one.
     pub exchange: Option<SocketAddr>,
     /// Bound address of the API listener.
     pub api: SocketAddr,
 }
 
-/// What whoever starts a node says that the node cannot know.
+/// Facts that the operator declares at start because the node cannot know them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Declared {
-    /// This is the first start ever of this member's feed.
-    pub first: bool,
-    /// The store is lost, and not only out of reach: an empty one is begun.
-    pub store_lost: bool,
+pub struct StartFlags {
+    /// This member's feed has never been started before.
+    pub bootstrap: bool,
+    /// The store is lost, not only unavailable: start with an empty one.
+    pub accept_data_loss: bool,
 }
 
-/// Runs a node until `stop` is done. `running` is told where it listens once it does.
+/// Runs a node until `stop` completes. `on_listening` is called with the bound addresses.
 ///
 /// # Errors
 /// See [`AppError`].
 pub async fn run(
     config: &NodeConfig,
-    declared: Declared,
+    flags: StartFlags,
     stop: impl Future<Output = ()> + Send,
-    running: impl FnOnce(&Running) + Send,
+    on_listening: impl FnOnce(&ListenAddresses) + Send,
 ) -> Result<Stopped, AppError> {
-    let purpose = Purpose::Serve(declared);
-    let during = |inside: Inside| {
-        if let Some(told) = &inside.running {
-            running(told);
+    let purpose = Purpose::Serve(flags);
+    let while_open = |open_node: OpenNode| {
+        if let Some(addresses) = &open_node.addresses {
+            on_listening(addresses);
         }
         stop
     };
-    serve(config, purpose, during).await.map(|(_, _, stopped)| stopped)
+    serve(config, purpose, while_open).await.map(|(_, _, stopped)| stopped)
 }
 
-/// What a node is opened for.
+/// Why a node is opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
-    /// Everything.
-    Serve(Declared),
-    /// Links only, to fetch what peers hold of a feed that is in doubt. The feed's own keys are not needed.
+    /// To run all services.
+    Serve(StartFlags),
+    /// To fetch what peers hold of a feed that needs recovery, over links only. The feed's own keys
+    /// are not needed.
     Recover,
 }
 
-/// A node that is open.
-struct Inside {
-    running: Option<Running>,
+/// An open node.
+struct OpenNode {
+    addresses: Option<ListenAddresses>,
     exchange: Exchange,
     committer: Committer,
-    rosters: Rosters,
+    rosters: RosterStore,
 }
 
-/// Opens a node, keeps it open until `during` is done, and closes it in order. Returns what `during` came to, if nothing failed
-/// first, and the store, to which nobody commits any more.
+/// Opens a node, keeps it open until `while_open` completes, and closes it in order. Returns the
+/// output of `while_open`, unless something failed first, and the store, to which nothing commits
+/// any more.
 async fn serve<T, F: Future<Output = T> + Send>(
     config: &NodeConfig,
     purpose: Purpose,
-    during: impl FnOnce(Inside) -> F + Send,
+    while_open: impl FnOnce(OpenNode) -> F + Send,
 ) -> Result<(T, Arc<dyn Store>, Stopped), AppError> {
-    let config = &in_force(config)?;
-    // From the first moment: it would end the process.
+    let config = &with_current_epoch(config)?;
+    // Installed first: by default SIGHUP ends the process.
     let mut hangup = signal(SignalKind::hangup()).map_err(AppError::Signal)?;
     raise_file_limit();
     let me = config.feed.member.clone();
     let options = DiskOptions {
-        reserve_bytes: config.text.reserve_mib << 20,
+        reserve_bytes: config.text.min_free_disk_mib << 20,
         ..DiskOptions::new(me.clone(), config.feed.exchange.clone())
     };
-    if let Purpose::Serve(Declared { store_lost: false, .. }) = purpose
-        && !DiskStore::is_begun(&config.text.data)
-        && let Some(size) = marked_size(&mark_path(config)).map_err(StartError::from)?
+    if let Purpose::Serve(StartFlags { accept_data_loss: false, .. }) = purpose
+        && !DiskStore::is_initialized(&config.text.data)
+        && let Some(size) = read_high_water_size(&high_water_mark_path(config)).map_err(StartError::from)?
     {
         return Err(AppError::StoreMissing { data: config.text.data.clone(), size });
     }
     let store: Arc<dyn Store> = Arc::new(DiskStore::open(&config.text.data, &options)?);
-    let rosters = Rosters::new(chain(config, store.rosters()?)?);
+    let rosters = RosterStore::new(chain(config, store.rosters()?)?);
     let roster = rosters.load().newest_shared();
     let own = roster.member(&me).ok_or_else(|| AppError::NotListed(me.to_string()))?;
     let trust_domain = own.trust_domain.clone();
@@ -159,36 +164,37 @@ async fn serve<T, F: Future<Output = T> + Send>(
         Options {
             feed: config.feed.clone(),
             keys: keys(config, &roster, purpose)?,
-            mark: mark_path(config),
-            first: matches!(purpose, Purpose::Serve(Declared { first: true, .. })),
-            lone_start: Duration::from_secs(config.text.lone_start_seconds.into()),
+            high_water_mark: high_water_mark_path(config),
+            bootstrap: matches!(purpose, Purpose::Serve(StartFlags { bootstrap: true, .. })),
+            peer_wait: Duration::from_secs(config.text.peer_wait_seconds.into()),
             share_percent: config.text.member_share_percent,
         },
     )?;
-    keep_chain(&committer, &rosters).await?;
+    persist_roster_chain(&committer, &rosters).await?;
     let access = Arc::new(ArcSwap::from_pointee(load_access(&config.text.access)?));
 
     let trust = Trust::of(&roster);
     let credentials = Credentials::load(&config.text.certificate, &config.text.private_key)
         .map_err(|error| AppError::Transport(error.to_string()))?;
     let grace_seconds = i64::from(config.text.crl_grace_days) * 86_400;
-    let refusals = Arc::new(Refusals::default());
-    let lists = Lists::new(RevocationLists::default(), trust.clone(), committer.clone(), Arc::clone(&refusals));
-    lists.recall(&store.crls()?);
-    for (_, list) in lists::read_files(&config.text.crls, &trust)? {
-        lists.held.take(&list);
+    let audit_limiter = Arc::new(AuditLimiter::default());
+    let crls = Crls::new(CrlStore::default(), trust.clone(), committer.clone(), Arc::clone(&audit_limiter));
+    crls.load_stored(&store.crls()?);
+    for (_, list) in crls::read_files(&config.text.crls, &trust)? {
+        crls.held.accept(&list);
     }
-    let verifier = |policy| Verifier::new(trust.clone(), lists.held.clone(), policy, grace_seconds);
-    // A node that nobody lets in is alone, and would be told so by nobody. What passes by itself is an alarm meanwhile.
-    let peers = identity::Peers { trust: &trust, lists: &lists.held, trust_domain: &trust_domain, grace_seconds };
+    let verifier = |policy| Verifier::new(trust.clone(), crls.held.clone(), policy, grace_seconds);
+    // A node whose certificate every peer rejects would be isolated without any error. A temporary
+    // rejection only raises an alarm.
+    let peers = identity::PeerVerifier { trust: &trust, crls: &crls.held, trust_domain: &trust_domain, grace_seconds };
     if let Some(certificate) = credentials.certificate()
-        && let Err(refused) = peers.judge(&certificate, UnixTime::now())
-        && !identity::passes(&refused)
+        && let Err(rejection) = peers.verify(&certificate, UnixTime::now())
+        && !identity::is_temporary(&rejection)
     {
         let path = config.text.certificate.display();
-        return Err(AppError::Transport(format!("{path} would be refused by every peer: {refused}")));
+        return Err(AppError::Transport(format!("{path} would be refused by every peer: {rejection}")));
     }
-    let connections = Connections::reporting(recorded("connection-ended", &refusals));
+    let connections = Connections::reporting(audit_refusal("connection-closed", &audit_limiter));
 
     let (shutdown, stopping) = watch::channel(false);
     let memory_bytes = config.text.memory_mib << 20;
@@ -203,10 +209,10 @@ async fn serve<T, F: Future<Output = T> + Send>(
         committer: committer.clone(),
         rosters: rosters.clone(),
         topics: config.topics.clone(),
-        share_history: config.text.share_history,
+        backfill_new_members: config.text.backfill_new_members,
         listens: config.text.listen_exchange.is_some(),
         budgets: budgets.clone(),
-        revocations: Arc::new(lists.clone()),
+        revocations: Arc::new(crls.clone()),
         shutdown: stopping.clone(),
     });
     let connector = Connector {
@@ -214,7 +220,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         credentials: credentials.clone(),
         connections: connections.clone(),
         compress: config.text.compress,
-        on_refusal: recorded("refused-connection", &refusals),
+        on_rejected: audit_refusal("connection-rejected", &audit_limiter),
     };
     let dial = Dialer { connector, rosters: rosters.clone(), endpoints: config.endpoints.clone() };
     let node = Arc::new(Node {
@@ -224,7 +230,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         store: Arc::clone(&store),
         access: Arc::clone(&access),
         credentials: credentials.clone(),
-        lists: lists.clone(),
+        crls: crls.clone(),
         rosters: rosters.clone(),
         trust_domain: trust_domain.clone(),
         grace_seconds,
@@ -239,8 +245,8 @@ async fn serve<T, F: Future<Output = T> + Send>(
             let identity = extensions.get::<Arc<PeerIdentity>>()?;
             Some(api::Identity { path: Arc::clone(&identity.spiffe.path) })
         }),
-        node: Arc::clone(&node) as Arc<dyn api::Node>,
-        pace: Arc::default(),
+        node: Arc::clone(&node) as Arc<dyn api::NodeControl>,
+        call_limiter: Arc::default(),
         budgets: budgets.clone(),
         states: Arc::default(),
         alarms: exchange.alarms().clone(),
@@ -248,9 +254,9 @@ async fn serve<T, F: Future<Output = T> + Send>(
         naming: Arc::default(),
     };
 
-    let people = Listening {
+    let api_listener = ListenerOptions {
         name: "api",
-        verifier: Arc::new(verifier(Policy::OwnPeople(trust_domain.clone()))),
+        verifier: Arc::new(verifier(Policy::OwnClients(trust_domain.clone()))),
         credentials,
         connections: connections.clone(),
         limits: Limits::API,
@@ -260,7 +266,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
             Some(_) => AccessLevel::Granted,
             None => AccessLevel::Ungranted,
         }),
-        on_refusal: recorded("refused-connection", &refusals),
+        on_rejected: audit_refusal("connection-rejected", &audit_limiter),
     };
     let mut serving = JoinSet::new();
     let mut api_address = None;
@@ -268,7 +274,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         let api_tcp = bind(&config.text.listen_api).await?;
         api_address = Some(local(&api_tcp, &config.text.listen_api)?);
         let incoming =
-            transport::listen(api_tcp, people.clone()).map_err(|error| AppError::Transport(error.to_string()))?;
+            transport::listen(api_tcp, api_listener.clone()).map_err(|error| AppError::Transport(error.to_string()))?;
         let calls = api::calls(&api).map_err(|error| AppError::Transport(error.to_string()))?;
         serving.spawn(calls::serve(incoming, calls, Limits::API, stopped(stopping.clone())));
     }
@@ -276,14 +282,14 @@ async fn serve<T, F: Future<Output = T> + Send>(
     if let Some(address) = &config.text.listen_exchange {
         let tcp = bind(address).await?;
         exchange_address = Some(local(&tcp, address)?);
-        let peers = Listening {
+        let peers = ListenerOptions {
             name: "exchange",
             verifier: Arc::new(verifier(Policy::Peers(trust_domain))),
             limits: Limits::EXCHANGE,
             budget: budgets.of(&table::EXCHANGE_CONNECTIONS).clone(),
-            // Whoever is no peer does not get in at all.
+            // The verifier admits peers only.
             level: Arc::new(|_| AccessLevel::Granted),
-            ..people
+            ..api_listener
         };
         let incoming = transport::listen(tcp, peers).map_err(|error| AppError::Transport(error.to_string()))?;
         let identify = Arc::new(|extensions: &tonic::Extensions| {
@@ -293,89 +299,101 @@ async fn serve<T, F: Future<Output = T> + Send>(
         serving.spawn(calls::serve(incoming, calls, Limits::EXCHANGE, stopped(stopping.clone())));
     }
     let dialers = exchange::spawn_dialers(&exchange, Arc::new(dial));
-    // Dropping the set ends them.
-    let mut watching = JoinSet::new();
-    let ended = recorded("connection-ended", &refusals);
+    // Dropping the set ends the tasks.
+    let mut tasks = JoinSet::new();
+    let ended = audit_refusal("connection-closed", &audit_limiter);
     let peers = exchange.clone();
-    let (counted, pace, links) = (Arc::clone(&refusals), Arc::clone(&api.pace), exchange.clone());
-    watching.spawn(async move {
-        let settling = (counted.settle_in_time(), pace.refusals().settle_in_time(), links.refusals().settle_in_time());
-        futures::join!(settling.0, settling.1, settling.2, telemetry::settle_in_time());
+    let (limiter, call_limiter, links) = (Arc::clone(&audit_limiter), Arc::clone(&api.call_limiter), exchange.clone());
+    tasks.spawn(async move {
+        let summaries = (
+            limiter.summarize_periodically(),
+            call_limiter.audit_limiter().summarize_periodically(),
+            links.audit_limiter().summarize_periodically(),
+        );
+        futures::join!(summaries.0, summaries.1, summaries.2, telemetry::summarize_periodically());
     });
-    watching.spawn(lists.clone().run());
-    watching.spawn(connections.watch(trust.clone(), lists.held.clone(), move |refusal| ended(refusal)));
-    watching.spawn(follow_rosters(rosters.clone(), trust));
+    tasks.spawn(crls.clone().run());
+    tasks.spawn(connections.watch(trust.clone(), crls.held.clone(), move |refusal| ended(refusal)));
+    tasks.spawn(follow_rosters(rosters.clone(), trust));
     if purpose != Purpose::Recover {
-        watching.spawn(closing::name_closed(committer.clone(), exchange.clone(), rosters.clone()));
-        watching.spawn(forked::tell(committer.clone(), exchange.clone(), rosters.clone()));
-        watching.spawn(exchange.clone().ask_relays());
+        tasks.spawn(close_announcer::announce_closed_epochs(committer.clone(), exchange.clone(), rosters.clone()));
+        tasks.spawn(fork_announcer::announce_forks(committer.clone(), exchange.clone(), rosters.clone()));
+        tasks.spawn(exchange.clone().request_relayed_custody());
     }
-    watching.spawn(Arc::clone(&node).watch_alarms());
+    tasks.spawn(Arc::clone(&node).watch_alarms());
     if let Some(wanted) = config.text.metrics.as_ref().filter(|_| purpose != Purpose::Recover) {
         let tcp = metrics::bind(wanted).await?;
         tracing::info!(address = ?metrics::address(&tcp), "figures at /metrics");
-        watching.spawn(metrics::serve(
+        tasks.spawn(metrics::serve(
             tcp,
             wanted.clone(),
-            metrics::Source { node: Arc::clone(&node), pace: Arc::clone(&api.pace), budgets: budgets.clone() },
+            metrics::MetricsSource {
+                node: Arc::clone(&node),
+                call_limiter: Arc::clone(&api.call_limiter),
+                budgets: budgets.clone(),
+            },
         ));
     }
-    watching.spawn(async move {
+    tasks.spawn(async move {
         while hangup.recv().await.is_some() {
-            // The record of it tells the outcome.
+            // The audit record contains the outcome.
             let _ = node.reload_for("SIGHUP").await;
         }
     });
     tracing::info!(member = %me, api = ?api_address, exchange = ?exchange_address, "serving");
-    let told = api_address.map(|api| Running { exchange: exchange_address, api });
-    let during = during(Inside { running: told, exchange, committer: committer.clone(), rosters });
+    let addresses = api_address.map(|api| ListenAddresses { exchange: exchange_address, api });
+    let while_open = while_open(OpenNode { addresses, exchange, committer: committer.clone(), rosters });
 
-    tokio::pin!(during);
+    tokio::pin!(while_open);
     let result = {
         tokio::select! {
-            done = &mut during => Ok(done),
+            done = &mut while_open => Ok(done),
             reason = failed(&committer) => Err(AppError::Stopped(reason)),
             Some(_) = serving.join_next() => Err(AppError::Transport("a listener has ended".into())),
         }
     };
-    let (streams, waiting, begun_at) = (api.pace.open_streams(), committer.waiting(), store.seq());
+    let (streams, waiting, first_seq) = (api.call_limiter.open_streams(), committer.waiting(), store.seq());
     tracing::info!(streams, waiting, "stopping: what was accepted is committed first");
     shutdown.send_replace(true);
     drop(dialers);
     let drained = tokio::time::timeout(DRAIN_MAX, async { while serving.join_next().await.is_some() {} }).await;
     if drained.is_err() {
-        let streams = api.pace.open_streams();
+        let streams = api.call_limiter.open_streams();
         tracing::warn!(streams, "some calls did not end in time and were cut");
         serving.abort_all();
     }
-    drop(watching);
-    lists.persist_all().await;
+    drop(tasks);
+    crls.persist_all().await;
     committer.stop().await;
-    [&*refusals, api.pace.refusals(), peers.refusals()].into_iter().for_each(Refusals::settle_all);
-    telemetry::settle_all();
-    let commits = store.seq().saturating_sub(begun_at);
+    [&*audit_limiter, api.call_limiter.audit_limiter(), peers.audit_limiter()]
+        .into_iter()
+        .for_each(AuditLimiter::summarize_all);
+    telemetry::summarize_all();
+    let commits = store.seq().saturating_sub(first_seq);
     let stopped = Stopped { streams, commits, cut: drained.is_err() };
     result.map(|done| (done, store, stopped))
 }
 
-/// The configuration with the epoch that is in force: the mark's, or a later one that the file says.
-fn in_force(config: &NodeConfig) -> Result<NodeConfig, AppError> {
+/// Returns the configuration with the current epoch: that of the high-water mark, or of the file if
+/// it is later.
+fn with_current_epoch(config: &NodeConfig) -> Result<NodeConfig, AppError> {
     let mut config = config.clone();
-    let marked = marked_epoch(&mark_path(&config)).map_err(StartError::from)?;
-    config.feed.epoch = marked.unwrap_or(0).max(config.feed.epoch);
+    let recorded_epoch = read_high_water_epoch(&high_water_mark_path(&config)).map_err(StartError::from)?;
+    config.feed.epoch = recorded_epoch.unwrap_or(0).max(config.feed.epoch);
     Ok(config)
 }
 
-fn mark_path(config: &NodeConfig) -> PathBuf {
+fn high_water_mark_path(config: &NodeConfig) -> PathBuf {
     config.text.keys.join("mark")
 }
 
-/// Whoever writes into a stopped node's folders must be its user: files of another one the node could not open, or not write.
+/// Checks that this process runs as the owner of the stopped node's folders. The node could not
+/// open, or not write, files of another user.
 fn check_user(config: &NodeConfig) -> Result<(), AppError> {
     use std::os::unix::fs::MetadataExt as _;
     let user = rustix::process::geteuid().as_raw();
     for path in [&config.text.data, &config.text.keys] {
-        // What is not there is made, or missed, by whoever needs it.
+        // A missing folder is created, or reported, by the code that needs it.
         let Ok(owner) = std::fs::metadata(path).map(|folder| folder.uid()) else { continue };
         if owner != user {
             return Err(AppError::OtherUser { path: path.clone(), owner, user });
@@ -384,20 +402,21 @@ fn check_user(config: &NodeConfig) -> Result<(), AppError> {
     Ok(())
 }
 
-/// Calls that are under way when the node stops get this long.
+/// Time for running calls to end when the node stops.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
-/// The roster trusted from the start, and those that the store holds beyond it. Where the file is newer than what the store began with
-/// and follows from it, the store's beginning stays: bulletins of that time are still judged by the rosters of that time.
+/// Returns the chain of the trusted roster and the later ones in the store. If the file is newer
+/// than the store's first roster and follows from it, the chain starts at the store's first roster:
+/// bulletins of that time are still judged by the rosters of that time.
 fn chain(config: &NodeConfig, held: Vec<RosterRecord>) -> Result<RosterChain, AppError> {
     let path = &config.text.roster;
-    let refuse = |source| AppError::Roster { path: path.clone(), source };
+    let reject = |source| AppError::Roster { path: path.clone(), source };
     let note = read_roster(path)?;
-    let from_file = RosterChain::start(&note).map_err(refuse)?;
+    let from_file = RosterChain::start(&note).map_err(reject)?;
     let mut chain = from_store(&held, &note).unwrap_or(from_file);
     for record in held {
         if record.version > chain.newest().version() {
-            chain.extend(&record.note).map_err(refuse)?;
+            chain.extend(&record.note).map_err(reject)?;
         }
     }
     if *chain.newest().exchange() != config.feed.exchange {
@@ -406,13 +425,13 @@ fn chain(config: &NodeConfig, held: Vec<RosterRecord>) -> Result<RosterChain, Ap
     Ok(chain)
 }
 
-/// The roster's note. Who could write it would choose whom this node believes.
+/// Reads the roster's note. Anyone who could write the file would choose whom this node trusts.
 fn read_roster(path: &std::path::Path) -> Result<Vec<u8>, AppError> {
     let text = files::read_text(path, Guard::Trusted);
     text.map(String::into_bytes).map_err(|source| AppError::File { path: path.to_owned(), source })
 }
 
-/// Access rules that others may read name everybody who works with this node.
+/// Reads the access rules. Warns if other users may read them, because they name all callers.
 fn load_access(path: &std::path::Path) -> Result<Access, AppError> {
     let access = Access::load(path)?;
     if files::is_readable_by_others(path) {
@@ -422,7 +441,7 @@ fn load_access(path: &std::path::Path) -> Result<Access, AppError> {
     Ok(access)
 }
 
-/// The chain that the store holds, if it reaches or leads to the roster in the file.
+/// Returns the store's chain, if it contains or leads to the roster in the file.
 fn from_store(records: &[RosterRecord], file: &[u8]) -> Option<RosterChain> {
     let (first, rest) = records.split_first()?;
     let mut chain = RosterChain::start(&first.note).ok()?;
@@ -432,19 +451,19 @@ fn from_store(records: &[RosterRecord], file: &[u8]) -> Option<RosterChain> {
     chain.extend(file).is_ok().then_some(chain)
 }
 
-/// What a chain begins with is kept, too: a newer file may take its place.
-async fn keep_chain(committer: &Committer, rosters: &Rosters) -> Result<(), AppError> {
-    let kept: Vec<u64> = committer.store().rosters()?.iter().map(|record| record.version).collect();
+/// Persists the first roster of the chain too: a newer file may replace it.
+async fn persist_roster_chain(committer: &Committer, rosters: &RosterStore) -> Result<(), AppError> {
+    let persisted: Vec<u64> = committer.store().rosters()?.iter().map(|record| record.version).collect();
     let rosters = rosters.load();
-    let missing = rosters.notes().filter(|(version, _)| !kept.contains(version));
+    let missing = rosters.notes().filter(|(version, _)| !persisted.contains(version));
     let rosters: Vec<_> = missing.map(|(version, note)| RosterRecord { version, note: note.clone() }).collect();
     if !rosters.is_empty() {
-        committer.keep(Kept { rosters, ..Kept::default() }).await?;
+        committer.persist(Records { rosters, ..Records::default() }).await?;
     }
     Ok(())
 }
 
-/// The node's signing keys, each checked against the roster.
+/// Returns the node's signing keys, each checked against the roster.
 fn keys(config: &NodeConfig, roster: &Roster, purpose: Purpose) -> Result<Keys, AppError> {
     let now = OffsetDateTime::now_utc().unix_timestamp().unsigned_abs();
     let read = |path: PathBuf, role: Role| {
@@ -452,13 +471,13 @@ fn keys(config: &NodeConfig, roster: &Roster, purpose: Purpose) -> Result<Keys, 
             files::read_text(&path, Guard::Secret).map_err(|source| AppError::File { path: path.clone(), source })?;
         let key = SigningKey::from_text(text.trim_end())
             .map_err(|error| AppError::Key { path: path.clone(), reason: error.to_string() })?;
-        let refused =
+        let rejection =
             |reason: &str| AppError::Key { path: path.clone(), reason: format!("{} {reason}", key.verifier()) };
         let mut listed = roster.keys(&config.feed.member, role);
         match listed.find(|listed| listed.key == *key.verifier()) {
-            None => Err(refused("is not listed")),
+            None => Err(rejection("is not listed")),
             Some(listed) if !listed.counts_at(now) => {
-                Err(refused("does not count any more by the roster: it was retired or stolen"))
+                Err(rejection("does not count any more by the roster: it was retired or stolen"))
             }
             Some(_) => Ok(key),
         }
@@ -484,31 +503,33 @@ fn local(tcp: &TcpListener, address: &str) -> Result<SocketAddr, AppError> {
     tcp.local_addr().map_err(|source| AppError::Listen { address: address.to_owned(), source })
 }
 
-/// Returns why, when the store has failed: what was not released by then never is, and the next start reads what the disk holds.
+/// Waits until the store has failed, and returns the reason. Work that was not completed by then
+/// never is; the next start reads what the disk holds.
 async fn failed(committer: &Committer) -> String {
-    let mut gate = committer.gate();
-    match gate.wait_for(|gate| matches!(gate, Gate::Stopped(_))).await.as_deref() {
-        Ok(Gate::Stopped(reason)) => reason.clone(),
+    let mut publish_state = committer.publish_state();
+    match publish_state.wait_for(|publish_state| matches!(publish_state, PublishState::Stopped(_))).await.as_deref() {
+        Ok(PublishState::Stopped(reason)) => reason.clone(),
         _ => std::future::pending().await,
     }
 }
 
 async fn stopped(mut stopping: watch::Receiver<bool>) {
-    // A sender that is gone means the same.
+    // A dropped sender means the same.
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-fn recorded(what: &'static str, refusals: &Arc<Refusals>) -> transport::OnRefusal {
-    let refusals = Arc::clone(refusals);
-    Arc::new(move |refusal: &transport::Refusal| {
-        let transport::Refusal { reason, who, at, detail } = refusal;
-        let event = AuditEvent { what, reason, who, subject: at, detail };
-        refusals.record(&refusal.source(), RECORDED_SINGLY_MAX, &event, tokio::time::Instant::now());
+fn audit_refusal(event: &'static str, audit_limiter: &Arc<AuditLimiter>) -> transport::OnRejected {
+    let audit_limiter = Arc::clone(audit_limiter);
+    Arc::new(move |refusal: &transport::RejectionRecord| {
+        let transport::RejectionRecord { reason, actor, at, detail } = refusal;
+        let event = AuditEvent { event, reason, actor, resource: at, detail };
+        audit_limiter.record(&refusal.source(), INDIVIDUAL_RECORDS_MAX, &event, tokio::time::Instant::now());
     })
 }
 
-/// Every connection takes a file descriptor, and the usual soft limit of 1,024 is below what the listeners and the store may need. The
-/// hard limit is the administrator's.
+/// Raises the soft limit of open files to the hard limit. Every connection takes a file descriptor,
+/// and the usual soft limit of 1,024 is below what the listeners and the store may need. The hard
+/// limit is the administrator's.
 fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -518,8 +539,9 @@ fn raise_file_limit() {
     }
 }
 
-/// A newer roster changes whom TLS trusts, and so who stays connected.
-async fn follow_rosters(rosters: Rosters, trust: Trust) {
+/// Updates the trusted authorities when a newer roster is adopted. It also decides which peers stay
+/// connected.
+async fn follow_rosters(rosters: RosterStore, trust: Trust) {
     let mut versions = rosters.watch();
     while versions.changed().await.is_ok() {
         trust.replace(rosters.load().newest());
@@ -529,7 +551,7 @@ async fn follow_rosters(rosters: Rosters, trust: Trust) {
 /// Dials peers by their SPIFFE ID.
 struct Dialer {
     connector: Connector,
-    rosters: Rosters,
+    rosters: RosterStore,
     endpoints: BTreeMap<Member, String>,
 }
 

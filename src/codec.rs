@@ -1,7 +1,10 @@
-//! How messages of the services are read: as tonic does, after a look at how many parts a message has.
+//! Decodes messages of the services as tonic does, after a check of how many parts a message has.
 //!
-//! In scope: counting the parts of a message before anything is allocated for them. A part of two bytes on the wire takes a hundred in memory: a
-//! message that is within its bound in bytes would become hundreds of megabytes. Out of scope: what the parts are (`core`), and bounds in bytes.
+//! A part of two bytes on the wire takes about a hundred in memory: a message within its bound in
+//! bytes could become hundreds of megabytes.
+//!
+//! In scope: counting the parts of a message before anything is allocated for them. Out of scope:
+//! what the parts are (`core`), and bounds in bytes.
 
 use std::any::TypeId;
 use std::marker::PhantomData;
@@ -15,15 +18,15 @@ use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
 /// The codec of all services.
-pub struct Counted<T, U>(PhantomData<(T, U)>);
+pub struct BoundedCodec<T, U>(PhantomData<(T, U)>);
 
-impl<T, U> Default for Counted<T, U> {
+impl<T, U> Default for BoundedCodec<T, U> {
     fn default() -> Self {
         Self(PhantomData)
     }
 }
 
-impl<T, U> Codec for Counted<T, U>
+impl<T, U> Codec for BoundedCodec<T, U>
 where
     T: Message + Send + 'static,
     U: Message + Default + Send + 'static,
@@ -31,21 +34,21 @@ where
     type Encode = T;
     type Decode = U;
     type Encoder = ProstEncoder<T>;
-    type Decoder = CountedDecoder<U>;
+    type Decoder = BoundedDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
         ProstCodec::<T, U>::default().encoder()
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        CountedDecoder(ProstCodec::<T, U>::default().decoder())
+        BoundedDecoder(ProstCodec::<T, U>::default().decoder())
     }
 }
 
-/// Reads a message unless it has too many parts.
-pub struct CountedDecoder<U>(ProstDecoder<U>);
+/// Decodes a message unless it has too many parts.
+pub struct BoundedDecoder<U>(ProstDecoder<U>);
 
-impl<U: Message + Default + 'static> Decoder for CountedDecoder<U> {
+impl<U: Message + Default + 'static> Decoder for BoundedDecoder<U> {
     type Item = U;
     type Error = Status;
 
@@ -61,7 +64,8 @@ impl<U: Message + Default + 'static> Decoder for CountedDecoder<U> {
     }
 }
 
-/// How deep the parts of a message are counted: those of frames and of requests. Responses of the API are this node's own, and long.
+/// Returns how deep the parts of a message are counted, for link frames and requests. Responses of
+/// the API are this node's own, and long: they are not counted.
 fn depth_of<U: 'static>() -> Option<u32> {
     let is_frame = [TypeId::of::<proto::LinkRequest>(), TypeId::of::<proto::LinkResponse>()];
     if is_frame.contains(&TypeId::of::<U>()) {
@@ -72,26 +76,28 @@ fn depth_of<U: 'static>() -> Option<u32> {
 }
 
 fn check(message: &[u8], depth: u32) -> Result<(), Status> {
-    // A part takes two bytes at least.
+    // A part takes at least two bytes.
     if message.len() / 2 <= FRAME_PARTS_MAX {
         return Ok(());
     }
     match count_parts(message, depth, FRAME_PARTS_MAX) {
-        // What cannot be read here is not read by the decoder either, which says why.
+        // The decoder cannot decode it either, and returns the error.
         None => Ok(()),
         Some(parts) if parts <= FRAME_PARTS_MAX => Ok(()),
         Some(_) => Err(Status::resource_exhausted(format!("a message has more than {FRAME_PARTS_MAX} parts"))),
     }
 }
 
-/// Messages in each other in which the parts of a frame lie: request, frame, its kind, and what it repeats (entries, heads). Deeper ones
-/// stand once in each of these, or are bytes.
+/// Nesting depth of the parts of a frame: request, frame, its kind, and its repeated fields
+/// (entries, heads). Deeper fields occur once in each of these, or are bytes.
 const FRAME_DEPTH: u32 = 4;
-/// Messages in each other in a request to the API: the deepest is a draft's body, with what its lists hold.
+/// Nesting depth of the parts of an API request. The deepest is a draft's body, with the content of
+/// its lists.
 const REQUEST_DEPTH: u32 = 10;
 
-/// Counts the fields of a message and of the messages in it, `depth` deep, until there are more than `max`; `None` if it is none. A text
-/// or bytes may look like a message, and count as one: a few parts more.
+/// Counts the fields of a message and of its nested messages, `depth` deep, until there are more
+/// than `max`. Returns `None` if the bytes are not a message. A string or bytes that look like a
+/// message count as one, which adds a few parts.
 fn count_parts(message: &[u8], depth: u32, max: usize) -> Option<usize> {
     let (mut rest, mut parts) = (message, 0);
     while !rest.is_empty() && parts <= max {
@@ -108,7 +114,7 @@ fn count_parts(message: &[u8], depth: u32, max: usize) -> Option<usize> {
                     parts += count_parts(inner, depth - 1, max.saturating_sub(parts)).unwrap_or(0);
                 }
             }
-            // Groups: nothing that is read here has any.
+            // Groups, which no message here uses.
             _ => return None,
         }
     }
@@ -131,7 +137,9 @@ fn varint(rest: &mut &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use barid_core::limits::{BATCH_ENTRIES_MAX, FILL_RANGES_MAX, FILTERS_MAX, MESSAGE_BYTES_MAX, PROOF_HASHES_MAX};
+    use barid_core::limits::{
+        BACKFILL_RANGES_MAX, BATCH_ENTRIES_MAX, FILTERS_MAX, MESSAGE_BYTES_MAX, PROOF_HASHES_MAX,
+    };
     use barid_core::proto::frame::Frame;
     use bytes::Bytes;
 
@@ -143,27 +151,33 @@ mod tests {
 
     #[test]
     fn frames_of_a_million_empty_parts_are_rejected_before_they_are_decoded() {
-        let heads = proto::Heads { heads: vec![proto::Head::default(); 1_000_000], ..proto::Heads::default() };
+        let heads =
+            proto::TreeHeads { heads: vec![proto::TreeHead::default(); 1_000_000], ..proto::TreeHeads::default() };
         let items = vec![proto::Item::default(); 1_000_000];
-        let head = proto::Head { cosigned: vec![Bytes::new(); 1_000_000], ..proto::Head::default() };
+        let head = proto::TreeHead { cosigned: vec![Bytes::new(); 1_000_000], ..proto::TreeHead::default() };
         let ranges = vec![proto::IndexRange::default(); 1_000_000];
         for frame in [
-            Frame::Heads(heads),
-            Frame::Heads(proto::Heads { heads: vec![head], ..proto::Heads::default() }),
-            Frame::Heads(proto::Heads { crls: vec![Bytes::new(); 1_000_000], ..proto::Heads::default() }),
+            Frame::TreeHeads(heads),
+            Frame::TreeHeads(proto::TreeHeads { heads: vec![head], ..proto::TreeHeads::default() }),
+            Frame::TreeHeads(proto::TreeHeads { crls: vec![Bytes::new(); 1_000_000], ..proto::TreeHeads::default() }),
             Frame::Entries(proto::Entries { items, ..proto::Entries::default() }),
             Frame::Follow(proto::Follow { ranges, ..proto::Follow::default() }),
             Frame::Follow(proto::Follow { topics: vec![String::new(); 1_000_000], ..proto::Follow::default() }),
             Frame::Rosters(proto::Rosters { notes: vec![Bytes::new(); 1_000_000] }),
-            Frame::Fills(proto::Fills { items: vec![proto::Fill::default(); 1_000_000], ..proto::Fills::default() }),
+            Frame::BackfillResponse(proto::BackfillResponse {
+                items: vec![proto::Backfill::default(); 1_000_000],
+                ..proto::BackfillResponse::default()
+            }),
         ] {
             let message = request(frame);
             assert!(message.len() < MESSAGE_BYTES_MAX);
             assert!(check(&message, FRAME_DEPTH).is_err());
         }
-        // One frame in many pieces, which a reader of protobuf joins.
-        let piece =
-            request(Frame::Heads(proto::Heads { heads: vec![proto::Head::default(); 8], ..Default::default() }));
+        // One frame in many pieces, which a protobuf decoder merges.
+        let piece = request(Frame::TreeHeads(proto::TreeHeads {
+            heads: vec![proto::TreeHead::default(); 8],
+            ..Default::default()
+        }));
         assert!(check(&piece, FRAME_DEPTH).is_ok());
         assert!(check(&piece.repeat(10_000), FRAME_DEPTH).is_err());
     }
@@ -201,24 +215,31 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_frames_that_a_node_sends_pass() {
+    fn largest_frames_sent_by_a_node_are_accepted() {
         let hash = Bytes::from_static(&[7; 32]);
         let envelope =
             Bytes::from(proto::Envelope { header: vec![1; 99].into(), ..Default::default() }.encode_to_vec());
         let item = proto::Item { item: Some(proto::item::Item::Envelope(envelope.clone())) };
         let items = vec![item; BATCH_ENTRIES_MAX];
         let consistency_proof = vec![hash; PROOF_HASHES_MAX];
-        let fill = proto::Fill { index: u64::MAX, envelope };
+        let backfill = proto::Backfill { index: u64::MAX, envelope };
         let range = proto::IndexRange { start: 1 << 40, end: u64::MAX };
         let topics = vec!["customs.>".into(); FILTERS_MAX];
         let note = Bytes::from_static(b"a note");
-        let head = proto::Head { checkpoint: note.clone(), cosigned: vec![note.clone()], held: Some(7) };
+        let head = proto::TreeHead { checkpoint: note.clone(), cosigned: vec![note.clone()], held: Some(7) };
         let (heads, crls) = (vec![head; 1_024], vec![note.clone(); 256]);
         for frame in [
             Frame::Entries(proto::Entries { items, consistency_proof, ..proto::Entries::default() }),
-            Frame::Fills(proto::Fills { items: vec![fill; BATCH_ENTRIES_MAX], ..proto::Fills::default() }),
-            Frame::Follow(proto::Follow { ranges: vec![range; FILL_RANGES_MAX], topics, ..proto::Follow::default() }),
-            Frame::Heads(proto::Heads { heads, crls, roster_version: 9 }),
+            Frame::BackfillResponse(proto::BackfillResponse {
+                items: vec![backfill; BATCH_ENTRIES_MAX],
+                ..proto::BackfillResponse::default()
+            }),
+            Frame::Follow(proto::Follow {
+                ranges: vec![range; BACKFILL_RANGES_MAX],
+                topics,
+                ..proto::Follow::default()
+            }),
+            Frame::TreeHeads(proto::TreeHeads { heads, crls, roster_version: 9 }),
             Frame::RelayedCustody(proto::RelayedCustody { notes: vec![note; 64], ..Default::default() }),
             Frame::Hello(proto::Hello { exchange: "rabat.example".into(), ..proto::Hello::default() }),
         ] {
@@ -227,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_left_to_the_decoder() {
+    fn undecodable_message_is_left_to_the_decoder() {
         for message in [&[0xff; 20][..], &[0x0a, 0x7f], &[0x0b], &[0x0a, 0x02, 0x12]] {
             assert!(check(message, FRAME_DEPTH).is_ok());
         }

@@ -1,6 +1,7 @@
-//! `node.toml`: how one node is run.
+//! Reads `node.toml`, the configuration of one node.
 //!
-//! In scope: the file. Out of scope: what it points to. Unknown keys are refused; paths are relative to the file's own folder.
+//! In scope: the file. Unknown keys are rejected; paths are relative to the file's folder. Out of
+//! scope: the files it names.
 //!
 //! ```toml
 #![doc = include_str!("node.example.toml")]
@@ -10,13 +11,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use barid_core::bulletin::TopicFilter;
-use barid_core::names::{ExchangeName, FeedId, Member};
+use barid_core::ids::{ExchangeName, FeedId, Member};
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Guard};
 use crate::transport::Compress;
 
-/// The text of `node.toml`. See the example for what each key means.
+/// The content of `node.toml`. The example explains each key.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeText {
@@ -24,57 +25,60 @@ pub struct NodeText {
     pub member: String,
     /// Exchange name.
     pub exchange: String,
-    /// Epoch of the first start; where there is a mark, the mark says which is in force.
-    #[serde(default = "one")]
+    /// Epoch at the first start. Once there is a high-water mark, its epoch is used if it is later.
+    #[serde(default = "default_epoch")]
     pub epoch: u32,
     /// Folder of the store.
     pub data: PathBuf,
-    /// Folder of `feed.key`, `mirror.key`, `custody.key` and the mark; not inside `data`.
+    /// Folder of `feed.key`, `mirror.key`, `custody.key` and the high-water mark; not inside
+    /// `data`.
     pub keys: PathBuf,
-    /// Roster note that is trusted from the start.
+    /// Note of the roster that is trusted from the start.
     pub roster: PathBuf,
     /// Access rules.
     pub access: PathBuf,
     /// PEM chain of the node's certificate.
     pub certificate: PathBuf,
-    /// PEM private key of it.
+    /// PEM private key of the certificate.
     pub private_key: PathBuf,
     /// PEM or DER revocation lists, read on start and on reload.
     #[serde(default)]
     pub crls: Vec<PathBuf>,
-    /// Listener for peers; absent: this node only dials.
+    /// Address of the listener for peers; if absent, this node only dials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listen_exchange: Option<String>,
-    /// Listener for this member's own people and systems.
+    /// Address of the listener for this member's own people and systems.
     pub listen_api: String,
-    /// Instead of the roster's endpoint of a member: `host:port`.
+    /// `host:port` by member, in place of the roster's endpoint.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub endpoints: BTreeMap<String, String>,
-    /// Topics whose content is wanted; empty: all.
+    /// Topics whose content is requested from peers; empty: all.
     #[serde(default)]
     pub topics: Vec<String>,
-    /// Whether members that joined the exchange or a working group later are handed the earlier bulletins that they may read now.
+    /// Whether members that joined the exchange or a working group later receive the earlier
+    /// bulletins that they may now read.
     #[serde(default)]
-    pub share_history: bool,
+    pub backfill_new_members: bool,
     /// Whether links that this node dials are compressed.
     #[serde(default)]
     pub compress: Compress,
-    /// Days for which peers are still accepted after a revocation list's nextUpdate.
-    #[serde(default = "thirty")]
+    /// Days after a revocation list's nextUpdate during which peers are still accepted.
+    #[serde(default = "default_crl_grace_days")]
     pub crl_grace_days: u32,
-    /// Seconds to wait for a peer's heads after a start before publishing alone.
-    #[serde(default = "ten")]
-    pub lone_start_seconds: u32,
-    /// Free MiB on the disk that are kept for urgent entries of this member and for answers. Below twice as much nothing but own entries is
-    /// committed.
-    #[serde(default = "half_gib")]
-    pub reserve_mib: u64,
-    /// Share of the room on the disk that the content of one other member may take in a day, in percent. Of more the digests are stored, and the
-    /// content is fetched later.
-    #[serde(default = "share_percent")]
+    /// Seconds to wait after a start for a peer's tree heads before publishing without them.
+    #[serde(default = "default_peer_wait_seconds")]
+    pub peer_wait_seconds: u32,
+    /// Free MiB on the disk reserved for urgent entries of this member and for notes. Below twice
+    /// this much only own entries are committed.
+    #[serde(default = "default_min_free_disk_mib")]
+    pub min_free_disk_mib: u64,
+    /// Share of the free disk space that the content of one other member may take in a day, in
+    /// percent. Beyond it only digests are stored, and the content is fetched later.
+    #[serde(default = "default_member_share_percent")]
     pub member_share_percent: u8,
-    /// MiB of memory that all budgets together may hold (`docs/limits.md`); their bounds shrink alike where they would come to more.
-    #[serde(default = "two_gib")]
+    /// MiB of memory for all budgets together (`docs/limits.md`). If their bounds exceed it, they
+    /// shrink in proportion.
+    #[serde(default = "default_memory_mib")]
     pub memory_mib: u64,
     /// Log filter as in `RUST_LOG`.
     #[serde(default = "info")]
@@ -82,7 +86,7 @@ pub struct NodeText {
     /// Log as JSON lines.
     #[serde(default)]
     pub log_json: bool,
-    /// Figures for a monitoring system; absent: none.
+    /// Metrics for a monitoring system; if absent, they are off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<MetricsText>,
 }
@@ -91,40 +95,41 @@ pub struct NodeText {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsText {
-    /// Listener, plain HTTP.
+    /// Address of the listener, plain HTTP.
     pub listen: String,
-    /// Whether it may listen beyond this machine, where whoever connects reads the figures.
+    /// Whether it may listen on an address that other machines can reach. Anyone who can connect
+    /// reads the metrics.
     #[serde(default)]
-    pub beyond_loopback: bool,
-    /// Further host names by which it may be asked for.
+    pub allow_non_loopback: bool,
+    /// Further host names that requests may use.
     #[serde(default)]
     pub hosts: Vec<String>,
 }
 
-fn one() -> u32 {
+fn default_epoch() -> u32 {
     1
 }
 
-fn ten() -> u32 {
+fn default_peer_wait_seconds() -> u32 {
     10
 }
 
-fn thirty() -> u32 {
+fn default_crl_grace_days() -> u32 {
     30
 }
 
-fn half_gib() -> u64 {
+fn default_min_free_disk_mib() -> u64 {
     512
 }
 
-fn share_percent() -> u8 {
+fn default_member_share_percent() -> u8 {
     barid_core::quota::SHARE_PERCENT
 }
 
-/// Less than this would not carry one full page and one full batch of each of a few callers and peers.
+/// Least memory: it holds one full page and one full batch for each of a few callers and peers.
 const MEMORY_MIB_MIN: u64 = 256;
 
-fn two_gib() -> u64 {
+fn default_memory_mib() -> u64 {
     2_048
 }
 
@@ -132,32 +137,32 @@ fn info() -> String {
     "info".into()
 }
 
-/// A configuration that was read and checked; paths are complete.
+/// A configuration that was read and checked. Its paths are complete.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
     /// The node's feed: member, exchange and epoch.
     pub feed: FeedId,
-    /// Overrides of endpoints.
+    /// Endpoints that replace those of the roster.
     pub endpoints: BTreeMap<Member, String>,
-    /// Topics wanted; empty: all.
+    /// Topics whose content is requested; empty: all.
     pub topics: Vec<TopicFilter>,
-    /// The rest, with complete paths.
+    /// The other settings, with complete paths.
     pub text: NodeText,
 }
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("{path} cannot be read")]
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// It is not the TOML that is expected.
+    /// The file is not valid.
     #[error("{path}: {reason}")]
     Text {
         /// The file.
@@ -222,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_example_is_a_configuration() {
+    fn example_is_a_valid_configuration() {
         let config = NodeConfig::parse(include_str!("node.example.toml"), Path::new("/etc/barid")).unwrap();
         assert_eq!(config.feed.to_string(), "ma.rabat.example/feed/1");
         assert_eq!(config.text.data, Path::new("/etc/barid/data"));
@@ -230,13 +235,13 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_and_keys_inside_the_data_are_refused() {
+    fn config_rejects_unknown_keys_bad_filters_and_keys_inside_data() {
         let example = include_str!("node.example.toml");
         let unknown = format!("colour = \"red\"\n{example}");
         assert!(NodeConfig::parse(&unknown, Path::new("/")).unwrap_err().contains("colour"));
-        for silent in ["loud", "loud,,", "info,barid"] {
-            let example = example.replace("log = \"info\"", &format!("log = \"{silent}\""));
-            assert!(NodeConfig::parse(&example, Path::new("/")).unwrap_err().starts_with("log:"), "{silent}");
+        for bad_filter in ["loud", "loud,,", "info,barid"] {
+            let example = example.replace("log = \"info\"", &format!("log = \"{bad_filter}\""));
+            assert!(NodeConfig::parse(&example, Path::new("/")).unwrap_err().starts_with("log:"), "{bad_filter}");
         }
         let inside = example.replace("keys = \"keys\"", "keys = \"data/keys\"");
         assert!(NodeConfig::parse(&inside, Path::new("/")).unwrap_err().starts_with("keys:"));

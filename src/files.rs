@@ -1,34 +1,37 @@
-//! Files that operators write and this program believes: read whole, with a bound, and only if nobody else could read or write them.
+//! Reads files that operators write and the program trusts: whole, with a size bound, and only if
+//! no other user could have read or written them.
 //!
-//! In scope: who may read and write a file, its encoding, its size. Out of scope: what it holds.
+//! The rule is that of ssh and of database servers for keys. A file must belong to the user of the
+//! process or to root. Only its owner may read a secret; if root owns it (a mounted secret), its
+//! group may read it too. The check is made on the open file. So a symbolic link is judged by its
+//! target, and by who may change the folders of the link and of the target.
 //!
-//! The rule is the one of ssh and of database servers for their keys: the file belongs to the user that runs this, or to root; a secret is
-//! for its owner alone, where root owns it (a mounted secret) its group may read it. What is judged is the open file, so a symbolic link
-//! is judged by where it leads, and by who may change the folders of the link and of the file.
+//! In scope: who may read and write a file, its encoding, its size. Out of scope: its content.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Largest file that is read whole: a roster has at most 1 MiB, access rules of 10,000 people a little more.
+/// Largest file that is read: a roster has at most 1 MiB, access rules of 10,000 people a little
+/// more.
 const FILE_BYTES_MAX: u64 = 4 << 20;
-/// UTF-8's byte order mark, with which editors on some systems begin a file.
-const MARK: &[u8] = b"\xef\xbb\xbf";
-/// UTF-16's, in both orders.
-const UTF16_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
-/// The user of whom every file may be.
+/// UTF-8's byte order mark, which editors on some systems write at the start of a file.
+const BOM: &[u8] = b"\xef\xbb\xbf";
+/// UTF-16's byte order marks, in both orders.
+const UTF16_BOMS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
+/// The user that may own any file.
 const ROOT: u32 = 0;
 const STICKY: u32 = 0o1000;
 
-/// Who else may touch a file.
+/// Which access other users may have to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guard {
-    /// Whoever can: it is public, and somebody has signed it.
+    /// Any: the content is public and signed.
     Public,
-    /// Others may read it, but not write it: it says what this program does.
+    /// Read, but not write: the content controls this program.
     Trusted,
-    /// Others may do neither: it is a key.
+    /// None: the content is a key.
     Secret,
 }
 
@@ -62,7 +65,8 @@ impl From<Fault> for io::Error {
 /// Reads a file.
 ///
 /// # Errors
-/// If it cannot be read, is too large, or is open to others beyond what `guard` allows; the error says what to do.
+/// If it cannot be read, is too large, or is open to others beyond what `guard` allows; the error
+/// says what to do.
 pub fn read(path: &Path, guard: Guard) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     check_file(path, &file.metadata()?, guard)?;
@@ -80,20 +84,20 @@ pub fn read(path: &Path, guard: Guard) -> io::Result<Vec<u8>> {
 /// As [`read`], and if it is not UTF-8.
 pub fn read_text(path: &Path, guard: Guard) -> io::Result<String> {
     let bytes = read(path, guard)?;
-    if UTF16_MARKS.iter().any(|mark| bytes.starts_with(mark)) {
+    if UTF16_BOMS.iter().any(|bom| bytes.starts_with(bom)) {
         return Err(Fault::Utf16.into());
     }
-    let text = std::str::from_utf8(without_mark(&bytes)).map_err(|error| Fault::NotUtf8(error.valid_up_to()))?;
+    let text = std::str::from_utf8(strip_bom(&bytes)).map_err(|error| Fault::NotUtf8(error.valid_up_to()))?;
     Ok(text.to_owned())
 }
 
-/// Bytes without the byte order mark that they may begin with.
+/// Returns the bytes without a leading byte order mark.
 #[must_use]
-pub fn without_mark(bytes: &[u8]) -> &[u8] {
-    bytes.strip_prefix(MARK).unwrap_or(bytes)
+pub fn strip_bom(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BOM).unwrap_or(bytes)
 }
 
-/// Whether others may read a file.
+/// Whether other users may read a file.
 #[must_use]
 pub fn is_readable_by_others(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.mode() & 0o004 != 0)
@@ -102,19 +106,19 @@ pub fn is_readable_by_others(path: &Path) -> bool {
 /// Checks a folder of secrets.
 ///
 /// # Errors
-/// If it is not there, or others may look into it or change it.
+/// If it does not exist, or other users may list or change it.
 pub fn check_secret_folder(path: &Path) -> io::Result<()> {
     check_owner_and_mode(path, &std::fs::metadata(path)?, Guard::Secret)?;
-    check_around(path)
+    check_parent_folders(path)
 }
 
 fn check_file(path: &Path, found: &Metadata, guard: Guard) -> io::Result<()> {
-    // What comes out of a pipe was read by whoever feeds it.
+    // The process that feeds a pipe knows its content anyway.
     if guard == Guard::Public || !found.is_file() {
         return Ok(());
     }
     check_owner_and_mode(path, found, guard)?;
-    check_around(path)
+    check_parent_folders(path)
 }
 
 fn check_owner_and_mode(path: &Path, found: &Metadata, guard: Guard) -> io::Result<()> {
@@ -138,11 +142,11 @@ fn check_owner_and_mode(path: &Path, found: &Metadata, guard: Guard) -> io::Resu
     Ok(())
 }
 
-/// The folders in which a path and the file that it leads to stand: whoever may change these puts another file in its place. In a folder
-/// such as /tmp only owners may.
-fn check_around(path: &Path) -> io::Result<()> {
-    let leads_to = path.canonicalize()?;
-    for folder in [path, &leads_to].into_iter().filter_map(Path::parent) {
+/// Checks the folders that contain a path and the file it resolves to: a user who may change them
+/// can put another file in its place. In a folder such as /tmp only owners may.
+fn check_parent_folders(path: &Path) -> io::Result<()> {
+    let target = path.canonicalize()?;
+    for folder in [path, &target].into_iter().filter_map(Path::parent) {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         let mode = std::fs::metadata(folder)?.mode();
         if mode & 0o002 != 0 && mode & STICKY == 0 {
@@ -180,16 +184,16 @@ mod tests {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
 
-    fn refused(path: &Path, guard: Guard) -> String {
+    fn rejection(path: &Path, guard: Guard) -> String {
         read(path, guard).unwrap_err().to_string()
     }
 
     #[test]
-    fn secret_that_others_may_read_is_rejected_with_the_command_that_mends_it() {
+    fn secret_open_to_others_is_rejected_with_the_chmod_command() {
         let folder = Folder::new();
         for (mode, may) in [(0o644, "read"), (0o640, "read"), (0o604, "read"), (0o620, "write"), (0o602, "write")] {
             let path = folder.file("node.key", b"key", mode);
-            let text = refused(&path, Guard::Secret);
+            let text = rejection(&path, Guard::Secret);
             assert!(text.contains(&format!("may {may} it (mode {mode:04o})")), "{text}");
             assert!(text.contains(&format!("`chmod 600 {}`", path.display())), "{text}");
         }
@@ -199,12 +203,12 @@ mod tests {
     }
 
     #[test]
-    fn link_is_judged_by_where_it_leads() {
+    fn symlink_is_checked_at_its_target() {
         let folder = Folder::new();
         let (open, closed) = (folder.file("open.key", b"key", 0o644), folder.file("closed.key", b"key", 0o600));
         let link = folder.0.path().join("link.key");
         symlink(&open, &link).unwrap();
-        assert!(refused(&link, Guard::Secret).contains("0644"));
+        assert!(rejection(&link, Guard::Secret).contains("0644"));
         fs::remove_file(&link).unwrap();
         symlink(&closed, &link).unwrap();
         assert!(read(&link, Guard::Secret).is_ok());
@@ -212,16 +216,19 @@ mod tests {
         fs::create_dir(&shared).unwrap();
         chmod(&shared, 0o777);
         symlink(&closed, shared.join("link.key")).unwrap();
-        assert!(refused(&shared.join("link.key"), Guard::Secret).contains("chmod o-w"));
+        assert!(rejection(&shared.join("link.key"), Guard::Secret).contains("chmod o-w"));
         chmod(&shared, 0o1777);
         assert!(read(&shared.join("link.key"), Guard::Secret).is_ok(), "only its owner may replace a link there");
     }
 
     #[test]
-    fn rules_that_others_may_write_are_rejected_and_those_that_they_may_read_are_not() {
+    fn trusted_file_may_be_readable_but_not_writable_by_others() {
         let folder = Folder::new();
         for mode in [0o664, 0o646, 0o666] {
-            assert!(refused(&folder.file("access.toml", b"", mode), Guard::Trusted).contains("chmod go-w"), "{mode:o}");
+            assert!(
+                rejection(&folder.file("access.toml", b"", mode), Guard::Trusted).contains("chmod go-w"),
+                "{mode:o}"
+            );
         }
         let path = folder.file("access.toml", b"", 0o644);
         assert!(read(&path, Guard::Trusted).is_ok() && is_readable_by_others(&path));
@@ -229,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn folder_of_keys_is_for_its_owner_alone() {
+    fn key_folder_open_to_others_is_rejected() {
         let folder = Folder::new();
         let keys = folder.0.path().join("keys");
         fs::create_dir(&keys).unwrap();
@@ -241,16 +248,16 @@ mod tests {
 
     #[test]
     fn file_of_another_user_is_rejected() {
-        // Only root can make one; elsewhere a file of the system stands for it.
+        // Only root can create such a file; otherwise a system file is used.
         let folder = Folder::new();
         let path = folder.file("feed.key", b"", 0o600);
         if std::os::unix::fs::chown(&path, Some(65_532), None).is_ok() {
-            assert!(refused(&path, Guard::Secret).contains("belongs to user 65532"));
+            assert!(rejection(&path, Guard::Secret).contains("belongs to user 65532"));
         }
     }
 
     #[test]
-    fn byte_order_mark_is_no_part_of_a_text_and_other_encodings_are_named() {
+    fn byte_order_mark_is_stripped_and_other_encodings_are_rejected() {
         let folder = Folder::new();
         let text = |bytes: &[u8]| read_text(&folder.file("x", bytes, 0o600), Guard::Secret);
         assert_eq!(text(b"\xef\xbb\xbfa = 1").unwrap(), "a = 1");

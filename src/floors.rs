@@ -1,8 +1,10 @@
-//! The floors of the house, held by a test: `core` below `store` below `committer` below `exchange` and `api`, `app` above them, `cli`
-//! on top. A module imports from lower floors only; neighbours on one floor do not know each other.
+//! Tests the layers of the architecture: `core` below `store` below `committer` below `exchange`
+//! and `api`; `app` above them; `cli` on top. A module imports from lower layers only; modules of
+//! one layer do not import each other.
 //!
-//! In scope: paths from `crate::` and `super::` in everything that is not test code, and what `core` must not name. Out of scope:
-//! crates; `core` has its own, so that the compiler keeps it from knowing the node.
+//! In scope: paths from `crate::` and `super::` in all code but tests, and what `core` must not
+//! name. Out of scope: crates; `core` is a crate of its own, so the compiler keeps it from
+//! importing the node.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,11 +12,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The modules of the node, lowest floor first. A new top-level module needs a place here.
-const FLOORS: [&[&str]; 9] = [
-    &["budgets", "causes", "clock", "random"],
-    &["background", "codec", "files", "rpc", "telemetry"],
-    &["access", "rosters", "store", "transport"],
+/// The modules of the node, lowest layer first. A new top-level module needs a place here.
+const LAYERS: [&[&str]; 9] = [
+    &["budgets", "error_chain", "clock", "random"],
+    &["low_priority", "codec", "files", "rpc", "telemetry"],
+    &["access", "roster_store", "store", "transport"],
     &["calls", "config"],
     &["committer", "pki"],
     &["exchange", "api"],
@@ -23,7 +25,7 @@ const FLOORS: [&[&str]; 9] = [
     &["cli"],
 ];
 
-/// What `core` must not name: time, randomness and everything outside come as arguments.
+/// What `core` must not name: time, randomness and all I/O come as arguments.
 const NOT_IN_CORE: [&str; 11] = [
     "std::fs",
     "std::net::Tcp",
@@ -38,7 +40,7 @@ const NOT_IN_CORE: [&str; 11] = [
     "Instant::now",
 ];
 
-/// What `core` must not depend on, by the beginning of a crate's name.
+/// What `core` must not depend on, by the beginning of the crate's name.
 const NOT_UNDER_CORE: [&str; 12] = [
     "tokio",
     "tonic",
@@ -54,14 +56,15 @@ const NOT_UNDER_CORE: [&str; 12] = [
     "tempfile",
 ];
 
-/// One file without its comments and test code; what was left out is blank, so that lines keep their numbers.
+/// One file without comments and test code. Removed text is replaced by blank lines, so that line
+/// numbers stay.
 struct Source {
     path: PathBuf,
     text: String,
 }
 
-fn floor(module: &str) -> Option<usize> {
-    FLOORS.iter().position(|floor| floor.contains(&module))
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|layer| layer.contains(&module))
 }
 
 fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -76,7 +79,7 @@ fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every file under `root` that is not test code alone.
+/// Returns every file under `root` that does not only contain test code.
 fn sources(root: &Path) -> Vec<Source> {
     let mut paths = Vec::new();
     rust_files(root, &mut paths);
@@ -98,22 +101,23 @@ fn sources(root: &Path) -> Vec<Source> {
     sources
 }
 
-/// Blanks comments and what stands under `#[cfg(test)]`; also says which modules are test code in files of their own. The code is
-/// formatted by rustfmt: a block ends at the first closing brace with the indentation of its beginning.
+/// Blanks comments and items under `#[cfg(test)]`. Also returns the test modules that are files of
+/// their own. The code is formatted by rustfmt: a block ends at the first closing brace with the
+/// indentation of its first line.
 fn without_tests(text: &str) -> (String, Vec<String>) {
-    let (mut kept, mut modules) = (String::new(), Vec::new());
+    let (mut code_only, mut modules) = (String::new(), Vec::new());
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
         let code = line.split("//").next().unwrap_or_default();
         if line.trim() != "#[cfg(test)]" {
-            kept.push_str(code);
-            kept.push('\n');
+            code_only.push_str(code);
+            code_only.push('\n');
             continue;
         }
-        kept.push('\n');
+        code_only.push('\n');
         let indentation = line.len() - line.trim_start().len();
         for line in lines.by_ref() {
-            kept.push('\n');
+            code_only.push('\n');
             let item = line.trim();
             let ends_block = line.len() - line.trim_start().len() == indentation && item.starts_with('}');
             if let Some(module) = item.strip_suffix(';').and_then(|item| item.rsplit_once("mod ")) {
@@ -126,10 +130,11 @@ fn without_tests(text: &str) -> (String, Vec<String>) {
             }
         }
     }
-    (kept, modules)
+    (code_only, modules)
 }
 
-/// Top-level modules that a file names, each with its line. `depth` is how many modules stand above its items.
+/// Returns the top-level modules that a file names, each with its line. `depth` is the number of
+/// modules above its items.
 fn named(text: &str, depth: usize) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let to_root = "super::".repeat(depth);
@@ -149,7 +154,8 @@ fn named(text: &str, depth: usize) -> Vec<(usize, String)> {
     found
 }
 
-/// First names of a path or of a group of paths: `a::b` gives a; `{a, b::{c, d}}` gives a and b.
+/// Returns the first names of a path or a group of paths: `a::b` gives a; `{a, b::{c, d}}` gives a
+/// and b.
 fn heads(rest: &str) -> Vec<String> {
     let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let Some(group) = rest.strip_prefix('{') else { return vec![name(rest)] };
@@ -171,10 +177,10 @@ fn heads(rest: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_module_imports_downward_only() {
+fn modules_import_lower_layers_only() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut wrong = Vec::new();
-    let mut arrows = 0;
+    let mut imports = 0;
     for Source { path, text } in sources(&root) {
         let below = path.strip_prefix(&root).unwrap();
         let parts: Vec<&str> = below.iter().map(|part| part.to_str().unwrap()).collect();
@@ -182,15 +188,15 @@ fn every_module_imports_downward_only() {
         if ["lib", "main"].contains(&module) {
             continue;
         }
-        let Some(own) = floor(module) else {
+        let Some(own) = layer(module) else {
             wrong.push(format!("src/{}: give `{module}` a floor in src/floors.rs", below.display()));
             continue;
         };
         let depth = parts.len() - usize::from(parts.ends_with(&["mod.rs"]));
         for (line, named) in named(&text, depth) {
-            match floor(&named) {
+            match layer(&named) {
                 Some(other) if named != module => {
-                    arrows += 1;
+                    imports += 1;
                     if other >= own {
                         wrong.push(format!("src/{}:{line}: `{module}` must not know `{named}`", below.display()));
                     }
@@ -200,12 +206,12 @@ fn every_module_imports_downward_only() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(arrows > 50, "only {arrows} imports were seen: the test is blind");
+    assert!(imports > 50, "only {imports} imports were seen: the test is blind");
 }
 
-/// Around 500 lines a file looks for a seam; this is where it must have found one.
+/// At 500 lines a file should be split; this is the hard limit.
 #[test]
-fn no_file_is_too_long_to_read() {
+fn files_stay_below_lines_max() {
     const LINES_MAX: usize = 600;
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for folder in ["src", "core/src", "sim/src"] {
@@ -234,13 +240,13 @@ fn core_is_pure() {
 }
 
 #[test]
-fn the_test_sees_what_it_must_see() {
+fn architecture_checks_detect_violations() {
     let text = "use crate::{app, store::{Store, keys}};\n// crate::cli\n    crate::exchange::go();\nuse super::super::api;\n\
                 pub(in crate::store) fn f() {}\n#[cfg(test)]\nmod tests {\n    use crate::cli;\n}\nuse crate::pki;\n\
                 #[cfg(test)]\npub(crate) mod more_tests;\n";
-    let (kept, modules) = without_tests(text);
+    let (code_only, modules) = without_tests(text);
     assert_eq!(modules, ["more_tests"]);
     let expected = [(1, "app"), (1, "store"), (3, "exchange"), (5, "store"), (10, "pki"), (4, "api")];
-    let found = named(&kept, 2);
+    let found = named(&code_only, 2);
     assert_eq!(found.iter().map(|(line, name)| (*line, name.as_str())).collect::<Vec<_>>(), expected);
 }

@@ -1,27 +1,27 @@
-//! The node: everything that touches disk, network or clock.
+//! The Barid node: all code that touches disk, network or clock.
 #![forbid(unsafe_code)]
 
 pub mod access;
 pub mod api;
 pub mod app;
-pub mod background;
 pub mod budgets;
 pub mod calls;
-mod causes;
 pub mod cli;
 pub mod clock;
 pub mod codec;
 pub mod committer;
 pub mod config;
+mod error_chain;
 pub mod exchange;
 pub mod files;
 #[cfg(test)]
 mod floors;
+pub mod low_priority;
 #[cfg(test)]
 mod papers;
 pub mod pki;
 mod random;
-pub mod rosters;
+pub mod roster_store;
 pub mod store;
 pub mod telemetry;
 pub mod transport;

@@ -1,4 +1,4 @@
-//! The operator's guide knows every record that the node makes.
+//! Tests that the operator's guide lists every audit record that the node makes.
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,16 +6,16 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// Words in quotes right after `before`, in a text of which space is left out.
-fn words_after<'a>(text: &'a str, before: &'a str) -> impl Iterator<Item = &'a str> {
+/// Returns the string literals right after `before`, in a text without white space.
+fn literals_after<'a>(text: &'a str, before: &'a str) -> impl Iterator<Item = &'a str> {
     text.split(before).skip(1).filter_map(|rest| rest.strip_prefix('"')?.split('"').next())
 }
 
-fn texts(folder: &Path, found: &mut Vec<String>) {
+fn read_sources(folder: &Path, found: &mut Vec<String>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            texts(&path, found);
+            read_sources(&path, found);
         } else if path.extension().is_some_and(|ending| ending == "rs") && !path.ends_with("papers.rs") {
             found.push(fs::read_to_string(path).unwrap().split_whitespace().collect());
         }
@@ -23,7 +23,7 @@ fn texts(folder: &Path, found: &mut Vec<String>) {
 }
 
 #[test]
-fn every_alarm_is_counted_from_the_start_and_explained() {
+fn alarms_are_initialized_and_documented() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let guide = fs::read_to_string(root.join("docs/operator.md")).unwrap();
     let (_, rows) = guide.split_once("\n| `alarm` |").unwrap();
@@ -37,21 +37,21 @@ fn every_alarm_is_counted_from_the_start_and_explained() {
 }
 
 #[test]
-fn the_operators_guide_names_every_audit_record() {
+fn audit_events_are_documented() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let guide = fs::read_to_string(root.join("docs/operator.md")).unwrap();
     let (mut all, mut transport) = (Vec::new(), Vec::new());
-    texts(&root.join("src"), &mut all);
-    texts(&root.join("src/transport"), &mut transport);
-    let mut words = BTreeSet::from(["alarm", "alarm-cleared", "lines-left-out"]);
+    read_sources(&root.join("src"), &mut all);
+    read_sources(&root.join("src/transport"), &mut transport);
+    let mut events = BTreeSet::from(["alarm", "alarm-cleared", "log-lines-dropped"]);
     for source in &all {
-        words.extend(words_after(source, "AuditEvent{what:"));
-        words.extend(words_after(source, "AuditEvent{what,reason:"));
+        events.extend(literals_after(source, "AuditEvent{event:"));
+        events.extend(literals_after(source, "AuditEvent{event,reason:"));
     }
-    for before in ["Refused::new(", "refuse("] {
-        words.extend(transport.iter().flat_map(|source| words_after(source, before)));
+    for before in ["Rejection::new(", "refuse("] {
+        events.extend(transport.iter().flat_map(|source| literals_after(source, before)));
     }
-    assert!(words.len() > 25, "only {words:?}: the test is blind");
-    let missing: Vec<&&str> = words.iter().filter(|word| !guide.contains(&format!("`{word}`"))).collect();
+    assert!(events.len() > 25, "only {events:?}: the test is blind");
+    let missing: Vec<&&str> = events.iter().filter(|event| !guide.contains(&format!("`{event}`"))).collect();
     assert!(missing.is_empty(), "docs/operator.md lacks {missing:?}");
 }

@@ -1,33 +1,34 @@
-//! Random numbers for ids and salts, some thousand of which are made a second.
+//! Random numbers for ids and salts. A node needs thousands in a second.
 //!
-//! In scope: one call of the system for many of them. Out of scope: keys, which are made of the system's own.
+//! In scope: one system call for many numbers. Out of scope: keys, which use the system's generator
+//! directly.
 
 use std::cell::RefCell;
 
 const BYTES: usize = 2_048;
 
 thread_local! {
-    /// What is left of what the system gave; what was used is overwritten.
-    static LEFT: RefCell<([u8; BYTES], usize)> = const { RefCell::new(([0; BYTES], 0)) };
+    /// Unused random bytes and their number; used bytes are overwritten.
+    static BUFFER: RefCell<([u8; BYTES], usize)> = const { RefCell::new(([0; BYTES], 0)) };
 }
 
-/// `N` random bytes, at most 2,048.
+/// Returns `N` random bytes, at most 2,048.
 ///
 /// # Errors
-/// If the system has none.
+/// If the system cannot provide randomness.
 pub(crate) fn bytes<const N: usize>() -> Result<[u8; N], getrandom::Error> {
     const { assert!(N <= BYTES) }
-    LEFT.with_borrow_mut(|(buffer, left)| {
-        if *left < N {
+    BUFFER.with_borrow_mut(|(buffer, remaining)| {
+        if *remaining < N {
             getrandom::fill(buffer)?;
-            *left = BYTES;
+            *remaining = BYTES;
         }
-        let mut taken = [0; N];
-        for (to, from) in taken.iter_mut().zip(buffer.iter_mut().take(*left).rev()) {
+        let mut output = [0; N];
+        for (to, from) in output.iter_mut().zip(buffer.iter_mut().take(*remaining).rev()) {
             *to = std::mem::take(from);
         }
-        *left -= N;
-        Ok(taken)
+        *remaining -= N;
+        Ok(output)
     })
 }
 
@@ -39,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_bytes_are_given_twice() {
+    fn bytes_are_never_repeated() {
         let all: BTreeSet<[u8; 26]> = (0..10_000).map(|_| bytes().unwrap()).collect();
         assert_eq!(all.len(), 10_000);
         assert!(bytes::<BYTES>().unwrap().iter().any(|byte| *byte != 0));

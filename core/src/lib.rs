@@ -1,22 +1,23 @@
-//! What is true in Barid.
+//! The deterministic core of Barid.
 //!
-//! In scope: bulletins, envelopes, feeds and their proofs, rosters, and the decisions of follower and provider. Out of scope:
-//! files, networks, clocks and randomness; where one of these matters it comes in as an argument.
+//! In scope: bulletins, envelopes, feeds and their proofs, rosters, and the decisions about
+//! following and serving feeds. Out of scope: files, networks, clocks and randomness; time and
+//! random bytes are arguments.
 
+pub mod backfill;
 pub mod bulletin;
 pub mod certificate;
 pub mod envelope;
 pub mod evidence;
-pub mod express;
 pub mod feed;
 pub mod follow;
-pub mod gaps;
+pub mod ids;
 pub mod json;
 pub mod limits;
-pub mod names;
+pub mod priority;
 pub mod proto;
-pub mod provide;
 pub mod quota;
 pub mod ranges;
-pub mod relay;
 pub mod roster;
+pub mod serve;
+pub mod upstream;

@@ -1,6 +1,6 @@
-//! Sets of indexes as ranges: ascending, neither overlapping nor touching.
+//! Sets of indexes as ranges: ascending, neither overlapping nor adjacent.
 //!
-//! In scope: adding a range, and what a set lacks of one. Pure.
+//! In scope: adding a range, and finding the missing parts of one. Pure.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use std::ops::Range;
 /// A set of indexes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeSet {
-    /// End by start.
+    /// End of each range by its start.
     ranges: BTreeMap<u64, u64>,
 }
 
@@ -28,7 +28,7 @@ impl RangeSet {
         self.ranges.insert(start, end);
     }
 
-    /// The parts of `range` that are not in the set, ascending.
+    /// Returns the parts of `range` that are not in the set, ascending.
     #[must_use]
     pub fn missing(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let mut missing = Vec::new();
@@ -58,18 +58,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_set_of_ranges_is_the_set_of_their_indexes(
+        fn range_set_equals_the_set_of_its_indexes(
             added in proptest::collection::vec((0_u64..60, 0_u64..12), 0..20),
-            asked in (0_u64..70, 0_u64..30),
+            queried in (0_u64..70, 0_u64..30),
         ) {
             let (mut set, mut indexes) = (RangeSet::default(), BTreeSet::new());
             for (start, len) in added {
                 set.insert(start..start + len);
                 indexes.extend(start..start + len);
             }
-            let asked = asked.0..asked.0 + asked.1;
-            let missing: Vec<u64> = set.missing(asked.clone()).into_iter().flatten().collect();
-            prop_assert_eq!(missing, asked.filter(|index| !indexes.contains(index)).collect::<Vec<_>>());
+            let queried = queried.0..queried.0 + queried.1;
+            let missing: Vec<u64> = set.missing(queried.clone()).into_iter().flatten().collect();
+            prop_assert_eq!(missing, queried.filter(|index| !indexes.contains(index)).collect::<Vec<_>>());
             let touching = set.ranges.iter().zip(set.ranges.iter().skip(1)).any(|((_, end), (start, _))| end >= start);
             prop_assert!(!touching && set.ranges.iter().all(|(start, end)| start < end));
         }

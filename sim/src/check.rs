@@ -1,6 +1,7 @@
-//! What must hold once everything has healed: every node's insides beside the reference model.
+//! Checks the invariants once everything has healed: the state of every node beside the reference
+//! model.
 //!
-//! In scope: the comparison. Nothing here asks core for whom an entry is, or in what order things arrived.
+//! In scope: the comparison. Nothing here asks core about audiences or order of arrival.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,35 +9,35 @@ use barid_core::bulletin::kinds::feed_closed;
 use barid_core::envelope::digest;
 use barid_core::feed::checkpoint::Checkpoint;
 use barid_core::feed::tree::root_at;
-use barid_core::follow::{Equivocation, TwoEntries};
-use barid_core::names::FeedId;
+use barid_core::follow::{EntryEquivocation, Equivocation};
+use barid_core::ids::FeedId;
 
-use crate::live::Gate;
+use crate::live::PublishState;
 use crate::model::Facts;
 use crate::node::{Content, Entry, Log, Node};
 use crate::world::World;
 
 pub(crate) fn check(world: &mut World) -> Vec<String> {
     let mut check = Check { current: current(world), world, broken: Vec::new(), history: 0, outlived: 0 };
-    check.rosters_are_everywhere();
-    check.receipts_are_true();
-    check.what_was_durable_is_there();
+    check.rosters_are_replicated();
+    check.receipts_hold();
+    check.durable_state_survives();
     check.feeds_are_equal();
-    check.bytes_are_those_that_were_signed();
-    check.everybody_has_what_it_may_read();
-    check.nobody_has_more();
-    check.nobody_is_blamed();
-    check.what_overtook_is_in_its_feed();
-    check.forks_are_known();
-    check.publishers_are_answered();
-    check.doubt_is_over();
+    check.envelopes_match_signed_bytes();
+    check.audience_holds_content();
+    check.no_content_leaks();
+    check.no_false_blame();
+    check.priority_entries_match_feeds();
+    check.forks_are_detected();
+    check.every_publisher_has_a_receipt();
+    check.recovery_is_complete();
     let Check { broken, history, outlived, .. } = check;
     world.coverage.add("audience: later joiner given history", history);
-    world.coverage.add("express outlived its feed", outlived);
+    world.coverage.add("priority outlived its feed", outlived);
     broken
 }
 
-/// Honest members of the newest roster: for them everything must hold.
+/// Returns the honest members of the newest roster: every invariant must hold for them.
 fn current(world: &World) -> Vec<usize> {
     let last = world.exchange.last_version();
     let honest = |node: &usize| world.exchange.natures[*node].is_honest();
@@ -51,7 +52,7 @@ struct Check<'a> {
     outlived: u64,
 }
 
-/// All entries that a node holds, in order and ahead of it.
+/// Returns all entries that a node holds, in order and ahead of it.
 pub(crate) fn held(node: &Node) -> impl Iterator<Item = (&FeedId, u64, &Entry)> {
     let logs = node
         .disk
@@ -75,7 +76,7 @@ impl Check<'_> {
         self.world.model.facts.get(&entry.digest)
     }
 
-    fn rosters_are_everywhere(&mut self) {
+    fn rosters_are_replicated(&mut self) {
         for node in self.current.clone() {
             let held = self.world.nodes[node].disk.chain.newest().version();
             let newest = self.world.exchange.last_version();
@@ -85,8 +86,9 @@ impl Check<'_> {
         }
     }
 
-    /// Whoever was answered finds what it published, unless the store was lost since; then it is there if anybody had it.
-    fn receipts_are_true(&mut self) {
+    /// A published entry with a receipt is in the feed, unless the store was lost since; then its
+    /// place is empty or has the same entry.
+    fn receipts_hold(&mut self) {
         let world = self.world;
         for receipt in &world.model.receipts {
             let (feed, index) = &receipt.place;
@@ -110,8 +112,8 @@ impl Check<'_> {
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
 
-    /// Nothing that was durable is gone, and arrivals are what they were.
-    fn what_was_durable_is_there(&mut self) {
+    /// Nothing durable is lost, and offsets are unchanged.
+    fn durable_state_survives(&mut self) {
         let world = self.world;
         let mut broken = Vec::new();
         for (node, here) in self.honest() {
@@ -125,8 +127,8 @@ impl Check<'_> {
             if let Some(feed) = seen.forks.iter().find(|feed| !here.disk.forks.contains_key(*feed)) {
                 broken.push((node, format!("that {feed} has two histories was durable, and is forgotten")));
             }
-            if here.disk.arrivals != seen.arrivals {
-                broken.push((node, "arrivals are not what they were".to_owned()));
+            if here.disk.by_offset != seen.by_offset {
+                broken.push((node, "offsets have changed".to_owned()));
             }
             let disclosed: usize = here
                 .disk
@@ -135,15 +137,16 @@ impl Check<'_> {
                 .map(|log| log.entries.iter().filter(|entry| entry.is_disclosed()).count())
                 .sum();
             let disclosed = disclosed + here.disk.ahead.len();
-            if disclosed != here.disk.arrivals.len() {
-                let arrived = here.disk.arrivals.len();
+            if disclosed != here.disk.by_offset.len() {
+                let arrived = here.disk.by_offset.len();
                 broken.push((node, format!("{disclosed} entries are held in full, {arrived} have arrived")));
             }
         }
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
 
-    /// Every honest member's feed is equal everywhere, to its longest copy; any copy of anybody is a beginning of that.
+    /// Every honest member's feed is equal at all nodes, up to its longest copy; every other copy
+    /// is a prefix of that.
     fn feeds_are_equal(&mut self) {
         let world = self.world;
         let mut longest: BTreeMap<&FeedId, &Log> = BTreeMap::new();
@@ -155,7 +158,7 @@ impl Check<'_> {
                 }
             }
         }
-        // What only former members hold does not come any more.
+        // Entries that only former members hold do not arrive any more.
         let mut reachable: BTreeMap<&FeedId, u64> = BTreeMap::new();
         for node in &self.current {
             for (feed, log) in &world.nodes[*node].disk.logs {
@@ -188,8 +191,9 @@ impl Check<'_> {
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
 
-    /// What is held in full is what was published, to the last byte, also where this version does not know all of it.
-    fn bytes_are_those_that_were_signed(&mut self) {
+    /// Content held is equal to the published bytes, also where this version does not know all of
+    /// it.
+    fn envelopes_match_signed_bytes(&mut self) {
         let mut broken = Vec::new();
         for (node, here) in self.honest() {
             for (feed, index, entry) in held(here) {
@@ -203,8 +207,9 @@ impl Check<'_> {
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
 
-    /// Who is in the audience by every roster since, and can reach somebody who is too and has it, has it and was given it once.
-    fn everybody_has_what_it_may_read(&mut self) {
+    /// A member in the audience by every roster since, which can reach another such member that has
+    /// the content, holds it and was delivered it once.
+    fn audience_holds_content(&mut self) {
         let world = self.world;
         let mut broken = Vec::new();
         for &owner in &self.current {
@@ -221,8 +226,8 @@ impl Check<'_> {
                         let held = copy.is_some_and(Entry::is_disclosed);
                         let given = world.model.subscribers[reader].places.contains(&(feed.clone(), index));
                         if !(held && given) {
-                            let word = if held { "not delivered" } else { "not held" };
-                            broken.push((reader, format!("{feed} {index} is {word}, though it may read it")));
+                            let state = if held { "not delivered" } else { "not held" };
+                            broken.push((reader, format!("{feed} {index} is {state}, though it may read it")));
                         }
                     }
                 }
@@ -231,12 +236,14 @@ impl Check<'_> {
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
 
-    /// Who must have an entry in the end: the content passes only between those who may read it and want it, and can reach each other.
+    /// Returns the members that must hold an entry in the end: content passes only between members
+    /// that may read it, follow its topic and can reach each other.
     fn holders(&self, owner: usize, feed: &FeedId, index: u64, facts: &Facts) -> Vec<usize> {
         let world = self.world;
         let entitled = |node: usize| {
             let filters = &world.nodes[node].topics;
-            // A node wants all topics or those of the first group; of its own feed it wants everything.
+            // A node follows all topics or those of the first group; of its own feed it follows
+            // everything.
             let wanted = filters.is_empty() || facts.group == 0 || node == owner;
             wanted && facts.always_admit(node, &world.exchange)
         };
@@ -244,17 +251,18 @@ impl Check<'_> {
             let log = world.nodes[node].disk.logs.get(feed);
             log.and_then(|log| log.entry(index)).is_some_and(Entry::is_disclosed)
         };
-        let kept = |node: usize| node == owner && world.model.restores[owner] == 0;
-        // A relay that lies about what is whose is not found out by whom the owner cannot tell, or had lost it itself.
+        let never_lost = |node: usize| node == owner && world.model.restores[owner] == 0;
+        // A relay's false report of withheld content is not detected by a member that the owner
+        // cannot reach, or if the owner has lost the entry itself.
         let liars = world.exchange.natures.iter().any(|nature| nature.withholds || nature.garbage);
         let lost = world.model.restores[owner] > 0;
-        let told = |node: usize| node == owner || !(liars && (lost || world.is_severed(node, owner)));
+        let informed = |node: usize| node == owner || !(liars && (lost || world.is_severed(node, owner)));
         let mut holders: Vec<usize> =
-            self.current.iter().copied().filter(|node| entitled(*node) && (has(*node) || kept(*node))).collect();
+            self.current.iter().copied().filter(|node| entitled(*node) && (has(*node) || never_lost(*node))).collect();
         while let Some(next) = self.current.iter().copied().find(|node| {
             !holders.contains(node)
                 && entitled(*node)
-                && told(*node)
+                && informed(*node)
                 && holders.iter().any(|holder| !world.is_severed(*holder, *node))
         }) {
             holders.push(next);
@@ -262,7 +270,7 @@ impl Check<'_> {
         holders
     }
 
-    fn nobody_has_more(&mut self) {
+    fn no_content_leaks(&mut self) {
         let world = self.world;
         let (mut broken, mut history) = (Vec::new(), 0);
         let leaky = world.exchange.natures.iter().any(|nature| nature.leaky);
@@ -273,8 +281,8 @@ impl Check<'_> {
                 let facts = self.facts(entry);
                 let may = facts.is_some_and(|facts| facts.ever_admit(node, &world.exchange));
                 let given = world.model.subscribers[node].places.contains(&(feed.clone(), index));
-                // What a liar sends before its roster is there cannot be judged, and is not delivered.
-                if !may && (given || !(entry.held_back && leaky)) {
+                // Content that arrives before its roster cannot be checked, and is not delivered.
+                if !may && (given || !(entry.pending_roster && leaky)) {
                     broken.push((node, format!("{feed} {index} leaked")));
                 }
                 let named = facts.map(|facts| &world.exchange.members[facts.named]);
@@ -290,9 +298,10 @@ impl Check<'_> {
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
 
-    /// What came ahead of the order is what the feed has there, or two histories are proven. It stays ahead only where the feed does not come
-    /// so far: its owner has lost it, or is no honest member.
-    fn what_overtook_is_in_its_feed(&mut self) {
+    /// A priority entry is the entry that the feed has at its index, or equivocation is proven. It
+    /// stays ahead only if the feed does not reach it: its owner has lost it, or is not an honest
+    /// current member.
+    fn priority_entries_match_feeds(&mut self) {
         let world = self.world;
         let (mut broken, mut outlived) = (Vec::new(), 0);
         let mut digests = BTreeMap::new();
@@ -326,9 +335,9 @@ impl Check<'_> {
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
 
-    /// No honest member withholds what is another's, and nobody is blamed for it: except where a liar served, or by who had not heard of the
-    /// roster that expels it.
-    fn nobody_is_blamed(&mut self) {
+    /// No honest member withholds an entry wrongly, and none is taken to do so, unless a dishonest
+    /// peer served it, or one that did not know the roster that expels it.
+    fn no_false_blame(&mut self) {
         let world = self.world;
         let lies = |nature: &crate::exchange::Nature| nature.withholds || nature.garbage || nature.newer;
         if world.exchange.natures.iter().any(lies) {
@@ -343,15 +352,16 @@ impl Check<'_> {
         }
     }
 
-    /// What is said to prove two histories does, of a feed that has them; and whoever meets somebody with the other one knows.
-    fn forks_are_known(&mut self) {
+    /// Stored evidence proves equivocation, of a feed that was forked; and of two members with
+    /// different trees that reach each other one knows it.
+    fn forks_are_detected(&mut self) {
         let world = self.world;
         let newest = world.exchange.chain.newest();
         let mut broken = Vec::new();
         for (node, here) in self.honest() {
             for (feed, evidence) in &here.disk.forks {
                 let trees = Equivocation::verify(evidence, newest).is_ok_and(|fork| fork.feed() == feed);
-                let proves = trees || TwoEntries::verify(evidence, newest).is_ok_and(|fork| fork.feed() == feed);
+                let proves = trees || EntryEquivocation::verify(evidence, newest).is_ok_and(|fork| fork.feed() == feed);
                 let nature = world.exchange.position(&feed.member).map(|owner| &world.exchange.natures[owner]);
                 // Garbage may happen to be signed.
                 let forks = nature.is_some_and(|nature| nature.forks || nature.garbage);
@@ -374,7 +384,8 @@ impl Check<'_> {
                     let (Some(a), Some(b)) = (complete(&one), complete(&other)) else { continue };
                     let size = a.tree.size().min(b.tree.size());
                     let differ = root_at(&a.tree, size).ok() != root_at(&b.tree, size).ok();
-                    // The other one may have been shown it in the middle of a catch-up, when it could prove nothing.
+                    // The other member may have received the tree head in the middle of a catch-up,
+                    // when it could prove nothing.
                     let known = [one, other].iter().any(|node| world.nodes[*node].live.stopped.contains(feed));
                     if differ && !known {
                         broken.push((one, format!("{feed} has two histories, and it does not know")));
@@ -385,11 +396,11 @@ impl Check<'_> {
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
 
-    fn publishers_are_answered(&mut self) {
+    fn every_publisher_has_a_receipt(&mut self) {
         let world = self.world;
         for (id, publisher) in &world.publishers {
             let node = publisher.node;
-            let spent = world.nodes[node].doubt.is_some();
+            let spent = world.nodes[node].needs_recovery.is_some();
             let answered = world.model.receipts.iter().any(|receipt| receipt.id == *id);
             if self.current.contains(&node) && !spent && !answered {
                 self.fails(node, format!("whoever publishes {id} is not answered"));
@@ -397,20 +408,24 @@ impl Check<'_> {
         }
     }
 
-    /// Every feed goes on, in its next epoch if need be, which names the whole of those before.
-    fn doubt_is_over(&mut self) {
+    /// Every feed continues, in its next epoch if necessary, which announces all of the earlier
+    /// ones.
+    fn recovery_is_complete(&mut self) {
         let world = self.world;
         for node in self.current.clone() {
             let here = &world.nodes[node];
             let spent = here.opened >= world.exchange.epochs[node];
-            if here.live.gate != Gate::Open && !spent {
+            if here.live.publish_state != PublishState::Open && !spent {
                 self.fails(node, format!("{} is not published in", here.feed));
             }
             for epoch in 1..here.feed.epoch {
                 let feed = world.exchange.feed(node, epoch);
-                let Some(log) = here.disk.logs.get(&feed).filter(|_| here.live.gate == Gate::Open) else { continue };
+                let Some(log) = here.disk.logs.get(&feed).filter(|_| here.live.publish_state == PublishState::Open)
+                else {
+                    continue;
+                };
                 let tree = Checkpoint { size: log.tree.size(), root: log.tree.root(), feed };
-                // A peer that shows more and brings nothing is waited for.
+                // A node waits for a peer that announces more and delivers nothing.
                 let liars = world.nodes.iter().filter(|node| !node.nature.is_honest());
                 if liars.into_iter().any(|node| node.disk.size(&tree.feed) > tree.size) {
                     continue;

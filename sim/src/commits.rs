@@ -1,22 +1,23 @@
-//! What a commit does: the record, the mark, the answers, in this order; and what the disk and the power do to it.
+//! Commits: the record, the high-water mark, the receipts, in this order; and the disk and power
+//! failures between them.
 
-use barid_core::express::Admission;
 use barid_core::feed::cosignature::{cosign, verify_cosigned};
 use barid_core::feed::note::Note;
-use barid_core::names::{Digest, FeedId};
+use barid_core::ids::{Digest, FeedId};
+use barid_core::priority::Admission;
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 
 use crate::Mutation;
 use crate::exchange::{feed_key, mirror_key};
 use crate::model::{Place, Receipt};
-use crate::node::{Committed, Content, Disk, Mark, Work};
+use crate::node::{Committed, Content, Disk, HighWaterMark, Work};
 use crate::plan::DiskFault;
 use crate::world::{Event, World};
 
-/// How far a clock may be behind what it has signed before its node stops to cosign, in seconds.
+/// How far a clock may be behind the last cosignature before its node stops cosigning, in seconds.
 const CLOCK_BEHIND_MAX: u64 = 300;
-/// How long a node is down that its disk or its power has failed.
+/// How long a node is down after a disk or power failure.
 const DOWN: u64 = 60;
 
 impl World {
@@ -28,8 +29,8 @@ impl World {
             return;
         }
         match self.disk_faults[node].pop_front() {
-            Some(DiskFault::Full) => self.refuse_commit(node, work),
-            Some(DiskFault::Lost) => {
+            Some(DiskFault::Full) => self.reject_commit(node, work),
+            Some(DiskFault::NotDurable) => {
                 self.count("commit failed, and was not");
                 if self.has(Mutation::ReleaseFailedCommit) {
                     let before = self.nodes[node].disk.clone();
@@ -42,7 +43,7 @@ impl World {
             Some(DiskFault::Torn) => {
                 self.count("torn tail");
                 if self.has(Mutation::BelieveTornTail) {
-                    let before = self.nodes[node].disk.arrivals.len();
+                    let before = self.nodes[node].disk.by_offset.len();
                     let done = self.apply(node, work);
                     self.observe(node, &done);
                     tear(&mut self.nodes[node].disk, before);
@@ -53,11 +54,11 @@ impl World {
                 let done = self.apply(node, work);
                 self.observe(node, &done);
                 match fault {
-                    DiskFault::Kept => self.count("commit failed, and was durable"),
-                    DiskFault::BeforeMark => self.count("crash after commit, before the mark"),
+                    DiskFault::Durable => self.count("commit failed, and was durable"),
+                    DiskFault::BeforeHighWaterMark => self.count("crash after commit, before the mark"),
                     _ => {
                         self.count("crash after commit, before the release");
-                        self.write_mark(node, &done);
+                        self.write_high_water_mark(node, &done);
                     }
                 }
                 self.crash(node, DOWN);
@@ -65,7 +66,7 @@ impl World {
             None => {
                 let done = self.apply(node, work);
                 self.observe(node, &done);
-                self.write_mark(node, &done);
+                self.write_high_water_mark(node, &done);
                 self.committed(node, done);
             }
         }
@@ -76,7 +77,7 @@ impl World {
         self.nodes[node].apply(work, &key, self.mutation)
     }
 
-    /// What the model sees of what became durable.
+    /// Records in the model what became durable.
     pub(crate) fn observe(&mut self, node: usize, done: &Committed) {
         self.note("commit", node, &(done.arrived.len() as u64).to_be_bytes());
         let own = self.nodes[node].feed.clone();
@@ -90,9 +91,9 @@ impl World {
                 self.violated(node, fault);
             }
         }
-        let held = done.expressed.iter().filter(|(.., admission)| *admission == Admission::Hold);
+        let held = done.priority_applied.iter().filter(|(.., admission)| *admission == Admission::Accept);
         for (place, digest, _) in held {
-            self.model.expressed(node, place.clone(), *digest);
+            self.model.priority_applied(node, place.clone(), *digest);
         }
         for fault in &done.faults {
             self.violated(node, fault);
@@ -102,29 +103,29 @@ impl World {
         self.model.seen[node].forks.extend(self.nodes[node].disk.forks.keys().cloned());
     }
 
-    fn write_mark(&mut self, node: usize, done: &Committed) {
+    fn write_high_water_mark(&mut self, node: usize, done: &Committed) {
         if done.signed {
             let here = &mut self.nodes[node];
             let tree = here.disk.logs.get(&here.feed).map(|log| (log.tree.size(), log.tree.root()));
-            here.mark = tree.map(|(size, root)| Mark { epoch: here.feed.epoch, size, root });
+            here.high_water_mark = tree.map(|(size, root)| HighWaterMark { epoch: here.feed.epoch, size, root });
         }
     }
 
-    /// There is no room: whoever waits is told so, and the node goes on.
-    fn refuse_commit(&mut self, node: usize, work: Vec<Work>) {
-        self.count("commit refused: disk full");
-        work.into_iter().for_each(|work| self.refuse_work(node, work));
+    /// The disk is full: the work is rejected, and the node continues.
+    fn reject_commit(&mut self, node: usize, work: Vec<Work>) {
+        self.count("commit rejected: disk full");
+        work.into_iter().for_each(|work| self.reject_work(node, work));
     }
 
-    pub(crate) fn refuse_work(&mut self, node: usize, work: Work) {
+    pub(crate) fn reject_work(&mut self, node: usize, work: Work) {
         match work {
-            Work::Batch(batch, ..) => self.follow_anew(node, &batch.feed, 30),
-            Work::Fill(_, peer, number) => self.put_off(node, peer, number),
+            Work::Batch(batch, ..) => self.restart_following(node, &batch.feed, 30),
+            Work::Backfill(_, peer, number) => self.put_off(node, peer, number),
             Work::Fork(feed, _) => drop(self.nodes[node].live.stopped.remove(&feed)),
-            // It waits for its turn.
-            Work::Express(express) => {
-                self.count("express refused: disk full");
-                self.nodes[node].live.quota.left_out.insert((express.feed, express.index));
+            // It arrives in order later.
+            Work::PriorityEntry(priority) => {
+                self.count("priority rejected: disk full");
+                self.nodes[node].live.quota.left_out.insert((priority.feed, priority.index));
             }
             Work::Publish(..) | Work::Name(..) | Work::Roster(_) | Work::Acknowledge(_) => {}
         }
@@ -144,7 +145,7 @@ impl World {
         }
     }
 
-    /// A publisher is answered; the answer may be lost, and then it asks again.
+    /// Sends a publisher its receipt. The receipt may be lost; then the publisher retries.
     pub(crate) fn release(&mut self, node: usize, id: u64, place: Place, digest: Digest) {
         let restores = self.model.restores[node];
         let before = self.model.receipts.iter().rev().find(|receipt| receipt.id == id && receipt.restores == restores);
@@ -163,13 +164,13 @@ impl World {
         }
     }
 
-    /// What became durable is said to whom it concerns.
+    /// Sends receipts, progress and attestations for what became durable.
     fn committed(&mut self, node: usize, done: Committed) {
         self.release_all(node, &done);
         self.coverage.add("roster adopted from a peer", done.rosters);
-        self.coverage.add("roster refused", done.bad_rosters);
-        if let Some(arrival) = done.acknowledged {
-            self.model.subscribers[node].confirmed = arrival;
+        self.coverage.add("roster rejected", done.bad_rosters);
+        if let Some(offset) = done.acknowledged {
+            self.model.subscribers[node].confirmed = offset;
         }
         if done.signed {
             let feed = self.nodes[node].feed.clone();
@@ -177,22 +178,22 @@ impl World {
             let first = first.map(|(_, (_, index), _)| *index).min();
             self.announce(node, &feed, first.unwrap_or(u64::MAX));
         }
-        self.coverage.add("express reached by its feed", done.matched);
-        for ((feed, index), _, admission) in done.expressed {
+        self.coverage.add("priority reached by its feed", done.matched);
+        for ((feed, index), _, admission) in done.priority_applied {
             match admission {
-                Admission::Hold => self.expressed(node, &feed, index),
-                Admission::Again => self.count("express held before"),
-                Admission::Another => self.count("express of another history, ahead of the order"),
-                Admission::Behind => self.count("express after its feed"),
-                Admission::Full => self.count("express without room"),
+                Admission::Accept => self.priority_applied(node, &feed, index),
+                Admission::Duplicate => self.count("priority held before"),
+                Admission::Conflict => self.count("priority of another history, ahead of the order"),
+                Admission::Stale => self.count("priority after its feed"),
+                Admission::Full => self.count("priority without room"),
             }
         }
-        for ((feed, index), by_batch, shown) in done.another {
-            self.count(if by_batch { "two entries shown by a batch" } else { "two entries shown by express" });
+        for ((feed, index), by_batch, offered) in done.conflicting {
+            self.count(if by_batch { "two entries shown by a batch" } else { "two entries shown by priority" });
             if by_batch {
-                self.follow_anew(node, &feed, 10);
+                self.restart_following(node, &feed, 10);
             }
-            self.another_entry(node, &feed, index, shown);
+            self.entry_conflict(node, &feed, index, offered);
         }
         for signed in &done.complete {
             self.cosign(node, signed);
@@ -203,10 +204,10 @@ impl World {
         }
         for (feed, _) in done.stale {
             self.count("commit stale");
-            self.follow_anew(node, &feed, 2);
+            self.restart_following(node, &feed, 2);
         }
-        for (feed, from, number, got) in done.filled {
-            self.filled(node, &feed, from, number, got);
+        for (feed, from, number, got) in done.backfilled {
+            self.backfilled(node, &feed, from, number, got);
         }
         for (from, number) in done.over_share {
             self.count("room: content that came later, beyond a share");
@@ -218,10 +219,10 @@ impl World {
         self.soon(10, Event::Deliver(node));
     }
 
-    /// Says that a feed is durable here up to a checkpoint, to its owner.
+    /// Sends a cosignature of a checkpoint that is durable here to its owner.
     pub(crate) fn cosign(&mut self, node: usize, signed: &barid_core::feed::checkpoint::SignedCheckpoint) {
         let (feed, size) = (&signed.checkpoint.feed, signed.checkpoint.size);
-        // In a large exchange some will do: each costs three signatures.
+        // In a large exchange a part of them is enough: each costs three signatures.
         if self.nodes.len() > 8 && size % 5 != 0 {
             return;
         }
@@ -247,7 +248,7 @@ impl World {
         }
     }
 
-    /// A cosignature that came: it must be a right one, by the rosters held here.
+    /// Verifies a received cosignature, which must be valid by the rosters held here.
     pub(crate) fn cosigned(&mut self, from: usize, to: usize, cosigned: &proto::Cosigned) {
         let Ok(note) = Note::parse(&cosigned.note) else { return };
         let here = &self.nodes[to];
@@ -263,9 +264,9 @@ impl World {
     }
 }
 
-/// The record was cut in the middle of its envelopes.
-fn tear(disk: &mut Disk, arrivals_before: usize) {
-    for (feed, index) in disk.arrivals.split_off(arrivals_before) {
+/// Cuts the record in the middle of its envelopes.
+fn tear(disk: &mut Disk, offsets_before: usize) {
+    for (feed, index) in disk.by_offset.split_off(offsets_before) {
         let log = disk.logs.get_mut(&feed);
         let entry = log.and_then(|log| log.entries.get_mut(usize::try_from(index).ok()?));
         if let Some(entry) = entry
@@ -273,6 +274,6 @@ fn tear(disk: &mut Disk, arrivals_before: usize) {
         {
             envelope.truncate(envelope.len() / 2);
         }
-        disk.arrivals.push((feed, index));
+        disk.by_offset.push((feed, index));
     }
 }

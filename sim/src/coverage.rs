@@ -1,4 +1,4 @@
-//! How often each fault, state and branch of interest was reached.
+//! Counts how often each fault, state and branch of interest was reached.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,17 +7,17 @@ use std::fmt;
 pub const MUST_BE_REACHED: &[&str] = &[
     "ack lost, delivered again",
     "audience: later joiner given history",
-    "batch refused: bad-bounds",
-    "batch refused: bad-proof",
-    "batch refused: bad-root",
-    "batch refused: bad-signature",
-    "batch refused: gap",
-    "batch refused: malformed",
+    "batch rejected: bad-bounds",
+    "batch rejected: bad-proof",
+    "batch rejected: bad-root",
+    "batch rejected: bad-signature",
+    "batch rejected: gap",
+    "batch rejected: malformed",
     "clock set back",
     "clock too far behind to cosign",
     "commit failed, and was durable",
     "commit failed, and was not",
-    "commit refused: disk full",
+    "commit rejected: disk full",
     "commit stale",
     "consistency asked",
     "consistency proved a fork",
@@ -27,9 +27,9 @@ pub const MUST_BE_REACHED: &[&str] = &[
     "crash after commit, before the release",
     "crash while an epoch was opened",
     "delivered",
-    "doubt: the mark is ahead",
-    "doubt: the mark is missing",
-    "doubt: the store is empty",
+    "needs recovery: the mark is ahead",
+    "needs recovery: the mark is missing",
+    "needs recovery: the store is empty",
     "entry found: excluded",
     "entry found: misdirected",
     "entry found: newer-roster",
@@ -40,24 +40,24 @@ pub const MUST_BE_REACHED: &[&str] = &[
     "epoch opened without everybody",
     "end of an epoch named again",
     "exchange of 20 members or more",
-    "express after its feed",
-    "express before its roster",
-    "express held",
-    "express held before",
-    "express in time",
-    "express in time, before the backlog",
-    "express not kept",
-    "express outlived its feed",
-    "express passed over",
-    "express reached by its feed",
-    "express refused",
-    "express refused: disk full",
-    "express sent",
-    "express sent by a relay",
-    "express without room",
+    "priority after its feed",
+    "priority before its roster",
+    "priority held",
+    "priority held before",
+    "priority in time",
+    "priority in time, before the backlog",
+    "priority not kept",
+    "priority outlived its feed",
+    "priority passed over",
+    "priority reached by its feed",
+    "priority rejected",
+    "priority rejected: disk full",
+    "priority sent",
+    "priority sent by a relay",
+    "priority without room",
     "filled",
     "filled by another member than the owner",
-    "fills refused",
+    "backfill rejected",
     "flood: entry",
     "flood: to a share's edge",
     "flood: to a tier's edge",
@@ -89,17 +89,17 @@ pub const MUST_BE_REACHED: &[&str] = &[
     "room: content left out, the relay's share",
     "room: content taken of a relay",
     "room: content that came later, beyond a share",
-    "room: own entry refused",
+    "room: own entry rejected",
     "room: own urgent entry in the reserve",
     "room: urgent content left out",
     "roster adopted from a peer",
-    "roster refused",
+    "roster rejected",
     "started alone",
     "store lost",
     "topics widened",
     "torn tail",
     "two entries shown by a batch",
-    "two entries shown by express",
+    "two entries shown by priority",
     "window full",
 ];
 
@@ -112,18 +112,18 @@ impl Coverage {
         *self.0.entry(what).or_default() += times;
     }
 
-    /// Adds what other runs reached.
+    /// Adds the counters of other runs.
     pub fn merge(&mut self, other: &Self) {
         other.0.iter().for_each(|(what, times)| self.add(what, *times));
     }
 
-    /// How often.
+    /// Returns one counter.
     #[must_use]
     pub fn of(&self, what: &str) -> u64 {
         self.0.get(what).copied().unwrap_or(0)
     }
 
-    /// What had to be reached and was not.
+    /// Returns the names in [`MUST_BE_REACHED`] that were not reached.
     #[must_use]
     pub fn missing(&self) -> Vec<&'static str> {
         MUST_BE_REACHED.iter().copied().filter(|what| self.of(what) == 0).collect()

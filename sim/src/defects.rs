@@ -1,4 +1,4 @@
-//! What the defects that are put in on purpose do in place of core, and what some liars do.
+//! Replacements for decisions of core: the injected defects, and some dishonest members.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,19 +8,19 @@ use barid_core::bulletin::urgent;
 use barid_core::envelope;
 use barid_core::feed::checkpoint::SignedCheckpoint;
 use barid_core::follow::{
-    Fault, FaultKind, FollowState, VerifiedBatch, VerifiedContent, VerifiedEntry, VerifiedExpress, VerifiedFill,
-    VerifiedFills,
+    Fault, FaultKind, FollowState, VerifiedBackfill, VerifiedBackfills, VerifiedBatch, VerifiedContent, VerifiedEntry,
+    VerifiedPriority,
 };
-use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
+use barid_core::ids::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::proto;
 use barid_core::proto::item::Item;
 use barid_core::roster::RosterChain;
 use bytes::Bytes;
 
-use crate::later::Lacking;
+use crate::backfill::UndisclosedEntries;
 use crate::node::{Content, Entry, Log};
 
-/// An entry in full, whoever reads.
+/// An entry in full, whatever the audience.
 pub(crate) fn everything(entry: &Entry) -> proto::Item {
     let item = match &entry.content {
         Content::Disclosed { envelope, .. } => Item::Envelope(envelope.clone()),
@@ -31,10 +31,10 @@ pub(crate) fn everything(entry: &Entry) -> proto::Item {
 
 fn digest(entry: &Entry, reason: Undisclosed) -> Item {
     let digests = Bytes::copy_from_slice(&entry.digest.0);
-    Item::Digests(proto::DigestRun { digests, reason: reason.word().to_owned() })
+    Item::Digests(proto::DigestRun { digests, reason: reason.as_str().to_owned() })
 }
 
-/// Entries as they would be shown if only the newest roster were asked.
+/// Entries as served if only the newest roster decided the audience.
 pub(crate) fn by_newest(held: &[Entry], reader: &Member, rosters: &RosterChain) -> Vec<proto::Item> {
     let item = |entry: &Entry| match &entry.content {
         Content::Disclosed { header: Some(header), .. } if may_read(header, reader, rosters.newest()) => {
@@ -45,75 +45,79 @@ pub(crate) fn by_newest(held: &[Entry], reader: &Member, rosters: &RosterChain) 
     held.iter().map(item).collect()
 }
 
-/// A batch that says of what is not held that it is withheld.
+/// Reports all digests of a batch as withheld.
 pub(crate) fn blaming(mut message: proto::Entries) -> proto::Entries {
     for item in &mut message.items {
         if let Some(Item::Digests(run)) = &mut item.item {
-            run.reason = Undisclosed::Withheld.word().to_owned();
+            run.reason = Undisclosed::Withheld.as_str().to_owned();
         }
     }
     message
 }
 
-/// A batch that says so of everything.
+/// Replaces all content of a batch by digests reported as withheld.
 pub(crate) fn withholding(mut message: proto::Entries) -> proto::Entries {
     for item in &mut message.items {
         if let Some(Item::Envelope(envelope)) = &item.item {
             let digests = Bytes::copy_from_slice(&envelope::digest(envelope).0);
-            let run = proto::DigestRun { digests, reason: Undisclosed::Withheld.word().to_owned() };
+            let run = proto::DigestRun { digests, reason: Undisclosed::Withheld.as_str().to_owned() };
             item.item = Some(Item::Digests(run));
         }
     }
     message
 }
 
-/// What is held of these entries, whoever asks.
-pub(crate) fn anything(log: Option<&Log>, feed: &FeedId, ranges: &[proto::IndexRange]) -> proto::Fills {
+/// Serves the content held in these ranges to any peer.
+pub(crate) fn anything(log: Option<&Log>, feed: &FeedId, ranges: &[proto::IndexRange]) -> proto::BackfillResponse {
     let size = log.map_or(0, |log| log.tree.size());
     let envelope = |index: u64| match log?.entry(index)? {
         Entry { content: Content::Disclosed { envelope, .. }, .. } => {
-            Some(proto::Fill { index, envelope: envelope.clone() })
+            Some(proto::Backfill { index, envelope: envelope.clone() })
         }
         Entry { .. } => None,
     };
     let indexes = ranges.iter().flat_map(|range| range.start..range.end.min(size));
     let items = indexes.filter_map(envelope).collect();
-    proto::Fills { feed: feed.to_string(), items, through: ranges.last().map_or(0, |range| range.end) }
+    proto::BackfillResponse { feed: feed.to_string(), items, scanned_to: ranges.last().map_or(0, |range| range.end) }
 }
 
-/// What would be kept of content that comes later if nobody looked at it.
-pub(crate) fn unverified_fills(feed: &FeedId, message: &proto::Fills, lacking: &Lacking) -> VerifiedFills {
-    let entry = |fill: &proto::Fill| {
-        let (digest, _) = lacking.get(&fill.index)?;
-        let header = envelope::header_of(&fill.envelope).ok().map(Arc::new);
-        let (index, envelope) = (fill.index, fill.envelope.clone());
-        Some(VerifiedFill { index, digest: *digest, envelope, header, held_back: None })
+/// Backfilled content without verification.
+pub(crate) fn unverified_backfill(
+    feed: &FeedId,
+    message: &proto::BackfillResponse,
+    undisclosed: &UndisclosedEntries,
+) -> VerifiedBackfills {
+    let entry = |backfill: &proto::Backfill| {
+        let (digest, _) = undisclosed.get(&backfill.index)?;
+        let header = envelope::header_of(&backfill.envelope).ok().map(Arc::new);
+        let (index, envelope) = (backfill.index, backfill.envelope.clone());
+        Some(VerifiedBackfill { index, digest: *digest, envelope, header, pending_roster: None })
     };
-    VerifiedFills {
+    VerifiedBackfills {
         feed: feed.clone(),
-        provider: feed.member.clone(),
+        feed_sender: feed.member.clone(),
         entries: message.items.iter().filter_map(entry).collect(),
         findings: Vec::new(),
     }
 }
 
-/// What would be kept of an entry ahead of its order if neither its proof nor its audience were asked for.
-pub(crate) fn any_express(
+/// A priority entry without a check of its proof and audience.
+pub(crate) fn unverified_priority(
     feed: &FeedId,
-    message: &proto::Express,
+    message: &proto::PriorityEntry,
     newest: Option<&SignedCheckpoint>,
-) -> Option<VerifiedExpress> {
+) -> Option<VerifiedPriority> {
     let header = envelope::header_of(&message.envelope).ok()?;
     let hash = |bytes: &Bytes| <[u8; 32]>::try_from(bytes.as_ref()).ok().map(Hash);
-    Some(VerifiedExpress {
+    Some(VerifiedPriority {
         feed: feed.clone(),
-        provider: feed.member.clone(),
+        feed_sender: feed.member.clone(),
         index: message.index,
         urgent: urgent(&header),
         entry: VerifiedEntry {
             digest: envelope::digest(&message.envelope),
             content: VerifiedContent::Disclosed { envelope: message.envelope.clone(), header: Some(Arc::new(header)) },
-            held_back: None,
+            pending_roster: None,
         },
         checkpoint: newest?.clone(),
         proof: message.inclusion_proof.iter().filter_map(hash).collect(),
@@ -121,33 +125,33 @@ pub(crate) fn any_express(
     })
 }
 
-/// What a follower would take if it did not look at the log.
+/// A batch without verification of the log.
 pub(crate) fn unverified(state: &FollowState, message: &proto::Entries, fault: Fault) -> Result<VerifiedBatch, Fault> {
     let wrong = matches!(fault.kind, FaultKind::BadRoot | FaultKind::BadProof);
     let Some(checkpoint) = state.newest.clone().filter(|_| wrong) else { return Err(fault) };
-    let mut frontier = state.frontier.clone();
+    let mut compact_range = state.compact_range.clone();
     let mut entries = Vec::new();
     for item in &message.items {
         let Some(Item::Envelope(envelope)) = &item.item else { continue };
         let digest = envelope::digest(envelope);
-        frontier.append(&digest);
+        compact_range.append(&digest);
         let content = VerifiedContent::Disclosed { envelope: envelope.clone(), header: None };
-        entries.push(VerifiedEntry { digest, content, held_back: None });
+        entries.push(VerifiedEntry { digest, content, pending_roster: None });
     }
     Ok(VerifiedBatch {
         feed: state.feed.clone(),
-        provider: state.provider.clone(),
-        first: state.frontier.size(),
+        feed_sender: state.feed_sender.clone(),
+        first: state.compact_range.size(),
         entries,
-        frontier,
+        compact_range,
         checkpoint,
         consistency_proof: Vec::new(),
         findings: Vec::new(),
     })
 }
 
-/// What a follower would keep if it did not ask for the audience.
-pub(crate) fn keep_everything(batch: &mut VerifiedBatch, message: &proto::Entries) {
+/// Restores the content that the audience check had removed from a batch.
+pub(crate) fn accept_everything(batch: &mut VerifiedBatch, message: &proto::Entries) {
     let envelopes = message.items.iter().filter_map(|item| match &item.item {
         Some(Item::Envelope(envelope)) => Some((envelope::digest(envelope), envelope)),
         _ => None,

@@ -1,104 +1,112 @@
-//! A member's own feeds: doubt, what peers give back, the next epoch, and naming what turns up of those before.
+//! A member's own feeds: needs recovery, fetching them from peers, opening the next epoch, and
+//! announcing closed ones.
 //!
-//! In scope: a node's rules (docs/protocol.md §4) and what its operators do. The bulletin that closes an epoch is core's.
+//! In scope: a node's rules (docs/protocol.md §4) and the actions of its operators. Out of scope:
+//! the bulletin that closes an epoch (core).
 
 use std::sync::Arc;
 
 use barid_core::bulletin::header::BulletinId;
 use barid_core::bulletin::kinds::feed_closed;
-use barid_core::bulletin::{Fill, prepare};
+use barid_core::bulletin::{DraftDefaults, prepare};
 use barid_core::feed::checkpoint::Checkpoint;
 use barid_core::feed::tree::root_at;
-use barid_core::names::FeedId;
+use barid_core::ids::FeedId;
 
 use crate::Mutation;
 use crate::bulletins::Bulletin;
 use crate::exchange::{GROUPS, feed_key};
-use crate::live::{Fetch, Gate};
+use crate::live::{Fetch, PublishState};
 use crate::model::Facts;
-use crate::node::{Committed, Mark, Work};
+use crate::node::{Committed, HighWaterMark, Work};
 use crate::world::{Event, World};
 
-/// How long a peer may bring nothing of an own feed before another one gets its turn.
-const PATIENCE: u64 = 300;
-/// How long a peer is left alone whose batch was refused.
+/// How long a peer may deliver nothing of an own feed before another one is tried.
+const FETCH_TIMEOUT: u64 = 300;
+/// How long a peer is not asked again after its batch was rejected.
 const PUT_OFF: u64 = 100;
-/// How often operators look whether everything is here, and after how many looks they go on without some.
+/// How often operators check whether everything is here, and after how many checks they continue
+/// without some members.
 const RECOVER_EVERY: u64 = 50;
 const RECOVER_TRIES: u32 = 12;
 
 impl World {
-    /// A node starts: it compares its mark with its store.
+    /// Starts publishing: compares the high-water mark with the store.
     pub(crate) fn open_feed(&mut self, node: usize) {
         if self.has(Mutation::ContinueAfterRestore) {
             let here = &mut self.nodes[node];
             let feed = here.feed.clone();
             let log = here.disk.logs.entry(feed.clone()).or_default();
             log.sign(&feed, &feed_key(&feed));
-            let mark = Mark { epoch: feed.epoch, size: log.tree.size(), root: log.tree.root() };
-            here.mark = Some(mark);
+            let high_water_mark = HighWaterMark { epoch: feed.epoch, size: log.tree.size(), root: log.tree.root() };
+            here.high_water_mark = Some(high_water_mark);
             return;
         }
         let here = &self.nodes[node];
         let log = here.disk.logs.get(&here.feed);
-        let doubt = match (log, here.mark) {
-            (_, None) => Some("doubt: the mark is missing"),
-            _ if here.doubt == Some(here.feed.epoch) => Some("doubt: it was in doubt before"),
-            (_, Some(mark)) if mark.epoch != here.feed.epoch => Some("doubt: the mark is of another epoch"),
-            (None, Some(_)) => Some("doubt: the store is empty"),
-            (Some(log), Some(mark)) if mark.size > log.tree.size() => Some("doubt: the mark is ahead"),
-            (Some(log), Some(mark)) => {
-                let other = root_at(&log.tree, mark.size) != Ok(mark.root);
-                other.then_some("doubt: the mark is of another tree")
+        let needs_recovery = match (log, here.high_water_mark) {
+            (_, None) => Some("needs recovery: the mark is missing"),
+            _ if here.needs_recovery == Some(here.feed.epoch) => Some("needs recovery: it was in doubt before"),
+            (_, Some(high_water_mark)) if high_water_mark.epoch != here.feed.epoch => {
+                Some("needs recovery: the mark is of another epoch")
+            }
+            (None, Some(_)) => Some("needs recovery: the store is empty"),
+            (Some(log), Some(high_water_mark)) if high_water_mark.size > log.tree.size() => {
+                Some("needs recovery: the mark is ahead")
+            }
+            (Some(log), Some(high_water_mark)) => {
+                let other = root_at(&log.tree, high_water_mark.size) != Ok(high_water_mark.root);
+                other.then_some("needs recovery: the mark is of another tree")
             }
         };
-        match doubt {
-            Some(doubt) => self.fall_in_doubt(node, doubt),
+        match needs_recovery {
+            Some(needs_recovery) => self.enter_recovery(node, needs_recovery),
             None => {
-                // The power may have gone between a record and its mark, and peers are shown the record from now on.
+                // Power may have failed between a record and its high-water mark, and peers receive
+                // the record from now on.
                 let tree = log.map(|log| (log.tree.size(), log.tree.root()));
                 let epoch = here.feed.epoch;
-                if !self.has(Mutation::LeaveMark) {
-                    self.nodes[node].mark = tree.map(|(size, root)| Mark { epoch, size, root });
+                if !self.has(Mutation::StaleHighWaterMark) {
+                    self.nodes[node].high_water_mark = tree.map(|(size, root)| HighWaterMark { epoch, size, root });
                 }
             }
         }
     }
 
-    pub(crate) fn fall_in_doubt(&mut self, node: usize, why: &'static str) {
-        // Who signs two histories goes on with both.
+    pub(crate) fn enter_recovery(&mut self, node: usize, why: &'static str) {
+        // A forking member continues with both trees.
         if self.has(Mutation::ContinueAfterRestore) || self.exchange.natures[node].forks {
             return;
         }
         self.count(why);
-        self.note("doubt", node, why.as_bytes());
+        self.note("needs-recovery", node, why.as_bytes());
         if self.model.restores[node] == 0 && self.exchange.natures[node].is_honest() {
             self.violated(node, format!("{why}, though its store was never restored"));
         }
         let here = &mut self.nodes[node];
-        here.live.gate = Gate::InDoubt;
-        here.doubt = Some(here.feed.epoch);
+        here.live.publish_state = PublishState::NeedsRecovery;
+        here.needs_recovery = Some(here.feed.epoch);
         let at = self.now + 50 + self.random.below(400);
         self.at(at, Event::Recover(node, 0));
     }
 
-    /// Follows at peers what they hold of this member's own feeds, where it does not continue them itself.
+    /// Follows this member's own feeds at peers, where the node does not append to them itself.
     pub(crate) fn fetch_own(&mut self, node: usize) {
         for epoch in 1..=self.exchange.epochs[node] {
             let feed = self.exchange.feed(node, epoch);
             let (now, here) = (self.now, &mut self.nodes[node]);
-            let follows = feed != here.feed || here.live.gate == Gate::InDoubt;
+            let follows = feed != here.feed || here.live.publish_state == PublishState::NeedsRecovery;
             if !follows || here.live.stopped.contains(&feed) {
                 here.live.following.remove(&feed);
                 continue;
             }
             let held = here.disk.size(&feed);
             let live = &mut here.live;
-            let more = |peer: &usize| live.shown.get(&(feed.clone(), *peer)).is_some_and(|size| *size > held);
+            let more = |peer: &usize| live.advertised.get(&(feed.clone(), *peer)).is_some_and(|size| *size > held);
             let peers: Vec<usize> = live.linked.iter().copied().filter(more).collect();
             let fetch = live.fetching.entry(feed.clone()).or_insert_with(Fetch::default);
             let ready = |peer: &&usize| fetch.put_off.get(*peer).is_none_or(|until| *until <= now);
-            let stays = fetch.at.filter(|at| peers.contains(at) && now - fetch.since <= PATIENCE);
+            let stays = fetch.at.filter(|at| peers.contains(at) && now - fetch.since <= FETCH_TIMEOUT);
             let next = stays.or_else(|| {
                 let others = peers.iter().filter(ready).filter(|peer| Some(**peer) != fetch.at);
                 others.min_by_key(|peer| (**peer + usize::try_from(now).unwrap_or(0)) % 7).copied()
@@ -119,10 +127,13 @@ impl World {
         }
     }
 
-    /// Operators recover a feed: once everything that others show is here, or without those that do not come.
+    /// Operators recover a feed: once everything that peers announced is here, or without members
+    /// that do not respond.
     pub(crate) fn recover(&mut self, node: usize, tries: u32) {
         let here = &self.nodes[node];
-        if here.up && here.live.gate != Gate::InDoubt || here.doubt != Some(here.feed.epoch) {
+        if here.up && here.live.publish_state != PublishState::NeedsRecovery
+            || here.needs_recovery != Some(here.feed.epoch)
+        {
             return;
         }
         if !here.up || !here.is_member() {
@@ -134,7 +145,7 @@ impl World {
         };
         let incomplete = others.filter(|peer| {
             let linked = here.live.linked.contains(peer) && here.live.heads_of.contains(peer);
-            !linked || !here.live.shown.iter().all(|shown| here_too(shown, *peer))
+            !linked || !here.live.advertised.iter().all(|advertised| here_too(advertised, *peer))
         });
         if incomplete.count() > 0 {
             if tries < RECOVER_TRIES {
@@ -145,7 +156,8 @@ impl World {
         self.open_epoch(node);
     }
 
-    /// The first entry of the next epoch, then the mark; until then the node is in doubt in the old one.
+    /// Commits the first entry of the next epoch, then writes the high-water mark; until then the
+    /// old epoch needs recovery.
     fn open_epoch(&mut self, node: usize) {
         let here = &self.nodes[node];
         let old = here.feed.clone();
@@ -176,8 +188,8 @@ impl World {
         self.note("epoch", node, next.to_string().as_bytes());
         let here = &mut self.nodes[node];
         let root = here.disk.logs.get(&next).map(|log| log.tree.root());
-        here.mark = root.map(|root| Mark { epoch, size: here.disk.size(&next), root });
-        (here.feed, here.doubt) = (next, None);
+        here.high_water_mark = root.map(|root| HighWaterMark { epoch, size: here.disk.size(&next), root });
+        (here.feed, here.needs_recovery) = (next, None);
         self.crash(node, 1);
     }
 
@@ -187,13 +199,14 @@ impl World {
         Checkpoint { feed: feed.clone(), size: tree.size(), root: tree.root() }
     }
 
-    /// The bulletin by which a node names the longest tree known of an epoch that is over; the model is told what it is.
+    /// Makes the bulletin that announces the longest known tree of a closed epoch, and adds it to
+    /// the model.
     fn closing(&mut self, node: usize, tree: &Checkpoint) -> Option<Bulletin> {
         let here = &self.nodes[node];
         let draft = feed_closed::draft(tree, GROUPS[0]);
         let id: BulletinId = feed_closed::id(tree);
         let version = here.disk.chain.newest().version();
-        let fill = Fill {
+        let defaults = DraftDefaults {
             member: here.me.clone(),
             issuer: "node".to_owned(),
             id,
@@ -201,7 +214,7 @@ impl World {
             roster_version: version,
         };
         let salt = self.random.bytes();
-        let bulletin = match prepare(&draft, &fill, salt) {
+        let bulletin = match prepare(&draft, &defaults, salt) {
             Ok(bulletin) => bulletin,
             Err(invalid) => {
                 self.violated(node, format!("the end of an epoch cannot be named: {invalid}"));
@@ -213,17 +226,18 @@ impl World {
         Some(Bulletin { envelope: bulletin.envelope, facts })
     }
 
-    /// Names each tree of an epoch that is over and not named yet, once it is as long as any that peers show.
+    /// Announces each tree of a closed epoch that is not announced yet, once it is as long as any
+    /// that peers announce.
     pub(crate) fn name_closed(&mut self, node: usize) {
         let here = &self.nodes[node];
-        if here.live.gate != Gate::Open || here.feed.epoch == 1 || self.has(Mutation::NameNothing) {
+        if here.live.publish_state != PublishState::Open || here.feed.epoch == 1 || self.has(Mutation::NameNothing) {
             return;
         }
         for epoch in 1..here.feed.epoch {
             let feed = self.exchange.feed(node, epoch);
             let tree = self.tree_of(node, &feed);
             let here = &self.nodes[node];
-            let longer = here.live.shown.iter().any(|((of, _), size)| *of == feed && *size > tree.size);
+            let longer = here.live.advertised.iter().any(|((of, _), size)| *of == feed && *size > tree.size);
             let known = here.disk.ids.contains_key(&feed_closed::id(&tree).to_string());
             let waits = here.live.waiting.iter().any(|work| matches!(work, Work::Name(..)));
             if !here.disk.logs.contains_key(&feed) || longer || known || waits || !here.live.has_room() {

@@ -1,6 +1,7 @@
-//! Two histories of one feed: made by who forks, found by who compares.
+//! Forks: made by forking members, found by comparing checkpoints.
 //!
-//! In scope: heads, the comparison of what is shown with what is held, the questions and answers that a proof needs, stopping the feed.
+//! In scope: tree heads, comparing them with the copy held, the consistency requests and responses
+//! that a proof needs, stopping the feed.
 
 use std::collections::BTreeSet;
 
@@ -8,29 +9,30 @@ use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint};
 use barid_core::feed::note::Note;
 use barid_core::feed::tree::{consistency_proof, root_at};
 use barid_core::follow::Equivocation;
-use barid_core::names::{FeedId, Hash};
+use barid_core::ids::{FeedId, Hash};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 use bytes::Bytes;
 
 use crate::Mutation;
 use crate::exchange::feed_key;
-use crate::live::Gate;
+use crate::live::PublishState;
 use crate::node::{Log, Work};
 use crate::world::{Event, World};
 
-/// How long a checkpoint that a peer shows may be ahead of what is held, before the peer is asked how the two relate.
+/// How long a checkpoint may be larger than the copy held before the peer is asked how the two
+/// relate.
 const SETTLES_IN: u64 = 100;
 
 enum Compared {
     Same,
     Larger,
-    /// Of another history; the evidence, if what is held can prove it.
+    /// Of another tree; with the evidence, if the copy can prove it.
     Other(Option<Box<Equivocation>>),
 }
 
 impl World {
-    /// A member begins to tell some of its peers another history than the others; or tells it to others.
+    /// A member begins to serve a second tree to some of its peers, or changes which peers get it.
     pub(crate) fn fork(&mut self, node: usize) {
         self.count("fork made");
         let to: BTreeSet<usize> = (0..self.nodes.len()).filter(|_| self.random.chance(50)).collect();
@@ -40,40 +42,40 @@ impl World {
         here.other = Some((log, to));
     }
 
-    /// Tells a peer what it has not been told.
-    pub(crate) fn tell_heads(&mut self, node: usize, peer: usize) {
+    /// Sends a peer the tree heads that have changed since the last ones.
+    pub(crate) fn announce_heads(&mut self, node: usize, peer: usize) {
         // Frames get lost here.
         if self.trouble() && self.random.chance(10) {
             let live = &mut self.nodes[node].live;
-            live.told.retain(|(to, _), _| *to != peer);
-            live.told_roster.remove(&peer);
+            live.announced.retain(|(to, _), _| *to != peer);
+            live.announced_roster.remove(&peer);
         }
         let here = &self.nodes[node];
         let mut heads = Vec::new();
-        let mut told = Vec::new();
+        let mut announced = Vec::new();
         for (feed, log) in here.disk.logs.keys().filter_map(|feed| Some((feed, here.log_for(feed, peer)?))) {
             let (size, held) = (log.checkpoint_size, log.tree.size());
             let key = (peer, feed.clone());
-            if log.checkpoint.is_empty() || here.live.told.get(&key) == Some(&(size, held)) {
+            if log.checkpoint.is_empty() || here.live.announced.get(&key) == Some(&(size, held)) {
                 continue;
             }
-            told.push((key, (size, held)));
+            announced.push((key, (size, held)));
             let held = (held < size).then_some(held);
-            heads.push(proto::Head { checkpoint: log.checkpoint.clone(), held, ..proto::Head::default() });
+            heads.push(proto::TreeHead { checkpoint: log.checkpoint.clone(), held, ..proto::TreeHead::default() });
         }
         let version = here.disk.chain.newest().version();
-        let first = here.live.told_roster.get(&peer) != Some(&version);
+        let first = here.live.announced_roster.get(&peer) != Some(&version);
         if heads.is_empty() && !first {
             return;
         }
         let live = &mut self.nodes[node].live;
-        live.told.extend(told);
-        live.told_roster.insert(peer, version);
-        let heads = proto::Heads { heads, roster_version: version, ..proto::Heads::default() };
-        self.send(node, peer, Frame::Heads(heads));
+        live.announced.extend(announced);
+        live.announced_roster.insert(peer, version);
+        let heads = proto::TreeHeads { heads, roster_version: version, ..proto::TreeHeads::default() };
+        self.send(node, peer, Frame::TreeHeads(heads));
     }
 
-    pub(crate) fn heads(&mut self, from: usize, to: usize, heads: &proto::Heads) {
+    pub(crate) fn heads(&mut self, from: usize, to: usize, heads: &proto::TreeHeads) {
         for head in &heads.heads {
             let Some(signed) = self.verified(to, &head.checkpoint) else {
                 if self.has(Mutation::RememberAnything) {
@@ -86,10 +88,10 @@ impl World {
             let own = feed.member == self.nodes[to].me;
             let compared = self.compare(to, &signed);
             if own {
-                self.show(from, to, &feed, held);
-                let doubted = feed.epoch >= self.nodes[to].feed.epoch && !matches!(compared, Compared::Same);
-                if doubted && self.nodes[to].live.gate != Gate::InDoubt {
-                    self.fall_in_doubt(to, "doubt: a peer holds more");
+                self.record_advertised(from, to, &feed, held);
+                let diverged = feed.epoch >= self.nodes[to].feed.epoch && !matches!(compared, Compared::Same);
+                if diverged && self.nodes[to].live.publish_state != PublishState::NeedsRecovery {
+                    self.enter_recovery(to, "needs recovery: a peer holds more");
                 }
             }
             match compared {
@@ -107,17 +109,17 @@ impl World {
                 }
                 Compared::Same | Compared::Larger => {}
             }
-            self.show(from, to, &feed, held);
+            self.record_advertised(from, to, &feed, held);
         }
         let live = &mut self.nodes[to].live;
         let version = heads.roster_version.min(self.exchange.last_version());
         if live.peer_rosters.insert(from, version) != Some(version) {
-            // With the one before it may not have known a feed's key.
-            live.told.retain(|(peer, _), _| *peer != from);
+            // With its earlier roster the peer may not have known a feed's key.
+            live.announced.retain(|(peer, _), _| *peer != from);
         }
         live.heads_of.insert(from);
-        if live.gate == Gate::Starting {
-            live.gate = Gate::Open;
+        if live.publish_state == PublishState::Starting {
+            live.publish_state = PublishState::Open;
         }
         let after = self.nodes[to].disk.chain.newest().version();
         if heads.roster_version > after && !self.has(Mutation::NoRosters) {
@@ -125,21 +127,22 @@ impl World {
         }
     }
 
-    /// Within a link nobody shows less than before: what says so was overtaken.
-    fn show(&mut self, from: usize, to: usize, feed: &FeedId, held: u64) {
-        let shown = self.nodes[to].live.shown.entry((feed.clone(), from)).or_default();
-        *shown = held.max(*shown);
+    /// Within a link a peer never announces less than before: a smaller size was overtaken.
+    fn record_advertised(&mut self, from: usize, to: usize, feed: &FeedId, held: u64) {
+        let advertised = self.nodes[to].live.advertised.entry((feed.clone(), from)).or_default();
+        *advertised = held.max(*advertised);
     }
 
-    /// What nobody has signed is remembered all the same.
-    fn remember(&mut self, from: usize, to: usize, head: &proto::Head) {
+    /// Stores an unsigned claim (a defect).
+    fn remember(&mut self, from: usize, to: usize, head: &proto::TreeHead) {
         let feed = std::str::from_utf8(&head.checkpoint).ok().and_then(|text| text.lines().next()?.parse().ok());
         if let Some(feed) = feed {
-            self.nodes[to].live.shown.insert((feed, from), head.held.unwrap_or(0));
+            self.nodes[to].live.advertised.insert((feed, from), head.held.unwrap_or(0));
         }
     }
 
-    /// A checkpoint signed by the keys that a node's roster lists. They are the same in every roster that lists them.
+    /// Verifies a checkpoint by the keys of the node's roster. They are the same in every roster
+    /// that lists them.
     fn verified(&mut self, node: usize, note: &Bytes) -> Option<SignedCheckpoint> {
         let text = std::str::from_utf8(note).ok()?;
         let feed: FeedId = text.lines().next()?.parse().ok()?;
@@ -172,27 +175,28 @@ impl World {
         }
     }
 
-    /// The signed checkpoint of a copy that is complete.
+    /// Returns the signed checkpoint of a complete copy.
     fn signed_newest(&self, node: usize, feed: &FeedId) -> Option<SignedCheckpoint> {
         let here = &self.nodes[node];
         let log = here.disk.logs.get(feed).filter(|log| log.checkpoint_size == log.tree.size())?;
         SignedCheckpoint::verify(&log.checkpoint, &here.disk.chain.newest().feed_keys(feed)).ok()
     }
 
-    /// What peers showed that was larger than what is held: it is compared again, and if it has not come by then, they are asked.
+    /// Compares checkpoints again that were larger than the copy. If they still are, their peers
+    /// are asked.
     pub(crate) fn compare_again(&mut self, node: usize) {
         let now = self.now;
-        let due = |(key, (_, since)): (&(FeedId, usize), &(SignedCheckpoint, u64))| {
+        let expired = |(key, (_, since)): (&(FeedId, usize), &(SignedCheckpoint, u64))| {
             (now - since > SETTLES_IN).then(|| key.clone())
         };
-        let due: Vec<(FeedId, usize)> = self.nodes[node].live.ahead.iter().filter_map(due).collect();
-        for key in due {
+        let expired: Vec<(FeedId, usize)> = self.nodes[node].live.ahead.iter().filter_map(expired).collect();
+        for key in expired {
             let Some((signed, _)) = self.nodes[node].live.ahead.remove(&key) else { continue };
             match self.compare(node, &signed) {
                 Compared::Larger => {
                     let (feed, peer) = key;
-                    self.ask_consistency(node, peer, &feed);
-                    // Until it has come, or the peer shows something else.
+                    self.request_consistency(node, peer, &feed);
+                    // Until the entries arrive, or the peer announces something else.
                     self.nodes[node].live.ahead.insert((feed, peer), (signed, now));
                 }
                 Compared::Other(Some(evidence)) => {
@@ -204,7 +208,7 @@ impl World {
         }
     }
 
-    pub(crate) fn ask_consistency(&mut self, node: usize, peer: usize, feed: &FeedId) {
+    pub(crate) fn request_consistency(&mut self, node: usize, peer: usize, feed: &FeedId) {
         if let Some(ours) = self.signed_newest(node, feed).filter(|ours| ours.checkpoint.size > 0) {
             self.count("consistency asked");
             let request = proto::ConsistencyRequest { feed: feed.to_string(), size: ours.checkpoint.size };
@@ -212,23 +216,24 @@ impl World {
         }
     }
 
-    pub(crate) fn consistency_asked(&mut self, from: usize, to: usize, request: &proto::ConsistencyRequest) {
+    pub(crate) fn receive_consistency_request(&mut self, from: usize, to: usize, request: &proto::ConsistencyRequest) {
         let Ok(feed) = request.feed.parse::<FeedId>() else { return };
         let Some(log) = self.nodes[to].log_for(&feed, from) else { return };
-        if let Some(answer) = consistency_of(log, request) {
-            self.send(to, from, Frame::Consistency(answer));
+        if let Some(response) = consistency_of(log, request) {
+            self.send(to, from, Frame::Consistency(response));
         }
     }
 
-    pub(crate) fn consistency_shown(&mut self, to: usize, shown: &proto::Consistency) {
-        let Ok(feed) = shown.feed.parse::<FeedId>() else { return };
+    pub(crate) fn receive_consistency(&mut self, to: usize, advertised: &proto::Consistency) {
+        let Ok(feed) = advertised.feed.parse::<FeedId>() else { return };
         let hash = |bytes: &Bytes| <[u8; 32]>::try_from(bytes.as_ref()).map(Hash).ok();
-        let proof: Option<Vec<Hash>> = shown.consistency_proof.iter().map(hash).collect();
-        let (Some(theirs), Some(ours)) = (self.verified(to, &shown.checkpoint), self.signed_newest(to, &feed)) else {
+        let proof: Option<Vec<Hash>> = advertised.consistency_proof.iter().map(hash).collect();
+        let (Some(theirs), Some(ours)) = (self.verified(to, &advertised.checkpoint), self.signed_newest(to, &feed))
+        else {
             return;
         };
-        let (Some(proof), Some(root)) = (proof, hash(&shown.root)) else { return };
-        if ours.checkpoint.size != shown.size || self.has(Mutation::IgnoreForks) {
+        let (Some(proof), Some(root)) = (proof, hash(&advertised.root)) else { return };
+        if ours.checkpoint.size != advertised.size || self.has(Mutation::IgnoreForks) {
             return;
         }
         let evidence =
@@ -239,7 +244,7 @@ impl World {
         }
     }
 
-    /// Two histories are proven: the feed stops, and what proves it is kept.
+    /// Stops a feed whose equivocation is proven, and persists the evidence.
     pub(crate) fn forked(&mut self, node: usize, evidence: &Equivocation) {
         if self.has(Mutation::IgnoreForks) {
             return;
@@ -247,7 +252,7 @@ impl World {
         self.stop_feed(node, evidence.feed(), Bytes::from(evidence.format()));
     }
 
-    /// A feed that has two histories is not followed any more.
+    /// Stops following a forked feed.
     pub(crate) fn stop_feed(&mut self, node: usize, feed: &FeedId, evidence: Bytes) {
         let live = &mut self.nodes[node].live;
         live.following.remove(feed);
@@ -259,7 +264,7 @@ impl World {
         }
     }
 
-    /// Its own checkpoint of another member's feed, which no key of that feed has signed.
+    /// Makes a checkpoint of another member's feed with the wrong key.
     pub(crate) fn forged(&self, node: usize, feed: &FeedId, size: u64) -> Bytes {
         let text = Checkpoint { feed: feed.clone(), size, root: Hash([7; 32]) }.text();
         let note = Note::sign(&text, &feed_key(&self.nodes[node].feed));

@@ -1,6 +1,7 @@
-//! `barid-sim [OPTIONS] [SEEDS [FIRST]]`: runs seeds and prints how often what was reached; exit code 1 with the first seed that breaks a promise,
-//! shrunk. Options: `--mutation NAME` puts a defect in, `--story` tells what happens in the shrunk run, `--whole` shrinks nothing, `--survey` runs all seeds and tells
-//! which promises are broken how often.
+//! `barid-sim [OPTIONS] [SEEDS [FIRST]]`: runs seeds and prints the coverage counters. The exit
+//! code is 1 if a seed violates an invariant; the first such seed is shrunk and printed. Options:
+//! `--mutation NAME` injects a defect, `--story` prints the event log of the shrunk run, `--whole`
+//! does not shrink, `--survey` runs all seeds and prints how often each invariant was violated.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -13,7 +14,7 @@ use barid_sim::{Coverage, Mutation, kind, run, shrink, whole};
 #[derive(Default)]
 struct Options {
     mutation: Option<Mutation>,
-    story: bool,
+    event_log: bool,
     whole: bool,
     survey: bool,
     numbers: Vec<u64>,
@@ -23,7 +24,7 @@ struct Options {
 struct Reached {
     coverage: Coverage,
     events: u64,
-    /// By sort of promise: how often, the first seed, and what it said.
+    /// By kind of violation: how often, the first seed, and its message.
     broken: BTreeMap<String, (u64, u64, String)>,
 }
 
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
                     (known.1, known.2) = (seed, violation.clone());
                 }
                 if !options.survey {
-                    // Lower seeds are under way already; higher ones need not be begun.
+                    // Lower seeds are running already; higher ones need not start.
                     next.store(end, Ordering::Relaxed);
                 }
             }
@@ -88,8 +89,8 @@ fn main() -> ExitCode {
         Some(_) if options.survey => {}
         Some(seed) => match if options.whole { whole } else { shrink }(seed, options.mutation) {
             Some(shrunk) => {
-                if options.story {
-                    println!("{}", shrunk.story().join("\n"));
+                if options.event_log {
+                    println!("{}", shrunk.event_log().join("\n"));
                 }
                 println!("{shrunk}");
             }
@@ -104,7 +105,7 @@ fn options() -> Result<Options, String> {
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--story" => options.story = true,
+            "--story" => options.event_log = true,
             "--whole" => options.whole = true,
             "--survey" => options.survey = true,
             "--mutation" => {

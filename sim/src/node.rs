@@ -1,42 +1,42 @@
-//! One node: what it has committed, which survives a crash, and what it has not, which does not.
+//! One node: its committed state, which survives a crash, and its live state, which does not.
 //!
-//! In scope: the commit, all of it or nothing, and what is read of it. Out of scope: what is decided about it (`talk`, `later`, `forks`,
-//! `epochs`), which is core's.
+//! In scope: the commit, which is atomic, and reading the committed state. Out of scope: the
+//! decisions, which core makes (`replication`, `backfill`, `forks`, `epochs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
+use barid_core::backfill::is_missing;
 use barid_core::bulletin::TopicFilter;
 use barid_core::envelope;
-use barid_core::express::{Admission, admit, contradicted, proven_by_batch};
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
 use barid_core::feed::note::SigningKey;
 use barid_core::feed::tree::MemoryTree;
 use barid_core::follow::{
-    Delivery, ProvenEntry, VerifiedBatch, VerifiedContent, VerifiedEntry, VerifiedExpress, VerifiedFills, delivery,
+    Delivery, ProvenEntry, VerifiedBackfills, VerifiedBatch, VerifiedContent, VerifiedEntry, VerifiedPriority, delivery,
 };
-use barid_core::gaps::is_missing;
-use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
+use barid_core::ids::{Digest, FeedId, Hash, Member, Undisclosed};
+use barid_core::priority::{Admission, admit, first_conflict, proven_by_batch};
 use barid_core::proto;
-use barid_core::provide::Held;
 use barid_core::roster::RosterChain;
+use barid_core::serve::Held;
 use bytes::Bytes;
 
 use crate::Mutation;
+use crate::disk_space::Bound;
 use crate::exchange::Nature;
-use crate::express::{ROOM, ROOM_FOR_ALL, urgent_of};
 use crate::live::Live;
 use crate::model::Place;
-use crate::room::Bound;
+use crate::priority::{ROOM, ROOM_FOR_ALL, urgent_of};
 
-/// One place of a feed, as it is held.
+/// One entry of a feed, as held.
 #[derive(Clone)]
 pub(crate) struct Entry {
     pub(crate) digest: Digest,
     pub(crate) content: Content,
-    /// Kept before its audience could be told.
-    pub(crate) held_back: bool,
+    /// Stored before its audience could be determined.
+    pub(crate) pending_roster: bool,
 }
 
 #[derive(Clone)]
@@ -58,7 +58,7 @@ impl Entry {
     }
 }
 
-/// A feed, as far as it is committed.
+/// The committed part of a feed.
 #[derive(Clone, Default)]
 pub(crate) struct Log {
     pub(crate) tree: MemoryTree,
@@ -86,7 +86,7 @@ impl Log {
     }
 }
 
-/// An entry ahead of its feed's order, and what proves it.
+/// An entry held ahead of its feed's order, with its proof.
 #[derive(Clone)]
 pub(crate) struct Ahead {
     pub(crate) entry: Entry,
@@ -94,20 +94,20 @@ pub(crate) struct Ahead {
     pub(crate) proof: Vec<Hash>,
 }
 
-/// What a store holds: all that comes back with a backup.
+/// The content of a store: everything that a backup restores.
 #[derive(Clone)]
 pub(crate) struct Disk {
     pub(crate) chain: RosterChain,
     pub(crate) logs: BTreeMap<FeedId, Log>,
-    /// By feed and index: what lies beyond what is held in order.
+    /// Entries held out of order, by feed and index.
     pub(crate) ahead: BTreeMap<Place, Ahead>,
-    pub(crate) arrivals: Vec<Place>,
+    pub(crate) by_offset: Vec<Place>,
     pub(crate) cursor: u64,
-    /// Of this member's own feeds.
+    /// Ids in this member's own feeds.
     pub(crate) ids: BTreeMap<String, Place>,
-    /// Unix seconds of what it signed last as a witness.
+    /// Unix seconds of its last cosignature.
     pub(crate) last_time: u64,
-    /// Feeds with two histories, and what proves it.
+    /// Forked feeds, with the evidence.
     pub(crate) forks: BTreeMap<FeedId, Bytes>,
 }
 
@@ -117,7 +117,7 @@ impl Disk {
             chain,
             logs: BTreeMap::new(),
             ahead: BTreeMap::new(),
-            arrivals: Vec::new(),
+            by_offset: Vec::new(),
             cursor: 0,
             ids: BTreeMap::new(),
             last_time: 0,
@@ -129,110 +129,110 @@ impl Disk {
         self.logs.get(feed).map_or(0, |log| log.tree.size())
     }
 
-    /// What is held of a feed ahead of its order, by ascending index.
+    /// Returns the entries of a feed held out of order, by ascending index.
     pub(crate) fn ahead_of(&self, feed: &FeedId) -> impl Iterator<Item = (u64, &Ahead)> {
         self.ahead.range((feed.clone(), 0)..=(feed.clone(), u64::MAX)).map(|((_, index), ahead)| (*index, ahead))
     }
 
-    /// An entry, in order or ahead of it.
+    /// Returns an entry, in order or ahead of it.
     pub(crate) fn entry(&self, feed: &FeedId, index: u64) -> Option<&Entry> {
         let ahead = || self.ahead.get(&(feed.clone(), index)).map(|ahead| &ahead.entry);
         self.logs.get(feed).and_then(|log| log.entry(index)).or_else(ahead)
     }
 }
 
-/// Beside the keys, outside of the store: what was signed last.
+/// The last signed state, stored beside the keys and outside the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mark {
+pub(crate) struct HighWaterMark {
     pub(crate) epoch: u32,
     pub(crate) size: u64,
     pub(crate) root: Hash,
 }
 
-/// What waits for the next commit.
+/// Work that waits for the next commit.
 #[derive(Clone)]
 pub(crate) enum Work {
     /// Envelope, header, and the publisher's id.
     Publish(Bytes, Option<Arc<proto::Header>>, u64),
     /// A bulletin of the node itself.
     Name(Bytes, Arc<proto::Header>),
-    /// From a peer, by its number among the requests for that feed.
+    /// A batch from a peer, with the number of the request for that feed.
     Batch(Box<VerifiedBatch>, usize, u64),
-    Fill(Box<VerifiedFills>, usize, u64),
-    /// Ahead of the order.
-    Express(Box<VerifiedExpress>),
+    Backfill(Box<VerifiedBackfills>, usize, u64),
+    /// An entry ahead of the order.
+    PriorityEntry(Box<VerifiedPriority>),
     Roster(Bytes),
     Acknowledge(u64),
     Fork(FeedId, Bytes),
 }
 
-/// A batch by which a feed grew.
+/// A batch that extended a feed.
 pub(crate) struct Followed {
     pub(crate) feed: FeedId,
     pub(crate) from: usize,
-    /// Number of what was asked for.
+    /// Number of the request.
     pub(crate) request: u64,
-    /// Entries that it told of.
+    /// Range of its entries.
     pub(crate) served: Range<u64>,
-    /// Of these, whose content the sender lacked, or was not taken.
-    pub(crate) lacks: u64,
-    /// Whether content was not taken.
+    /// How many of these had no content at the sender, or lost it to reduction.
+    pub(crate) missing: u64,
+    /// Whether content was dropped.
     pub(crate) reduced: bool,
 }
 
-/// What a commit made true.
+/// The effects of a commit.
 #[derive(Default)]
 pub(crate) struct Committed {
-    /// Own entries that came first, and those that had come before: publisher's id, place.
+    /// Own entries: publisher's id, place, and whether the id had been published before.
     pub(crate) released: Vec<(u64, Place, bool)>,
     pub(crate) followed: Vec<Followed>,
-    /// Batches that did not fit any more.
+    /// Batches that no longer fitted.
     pub(crate) stale: Vec<(FeedId, usize)>,
-    /// Content that came later: how many entries, from whom, under which request.
-    pub(crate) filled: Vec<(FeedId, usize, u64, u64)>,
-    /// What came ahead of the order, and what became of it.
-    pub(crate) expressed: Vec<(Place, Digest, Admission)>,
-    /// What came ahead of the order and was reached by it.
+    /// Backfilled content: feed, peer, request, number of entries.
+    pub(crate) backfilled: Vec<(FeedId, usize, u64, u64)>,
+    /// Priority entries, and their admission.
+    pub(crate) priority_applied: Vec<(Place, Digest, Admission)>,
+    /// Priority entries that their feed reached.
     pub(crate) matched: u64,
-    /// Where another entry was shown than is held: by a batch or not, and what proves it.
-    pub(crate) another: Vec<(Place, bool, Option<ProvenEntry>)>,
+    /// Conflicts with a held entry: place, whether a batch had it, and its proof.
+    pub(crate) conflicting: Vec<(Place, bool, Option<ProvenEntry>)>,
     pub(crate) arrived: Vec<Place>,
     pub(crate) acknowledged: Option<u64>,
     pub(crate) rosters: u64,
     pub(crate) bad_rosters: u64,
     pub(crate) signed: bool,
-    /// What is to be cosigned.
+    /// Checkpoints to cosign.
     pub(crate) complete: Vec<SignedCheckpoint>,
-    /// Content that came later and is not taken now: from whom, under which request.
+    /// Backfilled content that was not admitted: peer and request.
     pub(crate) over_share: Vec<(usize, u64)>,
-    /// What of interest was reached.
+    /// Coverage names that were reached.
     pub(crate) reached: Vec<&'static str>,
-    /// What must never happen.
+    /// Violations.
     pub(crate) faults: Vec<String>,
 }
 
 pub(crate) struct Node {
     pub(crate) me: Member,
     pub(crate) nature: Nature,
-    /// Topics whose content it wants; none: all.
+    /// Topics that it follows; empty: all.
     pub(crate) topics: Vec<TopicFilter>,
-    /// Its clock, in seconds from the right one.
+    /// Its clock, in seconds from the correct time.
     pub(crate) clock: i64,
     pub(crate) disk: Disk,
-    /// What the disk has room for; nothing: for everything.
+    /// The size of its disk; `None`: unbounded.
     pub(crate) bound: Option<Bound>,
     pub(crate) backup: Option<Disk>,
-    pub(crate) mark: Option<Mark>,
-    /// The epoch that it has been said to be in doubt about.
-    pub(crate) doubt: Option<u32>,
-    /// The epoch whose key it signs with.
+    pub(crate) high_water_mark: Option<HighWaterMark>,
+    /// The epoch that is known to need recovery.
+    pub(crate) needs_recovery: Option<u32>,
+    /// The feed in force, whose key it signs with.
     pub(crate) feed: FeedId,
-    /// Epochs that its operators have ever opened.
+    /// The newest epoch that its operators have opened.
     pub(crate) opened: u32,
     pub(crate) up: bool,
     /// Counts starts.
     pub(crate) start: u64,
-    /// A second history of its own feed, and who is shown it.
+    /// A second tree of its own feed, and the members that receive it.
     pub(crate) other: Option<(Log, BTreeSet<usize>)>,
     /// Lost in a crash.
     pub(crate) live: Live,
@@ -248,8 +248,8 @@ impl Node {
             disk: Disk::new(first_roster.clone()),
             bound: None,
             backup: None,
-            mark: None,
-            doubt: None,
+            high_water_mark: None,
+            needs_recovery: None,
             feed,
             opened: 1,
             up: false,
@@ -271,7 +271,7 @@ impl Node {
         self.disk.size(feed)
     }
 
-    /// What a peer is shown of a feed.
+    /// Returns the log of a feed that a peer is served from.
     pub(crate) fn log_for(&self, feed: &FeedId, peer: usize) -> Option<&Log> {
         match &self.other {
             Some((other, to)) if *feed == self.feed && to.contains(&peer) => Some(other),
@@ -279,8 +279,9 @@ impl Node {
         }
     }
 
-    /// What a peer is shown of a feed ahead of its order: `crossed`, of the history that it is not shown in order.
-    pub(crate) fn log_to_express(&self, feed: &FeedId, peer: usize, crossed: bool) -> Option<&Log> {
+    /// Returns the log from which a peer is sent priority entries; with `crossed`, the tree that it
+    /// is not served in order.
+    pub(crate) fn priority_log_for(&self, feed: &FeedId, peer: usize, crossed: bool) -> Option<&Log> {
         match &self.other {
             Some((other, to)) if crossed && *feed == self.feed && !to.contains(&peer) => Some(other),
             Some(_) if crossed => self.disk.logs.get(feed),
@@ -288,25 +289,29 @@ impl Node {
         }
     }
 
-    /// Of these entries, what is held as digests.
-    pub(crate) fn lacking(&self, feed: &FeedId, fills: &proto::Fills) -> BTreeMap<u64, (Digest, Undisclosed)> {
+    /// Returns those entries of the message that are held as digests.
+    pub(crate) fn undisclosed(
+        &self,
+        feed: &FeedId,
+        backfills: &proto::BackfillResponse,
+    ) -> BTreeMap<u64, (Digest, Undisclosed)> {
         let log = self.disk.logs.get(feed);
-        let lacking = |fill: &proto::Fill| match log?.entry(fill.index)? {
-            Entry { digest, content: Content::Undisclosed(reason), .. } => Some((fill.index, (*digest, *reason))),
+        let undisclosed = |backfill: &proto::Backfill| match log?.entry(backfill.index)? {
+            Entry { digest, content: Content::Undisclosed(reason), .. } => Some((backfill.index, (*digest, *reason))),
             Entry { .. } => None,
         };
-        fills.items.iter().filter_map(lacking).collect()
+        backfills.items.iter().filter_map(undisclosed).collect()
     }
 
-    /// The next arrival that a focal point may be given.
+    /// Returns the next entry to deliver to a focal point.
     pub(crate) fn next_delivery(&mut self) -> Option<(u64, FeedId, u64)> {
         loop {
             let at = usize::try_from(self.live.read_to).ok()?;
-            let (feed, index) = self.disk.arrivals.get(at)?.clone();
+            let (feed, index) = self.disk.by_offset.get(at)?.clone();
             let entry = self.disk.entry(&feed, index)?;
             let Content::Disclosed { header, .. } = &entry.content else { return None };
             let to = delivery(&feed.member, header.as_deref(), &self.me, &self.disk.chain);
-            if let Delivery::NotYet { .. } = to {
+            if let Delivery::PendingRoster { .. } = to {
                 return None;
             }
             self.live.read_to += 1;
@@ -316,7 +321,7 @@ impl Node {
         }
     }
 
-    /// Makes work true together.
+    /// Commits work.
     pub(crate) fn apply(&mut self, work: Vec<Work>, key: &SigningKey, mutation: Option<Mutation>) -> Committed {
         let mut done = Committed::default();
         for work in work {
@@ -328,15 +333,17 @@ impl Node {
                     }
                 }
                 Work::Batch(batch, from, request) => self.apply_batch(*batch, from, request, mutation, &mut done),
-                Work::Fill(fills, from, request) => self.apply_fills(*fills, from, request, mutation, &mut done),
-                Work::Express(express) => self.apply_express(*express, mutation, &mut done),
+                Work::Backfill(backfills, from, request) => {
+                    self.apply_backfill(*backfills, from, request, mutation, &mut done)
+                }
+                Work::PriorityEntry(priority) => self.apply_priority(*priority, mutation, &mut done),
                 Work::Roster(note) => match self.disk.chain.extend(&note) {
                     Ok(new) => done.rosters += u64::from(new),
-                    // One that does not follow is asked for again.
+                    // A roster that does not follow is requested again.
                     Err(_) => done.bad_rosters += 1,
                 },
-                Work::Acknowledge(arrival) => {
-                    self.disk.cursor = self.disk.cursor.max(arrival);
+                Work::Acknowledge(offset) => {
+                    self.disk.cursor = self.disk.cursor.max(offset);
                     done.acknowledged = Some(self.disk.cursor);
                 }
                 Work::Fork(feed, evidence) => drop(self.disk.forks.entry(feed).or_insert(evidence)),
@@ -352,7 +359,7 @@ impl Node {
         done
     }
 
-    /// An id that is there already gets the first receipt.
+    /// Publishes an entry. An id that was published before gets the first receipt.
     fn apply_own(&mut self, envelope: Bytes, header: Option<Arc<proto::Header>>, id: u64, done: &mut Committed) {
         let known = header.as_ref().and_then(|header| self.disk.ids.get(&header.id)).cloned();
         match known {
@@ -371,10 +378,10 @@ impl Node {
             let lie = lie(&envelope);
             let digest = envelope::digest(&lie);
             let content = Content::Disclosed { envelope: lie, header: header.clone() };
-            other.append(Entry { digest, content, held_back: false });
+            other.append(Entry { digest, content, pending_roster: false });
         }
         let content = Content::Disclosed { envelope, header };
-        let index = self.append(&feed, Entry { digest, content, held_back: false }, true, done);
+        let index = self.append(&feed, Entry { digest, content, pending_roster: false }, true, done);
         done.signed = true;
         (feed, index)
     }
@@ -395,17 +402,17 @@ impl Node {
         }
         let end = batch.first + batch.entries.len() as u64;
         let ahead = self.disk.ahead_of(&feed).take_while(|(index, _)| *index < end);
-        let another = contradicted(&batch, ahead.map(|(index, ahead)| (index, ahead.entry.digest)));
-        if let Some(index) = another.filter(|_| mutation != Some(Mutation::IgnoreTwoEntries)) {
+        let conflicting = first_conflict(&batch, ahead.map(|(index, ahead)| (index, ahead.entry.digest)));
+        if let Some(index) = conflicting.filter(|_| mutation != Some(Mutation::IgnoreEntryEquivocation)) {
             let tree = self.disk.logs.get(&feed).map(|log| log.tree.clone()).unwrap_or_default();
-            let shown = proven_by_batch(&batch, index, &tree, batch.first, &[]);
-            done.another.push(((feed, index), true, shown));
+            let offered = proven_by_batch(&batch, index, &tree, batch.first, &[]);
+            done.conflicting.push(((feed, index), true, offered));
             return;
         }
         let reduced = self.reduce(&mut batch, mutation, done);
         let own = feed.member == self.me;
-        let lacking = |entry: &&VerifiedEntry| matches!(entry.content, VerifiedContent::Undisclosed(reason) if is_missing(reason, own));
-        let lacks = batch.entries.iter().filter(lacking).count() as u64;
+        let undisclosed = |entry: &&VerifiedEntry| matches!(entry.content, VerifiedContent::Undisclosed(reason) if is_missing(reason, own));
+        let missing = batch.entries.iter().filter(undisclosed).count() as u64;
         for (place, entry) in batch.entries.into_iter().enumerate() {
             if mutation == Some(Mutation::SkipEntry) && place == 3 {
                 continue;
@@ -417,22 +424,23 @@ impl Node {
                 VerifiedContent::Disclosed { envelope, header } => Content::Disclosed { envelope, header },
                 VerifiedContent::Undisclosed(reason) => Content::Undisclosed(reason),
             };
-            let mut entry = Entry { digest: entry.digest, content, held_back: entry.held_back.is_some() };
-            // What came ahead of the order is held in full, whatever comes now, and has arrived.
+            let mut entry = Entry { digest: entry.digest, content, pending_roster: entry.pending_roster.is_some() };
+            // A priority entry is held in full, whatever the batch contains, and has an offset
+            // already.
             let held = self.disk.ahead.remove(&(feed.clone(), batch.first + place as u64));
-            let arrives = held.is_none() || mutation == Some(Mutation::ExpressTwice);
+            let arrives = held.is_none() || mutation == Some(Mutation::PriorityTwice);
             done.matched += u64::from(held.is_some());
             match held.map(|held| held.entry) {
-                Some(held) if mutation == Some(Mutation::DropExpress) => {
+                Some(held) if mutation == Some(Mutation::DropPriority) => {
                     entry = Entry { content: Content::Undisclosed(Undisclosed::NotHeld), ..held };
                 }
-                Some(held) if mutation != Some(Mutation::IgnoreTwoEntries) => entry = held,
+                Some(held) if mutation != Some(Mutation::IgnoreEntryEquivocation) => entry = held,
                 _ => {}
             }
             self.append(&feed, entry, arrives, done);
         }
         let log = self.disk.logs.entry(feed.clone()).or_default();
-        if *log.tree.frontier() != batch.frontier {
+        if *log.tree.compact_range() != batch.compact_range {
             done.faults.push(format!("{feed} was not left at the verified frontier"));
         }
         log.checkpoint_size = batch.checkpoint.checkpoint.size;
@@ -441,81 +449,88 @@ impl Node {
         if log.checkpoint_size == log.tree.size() && feed.member != self.me {
             done.complete.push(batch.checkpoint);
         }
-        let served = batch.first..batch.frontier.size();
-        done.followed.push(Followed { feed, from, request, served, lacks, reduced });
+        let served = batch.first..batch.compact_range.size();
+        done.followed.push(Followed { feed, from, request, served, missing, reduced });
     }
 
-    /// Nothing is said of what is held already, or waits for its turn.
-    fn apply_express(&mut self, express: VerifiedExpress, mutation: Option<Mutation>, done: &mut Committed) {
-        let place = (express.feed.clone(), express.index);
+    /// Commits a priority entry. An entry that is held already, or that is not admitted, is not
+    /// stored.
+    fn apply_priority(&mut self, priority: VerifiedPriority, mutation: Option<Mutation>, done: &mut Committed) {
+        let place = (priority.feed.clone(), priority.index);
         let held = self.disk.ahead.get(&place).map(|ahead| ahead.entry.digest);
-        let of_this_sort = |(_, ahead): &(u64, &Ahead)| urgent_of(&ahead.entry) == express.urgent;
-        let (size, count) = (self.size(&express.feed), self.disk.ahead_of(&express.feed).filter(of_this_sort).count());
-        let room = if mutation == Some(Mutation::UnboundedExpress) { ROOM_FOR_ALL } else { ROOM };
-        let mut admission = admit(&express, size, held, count, &room);
-        let (bytes, members) = (express.envelope().map_or(0, Bytes::len), (&place.0.member, &express.provider));
-        if admission == Admission::Hold && !self.takes(members, bytes, express.urgent, mutation, done) {
+        let of_this_sort = |(_, ahead): &(u64, &Ahead)| urgent_of(&ahead.entry) == priority.urgent;
+        let (size, count) =
+            (self.size(&priority.feed), self.disk.ahead_of(&priority.feed).filter(of_this_sort).count());
+        let room = if mutation == Some(Mutation::UnboundedPriority) { ROOM_FOR_ALL } else { ROOM };
+        let mut admission = admit(&priority, size, held, count, &room);
+        let (bytes, members) = (priority.envelope().map_or(0, Bytes::len), (&place.0.member, &priority.feed_sender));
+        if admission == Admission::Accept && !self.admits(members, bytes, priority.urgent, mutation, done) {
             self.live.quota.left_out.insert(place.clone());
             admission = Admission::Full;
         }
-        let VerifiedExpress { entry, checkpoint, proof, .. } = express;
+        let VerifiedPriority { entry, checkpoint, proof, .. } = priority;
         let digest = entry.digest;
-        done.expressed.push((place.clone(), digest, admission));
+        done.priority_applied.push((place.clone(), digest, admission));
         let differs = match admission {
-            Admission::Behind => self.disk.entry(&place.0, place.1).is_some_and(|held| held.digest != digest),
-            Admission::Another => true,
-            Admission::Hold | Admission::Again | Admission::Full => false,
+            Admission::Stale => self.disk.entry(&place.0, place.1).is_some_and(|held| held.digest != digest),
+            Admission::Conflict => true,
+            Admission::Accept | Admission::Duplicate | Admission::Full => false,
         };
-        if differs && mutation != Some(Mutation::IgnoreTwoEntries) {
-            done.another.push((place.clone(), false, Some(ProvenEntry { digest, checkpoint, proof })));
+        if differs && mutation != Some(Mutation::IgnoreEntryEquivocation) {
+            done.conflicting.push((place.clone(), false, Some(ProvenEntry { digest, checkpoint, proof })));
             return;
         }
-        if let (Admission::Hold, VerifiedContent::Disclosed { envelope, header }) = (admission, entry.content) {
+        if let (Admission::Accept, VerifiedContent::Disclosed { envelope, header }) = (admission, entry.content) {
             let content = Content::Disclosed { envelope, header };
-            let entry = Entry { digest, content, held_back: entry.held_back.is_some() };
+            let entry = Entry { digest, content, pending_roster: entry.pending_roster.is_some() };
             self.disk.ahead.insert(place.clone(), Ahead { entry, checkpoint, proof });
-            self.disk.arrivals.push(place.clone());
+            self.disk.by_offset.push(place.clone());
             done.arrived.push(place);
         }
     }
 
-    /// What another peer gave first is passed over.
-    fn apply_fills(
+    /// Commits backfilled content. Entries that another peer served first are skipped.
+    fn apply_backfill(
         &mut self,
-        fills: VerifiedFills,
+        backfills: VerifiedBackfills,
         from: usize,
         request: u64,
         mutation: Option<Mutation>,
         done: &mut Committed,
     ) {
-        let twice = mutation == Some(Mutation::FillTwice);
-        let lacks = |index| self.disk.entry(&fills.feed, index).is_some_and(|entry| !entry.is_disclosed());
-        let bytes = fills.entries.iter().filter(|fill| lacks(fill.index)).map(|fill| fill.envelope.len()).sum();
-        let members = (&fills.feed.member, &fills.provider);
-        if !self.takes(members, bytes, None, mutation, done) {
+        let twice = mutation == Some(Mutation::BackfillTwice);
+        let missing = |index| self.disk.entry(&backfills.feed, index).is_some_and(|entry| !entry.is_disclosed());
+        let bytes = backfills
+            .entries
+            .iter()
+            .filter(|backfill| missing(backfill.index))
+            .map(|backfill| backfill.envelope.len())
+            .sum();
+        let members = (&backfills.feed.member, &backfills.feed_sender);
+        if !self.admits(members, bytes, None, mutation, done) {
             self.reduced(members, 0, mutation);
             return done.over_share.push((from, request));
         }
-        let Some(log) = self.disk.logs.get_mut(&fills.feed) else { return };
-        let mut filled = 0;
-        for fill in fills.entries {
-            let entry = usize::try_from(fill.index).ok().and_then(|place| log.entries.get_mut(place));
+        let Some(log) = self.disk.logs.get_mut(&backfills.feed) else { return };
+        let mut backfilled = 0;
+        for backfill in backfills.entries {
+            let entry = usize::try_from(backfill.index).ok().and_then(|place| log.entries.get_mut(place));
             if let Some(entry) = entry.filter(|entry| twice || matches!(entry.content, Content::Undisclosed(_))) {
-                entry.content = Content::Disclosed { envelope: fill.envelope, header: fill.header };
-                entry.held_back = fill.held_back.is_some();
-                filled += 1;
+                entry.content = Content::Disclosed { envelope: backfill.envelope, header: backfill.header };
+                entry.pending_roster = backfill.pending_roster.is_some();
+                backfilled += 1;
                 if let Content::Disclosed { header: Some(header), .. } = &entry.content
-                    && fills.feed.member == self.me
+                    && backfills.feed.member == self.me
                 {
-                    self.disk.ids.entry(header.id.clone()).or_insert_with(|| (fills.feed.clone(), fill.index));
+                    self.disk.ids.entry(header.id.clone()).or_insert_with(|| (backfills.feed.clone(), backfill.index));
                 }
-                if mutation != Some(Mutation::DropFill) {
-                    self.disk.arrivals.push((fills.feed.clone(), fill.index));
-                    done.arrived.push((fills.feed.clone(), fill.index));
+                if mutation != Some(Mutation::DropBackfill) {
+                    self.disk.by_offset.push((backfills.feed.clone(), backfill.index));
+                    done.arrived.push((backfills.feed.clone(), backfill.index));
                 }
             }
         }
-        done.filled.push((fills.feed, from, request, filled));
+        done.backfilled.push((backfills.feed, from, request, backfilled));
     }
 
     fn append(&mut self, feed: &FeedId, entry: Entry, arrives: bool, done: &mut Committed) -> u64 {
@@ -523,7 +538,7 @@ impl Node {
         if let Content::Disclosed { header, .. } = &entry.content
             && arrives
         {
-            self.disk.arrivals.push((feed.clone(), index));
+            self.disk.by_offset.push((feed.clone(), index));
             done.arrived.push((feed.clone(), index));
             if let Some(header) = header.as_ref().filter(|_| feed.member == self.me) {
                 self.disk.ids.entry(header.id.clone()).or_insert_with(|| (feed.clone(), index));
@@ -533,7 +548,8 @@ impl Node {
     }
 }
 
-/// What a forking member publishes in its second history: the same but for its last byte, which is salt.
+/// Returns the entry that a forking member publishes in its second tree: the same but for its last
+/// byte, which is salt.
 pub(crate) fn lie(envelope: &Bytes) -> Bytes {
     let mut lie = envelope.to_vec();
     if let Some(last) = lie.last_mut() {

@@ -1,23 +1,23 @@
-//! What a node shows others of feeds: batches for those who follow, each with a bounded number on its way.
+//! Serves feeds to peers: batches, with a bounded number in flight.
 
 use std::collections::VecDeque;
 
 use barid_core::bulletin::TopicFilter;
 use barid_core::envelope;
-use barid_core::names::{FeedId, Member};
+use barid_core::ids::{FeedId, Member};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 use barid_core::proto::item::Item;
-use barid_core::provide;
+use barid_core::serve;
 use bytes::Bytes;
 use prost::Message;
 
 use crate::live::Serving;
 use crate::node::{Content, Entry};
 use crate::world::World;
-use crate::{Mutation, defects, newer};
+use crate::{Mutation, defects, future_version};
 
-/// A batch's largest number of entries, small enough that catching up takes several.
+/// Maximum entries of a batch, small enough that a catch-up takes several.
 const ENTRIES_MAX: u64 = 9;
 
 impl World {
@@ -31,43 +31,44 @@ impl World {
             return;
         }
         if !follow.ranges.is_empty() {
-            return self.asked_for(from, to, &feed, &follow.ranges, &filters);
+            return self.receive_backfill_request(from, to, &feed, &follow.ranges, &filters);
         }
         let serving = Serving { next: follow.from, filters, stored: follow.from, in_flight: VecDeque::new() };
         let live = &mut self.nodes[to].live;
         live.serving.insert((from, feed.clone()), serving);
-        // What the last request left behind was passed over, for all that is known here.
+        // The peer may have dropped entries of the previous request.
         live.unmatched.entry(from).and_modify(|unmatched| unmatched.retain(|other| *other != feed));
-        // What is urgent goes before the first batch.
-        self.send_express(to, from);
+        // Urgent entries go before the first batch.
+        self.send_priority(to, from);
         self.send_batches(to, from, &feed);
-        // The window may be full of what is not.
-        self.send_express(to, from);
-        self.owe_urgent(to, from, &feed, follow.from);
+        // The window may be full of other entries.
+        self.send_priority(to, from);
+        self.expect_urgent_deliveries(to, from, &feed, follow.from);
     }
 
-    pub(crate) fn peer_stored(&mut self, from: usize, to: usize, stored: &proto::Stored) {
+    pub(crate) fn peer_stored(&mut self, from: usize, to: usize, stored: &proto::ReplicationProgress) {
         let Ok(feed) = stored.feed.parse::<FeedId>() else { return };
         let Some(serving) = self.nodes[to].live.serving.get_mut(&(from, feed.clone())) else { return };
-        // Not beyond what was sent, whatever the peer says.
+        // Not beyond what was sent, whatever size the peer claims.
         serving.stored = serving.stored.max(stored.size.min(serving.next));
         while serving.in_flight.front().is_some_and(|end| *end <= stored.size) {
             serving.in_flight.pop_front();
         }
         self.send_batches(to, from, &feed);
-        self.send_express(to, from);
+        self.send_priority(to, from);
     }
 
-    /// A feed has grown here: whoever follows it is sent what is new. Two tasks of a node do so, and either may be first.
+    /// A feed has grown: sends the new entries to its followers. A node has two tasks for this, and
+    /// either may be first.
     pub(crate) fn announce(&mut self, node: usize, feed: &FeedId, since: u64) {
         for peer in self.followers_of(node, feed) {
             if self.random.chance(50) {
-                self.send_express(node, peer);
+                self.send_priority(node, peer);
             }
             self.send_batches(node, peer, feed);
-            // The window may be full of what is not urgent.
-            self.send_express(node, peer);
-            self.owe_urgent(node, peer, feed, since);
+            // The window may be full of entries that are not urgent.
+            self.send_priority(node, peer);
+            self.expect_urgent_deliveries(node, peer, feed, since);
         }
     }
 
@@ -99,7 +100,7 @@ impl World {
                 Some(Item::Envelope(envelope)) => Some(envelope.clone()),
                 _ => None,
             });
-            self.check_shown(node, &reader, &envelopes.collect::<Vec<_>>());
+            self.check_disclosed(node, &reader, &envelopes.collect::<Vec<_>>());
         }
         let nature = self.nodes[node].nature.clone();
         let mut message = if self.has(Mutation::BlameOthers) { defects::blaming(message) } else { message };
@@ -107,14 +108,14 @@ impl World {
             message = defects::withholding(message);
         }
         if nature.garbage && self.random.chance(40) {
-            message = self.spoilt(message);
+            message = self.corrupted(message);
         }
-        let message = if nature.newer { newer::entries(message) } else { message };
+        let message = if nature.newer { future_version::entries(message) } else { message };
         self.send(node, peer, Frame::Entries(message));
         true
     }
 
-    /// The next batch of a feed for a peer, and one past its last entry.
+    /// Makes the next batch of a feed for a peer. Returns it, and one past its last entry.
     fn batch(
         &self,
         node: usize,
@@ -132,7 +133,7 @@ impl World {
             Content::Disclosed { envelope, .. } => envelope.len(),
             Content::Undisclosed(_) => 0,
         };
-        let len = provide::batch_len(rest.iter().map(bytes)).min(usize::try_from(entries_max).unwrap_or(1));
+        let len = serve::batch_len(rest.iter().map(bytes)).min(usize::try_from(entries_max).unwrap_or(1));
         let held = &rest[..len];
         if held.is_empty() {
             return None;
@@ -144,19 +145,20 @@ impl World {
             defects::by_newest(held, reader, &here.disk.chain)
         } else {
             let held = held.iter().map(|entry| (entry.digest, entry.held()));
-            provide::items(held, reader, &serving.filters, &here.disk.chain)
+            serve::items(held, reader, &serving.filters, &here.disk.chain)
         };
-        let head = provide::Head {
+        let head = serve::Head {
             size: log.tree.size(),
             checkpoint_size: log.checkpoint_size,
             consistency_proof: &log.consistency_proof,
         };
-        let proof = provide::plan_batch(&head, end, &log.tree).ok()??;
-        Some((provide::message(feed, serving.next, items, log.checkpoint.clone(), &proof), end))
+        let proof = serve::plan_batch(&head, end, &log.tree).ok()??;
+        Some((serve::message(feed, serving.next, items, log.checkpoint.clone(), &proof), end))
     }
 
-    /// An honest node shows nobody more than the header's roster and the newest that it holds allow.
-    pub(crate) fn check_shown(&mut self, node: usize, reader: &Member, envelopes: &[Bytes]) {
+    /// Checks that an honest node discloses no more than both the header's roster and its own
+    /// newest one allow.
+    pub(crate) fn check_disclosed(&mut self, node: usize, reader: &Member, envelopes: &[Bytes]) {
         let newest = self.nodes[node].disk.chain.newest().version();
         let Some(reader) = self.exchange.position(reader) else { return };
         for envelope in envelopes {
@@ -172,17 +174,19 @@ impl World {
     }
 }
 
-/// A frame in few words.
-pub(crate) fn told(frame: &Frame) -> String {
+/// Describes a frame for the event log.
+pub(crate) fn describe(frame: &Frame) -> String {
     match frame {
         Frame::Follow(follow) if follow.ranges.is_empty() => format!("follow {} from {}", follow.feed, follow.from),
         Frame::Follow(follow) => format!("wants {} {:?}", follow.feed, follow.ranges),
         Frame::Entries(entries) => format!("{} from {}: {} items", entries.feed, entries.first, entries.items.len()),
-        Frame::Express(express) => format!("express {} {}", express.feed, express.index),
-        Frame::Stored(stored) => format!("stored {} {}", stored.feed, stored.size),
-        Frame::Fills(fills) => format!("{}: {} fills up to {}", fills.feed, fills.items.len(), fills.through),
-        Frame::Heads(heads) => {
-            let line = |head: &proto::Head| {
+        Frame::PriorityEntry(priority) => format!("priority {} {}", priority.feed, priority.index),
+        Frame::ReplicationProgress(stored) => format!("stored {} {}", stored.feed, stored.size),
+        Frame::BackfillResponse(backfills) => {
+            format!("{}: {} fills up to {}", backfills.feed, backfills.items.len(), backfills.scanned_to)
+        }
+        Frame::TreeHeads(heads) => {
+            let line = |head: &proto::TreeHead| {
                 let text = String::from_utf8_lossy(&head.checkpoint).lines().take(2).collect::<Vec<_>>().join(" ");
                 head.held.map_or(text.clone(), |held| format!("{text} of which {held}"))
             };
@@ -192,7 +196,7 @@ pub(crate) fn told(frame: &Frame) -> String {
         Frame::RosterRequest(request) => format!("wants rosters after {}", request.after),
         Frame::Rosters(rosters) => format!("{} rosters", rosters.notes.len()),
         Frame::ConsistencyRequest(request) => format!("how {} was at {}", request.feed, request.size),
-        Frame::Consistency(shown) => format!("{} was at {}", shown.feed, shown.size),
+        Frame::Consistency(response) => format!("{} was at {}", response.feed, response.size),
         _ => "something else".to_owned(),
     }
 }

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use super::*;
 
-/// So many by default that it takes a minute without optimisation; `SIM_SEEDS` asks for more.
+/// The default takes a minute without optimisation; `SIM_SEEDS` sets another number.
 const SEEDS: u64 = 300;
-/// Within so many seeds every defect must be noticed.
+/// Every defect must be detected within this many seeds.
 const NOTICED_WITHIN: u64 = 1_000;
 
 fn threads() -> usize {
@@ -15,7 +15,7 @@ fn threads() -> usize {
 }
 
 #[test]
-fn every_promise_holds_for_every_seed_and_everything_of_interest_is_reached() {
+fn every_seed_satisfies_all_invariants_and_coverage_is_complete() {
     let seeds = std::env::var("SIM_SEEDS").map_or(SEEDS, |text| text.parse().unwrap());
     let started = Instant::now();
     let (next, reached) = (AtomicU64::new(0), Mutex::new(Coverage::default()));
@@ -37,7 +37,7 @@ fn every_promise_holds_for_every_seed_and_everything_of_interest_is_reached() {
 }
 
 #[test]
-fn a_seed_reproduces_its_run_to_the_byte() {
+fn same_seed_produces_identical_trace() {
     for seed in [1, 7, 4_711] {
         assert_eq!(run(seed, None), run(seed, None));
     }
@@ -45,7 +45,7 @@ fn a_seed_reproduces_its_run_to_the_byte() {
 }
 
 #[test]
-fn every_defect_put_in_on_purpose_is_noticed() {
+fn every_mutation_is_detected() {
     let (next, noticed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
     let work = || {
         loop {

@@ -1,11 +1,12 @@
-//! The run: what happens, and when.
+//! The run: events and their order.
 //!
-//! In scope: the clock, the events, nodes that start and crash, publishers, subscribers. Out of scope: what nodes say to each other (`talk`,
-//! `later`, `forks`), the network (`network`), what a commit does (`commits`).
+//! In scope: the clock, the event queue, starts and crashes of nodes, publishers, subscribers. Out
+//! of scope: what nodes send each other (`replication`, `backfill`, `forks`), the network
+//! (`network`), commits (`commits`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use barid_core::bulletin::Urgent;
+use barid_core::bulletin::Priority;
 use barid_core::envelope;
 use barid_core::feed::checkpoint::SignedCheckpoint;
 use bytes::Bytes;
@@ -13,51 +14,52 @@ use bytes::Bytes;
 use crate::bulletins::{Wanted, bulletin};
 use crate::coverage::Coverage;
 use crate::exchange::{Exchange, feed_key};
-use crate::express::{Due, ROOM, urgent_of};
 use crate::floods::{Flooded, ROOM_IS_MADE};
-use crate::live::{Gate, Live};
+use crate::live::{Live, PublishState};
 use crate::model::Model;
-use crate::node::{Disk, Mark, Node, Work};
+use crate::node::{Disk, HighWaterMark, Node, Work};
 use crate::plan::{DiskFault, Plan, Planned, TROUBLE};
+use crate::priority::{DeliveryDeadline, ROOM, urgent_of};
 use crate::random::Random;
 use crate::{Mutation, check};
 
-/// So long everything is well after the trouble at least; then it is looked at whether all is as it must be, and for so long at most.
+/// Shortest and longest time without faults before the run is checked; within it the checks are
+/// repeated until they hold.
 const PEACE_MIN: u64 = 500;
 const PEACE_MAX: u64 = 6_000;
 const LOOK_EVERY: u64 = 200;
-/// How often a node looks after its links.
+/// How often a node checks its links.
 pub(crate) const TICK: u64 = 40;
 /// Milliseconds in one unit of time.
 pub(crate) const UNIT_MS: u64 = 100;
-/// How long a node waits for a peer's heads before it publishes.
+/// How long a node waits for a peer's tree heads before it publishes.
 const LONE_START: u64 = 100;
-/// How often a publisher tries.
+/// How often a publisher retries.
 const TRIES_MAX: u32 = 400;
 /// Unix seconds at which a run begins.
 const BEGINS: i64 = 1_700_000_000;
 
 pub(crate) enum Event {
     Planned(usize),
-    /// A publisher tries, or tries again.
+    /// A publisher's first attempt or retry.
     Try(u64),
     Commit(usize),
     Restart(usize),
     Tick(usize),
     Deliver(usize),
-    /// A node has been alone for long since this start.
+    /// A node has been without peers for long since this start.
     LoneStart(usize, u64),
-    /// An operator runs the recovery, for this time.
+    /// An operator runs recovery; the number of the attempt.
     Recover(usize, u32),
     Heal,
     MakeRoom,
     Look,
-    Due(Due),
+    DeliveryDeadline(DeliveryDeadline),
     /// From, to, the starts of both, and an encoded frame.
     Arrive(usize, usize, (u64, u64), Bytes),
 }
 
-/// Somebody who has not been answered yet.
+/// A publisher that has no receipt yet.
 pub(crate) struct Publisher {
     pub(crate) node: usize,
     tries: u32,
@@ -76,31 +78,31 @@ pub(crate) struct World {
     queue: BTreeMap<(u64, u64), Event>,
     pub(crate) now: u64,
     queued: u64,
-    /// What the halves of the exchange are drawn from, until when.
+    /// The partition's seed and end.
     pub(crate) split: (u64, u64),
-    /// Ways that are cut, until when: from, to.
+    /// One-way cuts, with their end: from, to.
     pub(crate) cut: BTreeMap<(usize, usize), u64>,
-    /// Pairs that never reach each other: the lower one first.
+    /// Pairs that never reach each other, the lower one first.
     pub(crate) severed: BTreeSet<(usize, usize)>,
-    /// Newest arrival on each way: what comes after it in time was overtaken.
+    /// Latest arrival in each direction; a frame that arrives earlier has overtaken another one.
     pub(crate) sent: HashMap<(usize, usize), u64>,
     pub(crate) publishers: BTreeMap<u64, Publisher>,
-    /// What members flood with, by id.
+    /// Entries of floods, by id.
     pub(crate) flooded: BTreeMap<u64, Flooded>,
     pub(crate) disk_faults: Vec<VecDeque<DiskFault>>,
-    /// Frames that a member may send again.
+    /// Frames that a member may replay.
     pub(crate) overheard: VecDeque<Bytes>,
-    /// Checkpoints verified, whoever asks: an epoch's keys never change.
+    /// Verified checkpoints, shared by all nodes: an epoch's keys never change.
     pub(crate) verified: HashMap<Bytes, Option<SignedCheckpoint>>,
     pub(crate) trace: [u8; 32],
-    /// What happened, in words, if that is asked for.
-    pub(crate) story: Option<Vec<String>>,
+    /// The event log as text, if requested.
+    pub(crate) event_log: Option<Vec<String>>,
     pub(crate) events: u64,
     ended: bool,
 }
 
 impl World {
-    /// The run of a seed; without what is planned at the places `without`.
+    /// Creates the run of a seed, without the planned events at the indexes `without`.
     pub(crate) fn new(seed: u64, mutation: Option<Mutation>, without: &BTreeSet<usize>) -> Self {
         let exchange = Exchange::new(&mut Random::new(seed, 1));
         let plan = Plan::new(seed, &exchange);
@@ -133,7 +135,7 @@ impl World {
             overheard: VecDeque::new(),
             verified: HashMap::new(),
             trace: [0; 32],
-            story: None,
+            event_log: None,
             events: 0,
             ended: false,
             exchange,
@@ -216,14 +218,14 @@ impl World {
     pub(crate) fn note(&mut self, what: &str, who: usize, bytes: &[u8]) {
         let head = format!("{} {what} {who} ", self.now);
         self.trace = envelope::digest(&[&self.trace[..], head.as_bytes(), bytes].concat()).0;
-        self.tell(|| format!("{who} {what}"));
+        self.log_event(|| format!("{who} {what}"));
     }
 
-    /// Adds to the story.
-    pub(crate) fn tell(&mut self, line: impl FnOnce() -> String) {
+    /// Adds a line to the event log.
+    pub(crate) fn log_event(&mut self, line: impl FnOnce() -> String) {
         let now = self.now;
-        if let Some(story) = &mut self.story {
-            story.push(format!("{now}: {}", line()));
+        if let Some(event_log) = &mut self.event_log {
+            event_log.push(format!("{now}: {}", line()));
         }
     }
 
@@ -248,8 +250,8 @@ impl World {
             Event::Deliver(node) if self.nodes[node].up => self.deliver(node),
             Event::LoneStart(node, start) => {
                 let here = &mut self.nodes[node];
-                if here.up && here.start == start && here.live.gate == Gate::Starting {
-                    here.live.gate = Gate::Open;
+                if here.up && here.start == start && here.live.publish_state == PublishState::Starting {
+                    here.live.publish_state = PublishState::Open;
                     self.count("started alone");
                 }
             }
@@ -257,9 +259,9 @@ impl World {
             Event::Heal => self.heal(),
             Event::MakeRoom => self.make_room(),
             Event::Look => self.look(),
-            Event::Due(due) => self.due(&due),
+            Event::DeliveryDeadline(deadline) => self.check_deadline(&deadline),
             Event::Arrive(from, to, starts, frame) if self.nodes[to].up && self.starts(from, to) == starts => {
-                self.take(from, to, frame);
+                self.receive(from, to, frame);
             }
             Event::Commit(_) | Event::Restart(_) | Event::Deliver(_) | Event::Arrive(..) => {}
         }
@@ -282,8 +284,8 @@ impl World {
                 self.nodes[node].backup = Some(self.nodes[node].disk.clone());
                 self.model.backed_up(node);
             }
-            Planned::Restore { node, from_backup, mark_lost, long } => {
-                self.restore(node, from_backup, mark_lost, long);
+            Planned::Restore { node, from_backup, high_water_mark_lost, long } => {
+                self.restore(node, from_backup, high_water_mark_lost, long);
             }
             Planned::Split { halves, long } => {
                 self.count("partition");
@@ -295,7 +297,7 @@ impl World {
             }
             Planned::Roster { version } => self.roster(version),
             Planned::Widen { node } => {
-                // Its settings are read when it starts.
+                // Settings are read when a node starts.
                 self.count("topics widened");
                 self.nodes[node].topics.clear();
                 if self.nodes[node].up {
@@ -315,13 +317,13 @@ impl World {
         }
     }
 
-    /// A first start ever: the feed signs size 0.
+    /// The first start of a node: the feed signs size 0.
     fn begin_feed(&mut self, node: usize) {
         let here = &mut self.nodes[node];
         let feed = here.feed.clone();
         let log = here.disk.logs.entry(feed.clone()).or_default();
         log.sign(&feed, &feed_key(&feed));
-        here.mark = Some(Mark { epoch: feed.epoch, size: 0, root: log.tree.root() });
+        here.high_water_mark = Some(HighWaterMark { epoch: feed.epoch, size: 0, root: log.tree.root() });
     }
 
     fn start(&mut self, node: usize) {
@@ -332,7 +334,7 @@ impl World {
         here.live = Live { read_to: here.disk.cursor, ..Live::default() };
         here.live.stopped = here.disk.forks.keys().cloned().collect();
         let start = here.start;
-        // Nobody has a link to this process yet.
+        // No peer has a link to this process yet.
         for peer in (0..self.nodes.len()).filter(|peer| *peer != node) {
             self.nodes[peer].live.linked.remove(&node);
             self.forget_link(peer, node);
@@ -352,15 +354,15 @@ impl World {
             Some(Mutation::ForgetCursor) => here.disk.cursor = 0,
             Some(Mutation::ForgetIds) => here.disk.ids.clear(),
             Some(Mutation::ForgetForks) => here.disk.forks.clear(),
-            Some(Mutation::RenumberArrivals) => here.disk.arrivals.sort(),
-            Some(Mutation::ForgetExpress) => here.disk.ahead.clear(),
+            Some(Mutation::RenumberOffsets) => here.disk.by_offset.sort(),
+            Some(Mutation::ForgetPriority) => here.disk.ahead.clear(),
             Some(Mutation::LoseTail) => self.lose_tail(node),
             _ => {}
         }
         self.at(self.now + long, Event::Restart(node));
     }
 
-    /// The last entry of some feed of others is gone.
+    /// Removes the last entry of one feed of another member.
     fn lose_tail(&mut self, node: usize) {
         let here = &mut self.nodes[node];
         let other = here.disk.logs.iter_mut().find(|(feed, log)| feed.member != here.me && log.tree.size() > 1);
@@ -370,11 +372,11 @@ impl World {
             log.tree = barid_core::feed::tree::MemoryTree::new();
             entries.into_iter().take(left).for_each(|entry| _ = log.append(entry));
             let place = (feed.clone(), left as u64);
-            here.disk.arrivals.retain(|arrival| *arrival != place);
+            here.disk.by_offset.retain(|entry| *entry != place);
         }
     }
 
-    fn restore(&mut self, node: usize, from_backup: bool, mark_lost: bool, long: u64) {
+    fn restore(&mut self, node: usize, from_backup: bool, high_water_mark_lost: bool, long: u64) {
         let from_backup = from_backup && self.nodes[node].backup.is_some();
         self.count(if from_backup { "restored from a backup" } else { "store lost" });
         if self.nodes[node].up {
@@ -383,13 +385,13 @@ impl World {
         let here = &mut self.nodes[node];
         let backup = here.backup.clone().filter(|_| from_backup);
         let fresh = || {
-            // What the node is configured with.
+            // The roster in the node's configuration.
             let first = &self.exchange.notes[0];
             Disk::new(barid_core::roster::RosterChain::start(first).expect("the first roster makes sense"))
         };
         here.disk = backup.unwrap_or_else(fresh);
-        if mark_lost {
-            here.mark = None;
+        if high_water_mark_lost {
+            here.high_water_mark = None;
         }
         let cursor = here.disk.cursor;
         self.model.restored(node, from_backup, cursor);
@@ -400,12 +402,12 @@ impl World {
         self.try_to_publish(id);
     }
 
-    /// What a bulletin's content is drawn from.
+    /// The random numbers from which a bulletin's content is made.
     pub(crate) fn content_of(&self, id: u64) -> Random {
         Random::new(self.seed, 1_000 + id)
     }
 
-    /// A publisher repeats itself, with its id, until it is answered.
+    /// Attempts to publish. The publisher retries with the same id until it has a receipt.
     fn try_to_publish(&mut self, id: u64) {
         let Some(publisher) = self.publishers.get_mut(&id) else { return };
         publisher.tries += 1;
@@ -417,7 +419,7 @@ impl World {
         }
         self.soon(60, Event::Try(id));
         let here = &self.nodes[node];
-        if !here.up || here.live.gate != Gate::Open {
+        if !here.up || here.live.publish_state != PublishState::Open {
             return;
         }
         if !here.live.has_room() && !self.has(Mutation::UnboundedQueue) {
@@ -438,7 +440,7 @@ impl World {
             self.model.published(envelope::digest(&lie), lie, bulletin.facts.clone());
         }
         if header.is_none() {
-            // Nobody knows it again by its id.
+            // It has no id, so a retry could not be recognised.
             self.publishers.remove(&id);
         }
         self.model.published(digest, bulletin.envelope.clone(), bulletin.facts);
@@ -452,19 +454,19 @@ impl World {
     }
 
     fn deliver(&mut self, node: usize) {
-        while let Some((arrival, feed, index)) = self.nodes[node].next_delivery() {
-            self.note("deliver", node, format!("{arrival} {feed} {index}").as_bytes());
-            let arrival = if self.has(Mutation::DeliverTwice) && arrival % 7 == 0 { arrival + 1_000 } else { arrival };
-            match self.model.delivered(node, arrival, &(feed, index)) {
+        while let Some((offset, feed, index)) = self.nodes[node].next_delivery() {
+            self.note("deliver", node, format!("{offset} {feed} {index}").as_bytes());
+            let offset = if self.has(Mutation::DeliverTwice) && offset % 7 == 0 { offset + 1_000 } else { offset };
+            match self.model.delivered(node, offset, &(feed, index)) {
                 Ok(true) => self.count("ack lost, delivered again"),
                 Ok(false) => self.count("delivered"),
                 Err(fault) => self.violated(node, fault),
             }
             if self.random.chance(60) && self.nodes[node].live.has_room() {
-                self.nodes[node].live.waiting.push(Work::Acknowledge(arrival));
+                self.nodes[node].live.waiting.push(Work::Acknowledge(offset));
                 self.soon(20, Event::Commit(node));
             }
-            // A subscriber may stop in the middle.
+            // A subscriber may stop at any entry.
             if self.trouble() && self.random.chance(10) {
                 return;
             }
@@ -474,7 +476,7 @@ impl World {
         }
     }
 
-    /// The governors issue a version: to one that stays a member, and to who joins by it.
+    /// The governors issue a version: one remaining member and all joining members receive it.
     fn roster(&mut self, version: u64) {
         let listed = |node: usize, version| self.exchange.is_listed(node, version);
         let all = 0..self.nodes.len();
@@ -485,7 +487,7 @@ impl World {
         self.coverage.add("member admitted", joining.len() as u64);
         self.coverage.add("member expelled", leaving as u64);
         for node in joining.into_iter().chain([first]) {
-            // An operator brings it in, with what came before, whether the node runs or not.
+            // An operator installs it with all earlier versions, whether the node runs or not.
             for note in self.exchange.notes.iter().take(usize::try_from(version).unwrap_or_default()) {
                 let _ = self.nodes[node].disk.chain.extend(note);
             }
@@ -493,18 +495,18 @@ impl World {
         }
     }
 
-    /// Everything that was wrong comes right.
+    /// Ends all faults.
     fn heal(&mut self) {
         self.split.1 = 0;
         self.cut.clear();
         self.disk_faults.iter_mut().for_each(VecDeque::clear);
         for node in &mut self.nodes {
             node.clock = 0;
-            node.live.told.clear();
-            node.live.told_roster.clear();
+            node.live.announced.clear();
+            node.live.announced_roster.clear();
             node.live.unmatched.clear();
         }
-        // What operators brought in was on a disk that may have been lost since.
+        // Rosters that operators installed may have been on a disk that was lost since.
         for node in 0..self.nodes.len() {
             let joined = self.exchange.is_listed(node, self.exchange.last_version());
             let lost = self.model.restores[node] > 0;
@@ -517,7 +519,7 @@ impl World {
         self.at(self.now + PEACE_MIN, Event::Look);
     }
 
-    /// All is as it must be, or it is waited for a little longer.
+    /// Checks the invariants, or waits a little longer.
     fn look(&mut self) {
         let broken = check::check(self);
         let late = self.now >= TROUBLE + PEACE_MAX;
@@ -538,10 +540,10 @@ impl World {
         let ahead = &self.nodes[node].disk.ahead;
         let count = |feed, how| {
             let ahead = self.nodes[node].disk.ahead_of(feed);
-            ahead.filter(|(_, ahead)| urgent_of(&ahead.entry).unwrap_or(Urgent::Other) == how).count()
+            ahead.filter(|(_, ahead)| urgent_of(&ahead.entry).unwrap_or(Priority::Other) == how).count()
         };
         let over = ahead.keys().find(|(feed, _)| {
-            [Urgent::Actual, Urgent::Other].into_iter().any(|how| count(feed, how) > ROOM.of(how).entries_max)
+            [Priority::Actual, Priority::Other].into_iter().any(|how| count(feed, how) > ROOM.of(how).entries_max)
         });
         if let Some((feed, _)) = over.cloned() {
             self.violated(node, format!("more entries of {feed} ahead of its order than are allowed"));

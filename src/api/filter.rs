@@ -1,14 +1,15 @@
-//! Which bulletins a caller asks for.
+//! Filters: which bulletins a caller asks for.
 //!
-//! In scope: reading a filter, with every field that is wrong, comparing it with what is known here and granted, and applying it to a header
-//! or its columns. Out of scope: whether the caller may read one bulletin (`deliver`).
+//! In scope: parsing a filter with all its field errors, comparing it with the known names and the
+//! caller's grant, and applying it to a header or its columns. Out of scope: whether the caller may
+//! read one bulletin (`visibility`).
 
 use std::collections::BTreeSet;
 
 use barid_core::bulletin::vocabulary::Severity;
 use barid_core::bulletin::{TopicFilter, kinds};
+use barid_core::ids::Member;
 use barid_core::limits::FILTERS_MAX;
-use barid_core::names::Member;
 use barid_core::proto;
 use barid_core::roster::{Roster, RosterChain};
 use bytes::Bytes;
@@ -21,7 +22,7 @@ use super::{Api, errors};
 use crate::access::Role;
 use crate::store::Columns;
 
-/// Which bulletins, checked. Everything absent does not narrow.
+/// A validated filter. An empty field does not narrow it.
 #[derive(Clone, Debug)]
 pub(super) struct Filter {
     topics: Vec<TopicFilter>,
@@ -31,7 +32,7 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// Reads what a caller sent, noting every fault.
+    /// Parses the caller's filter and adds every error to `faults`.
     pub(super) fn read(filter: Option<proto::Filter>, faults: &mut Faults) -> Self {
         let proto::Filter { topics, kinds, min_severity, members } = filter.unwrap_or_default();
         let count = topics.len() + kinds.len() + members.len();
@@ -44,7 +45,7 @@ impl Filter {
             faults.parse(&format!("filter.topics[{n}]"), text, "a topic filter such as `customs.>`")
         };
         let topics = topics.iter().enumerate().filter_map(topic).collect();
-        // A kind that this version does not know may be one of a newer version: only what can be no kind is refused.
+        // An unknown kind may come from a newer version. Only malformed names are errors.
         for (n, kind) in kinds.iter().enumerate().filter(|(_, kind)| !kinds::is_name(kind)) {
             faults.add(&format!("filter.kinds[{n}]"), kind, "a kind such as `seizure-report`");
         }
@@ -63,7 +64,8 @@ impl Filter {
         Self { topics, kinds, severity, members }
     }
 
-    /// As it is recorded of a named subscription: filters that name the same topics, kinds, severity and members are the same bytes.
+    /// Returns the canonical bytes stored with a named subscription. Filters with the same topics,
+    /// kinds, severity and members have the same bytes.
     pub(super) fn to_bytes(&self) -> Bytes {
         let filter = proto::Filter {
             topics: sorted(&self.topics),
@@ -74,25 +76,27 @@ impl Filter {
         filter.encode_to_vec().into()
     }
 
-    /// Whether a bulletin is asked for.
-    pub(super) fn wants(&self, header: &proto::Header) -> bool {
+    /// Returns whether the filter matches a bulletin's header.
+    pub(super) fn matches(&self, header: &proto::Header) -> bool {
         self.accepts(&header.member, &header.topic, &header.kind, &header.severity)
     }
 
-    /// As [`Self::wants`], by the columns of its header.
-    pub(super) fn wants_columns(&self, columns: &Columns) -> bool {
+    /// Like [`Self::matches`], for the columns of a header.
+    pub(super) fn matches_columns(&self, columns: &Columns) -> bool {
         self.accepts(&columns.member, &columns.topic, &columns.kind, &columns.severity)
     }
 
-    /// Fields that name something unknown here or not granted, with whether nothing of what is asked for may be read.
-    fn judge(&self, caller: &Caller, rosters: &RosterChain, me: &Member) -> Judged {
-        let by_node = |kind: &String| kinds::find(kind).is_some_and(|kind| kind.by_nodes);
-        // Operators read what nodes say about the network itself, in any working group.
+    /// Finds the values that are unknown here or not granted, and whether the caller may read any
+    /// bulletin that the filter can match.
+    fn check(&self, caller: &Caller, rosters: &RosterChain, me: &Member) -> FilterCheck {
+        let by_node = |kind: &String| kinds::find(kind).is_some_and(|kind| kind.node_only);
+        // Operators read the bulletins that nodes publish about the network itself, in any working
+        // group.
         let network = caller.grant.has(Role::Operator) && (self.kinds.is_empty() || self.kinds.iter().any(by_node));
         let reads_in = |group: &str| network || caller.grant.may_read_in(group);
         let reads_any = network || caller.grant.working_groups.iter().any(|group| caller.grant.may_read_in(group));
         let groups = rosters.newest().working_groups();
-        let mut judged = Judged { warnings: Vec::new(), reads: reads_any };
+        let mut check = FilterCheck { warnings: Vec::new(), reads: reads_any };
         let topic = |filter: &TopicFilter| {
             let group = filter.as_str().split('.').next().unwrap_or_default();
             match group {
@@ -103,24 +107,24 @@ impl Filter {
                 group => (!reads_in(group)).then_some((NOT_GRANTED, String::new())),
             }
         };
-        judged.list("filter.topics", self.topics.iter().map(|filter| (filter.as_str(), topic(filter))));
+        check.add_field("filter.topics", self.topics.iter().map(|filter| (filter.as_str(), topic(filter))));
         let kind = |name: &String| match kinds::find(name) {
             None => Some((UNKNOWN_KIND, nearest(name, kinds::REGISTRY.iter().map(|kind| kind.name)))),
             Some(kind) => {
-                let by_node = network && kind.by_nodes;
+                let by_node = network && kind.node_only;
                 let reads = by_node || kind.working_group.map_or(reads_any, |group| caller.grant.may_read_in(group));
                 (!reads).then_some((NOT_GRANTED, String::new()))
             }
         };
-        judged.list("filter.kinds", self.kinds.iter().map(|name| (name.as_str(), kind(name))));
+        check.add_field("filter.kinds", self.kinds.iter().map(|name| (name.as_str(), kind(name))));
         let known: BTreeSet<&Member> =
             rosters.notes().filter_map(|(version, _)| rosters.at(version)).flat_map(members).chain([me]).collect();
         let member = |code: &Member| {
             (!known.contains(code))
                 .then(|| (UNKNOWN_MEMBER, nearest(code.as_str(), known.iter().map(|member| member.as_str()))))
         };
-        judged.list("filter.members", self.members.iter().map(|code| (code.as_str(), member(code))));
-        judged
+        check.add_field("filter.members", self.members.iter().map(|code| (code.as_str(), member(code))));
+        check
     }
 
     fn accepts(&self, member: &str, topic: &str, kind: &str, severity: &str) -> bool {
@@ -136,16 +140,17 @@ const UNKNOWN_KIND: &str = "unknown-kind";
 const UNKNOWN_MEMBER: &str = "unknown-member";
 const NOT_GRANTED: &str = "not-granted";
 
-/// A filter, compared with what is known here and what its caller may read.
-struct Judged {
+/// Result of comparing a filter with the known names and the caller's grant.
+struct FilterCheck {
     warnings: Vec<proto::FilterWarning>,
-    /// Whether the caller may read something of what is asked for.
+    /// Whether the caller may read anything that the filter can match.
     reads: bool,
 }
 
-impl Judged {
-    /// Takes in the values of one field, each with what is wrong with it and the nearest that is known.
-    fn list<'a>(&mut self, field: &str, values: impl Iterator<Item = (&'a str, Option<(&'static str, String)>)>) {
+impl FilterCheck {
+    /// Adds the values of one field, each with its warning reason and the nearest known value, if
+    /// any.
+    fn add_field<'a>(&mut self, field: &str, values: impl Iterator<Item = (&'a str, Option<(&'static str, String)>)>) {
         let (mut any, mut granted) = (false, false);
         for (n, (value, wrong)) in values.enumerate() {
             any = true;
@@ -162,17 +167,18 @@ impl Judged {
 }
 
 impl Api {
-    /// What in a filter is not known here or not granted.
+    /// Returns a warning for each value of a filter that is unknown here or not granted.
     ///
     /// # Errors
-    /// `PERMISSION_DENIED` if the caller may read nothing of what it asks for: an empty answer would say that there is nothing.
-    pub(super) fn judge_filter(
+    /// `PERMISSION_DENIED` if the caller may read nothing that the filter can match. An empty
+    /// result would suggest that there are no such bulletins.
+    pub(super) fn check_filter(
         &self,
         caller: &Caller,
         method: &'static str,
         filter: &Filter,
     ) -> Result<Vec<proto::FilterWarning>, Status> {
-        let Judged { warnings, reads } = filter.judge(caller, &self.rosters.load(), self.me());
+        let FilterCheck { warnings, reads } = filter.check(caller, &self.rosters.load(), self.me());
         if reads {
             return Ok(warnings);
         }
@@ -181,7 +187,7 @@ impl Api {
             let detail = "the access rules let the caller read in no working group";
             return Err(self.denied(&caller.path, method, reason, detail));
         };
-        self.refused(&caller.path, method, reason);
+        self.record_denied(&caller.path, method, reason);
         Err(errors::denied_field(
             reason,
             "the caller reads nothing of what it asks for",
@@ -196,12 +202,13 @@ fn members(roster: &Roster) -> impl Iterator<Item = &Member> {
     roster.entries().map(|entry| &entry.code)
 }
 
-/// The known word that differs least from `word`, if it differs in few letters or one begins with the other; empty otherwise.
-fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let most = (word.chars().count() / 3).max(1);
+/// Returns the known name nearest to `value`: one that differs in few letters, or where one is a
+/// prefix of the other. Empty if there is none.
+fn nearest<'a>(value: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let most = (value.chars().count() / 3).max(1);
     let distance = |known: &str| {
-        let begins = word.len() > 2 && (known.starts_with(word) || word.starts_with(known));
-        if begins { most } else { strsim::damerau_levenshtein(word, known) }
+        let begins = value.len() > 2 && (known.starts_with(value) || value.starts_with(known));
+        if begins { most } else { strsim::damerau_levenshtein(value, known) }
     };
     let near = known.map(|known| (distance(known), known)).filter(|(distance, _)| *distance <= most).min();
     near.map(|(_, known)| known.to_owned()).unwrap_or_default()
@@ -212,7 +219,7 @@ fn sorted<T: ToString>(texts: &[T]) -> Vec<String> {
     texts.into_iter().collect()
 }
 
-/// A recorded filter, for people: `topics customs.>; members ly tn`.
+/// Describes a recorded filter for people: `topics customs.>; members ly tn`.
 pub(super) fn describe(filter: &Bytes) -> String {
     let proto::Filter { topics, kinds, min_severity, members } =
         proto::Filter::decode(filter.clone()).unwrap_or_default();
@@ -222,12 +229,15 @@ pub(super) fn describe(filter: &Bytes) -> String {
         ("severity from", min_severity),
         ("members", members.join(" ")),
     ];
-    let parts: Vec<String> =
-        parts.iter().filter(|(_, words)| !words.is_empty()).map(|(what, words)| format!("{what} {words}")).collect();
+    let parts: Vec<String> = parts
+        .iter()
+        .filter(|(_, values)| !values.is_empty())
+        .map(|(what, values)| format!("{what} {values}"))
+        .collect();
     if parts.is_empty() { "everything".to_owned() } else { parts.join("; ") }
 }
 
-/// CAP 1.2 severities from least to most. What is not known may be of any severity and is never left out.
+/// Compares CAP 1.2 severities. Unknown may be any severity, so it always matches.
 fn at_least(found: Severity, least: Severity) -> bool {
     let rank = |severity| match severity {
         Severity::Extreme => 4,

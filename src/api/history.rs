@@ -1,6 +1,7 @@
-//! History: pages of what arrived, newest first.
+//! History: pages of entries in reverse order of arrival.
 //!
-//! In scope: what is asked for, and a page of what the caller may read of it. Out of scope: the index by which it is found (the store).
+//! In scope: parsing the request and building a page of the entries that the caller may read. Out
+//! of scope: the index behind it (`store`).
 
 use barid_core::bulletin::times::Time;
 use barid_core::limits::ENVELOPE_BYTES_MAX;
@@ -8,40 +9,41 @@ use barid_core::proto;
 use prost::Message as _;
 use tonic::Status;
 
+use super::bulletin_state::Work;
 use super::caller::Caller;
-use super::cursor::{Cursor, Mismatch, Trail};
-use super::deliver::damaged_of;
+use super::cursor::{Cursor, CursorBuilder, Mismatch};
 use super::errors::Faults;
 use super::filter::Filter;
-use super::standing::Work;
+use super::visibility::damaged_of;
 use super::{Api, errors};
 use crate::store::{Columns, ReadError, Store};
 
-/// Entries a page has if the caller does not say, and at most.
+/// Default and largest number of entries on a page.
 const PAGE: (usize, usize) = (50, 1_000);
-/// Encoded bytes of a page: what is charged for it before it is made. One entry always fits.
+/// Encoded bytes of a page, charged before it is built. One entry always fits.
 const PAGE_BYTES_MAX: usize = ENVELOPE_BYTES_MAX;
-/// Arrivals that one call looks at before it answers with what it has and where to go on.
+/// Entries that one call scans before it returns the page so far with a token.
 const SCAN_MAX: u64 = 50_000;
-/// Entries read from the store at once: what they take in memory until it is known which of them are shown.
+/// Entries read from the store at once. It bounds the memory they use before the invisible ones are
+/// dropped.
 const READ_MAX: usize = 8;
 
-/// A page that is asked for, checked.
+/// A validated request for a page.
 #[derive(Clone, Debug)]
-pub(super) struct Question {
+pub(super) struct HistoryQuery {
     filter: Filter,
-    /// Unix ms, both ends included.
+    /// Unix milliseconds, both ends included.
     since: Option<u64>,
     until: Option<u64>,
     page_size: usize,
     /// One past the offset at which the page begins.
     before: u64,
-    /// What proves it, of a page that is not the first.
+    /// The page token, as a cursor; `None` for the first page.
     token: Option<Cursor>,
 }
 
-impl Question {
-    /// Reads a request at a node whose next arrival is `end`.
+impl HistoryQuery {
+    /// Parses a request at a node whose next offset is `end`.
     pub(super) fn read(request: proto::HistoryRequest, end: u64) -> Result<Self, Status> {
         let proto::HistoryRequest { filter, since, until, page_size, page_token } = request;
         let mut faults = Faults::default();
@@ -69,8 +71,9 @@ impl Question {
         Ok(Self { filter, since, until, page_size, before, token })
     }
 
-    /// Refuses a page of another history of the store: its numbers would mean something else. What cannot be told because it is damaged is
-    /// damaged in the history that the page is of. Blocks.
+    /// Rejects a token from another history of the store, where its offset means another entry. A
+    /// token that cannot be verified because the store is damaged there is accepted: the damage is
+    /// in the history that the page is of. Blocks.
     pub(super) fn check(&self, store: &dyn Store) -> Result<(), Status> {
         let mismatch = self.token.as_ref().map(|token| token.mismatch(store)).transpose();
         match mismatch.map_err(|error| errors::read(&error))?.flatten() {
@@ -83,44 +86,44 @@ impl Question {
         &self.filter
     }
 
-    fn wants(&self, caller: &Caller, columns: &Columns) -> bool {
-        // Times before 1970 are as early as any.
+    fn matches(&self, caller: &Caller, columns: &Columns) -> bool {
+        // Times before 1970 count as 1970.
         let at = u64::try_from(columns.sent_at_unix_ms).unwrap_or(0);
         self.since.is_none_or(|since| at >= since)
             && self.until.is_none_or(|until| at <= until)
             && caller.reads(&columns.kind, &columns.topic)
-            && self.filter.wants_columns(columns)
+            && self.filter.matches_columns(columns)
     }
 }
 
 impl Api {
-    /// A page: full, or with a token where to go on, or the last one. Blocks.
-    pub(super) fn page(&self, caller: &Caller, question: &Question) -> Result<proto::HistoryResponse, ReadError> {
-        let wanted = |columns: &Columns| question.wants(caller, columns);
+    /// Builds a page: full, or with a token for the next page, or the last page. Blocks.
+    pub(super) fn page(&self, caller: &Caller, query: &HistoryQuery) -> Result<proto::HistoryResponse, ReadError> {
+        let predicate = |columns: &Columns| query.matches(caller, columns);
         let (mut page, mut bytes) = (proto::HistoryResponse::default(), 0);
-        let (mut next, mut left) = (Some(question.before), SCAN_MAX);
+        let (mut next, mut left) = (Some(query.before), SCAN_MAX);
         let mut work = Work::new(Work::PAGE);
         while let Some(before) = next
-            && page.deliveries.len() + page.damaged.len() < question.page_size
+            && page.deliveries.len() + page.damaged.len() < query.page_size
             && left > 0
         {
-            let count = (question.page_size - page.deliveries.len() - page.damaged.len()).min(READ_MAX);
-            let (entries, rest) = match self.store().history(before, count, left, &wanted) {
+            let count = (query.page_size - page.deliveries.len() - page.damaged.len()).min(READ_MAX);
+            let (entries, rest) = match self.store().history(before, count, left, &predicate) {
                 Err(ReadError::DamagedEntry(damaged)) => {
-                    let arrival = damaged.arrival;
+                    let offset = damaged.offset;
                     page.damaged.push(damaged_of(*damaged));
-                    (Vec::new(), (arrival > 1).then_some(arrival))
+                    (Vec::new(), (offset > 1).then_some(offset))
                 }
                 read => read?,
             };
             left = left.saturating_sub(before - rest.unwrap_or(1).min(before));
             next = rest;
-            let shown = entries.into_iter().filter(|entry| self.may_deliver(caller, entry)).collect();
-            for delivery in self.deliveries(caller, shown, &mut work)? {
-                // With its own tag and length.
+            let visible = entries.into_iter().filter(|entry| self.may_deliver(caller, entry)).collect();
+            for delivery in self.deliveries(caller, visible, &mut work)? {
+                // The field's tag and length.
                 bytes += delivery.encoded_len() + 8;
                 if bytes > PAGE_BYTES_MAX && !page.deliveries.is_empty() {
-                    page.next_page_token = self.token(delivery.arrival + 1)?;
+                    page.next_page_token = self.token(delivery.offset + 1)?;
                     return Ok(page);
                 }
                 page.deliveries.push(delivery);
@@ -130,8 +133,10 @@ impl Api {
         Ok(page)
     }
 
-    /// The token of the page that begins before an offset.
+    /// Returns the token of the page that begins before an offset.
     fn token(&self, before: u64) -> Result<String, ReadError> {
-        Ok(Trail::new(&**self.store()).at_or_unproven(&**self.store(), before.saturating_sub(1), None)?.to_text())
+        Ok(CursorBuilder::new(&**self.store())
+            .at_or_unproven(&**self.store(), before.saturating_sub(1), None)?
+            .to_text())
     }
 }

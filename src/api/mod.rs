@@ -1,36 +1,37 @@
-//! What a member's own people and systems call.
+//! The gRPC API for a member's own people and systems.
 //!
-//! In scope: the services on the API listener, roles, and the one map from errors to status. Out of scope: TLS (`transport`), peers
-//! (`exchange`), signing and durability (`committer`). Deny by default; every refusal is recorded with its reason.
+//! In scope: the services on the API listener, roles, and the one map from errors to gRPC status.
+//! Out of scope: TLS (`transport`), peers (`exchange`), signing and durability (`committer`).
+//! Access is denied by default; every denied call is recorded with its reason.
 
 mod audit;
+mod bulletin_state;
 mod caller;
 mod cursor;
-mod deliver;
 mod errors;
 mod filter;
+mod focal_point;
 mod health;
 mod history;
 mod methods;
 mod operator;
-mod pace;
 mod publish;
-mod read;
+mod rate_limit;
 mod receipts;
 mod reflection;
-mod standing;
-mod stored;
+mod stored_wait;
 mod subscribe;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
+mod visibility;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use barid_core::ids::{FeedId, Member};
 use barid_core::limits::MESSAGE_BYTES_MAX;
-use barid_core::names::{FeedId, Member};
 use barid_core::proto;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
@@ -40,63 +41,66 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
 use crate::access::Access;
-use crate::background;
 use crate::budgets::{Budgets, table};
 use crate::calls::{Call, Calls};
-use crate::committer::{Committer, Gate};
-use crate::rosters::Rosters;
+use crate::committer::{Committer, PublishState};
+use crate::low_priority;
+use crate::roster_store::RosterStore;
 use crate::rpc::audit_server::AuditServer;
 use crate::rpc::focal_point_server::FocalPointServer;
 use crate::rpc::operator_server::OperatorServer;
 use crate::store::{ReadError, Store};
 use crate::telemetry::alarms::{ActiveAlarm, Alarms};
 
-/// What one read of the store that looks at much holds: the entries of [`history`] that are read at once, each of the largest size.
+/// Bytes of memory that one large read of the store is charged: the entries that [`history`] reads
+/// at once, each of the largest size.
 const READ_BYTES: u64 = 8 << 20;
 
-/// Encoded `google.protobuf.FileDescriptorSet` of the services here and their messages, for reflection.
+/// Encoded `google.protobuf.FileDescriptorSet` of these services and their messages, for
+/// reflection.
 const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.descriptors.bin"));
 
+pub use bulletin_state::StateCache;
 pub use caller::{Identify, Identity};
-pub use pace::Pace;
-pub use standing::States;
+pub use rate_limit::CallLimiter;
 
-/// What the node tells its operators about peers, and does for them; given by the wiring.
-pub trait Node: Send + Sync + 'static {
-    /// Every other member.
+/// Status of peers and operations on the node for operators. The application wiring implements it.
+pub trait NodeControl: Send + Sync + 'static {
+    /// Returns the status of every other member.
     fn peers(&self) -> Vec<proto::PeerStatus>;
-    /// What needs an operator.
+    /// Returns the active alarms.
     fn alarms(&self) -> Vec<ActiveAlarm>;
-    /// Follows a feed again of which two histories were seen; false if there is none of that name.
+    /// Resumes a feed that is stopped because of a fork. Returns `false` if no such fork is
+    /// recorded.
     fn resume_feed<'a>(&'a self, feed: &'a FeedId) -> BoxFuture<'a, Result<bool, String>>;
-    /// Reads certificates, lists and access rules again for a caller; says what changed.
+    /// Reloads certificates, CRLs and access rules on behalf of `caller`. Returns the changes.
     fn reload<'a>(&'a self, caller: &'a str) -> BoxFuture<'a, Result<Vec<String>, String>>;
 }
 
-/// What the services need. Cheap to clone.
+/// State that the services share. Cheap to clone.
 #[derive(Clone)]
 pub struct Api {
-    /// The one writer, and through it the store.
+    /// The only writer, and the store behind it.
     pub committer: Committer,
-    /// Rosters in force.
-    pub rosters: Rosters,
-    /// Access rules in force.
+    /// The rosters in force.
+    pub rosters: RosterStore,
+    /// The access rules in force.
     pub access: Arc<ArcSwap<Access>>,
-    /// Who calls.
+    /// Reads the caller's identity from a request.
     pub identify: Identify,
     /// The rest of the node.
-    pub node: Arc<dyn Node>,
-    /// What each caller has asked lately.
-    pub pace: Arc<Pace>,
-    /// What callers may use of the node.
+    pub node: Arc<dyn NodeControl>,
+    /// Rate limits and open streams of each caller.
+    pub call_limiter: Arc<CallLimiter>,
+    /// Budgets that calls are charged to.
     pub budgets: Budgets,
-    /// What is remembered of bulletins that were updated or cancelled.
-    pub states: Arc<States>,
-    /// What needs an operator.
+    /// Cache of successors of bulletins that were updated or cancelled.
+    pub states: Arc<StateCache>,
+    /// Alarms to operators.
     pub alarms: Alarms,
     /// Becomes true when the node stops.
     pub stopping: watch::Receiver<bool>,
-    /// Held while a new subscription is given its name.
+    /// Held while the named subscriptions of callers are created, changed or removed.
     pub naming: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -107,7 +111,7 @@ impl Api {
 
     /// Returns when the node stops.
     async fn stopped(&self) {
-        // A sender that is gone means the same.
+        // A closed channel also means that the node stops.
         let _ = self.stopping.clone().wait_for(|stop| *stop).await;
     }
 
@@ -115,13 +119,13 @@ impl Api {
         self.committer.store()
     }
 
-    /// Runs what blocks on a thread of its own.
+    /// Runs blocking work on a blocking thread.
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> Result<T, Status> {
         let api = self.clone();
         tokio::task::spawn_blocking(move || work(&api)).await.map_err(|_| errors::defect())
     }
 
-    /// Reads the store on a thread of its own.
+    /// Reads the store on a blocking thread.
     async fn reading<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Self) -> Result<T, ReadError> + Send + 'static,
@@ -131,12 +135,13 @@ impl Api {
 }
 
 impl Api {
-    /// The same for a call that reads much: so many of one caller at a time, and of all, that reading leaves processor and memory to others; on
-    /// threads that give way if `gives_way`.
+    /// Reads the store for a call that reads much. The budget [`table::API_READS`] bounds such
+    /// reads of one caller and of all callers, so that they leave processor and memory to others.
+    /// `low_priority` reads run on low-priority threads.
     async fn reading_for<T: Send + 'static>(
         &self,
         call: &Call,
-        gives_way: bool,
+        low_priority: bool,
         read: impl FnOnce(&Self) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, Status> {
         let (owner, class) = call.account();
@@ -144,21 +149,22 @@ impl Api {
         let api = self.clone();
         let read = move || {
             let read = read(&api);
-            // A call that is given up while it reads still counts.
+            // The charge lasts until the read ends, even if the call is cancelled meanwhile.
             drop(turn);
             read
         };
-        let done = if gives_way { background::read(read).await } else { tokio::task::spawn_blocking(read).await };
+        let done =
+            if low_priority { low_priority::run_scan(read).await } else { tokio::task::spawn_blocking(read).await };
         done.map_err(|_| errors::defect())?.map_err(|error| errors::read(&error))
     }
 }
 
-/// All calls of the API listener, with gRPC health and reflection: what is mounted is what these speak of.
+/// Builds all calls of the API listener, with gRPC health and reflection for the mounted services.
 ///
 /// # Errors
-/// If the descriptors cannot be read: a defect of the build.
+/// The descriptors cannot be decoded: a defect of the build.
 pub fn calls(api: &Api) -> Result<Calls, prost::DecodeError> {
-    // Sizes of requests are looked at before these see any of them.
+    // `calls` checks request sizes before these limits apply.
     let focal_point = FocalPointServer::new(api.clone())
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -169,17 +175,18 @@ pub fn calls(api: &Api) -> Result<Calls, prost::DecodeError> {
 
     let (health, health_service) = health::service();
     let reflection = reflection::Reflection::of(&mounted)?;
-    let (mut gate, mut stopping) = (api.committer.gate(), api.stopping.clone());
-    tokio::spawn(tell_publishing(health.clone(), api.clone()));
-    tokio::spawn(tell_store(health.clone(), api.clone()));
+    let (mut publish_state, mut stopping) = (api.committer.publish_state(), api.stopping.clone());
+    tokio::spawn(update_publishing_health(health.clone(), api.clone()));
+    tokio::spawn(update_store_health(health.clone(), api.clone()));
     tokio::spawn(api.clone().expire_unused());
     tokio::spawn(async move {
         for name in mounted {
             health.set_service_status(name, ServingStatus::Serving).await;
         }
-        // Whoever stands before the node sends its callers elsewhere, while those that are here are still answered.
+        // A load balancer then sends new callers elsewhere, while calls in progress are still
+        // answered.
         tokio::select! {
-            _ = gate.wait_for(|gate| matches!(gate, Gate::Stopped(_))) => {}
+            _ = publish_state.wait_for(|publish_state| matches!(publish_state, PublishState::Stopped(_))) => {}
             _ = stopping.wait_for(|stop| *stop) => {}
         }
         for name in mounted.into_iter().chain([""]) {
@@ -191,23 +198,25 @@ pub fn calls(api: &Api) -> Result<Calls, prost::DecodeError> {
     Ok(Calls::new(routes, Arc::new(api.clone())))
 }
 
-/// What health is asked about to know whether this node publishes now. It serves readers all the same.
+/// Health service name for "this node accepts bulletins now". While it is NOT_SERVING, reads still
+/// work.
 const PUBLISHING: &str = "barid.v1.FocalPoint/Publish";
 
-/// What health is asked about to know whether all that this node holds can be read. It serves what can be read all the same: restarting the
-/// node, or sending its callers elsewhere, would put nothing back.
+/// Health service name for "everything in this node's store is readable". While it is NOT_SERVING,
+/// intact entries are still served: restarting the node or sending its callers elsewhere would
+/// repair nothing.
 pub const STORE: &str = "barid.store";
 
-/// How often it is looked whether damage was met.
+/// How often the store is checked for damage.
 const DAMAGE_CHECK_EVERY: Duration = Duration::from_secs(1);
 
-async fn tell_store(health: tonic_health::server::HealthReporter, api: Api) {
+async fn update_store_health(health: tonic_health::server::HealthReporter, api: Api) {
     let mut stopping = api.stopping.clone();
     loop {
         let whole = api.store().damage().is_none();
         let status = if whole { ServingStatus::Serving } else { ServingStatus::NotServing };
         health.set_service_status(STORE, status).await;
-        // What is damaged is put back while the node is stopped.
+        // Damage is repaired only while the node is stopped.
         if !whole {
             return;
         }
@@ -218,15 +227,17 @@ async fn tell_store(health: tonic_health::server::HealthReporter, api: Api) {
     }
 }
 
-async fn tell_publishing(health: tonic_health::server::HealthReporter, api: Api) {
-    let (mut gate, mut full, mut stopping) = (api.committer.gate(), api.committer.disk_full(), api.stopping.clone());
+async fn update_publishing_health(health: tonic_health::server::HealthReporter, api: Api) {
+    let (mut publish_state, mut full, mut stopping) =
+        (api.committer.publish_state(), api.committer.disk_full(), api.stopping.clone());
     loop {
         let stops = *stopping.borrow_and_update();
-        let publishes = *gate.borrow_and_update() == Gate::Open && full.borrow_and_update().is_none() && !stops;
+        let publishes =
+            *publish_state.borrow_and_update() == PublishState::Open && full.borrow_and_update().is_none() && !stops;
         let status = if publishes { ServingStatus::Serving } else { ServingStatus::NotServing };
         health.set_service_status(PUBLISHING, status).await;
         let changed = tokio::select! {
-            changed = gate.changed() => changed,
+            changed = publish_state.changed() => changed,
             changed = full.changed() => changed,
             changed = stopping.changed() => changed,
         };

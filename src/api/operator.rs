@@ -1,4 +1,4 @@
-//! The Operator service.
+//! The Operator service: status, rosters, forks, reload and resuming feeds.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use barid_core::proto;
 use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
-use super::{Api, errors, methods, stored};
+use super::{Api, errors, methods, stored_wait};
 use crate::budgets::{Owner, Usage};
 use crate::clock;
-use crate::committer::Gate;
+use crate::committer::PublishState;
 use crate::rpc::operator_server::Operator;
 use crate::telemetry::alarms::ActiveAlarm;
 use crate::telemetry::{AuditEvent, audit};
@@ -38,23 +38,25 @@ impl Operator for Api {
         let _begun = self.begin(request.extensions(), &methods::GET_STATUS)?;
         let (store, feed, node) = (Arc::clone(self.store()), self.committer.feed().clone(), Arc::clone(&self.node));
         let gathered = tokio::task::spawn_blocking(move || {
-            // Of a store that was lost nothing is held: it has a name all the same.
-            let (edge, disclosed) =
-                store.feed(&feed).map_or_else(Default::default, |state| (state.frontier, state.disclosed));
-            let root = Bytes::copy_from_slice(&edge.root().0);
-            let own = Some(proto::FeedStatus { feed: feed.to_string(), size: edge.size(), root, disclosed });
-            let newest_arrival = store.end_arrival().saturating_sub(1);
-            (own, node.peers(), node.alarms(), newest_arrival, store.view_lag(), store.mended_bits())
+            // A lost store has no entry for this node's feed. The status still names it.
+            let (compact_range, disclosed) =
+                store.feed(&feed).map_or_else(Default::default, |state| (state.compact_range, state.disclosed));
+            let root = Bytes::copy_from_slice(&compact_range.root().0);
+            let own = Some(proto::FeedStatus { feed: feed.to_string(), size: compact_range.size(), root, disclosed });
+            let newest_offset = store.end_offset().saturating_sub(1);
+            (own, node.peers(), node.alarms(), newest_offset, store.index_lag(), store.corrected_bits())
         });
-        let (own, peers, alarms, newest_arrival, view_lag_commits, mended_bits) =
+        let (own, peers, alarms, newest_offset, index_lag_commits, corrected_bits) =
             gathered.await.map_err(|_| errors::defect())?;
         let full = self.committer.disk_full().borrow().clone();
-        let publishing = match &*self.committer.gate().borrow() {
-            Gate::Open | Gate::Starting if full.is_some() => format!("disk-full: {}", full.unwrap_or_default()),
-            Gate::Open => "yes".to_owned(),
-            Gate::Starting => "starting".to_owned(),
-            Gate::InDoubt(reason) => format!("in-doubt: {reason}"),
-            Gate::Stopped(_) => "stopped: the store has failed".to_owned(),
+        let publishing = match &*self.committer.publish_state().borrow() {
+            PublishState::Open | PublishState::Starting if full.is_some() => {
+                format!("disk-full: {}", full.unwrap_or_default())
+            }
+            PublishState::Open => "yes".to_owned(),
+            PublishState::Starting => "starting".to_owned(),
+            PublishState::NeedsRecovery(reason) => format!("needs-recovery: {reason}"),
+            PublishState::Stopped(_) => "stopped: the store has failed".to_owned(),
         };
         let roster_version = self.rosters.load().newest().version();
         let coded_alarms: Vec<proto::Alarm> = alarms.iter().map(ActiveAlarm::to_proto).collect();
@@ -64,16 +66,16 @@ impl Operator for Api {
             member: feed.member.to_string(),
             exchange: feed.exchange.to_string(),
             version: env!("CARGO_PKG_VERSION").into(),
-            now: Some(stored::seconds(clock::unix_seconds())),
+            now: Some(stored_wait::seconds(clock::unix_seconds())),
             own,
             publishing,
-            newest_arrival,
+            newest_offset,
             roster_version,
             peers,
             alarms,
             coded_alarms,
-            view_lag_commits,
-            mended_bits,
+            index_lag_commits,
+            corrected_bits,
             budgets: self.budgets.usage().into_iter().map(budget_usage).collect(),
         }))
     }
@@ -100,7 +102,7 @@ impl Operator for Api {
     ) -> Result<Response<proto::GetForksResponse>, Status> {
         let _begun = self.begin(request.extensions(), &methods::GET_FORKS)?;
         let mut forks = self.reading(|api| api.store().forks()).await?;
-        // Of each feed what is not decided first.
+        // For each feed, undecided forks come first.
         forks.sort_by(|a, b| (&a.feed, a.resumed).cmp(&(&b.feed, b.resumed)));
         let fork = |fork: crate::store::ForkRecord| proto::Fork {
             feed: fork.feed.to_string(),
@@ -121,7 +123,13 @@ impl Operator for Api {
         if !self.node.resume_feed(&feed).await.map_err(Status::unavailable)? {
             return Err(errors::argument("feed", text, "a feed of which two histories were seen here"));
         }
-        audit(&AuditEvent { what: "feed-resumed", reason: "operator", who: &caller.path, subject: &feed, detail: &"" });
+        audit(&AuditEvent {
+            event: "feed-resumed",
+            reason: "operator",
+            actor: &caller.path,
+            resource: &feed,
+            detail: &"",
+        });
         Ok(Response::new(proto::ResumeFeedResponse {}))
     }
 }

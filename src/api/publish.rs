@@ -1,15 +1,18 @@
-//! Publishing: authorise, validate, encode, commit, answer.
+//! Publishing: authorizes, validates, encodes, commits and responds.
 //!
-//! In scope: one call and one stream, in groups. Out of scope: receipts (`receipts`), and waiting for others (`stored`).
+//! In scope: single calls, and streams whose requests are committed in groups. Out of scope:
+//! receipts (`receipts`), and waiting for custody notes of other members (`stored_wait`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use barid_core::bulletin::prepare::check_releasable;
-use barid_core::bulletin::{BulletinId, FieldError, Fill, Invalid, ValidBulletin, kinds, prepare, state, urgent};
+use barid_core::bulletin::{
+    BulletinId, DraftDefaults, FieldError, Invalid, ValidBulletin, kinds, prepare, state, urgent,
+};
 use barid_core::envelope::SALT_BYTES;
+use barid_core::ids::Digest;
 use barid_core::limits::{COMMIT_BYTES_MAX, FOUND_CHARS_MAX};
-use barid_core::names::Digest;
 use barid_core::proto;
 use futures::stream::{Stream, StreamExt};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -17,77 +20,79 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::caller::Caller;
-use super::deliver::Hidden;
 use super::methods::PUBLISH_STREAM;
-use super::pace::OpenStream;
-use super::receipts::{Proven, Received, Sent};
-use super::stored::Wanted;
+use super::rate_limit::OpenStream;
+use super::receipts::{PendingReceipt, Receipt, RequestCharge};
+use super::stored_wait::StoredRequirement;
+use super::visibility::NotVisible;
 use super::{Api, errors};
 use crate::calls::{Call, Responses};
 use crate::clock;
-use crate::committer::{CommitFailure, Gate, Published, PublishedGroup};
+use crate::committer::{CommitFailure, PublishOutcome, PublishState, PublishedGroup};
 use crate::random;
 use crate::store::{Content, Entry};
 
-/// How long a call waits for the node to be ready after its start.
+/// How long a call waits for a node that is starting.
 const START_WAIT: Duration = Duration::from_secs(15);
-/// Receipts that are proven on the spot: going to a blocking thread costs as much as some ten of them.
-const PROVEN_AT_ONCE_MAX: usize = 8;
-/// Requests of one stream that are taken together.
+/// Receipts that are proven on the async thread. Moving to a blocking thread costs as much as some
+/// ten proofs.
+const INLINE_PROOFS_MAX: usize = 8;
+/// Requests of one stream that are committed together.
 const GROUP_MAX: usize = 256;
-/// Groups of one stream on their way; beyond it the stream is not read.
+/// Groups of one stream in progress. At this number the stream is not read.
 const GROUPS_MAX: usize = 16;
-/// Answers of one stream that wait until others have the bulletin; beyond it no further answers are given until one is done.
+/// Responses of one stream that wait for custody notes. At this number no further responses are
+/// sent until one wait ends.
 const WAITS_MAX: usize = 1_024;
 
-/// Encoded bytes of answers that wait to be taken; one always fits.
-const ANSWERS_BYTES_MAX: u32 = 1 << 20;
+/// Encoded bytes of responses that the client has not read yet. One response always fits.
+const RESPONSES_BYTES_MAX: u32 = 1 << 20;
 
-type Answers = Responses<proto::PublishStreamResponse>;
-/// A group of one stream on its way to the disk.
-type SentGroup = (Vec<Sent>, oneshot::Receiver<Result<PublishedGroup, CommitFailure>>);
+type PublishResponses = Responses<proto::PublishStreamResponse>;
+/// The receipts of a group that is being committed, and the outcome of the commit.
+type PendingGroup = (Vec<PendingReceipt>, oneshot::Receiver<Result<PublishedGroup, CommitFailure>>);
 
-/// A request that was let pass.
+/// A validated request.
 enum Prepared {
-    /// It may be committed.
+    /// It is new and may be committed.
     New(Box<Ready>),
-    /// It was, before.
-    Repeated(Box<Proven>, Option<Wanted>),
+    /// It was committed before.
+    Repeated(Box<Receipt>, Option<StoredRequirement>),
 }
 
 /// A request that may be committed.
 struct Ready {
     bulletin: ValidBulletin,
     draft: proto::Draft,
-    wanted: Option<Wanted>,
+    requirement: Option<StoredRequirement>,
 }
 
 impl Api {
-    /// One bulletin.
+    /// Publishes one bulletin.
     pub(super) async fn publish_one(
         &self,
         caller: &Caller,
         request: proto::PublishRequest,
     ) -> Result<proto::PublishResponse, Status> {
-        self.pace.bulletin(&caller.path, &caller.grant.limits, "FocalPoint.Publish", Instant::now())?;
+        self.call_limiter.bulletin(&caller.path, &caller.grant.limits, "FocalPoint.Publish", Instant::now())?;
         self.ready().await?;
-        let (proven, wanted) = match self.prepared(caller, request).await? {
-            Prepared::Repeated(proven, wanted) => (*proven, wanted),
+        let (proven, requirement) = match self.prepared(caller, request).await? {
+            Prepared::Repeated(proven, requirement) => (*proven, requirement),
             Prepared::New(ready) => {
-                let Ready { bulletin, draft, wanted } = *ready;
-                let sent = Sent::of(0, &bulletin, draft, wanted).alone();
+                let Ready { bulletin, draft, requirement } = *ready;
+                let pending = PendingReceipt::of(0, &bulletin, draft, requirement).with_checkpoint();
                 let group = self.committer.publish(vec![bulletin]).await.map_err(|error| errors::commit(&error))?;
-                let (proven, sent) = self.proven(caller, vec![sent], group).await?;
-                match (proven.into_iter().next(), sent.into_iter().next()) {
-                    (Some(proven), Some(sent)) => (proven?, sent.wanted),
+                let (proven, pending) = self.proven(caller, vec![pending], group).await?;
+                match (proven.into_iter().next(), pending.into_iter().next()) {
+                    (Some(proven), Some(pending)) => (proven?, pending.requirement),
                     _ => return Err(errors::defect()),
                 }
             }
         };
-        self.answer(proven, wanted).await
+        self.response(proven, requirement).await
     }
 
-    /// Many, in the order of their requests.
+    /// Publishes the bulletins of a stream, in the order of their requests.
     pub(super) fn publish_many(
         self,
         caller: Caller,
@@ -95,21 +100,29 @@ impl Api {
         open: OpenStream,
         requests: impl Stream<Item = Result<proto::PublishStreamRequest, Status>> + Send + Unpin + 'static,
     ) -> impl Stream<Item = Result<proto::PublishStreamResponse, Status>> + Send + 'static {
-        let (answers, messages) = Responses::new(call, GROUPS_MAX, ANSWERS_BYTES_MAX);
-        // Each request is charged until it is answered.
+        let (responses, messages) = Responses::new(call, GROUPS_MAX, RESPONSES_BYTES_MAX);
+        // Each request is charged until its response is sent.
         let of = call.clone();
         let requests = requests.map(move |request| (request, of.received()));
-        let (groups, waiting) = mpsc::channel::<SentGroup>(GROUPS_MAX);
+        let (groups, waiting) = mpsc::channel::<PendingGroup>(GROUPS_MAX);
         let waits = Arc::new(Semaphore::new(WAITS_MAX));
         let (last, ended) = oneshot::channel();
-        tokio::spawn(self.clone().give_answers(caller.clone(), waiting, ended, answers.clone(), Arc::clone(&waits)));
+        tokio::spawn(self.clone().send_responses(
+            caller.clone(),
+            waiting,
+            ended,
+            responses.clone(),
+            Arc::clone(&waits),
+        ));
         tokio::spawn(async move {
             let _open = open;
             tokio::select! {
-                // Whoever has gone is not waited for: neither for its requests nor for room.
-                () = answers.closed() => {}
-                broken = self.take_requests(caller, requests, groups, &answers, &waits) => {
-                    // A message too large, or one that did not come: said when all before it has been answered.
+                // Stop as soon as the client has gone, even while waiting for a request or for
+                // room.
+                () = responses.closed() => {}
+                broken = self.read_requests(caller, requests, groups, &responses, &waits) => {
+                    // A message that is too large or was cut off ends the stream, after the
+                    // responses to all requests before it.
                     _ = broken.map(|status| last.send(status));
                 }
             }
@@ -117,16 +130,16 @@ impl Api {
         messages
     }
 
-    async fn take_requests(
+    async fn read_requests(
         &self,
         mut caller: Caller,
-        requests: impl Stream<Item = (Result<proto::PublishStreamRequest, Status>, Received)> + Send + Unpin + 'static,
-        groups: mpsc::Sender<SentGroup>,
-        answers: &Answers,
+        requests: impl Stream<Item = (Result<proto::PublishStreamRequest, Status>, RequestCharge)> + Send + Unpin + 'static,
+        groups: mpsc::Sender<PendingGroup>,
+        responses: &PublishResponses,
         waits: &Arc<Semaphore>,
     ) -> Option<Status> {
         if let Err(status) = self.ready().await {
-            answers.send(Err(status), None).await;
+            responses.send(Err(status), None).await;
             return None;
         }
         let mut requests = requests.ready_chunks(GROUP_MAX);
@@ -137,63 +150,64 @@ impl Api {
             };
             let chunk = chunk?;
             if let Err(status) = self.renew(&mut caller, &PUBLISH_STREAM) {
-                answers.send(Err(status), None).await;
+                responses.send(Err(status), None).await;
                 return None;
             }
-            // Paced rather than refused: a stream that is not read holds its sender back and loses nothing.
-            let pause = self.pace.bulletins(&caller.path, &caller.grant.limits, chunk.len(), Instant::now());
-            let (mut group, mut sent, mut done) = (Vec::new(), Vec::new(), Vec::new());
-            let (mut urgent_group, mut urgent_sent) = (Vec::new(), Vec::new());
+            // Delay reading instead of returning an error: flow control holds the client back, and
+            // no request is lost.
+            let pause = self.call_limiter.bulletins(&caller.path, &caller.grant.limits, chunk.len(), Instant::now());
+            let (mut group, mut pending, mut done) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut priority_group, mut priority_pending) = (Vec::new(), Vec::new());
             let (mut bytes, mut broken, mut end) = (0, false, None);
             for (request, received) in chunk {
-                // What came whole before the line was cut is published all the same.
+                // Requests that arrived whole before the connection broke are still published.
                 let proto::PublishStreamRequest { request, publish } = match request {
                     Ok(request) => request,
                     Err(status) => {
                         broken = true;
-                        // Whoever has gone is told nothing.
+                        // A client that has gone needs no status.
                         end = Some(status).filter(|status| status.code() != Code::Cancelled);
                         break;
                     }
                 };
                 match self.prepared(&caller, publish.unwrap_or_default()).await {
                     Ok(Prepared::New(ready)) => {
-                        let Ready { bulletin, draft, wanted } = *ready;
+                        let Ready { bulletin, draft, requirement } = *ready;
                         bytes += bulletin.envelope.len();
-                        let of = Sent::of(request, &bulletin, draft, wanted).received(received);
-                        // What is urgent does not wait for the others of its stream.
+                        let of = PendingReceipt::of(request, &bulletin, draft, requirement).received(received);
+                        // Urgent bulletins do not wait for the other bulletins of their stream.
                         if urgent(&bulletin.proto_header).is_some() {
-                            urgent_sent.push(of);
-                            urgent_group.push(bulletin);
+                            priority_pending.push(of);
+                            priority_group.push(bulletin);
                         } else {
-                            sent.push(of);
+                            pending.push(of);
                             group.push(bulletin);
                         }
                     }
                     Ok(Prepared::Repeated(proven, None)) => {
                         done.push(result_of(request, Ok(stored_here(proven.receipt))));
                     }
-                    Ok(Prepared::Repeated(proven, Some(wanted))) => {
-                        self.answer_later(request, received, *proven, wanted, answers, waits).await;
+                    Ok(Prepared::Repeated(proven, Some(requirement))) => {
+                        self.respond_when_stored(request, received, *proven, requirement, responses, waits).await;
                     }
-                    Err(status) => done.push(refusal(request, &status)),
+                    Err(status) => done.push(failure(request, &status)),
                 }
                 if bytes >= COMMIT_BYTES_MAX / 2 {
                     bytes = 0;
-                    if !self.offer(&groups, &mut urgent_group, &mut urgent_sent, answers).await
-                        || !self.offer(&groups, &mut group, &mut sent, answers).await
+                    if !self.enqueue(&groups, &mut priority_group, &mut priority_pending, responses).await
+                        || !self.enqueue(&groups, &mut group, &mut pending, responses).await
                     {
                         return None;
                     }
                 }
             }
-            if !self.offer(&groups, &mut urgent_group, &mut urgent_sent, answers).await {
+            if !self.enqueue(&groups, &mut priority_group, &mut priority_pending, responses).await {
                 return None;
             }
-            if !done.is_empty() && !tell(answers, done).await {
+            if !done.is_empty() && !send_results(responses, done).await {
                 return None;
             }
-            if !self.offer(&groups, &mut group, &mut sent, answers).await || broken {
+            if !self.enqueue(&groups, &mut group, &mut pending, responses).await || broken {
                 return end;
             }
             if !pause.is_zero() {
@@ -202,41 +216,42 @@ impl Api {
         }
     }
 
-    /// Hands a group to the committer, waiting while its queue is full; `false` when the stream has ended.
-    async fn offer(
+    /// Submits a group to the committer; waits while its queue is full. Returns `false` if the
+    /// stream has ended.
+    async fn enqueue(
         &self,
-        groups: &mpsc::Sender<SentGroup>,
+        groups: &mpsc::Sender<PendingGroup>,
         group: &mut Vec<ValidBulletin>,
-        sent: &mut Vec<Sent>,
-        answers: &Answers,
+        pending: &mut Vec<PendingReceipt>,
+        responses: &PublishResponses,
     ) -> bool {
         if group.is_empty() {
             return true;
         }
         let Ok(place) = groups.reserve().await else { return false };
-        let (group, sent) = (std::mem::take(group), std::mem::take(sent));
-        match self.committer.publishing_waiting(group).await {
-            Ok(answer) => {
-                place.send((sent, answer));
+        let (group, pending) = (std::mem::take(group), std::mem::take(pending));
+        match self.committer.submit_publish(group).await {
+            Ok(response) => {
+                place.send((pending, response));
                 true
             }
-            Err(error) => refuse_all(answers, &sent, &errors::commit(&error)).await,
+            Err(error) => fail_all(responses, &pending, &errors::commit(&error)).await,
         }
     }
 
-    /// One message for each group; answers that wait for others follow on their own.
-    async fn give_answers(
+    /// Sends one message for each group. Responses that wait for custody notes follow on their own.
+    async fn send_responses(
         self,
         caller: Caller,
-        mut groups: mpsc::Receiver<SentGroup>,
+        mut groups: mpsc::Receiver<PendingGroup>,
         broken: oneshot::Receiver<Status>,
-        answers: Answers,
+        responses: PublishResponses,
         waits: Arc<Semaphore>,
     ) {
-        while let Some((sent, group)) = groups.recv().await {
+        while let Some((pending, group)) = groups.recv().await {
             let going_on = match group.await.unwrap_or(Err(CommitFailure::Stopped("shutting down".into()))) {
-                Ok(group) => self.give_group(&caller, sent, group, &answers, &waits).await,
-                Err(error) => refuse_all(&answers, &sent, &errors::commit(&error)).await,
+                Ok(group) => self.send_group(&caller, pending, group, &responses, &waits).await,
+                Err(error) => fail_all(&responses, &pending, &errors::commit(&error)).await,
             };
             if !going_on {
                 return;
@@ -244,96 +259,103 @@ impl Api {
         }
         let broken = broken.await.ok();
         if let Some(status) = broken.or_else(|| self.stopping.borrow().then(errors::stopping)) {
-            // After the last answer of those that wait for others.
+            // After the last response that waits for custody notes.
             let _all = waits.acquire_many(u32::try_from(WAITS_MAX).unwrap_or(u32::MAX)).await;
-            answers.send(Err(status), None).await;
+            responses.send(Err(status), None).await;
         }
     }
 
-    async fn give_group(
+    async fn send_group(
         &self,
         caller: &Caller,
-        sent: Vec<Sent>,
+        pending: Vec<PendingReceipt>,
         group: PublishedGroup,
-        answers: &Answers,
+        responses: &PublishResponses,
         waits: &Arc<Semaphore>,
     ) -> bool {
         let checkpoint = group.checkpoint.note.clone();
-        let (proven, sent) = match self.proven(caller, sent, group).await {
+        let (proven, pending) = match self.proven(caller, pending, group).await {
             Ok(proven) => proven,
-            // The bulletins are durable: who asks again gets the receipts.
-            Err(status) => return answers.send(Err(status), None).await,
+            // The bulletins are durable: a client that repeats the requests gets the receipts.
+            Err(status) => return responses.send(Err(status), None).await,
         };
-        let mut results = Vec::with_capacity(sent.len());
+        let mut results = Vec::with_capacity(pending.len());
         let mut waiting = Vec::new();
-        for (sent, proven) in sent.into_iter().zip(proven) {
-            match (proven, sent.wanted) {
-                (Ok(proven), Some(wanted)) => waiting.push((sent.request, sent.received, proven, wanted)),
-                (Ok(proven), None) => results.push(result_of(sent.request, Ok(stored_here(proven.receipt)))),
-                (Err(status), _) => results.push(refusal(sent.request, &status)),
+        for (pending, proven) in pending.into_iter().zip(proven) {
+            match (proven, pending.requirement) {
+                (Ok(proven), Some(requirement)) => {
+                    waiting.push((pending.request, pending.received, proven, requirement))
+                }
+                (Ok(proven), None) => results.push(result_of(pending.request, Ok(stored_here(proven.receipt)))),
+                (Err(status), _) => results.push(failure(pending.request, &status)),
             }
         }
         let response = proto::PublishStreamResponse { checkpoint, results };
-        if !response.results.is_empty() && !answers.send(Ok(response), None).await {
+        if !response.results.is_empty() && !responses.send(Ok(response), None).await {
             return false;
         }
-        for (request, received, proven, wanted) in waiting {
-            self.answer_later(request, received, proven, wanted, answers, waits).await;
+        for (request, received, proven, requirement) in waiting {
+            self.respond_when_stored(request, received, proven, requirement, responses, waits).await;
         }
         true
     }
 
-    /// Answers one request of a stream when others have the bulletin, without holding up the rest; waits for its turn if too many do.
-    async fn answer_later(
+    /// Responds to one request of a stream once its custody requirement is met or timed out,
+    /// without delaying the other responses. Blocks while [`WAITS_MAX`] responses wait.
+    async fn respond_when_stored(
         &self,
         request: u64,
-        received: Received,
-        proven: Proven,
-        wanted: Wanted,
-        answers: &Answers,
+        received: RequestCharge,
+        proven: Receipt,
+        requirement: StoredRequirement,
+        responses: &PublishResponses,
         waits: &Arc<Semaphore>,
     ) {
         let Ok(turn) = Arc::clone(waits).acquire_owned().await else { return };
-        let (api, answers) = (self.clone(), answers.clone());
+        let (api, responses) = (self.clone(), responses.clone());
         tokio::spawn(async move {
             let _held = (turn, received);
             tokio::select! {
-                () = answers.closed() => {}
-                result = api.answer(proven, Some(wanted)) => {
-                    tell(&answers, vec![result_of(request, result)]).await;
+                () = responses.closed() => {}
+                result = api.response(proven, Some(requirement)) => {
+                    send_results(&responses, vec![result_of(request, result)]).await;
                 }
             }
         });
     }
 
-    /// Receipts for a group, and what was sent. A few that are new are proven at once, by hashes that lie in memory; a larger group on one
-    /// blocking thread.
+    /// Returns the receipts for a group, and its requests. A few new entries are proven inline from
+    /// hashes in memory; a larger group is proven on a blocking thread.
     async fn proven(
         &self,
         caller: &Caller,
-        sent: Vec<Sent>,
+        pending: Vec<PendingReceipt>,
         group: PublishedGroup,
-    ) -> Result<(Vec<Result<Proven, Status>>, Vec<Sent>), Status> {
+    ) -> Result<(Vec<Result<Receipt, Status>>, Vec<PendingReceipt>), Status> {
         let issuer = caller.issuer();
-        let new = |outcome: &Published| matches!(outcome, Published::New { .. });
-        if sent.len() <= PROVEN_AT_ONCE_MAX && group.outcomes.iter().all(new) {
-            return Ok((self.receipts(&issuer, &sent, &group), sent));
+        let new = |outcome: &PublishOutcome| matches!(outcome, PublishOutcome::New { .. });
+        if pending.len() <= INLINE_PROOFS_MAX && group.outcomes.iter().all(new) {
+            return Ok((self.receipts(&issuer, &pending, &group), pending));
         }
-        self.blocking(move |api| (api.receipts(&issuer, &sent, &group), sent)).await
+        self.blocking(move |api| (api.receipts(&issuer, &pending, &group), pending)).await
     }
 
-    /// The answer to one request, once what is wanted has come or the time for it is over.
-    async fn answer(&self, proven: Proven, wanted: Option<Wanted>) -> Result<proto::PublishResponse, Status> {
-        let Proven { receipt, feed } = proven;
-        let Some(wanted) = wanted else { return Ok(stored_here(receipt)) };
-        let (stored, wait_reached) = self.wait_stored(&feed, receipt.index, &wanted).await?;
+    /// Returns the response to one request, after its custody requirement is met or timed out.
+    async fn response(
+        &self,
+        proven: Receipt,
+        requirement: Option<StoredRequirement>,
+    ) -> Result<proto::PublishResponse, Status> {
+        let Receipt { receipt, feed } = proven;
+        let Some(requirement) = requirement else { return Ok(stored_here(receipt)) };
+        let (stored, wait_reached) = self.wait_stored(&feed, receipt.index, &requirement).await?;
         Ok(proto::PublishResponse { receipt: Some(receipt), stored, wait_reached })
     }
 
     async fn prepared(&self, caller: &Caller, request: proto::PublishRequest) -> Result<Prepared, Status> {
         let proto::PublishRequest { draft, wait_for } = request;
         let draft = draft.ok_or_else(|| errors::argument("draft", "", "a draft"))?;
-        let wanted = wait_for.map(|wait| Wanted::read(&wait, self)).transpose()?;
+        let requirement = wait_for.map(|wait| StoredRequirement::read(&wait, self)).transpose()?;
         let topic = draft.header.as_ref().map_or("", |header| header.topic.as_str());
         let group = topic.split('.').next().unwrap_or_default();
         if !caller.grant.may_publish_in(group) {
@@ -349,26 +371,30 @@ impl Api {
         let (Ok(salt), Ok(rest)) = (salt.try_into(), rest.try_into()) else { return Err(errors::defect()) };
         match self.validated(caller, &draft, salt, rest).await {
             Ok(bulletin) => {
-                wanted.as_ref().map_or(Ok(()), |wanted| wanted.check_possible(&bulletin.proto_header, self))?;
-                Ok(Prepared::New(Box::new(Ready { bulletin, draft, wanted })))
+                requirement
+                    .as_ref()
+                    .map_or(Ok(()), |requirement| requirement.check_possible(&bulletin.proto_header, self))?;
+                Ok(Prepared::New(Box::new(Ready { bulletin, draft, requirement })))
             }
-            // What was published before is not judged by the rules of today: its id tells.
+            // The current rules do not apply to a bulletin that was published before. Its id
+            // identifies it.
             Err(status) if draft.header.as_ref().is_none_or(|header| header.id.is_empty()) => Err(status),
             Err(status) => {
                 let issuer = caller.issuer();
                 match self.blocking(move |api| api.repeated(&issuer, &draft)).await?? {
-                    Some(proven) => Ok(Prepared::Repeated(Box::new(proven), wanted)),
+                    Some(proven) => Ok(Prepared::Repeated(Box::new(proven), requirement)),
                     None => Err(status),
                 }
             }
         }
     }
 
-    /// What is wrong with a draft whose topic lies in no working group: all of it, not the topic alone.
+    /// Returns all errors of a draft whose topic is in no working group, not only the error of the
+    /// topic.
     fn without_topic(&self, caller: &Caller, draft: &proto::Draft) -> Status {
         let (now, roster_version) = (clock::unix_ms(), self.rosters.load().newest().version());
-        let fill = self.fill(caller, BulletinId::new(now, &[0; 10]), now, roster_version);
-        let mut faults = prepare(draft, &fill, [0; SALT_BYTES]).err().map_or_else(Vec::new, |invalid| invalid.0);
+        let defaults = self.defaults(caller, BulletinId::new(now, &[0; 10]), now, roster_version);
+        let mut faults = prepare(draft, &defaults, [0; SALT_BYTES]).err().map_or_else(Vec::new, |invalid| invalid.0);
         if faults.iter().all(|fault| fault.field != "header.topic") {
             let topic = draft.header.as_ref().map_or("", |header| header.topic.as_str());
             faults.insert(
@@ -383,8 +409,8 @@ impl Api {
         errors::invalid(&Invalid(faults))
     }
 
-    fn fill(&self, caller: &Caller, id: BulletinId, sent_at_unix_ms: u64, roster_version: u64) -> Fill {
-        Fill { member: self.me().clone(), issuer: caller.issuer(), id, sent_at_unix_ms, roster_version }
+    fn defaults(&self, caller: &Caller, id: BulletinId, sent_at_unix_ms: u64, roster_version: u64) -> DraftDefaults {
+        DraftDefaults { member: self.me().clone(), issuer: caller.issuer(), id, sent_at_unix_ms, roster_version }
     }
 
     async fn validated(
@@ -398,9 +424,9 @@ impl Api {
         let rosters = self.rosters.load();
         let original = self.original(caller, draft).await?;
         let roster_version = original.as_ref().map_or(rosters.newest().version(), |(header, _)| header.roster_version);
-        let fill = self.fill(caller, BulletinId::new(now, random), now, roster_version);
-        let bulletin = prepare(draft, &fill, salt).map_err(|error| errors::invalid(&error))?;
-        if kinds::find(&bulletin.header.kind).is_some_and(|kind| kind.by_nodes) {
+        let defaults = self.defaults(caller, BulletinId::new(now, random), now, roster_version);
+        let bulletin = prepare(draft, &defaults, salt).map_err(|error| errors::invalid(&error))?;
+        if kinds::find(&bulletin.header.kind).is_some_and(|kind| kind.node_only) {
             return Err(errors::argument("header.kind", &bulletin.header.kind, "a kind that people publish"));
         }
         check_releasable(&bulletin.header, rosters.newest()).map_err(|error| errors::invalid(&error))?;
@@ -412,7 +438,8 @@ impl Api {
         Ok(bulletin)
     }
 
-    /// The bulletin that an Update, Cancel or Ack is about; one that the caller may not read does not exist for it.
+    /// Returns the bulletin that an Update, Cancel or Ack refers to. One that is not visible to the
+    /// caller counts as missing.
     async fn original(&self, caller: &Caller, draft: &proto::Draft) -> Result<Option<(proto::Header, Digest)>, Status> {
         let Some(header) =
             draft.header.as_ref().filter(|header| matches!(header.msg_type.as_str(), "Update" | "Cancel" | "Ack"))
@@ -420,8 +447,8 @@ impl Api {
             return Ok(None);
         };
         let Some((member, id)) = state::referred(header).into_iter().next() else { return Ok(None) };
-        let hidden = |entry: &Entry| self.hidden(caller, entry).map(Hidden::reason);
-        let entry = self.find_for(caller, "FocalPoint.Publish", (&member, id), hidden).await?;
+        let not_visible = |entry: &Entry| self.not_visible(caller, entry).map(NotVisible::reason);
+        let entry = self.find_for(caller, "FocalPoint.Publish", (&member, id), not_visible).await?;
         match entry.map(|entry| (entry.content, entry.digest)) {
             Some((Content::Disclosed { header: Some(header), .. }, digest)) => {
                 Ok(Some((header.as_ref().clone(), digest)))
@@ -435,31 +462,38 @@ impl Api {
 
     /// Waits while the node starts.
     async fn ready(&self) -> Result<(), Status> {
-        let mut gate = self.committer.gate();
-        let started = tokio::time::timeout(START_WAIT, gate.wait_for(|gate| *gate != Gate::Starting)).await;
+        let mut publish_state = self.committer.publish_state();
+        let started = tokio::time::timeout(
+            START_WAIT,
+            publish_state.wait_for(|publish_state| *publish_state != PublishState::Starting),
+        )
+        .await;
         match started {
-            Ok(Ok(gate)) => match &*gate {
-                Gate::InDoubt(reason) => Err(errors::commit(&CommitFailure::InDoubt(reason.clone()))),
-                Gate::Stopped(reason) => Err(errors::commit(&CommitFailure::Stopped(reason.clone()))),
-                Gate::Open | Gate::Starting => Ok(()),
+            Ok(Ok(publish_state)) => match &*publish_state {
+                PublishState::NeedsRecovery(reason) => {
+                    Err(errors::commit(&CommitFailure::NeedsRecovery(reason.clone())))
+                }
+                PublishState::Stopped(reason) => Err(errors::commit(&CommitFailure::Stopped(reason.clone()))),
+                PublishState::Open | PublishState::Starting => Ok(()),
             },
-            Ok(Err(_)) | Err(_) => Err(errors::commit(&CommitFailure::Busy)),
+            Ok(Err(_)) | Err(_) => Err(errors::commit(&CommitFailure::Overloaded)),
         }
     }
 }
 
-/// Durable here; nothing else was wanted.
+/// Response for a bulletin that is durable here, without a custody requirement.
 fn stored_here(receipt: proto::Receipt) -> proto::PublishResponse {
     proto::PublishResponse { receipt: Some(receipt), stored: Vec::new(), wait_reached: true }
 }
 
-/// Sends answers whose receipts travel alone; `false` when the stream has ended.
-async fn tell(answers: &Answers, results: Vec<proto::PublishResult>) -> bool {
-    answers.send(Ok(proto::PublishStreamResponse { results, ..Default::default() }), None).await
+/// Sends results whose receipts carry their own checkpoint. Returns `false` if the stream has
+/// ended.
+async fn send_results(responses: &PublishResponses, results: Vec<proto::PublishResult>) -> bool {
+    responses.send(Ok(proto::PublishStreamResponse { results, ..Default::default() }), None).await
 }
 
-async fn refuse_all(answers: &Answers, sent: &[Sent], status: &Status) -> bool {
-    tell(answers, sent.iter().map(|sent| refusal(sent.request, status)).collect()).await
+async fn fail_all(responses: &PublishResponses, pending: &[PendingReceipt], status: &Status) -> bool {
+    send_results(responses, pending.iter().map(|pending| failure(pending.request, status)).collect()).await
 }
 
 fn result_of(request: u64, result: Result<proto::PublishResponse, Status>) -> proto::PublishResult {
@@ -467,11 +501,11 @@ fn result_of(request: u64, result: Result<proto::PublishResponse, Status>) -> pr
         Ok(published) => {
             proto::PublishResult { request, outcome: Some(proto::publish_result::Outcome::Published(published)) }
         }
-        Err(status) => refusal(request, &status),
+        Err(status) => failure(request, &status),
     }
 }
 
-fn refusal(request: u64, status: &Status) -> proto::PublishResult {
-    let refused = errors::refusal(status);
-    proto::PublishResult { request, outcome: Some(proto::publish_result::Outcome::Refused(refused)) }
+fn failure(request: u64, status: &Status) -> proto::PublishResult {
+    let error = errors::publish_error(status);
+    proto::PublishResult { request, outcome: Some(proto::publish_result::Outcome::Error(error)) }
 }

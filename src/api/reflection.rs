@@ -1,6 +1,8 @@
-//! gRPC reflection, v1 and v1alpha, as its protocol has it: a question without an answer is answered by an error response, and the stream goes on.
+//! gRPC reflection, v1 and v1alpha, per its protocol: a request without a result gets an error
+//! response, and the stream goes on.
 //!
-//! Both versions have the same bytes on the wire. In scope: files by name and by symbol. Out of scope: extensions, of which there are none.
+//! Both versions have the same bytes on the wire. In scope: files by name and by symbol. Out of
+//! scope: extensions; Barid has none.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -19,7 +21,7 @@ use tonic_reflection::pb::{v1, v1alpha};
 
 use super::DESCRIPTORS;
 
-/// What is described. Cheap to clone.
+/// Descriptors of the mounted services. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Reflection(Arc<Described>);
 
@@ -27,14 +29,14 @@ pub(super) struct Reflection(Arc<Described>);
 struct Described {
     services: Vec<String>,
     files: HashMap<String, Bytes>,
-    /// By the full name of a service, method, message, field, oneof, enumeration or value.
+    /// Files by the full name of a service, method, message, field, oneof, enumeration or value.
     symbols: HashMap<String, Bytes>,
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Reflection {
-    /// Describes these services, and gRPC's own that are served beside them.
+    /// Collects the descriptors of the mounted services and of gRPC's own.
     pub(super) fn of(mounted: &[&str]) -> Result<Self, DecodeError> {
         let mut described = Described::default();
         let sets =
@@ -53,7 +55,7 @@ impl Reflection {
         Ok(Self(Arc::new(described)))
     }
 
-    /// The service in both versions.
+    /// Returns the service in both versions.
     pub(super) fn services(
         &self,
     ) -> (ServerReflectionServer<Self>, v1alpha::server_reflection_server::ServerReflectionServer<Self>) {
@@ -61,7 +63,7 @@ impl Reflection {
         (ServerReflectionServer::new(self.clone()), alpha)
     }
 
-    fn answer(&self, request: v1::ServerReflectionRequest) -> v1::ServerReflectionResponse {
+    fn response(&self, request: v1::ServerReflectionRequest) -> v1::ServerReflectionResponse {
         let Described { services, files, symbols } = self.0.as_ref();
         let file = |found: Option<&Bytes>, name: &str| match found {
             Some(file) => MessageResponse::FileDescriptorResponse(v1::FileDescriptorResponse {
@@ -69,7 +71,7 @@ impl Reflection {
             }),
             None => not_found(name),
         };
-        let answer = match &request.message_request {
+        let response = match &request.message_request {
             Some(MessageRequest::ListServices(_)) => MessageResponse::ListServicesResponse(v1::ListServiceResponse {
                 service: services.iter().map(|name| v1::ServiceResponse { name: name.clone() }).collect(),
             }),
@@ -86,7 +88,7 @@ impl Reflection {
             None => error(Code::InvalidArgument, "message_request is not one of those that this version knows".into()),
         };
         let valid_host = request.host.clone();
-        v1::ServerReflectionResponse { valid_host, original_request: Some(request), message_response: Some(answer) }
+        v1::ServerReflectionResponse { valid_host, original_request: Some(request), message_response: Some(response) }
     }
 }
 
@@ -128,7 +130,7 @@ impl Described {
 
     fn values(&mut self, scope: &str, values: &EnumDescriptorProto, file: &Bytes) {
         self.name(scope, values.name(), file);
-        // Values are named beside their enumeration, not in it.
+        // Protobuf scopes enum values as siblings of their enum, not as its children.
         for value in &values.value {
             self.name(scope, value.name(), file);
         }
@@ -143,31 +145,31 @@ impl Described {
 
 #[tonic::async_trait]
 impl ServerReflection for Reflection {
-    type ServerReflectionInfoStream = Answers<v1::ServerReflectionResponse>;
+    type ServerReflectionInfoStream = ResponseStream<v1::ServerReflectionResponse>;
 
     async fn server_reflection_info(
         &self,
         request: Request<Streaming<v1::ServerReflectionRequest>>,
     ) -> Result<Response<Self::ServerReflectionInfoStream>, Status> {
         let me = self.clone();
-        Ok(Response::new(Box::pin(request.into_inner().map(move |question| Ok(me.answer(question?))))))
+        Ok(Response::new(Box::pin(request.into_inner().map(move |request| Ok(me.response(request?))))))
     }
 }
 
 #[tonic::async_trait]
 impl v1alpha::server_reflection_server::ServerReflection for Reflection {
-    type ServerReflectionInfoStream = Answers<v1alpha::ServerReflectionResponse>;
+    type ServerReflectionInfoStream = ResponseStream<v1alpha::ServerReflectionResponse>;
 
     async fn server_reflection_info(
         &self,
         request: Request<Streaming<v1alpha::ServerReflectionRequest>>,
     ) -> Result<Response<Self::ServerReflectionInfoStream>, Status> {
         let me = self.clone();
-        let answer = move |question: v1alpha::ServerReflectionRequest| {
+        let response = move |request: v1alpha::ServerReflectionRequest| {
             let same = |_: DecodeError| Status::internal("a defect of the node");
-            let question = v1::ServerReflectionRequest::decode(question.encode_to_vec().as_slice()).map_err(same)?;
-            v1alpha::ServerReflectionResponse::decode(me.answer(question).encode_to_vec().as_slice()).map_err(same)
+            let request = v1::ServerReflectionRequest::decode(request.encode_to_vec().as_slice()).map_err(same)?;
+            v1alpha::ServerReflectionResponse::decode(me.response(request).encode_to_vec().as_slice()).map_err(same)
         };
-        Ok(Response::new(Box::pin(request.into_inner().map(move |question| answer(question?)))))
+        Ok(Response::new(Box::pin(request.into_inner().map(move |request| response(request?)))))
     }
 }

@@ -1,10 +1,11 @@
-//! Subscriptions with names, and where any subscription begins.
+//! Named subscriptions, and where any subscription begins.
 //!
-//! In scope: what a request says about that, opening, acknowledging, listing, removing and expiring names. Out of scope: what cursors prove
-//! (`cursor`) and what is sent (`subscribe`).
+//! In scope: where a request asks to begin, and opening, acknowledging, listing, removing and
+//! expiring names. Out of scope: what cursors prove (`cursor`) and what is sent (`subscribe`).
 //!
-//! A name belongs to its caller. It stands for an offset of this store's own history. A node that was recovered may have gone back to an
-//! earlier state: its names are *stale* then, and a caller must show a cursor, or say explicitly how to begin.
+//! A name belongs to its caller. It records an offset in the history of this store. A recovered
+//! node may have gone back to an earlier state. Its names are *stale* then: the caller must give a
+//! cursor or choose where to begin.
 
 use std::time::Duration;
 
@@ -18,31 +19,31 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::caller::Caller;
-use super::cursor::{self, Cursor, Place};
+use super::cursor::{self, Cursor, StreamStart};
 use super::errors::Faults;
 use super::filter::{self, Filter};
 use super::methods::{DELETE_SUBSCRIPTION, SUBSCRIBE};
 use super::{Api, errors};
 use crate::clock;
-use crate::committer::{Gate, Kept};
+use crate::committer::{PublishState, Records};
 use crate::store::{CursorRecord, Subscription, SubscriptionRecord};
 use crate::telemetry::{AuditEvent, audit};
 
-/// Bytes of a subscription's name.
+/// Longest name of a subscription, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 /// Subscriptions on one page.
 const PAGE_MAX: usize = 256;
-/// Names read from the store at once.
+/// Subscriptions read from the store at once.
 const READ_MAX: usize = 256;
-/// Names that expire in one commit.
+/// Subscriptions that expire in one commit.
 const EXPIRED_MAX: usize = 256;
-/// What a name's record takes in the log beside the name and its filter.
+/// Bytes of a subscription's record in the log, without its key and filter.
 const NAME_RECORD_BYTES: usize = 192;
-/// How often names are looked through for those that expire: limits are in days.
+/// How often expired subscriptions are looked for. Their limits are in days.
 const EXPIRY_CHECK_EVERY: Duration = Duration::from_secs(60 * 60);
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
-/// How a request says to begin.
+/// Where a request asks to begin.
 #[derive(Clone, Debug)]
 pub(super) enum Begin {
     Now,
@@ -50,43 +51,43 @@ pub(super) enum Begin {
     At(Cursor),
 }
 
-/// What a request to subscribe says, checked.
+/// A validated Subscribe request.
 #[derive(Clone, Debug)]
 pub(super) struct Opening {
     pub(super) filter: Filter,
-    /// Caller and name.
+    /// Key of the named subscription: caller and name.
     name: Option<String>,
     begin: Option<Begin>,
     replace_filter: bool,
 }
 
-/// An open subscription: where it begins, and what is told of its name.
+/// An open subscription: where its stream starts, and its name.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Opened {
-    pub(super) place: Place,
+    pub(super) start: StreamStart,
     pub(super) name: Option<Named>,
 }
 
-/// An open subscription with a name.
+/// The name of an open subscription.
 #[derive(Clone, Debug)]
 pub(super) struct Named {
     /// Caller and name.
     pub(super) key: String,
-    /// "created", "resumed", "restarted".
+    /// "created", "resumed" or "restarted".
     pub(super) outcome: &'static str,
-    /// Whether nothing but the name says where it begins.
+    /// Whether the request gave a name, but no cursor and no `begin`.
     pub(super) by_name_only: bool,
 }
 
 impl Named {
-    /// Its name, without the caller.
+    /// The name without the caller.
     pub(super) fn name(&self) -> &str {
         parts(&self.key).1
     }
 }
 
 impl Opening {
-    /// Reads a request.
+    /// Parses and validates a request.
     pub(super) fn read(caller: &Caller, request: proto::SubscribeRequest) -> Result<Self, Status> {
         let proto::SubscribeRequest { filter, start, cursor, begin, replace_filter } = request;
         let mut faults = Faults::default();
@@ -125,7 +126,7 @@ impl Opening {
     }
 }
 
-/// The key of a caller's subscription.
+/// Returns the key of a caller's subscription.
 fn key(caller: &Caller, name: &str, faults: &mut Faults) -> Option<String> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(fits) {
@@ -135,7 +136,7 @@ fn key(caller: &Caller, name: &str, faults: &mut Faults) -> Option<String> {
     Some(format!("{}/{name}", caller.path))
 }
 
-/// Path of the caller, and name.
+/// Splits a key into the caller's path and the name.
 fn parts(key: &str) -> (&str, &str) {
     key.rsplit_once('/').unwrap_or(("", key))
 }
@@ -144,26 +145,27 @@ impl Api {
     /// Opens a subscription.
     pub(super) async fn open(&self, caller: &Caller, opening: &Opening) -> Result<Opened, Status> {
         match &opening.name {
-            None => Ok(Opened { place: self.place(opening.begin.as_ref().unwrap_or(&Begin::Now)).await?, name: None }),
+            None => Ok(Opened { start: self.start(opening.begin.as_ref().unwrap_or(&Begin::Now)).await?, name: None }),
             Some(key) => self.open_named(caller, key, opening).await,
         }
     }
 
     async fn open_named(&self, caller: &Caller, key: &str, opening: &Opening) -> Result<Opened, Status> {
         let filter = opening.filter.to_bytes();
-        let opened = |place, outcome| {
+        let opened = |start, outcome| {
             let by_name_only = opening.begin.is_none();
-            Ok(Opened { place, name: Some(Named { key: key.to_owned(), outcome, by_name_only }) })
+            Ok(Opened { start, name: Some(Named { key: key.to_owned(), outcome, by_name_only }) })
         };
-        let created = |place: &Place| self.subscription_at(place, &filter, clock::unix_ms());
-        // One new name at a time, so that those that come together are counted, and none is changed behind another's back.
+        let created = |start: &StreamStart| self.subscription_at(start, &filter, clock::unix_ms());
+        // One change at a time: concurrent new names are all counted against the limit, and no name
+        // changes between its check and its write.
         let _turn = self.naming.lock().await;
         let Some(held) = self.subscription_of(key) else {
             let begin = opening.begin.as_ref().ok_or_else(|| errors::unknown_subscription(parts(key).1, None))?;
-            self.make_room(caller).await?;
-            let place = self.place(begin).await?;
-            self.name(key, Some(created(&place)), SUBSCRIBE.name).await?;
-            return opened(place, "created");
+            self.expire_over_limit(caller).await?;
+            let start = self.start(begin).await?;
+            self.name(key, Some(created(&start)), SUBSCRIBE.name).await?;
+            return opened(start, "created");
         };
         if let Some(recorded) = held.filter.as_ref().filter(|recorded| **recorded != filter) {
             let begin = match (opening.replace_filter, &opening.begin) {
@@ -179,44 +181,45 @@ impl Api {
                 }
                 (true, Some(begin)) => begin,
             };
-            let place = self.place(begin).await?;
-            self.name(key, Some(created(&place)), SUBSCRIBE.name).await?;
-            return opened(place, "restarted");
+            let start = self.start(begin).await?;
+            self.name(key, Some(created(&start)), SUBSCRIBE.name).await?;
+            return opened(start, "restarted");
         }
         let stale = self.is_stale(&held);
-        // A cursor of another history begins where that one ends, also where the name stands further on: what was acknowledged comes again, since
-        // offsets up to there meant something else to who gives the cursor.
-        let place = match (&opening.begin, stale) {
+        // A cursor of another history begins where the common history ends, even if the named
+        // subscription has been acknowledged further. The acknowledged entries are sent again,
+        // because offsets beyond that point meant other entries to the holder of the cursor.
+        let start = match (&opening.begin, stale) {
             (None, true) => return Err(errors::unknown_subscription(parts(key).1, Some(held.offset))),
             (Some(begin @ (Begin::Now | Begin::Beginning)), true) => {
-                let place = self.place(begin).await?;
-                self.name(key, Some(created(&place)), SUBSCRIBE.name).await?;
-                return opened(place, "restarted");
+                let start = self.start(begin).await?;
+                self.name(key, Some(created(&start)), SUBSCRIBE.name).await?;
+                return opened(start, "restarted");
             }
-            (Some(begin @ Begin::At(_)), _) => self.place(begin).await?,
-            (_, false) => Place { offset: held.offset, held: held.held, reset: None },
+            (Some(begin @ Begin::At(_)), _) => self.start(begin).await?,
+            (_, false) => StreamStart { offset: held.offset, held: held.held, reset: None },
         };
         if stale || held.filter.is_none() {
-            let offset = if stale { place.offset } else { held.offset };
-            let state = Subscription { offset, ..created(&place) };
+            let offset = if stale { start.offset } else { held.offset };
+            let state = Subscription { offset, ..created(&start) };
             let created_unix_ms = if held.created_unix_ms == 0 { state.created_unix_ms } else { held.created_unix_ms };
             self.name(key, Some(Subscription { created_unix_ms, ..state }), SUBSCRIBE.name).await?;
         } else {
             self.touch(key).await?;
         }
-        opened(place, "resumed")
+        opened(start, "resumed")
     }
 
-    /// Where a stream begins that begins so.
-    async fn place(&self, begin: &Begin) -> Result<Place, Status> {
+    /// Returns where a stream starts.
+    async fn start(&self, begin: &Begin) -> Result<StreamStart, Status> {
         match begin.clone() {
-            Begin::Now => Ok(Place { offset: self.store().end_arrival() - 1, ..Place::default() }),
-            Begin::Beginning => Ok(Place::default()),
+            Begin::Now => Ok(StreamStart { offset: self.store().end_offset() - 1, ..StreamStart::default() }),
+            Begin::Beginning => Ok(StreamStart::default()),
             Begin::At(cursor) => self.reading(move |api| cursor.locate(&**api.store())).await,
         }
     }
 
-    /// What stands under a name, unless it has expired.
+    /// Returns a named subscription that has not expired.
     fn subscription_of(&self, key: &str) -> Option<Subscription> {
         let held = self.store().subscription(key)?;
         (clock::unix_ms() < self.expires(key, &held)).then_some(held)
@@ -227,21 +230,22 @@ impl Api {
         held.used_unix_ms.saturating_add(u64::from(days) * DAY_MS)
     }
 
-    /// Whether it was recorded before this node was recovered. What it says is of this store's history; whether its caller has seen another
-    /// one meanwhile, nobody knows. Versions that did not record the epoch wrote the first.
+    /// Returns whether the subscription was recorded before this node was recovered. Its offset is
+    /// valid in this store's history, but its caller may have read another history meanwhile. Epoch
+    /// 0 is a record of an earlier version, which did not record the epoch, and counts as epoch 1.
     fn is_stale(&self, held: &Subscription) -> bool {
         self.needs_recovery() || held.epoch.max(1) != self.committer.feed().epoch
     }
 
-    /// Whether the store may have gone back.
+    /// Returns whether the store may have gone back to an earlier state.
     pub(super) fn needs_recovery(&self) -> bool {
-        matches!(&*self.committer.gate().borrow(), Gate::InDoubt(_))
+        matches!(&*self.committer.publish_state().borrow(), PublishState::NeedsRecovery(_))
     }
 
-    fn subscription_at(&self, place: &Place, filter: &Bytes, now: u64) -> Subscription {
+    fn subscription_at(&self, start: &StreamStart, filter: &Bytes, now: u64) -> Subscription {
         Subscription {
-            offset: place.offset,
-            held: place.held,
+            offset: start.offset,
+            held: start.held,
             filter: Some(filter.clone()),
             created_unix_ms: now,
             used_unix_ms: now,
@@ -249,34 +253,35 @@ impl Api {
         }
     }
 
-    /// Gives a name, or removes it.
+    /// Records or removes a named subscription.
     async fn name(&self, key: &str, state: Option<Subscription>, method: &'static str) -> Result<(), Status> {
         let filter = state.as_ref().and_then(|state| state.filter.as_ref()).map_or(0, Bytes::len);
-        self.pace.name_bytes(parts(key).0, NAME_RECORD_BYTES + key.len() + filter, method, Instant::now())?;
+        self.call_limiter.name_bytes(parts(key).0, NAME_RECORD_BYTES + key.len() + filter, method, Instant::now())?;
         let record = SubscriptionRecord { subscription: key.to_owned(), state };
-        self.keep(Kept { subscriptions: vec![record], ..Kept::default() }).await
+        self.persist(Records { subscriptions: vec![record], ..Records::default() }).await
     }
 
-    async fn keep(&self, kept: Kept) -> Result<(), Status> {
-        self.committer.keep(kept).await.map_err(|error| errors::commit(&error))
+    async fn persist(&self, records: Records) -> Result<(), Status> {
+        self.committer.persist(records).await.map_err(|error| errors::commit(&error))
     }
 
-    /// Records that a subscription is used, if that is not known.
+    /// Records that a subscription is used, unless that was recorded within the last hour.
     pub(super) async fn touch(&self, key: &str) -> Result<(), Status> {
         let Some(held) = self.store().subscription(key) else { return Ok(()) };
-        let (arrival, held_back, epoch) = (held.offset, held.held, held.epoch);
-        self.advance(&held, CursorRecord { subscription: key.to_owned(), arrival, held: held_back, epoch }).await
+        let (offset, held_back, epoch) = (held.offset, held.held, held.epoch);
+        self.advance(&held, CursorRecord { subscription: key.to_owned(), offset, held: held_back, epoch }).await
     }
 
     async fn advance(&self, held: &Subscription, record: CursorRecord) -> Result<(), Status> {
         if held.is_advanced_by(&record, clock::unix_ms()) {
-            self.keep(Kept { cursors: vec![record], ..Kept::default() }).await?;
+            self.persist(Records { cursors: vec![record], ..Records::default() }).await?;
         }
         Ok(())
     }
 
-    /// A caller that has as many names as it may loses those that have expired; one that still has is refused another.
-    async fn make_room(&self, caller: &Caller) -> Result<(), Status> {
+    /// Removes a caller's expired names if it has as many as it may. Fails if it still has that
+    /// many.
+    async fn expire_over_limit(&self, caller: &Caller) -> Result<(), Status> {
         let limits = &caller.grant.limits;
         let prefix = format!("{}/", caller.path);
         let count = |api: &Self| api.keys_under(&prefix).count();
@@ -286,19 +291,20 @@ impl Api {
         }
         if count(self) >= limits.subscriptions as usize {
             let now = Instant::now();
-            return Err(self.pace.too_many_names(&caller.path, limits, SUBSCRIBE.name, now));
+            return Err(self.call_limiter.too_many_names(&caller.path, limits, SUBSCRIBE.name, now));
         }
         Ok(())
     }
 
-    /// The names of one caller.
+    /// Iterates over the named subscriptions of one caller.
     fn keys_under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (String, Subscription)> + 'a {
         let under = self.keys_after(prefix.to_owned()).take_while(move |(key, _)| key.starts_with(prefix));
-        // Names have no `/`: those of callers whose paths are longer are not this one's.
+        // Names contain no `/`. A key with another one belongs to a caller whose longer path has
+        // this prefix.
         under.filter(move |(key, _)| !key[prefix.len()..].contains('/'))
     }
 
-    /// All names after one.
+    /// Iterates over all named subscriptions after a key.
     fn keys_after(&self, after: String) -> impl Iterator<Item = (String, Subscription)> + '_ {
         let mut last = Some(after);
         let pages = std::iter::from_fn(move || {
@@ -315,19 +321,19 @@ impl Api {
         caller: &Caller,
         request: proto::AcknowledgeRequest,
     ) -> Result<(), Status> {
-        let proto::AcknowledgeRequest { subscription, arrival, cursor } = request;
+        let proto::AcknowledgeRequest { subscription, offset, cursor } = request;
         let mut faults = Faults::default();
         let key = key(caller, &subscription, &mut faults);
-        if arrival != 0 {
+        if offset != 0 {
             faults.add(
-                "arrival",
-                &arrival.to_string(),
+                "offset",
+                &offset.to_string(),
                 "absent; a number does not prove of which history it is: give a cursor",
             );
         }
         let cursor = match Cursor::decode(&cursor) {
             Some(cursor) => Some(cursor),
-            None if arrival != 0 => None,
+            None if offset != 0 => None,
             None => {
                 faults.add("cursor", &hex::encode(&cursor), cursor::EXPECTED);
                 None
@@ -335,21 +341,22 @@ impl Api {
         };
         faults.check()?;
         let (Some(key), Some(cursor)) = (key, cursor) else { return Err(errors::defect()) };
-        // Before it is looked where the name stands: others may acknowledge meanwhile.
-        let pause = self.pace.acknowledgement(&caller.path, Instant::now());
+        // The pause comes before the lookup of the recorded offset, because a concurrent call may
+        // acknowledge during it.
+        let pause = self.call_limiter.acknowledgement(&caller.path, Instant::now());
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
         let held = self.subscription_of(&key).ok_or_else(|| errors::unknown_subscription(&subscription, None))?;
         let epoch = self.committer.feed().epoch;
-        let record = CursorRecord { subscription: key, arrival: cursor.offset(), held: cursor.held(), epoch };
+        let record = CursorRecord { subscription: key, offset: cursor.offset(), held: cursor.held(), epoch };
         if let Some(mismatch) = self.reading(move |api| cursor.mismatch(&**api.store())).await? {
             return Err(errors::cursor_mismatch("cursor", mismatch.as_str()));
         }
         self.advance(&held, record).await
     }
 
-    /// A page of a caller's subscriptions.
+    /// Returns a page of a caller's subscriptions.
     pub(super) fn list(
         &self,
         caller: &Caller,
@@ -363,7 +370,7 @@ impl Api {
             return Err(errors::argument("page_token", &page_token, "the next_page_token of a page before"));
         }
         let page_max = if page_size == 0 { PAGE_MAX } else { (page_size as usize).min(PAGE_MAX) };
-        let newest_offset = self.store().end_arrival() - 1;
+        let newest_offset = self.store().end_offset() - 1;
         let mut page = proto::ListSubscriptionsResponse { newest_offset, ..Default::default() };
         let mut bytes = 0;
         let under = self.keys_after(after.unwrap_or_default()).take_while(|(key, _)| key.starts_with(&prefix));
@@ -392,7 +399,7 @@ impl Api {
         }
     }
 
-    /// Removes a name of a caller.
+    /// Removes a named subscription of a caller.
     pub(super) async fn delete(
         &self,
         caller: &Caller,
@@ -409,22 +416,23 @@ impl Api {
         self.name(&key, None, DELETE_SUBSCRIPTION.name).await
     }
 
-    /// Removes those of these names that have expired, with a record of each. The caller holds `naming`.
+    /// Removes those of these subscriptions that have expired, with an audit record for each. The
+    /// caller holds `naming`.
     async fn expire(&self, keys: Vec<String>) -> Result<(), Status> {
         let now = clock::unix_ms();
         let expired = keys.into_iter().filter_map(|key| Some((self.store().subscription(&key)?, key)));
         let expired: Vec<_> = expired.filter(|(held, key)| self.expires(key, held) <= now).collect();
         for part in expired.chunks(EXPIRED_MAX) {
             let removed = |(_, key): &(_, String)| SubscriptionRecord { subscription: key.clone(), state: None };
-            self.keep(Kept { subscriptions: part.iter().map(removed).collect(), ..Kept::default() }).await?;
+            self.persist(Records { subscriptions: part.iter().map(removed).collect(), ..Records::default() }).await?;
             for (held, key) in part {
-                let (who, name) = parts(key);
+                let (actor, name) = parts(key);
                 let detail = format!("last used {}", Time::from_unix_ms(held.used_unix_ms));
                 audit(&AuditEvent {
-                    what: "subscription-expired",
-                    reason: "UNUSED",
-                    who: &who,
-                    subject: &name,
+                    event: "subscription-expired",
+                    reason: "unused",
+                    actor: &actor,
+                    resource: &name,
                     detail: &detail,
                 });
             }
@@ -432,7 +440,8 @@ impl Api {
         Ok(())
     }
 
-    /// Removes names that nobody has used for as long as the access rules say, for as long as the node runs.
+    /// Removes subscriptions that were not used for the number of days in the access rules. Runs
+    /// until the node stops.
     pub(super) async fn expire_unused(self) {
         loop {
             let keys: Vec<String> = self.keys_after(String::new()).map(|(key, _)| key).collect();

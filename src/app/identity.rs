@@ -1,29 +1,31 @@
-//! This node's own certificate, judged as its peers judge it.
+//! Verifies this node's own certificate as its peers do.
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 
-use crate::transport::{Policy, Refused, RevocationLists, SpiffeId, Trust, Verifier};
+use crate::transport::{CrlStore, Policy, Rejection, SpiffeId, Trust, Verifier};
 
-/// What peers know when they judge.
-pub(super) struct Peers<'a> {
+/// The state that peers verify with.
+pub(super) struct PeerVerifier<'a> {
     pub(super) trust: &'a Trust,
-    pub(super) lists: &'a RevocationLists,
+    pub(super) crls: &'a CrlStore,
     pub(super) trust_domain: &'a str,
     pub(super) grace_seconds: i64,
 }
 
-impl Peers<'_> {
+impl PeerVerifier<'_> {
+    /// Verifies a certificate.
+    ///
     /// # Errors
-    /// What they would reject it for.
-    pub(super) fn judge(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Refused> {
+    /// The reason for which peers would reject it.
+    pub(super) fn verify(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Rejection> {
         let policy = Policy::Exactly(SpiffeId::node(self.trust_domain));
-        let verifier = Verifier::new(self.trust.clone(), self.lists.clone(), policy, self.grace_seconds);
+        let verifier = Verifier::new(self.trust.clone(), self.crls.clone(), policy, self.grace_seconds);
         verifier.identify(certificate, now).map(|_| ())
     }
 }
 
-/// Whether a rejection ends by itself: with time, or with a revocation list that peers may hold already. Everything else needs another
-/// certificate.
-pub(super) fn passes(refused: &Refused) -> bool {
-    ["not-yet-valid", "crl-stale"].contains(&refused.reason)
+/// Whether a rejection ends by itself: with time, or with a revocation list that peers may hold
+/// already. All others need a new certificate.
+pub(super) fn is_temporary(rejection: &Rejection) -> bool {
+    ["not-yet-valid", "crl-stale"].contains(&rejection.reason)
 }

@@ -1,32 +1,32 @@
-//! What operators are told of the node, and what they may have it do.
+//! Implements the operator API: status, alarms, reload.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use barid_core::names::{FeedId, Member, Undisclosed};
+use barid_core::ids::{FeedId, Member, Undisclosed};
 use barid_core::proto;
-use barid_core::quota::Over;
+use barid_core::quota::OverQuota;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use rustls::pki_types::UnixTime;
 
-use super::lists::Lists;
+use super::crls::Crls;
 use crate::access::Access;
 use crate::api;
-use crate::committer::{Committer, Gate};
+use crate::committer::{Committer, PublishState};
 use crate::config::NodeConfig;
-use crate::exchange::{Exchange, PeerSnapshot};
-use crate::rosters::Rosters;
+use crate::exchange::{Exchange, PeerStatus};
+use crate::roster_store::RosterStore;
 use crate::store::Store;
 use crate::telemetry::alarms::{ActiveAlarm, Alarm};
 use crate::transport::Credentials;
 
-/// Ranges not held that a status lists for each peer.
+/// Most ranges not held that a status lists for each peer.
 const NOT_HELD_LISTED_MAX: usize = 1_000;
 
-/// The rest of the node, for operators.
+/// The parts of the node that operators see and control.
 pub(super) struct Node {
     pub(super) committer: Committer,
     pub(super) config: NodeConfig,
@@ -34,8 +34,8 @@ pub(super) struct Node {
     pub(super) store: Arc<dyn Store>,
     pub(super) access: Arc<ArcSwap<Access>>,
     pub(super) credentials: Credentials,
-    pub(super) lists: Lists,
-    pub(super) rosters: Rosters,
+    pub(super) crls: Crls,
+    pub(super) rosters: RosterStore,
     pub(super) trust_domain: String,
     pub(super) grace_seconds: i64,
     pub(super) reloading: tokio::sync::Mutex<()>,
@@ -43,33 +43,34 @@ pub(super) struct Node {
     pub(super) reload_error: parking_lot::Mutex<Option<String>>,
 }
 
-/// What members have used of the disk, as the committer knows it.
-struct SharesShown {
+/// Members' use of the disk, by the committer.
+struct DiskShares {
     used: BTreeMap<Member, u64>,
-    over: BTreeMap<Member, Over>,
+    over: BTreeMap<Member, OverQuota>,
 }
 
 impl Node {
-    /// Looks at every cause of an alarm that is not reported by whoever meets it.
-    pub(super) fn settle_alarms(&self) {
-        let mut watched = self.validity_alarms(UnixTime::now());
+    /// Updates the alarms whose causes are polled.
+    pub(super) fn update_alarms(&self) {
+        let mut watched = self.expiry_alarms(UnixTime::now());
         watched.extend(self.clock_alarms());
-        watched.extend(self.settled_alarms());
+        watched.extend(self.fork_conflict_alarms());
         watched.extend(self.store.damage());
         watched.extend(super::disk::alarms(&self.committer, self.store.as_ref()));
         watched.extend(self.reload_alarm());
-        if let Gate::InDoubt(why) = &*self.committer.gate().borrow() {
+        if let PublishState::NeedsRecovery(why) = &*self.committer.publish_state().borrow() {
             watched.push(Alarm::NeedsRecovery { why: why.clone() });
         }
-        self.exchange.alarms().settle(watched);
+        self.exchange.alarms().sync_watched(watched);
     }
 
-    fn peer(&self, member: &Member, peer: &PeerSnapshot, shares: &SharesShown) -> proto::PeerStatus {
+    fn peer(&self, member: &Member, peer: &PeerStatus, shares: &DiskShares) -> proto::PeerStatus {
         let feed = peer.feed.as_ref();
         let state = feed.and_then(|feed| self.store.feed(feed));
-        let ranges = feed.and_then(|feed| self.store.not_held(feed, NOT_HELD_LISTED_MAX).ok()).unwrap_or_default();
-        let ranges = by_owners_answer(ranges, feed.map_or(0, |feed| self.exchange.owner_asked_to(feed)));
-        let held = state.as_ref().map_or(0, |state| state.frontier.size());
+        let ranges =
+            feed.and_then(|feed| self.store.undisclosed_ranges(feed, NOT_HELD_LISTED_MAX).ok()).unwrap_or_default();
+        let ranges = with_owner_withheld(ranges, feed.map_or(0, |feed| self.exchange.owner_scanned_to(feed)));
+        let held = state.as_ref().map_or(0, |state| state.compact_range.size());
         let lag_entries = peer.known_size.saturating_sub(held);
         let now = u64::try_from(time::OffsetDateTime::now_utc().unix_timestamp()).unwrap_or(0);
         let since = if peer.behind_since_unix_ms == 0 { now } else { peer.behind_since_unix_ms / 1_000 };
@@ -81,16 +82,16 @@ impl Node {
             feed: state.map(|state| proto::FeedStatus {
                 feed: state.feed.to_string(),
                 size: held,
-                root: Bytes::copy_from_slice(&state.frontier.root().0),
+                root: Bytes::copy_from_slice(&state.compact_range.root().0),
                 disclosed: state.disclosed,
             }),
             lag_entries,
             lag_seconds: if lag_entries == 0 { 0 } else { now.saturating_sub(since) },
-            not_held: ranges
+            undisclosed_ranges: ranges
                 .into_iter()
-                .map(|(range, reason)| proto::NotHeld {
+                .map(|(range, reason)| proto::UndisclosedRange {
                     range: Some(proto::IndexRange { start: range.start, end: range.end }),
-                    reason: reason.word().into(),
+                    reason: reason.as_str().into(),
                 })
                 .collect(),
             cosigned_size: peer.cosigned_size,
@@ -103,26 +104,30 @@ impl Node {
     }
 }
 
-/// Ranges held as digests, of which a relay held no more: what the feed's owner, who was asked about everything before `owner_asked_to`, did not
-/// give either is withheld from this member.
-fn by_owners_answer(ranges: Vec<(Range<u64>, Undisclosed)>, owner_asked_to: u64) -> Vec<(Range<u64>, Undisclosed)> {
+/// Reclassifies ranges that a relay did not hold. If the feed's owner, who was asked about
+/// everything before `owner_scanned_to`, did not send them either, they are withheld from this
+/// member.
+fn with_owner_withheld(
+    ranges: Vec<(Range<u64>, Undisclosed)>,
+    owner_scanned_to: u64,
+) -> Vec<(Range<u64>, Undisclosed)> {
     let parts = ranges.into_iter().flat_map(|(range, reason)| {
         let split =
-            if reason == Undisclosed::NotHeld { owner_asked_to.clamp(range.start, range.end) } else { range.start };
+            if reason == Undisclosed::NotHeld { owner_scanned_to.clamp(range.start, range.end) } else { range.start };
         [(range.start..split, Undisclosed::Withheld), (split..range.end, reason)]
     });
     parts.filter(|(range, _)| !range.is_empty()).collect()
 }
 
-/// A time, if there is one.
+/// Returns a timestamp; `None` for 0.
 fn at(unix_seconds: u64) -> Option<pbjson_types::Timestamp> {
     let seconds = i64::try_from(unix_seconds).ok().filter(|seconds| *seconds > 0)?;
     Some(pbjson_types::Timestamp { seconds, nanos: 0 })
 }
 
-impl api::Node for Node {
+impl api::NodeControl for Node {
     fn peers(&self) -> Vec<proto::PeerStatus> {
-        let shares = SharesShown { used: self.committer.share_used(), over: self.committer.over_share() };
+        let shares = DiskShares { used: self.committer.share_used(), over: self.committer.over_share() };
         let peers = self.exchange.peers().snapshot();
         peers.iter().map(|(member, peer)| self.peer(member, peer, &shares)).collect()
     }
@@ -132,7 +137,7 @@ impl api::Node for Node {
     }
 
     fn alarms(&self) -> Vec<ActiveAlarm> {
-        self.settle_alarms();
+        self.update_alarms();
         self.exchange.alarms().snapshot()
     }
 
@@ -146,12 +151,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_owner_did_not_give_is_withheld_and_not_awaited() {
+    fn ranges_the_owner_did_not_give_are_withheld() {
         let (held, withheld) = (Undisclosed::NotHeld, Undisclosed::Withheld);
         let ranges = || vec![(0..3, held), (3..5, Undisclosed::Unfollowed), (7..12, held)];
-        assert_eq!(by_owners_answer(ranges(), 0), ranges());
-        let shown = by_owners_answer(ranges(), 9);
-        assert_eq!(shown, [(0..3, withheld), (3..5, Undisclosed::Unfollowed), (7..9, withheld), (9..12, held)]);
-        assert_eq!(by_owners_answer(ranges(), 99).last(), Some(&(7..12, withheld)));
+        assert_eq!(with_owner_withheld(ranges(), 0), ranges());
+        let resolved = with_owner_withheld(ranges(), 9);
+        assert_eq!(resolved, [(0..3, withheld), (3..5, Undisclosed::Unfollowed), (7..9, withheld), (9..12, held)]);
+        assert_eq!(with_owner_withheld(ranges(), 99).last(), Some(&(7..12, withheld)));
     }
 }

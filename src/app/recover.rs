@@ -1,58 +1,61 @@
-//! Recovery: from a feed in doubt into its next epoch.
+//! Recovery: moves a feed that needs recovery to its next epoch.
 //!
-//! In scope: linking to the peers until all that they hold of this member's feeds is here, then opening the next epoch. The node itself
-//! must be stopped: its store is locked meanwhile, and the new key never leaves the machine. Out of scope: the order of writes
-//! (`committer::epoch`), words for people (`cli`).
+//! It links to the peers until everything they hold of this member's feeds is here, then opens the
+//! next epoch. The node itself must be stopped: the store is locked meanwhile, and the new key
+//! never leaves the machine.
+//!
+//! In scope: fetching, and when to open the epoch. Out of scope: the order of writes
+//! (`committer::epoch`), and texts for people (`cli`).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use barid_core::feed::note::SigningKey;
-use barid_core::names::{FeedId, Member};
+use barid_core::ids::{FeedId, Member};
 use barid_core::roster::{ClosedFeed, Roster};
 use tokio::time::Instant;
 
-use super::{AppError, Inside, Purpose, check_user, in_force, mark_path, serve};
-use crate::committer::{NextEpoch, OpenEpochError, OpenedEpoch, StartError, is_in_doubt, open_epoch};
+use super::{AppError, OpenNode, Purpose, check_user, high_water_mark_path, serve, with_current_epoch};
+use crate::committer::{NextEpoch, OpenEpochError, OpenedEpoch, StartError, needs_recovery, open_epoch};
 use crate::config::NodeConfig;
 use crate::store::Store;
 
-/// How often it is looked at how far it has come.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Time between two checks of the progress.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How to recover.
+/// Options of a recovery.
 pub struct RecoverOptions {
     /// All keys of the next epoch's feed.
     pub next_keys: Vec<SigningKey>,
-    /// Members that cannot be reached, and are not waited for.
-    pub without: BTreeSet<Member>,
-    /// How long nothing may change before it is given up.
-    pub patience: Duration,
-    /// Where two histories of the feed are signed: the one held here is to be closed.
-    pub this_history: bool,
+    /// Members that are unreachable and are not waited for.
+    pub skip_members: BTreeSet<Member>,
+    /// Time without progress after which recovery fails.
+    pub idle_timeout: Duration,
+    /// If the feed is forked, close the fork that is held here.
+    pub keep_local_fork: bool,
 }
 
-/// How far it has come.
+/// Progress of a recovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// The feed in doubt.
+    /// The feed that needs recovery.
     pub feed: FeedId,
-    /// Entries of it that are here.
+    /// Entries of it held here.
     pub held: u64,
     /// Every other member.
     pub peers: Vec<PeerProgress>,
 }
 
-/// One peer.
+/// Progress of one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerProgress {
-    /// Who.
+    /// Its member code.
     pub member: Member,
     /// Whether a link is open.
     pub linked: bool,
-    /// Entries of the feed in doubt that it has shown; `None` until it has shown its heads.
-    pub shown: Option<u64>,
-    /// Whether everything that it has shown is here.
+    /// Entries of the feed that the peer has announced; `None` until it has sent its tree heads.
+    pub announced: Option<u64>,
+    /// Whether everything it has announced is here.
     pub complete: bool,
     /// Whether it is waited for.
     pub needed: bool,
@@ -66,7 +69,7 @@ impl Progress {
     }
 }
 
-/// Why a feed was not recovered. Nothing is in less doubt than before; what was fetched is kept.
+/// Why a feed was not recovered. The state of the feed has not changed; fetched entries are stored.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     /// The node could not be opened.
@@ -75,103 +78,107 @@ pub enum RecoverError {
     /// The next epoch could not be opened.
     #[error(transparent)]
     Open(#[from] OpenEpochError),
-    /// Some peers were not reached, or did not give what they showed.
+    /// Some peers were not reached, or did not send what they announced.
     #[error("not everything that others hold could be fetched")]
     Incomplete(Progress),
-    /// Who is not waited for is nobody.
+    /// A member to skip is not in the roster.
     #[error("{0} is no member of the exchange")]
-    NoMember(Member),
-    /// Members hold another history of the feed than this node: which of them is to be closed is not for a program to say.
+    UnknownMember(Member),
+    /// Members hold another fork of the feed than this node. An operator or the governors must
+    /// decide which one is closed.
     #[error("two histories of {feed} are signed: {evidence}")]
-    TwoHistories {
-        /// Which feed.
+    UnresolvedFork {
+        /// The feed.
         feed: FeedId,
-        /// What proves it, and who showed it.
+        /// The evidence, and the member that sent it.
         evidence: String,
     },
-    /// It was told to stop.
+    /// Recovery was stopped by its caller.
     #[error("it was stopped before the epoch was opened")]
     Stopped,
 }
 
-/// Fetches what peers hold and opens the next epoch. `told` hears every change.
+/// Fetches what peers hold and opens the next epoch. `on_progress` is called for every change.
 ///
 /// # Errors
 /// See [`RecoverError`].
 pub async fn recover(
     config: &NodeConfig,
     options: RecoverOptions,
-    mut told: impl FnMut(&Progress) + Send,
+    mut on_progress: impl FnMut(&Progress) + Send,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<OpenedEpoch, RecoverError> {
     check_user(config)?;
-    let old = in_force(config)?.feed;
-    let RecoverOptions { next_keys, without, patience, this_history } = options;
-    let during = {
+    let old = with_current_epoch(config)?.feed;
+    let RecoverOptions { next_keys, skip_members, idle_timeout, keep_local_fork } = options;
+    let while_open = {
         let old = old.clone();
-        async move |inside: Inside| {
-            // A wrong key is told before anything is waited for.
-            NextEpoch::of(next_keys.clone(), &old, inside.rosters.load().newest())?;
-            if let Some(nobody) = without.iter().find(|member| inside.rosters.load().newest().member(member).is_none())
+        async move |open_node: OpenNode| {
+            // Reject a wrong key before any waiting.
+            NextEpoch::of(next_keys.clone(), &old, open_node.rosters.load().newest())?;
+            if let Some(unknown_member) =
+                skip_members.iter().find(|member| open_node.rosters.load().newest().member(member).is_none())
             {
-                return Err(RecoverError::NoMember(nobody.clone()));
+                return Err(RecoverError::UnknownMember(unknown_member.clone()));
             }
-            let fetching = fetch(&inside, &old, &without, patience, &mut told);
+            let fetching = fetch(&open_node, &old, &skip_members, idle_timeout, &mut on_progress);
             tokio::select! {
                 fetched = fetching => fetched?,
                 () = stop => return Err(RecoverError::Stopped),
             }
-            // A newer roster may have come with the links.
-            let roster = inside.rosters.load().newest_shared();
-            let decided = this_history || is_settled(inside.committer.store().as_ref(), &roster, &old);
-            if let Some(evidence) = inside.exchange.stopped_feeds().all().remove(&old).filter(|_| !decided) {
-                return Err(RecoverError::TwoHistories { feed: old, evidence });
+            // A newer roster may have come over the links.
+            let roster = open_node.rosters.load().newest_shared();
+            let decided = keep_local_fork || matches_closed_feed(open_node.committer.store().as_ref(), &roster, &old);
+            if let Some(evidence) = open_node.exchange.stopped_feeds().all().remove(&old).filter(|_| !decided) {
+                return Err(RecoverError::UnresolvedFork { feed: old, evidence });
             }
             let next = NextEpoch::of(next_keys, &old, &roster)?;
             Ok((roster, next))
         }
     };
-    let (fetched, store, _) = serve(config, Purpose::Recover, during).await?;
-    let mark = mark_path(config);
+    let (fetched, store, _) = serve(config, Purpose::Recover, while_open).await?;
+    let high_water_mark = high_water_mark_path(config);
     let (roster, next) = match fetched {
-        // Nothing that was reached puts it in doubt.
+        // No peer that was reached has shown a need for recovery.
         Err(RecoverError::Incomplete(_) | RecoverError::Stopped | RecoverError::Open(_))
-            if !is_in_doubt(&mark, old.epoch).map_err(StartError::from).map_err(AppError::from)? =>
+            if !needs_recovery(&high_water_mark, old.epoch).map_err(StartError::from).map_err(AppError::from)? =>
         {
-            return Err(OpenEpochError::NoDoubt(old).into());
+            return Err(OpenEpochError::RecoveryNotNeeded(old).into());
         }
         fetched => fetched?,
     };
-    let opened = tokio::task::spawn_blocking(move || open_epoch(&store, &roster, &old, &next, &mark)).await;
+    let opened = tokio::task::spawn_blocking(move || open_epoch(&store, &roster, &old, &next, &high_water_mark)).await;
     Ok(opened.map_err(|_| AppError::Transport("opening the epoch ended in a panic".into()))??)
 }
 
-/// Whether the history that is held is the one with which the roster ends the feed: then nobody is asked which of two is right.
-fn is_settled(store: &dyn Store, roster: &Roster, feed: &FeedId) -> bool {
+/// Whether the held fork is the one with which the roster closes the feed. Then no operator's
+/// decision is needed.
+fn matches_closed_feed(store: &dyn Store, roster: &Roster, feed: &FeedId) -> bool {
     let (Some(member), Some(state)) = (roster.member(&feed.member), store.feed(feed)) else { return false };
-    let held = |closed: &ClosedFeed| closed.size == state.frontier.size() && closed.root == state.frontier.root();
+    let held =
+        |closed: &ClosedFeed| closed.size == state.compact_range.size() && closed.root == state.compact_range.root();
     member.closed_feeds.iter().any(|closed| closed.epoch == feed.epoch && held(closed))
 }
 
 async fn fetch(
-    inside: &Inside,
+    open_node: &OpenNode,
     old: &FeedId,
-    without: &BTreeSet<Member>,
-    patience: Duration,
-    told: &mut (impl FnMut(&Progress) + Send),
+    skip_members: &BTreeSet<Member>,
+    idle_timeout: Duration,
+    on_progress: &mut (impl FnMut(&Progress) + Send),
 ) -> Result<(), RecoverError> {
     let mut last: Option<Progress> = None;
     let mut changed_at = Instant::now();
-    let mut tick = tokio::time::interval(LOOK_EVERY);
+    let mut tick = tokio::time::interval(CHECK_INTERVAL);
     loop {
         tick.tick().await;
-        let now = progress(inside, old, without);
+        let now = progress(open_node, old, skip_members);
         if last.as_ref() != Some(&now) {
-            told(&now);
-            // Why a peer is not reached is no step ahead.
+            on_progress(&now);
+            // A changed connection error is not progress.
             let ahead = |now: &Progress, last: &Progress| {
                 let known = |progress: &Progress| -> Vec<_> {
-                    progress.peers.iter().map(|peer| (peer.shown, peer.complete)).collect()
+                    progress.peers.iter().map(|peer| (peer.announced, peer.complete)).collect()
                 };
                 now.held != last.held || known(now) != known(last)
             };
@@ -182,28 +189,28 @@ async fn fetch(
         if now.complete() {
             return Ok(());
         }
-        if changed_at.elapsed() >= patience {
+        if changed_at.elapsed() >= idle_timeout {
             return Err(RecoverError::Incomplete(now));
         }
         last = Some(now);
     }
 }
 
-fn progress(inside: &Inside, old: &FeedId, without: &BTreeSet<Member>) -> Progress {
-    let (roster, store) = (inside.rosters.load().newest_shared(), inside.committer.store());
-    let held = |feed: &FeedId| store.feed(feed).map_or(0, |state| state.frontier.size());
-    let (links, shown) = (inside.exchange.peers().snapshot(), inside.exchange.own_shown());
-    // Of two histories only one can be here; the governors settle which.
-    let forked = inside.exchange.stopped_feeds().all();
+fn progress(open_node: &OpenNode, old: &FeedId, skip_members: &BTreeSet<Member>) -> Progress {
+    let (roster, store) = (open_node.rosters.load().newest_shared(), open_node.committer.store());
+    let held = |feed: &FeedId| store.feed(feed).map_or(0, |state| state.compact_range.size());
+    let (links, announced) = (open_node.exchange.peers().snapshot(), open_node.exchange.own_feed_replicas());
+    // Only one of two forks can be here; the governors settle which.
+    let forked = open_node.exchange.stopped_feeds().all();
     let peers = roster.entries().map(|entry| &entry.code).filter(|code| **code != old.member).map(|member| {
-        let (link, shown) = (links.get(member), shown.get(member).filter(|shown| shown.heads));
+        let (link, announced) = (links.get(member), announced.get(member).filter(|announced| announced.heads_received));
         let here = |(feed, size): (&FeedId, &u64)| held(feed) >= *size || forked.contains_key(feed);
         PeerProgress {
             member: member.clone(),
             linked: link.is_some_and(|link| link.linked),
-            shown: shown.map(|shown| shown.sizes.get(old).copied().unwrap_or(0)),
-            complete: shown.is_some_and(|shown| shown.sizes.iter().all(here)),
-            needed: !without.contains(member),
+            announced: announced.map(|announced| announced.sizes.get(old).copied().unwrap_or(0)),
+            complete: announced.is_some_and(|announced| announced.sizes.iter().all(here)),
+            needed: !skip_members.contains(member),
             last_error: link.map(|link| link.last_error.clone()).unwrap_or_default(),
         }
     });

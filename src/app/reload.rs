@@ -1,4 +1,5 @@
-//! Reading certificate, lists, access rules and roster again without a restart: all that changed, or nothing.
+//! Reloads certificate, revocation lists, access rules and roster without a restart: all changes or
+//! none.
 
 use std::sync::Arc;
 
@@ -6,12 +7,12 @@ use barid_core::roster::ChainError;
 use bytes::Bytes;
 use rustls::pki_types::UnixTime;
 
-use super::{AppError, Node, identity, lists, load_access, read_roster};
-use crate::causes;
+use super::{AppError, Node, crls, identity, load_access, read_roster};
 use crate::committer::CommitFailure;
+use crate::error_chain;
 use crate::telemetry::alarms::Alarm;
-use crate::telemetry::{AuditEvent, audit_at_most};
-use crate::transport::{Certified, Refused, RevocationLists, TransportError, Trust};
+use crate::telemetry::{AuditEvent, audit_limited};
+use crate::transport::{Certified, CrlStore, Rejection, TransportError, Trust};
 
 /// Why nothing was reloaded.
 #[derive(Debug, thiserror::Error)]
@@ -22,15 +23,15 @@ pub(super) enum ReloadError {
     /// Certificate and key cannot be used.
     #[error(transparent)]
     Identity(#[from] TransportError),
-    /// Everybody would refuse the certificate.
-    #[error("{path} would be refused: {refused}")]
-    Refused {
+    /// Peers would reject the certificate.
+    #[error("{path} would be refused: {rejection}")]
+    Rejected {
         /// The file.
         path: String,
-        /// Why.
-        refused: Refused,
+        /// The reason.
+        rejection: Rejection,
     },
-    /// A revocation list with the number of another one.
+    /// A revocation list has the number of another one.
     #[error(
         "{path} differs from the revocation list in force and has the same number: issue it again with a higher CRL number"
     )]
@@ -38,27 +39,28 @@ pub(super) enum ReloadError {
         /// The file.
         path: String,
     },
-    /// What was read could not be kept.
+    /// The changes could not be persisted.
     #[error("it cannot be kept: {0}")]
     Commit(#[from] CommitFailure),
 }
 
 impl Node {
-    /// Reads the files again and says what changed; `who` asked for it. A file that cannot be used leaves everything as it was.
-    pub(super) async fn reload_for(&self, who: &str) -> Result<Vec<String>, String> {
-        let result = self.reload_files().await.map_err(|error| causes::in_one_line(&error));
-        let (what, reason, detail) = match &result {
+    /// Reloads the files and returns what changed; `actor` requested it. A file that cannot be used
+    /// leaves everything unchanged.
+    pub(super) async fn reload_for(&self, actor: &str) -> Result<Vec<String>, String> {
+        let result = self.reload_files().await.map_err(|error| error_chain::one_line(&error));
+        let (event, reason, detail) = match &result {
             Ok(changes) if changes.is_empty() => ("reloaded", "nothing-new", String::new()),
             Ok(changes) => ("reloaded", "changed", changes.join("; ")),
-            Err(error) => ("refused-reload", "unusable", error.clone()),
+            Err(error) => ("reload-rejected", "unusable", error.clone()),
         };
-        // Nobody outside asks for it: each one is recorded.
-        audit_at_most(u64::MAX, &AuditEvent { what, reason, who: &who, subject: &"", detail: &detail });
+        // Only operators can cause it: each one is recorded.
+        audit_limited(u64::MAX, &AuditEvent { event, reason, actor: &actor, resource: &"", detail: &detail });
         *self.reload_error.lock() = result.as_ref().err().cloned();
         result
     }
 
-    /// What is in the files is not what is in force: the next start would fail.
+    /// Returns the alarm that the files are not in use: the next start would fail.
     pub(super) fn reload_alarm(&self) -> Option<Alarm> {
         self.reload_error.lock().clone().map(|why| Alarm::ReloadRejected { why })
     }
@@ -67,39 +69,39 @@ impl Node {
         let _one_at_a_time = self.reloading.lock().await;
         let text = &self.config.text;
 
-        // Everything is read and judged as it would stand together ...
+        // First everything is read and verified together ...
         let access = load_access(&text.access)?;
         let certified = self.credentials.read()?;
         let note = read_roster(&text.roster).map(Bytes::from)?;
         let mut adoption = self.exchange.adoption().await;
         match adoption.extend(&note) {
             Ok(_) => {}
-            // The file may be older than what came over the links.
+            // The file may be older than the roster from the links.
             Err(ChainError::Gap { held, found }) if found < held => {}
             Err(source) => return Err(AppError::Roster { path: text.roster.clone(), source }.into()),
         }
         let trust = Trust::of(adoption.newest());
-        let lists = lists::read_files(&text.crls, &trust)?;
-        if let Some((path, _)) = lists.iter().find(|(_, list)| self.lists.held.contradicts(list)) {
+        let crls = crls::read_files(&text.crls, &trust)?;
+        if let Some((path, _)) = crls.iter().find(|(_, list)| self.crls.held.contradicts(list)) {
             return Err(ReloadError::List { path: path.display().to_string() });
         }
         let renewed = !self.credentials.is_current(&certified);
         if renewed {
-            self.must_be_accepted(&certified, &trust, &lists)?;
+            self.check_accepted_by_peers(&certified, &trust, &crls)?;
         }
 
-        // ... made durable in one commit, and put in force.
-        let newer: Vec<_> = lists.iter().filter(|(_, list)| self.lists.held.is_newer(list)).collect();
-        let records = newer.iter().map(|(_, list)| lists::record(list.list())).collect();
+        // ... then it is persisted in one commit, and applied.
+        let newer: Vec<_> = crls.iter().filter(|(_, list)| self.crls.held.is_newer(list)).collect();
+        let records = newer.iter().map(|(_, list)| crls::record(list.crl())).collect();
         let adopted = adoption.commit(records).await?;
         let mut changes = Vec::new();
         if let Some(version) = adopted {
-            self.lists.trust.replace(self.rosters.load().newest());
+            self.crls.trust.replace(self.rosters.load().newest());
             changes.push(format!("roster: version {version}"));
         }
         for (path, list) in newer {
-            if self.lists.held.take(list) {
-                changes.push(format!("revocation list of {}: {}", list.list().trust_domain, path.display()));
+            if self.crls.held.accept(list) {
+                changes.push(format!("revocation list of {}: {}", list.crl().trust_domain, path.display()));
             }
         }
         if renewed {
@@ -113,24 +115,24 @@ impl Node {
         Ok(changes)
     }
 
-    /// With a certificate that others refuse this node would be alone.
-    fn must_be_accepted(
+    /// With a certificate that peers reject this node would be isolated.
+    fn check_accepted_by_peers(
         &self,
         certified: &Certified,
         trust: &Trust,
-        lists: &[(std::path::PathBuf, crate::transport::CheckedList)],
+        crls: &[(std::path::PathBuf, crate::transport::CheckedCrl)],
     ) -> Result<(), ReloadError> {
         let path = self.credentials.path().display().to_string();
         let Some(certificate) = certified.certificate() else { return Ok(()) };
-        let new = RevocationLists::default();
-        for (_, list) in lists {
-            new.take(list);
+        let new = CrlStore::default();
+        for (_, list) in crls {
+            new.accept(list);
         }
-        for known in [&self.lists.held, &new] {
+        for known in [&self.crls.held, &new] {
             let (trust_domain, grace_seconds) = (self.trust_domain.as_str(), self.grace_seconds);
-            identity::Peers { trust, lists: known, trust_domain, grace_seconds }
-                .judge(certificate, UnixTime::now())
-                .map_err(|refused| ReloadError::Refused { path: path.clone(), refused })?;
+            identity::PeerVerifier { trust, crls: known, trust_domain, grace_seconds }
+                .verify(certificate, UnixTime::now())
+                .map_err(|rejection| ReloadError::Rejected { path: path.clone(), rejection })?;
         }
         Ok(())
     }

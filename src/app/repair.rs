@@ -1,81 +1,84 @@
-//! Repairing a stopped node's store: what is damaged in its commit log is put back, with its peers' help.
+//! Repairs the commit log of a stopped node, with content from its peers. Damage that cannot be
+//! repaired is only reported.
 //!
-//! In scope: whom to ask for content, over links of a stopped node. Out of scope: finding damage and what counts as repaired (`store::repair`),
-//! words for people (`cli`). Damage that cannot be put back is named, and nothing is done about it.
+//! In scope: which peers to ask for content, over links of a stopped node. Out of scope: finding
+//! damage and what counts as repaired (`store::repair`), and texts for people (`cli`).
 
 use std::collections::BTreeMap;
 
-use barid_core::names::{FeedId, Member};
+use barid_core::ids::{FeedId, Member};
 use bytes::Bytes;
 
-use super::{AppError, Dialer, chain, check_user, in_force, lists, mark_path};
-use crate::committer::{StartError, marked_size};
+use super::{AppError, Dialer, chain, check_user, crls, high_water_mark_path, with_current_epoch};
+use crate::committer::{StartError, read_high_water_size};
 use crate::config::NodeConfig;
 use crate::exchange::{self, Dial as _};
-use crate::rosters::Rosters;
+use crate::roster_store::RosterStore;
 use crate::store::disk::DiskOptions;
 use crate::store::repair::{Damage, Repair};
-use crate::transport::{Connections, Connector, Credentials, Policy, RevocationLists, Trust, Verifier};
+use crate::transport::{Connections, Connector, Credentials, CrlStore, Policy, Trust, Verifier};
 
-/// What was found, and what became of it.
+/// Result of a repair.
 #[derive(Clone, Debug)]
-pub struct Repaired {
+pub struct RepairOutcome {
     /// All damage, in the order of the log.
     pub damage: Vec<Damage>,
-    /// There is more damage than is listed: repair again when this is put back.
+    /// There is more damage than is listed: repair again afterwards.
     pub more: bool,
     /// Newest commit that could be read.
     pub newest_commit: u64,
-    /// Entries of the node's own feed that its mark promises beyond those that the log holds: the log's end is missing.
+    /// Entries of the node's own feed that the high-water mark covers and the log lacks: the end of
+    /// the log is missing.
     pub missing: u64,
     /// Peers that could not be asked, and why.
     pub unreached: BTreeMap<Member, String>,
 }
 
-impl Repaired {
-    /// Whether the log is as it was written, by all that can be told.
+impl RepairOutcome {
+    /// Whether the log is as it was written, as far as can be detected.
     #[must_use]
-    pub fn is_whole(&self) -> bool {
+    pub fn is_intact(&self) -> bool {
         self.missing == 0 && !self.more && self.damage.iter().all(|damage| damage.repaired)
     }
 }
 
-/// Looks for damage in the store of a stopped node and, unless `only_look`, undoes what can be undone.
+/// Looks for damage in the store of a stopped node and, unless `check_only`, repairs what it can.
 ///
 /// # Errors
-/// See [`AppError`]. What was repaired by then stays repaired.
-pub async fn repair(config: &NodeConfig, only_look: bool) -> Result<Repaired, AppError> {
-    let config = &in_force(config)?;
-    if !only_look {
+/// See [`AppError`]. Repairs made by then remain.
+pub async fn repair(config: &NodeConfig, check_only: bool) -> Result<RepairOutcome, AppError> {
+    let config = &with_current_epoch(config)?;
+    if !check_only {
         check_user(config)?;
     }
     let options = DiskOptions::new(config.feed.member.clone(), config.feed.exchange.clone());
     let mut repair = Repair::open(&config.text.data, &options)?;
-    let promised = marked_size(&mark_path(config)).map_err(StartError::from)?;
-    // What was not looked at is not missing.
-    let missing = if repair.has_more() { 0 } else { promised.unwrap_or(0).saturating_sub(repair.size(&config.feed)) };
+    let promised = read_high_water_size(&high_water_mark_path(config)).map_err(StartError::from)?;
+    // A truncated scan cannot tell what is missing.
+    let missing =
+        if repair.is_truncated() { 0 } else { promised.unwrap_or(0).saturating_sub(repair.size(&config.feed)) };
     let mut unreached = BTreeMap::new();
-    if !only_look {
-        repair.turn_bits()?;
-        if !repair.wanted().is_empty() {
+    if !check_only {
+        repair.correct_bits()?;
+        if !repair.damaged_entries().is_empty() {
             unreached = ask_peers(config, &mut repair).await?;
         }
     }
-    let (damage, more) = (repair.damage().collect(), repair.has_more());
-    Ok(Repaired { damage, more, newest_commit: repair.newest_commit(), missing, unreached })
+    let (damage, more) = (repair.damage().collect(), repair.is_truncated());
+    Ok(RepairOutcome { damage, more, newest_commit: repair.newest_commit(), missing, unreached })
 }
 
-/// Asks one peer after the other for what is still wanted.
+/// Requests the content still needed from one peer after the other.
 async fn ask_peers(config: &NodeConfig, repair: &mut Repair) -> Result<BTreeMap<Member, String>, AppError> {
-    let rosters = Rosters::new(chain(config, repair.rosters())?);
+    let rosters = RosterStore::new(chain(config, repair.rosters())?);
     let roster = rosters.load().newest_shared();
     let own = roster.member(&config.feed.member).ok_or_else(|| AppError::NotListed(config.feed.member.to_string()))?;
     let trust = Trust::of(&roster);
     let credentials = Credentials::load(&config.text.certificate, &config.text.private_key)
         .map_err(|error| AppError::Transport(error.to_string()))?;
-    let revoked = RevocationLists::default();
-    for (_, list) in lists::read_files(&config.text.crls, &trust)? {
-        revoked.take(&list);
+    let revoked = CrlStore::default();
+    for (_, list) in crls::read_files(&config.text.crls, &trust)? {
+        revoked.accept(&list);
     }
     let grace_seconds = i64::from(config.text.crl_grace_days) * 86_400;
     let connector = Connector {
@@ -83,12 +86,12 @@ async fn ask_peers(config: &NodeConfig, repair: &mut Repair) -> Result<BTreeMap<
         credentials,
         connections: Connections::default(),
         compress: config.text.compress,
-        on_refusal: std::sync::Arc::new(|_| ()),
+        on_rejected: std::sync::Arc::new(|_| ()),
     };
     let dialer = Dialer { connector, rosters: rosters.clone(), endpoints: config.endpoints.clone() };
     let mut unreached = BTreeMap::new();
     for peer in roster.entries().filter(|entry| entry.code != config.feed.member) {
-        let wanted = repair.wanted();
+        let wanted = repair.damaged_entries();
         if wanted.is_empty() {
             break;
         }
@@ -102,14 +105,14 @@ async fn ask_peers(config: &NodeConfig, repair: &mut Repair) -> Result<BTreeMap<
                 }
             };
             let exchange = config.feed.exchange.to_string();
-            let mut kept = Ok(());
+            let mut stored = Ok(());
             let take = |feed: &FeedId, index, envelope: Bytes| {
-                if kept.is_ok() {
-                    kept = repair.give(feed, index, &envelope).map(|_| ());
+                if stored.is_ok() {
+                    stored = repair.restore_envelope(feed, index, &envelope).map(|_| ());
                 }
             };
             let fetched = exchange::fetch(channel, exchange, roster.version(), &wanted, take).await;
-            kept?;
+            stored?;
             match fetched {
                 Ok(()) => {
                     failure.clear();

@@ -1,4 +1,4 @@
-//! Whether a node starts with the files that it is given.
+//! Tests that a node starts, or fails to start, with given files.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -11,16 +11,16 @@ use time::{Duration, OffsetDateTime};
 use super::*;
 use crate::pki::{Authority, DevelopMember, DevelopOptions, develop};
 
-/// Longest for anything to come true: the machine may be busy.
+/// Longest wait for a condition: the machine may be busy.
 const DEADLINE: std::time::Duration = std::time::Duration::from_secs(30);
 
-/// A member that listens wherever there is room, and its folder.
-struct Home(tempfile::TempDir);
+/// The folder of a member that listens on any free port.
+struct NodeFolder(tempfile::TempDir);
 
-impl Home {
+impl NodeFolder {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        // The other one, whom a quorum needs, is never reached.
+        // The other member, needed for a quorum, is never reached.
         let members = [("ma", 7400), ("tn", 1)];
         let members = members.map(|(code, port)| DevelopMember::local(code.parse().unwrap(), port)).to_vec();
         let exchange = "rabat.example".parse().unwrap();
@@ -29,7 +29,7 @@ impl Home {
         let config = fs::read_to_string(home.path("node.toml")).unwrap();
         let config =
             config.replace("\"127.0.0.1:7400\"", "\"127.0.0.1:0\"").replace("\"127.0.0.1:7401\"", "\"127.0.0.1:0\"");
-        fs::write(home.path("node.toml"), config.replace("lone_start_seconds = 10", "lone_start_seconds = 0")).unwrap();
+        fs::write(home.path("node.toml"), config.replace("peer_wait_seconds = 10", "peer_wait_seconds = 0")).unwrap();
         home
     }
 
@@ -41,7 +41,7 @@ impl Home {
         fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
     }
 
-    /// The node's next certificate, changed before its authority signs it.
+    /// Writes the node's next certificate, changed before its authority signs it.
     fn certify(&self, change: impl FnOnce(&mut CertificateParams)) {
         let read = |name: &str| fs::read_to_string(self.path(name)).unwrap();
         let authority = Authority::load("ma.rabat.example", &read("tls/ca.pem"), &read("offline/ca.key")).unwrap();
@@ -50,19 +50,19 @@ impl Home {
         fs::write(self.path("tls/node.key"), issued.key).unwrap();
     }
 
-    /// Starts the node, and stops it as soon as it serves; or why it did not start.
+    /// Starts the node, and stops it as soon as it serves. Returns why it did not start.
     async fn start(&self) -> Result<(), String> {
         let text = |error: &dyn std::error::Error| {
             let sources = std::iter::successors(error.source(), |error| error.source());
             sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
         };
         let config = NodeConfig::load(&self.path("node.toml")).map_err(|error| text(&error))?;
-        let declared = Declared { first: true, store_lost: false };
+        let flags = StartFlags { bootstrap: true, accept_data_loss: false };
         let deadline = std::time::Instant::now() + DEADLINE;
         loop {
-            let started = run(&config, declared, std::future::ready(()), |_| ()).await;
+            let started = run(&config, flags, std::future::ready(()), |_| ()).await;
             match started.map_err(|error| text(&error)) {
-                // Threads of the start before, which failed, are still ending.
+                // Threads of the previous, failed start are still ending.
                 Err(why) if why.contains("has the store open") && std::time::Instant::now() < deadline => {
                     tokio::task::yield_now().await;
                 }
@@ -73,8 +73,8 @@ impl Home {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn node_starts_only_while_its_keys_are_its_own_and_its_rules_are_not_written_by_others() {
-    let home = Home::new();
+async fn node_start_requires_private_keys_and_protected_config() {
+    let home = NodeFolder::new();
     home.start().await.unwrap();
     let cases = [
         ("keys/feed.key", 0o644, 0o600, "chmod 600"),
@@ -97,8 +97,8 @@ async fn node_starts_only_while_its_keys_are_its_own_and_its_rules_are_not_writt
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn node_that_no_peer_would_let_in_does_not_start_and_says_why() {
-    let home = Home::new();
+async fn node_with_a_certificate_no_peer_accepts_does_not_start() {
+    let home = NodeFolder::new();
     let now = OffsetDateTime::now_utc();
     let span = move |from: i64, to: i64| {
         move |params: &mut CertificateParams| {
@@ -113,7 +113,7 @@ async fn node_that_no_peer_would_let_in_does_not_start_and_says_why() {
     assert!(home.start().await.unwrap_err().contains("keyCertSign"));
     home.certify(span(-9, -1));
     assert!(home.start().await.unwrap_err().contains("expired"));
-    // What passes by itself is an alarm; with the clock put right the node goes on.
+    // A temporary rejection is an alarm; once the clock is right the node continues.
     home.certify(span(1, 9));
     home.start().await.unwrap();
     home.certify(|_| ());
@@ -122,8 +122,8 @@ async fn node_that_no_peer_would_let_in_does_not_start_and_says_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_may_begin_with_a_byte_order_mark() {
-    let home = Home::new();
-    let marked = [
+    let home = NodeFolder::new();
+    let files = [
         "node.toml",
         "access.toml",
         "roster.note",
@@ -133,7 +133,7 @@ async fn files_may_begin_with_a_byte_order_mark() {
         "keys/mirror.key",
         "keys/custody.key",
     ];
-    for name in marked {
+    for name in files {
         let text = fs::read_to_string(home.path(name)).unwrap();
         fs::write(home.path(name), format!("\u{feff}{text}")).unwrap();
     }

@@ -1,4 +1,4 @@
-//! Charging, reserves, and whose turn it is.
+//! Charges, reserves, and the order of waiting charges.
 
 #![allow(clippy::unwrap_used)]
 use std::time::Duration;
@@ -23,19 +23,19 @@ fn identity(name: &str) -> Owner {
 }
 
 #[test]
-fn an_owner_stays_within_its_bound_and_all_within_theirs() {
+fn budget_bounds_each_owner_and_the_total() {
     let budget = Budget::new(&SPEC);
     let (one, two) = (identity("one"), identity("two"));
     let held = budget.try_charge(&one, Class::Ordinary, 60).unwrap();
     let over = budget.try_charge(&one, Class::Ordinary, 1).err().unwrap();
     assert_eq!((over.owner.as_str(), over.used, over.bound), ("one", 60, 60));
-    // What it holds does not keep it from publishing.
+    // Its ordinary charges do not block its publishing.
     drop(budget.try_charge(&one, Class::Reserved, 7).unwrap());
     assert_eq!(budget.try_charge(&one, Class::Reserved, 8).err().unwrap().bound, 67);
     let _more = budget.try_charge(&two, Class::Ordinary, 20).unwrap();
     let over = budget.try_charge(&two, Class::Ordinary, 1).err().unwrap();
     assert_eq!((over.owner.as_str(), over.bound), ("all together", 80));
-    // The reserve is not for those that hold much.
+    // An owner that uses much may not use the reserve.
     let over = budget.try_charge(&two, Class::Reserved, 1).err().unwrap();
     assert_eq!((over.owner.as_str(), over.bound), ("two", 3));
     let reserved: Vec<_> =
@@ -48,7 +48,7 @@ fn an_owner_stays_within_its_bound_and_all_within_theirs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiting_charges_go_on_in_turn_as_others_are_given_back() {
+async fn waiting_charges_are_granted_in_order_as_others_are_released() {
     let budget = Budget::new(&SPEC);
     let one = identity("one");
     let mut held = budget.try_charge(&one, Class::Ordinary, 60).unwrap();
@@ -66,12 +66,12 @@ async fn waiting_charges_go_on_in_turn_as_others_are_given_back() {
     }
     drop(held);
     assert!(budget.usage().owners.is_empty());
-    // What could never fit is charged as much as can.
+    // An amount that can never fit is charged as the largest amount that can.
     assert_eq!(budget.charge(&one, Class::Ordinary, 1_000).await.amount(), 60);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_owner_with_many_waiting_does_not_keep_another_waiting() {
+async fn owner_with_many_waiting_charges_does_not_block_another() {
     let budget = Budget::new(&SPEC);
     let (many, few) = (identity("many"), identity("few"));
     let mut held = vec![budget.try_charge(&many, Class::Ordinary, 40).unwrap()];
@@ -79,7 +79,7 @@ async fn an_owner_with_many_waiting_does_not_keep_another_waiting() {
         let (budget, owner) = (budget.clone(), owner.clone());
         tokio::spawn(async move { budget.charge(&owner, Class::Ordinary, amount).await })
     };
-    // More than is left, and then a thousand that would fit beside what is held.
+    // One charge that does not fit, then a thousand that would fit beside the current usage.
     let mut flood: Vec<_> = (0..1_000).map(|_| spawn(&many, 41)).collect();
     let alone = spawn(&few, 60);
     tokio::time::sleep(Duration::from_millis(1)).await;
@@ -93,7 +93,7 @@ async fn an_owner_with_many_waiting_does_not_keep_another_waiting() {
 }
 
 #[tokio::test]
-async fn what_waits_for_the_bound_of_its_owner_keeps_nobody_else_waiting() {
+async fn charge_waiting_for_its_owner_bound_blocks_no_other_owner() {
     let budget = Budget::new(&SPEC);
     let (one, two) = (identity("one"), identity("two"));
     let held = budget.try_charge(&one, Class::Ordinary, 60).unwrap();
@@ -109,7 +109,7 @@ async fn what_waits_for_the_bound_of_its_owner_keeps_nobody_else_waiting() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_large_charge_is_not_kept_out_by_small_ones() {
+async fn large_charge_is_not_starved_by_small_ones() {
     let budget = Budget::new(&SPEC);
     let held = budget.try_charge(&identity("one"), Class::Ordinary, 40).unwrap();
     let large = {
@@ -117,13 +117,13 @@ async fn a_large_charge_is_not_kept_out_by_small_ones() {
         tokio::spawn(async move { budget.charge(&identity("large"), Class::Ordinary, 50).await })
     };
     tokio::time::sleep(Duration::from_millis(1)).await;
-    // Others come and go, and would always fit.
+    // Small charges of other owners come and go, and would always fit.
     for n in 0..100 {
         let owner = identity(&n.to_string());
         let small = budget.charge(&owner, Class::Ordinary, 10);
         assert!(tokio::time::timeout(Duration::from_millis(1), small).await.is_err());
     }
-    // What is reserved does not wait behind it, not even the same owner's.
+    // Reserved charges do not wait behind it, not even those of the same owner.
     drop(budget.charge(&identity("large"), Class::Reserved, 10).now_or_never().unwrap());
     let _more = budget.try_charge(&identity("two"), Class::Ordinary, 40).unwrap();
     drop(budget.charge(&identity("officer"), Class::Reserved, 3).now_or_never().unwrap());
@@ -133,7 +133,7 @@ async fn a_large_charge_is_not_kept_out_by_small_ones() {
 }
 
 #[tokio::test]
-async fn a_charge_that_is_given_up_while_it_waits_leaves_nothing_behind() {
+async fn cancelled_waiting_charge_leaves_no_usage() {
     let budget = Budget::new(&SPEC);
     let (one, two) = (identity("one"), identity("two"));
     let held = budget.try_charge(&one, Class::Ordinary, 60).unwrap();
@@ -157,11 +157,11 @@ fn budgets_of_memory_shrink_together_into_what_the_configuration_allows() {
 
 proptest! {
     #[test]
-    fn what_is_in_use_is_the_sum_of_live_charges(steps in prop::collection::vec((0u8..4, 0u64..90, any::<bool>(), any::<bool>()), 0..200)) {
+    fn usage_is_the_sum_of_live_charges(steps in prop::collection::vec((0u8..4, 0u64..90, any::<bool>(), any::<bool>()), 0..200)) {
         let budget = Budget::new(&SPEC);
         let mut live: Vec<Charge> = Vec::new();
-        for (owner, amount, reserved, give_back) in steps {
-            if give_back && !live.is_empty() {
+        for (owner, amount, reserved, release) in steps {
+            if release && !live.is_empty() {
                 drop(live.swap_remove(usize::try_from(amount).unwrap() % live.len()));
             } else {
                 let class = if reserved { Class::Reserved } else { Class::Ordinary };

@@ -1,7 +1,7 @@
-//! Bodies of responses: what was charged for them is given back when HTTP/2 has sent the last byte.
+//! Response bodies: hold the charge for each piece until HTTP/2 has sent its last byte.
 //!
-//! HTTP/2 takes one piece and holds it until the other end's window lets it out, so a piece carries its charge with it. Out of scope: what a
-//! method charges before it makes a message ([`Call::charge_response`]).
+//! HTTP/2 takes one piece and holds it until the window allows sending it, so each piece carries
+//! its charge. Out of scope: charges made before a message is built ([`Call::charge_response`]).
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,27 +15,27 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
 use super::progress::Progress;
-use super::{Call, too_late};
+use super::{Call, deadline_exceeded};
 use crate::budgets::Charge;
 
-/// What HTTP/2 is given at once: by the piece it shows whether the other end reads.
+/// Bytes passed to HTTP/2 at once. Each sent piece shows that the client reads.
 const PIECE_BYTES: usize = 64 << 10;
 
 /// The body of a response.
 pub(super) struct ResponseBody<B> {
-    /// `None`: its time was over.
+    /// `None` after the deadline.
     body: Option<B>,
     call: Call,
     progress: Option<Arc<Progress>>,
-    /// What is left of a frame that is given in pieces, and what it was charged.
+    /// The rest of a frame that is sent in pieces, and its charges.
     rest: Bytes,
     charges: Option<Arc<Vec<Charge>>>,
-    /// Waits until a frame of which nobody has charged anything fits.
+    /// Waits until a frame without a charge fits.
     room: Option<BoxFuture<'static, Charge>>,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-/// Bytes on their way, with their charge.
+/// Bytes being sent, with their charge.
 struct Piece {
     bytes: Bytes,
     progress: Option<Arc<Progress>>,
@@ -51,7 +51,7 @@ impl AsRef<[u8]> for Piece {
 impl Drop for Piece {
     fn drop(&mut self) {
         if let Some(progress) = &self.progress {
-            progress.taken();
+            progress.piece_sent();
         }
     }
 }
@@ -72,7 +72,7 @@ impl<B> ResponseBody<B> {
     fn piece(&mut self) -> Frame<Bytes> {
         let bytes = self.rest.split_to(self.rest.len().min(PIECE_BYTES));
         if let Some(progress) = &self.progress {
-            progress.given();
+            progress.piece_queued();
         }
         let piece = Piece { bytes, progress: self.progress.clone(), _charges: self.charges.clone() };
         if self.rest.is_empty() {
@@ -93,8 +93,9 @@ impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for ResponseBody<B> {
             me.body = None;
             me.rest = Bytes::new();
             let mut trailers = HeaderMap::new();
-            // What it says is plain.
-            let _ = too_late("DEADLINE", "the time that the caller gave the call is over").add_header(&mut trailers);
+            // The status has only valid header characters, so this cannot fail.
+            let _ = deadline_exceeded("DEADLINE", "the time that the caller gave the call is over")
+                .add_header(&mut trailers);
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
         if let Some(room) = &mut me.room {
@@ -115,12 +116,12 @@ impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for ResponseBody<B> {
         };
         let mut charges = me.call.take_response_charges();
         me.rest = data;
-        // What was charged before it was made may have been more.
+        // The earlier charge may have been larger than the message.
         let mut needed = me.rest.len() as u64;
         for charge in &mut charges {
-            let kept = needed.min(charge.amount());
-            charge.shrink(charge.amount() - kept);
-            needed -= kept;
+            let needed_here = needed.min(charge.amount());
+            charge.shrink(charge.amount() - needed_here);
+            needed -= needed_here;
         }
         if charges.is_empty() && !me.rest.is_empty() {
             let (call, bytes) = (me.call.clone(), me.rest.len() as u64);

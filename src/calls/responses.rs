@@ -1,4 +1,5 @@
-//! Messages of a response between the method that produces them and HTTP/2: bounded in number, and charged.
+//! A channel of response messages from a method to HTTP/2, bounded in number and bytes, and
+//! charged.
 
 use std::sync::Arc;
 
@@ -11,46 +12,47 @@ use tonic::Status;
 use super::Call;
 use crate::budgets::Charge;
 
-/// The producing end of a stream of messages. Cheap to clone.
+/// The sender of a stream of messages. Cheap to clone.
 #[derive(Clone)]
 pub struct Responses<T> {
-    out: mpsc::Sender<Waiting<T>>,
+    out: mpsc::Sender<QueuedMessage<T>>,
     room: Arc<Semaphore>,
     bytes_max: u32,
     call: Call,
 }
 
-struct Waiting<T> {
+struct QueuedMessage<T> {
     message: Result<T, Status>,
     charge: Option<Charge>,
     _room: Option<OwnedSemaphorePermit>,
 }
 
 impl<T: Message + Send + 'static> Responses<T> {
-    /// A stream of which at most `messages_max` messages with `bytes_max` encoded bytes wait to be taken; one message always fits.
+    /// Creates a channel that buffers at most `messages_max` messages and `bytes_max` encoded
+    /// bytes. One message always fits.
     pub fn new(
         call: &Call,
         messages_max: usize,
         bytes_max: u32,
     ) -> (Self, impl Stream<Item = Result<T, Status>> + Send + 'static) {
         let (out, waiting) = mpsc::channel(messages_max);
-        let (call, taken_by) = (call.clone(), call.clone());
-        let messages = ReceiverStream::new(waiting).map(move |waiting: Waiting<T>| {
+        let (call, receiver_call) = (call.clone(), call.clone());
+        let messages = ReceiverStream::new(waiting).map(move |waiting: QueuedMessage<T>| {
             if let Some(charge) = waiting.charge {
-                taken_by.attach(charge);
+                receiver_call.attach(charge);
             }
             waiting.message
         });
         (Self { out, room: Arc::new(Semaphore::new(bytes_max as usize)), bytes_max, call }, messages)
     }
 
-    /// Sends a message, waiting for room; `false` when nobody reads any more. `charged` is what has been charged for it; without, it is charged
-    /// here.
+    /// Sends a message; waits for room. Returns `false` if the receiver has gone. `charged` is an
+    /// existing charge for the message; without one, it is charged here.
     pub async fn send(&self, message: Result<T, Status>, charged: Option<Charge>) -> bool {
         let bytes = message.as_ref().map_or(0, Message::encoded_len);
         let admitted = async {
-            let wanted = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.bytes_max);
-            let room = Arc::clone(&self.room).acquire_many_owned(wanted).await.ok();
+            let permits = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.bytes_max);
+            let room = Arc::clone(&self.room).acquire_many_owned(permits).await.ok();
             let charge = match charged {
                 Some(charge) => Some(charge),
                 None if bytes == 0 => None,
@@ -63,10 +65,10 @@ impl<T: Message + Send + 'static> Responses<T> {
             admitted = admitted => admitted,
             () = self.out.closed() => return false,
         };
-        self.out.send(Waiting { message, charge, _room: room }).await.is_ok()
+        self.out.send(QueuedMessage { message, charge, _room: room }).await.is_ok()
     }
 
-    /// Returns when nobody reads any more.
+    /// Returns when the receiver has gone.
     pub async fn closed(&self) {
         self.out.closed().await;
     }
@@ -100,8 +102,8 @@ mod tests {
         })
     }
 
-    /// How many messages of so many bytes are taken before the sender has to wait.
-    async fn taken(bytes: usize) -> usize {
+    /// Returns how many messages of `bytes` are buffered before the sender must wait.
+    async fn buffered(bytes: usize) -> usize {
         let call = call(&Budget::new(&table::API_RESPONSE_BYTES));
         let (responses, _messages) = Responses::new(&call, 64, 2 << 20);
         let mut count = 0;
@@ -112,15 +114,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn reader_that_does_not_read_holds_a_bounded_number_of_messages_and_bytes() {
-        assert_eq!(taken(10).await, 64);
-        assert_eq!(taken(1_000_000).await, 2);
-        assert_eq!(taken(600_000).await, 3);
-        assert_eq!(taken(10 << 20).await, 1, "one always fits");
+    async fn unread_responses_are_bounded_in_messages_and_bytes() {
+        assert_eq!(buffered(10).await, 64);
+        assert_eq!(buffered(1_000_000).await, 2);
+        assert_eq!(buffered(600_000).await, 3);
+        assert_eq!(buffered(10 << 20).await, 1, "one always fits");
     }
 
     #[tokio::test]
-    async fn room_comes_back_as_messages_are_taken_and_a_reader_that_has_gone_is_noticed() {
+    async fn capacity_returns_as_messages_are_read_and_a_closed_reader_is_detected() {
         let budget = Budget::new(&table::API_RESPONSE_BYTES);
         let (responses, mut messages) = Responses::new(&call(&budget), 64, 2 << 20);
         for _ in 0..10 {

@@ -1,7 +1,8 @@
-//! What several commands take, and help in the reader's language.
+//! Arguments that several commands share, and localized help.
 //!
-//! In scope: filters, bulletin references, translating help. English help is the documentation of the argument types; French and
-//! Arabic stand in the catalogues as `help-<command>` and `help-<command>-<argument>`.
+//! In scope: filters, bulletin references, translation of help and usage errors. English help is
+//! the documentation of the argument types. French and Arabic help is in the catalogues under
+//! `help-<command>` and `help-<command>-<argument>`.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::str::FromStr;
 use barid_core::bulletin::TopicFilter;
 use barid_core::bulletin::header::BulletinId;
 use barid_core::bulletin::vocabulary::Severity;
-use barid_core::names::Member;
+use barid_core::ids::Member;
 use barid_core::proto;
 use clap::{ArgAction, Args};
 use fluent_bundle::FluentArgs;
@@ -18,7 +19,7 @@ use fluent_bundle::FluentArgs;
 use super::Failure;
 use super::messages::{Arg, Lang, Messages};
 
-/// Which bulletins. Options that repeat widen the choice; different options narrow it.
+/// Bulletins to select. A repeated option widens the selection; different options narrow it.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct FilterArgs {
     /// Topics, with wildcards: `customs.>`, `*.documents`.
@@ -27,7 +28,7 @@ pub(super) struct FilterArgs {
     /// Kinds: `seizure-report`.
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     pub(super) kind: Vec<String>,
-    /// Least severity: Minor, Moderate, Severe, Extreme.
+    /// Lowest severity: Minor, Moderate, Severe, Extreme.
     #[arg(long, value_name = "SEVERITY", value_parser = severity)]
     pub(super) min_severity: Option<Severity>,
     /// Publishing members: `ma`.
@@ -36,7 +37,7 @@ pub(super) struct FilterArgs {
 }
 
 impl FilterArgs {
-    /// As the node takes it.
+    /// Returns the filter as the node's API expects it.
     #[must_use]
     pub(super) fn to_proto(&self) -> proto::Filter {
         proto::Filter {
@@ -55,12 +56,12 @@ fn severity(text: &str) -> Result<Severity, String> {
         .ok_or_else(|| format!("one of {}", Severity::ALL.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(", ")))
 }
 
-/// A bulletin by id, with or without its publishing member: `ne/0197…` or `0197…`.
+/// A bulletin id, with or without its publishing member: `ne/0197…` or `0197…`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BulletinRef {
-    /// Publishing member, if it was written.
+    /// Publishing member, if given.
     pub(super) member: Option<Member>,
-    /// Id.
+    /// Bulletin id.
     pub(super) id: BulletinId,
 }
 
@@ -77,13 +78,15 @@ impl FromStr for BulletinRef {
     }
 }
 
-/// Whether machines read, told from words that could not be understood: what went wrong is one object for them, too.
-pub(super) fn asks_for_json(words: impl IntoIterator<Item = OsString>) -> bool {
-    words.into_iter().take_while(|word| word != "--").any(|word| word == "--json")
+/// Returns whether the arguments request JSON output. They are not parsed: the result also decides
+/// the form of a usage error.
+pub(super) fn requests_json(args: impl IntoIterator<Item = OsString>) -> bool {
+    args.into_iter().take_while(|arg| arg != "--").any(|arg| arg == "--json")
 }
 
-/// What is wrong with these words, in the reader's language, where the catalogue says it; clap says it in English only.
-fn told(error: &clap::Error, messages: &Messages) -> Option<String> {
+/// Returns the usage error in the reader's language, or `None` if the catalogue has no message for
+/// it. clap itself has English messages only.
+fn error_message(error: &clap::Error, messages: &Messages) -> Option<String> {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     let value = |kind| {
         error.get(kind).and_then(|value| match value {
@@ -94,7 +97,8 @@ fn told(error: &clap::Error, messages: &Messages) -> Option<String> {
         })
     };
     let mut args = FluentArgs::new();
-    // What reads the value says what it expects, in English; of a number the option's name says as much.
+    // A value parser states in English what it expects. A failed integer adds nothing to the
+    // option's name, so that source is left out.
     let source = std::error::Error::source(error).filter(|source| !source.is::<std::num::ParseIntError>());
     let expected = source.map(ToString::to_string);
     if let Some(expected) = &expected {
@@ -126,49 +130,46 @@ fn told(error: &clap::Error, messages: &Messages) -> Option<String> {
     messages.find(id, Some(&args)).filter(|_| whole)
 }
 
-/// Whether the reader's language has its own words for this; English is clap's, with the usage beside it.
-pub(super) fn is_told(error: &clap::Error, messages: &Messages) -> bool {
-    messages.lang() != Lang::En && told(error, messages).is_some()
+/// Returns whether the catalogue has this error in the reader's language. English errors are clap's
+/// own, with the usage.
+pub(super) fn has_translation(error: &clap::Error, messages: &Messages) -> bool {
+    messages.lang() != Lang::En && error_message(error, messages).is_some()
 }
 
-/// Words that are no command line, as any other failure.
+/// Converts a usage error of clap into a [`Failure`].
 pub(super) fn unusable(error: &clap::Error, messages: &Messages) -> Failure {
-    if let Some(told) = told(error, messages).filter(|_| messages.lang() != Lang::En) {
-        return Failure::usage("arguments").cause(told);
+    if let Some(error_message) = error_message(error, messages).filter(|_| messages.lang() != Lang::En) {
+        return Failure::usage("arguments").cause(error_message);
     }
     let text = error.render().to_string();
-    let told = text.split("\n\nUsage:").next().unwrap_or_default();
-    let told = told.split("\n\nFor more information").next().unwrap_or_default();
-    let told = told.strip_prefix("error: ").unwrap_or(told);
-    let lines = told.lines().map(str::trim).filter(|line| !line.is_empty());
+    let error_message = text.split("\n\nUsage:").next().unwrap_or_default();
+    let error_message = error_message.split("\n\nFor more information").next().unwrap_or_default();
+    let error_message = error_message.strip_prefix("error: ").unwrap_or(error_message);
+    let lines = error_message.lines().map(str::trim).filter(|line| !line.is_empty());
     Failure::usage("arguments").cause(lines.collect::<Vec<_>>().join(" "))
 }
 
-/// The beginning of a command that is to be run again: `barid --profile …`.
+/// Returns the beginning of a command line to run again: `barid --profile …`.
 pub(super) fn program(profile: Option<&Path>) -> String {
     match profile {
-        Some(profile) => format!("barid --profile {}", quoted(&profile.display().to_string())),
+        Some(profile) => format!("barid --profile {}", shell_quoted(&profile.display().to_string())),
         None => "barid".to_owned(),
     }
 }
 
-/// One word as a shell takes it.
-pub(super) fn quoted(word: &str) -> String {
+/// Quotes one argument for a POSIX shell.
+pub(super) fn shell_quoted(arg: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:@".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
+    if !arg.is_empty() && arg.chars().all(plain) { arg.to_owned() } else { format!("'{}'", arg.replace('\'', r"'\''")) }
 }
 
-/// `command` with its help in the language of `messages`, where the catalogue has it.
+/// Returns `command` with its help in the language of `messages`, where the catalogue has it.
 #[must_use]
-pub(super) fn localise(command: clap::Command, messages: &Messages) -> clap::Command {
-    localise_under(command, messages, "help")
+pub(super) fn localize_help(command: clap::Command, messages: &Messages) -> clap::Command {
+    localize_help_under(command, messages, "help")
 }
 
-fn localise_under(mut command: clap::Command, messages: &Messages, id: &str) -> clap::Command {
+fn localize_help_under(mut command: clap::Command, messages: &Messages, id: &str) -> clap::Command {
     if let Some(about) = messages.find(id, None) {
         command = command.about(about.clone()).long_about(about);
     }
@@ -182,11 +183,11 @@ fn localise_under(mut command: clap::Command, messages: &Messages, id: &str) -> 
     });
     command.mut_subcommands(|sub| {
         let id = format!("{id}-{}", sub.get_name());
-        localise_under(sub, messages, &id)
+        localize_help_under(sub, messages, &id)
     })
 }
 
-/// What clap itself says: headings, and its own options.
+/// Translates the parts that clap generates: headings, `--help` and `--version`.
 fn headings(mut command: clap::Command, messages: &Messages, is_root: bool) -> clap::Command {
     let heading = |name: &str| messages.find(&format!("help-heading-{name}"), None);
     if let Some(usage) = heading("usage") {
@@ -214,7 +215,8 @@ fn headings(mut command: clap::Command, messages: &Messages, is_root: bool) -> c
     command
 }
 
-/// Of this command's own option, or of one that means the same everywhere.
+/// Returns the help of this command's own argument, or else of an argument that means the same in
+/// every command.
 fn help(messages: &Messages, id: &str, arg: &clap::Arg) -> Option<String> {
     let own = messages.find(&format!("{id}-{}", arg_id(arg)), None);
     own.or_else(|| messages.find(&format!("help-any-{}", arg_id(arg)), None))
@@ -246,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn every_command_and_option_has_help_in_french_and_arabic() {
+    fn help_exists_for_every_command_and_option_in_french_and_arabic() {
         let mut ids = Vec::new();
         helped(&Cli::command(), "help", &mut ids);
         for lang in [Lang::Fr, Lang::Ar] {
@@ -260,15 +262,16 @@ mod tests {
     }
 
     #[test]
-    fn help_is_in_the_language() {
-        let command = localise(Cli::command(), &Messages::new(Lang::Fr));
+    fn help_is_localized() {
+        let command = localize_help(Cli::command(), &Messages::new(Lang::Fr));
         let about = command.find_subcommand("publish").unwrap().get_about().unwrap().to_string();
         assert!(about.contains("Publier"), "{about}");
         for lang in [Lang::Fr, Lang::Ar] {
-            for words in [&["barid", "--help"][..], &["barid", "publish", "--help"], &["barid", "feed", "--help"]] {
-                let shown = localise(Cli::command(), &Messages::new(lang)).try_get_matches_from(words).unwrap_err();
-                assert_eq!(shown.kind(), clap::error::ErrorKind::DisplayHelp);
-                let text = shown.to_string();
+            for args in [&["barid", "--help"][..], &["barid", "publish", "--help"], &["barid", "feed", "--help"]] {
+                let output =
+                    localize_help(Cli::command(), &Messages::new(lang)).try_get_matches_from(args).unwrap_err();
+                assert_eq!(output.kind(), clap::error::ErrorKind::DisplayHelp);
+                let text = output.to_string();
                 for english in ["Usage:", "Commands:", "Options:", "Arguments:", "Print help", "Print version"] {
                     assert!(
                         !text.contains(english) || lang == Lang::Fr && ["Options:", "Arguments:"].contains(&english),
@@ -280,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bulletin_is_named_with_or_without_its_member() {
+    fn bulletin_ref_parses_with_and_without_member() {
         let id = "01976f6e-7c00-7000-8000-000000000001";
         assert_eq!(id.parse::<BulletinRef>().unwrap().member, None);
         let with: BulletinRef = format!("ne/{id}").parse().unwrap();
@@ -291,11 +294,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_command_line_is_told_to_machines_as_any_failure() {
-        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
-        assert!(asks_for_json(words("history --limit x --json")));
-        assert!(!asks_for_json(words("publish -- --json")));
-        let error = <Cli as clap::Parser>::try_parse_from(words("barid history --json --limit x")).unwrap_err();
+    fn usage_error_is_reported_as_json_failure() {
+        let args = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        assert!(requests_json(args("history --limit x --json")));
+        assert!(!requests_json(args("publish -- --json")));
+        let error = <Cli as clap::Parser>::try_parse_from(args("barid history --json --limit x")).unwrap_err();
         let failure = unusable(&error, &Messages::new(Lang::En));
         assert_eq!((failure.id(), failure.exit_code()), ("arguments", crate::cli::Exit::Usage));
         assert!(failure.to_string().contains("'x'"), "{failure}");
@@ -303,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_command_line_is_told_in_the_reader_s_language() {
+    fn usage_error_is_localized() {
         for lang in [Lang::Fr, Lang::Ar] {
             let messages = Messages::new(lang);
             let ids = BTreeSet::from([
@@ -319,9 +322,9 @@ mod tests {
                 ("watch --from 42", "--from"),
             ]);
             for (line, named) in ids {
-                let words = std::iter::once("barid").chain(line.split(' '));
-                let error = localise(Cli::command(), &messages).try_get_matches_from(words).unwrap_err();
-                assert!(is_told(&error, &messages), "{lang:?} {line}: {error}");
+                let args = std::iter::once("barid").chain(line.split(' '));
+                let error = localize_help(Cli::command(), &messages).try_get_matches_from(args).unwrap_err();
+                assert!(has_translation(&error, &messages), "{lang:?} {line}: {error}");
                 let text = unusable(&error, &messages).to_string();
                 assert!(text.contains(named), "{lang:?} {line}: {text}");
                 for english in ["invalid", "required", "error", "found", "cannot"] {
@@ -332,13 +335,13 @@ mod tests {
     }
 
     #[test]
-    fn a_word_with_spaces_is_one_word_of_a_shell() {
-        assert_eq!(quoted("/my exchange/it's"), r"'/my exchange/it'\''s'");
-        assert_eq!((quoted("security.>"), quoted("ne/1")), ("'security.>'".to_owned(), "ne/1".to_owned()));
+    fn argument_with_spaces_is_shell_quoted() {
+        assert_eq!(shell_quoted("/my exchange/it's"), r"'/my exchange/it'\''s'");
+        assert_eq!((shell_quoted("security.>"), shell_quoted("ne/1")), ("'security.>'".to_owned(), "ne/1".to_owned()));
     }
 
     #[test]
-    fn a_severity_is_read_in_any_case() {
+    fn severity_parses_case_insensitively() {
         assert_eq!(severity("severe").unwrap(), Severity::Severe);
         assert!(severity("bad").is_err());
     }

@@ -1,8 +1,8 @@
-//! `barid cert check`: whether a certificate is fit for all that it is used for, before anybody depends on it.
+//! `barid cert check`: checks whether a certificate is fit for its use.
 //!
-//! In scope: the judgement that nodes and governors make (`core::certificate`, `transport`): what it is made for, whom it names, that the
-//! verifier reads it, and when it is valid. Out of scope: whether an authority of the roster signed it, and revocation, which depend on a
-//! roster and on lists.
+//! In scope: the same checks that nodes and governors make (`core::certificate`, `transport`):
+//! purpose, subject, whether the verifier can parse it, and validity period. Out of scope: whether
+//! an authority of the roster signed it, and revocation. These depend on a roster and on CRLs.
 
 use std::path::PathBuf;
 
@@ -16,30 +16,30 @@ use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::tls::certificates;
-use super::{Context, Exit, Failure, say, times};
+use super::{Context, Exit, Failure, localize, times};
 use crate::clock;
 use crate::transport::{self, NO_URI, SpiffeId};
 
-/// Which, and what for.
+/// The certificate, and its use.
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
-    /// Certificate in PEM; of a chain the first.
+    /// Certificate in PEM; of a chain the first one is checked.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// What it is for [default: what its SPIFFE ID says; without one an authority].
+    /// Use of the certificate [default: derived from its SPIFFE ID; without one, an authority].
     #[arg(long = "for", value_name = "USE", value_enum)]
-    purpose: Option<Use>,
+    purpose: Option<CertificateUse>,
 }
 
-/// What a certificate may be for.
+/// Uses of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Use {
+enum CertificateUse {
     Node,
     Person,
     Authority,
 }
 
-impl Use {
+impl CertificateUse {
     fn as_str(self) -> &'static str {
         match self {
             Self::Node => "node",
@@ -56,12 +56,13 @@ impl Use {
         }
     }
 
-    /// What its SPIFFE ID says; without a URI an authority's.
+    /// Derives the use from the SPIFFE ID. A certificate without a URI is an authority's.
     fn by_name(certificate: &CertificateDer<'_>) -> Self {
         match transport::named(certificate) {
             Ok(id) if id.is_node() => Self::Node,
-            Err(refused) if refused.reason == NO_URI => Self::Authority,
-            // With a URI that is no SPIFFE ID, or two of them, it is nobody's; that is what will be said of it.
+            Err(rejection) if rejection.reason == NO_URI => Self::Authority,
+            // A URI that is no SPIFFE ID, or a second URI, fits no use. The check of this use then
+            // reports that fault.
             Ok(_) | Err(_) => Self::Person,
         }
     }
@@ -70,50 +71,52 @@ impl Use {
 /// Why a certificate is not fit for its use.
 #[derive(Debug, thiserror::Error)]
 enum NotFit {
-    /// By what it is made for.
+    /// Its contents do not fit the purpose.
     #[error(transparent)]
     Unfit(#[from] Unfit),
-    /// Nodes do not read it, or it does not name one SPIFFE ID.
+    /// Nodes cannot parse it, or it does not have exactly one SPIFFE ID.
     #[error("{0}")]
-    Refused(String),
-    /// It names a person or system.
+    Rejected(String),
+    /// It names a person or system, not a node.
     #[error("it names {0}, not a node: a node's path is `node`")]
     NotNode(SpiffeId),
-    /// It names a node.
+    /// It names a node, not a person or system.
     #[error("it names {0}, a node, not a person or system: their path is another one than `node`")]
     IsNode(SpiffeId),
 }
 
-/// Judges it for one use; when it is valid is left to the caller.
-fn judge(certificate: &CertificateDer<'_>, used: Use) -> Result<Validity, NotFit> {
-    if used == Use::Authority {
+/// Checks a certificate for one use. The caller checks the returned validity period.
+fn judge(certificate: &CertificateDer<'_>, used: CertificateUse) -> Result<Validity, NotFit> {
+    if used == CertificateUse::Authority {
         return judge_authority(certificate).map_err(NotFit::from);
     }
     let validity = certificate::check(certificate, used.purpose())?;
-    let id = transport::examine(certificate).map_err(|refused| NotFit::Refused(refused.detail))?;
+    let id = transport::examine(certificate).map_err(|rejection| NotFit::Rejected(rejection.detail))?;
     match used {
-        Use::Node if !id.is_node() => Err(NotFit::NotNode(id)),
-        Use::Person if id.is_node() => Err(NotFit::IsNode(id)),
+        CertificateUse::Node if !id.is_node() => Err(NotFit::NotNode(id)),
+        CertificateUse::Person if id.is_node() => Err(NotFit::IsNode(id)),
         _ => Ok(validity),
     }
 }
 
-/// Judges an authority's certificate as governors do before they sign for it; when it is valid is left to the caller.
+/// Checks an authority's certificate as governors do before they sign a roster that lists it. The
+/// caller checks the returned validity period.
 ///
 /// # Errors
-/// [`Unfit`] with the first reason found.
+/// Returns the first reason found, as [`Unfit`].
 pub(super) fn judge_authority(certificate: &CertificateDer<'_>) -> Result<Validity, Unfit> {
     let validity = transport::examine_authority(certificate)?;
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| Unfit::Unreadable)?;
     match is_self_signed(&parsed).then(|| parsed.verify_signature(None)) {
         Some(Err(X509Error::SignatureVerificationError)) => Err(Unfit::OwnSignature),
-        // A signature that cannot be verified here is not judged: nodes do not look at it.
+        // A signature that cannot be verified here is not judged: nodes do not verify it either.
         _ => Ok(validity),
     }
 }
 
-/// Whether a certificate says that its own key signed it. One that an authority's key signs for its next key has the same names (RFC 5280
-/// section 3.2, self-issued), and tells the keys apart.
+/// Returns whether the certificate claims to be signed with its own key. When an authority's key
+/// signs its successor key, subject and issuer are equal too (self-issued, RFC 5280 section 3.2),
+/// but the key identifiers differ.
 fn is_self_signed(certificate: &X509Certificate<'_>) -> bool {
     let (mut own, mut issuer) = (None, None);
     for extension in certificate.extensions() {
@@ -132,7 +135,7 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
     let Some(certificate) = chain.first() else {
         return Err(Failure::usage("identity-unusable").path(&args.file));
     };
-    let used = args.purpose.unwrap_or_else(|| Use::by_name(certificate));
+    let used = args.purpose.unwrap_or_else(|| CertificateUse::by_name(certificate));
     let now = i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX);
     let judged =
         judge(certificate, used).and_then(|validity| validity.at(now).map(|()| validity).map_err(NotFit::from));
@@ -149,8 +152,13 @@ pub(super) fn run(context: &Context, args: &CheckArgs) -> Result<Exit, Failure> 
             "notAfter": rfc3339(validity.not_after),
         }))?;
     } else {
-        let text =
-            say!(context.messages, "cert-fit", path = &path, purpose = used.as_str(), at = written(validity.not_after));
+        let text = localize!(
+            context.messages,
+            "cert-fit",
+            path = &path,
+            purpose = used.as_str(),
+            at = written(validity.not_after)
+        );
         context.output.line(&text)?;
     }
     Ok(Exit::Ok)
@@ -171,8 +179,8 @@ mod tests {
     use crate::cli::output::Output;
     use crate::pki::Authority;
 
-    /// The judgement in one language: what was written, or the words of the failure.
-    fn checked(pem: &str, purpose: Option<Use>, lang: Lang) -> Result<String, String> {
+    /// Runs the command in one language. Returns its output or the text of the failure.
+    fn checked(pem: &str, purpose: Option<CertificateUse>, lang: Lang) -> Result<String, String> {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("x.pem");
         std::fs::write(&file, pem).unwrap();
@@ -193,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn certificate_is_judged_for_what_its_identity_says_or_for_what_is_asked() {
+    fn certificate_is_checked_for_its_identity_or_requested_purpose() {
         let authority = Authority::new("ma.rabat.example").unwrap();
         let server_only = |params: &mut CertificateParams| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -205,19 +213,23 @@ mod tests {
             (issue("node"), None, Ok("node")),
             (issue("focal-point/a"), None, Ok("person")),
             (issue("focal-point/node"), None, Ok("person")),
-            (issue("node"), Some(Use::Node), Ok("node")),
-            (issue("focal-point/a"), Some(Use::Person), Ok("person")),
-            (issue("node"), Some(Use::Person), Err("spiffe://ma.rabat.example/node, a node")),
-            (issue("focal-point/a"), Some(Use::Node), Err("spiffe://ma.rabat.example/focal-point/a, not a node")),
-            (issue("node"), Some(Use::Authority), Err("CA true")),
-            (authority.certificate(), Some(Use::Node), Err("CA true")),
+            (issue("node"), Some(CertificateUse::Node), Ok("node")),
+            (issue("focal-point/a"), Some(CertificateUse::Person), Ok("person")),
+            (issue("node"), Some(CertificateUse::Person), Err("spiffe://ma.rabat.example/node, a node")),
+            (
+                issue("focal-point/a"),
+                Some(CertificateUse::Node),
+                Err("spiffe://ma.rabat.example/focal-point/a, not a node"),
+            ),
+            (issue("node"), Some(CertificateUse::Authority), Err("CA true")),
+            (authority.certificate(), Some(CertificateUse::Node), Err("CA true")),
             (unfit, None, Err("clientAuth")),
         ];
         for (pem, purpose, expected) in cases {
             for lang in Lang::ALL {
                 match (checked(&pem, purpose, lang), expected) {
                     (Ok(text), Ok(used)) => assert!(text.contains(used), "{text}"),
-                    (Err(text), Err(words)) => assert!(text.contains(words), "{words}: {text}"),
+                    (Err(text), Err(reason)) => assert!(text.contains(reason), "{reason}: {text}"),
                     (found, expected) => panic!("{expected:?}: {found:?}"),
                 }
             }
@@ -238,7 +250,8 @@ mod tests {
         extension(oid, content, true)
     }
 
-    /// DER of a NULL; certificatePolicies of 1.2.3; policyConstraints that require a policy; a TLS feature, status_request (RFC 7633).
+    /// DER of a NULL; certificatePolicies of 1.2.3; policyConstraints that require a policy; a TLS
+    /// feature, status_request (RFC 7633).
     const UNKNOWN: (&[u64], &[u8]) = (&[1, 3, 6, 1, 4, 1, 99_999, 1], &[0x05, 0x00]);
     const POLICIES: (&[u64], &[u8]) = (&[2, 5, 29, 32], &[0x30, 0x06, 0x30, 0x04, 0x06, 0x02, 0x2a, 0x03]);
     const POLICY_CONSTRAINTS: (&[u64], &[u8]) = (&[2, 5, 29, 36], &[0x30, 0x03, 0x80, 0x01, 0x00]);
@@ -251,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_every_node_refuses_is_not_fit() {
+    fn certificate_rejected_by_nodes_is_unfit() {
         let authority = Authority::new("ma.rabat.example").unwrap();
         let cases: [(Change, &str); 9] = [
             (critical(UNKNOWN.0, UNKNOWN.1), "1.3.6.1.4.1.99999.1 is critical"),
@@ -267,22 +280,22 @@ mod tests {
             (named(&["https://ma.rabat.example/node"]), "`https://ma.rabat.example/node` is no SPIFFE ID"),
             (named(&["spiffe://ma.rabat.example"]), "`spiffe://ma.rabat.example` is no SPIFFE ID"),
         ];
-        for (change, words) in cases {
+        for (change, reason) in cases {
             let pem = authority.issue_changed("node", change).unwrap().certificate;
-            let failure = checked(&pem, Some(Use::Node), Lang::En).unwrap_err();
-            assert!(failure.contains(words), "{words}: {failure}");
+            let failure = checked(&pem, Some(CertificateUse::Node), Lang::En).unwrap_err();
+            assert!(failure.contains(reason), "{reason}: {failure}");
         }
         let unknown = extension(UNKNOWN.0, UNKNOWN.1, false);
         let pem = authority.issue_changed("node", unknown).unwrap().certificate;
-        assert!(checked(&pem, Some(Use::Node), Lang::En).is_ok());
-        // Without --for, the fault is told as well.
+        assert!(checked(&pem, Some(CertificateUse::Node), Lang::En).is_ok());
+        // The fault is reported without --for too.
         let pem = authority.issue_changed("node", named(&["https://ma.rabat.example/node"])).unwrap().certificate;
         assert!(checked(&pem, None, Lang::En).unwrap_err().contains("is no SPIFFE ID"));
         let pem = authority.issue_changed("node", |_| ()).unwrap().certificate;
         assert!(checked(&pem, None, Lang::En).is_ok());
     }
 
-    /// The certificate with these bytes of its DER replaced wherever they are.
+    /// Returns the certificate with all occurrences of these bytes replaced in its DER.
     fn patched(pem: &str, from: &[u8], to: &[u8]) -> String {
         let mut der = certificate::first_der(pem).unwrap();
         let places: Vec<usize> = (0..der.len()).filter(|at| der[*at..].starts_with(from)).collect();
@@ -300,28 +313,31 @@ mod tests {
     }
 
     #[test]
-    fn signature_of_an_algorithm_that_no_node_verifies_is_not_fit() {
+    fn certificate_with_unsupported_signature_algorithm_is_unfit() {
         // ecdsa-with-SHA256 and ecdsa-with-SHA224 (RFC 5758 section 3.2).
         let sha256 = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
         let sha224 = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x01];
         let authority = Authority::new("ma.rabat.example").unwrap();
-        for (path, used) in [("node", Use::Node), ("focal-point/a", Use::Person)] {
+        for (path, used) in [("node", CertificateUse::Node), ("focal-point/a", CertificateUse::Person)] {
             let pem = patched(&authority.issue(path, &[]).unwrap().certificate, &sha256, &sha224);
             let failure = checked(&pem, Some(used), Lang::En).unwrap_err();
             assert!(failure.contains("signed with 1.2.840.10045.4.3.1"), "{failure}");
         }
-        // Nodes do not look at the signature of an authority.
+        // Nodes do not verify the signature of an authority's certificate.
         let pem = patched(&authority.certificate(), &sha256, &sha224);
-        assert!(checked(&pem, Some(Use::Authority), Lang::En).is_ok());
+        assert!(checked(&pem, Some(CertificateUse::Authority), Lang::En).is_ok());
     }
 
     #[test]
-    fn authority_is_judged_as_governors_judge_it() {
+    fn authority_check_matches_governor_check() {
         let changed = |change: Change| Authority::changed("ma.rabat.example", change).unwrap().certificate();
         for (oid, content) in [UNKNOWN, POLICIES, POLICY_CONSTRAINTS, TLS_FEATURE] {
-            let failure = checked(&changed(critical(oid, content)), Some(Use::Authority), Lang::En).unwrap_err();
+            let failure =
+                checked(&changed(critical(oid, content)), Some(CertificateUse::Authority), Lang::En).unwrap_err();
             assert!(failure.contains("is critical"), "{failure}");
-            assert!(checked(&changed(extension(oid, content, false)), Some(Use::Authority), Lang::En).is_ok());
+            assert!(
+                checked(&changed(extension(oid, content, false)), Some(CertificateUse::Authority), Lang::En).is_ok()
+            );
         }
         let authority = Authority::new("ma.rabat.example").unwrap();
         let mut der = certificate::first_der(&authority.certificate()).unwrap();
@@ -331,19 +347,19 @@ mod tests {
     }
 
     #[test]
-    fn authority_that_another_key_of_its_name_signed_says_so_or_is_not_fit() {
-        let params = |tells_keys_apart| {
+    fn self_issued_authority_without_key_identifiers_is_unfit() {
+        let params = |has_key_identifiers| {
             let mut params = CertificateParams::new(Vec::new()).unwrap();
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-            params.use_authority_key_identifier_extension = tells_keys_apart;
+            params.use_authority_key_identifier_extension = has_key_identifiers;
             params
         };
         let key = || KeyPair::generate().unwrap();
-        let by_another = |tells_keys_apart| {
+        let by_another = |has_key_identifiers| {
             let issuer = Issuer::new(params(true), key());
-            let pem = params(tells_keys_apart).signed_by(&key(), &issuer).unwrap().pem();
-            checked(&pem, Some(Use::Authority), Lang::En)
+            let pem = params(has_key_identifiers).signed_by(&key(), &issuer).unwrap().pem();
+            checked(&pem, Some(CertificateUse::Authority), Lang::En)
         };
         assert!(by_another(true).is_ok());
         assert!(by_another(false).unwrap_err().contains("its own key has not signed it"));

@@ -1,4 +1,4 @@
-//! Commands against a node that answers as it is told, over real mutual TLS on loopback.
+//! Tests of commands against a scripted node, over real mutual TLS on loopback.
 #![allow(clippy::unwrap_used)]
 
 mod faults;
@@ -33,30 +33,30 @@ use crate::rpc::focal_point_server::{FocalPoint, FocalPointServer};
 const NODE: &str = "spiffe://ne.rabat.example/node";
 const ID: &str = "01976f6e-7c00-7000-8000-000000000001";
 
-/// What the node has been asked, and how often it refuses before it answers.
+/// The requests that the node has received, and how often it is unavailable before it answers.
 #[derive(Clone, Default)]
 struct Node {
-    asked: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
     unavailable: Arc<Mutex<u32>>,
-    /// What it says to a bulletin of which the id or the wait cannot be.
+    /// The clock and roster by which it rejects a bulletin's id or `wait_for`.
     rejects: Arc<Mutex<Option<faults::Rejects>>>,
-    /// Publishers of a bulletin of [`ID`] beside ne.
+    /// Publishers of a bulletin with [`ID`] besides ne.
     others: Arc<Mutex<Vec<String>>>,
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-fn delivery(arrival: u64) -> proto::Delivery {
+fn delivery(offset: u64) -> proto::Delivery {
     let draft = barid_core::bulletin::kinds::REGISTRY[0].sample().unwrap();
     let header = proto::Header { format: 1, member: "ne".into(), id: ID.into(), ..draft.header.unwrap() };
     let envelope = envelope::encode(&header, draft.body.as_ref().unwrap(), [1; 16]);
-    proto::Delivery { arrival, index: arrival, envelope, feed: "ne.rabat.example/feed/1".into(), ..Default::default() }
+    proto::Delivery { offset, index: offset, envelope, feed: "ne.rabat.example/feed/1".into(), ..Default::default() }
 }
 
 #[tonic::async_trait]
 impl FocalPoint for Node {
-    type PublishStreamStream = Answers<proto::PublishStreamResponse>;
-    type SubscribeStream = Answers<proto::SubscribeResponse>;
+    type PublishStreamStream = ResponseStream<proto::PublishStreamResponse>;
+    type SubscribeStream = ResponseStream<proto::SubscribeResponse>;
 
     async fn publish(
         &self,
@@ -64,7 +64,7 @@ impl FocalPoint for Node {
     ) -> Result<Response<proto::PublishResponse>, Status> {
         let request = request.into_inner();
         let header = request.draft.unwrap().header.unwrap();
-        self.asked.lock().push(header.id.clone());
+        self.requests.lock().push(header.id.clone());
         if let Some(rejects) = &*self.rejects.lock() {
             rejects.judge(&header.id, request.wait_for.as_ref())?;
         }
@@ -102,7 +102,7 @@ impl FocalPoint for Node {
         }
     }
 
-    /// Two bulletins a stream, then the line is cut.
+    /// Sends two bulletins on each stream, then cuts the connection.
     async fn subscribe(
         &self,
         request: Request<proto::SubscribeRequest>,
@@ -112,13 +112,13 @@ impl FocalPoint for Node {
         let proto::SubscribeRequest { start, cursor, begin, .. } = request.into_inner();
         let name = if let Some(Start::Subscription(name)) = start { format!("{name} ") } else { String::new() };
         let after = cursor.first().map_or(10, |offset| u64::from(*offset));
-        self.asked.lock().push(if cursor.is_empty() {
+        self.requests.lock().push(if cursor.is_empty() {
             format!("{name}{begin}")
         } else {
             format!("{name}after {after}")
         });
         let event = |event| {
-            let (Event::Position(offset) | Event::Delivery(proto::Delivery { arrival: offset, .. })) = &event else {
+            let (Event::Position(offset) | Event::Delivery(proto::Delivery { offset, .. })) = &event else {
                 panic!("{event:?}")
             };
             let cursor = vec![u8::try_from(*offset).unwrap()].into();
@@ -134,7 +134,7 @@ impl FocalPoint for Node {
         &self,
         request: Request<proto::AcknowledgeRequest>,
     ) -> Result<Response<proto::AcknowledgeResponse>, Status> {
-        self.asked.lock().push(format!("acknowledged {}", request.into_inner().cursor[0]));
+        self.requests.lock().push(format!("acknowledged {}", request.into_inner().cursor[0]));
         Ok(Response::new(proto::AcknowledgeResponse {}))
     }
 
@@ -162,7 +162,7 @@ impl FocalPoint for Node {
             let details = ErrorDetails::with_error_info("UNKNOWN_SUBSCRIPTION", "barid", info);
             return Err(Status::with_error_details(tonic::Code::NotFound, "no such name", details));
         }
-        self.asked.lock().push(format!("removed {name}"));
+        self.requests.lock().push(format!("removed {name}"));
         Ok(Response::new(proto::DeleteSubscriptionResponse {}))
     }
 
@@ -181,7 +181,7 @@ impl FocalPoint for Node {
     }
 }
 
-/// A node on loopback with its authority, and the profile of a focal point beside it.
+/// Starts a node on loopback with its authority, and writes the profile of a focal point.
 async fn node(identity: &str) -> (Node, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -240,9 +240,9 @@ async fn node(identity: &str) -> (Node, TempDir) {
     (node, folder)
 }
 
-/// Runs one command line against the profile in `folder`.
-async fn barid(folder: &Path, lang: Lang, words: &[&str]) -> (Result<Exit, Failure>, String) {
-    let cli = Cli::try_parse_from(std::iter::once("barid").chain(words.iter().copied())).unwrap();
+/// Runs one command line with the profile in `folder`.
+async fn barid(folder: &Path, lang: Lang, args: &[&str]) -> (Result<Exit, Failure>, String) {
+    let cli = Cli::try_parse_from(std::iter::once("barid").chain(args.iter().copied())).unwrap();
     let (output, captured): (Output, Captured) = Output::captured(cli.json);
     let context = Context::new(Messages::new(lang), output, Some(folder.join("client.toml")));
     let result = talk(&context, cli.command).await;
@@ -253,7 +253,7 @@ async fn barid(folder: &Path, lang: Lang, words: &[&str]) -> (Result<Exit, Failu
     (result, text)
 }
 
-/// The profile speaks to another address.
+/// Sets another endpoint in the profile.
 fn at_endpoint(folder: &Path, address: std::net::SocketAddr) {
     let profile = folder.join("client.toml");
     let text = std::fs::read_to_string(&profile).unwrap();
@@ -261,7 +261,7 @@ fn at_endpoint(folder: &Path, address: std::net::SocketAddr) {
     std::fs::write(&profile, text.replace(endpoint, &format!("endpoint = \"{address}\""))).unwrap();
 }
 
-/// The profile knows the members of a roster.
+/// Adds a roster to the profile.
 fn roster_beside(folder: &Path) {
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/roster-1.note");
     let profile = folder.join("client.toml");
@@ -281,7 +281,7 @@ fn draft(folder: &Path, change: impl FnOnce(&mut proto::Header)) -> String {
 }
 
 #[tokio::test]
-async fn a_bulletin_is_published_once_over_a_bad_line() {
+async fn publish_retries_are_idempotent() {
     let (node, folder) = node(NODE).await;
     *node.unavailable.lock() = 1;
     let draft = draft(folder.path(), |_| {});
@@ -289,28 +289,28 @@ async fn a_bulletin_is_published_once_over_a_bad_line() {
     assert_eq!(result.unwrap(), Exit::Ok, "{text}");
     assert!(text.contains("Publié : dans le registre ne.rabat.example/feed/1, à la place 5."), "{text}");
     assert!(text.contains("✓ tn"), "{text}");
-    let asked = node.asked.lock().clone();
-    assert_eq!(asked.len(), 2);
-    assert_eq!(asked[0], asked[1], "a repetition keeps the id");
-    assert!(!asked[0].is_empty());
+    let requests = node.requests.lock().clone();
+    assert_eq!(requests.len(), 2);
+    assert_eq!(requests[0], requests[1], "a repetition keeps the id");
+    assert!(!requests[0].is_empty());
 }
 
 #[tokio::test]
-async fn a_wait_that_ends_has_its_own_exit_code() {
+async fn wait_for_timeout_exits_with_3() {
     let (_node, folder) = node(NODE).await;
     let draft = draft(folder.path(), |header| header.incidents.push("slow".into()));
-    let words = ["publish", &draft, "--wait-for", "tn,ma", "--timeout", "7"];
-    let (result, text) = barid(folder.path(), Lang::En, &words).await;
+    let args = ["publish", &draft, "--wait-for", "tn,ma", "--timeout", "7"];
+    let (result, text) = barid(folder.path(), Lang::En, &args).await;
     assert_eq!(result.unwrap(), Exit::NotReached);
     assert!(text.contains("Missing: ma"), "{text}");
     let (result, text) = barid(folder.path(), Lang::En, &["--json", "publish", &draft, "--wait-for", "2"]).await;
     assert_eq!(result.unwrap(), Exit::NotReached);
-    let answer: proto::PublishResponse = serde_json::from_str(&text).unwrap();
-    assert_eq!(answer.receipt.unwrap().index, 5);
+    let response: proto::PublishResponse = serde_json::from_str(&text).unwrap();
+    assert_eq!(response.receipt.unwrap().index, 5);
 }
 
 #[tokio::test]
-async fn a_refusal_names_the_field() {
+async fn invalid_argument_names_field() {
     let (_node, folder) = node(NODE).await;
     let draft = draft(folder.path(), |header| header.topic = "refused.topic".into());
     let (result, text) = barid(folder.path(), Lang::Ar, &["publish", &draft]).await;
@@ -319,57 +319,57 @@ async fn a_refusal_names_the_field() {
 }
 
 #[tokio::test]
-async fn a_watch_takes_up_where_the_line_was_cut() {
+async fn watch_resumes_after_disconnect() {
     let (node, folder) = node(NODE).await;
     let (result, text) = barid(folder.path(), Lang::En, &["watch", "--json", "--count", "3"]).await;
     assert_eq!(result.unwrap(), Exit::Ok);
-    let arrivals: Vec<String> = text
+    let offsets: Vec<String> = text
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .map(|object| object["arrival"].as_str().unwrap().to_owned())
+        .map(|object| object["offset"].as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(arrivals, ["11", "12", "13"]);
-    assert_eq!(*node.asked.lock(), ["", "after 12"]);
+    assert_eq!(offsets, ["11", "12", "13"]);
+    assert_eq!(*node.requests.lock(), ["", "after 12"]);
 }
 
 #[tokio::test]
-async fn a_named_subscription_is_told_what_was_shown() {
+async fn watch_acknowledges_named_subscription() {
     let (node, folder) = node(NODE).await;
-    let words = ["watch", "--subscription", "desk", "--count", "2"];
-    let (result, text) = barid(folder.path(), Lang::Fr, &words).await;
+    let args = ["watch", "--subscription", "desk", "--count", "2"];
+    let (result, text) = barid(folder.path(), Lang::Fr, &args).await;
     assert_eq!(result.unwrap(), Exit::Ok);
     assert!(text.contains("EXERCICE"), "{text}");
-    assert_eq!(*node.asked.lock(), ["desk ", "acknowledged 12"]);
-    // It says where to begin only if that is said to it.
-    let words = ["watch", "--subscription", "desk", "--from", "beginning", "--count", "2"];
-    barid(folder.path(), Lang::Fr, &words).await.0.unwrap();
-    assert_eq!(node.asked.lock()[2], "desk beginning");
+    assert_eq!(*node.requests.lock(), ["desk ", "acknowledged 12"]);
+    // It sends a start position only with --from.
+    let args = ["watch", "--subscription", "desk", "--from", "beginning", "--count", "2"];
+    barid(folder.path(), Lang::Fr, &args).await.0.unwrap();
+    assert_eq!(node.requests.lock()[2], "desk beginning");
 }
 
 #[tokio::test]
-async fn a_watch_with_a_cursor_file_goes_on_in_the_next_run_and_shows_nothing_twice() {
+async fn watch_with_cursor_file_resumes_without_duplicates() {
     let (node, folder) = node(NODE).await;
     let file = folder.path().join("cursor.json").display().to_string();
-    let words = ["watch", "--json", "--cursor", &file, "--from", "beginning", "--count", "1"];
-    let shown = async || {
-        let (result, text) = barid(folder.path(), Lang::En, &words).await;
+    let args = ["watch", "--json", "--cursor", &file, "--from", "beginning", "--count", "1"];
+    let watch_once = async || {
+        let (result, text) = barid(folder.path(), Lang::En, &args).await;
         assert_eq!(result.unwrap(), Exit::Ok, "{text}");
         let objects = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        objects.map(|object| (object["arrival"].clone(), object["cursor"].clone())).collect::<Vec<_>>()
+        objects.map(|object| (object["offset"].clone(), object["cursor"].clone())).collect::<Vec<_>>()
     };
-    assert_eq!(shown().await, [("11".into(), "Cw".into())]);
-    assert_eq!(shown().await, [("12".into(), "DA".into())]);
-    assert_eq!(*node.asked.lock(), ["beginning", "after 11"]);
-    // The place is kept before anything is shown: what cannot be kept is known at once.
+    assert_eq!(watch_once().await, [("11".into(), "Cw".into())]);
+    assert_eq!(watch_once().await, [("12".into(), "DA".into())]);
+    assert_eq!(*node.requests.lock(), ["beginning", "after 11"]);
+    // The cursor is saved before the first bulletin is shown, so an unwritable file fails at once.
     let nowhere = folder.path().join("missing/cursor.json").display().to_string();
-    let words = ["watch", "--cursor", &nowhere, "--from", "beginning", "--count", "1"];
-    let (result, text) = barid(folder.path(), Lang::En, &words).await;
+    let args = ["watch", "--cursor", &nowhere, "--from", "beginning", "--count", "1"];
+    let (result, text) = barid(folder.path(), Lang::En, &args).await;
     assert_eq!(result.unwrap_err().id(), "cursor-file-unwritten");
     assert!(!text.contains("EXERCISE"), "{text}");
 }
 
 #[tokio::test]
-async fn subscriptions_are_listed_page_by_page_and_removed() {
+async fn subscriptions_are_paged_and_deleted() {
     let (node, folder) = node(NODE).await;
     let (result, text) = barid(folder.path(), Lang::En, &["subscriptions", "list"]).await;
     assert_eq!(result.unwrap(), Exit::Ok);
@@ -379,7 +379,7 @@ async fn subscriptions_are_listed_page_by_page_and_removed() {
     let (_, text) = barid(folder.path(), Lang::En, &["subscriptions", "list", "--json"]).await;
     assert_eq!(text.lines().count(), 2, "{text}");
     barid(folder.path(), Lang::En, &["subscriptions", "remove", "desk"]).await.0.unwrap();
-    assert_eq!(*node.asked.lock(), ["removed desk"]);
+    assert_eq!(*node.requests.lock(), ["removed desk"]);
     for lang in Lang::ALL {
         let (result, text) = barid(folder.path(), lang, &["subscriptions", "remove", "other"]).await;
         let failure = result.unwrap_err();
@@ -389,7 +389,7 @@ async fn subscriptions_are_listed_page_by_page_and_removed() {
 }
 
 #[tokio::test]
-async fn history_pages_and_show_finds() {
+async fn history_is_paged_and_show_finds_bulletin() {
     let (_node, folder) = node(NODE).await;
     let (result, text) = barid(folder.path(), Lang::En, &["history", "--json"]).await;
     assert_eq!(result.unwrap(), Exit::Ok);
@@ -403,10 +403,10 @@ async fn history_pages_and_show_finds() {
 }
 
 #[tokio::test]
-async fn history_says_how_to_go_on() {
+async fn history_prints_next_page_command() {
     let (_node, folder) = node(NODE).await;
-    let words = ["history", "--limit", "1", "--topic", "security.>", "--since", "2026-11-23"];
-    let (_, text) = barid(folder.path(), Lang::En, &words).await;
+    let args = ["history", "--limit", "1", "--topic", "security.>", "--since", "2026-11-23"];
+    let (_, text) = barid(folder.path(), Lang::En, &args).await;
     let next = "history --topic 'security.>' --since 2026-11-23T00:00:00Z --limit 1 --before 2";
     assert!(text.contains(next), "{text}");
     let (_, text) = barid(folder.path(), Lang::En, &["history", "--json", "--limit", "1"]).await;
@@ -414,11 +414,11 @@ async fn history_says_how_to_go_on() {
     assert_eq!(last, serde_json::json!({"next": {"before": "2"}}));
     let (_, text) = barid(folder.path(), Lang::En, &["history", "--json", "--limit", "1", "--before", "2"]).await;
     assert_eq!(text.lines().count(), 1, "the last page: {text}");
-    assert!(text.contains(r#""arrival":"1""#), "{text}");
+    assert!(text.contains(r#""offset":"1""#), "{text}");
 }
 
 #[tokio::test]
-async fn of_several_bulletins_of_one_id_none_is_chosen_silently() {
+async fn ambiguous_bulletin_id_is_rejected() {
     let (node, folder) = node(NODE).await;
     roster_beside(folder.path());
     let (result, _) = barid(folder.path(), Lang::En, &["show", ID]).await;
@@ -434,13 +434,13 @@ async fn of_several_bulletins_of_one_id_none_is_chosen_silently() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_timeout_bounds_the_whole_command_also_at_an_address_that_says_nothing() {
-    // Whoever connects is held in the listener's queue and never answered.
+async fn timeout_bounds_whole_command_with_unresponsive_peer() {
+    // A client waits in the listener's queue and never gets an answer.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (_node, folder) = node(NODE).await;
     let draft = draft(folder.path(), |_| {});
     at_endpoint(folder.path(), silent.local_addr().unwrap());
-    for words in [
+    for args in [
         &["health", "--timeout", "2"][..],
         &["status", "--timeout", "2"],
         &["history", "--timeout", "2"],
@@ -451,37 +451,37 @@ async fn a_timeout_bounds_the_whole_command_also_at_an_address_that_says_nothing
         &["watch", "--timeout", "2"],
     ] {
         let begun = tokio::time::Instant::now();
-        let (result, text) = barid(folder.path(), Lang::En, words).await;
-        assert_eq!(result.unwrap_err().exit_code(), Exit::NotReached, "{words:?}: {text}");
-        // By the clock of the test, which stands still but for what is waited for.
-        let taken = begun.elapsed().as_millis();
-        assert!((1_900..=2_100).contains(&taken), "{words:?} took {taken} ms: {text}");
-        let said = if words[0] == "publish" { "--id " } else { "within 2 s" };
-        assert!(text.contains(said), "{words:?}: {text}");
+        let (result, text) = barid(folder.path(), Lang::En, args).await;
+        assert_eq!(result.unwrap_err().exit_code(), Exit::NotReached, "{args:?}: {text}");
+        // The test's clock is paused and advances only by what is waited for.
+        let elapsed_ms = begun.elapsed().as_millis();
+        assert!((1_900..=2_100).contains(&elapsed_ms), "{args:?} took {elapsed_ms} ms: {text}");
+        let expected = if args[0] == "publish" { "--id " } else { "within 2 s" };
+        assert!(text.contains(expected), "{args:?}: {text}");
     }
 }
 
 #[tokio::test]
-async fn health_speaks_through_the_exit_code() {
+async fn health_sets_exit_code() {
     let (_node, folder) = node(NODE).await;
     let (result, _) = barid(folder.path(), Lang::En, &["health"]).await;
     assert_eq!(result.unwrap(), Exit::Ok);
 }
 
 #[tokio::test]
-async fn another_identity_at_the_address_is_not_spoken_to() {
+async fn node_with_other_identity_is_rejected() {
     let (node, folder) = node("spiffe://ne.rabat.example/focal-point/someone").await;
     let draft = draft(folder.path(), |_| {});
-    let words = ["publish", &draft, "--timeout", "1"];
-    let (result, text) = barid(folder.path(), Lang::En, &words).await;
+    let args = ["publish", &draft, "--timeout", "1"];
+    let (result, text) = barid(folder.path(), Lang::En, &args).await;
     let failure = result.unwrap_err();
     assert_eq!((failure.id(), failure.exit_code()), ("node-another", Exit::Usage), "{text}");
     assert!(text.contains("focal-point/someone") && !text.contains("trying again"), "{text}");
-    assert!(node.asked.lock().is_empty());
+    assert!(node.requests.lock().is_empty());
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_refused_is_said_in_words_and_not_tried_again() {
+async fn rejected_client_certificate_is_explained_and_not_retried() {
     let (node, folder) = node(NODE).await;
     let draft = draft(folder.path(), |_| {});
     let stranger = KeyPair::generate().unwrap();
@@ -491,17 +491,17 @@ async fn a_certificate_that_is_refused_is_said_in_words_and_not_tried_again() {
         vec![SanType::URI("spiffe://ne.rabat.example/focal-point/police-niamey".try_into().unwrap())];
     std::fs::write(folder.path().join("me.pem"), params.self_signed(&stranger).unwrap().pem()).unwrap();
     std::fs::write(folder.path().join("me.key"), stranger.serialize_pem()).unwrap();
-    for words in [&["history"][..], &["publish", &draft], &["watch"], &["health"]] {
-        let (result, text) = barid(folder.path(), Lang::Fr, words).await;
+    for args in [&["history"][..], &["publish", &draft], &["watch"], &["health"]] {
+        let (result, text) = barid(folder.path(), Lang::Fr, args).await;
         let failure = result.unwrap_err();
         assert_eq!((failure.id(), failure.exit_code()), ("certificate-unknown-authority", Exit::Failure), "{text}");
         assert!(text.contains("ne connaît pas l'autorité") && !text.contains("nouvel essai"), "{text}");
     }
-    assert!(node.asked.lock().is_empty());
+    assert!(node.requests.lock().is_empty());
 }
 
 #[tokio::test]
-async fn nobody_at_the_address_is_said_in_words() {
+async fn connection_refused_is_explained() {
     let (_node, folder) = node(NODE).await;
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     at_endpoint(folder.path(), closed);

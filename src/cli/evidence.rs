@@ -1,11 +1,12 @@
-//! `barid evidence`: the file that proves a bulletin offline.
+//! `barid evidence`: exports the file that proves a bulletin offline.
 //!
-//! In scope: asking the node and writing the file whole or not at all. Out of scope: what is in it and what it proves (`verify`).
+//! In scope: requesting the file from the node, and writing it atomically. Out of scope: its
+//! contents and what it proves (`verify`).
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use barid_core::names::Member;
+use barid_core::ids::Member;
 use barid_core::proto;
 use clap::Args;
 use serde_json::{Value, json};
@@ -14,15 +15,15 @@ use super::args::BulletinRef;
 use super::client::Client;
 use super::deadline::TimeoutArgs;
 use super::render::Render;
-use super::{Context, Exit, Failure, message, say, show, times};
+use super::{Context, Exit, Failure, localize, message, show, times};
 
-/// Which bulletin, and where to.
+/// The bulletin, and where to write the file.
 #[derive(Debug, Args)]
 pub(super) struct EvidenceArgs {
     /// Bulletin: `ne/0197…`, or the id alone.
     #[arg(value_name = "MEMBER/ID")]
     bulletin: BulletinRef,
-    /// Member that published it, where several have published one of this id.
+    /// Member that published it, if several have published one with this id.
     #[arg(long, value_name = "MEMBER")]
     member: Option<Member>,
     /// File to write; `-` writes to standard output [default: ID.barid].
@@ -35,7 +36,7 @@ pub(super) struct EvidenceArgs {
     pub(super) within: TimeoutArgs,
 }
 
-/// Writes it.
+/// Exports the evidence.
 pub(super) async fn run(context: &Context, args: &EvidenceArgs) -> Result<Exit, Failure> {
     let path = args.output.clone().unwrap_or_else(|| PathBuf::from(format!("{}.barid", args.bulletin.id)));
     let to_stdout = path.as_os_str() == "-";
@@ -43,7 +44,7 @@ pub(super) async fn run(context: &Context, args: &EvidenceArgs) -> Result<Exit, 
         return Err(Failure::usage("file-exists").path(&path));
     }
     let profile = context.profile()?;
-    let client = Client::patient(&profile, args.within.duration())?;
+    let client = Client::with_timeout(&profile, args.within.duration())?;
     let (_, (summary, file)) = show::find(&profile, &args.bulletin, args.member.as_ref(), async |member, id| {
         client.export_evidence(proto::ExportEvidenceRequest { member: member.to_string(), id }).await
     })
@@ -64,34 +65,34 @@ pub(super) async fn run(context: &Context, args: &EvidenceArgs) -> Result<Exit, 
         context.output.json(&object)?;
         return Ok(Exit::Ok);
     }
-    context.output.lines(told(context, &Render::new(context, profile.directory()), &path, &summary))?;
+    context.output.lines(summary_lines(context, &Render::new(context, profile.directory()), &path, &summary))?;
     Ok(Exit::Ok)
 }
 
-fn told(context: &Context, render: &Render<'_>, path: &Path, summary: &proto::EvidenceSummary) -> Vec<String> {
+fn summary_lines(context: &Context, render: &Render<'_>, path: &Path, summary: &proto::EvidenceSummary) -> Vec<String> {
     let messages = &context.messages;
     let path = path.display().to_string();
     let members = |codes: &[String]| codes.iter().map(|code| render.member(code)).collect::<Vec<_>>().join(", ");
-    let witnesses = say!(
+    let witnesses = localize!(
         messages,
         "evidence-witnesses",
         nWitnesses = summary.cosigners.len() as u64,
         nQuorum = u64::from(summary.quorum)
     );
-    let mut lines = vec![say!(messages, "evidence-written", path = &path, nBytes = summary.size)];
+    let mut lines = vec![localize!(messages, "evidence-written", path = &path, nBytes = summary.size)];
     lines.extend(render.block(&[
-        render.pair("label-standing", messages.word("standing", &summary.standing)),
+        render.pair("label-verdict", messages.term("verdict", &summary.outcome)),
         render.pair("label-witnesses", witnesses),
         render.pair("label-cosigners", members(&summary.cosigners)),
         render.pair("label-newest-cosignature", messages.value(&times::seconds(summary.newest_cosignature.as_ref()))),
         render.pair("label-custody", members(&summary.custody)),
     ]));
-    lines.push(say!(messages, "evidence-next", path = &path));
+    lines.push(localize!(messages, "evidence-next", path = &path));
     lines
 }
 
-/// Writes beside the place and moves there: a reader finds the whole file or none. For its owner's eyes only, since it holds the
-/// bulletin.
+/// Writes a temporary file beside `path` and renames it: a reader finds the whole file or none.
+/// Only its owner can read it, because it contains the bulletin.
 fn write(path: &Path, bytes: &[u8], replace: bool) -> std::io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(folder)?;

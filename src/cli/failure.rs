@@ -1,7 +1,8 @@
-//! How the command line fails: what happened, why, what to do next, and the exit code.
+//! The error type of the command line: what failed, why, what to do, and the exit code.
 //!
-//! In scope: one type for all commands, its form for people (in their language) and for machines, and the one map from a node's answer
-//! (`tonic::Status` with google.rpc details) to it. Out of scope: the errors themselves, which belong to their modules.
+//! In scope: one type for all commands, its text in the reader's language and its JSON form, and
+//! the one map from a node's error (`tonic::Status` with google.rpc details). Out of scope: the
+//! errors of other modules.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,45 +17,47 @@ use tonic_types::StatusExt;
 use super::messages::{Arg, Messages, clean};
 use super::output::Output;
 
-/// How a run ended. The numbers are part of the interface: scripts and containers rely on them.
+/// Exit code of a run. The numbers are part of the interface: scripts and containers rely on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// 0: done. For `verify`: witnessed.
+    /// 0: success. For `verify`: witnessed.
     Ok = 0,
-    /// 1: refused or failed.
+    /// 1: failed, or rejected or denied by the node.
     Failure = 1,
-    /// 2: the command line or a file named on it cannot be used as it stands.
+    /// 2: the command line, or a file named on it, cannot be used.
     Usage = 2,
-    /// 3: not reached in time: the node did not answer, or a wait ended before it was fulfilled.
+    /// 3: not reached in time: the node did not answer, or the awaited condition did not occur.
     NotReached = 3,
-    /// 10, `verify`: signed by the feed, not witnessed by a quorum. `roster verify`: signed by its own governors, not tied to a trusted
-    /// roster.
+    /// 10, `verify`: signed by the feed, but not witnessed by a quorum. `roster verify`: signed by
+    /// its own governors, but not linked to a trusted roster.
     SignedOnly = 10,
-    /// 11, `verify`: signed by a key that the roster has since closed, and not witnessed. `roster verify`: a second roster of one version.
+    /// 11, `verify`: signed by a key of an epoch that the roster has since closed, and not
+    /// witnessed. `roster verify`: a second roster of one version.
     Disputed = 11,
-    /// 12, `verify`: the file does not prove what it says. `roster verify`: not signed as it must be, or no roster.
+    /// 12, `verify`: the file does not prove its content. `roster verify`: signatures are missing
+    /// or invalid, or the file is no roster.
     Invalid = 12,
-    /// 13, `verify`: nothing can be said with this roster; a newer one is needed.
+    /// 13, `verify`: this roster does not suffice to decide; a newer one is needed.
     Undecided = 13,
-    /// 14, `verify`: the file proves that one feed's key signed two histories.
-    TwoHistories = 14,
+    /// 14, `verify`: the file proves an equivocation: one feed's key signed two trees.
+    Equivocation = 14,
 }
 
-/// One field that a node refused.
+/// One field that a node rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
     /// Path: `header.handling.tlp`.
     pub field: String,
-    /// The value found and what was expected, in English.
+    /// The value found and the value expected, in English.
     pub description: String,
-    /// Code of the rule that it breaks, and the values in the rule's text; empty if the node does not say.
+    /// Code of the rule that the field breaks; empty if the node sends none.
     pub rule: String,
-    /// These values.
+    /// Values for the placeholders of the rule's text.
     pub values: Vec<String>,
 }
 
 impl Field {
-    /// A field error of this program's own.
+    /// Converts a field error found by this program itself.
     pub(super) fn of(error: &FieldError) -> Self {
         let rule = Rule::of(&error.expected);
         let (rule, values) = rule.map_or_else(Default::default, |rule| (rule.code.to_owned(), rule.values));
@@ -62,8 +65,9 @@ impl Field {
         Self { field: error.field.clone(), description, rule, values }
     }
 
-    /// What was found and expected, in the reader's language if the catalogue has the rule.
-    pub(super) fn told(&self, messages: &Messages) -> String {
+    /// Returns the found and expected values in the reader's language, or in English if the
+    /// catalogue lacks the rule.
+    pub(super) fn localize(&self, messages: &Messages) -> String {
         let mut args = FluentArgs::new();
         for (place, value) in (1..).zip(&self.values) {
             args.set(format!("v{place}"), value.arg());
@@ -81,7 +85,7 @@ impl Field {
     }
 }
 
-/// Why a command did not do what it was asked.
+/// Why a command failed.
 #[derive(Debug)]
 pub struct Failure {
     id: &'static str,
@@ -94,95 +98,97 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Message `error-<id>` of the catalogue with its attributes `.why` (unless there is a cause) and `.next`; ends with
-    /// [`Exit::Failure`].
+    /// Creates a failure with message `error-<id>` of the catalogue and its attributes `.why`
+    /// (unless there is a cause) and `.next`. Its exit code is [`Exit::Failure`].
     #[must_use]
     pub fn new(id: &'static str) -> Self {
         let (args, fields) = (Vec::new(), Vec::new());
         Self { id, exit: Exit::Failure, args, cause: None, fields, retry_after_ms: None, source: None }
     }
 
-    /// A command line, or a file named on it, that cannot be used.
+    /// Creates a failure of the command line, or of a file named on it.
     #[must_use]
     pub fn usage(id: &'static str) -> Self {
         Self { exit: Exit::Usage, ..Self::new(id) }
     }
 
-    /// The reader of our output has gone, as `head` does: no failure at all.
+    /// Creates the result for a closed output pipe, as with `head`. It is no failure: nothing is
+    /// shown and the exit code is 0.
     #[must_use]
     pub fn closed_output() -> Self {
         Self { exit: Exit::Ok, ..Self::new(CLOSED_OUTPUT) }
     }
 
-    /// With another exit code.
+    /// Sets the exit code.
     #[must_use]
     pub fn exit(self, exit: Exit) -> Self {
         Self { exit, ..self }
     }
 
-    /// The same fault told with another message.
+    /// Sets another message.
     #[must_use]
-    pub fn told_as(self, id: &'static str) -> Self {
+    pub fn with_id(self, id: &'static str) -> Self {
         Self { id, ..self }
     }
 
-    /// With a value for the message.
+    /// Adds a value for the message.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: &(impl ToString + ?Sized)) -> Self {
         self.args.push((name, value.to_string()));
         self
     }
 
-    /// With a file for the message's `path`.
+    /// Adds the message's `path`.
     #[must_use]
     pub fn path(self, path: &Path) -> Self {
         self.with("path", &path.display())
     }
 
-    /// With a reason in the words of whatever failed, its sources included.
+    /// Sets the cause: the text of `error` and its sources.
     #[must_use]
     pub fn because(mut self, error: &(dyn std::error::Error + 'static)) -> Self {
         self.cause = Some(chain(error));
         self
     }
 
-    /// With a reason in words.
+    /// Sets the cause as text.
     #[must_use]
     pub fn cause(mut self, cause: impl Into<String>) -> Self {
         self.cause = Some(cause.into()).filter(|cause: &String| !cause.is_empty());
         self
     }
 
-    /// With fields at fault.
+    /// Sets the fields at fault.
     #[must_use]
     pub fn fields(mut self, fields: Vec<Field>) -> Self {
         self.fields = fields;
         self
     }
 
-    /// With the place in a text where it went wrong: `line` and `column` from 1, as parsers count them.
+    /// Sets the position of the fault in a text; `line` and `column` count from 1, as parsers
+    /// report them.
     #[must_use]
     pub fn at(mut self, name: &str, text: &str, line: usize, column: usize) -> Self {
         let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
-        // A line that no screen holds shows nobody the place.
-        if text[start.min(text.len())..].lines().next().is_some_and(|line| line.len() > SHOWN_LINE_BYTES_MAX) {
+        // An excerpt of a very long line would not show the position on any screen.
+        if text[start.min(text.len())..].lines().next().is_some_and(|line| line.len() > EXCERPT_LINE_BYTES_MAX) {
             return self;
         }
-        let mut offset = (start + column.saturating_sub(1)).min(text.len());
-        while !text.is_char_boundary(offset) {
-            offset -= 1;
+        let mut byte_offset = (start + column.saturating_sub(1)).min(text.len());
+        while !text.is_char_boundary(byte_offset) {
+            byte_offset -= 1;
         }
-        self.source = Some(Box::new((NamedSource::new(name, text.to_owned()), SourceSpan::from((offset, 0)))));
+        self.source = Some(Box::new((NamedSource::new(name, text.to_owned()), SourceSpan::from((byte_offset, 0)))));
         self
     }
 
-    /// A refused question is not a refused bulletin.
+    /// Converts the failure of a read call: its arguments were rejected, not a bulletin.
     #[must_use]
     pub fn of_reading(self) -> Self {
-        if self.id == "refused-fields" { self.told_as("refused-arguments") } else { self }
+        if self.id == "rejected-fields" { self.with_id("rejected-arguments") } else { self }
     }
 
-    /// Where only `--wait-for` is at fault, the command line is, and not the bulletin.
+    /// Converts a rejection of `wait_for` fields only: `--wait-for` is wrong, not the bulletin.
     #[must_use]
     pub fn of_waiting(mut self) -> Self {
         if self.fields.is_empty() || !self.fields.iter().all(|field| field.field.starts_with("wait_for")) {
@@ -191,38 +197,39 @@ impl Failure {
         for field in &mut self.fields {
             "--wait-for".clone_into(&mut field.field);
         }
-        // It only repeats the fields, in the node's words.
+        // The cause only repeats the fields in English.
         self.cause = None;
-        self.told_as("wait-for").exit(Exit::Usage)
+        self.with_id("wait-for").exit(Exit::Usage)
     }
 
-    /// What could not be written out has been published all the same.
+    /// Converts a failure to write the receipt: the bulletin is published all the same.
     #[must_use]
     pub fn of_published(self, id: &str, again: &str) -> Self {
         if self.id == CLOSED_OUTPUT {
             self
         } else {
-            self.told_as("published-unwritten").with("id", id).with("command", again)
+            self.with_id("published-unwritten").with("id", id).with("command", again)
         }
     }
 
-    /// From a node's refusal of `what` (an rpc's name, for machines).
+    /// Maps a node's status to a failure.
     #[must_use]
     pub fn from_status(status: &tonic::Status) -> Self {
         use tonic::Code;
-        // A source is ours: the line was cut, not answered. What the node says itself has none.
+        // A source means that the connection failed on this side; a status sent by the node has
+        // none.
         let cut = std::error::Error::source(status).is_some();
         let (id, exit) = match status.code() {
             Code::Unknown | Code::Internal if cut => ("unavailable", Exit::NotReached),
-            // The connection was closed under the call.
+            // The connection was closed during the call.
             Code::Cancelled if cut => ("unavailable", Exit::NotReached),
             Code::Unavailable => ("unavailable", Exit::NotReached),
-            // Cancelled is what our own side says when its time is over.
+            // Cancelled is the local status at the end of the time limit.
             Code::DeadlineExceeded | Code::Cancelled => ("deadline", Exit::NotReached),
             Code::Unauthenticated => ("unauthenticated", Exit::Failure),
             Code::PermissionDenied => ("permission-denied", Exit::Failure),
             Code::NotFound => ("not-found", Exit::Failure),
-            Code::InvalidArgument | Code::OutOfRange => ("refused-fields", Exit::Failure),
+            Code::InvalidArgument | Code::OutOfRange => ("rejected-fields", Exit::Failure),
             Code::AlreadyExists => ("already-exists", Exit::Failure),
             Code::FailedPrecondition => ("failed-precondition", Exit::Failure),
             Code::ResourceExhausted => ("overloaded", Exit::Failure),
@@ -232,7 +239,7 @@ impl Failure {
         };
         let details = status.get_error_details();
         let mut cause = status.message().to_owned();
-        // The rules that fields break are told with the fields.
+        // With field violations, the metadata holds the rules, which are shown with the fields.
         let rules = details.error_info().map(|info| &info.metadata);
         if let Some(info) = details.error_info().filter(|_| details.bad_request().is_none()) {
             let mut metadata: Vec<String> = info.metadata.iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -263,7 +270,7 @@ impl Failure {
         failure
     }
 
-    /// What a node says by these reasons has words in every language.
+    /// Selects the message for reasons that the catalogue has in every language.
     fn by_reason(self, reason: &str, info: &HashMap<String, String>) -> Self {
         let value = |key: &str| info.get(key).cloned().unwrap_or_default();
         let (id, keys): (_, &[&'static str]) = match reason {
@@ -273,35 +280,36 @@ impl Failure {
             "DISK_FULL" => ("disk-full", &[]),
             _ => return self,
         };
-        keys.iter().fold(Self { cause: None, ..self.told_as(id) }, |failure, key| failure.with(key, &value(key)))
+        keys.iter().fold(Self { cause: None, ..self.with_id(id) }, |failure, key| failure.with(key, &value(key)))
     }
 
-    /// The exit code.
+    /// Returns the exit code.
     #[must_use]
     pub fn exit_code(&self) -> Exit {
         self.exit
     }
 
-    /// The catalogue's id, for machines.
+    /// Returns the catalogue's id, for scripts.
     #[must_use]
     pub fn id(&self) -> &'static str {
         self.id
     }
 
-    /// The values in a rule that a field breaks.
+    /// Returns the values of `rule` if `field` breaks it.
     #[must_use]
     pub fn rule_values(&self, field: &str, rule: &str) -> Option<&[String]> {
         let broken = self.fields.iter().find(|broken| broken.field == field && broken.rule == rule);
         broken.map(|broken| broken.values.as_slice())
     }
 
-    /// Milliseconds after which the node asked to be tried again.
+    /// Returns the delay in milliseconds that the node requested before a retry.
     #[must_use]
     pub fn retry_after_ms(&self) -> Option<u64> {
         self.retry_after_ms
     }
 
-    /// Shows it on the error output: for people in their language, or as one JSON object.
+    /// Writes the failure on the error output: as text in the reader's language, or as one JSON
+    /// object.
     pub fn show(&self, messages: &Messages, output: &Output) {
         if self.id == CLOSED_OUTPUT {
             return;
@@ -338,7 +346,7 @@ impl Failure {
             lines.push(format!(
                 "  • {} {}",
                 output.paint_error(&messages.value(&field.field), Style::new().bold()),
-                field.told(messages)
+                field.localize(messages)
             ));
         }
         lines.extend(self.excerpt(output));
@@ -346,7 +354,11 @@ impl Failure {
             lines.push(format!("  {} {why}", label("failure-why")));
         }
         if let Some(ms) = self.retry_after_ms {
-            lines.push(format!("  {} {}", label("failure-next"), crate::say!(messages, "failure-retry", nMs = ms)));
+            lines.push(format!(
+                "  {} {}",
+                label("failure-next"),
+                crate::localize!(messages, "failure-retry", nMs = ms)
+            ));
         }
         if let Some(next) = self.sentence(messages, ".next") {
             lines.push(format!("  {} {next}", label("failure-next")));
@@ -354,7 +366,7 @@ impl Failure {
         lines
     }
 
-    /// Its first sentence.
+    /// Returns the first sentence of the message.
     #[must_use]
     pub fn heading(&self, messages: &Messages) -> String {
         self.sentence(messages, "").unwrap_or_default()
@@ -375,7 +387,7 @@ impl Failure {
         messages.find(&format!("error-{}{attribute}", self.id), Some(&args))
     }
 
-    /// The lines of the text around the fault, as miette draws them.
+    /// Returns the lines around the fault as miette renders them.
     fn excerpt(&self, output: &Output) -> Vec<String> {
         let Some(source) = &self.source else { return Vec::new() };
         let theme =
@@ -385,13 +397,13 @@ impl Failure {
         if GraphicalReportHandler::new_themed(theme).with_context_lines(1).render_report(&mut text, &excerpt).is_err() {
             return Vec::new();
         }
-        // The first line is the diagnostic's own message, which stands in our heading.
+        // The first line is the diagnostic's own message, which the heading already has.
         text.lines().skip(1).filter(|line| !line.trim().is_empty()).map(str::to_owned).collect()
     }
 }
 
-/// Longest line of a file that is shown to point into it.
-const SHOWN_LINE_BYTES_MAX: usize = 500;
+/// Longest line of a file of which an excerpt is shown.
+const EXCERPT_LINE_BYTES_MAX: usize = 500;
 
 const CLOSED_OUTPUT: &str = "closed-output";
 
@@ -411,7 +423,7 @@ impl From<tonic::Status> for Failure {
     }
 }
 
-/// A place in a file, for miette.
+/// A position in a file, for miette.
 #[derive(Debug)]
 struct Excerpt<'a> {
     source: &'a NamedSource<String>,
@@ -436,9 +448,9 @@ impl miette::Diagnostic for Excerpt<'_> {
     }
 }
 
-/// An error and its sources in one line.
+/// Returns an error and its sources in one line.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    clean(&crate::causes::in_one_line(error))
+    clean(&crate::error_chain::one_line(error))
 }
 
 #[cfg(test)]
@@ -451,7 +463,7 @@ mod tests {
     use crate::cli::messages::Lang;
 
     #[test]
-    fn a_refused_draft_names_every_field_in_every_language() {
+    fn rejected_draft_lists_every_field_localized() {
         let mut details = ErrorDetails::new();
         details.add_bad_request_violation("header.topic", "`x` is not a topic");
         details.add_bad_request_violation("body.texts", "one is needed");
@@ -469,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_expected_is_told_in_the_reader_s_language() {
+    fn field_expectation_is_localized() {
         let mut details = ErrorDetails::new();
         details.add_bad_request_violation("header.incidents", "`90 items` is not at most 20 items");
         details.add_bad_request_violation(
@@ -488,28 +500,29 @@ mod tests {
     }
 
     #[test]
-    fn every_rule_has_words_with_its_values_in_every_language() {
+    fn every_rule_is_localized_with_its_values() {
         for (code, text) in barid_core::bulletin::rules::RULES {
             let values: Vec<String> = (1..=text.matches("{}").count()).map(|n| format!("value{n}")).collect();
             let description = format!("`found` is not {text}");
             let field = Field { field: String::new(), description, rule: (*code).to_owned(), values };
             for lang in Lang::ALL {
-                let told = field.told(&Messages::new(lang));
-                let whole = field.values.iter().all(|value| told.contains(value.as_str())) && told.contains("found");
-                assert!(whole && !told.contains("{}"), "{lang:?} {code}: {told}");
+                let localized = field.localize(&Messages::new(lang));
+                let whole =
+                    field.values.iter().all(|value| localized.contains(value.as_str())) && localized.contains("found");
+                assert!(whole && !localized.contains("{}"), "{lang:?} {code}: {localized}");
             }
         }
     }
 
     #[test]
-    fn a_node_out_of_reach_has_its_own_exit_code() {
+    fn unreachable_node_exits_with_3() {
         assert_eq!(Failure::from_status(&tonic::Status::unavailable("")).exit_code(), Exit::NotReached);
         assert_eq!(Failure::from_status(&tonic::Status::deadline_exceeded("")).exit_code(), Exit::NotReached);
         assert_eq!(Failure::from_status(&tonic::Status::permission_denied("")).exit_code(), Exit::Failure);
     }
 
     #[test]
-    fn a_line_that_was_cut_is_no_refusal() {
+    fn lost_connection_is_not_a_rejection() {
         let cut = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "peer closed connection");
         let status = tonic::Status::from_error(Box::new(cut));
         assert_eq!(Failure::from_status(&status).exit_code(), Exit::NotReached, "{status:?}");
@@ -517,16 +530,16 @@ mod tests {
     }
 
     #[test]
-    fn the_place_of_a_fault_is_shown() {
+    fn parse_error_shows_source_location() {
         let text = "{\n  \"header\": {,}\n}\n";
         let failure = Failure::usage("draft-unreadable").with("path", "draft.json").at("draft.json", text, 2, 14);
-        let shown = failure.lines(&Messages::new(Lang::En), &Output::plain()).join("\n");
-        assert!(shown.contains("\"header\": {,}"), "{shown}");
-        assert!(shown.contains("draft.json"), "{shown}");
+        let rendered = failure.lines(&Messages::new(Lang::En), &Output::plain()).join("\n");
+        assert!(rendered.contains("\"header\": {,}"), "{rendered}");
+        assert!(rendered.contains("draft.json"), "{rendered}");
     }
 
     #[test]
-    fn a_place_beyond_the_text_is_no_panic() {
+    fn source_location_past_end_does_not_panic() {
         let _ = Failure::usage("draft-unreadable").at("x", "é", 1, 2);
         let _ = Failure::usage("draft-unreadable").at("x", "", 90, 90);
     }

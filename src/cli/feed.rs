@@ -1,19 +1,21 @@
-//! `barid feed`: feeds of which two histories were seen: which, the proof, and following one again.
+//! `barid feed`: lists feeds with a proven equivocation, exports the proof, and resumes following a
+//! forked feed.
 //!
-//! In scope: asking the node as its operator or auditor. Out of scope: finding and proving (`exchange`), verifying the file (`verify`).
+//! In scope: the calls to the node as its operator or auditor. Out of scope: detection and proof
+//! (`exchange`), verifying the file (`verify`).
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use barid_core::names::FeedId;
+use barid_core::ids::FeedId;
 use barid_core::proto;
 use clap::{Args, Subcommand};
 
 use super::client::Client;
 use super::deadline::TimeoutArgs;
-use super::{Context, Exit, Failure, message, say};
+use super::{Context, Exit, Failure, localize, message};
 
-/// What to do about them.
+/// Arguments of `barid feed`.
 #[derive(Debug, Args)]
 pub(super) struct FeedArgs {
     #[command(flatten)]
@@ -24,11 +26,11 @@ pub(super) struct FeedArgs {
 
 #[derive(Debug, Subcommand)]
 enum FeedCommand {
-    /// List the feeds of which two histories were seen.
+    /// List the feeds that have forked.
     Forks,
-    /// Write the file that proves two histories of a feed, for `barid verify`.
+    /// Write the file that proves the fork of a feed, for `barid verify`.
     Evidence(EvidenceArgs),
-    /// Follow such a feed again, from what the node holds of it.
+    /// Follow a forked feed again, from the state that the node holds.
     Resume(ResumeArgs),
 }
 
@@ -37,7 +39,7 @@ struct EvidenceArgs {
     /// Feed: `ma.rabat.example/feed/1`.
     #[arg(value_name = "FEED")]
     feed: FeedId,
-    /// File to write; never over another.
+    /// File to write; an existing file is never overwritten.
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
 }
@@ -50,7 +52,7 @@ struct ResumeArgs {
 }
 
 pub(super) async fn run(context: &Context, args: &FeedArgs) -> Result<Exit, Failure> {
-    let client = Client::patient(&context.profile()?, args.within.duration())?;
+    let client = Client::with_timeout(&context.profile()?, args.within.duration())?;
     let messages = &context.messages;
     match &args.command {
         FeedCommand::Forks => {
@@ -63,8 +65,8 @@ pub(super) async fn run(context: &Context, args: &FeedArgs) -> Result<Exit, Fail
             for fork in forks.iter().filter(|_| !context.output.is_json()) {
                 let id = if fork.resumed { "feed-fork-resumed" } else { "feed-fork-stopped" };
                 let text = match id {
-                    "feed-fork-resumed" => say!(messages, "feed-fork-resumed", feed = &fork.feed),
-                    _ => say!(messages, "feed-fork-stopped", feed = &fork.feed),
+                    "feed-fork-resumed" => localize!(messages, "feed-fork-resumed", feed = &fork.feed),
+                    _ => localize!(messages, "feed-fork-stopped", feed = &fork.feed),
                 };
                 context.output.line(&text)?;
             }
@@ -78,7 +80,7 @@ pub(super) async fn run(context: &Context, args: &FeedArgs) -> Result<Exit, Fail
             if context.output.is_json() {
                 context.output.json(&serde_json::json!({"file": path, "feed": feed}))?;
             } else {
-                context.output.line(&say!(messages, "feed-evidence-written", path = &path))?;
+                context.output.line(&localize!(messages, "feed-evidence-written", path = &path))?;
             }
         }
         FeedCommand::Resume(args) => {
@@ -87,7 +89,7 @@ pub(super) async fn run(context: &Context, args: &FeedArgs) -> Result<Exit, Fail
             if context.output.is_json() {
                 context.output.json(&serde_json::json!({"resumed": feed}))?;
             } else {
-                context.output.line(&say!(messages, "feed-resumed", feed = &feed))?;
+                context.output.line(&localize!(messages, "feed-resumed", feed = &feed))?;
             }
         }
     }

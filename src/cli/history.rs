@@ -1,6 +1,6 @@
-//! `barid history`: what has arrived at one's node, newest first.
+//! `barid history`: lists the bulletins that arrived at the own member's node, newest first.
 //!
-//! In scope: paging until enough is shown. Out of scope: what one bulletin says in full (`show`).
+//! In scope: paging until the limit is reached. Out of scope: one bulletin in full (`show`).
 
 use barid_core::proto;
 use clap::Args;
@@ -13,12 +13,13 @@ use super::client::Client;
 use super::deadline::TimeoutArgs;
 use super::messages::Arg;
 use super::render::{Reading, Render};
-use super::{Context, Exit, Failure, args, message, say, times};
+use super::{Context, Exit, Failure, args, localize, message, times};
 
-/// Bulletins asked for at once: one page of any size up to the limit fits a message.
+/// Largest page that is requested: with this size, a page of bulletins up to the size limit fits in
+/// a message.
 const PAGE_SIZE_MAX: u32 = 100;
 
-/// Which part of the history.
+/// Selection of bulletins.
 #[derive(Debug, Args)]
 pub(super) struct HistoryArgs {
     #[command(flatten)]
@@ -29,10 +30,10 @@ pub(super) struct HistoryArgs {
     /// Sent at or before this time.
     #[arg(long, value_name = "TIME", value_parser = times::parse)]
     until: Option<Timestamp>,
-    /// At most so many bulletins.
+    /// Maximum number of bulletins.
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
-    /// Go on with the page after the one that ended with this.
+    /// Continue after the page that ended with this token.
     #[arg(long, value_name = "PAGE")]
     before: Option<String>,
     #[command(flatten)]
@@ -42,7 +43,7 @@ pub(super) struct HistoryArgs {
 /// Shows the history.
 pub(super) async fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, Failure> {
     let profile = context.profile()?;
-    let client = Client::patient(&profile, args.within.duration())?;
+    let client = Client::with_timeout(&profile, args.within.duration())?;
     let mut found: Vec<proto::Delivery> = Vec::new();
     let mut page_token = args.before.clone().unwrap_or_default();
     let (mut left, mut warned) = (args.limit, false);
@@ -91,12 +92,12 @@ pub(super) async fn run(context: &Context, args: &HistoryArgs) -> Result<Exit, F
     context.output.lines(Render::new(context, profile.directory()).table(&readings))?;
     if !page_token.is_empty() {
         let command = next(context, args, &page_token);
-        context.output.error_line(&say!(context.messages, "history-more", command = &command));
+        context.output.error_line(&localize!(context.messages, "history-more", command = &command));
     }
     whole(context, &damaged)
 }
 
-/// What could be read was shown; what could not is named, newest first.
+/// Reports the entries that cannot be read, newest first; the other entries are shown.
 fn whole(context: &Context, damaged: &[proto::DamagedEntry]) -> Result<Exit, Failure> {
     if damaged.is_empty() {
         return Ok(Exit::Ok);
@@ -107,16 +108,16 @@ fn whole(context: &Context, damaged: &[proto::DamagedEntry]) -> Result<Exit, Fai
     Err(Failure::new("damaged").cause(context.messages.text("history-damaged")))
 }
 
-/// An entry that cannot be read, by its arrival, feed and index.
+/// Returns the line for a damaged entry: offset, feed and index.
 pub(super) fn damage(context: &Context, damaged: &proto::DamagedEntry) -> String {
     let entry = match damaged.feed.as_str() {
-        "" => format!("#{}", damaged.arrival),
-        feed => format!("#{}  {feed} {}", damaged.arrival, damaged.index),
+        "" => format!("#{}", damaged.offset),
+        feed => format!("#{}  {feed} {}", damaged.offset, damaged.index),
     };
-    say!(context.messages, "entry-damaged", entry = &entry)
+    localize!(context.messages, "entry-damaged", entry = &entry)
 }
 
-/// What in a filter is not known at the node, or not granted.
+/// Warns of filter values that the node does not know or does not grant.
 pub(super) fn warn(context: &Context, warnings: &[proto::FilterWarning]) {
     let messages = &context.messages;
     for warning in warnings {
@@ -130,13 +131,13 @@ pub(super) fn warn(context: &Context, warnings: &[proto::FilterWarning]) {
         let known = messages.find(&format!("filter-{}", warning.reason), Some(&args));
         let mut line = known.unwrap_or_else(|| messages.value(&format!("{} {}", warning.field, warning.value)));
         if !warning.nearest.is_empty() {
-            line = format!("{line} {}", say!(messages, "filter-nearest", nearest = &warning.nearest));
+            line = format!("{line} {}", localize!(messages, "filter-nearest", nearest = &warning.nearest));
         }
         context.output.error_line(&format!("⚠ {line}"));
     }
 }
 
-/// The command that shows the page after this one, as a shell takes it.
+/// Returns the shell command that shows the next page.
 fn next(context: &Context, args: &HistoryArgs, before: &str) -> String {
     let filter = &args.filter;
     let text = |at: &Option<Timestamp>| at.as_ref().map(times::rfc3339).into_iter().collect();
@@ -150,9 +151,9 @@ fn next(context: &Context, args: &HistoryArgs, before: &str) -> String {
     ];
     let mut command = format!("{} history", args::program(context.profile.as_deref()));
     for (option, values) in options.iter().filter(|(_, values)| !values.is_empty()) {
-        command += &format!(" {option} {}", args::quoted(&values.join(",")));
+        command += &format!(" {option} {}", args::shell_quoted(&values.join(",")));
     }
-    format!("{command} --limit {} --before {}", args.limit, args::quoted(before))
+    format!("{command} --limit {} --before {}", args.limit, args::shell_quoted(before))
 }
 
 #[cfg(test)]
@@ -163,7 +164,7 @@ mod tests {
     use crate::cli::output::Output;
 
     #[test]
-    fn unknown_word_in_a_filter_is_named_with_the_nearest_in_every_language() {
+    fn unknown_filter_value_suggests_nearest_localized() {
         let warning = |reason: &str| proto::FilterWarning {
             field: "filter.kinds[0]".into(),
             value: "seizure-reports\u{9b}".into(),

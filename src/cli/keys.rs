@@ -1,7 +1,9 @@
-//! `barid keys`: a signing key of a member or a governor, for the roster; above all that of an epoch to come, made in advance and kept offline.
+//! `barid keys`: creates a signing key of a member or a governor. Its main use is the key of a
+//! later epoch, made in advance and stored offline.
 //!
-//! In scope: making it, and the lines for the roster. Out of scope: using it (`node`, `recover`, `roster sign`). It needs no node and no network:
-//! run it where the key is to stay.
+//! In scope: creating the key, and its lines for the roster. Out of scope: using it (`node`,
+//! `recover`, `roster sign`). The command needs no node and no network: run it on the machine where
+//! the key stays.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -9,26 +11,27 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use barid_core::feed::note::{Algorithm, SigningKey};
-use barid_core::names::{ExchangeName, FeedId, Member};
+use barid_core::ids::{ExchangeName, FeedId, Member};
 use barid_core::roster::{Role, Roster, RosterChain};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::{Context, Exit, Failure, say};
+use super::{Context, Exit, Failure, localize};
 
-/// Whose key, and where to.
+/// Owner and role of the key, and where to write it.
 #[derive(Debug, Args)]
 pub(super) struct KeysArgs {
-    /// File to write, readable by you alone; never over another.
+    /// File to write, readable only by you; an existing file is never overwritten.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// What it signs: the member's feed, cosignatures of others' feeds, custody notes, or rosters.
+    /// What the key signs: the member's feed, cosignatures of others' feeds, custody notes, or
+    /// rosters.
     #[arg(long, value_name = "ROLE", value_enum, default_value_t = Signs::Feed)]
     role: Signs,
-    /// Member whose key it will be [default: the profile's].
+    /// Member that owns the key [default: the profile's].
     #[arg(long, value_name = "MEMBER")]
     member: Option<Member>,
-    /// Newest roster note: it says which epochs have keys [default: the profile's].
+    /// Newest roster note; it lists the epochs that have keys [default: the profile's].
     #[arg(long, value_name = "ROSTER")]
     roster: Option<PathBuf>,
     /// Name of the exchange, instead of a roster: for a member that no roster lists yet.
@@ -53,11 +56,11 @@ enum Signs {
 
 pub(super) fn run(context: &Context, args: &KeysArgs) -> Result<Exit, Failure> {
     let made = Made::of(context, args)?;
-    keep(&args.file, &made.key)?;
+    write_key(&args.file, &made.key)?;
     let file = args.file.display().to_string();
     if context.output.is_json() {
-        let told = json!({"file": file, "role": made.role(), "epoch": made.epoch, "key": made.public()});
-        context.output.json(&told)?;
+        let object = json!({"file": file, "role": made.role(), "epoch": made.epoch, "key": made.public()});
+        context.output.json(&object)?;
     } else {
         let messages = &context.messages;
         let id = match made.signs {
@@ -67,18 +70,18 @@ pub(super) fn run(context: &Context, args: &KeysArgs) -> Result<Exit, Failure> {
         };
         let (name, next) =
             (made.key.name(), if made.signs == Signs::Governor { "keys-next-governor" } else { "keys-next" });
-        let mut lines = vec![say!(messages, id, path = &file, feed = name), messages.text(next), String::new()];
+        let mut lines = vec![localize!(messages, id, path = &file, feed = name), messages.text(next), String::new()];
         lines.extend(made.roster_lines());
         context.output.lines(lines)?;
     }
     Ok(Exit::Ok)
 }
 
-/// A key, and what the roster is told of it.
+/// A new key, and its entry in the roster.
 struct Made {
     signs: Signs,
     epoch: Option<u32>,
-    /// Whether its epoch is the one in force: the node signs with it, and cannot without.
+    /// Whether its epoch is in force: the node needs the key to sign.
     needed_now: bool,
     key: SigningKey,
 }
@@ -159,7 +162,7 @@ fn make(name: &str, algorithm: Algorithm) -> Result<SigningKey, Failure> {
     SigningKey::from_seed(name, algorithm, seed).map_err(|error| Failure::new("internal").because(&error))
 }
 
-fn keep(path: &Path, key: &SigningKey) -> Result<(), Failure> {
+fn write_key(path: &Path, key: &SigningKey) -> Result<(), Failure> {
     let unwritable = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => Failure::usage("keys-exist").path(path),
         _ => Failure::new("file-unwritable").path(path).because(&error),
@@ -180,23 +183,23 @@ mod tests {
     use crate::cli::{Lang, Messages, Output};
 
     #[test]
-    fn a_key_is_for_its_owner_alone_and_never_written_over() {
+    fn key_file_is_owner_only_and_never_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("feed-3.key");
         let key = make("ma.rabat.example/feed/3", Algorithm::Ed25519).unwrap();
-        keep(&path, &key).unwrap();
+        write_key(&path, &key).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(SigningKey::from_text(text.trim_end()).unwrap().verifier(), key.verifier());
-        assert_eq!(keep(&path, &key).unwrap_err().exit_code(), Exit::Usage);
+        assert_eq!(write_key(&path, &key).unwrap_err().exit_code(), Exit::Usage);
     }
 
     #[test]
-    fn a_member_that_no_roster_lists_yet_makes_all_its_keys() {
+    fn keys_can_be_generated_for_unlisted_member() {
         let context = Context::new(Messages::new(Lang::En), Output::plain(), None);
-        let of = |words: &[&str]| {
-            let words = ["barid", "keys", "x.key"].iter().chain(words);
-            let cli = <Alone as clap::Parser>::try_parse_from(words.skip(1)).unwrap();
+        let of = |args: &[&str]| {
+            let args = ["barid", "keys", "x.key"].iter().chain(args);
+            let cli = <Alone as clap::Parser>::try_parse_from(args.skip(1)).unwrap();
             Made::of(&context, &cli.keys)
         };
         let named = ["--member", "dz", "--exchange", "rabat.example"];
@@ -217,12 +220,12 @@ mod tests {
         );
         assert_eq!(made(&["--role", "custody"]).key.name(), "dz.rabat.example/custody");
         assert_eq!(made(&["--role", "governor"]).key.name(), "rabat.example/governor/dz");
-        let refused = of(&["--role", "mirror", "--epoch", "2", "--member", "dz", "--exchange", "rabat.example"]);
-        assert_eq!(refused.err().unwrap().id(), "keys-feed-only");
+        let rejected = of(&["--role", "mirror", "--epoch", "2", "--member", "dz", "--exchange", "rabat.example"]);
+        assert_eq!(rejected.err().unwrap().id(), "keys-feed-only");
         assert_eq!(of(&["--exchange", "rabat.example"]).err().unwrap().id(), "keys-whose");
     }
 
-    /// The arguments by themselves.
+    /// Parses the arguments of this command alone.
     #[derive(clap::Parser)]
     struct Alone {
         #[command(flatten)]

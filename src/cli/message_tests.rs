@@ -16,7 +16,7 @@ use crate::cli::output::Output;
 use crate::cli::profile::Directory;
 use crate::cli::render::{Reading, Render};
 
-/// Numbers from a seed: what they make is the same each time.
+/// A random number generator with a seed; equal seeds give equal messages.
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
@@ -44,7 +44,7 @@ const HOSTILE: [&str; 9] = [
 const NUMBERS: [i64; 8] = [0, 1, -1, i64::MIN, i64::MAX, 253_402_300_800, -62_135_596_801, 1_750_000_000];
 const NANOS: [i32; 5] = [0, -1, i32::MIN, i32::MAX, 999_999_999];
 
-/// A message with any of its fields, each with something extreme.
+/// Returns a message with a random subset of its fields, which have extreme values.
 pub(super) fn any_message(description: &MessageDescriptor, random: &mut Random) -> DynamicMessage {
     let mut message = DynamicMessage::new(description.clone());
     for field in description.fields() {
@@ -89,7 +89,7 @@ fn bytes_of(name: &str, random: &mut Random) -> Vec<u8> {
     any_message(&described(name), random).encode_to_vec()
 }
 
-/// A delivery of any header and body, or of damaged bytes.
+/// Returns a delivery of a random header and body, or of damaged bytes.
 fn any_delivery(random: &mut Random) -> proto::Delivery {
     let mut delivery = proto::Delivery::decode(&bytes_of("Delivery", random)[..]).unwrap();
     let envelope = proto::Envelope {
@@ -113,7 +113,7 @@ fn any_delivery(random: &mut Random) -> proto::Delivery {
     delivery
 }
 
-fn shown_everywhere(delivery: &proto::Delivery) {
+fn rendered_everywhere(delivery: &proto::Delivery) {
     let reading = Reading::new(delivery);
     for lang in Lang::ALL {
         let context = Context::new(Messages::new(lang), Output::plain(), None);
@@ -129,25 +129,25 @@ fn shown_everywhere(delivery: &proto::Delivery) {
     output.json(&reading.json()).unwrap();
     let line = String::from_utf8(written.lock().clone()).unwrap();
     let line = line.strip_suffix('\n').unwrap();
-    assert!(!line.chars().any(|c| c.is_control() || changes_direction(c)), "{line:?}");
+    assert!(!line.chars().any(|c| c.is_control() || is_bidi_control(c)), "{line:?}");
     let object: serde_json::Value = serde_json::from_str(line).unwrap();
     assert!(object.is_object());
 }
 
-fn changes_direction(c: char) -> bool {
-    ['\u{61c}', '\u{200e}', '\u{200f}'].contains(&c) || barid_core::names::changes_direction(c)
+fn is_bidi_control(c: char) -> bool {
+    ['\u{61c}', '\u{200e}', '\u{200f}'].contains(&c) || barid_core::ids::is_bidi_control(c)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn nothing_that_a_member_can_sign_stops_a_reader(seed in any::<u64>()) {
-        shown_everywhere(&any_delivery(&mut Random(seed)));
+    fn arbitrary_signed_bulletin_never_panics(seed in any::<u64>()) {
+        rendered_everywhere(&any_delivery(&mut Random(seed)));
     }
 
     #[test]
-    fn no_answer_of_a_node_stops_a_reader(seed in any::<u64>()) {
+    fn arbitrary_node_response_never_panics(seed in any::<u64>()) {
         let mut random = Random(seed);
         macro_rules! written {
             ($($name:ident),+) => {
@@ -164,8 +164,8 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_do_not_stop_a_reader(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        shown_everywhere(&proto::Delivery { envelope: bytes.into(), ..Default::default() });
+    fn arbitrary_envelope_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        rendered_everywhere(&proto::Delivery { envelope: bytes.into(), ..Default::default() });
     }
 }
 
@@ -174,11 +174,11 @@ fn delivery_of(change: impl FnOnce(&mut proto::Header, &mut proto::Body)) -> pro
     let (mut header, mut body) = (draft.header.unwrap(), draft.body.unwrap());
     change(&mut header, &mut body);
     let envelope = envelope::encode(&header, &body, [7; 16]);
-    proto::Delivery { arrival: 7, envelope, ..Default::default() }
+    proto::Delivery { offset: 7, envelope, ..Default::default() }
 }
 
 #[test]
-fn impossible_time_is_left_out_of_json_and_named() {
+fn unrepresentable_timestamp_is_omitted_from_json_with_note() {
     let beyond = Some(Timestamp { seconds: 253_402_300_800, nanos: 0 });
     let negative = Some(Timestamp { seconds: 5, nanos: -1 });
     let delivery =
@@ -211,11 +211,11 @@ fn impossible_time_is_left_out_of_json_and_named() {
 }
 
 #[test]
-fn impossible_time_in_a_receipt_or_in_a_custody_note_stops_nobody() {
+fn unrepresentable_timestamp_in_receipt_or_custody_note_never_panics() {
     let never = Some(Timestamp { seconds: i64::MAX, nanos: 0 });
     let stored = vec![proto::StoredBy { member: "tn".into(), at: never }];
-    let answer = proto::PublishResponse { stored, wait_reached: true, ..Default::default() };
-    let object = json_of(&answer);
+    let response = proto::PublishResponse { stored, wait_reached: true, ..Default::default() };
+    let object = json_of(&response);
     assert_eq!((&object["stored"][0]["member"], &object["waitReached"]), (&json!("tn"), &json!(true)));
     assert_eq!(object["notes"][0]["field"], "stored[0].at");
     let summary = proto::EvidenceSummary { size: 9, newest_cosignature: never, ..Default::default() };
@@ -223,7 +223,7 @@ fn impossible_time_in_a_receipt_or_in_a_custody_note_stops_nobody() {
 }
 
 #[test]
-fn field_of_a_newer_version_is_named() {
+fn unknown_field_is_listed_in_notes() {
     let mut delivery = delivery_of(|_, _| {});
     let mut whole = envelope::decode(&delivery.envelope).unwrap();
     // Field 99, three bytes.
@@ -233,7 +233,8 @@ fn field_of_a_newer_version_is_named() {
     assert_eq!(object["notes"], json!([{"note": "unknown-field", "field": "header.99", "raw": "6 bytes"}]));
 }
 
-/// Every leaf of a message as it may stand in a text: as it is, or as a word of the catalogue.
+/// Collects the leaf values of a message in the forms a text may have: as it is, or as a term of
+/// the catalogue.
 fn leaves(message: &DynamicMessage, found: &mut Vec<(String, String)>) {
     for (field, value) in message.fields() {
         let items = if let Field::List(items) = value { items.clone() } else { vec![value.clone()] };
@@ -257,8 +258,9 @@ fn leaves(message: &DynamicMessage, found: &mut Vec<(String, String)>) {
     }
 }
 
-/// A message in which every field is filled, each with a value of its own; of a oneof the arm that is wanted.
-fn filled(description: &MessageDescriptor, arm: &str, count: &mut u64) -> DynamicMessage {
+/// Returns a message with every field filled, each with a unique value; of a oneof the field named
+/// `arm`.
+fn populated(description: &MessageDescriptor, arm: &str, count: &mut u64) -> DynamicMessage {
     let mut message = DynamicMessage::new(description.clone());
     if description.full_name() == "google.protobuf.Timestamp" {
         *count += 1;
@@ -281,7 +283,7 @@ fn filled(description: &MessageDescriptor, arm: &str, count: &mut u64) -> Dynami
                     Field::Bytes(vec![u8::try_from(*count % 251).unwrap(); 90].into())
                 }
                 Kind::Bytes => Field::Bytes(vec![u8::try_from(*count % 251).unwrap(); 32].into()),
-                Kind::Message(part) => Field::Message(filled(&part, arm, count)),
+                Kind::Message(part) => Field::Message(populated(&part, arm, count)),
                 other => panic!("a field of a kind that no message has had so far: {other:?}"),
             }
         };
@@ -292,12 +294,12 @@ fn filled(description: &MessageDescriptor, arm: &str, count: &mut u64) -> Dynami
 }
 
 #[test]
-fn every_field_of_every_kind_is_shown_in_every_language() {
+fn every_field_of_every_kind_is_rendered_in_every_language() {
     for kind in kinds::REGISTRY {
         let arm = kind.name.replace('-', "_");
         let mut count = 0;
-        let header = filled(&described("Header"), "", &mut count);
-        let body = filled(&described("Body"), &arm, &mut count);
+        let header = populated(&described("Header"), "", &mut count);
+        let body = populated(&described("Body"), &arm, &mut count);
         let signature = proto::AuthorSignature { key_id: vec![0xa1; 9].into(), signature: vec![0xb2; 64].into() };
         let envelope = proto::Envelope {
             header: header.encode_to_vec().into(),
@@ -330,7 +332,7 @@ fn every_field_of_every_kind_is_shown_in_every_language() {
 }
 
 #[test]
-fn every_field_has_a_name_in_every_language() {
+fn every_field_label_is_localized() {
     let mut parts = vec![described("Envelope"), described("Header"), described("Body")];
     let mut seen = Vec::new();
     while let Some(part) = parts.pop() {
@@ -343,8 +345,8 @@ fn every_field_has_a_name_in_every_language() {
             }
             let flattened = matches!(field.kind(), Kind::Message(part) if !part.full_name().starts_with("google."))
                 && !field.is_list();
-            let said = ["header", "payload", "texts"].contains(&field.name()) || part.name() == "Text";
-            for lang in Lang::ALL.into_iter().filter(|_| !flattened && !said) {
+            let has_own_label = ["header", "payload", "texts"].contains(&field.name()) || part.name() == "Text";
+            for lang in Lang::ALL.into_iter().filter(|_| !flattened && !has_own_label) {
                 let context = Context::new(Messages::new(lang), Output::plain(), None);
                 let label = Render::new(&context, Directory::of("ne".parse().unwrap())).label(&field);
                 let own_name = context.messages.value(&field.name().replace('_', " "));
@@ -362,9 +364,9 @@ fn every_field_has_a_name_in_every_language() {
 }
 
 #[test]
-fn message_of_the_api_is_known_by_its_name() {
-    let delivery = proto::Delivery { arrival: 3, ..Default::default() };
-    assert_eq!(json_of(&delivery), json!({"arrival": "3", "index": "0"}), "an index of 0 is written");
+fn api_message_is_found_by_name() {
+    let delivery = proto::Delivery { offset: 3, ..Default::default() };
+    assert_eq!(json_of(&delivery), json!({"offset": "3", "index": "0"}), "an index of 0 is written");
     assert_eq!(json_of(&proto::StoredBy::default()), json!({}), "and nothing else is");
     assert!(any_message(&described("Body"), &mut Random(1)).descriptor().fields().len() > 10);
 }

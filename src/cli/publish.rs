@@ -1,7 +1,7 @@
-//! `barid publish`: one draft to one's own national node, and a receipt in plain words.
+//! `barid publish`: sends one draft to the own member's node, and shows the receipt.
 //!
-//! In scope: reading the draft, giving it an id so that trying again is safe, waiting for others, the receipt. Out of scope: whether
-//! the draft is a good one; the node says so, field by field.
+//! In scope: reading the draft, assigning an id so that a retry is safe, waiting for other members,
+//! the receipt. Out of scope: validating the draft, which the node does field by field.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -10,8 +10,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use barid_core::bulletin::header::BulletinId;
+use barid_core::ids::Member;
 use barid_core::limits::ENVELOPE_BYTES_MAX;
-use barid_core::names::Member;
 use barid_core::proto;
 use clap::Args;
 use tokio::time::Instant;
@@ -19,31 +19,34 @@ use tokio::time::Instant;
 use super::client::Client;
 use super::failure::Field;
 use super::render::Render;
-use super::{Context, Exit, Failure, Messages, args, leap_second, message, say, times};
+use super::{Context, Exit, Failure, Messages, args, leap_second, localize, message, times};
 use crate::clock;
 
-/// Largest draft that is read: JSON takes more room than the envelope it becomes, hardly ever four times as much.
+/// Largest draft that is read. JSON is larger than the envelope, but hardly ever four times as
+/// large.
 const DRAFT_BYTES_MAX: u64 = 4 * ENVELOPE_BYTES_MAX as u64;
-/// Pause before the first repetition when the node could not be reached and named no delay; doubled each time.
+/// Pause before the first retry when the node cannot be reached and gave no delay; doubled each
+/// time.
 const RETRY_DELAY_MS: u64 = 500;
-/// Longest such pause: somebody is waiting.
+/// Longest such pause: a user is waiting.
 const RETRY_DELAY_MS_MAX: u64 = 5_000;
 
-/// Rule that an id breaks which was made by a clock ahead of the node's.
+/// Code of the rule that an id breaks if it was created by a clock ahead of the node's.
 const CLOCK_AHEAD: &str = "clock-ahead";
 
-/// Longest that an answer may need to come back: two round trips on a satellite link.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
-/// With less time than this, another attempt would not be answered in time.
+/// Longest time reserved for the response to arrive: two round trips on a satellite link.
+const RESPONSE_TIMEOUT_MAX: Duration = Duration::from_secs(2);
+/// With less time left, another attempt would not be answered in time.
 const LAST_ATTEMPT: Duration = Duration::from_millis(400);
 
-/// What to publish and whom to wait for.
+/// What to publish, and which members to wait for.
 #[derive(Debug, Args)]
 pub(super) struct PublishArgs {
     /// Draft in JSON (`examples/bulletins/`); `-` reads standard input.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Wait until others hold it in full: a number of members, or their codes (`ma,tn`).
+    /// Wait until other members have stored it in full: a number of members, or their codes
+    /// (`ma,tn`).
     #[arg(long, value_name = "N|MEMBERS")]
     wait_for: Option<WaitFor>,
     /// Seconds to try and to wait; the bulletin stays published after that.
@@ -58,7 +61,7 @@ pub(super) struct PublishArgs {
 #[derive(Clone, Copy, Debug)]
 struct Id(BulletinId);
 
-/// Whom to wait for.
+/// Members to wait for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum WaitFor {
     Count(u32),
@@ -82,13 +85,13 @@ impl FromStr for WaitFor {
             return count.map(Self::Count).ok_or_else(|| "a number of members from 1 on, or their codes".to_owned());
         }
         let members = text.split(',').map(|code| code.trim().parse::<Member>().map_err(|error| error.to_string()));
-        // Said twice is meant once.
+        // Duplicates count once.
         let members = members.collect::<Result<BTreeSet<_>, _>>()?;
         Ok(Self::Members(members.into_iter().collect()))
     }
 }
 
-/// Publishes.
+/// Publishes the draft.
 pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, Failure> {
     let (name, text) = read(&args.file)?;
     let mut draft = parse(&name, &text)?;
@@ -102,7 +105,8 @@ pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, F
         && !chosen
         && let Some(node_unix_ms) = clock_of_node(failure)
     {
-        // The id is this program's, by this machine's clock: neither is the user's fault, and nothing was published under it.
+        // This program created the id, by this machine's clock. The node rejected it, so nothing
+        // was published under it and a new id is safe.
         warn_of_clock(context, node_unix_ms);
         draft.header.get_or_insert_default().id.clear();
         identify(&mut draft, None, node_unix_ms)?;
@@ -110,25 +114,25 @@ pub(super) async fn run(context: &Context, args: &PublishArgs) -> Result<Exit, F
     }
     let id = draft.header.as_ref().map(|header| header.id.clone()).unwrap_or_default();
     let again = again(context, &name, &id, args);
-    let answer = attempt.map_err(|failure| match failure.exit_code() {
-        Exit::NotReached => failure.told_as("publish-unanswered").with("id", &id).with("command", &again),
+    let response = attempt.map_err(|failure| match failure.exit_code() {
+        Exit::NotReached => failure.with_id("publish-unconfirmed").with("id", &id).with("command", &again),
         _ => failure.of_waiting(),
     })?;
-    let exit = if answer.wait_reached { Exit::Ok } else { Exit::NotReached };
+    let exit = if response.wait_reached { Exit::Ok } else { Exit::NotReached };
     let written = if context.output.is_json() {
-        context.output.json(&message::json_of(&answer))
+        context.output.json(&message::json_of(&response))
     } else {
-        context.output.lines(receipt(&Render::new(context, profile.directory()), context, &answer, args))
+        context.output.lines(receipt(&Render::new(context, profile.directory()), context, &response, args))
     };
-    // Whoever does not see the receipt must not publish a second time.
+    // A user who does not see the receipt must not publish a second time.
     written.map_err(|failure| failure.of_published(&id, &again))?;
     Ok(exit)
 }
 
-/// The command that publishes the same once more, as a shell takes it.
+/// Returns the shell command that publishes the same bulletin again.
 fn again(context: &Context, name: &str, id: &str, publish: &PublishArgs) -> String {
     let mut command = args::program(context.profile.as_deref());
-    command += &format!(" publish {} --id {id}", args::quoted(name));
+    command += &format!(" publish {} --id {id}", args::shell_quoted(name));
     match &publish.wait_for {
         Some(WaitFor::Count(count)) => command += &format!(" --wait-for {count}"),
         Some(WaitFor::Members(members)) => {
@@ -170,24 +174,25 @@ fn parse(name: &str, text: &str) -> Result<proto::Draft, Failure> {
         |(field, error)| {
             let failure = Failure::usage("draft-unreadable").with("path", name);
             let failure = failure.at(name, text, error.line(), error.column());
-            // The path of what is no JSON at all is only how far it was read.
+            // For text that is not JSON at all, the path is only how far the parser came.
             if !error.is_data() || field.is_empty() || field == "." {
                 return failure.because(&error);
             }
             let place = format!(" at line {} column {}", error.line(), error.column());
-            let words = error.to_string();
-            let description = words.strip_suffix(&place).unwrap_or(&words).to_owned();
+            let message = error.to_string();
+            let description = message.strip_suffix(&place).unwrap_or(&message).to_owned();
             failure.fields(vec![Field { field, description, rule: String::new(), values: Vec::new() }])
         },
     )
 }
 
-/// Whether the user has given the id.
+/// Returns whether the user chose the id.
 fn is_chosen(draft: &proto::Draft, args: &PublishArgs) -> bool {
     args.id.is_some() || draft.header.as_ref().is_some_and(|header| !header.id.is_empty())
 }
 
-/// The node's clock in Unix milliseconds, where it rejects an id as made too far ahead of it.
+/// Returns the node's clock in Unix milliseconds, if the node rejected the id as too far ahead of
+/// it.
 fn clock_of_node(failure: &Failure) -> Option<u64> {
     let clock = failure.rule_values("header.id", CLOCK_AHEAD)?.last()?;
     let clock = times::parse(clock).ok()?;
@@ -196,10 +201,11 @@ fn clock_of_node(failure: &Failure) -> Option<u64> {
 
 fn warn_of_clock(context: &Context, node_unix_ms: u64) {
     let minutes = clock::unix_ms().saturating_sub(node_unix_ms) / 60_000;
-    context.warn("clock-ahead", &say!(context.messages, "clock-ahead", nMinutes = minutes));
+    context.warn("clock-ahead", &localize!(context.messages, "clock-ahead", nMinutes = minutes));
 }
 
-/// Makes sure that the draft has an id, of this time: trying again with it publishes once.
+/// Sets an id if the draft has none, with the time `now_unix_ms`. A retry with the same id
+/// publishes once.
 fn identify(draft: &mut proto::Draft, chosen: Option<BulletinId>, now_unix_ms: u64) -> Result<String, Failure> {
     let header = draft.header.get_or_insert_default();
     if let Some(id) = chosen {
@@ -215,7 +221,8 @@ fn identify(draft: &mut proto::Draft, chosen: Option<BulletinId>, now_unix_ms: u
     Ok(header.id.clone())
 }
 
-/// Publishes, and tries again while the node cannot be reached or asks for time; all of it ends at the deadline.
+/// Publishes, and retries while the node cannot be reached or requests a delay. All attempts end at
+/// the deadline.
 async fn attempt_until(
     context: &Context,
     client: &Client,
@@ -227,11 +234,11 @@ async fn attempt_until(
     let mut last = None;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let wait_for = args.wait_for.as_ref().map(|wait| wait.to_proto(left.saturating_sub(answer_time(left))));
+        let wait_for = args.wait_for.as_ref().map(|wait| wait.to_proto(left.saturating_sub(response_timeout(left))));
         let request = proto::PublishRequest { draft: Some(draft.clone()), wait_for };
         let call = tokio::time::timeout_at(deadline, client.publish(request, left)).await;
         let failure = match call {
-            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Ok(response)) => return Ok(response),
             Ok(Err(failure)) => failure,
             Err(_) => return Err(last.unwrap_or_else(|| super::deadline::over(args.timeout.into()))),
         };
@@ -239,7 +246,7 @@ async fn attempt_until(
         let left = deadline.saturating_duration_since(Instant::now());
         let pause = match failure.retry_after_ms() {
             Some(ms) => Duration::from_millis(ms),
-            // The last attempts come closer together: the time that was given is used.
+            // The last attempts come closer together, to use the whole time limit.
             None => Duration::from_millis(delay_ms).min(left / 2),
         };
         if !transient || pause >= left || left < LAST_ATTEMPT {
@@ -249,13 +256,13 @@ async fn attempt_until(
         if !context.output.is_json() {
             let seconds = pause.as_secs().max(1);
             let line = match failure.retry_after_ms() {
-                Some(_) => say!(
+                Some(_) => localize!(
                     context.messages,
-                    "asked-to-wait",
+                    "retry-after",
                     reason = failure.heading(&context.messages),
                     nSeconds = seconds
                 ),
-                None => say!(context.messages, "trying-again", nSeconds = seconds),
+                None => localize!(context.messages, "trying-again", nSeconds = seconds),
             };
             context.output.error_line(&line);
         }
@@ -264,9 +271,10 @@ async fn attempt_until(
     }
 }
 
-/// Of the time that is left, what is kept for the node's answer to come back once its wait for others has ended.
-fn answer_time(left: Duration) -> Duration {
-    (left / 5).min(ANSWER_TIME_MAX)
+/// Returns the part of the remaining time that is reserved for the node's response to arrive, after
+/// its wait for other members.
+fn response_timeout(left: Duration) -> Duration {
+    (left / 5).min(RESPONSE_TIMEOUT_MAX)
 }
 
 impl WaitFor {
@@ -284,14 +292,14 @@ impl WaitFor {
 fn receipt(
     render: &Render<'_>,
     context: &Context,
-    answer: &proto::PublishResponse,
+    response: &proto::PublishResponse,
     publish: &PublishArgs,
 ) -> Vec<String> {
     let messages = &context.messages;
-    let receipt = answer.receipt.clone().unwrap_or_default();
+    let receipt = response.receipt.clone().unwrap_or_default();
     let look = format!("{} show {}", args::program(context.profile.as_deref()), receipt.id);
     let mut lines = vec![
-        say!(messages, "published-place", feed = &receipt.feed, place = receipt.index),
+        localize!(messages, "published-place", feed = &receipt.feed, place = receipt.index),
         messages.text("published-meaning"),
     ];
     lines.extend(render.block(&[
@@ -299,36 +307,42 @@ fn receipt(
         render.pair("label-sent", messages.value(&times::seconds(receipt.sent_at.as_ref()))),
         render.pair("label-digest", messages.value(&hex::encode(&receipt.digest))),
     ]));
-    if !answer.stored.is_empty() {
+    if !response.stored.is_empty() {
         lines.push(messages.text("stored-heading"));
-        lines.extend(render.stored(&answer.stored));
+        lines.extend(render.stored(&response.stored));
     } else if publish.wait_for.is_none() {
-        lines.push(say!(messages, "stored-unknown", command = &look));
+        lines.push(localize!(messages, "stored-unknown", command = &look));
     }
-    if !answer.wait_reached {
-        lines.push(wait_ended(render, messages, answer, publish));
-        lines.push(say!(messages, "wait-ended-next", command = &look));
+    if !response.wait_reached {
+        lines.push(wait_timed_out(render, messages, response, publish));
+        lines.push(localize!(messages, "wait-timed-out-next", command = &look));
     }
     lines
 }
 
-/// Who has not said yet that it holds the bulletin.
-fn wait_ended(
+/// Returns which members have not confirmed storage yet.
+fn wait_timed_out(
     render: &Render<'_>,
     messages: &Messages,
-    answer: &proto::PublishResponse,
+    response: &proto::PublishResponse,
     publish: &PublishArgs,
 ) -> String {
     let seconds = publish.timeout;
     match &publish.wait_for {
         Some(WaitFor::Count(count)) => {
-            say!(messages, "wait-ended-short", nStored = answer.stored.len(), nWanted = *count, nSeconds = seconds)
+            localize!(
+                messages,
+                "wait-timed-out-short",
+                nStored = response.stored.len(),
+                nWanted = *count,
+                nSeconds = seconds
+            )
         }
         wanted => {
             let members = if let Some(WaitFor::Members(members)) = wanted { members.as_slice() } else { &[] };
-            let absent = members.iter().filter(|member| answer.stored.iter().all(|by| by.member != member.as_str()));
+            let absent = members.iter().filter(|member| response.stored.iter().all(|by| by.member != member.as_str()));
             let missing = absent.map(|member| render.member(member.as_str())).collect::<Vec<_>>().join(", ");
-            say!(messages, "wait-ended", nSeconds = seconds, missing = missing)
+            localize!(messages, "wait-timed-out", nSeconds = seconds, missing = missing)
         }
     }
 }
@@ -349,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_given_once_and_kept() {
+    fn bulletin_id_is_generated_once() {
         let mut draft = kinds::REGISTRY[0].sample().unwrap();
         draft.header.as_mut().unwrap().id.clear();
         let first = identify(&mut draft, None, 7).unwrap();
@@ -361,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn whom_to_wait_for_is_a_number_or_codes() {
+    fn wait_for_parses_count_or_members() {
         assert_eq!("2".parse::<WaitFor>().unwrap(), WaitFor::Count(2));
         let WaitFor::Members(members) = "ma, tn".parse().unwrap() else { panic!("codes") };
         assert_eq!(members.iter().map(Member::as_str).collect::<Vec<_>>(), ["ma", "tn"]);
@@ -371,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_draft_may_be_any_proto_json() {
+    fn draft_accepts_any_proto_json() {
         let draft = parse(
             "draft.json",
             r#"{"header": {"format": 1.0, "msg_type": "Alert", "rosterVersion": "1e0", "id": null, "references": null,
@@ -390,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_in_a_draft_is_named_by_its_path_as_it_is_written() {
+    fn draft_error_names_path_as_written() {
         for (draft, expected) in [
             (r#"{"body": {"texts": [{}, {"headlin": "x"}]}}"#, "body.texts[1].headlin: unknown field `headlin`"),
             (r#"{"header": {"msgType": "Ack", "msg_type": "Ack"}}"#, "header.msg_type: field `msgType` is given twice"),
@@ -411,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_draft_is_a_usage_error_that_shows_the_place() {
+    fn malformed_draft_is_usage_error_with_location() {
         let failure = parse("draft.json", "{\"header\": {\"topik\": 1}}").unwrap_err();
         assert_eq!(failure.exit_code(), Exit::Usage);
         assert!(failure.to_string().contains("topik"), "{failure}");
@@ -426,8 +440,8 @@ mod tests {
     }
 
     #[test]
-    fn the_receipt_says_where_and_who_in_the_reader_s_language() {
-        let answer = proto::PublishResponse {
+    fn receipt_is_localized_with_feed_and_holders() {
+        let response = proto::PublishResponse {
             receipt: Some(proto::Receipt {
                 feed: "ne.rabat.example/feed/1".into(),
                 id: "01976f6e-7c00-7000-8000-000000000001".into(),
@@ -440,13 +454,13 @@ mod tests {
         for lang in Lang::ALL {
             let context = Context::new(Messages::new(lang), Output::plain(), None);
             let render = Render::new(&context, Directory::of("ne".parse().unwrap()));
-            let text = receipt(&render, &context, &answer, &args(Some("tn,ma"))).join("\n");
+            let text = receipt(&render, &context, &response, &args(Some("tn,ma"))).join("\n");
             for part in
                 ["ne.rabat.example/feed/1", "4", "tn", "ma", "30", "barid show 01976f6e-7c00-7000-8000-000000000001"]
             {
                 assert!(text.contains(part), "{lang:?}: {text}");
             }
-            let text = receipt(&render, &context, &answer, &args(Some("3"))).join("\n");
+            let text = receipt(&render, &context, &response, &args(Some("3"))).join("\n");
             assert!(!text.contains("1/3") && text.contains('3'), "{lang:?}: {text}");
         }
     }

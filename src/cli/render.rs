@@ -1,7 +1,9 @@
-//! What a bulletin looks like: to people in their language, to machines as JSON.
+//! Layout of a bulletin: as text in the reader's language, or as JSON.
 //!
-//! In scope: one entry as a node delivers it. Out of scope: whether it may be shown (the node decides) and whether it is true
-//! (`verify` decides). What cannot be decoded is shown as far as it can be. A bulletin that is not for real says so on every surface.
+//! In scope: one entry as a node delivers it. Out of scope: whether it may be shown (the node
+//! decides) and whether it is authentic (`verify` decides). An entry that cannot be decoded is
+//! shown as far as possible. A bulletin whose status is not `Actual` is marked as such in all
+//! output.
 
 use barid_core::bulletin::kinds;
 use barid_core::bulletin::vocabulary::Tlp;
@@ -18,17 +20,17 @@ use super::output::{Cell, Output, Table};
 use super::profile::Directory;
 use super::{Context, state, times};
 
-/// An entry with its envelope decoded as far as it goes.
+/// An entry with its envelope decoded as far as possible.
 #[derive(Clone, Debug)]
 pub(super) struct Reading<'a> {
     delivery: &'a proto::Delivery,
     header: proto::Header,
     texts: Vec<proto::Text>,
-    /// What of the envelope cannot be read.
+    /// Parts of the envelope that cannot be decoded.
     unread: Vec<Note>,
 }
 
-/// Shows bulletins in one session's language.
+/// Renders bulletins in one session's language.
 #[derive(Debug)]
 pub(super) struct Render<'a> {
     messages: &'a Messages,
@@ -37,11 +39,11 @@ pub(super) struct Render<'a> {
 }
 
 impl<'a> Reading<'a> {
-    /// Decodes what can be decoded.
+    /// Decodes the entry as far as possible.
     #[must_use]
     pub(super) fn new(delivery: &'a proto::Delivery) -> Self {
         let mut unread = Vec::new();
-        // Where nothing may be believed there is no envelope.
+        // Evidence that is not valid has no envelope.
         let absent = delivery.envelope.is_empty();
         let mut note = |note, error: EnvelopeError| {
             let raw = format!("{} bytes: {error}", delivery.envelope.len());
@@ -53,32 +55,32 @@ impl<'a> Reading<'a> {
         Self { delivery, header: header.unwrap_or_default(), texts, unread }
     }
 
-    /// `ne/0197…`.
+    /// Returns member and id: `ne/0197…`.
     #[must_use]
     pub(super) fn name(&self) -> String {
         clean(&format!("{}/{}", self.header.member, self.header.id))
     }
 
-    /// The id, as the header has it.
+    /// Returns the id from the header.
     #[must_use]
     pub(super) fn id(&self) -> &str {
         &self.header.id
     }
 
-    /// `header.msg_type`.
+    /// Returns `header.msg_type`.
     #[must_use]
     pub(super) fn msg_type(&self) -> &str {
         &self.header.msg_type
     }
 
-    /// What it refers to, as the node found it.
+    /// Returns the bulletins that it refers to, as the node found them.
     #[must_use]
     pub(super) fn referenced(&self) -> &[proto::Referenced] {
         &self.delivery.referenced
     }
 
-    /// The protobuf JSON mapping of the Delivery, with `header` and `body` of its envelope decoded beside it, and `notes` on what cannot be
-    /// shown so.
+    /// Returns the Delivery in the protobuf JSON mapping, with `header` and `body` of its envelope
+    /// decoded beside it, and `notes` on values that the mapping cannot express.
     #[must_use]
     pub(super) fn json(&self) -> Value {
         let mut notes = self.unread.clone();
@@ -90,7 +92,7 @@ impl<'a> Reading<'a> {
         Value::Object(object)
     }
 
-    /// What cannot be shown as it is.
+    /// Returns notes on parts and values that cannot be shown as they are.
     fn notes(&self) -> Vec<Note> {
         let mut notes = self.unread.clone();
         for (name, part) in [("header", self.header_fields()), ("body", self.body_fields())] {
@@ -103,59 +105,60 @@ impl<'a> Reading<'a> {
         message::decode("Header", envelope::parts(&self.delivery.envelope).ok()?.header)
     }
 
-    /// As [`envelope::body_of`], which bounds what is decoded.
+    /// As [`envelope::body_of`], with the same limits on what is decoded.
     fn body_fields(&self) -> Option<DynamicMessage> {
         let parts = envelope::parts(&self.delivery.envelope).ok()?;
         parts.check_payload().ok()?;
         message::decode("Body", parts.payload)
     }
 
-    /// The envelope without header and payload.
+    /// Returns the envelope; the caller leaves out header and payload.
     fn envelope_fields(&self) -> Option<DynamicMessage> {
         envelope::parts(&self.delivery.envelope).ok()?;
         message::decode("Envelope", &self.delivery.envelope)
     }
 
-    /// The text in `lang`, or else the first.
+    /// Returns the text in `lang`, or else the first one.
     fn text(&self, lang: &str) -> Option<&proto::Text> {
         text_in(&self.texts, lang)
     }
 }
 
-/// The text in a language, or else the first one. Language tags are the same whatever their case (RFC 5646 §2.1.1).
+/// Returns the text in a language, or else the first one. Language tags are case-insensitive (RFC
+/// 5646 §2.1.1).
 fn text_in<'t>(texts: &'t [proto::Text], lang: &str) -> Option<&'t proto::Text> {
     let is_in = |text: &&proto::Text| text.language.split('-').next().is_some_and(|tag| tag.eq_ignore_ascii_case(lang));
     texts.iter().find(is_in).or_else(|| texts.first())
 }
 
-/// The headline in a language, or else the first one.
+/// Returns the headline in a language, or else the first one.
 #[must_use]
 pub(super) fn headline_in<'t>(texts: &'t [proto::Text], lang: &str) -> Option<&'t str> {
     text_in(texts, lang).map(|text| text.headline.as_str())
 }
 
 impl<'a> Render<'a> {
-    /// With names of members from `directory`.
+    /// Creates a renderer with member names from `directory`.
     #[must_use]
     pub(super) fn new(context: &'a Context, directory: Directory) -> Self {
         Self { messages: &context.messages, output: &context.output, directory }
     }
 
-    /// A few lines for a bulletin that has just come.
+    /// Returns a few lines for a bulletin that has just arrived.
     #[must_use]
     pub(super) fn brief(&self, reading: &Reading<'_>) -> Vec<String> {
         let header = &reading.header;
         let dim = Style::new().dimmed();
-        let marks = [
+        let badges = [
             self.banner(header),
-            self.state_mark(reading.delivery.state.as_ref()),
+            self.state_badge(reading.delivery.state.as_ref()),
             self.tlp(header),
             self.severity(header),
-            self.messages.word("urgency", &header.urgency),
+            self.messages.term("urgency", &header.urgency),
             self.output.paint(&self.messages.value(&times::seconds(header.sent_at.as_ref())), dim),
             self.member(&header.member),
         ];
-        let mut lines = vec![join_with("  ", marks)];
+        let mut lines = vec![join_with("  ", badges)];
         let what = [self.kind(header), self.unless_alert(header), self.messages.value(&header.topic)];
         lines.push(format!("  {}", join_with(" · ", what)));
         if let Some(text) = reading.text(self.messages.lang().code()) {
@@ -166,16 +169,16 @@ impl<'a> Render<'a> {
             lines.push(format!("  {}", self.output.paint(&self.state(state), state::style(state))));
         }
         lines.extend(self.about(reading).into_iter().chain(self.flags(reading)).map(|line| format!("  {line}")));
-        let place = format!("{}  #{}", reading.name(), reading.delivery.arrival);
+        let place = format!("{}  #{}", reading.name(), reading.delivery.offset);
         lines.push(format!("  {}", self.output.paint(&self.messages.isolate(&place), dim)));
         lines
     }
 
-    /// One row a bulletin.
+    /// Returns a table with one row a bulletin.
     #[must_use]
     pub(super) fn table(&self, readings: &[Reading<'_>]) -> Vec<String> {
         let headings = [
-            "column-arrival",
+            "column-offset",
             "column-sent",
             "column-state",
             "column-tlp",
@@ -187,22 +190,22 @@ impl<'a> Render<'a> {
         for reading in readings {
             let header = &reading.header;
             let headline = reading.text(self.messages.lang().code()).map(|text| clean(&text.headline));
-            let marks: Vec<String> = [self.not_for_real(header), self.unless_alert(header), self.kind(header)]
+            let badges: Vec<String> = [self.not_for_real(header), self.unless_alert(header), self.kind(header)]
                 .into_iter()
-                .chain(reading.delivery.flags.iter().map(|flag| self.messages.word("flag", flag)))
-                .chain(reading.unread.iter().map(|unread| self.messages.word("note", unread.note)))
-                .filter(|mark| !mark.is_empty())
+                .chain(reading.delivery.flags.iter().map(|flag| self.messages.term("flag", flag)))
+                .chain(reading.unread.iter().map(|unread| self.messages.term("note", unread.note)))
+                .filter(|badge| !badge.is_empty())
                 .collect();
             let state = reading.delivery.state.as_ref();
             let changed = state.filter(|state| state.by.is_some()).map(|state| self.state(Some(state)));
-            let what = format!("[{}] {}", marks.join(" · "), self.messages.isolate(&headline.unwrap_or_default()));
+            let what = format!("[{}] {}", badges.join(" · "), self.messages.isolate(&headline.unwrap_or_default()));
             let what = join_with(" · ", changed.into_iter().chain([what]).chain(self.about(reading)));
             table.row([
-                Cell::from(self.messages.isolate(&format!("#{}", reading.delivery.arrival))),
+                Cell::from(self.messages.isolate(&format!("#{}", reading.delivery.offset))),
                 Cell::from(self.messages.isolate(&times::minutes(header.sent_at.as_ref()))),
-                Cell::styled(self.state_word(state), state::style(state)),
+                Cell::styled(self.state_label(state), state::style(state)),
                 Cell::styled(self.messages.value(&handling(header).tlp), tlp_style(&handling(header).tlp)),
-                Cell::styled(self.messages.word("severity", &header.severity), severity_style(&header.severity)),
+                Cell::styled(self.messages.term("severity", &header.severity), severity_style(&header.severity)),
                 Cell::from(self.messages.isolate(&reading.name())),
                 Cell::from(what),
             ]);
@@ -210,29 +213,29 @@ impl<'a> Render<'a> {
         table.lines(self.output)
     }
 
-    /// Everything that a bulletin says.
+    /// Returns all content of a bulletin.
     #[must_use]
     pub(super) fn full(&self, reading: &Reading<'_>) -> Vec<String> {
         let header = &reading.header;
         let state = reading.delivery.state.as_ref();
-        let mark = state.map(|_| self.state_mark(state)).unwrap_or_default();
-        let marks = [self.banner(header), mark, self.tlp(header), self.kind(header), self.unless_alert(header)];
-        let mut lines = vec![join_with("  ", marks)];
+        let badge = state.map(|_| self.state_badge(state)).unwrap_or_default();
+        let badges = [self.banner(header), badge, self.tlp(header), self.kind(header), self.unless_alert(header)];
+        let mut lines = vec![join_with("  ", badges)];
         if state.is_some_and(|state| state.by.is_some()) {
             lines.push(self.output.paint(&self.state(state), state::style(state)));
         }
         let chosen = reading.text(self.messages.lang().code());
-        lines.extend(chosen.into_iter().flat_map(|text| self.told(text)));
+        lines.extend(chosen.into_iter().flat_map(|text| self.text_lines(text)));
         let others = reading.texts.iter().filter(|text| !chosen.is_some_and(|chosen| std::ptr::eq(*text, chosen)));
-        lines.extend(others.flat_map(|text| self.told(text)));
+        lines.extend(others.flat_map(|text| self.text_lines(text)));
         lines.extend(self.about(reading));
         lines.extend(self.flags(reading));
         lines.extend(reading.notes().iter().map(|note| {
             let mut args = fluent_bundle::FluentArgs::new();
             args.set("field", note.field.as_str().arg());
             args.set("raw", note.raw.as_str().arg());
-            let told = self.messages.find(&format!("note-{}.full", note.note), Some(&args)).unwrap_or_default();
-            self.output.paint(&format!("⚠ {told}"), Style::new().yellow().bold())
+            let note_text = self.messages.find(&format!("note-{}.full", note.note), Some(&args)).unwrap_or_default();
+            self.output.paint(&format!("⚠ {note_text}"), Style::new().yellow().bold())
         }));
         for part in [reading.header_fields(), reading.body_fields()].into_iter().flatten() {
             lines.push(String::new());
@@ -240,13 +243,13 @@ impl<'a> Render<'a> {
         }
         lines.push(String::new());
         let delivery = reading.delivery;
-        // What was not read from a node has not arrived anywhere.
-        let arrival = if delivery.arrival == 0 { String::new() } else { delivery.arrival.to_string() };
+        // A bulletin that was not read from a node has no offset.
+        let offset = if delivery.offset == 0 { String::new() } else { delivery.offset.to_string() };
         let mut pairs = vec![
             self.pair("label-bulletin", self.messages.isolate(&reading.name())),
             self.pair("label-feed", self.place(&delivery.feed, delivery.index)),
             self.pair("label-digest", self.messages.isolate(&hex::encode(&delivery.digest))),
-            self.pair("label-arrival", self.messages.isolate(&arrival)),
+            self.pair("label-offset", self.messages.isolate(&offset)),
         ];
         let envelope = reading.envelope_fields();
         pairs.extend(envelope.into_iter().flat_map(|envelope| self.fields(&envelope, &["header", "payload"])));
@@ -254,8 +257,8 @@ impl<'a> Render<'a> {
         lines
     }
 
-    /// One language's text, line by line.
-    fn told(&self, text: &proto::Text) -> Vec<String> {
+    /// Returns the lines of one language's text.
+    fn text_lines(&self, text: &proto::Text) -> Vec<String> {
         let headline = self.output.paint(&self.messages.value(&text.headline), Style::new().bold());
         let language = format!("[{}]", self.messages.value(&text.language));
         let mut lines = vec![format!("{headline}  {}", self.output.paint(&language, Style::new().dimmed()))];
@@ -265,54 +268,54 @@ impl<'a> Render<'a> {
         lines
     }
 
-    /// Who holds a bulletin in full, one line each.
+    /// Returns the members that have stored a bulletin in full, one a line.
     #[must_use]
     pub(super) fn stored(&self, stored: &[proto::StoredBy]) -> Vec<String> {
         let line = |by: &proto::StoredBy| {
             let at = times::seconds(by.at.as_ref());
-            format!("  ✓ {}", crate::say!(self.messages, "stored-by", member = self.name(&by.member), at = at))
+            format!("  ✓ {}", crate::localize!(self.messages, "stored-by", member = self.name(&by.member), at = at))
         };
         stored.iter().map(line).collect()
     }
 
-    /// Labels and values, one pair a line; pairs with an empty value are left out.
+    /// Returns labels and values, one pair a line; pairs with an empty value are left out.
     #[must_use]
     pub(super) fn block(&self, pairs: &[Pair]) -> Vec<String> {
         self.output.block(pairs)
     }
 
-    /// A label of the catalogue with its value.
+    /// Returns a label of the catalogue with its value.
     #[must_use]
     pub(super) fn pair(&self, id: &str, value: impl Into<String>) -> Pair {
         (self.messages.text(id), value.into())
     }
 
-    /// `ma.rabat.example/feed/1, place 7`.
+    /// Returns feed and index: `ma.rabat.example/feed/1, place 7`.
     #[must_use]
     pub(super) fn place(&self, feed: &str, index: u64) -> String {
-        crate::say!(self.messages, "feed-place", feed = feed, place = index)
+        crate::localize!(self.messages, "feed-place", feed = feed, place = index)
     }
 
-    /// `ne (Niger)`, clean, to be inserted into a message.
+    /// Returns `ne (Niger)`, clean, to be inserted into a message.
     #[must_use]
     pub(super) fn name(&self, code: &str) -> String {
         self.directory.name(code, self.messages)
     }
 
-    /// `ne (Niger)`, to stand by itself.
+    /// Returns `ne (Niger)`, isolated, for use outside of a message.
     #[must_use]
     pub(super) fn member(&self, code: &str) -> String {
         self.messages.isolate(&self.name(code))
     }
 
-    /// The catalogue of the session's language.
+    /// Returns the catalogue of the session's language.
     #[must_use]
     pub(super) fn messages(&self) -> &Messages {
         self.messages
     }
 
-    fn state_mark(&self, state: Option<&proto::State>) -> String {
-        self.output.paint(&self.state_word(state), state::style(state))
+    fn state_badge(&self, state: Option<&proto::State>) -> String {
+        self.output.paint(&self.state_label(state), state::style(state))
     }
 
     fn kind(&self, header: &proto::Header) -> String {
@@ -321,22 +324,22 @@ impl<'a> Render<'a> {
         label.unwrap_or_else(|| self.messages.value(&header.kind))
     }
 
-    /// The message type, unless it is the one that most bulletins are.
+    /// Returns the message type, or an empty text for an alert, as most bulletins are.
     fn unless_alert(&self, header: &proto::Header) -> String {
-        if header.msg_type == "Alert" { String::new() } else { self.messages.word("msg-type", &header.msg_type) }
+        if header.msg_type == "Alert" { String::new() } else { self.messages.term("msg-type", &header.msg_type) }
     }
 
-    /// What a bulletin is that is not for real: `EXERCISE`. Empty for a real one.
+    /// Returns the banner of a bulletin that is not actual: `EXERCISE`. Empty for an actual one.
     fn not_for_real(&self, header: &proto::Header) -> String {
-        if header.status == "Actual" { String::new() } else { self.messages.word("banner", &header.status) }
+        if header.status == "Actual" { String::new() } else { self.messages.term("banner", &header.status) }
     }
 
     fn banner(&self, header: &proto::Header) -> String {
-        let word = self.not_for_real(header);
-        if word.is_empty() {
-            word
+        let term = self.not_for_real(header);
+        if term.is_empty() {
+            term
         } else {
-            self.output.paint(&format!(" {word} "), Style::new().black().on_yellow().bold())
+            self.output.paint(&format!(" {term} "), Style::new().black().on_yellow().bold())
         }
     }
 
@@ -346,12 +349,12 @@ impl<'a> Render<'a> {
     }
 
     fn severity(&self, header: &proto::Header) -> String {
-        self.output.paint(&self.messages.word("severity", &header.severity), severity_style(&header.severity))
+        self.output.paint(&self.messages.term("severity", &header.severity), severity_style(&header.severity))
     }
 
     fn flags(&self, reading: &Reading<'_>) -> Vec<String> {
         let line = |flag: &String| {
-            self.output.paint(&format!("⚠ {}", self.messages.word("flag", flag)), Style::new().yellow().bold())
+            self.output.paint(&format!("⚠ {}", self.messages.term("flag", flag)), Style::new().yellow().bold())
         };
         reading.delivery.flags.iter().map(line).collect()
     }
@@ -364,7 +367,7 @@ fn handling(header: &proto::Header) -> proto::Handling {
     header.handling.clone().unwrap_or_default()
 }
 
-/// The colours that FIRST's TLP 2.0 standard (§4) gives its labels: bright on black.
+/// Returns the colour that FIRST's TLP 2.0 standard (§4) assigns to a label: bright on black.
 pub(super) fn tlp_style(label: &str) -> Style {
     let (red, green, blue) = match Tlp::read(label) {
         Some(Tlp::Red) => (0xFF, 0x2B, 0x2B),
@@ -389,7 +392,7 @@ pub(super) fn join_with(separator: &str, parts: impl IntoIterator<Item = String>
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(separator)
 }
 
-/// `PersonNotice` as `person-notice`.
+/// Returns `person-notice` for `PersonNotice`.
 pub(super) fn kebab(camel: &str) -> String {
     let mut text = String::new();
     for c in camel.chars() {
@@ -404,7 +407,7 @@ pub(super) fn kebab(camel: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use barid_core::names::Member;
+    use barid_core::ids::Member;
     use bytes::Bytes;
 
     use super::*;
@@ -420,7 +423,7 @@ mod tests {
         header.sent_at = Some(pbjson_types::Timestamp { seconds: 1_750_000_000, nanos: 0 });
         let envelope = envelope::encode(draft.header.as_ref().unwrap(), draft.body.as_ref().unwrap(), [7; 16]);
         proto::Delivery {
-            arrival: 42,
+            offset: 42,
             feed: "ne.rabat.example/feed/1".to_owned(),
             index: 3,
             digest: Bytes::from(envelope::digest(&envelope).0.to_vec()),
@@ -441,18 +444,18 @@ mod tests {
     use std::str::FromStr;
 
     #[test]
-    fn an_exercise_says_so_on_every_surface_in_every_language() {
-        for (lang, mark) in [(Lang::Ar, "تمرين"), (Lang::Fr, "EXERCICE"), (Lang::En, "EXERCISE")] {
+    fn exercise_is_marked_in_every_view_and_language() {
+        for (lang, badge) in [(Lang::Ar, "تمرين"), (Lang::Fr, "EXERCICE"), (Lang::En, "EXERCISE")] {
             let context = context(lang);
             let render = Render::new(&context, directory());
             for kind in kinds::REGISTRY {
                 let delivery = delivery(kind);
                 let reading = Reading::new(&delivery);
                 let (brief, full) = (render.brief(&reading), render.full(&reading));
-                assert!(brief[0].contains(mark), "{lang:?} {}: {brief:?}", kind.name);
-                assert!(full[0].contains(mark), "{lang:?} {}: {full:?}", kind.name);
+                assert!(brief[0].contains(badge), "{lang:?} {}: {brief:?}", kind.name);
+                assert!(full[0].contains(badge), "{lang:?} {}: {full:?}", kind.name);
                 let table = render.table(&[reading]);
-                assert!(table[1].contains(mark), "{lang:?} {}: {table:?}", kind.name);
+                assert!(table[1].contains(badge), "{lang:?} {}: {table:?}", kind.name);
                 let all = [brief, full, table].concat().join("\n");
                 assert!(all.contains(&context.messages.text("flag-duplicate-id")), "{all}");
                 assert_eq!(all.matches(FSI).count(), all.matches(PDI).count(), "{all:?}");
@@ -464,8 +467,8 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_in_json_stays_as_it_is() {
-        // Written when the offset of UTC was written out: both are read.
+    fn delivery_json_matches_golden() {
+        // The golden file has `+00:00` for UTC; both forms can be read.
         let golden = include_str!("golden/delivery.json");
         let expected = golden.replace("+00:00\"", "Z\"");
         let mut object: Value = serde_json::from_str(golden).unwrap();
@@ -477,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_chosen_by_language_whatever_the_case_of_its_tag() {
+    fn text_language_tag_matches_case_insensitively() {
         let texts = [("EN", "one"), ("FR-ne", "deux"), ("Ar-Latn-TN", "thalatha")];
         let texts = texts.map(|(language, headline)| proto::Text {
             language: language.into(),
@@ -492,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_shown_as_far_as_it_goes() {
+    fn undecodable_envelope_is_rendered_partially() {
         let delivery = proto::Delivery { envelope: Bytes::from_static(b"\xff\xff"), index: 9, ..Default::default() };
         let context = context(Lang::En);
         let render = Render::new(&context, directory());
@@ -503,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_text_cannot_drive_the_terminal() {
+    fn control_characters_are_stripped_from_text() {
         let mut draft = kinds::REGISTRY[0].sample().unwrap();
         draft.body.as_mut().unwrap().texts[2].headline = "x\u{1b}[2J\u{202e}y".to_owned();
         draft.body.as_mut().unwrap().texts[2].description = "a\n\u{1b}]0;title\u{7}b".to_owned();

@@ -1,28 +1,28 @@
-//! `barid repair`: what is damaged in a stopped node's store, and putting it back.
+//! `barid repair`: finds and repairs damage in a stopped node's store.
 //!
-//! In scope: arguments and words. Out of scope: repairing (`app`).
+//! In scope: arguments and text. Out of scope: the repair itself (`app`).
 
 use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Context, Exit, Failure, say};
-use crate::app::{self, AppError, Repaired};
+use super::{Context, Exit, Failure, localize};
+use crate::app::{self, AppError, RepairOutcome};
 use crate::config::NodeConfig;
-use crate::store::repair::{Damage, What};
+use crate::store::repair::{Damage, DamageKind};
 use crate::telemetry;
 
-/// Damage that is shown one by one; of more the number is.
-const SHOWN_MAX: usize = 1_000;
+/// Number of damages that are listed one by one; of more only the number is shown.
+const LISTED_MAX: usize = 1_000;
 
-/// Which node.
+/// The node.
 #[derive(Debug, Args)]
 pub(super) struct RepairArgs {
     /// Configuration of the node, which must be stopped.
     #[arg(long, value_name = "FILE", default_value = "node.toml", env = "BARID_CONFIG", hide_env = true)]
     config: PathBuf,
-    /// Only look: change nothing, and ask nobody.
+    /// Only check: change nothing, and request nothing from other members.
     #[arg(long)]
     check: bool,
 }
@@ -40,30 +40,31 @@ pub(super) fn run(context: &Context, args: &RepairArgs) -> Result<Exit, Failure>
     } else {
         context.output.lines(lines(context, &repaired))?;
     }
-    if repaired.is_whole() {
+    if repaired.is_intact() {
         return Ok(Exit::Ok);
     }
-    let undone = repaired.damage.iter().filter(|damage| !damage.repaired);
-    let only_asked = !args.check
+    let unrepaired = repaired.damage.iter().filter(|damage| !damage.repaired);
+    let only_unreached = !args.check
         && repaired.missing == 0
         && !repaired.unreached.is_empty()
-        && undone.clone().all(|damage| matches!(damage.what, What::Envelope { .. }));
-    let members: Vec<&str> = repaired.unreached.keys().map(barid_core::names::Member::as_str).collect();
-    let only_more = repaired.more && undone.clone().next().is_none();
-    // What no further run could put back.
-    let is_lost = repaired.missing > 0 || undone.clone().any(|damage| matches!(damage.what, What::Lost(_)));
+        && unrepaired.clone().all(|damage| matches!(damage.kind, DamageKind::Envelope { .. }));
+    let members: Vec<&str> = repaired.unreached.keys().map(barid_core::ids::Member::as_str).collect();
+    let only_more = repaired.more && unrepaired.clone().next().is_none();
+    // Damage that no further run can repair.
+    let is_lost =
+        repaired.missing > 0 || unrepaired.clone().any(|damage| matches!(damage.kind, DamageKind::Unrecoverable(_)));
     Err(if args.check && is_lost {
         Failure::new("repair-lost")
     } else if args.check || only_more {
         Failure::new("repair-needed")
-    } else if only_asked {
+    } else if only_unreached {
         Failure::new("repair-unreached").exit(Exit::NotReached).with("members", &members.join(","))
     } else {
         Failure::new("repair-left")
     })
 }
 
-fn object(repaired: &Repaired) -> Value {
+fn object(repaired: &RepairOutcome) -> Value {
     let one = |damage: &Damage| {
         let mut object = json!({
             "file": damage.file.display().to_string(),
@@ -71,15 +72,15 @@ fn object(repaired: &Repaired) -> Value {
             "length": damage.bytes.end - damage.bytes.start,
             "repaired": damage.repaired,
         });
-        match &damage.what {
-            What::Bit => object["what"] = "bit".into(),
-            What::Envelope { feed, index, digest } => {
+        match &damage.kind {
+            DamageKind::BitFlip => object["what"] = "bit".into(),
+            DamageKind::Envelope { feed, index, digest } => {
                 object["what"] = "envelope".into();
                 object["feed"] = feed.to_string().into();
                 object["index"] = (*index).into();
                 object["digest"] = digest.to_string().into();
             }
-            What::Lost(reason) => {
+            DamageKind::Unrecoverable(reason) => {
                 object["what"] = "lost".into();
                 object["reason"] = reason.clone().into();
             }
@@ -89,7 +90,7 @@ fn object(repaired: &Repaired) -> Value {
     let unreached: serde_json::Map<String, Value> =
         repaired.unreached.iter().map(|(member, error)| (member.to_string(), error.clone().into())).collect();
     json!({
-        "whole": repaired.is_whole(),
+        "whole": repaired.is_intact(),
         "newestCommit": repaired.newest_commit,
         "missing": repaired.missing,
         "more": repaired.more,
@@ -98,35 +99,35 @@ fn object(repaired: &Repaired) -> Value {
     })
 }
 
-fn lines(context: &Context, repaired: &Repaired) -> Vec<String> {
+fn lines(context: &Context, repaired: &RepairOutcome) -> Vec<String> {
     let messages = &context.messages;
     let mut lines = Vec::new();
-    for damage in repaired.damage.iter().take(SHOWN_MAX) {
+    for damage in repaired.damage.iter().take(LISTED_MAX) {
         let state = messages.text(if damage.repaired { "repair-done" } else { "repair-not-done" });
         let (file, byte) = (damage.file.display().to_string(), damage.bytes.start);
-        lines.push(match &damage.what {
-            What::Bit => say!(messages, "repair-bit", file = &file, nByte = byte, state = &state),
-            What::Envelope { feed, index, .. } => {
+        lines.push(match &damage.kind {
+            DamageKind::BitFlip => localize!(messages, "repair-bit", file = &file, nByte = byte, state = &state),
+            DamageKind::Envelope { feed, index, .. } => {
                 let entry = format!("{feed} {index}");
-                say!(messages, "repair-envelope", file = &file, nByte = byte, entry = &entry, state = &state)
+                localize!(messages, "repair-envelope", file = &file, nByte = byte, entry = &entry, state = &state)
             }
-            What::Lost(reason) => {
-                say!(messages, "repair-lost", file = &file, nByte = byte, reason = reason, state = &state)
+            DamageKind::Unrecoverable(reason) => {
+                localize!(messages, "repair-lost", file = &file, nByte = byte, reason = reason, state = &state)
             }
         });
     }
-    let more = repaired.damage.len().saturating_sub(SHOWN_MAX);
+    let more = repaired.damage.len().saturating_sub(LISTED_MAX);
     if more > 0 {
-        lines.push(say!(messages, "repair-more", nPlaces = more));
+        lines.push(localize!(messages, "repair-more", nPlaces = more));
     }
     if repaired.missing > 0 {
-        lines.push(say!(messages, "repair-missing", nEntries = repaired.missing));
+        lines.push(localize!(messages, "repair-missing", nEntries = repaired.missing));
     }
     for (member, error) in &repaired.unreached {
-        lines.push(say!(messages, "repair-unreached", member = member.as_str(), reason = error));
+        lines.push(localize!(messages, "repair-unreached", member = member.as_str(), reason = error));
     }
-    if repaired.is_whole() {
-        lines.push(say!(messages, "repair-whole", nCommits = repaired.newest_commit));
+    if repaired.is_intact() {
+        lines.push(localize!(messages, "repair-whole", nCommits = repaired.newest_commit));
     }
     lines
 }

@@ -1,9 +1,10 @@
-//! `barid show`: one bulletin, what became of it, and who has it.
+//! `barid show`: shows one bulletin, its state, and the members that have stored it.
 //!
-//! In scope: finding it by id when the publishing member was not written. Out of scope: proving it (`evidence`).
+//! In scope: finding a bulletin by id without its publishing member. Out of scope: proving it
+//! (`evidence`).
 
 use barid_core::bulletin::kinds::travel_document_alert;
-use barid_core::names::Member;
+use barid_core::ids::Member;
 use barid_core::proto::body::Content;
 use barid_core::{envelope, proto};
 use clap::Args;
@@ -15,36 +16,37 @@ use super::client::Client;
 use super::deadline::TimeoutArgs;
 use super::failure::Field;
 use super::render::{Reading, Render};
-use super::{Context, Exit, Failure, Messages, Profile, message, say};
+use super::{Context, Exit, Failure, Messages, Profile, localize, message};
 
-/// Members that are asked for at the same time: few enough for a caller's limits, and a thin line is not waited for again and again.
-const ASKED_AT_ONCE: usize = 8;
+/// Concurrent requests, one for each member: few enough for a caller's rate limit, and enough to
+/// save round trips on a slow link.
+const CONCURRENT_REQUESTS_MAX: usize = 8;
 
-/// Which bulletin.
+/// The bulletin.
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
     /// Bulletin: `ne/0197…`, or the id alone.
     #[arg(value_name = "MEMBER/ID")]
     bulletin: BulletinRef,
-    /// Member that published it, where several have published one of this id.
+    /// Member that published it, if several have published one with this id.
     #[arg(long, value_name = "MEMBER")]
     member: Option<Member>,
     #[command(flatten)]
     pub(super) within: TimeoutArgs,
 }
 
-/// Shows it.
+/// Shows the bulletin.
 pub(super) async fn run(context: &Context, args: &ShowArgs) -> Result<Exit, Failure> {
     let profile = context.profile()?;
-    let client = Client::patient(&profile, args.within.duration())?;
-    let (_, answer) = find(&profile, &args.bulletin, args.member.as_ref(), async |member, id| {
+    let client = Client::with_timeout(&profile, args.within.duration())?;
+    let (_, response) = find(&profile, &args.bulletin, args.member.as_ref(), async |member, id| {
         client.get(proto::GetRequest { member: member.to_string(), id }).await
     })
     .await?;
-    let delivery = answer.delivery.clone().unwrap_or_default();
+    let delivery = response.delivery.clone().unwrap_or_default();
     let reading = Reading::new(&delivery);
     if context.output.is_json() {
-        let mut object = message::json_of(&answer);
+        let mut object = message::json_of(&response);
         if let Value::Object(fields) = &mut object {
             fields.insert("delivery".to_owned(), reading.json());
         }
@@ -54,28 +56,28 @@ pub(super) async fn run(context: &Context, args: &ShowArgs) -> Result<Exit, Fail
     let render = Render::new(context, profile.directory());
     context.output.lines(render.full(&reading))?;
     context.output.lines(misfits(&context.messages, &delivery))?;
-    context.output.lines(fate(context, &render, &answer))?;
+    context.output.lines(state_lines(context, &render, &response))?;
     Ok(Exit::Ok)
 }
 
-/// What does not fit in the machine readable zone of a falsified document.
+/// Returns what is inconsistent in the machine readable zone of a falsified document.
 fn misfits(messages: &Messages, delivery: &proto::Delivery) -> Vec<String> {
     let content = envelope::body_of(&delivery.envelope).ok().and_then(|body| body.content);
     let Some(Content::TravelDocumentAlert(alert)) = content else { return Vec::new() };
     let misfits: Vec<String> =
-        travel_document_alert::misfits(&alert).iter().map(|misfit| Field::of(misfit).told(messages)).collect();
+        travel_document_alert::misfits(&alert).iter().map(|misfit| Field::of(misfit).localize(messages)).collect();
     if misfits.is_empty() { misfits } else { [vec![messages.text("zone-as-printed")], misfits].concat() }
 }
 
-fn fate(context: &Context, render: &Render<'_>, answer: &proto::GetResponse) -> Vec<String> {
+fn state_lines(context: &Context, render: &Render<'_>, response: &proto::GetResponse) -> Vec<String> {
     let messages = &context.messages;
-    let state = answer.state.clone().unwrap_or_default();
+    let state = response.state.clone().unwrap_or_default();
     let acknowledged: Vec<String> =
         state.acknowledged_by.iter().map(|by| messages.isolate(&super::state::name(by))).collect();
     let left_out = state.acknowledgements.saturating_sub(acknowledged.len() as u64);
     let mut acknowledged = acknowledged.join(", ");
     if left_out > 0 {
-        acknowledged = format!("{acknowledged} {}", say!(messages, "acknowledged-more", nMore = left_out));
+        acknowledged = format!("{acknowledged} {}", localize!(messages, "acknowledged-more", nMore = left_out));
     }
     let mut lines = render.block(&[
         render.pair("label-state", render.state(Some(&state))),
@@ -84,20 +86,20 @@ fn fate(context: &Context, render: &Render<'_>, answer: &proto::GetResponse) -> 
     if state.partial {
         lines.push(messages.text("state-partial"));
     }
-    if !answer.stored.is_empty() {
+    if !response.stored.is_empty() {
         lines.push(messages.text("stored-heading"));
-        lines.extend(render.stored(&answer.stored));
+        lines.extend(render.stored(&response.stored));
     }
     lines
 }
 
-/// Asks for a bulletin of the member that was written, or else of every member that is known. An id is a member's own: where several
-/// have one of the same id, the reader says which is meant.
+/// Requests a bulletin of the given member, or else of every known member. Ids are unique only
+/// within a member: if several members have this id, the user must name one.
 pub(super) async fn find<T>(
     profile: &Profile,
     bulletin: &BulletinRef,
     chosen: Option<&Member>,
-    ask: impl AsyncFn(&Member, String) -> Result<T, Failure>,
+    request: impl AsyncFn(&Member, String) -> Result<T, Failure>,
 ) -> Result<(Member, T), Failure> {
     let id = bulletin.id.to_string();
     let members = match (bulletin.member.as_ref(), chosen) {
@@ -108,11 +110,11 @@ pub(super) async fn find<T>(
         (None, None) => profile.directory().publishers(),
     };
     let mut found = Vec::new();
-    for some in members.chunks(ASKED_AT_ONCE) {
-        let answers = join_all(some.iter().map(|member| ask(member, id.clone()))).await;
-        for (member, answer) in some.iter().zip(answers) {
-            match answer {
-                Ok(answer) => found.push((member.clone(), answer)),
+    for some in members.chunks(CONCURRENT_REQUESTS_MAX) {
+        let responses = join_all(some.iter().map(|member| request(member, id.clone()))).await;
+        for (member, response) in some.iter().zip(responses) {
+            match response {
+                Ok(response) => found.push((member.clone(), response)),
                 Err(failure) if failure.id() == "not-found" => {}
                 Err(failure) => return Err(failure),
             }
@@ -137,7 +139,7 @@ mod tests {
     use crate::cli::times;
 
     #[test]
-    fn the_zone_of_a_counterfeit_is_shown_with_what_does_not_fit() {
+    fn mrz_mismatches_of_counterfeit_are_listed() {
         let mut draft = barid_core::bulletin::kinds::find("travel-document-alert").unwrap().sample().unwrap();
         let lines = |draft: &proto::Draft, lang| {
             let envelope = envelope::encode(draft.header.as_ref().unwrap(), draft.body.as_ref().unwrap(), [7; 16]);
@@ -157,23 +159,23 @@ mod tests {
         change(&mut draft, |alert| alert.fraud_type = "counterfeit".to_owned());
         assert!(lines(&draft, Lang::En).is_empty());
         change(&mut draft, |alert| alert.mrz[1].replace_range(19..20, "9"));
-        let shown = lines(&draft, Lang::En).join("\n");
-        assert!(shown.contains("as it was printed") && shown.contains("check digit"), "{shown}");
+        let text = lines(&draft, Lang::En).join("\n");
+        assert!(text.contains("as it was printed") && text.contains("check digit"), "{text}");
         assert!(lines(&draft, Lang::Fr).join("\n").contains("chiffre de contrôle"));
         assert!(lines(&draft, Lang::Ar)[0].contains("مزو"));
     }
 
     #[test]
-    fn what_became_of_a_bulletin_is_told_in_words() {
+    fn bulletin_state_is_localized() {
         let by = proto::Reference { member: "ne".into(), id: "0197".into(), ..Default::default() };
-        let answer = proto::GetResponse {
+        let response = proto::GetResponse {
             delivery: None,
             state: Some(proto::State { state: "cancelled".into(), by: Some(by), partial: true, ..Default::default() }),
             stored: vec![proto::StoredBy { member: "tn".into(), at: Some(times::parse("2026-11-23").unwrap()) }],
         };
         let context = Context::new(Messages::new(Lang::Fr), Output::plain(), None);
         let render = Render::new(&context, Directory::of("ne".parse().unwrap()));
-        let text = fate(&context, &render, &answer).join("\n");
+        let text = state_lines(&context, &render, &response).join("\n");
         for part in ["annulé", "d'autres réponses", "ne/0197", "tn", "2026-11-23 00:00:00 UTC"] {
             assert!(text.contains(part), "{text}");
         }

@@ -1,51 +1,51 @@
-//! What became of a bulletin, and what it is about, in words.
+//! Renders the state of a bulletin and of the bulletins that it refers to.
 //!
-//! In scope: a state and the bulletins that another one refers to, as the node found them. Out of scope: how they are found (`api`).
+//! In scope: text for both, as the node found them. Out of scope: how the node finds them (`api`).
 
 use barid_core::proto;
 use owo_colors::Style;
 
+use super::localize;
 use super::messages::clean;
 use super::render::{Reading, Render, headline_in};
-use super::say;
 
 impl Render<'_> {
-    /// `cancelled (recovered) by ne/0197…`.
+    /// Returns the state as text: `cancelled (recovered) by ne/0197…`.
     #[must_use]
     pub(super) fn state(&self, state: Option<&proto::State>) -> String {
         let messages = self.messages();
         let Some(state) = state.filter(|state| !state.state.is_empty()) else { return messages.text("state-unknown") };
-        let word = messages.word("state", &state.state);
+        let term = messages.term("state", &state.state);
         let by = state.by.as_ref().map(name).unwrap_or_default();
-        let told = match (by.as_str(), state.reason.as_str()) {
-            ("", _) => word,
-            (by, "") => say!(messages, "state-by", state = word, by = by),
+        let text = match (by.as_str(), state.reason.as_str()) {
+            ("", _) => term,
+            (by, "") => localize!(messages, "state-by", state = term, by = by),
             (by, reason) => {
-                let reason = messages.word("reason", reason);
-                say!(messages, "state-because", state = word, reason = reason, by = by)
+                let reason = messages.term("reason", reason);
+                localize!(messages, "state-because", state = term, reason = reason, by = by)
             }
         };
-        if state.partial { format!("{told} {}", messages.text("state-perhaps-newer")) } else { told }
+        if state.partial { format!("{text} {}", messages.text("state-perhaps-newer")) } else { text }
     }
 
-    /// The word alone, for a column.
+    /// Returns the state's term alone, for a column.
     #[must_use]
-    pub(super) fn state_word(&self, state: Option<&proto::State>) -> String {
-        let word = state.map(|state| state.state.as_str()).filter(|word| !word.is_empty());
-        word.map_or_else(|| self.messages().text("state-unknown"), |word| self.messages().word("state", word))
+    pub(super) fn state_label(&self, state: Option<&proto::State>) -> String {
+        let term = state.map(|state| state.state.as_str()).filter(|term| !term.is_empty());
+        term.map_or_else(|| self.messages().text("state-unknown"), |term| self.messages().term("state", term))
     }
 
-    /// What a bulletin updates, cancels or answers, one line each.
+    /// Returns the bulletins that this one updates, cancels or acknowledges, one a line.
     #[must_use]
     pub(super) fn about(&self, reading: &Reading<'_>) -> Vec<String> {
         let messages = self.messages();
         let line = |about: &proto::Referenced| {
             let mut bulletin = about.reference.as_ref().map(name).unwrap_or_default();
-            // What this bulletin itself did to it is said by its type.
+            // The effect of this bulletin itself is clear from its type.
             let own = |state: &&proto::State| state.by.as_ref().is_some_and(|by| by.id == reading.id());
             let state = about.state.as_ref().filter(|state| state.state != "active").filter(|state| !own(state));
             if state.is_some() {
-                bulletin = format!("{bulletin} ({})", self.state_word(state));
+                bulletin = format!("{bulletin} ({})", self.state_label(state));
             }
             let headline = headline_in(&about.headlines, messages.lang().code()).unwrap_or_default();
             let id = match reading.msg_type() {
@@ -56,13 +56,13 @@ impl Render<'_> {
                 "Ack" => "about-ack",
                 _ => "about-other",
             };
-            say!(messages, id, bulletin = &bulletin, headline = headline)
+            localize!(messages, id, bulletin = &bulletin, headline = headline)
         };
         reading.referenced().iter().map(line).collect()
     }
 }
 
-/// How a state is made visible: what no longer holds must not look as what does.
+/// Returns the style of a state: a bulletin that is no longer valid must not look like a valid one.
 pub(super) fn style(state: Option<&proto::State>) -> Style {
     match state.map(|state| state.state.as_str()) {
         Some("cancelled") => Style::new().red().bold(),
@@ -72,7 +72,7 @@ pub(super) fn style(state: Option<&proto::State>) -> Style {
     }
 }
 
-/// `ne/0197…`.
+/// Returns member and id: `ne/0197…`.
 pub(super) fn name(reference: &proto::Reference) -> String {
     clean(&format!("{}/{}", reference.member, reference.id))
 }
@@ -94,13 +94,13 @@ mod tests {
     fn delivery(kind: &str, state: Option<proto::State>, referenced: Vec<proto::Referenced>) -> proto::Delivery {
         let draft = kinds::find(kind).unwrap().sample().unwrap();
         let envelope = envelope::encode(draft.header.as_ref().unwrap(), draft.body.as_ref().unwrap(), [7; 16]);
-        proto::Delivery { arrival: 7, envelope, state, referenced, ..Default::default() }
+        proto::Delivery { offset: 7, envelope, state, referenced, ..Default::default() }
     }
 
-    fn state(word: &str, reason: &str, partial: bool) -> proto::State {
+    fn state(term: &str, reason: &str, partial: bool) -> proto::State {
         let by = proto::Reference { member: "ne".into(), id: BY.into(), ..Default::default() };
-        let by = ["cancelled", "superseded"].contains(&word).then_some(by);
-        proto::State { state: word.into(), by, reason: reason.into(), partial, ..Default::default() }
+        let by = ["cancelled", "superseded"].contains(&term).then_some(by);
+        proto::State { state: term.into(), by, reason: reason.into(), partial, ..Default::default() }
     }
 
     fn referenced(held: bool, changes_state: bool) -> proto::Referenced {
@@ -115,7 +115,7 @@ mod tests {
         proto::Referenced { reference, held, changes_state, headlines, state: None }
     }
 
-    /// Each surface of a bulletin, as one text.
+    /// Returns the forms in which a bulletin is shown, each as one text.
     fn surfaces(lang: Lang, delivery: &proto::Delivery) -> [String; 2] {
         let context = Context::new(Messages::new(lang), Output::plain(), None);
         let render = Render::new(&context, Directory::of("ne".parse().unwrap()));
@@ -124,26 +124,26 @@ mod tests {
     }
 
     #[test]
-    fn what_no_longer_holds_looks_so_on_every_surface_in_every_language() {
-        for (lang, words) in [
+    fn inactive_state_is_marked_in_every_view_and_language() {
+        for (lang, terms) in [
             (Lang::Ar, ["سارية", "ملغاة", "مستبدلة", "منتهية"]),
             (Lang::Fr, ["actif", "annulé", "remplacé", "expiré"]),
             (Lang::En, ["active", "cancelled", "superseded", "expired"]),
         ] {
             let messages = Messages::new(lang);
             let states = ["active", "cancelled", "superseded", "expired"];
-            for (name, _) in states.into_iter().zip(words) {
-                let word = messages.word("state", name);
-                assert_ne!((word.as_str(), lang == Lang::En), (name, false), "{lang:?} has a word of its own");
+            for (name, _) in states.into_iter().zip(terms) {
+                let term = messages.term("state", name);
+                assert_ne!((term.as_str(), lang == Lang::En), (name, false), "{lang:?} has a word of its own");
                 let held = delivery("situation-report", Some(state(name, "", false)), Vec::new());
                 for text in surfaces(lang, &held) {
-                    assert!(text.contains(&word), "{lang:?} {name}: {text}");
+                    assert!(text.contains(&term), "{lang:?} {name}: {text}");
                     assert_eq!(text.contains(BY), ["cancelled", "superseded"].contains(&name), "{text}");
                 }
             }
             let cancelled = delivery("situation-report", Some(state("cancelled", "recovered", true)), Vec::new());
             for text in surfaces(lang, &cancelled) {
-                assert!(text.contains(&messages.word("reason", "recovered")), "{lang:?} says why: {text}");
+                assert!(text.contains(&messages.term("reason", "recovered")), "{lang:?} says why: {text}");
                 assert!(text.contains(&messages.text("state-perhaps-newer")), "{lang:?}: {text}");
             }
             for text in surfaces(lang, &delivery("situation-report", None, Vec::new())) {
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn cancellation_names_what_it_cancels_or_that_it_changes_nothing() {
+    fn cancellation_names_its_target_or_has_no_effect() {
         let english =
             |about| surfaces(Lang::En, &delivery("cancellation", Some(state("active", "", false)), vec![about]));
         for (about, expected) in [

@@ -1,6 +1,7 @@
-//! `barid status`: how the node, its feed and its peers are.
+//! `barid status`: shows the status of the node, its feed and its peers.
 //!
-//! In scope: showing it, alarms included; the exit code says only whether it could be asked. Out of scope: whether the node serves (`health`).
+//! In scope: the status with its alarms. The exit code is 0 if the node answered, whatever its
+//! status. Out of scope: whether the node serves (`health`).
 
 use barid_core::proto;
 use clap::Args;
@@ -13,9 +14,9 @@ use super::deadline::TimeoutArgs;
 use super::messages::{Arg, Messages};
 use super::output::{Cell, Table};
 use super::render::Render;
-use super::{Context, Exit, Failure, message, say, times};
+use super::{Context, Exit, Failure, localize, message, times};
 
-/// How to ask.
+/// Arguments of `barid status`.
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
     #[command(flatten)]
@@ -25,7 +26,7 @@ pub(super) struct StatusArgs {
 /// Shows the status.
 pub(super) async fn run(context: &Context, args: &StatusArgs) -> Result<Exit, Failure> {
     let profile = context.profile()?;
-    let client = Client::patient(&profile, args.within.duration())?;
+    let client = Client::with_timeout(&profile, args.within.duration())?;
     let status = client.status().await?;
     if context.output.is_json() {
         context.output.json(&message::json_of(&status))?;
@@ -41,28 +42,28 @@ fn lines(context: &Context, render: &Render<'_>, status: &proto::GetStatusRespon
     let publishing = publishing(messages, &status.publishing);
     let good = if status.publishing == "yes" { Style::new().green() } else { Style::new().red().bold() };
     let number = |n: u64| messages.isolate(&n.to_string());
-    let mended = match status.mended_bits {
+    let corrected = match status.corrected_bits {
         0 => String::new(),
-        bits => say!(messages, "mended-bits", nBits = bits),
+        bits => localize!(messages, "corrected-bits", nBits = bits),
     };
     let mut lines = vec![output.paint(
-        &say!(messages, "node-heading", member = render.name(&status.member), exchange = &status.exchange),
+        &localize!(messages, "node-heading", member = render.name(&status.member), exchange = &status.exchange),
         Style::new().bold(),
     )];
     lines.extend(render.block(&[
         render.pair("label-publishing", output.paint(&publishing, good)),
-        render.pair("label-feed", say!(messages, "feed-size", feed = &own.feed, nEntries = own.size)),
+        render.pair("label-feed", localize!(messages, "feed-size", feed = &own.feed, nEntries = own.size)),
         render.pair("label-root", messages.value(&hex::encode(&own.root))),
-        render.pair("label-arrival", number(status.newest_arrival)),
+        render.pair("label-offset", number(status.newest_offset)),
         render.pair("label-roster", number(status.roster_version)),
-        render.pair("label-view-lag", number(status.view_lag_commits)),
-        render.pair("label-mended", mended),
+        render.pair("label-index-lag", number(status.index_lag_commits)),
+        render.pair("label-corrected", corrected),
         render.pair("label-now", messages.value(&times::seconds(status.now.as_ref()))),
         render.pair("label-version", messages.value(&status.version)),
     ]));
     lines.push(String::new());
     lines.extend(peers(context, render, status));
-    let held: Vec<String> = status.peers.iter().flat_map(|peer| not_held(context, render, peer)).collect();
+    let held: Vec<String> = status.peers.iter().flat_map(|peer| undisclosed_ranges(context, render, peer)).collect();
     if !held.is_empty() {
         lines.push(String::new());
         lines.push(output.paint(&messages.text("node-not-held"), Style::new().bold()));
@@ -84,7 +85,8 @@ fn lines(context: &Context, render: &Render<'_>, status: &proto::GetStatusRespon
     lines
 }
 
-/// Budgets that were used by more than half since the start, or did not suffice, with who uses most.
+/// Returns the budgets that were more than half used since the start, or were exhausted, with their
+/// largest user.
 fn budgets(context: &Context, status: &proto::GetStatusResponse) -> Vec<String> {
     let messages = &context.messages;
     let busy = |usage: &&proto::BudgetUsage| usage.denied > 0 || usage.high_water > usage.total / 2;
@@ -107,39 +109,39 @@ fn budgets(context: &Context, status: &proto::GetStatusResponse) -> Vec<String> 
     if any { [vec![String::new()], table.lines(&context.output)].concat() } else { Vec::new() }
 }
 
-/// Whether the node publishes: a word, or a word and the reason.
-fn publishing(messages: &Messages, told: &str) -> String {
-    let (word, reason) = told.split_once(": ").unwrap_or((told, ""));
+/// Returns whether the node publishes, with the reason if there is one.
+fn publishing(messages: &Messages, text: &str) -> String {
+    let (state, reason) = text.split_once(": ").unwrap_or((text, ""));
     let mut args = FluentArgs::new();
     args.set("reason", reason.arg());
-    let known = ["disk-full", "in-doubt", "stopped"]
-        .contains(&word)
-        .then(|| messages.find(&format!("publishing-{word}"), Some(&args)));
-    known.flatten().unwrap_or_else(|| messages.word("publishing", told))
+    let known = ["disk-full", "needs-recovery", "stopped"]
+        .contains(&state)
+        .then(|| messages.find(&format!("publishing-{state}"), Some(&args)));
+    known.flatten().unwrap_or_else(|| messages.term("publishing", text))
 }
 
-/// An alarm with its severity, since when it stands, and how often it was raised.
+/// Returns an alarm with its severity, how long ago it was raised, and how often.
 fn alarm_line(context: &Context, alarm: &proto::Alarm, now: Option<&Timestamp>) -> String {
     let messages = &context.messages;
-    let text = said(messages, alarm).unwrap_or_else(|| messages.value(&alarm.text));
+    let text = alarm_text(messages, alarm).unwrap_or_else(|| messages.value(&alarm.text));
     let style = match alarm.severity.as_str() {
         "critical" => Style::new().red().bold(),
         "warning" => Style::new().yellow(),
         _ => Style::new(),
     };
-    let severity = context.output.paint(&messages.word("alarm-severity", &alarm.severity), style);
+    let severity = context.output.paint(&messages.term("alarm-severity", &alarm.severity), style);
     let since = ago(context, now, alarm.since.as_ref());
     let raised = match alarm.count {
         // An older node sends the text alone.
         _ if alarm.severity.is_empty() => return format!("  ⚠ {text}"),
-        0 | 1 => say!(messages, "alarm-raised", at = since),
-        count => say!(messages, "alarm-raised-times", at = since, nTimes = count),
+        0 | 1 => localize!(messages, "alarm-raised", at = since),
+        count => localize!(messages, "alarm-raised-times", at = since, nTimes = count),
     };
     format!("  ⚠ {severity}: {text} ({raised})")
 }
 
-/// An alarm in the reader's language, if the catalogue has it.
-fn said(messages: &Messages, alarm: &proto::Alarm) -> Option<String> {
+/// Returns an alarm in the reader's language, if the catalogue has it.
+fn alarm_text(messages: &Messages, alarm: &proto::Alarm) -> Option<String> {
     let mut args = FluentArgs::new();
     for (place, value) in (1..).zip(&alarm.values) {
         args.set(format!("v{place}"), value.arg());
@@ -169,7 +171,7 @@ fn peers(context: &Context, render: &Render<'_>, status: &proto::GetStatusRespon
         let feed = peer.feed.clone().unwrap_or_default();
         let lag = match peer.lag_entries {
             0 => messages.text("lag-none"),
-            entries => say!(messages, "lag", nEntries = entries, nSeconds = peer.lag_seconds),
+            entries => localize!(messages, "lag", nEntries = entries, nSeconds = peer.lag_seconds),
         };
         let behind = |size: u64, at: Option<&Timestamp>| {
             let at = ago(context, status.now.as_ref(), at);
@@ -191,40 +193,40 @@ fn peers(context: &Context, render: &Render<'_>, status: &proto::GetStatusRespon
     }
     let mut lines = table.lines(&context.output);
     for peer in status.peers.iter().filter(|peer| !peer.linked && !peer.last_error.is_empty()) {
-        let error = say!(messages, "link-error", member = render.name(&peer.member), cause = &peer.last_error);
+        let error = localize!(messages, "link-error", member = render.name(&peer.member), cause = &peer.last_error);
         lines.push(format!("  {error}"));
     }
     lines
 }
 
-/// Exact ranges of a peer's feed that are held as digests only, with the reason of each.
-fn not_held(context: &Context, render: &Render<'_>, peer: &proto::PeerStatus) -> Vec<String> {
+/// Returns the exact ranges of a peer's feed that are held as digests only, each with its reason.
+fn undisclosed_ranges(context: &Context, render: &Render<'_>, peer: &proto::PeerStatus) -> Vec<String> {
     let messages = &context.messages;
-    let line = |held: &proto::NotHeld| {
+    let line = |held: &proto::UndisclosedRange| {
         let range = held.range.unwrap_or_default();
         let places = match range.end.saturating_sub(range.start) {
             0 | 1 => range.start.to_string(),
             _ => format!("{}–{}", range.start, range.end - 1),
         };
-        let reason = messages.word("undisclosed", &held.reason);
+        let reason = messages.term("undisclosed", &held.reason);
         format!(
             "  {}",
-            say!(messages, "node-range", member = render.name(&peer.member), places = places, reason = reason)
+            localize!(messages, "node-range", member = render.name(&peer.member), places = places, reason = reason)
         )
     };
-    peer.not_held.iter().map(line).collect()
+    peer.undisclosed_ranges.iter().map(line).collect()
 }
 
-/// How long before the node's `now` something was, in words.
+/// Returns how long before the node's `now` a time was, as text.
 fn ago(context: &Context, now: Option<&Timestamp>, at: Option<&Timestamp>) -> String {
     let (Some(now), Some(at)) = (now, at) else { return String::new() };
     let seconds = now.seconds.saturating_sub(at.seconds).max(0);
     let messages = &context.messages;
     match seconds {
-        0..120 => say!(messages, "ago-seconds", nSeconds = seconds),
-        120..7_200 => say!(messages, "ago-minutes", nMinutes = seconds / 60),
-        7_200..172_800 => say!(messages, "ago-hours", nHours = seconds / 3_600),
-        _ => say!(messages, "ago-days", nDays = seconds / 86_400),
+        0..120 => localize!(messages, "ago-seconds", nSeconds = seconds),
+        120..7_200 => localize!(messages, "ago-minutes", nMinutes = seconds / 60),
+        7_200..172_800 => localize!(messages, "ago-hours", nHours = seconds / 3_600),
+        _ => localize!(messages, "ago-days", nDays = seconds / 86_400),
     }
 }
 
@@ -237,22 +239,22 @@ mod tests {
     use crate::telemetry::alarms::examples;
 
     #[test]
-    fn every_alarm_is_told_in_every_language_with_its_values() {
+    fn every_alarm_is_localized_with_its_values() {
         for alarm in examples() {
             let (code, values) = (alarm.code().to_owned(), alarm.values());
             let alarm = proto::Alarm { code, values, ..Default::default() };
             for lang in Lang::ALL {
-                let told = said(&Messages::new(lang), &alarm).unwrap_or_default();
+                let text = alarm_text(&Messages::new(lang), &alarm).unwrap_or_default();
                 assert!(
-                    !told.is_empty() && alarm.values.iter().all(|value| told.contains(value.as_str())),
-                    "{lang:?} {alarm:?}: {told}"
+                    !text.is_empty() && alarm.values.iter().all(|value| text.contains(value.as_str())),
+                    "{lang:?} {alarm:?}: {text}"
                 );
             }
         }
     }
 
     #[test]
-    fn an_alarm_shows_its_severity_since_when_it_stands_and_how_often_it_was_raised() {
+    fn alarm_line_has_severity_since_and_count() {
         let at = |seconds| Some(Timestamp { seconds, nanos: 0 });
         let alarm = |severity: &str, count| proto::Alarm {
             text: "something".into(),
@@ -275,18 +277,21 @@ mod tests {
     }
 
     #[test]
-    fn why_nothing_is_published_is_told_in_the_reader_s_language() {
+    fn publishing_state_is_localized() {
         let french = Messages::new(Lang::Fr);
-        assert_eq!(publishing(&french, "in-doubt: the mark is missing"), "NON : dans le doute : the mark is missing");
+        assert_eq!(
+            publishing(&french, "needs-recovery: the mark is missing"),
+            "NON : récupération nécessaire : the mark is missing"
+        );
         assert!(publishing(&french, "stopped: the store has failed").contains("stockage"));
         assert_eq!(publishing(&french, "yes"), french.text("publishing-yes"));
         assert_eq!(publishing(&french, "resting: for a while"), "resting: for a while");
     }
 
     #[test]
-    fn lag_ranges_and_alarms_are_named_exactly() {
+    fn status_prints_lag_ranges_and_alarms() {
         let at = |seconds| Some(Timestamp { seconds, nanos: 0 });
-        let range = |start, end, reason: &str| proto::NotHeld {
+        let range = |start, end, reason: &str| proto::UndisclosedRange {
             range: Some(proto::IndexRange { start, end }),
             reason: reason.to_owned(),
         };
@@ -295,7 +300,7 @@ mod tests {
             last_error: "connection refused".into(),
             lag_entries: 12,
             lag_seconds: 30,
-            not_held: vec![range(3, 4, "withheld"), range(7, 10, "not_held")],
+            undisclosed_ranges: vec![range(3, 4, "withheld"), range(7, 10, "not_held")],
             cosigned_size: 5,
             last_cosignature: at(1_000),
             ..Default::default()
@@ -303,7 +308,7 @@ mod tests {
         let status = proto::GetStatusResponse {
             member: "ma".into(),
             publishing: "yes".into(),
-            mended_bits: 77,
+            corrected_bits: 77,
             now: at(1_060),
             own: Some(proto::FeedStatus { feed: "ma.rabat.example/feed/1".into(), size: 9, ..Default::default() }),
             peers: vec![peer],

@@ -1,7 +1,7 @@
-//! `barid watch`: bulletins as they arrive, for as long as it runs.
+//! `barid watch`: shows bulletins as they arrive, until it is stopped.
 //!
-//! In scope: where it begins; taking up again where the line was cut; showing each bulletin once, whatever history the node's store goes on
-//! with. Out of scope: what is known of that (`progress`).
+//! In scope: the start position; resuming after a lost connection; showing each bulletin once, even
+//! if the node's store was reset. Out of scope: the recorded progress (`progress`).
 
 mod progress;
 mod seen;
@@ -22,77 +22,80 @@ use super::args::FilterArgs;
 use super::client::Client;
 use super::history::{damage, warn};
 use super::render::{Reading, Render};
-use super::{Context, Exit, Failure, deadline, message, say};
+use super::{Context, Exit, Failure, deadline, localize, message};
 
-/// First pause after a cut line; doubled each time, back to this once something came.
+/// First pause after a lost connection; doubled each time, and reset when an event is received.
 const RETRY_DELAY_SECONDS: u64 = 1;
-/// Longest pause: a line that is back is noticed within it.
+/// Longest pause, and so the longest delay until a restored connection is used.
 const RETRY_DELAY_SECONDS_MAX: u64 = 30;
-/// Bulletins shown before the progress is kept, if more are waiting.
-const KEEP_EVERY: u32 = 100;
-/// Longest that shown bulletins are not kept when nothing more comes.
-const KEEP_WITHIN: Duration = Duration::from_millis(200);
-/// Longest that a position is not kept where nothing matches: what was looked at is not looked at again.
-const KEEP_POSITION_WITHIN: Duration = Duration::from_secs(60);
-/// Longest that the end is held up for what was shown last to be kept.
-const KEEP_LAST_WITHIN: Duration = Duration::from_secs(2);
+/// Number of shown bulletins after which the progress is saved, if more are waiting.
+const COMMIT_EVERY: u32 = 100;
+/// Longest time until the progress is saved if no further event is received.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
+/// Longest time until a position without matching bulletins is saved, so that they are not scanned
+/// again.
+const POSITION_COMMIT_INTERVAL: Duration = Duration::from_secs(60);
+/// Longest delay of the exit to save the last progress.
+const FINAL_COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What to watch, from where, and when to stop.
 #[derive(Debug, Args)]
 pub(super) struct WatchArgs {
     #[command(flatten)]
     filter: FilterArgs,
-    /// Begin here where nothing else says so: `now`, `beginning`, or a cursor as `--json` shows it with each bulletin.
-    #[arg(long, value_name = "PLACE", value_parser = place)]
-    from: Option<Place>,
-    /// Go on from the cursor in this file, and keep it there; a new file begins where --from says.
+    /// Start position if there is no other: `now`, `beginning`, or a cursor as `--json` shows it
+    /// with each bulletin.
+    #[arg(long, value_name = "PLACE", value_parser = parse_start)]
+    from: Option<StartPosition>,
+    /// Resume from the cursor in this file, and save it there; a new file begins at --from.
     #[arg(long, value_name = "FILE")]
     cursor: Option<PathBuf>,
-    /// Begin where the subscription of this name stopped, and record progress under it at the node; a new name needs --from.
+    /// Resume the subscription of this name, and record progress in it at the node; a new name
+    /// needs --from.
     #[arg(long, value_name = "NAME")]
     subscription: Option<String>,
-    /// Give the subscription the filter of this command line, and begin anew where --from says.
+    /// Replace the subscription's filter with that of this command line, and begin again at --from.
     #[arg(long, requires = "subscription", requires = "from")]
     replace_filter: bool,
-    /// Stop after so many bulletins.
+    /// Stop after this number of bulletins.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Stop after so many seconds; exit code 3 if `--count` was not reached.
+    /// Stop after this number of seconds; exit code 3 if `--count` was not reached.
     #[arg(long = "for", value_name = "SECONDS")]
     seconds: Option<u64>,
-    /// Longest until the node answers; watching itself is not bounded by it.
+    /// Seconds until the node must answer; watching itself has no time limit.
     #[arg(long, value_name = "SECONDS", default_value_t = deadline::SECONDS, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
 }
 
-/// Where to begin.
+/// Start position.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+enum StartPosition {
     Now,
     Beginning,
     Cursor(Bytes),
 }
 
-fn place(text: &str) -> Result<Place, String> {
+fn parse_start(text: &str) -> Result<StartPosition, String> {
     match text {
-        "now" => Ok(Place::Now),
-        "beginning" | "0" => Ok(Place::Beginning),
-        // A number alone does not prove of which history of the node's store it is.
+        "now" => Ok(StartPosition::Now),
+        "beginning" | "0" => Ok(StartPosition::Beginning),
+        // A number alone does not prove to which state of the node's store it belongs.
         number if number.bytes().all(|b| b.is_ascii_digit()) => Err(EXPECTED.to_owned()),
-        text => parse_cursor(text).map(Place::Cursor).ok_or_else(|| EXPECTED.to_owned()),
+        text => parse_cursor(text).map(StartPosition::Cursor).ok_or_else(|| EXPECTED.to_owned()),
     }
 }
 
 const EXPECTED: &str = "now, beginning, or a cursor";
 
-/// Watches.
+/// Watches for bulletins.
 pub(super) async fn run(context: &Context, args: &WatchArgs) -> Result<Exit, Failure> {
     let mut progress = match &args.cursor {
         Some(path) => Progress::open(path, &args.filter.to_proto())?,
         None => Progress::default(),
     };
     let profile = context.profile()?;
-    let client = Client::patient(&profile, Duration::from_secs(args.timeout))?;
+    let client = Client::with_timeout(&profile, Duration::from_secs(args.timeout))?;
     let render = Render::new(context, profile.directory());
     let mut watch = Watch { context, args, client: &client, render: &render, progress: &mut progress };
     let end = tokio::time::sleep(Duration::from_secs(args.seconds.unwrap_or(0)));
@@ -101,10 +104,10 @@ pub(super) async fn run(context: &Context, args: &WatchArgs) -> Result<Exit, Fai
         () = end, if args.seconds.is_some() => if args.count.is_some() { Exit::NotReached } else { Exit::Ok },
         _ = tokio::signal::ctrl_c() => Exit::Ok,
     };
-    if watch.progress.unkept > 0 || !watch.progress.is_kept() {
-        // What the node does not record in this time is shown again.
+    if watch.progress.uncommitted > 0 || !watch.progress.is_saved() {
+        // What the node does not record in this time is shown again in the next run.
         watch.progress.save()?;
-        _ = tokio::time::timeout(KEEP_LAST_WITHIN, watch.keep()).await;
+        _ = tokio::time::timeout(FINAL_COMMIT_TIMEOUT, watch.commit()).await;
     }
     Ok(done)
 }
@@ -130,24 +133,25 @@ impl Watch<'_> {
             if self.progress.cursor != before {
                 delay = RETRY_DELAY_SECONDS;
             } else if self.progress.cursor.is_none() && self.begins_now() {
-                // Nothing was ever received: the node is not there, and "from now" would silently skip what comes until it is.
+                // Nothing was ever received: the node cannot be reached, and starting "now" later
+                // would silently skip the bulletins until then.
                 return Err(failure);
             }
-            self.context.output.error_line(&say!(self.context.messages, "line-cut", nSeconds = delay));
+            self.context.output.error_line(&localize!(self.context.messages, "connection-lost", nSeconds = delay));
             tokio::time::sleep(Duration::from_secs(delay)).await;
             delay = (delay * 2).min(RETRY_DELAY_SECONDS_MAX);
         }
     }
 
     fn begins_now(&self) -> bool {
-        self.args.from == Some(Place::Now) || self.args.from.is_none() && self.args.subscription.is_none()
+        self.args.from == Some(StartPosition::Now) || self.args.from.is_none() && self.args.subscription.is_none()
     }
 
     fn request(&self) -> proto::SubscribeRequest {
         let (cursor, begin) = match (&self.progress.cursor, &self.args.from) {
-            (Some(cursor), _) | (None, Some(Place::Cursor(cursor))) => (cursor.clone(), ""),
-            (None, Some(Place::Now)) => (Bytes::new(), "now"),
-            (None, Some(Place::Beginning)) => (Bytes::new(), "beginning"),
+            (Some(cursor), _) | (None, Some(StartPosition::Cursor(cursor))) => (cursor.clone(), ""),
+            (None, Some(StartPosition::Now)) => (Bytes::new(), "now"),
+            (None, Some(StartPosition::Beginning)) => (Bytes::new(), "beginning"),
             (None, None) => (Bytes::new(), ""),
         };
         proto::SubscribeRequest {
@@ -159,19 +163,19 @@ impl Watch<'_> {
         }
     }
 
-    /// One stream: until it ends, or enough was shown.
+    /// Reads one stream until it ends or enough bulletins are shown.
     async fn follow(&mut self) -> Result<(), Failure> {
         let mut stream = deadline::within(self.args.timeout, self.client.subscribe(self.request())).await?;
-        let mut kept = Instant::now();
+        let mut committed_at = Instant::now();
         loop {
-            let next = if self.progress.unkept == 0 {
+            let next = if self.progress.uncommitted == 0 {
                 stream.message().await
             } else {
-                match tokio::time::timeout(KEEP_WITHIN, stream.message()).await {
+                match tokio::time::timeout(COMMIT_INTERVAL, stream.message()).await {
                     Ok(next) => next,
                     Err(_) => {
-                        self.keep().await?;
-                        kept = Instant::now();
+                        self.commit().await?;
+                        committed_at = Instant::now();
                         continue;
                     }
                 }
@@ -179,16 +183,18 @@ impl Watch<'_> {
             let Some(response) = next.map_err(|status| Failure::from_status(&status))? else {
                 return Err(Failure::new("unavailable").exit(Exit::NotReached));
             };
-            // From the place where it begins on nothing is missed, however soon it ends; after a reset the old place means nothing.
+            // The start position is saved at once, so that nothing after it is missed, however soon
+            // the process ends. After a reset the old position is invalid.
             let begins = self.progress.cursor.is_none() || matches!(response.event, Some(Event::Reset(_)));
             self.show(response)?;
-            let enough = self.args.count.is_some_and(|count| self.progress.shown >= count);
+            let enough = self.args.count.is_some_and(|count| self.progress.printed >= count);
             if begins {
                 self.progress.save()?;
             }
-            if enough || self.progress.unkept >= KEEP_EVERY || kept.elapsed() >= KEEP_POSITION_WITHIN {
-                self.keep().await?;
-                kept = Instant::now();
+            if enough || self.progress.uncommitted >= COMMIT_EVERY || committed_at.elapsed() >= POSITION_COMMIT_INTERVAL
+            {
+                self.commit().await?;
+                committed_at = Instant::now();
             }
             if enough {
                 return Ok(());
@@ -202,12 +208,13 @@ impl Watch<'_> {
         let output = &self.context.output;
         match event {
             Some(Event::Delivery(delivery)) => {
-                // After a reset, and at times after a cut, what was shown comes again.
+                // After a reset, and sometimes after a lost connection, bulletins are received
+                // again.
                 if self.progress.is_new(&delivery) {
                     self.show_bulletin(&delivery, &cursor)?;
                 }
             }
-            // Named and passed: what comes after it is not held up.
+            // Reported and skipped: a damaged entry does not delay later ones.
             Some(Event::Damaged(damaged)) => {
                 if self.progress.is_new_damage(&damaged) {
                     if output.is_json() {
@@ -223,7 +230,12 @@ impl Watch<'_> {
                     output.json(&json!({"reset": message::json_of(&reset), "cursor": cursor_text(&cursor)}))?;
                 } else {
                     let (reason, offset) = (&reset.reason, reset.offset);
-                    output.error_line(&say!(self.context.messages, "watch-reset", reason = reason, nOffset = offset));
+                    output.error_line(&localize!(
+                        self.context.messages,
+                        "watch-reset",
+                        reason = reason,
+                        nOffset = offset
+                    ));
                 }
             }
             Some(Event::Position(position)) if !subscription.is_empty() => {
@@ -237,7 +249,7 @@ impl Watch<'_> {
                         "restarted" => "watch-restarted",
                         _ => "watch-resumed",
                     };
-                    output.error_line(&say!(self.context.messages, id, name = name, nOffset = position));
+                    output.error_line(&localize!(self.context.messages, id, name = name, nOffset = position));
                 }
             }
             Some(Event::Position(_)) | None => {}
@@ -261,21 +273,22 @@ impl Watch<'_> {
         output.line("")
     }
 
-    /// Keeps how far it has come: in the file, and at the node under the name.
-    async fn keep(&mut self) -> Result<(), Failure> {
+    /// Saves the progress in the file, and records it in the subscription at the node.
+    async fn commit(&mut self) -> Result<(), Failure> {
         self.progress.save()?;
         if let (Some(name), Some(cursor)) = (&self.args.subscription, &self.progress.cursor) {
             let (subscription, cursor) = (name.clone(), cursor.clone());
             let request = proto::AcknowledgeRequest { subscription, cursor, ..proto::AcknowledgeRequest::default() };
             match self.client.acknowledge(request).await {
-                // The node came back with another history of its store before the stream was cut: the next stream tells where it goes on.
+                // The node came back with another store before the stream was cut; the next stream
+                // reports where it continues.
                 Err(failure) if matches!(failure.id(), "cursor-mismatch" | "unknown-subscription") => {
                     return Err(failure.exit(Exit::NotReached));
                 }
                 done => done?,
             }
         }
-        self.progress.unkept = 0;
+        self.progress.uncommitted = 0;
         Ok(())
     }
 }

@@ -1,10 +1,13 @@
-//! The next epoch of a node's own feed: opening it after the last one fell into doubt.
+//! Opens the next epoch of the node's own feed after the current one needs recovery.
 //!
-//! In scope: the order of writes, so that a power cut at any point leaves the node in doubt in the old epoch or publishing in the new
-//! one, never both. Out of scope: fetching what peers hold (`exchange`), and when to open.
+//! The order of writes: first the new epoch's key, beside the old one; then its first checkpoint
+//! and the `feed-closed` entry in the store, synced; last the high-water mark, by a rename. Until
+//! the rename the node is in the old epoch, which needs recovery. Running it again finds the entry
+//! and continues from there. So a power cut at any point leaves the node in the old epoch, needing
+//! recovery, or publishing in the new one, never both.
 //!
-//! The order: the new epoch's key beside the old one; its first checkpoint and the `feed-closed` entry in the store, synced; the mark by a
-//! rename. Until the rename the node is in the old epoch and in doubt, and running it again finds the entry and goes on from there.
+//! In scope: the order of writes. Out of scope: fetching what peers hold (`exchange`), and when to
+//! open the epoch (`app::recover`).
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -15,61 +18,63 @@ use std::sync::Arc;
 use barid_core::bulletin::Invalid;
 use barid_core::feed::checkpoint::{Checkpoint, sign};
 use barid_core::feed::note::SigningKey;
-use barid_core::feed::tree::Frontier;
-use barid_core::names::FeedId;
+use barid_core::feed::tree::CompactRange;
+use barid_core::ids::FeedId;
 use barid_core::roster::{Role, Roster};
 
-use super::mark::{Mark, MarkError, MarkFile, forget_doubt, read_doubt};
-use super::{checkpoint_of, closing, now};
+use super::high_water_mark::{
+    HighWaterMark, HighWaterMarkError, HighWaterMarkFile, clear_needs_recovery, read_needs_recovery,
+};
+use super::{checkpoint_of, feed_closed_bulletin, now};
 use crate::store::{Append, Commit, CommitError, Content, NewEntry, Store};
 
 /// The epoch to open.
 pub struct NextEpoch {
     /// Its feed.
     pub feed: FeedId,
-    /// All keys that the roster lists for it.
+    /// All keys that the roster lists for the feed.
     pub keys: Vec<SigningKey>,
 }
 
-/// An epoch that was opened.
+/// The result of opening an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenedEpoch {
-    /// The longest tree of the epoch before.
+    /// The longest known tree of the previous epoch.
     pub closed: Checkpoint,
-    /// The new feed, with its first entry.
+    /// The tree of the new feed, with its first entry.
     pub opened: Checkpoint,
 }
 
-/// Why an epoch is not opened. The node is where it was.
+/// Why an epoch was not opened. The node stays in the old epoch.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenEpochError {
-    /// The key is of another feed, or of an epoch that is over.
+    /// The key belongs to another feed, or to an earlier epoch.
     #[error("the key is of {found}; a key of {member} for an epoch after {after} is needed", member = .old.member, after = .old.epoch)]
     Epoch {
-        /// The epoch in force.
+        /// The current epoch.
         old: FeedId,
-        /// Whose key it is.
+        /// Name of the key.
         found: String,
     },
-    /// The roster does not list it, or lists more keys than were given.
+    /// The roster does not list the key, or lists more keys than were given.
     #[error("{0}")]
     Keys(String),
-    /// Its epoch was begun before, elsewhere.
+    /// The epoch was opened before, on another machine.
     #[error("{0} has been opened before: the key of a later epoch is needed")]
     Used(FeedId),
-    /// The feed is not in doubt.
-    #[error("{0} is not in doubt; there is nothing to recover")]
-    NoDoubt(FeedId),
+    /// The feed does not need recovery.
+    #[error("{0} does not need recovery; there is nothing to recover")]
+    RecoveryNotNeeded(FeedId),
     /// A file could not be written.
     #[error("{path} cannot be written")]
     File {
-        /// Which.
+        /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// The closing bulletin cannot be made.
+    /// The closing bulletin cannot be built.
     #[error("the entry that closes the old epoch cannot be made")]
     Closing(#[from] Invalid),
     /// Nothing was committed.
@@ -78,29 +83,29 @@ pub enum OpenEpochError {
     /// The store could not be read.
     #[error("the store cannot be read")]
     Read(#[from] crate::store::ReadError),
-    /// The mark could not be read or replaced.
+    /// The high-water mark could not be read or replaced.
     #[error(transparent)]
-    Mark(#[from] MarkError),
+    HighWaterMark(#[from] HighWaterMarkError),
 }
 
-/// The epoch that the mark says; `None` without a mark.
+/// Returns the epoch of the high-water mark; `None` if there is no mark.
 ///
 /// # Errors
-/// If there is one that cannot be read.
-pub fn marked_epoch(mark: &Path) -> Result<Option<u32>, MarkError> {
-    Ok(MarkFile::read(mark)?.map(|(_, mark)| mark.epoch))
+/// If the mark cannot be read.
+pub fn read_high_water_epoch(high_water_mark: &Path) -> Result<Option<u32>, HighWaterMarkError> {
+    Ok(HighWaterMarkFile::read(high_water_mark)?.map(|(_, high_water_mark)| high_water_mark.epoch))
 }
 
-/// Entries of the epoch in force that were released, by the mark; `None` without a mark.
+/// Returns the size of the current epoch's feed by the high-water mark; `None` if there is no mark.
 ///
 /// # Errors
-/// If there is one that cannot be read.
-pub fn marked_size(mark: &Path) -> Result<Option<u64>, MarkError> {
-    Ok(MarkFile::read(mark)?.map(|(_, mark)| mark.size))
+/// If the mark cannot be read.
+pub fn read_high_water_size(high_water_mark: &Path) -> Result<Option<u64>, HighWaterMarkError> {
+    Ok(HighWaterMarkFile::read(high_water_mark)?.map(|(_, high_water_mark)| high_water_mark.size))
 }
 
-/// Where the keys of an epoch's feed lie in the folder of keys: `feed-<epoch>.key` if it is there, else `feed.key`; with a second one,
-/// `feed-<epoch>-ml-dsa-44.key` or `feed-ml-dsa-44.key`.
+/// Returns the path of a feed key in the key folder: `feed-<epoch>.key` if it exists, else
+/// `feed.key`. The second key is `feed-<epoch>-ml-dsa-44.key` or `feed-ml-dsa-44.key`.
 #[must_use]
 pub fn key_path(keys: &Path, epoch: u32, post_quantum: bool) -> PathBuf {
     let suffix = if post_quantum { "-ml-dsa-44" } else { "" };
@@ -109,7 +114,8 @@ pub fn key_path(keys: &Path, epoch: u32, post_quantum: bool) -> PathBuf {
 }
 
 impl NextEpoch {
-    /// The epoch of which these are the keys; all that `roster` lists for it must be there.
+    /// Returns the epoch that these keys belong to. All keys that `roster` lists for it must be
+    /// given.
     ///
     /// # Errors
     /// [`OpenEpochError::Epoch`], [`OpenEpochError::Keys`].
@@ -147,8 +153,9 @@ impl NextEpoch {
     }
 }
 
-/// Opens the next epoch after `old`, which must be in doubt. `mark` lies in the folder of keys. Nobody else may be committing to the
-/// store. Run again after a power cut, it goes on.
+/// Opens the next epoch after `old`, which must need recovery. `high_water_mark` is in the key
+/// folder. Nothing else may commit to the store meanwhile. It can be run again after a power cut
+/// and continues.
 ///
 /// # Errors
 /// See [`OpenEpochError`].
@@ -157,78 +164,85 @@ pub fn open_epoch(
     roster: &Roster,
     old: &FeedId,
     next: &NextEpoch,
-    mark: &Path,
+    high_water_mark: &Path,
 ) -> Result<OpenedEpoch, OpenEpochError> {
-    if !is_in_doubt(mark, old.epoch)? {
-        return Err(OpenEpochError::NoDoubt(old.clone()));
+    if !needs_recovery(high_water_mark, old.epoch)? {
+        return Err(OpenEpochError::RecoveryNotNeeded(old.clone()));
     }
     let later = |feed: &FeedId| feed.member == old.member && feed.epoch >= next.feed.epoch;
     if let Some(other) = store.feeds().into_iter().find(|state| later(&state.feed) && state.feed != next.feed) {
         return Err(OpenEpochError::Used(other.feed));
     }
-    let frontier = store.feed(old).map(|state| state.frontier).unwrap_or_default();
-    let closed = checkpoint_of(old, &frontier);
+    let compact_range = store.feed(old).map(|state| state.compact_range).unwrap_or_default();
+    let closed = checkpoint_of(old, &compact_range);
 
-    let folder = mark.parent().unwrap_or(Path::new("."));
-    let held = store.feed(&next.feed).map(|state| state.frontier);
+    let folder = high_water_mark.parent().unwrap_or(Path::new("."));
+    let held = store.feed(&next.feed).map(|state| state.compact_range);
     for key in &next.keys {
         let suffix = if key.algorithm() == barid_core::feed::note::Algorithm::Ed25519 { "" } else { "-ml-dsa-44" };
         let path = folder.join(format!("feed-{}{suffix}.key", next.feed.epoch));
-        // The key is here before anything is signed with it: what is held without it came from elsewhere.
+        // The key is written before anything is signed with it: a feed held without its key was
+        // opened on another machine.
         if held.is_some() && !path.exists() {
             return Err(OpenEpochError::Used(next.feed.clone()));
         }
-        keep_key(&path, key)?;
+        write_key(&path, key)?;
     }
 
     let begun = match &held {
         None => {
-            commit(store, next, &Frontier::new(), Vec::new())?;
-            Frontier::new()
+            commit(store, next, &CompactRange::new(), Vec::new())?;
+            CompactRange::new()
         }
         Some(held) => held.clone(),
     };
-    // The entry may be there, from a time before a power cut: then it is the only one, and this store made it.
+    // The entry may be present from before a power cut. Then it is the only one, and this store
+    // made it.
     let opened = if begun.size() == 0 {
-        let bulletin = closing(&closed, roster)?;
-        let mut frontier = begun;
-        frontier.append(&bulletin.digest);
+        let bulletin = feed_closed_bulletin(&closed, roster)?;
+        let mut compact_range = begun;
+        compact_range.append(&bulletin.digest);
         let content = Content::Disclosed { envelope: bulletin.envelope, header: Some(Arc::new(bulletin.proto_header)) };
-        commit(store, next, &frontier, vec![NewEntry { digest: bulletin.digest, content }])?;
-        frontier
+        commit(store, next, &compact_range, vec![NewEntry { digest: bulletin.digest, content }])?;
+        compact_range
     } else {
         begun
     };
     if opened.size() != 1 {
         return Err(OpenEpochError::Used(next.feed.clone()));
     }
-    MarkFile::replace(mark, &Mark { epoch: next.feed.epoch, size: opened.size(), root: opened.root() })?;
-    forget_doubt(mark, next.feed.epoch);
+    HighWaterMarkFile::replace(
+        high_water_mark,
+        &HighWaterMark { epoch: next.feed.epoch, size: opened.size(), root: opened.root() },
+    )?;
+    clear_needs_recovery(high_water_mark, next.feed.epoch);
     Ok(OpenedEpoch { closed, opened: checkpoint_of(&next.feed, &opened) })
 }
 
-/// Whether an epoch is in doubt, by the files beside the keys; `mark` is the path of the mark.
+/// Whether an epoch needs recovery, by the files beside the keys. `high_water_mark` is the path of
+/// the mark.
 ///
 /// # Errors
 /// If they cannot be read.
-pub fn is_in_doubt(mark: &Path, epoch: u32) -> Result<bool, MarkError> {
-    Ok(read_doubt(mark, epoch)?.is_some() || MarkFile::read(mark)?.is_none_or(|(_, mark)| mark.epoch != epoch))
+pub fn needs_recovery(high_water_mark: &Path, epoch: u32) -> Result<bool, HighWaterMarkError> {
+    Ok(read_needs_recovery(high_water_mark, epoch)?.is_some()
+        || HighWaterMarkFile::read(high_water_mark)?.is_none_or(|(_, high_water_mark)| high_water_mark.epoch != epoch))
 }
 
 fn commit(
     store: &Arc<dyn Store>,
     next: &NextEpoch,
-    frontier: &Frontier,
+    compact_range: &CompactRange,
     entries: Vec<NewEntry>,
 ) -> Result<(), OpenEpochError> {
-    let signed = sign(&checkpoint_of(&next.feed, frontier), &next.keys)
+    let signed = sign(&checkpoint_of(&next.feed, compact_range), &next.keys)
         .map_err(|error| OpenEpochError::Keys(error.to_string()))?;
     let append = Append {
         feed: next.feed.clone(),
-        first: frontier.size() - entries.len() as u64,
+        first: compact_range.size() - entries.len() as u64,
         entries,
         checkpoint: signed.note,
-        checkpoint_size: frontier.size(),
+        checkpoint_size: compact_range.size(),
         consistency_proof: Vec::new(),
     };
     let commit = Commit { appends: vec![append], time_unix_ms: now().1, ..Commit::default() };
@@ -236,8 +250,8 @@ fn commit(
     Ok(())
 }
 
-/// Puts a key into the folder of keys, for its owner alone, synced.
-fn keep_key(path: &Path, key: &SigningKey) -> Result<(), OpenEpochError> {
+/// Writes a key into the key folder, readable by its owner only, and syncs it.
+fn write_key(path: &Path, key: &SigningKey) -> Result<(), OpenEpochError> {
     let text = key.to_text();
     if std::fs::read_to_string(path).is_ok_and(|held| held.trim_end() == text.trim_end()) {
         return Ok(());
@@ -259,7 +273,7 @@ mod tests {
     use barid_core::roster::RosterChain;
 
     use super::*;
-    use crate::committer::mark::write_doubt;
+    use crate::committer::high_water_mark::write_needs_recovery;
     use crate::store::memory::MemoryStore;
 
     fn key(epoch: u32) -> SigningKey {
@@ -299,19 +313,23 @@ mod tests {
     }
 
     impl World {
-        fn in_doubt() -> Self {
+        fn needing_recovery() -> Self {
             let world = Self {
                 store: Arc::new(MemoryStore::new()),
                 folder: tempfile::tempdir().unwrap(),
                 old: "ma.rabat.example/feed/1".parse().unwrap(),
                 roster: roster(),
             };
-            MarkFile::create(&world.mark(), &Mark { epoch: 1, size: 9, root: Frontier::new().root() }).unwrap();
-            write_doubt(&world.mark(), 1, "the mark says 9 entries").unwrap();
+            HighWaterMarkFile::create(
+                &world.high_water_mark(),
+                &HighWaterMark { epoch: 1, size: 9, root: CompactRange::new().root() },
+            )
+            .unwrap();
+            write_needs_recovery(&world.high_water_mark(), 1, "the high-water mark says 9 entries").unwrap();
             world
         }
 
-        fn mark(&self) -> PathBuf {
+        fn high_water_mark(&self) -> PathBuf {
             self.folder.path().join("mark")
         }
 
@@ -320,45 +338,47 @@ mod tests {
         }
 
         fn open(&self, epoch: u32) -> Result<OpenedEpoch, OpenEpochError> {
-            open_epoch(&self.store, &self.roster, &self.old, &self.next(epoch), &self.mark())
+            open_epoch(&self.store, &self.roster, &self.old, &self.next(epoch), &self.high_water_mark())
         }
 
         fn epoch(&self) -> Option<u32> {
-            marked_epoch(&self.mark()).unwrap()
+            read_high_water_epoch(&self.high_water_mark()).unwrap()
         }
     }
 
     #[test]
-    fn the_next_epoch_begins_with_the_end_of_the_last() {
-        let world = World::in_doubt();
+    fn next_epoch_starts_with_the_feed_closed_entry() {
+        let world = World::needing_recovery();
         let opened = world.open(2).unwrap();
         assert_eq!((world.epoch(), opened.opened.size, opened.closed.size), (Some(2), 1, 0));
         let entry = world.store.entries(&opened.opened.feed, 0, 1, usize::MAX).unwrap().remove(0);
         let Content::Disclosed { header: Some(header), .. } = entry.content else { panic!("held in full") };
         assert_eq!((header.kind.as_str(), header.topic.as_str()), ("feed-closed", "customs.feeds"));
         assert_eq!(key_path(world.folder.path(), 2, false), world.folder.path().join("feed-2.key"));
-        assert_eq!(read_doubt(&world.mark(), 2).unwrap(), None);
+        assert_eq!(read_needs_recovery(&world.high_water_mark(), 2).unwrap(), None);
     }
 
     #[test]
-    fn cut_off_anywhere_it_goes_on_with_the_same_entry() {
-        // Whatever was written before the cut: the key; the first checkpoint; the entry.
+    fn open_epoch_resumes_with_the_same_entry_after_a_power_cut() {
+        // What was written before the cut: the key; the first checkpoint; the entry.
         for written in 0..3 {
-            let world = World::in_doubt();
+            let world = World::needing_recovery();
             let next = world.next(2);
-            keep_key(&world.folder.path().join("feed-2.key"), &next.keys[0]).unwrap();
+            write_key(&world.folder.path().join("feed-2.key"), &next.keys[0]).unwrap();
             let mut first = None;
             if written > 0 {
-                commit(&world.store, &next, &Frontier::new(), Vec::new()).unwrap();
+                commit(&world.store, &next, &CompactRange::new(), Vec::new()).unwrap();
             }
             if written > 1 {
-                let bulletin = closing(&checkpoint_of(&world.old, &Frontier::new()), &world.roster).unwrap();
-                let mut frontier = Frontier::new();
-                frontier.append(&bulletin.digest);
+                let bulletin =
+                    feed_closed_bulletin(&checkpoint_of(&world.old, &CompactRange::new()), &world.roster).unwrap();
+                let mut compact_range = CompactRange::new();
+                compact_range.append(&bulletin.digest);
                 let content =
                     Content::Disclosed { envelope: bulletin.envelope, header: Some(Arc::new(bulletin.proto_header)) };
-                commit(&world.store, &next, &frontier, vec![NewEntry { digest: bulletin.digest, content }]).unwrap();
-                first = Some(frontier.root());
+                commit(&world.store, &next, &compact_range, vec![NewEntry { digest: bulletin.digest, content }])
+                    .unwrap();
+                first = Some(compact_range.root());
             }
             assert_eq!(world.epoch(), Some(1), "still in doubt");
             let opened = world.open(2).unwrap();
@@ -368,25 +388,25 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_is_opened_in_one_place_once() {
-        let world = World::in_doubt();
-        // Another machine opened it, and this one has it from a peer: no key of it lies here.
-        commit(&world.store, &world.next(2), &Frontier::new(), Vec::new()).unwrap();
+    fn epoch_opened_elsewhere_is_rejected() {
+        let world = World::needing_recovery();
+        // Another machine opened it and this one received it from a peer: its key is not here.
+        commit(&world.store, &world.next(2), &CompactRange::new(), Vec::new()).unwrap();
         assert!(matches!(world.open(2), Err(OpenEpochError::Used(_))));
         let opened = world.open(3).unwrap();
         assert_eq!((world.epoch(), opened.opened.feed.epoch), (Some(3), 3));
         let old = key(1);
         assert!(matches!(NextEpoch::of(vec![old], &world.old, &world.roster), Err(OpenEpochError::Epoch { .. })));
         let stranger = SigningKey::from_seed("ma.rabat.example/feed/2", Algorithm::Ed25519, [77; 32]).unwrap();
-        let refused = NextEpoch::of(vec![stranger], &world.old, &world.roster);
-        assert!(matches!(refused, Err(OpenEpochError::Keys(_))));
+        let result = NextEpoch::of(vec![stranger], &world.old, &world.roster);
+        assert!(matches!(result, Err(OpenEpochError::Keys(_))));
     }
 
     #[test]
-    fn what_is_not_in_doubt_is_not_closed() {
-        let world = World::in_doubt();
-        std::fs::remove_file(world.folder.path().join("doubt")).unwrap();
-        assert!(matches!(world.open(2), Err(OpenEpochError::NoDoubt(_))));
+    fn epoch_that_needs_no_recovery_is_not_closed() {
+        let world = World::needing_recovery();
+        std::fs::remove_file(world.folder.path().join("needs-recovery")).unwrap();
+        assert!(matches!(world.open(2), Err(OpenEpochError::RecoveryNotNeeded(_))));
         assert_eq!(world.epoch(), Some(1));
     }
 }

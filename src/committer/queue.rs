@@ -1,68 +1,71 @@
-//! What waits for the committer, in two lanes: what is urgent goes first.
+//! Queues work for the committer in two lanes, priority and ordinary.
 //!
-//! In scope: the order in which work is handed out, and when there is something to do. Out of scope: how much may wait (the permits of
-//! [`super::Committer`]), who does it (`desk`), and what goes into one commit (`run`).
+//! If both lanes have work, they alternate commit by commit: each waits for at most one commit of
+//! the other. Within the ordinary lane this member's publications and replicated work alternate in
+//! the same way, so that a flood from a peer delays a publisher by at most one commit. Small work
+//! of the other class joins a commit. Records, such as received notes, first linger for at most
+//! [`RECORDS_LINGER`], so that other work can join their commit.
 //!
-//! Where both lanes have work they take turns, commit by commit: what is urgent waits for at most one commit, and so does what is not. In the
-//! ordinary lane what this member publishes and what comes of others take turns in the same way, so that a peer's flood is one commit ahead of
-//! a publisher at most; what is small goes along with the other. What
-//! is only kept, such as answers, waits for company before that, for [`COMPANY_WAIT`] at most.
+//! In scope: the order of work, and when there is work to do. Out of scope: how much may wait (the
+//! permits of [`super::Committer`]), which thread does it (`scheduler`), and what goes into one
+//! commit (`writer`).
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use barid_core::bulletin::{Urgent, urgent};
+use barid_core::bulletin::{Priority, urgent};
 use barid_core::follow::VerifiedContent;
 use parking_lot::{Condvar, Mutex};
 
-use super::{COMPANY_WAIT, Work};
+use super::{RECORDS_LINGER, Work};
 
-/// Envelope bytes of a piece of work that goes along in a commit which began with the other sort: it takes no longer by it.
-const ALONG_BYTES_MAX: usize = 64 << 10;
+/// Most envelope bytes of a work item that joins a commit begun by the other class. Up to this size
+/// the commit takes no longer.
+const JOINING_BYTES_MAX: usize = 64 << 10;
 
 /// One of the two lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lane {
-    /// What is urgent.
-    Express,
-    /// Everything else.
+    /// Urgent work.
+    Priority,
+    /// All other work.
     Ordinary,
 }
 
-/// What waits.
+/// The work that waits.
 pub(super) struct Queue {
     inner: Mutex<Inner>,
     changed: Condvar,
 }
 
 struct Inner {
-    /// Status Actual.
+    /// Urgent, with status Actual.
     actual: VecDeque<Work>,
-    /// Exercises, tests: urgent, and never before what is Actual.
+    /// Urgent, with another status (exercises, tests). Always after `actual`.
     other: VecDeque<Work>,
     ordinary: Ordinary,
     /// The lane of the newest commit.
     last: Lane,
-    /// How many of the ordinary lane wait for company.
-    patient: usize,
-    /// Since when they wait.
-    patient_since: Option<Instant>,
-    /// When the writer has something to say of its own.
-    owed: Option<Instant>,
-    /// Until when the committer's thread sleeps, if it does.
-    asleep: Option<Instant>,
+    /// How many records linger in the ordinary lane.
+    lingering: usize,
+    /// Since when they linger.
+    lingering_since: Option<Instant>,
+    /// When the writer has attestations of its own to commit.
+    writer_deadline: Option<Instant>,
+    /// Until when the committer thread sleeps, if it does.
+    sleeping_until: Option<Instant>,
     senders: usize,
     closed: bool,
 }
 
-/// What is not urgent.
+/// Work that is not urgent.
 #[derive(Default)]
 struct Ordinary {
-    /// What this member publishes.
+    /// This member's publications.
     own: VecDeque<Work>,
-    /// All else.
+    /// All other work.
     others: VecDeque<Work>,
-    /// Whether the commit in the making, or the newest, began with what this member publishes.
+    /// Whether the current commit, or the newest, began with `own`.
     began_own: bool,
 }
 
@@ -79,132 +82,134 @@ impl Ordinary {
         if matches!(work, Work::Publish(..)) { &mut self.own } else { &mut self.others }
     }
 
-    /// The first of a commit: in turn, and the end last.
+    /// Returns the first work of a commit: the two classes alternate, and a stop comes last.
     fn first(&mut self) -> Option<Work> {
-        let ends = self.others.front().is_some_and(|work| matches!(work, Work::Stop(_)));
-        self.began_own = !self.own.is_empty() && (ends || !self.began_own || self.others.is_empty());
+        let is_stop = self.others.front().is_some_and(|work| matches!(work, Work::Stop(_)));
+        self.began_own = !self.own.is_empty() && (is_stop || !self.began_own || self.others.is_empty());
         if self.began_own { self.own.pop_front() } else { self.others.pop_front() }
     }
 
-    /// More of what the commit began with, and then what is small of the rest.
+    /// Returns more work of the class that the commit began with, then small work of the other.
     fn more(&mut self) -> Option<Work> {
         let (same, rest) =
             if self.began_own { (&mut self.own, &mut self.others) } else { (&mut self.others, &mut self.own) };
-        let ends = |queue: &VecDeque<Work>| queue.front().is_some_and(|work| matches!(work, Work::Stop(_)));
-        if !ends(same) && !same.is_empty() {
+        let is_stop = |queue: &VecDeque<Work>| queue.front().is_some_and(|work| matches!(work, Work::Stop(_)));
+        if !is_stop(same) && !same.is_empty() {
             return same.pop_front();
         }
-        let small = rest.front().is_some_and(|work| work.size().1 <= ALONG_BYTES_MAX);
-        if small && !ends(rest) {
+        let small = rest.front().is_some_and(|work| work.size().1 <= JOINING_BYTES_MAX);
+        if small && !is_stop(rest) {
             return rest.pop_front();
         }
-        // The end comes when nothing else is left.
-        (self.own.is_empty() && ends(&self.others)).then(|| self.others.pop_front()).flatten()
+        // A stop comes when nothing else is left.
+        (self.own.is_empty() && is_stop(&self.others)).then(|| self.others.pop_front()).flatten()
     }
 }
 
-/// How urgent a piece of work is; `None`: it waits in the ordinary lane.
-pub(super) fn urgency(work: &Work) -> Option<Urgent> {
+/// Returns the priority of a work item; `None` for the ordinary lane.
+pub(super) fn priority_of(work: &Work) -> Option<Priority> {
     match work {
-        Work::Express(express, ..) => match &express.entry.content {
-            VerifiedContent::Disclosed { header: Some(header), .. } => Some(urgent(header).unwrap_or(Urgent::Other)),
-            _ => Some(Urgent::Other),
+        Work::Priority(priority, ..) => match &priority.entry.content {
+            VerifiedContent::Disclosed { header: Some(header), .. } => Some(urgent(header).unwrap_or(Priority::Other)),
+            _ => Some(Priority::Other),
         },
         Work::Publish(group, ..) => group.iter().filter_map(|bulletin| urgent(&bulletin.proto_header)).min(),
-        Work::Append(..) | Work::Fill(..) | Work::Keep(..) | Work::Stop(_) => None,
+        Work::Append(..) | Work::Backfill(..) | Work::Records(..) | Work::Stop(_) => None,
     }
 }
 
-/// What the committer's thread has to do.
+/// Why the committer thread wakes.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Waited {
-    /// A commit.
-    Turn,
-    /// The time that it named has come.
-    Time,
-    /// Nobody is left to hand anything in.
+pub(super) enum Wakeup {
+    /// There is work to commit.
+    Ready,
+    /// The given time has come.
+    Timeout,
+    /// No sender is left, or the queue was closed.
     Closed,
 }
 
-/// The committer has ended.
+/// The committer has stopped.
 #[derive(Debug)]
 pub(super) struct Closed;
 
 impl Queue {
-    /// An empty one, into which one sender hands work; `owed`: as [`Self::owe`].
-    pub(super) fn new(owed: Option<Instant>) -> Self {
+    /// Returns an empty queue with one sender. See [`Self::set_writer_deadline`] for
+    /// `writer_deadline`.
+    pub(super) fn new(writer_deadline: Option<Instant>) -> Self {
         let inner = Inner {
             actual: VecDeque::new(),
             other: VecDeque::new(),
             ordinary: Ordinary::default(),
             last: Lane::Ordinary,
-            patient: 0,
-            patient_since: None,
-            owed,
-            asleep: None,
+            lingering: 0,
+            lingering_since: None,
+            writer_deadline,
+            sleeping_until: None,
             senders: 1,
             closed: false,
         };
         Self { inner: Mutex::new(inner), changed: Condvar::new() }
     }
 
-    /// Hands work in; the committer's thread is woken when there is something to do.
+    /// Queues work, and wakes the committer thread if it is due.
     pub(super) fn push(&self, work: Work) -> Result<(), Closed> {
         let mut inner = self.inner.lock();
         inner.push(work)?;
-        let wakes = inner.wakes();
+        let should_wake = inner.should_wake();
         drop(inner);
-        if wakes {
+        if should_wake {
             self.changed.notify_one();
         }
         Ok(())
     }
 
-    /// As [`Self::push`], if nothing else is to be done: whoever calls sees to it that it is done ([`Self::wake`] at the least). Else the work
-    /// is given back.
-    pub(super) fn push_alone(&self, work: Work) -> Result<Option<Work>, Closed> {
+    /// As [`Self::push`], if no other work is due. The caller must then see that it is done, at
+    /// least by [`Self::wake`]. Otherwise returns the work.
+    pub(super) fn push_if_idle(&self, work: Work) -> Result<Option<Work>, Closed> {
         let mut inner = self.inner.lock();
-        if inner.waiting() > inner.patient {
+        if inner.waiting() > inner.lingering {
             return Ok(Some(work));
         }
         inner.push(work)?;
         Ok(None)
     }
 
-    /// Whether one piece of work waits, which is `short`, and what waits for company with it: so many pieces and bytes of that at most.
-    pub(super) fn holds_one(&self, short: impl Fn(&Work) -> bool, company_max: usize, bytes_max: usize) -> bool {
+    /// Whether exactly one work item waits besides lingering records, and it is `small`. The
+    /// records may be at most `lingering_max` items of `bytes_max` bytes together.
+    pub(super) fn holds_single(&self, small: impl Fn(&Work) -> bool, lingering_max: usize, bytes_max: usize) -> bool {
         let inner = self.inner.lock();
-        if inner.patient > company_max || inner.waiting() != inner.patient + 1 {
+        if inner.lingering > lingering_max || inner.waiting() != inner.lingering + 1 {
             return false;
         }
         let mut bytes = 0;
         let mut all = inner.actual.iter().chain(&inner.other).chain(inner.ordinary.iter());
         all.all(|work| match work {
-            Work::Keep(kept, ..) => {
-                bytes += kept.bytes();
+            Work::Records(records, ..) => {
+                bytes += records.bytes();
                 bytes <= bytes_max
             }
-            work => short(work),
+            work => small(work),
         })
     }
 
-    /// The committer's thread looks again what is to be done, unless there is nothing.
+    /// Wakes the committer thread if work is due.
     pub(super) fn wake(&self) {
         let inner = self.inner.lock();
-        let wakes = inner.wakes();
+        let should_wake = inner.should_wake();
         drop(inner);
-        if wakes {
+        if should_wake {
             self.changed.notify_one();
         }
     }
 
-    /// One more hands work in.
-    pub(super) fn join(&self) {
+    /// Counts one more sender.
+    pub(super) fn add_sender(&self) {
         self.inner.lock().senders += 1;
     }
 
-    /// One fewer does.
-    pub(super) fn leave(&self) {
+    /// Counts one sender less.
+    pub(super) fn remove_sender(&self) {
         let mut inner = self.inner.lock();
         inner.senders -= 1;
         let last = inner.senders == 0;
@@ -214,11 +219,11 @@ impl Queue {
         }
     }
 
-    /// Nothing is handed out any more: whoever waits for an answer is told.
+    /// Closes the queue. Waiting callers get an error.
     pub(super) fn close(&self) {
         let mut inner = self.inner.lock();
         inner.closed = true;
-        // Their answers are dropped with them.
+        // Dropping the work drops the callers' reply channels.
         let left =
             (std::mem::take(&mut inner.actual), std::mem::take(&mut inner.other), std::mem::take(&mut inner.ordinary));
         drop(inner);
@@ -226,48 +231,49 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Waits until there is something to do, until `time` at most.
-    pub(super) fn wait(&self, time: Instant) -> Waited {
+    /// Waits until work is due, until `time` at most.
+    pub(super) fn wait(&self, time: Instant) -> Wakeup {
         let mut inner = self.inner.lock();
         loop {
             if inner.closed || inner.senders == 0 && inner.waiting() == 0 {
-                return Waited::Closed;
+                return Wakeup::Closed;
             }
             let now = Instant::now();
-            let due = inner.due(now);
-            if due.is_some_and(|due| due <= now) {
-                return Waited::Turn;
+            let deadline = inner.deadline(now);
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return Wakeup::Ready;
             }
             if time <= now {
-                return Waited::Time;
+                return Wakeup::Timeout;
             }
-            let until = due.map_or(time, |due| due.min(time));
-            inner.asleep = Some(until);
+            let until = deadline.map_or(time, |deadline| deadline.min(time));
+            inner.sleeping_until = Some(until);
             self.changed.wait_until(&mut inner, until);
-            inner.asleep = None;
+            inner.sleeping_until = None;
         }
     }
 
-    /// The first work of a commit at this time, if any waits.
+    /// Returns the first work of a commit at this time, if any waits.
     pub(super) fn first(&self, now: Instant) -> Option<Work> {
         let mut inner = self.inner.lock();
-        let long_enough = inner.company_due().is_some_and(|due| due <= now);
-        let ordinary = inner.last == Lane::Express && (inner.ordinary.len() > inner.patient || long_enough);
-        let lanes = if ordinary { [Lane::Ordinary, Lane::Express] } else { [Lane::Express, Lane::Ordinary] };
+        let long_enough = inner.linger_deadline().is_some_and(|deadline| deadline <= now);
+        let ordinary = inner.last == Lane::Priority && (inner.ordinary.len() > inner.lingering || long_enough);
+        let lanes = if ordinary { [Lane::Ordinary, Lane::Priority] } else { [Lane::Priority, Lane::Ordinary] };
         let work = lanes.into_iter().find_map(|lane| inner.pop(lane, true))?;
-        inner.last = if urgency(&work).is_some() { Lane::Express } else { Lane::Ordinary };
+        inner.last = if priority_of(&work).is_some() { Lane::Priority } else { Lane::Ordinary };
         Some(work)
     }
 
-    /// More work of the lane that [`Self::first`] chose, if any is there.
+    /// Returns more work of the lane that [`Self::first`] chose, if any.
     pub(super) fn more(&self) -> Option<Work> {
         let mut inner = self.inner.lock();
         let last = inner.last;
         inner.pop(last, false)
     }
 
-    /// Gives back what did not fit: it comes next in its lane. After the end whoever waits for it is told.
-    pub(super) fn give_back(&self, work: Work) {
+    /// Puts back work that did not fit, at the head of its lane. If the queue is closed, its caller
+    /// gets an error.
+    pub(super) fn requeue(&self, work: Work) {
         let mut inner = self.inner.lock();
         if inner.closed {
             drop(inner);
@@ -277,9 +283,9 @@ impl Queue {
         inner.lane_of(&work).push_front(work);
     }
 
-    /// When the writer wants to commit something of its own next.
-    pub(super) fn owe(&self, due: Option<Instant>) {
-        self.inner.lock().owed = due;
+    /// Sets when the writer wants to commit something of its own.
+    pub(super) fn set_writer_deadline(&self, deadline: Option<Instant>) {
+        self.inner.lock().writer_deadline = deadline;
     }
 }
 
@@ -297,56 +303,57 @@ impl Inner {
         self.actual.len() + self.other.len() + self.ordinary.len()
     }
 
-    /// When there is something to do; `None`: there is nothing.
-    fn due(&self, now: Instant) -> Option<Instant> {
-        if self.waiting() > self.patient || self.senders == 0 && self.waiting() > 0 {
+    /// Returns when work is due; `None` if there is none.
+    fn deadline(&self, now: Instant) -> Option<Instant> {
+        if self.waiting() > self.lingering || self.senders == 0 && self.waiting() > 0 {
             return Some(now);
         }
-        [self.company_due(), self.owed].into_iter().flatten().min()
+        [self.linger_deadline(), self.writer_deadline].into_iter().flatten().min()
     }
 
-    /// When what waits for company has waited long enough.
-    fn company_due(&self) -> Option<Instant> {
-        self.patient_since.map(|since| since + COMPANY_WAIT)
+    /// Returns when lingering records are due.
+    fn linger_deadline(&self) -> Option<Instant> {
+        self.lingering_since.map(|since| since + RECORDS_LINGER)
     }
 
-    /// Whether the committer's thread sleeps past what is to be done.
-    fn wakes(&self) -> bool {
-        self.closed || self.asleep.zip(self.due(Instant::now())).is_some_and(|(until, due)| due < until)
+    /// Whether the committer thread sleeps past the time when work is due.
+    fn should_wake(&self) -> bool {
+        self.closed
+            || self.sleeping_until.zip(self.deadline(Instant::now())).is_some_and(|(until, deadline)| deadline < until)
     }
 
     fn count(&mut self, work: &Work) {
-        if is_patient(work) {
-            self.patient += 1;
-            self.patient_since.get_or_insert_with(Instant::now);
+        if lingers(work) {
+            self.lingering += 1;
+            self.lingering_since.get_or_insert_with(Instant::now);
         }
     }
 
     fn lane_of(&mut self, work: &Work) -> &mut VecDeque<Work> {
-        match urgency(work) {
-            Some(Urgent::Actual) => &mut self.actual,
-            Some(Urgent::Other) => &mut self.other,
+        match priority_of(work) {
+            Some(Priority::Actual) => &mut self.actual,
+            Some(Priority::Other) => &mut self.other,
             None => self.ordinary.of(work),
         }
     }
 
     fn pop(&mut self, lane: Lane, first: bool) -> Option<Work> {
         let work = match lane {
-            Lane::Express => self.actual.pop_front().or_else(|| self.other.pop_front()),
+            Lane::Priority => self.actual.pop_front().or_else(|| self.other.pop_front()),
             Lane::Ordinary if first => self.ordinary.first(),
             Lane::Ordinary => self.ordinary.more(),
         }?;
-        if is_patient(&work) {
-            self.patient -= 1;
-            self.patient_since = self.patient_since.filter(|_| self.patient > 0);
+        if lingers(&work) {
+            self.lingering -= 1;
+            self.lingering_since = self.lingering_since.filter(|_| self.lingering > 0);
         }
         Some(work)
     }
 }
 
-/// Whether it waits for company.
-fn is_patient(work: &Work) -> bool {
-    matches!(work, Work::Keep(..))
+/// Whether the work lingers.
+fn lingers(work: &Work) -> bool {
+    matches!(work, Work::Records(..))
 }
 
 #[cfg(test)]
@@ -357,12 +364,12 @@ mod tests {
     use tokio::sync::{Semaphore, oneshot};
 
     use super::*;
-    use crate::committer::Kept;
-    use crate::committer::testing::{batch, express};
+    use crate::committer::Records;
+    use crate::committer::testing::{batch, priority};
 
-    fn kept() -> Work {
+    fn records() -> Work {
         let permit = std::sync::Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        Work::Keep(Kept::default(), oneshot::channel().0, permit)
+        Work::Records(Records::default(), oneshot::channel().0, permit)
     }
 
     fn appended() -> Work {
@@ -372,60 +379,60 @@ mod tests {
 
     fn urgent() -> Work {
         let permit = std::sync::Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        Work::Express(Box::new(express()), oneshot::channel().0, permit)
+        Work::Priority(Box::new(priority()), oneshot::channel().0, permit)
     }
 
-    fn taken(queue: &Queue, now: Instant) -> Vec<&'static str> {
+    fn drained(queue: &Queue, now: Instant) -> Vec<&'static str> {
         let mut next = queue.first(now);
-        let mut taken = Vec::new();
+        let mut drained = Vec::new();
         while let Some(work) = next {
-            taken.push(match work {
-                Work::Keep(..) => "kept",
+            drained.push(match work {
+                Work::Records(..) => "records",
                 Work::Append(..) => "appended",
-                Work::Express(..) => "urgent",
+                Work::Priority(..) => "priority",
                 _ => "other",
             });
             next = queue.more();
         }
-        taken
+        drained
     }
 
     #[test]
-    fn what_is_kept_waits_for_company_and_comes_with_it_in_order() {
+    fn records_linger_and_stay_in_order() {
         let queue = Queue::new(None);
         let now = Instant::now();
-        assert_eq!(queue.wait(now), Waited::Time);
-        queue.push(kept()).unwrap();
-        assert!(queue.inner.lock().due(now).is_some_and(|due| due > now), "it has not waited yet");
-        assert_eq!(queue.wait(now + Duration::from_secs(600)), Waited::Turn, "it does not wait for ever");
+        assert_eq!(queue.wait(now), Wakeup::Timeout);
+        queue.push(records()).unwrap();
+        assert!(queue.inner.lock().deadline(now).is_some_and(|deadline| deadline > now), "it has not waited yet");
+        assert_eq!(queue.wait(now + Duration::from_secs(600)), Wakeup::Ready, "it does not wait for ever");
         queue.push(appended()).unwrap();
-        assert_eq!(queue.wait(Instant::now() + COMPANY_WAIT), Waited::Turn);
-        queue.push(kept()).unwrap();
-        assert_eq!(taken(&queue, now), ["kept", "appended", "kept"]);
-        assert_eq!(queue.wait(now), Waited::Time);
+        assert_eq!(queue.wait(Instant::now() + RECORDS_LINGER), Wakeup::Ready);
+        queue.push(records()).unwrap();
+        assert_eq!(drained(&queue, now), ["records", "appended", "records"]);
+        assert_eq!(queue.wait(now), Wakeup::Timeout);
     }
 
     #[test]
-    fn the_lanes_take_turns_and_what_waits_for_company_takes_none() {
+    fn lanes_alternate_and_lingering_records_take_no_turn() {
         let (queue, now) = (Queue::new(None), Instant::now());
         for work in [appended(), urgent(), appended()] {
             queue.push(work).unwrap();
         }
-        assert_eq!(taken(&queue, now), ["urgent"]);
+        assert_eq!(drained(&queue, now), ["priority"]);
         queue.push(urgent()).unwrap();
-        assert_eq!(taken(&queue, now), ["appended", "appended"]);
-        assert_eq!(taken(&queue, now), ["urgent"]);
-        queue.push(kept()).unwrap();
+        assert_eq!(drained(&queue, now), ["appended", "appended"]);
+        assert_eq!(drained(&queue, now), ["priority"]);
+        queue.push(records()).unwrap();
         queue.push(urgent()).unwrap();
-        assert_eq!(taken(&queue, now), ["urgent"], "though its lane was the last one");
+        assert_eq!(drained(&queue, now), ["priority"], "though its lane was the last one");
         queue.push(urgent()).unwrap();
-        let later = Instant::now() + COMPANY_WAIT;
-        assert_eq!(taken(&queue, later), ["kept"], "it does not wait until nothing is urgent any more");
-        assert_eq!(taken(&queue, later), ["urgent"]);
-        // What did not fit comes first.
+        let later = Instant::now() + RECORDS_LINGER;
+        assert_eq!(drained(&queue, later), ["records"], "it does not wait until nothing is urgent any more");
+        assert_eq!(drained(&queue, later), ["priority"]);
+        // Work that was put back comes first.
         queue.push(appended()).unwrap();
-        queue.give_back(kept());
-        assert_eq!(taken(&queue, now), ["kept", "appended"]);
+        queue.requeue(records());
+        assert_eq!(drained(&queue, now), ["records", "appended"]);
     }
 
     fn of_bytes(own: bool, bytes: usize) -> Work {
@@ -435,14 +442,14 @@ mod tests {
             let mut draft = barid_core::bulletin::kinds::find("situation-report").unwrap().sample().unwrap();
             let header = draft.header.as_mut().unwrap();
             (header.urgency, header.severity) = ("Expected".into(), "Minor".into());
-            let fill = barid_core::bulletin::Fill {
+            let defaults = barid_core::bulletin::DraftDefaults {
                 member: "ma".parse().unwrap(),
                 issuer: "desk".into(),
                 id: barid_core::bulletin::BulletinId::new(1_764_000_000_000, &[7; 10]),
                 sent_at_unix_ms: 1_764_000_000_000,
                 roster_version: 1,
             };
-            let mut bulletin = barid_core::bulletin::prepare(&draft, &fill, [7; 16]).unwrap();
+            let mut bulletin = barid_core::bulletin::prepare(&draft, &defaults, [7; 16]).unwrap();
             bulletin.envelope = envelope;
             return Work::Publish(vec![bulletin], oneshot::channel().0, permit);
         }
@@ -452,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_others_is_one_commit_ahead_of_who_publishes() {
+    fn replicated_flood_delays_publishers_by_one_commit() {
         let (queue, now) = (Queue::new(None), Instant::now());
         for _ in 0..16 {
             queue.push(of_bytes(false, 1 << 20)).unwrap();
@@ -462,7 +469,7 @@ mod tests {
         assert!(matches!(flood, Work::Append(..)));
         queue.push(of_bytes(true, 100)).unwrap();
         queue.push(of_bytes(true, 100)).unwrap();
-        assert_eq!(taken(&queue, now), ["other", "other"], "and nothing large with them");
+        assert_eq!(drained(&queue, now), ["other", "other"], "and nothing large with them");
         queue.push(of_bytes(true, 100)).unwrap();
         queue.push(of_bytes(true, 100)).unwrap();
         let flood = queue.first(now).unwrap();
@@ -470,49 +477,51 @@ mod tests {
     }
 
     #[test]
-    fn what_is_small_goes_along_and_the_end_comes_last() {
+    fn small_work_joins_the_commit_and_stop_comes_last() {
         let (queue, now) = (Queue::new(None), Instant::now());
         queue.push(of_bytes(false, 100)).unwrap();
         queue.push(of_bytes(true, 1 << 20)).unwrap();
         queue.push(of_bytes(false, 100)).unwrap();
         queue.push(Work::Stop(oneshot::channel().0)).unwrap();
         queue.push(of_bytes(true, 100)).unwrap();
-        assert_eq!(taken(&queue, now), ["other", "other", "appended", "appended", "other"]);
+        assert_eq!(drained(&queue, now), ["other", "other", "appended", "appended", "other"]);
         assert!(queue.first(now).is_none());
     }
 
     #[test]
-    fn only_what_comes_alone_is_done_by_whom_it_came_with() {
+    fn only_isolated_work_is_committed_inline() {
         let queue = Queue::new(None);
-        queue.push(kept()).unwrap();
-        let short = |work: &Work| work.size().0 == 1;
-        assert!(!queue.holds_one(short, 1, 0), "there is nothing to do");
-        assert!(queue.push_alone(appended()).unwrap().is_none());
-        assert!(queue.holds_one(short, 1, 0) && !queue.holds_one(short, 0, 0) && !queue.holds_one(|_| false, 1, 0));
-        assert!(queue.push_alone(appended()).unwrap().is_some(), "there is something to do already");
+        queue.push(records()).unwrap();
+        let small = |work: &Work| work.size().0 == 1;
+        assert!(!queue.holds_single(small, 1, 0), "there is nothing to do");
+        assert!(queue.push_if_idle(appended()).unwrap().is_none());
+        assert!(
+            queue.holds_single(small, 1, 0) && !queue.holds_single(small, 0, 0) && !queue.holds_single(|_| false, 1, 0)
+        );
+        assert!(queue.push_if_idle(appended()).unwrap().is_some(), "there is something to do already");
         queue.push(urgent()).unwrap();
-        assert!(!queue.holds_one(short, 1, 0));
+        assert!(!queue.holds_single(small, 1, 0));
     }
 
     #[test]
-    fn what_the_writer_owes_is_in_time_and_nobody_left_is_the_end() {
+    fn writer_deadline_wakes_the_queue_and_the_last_sender_closes_it() {
         let queue = Queue::new(None);
         let now = Instant::now();
-        queue.owe(Some(now));
-        assert_eq!(queue.wait(now + Duration::from_secs(600)), Waited::Turn);
-        queue.owe(None);
-        assert_eq!(queue.wait(now), Waited::Time);
-        queue.push(kept()).unwrap();
-        queue.leave();
-        assert_eq!(queue.wait(now + Duration::from_secs(600)), Waited::Turn, "what was handed in is done");
-        assert_eq!(taken(&queue, now), ["kept"]);
-        assert_eq!(queue.wait(now + Duration::from_secs(600)), Waited::Closed);
+        queue.set_writer_deadline(Some(now));
+        assert_eq!(queue.wait(now + Duration::from_secs(600)), Wakeup::Ready);
+        queue.set_writer_deadline(None);
+        assert_eq!(queue.wait(now), Wakeup::Timeout);
+        queue.push(records()).unwrap();
+        queue.remove_sender();
+        assert_eq!(queue.wait(now + Duration::from_secs(600)), Wakeup::Ready, "what was handed in is done");
+        assert_eq!(drained(&queue, now), ["records"]);
+        assert_eq!(queue.wait(now + Duration::from_secs(600)), Wakeup::Closed);
         queue.close();
-        assert!(queue.push(kept()).is_err());
-        let (end, mut ended) = oneshot::channel();
-        queue.give_back(Work::Stop(end));
+        assert!(queue.push(records()).is_err());
+        let (end, mut stopped) = oneshot::channel();
+        queue.requeue(Work::Stop(end));
         assert!(
-            ended.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed),
+            stopped.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed),
             "who waits is told"
         );
     }

@@ -1,95 +1,98 @@
-//! What is handed to the committer, and what becomes of it.
+//! Work items of the committer and their results.
 //!
-//! In scope: the values. Out of scope: in which order work is done (`queue`), and doing it (`run`).
+//! In scope: the types. Out of scope: the order of work (`queue`), and committing it (`writer`).
 
 use std::ops::Range;
 
 use barid_core::bulletin::ValidBulletin;
 use barid_core::feed::checkpoint::SignedCheckpoint;
-use barid_core::follow::{VerifiedBatch, VerifiedExpress, VerifiedFills};
-use barid_core::names::Undisclosed;
+use barid_core::follow::{VerifiedBackfills, VerifiedBatch, VerifiedPriority};
+use barid_core::ids::Undisclosed;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::CommitFailure;
-use super::express::Expressed;
+use super::priority::PriorityOutcome;
 use crate::store::{
     Cosigned, CrlRecord, CursorRecord, CustodyRecord, ForkRecord, Location, RosterRecord, SubscriptionRecord,
 };
 
-/// What became of one bulletin.
+/// Result for one bulletin.
 #[derive(Clone, Debug)]
-pub enum Published {
+pub enum PublishOutcome {
     /// Appended by this commit.
     New {
-        /// Its place.
+        /// Its entry index.
         index: u64,
-        /// Its arrival at this node.
-        arrival: u64,
+        /// Its offset at this node.
+        offset: u64,
     },
-    /// Its id is taken, by an earlier commit.
-    Taken(Location),
-    /// Its id is taken by another bulletin of the same group.
-    TakenInGroup,
+    /// Its id was used by an earlier commit.
+    Duplicate(Location),
+    /// Its id was used by another bulletin of the same group or commit.
+    DuplicateInGroup,
 }
 
-/// A group that is durable.
+/// Result of publishing a group, which is durable.
 #[derive(Clone, Debug)]
 pub struct PublishedGroup {
-    /// One for each bulletin, in their order.
-    pub outcomes: Vec<Published>,
+    /// One for each bulletin, in order.
+    pub outcomes: Vec<PublishOutcome>,
     /// Checkpoint that includes them all.
     pub checkpoint: SignedCheckpoint,
 }
 
-/// What a batch of a peer's feed became.
+/// Result of appending a batch of a peer's feed.
 #[derive(Clone, Copy, Debug)]
 pub struct Appended {
     /// Entries held now.
     pub size: u64,
-    /// Entries whose content came and was not taken: there is no room for it, or its owner, or who sent it, is over its share.
+    /// Entries whose content was received but not stored: there is no space for it, or its owner or
+    /// its sender is over its share.
     pub reduced: u64,
 }
 
-/// What content that came late became.
+/// Result of a backfill.
 #[derive(Clone, Debug)]
-pub struct Filled {
-    /// Entries that are held in full now and were not before.
+pub struct Backfilled {
+    /// Entries that are now held in full and were not before.
     pub entries: u64,
-    /// Our custody notes for the feed's owner.
+    /// This node's custody notes for the feed's owner.
     pub custody: Vec<Bytes>,
 }
 
-/// Content for entries held as digests, and what else is held as digests about there.
+/// Content for entries held as digests, and the digests held around them.
 #[derive(Clone, Debug)]
-pub struct Filling {
+pub struct BackfillWork {
     /// Verified content.
-    pub fills: VerifiedFills,
-    /// Ranges held as digests between the first and the last of its entries, before it came; at least these.
+    pub backfill: VerifiedBackfills,
+    /// Ranges held as digests before the backfill; complete at least between its first and its last
+    /// entry.
     pub not_held: Vec<(Range<u64>, Undisclosed)>,
 }
 
-/// Answers and other facts to keep.
+/// Notes and other records to persist.
 #[derive(Clone, Debug, Default)]
-pub struct Kept {
+pub struct Records {
     /// Verified cosigned notes.
     pub cosigned: Vec<Cosigned>,
     /// Verified custody notes.
     pub custody: Vec<CustodyRecord>,
     /// Progress of named subscriptions.
     pub cursors: Vec<CursorRecord>,
-    /// Names of subscriptions that are given, given anew or removed. Whoever changes one name does so one call at a time.
+    /// Names of subscriptions that are created, created anew or removed. Callers must serialise
+    /// changes of one name.
     pub subscriptions: Vec<SubscriptionRecord>,
     /// Verified rosters.
     pub rosters: Vec<RosterRecord>,
     /// Verified revocation lists, DER.
     pub crls: Vec<CrlRecord>,
-    /// Feeds of which two histories were seen, and decisions about them.
+    /// Forked feeds with their evidence, and operators' decisions about them.
     pub forks: Vec<ForkRecord>,
 }
 
-impl Kept {
-    /// Bytes of what is kept, without what frames it.
+impl Records {
+    /// Bytes of the records, without framing.
     pub(super) fn bytes(&self) -> usize {
         self.cosigned.iter().map(|cosigned| cosigned.note.len()).sum::<usize>()
             + self.custody.iter().map(|custody| custody.note.len()).sum::<usize>()
@@ -109,21 +112,23 @@ impl Kept {
 pub(crate) enum Work {
     Publish(Vec<ValidBulletin>, oneshot::Sender<Result<PublishedGroup, CommitFailure>>, Permit),
     Append(Box<VerifiedBatch>, oneshot::Sender<Result<Appended, CommitFailure>>, Permit),
-    Express(Box<VerifiedExpress>, oneshot::Sender<Result<Expressed, CommitFailure>>, Permit),
-    Fill(Box<Filling>, oneshot::Sender<Result<Filled, CommitFailure>>, Permit),
-    Keep(Kept, oneshot::Sender<Result<(), CommitFailure>>, Permit),
+    Priority(Box<VerifiedPriority>, oneshot::Sender<Result<PriorityOutcome, CommitFailure>>, Permit),
+    Backfill(Box<BackfillWork>, oneshot::Sender<Result<Backfilled, CommitFailure>>, Permit),
+    Records(Records, oneshot::Sender<Result<(), CommitFailure>>, Permit),
     Stop(oneshot::Sender<()>),
 }
 
 impl Work {
-    /// Entries, and bytes of their envelopes.
+    /// Returns the number of entries, and the bytes of their envelopes.
     pub(super) fn size(&self) -> (usize, usize) {
         match self {
             Self::Publish(group, ..) => (group.len(), group.iter().map(|bulletin| bulletin.envelope.len()).sum()),
             Self::Append(batch, ..) => (batch.entries.len(), batch.envelope_bytes()),
-            Self::Fill(filling, ..) => (filling.fills.entries.len(), filling.fills.envelope_bytes()),
-            Self::Express(express, ..) => (1, express.envelope().map_or(0, Bytes::len)),
-            Self::Keep(..) | Self::Stop(_) => (0, 0),
+            Self::Backfill(backfill_work, ..) => {
+                (backfill_work.backfill.entries.len(), backfill_work.backfill.envelope_bytes())
+            }
+            Self::Priority(priority, ..) => (1, priority.envelope().map_or(0, Bytes::len)),
+            Self::Records(..) | Self::Stop(_) => (0, 0),
         }
     }
 }
@@ -135,14 +140,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn evidence_and_cursors_count_in_what_one_commit_may_hold() {
+    fn evidence_and_cursors_count_toward_records_bytes_max() {
         let fork = ForkRecord {
             feed: "ma.rabat.example/feed/1".parse().expect("a feed"),
             evidence: Bytes::from(vec![0; 1_000]),
             resumed: false,
         };
-        let cursor = CursorRecord { subscription: "s".repeat(100), arrival: 1, held: None, epoch: 1 };
-        let kept = Kept { forks: vec![fork; 3], cursors: vec![cursor; 2], ..Kept::default() };
-        assert_eq!(kept.bytes(), 3_200);
+        let cursor = CursorRecord { subscription: "s".repeat(100), offset: 1, held: None, epoch: 1 };
+        let records = Records { forks: vec![fork; 3], cursors: vec![cursor; 2], ..Records::default() };
+        assert_eq!(records.bytes(), 3_200);
     }
 }

@@ -1,9 +1,9 @@
-//! Conversations that a rogue member leads: what must hold after any sequence of frames. The fuzz target `conversation`, and a test that plays
-//! seeded ones.
+//! Conversations with a rogue member: what must hold after any sequence of frames. Used by the fuzz
+//! target `conversation`, and by a test that plays seeded ones.
 //!
-//! In scope: a member with keys of its own that the roster lists. It signs what it likes: entries, checkpoints, two trees, custody notes and
-//! cosignatures on another member's feed; it sends frames in any order, and frames of any bytes. Out of scope: TLS and HTTP/2 (`transport`).
-//! Not for use by the node.
+//! In scope: a member with keys that the roster lists. It signs anything: entries, checkpoints, two
+//! trees, custody notes and cosignatures on another member's feed. It sends frames in any order,
+//! and frames of any bytes. Out of scope: TLS and HTTP/2 (`transport`). Not for use by the node.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::sync::OnceLock;
@@ -15,7 +15,7 @@ use barid_core::feed::cosignature::{cosign, heartbeat_line};
 use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::Algorithm;
 use barid_core::feed::tree::{MemoryTree, consistency_proof, inclusion_proof, root_at};
-use barid_core::names::{Digest, FeedId, Hash, Undisclosed};
+use barid_core::ids::{Digest, FeedId, Hash, Undisclosed};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 use barid_core::proto::item::Item;
@@ -25,14 +25,14 @@ use tokio::runtime::Runtime;
 
 use super::world::{Actor, EXCHANGE, Node, bulletin, connect, feed, honest, key, member, roster, until};
 
-/// Steps of one conversation: more only repeat.
+/// Steps of one conversation; more steps only repeat the same states.
 const STEPS_MAX: usize = 64;
 /// Entries that one step appends.
 const APPEND_MAX: u64 = 40;
-/// Alarms that one member may cause to stand.
+/// Active alarms that one member may cause.
 const ALARMS_MAX: usize = 32;
 
-/// Bytes as choices; once they have run out, every choice is 0.
+/// Fuzz input read as choices. Once it has run out, every choice is 0.
 struct Choices<'a>(&'a [u8]);
 
 impl<'a> Choices<'a> {
@@ -42,7 +42,7 @@ impl<'a> Choices<'a> {
         *first
     }
 
-    /// Small numbers mostly, and those at the ends of ranges.
+    /// Returns mostly small numbers, and numbers at the ends of ranges.
     fn number(&mut self, near: u64) -> u64 {
         let step = u64::from(self.byte());
         match step {
@@ -68,15 +68,15 @@ impl<'a> Choices<'a> {
     }
 }
 
-/// The rogue: a feed of its own with one tree, or two.
+/// The rogue member: a feed with one tree, or two.
 struct Rogue {
     trees: [MemoryTree; 2],
     envelopes: [Vec<Option<Bytes>>; 2],
-    /// The tree that is shown now.
-    shown: usize,
+    /// The tree that it sends now.
+    current_tree: usize,
 }
 
-/// Panics if something does not hold.
+/// Plays a conversation. Panics if an invariant does not hold.
 pub fn check(data: &[u8]) {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| {
@@ -88,9 +88,9 @@ pub fn check(data: &[u8]) {
 async fn converse(data: &[u8]) {
     let mut choices = Choices(data);
     let node = Node::start("ma");
-    let mut rogue = Rogue { trees: Default::default(), envelopes: Default::default(), shown: 0 };
+    let mut rogue = Rogue { trees: Default::default(), envelopes: Default::default(), current_tree: 0 };
     node.publish(3, |_| {}).await;
-    let also_honest = choices.byte() % 8 == 0;
+    let with_honest_peer = choices.byte() % 8 == 0;
     let mut actor = open(&node, &mut choices).await;
     for _ in 0..STEPS_MAX {
         if choices.is_empty() {
@@ -101,15 +101,15 @@ async fn converse(data: &[u8]) {
             continue;
         };
         // A link that was ended is opened again.
-        if actor.sends.send(proto::Frame { frame: Some(frame) }).await.is_err() {
+        if actor.to_node.send(proto::Frame { frame: Some(frame) }).await.is_err() {
             actor = open(&node, &mut choices).await;
         }
     }
-    // The node still publishes, whatever came.
+    // The node still publishes, whatever it received.
     let held = node.size(&node.feed());
     node.publish(2, |_| {}).await;
     assert_eq!(node.size(&node.feed()), held + 2);
-    if also_honest {
+    if with_honest_peer {
         let other = Node::start("ly");
         other.publish(2, |_| {}).await;
         let _cable = connect(&node, &other, honest(), honest());
@@ -119,7 +119,7 @@ async fn converse(data: &[u8]) {
         .await;
     }
     actor.end().await;
-    // What is held of the rogue's feed is one of the trees that it signed.
+    // The copy held of the rogue's feed is one of the trees that it signed.
     if let Some(root) = node.root(&feed("tn")) {
         let size = node.size(&feed("tn"));
         let signed = rogue.trees.iter().any(|tree| size <= tree.size() && root_at(tree, size).unwrap() == root);
@@ -132,26 +132,26 @@ async fn converse(data: &[u8]) {
     }
 }
 
-/// The rogue's end of a link, whose other end is drained.
-struct Line {
-    sends: tokio::sync::mpsc::Sender<proto::Frame>,
+/// The rogue's end of a link; the frames it receives are discarded.
+struct RogueLink {
+    to_node: tokio::sync::mpsc::Sender<proto::Frame>,
     link: tokio::task::JoinHandle<Result<(), super::LinkError>>,
-    drains: tokio::task::JoinHandle<()>,
+    drain_task: tokio::task::JoinHandle<()>,
 }
 
-impl Line {
+impl RogueLink {
     /// Ends the link, which must not have panicked, and must end soon.
     async fn end(self) {
-        drop(self.sends);
+        drop(self.to_node);
         let ended = tokio::time::timeout(Duration::from_secs(20), self.link).await.expect("a link ends with its wire");
         let _ = ended.expect("a link does not panic");
-        self.drains.abort();
+        self.drain_task.abort();
     }
 }
 
-async fn open(node: &Node, choices: &mut Choices<'_>) -> Line {
-    let Actor { says, mut hears, link } = Actor::dial(node, "tn");
-    let drains = tokio::spawn(async move { while hears.recv().await.is_some() {} });
+async fn open(node: &Node, choices: &mut Choices<'_>) -> RogueLink {
+    let Actor { to_node, mut from_node, link } = Actor::dial(node, "tn");
+    let drain_task = tokio::spawn(async move { while from_node.recv().await.is_some() {} });
     let mut hello =
         proto::Hello { protocol: 1, exchange: EXCHANGE.into(), roster_version: 1, ..proto::Hello::default() };
     match choices.byte() {
@@ -162,8 +162,8 @@ async fn open(node: &Node, choices: &mut Choices<'_>) -> Line {
         245..250 => hello.now_unix_ms = choices.number(0),
         _ => hello.protocol = u32::try_from(choices.number(1)).unwrap_or(u32::MAX),
     }
-    let _ = says.send(proto::Frame { frame: Some(Frame::Hello(hello)) }).await;
-    Line { sends: says, link, drains }
+    let _ = to_node.send(proto::Frame { frame: Some(Frame::Hello(hello)) }).await;
+    RogueLink { to_node, link, drain_task }
 }
 
 fn text(choices: &mut Choices<'_>) -> String {
@@ -171,7 +171,7 @@ fn text(choices: &mut Choices<'_>) -> String {
 }
 
 impl Rogue {
-    /// The next frame; `None`: the link is opened anew.
+    /// Returns the next frame; `None` if a new link is to be opened.
     fn step(&mut self, node: &Node, choices: &mut Choices<'_>) -> Option<Frame> {
         let own = node.feed();
         let own_size = node.size(&own);
@@ -182,14 +182,14 @@ impl Rogue {
             }
             1..=4 => self.entries(node, choices),
             5 => {
-                self.shown = 1 - self.shown;
+                self.current_tree = 1 - self.current_tree;
                 self.entries(node, choices)
             }
             6 => Frame::Custody(proto::Custody { note: self.custody(node, choices) }),
             7 => Frame::Cosigned(proto::Cosigned { note: cosigned(node, choices), ..Default::default() }),
             8 => self.heartbeat(choices),
             9 => self.heads(node, choices),
-            10 => self.express(node, choices),
+            10 => self.priority(node, choices),
             11 => {
                 let feed = any_feed(choices);
                 let (from, topics) = (choices.number(own_size), (0..choices.byte() % 3).map(|_| text(choices)));
@@ -197,25 +197,32 @@ impl Rogue {
                 let ranges = (0..choices.byte() % 4).map(|_| range(choices, own_size)).collect();
                 Frame::Follow(proto::Follow { feed, from, topics, ranges })
             }
-            12 => Frame::Stored(proto::Stored { feed: any_feed(choices), size: choices.number(own_size) }),
+            12 => Frame::ReplicationProgress(proto::ReplicationProgress {
+                feed: any_feed(choices),
+                size: choices.number(own_size),
+            }),
             13 => {
                 let reason = text(choices);
                 Frame::Fault(proto::Fault { feed: any_feed(choices), reason, detail: text(choices) })
             }
-            14 => Frame::AnswersRequest(proto::AnswersRequest {
+            14 => Frame::AttestationsRequest(proto::AttestationsRequest {
                 feed: any_feed(choices),
                 custody_from: choices.number(0),
-                late_from: choices.number(0),
+                backfilled_since: choices.number(0),
             }),
             15 => {
                 let items = (0..choices.byte() % 4).map(|_| {
                     let index = choices.number(self.size());
-                    let envelope = self.envelopes[self.shown].get(usize::try_from(index).unwrap_or(usize::MAX));
+                    let envelope = self.envelopes[self.current_tree].get(usize::try_from(index).unwrap_or(usize::MAX));
                     let envelope = envelope.cloned().flatten().unwrap_or_default();
-                    proto::Fill { index, envelope }
+                    proto::Backfill { index, envelope }
                 });
                 let items = items.collect();
-                Frame::Fills(proto::Fills { feed: any_feed(choices), items, through: choices.number(self.size()) })
+                Frame::BackfillResponse(proto::BackfillResponse {
+                    feed: any_feed(choices),
+                    items,
+                    scanned_to: choices.number(self.size()),
+                })
             }
             16 => Frame::ConsistencyRequest(proto::ConsistencyRequest {
                 feed: any_feed(choices),
@@ -230,19 +237,19 @@ impl Rogue {
             }
             20 => {
                 let holder = ["ly", "tn", "ma", "zz"][usize::from(choices.byte() % 4)].to_owned();
-                let (notes, through) = (vec![self.custody(node, choices)], choices.number(own_size));
-                Frame::RelayedCustody(proto::RelayedCustody { feed: own.to_string(), holder, notes, through })
+                let (notes, scanned_to) = (vec![self.custody(node, choices)], choices.number(own_size));
+                Frame::RelayedCustody(proto::RelayedCustody { feed: own.to_string(), holder, notes, scanned_to })
             }
             _ => return None,
         })
     }
 
     fn size(&self) -> u64 {
-        self.trees[self.shown].size()
+        self.trees[self.current_tree].size()
     }
 
     fn signed(&self, size: u64) -> SignedCheckpoint {
-        let root = root_at(&self.trees[self.shown], size).unwrap();
+        let root = root_at(&self.trees[self.current_tree], size).unwrap();
         sign(&Checkpoint { feed: feed("tn"), size, root }, &[key("tn", "feed/1", Algorithm::Ed25519)]).unwrap()
     }
 
@@ -261,11 +268,12 @@ impl Rogue {
             }
         };
         let digest = envelope.as_ref().map_or_else(|| Digest([urgency; 32]), |bytes| envelope::digest(bytes));
-        self.trees[self.shown].append(&digest);
-        self.envelopes[self.shown].push(envelope);
+        self.trees[self.current_tree].append(&digest);
+        self.envelopes[self.current_tree].push(envelope);
     }
 
-    /// Entries from somewhere to somewhere of the tree that is shown, as a live or a backlog batch, right or nearly.
+    /// Returns a range of entries of the current tree, as a live or a backlog batch, valid or
+    /// nearly so.
     fn entries(&mut self, node: &Node, choices: &mut Choices<'_>) -> Frame {
         for _ in 0..u64::from(choices.byte()) % APPEND_MAX {
             self.append(choices);
@@ -274,7 +282,7 @@ impl Rogue {
         let first = if choices.byte() < 200 { held.min(self.size()) } else { choices.number(held).min(self.size()) };
         let end = if choices.byte() < 200 { self.size() } else { choices.number(held).clamp(first, self.size()) };
         let size = if choices.byte() < 200 { end } else { choices.number(end).clamp(end, self.size()) };
-        let (tree, envelopes) = (&self.trees[self.shown], &self.envelopes[self.shown]);
+        let (tree, envelopes) = (&self.trees[self.current_tree], &self.envelopes[self.current_tree]);
         let items = (first..end).map(|index| {
             let position = usize::try_from(index).unwrap();
             let item = match &envelopes[position] {
@@ -327,24 +335,24 @@ impl Rogue {
     }
 
     fn heads(&self, node: &Node, choices: &mut Choices<'_>) -> Frame {
-        let head = proto::Head {
+        let head = proto::TreeHead {
             checkpoint: self.signed(choices.number(self.size()).min(self.size())).note,
             cosigned: (0..choices.byte() % 3).map(|_| cosigned(node, choices)).collect(),
             held: (choices.byte() > 100).then(|| choices.number(self.size())),
         };
         let crls = (0..choices.byte() % 3).map(|_| Bytes::copy_from_slice(choices.bytes(60))).collect();
-        Frame::Heads(proto::Heads { heads: vec![head], roster_version: choices.number(1), crls })
+        Frame::TreeHeads(proto::TreeHeads { heads: vec![head], roster_version: choices.number(1), crls })
     }
 
-    fn express(&mut self, node: &Node, choices: &mut Choices<'_>) -> Frame {
+    fn priority(&mut self, node: &Node, choices: &mut Choices<'_>) -> Frame {
         for _ in 0..=choices.byte() % 8 {
             self.append(choices);
         }
         let index = choices.number(node.size(&feed("tn"))).min(self.size() - 1);
-        let envelope = self.envelopes[self.shown][usize::try_from(index).unwrap()].clone().unwrap_or_default();
-        let proof = inclusion_proof(&self.trees[self.shown], index, self.size()).unwrap_or_default();
+        let envelope = self.envelopes[self.current_tree][usize::try_from(index).unwrap()].clone().unwrap_or_default();
+        let proof = inclusion_proof(&self.trees[self.current_tree], index, self.size()).unwrap_or_default();
         let index = if choices.byte() < 220 { index } else { choices.number(index) };
-        Frame::Express(proto::Express {
+        Frame::PriorityEntry(proto::PriorityEntry {
             feed: feed("tn").to_string(),
             index,
             envelope,
@@ -356,7 +364,7 @@ impl Rogue {
     fn consistency(&self, choices: &mut Choices<'_>) -> Frame {
         let size = choices.number(self.size()).min(self.size());
         let tree = &self.trees[choices.byte() as usize % 2];
-        let proof = consistency_proof(&self.trees[self.shown], size, self.size()).unwrap_or_default();
+        let proof = consistency_proof(&self.trees[self.current_tree], size, self.size()).unwrap_or_default();
         let root = root_at(tree, size.min(tree.size())).unwrap();
         Frame::Consistency(proto::Consistency {
             feed: feed("tn").to_string(),
@@ -368,7 +376,7 @@ impl Rogue {
     }
 }
 
-/// The envelope with a header that no node would sign.
+/// Returns the envelope with a header that no node would sign.
 fn altered(envelope: &Bytes, choices: &mut Choices<'_>) -> Bytes {
     let mut altered = proto::Envelope::decode(envelope.clone()).unwrap();
     let mut header = proto::Header::decode(altered.header).unwrap();
@@ -405,11 +413,11 @@ fn any_feed(choices: &mut Choices<'_>) -> String {
     }
 }
 
-/// A cosignature of the rogue on the node's own newest checkpoint, or on what is not one.
+/// Returns the rogue's cosignature on the node's own newest checkpoint, or random bytes.
 fn cosigned(node: &Node, choices: &mut Choices<'_>) -> Bytes {
     let own = node.feed();
     let state = node.store.feed(&own).unwrap();
-    let signed = SignedCheckpoint::kept(state.checkpoint).unwrap();
+    let signed = SignedCheckpoint::from_trusted_store(state.checkpoint).unwrap();
     let key = key("tn", "mirror", Algorithm::CosignatureEd25519);
     let time = choices.number(1_700_000_000);
     // Not every time can be signed.
@@ -423,7 +431,7 @@ mod tests {
     use crate::store::fuzzing::mutate::Mutator;
 
     #[test]
-    fn node_goes_on_after_any_conversation() {
+    fn node_stays_consistent_after_any_conversation() {
         // Every step in turn, then mutations of such conversations.
         let seed: Vec<u8> = (0..=255).collect();
         for number in 0..40 {

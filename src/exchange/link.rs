@@ -1,36 +1,41 @@
-//! One link from its first frame to its last: greeting, becoming the link to a peer, the two tasks, and the end.
+//! Runs one link from its first frame to its last: handshake, registration, the tasks, and the
+//! closing fault.
+//!
+//! In scope: the life cycle of a link. Out of scope: handling received frames (`receiver`),
+//! choosing what to send (`sender`), dialling (`dial`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use barid_core::names::Member;
+use barid_core::ids::Member;
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 use futures::stream::{BoxStream, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::answers::{keep_all, tell_all};
-use super::ended::Ended;
-use super::express;
-use super::fills;
-use super::outbox::Outbox;
-use super::reader::Reader;
-use super::writer::Writer;
-use super::{HELLO_WAIT, NOTES_WAITING_MAX, PROTOCOL, Shared};
+use super::backfill;
+use super::cancellation::CancellationToken;
+use super::note_verifier::{send_attestations, verify_and_persist};
+use super::priority;
+use super::receiver::LinkReceiver;
+use super::send_queue::SendQueue;
+use super::sender::LinkSender;
+use super::{ExchangeState, HELLO_TIMEOUT, NOTE_QUEUE_MAX, PROTOCOL};
 use crate::clock;
 use crate::telemetry::{AuditEvent, audit};
 
-/// Answers to requests for missing content that may wait: one request is on its way at a time.
-const ANSWERS_WAITING_MAX: usize = 2;
-/// How long the last frames may take.
-const FAREWELL_WAIT: Duration = Duration::from_secs(1);
+/// Backfill responses that may wait. One request is in flight at a time.
+const REPLY_QUEUE_MAX: usize = 2;
+/// Time allowed for the last frames.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Frames in and out, whatever carries them.
+/// A transport of frames, in both directions.
 pub struct Wire {
-    /// What the peer says; ends when the peer closes; an error when the transport breaks.
+    /// Frames from the peer. Ends when the peer closes the link; yields an error when the transport
+    /// breaks.
     pub incoming: BoxStream<'static, Result<proto::Frame, String>>,
-    /// What is said to the peer; at most a few frames wait here.
+    /// Frames to the peer. At most a few frames wait here.
     pub outgoing: mpsc::Sender<proto::Frame>,
 }
 
@@ -43,25 +48,25 @@ pub enum LinkError {
     /// The transport failed.
     #[error("the link broke: {0}")]
     Broken(String),
-    /// The first frame was not what it must be.
+    /// The first frame was not a valid Hello.
     #[error("the peer did not greet as it must: {0}")]
-    Greeting(String),
-    /// Another link to the same peer is open, and stays.
+    Handshake(String),
+    /// Another link to the same peer is open and has precedence.
     #[error("another link to this peer is open")]
     Duplicate,
-    /// A newer link, or the one that the lower code dialled, took over.
+    /// A newer link, or one dialled by the lower code, replaced it.
     #[error("another link took over")]
     Replaced,
-    /// The peer ended it, and said why.
+    /// The peer ended it: reason and detail.
     #[error("the peer ended the link: {0}: {1}")]
-    Refused(String, String),
-    /// Nothing was heard for too long.
-    #[error("nothing was heard from the peer for {} s", super::SILENCE_MAX.as_secs())]
-    Silent,
-    /// The peer sends without reading our answers.
+    Rejected(String, String),
+    /// Nothing was received for [`super::IDLE_TIMEOUT`].
+    #[error("nothing was heard from the peer for {} s", super::IDLE_TIMEOUT.as_secs())]
+    IdleTimeout,
+    /// The peer sends requests without reading the replies.
     #[error("the peer does not read what it is answered")]
-    Flood,
-    /// The roster in force does not list the peer any more.
+    SendQueueOverflow,
+    /// The roster in force no longer lists the peer.
     #[error("the roster no longer lists this peer")]
     Expelled,
     /// This node's store has failed.
@@ -73,92 +78,113 @@ pub enum LinkError {
 }
 
 impl LinkError {
-    /// What the peer is told: a stable word and a sentence; `None` when there is nothing to tell or nobody to hear it.
-    fn farewell(&self) -> Option<(&'static str, String)> {
+    /// Returns the reason and detail of the fault to send; `None` if there is nothing to report or
+    /// the transport is gone.
+    fn closing_fault(&self) -> Option<(&'static str, String)> {
         match self {
-            Self::Closed | Self::Broken(_) | Self::Refused(..) | Self::Stopped => None,
-            Self::Greeting(_) => Some(("protocol", self.to_string())),
+            Self::Closed | Self::Broken(_) | Self::Rejected(..) | Self::Stopped => None,
+            Self::Handshake(_) => Some(("protocol", self.to_string())),
             Self::Expelled => Some(("not-allowed", self.to_string())),
             Self::Duplicate | Self::Replaced => Some(("duplicate", self.to_string())),
-            Self::Silent | Self::Flood | Self::Store(_) => Some(("busy", self.to_string())),
+            Self::IdleTimeout | Self::SendQueueOverflow | Self::Store(_) => Some(("busy", self.to_string())),
         }
     }
 
-    /// Whether the link to this peer is in order all the same, by another stream.
-    pub(crate) fn is_double(&self) -> bool {
+    /// Whether the link ended because another link to this peer is open.
+    pub(crate) fn is_duplicate(&self) -> bool {
         matches!(self, Self::Duplicate | Self::Replaced)
-            || matches!(self, Self::Refused(word, _) if word == "duplicate")
+            || matches!(self, Self::Rejected(reason, _) if reason == "duplicate")
     }
 }
 
-pub(crate) async fn run(shared: &Arc<Shared>, peer: &Member, dialled: bool, wire: Wire) -> Result<(), LinkError> {
+pub(crate) async fn run(
+    shared: &Arc<ExchangeState>,
+    peer: &Member,
+    dialled: bool,
+    wire: Wire,
+) -> Result<(), LinkError> {
     let outgoing = wire.outgoing.clone();
-    let result = speak(shared, peer, dialled, wire).await;
+    let result = run_session(shared, peer, dialled, wire).await;
     if let Err(error) = &result {
-        shared.peers.failed(peer, error.to_string());
-        if let Some((reason, detail)) = error.farewell() {
+        shared.peers.link_failed(peer, error.to_string());
+        if let Some((reason, detail)) = error.closing_fault() {
             let fault = proto::Fault { feed: String::new(), reason: reason.into(), detail };
             let frame = proto::Frame { frame: Some(Frame::Fault(fault)) };
-            // A peer that does not read does not hear it.
-            let _ = tokio::time::timeout(FAREWELL_WAIT, outgoing.send(frame)).await;
+            // A peer that does not read does not receive it.
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, outgoing.send(frame)).await;
         }
     }
     result
 }
 
-async fn speak(shared: &Arc<Shared>, peer: &Member, dialled: bool, mut wire: Wire) -> Result<(), LinkError> {
-    let hello = greet(shared, &mut wire).await?;
+async fn run_session(
+    shared: &Arc<ExchangeState>,
+    peer: &Member,
+    dialled: bool,
+    mut wire: Wire,
+) -> Result<(), LinkError> {
+    let hello = handshake(shared, &mut wire).await?;
     let by_lower = (shared.me < *peer) == dialled;
-    let outbox = Arc::new(Outbox::default());
-    let Some(mut registration) = shared.peers.register(peer, by_lower, &outbox) else {
+    let send_queue = Arc::new(SendQueue::default());
+    let Some(mut registration) = shared.peers.register(peer, by_lower, &send_queue) else {
         return Err(LinkError::Duplicate);
     };
-    shared.peers.greeted(peer, &hello.software, hello.roster_version, hello.now_unix_ms);
+    shared.peers.hello_received(peer, &hello.software, hello.roster_version, hello.now_unix_ms);
     let reason = if dialled { "dialled" } else { "accepted" };
-    audit(&AuditEvent { what: "link-opened", reason, who: peer, subject: &"", detail: &"" });
+    audit(&AuditEvent { event: "link-opened", reason, actor: peer, resource: &"", detail: &"" });
 
-    let (ended, _ends) = Ended::with_guard();
-    let (signed, waiting) = mpsc::channel(NOTES_WAITING_MAX);
-    let (answers, answered) = mpsc::channel(ANSWERS_WAITING_MAX);
-    let reader = Reader::new(Arc::clone(shared), peer.clone(), Arc::clone(&outbox), signed, answers);
-    let express = express::send(Arc::clone(shared), peer.clone(), Arc::clone(&outbox), wire.outgoing.clone());
-    let writer = Writer::new(Arc::clone(shared), peer.clone(), Arc::clone(&outbox), wire.outgoing);
-    // Dropping the set ends both tasks, also when this future is dropped.
-    let mut writing = JoinSet::new();
-    writing.spawn(writer.run());
-    let mut expressing = JoinSet::new();
-    expressing.spawn(express);
-    let mut keeping = JoinSet::new();
-    keeping.spawn(keep_all(Arc::clone(shared), peer.clone(), waiting, ended.clone()));
+    let (cancellation, _cancel_guard) = CancellationToken::with_guard();
+    let (notes, note_queue) = mpsc::channel(NOTE_QUEUE_MAX);
+    let (replies, reply_queue) = mpsc::channel(REPLY_QUEUE_MAX);
+    let receiver = LinkReceiver::new(Arc::clone(shared), peer.clone(), Arc::clone(&send_queue), notes, replies);
+    let priority = priority::send(Arc::clone(shared), peer.clone(), Arc::clone(&send_queue), wire.outgoing.clone());
+    let sender = LinkSender::new(Arc::clone(shared), peer.clone(), Arc::clone(&send_queue), wire.outgoing);
+    // Dropping the set aborts the task, also when this future is dropped.
+    let mut send_task = JoinSet::new();
+    send_task.spawn(sender.run());
+    let mut priority_task = JoinSet::new();
+    priority_task.spawn(priority);
+    let mut note_task = JoinSet::new();
+    note_task.spawn(verify_and_persist(Arc::clone(shared), peer.clone(), note_queue, cancellation.clone()));
 
-    // From now on; what was said before the owner asks for.
-    let mut telling = JoinSet::new();
-    telling.spawn(tell_all(peer.clone(), Arc::clone(&outbox), shared.options.committer.said()));
+    // Only attestations signed from now on; the owner requests earlier ones.
+    let mut attestation_task = JoinSet::new();
+    attestation_task.spawn(send_attestations(
+        peer.clone(),
+        Arc::clone(&send_queue),
+        shared.options.committer.attestations(),
+    ));
 
-    let mut asking = JoinSet::new();
-    asking.spawn(fills::ask(Arc::clone(shared), peer.clone(), Arc::clone(&outbox), answered));
+    let mut backfill_task = JoinSet::new();
+    backfill_task.spawn(backfill::request_missing(
+        Arc::clone(shared),
+        peer.clone(),
+        Arc::clone(&send_queue),
+        reply_queue,
+    ));
 
     let mut shutdown = shared.options.shutdown.clone();
     let end = tokio::select! {
-        // What the peer still said comes first: a link that it ends for a reason does not end as a broken line.
+        // Frames already received come first: a fault from the peer takes precedence over a broken
+        // transport.
         biased;
-        end = reader.run(hello.roster_version, wire.incoming) => end,
+        end = receiver.run(hello.roster_version, wire.incoming) => end,
         () = registration.replaced() => LinkError::Replaced,
         _ = shutdown.wait_for(|stop| *stop) => LinkError::Stopped,
-        _ = writing.join_next() => LinkError::Broken("nothing more can be sent".into()),
+        _ = send_task.join_next() => LinkError::Broken("nothing more can be sent".into()),
     };
     drop(registration);
-    outbox.close();
-    let _ = tokio::time::timeout(FAREWELL_WAIT, async {
-        writing.join_next().await;
-        keeping.join_next().await;
+    send_queue.close();
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, async {
+        send_task.join_next().await;
+        note_task.join_next().await;
     })
     .await;
-    audit(&AuditEvent { what: "link-ended", reason, who: peer, subject: &"", detail: &end });
+    audit(&AuditEvent { event: "link-closed", reason, actor: peer, resource: &"", detail: &end });
     if matches!(end, LinkError::Closed) { Ok(()) } else { Err(end) }
 }
 
-async fn greet(shared: &Shared, wire: &mut Wire) -> Result<proto::Hello, LinkError> {
+async fn handshake(shared: &ExchangeState, wire: &mut Wire) -> Result<proto::Hello, LinkError> {
     let exchange = shared.own_feed().exchange.to_string();
     let hello = proto::Hello {
         protocol: PROTOCOL,
@@ -169,21 +195,21 @@ async fn greet(shared: &Shared, wire: &mut Wire) -> Result<proto::Hello, LinkErr
     };
     let frame = proto::Frame { frame: Some(Frame::Hello(hello)) };
     wire.outgoing.send(frame).await.map_err(|_| LinkError::Broken("nothing can be sent".into()))?;
-    let first = tokio::time::timeout(HELLO_WAIT, wire.incoming.next()).await;
+    let first = tokio::time::timeout(HELLO_TIMEOUT, wire.incoming.next()).await;
     let frame = match first {
-        Err(_) => return Err(LinkError::Greeting("it said nothing".into())),
+        Err(_) => return Err(LinkError::Handshake("it said nothing".into())),
         Ok(None) => return Err(LinkError::Closed),
         Ok(Some(Err(error))) => return Err(LinkError::Broken(error)),
         Ok(Some(Ok(frame))) => frame,
     };
     match frame.frame {
-        Some(Frame::Hello(hello)) if hello.protocol == 0 => Err(LinkError::Greeting("protocol 0".into())),
+        Some(Frame::Hello(hello)) if hello.protocol == 0 => Err(LinkError::Handshake("protocol 0".into())),
         Some(Frame::Hello(hello)) if hello.exchange != exchange => {
             let theirs: String = hello.exchange.chars().take(80).collect();
-            Err(LinkError::Greeting(format!("it is of exchange {theirs}, this one is {exchange}")))
+            Err(LinkError::Handshake(format!("it is of exchange {theirs}, this one is {exchange}")))
         }
         Some(Frame::Hello(hello)) => Ok(hello),
-        Some(Frame::Fault(fault)) => Err(LinkError::Refused(fault.reason, fault.detail)),
-        _ => Err(LinkError::Greeting("its first frame is no Hello".into())),
+        Some(Frame::Fault(fault)) => Err(LinkError::Rejected(fault.reason, fault.detail)),
+        _ => Err(LinkError::Handshake("its first frame is no Hello".into())),
     }
 }

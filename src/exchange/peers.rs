@@ -1,124 +1,129 @@
-//! What is known of each peer: its link, how far behind we are on its feed, and what it has answered about ours.
+//! The table of peers: each peer's link, how far behind we are on its feed, and its attestations of
+//! ours.
 //!
-//! In scope: one table, written by links and read by the operator's API; which of two links to one peer stays. Out of scope: deciding
-//! anything from it, and which feeds are not followed (`stopped_feeds`).
+//! In scope: one table, written by links and read by the operator's API; which of two links to one
+//! peer stays. Out of scope: decisions based on it, and which feeds are stopped (`stopped_feeds`).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use barid_core::names::{FeedId, Member};
+use barid_core::ids::{FeedId, Member};
 use barid_core::proto::frame::Frame;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::outbox::Outbox;
+use super::send_queue::SendQueue;
 use crate::clock;
 use crate::store::{Cosigned, CustodyRecord, Store};
 use crate::telemetry::alarms::{Alarm, Alarms};
 
-/// Entries by which a feed is shown to be behind at most: more than any member publishes in years, and a number that every program reads exactly.
-pub(crate) const BEHIND_SHOWN_MAX: u64 = 1_000_000_000;
+/// Maximum number of entries by which a feed is reported behind: more than any member publishes in
+/// years, and exact in every JSON parser.
+pub(crate) const BEHIND_ENTRIES_MAX: u64 = 1_000_000_000;
 
-/// So many links that a member dials while another one, dialled by it too, is open mean that two nodes use its identity. One or two come
-/// when a line broke and only one end has noticed.
-const DOUBLES_MAX: usize = 4;
-/// Within this time.
-const DOUBLES_WITHIN: Duration = Duration::from_secs(60);
-/// For so long after the last of them the link that is open stays: two nodes that take it from each other would leave it to neither.
-const DOUBLES_QUIET: Duration = Duration::from_secs(300);
+/// If a member opens this many links while another link that it dialled is open, two nodes use its
+/// identity. One or two occur when a line broke and only one end has noticed.
+const DUPLICATE_LINKS_MAX: usize = 4;
+/// The window in which these links are counted.
+const DUPLICATE_LINKS_WINDOW: Duration = Duration::from_secs(60);
+/// For this long after the last of them the open link stays. Otherwise two nodes would replace each
+/// other's link without end.
+const DUPLICATE_LINKS_CLEAR_AFTER: Duration = Duration::from_secs(300);
 
 /// The table of peers. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Peers {
-    inner: Arc<Inner>,
+    inner: Arc<PeersInner>,
 }
 
-struct Inner {
-    table: Mutex<Table>,
+struct PeersInner {
+    table: Mutex<PeerTable>,
     alarms: Alarms,
     changed: watch::Sender<u64>,
 }
 
-impl Default for Inner {
+impl Default for PeersInner {
     fn default() -> Self {
         Self { table: Mutex::default(), alarms: Alarms::default(), changed: watch::Sender::new(0) }
     }
 }
 
 #[derive(Default)]
-struct Table {
+struct PeerTable {
     peers: BTreeMap<Member, Peer>,
     links: u64,
 }
 
 #[derive(Default)]
 struct Peer {
-    link: Option<Current>,
+    link: Option<OpenLink>,
     /// When the last link ended.
     ended: Option<Instant>,
-    /// Entries of each feed that it shows to hold, over the link that is open.
-    heads: BTreeMap<FeedId, u64>,
-    /// Its clock when it greeted, in unix ms, and when that was.
-    greeted: Option<(u64, Instant)>,
-    doubles: Doubles,
-    shown: PeerSnapshot,
+    /// Entries of each feed that it has announced to hold, over the open link.
+    replica_sizes: BTreeMap<FeedId, u64>,
+    /// Its clock in its Hello, in unix ms, and when the Hello arrived.
+    hello_received: Option<(u64, Instant)>,
+    duplicate_links: DuplicateLinks,
+    status: PeerStatus,
 }
 
-/// Links that came while another one of the same dialler was open.
+/// Links registered while another one of the same dialler was open.
 #[derive(Default)]
-struct Doubles {
-    /// When; at most [`DOUBLES_MAX`].
-    met: VecDeque<Instant>,
-    /// The last one since there have been too many.
-    fought: Option<Instant>,
+struct DuplicateLinks {
+    /// When; at most [`DUPLICATE_LINKS_MAX`].
+    seen_at: VecDeque<Instant>,
+    /// When the last one was registered, once there have been too many.
+    conflict: Option<Instant>,
 }
 
-impl Doubles {
-    /// One more has come: whether two nodes use one identity.
-    fn meet(&mut self, now: Instant) -> bool {
-        self.met.retain(|at| now.duration_since(*at) < DOUBLES_WITHIN);
-        self.met.push_back(now);
-        let before = self.fought.is_some_and(|last| now.duration_since(last) < DOUBLES_QUIET);
-        let fought = before || self.met.len() >= DOUBLES_MAX;
-        if self.met.len() >= DOUBLES_MAX {
-            self.met.pop_front();
+impl DuplicateLinks {
+    /// Records one more. Returns whether two nodes use one identity.
+    fn record(&mut self, now: Instant) -> bool {
+        self.seen_at.retain(|at| now.duration_since(*at) < DUPLICATE_LINKS_WINDOW);
+        self.seen_at.push_back(now);
+        let before = self.conflict.is_some_and(|last| now.duration_since(last) < DUPLICATE_LINKS_CLEAR_AFTER);
+        let conflict = before || self.seen_at.len() >= DUPLICATE_LINKS_MAX;
+        if self.seen_at.len() >= DUPLICATE_LINKS_MAX {
+            self.seen_at.pop_front();
         }
-        self.fought = fought.then_some(now);
-        fought
+        self.conflict = conflict.then_some(now);
+        conflict
     }
 }
 
-struct Current {
+struct OpenLink {
     number: u64,
     by_lower: bool,
-    outbox: Arc<Outbox>,
+    send_queue: Arc<SendQueue>,
     stop: watch::Sender<bool>,
 }
 
-/// One peer at one moment. Times are 0 where nothing is known.
+/// The status of one peer at one time. Times are 0 where nothing is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PeerSnapshot {
+pub struct PeerStatus {
     /// Whether a link is open.
     pub linked: bool,
-    /// Unix ms since when it is open, or when it last was.
+    /// When the link opened or ended, in unix ms.
     pub since_unix_ms: u64,
     /// Why the last link or attempt ended; empty while linked.
     pub last_error: String,
-    /// Its software, as it says.
+    /// The software named in its Hello.
     pub software: String,
     /// Newest roster version that it holds.
     pub roster_version: u64,
-    /// Its clock, as it was when the link opened and as time has passed since, less ours as it is now, in ms; 0 without a link.
+    /// Its clock minus ours in ms, 0 without a link. Its clock is extrapolated from its Hello; ours
+    /// is read now.
     pub clock_ahead_ms: i64,
-    /// The newest epoch of its feed of which anything is known.
+    /// The newest known epoch of its feed.
     pub feed: Option<FeedId>,
     /// Size of the newest verified checkpoint of that feed.
     pub known_size: u64,
     /// Entries of that feed held here.
     pub held_size: u64,
-    /// Unix ms since when less is held than is known to exist; 0 if nothing is missing.
+    /// Since when fewer entries are held than are known to exist, in unix ms; 0 if nothing is
+    /// missing.
     pub behind_since_unix_ms: u64,
     /// Size of our feed that it last cosigned.
     pub cosigned_size: u64,
@@ -126,12 +131,12 @@ pub struct PeerSnapshot {
     pub cosigned_time: u64,
     /// Time in its last heartbeat, unix seconds.
     pub heartbeat_time: u64,
-    /// Where the range of its last custody note on our feed ends.
+    /// End of the range that its custody notes on our feed cover without a gap.
     pub custody_size: u64,
 }
 
-/// The right to be the link to a peer. Dropping it gives the right up.
-pub(crate) struct Registration {
+/// The registration of a link as the only one to its peer. Dropping it ends the registration.
+pub(crate) struct LinkRegistration {
     peers: Peers,
     peer: Member,
     number: u64,
@@ -139,15 +144,15 @@ pub(crate) struct Registration {
 }
 
 impl Peers {
-    /// Nothing is known of any peer yet; what needs an operator is raised in `alarms`.
+    /// Creates an empty table; alarms are raised in `alarms`.
     #[must_use]
     pub fn new(alarms: Alarms) -> Self {
-        Self { inner: Arc::new(Inner { alarms, ..Inner::default() }) }
+        Self { inner: Arc::new(PeersInner { alarms, ..PeersInner::default() }) }
     }
 
-    /// Every peer of which anything is known.
+    /// Returns the status of every known peer.
     #[must_use]
-    pub fn snapshot(&self) -> BTreeMap<Member, PeerSnapshot> {
+    pub fn snapshot(&self) -> BTreeMap<Member, PeerStatus> {
         let now = (clock::unix_ms(), Instant::now());
         let table = self.inner.table.lock();
         table.peers.iter().map(|(member, peer)| (member.clone(), peer.snapshot(now))).collect()
@@ -159,58 +164,67 @@ impl Peers {
         self.inner.table.lock().peers.get(member).is_some_and(|peer| peer.link.is_some())
     }
 
-    /// Changes whenever a link opens or ends, and when a peer is ahead on the feed of a member that is not linked.
+    /// Returns a receiver that changes when a link opens or ends, and when a peer announces more of
+    /// the feed of a member without a link.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()
     }
 
-    /// Becomes the link to `peer`; `None` if the link that is open stays. Of two the one that the lower code dialled stays; of two
-    /// of one dialler the newer, as its dialler has seen the older one fail: unless that happens so often that there must be two diallers.
-    pub(crate) fn register(&self, peer: &Member, by_lower: bool, outbox: &Arc<Outbox>) -> Option<Registration> {
+    /// Registers a link to `peer`; `None` if the open link stays. Of two links the one dialled by
+    /// the lower code stays. Of two links of one dialler the newer one stays, since its dialler has
+    /// seen the older one fail, unless that happens so often that there must be two diallers.
+    pub(crate) fn register(
+        &self,
+        peer: &Member,
+        by_lower: bool,
+        send_queue: &Arc<SendQueue>,
+    ) -> Option<LinkRegistration> {
         let mut table = self.inner.table.lock();
         table.links += 1;
         let number = table.links;
         let entry = table.peers.entry(peer.clone()).or_default();
         if let Some(current) = &entry.link {
-            let doubled = current.by_lower == by_lower && entry.doubles.meet(Instant::now());
-            if doubled {
-                // Only a copied machine or a stolen key can explain it.
-                self.inner.alarms.raise_for(Alarm::DuplicateIdentity { peer: peer.clone() }, DOUBLES_QUIET);
+            let duplicate = current.by_lower == by_lower && entry.duplicate_links.record(Instant::now());
+            if duplicate {
+                // Only a copied machine or a stolen key explains it.
+                self.inner
+                    .alarms
+                    .raise_for(Alarm::DuplicateIdentity { peer: peer.clone() }, DUPLICATE_LINKS_CLEAR_AFTER);
             }
-            if doubled || current.by_lower && !by_lower {
+            if duplicate || current.by_lower && !by_lower {
                 return None;
             }
             current.stop.send_replace(true);
         }
         let (stop, stopped) = watch::channel(false);
-        entry.link = Some(Current { number, by_lower, outbox: Arc::clone(outbox), stop });
-        entry.heads.clear();
-        entry.shown.linked = true;
-        entry.shown.since_unix_ms = clock::unix_ms();
-        entry.shown.last_error.clear();
+        entry.link = Some(OpenLink { number, by_lower, send_queue: Arc::clone(send_queue), stop });
+        entry.replica_sizes.clear();
+        entry.status.linked = true;
+        entry.status.since_unix_ms = clock::unix_ms();
+        entry.status.last_error.clear();
         drop(table);
         self.inner.changed.send_modify(|count| *count += 1);
-        Some(Registration { peers: self.clone(), peer: peer.clone(), number, stop: stopped })
+        Some(LinkRegistration { peers: self.clone(), peer: peer.clone(), number, stop: stopped })
     }
 
-    /// Says something to `member` over its link, if one is open.
-    pub(crate) fn tell(&self, member: &Member, frame: Frame) {
-        let outbox = {
+    /// Queues a frame to `member`, if a link is open.
+    pub(crate) fn send(&self, member: &Member, frame: Frame) {
+        let send_queue = {
             let table = self.inner.table.lock();
             let link = table.peers.get(member).and_then(|peer| peer.link.as_ref());
-            link.map(|current| Arc::clone(&current.outbox))
+            link.map(|current| Arc::clone(&current.send_queue))
         };
-        if let Some(outbox) = outbox {
-            outbox.push(frame);
+        if let Some(send_queue) = send_queue {
+            send_queue.push(frame);
         }
     }
 
-    /// `peer` shows to hold `size` entries of a feed.
-    pub(crate) fn shows(&self, peer: &Member, feed: &FeedId, size: u64) {
+    /// Records that `peer` has announced to hold `size` entries of a feed.
+    pub(crate) fn record_replica_size(&self, peer: &Member, feed: &FeedId, size: u64) {
         let mut table = self.inner.table.lock();
         let Some(entry) = table.peers.get_mut(peer).filter(|entry| entry.link.is_some()) else { return };
-        let grew = entry.heads.insert(feed.clone(), size).is_none_or(|before| before < size);
+        let grew = entry.replica_sizes.insert(feed.clone(), size).is_none_or(|before| before < size);
         let relayed = feed.member != *peer && table.peers.get(&feed.member).is_none_or(|owner| owner.link.is_none());
         drop(table);
         if grew && relayed {
@@ -218,22 +232,24 @@ impl Peers {
         }
     }
 
-    /// What each linked peer other than its owner shows to hold of a feed.
-    pub(crate) fn shown_of(&self, feed: &FeedId) -> Vec<(Member, u64)> {
+    /// Returns the entries of a feed that each linked peer, except its owner, has announced to
+    /// hold.
+    pub(crate) fn replica_sizes(&self, feed: &FeedId) -> Vec<(Member, u64)> {
         let table = self.inner.table.lock();
         let linked = table.peers.iter().filter(|(peer, entry)| entry.link.is_some() && **peer != feed.member);
-        linked.map(|(peer, entry)| (peer.clone(), entry.heads.get(feed).copied().unwrap_or(0))).collect()
+        linked.map(|(peer, entry)| (peer.clone(), entry.replica_sizes.get(feed).copied().unwrap_or(0))).collect()
     }
 
-    /// What `member` itself shows to hold of a feed, if it is linked.
-    pub(crate) fn shown_by(&self, member: &Member, feed: &FeedId) -> Option<u64> {
+    /// Returns the entries of a feed that `member` itself has announced to hold, if it is linked.
+    pub(crate) fn replica_size(&self, member: &Member, feed: &FeedId) -> Option<u64> {
         let table = self.inner.table.lock();
         let entry = table.peers.get(member).filter(|entry| entry.link.is_some())?;
-        Some(entry.heads.get(feed).copied().unwrap_or(0))
+        Some(entry.replica_sizes.get(feed).copied().unwrap_or(0))
     }
 
-    /// Since when there is no link to `member`, `began` if there never was one; `None` while there is.
-    pub(crate) fn away_since(&self, member: &Member, began: Instant) -> Option<Instant> {
+    /// Since when there is no link to `member`: `began` if there never was one, `None` while there
+    /// is one.
+    pub(crate) fn unlinked_since(&self, member: &Member, began: Instant) -> Option<Instant> {
         match self.inner.table.lock().peers.get(member) {
             Some(Peer { link: Some(_), .. }) => None,
             Some(Peer { ended: Some(ended), .. }) => Some(*ended),
@@ -241,132 +257,136 @@ impl Peers {
         }
     }
 
-    /// An attempt to reach `peer` failed, or its link ended for this reason.
-    pub(crate) fn failed(&self, peer: &Member, why: String) {
-        self.update(peer, |shown| {
-            if !shown.linked {
-                shown.last_error = why;
+    /// Records why a dial attempt to `peer` failed or its link ended.
+    pub(crate) fn link_failed(&self, peer: &Member, why: String) {
+        self.update(peer, |status| {
+            if !status.linked {
+                status.last_error = why;
             }
         });
     }
 
-    pub(crate) fn greeted(&self, peer: &Member, software: &str, roster_version: u64, their_unix_ms: u64) {
+    pub(crate) fn hello_received(&self, peer: &Member, software: &str, roster_version: u64, their_unix_ms: u64) {
         let mut table = self.inner.table.lock();
         let entry = table.peers.entry(peer.clone()).or_default();
-        // One that does not say has no clock that could be wrong.
-        entry.greeted = (their_unix_ms > 0).then(|| (their_unix_ms, Instant::now()));
-        entry.shown.software = software.chars().take(80).collect();
-        entry.shown.roster_version = roster_version;
+        // A peer that sends no time is not checked.
+        entry.hello_received = (their_unix_ms > 0).then(|| (their_unix_ms, Instant::now()));
+        entry.status.software = software.chars().take(80).collect();
+        entry.status.roster_version = roster_version;
     }
 
-    /// The peer holds this roster version; whether that is newer than what was known.
-    pub(crate) fn holds_roster(&self, peer: &Member, version: u64) -> bool {
+    /// Records that the peer holds this roster version. Returns whether it is newer than the known
+    /// one.
+    pub(crate) fn advance_roster_version(&self, peer: &Member, version: u64) -> bool {
         let mut newer = false;
-        self.update(peer, |shown| {
-            newer = version > shown.roster_version;
-            shown.roster_version = shown.roster_version.max(version);
+        self.update(peer, |status| {
+            newer = version > status.roster_version;
+            status.roster_version = status.roster_version.max(version);
         });
         newer
     }
 
     /// Newest roster version that the peer is known to hold.
     pub(crate) fn roster_version(&self, peer: &Member) -> u64 {
-        self.inner.table.lock().peers.get(peer).map_or(0, |peer| peer.shown.roster_version)
+        self.inner.table.lock().peers.get(peer).map_or(0, |peer| peer.status.roster_version)
     }
 
-    /// A verified checkpoint says that `feed` has `size` entries, or so many are held here.
+    /// Records that a verified checkpoint of `feed` has size `known`, and that `held` entries of it
+    /// are held here.
     pub(crate) fn progress(&self, feed: &FeedId, known: u64, held: Option<u64>) {
-        self.update(&feed.member, |shown| {
-            match &shown.feed {
+        self.update(&feed.member, |status| {
+            match &status.feed {
                 Some(newest) if newest.epoch > feed.epoch => return,
                 Some(newest) if newest.epoch == feed.epoch => {}
                 _ => {
-                    shown.feed = Some(feed.clone());
-                    (shown.known_size, shown.held_size, shown.behind_since_unix_ms) = (0, 0, 0);
+                    status.feed = Some(feed.clone());
+                    (status.known_size, status.held_size, status.behind_since_unix_ms) = (0, 0, 0);
                 }
             }
-            shown.held_size = shown.held_size.max(held.unwrap_or(0));
-            // A size is what its owner has signed, and nobody has seen the entries.
-            let known = known.min(shown.held_size.saturating_add(BEHIND_SHOWN_MAX));
-            shown.known_size = shown.known_size.max(known);
-            if shown.held_size >= shown.known_size {
-                shown.behind_since_unix_ms = 0;
-            } else if shown.behind_since_unix_ms == 0 {
-                shown.behind_since_unix_ms = clock::unix_ms();
+            status.held_size = status.held_size.max(held.unwrap_or(0));
+            // The owner has signed this size, but nobody has verified that the entries exist.
+            let known = known.min(status.held_size.saturating_add(BEHIND_ENTRIES_MAX));
+            status.known_size = status.known_size.max(known);
+            if status.held_size >= status.known_size {
+                status.behind_since_unix_ms = 0;
+            } else if status.behind_since_unix_ms == 0 {
+                status.behind_since_unix_ms = clock::unix_ms();
             }
         });
     }
 
     pub(crate) fn cosigned(&self, note: &Cosigned) {
-        self.update(&note.cosigner, |shown| {
-            if note.size >= shown.cosigned_size {
-                (shown.cosigned_size, shown.cosigned_time) = (note.size, note.time);
+        self.update(&note.cosigner, |status| {
+            if note.size >= status.cosigned_size {
+                (status.cosigned_size, status.cosigned_time) = (note.size, note.time);
             }
         });
     }
 
     pub(crate) fn custody(&self, note: &CustodyRecord) {
-        self.update(&note.holder, |shown| {
-            // One that leaves a gap speaks of what came ahead of the order.
-            if note.range.start <= shown.custody_size {
-                shown.custody_size = shown.custody_size.max(note.range.end);
+        self.update(&note.holder, |status| {
+            // A note after a gap is about entries received ahead of the order.
+            if note.range.start <= status.custody_size {
+                status.custody_size = status.custody_size.max(note.range.end);
             }
         });
     }
 
     pub(crate) fn heartbeat(&self, peer: &Member, time: u64) {
-        self.update(peer, |shown| shown.heartbeat_time = shown.heartbeat_time.max(time));
+        self.update(peer, |status| status.heartbeat_time = status.heartbeat_time.max(time));
     }
 
-    /// Whoever watches looks again at what is to be followed.
-    pub(crate) fn look_again(&self) {
+    /// Wakes watchers, so that they check again which feeds to follow.
+    pub(crate) fn notify_changed(&self) {
         self.inner.changed.send_modify(|count| *count += 1);
     }
 
-    /// Takes up what the store remembers of the answers about our feed, and of how far we hold others'.
-    pub(crate) fn recall(&self, store: &dyn Store, own: &FeedId) {
+    /// Restores the attestations of our feed, and our progress on other feeds, from the store.
+    pub(crate) fn restore(&self, store: &dyn Store, own: &FeedId) {
         for state in store.feeds() {
             if state.feed.member != own.member {
-                self.progress(&state.feed, state.checkpoint_size, Some(state.frontier.size()));
+                self.progress(&state.feed, state.checkpoint_size, Some(state.compact_range.size()));
             }
         }
-        // A store that cannot be read says so to whoever needs it; this is only for show.
+        // Read errors are ignored: this is only status, and other code reports them.
         for note in store.cosigned_newest(own).unwrap_or_default() {
             if note.cosigner != own.member {
                 self.cosigned(&note);
             }
         }
         for note in store.custody_newest(own).unwrap_or_default() {
-            // The newest of those that join the ones before.
-            self.update(&note.holder, |shown| shown.custody_size = note.range.end);
+            // The newest of the notes that follow each other without a gap.
+            self.update(&note.holder, |status| status.custody_size = note.range.end);
         }
     }
 
-    fn update(&self, peer: &Member, change: impl FnOnce(&mut PeerSnapshot)) {
-        change(&mut self.inner.table.lock().peers.entry(peer.clone()).or_default().shown);
+    fn update(&self, peer: &Member, change: impl FnOnce(&mut PeerStatus)) {
+        change(&mut self.inner.table.lock().peers.entry(peer.clone()).or_default().status);
     }
 }
 
 impl Peer {
-    /// As it is at a moment: unix ms by our clock, and the same moment by a clock that nobody sets.
-    fn snapshot(&self, (unix_ms, at): (u64, Instant)) -> PeerSnapshot {
-        let clock_ahead_ms = self.greeted.filter(|_| self.shown.linked).map_or(0, |(theirs, greeted)| {
-            let theirs = i128::from(theirs) + i128::try_from((at - greeted).as_millis()).unwrap_or(i128::MAX / 2);
-            i64::try_from(theirs - i128::from(unix_ms)).unwrap_or(i64::MAX)
-        });
-        PeerSnapshot { clock_ahead_ms, ..self.shown.clone() }
+    /// Returns the status at a time, given as our unix ms and as a monotonic time.
+    fn snapshot(&self, (unix_ms, at): (u64, Instant)) -> PeerStatus {
+        let clock_ahead_ms =
+            self.hello_received.filter(|_| self.status.linked).map_or(0, |(theirs, hello_received)| {
+                let theirs =
+                    i128::from(theirs) + i128::try_from((at - hello_received).as_millis()).unwrap_or(i128::MAX / 2);
+                i64::try_from(theirs - i128::from(unix_ms)).unwrap_or(i64::MAX)
+            });
+        PeerStatus { clock_ahead_ms, ..self.status.clone() }
     }
 }
 
-impl Registration {
-    /// Returns when another link takes over.
+impl LinkRegistration {
+    /// Returns when another link has replaced this one.
     pub(crate) async fn replaced(&mut self) {
-        // A sender that is gone was replaced, too.
+        // If its sender was dropped, the link was replaced too.
         let _ = self.stop.wait_for(|stop| *stop).await;
     }
 }
 
-impl Drop for Registration {
+impl Drop for LinkRegistration {
     fn drop(&mut self) {
         let mut table = self.peers.inner.table.lock();
         if let Some(entry) = table.peers.get_mut(&self.peer)
@@ -374,8 +394,8 @@ impl Drop for Registration {
         {
             entry.link = None;
             entry.ended = Some(Instant::now());
-            entry.shown.linked = false;
-            entry.shown.since_unix_ms = clock::unix_ms();
+            entry.status.linked = false;
+            entry.status.since_unix_ms = clock::unix_ms();
         }
         drop(table);
         self.peers.inner.changed.send_modify(|count| *count += 1);
@@ -392,7 +412,7 @@ mod tests {
     use crate::store::memory::MemoryStore;
 
     #[tokio::test]
-    async fn of_two_links_the_one_dialled_by_the_lower_code_stays() {
+    async fn link_dialled_by_lower_code_replaces_the_other() {
         let (peers, ly) = (Peers::default(), "ly".parse::<Member>().unwrap());
         let mut higher = peers.register(&ly, false, &Arc::default()).unwrap();
         let lower = peers.register(&ly, true, &Arc::default()).unwrap();
@@ -406,43 +426,44 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn two_nodes_of_one_identity_are_an_alarm_and_the_link_that_is_open_stays() {
+    async fn duplicate_identity_raises_alarm_and_keeps_open_link() {
         let (alarms, ly) = (Alarms::default(), "ly".parse::<Member>().unwrap());
         let peers = Peers::new(alarms.clone());
         let register = || peers.register(&ly, true, &Arc::default());
-        // A line that breaks again and again, noticed at one end only: the newer link is the good one.
+        // A line that breaks repeatedly, noticed at one end only: the newer link is the good one.
         let mut open = register().unwrap();
         for _ in 0..10 {
-            tokio::time::advance(DOUBLES_WITHIN / 3 + Duration::from_secs(1)).await;
+            tokio::time::advance(DUPLICATE_LINKS_WINDOW / 3 + Duration::from_secs(1)).await;
             open = register().unwrap();
         }
         assert_eq!(alarms.snapshot(), []);
-        // Two that take it from each other.
-        let replaced: Vec<bool> = (0..DOUBLES_MAX).map(|_| register().map(|newer| open = newer).is_some()).collect();
+        // Two nodes that replace each other's link.
+        let replaced: Vec<bool> =
+            (0..DUPLICATE_LINKS_MAX).map(|_| register().map(|newer| open = newer).is_some()).collect();
         assert!(replaced.contains(&false), "{replaced:?}");
         assert!(peers.linked(&ly) && register().is_none());
         assert_eq!(alarms.snapshot()[0].alarm, Alarm::DuplicateIdentity { peer: ly.clone() });
-        // As long as they go on it stands.
+        // The alarm stays active while they continue.
         for _ in 0..3 {
-            tokio::time::advance(DOUBLES_QUIET - Duration::from_secs(1)).await;
+            tokio::time::advance(DUPLICATE_LINKS_CLEAR_AFTER - Duration::from_secs(1)).await;
             assert!(register().is_none() && alarms.snapshot().len() == 1);
         }
-        // Once the other one has been quiet for long, all is as before.
-        tokio::time::advance(DOUBLES_QUIET).await;
+        // Once the other node has stopped for long enough, links are accepted as before.
+        tokio::time::advance(DUPLICATE_LINKS_CLEAR_AFTER).await;
         assert_eq!(alarms.snapshot(), []);
         assert!(register().is_some());
         drop(open);
     }
 
     #[test]
-    fn a_peers_clock_is_compared_with_ours_as_it_is_now() {
+    fn peer_clock_is_compared_with_current_local_clock() {
         let (peers, ly) = (Peers::default(), "ly".parse::<Member>().unwrap());
         let registration = peers.register(&ly, true, &Arc::default()).unwrap();
-        peers.greeted(&ly, "barid", 1, clock::unix_ms() + 600_000);
+        peers.hello_received(&ly, "barid", 1, clock::unix_ms() + 600_000);
         let ahead = |unix_ms| {
             let table = peers.inner.table.lock();
-            let (_, greeted) = table.peers[&ly].greeted.unwrap();
-            table.peers[&ly].snapshot((unix_ms, greeted + Duration::from_secs(60))).clock_ahead_ms
+            let (_, hello_received) = table.peers[&ly].hello_received.unwrap();
+            table.peers[&ly].snapshot((unix_ms, hello_received + Duration::from_secs(60))).clock_ahead_ms
         };
         let now = clock::unix_ms();
         assert!((659_000..=660_000).contains(&ahead(now)), "{}", ahead(now));
@@ -450,12 +471,12 @@ mod tests {
         drop(registration);
         assert_eq!(peers.snapshot()[&ly].clock_ahead_ms, 0, "nobody is there whose clock could be wrong");
         let _again = peers.register(&ly, true, &Arc::default()).unwrap();
-        peers.greeted(&ly, "barid", 1, 0);
+        peers.hello_received(&ly, "barid", 1, 0);
         assert_eq!(peers.snapshot()[&ly].clock_ahead_ms, 0, "it does not say");
     }
 
     #[test]
-    fn what_peers_said_of_our_feed_is_known_after_a_restart() {
+    fn attestations_on_own_feed_are_restored_after_restart() {
         let (store, own) = (MemoryStore::new(), "ma.rabat.example/feed/1".parse::<FeedId>().unwrap());
         let holder: Member = "ly".parse().unwrap();
         let custody = |range: std::ops::Range<u64>| CustodyRecord {
@@ -466,26 +487,26 @@ mod tests {
             time: 1,
             note: Bytes::from_static(b"signed"),
         };
-        // One that does not join the others says nothing of what lies before it.
+        // A note after a gap proves nothing about the entries before it.
         let custody = vec![custody(0..4), custody(4..9), custody(20..30)];
         store.commit(Commit { custody, ..Commit::default() }, 0).unwrap();
         let peers = Peers::default();
-        peers.recall(&store, &own);
+        peers.restore(&store, &own);
         assert_eq!(peers.snapshot()[&holder].custody_size, 9);
     }
 
     #[test]
-    fn a_peer_is_behind_from_the_moment_more_is_known_than_held() {
+    fn peer_is_behind_while_less_is_held_than_known() {
         let peers = Peers::default();
         let feed: FeedId = "ma.rabat.example/feed/1".parse().unwrap();
-        let shown = || peers.snapshot()[&feed.member].clone();
+        let status = || peers.snapshot()[&feed.member].clone();
         peers.progress(&feed, 5, Some(5));
-        assert_eq!(shown().behind_since_unix_ms, 0);
+        assert_eq!(status().behind_since_unix_ms, 0);
         peers.progress(&feed, 9, None);
-        assert_ne!(shown().behind_since_unix_ms, 0);
+        assert_ne!(status().behind_since_unix_ms, 0);
         peers.progress(&feed, 0, Some(9));
-        assert_eq!((shown().behind_since_unix_ms, shown().known_size), (0, 9));
+        assert_eq!((status().behind_since_unix_ms, status().known_size), (0, 9));
         peers.progress(&feed, u64::MAX >> 1, None);
-        assert_eq!(shown().known_size, 9 + BEHIND_SHOWN_MAX, "a size that nobody has seen");
+        assert_eq!(status().known_size, 9 + BEHIND_ENTRIES_MAX, "a size that nobody has seen");
     }
 }

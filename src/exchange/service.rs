@@ -1,11 +1,14 @@
-//! The served side: `Exchange.Link` for tonic.
+//! Serves `Exchange.Link` with tonic.
+//!
+//! In scope: admitting a call, its budgets, and converting messages to frames. Out of scope: the
+//! link itself (`link`), verifying certificates (`transport`).
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use barid_core::ids::Member;
 use barid_core::limits::MESSAGE_BYTES_MAX;
-use barid_core::names::Member;
 use barid_core::proto;
 use futures::stream::{Stream, StreamExt};
 use tokio::sync::mpsc;
@@ -15,21 +18,22 @@ use tonic::service::Routes;
 use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::{Exchange, FRAMES_WAITING_MAX, Wire};
+use super::{Exchange, FRAME_QUEUE_MAX, Wire};
 use crate::budgets::{Class, Owner, Rate, RateLimiter, table};
 use crate::calls::{Admission, Call, Calls, Report, Terms, over_budget};
 use crate::rpc::exchange_server::{Exchange as ExchangeRpc, ExchangeServer};
 use crate::telemetry::{AuditEvent, audit};
 
-/// Who the caller is, by the certificate that the transport has verified.
+/// Returns the member that the caller's verified certificate names.
 pub type Identify = Arc<dyn Fn(&Extensions) -> Option<Member> + Send + Sync>;
 
-/// The one method here.
+/// The only method of this service.
 const LINK_PATH: &str = "/barid.v1.Exchange/Link";
-/// Links that one member may begin in a second, and at once: a link that ends is dialled again after a pause.
+/// Links that one member may open per second, and at once. After a link ends, the dialler backs off
+/// before the next attempt.
 const LINK_RATE: Rate = Rate { per_second: 2.0, burst: 32.0 };
 
-/// Answers `Exchange.Link`.
+/// Serves `Exchange.Link`.
 #[derive(Clone)]
 pub struct LinkService {
     exchange: Exchange,
@@ -37,7 +41,7 @@ pub struct LinkService {
     rates: Arc<RateLimiter>,
 }
 
-/// The calls of the listener for peers: each member within its budgets.
+/// Creates the calls of the listener for peers, with budgets for each member.
 #[must_use]
 pub fn calls(exchange: Exchange, identify: Identify) -> Calls {
     let service = LinkService { exchange, identify, rates: Arc::default() };
@@ -63,13 +67,18 @@ impl Admission for LinkService {
 }
 
 impl Exchange {
-    /// What a link may hold of the member's budgets, whoever opens it.
+    /// Returns the budgets of one link, whichever side opened it.
     pub(super) fn link_terms(&self, member: &Member, limited: Result<(), Duration>) -> Result<Terms, Status> {
         let report: Report = {
             let (shared, member) = (Arc::clone(&self.shared), member.clone());
             Arc::new(move |reason| {
-                let event =
-                    AuditEvent { what: "refused-call", reason, who: &member, subject: &"Exchange.Link", detail: &"" };
+                let event = AuditEvent {
+                    event: "call-denied",
+                    reason,
+                    actor: &member,
+                    resource: &"Exchange.Link",
+                    detail: &"",
+                };
                 shared.record(&member, &event);
             })
         };
@@ -101,16 +110,16 @@ impl Exchange {
 
 impl LinkService {
     fn caller(&self, extensions: &Extensions) -> Result<Member, Status> {
-        let refuse = |reason, who: &dyn std::fmt::Display| {
-            audit(&AuditEvent { what: "refused-call", reason, who, subject: &"Exchange.Link", detail: &"" });
+        let deny = |reason, actor: &dyn std::fmt::Display| {
+            audit(&AuditEvent { event: "call-denied", reason, actor, resource: &"Exchange.Link", detail: &"" });
         };
         let Some(member) = (self.identify)(extensions) else {
-            refuse("unidentified", &"");
+            deny("unidentified", &"");
             return Err(Status::unauthenticated("a node certificate of a member is needed"));
         };
         let shared = &self.exchange.shared;
         if member == shared.me || shared.options.rosters.load().newest().member(&member).is_none() {
-            refuse("not-a-peer", &member);
+            deny("not-a-peer", &member);
             return Err(Status::permission_denied("the roster lists no such peer"));
         }
         Ok(member)
@@ -128,14 +137,14 @@ impl ExchangeRpc for LinkService {
         let peer = self.caller(request.extensions())?;
         let call = request.extensions().get::<Call>().cloned();
         let incoming = request.into_inner().map(move |message| {
-            // It is decoded: from here on the reader's own bounds hold.
+            // It is decoded: from here on the receiver's own bounds apply.
             drop(call.as_ref().and_then(Call::received));
             match message {
                 Ok(message) => Ok(message.frame.unwrap_or_default()),
                 Err(status) => Err(status.message().to_owned()),
             }
         });
-        let (outgoing, frames) = mpsc::channel(FRAMES_WAITING_MAX);
+        let (outgoing, frames) = mpsc::channel(FRAME_QUEUE_MAX);
         let exchange = self.exchange.clone();
         tokio::spawn(async move {
             let wire = Wire { incoming: incoming.boxed(), outgoing };

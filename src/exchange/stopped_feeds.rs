@@ -1,61 +1,63 @@
-//! Feeds that are not followed, since one key signed two trees of them, until an operator decides.
+//! The feeds that are not followed, because one key signed two trees, until an operator decides.
 //!
-//! In scope: which they are, the alarm of each, and what an operator knew when deciding. Out of scope: finding and proving it (`forks`).
+//! In scope: the set of stopped feeds, the alarm of each, and the evidence that an operator has
+//! decided about. Out of scope: detecting and proving equivocation (`equivocation`).
 
 use std::collections::BTreeMap;
 
-use barid_core::follow::{Decided, ForkClaims};
-use barid_core::names::{FeedId, Member};
+use barid_core::follow::{EquivocationClaims, ResolvedForks};
+use barid_core::ids::{FeedId, Member};
 use parking_lot::Mutex;
 
 use crate::store::{ForkRecord, Store};
 use crate::telemetry::alarms::{Alarm, Alarms};
 
-/// The feeds, and the decisions: as many as the roster has feeds.
+/// Stopped feeds and decisions: at most as many as the roster has feeds.
 pub struct StoppedFeeds {
-    table: Mutex<Table>,
+    table: Mutex<ForkTable>,
     alarms: Alarms,
 }
 
 #[derive(Default)]
-struct Table {
-    /// With what was seen.
+struct ForkTable {
+    /// With a description of the evidence.
     stopped: BTreeMap<FeedId, String>,
-    /// What evidence of two trees showed that an operator has decided about.
-    decided: BTreeMap<FeedId, Decided>,
+    /// Trees and entries of the evidence that an operator has decided about.
+    decided: BTreeMap<FeedId, ResolvedForks>,
 }
 
 impl StoppedFeeds {
-    /// As the store remembers.
-    pub(crate) fn recall(store: &dyn Store, alarms: Alarms) -> Self {
+    /// Restores the state from the store.
+    pub(crate) fn restore(store: &dyn Store, alarms: Alarms) -> Self {
         let feeds = Self { table: Mutex::default(), alarms };
-        // A store that cannot be read says so to whoever needs it.
+        // Read errors are ignored here; other code reports them.
         let (decided, open): (Vec<_>, Vec<_>) =
             store.forks().unwrap_or_default().into_iter().partition(|fork| fork.resumed);
         for fork in decided {
             feeds.resume(&fork.feed.clone(), &[fork]);
         }
         for fork in open {
-            let why =
-                ForkClaims::read(&fork.evidence).map_or_else(|error| error.to_string(), |shown| shown.to_string());
+            let why = EquivocationClaims::read(&fork.evidence)
+                .map_or_else(|error| error.to_string(), |claims| claims.to_string());
             feeds.stop(&fork.feed, &why, None);
         }
         feeds
     }
 
-    /// Those that are not followed, with what was seen.
+    /// Returns the stopped feeds, each with a description of the evidence.
     #[must_use]
     pub fn all(&self) -> BTreeMap<FeedId, String> {
         self.table.lock().stopped.clone()
     }
 
-    /// Whether a feed is not followed.
+    /// Whether a feed is stopped.
     #[must_use]
     pub fn contains(&self, feed: &FeedId) -> bool {
         self.table.lock().stopped.contains_key(feed)
     }
 
-    /// Two trees of `feed` were seen, shown by this member: it is not followed until an operator decides. False if that was known.
+    /// Stops `feed` because of an equivocation that `by` sent, until an operator decides. Returns
+    /// false if it is stopped already.
     pub(crate) fn stop(&self, feed: &FeedId, why: &str, by: Option<&Member>) -> bool {
         let mut table = self.table.lock();
         if table.stopped.contains_key(feed) {
@@ -66,18 +68,22 @@ impl StoppedFeeds {
         true
     }
 
-    /// An operator has decided that `feed` is followed as it is held here, knowing this evidence.
+    /// Records an operator's decision to follow `feed` from the copy held here, knowing this
+    /// evidence.
     pub(crate) fn resume(&self, feed: &FeedId, known: &[ForkRecord]) {
         let mut table = self.table.lock();
         let decided = table.decided.entry(feed.clone()).or_default();
-        // It was verified when it was kept.
-        known.iter().filter_map(|fork| ForkClaims::read(&fork.evidence).ok()).for_each(|shown| decided.learn(&shown));
+        // It was verified when it was persisted.
+        known
+            .iter()
+            .filter_map(|fork| EquivocationClaims::read(&fork.evidence).ok())
+            .for_each(|claims| decided.add_evidence(&claims));
         table.stopped.remove(feed);
         self.alarms.clear(|alarm| matches!(alarm, Alarm::Fork { feed: stopped, .. } if stopped == feed));
     }
 
-    /// What was known of `feed` when an operator last decided about it.
-    pub(crate) fn decided(&self, feed: &FeedId) -> Decided {
+    /// Returns the evidence on `feed` that an operator has decided about.
+    pub(crate) fn decided(&self, feed: &FeedId) -> ResolvedForks {
         self.table.lock().decided.get(feed).cloned().unwrap_or_default()
     }
 }

@@ -1,4 +1,4 @@
-//! Development exchanges, read again by whoever uses them.
+//! Tests that the files of development exchanges can be used.
 #![allow(clippy::unwrap_used)]
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +13,7 @@ use crate::cli::Profile;
 use crate::config::NodeConfig;
 
 #[test]
-fn a_development_exchange_fits_together() {
+fn development_exchange_is_consistent() {
     let folder = tempfile::tempdir().unwrap();
     let member = |code: &str, port| DevelopMember::local(code.parse().unwrap(), port);
     let members = vec![member("ma", 7400), member("tn", 7410)];
@@ -38,7 +38,7 @@ fn a_development_exchange_fits_together() {
     assert!(matches!(develop(&options), Err(PkiError::Exists(_))));
 }
 #[test]
-fn a_members_folder_is_complete_and_holds_no_key_that_its_node_does_not_need() {
+fn member_folder_is_complete_without_offline_keys() {
     let (made, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let place = |name: &str, port| Place { bind: name.into(), host: name.into(), port };
     let member = |code: &str| DevelopMember {
@@ -55,11 +55,11 @@ fn a_members_folder_is_complete_and_holds_no_key_that_its_node_does_not_need() {
         ..DevelopOptions::new(made.path().to_owned(), "rabat.example".parse().unwrap(), members)
     })
     .unwrap();
-    for kept in ["governors/1.key", "tn/ca.key", "tn/feed-2.key"] {
-        assert!(made.path().join("offline").join(kept).is_file(), "{kept}");
+    for existing in ["governors/1.key", "tn/ca.key", "tn/feed-2.key"] {
+        assert!(made.path().join("offline").join(existing).is_file(), "{existing}");
     }
 
-    // Tunis takes its folder home.
+    // The folder of one member is moved to another place.
     let home = elsewhere.path().join("barid");
     fs::rename(made.path().join("tn"), &home).unwrap();
     assert!(!home.join("offline").exists());
@@ -75,7 +75,7 @@ fn a_members_folder_is_complete_and_holds_no_key_that_its_node_does_not_need() {
 }
 
 #[test]
-fn an_owner_is_two_numbers() {
+fn owner_parses_uid_and_gid() {
     assert_eq!("65532:0".parse(), Ok(Owner { user: 65_532, group: 0 }));
     for wrong in ["", "65532", "nobody:nogroup", "1:2:3", "-1:0"] {
         assert!(wrong.parse::<Owner>().is_err(), "{wrong}");
@@ -83,7 +83,7 @@ fn an_owner_is_two_numbers() {
 }
 
 #[test]
-fn observers_and_partners_are_granted_little_and_make_no_quorum() {
+fn observers_and_partners_have_ceilings_and_no_quorum() {
     let folder = tempfile::tempdir().unwrap();
     let member = |code: &str, port, kind| DevelopMember::local(code.parse().unwrap(), port).of_kind(kind);
     let members = vec![
@@ -101,7 +101,7 @@ fn observers_and_partners_are_granted_little_and_make_no_quorum() {
 }
 
 #[test]
-fn what_the_roster_would_be_refused_for_is_found_before_anything_is_written() {
+fn invalid_roster_is_rejected_before_writing() {
     let folder = tempfile::tempdir().unwrap();
     let member = |code: &str, port| DevelopMember::local(code.parse().unwrap(), port);
     for (second, twice) in [(member("ma", 7410), "ma"), (member("tn", 7400), "127.0.0.1:7400")] {
@@ -118,17 +118,17 @@ fn two_members(folder: &Path) -> DevelopOptions {
     DevelopOptions::new(folder.to_owned(), "rabat.example".parse().unwrap(), members)
 }
 
-/// All files under a folder.
+/// Returns all files under a folder.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
 #[test]
-fn failed_exchange_leaves_nothing_and_can_be_repeated() {
+fn failed_init_leaves_nothing_and_can_be_repeated() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("exchange");
-    // A file stands where the second member's folder must be: found when some has been written already.
+    // A file is in the place of the second member's folder: detected after some files are written.
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("tn"), "in the way").unwrap();
     assert!(matches!(develop(&two_members(&dir)), Err(PkiError::File { .. })));
@@ -137,7 +137,7 @@ fn failed_exchange_leaves_nothing_and_can_be_repeated() {
     fs::remove_file(dir.join("tn")).unwrap();
     develop(&two_members(&dir)).unwrap();
 
-    // A folder that was not there before is gone again.
+    // A folder created by the run is removed again.
     let elsewhere = folder.path().join("new/deep");
     let blocked = DevelopOptions { offline: Some(dir.join("roster.note")), ..two_members(&elsewhere) };
     assert!(develop(&blocked).is_err());
@@ -145,23 +145,24 @@ fn failed_exchange_leaves_nothing_and_can_be_repeated() {
 }
 
 #[test]
-fn file_that_stands_in_the_way_is_named_and_kept() {
+fn existing_file_is_reported_and_not_overwritten() {
     let folder = tempfile::tempdir().unwrap();
-    let kept = folder.path().join("tn/keys/feed.key");
-    fs::create_dir_all(kept.parent().unwrap()).unwrap();
-    fs::write(&kept, "a key").unwrap();
-    assert!(matches!(develop(&two_members(folder.path())), Err(PkiError::Exists(path)) if path == kept));
-    assert_eq!(files(folder.path()), std::slice::from_ref(&kept));
-    assert_eq!(fs::read_to_string(kept).unwrap(), "a key");
+    let existing = folder.path().join("tn/keys/feed.key");
+    fs::create_dir_all(existing.parent().unwrap()).unwrap();
+    fs::write(&existing, "a key").unwrap();
+    assert!(matches!(develop(&two_members(folder.path())), Err(PkiError::Exists(path)) if path == existing));
+    assert_eq!(files(folder.path()), std::slice::from_ref(&existing));
+    assert_eq!(fs::read_to_string(existing).unwrap(), "a key");
 }
 
 #[test]
-fn run_after_one_that_was_killed_begins_anew() {
+fn init_after_killed_run_starts_over() {
     let folder = tempfile::tempdir().unwrap();
     let options = two_members(folder.path());
     develop(&options).unwrap();
     let first = fs::read(options.roster()).unwrap();
-    // As a kill leaves it: the list, some of the files, and a stranger's file that the list must not reach.
+    // The state after a kill: the list, some of the files, and another file that the list must not
+    // affect.
     let (mine, other) = (folder.path().join("mine.txt"), folder.path().join("tn/keys/mirror.key"));
     fs::write(&mine, "kept").unwrap();
     let list: Vec<PathBuf> = files(folder.path());
@@ -175,7 +176,7 @@ fn run_after_one_that_was_killed_begins_anew() {
 }
 
 #[test]
-fn members_and_hosts_that_make_no_exchange_are_rejected_before_anything_is_made() {
+fn invalid_members_and_hosts_are_rejected_before_writing() {
     let folder = tempfile::tempdir().unwrap();
     let member = |n: usize| DevelopMember::local(format!("x-member-{n}").parse().unwrap(), 7400);
     let exchange = || "rabat.example".parse().unwrap();
@@ -191,7 +192,7 @@ fn members_and_hosts_that_make_no_exchange_are_rejected_before_anything_is_made(
 }
 
 #[test]
-fn roster_has_room_for_as_many_members_as_are_allowed() {
+fn roster_with_maximum_members_fits() {
     let folder = tempfile::tempdir().unwrap();
     let options = two_members(folder.path());
     develop(&options).unwrap();
@@ -199,7 +200,7 @@ fn roster_has_room_for_as_many_members_as_are_allowed() {
     assert!(of_two / 2 * MEMBERS_MAX < barid_core::limits::ROSTER_BYTES_MAX, "{of_two} bytes for two");
 }
 
-/// The key identifier of an extension, of a PEM certificate.
+/// Returns the key identifiers of a PEM certificate's extensions.
 fn key_identifiers(path: &Path) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
     use x509_parser::extensions::ParsedExtension;
     use x509_parser::prelude::FromDer;
@@ -219,7 +220,7 @@ fn key_identifiers(path: &Path) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
 }
 
 #[test]
-fn development_certificates_pass_the_strict_check_of_other_software() {
+fn development_certificates_pass_openssl_strict_verification() {
     let folder = tempfile::tempdir().unwrap();
     develop(&two_members(folder.path())).unwrap();
     let tls = folder.path().join("ma/tls");

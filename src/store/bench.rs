@@ -1,7 +1,8 @@
-//! What the store can do on this machine, for `barid bench`.
+//! Benchmarks of the store on this machine, for `barid bench`.
 //!
-//! In scope: the disk store alone: commits of many entries, of one entry, reading back, and the commit log without anything else. Out of
-//! scope: signing, network. Figures are printed as `name value unit`, one a line.
+//! In scope: the disk store alone: commits of many entries, commits of one entry, reading back, and
+//! the commit log by itself. Out of scope: signing and network. Results are printed as `name value
+//! unit`, one per line.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -9,8 +10,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use barid_core::ids::{Digest, FeedId};
 use barid_core::limits::COMMIT_ENTRIES_MAX;
-use barid_core::names::{Digest, FeedId};
 use barid_core::proto;
 use bytes::Bytes;
 use prost::Message as _;
@@ -21,14 +22,14 @@ use super::disk::{DiskOptions, DiskStore};
 use super::log::{Log, LogReader, Tail, record};
 use super::{Append, Commit, CommitError, Content, NewEntry, OpenError, ReadError, Store};
 
-/// How much to do.
+/// Amounts of work.
 #[derive(Clone, Debug)]
 pub struct BenchOptions {
-    /// Entries in large commits, altogether.
+    /// Total entries in large commits.
     pub entries: u64,
-    /// Bytes of an envelope.
+    /// Length of an envelope in bytes.
     pub envelope_bytes: usize,
-    /// Commits of one entry.
+    /// Number of commits of one entry.
     pub single_commits: u64,
 }
 
@@ -38,108 +39,108 @@ impl Default for BenchOptions {
     }
 }
 
-/// Why a figure could not be had.
+/// Why a benchmark failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// The store could not be opened.
     #[error("the store for measuring could not be opened")]
     Open(#[from] OpenError),
-    /// A commit was refused.
-    #[error("a commit was refused")]
+    /// A commit was rejected.
+    #[error("a commit was rejected")]
     Commit(#[from] CommitError),
     /// Something could not be read back.
     #[error("something could not be read back")]
     Read(#[from] ReadError),
-    /// Figures could not be printed, or files not be written.
+    /// Results could not be printed, or files could not be written.
     #[error("files could not be written")]
     Io(#[from] io::Error),
 }
 
-/// Measures in the empty folder `dir`, and prints to `out`.
+/// Runs the benchmarks in the empty folder `dir`, and prints results to `out`.
 ///
 /// # Errors
 /// See [`BenchError`].
 pub fn run(dir: &Path, options: &BenchOptions, out: &mut dyn Write) -> Result<(), BenchError> {
     let feed: FeedId = "x-bench.bench.example/feed/1".parse().map_err(io::Error::other)?;
     let disk = DiskOptions::new(feed.member.clone(), feed.exchange.clone());
-    log_alone(&dir.join("log-alone"), &disk, &feed, options, out)?;
+    log_only(&dir.join("log-alone"), &disk, &feed, options, out)?;
     let store = DiskStore::open(&dir.join("store"), &disk)?;
-    let mut source = Source::new(&feed, options.envelope_bytes);
-    groups(&store, &mut source, options, out)?;
-    singles(&store, &mut source, options, out)?;
-    reading(&store, &feed, out)?;
-    let size = source.next;
+    let mut generator = EntryGenerator::new(&feed, options.envelope_bytes);
+    batch_commits(&store, &mut generator, options, out)?;
+    one_entry_commits(&store, &mut generator, options, out)?;
+    reads(&store, &feed, out)?;
+    let size = generator.next;
     let bytes = store.disk_bytes();
-    figure(out, "store.disk.log", per(bytes.log, size), "bytes/entry")?;
-    figure(out, "store.disk.view", per(bytes.view, size), "bytes/entry")?;
+    metric(out, "store.disk.log", per(bytes.log, size), "bytes/entry")?;
+    metric(out, "store.disk.index", per(bytes.index_db, size), "bytes/entry")?;
     let started = Instant::now();
     drop(store);
-    figure(out, "store.close", ms(started.elapsed()), "ms")?;
+    metric(out, "store.close", ms(started.elapsed()), "ms")?;
     let started = Instant::now();
     drop(DiskStore::open(&dir.join("store"), &disk)?);
-    figure(out, "store.reopen", ms(started.elapsed()), "ms")?;
+    metric(out, "store.reopen", ms(started.elapsed()), "ms")?;
     std::fs::remove_dir_all(dir.join("store").join("db"))?;
     let started = Instant::now();
     drop(DiskStore::open(&dir.join("store"), &disk)?);
-    figure(out, "store.rebuild_view.rate", rate(size, started.elapsed()), "entries/s")
+    metric(out, "store.rebuild_index.rate", rate(size, started.elapsed()), "entries/s")
 }
 
-fn groups(
+fn batch_commits(
     store: &DiskStore,
-    source: &mut Source,
+    generator: &mut EntryGenerator,
     options: &BenchOptions,
     out: &mut dyn Write,
 ) -> Result<(), BenchError> {
-    let (mut spent, mut finding, mut times) = (Duration::ZERO, Duration::ZERO, Vec::new());
+    let (mut spent, mut find_time, mut times) = (Duration::ZERO, Duration::ZERO, Vec::new());
     let mut made = 0;
     let begun = Instant::now();
     let mut preparing = Duration::ZERO;
     while made < options.entries {
         let started = Instant::now();
-        let commit = source.commit(COMMIT_ENTRIES_MAX);
+        let commit = generator.commit(COMMIT_ENTRIES_MAX);
         preparing += started.elapsed();
         let started = Instant::now();
-        for id in source.newest.iter().take(COMMIT_ENTRIES_MAX) {
-            store.find(&source.feed.member, *id)?;
+        for id in generator.newest.iter().take(COMMIT_ENTRIES_MAX) {
+            store.find(&generator.feed.member, *id)?;
         }
-        finding += started.elapsed();
+        find_time += started.elapsed();
         let started = Instant::now();
         store.commit(commit, store.seq())?;
         spent += started.elapsed();
         times.push(started.elapsed());
         made += COMMIT_ENTRIES_MAX as u64;
     }
-    store.drain_view();
-    let drained = begun.elapsed() - preparing - finding;
-    figure(out, "store.group_1024.commit.rate", rate(made, spent), "entries/s")?;
-    figure(out, "store.group_1024.commit.p50", ms(percentile(&mut times, 50)), "ms")?;
-    figure(out, "store.group_1024.commit.p99", ms(percentile(&mut times, 99)), "ms")?;
-    figure(out, "store.group_1024.drained.rate", rate(made, drained), "entries/s")?;
-    figure(out, "store.find_new_id", micros(finding) / made as f64, "us")?;
-    figure(out, "store.resident", resident_mib(), "MiB")
+    store.apply_index();
+    let applied = begun.elapsed() - preparing - find_time;
+    metric(out, "store.group_1024.commit.rate", rate(made, spent), "entries/s")?;
+    metric(out, "store.group_1024.commit.p50", ms(percentile(&mut times, 50)), "ms")?;
+    metric(out, "store.group_1024.commit.p99", ms(percentile(&mut times, 99)), "ms")?;
+    metric(out, "store.group_1024.applied.rate", rate(made, applied), "entries/s")?;
+    metric(out, "store.find_new_id", micros(find_time) / made as f64, "us")?;
+    metric(out, "store.resident", resident_mib(), "MiB")
 }
 
-fn singles(
+fn one_entry_commits(
     store: &DiskStore,
-    source: &mut Source,
+    generator: &mut EntryGenerator,
     options: &BenchOptions,
     out: &mut dyn Write,
 ) -> Result<(), BenchError> {
     let mut times = Vec::new();
     for _ in 0..options.single_commits {
-        let commit = source.commit(1);
+        let commit = generator.commit(1);
         let started = Instant::now();
         store.commit(commit, store.seq())?;
         times.push(started.elapsed());
     }
-    store.drain_view();
+    store.apply_index();
     let spent = times.iter().sum();
-    figure(out, "store.single.commit.rate", rate(options.single_commits, spent), "commits/s")?;
-    figure(out, "store.single.commit.p50", micros(percentile(&mut times, 50)), "us")?;
-    figure(out, "store.single.commit.p99", micros(percentile(&mut times, 99)), "us")
+    metric(out, "store.single.commit.rate", rate(options.single_commits, spent), "commits/s")?;
+    metric(out, "store.single.commit.p50", micros(percentile(&mut times, 50)), "us")?;
+    metric(out, "store.single.commit.p99", micros(percentile(&mut times, 99)), "us")
 }
 
-fn reading(store: &DiskStore, feed: &FeedId, out: &mut dyn Write) -> Result<(), BenchError> {
+fn reads(store: &DiskStore, feed: &FeedId, out: &mut dyn Write) -> Result<(), BenchError> {
     let started = Instant::now();
     let mut next = 0;
     loop {
@@ -149,7 +150,7 @@ fn reading(store: &DiskStore, feed: &FeedId, out: &mut dyn Write) -> Result<(), 
         }
         next += entries.len() as u64;
     }
-    figure(out, "store.read.rate", rate(next, started.elapsed()), "entries/s")?;
+    metric(out, "store.read.rate", rate(next, started.elapsed()), "entries/s")?;
     let (mut held, mut at) = (Vec::new(), 0);
     while at < next {
         held.extend(store.entries(feed, at, 1, 0)?);
@@ -163,11 +164,11 @@ fn reading(store: &DiskStore, feed: &FeedId, out: &mut dyn Write) -> Result<(), 
             store.find(&feed.member, id)?;
         }
     }
-    figure(out, "store.find_old_id", micros(started.elapsed()) / held.len().max(1) as f64, "us")?;
-    figure(out, "store.resident_after_reading", resident_mib(), "MiB")
+    metric(out, "store.find_old_id", micros(started.elapsed()) / held.len().max(1) as f64, "us")?;
+    metric(out, "store.resident_after_reading", resident_mib(), "MiB")
 }
 
-fn log_alone(
+fn log_only(
     dir: &Path,
     disk: &DiskOptions,
     feed: &FeedId,
@@ -177,30 +178,30 @@ fn log_alone(
     let log_options = disk.log();
     let reader = LogReader::open(dir, &log_options)?;
     let mut log = Log::open(dir, log_options, &reader, None, &mut |_, _, _| Ok(()))?;
-    let mut source = Source::new(feed, options.envelope_bytes);
+    let mut generator = EntryGenerator::new(feed, options.envelope_bytes);
     for (name, entries, total) in
         [("group_1024", COMMIT_ENTRIES_MAX, options.entries), ("single", 1, options.single_commits)]
     {
         let (mut times, mut made) = (Vec::new(), 0);
         while made < total {
-            let commit = source.commit(entries);
+            let commit = generator.commit(entries);
             let tail = log.tail();
             let started = Instant::now();
-            let head = record::encode_head(&commit, tail.seq + 1, &tail.hash, tail.end_arrival);
+            let head = record::encode_head(&commit, tail.seq + 1, &tail.hash, tail.end_offset);
             let bodies: Vec<&[u8]> =
                 commit.appends.iter().flat_map(|append| &append.entries).filter_map(envelope).collect();
             let next = Tail {
                 seq: tail.seq + 1,
                 hash: record::head_hash(&head),
-                end_arrival: tail.end_arrival + bodies.len() as u64,
+                end_offset: tail.end_offset + bodies.len() as u64,
             };
             log.append(&head, &bodies, next, 0).map_err(|error| io::Error::other(format!("{error:?}")))?;
             times.push(started.elapsed());
             made += entries as u64;
         }
-        figure(out, &format!("store.log_alone.{name}.rate"), rate(made, times.iter().sum()), "entries/s")?;
-        figure(out, &format!("store.log_alone.{name}.p50"), micros(percentile(&mut times, 50)), "us")?;
-        figure(out, &format!("store.log_alone.{name}.p99"), micros(percentile(&mut times, 99)), "us")?;
+        metric(out, &format!("store.log_only.{name}.rate"), rate(made, times.iter().sum()), "entries/s")?;
+        metric(out, &format!("store.log_only.{name}.p50"), micros(percentile(&mut times, 50)), "us")?;
+        metric(out, &format!("store.log_only.{name}.p99"), micros(percentile(&mut times, 99)), "us")?;
     }
     drop(log);
     Ok(std::fs::remove_dir_all(dir)?)
@@ -213,15 +214,15 @@ fn envelope(entry: &NewEntry) -> Option<&[u8]> {
     }
 }
 
-/// Exercise bulletins of one feed with ids as clients make them.
-struct Source {
+/// Generates exercise bulletins of one feed with ids as clients make them.
+struct EntryGenerator {
     feed: FeedId,
     envelope_bytes: usize,
     next: u64,
     newest: VecDeque<Uuid>,
 }
 
-impl Source {
+impl EntryGenerator {
     fn new(feed: &FeedId, envelope_bytes: usize) -> Self {
         Self { feed: feed.clone(), envelope_bytes, next: 0, newest: VecDeque::new() }
     }
@@ -244,7 +245,7 @@ impl Source {
     fn entry(&mut self) -> NewEntry {
         let number = self.next;
         self.next += 1;
-        // 40,000 a second, in an order that is nearly that of time.
+        // 40,000 a second, nearly in order of time.
         let random: [u8; 10] = std::array::from_fn(|place| (mixed(number) >> (place % 8 * 8)).to_le_bytes()[0]);
         let id = Builder::from_unix_timestamp_millis(1_700_000_000_000 + number / 40 + mixed(number) % 3, &random)
             .into_uuid();
@@ -291,7 +292,7 @@ fn mixed(number: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-fn figure(out: &mut dyn Write, name: &str, value: f64, unit: &str) -> Result<(), BenchError> {
+fn metric(out: &mut dyn Write, name: &str, value: f64, unit: &str) -> Result<(), BenchError> {
     let digits = if value >= 1_000.0 { 0 } else { 2 };
     Ok(writeln!(out, "{name} {value:.digits$} {unit}")?)
 }
@@ -317,7 +318,7 @@ fn percentile(times: &mut [Duration], percent: usize) -> Duration {
     times.get(times.len().saturating_sub(1) * percent / 100).copied().unwrap_or_default()
 }
 
-/// Memory of this process; 0 where it cannot be told.
+/// Returns the resident memory of this process in MiB; 0 if unknown.
 fn resident_mib() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -329,7 +330,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prints_every_figure() -> Result<(), BenchError> {
+    fn run_prints_every_metric() -> Result<(), BenchError> {
         let dir = tempfile::tempdir()?;
         let mut out = Vec::new();
         let options = BenchOptions { entries: 2_048, envelope_bytes: 600, single_commits: 5 };

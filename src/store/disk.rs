@@ -1,7 +1,9 @@
-//! The store on disk: the commit log, which is true, and the view, which is asked.
+//! The store on disk: the commit log, which is authoritative, and the index database, which answers
+//! queries.
 //!
-//! In scope: opening, committing and reading, from memory where it can be and else through the view from the log. Out of scope: how
-//! the log (`log`), the view (`view`) and memory (`state`) do their parts.
+//! In scope: opening, committing and reading, from memory if possible, otherwise from the log
+//! through the index database. Out of scope: the internals of the log (`log`), the index database
+//! (`index_db`) and the in-memory index (`feed_index`).
 
 pub use super::disk_options::DiskOptions;
 
@@ -13,58 +15,58 @@ use std::sync::Arc;
 use std::thread;
 
 use arc_swap::ArcSwap;
-use barid_core::bulletin::Urgent;
+use barid_core::bulletin::Priority;
 use barid_core::feed::tree::NodeId;
+use barid_core::ids::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::limits::{NOT_HELD_RANGES_MAX, RECORD_HEAD_BYTES_MAX};
-use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::quota::Tier;
 use parking_lot::{Mutex, RwLock};
 use uuid::Uuid;
 
-use super::admit::Run;
-use super::applier::{self, NoRoom, Queue, Shared};
+use super::applier::{self, ApplyQueue, EnqueueError, StoreShared};
 use super::disk_options::reserve_for;
-use super::express::Ahead as _;
 use super::keys::{FeedNumber, NoteRef};
 use super::load::{self, dangling};
-use super::log::{self, AppendError, EndFile, Log, LogReader, Noted, Tail};
-use super::open::{Replay, fill_tiles, lock, make_folder, open_view};
-use super::rebuild::Source;
+use super::log::{self, AppendError, Log, LogReader, Tail, TailHint, TailHintFile};
+use super::open::{Replay, cache_full_tiles, lock, make_folder, open_index_db};
+use super::priority::OutOfOrder as _;
+use super::rebuild::RebuildSource;
 use super::recent_ids::Known;
-use super::window::Bounded;
+use super::tail_cache::EntryPage;
+use super::validate::UndisclosedRun;
 use super::{
-    Answers, ChainLink, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord,
-    DiskBytes, Entry, Express, FeedState, ForkRecord, Location, OpenError, ReadError, Refers, Room, RosterRecord,
-    Store, StoreId, Subscription, SyncTimes, admit, express, repair,
+    Acks, Capacity, ChainLink, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord,
+    DiskBytes, Entry, FeedState, ForkRecord, FsyncHistogram, Location, OpenError, PriorityEntry, ReadError,
+    ReferenceKind, RosterRecord, Store, StoreId, Subscription, priority, repair, validate,
 };
 
 /// The [`Store`] of a node.
 pub struct DiskStore {
     /// `None` only while it is dropped.
-    shared: Option<Arc<Shared>>,
+    shared: Option<Arc<StoreShared>>,
     pub(super) log: Arc<LogReader>,
-    writer: Mutex<Writer>,
+    writer: Mutex<LogWriter>,
     applier: Option<thread::JoinHandle<()>>,
     reserve_bytes: u64,
     me: Member,
-    /// Held locked as long as the store is open.
+    /// Locked as long as the store is open.
     _lock: File,
 }
 
-struct Writer {
+struct LogWriter {
     log: Log,
     stopped: Option<String>,
-    /// What the last look found that there is room for.
+    /// The tier that the last check found capacity for.
     tier: Tier,
 }
 
-impl Writer {
-    /// Looks how much room there is, and makes a segment if one was lacking.
-    fn look(&mut self, reserve_bytes: u64) -> io::Result<Room> {
+impl LogWriter {
+    /// Checks the free space, and creates a segment if one was missing.
+    fn check_capacity(&mut self, reserve_bytes: u64) -> io::Result<Capacity> {
         let free_bytes = self.log.available_bytes()?;
         let mut tier = Tier::at(free_bytes, reserve_bytes, self.tier);
-        // Where the next segment does not fit beside what a tier leaves free, there is no room for that tier.
-        while let Err(error) = self.log.room(tier.leaves_free(reserve_bytes)) {
+        // A tier has no capacity if the next segment does not fit beside what the tier leaves free.
+        while let Err(error) = self.log.check_capacity(tier.leaves_free(reserve_bytes)) {
             match error {
                 AppendError::Full { .. } if tier > Tier::Notes => tier = tier.below(),
                 AppendError::Full { .. } => break,
@@ -72,19 +74,20 @@ impl Writer {
             }
         }
         self.tier = tier;
-        Ok(Room { tier, free_bytes, reserve_bytes })
+        Ok(Capacity { tier, free_bytes, reserve_bytes })
     }
 }
 
 impl DiskStore {
-    /// Opens the store in `dir`, or begins one: `log/` is true, `db/` is rebuilt from it when it is missing or in doubt.
+    /// Opens the store in `dir`, or creates one. `log/` is authoritative; `db/` is rebuilt from it
+    /// if it is missing or damaged.
     ///
     /// # Errors
-    /// See [`OpenError`]. A torn tail of the log is cut; single bits that flipped are put right where a SHA-256 proves what they were; any
-    /// other damage is named, and nothing is changed.
+    /// See [`OpenError`]. A torn tail of the log is cut. Single flipped bits are corrected if a
+    /// SHA-256 proves their value. Any other damage is reported, and nothing is changed.
     pub fn open(dir: &Path, options: &DiskOptions) -> Result<Self, OpenError> {
-        let (store, mended) = repair::open(dir, options, || Self::open_as_it_is(dir, options))?;
-        store.log.count_mended(mended);
+        let (store, corrected) = repair::open(dir, options, || Self::open_as_it_is(dir, options))?;
+        store.log.count_corrected(corrected);
         Ok(store)
     }
 
@@ -93,35 +96,35 @@ impl DiskStore {
         let lock = lock(dir)?;
         let (log_dir, log_options) = (dir.join("log"), options.log());
         let reader = Arc::new(LogReader::open(&log_dir, &log_options)?);
-        let (view, state, resume) = open_view(dir, &log_dir, options, &reader)?;
-        let mut replay = Replay::new(view, state);
+        let (index_db, state, resume) = open_index_db(dir, &log_dir, options, &reader)?;
+        let mut replay = Replay::new(index_db, state);
         let log = Log::open(&log_dir, log_options, &reader, resume.as_ref(), &mut |position, record, body| {
-            replay.take(position, &record, &body)
+            replay.apply(position, &record, &body)
         })?;
-        let (view, state, tiles) = replay.finish()?;
-        let queue = Queue::new(state.seq, options.lag_bytes_max);
-        let shared = Arc::new(Shared {
+        let (index_db, state, tiles) = replay.finish()?;
+        let queue = ApplyQueue::new(state.seq, options.index_lag_bytes_max);
+        let shared = Arc::new(StoreShared {
             state: RwLock::new(state),
             tiles: Mutex::new(tiles),
-            view: ArcSwap::from_pointee(view),
+            index_db: ArcSwap::from_pointee(index_db),
             queue,
-            source: Source::new(dir, options),
-            end: EndFile::open(&log_dir, reader.salt()),
+            rebuild_source: RebuildSource::new(dir, options),
+            tail_hint: TailHintFile::open(&log_dir, reader.salt()),
         });
         if log.tail().seq > 0 {
-            shared.end.note(&Noted { seq: log.tail().seq, hash: log.tail().hash });
+            shared.tail_hint.write(&TailHint { seq: log.tail().seq, hash: log.tail().hash });
         }
         let applier = {
             let shared = Arc::clone(&shared);
-            thread::Builder::new().name("store-view".into()).spawn(move || {
-                crate::background::give_way();
+            thread::Builder::new().name("store-index".into()).spawn(move || {
+                crate::low_priority::lower_priority();
                 applier::run(&shared);
             })?
         };
         Ok(Self {
             shared: Some(shared),
             log: reader,
-            writer: Mutex::new(Writer { log, stopped: None, tier: Tier::All }),
+            writer: Mutex::new(LogWriter { log, stopped: None, tier: Tier::All }),
             applier: Some(applier),
             reserve_bytes: options.reserve_bytes,
             me: options.member.clone(),
@@ -129,22 +132,23 @@ impl DiskStore {
         })
     }
 
-    /// Whether there is a store in `dir`: something was committed.
+    /// Returns whether `dir` contains a store: a commit log was begun there.
     #[must_use]
-    pub fn is_begun(dir: &Path) -> bool {
-        log::is_begun(&dir.join("log"))
+    pub fn is_initialized(dir: &Path) -> bool {
+        log::is_initialized(&dir.join("log"))
     }
 
-    /// Reads the whole log in `dir`, every checksum and every link of the chain; changes nothing. Returns the number of the newest
-    /// commit. No process may be committing to it meanwhile: half a record would look like damage.
+    /// Verifies the whole log in `dir`: every checksum and every link of the chain. Changes
+    /// nothing. Returns the number of the newest commit. No process may commit to it meanwhile:
+    /// half a record would look like damage.
     ///
     /// # Errors
-    /// [`OpenError::Damaged`] names the first thing that is not as it was written.
+    /// [`OpenError::Damaged`] names the first damage.
     pub fn verify(dir: &Path, options: &DiskOptions) -> Result<u64, OpenError> {
         log::verify(&dir.join("log"), &options.log())
     }
 
-    pub(super) fn shared(&self) -> &Shared {
+    pub(super) fn shared(&self) -> &StoreShared {
         self.shared.as_ref().expect("there until the store is dropped")
     }
 
@@ -153,7 +157,7 @@ impl DiskStore {
     }
 }
 
-fn range_of((start, end, reason): &Run) -> (Range<u64>, Undisclosed) {
+fn range_of((start, end, reason): &UndisclosedRun) -> (Range<u64>, Undisclosed) {
     (*start..*end, *reason)
 }
 
@@ -164,14 +168,14 @@ impl DiskStore {
         self.writer.lock().log.fail_next_sync = true;
     }
 
-    /// The view turns out to be unusable.
-    pub(crate) fn fail_view(&self) {
-        self.shared().view().doubt();
+    /// Marks the index database as damaged.
+    pub(crate) fn fail_index_db(&self) {
+        self.shared().index_db().mark_damaged();
     }
 
-    /// Whether it has not been replaced since.
-    pub(crate) fn view_is_failed(&self) -> bool {
-        self.shared().view().is_doubted()
+    /// Returns whether it is still damaged, that is, not yet replaced.
+    pub(crate) fn index_db_has_failed(&self) -> bool {
+        self.shared().index_db().is_damaged()
     }
 }
 
@@ -186,10 +190,10 @@ impl Drop for DiskStore {
             return;
         }
         if let Some(shared) = Arc::into_inner(shared)
-            && let Some(view) = Arc::into_inner(shared.view.into_inner())
-            && let Err(error) = view.close()
+            && let Some(index_db) = Arc::into_inner(shared.index_db.into_inner())
+            && let Err(error) = index_db.close()
         {
-            tracing::warn!(%error, "the view could not be closed; it may be rebuilt at the next start");
+            tracing::warn!(%error, "the index database could not be closed; it may be rebuilt at the next start");
         }
     }
 }
@@ -211,35 +215,37 @@ impl Store for DiskStore {
         let shared = self.shared();
         {
             let state = shared.state.read();
-            let size_of = |feed: &FeedId| state.book_of(feed).map(|(_, book)| book.edge.frontier().size());
-            admit::check(&commit, size_of).map_err(CommitError::Invalid)?;
-            express::check(&commit, size_of, &*state).map_err(CommitError::Invalid)?;
-            express::match_appends(&mut commit, &*state).map_err(CommitError::Invalid)?;
+            let size_of = |feed: &FeedId| {
+                state.feed_index_of(feed).map(|(_, feed_index)| feed_index.tiled_tree.compact_range().size())
+            };
+            validate::check(&commit, size_of).map_err(CommitError::Invalid)?;
+            priority::check(&commit, size_of, &*state).map_err(CommitError::Invalid)?;
+            priority::match_appends(&mut commit, &*state).map_err(CommitError::Invalid)?;
         }
-        for fill in &commit.fills {
-            let indexes: Vec<u64> = fill.entries.iter().map(|(index, _)| *index).collect();
-            let lacking = self.lacks(&fill.feed, &indexes).map_err(|error| match error {
-                ReadError::Behind(reason) => CommitError::ViewBehind(reason),
+        for backfill in &commit.backfills {
+            let indexes: Vec<u64> = backfill.entries.iter().map(|(index, _)| *index).collect();
+            let missing = self.missing(&backfill.feed, &indexes).map_err(|error| match error {
+                ReadError::Behind(reason) => CommitError::IndexBehind(reason),
                 error => CommitError::Invalid(error.to_string()),
             })?;
-            admit::check_fill(fill, &lacking).map_err(CommitError::Invalid)?;
+            validate::check_backfill(backfill, &missing).map_err(CommitError::Invalid)?;
         }
-        match shared.queue.wait_for_room() {
+        match shared.queue.wait_for_capacity() {
             Ok(()) => {}
-            Err(NoRoom::Paused(reason)) => return Err(CommitError::ViewBehind(reason)),
-            Err(NoRoom::Failed(reason)) => {
+            Err(EnqueueError::Paused(reason)) => return Err(CommitError::IndexBehind(reason)),
+            Err(EnqueueError::Failed(reason)) => {
                 writer.stopped = Some(reason.clone());
                 return Err(CommitError::Stopped(reason));
             }
         }
         let seq = tail.seq + 1;
-        let head = log::record::encode_head(&commit, seq, &tail.hash, tail.end_arrival);
+        let head = log::record::encode_head(&commit, seq, &tail.hash, tail.end_offset);
         if head.len() > RECORD_HEAD_BYTES_MAX {
             return Err(CommitError::Invalid(format!("the notes and ids take {} bytes", head.len())));
         }
-        let filled = commit.fills.iter().flat_map(|fill| &fill.entries).map(|(_, entry)| entry);
-        let filled = filled.chain(commit.express.iter().map(|express| &express.entry));
-        let entries = commit.appends.iter().flat_map(|append| &append.entries).chain(filled);
+        let backfilled = commit.backfills.iter().flat_map(|backfill| &backfill.entries).map(|(_, entry)| entry);
+        let backfilled = backfilled.chain(commit.priority.iter().map(|priority| &priority.entry));
+        let entries = commit.appends.iter().flat_map(|append| &append.entries).chain(backfilled);
         let bodies: Vec<&[u8]> = entries
             .filter_map(|entry| match &entry.content {
                 Content::Disclosed { envelope, .. } => Some(envelope.as_ref()),
@@ -247,7 +253,7 @@ impl Store for DiskStore {
             })
             .collect();
         let hash = log::record::head_hash(&head);
-        let next = Tail { seq, hash, end_arrival: tail.end_arrival + bodies.len() as u64 };
+        let next = Tail { seq, hash, end_offset: tail.end_offset + bodies.len() as u64 };
         let reserve_bytes = reserve_for(&commit, &self.me, self.reserve_bytes);
         let (position, len) = match writer.log.append(&head, &bodies, next, reserve_bytes) {
             Ok(appended) => appended,
@@ -260,65 +266,67 @@ impl Store for DiskStore {
             }
         };
         let committed =
-            Arc::new(Committed { seq, hash, first_arrival: tail.end_arrival, end_arrival: next.end_arrival, commit });
+            Arc::new(Committed { seq, hash, first_offset: tail.end_offset, end_offset: next.end_offset, commit });
         let pending = {
             let mut state = shared.state.write();
-            let pending = state.take_in(&committed, position, len);
-            fill_tiles(&mut shared.tiles.lock(), &pending);
+            let pending = state.apply_commit(&committed, position, len);
+            cache_full_tiles(&mut shared.tiles.lock(), &pending);
             pending
         };
         shared.queue.push(pending);
         Ok(committed)
     }
 
-    fn room(&self) -> Result<Room, CommitError> {
+    fn check_capacity(&self) -> Result<Capacity, CommitError> {
         let mut writer = self.writer.lock();
         if let Some(reason) = &writer.stopped {
             return Err(CommitError::Stopped(reason.clone()));
         }
-        let found = writer.look(self.reserve_bytes);
-        found.inspect_err(|error| writer.stopped = Some(error.to_string())).map_err(CommitError::Io).and_then(|room| {
-            self.shared().queue.paused().map_or(Ok(room), |reason| Err(CommitError::ViewBehind(reason)))
-        })
+        let found = writer.check_capacity(self.reserve_bytes);
+        found.inspect_err(|error| writer.stopped = Some(error.to_string())).map_err(CommitError::Io).and_then(
+            |capacity| {
+                self.shared().queue.paused().map_or(Ok(capacity), |reason| Err(CommitError::IndexBehind(reason)))
+            },
+        )
     }
 
     fn feeds(&self) -> Vec<FeedState> {
         let state = self.shared().state.read();
-        state.numbers.values().filter_map(|number| state.book(*number)?.state()).collect()
+        state.numbers.values().filter_map(|number| state.feed_index(*number)?.state()).collect()
     }
 
     fn feed(&self, feed: &FeedId) -> Option<FeedState> {
-        self.shared().state.read().book_of(feed)?.1.state()
+        self.shared().state.read().feed_index_of(feed)?.1.state()
     }
 
     fn entries(&self, feed: &FeedId, from: u64, entries_max: usize, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
         let number = {
             let state = self.shared().state.read();
-            let Some((number, book)) = state.book_of(feed) else { return Ok(Vec::new()) };
-            if from >= book.edge.frontier().size() {
+            let Some((number, feed_index)) = state.feed_index_of(feed) else { return Ok(Vec::new()) };
+            if from >= feed_index.tiled_tree.compact_range().size() {
                 return Ok(Vec::new());
             }
-            if let Some(entries) = state.window.entries(number, from, entries_max, bytes_max) {
+            if let Some(entries) = state.tail_cache.entries(number, from, entries_max, bytes_max) {
                 drop(state);
-                return self.with_fills(number, entries, bytes_max);
+                return self.with_backfills(number, entries, bytes_max);
             }
             number
         };
-        let mut taken = Bounded::new(entries_max, bytes_max);
+        let mut page = EntryPage::new(entries_max, bytes_max);
         let mut next = from;
-        while let Some(stretch) = self.shared().view().position(number, next)?
-            && self.read_indexes(feed, &stretch, next, &mut taken)?
+        while let Some(entry_run) = self.shared().index_db().position(number, next)?
+            && self.read_indexes(feed, &entry_run, next, &mut page)?
         {
-            next = stretch.first + u64::from(stretch.count);
+            next = entry_run.first + u64::from(entry_run.count);
         }
-        if taken.entries.is_empty() {
-            return Err(ReadError::Damaged(format!("the view lacks {feed} {from}")));
+        if page.entries.is_empty() {
+            return Err(ReadError::Damaged(format!("the index database lacks {feed} {from}")));
         }
-        self.with_fills(number, taken.entries, bytes_max)
+        self.with_backfills(number, page.entries, bytes_max)
     }
 
-    fn end_arrival(&self) -> u64 {
-        self.shared().state.read().end_arrival
+    fn end_offset(&self) -> u64 {
+        self.shared().state.read().end_offset
     }
 
     fn id(&self) -> StoreId {
@@ -329,7 +337,7 @@ impl Store for DiskStore {
         self.read_link(offset)
     }
 
-    fn linked_arrivals(
+    fn linked_entries_from(
         &self,
         from: u64,
         entries_max: usize,
@@ -338,24 +346,24 @@ impl Store for DiskStore {
         let from = from.max(1);
         {
             let state = self.shared().state.read();
-            if from >= state.end_arrival {
+            if from >= state.end_offset {
                 return Ok((Vec::new(), Vec::new()));
             }
-            if let Some(taken) = state.window.arrivals(from, entries_max, bytes_max) {
-                return Ok(taken);
+            if let Some(page) = state.tail_cache.entries_from(from, entries_max, bytes_max) {
+                return Ok(page);
             }
         }
-        let mut taken = Bounded::new(entries_max, bytes_max);
+        let mut page = EntryPage::new(entries_max, bytes_max);
         let mut next = from;
-        while let Some(stretch) = self.shared().view().arrival(next)?
-            && self.read_arrivals(&stretch, next, &mut taken)?
+        while let Some(entry_run) = self.shared().index_db().at_offset(next)?
+            && self.read_entries_from(&entry_run, next, &mut page)?
         {
-            next = stretch.first + u64::from(stretch.count);
+            next = entry_run.first + u64::from(entry_run.count);
         }
-        if taken.entries.is_empty() {
-            return Err(ReadError::Damaged(format!("the view lacks arrival {from}")));
+        if page.entries.is_empty() {
+            return Err(ReadError::Damaged(format!("the index database lacks offset {from}")));
         }
-        Ok((taken.entries, taken.links))
+        Ok((page.entries, page.links))
     }
 
     fn history(
@@ -372,106 +380,118 @@ impl Store for DiskStore {
         let known = self.shared().state.read().ids.find(member, id);
         let place = match known {
             Known::Exactly(place) => place,
-            Known::AtMost(place) => place.into_iter().chain(self.shared().view().find(member, id)?).min(),
+            Known::AtMost(place) => place.into_iter().chain(self.shared().index_db().find(member, id)?).min(),
         };
         let Some(place) = place else { return Ok(None) };
         let state = self.shared().state.read();
-        let book = state.book(place.feed).ok_or_else(|| dangling("feed"))?;
-        Ok(Some(Location { feed: book.feed.clone(), index: place.index, arrival: place.arrival }))
+        let feed_index = state.feed_index(place.feed).ok_or_else(|| dangling("feed"))?;
+        Ok(Some(Location { feed: feed_index.feed.clone(), index: place.index, offset: place.offset }))
     }
 
-    fn referring(
+    fn references_to(
         &self,
         member: &Member,
         id: Uuid,
-        how: Refers,
+        kind: ReferenceKind,
         after: u64,
         max: usize,
     ) -> Result<Vec<Location>, ReadError> {
-        self.read_referring(member, id, how, after, max)
+        self.read_references_to(member, id, kind, after, max)
     }
 
-    fn succeeded(&self, member: &Member, ids: &[Uuid]) -> Result<Vec<bool>, ReadError> {
-        self.read_succeeded(member, ids)
+    fn superseded(&self, member: &Member, ids: &[Uuid]) -> Result<Vec<bool>, ReadError> {
+        self.read_superseded(member, ids)
     }
 
-    fn answers(&self, member: &Member, id: Uuid, persons_max: usize) -> Result<Answers, ReadError> {
-        self.read_answers(member, id, persons_max)
+    fn acks(&self, member: &Member, id: Uuid, issuers_max: usize) -> Result<Acks, ReadError> {
+        self.read_acks(member, id, issuers_max)
     }
 
     fn tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError> {
         self.read_tree_hashes(feed, nodes)
     }
 
-    fn lacks(&self, feed: &FeedId, indexes: &[u64]) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError> {
-        self.lacking(feed, indexes)
+    fn missing(&self, feed: &FeedId, indexes: &[u64]) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError> {
+        self.read_missing(feed, indexes)
     }
 
-    fn ahead(&self, feed: &FeedId, range: Range<u64>) -> Vec<(u64, Digest)> {
+    fn out_of_order(&self, feed: &FeedId, range: Range<u64>) -> Vec<(u64, Digest)> {
         let state = self.shared().state.read();
-        let Some((_, book)) = state.book_of(feed).filter(|_| !range.is_empty()) else { return Vec::new() };
-        book.ahead.range(range).map(|(index, held)| (*index, held.digest)).collect()
+        let Some((_, feed_index)) = state.feed_index_of(feed).filter(|_| !range.is_empty()) else { return Vec::new() };
+        feed_index.out_of_order.range(range).map(|(index, held)| (*index, held.digest)).collect()
     }
 
-    fn ahead_places(&self, feed: &FeedId, now_ms: u64) -> Vec<u64> {
-        self.shared().state.read().places(feed, now_ms)
+    fn out_of_order_unexpired(&self, feed: &FeedId, now_ms: u64) -> Vec<u64> {
+        self.shared().state.read().unexpired(feed, now_ms)
     }
 
-    fn express(&self, feed: &FeedId, index: u64) -> Result<Option<Express>, ReadError> {
-        self.read_express(feed, index)
+    fn priority_entry(&self, feed: &FeedId, index: u64) -> Result<Option<PriorityEntry>, ReadError> {
+        self.read_priority_entry(feed, index)
     }
 
-    fn urgent(&self, feed: &FeedId, how: Urgent, from: u64, max: usize) -> Result<Vec<u64>, ReadError> {
-        self.read_urgent(feed, how, from, max)
+    fn urgent_indexes(&self, feed: &FeedId, kind: Priority, from: u64, max: usize) -> Result<Vec<u64>, ReadError> {
+        self.read_urgent(feed, kind, from, max)
     }
 
-    fn not_held_from(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
+    fn undisclosed_ranges_from(
+        &self,
+        feed: &FeedId,
+        from: u64,
+        max: usize,
+    ) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
         let number = {
             let state = self.shared().state.read();
-            let Some((number, book)) = state.book_of(feed) else { return Ok(Vec::new()) };
-            if !book.older_runs || book.runs.front().is_some_and(|(start, ..)| *start <= from) {
-                let first = book.runs.partition_point(|(_, end, _)| *end <= from);
-                return Ok(book.runs.range(first..).take(max).map(range_of).collect());
+            let Some((number, feed_index)) = state.feed_index_of(feed) else { return Ok(Vec::new()) };
+            if !feed_index.older_runs || feed_index.runs.front().is_some_and(|(start, ..)| *start <= from) {
+                let first = feed_index.runs.partition_point(|(_, end, _)| *end <= from);
+                return Ok(feed_index.runs.range(first..).take(max).map(range_of).collect());
             }
             number
         };
-        self.shared().queue.drain(self.seq())?;
-        Ok(self.shared().view().runs_from(number, from, max)?.iter().map(range_of).collect())
+        self.shared().queue.wait_applied(self.seq())?;
+        Ok(self.shared().index_db().runs_from(number, from, max)?.iter().map(range_of).collect())
     }
 
-    fn not_held(&self, feed: &FeedId, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
+    fn undisclosed_ranges(&self, feed: &FeedId, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
         let max = max.min(NOT_HELD_RANGES_MAX);
         let number = {
             let state = self.shared().state.read();
-            let Some((number, book)) = state.book_of(feed) else { return Ok(Vec::new()) };
-            if !book.older_runs || book.runs.len() >= max {
-                return Ok(book.runs.range(book.runs.len().saturating_sub(max)..).map(range_of).collect());
+            let Some((number, feed_index)) = state.feed_index_of(feed) else { return Ok(Vec::new()) };
+            if !feed_index.older_runs || feed_index.runs.len() >= max {
+                return Ok(feed_index.runs.range(feed_index.runs.len().saturating_sub(max)..).map(range_of).collect());
             }
             number
         };
-        self.shared().queue.drain(self.seq())?;
-        Ok(self.shared().view().runs(number, max)?.iter().map(range_of).collect())
+        self.shared().queue.wait_applied(self.seq())?;
+        Ok(self.shared().index_db().runs(number, max)?.iter().map(range_of).collect())
     }
 
     fn cosigned_newest(&self, feed: &FeedId) -> Result<Vec<Cosigned>, ReadError> {
         let state = self.shared().state.read();
-        Ok(state.book_of(feed).map(|(_, book)| book.cosigned.values().cloned().collect()).unwrap_or_default())
+        Ok(state
+            .feed_index_of(feed)
+            .map(|(_, feed_index)| feed_index.cosigned.values().cloned().collect())
+            .unwrap_or_default())
     }
 
     fn cosigned_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<Cosigned>, ReadError> {
         let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
         let (cosigners, pending): (Vec<Member>, Vec<Cosigned>) = {
             let state = self.shared().state.read();
-            let cosigners = state.book(number).map(|book| book.cosigned.keys().cloned().collect()).unwrap_or_default();
+            let cosigners = state
+                .feed_index(number)
+                .map(|feed_index| feed_index.cosigned.keys().cloned().collect())
+                .unwrap_or_default();
             let pending = state.pending_cosigned.iter().filter(|(_, feed, note)| *feed == number && note.size > index);
             (cosigners, pending.map(|(.., note)| note.clone()).collect())
         };
         let mut notes = Vec::new();
         for cosigner in cosigners {
-            let held = self.shared().view().cosigned_above(number, &cosigner, index)?;
+            let held = self.shared().index_db().cosigned_above(number, &cosigner, index)?;
             let held = held.map(|at| load::cosigned(&self.log, at)).transpose()?;
             let pending = pending.iter().filter(|note| note.cosigner == cosigner).cloned();
-            // Of several for one size the first that was committed: `min_by_key` keeps the first.
+            // If a cosigner has several for one size, the first committed one counts: `min_by_key`
+            // returns the first.
             notes.extend(held.into_iter().chain(pending).min_by_key(|note| note.size));
         }
         Ok(notes)
@@ -483,7 +503,10 @@ impl Store for DiskStore {
 
     fn custody_newest(&self, feed: &FeedId) -> Result<Vec<CustodyRecord>, ReadError> {
         let state = self.shared().state.read();
-        Ok(state.book_of(feed).map(|(_, book)| book.custody.values().cloned().collect()).unwrap_or_default())
+        Ok(state
+            .feed_index_of(feed)
+            .map(|(_, feed_index)| feed_index.custody.values().cloned().collect())
+            .unwrap_or_default())
     }
 
     fn custody_after(
@@ -496,7 +519,7 @@ impl Store for DiskStore {
         let mut notes = self.custody_notes(
             feed,
             |note, _| note.holder == *holder && note.range.end > index,
-            |number| self.shared().view().custody_after(number, holder, index, max),
+            |number| self.shared().index_db().custody_after(number, holder, index, max),
         )?;
         notes.sort_by_key(|note| note.range.end);
         notes.truncate(max);
@@ -512,9 +535,9 @@ impl Store for DiskStore {
     ) -> Result<Vec<CustodyRecord>, ReadError> {
         let mut notes = self.custody_notes(
             feed,
-            |note, standing| standing.late && note.holder == *holder && note.time >= from_time,
+            |note, order| order.late && note.holder == *holder && note.time >= from_time,
             |number| {
-                let mut held = self.shared().view().custody_late(number, holder, from_time, max)?;
+                let mut held = self.shared().index_db().custody_late(number, holder, from_time, max)?;
                 held.reverse();
                 Ok(held)
             },
@@ -531,17 +554,17 @@ impl Store for DiskStore {
 
     fn rosters(&self) -> Result<Vec<RosterRecord>, ReadError> {
         let held: Vec<NoteRef> = self.shared().state.read().rosters.values().copied().collect();
-        self.noted(held, "roster", |commit, place| commit.rosters.get(place).cloned())
+        self.read_notes(held, "roster", |commit, place| commit.rosters.get(place).cloned())
     }
 
     fn forks(&self) -> Result<Vec<ForkRecord>, ReadError> {
         let held: Vec<NoteRef> = self.shared().state.read().forks.values().copied().collect();
-        self.noted(held, "record of two histories", |commit, place| commit.forks.get(place).cloned())
+        self.read_notes(held, "fork record", |commit, place| commit.forks.get(place).cloned())
     }
 
     fn crls(&self) -> Result<Vec<CrlRecord>, ReadError> {
         let held: Vec<NoteRef> = self.shared().state.read().crls.values().copied().collect();
-        self.noted(held, "revocation list", |commit, place| commit.crls.get(place).cloned())
+        self.read_notes(held, "revocation list", |commit, place| commit.crls.get(place).cloned())
     }
 
     fn subscription(&self, name: &str) -> Option<Subscription> {
@@ -552,32 +575,32 @@ impl Store for DiskStore {
         self.shared().state.read().subscriptions.after(after, max)
     }
 
-    fn view_lag(&self) -> u64 {
+    fn index_lag(&self) -> u64 {
         self.seq().saturating_sub(self.shared().queue.applied_seq())
     }
 
-    fn sync_times(&self) -> SyncTimes {
-        self.writer.lock().log.sync_times()
+    fn fsync_histogram(&self) -> FsyncHistogram {
+        self.writer.lock().log.fsync_histogram()
     }
 
     fn disk_bytes(&self) -> DiskBytes {
         let writer = self.writer.lock();
         DiskBytes {
             log: writer.log.written_bytes(),
-            view: self.shared().view().disk_bytes(),
+            index_db: self.shared().index_db().disk_bytes(),
             free: writer.log.available_bytes().unwrap_or(0),
         }
     }
 
-    fn drain_view(&self) {
-        let _ = self.shared().queue.drain(self.seq());
+    fn apply_index(&self) {
+        let _ = self.shared().queue.wait_applied(self.seq());
     }
 
     fn damage(&self) -> Option<crate::telemetry::alarms::Alarm> {
-        self.damage_met()
+        self.damage_alarm()
     }
 
-    fn mended_bits(&self) -> u64 {
-        self.log.mended()
+    fn corrected_bits(&self) -> u64 {
+        self.log.corrected()
     }
 }

@@ -1,61 +1,64 @@
-//! How the store on disk reads entries from the log, those too that were filled in later, and custody notes by their order.
+//! Reads of the store on disk: entries, including backfilled and out-of-order ones, custody notes
+//! and subtree hashes.
 //!
-//! In scope: reading them where the view, or memory while the view lags, says that they are. Out of scope: what is asked of the store
-//! (`disk`).
+//! In scope: reading them at the places that the index database gives, or memory for what is not
+//! yet applied. Out of scope: the [`Store`](super::Store) trait (`disk`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use barid_core::bulletin::Urgent;
+use barid_core::bulletin::Priority;
 use barid_core::feed::tree::NodeId;
+use barid_core::ids::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::limits::CUSTODY_RANGES_MAX;
-use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::ranges::RangeSet;
 use bytes::Bytes;
 
-use super::admit::CustodyStanding;
 use super::disk::DiskStore;
-use super::keys::{FeedNumber, FillAt, NoteRef, Stretch};
+use super::index_db::backfills;
+use super::keys::{BackfillRef, EntryRun, FeedNumber, NoteRef};
 use super::load::{self, dangling};
-use super::log::{Position, Record, RecordedAppend, Slot};
+use super::log::{AppendRecord, Position, Record, Slot};
+use super::tail_cache::EntryPage;
 use super::tree_cache::TileId;
-use super::view::fills;
-use super::window::Bounded;
+use super::validate::CustodyOrder;
 use super::{
-    ChainLink, Columns, Commit, Content, CustodyRecord, DamagedEntry, Entry, Express, ReadError, Store, admit,
+    ChainLink, Columns, Commit, Content, CustodyRecord, DamagedEntry, Entry, PriorityEntry, ReadError, Store, validate,
 };
 use crate::telemetry::alarms::Alarm;
 
-/// Ranges that are looked at to count what a custody note adds: those of the longest note, and as many holes. What lies beyond is not counted.
+/// Ranges examined to count what a custody note adds: those of the longest note, and as many gaps.
+/// Entries beyond are not counted.
 const CUSTODY_GAIN_STEPS_MAX: usize = 4 * CUSTODY_RANGES_MAX;
 
 impl DiskStore {
-    /// Where the content of entries is that were filled in, of these ascending ones.
-    fn fills_of(&self, number: FeedNumber, indexes: &[u64]) -> Result<Vec<Option<FillAt>>, ReadError> {
-        let pending: Vec<Option<FillAt>> = {
+    /// Returns where the content of these ascending entries is if it was backfilled or came ahead
+    /// of the order.
+    fn backfills_of(&self, number: FeedNumber, indexes: &[u64]) -> Result<Vec<Option<BackfillRef>>, ReadError> {
+        let pending: Vec<Option<BackfillRef>> = {
             let state = self.shared().state.read();
-            if state.book(number).is_none_or(|book| !book.filled) {
+            if state.feed_index(number).is_none_or(|feed_index| !feed_index.backfilled) {
                 return Ok(vec![None; indexes.len()]);
             }
-            let find = |index: &u64| state.pending_fills.get(&(number, *index)).map(|(_, at)| *at);
+            let find = |index: &u64| state.pending_backfills.get(&(number, *index)).map(|(_, at)| *at);
             indexes.iter().map(find).collect()
         };
-        let mut bucket: Option<(u64, BTreeMap<u64, FillAt>)> = None;
-        let find = |(index, pending): (&u64, Option<FillAt>)| {
-            let wanted = fills::bucket_of(*index);
+        let mut bucket: Option<(u64, BTreeMap<u64, BackfillRef>)> = None;
+        let find = |(index, pending): (&u64, Option<BackfillRef>)| {
+            let wanted = backfills::bucket_of(*index);
             let held = match &mut bucket {
-                Some((held, fills)) if *held == wanted => fills,
-                other => &mut other.insert((wanted, self.shared().view().filled(number, wanted)?)).1,
+                Some((held, backfills)) if *held == wanted => backfills,
+                other => &mut other.insert((wanted, self.shared().index_db().backfilled(number, wanted)?)).1,
             };
             Ok(pending.or_else(|| held.get(index).copied()))
         };
         indexes.iter().zip(pending).map(find).collect()
     }
 
-    /// The entries of a feed as they are held by now: those that were appended as digests may have been filled in. `bytes_max` as it bound
-    /// the entries.
-    pub(super) fn with_fills(
+    /// Replaces the digest of entries whose content was backfilled since. `bytes_max` is the bound
+    /// with which the entries were read.
+    pub(super) fn with_backfills(
         &self,
         number: FeedNumber,
         mut entries: Vec<Entry>,
@@ -66,20 +69,20 @@ impl DiskStore {
         if indexes.is_empty() {
             return Ok(entries);
         }
-        let fills = self.fills_of(number, &indexes)?;
-        if fills.iter().all(Option::is_none) {
+        let backfills = self.backfills_of(number, &indexes)?;
+        if backfills.iter().all(Option::is_none) {
             return Ok(entries);
         }
-        let fills: BTreeMap<u64, FillAt> =
-            indexes.into_iter().zip(fills).filter_map(|(index, fill)| Some((index, fill?))).collect();
+        let backfills: BTreeMap<u64, BackfillRef> =
+            indexes.into_iter().zip(backfills).filter_map(|(index, backfill)| Some((index, backfill?))).collect();
         let mut bytes = 0_usize;
         for place in 0..entries.len() {
             let entry = &mut entries[place];
-            if let Some(fill) = fills.get(&entry.index) {
-                match self.read_fill(entry, *fill) {
-                    Ok(Some((content, arrival))) => (entry.content, entry.arrival) = (content, Some(arrival)),
+            if let Some(backfill) = backfills.get(&entry.index) {
+                match self.read_backfill(entry, *backfill) {
+                    Ok(Some((content, offset))) => (entry.content, entry.offset) = (content, Some(offset)),
                     Ok(None) => {}
-                    // Those before it are whole.
+                    // The entries before it are intact.
                     Err(ReadError::DamagedEntry(_)) if place > 0 => {
                         entries.truncate(place);
                         break;
@@ -106,45 +109,49 @@ impl DiskStore {
         scan_max: u64,
         wanted: &dyn Fn(&Columns) -> bool,
     ) -> Result<(Vec<Entry>, Option<u64>), ReadError> {
-        let mut next = before.clamp(1, self.end_arrival());
+        let mut next = before.clamp(1, self.end_offset());
         let stop = next.saturating_sub(scan_max).max(1);
         let mut found = Vec::new();
         let mut block: Option<(u64, Vec<Columns>)> = None;
         while next > stop && found.len() < entries_max {
-            let arrival = next - 1;
-            let in_window = self.shared().state.read().window.first_arrival().is_some_and(|first| first <= arrival);
-            let accepted = if in_window {
-                let entries = self.arrivals(arrival, 1, 0)?;
+            let offset = next - 1;
+            let in_tail_cache =
+                self.shared().state.read().tail_cache.first_offset().is_some_and(|first| first <= offset);
+            let accepted = if in_tail_cache {
+                let entries = self.entries_from(offset, 1, 0)?;
                 let header = entries.first().and_then(|entry| match &entry.content {
                     Content::Disclosed { header, .. } => header.as_deref(),
                     Content::Undisclosed(_) => None,
                 });
-                wanted(&admit::columns_of(header))
+                wanted(&validate::columns_of(header))
             } else {
-                if block.as_ref().is_none_or(|(first, _)| *first > arrival) {
-                    block = self.shared().view().columns(arrival)?;
+                if block.as_ref().is_none_or(|(first, _)| *first > offset) {
+                    block = self.shared().index_db().columns(offset)?;
                 }
-                let place = |first: &u64| usize::try_from(arrival - first).ok();
+                let place = |first: &u64| usize::try_from(offset - first).ok();
                 let columns = block.as_ref().and_then(|(first, columns)| columns.get(place(first)?));
                 wanted(columns.ok_or_else(|| dangling("header"))?)
             };
             if accepted {
-                match self.arrivals(arrival, 1, 0) {
+                match self.entries_from(offset, 1, 0) {
                     Err(ReadError::DamagedEntry(_)) if !found.is_empty() => break,
                     read => found.extend(read?),
                 }
             }
-            next = arrival;
+            next = offset;
         }
         Ok((found, (next > 1).then_some(next)))
     }
 
-    /// Of each holder the custody note committed first that says that it holds an entry.
+    /// Returns for each holder the first committed custody note that states that it holds an entry.
     pub(super) fn read_custody_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<CustodyRecord>, ReadError> {
         let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
         let (holders, pending): (Vec<Member>, Vec<CustodyRecord>) = {
             let state = self.shared().state.read();
-            let holders = state.book(number).map(|book| book.holders.iter().cloned().collect()).unwrap_or_default();
+            let holders = state
+                .feed_index(number)
+                .map(|feed_index| feed_index.holders.iter().cloned().collect())
+                .unwrap_or_default();
             let pending =
                 state.pending_custody.iter().filter(|(_, feed, note, _)| *feed == number && note.holds(index));
             (holders, pending.map(|(_, _, note, _)| note.clone()).collect())
@@ -152,7 +159,7 @@ impl DiskStore {
         let mut notes = Vec::new();
         for holder in holders {
             let mut first = None;
-            for at in self.shared().view().custody_about(number, &holder, index)? {
+            for at in self.shared().index_db().custody_about(number, &holder, index)? {
                 let note = load::custody(&self.log, at)?;
                 if note.holds(index) {
                     first = Some(note);
@@ -164,22 +171,24 @@ impl DiskStore {
         Ok(notes)
     }
 
-    /// Custody notes from the view, then those that it has not taken in yet, in the order of their commits.
+    /// Returns custody notes from the index database, then those not yet applied to it, in the
+    /// order of their commits.
     pub(super) fn custody_notes(
         &self,
         feed: &FeedId,
-        wanted: impl Fn(&CustodyRecord, &CustodyStanding) -> bool,
-        from_view: impl Fn(FeedNumber) -> Result<Vec<NoteRef>, ReadError>,
+        wanted: impl Fn(&CustodyRecord, &CustodyOrder) -> bool,
+        from_index_db: impl Fn(FeedNumber) -> Result<Vec<NoteRef>, ReadError>,
     ) -> Result<Vec<CustodyRecord>, ReadError> {
         let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
-        // Before the view: what it takes in meanwhile is there twice, and not never.
+        // Read memory before the index database: a note applied in between is found twice rather
+        // than never.
         let pending: Vec<CustodyRecord> = {
             let state = self.shared().state.read();
             let pending =
-                state.pending_custody.iter().filter(|(_, of, note, standing)| *of == number && wanted(note, standing));
+                state.pending_custody.iter().filter(|(_, of, note, order)| *of == number && wanted(note, order));
             pending.map(|(_, _, note, _)| note.clone()).collect()
         };
-        let held = from_view(number)?.into_iter().map(|at| load::custody(&self.log, at));
+        let held = from_index_db(number)?.into_iter().map(|at| load::custody(&self.log, at));
         let mut notes = held.collect::<Result<Vec<CustodyRecord>, ReadError>>()?;
         for note in pending {
             if !notes.contains(&note) {
@@ -201,24 +210,25 @@ impl DiskStore {
             return Ok(ranges.iter().map(|range| range.end - range.start).sum::<u64>().min(max));
         };
         let mut pending = RangeSet::default();
-        // Before the view: what it takes in meanwhile counts twice, which changes nothing.
+        // Read memory before the index database: a range applied in between counts in both, which
+        // changes nothing.
         for (_, of, note, _) in &self.shared().state.read().pending_custody {
             if *of == number && note.holder == *holder {
                 note.held().for_each(|range| pending.insert(range));
             }
         }
-        let view = self.shared().view();
+        let index_db = self.shared().index_db();
         let (mut gain, mut steps) = (0, 0);
         for range in ranges.iter().flat_map(|range| pending.missing(range.clone())) {
             let mut next = range.start;
             while next < range.end && gain < max && steps < CUSTODY_GAIN_STEPS_MAX {
                 steps += 1;
-                let held = view.held_by_before(number, holder, next, |_| false)?;
+                let held = index_db.held_by_before(number, holder, next, |_| false)?;
                 if let Some(held) = held.filter(|held| held.contains(&next)) {
                     next = held.end;
                     continue;
                 }
-                let end = view.held_by_after(number, holder, next)?.unwrap_or(range.end).min(range.end);
+                let end = index_db.held_by_after(number, holder, next)?.unwrap_or(range.end).min(range.end);
                 gain += end - next;
                 next = end;
             }
@@ -226,106 +236,119 @@ impl DiskStore {
         Ok(gain.min(max))
     }
 
-    /// Of these ascending entries, each one's digest and why no more is held, where that is so.
-    pub(super) fn lacking(
+    /// Returns for each of these ascending entries its digest and why its content is not held;
+    /// `None` if it is held.
+    pub(super) fn read_missing(
         &self,
         feed: &FeedId,
         indexes: &[u64],
     ) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError> {
         let Some(number) = self.number(feed) else { return Ok(vec![None; indexes.len()]) };
-        let fills = self.fills_of(number, indexes)?;
-        let mut stretch: Option<(Stretch, Arc<Record>)> = None;
-        let mut lacks = Vec::with_capacity(indexes.len());
-        for (index, fill) in indexes.iter().zip(fills) {
-            let filled = fill.map(|fill| self.digest_of_fill(feed, fill)).transpose()?;
-            let lacking = |digest: Digest, reason| (filled != Some(digest)).then_some((digest, reason));
+        let backfills = self.backfills_of(number, indexes)?;
+        let mut entry_run: Option<(EntryRun, Arc<Record>)> = None;
+        let mut missing = Vec::with_capacity(indexes.len());
+        for (index, backfill) in indexes.iter().zip(backfills) {
+            let backfilled = backfill.map(|backfill| self.digest_of_backfill(feed, backfill)).transpose()?;
+            let if_undisclosed = |digest: Digest, reason| (backfilled != Some(digest)).then_some((digest, reason));
             let appended = {
                 let state = self.shared().state.read();
-                if state.book(number).is_none_or(|book| *index >= book.edge.frontier().size()) {
-                    lacks.push(None);
+                if state
+                    .feed_index(number)
+                    .is_none_or(|feed_index| *index >= feed_index.tiled_tree.compact_range().size())
+                {
+                    missing.push(None);
                     continue;
                 }
-                state.window.appended(number, *index).map(|entry| match &entry.content {
+                state.tail_cache.appended(number, *index).map(|entry| match &entry.content {
                     Content::Disclosed { .. } => None,
-                    Content::Undisclosed(reason) => lacking(entry.digest, *reason),
+                    Content::Undisclosed(reason) => if_undisclosed(entry.digest, *reason),
                 })
             };
             if let Some(found) = appended {
-                lacks.push(found);
+                missing.push(found);
                 continue;
             }
-            let has = |(stretch, _): &(Stretch, Arc<Record>)| {
-                index.checked_sub(stretch.first).is_some_and(|at| at < u64::from(stretch.count))
+            let has = |(entry_run, _): &(EntryRun, Arc<Record>)| {
+                index.checked_sub(entry_run.first).is_some_and(|at| at < u64::from(entry_run.count))
             };
-            if !stretch.as_ref().is_some_and(has) {
-                let found = self.shared().view().position(number, *index)?.ok_or_else(|| dangling("entry"))?;
-                stretch = Some((found, self.log.record(found.at.position)?));
+            if !entry_run.as_ref().is_some_and(has) {
+                let found = self.shared().index_db().position(number, *index)?.ok_or_else(|| dangling("entry"))?;
+                entry_run = Some((found, self.log.record(found.at.position)?));
             }
-            let slot = stretch.as_ref().and_then(|(stretch, record)| {
-                let append = record.appends.get(stretch.at.place as usize)?;
-                append.slots.get(usize::try_from(index.checked_sub(stretch.first)?).ok()?)
+            let slot = entry_run.as_ref().and_then(|(entry_run, record)| {
+                let append = record.appends.get(entry_run.at.place as usize)?;
+                append.slots.get(usize::try_from(index.checked_sub(entry_run.first)?).ok()?)
             });
             let slot = slot.ok_or_else(|| dangling("entry"))?;
-            lacks.push(slot.undisclosed.and_then(|reason| lacking(slot.digest, reason)));
+            missing.push(slot.undisclosed.and_then(|reason| if_undisclosed(slot.digest, reason)));
         }
-        Ok(lacks)
+        Ok(missing)
     }
 
-    /// The digest of what was filled in, or came ahead of the order: not the entry's where the feed has another one at its place.
-    fn digest_of_fill(&self, feed: &FeedId, fill: FillAt) -> Result<Digest, ReadError> {
-        let record = self.log.record(fill.at.position)?;
-        let recorded = record.fills.get(fill.at.place as usize).filter(|recorded| recorded.feed == *feed);
-        let slot = recorded.and_then(|recorded| recorded.slots.get(fill.slot as usize));
-        slot.map(|(_, slot)| slot.digest).ok_or_else(|| dangling("fill"))
+    /// Returns the digest of a backfilled or out-of-order entry. It differs from the feed's entry
+    /// if that one displaced it.
+    fn digest_of_backfill(&self, feed: &FeedId, backfill: BackfillRef) -> Result<Digest, ReadError> {
+        let record = self.log.record(backfill.at.position)?;
+        let recorded = record.backfills.get(backfill.at.place as usize).filter(|recorded| recorded.feed == *feed);
+        let slot = recorded.and_then(|recorded| recorded.slots.get(backfill.slot as usize));
+        slot.map(|(_, slot)| slot.digest).ok_or_else(|| dangling("backfill"))
     }
 
-    /// An entry that came ahead of the order.
-    pub(super) fn read_express(&self, feed: &FeedId, index: u64) -> Result<Option<Express>, ReadError> {
+    /// Returns an entry that was received ahead of the order.
+    pub(super) fn read_priority_entry(&self, feed: &FeedId, index: u64) -> Result<Option<PriorityEntry>, ReadError> {
         let Some(number) = self.number(feed) else { return Ok(None) };
-        let Some(at) = self.fills_of(number, &[index])?.pop().flatten() else { return Ok(None) };
+        let Some(at) = self.backfills_of(number, &[index])?.pop().flatten() else { return Ok(None) };
         let position = at.at.position;
         let record = self.log.record(position)?;
-        let recorded = record.fills.get(at.at.place as usize).filter(|recorded| recorded.feed == *feed);
-        let recorded = recorded.ok_or_else(|| dangling("entry ahead of the order"))?;
-        let Some(proven) = &recorded.proven else { return Ok(None) };
+        let recorded = record.backfills.get(at.at.place as usize).filter(|recorded| recorded.feed == *feed);
+        let recorded = recorded.ok_or_else(|| dangling("out-of-order entry"))?;
+        let Some(priority_proof) = &recorded.priority_proof else { return Ok(None) };
         let bytes = recorded.bytes(0..1);
         let body = self.log.body(position, &record, bytes.clone())?;
         let damaged = |what: String| ReadError::Damaged(format!("commit log, {position}: {what}"));
         let read = recorded.entries(0..1, &body, bytes.start).map_err(damaged)?.into_iter().next();
-        let (_, entry) = read.filter(|(held, _)| *held == index).ok_or_else(|| dangling("entry ahead of the order"))?;
-        Ok(Some(proven.express(feed, index, entry)))
+        let (_, entry) = read.filter(|(held, _)| *held == index).ok_or_else(|| dangling("out-of-order entry"))?;
+        Ok(Some(priority_proof.entry(feed, index, entry)))
     }
 
-    /// Urgent entries from the view and those that it has not taken in yet.
-    pub(super) fn read_urgent(&self, feed: &FeedId, how: Urgent, from: u64, max: usize) -> Result<Vec<u64>, ReadError> {
+    /// Returns urgent entries from the index database and those not yet applied to it.
+    pub(super) fn read_urgent(
+        &self,
+        feed: &FeedId,
+        kind: Priority,
+        from: u64,
+        max: usize,
+    ) -> Result<Vec<u64>, ReadError> {
         let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
-        // Before the view: what it takes in meanwhile is there twice, and not never.
+        // Read memory before the index database: an entry applied in between is found twice rather
+        // than never.
         let (mut found, changed): (BTreeSet<u64>, BTreeSet<u64>) = {
             let state = self.shared().state.read();
-            let Some(book) = state.book(number) else { return Ok(Vec::new()) };
-            let newer = |same: bool| book.urgent.range(from..).filter(move |(_, held)| (**held == how) == same);
-            let indexes = |(index, _): (&u64, &Urgent)| *index;
+            let Some(feed_index) = state.feed_index(number) else { return Ok(Vec::new()) };
+            let newer = |same: bool| feed_index.urgent.range(from..).filter(move |(_, held)| (**held == kind) == same);
+            let indexes = |(index, _): (&u64, &Priority)| *index;
             (newer(true).map(indexes).take(max).collect(), newer(false).map(indexes).collect())
         };
-        // The view may still have what stood there before.
-        let held = self.shared().view().urgent(number, how, from, max.saturating_add(changed.len()))?;
+        // The index database may still have the previous kind of a changed index.
+        let held = self.shared().index_db().urgent_indexes(number, kind, from, max.saturating_add(changed.len()))?;
         found.extend(held.into_iter().filter(|index| !changed.contains(index)));
         Ok(found.into_iter().take(max).collect())
     }
 
-    /// The content of an entry, and its arrival; `None` if what is there came ahead of the order and the feed has another entry at its place.
-    fn read_fill(&self, entry: &Entry, fill: FillAt) -> Result<Option<(Content, u64)>, ReadError> {
-        let position = fill.at.position;
+    /// Returns the content of an entry and its offset; `None` if that content came ahead of the
+    /// order and the feed has another entry at its index.
+    fn read_backfill(&self, entry: &Entry, backfill: BackfillRef) -> Result<Option<(Content, u64)>, ReadError> {
+        let position = backfill.at.position;
         let record = self.log.record(position)?;
-        let slot = fill.slot as usize;
-        let recorded = record.fills.get(fill.at.place as usize).filter(|recorded| recorded.feed == entry.feed);
-        let recorded = recorded.ok_or_else(|| dangling("fill"))?;
-        let (index, held) = recorded.slots.get(slot).ok_or_else(|| dangling("fill"))?;
+        let slot = backfill.slot as usize;
+        let recorded = record.backfills.get(backfill.at.place as usize).filter(|recorded| recorded.feed == entry.feed);
+        let recorded = recorded.ok_or_else(|| dangling("backfill"))?;
+        let (index, held) = recorded.slots.get(slot).ok_or_else(|| dangling("backfill"))?;
         if *index != entry.index {
-            return Err(dangling("fill"));
+            return Err(dangling("backfill"));
         }
         if held.digest != entry.digest {
-            return if recorded.proven.is_some() { Ok(None) } else { Err(dangling("fill")) };
+            return if recorded.priority_proof.is_some() { Ok(None) } else { Err(dangling("backfill")) };
         }
         let (read, damage) = self.read_whole(
             position,
@@ -337,67 +360,73 @@ impl DiskStore {
         if let Some(what) = damage {
             return Err(damaged_entry(held, &entry.feed, entry.index, what));
         }
-        let (_, filled) = read.into_iter().next().ok_or_else(|| dangling("fill"))?;
-        Ok(Some((filled.content, held.arrival)))
+        let (_, backfilled) = read.into_iter().next().ok_or_else(|| dangling("backfill"))?;
+        Ok(Some((backfilled.content, held.offset)))
     }
 
-    /// Entries of one append from index `from` on; false when a bound was met.
+    /// Adds entries of one append from index `from` on; returns false when a bound is reached.
     pub(super) fn read_indexes(
         &self,
         feed: &FeedId,
-        stretch: &Stretch,
+        entry_run: &EntryRun,
         from: u64,
-        taken: &mut Bounded,
+        page: &mut EntryPage,
     ) -> Result<bool, ReadError> {
-        let record = self.log.record(stretch.at.position)?;
-        let append = record.appends.get(stretch.at.place as usize).filter(|recorded| recorded.append.feed == *feed);
+        let record = self.log.record(entry_run.at.position)?;
+        let append = record.appends.get(entry_run.at.place as usize).filter(|recorded| recorded.append.feed == *feed);
         let append =
-            append.filter(|recorded| recorded.append.first == stretch.first).ok_or_else(|| dangling("entry"))?;
-        let start = usize::try_from(from - stretch.first).map_err(|_| dangling("entry"))?;
-        self.read_slots(stretch.at.position, &record, append, start, taken, false)
+            append.filter(|recorded| recorded.append.first == entry_run.first).ok_or_else(|| dangling("entry"))?;
+        let start = usize::try_from(from - entry_run.first).map_err(|_| dangling("entry"))?;
+        self.read_slots(entry_run.at.position, &record, append, start, page, false)
     }
 
-    /// Disclosed entries of one record from arrival `from` on; false when a bound or damage was met.
-    pub(super) fn read_arrivals(&self, stretch: &Stretch, from: u64, taken: &mut Bounded) -> Result<bool, ReadError> {
-        let record = match self.log.record(stretch.at.position) {
+    /// Adds disclosed entries of one record from offset `from` on; returns false at a bound or at
+    /// damage.
+    pub(super) fn read_entries_from(
+        &self,
+        entry_run: &EntryRun,
+        from: u64,
+        page: &mut EntryPage,
+    ) -> Result<bool, ReadError> {
+        let record = match self.log.record(entry_run.at.position) {
             Ok(record) => record,
-            // Which entry it was stood in what cannot be read.
+            // Which entry it is is recorded only in the record, which cannot be read.
             Err(ReadError::Damaged(what)) => {
-                let entry = || DamagedEntry { arrival: from, entry: None, what };
-                return taken.stopped_by(|| ReadError::DamagedEntry(Box::new(entry())));
+                let entry = || DamagedEntry { offset: from, entry: None, what };
+                return page.end_page_with(|| ReadError::DamagedEntry(Box::new(entry())));
             }
             Err(error) => return Err(error),
         };
-        if record.first_arrival != stretch.first {
-            return Err(dangling("arrival"));
+        if record.first_offset != entry_run.first {
+            return Err(dangling("offset"));
         }
-        taken.note_link(record.first_arrival..record.end_arrival, record.hash);
+        page.add_link(record.first_offset..record.end_offset, record.hash);
         for append in &record.appends {
             let start = append
                 .slots
-                .partition_point(|slot| slot.arrival < from || (slot.arrival == from && slot.undisclosed.is_some()));
-            if !self.read_slots(stretch.at.position, &record, append, start, taken, true)? {
+                .partition_point(|slot| slot.offset < from || (slot.offset == from && slot.undisclosed.is_some()));
+            if !self.read_slots(entry_run.at.position, &record, append, start, page, true)? {
                 return Ok(false);
             }
         }
-        for fill in &record.fills {
-            let start = fill.slots.partition_point(|(_, slot)| slot.arrival < from);
-            let slots = fill.slots.get(start..).unwrap_or_default();
-            let wanted = taken.count_fitting(slots.iter().map(|(_, slot)| slot.len));
+        for backfill in &record.backfills {
+            let start = backfill.slots.partition_point(|(_, slot)| slot.offset < from);
+            let slots = backfill.slots.get(start..).unwrap_or_default();
+            let wanted = page.count_fitting(slots.iter().map(|(_, slot)| slot.len));
             let (entries, damage) = self.read_whole(
-                stretch.at.position,
+                entry_run.at.position,
                 &record,
                 start..start + wanted,
-                |slots| fill.bytes(slots),
-                |slots, body, start| fill.entries(slots, body, start),
+                |slots| backfill.bytes(slots),
+                |slots, body, start| backfill.entries(slots, body, start),
             )?;
             for ((index, entry), (_, slot)) in entries.iter().zip(slots) {
-                if !taken.push(&fill.feed, *index, entry, slot.arrival) {
+                if !page.push(&backfill.feed, *index, entry, slot.offset) {
                     return Ok(false);
                 }
             }
             if let (Some(what), Some((index, slot))) = (damage, slots.get(entries.len())) {
-                return taken.stopped_by(|| damaged_entry(slot, &fill.feed, *index, what));
+                return page.end_page_with(|| damaged_entry(slot, &backfill.feed, *index, what));
             }
             if wanted < slots.len() {
                 return Ok(false);
@@ -406,24 +435,24 @@ impl DiskStore {
         Ok(true)
     }
 
-    /// The commit that holds an offset.
+    /// Returns the commit that holds an offset.
     pub(super) fn read_link(&self, offset: u64) -> Result<Option<ChainLink>, ReadError> {
         {
             let state = self.shared().state.read();
-            if offset == 0 || offset >= state.end_arrival {
+            if offset == 0 || offset >= state.end_offset {
                 return Ok(None);
             }
-            if let Some(link) = state.window.link(offset) {
+            if let Some(link) = state.tail_cache.link(offset) {
                 return Ok(Some(link));
             }
         }
-        let stretch = self.shared().view().arrival(offset)?.ok_or_else(|| dangling("arrival"))?;
-        let record = self.log.record(stretch.at.position)?;
-        Ok(Some(ChainLink { offsets: record.first_arrival..record.end_arrival, hash: record.hash }))
+        let entry_run = self.shared().index_db().at_offset(offset)?.ok_or_else(|| dangling("offset"))?;
+        let record = self.log.record(entry_run.at.position)?;
+        Ok(Some(ChainLink { offsets: record.first_offset..record.end_offset, hash: record.hash }))
     }
 
-    /// What notes of one sort mean that are referred to.
-    pub(super) fn noted<T>(
+    /// Resolves references to notes of one sort.
+    pub(super) fn read_notes<T>(
         &self,
         held: Vec<NoteRef>,
         what: &str,
@@ -436,20 +465,24 @@ impl DiskStore {
         held.into_iter().map(note).collect()
     }
 
-    /// The alarm about damage that was met.
-    pub(super) fn damage_met(&self) -> Option<Alarm> {
+    /// Returns the alarm about damage that was found.
+    pub(super) fn damage_alarm(&self) -> Option<Alarm> {
         let log = self.log.damage().map(|why| Alarm::LogDamaged { why });
-        log.or_else(|| self.shared().view().is_doubted().then_some(Alarm::IndexDamaged))
+        log.or_else(|| self.shared().index_db().is_damaged().then_some(Alarm::IndexDamaged))
     }
 
-    /// Hashes of complete subtrees, from memory where they are there.
+    /// Returns hashes of complete subtrees, from memory if possible.
     pub(super) fn read_tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError> {
         let missing =
             |node: &NodeId| ReadError::Missing(format!("{feed}: subtree {} of level {}", node.index, node.level));
         let (number, size, near): (_, _, Vec<Option<Hash>>) = {
             let state = self.shared().state.read();
-            let (number, book) = state.book_of(feed).ok_or_else(|| ReadError::Missing(feed.to_string()))?;
-            (number, book.edge.frontier().size(), nodes.iter().map(|node| book.edge.get(*node)).collect())
+            let (number, feed_index) = state.feed_index_of(feed).ok_or_else(|| ReadError::Missing(feed.to_string()))?;
+            (
+                number,
+                feed_index.tiled_tree.compact_range().size(),
+                nodes.iter().map(|node| feed_index.tiled_tree.get(*node)).collect(),
+            )
         };
         let find = |(node, near): (&NodeId, Option<Hash>)| {
             if let Some(hash) = near {
@@ -467,7 +500,7 @@ impl DiskStore {
             let tile = match cached {
                 Some(tile) => tile,
                 None => {
-                    let tile = self.shared().view().tile(number, id)?.ok_or_else(|| missing(node))?;
+                    let tile = self.shared().index_db().tile(number, id)?.ok_or_else(|| missing(node))?;
                     self.shared().tiles.lock().loaded(number, id, Arc::clone(&tile));
                     tile
                 }
@@ -477,8 +510,8 @@ impl DiskStore {
         nodes.iter().zip(near).map(find).collect()
     }
 
-    /// What `entries` makes of a part of a record's body. Bits that flipped since it was written are put right first; other damage is an
-    /// error that names it.
+    /// Decodes a part of a record's body with `entries`. Flipped bits are corrected first; other
+    /// damage is an error that names it.
     fn read_body<T>(
         &self,
         position: Position,
@@ -491,7 +524,7 @@ impl DiskStore {
             Ok(read) => return Ok(read),
             Err(damage) => damage,
         };
-        if self.log.turn_bits_at(position)
+        if self.log.correct_bits_at(position)
             && let Ok(read) = entries(&self.log.body(position, record, bytes.clone())?)
         {
             return Ok(read);
@@ -499,7 +532,8 @@ impl DiskStore {
         Err(self.log.damaged(position, &damage))
     }
 
-    /// As [`Self::read_body`], of these slots: those before the first one that is damaged, and what is damaged of that.
+    /// As [`Self::read_body`] for these slots: returns those before the first damaged one, and the
+    /// damage.
     fn read_whole<T>(
         &self,
         position: Position,
@@ -531,13 +565,13 @@ impl DiskStore {
         &self,
         position: Position,
         record: &Record,
-        append: &RecordedAppend,
+        append: &AppendRecord,
         start: usize,
-        taken: &mut Bounded,
+        page: &mut EntryPage,
         disclosed_only: bool,
     ) -> Result<bool, ReadError> {
         let slots = append.slots.get(start..).unwrap_or_default();
-        let wanted = taken.count_fitting(slots.iter().map(|slot| slot.len));
+        let wanted = page.count_fitting(slots.iter().map(|slot| slot.len));
         let range = start..start + wanted;
         let (entries, damage) = self.read_whole(
             position,
@@ -551,13 +585,13 @@ impl DiskStore {
             if disclosed_only && slot.undisclosed.is_some() {
                 continue;
             }
-            if !taken.push(&append.append.feed, index, entry, slot.arrival) {
+            if !page.push(&append.append.feed, index, entry, slot.offset) {
                 return Ok(false);
             }
         }
         if let (Some(what), Some(slot)) = (damage, slots.get(entries.len())) {
             let index = first + (start + entries.len()) as u64;
-            return taken.stopped_by(|| damaged_entry(slot, &append.append.feed, index, what));
+            return page.end_page_with(|| damaged_entry(slot, &append.append.feed, index, what));
         }
         Ok(wanted == slots.len())
     }
@@ -565,5 +599,5 @@ impl DiskStore {
 
 fn damaged_entry(slot: &Slot, feed: &FeedId, index: u64, what: String) -> ReadError {
     let entry = Some((feed.clone(), index, slot.digest));
-    ReadError::DamagedEntry(Box::new(DamagedEntry { arrival: slot.arrival, entry, what }))
+    ReadError::DamagedEntry(Box::new(DamagedEntry { offset: slot.offset, entry, what }))
 }

@@ -1,4 +1,4 @@
-//! What only a store on disk can promise: crashes, damage, a lost view, a full disk, the wrong owner.
+//! Tests of the disk store: crashes, damage, a lost index database, a full disk, a foreign owner.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use barid_core::names::Undisclosed;
+use barid_core::ids::Undisclosed;
 use barid_core::quota::Tier;
 use uuid::Uuid;
 
 use super::conformance::{
-    self, Random, append, cosign, custody_of, disclosed, feed, fill, one, same, with_id, withheld,
+    self, Random, append, assert_same, commit_entries, cosign, custody_of, disclosed, feed, one, with_id, withheld,
 };
 use super::disk::{DiskOptions, DiskStore};
 use super::memory::MemoryStore;
@@ -27,7 +27,7 @@ fn options() -> DiskOptions {
     DiskOptions {
         segment_bytes_max: 256 << 10,
         reserve_bytes: 0,
-        view_cache_bytes: 4 << 20,
+        index_cache_bytes: 4 << 20,
         ..DiskOptions::new(feed.member, feed.exchange)
     }
 }
@@ -36,8 +36,8 @@ fn open(dir: &Path) -> DiskStore {
     DiskStore::open(dir, &options()).unwrap()
 }
 
-/// A store and its model after the same `rounds` commits.
-fn filled(dir: &Path, rounds: usize) -> MemoryStore {
+/// Fills a store and its model with the same `rounds` commits; returns the model.
+fn populate(dir: &Path, rounds: usize) -> MemoryStore {
     let (store, model, mut random) = (open(dir), MemoryStore::new(), Random(9));
     for _ in 0..rounds {
         let commit = random.commit(&model);
@@ -49,15 +49,15 @@ fn filled(dir: &Path, rounds: usize) -> MemoryStore {
 }
 
 #[test]
-fn keeps_the_promises_of_every_store() {
+fn disk_store_passes_conformance() {
     let dir = tempfile::tempdir().unwrap();
     conformance::run(&mut |number| Box::new(open(&dir.path().join(number.to_string()))), true);
 }
 
 #[test]
-fn keeps_them_without_a_window_too() {
+fn disk_store_without_tail_cache_passes_conformance() {
     let dir = tempfile::tempdir().unwrap();
-    let options = DiskOptions { window_bytes: 0, lag_bytes_max: 64 << 10, ..options() };
+    let options = DiskOptions { tail_cache_bytes: 0, index_lag_bytes_max: 64 << 10, ..options() };
     let mut open = |number: u32| {
         Box::new(DiskStore::open(&dir.path().join(number.to_string()), &options).unwrap()) as Box<dyn Store>
     };
@@ -65,31 +65,31 @@ fn keeps_them_without_a_window_too() {
 }
 
 #[test]
-fn a_deleted_view_is_rebuilt_from_the_log() {
+fn deleted_index_db_is_rebuilt_from_log() {
     let dir = tempfile::tempdir().unwrap();
-    let model = filled(dir.path(), 30);
+    let model = populate(dir.path(), 30);
     fs::remove_dir_all(dir.path().join("db")).unwrap();
-    same(&open(dir.path()), &model, &mut Random(2));
-    // Open when the machine stopped: what sled wrote may be lost in any order.
+    assert_same(&open(dir.path()), &model, &mut Random(2));
+    // Open when the machine stopped: any part of sled's writes may be lost.
     fs::write(dir.path().join("db.open"), "another run of the machine").unwrap();
-    same(&open(dir.path()), &model, &mut Random(3));
+    assert_same(&open(dir.path()), &model, &mut Random(3));
     for file in fs::read_dir(dir.path().join("db")).unwrap() {
         let path = file.unwrap().path();
         if path.is_file() {
             fs::write(path, "not a database").unwrap();
         }
     }
-    same(&open(dir.path()), &model, &mut Random(4));
+    assert_same(&open(dir.path()), &model, &mut Random(4));
 }
 
 #[test]
-fn an_old_view_catches_up_and_a_newer_one_is_no_excuse_for_a_shorter_log() {
+fn stale_index_db_catches_up_and_newer_one_exposes_truncated_log() {
     let dir = tempfile::tempdir().unwrap();
     let (old, full) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    fill(&open(dir.path()), 5);
+    commit_entries(&open(dir.path()), 5);
     copy(&dir.path().join("db"), &old.path().join("db"));
     copy(&dir.path().join("log"), &old.path().join("log"));
-    fill(&open(dir.path()), 5);
+    commit_entries(&open(dir.path()), 5);
     copy(&dir.path().join("db"), &full.path().join("db"));
     fs::remove_dir_all(dir.path().join("db")).unwrap();
     copy(&old.path().join("db"), &dir.path().join("db"));
@@ -101,13 +101,13 @@ fn an_old_view_catches_up_and_a_newer_one_is_no_excuse_for_a_shorter_log() {
     assert!(matches!(DiskStore::open(dir.path(), &options()), Err(OpenError::Damaged(_))));
 }
 
-/// A node that was brought up to date: its view is in the form of the version before.
+/// After an upgrade the index database has the format of the previous version.
 #[test]
-fn a_view_of_another_version_is_rebuilt_from_the_log() {
+fn index_db_of_other_version_is_rebuilt_from_log() {
     let dir = tempfile::tempdir().unwrap();
-    let model = filled(dir.path(), 30);
+    let model = populate(dir.path(), 30);
     for changed in ["m", "f", ""] {
-        let config = sled::Config::new().path(dir.path().join("db")).segment_size(super::view::SEGMENT_BYTES);
+        let config = sled::Config::new().path(dir.path().join("db")).segment_size(super::index_db::SEGMENT_BYTES);
         let db = config.open().unwrap();
         for pair in db.scan_prefix(changed) {
             let (key, value) = pair.unwrap();
@@ -116,54 +116,55 @@ fn a_view_of_another_version_is_rebuilt_from_the_log() {
             db.insert(key, older).unwrap();
         }
         drop(db);
-        same(&open(dir.path()), &model, &mut Random(5));
+        assert_same(&open(dir.path()), &model, &mut Random(5));
     }
 }
 
-/// A whole register taken over at once: every id tells the same millisecond. It is found as quickly as any other, also by a store that was
-/// opened again, and none is held twice.
+/// An import where all ids have the same millisecond. Each is found as quickly as any other, also
+/// after the store was reopened, and none is stored twice.
 #[test]
-fn ids_that_tell_one_instant_are_all_found_in_few_blocks() {
+fn ids_of_one_timestamp_are_found_in_few_blocks() {
     let dir = tempfile::tempdir().unwrap();
     let (feed, model, mut random) = (feed("ma", 1), MemoryStore::new(), Random(12));
     let mut store = open(dir.path());
     for round in 0..4 {
         for number in 0..30 {
             let id = |random: &mut Random| Uuid::from_u128(0x0190 << 112 | u128::from(random.below(400)));
-            let first = model.feed(&feed).map_or(0, |state| state.frontier.size());
+            let first = model.feed(&feed).map_or(0, |state| state.compact_range.size());
             let entries = (0..1 + number % 3).map(|_| with_id(&feed, id(&mut random))).collect();
             let (commit, seq) = (one(append(&feed, first, entries)), model.seq());
             store.commit(commit.clone(), seq).unwrap();
             model.commit(commit, seq).unwrap();
-            // Each commit comes into the view by itself.
-            store.drain_view();
+            // Each commit is applied to the index database on its own.
+            store.apply_index();
         }
-        same(&store, &model, &mut Random(round));
+        assert_same(&store, &model, &mut Random(round));
         drop(store);
         store = open(dir.path());
-        same(&store, &model, &mut Random(round));
+        assert_same(&store, &model, &mut Random(round));
     }
     drop(store);
-    let config = sled::Config::new().path(dir.path().join("db")).segment_size(super::view::SEGMENT_BYTES);
+    let config = sled::Config::new().path(dir.path().join("db")).segment_size(super::index_db::SEGMENT_BYTES);
     let db = config.open().unwrap();
-    let (blocks, alone) = (db.scan_prefix("i").count(), db.scan_prefix("j").count());
-    // A store that is opened does not know what is in a bucket, and fills it up once more.
-    assert_eq!(blocks, 4 * super::view::ids::BLOCKS_MAX);
-    assert!(alone > 50, "{alone}");
+    let (blocks, overflow) = (db.scan_prefix("i").count(), db.scan_prefix("j").count());
+    // A reopened store does not know the block counts of its buckets, and fills the bucket once
+    // more.
+    assert_eq!(blocks, 4 * super::index_db::ids::BLOCKS_MAX);
+    assert!(overflow > 50, "{overflow}");
 }
 
 #[test]
-fn a_store_is_opened_by_its_owner_only_and_once() {
+fn store_opens_once_and_only_for_its_owner() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(!DiskStore::is_begun(&dir.path().join("data")));
+    assert!(!DiskStore::is_initialized(&dir.path().join("data")));
     let store = open(&dir.path().join("data"));
-    fill(&store, 1);
-    assert!(DiskStore::is_begun(&dir.path().join("data")));
+    commit_entries(&store, 1);
+    assert!(DiskStore::is_initialized(&dir.path().join("data")));
     let mode = fs::metadata(dir.path().join("data")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o700, "what it holds is for the node alone");
     drop(store);
     let store = open(dir.path());
-    fill(&store, 1);
+    commit_entries(&store, 1);
     assert!(matches!(DiskStore::open(dir.path(), &options()), Err(OpenError::Locked(_))));
     drop(store);
     let other = DiskOptions { member: "tn".parse().unwrap(), ..options() };
@@ -178,27 +179,27 @@ fn a_store_is_opened_by_its_owner_only_and_once() {
 }
 
 #[test]
-fn after_a_failed_sync_nothing_more_is_committed_until_the_store_is_opened_again() {
+fn failed_fsync_stops_commits_until_reopen() {
     let dir = tempfile::tempdir().unwrap();
     let (store, feed) = (open(dir.path()), feed("ma", 1));
-    fill(&store, 3);
+    commit_entries(&store, 3);
     store.fail_next_sync();
     let next = one(append(&feed, 3, vec![disclosed(&feed, 4)]));
     assert!(matches!(store.commit(next.clone(), 3), Err(CommitError::Io(_))));
-    assert_eq!((store.seq(), store.feed(&feed).unwrap().frontier.size(), store.end_arrival()), (3, 3, 4));
+    assert_eq!((store.seq(), store.feed(&feed).unwrap().compact_range.size(), store.end_offset()), (3, 3, 4));
     assert!(matches!(store.commit(next, 3), Err(CommitError::Stopped(_))));
     assert_eq!(store.entries(&feed, 0, 10, 10_000).unwrap().len(), 3);
     drop(store);
-    // What was written without a sync may count or not; but now it is one of them for good.
+    // A record written without a sync may count or not, but opening decides it for good.
     let seq = open(dir.path()).seq();
     assert!(seq == 3 || seq == 4);
     assert_eq!(open(dir.path()).seq(), seq);
 }
 
 #[test]
-fn a_full_disk_refuses_commits_and_reading_goes_on() {
+fn full_disk_rejects_commits_and_serves_reads() {
     let dir = tempfile::tempdir().unwrap();
-    fill(&open(dir.path()), 3);
+    commit_entries(&open(dir.path()), 3);
     let store = DiskStore::open(dir.path(), &DiskOptions { reserve_bytes: u64::MAX / 2, ..options() }).unwrap();
     let feed = feed("ma", 1);
     let next = one(append(&feed, 3, vec![disclosed(&feed, 4)]));
@@ -207,21 +208,21 @@ fn a_full_disk_refuses_commits_and_reading_goes_on() {
         matches!(store.commit(next, 3), Err(CommitError::DiskFull { .. })),
         "it may succeed later: the store has not stopped"
     );
-    assert_eq!(store.arrivals(0, 10, 10_000).unwrap().len(), 3);
+    assert_eq!(store.entries_from(0, 10, 10_000).unwrap().len(), 3);
 }
 
 #[test]
-fn answers_and_what_is_urgent_are_kept_within_the_reserve() {
+fn attestations_and_urgent_entries_may_use_the_reserve() {
     let dir = tempfile::tempdir().unwrap();
-    fill(&open(dir.path()), 3);
+    commit_entries(&open(dir.path()), 3);
     let space = rustix::fs::statvfs(dir.path()).unwrap();
-    // Between the reserve and half of it, whatever others write meanwhile.
+    // Between the reserve and half of it, whatever else is written to the disk meanwhile.
     let reserve_bytes = space.f_bavail * space.f_frsize / 2 * 3;
     let store = DiskStore::open(dir.path(), &DiskOptions { reserve_bytes, ..options() }).unwrap();
     let feed = feed("ma", 1);
     let entries = one(append(&feed, 3, vec![disclosed(&feed, 4)]));
     assert!(matches!(store.commit(entries, 3), Err(CommitError::DiskFull { .. })));
-    assert_eq!(store.room().unwrap().tier, Tier::Urgent);
+    assert_eq!(store.check_capacity().unwrap().tier, Tier::Priority);
     let urgent = |mut entry: NewEntry| {
         if let Content::Disclosed { header: Some(header), .. } = &mut entry.content {
             let header = Arc::make_mut(header);
@@ -230,15 +231,15 @@ fn answers_and_what_is_urgent_are_kept_within_the_reserve() {
         entry
     };
     store.commit(one(append(&feed, 3, vec![urgent(disclosed(&feed, 4))])), 3).unwrap();
-    let answer = Commit { cosigned: vec![cosign(&feed, "tn", 3, 7)], ..Commit::default() };
-    store.commit(answer, 4).unwrap();
+    let attestation = Commit { cosigned: vec![cosign(&feed, "tn", 3, 7)], ..Commit::default() };
+    store.commit(attestation, 4).unwrap();
     assert_eq!(store.cosigned_newest(&feed).unwrap(), [cosign(&feed, "tn", 3, 7)]);
 }
 
 #[test]
-fn a_view_that_fails_is_rebuilt_while_the_store_is_open() {
+fn failed_index_db_is_rebuilt_online() {
     let dir = tempfile::tempdir().unwrap();
-    let options = DiskOptions { window_bytes: 0, ..options() };
+    let options = DiskOptions { tail_cache_bytes: 0, ..options() };
     let (store, model, mut random) = (DiskStore::open(dir.path(), &options).unwrap(), MemoryStore::new(), Random(9));
     for round in 0..40 {
         let commit = random.commit(&model);
@@ -246,27 +247,27 @@ fn a_view_that_fails_is_rebuilt_while_the_store_is_open() {
         store.commit(commit.clone(), seq).unwrap();
         model.commit(commit, seq).unwrap();
         if round % 13 == 5 {
-            store.fail_view();
+            store.fail_index_db();
         }
     }
-    // Idle: nobody commits, and it is noticed all the same.
-    store.drain_view();
-    store.fail_view();
+    // Even an idle store without commits notices the damage.
+    store.apply_index();
+    store.fail_index_db();
     let started = std::time::Instant::now();
-    while store.view_is_failed() {
+    while store.index_db_has_failed() {
         assert!(started.elapsed() < std::time::Duration::from_secs(30), "it is not rebuilt");
         std::thread::yield_now();
     }
-    same(&store, &model, &mut Random(2));
+    assert_same(&store, &model, &mut Random(2));
     drop(store);
-    same(&DiskStore::open(dir.path(), &options).unwrap(), &model, &mut Random(3));
+    assert_same(&DiskStore::open(dir.path(), &options).unwrap(), &model, &mut Random(3));
 }
 
 #[test]
-fn a_damaged_envelope_is_named_when_it_is_read() {
+fn damaged_envelope_is_reported_on_read() {
     let dir = tempfile::tempdir().unwrap();
     let feed = feed("ma", 1);
-    fill(&open(dir.path()), 20);
+    commit_entries(&open(dir.path()), 20);
     let path = dir.path().join("log/0000000001.log");
     let whole = fs::read(&path).unwrap();
     let mut bytes = whole.clone();
@@ -293,10 +294,10 @@ fn a_damaged_envelope_is_named_when_it_is_read() {
 }
 
 #[test]
-fn one_flipped_bit_is_put_right_when_it_is_read_and_when_the_store_is_opened() {
+fn bit_flip_is_corrected_on_read_and_on_open() {
     let dir = tempfile::tempdir().unwrap();
     let feed = feed("ma", 1);
-    fill(&open(dir.path()), 20);
+    commit_entries(&open(dir.path()), 20);
     let path = dir.path().join("log/0000000001.log");
     let whole = fs::read(&path).unwrap();
     let flip = |at: usize| {
@@ -308,21 +309,22 @@ fn one_flipped_bit_is_put_right_when_it_is_read_and_when_the_store_is_opened() {
     flip(payload(10));
     let store = open(dir.path());
     assert_eq!(store.entries(&feed, 9, 1, 1_000).unwrap().len(), 1);
-    assert_eq!((store.damage(), store.mended_bits()), (None, 1));
+    assert_eq!((store.damage(), store.corrected_bits()), (None, 1));
     assert!(fs::read(&path).unwrap() == whole);
     drop(store);
-    // In the first head; then in the content of the last entry, which but for its digest could be torn.
+    // In the first head; then in the content of the last entry, which could be torn if not for its
+    // digest.
     for at in [4_096 + 40, payload(20)] {
         flip(at);
         fs::remove_dir_all(dir.path().join("db")).unwrap();
         let store = open(dir.path());
-        assert_eq!((store.seq(), store.mended_bits()), (20, 1));
+        assert_eq!((store.seq(), store.corrected_bits()), (20, 1));
         assert!(fs::read(&path).unwrap() == whole);
     }
 }
 
 #[test]
-fn what_is_damaged_is_named_and_what_lies_around_it_is_read() {
+fn damaged_entries_are_reported_and_neighbours_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let feed = feed("ma", 1);
     let store = open(dir.path());
@@ -340,19 +342,19 @@ fn what_is_damaged_is_named_and_what_lies_around_it_is_read() {
     let store = open(dir.path());
     let indexes = |read: Vec<super::Entry>| read.iter().map(|entry| entry.index).collect::<Vec<_>>();
     let named = |error| match error {
-        ReadError::DamagedEntry(damaged) => (damaged.arrival, damaged.entry.unwrap()),
+        ReadError::DamagedEntry(damaged) => (damaged.offset, damaged.entry.unwrap()),
         error => panic!("{error:?}"),
     };
     for (from, read) in [(0, vec![0]), (2, vec![2, 3, 4]), (7, vec![7])] {
         assert_eq!(indexes(store.entries(&feed, from, 9, 10_000).unwrap()), read);
-        assert_eq!(indexes(store.arrivals(from + 1, 9, 10_000).unwrap()), read);
+        assert_eq!(indexes(store.entries_from(from + 1, 9, 10_000).unwrap()), read);
     }
     for index in [1, 5, 6] {
         let damaged = (index + 1, (feed.clone(), index, disclosed(&feed, index + 101).digest));
         assert_eq!(named(store.entries(&feed, index, 9, 10_000).unwrap_err()), damaged);
-        assert_eq!(named(store.arrivals(index + 1, 9, 10_000).unwrap_err()), damaged);
+        assert_eq!(named(store.entries_from(index + 1, 9, 10_000).unwrap_err()), damaged);
     }
-    // From the newest back: what is read comes first.
+    // From the newest back: the page ends at the damaged entry.
     let (read, next) = store.history(u64::MAX, 9, 99, &|_| true).unwrap();
     assert_eq!((indexes(read), next), (vec![7], Some(8)));
     assert_eq!(named(store.history(8, 9, 99, &|_| true).unwrap_err()).0, 7);
@@ -363,9 +365,9 @@ fn what_is_damaged_is_named_and_what_lies_around_it_is_read() {
 }
 
 #[test]
-fn readers_see_every_commit_at_once_and_in_order() {
+fn readers_see_commits_immediately_and_in_order() {
     let dir = tempfile::tempdir().unwrap();
-    let store = DiskStore::open(dir.path(), &DiskOptions { window_bytes: 40 << 10, ..options() }).unwrap();
+    let store = DiskStore::open(dir.path(), &DiskOptions { tail_cache_bytes: 40 << 10, ..options() }).unwrap();
     let (feed, commits) = (feed("ma", 1), 300);
     std::thread::scope(|scope| {
         for reader in 0..3 {
@@ -373,21 +375,21 @@ fn readers_see_every_commit_at_once_and_in_order() {
             scope.spawn(move || {
                 let mut next = 1_u64;
                 while next <= commits * 3 {
-                    let end = store.end_arrival();
-                    // One reads by arrival, one by index, one always a little further back.
+                    let end = store.end_offset();
+                    // One thread reads by offset, one by index, and one by offsets further back.
                     let from = [next, next, next.saturating_sub(30).max(1)][reader];
                     let found = if reader == 1 {
                         store.entries(feed, from - 1, 50, 100_000).unwrap()
                     } else {
-                        store.arrivals(from, 50, 100_000).unwrap()
+                        store.entries_from(from, 50, 100_000).unwrap()
                     };
-                    assert!(from >= end || !found.is_empty(), "arrival {from} of {end} is seen");
+                    assert!(from >= end || !found.is_empty(), "offset {from} of {end} is seen");
                     for (entry, expected) in found.iter().zip(from..) {
-                        assert_eq!((entry.index + 1, entry.arrival), (expected, Some(expected)));
+                        assert_eq!((entry.index + 1, entry.offset), (expected, Some(expected)));
                     }
                     next = found.last().map_or(next, |last| last.index + 2).max(next);
                     assert_eq!(
-                        store.feed(feed).map_or(0, |state| state.frontier.size()) % 3,
+                        store.feed(feed).map_or(0, |state| state.compact_range.size()) % 3,
                         0,
                         "commits are seen whole"
                     );
@@ -395,7 +397,7 @@ fn readers_see_every_commit_at_once_and_in_order() {
             });
         }
         for _ in 0..commits {
-            let first = store.feed(&feed).map_or(0, |state| state.frontier.size());
+            let first = store.feed(&feed).map_or(0, |state| state.compact_range.size());
             let entries = (first..first + 3).map(|number| disclosed(&feed, number + 1)).collect();
             store.commit(one(append(&feed, first, entries)), store.seq()).unwrap();
         }
@@ -404,7 +406,8 @@ fn readers_see_every_commit_at_once_and_in_order() {
 
 const KILLED_DIR: &str = "BARID_TEST_KILLED_DIR";
 
-/// What the parent kills: commits what follows from the seed and tells of each commit once it is confirmed.
+/// The child process to kill: makes commits from the seed, and prints each commit once it is
+/// confirmed.
 #[test]
 #[ignore = "runs as a child of the next test"]
 fn commits_until_killed() {
@@ -423,7 +426,7 @@ fn commits_until_killed() {
 }
 
 #[test]
-fn what_was_confirmed_outlives_a_killed_process() {
+fn confirmed_commits_survive_sigkill() {
     let dir = tempfile::tempdir().unwrap();
     let mut confirmed: u64 = 0;
     for round in 1..=4 {
@@ -445,26 +448,26 @@ fn what_was_confirmed_outlives_a_killed_process() {
             let commit = random.commit(&model);
             model.commit(commit, seq).unwrap();
         }
-        same(&store, &model, &mut Random(round));
+        assert_same(&store, &model, &mut Random(round));
     }
 }
 
 /// The log as version 1 wrote it must stay readable.
 #[test]
-fn a_log_of_version_1_is_read() {
+fn version_1_log_is_readable() {
     let dir = tempfile::tempdir().unwrap();
     copy(&golden(), &dir.path().join("log"));
     let (store, feed) = (open(dir.path()), feed("ma", 1));
-    assert_eq!((store.seq(), store.end_arrival()), (4, 5));
+    assert_eq!((store.seq(), store.end_offset()), (4, 5));
     let state = store.feed(&feed).unwrap();
-    assert_eq!((state.frontier.size(), state.disclosed, state.checkpoint_size), (5, 4, 5));
-    assert_eq!(state.frontier.root().to_string(), GOLDEN_ROOT);
+    assert_eq!((state.compact_range.size(), state.disclosed, state.checkpoint_size), (5, 4, 5));
+    assert_eq!(state.compact_range.root().to_string(), GOLDEN_ROOT);
     let entries = store.entries(&feed, 0, 10, 10_000).unwrap();
     assert_eq!(
-        entries.iter().map(|entry| entry.arrival).collect::<Vec<_>>(),
+        entries.iter().map(|entry| entry.offset).collect::<Vec<_>>(),
         [Some(1), Some(2), Some(3), None, Some(4)]
     );
-    assert_eq!(store.not_held(&feed, 10).unwrap(), [(3..4, Undisclosed::Withheld)]);
+    assert_eq!(store.undisclosed_ranges(&feed, 10).unwrap(), [(3..4, Undisclosed::Withheld)]);
     assert_eq!(store.cosigned_newest(&feed).unwrap(), [cosign(&feed, "tn", 3, 7)]);
     assert_eq!(store.custody_newest(&feed).unwrap(), [custody_of(&feed, "tn", 0..3, Some(1..2), 8)]);
     assert_eq!(store.subscription("focal-point/exercise/all").unwrap().offset, 2);
@@ -486,13 +489,13 @@ fn golden() -> PathBuf {
 fn write_golden() {
     let dir = tempfile::tempdir().unwrap();
     let (store, feed) = (open(dir.path()), feed("ma", 1));
-    fill(&store, 3);
+    commit_entries(&store, 3);
     let commit = Commit {
         cosigned: vec![cosign(&feed, "tn", 3, 7)],
         custody: vec![custody_of(&feed, "tn", 0..3, Some(1..2), 8)],
         cursors: vec![CursorRecord {
             subscription: "focal-point/exercise/all".into(),
-            arrival: 2,
+            offset: 2,
             ..CursorRecord::default()
         }],
         rosters: vec![RosterRecord { version: 1, note: "exercise roster".into() }],
@@ -501,7 +504,7 @@ fn write_golden() {
         ..one(append(&feed, 3, vec![withheld(4), disclosed(&feed, 5)]))
     };
     store.commit(commit, 3).unwrap();
-    println!("{}", store.feed(&feed).unwrap().frontier.root());
+    println!("{}", store.feed(&feed).unwrap().compact_range.root());
     drop(store);
     let mut bytes = fs::read(dir.path().join("log/0000000001.log")).unwrap();
     let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;

@@ -1,7 +1,9 @@
-//! What must hold for any bytes of a commit log: the fuzz target `record`, and a test that tries mutations of golden files.
+//! Invariants that hold for any bytes of a commit log: the fuzz target `record`, and a test with
+//! mutations of golden files.
 //!
-//! In scope: reading records and segments, deciding where a log ends, and taking in what it says. Out of scope: the view, which is
-//! rebuilt whenever it is in doubt. Not for use by the node.
+//! In scope: reading records and segments, finding the end of a log, and applying its records to
+//! memory. Out of scope: the index database, which is rebuilt whenever it may be damaged. Not used
+//! by the node.
 
 #[cfg(test)]
 #[allow(dead_code, missing_docs, unreachable_pub)]
@@ -12,14 +14,14 @@ use std::cell::OnceCell;
 use std::fs;
 use std::path::Path;
 
-use barid_core::names::Hash;
+use barid_core::ids::Hash;
 use barid_core::proto;
 use bytes::Bytes;
 use prost::Message as _;
 
+use super::feed_index::State;
 use super::log::record::{ALIGNMENT_LEN, FRAME_BYTES, Frame, Record, encode_head, head_hash};
 use super::log::{self, Log, LogOptions, LogReader, Position};
-use super::state::State;
 use super::{OpenError, open};
 
 /// Short segments, so that an input can fill one.
@@ -32,10 +34,10 @@ const BODY_BYTES_MAX: usize = 8 << 10;
 const SALT: [u8; 16] = [5; 16];
 const INVARIANT: &str = "files in a temporary folder can be written";
 
-/// Panics if something does not hold. The first byte chooses what the rest is taken for.
+/// Panics if an invariant does not hold. The first byte selects how the rest is interpreted.
 pub fn check(data: &[u8]) {
     let Some((chosen, rest)) = data.split_first() else { return };
-    // Opening a log syncs it, which is slow: not every time.
+    // Opening a log syncs it, which is slow, so it is not done for every input.
     let and_open = chosen / 3 % 4 == 0;
     match chosen % 3 {
         0 => segment(rest, and_open),
@@ -53,7 +55,8 @@ fn options() -> LogOptions {
     }
 }
 
-/// Gives each thread a folder of its own, emptied for each input.
+/// Calls `then` with a folder whose only segment is `bytes`. Each thread has a folder of its own,
+/// emptied for each input.
 fn with_segment(bytes: &[u8], then: impl FnOnce(&Path)) {
     thread_local!(static FOLDER: OnceCell<tempfile::TempDir> = const { OnceCell::new() });
     FOLDER.with(|folder| {
@@ -66,15 +69,15 @@ fn with_segment(bytes: &[u8], then: impl FnOnce(&Path)) {
     });
 }
 
-/// The bytes as the only segment of a log.
+/// Interprets the bytes as the only segment of a log.
 fn segment(bytes: &[u8], and_open: bool) {
     with_segment(bytes, |dir| {
-        let (state, read) = taken_in(dir);
+        let (state, read) = replayed(dir);
         match read {
             Ok(_) if !and_open => {}
             Ok(seq) => {
                 drop(state);
-                // Opening it cuts a torn tail; what was read before is what is there now and ever after.
+                // Opening it cuts a torn tail; the records read before are then the whole log.
                 for _ in 0..2 {
                     assert_eq!(opened(dir), seq, "where the log ends changes");
                 }
@@ -105,8 +108,8 @@ fn opened(dir: &Path) -> u64 {
     log.tail().seq
 }
 
-/// Reads a log and takes in what it says, as far as memory goes. What cannot be taken in is damage too.
-fn taken_in(dir: &Path) -> (State, Result<u64, OpenError>) {
+/// Reads a log and applies its records to memory. A record that cannot be applied is damage too.
+fn replayed(dir: &Path) -> (State, Result<u64, OpenError>) {
     let mut state = State::new(1 << 20);
     let mut seq = 0;
     let mut replay = |position: Position, record: Record, body: Bytes| {
@@ -119,7 +122,7 @@ fn taken_in(dir: &Path) -> (State, Result<u64, OpenError>) {
     (state, read)
 }
 
-/// The bytes as a head, whose checksum is right, and the envelopes after it.
+/// Interprets the bytes as a head with a valid checksum, and the envelopes after it.
 fn head(bytes: &[u8]) {
     let Some((len, rest)) = bytes.split_first_chunk() else { return };
     let Some((head, body)) = rest.split_at_checked(usize::from(u16::from_le_bytes(*len))) else { return };
@@ -134,14 +137,15 @@ fn head(bytes: &[u8]) {
     let Ok(record) = Record::decode(Bytes::copy_from_slice(head), &frame) else { return };
     assert_eq!(record.len() % ALIGNMENT_LEN as u64, 0);
     let Ok(commit) = record.commit(&Bytes::copy_from_slice(body)) else { return };
-    let again = encode_head(&commit, record.seq, &record.previous, record.first_arrival);
+    let again = encode_head(&commit, record.seq, &record.previous, record.first_offset);
     let read = Record::decode(again.clone().into(), &frame).expect("a head that was encoded");
-    assert_eq!((read.seq, read.previous, read.end_arrival), (record.seq, record.previous, record.end_arrival));
+    assert_eq!((read.seq, read.previous, read.end_offset), (record.seq, record.previous, record.end_offset));
     let commit = read.commit(&Bytes::copy_from_slice(body)).expect("the same envelopes");
-    assert_eq!(encode_head(&commit, read.seq, &read.previous, read.first_arrival), again);
+    assert_eq!(encode_head(&commit, read.seq, &read.previous, read.first_offset), again);
 }
 
-/// The bytes as heads of records, each after a length of two bytes, that are numbered, chained and checksummed as they must be.
+/// Interprets the bytes as heads of records, each after a length of two bytes, that are numbered,
+/// chained and checksummed correctly.
 fn records(mut bytes: &[u8], and_open: bool) {
     let header = log::segment::Header {
         number: 1,
@@ -152,7 +156,7 @@ fn records(mut bytes: &[u8], and_open: bool) {
         exchange: options().exchange,
     };
     let mut file = header.encode();
-    let (mut seq, mut previous, mut arrival) = (0, Hash([0; 32]), 1);
+    let (mut seq, mut previous, mut offset) = (0, Hash([0; 32]), 1);
     while let Some((len, rest)) = bytes.split_first_chunk()
         && let Some((head, rest)) = rest.split_at_checked(usize::from(u16::from_le_bytes(*len)))
         && seq < RECORDS_MAX as u64
@@ -160,10 +164,10 @@ fn records(mut bytes: &[u8], and_open: bool) {
         bytes = rest;
         let Ok(mut head) = proto::RecordHead::decode(head) else { continue };
         seq += 1;
-        (head.seq, head.previous, head.first_arrival) = (seq, Bytes::copy_from_slice(&previous.0), arrival);
+        (head.seq, head.previous, head.first_offset) = (seq, Bytes::copy_from_slice(&previous.0), offset);
         let body = complete(&mut head);
         let disclosed = head.appends.iter().flat_map(|append| &append.states).filter(|state| **state == 0).count();
-        arrival += disclosed as u64;
+        offset += disclosed as u64;
         let head = head.encode_to_vec();
         previous = head_hash(&head);
         file.extend(Frame::encode(&SALT, &head, body.len() as u64));
@@ -174,7 +178,7 @@ fn records(mut bytes: &[u8], and_open: bool) {
     segment(&file, and_open);
 }
 
-/// Makes envelopes of the lengths that a head asks for, and puts their checksums into it.
+/// Makes envelopes of the lengths in a head, and sets their checksums in it.
 fn complete(head: &mut proto::RecordHead) -> Vec<u8> {
     let mut body = Vec::new();
     for append in &mut head.appends {
@@ -196,10 +200,10 @@ mod tests {
     use super::mutate::Mutator;
     use super::*;
 
-    /// So many that they take seconds: opening a log syncs it.
+    /// Limited to a few seconds: opening a log syncs it.
     const MUTATIONS: u64 = 300;
 
-    /// The golden log as it is, and its heads in the two other forms.
+    /// The golden log itself, and its heads in the two other input forms.
     fn seeds() -> Vec<Vec<u8>> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/store/log-1/0000000001.log");
         let file = fs::read(path).unwrap();
@@ -207,7 +211,7 @@ mod tests {
         let mut all = vec![2];
         with_segment(&file, |dir| {
             let mut replay = |position: Position, record: Record, body: Bytes| {
-                let start = position.offset as usize + FRAME_BYTES;
+                let start = position.byte_offset as usize + FRAME_BYTES;
                 let head = &file[start..start + record.head_len];
                 let len = u16::try_from(head.len()).unwrap().to_le_bytes();
                 seeds.push([&[1], len.as_slice(), head, body.as_ref()].concat());
@@ -221,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_of_a_log_break_its_reader() {
+    fn mutated_log_never_panics_the_reader() {
         let seeds = seeds();
         assert_eq!(seeds.len(), 6);
         let mutations = std::env::var("FUZZ_MUTATIONS").map_or(MUTATIONS, |text| text.parse().unwrap());
@@ -235,8 +239,8 @@ mod tests {
     }
 
     #[test]
-    fn numbers_at_their_ends_are_damage() {
-        for (first_arrival, first) in [(u64::MAX, 0), (1, u64::MAX), (1, 1 << 63), (u64::MAX, u64::MAX)] {
+    fn overflowing_numbers_are_damage() {
+        for (first_offset, first) in [(u64::MAX, 0), (1, u64::MAX), (1, 1 << 63), (u64::MAX, u64::MAX)] {
             let append = proto::RecordAppend {
                 feed: "ma.exercise.example/feed/1".into(),
                 first,
@@ -248,11 +252,11 @@ mod tests {
             };
             let previous = vec![0; 32].into();
             let head =
-                proto::RecordHead { seq: 1, previous, first_arrival, appends: vec![append], ..Default::default() };
+                proto::RecordHead { seq: 1, previous, first_offset, appends: vec![append], ..Default::default() };
             let head = head.encode_to_vec();
             let frame = Frame::decode(&Frame::encode(&SALT, &head, 1)).unwrap();
             let decoded = Record::decode(head.clone().into(), &frame);
-            assert!(decoded.is_err_and(|what| what.contains("past the last")), "{first_arrival} {first}");
+            assert!(decoded.is_err_and(|what| what.contains("past the last")), "{first_offset} {first}");
             check(&[&[1], u16::try_from(head.len()).unwrap().to_le_bytes().as_slice(), &head, &[9]].concat());
         }
     }

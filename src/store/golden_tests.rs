@@ -1,7 +1,9 @@
-//! A data folder as the first version wrote it, which every later version must open: `tests/golden/data-1`.
+//! Golden test: the data folder `tests/golden/data-1` of the first version, which every later
+//! version must open.
 //!
-//! It is Morocco's node in the fictional exchange of the other golden files: its own feed with a bulletin of every kind, a part of Libya's
-//! feed with entries in full and as digests, signed answers in both directions, rosters, a revocation list, a cursor.
+//! The folder belongs to Morocco's node in the fictional exchange of the other golden files. It
+//! contains its own feed with a bulletin of every kind, a part of Libya's feed with entries in full
+//! and as digests, attestations in both directions, rosters, a revocation list and a cursor.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,14 +12,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use barid_core::bulletin::{BulletinId, Fill, ValidBulletin, kinds, prepare};
+use barid_core::bulletin::{BulletinId, DraftDefaults, ValidBulletin, kinds, prepare};
 use barid_core::envelope;
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
 use barid_core::feed::cosignature::{cosign, verify_cosigned};
 use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::{Algorithm, Note, SigningKey};
 use barid_core::feed::tree::{MemoryTree, consistency_proof, root_at, verify_consistency};
-use barid_core::names::{Digest, FeedId, Undisclosed};
+use barid_core::ids::{Digest, FeedId, Undisclosed};
 use barid_core::roster::RosterChain;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -40,14 +42,14 @@ fn folder() -> PathBuf {
 
 fn options() -> DiskOptions {
     let feed = feed("ma");
-    DiskOptions { reserve_bytes: 0, view_cache_bytes: 4 << 20, ..DiskOptions::new(feed.member, feed.exchange) }
+    DiskOptions { reserve_bytes: 0, index_cache_bytes: 4 << 20, ..DiskOptions::new(feed.member, feed.exchange) }
 }
 
 fn feed(code: &str) -> FeedId {
     FeedId::new(code.parse().unwrap(), EXCHANGE.parse().unwrap(), 1)
 }
 
-/// As the golden rosters list it: `ma/mirror`.
+/// Returns a key as the golden rosters list it, such as `ma/mirror`.
 fn key(place: &str, algorithm: Algorithm) -> SigningKey {
     let (member, role) = place.split_once('/').unwrap();
     let name = format!("{member}.{EXCHANGE}/{role}");
@@ -63,24 +65,24 @@ fn rosters() -> Vec<RosterRecord> {
     vec![read(1), read(2)]
 }
 
-fn list() -> CrlRecord {
+fn crl() -> CrlRecord {
     CrlRecord { authority: "ma.rabat.example".into(), der: "exercise list".into() }
 }
 
-/// A bulletin of a kind's own sample: the `nth` of `code`.
+/// Returns the `nth` sample bulletin of a kind, by member `code`.
 fn bulletin(code: &str, kind: &str, nth: u64) -> ValidBulletin {
     let mut draft = kinds::find(kind).unwrap().sample().unwrap();
     for reference in &mut draft.header.as_mut().unwrap().references {
         code.clone_into(&mut reference.member);
     }
-    let fill = Fill {
+    let defaults = DraftDefaults {
         member: code.parse().unwrap(),
         issuer: "exercise".to_owned(),
         id: BulletinId::new(NOW_MS + nth, &[7; 10]),
         sent_at_unix_ms: NOW_MS + nth,
         roster_version: 1,
     };
-    prepare(&draft, &fill, [9; 16]).unwrap()
+    prepare(&draft, &defaults, [9; 16]).unwrap()
 }
 
 const OWN: [&str; 6] =
@@ -98,7 +100,7 @@ fn own_entries() -> Vec<NewEntry> {
     OWN.iter().zip(0..).map(|(kind, nth)| disclosed(&bulletin("ma", kind, nth))).collect()
 }
 
-/// Eight entries of Libya's feed, of which the first six are held.
+/// Returns eight entries of Libya's feed, of which the folder has the first six.
 fn libyan_entries() -> Vec<NewEntry> {
     let undisclosed =
         |n: u8, reason| NewEntry { digest: Digest(Sha256::digest([n]).into()), content: Content::Undisclosed(reason) };
@@ -163,7 +165,7 @@ fn custody(signed: &SignedCheckpoint, by: &str, not_held: &[(std::ops::Range<u64
     }
 }
 
-/// What is in the folder, commit by commit.
+/// Returns the commits in the folder.
 fn commits() -> Vec<Commit> {
     let (own, libyan) = (own_entries(), libyan_entries());
     let (own_tree, libyan_tree) = (tree(&own), tree(&libyan));
@@ -172,7 +174,7 @@ fn commits() -> Vec<Commit> {
     let not_held = [(1..3, Undisclosed::Withheld), (3..4, Undisclosed::Unfollowed)];
     let mut commits = vec![
         Commit { appends: vec![append(0, &[], &empty, &own_tree)], ..Commit::default() },
-        Commit { rosters: rosters(), crls: vec![list()], ..Commit::default() },
+        Commit { rosters: rosters(), crls: vec![crl()], ..Commit::default() },
         Commit { appends: vec![append(0, &own, &all, &own_tree)], ..Commit::default() },
         Commit {
             appends: vec![append(0, &libyan[..4], &four, &libyan_tree)],
@@ -183,7 +185,7 @@ fn commits() -> Vec<Commit> {
         Commit {
             cosigned: vec![cosigned(&all, "tn", TIME)],
             custody: vec![custody(&all, "ly", &[(3..4, Undisclosed::Withheld)])],
-            cursors: vec![CursorRecord { subscription: CURSOR.to_owned(), arrival: 7, ..CursorRecord::default() }],
+            cursors: vec![CursorRecord { subscription: CURSOR.to_owned(), offset: 7, ..CursorRecord::default() }],
             ..Commit::default()
         },
         Commit { appends: vec![append(4, &libyan[4..6], &eight, &libyan_tree)], ..Commit::default() },
@@ -192,8 +194,8 @@ fn commits() -> Vec<Commit> {
     commits
 }
 
-/// Opens a store. A process that another test starts at the same time has this one's open files until it becomes another program, the lock
-/// among them: it is waited for.
+/// Opens a store. A process started concurrently by another test inherits this process's open
+/// files, including the lock, until it executes another program; so this waits for the lock.
 fn open(dir: &Path) -> DiskStore {
     let begun = Instant::now();
     loop {
@@ -204,20 +206,20 @@ fn open(dir: &Path) -> DiskStore {
     }
 }
 
-fn holds_everything(store: &DiskStore) {
-    assert_eq!((store.seq(), store.end_arrival()), (6, 9));
+fn assert_complete(store: &DiskStore) {
+    assert_eq!((store.seq(), store.end_offset()), (6, 9));
     let held = store.rosters().unwrap();
     assert_eq!(held, rosters());
     let mut rosters = RosterChain::start(&held[0].note).unwrap();
     assert!(rosters.extend(&held[1].note).unwrap());
     let roster = rosters.newest();
 
-    // Both feeds: the edge, the checkpoint that vouches for it, every entry, every inner node.
+    // Both feeds: the right edge, the checkpoint that covers it, every entry, every inner node.
     for (code, entries, size, disclosed) in [("ma", own_entries(), 6, 6), ("ly", libyan_entries(), 6, 2)] {
         let (feed, tree) = (feed(code), tree(&entries));
         let state = store.feed(&feed).unwrap();
         let root = root_at(&tree, size).unwrap();
-        assert_eq!((state.frontier.size(), state.frontier.root(), state.disclosed), (size, root, disclosed));
+        assert_eq!((state.compact_range.size(), state.compact_range.root(), state.disclosed), (size, root, disclosed));
         let signed = SignedCheckpoint::verify(&state.checkpoint, &roster.feed_keys(&feed)).unwrap().checkpoint;
         assert_eq!(signed.size, state.checkpoint_size);
         verify_consistency(size, &root, signed.size, &signed.root, &state.consistency_proof).unwrap();
@@ -239,9 +241,9 @@ fn holds_everything(store: &DiskStore) {
         }
     }
     let not_held = [(1..3, Undisclosed::Withheld), (3..4, Undisclosed::Unfollowed), (5..6, Undisclosed::Excluded)];
-    assert_eq!(store.not_held(&feed("ly"), 10).unwrap(), not_held);
+    assert_eq!(store.undisclosed_ranges(&feed("ly"), 10).unwrap(), not_held);
 
-    // What others have said of the own feed, and what was said of theirs.
+    // Attestations of others about the own feed, and of this node about theirs.
     let (own, ly) = (feed("ma"), feed("ly"));
     for (feed, by) in [(&own, "tn"), (&ly, "ma")] {
         let notes = store.cosigned_newest(feed).unwrap();
@@ -257,27 +259,27 @@ fn holds_everything(store: &DiskStore) {
 
     let held = store.subscription(CURSOR).unwrap();
     assert_eq!((held.offset, held.filter, held.epoch, held.used_unix_ms), (7, None, 0, NOW_MS));
-    assert_eq!(store.crls().unwrap(), [list()]);
-    let arrivals = store.arrivals(7, 10, usize::MAX).unwrap();
-    let seen: Vec<_> = arrivals.iter().map(|entry| (entry.feed.member.as_str(), entry.index, entry.arrival)).collect();
+    assert_eq!(store.crls().unwrap(), [crl()]);
+    let entries = store.entries_from(7, 10, usize::MAX).unwrap();
+    let seen: Vec<_> = entries.iter().map(|entry| (entry.feed.member.as_str(), entry.index, entry.offset)).collect();
     assert_eq!(seen, [("ly", 0, Some(7)), ("ly", 4, Some(8))]);
     let (newest, _) = store.history(u64::MAX, 10, 100, &|columns| columns.kind == "person-notice").unwrap();
     assert_eq!(newest.iter().map(|entry| entry.index).collect::<Vec<_>>(), [3]);
 }
 
 #[test]
-fn a_data_folder_of_version_1_is_opened() {
+fn version_1_data_folder_opens() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join("log")).unwrap();
     let name = "log/0000000001.log";
     fs::copy(folder().join("data-1").join(name), dir.path().join(name)).unwrap();
-    holds_everything(&open(dir.path()));
-    // With the view that was just made, and once more without it.
-    holds_everything(&open(dir.path()));
+    assert_complete(&open(dir.path()));
+    // With the index database just created, and once more without it.
+    assert_complete(&open(dir.path()));
     fs::remove_dir_all(dir.path().join("db")).unwrap();
     let store = open(dir.path());
-    holds_everything(&store);
-    // It goes on from there.
+    assert_complete(&store);
+    // The store accepts further commits.
     let libyan = libyan_entries();
     let tree = tree(&libyan);
     let rest = append(6, &libyan[6..], &checkpoint("ly", &tree, 8), &tree);
@@ -287,13 +289,13 @@ fn a_data_folder_of_version_1_is_opened() {
 }
 
 #[test]
-fn this_version_writes_the_same() {
+fn current_version_writes_identical_records() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     for (commit, seq) in commits().into_iter().zip(0..) {
         store.commit(commit, seq).unwrap();
     }
-    holds_everything(&store);
+    assert_complete(&store);
     drop(store);
     let mut written = fs::read(dir.path().join("log/0000000001.log")).unwrap();
     written.truncate(written.iter().rposition(|byte| *byte != 0).unwrap() + 1);
@@ -303,7 +305,8 @@ fn this_version_writes_the_same() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, &written).unwrap();
     }
-    // Every log has a salt of its own, which the checksums of header block and frames cover: heads and envelopes must be the same.
+    // Every log has its own salt, which the checksums of header block and frames cover; heads and
+    // envelopes must be the same.
     let golden = Bytes::from(fs::read(&path).unwrap());
     let records = |log: &[u8]| {
         let mut records = Vec::new();

@@ -1,47 +1,51 @@
-//! The keyspace of the view: the one table of what is kept in sled, and how its keys and values are written.
+//! The keyspace of the index database: the one table of everything stored in sled, and the encoding
+//! of keys and values.
 //!
-//! | prefix | key after it | value | why |
+//! | prefix | key after it | value | use |
 //! |---|---|---|---|
-//! | `m` | | [`Cursor`] | up to which commit the view has taken in the log; in every batch |
+//! | `m` | | [`IndexCursor`] | last commit applied to the index database; in every batch |
 //! | `f` | feed | [`FeedRow`] | number, name, size and newest checkpoint of each feed |
-//! | `p` | feed, first index | [`Stretch`]es | from (feed, index) to the record that holds the entry |
-//! | `a` | first arrival | [`Stretch`]es | from an arrival to the record that holds the entry |
-//! | `c` | first arrival | columns block (`view::columns`) | filtering history without reading envelopes |
-//! | `i` | member, id bucket, first arrival | ids block (`view::ids`) | from (member, id) to the entry |
-//! | `j` | member, id | place (`view::ids`) | the same, once the bucket of the id has many blocks |
-//! | `x` | member, how, id, first arrival | references block (`view::references`) | from (member, id) to the entries that refer to it, other than answers |
-//! | `y` | member, id, feed, person | first, newest, count (`view::answers`) | from (member, id) to what each person has answered |
+//! | `p` | feed, first index | [`EntryRun`]s | from (feed, index) to the record of the entry |
+//! | `a` | first offset | [`EntryRun`]s | from an offset to the record of the entry |
+//! | `c` | first offset | columns block (`index_db::columns`) | filtering history without reading envelopes |
+//! | `i` | member, id bucket, first offset | ids block (`index_db::ids`) | from (member, id) to the entry |
+//! | `j` | member, id | entry (`index_db::ids`) | the same, once the id's bucket is full |
+//! | `x` | member, kind, id, first offset | references block (`index_db::references`) | from (member, id) to referring entries other than Acks |
+//! | `y` | member, id, feed, issuer | first, newest, count (`index_db::acks`) | from (member, id) to the Acks of each issuer |
 //! | `t` | feed, level, index | 256 hashes | full tiles of the feed's tree |
-//! | `n` | feed, start | end, reason | what is held as digests only |
-//! | `g` | feed, bucket of indexes | [`FillAt`]s (`view::fills`) | from an entry that was filled in, or came ahead of the order, to the record that holds it |
-//! | `e` | feed, index | digest, [`FillAt`], time | what is held ahead of the order, and since when |
-//! | `q` | feed, bucket of indexes | bits (`view::urgent`) | which entries are urgent, without reading envelopes |
+//! | `n` | feed, start | end, reason | runs held as digests only |
+//! | `g` | feed, bucket of indexes | [`BackfillRef`]s (`index_db::backfills`) | from a backfilled or out-of-order entry to its record |
+//! | `e` | feed, index | digest, [`BackfillRef`], time | entries held out of order, and since when |
+//! | `q` | feed, bucket of indexes | bits (`index_db::urgent`) | urgent entries, without reading envelopes |
 //! | `o` | feed, cosigner, size | time, [`NoteRef`] | cosigned checkpoints |
-//! | `u` | feed, holder, end, [`NoteRef`] | start | custody notes by what they cover |
-//! | `v` | feed, holder | [`NoteRef`] | of each holder the custody note that ends last of those that join |
-//! | `w` | feed, holder, time, [`NoteRef`] | | custody notes for what was filled in |
-//! | `h` | feed, holder, start | end | ranges that a holder's custody notes state as held in full, merged |
+//! | `u` | feed, holder, end, [`NoteRef`] | start | custody notes by the range they cover |
+//! | `v` | feed, holder | [`NoteRef`] | custody note of each holder that ends last of those that join |
+//! | `w` | feed, holder, time, [`NoteRef`] | | late custody notes, for backfilled entries |
+//! | `h` | feed, holder, start | end | merged ranges that a holder's notes state as held in full |
 //! | `r` | version | [`NoteRef`] | rosters |
 //! | `l` | authority | [`NoteRef`] | newest revocation list of each authority |
-//! | `k` | feed's origin, SHA-256 of the evidence | [`NoteRef`] | newest record of two histories of each feed and evidence |
+//! | `k` | feed's origin, SHA-256 of the evidence | [`NoteRef`] | newest record of each forked feed and evidence |
 //! | `s` | subscription | [`Subscription`] | named subscriptions |
 //!
-//! Numbers in keys are big-endian, so that keys sort as numbers do; in values little-endian. Names in the middle of a key have their
-//! length before them. A feed is told by its number, given in the order in which feeds were first seen. Every value begins with
-//! [`VALUE_VERSION`]; a view with another version is rebuilt from the log. Notes and envelopes are never in the view, only where in
-//! the log they are. Blocks hold what one batch of the applier brought, so that the cost of a key is shared by many entries.
+//! Numbers are big-endian in keys, so that keys sort in numeric order, and little-endian in values.
+//! A name inside a key is preceded by its length. A feed is identified by its number; numbers are
+//! assigned in the order in which feeds were first seen. Every value begins with [`VALUE_VERSION`];
+//! an index database of another version is rebuilt from the log. Notes and envelopes are never in
+//! the index database, only their places in the log. A block holds the entries of one batch of the
+//! applier, so that many entries share the cost of a key.
 
-use barid_core::names::{Hash, Member};
+use barid_core::ids::{Hash, Member};
 use bytes::Bytes;
 use uuid::Uuid;
 
 use super::log::{Position, Resume};
 use super::tree_cache::TileId;
-use super::{HeldBack, Refers, Subscription};
+use super::{HeldBack, ReferenceKind, Subscription};
 
 /// Version of all values.
 pub(super) const VALUE_VERSION: u8 = 7;
-/// Longest value: sled keeps 16 of them on a page, and no page may reach its blob files.
+/// Longest value in bytes: sled stores up to 16 values on a page, and no page may become large
+/// enough for sled's blob files.
 pub(super) const VALUE_BYTES_MAX: usize = 16 << 10;
 
 /// Number of a feed in this store.
@@ -50,16 +54,16 @@ pub(super) type FeedNumber = u32;
 pub(super) const CURSOR: &[u8] = b"m";
 pub(super) const FEED: u8 = b'f';
 pub(super) const POSITION: u8 = b'p';
-pub(super) const ARRIVAL: u8 = b'a';
+pub(super) const OFFSET: u8 = b'a';
 pub(super) const COLUMNS: u8 = b'c';
 pub(super) const ID: u8 = b'i';
-pub(super) const ID_ALONE: u8 = b'j';
+pub(super) const ID_OVERFLOW: u8 = b'j';
 pub(super) const REFERENCE: u8 = b'x';
-pub(super) const ANSWER: u8 = b'y';
+pub(super) const ACK: u8 = b'y';
 pub(super) const TILE: u8 = b't';
 pub(super) const NOT_HELD: u8 = b'n';
-pub(super) const FILLED: u8 = b'g';
-pub(super) const AHEAD: u8 = b'e';
+pub(super) const BACKFILL: u8 = b'g';
+pub(super) const OUT_OF_ORDER: u8 = b'e';
 pub(super) const URGENT: u8 = b'q';
 pub(super) const COSIGNED: u8 = b'o';
 pub(super) const CUSTODY: u8 = b'u';
@@ -71,10 +75,11 @@ pub(super) const CRL: u8 = b'l';
 pub(super) const FORK: u8 = b'k';
 pub(super) const SUBSCRIPTION: u8 = b's';
 
-/// Ids whose times share all but the last 64 ms are in one bucket: as a rule few enough to look through, many enough to share a key.
+/// Bits of the id's time in ms that one bucket spans: 64 ms. Usually few enough ids to scan, and
+/// enough to share a key.
 const ID_BUCKET_BITS: u32 = 6;
 
-/// Writes a key.
+/// Encodes a key.
 #[derive(Clone)]
 pub(super) struct Key(Vec<u8>);
 
@@ -85,7 +90,7 @@ impl Key {
         Self(bytes)
     }
 
-    /// A key that was read.
+    /// Copies a key that was read.
     pub(super) fn read(bytes: &[u8]) -> Self {
         Self(bytes.to_vec())
     }
@@ -112,7 +117,7 @@ impl Key {
         self
     }
 
-    /// A name at the end of a key.
+    /// Appends a name at the end of a key.
     pub(super) fn name(mut self, name: &str) -> Self {
         self.0.extend(name.as_bytes());
         self
@@ -127,10 +132,10 @@ impl Key {
         self
     }
 
-    pub(super) fn how(self, how: Refers) -> Self {
-        self.u8(match how {
-            Refers::Succeeds => 0,
-            Refers::Mentions => 1,
+    pub(super) fn kind(self, kind: ReferenceKind) -> Self {
+        self.u8(match kind {
+            ReferenceKind::Supersedes => 0,
+            ReferenceKind::Mentions => 1,
         })
     }
 
@@ -139,7 +144,7 @@ impl Key {
     }
 
     pub(super) fn note(self, note: NoteRef) -> Self {
-        self.u32(note.position.segment).u32(note.position.offset).u32(note.place)
+        self.u32(note.position.segment).u32(note.position.byte_offset).u32(note.place)
     }
 
     pub(super) fn bytes(self) -> Vec<u8> {
@@ -153,17 +158,17 @@ impl AsRef<[u8]> for Key {
     }
 }
 
-/// The bucket of an id.
+/// Returns the bucket of an id.
 pub(super) fn bucket_of(id: Uuid) -> u64 {
     u64::try_from(id.as_u128() >> (80 + ID_BUCKET_BITS)).unwrap_or(u64::MAX)
 }
 
-/// The largest id of a bucket.
+/// Returns the largest id of a bucket.
 pub(super) fn bucket_end(bucket: u64) -> Uuid {
     Uuid::from_u128((u128::from(bucket) << (80 + ID_BUCKET_BITS)) | ((1 << (80 + ID_BUCKET_BITS)) - 1))
 }
 
-/// Writes a value.
+/// Encodes a value.
 pub(super) struct Value(Vec<u8>);
 
 impl Value {
@@ -192,7 +197,7 @@ impl Value {
     }
 
     pub(super) fn position(self, position: Position) -> Self {
-        self.u32(position.segment).u32(position.offset)
+        self.u32(position.segment).u32(position.byte_offset)
     }
 
     pub(super) fn note(self, note: NoteRef) -> Self {
@@ -204,11 +209,11 @@ impl Value {
     }
 }
 
-/// Reads a value or a key; every step is `None` when the bytes end.
+/// Decodes a value or a key; every step returns `None` when the bytes end.
 pub(super) struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
-    /// A value, after its version.
+    /// Starts at a value's fields, after its version.
     pub(super) fn of_value(bytes: &'a [u8]) -> Option<Self> {
         match bytes.split_first() {
             Some((&VALUE_VERSION, rest)) => Some(Self(rest)),
@@ -216,7 +221,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A key, after its prefix.
+    /// Starts at a key's fields, after its prefix.
     pub(super) fn of_key(bytes: &'a [u8]) -> Option<Self> {
         bytes.split_first().map(|(_, rest)| Self(rest))
     }
@@ -267,7 +272,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn position(&mut self) -> Option<Position> {
-        Some(Position { segment: self.u32()?, offset: self.u32()? })
+        Some(Position { segment: self.u32()?, byte_offset: self.u32()? })
     }
 
     pub(super) fn note(&mut self) -> Option<NoteRef> {
@@ -275,7 +280,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn key_note(&mut self) -> Option<NoteRef> {
-        let position = Position { segment: self.key_u32()?, offset: self.key_u32()? };
+        let position = Position { segment: self.key_u32()?, byte_offset: self.key_u32()? };
         Some(NoteRef { position, place: self.key_u32()? })
     }
 
@@ -284,47 +289,48 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Where a note is: the record, and which of its kind in it.
+/// The place of a note: its record, and its position among the notes of its kind there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct NoteRef {
     pub(super) position: Position,
     pub(super) place: u32,
 }
 
-/// Where the content of an entry is that was filled in: which fill of a record, and which entry of it.
+/// The place of backfilled content: a backfill in a record, and an entry in that backfill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FillAt {
+pub(super) struct BackfillRef {
     pub(super) at: NoteRef,
     pub(super) slot: u32,
 }
 
-/// Up to which commit the view has taken in the log.
+/// The last commit applied to the index database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Cursor {
+pub(super) struct IndexCursor {
     pub(super) resume: Resume,
-    pub(super) end_arrival: u64,
+    pub(super) end_offset: u64,
 }
 
-impl Cursor {
+impl IndexCursor {
     pub(super) fn encode(&self) -> Vec<u8> {
         let Resume { position, seq, hash } = self.resume;
-        Value::new().u64(seq).raw(&hash.0).position(position).u64(self.end_arrival).bytes()
+        Value::new().u64(seq).raw(&hash.0).position(position).u64(self.end_offset).bytes()
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields::of_value(bytes)?;
         let (seq, hash) = (fields.u64()?, Hash(fields.array()?));
-        Some(Self { resume: Resume { position: fields.position()?, seq, hash }, end_arrival: fields.u64()? })
+        Some(Self { resume: Resume { position: fields.position()?, seq, hash }, end_offset: fields.u64()? })
     }
 }
 
-/// A feed as far as the view has taken in the log.
+/// A feed as of the last commit applied to the index database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FeedRow {
     pub(super) origin: String,
     pub(super) size: u64,
     pub(super) disclosed: u64,
-    /// Record and append that hold the newest checkpoint; `None` if only notes of others speak of the feed.
+    /// Record and append that hold the newest checkpoint; `None` before the first append, for
+    /// example if only attestations about the feed are held.
     pub(super) checkpoint: Option<NoteRef>,
 }
 
@@ -344,7 +350,7 @@ impl FeedRow {
 
 pub(super) fn encode_subscription(subscription: &Subscription) -> Vec<u8> {
     let Subscription { offset, held, filter, created_unix_ms, used_unix_ms, epoch } = subscription;
-    // Offsets are numbered from 1: nothing is held back from 0 on.
+    // Offsets start at 1, so 0 means that nothing is held back.
     let held = held.unwrap_or(HeldBack { from: 0, roster_version: 0 });
     let value = Value::new().u64(*offset).u64(held.from).u64(held.roster_version);
     let value = value.u64(*created_unix_ms).u64(*used_unix_ms).u32(*epoch);
@@ -363,37 +369,38 @@ pub(super) fn decode_subscription(bytes: &[u8]) -> Option<Subscription> {
     Some(Subscription { offset, held, filter, created_unix_ms, used_unix_ms, epoch })
 }
 
-/// Consecutive numbers (indexes or arrivals) whose entries are in one record.
+/// Consecutive numbers (indexes or offsets) whose entries are in one record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stretch {
+pub(super) struct EntryRun {
     pub(super) first: u64,
     pub(super) count: u32,
-    /// The record, and for indexes which append in it.
+    /// The record; for indexes also the append in it.
     pub(super) at: NoteRef,
 }
 
-/// Bytes of an encoded stretch.
-const STRETCH_BYTES: usize = 24;
-/// Stretches in one block.
-pub(super) const STRETCHES_MAX: usize = VALUE_BYTES_MAX / STRETCH_BYTES - 1;
+/// Length of an encoded entry run in bytes.
+const ENTRY_RUN_BYTES: usize = 24;
+/// Entry runs in one block.
+pub(super) const ENTRY_RUNS_MAX: usize = VALUE_BYTES_MAX / ENTRY_RUN_BYTES - 1;
 
-impl Stretch {
+impl EntryRun {
     pub(super) fn encode(block: &[Self]) -> Vec<u8> {
-        let mut value = Value(Vec::with_capacity(1 + block.len() * STRETCH_BYTES));
+        let mut value = Value(Vec::with_capacity(1 + block.len() * ENTRY_RUN_BYTES));
         value = value.u8(VALUE_VERSION);
-        for stretch in block {
-            value = value.u64(stretch.first).u32(stretch.count).note(stretch.at);
+        for entry_run in block {
+            value = value.u64(entry_run.first).u32(entry_run.count).note(entry_run.at);
         }
         value.bytes()
     }
 
-    /// The stretch of a block that has `number`.
+    /// Returns the entry run of a block that contains `number`.
     pub(super) fn find(block: &[u8], number: u64) -> Option<Self> {
-        let (stretches, _) = Fields::of_value(block)?.rest().as_chunks::<STRETCH_BYTES>();
-        let place = stretches
-            .partition_point(|stretch| stretch.first_chunk().is_some_and(|first| u64::from_le_bytes(*first) <= number));
-        let mut fields = Fields(stretches.get(place.checked_sub(1)?)?);
-        let stretch = Self { first: fields.u64()?, count: fields.u32()?, at: fields.note()? };
-        (number - stretch.first < u64::from(stretch.count)).then_some(stretch)
+        let (entry_runs, _) = Fields::of_value(block)?.rest().as_chunks::<ENTRY_RUN_BYTES>();
+        let place = entry_runs.partition_point(|entry_run| {
+            entry_run.first_chunk().is_some_and(|first| u64::from_le_bytes(*first) <= number)
+        });
+        let mut fields = Fields(entry_runs.get(place.checked_sub(1)?)?);
+        let entry_run = Self { first: fields.u64()?, count: fields.u32()?, at: fields.note()? };
+        (number - entry_run.first < u64::from(entry_run.count)).then_some(entry_run)
     }
 }

@@ -1,6 +1,8 @@
-//! The store in memory, for the simulator and for tests: everything in maps, nothing survives it.
+//! The store in memory, for the simulator and for tests. Everything is in maps; nothing is
+//! persisted.
 //!
-//! In scope: the verbs of [`Store`], as exactly as the disk store keeps them. Out of scope: bounds on memory.
+//! In scope: the operations of [`Store`], with the same results as the disk store. Out of scope:
+//! bounds on memory.
 
 mod parts;
 
@@ -8,26 +10,26 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
-use barid_core::bulletin::Urgent;
+use barid_core::bulletin::Priority;
 use barid_core::feed::tree::NodeId;
+use barid_core::ids::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::limits::NOT_HELD_RANGES_MAX;
-use barid_core::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use barid_core::proto;
 use barid_core::ranges::RangeSet;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use self::parts::{References, bounded};
-use super::admit::{self, CustodyStanding, Run};
+use self::parts::{References, first_page};
 use super::chain::Chain;
-use super::express::{self, Ahead};
+use super::priority::{self, OutOfOrder};
 use super::subscriptions::Subscriptions;
-use super::tree_cache::{Edge, Tile, TileId};
+use super::tree_cache::{Tile, TileId, TiledTree};
+use super::validate::{self, CustodyOrder, UndisclosedRun};
 use super::{
-    Answers, ChainLink, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord,
-    DiskBytes, Entry, Express, FeedState, ForkRecord, Location, NewEntry, ReadError, Refers, Room, RosterRecord, Store,
-    StoreId, Subscription, SyncTimes,
+    Acks, Capacity, ChainLink, Columns, Commit, CommitError, Committed, Content, Cosigned, CrlRecord, CustodyRecord,
+    DiskBytes, Entry, FeedState, ForkRecord, FsyncHistogram, Location, NewEntry, PriorityEntry, ReadError,
+    ReferenceKind, RosterRecord, Store, StoreId, Subscription,
 };
 
 /// A [`Store`] in memory.
@@ -40,7 +42,7 @@ pub struct MemoryStore {
 struct Inner {
     seq: u64,
     feeds: BTreeMap<FeedId, Feed>,
-    arrivals: Vec<(FeedId, u64)>,
+    by_offset: Vec<(FeedId, u64)>,
     ids: HashMap<(Member, Uuid), Location>,
     references: References,
     chain: Chain,
@@ -48,43 +50,45 @@ struct Inner {
     rosters: BTreeMap<u64, Bytes>,
     crls: BTreeMap<String, Bytes>,
     forks: BTreeMap<String, ForkRecord>,
-    room: Option<Room>,
+    capacity: Option<Capacity>,
 }
 
 #[derive(Default)]
 struct Feed {
-    edge: Edge,
+    tiled_tree: TiledTree,
     tiles: HashMap<TileId, Tile>,
     entries: Vec<Entry>,
     disclosed: u64,
     checkpoint: Bytes,
     checkpoint_size: u64,
     consistency_proof: Vec<Hash>,
-    runs: Vec<Run>,
-    /// What came ahead of the order, with its arrival; with whether the feed has come to its index.
-    express: BTreeMap<u64, (Express, u64, bool)>,
-    /// When each was committed.
-    express_since: BTreeMap<u64, u64>,
-    urgent: BTreeMap<u64, Urgent>,
+    runs: Vec<UndisclosedRun>,
+    /// Entries received ahead of the order, with their offsets, and whether the feed has reached
+    /// their index.
+    priority: BTreeMap<u64, (PriorityEntry, u64, bool)>,
+    /// Time of the commit of each.
+    priority_since: BTreeMap<u64, u64>,
+    urgent: BTreeMap<u64, Priority>,
     cosigned: Vec<Cosigned>,
-    custody: Vec<(CustodyRecord, CustodyStanding)>,
-    /// Of each holder where its notes end that join each other.
+    custody: Vec<(CustodyRecord, CustodyOrder)>,
+    /// The end of each holder's custody notes that join each other.
     custody_ends: BTreeMap<Member, u64>,
 }
 
 impl MemoryStore {
-    /// An empty store.
+    /// Creates an empty store.
     #[must_use]
     pub fn new() -> Self {
         let mut salt = [0; 16];
-        // Without randomness it cannot be told from another one in the same process: nothing else is lost.
+        // Without randomness, two stores in one process may share an identity; nothing else depends
+        // on it.
         _ = getrandom::fill(&mut salt);
         Self { id: StoreId::of_salt(&salt), inner: Mutex::default() }
     }
 
-    /// Behaves from now on as if there were so much room.
-    pub fn set_room(&self, room: Room) {
-        self.inner.lock().room = Some(room);
+    /// Sets the capacity that the store reports.
+    pub fn set_capacity(&self, capacity: Capacity) {
+        self.inner.lock().capacity = Some(capacity);
     }
 }
 
@@ -98,7 +102,7 @@ impl Feed {
     fn state(&self, feed: &FeedId) -> FeedState {
         FeedState {
             feed: feed.clone(),
-            frontier: self.edge.frontier().clone(),
+            compact_range: self.tiled_tree.compact_range().clone(),
             checkpoint: self.checkpoint.clone(),
             checkpoint_size: self.checkpoint_size,
             consistency_proof: self.consistency_proof.clone(),
@@ -108,7 +112,7 @@ impl Feed {
 }
 
 impl Inner {
-    fn lacks(&self, feed: &FeedId, indexes: &[u64]) -> Vec<Option<(Digest, Undisclosed)>> {
+    fn missing(&self, feed: &FeedId, indexes: &[u64]) -> Vec<Option<(Digest, Undisclosed)>> {
         let entries = self.feeds.get(feed).map_or(&[][..], |feed| &feed.entries);
         let lack = |index: &u64| match entries.get(usize::try_from(*index).ok()?)? {
             Entry { digest, content: Content::Undisclosed(reason), .. } => Some((*digest, *reason)),
@@ -122,43 +126,43 @@ impl Inner {
         for append in &commit.appends {
             let feed = self.feeds.entry(append.feed.clone()).or_default();
             for (index, entry) in (append.first..).zip(&append.entries) {
-                feed.edge.append(&entry.digest, |id, tile| _ = feed.tiles.insert(id, tile));
-                let mut arrival = None;
+                feed.tiled_tree.append(&entry.digest, |id, tile| _ = feed.tiles.insert(id, tile));
+                let mut offset = None;
                 if commit.displaced.iter().any(|(of, at)| *of == append.feed && *at == index)
-                    && let Some((.., reached)) = feed.express.get_mut(&index)
+                    && let Some((.., reached)) = feed.priority.get_mut(&index)
                 {
                     *reached = true;
                 }
                 match &entry.content {
                     Content::Disclosed { header, .. } => {
-                        self.arrivals.push((append.feed.clone(), index));
-                        let number = self.arrivals.len() as u64;
-                        arrival = Some(number);
+                        self.by_offset.push((append.feed.clone(), index));
+                        let number = self.by_offset.len() as u64;
+                        offset = Some(number);
                         feed.disclosed += 1;
-                        if let Some(id) = admit::id_of(&append.feed, header.as_deref()) {
-                            ids.push((id, Location { feed: append.feed.clone(), index, arrival: number }));
+                        if let Some(id) = validate::id_of(&append.feed, header.as_deref()) {
+                            ids.push((id, Location { feed: append.feed.clone(), index, offset: number }));
                         }
-                        let at = Location { feed: append.feed.clone(), index, arrival: number };
+                        let at = Location { feed: append.feed.clone(), index, offset: number };
                         self.references.add(&at, header.as_deref());
-                        feed.urgent.extend(express::urgent_of(header.as_deref()).map(|urgent| (index, urgent)));
+                        feed.urgent.extend(priority::urgent_of(header.as_deref()).map(|urgent| (index, urgent)));
                     }
-                    Content::Undisclosed(_) if feed.express.get(&index).is_some_and(|(.., reached)| !reached) => {
-                        let held = feed.express.get_mut(&index).expect("it was found");
+                    Content::Undisclosed(_) if feed.priority.get(&index).is_some_and(|(.., reached)| !reached) => {
+                        let held = feed.priority.get_mut(&index).expect("it was found");
                         held.2 = true;
                         feed.disclosed += 1;
-                        let (content, arrival) = (held.0.entry.content.clone(), Some(held.1));
+                        let (content, offset) = (held.0.entry.content.clone(), Some(held.1));
                         let (feed_id, digest) = (append.feed.clone(), entry.digest);
-                        feed.entries.push(Entry { feed: feed_id, index, digest, content, arrival });
+                        feed.entries.push(Entry { feed: feed_id, index, digest, content, offset });
                         continue;
                     }
-                    Content::Undisclosed(reason) => admit::extend_runs(&mut feed.runs, index, *reason),
+                    Content::Undisclosed(reason) => validate::extend_runs(&mut feed.runs, index, *reason),
                 }
                 feed.entries.push(Entry {
                     feed: append.feed.clone(),
                     index,
                     digest: entry.digest,
                     content: entry.content.clone(),
-                    arrival,
+                    offset,
                 });
             }
             feed.checkpoint = append.checkpoint.clone();
@@ -168,13 +172,13 @@ impl Inner {
         for (id, location) in ids {
             self.place(id, location);
         }
-        for fill in &commit.fills {
-            for (index, entry) in &fill.entries {
-                self.fill(&fill.feed, *index, entry);
+        for backfill in &commit.backfills {
+            for (index, entry) in &backfill.entries {
+                self.backfill(&backfill.feed, *index, entry);
             }
         }
-        for express in &commit.express {
-            self.express(express, commit.time_unix_ms);
+        for priority in &commit.priority {
+            self.priority(priority, commit.time_unix_ms);
         }
         for cosigned in &commit.cosigned {
             self.feeds.entry(cosigned.feed.clone()).or_default().cosigned.push(cosigned.clone());
@@ -182,11 +186,11 @@ impl Inner {
         for custody in &commit.custody {
             let feed = self.feeds.entry(custody.feed.clone()).or_default();
             let ends = feed.custody_ends.get(&custody.holder).copied();
-            let standing = admit::custody_standing(ends, &custody.range);
-            if standing.newest {
+            let order = validate::custody_order(ends, &custody.range);
+            if order.newest {
                 feed.custody_ends.insert(custody.holder.clone(), custody.range.end);
             }
-            feed.custody.push((custody.clone(), standing));
+            feed.custody.push((custody.clone(), order));
         }
         self.subscriptions.apply(commit);
         self.rosters.extend(commit.rosters.iter().map(|roster| (roster.version, roster.note.clone())));
@@ -194,44 +198,44 @@ impl Inner {
         self.crls.extend(commit.crls.iter().map(|crl| (crl.authority.clone(), crl.der.clone())));
     }
 
-    fn fill(&mut self, feed: &FeedId, index: u64, filled: &NewEntry) {
-        self.arrivals.push((feed.clone(), index));
-        let arrival = self.arrivals.len() as u64;
+    fn backfill(&mut self, feed: &FeedId, index: u64, backfilled: &NewEntry) {
+        self.by_offset.push((feed.clone(), index));
+        let offset = self.by_offset.len() as u64;
         let held = self.feeds.entry(feed.clone()).or_default();
         let Some(entry) = usize::try_from(index).ok().and_then(|place| held.entries.get_mut(place)) else { return };
-        entry.content = filled.content.clone();
-        entry.arrival = Some(arrival);
+        entry.content = backfilled.content.clone();
+        entry.offset = Some(offset);
         held.disclosed += 1;
         if let Some(place) = held.runs.iter().position(|(start, end, _)| (*start..*end).contains(&index)) {
             let run = held.runs[place];
-            held.runs.splice(place..=place, admit::split_run(run, index));
+            held.runs.splice(place..=place, validate::split_run(run, index));
         }
-        let Content::Disclosed { header, .. } = &filled.content else { return };
-        held.urgent.extend(express::urgent_of(header.as_deref()).map(|urgent| (index, urgent)));
-        self.refer(feed, index, arrival, header.as_deref());
+        let Content::Disclosed { header, .. } = &backfilled.content else { return };
+        held.urgent.extend(priority::urgent_of(header.as_deref()).map(|urgent| (index, urgent)));
+        self.refer(feed, index, offset, header.as_deref());
     }
 
-    fn express(&mut self, express: &Express, time_unix_ms: u64) {
-        let (feed, index) = (&express.feed, express.index);
-        self.arrivals.push((feed.clone(), index));
-        let arrival = self.arrivals.len() as u64;
+    fn priority(&mut self, priority: &PriorityEntry, time_unix_ms: u64) {
+        let (feed, index) = (&priority.feed, priority.index);
+        self.by_offset.push((feed.clone(), index));
+        let offset = self.by_offset.len() as u64;
         let held = self.feeds.entry(feed.clone()).or_default();
-        held.express.insert(index, (express.clone(), arrival, false));
-        held.express_since.insert(index, time_unix_ms);
-        let Content::Disclosed { header, .. } = &express.entry.content else { return };
-        held.urgent.extend(express::urgent_of(header.as_deref()).map(|urgent| (index, urgent)));
-        self.refer(feed, index, arrival, header.as_deref());
+        held.priority.insert(index, (priority.clone(), offset, false));
+        held.priority_since.insert(index, time_unix_ms);
+        let Content::Disclosed { header, .. } = &priority.entry.content else { return };
+        held.urgent.extend(priority::urgent_of(header.as_deref()).map(|urgent| (index, urgent)));
+        self.refer(feed, index, offset, header.as_deref());
     }
 
-    fn refer(&mut self, feed: &FeedId, index: u64, arrival: u64, header: Option<&proto::Header>) {
-        let at = Location { feed: feed.clone(), index, arrival };
+    fn refer(&mut self, feed: &FeedId, index: u64, offset: u64, header: Option<&proto::Header>) {
+        let at = Location { feed: feed.clone(), index, offset };
         self.references.add(&at, header);
-        if let Some(id) = admit::id_of(feed, header) {
+        if let Some(id) = validate::id_of(feed, header) {
             self.place(id, at);
         }
     }
 
-    /// Of several entries with one id the lowest is the bulletin.
+    /// Of several entries with the same id, the lowest is the bulletin.
     fn place(&mut self, id: Uuid, new: Location) {
         let held = self.ids.entry((new.feed.member.clone(), id)).or_insert_with(|| new.clone());
         if (new.feed.epoch, new.index) < (held.feed.epoch, held.index) {
@@ -239,37 +243,37 @@ impl Inner {
         }
     }
 
-    fn entry_at(&self, arrival: u64) -> Option<Entry> {
-        let place = usize::try_from(arrival.checked_sub(1)?).ok()?;
-        let (feed, index) = self.arrivals.get(place)?;
+    fn entry_at(&self, offset: u64) -> Option<Entry> {
+        let place = usize::try_from(offset.checked_sub(1)?).ok()?;
+        let (feed, index) = self.by_offset.get(place)?;
         let held = self.feeds.get(feed)?;
-        // Also one that its feed has come to, or has another one at the place of.
-        if let Some((express, at, _)) = held.express.get(index)
-            && *at == arrival
+        // Also an entry that its feed has reached, or that was displaced.
+        if let Some((priority, at, _)) = held.priority.get(index)
+            && *at == offset
         {
-            let NewEntry { digest, content } = express.entry.clone();
-            return Some(Entry { feed: feed.clone(), index: *index, digest, content, arrival: Some(arrival) });
+            let NewEntry { digest, content } = priority.entry.clone();
+            return Some(Entry { feed: feed.clone(), index: *index, digest, content, offset: Some(offset) });
         }
         held.entries.get(usize::try_from(*index).ok()?).cloned()
     }
 }
 
-impl Ahead for Inner {
+impl OutOfOrder for Inner {
     fn digest(&self, feed: &FeedId, index: u64) -> Option<Digest> {
-        let (express, _, reached) = self.feeds.get(feed)?.express.get(&index)?;
-        (!reached).then_some(express.entry.digest)
+        let (priority, _, reached) = self.feeds.get(feed)?.priority.get(&index)?;
+        (!reached).then_some(priority.entry.digest)
     }
 
-    fn places(&self, feed: &FeedId, now_ms: u64) -> Vec<u64> {
+    fn unexpired(&self, feed: &FeedId, now_ms: u64) -> Vec<u64> {
         let Some(feed) = self.feeds.get(feed) else { return Vec::new() };
-        let held = feed.express.iter().filter(|(_, (.., reached))| !reached).map(|(index, _)| *index);
-        let since = |index: &u64| feed.express_since.get(index).copied().unwrap_or(0);
-        held.filter(|index| express::takes_place(since(index), now_ms)).collect()
+        let held = feed.priority.iter().filter(|(_, (.., reached))| !reached).map(|(index, _)| *index);
+        let since = |index: &u64| feed.priority_since.get(index).copied().unwrap_or(0);
+        held.filter(|index| priority::is_unexpired(since(index), now_ms)).collect()
     }
 
     fn first_in(&self, feed: &FeedId, range: Range<u64>) -> Option<u64> {
         let held = self.feeds.get(feed).filter(|_| !range.is_empty())?;
-        held.express.range(range).find(|(_, (.., reached))| !reached).map(|(index, _)| *index)
+        held.priority.range(range).find(|(_, (.., reached))| !reached).map(|(index, _)| *index)
     }
 }
 
@@ -284,19 +288,20 @@ impl Store for MemoryStore {
             return Err(CommitError::Fenced { expected: expected_seq, found: inner.seq });
         }
         let size_of = |feed: &FeedId| inner.feeds.get(feed).map(|feed| feed.entries.len() as u64);
-        admit::check(&commit, size_of).map_err(CommitError::Invalid)?;
-        express::check(&commit, size_of, &*inner).map_err(CommitError::Invalid)?;
-        express::match_appends(&mut commit, &*inner).map_err(CommitError::Invalid)?;
-        for fill in &commit.fills {
-            let indexes: Vec<u64> = fill.entries.iter().map(|(index, _)| *index).collect();
-            admit::check_fill(fill, &inner.lacks(&fill.feed, &indexes)).map_err(CommitError::Invalid)?;
+        validate::check(&commit, size_of).map_err(CommitError::Invalid)?;
+        priority::check(&commit, size_of, &*inner).map_err(CommitError::Invalid)?;
+        priority::match_appends(&mut commit, &*inner).map_err(CommitError::Invalid)?;
+        for backfill in &commit.backfills {
+            let indexes: Vec<u64> = backfill.entries.iter().map(|(index, _)| *index).collect();
+            validate::check_backfill(backfill, &inner.missing(&backfill.feed, &indexes))
+                .map_err(CommitError::Invalid)?;
         }
         inner.seq += 1;
-        let first_arrival = inner.arrivals.len() as u64 + 1;
+        let first_offset = inner.by_offset.len() as u64 + 1;
         inner.apply(&commit);
-        let (seq, end_arrival) = (inner.seq, inner.arrivals.len() as u64 + 1);
-        let hash = inner.chain.add(&commit, seq, first_arrival..end_arrival);
-        Ok(Arc::new(Committed { seq: inner.seq, hash, first_arrival, end_arrival, commit }))
+        let (seq, end_offset) = (inner.seq, inner.by_offset.len() as u64 + 1);
+        let hash = inner.chain.add(&commit, seq, first_offset..end_offset);
+        Ok(Arc::new(Committed { seq: inner.seq, hash, first_offset, end_offset, commit }))
     }
 
     fn feeds(&self) -> Vec<FeedState> {
@@ -313,11 +318,11 @@ impl Store for MemoryStore {
         let inner = self.inner.lock();
         let entries = inner.feeds.get(feed).map_or(&[][..], |feed| &feed.entries);
         let from = usize::try_from(from).unwrap_or(usize::MAX).min(entries.len());
-        Ok(bounded(entries[from..].iter().cloned(), entries_max, bytes_max))
+        Ok(first_page(entries[from..].iter().cloned(), entries_max, bytes_max))
     }
 
-    fn end_arrival(&self) -> u64 {
-        self.inner.lock().arrivals.len() as u64 + 1
+    fn end_offset(&self) -> u64 {
+        self.inner.lock().by_offset.len() as u64 + 1
     }
 
     fn id(&self) -> StoreId {
@@ -328,14 +333,14 @@ impl Store for MemoryStore {
         Ok(self.inner.lock().chain.link(offset).cloned())
     }
 
-    fn linked_arrivals(
+    fn linked_entries_from(
         &self,
         from: u64,
         entries_max: usize,
         bytes_max: usize,
     ) -> Result<(Vec<Entry>, Vec<ChainLink>), ReadError> {
         let inner = self.inner.lock();
-        let entries = bounded((from.max(1)..).map_while(|arrival| inner.entry_at(arrival)), entries_max, bytes_max);
+        let entries = first_page((from.max(1)..).map_while(|offset| inner.entry_at(offset)), entries_max, bytes_max);
         let links = inner.chain.links_of(&entries);
         Ok((entries, links))
     }
@@ -348,14 +353,14 @@ impl Store for MemoryStore {
         wanted: &dyn Fn(&Columns) -> bool,
     ) -> Result<(Vec<Entry>, Option<u64>), ReadError> {
         let inner = self.inner.lock();
-        let mut next = before.clamp(1, inner.arrivals.len() as u64 + 1);
+        let mut next = before.clamp(1, inner.by_offset.len() as u64 + 1);
         let stop = next.saturating_sub(scan_max).max(1);
         let mut found = Vec::new();
         while next > stop && found.len() < entries_max {
             next -= 1;
             if let Some(entry) = inner.entry_at(next)
                 && let Content::Disclosed { header, .. } = &entry.content
-                && wanted(&admit::columns_of(header.as_deref()))
+                && wanted(&validate::columns_of(header.as_deref()))
             {
                 found.push(entry);
             }
@@ -367,30 +372,30 @@ impl Store for MemoryStore {
         Ok(self.inner.lock().ids.get(&(member.clone(), id)).cloned())
     }
 
-    fn referring(
+    fn references_to(
         &self,
         member: &Member,
         id: Uuid,
-        how: Refers,
+        kind: ReferenceKind,
         after: u64,
         max: usize,
     ) -> Result<Vec<Location>, ReadError> {
         let inner = self.inner.lock();
-        let all = inner.references.others.get(&(member.clone(), id, how)).map_or(&[][..], Vec::as_slice);
-        let start = all.partition_point(|at| at.arrival <= after);
+        let all = inner.references.others.get(&(member.clone(), id, kind)).map_or(&[][..], Vec::as_slice);
+        let start = all.partition_point(|at| at.offset <= after);
         Ok(all[start..].iter().take(max).cloned().collect())
     }
 
-    fn succeeded(&self, member: &Member, ids: &[Uuid]) -> Result<Vec<bool>, ReadError> {
+    fn superseded(&self, member: &Member, ids: &[Uuid]) -> Result<Vec<bool>, ReadError> {
         let inner = self.inner.lock();
         let others = &inner.references.others;
-        Ok(ids.iter().map(|id| others.contains_key(&(member.clone(), *id, Refers::Succeeds))).collect())
+        Ok(ids.iter().map(|id| others.contains_key(&(member.clone(), *id, ReferenceKind::Supersedes))).collect())
     }
 
-    fn answers(&self, member: &Member, id: Uuid, persons_max: usize) -> Result<Answers, ReadError> {
+    fn acks(&self, member: &Member, id: Uuid, issuers_max: usize) -> Result<Acks, ReadError> {
         let inner = self.inner.lock();
-        let answers = inner.references.answers.get(&(member.clone(), id)).into_iter().flatten();
-        Ok(Answers::of(answers.map(|(by, answer)| (by.clone(), *answer)), persons_max, true))
+        let acks = inner.references.acks.get(&(member.clone(), id)).into_iter().flatten();
+        Ok(Acks::of(acks.map(|(by, ack)| (by.clone(), *ack)), issuers_max, true))
     }
 
     fn tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError> {
@@ -398,47 +403,52 @@ impl Store for MemoryStore {
         let held = inner.feeds.get(feed).ok_or_else(|| ReadError::Missing(feed.to_string()))?;
         let find = |node: &NodeId| {
             let (id, row, place) = TileId::of(*node);
-            held.edge.get(*node).or_else(|| held.tiles.get(&id)?.get(row, place))
+            held.tiled_tree.get(*node).or_else(|| held.tiles.get(&id)?.get(row, place))
         };
         let missing =
             |node: &NodeId| ReadError::Missing(format!("{feed}: subtree {} of level {}", node.index, node.level));
         nodes.iter().map(|node| find(node).ok_or_else(|| missing(node))).collect()
     }
 
-    fn lacks(&self, feed: &FeedId, indexes: &[u64]) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError> {
-        Ok(self.inner.lock().lacks(feed, indexes))
+    fn missing(&self, feed: &FeedId, indexes: &[u64]) -> Result<Vec<Option<(Digest, Undisclosed)>>, ReadError> {
+        Ok(self.inner.lock().missing(feed, indexes))
     }
 
-    fn ahead(&self, feed: &FeedId, range: Range<u64>) -> Vec<(u64, Digest)> {
+    fn out_of_order(&self, feed: &FeedId, range: Range<u64>) -> Vec<(u64, Digest)> {
         let inner = self.inner.lock();
         let Some(held) = inner.feeds.get(feed).filter(|_| !range.is_empty()) else { return Vec::new() };
-        let ahead = held.express.range(range).filter(|(_, (.., reached))| !reached);
-        ahead.map(|(index, (express, ..))| (*index, express.entry.digest)).collect()
+        let out_of_order = held.priority.range(range).filter(|(_, (.., reached))| !reached);
+        out_of_order.map(|(index, (priority, ..))| (*index, priority.entry.digest)).collect()
     }
 
-    fn ahead_places(&self, feed: &FeedId, now_ms: u64) -> Vec<u64> {
-        self.inner.lock().places(feed, now_ms)
+    fn out_of_order_unexpired(&self, feed: &FeedId, now_ms: u64) -> Vec<u64> {
+        self.inner.lock().unexpired(feed, now_ms)
     }
 
-    fn express(&self, feed: &FeedId, index: u64) -> Result<Option<Express>, ReadError> {
+    fn priority_entry(&self, feed: &FeedId, index: u64) -> Result<Option<PriorityEntry>, ReadError> {
         let inner = self.inner.lock();
-        Ok(inner.feeds.get(feed).and_then(|feed| feed.express.get(&index)).map(|(express, ..)| express.clone()))
+        Ok(inner.feeds.get(feed).and_then(|feed| feed.priority.get(&index)).map(|(priority, ..)| priority.clone()))
     }
 
-    fn urgent(&self, feed: &FeedId, how: Urgent, from: u64, max: usize) -> Result<Vec<u64>, ReadError> {
+    fn urgent_indexes(&self, feed: &FeedId, kind: Priority, from: u64, max: usize) -> Result<Vec<u64>, ReadError> {
         let inner = self.inner.lock();
         let Some(held) = inner.feeds.get(feed) else { return Ok(Vec::new()) };
-        Ok(held.urgent.range(from..).filter(|(_, held)| **held == how).map(|(index, _)| *index).take(max).collect())
+        Ok(held.urgent.range(from..).filter(|(_, held)| **held == kind).map(|(index, _)| *index).take(max).collect())
     }
 
-    fn not_held_from(&self, feed: &FeedId, from: u64, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
+    fn undisclosed_ranges_from(
+        &self,
+        feed: &FeedId,
+        from: u64,
+        max: usize,
+    ) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
         let inner = self.inner.lock();
         let runs = inner.feeds.get(feed).map_or(&[][..], |feed| &feed.runs);
         let runs = runs.iter().filter(|(_, end, _)| *end > from).take(max);
         Ok(runs.map(|(start, end, reason)| (*start..*end, *reason)).collect())
     }
 
-    fn not_held(&self, feed: &FeedId, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
+    fn undisclosed_ranges(&self, feed: &FeedId, max: usize) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
         let inner = self.inner.lock();
         let runs = inner.feeds.get(feed).map_or(&[][..], |feed| &feed.runs);
         let skipped = runs.len().saturating_sub(max.min(NOT_HELD_RANGES_MAX));
@@ -484,8 +494,8 @@ impl Store for MemoryStore {
     fn custody_newest(&self, feed: &FeedId) -> Result<Vec<CustodyRecord>, ReadError> {
         let inner = self.inner.lock();
         let mut newest = BTreeMap::<&Member, &CustodyRecord>::new();
-        for (custody, standing) in inner.feeds.get(feed).map_or(&[][..], |feed| &feed.custody) {
-            if standing.newest {
+        for (custody, order) in inner.feeds.get(feed).map_or(&[][..], |feed| &feed.custody) {
+            if order.newest {
                 newest.insert(&custody.holder, custody);
             }
         }
@@ -517,7 +527,7 @@ impl Store for MemoryStore {
     ) -> Result<Vec<CustodyRecord>, ReadError> {
         let inner = self.inner.lock();
         let notes = inner.feeds.get(feed).map_or(&[][..], |feed| &feed.custody).iter();
-        let notes = notes.filter(|(note, standing)| standing.late && note.holder == *holder && note.time >= from_time);
+        let notes = notes.filter(|(note, order)| order.late && note.holder == *holder && note.time >= from_time);
         let mut notes: Vec<_> = notes.map(|(note, _)| note.clone()).collect();
         notes.reverse();
         notes.sort_by_key(|note| std::cmp::Reverse(note.time));
@@ -563,23 +573,23 @@ impl Store for MemoryStore {
         self.inner.lock().subscriptions.after(after, max)
     }
 
-    fn room(&self) -> Result<Room, CommitError> {
-        Ok(self.inner.lock().room.unwrap_or(Room::AMPLE))
+    fn check_capacity(&self) -> Result<Capacity, CommitError> {
+        Ok(self.inner.lock().capacity.unwrap_or(Capacity::UNBOUNDED))
     }
 
-    fn view_lag(&self) -> u64 {
+    fn index_lag(&self) -> u64 {
         0
     }
 
-    fn sync_times(&self) -> SyncTimes {
-        SyncTimes::default()
+    fn fsync_histogram(&self) -> FsyncHistogram {
+        FsyncHistogram::default()
     }
 
     fn disk_bytes(&self) -> DiskBytes {
         DiskBytes::default()
     }
 
-    fn drain_view(&self) {}
+    fn apply_index(&self) {}
 }
 
 #[cfg(test)]
@@ -588,7 +598,7 @@ mod tests {
     use crate::store::conformance;
 
     #[test]
-    fn keeps_the_promises_of_every_store() {
+    fn memory_store_passes_conformance() {
         conformance::run(&mut |_| Box::new(MemoryStore::new()), false);
     }
 }

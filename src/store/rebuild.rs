@@ -1,10 +1,11 @@
-//! A new view from the log, while the node goes on.
+//! Rebuilds the index database from the log while the node runs.
 //!
-//! In scope: waiting for room on the disk before the view is written, and replacing a view that could not be written or read: a full
-//! disk, an I/O error, damaged files. Nothing true is in the view alone. Out of scope: what happens when a store is opened (`open`).
+//! In scope: waiting for disk space before the index database is written, and replacing one that
+//! could not be written or read: a full disk, an I/O error, damaged files. The log contains
+//! everything that is in it. Out of scope: what happens when a store is opened (`open`).
 //!
-//! Meanwhile what is in memory is still answered, the rest says that it is behind ([`ReadError::Behind`]); commits go on until as much
-//! waits for the view as may.
+//! Meanwhile reads are answered from memory if possible; other reads return [`ReadError::Behind`].
+//! Commits go on until the allowed backlog is full.
 //!
 //! [`ReadError::Behind`]: super::ReadError::Behind
 
@@ -13,24 +14,25 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::OpenError;
-use super::applier::Shared;
+use super::applier::StoreShared;
 use super::disk::DiskOptions;
+use super::feed_index::State;
+use super::index_db::IndexDb;
 use super::log::{self, LogOptions, available_bytes};
 use super::open::Replay;
-use super::state::State;
-use super::view::View;
 
-/// How often it is looked whether there is room again.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Shortest and longest pause before a rebuild that failed is tried again.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Part of the reserve that is left free of the view, at most [`FREE_BYTES_MAX`]: sled cannot go on after a write that found no space.
-const FREE_PART: u64 = 4;
-/// See [`FREE_PART`]. Far more than the largest batch takes.
+/// How often the free space is checked while it is too low.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// Shortest and longest pause before a failed rebuild is tried again.
+const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Divisor of the reserve: the part that the index database leaves free, at most
+/// [`FREE_BYTES_MAX`]. sled cannot continue after a write that found no space.
+const FREE_DIVISOR: u64 = 4;
+/// See [`FREE_DIVISOR`]. Far more than the largest batch needs.
 const FREE_BYTES_MAX: u64 = 32 << 20;
 
-/// The log, and where the view is.
-pub(super) struct Source {
+/// The log to rebuild from, and the place of the index database.
+pub(super) struct RebuildSource {
     dir: PathBuf,
     log_dir: PathBuf,
     log: LogOptions,
@@ -38,34 +40,38 @@ pub(super) struct Source {
     free_bytes: u64,
 }
 
-impl Source {
+impl RebuildSource {
     pub(super) fn new(dir: &Path, options: &DiskOptions) -> Self {
         Self {
             dir: dir.to_path_buf(),
             log_dir: dir.join("log"),
             log: options.log(),
-            cache_bytes: options.view_cache_bytes,
-            free_bytes: (options.reserve_bytes / FREE_PART).min(FREE_BYTES_MAX),
+            cache_bytes: options.index_cache_bytes,
+            free_bytes: (options.reserve_bytes / FREE_DIVISOR).min(FREE_BYTES_MAX),
         }
     }
 
-    /// Why the view cannot be written now. What cannot be asked is told by writing.
-    fn full(&self) -> Option<String> {
+    /// Returns why the index database cannot be written now. An error of the check is ignored:
+    /// writing will report it.
+    fn disk_full_reason(&self) -> Option<String> {
         let free = available_bytes(&self.log_dir).ok().filter(|free| *free < self.free_bytes)?;
-        Some(format!("free space of {free} bytes is below the {} bytes that the view leaves", self.free_bytes))
+        Some(format!(
+            "free space of {free} bytes is below the {} bytes that the index database leaves free",
+            self.free_bytes
+        ))
     }
 
-    /// A view of everything up to commit `seq`, which is durable.
-    fn build(&self, seq: u64) -> Result<View, OpenError> {
-        let view = View::instead(&self.dir, self.cache_bytes).map_err(OpenError::View)?;
-        let mut replay = Replay::new(view, State::new(0));
+    /// Builds an index database of everything up to commit `seq`, which is durable.
+    fn build(&self, seq: u64) -> Result<IndexDb, OpenError> {
+        let index_db = IndexDb::replace(&self.dir, self.cache_bytes).map_err(OpenError::IndexDb)?;
+        let mut replay = Replay::new(index_db, State::new(0));
         let mut done = seq == 0;
         let read = log::read(&self.log_dir, &self.log, &mut |position, record, body| {
             if !done {
-                replay.take(position, &record, &body)?;
+                replay.apply(position, &record, &body)?;
                 done = record.seq >= seq;
             }
-            // Beyond it the log is being written: it is not looked at.
+            // Records beyond it are still being written and are not read.
             if done { Err(OpenError::Locked(String::new())) } else { Ok(()) }
         });
         match read {
@@ -75,20 +81,20 @@ impl Source {
             }
             Ok(_) | Err(_) => {}
         }
-        replay.finish().map(|(view, ..)| view)
+        replay.finish().map(|(index_db, ..)| index_db)
     }
 }
 
-/// Waits until the view may be written; false if the store is closed first.
-pub(super) fn wait_for_disk(shared: &Shared) -> bool {
+/// Waits until the index database may be written; returns false if the store is closed first.
+pub(super) fn wait_for_disk(shared: &StoreShared) -> bool {
     let mut paused = false;
-    while let Some(why) = shared.source.full() {
+    while let Some(why) = shared.rebuild_source.disk_full_reason() {
         if !paused {
-            tracing::warn!(why, "the view waits for room");
+            tracing::warn!(why, "the index database waits for disk space");
         }
         paused = true;
         shared.queue.pause(Some(why));
-        if shared.queue.stopped_within(LOOK_EVERY) {
+        if shared.queue.stopped_within(POLL_INTERVAL) {
             return false;
         }
     }
@@ -98,32 +104,32 @@ pub(super) fn wait_for_disk(shared: &Shared) -> bool {
     true
 }
 
-/// Replaces the view by one of everything up to commit `seq`, trying again for as long as the log is whole; false if the store is closed
-/// first.
+/// Replaces the index database by one of everything up to commit `seq`, with retries as long as the
+/// log is intact. Returns false if the store is closed first.
 ///
 /// # Errors
-/// If the log is not what was written.
-pub(super) fn until_done(shared: &Shared, seq: u64) -> Result<bool, OpenError> {
-    let mut pause = RETRY.0;
+/// If the log is damaged.
+pub(super) fn until_done(shared: &StoreShared, seq: u64) -> Result<bool, OpenError> {
+    let mut pause = RETRY_BACKOFF.0;
     while wait_for_disk(shared) {
-        // sled tells of some damage by a panic.
-        let built = catch_unwind(AssertUnwindSafe(|| shared.source.build(seq)));
-        let panicked = |_| Err(OpenError::View(std::io::Error::other("sled ended in a panic")));
+        // sled reports some damage by a panic.
+        let built = catch_unwind(AssertUnwindSafe(|| shared.rebuild_source.build(seq)));
+        let panicked = |_| Err(OpenError::IndexDb(std::io::Error::other("sled ended in a panic")));
         match built.unwrap_or_else(panicked) {
-            Ok(view) => {
-                tracing::warn!(seq, "the view has been rebuilt from the log");
-                shared.view.store(std::sync::Arc::new(view));
+            Ok(index_db) => {
+                tracing::warn!(seq, "the index database has been rebuilt from the log");
+                shared.index_db.store(std::sync::Arc::new(index_db));
                 shared.queue.pause(None);
                 return Ok(true);
             }
-            Err(error @ (OpenError::Io(_) | OpenError::View(_))) => {
-                let error = crate::causes::in_one_line(&error);
-                tracing::error!(error, "the view cannot be rebuilt yet");
+            Err(error @ (OpenError::Io(_) | OpenError::IndexDb(_))) => {
+                let error = crate::error_chain::one_line(&error);
+                tracing::error!(error, "the index database cannot be rebuilt yet");
                 shared.queue.pause(Some(error));
                 if shared.queue.stopped_within(pause) {
                     return Ok(false);
                 }
-                pause = (pause * 2).min(RETRY.1);
+                pause = (pause * 2).min(RETRY_BACKOFF.1);
             }
             Err(error) => return Err(error),
         }

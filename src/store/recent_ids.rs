@@ -1,35 +1,37 @@
 //! The largest ids of each member, in memory.
 //!
-//! In scope: answering "where is this id" for new ids and for those that the view has not taken in yet. Ids are UUIDv7, so a new one
-//! is nearly always larger than all but the newest held, and that it is not held can be said without asking the view. This compares
-//! held ids only; no clock decides anything, and ids out of order merely cost a look into the view.
+//! In scope: looking up new ids, and ids not yet applied to the index database. Ids are UUIDv7, so
+//! a new one is nearly always larger than all but the newest held ids, and its absence is known
+//! without asking the index database. Only held ids are compared; no clock is used. Ids out of
+//! order merely cost a look-up in the index database.
 
 use std::collections::{BTreeMap, HashMap};
 
-use barid_core::names::Member;
+use barid_core::ids::Member;
 use uuid::Uuid;
 
 use super::keys::FeedNumber;
 
-/// Ids kept of a member at least: those that concurrent publishers may bring out of order. Beyond these only what the view lacks.
+/// Minimum of ids cached per member: enough for the disorder of concurrent publishers. More are
+/// cached only while the index database lacks them.
 const IDS_PER_MEMBER: usize = 8_192;
 
-/// Where the entry with an id is. Orders by (epoch, index): the lowest is the bulletin.
+/// The place of the entry with an id. Orders by (epoch, index): the lowest is the bulletin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(super) struct EntryRef {
     pub(super) epoch: u32,
     pub(super) index: u64,
     pub(super) feed: FeedNumber,
-    pub(super) arrival: u64,
+    pub(super) offset: u64,
 }
 
-/// What memory knows of an id.
+/// What memory knows about an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
-    /// All there is to know.
-    Exactly(Option<Place>),
-    /// The view may hold a lower place.
-    AtMost(Option<Place>),
+    /// The complete answer.
+    Exactly(Option<EntryRef>),
+    /// The index database may have a lower entry.
+    AtMost(Option<EntryRef>),
 }
 
 /// The largest ids of each member.
@@ -40,26 +42,26 @@ pub(super) struct RecentIds {
 
 #[derive(Default)]
 struct Ids {
-    places: BTreeMap<Uuid, Place>,
+    places: BTreeMap<Uuid, EntryRef>,
     /// Every held id above this is in `places`.
     floor: Uuid,
 }
 
 impl RecentIds {
-    /// Tells that the view holds ids of `member` up to `floor` that are not told here.
+    /// Records that the index database has ids of `member` up to `floor` that are not cached.
     pub(super) fn set_floor(&mut self, member: &Member, floor: Uuid) {
         self.members.entry(member.clone()).or_default().floor = floor;
     }
 
     /// Adds ids of one member.
-    pub(super) fn extend(&mut self, member: &Member, ids: impl Iterator<Item = (Uuid, Place)>) {
+    pub(super) fn extend(&mut self, member: &Member, ids: impl Iterator<Item = (Uuid, EntryRef)>) {
         let held = self.members.entry(member.clone()).or_default();
         for (id, place) in ids {
             held.places.entry(id).and_modify(|lowest| *lowest = place.min(*lowest)).or_insert(place);
         }
     }
 
-    /// What is known of an id.
+    /// Looks up an id.
     pub(super) fn find(&self, member: &Member, id: Uuid) -> Known {
         match self.members.get(member) {
             None => Known::Exactly(None),
@@ -68,12 +70,13 @@ impl RecentIds {
         }
     }
 
-    /// The view holds every id of `member` that arrived before `end_arrival`: drops the smallest ones beyond the bound.
-    pub(super) fn applied(&mut self, member: &Member, end_arrival: u64) {
+    /// Drops the smallest ids of `member` beyond the bound; the index database has every id with an
+    /// offset below `end_offset`.
+    pub(super) fn applied(&mut self, member: &Member, end_offset: u64) {
         let Some(ids) = self.members.get_mut(member) else { return };
         while ids.places.len() > IDS_PER_MEMBER
             && let Some(smallest) = ids.places.first_entry()
-            && smallest.get().arrival < end_arrival
+            && smallest.get().offset < end_offset
         {
             ids.floor = ids.floor.max(*smallest.key());
             smallest.remove();
@@ -81,19 +84,19 @@ impl RecentIds {
     }
 }
 
-/// Ids that are read back when a store is opened.
+/// Ids that are loaded when a store is opened.
 pub(super) const IDS_LOADED_MAX: usize = IDS_PER_MEMBER;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn place(arrival: u64) -> Place {
-        Place { epoch: 1, index: arrival, feed: 0, arrival }
+    fn place(offset: u64) -> EntryRef {
+        EntryRef { epoch: 1, index: offset, feed: 0, offset }
     }
 
     #[test]
-    fn only_ids_at_or_below_the_floor_need_the_view() {
+    fn only_ids_at_or_below_floor_need_index_db() {
         let member: Member = "ma".parse().expect("a member");
         let mut recent = RecentIds::default();
         let count = IDS_PER_MEMBER as u64 + 10;
@@ -101,15 +104,19 @@ mod tests {
         assert_eq!(recent.find(&member, Uuid::from_u128(1)), Known::Exactly(Some(place(1))));
         recent.applied(&member, 6);
         assert_eq!(recent.find(&member, Uuid::from_u128(5)), Known::AtMost(None));
-        assert_eq!(recent.find(&member, Uuid::from_u128(6)), Known::Exactly(Some(place(6))), "the view lacks it");
+        assert_eq!(
+            recent.find(&member, Uuid::from_u128(6)),
+            Known::Exactly(Some(place(6))),
+            "the index database lacks it"
+        );
         recent.applied(&member, count);
         assert_eq!(recent.find(&member, Uuid::from_u128(10)), Known::AtMost(None));
         assert_eq!(recent.find(&member, Uuid::from_u128(11)), Known::Exactly(Some(place(11))));
-        // One id is far in the future: the others stay cheap.
+        // One id is far in the future: look-ups of the others stay cheap.
         recent.extend(&member, std::iter::once((Uuid::max(), place(count + 1))));
         recent.applied(&member, count + 2);
         assert_eq!(recent.find(&member, Uuid::from_u128(u128::from(count) + 1)), Known::Exactly(None));
-        // A duplicate whose first place only the view knows.
+        // A duplicate whose first entry only the index database has.
         recent.extend(&member, std::iter::once((Uuid::from_u128(3), place(count + 2))));
         assert_eq!(recent.find(&member, Uuid::from_u128(3)), Known::AtMost(Some(place(count + 2))));
     }

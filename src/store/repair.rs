@@ -1,22 +1,24 @@
-//! Repairing the store of a stopped node: what is damaged in its commit log, and putting it back.
+//! Repairs the store of a stopped node: finds the damage in its commit log, and restores the
+//! original bytes.
 //!
-//! In scope: the folder's lock, the list of damage, and what of it can be undone here or with an envelope from elsewhere. Out of scope: whom
-//! to ask for envelopes. Of the view only its newest commit is looked at: it repairs itself, from the log.
+//! In scope: the folder's lock, the list of damage, and repairs from the log itself or with an
+//! envelope fetched from elsewhere. Out of scope: fetching envelopes. Of the index database only
+//! the newest commit is read; it is rebuilt from the log.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use barid_core::names::{Digest, FeedId};
+use barid_core::ids::{Digest, FeedId};
 
 use super::disk::DiskOptions;
-use super::log::{Examined, Kind, Wound, examine, put_back, segment};
+use super::log::{LogDamage, LogDamageKind, LogInspection, inspect, segment, write_repair};
 use super::open::lock;
-use super::{OpenError, RosterRecord, view};
+use super::{OpenError, RosterRecord, index_db};
 
-/// Opens a store; if it is damaged, and nothing in its commit log is but single bits, these are put right and it is opened again. Also returns
-/// how many there were.
+/// Opens a store. If it is damaged and the commit log has only flipped bits, these are corrected
+/// and the store is opened again. Also returns the number of corrected bits.
 pub(super) fn open<S>(
     dir: &Path,
     options: &DiskOptions,
@@ -25,147 +27,153 @@ pub(super) fn open<S>(
     match open() {
         Err(OpenError::Damaged(what)) => {
             tracing::warn!(what, "the store is damaged: its whole commit log is looked at");
-            let mended = Repair::open(dir, options)?.turn_only_bits()?;
-            if mended == 0 { Err(OpenError::Damaged(what)) } else { Ok((open()?, mended)) }
+            let corrected = Repair::open(dir, options)?.correct_if_only_bits()?;
+            if corrected == 0 { Err(OpenError::Damaged(what)) } else { Ok((open()?, corrected)) }
         }
         opened => Ok((opened?, 0)),
     }
 }
 
-/// One place that is not as it was written.
+/// One damaged place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
     /// The file.
     pub file: PathBuf,
-    /// Bytes of it.
+    /// Byte range in the file.
     pub bytes: Range<u64>,
-    /// What it is.
-    pub what: What,
-    /// Whether it is put back.
+    /// The kind of damage.
+    pub kind: DamageKind,
+    /// Whether it is repaired.
     pub repaired: bool,
 }
 
-/// What is damaged.
+/// The kind of damage.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum What {
-    /// One bit is not what it was; what it was is proven by a SHA-256.
-    Bit,
-    /// The content of an entry. Whoever has content with this digest has what stood here.
+pub enum DamageKind {
+    /// One flipped bit; a SHA-256 proves its original value.
+    BitFlip,
+    /// The content of an entry. Any content with this digest is the original.
     Envelope {
         /// The entry's feed.
         feed: FeedId,
-        /// Its place in it.
+        /// Its index.
         index: u64,
-        /// Its digest, which the log's chain vouches for.
+        /// Its digest, which the log's chain proves.
         digest: Digest,
     },
-    /// What the log says of its commits. It cannot be put back.
-    Lost(String),
+    /// Data about commits that cannot be repaired.
+    Unrecoverable(String),
 }
 
-/// The folder of a store, locked, with what was found in it.
+/// The locked folder of a store, and the damage found in it.
 pub struct Repair {
     log_dir: PathBuf,
-    examined: Examined,
+    inspection: LogInspection,
     repaired: Vec<bool>,
     _lock: File,
 }
 
 impl Repair {
-    /// Locks the store in `dir` and reads its whole commit log; changes nothing of it.
+    /// Locks the store in `dir` and reads its whole commit log; changes nothing.
     ///
     /// # Errors
     /// If another process has it open, or it is another node's or a newer version's.
     pub fn open(dir: &Path, options: &DiskOptions) -> Result<Self, OpenError> {
         let lock = lock(dir)?;
         let log_dir = dir.join("log");
-        let mut examined = examine(&log_dir, &options.log())?;
-        // The log does not know by itself where it ended; the note beside it and the view may.
-        let newest = view::newest_commit(dir, options.view_cache_bytes).unwrap_or(0).max(examined.confirmed);
-        if newest > examined.newest && !examined.more {
-            let kind = Kind::Lost(format!("commits {} to {newest} are missing at its end", examined.newest + 1));
+        let mut inspection = inspect(&log_dir, &options.log())?;
+        // A log does not record its own end; the tail hint and the index database may know it.
+        let newest = index_db::newest_commit(dir, options.index_cache_bytes).unwrap_or(0).max(inspection.confirmed);
+        if newest > inspection.newest && !inspection.truncated {
+            let kind = LogDamageKind::Unrecoverable(format!(
+                "commits {} to {newest} are missing at its end",
+                inspection.newest + 1
+            ));
             let segment = segment::list(&log_dir)?.last().copied().unwrap_or(1);
             let len = std::fs::metadata(segment::path(&log_dir, segment)).map_or(0, |file| file.len());
-            examined.wounds.push(Wound { segment, bytes: len..len, kind });
+            inspection.damages.push(LogDamage { segment, bytes: len..len, kind });
         }
-        let repaired = vec![false; examined.wounds.len()];
-        Ok(Self { log_dir, examined, repaired, _lock: lock })
+        let repaired = vec![false; inspection.damages.len()];
+        Ok(Self { log_dir, inspection, repaired, _lock: lock })
     }
 
-    /// All that is damaged, in the order of the log.
+    /// Returns all damage, in the order of the log.
     pub fn damage(&self) -> impl Iterator<Item = Damage> {
-        self.examined.wounds.iter().zip(&self.repaired).map(|(wound, repaired)| Damage {
-            file: segment::path(&self.log_dir, wound.segment),
-            bytes: wound.bytes.clone(),
-            what: match &wound.kind {
-                Kind::Bit(_) => What::Bit,
-                Kind::Envelope { feed, index, digest } => {
-                    What::Envelope { feed: feed.clone(), index: *index, digest: *digest }
+        self.inspection.damages.iter().zip(&self.repaired).map(|(damage, repaired)| Damage {
+            file: segment::path(&self.log_dir, damage.segment),
+            bytes: damage.bytes.clone(),
+            kind: match &damage.kind {
+                LogDamageKind::BitFlip(_) => DamageKind::BitFlip,
+                LogDamageKind::Envelope { feed, index, digest } => {
+                    DamageKind::Envelope { feed: feed.clone(), index: *index, digest: *digest }
                 }
-                Kind::Lost(what) => What::Lost(what.clone()),
+                LogDamageKind::Unrecoverable(what) => DamageKind::Unrecoverable(what.clone()),
             },
             repaired: *repaired,
         })
     }
 
-    /// Whether there is more damage than is listed.
+    /// Returns whether there is more damage than is listed.
     #[must_use]
-    pub fn has_more(&self) -> bool {
-        self.examined.more
+    pub fn is_truncated(&self) -> bool {
+        self.inspection.truncated
     }
 
-    /// Number of the newest commit that could be read.
+    /// Returns the number of the newest commit that could be read.
     #[must_use]
     pub fn newest_commit(&self) -> u64 {
-        self.examined.newest
+        self.inspection.newest
     }
 
-    /// Entries that the log holds of a feed.
+    /// Returns the number of entries of a feed in the log.
     #[must_use]
     pub fn size(&self, feed: &FeedId) -> u64 {
-        self.examined.sizes.get(feed).copied().unwrap_or(0)
+        self.inspection.sizes.get(feed).copied().unwrap_or(0)
     }
 
-    /// Rosters that the log holds, ascending versions.
+    /// Returns the rosters in the log, in ascending versions.
     #[must_use]
     pub fn rosters(&self) -> Vec<RosterRecord> {
-        self.examined.rosters.values().cloned().collect()
+        self.inspection.rosters.values().cloned().collect()
     }
 
-    /// Puts every flipped bit back.
+    /// Corrects every flipped bit.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn turn_bits(&mut self) -> Result<(), OpenError> {
-        for (wound, repaired) in self.examined.wounds.iter().zip(&mut self.repaired) {
-            if matches!(wound.kind, Kind::Bit(_)) {
-                put_back(&self.log_dir, wound, None)?;
+    pub fn correct_bits(&mut self) -> Result<(), OpenError> {
+        for (damage, repaired) in self.inspection.damages.iter().zip(&mut self.repaired) {
+            if matches!(damage.kind, LogDamageKind::BitFlip(_)) {
+                write_repair(&self.log_dir, damage, None)?;
                 *repaired = true;
             }
         }
         Ok(())
     }
 
-    /// Puts every flipped bit back if there is nothing else to be put back, and says how many. 0: there is, or there are none, and nothing was
-    /// changed.
-    fn turn_only_bits(&mut self) -> Result<usize, OpenError> {
-        let wounds = &self.examined.wounds;
-        if self.examined.more || wounds.is_empty() || wounds.iter().any(|wound| !matches!(wound.kind, Kind::Bit(_))) {
+    /// Corrects every flipped bit if there is no other damage; returns their number. Returns 0 and
+    /// changes nothing if there is other damage, or none at all.
+    fn correct_if_only_bits(&mut self) -> Result<usize, OpenError> {
+        let damages = &self.inspection.damages;
+        if self.inspection.truncated
+            || damages.is_empty()
+            || damages.iter().any(|damage| !matches!(damage.kind, LogDamageKind::BitFlip(_)))
+        {
             return Ok(0);
         }
-        self.turn_bits()?;
+        self.correct_bits()?;
         for damage in self.damage() {
-            tracing::warn!(file = %damage.file.display(), byte = damage.bytes.start, "one bit of the commit log had flipped and was put right");
+            tracing::warn!(file = %damage.file.display(), byte = damage.bytes.start, "a flipped bit of the commit log was corrected");
         }
         Ok(self.repaired.len())
     }
 
-    /// Entries whose content is wanted, by feed, ascending.
+    /// Returns the entries whose content must be fetched, by feed, ascending.
     #[must_use]
-    pub fn wanted(&self) -> BTreeMap<FeedId, Vec<u64>> {
+    pub fn damaged_entries(&self) -> BTreeMap<FeedId, Vec<u64>> {
         let mut wanted = BTreeMap::<FeedId, Vec<u64>>::new();
-        for (wound, _) in self.examined.wounds.iter().zip(&self.repaired).filter(|(_, repaired)| !**repaired) {
-            if let Kind::Envelope { feed, index, .. } = &wound.kind {
+        for (damage, _) in self.inspection.damages.iter().zip(&self.repaired).filter(|(_, repaired)| !**repaired) {
+            if let LogDamageKind::Envelope { feed, index, .. } = &damage.kind {
                 wanted.entry(feed.clone()).or_default().push(*index);
             }
         }
@@ -176,18 +184,19 @@ impl Repair {
         wanted
     }
 
-    /// Puts content back, if it is what stood there. False: it is not, or was not wanted.
+    /// Restores content if it is the original; returns false if it is not, or if it is not among
+    /// the damage.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn give(&mut self, feed: &FeedId, index: u64, envelope: &[u8]) -> Result<bool, OpenError> {
+    pub fn restore_envelope(&mut self, feed: &FeedId, index: u64, envelope: &[u8]) -> Result<bool, OpenError> {
         let digest = barid_core::envelope::digest(envelope);
-        let is_it = |wound: &Wound| {
-            matches!(&wound.kind, Kind::Envelope { feed: of, index: at, digest: wanted }
+        let is_it = |damage: &LogDamage| {
+            matches!(&damage.kind, LogDamageKind::Envelope { feed: of, index: at, digest: wanted }
             if of == feed && *at == index && *wanted == digest)
         };
-        let Some(place) = self.examined.wounds.iter().position(is_it) else { return Ok(false) };
-        put_back(&self.log_dir, &self.examined.wounds[place], Some(envelope))?;
+        let Some(place) = self.inspection.damages.iter().position(is_it) else { return Ok(false) };
+        write_repair(&self.log_dir, &self.inspection.damages[place], Some(envelope))?;
         self.repaired[place] = true;
         Ok(true)
     }

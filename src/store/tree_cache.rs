@@ -1,35 +1,36 @@
-//! Tiles of Merkle trees, as in C2SP tlog-tiles: a tile holds 256 neighbouring hashes of one level, and what lies between it and the
-//! next level of tiles.
+//! Tiles of Merkle trees, as in C2SP tlog-tiles. A tile holds 256 neighbouring hashes of one level,
+//! and the nodes between that level and the next level of tiles.
 //!
-//! In scope: which tile a subtree is in, the partial tiles at a tree's right edge, and a bounded cache of full ones. Out of scope:
-//! where full tiles are kept.
+//! In scope: the tile of a subtree, the partial tiles at a tree's right edge, and a bounded cache
+//! of full ones. Out of scope: where full tiles are stored.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use barid_core::feed::tree::{Frontier, NodeId, node_hash};
-use barid_core::names::{Digest, Hash};
+use barid_core::feed::tree::{CompactRange, NodeId, node_hash};
+use barid_core::ids::{Digest, Hash};
 use lru::LruCache;
 
 /// Levels of the tree in one tile.
 const TILE_LEVELS: u8 = 8;
 /// Hashes in the lowest row of a full tile.
 pub(super) const TILE_HASHES: usize = 1 << TILE_LEVELS;
-/// Full tiles kept in memory: 16 KiB each, so 8 MiB. Enough for the neighbourhoods of the newest commits of many feeds.
+/// Full tiles cached in memory: 16 KiB each, so 8 MiB. Enough for the neighbourhoods of the newest
+/// commits of many feeds.
 const CACHED_TILES_MAX: NonZeroUsize = NonZeroUsize::new(512).expect("512 is not zero");
 
-/// Which tile of one tree.
+/// Identifies a tile in one tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct TileId {
-    /// Level of tiles: its lowest row are subtrees of `256^level` leaves.
+    /// Level of tiles; the lowest row consists of subtrees of `256^level` leaves.
     pub(super) level: u8,
-    /// Place among the tiles of that level.
+    /// Index among the tiles of that level.
     pub(super) index: u64,
 }
 
 impl TileId {
-    /// The tile that has `node`, and the node's row and place in it.
+    /// Returns the tile that contains `node`, and the node's row and place in it.
     pub(super) fn of(node: NodeId) -> (Self, usize, usize) {
         let row = node.level % TILE_LEVELS;
         let index = node.index >> (TILE_LEVELS - row);
@@ -38,14 +39,15 @@ impl TileId {
     }
 }
 
-/// A tile, full or not: row 0 are its hashes, each further row the nodes above. The root is row 0 of the next level.
+/// A tile, full or partial. Row 0 contains its hashes, each further row the nodes above. Its root
+/// is in row 0 of the next level.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tile {
     rows: [Vec<Hash>; TILE_LEVELS as usize],
 }
 
 impl Tile {
-    /// From the hashes of row 0.
+    /// Builds a tile from the hashes of row 0.
     pub(super) fn new(hashes: Vec<Hash>) -> Self {
         let mut tile = Self { rows: Default::default() };
         tile.rows[0] = hashes;
@@ -56,23 +58,23 @@ impl Tile {
         tile
     }
 
-    /// From the bytes of [`Tile::to_bytes`]; `None` if they are not those of a full tile.
+    /// Decodes the bytes of [`Tile::to_bytes`]; `None` if they are not a full tile.
     pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (hashes, []) = bytes.as_chunks::<32>() else { return None };
         (hashes.len() == TILE_HASHES).then(|| Self::new(hashes.iter().map(|hash| Hash(*hash)).collect()))
     }
 
-    /// Row 0.
+    /// Returns row 0.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         self.rows[0].iter().flat_map(|hash| hash.0).collect()
     }
 
-    /// The hash at `place` of `row`.
+    /// Returns the hash at `place` of `row`.
     pub(super) fn get(&self, row: usize, place: usize) -> Option<Hash> {
         self.rows.get(row)?.get(place).copied()
     }
 
-    /// The root; `None` unless full.
+    /// Returns the root; `None` if the tile is not full.
     pub(super) fn root(&self) -> Option<Hash> {
         match self.rows[7].as_slice() {
             [left, right] => Some(node_hash(left, right)),
@@ -81,15 +83,17 @@ impl Tile {
     }
 }
 
-/// The right edge of one tree: what appending needs, and its partial tiles, lowest level first.
+/// The right edge of one tree: its compact range for appending, and its partial tiles, lowest level
+/// first.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Edge {
-    frontier: Frontier,
+pub(super) struct TiledTree {
+    compact_range: CompactRange,
     partial: Vec<Tile>,
 }
 
-impl Edge {
-    /// Rebuilds an edge from the row-0 hashes of the partial tile of each level, lowest first. `None` if they do not fit `size`.
+impl TiledTree {
+    /// Rebuilds the right edge from the row-0 hashes of the partial tile of each level, lowest
+    /// first. Returns `None` if they do not fit `size`.
     pub(super) fn rebuild(size: u64, rows: Vec<Vec<Hash>>) -> Option<Self> {
         let partial: Vec<Tile> = rows.into_iter().map(Tile::new).collect();
         let mut hashes = Vec::new();
@@ -97,18 +101,18 @@ impl Edge {
             let (tile, row, place) = TileId::of(NodeId { level, index: (size >> level) - 1 });
             hashes.push(partial.get(usize::from(tile.level))?.get(row, place)?);
         }
-        Some(Self { frontier: Frontier::from_parts(size, hashes).ok()?, partial })
+        Some(Self { compact_range: CompactRange::from_parts(size, hashes).ok()?, partial })
     }
 
-    /// Size and root.
-    pub(super) fn frontier(&self) -> &Frontier {
-        &self.frontier
+    /// Returns size and root.
+    pub(super) fn compact_range(&self) -> &CompactRange {
+        &self.compact_range
     }
 
-    /// Appends one digest; tells of every tile that it fills.
-    pub(super) fn append(&mut self, digest: &Digest, mut filled: impl FnMut(TileId, Tile)) {
+    /// Appends one digest; calls `completed` with every tile that it fills.
+    pub(super) fn append(&mut self, digest: &Digest, mut completed: impl FnMut(TileId, Tile)) {
         let partial = &mut self.partial;
-        self.frontier.append_with(digest, |node, hash| {
+        self.compact_range.append_with(digest, |node, hash| {
             let (id, row, _) = TileId::of(node);
             let level = usize::from(id.level);
             if partial.len() <= level {
@@ -117,16 +121,16 @@ impl Edge {
             if let Some(tile) = partial.get_mut(level) {
                 tile.rows[row].push(*hash);
                 if row == 7 && tile.rows[7].len() == 2 {
-                    filled(id, std::mem::take(tile));
+                    completed(id, std::mem::take(tile));
                 }
             }
         });
     }
 
-    /// A node in a partial tile.
+    /// Returns a node of a partial tile.
     pub(super) fn get(&self, node: NodeId) -> Option<Hash> {
         let (id, row, place) = TileId::of(node);
-        let entries = self.frontier.size() >> (u32::from(id.level) * u32::from(TILE_LEVELS)).min(63);
+        let entries = self.compact_range.size() >> (u32::from(id.level) * u32::from(TILE_LEVELS)).min(63);
         if entries >> TILE_LEVELS != id.index {
             return None;
         }
@@ -134,36 +138,37 @@ impl Edge {
     }
 }
 
-/// Full tiles in memory: those that the view has not taken in yet, and the most recently used others.
+/// Full tiles in memory: those not yet applied to the index database, and the most recently used
+/// others.
 pub(super) struct TileCache<K: std::hash::Hash + Eq + Copy> {
     pending: HashMap<(K, TileId), Arc<Tile>>,
     recent: LruCache<(K, TileId), Arc<Tile>>,
 }
 
 impl<K: std::hash::Hash + Eq + Copy> TileCache<K> {
-    /// Empty.
+    /// Creates an empty cache.
     pub(super) fn new() -> Self {
         Self { pending: HashMap::new(), recent: LruCache::new(CACHED_TILES_MAX) }
     }
 
-    /// A tile that has just been filled: kept until [`TileCache::applied`].
-    pub(super) fn fill(&mut self, tree: K, id: TileId, tile: Arc<Tile>) {
+    /// Adds a newly filled tile, which stays until [`TileCache::applied`].
+    pub(super) fn insert(&mut self, tree: K, id: TileId, tile: Arc<Tile>) {
         self.pending.insert((tree, id), tile);
     }
 
-    /// The view holds this tile now.
+    /// Records that the index database has this tile.
     pub(super) fn applied(&mut self, tree: K, id: TileId) {
         if let Some(tile) = self.pending.remove(&(tree, id)) {
             self.recent.put((tree, id), tile);
         }
     }
 
-    /// A tile that was read from the view.
+    /// Caches a tile that was read from the index database.
     pub(super) fn loaded(&mut self, tree: K, id: TileId, tile: Arc<Tile>) {
         self.recent.put((tree, id), tile);
     }
 
-    /// A tile, if in memory.
+    /// Returns a tile if it is in memory.
     pub(super) fn get(&mut self, tree: K, id: TileId) -> Option<Arc<Tile>> {
         let key = (tree, id);
         self.pending.get(&key).or_else(|| self.recent.get(&key)).cloned()
@@ -178,27 +183,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn edge_and_tiles_hold_every_node_of_the_tree() {
-        let (mut edge, mut tree, mut tiles) = (Edge::default(), MemoryTree::new(), HashMap::new());
+    fn tiled_tree_and_full_tiles_hold_every_node() {
+        let (mut tiled_tree, mut tree, mut tiles) = (TiledTree::default(), MemoryTree::new(), HashMap::new());
         let size = 256 * 256 + 700;
         for number in 0..size {
             let mut digest = Digest([7; 32]);
             digest.0[..8].copy_from_slice(&u64::to_le_bytes(number));
             tree.append(&digest);
-            edge.append(&digest, |id, tile| assert!(tiles.insert(id, tile).is_none()));
+            tiled_tree.append(&digest, |id, tile| assert!(tiles.insert(id, tile).is_none()));
         }
-        assert_eq!(edge.frontier(), tree.frontier());
+        assert_eq!(tiled_tree.compact_range(), tree.compact_range());
         assert_eq!(tiles.len(), 256 + 2 + 1);
         for level in 0..17u8 {
             for index in 0..size >> level {
                 let node = NodeId { level, index };
                 let (id, row, place) = TileId::of(node);
-                let found = edge.get(node).or_else(|| tiles.get(&id).and_then(|tile| tile.get(row, place))).unwrap();
+                let found =
+                    tiled_tree.get(node).or_else(|| tiles.get(&id).and_then(|tile| tile.get(row, place))).unwrap();
                 assert_eq!(found, tree.hashes(&[node]).unwrap()[0], "{node:?}");
             }
         }
-        let rebuilt = Edge::rebuild(size, (0..3).map(|level| edge.partial[level].rows[0].clone()).collect()).unwrap();
-        assert_eq!(rebuilt.frontier(), edge.frontier());
+        let rebuilt =
+            TiledTree::rebuild(size, (0..3).map(|level| tiled_tree.partial[level].rows[0].clone()).collect()).unwrap();
+        assert_eq!(rebuilt.compact_range(), tiled_tree.compact_range());
         let first = &tiles[&TileId { level: 0, index: 0 }];
         assert_eq!(Tile::from_bytes(&first.to_bytes()).unwrap().root(), first.root());
         assert!(Tile::from_bytes(&[0; 64]).is_none());

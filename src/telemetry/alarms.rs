@@ -1,28 +1,28 @@
-//! Alarms: what an operator must look at, as values.
+//! Alarms, as values: conditions that an operator must look at.
 //!
-//! In scope: every kind of alarm with its code, severity, text and subject. Out of scope: which of them are active (`active`), and when there is one;
-//! the place that knows raises and clears it.
+//! In scope: every kind of alarm with its code, severity, text and subject. Out of scope: which are
+//! active (`active`), and when they are raised and cleared (the module that detects the condition).
 
 mod active;
 
 use std::fmt;
 
-use barid_core::names::{FeedId, Member};
+use barid_core::ids::{FeedId, Member};
 
 use super::escape::Foreign;
 pub use active::{ActiveAlarm, Alarms};
 
-/// Reason of every record of an alarm (`what` is `alarm`).
+/// Reasons of the audit records of alarms (`event` is `alarm`).
 pub const REASONS: [&str; 18] = [
-    "another-history",
+    "fork-conflict",
     "clock",
     "damage",
     "disk-full",
     "disk-low",
-    "double-identity",
+    "duplicate-identity",
     "equivocation",
     "excluded",
-    "in-doubt",
+    "needs-recovery",
     "member-over-share",
     "misdirected",
     "not-understood",
@@ -37,16 +37,16 @@ pub const REASONS: [&str; 18] = [
 /// How soon an operator must act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// Now: something does not work, or is not what it should be.
+    /// Now: something does not work, or is not as it must be.
     Critical,
-    /// Today: something does not work for others, or will not work soon.
+    /// Today: something does not work for others, or will soon fail.
     Warning,
     /// In time.
     Info,
 }
 
 impl Severity {
-    /// A stable word.
+    /// Returns a stable name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -57,22 +57,22 @@ impl Severity {
     }
 }
 
-/// Something that needs an operator. Times are texts as they are shown.
+/// A condition that needs an operator. Times are formatted texts.
 // The fields are the values in the texts.
 #[allow(missing_docs)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Alarm {
-    /// Others reject the certificate of this node.
+    /// Peers reject the certificate of this node.
     CertificateRejected { why: String },
-    /// It has expired.
+    /// The certificate of this node has expired.
     CertificateExpired { since: String },
-    /// It expires soon.
+    /// The certificate of this node expires soon.
     CertificateExpiring { at: String },
-    /// The last reload changed nothing, as a file cannot be used.
+    /// The last reload changed nothing, because a file cannot be used.
     ReloadRejected { why: String },
     /// The certificate of an authority has expired.
     AuthorityExpired { domain: String, since: String },
-    /// It expires soon.
+    /// The certificate of an authority expires soon.
     AuthorityExpiring { domain: String, at: String },
     /// A revocation list and its grace time have expired.
     CrlExpired { domain: String, since: String },
@@ -80,87 +80,87 @@ pub enum Alarm {
     CrlInGrace { domain: String, since: String },
     /// A revocation list expires soon.
     CrlExpiring { domain: String, at: String },
-    /// Our clock is behind our own last cosignature.
+    /// This node's clock is behind its last cosignature.
     OwnClockBehind { last: String },
-    /// A peer's clock is ahead of ours.
+    /// A peer's clock is ahead of this node's.
     PeerClockAhead { peer: Member },
-    /// A peer's clock is behind ours.
+    /// A peer's clock is behind this node's.
     PeerClockBehind { peer: Member },
-    /// One key signed two trees: the feed is not followed.
+    /// One key signed two trees: the feed is no longer followed.
     Fork { feed: FeedId, why: String, by: Option<Member> },
-    /// The governors have ended a feed with another tree than is held.
+    /// The governors have closed a feed with another tree than the one held.
     RosterForkConflict { feed: FeedId },
-    /// This node has cosigned another tree of a feed than it holds.
+    /// This node has cosigned another tree of a feed than the one it holds.
     CosignatureConflict { feed: FeedId },
-    /// No room for entries.
+    /// No disk space for entries.
     DiskFull { why: String },
-    /// Room for own entries only.
+    /// Disk space for own entries only.
     DiskLow { free_mib: u64 },
-    /// A member has brought its share of the room: its entries are held as digests.
+    /// A member has used its share of the disk: its entries are held as digests.
     MemberOverShare { member: Member, entries: u64 },
     /// Bulletins wait for a roster version.
     RosterMissing { member: Member, version: u64 },
-    /// This node does not publish.
+    /// This node does not publish until its feed is recovered.
     NeedsRecovery { why: String },
-    /// A peer holds more of this node's feed than it does itself.
+    /// A peer holds more of this node's feed than this node.
     OwnFeedBehind { peer: Member, feed: FeedId, size: u64 },
     /// The commit log is damaged.
     LogDamaged { why: String },
     /// The index database is damaged.
     IndexDamaged,
-    /// Two rosters of one version are validly signed.
+    /// Two rosters of one version have valid signatures.
     RosterFork { version: u64, by: Member },
-    /// A roster that enough governors signed takes back what was settled.
+    /// A roster with enough signatures revokes what an earlier one settled.
     RosterRejected { why: String, by: Member },
     /// Two nodes use a peer's identity.
     DuplicateIdentity { peer: Member },
     /// Another node uses this node's identity.
     OwnIdentityInUse { peer: Member },
-    /// Entries that a peer sent are not as they must be; the newest one.
-    Entry { what: &'static str, feed: FeedId, index: u64, by: Member },
+    /// Entries that a peer sent break a rule; names the newest one.
+    Entry { finding: &'static str, feed: FeedId, index: u64, by: Member },
 }
 
-/// What an alarm is made of.
+/// The parts of an alarm.
 struct Parts {
     code: &'static str,
     reason: &'static str,
     severity: Severity,
-    /// English; `{}` is a value.
+    /// English text; `{}` marks a value.
     text: &'static str,
     values: Vec<String>,
-    /// What it is about: of one code and subject there is one alarm.
-    subject: String,
+    /// The subject: there is one alarm for each code and subject.
+    resource: String,
 }
 
 impl Alarm {
-    /// A stable code, to have it in other words.
+    /// Returns the stable code, by which the text is localized.
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.parts().code
     }
 
-    /// Reason of its record; one of [`REASONS`].
+    /// Returns the reason of its audit record; one of [`REASONS`].
     #[must_use]
     pub fn reason(&self) -> &'static str {
         self.parts().reason
     }
 
-    /// How soon an operator must act.
+    /// Returns how soon an operator must act.
     #[must_use]
     pub fn severity(&self) -> Severity {
         self.parts().severity
     }
 
-    /// Values in the text, in order.
+    /// Returns the values in the text, in order.
     #[must_use]
     pub fn values(&self) -> Vec<String> {
         self.parts().values.iter().map(|value| Foreign(value).to_string()).collect()
     }
 
-    /// This one, raised while `earlier` of the same code and subject is active.
-    fn after(self, earlier: &Self) -> Self {
+    /// Returns this alarm, raised while `earlier` of the same code and subject is active.
+    fn merged_with(self, earlier: &Self) -> Self {
         match (self, earlier) {
-            // The cause is over when the newest of them is there.
+            // The condition ends when the newest version has arrived.
             (Self::RosterMissing { member, version }, Self::RosterMissing { version: earlier, .. }) => {
                 Self::RosterMissing { member, version: version.max(*earlier) }
             }
@@ -168,7 +168,7 @@ impl Alarm {
         }
     }
 
-    /// Whether its cause is looked at again and again: then it is cleared by [`Alarms::settle`].
+    /// Whether its condition is polled. Such an alarm is cleared by [`Alarms::sync_watched`].
     fn is_watched(&self) -> bool {
         !matches!(
             self,
@@ -183,7 +183,7 @@ impl Alarm {
         )
     }
 
-    /// Who caused it, for the record.
+    /// Returns the member that caused it, for the audit record.
     fn by(&self) -> Option<&Member> {
         match self {
             Self::Fork { by, .. } => by.as_ref(),
@@ -201,8 +201,8 @@ impl Alarm {
         }
     }
 
-    /// What it concerns, for the record.
-    fn concerns(&self) -> String {
+    /// Returns its resource, for the audit record.
+    fn resource(&self) -> String {
         match self {
             Self::Fork { feed, .. }
             | Self::OwnFeedBehind { feed, .. }
@@ -220,17 +220,17 @@ impl Alarm {
 
     fn parts(&self) -> Parts {
         use Severity::{Critical, Info, Warning};
-        let parts = |code, reason, severity, text, subject: &dyn fmt::Display, values: &[&dyn fmt::Display]| Parts {
+        let parts = |code, reason, severity, text, resource: &dyn fmt::Display, values: &[&dyn fmt::Display]| Parts {
             code,
             reason,
             severity,
             text,
             values: values.iter().map(ToString::to_string).collect(),
-            subject: subject.to_string(),
+            resource: resource.to_string(),
         };
         match self {
             Self::CertificateRejected { why } => parts(
-                "certificate-refused",
+                "certificate-rejected",
                 "validity",
                 Critical,
                 "the certificate of this node is refused by others: {}",
@@ -238,7 +238,7 @@ impl Alarm {
                 &[why],
             ),
             Self::CertificateExpired { since } => parts(
-                "certificate-ended",
+                "certificate-expired",
                 "validity",
                 Critical,
                 "the certificate of this node ended: it is refused since {}",
@@ -246,10 +246,10 @@ impl Alarm {
                 &[since],
             ),
             Self::CertificateExpiring { at } => {
-                parts("certificate-ends", "validity", Info, "the certificate of this node ends on {}", &"", &[at])
+                parts("certificate-expiring", "validity", Info, "the certificate of this node ends on {}", &"", &[at])
             }
             Self::ReloadRejected { why } => parts(
-                "reload-refused",
+                "reload-rejected",
                 "reload",
                 Warning,
                 "the last reload changed nothing, and the next start may fail: {}",
@@ -257,7 +257,7 @@ impl Alarm {
                 &[why],
             ),
             Self::AuthorityExpired { domain, since } => parts(
-                "authority-ended",
+                "authority-expired",
                 "validity",
                 Critical,
                 "the certificate of an authority of {} ended on {}",
@@ -265,7 +265,7 @@ impl Alarm {
                 &[domain, since],
             ),
             Self::AuthorityExpiring { domain, at } => parts(
-                "authority-ends",
+                "authority-expiring",
                 "validity",
                 Info,
                 "the certificate of an authority of {} ends on {}",
@@ -273,7 +273,7 @@ impl Alarm {
                 &[domain, at],
             ),
             Self::CrlExpired { domain, since } => parts(
-                "list-over",
+                "crl-expired",
                 "validity",
                 Critical,
                 "the revocation list of {} was due: its people and its node are refused, known revocations stay in force; since {}",
@@ -281,7 +281,7 @@ impl Alarm {
                 &[domain, since],
             ),
             Self::CrlInGrace { domain, since } => parts(
-                "list-overdue",
+                "crl-in-grace",
                 "validity",
                 Warning,
                 "the revocation list of {} was due: its people are refused, its node is let in for the grace time, known revocations stay in force; since {}",
@@ -289,10 +289,10 @@ impl Alarm {
                 &[domain, since],
             ),
             Self::CrlExpiring { domain, at } => {
-                parts("list-due", "validity", Info, "the revocation list of {} is due on {}", domain, &[domain, at])
+                parts("crl-expiring", "validity", Info, "the revocation list of {} is due on {}", domain, &[domain, at])
             }
             Self::OwnClockBehind { last } => parts(
-                "clock-behind",
+                "own-clock-behind",
                 "clock",
                 Critical,
                 "the clock of this node is more than 5 minutes behind {}, when it cosigned last: it takes entries and cosigns nothing until the clock is right",
@@ -316,7 +316,7 @@ impl Alarm {
                 &[peer],
             ),
             Self::Fork { feed, why, .. } => parts(
-                "two-histories",
+                "fork",
                 "equivocation",
                 Critical,
                 "{} is no longer followed: {}; `barid feed` shows what proves it and resumes it",
@@ -324,16 +324,16 @@ impl Alarm {
                 &[feed, why],
             ),
             Self::RosterForkConflict { feed } => parts(
-                "another-history",
-                "another-history",
+                "fork-conflict",
+                "fork-conflict",
                 Critical,
                 "the governors have ended {} with another history than is held here: what is read of it here may be what they rejected",
                 feed,
                 &[feed],
             ),
             Self::CosignatureConflict { feed } => parts(
-                "another-cosigned",
-                "another-history",
+                "cosignature-conflict",
+                "fork-conflict",
                 Critical,
                 "this node has cosigned another history of {} than it holds: it says nothing of this one",
                 feed,
@@ -372,16 +372,16 @@ impl Alarm {
                 &[member, version],
             ),
             Self::NeedsRecovery { why } => parts(
-                "in-doubt",
-                "in-doubt",
+                "needs-recovery",
+                "needs-recovery",
                 Critical,
                 "this node does not publish: {}; run `barid recover`",
                 &"",
                 &[why],
             ),
             Self::OwnFeedBehind { peer, feed, size } => parts(
-                "own-checkpoint",
-                "in-doubt",
+                "own-feed-behind",
+                "needs-recovery",
                 Critical,
                 "{} holds a valid checkpoint of {} at size {} that this node does not",
                 peer,
@@ -396,7 +396,7 @@ impl Alarm {
                 &[why],
             ),
             Self::IndexDamaged => parts(
-                "view-damaged",
+                "index-damaged",
                 "damage",
                 Warning,
                 "the view cannot be read in part: start this node again, and it is rebuilt from the log",
@@ -404,7 +404,7 @@ impl Alarm {
                 &[],
             ),
             Self::RosterFork { version, by } => parts(
-                "two-rosters",
+                "roster-fork",
                 "roster-conflict",
                 Critical,
                 "two rosters of version {} are signed; {} sent the one not held",
@@ -412,39 +412,39 @@ impl Alarm {
                 &[version, by],
             ),
             Self::RosterRejected { why, by } => {
-                parts("roster-refused", "roster-conflict", Critical, "a newer roster is refused: {}", by, &[why])
+                parts("roster-rejected", "roster-conflict", Critical, "a newer roster is refused: {}", by, &[why])
             }
             Self::DuplicateIdentity { peer } => parts(
-                "double-peer",
-                "double-identity",
+                "duplicate-identity",
+                "duplicate-identity",
                 Warning,
                 "two nodes use the identity of {}: they take the link from each other; the one that is open stays. Ask that member which one is right",
                 peer,
                 &[peer],
             ),
             Self::OwnIdentityInUse { peer } => parts(
-                "double-own",
-                "double-identity",
+                "own-identity-in-use",
+                "duplicate-identity",
                 Critical,
                 "another node uses this member's identity: {} has a link with it and ends ours. Stop one of the two, and see the operator's guide on copied machines",
                 peer,
                 &[peer],
             ),
-            Self::Entry { what, feed, index, by } => {
-                let text = match *what {
+            Self::Entry { finding, feed, index, by } => {
+                let text = match *finding {
                     "excluded" => "{}: excluded, from {}",
                     "undecodable-header" => "{}: undecodable-header, from {}",
                     "not-understood" => "{}: not-understood, from {}",
                     "misdirected" => "{}: misdirected, from {}",
                     _ => "{}: wrongly-withheld, from {}",
                 };
-                parts(what, what, Warning, text, by, &[&format_args!("{feed} {index}"), by])
+                parts(finding, finding, Warning, text, by, &[&format_args!("{feed} {index}"), by])
             }
         }
     }
 }
 
-/// In English.
+/// The English text.
 impl fmt::Display for Alarm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (mut texts, values) = (self.parts().text.split("{}"), self.values());
@@ -453,7 +453,7 @@ impl fmt::Display for Alarm {
     }
 }
 
-/// One alarm of every kind, with values that can be told apart.
+/// Returns one alarm of every kind, with distinct values.
 #[cfg(test)]
 pub(crate) fn examples() -> Vec<Alarm> {
     let text = || "some reason".to_owned();
@@ -490,7 +490,7 @@ pub(crate) fn examples() -> Vec<Alarm> {
         Alarm::DuplicateIdentity { peer: peer() },
         Alarm::OwnIdentityInUse { peer: peer() },
     ];
-    examples.extend(entries.map(|what| Alarm::Entry { what, feed: feed(), index: 9, by: peer() }));
+    examples.extend(entries.map(|finding| Alarm::Entry { finding, feed: feed(), index: 9, by: peer() }));
     examples
 }
 
@@ -501,7 +501,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_alarm_has_a_code_of_its_own_a_known_reason_and_all_its_values_in_its_text() {
+    fn every_alarm_has_a_unique_code_a_known_reason_and_its_values_in_its_text() {
         let examples = examples();
         let codes: BTreeSet<&str> = examples.iter().map(Alarm::code).collect();
         assert_eq!(codes.len(), examples.len());
@@ -514,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn values_of_others_are_escaped_and_cut() {
+    fn foreign_values_are_escaped_and_truncated() {
         let why = format!("\u{1b}[2J\n{}", "x".repeat(1 << 20));
         let text = Alarm::RosterRejected { why, by: "ly".parse().expect("a code") }.to_string();
         assert!(text.len() < 2_000 && !text.contains(['\u{1b}', '\n']), "{text}");

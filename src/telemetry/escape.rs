@@ -1,13 +1,15 @@
-//! Text of others in records, log lines and alarms: cut to a bound, and without a character that could pass for something else.
+//! Escapes and cuts foreign text in records, log lines and alarms.
 //!
-//! In scope: which characters are escaped and how much of a value is shown. Out of scope: where values are written (`lines`).
+//! In scope: which characters are escaped, and how much of a value is written. Out of scope: where
+//! values are written (`lines`).
 
 use std::fmt::{self, Write as _};
 
-/// Characters of one value that are shown: a chain of causes, or some file names. The rest is named by its length.
+/// Most characters of a value that are written: a chain of causes, or some file names. Of the rest
+/// only the length is written.
 pub const VALUE_CHARS_MAX: usize = 1_000;
 
-/// Text that somebody else chose, for people to read: at most [`VALUE_CHARS_MAX`] characters, hidden ones escaped.
+/// Formats foreign text for people: at most [`VALUE_CHARS_MAX`] characters, hidden ones escaped.
 pub struct Foreign<'a>(pub &'a dyn fmt::Display);
 
 impl fmt::Display for Foreign<'_> {
@@ -16,9 +18,10 @@ impl fmt::Display for Foreign<'_> {
     }
 }
 
-/// Whether a terminal, a reader of lines or a reader's eye may take a character for something else than what it is: controls (C0, DEL, C1),
-/// line and paragraph separators, and what changes the direction of text or shows nothing.
-pub(super) fn is_hidden(c: char) -> bool {
+/// Whether a character could mislead a terminal, a line parser or a person: controls (C0, DEL, C1),
+/// line and paragraph separators, and characters that change the direction of text or are
+/// invisible.
+pub(super) fn needs_escape(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
@@ -31,15 +34,15 @@ pub(super) fn escaped(out: &mut impl fmt::Write, text: &str) -> fmt::Result {
         '\n' => out.write_str("\\n"),
         '\r' => out.write_str("\\r"),
         '\t' => out.write_str("\\t"),
-        c if is_hidden(c) => write!(out, "\\u{{{:x}}}", u32::from(c)),
+        c if needs_escape(c) => write!(out, "\\u{{{:x}}}", u32::from(c)),
         c => out.write_char(c),
     })
 }
 
-/// The beginning of a value, and how long it is if that is not all.
+/// Returns the beginning of a value, and its length if it was cut.
 pub(super) fn cut(value: fmt::Arguments<'_>) -> String {
-    let mut beginning = Beginning { text: String::new(), room: VALUE_CHARS_MAX, bytes: 0 };
-    // A value that cannot be written is shown as far as it came.
+    let mut beginning = Beginning { text: String::new(), remaining: VALUE_CHARS_MAX, bytes: 0 };
+    // If a value's formatter fails, write what it produced.
     let _ = beginning.write_fmt(value);
     let Beginning { mut text, bytes, .. } = beginning;
     if bytes > text.len() {
@@ -48,21 +51,21 @@ pub(super) fn cut(value: fmt::Arguments<'_>) -> String {
     text
 }
 
-/// Takes text of any length and holds the beginning.
+/// Accepts text of any length and stores the beginning.
 struct Beginning {
     text: String,
     /// Characters that still fit.
-    room: usize,
-    /// Bytes of all that came.
+    remaining: usize,
+    /// Bytes received in total.
     bytes: usize,
 }
 
 impl fmt::Write for Beginning {
     fn write_str(&mut self, part: &str) -> fmt::Result {
         self.bytes += part.len();
-        for c in part.chars().take(self.room) {
+        for c in part.chars().take(self.remaining) {
             self.text.push(c);
-            self.room -= 1;
+            self.remaining -= 1;
         }
         Ok(())
     }
@@ -73,19 +76,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn foreign_text_has_no_hidden_characters() {
-        let hidden =
+    fn foreign_text_is_escaped() {
+        let unsafe_text =
             "a\nb\r\u{1b}[31m\u{9b}2J\u{85}\u{7f}\u{0}\u{2028}\u{2029}\u{202e}\u{2066}\u{200f}\u{feff}\u{e0041}z";
-        let shown = Foreign(&hidden).to_string();
-        assert!(!shown.chars().any(is_hidden), "{shown}");
-        assert!(shown.starts_with("a\\nb\\r\\u{1b}[31m\\u{9b}2J\\u{85}") && shown.ends_with('z'), "{shown}");
+        let output = Foreign(&unsafe_text).to_string();
+        assert!(!output.chars().any(needs_escape), "{output}");
+        assert!(output.starts_with("a\\nb\\r\\u{1b}[31m\\u{9b}2J\\u{85}") && output.ends_with('z'), "{output}");
         assert_eq!(Foreign(&"حرس الحدود – Zürich").to_string(), "حرس الحدود – Zürich");
     }
 
     #[test]
-    fn foreign_text_is_cut_and_its_length_named() {
+    fn foreign_text_is_truncated_with_its_length() {
         assert_eq!(Foreign(&"x".repeat(VALUE_CHARS_MAX)).to_string(), "x".repeat(VALUE_CHARS_MAX));
-        let shown = Foreign(&"é".repeat(4 << 20)).to_string();
-        assert_eq!(shown, format!("{}… (8388608 bytes)", "é".repeat(VALUE_CHARS_MAX)));
+        let output = Foreign(&"é".repeat(4 << 20)).to_string();
+        assert_eq!(output, format!("{}… (8388608 bytes)", "é".repeat(VALUE_CHARS_MAX)));
     }
 }

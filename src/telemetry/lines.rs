@@ -1,7 +1,9 @@
-//! The one place where log lines are written, those of libraries included: text or JSON, escaped, cut, and within a budget of bytes.
+//! Writes all log lines, including those of libraries: as text or JSON, escaped, cut, and within a
+//! budget of bytes.
 //!
-//! In scope: the form of a line, and how many bytes of lines one source may cause a minute. Whoever logs need not think of either. Out of
-//! scope: which records are made one by one (`refusals`), and which lines are wanted (the filter).
+//! In scope: the format of a line, and how many bytes of lines one source may cause in a minute.
+//! Code that logs need not consider either. Out of scope: which audit events are recorded singly
+//! (`audit_limiter`), and which lines are wanted (the filter).
 
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
@@ -19,27 +21,30 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::layer::{Context, Layer};
 
-use super::escape::{cut, escaped, is_hidden};
+use super::escape::{cut, escaped, needs_escape};
 use crate::budgets::{Budget, Charge, Class, Owner};
 
-/// Lines are counted by the minute.
+/// Interval of the budget.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// Fields that name who caused a line, the best first. A line without one is charged to the place in the code that makes it.
-const SOURCE_FIELDS: [&str; 6] = ["who", "peer", "member", "subscriber", "from", "cosigner"];
-/// Sources whose lines are counted apart once they are over the budget; further ones are counted together.
-const LEFT_OUT_MAX: usize = 256;
-/// What those are called.
+/// Fields that name the source of a line, in order of preference. A line without one is charged to
+/// its place in the code.
+const SOURCE_FIELDS: [&str; 6] = ["actor", "peer", "member", "subscriber", "from", "cosigner"];
+/// Most sources over the budget whose dropped lines are counted separately; further ones share a
+/// count.
+const DROPPED_SOURCES_MAX: usize = 256;
+/// Source of the shared count.
 const OTHERS: &str = "others";
 
-/// What log lines are charged to, once the node has its budgets. What is logged before is caused by nobody outside.
+/// Budget of log lines, once the node has its budgets. Earlier lines are not caused by remote
+/// parties.
 static BUDGET: OnceLock<Budget> = OnceLock::new();
 
-/// Charges all log lines from now on to this budget. Of several the first one counts.
+/// Charges all further log lines to this budget. Only the first call has an effect.
 pub fn charge_lines_to(budget: Budget) {
     let _ = BUDGET.set(budget);
 }
 
-/// Writes every event that the filter lets pass to standard error.
+/// Writes every event that passes the filter to standard error.
 pub(super) struct Lines {
     json: bool,
     quota: Mutex<Quota>,
@@ -51,7 +56,7 @@ impl Lines {
     }
 }
 
-/// There is nobody to whom a failure to log could be reported.
+/// A failure to log cannot be reported anywhere.
 fn write(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
@@ -61,8 +66,8 @@ impl<S: Subscriber> Layer<S> for Lines {
         let line = Line::of(event);
         let text = line.to_text(self.json);
         if let Some(budget) = BUDGET.get() {
-            let (fits, left_out) = self.quota.lock().charge(budget, &line, text.len(), Instant::now());
-            left_out.iter().for_each(|line| write(&line.to_text(self.json)));
+            let (fits, dropped) = self.quota.lock().charge(budget, &line, text.len(), Instant::now());
+            dropped.iter().for_each(|line| write(&line.to_text(self.json)));
             if !fits {
                 return;
             }
@@ -71,21 +76,21 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 }
 
-/// One line before it has a form. Every value is cut; none is escaped yet.
+/// One line before formatting. Every value is cut; none is escaped yet.
 struct Line {
     level: Level,
     target: String,
     place: String,
     message: String,
-    fields: Vec<(&'static str, Shown)>,
+    fields: Vec<(&'static str, FieldValue)>,
 }
 
-enum Shown {
-    /// A string: always in quotes.
+enum FieldValue {
+    /// A string: always quoted.
     Text(String),
-    /// Displayed: in quotes where it could be misread.
+    /// A displayed value: quoted if it is ambiguous.
     Displayed(String),
-    /// A number or truth value.
+    /// A number or boolean.
     Plain(Value),
 }
 
@@ -104,14 +109,14 @@ impl Line {
     }
 
     fn text_of(&self, field: &str) -> Option<&str> {
-        let (_, shown) = self.fields.iter().find(|(name, _)| *name == field)?;
-        match shown {
-            Shown::Text(text) | Shown::Displayed(text) if !text.is_empty() => Some(text),
+        let (_, value) = self.fields.iter().find(|(name, _)| *name == field)?;
+        match value {
+            FieldValue::Text(text) | FieldValue::Displayed(text) if !text.is_empty() => Some(text),
             _ => None,
         }
     }
 
-    /// Who caused it: an address without its port, a name, or the place in the code.
+    /// Returns the source: an address without its port, a name, or the place in the code.
     fn source(&self) -> Owner {
         let Some(named) = SOURCE_FIELDS.iter().find_map(|field| self.text_of(field)) else {
             return Owner::Identity(self.place.as_str().into());
@@ -126,16 +131,16 @@ impl Line {
         }
     }
 
-    /// Alarms and errors find room when other lines do not.
+    /// Alarms and errors may use the reserved part of the budget.
     fn class(&self) -> Class {
-        let alarm = self.text_of("what") == Some("alarm");
+        let alarm = self.text_of("event") == Some("alarm");
         if alarm || self.level == Level::ERROR { Class::Reserved } else { Class::Ordinary }
     }
 
-    /// The line, with its end.
+    /// Returns the line with its line break.
     fn to_text(&self, json: bool) -> String {
         let mut time = String::new();
-        // Writing into a string does not fail.
+        // Writing to a string cannot fail.
         let _ = SystemTime.format_time(&mut Writer::new(&mut time));
         let mut text = if json { self.json(time) } else { self.plain(&time) };
         text.push('\n');
@@ -153,12 +158,12 @@ impl Line {
             text.push(' ');
             escaped(text, &self.message)?;
         }
-        for (name, shown) in &self.fields {
+        for (name, value) in &self.fields {
             write!(text, " {name}=")?;
-            match shown {
-                Shown::Plain(value) => write!(text, "{value}")?,
-                Shown::Displayed(value) if stands_alone(value) => text.push_str(value),
-                Shown::Text(value) | Shown::Displayed(value) => {
+            match value {
+                FieldValue::Plain(value) => write!(text, "{value}")?,
+                FieldValue::Displayed(value) if is_unambiguous(value) => text.push_str(value),
+                FieldValue::Text(value) | FieldValue::Displayed(value) => {
                     text.push('"');
                     escaped(text, &value.replace('\\', "\\\\").replace('"', "\\\""))?;
                     text.push('"');
@@ -168,16 +173,16 @@ impl Line {
         Ok(())
     }
 
-    /// Values as they are: JSON has escapes of its own.
+    /// Formats the line as JSON. Values are not escaped before: JSON has its own escapes.
     fn json(&self, time: String) -> String {
         let mut fields = serde_json::Map::new();
         if !self.message.is_empty() {
             fields.insert("message".to_owned(), self.message.clone().into());
         }
-        fields.extend(self.fields.iter().map(|(name, shown)| {
-            let value = match shown {
-                Shown::Text(text) | Shown::Displayed(text) => Value::from(text.as_str()),
-                Shown::Plain(value) => value.clone(),
+        fields.extend(self.fields.iter().map(|(name, value)| {
+            let value = match value {
+                FieldValue::Text(text) | FieldValue::Displayed(text) => Value::from(text.as_str()),
+                FieldValue::Plain(value) => value.clone(),
             };
             ((*name).to_owned(), value)
         }));
@@ -188,9 +193,9 @@ impl Line {
         line.insert("target".to_owned(), self.target.as_str().into());
         let written = Value::from(line).to_string();
         let mut text = String::with_capacity(written.len());
-        // What is hidden and not escaped yet stands within a string.
+        // Hidden characters that JSON does not escape occur in strings only.
         for c in written.chars() {
-            if is_hidden(c) {
+            if needs_escape(c) {
                 c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| _ = write!(text, "\\u{unit:04x}"));
             } else {
                 text.push(c);
@@ -200,9 +205,9 @@ impl Line {
     }
 }
 
-/// Whether a value can be told from what follows it without quotes.
-fn stands_alone(value: &str) -> bool {
-    !value.chars().any(|c| c.is_whitespace() || is_hidden(c) || matches!(c, '"' | '=' | '\\'))
+/// Whether a value without quotes is clearly separated from what follows it.
+fn is_unambiguous(value: &str) -> bool {
+    !value.chars().any(|c| c.is_whitespace() || needs_escape(c) || matches!(c, '"' | '=' | '\\'))
 }
 
 impl Visit for Line {
@@ -210,7 +215,7 @@ impl Visit for Line {
         let value = cut(format_args!("{value:?}"));
         match field.name() {
             "message" => self.message = value,
-            name => self.fields.push((name, Shown::Displayed(value))),
+            name => self.fields.push((name, FieldValue::Displayed(value))),
         }
     }
 
@@ -218,10 +223,10 @@ impl Visit for Line {
         let value = cut(format_args!("{value}"));
         match field.name() {
             "message" => self.message = value,
-            // Lines of libraries that log by the crate `log` carry their own target so.
+            // Lines of libraries that use the crate `log` carry their target in this field.
             "log.target" => self.target = value,
             name if name.starts_with("log.") => {}
-            name => self.fields.push((name, Shown::Text(value))),
+            name => self.fields.push((name, FieldValue::Text(value))),
         }
     }
 
@@ -245,31 +250,32 @@ impl Visit for Line {
 impl Line {
     fn plain_value(&mut self, field: &Field, value: Value) {
         if !field.name().starts_with("log.") {
-            self.fields.push((field.name(), Shown::Plain(value)));
+            self.fields.push((field.name(), FieldValue::Plain(value)));
         }
     }
 }
 
-/// Bytes of lines by source in the current minute, and what was left out.
+/// Bytes of lines by source in the current minute, and the dropped lines.
 struct Quota {
     since: Instant,
-    /// Given back when the minute is over.
+    /// Released at the end of the minute.
     charges: HashMap<(Owner, bool), Charge>,
-    /// Lines and bytes by source.
-    left_out: HashMap<String, (u64, u64)>,
+    /// Dropped lines and bytes by source.
+    dropped: HashMap<String, (u64, u64)>,
 }
 
 impl Quota {
     fn new(since: Instant) -> Self {
-        Self { since, charges: HashMap::new(), left_out: HashMap::new() }
+        Self { since, charges: HashMap::new(), dropped: HashMap::new() }
     }
 
-    /// Whether a line fits; and when a minute is over, lines that say what did not. What only an operator's filter lets pass always fits.
+    /// Returns whether a line fits and, at the end of a minute, lines that report the dropped ones.
+    /// DEBUG and TRACE lines, which only an operator's filter enables, always fit.
     fn charge(&mut self, budget: &Budget, line: &Line, bytes: usize, now: Instant) -> (bool, Vec<Line>) {
-        let over = now.saturating_duration_since(self.since) >= INTERVAL;
-        let left_out = if over { self.begin(now) } else { Vec::new() };
+        let is_elapsed = now.saturating_duration_since(self.since) >= INTERVAL;
+        let dropped = if is_elapsed { self.begin(now) } else { Vec::new() };
         if line.level > Level::INFO {
-            return (true, left_out);
+            return (true, dropped);
         }
         let (bytes, class) = (bytes as u64, line.class());
         let key = (line.source(), class == Class::Reserved);
@@ -285,33 +291,33 @@ impl Quota {
         };
         if !fits {
             let source = key.0.to_string();
-            let crowded = self.left_out.len() >= LEFT_OUT_MAX && !self.left_out.contains_key(&source);
-            let (lines, all) = self.left_out.entry(if crowded { OTHERS.to_owned() } else { source }).or_default();
+            let is_full = self.dropped.len() >= DROPPED_SOURCES_MAX && !self.dropped.contains_key(&source);
+            let (lines, all) = self.dropped.entry(if is_full { OTHERS.to_owned() } else { source }).or_default();
             (*lines, *all) = (*lines + 1, *all + bytes);
         }
-        (fits, left_out)
+        (fits, dropped)
     }
 
-    /// Begins a minute.
+    /// Starts a new minute. Returns the report of the last one.
     fn begin(&mut self, now: Instant) -> Vec<Line> {
         self.since = now;
         self.charges.clear();
-        let mut left_out: Vec<_> = std::mem::take(&mut self.left_out).into_iter().collect();
-        left_out.sort();
+        let mut dropped: Vec<_> = std::mem::take(&mut self.dropped).into_iter().collect();
+        dropped.sort();
         let line = |(source, (lines, bytes)): (String, (u64, u64))| Line {
             level: Level::WARN,
             target: "barid::audit".to_owned(),
             place: String::new(),
             message: String::new(),
             fields: vec![
-                ("what", Shown::Text("lines-left-out".to_owned())),
-                ("reason", Shown::Text("over-budget".to_owned())),
-                ("who", Shown::Displayed(source)),
-                ("subject", Shown::Displayed(String::new())),
-                ("detail", Shown::Displayed(format!("{lines} log lines, {bytes} bytes within a minute"))),
+                ("event", FieldValue::Text("log-lines-dropped".to_owned())),
+                ("reason", FieldValue::Text("over-budget".to_owned())),
+                ("actor", FieldValue::Displayed(source)),
+                ("resource", FieldValue::Displayed(String::new())),
+                ("detail", FieldValue::Displayed(format!("{lines} log lines, {bytes} bytes within a minute"))),
             ],
         };
-        left_out.into_iter().map(line).collect()
+        dropped.into_iter().map(line).collect()
     }
 }
 
@@ -320,100 +326,101 @@ mod tests {
     use super::*;
     use crate::budgets::table::LOG_BYTES;
 
-    fn line(level: Level, who: &str, detail: &str) -> Line {
+    fn line(level: Level, actor: &str, detail: &str) -> Line {
         Line {
             level,
             target: "barid::audit".to_owned(),
             place: "event src/somewhere.rs:1".to_owned(),
             message: String::new(),
             fields: vec![
-                ("what", Shown::Text("refused-frame".to_owned())),
-                ("who", Shown::Displayed(who.to_owned())),
-                ("detail", Shown::Displayed(detail.to_owned())),
-                ("attempt", Shown::Plain(7.into())),
+                ("event", FieldValue::Text("frame-rejected".to_owned())),
+                ("actor", FieldValue::Displayed(actor.to_owned())),
+                ("detail", FieldValue::Displayed(detail.to_owned())),
+                ("attempt", FieldValue::Plain(7.into())),
             ],
         }
     }
 
-    /// Whether it fits, and what is said of earlier ones.
+    /// Returns whether it fits, and the report of earlier dropped lines.
     fn charge(quota: &mut Quota, budget: &Budget, line: &Line, now: Instant) -> (bool, Vec<Line>) {
         quota.charge(budget, line, line.to_text(false).len(), now)
     }
 
     const FORGED: &str =
-        "x\n2026-11-29T00:00:00Z  INFO barid::audit: what=\"alarm\" \u{1b}[2J\u{9b}1m\u{202e}\u{2028}\\ \"who=ma";
+        "x\n2026-11-29T00:00:00Z  INFO barid::audit: event=\"alarm\" \u{1b}[2J\u{9b}1m\u{202e}\u{2028}\\ \"actor=ma";
 
     #[test]
-    fn one_event_is_one_line_and_a_value_cannot_pass_for_a_field() {
+    fn event_is_one_line_and_values_cannot_forge_fields() {
         let text = line(Level::INFO, "ma", FORGED).to_text(false);
         assert_eq!(text.matches('\n').count(), 1);
-        assert!(!text.trim_end_matches('\n').chars().any(is_hidden), "{text:?}");
+        assert!(!text.trim_end_matches('\n').chars().any(needs_escape), "{text:?}");
         let unquoted: String = text.replace("\\\\", "").replace("\\\"", "").split('"').step_by(2).collect();
-        assert!(unquoted.contains(" who=ma detail=") && unquoted.ends_with(" attempt=7\n"), "{unquoted}");
+        assert!(unquoted.contains(" actor=ma detail=") && unquoted.ends_with(" attempt=7\n"), "{unquoted}");
         assert!(!unquoted.contains("alarm") && !unquoted.contains('['), "{unquoted}");
     }
 
     #[test]
-    fn json_lines_carry_the_value_and_show_nothing_hidden() {
+    fn json_line_carries_the_value_escaped() {
         let text = line(Level::INFO, "ma", FORGED).to_text(true);
-        assert!(!text.trim_end_matches('\n').chars().any(is_hidden), "{text:?}");
+        assert!(!text.trim_end_matches('\n').chars().any(needs_escape), "{text:?}");
         let read: Value = serde_json::from_str(&text).unwrap_or_default();
         assert_eq!((&read["fields"]["detail"], &read["fields"]["attempt"]), (&FORGED.into(), &7.into()));
         assert_eq!(read["target"], "barid::audit");
     }
 
     #[test]
-    fn lines_of_one_source_are_bounded_and_what_is_left_out_is_counted() {
-        let (budget, begun) = (Budget::new(&LOG_BYTES), Instant::now());
-        let mut quota = Quota::new(begun);
+    fn lines_of_one_source_are_bounded_and_dropped_ones_counted() {
+        let (budget, start) = (Budget::new(&LOG_BYTES), Instant::now());
+        let mut quota = Quota::new(start);
         let flood = line(Level::WARN, "203.0.113.9:4711", &"y".repeat(900));
         let ports = (1..=u16::MAX).map(|port| line(Level::WARN, &format!("203.0.113.9:{port}"), &"y".repeat(900)));
-        let passed = ports.take(5_000).filter(|line| charge(&mut quota, &budget, line, begun).0).count();
+        let passed = ports.take(5_000).filter(|line| charge(&mut quota, &budget, line, start).0).count();
         let len = flood.to_text(false).len() as u64;
         assert!(passed > 10 && passed as u64 * (len - 4) <= LOG_BYTES.bounds.per_owner, "{passed}");
-        let (passes, left_out) = charge(&mut quota, &budget, &line(Level::INFO, "tn", "quiet"), begun);
-        assert!(passes && left_out.is_empty(), "others are not concerned");
-        let (passes, left_out) = charge(&mut quota, &budget, &flood, begun + INTERVAL);
+        let (passes, dropped) = charge(&mut quota, &budget, &line(Level::INFO, "tn", "quiet"), start);
+        assert!(passes && dropped.is_empty(), "others are not concerned");
+        let (passes, dropped) = charge(&mut quota, &budget, &flood, start + INTERVAL);
         assert!(passes, "a new minute begins");
-        let told: Vec<String> = left_out.iter().map(|line| line.to_text(false)).collect();
+        let lines_text: Vec<String> = dropped.iter().map(|line| line.to_text(false)).collect();
         let lines = 5_000 - passed;
         assert!(
-            told.len() == 1 && told[0].contains(&format!(" who=203.0.113.9 subject= detail=\"{lines} log lines, ")),
-            "{told:?}"
+            lines_text.len() == 1
+                && lines_text[0].contains(&format!(" actor=203.0.113.9 resource= detail=\"{lines} log lines, ")),
+            "{lines_text:?}"
         );
     }
 
     #[test]
-    fn alarms_find_room_when_all_others_have_filled_it() {
-        let (budget, begun) = (Budget::new(&LOG_BYTES), Instant::now());
-        let mut quota = Quota::new(begun);
+    fn alarms_are_logged_when_the_ordinary_budget_is_full() {
+        let (budget, start) = (Budget::new(&LOG_BYTES), Instant::now());
+        let mut quota = Quota::new(start);
         let wide = "y".repeat(900);
         let mut all = 0;
         for n in 0..10_000 {
             let line = line(Level::WARN, &format!("agency/{n}"), &wide);
-            all += if charge(&mut quota, &budget, &line, begun).0 { line.to_text(false).len() as u64 } else { 0 };
+            all += if charge(&mut quota, &budget, &line, start).0 { line.to_text(false).len() as u64 } else { 0 };
         }
         assert!(all <= LOG_BYTES.bounds.total - LOG_BYTES.bounds.reserved);
         let mut alarm = line(Level::INFO, "agency/1", &wide);
-        assert!(!charge(&mut quota, &budget, &alarm, begun).0);
-        alarm.fields[0].1 = Shown::Text("alarm".to_owned());
-        assert!(charge(&mut quota, &budget, &alarm, begun).0);
-        assert!(charge(&mut quota, &budget, &line(Level::ERROR, "agency/2", &wide), begun).0);
-        let (_, left_out) = charge(&mut quota, &budget, &alarm, begun + INTERVAL);
-        assert_eq!(left_out.len(), LEFT_OUT_MAX + 1, "those that are not counted apart are counted together");
+        assert!(!charge(&mut quota, &budget, &alarm, start).0);
+        alarm.fields[0].1 = FieldValue::Text("alarm".to_owned());
+        assert!(charge(&mut quota, &budget, &alarm, start).0);
+        assert!(charge(&mut quota, &budget, &line(Level::ERROR, "agency/2", &wide), start).0);
+        let (_, dropped) = charge(&mut quota, &budget, &alarm, start + INTERVAL);
+        assert_eq!(dropped.len(), DROPPED_SOURCES_MAX + 1, "those that are not counted apart are counted together");
     }
 
     #[test]
-    fn what_libraries_log_has_the_same_form_and_bounds() {
+    fn library_log_lines_have_the_same_format_and_bounds() {
         let written: std::sync::Arc<Mutex<Vec<Line>>> = std::sync::Arc::default();
-        struct Keeping(std::sync::Arc<Mutex<Vec<Line>>>);
-        impl<S: Subscriber> Layer<S> for Keeping {
+        struct Capture(std::sync::Arc<Mutex<Vec<Line>>>);
+        impl<S: Subscriber> Layer<S> for Capture {
             fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
                 self.0.lock().push(Line::of(event));
             }
         }
         use tracing_subscriber::layer::SubscriberExt as _;
-        let registry = tracing_subscriber::registry().with(Keeping(std::sync::Arc::clone(&written)));
+        let registry = tracing_subscriber::registry().with(Capture(std::sync::Arc::clone(&written)));
         tracing::subscriber::with_default(registry, || {
             let long = "z".repeat(1 << 20);
             tracing::warn!(peer = %"ly", size = 5_u64, text = long, "said {}", FORGED);

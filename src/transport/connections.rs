@@ -1,4 +1,8 @@
-//! Live connections, and ending them when they are no longer allowed.
+//! The table of live connections: bounds them by owner, and ends those that are no longer allowed.
+//!
+//! In scope: admission and eviction by access level, verifying live connections again when trust,
+//! CRLs or time change, counting calls in progress, and ending connections that flood. Out of
+//! scope: verification itself (`verify`), and handshakes (`handshakes`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -15,23 +19,24 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use super::handshakes::Source;
-use super::listener::Listening;
+use super::listener::ListenerOptions;
 use super::meter::FrameMeter;
-use super::refusal::{OnRefusal, Refusal, Refused};
-use super::revocation::RevocationLists;
+use super::rejection::{OnRejected, Rejection, RejectionRecord};
+use super::revocation::CrlStore;
 use super::trust::{PeerIdentity, SpiffeId, Trust};
 use super::verify::Verifier;
 use crate::budgets::{Charge, Class};
 
-/// How often the ends of validity are compared with the clock, which may be set: an end is seen within this time.
+/// How often expiry times are compared with the clock. The clock may be set, so an expiry is
+/// noticed within this time.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// All live connections of a node, of both directions. Cheap to clone.
+/// All live connections of a node, in both directions. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Connections {
     table: Arc<Mutex<Table>>,
-    /// Hears of connections that this node ends for what is sent on them, or for others.
-    report: Option<OnRefusal>,
+    /// Called for connections that this node ends for what they send, or evicts.
+    on_rejected: Option<OnRejected>,
 }
 
 #[derive(Default)]
@@ -41,40 +46,40 @@ struct Table {
 }
 
 struct Live {
-    shown: Arc<Shown>,
-    /// Unix seconds up to which it may stay as things are.
+    peer: Arc<Peer>,
+    /// Unix seconds up to which the connection may live under the current trust and CRLs.
     until: i64,
     cut: watch::Sender<bool>,
     level: AccessLevel,
     activity: Activity,
-    /// What it takes of the budget of its listener.
+    /// Its charge to the listener's budget.
     _charge: Option<Charge>,
 }
 
-/// What the access rules give to whoever is at the other end, as far as connections go.
+/// What the access rules grant to an identity, as far as connections are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccessLevel {
-    /// The role of an operator: gets in whatever others do.
+    /// The operator role: admitted whatever the load from others.
     Operator,
-    /// Something.
+    /// Another grant.
     Granted,
-    /// Nothing.
+    /// No grant.
     Ungranted,
 }
 
-/// What the other end has shown.
-struct Shown {
+/// The verified other end of a connection.
+struct Peer {
     origin: Origin,
     identity: PeerIdentity,
     certificate: CertificateDer<'static>,
     verifier: Arc<Verifier>,
 }
 
-impl Shown {
-    /// The end of this connection.
-    fn refusal(&self, Refused { reason, detail }: Refused) -> Refusal {
+impl Peer {
+    /// Builds the record of the end of this connection.
+    fn rejection_record(&self, Rejection { reason, detail }: Rejection) -> RejectionRecord {
         let detail = format!("{detail}; {}", self.origin.address);
-        Refusal { reason, who: self.identity.spiffe.to_string(), at: self.origin.at, detail }
+        RejectionRecord { reason, actor: self.identity.spiffe.to_string(), at: self.origin.at, detail }
     }
 }
 
@@ -82,53 +87,56 @@ impl Shown {
 pub(super) struct Origin {
     pub(super) at: &'static str,
     pub(super) address: String,
-    /// Absent for those that this node dials: it is not bounded by others.
+    /// `None` for connections that this node dials, which have no bound by source.
     pub(super) source: Option<Source>,
 }
 
-/// Which connections to look at.
+/// Which connections to verify again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// All: what they were let in by has changed.
+    /// All: the trust or the CRLs have changed.
     All,
-    /// Those whose time is over.
-    Due,
+    /// Those whose time has expired.
+    Expired,
 }
 
 impl Connections {
-    /// No connections yet; `report` hears of each that this node ends for what is sent on it, or for others.
+    /// Creates an empty table. `on_rejected` is called for each connection that this node ends for
+    /// what it sends, or evicts.
     #[must_use]
-    pub fn reporting(report: OnRefusal) -> Self {
-        Self { report: Some(report), ..Self::default() }
+    pub fn reporting(on_rejected: OnRejected) -> Self {
+        Self { on_rejected: Some(on_rejected), ..Self::default() }
     }
 
-    /// Verifies live connections again and ends those that would be refused now. Returns who was cut, and why.
-    pub fn reverify(&self, which: Which, now: UnixTime) -> Vec<Refusal> {
+    /// Verifies live connections again, and ends those that would be rejected now. Returns their
+    /// records.
+    pub fn reverify(&self, which: Which, now: UnixTime) -> Vec<RejectionRecord> {
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        let chosen: Vec<(u64, Arc<Shown>)> = {
+        let chosen: Vec<(u64, Arc<Peer>)> = {
             let table = self.table.lock();
-            let due = table.live.iter().filter(|(_, live)| which == Which::All || live.until < seconds);
-            due.map(|(number, live)| (*number, Arc::clone(&live.shown))).collect()
+            let selected = table.live.iter().filter(|(_, live)| which == Which::All || live.until < seconds);
+            selected.map(|(number, live)| (*number, Arc::clone(&live.peer))).collect()
         };
-        // The table stays open to others meanwhile: a chain takes a tenth of a millisecond, and there may be a thousand.
-        let judged: Vec<_> = chosen
+        // Verify without the lock: a certificate takes a tenth of a millisecond, and there may be a
+        // thousand.
+        let checked: Vec<_> = chosen
             .into_iter()
-            .map(|(number, shown)| (number, shown.verifier.identify(&shown.certificate, now), shown))
+            .map(|(number, peer)| (number, peer.verifier.identify(&peer.certificate, now), peer))
             .collect();
         let mut ended = Vec::new();
         let mut table = self.table.lock();
-        for (number, judgement, shown) in judged {
-            match judgement {
+        for (number, result, peer) in checked {
+            match result {
                 Ok(identity) => {
                     if let Some(live) = table.live.get_mut(&number) {
                         live.until = identity.until;
                     }
                 }
-                Err(refused) => {
-                    // One that has ended by itself meanwhile is not cut.
+                Err(rejected) => {
+                    // The connection may have ended by itself meanwhile.
                     if let Some(live) = table.live.remove(&number) {
                         live.cut.send_replace(true);
-                        ended.push(shown.refusal(refused));
+                        ended.push(peer.rejection_record(rejected));
                     }
                 }
             }
@@ -136,56 +144,56 @@ impl Connections {
         ended
     }
 
-    /// Live connections.
+    /// Returns the number of live connections.
     #[must_use]
     pub fn len(&self) -> usize {
         self.table.lock().live.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no live connections.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Looks at all live connections whenever trust or lists change, and at each when its time is over; tells of every cut. Returns
-    /// never.
-    pub async fn watch(self, trust: Trust, lists: RevocationLists, told: impl Fn(&Refusal) + Send) {
-        let (mut trusted, mut listed) = (trust.watch(), lists.watch());
+    /// Verifies all live connections whenever trust or CRLs change, and each connection when its
+    /// time expires. Reports each one that it ends. Never returns.
+    pub async fn watch(self, trust: Trust, crls: CrlStore, on_ended: impl Fn(&RejectionRecord) + Send) {
+        let (mut trusted, mut listed) = (trust.watch(), crls.watch());
         let mut tick = tokio::time::interval(CHECK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let which = tokio::select! {
                 Ok(()) = trusted.changed() => Which::All,
                 Ok(()) = listed.changed() => Which::All,
-                _ = tick.tick() => Which::Due,
+                _ = tick.tick() => Which::Expired,
             };
             let connections = self.clone();
             let looking = tokio::task::spawn_blocking(move || connections.reverify(which, UnixTime::now()));
             for ended in looking.await.unwrap_or_default() {
-                told(&ended);
+                on_ended(&ended);
             }
         }
     }
 
-    /// Takes a connection in on which `certificate` was shown and its key proven. One that this node dialled (`listening` is `None`) is not
-    /// bounded by others.
+    /// Admits a connection whose other end has presented `certificate` and proven its key. A
+    /// connection that this node dialled (`listener` is `None`) has no bound.
     pub(super) fn admit<S>(
         &self,
         stream: S,
         origin: Origin,
         certificate: CertificateDer<'static>,
         verifier: Arc<Verifier>,
-        listening: Option<&Listening>,
-    ) -> Result<Guarded<S>, Refused> {
+        listener: Option<&ListenerOptions>,
+    ) -> Result<Guarded<S>, Rejection> {
         let before = verifier.state();
         let identity = verifier.identify(&certificate, UnixTime::now())?;
         let until = identity.until;
-        let shown = Arc::new(Shown { origin, identity, certificate, verifier });
-        let guarded = self.enter(stream, &shown, until, listening)?;
-        // Whoever looked at all connections since then may have looked before this one was among them.
-        if shown.verifier.state() != before {
-            shown.verifier.identify(&shown.certificate, UnixTime::now())?;
+        let peer = Arc::new(Peer { origin, identity, certificate, verifier });
+        let guarded = self.enter(stream, &peer, until, listener)?;
+        // A concurrent pass over all connections may have run before this one was in the table.
+        if peer.verifier.state() != before {
+            peer.verifier.identify(&peer.certificate, UnixTime::now())?;
         }
         Ok(guarded)
     }
@@ -193,15 +201,15 @@ impl Connections {
     fn enter<S>(
         &self,
         stream: S,
-        shown: &Arc<Shown>,
+        peer: &Arc<Peer>,
         until: i64,
-        listening: Option<&Listening>,
-    ) -> Result<Guarded<S>, Refused> {
+        listener: Option<&ListenerOptions>,
+    ) -> Result<Guarded<S>, Rejection> {
         let mut table = self.table.lock();
-        let level = listening.map_or(AccessLevel::Granted, |listening| (listening.level)(&shown.identity));
-        let mut gone = Vec::new();
-        let charge = match listening {
-            Some(listening) => Some(table.charge(shown, level, listening, &mut gone)?),
+        let level = listener.map_or(AccessLevel::Granted, |listener| (listener.level)(&peer.identity));
+        let mut evicted = Vec::new();
+        let charge = match listener {
+            Some(listener) => Some(table.charge(peer, level, listener, &mut evicted)?),
             None => None,
         };
         let (cut, mut cuts) = watch::channel(false);
@@ -210,20 +218,21 @@ impl Connections {
         let activity = Activity::default();
         table.live.insert(
             number,
-            Live { shown: Arc::clone(shown), until, cut, level, activity: activity.clone(), _charge: charge },
+            Live { peer: Arc::clone(peer), until, cut, level, activity: activity.clone(), _charge: charge },
         );
         drop(table);
-        gone.iter().for_each(|refusal| self.ended(refusal));
+        evicted.iter().for_each(|rejection_record| self.ended(rejection_record));
         let ended = Box::pin(async move {
-            // Only a cut ends the wait: that the table forgot the connection does not.
+            // Only a cut ends the wait. The sender is also dropped when the connection leaves the
+            // table.
             if cuts.wait_for(|cut| *cut).await.is_err() {
                 std::future::pending::<()>().await;
             }
         });
-        let meter = FrameMeter::new(listening.is_some());
+        let meter = FrameMeter::new(listener.is_some());
         Ok(Guarded {
             stream,
-            shown: Arc::clone(shown),
+            peer: Arc::clone(peer),
             activity,
             meter,
             ended,
@@ -234,70 +243,73 @@ impl Connections {
     }
 
     /// Reports a connection that this node ended.
-    fn ended(&self, refusal: &Refusal) {
-        if let Some(report) = &self.report {
-            report(refusal);
+    fn ended(&self, rejection_record: &RejectionRecord) {
+        if let Some(on_rejected) = &self.on_rejected {
+            on_rejected(rejection_record);
         }
     }
 }
 
-/// Connections of an identity without any grant, and of all such identities together: they can ask for health, and be told that they are denied.
+/// Connections of an identity without a grant, and of all such identities together. They may check
+/// health, and receive `PERMISSION_DENIED`.
 const UNGRANTED_MAX: (usize, usize) = (4, 32);
 
 impl Table {
-    /// Charges one more connection, where need be in the place of an idle one. No grants: very few. Operators: from the reserve, whatever their
-    /// address.
+    /// Charges one more connection; evicts an idle one if necessary. Identities without a grant get
+    /// very few. Operators are charged to the reserve, and have no bound by address.
     fn charge(
         &mut self,
-        shown: &Shown,
+        peer: &Peer,
         level: AccessLevel,
-        listening: &Listening,
-        gone: &mut Vec<Refusal>,
-    ) -> Result<Charge, Refused> {
-        let crowded = |what: String| Refused::new("too-many-connections", format!("{what} has as many as it may"));
-        let here = |live: &&Live| live.shown.origin.at == shown.origin.at;
-        let same = |live: &&Live| live.shown.identity.spiffe == shown.identity.spiffe;
-        let own = self.live.values().filter(here).filter(same).count();
+        listener: &ListenerOptions,
+        evicted: &mut Vec<RejectionRecord>,
+    ) -> Result<Charge, Rejection> {
+        let too_many = |what: String| Rejection::new("too-many-connections", format!("{what} has as many as it may"));
+        let same_listener = |live: &&Live| live.peer.origin.at == peer.origin.at;
+        let same = |live: &&Live| live.peer.identity.spiffe == peer.identity.spiffe;
+        let own = self.live.values().filter(same_listener).filter(same).count();
         if level == AccessLevel::Ungranted {
             let ungranted = |live: &&Live| live.level == AccessLevel::Ungranted;
-            let all = self.live.values().filter(here).filter(ungranted).count();
+            let all = self.live.values().filter(same_listener).filter(ungranted).count();
             if own >= UNGRANTED_MAX.0 || all >= UNGRANTED_MAX.1 {
-                return Err(crowded(format!("{}, without any grant,", shown.identity.spiffe)));
+                return Err(too_many(format!("{}, without any grant,", peer.identity.spiffe)));
             }
         }
-        let source = shown.origin.source.filter(|_| level != AccessLevel::Operator);
-        let from = |live: &&Live| source.is_some() && live.shown.origin.source == source;
-        if self.live.values().filter(here).filter(from).count() >= listening.limits.per_source_max {
-            let number = self.idle(shown, level, own, source).ok_or_else(|| crowded("this address".into()))?;
-            gone.extend(self.give_way(number));
+        let source = peer.origin.source.filter(|_| level != AccessLevel::Operator);
+        let from = |live: &&Live| source.is_some() && live.peer.origin.source == source;
+        if self.live.values().filter(same_listener).filter(from).count() >= listener.limits.per_source_max {
+            let number = self.idle(peer, level, own, source).ok_or_else(|| too_many("this address".into()))?;
+            evicted.extend(self.evict(number));
         }
         let class = if level == AccessLevel::Operator { Class::Reserved } else { Class::Ordinary };
-        let owner = shown.identity.owner();
-        let bounds = listening.budget.bounds();
-        // Where operators use more than their reserve, as many others as that give way.
+        let owner = peer.identity.owner();
+        let bounds = listener.budget.bounds();
+        // Operators beyond their reserve evict others.
         for _ in 0..=bounds.total {
-            match listening.budget.try_charge(&owner, class, 1) {
+            match listener.budget.try_charge(&owner, class, 1) {
                 Ok(charge) => return Ok(charge),
-                Err(_) if own as u64 >= bounds.per_owner => return Err(crowded(shown.identity.spiffe.to_string())),
+                Err(_) if own as u64 >= bounds.per_owner => return Err(too_many(peer.identity.spiffe.to_string())),
                 Err(_) => {
-                    let number = self.idle(shown, level, own, None).ok_or_else(|| crowded("this listener".into()))?;
-                    gone.extend(self.give_way(number));
+                    let number = self.idle(peer, level, own, None).ok_or_else(|| too_many("this listener".into()))?;
+                    evicted.extend(self.evict(number));
                 }
             }
         }
-        Err(crowded("this listener".into()))
+        Err(too_many("this listener".into()))
     }
 
-    /// The connection that gives way to a new one of an identity that has `own`: to operators any idle one, to those with a grant one without; else one
-    /// of an identity that keeps as many as the new one gets. Of these the oldest of those without a grant, or of the identity that has most.
-    fn idle(&self, shown: &Shown, level: AccessLevel, own: usize, source: Option<Source>) -> Option<u64> {
-        let at = shown.origin.at;
+    /// Returns the idle connection to evict for a new one of an identity that has `own`
+    /// connections. Operators evict any; identities with a grant evict those without one. Otherwise
+    /// the other identity must retain at least as many as the new one will have. Preferred are
+    /// connections without a grant, then those of the identity that has most, then the oldest.
+    fn idle(&self, peer: &Peer, level: AccessLevel, own: usize, source: Option<Source>) -> Option<u64> {
+        let at = peer.origin.at;
         let mut counts: HashMap<&SpiffeId, usize> = HashMap::new();
-        for live in self.live.values().filter(|live| live.shown.origin.at == at) {
-            *counts.entry(&live.shown.identity.spiffe).or_default() += 1;
+        for live in self.live.values().filter(|live| live.peer.origin.at == at) {
+            *counts.entry(&live.peer.identity.spiffe).or_default() += 1;
         }
-        let gives_way = |live: &Live| {
-            let has = counts.get(&live.shown.identity.spiffe).copied().unwrap_or(0);
+        let evictable = |live: &Live| {
+            let has = counts.get(&live.peer.identity.spiffe).copied().unwrap_or(0);
             match (level, live.level) {
                 (AccessLevel::Operator, _) | (AccessLevel::Granted, AccessLevel::Ungranted) => true,
                 (_, AccessLevel::Operator) | (AccessLevel::Ungranted, AccessLevel::Granted) => false,
@@ -307,36 +319,36 @@ impl Table {
             }
         };
         let candidates = self.live.iter().filter(|(_, live)| {
-            live.shown.origin.at == at
-                && source.is_none_or(|source| live.shown.origin.source == Some(source))
-                && live.shown.identity.spiffe != shown.identity.spiffe
+            live.peer.origin.at == at
+                && source.is_none_or(|source| live.peer.origin.source == Some(source))
+                && live.peer.identity.spiffe != peer.identity.spiffe
                 && live.activity.is_idle()
-                && gives_way(live)
+                && evictable(live)
         });
         let rank = |live: &Live| {
-            (live.level == AccessLevel::Ungranted, counts.get(&live.shown.identity.spiffe).copied().unwrap_or(0))
+            (live.level == AccessLevel::Ungranted, counts.get(&live.peer.identity.spiffe).copied().unwrap_or(0))
         };
-        // Of equals the oldest, which comes first.
+        // `max_by_key` returns the last of equals, so reverse the order to get the oldest.
         candidates.rev().max_by_key(|(_, live)| rank(live)).map(|(number, _)| *number)
     }
 
-    /// Ends a connection, and says so.
-    fn give_way(&mut self, number: u64) -> Option<Refusal> {
+    /// Ends a connection and returns its record.
+    fn evict(&mut self, number: u64) -> Option<RejectionRecord> {
         let live = self.live.remove(&number)?;
         live.cut.send_replace(true);
-        Some(live.shown.refusal(Refused::new("gave-way", "it was idle, and others came")))
+        Some(live.peer.rejection_record(Rejection::new("connection-evicted", "it was idle, and others came")))
     }
 }
 
-/// What is under way on a connection. Cheap to clone.
+/// Number of calls in progress on a connection. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Activity(Arc<AtomicUsize>);
 
-/// One call under way, until it is dropped.
+/// One call in progress, until it is dropped.
 pub struct Active(Activity);
 
 impl Activity {
-    /// A call begins.
+    /// Counts a call until the result is dropped.
     #[must_use]
     pub fn begin(&self) -> Active {
         self.0.fetch_add(1, Ordering::Relaxed);
@@ -354,20 +366,20 @@ impl Drop for Active {
     }
 }
 
-/// A connection on which calls are served.
+/// A connection that serves calls.
 pub trait Served: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    /// What calls know of who is at the other end.
+    /// Adds the identity of the other end to the extensions of calls.
     fn describe(&self, extensions: &mut http::Extensions);
-    /// Counts the calls under way.
+    /// Returns the counter of calls in progress.
     fn activity(&self) -> Activity;
-    /// Reports that the connection is ended for the calls on it that are denied again and again.
+    /// Returns a function that reports that the connection is ended for too many denied calls.
     fn on_flood(&self) -> Box<dyn Fn() + Send + Sync>;
 }
 
 /// A connection that ends when it is cut.
 pub struct Guarded<S> {
     stream: S,
-    shown: Arc<Shown>,
+    peer: Arc<Peer>,
     activity: Activity,
     meter: FrameMeter,
     ended: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
@@ -385,12 +397,12 @@ impl<S> Guarded<S> {
         Ok(())
     }
 
-    /// Reports why this node ends the connection, if it is for what was sent on it.
-    fn refused(&mut self, error: io::Error) -> io::Error {
-        if let Some(Refused { reason, detail }) = error.get_ref().and_then(|inner| inner.downcast_ref::<Refused>())
+    /// Reports why this node ends the connection, if it is for what the other end sent.
+    fn rejected(&mut self, error: io::Error) -> io::Error {
+        if let Some(Rejection { reason, detail }) = error.get_ref().and_then(|inner| inner.downcast_ref::<Rejection>())
             && !std::mem::replace(&mut self.cut, true)
         {
-            self.connections.ended(&self.shown.refusal(Refused { reason, detail: detail.clone() }));
+            self.connections.ended(&self.peer.rejection_record(Rejection { reason, detail: detail.clone() }));
         }
         error
     }
@@ -404,8 +416,8 @@ impl<S> Drop for Guarded<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Served for Guarded<S> {
     fn describe(&self, extensions: &mut http::Extensions) {
-        // Every call on the connection has a copy of what is put here.
-        extensions.insert(Arc::new(self.shown.identity.clone()));
+        // Each call on the connection clones this, so it is in an `Arc`.
+        extensions.insert(Arc::new(self.peer.identity.clone()));
     }
 
     fn activity(&self) -> Activity {
@@ -413,10 +425,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Served for Guarded<S> {
     }
 
     fn on_flood(&self) -> Box<dyn Fn() + Send + Sync> {
-        let (shown, connections) = (Arc::clone(&self.shown), self.connections.clone());
+        let (peer, connections) = (Arc::clone(&self.peer), self.connections.clone());
         Box::new(move || {
-            let refused = Refused::new("call-flood", "it went on calling though its calls were denied");
-            connections.ended(&shown.refusal(refused));
+            let rejected = Rejection::new("call-flood", "it went on calling though its calls were denied");
+            connections.ended(&peer.rejection_record(rejected));
         })
     }
 }
@@ -430,7 +442,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             Ok(()) => me.meter.read(buf.filled().get(before..).unwrap_or_default()).map_err(io::Error::other),
             Err(error) => Err(error),
         };
-        Poll::Ready(read.map_err(|error| me.refused(error)))
+        Poll::Ready(read.map_err(|error| me.rejected(error)))
     }
 }
 

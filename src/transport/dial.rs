@@ -1,4 +1,4 @@
-//! Connections to nodes of other members.
+//! Dials nodes of other members.
 
 use std::io;
 use std::sync::Arc;
@@ -12,32 +12,33 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
+use super::compression::{Compress, MaybeCompressed};
 use super::connections::{Connections, Guarded, Origin};
 use super::credentials::{Credentials, TransportError, client_config};
 use super::limits::{HANDSHAKE_TIME_MAX, tune_endpoint};
-use super::refusal::{OnRefusal, Refusal, Refused};
-use super::thin::{Compress, Line};
+use super::peeked_stream::PeekedStream;
+use super::rejection::{OnRejected, Rejection, RejectionRecord};
 use super::trust::SpiffeId;
-use super::verdict::Heard;
 use super::verify::{Handshake, Policy, Verifier};
-use crate::causes;
+use crate::error_chain;
 
-/// Where refusals and ended connections are said to be that this node dialled.
+/// Place of dialled connections in rejection records.
 const DIAL: &str = "dial";
 
 /// Opens connections to nodes of other members.
 #[derive(Clone)]
 pub struct Connector {
-    /// Trust and lists; its policy is replaced by the one identity that is dialled.
+    /// Trust and CRLs. The policy is replaced by the dialled identity.
     pub verifier: Verifier,
-    /// Own certificate.
+    /// This node's certificate.
     pub credentials: Credentials,
-    /// Where live connections are kept.
+    /// The table of live connections.
     pub connections: Connections,
     /// Whether to compress.
     pub compress: Compress,
-    /// Told of every answer by somebody else than was dialled. That nobody answers is no refusal.
-    pub on_refusal: OnRefusal,
+    /// Called when the TLS handshake fails or the wrong identity answers. An unreachable node is
+    /// not a rejection.
+    pub on_rejected: OnRejected,
 }
 
 impl Connector {
@@ -63,7 +64,7 @@ impl Connector {
             address: endpoint.into(),
             name,
             expected,
-            on_refusal: Arc::clone(&self.on_refusal),
+            on_rejected: Arc::clone(&self.on_rejected),
         };
         let connect = tower::service_fn(move |_| {
             let attempt = attempt.clone();
@@ -74,7 +75,7 @@ impl Connector {
         let connecting = endpoint.connect_with_connector(connect);
         match tokio::time::timeout(HANDSHAKE_TIME_MAX, connecting).await {
             Ok(Ok(channel)) => Ok(channel),
-            Ok(Err(error)) => Err(TransportError::Connect(causes::in_one_line(&error))),
+            Ok(Err(error)) => Err(TransportError::Connect(error_chain::one_line(&error))),
             Err(_) => Err(TransportError::Connect("no connection within 10 s".into())),
         }
     }
@@ -90,11 +91,11 @@ struct Attempt {
     address: Arc<str>,
     name: ServerName<'static>,
     expected: SpiffeId,
-    on_refusal: OnRefusal,
+    on_rejected: OnRejected,
 }
 
 impl Attempt {
-    async fn connect(&self) -> io::Result<Guarded<Line<Heard<TlsStream<TcpStream>>>>> {
+    async fn connect(&self) -> io::Result<Guarded<MaybeCompressed<PeekedStream<TlsStream<TcpStream>>>>> {
         let begun = Instant::now();
         let stream = TcpStream::connect(&*self.address).await?;
         let mut tls = self.tls.clone();
@@ -102,36 +103,37 @@ impl Attempt {
         stream.set_nodelay(true)?;
         let stream = match TlsConnector::from(Arc::new(tls)).connect(self.name.clone(), stream).await {
             Ok(stream) => stream,
-            Err(error) => return Err(self.broken(error)),
+            Err(error) => return Err(self.failure(error)),
         };
-        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        let shown = shown.cloned().map(CertificateDer::into_owned);
+        let presented = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let presented = presented.cloned().map(CertificateDer::into_owned);
         let origin = Origin { at: DIAL, address: self.address.to_string(), source: None };
         let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
-        let stream = Heard::wait(stream).await.map_err(|error| self.broken(error))?;
-        let stream = Line::agreed(stream, alpn.as_deref());
-        let admitted = match shown {
-            Some(shown) => self.connections.admit(stream, origin, shown, Arc::clone(&self.verifier), None),
-            None => Err(Refused::new("no-certificate", "no certificate was shown")),
+        let stream = PeekedStream::wait(stream).await.map_err(|error| self.failure(error))?;
+        let stream = MaybeCompressed::negotiated(stream, alpn.as_deref());
+        let admitted = match presented {
+            Some(presented) => self.connections.admit(stream, origin, presented, Arc::clone(&self.verifier), None),
+            None => Err(Rejection::new("no-certificate", "no certificate was shown")),
         };
-        admitted.map_err(|refused| {
-            self.refused(refused.clone());
-            io::Error::other(refused)
+        admitted.map_err(|rejected| {
+            self.rejected(rejected.clone());
+            io::Error::other(rejected)
         })
     }
 
-    /// Why there is no connection, recorded if somebody has refused it. That the line broke is nobody's refusal.
-    fn broken(&self, error: io::Error) -> io::Error {
+    /// Returns why the connection failed, and records it if it was rejected by either side. A
+    /// broken connection is not a rejection.
+    fn failure(&self, error: io::Error) -> io::Error {
         if error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_none() {
             return error;
         }
-        let refused = self.handshake.refused(&error);
-        self.refused(refused.clone());
-        io::Error::other(refused)
+        let rejected = self.handshake.rejected(&error);
+        self.rejected(rejected.clone());
+        io::Error::other(rejected)
     }
 
-    fn refused(&self, Refused { reason, detail }: Refused) {
+    fn rejected(&self, Rejection { reason, detail }: Rejection) {
         let detail = format!("{}: {detail}", self.address);
-        (self.on_refusal)(&Refusal { reason, who: self.expected.to_string(), at: DIAL, detail });
+        (self.on_rejected)(&RejectionRecord { reason, actor: self.expected.to_string(), at: DIAL, detail });
     }
 }

@@ -1,7 +1,9 @@
-//! Handshakes under way: bounded in number at each stage, and one of the busiest address gives way, whichever chance picks.
+//! Handshakes in progress, bounded in number at each stage. When a stage is full, a random
+//! handshake of the busiest source is evicted.
 //!
-//! Nobody is known yet, so places are kept by what a handshake has done. Many that are at one stage keep nobody out of the next: connections
-//! that say nothing cannot crowd out whoever has said something, nor can a ClientHello alone crowd out whoever has gone on since the answer.
+//! The other ends are still unauthenticated, so slots are counted by progress. A flood at one stage
+//! does not evict handshakes at another: silent connections cannot evict those that have sent data,
+//! and ClientHellos cannot evict those that have continued after the server's reply.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -11,18 +13,18 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
-/// So many times as many may be silent, or have their answer, as there may be at any other stage: the former cost little more than a socket, and
-/// the latter have the way to a client and back to wait.
+/// Factor by which more connections may be silent, or waiting after the server's reply, than at any
+/// other stage. The former cost little more than a socket. The latter wait for a round trip.
 const WAITING_FACTOR: usize = 4;
-/// So great a part of the processors computes answers to ClientHellos at once.
-const ANSWERING_PART: usize = 4;
+/// Divisor of the processors that compute replies to ClientHellos at once.
+const HELLO_CPU_PART: usize = 4;
 
-/// Where a connection comes from, as far as bounds are concerned.
+/// The source of a connection, for bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Source(IpAddr);
 
 impl Source {
-    /// An IPv6 host chooses the lower 64 bits as it likes (RFC 8981), so the network counts.
+    /// An IPv6 host chooses its lower 64 bits freely (RFC 8981), so the source is its /64 network.
     pub(super) fn of(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
             IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),
@@ -40,128 +42,132 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// How far a handshake has come.
+/// Progress of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Nothing came yet.
+    /// No data received.
     Silent,
-    /// Something came, and not yet a whole ClientHello.
+    /// Data received, but not a whole ClientHello.
     Begun,
-    /// The ClientHello came, and is answered as soon as it is its turn.
+    /// ClientHello received. The reply is computed when its turn comes.
     Hello,
-    /// It is answered.
-    Answered,
-    /// Something came after the answer.
+    /// Reply computed.
+    Replied,
+    /// Data received after the reply.
     Proceeds,
 }
 
-/// All handshakes under way on one listener.
+/// All handshakes in progress on one listener.
 pub(super) struct Handshakes {
     max: usize,
-    open: Mutex<Open>,
-    answering: Semaphore,
+    open: Mutex<Slots>,
+    hello_permits: Semaphore,
 }
 
 #[derive(Default)]
-struct Open {
+struct Slots {
     next: u64,
-    /// By [`Stage`].
-    stages: [Vec<Place>; 5],
+    /// Indexed by [`Stage`].
+    stages: [Vec<Slot>; 5],
 }
 
-struct Place {
+struct Slot {
     number: u64,
     source: Source,
-    give_way: Arc<Notify>,
+    evict_signal: Arc<Notify>,
 }
 
-/// One handshake under way, until it is dropped.
+/// One handshake in progress, until it is dropped.
 pub(super) struct Handshake {
     of: Arc<Handshakes>,
     source: Source,
     number: u64,
-    give_way: Arc<Notify>,
+    evict_signal: Arc<Notify>,
 }
 
 impl Handshakes {
-    /// Places for so many at each stage.
+    /// Creates slots for `max` handshakes at each stage.
     pub(super) fn new(max: usize) -> Arc<Self> {
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let answering = Semaphore::new((processors / ANSWERING_PART).max(1));
-        Arc::new(Self { max: max.max(1), open: Mutex::default(), answering })
+        let hello_permits = Semaphore::new((processors / HELLO_CPU_PART).max(1));
+        Arc::new(Self { max: max.max(1), open: Mutex::default(), hello_permits })
     }
 
-    /// One more, which is silent; another one gives way if there are too many.
+    /// Adds a silent handshake. Evicts another one if there are too many.
     pub(super) fn begin(self: &Arc<Self>, source: Source) -> Handshake {
-        let give_way = Arc::new(Notify::new());
+        let evict_signal = Arc::new(Notify::new());
         let mut open = self.open.lock();
         let number = open.next;
         open.next += 1;
-        let place = Place { number, source, give_way: Arc::clone(&give_way) };
-        open.put(Stage::Silent, place, self.max);
+        let slot = Slot { number, source, evict_signal: Arc::clone(&evict_signal) };
+        open.put(Stage::Silent, slot, self.max);
         drop(open);
-        Handshake { of: Arc::clone(self), source, number, give_way }
+        Handshake { of: Arc::clone(self), source, number, evict_signal }
     }
 }
 
-impl Open {
-    fn take(&mut self, number: u64) -> Option<Place> {
-        self.stages.iter_mut().find_map(|places| {
-            let at = places.iter().position(|place| place.number == number)?;
-            Some(places.swap_remove(at))
+impl Slots {
+    fn take(&mut self, number: u64) -> Option<Slot> {
+        self.stages.iter_mut().find_map(|slots| {
+            let at = slots.iter().position(|slot| slot.number == number)?;
+            Some(slots.swap_remove(at))
         })
     }
 
-    fn put(&mut self, stage: Stage, place: Place, max: usize) {
-        let waits = matches!(stage, Stage::Silent | Stage::Answered);
+    fn put(&mut self, stage: Stage, slot: Slot, max: usize) {
+        let waits = matches!(stage, Stage::Silent | Stage::Replied);
         let max = if waits { max.saturating_mul(WAITING_FACTOR) } else { max };
-        let places = &mut self.stages[stage as usize];
-        if places.len() >= max
-            && let Some(victim) = victim(places)
+        let slots = &mut self.stages[stage as usize];
+        if slots.len() >= max
+            && let Some(victim) = victim(slots)
         {
-            places.swap_remove(victim).give_way.notify_one();
+            slots.swap_remove(victim).evict_signal.notify_one();
         }
-        places.push(place);
+        slots.push(slot);
     }
 }
 
-/// Any one of the source that has most. Were it the oldest, whoever is far away would never get in.
-fn victim(places: &[Place]) -> Option<usize> {
+/// Chooses any handshake of the source that has most. Evicting the oldest would keep distant
+/// clients out.
+fn victim(slots: &[Slot]) -> Option<usize> {
     let mut counts: HashMap<Source, usize> = HashMap::new();
-    for place in places {
-        *counts.entry(place.source).or_default() += 1;
+    for slot in slots {
+        *counts.entry(slot.source).or_default() += 1;
     }
     let most = counts.values().copied().max()?;
-    let of_busiest = |(at, place): (usize, &Place)| (counts.get(&place.source) == Some(&most)).then_some(at);
-    let busiest: Vec<usize> = places.iter().enumerate().filter_map(of_busiest).collect();
+    let of_busiest = |(at, slot): (usize, &Slot)| (counts.get(&slot.source) == Some(&most)).then_some(at);
+    let busiest: Vec<usize> = slots.iter().enumerate().filter_map(of_busiest).collect();
     let chance = getrandom::u64().unwrap_or_default() % busiest.len() as u64;
     busiest.get(usize::try_from(chance).unwrap_or_default()).copied()
 }
 
 impl Handshake {
-    /// It has come so far; another one at that stage gives way if there are too many. One that gave way itself stays out: false.
-    pub(super) fn reaches(&self, stage: Stage) -> bool {
+    /// Moves the handshake to a stage. Evicts another one there if there are too many. Returns
+    /// `false` if this one was itself evicted.
+    pub(super) fn advance(&self, stage: Stage) -> bool {
         let mut open = self.of.open.lock();
-        let Some(place) = open.take(self.number) else { return false };
-        open.put(stage, place, self.of.max);
+        let Some(slot) = open.take(self.number) else { return false };
+        open.put(stage, slot, self.of.max);
         true
     }
 
-    /// It gave way while nothing of it had been read, and yet something has come: only now there was time to look.
-    pub(super) fn comes_back(&self) {
-        let place = Place { number: self.number, source: self.source, give_way: Arc::clone(&self.give_way) };
-        self.of.open.lock().put(Stage::Begun, place, self.of.max);
+    /// Readmits a handshake that was evicted as silent although data had arrived that was not read
+    /// yet.
+    pub(super) fn readmit(&self) {
+        let slot = Slot { number: self.number, source: self.source, evict_signal: Arc::clone(&self.evict_signal) };
+        self.of.open.lock().put(Stage::Begun, slot, self.of.max);
     }
 
-    /// Returns when this one has to give way.
-    pub(super) async fn crowded_out(&self) {
-        self.give_way.notified().await;
+    /// Returns when this handshake is evicted.
+    pub(super) async fn evicted(&self) {
+        self.evict_signal.notified().await;
     }
 
-    /// Returns when the answer to its ClientHello may be computed, until what is returned is dropped. They have their turns as they came.
+    /// Waits for permission to compute the reply to its ClientHello, in order of arrival. Dropping
+    /// the result ends the permission.
     pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        // It is never closed.
-        self.of.answering.acquire().await.ok()
+        // The semaphore is never closed.
+        self.of.hello_permits.acquire().await.ok()
     }
 }
 
@@ -182,75 +188,75 @@ mod tests {
         Source::of(text.parse().unwrap())
     }
 
-    fn has_place(handshake: &Handshake) -> bool {
-        handshake.of.open.lock().stages.iter().flatten().any(|place| place.number == handshake.number)
+    fn has_slot(handshake: &Handshake) -> bool {
+        handshake.of.open.lock().stages.iter().flatten().any(|slot| slot.number == handshake.number)
     }
 
-    fn places(handshakes: &[Handshake]) -> usize {
-        handshakes.iter().filter(|handshake| has_place(handshake)).count()
+    fn slots(handshakes: &[Handshake]) -> usize {
+        handshakes.iter().filter(|handshake| has_slot(handshake)).count()
     }
 
-    /// One that has come so far.
+    /// A handshake at a stage.
     fn at(stage: Stage, all: &Arc<Handshakes>, from: &str) -> Handshake {
         let handshake = all.begin(source(from));
-        handshake.reaches(stage);
+        handshake.advance(stage);
         handshake
     }
 
     #[test]
-    fn one_of_the_busiest_address_gives_way() {
+    fn handshake_of_the_busiest_source_is_evicted() {
         let all = Handshakes::new(4);
         let quiet = at(Stage::Begun, &all, "10.0.0.1");
         let flood: Vec<_> = (0..3).map(|_| at(Stage::Begun, &all, "10.0.0.2")).collect();
         let another = at(Stage::Begun, &all, "10.0.0.3");
-        assert!(has_place(&quiet) && has_place(&another) && places(&flood) == 2);
+        assert!(has_slot(&quiet) && has_slot(&another) && slots(&flood) == 2);
         let more = at(Stage::Begun, &all, "10.0.0.2");
-        assert!(has_place(&quiet) && has_place(&another) && has_place(&more) && places(&flood) == 1);
+        assert!(has_slot(&quiet) && has_slot(&another) && has_slot(&more) && slots(&flood) == 1);
         for handshake in &flood {
-            assert_eq!(handshake.crowded_out().now_or_never().is_none(), has_place(handshake), "it is told");
-            handshake.reaches(Stage::Hello);
+            assert_eq!(handshake.evicted().now_or_never().is_none(), has_slot(handshake), "it is told");
+            handshake.advance(Stage::Hello);
         }
-        assert_eq!(places(&flood), 1, "who gave way does not come back");
+        assert_eq!(slots(&flood), 1, "who gave way does not come back");
         let next = at(Stage::Begun, &all, "10.0.0.4");
-        assert!(has_place(&more) && has_place(&next), "what has gone on leaves room");
+        assert!(has_slot(&more) && has_slot(&next), "what has gone on leaves room");
         drop(next);
         let last = at(Stage::Begun, &all, "10.0.0.5");
-        assert!(has_place(&more) && has_place(&last), "so does what has ended");
+        assert!(has_slot(&more) && has_slot(&last), "so does what has ended");
     }
 
     #[test]
-    fn silent_connections_never_crowd_out_whoever_has_said_something() {
+    fn silent_connections_never_evict_begun_handshakes() {
         let all = Handshakes::new(8);
         let begun = at(Stage::Begun, &all, "10.0.0.1");
         let hello = at(Stage::Hello, &all, "10.0.0.1");
         let own: Vec<_> = (0..80 * WAITING_FACTOR).map(|_| all.begin(source("10.0.0.1"))).collect();
         let many: Vec<_> =
             (0..80 * WAITING_FACTOR).map(|n| all.begin(source(&format!("10.1.{}.{}", n / 100, n % 100)))).collect();
-        assert!(has_place(&begun) && has_place(&hello));
-        assert_eq!(places(&own) + places(&many), 8 * WAITING_FACTOR);
+        assert!(has_slot(&begun) && has_slot(&hello));
+        assert_eq!(slots(&own) + slots(&many), 8 * WAITING_FACTOR);
     }
 
     #[test]
-    fn hellos_alone_never_crowd_out_whoever_has_gone_on() {
+    fn client_hellos_never_evict_handshakes_in_progress() {
         let all = Handshakes::new(8);
         let honest = at(Stage::Proceeds, &all, "10.0.0.1");
         let own: Vec<_> = (0..80).map(|_| at(Stage::Hello, &all, "10.0.0.1")).collect();
         let many: Vec<_> = (0..80).map(|n| at(Stage::Hello, &all, &format!("10.0.1.{n}"))).collect();
-        assert!(has_place(&honest));
-        assert_eq!(places(&own) + places(&many), 8);
+        assert!(has_slot(&honest));
+        assert_eq!(slots(&own) + slots(&many), 8);
     }
 
     #[test]
-    fn who_takes_some_round_trips_is_not_sure_to_give_way() {
+    fn slow_handshakes_are_evicted_at_random_only() {
         let all = Handshakes::new(128);
         let slow: Vec<_> = (0..128).map(|n| at(Stage::Hello, &all, &format!("10.0.0.{n}"))).collect();
         let _many: Vec<_> = (0..128).map(|n| at(Stage::Hello, &all, &format!("10.0.1.{n}"))).collect();
-        // By chance some 47; the odds for less than 20 are below one in a million.
-        assert!(places(&slow) >= 20, "{}", places(&slow));
+        // About 47 remain on average. The odds of fewer than 20 are below one in a million.
+        assert!(slots(&slow) >= 20, "{}", slots(&slow));
     }
 
     #[test]
-    fn only_so_many_answers_are_computed_at_once() {
+    fn concurrent_server_hellos_are_bounded() {
         let all = Handshakes::new(8);
         let handshake = at(Stage::Hello, &all, "10.0.0.1");
         let turns: Vec<_> = std::iter::from_fn(|| handshake.turn().now_or_never()).take(1_024).collect();
@@ -260,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_of_64_bits_is_one_address() {
+    fn ipv6_64_network_counts_as_one_source() {
         assert_eq!(source("2001:db8::1"), source("2001:db8::ffff:1"));
         assert_ne!(source("2001:db8:0:1::1"), source("2001:db8:0:2::1"));
         assert_eq!(source("::ffff:10.0.0.1"), source("10.0.0.1"));

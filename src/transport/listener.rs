@@ -1,4 +1,4 @@
-//! The served side of mutual TLS: connections that are verified, for `calls::serve`.
+//! The listening side of mutual TLS: verified connections for `calls::serve`.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,57 +16,60 @@ use tokio_rustls::server::TlsStream;
 use tokio_rustls::{Accept, LazyConfigAcceptor};
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::compression::MaybeCompressed;
 use super::connections::{AccessLevel, Connections, Guarded, Origin};
 use super::credentials::{Credentials, TransportError, server_config};
 use super::handshakes::{self, Handshakes, Source, Stage};
 use super::limits::{ACCEPTED_MAX, Limits};
-use super::refusal::{OnRefusal, Refusal, Refused};
-use super::thin::Line;
+use super::rejection::{OnRejected, Rejection, RejectionRecord};
 use super::trust::PeerIdentity;
 use super::verify::{Handshake, Verifier};
 use crate::budgets::Budget;
 use crate::telemetry::{AuditEvent, audit};
 
-/// How long nothing is accepted after the system could not: out of file descriptors, mostly.
+/// Pause after a failed accept, which mostly means too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// What a listener needs.
+/// Configuration and shared state of a listener.
 #[derive(Clone)]
-pub struct Listening {
-    /// Its name in refusals: "api", "exchange".
+pub struct ListenerOptions {
+    /// Name in rejection records: "api", "exchange".
     pub name: &'static str,
-    /// Who comes in.
+    /// Verifies the certificates of the other end.
     pub verifier: Arc<Verifier>,
-    /// Own certificate.
+    /// This node's certificate.
     pub credentials: Credentials,
-    /// Where live connections are kept.
+    /// The table of live connections.
     pub connections: Connections,
-    /// How much it carries.
+    /// Bounds of the listener.
     pub limits: Limits,
-    /// Connections of each identity and of all.
+    /// Budget for connections of each identity and of all.
     pub budget: Budget,
-    /// What the access rules give to an identity now.
-    pub level: OnLevel,
-    /// Told of every refusal, once each.
-    pub on_refusal: OnRefusal,
+    /// Returns the access level of an identity.
+    pub level: LevelOf,
+    /// Called once for each rejected connection.
+    pub on_rejected: OnRejected,
 }
 
-/// What the access rules give to an identity.
-pub type OnLevel = Arc<dyn Fn(&PeerIdentity) -> AccessLevel + Send + Sync>;
+/// Looks up what the access rules grant to an identity now.
+pub type LevelOf = Arc<dyn Fn(&PeerIdentity) -> AccessLevel + Send + Sync>;
 
-/// A verified connection, on which calls can be served.
-pub type Incoming = Guarded<Line<TlsStream<TcpStream>>>;
+/// A verified connection that serves calls.
+pub type Incoming = Guarded<MaybeCompressed<TlsStream<TcpStream>>>;
 
-/// Accepts connections on `tcp`, until the stream is dropped. Handshakes run apart from each other.
+/// Accepts connections on `tcp` until the stream is dropped. Handshakes run concurrently.
 ///
 /// # Errors
-/// If TLS cannot be set up.
-pub fn listen(tcp: TcpListener, listening: Listening) -> Result<ReceiverStream<io::Result<Incoming>>, TransportError> {
-    // Found out before anybody comes.
-    listening.tls()?;
+/// TLS cannot be set up.
+pub fn listen(
+    tcp: TcpListener,
+    listener: ListenerOptions,
+) -> Result<ReceiverStream<io::Result<Incoming>>, TransportError> {
+    // Fail now rather than at the first connection.
+    listener.tls()?;
     let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
-    let listening = Arc::new(listening);
-    let handshakes = Handshakes::new(listening.limits.handshakes_max);
+    let listener = Arc::new(listener);
+    let handshakes = Handshakes::new(listener.limits.handshakes_max);
     tokio::spawn(async move {
         loop {
             let connection = tokio::select! {
@@ -76,34 +79,35 @@ pub fn listen(tcp: TcpListener, listening: Listening) -> Result<ReceiverStream<i
             let (stream, address) = match connection {
                 Ok(connection) => connection,
                 Err(error) => {
-                    // Out of file descriptors, or a connection that ended at once: neither ends the listener.
-                    let (what, reason) = ("refused-connection", "not-accepted");
-                    audit(&AuditEvent { what, reason, who: &"", subject: &listening.name, detail: &error });
+                    // Too many open files, or a connection that ended at once. Neither ends the
+                    // listener.
+                    let (event, reason) = ("connection-rejected", "accept-failed");
+                    audit(&AuditEvent { event, reason, actor: &"", resource: &listener.name, detail: &error });
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
             let source = Source::of(address.ip());
-            let place = handshakes.begin(source);
-            let (listening, accepted) = (Arc::clone(&listening), accepted.clone());
+            let slot = handshakes.begin(source);
+            let (listener, accepted) = (Arc::clone(&listener), accepted.clone());
             tokio::spawn(async move {
-                let limit = listening.limits.handshake_time_max;
-                let shaken = tokio::select! {
+                let limit = listener.limits.handshake_time_max;
+                let established = tokio::select! {
                     biased;
-                    shaken = shake_hands(&listening, stream, &place) => shaken,
+                    established = accept_tls(&listener, stream, &slot) => established,
                     () = tokio::time::sleep(limit) => {
-                        Err(Refused::new("handshake-timeout", format!("not done within {} ms", limit.as_millis())))
+                        Err(Rejection::new("handshake-timeout", format!("not done within {} ms", limit.as_millis())))
                     }
                 };
-                drop(place);
-                let admitted = shaken.and_then(|(stream, shown)| {
-                    let origin = Origin { at: listening.name, address: address.to_string(), source: Some(source) };
-                    let verifier = Arc::clone(&listening.verifier);
-                    listening.connections.admit(stream, origin, shown, verifier, Some(&listening))
+                drop(slot);
+                let admitted = established.and_then(|(stream, presented)| {
+                    let origin = Origin { at: listener.name, address: address.to_string(), source: Some(source) };
+                    let verifier = Arc::clone(&listener.verifier);
+                    listener.connections.admit(stream, origin, presented, verifier, Some(&listener))
                 });
                 match admitted {
                     Ok(guarded) => drop(accepted.send(Ok(guarded)).await),
-                    Err(refused) => listening.refused(address, refused),
+                    Err(rejected) => listener.rejected(address, rejected),
                 }
             });
         }
@@ -111,94 +115,101 @@ pub fn listen(tcp: TcpListener, listening: Listening) -> Result<ReceiverStream<i
     Ok(ReceiverStream::new(incoming))
 }
 
-impl Listening {
-    /// TLS of one connection, and what it will have refused.
+impl ListenerOptions {
+    /// Returns the TLS configuration of one connection, and the verifier that records its
+    /// rejection.
     fn tls(&self) -> Result<(Arc<ServerConfig>, Arc<Handshake>), TransportError> {
         let handshake = Arc::new(Handshake::new(Arc::clone(&self.verifier)));
         let config = server_config(Arc::clone(&handshake), self.credentials.clone())?;
         Ok((Arc::new(config), handshake))
     }
 
-    fn refused(&self, address: SocketAddr, Refused { reason, detail }: Refused) {
-        (self.on_refusal)(&Refusal { reason, who: address.to_string(), at: self.name, detail });
+    fn rejected(&self, address: SocketAddr, Rejection { reason, detail }: Rejection) {
+        (self.on_rejected)(&RejectionRecord { reason, actor: address.to_string(), at: self.name, detail });
     }
 }
 
-async fn shake_hands(
-    listening: &Listening,
+async fn accept_tls(
+    listener: &ListenerOptions,
     stream: TcpStream,
-    place: &handshakes::Handshake,
-) -> Result<(Line<TlsStream<TcpStream>>, CertificateDer<'static>), Refused> {
-    let by_tls = |error: io::Error| Refused::by_tls(&error);
-    stream.set_nodelay(true).map_err(by_tls)?;
+    slot: &handshakes::Handshake,
+) -> Result<(MaybeCompressed<TlsStream<TcpStream>>, CertificateDer<'static>), Rejection> {
+    let from_tls = |error: io::Error| Rejection::from_tls(&error);
+    stream.set_nodelay(true).map_err(from_tls)?;
     tokio::select! {
         biased;
         readable = stream.readable() => {
-            readable.map_err(by_tls)?;
-            if !place.reaches(Stage::Begun) {
-                // It gave way at the same moment.
-                place.crowded_out().await;
-                place.comes_back();
+            readable.map_err(from_tls)?;
+            if !slot.advance(Stage::Begun) {
+                // It was evicted at the same moment.
+                slot.evicted().await;
+                slot.readmit();
             }
         }
-        // Where many come at once, it is looked at late: whoever has said something meanwhile was not silent.
-        () = place.crowded_out() => {
-            if !has_come(&stream) {
-                return Err(crowded_out());
+        // Under load this check may be late. A connection that has sent data meanwhile was not
+        // silent.
+        () = slot.evicted() => {
+            if !has_data(&stream) {
+                return Err(evicted());
             }
-            place.comes_back();
+            slot.readmit();
         }
     }
     tokio::select! {
         biased;
-        shaken = shake_on(listening, stream, place) => shaken,
-        () = place.crowded_out() => Err(crowded_out()),
+        established = complete_tls(listener, stream, slot) => established,
+        () = slot.evicted() => Err(evicted()),
     }
 }
 
-fn crowded_out() -> Refused {
-    Refused::new("handshake-crowded-out", "not done when too many others came")
+fn evicted() -> Rejection {
+    Rejection::new("handshake-evicted", "not done when too many others came")
 }
 
-/// Whether something can be read, by the system itself: what the runtime knows of a new connection may be late.
-fn has_come(stream: &TcpStream) -> bool {
+/// Returns whether data can be read. It asks the operating system, because the runtime may not have
+/// registered it yet for a new connection.
+fn has_data(stream: &TcpStream) -> bool {
     use rustix::net::{RecvFlags, recv};
     matches!(recv(stream, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((_, 1..)))
 }
 
-async fn shake_on(
-    listening: &Listening,
+async fn complete_tls(
+    listener: &ListenerOptions,
     stream: TcpStream,
-    place: &handshakes::Handshake,
-) -> Result<(Line<TlsStream<TcpStream>>, CertificateDer<'static>), Refused> {
-    let by_tls = |error: io::Error| Refused::by_tls(&error);
-    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(by_tls)?;
-    place.reaches(Stage::Hello);
+    slot: &handshakes::Handshake,
+) -> Result<(MaybeCompressed<TlsStream<TcpStream>>, CertificateDer<'static>), Rejection> {
+    let from_tls = |error: io::Error| Rejection::from_tls(&error);
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(from_tls)?;
+    slot.advance(Stage::Hello);
     let (accepting, handshake) = {
-        let _turn = place.turn().await;
-        let (config, handshake) = listening.tls().map_err(|error| Refused::new("tls-handshake", error.to_string()))?;
-        // This computes the answer.
+        let _turn = slot.turn().await;
+        let (config, handshake) = listener.tls().map_err(|error| Rejection::new("tls-handshake", error.to_string()))?;
+        // This computes the ServerHello.
         (hello.into_stream(config), handshake)
     };
-    place.reaches(Stage::Answered);
-    let stream = go_on(accepting, place).await.map_err(|error| handshake.refused(&error))?;
-    let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let shown = shown.ok_or_else(|| Refused::new("no-certificate", "no certificate was shown"))?;
-    let shown = shown.clone().into_owned();
+    slot.advance(Stage::Replied);
+    let stream = finish_handshake(accepting, slot).await.map_err(|error| handshake.rejected(&error))?;
+    let presented = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let presented = presented.ok_or_else(|| Rejection::new("no-certificate", "no certificate was shown"))?;
+    let presented = presented.clone().into_owned();
     let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
-    Ok((Line::agreed(stream, alpn.as_deref()), shown))
+    Ok((MaybeCompressed::negotiated(stream, alpn.as_deref()), presented))
 }
 
-/// A handshake from its answer to its end.
-async fn go_on(mut accepting: Accept<TcpStream>, place: &handshakes::Handshake) -> io::Result<TlsStream<TcpStream>> {
-    let mut answered = false;
+/// Runs a handshake from the server's reply to its end.
+async fn finish_handshake(
+    mut accepting: Accept<TcpStream>,
+    slot: &handshakes::Handshake,
+) -> io::Result<TlsStream<TcpStream>> {
+    let mut replied = false;
     poll_fn(|context| {
-        // Once the answer is sent, and all that came before was read, what can be read came after it.
+        // Once the reply is sent and all earlier data has been read, readable data came after the
+        // reply.
         let readable = |tcp: &TcpStream| tcp.poll_read_ready(context).is_ready();
-        if answered && accepting.get_ref().is_some_and(readable) {
-            place.reaches(Stage::Proceeds);
+        if replied && accepting.get_ref().is_some_and(readable) {
+            slot.advance(Stage::Proceeds);
         }
-        answered = true;
+        replied = true;
         Pin::new(&mut accepting).poll(context)
     })
     .await

@@ -1,28 +1,32 @@
-//! HTTP/2 frames that carry nothing: counted as they are read, and the connection ends when there are too many.
+//! Counts HTTP/2 frames that carry nothing, and ends connections that send too many.
 //!
-//! In scope: the 9 bytes before each frame (RFC 9113 §4.1), by which kinds and sizes of frames are known. Out of scope: what frames mean; HTTP/2
-//! itself checks that. It answers or ignores such frames one by one, and says nothing of them to the layers above, so they are counted below it.
-//! A well-made client stays far below the bounds, whatever it has to say: bytes of messages are not counted here.
+//! In scope: the 9-byte header of each frame (RFC 9113 §4.1), which gives its kind and size. Out of
+//! scope: what frames mean, which the HTTP/2 library checks. The library answers or ignores useless
+//! frames one by one without reporting them, so they are counted below it. A correct client stays
+//! far below the bounds, because message bytes do not count.
 
 use tokio::time::Instant;
 
-use super::refusal::Refused;
+use super::rejection::Rejection;
 use crate::budgets::{Rate, TokenBucket};
 
-/// The client's first bytes (RFC 9113 §3.4).
+/// Length of the client's connection preface (RFC 9113 §3.4).
 const PREFACE_BYTES: usize = 24;
-/// Of a frame's header.
+/// Length of a frame header.
 const HEADER_BYTES: usize = 9;
-/// Frames without use that one connection sends in a second in the long run, and at once: a client that cancels all its calls resets a thousand
-/// streams; settings come once.
+/// Rate of useless frames of one connection. A client that cancels all its calls resets a thousand
+/// streams; SETTINGS come once.
 const USELESS: Rate = Rate { per_second: 1_000.0, burst: 4_000.0 };
-/// Frames that are part of the traffic, each of which costs an answer or a look at all streams: PING and WINDOW_UPDATE. Clients that measure
-/// the line send one for each frame that they receive.
+/// Rate of PING and WINDOW_UPDATE frames. They are part of normal traffic, but each costs a reply
+/// or a pass over all streams. Clients that measure bandwidth send one for each frame that they
+/// receive.
 const CONTROL: Rate = Rate { per_second: 10_000.0, burst: 10_000.0 };
-/// So many payload bytes of a useless frame count as one frame more: at most 1 MiB of them a second.
+/// Payload bytes of a useless frame that count as one more frame. At most 1 MiB of them passes in a
+/// second.
 const USELESS_UNIT_BYTES: u32 = 1 << 10;
-/// DATA frames with less, in the middle of a stream, count as useless: the smallest message of a stream is larger, and each frame that waits to be
-/// read takes some hundred bytes of memory, whatever it holds.
+/// DATA frames below this size, except the last of a stream, count as useless. The smallest message
+/// of a stream is larger, and each unread frame uses some hundred bytes of memory, whatever its
+/// size.
 const DATA_BYTES_MIN: u32 = 16;
 
 const DATA: u8 = 0;
@@ -34,19 +38,19 @@ const CONTINUATION: u8 = 9;
 const FLAG_END_OR_ACK: u8 = 1;
 const FLAG_PADDED: u8 = 8;
 
-/// Counts the frames of one direction of a connection.
+/// Counts the frames in one direction of a connection.
 pub(super) struct FrameMeter {
-    /// Bytes to pass before the next header begins: the preface, or the rest of a frame.
+    /// Bytes until the next header: the preface, or the rest of a frame.
     skip: usize,
     header: [u8; HEADER_BYTES],
-    /// Bytes of the header so far.
+    /// Bytes of the header received so far.
     have: usize,
     useless: TokenBucket,
     control: TokenBucket,
 }
 
 impl FrameMeter {
-    /// Of what a client sends, which begins with the preface, or a server.
+    /// Creates a meter for what a client sends, which begins with the preface, or a server.
     pub(super) fn new(from_client: bool) -> Self {
         let now = Instant::now();
         Self {
@@ -58,12 +62,12 @@ impl FrameMeter {
         }
     }
 
-    /// Looks at bytes that were read.
+    /// Counts the frames in received bytes.
     ///
     /// # Errors
-    /// If they hold more frames without use than one connection may send.
-    pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<(), Refused> {
-        // One look at the clock for all frames of one read.
+    /// The connection has sent more useless frames than it may.
+    pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<(), Rejection> {
+        // Read the clock once for all frames of one read.
         let now = Instant::now();
         loop {
             let passed = self.skip.min(bytes.len());
@@ -75,9 +79,9 @@ impl FrameMeter {
             for (place, byte) in self.header.iter_mut().skip(self.have).zip(bytes) {
                 *place = *byte;
             }
-            let taken = (HEADER_BYTES - self.have).min(bytes.len());
-            self.have += taken;
-            bytes = bytes.get(taken..).unwrap_or_default();
+            let copied = (HEADER_BYTES - self.have).min(bytes.len());
+            self.have += copied;
+            bytes = bytes.get(copied..).unwrap_or_default();
             if self.have == HEADER_BYTES {
                 let [a, b, c, kind, flags, ..] = self.header;
                 let length = u32::from_be_bytes([0, a, b, c]);
@@ -87,10 +91,10 @@ impl FrameMeter {
         }
     }
 
-    fn count(&mut self, kind: u8, flags: u8, length: u32, now: Instant) -> Result<(), Refused> {
+    fn count(&mut self, kind: u8, flags: u8, length: u32, now: Instant) -> Result<(), Rejection> {
         let ends = flags & FLAG_END_OR_ACK != 0;
         let within = match kind {
-            // Calls and the blocks of their headers: HTTP/2 and the budget of calls bound them.
+            // Calls and their header blocks: HTTP/2 and the budget of calls bound them.
             HEADERS => true,
             CONTINUATION if length > 0 => true,
             DATA if ends || length >= DATA_BYTES_MIN && flags & FLAG_PADDED == 0 => true,
@@ -102,7 +106,7 @@ impl FrameMeter {
         }
         let detail =
             format!("more frames of kind {kind} and the like than a connection may send; the last has {length} bytes");
-        Err(Refused::new("frame-flood", detail))
+        Err(Rejection::new("frame-flood", detail))
     }
 }
 
@@ -120,7 +124,7 @@ mod tests {
         frame
     }
 
-    /// How many of these frames pass at once, up to so many.
+    /// Returns how many of these frames pass at once, at most `most`.
     fn passed(frame: &[u8], most: usize) -> usize {
         let mut meter = FrameMeter::new(false);
         (0..most).take_while(|_| meter.read(frame).is_ok()).count()
@@ -147,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn traffic_of_any_size_passes_however_it_is_cut_and_a_pause_makes_room() {
+    async fn useful_frames_pass_in_any_segmentation() {
         for bytes in
             [frame(DATA, 0, 300), frame(DATA, FLAG_END_OR_ACK, 5), frame(HEADERS, 5, 40), frame(DATA, 0, 16 << 10)]
         {
@@ -158,8 +162,8 @@ mod tests {
         for piece in all.chunks(7) {
             meter.read(piece).unwrap();
         }
-        let refused = meter.read(&frame(0xbe, 0, 3)).unwrap_err();
-        assert_eq!(refused.reason, "frame-flood");
+        let rejected = meter.read(&frame(0xbe, 0, 3)).unwrap_err();
+        assert_eq!(rejected.reason, "frame-flood");
         tokio::time::advance(Duration::from_secs(1)).await;
         meter.read(&frame(0xbe, 0, 3).repeat(900)).unwrap();
     }

@@ -1,4 +1,4 @@
-//! Revocation lists: the newest of each authority, wherever it came from.
+//! CRLs: stores the newest one of each authority, from any source.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,133 +14,134 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use super::trust::{AuthorityId, Trust};
 
-/// The newest list of each authority. Cheap to clone.
+/// The newest CRL of each authority. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct RevocationLists {
-    lists: Arc<ArcSwap<BTreeMap<AuthorityId, Arc<List>>>>,
+pub struct CrlStore {
+    crls: Arc<ArcSwap<BTreeMap<AuthorityId, Arc<Crl>>>>,
     version: watch::Sender<u64>,
 }
 
-impl Default for RevocationLists {
+impl Default for CrlStore {
     fn default() -> Self {
-        Self { lists: Arc::default(), version: watch::Sender::new(0) }
+        Self { crls: Arc::default(), version: watch::Sender::new(0) }
     }
 }
 
-/// A list whose authority has signed it.
+/// A verified CRL.
 #[derive(Debug)]
-pub(super) struct List {
+pub(super) struct Crl {
     pub(super) parsed: CertRevocationList<'static>,
     pub(super) next_update: i64,
     number: Vec<u8>,
-    held: HeldList,
+    held: HeldCrl,
 }
 
-/// A list as it is handed on and kept.
+/// A CRL as it is sent and stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeldList {
-    /// What it is kept under: `<trust domain>/<SHA-256 of the authority's name and key>`.
+pub struct HeldCrl {
+    /// Its key in storage: `<trust domain>/<SHA-256 of the authority's name and key>`.
     pub name: String,
     /// Trust domain of its authority.
     pub trust_domain: String,
-    /// Its bytes.
+    /// DER bytes.
     pub der: Bytes,
-    /// When it was issued, in Unix seconds.
+    /// thisUpdate, in Unix seconds.
     pub this_update: i64,
-    /// When the next one is due, in Unix seconds.
+    /// nextUpdate, in Unix seconds.
     pub next_update: i64,
 }
 
-/// A list that was verified and not taken in yet.
+/// A verified CRL that is not in the store yet.
 #[derive(Debug)]
-pub struct CheckedList {
+pub struct CheckedCrl {
     authority: AuthorityId,
-    list: Arc<List>,
+    crl: Arc<Crl>,
 }
 
-impl CheckedList {
-    /// The list.
+impl CheckedCrl {
+    /// Returns the CRL.
     #[must_use]
-    pub fn list(&self) -> &HeldList {
-        &self.list.held
+    pub fn crl(&self) -> &HeldCrl {
+        &self.crl.held
     }
 }
 
-/// Why a list was not taken.
+/// Why a CRL is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ListError {
-    /// Not a list that can be read, or too large.
+pub enum CrlError {
+    /// It cannot be parsed, or is too large.
     #[error("not a revocation list: {0}")]
     Malformed(String),
-    /// It speaks only of some of what its authority has certified: taken for the whole, it would set others free.
+    /// It covers only some of the certificates of its authority. Accepted as complete, it would
+    /// drop other revocations.
     #[error("not a whole revocation list: it is limited to a distribution point or to changes")]
     Partial,
-    /// Not signed by an authority of the roster.
+    /// It is not signed by an authority in the roster.
     #[error("not signed by an authority of the roster")]
-    Stranger,
+    UnknownIssuer,
 }
 
-impl ListError {
-    /// The stable word for it.
+impl CrlError {
+    /// Returns the stable code.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Malformed(_) => "crl-malformed",
             Self::Partial => "crl-partial",
-            Self::Stranger => "crl-stranger",
+            Self::UnknownIssuer => "crl-unknown-issuer",
         }
     }
 }
 
-impl RevocationLists {
-    /// Verifies a list; takes nothing in.
+impl CrlStore {
+    /// Verifies a CRL without storing it.
     ///
     /// # Errors
-    /// See [`ListError`].
-    pub fn check(der: &[u8], trust: &Trust) -> Result<CheckedList, ListError> {
-        let malformed = |error: &dyn std::fmt::Display| ListError::Malformed(error.to_string());
+    /// See [`CrlError`].
+    pub fn check(der: &[u8], trust: &Trust) -> Result<CheckedCrl, CrlError> {
+        let malformed = |error: &dyn std::fmt::Display| CrlError::Malformed(error.to_string());
         if der.len() > CRL_BYTES_MAX {
-            return Err(ListError::Malformed(format!("{} bytes, at most {CRL_BYTES_MAX}", der.len())));
+            return Err(CrlError::Malformed(format!("{} bytes, at most {CRL_BYTES_MAX}", der.len())));
         }
-        let (rest, list) = CertificateRevocationList::from_der(der).map_err(|error| malformed(&error))?;
+        let (rest, crl) = CertificateRevocationList::from_der(der).map_err(|error| malformed(&error))?;
         if !rest.is_empty() {
-            return Err(ListError::Malformed("bytes behind the list".into()));
+            return Err(CrlError::Malformed("bytes behind the list".into()));
         }
         let limits = [OID_X509_EXT_ISSUER_DISTRIBUTION_POINT, OID_X509_EXT_DELTA_CRL_INDICATOR];
-        if list.extensions().iter().any(|extension| limits.contains(&extension.oid)) {
-            return Err(ListError::Partial);
+        if crl.extensions().iter().any(|extension| limits.contains(&extension.oid)) {
+            return Err(CrlError::Partial);
         }
-        // RFC 5280 §5.2.3 and §5.1.2.5: both are always there.
-        let number = list.crl_number().ok_or_else(|| ListError::Malformed("no CRL number".into()))?.to_bytes_be();
-        let next_update = list.next_update().ok_or_else(|| ListError::Malformed("no nextUpdate".into()))?.timestamp();
-        let this_update = list.last_update().timestamp();
+        // RFC 5280 §5.2.3 and §5.1.2.5 require both.
+        let number = crl.crl_number().ok_or_else(|| CrlError::Malformed("no CRL number".into()))?.to_bytes_be();
+        let next_update = crl.next_update().ok_or_else(|| CrlError::Malformed("no nextUpdate".into()))?.timestamp();
+        let this_update = crl.last_update().timestamp();
         let domains = trust.load();
         let signer = domains.iter().find_map(|(domain, listed)| {
             listed.authorities.iter().find_map(|authority| {
                 let (_, parsed) = X509Certificate::from_der(&authority.certificate).ok()?;
-                let signed = parsed.subject().as_raw() == list.issuer().as_raw()
-                    && list.verify_signature(&parsed.tbs_certificate.subject_pki).is_ok();
+                let signed = parsed.subject().as_raw() == crl.issuer().as_raw()
+                    && crl.verify_signature(&parsed.tbs_certificate.subject_pki).is_ok();
                 signed.then(|| (domain.clone(), authority.id()))
             })
         });
-        let (trust_domain, authority) = signer.ok_or(ListError::Stranger)?;
+        let (trust_domain, authority) = signer.ok_or(CrlError::UnknownIssuer)?;
         let parsed = OwnedCertRevocationList::from_der(der).map_err(|error| malformed(&error))?.into();
         let digest = Sha256::new().chain_update(&authority.name).chain_update(&authority.key).finalize();
         let name = format!("{trust_domain}/{}", hex::encode(digest));
-        let held = HeldList { name, trust_domain, der: Bytes::copy_from_slice(der), this_update, next_update };
-        Ok(CheckedList { authority, list: Arc::new(List { parsed, next_update, number, held }) })
+        let held = HeldCrl { name, trust_domain, der: Bytes::copy_from_slice(der), this_update, next_update };
+        Ok(CheckedCrl { authority, crl: Arc::new(Crl { parsed, next_update, number, held }) })
     }
 
-    /// Takes a list in if it is newer than the one held; says whether it was.
-    pub fn take(&self, checked: &CheckedList) -> bool {
+    /// Stores a CRL if it is newer than the current one. Returns whether it was.
+    pub fn accept(&self, checked: &CheckedCrl) -> bool {
         let mut newer = false;
-        self.lists.rcu(|held| {
+        self.crls.rcu(|held| {
             newer = is_newer(checked, held);
-            let mut lists = BTreeMap::clone(held);
+            let mut crls = BTreeMap::clone(held);
             if newer {
-                lists.insert(checked.authority.clone(), Arc::clone(&checked.list));
+                crls.insert(checked.authority.clone(), Arc::clone(&checked.crl));
             }
-            lists
+            crls
         });
         if newer {
             self.version.send_modify(|version| *version += 1);
@@ -148,39 +149,40 @@ impl RevocationLists {
         newer
     }
 
-    /// Whether it is newer than the one held.
+    /// Returns whether the CRL is newer than the current one.
     #[must_use]
-    pub fn is_newer(&self, checked: &CheckedList) -> bool {
-        is_newer(checked, &self.lists.load())
+    pub fn is_newer(&self, checked: &CheckedCrl) -> bool {
+        is_newer(checked, &self.crls.load())
     }
 
-    /// Whether it says something else than the one held, under the same number: which of them is newer nobody can tell.
+    /// Returns whether the CRL has the same number as the current one but other bytes. It is then
+    /// unknown which of them is newer.
     #[must_use]
-    pub fn contradicts(&self, checked: &CheckedList) -> bool {
-        let lists = self.lists.load();
-        let held = lists.get(&checked.authority).filter(|held| held.number == checked.list.number);
-        held.is_some_and(|held| held.held.der != checked.list.held.der)
+    pub fn contradicts(&self, checked: &CheckedCrl) -> bool {
+        let crls = self.crls.load();
+        let held = crls.get(&checked.authority).filter(|held| held.number == checked.crl.number);
+        held.is_some_and(|held| held.held.der != checked.crl.held.der)
     }
 
-    /// Whether this very list is held.
+    /// Returns whether a CRL with exactly these bytes is stored.
     #[must_use]
     pub fn holds(&self, der: &[u8]) -> bool {
-        self.lists.load().values().any(|list| *list.held.der == *der)
+        self.crls.load().values().any(|crl| *crl.held.der == *der)
     }
 
-    /// Verifies a list and takes it in if it is newer than the one held; gives it back if it was.
+    /// Verifies a CRL, and stores and returns it if it is newer than the current one.
     ///
     /// # Errors
-    /// See [`ListError`].
-    pub fn offer(&self, der: &[u8], trust: &Trust) -> Result<Option<HeldList>, ListError> {
+    /// See [`CrlError`].
+    pub fn offer(&self, der: &[u8], trust: &Trust) -> Result<Option<HeldCrl>, CrlError> {
         if self.holds(der) {
             return Ok(None);
         }
         let checked = Self::check(der, trust)?;
-        Ok(self.take(&checked).then(|| checked.list.held.clone()))
+        Ok(self.accept(&checked).then(|| checked.crl.held.clone()))
     }
 
-    /// Changes with every list taken in.
+    /// Notifies of every stored CRL.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
@@ -190,27 +192,27 @@ impl RevocationLists {
         *self.version.borrow()
     }
 
-    /// The lists held of authorities that are trusted now.
+    /// Returns the CRLs of authorities that are trusted now.
     #[must_use]
-    pub fn held(&self, trust: &Trust) -> Vec<HeldList> {
-        let lists = self.lists.load();
+    pub fn held(&self, trust: &Trust) -> Vec<HeldCrl> {
+        let crls = self.crls.load();
         let domains = trust.load();
         let trusted = domains.values().flat_map(|domain| &domain.authorities);
-        let mut held: Vec<HeldList> =
-            trusted.filter_map(|authority| lists.get(&authority.id())).map(|list| list.held.clone()).collect();
-        // Of one authority there may be two certificates.
+        let mut held: Vec<HeldCrl> =
+            trusted.filter_map(|authority| crls.get(&authority.id())).map(|crl| crl.held.clone()).collect();
+        // One authority may have two certificates.
         held.sort_by(|a, b| a.name.cmp(&b.name));
         held.dedup_by(|a, b| a.name == b.name);
         held
     }
 
-    pub(super) fn of(&self, authority: &AuthorityId) -> Option<Arc<List>> {
-        self.lists.load().get(authority).cloned()
+    pub(super) fn of(&self, authority: &AuthorityId) -> Option<Arc<Crl>> {
+        self.crls.load().get(authority).cloned()
     }
 }
 
-fn is_newer(checked: &CheckedList, held: &BTreeMap<AuthorityId, Arc<List>>) -> bool {
-    // Numbers are big-endian without leading zeroes.
-    let new = &checked.list.number;
+fn is_newer(checked: &CheckedCrl, held: &BTreeMap<AuthorityId, Arc<Crl>>) -> bool {
+    // Numbers are big-endian without leading zeros.
+    let new = &checked.crl.number;
     held.get(&checked.authority).is_none_or(|old| (new.len(), new) > (old.number.len(), &old.number))
 }

@@ -1,4 +1,4 @@
-//! The one verification, used by both directions and again for live connections.
+//! Verification of certificates, the same for both directions and again for live connections.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,102 +16,106 @@ use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, RevocationOptionsBuilder
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::refusal::{NO_URI, Refused, UNSUITABLE};
-use super::revocation::{List, RevocationLists};
+use super::rejection::{NO_URI, Rejection, UNSUITABLE};
+use super::revocation::{Crl, CrlStore};
 use super::trust::{Authority, PeerIdentity, SpiffeId, Trust};
 
-/// Whom a verifier lets in.
+/// Which identities a verifier admits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// Nodes of members other than this trust domain's.
+    /// Nodes of members outside this trust domain.
     Peers(String),
-    /// People and systems of this trust domain, not its node.
-    OwnPeople(String),
+    /// People and systems of this trust domain, except its node.
+    OwnClients(String),
     /// Exactly this identity.
     Exactly(SpiffeId),
 }
 
-/// Verifies certificates by the newest roster and revocation lists.
+/// Verifies certificates by the newest roster and CRLs.
 #[derive(Clone, Debug)]
 pub struct Verifier {
-    /// Authorities.
+    /// Authorities by trust domain.
     pub trust: Trust,
-    /// Lists.
-    pub lists: RevocationLists,
-    /// Whom to let in.
+    /// Their CRLs.
+    pub crls: CrlStore,
+    /// Which identities are admitted.
     pub policy: Policy,
-    /// Seconds after a list's nextUpdate for which peers are still let in.
+    /// Seconds after a CRL's nextUpdate during which nodes are still admitted.
     pub grace_seconds: i64,
     pub(super) provider: Arc<CryptoProvider>,
 }
 
 impl Verifier {
-    /// A verifier with the usual cryptography.
+    /// Creates a verifier with the default cryptography provider.
     #[must_use]
-    pub fn new(trust: Trust, lists: RevocationLists, policy: Policy, grace_seconds: i64) -> Self {
-        Self { trust, lists, policy, grace_seconds, provider: Arc::new(aws_lc_rs::default_provider()) }
+    pub fn new(trust: Trust, crls: CrlStore, policy: Policy, grace_seconds: i64) -> Self {
+        Self { trust, crls, policy, grace_seconds, provider: Arc::new(aws_lc_rs::default_provider()) }
     }
 
-    /// Who it is, if it may come in at `now`. Only authorities of the roster certify, none between: what such a one has certified could
-    /// not be revoked by any list that this node knows to trust. A member with intermediate authorities lists those.
+    /// Returns the identity of a certificate that is admitted at `now`. Only the authorities in the
+    /// roster issue certificates; intermediates are not accepted, because no CRL that this node
+    /// trusts could revoke what they issued. A member with intermediate authorities lists those in
+    /// the roster.
     ///
     /// # Errors
-    /// [`Refused`] with a stable reason.
-    pub fn identify(&self, end_entity: &CertificateDer<'_>, now: UnixTime) -> Result<PeerIdentity, Refused> {
+    /// [`Rejection`] with a stable reason.
+    pub fn identify(&self, end_entity: &CertificateDer<'_>, now: UnixTime) -> Result<PeerIdentity, Rejection> {
         let (spiffe, not_before, not_after) = read(end_entity)?;
         self.admits(&spiffe)?;
         let domains = self.trust.load();
         let domain = domains.get(&spiffe.trust_domain).ok_or_else(|| {
-            Refused::new("unknown-member", format!("the roster has no trust domain {}", spiffe.trust_domain))
+            Rejection::new("unknown-member", format!("the roster has no trust domain {}", spiffe.trust_domain))
         })?;
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         if seconds < not_before {
-            return Err(Refused::new("not-yet-valid", format!("{spiffe} is valid from {} on", rfc3339(not_before))));
+            return Err(Rejection::new("not-yet-valid", format!("{spiffe} is valid from {} on", rfc3339(not_before))));
         }
         if seconds > not_after {
-            return Err(Refused::new("expired", format!("{spiffe} was valid until {}", rfc3339(not_after))));
+            return Err(Rejection::new("expired", format!("{spiffe} was valid until {}", rfc3339(not_after))));
         }
         let certificate = parse_fit(end_entity, &spiffe)?;
-        let mut refused = None;
+        let mut rejected = None;
         for authority in &domain.authorities {
-            let list = self.lists.of(&authority.id());
-            match self.path(&certificate, authority, list.as_deref(), now) {
+            let crl = self.crls.of(&authority.id());
+            match self.path(&certificate, authority, crl.as_deref(), now) {
                 Ok(()) => {
-                    let good_until = self.fresh(&spiffe, list.as_deref(), seconds)?;
+                    let good_until = self.fresh(&spiffe, crl.as_deref(), seconds)?;
                     let until = not_after.min(good_until);
                     return Ok(PeerIdentity { spiffe, member: domain.member.clone(), until });
                 }
                 Err(webpki::Error::CertRevoked) => {
-                    return Err(Refused::new("revoked", format!("{spiffe} was revoked")));
+                    return Err(Rejection::new("revoked", format!("{spiffe} was revoked")));
                 }
                 Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {}
-                Err(other) => refused = Some(Refused::new("invalid-path", format!("{spiffe}: {other}"))),
+                Err(other) => rejected = Some(Rejection::new("invalid-path", format!("{spiffe}: {other}"))),
             }
         }
-        Err(refused.unwrap_or_else(|| {
+        Err(rejected.unwrap_or_else(|| {
             let mut detail = format!("{spiffe} is not certified by an authority of {}", domain.member);
             for unfit in &domain.unfit {
                 detail = format!("{detail}; one that the roster lists is not used: {unfit}");
             }
-            Refused::new("wrong-ca", detail)
+            Rejection::new("wrong-ca", detail)
         }))
     }
 
-    /// What decides beside a certificate and the time; changes with every roster and list.
+    /// Versions of the trust and the CRLs. Together with a certificate and the time they determine
+    /// the result.
     pub(super) fn state(&self) -> (u64, u64) {
-        (self.trust.version(), self.lists.version())
+        (self.trust.version(), self.crls.version())
     }
 
-    /// One authority, with its own list and no other: a number that one authority has revoked may be a good one of the next.
+    /// Verifies the path to one authority, with only that authority's CRL: another authority may
+    /// use the same serial numbers.
     fn path(
         &self,
         certificate: &EndEntityCert<'_>,
         authority: &Authority,
-        list: Option<&List>,
+        crl: Option<&Crl>,
         now: UnixTime,
     ) -> Result<(), webpki::Error> {
-        let lists: Vec<_> = list.map(|list| &list.parsed).into_iter().collect();
-        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
+        let crls: Vec<_> = crl.map(|crl| &crl.parsed).into_iter().collect();
+        let revocation = RevocationOptionsBuilder::new(&crls).ok().map(|options| {
             options
                 .with_status_policy(UnknownStatusPolicy::Allow)
                 .with_expiration_policy(ExpirationPolicy::Ignore)
@@ -119,41 +123,41 @@ impl Verifier {
         });
         let usage = match self.policy {
             Policy::Exactly(_) => KeyUsage::server_auth(),
-            Policy::Peers(_) | Policy::OwnPeople(_) => KeyUsage::client_auth(),
+            Policy::Peers(_) | Policy::OwnClients(_) => KeyUsage::client_auth(),
         };
         let algorithms = self.provider.signature_verification_algorithms.all;
         let anchors = std::slice::from_ref(&authority.anchor);
         certificate.verify_for_usage(algorithms, anchors, &[], now, usage, revocation, None).map(|_| ())
     }
 
-    /// Until when the list is good enough for `spiffe`, in Unix seconds. An authority of which no list is known yet is believed: lists
-    /// come over the links.
-    fn fresh(&self, spiffe: &SpiffeId, list: Option<&List>, seconds: i64) -> Result<i64, Refused> {
-        let Some(list) = list else { return Ok(i64::MAX) };
+    /// Returns until when the CRL is fresh enough for `spiffe`, in Unix seconds. Without a CRL, the
+    /// authority is trusted: CRLs arrive over the links.
+    fn fresh(&self, spiffe: &SpiffeId, crl: Option<&Crl>, seconds: i64) -> Result<i64, Rejection> {
+        let Some(crl) = crl else { return Ok(i64::MAX) };
         let grace = if spiffe.is_node() { self.grace_seconds } else { 0 };
-        let until = list.next_update.saturating_add(grace);
+        let until = crl.next_update.saturating_add(grace);
         if seconds > until {
-            let due = rfc3339(list.next_update);
-            let detail = format!("{spiffe}: the revocation list of its authority was due on {due}");
-            return Err(Refused::new("crl-stale", detail));
+            let next_update = rfc3339(crl.next_update);
+            let detail = format!("{spiffe}: the revocation list of its authority was due on {next_update}");
+            return Err(Rejection::new("crl-stale", detail));
         }
         Ok(until)
     }
 
-    fn admits(&self, spiffe: &SpiffeId) -> Result<(), Refused> {
-        let refuse = |reason, wanted: &str| Err(Refused::new(reason, format!("{spiffe} is not {wanted}")));
+    fn admits(&self, spiffe: &SpiffeId) -> Result<(), Rejection> {
+        let reject = |reason, expected: &str| Err(Rejection::new(reason, format!("{spiffe} is not {expected}")));
         match &self.policy {
-            Policy::Peers(_) if !spiffe.is_node() => refuse("not-a-node", "a node"),
-            Policy::Peers(own) if spiffe.trust_domain == *own => refuse("not-a-peer", "another member"),
-            Policy::OwnPeople(own) if spiffe.trust_domain != *own => refuse("not-our-member", "of this member"),
-            Policy::OwnPeople(_) if spiffe.is_node() => refuse("is-a-node", "a person or system"),
-            Policy::Exactly(wanted) if spiffe != wanted => refuse("another-identity", &wanted.to_string()),
+            Policy::Peers(_) if !spiffe.is_node() => reject("not-a-node", "a node"),
+            Policy::Peers(own) if spiffe.trust_domain == *own => reject("not-a-peer", "another member"),
+            Policy::OwnClients(own) if spiffe.trust_domain != *own => reject("not-our-member", "of this member"),
+            Policy::OwnClients(_) if spiffe.is_node() => reject("is-a-node", "a person or system"),
+            Policy::Exactly(expected) if spiffe != expected => reject("identity-mismatch", &expected.to_string()),
             _ => Ok(()),
         }
     }
 }
 
-/// From when to when a certificate is valid, in Unix seconds; `None` if it cannot be read.
+/// Returns notBefore and notAfter of a certificate in Unix seconds; `None` if it cannot be parsed.
 #[must_use]
 pub fn validity(certificate: &CertificateDer<'_>) -> Option<(i64, i64)> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
@@ -161,20 +165,22 @@ pub fn validity(certificate: &CertificateDer<'_>) -> Option<(i64, i64)> {
     Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
-/// Whom a node's or a person's certificate names, whether or not it is fit.
+/// Returns the identity in a certificate of a node or client, without checking that the certificate
+/// is suitable.
 ///
 /// # Errors
-/// [`Refused`] if it does not name exactly one SPIFFE ID.
-pub fn named(end_entity: &CertificateDer<'_>) -> Result<SpiffeId, Refused> {
+/// [`Rejection`] if it does not name exactly one SPIFFE ID.
+pub fn named(end_entity: &CertificateDer<'_>) -> Result<SpiffeId, Rejection> {
     read(end_entity).map(|(spiffe, _, _)| spiffe)
 }
 
-/// Judges a node's or a person's certificate as [`Verifier::identify`] does, as far as it alone can be judged, and says whom it names.
-/// Whether it is valid now, who has signed it and whether it was revoked are left open.
+/// Checks a certificate of a node or client like [`Verifier::identify`], as far as is possible
+/// without its issuer, and returns its identity. It does not check whether the certificate is valid
+/// now, who signed it or whether it is revoked.
 ///
 /// # Errors
-/// [`Refused`] with a stable reason.
-pub fn examine(end_entity: &CertificateDer<'_>) -> Result<SpiffeId, Refused> {
+/// [`Rejection`] with a stable reason.
+pub fn examine(end_entity: &CertificateDer<'_>) -> Result<SpiffeId, Rejection> {
     let (spiffe, not_before, _) = read(end_entity)?;
     let parsed = parse_fit(end_entity, &spiffe)?;
     let begun = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(not_before).unwrap_or_default()));
@@ -183,24 +189,25 @@ pub fn examine(end_entity: &CertificateDer<'_>) -> Result<SpiffeId, Refused> {
         Err(webpki::Error::UnsupportedSignatureAlgorithmContext(_)) => {
             Err(unsuitable(&spiffe, &Unfit::SignatureAlgorithm(signature_algorithm(end_entity))))
         }
-        Err(other) => Err(Refused::new("invalid-path", format!("{spiffe}: {other}"))),
+        Err(other) => Err(Rejection::new("invalid-path", format!("{spiffe}: {other}"))),
     }
 }
 
-/// Parses a certificate that is fit for every use, not only for this one: a certificate that is good for half of them would be an outage
-/// found later.
-fn parse_fit<'a>(end_entity: &'a CertificateDer<'a>, spiffe: &SpiffeId) -> Result<EndEntityCert<'a>, Refused> {
+/// Parses a certificate and checks that it is suitable for every use of its kind, not only for this
+/// one. A certificate that suits only some uses would cause an outage later.
+fn parse_fit<'a>(end_entity: &'a CertificateDer<'a>, spiffe: &SpiffeId) -> Result<EndEntityCert<'a>, Rejection> {
     let purpose = if spiffe.is_node() { Purpose::Node } else { Purpose::Client };
     certificate::check(end_entity, purpose).map_err(|unfit| unsuitable(spiffe, &unfit))?;
-    EndEntityCert::try_from(end_entity).map_err(|error| Refused::new("malformed", error.to_string()))
+    EndEntityCert::try_from(end_entity).map_err(|error| Rejection::new("malformed", error.to_string()))
 }
 
-fn unsuitable(spiffe: &SpiffeId, unfit: &Unfit) -> Refused {
-    Refused::new(UNSUITABLE, format!("the certificate of {spiffe}: {unfit}"))
+fn unsuitable(spiffe: &SpiffeId, unfit: &Unfit) -> Rejection {
+    Rejection::new(UNSUITABLE, format!("the certificate of {spiffe}: {unfit}"))
 }
 
-/// Has the verifier look for a path to an authority that has the name of the certificate's issuer and the certificate's own key. All is well
-/// where it gets as far as the signature, which that key has not made.
+/// Verifies the path to an anchor with the issuer's name and the certificate's own key. The
+/// certificate is suitable if verification gets as far as the signature, which that key did not
+/// make.
 fn try_path(end_entity: &CertificateDer<'_>, parsed: &EndEntityCert<'_>, time: UnixTime) -> Result<(), webpki::Error> {
     let own = webpki::anchor_from_trusted_cert(end_entity)?;
     let anchors = [TrustAnchor {
@@ -220,60 +227,62 @@ fn try_path(end_entity: &CertificateDer<'_>, parsed: &EndEntityCert<'_>, time: U
     }
 }
 
-/// The object identifier of the algorithm with which a certificate was signed.
+/// Returns the object identifier of a certificate's signature algorithm.
 fn signature_algorithm(certificate: &CertificateDer<'_>) -> String {
     let parsed = X509Certificate::from_der(certificate);
     parsed.map_or_else(|_| String::new(), |(_, parsed)| parsed.signature_algorithm.algorithm.to_id_string())
 }
 
-/// The one URI among a certificate's names (X509-SVID §2), and its validity in unix seconds.
-fn read(certificate: &CertificateDer<'_>) -> Result<(SpiffeId, i64, i64), Refused> {
-    let malformed = || Refused::new("malformed", "the certificate cannot be read");
+/// Returns the one URI among a certificate's names (X509-SVID §2), and its validity in Unix
+/// seconds.
+fn read(certificate: &CertificateDer<'_>) -> Result<(SpiffeId, i64, i64), Rejection> {
+    let malformed = || Rejection::new("malformed", "the certificate cannot be read");
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| malformed())?;
     let names = parsed.subject_alternative_name().map_err(|_| malformed())?;
     let mut uris = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
         GeneralName::URI(uri) => Some(*uri),
         _ => None,
     });
-    let first = uris.next().ok_or_else(|| Refused::new(NO_URI, "the certificate names no SPIFFE ID"))?;
+    let first = uris.next().ok_or_else(|| Rejection::new(NO_URI, "the certificate names no SPIFFE ID"))?;
     if uris.next().is_some() {
-        return Err(Refused::new("many-uri-sans", "the certificate names more than one URI"));
+        return Err(Rejection::new("many-uri-sans", "the certificate names more than one URI"));
     }
     let validity = parsed.validity();
     Ok((first.parse()?, validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
-/// Unix seconds as people write them.
+/// Formats Unix seconds for people.
 fn rfc3339(seconds: i64) -> String {
     let time = OffsetDateTime::from_unix_timestamp(seconds).ok();
     time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| format!("Unix second {seconds}"))
 }
 
-/// The verifier of one handshake: what it refuses is kept for our own records, and the other end is told by the alert that TLS has for it.
+/// The verifier of one handshake. It stores the rejection for this node's records; the other end
+/// receives the matching TLS alert.
 #[derive(Debug)]
 pub(super) struct Handshake {
     verifier: Arc<Verifier>,
-    refused: Mutex<Option<Refused>>,
+    rejected: Mutex<Option<Rejection>>,
 }
 
 impl Handshake {
     pub(super) fn new(verifier: Arc<Verifier>) -> Self {
-        Self { verifier, refused: Mutex::default() }
+        Self { verifier, rejected: Mutex::default() }
     }
 
     pub(super) fn provider(&self) -> &Arc<CryptoProvider> {
         &self.verifier.provider
     }
 
-    /// What it refused, or else what the error says: why the handshake failed.
-    pub(super) fn refused(&self, error: &std::io::Error) -> Refused {
-        self.refused.lock().take().unwrap_or_else(|| Refused::by_tls(error))
+    /// Returns why the handshake failed: the stored rejection, else one from the error.
+    pub(super) fn rejected(&self, error: &std::io::Error) -> Rejection {
+        self.rejected.lock().take().unwrap_or_else(|| Rejection::from_tls(error))
     }
 
     fn identify(&self, end_entity: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {
-        let Err(refused) = self.verifier.identify(end_entity, now) else { return Ok(()) };
-        let alert = refused.alert();
-        *self.refused.lock() = Some(refused);
+        let Err(rejected) = self.verifier.identify(end_entity, now) else { return Ok(()) };
+        let alert = rejected.alert();
+        *self.rejected.lock() = Some(rejected);
         Err(alert.into())
     }
 }

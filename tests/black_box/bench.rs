@@ -1,15 +1,15 @@
-//! An engineer measures: figures have the names under which other brokers are measured.
+//! Benchmarks: metrics have the names that benchmarks of other brokers use.
 
 use serde_json::Value;
 
 use crate::world::{barid, text};
 
 #[test]
-fn an_engineer_measures_two_nodes_and_reads_one_figure_a_line() {
+fn bench_prints_one_metric_per_line() {
     let args = ["--json", "bench", "flood", "catchup", "history", "--messages", "2000", "--catchup", "2000"];
     let output = barid(&[&args[..], &["--history", "2000"]].concat());
     assert!(output.status.success(), "{}", text(&output.stderr));
-    let figures: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let metrics: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for name in [
         "barid.e2e_flood.rate",
         "barid.e2e_flood.rate.drained",
@@ -19,9 +19,9 @@ fn an_engineer_measures_two_nodes_and_reads_one_figure_a_line() {
         "barid.history.rss_peak_b",
         "barid.history.wire",
         "barid.disk_b.log",
-        "barid.disk_b.view",
+        "barid.disk_b.index",
     ] {
-        let figure = figures.iter().find(|figure| figure["name"] == name);
-        assert!(figure.is_some_and(|figure| figure["value"].as_f64().is_some_and(|value| value > 0.0)), "{name}");
+        let metric = metrics.iter().find(|metric| metric["name"] == name);
+        assert!(metric.is_some_and(|metric| metric["value"].as_f64().is_some_and(|value| value > 0.0)), "{name}");
     }
 }

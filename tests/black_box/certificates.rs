@@ -1,4 +1,5 @@
-//! A node and an officer whose certificates come from an authority outside this program, by the recipe of the operator's guide.
+//! A node and an officer with certificates from an external authority, by the recipe of the
+//! operator's guide.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -10,10 +11,10 @@ use serde_json::Value;
 
 use crate::world::{DEADLINE, MEMBERS, World, barid, example, text, until};
 
-/// The commands of the guide's section on certificates, block by block.
+/// The operator's guide; its section on certificates has the commands in blocks.
 const RECIPE: &str = include_str!("../../docs/operator.md");
 
-/// A block of the recipe, as a shell runs it in `folder`.
+/// Runs a block of the recipe in a shell in `folder`.
 fn recipe(folder: &Path, begins: &str) -> String {
     let section = RECIPE.split("\n## Certificates\n").nth(1).unwrap().split("\n## ").next().unwrap();
     let mut blocks = section.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
@@ -27,8 +28,9 @@ fn recipe(folder: &Path, begins: &str) -> String {
     text(&run.stdout)
 }
 
-/// The roster that everybody starts with lists the authority beside the one that the exchange was made with.
-fn list_authority(world: &World, authority: &str) {
+/// Adds the authority to the initial roster of all members, beside the authority created with the
+/// exchange.
+fn add_authority(world: &World, authority: &str) {
     let folder = world.roster().parent().unwrap().to_owned();
     let note = fs::read_to_string(world.roster()).unwrap();
     let mut draft: toml::Table = note.split_once("\n\n— ").unwrap().0.parse().unwrap();
@@ -46,7 +48,7 @@ fn list_authority(world: &World, authority: &str) {
 }
 
 #[test]
-fn certificates_of_an_authority_outside_are_renewed_without_a_stop_and_revoked_at_once() {
+fn external_authority_certificates_are_renewed_and_revoked_without_restart() {
     if Command::new("openssl").arg("version").output().is_err() {
         eprintln!("SKIPPED: there is no `openssl` here, so the recipe of docs/operator.md was not tried");
         return;
@@ -55,14 +57,14 @@ fn certificates_of_an_authority_outside_are_renewed_without_a_stop_and_revoked_a
     let home = world.folder("ma");
     recipe(&home, "umask 077");
     let authority = fs::read_to_string(home.join("ca/ca.pem")).unwrap();
-    list_authority(&world, &authority);
+    add_authority(&world, &authority);
 
-    // Keys and requests are made where they are used; the authority sees what it signs.
-    let asked = recipe(&home, "barid cert request node");
-    assert!(!asked.contains("PRIVATE"), "{asked}");
+    // Keys and requests are created where they are used; the authority checks what it signs.
+    let request_output = recipe(&home, "barid cert request node");
+    assert!(!request_output.contains("PRIVATE"), "{request_output}");
     let seen = recipe(&home, "cd ca\nopenssl req");
     assert!(seen.contains("URI:spiffe://ma.rabat.example/node"), "{seen}");
-    let numbers: Vec<&str> = asked.split_whitespace().filter(|word| word.len() == 64).collect();
+    let numbers: Vec<&str> = request_output.split_whitespace().filter(|token| token.len() == 64).collect();
     assert!(numbers.iter().any(|number| seen.contains(number)), "{numbers:?} {seen}");
     for (from, to) in [("node.key", "tls/node.key"), ("node.pem", "tls/node.pem"), ("ca.crl", "tls/ca.crl")] {
         fs::copy(home.join(from), home.join(to)).unwrap();
@@ -76,7 +78,7 @@ fn certificates_of_an_authority_outside_are_renewed_without_a_stop_and_revoked_a
     world.run("tn");
     until("the two are linked", || world.linked(&["ma", "tn"]));
 
-    // The officer watches, and Tunis reports.
+    // The officer watches while Tunis publishes.
     let profile = officer.join("client.toml");
     let mut watching = Command::new(env!("CARGO_BIN_EXE_barid"))
         .args(["--json", "--lang", "fr", "--profile", profile.to_str().unwrap(), "watch", "--from", "0"])
@@ -85,18 +87,19 @@ fn certificates_of_an_authority_outside_are_renewed_without_a_stop_and_revoked_a
         .spawn()
         .unwrap();
     let lines = BufReader::new(watching.stdout.take().unwrap()).lines();
-    let (seen, shown) = mpsc::channel();
+    let (seen, received) = mpsc::channel();
     std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| seen.send(line)));
     let report = || {
         let draft = world.draft("seizure.json", &example("seizure-report.json", |_| ()));
-        let told = world.told("tn", "customs-hq", &["publish", &draft, "--wait-for", "ma"]);
-        let id = told[0]["receipt"]["id"].as_str().unwrap().to_owned();
-        let line = shown.recv_timeout(DEADLINE).unwrap();
+        let json = world.json("tn", "customs-hq", &["publish", &draft, "--wait-for", "ma"]);
+        let id = json[0]["receipt"]["id"].as_str().unwrap().to_owned();
+        let line = received.recv_timeout(DEADLINE).unwrap();
         assert!(line.contains(&id), "{line}");
     };
     report();
 
-    // The node's next certificate, with its next key, is shown from a SIGHUP on; nobody is dropped for it.
+    // After a SIGHUP the node presents its next certificate, with its next key; no connection is
+    // closed.
     recipe(
         &home,
         "barid cert request node --trust-domain ma.rabat.example --host node.ma.rabat.example --key node-next.key",
@@ -108,9 +111,9 @@ fn certificates_of_an_authority_outside_are_renewed_without_a_stop_and_revoked_a
             "openssl s_client -connect {endpoint} -cert customs-hq.pem -key customs-hq.key </dev/null 2>/dev/null \
              | openssl x509 -noout -serial; openssl x509 -noout -serial -in {name}"
         );
-        let said = Command::new("sh").args(["-c", &ask]).current_dir(&home).output().unwrap();
-        let said = text(&said.stdout);
-        let serials: Vec<&str> = said.lines().collect();
+        let output = Command::new("sh").args(["-c", &ask]).current_dir(&home).output().unwrap();
+        let output = text(&output.stdout);
+        let serials: Vec<&str> = output.lines().collect();
         serials.len() == 2 && serials[0] == serials[1]
     };
     assert!(shows("node.pem") && !shows("node-next.pem"));
@@ -121,16 +124,17 @@ fn certificates_of_an_authority_outside_are_renewed_without_a_stop_and_revoked_a
     report();
     assert!(world.linked(&["ma", "tn"]) && watching.try_wait().unwrap().is_none());
 
-    // The officer's key was stolen: the stream ends, and she is told why in her language.
+    // The officer's key was stolen: the stream ends, and the error states the reason in her
+    // language.
     recipe(&home, "cd ca\nopenssl ca -config ca.cnf -passin env:CA_PASSWORD -revoke");
     fs::copy(home.join("ca.crl"), home.join("tls/ca.crl")).unwrap();
     world.hang_up("ma");
     until("the officer's watch has ended", || watching.try_wait().unwrap().is_some());
-    let mut said = String::new();
-    watching.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(watching.wait().unwrap().code(), Some(1), "{said}");
-    let told: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
-    assert_eq!(told["error"]["id"], "certificate-revoked", "{said}");
-    assert!(told["error"]["message"].as_str().unwrap().contains("révoqué"), "{told}");
+    let mut output = String::new();
+    watching.stderr.take().unwrap().read_to_string(&mut output).unwrap();
+    assert_eq!(watching.wait().unwrap().code(), Some(1), "{output}");
+    let json: Value = serde_json::from_str(output.lines().last().unwrap()).unwrap();
+    assert_eq!(json["error"]["id"], "certificate-revoked", "{output}");
+    assert!(json["error"]["message"].as_str().unwrap().contains("révoqué"), "{json}");
     assert!(world.runs("ma") && world.linked(&["ma", "tn"]), "nobody else is touched");
 }

@@ -1,6 +1,7 @@
 //! The exchange of `docker-compose.yml`, in containers.
 //!
-//! Only on demand: it needs a container engine and the image, which `.ci/run` builds first. Without an engine it says so and ends.
+//! Only on demand: the test needs a container engine and the image, which `.ci/run` builds first.
+//! Without an engine it reports this and ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -25,16 +26,16 @@ fn containers_exchange_a_bulletin() {
     };
     let project = Project::up(compose);
 
-    // Niamey publishes; Tunis signs that it has it, and shows it.
+    // Niamey publishes; Tunis attests that it has stored it, and shows it.
     let alert = example("stolen-passport.fr.json", |_| ()).to_string();
-    let published = project.told("ne", &["publish", "-", "--wait-for", "tn"], &alert);
+    let published = project.json("ne", &["publish", "-", "--wait-for", "tn"], &alert);
     assert_eq!(published[0]["waitReached"], true, "{published:?}");
     let id = published[0]["receipt"]["id"].as_str().unwrap().to_owned();
-    let history = project.told("tn", &["history", "--topic", "security.>"], "");
+    let history = project.json("tn", &["history", "--topic", "security.>"], "");
     assert_eq!(history.len(), 1, "{history:?}");
     assert!(history[0].to_string().contains(&id), "{history:?}");
 
-    // Each member has its own keys and nobody else's; what no node needs is with none.
+    // Each member has only its own keys; keys that no node needs are in no container.
     for member in MEMBERS {
         let folder = project.copy(member);
         let folder = folder.path().join("barid");
@@ -46,7 +47,8 @@ fn containers_exchange_a_bulletin() {
         assert!(feed_key.contains(&format!("+{member}.rabat.example/feed/1+")));
     }
 
-    // Where Tripoli's node reaches Niamey's, Niamey's API does not listen; its own it reaches.
+    // Niamey's API does not listen on the network between members, where Tripoli's node connects.
+    // Tripoli reaches its own API.
     let profile = |host: &str| {
         let folder = "/var/lib/barid";
         format!(
@@ -55,19 +57,20 @@ fn containers_exchange_a_bulletin() {
         )
     };
     let health = ["--profile", "/dev/stdin", "health"];
-    let refused = project.barid("ly", &health, &profile("ne.rabat.example"));
-    assert_eq!(refused.status.code(), Some(3), "{}", text(&refused.stdout));
-    assert!(text(&refused.stderr).contains("refused"), "{}", text(&refused.stderr));
+    let rejected = project.barid("ly", &health, &profile("ne.rabat.example"));
+    assert_eq!(rejected.status.code(), Some(3), "{}", text(&rejected.stdout));
+    assert!(text(&rejected.stderr).contains("refused"), "{}", text(&rejected.stderr));
     assert!(project.barid("ly", &health, &profile("api.ly.rabat.example")).status.success());
 
-    // There is no shell to come in by, and nobody is root.
+    // The image has no shell, and no process runs as root.
     assert!(!project.exec("tn", &["sh", "-c", "true"], "").status.success());
     assert_eq!(project.inspect("tn", "{{.Config.User}} {{.HostConfig.ReadonlyRootfs}}"), "65532:65532 true");
 
-    // Tunis is told to stop and does so of itself; started again it has what it had and what it missed.
+    // Tunis stops on request with exit code 0. Started again, it has what it had and what it
+    // missed.
     done(&project.compose(&["stop", "tn"]), "stop");
     assert_eq!(project.inspect("tn", "{{.State.ExitCode}}"), "0");
-    project.told("ne", &["publish", "-"], &alert);
+    project.json("ne", &["publish", "-"], &alert);
     done(&project.compose(&["up", "-d"]), "up, again");
     until("Tunis has both", || {
         let history = project.barid("tn", &police(&["history", "--member", "ne"]), "");
@@ -94,11 +97,11 @@ fn containers_cut_off_from_the_shared_network_catch_up_when_they_are_back() {
     let project = Project::up(compose);
     let alert = example("stolen-passport.fr.json", |_| ()).to_string();
     let publish = |member: &str| {
-        let published = project.told(member, &["publish", "-"], &alert);
+        let published = project.json(member, &["publish", "-"], &alert);
         published[0]["receipt"]["id"].as_str().unwrap().to_owned()
     };
-    let shown = |at: &str, of: &str| {
-        let history = project.told(at, &["history", "--member", of], "");
+    let visible = |at: &str, of: &str| {
+        let history = project.json(at, &["history", "--member", of], "");
         let id = |line: &Value| line["header"]["id"].as_str().unwrap().to_owned();
         history.iter().map(id).collect::<Vec<String>>()
     };
@@ -108,7 +111,7 @@ fn containers_cut_off_from_the_shared_network_catch_up_when_they_are_back() {
     });
     let mut ids: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
 
-    // Tunis loses the network between the members, not the one of its own people.
+    // Tunis loses the network between the members, but not the network of its own clients.
     let network = format!("{}_exchange", project.name);
     done(&docker(&["network", "disconnect", &network, &project.container("tn")], ""), "disconnect");
     for _ in 0..10 {
@@ -116,8 +119,8 @@ fn containers_cut_off_from_the_shared_network_catch_up_when_they_are_back() {
             ids.entry(member).or_default().insert(publish(member));
         }
     }
-    assert!(shown("ma", "tn").is_empty() && shown("tn", "ma").is_empty());
-    until("Niamey has Rabat's", || shown("ne", "ma").len() == 10);
+    assert!(visible("ma", "tn").is_empty() && visible("tn", "ma").is_empty());
+    until("Niamey has Rabat's", || visible("ne", "ma").len() == 10);
     let alias = ["--alias", "tn.rabat.example"];
     done(
         &docker(&[&["network", "connect"], &alias[..], &[&network, &project.container("tn")]].concat(), ""),
@@ -127,9 +130,10 @@ fn containers_cut_off_from_the_shared_network_catch_up_when_they_are_back() {
         for of in MEMBERS {
             let mut held = Vec::new();
             let start = std::time::Instant::now();
-            // The engine may have given Tunis another address, and its dead links take a minute to be noticed.
+            // The engine may have given Tunis another address, and its dead links are detected
+            // after up to a minute.
             while held.len() < 10 && start.elapsed() < std::time::Duration::from_secs(180) {
-                held = shown(at, of);
+                held = visible(at, of);
             }
             assert_eq!(held.len(), 10, "{at} holds of {of}: {held:?}");
             assert_eq!(held.into_iter().collect::<BTreeSet<_>>(), ids[of], "each once, at {at} of {of}");
@@ -137,7 +141,7 @@ fn containers_cut_off_from_the_shared_network_catch_up_when_they_are_back() {
     }
 }
 
-/// The exchange under a name of its own; gone, with its volumes, when this is dropped.
+/// The exchange with a unique project name; dropping it removes the containers and volumes.
 struct Project {
     name: String,
     image: String,
@@ -145,12 +149,12 @@ struct Project {
 }
 
 impl Project {
-    /// All four nodes, healthy.
+    /// Starts all four nodes and waits until they are healthy.
     fn up(compose: Vec<&'static str>) -> Self {
         let image = std::env::var("BARID_IMAGE").unwrap_or_else(|_| "barid".into());
         let present = docker(&["image", "inspect", &image], "").status.success();
         assert!(present, "there is no image `{image}`: build it with `docker/build --profile dev --tag {image}`");
-        /// Of this process so far.
+        /// Number of projects of this process.
         static PROJECTS: AtomicU32 = AtomicU32::new(0);
         let project = Self {
             name: format!("barid-test-{}-{}", std::process::id(), PROJECTS.fetch_add(1, Ordering::Relaxed)),
@@ -187,11 +191,11 @@ impl Project {
     }
 
     fn inspect(&self, member: &str, format: &str) -> String {
-        let told = docker(&["inspect", "--format", format, &self.container(member)], "");
-        text(&told.stdout).trim().to_owned()
+        let output = docker(&["inspect", "--format", format, &self.container(member)], "");
+        text(&output.stdout).trim().to_owned()
     }
 
-    /// A program in a member's container.
+    /// Runs a program in a member's container.
     fn exec(&self, member: &str, program: &[&str], input: &str) -> Output {
         let container = self.container(member);
         let mut all = vec!["exec", "-i", container.as_str()];
@@ -205,14 +209,14 @@ impl Project {
         self.exec(member, &all, input)
     }
 
-    /// One command of a member's police headquarters that must succeed: its JSON lines.
-    fn told(&self, member: &str, args: &[&str], input: &str) -> Vec<Value> {
+    /// Runs a command of a member's police headquarters that must succeed; returns its JSON lines.
+    fn json(&self, member: &str, args: &[&str], input: &str) -> Vec<Value> {
         let output = self.barid(member, &police(args), input);
         done(&output, &format!("{args:?} at {member}"));
         text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// A copy of a member's volume.
+    /// Copies a member's volume.
     fn copy(&self, member: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let from = format!("{}:/var/lib/barid", self.container(member));
@@ -231,19 +235,19 @@ impl Drop for Project {
     }
 }
 
-/// The command that composes containers, or why there are none here.
+/// Returns the compose command of the container engine, or why there is none.
 fn compose() -> Result<Vec<&'static str>, String> {
     let works = |program: &[&'static str]| {
-        let told = Command::new(program[0]).args(&program[1..]).arg("version").output();
-        told.is_ok_and(|told| told.status.success())
+        let version = Command::new(program[0]).args(&program[1..]).arg("version").output();
+        version.is_ok_and(|output| output.status.success())
     };
     let engine = Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]).output();
     let engine = engine.map_err(|error| format!("`docker` cannot be run: {error}"))?;
     if !engine.status.success() {
         return Err(format!("no container engine answers: {}", text(&engine.stderr).trim()));
     }
-    let ways = [vec!["docker", "compose"], vec!["docker-compose"]];
-    ways.into_iter().find(|way| works(way)).ok_or_else(|| "`docker compose` is not installed".into())
+    let candidates = [vec!["docker", "compose"], vec!["docker-compose"]];
+    candidates.into_iter().find(|candidate| works(candidate)).ok_or_else(|| "`docker compose` is not installed".into())
 }
 
 fn docker(args: &[&str], input: &str) -> Output {
@@ -255,7 +259,7 @@ fn docker(args: &[&str], input: &str) -> Output {
     running.wait_with_output().unwrap()
 }
 
-/// A command of the member's police headquarters.
+/// Returns the arguments of a command of the member's police headquarters.
 fn police<'a>(args: &[&'a str]) -> Vec<&'a str> {
     [&["--json", "--profile", "clients/police-hq/client.toml"], args].concat()
 }
@@ -269,8 +273,10 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
-/// Private keys of certificates and of notes.
+/// Returns whether a file contains a private key of a certificate or a note.
 fn is_secret(path: &Path) -> bool {
     let bytes = fs::read(path).unwrap();
-    [&b"PRIVATE KEY-"[..], b"PRIVATE+KEY+"].iter().any(|mark| bytes.windows(mark.len()).any(|window| window == *mark))
+    [&b"PRIVATE KEY-"[..], b"PRIVATE+KEY+"]
+        .iter()
+        .any(|marker| bytes.windows(marker.len()).any(|window| window == *marker))
 }

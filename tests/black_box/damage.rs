@@ -1,30 +1,32 @@
-//! Stores that must not be used as they are: the node says why, and changes nothing; what was only half written is cut.
+//! Stores that must not be used as they are. The node reports why and changes nothing; a torn
+//! record is truncated.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::world::{World, example, text, until};
 
-/// Starts a node that ends by itself, and says why.
-fn refused(world: &mut World, member: &'static str) -> String {
+/// Starts a node that must end by itself; returns its log.
+fn start_failure(world: &mut World, member: &'static str) -> String {
     let log = world.folder(member).join("node.log");
-    let said_before = fs::read(&log).unwrap().len();
+    let log_length = fs::read(&log).unwrap().len();
     world.spawn(member);
     let ended = world.ended(member);
-    let said = text(&fs::read(&log).unwrap()[said_before..]);
-    assert_eq!(ended.code(), Some(1), "{said}");
-    said
+    let output = text(&fs::read(&log).unwrap()[log_length..]);
+    assert_eq!(ended.code(), Some(1), "{output}");
+    output
 }
 
-fn says(said: &str, wanted: &str) {
-    assert!(said.contains(wanted), "{wanted}: {said}");
+fn assert_contains(output: &str, wanted: &str) {
+    assert!(output.contains(wanted), "{wanted}: {output}");
 }
 
 fn log_of(world: &World, member: &str) -> PathBuf {
     world.folder(member).join("data/log/0000000001.log")
 }
 
-/// Where the last record begins (its magic at a multiple of 8), and one past the last byte that is not zero.
+/// Returns where the last record begins (its magic at a multiple of 8), and one past the last byte
+/// that is not zero.
 fn last_record(log: &[u8]) -> (usize, usize) {
     let start = (4_096..log.len() - 4).step_by(8).rfind(|at| &log[*at..*at + 4] == b"BRD\x01").unwrap();
     (start, log.iter().rposition(|byte| *byte != 0).unwrap() + 1)
@@ -32,7 +34,7 @@ fn last_record(log: &[u8]) -> (usize, usize) {
 
 fn publish(world: &World) -> String {
     let draft = world.draft("alert.json", &example("stolen-passport.fr.json", |_| ()));
-    let published = world.told("ma", "police-hq", &["publish", &draft]);
+    let published = world.json("ma", "police-hq", &["publish", &draft]);
     published[0]["receipt"]["id"].as_str().unwrap().to_owned()
 }
 
@@ -41,7 +43,7 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
     let mut world = World::logging("info");
     let ids: Vec<String> = (0..3).map(|_| publish(&world)).collect();
     let held = |world: &World| {
-        let history = world.told("ma", "police-hq", &["history", "--member", "ma"]);
+        let history = world.json("ma", "police-hq", &["history", "--member", "ma"]);
         ids.iter().filter(|id| history.iter().any(|line| line.to_string().contains(*id))).count()
     };
     until("all that is committed is answered for", || world.feeds("ma") == world.feeds("tn"));
@@ -57,29 +59,33 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
         bytes
     };
 
-    // Written by a version to come.
+    // Written by a later version.
     let bytes = altered(&|bytes| bytes[8] = 9);
-    says(&refused(&mut world, "ma"), "the store has version 9, this program knows versions up to 1");
+    assert_contains(&start_failure(&mut world, "ma"), "the store has version 9, this program knows versions up to 1");
     assert!(fs::read(&path).unwrap() == bytes, "nothing is changed");
 
-    // Two flipped bits in what was confirmed: the commit is named. The view goes first, so that the whole log is read.
+    // Two flipped bits in a confirmed commit: the error names the commit. The index database is
+    // removed first, so that the whole log is read.
     fs::remove_dir_all(world.folder("ma").join("data/db")).unwrap();
     let bytes = altered(&|bytes| {
         bytes[4_096 + 40] ^= 1;
         bytes[4_096 + 60] ^= 1;
     });
-    says(&refused(&mut world, "ma"), "damage: commit 1: ");
+    assert_contains(&start_failure(&mut world, "ma"), "damage: commit 1: ");
     assert!(fs::read(&path).unwrap() == bytes, "nothing is changed");
 
-    // Another member's.
-    let (data, kept) = (world.folder("ma").join("data"), world.folder("ma").join("kept"));
-    fs::rename(&data, &kept).unwrap();
+    // The store of another member.
+    let (data, moved) = (world.folder("ma").join("data"), world.folder("ma").join("kept"));
+    fs::rename(&data, &moved).unwrap();
     copy(&world.folder("tn").join("data"), &data);
-    says(&refused(&mut world, "ma"), "the store belongs to tn.rabat.example, this node is ma.rabat.example");
+    assert_contains(
+        &start_failure(&mut world, "ma"),
+        "the store belongs to tn.rabat.example, this node is ma.rabat.example",
+    );
     fs::remove_dir_all(&data).unwrap();
-    fs::rename(&kept, &data).unwrap();
+    fs::rename(&moved, &data).unwrap();
 
-    // Half a record at the end was never confirmed: it is cut, and the node goes on.
+    // Half a record at the end was never confirmed: it is truncated, and the node continues.
     altered(&|bytes| {
         let (start, end) = last_record(bytes);
         let half = bytes[start..start + (end - start) / 2].to_vec();
@@ -91,21 +97,22 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
     publish(&world);
     assert!(world.log_end("ma").contains("a torn record at the end of the commit log was cut"));
 
-    // An older copy of the store is one of its own past: it is served, and its feed is not continued.
+    // An older copy of the own store is served, but its feed is not continued.
     world.stop("ma");
     fs::remove_dir_all(world.folder("ma").join("data/db")).unwrap();
     fs::write(&path, &whole).unwrap();
-    // What was confirmed since is not cut: it is named, until the note of it is as old as the rest.
-    says(&refused(&mut world, "ma"), "was confirmed, and commit");
+    // Confirmed commits are not truncated: the loss is reported, until the tail hint
+    // (`data/log/end`) is as old as the log.
+    assert_contains(&start_failure(&mut world, "ma"), "was confirmed, and commit");
     assert!(fs::read(&path).unwrap() == whole, "nothing is changed");
     fs::remove_file(world.folder("ma").join("data/log/end")).unwrap();
     world.run("ma");
     assert_eq!(held(&world), 3);
     let draft = world.draft("late.json", &example("stolen-passport.fr.json", |_| ()));
-    let refused = world.client("ma", "police-hq", &["publish", &draft, "--timeout", "5"]);
-    assert_ne!(refused.status.code(), Some(0), "{}", text(&refused.stdout));
-    let status = world.told("ma", "operator", &["status"]).remove(0);
-    assert!(status["publishing"].as_str().unwrap().starts_with("in-doubt: "), "{status}");
+    let rejected = world.client("ma", "police-hq", &["publish", &draft, "--timeout", "5"]);
+    assert_ne!(rejected.status.code(), Some(0), "{}", text(&rejected.stdout));
+    let status = world.json("ma", "operator", &["status"]).remove(0);
+    assert!(status["publishing"].as_str().unwrap().starts_with("needs-recovery: "), "{status}");
 }
 
 fn copy(from: &Path, to: &Path) {

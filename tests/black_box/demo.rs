@@ -1,4 +1,4 @@
-//! The demonstration, as somebody who has just cloned the project runs it.
+//! The demo, as run by a user who has just cloned the project.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::world::{MEMBERS, text, until};
 
-/// The demonstration, with a folder for temporary files of its own.
+/// Returns the demo's command, with a temporary folder of its own.
 fn demo(args: &[&str], folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_barid"));
     command.args(args).env("TMPDIR", folder).env("BARID_LANG", "en").env_remove("BARID_PROFILE");
@@ -22,7 +22,7 @@ fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).unwrap().next().is_none()
 }
 
-/// Processes that run a node of an exchange under this folder.
+/// Returns the processes of nodes whose exchange is in this folder.
 fn nodes(folder: &Path) -> Vec<PathBuf> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
     let under = |path: &PathBuf| {
@@ -38,34 +38,34 @@ fn interrupt(demo: &Child) {
 }
 
 #[test]
-fn the_demonstration_holds() {
+fn demo_passes_every_check() {
     let folder = tempfile::tempdir().unwrap();
-    let shown = demo(&["--json", "demo"], folder.path()).output().unwrap();
-    assert!(shown.status.success(), "{}{}", text(&shown.stdout), text(&shown.stderr));
-    let steps: Vec<Value> = text(&shown.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let told = |id: &str| steps.iter().filter(|step| step["step"] == id).count();
+    let output = demo(&["--json", "demo"], folder.path()).output().unwrap();
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    let steps: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let count_of = |id: &str| steps.iter().filter(|step| step["step"] == id).count();
     for (id, times) in [
         ("demo-alert-stored", 1),
-        ("demo-answer-seen", 1),
+        ("demo-ack-seen", 1),
         ("demo-published", 3),
-        ("demo-sight", 5),
+        ("demo-visibility-row", 5),
         ("demo-equal", 1),
         ("demo-receipt", 5),
         ("demo-proof-witnessed", 1),
-        ("demo-proof-refused", 1),
+        ("demo-proof-rejected", 1),
         ("demo-caught-up", 1),
-        ("demo-held", 1),
+        ("demo-passed", 1),
     ] {
-        assert_eq!(told(id), times, "{id}: {steps:?}");
+        assert_eq!(count_of(id), times, "{id}: {steps:?}");
     }
     let secret = steps.iter().find(|step| step["tlp"] == "TLP:RED").unwrap();
-    let sights: BTreeMap<String, String> = serde_json::from_value(secret["sights"].clone()).unwrap();
-    assert_eq!(MEMBERS.map(|member| sights[member].as_str()), ["own", "digest", "content", "digest"]);
+    let visibilities: BTreeMap<String, String> = serde_json::from_value(secret["visibilities"].clone()).unwrap();
+    assert_eq!(MEMBERS.map(|member| visibilities[member].as_str()), ["own", "digest", "content", "digest"]);
     assert!(is_empty(folder.path()) && nodes(folder.path()).is_empty());
 }
 
 #[test]
-fn nothing_is_left_of_a_demonstration_that_is_interrupted() {
+fn interrupted_demo_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut running =
         demo(&["--json", "demo"], folder.path()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -79,7 +79,7 @@ fn nothing_is_left_of_a_demonstration_that_is_interrupted() {
 }
 
 #[test]
-fn nodes_end_with_a_demonstration_that_is_killed() {
+fn killed_demo_stops_its_nodes() {
     let folder = tempfile::tempdir().unwrap();
     let mut running =
         demo(&["demo", "--keep"], folder.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -90,11 +90,11 @@ fn nodes_end_with_a_demonstration_that_is_killed() {
 }
 
 #[test]
-fn a_demonstration_that_is_kept_can_be_used_until_it_is_ended() {
+fn demo_with_keep_runs_until_interrupted() {
     let folder = tempfile::tempdir().unwrap();
     let mut running = demo(&["demo", "--keep"], folder.path()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut said = BufReader::new(running.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let mut commands = said.by_ref().filter(|line| line.contains(" --profile "));
+    let mut lines = BufReader::new(running.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut commands = lines.by_ref().filter(|line| line.contains(" --profile "));
     let (watch, publish, status) = (commands.next().unwrap(), commands.next().unwrap(), commands.next().unwrap());
     assert!(watch.contains(" watch "), "{watch}");
     for line in [publish, status] {
@@ -104,22 +104,22 @@ fn a_demonstration_that_is_kept_can_be_used_until_it_is_ended() {
     let watched = format!("{watch} --from 0 --count 3 --for 20");
     let watched = Command::new("sh").args(["-c", &watched]).env("BARID_LANG", "en").output().unwrap();
     assert!(watched.status.success() && text(&watched.stdout).contains("EXERCISE"), "{}", text(&watched.stdout));
-    assert!(said.by_ref().any(|line| line.contains("node.log")));
+    assert!(lines.by_ref().any(|line| line.contains("node.log")));
     interrupt(&running);
     until("it has ended", || running.try_wait().unwrap().is_some());
     assert_eq!(running.wait().unwrap().code(), Some(0));
-    assert!(said.any(|line| line.contains("stopped")));
+    assert!(lines.any(|line| line.contains("stopped")));
     assert!(is_empty(folder.path()) && nodes(folder.path()).is_empty());
 }
 
 #[test]
-fn a_node_that_dies_and_a_port_that_is_taken_are_named() {
+fn demo_reports_dead_node_and_port_in_use() {
     let folder = tempfile::tempdir().unwrap();
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port().to_string();
-    let refused = demo(&["--json", "demo", "--base-port", &port], folder.path()).output().unwrap();
-    assert_eq!(refused.status.code(), Some(2));
-    assert!(text(&refused.stderr).contains(&format!("{port} is taken")), "{}", text(&refused.stderr));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let rejected = demo(&["--json", "demo", "--base-port", &port], folder.path()).output().unwrap();
+    assert_eq!(rejected.status.code(), Some(2));
+    assert!(text(&rejected.stderr).contains(&format!("{port} is taken")), "{}", text(&rejected.stderr));
 
     let running =
         demo(&["demo", "--keep"], folder.path()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();

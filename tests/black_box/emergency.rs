@@ -1,5 +1,5 @@
-//! A real emergency: a member comes back to a backlog of hours while fifty officers publish at once. Nothing is lost, nothing is denied, nothing is
-//! held as a digest.
+//! Load of a real emergency: a member comes back to a backlog of hours while fifty officers publish
+//! at once. Nothing is lost, nothing is denied, and nothing is held as a digest.
 //!
 //! `BARID_BACKLOG=200000` makes the backlog as long as six hours of ten bulletins a second.
 
@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 use crate::world::{World, example, until_within};
 
 const OFFICERS: usize = 50;
-/// Bulletins of each, one after the other.
+/// Bulletins of each officer, one after the other.
 const EACH: usize = 6;
 const LONG: Duration = Duration::from_secs(600);
 
@@ -37,7 +37,7 @@ fn request(change: impl Fn(&mut proto::Header)) -> proto::PublishRequest {
     proto::PublishRequest { draft: Some(draft), ..Default::default() }
 }
 
-/// Certificates and grants for fifty posts of one member.
+/// Creates certificates and grants for fifty posts of one member.
 fn enrol_officers(world: &World) {
     let (folder, domain) = (world.folder("ma"), "ma.rabat.example");
     let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
@@ -52,7 +52,7 @@ fn enrol_officers(world: &World) {
         fs::copy(police.join("client.toml"), own.join("client.toml")).unwrap();
         fs::copy(police.join("client.key"), own.join("client.key")).unwrap();
         fs::write(own.join("client.pem"), issued.certificate.as_bytes()).unwrap();
-        // Over the copy of a key, for its mode.
+        // Written into a copy of the key file, to preserve its permissions.
         fs::write(own.join("client.key"), issued.key.as_bytes()).unwrap();
         access +=
             &format!("\n[[grant]]\npath = \"{path}\"\nroles = [\"focal-point\"]\nworking_groups = [\"security\"]\n");
@@ -64,18 +64,19 @@ async fn publish_backlog(world: &World, count: usize) {
     let mut client = client(world, "police-hq");
     let requests = futures::stream::iter(0..count as u64)
         .map(|number| proto::PublishStreamRequest { request: number, publish: Some(request(|_| ())) });
-    let mut answers = client.publish_stream(requests).await.unwrap().into_inner();
+    let mut responses = client.publish_stream(requests).await.unwrap().into_inner();
     let mut published = 0;
     while published < count {
-        let answer = answers.message().await.unwrap().expect("every request is answered");
-        for result in answer.results {
+        let response = responses.message().await.unwrap().expect("every request is answered");
+        for result in response.results {
             assert!(matches!(result.outcome, Some(Outcome::Published(_))), "{:?}", result.outcome);
             published += 1;
         }
     }
 }
 
-/// Half of them wait until the other member holds each bulletin in full.
+/// Publishes as one officer. Half of the officers wait until the other member has stored each
+/// bulletin in full.
 async fn officer(world: &World, number: usize) {
     let mut client = client(world, &format!("post-{number}"));
     for _ in 0..EACH {
@@ -85,14 +86,14 @@ async fn officer(world: &World, number: usize) {
                 Some(proto::WaitFor { members: vec!["tn".into()], timeout_ms: 300_000, ..Default::default() });
         }
         let waits = request.wait_for.is_some();
-        let answer = client.publish(request).await.expect("nothing is denied").into_inner();
-        assert!(answer.wait_reached, "{number}");
-        assert!(!waits || answer.stored.iter().any(|stored| stored.member == "tn"));
+        let response = client.publish(request).await.expect("nothing is denied").into_inner();
+        assert!(response.wait_reached, "{number}");
+        assert!(!waits || response.stored.iter().any(|stored| stored.member == "tn"));
     }
 }
 
 #[test]
-fn backlog_and_fifty_officers_pass_with_nothing_lost_and_nothing_denied() {
+fn backlog_and_fifty_publishers_lose_nothing_and_are_not_denied() {
     let mut world = World::prepared(&["ma", "tn"], "info", |_, config| config);
     enrol_officers(&world);
     world.run("ma");
@@ -102,12 +103,12 @@ fn backlog_and_fifty_officers_pass_with_nothing_lost_and_nothing_denied() {
     runtime.block_on(async { join_all((0..OFFICERS).map(|number| officer(&world, number))).await });
     let all = (backlog() + OFFICERS * EACH).to_string();
     until_within(LONG, "tn holds all in full", || {
-        let status = world.told("tn", "operator", &["status"]).remove(0);
+        let status = world.json("tn", "operator", &["status"]).remove(0);
         let peer = status["peers"].as_array().unwrap().iter().find(|peer| peer["member"] == "ma").cloned().unwrap();
         peer["feed"]["size"] == all.as_str() && peer["feed"]["disclosed"] == all.as_str()
     });
     for member in ["ma", "tn"] {
-        let status = world.told(member, "operator", &["status"]).remove(0);
+        let status = world.json(member, "operator", &["status"]).remove(0);
         let alarms = status["alarms"].as_array().cloned().unwrap_or_default();
         assert!(alarms.is_empty(), "{member}: {alarms:?}");
         let denied: Vec<_> =

@@ -1,4 +1,4 @@
-//! An auditor exports what was said, and a court verifies it with nothing but a roster.
+//! An auditor exports evidence of a bulletin, and a court verifies it with nothing but a roster.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::world::{World, barid, example, text, until};
 
-/// Where no member's software runs: a folder with files and a roster, no profile, no network.
+/// A verifier outside of all members: a folder with files and a roster, no profile, no network.
 struct Court {
     folder: tempfile::TempDir,
 }
@@ -26,32 +26,32 @@ impl Court {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
 
-    /// Exit code, and what was said to a machine.
+    /// Returns the exit code and the JSON output.
     fn verify(&self, name: &str) -> (Option<i32>, Value) {
         let judged = barid(&["--json", "verify", &self.file(name), "--roster", &self.file("roster.note")]);
         (judged.status.code(), serde_json::from_slice(&judged.stdout).unwrap_or_default())
     }
 }
 
-/// A member's auditor asks until enough others have cosigned.
+/// Exports evidence as a member's auditor until enough others have cosigned.
 fn witnessed(world: &World, member: &str, id: &str, file: &str) -> Value {
-    let mut told = Value::Null;
+    let mut json = Value::Null;
     until(&format!("evidence from {member} is witnessed"), || {
-        told = world.told(member, "auditor", &["evidence", id, "-o", file, "--force"]).remove(0);
-        told["standing"] == "witnessed"
+        json = world.json(member, "auditor", &["evidence", id, "-o", file, "--force"]).remove(0);
+        json["outcome"] == "witnessed"
     });
-    told
+    json
 }
 
 fn publish(world: &World, name: &str, change: impl Fn(&mut Value), wait_for: &[&str]) -> String {
     let draft = world.draft(name, &example("stolen-passport.fr.json", change));
     let args = [&["publish", draft.as_str()], wait_for].concat();
-    let published = world.told("ma", "police-hq", &args);
+    let published = world.json("ma", "police-hq", &args);
     published[0]["receipt"]["id"].as_str().unwrap().to_owned()
 }
 
 #[test]
-fn a_court_verifies_what_any_cleared_member_exports() {
+fn evidence_of_cleared_member_verifies_offline() {
     let world = World::start();
     let court = Court::new(&world);
     let red = |draft: &mut Value| {
@@ -64,11 +64,11 @@ fn a_court_verifies_what_any_cleared_member_exports() {
     publish(&world, "after.json", |_| (), &["--wait-for", "3"]);
 
     for member in ["ma", "tn"] {
-        let told = witnessed(&world, member, &format!("ma/{id}"), &court.file(&format!("{member}.barid")));
-        assert!(told["cosigners"].as_array().unwrap().len() >= 2, "{told}");
-        assert_eq!(told["custody"], json!(["tn"]), "{told}");
+        let json = witnessed(&world, member, &format!("ma/{id}"), &court.file(&format!("{member}.barid")));
+        assert!(json["cosigners"].as_array().unwrap().len() >= 2, "{json}");
+        assert_eq!(json["custody"], json!(["tn"]), "{json}");
     }
-    // By its id alone, under a name of its own, and never over another file.
+    // By id alone, with another file name, and never over an existing file.
     let profile = world.folder("tn").join("clients/police-hq/client.toml");
     let here = |args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_barid"));
@@ -85,7 +85,7 @@ fn a_court_verifies_what_any_cleared_member_exports() {
     let piped = here(&["evidence", &id, "-o", "-"]);
     assert_eq!(verify(&piped.stdout, &roster(&court)).outcome, Outcome::Witnessed);
 
-    // Who is not cleared gets nothing, and where it is known what was asked for, that is recorded.
+    // A client without clearance gets nothing. A denied request for a known bulletin is audited.
     let file = court.file("refused.barid");
     for (member, name, error) in [
         ("ly", "auditor", "no-such-bulletin"),
@@ -94,49 +94,52 @@ fn a_court_verifies_what_any_cleared_member_exports() {
         ("tn", "customs-hq", "no-such-bulletin"),
         ("tn", "operator", "permission-denied"),
     ] {
-        let refused = world.client(member, name, &["evidence", &format!("ma/{id}"), "-o", &file]);
-        assert_eq!(refused.status.code(), Some(1), "{member} {name}: {}", text(&refused.stderr));
-        let told: Value = serde_json::from_slice(&refused.stderr).unwrap();
-        assert_eq!(told["error"]["id"], error, "{member} {name}");
+        let rejected = world.client(member, name, &["evidence", &format!("ma/{id}"), "-o", &file]);
+        assert_eq!(rejected.status.code(), Some(1), "{member} {name}: {}", text(&rejected.stderr));
+        let json: Value = serde_json::from_slice(&rejected.stderr).unwrap();
+        assert_eq!(json["error"]["id"], error, "{member} {name}");
         assert!(!Path::new(&file).exists());
     }
     let log = fs::read_to_string(world.folder("tn").join("node.log")).unwrap();
     for who in ["agency/border-post", "focal-point/customs-hq"] {
         let recorded = |line: &&str| {
-            ["refused-call", "NOT_CLEARED", "Audit.ExportEvidence", who].iter().all(|part| line.contains(part))
+            ["call-denied", "not-cleared", "Audit.ExportEvidence", who].iter().all(|part| line.contains(part))
         };
         assert_eq!(log.lines().filter(recorded).count(), 1, "{who}");
     }
     assert!(log.lines().any(|line| line.contains("evidence") && line.contains("exported") && line.contains("auditor")));
 
-    // All nodes are gone, years have passed.
+    // All nodes are gone.
     drop(world);
     for member in ["ma", "tn"] {
-        let (exit, told) = court.verify(&format!("{member}.barid"));
-        assert_eq!((exit, &told["result"]), (Some(0), &json!("witnessed")), "{told}");
-        assert_eq!((&told["member"], &told["issuer"], &told["id"]), (&json!("ma"), &json!("police-hq"), &json!(id)));
-        assert_eq!(told["custody"][0]["member"], "tn");
-        assert_eq!(told["body"]["texts"][0]["headline"], "EXERCICE : pour Tunis seule");
+        let (exit, json) = court.verify(&format!("{member}.barid"));
+        assert_eq!((exit, &json["result"]), (Some(0), &json!("witnessed")), "{json}");
+        assert_eq!((&json["member"], &json["issuer"], &json["id"]), (&json!("ma"), &json!("police-hq"), &json!(id)));
+        assert_eq!(json["custody"][0]["member"], "tn");
+        assert_eq!(json["body"]["texts"][0]["headline"], "EXERCICE : pour Tunis seule");
     }
-    for (lang, words) in [
+    for (lang, phrases) in [
         ("en", ["WITNESSED", "ma (Morocco)", "police-hq", "does not prove"]),
         ("fr", ["ATTESTÉ", "ma (Maroc)", "police-hq", "ne prouve pas"]),
         ("ar", ["مشهود", "المغرب", "police-hq", "ما لا يثبته"]),
     ] {
         let (file, roster) = (court.file("tn.barid"), court.file("roster.note"));
-        let told = barid(&["verify", &file, "--roster", &roster, "--lang", lang]);
-        let told = text(&told.stdout);
-        assert!(words.iter().all(|word| told.contains(word)) && told.contains("EXERCICE : pour Tunis seule"), "{told}");
+        let output = barid(&["verify", &file, "--roster", &roster, "--lang", lang]);
+        let output = text(&output.stdout);
+        assert!(
+            phrases.iter().all(|phrase| output.contains(phrase)) && output.contains("EXERCICE : pour Tunis seule"),
+            "{output}"
+        );
     }
     let stdin = File::open(court.file("ma.barid")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_barid"));
-    let told = command.args(["verify", "-", "--roster", &court.file("roster.note")]).stdin(stdin).output().unwrap();
-    assert_eq!(told.status.code(), Some(0), "{}", text(&told.stderr));
+    let output = command.args(["verify", "-", "--roster", &court.file("roster.note")]).stdin(stdin).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
 
     tampered(&court);
 }
 
-/// Every byte of a file counts.
+/// Checks that every byte of a file counts.
 fn tampered(court: &Court) {
     let file = fs::read(court.file("ma.barid")).unwrap();
     let roster = roster(court);
@@ -151,13 +154,13 @@ fn tampered(court: &Court) {
     }
     for at in (0..file.len()).step_by(file.len() / 12) {
         fs::write(court.file("altered.barid"), flipped(at)).unwrap();
-        let (exit, told) = court.verify("altered.barid");
-        assert_eq!((exit, &told["result"]), (Some(12), &json!("invalid")), "byte {at}: {told}");
-        assert!(told["header"].is_null() && !told["reason"].as_str().unwrap().is_empty(), "{told}");
+        let (exit, json) = court.verify("altered.barid");
+        assert_eq!((exit, &json["result"]), (Some(12), &json!("invalid")), "byte {at}: {json}");
+        assert!(json["header"].is_null() && !json["reason"].as_str().unwrap().is_empty(), "{json}");
     }
     fs::write(court.file("altered.barid"), &file[..file.len() / 2]).unwrap();
     assert_eq!(court.verify("altered.barid").0, Some(12));
-    // Somebody else's roster of the same name; no roster; no file.
+    // The roster of another exchange with the same name; no roster; no file.
     let other = court.folder.path().join("other");
     let made = barid(&["exchange", "init", "--dir", other.to_str().unwrap()]);
     assert!(made.status.success(), "{}", text(&made.stderr));
@@ -172,17 +175,17 @@ fn roster(court: &Court) -> Roster {
 }
 
 #[test]
-fn what_nobody_has_cosigned_yet_is_signed_only() {
+fn evidence_without_cosignatures_is_signed_only() {
     let mut world = World::start();
     let court = Court::new(&world);
     for other in ["ly", "tn", "ne"] {
         world.kill(other);
     }
     let id = publish(&world, "alone.json", |_| (), &[]);
-    let told = world.told("ma", "auditor", &["evidence", &id, "-o", &court.file("alone.barid")]).remove(0);
-    assert_eq!((&told["standing"], &told["cosigners"]), (&json!("signed-only"), &Value::Null), "{told}");
-    let (exit, told) = court.verify("alone.barid");
-    assert_eq!((exit, &told["result"], &told["counted"]), (Some(10), &json!("signed-only"), &json!(0)), "{told}");
+    let json = world.json("ma", "auditor", &["evidence", &id, "-o", &court.file("alone.barid")]).remove(0);
+    assert_eq!((&json["outcome"], &json["cosigners"]), (&json!("signed-only"), &Value::Null), "{json}");
+    let (exit, json) = court.verify("alone.barid");
+    assert_eq!((exit, &json["result"], &json["counted"]), (Some(10), &json!("signed-only"), &json!(0)), "{json}");
     for other in ["ly", "tn"] {
         world.run(other);
     }

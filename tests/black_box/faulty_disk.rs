@@ -1,5 +1,5 @@
-//! Disks that are full and disks that fail, under the real binary: a small file system of the test's own, and a kernel that is made to
-//! answer with errors. Where neither may be had the test says so and ends.
+//! Full disks and failing disks, with the real binary: a small file system of the test's own, and
+//! system calls with injected errors. Where either is not permitted the test reports this and ends.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,13 +15,13 @@ use crate::world::{World, example, text, until};
 
 const PEERS: [&str; 3] = ["ly", "ne", "tn"];
 
-/// A file system of its own, with as much space as it is given; gone when this is dropped.
+/// A file system of limited size; dropping it unmounts it.
 struct SmallDisk {
     folder: tempfile::TempDir,
 }
 
 impl SmallDisk {
-    /// One of `mib`, or why there is none.
+    /// Mounts one of `mib` MiB, or returns why that is not possible.
     fn mount(mib: u32) -> Result<Self, String> {
         let disk = Self { folder: tempfile::tempdir().unwrap() };
         fs::create_dir(disk.path()).unwrap();
@@ -46,7 +46,7 @@ impl SmallDisk {
         space.f_bavail * space.f_frsize
     }
 
-    /// Something else takes space, until only so much is free; all of it, if that is 0.
+    /// Fills the disk until only `left_bytes` are free.
     fn fill(&self, left_bytes: u64) {
         let mut ballast = File::options().create(true).append(true).open(self.path().join("ballast")).unwrap();
         let block = vec![7; 256 << 10];
@@ -74,19 +74,19 @@ fn ran(command: &mut Command) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {}", text(&output.stderr))) }
 }
 
-/// Rabat's store is on `disk`.
-fn world_on(disk: &SmallDisk, reserve_mib: u32) -> World {
+/// Starts the exchange with Rabat's store on `disk`.
+fn world_on(disk: &SmallDisk, min_free_disk_mib: u32) -> World {
     let data = format!("data = {:?}", disk.path().join("data"));
     World::configured("info", |member, config| match member {
         "ma" => {
             let moved = config.replace("data = \"data\"", &data);
-            moved.replace("reserve_mib = 512", &format!("reserve_mib = {reserve_mib}"))
+            moved.replace("min_free_disk_mib = 512", &format!("min_free_disk_mib = {min_free_disk_mib}"))
         }
         _ => config,
     })
 }
 
-/// Publishes one alert; its id and place if that was confirmed.
+/// Publishes one alert; returns its id and index if it was confirmed.
 fn publish(world: &World, member: &str, more: &[&str]) -> Result<(String, u64), String> {
     let draft = world.draft(&format!("{member}.json"), &example("stolen-passport.fr.json", |_| ()));
     let seconds = if more.is_empty() { "1" } else { "60" };
@@ -100,7 +100,7 @@ fn publish(world: &World, member: &str, more: &[&str]) -> Result<(String, u64), 
 }
 
 fn status(world: &World, member: &str) -> Value {
-    world.told(member, "operator", &["status"]).remove(0)
+    world.json(member, "operator", &["status"]).remove(0)
 }
 
 fn alarms(world: &World, member: &str) -> String {
@@ -111,9 +111,9 @@ fn serves(world: &World, service: &str) -> bool {
     world.client("ma", "operator", &["health", "--service", service]).status.success()
 }
 
-/// Ids of a member's bulletins by their place, as another one shows them.
-fn shown(world: &World, at: &str, of: &str) -> BTreeMap<u64, String> {
-    let history = world.told(at, "police-hq", &["history", "--member", of, "--limit", "1000"]);
+/// Returns the ids of a member's bulletins by index, as another member shows them.
+fn visible(world: &World, at: &str, of: &str) -> BTreeMap<u64, String> {
+    let history = world.json(at, "police-hq", &["history", "--member", of, "--limit", "1000"]);
     let entry = |line: &Value| {
         let delivery = if line["delivery"].is_object() { &line["delivery"] } else { line };
         let index = delivery["index"].as_str().unwrap_or("0").parse().unwrap();
@@ -128,7 +128,7 @@ fn agree(world: &World) -> bool {
 }
 
 #[test]
-fn a_full_disk_refuses_goes_on_reading_and_resumes_by_itself() {
+fn full_disk_rejects_publishing_serves_reads_and_recovers() {
     let disk = match SmallDisk::mount(64) {
         Ok(disk) => disk,
         Err(reason) => return println!("SKIPPED: a full disk was NOT tested: {reason}"),
@@ -145,29 +145,29 @@ fn a_full_disk_refuses_goes_on_reading_and_resumes_by_itself() {
     confirmed(&mut receipts, publish(&world, "ma", &[]).unwrap());
     let process = world.process("ma");
 
-    // Something else takes the disk, while people publish.
+    // Other data fills the disk while clients publish.
     disk.fill(12 << 20);
     until("publishing is refused", || publish(&world, "ma", &[]).map(|new| confirmed(&mut receipts, new)).is_err());
-    let refused = publish(&world, "ma", &[]).unwrap_err();
-    assert!(refused.contains("reserve"), "{refused}");
-    let told = status(&world, "ma");
-    assert!(told["publishing"].as_str().unwrap().starts_with("disk-full: "), "{told}");
-    assert!(told["alarms"].to_string().contains("the disk is full"), "{told}");
+    let rejected = publish(&world, "ma", &[]).unwrap_err();
+    assert!(rejected.contains("reserve"), "{rejected}");
+    let node_status = status(&world, "ma");
+    assert!(node_status["publishing"].as_str().unwrap().starts_with("disk-full: "), "{node_status}");
+    assert!(node_status["alarms"].to_string().contains("the disk is full"), "{node_status}");
     assert!(serves(&world, "") && !serves(&world, "barid.v1.FocalPoint/Publish"));
 
-    // Reading and serving go on; of others nothing is taken, and their links stay.
-    assert_eq!(shown(&world, "ma", "ma"), receipts);
+    // Reading and serving continue. Entries of others are not stored, but their links stay.
+    assert_eq!(visible(&world, "ma", "ma"), receipts);
     publish(&world, "tn", &["--wait-for", "ly"]).unwrap();
     world.run("ne");
     until("Niamey has what it missed, from Rabat or others", || {
-        world.feeds("ne").len() == 2 && shown(&world, "ne", "ma") == receipts
+        world.feeds("ne").len() == 2 && visible(&world, "ne", "ma") == receipts
     });
     until("Rabat knows that it is behind", || {
         status(&world, "ma")["peers"].as_array().unwrap().iter().any(|peer| peer["lagEntries"] == "1")
     });
     assert!(world.linked(&["ma", "ly", "tn", "ne"]));
 
-    // The reserve goes too, to the last byte, with publishers that try all the while.
+    // The reserve fills too, to the last byte, while publishers retry.
     let filling = AtomicBool::new(true);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -179,9 +179,9 @@ fn a_full_disk_refuses_goes_on_reading_and_resumes_by_itself() {
         }
     });
     assert!(publish(&world, "ma", &[]).is_err());
-    assert!(shown(&world, "ma", "ma") == receipts && world.linked(&["ma", "ly", "tn", "ne"]));
+    assert!(visible(&world, "ma", "ma") == receipts && world.linked(&["ma", "ly", "tn", "ne"]));
 
-    // Room again: everything goes on by itself.
+    // With free space everything continues by itself.
     disk.make_room();
     until("Rabat publishes again", || publish(&world, "ma", &[]).map(|new| confirmed(&mut receipts, new)).is_ok());
     confirmed(&mut receipts, publish(&world, "ma", &["--wait-for", "3"]).unwrap());
@@ -189,10 +189,11 @@ fn a_full_disk_refuses_goes_on_reading_and_resumes_by_itself() {
     assert_eq!(world.process("ma"), process, "without a restart");
     assert!(!alarms(&world, "ma").contains("disk"), "{}", alarms(&world, "ma"));
     assert!(serves(&world, "barid.v1.FocalPoint/Publish"));
-    // Raised once, and cleared once.
+    // Raised once, and cleared once. Both records contain "alarm".
     assert_eq!(world.records("ma", &["alarm", "disk-full"]).len(), 2);
     assert_eq!(world.records("ma", &["alarm-cleared", "disk-full"]).len(), 1);
-    // What was stored is said to be, also of what was answered while nothing could be kept.
+    // All stored entries are attested, including those whose attestation could not be persisted
+    // before.
     let all = receipts.len().to_string();
     until("Niamey is known to hold everything", || {
         let peers = status(&world, "ma")["peers"].clone();
@@ -200,30 +201,30 @@ fn a_full_disk_refuses_goes_on_reading_and_resumes_by_itself() {
     });
     for member in ["ma", "ly", "ne", "tn"] {
         assert_eq!(
-            shown(&world, member, "ma"),
+            visible(&world, member, "ma"),
             receipts,
             "every receipt is true at {member}, and nothing is there twice"
         );
     }
     world.kill("ma");
     world.run("ma");
-    assert_eq!(shown(&world, "ma", "ma"), receipts);
+    assert_eq!(visible(&world, "ma", "ma"), receipts);
 }
 
 #[test]
-fn a_disk_that_is_full_without_warning_ends_nothing_and_the_view_comes_back() {
+fn index_without_space_is_rebuilt_and_node_survives() {
     let disk = match SmallDisk::mount(48) {
         Ok(disk) => disk,
         Err(reason) => return println!("SKIPPED: a view without space was NOT tested: {reason}"),
     };
-    // No reserve: sled meets the end of the disk itself.
+    // Without a reserve sled itself reaches the end of the disk.
     let mut world = world_on(&disk, 0);
     let process = world.process("ma");
     let mut receipts: BTreeMap<u64, String> = BTreeMap::new();
     let first = publish(&world, "ma", &["--wait-for", "3"]).unwrap();
     receipts.insert(first.1, first.0);
     disk.fill(0);
-    // The segment that is there still takes some.
+    // The existing segment still has space for some.
     for _ in 0..40 {
         if let Ok((id, index)) = publish(&world, "ma", &[]) {
             assert_eq!(receipts.insert(index, id), None);
@@ -234,20 +235,21 @@ fn a_disk_that_is_full_without_warning_ends_nothing_and_the_view_comes_back() {
     until("Rabat publishes", || publish(&world, "ma", &[]).is_ok_and(|(id, at)| receipts.insert(at, id).is_none()));
     until("what is asked is answered", || {
         world.client("ma", "police-hq", &["history", "--member", "ma"]).status.success()
-            && shown(&world, "ma", "ma") == receipts
+            && visible(&world, "ma", "ma") == receipts
     });
     assert_eq!(world.process("ma"), process, "without a restart");
-    until("all members hold the same", || PEERS.iter().all(|peer| shown(&world, peer, "ma") == receipts));
+    until("all members hold the same", || PEERS.iter().all(|peer| visible(&world, peer, "ma") == receipts));
     world.kill("ma");
     world.run("ma");
-    assert_eq!(shown(&world, "ma", "ma"), receipts);
+    assert_eq!(visible(&world, "ma", "ma"), receipts);
 }
 
-/// A kernel that answers some calls of a process with errors.
+/// An strace process that injects errors into system calls of a node.
 struct Sabotage(Child);
 
 impl Sabotage {
-    /// `what` as strace has it: `fdatasync:error=EIO:when=1`; or why that is not possible here.
+    /// Attaches strace with the injection `what`, as in `fdatasync:error=EIO:when=1`; returns why
+    /// if that is not possible.
     fn begin(process: u32, what: &str) -> Result<Self, String> {
         let call = what.split(':').next().unwrap();
         let mut strace = Command::new("strace");
@@ -269,14 +271,14 @@ impl Sabotage {
 
 impl Drop for Sabotage {
     fn drop(&mut self) {
-        // As Ctrl-C: it lets the process go.
+        // At SIGINT strace detaches from the process.
         let _ = rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), rustix::process::Signal::INT);
         let _ = self.0.wait();
     }
 }
 
 #[test]
-fn a_sync_that_fails_ends_the_node_and_nothing_of_that_commit_was_said() {
+fn failed_fsync_stops_node_before_commit_is_announced() {
     let mut world = World::logging("info");
     let mut receipts: BTreeMap<u64, String> = BTreeMap::new();
     for _ in 0..3 {
@@ -302,23 +304,23 @@ fn a_sync_that_fails_ends_the_node_and_nothing_of_that_commit_was_said() {
     drop(sabotage);
     for peer in PEERS {
         assert_eq!(world.feeds(peer).len(), 1, "nothing of it left the node");
-        assert_eq!(shown(&world, peer, "ma"), receipts);
+        assert_eq!(visible(&world, peer, "ma"), receipts);
     }
 
     world.run("ma");
-    let before = shown(&world, "ma", "ma");
+    let before = visible(&world, "ma", "ma");
     assert!(receipts.iter().all(|(index, id)| before.get(index) == Some(id)), "{before:?}");
-    // It may be there or not; published again it is there once.
-    let again = world.told("ma", "police-hq", &["publish", &draft]);
+    // The entry may exist or not; published again it exists once.
+    let again = world.json("ma", "police-hq", &["publish", &draft]);
     assert_eq!(again[0]["receipt"]["id"], id);
     receipts.insert(3, id.to_owned());
-    assert_eq!(shown(&world, "ma", "ma"), receipts);
-    until("all members hold the same", || PEERS.iter().all(|peer| shown(&world, peer, "ma") == receipts));
+    assert_eq!(visible(&world, "ma", "ma"), receipts);
+    until("all members hold the same", || PEERS.iter().all(|peer| visible(&world, peer, "ma") == receipts));
     assert_eq!(status(&world, "ma")["publishing"], "yes");
 }
 
 #[test]
-fn a_write_without_space_is_refused_and_the_next_one_is_taken() {
+fn write_without_space_is_rejected_and_next_one_succeeds() {
     let world = World::logging("info");
     let (process, (id, index)) = (world.process("ma"), publish(&world, "ma", &["--wait-for", "3"]).unwrap());
     let mut receipts = BTreeMap::from([(index, id)]);
@@ -326,16 +328,16 @@ fn a_write_without_space_is_refused_and_the_next_one_is_taken() {
         Ok(sabotage) => sabotage,
         Err(reason) => return println!("SKIPPED: a write without space was NOT tested: {reason}"),
     };
-    let mut refused = 0;
+    let mut rejected = 0;
     until("it is taken", || match publish(&world, "ma", &[]) {
         Ok((id, index)) => receipts.insert(index, id).is_none(),
         Err(_) => {
-            refused += 1;
+            rejected += 1;
             false
         }
     });
     drop(sabotage);
-    assert!(refused > 0, "somebody was refused");
+    assert!(rejected > 0, "somebody was refused");
     assert_eq!(world.process("ma"), process);
-    until("all members hold it", || PEERS.iter().all(|peer| shown(&world, peer, "ma") == receipts));
+    until("all members hold it", || PEERS.iter().all(|peer| visible(&world, peer, "ma") == receipts));
 }

@@ -1,27 +1,30 @@
-//! Nodes are killed at random moments while focal points publish: what was released stays true, and nothing is there twice.
+//! Nodes are killed at random moments while focal points publish. Every receipt stays valid, and no
+//! entry exists twice.
 //!
-//! Receipts are kept by the publishers, outside the nodes. A publisher that got no answer sends the same draft with the same id again.
+//! The publishers store receipts outside the nodes. A publisher without an answer sends the same
+//! draft with the same id again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use barid_core::names::Hash;
+use barid_core::ids::Hash;
 
-use crate::publishers::{Arrivals, Publisher, draft, history, tree_of};
+use crate::publishers::{DeliveryLog, Publisher, draft, history, tree_of};
 use crate::world::{DEADLINE, MEMBERS, World, until};
 
-/// Rounds of one test run; `BARID_KILL_ROUNDS` asks for more.
+/// Rounds of one test run; `BARID_KILL_ROUNDS` sets another number.
 const ROUNDS: u64 = 6;
 /// Bulletins that each member publishes in a round.
 const PUBLISHED_A_ROUND: usize = 40;
-/// Bulletins of one publisher without an answer, at most; each round draws another number.
+/// Maximum number of unanswered bulletins of one publisher; each round draws another number.
 const WINDOW_MAX: u64 = 24;
-/// Moments drawn at random are at most so far apart: a node opens its store and its links within it.
+/// Longest random moment: long enough for a node to open its store and its links.
 const MOMENT_MAX_MICROS: u64 = 300_000;
 
-/// xorshift64*: the seed is printed, so that the choices of a run can be repeated (its timing cannot).
+/// xorshift64*. The seed is printed, so that the choices of a run can be repeated; its timing
+/// cannot.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
@@ -37,14 +40,14 @@ impl Random {
     }
 
     fn moment(&mut self) -> Duration {
-        // Short moments are as likely as long ones: much happens within a commit.
+        // Short moments are as likely as long ones, because much happens within a commit.
         let most = 1 << self.below(19);
         Duration::from_micros(self.below(MOMENT_MAX_MICROS.min(most)))
     }
 }
 
 #[test]
-fn what_was_released_outlives_kills_at_any_moment() {
+fn receipts_survive_kill_at_any_moment() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let rounds = number("BARID_KILL_ROUNDS").unwrap_or(ROUNDS);
     let seed = number("BARID_KILL_SEED").unwrap_or_else(random_seed);
@@ -52,17 +55,17 @@ fn what_was_released_outlives_kills_at_any_moment() {
     let mut random = Random(seed | 1);
     let mut world = World::logging("info");
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let answers = Arc::new(AtomicUsize::new(0));
+    let responses = Arc::new(AtomicUsize::new(0));
     let publishers: BTreeMap<&str, Arc<Publisher>> = MEMBERS
         .into_iter()
-        .map(|member| (member, Arc::new(runtime.block_on(async { Publisher::new(&world, member, &answers) }))))
+        .map(|member| (member, Arc::new(runtime.block_on(async { Publisher::new(&world, member, &responses) }))))
         .collect();
-    let arrivals = Arc::new(Arrivals::default());
-    let subscriber = runtime.spawn(Arc::clone(&arrivals).take(publishers["tn"].channel.clone()));
+    let delivery_log = Arc::new(DeliveryLog::default());
+    let subscriber = runtime.spawn(Arc::clone(&delivery_log).follow(publishers["tn"].channel.clone()));
     let (mut kills, mut rebuilt) = (0, 0);
 
     for round in 0..rounds {
-        let before = answers.load(Ordering::SeqCst);
+        let before = responses.load(Ordering::SeqCst);
         let publishing: Vec<_> = publishers
             .values()
             .map(|publisher| {
@@ -72,7 +75,7 @@ fn what_was_released_outlives_kills_at_any_moment() {
             })
             .collect();
         let awaited = before + usize::try_from(random.below((PUBLISHED_A_ROUND * MEMBERS.len()) as u64)).unwrap();
-        until("publishing goes on", || answers.load(Ordering::SeqCst) >= awaited);
+        until("publishing goes on", || responses.load(Ordering::SeqCst) >= awaited);
         std::thread::sleep(random.moment());
 
         let count = match random.below(10) {
@@ -116,8 +119,8 @@ fn what_was_released_outlives_kills_at_any_moment() {
     all_hold_the_same(&world, &runtime, &publishers, published);
     assert!(!subscriber.is_finished(), "the subscriber found something wrong");
     subscriber.abort();
-    arrivals.check(&runtime.block_on(history(&publishers["tn"].channel, None)));
-    // The view was never believed: without it nothing is missing.
+    delivery_log.check(&runtime.block_on(history(&publishers["tn"].channel, None)));
+    // The index database is derived data: without it nothing is missing.
     for member in MEMBERS {
         world.kill(member);
         std::fs::remove_dir_all(world.folder(member).join("data/db")).unwrap();
@@ -136,7 +139,7 @@ pub(crate) fn random_seed() -> u64 {
     u64::from_le_bytes(seed)
 }
 
-/// All members' views of each feed are equal, and hold exactly what was published, each once.
+/// Checks that all members hold the same feeds, with exactly the published bulletins, each once.
 fn all_hold_the_same(
     world: &World,
     runtime: &tokio::runtime::Runtime,
@@ -157,8 +160,8 @@ fn all_hold_the_same(
             let tree = tree_of(&deliveries, publisher);
             publisher.still_true(&tree, u64::MAX);
             let (_, root) = &feeds[&format!("{}.{}/feed/1", publisher.member, publisher.roster.exchange())];
-            let shown = tree.tree.root();
-            assert_eq!(root_of(root), shown, "{} at {}", publisher.member, at.member);
+            let expected = tree.tree.root();
+            assert_eq!(root_of(root), expected, "{} at {}", publisher.member, at.member);
         }
     }
 }

@@ -1,30 +1,30 @@
-//! The real binary, real files, real mutual TLS.
+//! Tests with the real binary, real files and real mutual TLS.
 #![allow(clippy::unwrap_used)]
 
 mod attacks;
 mod bench;
+mod bit_flips;
 mod certificates;
 mod containers;
 mod damage;
 mod demo;
 mod emergency;
+mod entry_equivocation;
 mod evidence;
-mod express;
 mod faulty_disk;
-mod flipped;
 mod four_members;
 mod kill;
+mod low_bandwidth;
 mod metrics;
 mod overload;
 mod partitions;
 mod power;
+mod priority;
 mod publishers;
 mod recover;
 mod relays;
 mod rosters;
 mod start;
-mod thin_line;
 mod transport;
-mod two_entries;
-mod waiting;
+mod wait_for;
 mod world;

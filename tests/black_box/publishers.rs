@@ -1,5 +1,5 @@
-//! Focal points that publish whatever happens to their nodes, and keep what they were told: receipts that prove what they say to somebody
-//! who holds nothing but the roster, and the arrivals that a subscriber was given.
+//! Focal points that publish while their nodes fail, and store what they receive: receipts, each
+//! verified with nothing but the roster, and the offsets of a subscriber's deliveries.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use barid_core::bulletin::BulletinId;
 use barid_core::envelope;
 use barid_core::feed::checkpoint::SignedCheckpoint;
 use barid_core::feed::tree::{MemoryTree, root_at, verify_inclusion};
-use barid_core::names::{Digest, FeedId, Hash};
+use barid_core::ids::{Digest, FeedId, Hash};
 use barid_core::proto;
 use barid_core::proto::publish_result::Outcome;
 use barid_core::roster::Roster;
@@ -22,34 +22,34 @@ use tonic::transport::Channel;
 
 use crate::world::{World, example};
 
-/// Pause before a publisher without an answer tries again.
+/// Pause of a publisher before a retry.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Bulletins of each member that are published once more at the end.
 const REPEATED: usize = 20;
 
-/// What a publisher keeps.
+/// A receipt that a publisher has stored.
 #[derive(Clone)]
-pub(crate) struct Kept {
+pub(crate) struct SavedReceipt {
     pub(crate) id: String,
     draft: proto::Draft,
     pub(crate) feed: FeedId,
     pub(crate) index: u64,
     pub(crate) digest: Digest,
     pub(crate) checkpoint: SignedCheckpoint,
-    /// When it came, in ns since 1970.
+    /// When it was received, in ns since 1970.
     pub(crate) came_ns: u64,
 }
 
-/// All that the publishers of one member know.
+/// The publishers of one member, and their receipts.
 pub(crate) struct Publisher {
     pub(crate) member: &'static str,
     pub(crate) channel: Channel,
     pub(crate) roster: Arc<Roster>,
-    pub(crate) kept: Mutex<Vec<Kept>>,
-    answers: Arc<AtomicUsize>,
+    pub(crate) saved: Mutex<Vec<SavedReceipt>>,
+    responses: Arc<AtomicUsize>,
 }
 
-/// An alert of a member under an id of its own.
+/// Returns an alert of a member with a new id.
 pub(crate) fn draft(member: &str, round: u64, number: usize) -> proto::Draft {
     let text = example("stolen-passport.fr.json", |draft| {
         draft["body"]["texts"][0]["headline"] = format!("EXERCICE {member} {round} {number}").into();
@@ -62,7 +62,7 @@ pub(crate) fn draft(member: &str, round: u64, number: usize) -> proto::Draft {
     draft
 }
 
-/// Now, in ns since 1970.
+/// Returns the current time in ns since 1970.
 pub(crate) fn now_ns() -> u64 {
     u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap()
 }
@@ -72,19 +72,19 @@ pub(crate) fn client(channel: &Channel) -> FocalPointClient<Channel> {
 }
 
 impl Publisher {
-    pub(crate) fn new(world: &World, member: &'static str, answers: &Arc<AtomicUsize>) -> Self {
+    pub(crate) fn new(world: &World, member: &'static str, responses: &Arc<AtomicUsize>) -> Self {
         let profile = Profile::read(&world.folder(member).join("clients/police-hq/client.toml")).unwrap();
         let note = std::fs::read(profile.roster.as_ref().unwrap()).unwrap();
         Self {
             member,
             channel: channel(&profile).unwrap(),
             roster: Arc::new(Roster::read(&note).unwrap().0),
-            kept: Mutex::default(),
-            answers: Arc::clone(answers),
+            saved: Mutex::default(),
+            responses: Arc::clone(responses),
         }
     }
 
-    /// Publishes all of these, however often the node goes away meanwhile.
+    /// Publishes all drafts, with retries while the node is unavailable.
     pub(crate) async fn publish(self: Arc<Self>, drafts: Vec<proto::Draft>, window: usize) {
         let mut open: BTreeMap<u64, proto::Draft> = (0..).zip(drafts).collect();
         while !open.is_empty() {
@@ -99,7 +99,7 @@ impl Publisher {
         }
     }
 
-    /// One stream: what is answered leaves `open`.
+    /// Publishes on one stream; bulletins with a receipt are removed from `open`.
     async fn attempt(&self, open: &mut BTreeMap<u64, proto::Draft>, window: usize) -> Result<(), tonic::Status> {
         let room = Arc::new(Semaphore::new(window));
         let requests: Vec<_> = open
@@ -109,7 +109,7 @@ impl Publisher {
                 publish: Some(proto::PublishRequest { draft: Some(draft.clone()), wait_for: None }),
             })
             .collect();
-        let paced = {
+        let windowed = {
             let room = Arc::clone(&room);
             futures::stream::iter(requests).then(move |request| {
                 let room = Arc::clone(&room);
@@ -119,19 +119,19 @@ impl Publisher {
                 }
             })
         };
-        let mut answers = client(&self.channel).publish_stream(paced).await?.into_inner();
-        while let Some(answer) = answers.message().await? {
-            for result in answer.results {
+        let mut responses = client(&self.channel).publish_stream(windowed).await?.into_inner();
+        while let Some(response) = responses.message().await? {
+            for result in response.results {
                 room.add_permits(1);
                 match result.outcome.unwrap() {
                     Outcome::Published(published) => {
                         let draft = open.remove(&result.request).unwrap();
-                        self.keep(draft, published.receipt.unwrap(), &answer.checkpoint);
+                        self.save(draft, published.receipt.unwrap(), &response.checkpoint);
                     }
-                    Outcome::Refused(refused) => {
-                        let code = tonic::Code::from(refused.code);
+                    Outcome::Error(rejected) => {
+                        let code = tonic::Code::from(rejected.code);
                         let passing = matches!(code, tonic::Code::Unavailable | tonic::Code::ResourceExhausted);
-                        assert!(passing, "{}: {refused:?}", self.member);
+                        assert!(passing, "{}: {rejected:?}", self.member);
                     }
                 }
             }
@@ -139,8 +139,8 @@ impl Publisher {
         Ok(())
     }
 
-    /// A receipt is kept only if it proves what it says, to somebody who holds nothing but the roster.
-    fn keep(&self, draft: proto::Draft, receipt: proto::Receipt, shared: &[u8]) {
+    /// Stores a receipt after it is verified with nothing but the roster.
+    fn save(&self, draft: proto::Draft, receipt: proto::Receipt, shared: &[u8]) {
         let came_ns = now_ns();
         let note = if receipt.checkpoint.is_empty() { shared } else { &receipt.checkpoint };
         let feed: FeedId = receipt.feed.parse().unwrap();
@@ -152,29 +152,29 @@ impl Publisher {
         let head = &checkpoint.checkpoint;
         assert_eq!(head.feed, feed);
         verify_inclusion(&digest, receipt.index, head.size, &proof, &head.root).unwrap();
-        let kept = Kept { id: receipt.id, draft, feed, index: receipt.index, digest, checkpoint, came_ns };
-        self.kept.lock().unwrap().push(kept);
-        self.answers.fetch_add(1, Ordering::SeqCst);
+        let saved = SavedReceipt { id: receipt.id, draft, feed, index: receipt.index, digest, checkpoint, came_ns };
+        self.saved.lock().unwrap().push(saved);
+        self.responses.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Every receipt that came before `before_ns` against the feed as it is now.
+    /// Checks every receipt that was received before `before_ns` with the current feed.
     pub(crate) fn still_true(&self, tree: &FeedTree, before_ns: u64) {
-        for kept in self.kept.lock().unwrap().iter().filter(|kept| kept.came_ns < before_ns) {
-            let (index, head) = (kept.index, &kept.checkpoint.checkpoint);
+        for saved in self.saved.lock().unwrap().iter().filter(|saved| saved.came_ns < before_ns) {
+            let (index, head) = (saved.index, &saved.checkpoint.checkpoint);
             let place = tree.entries.get(&index);
-            assert_eq!(place, Some(&(kept.digest, kept.id.clone())), "{} {index}", kept.feed);
-            assert!(head.size <= tree.tree.size(), "{}: size {} was released", kept.feed, head.size);
-            assert_eq!(root_at(&tree.tree, head.size), Ok(head.root), "{} at {}", kept.feed, head.size);
+            assert_eq!(place, Some(&(saved.digest, saved.id.clone())), "{} {index}", saved.feed);
+            assert!(head.size <= tree.tree.size(), "{}: size {} was released", saved.feed, head.size);
+            assert_eq!(root_at(&tree.tree, head.size), Ok(head.root), "{} at {}", saved.feed, head.size);
         }
     }
 
-    /// Published again, a bulletin is the one that it was.
+    /// Checks that a bulletin published again gets the same receipt.
     pub(crate) async fn repeat_some(&self) {
-        let kept: Vec<Kept> = self.kept.lock().unwrap().iter().rev().take(REPEATED).cloned().collect();
-        for kept in kept {
-            let request = proto::PublishRequest { draft: Some(kept.draft), wait_for: None };
+        let saved: Vec<SavedReceipt> = self.saved.lock().unwrap().iter().rev().take(REPEATED).cloned().collect();
+        for saved in saved {
+            let request = proto::PublishRequest { draft: Some(saved.draft), wait_for: None };
             let receipt = client(&self.channel).publish(request).await.unwrap().into_inner().receipt.unwrap();
-            assert_eq!((receipt.index, receipt.digest.as_ref()), (kept.index, kept.digest.0.as_slice()));
+            assert_eq!((receipt.index, receipt.digest.as_ref()), (saved.index, saved.digest.0.as_slice()));
         }
     }
 }
@@ -186,7 +186,8 @@ pub(crate) struct FeedTree {
     entries: BTreeMap<u64, (Digest, String)>,
 }
 
-/// Builds the tree of a publisher's feed from deliveries, among others, and checks that nothing is missing or there twice.
+/// Builds the tree of a publisher's feed from deliveries, and checks that no entry is missing or
+/// exists twice.
 pub(crate) fn tree_of(deliveries: &[proto::Delivery], publisher: &Publisher) -> FeedTree {
     let mut entries = BTreeMap::new();
     let mut ids = BTreeSet::new();
@@ -208,7 +209,7 @@ pub(crate) fn tree_of(deliveries: &[proto::Delivery], publisher: &Publisher) -> 
     FeedTree { tree, entries }
 }
 
-/// Everything that a member's focal point may read, newest first; no arrival is there twice.
+/// Returns all that a member's focal point may read, newest first; no offset exists twice.
 pub(crate) async fn history(channel: &Channel, member: Option<&str>) -> Vec<proto::Delivery> {
     let filter = proto::Filter { members: member.map(str::to_owned).into_iter().collect(), ..proto::Filter::default() };
     let mut request =
@@ -218,8 +219,8 @@ pub(crate) async fn history(channel: &Channel, member: Option<&str>) -> Vec<prot
     loop {
         let page = client(channel).history(request.clone()).await.unwrap().into_inner();
         for delivery in page.deliveries {
-            assert!(delivery.arrival < last, "arrival {} after {last}", delivery.arrival);
-            last = delivery.arrival;
+            assert!(delivery.offset < last, "offset {} after {last}", delivery.offset);
+            last = delivery.offset;
             deliveries.push(delivery);
         }
         if page.next_page_token.is_empty() {
@@ -229,14 +230,14 @@ pub(crate) async fn history(channel: &Channel, member: Option<&str>) -> Vec<prot
     }
 }
 
-/// What one subscriber was given, over all restarts of its node: places by arrival, and when it came first, in ns since 1970; and its newest
-/// cursor.
+/// Deliveries to one subscriber over all restarts of its node: feed and index by offset, with the
+/// time of the first delivery in ns since 1970; and the newest cursor.
 #[derive(Default)]
-pub(crate) struct Arrivals(pub(crate) Mutex<BTreeMap<u64, (String, u64, u64)>>, Mutex<bytes::Bytes>);
+pub(crate) struct DeliveryLog(pub(crate) Mutex<BTreeMap<u64, (String, u64, u64)>>, Mutex<bytes::Bytes>);
 
-impl Arrivals {
-    /// Subscribes from what it has, again and again.
-    pub(crate) async fn take(self: Arc<Self>, channel: Channel) {
+impl DeliveryLog {
+    /// Subscribes from the newest cursor, again and again.
+    pub(crate) async fn follow(self: Arc<Self>, channel: Channel) {
         loop {
             let _ = self.attempt(&channel).await;
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -255,24 +256,25 @@ impl Arrivals {
             *self.1.lock().unwrap() = event.cursor;
             if let Some(Event::Delivery(delivery)) = event.event {
                 let came = (delivery.feed, delivery.index, now_ns());
-                let mut arrivals = self.0.lock().unwrap();
-                let first = arrivals.entry(delivery.arrival).or_insert_with(|| came.clone());
-                assert_eq!((&first.0, first.1), (&came.0, came.1), "arrival {} was another", delivery.arrival);
+                let mut delivered = self.0.lock().unwrap();
+                let first = delivered.entry(delivery.offset).or_insert_with(|| came.clone());
+                assert_eq!((&first.0, first.1), (&came.0, came.1), "offset {} was another", delivery.offset);
             }
         }
         Ok(())
     }
 
-    /// Nothing twice, and each arrival is what the node still says that it is.
+    /// Checks that no entry was delivered twice, and that the node still has the same entry at each
+    /// offset.
     pub(crate) fn check(&self, deliveries: &[proto::Delivery]) {
-        let arrivals = self.0.lock().unwrap();
-        let places: BTreeSet<_> = arrivals.values().map(|(feed, index, _)| (feed, index)).collect();
-        assert_eq!(places.len(), arrivals.len(), "an entry came under two arrivals");
-        assert!(!arrivals.is_empty());
+        let delivered = self.0.lock().unwrap();
+        let places: BTreeSet<_> = delivered.values().map(|(feed, index, _)| (feed, index)).collect();
+        assert_eq!(places.len(), delivered.len(), "an entry came under two offsets");
+        assert!(!delivered.is_empty());
         let now: BTreeMap<u64, (&str, u64)> =
-            deliveries.iter().map(|held| (held.arrival, (held.feed.as_str(), held.index))).collect();
-        for (arrival, (feed, index, _)) in arrivals.iter() {
-            assert_eq!(now.get(arrival), Some(&(feed.as_str(), *index)), "arrival {arrival}");
+            deliveries.iter().map(|held| (held.offset, (held.feed.as_str(), held.index))).collect();
+        for (offset, (feed, index, _)) in delivered.iter() {
+            assert_eq!(now.get(offset), Some(&(feed.as_str(), *index)), "offset {offset}");
         }
     }
 }

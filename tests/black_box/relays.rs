@@ -1,6 +1,7 @@
-//! Morocco is cut off from everyone but Libya, and goes on publishing. Nothing is lost by it, and nothing shown to the wrong reader.
+//! Morocco is cut off from all members but Libya, and continues to publish. No entry is lost, and
+//! no reader gets content outside of its audience.
 //!
-//! `BARID_RELAY_ENTRIES=100000` makes it long.
+//! `BARID_RELAY_ENTRIES=100000` makes the test long.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
@@ -21,16 +22,16 @@ use tonic::transport::Channel;
 
 use crate::world::{World, example};
 
-/// Bulletins published while Morocco is cut off, if nobody asks for more.
+/// Default number of bulletins published while Morocco is cut off.
 const ENTRIES: usize = 600;
 /// Members that Morocco is cut off from.
 const FAR: [&str; 2] = ["ne", "tn"];
-/// Longest for anything to come true: the usual minute, and as long again for each 10,000 entries.
+/// Returns the deadline of a condition: one minute, and another for each 10,000 entries.
 fn deadline(entries: usize) -> Duration {
     Duration::from_secs(60 * (1 + entries as u64 / 10_000))
 }
 
-/// Carries connections to one node, while it is not cut.
+/// Relays connections to one node while it is not cut.
 struct Line {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -38,7 +39,7 @@ struct Line {
 
 #[derive(Default)]
 struct State {
-    /// Where to; `None`: cut.
+    /// Target address; `None` if cut.
     target: Option<String>,
     open: Vec<TcpStream>,
 }
@@ -79,7 +80,7 @@ impl Line {
     }
 }
 
-/// Until either side ends.
+/// Copies bytes until either side ends.
 fn carry(mut from: TcpStream, mut to: TcpStream) {
     let mut buffer = vec![0; 64 << 10];
     let mut step = || -> io::Result<bool> {
@@ -91,10 +92,10 @@ fn carry(mut from: TcpStream, mut to: TcpStream) {
     let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
 }
 
-/// A world whose lines between Morocco and the far members can be cut.
+/// An exchange with lines between Morocco and the far members that can be cut.
 struct Region {
     world: World,
-    /// By who calls and who is called.
+    /// By caller and called member.
     lines: BTreeMap<(&'static str, &'static str), Line>,
     channels: BTreeMap<(&'static str, &'static str), Channel>,
     runtime: Runtime,
@@ -132,7 +133,8 @@ impl Region {
         self.lines.values().for_each(Line::cut);
     }
 
-    /// Publishes at `ma`, each entry for whom `readers` says (`None`: everybody), and tells the ids.
+    /// Publishes at `ma` and returns the ids; `readers` returns the audience of each entry (`None`:
+    /// all members).
     fn publish(&self, count: usize, readers: impl Fn(usize) -> Option<Vec<&'static str>>) -> Vec<String> {
         let draft = example("stolen-passport.fr.json", |_| ());
         let draft: proto::Draft = serde_json::from_value(draft).unwrap();
@@ -159,10 +161,10 @@ impl Region {
         let requests = futures::stream::iter(requests.collect::<Vec<_>>());
         let published = self.runtime.block_on(async {
             let mut client = FocalPointClient::new(self.channels[&("ma", "police-hq")].clone());
-            let mut answers = client.publish_stream(requests).await.unwrap().into_inner();
+            let mut responses = client.publish_stream(requests).await.unwrap().into_inner();
             let mut published = 0;
-            while let Some(answer) = answers.message().await.unwrap() {
-                for result in answer.results {
+            while let Some(response) = responses.message().await.unwrap() {
+                for result in response.results {
                     assert!(matches!(result.outcome, Some(Outcome::Published(_))), "{result:?}");
                     published += 1;
                 }
@@ -179,7 +181,7 @@ impl Region {
         status.unwrap().into_inner()
     }
 
-    /// Morocco's feed as a member holds it; nothing yet if it has just started.
+    /// Returns Morocco's feed as a member holds it; empty if the node has just started.
     fn peer(&self, at: &'static str) -> proto::PeerStatus {
         self.status(at).peers.into_iter().find(|peer| peer.member == "ma").unwrap_or_default()
     }
@@ -189,41 +191,42 @@ impl Region {
         held.is_some_and(|held| (held.size, held.root) == (own.size, own.root))
     }
 
-    /// Members of which Morocco has it in writing that they hold a bulletin in full.
+    /// Returns the members whose custody note for a bulletin Morocco holds.
     fn stored_at(&self, id: &str) -> Vec<String> {
-        let shown = &self.world.told("ma", "police-hq", &["show", &format!("ma/{id}")])[0];
-        let stored = shown["stored"].as_array().into_iter().flatten();
+        let visible = &self.world.json("ma", "police-hq", &["show", &format!("ma/{id}")])[0];
+        let stored = visible["stored"].as_array().into_iter().flatten();
         let mut members: Vec<String> = stored.filter_map(|by| Some(by["member"].as_str()?.to_owned())).collect();
         members.sort_unstable();
         members
     }
 
-    /// What a member's focal point is shown of Morocco's feed: arrival by index. No arrival and no entry is there twice.
-    fn shown(&self, at: &'static str) -> BTreeMap<u64, u64> {
+    /// Returns Morocco's entries that a member's focal point can read: offset by index. No offset
+    /// and no entry exists twice.
+    fn visible(&self, at: &'static str) -> BTreeMap<u64, u64> {
         let filter = proto::Filter { members: vec!["ma".into()], ..proto::Filter::default() };
         let mut request =
             proto::HistoryRequest { filter: Some(filter), page_size: 1_000, ..proto::HistoryRequest::default() };
         let mut client =
             FocalPointClient::new(self.channels[&(at, "police-hq")].clone()).max_decoding_message_size(64 << 20);
-        let (mut shown, mut arrivals) = (BTreeMap::new(), BTreeSet::new());
+        let (mut visible, mut offsets) = (BTreeMap::new(), BTreeSet::new());
         loop {
             let page = self.runtime.block_on(client.history(request.clone())).unwrap().into_inner();
             for delivery in page.deliveries {
                 assert_eq!(envelope::digest(&delivery.envelope).0.as_slice(), delivery.digest.as_ref());
-                assert!(arrivals.insert(delivery.arrival), "{at}: arrival {} twice", delivery.arrival);
-                assert!(shown.insert(delivery.index, delivery.arrival).is_none(), "{at}: {} twice", delivery.index);
+                assert!(offsets.insert(delivery.offset), "{at}: offset {} twice", delivery.offset);
+                assert!(visible.insert(delivery.index, delivery.offset).is_none(), "{at}: {} twice", delivery.index);
             }
             if page.next_page_token.is_empty() {
-                return shown;
+                return visible;
             }
             request.page_token = page.next_page_token;
         }
     }
 }
 
-fn until(entries: usize, what: &str, mut come_true: impl FnMut() -> bool) {
+fn until(entries: usize, what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
-    while !come_true() {
+    while !condition() {
         assert!(start.elapsed() < deadline(entries), "it did not come true in time that {what}");
         std::thread::yield_now();
     }
@@ -234,7 +237,7 @@ fn entries() -> usize {
 }
 
 #[test]
-fn a_member_cut_off_from_all_but_one_is_read_by_all_and_what_was_secret_comes_when_it_is_back() {
+fn relay_serves_feed_and_restricted_content_is_backfilled_from_owner() {
     let entries = entries();
     let region = Region::start();
     region.heal();
@@ -260,18 +263,23 @@ fn a_member_cut_off_from_all_but_one_is_read_by_all_and_what_was_secret_comes_wh
     for far in FAR {
         let ma = region.peer(far);
         assert!(!ma.linked);
-        assert!(ma.not_held.iter().any(|held| held.reason == "not_held"), "{far}: {:?}", ma.not_held.len());
+        assert!(
+            ma.undisclosed_ranges.iter().any(|held| held.reason == "not_held"),
+            "{far}: {:?}",
+            ma.undisclosed_ranges.len()
+        );
     }
 
     let may_read = |member: &str| -> BTreeSet<u64> {
         let mine = |number: &usize| readers(*number).is_none_or(|readers| readers.contains(&member));
         (0..10).chain((0..entries).filter(mine).map(|number| 10 + number as u64)).collect()
     };
-    // Who has what all may read is known to Morocco although it has no line to them: in writing, by Libya. What Libya may not read is not spoken of.
+    // For entries that all may read, Morocco has the custody notes of members without a link to it:
+    // Libya relays them. For entries that Libya may not read there are none.
     for (number, holders) in [(1, vec!["ly", "ne", "tn"]), (4, vec!["ly"]), (0, vec![])] {
         until(0, "Morocco has it in writing by a relay", || region.stored_at(&ids[number]) == holders);
     }
-    let shown_before: BTreeMap<&str, BTreeMap<u64, u64>> = FAR.map(|far| (far, region.shown(far))).into();
+    let visible_before: BTreeMap<&str, BTreeMap<u64, u64>> = FAR.map(|far| (far, region.visible(far))).into();
     region.heal();
     let began = Instant::now();
     for far in FAR {
@@ -282,26 +290,27 @@ fn a_member_cut_off_from_all_but_one_is_read_by_all_and_what_was_secret_comes_wh
             held == wanted.len() as u64
         });
         println!("{far} has it {:.1?} after the line is mended", began.elapsed());
-        let shown = region.shown(far);
-        assert_eq!(shown.keys().copied().collect::<BTreeSet<_>>(), wanted, "{far}");
-        // What had arrived stands where it stood.
-        for (index, arrival) in &shown_before[far] {
-            assert_eq!(shown[index], *arrival, "{far}: {index}");
+        let visible = region.visible(far);
+        assert_eq!(visible.keys().copied().collect::<BTreeSet<_>>(), wanted, "{far}");
+        // Entries that had arrived before have the same offset.
+        for (index, offset) in &visible_before[far] {
+            assert_eq!(visible[index], *offset, "{far}: {index}");
         }
     }
-    assert_eq!(region.shown("ly").keys().copied().collect::<BTreeSet<_>>(), may_read("ly"));
-    // Who holds what is secret is known to Morocco, by their signed word.
+    assert_eq!(region.visible("ly").keys().copied().collect::<BTreeSet<_>>(), may_read("ly"));
+    // Members that may read restricted entries have sent their custody notes to Morocco.
     for (number, far) in [(0, vec!["tn"]), (2, FAR.to_vec())] {
         until(0, "Morocco has it in writing", || region.stored_at(&ids[number]) == far);
     }
-    let alarms: Vec<Value> = region.world.told("tn", "operator", &["status"]);
+    let alarms: Vec<Value> = region.world.json("tn", "operator", &["status"]);
     assert_eq!(alarms[0]["alarms"].as_array().map_or(0, Vec::len), 0, "{:?}", alarms[0]["alarms"]);
 }
 
-/// Prints what catching up from the owner and through a relay take; run it alone, in a release build, with `BARID_RELAY_ENTRIES`.
+/// Prints the catch-up rates from the owner and through a relay. Run it alone, in a release build,
+/// with `BARID_RELAY_ENTRIES`.
 #[test]
 #[ignore = "measures; run it in a release build on a quiet machine"]
-fn catching_up_through_a_relay_and_from_the_owner() {
+fn catch_up_rate_through_relay_matches_owner() {
     let entries = entries();
     let mut region = Region::start();
     region.heal();

@@ -1,4 +1,5 @@
-//! The secretariat writes the next roster, the governors sign it in turn, and a member believes it because of the one it has.
+//! The secretariat writes the next roster, the governors sign it in turn, and a member accepts it
+//! because it follows the trusted one.
 
 use std::fs;
 
@@ -31,39 +32,39 @@ impl Office {
         self.0.path().join(name).to_str().unwrap().to_owned()
     }
 
-    /// Exit code and what was said to a machine.
-    fn roster(&self, words: &[&str]) -> (Option<i32>, Value) {
-        let words: Vec<String> = words
+    /// Returns the exit code and the JSON output.
+    fn roster(&self, args: &[&str]) -> (Option<i32>, Value) {
+        let args: Vec<String> = args
             .iter()
-            .map(|word| word.strip_prefix('@').map_or_else(|| (*word).to_owned(), |name| self.file(name)))
+            .map(|arg| arg.strip_prefix('@').map_or_else(|| (*arg).to_owned(), |name| self.file(name)))
             .collect();
-        let words: Vec<&str> = ["--json", "roster"].into_iter().chain(words.iter().map(String::as_str)).collect();
-        let output = barid(&words);
-        let said = if output.stdout.is_empty() { &output.stderr } else { &output.stdout };
-        (output.status.code(), serde_json::from_slice(said).unwrap_or_else(|_| panic!("{}", text(said))))
+        let args: Vec<&str> = ["--json", "roster"].into_iter().chain(args.iter().map(String::as_str)).collect();
+        let output = barid(&args);
+        let printed = if output.stdout.is_empty() { &output.stderr } else { &output.stdout };
+        (output.status.code(), serde_json::from_slice(printed).unwrap_or_else(|_| panic!("{}", text(printed))))
     }
 }
 
 #[test]
-fn the_next_roster_is_drafted_signed_and_believed() {
+fn next_roster_is_drafted_signed_and_verified() {
     let office = Office::new();
-    let (_, shown) = office.roster(&["show", "@roster.note"]);
+    let (_, object) = office.roster(&["show", "@roster.note"]);
     let kinds: Vec<&str> =
-        shown["members"].as_array().unwrap().iter().filter_map(|member| member["kind"].as_str()).collect();
+        object["members"].as_array().unwrap().iter().filter_map(|member| member["kind"].as_str()).collect();
     assert_eq!(kinds, ["full", "full", "full", "observer", "partner"]);
-    assert_eq!((&shown["quorum"], &shown["signatures"][1]["valid"]), (&2.into(), &true.into()));
+    assert_eq!((&object["quorum"], &object["signatures"][1]["valid"]), (&2.into(), &true.into()));
 
-    // The secretariat writes version 2: the observer leaves, and nobody else notices a thing.
+    // The secretariat writes version 2: the observer leaves, and nothing else changes.
     let note = fs::read_to_string(office.file("roster.note")).unwrap();
     let (first, _) = note.split_once("\n\n— ").unwrap();
     let mut draft: toml::Table = first.parse().unwrap();
     draft["version"] = 2.into();
-    draft.insert("previous".into(), shown["textHash"].as_str().unwrap().into());
+    draft.insert("previous".into(), object["textHash"].as_str().unwrap().into());
     draft["members"].as_array_mut().unwrap().retain(|member| member["code"].as_str() != Some("x-au"));
     fs::write(office.file("second.toml"), draft.to_string()).unwrap();
     assert_eq!(office.roster(&["verify", "@second.toml", "--trust", "@roster.note"]).0, Some(12));
 
-    // Two governors sign, each at home.
+    // Two governors sign, each on their own machine.
     let first_governor = ["sign", "@second.toml", "--key", "@governors/1.key", "--trust", "@roster.note"];
     let (code, signed) = office.roster(&first_governor);
     assert_eq!((code, &signed["complete"]), (Some(0), &false.into()), "{signed}");
@@ -78,21 +79,21 @@ fn the_next_roster_is_drafted_signed_and_believed() {
     assert_eq!((code, &verified["result"]), (Some(0), &"follows".into()), "{verified}");
     let damaged = fs::read_to_string(office.file("second.note")).unwrap().replacen("Maroc", "Maric", 1);
     fs::write(office.file("damaged.note"), damaged).unwrap();
-    let (code, refused) = office.roster(&["verify", "@damaged.note", "--trust", "@roster.note"]);
-    assert_eq!((code, &refused["signatures"][0]["valid"]), (Some(12), &false.into()), "{refused}");
+    let (code, rejected) = office.roster(&["verify", "@damaged.note", "--trust", "@roster.note"]);
+    assert_eq!((code, &rejected["signatures"][0]["valid"]), (Some(12), &false.into()), "{rejected}");
 
-    // What version 1 had settled cannot be signed away.
+    // Settled facts of version 1 cannot be removed by signatures.
     let keys = draft["members"].as_array_mut().unwrap()[0]["keys"].as_array_mut().unwrap();
     keys.retain(|key| key.get("epoch").and_then(toml::Value::as_integer) != Some(2));
     fs::write(office.file("taking-back.toml"), draft.to_string()).unwrap();
-    let (code, refused) =
+    let (code, rejected) =
         office.roster(&["sign", "@taking-back.toml", "--key", "@governors/1.key", "--trust", "@roster.note"]);
     assert_eq!(code, Some(1));
-    assert!(refused["error"]["why"].as_str().unwrap().contains("epoch 2"), "{refused}");
+    assert!(rejected["error"]["why"].as_str().unwrap().contains("epoch 2"), "{rejected}");
 }
 
 #[test]
-fn a_node_does_not_sign_with_a_key_that_has_ended() {
+fn node_with_retired_key_does_not_start() {
     let office = Office::new();
     let note = fs::read_to_string(office.file("roster.note")).unwrap();
     let mut draft: toml::Table = note.split_once("\n\n— ").unwrap().0.parse().unwrap();
@@ -103,8 +104,8 @@ fn a_node_does_not_sign_with_a_key_that_has_ended() {
     fs::write(office.file("ma/roster.toml"), draft.to_string()).unwrap();
     let sign = ["sign", "@ma/roster.toml", "--key", "@governors/1.key", "--key", "@governors/2.key", "--force"];
     assert_eq!(office.roster(&sign).0, Some(0));
-    let node = barid(&["--json", "node", "--first", "--config", &office.file("ma/node.toml")]);
+    let node = barid(&["--json", "node", "--bootstrap", "--config", &office.file("ma/node.toml")]);
     assert_eq!(node.status.code(), Some(1));
-    let said = text(&node.stderr);
-    assert!(said.contains("mirror.key") && said.contains("retired or stolen"), "{said}");
+    let printed = text(&node.stderr);
+    assert!(printed.contains("mirror.key") && printed.contains("retired or stolen"), "{printed}");
 }

@@ -1,4 +1,4 @@
-//! Who is refused by a node, who is put out, and what it reads again without a restart.
+//! Connections that a node rejects or closes, and files that it reloads without a restart.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -37,11 +37,11 @@ fn serial(certificate: &Path) -> Vec<u8> {
     parsed.raw_serial().to_vec()
 }
 
-/// Believes every server: what is tested is what the server believes.
+/// Accepts any server certificate: the test is about the server's verification.
 #[derive(Debug)]
-struct Believing(Arc<CryptoProvider>);
+struct AcceptAnyServer(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Believing {
+impl ServerCertVerifier for AcceptAnyServer {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -76,7 +76,7 @@ impl ServerCertVerifier for Believing {
     }
 }
 
-/// Somebody at a node's door.
+/// A client of a listener.
 struct Caller {
     /// Its own address, as the node sees it.
     address: String,
@@ -84,13 +84,13 @@ struct Caller {
 }
 
 impl Caller {
-    fn new(door: &str, shows: Option<&Issued>, version: &'static rustls::SupportedProtocolVersion) -> Self {
+    fn new(listener: &str, shows: Option<&Issued>, version: &'static rustls::SupportedProtocolVersion) -> Self {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[version])
             .unwrap()
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Believing(provider)));
+            .with_custom_certificate_verifier(Arc::new(AcceptAnyServer(provider)));
         let mut config = match shows {
             None => config.with_no_client_auth(),
             Some(issued) => {
@@ -100,7 +100,7 @@ impl Caller {
             }
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let tcp = TcpStream::connect(door).unwrap();
+        let tcp = TcpStream::connect(listener).unwrap();
         tcp.set_read_timeout(Some(DEADLINE)).unwrap();
         let address = tcp.local_addr().unwrap().to_string();
         let name = ServerName::try_from("127.0.0.1").unwrap();
@@ -108,33 +108,33 @@ impl Caller {
         Self { address, stream: StreamOwned::new(tls, tcp) }
     }
 
-    /// Whether the node answers over HTTP/2.
+    /// Returns whether the node answers over HTTP/2.
     fn is_let_in(&mut self) -> bool {
         let mut header = [0; 9];
         self.stream.write_all(PREFACE).is_ok() && self.stream.read_exact(&mut header).is_ok() && header[3] == 4
     }
 
-    /// The certificate that the node shows.
-    fn shown(&mut self) -> CertificateDer<'static> {
+    /// Returns the certificate that the node presents.
+    fn presented(&mut self) -> CertificateDer<'static> {
         assert!(self.is_let_in());
         self.stream.conn.peer_certificates().unwrap()[0].clone().into_owned()
     }
 }
 
-/// Exactly one record tells of this address, with this reason.
-fn recorded(world: &World, member: &str, door: &str, address: &str, reason: &str) {
-    let of_it = || world.records(member, &[&format!(" who={address} ")]);
+/// Checks that exactly one audit record has this address, with this reason.
+fn recorded(world: &World, member: &str, listener: &str, address: &str, reason: &str) {
+    let of_it = || world.records(member, &[&format!(" actor={address} ")]);
     until(&format!("{member} records {reason}"), || !of_it().is_empty());
     let of_it = of_it();
-    let (reason, subject) = (format!(" reason=\"{reason}\" "), format!(" subject={door} "));
+    let (reason, subject) = (format!(" reason=\"{reason}\" "), format!(" resource={listener} "));
     let right = |record: &String| {
-        record.contains(" what=\"refused-connection\" ") && record.contains(&reason) && record.contains(&subject)
+        record.contains(" event=\"connection-rejected\" ") && record.contains(&reason) && record.contains(&subject)
     };
     assert!(of_it.len() == 1 && of_it.iter().all(right), "{reason}: {of_it:?}");
 }
 
 #[test]
-fn the_wrong_are_refused_at_both_doors_each_with_a_record_that_says_why() {
+fn unauthorized_connections_are_rejected_by_both_listeners_and_audited() {
     let world = World::logging("info");
     let config = NodeConfig::load(&world.folder("tn").join("node.toml")).unwrap();
     let (exchange, api) = (config.text.listen_exchange.unwrap(), config.text.listen_api);
@@ -164,41 +164,43 @@ fn the_wrong_are_refused_at_both_doors_each_with_a_record_that_says_why() {
         assert!(!caller.is_let_in(), "{reason}");
         recorded(&world, "tn", "api", &caller.address, reason);
     }
-    for (door, at) in [("exchange", &exchange), ("api", &api)] {
+    for (listener, at) in [("exchange", &exchange), ("api", &api)] {
         let mut plain = TcpStream::connect(at).unwrap();
         plain.write_all(b"GET / HTTP/1.1\r\nHost: tn.rabat.example\r\n\r\n").unwrap();
-        recorded(&world, "tn", door, &plain.local_addr().unwrap().to_string(), "plain-text");
+        recorded(&world, "tn", listener, &plain.local_addr().unwrap().to_string(), "plain-text");
         let node = ly.issue("node", &[]).unwrap();
         let mut old = Caller::new(at, Some(&node), &rustls::version::TLS12);
         assert!(!old.is_let_in());
-        recorded(&world, "tn", door, &old.address, "tls-version");
+        recorded(&world, "tn", listener, &old.address, "tls-version");
         let mut nobody = Caller::new(at, None, &rustls::version::TLS13);
         assert!(!nobody.is_let_in());
-        recorded(&world, "tn", door, &nobody.address, "no-certificate");
+        recorded(&world, "tn", listener, &nobody.address, "no-certificate");
     }
 
     assert!(Caller::new(&api, Some(&person), &rustls::version::TLS13).is_let_in());
     assert!(Caller::new(&exchange, Some(&ly.issue("node", &[]).unwrap()), &rustls::version::TLS13).is_let_in());
 
-    // Let in, and not allowed everything.
+    // Authenticated, but not authorised for every call.
     let alert = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/bulletins/stolen-passport.fr.json");
     assert_eq!(world.client("tn", "operator", &["publish", alert]).status.code(), Some(1));
-    let refused = [" what=\"refused-call\" ", " reason=\"ROLE\" ", " who=operator/operator "];
-    assert_eq!(world.records("tn", &refused).len(), 1);
+    let rejected = [" event=\"call-denied\" ", " reason=\"role\" ", " actor=operator/operator "];
+    assert_eq!(world.records("tn", &rejected).len(), 1);
 }
 
 #[test]
-fn what_an_authority_revokes_ends_everywhere_and_goes_on_with_a_new_certificate() {
+fn revoked_certificate_is_disconnected_everywhere_and_replacement_works() {
     let mut world = World::logging("info");
     until("all are linked", || world.linked(&MEMBERS));
-    let taken = [" what=\"list-taken\" ", " subject=ly.rabat.example "];
-    until("all have Libya's list", || ["ma", "tn", "ne"].iter().all(|other| world.records(other, &taken).len() == 1));
+    let crl_records = [" event=\"crl-accepted\" ", " resource=ly.rabat.example "];
+    until("all have Libya's list", || {
+        ["ma", "tn", "ne"].iter().all(|other| world.records(other, &crl_records).len() == 1)
+    });
     world.kill("ne");
     let (folder, ly) = (world.folder("ly"), authority(&world, "ly"));
 
-    // Somebody watches in Tripoli.
+    // A client watches in Tripoli.
     let alert = world.draft("alert.json", &example("stolen-passport.fr.json", |_| ()));
-    world.told("ly", "police-hq", &["publish", &alert]);
+    world.json("ly", "police-hq", &["publish", &alert]);
     let profile = folder.join("clients/police-hq/client.toml");
     let mut watch = Command::new(env!("CARGO_BIN_EXE_barid"))
         .args(["--json", "--profile", profile.to_str().unwrap(), "watch", "--from", "0"])
@@ -206,64 +208,67 @@ fn what_an_authority_revokes_ends_everywhere_and_goes_on_with_a_new_certificate(
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let mut shown = String::new();
-    BufReader::new(watch.stdout.take().unwrap()).read_line(&mut shown).unwrap();
-    assert!(!shown.is_empty());
+    let mut line = String::new();
+    BufReader::new(watch.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(!line.is_empty());
 
-    // Its certificate and the node's are stolen: both are revoked, and the node gets a new one.
+    // The client's certificate and the node's are stolen: both are revoked, and the node gets a new
+    // one.
     let stolen = [serial(&folder.join("clients/police-hq/client.pem")), serial(&folder.join("tls/node.pem"))];
     fs::write(folder.join("tls/ca.crl"), ly.revoke(&stolen, 2).unwrap()).unwrap();
     let renewed = ly.issue("node", &["127.0.0.1".into()]).unwrap();
     fs::write(folder.join("tls/node.pem"), &renewed.certificate).unwrap();
     fs::write(folder.join("tls/node.key"), &renewed.key).unwrap();
     world.hang_up("ly");
-    let person = " who=spiffe://ly.rabat.example/focal-point/police-hq ";
-    let ended = [" what=\"connection-ended\" ", " reason=\"revoked\" "];
+    let person = " actor=spiffe://ly.rabat.example/focal-point/police-hq ";
+    let ended = [" event=\"connection-closed\" ", " reason=\"revoked\" "];
     until("the watch has ended", || world.records("ly", &[ended[0], ended[1], person]).len() == 1);
-    let reloaded = world.records("ly", &[" what=\"reloaded\" ", " reason=\"changed\" "]);
+    let reloaded = world.records("ly", &[" event=\"reloaded\" ", " reason=\"changed\" "]);
     assert_eq!(reloaded.len(), 1);
     assert!(reloaded[0].contains("certificate: ") && reloaded[0].contains("revocation list of ly.rabat.example: "));
     assert_ne!(world.client("ly", "police-hq", &["history"]).status.code(), Some(0));
     until("the refusal is recorded", || {
-        !world.records("ly", &[" what=\"refused-connection\" ", " reason=\"revoked\" "]).is_empty()
+        !world.records("ly", &[" event=\"connection-rejected\" ", " reason=\"revoked\" "]).is_empty()
     });
     watch.kill().unwrap();
     watch.wait().unwrap();
 
-    // The others learn of it over the links, end them, and are linked again with the new certificate.
+    // The others receive the CRL over the links, close them, and are linked again with the new
+    // certificate.
     for other in ["ma", "tn"] {
-        until(&format!("{other} has the newer list"), || world.records(other, &taken).len() == 2);
+        until(&format!("{other} has the newer list"), || world.records(other, &crl_records).len() == 2);
         until(&format!("{other} has ended the old link"), || {
-            !world.records(other, &[ended[0], ended[1], " who=spiffe://ly.rabat.example/node "]).is_empty()
+            !world.records(other, &[ended[0], ended[1], " actor=spiffe://ly.rabat.example/node "]).is_empty()
         });
     }
     until("they are linked again", || world.linked(&["ma", "ly", "tn"]));
 
-    // One who was away hears it from another than Libya, and a restart forgets nothing.
+    // A member that was offline receives the CRL from another member than Libya, and stores it
+    // across a restart.
     world.kill("ly");
     world.run("ne");
-    until("Niamey has the newer list", || world.records("ne", &taken).len() == 2);
-    assert!(!world.records("ne", &taken)[1].contains(" who=ly "));
+    until("Niamey has the newer list", || world.records("ne", &crl_records).len() == 2);
+    assert!(!world.records("ne", &crl_records)[1].contains(" actor=ly "));
     world.kill("ne");
     world.run("ne");
     until("Niamey is linked", || world.linked(&["ma", "tn", "ne"]));
-    assert_eq!(world.records("ne", &taken).len(), 2, "it has it still");
+    assert_eq!(world.records("ne", &crl_records).len(), 2, "it has it still");
 }
 
 #[test]
-fn a_reload_changes_all_or_nothing_and_says_what() {
+fn reload_is_atomic_and_audited() {
     let world = World::logging("info");
     let (folder, ma) = (world.folder("ma"), authority(&world, "ma"));
     let api = NodeConfig::load(&folder.join("node.toml")).unwrap().text.listen_api;
     let person = ma.issue("agency/border-post", &[]).unwrap();
-    let shown = || Caller::new(&api, Some(&person), &rustls::version::TLS13).shown();
-    let before = shown();
+    let presented = || Caller::new(&api, Some(&person), &rustls::version::TLS13).presented();
+    let before = presented();
 
     world.hang_up("ma");
-    let reloaded = |reason: &str| world.records("ma", &[" what=\"reloaded\" ", &format!(" reason=\"{reason}\" ")]);
+    let reloaded = |reason: &str| world.records("ma", &[" event=\"reloaded\" ", &format!(" reason=\"{reason}\" ")]);
     until("it has looked", || reloaded("nothing-new").len() == 1);
 
-    // A new certificate, and with it one bad file after the other.
+    // A new certificate, each time together with one invalid file.
     let renewed = ma.issue("node", &["127.0.0.1".into()]).unwrap();
     fs::write(folder.join("tls/node.pem"), &renewed.certificate).unwrap();
     fs::write(folder.join("tls/node.key"), &renewed.key).unwrap();
@@ -277,91 +282,92 @@ fn a_reload_changes_all_or_nothing_and_says_what() {
         let good = fs::read(folder.join(file)).unwrap();
         fs::write(folder.join(file), bad).unwrap();
         world.hang_up("ma");
-        let refused = || world.records("ma", &[" what=\"refused-reload\" "]);
-        until("it is refused", || refused().len() == count);
-        assert!(refused()[count - 1].contains(file), "{file}: {:?}", refused());
-        assert_eq!(shown(), before, "{file}");
+        let rejected = || world.records("ma", &[" event=\"reload-rejected\" "]);
+        until("it is refused", || rejected().len() == count);
+        assert!(rejected()[count - 1].contains(file), "{file}: {:?}", rejected());
+        assert_eq!(presented(), before, "{file}");
         fs::write(folder.join(file), good).unwrap();
     }
-    // A certificate that everybody would refuse is not taken, either.
+    // A certificate that every peer would reject is not loaded either.
     let forged = stranger.issue("node", &[]).unwrap();
     fs::write(folder.join("tls/node.pem"), &forged.certificate).unwrap();
     fs::write(folder.join("tls/node.key"), &forged.key).unwrap();
     world.hang_up("ma");
-    until("it is refused", || world.records("ma", &[" what=\"refused-reload\" ", "wrong-ca"]).len() == 1);
+    until("it is refused", || world.records("ma", &[" event=\"reload-rejected\" ", "wrong-ca"]).len() == 1);
     fs::write(folder.join("tls/node.pem"), &renewed.certificate).unwrap();
     fs::write(folder.join("tls/node.key"), &renewed.key).unwrap();
 
-    // All are good: each is named.
+    // All files are valid: the record names each.
     fs::write(folder.join("tls/ca.crl"), ma.revoke_for(&[], 7, days(-100, 20)).unwrap()).unwrap();
     let access = fs::read_to_string(folder.join("access.toml")).unwrap();
     fs::write(folder.join("access.toml"), access.replace("roles = [\"auditor\"]", "roles = [\"agency\"]")).unwrap();
     world.hang_up("ma");
     until("it is reloaded", || reloaded("changed").len() == 1);
-    let told = reloaded("changed").remove(0);
-    for part in [" who=SIGHUP ", "certificate: ", "access rules: ", "revocation list of ma.rabat.example: "] {
-        assert!(told.contains(part), "{part}: {told}");
+    let record = reloaded("changed").remove(0);
+    for part in [" actor=SIGHUP ", "certificate: ", "access rules: ", "revocation list of ma.rabat.example: "] {
+        assert!(record.contains(part), "{part}: {record}");
     }
-    assert_eq!(shown(), CertificateDer::from_pem_slice(renewed.certificate.as_bytes()).unwrap());
+    assert_eq!(presented(), CertificateDer::from_pem_slice(renewed.certificate.as_bytes()).unwrap());
 
-    // The list of 120 days is due in 20: the operator is told.
-    let status = world.told("ma", "operator", &["status"]).remove(0);
+    // The CRL is valid for 120 days and expires in 20: an alarm is raised.
+    let status = world.json("ma", "operator", &["status"]).remove(0);
     let alarms = status["alarms"].to_string();
     assert!(alarms.contains("the revocation list of ma.rabat.example is due on "), "{alarms}");
 }
 
 #[test]
-fn who_is_removed_by_a_new_roster_is_put_out_everywhere() {
+fn removed_member_is_disconnected_everywhere() {
     let mut world = World::logging("info");
     until("all are linked", || world.linked(&MEMBERS));
     let alert = world.draft("alert.json", &example("stolen-passport.fr.json", |_| ()));
-    let published = world.told("ma", "police-hq", &["publish", &alert, "--wait-for", "ne"]);
+    let published = world.json("ma", "police-hq", &["publish", &alert, "--wait-for", "ne"]);
     assert_eq!(published[0]["waitReached"], true);
 
-    // Version 2 does without Niger; two governors sign it, and Rabat's operator puts it in place.
+    // Version 2 removes Niger; two governors sign it, and Rabat's operator installs it.
     let trusted = world.roster();
     let home = trusted.parent().unwrap();
     let file = |name: &str| home.join(name).to_str().unwrap().to_owned();
     let note = fs::read_to_string(&trusted).unwrap();
     let (first, _) = note.split_once("\n\n— ").unwrap();
-    let shown = barid(&["--json", "roster", "show", &file("roster.note")]);
-    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let output = barid(&["--json", "roster", "show", &file("roster.note")]);
+    let current: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let mut draft: toml::Table = first.parse().unwrap();
     draft["version"] = 2.into();
-    draft.insert("previous".into(), shown["textHash"].as_str().unwrap().into());
+    draft.insert("previous".into(), current["textHash"].as_str().unwrap().into());
     draft["members"].as_array_mut().unwrap().retain(|member| member["code"].as_str() != Some("ne"));
     fs::write(file("second.toml"), draft.to_string()).unwrap();
     let trust = ["--trust", &file("roster.note")];
     for (number, draft) in [("1", "second.toml"), ("2", "second.note")] {
         let (draft, key) = (file(draft), file(&format!("governors/{number}.key")));
         let place = if number == "1" { vec![] } else { vec!["--in-place"] };
-        let words = [&["roster", "sign", &draft, "--key", &key][..], &trust, &place].concat();
-        let signed = barid(&words);
+        let args = [&["roster", "sign", &draft, "--key", &key][..], &trust, &place].concat();
+        let signed = barid(&args);
         assert!(signed.status.success(), "{}{}", text(&signed.stdout), text(&signed.stderr));
     }
     fs::copy(file("second.note"), world.folder("ma").join("roster.note")).unwrap();
     world.hang_up("ma");
-    until("it is adopted", || world.records("ma", &[" what=\"reloaded\" ", "roster: version 2"]).len() == 1);
+    until("it is adopted", || world.records("ma", &[" event=\"reloaded\" ", "roster: version 2"]).len() == 1);
 
-    let version = |member: &str| world.told(member, "operator", &["status"]).remove(0)["rosterVersion"].clone();
+    let version = |member: &str| world.json(member, "operator", &["status"]).remove(0)["rosterVersion"].clone();
     until("it has reached all others", || ["ly", "tn"].iter().all(|member| version(member) == "2"));
-    let peers = |member: &str| world.told(member, "operator", &["status"]).remove(0)["peers"].clone();
+    let peers = |member: &str| world.json(member, "operator", &["status"]).remove(0)["peers"].clone();
     until("nobody is linked to Niamey", || {
         let linked = |member: &&str| {
             peers(member).as_array().unwrap().iter().any(|peer| peer["member"] == "ne" && peer["linked"] == true)
         };
         !["ma", "ly", "tn"].iter().any(linked)
     });
-    // Niamey's own connection, or its next attempt, was refused as a stranger's.
+    // Niamey's connection, or its next attempt, was rejected as from an unknown member.
     until("its refusal is recorded", || {
         ["ma", "ly", "tn"].iter().any(|member| !world.records(member, &[" reason=\"unknown-member\" "]).is_empty())
     });
     until("the others stay linked", || world.linked(&["ma", "ly", "tn"]));
 
-    // After a restart the new roster is in force, and what was published under the one before is still there.
+    // After a restart the new roster is in force, and bulletins published under the previous one
+    // still exist.
     world.kill("ma");
     world.run("ma");
-    assert_eq!(world.told("ma", "operator", &["status"]).remove(0)["rosterVersion"], "2");
-    assert_eq!(world.told("ma", "police-hq", &["history"]).len(), 1);
+    assert_eq!(world.json("ma", "operator", &["status"]).remove(0)["rosterVersion"], "2");
+    assert_eq!(world.json("ma", "police-hq", &["history"]).len(), 1);
     until("they are linked again", || world.linked(&["ma", "ly", "tn"]));
 }

@@ -1,6 +1,7 @@
-//! Bodies: what every kind has in common.
+//! Validates the parts of a body that all kinds share.
 //!
-//! In scope: texts, areas, attachments, grading and CAP's words about the event. Out of scope: a kind's own content ([`super::kinds`]).
+//! In scope: texts, areas, attachments, grading and CAP's fields about the event. Out of scope: the
+//! content of each kind ([`super::kinds`]).
 
 use std::collections::BTreeSet;
 
@@ -10,14 +11,14 @@ use super::field::Report;
 use super::geo::{Circle, Locode, Polygon};
 use super::header::time;
 use super::kinds::Context;
-use super::text::{is_one_line, is_plain, keeps_direction, shows_something};
+use super::text::{has_balanced_direction, has_visible_text, is_one_line, is_plain};
 use super::times::Time;
 use super::vocabulary::{Category, Certainty, GradingScheme};
 use crate::limits::{ATTACHMENT_BYTES_MAX, HEADLINE_CHARS_MAX, LINE_CHARS_MAX, LIST_MAX, NAME_BYTES_MAX, TEXTS_MAX};
 use crate::proto;
 
-/// Checks the common parts of a body. `informs` is whether the kind says something of its own, as an alert does and an answer does
-/// not: then a text and a certainty are needed.
+/// Checks the common parts of a body. `informs` is whether the kind carries information of its own,
+/// as an alert does and an acknowledgement does not; a text and a certainty are then required.
 pub(super) fn check(body: &proto::Body, informs: bool, context: &Context<'_>, report: &mut Report) {
     categories(&body.categories, report);
     if informs || !body.certainty.is_empty() {
@@ -36,9 +37,9 @@ pub(super) fn check(body: &proto::Body, informs: bool, context: &Context<'_>, re
     }
 }
 
-/// Checks a text field of one line. Absent is fine unless it is `needed`.
+/// Checks a text field of one line. It may be absent unless it is `needed`.
 pub(super) fn line(field: impl std::fmt::Display, text: &str, needed: bool, chars_max: usize, report: &mut Report) {
-    if !shows_something(text) {
+    if !has_visible_text(text) {
         if needed || !text.is_empty() {
             report.add(field, text, format_args!("text of 1 to {chars_max} characters"));
         }
@@ -49,12 +50,12 @@ pub(super) fn line(field: impl std::fmt::Display, text: &str, needed: bool, char
     }
 }
 
-/// Checks a text field of several lines. Absent is fine; one that is there shows something.
+/// Checks a text field of several lines. It may be absent; if present, it must have visible text.
 pub(super) fn paragraph(field: impl std::fmt::Display, text: &str, report: &mut Report) {
     if text.is_empty() {
         return;
     }
-    if !shows_something(text) {
+    if !has_visible_text(text) {
         report.add(field, text, "no text, or one that shows something");
     } else if is_plain(text) {
         direction(field, text, report);
@@ -64,13 +65,13 @@ pub(super) fn paragraph(field: impl std::fmt::Display, text: &str, report: &mut 
 }
 
 fn direction(field: impl std::fmt::Display, text: &str, report: &mut Report) {
-    if !keeps_direction(text) {
+    if !has_balanced_direction(text) {
         report.add(field, text, "text that overrides no direction and ends every embedding and isolate that it begins");
     }
 }
 
-/// Whether `text` is a valid language tag as far as that follows from the tag itself (RFC 5646 §2.2.9): well formed, no variant and no
-/// extension twice.
+/// Returns whether `text` is a valid language tag as far as the tag alone can show (RFC 5646
+/// §2.2.9): well formed, with no duplicate variant and no duplicate extension.
 fn is_language_tag(text: &str) -> bool {
     let Ok(tag) = LanguageTag::parse(text) else { return false };
     let (mut variants, mut singletons) = (BTreeSet::new(), BTreeSet::new());
@@ -80,10 +81,10 @@ fn is_language_tag(text: &str) -> bool {
 
 fn categories(categories: &[String], report: &mut Report) {
     let mut seen = 0u32;
-    for (n, word) in report.bounded("body.categories", categories, Category::ALL.len()).iter().enumerate() {
-        let Some(category) = report.parse::<Category>(format_args!("body.categories[{n}]"), word) else { continue };
+    for (n, code) in report.bounded("body.categories", categories, Category::ALL.len()).iter().enumerate() {
+        let Some(category) = report.parse::<Category>(format_args!("body.categories[{n}]"), code) else { continue };
         if seen & (1 << category as u32) != 0 {
-            report.add(format_args!("body.categories[{n}]"), word, "each category once");
+            report.add(format_args!("body.categories[{n}]"), code, "each category once");
         }
         seen |= 1 << category as u32;
     }
@@ -150,7 +151,7 @@ fn area(n: usize, area: &proto::Area, report: &mut Report) {
 }
 
 fn attachment(n: usize, attachment: &proto::Attachment, report: &mut Report) {
-    // RFC 6838 §4.2.
+    // Restricted names of RFC 6838 §4.2.
     let token = |text: &str| {
         text.len() <= 127
             && text.starts_with(|first: char| first.is_ascii_alphanumeric())

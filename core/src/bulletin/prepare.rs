@@ -1,7 +1,8 @@
-//! From a draft to an envelope: the one way of publishing.
+//! Turns a draft into an envelope. This is the only path by which bulletins are published.
 //!
-//! In scope: what the node fills, every rule a publisher's node applies, and encoding once. Out of scope: who may publish (the API),
-//! and the bulletins that references point to ([`super::state::check_successor`]).
+//! In scope: the node's defaults, every rule that a publisher's node applies, and encoding exactly
+//! once. Out of scope: who may publish (the API), and the bulletins that references point to
+//! ([`super::state::check_successor`]).
 
 use bytes::Bytes;
 
@@ -13,18 +14,18 @@ use super::kinds::{self, Context};
 use super::times::Time;
 use super::vocabulary::{MsgType, Tlp};
 use crate::envelope::{self, SALT_BYTES};
+use crate::ids::{Digest, Member};
 use crate::limits::{CLOCK_AHEAD_SECONDS_MAX, HEADER_BYTES_MAX};
-use crate::names::{Digest, Member};
 use crate::proto;
 
-/// What the node adds to a draft.
+/// Fields that the node adds to a draft.
 #[derive(Clone, Debug)]
-pub struct Fill {
-    /// Whose node it is.
+pub struct DraftDefaults {
+    /// The node's member.
     pub member: Member,
-    /// The focal point that publishes, from its certificate.
+    /// The publishing focal point, from its certificate.
     pub issuer: String,
-    /// The id, used if the draft has none.
+    /// The id to use if the draft has none.
     pub id: BulletinId,
     /// The node's time.
     pub sent_at_unix_ms: u64,
@@ -32,25 +33,29 @@ pub struct Fill {
     pub roster_version: u64,
 }
 
-/// A bulletin that obeys every rule, in its final bytes.
+/// A bulletin that satisfies every rule, in its final bytes.
 #[derive(Clone, Debug)]
 pub struct ValidBulletin {
-    /// Its header, read.
+    /// Its parsed header.
     pub header: Header,
     /// Its header as encoded.
     pub proto_header: proto::Header,
-    /// The exact bytes: the bulletin from here on.
+    /// The exact bytes, which are never encoded again.
     pub envelope: Bytes,
-    /// SHA-256 of them.
+    /// SHA-256 of the envelope.
     pub digest: Digest,
 }
 
-/// Validates a draft, fills it and encodes it once.
+/// Validates a draft, adds the defaults and encodes it once.
 ///
 /// # Errors
 /// [`Invalid`] with every field that breaks a rule.
-pub fn prepare(draft: &proto::Draft, fill: &Fill, salt: [u8; SALT_BYTES]) -> Result<ValidBulletin, Invalid> {
-    let (header, proto_header) = validate(draft, fill)?;
+pub fn prepare(
+    draft: &proto::Draft,
+    defaults: &DraftDefaults,
+    salt: [u8; SALT_BYTES],
+) -> Result<ValidBulletin, Invalid> {
+    let (header, proto_header) = validate(draft, defaults)?;
     let no_body = proto::Body::default();
     let (envelope, digest) = seal(&proto_header, draft.body.as_ref().unwrap_or(&no_body), salt);
     let mut report = Report::default();
@@ -61,21 +66,21 @@ pub fn prepare(draft: &proto::Draft, fill: &Fill, salt: [u8; SALT_BYTES]) -> Res
     Ok(ValidBulletin { header, proto_header, envelope, digest })
 }
 
-/// Validates a draft without encoding it: what [`prepare`] would say.
+/// Validates a draft as [`prepare`] does, without encoding it.
 ///
 /// # Errors
 /// [`Invalid`] with every field that breaks a rule.
-pub fn validate(draft: &proto::Draft, fill: &Fill) -> Result<(Header, proto::Header), Invalid> {
+pub fn validate(draft: &proto::Draft, defaults: &DraftDefaults) -> Result<(Header, proto::Header), Invalid> {
     let mut report = Report::default();
     let empty = proto::Header::default();
     if draft.header.is_none() {
         report.missing("header", "a header");
     }
-    let wanted = draft.header.as_ref().unwrap_or(&empty);
-    claims(wanted, fill, &mut report);
-    let proto_header = filled(wanted, fill);
+    let requested = draft.header.as_ref().unwrap_or(&empty);
+    claims(requested, defaults, &mut report);
+    let proto_header = with_defaults(requested, defaults);
     let header = header::read(&proto_header, &mut report);
-    let context = Context { header: &proto_header, now: Time::from_unix_ms(fill.sent_at_unix_ms) };
+    let context = Context { header: &proto_header, now: Time::from_unix_ms(defaults.sent_at_unix_ms) };
     relations(&context, &mut report);
     match &draft.body {
         Some(body) => content(body, &context, &mut report),
@@ -86,20 +91,21 @@ pub fn validate(draft: &proto::Draft, fill: &Fill) -> Result<(Header, proto::Hea
         report.add("header", format_args!("{encoded_len} bytes"), format_args!("at most {HEADER_BYTES_MAX} bytes"));
     }
     report.into_result()?;
-    // A header that could not be read has noted why.
+    // `header` is `None` only if parsing added an error to the report.
     Ok((header.ok_or_else(|| Invalid(Vec::new()))?, proto_header))
 }
 
-/// Fills and encodes a draft without any check: to compare a draft that is published again with the bytes that the first one became.
-/// The stored id, time, roster version and salt go in; equal drafts by one issuer give equal bytes.
+/// Adds the defaults and encodes a draft without any check. It serves to compare a draft that is
+/// published again with the stored bytes of the first: given the stored id, time, roster version
+/// and salt, equal drafts by one issuer give equal bytes.
 #[must_use]
-pub fn encode(draft: &proto::Draft, fill: &Fill, salt: [u8; SALT_BYTES]) -> (Bytes, Digest) {
+pub fn encode(draft: &proto::Draft, defaults: &DraftDefaults, salt: [u8; SALT_BYTES]) -> (Bytes, Digest) {
     let (no_header, no_body) = (proto::Header::default(), proto::Body::default());
-    let header = filled(draft.header.as_ref().unwrap_or(&no_header), fill);
+    let header = with_defaults(draft.header.as_ref().unwrap_or(&no_header), defaults);
     seal(&header, draft.body.as_ref().unwrap_or(&no_body), salt)
 }
 
-/// Checks what only the roster can tell: whether every member in `releasable_to` is one.
+/// Checks against the roster that every member in `releasable_to` is listed.
 ///
 /// # Errors
 /// [`Invalid`] with each code that is not in the roster.
@@ -119,41 +125,54 @@ fn seal(header: &proto::Header, body: &proto::Body, salt: [u8; SALT_BYTES]) -> (
     (envelope, digest)
 }
 
-/// The header with the node's fields in it.
-fn filled(wanted: &proto::Header, fill: &Fill) -> proto::Header {
-    let mut header = wanted.clone();
+/// Returns the header with the node's fields set.
+fn with_defaults(requested: &proto::Header, defaults: &DraftDefaults) -> proto::Header {
+    let mut header = requested.clone();
     header.format = HEADER_FORMAT;
     if header.id.is_empty() {
-        header.id = fill.id.to_string();
+        header.id = defaults.id.to_string();
     }
-    fill.member.as_str().clone_into(&mut header.member);
-    header.issuer.clone_from(&fill.issuer);
-    header.sent_at = Some(Time::from_unix_ms(fill.sent_at_unix_ms).to_proto());
-    header.roster_version = fill.roster_version;
+    defaults.member.as_str().clone_into(&mut header.member);
+    header.issuer.clone_from(&defaults.issuer);
+    header.sent_at = Some(Time::from_unix_ms(defaults.sent_at_unix_ms).to_proto());
+    header.roster_version = defaults.roster_version;
     if let Some(handling) = &mut header.handling
         && Tlp::read(&handling.tlp) == Some(Tlp::Clear)
     {
-        // White is read as CLEAR and never written.
+        // WHITE is read as CLEAR and never written.
         Tlp::Clear.as_str().clone_into(&mut handling.tlp);
     }
     header
 }
 
-/// A draft may name what the node fills, and must then be right: nothing is silently replaced, except a plausible time.
-fn claims(wanted: &proto::Header, fill: &Fill, report: &mut Report) {
-    if wanted.format > HEADER_FORMAT {
-        report.add("header.format", wanted.format, format_args!("{HEADER_FORMAT} or nothing"));
+/// Checks the fields of a draft that the node would set itself. If present, they must be correct:
+/// nothing is silently replaced, except a plausible time.
+fn claims(requested: &proto::Header, defaults: &DraftDefaults, report: &mut Report) {
+    if requested.format > HEADER_FORMAT {
+        report.add("header.format", requested.format, format_args!("{HEADER_FORMAT} or nothing"));
     }
-    if !wanted.member.is_empty() && wanted.member != fill.member.as_str() {
-        report.add("header.member", &wanted.member, format_args!("`{}` or nothing: the node fills it", fill.member));
+    if !requested.member.is_empty() && requested.member != defaults.member.as_str() {
+        report.add(
+            "header.member",
+            &requested.member,
+            format_args!("`{}` or nothing: the node fills it", defaults.member),
+        );
     }
-    if !wanted.issuer.is_empty() && wanted.issuer != fill.issuer {
-        report.add("header.issuer", &wanted.issuer, format_args!("`{}` or nothing: the node fills it", fill.issuer));
+    if !requested.issuer.is_empty() && requested.issuer != defaults.issuer {
+        report.add(
+            "header.issuer",
+            &requested.issuer,
+            format_args!("`{}` or nothing: the node fills it", defaults.issuer),
+        );
     }
-    if wanted.roster_version != 0 && wanted.roster_version != fill.roster_version {
-        report.add("header.roster_version", wanted.roster_version, format_args!("{} or nothing", fill.roster_version));
+    if requested.roster_version != 0 && requested.roster_version != defaults.roster_version {
+        report.add(
+            "header.roster_version",
+            requested.roster_version,
+            format_args!("{} or nothing", defaults.roster_version),
+        );
     }
-    let clock = Time::from_unix_ms(fill.sent_at_unix_ms);
+    let clock = Time::from_unix_ms(defaults.sent_at_unix_ms);
     let latest = clock.plus_seconds(CLOCK_AHEAD_SECONDS_MAX);
     let mut claim = |field: &str, time: Time| {
         if time > latest {
@@ -164,15 +183,16 @@ fn claims(wanted: &proto::Header, fill: &Fill, report: &mut Report) {
             );
         }
     };
-    if let Some(sent_at) = wanted.sent_at.as_ref().and_then(Time::from_proto) {
+    if let Some(sent_at) = requested.sent_at.as_ref().and_then(Time::from_proto) {
         claim("header.sent_at", sent_at);
     }
-    if let Ok(id) = wanted.id.parse::<BulletinId>() {
+    if let Ok(id) = requested.id.parse::<BulletinId>() {
         claim("header.id", Time::from_unix_ms(id.unix_ms()));
     }
 }
 
-/// Rules between header fields that only a publisher's node applies: kind, topic, message type, references.
+/// Checks rules between header fields that only a publisher's node applies: kind, topic, message
+/// type, references.
 fn relations(context: &Context<'_>, report: &mut Report) {
     let header = context.header;
     let msg_type = MsgType::read(&header.msg_type);
@@ -188,11 +208,11 @@ fn relations(context: &Context<'_>, report: &mut Report) {
             );
         }
         if msg_type.is_some_and(|msg_type| !kind.msg_types.contains(&msg_type)) {
-            let words: Vec<&str> = kind.msg_types.iter().map(|word| word.as_str()).collect();
+            let names: Vec<&str> = kind.msg_types.iter().map(|name| name.as_str()).collect();
             report.add(
                 "header.msg_type",
                 &header.msg_type,
-                format_args!("{} for the kind {}", words.join(" or "), kind.name),
+                format_args!("{} for the kind {}", names.join(" or "), kind.name),
             );
         }
     } else {
@@ -238,8 +258,8 @@ pub(super) mod tests {
 
     const NOW_MS: u64 = 1_763_927_044_250;
 
-    pub(in crate::bulletin) fn fill() -> Fill {
-        Fill {
+    pub(in crate::bulletin) fn defaults() -> DraftDefaults {
+        DraftDefaults {
             member: "ne".parse().unwrap(),
             issuer: "police-aux-frontieres".to_owned(),
             id: BulletinId::new(NOW_MS, &[3; 10]),
@@ -252,9 +272,9 @@ pub(super) mod tests {
         kinds::find(kind).unwrap().sample().unwrap()
     }
 
-    /// The paths at fault, in order.
+    /// Returns the paths of the invalid fields, in order.
     pub(in crate::bulletin) fn faults(draft: &proto::Draft) -> Vec<String> {
-        match validate(draft, &fill()) {
+        match validate(draft, &defaults()) {
             Ok(_) => Vec::new(),
             Err(Invalid(errors)) => errors.into_iter().map(|error| error.field).collect(),
         }
@@ -282,12 +302,12 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_node_fills_what_only_it_knows() {
-        let valid = prepare(&sample("situation-report"), &fill(), [9; 16]).unwrap();
+    fn node_sets_the_draft_defaults() {
+        let valid = prepare(&sample("situation-report"), &defaults(), [9; 16]).unwrap();
         let header = header_of(&valid.envelope).unwrap();
         assert_eq!(header, valid.proto_header);
         assert_eq!((header.format, header.member.as_str(), header.issuer.as_str()), (1, "ne", "police-aux-frontieres"));
-        assert_eq!(header.id, fill().id.to_string());
+        assert_eq!(header.id, defaults().id.to_string());
         assert_eq!(header.roster_version, 4);
         assert_eq!(valid.header.sent_at.to_string(), "2025-11-23T19:44:04.250Z");
         assert_eq!(body_of(&valid.envelope).unwrap(), sample("situation-report").body.unwrap());
@@ -296,23 +316,23 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_equal_draft_gives_the_same_bytes_and_another_does_not() {
+    fn equal_drafts_encode_to_equal_bytes() {
         let draft = sample("situation-report");
-        let valid = prepare(&draft, &fill(), [9; 16]).unwrap();
-        assert_eq!(encode(&draft, &fill(), [9; 16]), (valid.envelope.clone(), valid.digest));
+        let valid = prepare(&draft, &defaults(), [9; 16]).unwrap();
+        assert_eq!(encode(&draft, &defaults(), [9; 16]), (valid.envelope.clone(), valid.digest));
         let mut other = draft.clone();
         other.header.as_mut().unwrap().severity = "Minor".to_owned();
-        assert_ne!(encode(&other, &fill(), [9; 16]).1, valid.digest);
+        assert_ne!(encode(&other, &defaults(), [9; 16]).1, valid.digest);
         let named = proto::Draft { header: Some(valid.proto_header.clone()), ..draft };
         assert_eq!(
-            prepare(&named, &fill(), [9; 16]).unwrap().digest,
+            prepare(&named, &defaults(), [9; 16]).unwrap().digest,
             valid.digest,
             "naming what is filled is no difference"
         );
     }
 
     #[test]
-    fn all_faults_are_told_at_once() {
+    fn all_field_errors_are_reported_together() {
         let draft = proto::Draft {
             header: Some(proto::Header {
                 kind: "seizure-report".to_owned(),
@@ -337,17 +357,17 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_draft_cannot_speak_for_another() {
+    fn draft_naming_another_member_or_issuer_is_rejected() {
         assert_eq!(with(|h| h.member = "ma".to_owned()), ["header.member"]);
         assert_eq!(with(|h| h.issuer = "customs-hq".to_owned()), ["header.issuer"]);
         assert_eq!(with(|h| h.roster_version = 5), ["header.roster_version"]);
         assert_eq!(with(|h| h.format = 2), ["header.format"]);
-        assert_eq!(with(|h| h.id = fill().id.to_string().to_uppercase()), ["header.id"]);
+        assert_eq!(with(|h| h.id = defaults().id.to_string().to_uppercase()), ["header.id"]);
         assert_eq!(with(|h| h.id = "6f9619ff-8b86-4011-b42d-00c04fc964ff".to_owned()), ["header.id"], "version 4");
     }
 
     #[test]
-    fn a_clock_far_ahead_is_refused() {
+    fn time_far_ahead_of_the_clock_is_rejected() {
         assert!(with(|h| h.sent_at = at(299_000)).is_empty());
         assert_eq!(with(|h| h.sent_at = at(301_000)), ["header.sent_at"]);
         assert!(with(|h| h.id = BulletinId::new(NOW_MS + 299_000, &[1; 10]).to_string()).is_empty());
@@ -403,8 +423,9 @@ pub(super) mod tests {
         };
         assert!(personal("BorderMonitoring", "2025-11-23").is_empty());
         assert_eq!(personal("BorderMonitoring", "2025-11-22"), ["header.retain_until"]);
-        // The node's time is 2025-11-23T19:44Z; eight hours before, it was still the 22nd at UTC-12.
-        let morning = Fill { sent_at_unix_ms: NOW_MS - 8 * 3_600_000, ..fill() };
+        // The node's time is 2025-11-23T19:44Z; eight hours earlier it was still the 22nd at
+        // UTC-12.
+        let morning = DraftDefaults { sent_at_unix_ms: NOW_MS - 8 * 3_600_000, ..defaults() };
         let mut draft = sample("travel-document-alert");
         for (day, fits) in [("2025-11-21", false), ("2025-11-22", true), ("2025-11-23", true)] {
             day.clone_into(&mut draft.header.as_mut().unwrap().retain_until);
@@ -417,7 +438,7 @@ pub(super) mod tests {
     fn white_is_written_as_clear() {
         let mut draft = sample("situation-report");
         draft.header.as_mut().unwrap().handling.as_mut().unwrap().tlp = "TLP:WHITE".to_owned();
-        let valid = prepare(&draft, &fill(), [0; 16]).unwrap();
+        let valid = prepare(&draft, &defaults(), [0; 16]).unwrap();
         assert_eq!(header_of(&valid.envelope).unwrap().handling.unwrap().tlp, "TLP:CLEAR");
     }
 
@@ -431,7 +452,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn only_the_publisher_updates_and_not_without_saying_what() {
+    fn only_the_publisher_updates_and_needs_a_reference() {
         let reference = proto::Reference {
             member: "ne".to_owned(),
             id: BulletinId::new(NOW_MS - 5_000, &[5; 10]).to_string(),
@@ -448,7 +469,7 @@ pub(super) mod tests {
         assert!(update(&|_| {}).is_empty());
         assert_eq!(update(&|r| r.member = "ma".to_owned()), ["header.references[0].member"]);
         assert_eq!(update(&|r| r.digest = vec![1; 31].into()), ["header.references[0].digest"]);
-        assert_eq!(update(&|r| r.id = fill().id.to_string()), ["header.references[0].id"], "itself");
+        assert_eq!(update(&|r| r.id = defaults().id.to_string()), ["header.references[0].id"], "itself");
         assert_eq!(with(|h| h.msg_type = "Update".to_owned()), ["header.references"]);
         assert_eq!(with(|h| h.references = vec![reference.clone(), reference.clone()]), ["header.references[1]"]);
     }
@@ -473,18 +494,18 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_refused_by_name() {
+    fn oversized_field_is_rejected_by_name() {
         let long = "x".repeat(ENVELOPE_BYTES_MAX);
         let mut draft = sample("situation-report");
         draft.body.as_mut().unwrap().texts[0].description = long;
-        let Err(Invalid(errors)) = prepare(&draft, &fill(), [0; 16]) else { panic!("too large") };
+        let Err(Invalid(errors)) = prepare(&draft, &defaults(), [0; 16]) else { panic!("too large") };
         assert_eq!(errors[0].field, "body");
         let code = proto::Geocode { name: "UN/LOCODE".to_owned(), value: "NENIM".to_owned() };
         let area = proto::Area { area_desc: "x".to_owned(), geocodes: vec![code; LIST_MAX], ..Default::default() };
         let body = draft.body.as_mut().unwrap();
         body.texts[0].description.clear();
         body.areas = vec![area; 200];
-        let Err(Invalid(errors)) = prepare(&draft, &fill(), [0; 16]) else { panic!("too many fields") };
+        let Err(Invalid(errors)) = prepare(&draft, &defaults(), [0; 16]) else { panic!("too many fields") };
         assert_eq!(errors[0].field, "body");
         assert_eq!(with(|h| h.incidents = vec!["x".repeat(120); 40]), ["header"]);
         let many = with_body(|b| b.texts = vec![proto::Text::default(); 100_000]);

@@ -1,11 +1,14 @@
-//! What became of a bulletin: active, superseded, cancelled, expired.
+//! Computes the state of a bulletin: active, superseded, cancelled, expired.
 //!
-//! In scope: which updates, cancellations and acknowledgements count, and what they add up to. Out of scope: finding them (the store).
+//! In scope: which updates, cancellations and acknowledgements count, and the state they lead to.
+//! Out of scope: finding them (the store).
 //!
-//! Every node that may read the original comes to the same state, in whatever order entries arrive. Two things make it so. A successor
-//! counts only if it copies the original's topic, handling and roster version: then whoever may read the one may read the other, and
-//! nobody sees a state that rests on what others cannot see. And [`Standing`] is a join: merging is commutative, associative and
-//! idempotent. An update or cancellation that does not count stays a bulletin like any other and changes nothing.
+//! Every node that may read the original computes the same state, in whatever order entries arrive,
+//! for two reasons. First, a successor counts only if it copies the original's topic, handling and
+//! roster version. Original and successor then have the same audience, and no state depends on
+//! entries that some of the readers cannot see. Second, [`SuccessionState`] is a join: merging is
+//! commutative, associative and idempotent. An update or cancellation that does not count remains
+//! an ordinary bulletin and changes nothing.
 
 use super::audience::{Directory, audience};
 use super::field::{Invalid, Report};
@@ -13,11 +16,11 @@ use super::header::{BulletinId, Reference};
 use super::times::Time;
 use super::vocabulary::{CancelReason, MsgType};
 use crate::envelope;
-use crate::names::{Digest, Member};
+use crate::ids::{Digest, Member};
 use crate::proto;
 use crate::proto::body::Content;
 
-/// Place in the publishing member's feed: epoch, then index.
+/// Position in the publishing member's feed: epoch, then index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
     /// Epoch of the feed.
@@ -29,26 +32,27 @@ pub struct Position {
 /// An Update or Cancel that counts for one bulletin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Successor {
-    /// Where it stands.
+    /// Its position in the feed.
     pub position: Position,
-    /// Which bulletin it is.
+    /// Reference to the successor itself.
     pub reference: Reference,
-    /// What it does.
+    /// Its effect.
     pub effect: Effect,
 }
 
-/// What a successor does.
+/// Effect of a successor on the original.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Says it anew.
+    /// Replaces it.
     Supersedes,
-    /// Ends it, with the reason if its body could be read.
+    /// Cancels it; with the reason if the cancellation's body could be read.
     Cancels(Option<CancelReason>),
 }
 
-/// All that counts for one bulletin so far. A join: fold in whatever order.
+/// Every successor that counts for one bulletin so far. A join: the order of merging does not
+/// matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct SuccessionState {
     updated: Option<Successor>,
     cancelled: Option<Successor>,
 }
@@ -56,28 +60,28 @@ pub struct Standing {
 /// State of a bulletin at an instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It holds.
+    /// In force.
     Active,
-    /// A newer one holds in its place; what became of that one is for it to say.
+    /// Replaced by a newer bulletin, which has a state of its own.
     Superseded {
         /// The last update.
         by: Reference,
     },
-    /// It no longer holds. Final: an update after it revives nothing.
+    /// No longer in force. Final: a later update does not make it active again.
     Cancelled {
         /// The first cancellation.
         by: Reference,
-        /// Why, if its body could be read.
+        /// The reason, if the cancellation's body could be read.
         reason: Option<CancelReason>,
     },
-    /// Its time has passed.
+    /// Its time of expiry has passed.
     Expired,
 }
 
 impl State {
-    /// The word on the wire (`State.state`).
+    /// Returns the value on the wire (`State.state`).
     #[must_use]
-    pub fn word(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::Active => "active",
             Self::Superseded { .. } => "superseded",
@@ -86,7 +90,7 @@ impl State {
         }
     }
 
-    /// What changed it, if something did.
+    /// Returns the bulletin that superseded or cancelled it, if any.
     #[must_use]
     pub fn by(&self) -> Option<&Reference> {
         match self {
@@ -95,7 +99,7 @@ impl State {
         }
     }
 
-    /// Why it was cancelled, if it was and the cancellation's body could be read.
+    /// Returns the reason of a cancellation, if its body could be read.
     #[must_use]
     pub fn reason(&self) -> Option<CancelReason> {
         match self {
@@ -106,7 +110,8 @@ impl State {
 }
 
 impl Successor {
-    /// The entry at `position` of its member's feed, if it counts for the original. A cancellation's reason is read from the envelope.
+    /// Returns the entry at `position` of its member's feed as a successor, if it counts for the
+    /// original. The reason of a cancellation is read from the envelope.
     #[must_use]
     pub fn of(original: &proto::Header, original_digest: &Digest, envelope: &[u8], position: Position) -> Option<Self> {
         let header = envelope::header_of(envelope).ok()?;
@@ -114,7 +119,7 @@ impl Successor {
         Some(successor.with_reason(envelope))
     }
 
-    /// With a cancellation's reason, read from its envelope.
+    /// Adds the reason of a cancellation, read from its envelope.
     #[must_use]
     pub fn with_reason(mut self, envelope: &[u8]) -> Self {
         if let Effect::Cancels(reason) = &mut self.effect {
@@ -126,7 +131,7 @@ impl Successor {
         self
     }
 
-    /// As [`Self::of`] from a header alone, without a cancellation's reason.
+    /// Like [`Self::of`], from a header alone and without the reason of a cancellation.
     #[must_use]
     pub fn from_header(
         original: &proto::Header,
@@ -140,7 +145,7 @@ impl Successor {
             MsgType::Cancel => Effect::Cancels(None),
             MsgType::Alert | MsgType::Ack | MsgType::Error => return None,
         };
-        // A cancellation is an end: neither it nor anything else is changed by what refers to it.
+        // A cancellation is final: it cannot be updated or cancelled itself.
         let counts = MsgType::read(&original.msg_type) != Some(MsgType::Cancel)
             && header.member == original.member
             && header.status == original.status
@@ -153,7 +158,7 @@ impl Successor {
     }
 }
 
-/// Whether `ack` is an acknowledgement of exactly this original, of the same status.
+/// Returns whether `ack` acknowledges exactly this original, with the same status.
 #[must_use]
 pub fn acknowledges(ack: &proto::Header, original: &proto::Header, original_digest: &Digest) -> bool {
     MsgType::read(&ack.msg_type) == Some(MsgType::Ack)
@@ -168,8 +173,8 @@ fn refers_to(header: &proto::Header, original: &proto::Header, digest: &Digest) 
     header.references.iter().any(same)
 }
 
-impl Standing {
-    /// Takes in one successor.
+impl SuccessionState {
+    /// Adds one successor.
     pub fn add(&mut self, successor: Successor) {
         if self.would_change(&successor) {
             match successor.effect {
@@ -179,7 +184,8 @@ impl Standing {
         }
     }
 
-    /// Whether taking in this successor changes anything. One whose reason has not been read counts as one without a reason.
+    /// Returns whether adding this successor changes the state. A cancellation whose reason has not
+    /// been read counts as one without a reason.
     #[must_use]
     pub fn would_change(&self, new: &Successor) -> bool {
         match new.effect {
@@ -188,15 +194,15 @@ impl Standing {
         }
     }
 
-    /// Takes in all that another has taken in.
+    /// Adds every successor of another state.
     pub fn merge(&mut self, other: Self) {
         for successor in other.updated.into_iter().chain(other.cancelled) {
             self.add(successor);
         }
     }
 
-    /// The state at `now` of a bulletin whose header says that it `expires` then. A cancellation counts more than an update, and both
-    /// more than time.
+    /// Returns the state at `now` of a bulletin that expires at `expires`. A cancellation takes
+    /// precedence over an update, and both over expiry.
     #[must_use]
     pub fn state(&self, expires: Option<Time>, now: Time) -> State {
         if let Some(Successor { reference, effect: Effect::Cancels(reason), .. }) = &self.cancelled {
@@ -212,15 +218,17 @@ impl Standing {
 }
 
 impl Successor {
-    /// Feed order. Two entries at one position are equivocation; the digest keeps even those in one order everywhere, and a reason that
-    /// was read counts before one that was not.
+    /// Returns the sort key: feed order. Two entries at one position are equivocation; ordering
+    /// them by digest gives every node the same result. A cancellation with its reason read ranks
+    /// before one without.
     fn rank(&self) -> (Position, Digest, bool) {
         (self.position, self.reference.digest, self.effect == Effect::Cancels(None))
     }
 }
 
-/// What a publisher's node checks of an Update, Cancel or Ack once the original is at hand: same status, same topic and roster version,
-/// same handling — of an Ack narrowed to some of the original's audience.
+/// Checks an Update, Cancel or Ack against its original, on the publisher's node: same status,
+/// topic and roster version, and same handling, except that an Ack's audience may be narrowed to a
+/// part of the original's.
 ///
 /// # Errors
 /// [`Invalid`] with every field that differs.
@@ -247,7 +255,7 @@ pub fn check_successor(
     same("header.handling.personal_data", &found.personal_data.to_string(), &expected.personal_data.to_string());
     same("header.handling.purpose", &found.purpose, &expected.purpose);
     if MsgType::read(&header.msg_type) == Some(MsgType::Ack) {
-        let beyond = audience(original, directory);
+        let readers = audience(original, directory);
         let field = "header.handling.releasable_to";
         if found.releasable_to.is_empty() {
             report.missing(
@@ -256,7 +264,7 @@ pub fn check_successor(
             );
         }
         for (n, code) in found.releasable_to.iter().enumerate() {
-            if !code.parse::<Member>().is_ok_and(|member| beyond.contains(&member)) {
+            if !code.parse::<Member>().is_ok_and(|member| readers.contains(&member)) {
                 report.add(format_args!("{field}[{n}]"), code, "a member who may read the bulletin it refers to");
             }
         }
@@ -270,8 +278,8 @@ pub fn check_successor(
     report.into_result()
 }
 
-/// Writes into an Update's, Cancel's or Ack's header what it has to copy from the original, and the reference. An Ack goes to the
-/// original's publisher only.
+/// Sets the fields of an Update's, Cancel's or Ack's header that it must copy from the original,
+/// and the reference. An Ack is addressed to the original's publisher only.
 pub fn inherit(header: &mut proto::Header, original: &proto::Header, original_digest: &Digest) {
     header.topic.clone_from(&original.topic);
     header.status.clone_from(&original.status);
@@ -288,7 +296,7 @@ pub fn inherit(header: &mut proto::Header, original: &proto::Header, original_di
     }
 }
 
-/// The id and publisher that a successor's references name: where to look for originals.
+/// Returns publisher and id of each bulletin that a successor's references name.
 #[must_use]
 pub fn referred(header: &proto::Header) -> Vec<(Member, BulletinId)> {
     let read = |reference: &proto::Reference| Some((reference.member.parse().ok()?, reference.id.parse().ok()?));
@@ -302,16 +310,16 @@ mod tests {
 
     use super::*;
     use crate::bulletin::audience::tests::Table;
-    use crate::bulletin::prepare::tests::{fill, sample};
-    use crate::bulletin::{Fill, ValidBulletin, prepare};
+    use crate::bulletin::prepare::tests::{defaults, sample};
+    use crate::bulletin::{DraftDefaults, ValidBulletin, prepare};
 
     const NOW: u64 = 1_763_927_044_250;
 
     fn original() -> ValidBulletin {
-        prepare(&sample("situation-report"), &fill(), [1; 16]).unwrap()
+        prepare(&sample("situation-report"), &defaults(), [1; 16]).unwrap()
     }
 
-    /// A successor of the original as its publisher would make it, then changed.
+    /// Returns a successor of the original as its publisher would create it, with changes applied.
     fn entry(kind: &str, n: u8, change: impl FnOnce(&mut proto::Header)) -> ValidBulletin {
         let mut draft = sample(kind);
         let header = draft.header.as_mut().unwrap();
@@ -320,8 +328,8 @@ mod tests {
         }
         inherit(header, &original().proto_header, &original().digest);
         change(header);
-        let fill = Fill { id: BulletinId::new(NOW, &[n + 100; 10]), ..fill() };
-        prepare(&draft, &fill, [n; 16]).unwrap()
+        let defaults = DraftDefaults { id: BulletinId::new(NOW, &[n + 100; 10]), ..defaults() };
+        prepare(&draft, &defaults, [n; 16]).unwrap()
     }
 
     fn at(index: u64) -> Position {
@@ -333,40 +341,40 @@ mod tests {
         Successor::of(&original.proto_header, &original.digest, &entry.envelope, position)
     }
 
-    fn state(standing: &Standing) -> State {
-        standing.state(None, Time::from_unix_ms(NOW))
+    fn state(succession: &SuccessionState) -> State {
+        succession.state(None, Time::from_unix_ms(NOW))
     }
 
     #[test]
-    fn an_update_supersedes_and_a_cancellation_says_why() {
-        let mut standing = Standing::default();
-        assert_eq!(state(&standing), State::Active);
+    fn update_supersedes_and_cancellation_gives_its_reason() {
+        let mut succession = SuccessionState::default();
+        assert_eq!(state(&succession), State::Active);
         let update = entry("situation-report", 1, |_| {});
-        standing.add(counted(&update, at(5)).unwrap());
-        assert_eq!(state(&standing).by().unwrap().digest, update.digest);
-        standing.add(counted(&entry("situation-report", 2, |_| {}), at(4)).unwrap());
+        succession.add(counted(&update, at(5)).unwrap());
+        assert_eq!(state(&succession).by().unwrap().digest, update.digest);
+        succession.add(counted(&entry("situation-report", 2, |_| {}), at(4)).unwrap());
         assert_eq!(
-            state(&standing).by().unwrap().digest,
+            state(&succession).by().unwrap().digest,
             update.digest,
             "the last in the feed, not the last to arrive"
         );
         let cancel = entry("cancellation", 3, |_| {});
-        standing.add(counted(&cancel, at(6)).unwrap());
-        standing.add(counted(&entry("situation-report", 4, |_| {}), at(7)).unwrap());
-        let State::Cancelled { by, reason } = state(&standing) else { panic!("cancelled is final") };
+        succession.add(counted(&cancel, at(6)).unwrap());
+        succession.add(counted(&entry("situation-report", 4, |_| {}), at(7)).unwrap());
+        let State::Cancelled { by, reason } = state(&succession) else { panic!("cancelled is final") };
         assert_eq!((by.digest, reason), (cancel.digest, Some(CancelReason::Recovered)));
     }
 
     #[test]
-    fn time_ends_what_nothing_else_ended() {
-        let standing = Standing::default();
+    fn bulletin_without_successor_expires() {
+        let succession = SuccessionState::default();
         let expires = Some(Time::from_unix_ms(NOW));
-        assert_eq!(standing.state(expires, Time::from_unix_ms(NOW - 1)), State::Active);
-        assert_eq!(standing.state(expires, Time::from_unix_ms(NOW)), State::Expired);
+        assert_eq!(succession.state(expires, Time::from_unix_ms(NOW - 1)), State::Active);
+        assert_eq!(succession.state(expires, Time::from_unix_ms(NOW)), State::Expired);
     }
 
     #[test]
-    fn what_does_not_copy_does_not_count() {
+    fn successor_with_differing_fields_does_not_count() {
         let position = at(9);
         let handling =
             |header: &mut proto::Header, change: fn(&mut proto::Handling)| change(header.handling.as_mut().unwrap());
@@ -393,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exercise_never_touches_what_is_actual() {
+    fn exercise_never_affects_an_actual_bulletin() {
         let exercise = original();
         let mut actual = exercise.proto_header.clone();
         actual.status = "Actual".to_owned();
@@ -406,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn the_publisher_is_told_what_was_not_copied() {
+    fn fields_that_differ_from_the_original_are_reported() {
         let original = original();
         let check = |header: &proto::Header| match check_successor(
             header,
@@ -432,7 +440,8 @@ mod tests {
     }
 
     prop_compose! {
-        /// Up to a few distinct entries per position, as an equivocating publisher could make.
+        /// Generates up to a few distinct entries per position, as an equivocating publisher could
+        /// create.
         fn successor()(index in 0u64..6, byte in 0u8..3, epoch in 1u32..3, kind in 0u8..4) -> Successor {
             let effect = match kind {
                 0 | 1 => Effect::Supersedes,
@@ -451,15 +460,15 @@ mod tests {
         }
     }
 
-    fn fold(successors: &[Successor]) -> Standing {
-        let mut standing = Standing::default();
-        successors.iter().cloned().for_each(|successor| standing.add(successor));
-        standing
+    fn fold(successors: &[Successor]) -> SuccessionState {
+        let mut succession = SuccessionState::default();
+        successors.iter().cloned().for_each(|successor| succession.add(successor));
+        succession
     }
 
     proptest! {
         #[test]
-        fn every_order_of_arrival_gives_the_same_state(
+        fn state_is_independent_of_the_order_of_arrival(
             successors in prop::collection::vec(successor(), 0..8).prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle())),
             cut in 0usize..8,
         ) {

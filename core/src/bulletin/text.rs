@@ -1,14 +1,17 @@
-//! What a text may hold: by Unicode's properties, not by its bytes.
+//! Checks of texts by Unicode properties.
 //!
-//! In scope: whether a text shows something, is one line, holds no control characters, and leaves the direction of what stands around it
-//! alone. Out of scope: which field needs which of these (`body`, `header`, the kinds).
+//! In scope: whether a text is visible, is one line, holds no control characters, and leaves the
+//! direction of the surrounding text unchanged. Out of scope: which field needs which check
+//! (`body`, `header`, the kinds).
 
 use std::ops::RangeInclusive;
 
-/// Characters that show nothing, beside `White_Space`, control characters and noncharacters. By code point:
-/// `Default_Ignorable_Code_Point` (`DerivedCoreProperties.txt` of Unicode 17), General_Category Format (`Cf`), characters whose glyph is
-/// blank (the braille pattern without dots, the blanks of Egyptian hieroglyphs, the Khitan filler, the null notehead), all of the block
-/// of Egyptian Hieroglyph Format Controls, and the object replacement character, which stands for what a text cannot hold.
+/// Invisible characters besides `White_Space`, control characters and noncharacters. By code point:
+/// `Default_Ignorable_Code_Point` (`DerivedCoreProperties.txt` of Unicode 17), General_Category
+/// Format (`Cf`), characters whose glyph is blank (the braille pattern without dots, the blanks of
+/// Egyptian hieroglyphs, the Khitan filler, the null notehead), the whole block of Egyptian
+/// Hieroglyph Format Controls, and the object replacement character, which replaces an object that
+/// text cannot hold.
 const BLANK: &[RangeInclusive<char>] = &[
     '\u{AD}'..='\u{AD}',
     '\u{34F}'..='\u{34F}',
@@ -40,13 +43,13 @@ const BLANK: &[RangeInclusive<char>] = &[
     '\u{E0000}'..='\u{E0FFF}',
 ];
 
-/// Whether a reader sees anything of this text.
+/// Returns whether the text has at least one visible character.
 #[must_use]
-pub fn shows_something(text: &str) -> bool {
-    text.chars().any(shows)
+pub fn has_visible_text(text: &str) -> bool {
+    text.chars().any(is_visible)
 }
 
-fn shows(c: char) -> bool {
+fn is_visible(c: char) -> bool {
     if c.is_ascii_graphic() {
         return true;
     }
@@ -55,35 +58,37 @@ fn shows(c: char) -> bool {
     !(c.is_whitespace() || c.is_control() || noncharacter || blank)
 }
 
-/// Whether this text is one line without control characters: the mandatory breaks of Unicode Standard Annex #14 are control characters,
-/// U+2028 and U+2029.
+/// Returns whether the text is one line without control characters. The mandatory breaks of Unicode
+/// Standard Annex #14 are control characters, U+2028 and U+2029.
 #[must_use]
 pub fn is_one_line(text: &str) -> bool {
     let graphic = |byte: &u8| matches!(byte, b' '..=b'~');
-    // Most texts are such bytes alone, and these are looked at many at a time.
+    // Fast path: most texts are printable ASCII, and this byte loop is vectorized.
     text.as_bytes().iter().all(graphic) || !text.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'))
 }
 
-/// Whether this text holds no control characters but those that make lines and columns.
+/// Returns whether the text holds no control characters other than line feed and tab.
 #[must_use]
 pub fn is_plain(text: &str) -> bool {
     let plain = |byte: &u8| matches!(byte, b' '..=b'~' | b'\n' | b'\t');
     text.as_bytes().iter().all(plain) || !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t'))
 }
 
-/// Whether each paragraph ends what it begins of embeddings and isolates, and overrides nothing (Unicode Standard Annex #9): what stands
-/// around the text keeps its direction, and every character stands where it is read. Marks (U+200E, U+200F, U+061C) are fine.
+/// Returns whether each paragraph closes every embedding and isolate that it opens, and has no
+/// overrides (Unicode Standard Annex #9). The surrounding text then keeps its direction, and every
+/// character appears in its reading position. Marks (U+200E, U+200F, U+061C) are allowed.
 #[must_use]
-pub fn keeps_direction(text: &str) -> bool {
-    // UTF-8 begins each of these characters with this byte, and most texts have none.
+pub fn has_balanced_direction(text: &str) -> bool {
+    // Fast path: UTF-8 encodes each of these characters with this first byte, and most texts have
+    // none.
     text.is_ascii()
         || !text.as_bytes().contains(&0xE2)
         || text
             .split(['\n', '\r', '\u{B}', '\u{C}', '\u{1C}', '\u{1D}', '\u{1E}', '\u{85}', '\u{2029}'])
-            .all(paragraph_keeps)
+            .all(paragraph_is_balanced)
 }
 
-fn paragraph_keeps(paragraph: &str) -> bool {
+fn paragraph_is_balanced(paragraph: &str) -> bool {
     const EMBEDDING_END: char = '\u{202C}';
     const ISOLATE_END: char = '\u{2069}';
     let mut open = Vec::new();
@@ -114,7 +119,7 @@ mod tests {
     use crate::proto;
 
     #[test]
-    fn text_of_blanks_shows_nothing() {
+    fn text_of_blanks_is_invisible() {
         for blank in [
             "",
             " ",
@@ -155,7 +160,7 @@ mod tests {
             "\u{2028}",
             " \u{200B}\u{3164}\u{2800} ",
         ] {
-            assert!(!shows_something(blank), "{}", blank.escape_unicode());
+            assert!(!has_visible_text(blank), "{}", blank.escape_unicode());
         }
         for text in [
             "a",
@@ -174,12 +179,12 @@ mod tests {
             "\u{13460}",
             "\u{1BC9F}",
         ] {
-            assert!(shows_something(text), "{}", text.escape_unicode());
+            assert!(has_visible_text(text), "{}", text.escape_unicode());
         }
     }
 
     #[test]
-    fn every_code_point_that_unicode_says_is_ignorable_or_white_and_every_blank_glyph_shows_nothing() {
+    fn ignorable_white_and_blank_code_points_are_invisible() {
         // DerivedCoreProperties.txt of Unicode 17.
         let default_ignorable = [
             '\u{AD}'..='\u{AD}',
@@ -221,7 +226,7 @@ mod tests {
             '\u{1D159}'..='\u{1D159}',
         ];
         for c in default_ignorable.into_iter().chain(white_space).chain(blank_glyphs).flatten() {
-            assert!(!shows(c), "{}", c.escape_unicode());
+            assert!(!is_visible(c), "{}", c.escape_unicode());
         }
     }
 
@@ -238,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn direction_is_kept_where_all_that_opens_is_closed() {
+    fn balanced_bidi_controls_are_accepted() {
         for good in [
             "a",
             "\u{200F}a\u{200E}",
@@ -246,7 +251,7 @@ mod tests {
             "\u{202B}a\u{2066}b\u{2069}c\u{202C}",
             "\u{2068}a\u{2069}\n\u{2068}b\u{2069}",
         ] {
-            assert!(keeps_direction(good), "{}", good.escape_unicode());
+            assert!(has_balanced_direction(good), "{}", good.escape_unicode());
         }
         for bad in [
             "\u{202E}a\u{202C}",
@@ -260,11 +265,12 @@ mod tests {
             "\u{2066}a\nb\u{2069}",
             "\u{2067}a\u{2029}b\u{2069}",
         ] {
-            assert!(!keeps_direction(bad), "{}", bad.escape_unicode());
+            assert!(!has_balanced_direction(bad), "{}", bad.escape_unicode());
         }
     }
 
-    /// Fields of several lines. Every other text of a draft is one line, or has a stricter form. None of them is there and shows nothing.
+    /// Fields of several lines. Every other text of a draft is one line or has a stricter form. If
+    /// present, each must have visible text.
     const PARAGRAPHS: [&str; 6] = [
         "barid.v1.Handling.codes_note",
         "barid.v1.Text.description",
@@ -274,7 +280,7 @@ mod tests {
         "barid.v1.PersonNotice.distinguishing_marks",
     ];
 
-    /// Every text that a draft can hold, by the fields that lead to it.
+    /// Collects every text field of a draft, each with the fields that lead to it.
     fn texts(message: &MessageDescriptor, before: &[FieldDescriptor], found: &mut Vec<Vec<FieldDescriptor>>) {
         for field in message.fields() {
             let path = [before, std::slice::from_ref(&field)].concat();
@@ -286,7 +292,8 @@ mod tests {
         }
     }
 
-    /// Sets the text at `path`, the first one of every list on the way, and gives its path as a refusal names it.
+    /// Sets the text at `path`, in the first item of every list on the way, and returns its path as
+    /// a field error gives it.
     fn set(message: &mut DynamicMessage, path: &[FieldDescriptor], text: &str) -> String {
         let (field, rest) = path.split_first().unwrap();
         let value = message.get_field_mut(field);
@@ -310,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn every_text_of_every_kind_is_held_to_a_rule() {
+    fn every_text_field_of_every_kind_is_validated() {
         let mut paths = Vec::new();
         texts(&descriptor("barid.v1.Draft"), &[], &mut paths);
         assert!(paths.len() > 60, "{}", paths.len());

@@ -1,25 +1,28 @@
-//! What is urgent: bulletins that overtake on the express lane (docs/protocol.md §11).
+//! Decides which bulletins are urgent and take the priority lane (docs/protocol.md §11).
 //!
-//! In scope: telling by the header, and who goes first among the urgent. Out of scope: how they overtake.
+//! In scope: urgency by the header, and the order among urgent bulletins. Out of scope: how they
+//! overtake others.
 
 use super::vocabulary::{Severity, Status, Urgency};
 use crate::proto;
 
-/// How urgent a bulletin is. Orders by who goes first: no exercise goes before the real thing.
+/// Class of an urgent bulletin. The lesser value goes first: an exercise never overtakes an actual
+/// event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Urgent {
+pub enum Priority {
     /// Status Actual.
     Actual,
-    /// Any other status: it overtakes what is not urgent.
+    /// Any other status. It overtakes only bulletins that are not urgent.
     Other,
 }
 
-/// Whether a bulletin with this header is urgent: urgency Immediate, or severity Extreme. By what is read here, whatever the kind.
+/// Returns the priority class of a bulletin with this header, or `None` if it is not urgent. Urgent
+/// means urgency Immediate or severity Extreme, for every kind.
 #[must_use]
-pub fn urgent(header: &proto::Header) -> Option<Urgent> {
+pub fn urgent(header: &proto::Header) -> Option<Priority> {
     let urgent = header.urgency == Urgency::Immediate.as_str() || header.severity == Severity::Extreme.as_str();
     let actual = header.status == Status::Actual.as_str();
-    urgent.then_some(if actual { Urgent::Actual } else { Urgent::Other })
+    urgent.then_some(if actual { Priority::Actual } else { Priority::Other })
 }
 
 #[cfg(test)]
@@ -27,20 +30,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn immediate_or_extreme_is_urgent_and_actual_goes_first() {
+    fn immediate_or_extreme_is_urgent_and_actual_orders_first() {
         let header = |urgency: &str, severity: &str, status: &str| proto::Header {
             urgency: urgency.into(),
             severity: severity.into(),
             status: status.into(),
             ..proto::Header::default()
         };
-        assert_eq!(urgent(&header("Immediate", "Minor", "Actual")), Some(Urgent::Actual));
-        assert_eq!(urgent(&header("Unknown", "Extreme", "Actual")), Some(Urgent::Actual));
+        assert_eq!(urgent(&header("Immediate", "Minor", "Actual")), Some(Priority::Actual));
+        assert_eq!(urgent(&header("Unknown", "Extreme", "Actual")), Some(Priority::Actual));
         for status in ["Exercise", "Test", "System", "a later word", ""] {
-            assert_eq!(urgent(&header("Immediate", "Extreme", status)), Some(Urgent::Other));
+            assert_eq!(urgent(&header("Immediate", "Extreme", status)), Some(Priority::Other));
         }
         assert_eq!(urgent(&header("Expected", "Severe", "Actual")), None);
         assert_eq!(urgent(&header("", "", "")), None);
-        assert!(Urgent::Actual < Urgent::Other);
+        assert!(Priority::Actual < Priority::Other);
     }
 }

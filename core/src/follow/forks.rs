@@ -1,39 +1,41 @@
-//! Two histories of one feed, whichever of two forms proves them: two trees ([`Equivocation`]) or two entries at one place ([`TwoEntries`]).
+//! Evidence of an equivocation in one of two forms: two trees ([`Equivocation`]) or two entries at
+//! one index ([`EntryEquivocation`]).
 //!
-//! In scope: reading either form, and what a decision about a feed was about. Out of scope: stopping a feed, and deciding.
+//! In scope: parsing either form, and the trees and entries that an operator's decision covers. Out
+//! of scope: stopping a feed, and the decision.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::equivocation::{Claims, Equivocation, EquivocationError};
-use super::two_entries::{ClaimedEntry, EntriesClaims, HEADING as ENTRIES_HEADING, TwoEntries};
+use super::equivocation::{CheckpointClaims, Equivocation, EquivocationError};
+use super::two_entries::{ClaimedEntry, EntryClaims, EntryEquivocation, HEADING as ENTRIES_HEADING};
 use crate::feed::checkpoint::Checkpoint;
-use crate::names::{Digest, FeedId, Hash};
+use crate::ids::{Digest, FeedId, Hash};
 use crate::roster::Roster;
 
-/// Verified evidence of two histories of one feed.
+/// Verified evidence of an equivocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ForkEvidence {
-    /// Two trees of which neither extends the other (docs/protocol.md §9.1).
+pub enum EquivocationEvidence {
+    /// Two trees, neither of which extends the other (docs/protocol.md §9.1).
     Trees(Equivocation),
     /// Two entries at one index (docs/protocol.md §9.2).
-    Entries(TwoEntries),
+    Entries(EntryEquivocation),
 }
 
-impl ForkEvidence {
-    /// Reads and verifies a file of either form with the feed's keys in `roster`.
+impl EquivocationEvidence {
+    /// Parses and verifies a file of either form with the feed's keys in `roster`.
     ///
     /// # Errors
     /// See [`EquivocationError`].
     pub fn verify(file: &[u8], roster: &Roster) -> Result<Self, EquivocationError> {
         if is_of_entries(file) {
-            TwoEntries::verify(file, roster).map(Self::Entries)
+            EntryEquivocation::verify(file, roster).map(Self::Entries)
         } else {
             Equivocation::verify(file, roster).map(Self::Trees)
         }
     }
 
-    /// Which feed.
+    /// Returns the feed.
     #[must_use]
     pub fn feed(&self) -> &FeedId {
         match self {
@@ -42,7 +44,7 @@ impl ForkEvidence {
         }
     }
 
-    /// The file that proves it to anybody who holds the roster.
+    /// Returns the file that proves it to every holder of the roster.
     #[must_use]
     pub fn format(&self) -> String {
         match self {
@@ -51,29 +53,29 @@ impl ForkEvidence {
         }
     }
 
-    /// What it says.
+    /// Returns the claims that it proves.
     #[must_use]
-    pub fn claims(&self) -> ForkClaims {
+    pub fn claims(&self) -> EquivocationClaims {
         match self {
-            Self::Trees(trees) => ForkClaims::Trees(trees.claims()),
-            Self::Entries(TwoEntries { index, one, other }) => {
+            Self::Trees(trees) => EquivocationClaims::Trees(trees.claims()),
+            Self::Entries(EntryEquivocation { index, one, other }) => {
                 let [one, other] = [one, other].map(|entry| ClaimedEntry {
                     digest: entry.digest,
                     checkpoint: entry.checkpoint.checkpoint.clone(),
                 });
-                ForkClaims::Entries(EntriesClaims { index: *index, one, other })
+                EquivocationClaims::Entries(EntryClaims { index: *index, one, other })
             }
         }
     }
 }
 
-impl fmt::Display for ForkEvidence {
+impl fmt::Display for EquivocationEvidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.claims().fmt(f)
     }
 }
 
-impl fmt::Display for ForkClaims {
+impl fmt::Display for EquivocationClaims {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Trees(trees) => trees.fmt(f),
@@ -82,46 +84,46 @@ impl fmt::Display for ForkClaims {
     }
 }
 
-impl From<Equivocation> for ForkEvidence {
+impl From<Equivocation> for EquivocationEvidence {
     fn from(trees: Equivocation) -> Self {
         Self::Trees(trees)
     }
 }
 
-impl From<TwoEntries> for ForkEvidence {
-    fn from(entries: TwoEntries) -> Self {
+impl From<EntryEquivocation> for EquivocationEvidence {
+    fn from(entries: EntryEquivocation) -> Self {
         Self::Entries(entries)
     }
 }
 
-/// What a file of either form says of one feed. Nothing of it is verified.
+/// The claims of a file of either form about one feed. They are unverified.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ForkClaims {
+pub enum EquivocationClaims {
     /// Two trees.
-    Trees(Claims),
+    Trees(CheckpointClaims),
     /// Two entries at one index.
-    Entries(EntriesClaims),
+    Entries(EntryClaims),
 }
 
-impl ForkClaims {
-    /// Reads a file.
+impl EquivocationClaims {
+    /// Parses a file.
     ///
     /// # Errors
-    /// If it is of neither form, or speaks of two feeds; see [`EquivocationError`].
+    /// If it has neither form, or covers two feeds; see [`EquivocationError`].
     pub fn read(file: &[u8]) -> Result<Self, EquivocationError> {
         if is_of_entries(file) {
-            EntriesClaims::read(file).map(Self::Entries)
+            EntryClaims::read(file).map(Self::Entries)
         } else {
-            Claims::read(file).map(Self::Trees)
+            CheckpointClaims::read(file).map(Self::Trees)
         }
     }
 
-    /// Of two checkpoints of the feed the one that is not larger, then the other one.
+    /// Returns the two checkpoints, in the order of the evidence: the one that is not larger first.
     #[must_use]
     pub fn checkpoints(&self) -> [&Checkpoint; 2] {
         match self {
-            Self::Trees(Claims { smaller, larger, .. }) => [smaller, larger],
-            Self::Entries(EntriesClaims { one, other, .. }) => [&one.checkpoint, &other.checkpoint],
+            Self::Trees(CheckpointClaims { smaller, larger, .. }) => [smaller, larger],
+            Self::Entries(EntryClaims { one, other, .. }) => [&one.checkpoint, &other.checkpoint],
         }
     }
 }
@@ -130,34 +132,37 @@ fn is_of_entries(file: &[u8]) -> bool {
     file.starts_with(ENTRIES_HEADING.as_bytes())
 }
 
-/// Trees and entries of one feed of which an operator knew when deciding that it is followed on.
+/// Trees and entries of one feed that an operator knew when deciding to continue following it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Decided {
+pub struct ResolvedForks {
     trees: BTreeSet<(u64, Hash)>,
     entries: BTreeSet<(u64, Digest)>,
 }
 
-impl Decided {
-    /// The decision was also about what this evidence shows, which was verified when it was kept.
-    pub fn learn(&mut self, evidence: &ForkClaims) {
+impl ResolvedForks {
+    /// Adds the trees and entries of this evidence to the decision. The evidence was verified
+    /// before it was stored.
+    pub fn add_evidence(&mut self, evidence: &EquivocationClaims) {
         self.trees.extend(evidence.checkpoints().map(|tree| (tree.size, tree.root)));
         match evidence {
-            ForkClaims::Trees(Claims { smaller, other_root, .. }) => _ = self.trees.insert((smaller.size, *other_root)),
-            ForkClaims::Entries(EntriesClaims { index, one, other }) => {
+            EquivocationClaims::Trees(CheckpointClaims { smaller, other_root, .. }) => {
+                _ = self.trees.insert((smaller.size, *other_root))
+            }
+            EquivocationClaims::Entries(EntryClaims { index, one, other }) => {
                 self.entries.extend([(*index, one.digest), (*index, other.digest)]);
             }
         }
     }
 
-    /// Whether it was about this tree.
+    /// Returns whether the decision covers this tree.
     #[must_use]
-    pub fn knows_tree(&self, size: u64, root: &Hash) -> bool {
+    pub fn covers_tree(&self, size: u64, root: &Hash) -> bool {
         self.trees.contains(&(size, *root))
     }
 
-    /// Whether it was about this entry at this index.
+    /// Returns whether the decision covers this entry at this index.
     #[must_use]
-    pub fn knows_entry(&self, index: u64, digest: &Digest) -> bool {
+    pub fn covers_entry(&self, index: u64, digest: &Digest) -> bool {
         self.entries.contains(&(index, *digest))
     }
 }

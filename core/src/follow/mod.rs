@@ -1,19 +1,23 @@
-//! The follower: what a peer sent of a feed either continues the copy held here, proven, or is a fault.
+//! Verifies what a peer sends of a feed: it either extends the local replica with a proof, or is a
+//! fault.
 //!
-//! In scope: verifying one batch against the edge of the tree held ([`verify_entries`]), an urgent entry that comes ahead of it
-//! ([`verify_express`]), and content that comes later against the digests held ([`verify_fills`]); what is kept of each entry, who at home may be given it ([`delivery()`]), and noticing two histories
-//! ([`ForkEvidence`]). Out of scope: fetching, storing, cosigning, and what
-//! a peer may read ([`crate::provide`]).
+//! In scope: verifying a batch against the compact range held ([`verify_entries`]), a priority
+//! entry that arrives before its feed reaches it ([`verify_priority`]), and backfilled content
+//! against the digests held ([`verify_backfills`]); deciding which content of each entry is stored
+//! and which local subscribers may receive it ([`delivery()`]); detecting equivocation
+//! ([`EquivocationEvidence`]). Out of scope: fetching, storing, cosigning, and what a peer may read
+//! ([`crate::serve`]).
 //!
-//! A fault of the log (signature, proof, root, bounds) refuses the batch whole. Nothing that stands *in* an entry does: what has the
-//! right hash is appended, and what is odd about it is a [`Finding`].
+//! A fault in the log (signature, proof, root, bounds) rejects the whole batch. The content of an
+//! entry never does: an entry with the right hash is appended, and an anomaly in it is a
+//! [`Finding`].
 
+mod backfill;
 mod delivery;
 mod equivocation;
-mod express;
 mod fault;
-mod fill;
 mod forks;
+mod priority;
 mod reduce;
 #[cfg(test)]
 mod tests;
@@ -23,54 +27,58 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use backfill::{VerifiedBackfill, VerifiedBackfills, verify_backfills};
 pub use delivery::{Delivery, NeverDelivered, delivery};
-pub use equivocation::{Claims, Equivocation, EquivocationError, HEADING as EQUIVOCATION_HEADING};
-pub use express::{VerifiedExpress, verify_express};
+pub use equivocation::{CheckpointClaims, Equivocation, EquivocationError, HEADING as EQUIVOCATION_HEADING};
 pub use fault::{Fault, FaultKind};
-pub use fill::{VerifiedFill, VerifiedFills, verify_fills};
-pub use forks::{Decided, ForkClaims, ForkEvidence};
-pub use two_entries::{ClaimedEntry, EntriesClaims, HEADING as TWO_ENTRIES_HEADING, ProvenEntry, TwoEntries};
+pub use forks::{EquivocationClaims, EquivocationEvidence, ResolvedForks};
+pub use priority::{VerifiedPriority, verify_priority};
+pub use two_entries::{
+    ClaimedEntry, EntryClaims, EntryEquivocation, HEADING as ENTRY_EQUIVOCATION_HEADING, ProvenEntry,
+};
 
 use crate::envelope;
 use crate::feed::checkpoint::SignedCheckpoint;
-use crate::feed::tree::{Frontier, TREE_SIZE_MAX, verify_consistency};
+use crate::feed::tree::{CompactRange, TREE_SIZE_MAX, verify_consistency};
+use crate::ids::{Digest, FeedId, Hash, Member, Undisclosed};
 use crate::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, ENVELOPE_BYTES_MAX, PROOF_HASHES_MAX};
-use crate::names::{Digest, FeedId, Hash, Member, Undisclosed};
 use crate::proto;
 use crate::proto::item::Item;
 use crate::roster::RosterChain;
-use delivery::{Standing, standing};
+use delivery::{Eligibility, eligibility};
 
-/// Where a followed feed stands here. A batch must begin exactly at the frontier's size.
+/// Progress of following one feed. A batch must begin exactly at the size of `compact_range`.
 #[derive(Clone, Debug)]
 pub struct FollowState {
-    /// Which feed.
+    /// The feed.
     pub feed: FeedId,
-    /// Right edge of the tree held.
-    pub frontier: Frontier,
-    /// Largest verified checkpoint seen since following began. Its signature is not verified again, and it must not be contradicted.
+    /// Compact range of the tree held.
+    pub compact_range: CompactRange,
+    /// Largest verified checkpoint seen since following began. Its signature is not verified again,
+    /// and later checkpoints must not contradict it.
     pub newest: Option<SignedCheckpoint>,
-    /// Who sends it: its owner, who alone may hand history to members that joined later, or another peer.
-    pub provider: Member,
+    /// The member that sends the feed: its owner or a relay. Only the owner may pass older entries
+    /// to members that joined later.
+    pub feed_sender: Member,
 }
 
 impl FollowState {
-    /// Follows `feed` at its owner, from what is held.
+    /// Creates the state for following `feed` at its owner.
     #[must_use]
-    pub fn new(feed: FeedId, frontier: Frontier) -> Self {
-        let provider = feed.member.clone();
-        Self { feed, frontier, newest: None, provider }
+    pub fn new(feed: FeedId, compact_range: CompactRange) -> Self {
+        let feed_sender = feed.member.clone();
+        Self { feed, compact_range, newest: None, feed_sender }
     }
 
-    /// Follows it at another peer.
+    /// Sets another peer as the sender.
     #[must_use]
-    pub fn at(self, provider: Member) -> Self {
-        Self { provider, ..self }
+    pub fn at(self, feed_sender: Member) -> Self {
+        Self { feed_sender, ..self }
     }
 
-    /// Takes a verified batch in. Nothing else may have been taken in since it was verified.
+    /// Advances by a verified batch. The state must not have advanced since the batch was verified.
     pub fn advance(&mut self, batch: &VerifiedBatch) {
-        self.frontier.clone_from(&batch.frontier);
+        self.compact_range.clone_from(&batch.compact_range);
         let newer = |newest: &SignedCheckpoint| newest.checkpoint.size >= batch.checkpoint.checkpoint.size;
         if !self.newest.as_ref().is_some_and(newer) {
             self.newest = Some(batch.checkpoint.clone());
@@ -78,42 +86,43 @@ impl FollowState {
     }
 }
 
-/// Entries that continue a feed, proven by a checkpoint that its owner signed.
+/// Entries that extend a feed, proven by a checkpoint that its owner signed.
 #[derive(Clone, Debug)]
 pub struct VerifiedBatch {
-    /// Which feed.
+    /// The feed.
     pub feed: FeedId,
-    /// Who sent it.
-    pub provider: Member,
+    /// The member that sent it.
+    pub feed_sender: Member,
     /// Index of the first entry.
     pub first: u64,
     /// The entries, at least one.
     pub entries: Vec<VerifiedEntry>,
-    /// Right edge of the tree with them.
-    pub frontier: Frontier,
-    /// What proves them: of the frontier's size or larger.
+    /// Compact range of the tree including these entries.
+    pub compact_range: CompactRange,
+    /// The checkpoint that proves them; its size is at least that of `compact_range`.
     pub checkpoint: SignedCheckpoint,
-    /// From the frontier's size to the checkpoint's; empty when these are equal.
+    /// Consistency proof from the size of `compact_range` to the checkpoint's; empty if these are
+    /// equal.
     pub consistency_proof: Vec<Hash>,
-    /// What is odd about single entries, by index.
+    /// Anomalies of single entries, by index.
     pub findings: Vec<Finding>,
 }
 
-/// One entry as it is kept.
+/// One entry in the form in which it is stored.
 #[derive(Clone, Debug)]
 pub struct VerifiedEntry {
     /// SHA-256 of the envelope.
     pub digest: Digest,
-    /// The envelope, or why it is not held.
+    /// The envelope, or the reason why it is not held.
     pub content: VerifiedContent,
-    /// The roster version that has to be fetched before this is delivered or forwarded.
-    pub held_back: Option<u64>,
+    /// The roster version that must be fetched before the entry is delivered or forwarded.
+    pub pending_roster: Option<u64>,
 }
 
-/// What is kept of an entry.
+/// The part of an entry that is stored.
 #[derive(Clone, Debug)]
 pub enum VerifiedContent {
-    /// Content.
+    /// The content.
     Disclosed {
         /// Exact bytes, sharing the message's memory.
         envelope: Bytes,
@@ -124,46 +133,50 @@ pub enum VerifiedContent {
     Undisclosed(Undisclosed),
 }
 
-/// Something odd about one entry. It never stops the feed.
+/// An anomaly of one entry. It never stops the feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Index in the feed.
     pub index: u64,
-    /// What.
-    pub what: What,
+    /// The kind of anomaly.
+    pub kind: FindingKind,
 }
 
-/// What is odd about an entry.
+/// Kind of anomaly of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum What {
-    /// It was sent to us though we are not in its audience; only the digest is kept.
+pub enum FindingKind {
+    /// It was sent to this member, which is not in its audience; only the digest is stored.
     Excluded,
-    /// Its envelope or header cannot be read, so its audience is nobody; only the digest is kept.
+    /// Its envelope or header cannot be decoded, so its audience is empty; only the digest is
+    /// stored.
     UndecodableHeader,
-    /// Its header has a format or handling that this version does not understand, so its audience is nobody; only the digest is kept.
+    /// This version does not understand its format or handling, so its audience is empty; only the
+    /// digest is stored.
     NotUnderstood,
-    /// Its header names another member than the feed's owner; kept, never delivered.
+    /// Its header names another member than the feed's owner; it is stored but never delivered.
     Misdirected,
-    /// It is larger than what this version takes in full; only the digest is kept.
+    /// It is larger than this version accepts in full; only the digest is stored.
     TooLarge,
-    /// Its audience is decided by this version of the roster, which is not held yet; kept, delivered and forwarded once it is.
+    /// This version of the roster decides its audience and is not held yet. The entry is stored,
+    /// and delivered and forwarded once the roster is held.
     NewerRoster(u64),
-    /// It was withheld from us, and every roster from its header's on has us in its audience.
+    /// It was withheld from this member, although every roster from its header's version on has
+    /// this member in its audience.
     WronglyWithheld,
 }
 
 impl VerifiedBatch {
-    /// Bytes of the envelopes in it.
+    /// Returns the total bytes of the envelopes.
     #[must_use]
     pub fn envelope_bytes(&self) -> usize {
         self.entries.iter().map(VerifiedEntry::envelope_bytes).sum()
     }
 }
 
-impl What {
-    /// A stable word.
+impl FindingKind {
+    /// Returns the stable code.
     #[must_use]
-    pub fn word(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::Excluded => "excluded",
             Self::UndecodableHeader => "undecodable-header",
@@ -175,19 +188,19 @@ impl What {
         }
     }
 
-    /// Whether an operator must look at it.
+    /// Returns whether it requires an operator's attention.
     #[must_use]
     pub fn is_alarm(&self) -> bool {
         !matches!(self, Self::TooLarge | Self::NewerRoster(_))
     }
 }
 
-/// Verifies that `message` continues the feed, and decides what `me` keeps of each entry.
+/// Verifies that `message` extends the feed, and decides which content of each entry `me` stores.
 ///
-/// The feed's keys are those that the newest roster lists for its epoch, all of which must have signed.
+/// The newest roster lists the feed's keys for its epoch; all of them must have signed.
 ///
 /// # Errors
-/// A [`Fault`] of the sender; nothing of the batch may be kept then.
+/// A [`Fault`] of the sender; nothing of the batch may be stored then.
 pub fn verify_entries(
     state: &FollowState,
     message: &proto::Entries,
@@ -197,7 +210,7 @@ pub fn verify_entries(
     if message.feed.parse().as_ref() != Ok(&state.feed) {
         return Err(Fault::new(FaultKind::Malformed, format_args!("not entries of {}", state.feed)));
     }
-    let first = state.frontier.size();
+    let first = state.compact_range.size();
     if message.first != first {
         let detail = format_args!("the batch begins at {}, {first} is next", message.first);
         return Err(Fault::new(FaultKind::Gap, detail));
@@ -213,7 +226,8 @@ pub fn verify_entries(
         return Err(Fault::new(FaultKind::BadBounds, format_args!("the checkpoint of size {size} ends before {end}")));
     }
 
-    let mut log = Log { frontier: state.frontier.clone(), watched: watched(state, first, end), root_there: None };
+    let mut log =
+        Log { compact_range: state.compact_range.clone(), watched: watched(state, first, end), watched_root: None };
     let mut received = Vec::with_capacity(usize::try_from(end - first).unwrap_or_default());
     for item in &message.items {
         match &item.item {
@@ -223,7 +237,7 @@ pub fn verify_entries(
                 received.push((digest, Received::Envelope(envelope)));
             }
             Some(Item::Digests(run)) => {
-                let reason = Undisclosed::from_word(&run.reason);
+                let reason = Undisclosed::from_code(&run.reason);
                 for bytes in run.digests.as_chunks().0 {
                     let digest = Digest(*bytes);
                     log.append(&digest);
@@ -235,17 +249,17 @@ pub fn verify_entries(
     }
     prove(state, &log, &checkpoint, &consistency_proof)?;
 
-    let (owner, provider) = (&state.feed.member, &state.provider);
-    let mut keep = Keep { owner, provider, rosters, me, findings: Vec::new() };
+    let (owner, feed_sender) = (&state.feed.member, &state.feed_sender);
+    let mut policy = ContentPolicy { owner, feed_sender, rosters, me, findings: Vec::new() };
     let entries =
-        (first..).zip(received).map(|(index, (digest, received))| keep.entry(index, digest, received)).collect();
-    let findings = keep.findings;
-    let Log { frontier, .. } = log;
-    let (feed, provider) = (state.feed.clone(), state.provider.clone());
-    Ok(VerifiedBatch { feed, provider, first, entries, frontier, checkpoint, consistency_proof, findings })
+        (first..).zip(received).map(|(index, (digest, received))| policy.entry(index, digest, received)).collect();
+    let findings = policy.findings;
+    let Log { compact_range, .. } = log;
+    let (feed, feed_sender) = (state.feed.clone(), state.feed_sender.clone());
+    Ok(VerifiedBatch { feed, feed_sender, first, entries, compact_range, checkpoint, consistency_proof, findings })
 }
 
-/// What came for one place.
+/// Content received for one entry.
 #[derive(Clone, Copy)]
 enum Received<'a> {
     Envelope(&'a Bytes),
@@ -258,7 +272,7 @@ fn count_entries(items: &[proto::Item]) -> Result<u64, Fault> {
     for item in items {
         match &item.item {
             Some(Item::Envelope(envelope)) => {
-                // One entry always fits, so that the limit on envelopes can grow.
+                // One entry is always allowed, so that the limit on envelopes can be raised.
                 if envelope_bytes > BATCH_BYTES_MAX {
                     let detail = format_args!("more than {BATCH_BYTES_MAX} bytes of envelopes");
                     return Err(Fault::new(FaultKind::BadBounds, detail));
@@ -298,7 +312,8 @@ fn proof_hashes(proof: &[Bytes]) -> Result<Vec<Hash>, Fault> {
     proof.iter().map(hash).collect()
 }
 
-/// The checkpoint, verified; a catch-up that repeats one costs one verification.
+/// Returns the verified checkpoint. A catch-up whose batches repeat one checkpoint costs one
+/// verification.
 fn signed_checkpoint(state: &FollowState, note: &Bytes, rosters: &RosterChain) -> Result<SignedCheckpoint, Fault> {
     let keys = rosters.newest().feed_keys(&state.feed);
     let Some(newest) = &state.newest else {
@@ -314,31 +329,32 @@ fn signed_checkpoint(state: &FollowState, note: &Bytes, rosters: &RosterChain) -
     }
 }
 
-/// The known checkpoint that this batch reaches or passes, whose root it must then have.
+/// Returns the size of the known checkpoint if the batch reaches or passes it. The root at that
+/// size must then match.
 fn watched(state: &FollowState, first: u64, end: u64) -> Option<u64> {
     state.newest.as_ref().map(|newest| newest.checkpoint.size).filter(|size| (first + 1..=end).contains(size))
 }
 
-/// The tree as it grows.
+/// The tree as entries are appended.
 struct Log {
-    frontier: Frontier,
-    /// A size at which the root is of interest.
+    compact_range: CompactRange,
+    /// Size at which the root is recorded.
     watched: Option<u64>,
-    root_there: Option<Hash>,
+    watched_root: Option<Hash>,
 }
 
 impl Log {
     fn append(&mut self, digest: &Digest) {
-        self.frontier.append(digest);
-        if self.watched == Some(self.frontier.size()) {
-            self.root_there = Some(self.frontier.root());
+        self.compact_range.append(digest);
+        if self.watched == Some(self.compact_range.size()) {
+            self.watched_root = Some(self.compact_range.root());
         }
     }
 }
 
-/// That the checkpoint vouches for the tree, and that the tree has what an earlier checkpoint promised.
+/// Checks that the checkpoint commits to the tree, and that the tree matches the known checkpoint.
 fn prove(state: &FollowState, log: &Log, signed: &SignedCheckpoint, proof: &[Hash]) -> Result<(), Fault> {
-    let (size, root) = (log.frontier.size(), log.frontier.root());
+    let (size, root) = (log.compact_range.size(), log.compact_range.root());
     let checkpoint = &signed.checkpoint;
     if checkpoint.size == size {
         if !proof.is_empty() {
@@ -352,9 +368,9 @@ fn prove(state: &FollowState, log: &Log, signed: &SignedCheckpoint, proof: &[Has
         verify_consistency(size, &root, checkpoint.size, &checkpoint.root, proof)
             .map_err(|error| Fault::new(FaultKind::BadProof, error))?;
     }
-    match (&state.newest, log.root_there) {
-        (Some(newest), Some(there)) if newest.checkpoint.root != there => {
-            if let Some(evidence) = Equivocation::by_proof(newest, signed, &there, proof) {
+    match (&state.newest, log.watched_root) {
+        (Some(newest), Some(watched_root)) if newest.checkpoint.root != watched_root => {
+            if let Some(evidence) = Equivocation::by_proof(newest, signed, &watched_root, proof) {
                 return Err(evidence.into());
             }
             let detail =
@@ -365,59 +381,59 @@ fn prove(state: &FollowState, log: &Log, signed: &SignedCheckpoint, proof: &[Has
     }
 }
 
-/// Decides what is kept of each entry.
-struct Keep<'a> {
+/// Decides which content of each entry is stored.
+struct ContentPolicy<'a> {
     owner: &'a Member,
-    provider: &'a Member,
+    feed_sender: &'a Member,
     rosters: &'a RosterChain,
     me: &'a Member,
     findings: Vec<Finding>,
 }
 
-impl Keep<'_> {
+impl ContentPolicy<'_> {
     fn entry(&mut self, index: u64, digest: Digest, received: Received<'_>) -> VerifiedEntry {
-        let (content, held_back) = match received {
+        let (content, pending_roster) = match received {
             Received::Digest(reason) => (VerifiedContent::Undisclosed(reason), None),
             Received::Envelope(envelope) => self.envelope(index, envelope),
         };
-        VerifiedEntry { digest, content, held_back }
+        VerifiedEntry { digest, content, pending_roster }
     }
 
     fn envelope(&mut self, index: u64, envelope: &Bytes) -> (VerifiedContent, Option<u64>) {
         if envelope.len() > ENVELOPE_BYTES_MAX {
-            return self.only_digest(index, Undisclosed::TooLarge, What::TooLarge);
+            return self.digest_only(index, Undisclosed::TooLarge, FindingKind::TooLarge);
         }
         let Ok(header) = envelope::header_of(envelope) else {
-            return self.only_digest(index, Undisclosed::NotUnderstood, What::UndecodableHeader);
+            return self.digest_only(index, Undisclosed::NotUnderstood, FindingKind::UndecodableHeader);
         };
-        let from_owner = self.provider == self.owner;
-        let mut held_back = None;
-        match standing(&header, self.me, self.rosters) {
-            Standing::Reader => {}
-            Standing::Later if from_owner => {}
-            Standing::NewerRoster { version } => {
-                held_back = Some(version);
-                self.find(index, What::NewerRoster(version));
+        let from_owner = self.feed_sender == self.owner;
+        let mut pending_roster = None;
+        match eligibility(&header, self.me, self.rosters) {
+            Eligibility::Reader => {}
+            Eligibility::JoinedLater if from_owner => {}
+            Eligibility::NewerRoster { version } => {
+                pending_roster = Some(version);
+                self.find(index, FindingKind::NewerRoster(version));
             }
-            Standing::NotUnderstood => {
-                return self.only_digest(index, Undisclosed::NotUnderstood, What::NotUnderstood);
+            Eligibility::NotUnderstood => {
+                return self.digest_only(index, Undisclosed::NotUnderstood, FindingKind::NotUnderstood);
             }
-            Standing::Excluded | Standing::Later => {
-                return self.only_digest(index, Undisclosed::Excluded, What::Excluded);
+            Eligibility::Excluded | Eligibility::JoinedLater => {
+                return self.digest_only(index, Undisclosed::Excluded, FindingKind::Excluded);
             }
         }
         if header.member != self.owner.as_str() {
-            self.find(index, What::Misdirected);
+            self.find(index, FindingKind::Misdirected);
         }
-        (VerifiedContent::Disclosed { envelope: envelope.clone(), header: Some(Arc::new(header)) }, held_back)
+        (VerifiedContent::Disclosed { envelope: envelope.clone(), header: Some(Arc::new(header)) }, pending_roster)
     }
 
-    fn only_digest(&mut self, index: u64, reason: Undisclosed, what: What) -> (VerifiedContent, Option<u64>) {
-        self.find(index, what);
+    fn digest_only(&mut self, index: u64, reason: Undisclosed, kind: FindingKind) -> (VerifiedContent, Option<u64>) {
+        self.find(index, kind);
         (VerifiedContent::Undisclosed(reason), None)
     }
 
-    fn find(&mut self, index: u64, what: What) {
-        self.findings.push(Finding { index, what });
+    fn find(&mut self, index: u64, kind: FindingKind) {
+        self.findings.push(Finding { index, kind });
     }
 }

@@ -1,31 +1,39 @@
-//! A batch for whose content there is no room.
+//! Reduces entries of a batch to digests if there is no capacity for their content.
 //!
-//! In scope: which of its content is left out; its digests stand in its place, so that its feed goes on. Out of scope: how much room there is
-//! ([`crate::quota`]), and asking for what was left out ([`crate::gaps`]).
+//! In scope: which content is dropped. The digests remain, so the feed continues. Out of scope: how
+//! much capacity there is ([`crate::quota`]), and requesting the dropped content later
+//! ([`crate::backfill`]).
 
 use super::{VerifiedBatch, VerifiedContent, VerifiedEntry};
-use crate::bulletin::{Urgent, urgent};
-use crate::names::Undisclosed;
+use crate::bulletin::{Priority, urgent};
+use crate::ids::Undisclosed;
 
 impl VerifiedBatch {
-    /// Leaves digests in the place of content that is not taken; their indices, ascending. `takes` is asked for all of it together, by its bytes,
-    /// and if it says no, for each entry that is urgent and Actual. Content that is `held` already needs no room.
-    pub fn reduce(&mut self, held: impl Fn(u64) -> bool, takes: impl FnMut(usize, Option<Urgent>) -> bool) -> Vec<u64> {
+    /// Replaces content that is not admitted with its digest, and returns the indices, ascending.
+    ///
+    /// `admits` is called once with the total bytes of the batch. If it returns false, it is called
+    /// again for each entry that is urgent and Actual; the other entries are reduced. Content that
+    /// is already `held` needs no capacity.
+    pub fn reduce(
+        &mut self,
+        held: impl Fn(u64) -> bool,
+        admits: impl FnMut(usize, Option<Priority>) -> bool,
+    ) -> Vec<u64> {
         let entries = (self.first..).zip(&mut self.entries);
-        reduce(entries.filter(|(index, entry)| !held(*index) && entry.envelope_bytes() > 0).collect(), takes)
+        reduce(entries.filter(|(index, entry)| !held(*index) && entry.envelope_bytes() > 0).collect(), admits)
     }
 }
 
-fn reduce(new: Vec<(u64, &mut VerifiedEntry)>, mut takes: impl FnMut(usize, Option<Urgent>) -> bool) -> Vec<u64> {
+fn reduce(new: Vec<(u64, &mut VerifiedEntry)>, mut admits: impl FnMut(usize, Option<Priority>) -> bool) -> Vec<u64> {
     let all = new.iter().map(|(_, entry)| entry.envelope_bytes()).sum();
-    if new.is_empty() || takes(all, None) {
+    if new.is_empty() || admits(all, None) {
         return Vec::new();
     }
     let mut reduced = Vec::new();
     for (index, entry) in new {
-        let urgent = entry.urgent().filter(|urgent| *urgent == Urgent::Actual);
-        if urgent.is_none() || !takes(entry.envelope_bytes(), urgent) {
-            (entry.content, entry.held_back) = (VerifiedContent::Undisclosed(Undisclosed::NotHeld), None);
+        let urgent = entry.urgent().filter(|urgent| *urgent == Priority::Actual);
+        if urgent.is_none() || !admits(entry.envelope_bytes(), urgent) {
+            (entry.content, entry.pending_roster) = (VerifiedContent::Undisclosed(Undisclosed::NotHeld), None);
             reduced.push(index);
         }
     }
@@ -40,7 +48,7 @@ impl VerifiedEntry {
         }
     }
 
-    fn urgent(&self) -> Option<Urgent> {
+    fn urgent(&self) -> Option<Priority> {
         match &self.content {
             VerifiedContent::Disclosed { header: Some(header), .. } => urgent(header),
             _ => None,
@@ -57,13 +65,13 @@ mod tests {
     use super::*;
     use crate::{envelope, proto};
 
-    /// An entry of so many bytes.
+    /// Returns an entry of this many bytes.
     fn entry(bytes: usize, header: Option<proto::Header>) -> VerifiedEntry {
         let content = match header {
             _ if bytes == 0 => VerifiedContent::Undisclosed(Undisclosed::Withheld),
             header => VerifiedContent::Disclosed { envelope: vec![7; bytes].into(), header: header.map(Arc::new) },
         };
-        VerifiedEntry { digest: envelope::digest(&Bytes::from(vec![7; bytes])), content, held_back: Some(2) }
+        VerifiedEntry { digest: envelope::digest(&Bytes::from(vec![7; bytes])), content, pending_roster: Some(2) }
     }
 
     fn alert(status: &str) -> Option<proto::Header> {
@@ -71,26 +79,26 @@ mod tests {
         Some(proto::Header { status, urgency, ..proto::Header::default() })
     }
 
-    fn asked(entries: &mut [VerifiedEntry], mut takes: impl FnMut(usize, Option<Urgent>) -> bool) -> Vec<String> {
-        let mut asked = Vec::new();
+    fn trace(entries: &mut [VerifiedEntry], mut admits: impl FnMut(usize, Option<Priority>) -> bool) -> Vec<String> {
+        let mut trace = Vec::new();
         let new = (7..).zip(entries.iter_mut()).filter(|(_, entry)| entry.envelope_bytes() > 0).collect();
         let reduced = reduce(new, |bytes, urgent| {
-            asked.push(format!("{bytes} {urgent:?}"));
-            takes(bytes, urgent)
+            trace.push(format!("{bytes} {urgent:?}"));
+            admits(bytes, urgent)
         });
-        asked.push(format!("{reduced:?}"));
-        asked
+        trace.push(format!("{reduced:?}"));
+        trace
     }
 
     #[test]
-    fn content_that_is_not_taken_leaves_its_digest_and_what_is_urgent_is_asked_for_alone() {
+    fn reduced_batch_keeps_digests_and_admits_priority_content_singly() {
         let mut entries = [entry(10, None), entry(0, None), entry(20, alert("Actual")), entry(30, alert("Exercise"))];
         let digests = entries.each_ref().map(|entry| entry.digest);
-        let asked = asked(&mut entries, |_, urgent| urgent.is_some());
-        assert_eq!(asked, ["60 None", "20 Some(Actual)", "[7, 10]"]);
+        let trace = trace(&mut entries, |_, urgent| urgent.is_some());
+        assert_eq!(trace, ["60 None", "20 Some(Actual)", "[7, 10]"]);
         assert_eq!(entries.each_ref().map(|entry| entry.digest), digests, "the log is the same");
         let reason = |entry: &VerifiedEntry| match entry.content {
-            VerifiedContent::Undisclosed(reason) => Some((reason, entry.held_back)),
+            VerifiedContent::Undisclosed(reason) => Some((reason, entry.pending_roster)),
             VerifiedContent::Disclosed { .. } => None,
         };
         let left = Some((Undisclosed::NotHeld, None));
@@ -99,8 +107,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_whole_is_asked_for_once_and_nothing_where_there_is_no_content() {
-        assert_eq!(asked(&mut [entry(10, None), entry(20, alert("Actual"))], |_, _| true), ["30 None", "[]"]);
-        assert_eq!(asked(&mut [entry(0, None)], |_, _| false), ["[]"]);
+    fn batch_admitted_whole_is_checked_once() {
+        assert_eq!(trace(&mut [entry(10, None), entry(20, alert("Actual"))], |_, _| true), ["30 None", "[]"]);
+        assert_eq!(trace(&mut [entry(0, None)], |_, _| false), ["[]"]);
     }
 }

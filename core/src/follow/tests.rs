@@ -3,12 +3,12 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::bulletin::Urgent;
+use crate::bulletin::Priority;
 use crate::bulletin::audience::may_read;
 use crate::feed::checkpoint::{Checkpoint, sign};
 use crate::feed::note::{Algorithm, Note, SigningKey};
 use crate::feed::tree::{MemoryTree, inclusion_proof};
-use crate::provide::{self, Head, Held};
+use crate::serve::{self, Head, Held};
 
 const EXCHANGE: &str = "rabat.example";
 const EVERYBODY: &[&str] = &["ly", "ma", "tn"];
@@ -22,7 +22,7 @@ fn key(code: &str, role: &str, algorithm: Algorithm) -> SigningKey {
     SigningKey::from_seed(&name, algorithm, envelope::digest(name.as_bytes()).0).unwrap()
 }
 
-/// A chain whose nth version has these members, all of them full and in customs.
+/// Returns a chain whose nth version has these members, all of them full and in customs.
 fn chain(versions: &[&[&str]]) -> RosterChain {
     let governor = SigningKey::from_seed("governors.example/one", Algorithm::Ed25519, [1; 32]).unwrap();
     let mut chain: Option<RosterChain> = None;
@@ -74,7 +74,7 @@ fn sealed(header: &proto::Header, n: u8) -> Bytes {
     envelope::encode(header, &proto::Body::default(), [n; 16])
 }
 
-/// The feed of `ma`, as its own node holds it.
+/// The feed of `ma`, as held by its own node.
 struct Feed {
     tree: MemoryTree,
     envelopes: Vec<Bytes>,
@@ -99,12 +99,12 @@ impl Feed {
         signed(self.tree.size(), self.tree.root())
     }
 
-    /// All of `first..end` with every envelope in it, whoever reads.
+    /// Returns the entries `first..end` with every envelope, for any reader.
     fn batch(&self, first: usize, end: usize) -> proto::Entries {
         let items = self.envelopes[first..end].iter().map(|envelope| item(envelope.clone())).collect();
         let head = Head { size: self.tree.size(), checkpoint_size: self.tree.size(), consistency_proof: &[] };
-        let proof = provide::plan_batch(&head, end as u64, &self.tree).unwrap().unwrap();
-        provide::message(&Self::id(), first as u64, items, self.checkpoint().note, &proof)
+        let proof = serve::plan_batch(&head, end as u64, &self.tree).unwrap().unwrap();
+        serve::message(&Self::id(), first as u64, items, self.checkpoint().note, &proof)
     }
 }
 
@@ -123,50 +123,50 @@ fn signed(size: u64, root: Hash) -> SignedCheckpoint {
 }
 
 fn start() -> FollowState {
-    FollowState::new(Feed::id(), Frontier::new())
+    FollowState::new(Feed::id(), CompactRange::new())
 }
 
 fn verify(message: &proto::Entries) -> Result<VerifiedBatch, Fault> {
     verify_entries(&start(), message, &chain(&[EVERYBODY]), &member("ly"))
 }
 
-fn refused(message: &proto::Entries) -> &'static str {
-    verify(message).unwrap_err().kind.word()
+fn rejected(message: &proto::Entries) -> &'static str {
+    verify(message).unwrap_err().kind.as_str()
 }
 
-/// What is found in the first entry, and whether its content is kept.
+/// Returns the findings of the first entry, and whether its content is stored.
 fn found(envelope: Bytes, rosters: &RosterChain, me: &str) -> (Vec<&'static str>, bool) {
     let message = Feed::of(vec![envelope]).batch(0, 1);
     let batch = verify_entries(&start(), &message, rosters, &member(me)).unwrap();
-    assert_eq!(batch.frontier.size(), 1, "whatever stands in it, it is appended");
-    let words = batch.findings.iter().map(|finding| finding.what.word()).collect();
-    (words, matches!(batch.entries[0].content, VerifiedContent::Disclosed { .. }))
+    assert_eq!(batch.compact_range.size(), 1, "whatever stands in it, it is appended");
+    let codes = batch.findings.iter().map(|finding| finding.kind.as_str()).collect();
+    (codes, matches!(batch.entries[0].content, VerifiedContent::Disclosed { .. }))
 }
 
 #[test]
-fn a_live_batch_ends_at_its_checkpoint() {
+fn live_batch_ends_at_its_checkpoint() {
     let feed = Feed::clear(5);
     let batch = verify(&feed.batch(0, 5)).unwrap();
-    assert_eq!((batch.first, batch.entries.len(), batch.frontier.root()), (0, 5, feed.tree.root()));
+    assert_eq!((batch.first, batch.entries.len(), batch.compact_range.root()), (0, 5, feed.tree.root()));
     assert!(batch.findings.is_empty() && batch.consistency_proof.is_empty());
     assert_eq!(batch.envelope_bytes(), feed.envelopes.iter().map(Bytes::len).sum::<usize>());
 }
 
 #[test]
-fn a_catch_up_goes_batch_by_batch_to_one_checkpoint() {
+fn catch_up_verifies_batch_by_batch_to_one_checkpoint() {
     let (feed, rosters, mut state) = (Feed::clear(23), chain(&[EVERYBODY]), start());
     for (first, end) in [(0, 7), (7, 8), (8, 20), (20, 23)] {
         let batch = verify_entries(&state, &feed.batch(first, end), &rosters, &member("ly")).unwrap();
         state.advance(&batch);
     }
-    assert_eq!(state.frontier.root(), feed.tree.root());
+    assert_eq!(state.compact_range.root(), feed.tree.root());
 }
 
 #[test]
-fn a_repeated_or_later_batch_is_a_gap() {
+fn repeated_or_later_batch_is_a_gap() {
     let feed = Feed::clear(9);
     let mut state = start();
-    assert_eq!(refused(&feed.batch(3, 9)), "gap");
+    assert_eq!(rejected(&feed.batch(3, 9)), "gap");
     let rosters = chain(&[EVERYBODY]);
     let batch = feed.batch(0, 4);
     state.advance(&verify_entries(&state, &batch, &rosters, &member("ly")).unwrap());
@@ -174,32 +174,32 @@ fn a_repeated_or_later_batch_is_a_gap() {
 }
 
 #[test]
-fn reordered_truncated_duplicated_and_altered_batches_are_refused_whole() {
+fn reordered_truncated_duplicated_and_altered_batches_are_rejected_whole() {
     let feed = Feed::clear(6);
     let mut reordered = feed.batch(0, 6);
     reordered.items.swap(1, 2);
-    assert_eq!(refused(&reordered), "bad-root");
+    assert_eq!(rejected(&reordered), "bad-root");
     let mut truncated = feed.batch(0, 6);
     truncated.items.pop();
-    assert_eq!(refused(&truncated), "bad-proof");
+    assert_eq!(rejected(&truncated), "bad-proof");
     let mut duplicated = feed.batch(0, 6);
     duplicated.items[5] = duplicated.items[4].clone();
-    assert_eq!(refused(&duplicated), "bad-root");
+    assert_eq!(rejected(&duplicated), "bad-root");
     let mut longer = feed.batch(0, 6);
     longer.items.push(longer.items[5].clone());
-    assert_eq!(refused(&longer), "bad-bounds");
+    assert_eq!(rejected(&longer), "bad-bounds");
     let mut altered = feed.batch(0, 6);
     altered.items[3] = run(&[Digest([9; 32])], "withheld");
-    assert_eq!(refused(&altered), "bad-root");
+    assert_eq!(rejected(&altered), "bad-root");
 }
 
 #[test]
-fn wrong_signatures_proofs_and_forms_have_their_words() {
+fn wrong_signatures_proofs_and_forms_have_their_fault_codes() {
     let feed = Feed::clear(6);
     let with = |change: &dyn Fn(&mut proto::Entries)| {
         let mut message = feed.batch(0, 4);
         change(&mut message);
-        refused(&message)
+        rejected(&message)
     };
     let other = SigningKey::from_seed(&Feed::id().to_string(), Algorithm::Ed25519, [7; 32]).unwrap();
     let theirs = sign(&feed.checkpoint().checkpoint, &[other]).unwrap().note;
@@ -215,29 +215,29 @@ fn wrong_signatures_proofs_and_forms_have_their_words() {
     assert_eq!(with(&|message| message.items.clear()), "malformed");
     let mut live = feed.batch(0, 6);
     live.consistency_proof.push(Bytes::from_static(&[0; 32]));
-    assert_eq!(refused(&live), "bad-proof");
+    assert_eq!(rejected(&live), "bad-proof");
 }
 
 #[test]
-fn a_feed_that_the_roster_does_not_list_is_not_signed() {
+fn feed_without_keys_in_roster_is_bad_signature() {
     let message = Feed::clear(1).batch(0, 1);
     let fault = verify_entries(&start(), &message, &chain(&[&["ly", "tn"]]), &member("ly")).unwrap_err();
     assert_eq!(fault.kind, FaultKind::BadSignature);
 }
 
 #[test]
-fn a_batch_has_bounds_and_one_entry_always_fits() {
+fn batch_over_bounds_is_rejected_and_one_entry_always_fits() {
     let mut many = Feed::clear(1).batch(0, 1);
     many.items = vec![run(&[Digest([0; 32]); BATCH_ENTRIES_MAX], "withheld"), run(&[Digest([0; 32])], "withheld")];
-    assert_eq!(refused(&many), "bad-bounds");
+    assert_eq!(rejected(&many), "bad-bounds");
     let large = Bytes::from(vec![0; BATCH_BYTES_MAX + 1]);
     many.items = vec![item(large.clone()), item(Bytes::new())];
-    assert_eq!(refused(&many), "bad-bounds");
+    assert_eq!(rejected(&many), "bad-bounds");
     assert_eq!(found(large, &chain(&[EVERYBODY]), "ly"), (vec!["too-large"], false));
 }
 
 #[test]
-fn what_stands_in_an_entry_never_stops_a_feed() {
+fn entry_content_never_stops_a_feed() {
     let rosters = chain(&[EVERYBODY]);
     let clear = |change: &dyn Fn(&mut proto::Header)| {
         let mut header = header("TLP:CLEAR", &[], 1);
@@ -260,28 +260,28 @@ fn what_stands_in_an_entry_never_stops_a_feed() {
 }
 
 #[test]
-fn only_the_owner_hands_history_to_who_joined_later() {
+fn only_the_owner_may_send_history_to_later_members() {
     let rosters = chain(&[&["ma", "tn"], EVERYBODY]);
     let message = Feed::of(vec![sealed(&header("TLP:GREEN", &[], 1), 0)]).batch(0, 1);
-    let kept = |state: &FollowState| {
+    let disclosed = |state: &FollowState| {
         let batch = verify_entries(state, &message, &rosters, &member("ly")).unwrap();
         matches!(batch.entries[0].content, VerifiedContent::Disclosed { .. })
     };
-    assert!(kept(&start()));
-    assert!(!kept(&start().at(member("tn"))));
+    assert!(disclosed(&start()));
+    assert!(!disclosed(&start().at(member("tn"))));
 }
 
 #[test]
-fn a_newer_roster_holds_an_entry_back_until_it_is_there() {
+fn entry_of_a_newer_roster_is_pending_until_the_roster_is_held() {
     let (old, new) = (chain(&[EVERYBODY]), chain(&[EVERYBODY, EVERYBODY]));
     let newer = header("TLP:CLEAR", &[], 2);
     let message = Feed::of(vec![sealed(&newer, 0)]).batch(0, 1);
     let batch = verify_entries(&start(), &message, &old, &member("ly")).unwrap();
-    assert_eq!(batch.entries[0].held_back, Some(2));
+    assert_eq!(batch.entries[0].pending_roster, Some(2));
     let (ma, ly) = (member("ma"), member("ly"));
-    assert_eq!(delivery(&ma, Some(&newer), &ly, &old), Delivery::NotYet { roster_version: 2 });
+    assert_eq!(delivery(&ma, Some(&newer), &ly, &old), Delivery::PendingRoster { roster_version: 2 });
     assert_eq!(delivery(&ma, Some(&newer), &ly, &new), Delivery::Everyone);
-    assert!(!provide::may_disclose(&newer, &member("tn"), &old));
+    assert!(!serve::may_disclose(&newer, &member("tn"), &old));
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn deliveries_follow_the_label_and_the_owner() {
 }
 
 #[test]
-fn two_histories_are_told_from_a_liar() {
+fn equivocation_is_distinguished_from_a_dishonest_sender() {
     let (ours, theirs) =
         (Feed::clear(6), Feed::of((10..18).map(|n| sealed(&header("TLP:CLEAR", &[], 1), n)).collect()));
     let rosters = chain(&[EVERYBODY]);
@@ -308,7 +308,8 @@ fn two_histories_are_told_from_a_liar() {
     assert!(Equivocation::between(&ours.checkpoint(), &same_size).is_some());
     assert!(Equivocation::between(&ours.checkpoint(), &ours.checkpoint()).is_none());
 
-    // The promise was the checkpoint of 6; what comes instead is another tree of 8, in two batches, proven by its own checkpoint.
+    // The known checkpoint has size 6. The batches come from another tree of size 8, proven by its
+    // own checkpoint.
     let state = FollowState { newest: Some(ours.checkpoint()), ..start() };
     let fault = verify_entries(&state, &theirs.batch(0, 6), &rosters, &member("ly")).unwrap_err();
     let FaultKind::Equivocation(evidence) = fault.kind else { panic!("{fault}") };
@@ -317,14 +318,14 @@ fn two_histories_are_told_from_a_liar() {
         Equivocation::by_proof(&evidence.smaller, &evidence.larger, &evidence.other_root, &evidence.proof).is_some()
     );
     assert!(Equivocation::by_proof(&evidence.smaller, &evidence.larger, &Hash([0; 32]), &evidence.proof).is_none());
-    // Whoever compares roots must know of which size each is.
+    // A report names the size of each root, so that operators can compare them.
     let (smaller, larger, other) =
         (evidence.smaller.checkpoint.root, evidence.larger.checkpoint.root, evidence.other_root);
-    let told = format!(
+    let reported = format!(
         "ma.rabat.example/feed/1 has two histories: at size 6 its checkpoint has root {smaller}, and the checkpoint of size 8 (with \
          root {larger}) commits to root {other} at size 6"
     );
-    assert_eq!(evidence.to_string(), told);
+    assert_eq!(evidence.to_string(), reported);
     assert_eq!(
         verify_entries(&state, &theirs.batch(0, 8), &rosters, &member("ly")).unwrap_err().kind,
         FaultKind::BadRoot
@@ -332,7 +333,7 @@ fn two_histories_are_told_from_a_liar() {
 }
 
 #[test]
-fn a_reader_is_shown_what_it_may_read_and_asked_for() {
+fn items_disclose_readable_requested_entries() {
     let rosters = chain(&[EVERYBODY, &["ly", "ma"]]);
     let other_topic = proto::Header { topic: "customs.patrols".into(), ..header("TLP:GREEN", &[], 1) };
     let secret = proto::Header { topic: "customs.patrols".into(), ..header("TLP:RED", &["tn"], 1) };
@@ -347,7 +348,7 @@ fn a_reader_is_shown_what_it_may_read_and_asked_for() {
         .chain([digest(Undisclosed::Excluded), digest(Undisclosed::Withheld), digest(Undisclosed::Purged)])
         .chain([(Digest([4; 32]), Held::Disclosed { envelope: &envelopes[0], header: None })])
         .collect();
-    let shown = |reader: &str, filters: &[crate::bulletin::TopicFilter]| -> Vec<(String, usize)> {
+    let items_for = |reader: &str, filters: &[crate::bulletin::TopicFilter]| -> Vec<(String, usize)> {
         let name = |item: proto::Item| match item.item {
             Some(Item::Envelope(envelope)) => {
                 assert!(envelopes.iter().any(|ours| ours.as_ptr() == envelope.as_ptr()), "shared, not copied");
@@ -356,83 +357,86 @@ fn a_reader_is_shown_what_it_may_read_and_asked_for() {
             Some(Item::Digests(run)) => (run.reason, run.digests.len() / 32),
             None => panic!(),
         };
-        provide::items(held.iter().copied(), &member(reader), filters, &rosters).into_iter().map(name).collect()
+        serve::items(held.iter().copied(), &member(reader), filters, &rosters).into_iter().map(name).collect()
     };
     let rest = [("not_held", 2), ("purged", 1), ("withheld", 1)];
     let expect = |begin: &[(&str, usize)]| -> Vec<(String, usize)> {
-        begin.iter().chain(&rest).map(|(word, count)| ((*word).to_owned(), *count)).collect()
+        begin.iter().chain(&rest).map(|(reason, count)| ((*reason).to_owned(), *count)).collect()
     };
-    assert_eq!(shown("ly", &[]), expect(&[("envelope", 1), ("envelope", 1), ("withheld", 2)]));
-    // The secret one stands under a topic that was not asked for, and does not say so.
+    assert_eq!(items_for("ly", &[]), expect(&[("envelope", 1), ("envelope", 1), ("withheld", 2)]));
+    // The withheld entry has a topic that the reader does not follow. The reason must not reveal
+    // that.
     let filter = ["customs.seizures".parse().unwrap()];
-    assert_eq!(shown("ly", &filter), expect(&[("envelope", 1), ("unfollowed", 1), ("withheld", 2)]));
+    assert_eq!(items_for("ly", &filter), expect(&[("envelope", 1), ("unfollowed", 1), ("withheld", 2)]));
     // Expelled by the newest roster.
-    assert_eq!(shown("tn", &[]), expect(&[("withheld", 4)]));
+    assert_eq!(items_for("tn", &[]), expect(&[("withheld", 4)]));
 }
 
 #[test]
-fn a_batch_takes_what_fits() {
-    assert_eq!(provide::batch_len([]), 0);
-    assert_eq!(provide::batch_len(vec![0; 3_000]), BATCH_ENTRIES_MAX);
-    assert_eq!(provide::batch_len([BATCH_BYTES_MAX + 1, 1]), 1);
-    assert_eq!(provide::batch_len([BATCH_BYTES_MAX - 1, 1, 1]), 2);
+fn batch_len_is_bounded_by_bytes_and_entries() {
+    assert_eq!(serve::batch_len([]), 0);
+    assert_eq!(serve::batch_len(vec![0; 3_000]), BATCH_ENTRIES_MAX);
+    assert_eq!(serve::batch_len([BATCH_BYTES_MAX + 1, 1]), 1);
+    assert_eq!(serve::batch_len([BATCH_BYTES_MAX - 1, 1, 1]), 2);
 }
 
 #[test]
-fn half_a_catch_up_is_served_up_to_where_it_ended() {
+fn partial_catch_up_is_served_up_to_its_end() {
     let feed = Feed::clear(9);
     let proof = [Hash([1; 32])];
     let half = Head { size: 5, checkpoint_size: 9, consistency_proof: &proof };
-    assert_eq!(provide::plan_batch(&half, 5, &feed.tree).unwrap(), Some(proof.to_vec()));
-    assert_eq!(provide::plan_batch(&half, 4, &feed.tree).unwrap(), None, "this is no proof");
+    assert_eq!(serve::plan_batch(&half, 5, &feed.tree).unwrap(), Some(proof.to_vec()));
+    assert_eq!(serve::plan_batch(&half, 4, &feed.tree).unwrap(), None, "this is no proof");
     let proof = crate::feed::tree::consistency_proof(&feed.tree, 5, 9).unwrap();
     let half = Head { size: 5, checkpoint_size: 9, consistency_proof: &proof };
     let earlier = crate::feed::tree::consistency_proof(&feed.tree, 4, 9).unwrap();
-    assert_eq!(provide::plan_batch(&half, 4, &feed.tree).unwrap(), Some(earlier));
+    assert_eq!(serve::plan_batch(&half, 4, &feed.tree).unwrap(), Some(earlier));
     let whole = Head { size: 9, checkpoint_size: 9, consistency_proof: &[] };
-    assert_eq!(provide::plan_batch(&whole, 9, &feed.tree).unwrap(), Some(Vec::new()));
-    assert!(!provide::plan_batch(&whole, 4, &feed.tree).unwrap().unwrap().is_empty());
+    assert_eq!(serve::plan_batch(&whole, 9, &feed.tree).unwrap(), Some(Vec::new()));
+    assert!(!serve::plan_batch(&whole, 4, &feed.tree).unwrap().unwrap().is_empty());
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// However a feed is cut into batches, what is shown is verified, and the reader holds exactly what it may read.
+    /// For every split of a feed into batches, the batches verify, and the reader holds exactly the
+    /// content that it may read.
     #[test]
-    fn provider_and_follower_agree(
+    fn sender_and_receiver_agree(
         labels in prop::collection::vec((0..6_usize, any::<bool>()), 1..40),
         cuts in prop::collection::vec(1..9_usize, 40),
     ) {
         let rosters = chain(&[EVERYBODY]);
-        let (ly, words) = (member("ly"), ["TLP:CLEAR", "TLP:GREEN", "TLP:AMBER", "TLP:AMBER+STRICT", "TLP:RED", "TLP:?"]);
+        let (ly, codes) = (member("ly"), ["TLP:CLEAR", "TLP:GREEN", "TLP:AMBER", "TLP:AMBER+STRICT", "TLP:RED", "TLP:?"]);
         let headers: Vec<proto::Header> =
-            labels.iter().map(|(label, to_ly)| header(words[*label], if *to_ly { &["ly"] } else { &["tn"] }, 1)).collect();
+            labels.iter().map(|(label, to_ly)| header(codes[*label], if *to_ly { &["ly"] } else { &["tn"] }, 1)).collect();
         let feed = Feed::of(headers.iter().zip(0..).map(|(header, n)| sealed(header, n)).collect());
         let mut state = start();
-        let mut kept = Vec::new();
+        let mut disclosed = Vec::new();
         let mut cuts = cuts.into_iter();
-        while kept.len() < headers.len() {
-            let first = kept.len();
+        while disclosed.len() < headers.len() {
+            let first = disclosed.len();
             let end = (first + cuts.next().unwrap_or(9)).min(headers.len());
             let held = (first..end).map(|n| {
                 let envelope = &feed.envelopes[n];
                 (envelope::digest(envelope), Held::Disclosed { envelope, header: Some(&headers[n]) })
             });
             let mut message = feed.batch(first, end);
-            message.items = provide::items(held, &ly, &[], &rosters);
+            message.items = serve::items(held, &ly, &[], &rosters);
             let batch = verify_entries(&state, &message, &rosters, &ly).unwrap();
             prop_assert!(batch.findings.is_empty());
             state.advance(&batch);
-            kept.extend(batch.entries.into_iter().map(|entry| matches!(entry.content, VerifiedContent::Disclosed { .. })));
+            disclosed.extend(batch.entries.into_iter().map(|entry| matches!(entry.content, VerifiedContent::Disclosed { .. })));
         }
-        prop_assert_eq!(state.frontier.root(), feed.tree.root());
+        prop_assert_eq!(state.compact_range.root(), feed.tree.root());
         let may: Vec<bool> = headers.iter().map(|header| may_read(header, &ly, rosters.newest())).collect();
-        prop_assert_eq!(kept, may);
+        prop_assert_eq!(disclosed, may);
     }
 
-    /// One changed byte anywhere in the entries, the checkpoint or the proof refuses the batch, and nothing panics.
+    /// One changed byte anywhere in the entries, the checkpoint or the proof makes the batch
+    /// invalid, and nothing panics.
     #[test]
-    fn any_changed_byte_refuses_the_batch(part in 0..3_usize, place in any::<prop::sample::Index>(), flip in 1..=255_u8) {
+    fn batch_with_any_altered_byte_is_rejected(part in 0..3_usize, place in any::<prop::sample::Index>(), flip in 1..=255_u8) {
         let mut message = Feed::clear(7).batch(0, 5);
         let change = |bytes: &mut Bytes| {
             let mut copy = bytes.to_vec();
@@ -456,64 +460,82 @@ proptest! {
     fn any_bytes_are_appended(envelopes in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..60), 1..20)) {
         let feed = Feed::of(envelopes.into_iter().map(Bytes::from).collect());
         let batch = verify(&feed.batch(0, feed.envelopes.len())).unwrap();
-        prop_assert_eq!(batch.frontier.root(), feed.tree.root());
+        prop_assert_eq!(batch.compact_range.root(), feed.tree.root());
     }
 }
 
-fn fill(index: u64, envelope: &Bytes) -> proto::Fill {
-    proto::Fill { index, envelope: envelope.clone() }
+fn backfill(index: u64, envelope: &Bytes) -> proto::Backfill {
+    proto::Backfill { index, envelope: envelope.clone() }
 }
 
-/// What `me` keeps of these, held as digests for these reasons, and what is found odd.
-fn filled(
-    provider: &str,
-    items: Vec<proto::Fill>,
+/// Returns the indices that `me` stores of these items, and the findings. `held` lists the entries
+/// held as digests, with the reason.
+fn backfilled(
+    feed_sender: &str,
+    items: Vec<proto::Backfill>,
     held: &[(&Bytes, Undisclosed)],
     rosters: &RosterChain,
 ) -> Result<(Vec<u64>, Vec<&'static str>), &'static str> {
-    let lacking = (0..).zip(held).map(|(index, (envelope, reason))| (index, (envelope::digest(envelope), *reason)));
-    let message = proto::Fills { feed: Feed::id().to_string(), items, through: 9 };
-    let asked = [0..3, 5..9];
-    verify_fills(&Feed::id(), &member(provider), &message, &asked, &lacking.collect(), rosters, &member("ly"))
-        .map(|fills| {
-            let words = fills.findings.iter().map(|finding| finding.what.word()).collect();
-            (fills.entries.iter().map(|entry| entry.index).collect(), words)
-        })
-        .map_err(|fault| fault.kind.word())
+    let missing = (0..).zip(held).map(|(index, (envelope, reason))| (index, (envelope::digest(envelope), *reason)));
+    let message = proto::BackfillResponse { feed: Feed::id().to_string(), items, scanned_to: 9 };
+    let requested = [0..3, 5..9];
+    verify_backfills(
+        &Feed::id(),
+        &member(feed_sender),
+        &message,
+        &requested,
+        &missing.collect(),
+        rosters,
+        &member("ly"),
+    )
+    .map(|backfills| {
+        let codes = backfills.findings.iter().map(|finding| finding.kind.as_str()).collect();
+        (backfills.entries.iter().map(|entry| entry.index).collect(), codes)
+    })
+    .map_err(|fault| fault.kind.as_str())
 }
 
 #[test]
-fn what_comes_later_has_the_digest_held_and_the_audience_of_a_batch() {
+fn backfilled_content_must_match_digest_and_audience() {
     let rosters = chain(&[EVERYBODY]);
     let ours = sealed(&header("TLP:RED", &["ly"], 1), 0);
     let theirs = sealed(&header("TLP:RED", &["tn"], 1), 1);
     let held = [(&ours, Undisclosed::NotHeld), (&theirs, Undisclosed::NotHeld)];
-    let all = || vec![fill(0, &ours), fill(1, &theirs)];
-    assert_eq!(filled("tn", all(), &held, &rosters), Ok((vec![0], vec!["excluded"])));
-    // It has come already, by another way.
-    assert_eq!(filled("tn", vec![fill(2, &ours)], &held, &rosters), Ok((vec![], vec![])));
-    assert_eq!(filled("tn", vec![fill(0, &theirs)], &held, &rosters), Err("bad-root"));
-    assert_eq!(filled("tn", vec![fill(4, &ours)], &held, &rosters), Err("malformed"), "not asked for");
-    assert_eq!(filled("tn", vec![fill(1, &theirs), fill(0, &ours)], &held, &rosters), Err("malformed"), "out of order");
-    assert_eq!(filled("tn", vec![fill(0, &ours), fill(0, &ours)], &held, &rosters), Err("malformed"), "twice");
-    let many = (0..=BATCH_ENTRIES_MAX as u64).map(|index| fill(index, &ours)).collect();
-    assert_eq!(filled("tn", many, &held, &rosters), Err("bad-bounds"));
+    let all = || vec![backfill(0, &ours), backfill(1, &theirs)];
+    assert_eq!(backfilled("tn", all(), &held, &rosters), Ok((vec![0], vec!["excluded"])));
+    // Its content has already arrived from another peer.
+    assert_eq!(backfilled("tn", vec![backfill(2, &ours)], &held, &rosters), Ok((vec![], vec![])));
+    assert_eq!(backfilled("tn", vec![backfill(0, &theirs)], &held, &rosters), Err("bad-root"));
+    assert_eq!(backfilled("tn", vec![backfill(4, &ours)], &held, &rosters), Err("malformed"), "not asked for");
+    assert_eq!(
+        backfilled("tn", vec![backfill(1, &theirs), backfill(0, &ours)], &held, &rosters),
+        Err("malformed"),
+        "out of order"
+    );
+    assert_eq!(
+        backfilled("tn", vec![backfill(0, &ours), backfill(0, &ours)], &held, &rosters),
+        Err("malformed"),
+        "twice"
+    );
+    let many = (0..=BATCH_ENTRIES_MAX as u64).map(|index| backfill(index, &ours)).collect();
+    assert_eq!(backfilled("tn", many, &held, &rosters), Err("bad-bounds"));
 }
 
 #[test]
-fn what_was_withheld_though_it_was_ours_is_told() {
+fn wrongly_withheld_entry_is_reported() {
     let ours = sealed(&header("TLP:RED", &["ly"], 1), 0);
-    let told =
-        |rosters: &RosterChain| filled("ma", vec![fill(0, &ours)], &[(&ours, Undisclosed::Withheld)], rosters).unwrap();
-    assert_eq!(told(&chain(&[EVERYBODY])), (vec![0], vec!["wrongly-withheld"]));
-    // For a while we were none of the members: that may have been the reason.
-    assert_eq!(told(&chain(&[EVERYBODY, &["ma", "tn"], EVERYBODY])), (vec![0], vec![]));
-    // We joined later: the owner hands it on by its own choice.
-    assert_eq!(told(&chain(&[&["ma", "tn"], EVERYBODY])), (vec![0], vec![]));
+    let reported = |rosters: &RosterChain| {
+        backfilled("ma", vec![backfill(0, &ours)], &[(&ours, Undisclosed::Withheld)], rosters).unwrap()
+    };
+    assert_eq!(reported(&chain(&[EVERYBODY])), (vec![0], vec!["wrongly-withheld"]));
+    // The member was not in the roster for a time, which may have been the reason.
+    assert_eq!(reported(&chain(&[EVERYBODY, &["ma", "tn"], EVERYBODY])), (vec![0], vec![]));
+    // The member joined later, and the owner passes the entry on by its own choice.
+    assert_eq!(reported(&chain(&[&["ma", "tn"], EVERYBODY])), (vec![0], vec![]));
 }
 
 #[test]
-fn a_reader_is_handed_what_it_lacks_and_may_read() {
+fn backfill_serves_readable_requested_entries() {
     let rosters = chain(&[&["ma", "tn"], EVERYBODY]);
     let headers = [
         header("TLP:GREEN", &[], 2),
@@ -523,7 +545,7 @@ fn a_reader_is_handed_what_it_lacks_and_may_read() {
     ];
     let envelopes: Vec<Bytes> = headers.iter().map(|header| sealed(header, 0)).collect();
     let large = Bytes::from(vec![0; ENVELOPE_BYTES_MAX + 1]);
-    let handed = |filters: &[crate::bulletin::TopicFilter], history| {
+    let served = |filters: &[crate::bulletin::TopicFilter], history| {
         let held = (0..).zip(headers.iter().zip(&envelopes));
         let held = held.map(|(index, (header, envelope))| (index, Held::Disclosed { envelope, header: Some(header) }));
         let rest = [
@@ -531,23 +553,23 @@ fn a_reader_is_handed_what_it_lacks_and_may_read() {
             (8, Held::Disclosed { envelope: &large, header: Some(&headers[0]) }),
             (9, Held::Disclosed { envelope: &large, header: None }),
         ];
-        let fills = provide::fills(held.chain(rest), &member("ly"), filters, &rosters, history);
-        fills.into_iter().map(|fill| fill.index).collect::<Vec<_>>()
+        let backfills = serve::backfills(held.chain(rest), &member("ly"), filters, &rosters, history);
+        backfills.into_iter().map(|backfill| backfill.index).collect::<Vec<_>>()
     };
-    assert_eq!(handed(&[], false), [0, 3]);
-    assert_eq!(handed(&["customs.seizures".parse().unwrap()], false), [0]);
-    // The owner's policy: who joined later may read what it could read now.
-    assert_eq!(handed(&[], true), [0, 1, 3]);
+    assert_eq!(served(&[], false), [0, 3]);
+    assert_eq!(served(&["customs.seizures".parse().unwrap()], false), [0]);
+    // Owner's policy: members that joined later may read what the newest roster admits.
+    assert_eq!(served(&[], true), [0, 1, 3]);
 }
 
 #[test]
-fn who_lacks_the_roster_does_not_judge() {
+fn entry_of_an_unknown_roster_is_sent_as_not_held() {
     let rosters = chain(&[EVERYBODY]);
     let (newer, now) = (header("TLP:CLEAR", &[], 2), header("TLP:RED", &["tn"], 1));
     let envelope = sealed(&newer, 0);
     let held =
         [&newer, &now].map(|header| (Digest([1; 32]), Held::Disclosed { envelope: &envelope, header: Some(header) }));
-    let reasons: Vec<String> = provide::items(held, &member("ly"), &[], &rosters)
+    let reasons: Vec<String> = serve::items(held, &member("ly"), &[], &rosters)
         .into_iter()
         .map(|item| if let Some(Item::Digests(run)) = item.item { run.reason } else { "envelope".into() })
         .collect();
@@ -558,9 +580,9 @@ fn urgent(status: &str) -> proto::Header {
     proto::Header { urgency: "Immediate".into(), status: status.into(), ..header("TLP:AMBER", &[], 1) }
 }
 
-fn sent(feed: &Feed, index: u64) -> proto::Express {
+fn sent(feed: &Feed, index: u64) -> proto::PriorityEntry {
     let proof = inclusion_proof(&feed.tree, index, feed.tree.size()).unwrap();
-    proto::Express {
+    proto::PriorityEntry {
         feed: Feed::id().to_string(),
         index,
         envelope: feed.envelopes[usize::try_from(index).unwrap()].clone(),
@@ -570,29 +592,29 @@ fn sent(feed: &Feed, index: u64) -> proto::Express {
 }
 
 #[test]
-fn an_urgent_entry_is_proven_by_itself() {
+fn priority_entry_is_verified_by_its_own_proof() {
     let (rosters, ly) = (chain(&[EVERYBODY]), member("ly"));
     let headers = [urgent("Exercise"), header("TLP:CLEAR", &[], 1), urgent("Actual")];
     let feed = Feed::of(headers.iter().zip(0..).map(|(header, n)| sealed(header, n)).collect());
-    let take = |message: &proto::Express, newest: Option<&SignedCheckpoint>| {
-        verify_express(&Feed::id(), &member("ma"), message, newest, &rosters, &ly)
+    let verify_one = |message: &proto::PriorityEntry, newest: Option<&SignedCheckpoint>| {
+        verify_priority(&Feed::id(), &member("ma"), message, newest, &rosters, &ly)
     };
-    for (index, expected) in [(0, Some(Urgent::Other)), (1, None), (2, Some(Urgent::Actual))] {
+    for (index, expected) in [(0, Some(Priority::Other)), (1, None), (2, Some(Priority::Actual))] {
         let message = sent(&feed, index);
-        let taken = take(&message, None).unwrap();
-        assert_eq!((taken.index, taken.urgent), (index, expected));
-        assert_eq!(taken.envelope(), expected.map(|_| &message.envelope));
-        assert_eq!(taken.entry.digest, envelope::digest(&message.envelope));
+        let verified = verify_one(&message, None).unwrap();
+        assert_eq!((verified.index, verified.urgent), (index, expected));
+        assert_eq!(verified.envelope(), expected.map(|_| &message.envelope));
+        assert_eq!(verified.entry.digest, envelope::digest(&message.envelope));
     }
     let red = proto::Header { handling: header("TLP:RED", &["tn"], 1).handling, ..urgent("Actual") };
-    let taken = take(&sent(&Feed::of(vec![sealed(&red, 1)]), 0), None).unwrap();
-    assert_eq!(taken.envelope(), None, "not for us");
-    assert_eq!(taken.findings, [Finding { index: 0, what: What::Excluded }]);
+    let verified = verify_one(&sent(&Feed::of(vec![sealed(&red, 1)]), 0), None).unwrap();
+    assert_eq!(verified.envelope(), None, "not for us");
+    assert_eq!(verified.findings, [Finding { index: 0, kind: FindingKind::Excluded }]);
 
-    let with = |change: &dyn Fn(&mut proto::Express)| {
+    let with = |change: &dyn Fn(&mut proto::PriorityEntry)| {
         let mut message = sent(&feed, 2);
         change(&mut message);
-        take(&message, Some(&feed.checkpoint())).unwrap_err().kind
+        verify_one(&message, Some(&feed.checkpoint())).unwrap_err().kind
     };
     assert_eq!(with(&|message| message.index = 1), FaultKind::BadProof);
     assert_eq!(with(&|message| message.index = 3), FaultKind::BadProof);
@@ -604,14 +626,14 @@ fn an_urgent_entry_is_proven_by_itself() {
     let forged = Note::sign(&feed.checkpoint().checkpoint.text(), &key("ly", "custody", Algorithm::Ed25519)).unwrap();
     assert_eq!(with(&|message| message.checkpoint = forged.to_bytes().into()), FaultKind::BadSignature);
 
-    // A checkpoint that contradicts a known one is two histories.
+    // A checkpoint that contradicts a known one is equivocation.
     let other = Feed::of((0..3).map(|n| sealed(&urgent("Actual"), n)).collect());
-    let fault = take(&sent(&other, 2), Some(&feed.checkpoint())).unwrap_err();
+    let fault = verify_one(&sent(&other, 2), Some(&feed.checkpoint())).unwrap_err();
     assert!(matches!(fault.kind, FaultKind::Equivocation(_)), "{fault}");
 }
 
 #[test]
-fn two_entries_at_one_place_prove_two_histories() {
+fn two_entries_at_one_index_prove_equivocation() {
     let (rosters, size) = (chain(&[EVERYBODY]), 5);
     let feeds = [0, 10].map(|from| Feed::of((from..from + size).map(|n| sealed(&urgent("Exercise"), n)).collect()));
     let proven = |feed: &Feed, index: u64| ProvenEntry {
@@ -619,13 +641,13 @@ fn two_entries_at_one_place_prove_two_histories() {
         checkpoint: feed.checkpoint(),
         proof: inclusion_proof(&feed.tree, index, feed.tree.size()).unwrap(),
     };
-    let evidence = TwoEntries::at(3, proven(&feeds[0], 3), proven(&feeds[1], 3)).unwrap();
-    let turned = TwoEntries::at(3, proven(&feeds[1], 3), proven(&feeds[0], 3)).unwrap();
-    assert_eq!(evidence, turned, "one way to write it");
+    let evidence = EntryEquivocation::at(3, proven(&feeds[0], 3), proven(&feeds[1], 3)).unwrap();
+    let swapped = EntryEquivocation::at(3, proven(&feeds[1], 3), proven(&feeds[0], 3)).unwrap();
+    assert_eq!(evidence, swapped, "one way to write it");
     let file = evidence.format();
-    assert_eq!(TwoEntries::verify(file.as_bytes(), rosters.newest()).unwrap(), evidence);
-    assert!(TwoEntries::verify(file.replace("index 3", "index 4").as_bytes(), rosters.newest()).is_err());
-    assert!(TwoEntries::verify(format!("{file}more\n").as_bytes(), rosters.newest()).is_err());
-    assert_eq!(TwoEntries::at(3, proven(&feeds[0], 3), proven(&feeds[0], 3)), None, "the same one");
-    assert_eq!(TwoEntries::at(3, proven(&feeds[0], 3), proven(&feeds[1], 2)), None, "of another place");
+    assert_eq!(EntryEquivocation::verify(file.as_bytes(), rosters.newest()).unwrap(), evidence);
+    assert!(EntryEquivocation::verify(file.replace("index 3", "index 4").as_bytes(), rosters.newest()).is_err());
+    assert!(EntryEquivocation::verify(format!("{file}more\n").as_bytes(), rosters.newest()).is_err());
+    assert_eq!(EntryEquivocation::at(3, proven(&feeds[0], 3), proven(&feeds[0], 3)), None, "the same one");
+    assert_eq!(EntryEquivocation::at(3, proven(&feeds[0], 3), proven(&feeds[1], 2)), None, "of another place");
 }

@@ -1,7 +1,7 @@
-//! Two entries at one place of one feed.
+//! Equivocation by entries: two entries at one index of one feed.
 //!
-//! In scope: keeping what proves it, and the file that proves it to others (docs/protocol.md §9.2). Out of scope: two trees ([`super::Equivocation`]),
-//! and what to do about it.
+//! In scope: the evidence, and the file that proves it to others (docs/protocol.md §9.2). Out of
+//! scope: two trees ([`super::Equivocation`]), and the reaction to it.
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -14,14 +14,14 @@ use super::EquivocationError::Form;
 use crate::feed::checkpoint::{Checkpoint, SignedCheckpoint};
 use crate::feed::note::Note;
 use crate::feed::tree::verify_inclusion;
+use crate::ids::{Digest, FeedId, Hash};
 use crate::limits::{EQUIVOCATION_BYTES_MAX, PROOF_HASHES_MAX};
-use crate::names::{Digest, FeedId, Hash};
 use crate::roster::Roster;
 
-/// First line of the file, with its newline: how it is told from other evidence.
+/// First line of the file, with its newline. It distinguishes the file from other evidence.
 pub const HEADING: &str = "barid equivocation v2\n";
 
-/// An entry, as a checkpoint proves it.
+/// An entry whose inclusion a checkpoint proves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProvenEntry {
     /// Its digest.
@@ -32,48 +32,50 @@ pub struct ProvenEntry {
     pub proof: Vec<Hash>,
 }
 
-/// Two checkpoints, validly signed by one feed's keys, that prove two entries at one index.
+/// Two checkpoints, validly signed by one feed's keys, that prove two different entries at one
+/// index.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TwoEntries {
+pub struct EntryEquivocation {
     /// The index.
     pub index: u64,
-    /// One of them: by the checkpoint that is not larger.
+    /// The entry under the smaller checkpoint, or under one of equal size.
     pub one: ProvenEntry,
-    /// The other one.
+    /// The other entry.
     pub other: ProvenEntry,
 }
 
-impl TwoEntries {
-    /// Evidence, if two verified checkpoints of one feed prove two entries at `index`.
+impl EntryEquivocation {
+    /// Returns evidence if two verified checkpoints of one feed prove two different entries at
+    /// `index`.
     #[must_use]
     pub fn at(index: u64, one: ProvenEntry, other: ProvenEntry) -> Option<Self> {
         let holds = |entry: &ProvenEntry| {
             let Checkpoint { size, root, .. } = &entry.checkpoint.checkpoint;
             verify_inclusion(&entry.digest, index, *size, &entry.proof, root).is_ok()
         };
-        let shown = one.checkpoint.checkpoint.feed == other.checkpoint.checkpoint.feed
+        let proven = one.checkpoint.checkpoint.feed == other.checkpoint.checkpoint.feed
             && one.digest != other.digest
             && holds(&one)
             && holds(&other);
-        // One way to write it.
+        // A fixed order makes the encoding unique.
         let order = |entry: &ProvenEntry| (entry.checkpoint.checkpoint.size, entry.digest.0);
         let (one, other) = if order(&one) <= order(&other) { (one, other) } else { (other, one) };
-        shown.then_some(Self { index, one, other })
+        proven.then_some(Self { index, one, other })
     }
 
-    /// Which feed.
+    /// Returns the feed.
     #[must_use]
     pub fn feed(&self) -> &FeedId {
         &self.one.checkpoint.checkpoint.feed
     }
 
-    /// The file that proves it to anybody who holds the roster.
+    /// Returns the file that proves it to every holder of the roster.
     #[must_use]
     pub fn format(&self) -> String {
         let mut text = format!("{HEADING}index {}\n", self.index);
         for entry in [&self.one, &self.other] {
             let mut line = |name: &str, bytes: &[u8]| writeln!(text, "{name} {}", STANDARD.encode(bytes));
-            // Writing into a string does not fail.
+            // Writing to a string cannot fail.
             let _ = line("digest", &entry.digest.0);
             let _ = line("checkpoint", &entry.checkpoint.note);
             entry.proof.iter().for_each(|hash| _ = line("proof", &hash.0));
@@ -81,7 +83,8 @@ impl TwoEntries {
         text
     }
 
-    /// Reads and verifies such a file with the feed's keys in `roster`; it must be written as [`Self::format`] does.
+    /// Parses and verifies a file with the feed's keys in `roster`. It must have exactly the form
+    /// that [`Self::format`] returns.
     ///
     /// # Errors
     /// See [`EquivocationError`].
@@ -96,24 +99,25 @@ impl TwoEntries {
         if feeds.0 != feeds.1 {
             return Err(EquivocationError::TwoFeeds(feeds.0.clone(), feeds.1.clone()));
         }
-        let shown = Self::at(index, one, other).ok_or(EquivocationError::NotShown)?;
-        // Also the notes hold nothing beside what was verified, and nothing follows.
-        if shown.format().as_bytes() == file { Ok(shown) } else { Err(Form("canonical form")) }
+        let proven = Self::at(index, one, other).ok_or(EquivocationError::NotProven)?;
+        // The notes hold nothing that was not verified, and no bytes follow.
+        if proven.format().as_bytes() == file { Ok(proven) } else { Err(Form("canonical form")) }
     }
 }
 
-/// What such a file says of a feed: two entries at one index, each under a checkpoint. Nothing of it is verified.
+/// The claims of an evidence file about a feed: two entries at one index, each under a checkpoint.
+/// They are unverified.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EntriesClaims {
+pub struct EntryClaims {
     /// The index.
     pub index: u64,
-    /// The entry under the checkpoint that is not larger.
+    /// The entry under the smaller checkpoint, or under one of equal size.
     pub one: ClaimedEntry,
-    /// The other one.
+    /// The other entry.
     pub other: ClaimedEntry,
 }
 
-/// An entry, as a file says that a checkpoint proves it.
+/// An entry that a checkpoint includes, according to a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimedEntry {
     /// Its digest.
@@ -122,11 +126,11 @@ pub struct ClaimedEntry {
     pub checkpoint: Checkpoint,
 }
 
-impl EntriesClaims {
-    /// Reads a file.
+impl EntryClaims {
+    /// Parses a file.
     ///
     /// # Errors
-    /// If it is not of the form, or speaks of two feeds; see [`EquivocationError`].
+    /// If it does not have the form, or covers two feeds; see [`EquivocationError`].
     pub fn read(file: &[u8]) -> Result<Self, EquivocationError> {
         let Parts { index, one, other } = Parts::read(file)?;
         let claimed = |part: &Part| -> Result<ClaimedEntry, EquivocationError> {
@@ -140,14 +144,14 @@ impl EntriesClaims {
     }
 }
 
-/// A file taken apart.
+/// The parts of a file.
 struct Parts {
     index: u64,
     one: Part,
     other: Part,
 }
 
-/// What it has of one entry.
+/// The part of a file about one entry.
 struct Part {
     digest: Digest,
     note: Vec<u8>,
@@ -192,7 +196,7 @@ fn hash(line: Option<&str>, name: &'static str) -> Result<[u8; 32], Equivocation
     bytes(line, name)?.try_into().map_err(|_| Form(name))
 }
 
-impl fmt::Display for EntriesClaims {
+impl fmt::Display for EntryClaims {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { index, one, other } = self;
         write!(f, "{} has two entries at index {index}: {} and {}", one.checkpoint.feed, one.digest, other.digest)

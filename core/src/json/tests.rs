@@ -1,7 +1,8 @@
 #![allow(clippy::unwrap_used)]
-//! The cases of protobuf's conformance suite (`conformance/binary_json_conformance_suite.cc`) that our messages have the shapes for, by
-//! their names there: string `header.kind`, uint32 `format`, uint64 `rosterVersion`, int32 `Refusal.code`, bool `personalData`, bytes and
-//! timestamps, repeated strings and messages, and the arms of `Body.content` as a oneof.
+//! Cases of protobuf's conformance suite (`conformance/binary_json_conformance_suite.cc`) for which
+//! our messages have fields of the right type, under their names there: string `header.kind`,
+//! uint32 `format`, uint64 `rosterVersion`, int32 `PublishError.code`, bool `personalData`, bytes
+//! and timestamps, repeated strings and messages, and the arms of `Body.content` as a oneof.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -13,7 +14,7 @@ fn header(json: &str) -> Result<proto::Header, serde_json::Error> {
     serde_json::from_str(json)
 }
 
-/// `value` as the value of the field of this type.
+/// Parses `value` as a field of this type.
 fn uint32(value: &str) -> Option<u32> {
     header(&format!(r#"{{"format": {value}}}"#)).ok().map(|header| header.format)
 }
@@ -23,7 +24,7 @@ fn uint64(value: &str) -> Option<u64> {
 }
 
 fn int32(value: &str) -> Option<i32> {
-    serde_json::from_str(&format!(r#"{{"code": {value}}}"#)).ok().map(|refusal: proto::Refusal| refusal.code)
+    serde_json::from_str(&format!(r#"{{"code": {value}}}"#)).ok().map(|rejection: proto::PublishError| rejection.code)
 }
 
 fn string(value: &str) -> Option<String> {
@@ -59,7 +60,7 @@ fn field_names_are_read_in_both_spellings_and_written_in_one() {
 }
 
 #[test]
-fn what_is_no_json_is_rejected() {
+fn invalid_json_is_rejected() {
     for bad in [
         "null",
         "[]",
@@ -105,7 +106,8 @@ fn fields_that_are_given_twice_or_are_unknown_are_rejected_with_their_path() {
 
 #[test]
 fn integers_are_numbers_or_strings_and_whole_in_any_notation() {
-    // Int32FieldMaxValue, MinValue, StringValue, QuotedExponentialValue, FloatTrailingZero, ExponentialFormat, MaxFloatValue …
+    // Int32FieldMaxValue, MinValue, StringValue, QuotedExponentialValue, FloatTrailingZero,
+    // ExponentialFormat, MaxFloatValue …
     for (value, number) in [
         ("2147483647", 2_147_483_647),
         ("-2147483648", -2_147_483_648),
@@ -332,7 +334,10 @@ fn large_numbers_are_strings_and_zeros_of_places_and_sizes_are_written() {
     assert_eq!(written(&receipt), json!({"index": "0", "id": "x"}), "the first entry of a feed has the index 0");
     let attachment = proto::Attachment { size: 1 << 40, ..Default::default() };
     assert_eq!(written(&attachment), json!({"size": "1099511627776"}));
-    assert_eq!(written(&proto::Refusal { code: -7, ..Default::default() }), json!({"code": -7, "retryDelayMs": 0}));
+    assert_eq!(
+        written(&proto::PublishError { code: -7, ..Default::default() }),
+        json!({"code": -7, "retryDelayMs": 0})
+    );
     let observation = proto::Observation { subject: "x".to_owned(), ..Default::default() };
     assert_eq!(written(&observation), json!({"subject": "x"}), "what was not counted is not 0");
     let counted = proto::Observation { count: Some(0), ..observation };
@@ -362,7 +367,7 @@ fn every_field_has_a_type_that_is_read_and_written() {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_back(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn written_json_is_read_back(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let Ok(draft) = proto::Draft::decode(bytes.as_slice()) else { return Ok(()) };
         if let Ok(text) = serde_json::to_string(&draft) {
             prop_assert_eq!(serde_json::from_str::<proto::Draft>(&text).unwrap(), draft);

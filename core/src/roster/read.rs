@@ -1,48 +1,52 @@
-//! From a roster's text to a [`Roster`] that makes sense.
+//! Builds a valid [`Roster`] from a roster's text.
 //!
-//! In scope: every rule that one roster can be held to by itself; each refusal names the field. Out of scope: signatures and the version
-//! before (`chain`, `settled`).
+//! In scope: every rule that can be checked on one roster alone; each error names the field. Out of
+//! scope: signatures and the version before (`chain`, `invariants`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::authority::{Authority, has_several};
 use super::text::{ClosedFeedText, GovernorsText, KeyText, MemberText, NamesText, RosterText, unix_seconds};
 use super::{ClosedFeed, MemberEntry, MemberKey, MemberKind, ROSTER_FORMAT, Role, Roster, RosterError};
-use crate::bulletin::text::shows_something;
+use crate::bulletin::text::has_visible_text;
 use crate::bulletin::vocabulary::Tlp;
 use crate::feed::note::{Algorithm, VerifierKey};
 use crate::feed::tree::TREE_SIZE_MAX;
+use crate::ids::{ExchangeName, Hash, Member, is_bidi_control};
 use crate::limits::{ENDPOINT_BYTES_MAX, FOUND_CHARS_MAX, GOVERNORS_MAX, LINE_CHARS_MAX};
-use crate::names::{ExchangeName, Hash, Member, changes_direction};
 
-/// Highest label that an observer or partner may be granted: AMBER and above are for full members (DESIGN §5).
+/// Highest label that an observer or partner may be granted: AMBER and above are for full members.
 const CEILING_MAX: Tlp = Tlp::Green;
 
 pub(super) fn build(read: &RosterText, text_hash: Hash) -> Result<Roster, RosterError> {
     if read.format != ROSTER_FORMAT {
-        return Err(wrong("format", read.format, "1"));
+        return Err(field_error("format", read.format, "1"));
     }
     let exchange: ExchangeName =
-        read.exchange.parse().map_err(|_| wrong("exchange", &read.exchange, "a DNS name in lower case"))?;
+        read.exchange.parse().map_err(|_| field_error("exchange", &read.exchange, "a DNS name in lower case"))?;
     if read.version == 0 {
-        return Err(wrong("version", 0, "1 or more"));
+        return Err(field_error("version", 0, "1 or more"));
     }
     let previous = match (&read.previous, read.version) {
         (None, 1) => None,
         (Some(text), version) if version > 1 => {
-            Some(hash(text).ok_or_else(|| wrong("previous", text, "a SHA-256 in hex"))?)
+            Some(hash(text).ok_or_else(|| field_error("previous", text, "a SHA-256 in hex"))?)
         }
         (found, _) => {
-            return Err(wrong("previous", found.clone().unwrap_or_default(), "present exactly from version 2 on"));
+            return Err(field_error(
+                "previous",
+                found.clone().unwrap_or_default(),
+                "present exactly from version 2 on",
+            ));
         }
     };
     let issued = time("issued", &read.issued)?;
     let review_by = time("review_by", &read.review_by)?;
     if review_by <= issued {
-        return Err(wrong("review_by", read.review_by, "after `issued`"));
+        return Err(field_error("review_by", read.review_by, "after `issued`"));
     }
-    let mut places = Places::default();
-    let governors = governors(&read.governors, &mut places)?;
+    let mut unique = UniqueIndex::default();
+    let governors = governors(&read.governors, &mut unique)?;
     let mut roster = Roster {
         exchange,
         version: read.version,
@@ -58,59 +62,68 @@ pub(super) fn build(read: &RosterText, text_hash: Hash) -> Result<Roster, Roster
     };
     for (place, member) in read.members.iter().enumerate() {
         let field = format!("members[{place}].code");
-        let code: Member = member.code.parse().map_err(|_| wrong(&field, &member.code, "a member code"))?;
-        places.take("member", &code, field)?;
-        let entry = Reading { roster: &roster, code, text: member }.entry(&mut places)?;
+        let code: Member = member.code.parse().map_err(|_| field_error(&field, &member.code, "a member code"))?;
+        unique.insert("member", &code, field)?;
+        let entry = MemberParser { roster: &roster, code, text: member }.entry(&mut unique)?;
         roster.members.insert(entry.code.clone(), entry);
     }
     let full = roster.full_members().count();
     if roster.quorum == 0 || roster.quorum >= full.max(2) {
-        return Err(wrong("quorum", roster.quorum, "at least 1 and fewer than the full members"));
+        return Err(field_error("quorum", roster.quorum, "at least 1 and fewer than the full members"));
     }
     Ok(roster)
 }
 
-fn governors(read: &GovernorsText, places: &mut Places) -> Result<Vec<VerifierKey>, RosterError> {
+fn governors(read: &GovernorsText, unique: &mut UniqueIndex) -> Result<Vec<VerifierKey>, RosterError> {
     if read.keys.len() > GOVERNORS_MAX {
-        return Err(wrong("governors.keys", read.keys.len(), "at most 32 keys: those of two versions sign one note"));
+        return Err(field_error(
+            "governors.keys",
+            read.keys.len(),
+            "at most 32 keys: those of two versions sign one note",
+        ));
     }
     let mut found = Vec::new();
     for (place, text) in read.keys.iter().enumerate() {
         let field = format!("governors.keys[{place}]");
         let key = key(&field, text, |algorithm| algorithm == Algorithm::Ed25519)?;
-        // Two keys of one name could be one person's: the threshold counts persons.
-        places.take("governor", key.name(), field.clone())?;
-        places.take_key(&key, field)?;
+        // Two keys with one name could belong to one person, but the threshold counts persons.
+        unique.insert("governor", key.name(), field.clone())?;
+        unique.insert_key(&key, field)?;
         found.push(key);
     }
     if read.threshold == 0 || read.threshold as usize > found.len() {
-        return Err(wrong("governors.threshold", read.threshold, "between 1 and the number of keys"));
+        return Err(field_error("governors.threshold", read.threshold, "between 1 and the number of keys"));
     }
     Ok(found)
 }
 
-/// Where in the text everything stands that may stand in one place only.
+/// Path of every value that must be unique.
 #[derive(Default)]
-struct Places {
+struct UniqueIndex {
     things: BTreeMap<(&'static str, String), String>,
     keys: BTreeMap<Vec<u8>, String>,
     authorities: BTreeMap<Authority, String>,
 }
 
-impl Places {
-    fn take(&mut self, what: &'static str, thing: &(impl ToString + ?Sized), field: String) -> Result<(), RosterError> {
+impl UniqueIndex {
+    fn insert(
+        &mut self,
+        what: &'static str,
+        thing: &(impl ToString + ?Sized),
+        field: String,
+    ) -> Result<(), RosterError> {
         once(&mut self.things, (what, thing.to_string()), what, field)
     }
 
-    /// A key is told by its public part alone: under another name, for another role or as another signature type it is the same key,
-    /// and who holds it for one could sign as the other.
-    fn take_key(&mut self, key: &VerifierKey, field: String) -> Result<(), RosterError> {
+    /// Identifies a key by its public part alone. Under another name, for another role or as
+    /// another signature type it is still the same key, and its holder could sign as the other.
+    fn insert_key(&mut self, key: &VerifierKey, field: String) -> Result<(), RosterError> {
         once(&mut self.keys, key.public_bytes().to_vec(), "key", field.clone())?;
-        // Of two keys with one name and id nobody could say whose a signature line is.
-        self.take("key id", &format!("{}+{}", key.name(), hex::encode(key.id())), field)
+        // If two keys had the same name and id, a signature line would be ambiguous.
+        self.insert("key id", &format!("{}+{}", key.name(), hex::encode(key.id())), field)
     }
 
-    fn take_authority(&mut self, pem: &str, field: String) -> Result<(), RosterError> {
+    fn insert_authority(&mut self, pem: &str, field: String) -> Result<(), RosterError> {
         once(&mut self.authorities, Authority::read(pem), "authority", field)
     }
 }
@@ -130,48 +143,48 @@ fn once<T: Ord>(
     }
 }
 
-/// One member's part of the text.
-struct Reading<'a> {
-    /// As far as it has been read.
+/// The part of the text about one member.
+struct MemberParser<'a> {
+    /// The roster as parsed so far.
     roster: &'a Roster,
     code: Member,
     text: &'a MemberText,
 }
 
-impl Reading<'_> {
+impl MemberParser<'_> {
     fn path(&self, part: &str) -> String {
         format!("members.{}.{part}", self.code)
     }
 
-    fn entry(&self, places: &mut Places) -> Result<MemberEntry, RosterError> {
+    fn entry(&self, unique: &mut UniqueIndex) -> Result<MemberEntry, RosterError> {
         let read = self.text;
-        let kind = MemberKind::ALL.into_iter().find(|(_, word)| *word == read.kind).map(|(kind, _)| kind);
-        let kind = kind.ok_or_else(|| wrong(&self.path("kind"), &read.kind, "full, observer or partner"))?;
+        let kind = MemberKind::ALL.into_iter().find(|(_, name)| *name == read.kind).map(|(kind, _)| kind);
+        let kind = kind.ok_or_else(|| field_error(&self.path("kind"), &read.kind, "full, observer or partner"))?;
         self.names(&read.names)?;
         let trust_domain = format!("{}.{}", self.code, self.roster.exchange);
         if read.trust_domain != trust_domain {
-            return Err(wrong(&self.path("trust_domain"), &read.trust_domain, "`<code>.<exchange>`"));
+            return Err(field_error(&self.path("trust_domain"), &read.trust_domain, "`<code>.<exchange>`"));
         }
         for (place, endpoint) in read.endpoints.iter().enumerate() {
             let field = self.path(&format!("endpoints[{place}]"));
             if !is_endpoint(endpoint) {
-                return Err(wrong(&field, endpoint, "`host:port`, an IPv6 address in brackets"));
+                return Err(field_error(&field, endpoint, "`host:port`, an IPv6 address in brackets"));
             }
-            places.take("endpoint", &endpoint.to_ascii_lowercase(), field)?;
+            unique.insert("endpoint", &endpoint.to_ascii_lowercase(), field)?;
         }
         if read.ca_certificates.is_empty() {
-            return Err(wrong(&self.path("ca_certificates"), "", "at least one certificate"));
+            return Err(field_error(&self.path("ca_certificates"), "", "at least one certificate"));
         }
         for (place, pem) in read.ca_certificates.iter().enumerate() {
             let field = self.path(&format!("ca_certificates[{place}]"));
             if has_several(pem) {
-                return Err(wrong(&field, "several PEM blocks", "one certificate; each has a place of its own"));
+                return Err(field_error(&field, "several PEM blocks", "one certificate; each has a place of its own"));
             }
-            places.take_authority(pem, field)?;
+            unique.insert_authority(pem, field)?;
         }
         let working_groups = self.working_groups(kind)?;
         let ceilings = self.ceilings(kind)?;
-        let keys = self.keys(places)?;
+        let keys = self.keys(unique)?;
         let closed_feeds = self.closed_feeds(&keys)?;
         Ok(MemberEntry {
             code: self.code.clone(),
@@ -187,15 +200,16 @@ impl Reading<'_> {
         })
     }
 
-    /// Names stand on every member's screens, between other members' names: they are one line of plain text each.
+    /// Checks the names. Every member displays them among those of other members, so each must be
+    /// one line of plain text.
     fn names(&self, names: &NamesText) -> Result<(), RosterError> {
         for (language, name) in [("ar", &names.ar), ("fr", &names.fr), ("en", &names.en)] {
             let field = self.path(&format!("names.{language}"));
-            if !shows_something(name) || name.chars().count() > LINE_CHARS_MAX {
-                return Err(wrong(&field, name, "a name of 1 to 500 characters"));
+            if !has_visible_text(name) || name.chars().count() > LINE_CHARS_MAX {
+                return Err(field_error(&field, name, "a name of 1 to 500 characters"));
             }
             if name.chars().any(unprintable) {
-                return Err(wrong(
+                return Err(field_error(
                     &field,
                     name,
                     "free of control characters and of marks that change the direction of text",
@@ -208,10 +222,10 @@ impl Reading<'_> {
     fn working_groups(&self, kind: MemberKind) -> Result<BTreeSet<String>, RosterError> {
         let (field, read) = (self.path("working_groups"), &self.text.working_groups);
         if kind != MemberKind::Full && !read.is_empty() {
-            return Err(wrong(&field, read.join(", "), "empty for an observer or partner, who has ceilings"));
+            return Err(field_error(&field, read.join(", "), "empty for an observer or partner, who has ceilings"));
         }
         if let Some(other) = read.iter().find(|group| !self.roster.working_groups.contains(*group)) {
-            return Err(wrong(&field, other, "a working group of this roster"));
+            return Err(field_error(&field, other, "a working group of this roster"));
         }
         labels(&field, read)
     }
@@ -220,36 +234,36 @@ impl Reading<'_> {
         let mut ceilings = BTreeMap::new();
         for (group, label) in &self.text.ceilings {
             if kind == MemberKind::Full {
-                return Err(wrong(&self.path("ceilings"), group, "empty for a full member"));
+                return Err(field_error(&self.path("ceilings"), group, "empty for a full member"));
             }
             if !self.roster.working_groups.contains(group) {
-                return Err(wrong(&self.path("ceilings"), group, "a working group of this roster"));
+                return Err(field_error(&self.path("ceilings"), group, "a working group of this roster"));
             }
             let field = self.path(&format!("ceilings.{group}"));
-            let tlp = Tlp::read(label).ok_or_else(|| wrong(&field, label, "a TLP 2.0 label"))?;
+            let tlp = Tlp::read(label).ok_or_else(|| field_error(&field, label, "a TLP 2.0 label"))?;
             if tlp > CEILING_MAX {
-                return Err(wrong(&field, label, "TLP:CLEAR or TLP:GREEN: the rest is for full members"));
+                return Err(field_error(&field, label, "TLP:CLEAR or TLP:GREEN: the rest is for full members"));
             }
             ceilings.insert(group.clone(), tlp);
         }
         Ok(ceilings)
     }
 
-    fn keys(&self, places: &mut Places) -> Result<Vec<MemberKey>, RosterError> {
+    fn keys(&self, unique: &mut UniqueIndex) -> Result<Vec<MemberKey>, RosterError> {
         let mut keys = Vec::new();
         for (place, text) in self.text.keys.iter().enumerate() {
             let path = self.path(&format!("keys[{place}]"));
             let key = self.key(&path, text)?;
-            places.take_key(&key.key, format!("{path}.key"))?;
+            unique.insert_key(&key.key, format!("{path}.key"))?;
             keys.push(key);
         }
         let field = self.path("keys");
         let in_force = |role| keys.iter().any(|key| key.role == role && key.from_version <= self.roster.version);
         if !in_force(Role::Mirror) {
-            return Err(wrong(&field, "no mirror key", "with a mirror key that may be used with this version"));
+            return Err(field_error(&field, "no mirror key", "with a mirror key that may be used with this version"));
         }
         if !in_force(Role::Custody) {
-            return Err(wrong(&field, "no custody key", "with a custody key that may be used with this version"));
+            return Err(field_error(&field, "no custody key", "with a custody key that may be used with this version"));
         }
         let mut epochs: BTreeMap<u32, (usize, usize)> = BTreeMap::new();
         for key in &keys {
@@ -259,7 +273,7 @@ impl Reading<'_> {
         }
         if let Some((epoch, (classical, post_quantum))) = epochs.iter().find(|(_, n)| n.0 != 1 || n.1 > 1) {
             let found = format!("epoch {epoch} with {classical} Ed25519 and {post_quantum} ML-DSA-44 keys");
-            return Err(wrong(&field, found, "one Ed25519 key and at most one ML-DSA-44 key per epoch"));
+            return Err(field_error(&field, found, "one Ed25519 key and at most one ML-DSA-44 key per epoch"));
         }
         Ok(keys)
     }
@@ -280,14 +294,14 @@ impl Reading<'_> {
             ("witness", None) => (Role::Witness, format!("{host}/witness"), key(&field, &read.key, cosigning)?),
             _ => {
                 let expected = "feed with an epoch from 1, or mirror, custody, journal or witness without one";
-                return Err(wrong(&format!("{path}.role"), &read.role, expected));
+                return Err(field_error(&format!("{path}.role"), &read.role, expected));
             }
         };
         if parsed.name() != name {
-            return Err(wrong(&field, parsed.name(), "named after its member, exchange and role"));
+            return Err(field_error(&field, parsed.name(), "named after its member, exchange and role"));
         }
         if read.from_version == Some(0) {
-            return Err(wrong(&format!("{path}.from_version"), 0, "1 or more"));
+            return Err(field_error(&format!("{path}.from_version"), 0, "1 or more"));
         }
         let end = |part: &str, value: &Option<toml::value::Datetime>| {
             value.as_ref().map(|value| time(&format!("{path}.{part}"), value)).transpose()
@@ -309,29 +323,29 @@ impl Reading<'_> {
             let path = |part: &str| self.path(&format!("closed_feeds[{place}].{part}"));
             let ClosedFeedText { epoch, size, root } = read;
             if !keys.iter().any(|key| key.role == Role::Feed(*epoch)) {
-                return Err(wrong(&path("epoch"), epoch, "an epoch whose keys are listed"));
+                return Err(field_error(&path("epoch"), epoch, "an epoch whose keys are listed"));
             }
             if let Some(other) = found.iter().position(|closed| closed.epoch == *epoch) {
                 let other = self.path(&format!("closed_feeds[{other}].epoch"));
                 return Err(RosterError::Twice { field: path("epoch"), other, what: "epoch" });
             }
             if *size > TREE_SIZE_MAX {
-                return Err(wrong(&path("size"), size, "a size that a tree can have"));
+                return Err(field_error(&path("size"), size, "a size that a tree can have"));
             }
-            let root = hash(root).ok_or_else(|| wrong(&path("root"), root, "a SHA-256 in hex"))?;
+            let root = hash(root).ok_or_else(|| field_error(&path("root"), root, "a SHA-256 in hex"))?;
             found.push(ClosedFeed { epoch: *epoch, size: *size, root });
         }
         Ok(found)
     }
 }
 
-/// Names of working groups, each once.
+/// Parses the names of working groups, each of which must be unique.
 fn labels(field: &str, names: &[String]) -> Result<BTreeSet<String>, RosterError> {
     let mut held = BTreeMap::new();
     for (place, name) in names.iter().enumerate() {
         let field = format!("{field}[{place}]");
         if !is_label(name) {
-            return Err(wrong(&field, name, "1 to 32 lower-case letters, digits and hyphens"));
+            return Err(field_error(&field, name, "1 to 32 lower-case letters, digits and hyphens"));
         }
         once(&mut held, name.clone(), "working group", field)?;
     }
@@ -354,20 +368,21 @@ fn is_endpoint(text: &str) -> bool {
 }
 
 fn time(field: &str, value: &toml::value::Datetime) -> Result<i64, RosterError> {
-    unix_seconds(value).ok_or_else(|| wrong(field, value, "a date and time with offset"))
+    unix_seconds(value).ok_or_else(|| field_error(field, value, "a date and time with offset"))
 }
 
 fn unprintable(c: char) -> bool {
-    c.is_control() || changes_direction(c)
+    c.is_control() || is_bidi_control(c)
 }
 
-/// The text found is foreign: it is cut, and shown so that it cannot change what stands around it.
-fn wrong(field: &str, found: impl std::fmt::Display, expected: &'static str) -> RosterError {
-    let mut shown = String::new();
+/// Creates a field error. The text found is foreign, so it is cut and escaped; it cannot affect the
+/// surrounding text.
+fn field_error(field: &str, found: impl std::fmt::Display, expected: &'static str) -> RosterError {
+    let mut printable = String::new();
     for c in found.to_string().chars().take(FOUND_CHARS_MAX) {
-        if unprintable(c) { shown.extend(c.escape_unicode()) } else { shown.push(c) }
+        if unprintable(c) { printable.extend(c.escape_unicode()) } else { printable.push(c) }
     }
-    RosterError::Field { field: field.into(), found: shown, expected }
+    RosterError::Field { field: field.into(), found: printable, expected }
 }
 
 fn hash(text: &str) -> Option<Hash> {
@@ -376,6 +391,10 @@ fn hash(text: &str) -> Option<Hash> {
 }
 
 fn key(field: &str, text: &str, fits: impl Fn(Algorithm) -> bool) -> Result<VerifierKey, RosterError> {
-    let key: VerifierKey = text.parse().map_err(|_| wrong(field, text, "a C2SP verifier key"))?;
-    if fits(key.algorithm()) { Ok(key) } else { Err(wrong(field, text, "a key of an algorithm that its role uses")) }
+    let key: VerifierKey = text.parse().map_err(|_| field_error(field, text, "a C2SP verifier key"))?;
+    if fits(key.algorithm()) {
+        Ok(key)
+    } else {
+        Err(field_error(field, text, "a key of an algorithm that its role uses"))
+    }
 }

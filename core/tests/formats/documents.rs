@@ -1,8 +1,10 @@
-//! The examples in the project's papers are what the code reads and writes: byte for byte, or the paper is wrong.
+//! Compares the examples in the project's documents with the formats that the code reads and
+//! writes, byte for byte.
 //!
-//! A fenced block whose first line says `golden=FILE` repeats a file of `tests/golden`, or its `lines=A..B` (from 1, the last included)
-//! or `bytes=A..B` (from 0, the last left out); `produced=NAME` repeats what [`produced`] makes. Blocks of `text` are compared as they
-//! are; in blocks of `hex` space is free and `#` begins a remark.
+//! A fenced block whose first line has `golden=FILE` repeats a file of `tests/golden`, or its
+//! `lines=A..B` (from 1, inclusive) or `bytes=A..B` (from 0, exclusive of B); `produced=NAME`
+//! repeats the output of [`produced`]. Blocks of `text` are compared exactly; in blocks of `hex`,
+//! white space is ignored and `#` begins a comment.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,7 +26,7 @@ use sha2::{Digest as _, Sha256};
 use crate::fixture::*;
 use crate::golden::read;
 
-/// The papers with examples, and how many there are at least.
+/// The documents with examples, and the least number of examples in each.
 const PAPERS: [(&str, usize); 2] = [("docs/protocol.md", 20), ("docs/store.md", 3)];
 
 struct Block {
@@ -71,7 +73,7 @@ fn range(text: &str) -> (usize, usize) {
     (from.parse().unwrap(), to.parse().unwrap())
 }
 
-/// What the block must repeat; `None` for one that repeats nothing.
+/// Returns what the block must repeat; `None` for one that repeats nothing.
 fn expected(block: &Block) -> Option<Vec<u8>> {
     if let Some(name) = block.says.get("produced") {
         return Some(produced(name).unwrap_or_else(|| panic!("{}: nothing is called {name}", block.place)));
@@ -90,7 +92,7 @@ fn expected(block: &Block) -> Option<Vec<u8>> {
     })
 }
 
-fn shown(block: &Block) -> Vec<u8> {
+fn rendered(block: &Block) -> Vec<u8> {
     match block.language.as_str() {
         "text" | "toml" => block.body.clone().into_bytes(),
         "hex" => {
@@ -103,7 +105,7 @@ fn shown(block: &Block) -> Vec<u8> {
 }
 
 #[test]
-fn every_example_is_what_the_code_reads_and_writes() {
+fn documented_examples_match_the_code() {
     for (name, least) in PAPERS {
         let mut checked = 0;
         for block in blocks(name) {
@@ -111,15 +113,15 @@ fn every_example_is_what_the_code_reads_and_writes() {
                 assert!(!["text", "hex"].contains(&block.language.as_str()), "{}: of which file?", block.place);
                 continue;
             };
-            let shown = shown(&block);
+            let rendered = rendered(&block);
             let print = |bytes: &[u8]| {
                 if block.language == "hex" { hex::encode(bytes) } else { String::from_utf8_lossy(bytes).into() }
             };
             assert!(
-                shown == expected,
+                rendered == expected,
                 "{} shows\n{}\nand should show\n{}",
                 block.place,
-                print(&shown),
+                print(&rendered),
                 print(&expected)
             );
             checked += 1;
@@ -128,9 +130,9 @@ fn every_example_is_what_the_code_reads_and_writes() {
     }
 }
 
-/// A table row `| `NAME` | value |` in the papers, for every limit that they name.
+/// Compares every limit in the documents' tables (`| `NAME` | value |`) with the code.
 #[test]
-fn every_limit_is_what_the_code_holds_to() {
+fn documented_limits_match_the_code() {
     macro_rules! limits {
         ($($name:ident),+ $(,)?) => { [$((stringify!($name), u64::try_from(limits::$name).unwrap())),+] };
     }
@@ -152,10 +154,10 @@ fn every_limit_is_what_the_code_holds_to() {
         EVIDENCE_BYTES_MAX,
         EVIDENCE_PARTS_MAX,
         EQUIVOCATION_BYTES_MAX,
-        EXPRESS_ENTRIES_MAX,
-        EXPRESS_OTHERS_MAX,
-        FILL_RANGES_MAX,
-        FILL_SCAN_MAX,
+        PRIORITY_ENTRIES_MAX,
+        PRIORITY_OTHERS_MAX,
+        BACKFILL_RANGES_MAX,
+        BACKFILL_SCAN_MAX,
         EVIDENCE_PROOFS_MAX,
         TOPIC_BYTES_MAX,
         TOPIC_LABELS_MAX,
@@ -187,7 +189,7 @@ fn every_limit_is_what_the_code_holds_to() {
 }
 
 #[test]
-fn the_vocabularies_are_those_of_the_code() {
+fn documented_vocabularies_match_the_code() {
     use barid_core::bulletin::vocabulary::*;
     let text = paper("docs/protocol.md");
     macro_rules! words {
@@ -200,7 +202,7 @@ fn the_vocabularies_are_those_of_the_code() {
     for kind in barid_core::bulletin::kinds::REGISTRY {
         assert!(text.contains(&format!("| `{}` |", kind.name)), "the paper lacks the kind {}", kind.name);
     }
-    for (_, word, _) in barid_core::names::Undisclosed::ALL {
+    for (_, word, _) in barid_core::ids::Undisclosed::ALL {
         assert!(text.contains(&format!("| `{word}` |")), "the paper lacks the reason {word}");
     }
     assert_eq!(HEADER_FORMAT, 1);
@@ -265,9 +267,9 @@ fn produced(name: &str) -> Option<Vec<u8>> {
             ranges: Vec::new(),
         })),
         "frame-express" => {
-            // Without the envelope, which stands in §2.
+            // Without the envelope, which is in §2.
             let proof = tree::inclusion_proof(&tree(), 9, SIZE).unwrap();
-            frame(Frame::Express(proto::Express {
+            frame(Frame::PriorityEntry(proto::PriorityEntry {
                 feed: signed.checkpoint.feed.to_string(),
                 index: 9,
                 envelope: Bytes::new(),
@@ -284,13 +286,13 @@ fn produced(name: &str) -> Option<Vec<u8>> {
     })
 }
 
-/// Key id and signature of a note's line, as its base64 holds them.
+/// Returns key id and signature of a note's line, as decoded from its base64.
 fn decoded_line(note: &[u8], line: usize) -> Vec<u8> {
     let line = &Note::parse(note).unwrap().signatures[line];
     [&line.id[..], &line.bytes].concat()
 }
 
-/// The message of type 0x06, written down from c2sp.org/tlog-cosignature alone.
+/// The message of type 0x06, implemented from c2sp.org/tlog-cosignature alone.
 fn tree_head_message(key: &VerifierKey, time: u64, origin: &str) -> Vec<u8> {
     let head = checkpoint(&tree(), SIZE).checkpoint;
     let short = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
@@ -307,7 +309,7 @@ fn ml_dsa_verifies(key: &VerifierKey, message: &[u8], signature: &[u8]) -> bool 
 }
 
 #[test]
-fn a_paper_that_rots_is_noticed() {
+fn outdated_document_is_detected() {
     let block = |body: &str, golden: &str| Block {
         place: String::new(),
         language: "hex".to_owned(),
@@ -315,8 +317,8 @@ fn a_paper_that_rots_is_noticed() {
         body: body.to_owned(),
     };
     let right = block("0aa6 01 # header\n08\n", "envelope.bin");
-    assert_eq!(Some(shown(&right)), expected(&right));
+    assert_eq!(Some(rendered(&right)), expected(&right));
     let rotten = block("0aa6 0109\n", "envelope.bin");
-    assert_ne!(Some(shown(&rotten)), expected(&rotten));
+    assert_ne!(Some(rendered(&rotten)), expected(&rotten));
     assert_eq!(Bytes::from(expected(&right).unwrap()), read("envelope.bin").slice(0..4));
 }

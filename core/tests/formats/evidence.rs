@@ -1,10 +1,10 @@
-//! A file that convinces whoever holds a roster, and the ways in which somebody may try to make one that should not.
+//! Evidence that convinces every holder of a roster, and forgeries that must not.
 
 use barid_core::evidence::zip::{self, Part};
 use barid_core::evidence::{Dispute, EvidenceError, EvidenceParts, Outcome, Uncounted, assemble, verify};
 use barid_core::feed::note::Note;
 use barid_core::feed::tlog_proof::TlogProof;
-use barid_core::names::Hash;
+use barid_core::ids::Hash;
 use barid_core::roster::Roster;
 use bytes::Bytes;
 
@@ -20,7 +20,7 @@ fn changed(change: impl FnOnce(&mut EvidenceParts)) -> EvidenceParts {
     tied(&tree(), parts)
 }
 
-fn refused(change: impl FnOnce(&mut EvidenceParts)) -> EvidenceError {
+fn rejected(change: impl FnOnce(&mut EvidenceParts)) -> EvidenceError {
     let mut parts = parts();
     change(&mut parts);
     let roster = trusted(&roster_1());
@@ -32,7 +32,7 @@ fn refused(change: impl FnOnce(&mut EvidenceParts)) -> EvidenceError {
 }
 
 #[test]
-fn whoever_holds_a_roster_is_convinced() {
+fn evidence_verifies_with_the_roster_alone() {
     let file = assemble(parts()).unwrap();
     for roster in [roster_1(), roster_2()] {
         let verdict = verify(&file, &trusted(&roster));
@@ -67,7 +67,7 @@ fn parts_may_come_in_any_order_and_the_file_reads_back() {
 }
 
 #[test]
-fn a_flipped_bit_in_any_byte_of_the_file_is_refused() {
+fn flipped_bit_in_any_byte_of_the_file_is_rejected() {
     let file = assemble(parts()).unwrap();
     let roster = trusted(&roster_1());
     for at in 0..file.len() {
@@ -80,11 +80,13 @@ fn a_flipped_bit_in_any_byte_of_the_file_is_refused() {
     }
 }
 
-/// The archive's checksums find damage; a forger mends them. Every byte of every part must be under a hash or a signature too.
+/// The archive's checksums detect damage, but a forger can recompute them. So every byte of every
+/// part must also be covered by a hash or a signature.
 #[test]
-fn a_flipped_bit_in_any_part_is_refused_though_the_archive_is_sealed_again() {
+fn flipped_bit_in_any_part_of_a_rewritten_archive_is_rejected() {
     let file = Bytes::from(assemble(parts()).unwrap());
-    // A newer trusted roster is not in the file, and an older one is: both ways of binding the file's rosters.
+    // One trusted roster is newer than those in the file, the other is in the file: both ways of
+    // linking the file's rosters.
     let rosters = [trusted(&roster_1()), trusted(&next_roster(&roster_2(), |_| ()))];
     let parts = zip::read(&file).unwrap();
     assert_eq!(verify(&file, &rosters[1]).outcome, Outcome::Witnessed);
@@ -109,7 +111,7 @@ fn a_flipped_bit_in_any_part_is_refused_though_the_archive_is_sealed_again() {
 }
 
 #[test]
-fn parts_that_are_missing_added_or_moved_are_refused() {
+fn missing_added_or_moved_parts_are_rejected() {
     let file = Bytes::from(assemble(parts()).unwrap());
     let roster = trusted(&roster_1());
     let parts = zip::read(&file).unwrap();
@@ -117,13 +119,14 @@ fn parts_that_are_missing_added_or_moved_are_refused() {
     assert_eq!(judged(&parts), 0);
     for place in 0..parts.len() {
         let mut without = parts.clone();
-        let taken = without.remove(place);
-        // The verifier holds roster 1 itself; the newest roster and a member's custody note are not needed for the rest to hold.
-        // Niger's note speaks of a size of its own: without it, the proof that ties that size is one too many.
-        let spare = taken.name.starts_with("rosters/") || taken.name == "custody/ly.note";
+        let removed = without.remove(place);
+        // The verifier holds roster 1 itself, and the rest is valid without the newest roster and
+        // without one member's custody note. Niger's note has a size of its own, so without it the
+        // consistency proof for that size is superfluous.
+        let spare = removed.name.starts_with("rosters/") || removed.name == "custody/ly.note";
         let expected = if spare { 0 } else { 12 };
         let verdict = verify(&zip::write(&without).unwrap(), &roster);
-        assert_eq!(verdict.exit_code(), expected, "without {}: {verdict:?}", taken.name);
+        assert_eq!(verdict.exit_code(), expected, "without {}: {verdict:?}", removed.name);
         let mut twice = parts.clone();
         twice.insert(place, parts[place].clone());
         assert_eq!(judged(&twice), 12, "{} twice", parts[place].name);
@@ -140,7 +143,7 @@ fn parts_that_are_missing_added_or_moved_are_refused() {
 }
 
 #[test]
-fn a_quorum_is_of_full_members_other_than_the_publisher_each_once() {
+fn quorum_counts_each_full_member_except_the_publisher_once() {
     let roster = trusted(&roster_1());
     let with = |by: &[(&str, u8)]| changed(|parts| parts.proofs = vec![proof(&tree(), INDEX, SIZE, by, TIME)]);
     assert_eq!(outcome(&with(&[("ly", 0), ("tn", 0)]), &roster), Outcome::Witnessed);
@@ -162,17 +165,17 @@ fn a_quorum_is_of_full_members_other_than_the_publisher_each_once() {
 }
 
 #[test]
-fn proofs_of_something_else_are_refused() {
+fn proofs_of_another_entry_are_rejected() {
     let tree = tree();
     let other = |index, size| proof(&tree, index, size, &[("ly", 0), ("tn", 0)], TIME);
-    assert!(matches!(refused(|parts| parts.proofs[0] = other(INDEX + 1, 7)), EvidenceError::Proof(_)));
+    assert!(matches!(rejected(|parts| parts.proofs[0] = other(INDEX + 1, 7)), EvidenceError::Proof(_)));
     let moved = |proof: TlogProof| TlogProof { index: INDEX + 1, ..proof };
-    assert!(matches!(refused(|parts| parts.proofs[0] = moved(other(INDEX, 7))), EvidenceError::Proof(_)));
-    assert_eq!(refused(|parts| parts.proofs[1] = other(INDEX, 7)), EvidenceError::Different);
-    // Libya's own bulletin does not become Morocco's by standing in Morocco's feed.
+    assert!(matches!(rejected(|parts| parts.proofs[0] = moved(other(INDEX, 7))), EvidenceError::Proof(_)));
+    assert_eq!(rejected(|parts| parts.proofs[1] = other(INDEX, 7)), EvidenceError::Different);
+    // A bulletin by Libya is not accepted as Morocco's because it is in Morocco's feed.
     let foreign = bulletin_of("ly", 1);
     let tree = tree_with(&foreign);
-    let error = refused(|parts| {
+    let error = rejected(|parts| {
         parts.envelope = foreign.envelope.clone();
         parts.proofs = vec![proof(&tree, INDEX, SIZE, &[("ly", 0), ("tn", 0)], TIME)];
         parts.custody.clear();
@@ -182,7 +185,7 @@ fn proofs_of_something_else_are_refused() {
 }
 
 #[test]
-fn signatures_that_no_roster_explains_are_refused() {
+fn signatures_by_unlisted_keys_are_rejected() {
     let swap = |note: &Bytes, from: &str, to: &str| -> Bytes {
         let mut note = Note::parse(note).unwrap();
         for line in &mut note.signatures {
@@ -190,23 +193,23 @@ fn signatures_that_no_roster_explains_are_refused() {
         }
         note.to_bytes().into()
     };
-    let error = refused(|parts| parts.proofs[0].checkpoint = swap(&parts.proofs[0].checkpoint, "ly.", "tn."));
+    let error = rejected(|parts| parts.proofs[0].checkpoint = swap(&parts.proofs[0].checkpoint, "ly.", "tn."));
     assert_eq!(error, EvidenceError::UnknownSignature("tn.rabat.example/mirror".to_owned()));
     let stranger = |number| proof(&tree(), INDEX, 7, &[("ly", number)], TIME);
-    assert!(matches!(refused(|parts| parts.proofs[0] = stranger(9)), EvidenceError::UnknownSignature(_)));
+    assert!(matches!(rejected(|parts| parts.proofs[0] = stranger(9)), EvidenceError::UnknownSignature(_)));
     // Tunisia's signature of the same statement under Libya's name and key id.
-    let error = refused(|parts| {
+    let error = rejected(|parts| {
         let tunisian = Note::parse(&proof(&tree(), INDEX, 7, &[("tn", 0)], TIME).checkpoint).unwrap();
         let mut note = Note::parse(&parts.proofs[0].checkpoint).unwrap();
         note.signatures[1].bytes = tunisian.signatures[1].bytes.clone();
         parts.proofs[0].checkpoint = note.to_bytes().into();
     });
     assert!(matches!(error, EvidenceError::Cosignature(_)));
-    let error = refused(|parts| parts.custody[0].0 = member("tn"));
+    let error = rejected(|parts| parts.custody[0].0 = member("tn"));
     assert!(matches!(error, EvidenceError::UnknownSignature(_)));
-    let error = refused(|parts| parts.custody[0] = custody(&tree(), "ly", 7, Some(INDEX)));
+    let error = rejected(|parts| parts.custody[0] = custody(&tree(), "ly", 7, Some(INDEX)));
     assert_eq!(error, EvidenceError::NotHeld(member("ly")));
-    // Who assembles does not judge rosters; who verifies does.
+    // Assembling does not check signatures on rosters by other keys; verifying does.
     let mut parts = parts();
     let mut note = Note::parse(&parts.rosters[0].1).unwrap();
     note.signatures.push(governor(9).sign_text(&note.text).unwrap());
@@ -216,37 +219,38 @@ fn signatures_that_no_roster_explains_are_refused() {
 }
 
 #[test]
-fn checkpoints_that_are_not_tied_are_refused() {
-    assert_eq!(refused(|parts| parts.consistency.clear()), EvidenceError::Untied);
-    assert_eq!(refused(|parts| drop(parts.consistency.remove(0))), EvidenceError::Untied);
-    let error = refused(|parts| parts.consistency[1].proof[0] = Hash([0; 32]));
+fn checkpoints_without_consistency_proofs_are_rejected() {
+    assert_eq!(rejected(|parts| parts.consistency.clear()), EvidenceError::Untied);
+    assert_eq!(rejected(|parts| drop(parts.consistency.remove(0))), EvidenceError::Untied);
+    let error = rejected(|parts| parts.consistency[1].proof[0] = Hash([0; 32]));
     assert!(matches!(error, EvidenceError::Consistency { old: 8, new: SIZE, .. }));
 }
 
 #[test]
-fn only_rosters_tied_to_the_trusted_one_are_believed() {
+fn only_rosters_linked_to_the_trusted_one_are_used() {
     let file = assemble(parts()).unwrap();
     let judge = |roster: &Bytes| verify(&file, &trusted(roster)).outcome;
-    // Somebody else's exchange of the same name: same members, other governors' decision.
+    // Another exchange with the same name: the same members, but a different decision of the
+    // governors.
     let forked = next_roster(&roster_1(), |text| text.quorum = 1);
     assert_eq!(judge(&forked), Outcome::Invalid(EvidenceError::OtherRoster(2)));
     let mut text = roster_text();
     text.quorum = 1;
     assert_eq!(judge(&roster_note(&text, &[1, 2])), Outcome::Invalid(EvidenceError::OtherRoster(1)));
-    // The next one, or one much later, decides by itself.
+    // The next roster, or a much later one, decides by itself.
     let third = next_roster(&roster_2(), |text| text.quorum = 3);
     assert_eq!(judge(&third), Outcome::SignedOnly);
     let fourth = next_roster(&third, |_| ());
     let report = verify(&file, &trusted(&fourth)).report.unwrap();
     assert_eq!((report.rosters_tied, report.roster_version, report.quorum), (false, 4, 3));
-    // The file's first roster may follow the trusted one; one between must not be missing.
+    // The file's first roster may follow the trusted one directly; a gap is not allowed.
     let late = |rosters: Vec<(u64, Bytes)>| changed(|parts| parts.rosters = rosters);
     assert_eq!(outcome(&late(vec![(2, roster_2()), (3, third.clone())]), &trusted(&roster_1())), Outcome::SignedOnly);
     let gap = outcome(&late(vec![(3, third.clone())]), &trusted(&roster_1()));
     assert_eq!(gap, Outcome::Undecided(EvidenceError::RosterGap { first: 3 }));
     let gap = outcome(&late(vec![(1, roster_1()), (3, third)]), &trusted(&roster_1()));
     assert!(matches!(gap, Outcome::Invalid(EvidenceError::Rosters(_))));
-    // Too few governors.
+    // Too few governors signed.
     let text = toml::from_str(&Note::parse(&roster_2()).unwrap().text).unwrap();
     for governors in [&[2][..], &[3, 4], &[]] {
         let weak = late(vec![(1, roster_1()), (2, roster_note(&text, governors))]);
@@ -278,39 +282,40 @@ fn judged_after(change: impl FnOnce(&mut barid_core::roster::text::RosterText)) 
     verify(&file, &trusted(&next_roster(&roster_2(), change))).outcome
 }
 
-/// TIME is 2025-11-23T19:44:10Z; Libya cosigned then, Tunisia five seconds later.
+/// TIME is 2025-11-23T19:44:10Z; Libya cosigned at that time, Tunisia five seconds later.
 const BETWEEN: &str = "2025-11-23T19:44:12Z";
 const AFTERWARDS: &str = "2025-11-23T19:44:15Z";
 
 #[test]
-fn what_a_quorum_had_cosigned_before_a_theft_stays_witnessed_and_the_rest_is_disputed() {
+fn entry_cosigned_before_key_compromise_stays_witnessed() {
     let stolen = |at: &'static str| {
         judged_after(|text| keys_of(text, "ma", "feed").for_each(|key| key.compromised = Some(at.parse().unwrap())))
     };
     assert_eq!(stolen(AFTERWARDS), Outcome::Witnessed);
     let until = i64::try_from(TIME).unwrap() + 2;
-    assert_eq!(stolen(BETWEEN), Outcome::Disputed(vec![Dispute::FeedKeyEnded { compromised: true, until }]));
+    assert_eq!(stolen(BETWEEN), Outcome::Disputed(vec![Dispute::FeedKeyExpired { compromised: true, until }]));
     let cosigner = |at: &'static str| {
         judged_after(|text| keys_of(text, "tn", "mirror").for_each(|key| key.retired = Some(at.parse().unwrap())))
     };
     assert_eq!(cosigner(AFTERWARDS), Outcome::Witnessed);
-    assert_eq!(cosigner(BETWEEN), Outcome::Disputed(vec![Dispute::CosignerKeyEnded]));
+    assert_eq!(cosigner(BETWEEN), Outcome::Disputed(vec![Dispute::CosignerKeyExpired]));
     assert_eq!(judged_after(|text| text.members.retain(|member| member.code != "tn")), Outcome::SignedOnly);
     let gone = judged_after(|text| member_of(text, "ma").keys.retain(|key| key.role != "feed"));
     assert_eq!(gone, Outcome::Disputed(vec![Dispute::FeedKeyGone]));
 }
 
 #[test]
-fn a_feed_that_was_closed_keeps_what_it_had() {
+fn closed_feed_keeps_entries_below_its_final_size() {
     let root = |size| checkpoint(&tree(), size).checkpoint.root.to_string();
     let closed = |size: u64, root: String| judged_after(move |text| close(text, size, &root));
     assert_eq!(closed(SIZE, root(SIZE)), Outcome::Witnessed);
     assert_eq!(closed(INDEX + 1, root(INDEX + 1)), Outcome::Witnessed);
     let expected = vec![Dispute::Closed { size: INDEX, index: INDEX }];
     assert_eq!(closed(INDEX, root(INDEX)), Outcome::Disputed(expected));
-    let expected = vec![Dispute::OtherHistory { size: SIZE, by: "the governors".to_owned() }];
+    let expected = vec![Dispute::Fork { size: SIZE, by: "the governors".to_owned() }];
     assert_eq!(closed(SIZE, root(7)), Outcome::Disputed(expected));
-    // Retired when it was closed: cosignatures that came later still count within what was closed.
+    // The key was retired when the feed was closed. Later cosignatures still count for entries
+    // within the closed size.
     let retired = judged_after(|text| {
         close(text, SIZE, &root(SIZE));
         keys_of(text, "ma", "feed").for_each(|key| key.retired = Some(BETWEEN.parse().unwrap()));
@@ -319,13 +324,13 @@ fn a_feed_that_was_closed_keeps_what_it_had() {
 }
 
 #[test]
-fn a_member_that_holds_another_history_is_heard() {
+fn custody_note_on_another_root_disputes_the_evidence() {
     let parts = changed(|parts| {
         let other = tree_with(&bulletin_of("ma", 2));
         parts.custody = vec![custody(&other, "ly", 7, None)];
     });
     let by = "ly".to_owned();
-    let expected = vec![Dispute::OtherHistory { size: 7, by }];
+    let expected = vec![Dispute::Fork { size: 7, by }];
     assert_eq!(outcome(&parts, &trusted(&roster_1())), Outcome::Disputed(expected));
     assert_eq!(verify(&assemble(parts).unwrap(), &trusted(&roster_1())).exit_code(), 11);
 }

@@ -1,5 +1,6 @@
-//! A file of every format, written by the first version that wrote it, which every later version must keep reading. `BARID_WRITE_GOLDEN=1`
-//! writes them anew: only for a format that has never been released, or for a new one beside the old.
+//! Golden files: one file per format, written by the first version with that format. Every later
+//! version must still read it. `BARID_WRITE_GOLDEN=1` rewrites them; use it only for a format that
+//! has never been released, or for a new format beside the old one.
 
 use std::path::PathBuf;
 
@@ -13,7 +14,7 @@ use barid_core::feed::custody::CustodyNote;
 use barid_core::feed::note::{Note, SigningKey};
 use barid_core::feed::tlog_proof::TlogProof;
 use barid_core::feed::tree::{consistency_proof, inclusion_proof, root_at};
-use barid_core::follow::{Equivocation, ForkEvidence, ProvenEntry, TwoEntries};
+use barid_core::follow::{EntryEquivocation, Equivocation, EquivocationEvidence, ProvenEntry};
 use barid_core::proto;
 use barid_core::roster::RosterChain;
 use bytes::Bytes;
@@ -25,13 +26,13 @@ fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
 }
 
-/// The committed file.
+/// Returns the committed file.
 pub(crate) fn read(name: &str) -> Bytes {
     let path = path(name);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).into()
 }
 
-/// The committed file, after comparing it with what this version writes.
+/// Returns the committed file after comparing it with the output of this version.
 fn golden(name: &str, written: &[u8]) -> Bytes {
     let path = path(name);
     if std::env::var_os("BARID_WRITE_GOLDEN").is_some() {
@@ -50,7 +51,7 @@ fn chain() -> RosterChain {
 }
 
 #[test]
-fn envelope_is_read_as_ever() {
+fn golden_envelope_decodes() {
     let bytes = golden("envelope.bin", &bulletin().envelope);
     let header = envelope::header_of(&bytes).unwrap();
     assert_eq!(Header::try_from(&header).unwrap(), bulletin().header);
@@ -60,7 +61,7 @@ fn envelope_is_read_as_ever() {
 }
 
 #[test]
-fn checkpoints_and_cosignatures_verify_as_ever() {
+fn golden_checkpoints_and_cosignatures_verify() {
     let signed = checkpoint(&tree(), SIZE);
     let chain = chain();
     let keys = chain.newest().feed_keys(&signed.checkpoint.feed);
@@ -71,9 +72,9 @@ fn checkpoints_and_cosignatures_verify_as_ever() {
     assert_eq!(verify_cosigned(&note, &keys, &mirrors).unwrap(), (signed, TIME));
 }
 
-/// A feed and a mirror with two keys each: Ed25519, and ML-DSA-44 beside it.
+/// A feed and a mirror with two keys each: Ed25519 and ML-DSA-44.
 #[test]
-fn post_quantum_signatures_verify_as_ever() {
+fn golden_post_quantum_signatures_verify() {
     let head = checkpoint(&tree(), SIZE).checkpoint;
     let log = [feed_key("ma"), post_quantum_feed_key("ma")];
     let signed = sign(&head, &log).unwrap();
@@ -84,7 +85,7 @@ fn post_quantum_signatures_verify_as_ever() {
     let note = golden("post-quantum-checkpoint.note", &with_cosignatures(&signed, &lines));
     let public = |keys: &[SigningKey]| keys.iter().map(|key| key.verifier().clone()).collect::<Vec<_>>();
     assert_eq!(verify_cosigned(&note, &public(&log), &public(&mirrors)).unwrap(), (signed, TIME));
-    // One of the feed's signatures alone is none.
+    // One of the feed's two signatures alone is not enough.
     for line in [0, 1] {
         let mut note = Note::parse(&note).unwrap();
         note.signatures.remove(line);
@@ -93,7 +94,7 @@ fn post_quantum_signatures_verify_as_ever() {
 }
 
 #[test]
-fn custody_notes_and_proofs_verify_as_ever() {
+fn golden_custody_notes_and_proofs_verify() {
     let (chain, feed) = (chain(), checkpoint(&tree(), SIZE).checkpoint.feed);
     let note = golden("custody.note", &custody(&tree(), "ly", 7, Some(2)).1);
     let custody = CustodyNote::verify(&note, &chain.newest().custody_keys(&member("ly"), TIME)).unwrap();
@@ -104,7 +105,7 @@ fn custody_notes_and_proofs_verify_as_ever() {
 }
 
 #[test]
-fn evidence_convinces_as_ever() {
+fn golden_evidence_verifies() {
     let file = golden("evidence.barid", &assemble(parts()).unwrap());
     assert_eq!(EvidenceParts::read(&file).unwrap(), parts());
     for version in [1, 2] {
@@ -112,27 +113,27 @@ fn evidence_convinces_as_ever() {
     }
 }
 
-/// The bodies of the bulletins that tell members of two histories, by either form of evidence.
+/// The bodies of the bulletins that announce an equivocation, for both forms of evidence.
 #[test]
-fn bulletins_about_two_histories_say_what_they_said() {
+fn feed_forked_bulletins_match_golden_files() {
     for (name, body) in [
         ("equivocation-two-sizes.txt", "feed-forked-two-sizes.bin"),
         ("equivocation-two-entries.txt", "feed-forked-two-entries.bin"),
     ] {
-        let evidence = ForkEvidence::verify(&read(name), chain().newest()).unwrap();
+        let evidence = EquivocationEvidence::verify(&read(name), chain().newest()).unwrap();
         let draft = feed_forked::draft(&evidence, "information");
         let read = proto::Body::decode(golden(body, &draft.body.clone().unwrap().encode_to_vec())).unwrap();
         assert_eq!(Some(&read), draft.body.as_ref());
-        let Some(proto::body::Content::FeedForked(said)) = read.content else { panic!("{body}: another kind") };
-        assert_eq!(ForkEvidence::verify(&said.evidence, chain().newest()).unwrap(), evidence);
+        let Some(proto::body::Content::FeedForked(forked)) = read.content else { panic!("{body}: another kind") };
+        assert_eq!(EquivocationEvidence::verify(&forked.evidence, chain().newest()).unwrap(), evidence);
         assert_eq!(read.texts.iter().map(|text| text.language.as_str()).collect::<Vec<_>>(), ["ar", "fr", "en"]);
-        assert_eq!(said.other_root.is_empty(), body == "feed-forked-two-entries.bin");
+        assert_eq!(forked.other_root.is_empty(), body == "feed-forked-two-entries.bin");
     }
 }
 
-/// The same size with two roots, and a larger tree that commits to another root at a smaller size.
+/// Two roots at the same size, and a larger tree that commits to another root at a smaller size.
 #[test]
-fn two_histories_are_proven_as_ever() {
+fn golden_equivocation_proofs_verify() {
     let chain = chain();
     let (ours, mut other) = (tree(), barid_core::feed::tree::MemoryTree::new());
     (0..SIZE + 3).for_each(|n| other.append(&envelope::digest(format!("EXERCISE other {n}").as_bytes())));
@@ -162,15 +163,15 @@ fn two_histories_are_proven_as_ever() {
     };
     let ours_there = ProvenEntry { digest: bulletin().digest, ..entry(&ours, SIZE, "") };
     let other_there = entry(&other, SIZE + 3, &format!("EXERCISE other {INDEX}"));
-    let two = TwoEntries::at(INDEX, ours_there, other_there).unwrap();
+    let two = EntryEquivocation::at(INDEX, ours_there, other_there).unwrap();
     let file = golden("equivocation-two-entries.txt", two.format().as_bytes());
-    assert_eq!(TwoEntries::verify(&file, chain.newest()).unwrap(), two);
+    assert_eq!(EntryEquivocation::verify(&file, chain.newest()).unwrap(), two);
     for at in 0..file.len() {
         let mut altered = file.to_vec();
         altered[at] ^= 1;
-        assert!(TwoEntries::verify(&altered, chain.newest()).is_err(), "byte {at}");
+        assert!(EntryEquivocation::verify(&altered, chain.newest()).is_err(), "byte {at}");
     }
-    // What extends proves nothing.
+    // A tree that extends another proves nothing.
     let (smaller, larger) = (checkpoint(&other, 5), checkpoint(&other, SIZE));
     let same = root_at(&other, 5).unwrap();
     assert_eq!(Equivocation::by_proof(&smaller, &larger, &same, &consistency_proof(&other, 5, SIZE).unwrap()), None);

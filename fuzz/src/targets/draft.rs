@@ -1,6 +1,7 @@
-//! Drafts, as clients send them: refused field by field, or published as a bulletin that every reader takes in.
+//! Drafts, as clients send them. A draft is rejected field by field, or published as a bulletin
+//! that every reader accepts.
 
-use barid_core::bulletin::{BulletinId, Fill, Header, encode, kinds, prepare, validate};
+use barid_core::bulletin::{BulletinId, DraftDefaults, Header, encode, kinds, prepare, validate};
 use barid_core::envelope;
 use barid_core::proto;
 use prost::Message as _;
@@ -11,18 +12,18 @@ pub fn check(data: &[u8]) {
     published(data);
 }
 
-/// Whether it is published.
+/// Returns whether the draft is published.
 fn published(data: &[u8]) -> bool {
     let Ok(draft) = proto::Draft::decode(data) else { return false };
-    let fill = Fill {
+    let defaults = DraftDefaults {
         member: fixture::member("ma"),
         issuer: "border-police".to_owned(),
         id: BulletinId::new(fixture::NOW_MS, &[7; 10]),
         sent_at_unix_ms: fixture::NOW_MS,
         roster_version: 2,
     };
-    let valid = validate(&draft, &fill);
-    let bulletin = match prepare(&draft, &fill, [9; 16]) {
+    let valid = validate(&draft, &defaults);
+    let bulletin = match prepare(&draft, &defaults, [9; 16]) {
         Ok(bulletin) => bulletin,
         Err(invalid) => {
             assert!(!invalid.0.is_empty(), "a refusal names a field");
@@ -35,9 +36,9 @@ fn published(data: &[u8]) -> bool {
     assert_eq!(header, bulletin.proto_header);
     assert_eq!(Header::try_from(&header).as_ref(), Ok(&bulletin.header));
     assert!(envelope::body_of(&bulletin.envelope).is_ok());
-    // Published again under its id it is the same bulletin, byte for byte.
-    let fill = Fill { id: bulletin.header.id, ..fill };
-    assert_eq!(encode(&draft, &fill, [9; 16]).0, bulletin.envelope);
+    // Published again under its id, it is the same bulletin, byte for byte.
+    let defaults = DraftDefaults { id: bulletin.header.id, ..defaults };
+    assert_eq!(encode(&draft, &defaults, [9; 16]).0, bulletin.envelope);
     true
 }
 

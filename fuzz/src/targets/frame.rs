@@ -1,20 +1,21 @@
-//! Frames between nodes, through the follower: a batch is proven or refused whole, and what is kept of it serves on.
+//! Frames between nodes, processed by the follower. A batch is verified or rejected as a whole, and
+//! an accepted batch can be served to another follower.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use barid_core::envelope;
 use barid_core::feed::checkpoint::{Checkpoint, sign};
-use barid_core::feed::tree::{Frontier, MemoryTree, consistency_proof, root_at};
+use barid_core::feed::tree::{CompactRange, MemoryTree, consistency_proof, root_at};
 use barid_core::follow::{
-    FaultKind, FollowState, VerifiedBatch, VerifiedContent, delivery, verify_entries, verify_fills,
+    FaultKind, FollowState, VerifiedBatch, VerifiedContent, delivery, verify_backfills, verify_entries,
 };
+use barid_core::ids::{Digest, FeedId, Hash, Undisclosed};
 use barid_core::limits::BATCH_ENTRIES_MAX;
-use barid_core::names::{Digest, FeedId, Hash, Undisclosed};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 use barid_core::proto::item::Item;
-use barid_core::provide::{self, Held, may_disclose};
+use barid_core::serve::{self, Held, may_disclose};
 use bytes::Bytes;
 use prost::Message as _;
 
@@ -28,41 +29,45 @@ pub fn check(data: &[u8]) {
     assert_eq!(proto::Frame::decode(again.as_slice()).as_ref(), Ok(&frame));
     match frame.frame {
         Some(Frame::Entries(entries)) => {
-            as_it_came(&entries);
+            check_unsigned(&entries);
             proven(&entries, chosen);
         }
-        Some(Frame::Fills(fills)) => late(&fills, chosen),
+        Some(Frame::BackfillResponse(backfills)) => check_backfill(&backfills, chosen),
         _ => {}
     }
 }
 
-/// Content that comes later: only what has the digest that is held, was asked for and is lacking passes.
-fn late(fills: &proto::Fills, chosen: u8) {
-    let asked = [0..4, 6..u64::from(chosen).max(7)];
-    let honest = |item: &&proto::Fill| item.index % 5 != u64::from(chosen % 5);
-    let lacking: BTreeMap<u64, (Digest, Undisclosed)> = fills
+/// Checks backfill. Only content with the stored digest that was requested and is missing is
+/// accepted.
+fn check_backfill(backfills: &proto::BackfillResponse, chosen: u8) {
+    let requested = [0..4, 6..u64::from(chosen).max(7)];
+    let honest = |item: &&proto::Backfill| item.index % 5 != u64::from(chosen % 5);
+    let undisclosed: BTreeMap<u64, (Digest, Undisclosed)> = backfills
         .items
         .iter()
         .filter(honest)
         .map(|item| (item.index, (envelope::digest(&item.envelope), Undisclosed::Withheld)))
         .collect();
     let (owner, reader) = (feed().member, fixture::member("tn"));
-    let Ok(taken) = verify_fills(&feed(), &owner, fills, &asked, &lacking, chain(), &reader) else { return };
-    for entry in &taken.entries {
-        assert!(asked.iter().any(|range| range.contains(&entry.index)));
-        assert_eq!(lacking[&entry.index].0, envelope::digest(&entry.envelope));
+    let Ok(verified) = verify_backfills(&feed(), &owner, backfills, &requested, &undisclosed, chain(), &reader) else {
+        return;
+    };
+    for entry in &verified.entries {
+        assert!(requested.iter().any(|range| range.contains(&entry.index)));
+        assert_eq!(undisclosed[&entry.index].0, envelope::digest(&entry.envelope));
         assert!(entry.header.is_some());
     }
-    assert!(taken.entries.is_sorted_by(|a, b| a.index < b.index));
+    assert!(verified.entries.is_sorted_by(|a, b| a.index < b.index));
 }
 
 fn feed() -> FeedId {
     fixture::checkpoint(&fixture::tree(), fixture::SIZE).checkpoint.feed
 }
 
-/// What nobody signed is refused; only what the fixture signed can pass.
-fn as_it_came(entries: &proto::Entries) {
-    for start in [Frontier::new(), honest_frontier()] {
+/// Checks entries without a valid signature: they are rejected, and only what the fixture has
+/// signed can pass.
+fn check_unsigned(entries: &proto::Entries) {
+    for start in [CompactRange::new(), honest_compact_range()] {
         let state = FollowState::new(feed(), start);
         if let Ok(batch) = verify_entries(&state, entries, chain(), &fixture::member("tn")) {
             sound(&state, entries, &batch);
@@ -70,12 +75,13 @@ fn as_it_came(entries: &proto::Entries) {
     }
 }
 
-/// The items under a checkpoint that the feed's key did sign: now only what is wrong with them can refuse them.
+/// Checks the same items under a checkpoint that the feed's key did sign. Only faults of the items
+/// can now reject them.
 fn proven(entries: &proto::Entries, chosen: u8) {
     let mut tree = MemoryTree::new();
     let held = u64::from(chosen % 8);
     (0..held).for_each(|number| tree.append(&Digest([u8::try_from(number).unwrap(); 32])));
-    let state = FollowState::new(feed(), tree.frontier().clone());
+    let state = FollowState::new(feed(), tree.compact_range().clone());
     let mut well_formed = true;
     for item in &entries.items {
         match &item.item {
@@ -89,13 +95,13 @@ fn proven(entries: &proto::Entries, chosen: u8) {
     }
     let end = tree.size();
     let count = end - held;
-    // A live batch ends at its checkpoint; a backlog batch before it.
+    // A live batch ends at its checkpoint, a backlog batch before it.
     let beyond = u64::from(chosen / 8 % 4);
     (0..beyond).for_each(|number| tree.append(&Digest([100 + u8::try_from(number).unwrap(); 32])));
     let checkpoint = Checkpoint { feed: feed(), size: tree.size(), root: tree.root() };
     let signed = sign(&checkpoint, &[fixture::feed_key("ma")]).unwrap();
     let proof = if beyond == 0 { Vec::new() } else { consistency_proof(&tree, end, tree.size()).unwrap() };
-    let message = provide::message(&feed(), held, entries.items.clone(), signed.note.clone(), &proof);
+    let message = serve::message(&feed(), held, entries.items.clone(), signed.note.clone(), &proof);
     let me = fixture::member(["tn", "ne", "x-observer", "dz"][usize::from(chosen / 32 % 4)]);
     let result = verify_entries(&state, &message, chain(), &me);
     let batch = match result {
@@ -108,35 +114,35 @@ fn proven(entries: &proto::Entries, chosen: u8) {
     };
     assert!(well_formed && (1..=BATCH_ENTRIES_MAX as u64).contains(&count));
     sound(&state, &message, &batch);
-    assert_eq!(batch.frontier.root(), root_at(&tree, end).unwrap());
-    refused_when_altered(&state, &message, chosen);
+    assert_eq!(batch.compact_range.root(), root_at(&tree, end).unwrap());
+    rejected_when_altered(&state, &message, chosen);
     served_on(&state, &batch);
 }
 
-/// What must hold of every batch that was accepted.
+/// Checks the properties of an accepted batch.
 fn sound(state: &FollowState, message: &proto::Entries, batch: &VerifiedBatch) {
-    let mut frontier = state.frontier.clone();
+    let mut compact_range = state.compact_range.clone();
     for (entry, index) in batch.entries.iter().zip(batch.first..) {
-        frontier.append(&entry.digest);
+        compact_range.append(&entry.digest);
         let VerifiedContent::Disclosed { envelope, header } = &entry.content else { continue };
         assert_eq!(envelope::digest(envelope), entry.digest);
         assert_eq!(envelope::header_of(envelope).ok().as_ref(), header.as_deref(), "entry {index}");
         let given = delivery(&batch.feed.member, header.as_deref(), &fixture::member("tn"), chain());
-        assert!(entry.held_back.is_none() || !given.to_focal_points());
+        assert!(entry.pending_roster.is_none() || !given.to_focal_points());
     }
-    assert_eq!(frontier, batch.frontier);
-    assert_eq!(frontier.size() - batch.first, batch.entries.len() as u64);
-    assert!(batch.checkpoint.checkpoint.size >= frontier.size());
+    assert_eq!(compact_range, batch.compact_range);
+    assert_eq!(compact_range.size() - batch.first, batch.entries.len() as u64);
+    assert!(batch.checkpoint.checkpoint.size >= compact_range.size());
     assert_eq!(batch.checkpoint.checkpoint.feed, state.feed);
     let again = verify_entries(state, message, chain(), &fixture::member("tn")).unwrap();
-    assert_eq!(again.frontier, batch.frontier);
+    assert_eq!(again.compact_range, batch.compact_range);
     let mut state = state.clone();
     state.advance(batch);
     let repeated = verify_entries(&state, message, chain(), &fixture::member("tn"));
     assert_eq!(repeated.unwrap_err().kind, FaultKind::Gap, "a repeated batch is none");
 }
 
-fn refused_when_altered(state: &FollowState, message: &proto::Entries, chosen: u8) {
+fn rejected_when_altered(state: &FollowState, message: &proto::Entries, chosen: u8) {
     let mut altered = message.clone();
     let place = usize::from(chosen) % altered.items.len();
     match &mut altered.items[place].item {
@@ -158,7 +164,8 @@ fn refused_when_altered(state: &FollowState, message: &proto::Entries, chosen: u
     assert!(verify_entries(state, &short, chain(), &fixture::member("tn")).is_err());
 }
 
-/// Whoever follows at this follower gets the same log, and nothing that it may not read.
+/// Checks that the batch can be served on: the next follower gets the same log, without content
+/// that it may not read.
 fn served_on(state: &FollowState, batch: &VerifiedBatch) {
     let reader = fixture::member("ne");
     let held = batch.entries.iter().map(|entry| {
@@ -168,20 +175,20 @@ fn served_on(state: &FollowState, batch: &VerifiedBatch) {
         };
         (entry.digest, held)
     });
-    let items = provide::items(held, &reader, &[], chain());
+    let items = serve::items(held, &reader, &[], chain());
     for item in &items {
         if let Some(Item::Envelope(envelope)) = &item.item {
             assert!(may_disclose(&envelope::header_of(envelope).unwrap(), &reader, chain()));
         }
     }
     let message =
-        provide::message(&batch.feed, batch.first, items, batch.checkpoint.note.clone(), &batch.consistency_proof);
+        serve::message(&batch.feed, batch.first, items, batch.checkpoint.note.clone(), &batch.consistency_proof);
     let next = verify_entries(&state.clone().at(fixture::member("tn")), &message, chain(), &reader).unwrap();
-    assert_eq!(next.frontier, batch.frontier);
+    assert_eq!(next.compact_range, batch.compact_range);
 }
 
-fn honest_frontier() -> Frontier {
-    barid_core::feed::tree::frontier_at(&fixture::tree(), 3).unwrap()
+fn honest_compact_range() -> CompactRange {
+    barid_core::feed::tree::compact_range_at(&fixture::tree(), 3).unwrap()
 }
 
 pub fn seeds() -> Vec<Vec<u8>> {
@@ -195,11 +202,11 @@ fn make_seeds() -> Vec<Vec<u8>> {
     let run = |digests: &[u8], reason: Undisclosed| proto::Item {
         item: Some(Item::Digests(proto::DigestRun {
             digests: Bytes::copy_from_slice(digests),
-            reason: reason.word().to_owned(),
+            reason: reason.as_str().to_owned(),
         })),
     };
     let batch = |first: u64, items: Vec<proto::Item>, proof: &[Hash]| {
-        Frame::Entries(provide::message(&feed(), first, items, signed.note.clone(), proof))
+        Frame::Entries(serve::message(&feed(), first, items, signed.note.clone(), proof))
     };
     let mut kinds: Vec<proto::Item> = super::envelope::seeds().iter().map(|bytes| envelope(bytes)).collect();
     kinds.push(run(&[5; 96], Undisclosed::Withheld));
@@ -217,7 +224,7 @@ fn make_seeds() -> Vec<Vec<u8>> {
             topics: vec![text("customs.>")],
             ..Default::default()
         }),
-        Frame::Stored(proto::Stored { feed: feed().to_string(), size: 7 }),
+        Frame::ReplicationProgress(proto::ReplicationProgress { feed: feed().to_string(), size: 7 }),
         Frame::Cosigned(proto::Cosigned {
             note: super::golden("cosigned-checkpoint.note").into(),
             ..Default::default()
@@ -227,10 +234,10 @@ fn make_seeds() -> Vec<Vec<u8>> {
             feed: feed().to_string(),
             holder: text("tn"),
             notes: vec![super::golden("custody.note").into()],
-            through: 7,
+            scanned_to: 7,
         }),
-        Frame::Heads(proto::Heads {
-            heads: vec![proto::Head {
+        Frame::TreeHeads(proto::TreeHeads {
+            heads: vec![proto::TreeHead {
                 checkpoint: signed.note.clone(),
                 cosigned: vec![signed.note.clone()],
                 held: Some(3),
@@ -238,10 +245,10 @@ fn make_seeds() -> Vec<Vec<u8>> {
             roster_version: 2,
             crls: vec![Bytes::from_static(b"list")],
         }),
-        Frame::Fills(proto::Fills {
+        Frame::BackfillResponse(proto::BackfillResponse {
             feed: feed().to_string(),
-            items: (1..4).map(|index| proto::Fill { index, envelope: fixture::bulletin().envelope }).collect(),
-            through: 7,
+            items: (1..4).map(|index| proto::Backfill { index, envelope: fixture::bulletin().envelope }).collect(),
+            scanned_to: 7,
         }),
         Frame::Rosters(proto::Rosters { notes: vec![fixture::roster_1()] }),
         Frame::Fault(proto::Fault { feed: feed().to_string(), reason: text("bad-root"), detail: text("exercise") }),

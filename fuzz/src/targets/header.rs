@@ -1,12 +1,13 @@
-//! Headers, and who may read by them: whatever they say, nobody is let in by mistake.
+//! Headers and audiences. No header, whatever it contains, gives access to a reader outside its
+//! audience.
 
 use barid_core::bulletin::audience::{agencies_may_read, audience, may_read};
 use barid_core::bulletin::{Header, Reference, Topic, TopicFilter};
 use barid_core::envelope;
 use barid_core::follow::delivery;
-use barid_core::names::Member;
+use barid_core::ids::Member;
 use barid_core::proto;
-use barid_core::provide::may_disclose;
+use barid_core::serve::may_disclose;
 use prost::Message as _;
 
 use super::{chain, golden};

@@ -1,15 +1,16 @@
-//! Proofs: one spelling, and of all proofs for a place or a pair of sizes exactly one convinces.
+//! Merkle proofs. Each has exactly one encoding, and for an index or a pair of sizes exactly one
+//! proof verifies.
 
 use barid_core::feed::tlog_proof::TlogProof;
 use barid_core::feed::tree::{
-    Frontier, MemoryTree, consistency_proof, inclusion_proof, root_at, verify_consistency, verify_inclusion,
+    CompactRange, MemoryTree, consistency_proof, inclusion_proof, root_at, verify_consistency, verify_inclusion,
 };
-use barid_core::names::{Digest, Hash};
+use barid_core::ids::{Digest, Hash};
 
 use super::{choice, golden};
 use crate::fixture;
 
-/// Leaves of the tree that proofs are tried on: every shape up to seven levels.
+/// Leaves of the tree under test: enough for every shape up to seven levels.
 const LEAVES: u8 = 100;
 
 pub fn check(data: &[u8]) {
@@ -63,7 +64,7 @@ fn consistency(data: &[u8]) {
     assert!(other.is_err());
 }
 
-/// A proof put together from honest hashes, as the data points at them, and from hashes in the data.
+/// Returns a proof made of honest hashes, selected by the data, and of hashes in the data.
 fn mixed(honest: &[Hash], mut data: &[u8]) -> Vec<Hash> {
     let mut proof = Vec::new();
     while let Some((chosen, rest)) = choice(data) {
@@ -89,9 +90,9 @@ fn large_sizes(data: &[u8]) {
     assert!(verify_inclusion(&Digest([1; 32]), one, other, &hashes, &root).is_err());
     let consistent = verify_consistency(one, &root, other, &root, &hashes);
     assert_eq!(consistent.is_ok(), one == other && one > 0 && hashes.is_empty());
-    if let Ok(frontier) = Frontier::from_parts(one, hashes.clone()) {
-        assert_eq!((frontier.size(), frontier.hashes()), (one, hashes.as_slice()));
-        let _ = frontier.root();
+    if let Ok(compact_range) = CompactRange::from_parts(one, hashes.clone()) {
+        assert_eq!((compact_range.size(), compact_range.hashes()), (one, hashes.as_slice()));
+        let _ = compact_range.root();
     }
 }
 

@@ -1,8 +1,9 @@
-//! Rosters: whatever their text says, one that is accepted makes sense, is signed by its threshold and follows the one before.
+//! Rosters. An accepted roster is consistent, signed by its threshold, and a valid successor of the
+//! previous one.
 
 use barid_core::feed::note::{Note, VerifierKey};
+use barid_core::ids::FeedId;
 use barid_core::limits::ROSTER_BYTES_MAX;
-use barid_core::names::FeedId;
 use barid_core::roster::{Role, Roster, RosterChain};
 
 use super::{chain, golden};

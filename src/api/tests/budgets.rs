@@ -1,4 +1,5 @@
-//! Callers that speak HTTP/2 on their own: windows that stay shut, bodies that do not come, and what these may hold.
+//! Raw HTTP/2 clients: windows that stay closed, bodies that never arrive, and the bounds on what
+//! they may hold.
 
 use std::future::poll_fn;
 use std::time::Duration;
@@ -14,13 +15,13 @@ use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_types::StatusExt as _;
 
-use super::served::connected;
+use super::mounted_services::connected;
 use super::world::{CUSTOMS, OPERATOR, POLICE, POST, World, draft, until};
 use crate::budgets::{Bounds, Budget, BudgetSpec, Budgets, Owner, table};
-use crate::telemetry::heard::Heard;
+use crate::telemetry::captured::CapturedRecords;
 
 const MIB: u64 = 1 << 20;
-const STRANGER: &str = "agency/stranger";
+const UNGRANTED: &str = "agency/stranger";
 
 const PUBLISH: &str = "FocalPoint/Publish";
 const HISTORY: &str = "FocalPoint/History";
@@ -46,7 +47,7 @@ fn head(method: &str, headers: &[(&'static str, &str)]) -> Request<()> {
     request.body(()).unwrap()
 }
 
-/// One message with its prefix.
+/// One message with its gRPC prefix.
 fn framed(message: &impl Message) -> Bytes {
     let mut bytes = BytesMut::new();
     bytes.put_u8(0);
@@ -55,7 +56,7 @@ fn framed(message: &impl Message) -> Bytes {
     bytes.freeze()
 }
 
-/// Begins a call, with the beginning of its body.
+/// Begins a call with the first part of its body.
 async fn begin(
     client: &SendRequest<Bytes>,
     head: Request<()>,
@@ -64,19 +65,19 @@ async fn begin(
 ) -> (ResponseFuture, SendStream<Bytes>) {
     let mut ready = client.clone().ready().await.unwrap();
     let (response, mut stream) = ready.send_request(head, false).unwrap();
-    // One that was answered by its headers takes no body any more.
+    // A call that was already answered by headers accepts no body.
     _ = stream.send_data(body, whole);
     (response, stream)
 }
 
-async fn ask(client: &SendRequest<Bytes>, method: &str, message: &impl Message) -> Response<RecvStream> {
+async fn invoke(client: &SendRequest<Bytes>, method: &str, message: &impl Message) -> Response<RecvStream> {
     let (response, stream) = begin(client, head(method, &[]), framed(message), true).await;
     let response = response.await.unwrap();
     drop(stream);
     response
 }
 
-/// The end of a call: its status, and how many bytes came before it.
+/// The end of a call: its status, and the bytes before it.
 async fn end(response: Response<RecvStream>) -> Result<(Status, usize), h2::Error> {
     if let Some(status) = Status::from_header_map(response.headers()) {
         return Ok((status, 0));
@@ -104,7 +105,7 @@ fn owner(path: &str) -> Owner {
     Owner::Identity(path.into())
 }
 
-/// A situation report of some size.
+/// A large situation report.
 fn large() -> proto::Draft {
     let mut large = draft(|_| {});
     let Some(proto::body::Content::SituationReport(report)) = large.body.as_mut().unwrap().content.as_mut() else {
@@ -137,18 +138,18 @@ async fn responses_that_nobody_reads_stay_within_the_budget_of_their_caller() {
         ("Audit/ExportEvidence", framed(&evidence)),
     ];
     for (method, message) in calls {
-        // Two connections with a shut window, one with a window of a single byte.
+        // Two connections with a closed window, and one with a window of a single byte.
         let clients = [client(&world, POST, 0).await, client(&world, POST, 0).await, client(&world, POST, 1).await];
         let mut held = Vec::new();
         for n in 0..90 {
             held.push(begin(&clients[n % 3], head(method, &[]), message.clone(), true).await);
         }
         until("much of the budget is used", || budget.used_by(&owner(POST)) > MIB).await;
-        // Others have their answers all the while.
+        // Other callers get responses meanwhile.
         let other = client(&world, POLICE, 1 << 20).await;
         let page = proto::HistoryRequest { page_size: 3, ..Default::default() };
         for _ in 0..5 {
-            let (status, bytes) = end(ask(&other, HISTORY, &page).await).await.unwrap();
+            let (status, bytes) = end(invoke(&other, HISTORY, &page).await).await.unwrap();
             assert!(status.code() == Code::Ok && bytes > 90_000, "{method}: {status:?} after {bytes} bytes");
         }
         assert!(budget.used_by(&owner(POST)) <= bounds.per_owner, "{method}");
@@ -164,13 +165,13 @@ async fn requests_that_do_not_end_stay_within_the_budget_of_their_caller() {
     let bounds = Bounds { total: 16 * MIB, per_owner: 4 * MIB, reserved: 8 * MIB };
     let budget = bounded(&mut world, &table::API_REQUEST_BYTES, bounds);
     let attacker = client(&world, CUSTOMS, 1 << 16).await;
-    // Five bytes that promise a megabyte, and a few more.
+    // Five bytes that announce a message of a megabyte, and a few more.
     let promise = Bytes::from([&[0, 0, 0x10, 0, 0][..], &[10; 200]].concat());
     let begun: Vec<_> = join_all((0..64).map(|_| begin(&attacker, head(PUBLISH, &[]), promise.clone(), false))).await;
     let (mut denied, mut held) = (0, Vec::new());
     for (response, stream) in begun {
-        let answered = tokio::time::timeout(Duration::from_millis(20), response).await;
-        match answered {
+        let completed = tokio::time::timeout(Duration::from_millis(20), response).await;
+        match completed {
             Ok(response) => {
                 let (status, _) = end(response.unwrap()).await.unwrap();
                 assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
@@ -185,19 +186,19 @@ async fn requests_that_do_not_end_stay_within_the_budget_of_their_caller() {
     world.published(draft(|_| {})).await;
     let other = client(&world, POLICE, 1 << 16).await;
     let request = proto::PublishRequest { draft: Some(large()), wait_for: None };
-    assert_eq!(code(ask(&other, PUBLISH, &request).await).await, Code::Ok);
+    assert_eq!(code(invoke(&other, PUBLISH, &request).await).await, Code::Ok);
     drop((attacker, held));
     until("all is given back", || budget.usage().used == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_of_drafts_wait_for_room_and_lose_nothing() {
+async fn publish_streams_wait_for_capacity_and_lose_nothing() {
     let mut world = World::start().await;
     let bounds = Bounds { total: MIB, per_owner: 100 << 10, reserved: 0 };
     let budget = bounded(&mut world, &table::API_REQUEST_BYTES, bounds);
     let publisher = client(&world, POLICE, 1 << 20).await;
     let (response, mut stream) = begin(&publisher, head("FocalPoint/PublishStream", &[]), Bytes::new(), false).await;
-    // More than may be held at once, in one go.
+    // More than the budget allows, at once.
     for request in 0..20 {
         let publish = Some(proto::PublishRequest { draft: Some(large()), wait_for: None });
         stream.send_data(framed(&proto::PublishStreamRequest { request, publish }), request == 19).unwrap();
@@ -209,7 +210,7 @@ async fn streams_of_drafts_wait_for_room_and_lose_nothing() {
         body.flow_control().release_capacity(data.len()).unwrap();
         bytes.extend_from_slice(&data);
     }
-    let mut answered = 0;
+    let mut completed = 0;
     let mut bytes = bytes.freeze();
     while !bytes.is_empty() {
         let prefix = bytes.split_to(5);
@@ -217,10 +218,10 @@ async fn streams_of_drafts_wait_for_room_and_lose_nothing() {
         let response = proto::PublishStreamResponse::decode(bytes.split_to(length)).unwrap();
         for result in response.results {
             assert!(matches!(result.outcome, Some(proto::publish_result::Outcome::Published(_))), "{result:?}");
-            answered += 1;
+            completed += 1;
         }
     }
-    assert_eq!(answered, 20);
+    assert_eq!(completed, 20);
     assert!(budget.usage().high_water <= bounds.per_owner + (64 << 10), "{:?}", budget.usage());
     until("all is given back", || budget.usage().used == 0).await;
 }
@@ -228,19 +229,19 @@ async fn streams_of_drafts_wait_for_room_and_lose_nothing() {
 #[tokio::test]
 async fn caller_without_grant_is_denied_by_its_headers_and_recorded() {
     let world = World::start().await;
-    let heard = Heard::listen();
-    let stranger = client(&world, STRANGER, 1 << 16).await;
+    let captured = CapturedRecords::start();
+    let ungranted = client(&world, UNGRANTED, 1 << 16).await;
     for method in [PUBLISH, "FocalPoint/PublishStream", SUBSCRIBE, "Operator/GetStatus"] {
-        // The body never comes, and is not waited for.
-        let (response, _stream) = begin(&stranger, head(method, &[]), Bytes::new(), false).await;
+        // The body never arrives, and the node does not wait for it.
+        let (response, _stream) = begin(&ungranted, head(method, &[]), Bytes::new(), false).await;
         assert_eq!(code(response.await.unwrap()).await, Code::PermissionDenied, "{method}");
     }
     for budget in world.api.budgets.usage() {
         assert_eq!(budget.high_water, 0, "{budget:?}");
     }
-    let denied = heard.take();
+    let denied = captured.take();
     assert_eq!(denied.len(), 4, "{denied:?}");
-    assert!(denied.iter().all(|record| record.starts_with("refused-call NO_GRANT agency/stranger")), "{denied:?}");
+    assert!(denied.iter().all(|record| record.starts_with("call-denied no-grant agency/stranger")), "{denied:?}");
 }
 
 #[tokio::test]
@@ -256,13 +257,13 @@ async fn headers_decide_on_the_content_type_the_method_and_the_timeout() {
         let response = response.await.unwrap();
         assert_eq!(response.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE, "{wrong}");
     }
-    let end_offset = world.store.end_arrival();
+    let end_offset = world.store.end_offset();
     for right in ["application/grpc+proto", "application/grpc;charset=utf-8", "Application/gRPC"] {
         let (response, _stream) =
             begin(&client, head(PUBLISH, &[("content-type", right)]), request.clone(), true).await;
         assert_eq!(code(response.await.unwrap()).await, Code::Ok, "{right}");
     }
-    assert_eq!(world.store.end_arrival(), end_offset + 3, "what was no gRPC published nothing");
+    assert_eq!(world.store.end_offset(), end_offset + 3, "what was no gRPC published nothing");
     let mut get = head(HISTORY, &[]);
     *get.method_mut() = http::Method::GET;
     let (response, _stream) = begin(&client, get, Bytes::new(), true).await;
@@ -291,7 +292,7 @@ async fn oversized_message_is_denied_by_its_prefix_before_it_is_buffered() {
         ("FocalPoint/PublishStream", over(u32::MAX)),
         // The second message of a stream, in the same frame.
         ("FocalPoint/PublishStream", Bytes::from([framed(&streamed), over(5 << 20)].concat())),
-        // Questions are small.
+        // Queries are small.
         (HISTORY, over(1 << 20)),
     ] {
         let (response, _stream) = begin(&client, head(method, &[]), body, false).await;
@@ -302,10 +303,10 @@ async fn oversized_message_is_denied_by_its_prefix_before_it_is_buffered() {
 }
 
 #[tokio::test]
-async fn bodies_that_do_not_come_and_calls_that_last_too_long_end() {
+async fn missing_bodies_and_overlong_calls_time_out() {
     let world = World::start().await;
     world.published(large()).await;
-    let heard = Heard::listen();
+    let captured = CapturedRecords::start();
     let client = client(&world, POLICE, 1 << 16).await;
     tokio::time::pause();
     let begun = tokio::time::Instant::now();
@@ -313,7 +314,7 @@ async fn bodies_that_do_not_come_and_calls_that_last_too_long_end() {
     for (method, body, headers, seconds) in [
         (PUBLISH, Bytes::new(), vec![], 20),
         (PUBLISH, part.clone(), vec![], 20),
-        // A whole message, and no end.
+        // A whole message without an end of stream.
         (HISTORY, framed(&proto::HistoryRequest::default()), vec![], 20),
         ("FocalPoint/PublishStream", part, vec![], 20),
         (SUBSCRIBE, framed(&proto::SubscribeRequest::default()), vec![("grpc-timeout", "3S")], 3),
@@ -325,23 +326,23 @@ async fn bodies_that_do_not_come_and_calls_that_last_too_long_end() {
         assert_eq!(code(response.await.unwrap()).await, Code::DeadlineExceeded, "{method}");
         assert_eq!((begun.elapsed() - since).as_secs(), seconds, "{method}");
     }
-    // A stream on which nothing was begun may wait for ever.
+    // A stream without a partial message may wait without limit.
     let (response, _idle) = begin(&client, head("FocalPoint/PublishStream", &[]), Bytes::new(), false).await;
     let mut idle = response.await.unwrap().into_body();
     assert!(tokio::time::timeout(Duration::from_secs(3_600), idle.data()).await.is_err());
-    assert!(heard.take().contains(&"refused-call BODY_TIMEOUT focal-point/police-hq FocalPoint.Publish".to_owned()));
+    assert!(captured.take().contains(&"call-denied body-timeout focal-point/police-hq FocalPoint.Publish".to_owned()));
 }
 
 #[tokio::test]
-async fn response_that_is_not_read_is_reset_and_recorded_and_one_that_is_read_slowly_goes_on() {
+async fn unread_response_is_reset_and_slow_reader_continues() {
     let world = World::start().await;
     for _ in 0..8 {
         world.published(large()).await;
     }
-    let heard = Heard::listen();
+    let captured = CapturedRecords::start();
     let shut = client(&world, POST, 0).await;
-    let question = framed(&proto::HistoryRequest::default());
-    let (response, _stream) = begin(&shut, head(HISTORY, &[]), question.clone(), true).await;
+    let message = framed(&proto::HistoryRequest::default());
+    let (response, _stream) = begin(&shut, head(HISTORY, &[]), message.clone(), true).await;
     let mut body = response.await.unwrap().into_body();
     let timed = head(SUBSCRIBE, &[("grpc-timeout", "5S")]);
     let after =
@@ -349,7 +350,7 @@ async fn response_that_is_not_read_is_reset_and_recorded_and_one_that_is_read_sl
     let (response, _stream) = begin(&shut, timed, framed(&after), true).await;
     let mut subscribed = response.await.unwrap().into_body();
     let slow = client(&world, POLICE, 1 << 16).await;
-    let (response, _stream) = begin(&slow, head(HISTORY, &[]), question, true).await;
+    let (response, _stream) = begin(&slow, head(HISTORY, &[]), message, true).await;
     let mut read_slowly = response.await.unwrap().into_body();
 
     tokio::time::pause();
@@ -367,11 +368,11 @@ async fn response_that_is_not_read_is_reset_and_recorded_and_one_that_is_read_sl
     assert_eq!(reset.reason(), Some(h2::Reason::CANCEL));
     let budget = world.api.budgets.of(&table::API_RESPONSE_BYTES).clone();
     until("all is given back", || budget.used_by(&owner(POST)) == 0).await;
-    assert!(heard.take().contains(&"refused-call NOT_READ agency/border-post FocalPoint.History".to_owned()));
+    assert!(captured.take().contains(&"call-denied not-read agency/border-post FocalPoint.History".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readers_that_stopped_make_way_for_another_of_the_same_caller() {
+async fn stalled_readers_are_reset_for_another_of_the_same_caller() {
     let mut world = World::start().await;
     let bounds = Bounds { total: 16 * MIB, per_owner: 4 * MIB, reserved: MIB };
     let budget = bounded(&mut world, &table::API_RESPONSE_BYTES, bounds);
@@ -385,7 +386,7 @@ async fn readers_that_stopped_make_way_for_another_of_the_same_caller() {
     for _ in 0..8 {
         stopped.push(begin(&shut, head(SUBSCRIBE, &[]), framed(&after), true).await);
     }
-    until("they hold all that the caller may", || budget.keeps_waiting(&owner(POST))).await;
+    until("they hold all that the caller may", || budget.blocks_waiters(&owner(POST))).await;
     let reader = client(&world, POST, 1 << 16).await;
     let (response, _stream) = begin(&reader, head(SUBSCRIBE, &[]), framed(&after), true).await;
     let mut body = response.await.unwrap().into_body();
@@ -402,7 +403,7 @@ async fn readers_that_stopped_make_way_for_another_of_the_same_caller() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn operators_and_publishers_have_their_calls_while_others_hold_all_there_are() {
+async fn reserved_calls_serve_operators_and_publishers() {
     let mut world = World::start().await;
     let budget = bounded(&mut world, &table::API_CALLS, Bounds { total: 20, per_owner: 12, reserved: 8 });
     let reader = client(&world, POST, 1 << 16).await;
@@ -418,55 +419,58 @@ async fn operators_and_publishers_have_their_calls_while_others_hold_all_there_a
     assert_eq!(status.get_error_details().error_info().unwrap().reason, "BUDGET");
 
     let publisher = client(&world, POLICE, 1 << 16).await;
-    assert_eq!(code(ask(&publisher, HISTORY, &proto::HistoryRequest::default()).await).await, Code::ResourceExhausted);
+    assert_eq!(
+        code(invoke(&publisher, HISTORY, &proto::HistoryRequest::default()).await).await,
+        Code::ResourceExhausted
+    );
     let request = proto::PublishRequest { draft: Some(draft(|_| {})), wait_for: None };
-    assert_eq!(code(ask(&publisher, PUBLISH, &request).await).await, Code::Ok);
+    assert_eq!(code(invoke(&publisher, PUBLISH, &request).await).await, Code::Ok);
     let operator = client(&world, OPERATOR, 1 << 20).await;
     let status = proto::GetStatusRequest::default();
-    assert_eq!(code(ask(&operator, "Operator/GetStatus", &status).await).await, Code::Ok);
+    assert_eq!(code(invoke(&operator, "Operator/GetStatus", &status).await).await, Code::Ok);
     drop((reader, held));
     until("all is given back", || budget.usage().used == 0).await;
-    assert_eq!(code(ask(&publisher, HISTORY, &proto::HistoryRequest::default()).await).await, Code::Ok);
+    assert_eq!(code(invoke(&publisher, HISTORY, &proto::HistoryRequest::default()).await).await, Code::Ok);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_with_a_grant_ask_for_health_while_those_without_hold_all_they_may() {
+async fn health_check_reserve_serves_granted_callers() {
     let mut world = World::start().await;
     let budget = bounded(&mut world, &table::OPEN_CALLS, Bounds { total: 8, per_owner: 4, reserved: 4 });
     let health = |method: &str| {
         let request = Request::post(format!("http://node.example/grpc.health.v1.Health/{method}"));
         request.header("content-type", "application/grpc").body(()).unwrap()
     };
-    let question = framed(&HealthCheckRequest::default());
-    let stranger = client(&world, STRANGER, 1 << 16).await;
+    let message = framed(&HealthCheckRequest::default());
+    let ungranted = client(&world, UNGRANTED, 1 << 16).await;
     let mut held = Vec::new();
     for _ in 0..4 {
-        held.push(begin(&stranger, health("Watch"), question.clone(), true).await);
+        held.push(begin(&ungranted, health("Watch"), message.clone(), true).await);
     }
-    until("the calls are under way", || budget.used_by(&owner(STRANGER)) == 4).await;
+    until("the calls are under way", || budget.used_by(&owner(UNGRANTED)) == 4).await;
     for (path, expected) in [
         ("agency/another-stranger", Code::ResourceExhausted),
         (OPERATOR, Code::Ok),
         (POLICE, Code::Ok),
         (POST, Code::Ok),
     ] {
-        let asking = client(&world, path, 1 << 16).await;
-        let (response, _stream) = begin(&asking, health("Check"), question.clone(), true).await;
+        let caller = client(&world, path, 1 << 16).await;
+        let (response, _stream) = begin(&caller, health("Check"), message.clone(), true).await;
         assert_eq!(code(response.await.unwrap()).await, expected, "{path}");
     }
-    drop((stranger, held));
+    drop((ungranted, held));
     until("all is given back", || budget.usage().used == 0).await;
 }
 
 #[tokio::test]
-async fn caller_that_goes_on_though_it_is_denied_loses_its_connection() {
+async fn caller_that_floods_denied_calls_is_disconnected() {
     let world = World::start().await;
-    let stranger = client(&world, STRANGER, 1 << 16).await;
-    // However slow the machine: no time passes in which it may.
+    let ungranted = client(&world, UNGRANTED, 1 << 16).await;
+    // Pause the clock, so that a slow machine does not refill the rate.
     tokio::time::pause();
     let mut denied = 0;
     let ended = loop {
-        let Ok(mut ready) = stranger.clone().ready().await else { break true };
+        let Ok(mut ready) = ungranted.clone().ready().await else { break true };
         let Ok((response, _)) = ready.send_request(head(SUBSCRIBE, &[]), true) else { break true };
         match response.await {
             Ok(response) => assert_eq!(code(response).await, Code::PermissionDenied),

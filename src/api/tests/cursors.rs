@@ -1,4 +1,5 @@
-//! Cursors: what proves them, where a stream goes on from one, and what is held back before one.
+//! Cursors: how they are verified, where a stream resumes from one, and entries held back before
+//! one.
 
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ async fn publish(world: &World, count: usize) {
     }
 }
 
-/// The cursor behind the `n`th bulletin from the beginning.
+/// The cursor after the `n`th bulletin from the beginning.
 async fn cursor_of(world: &World, n: usize) -> Bytes {
     let mut stream = world.follow(POLICE).await;
     for _ in 1..n {
@@ -39,7 +40,7 @@ async fn cursor_of(world: &World, n: usize) -> Bytes {
 }
 
 #[tokio::test]
-async fn a_stream_goes_on_after_the_cursor_of_any_event() {
+async fn stream_resumes_after_the_cursor_of_any_event() {
     let world = World::start().await;
     publish(&world, 3).await;
     let mut stream = world.subscribe(POLICE, proto::SubscribeRequest::default()).await.unwrap();
@@ -48,9 +49,9 @@ async fn a_stream_goes_on_after_the_cursor_of_any_event() {
     let from_beginning = proto::SubscribeRequest { begin: "beginning".into(), ..Default::default() };
     let mut stream = world.subscribe(POLICE, from_beginning).await.unwrap();
     let mut cursors = vec![stream.response().await.unwrap().unwrap().cursor];
-    for arrival in 1..=3 {
+    for offset in 1..=3 {
         let (delivery, cursor) = stream.delivery_with_cursor().await;
-        assert_eq!(delivery.arrival, arrival);
+        assert_eq!(delivery.offset, offset);
         cursors.push(cursor);
     }
     publish(&world, 1).await;
@@ -58,14 +59,14 @@ async fn a_stream_goes_on_after_the_cursor_of_any_event() {
         assert!(!cursor.is_empty() && cursor.len() <= CURSOR_BYTES_MAX);
         let mut again = world.subscribe(POLICE, after(cursor)).await.unwrap();
         assert_eq!(again.position().await, offset);
-        assert_eq!(again.delivery().await.arrival, offset + 1);
+        assert_eq!(again.delivery().await.offset, offset + 1);
     }
     // Where nothing matches, positions carry the cursor.
     let filter = Some(proto::Filter { members: vec!["ly".into()], ..Default::default() });
     let request = proto::SubscribeRequest { filter, begin: "beginning".into(), ..Default::default() };
     let mut nothing = world.subscribe(POLICE, request).await.unwrap();
     assert_eq!(nothing.position().await, 0);
-    let looked = loop {
+    let last_cursor = loop {
         tokio::time::pause();
         let response = nothing.response().await.unwrap().unwrap();
         tokio::time::resume();
@@ -73,12 +74,12 @@ async fn a_stream_goes_on_after_the_cursor_of_any_event() {
             break response.cursor;
         }
     };
-    let mut again = world.subscribe(POLICE, after(&looked)).await.unwrap();
+    let mut again = world.subscribe(POLICE, after(&last_cursor)).await.unwrap();
     assert_eq!(again.position().await, 4);
 }
 
 #[tokio::test]
-async fn bare_numbers_and_bytes_that_are_no_cursor_are_refused_by_their_field() {
+async fn bare_offsets_and_malformed_cursors_are_rejected_by_field() {
     let world = World::start().await;
     publish(&world, 3).await;
     let cursor = cursor_of(&world, 2).await;
@@ -97,14 +98,14 @@ async fn bare_numbers_and_bytes_that_are_no_cursor_are_refused_by_their_field() 
         let acknowledged = world.acknowledge(POLICE, "alerts", &Bytes::copy_from_slice(wrong)).await;
         assert_eq!(fields(acknowledged), ["cursor"]);
     }
-    let bare = proto::AcknowledgeRequest { subscription: "alerts".into(), arrival: 2, ..Default::default() };
-    assert_eq!(fields(world.api.acknowledge(called(POLICE, bare)).await), ["arrival"]);
+    let bare = proto::AcknowledgeRequest { subscription: "alerts".into(), offset: 2, ..Default::default() };
+    assert_eq!(fields(world.api.acknowledge(called(POLICE, bare)).await), ["offset"]);
     let none = proto::AcknowledgeRequest::default();
     assert_eq!(fields(world.api.acknowledge(called(POLICE, none)).await), ["subscription", "cursor"]);
 }
 
 #[tokio::test]
-async fn after_a_store_was_lost_a_reset_comes_first_and_everything_comes_again() {
+async fn lost_store_sends_a_reset_then_all_entries() {
     let lost = World::start().await;
     publish(&lost, 3).await;
     let cursor = cursor_of(&lost, 3).await;
@@ -115,44 +116,44 @@ async fn after_a_store_was_lost_a_reset_comes_first_and_everything_comes_again()
     let reset = proto::Reset { reason: "store-lost".into(), offset: 0, cursor_offset: 3 };
     assert_eq!(first.event, Some(Event::Reset(reset)));
     assert_eq!(stream.position().await, 0);
-    for arrival in 1..=5 {
-        assert_eq!(stream.delivery().await.arrival, arrival);
+    for offset in 1..=5 {
+        assert_eq!(stream.delivery().await.offset, offset);
     }
-    // Who was told goes on without another one.
+    // A client that received a reset does not receive a second one.
     let mut again = world.subscribe(POLICE, after(&first.cursor)).await.unwrap();
     assert_eq!(again.position().await, 0);
 }
 
 #[tokio::test]
-async fn a_page_or_an_acknowledgement_of_another_history_is_refused() {
+async fn page_token_and_acknowledgement_of_another_store_are_rejected() {
     let lost = World::start().await;
     publish(&lost, 5).await;
     let request = proto::HistoryRequest { page_size: 2, ..Default::default() };
     let page = lost.history(POLICE, request.clone()).await.unwrap();
     let next = proto::HistoryRequest { page_token: page.next_page_token, ..request };
     let cursor = cursor_of(&lost, 2).await;
-    assert_eq!(lost.history(POLICE, next.clone()).await.unwrap().deliveries[0].arrival, 3);
+    assert_eq!(lost.history(POLICE, next.clone()).await.unwrap().deliveries[0].offset, 3);
 
     let world = World::start().await;
     publish(&world, 7).await;
-    let refused = world.history(POLICE, next).await.unwrap_err();
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "CURSOR_MISMATCH"));
-    assert!(refused.message().contains("page_token"), "{refused:?}");
+    let error = world.history(POLICE, next).await.unwrap_err();
+    assert_eq!((error.code(), reason(&error).as_str()), (Code::FailedPrecondition, "CURSOR_MISMATCH"));
+    assert!(error.message().contains("page_token"), "{error:?}");
     let named = proto::SubscribeRequest {
         start: Some(Start::Subscription("alerts".into())),
         begin: "beginning".into(),
         ..Default::default()
     };
     world.subscribe(POLICE, named).await.unwrap();
-    let refused = world.acknowledge(POLICE, "alerts", &cursor).await.unwrap_err();
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "CURSOR_MISMATCH"));
+    let error = world.acknowledge(POLICE, "alerts", &cursor).await.unwrap_err();
+    assert_eq!((error.code(), reason(&error).as_str()), (Code::FailedPrecondition, "CURSOR_MISMATCH"));
     world.acknowledge(POLICE, "alerts", &cursor_of(&world, 2).await).await.unwrap();
 }
 
 #[tokio::test]
-async fn what_was_held_back_for_a_roster_comes_on_a_later_stream_too() {
+async fn held_back_entry_is_delivered_on_a_later_stream() {
     let (store, folder): (Arc<dyn Store>, _) = (Arc::new(MemoryStore::new()), tempfile::tempdir().unwrap());
-    let world = World::marked(Arc::clone(&store), 1, folder.path().join("mark")).await;
+    let world = World::with_high_water_mark(Arc::clone(&store), 1, folder.path().join("mark")).await;
     let early = |n| careless("tn", n, |_, header| header.roster_version = 2);
     let never = careless("tn", 9, |_, header| header.roster_version = 99);
     let envelopes = vec![bulletin("tn", 1, |_| {}).envelope, early(2), never, early(3)];
@@ -165,39 +166,39 @@ async fn what_was_held_back_for_a_roster_comes_on_a_later_stream_too() {
     };
     let mut stream = world.subscribe(POLICE, named("beginning")).await.unwrap();
     let mut cursor = Bytes::new();
-    for arrival in [1, 5, 6] {
+    for offset in [1, 5, 6] {
         let (delivery, behind) = stream.delivery_with_cursor().await;
-        assert_eq!(delivery.arrival, arrival, "others pass them");
+        assert_eq!(delivery.offset, offset, "others pass them");
         cursor = behind;
     }
     drop(stream);
     world.acknowledge(POLICE, "alerts", &cursor).await.unwrap();
-    // Not before the roster comes.
+    // Nothing is delivered before the roster arrives.
     let mut stream = world.subscribe(POLICE, after(&cursor)).await.unwrap();
     assert_eq!(stream.position().await, 6);
     publish(&world, 1).await;
-    assert_eq!(stream.delivery().await.arrival, 7);
+    assert_eq!(stream.delivery().await.offset, 7);
     world.adopt_roster_2();
     let mut released = Vec::new();
     for _ in 0..2 {
         let (delivery, behind) = stream.delivery_with_cursor().await;
-        released.push(delivery.arrival);
+        released.push(delivery.offset);
         cursor = behind;
     }
     assert_eq!(released, [2, 4], "each once, on the stream that was open");
     publish(&world, 1).await;
-    assert_eq!(stream.delivery().await.arrival, 8);
-    // On one that begins where the name stands, and over a restart of the node.
+    assert_eq!(stream.delivery().await.offset, 8);
+    // On a stream that begins at the recorded offset, and after a restart of the node.
     world.committer.stop().await;
-    let world = World::marked(store, 1, folder.path().join("mark")).await;
+    let world = World::with_high_water_mark(store, 1, folder.path().join("mark")).await;
     world.adopt_roster_2();
     let mut stream = world.subscribe(POLICE, named("")).await.unwrap();
     assert_eq!(stream.position().await, 6);
-    for arrival in [2, 4, 7, 8] {
-        assert_eq!(stream.delivery_with_cursor().await.0.arrival, arrival);
+    for offset in [2, 4, 7, 8] {
+        assert_eq!(stream.delivery_with_cursor().await.0.offset, offset);
     }
-    // What still waits, and that alone, is still held back behind the last cursor.
+    // Only entries that still wait are held back behind the last cursor.
     let mut stream = world.subscribe(POLICE, after(&cursor)).await.unwrap();
     assert_eq!(stream.position().await, 7);
-    assert_eq!(stream.delivery().await.arrival, 8);
+    assert_eq!(stream.delivery().await.offset, 8);
 }

@@ -1,15 +1,15 @@
-//! Calls on a node in memory, without TLS.
+//! Tests of calls on an in-memory node, without TLS.
 #![allow(clippy::unwrap_used)]
 
 mod budgets;
 mod cursors;
 mod exporting;
 mod faults;
-mod histories;
+mod mounted_services;
 mod names;
 mod publishing;
 mod reading;
-mod served;
+mod restored_stores;
 mod states;
 mod subscribing;
 mod world;

@@ -1,4 +1,4 @@
-//! Named subscriptions: how they begin, what is recorded of them, when they are refused, and how they end.
+//! Named subscriptions: how they begin, what is recorded, when they are rejected, and how they end.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::access::Access;
 use crate::rpc::focal_point_server::FocalPoint;
 use crate::store::memory::MemoryStore;
 use crate::store::{Commit, CursorRecord, Store};
-use crate::telemetry::heard::Heard;
+use crate::telemetry::captured::CapturedRecords;
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
@@ -29,7 +29,7 @@ fn customs(request: proto::SubscribeRequest) -> proto::SubscribeRequest {
     proto::SubscribeRequest { filter, ..request }
 }
 
-/// Outcome and position of a name that is opened, with the stream.
+/// Opens a named subscription; returns its outcome, position and stream.
 async fn opened(
     world: &World,
     by: &str,
@@ -41,22 +41,22 @@ async fn opened(
     Ok((first.subscription, position, stream))
 }
 
-/// The outcome alone.
+/// Returns the outcome and position only.
 async fn outcome(world: &World, by: &str, request: proto::SubscribeRequest) -> (String, u64) {
     let (outcome, position, _) = opened(world, by, request).await.unwrap();
     (outcome, position)
 }
 
-/// Why it is refused: reason and cause.
-async fn refused(world: &World, by: &str, request: proto::SubscribeRequest) -> (Code, String, String) {
+/// Returns code, reason and cause of a rejected request.
+async fn open_error(world: &World, by: &str, request: proto::SubscribeRequest) -> (Code, String, String) {
     let Err(status) = opened(world, by, request).await.map(|_| ()) else { panic!("refused") };
     let cause = status.get_error_details().error_info().and_then(|info| info.metadata.get("cause").cloned());
     (status.code(), reason(&status), cause.unwrap_or_default())
 }
 
 async fn listed(world: &World, by: &str) -> Vec<proto::Subscription> {
-    let answer = world.api.list_subscriptions(called(by, proto::ListSubscriptionsRequest::default())).await;
-    answer.unwrap().into_inner().subscriptions
+    let response = world.api.list_subscriptions(called(by, proto::ListSubscriptionsRequest::default())).await;
+    response.unwrap().into_inner().subscriptions
 }
 
 async fn delete(world: &World, by: &str, name: &str) -> Result<(), Status> {
@@ -75,10 +75,10 @@ fn unknown() -> (Code, String, String) {
 }
 
 #[tokio::test]
-async fn an_unknown_name_begins_only_where_the_request_says() {
+async fn unknown_subscription_needs_an_explicit_begin() {
     let world = World::start().await;
     publish(&world, 3).await;
-    assert_eq!(refused(&world, POLICE, named("alerts", "")).await, unknown());
+    assert_eq!(open_error(&world, POLICE, named("alerts", "")).await, unknown());
     assert_eq!(outcome(&world, POLICE, named("alerts", "now")).await, ("created".into(), 3));
     assert_eq!(outcome(&world, POLICE, named("all", "beginning")).await, ("created".into(), 0));
     let (.., mut stream) = opened(&world, POLICE, named("all", "")).await.unwrap();
@@ -87,21 +87,21 @@ async fn an_unknown_name_begins_only_where_the_request_says() {
     let from_cursor = proto::SubscribeRequest { cursor: second.clone(), ..named("third", "") };
     assert_eq!(outcome(&world, POLICE, from_cursor).await, ("created".into(), 2));
     publish(&world, 1).await;
-    // A known name stands where it was acknowledged, whatever is said of a new one.
+    // A known name resumes at its acknowledged offset; `begin` has no effect.
     for begin in ["", "now", "beginning"] {
         assert_eq!(outcome(&world, POLICE, named("alerts", begin)).await, ("resumed".into(), 3), "{begin}");
     }
     world.acknowledge(POLICE, "all", &second).await.unwrap();
     assert_eq!(outcome(&world, POLICE, named("all", "")).await, ("resumed".into(), 2));
     // A name belongs to its caller.
-    assert_eq!(refused(&world, POST, named("alerts", "")).await, unknown());
+    assert_eq!(open_error(&world, POST, named("alerts", "")).await, unknown());
     let acknowledged = world.acknowledge(POST, "alerts", &second).await.unwrap_err();
     assert_eq!((acknowledged.code(), reason(&acknowledged).as_str()), (Code::NotFound, "UNKNOWN_SUBSCRIPTION"));
     assert_eq!(fields(world.subscribe(POLICE, named("a/b", "now")).await), ["subscription"]);
 }
 
 #[tokio::test]
-async fn an_acknowledged_cursor_never_moves_back() {
+async fn acknowledged_cursor_never_moves_back() {
     let world = World::start().await;
     publish(&world, 5).await;
     let (.., mut stream) = opened(&world, POLICE, named("all", "beginning")).await.unwrap();
@@ -114,7 +114,7 @@ async fn an_acknowledged_cursor_never_moves_back() {
     acknowledge(4).await.unwrap();
     acknowledge(2).await.unwrap();
     assert_eq!(held(), 4, "what was taken once was taken");
-    // Together: the committer sees both, in any order.
+    // Concurrent calls: the committer sees both, in any order.
     let (five, three) = tokio::join!(acknowledge(5), acknowledge(3));
     five.unwrap();
     three.unwrap();
@@ -122,18 +122,18 @@ async fn an_acknowledged_cursor_never_moves_back() {
     let seq = world.store.seq();
     acknowledge(5).await.unwrap();
     assert_eq!(world.store.seq(), seq, "what is known costs no commit");
-    // A stream may begin earlier than the name stands, if its cursor says so.
+    // A cursor may start a stream before the recorded offset.
     let earlier = proto::SubscribeRequest { cursor: cursors[0].clone(), ..named("all", "") };
     assert_eq!(outcome(&world, POLICE, earlier).await, ("resumed".into(), 1));
     assert_eq!(held(), 5);
 }
 
 #[tokio::test]
-async fn a_changed_filter_is_refused_with_both_named_or_begins_anew() {
+async fn changed_filter_is_rejected_or_restarts_the_subscription() {
     let world = World::start().await;
     publish(&world, 3).await;
     assert_eq!(outcome(&world, POLICE, customs(named("alerts", "now"))).await, ("created".into(), 3));
-    // The same, in another order and twice.
+    // The same filter, in another order and with a duplicate.
     let mut same = customs(named("alerts", ""));
     same.filter.as_mut().unwrap().topics = vec!["information.>".into(), "customs.>".into(), "customs.>".into()];
     assert_eq!(outcome(&world, POLICE, same).await, ("resumed".into(), 3));
@@ -146,9 +146,9 @@ async fn a_changed_filter_is_refused_with_both_named_or_begins_anew() {
     assert_eq!(fields(world.subscribe(POLICE, replace("")).await), ["begin"]);
     assert_eq!(outcome(&world, POLICE, replace("beginning")).await, ("restarted".into(), 0));
     assert_eq!(outcome(&world, POLICE, named("alerts", "")).await, ("resumed".into(), 0));
-    // Said once more it changes nothing.
+    // Repeating it changes nothing.
     assert_eq!(outcome(&world, POLICE, replace("now")).await, ("resumed".into(), 0));
-    // The largest filter that can be asked for is recorded; so is any text in it.
+    // The largest valid filter is recorded, and so is any text in it.
     let topics = vec![format!("{}.>", ["a"; 7].map(|label| label.repeat(16)).join("."))];
     let kinds = (0..63).map(|n| format!("{}{n:02}", "k".repeat(60))).collect();
     let filter = Some(proto::Filter { topics, kinds, ..Default::default() });
@@ -165,8 +165,8 @@ async fn names_are_listed_in_pages_and_removed() {
     opened(&world, POLICE, named("a", "beginning")).await.unwrap();
     opened(&world, POST, named("c", "now")).await.unwrap();
     let all = listed(&world, POLICE).await;
-    let shown: Vec<_> = all.iter().map(|one| (one.name.as_str(), one.offset, one.stale)).collect();
-    assert_eq!(shown, [("a", 0, false), ("b", 2, false)]);
+    let summary: Vec<_> = all.iter().map(|one| (one.name.as_str(), one.offset, one.stale)).collect();
+    assert_eq!(summary, [("a", 0, false), ("b", 2, false)]);
     assert_eq!(all[1].filter.as_ref().unwrap().topics, ["customs.>", "information.>"]);
     let seconds = |at: &Option<pbjson_types::Timestamp>| at.as_ref().unwrap().seconds;
     assert_eq!(seconds(&all[0].expires_at) - seconds(&all[0].used_at), 90 * 24 * 60 * 60);
@@ -189,9 +189,9 @@ async fn names_are_listed_in_pages_and_removed() {
     assert_eq!(delete(&world, POLICE, "c").await.unwrap_err().code(), Code::NotFound, "another caller's");
     delete(&world, POLICE, "a").await.unwrap();
     assert_eq!(delete(&world, POLICE, "a").await.unwrap_err().code(), Code::NotFound);
-    assert_eq!(refused(&world, POLICE, named("a", "")).await, unknown());
+    assert_eq!(open_error(&world, POLICE, named("a", "")).await, unknown());
     assert_eq!((listed(&world, POLICE).await.len(), listed(&world, POST).await.len()), (1, 1));
-    // A stream that is open under it goes on, and cannot bring it back.
+    // A stream that is open under the name continues and does not recreate the name.
     let (.., mut stream) = opened(&world, POST, named("c", "")).await.unwrap();
     delete(&world, POST, "c").await.unwrap();
     publish(&world, 1).await;
@@ -201,13 +201,13 @@ async fn names_are_listed_in_pages_and_removed() {
 }
 
 #[tokio::test]
-async fn a_caller_with_as_many_names_as_it_may_can_open_another_once_one_is_removed_or_has_expired() {
+async fn subscription_limit_frees_a_name_on_removal_or_expiry() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     // Recorded by an earlier version, 80 and 100 days ago.
     let (now, mut seq) = (super::world::now(), 0);
     for (name, days) in [("old", 100), ("used", 80)] {
         let subscription = format!("focal-point/police-hq/{name}");
-        let cursor = CursorRecord { subscription, arrival: 0, ..Default::default() };
+        let cursor = CursorRecord { subscription, offset: 0, ..Default::default() };
         let commit = Commit { cursors: vec![cursor], time_unix_ms: now - days * DAY_MS, ..Default::default() };
         seq = store.commit(commit, seq).unwrap().seq;
     }
@@ -221,21 +221,22 @@ async fn a_caller_with_as_many_names_as_it_may_can_open_another_once_one_is_remo
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "SUBSCRIPTIONS"));
 
     limits("subscriptions = 2");
-    let heard = Heard::listen();
-    assert_eq!(refused(&world, POLICE, named("old", "")).await, unknown(), "it has expired");
+    let captured = CapturedRecords::start();
+    assert_eq!(open_error(&world, POLICE, named("old", "")).await, unknown(), "it has expired");
     assert_eq!(outcome(&world, POLICE, named("new", "now")).await.0, "created");
-    assert_eq!(heard.take(), ["subscription-expired UNUSED focal-point/police-hq old"]);
+    assert_eq!(captured.take(), ["subscription-expired unused focal-point/police-hq old"]);
     assert!(store.subscription("focal-point/police-hq/old").is_none());
     let Err(status) = world.subscribe(POLICE, named("newer", "now")).await else { panic!("refused") };
     assert_eq!(reason(&status), "SUBSCRIPTIONS");
     delete(&world, POLICE, "new").await.unwrap();
     assert_eq!(outcome(&world, POLICE, named("newer", "now")).await.0, "created");
-    // Opening it is using it: it has 90 days again. Nobody knew its filter; it is known from now on.
+    // Opening a name uses it, which gives it another 90 days. The earlier version did not record
+    // the filter; now it is recorded.
     assert!(listed(&world, POLICE).await[1].filter.is_none());
     assert_eq!(outcome(&world, POLICE, customs(named("used", ""))).await, ("resumed".into(), 0));
     let used = store.subscription("focal-point/police-hq/used").unwrap();
     assert!(used.used_unix_ms >= now);
-    assert_eq!(refused(&world, POLICE, named("used", "")).await.1, "FILTER_DIFFERS");
+    assert_eq!(open_error(&world, POLICE, named("used", "")).await.1, "FILTER_DIFFERS");
 }
 
 #[tokio::test]
@@ -247,13 +248,13 @@ async fn unused_names_are_removed_while_the_node_runs() {
     store.commit(old, 0).unwrap();
     store.commit(new, 1).unwrap();
     let world = World::over(Arc::clone(&store), 1).await;
-    let _served = super::served::served(&world).await;
+    let _served = super::mounted_services::served(&world).await;
     super::world::until("all but one are removed", || store.subscriptions("", 10).len() == 1).await;
     assert!(store.subscription("agency/new/alerts").is_some());
 }
 
 #[tokio::test]
-async fn after_a_recovery_a_name_alone_does_not_say_where_to_begin() {
+async fn subscription_is_stale_after_recovery_without_a_cursor() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let world = World::over(Arc::clone(&store), 1).await;
     publish(&world, 3).await;
@@ -264,8 +265,9 @@ async fn after_a_recovery_a_name_alone_does_not_say_where_to_begin() {
     let (_, cursor) = stream.delivery_with_cursor().await;
     world.acknowledge(POLICE, "one", &cursor).await.unwrap();
 
-    // Its feed is found to be in doubt: the store may have gone back. A stream that stands on its name alone ends.
-    world.committer.doubt("a peer has shown more".into());
+    // The feed needs recovery: the store may have gone back. A stream that started from its name
+    // alone ends.
+    world.committer.require_recovery("a peer has shown more".into());
     let status = loop {
         if let Err(status) = stream.response().await.expect("a reason") {
             break status;
@@ -273,24 +275,24 @@ async fn after_a_recovery_a_name_alone_does_not_say_where_to_begin() {
     };
     assert_eq!((status.code(), reason(&status).as_str()), (Code::NotFound, "UNKNOWN_SUBSCRIPTION"));
     let recovered = (Code::NotFound, "UNKNOWN_SUBSCRIPTION".to_owned(), "recovered".to_owned());
-    assert_eq!(refused(&world, POLICE, named("one", "")).await, recovered);
+    assert_eq!(open_error(&world, POLICE, named("one", "")).await, recovered);
 
     let world = World::over(Arc::clone(&store), 2).await;
     assert!(listed(&world, POLICE).await.iter().all(|one| one.stale));
     for name in ["one", "two", "three"] {
-        assert_eq!(refused(&world, POLICE, named(name, "")).await, recovered);
+        assert_eq!(open_error(&world, POLICE, named(name, "")).await, recovered);
     }
-    // Who shows a cursor goes on, and the name is as good as before.
+    // A client with a cursor continues, and the name is valid again.
     let with_cursor = proto::SubscribeRequest { cursor: cursor.clone(), ..named("one", "") };
     assert_eq!(outcome(&world, POLICE, with_cursor).await, ("resumed".into(), 1));
     assert_eq!(outcome(&world, POLICE, named("one", "")).await, ("resumed".into(), 1));
-    // Who says how to begin begins so, and is told.
+    // A client that gives `begin` starts there, and gets the outcome "restarted".
     assert_eq!(outcome(&world, POLICE, named("two", "beginning")).await, ("restarted".into(), 0));
     assert_eq!(outcome(&world, POLICE, named("three", "now")).await, ("restarted".into(), 3));
 }
 
 #[tokio::test]
-async fn a_name_whose_store_was_lost_goes_on_with_its_last_cursor() {
+async fn subscription_of_a_lost_store_resumes_from_its_last_cursor() {
     let lost = World::start().await;
     publish(&lost, 3).await;
     let (.., mut stream) = opened(&lost, POLICE, named("alerts", "beginning")).await.unwrap();
@@ -299,12 +301,12 @@ async fn a_name_whose_store_was_lost_goes_on_with_its_last_cursor() {
 
     let world = World::start().await;
     publish(&world, 2).await;
-    assert_eq!(refused(&world, POLICE, named("alerts", "")).await, unknown());
+    assert_eq!(open_error(&world, POLICE, named("alerts", "")).await, unknown());
     let request = proto::SubscribeRequest { cursor, ..named("alerts", "") };
     let mut stream = world.subscribe(POLICE, request).await.unwrap();
     let reset = proto::Reset { reason: "store-lost".into(), offset: 0, cursor_offset: 1 };
     assert_eq!(stream.next().await.unwrap().unwrap(), Event::Reset(reset));
     let first = stream.response().await.unwrap().unwrap();
     assert_eq!((first.event, first.subscription.as_str()), (Some(Event::Position(0)), "created"));
-    assert_eq!(stream.delivery().await.arrival, 1);
+    assert_eq!(stream.delivery().await.offset, 1);
 }

@@ -1,4 +1,4 @@
-//! Get and History: who is shown what, with which flags, in which state.
+//! Get and History: which entries are visible to whom, with which flags and state.
 
 use barid_core::bulletin::times::Time;
 use barid_core::proto;
@@ -6,19 +6,19 @@ use tonic::Code;
 
 use super::world::{CUSTOMS, OPERATOR, POLICE, POST, World, about, bulletin, careless, draft, fields, now, red};
 use crate::access::Access;
-use crate::telemetry::heard::Heard;
+use crate::telemetry::captured::CapturedRecords;
 
 fn strict(header: &mut proto::Header) {
     header.handling.as_mut().unwrap().tlp = "TLP:AMBER+STRICT".into();
 }
 
-fn arrivals(page: &proto::HistoryResponse) -> Vec<u64> {
-    page.deliveries.iter().map(|delivery| delivery.arrival).collect()
+fn offsets(page: &proto::HistoryResponse) -> Vec<u64> {
+    page.deliveries.iter().map(|delivery| delivery.offset).collect()
 }
 
 #[tokio::test]
-async fn red_and_strict_are_not_for_agencies_and_every_refusal_is_recorded() {
-    let audited = Heard::listen();
+async fn red_and_strict_are_denied_to_agencies_with_a_record() {
+    let audited = CapturedRecords::start();
     let world = World::start().await;
     let open = world.published(draft(|_| {})).await;
     let closed = [world.published(draft(red)).await, world.published(draft(strict)).await];
@@ -28,43 +28,47 @@ async fn red_and_strict_are_not_for_agencies_and_every_refusal_is_recorded() {
     for receipt in &closed {
         assert!(world.get(POLICE, "ma", &receipt.id).await.is_ok());
         assert_eq!(audited.take(), [""; 0]);
-        let refused = world.get(POST, "ma", &receipt.id).await.unwrap_err();
-        assert_eq!(refused.code(), Code::NotFound, "what it may not read does not exist for it");
-        assert_eq!(audited.take(), [format!("refused-call AGENCY {POST} FocalPoint.Get")]);
+        let denied = world.get(POST, "ma", &receipt.id).await.unwrap_err();
+        assert_eq!(denied.code(), Code::NotFound, "what it may not read does not exist for it");
+        assert_eq!(audited.take(), [format!("call-denied agency {POST} FocalPoint.Get")]);
     }
     let unknown = world.get(POST, "ma", "01971f5a-3c00-7a10-8b5e-000000000001").await.unwrap_err();
-    let hidden = world.get(CUSTOMS, "ma", &open.id).await.unwrap_err();
-    assert_eq!((unknown.code(), unknown.details()), (hidden.code(), hidden.details()), "nothing tells the two apart");
-    assert_eq!(unknown.message(), hidden.message());
-    assert_eq!(audited.so_far()[0].detail, format!("ma/{}", open.id), "the record names what was not given");
-    assert_eq!(audited.take(), [format!("refused-call WORKING_GROUP {CUSTOMS} FocalPoint.Get")]);
+    let not_visible = world.get(CUSTOMS, "ma", &open.id).await.unwrap_err();
+    assert_eq!(
+        (unknown.code(), unknown.details()),
+        (not_visible.code(), not_visible.details()),
+        "nothing tells the two apart"
+    );
+    assert_eq!(unknown.message(), not_visible.message());
+    assert_eq!(audited.records()[0].detail, format!("ma/{}", open.id), "the record names what was not given");
+    assert_eq!(audited.take(), [format!("call-denied working-group {CUSTOMS} FocalPoint.Get")]);
     let all = world.history(POST, proto::HistoryRequest::default()).await.unwrap();
-    assert_eq!(arrivals(&all), [6, 1]);
+    assert_eq!(offsets(&all), [6, 1]);
     let all = world.history(POLICE, proto::HistoryRequest::default()).await.unwrap();
-    assert_eq!(arrivals(&all), [6, 5, 4, 3, 2, 1]);
-    assert_eq!(arrivals(&world.history(CUSTOMS, proto::HistoryRequest::default()).await.unwrap()), [0; 0]);
-    assert_eq!(arrivals(&world.history(OPERATOR, proto::HistoryRequest::default()).await.unwrap()), [0; 0]);
+    assert_eq!(offsets(&all), [6, 5, 4, 3, 2, 1]);
+    assert_eq!(offsets(&world.history(CUSTOMS, proto::HistoryRequest::default()).await.unwrap()), [0; 0]);
+    assert_eq!(offsets(&world.history(OPERATOR, proto::HistoryRequest::default()).await.unwrap()), [0; 0]);
     let mut agency = world.follow(POST).await;
-    assert_eq!(agency.delivery().await.arrival, 1);
-    assert_eq!(agency.delivery().await.arrival, 6);
+    assert_eq!(agency.delivery().await.offset, 1);
+    assert_eq!(agency.delivery().await.offset, 6);
 }
 
 #[tokio::test]
-async fn operators_read_what_nodes_say_about_the_network_and_nothing_else() {
-    let audited = Heard::listen();
+async fn operators_read_network_bulletins_only() {
+    let audited = CapturedRecords::start();
     let world = World::start().await;
-    let said = |number: u8, kind: &'static str, change: fn(&mut proto::Header)| {
+    let network_bulletin = |number: u8, kind: &'static str, change: fn(&mut proto::Header)| {
         careless("tn", number, move |_, header| {
             (header.kind, header.topic, header.status) = (kind.into(), "information.feeds".into(), "System".into());
             change(header);
         })
     };
     let sent = vec![
-        said(1, "feed-forked", |_| {}),
-        said(2, "feed-closed", |header| header.topic = "customs.feeds".into()),
+        network_bulletin(1, "feed-forked", |_| {}),
+        network_bulletin(2, "feed-closed", |header| header.topic = "customs.feeds".into()),
         bulletin("tn", 3, |_| {}).envelope,
-        said(4, "feed-forked", red),
-        said(5, "feed-forked-as-if", |_| {}),
+        network_bulletin(4, "feed-forked", red),
+        network_bulletin(5, "feed-forked-as-if", |_| {}),
     ];
     let ids: Vec<String> = sent.iter().map(|sent| barid_core::envelope::header_of(sent).unwrap().id).collect();
     world.peer_appends("tn", sent).await;
@@ -73,36 +77,36 @@ async fn operators_read_what_nodes_say_about_the_network_and_nothing_else() {
         let text = format!("[[grant]]\npath = \"{OPERATOR}\"\nroles = [\"operator\"]\nworking_groups = {groups}\n");
         let auditor = "[[grant]]\npath = \"auditor/one\"\nroles = [\"auditor\"]\nworking_groups = [\"information\"]\n";
         world.access.store(std::sync::Arc::new(Access::parse(&(text + auditor)).unwrap()));
-        assert_eq!(arrivals(&world.history(OPERATOR, all()).await.unwrap()), [2, 1], "{groups}");
+        assert_eq!(offsets(&world.history(OPERATOR, all()).await.unwrap()), [2, 1], "{groups}");
         let mut stream = world.follow(OPERATOR).await;
-        assert_eq!((stream.delivery().await.arrival, stream.delivery().await.arrival), (1, 2));
+        assert_eq!((stream.delivery().await.offset, stream.delivery().await.offset), (1, 2));
         assert!(world.get(OPERATOR, "tn", &ids[0]).await.is_ok());
-        for (id, reason) in [(2, "WORKING_GROUP"), (3, "AGENCY"), (4, "WORKING_GROUP")] {
+        for (id, reason) in [(2, "working-group"), (3, "agency"), (4, "working-group")] {
             assert_eq!(world.get(OPERATOR, "tn", &ids[id]).await.unwrap_err().code(), Code::NotFound);
-            assert_eq!(audited.take(), [format!("refused-call {reason} {OPERATOR} FocalPoint.Get")]);
+            assert_eq!(audited.take(), [format!("call-denied {reason} {OPERATOR} FocalPoint.Get")]);
         }
         let draft = world.publish(OPERATOR, draft(|_| {})).await.unwrap_err();
         assert_eq!((draft.code(), audited.take().len()), (Code::PermissionDenied, 1));
     }
-    let refused = world.history("auditor/one", all()).await.unwrap_err();
-    assert_eq!(refused.code(), Code::PermissionDenied);
-    assert_eq!(audited.take(), ["refused-call ROLE auditor/one FocalPoint.History"]);
+    let denied = world.history("auditor/one", all()).await.unwrap_err();
+    assert_eq!(denied.code(), Code::PermissionDenied);
+    assert_eq!(audited.take(), ["call-denied role auditor/one FocalPoint.History"]);
 }
 
 #[tokio::test]
-async fn what_is_odd_about_a_bulletin_is_said() {
+async fn irregular_bulletin_is_flagged() {
     let world = World::start().await;
     let plain = bulletin("tn", 1, |_| {});
     let twin = careless("tn", 2, |_, header| header.id.clone_from(&plain.proto_header.id));
     let broken = careless("tn", 3, |envelope, _| envelope.payload = vec![0xff; 9].into());
     let sealed = careless("tn", 4, |envelope, _| envelope.payload_type = "barid.sealed/1".into());
-    let unheard = careless("tn", 5, |_, header| header.kind = "weather-report".into());
+    let unknown_kind = careless("tn", 5, |_, header| header.kind = "weather-report".into());
     let both = careless("tn", 6, |envelope, header| {
         header.kind = "weather-report".into();
         envelope.payload = vec![0xff; 9].into();
         header.id.clone_from(&plain.proto_header.id);
     });
-    world.peer_appends("tn", vec![plain.envelope.clone(), twin, broken, sealed, unheard, both]).await;
+    world.peer_appends("tn", vec![plain.envelope.clone(), twin, broken, sealed, unknown_kind, both]).await;
     world.published(draft(|header| header.id.clone_from(&plain.proto_header.id))).await;
     let expected: [&[&str]; 7] = [
         &[],
@@ -122,15 +126,15 @@ async fn what_is_odd_about_a_bulletin_is_said() {
         let delivery = live.delivery().await;
         assert_eq!(delivery.flags, flags, "{} as it arrives", delivery.index);
     }
-    // Of several with one id the first in the feed is the bulletin.
+    // Of several entries with one id, the first in the feed is the bulletin.
     let held = world.get(POLICE, "tn", &plain.proto_header.id).await.unwrap().delivery.unwrap();
     assert_eq!((held.index, held.flags.len()), (0, 0));
 }
 
 #[tokio::test]
-async fn a_page_is_full_or_there_is_no_more() {
+async fn history_page_is_full_unless_it_is_the_last() {
     let world = World::start().await;
-    // Every second one is not for agencies.
+    // Every second bulletin is not for agencies.
     for n in 0..10 {
         world
             .published(draft(|header| {
@@ -144,7 +148,7 @@ async fn a_page_is_full_or_there_is_no_more() {
     let mut pages = Vec::new();
     loop {
         let page = world.history(POST, request.clone()).await.unwrap();
-        pages.push(arrivals(&page));
+        pages.push(offsets(&page));
         if page.next_page_token.is_empty() {
             break;
         }
@@ -154,7 +158,7 @@ async fn a_page_is_full_or_there_is_no_more() {
 }
 
 #[tokio::test]
-async fn a_page_fits_what_was_charged_for_it() {
+async fn history_page_fits_its_response_charge() {
     let world = World::start().await;
     let large = |n| {
         let mut draft = draft(|_| {});
@@ -170,7 +174,7 @@ async fn a_page_fits_what_was_charged_for_it() {
         let page = world.history(POLICE, request.clone()).await.unwrap();
         let bytes = prost::Message::encoded_len(&page) as u64;
         assert!(bytes <= crate::api::methods::HISTORY.response_bytes && !page.deliveries.is_empty(), "{bytes}");
-        all.extend(arrivals(&page));
+        all.extend(offsets(&page));
         if page.next_page_token.is_empty() {
             break;
         }
@@ -193,25 +197,25 @@ async fn history_is_narrowed_by_topic_member_kind_severity_and_time() {
     ];
     world.peer_appends("tn", peer[..2].to_vec()).await;
     world.peer_appends("ly", peer[2..].to_vec()).await;
-    let ask = async |change: &dyn Fn(&mut proto::HistoryRequest, &mut proto::Filter)| {
+    let matching = async |change: &dyn Fn(&mut proto::HistoryRequest, &mut proto::Filter)| {
         let (mut request, mut filter) = (proto::HistoryRequest::default(), proto::Filter::default());
         change(&mut request, &mut filter);
         request.filter = Some(filter);
-        arrivals(&world.history(POLICE, request).await.unwrap())
+        offsets(&world.history(POLICE, request).await.unwrap())
     };
-    assert_eq!(ask(&|_, _| {}).await, [5, 4, 3, 2, 1]);
-    assert_eq!(ask(&|_, filter| filter.topics = vec!["*.border".into()]).await, [1]);
-    assert_eq!(ask(&|_, filter| filter.topics = vec!["information.>".into()]).await, [5, 4, 3, 2, 1]);
-    assert_eq!(ask(&|_, filter| filter.topics = vec!["customs.>".into()]).await, [0; 0]);
-    assert_eq!(ask(&|_, filter| filter.members = vec!["tn".into(), "ly".into()]).await, [5, 4, 3]);
-    assert_eq!(ask(&|_, filter| filter.kinds = vec!["weather-report".into()]).await, [3]);
-    assert_eq!(ask(&|_, filter| filter.min_severity = "Severe".into()).await, [2]);
-    assert_eq!(ask(&|request, _| request.since = sent(began)).await, [5, 3, 2, 1]);
-    assert_eq!(ask(&|request, _| request.until = sent(began - 1)).await, [4]);
+    assert_eq!(matching(&|_, _| {}).await, [5, 4, 3, 2, 1]);
+    assert_eq!(matching(&|_, filter| filter.topics = vec!["*.border".into()]).await, [1]);
+    assert_eq!(matching(&|_, filter| filter.topics = vec!["information.>".into()]).await, [5, 4, 3, 2, 1]);
+    assert_eq!(matching(&|_, filter| filter.topics = vec!["customs.>".into()]).await, [0; 0]);
+    assert_eq!(matching(&|_, filter| filter.members = vec!["tn".into(), "ly".into()]).await, [5, 4, 3]);
+    assert_eq!(matching(&|_, filter| filter.kinds = vec!["weather-report".into()]).await, [3]);
+    assert_eq!(matching(&|_, filter| filter.min_severity = "Severe".into()).await, [2]);
+    assert_eq!(matching(&|request, _| request.since = sent(began)).await, [5, 3, 2, 1]);
+    assert_eq!(matching(&|request, _| request.until = sent(began - 1)).await, [4]);
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_question_is_named_field_by_field() {
+async fn invalid_query_fields_are_each_reported() {
     let world = World::start().await;
     world.published(draft(|_| {})).await;
     let filter = proto::Filter {
@@ -243,7 +247,7 @@ async fn what_is_wrong_with_a_question_is_named_field_by_field() {
 }
 
 #[tokio::test]
-async fn updates_cancellations_answers_and_time_make_the_state() {
+async fn state_follows_updates_cancellations_acknowledgements_and_expiry() {
     let world = World::start().await;
     let state = async |id: &str| {
         let state = world.get(POLICE, "ma", id).await.unwrap().state.unwrap();
@@ -262,9 +266,9 @@ async fn updates_cancellations_answers_and_time_make_the_state() {
     world.published(about("situation-report", &original, &receipt)).await;
     world.published(about("cancellation", &original, &receipt)).await;
     assert_eq!(state(&receipt.id).await, ("cancelled".into(), Some(cancelled.id)), "by the first, and for good");
-    let shown = world.get(POST, "ma", &receipt.id).await.unwrap().state.unwrap();
-    assert_eq!(shown.acknowledged_by.len(), 1);
-    assert!(!shown.partial);
+    let visible_state = world.get(POST, "ma", &receipt.id).await.unwrap().state.unwrap();
+    assert_eq!(visible_state.acknowledged_by.len(), 1);
+    assert!(!visible_state.partial);
     let past = Some(Time::from_unix_ms(now() - 1_000).to_proto());
     let expired = careless("tn", 1, |_, header| header.expires = past);
     let id = barid_core::envelope::header_of(&expired).unwrap().id;

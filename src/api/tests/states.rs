@@ -1,4 +1,5 @@
-//! What became of a bulletin, wherever it is shown; what it is about; who answered; and what a filter asks for that is not there.
+//! States of bulletins in all responses, their references and acknowledgements, and filters that
+//! match nothing known.
 
 use std::sync::Arc;
 
@@ -11,15 +12,15 @@ use tonic::Code;
 use super::world::{
     CUSTOMS, EXCHANGE, OPERATOR, POLICE, POST, World, about, bulletin, called, careless, draft, member, now, red,
 };
-use crate::api::standing::Work;
+use crate::api::bulletin_state::Work;
 use crate::rpc::audit_server::Audit;
 use crate::rpc::focal_point_server::FocalPoint;
 use crate::store::Store;
 use crate::store::disk::{DiskOptions, DiskStore};
-use crate::telemetry::heard::Heard;
+use crate::telemetry::captured::CapturedRecords;
 
-/// State, reason and what changed it.
-fn told(state: Option<&proto::State>) -> (String, String, String) {
+/// State, reason and the id of the bulletin that changed it.
+fn summary(state: Option<&proto::State>) -> (String, String, String) {
     let state = state.expect("every delivery has its state").clone();
     (state.state, state.reason, state.by.map(|by| by.id).unwrap_or_default())
 }
@@ -32,7 +33,7 @@ async fn history(world: &World, by: &str) -> Vec<proto::Delivery> {
     world.history(by, proto::HistoryRequest::default()).await.unwrap().deliveries
 }
 
-/// A bulletin of a peer about another one.
+/// A peer's bulletin that refers to another bulletin.
 fn peer_about(by: &str, n: u32, msg_type: &str, issuer: &str, reference: &proto::Reference) -> Bytes {
     careless(by, 1, |_, header| {
         header.id = format!("01971f5a-3c00-7a10-8b5e-{n:012x}");
@@ -48,22 +49,22 @@ fn reference(receipt: &proto::Receipt) -> proto::Reference {
 }
 
 #[tokio::test]
-async fn cancelled_bulletin_is_shown_with_its_state_wherever_it_is_shown() {
+async fn cancelled_bulletin_carries_its_state_in_every_delivery() {
     let world = World::start().await;
     let mut live = world.follow(POST).await;
     let original = draft(|_| {});
     let receipt = world.published(original.clone()).await;
-    assert_eq!(told(live.delivery().await.state.as_ref()), active());
+    assert_eq!(summary(live.delivery().await.state.as_ref()), active());
     let update = world.published(about("situation-report", &original, &receipt)).await;
     let delivered = live.delivery().await;
-    assert_eq!(told(delivered.state.as_ref()), active());
+    assert_eq!(summary(delivered.state.as_ref()), active());
     let page = history(&world, POST).await;
     let superseded = ("superseded".to_owned(), String::new(), update.id.clone());
-    assert_eq!(page.iter().map(|it| told(it.state.as_ref())).collect::<Vec<_>>(), [active(), superseded]);
+    assert_eq!(page.iter().map(|it| summary(it.state.as_ref())).collect::<Vec<_>>(), [active(), superseded]);
     let cancel = world.published(about("cancellation", &original, &receipt)).await;
     let cancelled = ("cancelled".to_owned(), "recovered".to_owned(), cancel.id.clone());
 
-    // The cancellation names what it cancels, by its headline, too.
+    // The cancellation includes the headline of the bulletin that it cancels.
     let delivered = live.delivery().await;
     let names = &delivered.referenced[0];
     assert_eq!(
@@ -75,19 +76,19 @@ async fn cancelled_bulletin_is_shown_with_its_state_wherever_it_is_shown() {
     assert!(names.headlines[0].description.is_empty());
 
     let page = history(&world, POST).await;
-    assert_eq!(told(page[2].state.as_ref()), cancelled);
+    assert_eq!(summary(page[2].state.as_ref()), cancelled);
     assert_eq!(page[0].referenced, delivered.referenced);
     let got = world.get(POST, "ma", &receipt.id).await.unwrap();
     assert_eq!(
-        (told(got.state.as_ref()), told(got.delivery.unwrap().state.as_ref())),
+        (summary(got.state.as_ref()), summary(got.delivery.unwrap().state.as_ref())),
         (cancelled.clone(), cancelled.clone())
     );
     let mut later = world.follow(POST).await;
-    assert_eq!(told(later.delivery().await.state.as_ref()), cancelled, "who reads it later is told at once");
+    assert_eq!(summary(later.delivery().await.state.as_ref()), cancelled, "who reads it later is told at once");
 }
 
 #[tokio::test]
-async fn time_ends_a_bulletin_in_every_view_and_an_impossible_one_is_as_late_as_can_be() {
+async fn expiry_is_applied_in_every_delivery_and_clamped() {
     let world = World::start().await;
     let at = |seconds, nanos| Some(pbjson_types::Timestamp { seconds, nanos });
     let past = i64::try_from(now() / 1_000).unwrap() - 10;
@@ -96,12 +97,12 @@ async fn time_ends_a_bulletin_in_every_view_and_an_impossible_one_is_as_late_as_
         (1..).zip(ends).map(|(n, ends)| careless("tn", n, |_, header| header.expires = ends)).collect();
     world.peer_appends("tn", sent).await;
     let page = history(&world, POLICE).await;
-    let states: Vec<String> = page.iter().rev().map(|it| told(it.state.as_ref()).0).collect();
+    let states: Vec<String> = page.iter().rev().map(|it| summary(it.state.as_ref()).0).collect();
     assert_eq!(states, ["expired", "expired", "active", "expired", "active"]);
 }
 
 #[tokio::test]
-async fn cancellation_that_came_before_its_bulletin_counts_when_that_comes() {
+async fn cancellation_received_before_its_bulletin_takes_effect() {
     let folder = tempfile::tempdir().unwrap();
     let options = DiskOptions { reserve_bytes: 0, ..DiskOptions::new(member("ma"), EXCHANGE.parse().unwrap()) };
     let disk = Arc::new(DiskStore::open(folder.path(), &options).unwrap());
@@ -118,16 +119,16 @@ async fn cancellation_that_came_before_its_bulletin_counts_when_that_comes() {
     let mut live = world.follow(POLICE).await;
     live.delivery().await;
     world.peer_appends("tn", vec![original.envelope, bulletin("tn", 9, |_| {}).envelope]).await;
-    assert_eq!(told(live.delivery().await.state.as_ref()).0, "cancelled");
-    assert_eq!(told(live.delivery().await.state.as_ref()), active());
-    world.store.drain_view();
+    assert_eq!(summary(live.delivery().await.state.as_ref()).0, "cancelled");
+    assert_eq!(summary(live.delivery().await.state.as_ref()), active());
+    world.store.apply_index();
     let page = history(&world, POLICE).await;
-    assert_eq!(told(page[1].state.as_ref()).0, "cancelled", "by the index, as by memory");
+    assert_eq!(summary(page[1].state.as_ref()).0, "cancelled", "by the index, as by memory");
     assert!(page[2].referenced[0].changes_state);
 }
 
 #[tokio::test]
-async fn cancellation_by_somebody_else_changes_nothing_and_shows_that() {
+async fn cancellation_by_another_publisher_has_no_effect_and_is_flagged() {
     let world = World::start().await;
     let original = draft(|_| {});
     let receipt = world.published(original.clone()).await;
@@ -140,14 +141,14 @@ async fn cancellation_by_somebody_else_changes_nothing_and_shows_that() {
     ];
     world.peer_appends("tn", envelopes).await;
     let page = history(&world, POLICE).await;
-    assert_eq!(told(page[3].state.as_ref()), active());
+    assert_eq!(summary(page[3].state.as_ref()), active());
     let found: Vec<(bool, bool)> =
         page.iter().rev().skip(1).map(|it| (it.referenced[0].held, it.referenced[0].changes_state)).collect();
     assert_eq!(found, [(true, false), (false, false), (true, false)], "another content is not held");
 }
 
 #[tokio::test]
-async fn reference_to_what_a_caller_may_not_read_is_like_one_to_nothing() {
+async fn reference_to_an_unreadable_bulletin_looks_missing() {
     let world = World::start().await;
     let receipt = world.published(draft(red)).await;
     let mut nothing = reference(&receipt);
@@ -158,8 +159,8 @@ async fn reference_to_what_a_caller_may_not_read_is_like_one_to_nothing() {
     ];
     world.peer_appends("tn", envelopes).await;
     let page = history(&world, POST).await;
-    let told: Vec<proto::Referenced> = page.iter().map(|delivery| delivery.referenced[0].clone()).collect();
-    assert!(told.iter().all(|it| !it.held && !it.changes_state && it.headlines.is_empty()), "{told:?}");
+    let summary: Vec<proto::Referenced> = page.iter().map(|delivery| delivery.referenced[0].clone()).collect();
+    assert!(summary.iter().all(|it| !it.held && !it.changes_state && it.headlines.is_empty()), "{summary:?}");
     assert!(history(&world, POLICE).await[1].referenced[0].held);
 }
 
@@ -184,18 +185,18 @@ async fn state_is_found_with_bounded_work_and_further_each_time() {
         world.published(about("situation-report", &original, &receipt)).await;
     }
     let cancel = world.published(about("cancellation", &original, &receipt)).await;
-    let entry = world.store.arrivals(1, 1, usize::MAX).unwrap();
-    let look = |units| {
+    let entry = world.store.entries_from(1, 1, usize::MAX).unwrap();
+    let lookup = |units| {
         let mut work = Work::new(units);
         let state = world.api.states(&entry, &mut work).unwrap().remove(0);
-        (state.partial, told(Some(&state)).0, work.is_exhausted())
+        (state.partial, summary(Some(&state)).0, work.is_exhausted())
     };
-    assert_eq!(look(0), (true, "active".into(), true), "and marked as one that may not be the last");
-    assert_eq!(look(3), (true, "superseded".into(), true));
-    assert_eq!(look(3), (false, "cancelled".into(), false), "what was read is not read again");
-    assert_eq!(look(1), (false, "cancelled".into(), false));
+    assert_eq!(lookup(0), (true, "active".into(), true), "and marked as one that may not be the last");
+    assert_eq!(lookup(3), (true, "superseded".into(), true));
+    assert_eq!(lookup(3), (false, "cancelled".into(), false), "what was read is not read again");
+    assert_eq!(lookup(1), (false, "cancelled".into(), false));
     let page = history(&world, POLICE).await;
-    assert_eq!(told(page.last().unwrap().state.as_ref()).2, cancel.id);
+    assert_eq!(summary(page.last().unwrap().state.as_ref()).2, cancel.id);
 }
 
 /// `cargo test --release --lib -- --ignored --nocapture api::tests::states::measure`
@@ -211,7 +212,7 @@ async fn measure() {
         let bulletins = (0..1_000).map(|n| super::world::own_bulletin(group << 16 | n)).collect();
         world.committer.publish(bulletins).await.unwrap();
     }
-    let read = |from| world.store.arrivals(from, 256, 256 << 10).unwrap();
+    let read = |from| world.store.entries_from(from, 256, 256 << 10).unwrap();
     let measured = |name: &str, work: &dyn Fn(Vec<crate::store::Entry>)| {
         let (mut from, mut spent) = (1, std::time::Duration::ZERO);
         while from < ENTRIES {
@@ -225,14 +226,14 @@ async fn measure() {
     };
     let caller = world.api.caller_for_tests(POLICE);
     let states = |entries: Vec<crate::store::Entry>| {
-        world.api.states(&entries, &mut Work::new(Work::STRETCH)).unwrap();
+        world.api.states(&entries, &mut Work::new(Work::EVENT_PAGE)).unwrap();
     };
     let deliveries = |entries: Vec<crate::store::Entry>| {
-        world.api.deliveries(&caller, entries, &mut Work::new(Work::STRETCH)).unwrap();
+        world.api.deliveries(&caller, entries, &mut Work::new(Work::EVENT_PAGE)).unwrap();
     };
     measured("states.nothing_succeeds", &states);
     measured("deliveries.nothing_succeeds", &deliveries);
-    let newest = world.store.arrivals(ENTRIES, 1, usize::MAX).unwrap().remove(0);
+    let newest = world.store.entries_from(ENTRIES, 1, usize::MAX).unwrap().remove(0);
     let header = match &newest.content {
         crate::store::Content::Disclosed { header: Some(header), .. } => header.as_ref().clone(),
         _ => panic!("held in full"),
@@ -241,14 +242,15 @@ async fn measure() {
     let receipt =
         proto::Receipt { id: header.id, digest: Bytes::copy_from_slice(&newest.digest.0), ..Default::default() };
     world.published(about("situation-report", &original, &receipt)).await;
-    world.store.drain_view();
+    world.store.apply_index();
     measured("states.newest_is_updated", &states);
     measured("deliveries.newest_is_updated", &deliveries);
 }
 
-/// Others may say what they like about a bulletin: only its publisher changes its state, and nobody's answers hide another's.
+/// Only its publisher changes a bulletin's state, and no member's acknowledgements hide those of
+/// another.
 #[tokio::test]
-async fn flood_of_answers_hides_no_answer_of_anybody_and_no_cancellation() {
+async fn acknowledgement_flood_hides_no_other_acknowledgement_or_cancellation() {
     let world = World::start().await;
     let original = draft(|_| {});
     let receipt = world.published(original.clone()).await;
@@ -273,7 +275,7 @@ async fn flood_of_answers_hides_no_answer_of_anybody_and_no_cancellation() {
 }
 
 #[tokio::test]
-async fn answers_with_endless_ids_fit_an_answer() {
+async fn acknowledgements_with_oversized_ids_fit_a_response() {
     let world = World::start().await;
     let receipt = world.published(draft(|_| {})).await;
     let about_it = reference(&receipt);
@@ -287,13 +289,13 @@ async fn answers_with_endless_ids_fit_an_answer() {
     for chunk in 0..10 {
         world.peer_appends("tn", (0..10).map(|n| endless(chunk * 10 + n)).collect()).await;
     }
-    let answer = world.get(POLICE, "ma", &receipt.id).await.unwrap();
-    assert_eq!(answer.state.as_ref().unwrap().acknowledged_by.len(), 100);
-    assert!(prost::Message::encoded_len(&answer) < 64 << 10);
+    let reply = world.get(POLICE, "ma", &receipt.id).await.unwrap();
+    assert_eq!(reply.state.as_ref().unwrap().acknowledged_by.len(), 100);
+    assert!(prost::Message::encoded_len(&reply) < 64 << 10);
 }
 
 #[tokio::test]
-async fn invented_persons_of_one_member_leave_every_other_member_its_share() {
+async fn acknowledgements_of_one_member_leave_other_members_their_share() {
     let world = World::start().await;
     let receipt = world.published(draft(|_| {})).await;
     let about_it = reference(&receipt);
@@ -307,15 +309,15 @@ async fn invented_persons_of_one_member_leave_every_other_member_its_share() {
     assert!(state.acknowledged_by.len() <= 1_000 && state.acknowledgements > 1_000);
 }
 
-fn asking(topics: &[&str], kinds: &[&str], members: &[&str]) -> proto::Filter {
+fn filter_of(topics: &[&str], kinds: &[&str], members: &[&str]) -> proto::Filter {
     let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
     proto::Filter { topics: texts(topics), kinds: texts(kinds), members: texts(members), ..Default::default() }
 }
 
 #[tokio::test]
-async fn unknown_word_in_a_filter_is_named_with_the_nearest_and_works_all_the_same() {
+async fn unknown_filter_value_gets_a_warning_with_the_nearest_known() {
     let world = World::start().await;
-    let filter = asking(&["informatoin.>", "*.reports"], &["situation-reports", "weather"], &["tz", "ma"]);
+    let filter = filter_of(&["informatoin.>", "*.reports"], &["situation-reports", "weather"], &["tz", "ma"]);
     let page = world.history(POLICE, proto::HistoryRequest { filter: Some(filter.clone()), ..Default::default() });
     let expected = [
         ("filter.topics[0]", "informatoin.>", "information", "unknown-working-group"),
@@ -331,16 +333,16 @@ async fn unknown_word_in_a_filter_is_named_with_the_nearest_and_works_all_the_sa
     let request = proto::SubscribeRequest { filter: Some(filter), start: Some(Start::After(0)), ..Default::default() };
     let mut events = world.api.subscribe(called(POLICE, request)).await.unwrap().into_inner();
     assert_eq!(warnings(&events.next().await.unwrap().unwrap().warnings), expected, "with the first event");
-    let known = asking(&["information.>"], &["situation-report"], &["tn"]);
+    let known = filter_of(&["information.>"], &["situation-report"], &["tn"]);
     let page = world.history(POLICE, proto::HistoryRequest { filter: Some(known), ..Default::default() });
     assert_eq!(page.await.unwrap().warnings, []);
 }
 
 #[tokio::test]
-async fn who_may_read_nothing_of_what_it_asks_for_is_denied_and_not_shown_nothing() {
-    let audited = Heard::listen();
+async fn filter_with_nothing_readable_is_denied() {
+    let audited = CapturedRecords::start();
     let world = World::start().await;
-    let ask = async |by: &str, filter: proto::Filter| {
+    let query = async |by: &str, filter: proto::Filter| {
         let request = proto::HistoryRequest { filter: Some(filter.clone()), ..Default::default() };
         let history = world.history(by, request).await.map(|page| page.warnings.len()).map_err(|status| status.code());
         let request = proto::SubscribeRequest { filter: Some(filter), ..Default::default() };
@@ -349,29 +351,37 @@ async fn who_may_read_nothing_of_what_it_asks_for_is_denied_and_not_shown_nothin
         history
     };
     let denied = Err(Code::PermissionDenied);
-    assert_eq!(ask(CUSTOMS, asking(&["justice.>"], &[], &[])).await, denied);
+    assert_eq!(query(CUSTOMS, filter_of(&["justice.>"], &[], &[])).await, denied);
     assert_eq!(
         audited.take(),
         [
-            format!("refused-call WORKING_GROUP {CUSTOMS} FocalPoint.History"),
-            format!("refused-call WORKING_GROUP {CUSTOMS} FocalPoint.Subscribe"),
+            format!("call-denied working-group {CUSTOMS} FocalPoint.History"),
+            format!("call-denied working-group {CUSTOMS} FocalPoint.Subscribe"),
         ]
     );
-    assert_eq!(ask(CUSTOMS, asking(&[], &["person-notice"], &[])).await, denied, "a kind of another working group");
-    assert_eq!(ask(CUSTOMS, asking(&["customs.>"], &["person-notice"], &[])).await, denied);
-    assert_eq!(ask(CUSTOMS, asking(&["justice.>", "customs.>"], &[], &[])).await, Ok(1), "told what is not granted");
-    assert_eq!(ask(CUSTOMS, asking(&["*.persons"], &["cancellation", "feed-closed"], &[])).await, Ok(0));
-    assert_eq!(ask(CUSTOMS, asking(&["nowhere.>"], &[], &[])).await, Ok(1), "what is unknown is nobody's to deny");
-    assert_eq!(ask(OPERATOR, asking(&[], &["seizure-report"], &[])).await, denied);
-    assert_eq!(ask(OPERATOR, asking(&["customs.>"], &["feed-closed"], &[])).await, Ok(0));
+    assert_eq!(
+        query(CUSTOMS, filter_of(&[], &["person-notice"], &[])).await,
+        denied,
+        "a kind of another working group"
+    );
+    assert_eq!(query(CUSTOMS, filter_of(&["customs.>"], &["person-notice"], &[])).await, denied);
+    assert_eq!(
+        query(CUSTOMS, filter_of(&["justice.>", "customs.>"], &[], &[])).await,
+        Ok(1),
+        "told what is not granted"
+    );
+    assert_eq!(query(CUSTOMS, filter_of(&["*.persons"], &["cancellation", "feed-closed"], &[])).await, Ok(0));
+    assert_eq!(query(CUSTOMS, filter_of(&["nowhere.>"], &[], &[])).await, Ok(1), "what is unknown is nobody's to deny");
+    assert_eq!(query(OPERATOR, filter_of(&[], &["seizure-report"], &[])).await, denied);
+    assert_eq!(query(OPERATOR, filter_of(&["customs.>"], &["feed-closed"], &[])).await, Ok(0));
     let none = "[[grant]]\npath = \"focal-point/new\"\nroles = [\"focal-point\"]\n";
     world.access.store(Arc::new(crate::access::Access::parse(none).unwrap()));
-    assert_eq!(ask("focal-point/new", proto::Filter::default()).await, denied, "reads in no working group");
+    assert_eq!(query("focal-point/new", proto::Filter::default()).await, denied, "reads in no working group");
 }
 
 #[tokio::test]
-async fn denied_reads_name_the_bulletin_and_answer_as_if_there_were_none() {
-    let audited = Heard::listen();
+async fn denied_read_is_recorded_and_looks_like_not_found() {
+    let audited = CapturedRecords::start();
     let world = World::start().await;
     let original = draft(|_| {});
     let receipt = world.published(original.clone()).await;
@@ -388,16 +398,16 @@ async fn denied_reads_name_the_bulletin_and_answer_as_if_there_were_none() {
         (status.code(), status.message().replace(id, "ID"), status.details().to_vec())
     };
     let publish = async |receipt: &proto::Receipt| {
-        let mut answer = about("acknowledgement", &original, receipt);
-        answer.header.as_mut().unwrap().topic = "customs.seizures".into();
-        let status = world.publish(CUSTOMS, answer).await.unwrap_err();
+        let mut reply = about("acknowledgement", &original, receipt);
+        reply.header.as_mut().unwrap().topic = "customs.seizures".into();
+        let status = world.publish(CUSTOMS, reply).await.unwrap_err();
         let details = String::from_utf8_lossy(status.details()).replace(&receipt.id, "ID");
         (status.code(), status.message().replace(&receipt.id, "ID"), details.into_bytes())
     };
     assert_eq!(get(&receipt.id).await, get(&absent.id).await);
     assert_eq!(export(&receipt.id).await, export(&absent.id).await);
     assert_eq!(publish(&receipt).await, publish(&absent).await);
-    let records = audited.so_far();
+    let records = audited.records();
     assert_eq!(records.len(), 3, "{records:?}");
     assert!(records.iter().all(|record| record.detail == format!("ma/{}", receipt.id)), "{records:?}");
 }

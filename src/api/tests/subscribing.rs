@@ -11,10 +11,10 @@ use super::world::{OPERATOR, POLICE, POST, World, bulletin, called, careless, dr
 use crate::access::Access;
 use crate::rpc::operator_server::Operator as _;
 use crate::telemetry::alarms::Alarm;
-use crate::telemetry::heard::Heard;
+use crate::telemetry::captured::CapturedRecords;
 
 #[tokio::test]
-async fn what_does_not_match_is_not_sent() {
+async fn subscription_filter_excludes_other_bulletins() {
     let world = World::start().await;
     let filter = proto::Filter {
         topics: vec!["information.>".into()],
@@ -37,14 +37,15 @@ async fn what_does_not_match_is_not_sent() {
     ];
     world.peer_appends("tn", peers).await;
     world.peer_withholds("tn").await;
-    assert_eq!(stream.delivery().await.arrival, 5);
-    // Nobody knows that it is not severe.
-    assert_eq!(stream.delivery().await.arrival, 6);
+    assert_eq!(stream.delivery().await.offset, 5);
+    // Its severity is unknown, so it may be severe.
+    assert_eq!(stream.delivery().await.offset, 6);
 }
 
-/// A header of a roster that has not come yet: who may read it is not known. It is neither skipped nor guessed at, and nothing else waits.
+/// An entry whose roster has not arrived has an unknown audience. It is neither skipped nor
+/// delivered early, and other entries do not wait for it.
 #[tokio::test]
-async fn what_waits_for_a_roster_is_delivered_once_it_comes_and_everything_else_passes_it() {
+async fn entry_pending_its_roster_is_delivered_later_without_blocking_others() {
     let world = World::start().await;
     let early = careless("tn", 2, |_, header| header.roster_version = 2);
     let never = careless("tn", 4, |_, header| header.roster_version = 99);
@@ -52,19 +53,19 @@ async fn what_waits_for_a_roster_is_delivered_once_it_comes_and_everything_else_
     world.peer_appends("tn", vec![plain(1), early, plain(3), never, plain(5)]).await;
     let mut stream = world.follow(POLICE).await;
     world.published(draft(|_| {})).await;
-    for arrival in [1, 3, 5, 6] {
-        assert_eq!(stream.delivery().await.arrival, arrival, "of that member, too");
+    for offset in [1, 3, 5, 6] {
+        assert_eq!(stream.delivery().await.offset, offset, "of that member, too");
     }
     let page = world.history(POLICE, proto::HistoryRequest::default()).await.unwrap();
-    assert_eq!(page.deliveries.iter().map(|delivery| delivery.arrival).collect::<Vec<_>>(), [6, 5, 3, 1]);
+    assert_eq!(page.deliveries.iter().map(|delivery| delivery.offset).collect::<Vec<_>>(), [6, 5, 3, 1]);
     world.adopt_roster_2();
-    assert_eq!(stream.delivery().await.arrival, 2);
+    assert_eq!(stream.delivery().await.offset, 2);
     world.published(draft(|_| {})).await;
-    assert_eq!(stream.delivery().await.arrival, 7, "each once");
+    assert_eq!(stream.delivery().await.offset, 7, "each once");
 }
 
 #[tokio::test]
-async fn a_bulletin_that_waits_for_a_roster_is_an_alarm_for_whoever_meets_it() {
+async fn bulletin_pending_its_roster_raises_an_alarm_when_read() {
     let world = World::start().await;
     let waiting = |n, version| careless("tn", n, move |_, header| header.roster_version = version);
     world.peer_appends("tn", vec![waiting(1, 99), waiting(2, 2)]).await;
@@ -78,7 +79,7 @@ async fn a_bulletin_that_waits_for_a_roster_is_an_alarm_for_whoever_meets_it() {
 }
 
 #[tokio::test]
-async fn a_quiet_stream_says_that_it_is_alive_and_how_far_it_has_looked() {
+async fn quiet_stream_sends_position_heartbeats() {
     let world = World::start().await;
     let mut agency = world.follow(POST).await;
     world.published(draft(red)).await;
@@ -90,35 +91,35 @@ async fn a_quiet_stream_says_that_it_is_alive_and_how_far_it_has_looked() {
 }
 
 #[tokio::test]
-async fn a_withdrawn_grant_ends_the_stream_with_a_record() {
+async fn withdrawn_grant_ends_the_subscription_with_a_record() {
     let world = World::start().await;
-    let audited = Heard::listen();
+    let audited = CapturedRecords::start();
     let mut stream = world.follow(POST).await;
     world.published(draft(|_| {})).await;
-    assert_eq!(stream.delivery().await.arrival, 1);
+    assert_eq!(stream.delivery().await.offset, 1);
     world.access.store(Arc::new(Access::default()));
     assert_eq!(stream.next().await.unwrap().unwrap_err().code(), Code::PermissionDenied);
     assert!(stream.next().await.is_none());
-    assert_eq!(audited.take(), [format!("refused-call NO_GRANT {POST} FocalPoint.Subscribe")]);
+    assert_eq!(audited.take(), [format!("call-denied no-grant {POST} FocalPoint.Subscribe")]);
 }
 
 #[tokio::test]
-async fn a_grant_that_was_narrowed_counts_from_then_on() {
+async fn narrowed_grant_applies_to_open_streams() {
     let world = World::start().await;
     let mut stream = world.follow(POLICE).await;
     world.published(draft(|_| {})).await;
-    assert_eq!(stream.delivery().await.arrival, 1);
+    assert_eq!(stream.delivery().await.offset, 1);
     let narrowed = super::world::access().replacen("\"information\", ", "", 1);
     world.access.store(Arc::new(Access::parse(&narrowed).unwrap()));
     world.peer_appends("tn", vec![bulletin("tn", 1, |_| {}).envelope]).await;
     let customs = careless("tn", 2, |_, header| header.topic = "customs.seizures".into());
     world.peer_appends("tn", vec![customs]).await;
-    assert_eq!(stream.delivery().await.arrival, 3);
+    assert_eq!(stream.delivery().await.offset, 3);
 }
 
 #[tokio::test]
-async fn reload_names_the_operator_who_asked() {
+async fn reload_passes_the_calling_operator() {
     let world = World::start().await;
-    let answer = world.api.reload(called(OPERATOR, proto::ReloadRequest {})).await.unwrap().into_inner();
-    assert_eq!(answer.changes, [format!("for {OPERATOR}")]);
+    let response = world.api.reload(called(OPERATOR, proto::ReloadRequest {})).await.unwrap().into_inner();
+    assert_eq!(response.changes, [format!("for {OPERATOR}")]);
 }

@@ -1,7 +1,8 @@
-//! The listener: plain HTTP/1.1, one resource, `/metrics`.
+//! The metrics listener: plain HTTP/1.1 with one resource, `/metrics`.
 //!
-//! Nobody is authenticated: whoever can connect reads the figures. So it listens on this machine only, unless the configuration says that
-//! something else keeps strangers out. All it takes is bounded: connections, the size and the time of a request.
+//! There is no authentication: anyone who can connect reads the metrics. So it listens on this
+//! machine only, unless the configuration declares that other means keep strangers out.
+//! Connections, and size and time of a request, are bounded.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -18,35 +19,36 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use super::Source;
+use super::MetricsSource;
 use super::negotiate::{self, Hosts};
 use crate::app::AppError;
 use crate::config::MetricsText;
 use crate::telemetry::{AuditEvent, audit};
 
-/// Connections at once: a monitoring system, its stand-in, and a person.
+/// Most connections: a monitoring system, its standby, and a person.
 const CONNECTIONS_MAX: usize = 8;
-/// How long one may take, from its request to the last byte of the answer.
+/// Time limit of a connection, from its request to the last byte of the response.
 const CONNECTION_MAX: Duration = Duration::from_secs(10);
-/// Of the head of a request.
+/// Largest head of a request.
 const HEAD_BYTES_MAX: usize = 8 << 10;
 
 /// Opens the listener.
 ///
 /// # Errors
-/// If the address cannot be had, or is not this machine's alone and the configuration does not say that it may be.
+/// If the address is not available, or is reachable from other machines without the permission of
+/// the configuration.
 pub(in crate::app) async fn bind(metrics: &MetricsText) -> Result<TcpListener, AppError> {
     let listen = |source| AppError::Listen { address: metrics.listen.clone(), source };
     let tcp = TcpListener::bind(&metrics.listen).await.map_err(listen)?;
     let address = tcp.local_addr().map_err(listen)?;
-    if !address.ip().is_loopback() && !metrics.beyond_loopback {
-        return Err(AppError::MetricsBeyondLoopback(address.to_string()));
+    if !address.ip().is_loopback() && !metrics.allow_non_loopback {
+        return Err(AppError::MetricsNonLoopback(address.to_string()));
     }
     Ok(tcp)
 }
 
-/// Answers until it is dropped.
-pub(in crate::app) async fn serve(tcp: TcpListener, metrics: MetricsText, source: Source) {
+/// Serves requests until it is dropped.
+pub(in crate::app) async fn serve(tcp: TcpListener, metrics: MetricsText, source: MetricsSource) {
     let hosts = Arc::new(Hosts::new(&metrics.listen, &metrics.hosts));
     let open = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -54,16 +56,16 @@ pub(in crate::app) async fn serve(tcp: TcpListener, metrics: MetricsText, source
         let (stream, from) = match tcp.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                let (what, reason) = ("refused-connection", "not-accepted");
-                audit(&AuditEvent { what, reason, who: &"", subject: &"metrics", detail: &error });
-                // Too many files are open: the next one may be better off.
+                let (event, reason) = ("connection-rejected", "accept-failed");
+                audit(&AuditEvent { event, reason, actor: &"", resource: &"metrics", detail: &error });
+                // Too many files are open: pause before accepting again.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
         let (source, hosts) = (source.clone(), Arc::clone(&hosts));
         tokio::spawn(async move {
-            if tokio::time::timeout(CONNECTION_MAX, answer(stream, hosts, source)).await.is_err() {
+            if tokio::time::timeout(CONNECTION_MAX, handle_connection(stream, hosts, source)).await.is_err() {
                 tracing::debug!(%from, "a connection for figures took too long");
             }
             drop(permit);
@@ -71,10 +73,10 @@ pub(in crate::app) async fn serve(tcp: TcpListener, metrics: MetricsText, source
     }
 }
 
-async fn answer(stream: TcpStream, hosts: Arc<Hosts>, source: Source) {
-    let came_to = stream.local_addr().ok().map(|address| address.ip());
+async fn handle_connection(stream: TcpStream, hosts: Arc<Hosts>, source: MetricsSource) {
+    let local_address = stream.local_addr().ok().map(|address| address.ip());
     let service = service_fn(|request: Request<Incoming>| {
-        let allowed = hosts.allow(request.headers(), came_to);
+        let allowed = hosts.allow(request.headers(), local_address);
         respond(request, allowed, source.clone())
     });
     let mut http = http1::Builder::new();
@@ -87,7 +89,7 @@ async fn answer(stream: TcpStream, hosts: Arc<Hosts>, source: Source) {
 async fn respond(
     request: Request<Incoming>,
     allowed: bool,
-    source: Source,
+    source: MetricsSource,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     if !allowed {
         let text = "this host is not served here: ask for localhost or the configured address, or list the name in metrics.hosts\n";
@@ -118,7 +120,7 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     response
 }
 
-/// Where it listens, for the log.
+/// Returns the bound address, for the log.
 pub(in crate::app) fn address(tcp: &TcpListener) -> Option<SocketAddr> {
     tcp.local_addr().ok()
 }

@@ -1,7 +1,8 @@
-//! Figures of a running node for a monitoring system, gathered when they are asked for.
+//! Metrics of a running node for a monitoring system, gathered for each request. Off unless
+//! `node.toml` enables them.
 //!
-//! In scope: what is told (`text` names it), and the listener (`listen`). Off unless `node.toml` asks for it. Figures name members, feeds and
-//! what was refused; never bulletins, people or keys.
+//! In scope: gathering them, their names (`text`), and the listener (`listen`). Metrics name
+//! members, feeds and reasons of rejections; never bulletins, people or keys.
 
 mod listen;
 mod negotiate;
@@ -10,148 +11,148 @@ mod text;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use barid_core::names::FeedId;
+use barid_core::ids::FeedId;
 use rustls::pki_types::UnixTime;
 
 pub(super) use listen::{address, bind, serve};
 
 use super::node::Node;
-use crate::api::Pace;
+use crate::api::CallLimiter;
 use crate::budgets::{Budgets, Usage};
-use crate::committer::Gate;
-use crate::exchange::PeerSnapshot;
-use crate::store::{DiskBytes, SyncTimes};
+use crate::committer::PublishState;
+use crate::exchange::PeerStatus;
+use crate::store::{DiskBytes, FsyncHistogram};
 use crate::telemetry::alarms::ActiveAlarm;
 use crate::telemetry::{self};
 use crate::transport::validity;
 
-/// Everything that is told, at one moment.
+/// All values at one moment.
 #[derive(Debug, Default)]
-struct Figures {
+struct MetricsSnapshot {
     /// Unix seconds.
     now: u64,
     /// Entries held, entries held in full, and envelope bytes committed since the start.
     feeds: BTreeMap<FeedId, (u64, u64, u64)>,
     commits: u64,
-    arrivals: u64,
+    stored_bulletins: u64,
     waiting: u64,
-    syncs: SyncTimes,
+    syncs: FsyncHistogram,
     disk: DiskBytes,
-    reserve_bytes: u64,
-    /// By member, thousandths of its share of the room on the disk.
+    min_free_bytes: u64,
+    /// By member, thousandths of its share of the disk.
     share_used: BTreeMap<String, u64>,
-    mended_bits: u64,
-    view_lag: u64,
-    peers: BTreeMap<String, PeerSnapshot>,
-    gate: &'static str,
-    /// How many of each kind.
+    corrected_bits: u64,
+    index_lag: u64,
+    peers: BTreeMap<String, PeerStatus>,
+    publish_state: &'static str,
+    /// Number of each kind.
     alarms: Vec<(&'static str, u64)>,
-    /// Unix seconds of ends: what, and whose.
-    ends: Vec<(&'static str, String, i64)>,
+    /// Kind, name, and expiry in Unix seconds.
+    expiries: Vec<(&'static str, String, i64)>,
     streams: BTreeMap<&'static str, u64>,
-    /// Events that were recorded or counted: what, reason.
+    /// Audit events, single or counted, by event and reason.
     events: BTreeMap<(&'static str, &'static str), u64>,
     roster_version: u64,
     budgets: Vec<Usage>,
 }
 
-/// Kinds of alarms that are counted apart.
+/// Kinds of alarms with a series of their own.
 const ALARM_KINDS: [&str; 10] = [
-    "another-history",
+    "fork-conflict",
     "clock",
     "damage",
     "disk-full",
     "disk-low",
     "equivocation",
-    "in-doubt",
+    "needs-recovery",
     "member-over-share",
     "other",
     "validity",
 ];
 
-/// How many alarms of each kind are active.
+/// Counts the active alarms of each kind.
 fn alarms_by_kind(active: &[ActiveAlarm]) -> Vec<(&'static str, u64)> {
     let mut counts = ALARM_KINDS.map(|kind| (kind, 0));
     for alarm in active {
         let reason = alarm.alarm.reason();
         let kind = if ALARM_KINDS.contains(&reason) { reason } else { "other" };
-        counts.iter_mut().filter(|(counted, _)| *counted == kind).for_each(|(_, count)| *count += 1);
+        counts.iter_mut().filter(|(name, _)| *name == kind).for_each(|(_, count)| *count += 1);
     }
     counts.into()
 }
 
-/// Where the figures come from. Cheap to clone.
+/// Source of the metrics. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Source {
+pub(super) struct MetricsSource {
     pub(super) node: Arc<Node>,
-    pub(super) pace: Arc<Pace>,
+    pub(super) call_limiter: Arc<CallLimiter>,
     pub(super) budgets: Budgets,
 }
 
-impl Source {
-    /// The figures as text. Blocks.
+impl MetricsSource {
+    /// Returns the metrics as text. Blocks.
     fn text(&self) -> String {
         text::write(self.gather())
     }
 
-    fn gather(&self) -> Figures {
+    fn gather(&self) -> MetricsSnapshot {
         let Node { committer, store, exchange, .. } = self.node.as_ref();
         let bytes = committer.committed_bytes();
         let feeds = store.feeds().into_iter().map(|state| {
             let committed = bytes.get(&state.feed).copied().unwrap_or(0);
-            (state.feed, (state.frontier.size(), state.disclosed, committed))
+            (state.feed, (state.compact_range.size(), state.disclosed, committed))
         });
         let full = committer.disk_full().borrow().is_some();
-        let gate = match &*committer.gate().borrow() {
-            Gate::Stopped(_) => "stopped",
-            Gate::InDoubt(_) => "in-doubt",
-            Gate::Open | Gate::Starting if full => "disk-full",
-            Gate::Starting => "starting",
-            Gate::Open => "open",
+        let publish_state = match &*committer.publish_state().borrow() {
+            PublishState::Stopped(_) => "stopped",
+            PublishState::NeedsRecovery(_) => "needs-recovery",
+            PublishState::Open | PublishState::Starting if full => "disk-full",
+            PublishState::Starting => "starting",
+            PublishState::Open => "open",
         };
         let now = UnixTime::now();
         let count = |alarms: usize| u64::try_from(alarms).unwrap_or(u64::MAX);
-        self.node.settle_alarms();
-        Figures {
+        self.node.update_alarms();
+        MetricsSnapshot {
             now: now.as_secs(),
             feeds: feeds.collect(),
             commits: store.seq(),
-            arrivals: store.end_arrival().saturating_sub(1),
+            stored_bulletins: store.end_offset().saturating_sub(1),
             waiting: count(committer.waiting()),
-            syncs: store.sync_times(),
+            syncs: store.fsync_histogram(),
             disk: store.disk_bytes(),
-            mended_bits: store.mended_bits(),
+            corrected_bits: store.corrected_bits(),
             share_used: committer.share_used().into_iter().map(|(member, used)| (member.to_string(), used)).collect(),
-            reserve_bytes: self.node.config.text.reserve_mib << 20,
-            view_lag: store.view_lag(),
+            min_free_bytes: self.node.config.text.min_free_disk_mib << 20,
+            index_lag: store.index_lag(),
             peers: exchange.peers().snapshot().into_iter().map(|(member, peer)| (member.to_string(), peer)).collect(),
-            gate,
+            publish_state,
             alarms: alarms_by_kind(&exchange.alarms().snapshot()),
-            ends: self.ends(),
-            streams: self.pace.streams_by_method(),
-            events: telemetry::counted(),
+            expiries: self.expiries(),
+            streams: self.call_limiter.streams_by_method(),
+            events: telemetry::event_counts(),
             roster_version: self.node.rosters.load().newest().version(),
             budgets: self.budgets.usage(),
         }
     }
 
-    fn ends(&self) -> Vec<(&'static str, String, i64)> {
+    fn expiries(&self) -> Vec<(&'static str, String, i64)> {
         let (node, domain) = (&self.node, &self.node.trust_domain);
-        let mut ends = Vec::new();
+        let mut expiries = Vec::new();
         if let Some(end) =
             node.credentials.certificate().and_then(|certificate| validity(&certificate)).map(|(_, end)| end)
         {
-            ends.push(("node", domain.clone(), end));
+            expiries.push(("node", domain.clone(), end));
         }
-        // Of several the first to end.
-        let authority = node.lists.trust.authorities_validity(domain).into_iter().map(|(_, end)| end).min();
-        ends.extend(authority.map(|end| ("authority", domain.clone(), end)));
-        let mut lists: BTreeMap<String, i64> = BTreeMap::new();
-        for list in node.lists.held.held(&node.lists.trust) {
-            let due = lists.entry(list.trust_domain.clone()).or_insert(list.next_update);
+        // Of several the first to expire.
+        let authority = node.crls.trust.authorities_validity(domain).into_iter().map(|(_, end)| end).min();
+        expiries.extend(authority.map(|end| ("authority", domain.clone(), end)));
+        let mut crls: BTreeMap<String, i64> = BTreeMap::new();
+        for list in node.crls.held.held(&node.crls.trust) {
+            let due = crls.entry(list.trust_domain.clone()).or_insert(list.next_update);
             *due = list.next_update.min(*due);
         }
-        ends.extend(lists.into_iter().map(|(domain, due)| ("revocation-list", domain, due)));
-        ends
+        expiries.extend(crls.into_iter().map(|(domain, due)| ("crl", domain, due)));
+        expiries
     }
 }

@@ -1,33 +1,33 @@
-//! What a request for metrics asks for: at which host, and in which text format. Pure.
+//! Checks the host of a metrics request, and negotiates the text format. Pure.
 //!
-//! A page in a browser can have its own name point to this machine and read what is served here (DNS rebinding); the browser then names that host,
-//! and gets nothing.
+//! A web page can make its own host name resolve to this machine to read local services (DNS
+//! rebinding). The browser then sends that host name, which is denied.
 
 use std::net::IpAddr;
 
 use http::{HeaderMap, header};
 
-/// What OpenMetrics 1.0 calls itself.
+/// Media type of OpenMetrics 1.0.
 pub(super) const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// What Prometheus' own text format calls itself.
+/// Media type of the Prometheus text format.
 pub(super) const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Hosts by which the metrics may be asked for.
+/// Host names that requests may use.
 #[derive(Clone, Debug)]
 pub(super) struct Hosts {
     names: Vec<String>,
 }
 
 impl Hosts {
-    /// The host of the configured address, and further names from the configuration.
+    /// Takes the host of the configured address, and further names from the configuration.
     pub(super) fn new(listen: &str, further: &[String]) -> Self {
         let own = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
         let names = further.iter().map(String::as_str).chain([own]).map(bare).filter(|name| !name.is_empty()).collect();
         Self { names }
     }
 
-    /// Whether a request names one of them, or this machine, or the address it came to.
-    pub(super) fn allow(&self, headers: &HeaderMap, came_to: Option<IpAddr>) -> bool {
+    /// Whether a request names an allowed host, this machine, or the address it arrived at.
+    pub(super) fn allow(&self, headers: &HeaderMap, local_address: Option<IpAddr>) -> bool {
         let mut values = headers.get_all(header::HOST).iter();
         let (Some(Ok(host)), None) = (values.next().map(|value| value.to_str()), values.next()) else { return false };
         let host = bare(without_port(host));
@@ -35,7 +35,7 @@ impl Hosts {
             Ok(address) => {
                 let address = address.to_canonical();
                 address.is_loopback()
-                    || came_to.is_some_and(|came_to| came_to.to_canonical() == address)
+                    || local_address.is_some_and(|local_address| local_address.to_canonical() == address)
                     || self.names.iter().any(|name| name.parse() == Ok(address) && !address.is_unspecified())
             }
             Err(_) => host == "localhost" || self.names.contains(&host),
@@ -43,7 +43,7 @@ impl Hosts {
     }
 }
 
-/// In lower case, without the brackets of an IPv6 address and the dot of a full name.
+/// Returns a host in lower case, without the brackets of an IPv6 address and the final dot.
 fn bare(host: &str) -> String {
     host.trim_matches(['[', ']']).trim_end_matches('.').to_ascii_lowercase()
 }
@@ -59,8 +59,8 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// Whether the text is to be OpenMetrics rather than Prometheus' own format: what a request prefers of the two; without a preference, OpenMetrics
-/// (RFC 9110 §12.5.1).
+/// Whether to respond with OpenMetrics rather than the Prometheus format: as the request prefers,
+/// without a preference OpenMetrics (RFC 9110 §12.5.1).
 pub(super) fn wants_openmetrics(headers: &HeaderMap) -> bool {
     let (mut open, mut plain) = (None, None);
     let lines = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
@@ -69,7 +69,7 @@ pub(super) fn wants_openmetrics(headers: &HeaderMap) -> bool {
         let media = parts.next().unwrap_or_default().to_ascii_lowercase();
         let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
         let weight = weight.map_or(1.0, |weight| weight.parse::<f32>().unwrap_or(0.0));
-        // A range that names a type counts before one that does not.
+        // A more specific media range takes precedence.
         let (of_open, of_plain) = match media.as_str() {
             "application/openmetrics-text" => (3, 0),
             "text/plain" => (0, 3),
@@ -92,7 +92,8 @@ pub(super) fn wants_openmetrics(headers: &HeaderMap) -> bool {
     }
 }
 
-/// OpenMetrics as Prometheus' own text format: there a counter's family has the suffix of its samples, and no end is marked.
+/// Converts OpenMetrics to the Prometheus format: a counter's family has the suffix of its samples,
+/// and there is no end marker.
 pub(super) fn plain(openmetrics: &str) -> String {
     let mut text = String::with_capacity(openmetrics.len());
     let kinds: std::collections::HashMap<&str, &str> =
@@ -133,9 +134,9 @@ mod tests {
     }
 
     #[test]
-    fn only_this_machine_and_what_is_configured_are_hosts() {
+    fn hosts_are_loopback_and_configured_names_only() {
         let hosts = Hosts::new("metrics.ma.example:9464", &["Monitor.example.".into()]);
-        let came_to = Some("192.0.2.7".parse().unwrap());
+        let local_address = Some("192.0.2.7".parse().unwrap());
         for host in [
             "localhost",
             "LOCALHOST:9464",
@@ -149,7 +150,7 @@ mod tests {
             "192.0.2.7:9464",
             "[::ffff:192.0.2.7]",
         ] {
-            assert!(hosts.allow(&with(header::HOST, host), came_to), "{host}");
+            assert!(hosts.allow(&with(header::HOST, host), local_address), "{host}");
         }
         for host in [
             "attacker.example",
@@ -161,12 +162,12 @@ mod tests {
             "127.0.0.1.attacker.example",
             "localhost:x",
         ] {
-            assert!(!hosts.allow(&with(header::HOST, host), came_to), "{host}");
+            assert!(!hosts.allow(&with(header::HOST, host), local_address), "{host}");
         }
-        assert!(!hosts.allow(&HeaderMap::new(), came_to), "HTTP/1.1 names a host");
+        assert!(!hosts.allow(&HeaderMap::new(), local_address), "HTTP/1.1 names a host");
         let mut two = with(header::HOST, "localhost");
         two.append(header::HOST, "attacker.example".parse().unwrap());
-        assert!(!hosts.allow(&two, came_to));
+        assert!(!hosts.allow(&two, local_address));
     }
 
     #[test]
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn own_format_of_prometheus_names_counters_as_their_samples() {
+    fn prometheus_text_names_counters_with_their_suffix() {
         let text = "# HELP a_b Of a.\n# TYPE a_b counter\na_b_total{x=\"1\"} 4\n# HELP c The c.\n# TYPE c gauge\nc 1.0\n# HELP build The program.\n# TYPE build info\nbuild_info{version=\"1\"} 1\n# EOF\n";
         let expected = "# HELP a_b_total Of a.\n# TYPE a_b_total counter\na_b_total{x=\"1\"} 4\n# HELP c The c.\n# TYPE c gauge\nc 1.0\n# HELP build_info The program.\n# TYPE build_info gauge\nbuild_info{version=\"1\"} 1\n";
         assert_eq!(plain(text), expected);

@@ -1,6 +1,7 @@
-//! The figures in the text form of OpenMetrics 1.0, which Prometheus reads too.
+//! Writes the metrics in the text format of OpenMetrics 1.0, which Prometheus reads too.
 //!
-//! In scope: names, labels and help. The operator's guide has the same names; a test compares them with what a node prints.
+//! In scope: names, labels and help. The operator's guide has the same names; a test compares it
+//! with a node's output.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,17 +11,17 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::Figures;
-use crate::store::SYNC_BOUNDS_MICROS;
+use super::MetricsSnapshot;
+use crate::store::FSYNC_BOUNDS_MICROS;
 use crate::telemetry::alarms::REASONS;
 
-/// States of the gate, all of which are told: one is 1.
-const GATES: [&str; 5] = ["disk-full", "in-doubt", "open", "starting", "stopped"];
+/// States of publishing. All are exported; the current one is 1.
+const PUBLISH_STATES: [&str; 5] = ["disk-full", "needs-recovery", "open", "starting", "stopped"];
 
-/// What was gathered, as text.
-pub(super) fn write(figures: Figures) -> String {
+/// Returns the metrics as text.
+pub(super) fn write(metrics: MetricsSnapshot) -> String {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(figures));
+    registry.register_collector(Box::new(metrics));
     let mut text = String::new();
     // Writing into a string does not fail.
     let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
@@ -77,7 +78,7 @@ impl Out<'_> {
     }
 }
 
-/// Beyond 2^53 a figure is near enough.
+/// Above 2^53 the precision is sufficient.
 #[allow(clippy::cast_precision_loss)]
 fn float(value: u64) -> f64 {
     value as f64
@@ -88,7 +89,7 @@ fn signed(value: i64) -> f64 {
     value as f64
 }
 
-impl Collector for Figures {
+impl Collector for MetricsSnapshot {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut out = Out(encoder);
         let version = [("version", env!("CARGO_PKG_VERSION"))];
@@ -101,9 +102,9 @@ impl Collector for Figures {
     }
 }
 
-impl Figures {
+impl MetricsSnapshot {
     fn feeds(&self, out: &mut Out<'_>) -> fmt::Result {
-        let feeds: Vec<_> = self.feeds.iter().map(|(feed, figures)| (feed.to_string(), *figures)).collect();
+        let feeds: Vec<_> = self.feeds.iter().map(|(feed, metrics)| (feed.to_string(), *metrics)).collect();
         let about = ("barid_feed_entries", "Entries held of a feed, as digests or in full");
         out.gauges(about, feeds.iter().map(|(feed, (size, ..))| (vec![("feed", feed.as_str())], float(*size))))?;
         let about = ("barid_feed_disclosed_entries", "Entries held of a feed in full");
@@ -114,30 +115,30 @@ impl Figures {
 
     fn store(&self, out: &mut Out<'_>) -> fmt::Result {
         out.counter("barid_commits", "Commits, since the store began", self.commits)?;
-        out.counter("barid_arrivals", "Bulletins that arrived, since the store began", self.arrivals)?;
+        out.counter("barid_stored_bulletins", "Bulletins stored since the store began", self.stored_bulletins)?;
         out.gauge("barid_commit_queue_entries", "Entries and answers that wait to be committed", self.waiting)?;
-        let buckets: Vec<(f64, u64)> = SYNC_BOUNDS_MICROS
+        let buckets: Vec<(f64, u64)> = FSYNC_BOUNDS_MICROS
             .iter()
             .map(|micros| float(*micros) / 1e6)
             .chain([f64::INFINITY])
             .zip(self.syncs.counts)
             .collect();
         let (sum, count) = (float(self.syncs.sum_micros) / 1e6, self.syncs.counts.iter().sum());
-        let about = ("barid_log_sync_seconds", "How long an fdatasync of the commit log takes");
+        let about = ("barid_log_fsync_seconds", "How long an fdatasync of the commit log takes");
         out.all(about, MetricType::Histogram, [(Vec::new(), ())], |metric, ()| {
             metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
         })?;
         let about = "Bits of the commit log that had flipped and were put right, since the start";
-        out.counter("barid_log_mended_bits", about, self.mended_bits)?;
+        out.counter("barid_log_corrected_bits", about, self.corrected_bits)?;
         out.gauge("barid_log_bytes", "Bytes of the commit log, as written", self.disk.log)?;
-        out.gauge("barid_view_bytes", "Bytes of the view", self.disk.view)?;
+        out.gauge("barid_index_bytes", "Bytes of the view", self.disk.index_db)?;
         out.gauge("barid_disk_free_bytes", "Bytes free on the disk of the store", self.disk.free)?;
         let about =
             ("barid_member_share_used_ratio", "How much a member has used of its share of the room on the disk");
         let used = self.share_used.iter();
         out.gauges(about, used.map(|(member, used)| (vec![("peer", member.as_str())], float(*used) / 1e3)))?;
-        out.gauge("barid_disk_reserve_bytes", "Free bytes below which no entries are taken", self.reserve_bytes)?;
-        out.gauge("barid_view_lag_commits", "Commits that queries do not see in the view yet", self.view_lag)
+        out.gauge("barid_disk_min_free_bytes", "Free bytes below which no entries are taken", self.min_free_bytes)?;
+        out.gauge("barid_index_lag_commits", "Commits that queries do not see in the view yet", self.index_lag)
     }
 
     fn peers(&self, out: &mut Out<'_>) -> fmt::Result {
@@ -151,7 +152,7 @@ impl Figures {
             peers().map(|(labels, peer)| (labels, float(peer.known_size.saturating_sub(peer.held_size)))),
         )?;
         let about = ("barid_lag_seconds", "Since when entries of a peer's feed are missing here");
-        let lag = |peer: &super::PeerSnapshot| match peer.behind_since_unix_ms {
+        let lag = |peer: &super::PeerStatus| match peer.behind_since_unix_ms {
             0 => 0.0,
             since => age(since / 1_000),
         };
@@ -170,38 +171,45 @@ impl Figures {
     }
 
     fn state(&self, out: &mut Out<'_>) -> fmt::Result {
-        let about = ("barid_gate", "Whether this node publishes: the state that it is in is 1");
-        let gates = GATES.iter().map(|state| (vec![("state", *state)], f64::from(u8::from(*state == self.gate))));
+        let about = ("barid_publish_state", "Whether this node publishes: the state that it is in is 1");
+        let gates = PUBLISH_STATES
+            .iter()
+            .map(|state| (vec![("state", *state)], f64::from(u8::from(*state == self.publish_state))));
         out.gauges(about, gates)?;
         let about = ("barid_alarms", "Alarms that stand, by kind");
         out.gauges(about, self.alarms.iter().map(|(kind, count)| (vec![("kind", *kind)], float(*count))))?;
         let about =
-            ("barid_validity_end_timestamp_seconds", "When a certificate ends or a revocation list is due, Unix time");
-        let ends = self.ends.iter();
+            ("barid_expiry_timestamp_seconds", "When a certificate ends or a revocation list is due, Unix time");
+        let expiries = self.expiries.iter();
         out.gauges(
             about,
-            ends.map(|(what, of, end)| (vec![("what", *what), ("trust_domain", of.as_str())], signed(*end))),
+            expiries.map(|(credential, of, end)| {
+                (vec![("credential", *credential), ("trust_domain", of.as_str())], signed(*end))
+            }),
         )?;
         let about = ("barid_streams", "Streams of the API that are open, by method");
         out.gauges(about, self.streams.iter().map(|(method, count)| (vec![("method", *method)], float(*count))))?;
         let budgets = || self.budgets.iter().map(|usage| (vec![("budget", usage.spec.name)], usage));
         let about = ("barid_budget_used", "What others use of this node, by budget");
         out.gauges(about, budgets().map(|(labels, usage)| (labels, float(usage.used))))?;
-        let about = ("barid_budget_bound", "What all others together may use of this node, by budget");
+        let about = ("barid_budget_limit", "What all others together may use of this node, by budget");
         out.gauges(about, budgets().map(|(labels, usage)| (labels, float(usage.bounds.total))))?;
         let about = ("barid_budget_high_water", "Most that was in use at once since the start, by budget");
         out.gauges(about, budgets().map(|(labels, usage)| (labels, float(usage.high_water))))?;
-        let about = ("barid_budget_denied", "Charges that did not fit a budget since the start");
+        let about = ("barid_budget_exhausted", "Charges that did not fit a budget since the start");
         out.counters(about, budgets().map(|(labels, usage)| (labels, usage.denied)))?;
         out.gauge("barid_roster_version", "Version of the roster in force", self.roster_version)?;
-        let about = ("barid_refusals", "What was refused since the start, by kind and reason");
-        let events = || self.events.iter().map(|((what, reason), count)| (*what, *reason, *count));
-        let refused = events().filter(|(what, ..)| what.starts_with("refused-"));
-        out.counters(about, refused.map(|(what, reason, count)| (vec![("what", what), ("reason", reason)], count)))?;
+        let about = ("barid_rejections", "What was refused since the start, by kind and reason");
+        let events = || self.events.iter().map(|((event, reason), count)| (*event, *reason, *count));
+        let rejected = events().filter(|(event, ..)| event.ends_with("-rejected") || event.ends_with("-denied"));
+        out.counters(
+            about,
+            rejected.map(|(event, reason, count)| (vec![("event", event), ("reason", reason)], count)),
+        )?;
         let about = ("barid_alarms_raised", "Alarms that were recorded since the start, by reason");
-        // From the start, each of them: a rate misses the first one of a series that begins with it.
+        // Export every reason from the start: a rate misses the first event of a new series.
         let mut raised: BTreeMap<&str, u64> = REASONS.into_iter().map(|reason| (reason, 0)).collect();
-        raised.extend(events().filter(|(what, ..)| *what == "alarm").map(|(_, reason, count)| (reason, count)));
+        raised.extend(events().filter(|(event, ..)| *event == "alarm").map(|(_, reason, count)| (reason, count)));
         out.counters(about, raised.into_iter().map(|(reason, count)| (vec![("reason", reason)], count)))
     }
 }
@@ -209,22 +217,23 @@ impl Figures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exchange::PeerSnapshot;
+    use crate::exchange::PeerStatus;
 
     #[test]
-    fn the_text_is_openmetrics() {
-        let mut figures = Figures { now: 1_000, gate: "open", commits: 7, ..Figures::default() };
-        figures.feeds.insert("ma.rabat.example/feed/1".parse().expect("a feed"), (12, 10, 4_096));
-        figures.syncs.counts[1] = 3;
-        figures.syncs.sum_micros = 600;
+    fn metrics_text_is_valid_openmetrics() {
+        let mut metrics =
+            MetricsSnapshot { now: 1_000, publish_state: "open", commits: 7, ..MetricsSnapshot::default() };
+        metrics.feeds.insert("ma.rabat.example/feed/1".parse().expect("a feed"), (12, 10, 4_096));
+        metrics.syncs.counts[1] = 3;
+        metrics.syncs.sum_micros = 600;
         let peer =
-            PeerSnapshot { linked: true, cosigned_time: 940, known_size: 9, held_size: 4, ..PeerSnapshot::default() };
-        figures.peers.insert("ly".into(), peer);
-        figures.events.insert(("refused-call", "RATE"), 5);
-        figures.events.insert(("reloaded", "changed"), 2);
-        figures.events.insert(("alarm", "equivocation"), 2);
-        figures.events.insert(("alarm", "a-later-word"), 1);
-        let text = write(figures);
+            PeerStatus { linked: true, cosigned_time: 940, known_size: 9, held_size: 4, ..PeerStatus::default() };
+        metrics.peers.insert("ly".into(), peer);
+        metrics.events.insert(("call-denied", "rate"), 5);
+        metrics.events.insert(("reloaded", "changed"), 2);
+        metrics.events.insert(("alarm", "equivocation"), 2);
+        metrics.events.insert(("alarm", "a-later-word"), 1);
+        let text = write(metrics);
         let raised = text.lines().filter(|line| line.starts_with("barid_alarms_raised_total{"));
         assert_eq!(raised.count(), REASONS.len() + 1, "each has a figure from the start, once: {text}");
         for line in [
@@ -232,16 +241,16 @@ mod tests {
             "barid_feed_entries{feed=\"ma.rabat.example/feed/1\"} 12.0",
             "barid_feed_committed_bytes_total{feed=\"ma.rabat.example/feed/1\"} 4096",
             "barid_commits_total 7",
-            "barid_log_sync_seconds_bucket{le=\"0.0001\"} 0",
-            "barid_log_sync_seconds_bucket{le=\"0.00025\"} 3",
-            "barid_log_sync_seconds_bucket{le=\"+Inf\"} 3",
-            "barid_log_sync_seconds_sum 0.0006",
+            "barid_log_fsync_seconds_bucket{le=\"0.0001\"} 0",
+            "barid_log_fsync_seconds_bucket{le=\"0.00025\"} 3",
+            "barid_log_fsync_seconds_bucket{le=\"+Inf\"} 3",
+            "barid_log_fsync_seconds_sum 0.0006",
             "barid_link_up{peer=\"ly\"} 1.0",
             "barid_lag_entries{peer=\"ly\"} 5.0",
             "barid_cosignature_age_seconds{peer=\"ly\"} 60.0",
-            "barid_gate{state=\"open\"} 1.0",
-            "barid_gate{state=\"stopped\"} 0.0",
-            "barid_refusals_total{what=\"refused-call\",reason=\"RATE\"} 5",
+            "barid_publish_state{state=\"open\"} 1.0",
+            "barid_publish_state{state=\"stopped\"} 0.0",
+            "barid_rejections_total{event=\"call-denied\",reason=\"rate\"} 5",
             "barid_alarms_raised_total{reason=\"clock\"} 0",
             "barid_alarms_raised_total{reason=\"equivocation\"} 2",
             "barid_alarms_raised_total{reason=\"a-later-word\"} 1",

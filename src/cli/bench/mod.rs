@@ -1,16 +1,17 @@
-//! `barid bench`: what two nodes on this machine can do, one figure a line.
+//! `barid bench`: benchmarks of two nodes on this machine, one metric a line.
 //!
-//! In scope: two node processes on loopback with mutual TLS, real files and fsync, loaded by this process as a member's own systems
-//! would; figures named as those of other brokers are, so that both can be read side by side; the bare store beside them. Out of
-//! scope: judging the figures. `docs/bench.md` says what each means.
+//! In scope: two node processes on loopback with mutual TLS, real files and fsync, under load from
+//! this process as from a member's own systems; metrics named as in benchmarks of other brokers, so
+//! that both can be compared; the bare store. Out of scope: judging the metrics. `docs/bench.md`
+//! defines each.
 //!
-//! Everything shares the machine: publisher, both nodes, subscriber. A rate that ends in `.drained` counts until both views have taken
-//! in everything; the others count at the commit.
+//! Publisher, both nodes and subscriber share the machine. A rate that ends in `.drained` counts
+//! until both index databases have applied everything; the others count at the commit.
 
-mod express;
 mod load;
 mod measure;
 mod pair;
+mod priority;
 
 use std::time::{Duration, Instant};
 
@@ -23,59 +24,59 @@ use load::{Published, Publisher, Subscriber, Until};
 use measure::{cpu_seconds, loopback_bytes, median, ms, per, percentile, rate, resident_mib, resident_peak_mib};
 use pair::{Pair, Side, followed};
 
-/// The focal point that publishes and reads.
+/// Focal point that publishes and reads.
 const READER: &str = "situation-room";
-/// Rate of the open-loop figures.
-const PACED_PER_SECOND: u64 = 500;
-/// Bulletins of an open-loop figure.
-const PACED_COUNT: u64 = 3_000;
+/// Rate of the open-loop benchmarks.
+const FIXED_RATE_PER_SECOND: u64 = 500;
+/// Bulletins of an open-loop benchmark.
+const FIXED_RATE_COUNT: u64 = 3_000;
 /// Subscribers that have stopped reading.
 const STOPPED_SUBSCRIBERS: usize = 100;
-/// Of these so many share a connection.
+/// Stopped subscribers that share one connection.
 const STOPPED_PER_CONNECTION: usize = 10;
-/// Times that publishing with and without stopped subscribers is compared.
+/// Number of comparisons of publishing with and without stopped subscribers.
 const STOPPED_ROUNDS: usize = 3;
 
-/// Members that are down, of which the node has to try each again and again.
+/// Members that are down. The node retries the connection to each of them.
 const PEERS_DOWN: u16 = 100;
-/// Times that publishing with one peer down and with many is compared.
+/// Number of comparisons of publishing with one peer down and with many down.
 const PEERS_DOWN_ROUNDS: usize = 3;
 
-/// What `bench` is told.
+/// Arguments of `barid bench`.
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
     /// What to measure; everything if nothing is named.
     #[arg(value_name = "PART", value_enum)]
     parts: Vec<Part>,
-    /// Seconds of each publish figure.
+    /// Duration of each publish benchmark in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     seconds: u64,
     /// Bulletins of the end-to-end flood.
     #[arg(long, value_name = "COUNT", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     messages: u64,
-    /// Bulletins that B misses and catches up.
+    /// Bulletins that B misses and catches up on.
     #[arg(long, value_name = "COUNT", default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..))]
     catchup: u64,
-    /// Bulletins that B misses and catches up when its memory is looked at, and while urgent ones overtake.
+    /// Bulletins that B misses and catches up on in the memory, disk and priority benchmarks.
     #[arg(long, value_name = "COUNT", default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..))]
     history: u64,
 }
 
-/// A part of the bench.
+/// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// Publishing to A alone.
     Publish,
     /// From a call at A to a subscriber of B, at 500/s.
     Live,
-    /// As fast as A takes them, until a subscriber of B has all.
+    /// As fast as A accepts bulletins, until a subscriber of B has all.
     Flood,
-    /// B was down and catches up.
+    /// Catch-up of B after it was down.
     Catchup,
-    /// Memory, disk and wire of a long catch-up.
+    /// Memory, disk and network use of a long catch-up.
     History,
-    /// Urgent bulletins, alone and while a backlog flows to B.
-    Express,
+    /// Urgent bulletins, alone and while a backlog is sent to B.
+    Priority,
     /// Publishing beside subscribers that have stopped reading.
     Readers,
     /// Publishing while a hundred other members are down.
@@ -84,12 +85,12 @@ enum Part {
     Store,
 }
 
-/// Prints figures as they come.
-struct Figures<'a> {
+/// Prints metrics as they are measured.
+struct Metrics<'a> {
     context: &'a Context,
 }
 
-impl Figures<'_> {
+impl Metrics<'_> {
     fn put(&self, name: &str, value: f64, unit: &str) -> Result<(), Failure> {
         let name = format!("barid.{name}");
         if self.context.output.is_json() {
@@ -112,14 +113,14 @@ fn failed(error: &(dyn std::error::Error + 'static)) -> Failure {
 pub(super) fn run(context: &Context, args: &BenchArgs) -> Result<Exit, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| failed(&error))?;
-    let bench = Bench { args, figures: Figures { context } };
+    let bench = Bench { args, metrics: Metrics { context } };
     runtime.block_on(bench.run())?;
     Ok(Exit::Ok)
 }
 
 struct Bench<'a> {
     args: &'a BenchArgs,
-    figures: Figures<'a>,
+    metrics: Metrics<'a>,
 }
 
 impl Bench<'_> {
@@ -134,8 +135,8 @@ impl Bench<'_> {
         if [Part::Live, Part::Flood, Part::Catchup, Part::History].into_iter().any(|part| self.wanted(part)) {
             self.pair().await?;
         }
-        if self.wanted(Part::Express) {
-            self.express().await?;
+        if self.wanted(Part::Priority) {
+            self.priority().await?;
         }
         if self.wanted(Part::Readers) {
             self.readers().await?;
@@ -153,7 +154,7 @@ impl Bench<'_> {
         Until { count: u64::MAX, spent: Duration::from_secs(self.args.seconds) }
     }
 
-    /// A alone.
+    /// Measures publishing to A alone.
     async fn publish(&self) -> Result<(), Failure> {
         let mut pair = Pair::make()?;
         pair.start(Side::A)?;
@@ -174,19 +175,19 @@ impl Bench<'_> {
             let drained = pair.drained().await? - begun;
             self.published(&name, published, drained, cpu_seconds(pair.pid(Side::A)) - cpu)?;
         }
-        let until = Until { count: PACED_COUNT, spent: Duration::MAX };
-        let mut paced = publisher.stream(usize::from(u16::MAX), PACED_PER_SECOND, until).await?;
-        self.figures.latencies("publish_500ps.ack_", &mut paced.acks)
+        let until = Until { count: FIXED_RATE_COUNT, spent: Duration::MAX };
+        let mut fixed_rate = publisher.stream(usize::from(u16::MAX), FIXED_RATE_PER_SECOND, until).await?;
+        self.metrics.latencies("publish_500ps.ack_", &mut fixed_rate.acks)
     }
 
     fn published(&self, name: &str, mut run: Published, drained: Duration, cpu: f64) -> Result<(), Failure> {
-        self.figures.put(&format!("{name}.rate"), rate(run.count, run.spent), "msg/s")?;
-        self.figures.put(&format!("{name}.rate.drained"), rate(run.count, drained), "msg/s")?;
-        self.figures.latencies(&format!("{name}.ack_"), &mut run.acks)?;
-        self.figures.put(&format!("{name}.server_cpu"), per(cpu * 1e3, run.count), "cpu_s/1000msg")
+        self.metrics.put(&format!("{name}.rate"), rate(run.count, run.spent), "msg/s")?;
+        self.metrics.put(&format!("{name}.rate.drained"), rate(run.count, drained), "msg/s")?;
+        self.metrics.latencies(&format!("{name}.ack_"), &mut run.acks)?;
+        self.metrics.put(&format!("{name}.server_cpu"), per(cpu * 1e3, run.count), "cpu_s/1000msg")
     }
 
-    /// A publishes, B follows.
+    /// Measures replication: A publishes, B follows.
     async fn pair(&self) -> Result<(), Failure> {
         let mut pair = Pair::make()?;
         pair.start_both().await?;
@@ -205,7 +206,7 @@ impl Bench<'_> {
             held += self.catchup(&mut pair, &mut publisher, "catchup", self.args.catchup).await?;
             let (reader, begun) = (Subscriber::open(pair.connect(Side::B, READER)?, true).await?, Instant::now());
             reader.take(held).await?;
-            self.figures.put("replay_on_b.rate", rate(held, begun.elapsed()), "msg/s")?;
+            self.metrics.put("replay_on_b.rate", rate(held, begun.elapsed()), "msg/s")?;
         }
         if self.wanted(Part::History) {
             held += self.catchup(&mut pair, &mut publisher, "history", self.args.history).await?;
@@ -219,16 +220,16 @@ impl Bench<'_> {
     }
 
     async fn live(&self, pair: &Pair, publisher: &mut Publisher) -> Result<u64, Failure> {
-        let until = Until { count: PACED_COUNT, spent: Duration::MAX };
+        let until = Until { count: FIXED_RATE_COUNT, spent: Duration::MAX };
         let reader = Subscriber::open(pair.connect(Side::B, READER)?, false).await?;
         let cpu = Self::cpu_of(pair);
-        let reading = tokio::spawn(reader.take(PACED_COUNT));
-        let published = publisher.stream(usize::from(u16::MAX), PACED_PER_SECOND, until).await?;
-        let taken = reading.await.map_err(|error| failed(&error))??;
+        let reading = tokio::spawn(reader.take(FIXED_RATE_COUNT));
+        let published = publisher.stream(usize::from(u16::MAX), FIXED_RATE_PER_SECOND, until).await?;
+        let received = reading.await.map_err(|error| failed(&error))??;
         let cpu = Self::cpu_of(pair) - cpu;
-        self.figures.latencies("e2e_500ps.", &mut latencies(&published, &taken))?;
-        self.figures.put("e2e_500ps.servers_cpu", per(cpu * 1e3, PACED_COUNT), "cpu_s/1000msg")?;
-        Ok(PACED_COUNT)
+        self.metrics.latencies("e2e_500ps.", &mut latencies(&published, &received))?;
+        self.metrics.put("e2e_500ps.servers_cpu", per(cpu * 1e3, FIXED_RATE_COUNT), "cpu_s/1000msg")?;
+        Ok(FIXED_RATE_COUNT)
     }
 
     async fn flood(&self, pair: &Pair, publisher: &mut Publisher) -> Result<u64, Failure> {
@@ -237,27 +238,27 @@ impl Bench<'_> {
         let reading = tokio::spawn(reader.take(count));
         let (cpu, begun) = (Self::cpu_of(pair), Instant::now());
         let published = publisher.stream(1_024, 0, Until { count, spent: Duration::MAX }).await?;
-        let taken = reading.await.map_err(|error| failed(&error))??;
-        let spent = taken.last().map_or(Duration::ZERO, |(_, at)| *at - begun);
+        let received = reading.await.map_err(|error| failed(&error))??;
+        let spent = received.last().map_or(Duration::ZERO, |(_, at)| *at - begun);
         let drained = pair.drained().await? - begun;
-        self.figures.put("e2e_flood.rate", rate(count, spent), "msg/s")?;
-        self.figures.put("e2e_flood.rate.drained", rate(count, drained), "msg/s")?;
-        self.figures.put("e2e_flood.publish_rate", rate(count, published.spent), "msg/s")?;
-        self.figures.put("e2e_flood.p50", ms(percentile(&mut latencies(&published, &taken), 50)), "ms")?;
-        self.figures.put("e2e_flood.servers_cpu", per((Self::cpu_of(pair) - cpu) * 1e3, count), "cpu_s/1000msg")?;
+        self.metrics.put("e2e_flood.rate", rate(count, spent), "msg/s")?;
+        self.metrics.put("e2e_flood.rate.drained", rate(count, drained), "msg/s")?;
+        self.metrics.put("e2e_flood.publish_rate", rate(count, published.spent), "msg/s")?;
+        self.metrics.put("e2e_flood.p50", ms(percentile(&mut latencies(&published, &received), 50)), "ms")?;
+        self.metrics.put("e2e_flood.servers_cpu", per((Self::cpu_of(pair) - cpu) * 1e3, count), "cpu_s/1000msg")?;
         self.memory("e2e_flood", pair)?;
         Ok(count)
     }
 
     fn memory(&self, name: &str, pair: &Pair) -> Result<(), Failure> {
         for (side, letter) in [(Side::A, 'a'), (Side::B, 'b')] {
-            self.figures.put(&format!("{name}.rss_{letter}"), resident_mib(pair.pid(side)), "MiB")?;
-            self.figures.put(&format!("{name}.rss_peak_{letter}"), resident_peak_mib(pair.pid(side)), "MiB")?;
+            self.metrics.put(&format!("{name}.rss_{letter}"), resident_mib(pair.pid(side)), "MiB")?;
+            self.metrics.put(&format!("{name}.rss_peak_{letter}"), resident_peak_mib(pair.pid(side)), "MiB")?;
         }
         Ok(())
     }
 
-    /// B is stopped, A takes `count`, B is started again.
+    /// Measures catch-up: stops B, publishes `count` bulletins at A, and starts B again.
     async fn catchup(
         &self,
         pair: &mut Pair,
@@ -283,7 +284,7 @@ impl Bench<'_> {
         let wire = loopback_bytes() - wire;
         let drained = pair.drained().await?;
         let cpu = cpu_seconds(pair.pid(Side::A)) - cpu + cpu_seconds(pair.pid(Side::B));
-        let put = |figure: &str, value, unit| self.figures.put(&format!("{name}.{figure}"), value, unit);
+        let put = |metric: &str, value, unit| self.metrics.put(&format!("{name}.{metric}"), value, unit);
         put("rate_since_start_of_b", rate(count, done - begun), "msg/s")?;
         put("rate_since_start_of_b.drained", rate(count, drained - begun), "msg/s")?;
         put("delay_to_first", ms(first_at - begun), "ms")?;
@@ -302,14 +303,15 @@ impl Bench<'_> {
             pair.stop(side)?;
             let bytes = pair.disk_bytes(side)?;
             #[allow(clippy::cast_precision_loss, reason = "bytes of a measurement stay far below 2^52")]
-            for (what, bytes) in [("log", bytes.log as f64), ("view", bytes.view as f64)] {
-                self.figures.put(&format!("disk_{letter}.{what}"), per(bytes, held), "B/msg")?;
+            for (what, bytes) in [("log", bytes.log as f64), ("index", bytes.index_db as f64)] {
+                self.metrics.put(&format!("disk_{letter}.{what}"), per(bytes, held), "B/msg")?;
             }
         }
         Ok(())
     }
 
-    /// Publishing with 1,024 in flight, with and without subscribers that have stopped reading, in turn.
+    /// Measures publishing with 1,024 in flight, alternately with and without subscribers that have
+    /// stopped reading.
     async fn readers(&self) -> Result<(), Failure> {
         let mut pair = Pair::make()?;
         pair.start(Side::A)?;
@@ -330,11 +332,12 @@ impl Bench<'_> {
             drop(stopped);
             ratios.push(rate(with.count, with.spent) / rate(without.count, without.spent));
         }
-        self.figures.put("stopped_subscribers.publish_ratio", median(&mut ratios), "ratio")?;
-        self.figures.put("stopped_subscribers.rss_a", resident_mib(pair.pid(Side::A)), "MiB")
+        self.metrics.put("stopped_subscribers.publish_ratio", median(&mut ratios), "ratio")?;
+        self.metrics.put("stopped_subscribers.rss_a", resident_mib(pair.pid(Side::A)), "MiB")
     }
 
-    /// Publishing with 1,024 in flight by a node whose only peer is down and by one with a hundred that are, in turn.
+    /// Measures publishing with 1,024 in flight, alternately by a node with one peer, which is
+    /// down, and by a node with a hundred and one.
     async fn peers_down(&self) -> Result<(), Failure> {
         let (mut few, mut many) = (Pair::make()?, Pair::make_among(PEERS_DOWN)?);
         let (mut ratios, mut rates, mut resident) = (Vec::new(), Vec::new(), (0.0, 0.0));
@@ -345,13 +348,14 @@ impl Bench<'_> {
             rates.push(with.0);
             resident = (without.1, with.1);
         }
-        self.figures.put("peers_down.publish", median(&mut rates), "msg/s")?;
-        self.figures.put("peers_down.publish_ratio", median(&mut ratios), "ratio")?;
-        self.figures.put("peers_down.rss_a_one_down", resident.0, "MiB")?;
-        self.figures.put("peers_down.rss_a", resident.1, "MiB")
+        self.metrics.put("peers_down.publish", median(&mut rates), "msg/s")?;
+        self.metrics.put("peers_down.publish_ratio", median(&mut ratios), "ratio")?;
+        self.metrics.put("peers_down.rss_a_one_down", resident.0, "MiB")?;
+        self.metrics.put("peers_down.rss_a", resident.1, "MiB")
     }
 
-    /// Starts A, which finds none of its peers, and stops it again: its rate, and its memory at the end.
+    /// Starts A while all its peers are down, measures, and stops it. Returns the publishing rate
+    /// and the resident memory in MiB.
     async fn publish_by(&self, pair: &mut Pair) -> Result<(f64, f64), Failure> {
         pair.start(Side::A)?;
         pair.until(Side::A, "publishing", |status| status.publishing == "yes").await?;
@@ -368,22 +372,23 @@ impl Bench<'_> {
         let mut lines = Vec::new();
         store::run(folder.path(), &BenchOptions::default(), &mut lines).map_err(|error| failed(&error))?;
         for line in String::from_utf8_lossy(&lines).lines() {
-            let mut words = line.split(' ');
+            let mut columns = line.split(' ');
             if let (Some(name), Some(Ok(value)), Some(unit)) =
-                (words.next(), words.next().map(str::parse), words.next())
+                (columns.next(), columns.next().map(str::parse), columns.next())
             {
-                self.figures.put(name, value, unit)?;
+                self.metrics.put(name, value, unit)?;
             }
         }
         Ok(())
     }
 }
 
-/// From the publisher's call to the subscriber's hands, of each that both have.
-fn latencies(published: &Published, taken: &[(u64, Instant)]) -> Vec<Duration> {
+/// Returns the time from the publisher's call to the subscriber's receipt, for each bulletin that
+/// both have.
+fn latencies(published: &Published, received: &[(u64, Instant)]) -> Vec<Duration> {
     let of = |(index, at): &(u64, Instant)| {
         let place = usize::try_from(index.checked_sub(published.first_index)?).ok()?;
         published.sent.get(place).map(|sent| *at - *sent)
     };
-    taken.iter().filter_map(of).collect()
+    received.iter().filter_map(of).collect()
 }

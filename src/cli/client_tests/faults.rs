@@ -1,17 +1,18 @@
-//! What is nobody's fault, or the profile's, is not told as the bulletin's or the network's.
+//! Tests that clock and `--wait-for` faults are not reported as faults of the bulletin or the
+//! network.
 
 use barid_core::bulletin::header::BulletinId;
 
 use super::*;
 
-/// A node with a clock and a roster.
+/// Clock and roster of a node that rejects publications.
 pub(super) struct Rejects {
     pub(super) now_unix_ms: u64,
     pub(super) members: &'static [&'static str],
 }
 
 impl Rejects {
-    /// In the words of a real one (`core::bulletin::prepare`, `api::stored`).
+    /// Rejects with the texts of a real node (`core::bulletin::prepare`, `api::stored`).
     pub(super) fn judge(&self, id: &str, wait_for: Option<&proto::WaitFor>) -> Result<(), Status> {
         let id: BulletinId = id.parse().unwrap();
         let clock = barid_core::bulletin::times::Time::from_unix_ms(self.now_unix_ms);
@@ -40,9 +41,9 @@ fn rejected(field: &str, description: &str, rules: &[(&str, &str)]) -> Status {
 }
 
 #[tokio::test]
-async fn id_of_a_fast_clock_is_made_anew_by_the_nodes_clock_and_one_that_was_chosen_is_not() {
+async fn generated_id_ahead_of_node_clock_is_replaced_chosen_id_is_not() {
     let (node, folder) = node(NODE).await;
-    // In 2020: every clock that this test runs by is ahead.
+    // In 2020, so this machine's clock is ahead of the node's.
     let now_unix_ms = 1_600_000_000_000;
     *node.rejects.lock() = Some(Rejects { now_unix_ms, members: &["ma"] });
     let draft = draft(folder.path(), |_| {});
@@ -50,20 +51,20 @@ async fn id_of_a_fast_clock_is_made_anew_by_the_nodes_clock_and_one_that_was_cho
     assert_eq!(result.unwrap(), Exit::Ok, "{text}");
     assert!(text.contains("The clock of this machine is") && text.contains("ahead of the node's"), "{text}");
     assert!(!text.contains("header.id"), "{text}");
-    let ids: Vec<BulletinId> = node.asked.lock().drain(..).map(|id| id.parse().unwrap()).collect();
+    let ids: Vec<BulletinId> = node.requests.lock().drain(..).map(|id| id.parse().unwrap()).collect();
     assert_eq!(ids.len(), 2);
     assert_eq!(ids[1].unix_ms(), now_unix_ms);
     assert!(text.contains(&ids[1].to_string()), "the receipt is of the second: {text}");
 
     let chosen = ids[0].to_string();
     let (result, text) = barid(folder.path(), Lang::En, &["publish", &draft, "--id", &chosen]).await;
-    assert_eq!(result.unwrap_err().id(), "refused-fields", "{text}");
+    assert_eq!(result.unwrap_err().id(), "rejected-fields", "{text}");
     assert!(text.contains("header.id"), "{text}");
-    assert_eq!(*node.asked.lock(), [chosen]);
+    assert_eq!(*node.requests.lock(), [chosen]);
 }
 
 #[tokio::test]
-async fn wait_for_somebody_unknown_is_a_fault_of_the_command_line_in_every_language() {
+async fn wait_for_unknown_member_is_localized_usage_error() {
     let (node, folder) = node(NODE).await;
     let now_unix_ms = crate::clock::unix_ms();
     *node.rejects.lock() = Some(Rejects { now_unix_ms, members: &["ma"] });
@@ -81,24 +82,24 @@ fn write(folder: &Path, name: &str, text: &str) {
 }
 
 #[tokio::test]
-async fn authority_of_another_is_told_as_that_and_not_tried_again() {
+async fn untrusted_node_authority_is_explained_and_not_retried() {
     let (node, folder) = node(NODE).await;
     let other = crate::pki::Authority::new("ma.rabat.example").unwrap();
     write(folder.path(), "ca.pem", &other.certificate());
     let draft = draft(folder.path(), |_| {});
-    for words in [&["history"][..], &["publish", &draft], &["watch"], &["health"]] {
+    for args in [&["history"][..], &["publish", &draft], &["watch"], &["health"]] {
         for lang in Lang::ALL {
-            let (result, text) = barid(folder.path(), lang, words).await;
+            let (result, text) = barid(folder.path(), lang, args).await;
             let failure = result.unwrap_err();
             assert_eq!((failure.id(), failure.exit_code()), ("node-other-authority", Exit::Usage), "{text}");
             assert!(text.contains("ca.pem") && text.contains("127.0.0.1:"), "{text}");
         }
     }
-    assert!(node.asked.lock().is_empty());
+    assert!(node.requests.lock().is_empty());
 }
 
 #[tokio::test]
-async fn files_that_cannot_be_used_are_told_with_the_reason_before_the_network_is_touched() {
+async fn unusable_tls_files_are_rejected_before_connecting() {
     let (_node, folder) = node(NODE).await;
     let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
     let (ca, me, key) = (read("ca.pem"), read("me.pem"), read("me.key"));
@@ -115,19 +116,19 @@ async fn files_that_cannot_be_used_are_told_with_the_reason_before_the_network_i
         ("me.pem", &ca, &server_only.certificate, &server_only.key, "clientAuth"),
         ("me.key", &ca, &me, "no key", ""),
     ];
-    for (file, ca, me, key, words) in cases {
+    for (file, ca, me, key, reason) in cases {
         write(folder.path(), "ca.pem", ca);
         write(folder.path(), "me.pem", me);
         write(folder.path(), "me.key", key);
         let (result, text) = barid(folder.path(), Lang::En, &["history"]).await;
         let failure = result.unwrap_err();
-        assert_eq!((failure.id(), failure.exit_code()), ("identity-unusable", Exit::Usage), "{words}: {text}");
-        assert!(text.contains(words) && text.contains(file), "{words}: {text}");
+        assert_eq!((failure.id(), failure.exit_code()), ("identity-unusable", Exit::Usage), "{reason}: {text}");
+        assert!(text.contains(reason) && text.contains(file), "{reason}: {text}");
     }
 }
 
 #[tokio::test]
-async fn byte_order_mark_before_pem_and_toml_is_no_fault() {
+async fn byte_order_mark_in_pem_and_toml_is_accepted() {
     let (_node, folder) = node(NODE).await;
     for name in ["ca.pem", "me.pem", "me.key", "client.toml"] {
         let text = std::fs::read_to_string(folder.path().join(name)).unwrap();
@@ -138,7 +139,7 @@ async fn byte_order_mark_before_pem_and_toml_is_no_fault() {
 }
 
 #[tokio::test]
-async fn what_speaks_no_tls_is_told_as_that() {
+async fn plaintext_endpoint_is_reported() {
     let (_node, folder) = node(NODE).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     at_endpoint(folder.path(), listener.local_addr().unwrap());
@@ -153,7 +154,7 @@ async fn what_speaks_no_tls_is_told_as_that() {
 }
 
 #[tokio::test]
-async fn key_that_everybody_may_read_is_warned_of() {
+async fn world_readable_key_is_warned_about() {
     let (_node, folder) = node(NODE).await;
     let key = folder.path().join("me.key");
     for (mode, warned) in [(0o600, false), (0o644, true)] {

@@ -1,4 +1,4 @@
-//! Four nodes in four processes with their clients, in a folder that goes away with them.
+//! An exchange of four node processes with their clients, in a temporary folder.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use barid_core::names::Member;
+use barid_core::ids::Member;
 use futures::future::{join_all, try_join_all};
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -17,11 +17,11 @@ use crate::cli::Failure;
 use crate::pki::{self, DevelopMember, DevelopOptions};
 
 pub(super) const MEMBERS: [&str; 4] = ["ma", "ly", "tn", "ne"];
-/// Longest for one thing to come true.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Between two looks: a look is a process and a handshake.
-const PAUSE: Duration = Duration::from_millis(50);
-/// Each member has two ports.
+/// Longest wait for one condition.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Polling interval: each poll is a process and a handshake.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Number of ports: two for each member.
 const PORTS: u16 = 8;
 
 /// A running exchange.
@@ -31,18 +31,18 @@ pub(super) struct Exchange {
     nodes: Mutex<BTreeMap<&'static str, Child>>,
 }
 
-/// What a command said.
-pub(super) struct Said {
-    /// Its exit code; `None` if it was killed.
+/// Result of a command.
+pub(super) struct CommandOutput {
+    /// Exit code; `None` if it was killed.
     pub(super) code: Option<i32>,
-    /// Its lines for machines.
+    /// JSON output, one value a line.
     pub(super) lines: Vec<Value>,
-    /// Why it failed, in its own words.
+    /// Error output.
     pub(super) error: String,
 }
 
-impl Said {
-    /// Its first line; null if it said nothing.
+impl CommandOutput {
+    /// Returns the first line of output, or null if there is none.
     pub(super) fn first(&self) -> &Value {
         self.lines.first().unwrap_or(&Value::Null)
     }
@@ -53,7 +53,7 @@ pub(super) fn failed(error: &(dyn std::error::Error + 'static)) -> Failure {
 }
 
 impl Exchange {
-    /// Makes the exchange in a folder; nothing runs yet.
+    /// Creates the exchange in a temporary folder; nothing runs yet.
     pub(super) fn make(base_port: Option<u16>) -> Result<Self, Failure> {
         let base = free_ports(base_port)?;
         let folder = tempfile::Builder::new().prefix("barid-demo-").tempdir().map_err(|error| failed(&error))?;
@@ -69,13 +69,13 @@ impl Exchange {
         Ok(Self { folder, program, nodes: Mutex::default() })
     }
 
-    /// All four nodes, linked.
+    /// Starts all four nodes and waits until they are linked.
     pub(super) async fn begin(&self) -> Result<(), Failure> {
         for member in MEMBERS {
             self.run(member)?;
         }
         self.until("all nodes are linked", async || {
-            let linked = |status: &Said| count(status.first(), |peer| peer["linked"] == true) == 3;
+            let linked = |status: &CommandOutput| count(status.first(), |peer| peer["linked"] == true) == 3;
             Ok(self.statuses().await?.iter().all(linked))
         })
         .await
@@ -86,13 +86,14 @@ impl Exchange {
         let folder = self.folder.path().join(member);
         let log = File::options().create(true).append(true).open(folder.join("node.log"));
         let node = Command::new(&self.program)
-            .args(["node", "--first", "--while-input-lasts", "--config"])
+            .args(["node", "--bootstrap", "--exit-on-stdin-eof", "--config"])
             .arg(folder.join("node.toml"))
-            // Its other end is ours alone: the node ends when we do, also by kill -9.
+            // Only this process holds the other end, so the node ends when this process ends, even
+            // by kill -9.
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log.map_err(|error| failed(&error))?)
-            // Ctrl-C in a terminal is for the story, which ends its nodes itself.
+            // Ctrl-C in a terminal is for the demo only; it stops its nodes itself.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -101,7 +102,7 @@ impl Exchange {
         Ok(())
     }
 
-    /// As a power cut would.
+    /// Kills a node, as a power failure would.
     pub(super) async fn cut(&self, member: &str) -> Result<(), Failure> {
         let node = self.nodes.lock().remove(member);
         match node {
@@ -110,42 +111,47 @@ impl Exchange {
         }
     }
 
-    /// Ends all nodes and removes the folder.
+    /// Stops all nodes and removes the folder.
     pub(super) async fn end(self) {
         let nodes = std::mem::take(&mut *self.nodes.lock());
         join_all(nodes.into_values().map(async |mut node| node.kill().await)).await;
-        // What cannot be removed is in the folder for temporary files.
+        // What cannot be removed remains in the system's temporary folder.
         let _ = self.folder.close();
     }
 
-    /// Waits until a node ends by itself, which none should.
+    /// Waits until a node ends by itself, which is a failure.
     pub(super) async fn first_to_end(&self) -> Failure {
         loop {
             if let Err(failure) = self.alive() {
                 return failure;
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// One command as one of a member's people.
-    pub(super) async fn ask(&self, member: &str, client: &str, args: &[&str]) -> Result<Said, Failure> {
-        self.say(&[&["--profile", &self.profile(member, client)], args].concat()).await
+    /// Runs one command as one of a member's clients.
+    pub(super) async fn run_client(&self, member: &str, client: &str, args: &[&str]) -> Result<CommandOutput, Failure> {
+        self.run_command(&[&["--profile", &self.profile(member, client)], args].concat()).await
     }
 
-    /// As [`Exchange::ask`], for what must succeed.
-    pub(super) async fn told(&self, member: &str, client: &str, args: &[&str]) -> Result<Said, Failure> {
-        let said = self.ask(member, client, args).await?;
-        if said.code == Some(0) {
-            return Ok(said);
+    /// As [`Exchange::run_client`], but a command that fails is a failure.
+    pub(super) async fn run_client_ok(
+        &self,
+        member: &str,
+        client: &str,
+        args: &[&str],
+    ) -> Result<CommandOutput, Failure> {
+        let output = self.run_client(member, client, args).await?;
+        if output.code == Some(0) {
+            return Ok(output);
         }
         self.alive()?;
-        let code = said.code.map_or("-".to_owned(), |code| code.to_string());
-        Err(Failure::new("demo").cause(format!("{member}/{client}: {}: {code}: {}", args.join(" "), said.error)))
+        let code = output.code.map_or("-".to_owned(), |code| code.to_string());
+        Err(Failure::new("demo").cause(format!("{member}/{client}: {}: {code}: {}", args.join(" "), output.error)))
     }
 
-    /// One command without a profile: somebody who is nobody's client.
-    pub(super) async fn say(&self, args: &[&str]) -> Result<Said, Failure> {
+    /// Runs one command without a profile.
+    pub(super) async fn run_command(&self, args: &[&str]) -> Result<CommandOutput, Failure> {
         let output = Command::new(&self.program)
             .arg("--json")
             .args(args)
@@ -162,26 +168,31 @@ impl Exchange {
         };
         let error = lines(&output.stderr).into_iter().next().unwrap_or_default();
         let error = [&error["error"]["message"], &error["error"]["why"]].map(|part| part.as_str().unwrap_or_default());
-        Ok(Said { code: output.status.code(), lines: lines(&output.stdout), error: error.join(" ").trim().to_owned() })
+        Ok(CommandOutput {
+            code: output.status.code(),
+            lines: lines(&output.stdout),
+            error: error.join(" ").trim().to_owned(),
+        })
     }
 
-    /// What every running node says of itself, in the order of [`MEMBERS`]; nothing from one that does not answer.
-    pub(super) async fn statuses(&self) -> Result<Vec<Said>, Failure> {
+    /// Returns the status output of every running node, in the order of [`MEMBERS`]; it is empty
+    /// for a node that does not answer.
+    pub(super) async fn statuses(&self) -> Result<Vec<CommandOutput>, Failure> {
         let running: Vec<&str> = MEMBERS.into_iter().filter(|member| self.nodes.lock().contains_key(member)).collect();
-        try_join_all(running.into_iter().map(|member| self.ask(member, "operator", &["status"]))).await
+        try_join_all(running.into_iter().map(|member| self.run_client(member, "operator", &["status"]))).await
     }
 
     /// Waits until every member's copy of every feed has the same size and root.
     pub(super) async fn equal(&self) -> Result<(), Failure> {
         self.until("all feeds are equal everywhere", async || {
-            let feeds: Vec<Vec<String>> = self.statuses().await?.iter().map(|said| roots(said.first())).collect();
+            let feeds: Vec<Vec<String>> = self.statuses().await?.iter().map(|output| roots(output.first())).collect();
             Ok(feeds.first().is_some_and(|first| first.len() == MEMBERS.len())
                 && feeds.iter().all(|one| *one == feeds[0]))
         })
         .await
     }
 
-    /// Waits for something to come true; a node that ends meanwhile, or too long a wait, is a failure.
+    /// Waits until a condition is true. It is a failure if a node ends or the wait is too long.
     pub(super) async fn until(
         &self,
         what: &str,
@@ -190,11 +201,11 @@ impl Exchange {
         let start = Instant::now();
         while !come_true().await? {
             self.alive()?;
-            if start.elapsed() > PATIENCE {
-                let cause = format!("it did not come true within {} s that {what}", PATIENCE.as_secs());
+            if start.elapsed() > WAIT_TIMEOUT {
+                let cause = format!("it did not come true within {} s that {what}", WAIT_TIMEOUT.as_secs());
                 return Err(Failure::new("demo").cause(cause));
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok(())
     }
@@ -213,40 +224,40 @@ impl Exchange {
         Ok(())
     }
 
-    /// Writes a file into the folder.
+    /// Writes a file into the folder and returns its path.
     pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<String, Failure> {
         fs::write(self.folder.path().join(name), bytes).map_err(|error| failed(&error))?;
         Ok(self.path(name))
     }
 
-    /// Reads a file of the folder.
+    /// Reads a file from the folder.
     pub(super) fn read(&self, name: &str) -> Result<Vec<u8>, Failure> {
         fs::read(self.folder.path().join(name)).map_err(|error| failed(&error))
     }
 
-    /// A path in the folder.
+    /// Returns a path in the folder.
     pub(super) fn path(&self, name: &str) -> String {
         self.folder.path().join(name).display().to_string()
     }
 
-    /// Where a client's profile is.
+    /// Returns the path of a client's profile.
     pub(super) fn profile(&self, member: &str, client: &str) -> String {
         let path: &Path = &self.folder.path().join(member).join("clients").join(client).join("client.toml");
         path.display().to_string()
     }
 
-    /// This program.
+    /// Returns the path of this program.
     pub(super) fn program(&self) -> String {
         self.program.display().to_string()
     }
 }
 
-/// Peers in a status that fulfil something.
+/// Counts the peers in a status that satisfy a condition.
 fn count(status: &Value, fulfils: impl Fn(&Value) -> bool) -> usize {
     status["peers"].as_array().map_or(0, |peers| peers.iter().filter(|peer| fulfils(peer)).count())
 }
 
-/// Origin, size and root of every feed with entries.
+/// Returns origin, size and root of every feed with entries.
 fn roots(status: &Value) -> Vec<String> {
     let peers = status["peers"].as_array().map_or(&[][..], Vec::as_slice);
     let feeds = peers.iter().map(|peer| &peer["feed"]).chain([&status["own"]]).filter(|feed| feed["size"].is_string());
@@ -255,16 +266,16 @@ fn roots(status: &Value) -> Vec<String> {
     roots
 }
 
-/// The first of eight neighbouring ports that nobody uses: the chosen one, or one that differs from process to process, so that two
-/// demonstrations do not meet.
+/// Returns the first of eight consecutive free ports. Without a chosen one, the search starts at a
+/// port that depends on the process, so that two demos do not collide.
 fn free_ports(chosen: Option<u16>) -> Result<u16, Failure> {
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     let all_free = |base: u16| base.checked_add(PORTS - 1).is_some() && (0..PORTS).all(|n| free(base + n));
     if let Some(base) = chosen {
-        let taken = (0..PORTS).filter_map(|n| base.checked_add(n)).find(|port| !free(*port));
-        let port = taken.unwrap_or(base);
-        let refused = || Failure::usage("demo-ports").with("port", &port.to_string()).with("base", &base.to_string());
-        return all_free(base).then_some(base).ok_or_else(refused);
+        let port_in_use = (0..PORTS).filter_map(|n| base.checked_add(n)).find(|port| !free(*port));
+        let port = port_in_use.unwrap_or(base);
+        let failure = || Failure::usage("demo-ports").with("port", &port.to_string()).with("base", &base.to_string());
+        return all_free(base).then_some(base).ok_or_else(failure);
     }
     let bases = 20_000..30_000_u16;
     let steps = bases.len() / 16;
@@ -282,9 +293,9 @@ mod tests {
     use crate::cli::Exit;
 
     #[test]
-    fn a_taken_port_is_named() {
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = taken.local_addr().unwrap().port();
+    fn port_in_use_is_reported() {
+        let port_in_use = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = port_in_use.local_addr().unwrap().port();
         let failure = free_ports(Some(port)).unwrap_err();
         assert_eq!((failure.id(), failure.exit_code()), ("demo-ports", Exit::Usage));
         assert_eq!(free_ports(Some(u16::MAX)).unwrap_err().id(), "demo-ports");

@@ -1,4 +1,4 @@
-//! `barid roster show`: everything that a roster says, for comparing it with what was agreed.
+//! `barid roster show`: shows all content of a roster, for comparison with what the members agreed.
 
 use std::path::PathBuf;
 
@@ -13,10 +13,10 @@ use sha2::{Digest as _, Sha256};
 use super::{key_json, of_profile, read, rfc3339, signer_json, signer_lines};
 use crate::cli::messages::clean;
 use crate::cli::output::{Cell, Table};
-use crate::cli::{Context, Exit, Failure, say, times};
+use crate::cli::{Context, Exit, Failure, localize, times};
 use crate::clock;
 
-/// Which roster.
+/// The roster.
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
     /// Roster, signed or a draft [default: the profile's].
@@ -59,7 +59,7 @@ fn object(draft: &Draft) -> Value {
 
 fn member_object(entry: &MemberEntry) -> Value {
     let key = |key: &MemberKey| {
-        let mut object = json!({"role": key.role.word()});
+        let mut object = json!({"role": key.role.as_str()});
         if let Role::Feed(epoch) = key.role {
             object["epoch"] = epoch.into();
         }
@@ -78,7 +78,7 @@ fn member_object(entry: &MemberEntry) -> Value {
     let ceilings = entry.ceilings.iter().map(|(group, tlp)| (group.clone(), Value::from(tlp.as_str())));
     json!({
         "code": entry.code.as_str(),
-        "kind": entry.kind.word(),
+        "kind": entry.kind.as_str(),
         "names": {"ar": entry.names.ar, "fr": entry.names.fr, "en": entry.names.en},
         "endpoints": entry.endpoints,
         "trustDomain": entry.trust_domain,
@@ -90,7 +90,8 @@ fn member_object(entry: &MemberEntry) -> Value {
     })
 }
 
-/// SHA-256 of a certificate, as other tools show it; `None` if it cannot be read.
+/// Returns the SHA-256 of a certificate in hex, as other tools show it; `None` if it cannot be
+/// parsed.
 fn certificate(pem: &str) -> Option<String> {
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
     Some(hex::encode(Sha256::digest(&der)))
@@ -103,7 +104,7 @@ fn lines(context: &Context, draft: &Draft) -> Vec<String> {
     let day = |seconds| messages.value(&written(seconds));
     let heading = |id: &str| output.paint(&messages.text(id), Style::new().bold());
     let exchange = roster.exchange().as_str();
-    let title = say!(messages, "roster-heading", exchange = exchange, nVersion = roster.version());
+    let title = localize!(messages, "roster-heading", exchange = exchange, nVersion = roster.version());
     let mut lines = vec![output.paint(&title, Style::new().bold())];
     let groups: Vec<&str> = roster.working_groups().iter().map(String::as_str).collect();
     let previous = roster.previous().map(|hash| hash.to_string()).unwrap_or_default();
@@ -121,7 +122,7 @@ fn lines(context: &Context, draft: &Draft) -> Vec<String> {
     }
     lines.push(String::new());
     let (threshold, governors) = (roster.threshold(), roster.governors().len());
-    lines.push(say!(messages, "roster-governors", nThreshold = threshold, nGovernors = governors));
+    lines.push(localize!(messages, "roster-governors", nThreshold = threshold, nGovernors = governors));
     lines.extend(governors_table(context, roster));
     lines.push(String::new());
     let signers = draft.signers(None);
@@ -136,7 +137,7 @@ fn lines(context: &Context, draft: &Draft) -> Vec<String> {
     lines
 }
 
-/// `2026-11-23 20:05:11 UTC`.
+/// Returns `2026-11-23 20:05:11 UTC`.
 fn written(seconds: i64) -> String {
     times::seconds(Some(&pbjson_types::Timestamp { seconds, nanos: 0 }))
 }
@@ -169,7 +170,7 @@ fn members_table(context: &Context, roster: &Roster) -> Vec<String> {
         };
         table.row([
             Cell::from(messages.isolate(&name(context, entry))),
-            Cell::from(messages.word("member-kind", entry.kind.word())),
+            Cell::from(messages.term("member-kind", entry.kind.as_str())),
             Cell::from(endpoints),
             Cell::from(messages.value(&groups.join(", "))),
         ]);
@@ -177,7 +178,7 @@ fn members_table(context: &Context, roster: &Roster) -> Vec<String> {
     table.lines(&context.output)
 }
 
-/// `ne (Niger)`, clean.
+/// Returns `ne (Niger)`, clean.
 fn name(context: &Context, entry: &MemberEntry) -> String {
     let names = &entry.names;
     clean(&format!("{} ({})", entry.code, context.messages.pick(&names.ar, &names.fr, &names.en)))
@@ -194,11 +195,11 @@ fn keys_table(context: &Context, roster: &Roster) -> Vec<String> {
                 Some(fingerprint) => (String::new(), messages.value(&fingerprint)),
                 None => (messages.text("key-state-unreadable"), String::new()),
             };
-            let role = messages.word("key-role", "authority");
+            let role = messages.term("key-role", "authority");
             table.row([code(), Cell::from(role), Cell::from(""), Cell::from(state), Cell::from(fingerprint)]);
         }
         for key in &entry.keys {
-            let role = messages.word("key-role", key.role.word());
+            let role = messages.term("key-role", key.role.as_str());
             let role = match key.role {
                 Role::Feed(epoch) => format!("{role} {}", messages.isolate(&epoch.to_string())),
                 _ => role,
@@ -221,13 +222,13 @@ fn state(context: &Context, roster: &Roster, entry: &MemberEntry, key: &MemberKe
     match (key.until, closed) {
         (Some(until), _) => {
             let id = if key.compromised { "key-state-compromised" } else { "key-state-retired" };
-            let words = messages.text(id);
+            let label = messages.text(id);
             let style = if key.compromised { Style::new().red() } else { Style::new().dimmed() };
-            Cell::styled(format!("{words} {}", messages.value(&written(until))), style)
+            Cell::styled(format!("{label} {}", messages.value(&written(until))), style)
         }
-        (None, Some(closed)) => Cell::from(say!(messages, "key-state-closed", nSize = closed.size)),
+        (None, Some(closed)) => Cell::from(localize!(messages, "key-state-closed", nSize = closed.size)),
         (None, None) if key.from_version > roster.version() => {
-            Cell::from(say!(messages, "key-state-later", nVersion = key.from_version))
+            Cell::from(localize!(messages, "key-state-later", nVersion = key.from_version))
         }
         (None, None) => Cell::styled(messages.text("key-state-in-force"), Style::new().green()),
     }

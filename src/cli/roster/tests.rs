@@ -12,7 +12,7 @@ use crate::cli::{Cli, Command, Context, Exit, Failure};
 use crate::pki::{DevelopMember, DevelopOptions, develop};
 use barid_core::roster::{MemberKind, Roster};
 
-/// A development exchange with two full members and an observer, and nothing running.
+/// A development exchange with two full members and an observer. No node runs.
 struct Secretariat(tempfile::TempDir);
 
 impl Secretariat {
@@ -32,7 +32,7 @@ impl Secretariat {
         self.path(name).display().to_string()
     }
 
-    /// Writes the text of the version after `roster.note`, changed, into a file.
+    /// Writes the text of the version after `roster.note`, with a change, to a file.
     fn draft(&self, name: &str, change: impl FnOnce(String) -> String) -> String {
         let (roster, note) = Roster::read(&fs::read(self.path("roster.note")).unwrap()).unwrap();
         let next = format!("version = 2\nprevious = \"{}\"", roster.text_hash());
@@ -40,12 +40,12 @@ impl Secretariat {
         self.file(name)
     }
 
-    fn told(&self, lang: Lang, words: &[&str]) -> (Result<Exit, Failure>, String) {
-        let words: Vec<String> = words
+    fn run_command(&self, lang: Lang, args: &[&str]) -> (Result<Exit, Failure>, String) {
+        let args: Vec<String> = args
             .iter()
-            .map(|word| word.strip_prefix('@').map_or_else(|| (*word).to_owned(), |name| self.file(name)))
+            .map(|arg| arg.strip_prefix('@').map_or_else(|| (*arg).to_owned(), |name| self.file(name)))
             .collect();
-        let cli = Cli::try_parse_from(["barid", "roster"].into_iter().map(str::to_owned).chain(words)).unwrap();
+        let cli = Cli::try_parse_from(["barid", "roster"].into_iter().map(str::to_owned).chain(args)).unwrap();
         let (output, captured) = Output::captured(cli.json);
         let profile = Some(self.path("ma/clients/operator/client.toml"));
         let context = Context::new(Messages::new(lang), output, profile);
@@ -58,10 +58,10 @@ impl Secretariat {
         (result, text)
     }
 
-    /// Exit code and the one object that was said.
-    fn json(&self, words: &[&str]) -> (Exit, Value) {
-        let words = [words, &["--json"]].concat();
-        let (result, text) = self.told(Lang::En, &words);
+    /// Returns the exit code and the JSON object of a command.
+    fn json(&self, args: &[&str]) -> (Exit, Value) {
+        let args = [args, &["--json"]].concat();
+        let (result, text) = self.run_command(Lang::En, &args);
         let exit = result.unwrap_or_else(|failure| failure.exit_code());
         (exit, serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}")))
     }
@@ -72,7 +72,7 @@ fn read(path: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn a_roster_is_shown_whole_in_every_language() {
+fn roster_show_prints_everything_in_every_language() {
     let office = Secretariat::new();
     let (_, object) = office.json(&["show", "@roster.note"]);
     let key = &object["members"][0]["keys"][2];
@@ -81,7 +81,7 @@ fn a_roster_is_shown_whole_in_every_language() {
     assert_eq!(object["members"][2]["ceilings"]["information"], "TLP:GREEN");
     for lang in Lang::ALL {
         // The profile names the roster.
-        let (result, text) = office.told(lang, &["show"]);
+        let (result, text) = office.run_command(lang, &["show"]);
         assert_eq!(result.unwrap(), Exit::Ok);
         let messages = Messages::new(lang);
         let expected = [
@@ -103,7 +103,7 @@ fn a_roster_is_shown_whole_in_every_language() {
 }
 
 #[test]
-fn the_state_of_keys_is_shown() {
+fn roster_show_prints_key_state() {
     let office = Secretariat::new();
     office.draft("next.toml", |text| {
         let mut text: barid_core::roster::text::RosterText = toml::from_str(&text).unwrap();
@@ -117,7 +117,7 @@ fn the_state_of_keys_is_shown() {
         text.members[1].endpoints.clear();
         toml::to_string(&text).unwrap()
     });
-    let (_, text) = office.told(Lang::En, &["show", "@next.toml"]);
+    let (_, text) = office.run_command(Lang::En, &["show", "@next.toml"]);
     let all = [
         "retired at 2026-01-02 03:04:05 UTC",
         "stolen, counts until 2026-02-03 04:05:06 UTC",
@@ -133,7 +133,7 @@ fn the_state_of_keys_is_shown() {
 }
 
 #[test]
-fn governors_sign_one_after_the_other_and_the_draft_stays_as_it_is() {
+fn governors_sign_in_turn_and_draft_is_unchanged() {
     let office = Secretariat::new();
     let draft = office.draft("next.toml", |text| text.replace("Morocco", "Kingdom of Morocco"));
     let before = read(&office.path("next.toml"));
@@ -142,11 +142,11 @@ fn governors_sign_one_after_the_other_and_the_draft_stays_as_it_is() {
     assert_eq!(object["file"].as_str().unwrap(), office.file("next.note"));
     let again = office.json(&["sign", &draft, "--key", "@governors/1.key"]);
     assert_eq!((again.0, &again.1["error"]["id"]), (Exit::Usage, &"roster-exists".into()));
-    // Over the draft neither by its default name nor by force.
-    for words in [&["--force"][..], &["--force", "--output", "@next.note"]] {
+    // The draft is not overwritten, neither by the default name nor with --force.
+    for args in [&["--force"][..], &["--force", "--output", "@next.note"]] {
         let once = read(&office.path("next.note"));
-        let words = [&["sign", "@next.note", "--key", "@governors/2.key"], words].concat();
-        assert_eq!(office.json(&words).0, Exit::Usage, "{words:?}");
+        let args = [&["sign", "@next.note", "--key", "@governors/2.key"], args].concat();
+        assert_eq!(office.json(&args).0, Exit::Usage, "{args:?}");
         assert_eq!(read(&office.path("next.note")), once);
     }
     let (_, half) = office.json(&["verify", "@next.note"]);
@@ -158,34 +158,35 @@ fn governors_sign_one_after_the_other_and_the_draft_stays_as_it_is() {
     let (exit, object) = office.json(&["verify", "@next.note"]);
     assert_eq!((exit, object["result"].as_str()), (Exit::Ok, Some("follows")), "{object}");
     assert_eq!(object["governorsBefore"]["found"], 2);
-    let (result, note) = office.told(Lang::En, &["sign", "@next.toml", "--key", "@governors/3.key", "--output", "-"]);
+    let (result, note) =
+        office.run_command(Lang::En, &["sign", "@next.toml", "--key", "@governors/3.key", "--output", "-"]);
     assert_eq!(result.unwrap(), Exit::Ok);
     assert!(note.starts_with("format = 1\n") && note.ends_with('\n') && note.contains("— rabat.example/governor/3 "));
 }
 
 #[test]
-fn who_may_not_sign_does_not() {
+fn roster_sign_rejects_unauthorized_keys() {
     let office = Secretariat::new();
     office.draft("next.toml", |text| text);
-    let refused = |words: &[&str]| {
-        let (exit, object) = office.json(&[&["sign", "@next.toml"], words].concat());
+    let sign_error = |args: &[&str]| {
+        let (exit, object) = office.json(&[&["sign", "@next.toml"], args].concat());
         assert!(!office.path("next.note").exists());
         (exit, object["error"]["id"].as_str().unwrap().to_owned())
     };
-    assert_eq!(refused(&["--key", "@ma/keys/custody.key"]), (Exit::Failure, "roster-stranger".into()));
-    assert_eq!(refused(&["--key", "@ma/tls/node.key"]), (Exit::Usage, "key-unusable".into()));
-    assert_eq!(refused(&["--key", "@nothing"]), (Exit::Usage, "file-unreadable".into()));
+    assert_eq!(sign_error(&["--key", "@ma/keys/custody.key"]), (Exit::Failure, "roster-unknown-signer".into()));
+    assert_eq!(sign_error(&["--key", "@ma/tls/node.key"]), (Exit::Usage, "key-unusable".into()));
+    assert_eq!(sign_error(&["--key", "@nothing"]), (Exit::Usage, "file-unreadable".into()));
     let skipping = |text: String| text.replacen("version = 2", "version = 3", 1);
     office.draft("next.toml", skipping);
-    let words = ["--key", "@governors/1.key", "--trust", "@roster.note"];
-    assert_eq!(refused(&words), (Exit::Failure, "roster-not-signed".into()));
+    let args = ["--key", "@governors/1.key", "--trust", "@roster.note"];
+    assert_eq!(sign_error(&args), (Exit::Failure, "roster-not-signed".into()));
     office.draft("next.toml", |text| text.replace("quorum = 1", "quorum = 7"));
     let (exit, object) = office.json(&["sign", "@next.toml", "--key", "@governors/1.key"]);
     assert_eq!((exit, &object["error"]["fields"][0]["field"]), (Exit::Usage, &"quorum".into()));
 }
 
 #[test]
-fn a_roster_is_verified_against_the_one_that_is_trusted() {
+fn roster_is_verified_against_trusted_roster() {
     let office = Secretariat::new();
     let sign = |draft: &str, change: &dyn Fn(String) -> String| {
         office.draft(draft, change);
@@ -195,11 +196,11 @@ fn a_roster_is_verified_against_the_one_that_is_trusted() {
     };
     sign("second.toml", &|text| text);
     sign("rival.toml", &|text| text.replace("Morocco", "Another"));
-    let result = |words: &[&str]| {
-        let (exit, object) = office.json(&[&["verify"], words].concat());
+    let result = |args: &[&str]| {
+        let (exit, object) = office.json(&[&["verify"], args].concat());
         (exit, object["result"].as_str().unwrap().to_owned())
     };
-    let expect = |exit, word: &str| (exit, word.to_owned());
+    let expect = |exit, id: &str| (exit, id.to_owned());
     assert_eq!(result(&["@roster.note"]), expect(Exit::Ok, "same"));
     assert_eq!(result(&["@second.note"]), expect(Exit::Ok, "follows"));
     assert_eq!(result(&["@roster.note", "--trust", "@second.note"]), expect(Exit::Ok, "before"));
@@ -208,13 +209,13 @@ fn a_roster_is_verified_against_the_one_that_is_trusted() {
     assert_eq!(result(&["@second.toml"]), expect(Exit::Invalid, "invalid"));
     assert_eq!(result(&["@governors/1.key"]), expect(Exit::Invalid, "invalid"));
 
-    // Another exchange of the same name: everything in it is signed, by others.
+    // Another exchange with the same name: all its signatures are valid, but by other keys.
     let other = Secretariat::new();
     let theirs = other.file("roster.note");
     assert_eq!(result(&[&theirs]), expect(Exit::Invalid, "invalid"));
     assert_eq!(result(&["@second.note", "--trust", &theirs]), expect(Exit::Invalid, "invalid"));
     for lang in Lang::ALL {
-        let (exit, text) = office.told(lang, &["verify", "@rival.note", "--trust", "@second.note"]);
+        let (exit, text) = office.run_command(lang, &["verify", "@rival.note", "--trust", "@second.note"]);
         assert_eq!(exit.unwrap(), Exit::Disputed);
         assert!(text.contains("rabat.example/governor/3"), "{text}");
         assert!(text.contains(&Messages::new(lang).find("roster-fork.next", None).unwrap()), "{text}");
@@ -222,7 +223,7 @@ fn a_roster_is_verified_against_the_one_that_is_trusted() {
 }
 
 #[test]
-fn without_a_trusted_one_a_roster_is_signed_only() {
+fn roster_without_trusted_roster_is_signed_only() {
     let office = Secretariat::new();
     fs::remove_file(office.path("ma/roster.note")).unwrap();
     let profile = office.path("ma/clients/operator/client.toml");
@@ -237,7 +238,7 @@ fn without_a_trusted_one_a_roster_is_signed_only() {
 }
 
 #[test]
-fn roster_with_unfit_authorities_is_not_signed_and_each_member_is_named() {
+fn roster_sign_rejects_unfit_authorities_and_lists_members() {
     let office = Secretariat::new();
     let expired = {
         let authority = crate::pki::Authority::changed("tn.rabat.example", |params| {
@@ -257,7 +258,7 @@ fn roster_with_unfit_authorities_is_not_signed_and_each_member_is_named() {
     for trust in [&["--trust", "@roster.note"][..], &[]] {
         let sign = [&["sign", "@next.toml", "--key", "@governors/1.key"], trust].concat();
         for lang in Lang::ALL {
-            let (result, text) = office.told(lang, &sign);
+            let (result, text) = office.run_command(lang, &sign);
             assert_eq!(result.unwrap_err().id(), "roster-authorities", "{text}");
             for part in ["members.ma.ca_certificates[1]", "members.tn.ca_certificates[1]", "CA true", "expired on"] {
                 assert!(text.contains(part), "{part}: {text}");
@@ -266,7 +267,7 @@ fn roster_with_unfit_authorities_is_not_signed_and_each_member_is_named() {
     }
     assert!(!office.path("next.note").exists());
 
-    // Signed all the same, by a tool that does not look.
+    // Signed with a tool that does not check the authorities.
     let (_, note) = Roster::read(&read(&office.path("roster.note"))).unwrap();
     let key = |n: u8| {
         let text = fs::read_to_string(office.path(&format!("governors/{n}.key"))).unwrap();
@@ -285,7 +286,7 @@ fn roster_with_unfit_authorities_is_not_signed_and_each_member_is_named() {
 }
 
 #[test]
-fn authority_that_its_own_key_has_not_signed_is_not_signed_for() {
+fn roster_sign_rejects_authority_with_invalid_self_signature() {
     let office = Secretariat::new();
     let params = || {
         let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
@@ -301,7 +302,7 @@ fn authority_that_its_own_key_has_not_signed_is_not_signed_for() {
         toml::to_string(&text).unwrap()
     });
     let sign = ["sign", "@next.toml", "--key", "@governors/1.key", "--trust", "@roster.note"];
-    let (result, text) = office.told(Lang::En, &sign);
+    let (result, text) = office.run_command(Lang::En, &sign);
     assert_eq!(result.unwrap_err().id(), "roster-authorities", "{text}");
     for part in ["members.ma.ca_certificates[1]", "its own key has not signed it"] {
         assert!(text.contains(part), "{part}: {text}");
@@ -310,12 +311,12 @@ fn authority_that_its_own_key_has_not_signed_is_not_signed_for() {
 }
 
 #[test]
-fn governors_key_that_others_may_read_signs_nothing() {
+fn roster_sign_rejects_readable_governor_key() {
     use std::os::unix::fs::PermissionsExt;
     let office = Secretariat::new();
     office.draft("next.toml", |text| text);
     fs::set_permissions(office.path("governors/1.key"), fs::Permissions::from_mode(0o644)).unwrap();
-    let (result, text) = office.told(Lang::En, &["sign", "@next.toml", "--key", "@governors/1.key"]);
+    let (result, text) = office.run_command(Lang::En, &["sign", "@next.toml", "--key", "@governors/1.key"]);
     assert_eq!(result.unwrap_err().exit_code(), Exit::Usage);
     assert!(text.contains("chmod 600"), "{text}");
 }

@@ -1,50 +1,51 @@
-//! Why a file is no evidence, in the reader's language and, for those who look into it, in the words of the check that failed.
+//! Why an evidence file is invalid: in the reader's language, and with the error text of the failed
+//! check for experts.
 
 use barid_core::evidence::EvidenceError;
 
+use crate::cli::localize;
 use crate::cli::messages::{Messages, clean};
-use crate::cli::say;
 
-/// One sentence in the reader's language.
+/// Returns the reason as one sentence in the reader's language.
 pub(super) fn sentence(messages: &Messages, error: &EvidenceError) -> String {
     use EvidenceError as E;
     match error {
         E::Zip(_) => messages.text("invalid-form"),
         E::Page => messages.text("invalid-page"),
-        E::Part(part) => say!(messages, "invalid-part", part = part),
+        E::Part(part) => localize!(messages, "invalid-part", part = part),
         E::Count { what, found } => {
-            say!(messages, "invalid-count", what = messages.word("part", what), nFound = *found)
+            localize!(messages, "invalid-count", what = messages.term("part", what), nFound = *found)
         }
         E::Bulletin(_) => messages.text("invalid-bulletin"),
         E::Proof(_) => messages.text("invalid-proof"),
-        E::Feed { feed, member, exchange } => say!(
+        E::Feed { feed, member, exchange } => localize!(
             messages,
             "invalid-feed",
             feed = feed.to_string(),
             member = member.as_str(),
             exchange = exchange.as_str()
         ),
-        E::NoFeedKeys(feed) => say!(messages, "invalid-no-feed-keys", feed = feed.to_string()),
+        E::NoFeedKeys(feed) => localize!(messages, "invalid-no-feed-keys", feed = feed.to_string()),
         E::Different => messages.text("invalid-different"),
         E::Untied => messages.text("invalid-untied"),
-        E::Consistency { old, new, .. } => say!(messages, "invalid-consistency", nOld = *old, nNew = *new),
-        E::UnknownSignature(name) => say!(messages, "invalid-unknown-signature", name = name),
+        E::Consistency { old, new, .. } => localize!(messages, "invalid-consistency", nOld = *old, nNew = *new),
+        E::UnknownSignature(name) => localize!(messages, "invalid-unknown-signature", name = name),
         E::Note(_) | E::Cosignature(_) => messages.text("invalid-signature"),
-        E::Custody { member, .. } => say!(messages, "invalid-custody", member = member.as_str()),
-        E::NotHeld(member) => say!(messages, "invalid-not-held", member = member.as_str()),
+        E::Custody { member, .. } => localize!(messages, "invalid-custody", member = member.as_str()),
+        E::NotHeld(member) => localize!(messages, "invalid-not-held", member = member.as_str()),
         E::Rosters(_) | E::Roster(_) => messages.text("invalid-rosters"),
-        E::OtherRoster(version) => say!(messages, "invalid-other-roster", version = version.to_string()),
+        E::OtherRoster(version) => localize!(messages, "invalid-other-roster", version = version.to_string()),
         E::RosterGap { first } => {
             let needed = first.saturating_sub(1);
-            say!(messages, "invalid-roster-gap", first = first.to_string(), needed = needed.to_string())
+            localize!(messages, "invalid-roster-gap", first = first.to_string(), needed = needed.to_string())
         }
         E::RosterTooOld { needed, newest } => {
-            say!(messages, "invalid-roster-too-old", needed = needed.to_string(), newest = newest.to_string())
+            localize!(messages, "invalid-roster-too-old", needed = needed.to_string(), newest = newest.to_string())
         }
     }
 }
 
-/// What to do about it.
+/// Returns what to do about it.
 pub(super) fn next(messages: &Messages, error: &EvidenceError) -> String {
     use EvidenceError as E;
     messages.text(match error {
@@ -55,7 +56,7 @@ pub(super) fn next(messages: &Messages, error: &EvidenceError) -> String {
     })
 }
 
-/// The failed check and its sources, in English.
+/// Returns the failed check and its sources, in English.
 pub(super) fn detail(error: &EvidenceError) -> String {
-    clean(&crate::causes::in_one_line(error))
+    clean(&crate::error_chain::one_line(error))
 }

@@ -1,13 +1,13 @@
-//! `barid verify`: what an evidence file proves, without a node, a network or a clock.
+//! `barid verify`: verifies an evidence file without a node, a network or a clock.
 //!
-//! In scope: reading the file and the roster that is trusted, the verdict as an exit code, as text for a court and as JSON. Out of
-//! scope: the judgement itself (`core::evidence`).
+//! In scope: reading the file and the trusted roster; the verdict as an exit code, as text for a
+//! court and as JSON. Out of scope: the verification itself (`core::evidence`).
 
+mod equivocation;
 mod faults;
-mod histories;
+mod report;
 #[cfg(test)]
 mod tests;
-mod words;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use std::str::FromStr;
 
 use barid_core::bulletin::times::Time;
 use barid_core::evidence::{EvidenceParts, Outcome, Report, Verdict, verify};
-use barid_core::follow::{EQUIVOCATION_HEADING, TWO_ENTRIES_HEADING};
+use barid_core::follow::{ENTRY_EQUIVOCATION_HEADING, EQUIVOCATION_HEADING};
+use barid_core::ids::Member;
 use barid_core::json::{Note, UNREPRESENTABLE};
 use barid_core::limits::{EVIDENCE_BYTES_MAX, ROSTER_BYTES_MAX};
-use barid_core::names::Member;
 use barid_core::proto;
 use barid_core::roster::{Roster, RosterChain};
 use bytes::Bytes;
@@ -30,28 +30,28 @@ use super::profile::Directory;
 use super::render::{Reading, Render};
 use super::{Context, Exit, Failure};
 
-/// Which file, and whom to trust.
+/// The file, and the trusted roster.
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
     /// Evidence file; `-` reads standard input.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Roster note that you trust: nothing else is believed [default: the profile's].
+    /// Roster note that you trust; nothing else is trusted [default: the profile's].
     #[arg(long, value_name = "ROSTER")]
     roster: Option<PathBuf>,
 }
 
-/// A file, judged.
+/// A verified file.
 struct Judged {
-    /// The roster that was trusted, as it was named.
+    /// Path of the trusted roster, as given.
     path: String,
     trusted: Roster,
     verdict: Verdict,
-    /// The bulletin as a node would deliver it; empty where nothing may be believed.
+    /// The bulletin as a node would deliver it; empty if the file is not valid evidence.
     delivery: proto::Delivery,
 }
 
-/// Judges it.
+/// Verifies the file and shows the verdict.
 pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<Exit, Failure> {
     let path = match &args.roster {
         Some(path) => path.clone(),
@@ -63,10 +63,10 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<Exit, Failure>
     let trusted = trusted(&path)?;
     let file = read(&args.file, EVIDENCE_BYTES_MAX)?;
     if file.starts_with(EQUIVOCATION_HEADING.as_bytes()) {
-        return histories::judge(context, &file, &trusted);
+        return equivocation::verify_checkpoints(context, &file, &trusted);
     }
-    if file.starts_with(TWO_ENTRIES_HEADING.as_bytes()) {
-        return histories::judge_entries(context, &file, &trusted);
+    if file.starts_with(ENTRY_EQUIVOCATION_HEADING.as_bytes()) {
+        return equivocation::verify_entries(context, &file, &trusted);
     }
     let verdict = verify(&file, &trusted);
     let delivery = verdict.report.as_ref().map(|report| delivery(&file, report)).unwrap_or_default();
@@ -74,9 +74,9 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<Exit, Failure>
     if context.output.is_json() {
         context.output.json(&judged.json())?;
     } else {
-        let own = judged.verdict.report.as_ref().map_or_else(nobody, |report| report.member.clone());
+        let own = judged.verdict.report.as_ref().map_or_else(unknown_member, |report| report.member.clone());
         let render = Render::new(context, Directory::with_roster(own, judged.trusted.clone()));
-        context.output.lines(words::lines(context, &render, &judged))?;
+        context.output.lines(report::lines(context, &render, &judged))?;
     }
     Ok(match judged.verdict.outcome {
         Outcome::Witnessed => Exit::Ok,
@@ -87,7 +87,7 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<Exit, Failure>
     })
 }
 
-/// The roster that is trusted. Its governors' signatures are checked too: a copy that was damaged on its way is noticed here.
+/// Reads the trusted roster. Its governors' signatures are verified too, to detect a damaged copy.
 fn trusted(path: &Path) -> Result<Roster, Failure> {
     let note = read(path, ROSTER_BYTES_MAX)?;
     let chain = RosterChain::start(&note);
@@ -95,7 +95,7 @@ fn trusted(path: &Path) -> Result<Roster, Failure> {
     Ok(chain.newest().clone())
 }
 
-/// Reads no more than one byte beyond what is allowed; whoever judges the bytes refuses that one.
+/// Reads at most one byte more than the limit, so that the verifier rejects a larger file.
 fn read(path: &Path, bytes_max: usize) -> Result<Vec<u8>, Failure> {
     let unreadable = |error: std::io::Error| Failure::usage("file-unreadable").path(path).because(&error);
     let reader: Box<dyn Read> = if path.as_os_str() == "-" {
@@ -108,7 +108,7 @@ fn read(path: &Path, bytes_max: usize) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// The bulletin of a file that holds.
+/// Returns the bulletin of a file with a report.
 fn delivery(file: &[u8], report: &Report) -> proto::Delivery {
     let envelope = EvidenceParts::read(file).map(|parts| parts.envelope).unwrap_or_default();
     proto::Delivery {
@@ -120,17 +120,17 @@ fn delivery(file: &[u8], report: &Report) -> proto::Delivery {
     }
 }
 
-/// Stands where no member is known.
-fn nobody() -> Member {
+/// Placeholder if no member is known.
+fn unknown_member() -> Member {
     Member::from_str("x-unknown").expect("a member code")
 }
 
 impl Judged {
-    /// One object: the words of the vocabulary and the reasons in English, which do not change with the language.
+    /// Returns one object. Its terms and reasons are in English in every language.
     fn json(&self) -> Value {
         let outcome = &self.verdict.outcome;
         let mut object = json!({
-            "result": outcome.word(),
+            "result": outcome.as_str(),
             "exit": self.verdict.exit_code(),
             "trusted": {"roster": self.path, "version": self.trusted.version()},
         });
@@ -143,10 +143,11 @@ impl Judged {
             fields.insert("disputes".to_owned(), reasons.into());
         }
         let Some(report) = &self.verdict.report else { return object };
-        // A key can sign any number of seconds: what is no time of the years 1 to 9999 is left out, and named.
+        // A key can sign any number of seconds. A time outside the years 1 to 9999 is left out and
+        // named in `notes`.
         let mut notes = Vec::new();
         let mut at = |time: u64, field: String| {
-            let at = words::timestamp(time);
+            let at = report::timestamp(time);
             let text = Time::from_proto(&at).map(|time| time.to_string());
             if text.is_none() {
                 notes.push(note(&Note { note: UNREPRESENTABLE, field, raw: format!("{time} s") }));
@@ -169,7 +170,7 @@ impl Judged {
             let at = at(one.time, format!("custody[{n}].at"));
             custody.push(json!({"member": one.member.as_str(), "at": at, "keyValid": one.valid}));
         }
-        let told = json!({
+        let report_fields = json!({
             "member": report.member.as_str(),
             "id": report.id.to_string(),
             "issuer": report.issuer,
@@ -188,8 +189,8 @@ impl Judged {
             "rosterVersion": report.roster_version,
             "rostersTied": report.rosters_tied,
         });
-        if let Value::Object(told) = told {
-            fields.extend(told);
+        if let Value::Object(report_fields) = report_fields {
+            fields.extend(report_fields);
         }
         if let Value::Object(mut reading) = Reading::new(&self.delivery).json() {
             if let Some(Value::Array(more)) = reading.remove("notes") {

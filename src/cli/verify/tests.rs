@@ -29,12 +29,12 @@ fn judged() -> Judged {
     Judged { path: "roster-1.note".into(), trusted, verdict, delivery }
 }
 
-fn told(lang: Lang, judged: &Judged) -> String {
+fn report_text(lang: Lang, judged: &Judged) -> String {
     let context = Context::new(Messages::new(lang), Output::plain(), None);
     let render = Render::new(&context, Directory::with_roster(nobody(), judged.trusted.clone()));
-    let text = words::lines(&context, &render, judged).join("\n");
+    let text = report::lines(&context, &render, judged).join("\n");
     assert_eq!(text.matches(FSI).count(), text.matches(PDI).count(), "{text:?}");
-    // What has no words would stand there as its id, and a value out of its place as U+FFFD.
+    // A missing message would be shown as its id, and a value in a wrong place as U+FFFD.
     for id in ["verify-", "unproven-", "uncounted-", "dispute-", "invalid-", "standing-", "part-", "\u{FFFD}"] {
         assert!(!text.contains(id), "{lang:?}: {text}");
     }
@@ -42,8 +42,8 @@ fn told(lang: Lang, judged: &Judged) -> String {
 }
 
 #[test]
-fn a_judge_reads_who_said_what_and_who_vouches_for_it() {
-    for (lang, words) in [
+fn verify_report_names_issuer_and_witnesses() {
+    for (lang, phrases) in [
         (Lang::En, ["WITNESSED", "Who said it", "cannot deny it", "What this does not prove"]),
         (Lang::Fr, ["ATTESTÉ", "Qui l'a dit", "ne peut pas le nier", "Ce que cela ne prouve pas"]),
         (Lang::Ar, ["مشهود", "من قالها", "فلا يستطيع العضو إنكارها", "ما لا يثبته هذا الملف"]),
@@ -51,18 +51,18 @@ fn a_judge_reads_who_said_what_and_who_vouches_for_it() {
         let (exit, text) = verified(lang, false, &golden("evidence.barid"), &golden("roster-1.note"));
         assert_eq!(exit, Exit::Ok, "{text}");
         let found = ["ma.rabat.example/feed/1", "ly", "tn", "2025-11-23 19:44:10 UTC", "roster-1.note"];
-        for part in words.iter().chain(&found) {
+        for part in phrases.iter().chain(&found) {
             assert!(text.contains(part), "{part} in {text}");
         }
         assert_eq!(
             text,
-            told(lang, &judged()).replace("roster-1.note", golden("roster-1.note").to_str().unwrap()) + "\n"
+            report_text(lang, &judged()).replace("roster-1.note", golden("roster-1.note").to_str().unwrap()) + "\n"
         );
     }
 }
 
 #[test]
-fn a_machine_reads_the_same() {
+fn verify_json_matches_report() {
     let (exit, text) = verified(Lang::Ar, true, &golden("evidence.barid"), &golden("roster-1.note"));
     let object: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((exit, &object["result"], &object["exit"]), (Exit::Ok, &json!("witnessed"), &json!(0)));
@@ -78,7 +78,7 @@ fn a_machine_reads_the_same() {
 }
 
 #[test]
-fn a_damaged_file_is_refused_with_its_reason() {
+fn damaged_evidence_is_invalid_with_reason() {
     let folder = tempfile::tempdir().unwrap();
     let file = std::fs::read(golden("evidence.barid")).unwrap();
     let copy = folder.path().join("copy.barid");
@@ -98,7 +98,7 @@ fn a_damaged_file_is_refused_with_its_reason() {
 }
 
 #[test]
-fn a_roster_that_is_none_is_a_fault_of_the_command_line() {
+fn unreadable_trusted_roster_is_usage_error() {
     let context = Context::new(Messages::new(Lang::En), Output::plain(), None);
     let note = std::fs::read_to_string(golden("roster-1.note")).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -114,17 +114,17 @@ fn a_roster_that_is_none_is_a_fault_of_the_command_line() {
 }
 
 #[test]
-fn every_doubt_has_words_in_every_language() {
+fn every_dispute_is_localized() {
     for lang in Lang::ALL {
         let mut judged = judged();
-        let disputes = [true, false].map(|compromised| Dispute::FeedKeyEnded { compromised, until: 1_763_927_052 });
+        let disputes = [true, false].map(|compromised| Dispute::FeedKeyExpired { compromised, until: 1_763_927_052 });
         let mut disputes = disputes.to_vec();
         disputes.extend([
             Dispute::Closed { size: 3, index: 7 },
-            Dispute::OtherHistory { size: 9, by: "the governors".into() },
-            Dispute::OtherHistory { size: 9, by: "ly".into() },
+            Dispute::Fork { size: 9, by: "the governors".into() },
+            Dispute::Fork { size: 9, by: "ly".into() },
             Dispute::FeedKeyGone,
-            Dispute::CosignerKeyEnded,
+            Dispute::CosignerKeyExpired,
         ]);
         judged.verdict.outcome = Outcome::Disputed(disputes);
         let report = judged.verdict.report.as_mut().unwrap();
@@ -132,8 +132,8 @@ fn every_doubt_has_words_in_every_language() {
             Uncounted::Publisher,
             Uncounted::NotFull,
             Uncounted::Earlier,
-            Uncounted::KeyEnded,
-            Uncounted::FeedKeyEnded,
+            Uncounted::KeyExpired,
+            Uncounted::FeedKeyExpired,
         ];
         let first = report.cosigners[0].clone();
         report.cosigners.extend(reasons.map(|reason| {
@@ -143,20 +143,20 @@ fn every_doubt_has_words_in_every_language() {
         }));
         report.custody[0].valid = false;
         report.rosters_tied = false;
-        let text = told(lang, &judged);
+        let text = report_text(lang, &judged);
         assert_eq!(text.matches('⚠').count(), 7, "{text}");
         assert_eq!(judged.json()["disputes"].as_array().unwrap().len(), 7);
         judged.verdict.outcome = Outcome::SignedOnly;
         let report = judged.verdict.report.as_mut().unwrap();
         report.cosigners.clear();
         report.custody.clear();
-        told(lang, &judged);
+        report_text(lang, &judged);
     }
 }
 
 #[test]
-fn every_fault_has_words_in_every_language() {
-    let feed = "ma.rabat.example/feed/1".parse::<barid_core::names::FeedId>().unwrap();
+fn every_fault_is_localized() {
+    let feed = "ma.rabat.example/feed/1".parse::<barid_core::ids::FeedId>().unwrap();
     let member = || "ly".parse::<Member>().unwrap();
     let files: Vec<EvidenceError> = vec![
         barid_core::evidence::zip::ZipError::Form.into(),
@@ -186,22 +186,22 @@ fn every_fault_has_words_in_every_language() {
             if matches!(error, EvidenceError::RosterGap { .. } | EvidenceError::RosterTooOld { .. }) {
                 judged.verdict.outcome = Outcome::Undecided(error.clone());
             }
-            assert_eq!(told(lang, &judged).lines().count(), 4);
+            assert_eq!(report_text(lang, &judged).lines().count(), 4);
             assert!(!judged.json()["reason"].as_str().unwrap().is_empty());
         }
     }
 }
 
 #[test]
-fn two_entries_at_one_place_are_two_histories() {
+fn conflicting_entries_are_equivocation() {
     let (file, roster) = (golden("equivocation-two-entries.txt"), golden("roster-2.note"));
     for lang in Lang::ALL {
         let (exit, text) = verified(lang, false, &file, &roster);
-        assert_eq!((exit, text.lines().count()), (Exit::TwoHistories, 4), "{text}");
+        assert_eq!((exit, text.lines().count()), (Exit::Equivocation, 4), "{text}");
     }
     let (exit, text) = verified(Lang::En, true, &file, &roster);
     let object: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!((exit, &object["result"], &object["index"]), (Exit::TwoHistories, &json!("two-histories"), &json!(4)));
+    assert_eq!((exit, &object["result"], &object["index"]), (Exit::Equivocation, &json!("equivocation"), &json!(4)));
     assert_eq!(object["digests"].as_array().unwrap().len(), 2);
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("copy.txt");

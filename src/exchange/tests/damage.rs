@@ -1,4 +1,5 @@
-//! A member whose disk has altered an entry: its peers get all that follows, and the entry once it is put back.
+//! A member whose disk has altered an entry: its peers receive all later entries, and the damaged
+//! one after its repair.
 
 use std::sync::Arc;
 
@@ -9,15 +10,18 @@ use crate::store::disk::{DiskOptions, DiskStore};
 use crate::store::{Content, ReadError, Store};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_damaged_entry_holds_up_none_that_follow_and_comes_when_it_is_put_back() {
+async fn damaged_entry_does_not_block_the_feed_and_is_backfilled_after_repair() {
     let folder = tempfile::tempdir().unwrap();
-    // Without a window what is read comes from the disk.
-    let options =
-        DiskOptions { reserve_bytes: 0, window_bytes: 0, ..DiskOptions::new(member("ma"), EXCHANGE.parse().unwrap()) };
+    // Without a cache every read comes from the disk.
+    let options = DiskOptions {
+        reserve_bytes: 0,
+        tail_cache_bytes: 0,
+        ..DiskOptions::new(member("ma"), EXCHANGE.parse().unwrap())
+    };
     let store: Arc<dyn Store> = Arc::new(DiskStore::open(folder.path(), &options).unwrap());
     let (ma, ly) = (Node::over(store, "ma", &[], Arc::new(NoRevocations)), Node::start("ly"));
     ma.publish(5, |_| {}).await;
-    ma.store.drain_view();
+    ma.store.apply_index();
     let Content::Disclosed { envelope, .. } = ma.store.entries(&feed("ma"), 2, 1, 0).unwrap().remove(0).content else {
         panic!("it is held")
     };

@@ -3,15 +3,15 @@
 
 mod custody;
 mod damage;
-mod express;
-mod forks;
+mod entry_equivocation;
+mod equivocation;
 mod malformed;
-mod own;
+mod priority;
 mod quota;
 mod records;
-mod relays;
 mod rosters;
-mod two_entries;
+mod self_recovery;
+mod upstream;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use barid_core::feed::checkpoint::{Checkpoint, sign};
 use barid_core::feed::note::Algorithm;
+use barid_core::ids::{Hash, Undisclosed};
 use barid_core::limits::BATCH_ENTRIES_MAX;
-use barid_core::names::{Hash, Undisclosed};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 use barid_core::proto::item::Item;
@@ -29,11 +29,11 @@ use futures::future::BoxFuture;
 use futures::stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
 
-use super::world::{self, Actor, Lists, Node, Tamper, alarms, connect, feed, honest, key, member, roster, until};
-use super::{Dial, HEADS_LISTS_BYTES_MAX, HEADS_LISTS_MAX, IN_FLIGHT_BATCHES_MAX, LinkError, spawn_dialers};
+use super::world::{self, Actor, Node, Tamper, TestCrls, alarms, connect, feed, honest, key, member, roster, until};
+use super::{Dial, IN_FLIGHT_BATCHES_MAX, LinkError, TREE_HEADS_CRL_BYTES_MAX, TREE_HEADS_CRLS_MAX, spawn_dialers};
 use crate::budgets::{Owner, table};
 use crate::calls::testing::Verified;
-use crate::committer::Gate;
+use crate::committer::PublishState;
 use crate::store::Content;
 use crate::transport::Limits;
 
@@ -47,7 +47,7 @@ fn disclosed(node: &Node, owner: &str) -> Vec<bool> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_one_publishes_the_other_stores_cosigns_and_vouches_for() {
+async fn published_entries_are_replicated_with_cosignature_and_custody() {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
     let _cable = connect(&ma, &ly, honest(), honest());
     ma.publish(3, |_| {}).await;
@@ -56,19 +56,19 @@ async fn what_one_publishes_the_other_stores_cosigns_and_vouches_for() {
     assert_eq!(ly.root(&ma.feed()), ma.root(&ma.feed()));
     assert_eq!(disclosed(&ly, "ma"), [true; 3]);
     until("answers came back", || {
-        let shown = ma.seen(&ly.me);
-        shown.cosigned_size == 3 && shown.custody_size == 3 && shown.linked
+        let status = ma.peer_status(&ly.me);
+        status.cosigned_size == 3 && status.custody_size == 3 && status.linked
     })
     .await;
     let custody = ma.store.custody_covering(&ma.feed(), 1).unwrap();
     assert_eq!(custody.len(), 1);
     assert!(custody[0].holder == ly.me && custody[0].holds(1));
     assert_eq!(ma.store.cosigned_newest(&ma.feed()).unwrap()[0].cosigner, ly.me);
-    assert_eq!(ma.seen(&ly.me).known_size, 2);
+    assert_eq!(ma.peer_status(&ly.me).known_size, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everyone_learns_who_cosigned_what() {
+async fn cosignatures_reach_every_member() {
     let (ma, ly, tn) = (Node::start("ma"), Node::start("ly"), Node::start("tn"));
     let _cables = [
         connect(&ma, &ly, honest(), honest()),
@@ -84,7 +84,7 @@ async fn everyone_learns_who_cosigned_what() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backlog_is_caught_up_in_batches_with_several_on_their_way() {
+async fn backlog_is_replicated_with_several_batches_in_flight() {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
     ma.publish(6_000, |_| {}).await;
     let (batches, ahead, widest) =
@@ -101,7 +101,7 @@ async fn a_backlog_is_caught_up_in_batches_with_several_on_their_way() {
         })
     };
     let from_ly: Tamper = Box::new(move |frame| {
-        if let Some(Frame::Stored(_)) = &frame.frame {
+        if let Some(Frame::ReplicationProgress(_)) = &frame.frame {
             ahead.store(0, Ordering::SeqCst);
         }
         Some(frame)
@@ -111,13 +111,13 @@ async fn a_backlog_is_caught_up_in_batches_with_several_on_their_way() {
     assert_eq!(ly.root(&ma.feed()), ma.root(&ma.feed()));
     assert!(batches.load(Ordering::SeqCst) >= 6);
     assert!((2..=IN_FLIGHT_BATCHES_MAX).contains(&widest.load(Ordering::SeqCst)), "{widest:?}");
-    until("one custody note covers it", || ma.seen(&ly.me).custody_size == 6_000).await;
+    until("one custody note covers it", || ma.peer_status(&ly.me).custody_size == 6_000).await;
     let cosigned = ma.store.cosigned_newest(&ma.feed()).unwrap();
     assert_eq!((cosigned[0].size, cosigned.len()), (6_000, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_link_that_breaks_midway_goes_on_where_it_was() {
+async fn broken_link_resumes_where_it_stopped() {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
     ma.publish(5_000, |_| {}).await;
     for _ in 0..3 {
@@ -141,13 +141,13 @@ async fn a_link_that_breaks_midway_goes_on_where_it_was() {
     let _cable = connect(&ly, &ma, honest(), honest());
     until("ly has caught up", || ly.size(&ma.feed()) == 5_000).await;
     assert_eq!(ly.root(&ma.feed()), ma.root(&ma.feed()));
-    assert_eq!(ly.store.end_arrival(), 5_001, "each entry arrived once");
+    assert_eq!(ly.store.end_offset(), 5_001, "each entry arrived once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tampered_batch_is_refused_whole_and_other_feeds_go_on() {
+async fn tampered_batch_is_rejected_whole_and_other_feeds_continue() {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
-    let (tampering, refusals) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+    let (tampering, rejections) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
     let from_ma: Tamper = {
         let tampering = Arc::clone(&tampering);
         Box::new(move |mut frame| {
@@ -163,18 +163,18 @@ async fn a_tampered_batch_is_refused_whole_and_other_feeds_go_on() {
         })
     };
     let from_ly: Tamper = {
-        let refusals = Arc::clone(&refusals);
+        let rejections = Arc::clone(&rejections);
         Box::new(move |frame| {
             if let Some(Frame::Fault(fault)) = &frame.frame {
                 assert_eq!((fault.feed.as_str(), fault.reason.as_str()), ("ma.rabat.example/feed/1", "bad-root"));
-                refusals.fetch_add(1, Ordering::SeqCst);
+                rejections.fetch_add(1, Ordering::SeqCst);
             }
             Some(frame)
         })
     };
     let cable = connect(&ma, &ly, from_ma, from_ly);
     ma.publish(20, |_| {}).await;
-    until("the batch is refused", || refusals.load(Ordering::SeqCst) >= 1).await;
+    until("the batch is refused", || rejections.load(Ordering::SeqCst) >= 1).await;
     ly.publish(5, |_| {}).await;
     until("the other feed goes on over the same link", || ma.size(&ly.feed()) == 5).await;
     assert_eq!(ly.size(&ma.feed()), 0, "nothing of the refused batch is kept");
@@ -184,22 +184,22 @@ async fn a_tampered_batch_is_refused_whole_and_other_feeds_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_that_follows_one_topic_holds_the_rest_as_digests_and_cosigns_all() {
+async fn unfollowed_topics_are_held_as_digests_and_cosigned() {
     let (ma, ly) = (Node::start("ma"), Node::following("ly", &["information.daily"]));
     let _cable = connect(&ma, &ly, honest(), honest());
     ma.publish(2, |_| {}).await;
     ma.publish(1, |draft| draft.header.as_mut().unwrap().topic = "information.daily".into()).await;
     until("ly holds the log", || ly.size(&ma.feed()) == 3).await;
     assert_eq!(disclosed(&ly, "ma"), [false, false, true]);
-    assert_eq!(ly.store.not_held(&ma.feed(), 9).unwrap(), [(0..2, Undisclosed::Unfollowed)]);
-    until("ly has answered", || ma.seen(&ly.me).custody_size == 3).await;
-    until("ly has cosigned all", || ma.seen(&ly.me).cosigned_size == 3).await;
+    assert_eq!(ly.store.undisclosed_ranges(&ma.feed(), 9).unwrap(), [(0..2, Undisclosed::Unfollowed)]);
+    until("ly has answered", || ma.peer_status(&ly.me).custody_size == 3).await;
+    until("ly has cosigned all", || ma.peer_status(&ly.me).cosigned_size == 3).await;
     assert!(ma.store.custody_covering(&ma.feed(), 0).unwrap().is_empty(), "never stored");
     assert_eq!(ma.store.custody_covering(&ma.feed(), 2).unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bulletin_for_one_member_is_a_digest_at_another() {
+async fn bulletin_not_visible_to_member_is_replicated_as_digest() {
     let (ma, ly, tn) = (Node::start("ma"), Node::start("ly"), Node::start("tn"));
     let leaked = Arc::new(AtomicBool::new(false));
     let watching: Tamper = {
@@ -222,12 +222,12 @@ async fn a_bulletin_for_one_member_is_a_digest_at_another() {
     until("both hold the log", || ly.size(&ma.feed()) == 1 && tn.size(&ma.feed()) == 1).await;
     assert_eq!((disclosed(&ly, "ma"), disclosed(&tn, "ma")), (vec![false], vec![true]));
     assert_eq!(ly.root(&ma.feed()), tn.root(&ma.feed()));
-    assert_eq!(ly.store.not_held(&ma.feed(), 9).unwrap(), [(0..1, Undisclosed::Withheld)]);
+    assert_eq!(ly.store.undisclosed_ranges(&ma.feed(), 9).unwrap(), [(0..1, Undisclosed::Withheld)]);
     assert!(!leaked.load(Ordering::SeqCst));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_links_the_lower_codes_stays_on_both_sides() {
+async fn link_dialled_by_lower_code_stays_on_both_sides() {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
     // "ly" is the lower code.
     let by_higher = connect(&ma, &ly, honest(), honest());
@@ -246,33 +246,33 @@ fn entries(frame: Frame) -> Option<proto::Entries> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_follower_slower_than_its_provider_costs_a_bounded_window() {
+async fn slow_receiver_costs_bounded_window() {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
     ma.publish(BATCH_ENTRIES_MAX * (IN_FLIGHT_BATCHES_MAX + 4), |_| {}).await;
-    let mut slow = Actor::greet(&ma, "tn").await;
+    let mut slow = Actor::handshake(&ma, "tn").await;
     let origin = ma.feed().to_string();
-    slow.say(Frame::Follow(proto::Follow { feed: origin.clone(), ..proto::Follow::default() })).await;
+    slow.send(Frame::Follow(proto::Follow { feed: origin.clone(), ..proto::Follow::default() })).await;
     let (mut end, mut batches) = (0, 0);
-    // Until nothing more comes without an answer.
-    while let Ok(batch) = tokio::time::timeout(Duration::from_millis(300), slow.hear(entries)).await {
+    // Until nothing more arrives without an acknowledgement.
+    while let Ok(batch) = tokio::time::timeout(Duration::from_millis(300), slow.receive(entries)).await {
         assert_eq!(batch.first, end);
         end += batch.items.len() as u64;
         batches += 1;
         assert!(batches <= IN_FLIGHT_BATCHES_MAX);
     }
     assert!(end > 0 && end < ma.size(&ma.feed()));
-    slow.say(Frame::Stored(proto::Stored { feed: origin, size: end })).await;
-    assert_eq!(slow.hear(entries).await.first, end);
-    // Nobody else is held up.
+    slow.send(Frame::ReplicationProgress(proto::ReplicationProgress { feed: origin, size: end })).await;
+    assert_eq!(slow.receive(entries).await.first, end);
+    // No other peer is delayed.
     let _cable = connect(&ma, &ly, honest(), honest());
     let size = ma.size(&ma.feed());
     until("another follower catches up", || ly.size(&ma.feed()) == size).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_not_asked_for_is_refused_and_the_link_stays() {
+async fn unrequested_frames_are_rejected_and_link_stays() {
     let ma = Node::start("ma");
-    let mut peer = Actor::greet(&ma, "tn").await;
+    let mut peer = Actor::handshake(&ma, "tn").await;
     let fault = |frame| if let Frame::Fault(fault) = frame { Some((fault.feed, fault.reason)) } else { None };
     let batch = |name: &str| proto::Entries { feed: name.into(), ..proto::Entries::default() };
     for (frame, name, reason) in [
@@ -294,32 +294,32 @@ async fn what_was_not_asked_for_is_refused_and_the_link_stays() {
             "malformed",
         ),
     ] {
-        peer.say(frame).await;
-        assert_eq!(peer.hear(fault).await, (name.to_owned(), reason.to_owned()));
+        peer.send(frame).await;
+        assert_eq!(peer.receive(fault).await, (name.to_owned(), reason.to_owned()));
     }
-    peer.say(Frame::Custody(proto::Custody { note: Bytes::from_static(b"no note") })).await;
-    peer.say(Frame::Follow(proto::Follow { feed: ma.feed().to_string(), ..proto::Follow::default() })).await;
+    peer.send(Frame::Custody(proto::Custody { note: Bytes::from_static(b"no note") })).await;
+    peer.send(Frame::Follow(proto::Follow { feed: ma.feed().to_string(), ..proto::Follow::default() })).await;
     ma.publish(1, |_| {}).await;
-    assert_eq!(peer.hear(entries).await.items.len(), 1);
+    assert_eq!(peer.receive(entries).await.items.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_does_not_greet_as_it_must_gets_no_link() {
+async fn peer_without_valid_hello_gets_no_link() {
     let ma = Node::start("ma");
     let early = Actor::dial(&ma, "tn");
-    early.say(Frame::Heads(proto::Heads::default())).await;
-    assert!(matches!(early.link.await.unwrap(), Err(LinkError::Greeting(_))));
+    early.send(Frame::TreeHeads(proto::TreeHeads::default())).await;
+    assert!(matches!(early.link.await.unwrap(), Err(LinkError::Handshake(_))));
     let mut foreign = Actor::dial(&ma, "tn");
     let hello = proto::Hello { protocol: 1, exchange: "tunis.example".into(), ..proto::Hello::default() };
-    foreign.say(Frame::Hello(hello)).await;
-    let reason = foreign.hear(|frame| if let Frame::Fault(fault) = frame { Some(fault.reason) } else { None }).await;
+    foreign.send(Frame::Hello(hello)).await;
+    let reason = foreign.receive(|frame| if let Frame::Fault(fault) = frame { Some(fault.reason) } else { None }).await;
     assert_eq!(reason, "protocol");
-    assert!(matches!(foreign.link.await.unwrap(), Err(LinkError::Greeting(_))));
-    assert!(ma.seen(&member("tn")).last_error.contains("tunis.example"));
+    assert!(matches!(foreign.link.await.unwrap(), Err(LinkError::Handshake(_))));
+    assert!(ma.peer_status(&member("tn")).last_error.contains("tunis.example"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_newer_roster_travels() {
+async fn newer_roster_reaches_all_members() {
     let (ma, ly, tn) = (Node::start("ma"), Node::start("ly"), Node::start("tn"));
     let mut chain = barid_core::roster::RosterChain::clone(&ma.rosters.load());
     chain.extend(&roster(2, Some(chain.newest().text_hash()))).unwrap();
@@ -329,40 +329,42 @@ async fn a_newer_roster_travels() {
     until("it has reached the second", || version(&ly) == 2).await;
     until("and the third, which has no link to the first", || version(&tn) == 2).await;
     assert_eq!(tn.store.rosters().unwrap().len(), 1, "kept, to be there after a restart");
-    until("ma sees that ly has it", || ma.seen(&ly.me).roster_version == 2).await;
+    until("ma sees that ly has it", || ma.peer_status(&ly.me).roster_version == 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn revocation_lists_travel_all_of_them_in_frames_that_fit() {
-    // One that fills a frame, small ones behind it, and one that fits no frame and must not hold up the others.
-    let sizes = [("large", HEADS_LISTS_BYTES_MAX), ("a", 600_000), ("too-large", HEADS_LISTS_BYTES_MAX + 1)];
-    let from = Lists::holding(&[&sizes[..], &[("b", 500_000), ("c", 400_000), ("d", 100)]].concat());
-    let (to, largest) = (Lists::holding(&[]), Arc::new(AtomicUsize::new(0)));
+async fn all_crls_are_sent_in_frames_that_fit() {
+    // One that fills a frame, small ones behind it, and one that fits no frame and must not block
+    // the others.
+    let sizes = [("large", TREE_HEADS_CRL_BYTES_MAX), ("a", 600_000), ("too-large", TREE_HEADS_CRL_BYTES_MAX + 1)];
+    let from = TestCrls::holding(&[&sizes[..], &[("b", 500_000), ("c", 400_000), ("d", 100)]].concat());
+    let (to, largest) = (TestCrls::holding(&[]), Arc::new(AtomicUsize::new(0)));
     let (ma, ly) = (Node::with("ma", &[], Arc::clone(&from) as _), Node::with("ly", &[], Arc::clone(&to) as _));
     let seen = Arc::clone(&largest);
     let weighing: Tamper = Box::new(move |frame| {
-        if let Some(Frame::Heads(heads)) = &frame.frame {
+        if let Some(Frame::TreeHeads(heads)) = &frame.frame {
             let bytes: usize = heads.crls.iter().map(Bytes::len).sum();
             seen.fetch_max(bytes, Ordering::Relaxed);
         }
         Some(frame)
     });
     let _cable = connect(&ma, &ly, weighing, honest());
-    let mut wanted = vec![HEADS_LISTS_BYTES_MAX, 600_000, 500_000, 400_000, 100];
+    let mut wanted = vec![TREE_HEADS_CRL_BYTES_MAX, 600_000, 500_000, 400_000, 100];
     let sorted = || {
         let mut offered = to.offered_bytes();
         offered.sort_unstable_by(|a, b| b.cmp(a));
         offered
     };
     until("all that fit have come", || sorted() == wanted).await;
-    assert!(largest.load(Ordering::Relaxed) <= HEADS_LISTS_BYTES_MAX);
+    assert!(largest.load(Ordering::Relaxed) <= TREE_HEADS_CRL_BYTES_MAX);
 
-    // A newer one is told although nothing else happens, and only that one.
+    // A newer list is sent although nothing else changes, and only that one.
     from.put("a", 700_000);
     wanted.insert(1, 700_000);
     until("the newer one has come", || sorted() == wanted).await;
 
-    // With a newer roster the peer may know authorities that it did not know before: it is told all again.
+    // With a newer roster the peer may know authorities that it did not know before: all lists are
+    // sent again.
     let mut chain = barid_core::roster::RosterChain::clone(&ma.rosters.load());
     chain.extend(&roster(2, Some(chain.newest().text_hash()))).unwrap();
     ma.rosters.replace(chain);
@@ -370,19 +372,19 @@ async fn revocation_lists_travel_all_of_them_in_frames_that_fit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frame_with_too_many_lists_is_malformed() {
-    let lists = Lists::holding(&[]);
-    let ma = Node::with("ma", &[], Arc::clone(&lists) as _);
-    let mut ly = Actor::greet(&ma, "ly").await;
-    let crls = vec![Bytes::from_static(b"list"); HEADS_LISTS_MAX + 1];
-    ly.say(Frame::Heads(proto::Heads { roster_version: 1, crls, ..proto::Heads::default() })).await;
-    let fault = ly.hear(|frame| if let Frame::Fault(fault) = frame { Some(fault) } else { None }).await;
+async fn frame_with_too_many_crls_is_malformed() {
+    let crl_source = TestCrls::holding(&[]);
+    let ma = Node::with("ma", &[], Arc::clone(&crl_source) as _);
+    let mut ly = Actor::handshake(&ma, "ly").await;
+    let crls = vec![Bytes::from_static(b"list"); TREE_HEADS_CRLS_MAX + 1];
+    ly.send(Frame::TreeHeads(proto::TreeHeads { roster_version: 1, crls, ..proto::TreeHeads::default() })).await;
+    let fault = ly.receive(|frame| if let Frame::Fault(fault) = frame { Some(fault) } else { None }).await;
     assert_eq!(fault.reason, "malformed");
-    assert!(lists.offered_bytes().is_empty());
+    assert!(crl_source.offered_bytes().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_lost_with_a_link_are_asked_for_on_the_next() {
+async fn attestations_lost_with_a_link_are_requested_on_the_next() {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
     let losing: Tamper =
         Box::new(|frame| (!matches!(frame.frame, Some(Frame::Custody(_) | Frame::Cosigned(_)))).then_some(frame));
@@ -400,64 +402,64 @@ async fn answers_lost_with_a_link_are_asked_for_on_the_next() {
         (0..3).all(|index| ma.store.custody_covering(&ma.feed(), index).unwrap().len() == 1)
     })
     .await;
-    until("and cosigned", || ma.seen(&ly.me).cosigned_size == 3).await;
+    until("and cosigned", || ma.peer_status(&ly.me).cosigned_size == 3).await;
 }
 
 fn head(code: &str, size: u64) -> Frame {
     let checkpoint = Checkpoint { feed: feed(code), size, root: Hash([9; 32]) };
     let note = sign(&checkpoint, &[key(code, "feed/1", Algorithm::Ed25519)]).unwrap().note;
-    let heads = vec![proto::Head { checkpoint: note, ..proto::Head::default() }];
-    Frame::Heads(proto::Heads { heads, roster_version: 1, crls: Vec::new() })
+    let heads = vec![proto::TreeHead { checkpoint: note, ..proto::TreeHead::default() }];
+    Frame::TreeHeads(proto::TreeHeads { heads, roster_version: 1, crls: Vec::new() })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_checkpoint_of_our_own_feed_that_we_do_not_hold_stops_publishing() {
+async fn larger_checkpoint_of_own_feed_stops_publishing() {
     let ma = Node::start("ma");
     ma.publish(1, |_| {}).await;
-    let peer = Actor::greet(&ma, "tn").await;
-    peer.say(head("ma", 7)).await;
-    until("in doubt", || matches!(&*ma.committer.gate().borrow(), Gate::InDoubt(why) if why.contains("size 7"))).await;
+    let peer = Actor::handshake(&ma, "tn").await;
+    peer.send(head("ma", 7)).await;
+    until("in doubt", || matches!(&*ma.committer.publish_state().borrow(), PublishState::NeedsRecovery(why) if why.contains("size 7"))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_histories_of_one_feed_stop_that_feed_only() {
+async fn fork_stops_only_the_forked_feed() {
     let (ma, ly, tn) = (Node::start("ma"), Node::start("ly"), Node::start("tn"));
     let _cables = [connect(&ma, &ly, honest(), honest()), connect(&tn, &ma, honest(), honest())];
     ly.publish(3, |_| {}).await;
     until("ma holds ly's", || ma.size(&ly.feed()) == 3).await;
-    // "tn" shows ma another root of ly's feed, signed by ly's key, over the link that it dials anew.
-    let liar = Actor::greet(&ma, "tn").await;
-    liar.say(head("ly", 2)).await;
+    // "tn" sends ma another root of ly's feed, signed by ly's key, over a new link.
+    let liar = Actor::handshake(&ma, "tn").await;
+    liar.send(head("ly", 2)).await;
     until("ly's feed is stopped", || ma.exchange.stopped_feeds().contains(&ly.feed())).await;
     assert!(alarms(&ma).iter().any(|alarm| alarm.contains("ly.rabat.example")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_sends_and_never_reads_loses_its_link_and_others_go_on() {
+async fn peer_that_never_reads_loses_its_link_and_others_continue() {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
     let _cable = connect(&ma, &ly, honest(), honest());
-    let deaf = Actor::greet(&ma, "tn").await;
+    let deaf = Actor::handshake(&ma, "tn").await;
     let nonsense = || Frame::Follow(proto::Follow { feed: "nonsense".into(), ..proto::Follow::default() });
     let mut sent = 0;
-    // Each is answered; the answers have nowhere to go.
-    while deaf.says.send(proto::Frame { frame: Some(nonsense()) }).await.is_ok() {
+    // Each frame is answered; the replies are not read.
+    while deaf.to_node.send(proto::Frame { frame: Some(nonsense()) }).await.is_ok() {
         sent += 1;
         assert!(sent < 100_000, "nobody stops it");
     }
     ma.publish(10, |_| {}).await;
     until("Tripoli has what Rabat published", || ly.size(&ma.feed()) == 10).await;
-    assert!(matches!(deaf.link.await.unwrap(), Err(LinkError::Flood)));
+    assert!(matches!(deaf.link.await.unwrap(), Err(LinkError::SendQueueOverflow)));
     until("it is gone", || !ma.exchange.peers().linked(&member("tn"))).await;
     assert!(ma.exchange.peers().linked(&ly.me));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_links_by_one_peer_are_one_and_others_go_on() {
+async fn thousand_links_of_one_peer_leave_one_open() {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
     let _cable = connect(&ma, &ly, honest(), honest());
     let mut crowd = Vec::new();
     for _ in 0..1_000 {
-        crowd.push(Actor::greet(&ma, "tn").await);
+        crowd.push(Actor::handshake(&ma, "tn").await);
     }
     ma.publish(10, |_| {}).await;
     until("Tripoli has what Rabat published", || ly.size(&ma.feed()) == 10).await;
@@ -467,33 +469,33 @@ async fn a_thousand_links_by_one_peer_are_one_and_others_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quiet_link_beats() {
+async fn idle_link_sends_heartbeats_and_times_out() {
     let ma = Node::start("ma");
-    let mut peer = Actor::greet(&ma, "tn").await;
-    let beat = |frame| if let Frame::Cosigned(cosigned) = frame { Some(cosigned) } else { None };
-    let heard = peer.hear(beat).await;
-    assert_eq!((heard.heartbeat_feed.as_str(), heard.heartbeat_size), ("ma.rabat.example/feed/1", 0));
-    // And one that says nothing itself is given up.
+    let mut peer = Actor::handshake(&ma, "tn").await;
+    let heartbeat = |frame| if let Frame::Cosigned(cosigned) = frame { Some(cosigned) } else { None };
+    let received = peer.receive(heartbeat).await;
+    assert_eq!((received.heartbeat_feed.as_str(), received.heartbeat_size), ("ma.rabat.example/feed/1", 0));
+    // A peer that sends nothing itself is dropped.
     let ended = tokio::time::timeout(Duration::from_secs(200), async {
-        while peer.hears.recv().await.is_some() {}
+        while peer.from_node.recv().await.is_some() {}
         peer.link.await.unwrap()
     });
-    assert!(matches!(ended.await.unwrap(), Err(LinkError::Silent)));
+    assert!(matches!(ended.await.unwrap(), Err(LinkError::IdleTimeout)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_heartbeat_is_verified_and_shown() {
+async fn heartbeat_is_verified_and_recorded() {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
-    let peer = Actor::greet(&ma, "ly").await;
-    let beat = |time| Frame::Cosigned(ly.committer.heartbeat(time).unwrap());
-    let Frame::Cosigned(mut forged) = beat(99_000) else { unreachable!() };
+    let peer = Actor::handshake(&ma, "ly").await;
+    let heartbeat = |time| Frame::Cosigned(ly.committer.heartbeat(time).unwrap());
+    let Frame::Cosigned(mut forged) = heartbeat(99_000) else { unreachable!() };
     forged.note = forged.note.to_ascii_uppercase().into();
-    peer.say(Frame::Cosigned(forged)).await;
-    peer.say(beat(77_000)).await;
-    until("seen alive", || ma.seen(&ly.me).heartbeat_time == 77_000).await;
+    peer.send(Frame::Cosigned(forged)).await;
+    peer.send(heartbeat(77_000)).await;
+    until("seen alive", || ma.peer_status(&ly.me).heartbeat_time == 77_000).await;
 }
 
-/// Listens without TLS; whoever calls is `caller`.
+/// Listens without TLS; every caller is identified as `caller`.
 async fn listen(node: &Node, caller: &'static str) -> std::net::SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -512,7 +514,7 @@ struct PlainDial(std::collections::BTreeMap<&'static str, std::net::SocketAddr>)
 impl Dial for PlainDial {
     fn dial<'a>(
         &'a self,
-        peer: &'a barid_core::names::Member,
+        peer: &'a barid_core::ids::Member,
         _endpoint: &'a str,
     ) -> BoxFuture<'a, Result<Channel, String>> {
         Box::pin(async move {
@@ -524,7 +526,7 @@ impl Dial for PlainDial {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn over_grpc_the_lower_code_dials_and_redials() {
+async fn lower_code_dials_and_redials_over_grpc() {
     let (ly, ma) = (Node::start("ly"), Node::start("ma"));
     ma.publish(3_000, |_| {}).await;
     let at_ma = listen(&ma, "ly").await;
@@ -537,38 +539,39 @@ async fn over_grpc_the_lower_code_dials_and_redials() {
     ma.publish(10, |_| {}).await;
     let _dialers = spawn_dialers(&ly.exchange, dial);
     until("dialled again", || ly.size(&ma.feed()) == 3_010).await;
-    let last_error = ly.seen(&member("tn")).last_error.clone();
+    let last_error = ly.peer_status(&member("tn")).last_error.clone();
     assert!(last_error.contains("nobody listens"), "{last_error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_higher_code_dials_when_no_link_has_come() {
+async fn higher_code_dials_after_grace_without_link() {
     let (ly, ma) = (Node::start("ly"), Node::start("ma"));
     let at_ly = listen(&ly, "ma").await;
     let began = std::time::Instant::now();
     let _dialers = spawn_dialers(&ma.exchange, Arc::new(PlainDial([("ly", at_ly)].into())));
     until("linked", || ly.exchange.peers().linked(&ma.me)).await;
-    assert!(began.elapsed() >= super::STARTED_GRACE);
+    assert!(began.elapsed() >= super::STARTUP_GRACE);
     ma.publish(1, |_| {}).await;
     until("ly, which only listened, follows over the same link", || ly.size(&ma.feed()) == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_nodes_with_one_identity_alarm_everybody_and_do_not_fight() {
+async fn duplicate_identity_raises_alarms_and_keeps_one_link() {
     let (ma, one, copy) = (Node::start("ma"), Node::start("ly"), Node::start("ly"));
     let at_ma = listen(&ma, "ly").await;
     let dial = Arc::new(PlainDial([("ma", at_ma)].into()));
     let _dialers = (spawn_dialers(&one.exchange, dial.clone()), spawn_dialers(&copy.exchange, dial));
     let alarmed = |node: &Node, part: &str| alarms(node).iter().any(|alarm| alarm.contains(part));
     until("Morocco is told", || alarmed(&ma, "two nodes use the identity of ly")).await;
-    let told = |node: &Node| alarmed(node, "another node uses this member's identity");
-    until("one of the two is told", || told(&one) || told(&copy)).await;
+    let alarmed_own = |node: &Node| alarmed(node, "another node uses this member's identity");
+    until("one of the two is told", || alarmed_own(&one) || alarmed_own(&copy)).await;
     assert!(ma.exchange.peers().linked(&one.me), "one of them stays linked");
 }
 
-/// A stream of links of a member, each with five bytes that promise 4 MiB and a few more.
+/// A member opens many links, each with the five-byte prefix of a 4 MiB message and a few more
+/// bytes.
 #[tokio::test(flavor = "multi_thread")]
-async fn unfinished_frames_of_a_peer_stay_within_its_budget_and_its_links_are_few() {
+async fn unfinished_frames_of_peer_are_bounded_by_its_budget() {
     let node = Node::start("ma");
     let address = listen(&node, "ly").await;
     let budgets = &node.exchange.shared.options.budgets;

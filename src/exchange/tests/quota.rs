@@ -1,46 +1,47 @@
-//! A disk that fills, and members that fill it: their feeds go on as digests, and content comes once there is room.
+//! A disk that fills, and members that fill it: their feeds continue as digests, and content
+//! arrives once there is space.
 
 use std::sync::Arc;
 
-use barid_core::names::Member;
+use barid_core::ids::Member;
 use barid_core::quota::Tier;
 
 use super::disclosed;
-use super::express::immediate;
+use super::priority::immediate;
 use super::world::{Node, bulletin, connect, honest, until};
 use crate::committer::CommitFailure;
 use crate::exchange::NoRevocations;
-use crate::store::Room;
+use crate::store::Capacity;
 use crate::store::memory::MemoryStore;
 
 const MIB: u64 = 1 << 20;
 
-/// A node whose disk is as large as the test says.
+/// A node whose disk size the test sets.
 fn small(code: &str) -> (Node, Arc<MemoryStore>) {
     let store = Arc::new(MemoryStore::new());
     (Node::over(Arc::clone(&store) as _, code, &[], Arc::new(NoRevocations)), store)
 }
 
-async fn has_room(node: &Node, store: &MemoryStore, tier: Tier) {
+async fn set_tier(node: &Node, store: &MemoryStore, tier: Tier) {
     let reserve_bytes = 512 * MIB;
-    store.set_room(Room { tier, free_bytes: tier.leaves_free(reserve_bytes), reserve_bytes });
+    store.set_capacity(Capacity { tier, free_bytes: tier.leaves_free(reserve_bytes), reserve_bytes });
     until("it is noticed", || *node.committer.tier().borrow() == tier).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn content_of_others_waits_while_the_disk_is_nearly_full_and_is_backfilled() {
+async fn content_of_others_is_backfilled_once_disk_has_space() {
     let (ma, (ly, store)) = (Node::start("ma"), small("ly"));
-    has_room(&ly, &store, Tier::Digests).await;
+    set_tier(&ly, &store, Tier::Digests).await;
     let _cable = connect(&ma, &ly, honest(), honest());
     ma.publish(50, |_| {}).await;
     until("the feed goes on", || ly.size(&ma.feed()) == 50).await;
     assert_eq!(ly.root(&ma.feed()), ma.root(&ma.feed()));
     assert_eq!(disclosed(&ly, "ma"), [false; 50]);
-    until("ly vouches for the log", || ma.seen(&ly.me).custody_size == 50).await;
+    until("ly vouches for the log", || ma.peer_status(&ly.me).custody_size == 50).await;
     assert!(ma.store.custody_covering(&ma.feed(), 7).unwrap().is_empty(), "and not for content");
     ly.publish(3, |_| {}).await;
     until("ly's own are nobody's loss", || ma.size(&ly.feed()) == 3).await;
-    store.set_room(Room::AMPLE);
+    store.set_capacity(Capacity::UNBOUNDED);
     until("content has come by itself", || disclosed(&ly, "ma") == [true; 50]).await;
     until("ma has it in writing", || {
         (0..50).all(|index| ma.store.custody_covering(&ma.feed(), index).unwrap().len() == 1)
@@ -51,37 +52,40 @@ async fn content_of_others_waits_while_the_disk_is_nearly_full_and_is_backfilled
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn own_entries_are_committed_where_nothing_of_others_is_and_urgent_ones_last() {
+async fn own_entries_are_committed_on_nearly_full_disk_and_actual_ones_longest() {
     let (ma, (ly, store)) = (Node::start("ma"), small("ly"));
     ly.publish(1, |_| {}).await;
-    has_room(&ly, &store, Tier::Own).await;
+    set_tier(&ly, &store, Tier::Own).await;
     let _cable = connect(&ma, &ly, honest(), honest());
     ma.publish(5, |_| {}).await;
     ly.publish(2, |_| {}).await;
     until("ma follows", || ma.size(&ly.feed()) == 3).await;
     assert_eq!(ly.size(&ma.feed()), 0, "following pauses");
-    has_room(&ly, &store, Tier::Urgent).await;
-    let refused = ly.committer.publish(vec![bulletin(&ly.me, &|_| {})]).await.unwrap_err();
-    assert!(matches!(refused, CommitFailure::DiskFull(_)), "{refused}");
+    set_tier(&ly, &store, Tier::Priority).await;
+    let rejected = ly.committer.publish(vec![bulletin(&ly.me, &|_| {})]).await.unwrap_err();
+    assert!(matches!(rejected, CommitFailure::DiskFull(_)), "{rejected}");
     let exercise = ly.committer.publish(vec![bulletin(&ly.me, &immediate("Exercise"))]).await;
     assert!(exercise.is_err(), "exercises take nothing of what is Actual");
     ly.committer.publish(vec![bulletin(&ly.me, &immediate("Actual"))]).await.unwrap();
     until("ma has it", || ma.size(&ly.feed()) == 4).await;
-    has_room(&ly, &store, Tier::Notes).await;
+    set_tier(&ly, &store, Tier::Notes).await;
     assert!(ly.committer.publish(vec![bulletin(&ly.me, &immediate("Actual"))]).await.is_err());
-    store.set_room(Room::AMPLE);
+    store.set_capacity(Capacity::UNBOUNDED);
     until("all goes on", || disclosed(&ly, "ma") == [true; 5]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_that_floods_takes_its_share_and_nobody_else_notices() {
+async fn flooding_member_uses_only_its_share_of_the_disk() {
     let (ma, tn, (ly, store)) = (Node::start("ma"), Node::start("tn"), small("ly"));
     let reserve_bytes = MIB;
-    let room =
-        |above: u64| Room { tier: Tier::All, free_bytes: Tier::All.leaves_free(reserve_bytes) + above, reserve_bytes };
-    store.set_room(room(MIB));
-    let looked = || ly.committer.share_bytes() < MIB;
-    until("it is noticed", looked).await;
+    let room = |above: u64| Capacity {
+        tier: Tier::All,
+        free_bytes: Tier::All.leaves_free(reserve_bytes) + above,
+        reserve_bytes,
+    };
+    store.set_capacity(room(MIB));
+    let noticed = || ly.committer.share_bytes() < MIB;
+    until("it is noticed", noticed).await;
     let _cables = [connect(&ma, &ly, honest(), honest()), connect(&ly, &tn, honest(), honest())];
     tn.publish(2_000, |_| {}).await;
     until("the feed goes on", || ly.size(&tn.feed()) == 2_000).await;
@@ -95,13 +99,13 @@ async fn a_member_that_floods_takes_its_share_and_nobody_else_notices() {
     tn.publish(1, immediate("Actual")).await;
     until("what is urgent has its own part", || ly.size(&tn.feed()) == 2_001).await;
     assert!(disclosed(&ly, "tn")[2_000]);
-    store.set_room(room(1 << 30));
+    store.set_capacity(room(1 << 30));
     until("the rest comes by itself once there is room", || disclosed(&ly, "tn") == [true; 2_001]).await;
     assert!(ly.committer.over_share().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_peers_bring_takes_no_place_of_what_is_published_here() {
+async fn replicated_entries_do_not_block_publishing() {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
     let _cable = connect(&ma, &ly, honest(), honest());
     let flood = ly.committer.occupy_links();

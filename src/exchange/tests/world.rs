@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use barid_core::bulletin::{BulletinId, Fill, TopicFilter, ValidBulletin, kinds, prepare};
+use barid_core::bulletin::{BulletinId, DraftDefaults, TopicFilter, ValidBulletin, kinds, prepare};
 use barid_core::feed::note::{Algorithm, Note, SigningKey};
-use barid_core::names::{FeedId, Hash, Member};
+use barid_core::ids::{FeedId, Hash, Member};
 use barid_core::proto;
 use barid_core::proto::frame::Frame;
 use barid_core::roster::RosterChain;
@@ -17,8 +17,8 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::committer::{Committer, Keys, Options as CommitterOptions};
-use crate::exchange::{Exchange, LinkError, NoRevocations, Options, PeerSnapshot, Revocations, Wire};
-use crate::rosters::Rosters;
+use crate::exchange::{Exchange, LinkError, NoRevocations, Options, PeerStatus, Revocations, Wire};
+use crate::roster_store::RosterStore;
 use crate::store::Store;
 use crate::store::memory::MemoryStore;
 
@@ -32,7 +32,7 @@ pub(super) fn feed(code: &str) -> FeedId {
     FeedId::new(member(code), EXCHANGE.parse().unwrap(), 1)
 }
 
-/// The same key for the same name, every time.
+/// Returns the same key for the same name every time.
 pub(super) fn key(code: &str, role: &str, algorithm: Algorithm) -> SigningKey {
     let name = format!("{code}.{EXCHANGE}/{role}");
     let seed = barid_core::envelope::digest(name.as_bytes()).0;
@@ -47,7 +47,7 @@ pub(super) fn keys(code: &str) -> Keys {
     }
 }
 
-/// Who signs the rosters.
+/// The key that signs the rosters.
 pub(super) fn governor() -> SigningKey {
     SigningKey::from_seed("governors.example/one", Algorithm::Ed25519, [1; 32]).unwrap()
 }
@@ -82,10 +82,10 @@ pub(super) struct Node {
     pub(super) me: Member,
     pub(super) store: Arc<dyn Store>,
     pub(super) committer: Committer,
-    pub(super) rosters: Rosters,
+    pub(super) rosters: RosterStore,
     pub(super) exchange: Exchange,
     shutdown: watch::Sender<bool>,
-    _mark: tempfile::TempDir,
+    _mark_folder: tempfile::TempDir,
 }
 
 impl Node {
@@ -93,17 +93,17 @@ impl Node {
         Self::following(code, &[])
     }
 
-    /// A node that wants the content of these topics only.
+    /// A node that follows only these topics.
     pub(super) fn following(code: &str, topics: &[&str]) -> Self {
         Self::with(code, topics, Arc::new(NoRevocations))
     }
 
-    /// A node with revocation lists of the test's making.
+    /// A node with revocation lists that the test provides.
     pub(super) fn with(code: &str, topics: &[&str], revocations: Arc<dyn Revocations>) -> Self {
         Self::over(Arc::new(MemoryStore::new()), code, topics, revocations)
     }
 
-    /// A node with a store of the test's making.
+    /// A node with a store that the test provides.
     pub(super) fn over(store: Arc<dyn Store>, code: &str, topics: &[&str], revocations: Arc<dyn Revocations>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let committer = Committer::start(
@@ -111,20 +111,20 @@ impl Node {
             CommitterOptions {
                 feed: feed(code),
                 keys: keys(code),
-                mark: folder.path().join("mark"),
-                first: true,
-                lone_start: Duration::ZERO,
+                high_water_mark: folder.path().join("mark"),
+                bootstrap: true,
+                peer_wait: Duration::ZERO,
                 share_percent: barid_core::quota::SHARE_PERCENT,
             },
         )
         .unwrap();
-        let rosters = Rosters::new(RosterChain::start(&roster(1, None)).unwrap());
+        let rosters = RosterStore::new(RosterChain::start(&roster(1, None)).unwrap());
         let (exchange, stop) = exchange(&committer, &rosters, topics, revocations);
-        Self { me: member(code), store, committer, rosters, exchange, shutdown: stop, _mark: folder }
+        Self { me: member(code), store, committer, rosters, exchange, shutdown: stop, _mark_folder: folder }
     }
 
     /// The same node with other topics; its links end.
-    pub(super) fn following_anew(mut self, topics: &[&str]) -> Self {
+    pub(super) fn restart_with_topics(mut self, topics: &[&str]) -> Self {
         self.shutdown.send_replace(true);
         (self.exchange, self.shutdown) = exchange(&self.committer, &self.rosters, topics, Arc::new(NoRevocations));
         self
@@ -134,22 +134,23 @@ impl Node {
         feed(self.me.as_str())
     }
 
-    /// What this node knows of a peer.
-    pub(super) fn seen(&self, peer: &Member) -> PeerSnapshot {
+    /// This node's status of a peer.
+    pub(super) fn peer_status(&self, peer: &Member) -> PeerStatus {
         self.exchange.peers().snapshot().remove(peer).unwrap_or_default()
     }
 
     pub(super) fn size(&self, feed: &FeedId) -> u64 {
-        self.store.feed(feed).map_or(0, |state| state.frontier.size())
+        self.store.feed(feed).map_or(0, |state| state.compact_range.size())
     }
 
     pub(super) fn root(&self, feed: &FeedId) -> Option<Hash> {
-        self.store.feed(feed).map(|state| state.frontier.root())
+        self.store.feed(feed).map(|state| state.compact_range.root())
     }
 
     /// Publishes `count` situation reports, changed by `change`, in groups.
     pub(super) async fn publish(&self, count: usize, change: impl Fn(&mut proto::Draft)) {
-        until("publishing opens", || *self.committer.gate().borrow() == crate::committer::Gate::Open).await;
+        until("publishing opens", || *self.committer.publish_state().borrow() == crate::committer::PublishState::Open)
+            .await;
         let mut left = count;
         while left > 0 {
             let group = left.min(500);
@@ -162,7 +163,7 @@ impl Node {
 
 fn exchange(
     committer: &Committer,
-    rosters: &Rosters,
+    rosters: &RosterStore,
     topics: &[&str],
     revocations: Arc<dyn Revocations>,
 ) -> (Exchange, watch::Sender<bool>) {
@@ -171,7 +172,7 @@ fn exchange(
         committer: committer.clone(),
         rosters: rosters.clone(),
         topics: topics.iter().map(|topic| topic.parse::<TopicFilter>().unwrap()).collect(),
-        share_history: false,
+        backfill_new_members: false,
         listens: true,
         budgets: crate::budgets::Budgets::default(),
         revocations,
@@ -187,31 +188,31 @@ pub(super) fn bulletin(by: &Member, change: &impl Fn(&mut proto::Draft)) -> Vali
     getrandom::fill(&mut random).unwrap();
     let now = crate::clock::unix_ms();
     let (id, salt) = random.split_at(10);
-    let fill = Fill {
+    let defaults = DraftDefaults {
         member: by.clone(),
         issuer: "desk".into(),
         id: BulletinId::new(now, id.try_into().unwrap()),
         sent_at_unix_ms: now,
         roster_version: 1,
     };
-    prepare(&draft, &fill, salt.try_into().unwrap()).unwrap()
+    prepare(&draft, &defaults, salt.try_into().unwrap()).unwrap()
 }
 
-/// Revocation lists that nobody verifies.
-pub(super) struct Lists {
+/// Revocation lists that are not verified.
+pub(super) struct TestCrls {
     held: Mutex<Vec<(String, Bytes)>>,
     changed: watch::Sender<u64>,
     pub(super) offered: Mutex<Vec<Bytes>>,
 }
 
-impl Lists {
-    pub(super) fn holding(lists: &[(&str, usize)]) -> Arc<Self> {
+impl TestCrls {
+    pub(super) fn holding(crls: &[(&str, usize)]) -> Arc<Self> {
         let this = Arc::new(Self { held: Mutex::default(), changed: watch::Sender::new(0), offered: Mutex::default() });
-        lists.iter().for_each(|(name, bytes)| this.put(name, *bytes));
+        crls.iter().for_each(|(name, bytes)| this.put(name, *bytes));
         this
     }
 
-    /// A list of so many bytes in place of what was held of this authority.
+    /// Replaces the list of this authority by one of this many bytes.
     pub(super) fn put(&self, name: &str, bytes: usize) {
         let mut held = self.held.lock();
         held.retain(|(other, _)| other != name);
@@ -220,13 +221,13 @@ impl Lists {
         self.changed.send_modify(|version| *version += 1);
     }
 
-    /// Sizes of what was offered.
+    /// Sizes of the offered lists.
     pub(super) fn offered_bytes(&self) -> Vec<usize> {
         self.offered.lock().iter().map(Bytes::len).collect()
     }
 }
 
-impl Revocations for Lists {
+impl Revocations for TestCrls {
     fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
@@ -235,12 +236,12 @@ impl Revocations for Lists {
         self.held.lock().clone()
     }
 
-    fn offer(&self, _from: &Member, lists: Vec<Bytes>) {
-        self.offered.lock().extend(lists);
+    fn offer(&self, _from: &Member, crls: Vec<Bytes>) {
+        self.offered.lock().extend(crls);
     }
 }
 
-/// What a test makes of a frame on its way; `None` drops it.
+/// Changes a frame in flight; `None` drops it.
 pub(super) type Tamper = Box<dyn FnMut(proto::Frame) -> Option<proto::Frame> + Send>;
 
 pub(super) fn honest() -> Tamper {
@@ -287,17 +288,17 @@ async fn carry(mut from: mpsc::Receiver<proto::Frame>, to: mpsc::Sender<proto::F
 
 /// A peer played by the test, frame by frame.
 pub(super) struct Actor {
-    pub(super) says: mpsc::Sender<proto::Frame>,
-    pub(super) hears: mpsc::Receiver<proto::Frame>,
+    pub(super) to_node: mpsc::Sender<proto::Frame>,
+    pub(super) from_node: mpsc::Receiver<proto::Frame>,
     pub(super) link: JoinHandle<Result<(), LinkError>>,
 }
 
 impl Actor {
-    /// Dials `node` as `code` and greets.
-    pub(super) async fn greet(node: &Node, code: &str) -> Self {
+    /// Dials `node` as `code` and completes the handshake.
+    pub(super) async fn handshake(node: &Node, code: &str) -> Self {
         let actor = Self::dial(node, code);
         actor
-            .say(Frame::Hello(proto::Hello {
+            .send(Frame::Hello(proto::Hello {
                 protocol: 1,
                 exchange: EXCHANGE.into(),
                 roster_version: 1,
@@ -308,23 +309,23 @@ impl Actor {
     }
 
     pub(super) fn dial(node: &Node, code: &str) -> Self {
-        let (says, heard) = mpsc::channel(64);
-        let (outgoing, hears) = mpsc::channel(4);
+        let (to_node, node_incoming) = mpsc::channel(64);
+        let (outgoing, from_node) = mpsc::channel(4);
         let (exchange, peer) = (node.exchange.clone(), member(code));
-        let incoming = ReceiverStream::new(heard).map(Ok).boxed();
+        let incoming = ReceiverStream::new(node_incoming).map(Ok).boxed();
         let link = tokio::spawn(async move { exchange.link(&peer, false, Wire { incoming, outgoing }).await });
-        Self { says, hears, link }
+        Self { to_node, from_node, link }
     }
 
-    pub(super) async fn say(&self, frame: Frame) {
-        self.says.send(proto::Frame { frame: Some(frame) }).await.unwrap();
+    pub(super) async fn send(&self, frame: Frame) {
+        self.to_node.send(proto::Frame { frame: Some(frame) }).await.unwrap();
     }
 
-    /// The next frame that `wanted` picks; others are passed over.
-    pub(super) async fn hear<T>(&mut self, wanted: impl Fn(Frame) -> Option<T>) -> T {
+    /// Returns the next frame that `wanted` picks; others are dropped.
+    pub(super) async fn receive<T>(&mut self, wanted: impl Fn(Frame) -> Option<T>) -> T {
         tokio::time::timeout(Duration::from_secs(100), async {
             loop {
-                let frame = self.hears.recv().await.expect("the link is open").frame;
+                let frame = self.from_node.recv().await.expect("the link is open").frame;
                 if let Some(found) = frame.and_then(&wanted) {
                     return found;
                 }
@@ -335,7 +336,7 @@ impl Actor {
     }
 }
 
-/// What needs an operator of this node.
+/// Active alarms of this node.
 #[cfg(test)]
 pub(super) fn alarms(node: &Node) -> Vec<String> {
     node.exchange.alarms().snapshot().iter().map(|active| active.alarm.to_string()).collect()

@@ -1,17 +1,21 @@
-//! The commit log: what is true. Preallocated segments of checksummed, chained records, one `fdatasync` each.
+//! The commit log, the authoritative data of the store: preallocated segments of checksummed,
+//! chained records, with one `fdatasync` per record.
 //!
-//! In scope: appending, reading back by position, and on opening finding the end. Out of scope: what the records mean.
-//! After a failed write or sync nothing more is appended: the page cache may look good when the disk is not, so only opening the
-//! log anew, which writes the last record again before it is believed, tells what is durable.
+//! In scope: appending, reading by position, and finding the end when the log is opened. Out of
+//! scope: the meaning of the records.
+//!
+//! After a failed write or sync nothing more is appended: the page cache may look good when the
+//! disk is not. Only reopening the log shows what is durable: it writes the last record again
+//! before using it.
 
-mod bit;
-mod end;
-mod mend;
-#[cfg(test)]
-mod mend_tests;
+mod bit_flip;
 pub(super) mod record;
+mod repair;
+#[cfg(test)]
+mod repair_tests;
 mod scan;
 pub(super) mod segment;
+mod tail_hint;
 #[cfg(test)]
 mod tests;
 
@@ -24,37 +28,38 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use barid_core::names::{ExchangeName, Hash, Member};
+use barid_core::ids::{ExchangeName, Hash, Member};
 use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-pub(super) use self::end::{EndFile, Noted};
-pub(super) use self::mend::{Examined, Kind, Wound, examine, put_back};
+pub(super) use self::record::{AppendRecord, Position, Record, Slot};
 use self::record::{FRAME_BYTES, Frame, Salt};
-pub(super) use self::record::{Position, Record, RecordedAppend, Slot};
+pub(super) use self::repair::{LogDamage, LogDamageKind, LogInspection, inspect, write_repair};
 pub(super) use self::scan::{Resume, read, verify};
 pub(super) use self::segment::sync_dir;
 use self::segment::{HEADER_BYTES, Header, Preparer};
-use super::{OpenError, ReadError, SyncTimes};
+pub(super) use self::tail_hint::{TailHint, TailHintFile};
+use super::{FsyncHistogram, OpenError, ReadError};
 
-/// Slices in one `pwritev`: Linux takes 1,024.
+/// Slices in one `pwritev`; the limit of Linux is 1,024.
 const SLICES_MAX: usize = 1_024;
 /// Files kept open for reading.
 const OPEN_FILES_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
-/// Heads kept decoded, at most [`CACHED_HEAD_BYTES_MAX`] each: neighbours are read together.
+/// Decoded heads in the cache, at most [`CACHED_HEAD_BYTES_MAX`] each: neighbouring entries are
+/// read together.
 const CACHED_HEADS_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
-/// A head beyond this (with a roster in it) is not kept.
+/// A larger head (with a roster in it) is not cached.
 const CACHED_HEAD_BYTES_MAX: usize = 128 << 10;
 
-/// Whose log, and how it uses the disk.
+/// The owner of a log, and its use of the disk.
 #[derive(Clone, Debug)]
 pub(super) struct LogOptions {
     pub(super) member: Member,
     pub(super) exchange: ExchangeName,
     /// Largest segment; a record that does not fit gets a larger one.
     pub(super) segment_bytes_max: u64,
-    /// Free space below which nothing is appended.
+    /// Free bytes that an append must leave.
     pub(super) reserve_bytes: u64,
 }
 
@@ -67,7 +72,7 @@ pub(super) enum AppendError {
     Failed(io::Error),
 }
 
-/// The writing end.
+/// The writing half of the log.
 pub(super) struct Log {
     dir: PathBuf,
     options: LogOptions,
@@ -76,55 +81,58 @@ pub(super) struct Log {
     current: Option<Current>,
     tail: Tail,
     written_bytes: u64,
-    /// Length of a record for which no segment could be had when it was last asked for.
-    lacking: Option<u64>,
-    /// When it was last looked how much may still be written on the disk, and how much it was.
+    /// Length of the last record for which no segment could be created.
+    needed_len: Option<u64>,
+    /// Time and result of the last check of the free bytes.
     space: Option<(Instant, u64)>,
-    syncs: SyncTimes,
+    fsyncs: FsyncHistogram,
     #[cfg(test)]
     pub(super) fail_next_sync: bool,
-    /// The next write finds no space after so many bytes.
+    /// Bytes after which the next write finds no space.
     #[cfg(test)]
     pub(super) full_after: Option<usize>,
 }
 
-/// How long it is known what may still be written on a disk, where it is [`SPACE_AMPLE_BYTES`] more than what is to be left free.
-const SPACE_KNOWN: Duration = Duration::from_millis(50);
-const SPACE_AMPLE_BYTES: u64 = 64 << 20;
+/// How long a check of the free bytes is valid. It is used only while they exceed the bytes to
+/// leave free by at least [`SPACE_MARGIN_BYTES`].
+const SPACE_CACHE_TTL: Duration = Duration::from_millis(50);
+const SPACE_MARGIN_BYTES: u64 = 64 << 20;
 
-/// Shortest segment that is made where the disk is nearly full.
+/// Shortest segment created when the disk is nearly full.
 const SHORT_SEGMENT_BYTES: u64 = 1 << 20;
 
-/// The segment that is written to.
+/// The segment being written.
 struct Current {
     number: u32,
     file: Arc<File>,
-    /// Where the next record goes.
-    offset: u64,
+    /// Where the next record begins.
+    byte_offset: u64,
     capacity: u64,
-    /// One past what a write left behind that found no space; `offset` or less if there is nothing of that.
+    /// One past the bytes left behind by a write that found no space; `byte_offset` or less if
+    /// there are none.
     dirty_end: u64,
 }
 
-/// What the next record follows.
+/// The end of the log: what the next record follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tail {
     pub(super) seq: u64,
     pub(super) hash: Hash,
-    pub(super) end_arrival: u64,
+    pub(super) end_offset: u64,
 }
 
 impl Default for Tail {
     fn default() -> Self {
-        Self { seq: 0, hash: Hash([0; 32]), end_arrival: 1 }
+        Self { seq: 0, hash: Hash([0; 32]), end_offset: 1 }
     }
 }
 
 impl Log {
-    /// Opens the log in `dir`, or begins one. `replay` is given every record after `resume`, with its body.
+    /// Opens the log in `dir`, or creates one. `replay` receives every record after `resume`, with
+    /// its body.
     ///
     /// # Errors
-    /// See [`OpenError`]. What `replay` returns is passed on.
+    /// See [`OpenError`]. Errors of `replay` are returned unchanged.
     pub(super) fn open(
         dir: &Path,
         options: LogOptions,
@@ -136,17 +144,17 @@ impl Log {
         let salt = reader.salt;
         let mut found = scan::scan(dir, &options, resume, replay)?;
         if let Some(torn) = found.torn
-            && reader.turn_bits_at(torn)
+            && reader.correct_bits_at(torn)
         {
             let last = found.end.and_then(|end| end.last);
             let resume = last.map(|(position, _)| Resume { position, seq: found.tail.seq, hash: found.tail.hash });
             found = scan::scan(dir, &options, resume.as_ref(), replay)?;
         }
-        // What was confirmed is not cut.
-        if let Some(noted) = end::read(dir, &salt)
-            && (noted.seq > found.tail.seq || noted.seq == found.tail.seq && noted.hash != found.tail.hash)
+        // Confirmed records are never cut.
+        if let Some(hint) = tail_hint::read(dir, &salt)
+            && (hint.seq > found.tail.seq || hint.seq == found.tail.seq && hint.hash != found.tail.hash)
         {
-            let (seq, last) = (noted.seq, found.tail.seq);
+            let (seq, last) = (hint.seq, found.tail.seq);
             return Err(OpenError::Damaged(format!(
                 "commit {seq} was confirmed, and commit {last} is the last that is whole"
             )));
@@ -157,8 +165,8 @@ impl Log {
         let current = match found.end {
             Some(end) => {
                 let file = Arc::new(segment::open(dir, end.segment)?);
-                let capacity = scan::settle(dir, &file, &end, &options)?;
-                Some(Current { number: end.segment, file, offset: end.offset, capacity, dirty_end: 0 })
+                let capacity = scan::finalize_tail(dir, &file, &end, &options)?;
+                Some(Current { number: end.segment, file, byte_offset: end.byte_offset, capacity, dirty_end: 0 })
             }
             None => None,
         };
@@ -171,9 +179,9 @@ impl Log {
             current,
             tail: found.tail,
             written_bytes: found.written_bytes,
-            lacking: None,
+            needed_len: None,
             space: None,
-            syncs: SyncTimes::default(),
+            fsyncs: FsyncHistogram::default(),
             #[cfg(test)]
             fail_next_sync: false,
             #[cfg(test)]
@@ -181,31 +189,32 @@ impl Log {
         })
     }
 
-    /// What the next record follows.
+    /// Returns what the next record follows.
     pub(super) fn tail(&self) -> Tail {
         self.tail
     }
 
-    /// Bytes of records and headers.
+    /// Returns the bytes of records and headers.
     pub(super) fn written_bytes(&self) -> u64 {
         self.written_bytes
     }
 
-    /// How long the syncs of records took.
-    pub(super) fn sync_times(&self) -> SyncTimes {
-        self.syncs.clone()
+    /// Returns the sync durations of records.
+    pub(super) fn fsync_histogram(&self) -> FsyncHistogram {
+        self.fsyncs.clone()
     }
 
-    /// Bytes that may still be written on the disk of the log.
+    /// Returns the bytes that may still be written on the disk of the log.
     pub(super) fn available_bytes(&self) -> io::Result<u64> {
         available_bytes(&self.dir)
     }
 
-    /// Bytes that may still be written: as they are now where it is a near thing, else as they were a moment ago.
-    fn space_beside(&mut self, reserve_bytes: u64) -> io::Result<u64> {
+    /// Returns the bytes that may still be written; a recent value if it is well above
+    /// `reserve_bytes`, otherwise the current one.
+    fn cached_available_bytes(&mut self, reserve_bytes: u64) -> io::Result<u64> {
         if let Some((at, bytes)) = self.space
-            && at.elapsed() < SPACE_KNOWN
-            && bytes >= reserve_bytes.saturating_add(SPACE_AMPLE_BYTES)
+            && at.elapsed() < SPACE_CACHE_TTL
+            && bytes >= reserve_bytes.saturating_add(SPACE_MARGIN_BYTES)
         {
             return Ok(bytes);
         }
@@ -214,16 +223,18 @@ impl Log {
         Ok(bytes)
     }
 
-    /// Whether a record can be appended, with `reserve_bytes` left free: the space, and a segment if one was lacking.
-    pub(super) fn room(&mut self, reserve_bytes: u64) -> Result<(), AppendError> {
+    /// Checks whether a record can be appended that leaves `reserve_bytes` free. Creates a segment
+    /// if one was missing.
+    pub(super) fn check_capacity(&mut self, reserve_bytes: u64) -> Result<(), AppendError> {
         let available_bytes = self.available_bytes().map_err(AppendError::Failed)?;
         if available_bytes < reserve_bytes {
             return Err(AppendError::Full { available_bytes });
         }
-        self.lacking.map_or(Ok(()), |len| self.make_room(len, reserve_bytes))
+        self.needed_len.map_or(Ok(()), |len| self.ensure_capacity(len, reserve_bytes))
     }
 
-    /// Appends a record and syncs it, leaving `reserve_bytes` of the disk free. Returns where it begins and how long it is.
+    /// Appends a record and syncs it, leaving `reserve_bytes` of the disk free. Returns its
+    /// position and length.
     pub(super) fn append(
         &mut self,
         head: &[u8],
@@ -231,7 +242,7 @@ impl Log {
         next: Tail,
         reserve_bytes: u64,
     ) -> Result<(Position, u64), AppendError> {
-        let available_bytes = self.space_beside(reserve_bytes).map_err(AppendError::Failed)?;
+        let available_bytes = self.cached_available_bytes(reserve_bytes).map_err(AppendError::Failed)?;
         if available_bytes < reserve_bytes {
             return Err(AppendError::Full { available_bytes });
         }
@@ -239,9 +250,10 @@ impl Log {
         let frame = Frame::encode(&self.salt, head, body_len);
         let exact = (FRAME_BYTES + head.len()) as u64 + body_len;
         let len = exact.next_multiple_of(record::ALIGNMENT);
-        self.make_room(len, reserve_bytes)?;
+        self.ensure_capacity(len, reserve_bytes)?;
         let current = self.current.as_mut().ok_or_else(|| AppendError::Failed(io::Error::other("no segment")))?;
-        let position = Position { segment: current.number, offset: u32::try_from(current.offset).unwrap_or(u32::MAX) };
+        let position =
+            Position { segment: current.number, byte_offset: u32::try_from(current.byte_offset).unwrap_or(u32::MAX) };
         let mut slices = Vec::with_capacity(bodies.len() + 2);
         slices.push(IoSlice::new(&frame));
         slices.push(IoSlice::new(head));
@@ -250,17 +262,18 @@ impl Log {
         let written = match self.full_after.take() {
             Some(bytes) => {
                 let record = slices.iter().flat_map(|slice| slice.iter().copied()).take(bytes).collect::<Vec<u8>>();
-                current.file.write_all_at(&record, current.offset).and(Err(io::ErrorKind::StorageFull.into()))
+                current.file.write_all_at(&record, current.byte_offset).and(Err(io::ErrorKind::StorageFull.into()))
             }
-            None => write_all_vectored(&current.file, &mut slices, current.offset),
+            None => write_all_vectored(&current.file, &mut slices, current.byte_offset),
         };
         #[cfg(not(test))]
-        let written = write_all_vectored(&current.file, &mut slices, current.offset);
+        let written = write_all_vectored(&current.file, &mut slices, current.byte_offset);
         if let Err(error) = written {
-            // File systems that write elsewhere (btrfs, zfs) need room for this. What was written in part is written over.
+            // Copy-on-write file systems (btrfs, zfs) need space for this. A partial write is
+            // overwritten.
             return Err(match error.kind() {
                 io::ErrorKind::StorageFull => {
-                    current.dirty_end = current.dirty_end.max(current.offset + len);
+                    current.dirty_end = current.dirty_end.max(current.byte_offset + len);
                     AppendError::Full { available_bytes }
                 }
                 _ => AppendError::Failed(error),
@@ -272,9 +285,9 @@ impl Log {
         }
         let begun = Instant::now();
         rustix::fs::fdatasync(&current.file).map_err(|error| AppendError::Failed(error.into()))?;
-        self.syncs.add(begun.elapsed());
-        current.offset += len;
-        let half = current.offset > current.capacity / 2;
+        self.fsyncs.add(begun.elapsed());
+        current.byte_offset += len;
+        let half = current.byte_offset > current.capacity / 2;
         let number = current.number;
         self.written_bytes += len;
         self.tail = next;
@@ -285,20 +298,20 @@ impl Log {
         Ok((position, len))
     }
 
-    /// Goes on to a new segment if `len` bytes do not fit the current one.
-    fn make_room(&mut self, len: u64, reserve_bytes: u64) -> Result<(), AppendError> {
-        if self.current.as_ref().is_some_and(|current| current.offset + len <= current.capacity) {
-            self.lacking = None;
+    /// Starts a new segment if `len` bytes do not fit the current one.
+    fn ensure_capacity(&mut self, len: u64, reserve_bytes: u64) -> Result<(), AppendError> {
+        if self.current.as_ref().is_some_and(|current| current.byte_offset + len <= current.capacity) {
+            self.needed_len = None;
             return Ok(());
         }
-        self.lacking = Some(len);
+        self.needed_len = Some(len);
         let made = self.next_segment(len, reserve_bytes);
         match made {
             Ok(()) => {
-                self.lacking = None;
+                self.needed_len = None;
                 Ok(())
             }
-            // No record is in what could not be made: nothing is lost by it, and it is made anew.
+            // No record is lost with a segment that could not be created; it is tried again.
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 Err(AppendError::Full { available_bytes: self.available_bytes().map_err(AppendError::Failed)? })
             }
@@ -308,17 +321,18 @@ impl Log {
 
     fn next_segment(&mut self, len: u64, reserve_bytes: u64) -> io::Result<()> {
         if let Some(current) = &self.current
-            && current.dirty_end > current.offset
+            && current.dirty_end > current.byte_offset
         {
-            // Only the last segment may end in something else than zeros.
-            segment::zero(&current.file, current.offset, current.dirty_end)?;
+            // Only the last segment may end in anything but zeros.
+            segment::zero(&current.file, current.byte_offset, current.dirty_end)?;
         }
         let number = self.current.as_ref().map_or(1, |current| current.number + 1);
         let nominal = segment::nominal_bytes(number, self.options.segment_bytes_max);
-        // A shorter one where the usual one does not fit beside the reserve: what is left is for what may use it.
+        // Use a shorter segment if the usual one does not fit beside the reserve, so that the space
+        // left can still be used.
         let free = self.available_bytes()?.saturating_sub(reserve_bytes) / SHORT_SEGMENT_BYTES * SHORT_SEGMENT_BYTES;
         let nominal = nominal.min(free.max(SHORT_SEGMENT_BYTES));
-        let (file, capacity) = self.preparer.take(HEADER_BYTES + len, nominal, reserve_bytes)?;
+        let (file, capacity) = self.preparer.wait_ready(HEADER_BYTES + len, nominal, reserve_bytes)?;
         let header = Header {
             number,
             first_seq: self.tail.seq + 1,
@@ -329,19 +343,20 @@ impl Log {
         };
         segment::name(&self.dir, &file, &header)?;
         self.written_bytes += HEADER_BYTES;
-        self.current = Some(Current { number, file: Arc::new(file), offset: HEADER_BYTES, capacity, dirty_end: 0 });
+        self.current =
+            Some(Current { number, file: Arc::new(file), byte_offset: HEADER_BYTES, capacity, dirty_end: 0 });
         Ok(())
     }
 }
 
-fn write_all_vectored(file: &File, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+fn write_all_vectored(file: &File, mut slices: &mut [IoSlice<'_>], mut byte_offset: u64) -> io::Result<()> {
     IoSlice::advance_slices(&mut slices, 0);
     while !slices.is_empty() {
         let count = slices.len().min(SLICES_MAX);
-        match rustix::io::pwritev(file, &slices[..count], offset) {
+        match rustix::io::pwritev(file, &slices[..count], byte_offset) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => {
-                offset += written as u64;
+                byte_offset += written as u64;
                 IoSlice::advance_slices(&mut slices, written);
             }
             Err(rustix::io::Errno::INTR) => {}
@@ -351,15 +366,15 @@ fn write_all_vectored(file: &File, mut slices: &mut [IoSlice<'_>], mut offset: u
     Ok(())
 }
 
-/// Whether a log was begun in `dir`. One that cannot be looked into may be.
-pub(super) fn is_begun(dir: &Path) -> bool {
+/// Returns whether a log was begun in `dir`. A folder that cannot be read counts as one.
+pub(super) fn is_initialized(dir: &Path) -> bool {
     match segment::list(dir) {
         Ok(segments) => !segments.is_empty(),
         Err(error) => error.kind() != io::ErrorKind::NotFound,
     }
 }
 
-/// Bytes that an unprivileged process may still write on the file system of `dir`.
+/// Returns the bytes that an unprivileged process may still write on the file system of `dir`.
 pub(super) fn available_bytes(dir: &Path) -> io::Result<u64> {
     let space = rustix::fs::statvfs(dir)?;
     Ok(space.f_bavail.saturating_mul(space.f_frsize))
@@ -371,20 +386,20 @@ fn random_salt() -> Result<Salt, OpenError> {
     Ok(salt)
 }
 
-/// The reading end: any record by its position, from any thread.
+/// The reading half of the log: reads any record by its position, from any thread.
 pub(super) struct LogReader {
     dir: PathBuf,
     salt: Salt,
     files: Mutex<LruCache<u32, Arc<File>>>,
-    /// The first damage that was met, for the operators.
+    /// The first damage found, for operators.
     damage: Mutex<Option<String>>,
-    /// Bits that were put right.
-    mended: AtomicU64,
+    /// Number of corrected bits.
+    corrected: AtomicU64,
     heads: Mutex<LruCache<Position, Arc<Record>>>,
 }
 
 impl LogReader {
-    /// The log in `dir`, which may be empty.
+    /// Opens the log in `dir`, which may be empty.
     ///
     /// # Errors
     /// If the log is another node's or a newer version's.
@@ -399,7 +414,7 @@ impl LogReader {
             salt,
             files: Mutex::new(LruCache::new(OPEN_FILES_MAX)),
             damage: Mutex::default(),
-            mended: AtomicU64::new(0),
+            corrected: AtomicU64::new(0),
             heads: Mutex::new(LruCache::new(CACHED_HEADS_MAX)),
         })
     }
@@ -413,15 +428,15 @@ impl LogReader {
         Ok(file)
     }
 
-    /// Tells this log from any other.
+    /// Returns the salt, which identifies this log.
     pub(super) fn salt(&self) -> Salt {
         self.salt
     }
 
-    /// The record at a position, without its envelopes.
+    /// Returns the record at a position, without its envelopes.
     ///
     /// # Errors
-    /// [`ReadError::Damaged`] if what lies there is not what was written.
+    /// [`ReadError::Damaged`] if the record there is damaged.
     pub(super) fn record(&self, position: Position) -> Result<Arc<Record>, ReadError> {
         if let Some(record) = self.heads.lock().get(&position) {
             return Ok(Arc::clone(record));
@@ -429,7 +444,7 @@ impl LogReader {
         let file = self.file(position.segment)?;
         let read = read_record(&file, &self.salt, position);
         if let Err(ReadError::Damaged(what)) = &read {
-            self.met(what);
+            self.record_damage(what);
         }
         let record = Arc::new(read?);
         if record.head_len <= CACHED_HEAD_BYTES_MAX {
@@ -438,29 +453,29 @@ impl LogReader {
         Ok(record)
     }
 
-    /// Something of a record's body is damaged: an error that names it.
+    /// Records damage of a record's body, and returns the error that names it.
     pub(super) fn damaged(&self, position: Position, what: &str) -> ReadError {
         let what = format!("commit log, {position}: {what}");
-        self.met(&what);
+        self.record_damage(&what);
         ReadError::Damaged(what)
     }
 
-    /// The first damage that was met since the log was opened.
+    /// Returns the first damage found since the log was opened.
     pub(super) fn damage(&self) -> Option<String> {
         self.damage.lock().clone()
     }
 
-    /// Bits that were put right since the log was opened.
-    pub(super) fn mended(&self) -> u64 {
-        self.mended.load(Ordering::Relaxed)
+    /// Returns the number of bits corrected since the log was opened.
+    pub(super) fn corrected(&self) -> u64 {
+        self.corrected.load(Ordering::Relaxed)
     }
 
-    /// So many more were.
-    pub(super) fn count_mended(&self, bits: usize) {
-        self.mended.fetch_add(bits as u64, Ordering::Relaxed);
+    /// Adds to the number of corrected bits.
+    pub(super) fn count_corrected(&self, bits: usize) {
+        self.corrected.fetch_add(bits as u64, Ordering::Relaxed);
     }
 
-    fn met(&self, what: &str) {
+    fn record_damage(&self, what: &str) {
         let mut damage = self.damage.lock();
         if damage.is_none() {
             tracing::error!(what, "the commit log is damaged: stop the node and run `barid repair`");
@@ -468,22 +483,22 @@ impl LogReader {
         }
     }
 
-    /// Puts flipped bits right in the envelopes of the record at a position, where their digests prove what they were. Whether there were
-    /// any.
-    pub(super) fn turn_bits_at(&self, position: Position) -> bool {
+    /// Corrects flipped bits in the envelopes of the record at a position if their digests prove
+    /// the right value. Returns whether there were any.
+    pub(super) fn correct_bits_at(&self, position: Position) -> bool {
         let path = segment::path(&self.dir, position.segment);
-        let turn = || {
+        let correct = || {
             let file = segment::open(&self.dir, position.segment).map_err(ReadError::Io)?;
             let record = read_record(&file, &self.salt, position)?;
-            mend::turn_bits(&file, position, &record).map_err(ReadError::Io)
+            repair::correct_bits(&file, position, &record).map_err(ReadError::Io)
         };
-        match turn() {
-            Ok(turned) => {
-                self.count_mended(turned.len());
-                for byte in &turned {
-                    tracing::warn!(file = %path.display(), byte, "one bit of the commit log had flipped and was put right");
+        match correct() {
+            Ok(corrected) => {
+                self.count_corrected(corrected.len());
+                for byte in &corrected {
+                    tracing::warn!(file = %path.display(), byte, "a flipped bit of the commit log was corrected");
                 }
-                !turned.is_empty()
+                !corrected.is_empty()
             }
             Err(error) => {
                 tracing::warn!(file = %path.display(), %error, "a damaged record could not be looked at");
@@ -492,7 +507,7 @@ impl LogReader {
         }
     }
 
-    /// Part of a record's body.
+    /// Returns a part of a record's body.
     pub(super) fn body(
         &self,
         position: Position,
@@ -504,10 +519,10 @@ impl LogReader {
         }
         let file = self.file(position.segment)?;
         let mut bytes = vec![0; range.len()];
-        let offset = u64::from(position.offset) + (record.body_start + range.start) as u64;
-        let read = file.read_exact_at(&mut bytes, offset).map_err(|error| short(error, position));
+        let byte_offset = u64::from(position.byte_offset) + (record.body_start + range.start) as u64;
+        let read = file.read_exact_at(&mut bytes, byte_offset).map_err(|error| short(error, position));
         if let Err(ReadError::Damaged(what)) = &read {
-            self.met(what);
+            self.record_damage(what);
         }
         read?;
         Ok(bytes.into())
@@ -524,10 +539,10 @@ fn short(error: io::Error, position: Position) -> ReadError {
 fn read_record(file: &File, salt: &Salt, position: Position) -> Result<Record, ReadError> {
     let damaged = |what: &str| ReadError::Damaged(format!("commit log, {position}: {what}"));
     let mut bytes = [0; FRAME_BYTES];
-    file.read_exact_at(&mut bytes, u64::from(position.offset)).map_err(|error| short(error, position))?;
+    file.read_exact_at(&mut bytes, u64::from(position.byte_offset)).map_err(|error| short(error, position))?;
     let frame = Frame::decode(&bytes).ok_or_else(|| damaged("no record begins here"))?;
     let mut head = vec![0; frame.head_len];
-    file.read_exact_at(&mut head, u64::from(position.offset) + FRAME_BYTES as u64)
+    file.read_exact_at(&mut head, u64::from(position.byte_offset) + FRAME_BYTES as u64)
         .map_err(|error| short(error, position))?;
     if !frame.matches(salt, &bytes, &head) {
         return Err(damaged("the head's checksum does not match"));

@@ -1,34 +1,37 @@
-//! One record of the commit log: a checksummed head, then the envelopes, each with its own checksum in the head.
+//! One record of the commit log: a checksummed head, then the envelopes, whose checksums are in the
+//! head.
 //!
-//! In scope: from a [`Commit`] to bytes and back, without I/O. Out of scope: where records lie (`segment`), and what to do about
-//! bytes that are none (`scan`).
+//! In scope: encoding a [`Commit`] to bytes and decoding it, without I/O. Out of scope: where
+//! records lie (`segment`), and handling bytes that are not a record (`scan`).
 //!
-//! A frame of [`FRAME_BYTES`] stands before the head, numbers in little endian: magic (4), length of the head (4), length of all
-//! envelopes (8), CRC-32C over the log's salt, these 16 bytes and the head (4), zeros (4). The salt is random and stays in the log, so
-//! that nobody can publish an envelope that looks like a record to a scan. Records start at multiples of [`ALIGNMENT`].
+//! The head is preceded by a frame of [`FRAME_BYTES`], with numbers in little endian: magic (4),
+//! length of the head (4), length of all envelopes (8), CRC-32C over the log's salt, these 16 bytes
+//! and the head (4), zeros (4). The salt is random and never leaves the log, so that no publisher
+//! can make an envelope that a scan takes for a record. Records start at multiples of
+//! [`ALIGNMENT`].
 
-mod express;
+mod priority;
 mod subscriptions;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use barid_core::feed::tree::TREE_SIZE_MAX;
+use barid_core::ids::{Digest, FeedId, Hash, Undisclosed};
 use barid_core::limits::{ENVELOPE_BYTES_MAX, RECORD_HEAD_BYTES_MAX};
-use barid_core::names::{Digest, FeedId, Hash, Undisclosed};
 use barid_core::proto;
 use bytes::Bytes;
 use prost::Message as _;
 use sha2::Digest as _;
 
-use self::express::Proven;
-use super::bit;
-use crate::store::admit;
+use self::priority::PriorityProof;
+use super::bit_flip;
+use crate::store::validate;
 use crate::store::{
-    Append, Commit, Content, Cosigned, CrlRecord, CustodyRecord, Fill, ForkRecord, NewEntry, RosterRecord,
+    Append, Backfill, Commit, Content, Cosigned, CrlRecord, CustodyRecord, ForkRecord, NewEntry, RosterRecord,
 };
 
-/// Length of a frame.
+/// Length of a frame in bytes.
 pub(in crate::store) const FRAME_BYTES: usize = 24;
 /// Records start at multiples of this.
 pub(in crate::store) const ALIGNMENT: u64 = ALIGNMENT_LEN as u64;
@@ -39,33 +42,33 @@ pub(in crate::store) const MAGIC: [u8; 4] = *b"BRD\x01";
 /// Random bytes of one log.
 pub(in crate::store) type Salt = [u8; 16];
 
-/// Where a record begins.
+/// The position of a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::store) struct Position {
     /// Number of the segment, from 1.
     pub(in crate::store) segment: u32,
-    /// Byte in it.
-    pub(in crate::store) offset: u32,
+    /// Byte offset in the segment.
+    pub(in crate::store) byte_offset: u32,
 }
 
 impl std::fmt::Display for Position {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "segment {} at byte {}", self.segment, self.offset)
+        write!(f, "segment {} at byte {}", self.segment, self.byte_offset)
     }
 }
 
-/// A frame that was read.
+/// A decoded frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Frame {
-    /// Bytes of head.
+    /// Length of the head in bytes.
     pub(in crate::store) head_len: usize,
-    /// Bytes of envelopes.
+    /// Length of all envelopes in bytes.
     pub(in crate::store) body_len: u64,
     checksum: u32,
 }
 
 impl Frame {
-    /// Frames a head.
+    /// Encodes the frame of a head.
     pub(in crate::store) fn encode(salt: &Salt, head: &[u8], body_len: u64) -> [u8; FRAME_BYTES] {
         let mut bytes = [0; FRAME_BYTES];
         bytes[..4].copy_from_slice(&MAGIC);
@@ -76,7 +79,7 @@ impl Frame {
         bytes
     }
 
-    /// Reads a frame; `None` if these bytes are none.
+    /// Decodes a frame; `None` if these bytes are not one.
     pub(in crate::store) fn decode(bytes: &[u8; FRAME_BYTES]) -> Option<Self> {
         let head_len = u32::from_le_bytes(*bytes[4..].first_chunk()?) as usize;
         let body_len = u64::from_le_bytes(*bytes[8..].first_chunk()?);
@@ -88,13 +91,13 @@ impl Frame {
         fits.then_some(Self { head_len, body_len, checksum })
     }
 
-    /// Turns the one bit of `head` without which it is the one that was framed; says in which byte of it.
+    /// Flips the one bit of `head` that makes it match the frame; returns the byte that it is in.
     pub(in crate::store) fn correct(&self, salt: &Salt, bytes: &[u8; FRAME_BYTES], head: &mut [u8]) -> Option<usize> {
         let found = checksum(salt, &bytes[..16], head);
-        bit::turn(head, found, self.checksum)
+        bit_flip::correct(head, found, self.checksum)
     }
 
-    /// Whether `head` is the one that was framed.
+    /// Returns whether `head` matches the checksum of this frame.
     pub(in crate::store) fn matches(&self, salt: &Salt, bytes: &[u8; FRAME_BYTES], head: &[u8]) -> bool {
         checksum(salt, &bytes[..16], head) == self.checksum
     }
@@ -104,17 +107,17 @@ fn checksum(salt: &Salt, frame: &[u8], head: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(salt), frame), head)
 }
 
-/// SHA-256 of an encoded head: what the next head names as the one before it.
+/// Returns the SHA-256 of an encoded head, which the next head contains.
 pub(in crate::store) fn head_hash(head: &[u8]) -> Hash {
     Hash(sha2::Sha256::digest(head).into())
 }
 
 /// Encodes the head of a commit.
-pub(in crate::store) fn encode_head(commit: &Commit, seq: u64, previous: &Hash, first_arrival: u64) -> Vec<u8> {
+pub(in crate::store) fn encode_head(commit: &Commit, seq: u64, previous: &Hash, first_offset: u64) -> Vec<u8> {
     let head = proto::RecordHead {
         seq,
         previous: Bytes::copy_from_slice(&previous.0),
-        first_arrival,
+        first_offset,
         appends: commit.appends.iter().map(encode_append).collect(),
         cosigned: commit.cosigned.iter().map(encode_cosigned).collect(),
         custody: commit.custody.iter().map(encode_custody).collect(),
@@ -139,25 +142,25 @@ pub(in crate::store) fn encode_head(commit: &Commit, seq: u64, previous: &Hash, 
             })
             .collect(),
         time_unix_ms: commit.time_unix_ms,
-        fills: commit.fills.iter().map(encode_fill).collect(),
-        express: commit.express.iter().map(express::encode).collect(),
-        displaced: commit.displaced.iter().map(express::encode_displaced).collect(),
+        backfills: commit.backfills.iter().map(encode_backfill).collect(),
+        priority: commit.priority.iter().map(priority::encode).collect(),
+        displaced: commit.displaced.iter().map(priority::encode_displaced).collect(),
         subscriptions: commit.subscriptions.iter().map(subscriptions::encode).collect(),
     };
     head.encode_to_vec()
 }
 
-fn encode_fill(fill: &Fill) -> proto::RecordFill {
-    let mut record = proto::RecordFill { feed: fill.feed.to_string(), ..proto::RecordFill::default() };
+fn encode_backfill(backfill: &Backfill) -> proto::RecordBackfill {
+    let mut record = proto::RecordBackfill { feed: backfill.feed.to_string(), ..proto::RecordBackfill::default() };
     let (mut digests, mut ids) = (Vec::new(), Vec::new());
-    for (index, entry) in &fill.entries {
-        // Nothing else was let in.
+    for (index, entry) in &backfill.entries {
+        // Validation rejected everything else.
         let Content::Disclosed { envelope, header } = &entry.content else { continue };
         record.indexes.push(*index);
         digests.extend_from_slice(&entry.digest.0);
         record.envelope_sizes.push(u32::try_from(envelope.len()).unwrap_or(u32::MAX));
         record.envelope_checksums.push(crc32c::crc32c(envelope));
-        ids.extend_from_slice(admit::id_of(&fill.feed, header.as_deref()).unwrap_or_default().as_bytes());
+        ids.extend_from_slice(validate::id_of(&backfill.feed, header.as_deref()).unwrap_or_default().as_bytes());
     }
     record.digests = digests.into();
     record.ids = ids.into();
@@ -178,7 +181,7 @@ fn encode_append(append: &Append) -> proto::RecordAppend {
                 states.push(0);
                 envelope_sizes.push(u32::try_from(envelope.len()).unwrap_or(u32::MAX));
                 envelope_checksums.push(crc32c::crc32c(envelope));
-                let id = admit::id_of(&append.feed, header.as_deref()).unwrap_or_default();
+                let id = validate::id_of(&append.feed, header.as_deref()).unwrap_or_default();
                 ids.extend_from_slice(id.as_bytes());
             }
             Content::Undisclosed(reason) => {
@@ -229,46 +232,46 @@ fn encode_custody(custody: &CustodyRecord) -> proto::RecordCustody {
 pub(in crate::store) struct Record {
     /// Number of the commit.
     pub(in crate::store) seq: u64,
-    /// Hash of the head before.
+    /// Hash of the head before it.
     pub(in crate::store) previous: Hash,
     /// Hash of this head.
     pub(in crate::store) hash: Hash,
-    /// Arrival number of the first disclosed entry.
-    pub(in crate::store) first_arrival: u64,
-    /// One past the arrival number of the last disclosed entry.
-    pub(in crate::store) end_arrival: u64,
-    /// What was appended.
-    pub(in crate::store) appends: Vec<RecordedAppend>,
-    /// What was filled in, then what came ahead of the order, one entry each.
-    pub(in crate::store) fills: Vec<RecordedFill>,
-    /// Everything else, entries left out.
+    /// Offset of the first disclosed entry.
+    pub(in crate::store) first_offset: u64,
+    /// One past the offset of the last disclosed entry.
+    pub(in crate::store) end_offset: u64,
+    /// The appends.
+    pub(in crate::store) appends: Vec<AppendRecord>,
+    /// The backfills, then the priority entries as backfills of one entry each.
+    pub(in crate::store) backfills: Vec<BackfillRecord>,
+    /// The rest of the commit, without entries.
     pub(in crate::store) rest: Commit,
-    /// Byte after the head, from the record's beginning.
+    /// Where the envelopes begin, from the start of the record.
     pub(in crate::store) body_start: usize,
-    /// Bytes of envelopes.
+    /// Length of all envelopes in bytes.
     pub(in crate::store) body_len: usize,
-    /// Bytes of the encoded head.
+    /// Length of the encoded head in bytes.
     pub(in crate::store) head_len: usize,
 }
 
 /// An append in a record.
 #[derive(Debug)]
-pub(in crate::store) struct RecordedAppend {
+pub(in crate::store) struct AppendRecord {
     /// The append without its entries.
     pub(in crate::store) append: Append,
     /// Its entries.
     pub(in crate::store) slots: Vec<Slot>,
 }
 
-/// Content in a record, for entries that an earlier one appended as digests.
+/// Content in a record for entries whose digests are appended by another record.
 #[derive(Debug)]
-pub(in crate::store) struct RecordedFill {
+pub(in crate::store) struct BackfillRecord {
     /// The feed.
     pub(in crate::store) feed: FeedId,
     /// Index and entry, ascending.
     pub(in crate::store) slots: Vec<(u64, Slot)>,
-    /// What proves an entry that came ahead of the order; `None` of a fill.
-    pub(in crate::store) proven: Option<Proven>,
+    /// The proof of a priority entry; `None` for a backfill.
+    pub(in crate::store) priority_proof: Option<PriorityProof>,
 }
 
 /// An entry in a record.
@@ -276,42 +279,42 @@ pub(in crate::store) struct RecordedFill {
 pub(in crate::store) struct Slot {
     /// Entry digest.
     pub(in crate::store) digest: Digest,
-    /// Why only the digest is held; `None`: disclosed.
+    /// Why only the digest is held; `None` if the entry is disclosed.
     pub(in crate::store) undisclosed: Option<Undisclosed>,
-    /// Arrival number, if disclosed.
-    pub(in crate::store) arrival: u64,
+    /// Offset, if disclosed.
+    pub(in crate::store) offset: u64,
     /// Where the envelope begins in the body.
     pub(in crate::store) start: usize,
-    /// Its length.
+    /// Length of the envelope.
     pub(in crate::store) len: usize,
     checksum: u32,
 }
 
 impl Record {
-    /// Reads a head whose checksum was found right. The text says what is wrong with it.
+    /// Decodes a head whose checksum matches. The error names what is malformed.
     pub(in crate::store) fn decode(bytes: Bytes, frame: &Frame) -> Result<Self, String> {
         let hash = head_hash(&bytes);
         let head = proto::RecordHead::decode(bytes).map_err(|error| error.to_string())?;
-        let (mut arrival, mut start) = (head.first_arrival, 0);
+        let (mut offset, mut start) = (head.first_offset, 0);
         let mut appends = Vec::with_capacity(head.appends.len());
         for append in head.appends {
-            appends.push(decode_append(append, &mut arrival, &mut start)?);
+            appends.push(decode_append(append, &mut offset, &mut start)?);
         }
-        let mut fills = Vec::with_capacity(head.fills.len());
-        for fill in head.fills {
-            fills.push(decode_fill(&fill, &mut arrival, &mut start)?);
+        let mut backfills = Vec::with_capacity(head.backfills.len());
+        for backfill in head.backfills {
+            backfills.push(decode_backfill(&backfill, &mut offset, &mut start)?);
         }
-        for express in head.express {
-            fills.push(express::decode(express, &mut arrival, &mut start)?);
+        for priority in head.priority {
+            backfills.push(priority::decode(priority, &mut offset, &mut start)?);
         }
         if start as u64 != frame.body_len {
             return Err(format!("{start} bytes of envelopes in the head, {} in the frame", frame.body_len));
         }
         let rest = Commit {
             appends: Vec::new(),
-            fills: Vec::new(),
-            express: Vec::new(),
-            displaced: head.displaced.iter().map(express::decode_displaced).collect::<Result<_, _>>()?,
+            backfills: Vec::new(),
+            priority: Vec::new(),
+            displaced: head.displaced.iter().map(priority::decode_displaced).collect::<Result<_, _>>()?,
             cosigned: head.cosigned.into_iter().map(decode_cosigned).collect::<Result<_, _>>()?,
             custody: head.custody.into_iter().map(decode_custody).collect::<Result<_, _>>()?,
             cursors: head.cursors.into_iter().map(subscriptions::decode_cursor).collect(),
@@ -334,10 +337,10 @@ impl Record {
                     .map_err(|_| "the hash of the head before is not 32 bytes".to_string())?,
             ),
             hash,
-            first_arrival: head.first_arrival,
-            end_arrival: arrival,
+            first_offset: head.first_offset,
+            end_offset: offset,
             appends,
-            fills,
+            backfills,
             rest,
             body_start: FRAME_BYTES + frame.head_len,
             body_len: start,
@@ -345,12 +348,13 @@ impl Record {
         })
     }
 
-    /// Bytes of the whole record, with what aligns the next one.
+    /// Returns the length of the whole record, including the padding that aligns the next one.
     pub(in crate::store) fn len(&self) -> u64 {
         ((self.body_start + self.body_len) as u64).next_multiple_of(ALIGNMENT)
     }
 
-    /// The commit, from the record's body. The text says which envelope is damaged.
+    /// Returns the commit, with envelopes from the record's body. The error names the damaged
+    /// envelope.
     pub(in crate::store) fn commit(&self, body: &Bytes) -> Result<Commit, String> {
         let mut commit = self.rest.clone();
         for recorded in &self.appends {
@@ -358,22 +362,22 @@ impl Record {
             append.entries = recorded.entries(0..recorded.slots.len(), body, 0)?;
             commit.appends.push(append);
         }
-        for recorded in &self.fills {
+        for recorded in &self.backfills {
             let entries = recorded.entries(0..recorded.slots.len(), body, 0)?;
-            let Some(proven) = &recorded.proven else {
-                commit.fills.push(Fill { feed: recorded.feed.clone(), entries });
+            let Some(priority_proof) = &recorded.priority_proof else {
+                commit.backfills.push(Backfill { feed: recorded.feed.clone(), entries });
                 continue;
             };
             commit
-                .express
-                .extend(entries.into_iter().map(|(index, entry)| proven.express(&recorded.feed, index, entry)));
+                .priority
+                .extend(entries.into_iter().map(|(index, entry)| priority_proof.entry(&recorded.feed, index, entry)));
         }
         Ok(commit)
     }
 }
 
-impl RecordedAppend {
-    /// Byte range in the body of the envelopes of these slots.
+impl AppendRecord {
+    /// Returns the byte range of these slots' envelopes in the body.
     pub(in crate::store) fn bytes(&self, slots: Range<usize>) -> Range<usize> {
         match self.slots.get(slots) {
             Some([first, .., last]) => first.start..last.start + last.len,
@@ -382,15 +386,16 @@ impl RecordedAppend {
         }
     }
 
-    /// Whether the envelopes in a record's body are those that were written.
+    /// Checks the envelopes in a record's body against their checksums.
     pub(in crate::store) fn check(&self, body: &[u8]) -> Result<(), String> {
-        match (self.append.first..).zip(&self.slots).find(|(_, slot)| slot.is_wrong(body)) {
+        match (self.append.first..).zip(&self.slots).find(|(_, slot)| slot.is_damaged(body)) {
             Some((index, _)) => Err(format!("the envelope of {} {index}", self.append.feed)),
             None => Ok(()),
         }
     }
 
-    /// These slots' entries. `bytes` is the part of the record's body from `start` on.
+    /// Returns the entries of these slots. `bytes` is the part of the record's body from `start`
+    /// on.
     pub(in crate::store) fn entries(
         &self,
         slots: Range<usize>,
@@ -404,8 +409,8 @@ impl RecordedAppend {
     }
 }
 
-impl RecordedFill {
-    /// Byte range in the body of the envelopes of these slots.
+impl BackfillRecord {
+    /// Returns the byte range of these slots' envelopes in the body.
     pub(in crate::store) fn bytes(&self, slots: Range<usize>) -> Range<usize> {
         match self.slots.get(slots) {
             Some([(_, first), .., (_, last)]) => first.start..last.start + last.len,
@@ -414,15 +419,16 @@ impl RecordedFill {
         }
     }
 
-    /// Whether the envelopes in a record's body are those that were written.
+    /// Checks the envelopes in a record's body against their checksums.
     pub(in crate::store) fn check(&self, body: &[u8]) -> Result<(), String> {
-        match self.slots.iter().find(|(_, slot)| slot.is_wrong(body)) {
+        match self.slots.iter().find(|(_, slot)| slot.is_damaged(body)) {
             Some((index, _)) => Err(format!("the envelope of {} {index}", self.feed)),
             None => Ok(()),
         }
     }
 
-    /// These slots' entries. `bytes` is the part of the record's body from `start` on.
+    /// Returns the entries of these slots. `bytes` is the part of the record's body from `start`
+    /// on.
     pub(in crate::store) fn entries(
         &self,
         slots: Range<usize>,
@@ -439,23 +445,25 @@ impl RecordedFill {
 }
 
 impl Slot {
-    fn is_wrong(&self, body: &[u8]) -> bool {
+    fn is_damaged(&self, body: &[u8]) -> bool {
         let envelope = body.get(self.start..self.start + self.len);
         self.undisclosed.is_none() && envelope.is_none_or(|envelope| crc32c::crc32c(envelope) != self.checksum)
     }
 
-    /// Whether this is the envelope that was written.
-    pub(in crate::store) fn is_whole(&self, envelope: &[u8]) -> bool {
+    /// Returns whether the envelope matches its checksum.
+    pub(in crate::store) fn is_intact(&self, envelope: &[u8]) -> bool {
         crc32c::crc32c(envelope) == self.checksum
     }
 
-    /// Turns the one bit without which this is the envelope that was written, by its digest; says in which byte.
+    /// Flips the one bit that makes the envelope match its checksum and digest; returns the byte
+    /// that it is in.
     pub(in crate::store) fn correct(&self, envelope: &mut [u8]) -> Option<usize> {
-        let place = bit::turn(envelope, crc32c::crc32c(envelope), self.checksum)?;
+        let place = bit_flip::correct(envelope, crc32c::crc32c(envelope), self.checksum)?;
         (barid_core::envelope::digest(envelope) == self.digest).then_some(place)
     }
 
-    /// The entry, from the part of the body that begins at `start`; `None` if its envelope is damaged.
+    /// Returns the entry, from the part of the body that begins at `start`; `None` if its envelope
+    /// is damaged.
     fn entry(&self, bytes: &Bytes, start: usize) -> Option<NewEntry> {
         let content = match self.undisclosed {
             Some(reason) => Content::Undisclosed(reason),
@@ -476,21 +484,26 @@ impl Slot {
     }
 }
 
-fn decode_fill(fill: &proto::RecordFill, arrival: &mut u64, start: &mut usize) -> Result<RecordedFill, String> {
-    let feed: FeedId = fill.feed.parse().map_err(|error: barid_core::names::NameError| error.to_string())?;
-    let (digests, rest) = fill.digests.as_chunks::<32>();
-    let count = fill.indexes.len();
+fn decode_backfill(
+    backfill: &proto::RecordBackfill,
+    offset: &mut u64,
+    start: &mut usize,
+) -> Result<BackfillRecord, String> {
+    let feed: FeedId = backfill.feed.parse().map_err(|error: barid_core::ids::NameError| error.to_string())?;
+    let (digests, rest) = backfill.digests.as_chunks::<32>();
+    let count = backfill.indexes.len();
     if digests.len() != count
         || !rest.is_empty()
-        || fill.envelope_sizes.len() != count
-        || fill.envelope_checksums.len() != count
+        || backfill.envelope_sizes.len() != count
+        || backfill.envelope_checksums.len() != count
     {
-        return Err(format!("{feed}: the columns of {count} filled entries differ in length"));
+        return Err(format!("{feed}: the columns of {count} backfilled entries differ in length"));
     }
-    if arrival.checked_add(count as u64).is_none() {
-        return Err(format!("{feed}: {count} filled entries from arrival {arrival} on go past the last number"));
+    if offset.checked_add(count as u64).is_none() {
+        return Err(format!("{feed}: {count} filled entries from offset {offset} on go past the last number"));
     }
-    let columns = fill.indexes.iter().zip(digests).zip(fill.envelope_sizes.iter().zip(&fill.envelope_checksums));
+    let columns =
+        backfill.indexes.iter().zip(digests).zip(backfill.envelope_sizes.iter().zip(&backfill.envelope_checksums));
     let mut slots = Vec::with_capacity(count);
     for ((index, digest), (len, checksum)) in columns {
         let len = *len as usize;
@@ -498,15 +511,15 @@ fn decode_fill(fill: &proto::RecordFill, arrival: &mut u64, start: &mut usize) -
             return Err(format!("{feed}: an envelope of {len} bytes"));
         }
         let (digest, checksum) = (Digest(*digest), *checksum);
-        slots.push((*index, Slot { digest, undisclosed: None, arrival: *arrival, start: *start, len, checksum }));
+        slots.push((*index, Slot { digest, undisclosed: None, offset: *offset, start: *start, len, checksum }));
         *start += len;
-        *arrival += 1;
+        *offset += 1;
     }
-    Ok(RecordedFill { feed, slots, proven: None })
+    Ok(BackfillRecord { feed, slots, priority_proof: None })
 }
 
-fn decode_append(append: proto::RecordAppend, arrival: &mut u64, start: &mut usize) -> Result<RecordedAppend, String> {
-    let feed: FeedId = append.feed.parse().map_err(|error: barid_core::names::NameError| error.to_string())?;
+fn decode_append(append: proto::RecordAppend, offset: &mut u64, start: &mut usize) -> Result<AppendRecord, String> {
+    let feed: FeedId = append.feed.parse().map_err(|error: barid_core::ids::NameError| error.to_string())?;
     let count = append.states.len();
     let digests = append.digests.as_chunks::<32>();
     let proof = append.consistency_proof.as_chunks::<32>();
@@ -519,10 +532,10 @@ fn decode_append(append: proto::RecordAppend, arrival: &mut u64, start: &mut usi
         return Err(format!("{feed}: the columns of {count} entries differ in length"));
     }
     let last = append.first.checked_add(count as u64).filter(|end| *end <= TREE_SIZE_MAX);
-    if last.is_none() || arrival.checked_add(count as u64).is_none() {
+    if last.is_none() || offset.checked_add(count as u64).is_none() {
         let first = append.first;
         return Err(format!(
-            "{feed}: {count} entries from {first} on, from arrival {arrival} on, go past the last number"
+            "{feed}: {count} entries from {first} on, from offset {offset} on, go past the last number"
         ));
     }
     let mut slots = Vec::with_capacity(count);
@@ -538,13 +551,13 @@ fn decode_append(append: proto::RecordAppend, arrival: &mut u64, start: &mut usi
         slots.push(Slot {
             digest: Digest(digests.0[place]),
             undisclosed,
-            arrival: *arrival,
+            offset: *offset,
             start: *start,
             len,
             checksum: append.envelope_checksums[place],
         });
         *start += len;
-        *arrival += u64::from(undisclosed.is_none());
+        *offset += u64::from(undisclosed.is_none());
     }
     let consistency_proof = proof.0.iter().map(|hash| Hash(*hash)).collect();
     let append = Append {
@@ -555,7 +568,7 @@ fn decode_append(append: proto::RecordAppend, arrival: &mut u64, start: &mut usi
         checkpoint_size: append.checkpoint_size,
         consistency_proof,
     };
-    Ok(RecordedAppend { append, slots })
+    Ok(AppendRecord { append, slots })
 }
 
 fn decode_fork(fork: proto::RecordFork) -> Result<ForkRecord, String> {
@@ -564,7 +577,7 @@ fn decode_fork(fork: proto::RecordFork) -> Result<ForkRecord, String> {
 }
 
 fn decode_cosigned(cosigned: proto::RecordCosigned) -> Result<Cosigned, String> {
-    let name = |error: barid_core::names::NameError| error.to_string();
+    let name = |error: barid_core::ids::NameError| error.to_string();
     Ok(Cosigned {
         feed: cosigned.feed.parse().map_err(name)?,
         cosigner: cosigned.cosigner.parse().map_err(name)?,
@@ -575,7 +588,7 @@ fn decode_cosigned(cosigned: proto::RecordCosigned) -> Result<Cosigned, String> 
 }
 
 fn decode_custody(custody: proto::RecordCustody) -> Result<CustodyRecord, String> {
-    let name = |error: barid_core::names::NameError| error.to_string();
+    let name = |error: barid_core::ids::NameError| error.to_string();
     Ok(CustodyRecord {
         feed: custody.feed.parse().map_err(name)?,
         holder: custody.holder.parse().map_err(name)?,

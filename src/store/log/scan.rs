@@ -1,15 +1,17 @@
-//! Finding the end of the log when it is opened, and telling a torn tail from damage.
+//! Scans the log when it is opened: finds its end, and distinguishes a torn tail from damage.
 //!
-//! In scope: which bytes are believed. Out of scope: repairing damage: it is named, and nothing is skipped.
+//! In scope: which bytes are accepted. Out of scope: repairing damage; it is reported, and nothing
+//! is skipped.
 //!
-//! A power loss while a record is written leaves any part of it. So what cannot be read and is followed by no further record is a
-//! torn tail: it was never confirmed, and is overwritten with zeros. What is followed by a record was confirmed: damage.
+//! A power loss during a write leaves any part of a record. So an unreadable record that no later
+//! record follows is a torn tail: it was never confirmed, and is overwritten with zeros. One that a
+//! later record follows was confirmed, so it is damage.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use barid_core::names::Hash;
+use barid_core::ids::Hash;
 use bytes::Bytes;
 
 use super::record::{ALIGNMENT, ALIGNMENT_LEN, FRAME_BYTES, MAGIC, Position, Record, Salt};
@@ -20,10 +22,10 @@ use crate::store::{OpenError, ReadError};
 /// Bytes searched at a time.
 const SEARCH_BYTES: usize = 1 << 20;
 
-/// The record up to which the caller has taken in the log.
+/// The record up to which the caller has applied the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Resume {
-    /// Where it begins.
+    /// Its position.
     pub(in crate::store) position: Position,
     /// Its number.
     pub(in crate::store) seq: u64,
@@ -31,31 +33,31 @@ pub(in crate::store) struct Resume {
     pub(in crate::store) hash: Hash,
 }
 
-/// Where the log ends.
+/// The end of the log.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct End {
     /// Last segment.
     pub(super) segment: u32,
-    /// Where its next record goes.
-    pub(super) offset: u64,
+    /// Byte offset of the next record in it.
+    pub(super) byte_offset: u64,
     /// The last record, if there is one, and its length.
     pub(super) last: Option<(Position, u64)>,
 }
 
-/// What was found.
+/// The result of a scan.
 #[derive(Default)]
 pub(super) struct Found {
     salt: Option<Salt>,
     pub(super) end: Option<End>,
     pub(super) tail: Tail,
     pub(super) written_bytes: u64,
-    /// Where a record begins, after the last one, that is not whole.
+    /// Position of an incomplete record after the last one.
     pub(super) torn: Option<Position>,
 }
 
 type Replay<'a> = &'a mut dyn FnMut(Position, Record, Bytes) -> Result<(), OpenError>;
 
-/// Goes through the log after `resume`, or from its beginning.
+/// Scans the log after `resume`, or from its beginning.
 pub(super) fn scan(
     dir: &Path,
     options: &LogOptions,
@@ -68,7 +70,7 @@ pub(super) fn scan(
         return Err(OpenError::Damaged(format!("segment {} of the commit log is missing", gap.1)));
     }
     if let (Some(resume), true) = (resume, resume.is_some_and(|resume| !numbers.contains(&resume.position.segment))) {
-        return Err(lost(resume));
+        return Err(missing_resume_point(resume));
     }
     let start = resume.map_or(1, |resume| resume.position.segment);
     for number in numbers.iter().copied() {
@@ -81,19 +83,19 @@ pub(super) fn scan(
             found.written_bytes += file.metadata()?.len();
             continue;
         }
-        let mut offset = HEADER_BYTES;
+        let mut byte_offset = HEADER_BYTES;
         match resume.filter(|resume| resume.position.segment == number) {
             Some(resume) => {
                 let record = read_record(&file, &header.salt, resume.position).map_err(|error| match error {
                     ReadError::Io(error) => OpenError::Io(error),
-                    other => OpenError::Damaged(format!("commit {} was taken in by the view, but {other}", resume.seq)),
+                    other => OpenError::Damaged(format!("commit {} is in the index database, but {other}", resume.seq)),
                 })?;
                 if (record.seq, record.hash) != (resume.seq, resume.hash) {
-                    return Err(lost(resume));
+                    return Err(missing_resume_point(resume));
                 }
-                found.tail = Tail { seq: record.seq, hash: record.hash, end_arrival: record.end_arrival };
-                offset = u64::from(resume.position.offset) + record.len();
-                found.end = Some(End { segment: number, offset, last: Some((resume.position, record.len())) });
+                found.tail = Tail { seq: record.seq, hash: record.hash, end_offset: record.end_offset };
+                byte_offset = u64::from(resume.position.byte_offset) + record.len();
+                found.end = Some(End { segment: number, byte_offset, last: Some((resume.position, record.len())) });
             }
             None => {
                 if (header.first_seq, header.previous) != (found.tail.seq + 1, found.tail.hash) {
@@ -104,20 +106,20 @@ pub(super) fn scan(
                     )));
                 }
                 let last = found.end.and_then(|end| end.last);
-                found.end = Some(End { segment: number, offset, last });
+                found.end = Some(End { segment: number, byte_offset, last });
             }
         }
         let is_last = numbers.last() == Some(&number);
-        offset = scan_segment(&file, number, offset, is_last, &header.salt, &mut found, replay)?;
-        found.written_bytes += offset;
+        byte_offset = scan_segment(&file, number, byte_offset, is_last, &header.salt, &mut found, replay)?;
+        found.written_bytes += byte_offset;
     }
     match resume {
-        Some(resume) if found.tail.seq < resume.seq => Err(lost(resume)),
+        Some(resume) if found.tail.seq < resume.seq => Err(missing_resume_point(resume)),
         _ => Ok(found),
     }
 }
 
-/// The salt of the log in `dir`; `None` if there is no log yet.
+/// Returns the salt of the log in `dir`; `None` if there is no log yet.
 pub(super) fn salt(dir: &Path, options: &LogOptions) -> Result<Option<Salt>, OpenError> {
     match segment::list(dir)?.first() {
         Some(number) => Ok(Some(read_header(&segment::open(dir, *number)?, *number, options)?.salt)),
@@ -125,9 +127,9 @@ pub(super) fn salt(dir: &Path, options: &LogOptions) -> Result<Option<Salt>, Ope
     }
 }
 
-fn lost(resume: &Resume) -> OpenError {
+fn missing_resume_point(resume: &Resume) -> OpenError {
     OpenError::Damaged(format!(
-        "the view has taken in commit {}, which is not in the commit log at {}",
+        "the index database contains commit {}, which is not in the commit log at {}",
         resume.seq, resume.position
     ))
 }
@@ -139,7 +141,7 @@ fn read_header(file: &File, number: u32, options: &LogOptions) -> Result<Header,
     header_of(&block, number, options)
 }
 
-/// Reads the header block of segment `number`, and that the log is this node's.
+/// Decodes the header block of segment `number`, and checks that the log is this node's.
 pub(super) fn header_of(block: &[u8], number: u32, options: &LogOptions) -> Result<Header, OpenError> {
     let header = Header::decode(block).map_err(|error| match error {
         HeaderError::Newer(found) => OpenError::Newer { found, known: segment::VERSION },
@@ -154,11 +156,11 @@ pub(super) fn header_of(block: &[u8], number: u32, options: &LogOptions) -> Resu
     Ok(header)
 }
 
-/// Goes through one segment from `offset` on; returns where its records end.
+/// Scans one segment from `byte_offset` on; returns where its records end.
 fn scan_segment(
     file: &File,
     number: u32,
-    mut offset: u64,
+    mut byte_offset: u64,
     is_last: bool,
     salt: &Salt,
     found: &mut Found,
@@ -166,24 +168,24 @@ fn scan_segment(
 ) -> Result<u64, OpenError> {
     let len = file.metadata()?.len();
     loop {
-        let position = Position { segment: number, offset: u32::try_from(offset).unwrap_or(u32::MAX) };
+        let position = Position { segment: number, byte_offset: u32::try_from(byte_offset).unwrap_or(u32::MAX) };
         let problem = match read_whole(file, salt, position, found.tail) {
             Ok((record, body)) => {
-                found.tail = Tail { seq: record.seq, hash: record.hash, end_arrival: record.end_arrival };
+                found.tail = Tail { seq: record.seq, hash: record.hash, end_offset: record.end_offset };
                 let record_len = record.len();
-                offset += record_len;
-                found.end = Some(End { segment: number, offset, last: Some((position, record_len)) });
+                byte_offset += record_len;
+                found.end = Some(End { segment: number, byte_offset, last: Some((position, record_len)) });
                 replay(position, record, body)?;
                 continue;
             }
             Err(ReadError::Io(error)) => return Err(OpenError::Io(error)),
             Err(problem) => problem,
         };
-        match rest_of(file, offset, len, salt, found.tail.seq)? {
-            Rest::Zeros => return Ok(offset),
+        match rest_of(file, byte_offset, len, salt, found.tail.seq)? {
+            Rest::Zeros => return Ok(byte_offset),
             Rest::Torn if is_last => {
                 found.torn = Some(position);
-                return Ok(offset);
+                return Ok(byte_offset);
             }
             Rest::Torn | Rest::Records(_) => {
                 return Err(OpenError::Damaged(format!("commit {}: {problem}", found.tail.seq + 1)));
@@ -192,22 +194,22 @@ fn scan_segment(
     }
 }
 
-/// Reads a record with its envelopes, and that it follows `tail`.
+/// Reads a record with its envelopes, and checks that it follows `tail`.
 fn read_whole(file: &File, salt: &Salt, position: Position, tail: Tail) -> Result<(Record, Bytes), ReadError> {
     let damaged = |what: String| ReadError::Damaged(format!("commit log, {position}: {what}"));
     let record = read_record(file, salt, position)?;
-    if (record.seq, record.previous, record.first_arrival) != (tail.seq + 1, tail.hash, tail.end_arrival) {
+    if (record.seq, record.previous, record.first_offset) != (tail.seq + 1, tail.hash, tail.end_offset) {
         return Err(damaged(format!("commit {} does not follow commit {}", record.seq, tail.seq)));
     }
     let mut body = vec![0; record.body_len];
-    file.read_exact_at(&mut body, u64::from(position.offset) + record.body_start as u64)
+    file.read_exact_at(&mut body, u64::from(position.byte_offset) + record.body_start as u64)
         .map_err(|error| super::short(error, position))?;
     let body = Bytes::from(body);
     for append in &record.appends {
         append.check(&body).map_err(damaged)?;
     }
-    for fill in &record.fills {
-        fill.check(&body).map_err(damaged)?;
+    for backfill in &record.backfills {
+        backfill.check(&body).map_err(damaged)?;
     }
     Ok((record, body))
 }
@@ -215,15 +217,16 @@ fn read_whole(file: &File, salt: &Salt, position: Position, tail: Tail) -> Resul
 pub(super) enum Rest {
     Zeros,
     Torn,
-    /// A newer record begins here.
+    /// A record newer than commit `seq` begins here.
     Records(u64),
 }
 
-/// What stands in a segment from `offset` on: whether a record begins anywhere after it that is newer than commit `seq`.
-pub(super) fn rest_of(file: &File, offset: u64, len: u64, salt: &Salt, seq: u64) -> Result<Rest, OpenError> {
+/// Classifies the bytes of a segment from `byte_offset` on. A record newer than commit `seq` that
+/// begins anywhere after it is found.
+pub(super) fn rest_of(file: &File, byte_offset: u64, len: u64, salt: &Salt, seq: u64) -> Result<Rest, OpenError> {
     let mut rest = Rest::Zeros;
     let mut buffer = vec![0; SEARCH_BYTES];
-    let mut at = offset;
+    let mut at = byte_offset;
     while at < len {
         let want = usize::try_from(len - at).unwrap_or(SEARCH_BYTES).min(SEARCH_BYTES);
         file.read_exact_at(&mut buffer[..want], at)?;
@@ -233,7 +236,7 @@ pub(super) fn rest_of(file: &File, offset: u64, len: u64, salt: &Salt, seq: u64)
             }
             rest = Rest::Torn;
             let begins = at + place as u64 * ALIGNMENT;
-            if chunk.starts_with(&MAGIC) && begins > offset && is_record(file, begins, salt, seq)? {
+            if chunk.starts_with(&MAGIC) && begins > byte_offset && is_record(file, begins, salt, seq)? {
                 return Ok(Rest::Records(begins));
             }
         }
@@ -242,8 +245,8 @@ pub(super) fn rest_of(file: &File, offset: u64, len: u64, salt: &Salt, seq: u64)
     Ok(rest)
 }
 
-fn is_record(file: &File, offset: u64, salt: &Salt, seq: u64) -> Result<bool, OpenError> {
-    let position = Position { segment: 0, offset: u32::try_from(offset).unwrap_or(u32::MAX) };
+fn is_record(file: &File, byte_offset: u64, salt: &Salt, seq: u64) -> Result<bool, OpenError> {
+    let position = Position { segment: 0, byte_offset: u32::try_from(byte_offset).unwrap_or(u32::MAX) };
     match read_record(file, salt, position) {
         Ok(record) => Ok(record.seq > seq),
         Err(ReadError::Io(error)) => Err(error.into()),
@@ -251,13 +254,14 @@ fn is_record(file: &File, offset: u64, salt: &Salt, seq: u64) -> Result<bool, Op
     }
 }
 
-/// Makes the end of the log what was found: the file at its full length, zeros after the last record, and the last record written
-/// again and synced, because after a failed sync it may be in memory only. Returns the file's length.
-pub(super) fn settle(dir: &Path, file: &File, end: &End, options: &LogOptions) -> Result<u64, OpenError> {
+/// Makes the end of the log as the scan found it: the file at its full length, zeros after the last
+/// record, and the last record written again and synced, because after a failed sync it may be in
+/// memory only. Returns the file's length.
+pub(super) fn finalize_tail(dir: &Path, file: &File, end: &End, options: &LogOptions) -> Result<u64, OpenError> {
     let len = file.metadata()?.len();
     let capacity = len.max(segment::nominal_bytes(end.segment, options.segment_bytes_max)).max(HEADER_BYTES);
-    let dirty_end = last_nonzero(file, end.offset, len)?;
-    segment::zero(file, end.offset, dirty_end)?;
+    let dirty_end = last_nonzero(file, end.byte_offset, len)?;
+    segment::zero(file, end.byte_offset, dirty_end)?;
     segment::zero(file, len, capacity)?;
     if let Some((position, record_len)) = end.last {
         let other;
@@ -267,22 +271,22 @@ pub(super) fn settle(dir: &Path, file: &File, end: &End, options: &LogOptions) -
             other = segment::open(dir, position.segment)?;
             &other
         };
-        rewrite(file, u64::from(position.offset), record_len)?;
+        rewrite(file, u64::from(position.byte_offset), record_len)?;
     }
     rewrite(file, 0, HEADER_BYTES)?;
     segment::sync_dir(dir)?;
     Ok(capacity)
 }
 
-fn rewrite(file: &File, offset: u64, len: u64) -> Result<(), OpenError> {
-    let len = len.min(file.metadata()?.len().saturating_sub(offset));
+fn rewrite(file: &File, byte_offset: u64, len: u64) -> Result<(), OpenError> {
+    let len = len.min(file.metadata()?.len().saturating_sub(byte_offset));
     let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
-    file.read_exact_at(&mut bytes, offset)?;
-    file.write_all_at(&bytes, offset)?;
+    file.read_exact_at(&mut bytes, byte_offset)?;
+    file.write_all_at(&bytes, byte_offset)?;
     Ok(file.sync_all()?)
 }
 
-/// One past the last byte from `from` on that is not zero; `from` if all are.
+/// Returns one past the last nonzero byte from `from` on; `from` if all are zero.
 fn last_nonzero(file: &File, from: u64, len: u64) -> Result<u64, OpenError> {
     let (mut at, mut end) = (from, from);
     let mut buffer = vec![0; SEARCH_BYTES];
@@ -297,15 +301,16 @@ fn last_nonzero(file: &File, from: u64, len: u64) -> Result<u64, OpenError> {
     Ok(end)
 }
 
-/// Reads a whole log, every checksum and every link of the chain; changes nothing. Returns the number of the newest commit.
+/// Verifies a whole log: every checksum and every link of the chain. Changes nothing. Returns the
+/// number of the newest commit.
 ///
 /// # Errors
-/// [`OpenError::Damaged`] names the first thing that is not as it was written.
+/// [`OpenError::Damaged`] names the first damage.
 pub(in crate::store) fn verify(dir: &Path, options: &LogOptions) -> Result<u64, OpenError> {
     read(dir, options, &mut |_, _, _| Ok(()))
 }
 
-/// As [`verify`], showing every record with its body.
+/// As [`verify`], and passes every record with its body to `replay`.
 pub(in crate::store) fn read(dir: &Path, options: &LogOptions, replay: Replay<'_>) -> Result<u64, OpenError> {
     Ok(scan(dir, options, None, replay)?.tail.seq)
 }

@@ -1,4 +1,4 @@
-//! Which bytes are believed after a crash, and which are called damage.
+//! Tests of crashes and damage: which bytes are accepted, and which are reported as damage.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
@@ -31,7 +31,7 @@ fn write(log: &mut Log, commit: &Commit) -> (Position, u64) {
 
 fn try_write(log: &mut Log, commit: &Commit) -> Result<(Position, u64), AppendError> {
     let tail = log.tail();
-    let head = encode_head(commit, tail.seq + 1, &tail.hash, tail.end_arrival);
+    let head = encode_head(commit, tail.seq + 1, &tail.hash, tail.end_offset);
     let entries = commit.appends.iter().flat_map(|append| &append.entries);
     let bodies: Vec<&[u8]> = entries
         .filter_map(|entry| match &entry.content {
@@ -39,7 +39,7 @@ fn try_write(log: &mut Log, commit: &Commit) -> Result<(Position, u64), AppendEr
             Content::Undisclosed(_) => None,
         })
         .collect();
-    let next = Tail { seq: tail.seq + 1, hash: head_hash(&head), end_arrival: tail.end_arrival + bodies.len() as u64 };
+    let next = Tail { seq: tail.seq + 1, hash: head_hash(&head), end_offset: tail.end_offset + bodies.len() as u64 };
     log.append(&head, &bodies, next, 0)
 }
 
@@ -57,8 +57,8 @@ fn copy(from: &Path) -> tempfile::TempDir {
     to
 }
 
-/// A log of `count` commits, and where each record is.
-pub(super) fn filled(count: u64) -> (tempfile::TempDir, Vec<(Position, u64)>) {
+/// Creates a log of `count` commits; returns it and the position and length of each record.
+pub(super) fn log_with_commits(count: u64) -> (tempfile::TempDir, Vec<(Position, u64)>) {
     let dir = tempfile::tempdir().unwrap();
     let (mut log, _) = open(dir.path()).unwrap();
     let places = (1..=count).map(|number| write(&mut log, &commit(number))).collect();
@@ -66,12 +66,12 @@ pub(super) fn filled(count: u64) -> (tempfile::TempDir, Vec<(Position, u64)>) {
 }
 
 #[test]
-fn a_record_torn_at_any_byte_is_cut_and_the_log_goes_on() {
-    let (dir, places) = filled(4);
+fn torn_record_is_truncated_and_log_continues() {
+    let (dir, places) = log_with_commits(4);
     let (position, len) = *places.last().unwrap();
     let path = segment::path(dir.path(), position.segment);
     let whole = fs::read(&path).unwrap();
-    let (start, end) = (position.offset as usize, position.offset as usize + len as usize);
+    let (start, end) = (position.byte_offset as usize, position.byte_offset as usize + len as usize);
     let written = start + whole[start..end].iter().rposition(|byte| *byte != 0).unwrap() + 1;
     for cut in start..written {
         let mut torn = whole.clone();
@@ -82,10 +82,10 @@ fn a_record_torn_at_any_byte_is_cut_and_the_log_goes_on() {
         let copied = copy(dir.path());
         fs::write(segment::path(copied.path(), position.segment), &torn).unwrap();
         let (mut log, seqs) = open(copied.path()).unwrap();
-        // What lacks no more than one bit of an envelope is whole by its digest.
-        let lost: u32 = whole[cut..end].iter().map(|byte| byte.count_ones()).sum();
-        let kept: &[u64] = if lost == 1 { &[1, 2, 3, 4] } else { &[1, 2, 3] };
-        assert_eq!(seqs, kept, "cut at {cut}");
+        // A record that lacks one bit of an envelope is corrected by its digest.
+        let lost_bits: u32 = whole[cut..end].iter().map(|byte| byte.count_ones()).sum();
+        let expected: &[u64] = if lost_bits == 1 { &[1, 2, 3, 4] } else { &[1, 2, 3] };
+        assert_eq!(seqs, expected, "cut at {cut}");
         if cut % 64 == 0 {
             write(&mut log, &commit(4));
             drop(log);
@@ -96,26 +96,26 @@ fn a_record_torn_at_any_byte_is_cut_and_the_log_goes_on() {
 }
 
 #[test]
-fn a_record_written_out_of_order_is_cut() {
-    let (dir, places) = filled(3);
+fn record_persisted_out_of_order_is_truncated() {
+    let (dir, places) = log_with_commits(3);
     let (position, len) = *places.last().unwrap();
     let path = segment::path(dir.path(), position.segment);
     let whole = fs::read(&path).unwrap();
     // The end reached the disk, the beginning did not.
     let mut torn = whole.clone();
-    torn[position.offset as usize..][..len as usize / 2].fill(0);
+    torn[position.byte_offset as usize..][..len as usize / 2].fill(0);
     fs::write(&path, torn).unwrap();
     assert_eq!(open(dir.path()).unwrap().1, [1, 2]);
     assert_eq!(open(dir.path()).unwrap().1, [1, 2], "nothing of it is left");
 }
 
 #[test]
-fn damage_before_the_tail_is_named_and_changes_nothing() {
-    let (dir, places) = filled(5);
+fn damage_before_tail_is_reported_and_nothing_changes() {
+    let (dir, places) = log_with_commits(5);
     let (position, len) = places[2];
     let path = segment::path(dir.path(), position.segment);
     let whole = fs::read(&path).unwrap();
-    for byte in (position.offset..position.offset + u32::try_from(len).unwrap() - 8).step_by(7) {
+    for byte in (position.byte_offset..position.byte_offset + u32::try_from(len).unwrap() - 8).step_by(7) {
         let mut damaged = whole.clone();
         damaged[byte as usize] ^= 0x10;
         fs::write(&path, &damaged).unwrap();
@@ -124,7 +124,7 @@ fn damage_before_the_tail_is_named_and_changes_nothing() {
         assert_eq!(fs::read(&path).unwrap(), damaged);
     }
     let mut zeroed = whole.clone();
-    zeroed[position.offset as usize..][..len as usize].fill(0);
+    zeroed[position.byte_offset as usize..][..len as usize].fill(0);
     fs::write(&path, zeroed).unwrap();
     assert!(matches!(open(dir.path()), Err(OpenError::Damaged(_))));
     fs::write(&path, whole).unwrap();
@@ -132,8 +132,8 @@ fn damage_before_the_tail_is_named_and_changes_nothing() {
 }
 
 #[test]
-fn segments_follow_each_other_and_a_missing_one_is_named() {
-    let (dir, places) = filled(400);
+fn segments_are_chained_and_missing_one_is_reported() {
+    let (dir, places) = log_with_commits(400);
     let last = places.last().unwrap().0.segment;
     assert!(last > 3, "{last} segments");
     assert_eq!(open(dir.path()).unwrap().1, (1..=400).collect::<Vec<_>>());
@@ -146,18 +146,18 @@ fn segments_follow_each_other_and_a_missing_one_is_named() {
     let copied = copy(dir.path());
     fs::remove_file(segment::path(copied.path(), 2)).unwrap();
     assert!(matches!(open(copied.path()), Err(OpenError::Damaged(what)) if what.contains("segment 2")));
-    // A torn record is believed to be torn only at the very end.
+    // A torn record is accepted as torn only at the very end of the log.
     let copied = copy(dir.path());
     let (position, len) = *places.iter().rfind(|(position, _)| position.segment == 2).unwrap();
     let path = segment::path(copied.path(), 2);
     let mut bytes = fs::read(&path).unwrap();
-    bytes[position.offset as usize..][..len as usize].fill(0);
+    bytes[position.byte_offset as usize..][..len as usize].fill(0);
     fs::write(&path, bytes).unwrap();
     assert!(matches!(open(copied.path()), Err(OpenError::Damaged(_))));
 }
 
 #[test]
-fn what_a_full_disk_cut_off_is_written_over_and_no_segment_ends_in_it() {
+fn partial_write_on_full_disk_is_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let (mut log, _) = open(dir.path()).unwrap();
     write(&mut log, &commit(1));
@@ -166,9 +166,10 @@ fn what_a_full_disk_cut_off_is_written_over_and_no_segment_ends_in_it() {
     for written in [10, 300, 18 << 10] {
         log.full_after = Some(written);
         assert!(matches!(try_write(&mut log, &large), Err(AppendError::Full { .. })));
-        assert!(log.room(0).is_ok(), "it may succeed the next time");
+        assert!(log.check_capacity(0).is_ok(), "it may succeed the next time");
     }
-    // What comes next is shorter; and the segment after it begins while some of what was cut off is still there.
+    // The next record is shorter, and the next segment begins while some of the cut-off bytes are
+    // still there.
     write(&mut log, &commit(2));
     drop(log);
     assert_eq!(open(copy(dir.path()).path()).unwrap().1, [1, 2]);
@@ -185,21 +186,21 @@ fn what_a_full_disk_cut_off_is_written_over_and_no_segment_ends_in_it() {
 }
 
 #[test]
-fn a_segment_that_could_not_be_had_is_tried_for_again() {
+fn unavailable_segment_is_retried() {
     let dir = tempfile::tempdir().unwrap();
     let (mut log, _) = open(dir.path()).unwrap();
-    // The space is there for the record, and not for a whole segment beside the reserve.
-    assert!(matches!(log.make_room(1_000, u64::MAX / 2), Err(AppendError::Full { .. })));
-    assert!(log.current.is_none() && log.lacking.is_some());
-    log.room(0).unwrap();
-    assert!(log.current.is_some() && log.lacking.is_none());
+    // There is space for the record, but not for a whole segment beside the reserve.
+    assert!(matches!(log.ensure_capacity(1_000, u64::MAX / 2), Err(AppendError::Full { .. })));
+    assert!(log.current.is_none() && log.needed_len.is_some());
+    log.check_capacity(0).unwrap();
+    assert!(log.current.is_some() && log.needed_len.is_none());
     write(&mut log, &commit(1));
     drop(log);
     assert_eq!(open(dir.path()).unwrap().1, [1]);
 }
 
 #[test]
-fn a_record_larger_than_a_segment_gets_its_own() {
+fn oversized_record_gets_own_segment() {
     let dir = tempfile::tempdir().unwrap();
     let (mut log, _) = open(dir.path()).unwrap();
     write(&mut log, &commit(1));
@@ -212,13 +213,13 @@ fn a_record_larger_than_a_segment_gets_its_own() {
 }
 
 #[test]
-fn an_envelope_cannot_pass_for_a_record() {
-    let (dir, places) = filled(3);
+fn envelope_bytes_are_not_mistaken_for_a_record() {
+    let (dir, places) = log_with_commits(3);
     let (position, len) = places[1];
     let bytes = fs::read(segment::path(dir.path(), position.segment)).unwrap();
-    let record = bytes[position.offset as usize..][..len as usize].to_vec();
-    // Whoever knows a record of another log publishes it; then the power fails.
-    let (other, _) = filled(1);
+    let record = bytes[position.byte_offset as usize..][..len as usize].to_vec();
+    // A publisher that knows a record of another log publishes it; then the power fails.
+    let (other, _) = log_with_commits(1);
     let (mut log, _) = open(other.path()).unwrap();
     let mut bait = commit(2);
     let envelope = [vec![1; 64], record].concat();
@@ -234,7 +235,7 @@ fn an_envelope_cannot_pass_for_a_record() {
     drop(log);
     let path = segment::path(other.path(), position.segment);
     let mut bytes = fs::read(&path).unwrap();
-    bytes[position.offset as usize + 30] ^= 1;
+    bytes[position.byte_offset as usize + 30] ^= 1;
     fs::write(&path, bytes).unwrap();
     assert_eq!(open(other.path()).unwrap().1, [1], "torn, not damaged");
 }

@@ -1,53 +1,53 @@
-//! Parts of the store in memory: what refers to what, and reading within bounds.
+//! Parts of the store in memory: references between bulletins, and bounded pages.
 
 use std::collections::{BTreeMap, HashMap};
 
-use barid_core::names::{FeedId, Member};
+use barid_core::ids::{FeedId, Member};
 use barid_core::proto;
 use uuid::Uuid;
 
-use super::super::references::{Person, Role};
-use super::super::view::answers::{self, Answer};
-use super::super::view::references::Referrer;
-use super::super::{Content, Entry, Location, Refers, admit};
+use super::super::index_db::acks::{self, AckSummary};
+use super::super::index_db::references::Referrer;
+use super::super::references::{IssuerHash, Role};
+use super::super::{Content, Entry, Location, ReferenceKind, validate};
 
-/// What refers to bulletins.
+/// References to bulletins.
 #[derive(Default)]
 pub(super) struct References {
-    pub(super) others: HashMap<(Member, Uuid, Refers), Vec<Location>>,
-    pub(super) answers: HashMap<(Member, Uuid), BTreeMap<(FeedId, Person), Answer>>,
+    pub(super) others: HashMap<(Member, Uuid, ReferenceKind), Vec<Location>>,
+    pub(super) acks: HashMap<(Member, Uuid), BTreeMap<(FeedId, IssuerHash), AckSummary>>,
 }
 
 impl References {
     pub(super) fn add(&mut self, at: &Location, header: Option<&proto::Header>) {
-        for (member, id, role) in admit::references(&at.feed, header) {
+        for (member, id, role) in validate::references(&at.feed, header) {
             match role {
-                Role::Other(how) => self.others.entry((member, id, how)).or_default().push(at.clone()),
-                Role::Answer(person) => {
-                    let answers = self.answers.entry((member, id)).or_default();
-                    let referrer = Referrer { arrival: at.arrival, index: at.index, feed: 0 };
-                    let answer = answers::add(answers.get(&(at.feed.clone(), person)).copied(), &referrer);
-                    answers.insert((at.feed.clone(), person), answer);
+                Role::Other(kind) => self.others.entry((member, id, kind)).or_default().push(at.clone()),
+                Role::Ack(issuer_hash) => {
+                    let acks = self.acks.entry((member, id)).or_default();
+                    let referrer = Referrer { offset: at.offset, index: at.index, feed: 0 };
+                    let ack = acks::add(acks.get(&(at.feed.clone(), issuer_hash)).copied(), &referrer);
+                    acks.insert((at.feed.clone(), issuer_hash), ack);
                 }
             }
         }
     }
 }
 
-/// Takes entries until a bound is met, but always one.
-pub(super) fn bounded(entries: impl Iterator<Item = Entry>, entries_max: usize, bytes_max: usize) -> Vec<Entry> {
+/// Collects entries until a bound is reached, but at least one.
+pub(super) fn first_page(entries: impl Iterator<Item = Entry>, entries_max: usize, bytes_max: usize) -> Vec<Entry> {
     let mut bytes = 0;
-    let mut taken = Vec::new();
+    let mut page = Vec::new();
     for entry in entries {
         let size = match &entry.content {
             Content::Disclosed { envelope, .. } => envelope.len(),
             Content::Undisclosed(_) => 0,
         };
-        if !taken.is_empty() && (taken.len() >= entries_max || bytes + size > bytes_max) {
+        if !page.is_empty() && (page.len() >= entries_max || bytes + size > bytes_max) {
             break;
         }
         bytes += size;
-        taken.push(entry);
+        page.push(entry);
     }
-    taken
+    page
 }

@@ -1,7 +1,8 @@
-//! Which alarms are active.
+//! The table of active alarms.
 //!
-//! In scope: one for each kind and subject, with since when, how often and the newest detail; its record when it begins and when it is over. Out of
-//! scope: what alarms there are. Subjects are members, feeds and authorities of the roster: so the table is bounded, and none displaces another.
+//! In scope: one alarm for each code and subject, with its start, count and newest values; and its
+//! records when it starts and ends. Out of scope: the kinds of alarms. Subjects are members, feeds
+//! and authorities of the roster, so the table is bounded and no alarm displaces another.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,54 +16,55 @@ use super::Alarm;
 use crate::clock;
 use crate::telemetry::{AuditEvent, audit};
 
-/// Alarms that are active at once: every kind for every member and feed of a large roster. Beyond it there is a defect, and the record only.
+/// Most active alarms: every kind for every member and feed of a large roster. Beyond it, which
+/// only a defect can cause, an alarm is recorded only.
 const ACTIVE_MAX: usize = 8_192;
 
-/// An alarm whose cause is not over.
+/// An alarm whose condition has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActiveAlarm {
-    /// As it was raised last.
+    /// The alarm as last raised.
     pub alarm: Alarm,
-    /// Unix ms when it was raised first.
+    /// Unix ms when it was first raised.
     pub since_unix_ms: u64,
     /// How often it was raised.
     pub count: u64,
-    /// When it is over, unless it is raised again.
+    /// When it ends, unless it is raised again.
     until: Option<Instant>,
 }
 
 /// Code and subject.
 type Key = (&'static str, String);
 
-/// The active alarms. Cheap to clone; clones share them.
+/// The active alarms. Clones share them and are cheap.
 #[derive(Clone, Default)]
 pub struct Alarms {
     active: Arc<Mutex<BTreeMap<Key, ActiveAlarm>>>,
 }
 
 impl Alarms {
-    /// Raises an alarm until it is cleared. True if it was not active.
+    /// Raises an alarm until it is cleared. Returns true if it was not active.
     pub fn raise(&self, alarm: Alarm) -> bool {
         self.put(alarm, None, true)
     }
 
-    /// Raises an alarm of something that happened: it is over when that did not happen again for so long.
+    /// Raises an alarm for an event. It ends when the event has not occurred again for `quiet`.
     pub fn raise_for(&self, alarm: Alarm, quiet: Duration) -> bool {
         self.put(alarm, Some(Instant::now() + quiet), true)
     }
 
-    /// Raises an alarm, unless it is active, for a cause that was seen again.
+    /// Raises an alarm for a condition that was seen again, without counting it.
     pub fn raise_uncounted(&self, alarm: Alarm) {
         self.put(alarm, None, false);
     }
 
-    /// Clears the alarms that this holds for: their causes are over.
-    pub fn clear(&self, over: impl Fn(&Alarm) -> bool) {
-        self.remove(|active| over(&active.alarm));
+    /// Clears the alarms for which `is_cleared` holds: their conditions have ended.
+    pub fn clear(&self, is_cleared: impl Fn(&Alarm) -> bool) {
+        self.remove(|active| is_cleared(&active.alarm));
     }
 
-    /// Of the alarms whose causes are looked at again and again these are active, and no others.
-    pub fn settle(&self, watched: Vec<Alarm>) {
+    /// Makes these the only active ones of the alarms whose conditions are polled.
+    pub fn sync_watched(&self, watched: Vec<Alarm>) {
         let keys: Vec<Key> = watched.iter().map(key).collect();
         self.remove(|active| active.alarm.is_watched() && !keys.contains(&key(&active.alarm)));
         for alarm in watched {
@@ -70,7 +72,7 @@ impl Alarms {
         }
     }
 
-    /// All active alarms, the most severe first, of these the oldest.
+    /// Returns all active alarms, the most severe first, then the oldest.
     #[must_use]
     pub fn snapshot(&self) -> Vec<ActiveAlarm> {
         self.remove(|_| false);
@@ -86,7 +88,7 @@ impl Alarms {
             if let Some(active) = active.get_mut(&key(&alarm)) {
                 active.count += u64::from(counts);
                 active.until = until;
-                active.alarm = alarm.after(&active.alarm);
+                active.alarm = alarm.merged_with(&active.alarm);
                 return false;
             }
             if active.len() < ACTIVE_MAX {
@@ -98,18 +100,18 @@ impl Alarms {
         true
     }
 
-    /// Removes what is over by itself, and what this holds for.
-    fn remove(&self, over: impl Fn(&ActiveAlarm) -> bool) {
+    /// Removes the alarms that have ended by time, and those for which `is_cleared` holds.
+    fn remove(&self, is_cleared: impl Fn(&ActiveAlarm) -> bool) {
         let now = Instant::now();
-        let ends = |active: &ActiveAlarm| active.until.is_some_and(|until| until <= now) || over(active);
-        let gone: Vec<ActiveAlarm> =
-            self.active.lock().extract_if(.., |_, active| ends(active)).map(|(_, active)| active).collect();
-        gone.iter().for_each(|active| record("alarm-cleared", &active.alarm));
+        let is_over = |active: &ActiveAlarm| active.until.is_some_and(|until| until <= now) || is_cleared(active);
+        let cleared: Vec<ActiveAlarm> =
+            self.active.lock().extract_if(.., |_, active| is_over(active)).map(|(_, active)| active).collect();
+        cleared.iter().for_each(|active| record("alarm-cleared", &active.alarm));
     }
 }
 
 impl ActiveAlarm {
-    /// As operators are told.
+    /// Returns the message of the operator API.
     #[must_use]
     pub fn to_proto(&self) -> proto::Alarm {
         let seconds = i64::try_from(self.since_unix_ms / 1_000).unwrap_or(i64::MAX);
@@ -126,27 +128,27 @@ impl ActiveAlarm {
 
 fn key(alarm: &Alarm) -> Key {
     let parts = alarm.parts();
-    (parts.code, parts.subject)
+    (parts.code, parts.resource)
 }
 
-fn record(what: &'static str, alarm: &Alarm) {
-    let (reason, subject) = (alarm.reason(), alarm.concerns());
-    let who = alarm.by().map(ToString::to_string).unwrap_or_default();
-    audit(&AuditEvent { what, reason, who: &who, subject: &subject, detail: alarm });
+fn record(event: &'static str, alarm: &Alarm) {
+    let (reason, resource) = (alarm.reason(), alarm.resource());
+    let actor = alarm.by().map(ToString::to_string).unwrap_or_default();
+    audit(&AuditEvent { event, reason, actor: &actor, resource: &resource, detail: alarm });
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use barid_core::names::FeedId;
+    use barid_core::ids::FeedId;
 
     use super::*;
     use crate::telemetry::alarms::{Severity, examples};
-    use crate::telemetry::heard::Heard;
+    use crate::telemetry::captured::CapturedRecords;
 
     fn entry(index: u64, by: &str) -> Alarm {
         let feed: FeedId = format!("{by}.rabat.example/feed/1").parse().unwrap();
-        Alarm::Entry { what: "undecodable-header", feed, index, by: by.parse().unwrap() }
+        Alarm::Entry { finding: "undecodable-header", feed, index, by: by.parse().unwrap() }
     }
 
     fn fork() -> Alarm {
@@ -154,23 +156,26 @@ mod tests {
     }
 
     #[test]
-    fn whatever_one_member_sends_is_one_alarm_and_displaces_no_other() {
-        let (heard, alarms) = (Heard::listen(), Alarms::default());
+    fn alarms_of_one_member_are_one_and_displace_no_other() {
+        let (captured, alarms) = (CapturedRecords::start(), Alarms::default());
         assert!(alarms.raise(fork()));
         for index in 0..10_000 {
             assert_eq!(alarms.raise_for(entry(index, "ly"), Duration::from_secs(60)), index == 0);
         }
         alarms.raise_for(entry(7, "dz"), Duration::from_secs(60));
-        let shown = alarms.snapshot();
-        assert_eq!((shown.len(), &shown[0].alarm), (3, &fork()));
+        let snapshot_alarms = alarms.snapshot();
+        assert_eq!((snapshot_alarms.len(), &snapshot_alarms[0].alarm), (3, &fork()));
         for (alarm, count) in [(entry(7, "dz"), 1), (entry(9_999, "ly"), 10_000)] {
-            assert!(shown.iter().any(|active| (&active.alarm, active.count) == (&alarm, count)), "{shown:?}");
+            assert!(
+                snapshot_alarms.iter().any(|active| (&active.alarm, active.count) == (&alarm, count)),
+                "{snapshot_alarms:?}"
+            );
         }
-        assert_eq!(heard.take().len(), 3, "one record for each");
+        assert_eq!(captured.take().len(), 3, "one record for each");
     }
 
     #[test]
-    fn the_most_severe_come_first_whatever_came_first() {
+    fn snapshot_is_sorted_by_severity() {
         let alarms = Alarms::default();
         let mut all = examples();
         all.reverse();
@@ -181,8 +186,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_happened_is_over_once_it_has_not_happened_for_long() {
-        let (heard, alarms) = (Heard::listen(), Alarms::default());
+    async fn transient_alarm_is_cleared_after_its_quiet_time() {
+        let (captured, alarms) = (CapturedRecords::start(), Alarms::default());
         alarms.raise_for(entry(1, "ly"), Duration::from_secs(60));
         tokio::time::advance(Duration::from_secs(59)).await;
         alarms.raise_for(entry(2, "ly"), Duration::from_secs(60));
@@ -192,25 +197,29 @@ mod tests {
         assert!(alarms.snapshot().is_empty());
         let feed = "ly ly.rabat.example/feed/1";
         let expected = ["alarm", "alarm-cleared"].iter().zip([1, 2]);
-        let expected: Vec<String> = expected.map(|(what, n)| format!("{what} undecodable-header {feed} {n}")).collect();
-        assert_eq!(heard.take(), expected);
+        let expected: Vec<String> =
+            expected.map(|(event, n)| format!("{event} undecodable-header {feed} {n}")).collect();
+        assert_eq!(captured.take(), expected);
     }
 
     #[test]
-    fn watched_alarms_are_active_as_long_as_their_causes_and_the_others_are_left_alone() {
-        let (heard, alarms) = (Heard::listen(), Alarms::default());
+    fn watched_alarms_follow_their_causes_and_others_stay() {
+        let (captured, alarms) = (CapturedRecords::start(), Alarms::default());
         let (disk, clock) =
             (|why: &str| Alarm::DiskFull { why: why.into() }, Alarm::OwnClockBehind { last: "1".into() });
         alarms.raise(fork());
-        alarms.settle(vec![disk("1 MiB"), clock.clone()]);
-        alarms.settle(vec![disk("2 MiB")]);
-        let shown = alarms.snapshot();
-        assert!(shown.iter().any(|active| active.alarm == disk("2 MiB") && active.count == 1), "{shown:?}");
-        assert_eq!(shown.len(), 2, "the clock is right again, and the fork stays: {shown:?}");
-        alarms.settle(Vec::new());
+        alarms.sync_watched(vec![disk("1 MiB"), clock.clone()]);
+        alarms.sync_watched(vec![disk("2 MiB")]);
+        let snapshot_alarms = alarms.snapshot();
+        assert!(
+            snapshot_alarms.iter().any(|active| active.alarm == disk("2 MiB") && active.count == 1),
+            "{snapshot_alarms:?}"
+        );
+        assert_eq!(snapshot_alarms.len(), 2, "the clock is right again, and the fork stays: {snapshot_alarms:?}");
+        alarms.sync_watched(Vec::new());
         alarms.clear(|alarm| matches!(alarm, Alarm::Fork { .. }));
         assert!(alarms.snapshot().is_empty());
-        let records = heard.take();
+        let records = captured.take();
         assert_eq!(records.iter().filter(|record| record.starts_with("alarm ")).count(), 3, "{records:?}");
         assert_eq!(records.iter().filter(|record| record.starts_with("alarm-cleared ")).count(), 3, "{records:?}");
     }

@@ -1,4 +1,4 @@
-//! Handshakes that do not end, and however many of them come: others get in.
+//! Handshake floods and stalled handshakes: other connections are still admitted.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -11,11 +11,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::super::{Limits, Policy};
-use super::sockets::{DEADLINE, PREFACE, Served, client, show};
+use super::sockets::{DEADLINE, PREFACE, Served, client, connect_as};
 use super::world::World;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handshake_that_stalls_is_given_up() {
+async fn stalled_handshake_times_out() {
     let world = World::new();
     let limits = Limits { handshake_time_max: Duration::from_millis(200), ..Limits::EXCHANGE };
     let served = Served::start(&world, Policy::Peers("ma.rabat.example".into()), limits).await;
@@ -24,17 +24,17 @@ async fn a_handshake_that_stalls_is_given_up() {
     stalled.write_all(&[22, 3, 1, 2, 0, 1]).await.unwrap();
     let mut rest = Vec::new();
     assert!(tokio::time::timeout(DEADLINE, stalled.read_to_end(&mut rest)).await.is_ok());
-    assert_eq!(served.refusal().await.reason, "handshake-timeout");
+    assert_eq!(served.rejection_record().await.reason, "handshake-timeout");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_half_open_connections_keep_nobody_out() {
+async fn half_open_connections_do_not_block_new_handshakes() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
 
     let world = World::new();
-    // Nobody is let go for being slow: only room counts.
+    // The time limit is out of reach: only the number of slots evicts.
     let limits = Limits { handshake_time_max: Duration::from_secs(3_600), ..Limits::EXCHANGE };
     let served = Served::start(&world, Policy::Peers("ma.rabat.example".into()), limits).await;
     let opening = (0..1_000).map(|_| async {
@@ -43,15 +43,19 @@ async fn a_thousand_half_open_connections_keep_nobody_out() {
         io::Result::Ok(stream)
     });
     let half_open: Vec<_> = join_all(opening).await.into_iter().map(Result::unwrap).collect();
-    let told = served.told(half_open.len() - limits.handshakes_max).await;
-    assert!(told.iter().all(|refusal| refusal.reason == "handshake-crowded-out"), "{:?}", told.first());
+    let recorded = served.recorded(half_open.len() - limits.handshakes_max).await;
+    assert!(
+        recorded.iter().all(|rejection_record| rejection_record.reason == "handshake-evicted"),
+        "{:?}",
+        recorded.first()
+    );
     let node = world.ly.issue("node", &[]).unwrap();
     for _ in 0..3 {
-        show(served.address, &node).await.unwrap();
+        connect_as(served.address, &node).await.unwrap();
     }
 }
 
-/// So many connections, each with these first bytes.
+/// Opens `count` connections, each with these first bytes.
 async fn opened(address: SocketAddr, count: usize, first: &[u8]) -> Vec<TcpStream> {
     let opening = (0..count).map(|_| async {
         let mut stream = TcpStream::connect(address).await?;
@@ -61,9 +65,10 @@ async fn opened(address: SocketAddr, count: usize, first: &[u8]) -> Vec<TcpStrea
     join_all(opening).await.into_iter().map(Result::unwrap).collect()
 }
 
-/// It has said hello and is slow; meanwhile many others come from its own address, ten for each place.
+/// The handshake has sent its ClientHello and is slow. Meanwhile ten connections for each slot come
+/// from the same address.
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_has_said_hello_gets_in_while_silent_and_half_open_connections_keep_coming() {
+async fn handshake_with_client_hello_completes_under_connection_flood() {
     let world = World::new();
     let limits = Limits { handshakes_max: 2, handshake_time_max: Duration::from_secs(3_600), ..Limits::EXCHANGE };
     let served = Served::start(&world, Policy::Peers("ma.rabat.example".into()), limits).await;
@@ -82,19 +87,23 @@ async fn whoever_has_said_hello_gets_in_while_silent_and_half_open_connections_k
     let silent = opened(served.address, 80, &[]).await;
     let half_open = opened(served.address, 20, &[22, 3, 1, 2, 0, 1]).await;
     // Four times as many may be silent as may have begun.
-    let told = served.told(silent.len() + half_open.len() - 5 * limits.handshakes_max).await;
-    assert!(told.iter().all(|refusal| refusal.reason == "handshake-crowded-out"), "{:?}", told.first());
+    let recorded = served.recorded(silent.len() + half_open.len() - 5 * limits.handshakes_max).await;
+    assert!(
+        recorded.iter().all(|rejection_record| rejection_record.reason == "handshake-evicted"),
+        "{:?}",
+        recorded.first()
+    );
 
     let mut tcp = tcp.into_std().unwrap();
     tcp.set_nonblocking(false).unwrap();
     tcp.set_read_timeout(Some(DEADLINE)).unwrap();
-    let let_in = tokio::task::spawn_blocking(move || {
+    let accepted = tokio::task::spawn_blocking(move || {
         let mut stream = rustls::Stream::new(&mut tls, &mut tcp);
         stream.write_all(PREFACE)?;
         let mut header = [0; 9];
         stream.read_exact(&mut header)?;
         io::Result::Ok(header)
     });
-    assert_eq!(let_in.await.unwrap().unwrap()[3], 4, "the first frame is SETTINGS");
-    show(served.address, &node).await.unwrap();
+    assert_eq!(accepted.await.unwrap().unwrap()[3], 4, "the first frame is SETTINGS");
+    connect_as(served.address, &node).await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! Whose certificates are believed.
+//! Which certificates are accepted.
 
 use rustls::pki_types::UnixTime;
 
@@ -7,7 +7,7 @@ use super::world::{World, days, der, roster};
 use crate::pki::Authority;
 
 #[test]
-fn a_member_speaks_for_itself_only() {
+fn node_certificate_is_accepted_for_its_own_member_only() {
     let world = World::new();
     assert_eq!(world.at_ma(&world.ly.issue("node", &[]).unwrap()), Ok("ly".into()));
     let other = Authority::new("tn.rabat.example").unwrap();
@@ -25,7 +25,7 @@ fn a_member_speaks_for_itself_only() {
 }
 
 #[test]
-fn libyas_authority_cannot_speak_for_morocco() {
+fn authority_cannot_certify_another_member() {
     let world = World::new();
     let forged = world.ly.issue_for(&["spiffe://ma.rabat.example/node"], &[], days(-1, 1)).unwrap();
     let at_tunis = world.verifier(Policy::Peers("tn.rabat.example".into()));
@@ -33,10 +33,10 @@ fn libyas_authority_cannot_speak_for_morocco() {
 }
 
 #[test]
-fn one_key_under_two_members_certifies_for_neither_whatever_certificate_it_is_in() {
+fn authority_key_of_two_members_certifies_for_neither() {
     let world = World::new();
     let ly_as_ma = Authority::with_key("ma.rabat.example", &world.ly.key()).unwrap();
-    // The roster itself refuses it, too; here each stands in one of its own.
+    // A roster itself would reject it, so each authority is in a roster of its own.
     let (one, other) = (roster(&[("ma", &[&world.ma, &ly_as_ma])]), roster(&[("ly", &[&world.ly])]));
     let domains = trust::domains(one.entries().chain(other.entries()));
     let left = |domain: &str| domains[domain].authorities.len();
@@ -44,14 +44,14 @@ fn one_key_under_two_members_certifies_for_neither_whatever_certificate_it_is_in
 }
 
 #[test]
-fn an_authority_with_a_new_key_stands_beside_the_old_one_and_one_with_a_new_certificate_in_its_place() {
+fn authority_with_a_new_key_is_added_and_with_a_new_certificate_replaced() {
     let mut world = World::new();
     let next = Authority::new("ly.rabat.example").unwrap();
     world.trust = Trust::of(&roster(&[("ma", &[&world.ma]), ("ly", &[&world.ly, &next])]));
     for authority in [&world.ly, &next] {
         assert_eq!(world.at_ma(&authority.issue("node", &[]).unwrap()), Ok("ly".into()));
     }
-    // The same name and key in another certificate is the same authority: its list stays.
+    // Another certificate with the same name and key is the same authority, so its CRL remains.
     let revoked = world.ly.issue("node", &[]).unwrap();
     assert!(world.offer(&world.ly.revoke(std::slice::from_ref(&revoked.serial), 1).unwrap()));
     let renewed = Authority::with_key("ly.rabat.example", &world.ly.key()).unwrap();

@@ -1,9 +1,9 @@
-//! Who gets in, who does not, and who is put out.
+//! Tests of which connections are admitted, rejected and ended.
 #![allow(clippy::unwrap_used)]
 
+mod crls;
 mod handshakes;
 mod identities;
-mod lists;
 mod sockets;
 mod usages;
 mod world;

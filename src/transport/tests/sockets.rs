@@ -1,4 +1,4 @@
-//! Real TCP and real TLS: a listener, and clients that are wrong in one way each.
+//! Real TCP and real TLS: a listener, and clients that each have one defect.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,17 +19,17 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::super::{
-    AccessLevel, Compress, Connections, Connector, Credentials, Limits, Line, Listening, OnRefusal, PeerIdentity,
-    Policy, Refusal, SpiffeId, listen,
+    AccessLevel, Compress, Connections, Connector, Credentials, Limits, ListenerOptions, MaybeCompressed, OnRejected,
+    PeerIdentity, Policy, RejectionRecord, SpiffeId, listen,
 };
 use super::world::{World, days, der, roster};
 use crate::budgets::{Bounds, Budget, Class, table};
 use crate::calls::{self, Admission, Calls, Terms};
 use crate::pki::{Authority, Issued};
 
-/// Longest for anything to come true: the machine may be busy.
+/// Longest wait for a condition. The machine may be busy.
 pub(super) const DEADLINE: Duration = Duration::from_secs(30);
-/// Live connections end so soon (DESIGN §5).
+/// Live connections end within this time (DESIGN §5).
 const ENDS_WITHIN: Duration = Duration::from_secs(2);
 /// An HTTP/2 client's first bytes: preface and empty SETTINGS (RFC 9113 §3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
@@ -37,10 +37,10 @@ pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00
 /// More connections than a test opens.
 const MANY: Bounds = Bounds { total: 10_000, per_owner: 10_000, reserved: 0 };
 
-/// Lets everybody call.
-struct Everybody;
+/// Admits every call.
+struct AdmitAll;
 
-impl Admission for Everybody {
+impl Admission for AdmitAll {
     fn admit(&self, _path: &str, extensions: &mut http::Extensions) -> Result<Terms, tonic::Status> {
         let calls = Budget::with(&table::API_CALLS, MANY);
         let owner = extensions.get::<PeerIdentity>().unwrap().owner();
@@ -64,28 +64,28 @@ impl Admission for Everybody {
 pub(super) struct Served {
     pub(super) address: SocketAddr,
     connections: Connections,
-    refusals: Arc<Mutex<Vec<Refusal>>>,
+    rejection_records: Arc<Mutex<Vec<RejectionRecord>>>,
     credentials: Credentials,
     folder: tempfile::TempDir,
 }
 
 impl Served {
-    /// Morocco's listener.
+    /// Starts Morocco's listener.
     pub(super) async fn start(world: &World, policy: Policy, limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let issued = world.ma.issue("node", &["127.0.0.1".into()]).unwrap();
-        Self::showing(world, &issued, folder, policy, limits, MANY).await
+        Self::presenting(world, &issued, folder, policy, limits, MANY).await
     }
 
-    /// Morocco's listener for its own people, of whom so many may be there.
-    async fn for_people(world: &World, limits: Limits, bounds: Bounds) -> Self {
+    /// Starts Morocco's listener for its own clients, with bounds on their connections.
+    async fn for_clients(world: &World, limits: Limits, bounds: Bounds) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let issued = world.ma.issue("node", &["127.0.0.1".into()]).unwrap();
-        Self::showing(world, &issued, folder, Policy::OwnPeople("ma.rabat.example".into()), limits, bounds).await
+        Self::presenting(world, &issued, folder, Policy::OwnClients("ma.rabat.example".into()), limits, bounds).await
     }
 
-    /// A listener that shows another certificate than Morocco's.
-    async fn showing(
+    /// Starts a listener that presents another certificate than Morocco's.
+    async fn presenting(
         world: &World,
         issued: &Issued,
         folder: tempfile::TempDir,
@@ -95,11 +95,11 @@ impl Served {
     ) -> Self {
         let budget = Budget::with(&table::API_CONNECTIONS, bounds);
         let credentials = credentials(&folder, issued);
-        let (refusals, on_refusal) = told();
-        let connections = Connections::reporting(Arc::clone(&on_refusal));
+        let (rejection_records, on_rejected) = recorded();
+        let connections = Connections::reporting(Arc::clone(&on_rejected));
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = tcp.local_addr().unwrap();
-        let listening = Listening {
+        let listener = ListenerOptions {
             name: "exchange",
             verifier: Arc::new(world.verifier(policy)),
             credentials: credentials.clone(),
@@ -111,32 +111,32 @@ impl Served {
                 Some("stranger") => AccessLevel::Ungranted,
                 _ => AccessLevel::Granted,
             }),
-            on_refusal: Arc::clone(&on_refusal),
+            on_rejected: Arc::clone(&on_rejected),
         };
-        let incoming = listen(tcp, listening).unwrap();
+        let incoming = listen(tcp, listener).unwrap();
         let (_, health) = tonic_health::server::health_reporter();
-        let calls = Calls::new(tonic::service::Routes::new(health), Arc::new(Everybody));
+        let calls = Calls::new(tonic::service::Routes::new(health), Arc::new(AdmitAll));
         tokio::spawn(calls::serve(incoming, calls, limits, std::future::pending()));
-        let watching = connections.clone().watch(world.trust.clone(), world.lists.clone(), move |end| on_refusal(end));
+        let watching = connections.clone().watch(world.trust.clone(), world.crls.clone(), move |end| on_rejected(end));
         tokio::spawn(watching);
-        Self { address, connections, refusals, credentials, folder }
+        Self { address, connections, rejection_records, credentials, folder }
     }
 
     pub(super) async fn for_peers(world: &World) -> Self {
         Self::start(world, Policy::Peers("ma.rabat.example".into()), Limits::EXCHANGE).await
     }
 
-    /// What was refused or ended, once there is so much of it.
-    pub(super) async fn told(&self, count: usize) -> Vec<Refusal> {
-        until("refusals are told", || self.refusals.lock().len() >= count).await;
-        std::mem::take(&mut *self.refusals.lock())
+    /// Returns the records of rejected or ended connections, once there are `count`.
+    pub(super) async fn recorded(&self, count: usize) -> Vec<RejectionRecord> {
+        until("refusals are told", || self.rejection_records.lock().len() >= count).await;
+        std::mem::take(&mut *self.rejection_records.lock())
     }
 
-    /// The one refusal that there is.
-    pub(super) async fn refusal(&self) -> Refusal {
-        let mut told = self.told(1).await;
-        assert_eq!(told.len(), 1, "{told:?}");
-        told.remove(0)
+    /// Returns the only rejection record.
+    pub(super) async fn rejection_record(&self) -> RejectionRecord {
+        let mut recorded = self.recorded(1).await;
+        assert_eq!(recorded.len(), 1, "{recorded:?}");
+        recorded.remove(0)
     }
 }
 
@@ -148,26 +148,26 @@ pub(super) fn credentials(folder: &tempfile::TempDir, issued: &Issued) -> Creden
     Credentials::load(&certificate, &key).unwrap()
 }
 
-pub(super) fn told() -> (Arc<Mutex<Vec<Refusal>>>, OnRefusal) {
-    let refusals: Arc<Mutex<Vec<Refusal>>> = Arc::default();
-    let to = Arc::clone(&refusals);
-    (refusals, Arc::new(move |refusal| to.lock().push(refusal.clone())))
+pub(super) fn recorded() -> (Arc<Mutex<Vec<RejectionRecord>>>, OnRejected) {
+    let rejection_records: Arc<Mutex<Vec<RejectionRecord>>> = Arc::default();
+    let to = Arc::clone(&rejection_records);
+    (rejection_records, Arc::new(move |rejection_record| to.lock().push(rejection_record.clone())))
 }
 
-pub(super) async fn until(what: &str, mut come_true: impl FnMut() -> bool) {
+pub(super) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let waiting = async {
-        while !come_true() {
+        while !condition() {
             tokio::task::yield_now().await;
         }
     };
     assert!(tokio::time::timeout(DEADLINE, waiting).await.is_ok(), "it did not come true in time that {what}");
 }
 
-/// Believes every server: what is tested is what the server believes.
+/// Accepts every server certificate: these tests check what the server verifies.
 #[derive(Debug)]
-struct Believing(Arc<CryptoProvider>);
+struct AcceptAnyServer(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Believing {
+impl ServerCertVerifier for AcceptAnyServer {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -203,7 +203,7 @@ impl ServerCertVerifier for Believing {
 }
 
 pub(super) fn client(
-    shows: Option<&Issued>,
+    presents: Option<&Issued>,
     versions: &[&'static rustls::SupportedProtocolVersion],
 ) -> Arc<ClientConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
@@ -211,8 +211,8 @@ pub(super) fn client(
         .with_protocol_versions(versions)
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Believing(provider)));
-    let mut config = match shows {
+        .with_custom_certificate_verifier(Arc::new(AcceptAnyServer(provider)));
+    let mut config = match presents {
         None => config.with_no_client_auth(),
         Some(issued) => {
             let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
@@ -223,7 +223,7 @@ pub(super) fn client(
     Arc::new(config)
 }
 
-/// A connection on which the other end has answered over HTTP/2: it was let in.
+/// Connects and waits for an HTTP/2 reply, which shows that the connection was admitted.
 async fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
     let connecting = async {
         let tcp = TcpStream::connect(address).await?;
@@ -238,12 +238,13 @@ async fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> io::Result<T
     tokio::time::timeout(DEADLINE, connecting).await.unwrap()
 }
 
-pub(super) async fn show(address: SocketAddr, issued: &Issued) -> io::Result<TlsStream<TcpStream>> {
+pub(super) async fn connect_as(address: SocketAddr, issued: &Issued) -> io::Result<TlsStream<TcpStream>> {
     connect(address, client(Some(issued), &[&rustls::version::TLS13])).await
 }
 
-/// The alert by which a certificate is refused. Nothing is sent beside it that could push the alert aside.
-async fn refused(address: SocketAddr, issued: &Issued) -> rustls::AlertDescription {
+/// Returns the alert with which a certificate is rejected. The client sends nothing that could
+/// displace the alert.
+async fn rejected(address: SocketAddr, issued: &Issued) -> rustls::AlertDescription {
     let connecting = async {
         let tcp = TcpStream::connect(address).await?;
         let name = ServerName::try_from("127.0.0.1").unwrap();
@@ -258,7 +259,7 @@ async fn refused(address: SocketAddr, issued: &Issued) -> rustls::AlertDescripti
     }
 }
 
-/// Whether the other end closes it in time. What it still says is read.
+/// Returns whether the other end closes the connection in time. Reads all remaining data.
 async fn ends(stream: &mut TlsStream<TcpStream>, within: Duration) -> bool {
     let mut rest = Vec::new();
     tokio::time::timeout(within, stream.read_to_end(&mut rest)).await.is_ok()
@@ -271,7 +272,7 @@ fn seconds(from: i64, to: i64) -> (OffsetDateTime, OffsetDateTime) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_wrong_certificate_is_refused_with_one_record_that_says_why() {
+async fn invalid_certificate_is_rejected_with_one_record() {
     let world = World::new();
     let served = Served::start(&world, Policy::Peers("tn.rabat.example".into()), Limits::EXCHANGE).await;
     let node = "spiffe://ly.rabat.example/node";
@@ -289,129 +290,138 @@ async fn every_wrong_certificate_is_refused_with_one_record_that_says_why() {
         ("revoked", CertificateRevoked, revoked),
     ];
     for (reason, alert, issued) in &cases {
-        assert_eq!(refused(served.address, issued).await, *alert, "{reason}");
-        let refusal = served.refusal().await;
-        assert_eq!((refusal.reason, refusal.at), (*reason, "exchange"), "{refusal:?}");
-        assert!(refusal.who.starts_with("127.0.0.1:"), "{refusal:?}");
+        assert_eq!(rejected(served.address, issued).await, *alert, "{reason}");
+        let rejection_record = served.rejection_record().await;
+        assert_eq!((rejection_record.reason, rejection_record.at), (*reason, "exchange"), "{rejection_record:?}");
+        assert!(rejection_record.actor.starts_with("127.0.0.1:"), "{rejection_record:?}");
     }
     assert!(served.connections.is_empty());
-    show(served.address, &world.ly.issue("node", &[]).unwrap()).await.unwrap();
+    connect_as(served.address, &world.ly.issue("node", &[]).unwrap()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn peers_do_not_come_in_where_people_do_nor_people_of_others() {
+async fn api_listener_rejects_nodes_and_other_members_clients() {
     let world = World::new();
-    let served = Served::start(&world, Policy::OwnPeople("ma.rabat.example".into()), Limits::API).await;
+    let served = Served::start(&world, Policy::OwnClients("ma.rabat.example".into()), Limits::API).await;
     for (reason, issued) in [
         ("not-our-member", world.ly.issue("node", &[]).unwrap()),
         ("not-our-member", world.ly.issue("focal-point/police-hq", &[]).unwrap()),
         ("is-a-node", world.ma.issue("node", &[]).unwrap()),
     ] {
-        assert!(show(served.address, &issued).await.is_err(), "{reason}");
-        assert_eq!(served.refusal().await.reason, reason);
+        assert!(connect_as(served.address, &issued).await.is_err(), "{reason}");
+        assert_eq!(served.rejection_record().await.reason, reason);
     }
-    show(served.address, &world.ma.issue("focal-point/police-hq", &[]).unwrap()).await.unwrap();
+    connect_as(served.address, &world.ma.issue("focal-point/police-hq", &[]).unwrap()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_mutual_tls_1_3_is_refused() {
+async fn connection_without_mutual_tls_1_3_is_rejected() {
     let world = World::new();
     let served = Served::for_peers(&world).await;
     let mut plain = TcpStream::connect(served.address).await.unwrap();
     plain.write_all(b"GET / HTTP/1.1\r\nHost: ma.rabat.example\r\n\r\n").await.unwrap();
-    assert_eq!(served.refusal().await.reason, "plain-text");
+    assert_eq!(served.rejection_record().await.reason, "plain-text");
     drop(TcpStream::connect(served.address).await.unwrap());
-    assert_eq!(served.refusal().await.reason, "broken-off");
+    assert_eq!(served.rejection_record().await.reason, "handshake-aborted");
     let node = world.ly.issue("node", &[]).unwrap();
     assert!(connect(served.address, client(Some(&node), &[&rustls::version::TLS12])).await.is_err());
-    assert_eq!(served.refusal().await.reason, "tls-version");
+    assert_eq!(served.rejection_record().await.reason, "tls-version");
     assert!(connect(served.address, client(None, &[&rustls::version::TLS13])).await.is_err());
-    assert_eq!(served.refusal().await.reason, "no-certificate");
+    assert_eq!(served.rejection_record().await.reason, "no-certificate");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_answers_for_another_is_refused_by_the_one_who_dials_with_a_record() {
+async fn dialler_rejects_a_server_with_another_identity() {
     let world = World::new();
     let folder = tempfile::tempdir().unwrap();
     let forged = world.ly.issue_for(&["spiffe://ma.rabat.example/node"], &[], days(-1, 1)).unwrap();
     let policy = Policy::Peers("ma.rabat.example".into());
-    let served = Served::showing(&world, &forged, folder, policy, Limits::EXCHANGE, MANY).await;
+    let served = Served::presenting(&world, &forged, folder, policy, Limits::EXCHANGE, MANY).await;
     let own = tempfile::tempdir().unwrap();
-    let (refusals, on_refusal) = told();
+    let (rejection_records, on_rejected) = recorded();
     let connector = Connector {
         verifier: world.verifier(Policy::Peers("ly.rabat.example".into())),
         credentials: credentials(&own, &world.ly.issue("node", &[]).unwrap()),
         connections: Connections::default(),
         compress: Compress::Never,
-        on_refusal,
+        on_rejected,
     };
     let endpoint = served.address.to_string();
     assert!(connector.dial(&endpoint, SpiffeId::node("ma.rabat.example")).await.is_err());
     assert!(connector.dial(&endpoint, SpiffeId::node("ly.rabat.example")).await.is_err());
-    let told = std::mem::take(&mut *refusals.lock());
-    let told: Vec<_> = told.iter().map(|refusal| (refusal.reason, refusal.who.as_str(), refusal.at)).collect();
+    let recorded = std::mem::take(&mut *rejection_records.lock());
+    let recorded: Vec<_> = recorded
+        .iter()
+        .map(|rejection_record| (rejection_record.reason, rejection_record.actor.as_str(), rejection_record.at))
+        .collect();
     let (ma, ly) = ("spiffe://ma.rabat.example/node", "spiffe://ly.rabat.example/node");
-    assert_eq!(told, [("wrong-ca", ma, "dial"), ("another-identity", ly, "dial")]);
+    assert_eq!(recorded, [("wrong-ca", ma, "dial"), ("identity-mismatch", ly, "dial")]);
 
-    // That nobody is there is no refusal.
+    // An unreachable node is not a rejection.
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
     assert!(connector.dial(&free, SpiffeId::node("ma.rabat.example")).await.is_err());
-    assert!(refusals.lock().is_empty());
+    assert!(rejection_records.lock().is_empty());
 
     let honest = Served::for_peers(&world).await;
     let channel = connector.dial(&honest.address.to_string(), SpiffeId::node("ma.rabat.example")).await.unwrap();
     assert_eq!(connector.connections.len(), 1);
 
-    // What this node dialled ends just so when the other end is revoked.
+    // A dialled connection also ends when the other end is revoked.
     let revoked = honest.credentials.certificate().unwrap();
     let (_, parsed) = x509_parser::parse_x509_certificate(&revoked).unwrap();
     assert!(world.offer(&world.ma.revoke(&[parsed.raw_serial().to_vec()], 1).unwrap()));
     let ended = connector.connections.reverify(super::super::Which::All, UnixTime::now());
-    assert_eq!((ended.len(), ended[0].reason, ended[0].who.as_str(), ended[0].at), (1, "revoked", ma, "dial"));
+    assert_eq!((ended.len(), ended[0].reason, ended[0].actor.as_str(), ended[0].at), (1, "revoked", ma, "dial"));
     drop(channel);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_live_stream_ends_when_its_certificate_is_revoked() {
+async fn live_stream_ends_when_its_certificate_is_revoked() {
     let world = World::new();
     let served = Served::for_peers(&world).await;
     let (gone, stays) = (world.ly.issue("node", &[]).unwrap(), world.ly.issue("node", &[]).unwrap());
-    let mut stream = show(served.address, &gone).await.unwrap();
-    let mut other = show(served.address, &stays).await.unwrap();
+    let mut stream = connect_as(served.address, &gone).await.unwrap();
+    let mut other = connect_as(served.address, &stays).await.unwrap();
     assert!(world.offer(&world.ly.revoke(std::slice::from_ref(&gone.serial), 1).unwrap()));
     assert!(ends(&mut stream, ENDS_WITHIN).await);
-    let refusal = served.refusal().await;
-    assert_eq!((refusal.reason, refusal.who.as_str()), ("revoked", "spiffe://ly.rabat.example/node"));
+    let rejection_record = served.rejection_record().await;
+    assert_eq!(
+        (rejection_record.reason, rejection_record.actor.as_str()),
+        ("revoked", "spiffe://ly.rabat.example/node")
+    );
     assert_eq!(served.connections.len(), 1);
     assert!(!ends(&mut other, Duration::from_millis(100)).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_live_stream_ends_when_its_member_is_removed() {
+async fn live_stream_ends_when_its_member_is_removed() {
     let world = World::new();
     let served = Served::for_peers(&world).await;
-    let mut stream = show(served.address, &world.ly.issue("node", &[]).unwrap()).await.unwrap();
+    let mut stream = connect_as(served.address, &world.ly.issue("node", &[]).unwrap()).await.unwrap();
     world.trust.replace(&roster(&[("ma", &[&world.ma])]));
     assert!(ends(&mut stream, ENDS_WITHIN).await);
-    let refusal = served.refusal().await;
-    assert_eq!((refusal.reason, refusal.who.as_str()), ("unknown-member", "spiffe://ly.rabat.example/node"));
+    let rejection_record = served.rejection_record().await;
+    assert_eq!(
+        (rejection_record.reason, rejection_record.actor.as_str()),
+        ("unknown-member", "spiffe://ly.rabat.example/node")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_live_stream_ends_with_its_certificate() {
+async fn live_stream_ends_when_its_certificate_expires() {
     let world = World::new();
     let served = Served::for_peers(&world).await;
     let short = world.ly.issue_for(&["spiffe://ly.rabat.example/node"], &[], seconds(-60, 3)).unwrap();
-    let mut stream = show(served.address, &short).await.unwrap();
+    let mut stream = connect_as(served.address, &short).await.unwrap();
     assert!(ends(&mut stream, DEADLINE).await);
-    assert_eq!(served.refusal().await.reason, "expired");
+    assert_eq!(served.rejection_record().await.reason, "expired");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_resumed() {
+async fn tls_sessions_are_not_resumed() {
     let world = World::new();
     let served = Served::for_peers(&world).await;
-    // The client keeps sessions and would resume.
+    // The client stores sessions and would resume.
     let config = client(Some(&world.ly.issue("node", &[]).unwrap()), &[&rustls::version::TLS13]);
     for _ in 0..2 {
         let stream = connect(served.address, Arc::clone(&config)).await.unwrap();
@@ -421,82 +431,90 @@ async fn nothing_is_resumed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renewed_certificate_is_shown_without_a_restart() {
+async fn renewed_certificate_is_presented_without_a_restart() {
     let world = World::new();
     let served = Served::for_peers(&world).await;
     let node = world.ly.issue("node", &[]).unwrap();
-    let shown = |stream: &TlsStream<TcpStream>| stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned();
-    let mut before = show(served.address, &node).await.unwrap();
+    let presented =
+        |stream: &TlsStream<TcpStream>| stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned();
+    let mut before = connect_as(served.address, &node).await.unwrap();
     let renewed = world.ma.issue("node", &[]).unwrap();
     std::fs::write(served.folder.path().join("node.pem"), &renewed.certificate).unwrap();
     assert!(served.credentials.read().is_err(), "certificate and key do not belong together");
-    assert_ne!(shown(&show(served.address, &node).await.unwrap()), der(&renewed));
+    assert_ne!(presented(&connect_as(served.address, &node).await.unwrap()), der(&renewed));
     std::fs::write(served.folder.path().join("node.key"), &renewed.key).unwrap();
     let read = served.credentials.read().unwrap();
     assert!(!served.credentials.is_current(&read));
     served.credentials.put(read);
-    assert_eq!(shown(&show(served.address, &node).await.unwrap()), der(&renewed));
+    assert_eq!(presented(&connect_as(served.address, &node).await.unwrap()), der(&renewed));
     assert!(!ends(&mut before, Duration::from_millis(100)).await, "who is connected stays so");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_identity_or_one_address_cannot_take_all_connections() {
+async fn connections_are_bounded_per_identity_and_per_address() {
     let world = World::new();
     let limits = Limits { per_source_max: 3, ..Limits::API };
-    let served = Served::for_people(&world, limits, Bounds { total: 100, per_owner: 2, reserved: 0 }).await;
+    let served = Served::for_clients(&world, limits, Bounds { total: 100, per_owner: 2, reserved: 0 }).await;
     let person = |name: &str| world.ma.issue(&format!("agency/{name}"), &[]).unwrap();
     let (one, other) = (person("one"), person("other"));
-    let held = [show(served.address, &one).await.unwrap(), show(served.address, &one).await.unwrap()];
-    assert!(show(served.address, &one).await.is_err());
-    let refusal = served.refusal().await;
-    assert_eq!(refusal.reason, "too-many-connections");
-    assert!(refusal.detail.contains("spiffe://ma.rabat.example/agency/one"), "{refusal:?}");
-    let third = show(served.address, &other).await.unwrap();
-    assert!(show(served.address, &other).await.is_err());
-    assert!(served.refusal().await.detail.contains("this address"));
+    let held = [connect_as(served.address, &one).await.unwrap(), connect_as(served.address, &one).await.unwrap()];
+    assert!(connect_as(served.address, &one).await.is_err());
+    let rejection_record = served.rejection_record().await;
+    assert_eq!(rejection_record.reason, "too-many-connections");
+    assert!(rejection_record.detail.contains("spiffe://ma.rabat.example/agency/one"), "{rejection_record:?}");
+    let third = connect_as(served.address, &other).await.unwrap();
+    assert!(connect_as(served.address, &other).await.is_err());
+    assert!(served.rejection_record().await.detail.contains("this address"));
     drop((held, third));
     until("the closed ones are forgotten", || served.connections.is_empty()).await;
-    show(served.address, &one).await.unwrap();
+    connect_as(served.address, &one).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn idle_connections_of_many_keep_no_operator_and_nobody_with_fewer_out() {
+async fn idle_connections_are_evicted_for_operators_and_smaller_holders() {
     let world = World::new();
     let bounds = Bounds { total: 20, per_owner: 8, reserved: 2 };
-    let served = Served::for_people(&world, Limits { per_source_max: 20, ..Limits::API }, bounds).await;
+    let served = Served::for_clients(&world, Limits { per_source_max: 20, ..Limits::API }, bounds).await;
     let person = |path: &str| world.ma.issue(path, &[]).unwrap();
     let mut held = Vec::new();
     for name in ["agency/one", "agency/two"] {
         for _ in 0..8 {
-            held.push(show(served.address, &person(name)).await.unwrap());
+            held.push(connect_as(served.address, &person(name)).await.unwrap());
         }
     }
-    // Without any grant: very few.
+    // Very few without a grant.
     for _ in 0..4 {
-        if let Ok(connection) = show(served.address, &person("stranger/one")).await {
+        if let Ok(connection) = connect_as(served.address, &person("stranger/one")).await {
             held.push(connection);
         }
     }
     assert_eq!(served.connections.len(), 18, "all but the reserve");
-    served.refusals.lock().clear();
-    // Operators have the reserve, and then what lies idle.
+    served.rejection_records.lock().clear();
+    // Operators use the reserve, and then evict idle connections.
     for _ in 0..4 {
-        held.push(show(served.address, &person("operator/night-shift")).await.unwrap());
+        held.push(connect_as(served.address, &person("operator/night-shift")).await.unwrap());
     }
-    let gone = served.told(2).await;
-    assert!(gone.iter().all(|ended| ended.reason == "gave-way" && ended.who.ends_with("stranger/one")), "{gone:?}");
-    // Somebody new gets in, too, in the place of those who have most, until the reserve is free again.
-    held.push(show(served.address, &person("focal-point/customs")).await.unwrap());
-    let gone = served.told(3).await;
-    assert!(gone.iter().all(|ended| ended.reason == "gave-way" && ended.who.contains("/agency/")), "{gone:?}");
-    // They cannot come back in the place of somebody who has fewer.
-    assert!(show(served.address, &person(gone[0].who.rsplit("example/").next().unwrap())).await.is_err());
-    assert!(show(served.address, &person("stranger/two")).await.is_err());
-    assert!(served.told(2).await.iter().all(|refusal| refusal.reason == "too-many-connections"));
+    let gone = served.recorded(2).await;
+    assert!(
+        gone.iter().all(|ended| ended.reason == "connection-evicted" && ended.actor.ends_with("stranger/one")),
+        "{gone:?}"
+    );
+    // A new identity is admitted too, in place of connections of identities that have most, until
+    // the reserve is free again.
+    held.push(connect_as(served.address, &person("focal-point/customs")).await.unwrap());
+    let gone = served.recorded(3).await;
+    assert!(
+        gone.iter().all(|ended| ended.reason == "connection-evicted" && ended.actor.contains("/agency/")),
+        "{gone:?}"
+    );
+    // They cannot reconnect in place of an identity that has fewer.
+    assert!(connect_as(served.address, &person(gone[0].actor.rsplit("example/").next().unwrap())).await.is_err());
+    assert!(connect_as(served.address, &person("stranger/two")).await.is_err());
+    assert!(served.recorded(2).await.iter().all(|rejection_record| rejection_record.reason == "too-many-connections"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn floods_of_frames_without_use_end_the_connection_on_record() {
+async fn useless_frame_flood_ends_the_connection_with_a_record() {
     let world = World::new();
     for (name, frame) in [
         ("frames of an unknown kind", [&[0, 1, 0, 0xbe, 0, 0, 0, 0, 0][..], &[7; 256]].concat()),
@@ -513,35 +531,35 @@ async fn floods_of_frames_without_use_end_the_connection_on_record() {
             let name_of = ServerName::try_from("127.0.0.1").unwrap();
             let stream = TlsConnector::from(Arc::new(config)).connect(name_of, tcp).await.unwrap();
             let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
-            let (mut reading, mut writing) = tokio::io::split(Line::agreed(stream, alpn.as_deref()));
+            let (mut reading, mut writing) = tokio::io::split(MaybeCompressed::negotiated(stream, alpn.as_deref()));
             writing.write_all(PREFACE).await.unwrap();
             writing.flush().await.unwrap();
-            // What is answered is read, so that the flood does not stop for that.
+            // Read the replies, so that the flood does not stop for them.
             tokio::spawn(async move { tokio::io::copy(&mut reading, &mut tokio::io::sink()).await });
             let flood = frame.repeat(200);
             let flooding = async { while writing.write_all(&flood).await.is_ok() && writing.flush().await.is_ok() {} };
             assert!(tokio::time::timeout(DEADLINE, flooding).await.is_ok(), "{name} end the connection");
-            let ended = served.refusal().await;
+            let ended = served.rejection_record().await;
             assert_eq!((ended.reason, ended.at), ("frame-flood", "exchange"), "{name}");
-            assert!(ended.who.ends_with("ly.rabat.example/node"), "{ended:?}");
+            assert!(ended.actor.ends_with("ly.rabat.example/node"), "{ended:?}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_is_gone_without_a_word_is_noticed() {
+async fn silent_peer_is_disconnected_by_keep_alive() {
     let world = World::new();
     let keep_alive = Duration::from_millis(100);
     let limits = Limits { keep_alive_every: keep_alive, keep_alive_wait: keep_alive, ..Limits::EXCHANGE };
     let served = Served::start(&world, Policy::Peers("ma.rabat.example".into()), limits).await;
-    // It is there for TCP, and never answers a PING.
-    let _silent = show(served.address, &world.ly.issue("node", &[]).unwrap()).await.unwrap();
+    // It has a TCP connection and never answers a PING.
+    let _silent = connect_as(served.address, &world.ly.issue("node", &[]).unwrap()).await.unwrap();
     assert_eq!(served.connections.len(), 1);
     until("its connection is given up", || served.connections.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_bounds_of_http_2_are_announced() {
+async fn http2_settings_announce_the_limits() {
     let world = World::new();
     let served = Served::for_peers(&world).await;
     let config = client(Some(&world.ly.issue("node", &[]).unwrap()), &[&rustls::version::TLS13]);

@@ -1,4 +1,4 @@
-//! Certificates that are right in every way but one: they are not made for what they are used for.
+//! Certificates with one defect: they are not made for their use.
 
 use barid_core::certificate::{self, Purpose};
 use rcgen::{
@@ -8,13 +8,13 @@ use rcgen::{
 use rustls::pki_types::UnixTime;
 
 use super::super::{Compress, Connections, Connector, Policy, SpiffeId, Trust, UNSUITABLE};
-use super::sockets::{Served, credentials, told};
+use super::sockets::{Served, credentials, recorded};
 use super::world::{World, der, roster};
 use crate::pki::Authority;
 
 type Change = fn(&mut CertificateParams);
 
-/// What is wrong with a leaf, and words that its rejection must have.
+/// A change to a leaf certificate, and the text that its rejection must contain.
 const LEAVES: [(&str, &str, Change); 9] = [
     ("node", "clientAuth", |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
     ("node", "serverAuth", |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]),
@@ -32,19 +32,19 @@ const LEAVES: [(&str, &str, Change); 9] = [
 ];
 
 #[test]
-fn certificate_that_is_not_good_for_all_its_uses_is_rejected_with_the_reason_in_either_direction() {
+fn certificate_unfit_for_any_of_its_uses_is_rejected_with_the_reason() {
     let world = World::new();
-    for (path, words, change) in LEAVES {
+    for (path, expected, change) in LEAVES {
         let issued = world.ly.issue_changed(path, change).unwrap();
         let id = |path: &str| SpiffeId { trust_domain: "ly.rabat.example".into(), path: path.into() };
         let policies = match path {
             "node" => vec![Policy::Peers("ma.rabat.example".into()), Policy::Exactly(id(path))],
-            _ => vec![Policy::OwnPeople("ly.rabat.example".into())],
+            _ => vec![Policy::OwnClients("ly.rabat.example".into())],
         };
         for policy in policies {
-            let refused = world.verifier(policy.clone()).identify(&der(&issued), UnixTime::now()).unwrap_err();
-            assert_eq!(refused.reason, UNSUITABLE, "{words} {policy:?}: {refused}");
-            assert!(refused.detail.contains(words), "{words} {policy:?}: {refused}");
+            let rejected = world.verifier(policy.clone()).identify(&der(&issued), UnixTime::now()).unwrap_err();
+            assert_eq!(rejected.reason, UNSUITABLE, "{expected} {policy:?}: {rejected}");
+            assert!(rejected.detail.contains(expected), "{expected} {policy:?}: {rejected}");
         }
     }
 }
@@ -57,11 +57,11 @@ fn usages_that_are_absent_restrict_nothing() {
         params.is_ca = IsCa::NoCa;
     });
     assert_eq!(world.at_ma(&bare.unwrap()), Ok("ly".into()));
-    // A person's needs no server use.
+    // A client certificate needs no server use.
     let person = world.ly.issue_changed("focal-point/a", |params| {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     });
-    assert_eq!(world.at(Policy::OwnPeople("ly.rabat.example".into()), &person.unwrap(), 0), Ok("ly".into()));
+    assert_eq!(world.at(Policy::OwnClients("ly.rabat.example".into()), &person.unwrap(), 0), Ok("ly".into()));
 }
 
 fn constrained(permitted: Vec<GeneralSubtree>, excluded: Vec<GeneralSubtree>) -> Option<NameConstraints> {
@@ -75,7 +75,7 @@ fn directory() -> GeneralSubtree {
 }
 
 #[test]
-fn authority_is_judged_as_the_verifier_judges_what_it_signs() {
+fn authority_check_agrees_with_path_verification() {
     let fits: [(bool, Change); 9] = [
         (true, |_| ()),
         (true, |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
@@ -98,9 +98,9 @@ fn authority_is_judged_as_the_verifier_judges_what_it_signs() {
     ];
     for (n, (fit, change)) in fits.into_iter().enumerate() {
         let authority = Authority::changed("ly.rabat.example", change).unwrap();
-        let judged = certificate::check_pem(&authority.certificate(), Purpose::Authority);
-        assert_eq!(judged.is_ok(), fit, "{n}: {judged:?}");
-        // The verifier itself, which has no opinion of the authority beyond its constraints.
+        let checked = certificate::check_pem(&authority.certificate(), Purpose::Authority);
+        assert_eq!(checked.is_ok(), fit, "{n}: {checked:?}");
+        // The verifier itself, which checks only the authority's constraints.
         let pem = authority.certificate();
         let anchor_der = rustls::pki_types::CertificateDer::from(certificate::first_der(&pem).unwrap());
         let anchor = webpki::anchor_from_trusted_cert(&anchor_der).unwrap();
@@ -114,7 +114,7 @@ fn authority_is_judged_as_the_verifier_judges_what_it_signs() {
 }
 
 #[test]
-fn authority_that_may_not_certify_is_not_used_and_the_rejection_says_so() {
+fn unfit_authority_is_not_used_and_the_rejection_names_why() {
     let unfit: [(&str, Change); 5] = [
         ("CA true", |params| params.is_ca = IsCa::ExplicitNoCa),
         ("keyCertSign", |params| params.key_usages = vec![KeyUsagePurpose::CrlSign]),
@@ -122,25 +122,26 @@ fn authority_that_may_not_certify_is_not_used_and_the_rejection_says_so() {
         ("keyCertSign", |params| params.key_usages = Vec::new()),
         ("clientAuth", |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
     ];
-    for (words, change) in unfit {
+    for (expected, change) in unfit {
         let mut world = World::new();
         let authority = Authority::changed("ly.rabat.example", change).unwrap();
         let reason = certificate::check_pem(&authority.certificate(), Purpose::Authority).unwrap_err().to_string();
-        assert!(reason.contains(words), "{words}: {reason}");
+        assert!(reason.contains(expected), "{expected}: {reason}");
         world.trust = Trust::of(&roster(&[("ma", &[&world.ma]), ("ly", &[&authority])]));
         let issued = authority.issue_changed("node", |params| params.is_ca = IsCa::NoCa).unwrap();
-        let refused = world
+        let rejected = world
             .verifier(Policy::Peers("ma.rabat.example".into()))
             .identify(&der(&issued), UnixTime::now())
             .unwrap_err();
-        assert_eq!(refused.reason, "wrong-ca", "{refused}");
-        assert!(refused.detail.contains(words), "{refused}");
+        assert_eq!(rejected.reason, "wrong-ca", "{rejected}");
+        assert!(rejected.detail.contains(expected), "{rejected}");
     }
 }
 
 #[test]
 fn constraint_on_uris_cannot_be_met() {
-    // rcgen has no URI subtree: a constraint of RFC 5280 section 4.2.1.10 by hand, permitted uniformResourceIdentifier ".rabat.example".
+    // rcgen has no URI subtrees, so this builds a constraint of RFC 5280 section 4.2.1.10 by hand:
+    // permitted uniformResourceIdentifier ".rabat.example".
     let host = b".rabat.example";
     let tlv = |tag: u8, content: &[u8]| [&[tag, u8::try_from(content.len()).unwrap()], content].concat();
     let subtree = tlv(0x30, &tlv(0x86, host));
@@ -156,11 +157,11 @@ fn constraint_on_uris_cannot_be_met() {
 }
 
 #[tokio::test]
-async fn who_dials_with_an_unsuitable_certificate_is_told_why_by_both_logs() {
+async fn unsuitable_client_certificate_is_explained_in_both_logs() {
     let world = World::new();
     let served = Served::for_peers(&world).await;
     let own = tempfile::tempdir().unwrap();
-    let (refusals, on_refusal) = told();
+    let (rejection_records, on_rejected) = recorded();
     let server_only = world.ly.issue_changed("node", |params| {
         params.subject_alt_names.push(SanType::DnsName("ly.example".try_into().unwrap()));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -170,15 +171,15 @@ async fn who_dials_with_an_unsuitable_certificate_is_told_why_by_both_logs() {
         credentials: credentials(&own, &server_only.unwrap()),
         connections: Connections::default(),
         compress: Compress::Never,
-        on_refusal,
+        on_rejected,
     };
     let dialled = connector.dial(&served.address.to_string(), SpiffeId::node("ma.rabat.example")).await;
     let error = dialled.err().unwrap().to_string();
     assert!(error.contains("rejects our certificate") && error.contains("extended key usage"), "{error}");
-    let at_peer = served.refusal().await;
+    let at_peer = served.rejection_record().await;
     assert_eq!(at_peer.reason, UNSUITABLE);
     assert!(at_peer.detail.contains("clientAuth") && at_peer.detail.contains("ly.rabat.example"), "{at_peer:?}");
-    let own_records = refusals.lock().clone();
+    let own_records = rejection_records.lock().clone();
     assert_eq!(own_records.len(), 1, "{own_records:?}");
-    assert_eq!((own_records[0].reason, own_records[0].at), ("refused-by-other-end", "dial"));
+    assert_eq!((own_records[0].reason, own_records[0].at), ("rejected-by-peer", "dial"));
 }

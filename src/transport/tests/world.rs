@@ -1,4 +1,4 @@
-//! Members with authorities, and what their nodes trust.
+//! Members with authorities, and the trust of their nodes.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 
-use super::super::{Policy, RevocationLists, Trust, Verifier};
+use super::super::{CrlStore, Policy, Trust, Verifier};
 use crate::pki::{Authority, Issued};
 
-/// A roster of these members and authorities.
+/// Builds a roster of these members and authorities.
 pub(super) fn roster(members: &[(&str, &[&Authority])]) -> Roster {
     let key = |name: &str, algorithm| {
         let seed = barid_core::envelope::digest(name.as_bytes()).0;
@@ -43,35 +43,35 @@ pub(super) struct World {
     pub(super) ma: Authority,
     pub(super) ly: Authority,
     pub(super) trust: Trust,
-    pub(super) lists: RevocationLists,
+    pub(super) crls: CrlStore,
 }
 
 impl World {
     pub(super) fn new() -> Self {
         let (ma, ly) = (Authority::new("ma.rabat.example").unwrap(), Authority::new("ly.rabat.example").unwrap());
         let trust = Trust::of(&roster(&[("ma", &[&ma]), ("ly", &[&ly])]));
-        Self { ma, ly, trust, lists: RevocationLists::default() }
+        Self { ma, ly, trust, crls: CrlStore::default() }
     }
 
     pub(super) fn verifier(&self, policy: Policy) -> Verifier {
-        Verifier::new(self.trust.clone(), self.lists.clone(), policy, 30 * 86_400)
+        Verifier::new(self.trust.clone(), self.crls.clone(), policy, 30 * 86_400)
     }
 
-    /// What ma's exchange listener says to a certificate.
+    /// Verifies a certificate as ma's exchange listener.
     pub(super) fn at_ma(&self, issued: &Issued) -> Result<String, &'static str> {
         self.at(Policy::Peers("ma.rabat.example".into()), issued, 0)
     }
 
-    /// What a verifier says to a certificate in so many days.
+    /// Verifies a certificate under a policy, `in_days` days from now.
     pub(super) fn at(&self, policy: Policy, issued: &Issued, in_days: u64) -> Result<String, &'static str> {
         let now = UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs() + in_days * 86_400));
         let result = self.verifier(policy).identify(&der(issued), now);
-        result.map(|identity| identity.member.to_string()).map_err(|refused| refused.reason)
+        result.map(|identity| identity.member.to_string()).map_err(|rejected| rejected.reason)
     }
 
-    /// Takes a list in; whether it was newer.
-    pub(super) fn offer(&self, list: &[u8]) -> bool {
-        self.lists.offer(list, &self.trust).unwrap().is_some()
+    /// Offers a CRL; returns whether it was newer.
+    pub(super) fn offer(&self, crl: &[u8]) -> bool {
+        self.crls.offer(crl, &self.trust).unwrap().is_some()
     }
 }
 

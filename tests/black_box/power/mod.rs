@@ -1,11 +1,12 @@
-//! The power fails at any instant. Five real nodes under load are recorded, every write and every sync; then, for many instants, each node's
-//! folder is built as its disk may hold it, opened by the program, and compared with what had been said to people and to peers by then.
+//! Power failures at any instant. Five real nodes under load are recorded with every write and
+//! every sync. Then, for many instants, each node's folder is built as its disk may contain it,
+//! opened by the program, and compared with what clients and peers had received by then.
 //!
-//! When a receipt was released is not taken from the nodes: it came to the publisher before what the recording shows later. What was
-//! recorded after a publisher had its receipt cannot be why it was true.
+//! The time of a receipt is not taken from the nodes, but from the publisher that received it.
+//! Syncs recorded after that time cannot be the reason why the receipt is valid.
 
 mod disk;
-mod inside;
+mod node_state;
 mod trace;
 
 use std::collections::BTreeMap;
@@ -16,43 +17,44 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use barid_core::names::FeedId;
+use barid_core::ids::FeedId;
 use barid_core::proto;
 
 use self::disk::{Believed, Recording, Synced};
-pub(crate) use self::inside::Inside;
+pub(crate) use self::node_state::NodeState;
 use crate::kill::{Random, random_seed};
-use crate::publishers::{Arrivals, Publisher, draft, history, tree_of};
+use crate::publishers::{DeliveryLog, Publisher, draft, history, tree_of};
 use crate::world::{DEADLINE, World, text, until};
 
-/// Cuts of one test run; `BARID_POWER_CUTS` asks for more.
+/// Power cuts of one test run; `BARID_POWER_CUTS` sets another number.
 const CUTS: u64 = 80;
-/// Cuts of one recording: then the nodes run anew.
+/// Power cuts of one recording; after that the nodes run again.
 const CUTS_A_RECORDING: u64 = 500;
-/// Of so many cuts one is of all nodes at one instant; the others are of one node.
+/// One cut in this many is of all nodes at one instant; the others are of one node.
 const ONE_OF_ALL: u64 = 5;
-/// Cuts in which a sync that is left out must have been noticed.
+/// Number of cuts in which a missing sync must be detected.
 const NOTICED_WITHIN: u64 = 40;
-/// Bulletins of each member, and bytes that make each of them longer: together more than the first segment of the log holds.
+/// Bulletins of each member, and bytes of padding in each: together more than the first segment of
+/// the log holds.
 const PUBLISHED: usize = 200;
 const PADDING: usize = 3_500;
-/// Bulletins of one publisher without an answer.
+/// Unanswered bulletins of one publisher.
 const WINDOW: usize = 12;
 const FIVE: [&str; 5] = ["ma", "ly", "tn", "ne", "mr"];
 
-/// Nodes that ran under load, what they did to their disks, and what people were told meanwhile.
+/// Nodes that ran under load, their disks, and what clients received meanwhile.
 struct Recorded {
     world: World,
     disks: BTreeMap<&'static str, Recording>,
     publishers: BTreeMap<&'static str, Arc<Publisher>>,
-    arrivals: BTreeMap<&'static str, Arc<Arrivals>>,
+    delivery_logs: BTreeMap<&'static str, Arc<DeliveryLog>>,
 }
 
-/// Tells the syncs that are left out.
+/// Selects the syncs that are left out.
 type IsLeftOut = fn(&Synced<'_>) -> bool;
 
 #[test]
-fn what_was_released_outlives_a_loss_of_power_at_any_instant() {
+fn receipts_survive_power_loss_at_any_instant() {
     if !can_record() {
         println!("SKIPPED: strace cannot be run here, so nothing was tested");
         return;
@@ -112,15 +114,16 @@ impl Recorded {
         for member in FIVE {
             world.run(member);
         }
-        let answers = Arc::new(AtomicUsize::new(0));
+        let responses = Arc::new(AtomicUsize::new(0));
         let publishers: BTreeMap<_, _> = FIVE
             .into_iter()
-            .map(|member| (member, Arc::new(runtime.block_on(async { Publisher::new(&world, member, &answers) }))))
+            .map(|member| (member, Arc::new(runtime.block_on(async { Publisher::new(&world, member, &responses) }))))
             .collect();
-        let arrivals: BTreeMap<_, _> = FIVE.into_iter().map(|member| (member, Arc::new(Arrivals::default()))).collect();
+        let delivery_logs: BTreeMap<_, _> =
+            FIVE.into_iter().map(|member| (member, Arc::new(DeliveryLog::default()))).collect();
         let subscribers: Vec<_> = FIVE
             .into_iter()
-            .map(|member| runtime.spawn(Arc::clone(&arrivals[member]).take(publishers[member].channel.clone())))
+            .map(|member| runtime.spawn(Arc::clone(&delivery_logs[member]).follow(publishers[member].channel.clone())))
             .collect();
         for round in 0..2 {
             let publishing: Vec<_> = publishers
@@ -130,9 +133,9 @@ impl Recorded {
                     runtime.spawn(Arc::clone(publisher).publish(drafts, WINDOW))
                 })
                 .collect();
-            let kept = |member: &str| publishers[member].kept.lock().unwrap().len();
+            let saved = |member: &str| publishers[member].saved.lock().unwrap().len();
             if round == 0 {
-                until("some was published", || kept("ly") > PUBLISHED / 8 && kept("tn") > PUBLISHED / 8);
+                until("some was published", || saved("ly") > PUBLISHED / 8 && saved("tn") > PUBLISHED / 8);
                 world.stop("ly");
                 world.run("ly");
                 world.kill("tn");
@@ -160,10 +163,11 @@ impl Recorded {
         }
         world.record_no_more();
         println!("recorded syncs: {:?}", disks.iter().map(|(member, disk)| (member, disk.syncs())).collect::<Vec<_>>());
-        Self { world, disks, publishers, arrivals }
+        Self { world, disks, publishers, delivery_logs }
     }
 
-    /// An instant at which one of these nodes did something to its disk; as likely as not a sync began or ended then.
+    /// Returns a random instant of disk activity of one of these nodes; in half of the cases, of a
+    /// sync.
     fn instant(&self, members: &[&str], random: &mut Random) -> u64 {
         let moments = self.disks[members[pick(random, members.len())]].moments();
         let syncs: Vec<_> = moments.iter().filter(|(_, sync)| *sync).collect();
@@ -174,33 +178,35 @@ impl Recorded {
         format!("{member}.{}/feed/1", self.publishers[member].roster.exchange()).parse().unwrap()
     }
 
-    /// These nodes lose power just before `cut_ns`. The text says what of that which they had said is not true any more.
+    /// Cuts the power of these nodes just before `cut_ns`. The error names a receipt, offset or
+    /// attestation that is no longer valid.
     fn cut(&self, members: &[&str], cut_ns: u64, believed: Believed<'_>, random: &mut Random) -> Result<(), String> {
         let place = tempfile::tempdir_in(fast_folder()).unwrap();
-        let mut insides = Vec::new();
+        let mut node_states = Vec::new();
         for member in members {
             let folder = place.path().join(member);
             self.disks[member].build(&folder, cut_ns, believed, random);
             let publisher = &self.publishers[member];
             let named = |what: String| format!("{member}: {what}");
-            let inside = Inside::read(&folder, &self.own(member), &publisher.roster).map_err(named)?;
-            for kept in publisher.kept.lock().unwrap().iter().filter(|kept| kept.came_ns < cut_ns) {
-                inside.honours(kept).map_err(named)?;
+            let node_state = NodeState::read(&folder, &self.own(member), &publisher.roster).map_err(named)?;
+            for saved in publisher.saved.lock().unwrap().iter().filter(|saved| saved.came_ns < cut_ns) {
+                node_state.honors_receipt(saved).map_err(named)?;
             }
-            for (arrival, (feed, index, came_ns)) in self.arrivals[member].0.lock().unwrap().iter() {
+            for (offset, (feed, index, came_ns)) in self.delivery_logs[member].0.lock().unwrap().iter() {
                 if *came_ns < cut_ns {
-                    inside.keeps_arrival(*arrival, feed, *index).map_err(named)?;
+                    node_state.check_offset(*offset, feed, *index).map_err(named)?;
                 }
             }
-            insides.push(inside);
+            node_states.push(node_state);
         }
-        for speaker in &insides {
-            insides.iter().try_for_each(|listener| speaker.stands_by(listener))?;
+        for speaker in &node_states {
+            node_states.iter().try_for_each(|listener| speaker.honors_attestations(listener))?;
         }
         Ok(())
     }
 
-    /// A check that never fires proves nothing: with one sort of sync left out of the recording, something must be found to be lost.
+    /// Tests the check itself: with one kind of sync left out of the recording, a loss must be
+    /// detected.
     fn notices_what_is_not_synced(&self, random: &mut Random) {
         let sorts: [(&str, IsLeftOut); 4] = [
             ("the commit log's fdatasync", |sync| sync.call == "fdatasync" && sync.path.starts_with("data/log/")),
@@ -220,14 +226,15 @@ impl Recorded {
         }
     }
 
-    /// All nodes lose power at one instant, and the real program starts on what is left: all receipts are true, and they go on together.
+    /// Cuts the power of all nodes at one instant and starts the real program on the result. All
+    /// receipts are valid, and the nodes continue together.
     fn comes_back(&mut self, runtime: &tokio::runtime::Runtime, random: &mut Random) {
         let cut_ns = self.instant(&FIVE, random);
         for member in FIVE {
             let folder = self.world.folder(member);
             fs::remove_dir_all(&folder).unwrap();
             self.disks[member].build(&folder, cut_ns, &|_| true, random);
-            inside::rebooted(&folder);
+            node_state::rebooted(&folder);
         }
         for member in FIVE {
             self.world.run(member);
@@ -248,7 +255,7 @@ impl Recorded {
     }
 }
 
-/// Whether the process that a trace is of has ended: its first thread is the last to go.
+/// Returns whether the traced process has ended: its first thread ends last.
 fn is_complete(trace: &Path) -> bool {
     let mut file = fs::File::open(trace).unwrap();
     let mut first = [0; 8];
@@ -262,7 +269,7 @@ fn is_complete(trace: &Path) -> bool {
     end.ends_with("+++\n") && last.split(' ').next() == first.split(' ').next()
 }
 
-/// Where images are built: in memory, where that is possible.
+/// Returns the folder for the images: in memory, if possible.
 fn fast_folder() -> std::path::PathBuf {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() }

@@ -7,12 +7,12 @@ fn governors_sign_a_text_one_after_the_other() {
     assert!(draft.signers(None).is_empty());
     assert_eq!(draft.sign(&governor(1), None, NOW), Ok(true));
     assert_eq!(draft.sign(&governor(1), None, NOW), Ok(false));
-    let mut handed_on = Draft::read(&draft.note().to_bytes()).unwrap();
-    assert_eq!(handed_on.sign(&governor(3), None, NOW), Ok(true));
-    let chain = RosterChain::start(&handed_on.note().to_bytes()).unwrap();
+    let mut reopened = Draft::read(&draft.note().to_bytes()).unwrap();
+    assert_eq!(reopened.sign(&governor(3), None, NOW), Ok(true));
+    let chain = RosterChain::start(&reopened.note().to_bytes()).unwrap();
     assert_eq!(chain.newest().text_hash(), draft.roster().text_hash());
     let names: Vec<_> =
-        handed_on.signers(None).into_iter().map(|signer| (signer.name, signer.own, signer.valid)).collect();
+        reopened.signers(None).into_iter().map(|signer| (signer.name, signer.own, signer.valid)).collect();
     let signer = |n| (format!("{EXCHANGE}/governor/{n}"), true, Some(true));
     assert_eq!(names, [signer(1), signer(3)]);
 }
@@ -24,7 +24,7 @@ fn new_member_whose_code_iso_does_not_assign_is_not_signed_for() {
         text.members[1] = member_text(code, AUTHORITY_OTHER);
         let mut draft = Draft::read(written(&text).as_bytes()).unwrap();
         assert_eq!(draft.sign(&governor(1), None, NOW), Err(SignError::Unassigned(member(code))));
-        // What is signed already stays readable, and its members may stay.
+        // A roster that is already signed stays readable, and its members may stay.
         let before = Roster::from_text(&written(&text)).unwrap();
         (text.version, text.previous) = (2, Some(before.text_hash().to_string()));
         let mut next = Draft::read(written(&text).as_bytes()).unwrap();
@@ -33,7 +33,7 @@ fn new_member_whose_code_iso_does_not_assign_is_not_signed_for() {
 }
 
 #[test]
-fn governors_of_the_version_before_sign_what_can_follow_it() {
+fn previous_governors_sign_only_a_valid_successor() {
     let before = Roster::from_text(&written(&sample())).unwrap();
     let mut text = sample();
     (text.version, text.previous) = (2, Some(before.text_hash().to_string()));
@@ -55,7 +55,7 @@ fn governors_of_the_version_before_sign_what_can_follow_it() {
     text.members[0].keys.remove(0);
     let mut unsettling = Draft::read(written(&text).as_bytes()).unwrap();
     let error = unsettling.sign(&governor(1), Some(&before), NOW).unwrap_err();
-    assert!(matches!(error, SignError::Chain(ChainError::Settled { .. })), "{error}");
+    assert!(matches!(error, SignError::Chain(ChainError::InvariantChanged { .. })), "{error}");
     text.version = 3;
     let mut skipping = Draft::read(written(&text).as_bytes()).unwrap();
     let gap = SignError::Chain(ChainError::Gap { held: 1, found: 3 });
@@ -64,7 +64,7 @@ fn governors_of_the_version_before_sign_what_can_follow_it() {
 }
 
 #[test]
-fn what_no_node_could_use_is_not_signed() {
+fn unusable_draft_is_not_signed() {
     let mut text = sample();
     text.members[1].ca_certificates[0] = "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n".into();
     let mut draft = Draft::read(written(&text).as_bytes()).unwrap();
@@ -73,7 +73,7 @@ fn what_no_node_could_use_is_not_signed() {
 }
 
 #[test]
-fn unfit_authorities_are_named_and_those_that_the_version_before_lists_do_not_hold_a_roster_up() {
+fn unfit_authorities_are_reported_unless_the_previous_version_lists_them() {
     let mut text = sample();
     text.members[0].ca_certificates.push(AUTHORITY_WITHOUT_USAGE.into());
     let mut draft = Draft::read(written(&text).as_bytes()).unwrap();
@@ -93,7 +93,7 @@ fn unfit_authorities_are_named_and_those_that_the_version_before_lists_do_not_ho
 }
 
 #[test]
-fn an_authority_of_tomorrow_is_not_signed_and_one_made_this_minute_is() {
+fn authority_not_valid_yet_is_not_signed_beyond_clock_skew() {
     let begun = crate::certificate::check_pem(AUTHORITY, crate::certificate::Purpose::Authority).unwrap().not_before;
     let roster = changed(|_| {}).unwrap();
     assert!(roster.unfit_authorities(None, begun - 86_400).iter().any(|unfit| unfit.field.starts_with("members.ma")));
@@ -101,7 +101,7 @@ fn an_authority_of_tomorrow_is_not_signed_and_one_made_this_minute_is() {
 }
 
 #[test]
-fn a_text_changed_after_it_was_signed_is_found() {
+fn text_altered_after_signing_is_detected() {
     let note = String::from_utf8(signed(&sample(), &[governor(1)])).unwrap();
     let mut draft = Draft::read(note.replacen("quorum = 1", "quorum = 1 ", 1).as_bytes()).unwrap();
     assert_eq!(draft.signers(None)[0].valid, Some(false));
@@ -109,7 +109,7 @@ fn a_text_changed_after_it_was_signed_is_found() {
 }
 
 #[test]
-fn what_editors_do_to_a_text_is_told_or_mended() {
+fn editor_artifacts_are_corrected_or_reported() {
     let text = written(&sample());
     let marked = Draft::read(format!("\u{feff}{text}").as_bytes()).unwrap();
     assert_eq!(marked.note().text, text);

@@ -3,7 +3,7 @@ use crate::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
 use crate::feed::cosignature::{
     CosignatureError, cosign, heartbeat_line, parse_heartbeat, verify_cosigned, verify_heartbeat,
 };
-use crate::names::Hash;
+use crate::ids::Hash;
 
 /// 2026-06-01T00:00:00Z.
 const END: u64 = 1_780_272_000;
@@ -33,7 +33,7 @@ fn cosigned(roster: &Roster, by: &[(&SigningKey, u64)]) -> Result<u64, Cosignatu
 }
 
 #[test]
-fn what_a_key_cosigned_before_its_end_stays_verifiable_and_nothing_after() {
+fn cosignature_before_key_expiry_stays_verifiable() {
     let ends: [fn(&mut KeyText); 2] =
         [|key| key.retired = END_TEXT.parse().ok(), |key| key.compromised = END_TEXT.parse().ok()];
     for end in ends {
@@ -46,7 +46,7 @@ fn what_a_key_cosigned_before_its_end_stays_verifiable_and_nothing_after() {
         assert_eq!(cosigned(&roster, &[(&mirror(), END + 1)]), Err(CosignatureError::Unsigned));
         assert_eq!(cosigned(&roster, &[(&mirror(), u64::MAX >> 1)]), Err(CosignatureError::Unsigned));
         assert_eq!(cosigned(&roster, &[(&new_mirror(), END + 1)]), Ok(END + 1));
-        // A thief's line beside the right one takes nothing from it.
+        // A thief's line beside the valid one does not invalidate it.
         assert_eq!(cosigned(&roster, &[(&mirror(), END + 5), (&new_mirror(), END + 9)]), Ok(END + 9));
     }
 }
@@ -64,7 +64,7 @@ fn the_earlier_of_retirement_and_theft_ends_a_key() {
 }
 
 #[test]
-fn a_heartbeat_of_a_key_that_has_ended_is_none() {
+fn heartbeat_by_an_expired_key_is_rejected() {
     let roster = changed(|text| text.members[0].keys[2].retired = END_TEXT.parse().ok()).unwrap();
     let (head, key) = (checkpoint().checkpoint, key("ma", "mirror", Algorithm::CosignatureEd25519));
     let beat = |time| {
@@ -78,7 +78,7 @@ fn a_heartbeat_of_a_key_that_has_ended_is_none() {
 }
 
 #[test]
-fn custody_keys_count_until_they_end() {
+fn custody_keys_count_until_they_expire() {
     let roster = changed(|text| text.members[1].keys[3].compromised = END_TEXT.parse().ok()).unwrap();
     assert_eq!(roster.custody_keys(&member("ly"), END).len(), 1);
     assert!(roster.custody_keys(&member("ly"), END + 1).is_empty());
@@ -104,7 +104,7 @@ fn a_key_may_be_used_from_its_version_on() {
 }
 
 #[test]
-fn feed_keys_are_of_this_exchange_and_stay_when_they_have_ended() {
+fn feed_keys_are_of_this_exchange_and_include_expired_ones() {
     let roster = changed(|text| text.members[0].keys[0].compromised = END_TEXT.parse().ok()).unwrap();
     assert_eq!(roster.feed_keys(&format!("ma.{EXCHANGE}/feed/1").parse().unwrap()).len(), 1);
     assert!(roster.feed_keys(&"ma.tunis.example/feed/1".parse().unwrap()).is_empty());

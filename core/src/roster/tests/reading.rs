@@ -24,7 +24,7 @@ fn the_sample_makes_sense() {
 }
 
 #[test]
-fn an_authority_is_told_by_its_key_and_stands_in_one_place() {
+fn authority_is_identified_by_its_key_and_listed_once() {
     let renewed_elsewhere = twice(|text| text.members[1].ca_certificates.push(AUTHORITY_RENEWED.into()));
     assert_eq!(renewed_elsewhere, same("members.ly.ca_certificates[1]", "members.ma.ca_certificates[0]", "authority"));
     let renewed = twice(|text| text.members[0].ca_certificates.push(AUTHORITY_RENEWED.into()));
@@ -34,20 +34,20 @@ fn an_authority_is_told_by_its_key_and_stands_in_one_place() {
 }
 
 #[test]
-fn an_authority_that_cannot_be_read_certifies_nothing_and_is_named() {
+fn unreadable_authority_is_reported() {
     let broken = AUTHORITY_OTHER.replace("MII", "MIJ");
     let roster = changed(|text| text.members[1].ca_certificates.push(broken.clone())).unwrap();
     let unfit = UnfitAuthority { field: "members.ly.ca_certificates[1]".into(), reason: Unfit::Unreadable };
     assert_eq!(roster.unfit_authorities(None, NOW), [unfit]);
-    let field = refused(|text| text.members.iter_mut().for_each(|member| member.ca_certificates.push(broken.clone())));
+    let field = rejected(|text| text.members.iter_mut().for_each(|member| member.ca_certificates.push(broken.clone())));
     assert_eq!(field, "members.ly.ca_certificates[1]");
-    let field = refused(|text| text.members[1].ca_certificates = vec![format!("{AUTHORITY_OTHER}{AUTHORITY}")]);
+    let field = rejected(|text| text.members[1].ca_certificates = vec![format!("{AUTHORITY_OTHER}{AUTHORITY}")]);
     assert_eq!(field, "members.ly.ca_certificates[0]");
-    assert_eq!(refused(|text| text.members[1].ca_certificates.clear()), "members.ly.ca_certificates");
+    assert_eq!(rejected(|text| text.members[1].ca_certificates.clear()), "members.ly.ca_certificates");
 }
 
 #[test]
-fn names_cannot_rewrite_what_stands_around_them() {
+fn member_names_with_bidi_controls_are_rejected() {
     for hostile in ["\u{1b}[2J", "\u{7}", "\u{9b}", "\u{202e}", "\u{2066}", "\u{2028}", "\n"] {
         let name = format!("Maroc{hostile}x");
         let error = changed(|text| text.members[0].names.fr = name.clone()).unwrap_err();
@@ -57,20 +57,20 @@ fn names_cannot_rewrite_what_stands_around_them() {
     }
     for blank in ["", " ", "\u{200b}", "\u{3164}", "\u{2800}", "\u{e0020}"] {
         assert_eq!(
-            refused(|text| text.members[0].names.ar = blank.into()),
+            rejected(|text| text.members[0].names.ar = blank.into()),
             "members.ma.names.ar",
             "{}",
             blank.escape_unicode()
         );
     }
-    assert_eq!(refused(|text| text.members[0].names.en = "x".repeat(501)), "members.ma.names.en");
+    assert_eq!(rejected(|text| text.members[0].names.en = "x".repeat(501)), "members.ma.names.en");
     let error = changed(|text| text.members[0].names.en = "x".repeat(5_000)).unwrap_err();
     assert!(matches!(error, RosterError::Field { found, .. } if found.len() == FOUND_CHARS_MAX));
     changed(|text| text.members[0].names.ar = "المملكة المغربية".into()).unwrap();
 }
 
 #[test]
-fn a_key_stands_in_one_place_whatever_it_is_called_there() {
+fn key_listed_twice_is_rejected() {
     let plain = |name: &str, of: &str| vkey(&key_of(name, Algorithm::Ed25519, of));
     let cosigning = |name: &str, of: &str| vkey(&key_of(name, Algorithm::CosignatureEd25519, of));
     let governor_1 = format!("{EXCHANGE}/governor/1");
@@ -105,24 +105,24 @@ fn a_key_stands_in_one_place_whatever_it_is_called_there() {
 }
 
 #[test]
-fn governors_are_persons_and_their_threshold_can_be_reached() {
+fn governors_are_distinct_and_the_threshold_is_reachable() {
     for threshold in [0, 4] {
-        assert_eq!(refused(|text| text.governors.threshold = threshold), "governors.threshold");
+        assert_eq!(rejected(|text| text.governors.threshold = threshold), "governors.threshold");
     }
     for threshold in [1, 3] {
         assert!(changed(|text| text.governors.threshold = threshold).is_ok());
     }
-    assert_eq!(refused(|text| text.governors.keys.clear()), "governors.threshold");
+    assert_eq!(rejected(|text| text.governors.keys.clear()), "governors.threshold");
     let second_key = vkey(&key_of(&format!("{EXCHANGE}/governor/1"), Algorithm::Ed25519, "a second key"));
     assert_eq!(
         twice(|text| text.governors.keys.push(second_key)),
         same("governors.keys[3]", "governors.keys[0]", "governor")
     );
     let cosigner = key_of("a.example", Algorithm::CosignatureEd25519, "a");
-    assert_eq!(refused(|text| text.governors.keys[1] = vkey(&cosigner)), "governors.keys[1]");
+    assert_eq!(rejected(|text| text.governors.keys[1] = vkey(&cosigner)), "governors.keys[1]");
     let many = |count: usize| (0_u8..).take(count).map(|n| vkey(&governor(n))).collect::<Vec<_>>();
     changed(|text| text.governors.keys = many(GOVERNORS_MAX)).unwrap();
-    assert_eq!(refused(|text| text.governors.keys = many(GOVERNORS_MAX + 1)), "governors.keys");
+    assert_eq!(rejected(|text| text.governors.keys = many(GOVERNORS_MAX + 1)), "governors.keys");
 }
 
 #[test]
@@ -131,10 +131,10 @@ fn an_epoch_has_one_classical_key_and_at_most_one_post_quantum_key() {
     let (classical, post_quantum) = (Algorithm::Ed25519, Algorithm::CosignatureMlDsa44);
     let both = changed(|text| text.members[0].keys.push(feed(post_quantum, "a"))).unwrap();
     assert_eq!(both.feed_keys(&format!("ma.{EXCHANGE}/feed/1").parse().unwrap()).len(), 2);
-    assert_eq!(refused(|text| text.members[0].keys.push(feed(classical, "a"))), "members.ma.keys");
-    assert_eq!(refused(|text| text.members[0].keys[0] = feed(post_quantum, "a")), "members.ma.keys");
+    assert_eq!(rejected(|text| text.members[0].keys.push(feed(classical, "a"))), "members.ma.keys");
+    assert_eq!(rejected(|text| text.members[0].keys[0] = feed(post_quantum, "a")), "members.ma.keys");
     let two = |text: &mut RosterText| text.members[0].keys.extend(["a", "b"].map(|of| feed(post_quantum, of)));
-    assert_eq!(refused(two), "members.ma.keys");
+    assert_eq!(rejected(two), "members.ma.keys");
     changed(|text| text.members[0].keys.retain(|key| key.role != "feed")).unwrap();
 }
 
@@ -151,20 +151,20 @@ fn observers_and_partners_are_granted_green_at_most() {
             changed(granted(kind, label)).unwrap();
         }
         for label in ["TLP:AMBER", "TLP:AMBER+STRICT", "TLP:RED", "green", ""] {
-            assert_eq!(refused(granted(kind, label)), "members.x-au.ceilings.customs", "{kind} {label}");
+            assert_eq!(rejected(granted(kind, label)), "members.x-au.ceilings.customs", "{kind} {label}");
         }
     }
     let other_group =
         |text: &mut RosterText| text.members[2].ceilings = [("fishing".into(), "TLP:GREEN".into())].into();
-    assert_eq!(refused(other_group), "members.x-au.ceilings");
-    assert_eq!(refused(|text| text.members[2].working_groups.push("customs".into())), "members.x-au.working_groups");
+    assert_eq!(rejected(other_group), "members.x-au.ceilings");
+    assert_eq!(rejected(|text| text.members[2].working_groups.push("customs".into())), "members.x-au.working_groups");
     let full = |text: &mut RosterText| text.members[0].ceilings = [("customs".into(), "TLP:GREEN".into())].into();
-    assert_eq!(refused(full), "members.ma.ceilings");
-    assert_eq!(refused(|text| text.members[2].kind = "guest".into()), "members.x-au.kind");
+    assert_eq!(rejected(full), "members.ma.ceilings");
+    assert_eq!(rejected(|text| text.members[2].kind = "guest".into()), "members.x-au.kind");
 }
 
 #[test]
-fn what_must_be_unique_is() {
+fn duplicate_values_are_rejected() {
     let again = |text: &mut RosterText| text.members.push(member_text("ma", "another"));
     assert_eq!(twice(again), same("members[3].code", "members[0].code", "member"));
     let group = twice(|text| text.working_groups.push("security".into()));
@@ -216,7 +216,7 @@ fn fields_that_make_no_sense_are_named() {
         }),
     ];
     for (field, change) in cases {
-        assert_eq!(refused(change), field);
+        assert_eq!(rejected(change), field);
     }
     let unknown = written(&sample()).replacen("quorum", "quota", 1);
     assert!(matches!(Roster::from_text(&unknown), Err(RosterError::Toml(reason)) if reason.contains("quota")));
@@ -231,11 +231,11 @@ fn an_endpoint_is_a_host_and_a_port() {
     for bad in
         ["", "ma", "ma:", ":1", "ma:0", "ma:65536", "ma:+1", "ma:01", "a b:1", "2001:db8::1:1", "x/y:1", "a@b:1", &long]
     {
-        assert_eq!(refused(|text| text.members[0].endpoints = vec![bad.into()]), "members.ma.endpoints[0]", "{bad}");
+        assert_eq!(rejected(|text| text.members[0].endpoints = vec![bad.into()]), "members.ma.endpoints[0]", "{bad}");
     }
 }
 
-/// Changes of which each alone makes the sample senseless, whatever the others do.
+/// Changes each of which alone makes the sample invalid, whatever the others do.
 const FAULTS: [fn(&mut RosterText); 8] = [
     |text| text.governors.threshold = 99,
     |text| text.quorum = 0,
@@ -251,10 +251,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_fault_is_refused_wherever_it_stands(faults in prop::collection::btree_set(0..FAULTS.len(), 0..4), order in any::<[u8; 3]>()) {
+    fn any_field_error_is_rejected_in_any_order(faults in prop::collection::btree_set(0..FAULTS.len(), 0..4), order in any::<[u8; 3]>()) {
         let mut text = sample();
         faults.iter().for_each(|fault| FAULTS[*fault](&mut text));
-        // Members may stand in any order.
+        // Members may be in any order.
         let mut members: Vec<_> = order.into_iter().zip(text.members).collect();
         members.sort_by_key(|(place, _)| *place);
         text.members = members.into_iter().map(|(_, member)| member).collect();
@@ -262,7 +262,7 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_text_is_read_without_panic(place in any::<prop::sample::Index>(), with in any::<char>(), cut in 0_usize..40) {
+    fn damaged_text_never_panics(place in any::<prop::sample::Index>(), with in any::<char>(), cut in 0_usize..40) {
         let whole: Vec<char> = written(&sample()).chars().collect();
         let place = place.index(whole.len());
         let end = (place + cut).min(whole.len());

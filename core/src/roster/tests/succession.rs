@@ -12,7 +12,7 @@ fn chain_of(text: &RosterText) -> RosterChain {
     RosterChain::start(&signed(text, &[governor(1), governor(2)])).unwrap()
 }
 
-/// The text after the newest of `chain`, changed.
+/// Returns the text that follows the newest of `chain`, with a change.
 fn next_text(chain: &RosterChain, change: impl FnOnce(&mut RosterText)) -> RosterText {
     let (_, note) = chain.notes().last().unwrap();
     let mut text: RosterText = toml::from_str(&Roster::read(note).unwrap().1.text).unwrap();
@@ -35,7 +35,7 @@ fn threshold(version: u64, whose: &'static str, found: usize) -> ChainError {
 }
 
 #[test]
-fn a_version_needs_the_governors_before_it_and_its_own() {
+fn version_needs_both_governor_thresholds() {
     let mut chain = first();
     let by = |numbers: &[u8]| numbers.iter().map(|n| governor(*n)).collect::<Vec<_>>();
     let old_only = next(&chain, &by(&[1, 2, 3]), new_governors);
@@ -50,13 +50,13 @@ fn a_version_needs_the_governors_before_it_and_its_own() {
     assert_eq!(chain.extend(&both), Ok(false));
     assert_eq!((chain.newest().version(), chain.notes().count()), (2, 2));
     assert_eq!(RosterChain::start(&signed(&sample(), &by(&[1]))).unwrap_err(), threshold(1, "its own", 1));
-    // One governor's signature counts once, however often it stands there.
+    // The signature of a governor counts once; when duplicated it does not count at all.
     let twice = RosterChain::start(&signed(&sample(), &by(&[1, 1])));
     assert_eq!(twice.unwrap_err(), threshold(1, "its own", 0));
 }
 
 #[test]
-fn versions_follow_one_by_one_and_name_the_one_before() {
+fn versions_follow_consecutively_and_name_their_predecessor() {
     let mut chain = first();
     let by = [governor(1), governor(2)];
     let skipping = next(&chain, &by, |text| text.version = 3);
@@ -81,7 +81,7 @@ fn only_those_who_decide_about_a_version_can_raise_a_fork() {
         text.members[0].names.en = "Another".into();
     });
     chain.extend(&held).unwrap();
-    // Anybody can write a second version 2 with governors of his own.
+    // Anybody can write a second version 2 with governors of their own.
     let made_up = signed(&other_text, &[governor(4), governor(5)]);
     assert_eq!(chain.extend(&made_up), Err(threshold(2, "the version before's", 0)));
     let half = signed(&other_text, &[governor(1), governor(4), governor(5)]);
@@ -100,7 +100,7 @@ fn only_those_who_decide_about_a_version_can_raise_a_fork() {
 }
 
 #[test]
-fn where_a_chain_begins_its_own_governors_decide_about_a_fork() {
+fn first_held_version_decides_a_fork_by_its_own_governors() {
     let mut chain = first();
     let mut other = sample();
     other.members[0].names.en = "Another".into();
@@ -115,7 +115,7 @@ const END: &str = "2026-06-01T00:00:00Z";
 const EARLIER: &str = "2026-05-01T00:00:00Z";
 const LATER: &str = "2026-07-01T00:00:00Z";
 
-/// A chain whose first version has settled much.
+/// A chain whose first version has many invariants.
 fn settled() -> RosterChain {
     let mut text = sample();
     text.members[0].closed_feeds = vec![ClosedFeedText { epoch: 1, size: 9, root: "11".repeat(32) }];
@@ -126,13 +126,13 @@ fn settled() -> RosterChain {
     chain_of(&text)
 }
 
-/// The field that the refusal of the next version names; `None` if it is accepted.
-fn unsettled(change: impl FnOnce(&mut RosterText)) -> Option<String> {
+/// Returns the field named in the error for the next version; `None` if it is accepted.
+fn violation(change: impl FnOnce(&mut RosterText)) -> Option<String> {
     let mut chain = settled();
     let note = next(&chain, &[governor(1), governor(2)], change);
     match chain.extend(&note) {
         Ok(_) => None,
-        Err(ChainError::Settled { version: 2, field, was, is }) => {
+        Err(ChainError::InvariantChanged { version: 2, field, was, is }) => {
             assert_ne!(was, is);
             assert_eq!(chain.newest().version(), 1);
             Some(field)
@@ -144,11 +144,11 @@ fn unsettled(change: impl FnOnce(&mut RosterText)) -> Option<String> {
 #[test]
 fn an_epochs_final_size_is_final() {
     let field = Some("members.ma.closed_feeds, epoch 1".to_owned());
-    assert_eq!(unsettled(|text| text.members[0].closed_feeds[0].size = 10), field);
-    assert_eq!(unsettled(|text| text.members[0].closed_feeds[0].root = "22".repeat(32)), field);
-    assert_eq!(unsettled(|text| text.members[0].closed_feeds.clear()), field);
+    assert_eq!(violation(|text| text.members[0].closed_feeds[0].size = 10), field);
+    assert_eq!(violation(|text| text.members[0].closed_feeds[0].root = "22".repeat(32)), field);
+    assert_eq!(violation(|text| text.members[0].closed_feeds.clear()), field);
     let another = ClosedFeedText { epoch: 2, size: 0, root: "33".repeat(32) };
-    assert_eq!(unsettled(|text| text.members[0].closed_feeds.push(another)), None);
+    assert_eq!(violation(|text| text.members[0].closed_feeds.push(another)), None);
 }
 
 #[test]
@@ -157,58 +157,58 @@ fn an_epochs_keys_never_change() {
     let name = format!("ma.{EXCHANGE}/feed/2");
     let other = vkey(&key_of(&name, Algorithm::Ed25519, "another"));
     let post_quantum = listed("feed", Some(2), &key_of(&name, Algorithm::CosignatureMlDsa44, "another"));
-    assert_eq!(unsettled(|text| text.members[0].keys[1].key = other), field);
-    assert_eq!(unsettled(|text| text.members[0].keys.push(post_quantum)), field);
-    assert_eq!(unsettled(|text| drop(text.members[0].keys.remove(1))), field);
+    assert_eq!(violation(|text| text.members[0].keys[1].key = other), field);
+    assert_eq!(violation(|text| text.members[0].keys.push(post_quantum)), field);
+    assert_eq!(violation(|text| drop(text.members[0].keys.remove(1))), field);
     let third = listed("feed", Some(3), &key("ma", "feed/3", Algorithm::Ed25519));
-    assert_eq!(unsettled(|text| text.members[0].keys.push(third)), None);
+    assert_eq!(violation(|text| text.members[0].keys.push(third)), None);
 }
 
 #[test]
-fn a_key_that_has_ended_stays_so() {
+fn expired_key_stays_expired() {
     let retired = format!("members.ma.keys[0] (ma.{EXCHANGE}/feed/1)");
     for end in [None, Some(EARLIER), Some(LATER)] {
-        let moved = unsettled(|text| text.members[0].keys[0].retired = end.map(|end| end.parse().unwrap()));
+        let moved = violation(|text| text.members[0].keys[0].retired = end.map(|end| end.parse().unwrap()));
         assert_eq!(moved.as_ref(), Some(&retired), "{end:?}");
     }
     let stolen = Some(format!("members.ma.keys[2] (ma.{EXCHANGE}/mirror)"));
-    assert_eq!(unsettled(|text| text.members[0].keys[2].compromised = LATER.parse().ok()), stolen);
-    assert_eq!(unsettled(|text| text.members[0].keys[2].compromised = None), stolen);
+    assert_eq!(violation(|text| text.members[0].keys[2].compromised = LATER.parse().ok()), stolen);
+    assert_eq!(violation(|text| text.members[0].keys[2].compromised = None), stolen);
     let retired_instead = |text: &mut RosterText| {
         text.members[0].keys[2].retired = text.members[0].keys[2].compromised.take();
     };
-    assert_eq!(unsettled(retired_instead), stolen);
-    assert_eq!(unsettled(|text| text.members[0].keys[2].compromised = EARLIER.parse().ok()), None);
+    assert_eq!(violation(retired_instead), stolen);
+    assert_eq!(violation(|text| text.members[0].keys[2].compromised = EARLIER.parse().ok()), None);
     let dropped = Some(format!("members.ma.keys[4] (ma.{EXCHANGE}/mirror)"));
-    assert_eq!(unsettled(|text| drop(text.members[0].keys.remove(4))), dropped);
-    assert_eq!(unsettled(|text| text.members[0].keys[4].compromised = EARLIER.parse().ok()), None);
-    assert_eq!(unsettled(|text| text.members[1].keys[2].retired = END.parse().ok()), None);
+    assert_eq!(violation(|text| drop(text.members[0].keys.remove(4))), dropped);
+    assert_eq!(violation(|text| text.members[0].keys[4].compromised = EARLIER.parse().ok()), None);
+    assert_eq!(violation(|text| text.members[1].keys[2].retired = END.parse().ok()), None);
 }
 
 #[test]
-fn a_key_in_force_stays_in_force_and_with_its_owner() {
-    let put_off = unsettled(|text| text.members[1].keys[0].from_version = Some(3));
+fn active_key_stays_active_and_with_its_owner() {
+    let put_off = violation(|text| text.members[1].keys[0].from_version = Some(3));
     assert_eq!(put_off, Some(format!("members.ly.keys[0] (ly.{EXCHANGE}/feed/1)")));
-    assert_eq!(unsettled(|text| text.members[1].keys[0].from_version = Some(2)), None);
-    let handed_on = unsettled(|text| {
+    assert_eq!(violation(|text| text.members[1].keys[0].from_version = Some(2)), None);
+    let transferred = violation(|text| {
         let name = format!("x-au.{EXCHANGE}/mirror");
         let of = format!("ly.{EXCHANGE}/mirror");
         let fresh = key_of(&of, Algorithm::CosignatureEd25519, "a fresh one");
         text.members[1].keys[2] = listed("mirror", None, &fresh);
         text.members[2].keys[2] = listed("mirror", None, &key_of(&name, Algorithm::CosignatureEd25519, &of));
     });
-    assert_eq!(handed_on, Some("the place of a key".to_owned()));
+    assert_eq!(transferred, Some("the place of a key".to_owned()));
     let renewed = |text: &mut RosterText| {
         let fresh = key_of(&format!("ly.{EXCHANGE}/mirror"), Algorithm::CosignatureEd25519, "a fresh one");
         text.members[1].keys[2] = listed("mirror", None, &fresh);
     };
-    assert_eq!(unsettled(renewed), None);
+    assert_eq!(violation(renewed), None);
 }
 
 #[test]
 fn a_member_may_leave() {
-    assert_eq!(unsettled(|text| drop(text.members.remove(2))), None);
-    assert_eq!(unsettled(|text| drop(text.members.remove(0))), None);
+    assert_eq!(violation(|text| drop(text.members.remove(2))), None);
+    assert_eq!(violation(|text| drop(text.members.remove(0))), None);
 }
 
 proptest! {
@@ -227,7 +227,7 @@ proptest! {
             text.governors.threshold = u32::try_from(threshold).unwrap();
         });
         let mut by: Vec<SigningKey> = signers.iter().map(|n| governor(*n)).collect();
-        // A note has at least one line; this one is a stranger's.
+        // A note needs at least one line; this one is by an unknown key.
         by.push(governor(99));
         let enough = signers.intersection(&[1, 2, 3].into()).count() >= 2
             && signers.intersection(&later).count() >= threshold;

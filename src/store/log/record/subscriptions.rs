@@ -1,6 +1,7 @@
 //! Named subscriptions in a record.
 //!
-//! In scope: a name and its progress, to protobuf and back. Out of scope: everything else in a record (the parent).
+//! In scope: encoding and decoding a name and its progress. Out of scope: the rest of a record (the
+//! parent module).
 
 use barid_core::proto;
 
@@ -15,7 +16,7 @@ pub(super) fn encode(record: &SubscriptionRecord) -> proto::RecordSubscription {
     let (held_from, roster_version) = encode_held(state.held);
     proto::RecordSubscription {
         subscription: subscription.clone(),
-        arrival: state.offset,
+        offset: state.offset,
         held_from,
         roster_version,
         epoch: state.epoch,
@@ -27,7 +28,7 @@ pub(super) fn encode(record: &SubscriptionRecord) -> proto::RecordSubscription {
 
 pub(super) fn decode(record: proto::RecordSubscription) -> SubscriptionRecord {
     let state = Subscription {
-        offset: record.arrival,
+        offset: record.offset,
         held: decode_held(record.held_from, record.roster_version),
         filter: record.filter,
         created_unix_ms: record.created_unix_ms,
@@ -39,16 +40,16 @@ pub(super) fn decode(record: proto::RecordSubscription) -> SubscriptionRecord {
 
 pub(super) fn encode_cursor(cursor: &CursorRecord) -> proto::RecordCursor {
     let (held_from, roster_version) = encode_held(cursor.held);
-    let (subscription, arrival, epoch) = (cursor.subscription.clone(), cursor.arrival, cursor.epoch);
-    proto::RecordCursor { subscription, arrival, held_from, roster_version, epoch }
+    let (subscription, offset, epoch) = (cursor.subscription.clone(), cursor.offset, cursor.epoch);
+    proto::RecordCursor { subscription, offset, held_from, roster_version, epoch }
 }
 
 pub(super) fn decode_cursor(cursor: proto::RecordCursor) -> CursorRecord {
-    let proto::RecordCursor { subscription, arrival, held_from, roster_version, epoch } = cursor;
-    CursorRecord { subscription, arrival, held: decode_held(held_from, roster_version), epoch }
+    let proto::RecordCursor { subscription, offset, held_from, roster_version, epoch } = cursor;
+    CursorRecord { subscription, offset, held: decode_held(held_from, roster_version), epoch }
 }
 
-/// Offsets are numbered from 1: 0 is none.
+/// Offsets start at 1, so 0 means none.
 fn encode_held(held: Option<HeldBack>) -> (u64, u64) {
     held.map_or((0, 0), |held| (held.from, held.roster_version))
 }

@@ -1,4 +1,5 @@
-//! Kind `acknowledgement`: a person's answer to a bulletin, in any working group. Its header is an Ack and refers to the exact content.
+//! Kind `acknowledgement`: a person's acknowledgement of a bulletin, in any working group. Its
+//! header is an Ack that refers to the exact content.
 
 use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::line;
@@ -8,13 +9,13 @@ use crate::limits::LINE_CHARS_MAX;
 use crate::proto;
 use crate::proto::body::Content;
 
-/// The kind.
+/// The entry in the registry of kinds.
 pub const KIND: KindInfo = KindInfo {
     name: "acknowledgement",
     working_group: None,
     msg_types: &[MsgType::Ack],
     informs: false,
-    by_nodes: false,
+    node_only: false,
     labels: Labels { ar: "إشعار بالاستلام", fr: "Accusé de réception", en: "Acknowledgement" },
     holds: |content| matches!(content, Content::Acknowledgement(_)),
     validate,
@@ -40,7 +41,7 @@ mod tests {
     use crate::bulletin::prepare::tests::{faults, sample};
 
     #[test]
-    fn an_answer_is_one_of_four_and_about_something() {
+    fn acknowledgement_needs_a_known_outcome_and_a_reference() {
         let mut draft = sample("acknowledgement");
         draft.body.as_mut().unwrap().content = Some(Content::Acknowledgement(proto::Acknowledgement {
             outcome: "maybe".to_owned(),
@@ -52,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_needs_no_text() {
+    fn acknowledgement_needs_no_text() {
         let mut draft = sample("acknowledgement");
         draft.body.as_mut().unwrap().texts.clear();
         assert!(faults(&draft).is_empty());

@@ -1,4 +1,5 @@
-//! Kind `cancellation`: why a bulletin no longer holds, in any working group. Its header is a Cancel by the same publisher.
+//! Kind `cancellation`: why a bulletin is no longer valid, in any working group. Its header is a
+//! Cancel by the publisher of that bulletin.
 
 use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::body::line;
@@ -8,13 +9,13 @@ use crate::limits::LINE_CHARS_MAX;
 use crate::proto;
 use crate::proto::body::Content;
 
-/// The kind.
+/// The entry in the registry of kinds.
 pub const KIND: KindInfo = KindInfo {
     name: "cancellation",
     working_group: None,
     msg_types: &[MsgType::Cancel],
     informs: false,
-    by_nodes: false,
+    node_only: false,
     labels: Labels { ar: "إلغاء", fr: "Annulation", en: "Cancellation" },
     holds: |content| matches!(content, Content::Cancellation(_)),
     validate,
@@ -41,7 +42,7 @@ mod tests {
     use crate::bulletin::prepare::tests::{faults, sample};
 
     #[test]
-    fn another_reason_is_said_in_words() {
+    fn cancellation_for_another_reason_needs_a_remark() {
         let mut draft = sample("cancellation");
         let content = |reason: &str| {
             Content::Cancellation(proto::Cancellation { reason: reason.to_owned(), remark: String::new() })

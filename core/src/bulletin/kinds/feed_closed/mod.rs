@@ -1,4 +1,5 @@
-//! Kind `feed-closed`: an epoch of the publisher's feed has ended. Made by its node, in any working group; people publish none.
+//! Kind `feed-closed`: an epoch of the publisher's feed is closed. Only nodes create it, in any
+//! working group.
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -8,17 +9,17 @@ use crate::bulletin::BulletinId;
 use crate::bulletin::field::Report;
 use crate::bulletin::vocabulary::{MsgType, Status};
 use crate::feed::checkpoint::Checkpoint;
-use crate::names::{FeedId, Hash};
+use crate::ids::{FeedId, Hash};
 use crate::proto;
 use crate::proto::body::Content;
 
-/// The kind.
+/// The entry in the registry of kinds.
 pub const KIND: KindInfo = KindInfo {
     name: "feed-closed",
     working_group: None,
     msg_types: &[MsgType::Alert],
     informs: true,
-    by_nodes: true,
+    node_only: true,
     labels: Labels { ar: "إغلاق سجلّ", fr: "Clôture d'un journal", en: "Feed closed" },
     holds: |content| matches!(content, Content::FeedClosed(_)),
     validate,
@@ -45,8 +46,8 @@ fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
     vec![SearchKey::new("feed", &closed.feed)]
 }
 
-/// The draft by which a node says that `tree`, of an epoch that has ended, is the longest known. It goes to every member of
-/// `working_group`.
+/// Returns the draft with which a node announces `tree` as the longest known tree of a closed
+/// epoch. Its audience is every member of `working_group`.
 #[must_use]
 pub fn draft(tree: &Checkpoint, working_group: &str) -> proto::Draft {
     let Checkpoint { feed, size, root } = tree;
@@ -96,7 +97,8 @@ pub fn draft(tree: &Checkpoint, working_group: &str) -> proto::Draft {
     }
 }
 
-/// The id of the bulletin that names `tree`: the same every time, so that a tree is named once.
+/// Returns the id of the bulletin that announces `tree`. The id depends only on the tree, so that
+/// each tree is announced once.
 #[must_use]
 pub fn id(tree: &Checkpoint) -> BulletinId {
     let Checkpoint { feed, size, root: Hash(root) } = tree;
@@ -111,23 +113,23 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::bulletin::prepare;
-    use crate::bulletin::prepare::tests::{faults, fill, sample};
+    use crate::bulletin::prepare::tests::{defaults, faults, sample};
 
     fn tree(feed: &str) -> Checkpoint {
         Checkpoint { feed: feed.parse().unwrap(), size: 7, root: Hash([5; 32]) }
     }
 
     #[test]
-    fn what_a_node_says_of_its_own_feed_is_a_bulletin_with_an_id_that_stays() {
+    fn feed_closed_draft_is_valid_and_has_a_stable_id() {
         let draft = draft(&tree("ne.rabat.example/feed/1"), "information");
-        let valid = prepare(&draft, &fill(), [1; 16]).unwrap();
+        let valid = prepare(&draft, &defaults(), [1; 16]).unwrap();
         assert_eq!(valid.header.id, id(&tree("ne.rabat.example/feed/1")));
         assert_ne!(valid.header.id, id(&tree("ne.rabat.example/feed/2")));
         assert_eq!(valid.header.status, Status::System);
     }
 
     #[test]
-    fn it_is_about_the_publishers_own_feed_and_about_the_network() {
+    fn feed_closed_names_the_publishers_own_feed_and_is_not_actual() {
         let foreign = draft(&tree("ma.rabat.example/feed/1"), "information");
         assert_eq!(faults(&foreign), ["body.feed_closed.feed"]);
         let mut draft = sample("feed-closed");

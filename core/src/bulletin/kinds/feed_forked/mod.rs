@@ -1,7 +1,8 @@
-//! Kind `feed-forked`: the publisher's node has proof that a feed's key signed two histories. Made by nodes, in any working group; people
-//! publish none.
+//! Kind `feed-forked`: the publisher's node holds proof that one feed's key signed two trees. Only
+//! nodes create it, in any working group.
 //!
-//! Whoever reads one believes the evidence that it carries, by the roster, and nothing else in it.
+//! A receiver relies only on the evidence in it, verified against the roster, and on no other
+//! field.
 
 mod texts;
 
@@ -12,18 +13,18 @@ use super::{Context, KindInfo, Labels, SearchKey};
 use crate::bulletin::BulletinId;
 use crate::bulletin::field::Report;
 use crate::bulletin::vocabulary::{MsgType, Status};
-use crate::follow::{Claims, EntriesClaims, ForkClaims, ForkEvidence};
-use crate::names::FeedId;
+use crate::follow::{CheckpointClaims, EntryClaims, EquivocationClaims, EquivocationEvidence};
+use crate::ids::FeedId;
 use crate::proto;
 use crate::proto::body::Content;
 
-/// The kind.
+/// The entry in the registry of kinds.
 pub const KIND: KindInfo = KindInfo {
     name: "feed-forked",
     working_group: None,
     msg_types: &[MsgType::Alert],
     informs: true,
-    by_nodes: true,
+    node_only: true,
     labels: Labels { ar: "سجلّ بتاريخين", fr: "Journal à deux histoires", en: "Feed with two histories" },
     holds: |content| matches!(content, Content::FeedForked(_)),
     validate,
@@ -39,24 +40,24 @@ fn validate(body: &proto::Body, context: &Context<'_>, report: &mut Report) {
     if forked.feed.parse::<FeedId>().is_err() {
         report.add("body.feed_forked.feed", &forked.feed, "a feed such as ly.rabat.example/feed/1");
     }
-    let claims = match ForkClaims::read(&forked.evidence) {
+    let claims = match EquivocationClaims::read(&forked.evidence) {
         Ok(claims) => claims,
         Err(error) => {
             let found = format_args!("{} bytes: {error}", forked.evidence.len());
             return report.add("body.feed_forked.evidence", found, "a file that proves two histories");
         }
     };
-    let said = content(&claims, Bytes::new());
+    let expected = content(&claims, Bytes::new());
     let fits = [
-        ("feed", said.feed == forked.feed),
-        ("size", said.size == forked.size),
-        ("root", said.root == forked.root),
-        ("larger_size", said.larger_size == forked.larger_size),
-        ("larger_root", said.larger_root == forked.larger_root),
-        ("other_root", said.other_root == forked.other_root),
-        ("index", said.index == forked.index),
-        ("digest", said.digest == forked.digest),
-        ("other_digest", said.other_digest == forked.other_digest),
+        ("feed", expected.feed == forked.feed),
+        ("size", expected.size == forked.size),
+        ("root", expected.root == forked.root),
+        ("larger_size", expected.larger_size == forked.larger_size),
+        ("larger_root", expected.larger_root == forked.larger_root),
+        ("other_root", expected.other_root == forked.other_root),
+        ("index", expected.index == forked.index),
+        ("digest", expected.digest == forked.digest),
+        ("other_digest", expected.other_digest == forked.other_digest),
     ];
     for (field, _) in fits.into_iter().filter(|(_, fits)| !fits) {
         report.add(format_args!("body.feed_forked.{field}"), "another one", "what the evidence says");
@@ -68,10 +69,10 @@ fn search_keys(body: &proto::Body) -> Vec<SearchKey> {
     vec![SearchKey::new("feed", &forked.feed)]
 }
 
-fn content(claims: &ForkClaims, evidence: Bytes) -> proto::FeedForked {
+fn content(claims: &EquivocationClaims, evidence: Bytes) -> proto::FeedForked {
     let bytes = Bytes::copy_from_slice;
     let [smaller, larger] = claims.checkpoints();
-    let said = proto::FeedForked {
+    let expected = proto::FeedForked {
         feed: smaller.feed.to_string(),
         size: smaller.size,
         root: bytes(&smaller.root.0),
@@ -81,22 +82,25 @@ fn content(claims: &ForkClaims, evidence: Bytes) -> proto::FeedForked {
         ..proto::FeedForked::default()
     };
     match claims {
-        ForkClaims::Trees(Claims { other_root, .. }) => proto::FeedForked { other_root: bytes(&other_root.0), ..said },
-        ForkClaims::Entries(EntriesClaims { index, one, other }) => proto::FeedForked {
+        EquivocationClaims::Trees(CheckpointClaims { other_root, .. }) => {
+            proto::FeedForked { other_root: bytes(&other_root.0), ..expected }
+        }
+        EquivocationClaims::Entries(EntryClaims { index, one, other }) => proto::FeedForked {
             index: *index,
             digest: bytes(&one.digest.0),
             other_digest: bytes(&other.digest.0),
-            ..said
+            ..expected
         },
     }
 }
 
-/// The draft by which a node tells every member of `working_group` of two histories, with what proves them.
+/// Returns the draft with which a node announces an equivocation, with its evidence, to every
+/// member of `working_group`.
 ///
-/// Its urgency is Immediate: it takes the express lane (docs/protocol.md §11), so that no member goes on taking what cannot be trusted for
-/// as long as a backlog lasts.
+/// Its urgency is Immediate, so it takes the priority lane (docs/protocol.md §11). Otherwise
+/// members would keep accepting an untrustworthy feed until a backlog has been transferred.
 #[must_use]
-pub fn draft(evidence: &ForkEvidence, working_group: &str) -> proto::Draft {
+pub fn draft(evidence: &EquivocationEvidence, working_group: &str) -> proto::Draft {
     let (claims, file) = (evidence.claims(), Bytes::from(evidence.format()));
     proto::Draft {
         header: Some(proto::Header {
@@ -120,7 +124,8 @@ pub fn draft(evidence: &ForkEvidence, working_group: &str) -> proto::Draft {
     }
 }
 
-/// The id of the bulletin that carries this evidence: the same every time and at every member, so that each tells of it once at most.
+/// Returns the id of the bulletin that carries this evidence. The id depends only on the evidence,
+/// also across members, so that each member announces it at most once.
 #[must_use]
 pub fn id(evidence: &[u8]) -> BulletinId {
     let mut random = [0; 10];
@@ -134,13 +139,13 @@ mod tests {
     use super::*;
     use crate::bulletin::prepare::tests::{faults, sample};
 
-    /// The sample, with evidence of two entries where `entries` is.
+    /// Returns the sample; with evidence of two entries if `entries` is true.
     fn forked(entries: bool, change: impl Fn(&mut proto::FeedForked)) -> proto::Draft {
         let mut draft = sample("feed-forked");
         if let Some(Content::FeedForked(forked)) = draft.body.as_mut().unwrap().content.as_mut() {
             if entries {
                 let file = include_bytes!("../../../../../tests/golden/equivocation-two-entries.txt");
-                *forked = content(&ForkClaims::read(file).unwrap(), Bytes::from_static(file));
+                *forked = content(&EquivocationClaims::read(file).unwrap(), Bytes::from_static(file));
                 assert!(forked.other_root.is_empty() && forked.digest.len() == 32);
             }
             change(forked);
@@ -149,9 +154,9 @@ mod tests {
     }
 
     #[test]
-    fn what_it_says_is_what_its_evidence_says() {
-        type Lie = (&'static str, fn(&mut proto::FeedForked));
-        let lies: [Lie; 10] = [
+    fn feed_forked_fields_must_match_its_evidence() {
+        type Change = (&'static str, fn(&mut proto::FeedForked));
+        let changes: [Change; 10] = [
             ("feed", |forked| forked.feed = "ne.rabat.example/feed/9".into()),
             ("size", |forked| forked.size += 1),
             ("root", |forked| forked.root = Bytes::from_static(&[7; 32])),
@@ -165,14 +170,14 @@ mod tests {
         ];
         for entries in [false, true] {
             assert_eq!(faults(&forked(entries, |_| ())), [""; 0]);
-            for (field, lie) in lies {
-                assert_eq!(faults(&forked(entries, lie)), [format!("body.feed_forked.{field}")], "{entries}");
+            for (field, change) in changes {
+                assert_eq!(faults(&forked(entries, change)), [format!("body.feed_forked.{field}")], "{entries}");
             }
             let mut actual = forked(entries, |_| ());
             actual.header.as_mut().unwrap().status = "Actual".to_owned();
             assert_eq!(faults(&actual), ["header.status"]);
         }
-        // Checkpoints of two feeds are no evidence, whatever stands beside them.
+        // Checkpoints of two different feeds prove nothing, whatever else the evidence holds.
         let two_feeds = forked(true, |forked| {
             let file = String::from_utf8(forked.evidence.to_vec()).unwrap();
             let trees = include_str!("../../../../../tests/golden/equivocation-two-sizes.txt");
@@ -193,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn one_piece_of_evidence_has_one_id() {
+    fn equal_evidence_has_equal_id() {
         assert_eq!(id(b"one"), id(b"one"));
         assert_ne!(id(b"one"), id(b"two"));
     }

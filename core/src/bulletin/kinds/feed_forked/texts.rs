@@ -1,14 +1,14 @@
-//! What a bulletin about two histories says to people, in the conference's languages.
+//! Human-readable texts of a `feed-forked` bulletin, in the conference's languages.
 
-use crate::follow::ForkClaims;
+use crate::follow::EquivocationClaims;
 use crate::proto;
 
-/// The texts, by the form of the evidence.
-pub(super) fn of(claims: &ForkClaims) -> Vec<proto::Text> {
+/// Returns the texts for this form of evidence.
+pub(super) fn of(claims: &EquivocationClaims) -> Vec<proto::Text> {
     let [smaller, _] = claims.checkpoints();
     let feed = &smaller.feed;
-    let said = match claims {
-        ForkClaims::Trees(trees) => {
+    let messages = match claims {
+        EquivocationClaims::Trees(trees) => {
             let size = trees.smaller.size;
             [
                 (
@@ -25,7 +25,7 @@ pub(super) fn of(claims: &ForkClaims) -> Vec<proto::Text> {
                 ),
             ]
         }
-        ForkClaims::Entries(entries) => {
+        EquivocationClaims::Entries(entries) => {
             let index = entries.index;
             [
                 (
@@ -52,7 +52,7 @@ pub(super) fn of(claims: &ForkClaims) -> Vec<proto::Text> {
             "The feed is not followed until an operator decides. To verify: barid feed evidence {feed}, then barid verify."
         ),
     ];
-    let texts = ["ar", "fr", "en"].into_iter().zip(said).zip(instructions);
+    let texts = ["ar", "fr", "en"].into_iter().zip(messages).zip(instructions);
     let text = |((language, (headline, description)), instruction): ((&str, (String, &str)), String)| proto::Text {
         language: language.to_owned(),
         headline,

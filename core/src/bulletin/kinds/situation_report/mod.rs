@@ -1,4 +1,5 @@
-//! Kind `situation-report`: what was seen over a period and what may follow. Working group information.
+//! Kind `situation-report`: events observed over a period, and an outlook. Working group
+//! information.
 
 use pbjson_types::Timestamp;
 
@@ -11,13 +12,13 @@ use crate::limits::{HEADLINE_CHARS_MAX, LINE_CHARS_MAX, LIST_MAX};
 use crate::proto;
 use crate::proto::body::Content;
 
-/// The kind.
+/// The entry in the registry of kinds.
 pub const KIND: KindInfo = KindInfo {
     name: "situation-report",
     working_group: Some("information"),
     msg_types: &[MsgType::Alert, MsgType::Update],
     informs: true,
-    by_nodes: false,
+    node_only: false,
     labels: Labels { ar: "تقرير عن الوضع", fr: "Rapport de situation", en: "Situation report" },
     holds: |content| matches!(content, Content::SituationReport(_)),
     validate,
