@@ -4,7 +4,7 @@
 //!
 //! A hand-over to another thread and back costs a lone bulletin two wake-ups, together as long as half a sync. So work that comes alone is
 //! committed where it comes, on a thread of the network. Whatever comes in company, is long, or meets a disk or a thread that had much to do is
-//! left to the committer's thread (`docs/adr/commits-where-they-come.md`).
+//! left to the committer's thread (`docs/adr/inline-commits.md`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
