@@ -27,7 +27,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::messages::{Lang, Messages};
 use super::output::{Captured, Output};
-use super::{Cli, Context, Exit, Failure, talk};
+use super::{Cli, Context, Exit, Failure, run_client};
 use crate::rpc::focal_point_server::{FocalPoint, FocalPointServer};
 
 const NODE: &str = "spiffe://ne.rabat.example/node";
@@ -245,7 +245,7 @@ async fn barid(folder: &Path, lang: Lang, args: &[&str]) -> (Result<Exit, Failur
     let cli = Cli::try_parse_from(std::iter::once("barid").chain(args.iter().copied())).unwrap();
     let (output, captured): (Output, Captured) = Output::captured(cli.json);
     let context = Context::new(Messages::new(lang), output, Some(folder.join("client.toml")));
-    let result = talk(&context, cli.command).await;
+    let result = run_client(&context, cli.command).await;
     if let Err(failure) = &result {
         failure.show(&context.messages, &context.output);
     }

@@ -96,7 +96,7 @@ async fn plan(shared: &Arc<ExchangeState>, peer: &Member) -> Option<Step> {
             roster,
             all_topics,
             // Content that could not be committed is not requested.
-            may_request: &|owner| shared.options.committer.may_request(owner, &peer),
+            may_request: &|owner| shared.options.committer.may_backfill(owner, &peer),
         };
         shared.backfill_schedule.next(shared.store().as_ref(), &context, Instant::now())
     });
