@@ -62,7 +62,7 @@ pub(crate) async fn request_missing(
                 let reply = tokio::time::timeout(BACKFILL_TIMEOUT, reply_to(&request.feed, &mut replies));
                 match reply.await {
                     Ok(Some(BackfillReply::BackfillResponse(backfills))) => {
-                        receive(&shared, &peer, request, backfills).await
+                        receive(&shared, &peer, request, backfills).await;
                     }
                     Ok(None) => return,
                     Ok(Some(BackfillReply::Rejected(_))) | Err(_) => {

@@ -324,7 +324,7 @@ impl Alarm {
                 &[feed, why],
             ),
             Self::RosterForkConflict { feed } => parts(
-                "fork-conflict",
+                "roster-fork-conflict",
                 "fork-conflict",
                 Critical,
                 "the governors have ended {} with another history than is held here: what is read of it here may be what they rejected",

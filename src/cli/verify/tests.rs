@@ -31,7 +31,7 @@ fn judged() -> Judged {
 
 fn report_text(lang: Lang, judged: &Judged) -> String {
     let context = Context::new(Messages::new(lang), Output::plain(), None);
-    let render = Render::new(&context, Directory::with_roster(nobody(), judged.trusted.clone()));
+    let render = Render::new(&context, Directory::with_roster(unknown_member(), judged.trusted.clone()));
     let text = report::lines(&context, &render, judged).join("\n");
     assert_eq!(text.matches(FSI).count(), text.matches(PDI).count(), "{text:?}");
     // A missing message would be shown as its id, and a value in a wrong place as U+FFFD.
