@@ -1,7 +1,7 @@
-//! `access.toml`: certificates say who, this file says what. Deny by default.
+//! Reads `access.toml`, which grants roles to callers. A caller without a grant is denied.
 //!
-//! In scope: grants by SPIFFE path, roles and working groups. Out of scope: who a caller is (`transport`), and the audience of a
-//! bulletin (`core`).
+//! In scope: grants by SPIFFE path, roles, working groups and limits. Out of scope: identifying a
+//! caller (`transport`), and the audience of a bulletin (`core`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Guard};
 
-/// What a caller may be.
+/// Role of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
@@ -27,11 +27,11 @@ pub enum Role {
     Auditor,
 }
 
-/// The text of `access.toml`.
+/// The content of `access.toml`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessText {
-    /// Limits of everybody, where not the program's own.
+    /// Limits of all callers, where they differ from [`Limits::DEFAULT`].
     #[serde(default, skip_serializing_if = "LimitsText::is_empty")]
     pub limits: LimitsText,
     /// Grants.
@@ -43,19 +43,19 @@ pub struct AccessText {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrantText {
-    /// Path of the SPIFFE ID: `focal-point/police-hq`.
+    /// Path of the SPIFFE ID, for example `focal-point/police-hq`.
     pub path: String,
     /// Roles.
     pub roles: BTreeSet<Role>,
     /// Working groups in which a focal point publishes, and a focal point or agency reads.
     #[serde(default)]
     pub working_groups: BTreeSet<String>,
-    /// Limits of this one, where not everybody's.
+    /// Limits of this caller, where they differ from those of all callers.
     #[serde(default, skip_serializing_if = "LimitsText::is_empty")]
     pub limits: LimitsText,
 }
 
-/// Limits as they are written: what is absent is not changed.
+/// Limits as written in the file; an absent one is not changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsText {
@@ -76,24 +76,24 @@ pub struct LimitsText {
     pub streams: Option<u32>,
 }
 
-/// How much one identity may ask of the node, over all its connections. Each is 1 or more.
+/// Limits of one identity, over all its connections. Each is at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Calls begun in a second, a second's worth at once.
+    /// Calls started in a second. The burst is one second's worth.
     pub calls_per_second: u32,
-    /// Bulletins handed in in a second, by calls and by streams, a second's worth at once.
+    /// Bulletins submitted in a second, by calls and streams. The burst is one second's worth.
     pub bulletins_per_second: u32,
-    /// Named subscriptions that are remembered.
+    /// Named subscriptions stored.
     pub subscriptions: u32,
     /// Days after which a named subscription that was neither opened nor acknowledged is removed.
     pub subscription_days: u32,
-    /// Streams open at a time, to subscribe or to publish.
+    /// Streams open at a time, subscribing and publishing.
     pub streams: u32,
 }
 
 impl Limits {
-    /// Beyond what one system of a member needs and what one connection can carry: they stop a caller that runs wild, and leave those
-    /// in peace who only have much to say.
+    /// The default limits. They are above what one system of a member needs and above what one
+    /// connection can carry: they stop a runaway caller without disturbing a busy one.
     pub const DEFAULT: Self = Self {
         calls_per_second: 50_000,
         bulletins_per_second: 500_000,
@@ -102,7 +102,7 @@ impl Limits {
         streams: 256,
     };
 
-    /// These, changed by what a text says.
+    /// Returns these limits, with those of `text` replaced.
     fn overridden_by(self, text: &LimitsText) -> Result<Self, String> {
         let read = |field: &str, value: Option<u32>, before: u32| match value {
             Some(0) => Err(format!("limits.{field}: `0` is not 1 or more; to allow nothing, take the grant away")),
@@ -130,38 +130,38 @@ impl LimitsText {
     }
 }
 
-/// What one caller may do.
+/// Permissions of one caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// Roles.
     pub roles: BTreeSet<Role>,
     /// Working groups.
     pub working_groups: BTreeSet<String>,
-    /// How much it may ask.
+    /// Its limits.
     pub limits: Limits,
 }
 
 impl Grant {
-    /// Whether it has a role.
+    /// Whether it has the role.
     #[must_use]
     pub fn has(&self, role: Role) -> bool {
         self.roles.contains(&role)
     }
 
-    /// Whether it publishes in a working group.
+    /// Whether it may publish in the working group.
     #[must_use]
     pub fn may_publish_in(&self, group: &str) -> bool {
         self.has(Role::FocalPoint) && self.working_groups.contains(group)
     }
 
-    /// Whether it reads in a working group.
+    /// Whether it may read in the working group.
     #[must_use]
     pub fn may_read_in(&self, group: &str) -> bool {
         (self.has(Role::FocalPoint) || self.has(Role::Agency)) && self.working_groups.contains(group)
     }
 }
 
-/// All grants of a node.
+/// All grants of a node, by SPIFFE path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
     grants: BTreeMap<String, Arc<Grant>>,
@@ -176,11 +176,11 @@ pub enum AccessError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// The text is not what is expected.
+    /// The text is not valid.
     #[error("{path}: {reason}")]
     Text {
         /// The file.
@@ -201,10 +201,11 @@ impl Access {
         Self::parse(&text).map_err(|reason| AccessError::Text { path: path.to_owned(), reason })
     }
 
-    /// Reads a text. The error says where and why.
+    /// Parses the text of a file.
     ///
     /// # Errors
-    /// If it is not TOML, has unknown keys or roles, grants one path twice, or lets a path publish that cannot be an issuer.
+    /// Says where and why, if the text is not TOML, has unknown keys or roles, grants one path
+    /// twice, or lets a path publish that cannot be an issuer.
     pub fn parse(text: &str) -> Result<Self, String> {
         let read: AccessText = toml::from_str(text).map_err(|error| error.to_string())?;
         let everybody = Limits::DEFAULT.overridden_by(&read.limits)?;
@@ -229,13 +230,14 @@ impl Access {
         Ok(Self { grants, limits: everybody })
     }
 
-    /// How much the caller with this SPIFFE path may ask; those without a grant may be refused as often as others may call.
+    /// Returns the limits of the caller with this SPIFFE path. Callers without a grant get the
+    /// limits of all callers, which bound how often they are denied.
     #[must_use]
     pub fn limits(&self, path: &str) -> Limits {
         self.grants.get(path).map_or(self.limits, |grant| grant.limits)
     }
 
-    /// What the caller with this SPIFFE path may do; `None`: nothing.
+    /// Returns the grant of the caller with this SPIFFE path; `None` if it is denied everything.
     #[must_use]
     pub fn grant(&self, path: &str) -> Option<&Arc<Grant>> {
         self.grants.get(path)

@@ -1,7 +1,8 @@
-//! The only wiring: from a configuration to a running node, and back down in order.
+//! Assembles a node from its configuration, runs it, and shuts it down in order. This is the only
+//! place that wires modules together.
 //!
-//! In scope: opening the store, the keys, the rosters, both listeners and the links, and shutting them down. Out of scope: everything
-//! that these do.
+//! In scope: opening the store, the keys, the rosters, both listeners and the links, and shutting
+//! them down. Out of scope: what these parts do.
 
 mod cert_expiry;
 mod clock;
@@ -63,18 +64,18 @@ use crate::transport::{
     SpiffeId, Trust, Verifier,
 };
 
-/// How a node stopped.
+/// Result of a node that was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped {
-    /// Streams of callers that were open.
+    /// Callers' streams that were open.
     pub streams: u64,
-    /// Commits since it was told to stop.
+    /// Commits made after the request to stop.
     pub commits: u64,
-    /// Whether calls were cut that did not end in time.
+    /// Whether calls that did not end in time were cut.
     pub cut: bool,
 }
 
-/// Where a running node can be reached.
+/// Bound addresses of a running node.
 #[derive(Clone, Debug)]
 pub struct ListenAddresses {
     /// Bound address of the exchange listener, if there is one.
@@ -83,16 +84,16 @@ pub struct ListenAddresses {
     pub api: SocketAddr,
 }
 
-/// What whoever starts a node says that the node cannot know.
+/// Facts that the operator declares at start because the node cannot know them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StartFlags {
-    /// This is the first start ever of this member's feed.
+    /// This member's feed has never been started before.
     pub bootstrap: bool,
-    /// The store is lost, and not only out of reach: an empty one is begun.
+    /// The store is lost, not only unavailable: start with an empty one.
     pub accept_data_loss: bool,
 }
 
-/// Runs a node until `stop` is done. `on_listening` is told where it listens once it does.
+/// Runs a node until `stop` completes. `on_listening` is called with the bound addresses.
 ///
 /// # Errors
 /// See [`AppError`].
@@ -112,16 +113,17 @@ pub async fn run(
     serve(config, purpose, while_open).await.map(|(_, _, stopped)| stopped)
 }
 
-/// What a node is opened for.
+/// Why a node is opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
-    /// Everything.
+    /// To run all services.
     Serve(StartFlags),
-    /// Links only, to fetch what peers hold of a feed that is in doubt. The feed's own keys are not needed.
+    /// To fetch what peers hold of a feed that needs recovery, over links only. The feed's own keys
+    /// are not needed.
     Recover,
 }
 
-/// A node that is open.
+/// An open node.
 struct OpenNode {
     addresses: Option<ListenAddresses>,
     exchange: Exchange,
@@ -129,15 +131,16 @@ struct OpenNode {
     rosters: RosterStore,
 }
 
-/// Opens a node, keeps it open until `while_open` is done, and closes it in order. Returns what `while_open` came to, if nothing failed
-/// first, and the store, to which nobody commits any more.
+/// Opens a node, keeps it open until `while_open` completes, and closes it in order. Returns the
+/// output of `while_open`, unless something failed first, and the store, to which nothing commits
+/// any more.
 async fn serve<T, F: Future<Output = T> + Send>(
     config: &NodeConfig,
     purpose: Purpose,
     while_open: impl FnOnce(OpenNode) -> F + Send,
 ) -> Result<(T, Arc<dyn Store>, Stopped), AppError> {
     let config = &with_current_epoch(config)?;
-    // From the first moment: it would end the process.
+    // Installed first: by default SIGHUP ends the process.
     let mut hangup = signal(SignalKind::hangup()).map_err(AppError::Signal)?;
     raise_file_limit();
     let me = config.feed.member.clone();
@@ -181,7 +184,8 @@ async fn serve<T, F: Future<Output = T> + Send>(
         crls.held.accept(&list);
     }
     let verifier = |policy| Verifier::new(trust.clone(), crls.held.clone(), policy, grace_seconds);
-    // A node that nobody lets in is alone, and would be told so by nobody. What passes by itself is an alarm meanwhile.
+    // A node whose certificate every peer rejects would be isolated without any error. A temporary
+    // rejection only raises an alarm.
     let peers = identity::PeerVerifier { trust: &trust, crls: &crls.held, trust_domain: &trust_domain, grace_seconds };
     if let Some(certificate) = credentials.certificate()
         && let Err(rejection) = peers.verify(&certificate, UnixTime::now())
@@ -283,7 +287,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
             verifier: Arc::new(verifier(Policy::Peers(trust_domain))),
             limits: Limits::EXCHANGE,
             budget: budgets.of(&table::EXCHANGE_CONNECTIONS).clone(),
-            // Whoever is no peer does not get in at all.
+            // The verifier admits peers only.
             level: Arc::new(|_| AccessLevel::Granted),
             ..api_listener
         };
@@ -295,7 +299,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
         serving.spawn(calls::serve(incoming, calls, Limits::EXCHANGE, stopped(stopping.clone())));
     }
     let dialers = exchange::spawn_dialers(&exchange, Arc::new(dial));
-    // Dropping the set ends them.
+    // Dropping the set ends the tasks.
     let mut tasks = JoinSet::new();
     let ended = audit_refusal("connection-closed", &audit_limiter);
     let peers = exchange.clone();
@@ -332,7 +336,7 @@ async fn serve<T, F: Future<Output = T> + Send>(
     }
     tasks.spawn(async move {
         while hangup.recv().await.is_some() {
-            // The record of it tells the outcome.
+            // The audit record contains the outcome.
             let _ = node.reload_for("SIGHUP").await;
         }
     });
@@ -370,7 +374,8 @@ async fn serve<T, F: Future<Output = T> + Send>(
     result.map(|done| (done, store, stopped))
 }
 
-/// The configuration with the epoch that is in force: the mark's, or a later one that the file says.
+/// Returns the configuration with the current epoch: that of the high-water mark, or of the file if
+/// it is later.
 fn with_current_epoch(config: &NodeConfig) -> Result<NodeConfig, AppError> {
     let mut config = config.clone();
     let recorded_epoch = read_high_water_epoch(&high_water_mark_path(&config)).map_err(StartError::from)?;
@@ -382,12 +387,13 @@ fn high_water_mark_path(config: &NodeConfig) -> PathBuf {
     config.text.keys.join("mark")
 }
 
-/// Whoever writes into a stopped node's folders must be its user: files of another one the node could not open, or not write.
+/// Checks that this process runs as the owner of the stopped node's folders. The node could not
+/// open, or not write, files of another user.
 fn check_user(config: &NodeConfig) -> Result<(), AppError> {
     use std::os::unix::fs::MetadataExt as _;
     let user = rustix::process::geteuid().as_raw();
     for path in [&config.text.data, &config.text.keys] {
-        // What is not there is made, or missed, by whoever needs it.
+        // A missing folder is created, or reported, by the code that needs it.
         let Ok(owner) = std::fs::metadata(path).map(|folder| folder.uid()) else { continue };
         if owner != user {
             return Err(AppError::OtherUser { path: path.clone(), owner, user });
@@ -396,11 +402,12 @@ fn check_user(config: &NodeConfig) -> Result<(), AppError> {
     Ok(())
 }
 
-/// Calls that are under way when the node stops get this long.
+/// Time for running calls to end when the node stops.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
-/// The roster trusted from the start, and those that the store holds beyond it. Where the file is newer than what the store began with
-/// and follows from it, the store's beginning stays: bulletins of that time are still judged by the rosters of that time.
+/// Returns the chain of the trusted roster and the later ones in the store. If the file is newer
+/// than the store's first roster and follows from it, the chain starts at the store's first roster:
+/// bulletins of that time are still judged by the rosters of that time.
 fn chain(config: &NodeConfig, held: Vec<RosterRecord>) -> Result<RosterChain, AppError> {
     let path = &config.text.roster;
     let reject = |source| AppError::Roster { path: path.clone(), source };
@@ -418,13 +425,13 @@ fn chain(config: &NodeConfig, held: Vec<RosterRecord>) -> Result<RosterChain, Ap
     Ok(chain)
 }
 
-/// The roster's note. Who could write it would choose whom this node believes.
+/// Reads the roster's note. Anyone who could write the file would choose whom this node trusts.
 fn read_roster(path: &std::path::Path) -> Result<Vec<u8>, AppError> {
     let text = files::read_text(path, Guard::Trusted);
     text.map(String::into_bytes).map_err(|source| AppError::File { path: path.to_owned(), source })
 }
 
-/// Access rules that others may read name everybody who works with this node.
+/// Reads the access rules. Warns if other users may read them, because they name all callers.
 fn load_access(path: &std::path::Path) -> Result<Access, AppError> {
     let access = Access::load(path)?;
     if files::is_readable_by_others(path) {
@@ -434,7 +441,7 @@ fn load_access(path: &std::path::Path) -> Result<Access, AppError> {
     Ok(access)
 }
 
-/// The chain that the store holds, if it reaches or leads to the roster in the file.
+/// Returns the store's chain, if it contains or leads to the roster in the file.
 fn from_store(records: &[RosterRecord], file: &[u8]) -> Option<RosterChain> {
     let (first, rest) = records.split_first()?;
     let mut chain = RosterChain::start(&first.note).ok()?;
@@ -444,7 +451,7 @@ fn from_store(records: &[RosterRecord], file: &[u8]) -> Option<RosterChain> {
     chain.extend(file).is_ok().then_some(chain)
 }
 
-/// What a chain begins with is kept, too: a newer file may take its place.
+/// Persists the first roster of the chain too: a newer file may replace it.
 async fn persist_roster_chain(committer: &Committer, rosters: &RosterStore) -> Result<(), AppError> {
     let persisted: Vec<u64> = committer.store().rosters()?.iter().map(|record| record.version).collect();
     let rosters = rosters.load();
@@ -456,7 +463,7 @@ async fn persist_roster_chain(committer: &Committer, rosters: &RosterStore) -> R
     Ok(())
 }
 
-/// The node's signing keys, each checked against the roster.
+/// Returns the node's signing keys, each checked against the roster.
 fn keys(config: &NodeConfig, roster: &Roster, purpose: Purpose) -> Result<Keys, AppError> {
     let now = OffsetDateTime::now_utc().unix_timestamp().unsigned_abs();
     let read = |path: PathBuf, role: Role| {
@@ -496,7 +503,8 @@ fn local(tcp: &TcpListener, address: &str) -> Result<SocketAddr, AppError> {
     tcp.local_addr().map_err(|source| AppError::Listen { address: address.to_owned(), source })
 }
 
-/// Returns why, when the store has failed: what was not released by then never is, and the next start reads what the disk holds.
+/// Waits until the store has failed, and returns the reason. Work that was not completed by then
+/// never is; the next start reads what the disk holds.
 async fn failed(committer: &Committer) -> String {
     let mut publish_state = committer.publish_state();
     match publish_state.wait_for(|publish_state| matches!(publish_state, PublishState::Stopped(_))).await.as_deref() {
@@ -506,7 +514,7 @@ async fn failed(committer: &Committer) -> String {
 }
 
 async fn stopped(mut stopping: watch::Receiver<bool>) {
-    // A sender that is gone means the same.
+    // A dropped sender means the same.
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
@@ -519,8 +527,9 @@ fn audit_refusal(event: &'static str, audit_limiter: &Arc<AuditLimiter>) -> tran
     })
 }
 
-/// Every connection takes a file descriptor, and the usual soft limit of 1,024 is below what the listeners and the store may need. The
-/// hard limit is the administrator's.
+/// Raises the soft limit of open files to the hard limit. Every connection takes a file descriptor,
+/// and the usual soft limit of 1,024 is below what the listeners and the store may need. The hard
+/// limit is the administrator's.
 fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -530,7 +539,8 @@ fn raise_file_limit() {
     }
 }
 
-/// A newer roster changes whom TLS trusts, and so who stays connected.
+/// Updates the trusted authorities when a newer roster is adopted. It also decides which peers stay
+/// connected.
 async fn follow_rosters(rosters: RosterStore, trust: Trust) {
     let mut versions = rosters.watch();
     while versions.changed().await.is_ok() {

@@ -1,7 +1,10 @@
-//! How messages of the services are read: as tonic does, after a look at how many parts a message has.
+//! Decodes messages of the services as tonic does, after a check of how many parts a message has.
 //!
-//! In scope: counting the parts of a message before anything is allocated for them. A part of two bytes on the wire takes a hundred in memory: a
-//! message that is within its bound in bytes would become hundreds of megabytes. Out of scope: what the parts are (`core`), and bounds in bytes.
+//! A part of two bytes on the wire takes about a hundred in memory: a message within its bound in
+//! bytes could become hundreds of megabytes.
+//!
+//! In scope: counting the parts of a message before anything is allocated for them. Out of scope:
+//! what the parts are (`core`), and bounds in bytes.
 
 use std::any::TypeId;
 use std::marker::PhantomData;
@@ -42,7 +45,7 @@ where
     }
 }
 
-/// Reads a message unless it has too many parts.
+/// Decodes a message unless it has too many parts.
 pub struct BoundedDecoder<U>(ProstDecoder<U>);
 
 impl<U: Message + Default + 'static> Decoder for BoundedDecoder<U> {
@@ -61,7 +64,8 @@ impl<U: Message + Default + 'static> Decoder for BoundedDecoder<U> {
     }
 }
 
-/// How deep the parts of a message are counted: those of frames and of requests. Responses of the API are this node's own, and long.
+/// Returns how deep the parts of a message are counted, for link frames and requests. Responses of
+/// the API are this node's own, and long: they are not counted.
 fn depth_of<U: 'static>() -> Option<u32> {
     let is_frame = [TypeId::of::<proto::LinkRequest>(), TypeId::of::<proto::LinkResponse>()];
     if is_frame.contains(&TypeId::of::<U>()) {
@@ -72,26 +76,28 @@ fn depth_of<U: 'static>() -> Option<u32> {
 }
 
 fn check(message: &[u8], depth: u32) -> Result<(), Status> {
-    // A part takes two bytes at least.
+    // A part takes at least two bytes.
     if message.len() / 2 <= FRAME_PARTS_MAX {
         return Ok(());
     }
     match count_parts(message, depth, FRAME_PARTS_MAX) {
-        // What cannot be read here is not read by the decoder either, which says why.
+        // The decoder cannot decode it either, and returns the error.
         None => Ok(()),
         Some(parts) if parts <= FRAME_PARTS_MAX => Ok(()),
         Some(_) => Err(Status::resource_exhausted(format!("a message has more than {FRAME_PARTS_MAX} parts"))),
     }
 }
 
-/// Messages in each other in which the parts of a frame lie: request, frame, its kind, and what it repeats (entries, heads). Deeper ones
-/// stand once in each of these, or are bytes.
+/// Nesting depth of the parts of a frame: request, frame, its kind, and its repeated fields
+/// (entries, heads). Deeper fields occur once in each of these, or are bytes.
 const FRAME_DEPTH: u32 = 4;
-/// Messages in each other in a request to the API: the deepest is a draft's body, with what its lists hold.
+/// Nesting depth of the parts of an API request. The deepest is a draft's body, with the content of
+/// its lists.
 const REQUEST_DEPTH: u32 = 10;
 
-/// Counts the fields of a message and of the messages in it, `depth` deep, until there are more than `max`; `None` if it is none. A text
-/// or bytes may look like a message, and count as one: a few parts more.
+/// Counts the fields of a message and of its nested messages, `depth` deep, until there are more
+/// than `max`. Returns `None` if the bytes are not a message. A string or bytes that look like a
+/// message count as one, which adds a few parts.
 fn count_parts(message: &[u8], depth: u32, max: usize) -> Option<usize> {
     let (mut rest, mut parts) = (message, 0);
     while !rest.is_empty() && parts <= max {
@@ -108,7 +114,7 @@ fn count_parts(message: &[u8], depth: u32, max: usize) -> Option<usize> {
                     parts += count_parts(inner, depth - 1, max.saturating_sub(parts)).unwrap_or(0);
                 }
             }
-            // Groups: nothing that is read here has any.
+            // Groups, which no message here uses.
             _ => return None,
         }
     }
@@ -167,7 +173,7 @@ mod tests {
             assert!(message.len() < MESSAGE_BYTES_MAX);
             assert!(check(&message, FRAME_DEPTH).is_err());
         }
-        // One frame in many pieces, which a reader of protobuf joins.
+        // One frame in many pieces, which a protobuf decoder merges.
         let piece = request(Frame::TreeHeads(proto::TreeHeads {
             heads: vec![proto::TreeHead::default(); 8],
             ..Default::default()

@@ -1,6 +1,7 @@
-//! `node.toml`: how one node is run.
+//! Reads `node.toml`, the configuration of one node.
 //!
-//! In scope: the file. Out of scope: what it points to. Unknown keys are refused; paths are relative to the file's own folder.
+//! In scope: the file. Unknown keys are rejected; paths are relative to the file's folder. Out of
+//! scope: the files it names.
 //!
 //! ```toml
 #![doc = include_str!("node.example.toml")]
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::files::{self, Guard};
 use crate::transport::Compress;
 
-/// The text of `node.toml`. See the example for what each key means.
+/// The content of `node.toml`. The example explains each key.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeText {
@@ -24,56 +25,59 @@ pub struct NodeText {
     pub member: String,
     /// Exchange name.
     pub exchange: String,
-    /// Epoch of the first start; where there is a mark, the mark says which is in force.
+    /// Epoch at the first start. Once there is a high-water mark, its epoch is used if it is later.
     #[serde(default = "default_epoch")]
     pub epoch: u32,
     /// Folder of the store.
     pub data: PathBuf,
-    /// Folder of `feed.key`, `mirror.key`, `custody.key` and the mark; not inside `data`.
+    /// Folder of `feed.key`, `mirror.key`, `custody.key` and the high-water mark; not inside
+    /// `data`.
     pub keys: PathBuf,
-    /// Roster note that is trusted from the start.
+    /// Note of the roster that is trusted from the start.
     pub roster: PathBuf,
     /// Access rules.
     pub access: PathBuf,
     /// PEM chain of the node's certificate.
     pub certificate: PathBuf,
-    /// PEM private key of it.
+    /// PEM private key of the certificate.
     pub private_key: PathBuf,
     /// PEM or DER revocation lists, read on start and on reload.
     #[serde(default)]
     pub crls: Vec<PathBuf>,
-    /// Listener for peers; absent: this node only dials.
+    /// Address of the listener for peers; if absent, this node only dials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listen_exchange: Option<String>,
-    /// Listener for this member's own people and systems.
+    /// Address of the listener for this member's own people and systems.
     pub listen_api: String,
-    /// Instead of the roster's endpoint of a member: `host:port`.
+    /// `host:port` by member, in place of the roster's endpoint.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub endpoints: BTreeMap<String, String>,
-    /// Topics whose content is wanted; empty: all.
+    /// Topics whose content is requested from peers; empty: all.
     #[serde(default)]
     pub topics: Vec<String>,
-    /// Whether members that joined the exchange or a working group later are handed the earlier bulletins that they may read now.
+    /// Whether members that joined the exchange or a working group later receive the earlier
+    /// bulletins that they may now read.
     #[serde(default)]
     pub backfill_new_members: bool,
     /// Whether links that this node dials are compressed.
     #[serde(default)]
     pub compress: Compress,
-    /// Days for which peers are still accepted after a revocation list's nextUpdate.
+    /// Days after a revocation list's nextUpdate during which peers are still accepted.
     #[serde(default = "default_crl_grace_days")]
     pub crl_grace_days: u32,
-    /// Seconds to wait for a peer's heads after a start before publishing alone.
+    /// Seconds to wait after a start for a peer's tree heads before publishing without them.
     #[serde(default = "default_peer_wait_seconds")]
     pub peer_wait_seconds: u32,
-    /// Free MiB on the disk that are kept for urgent entries of this member and for answers. Below twice as much nothing but own entries is
-    /// committed.
+    /// Free MiB on the disk reserved for urgent entries of this member and for notes. Below twice
+    /// this much only own entries are committed.
     #[serde(default = "default_min_free_disk_mib")]
     pub min_free_disk_mib: u64,
-    /// Share of the room on the disk that the content of one other member may take in a day, in percent. Of more the digests are stored, and the
-    /// content is fetched later.
+    /// Share of the free disk space that the content of one other member may take in a day, in
+    /// percent. Beyond it only digests are stored, and the content is fetched later.
     #[serde(default = "default_member_share_percent")]
     pub member_share_percent: u8,
-    /// MiB of memory that all budgets together may hold (`docs/limits.md`); their bounds shrink alike where they would come to more.
+    /// MiB of memory for all budgets together (`docs/limits.md`). If their bounds exceed it, they
+    /// shrink in proportion.
     #[serde(default = "default_memory_mib")]
     pub memory_mib: u64,
     /// Log filter as in `RUST_LOG`.
@@ -82,7 +86,7 @@ pub struct NodeText {
     /// Log as JSON lines.
     #[serde(default)]
     pub log_json: bool,
-    /// Figures for a monitoring system; absent: none.
+    /// Metrics for a monitoring system; if absent, they are off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<MetricsText>,
 }
@@ -91,12 +95,13 @@ pub struct NodeText {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsText {
-    /// Listener, plain HTTP.
+    /// Address of the listener, plain HTTP.
     pub listen: String,
-    /// Whether it may listen beyond this machine, where whoever connects reads the figures.
+    /// Whether it may listen on an address that other machines can reach. Anyone who can connect
+    /// reads the metrics.
     #[serde(default)]
     pub allow_non_loopback: bool,
-    /// Further host names by which it may be asked for.
+    /// Further host names that requests may use.
     #[serde(default)]
     pub hosts: Vec<String>,
 }
@@ -121,7 +126,7 @@ fn default_member_share_percent() -> u8 {
     barid_core::quota::SHARE_PERCENT
 }
 
-/// Less than this would not carry one full page and one full batch of each of a few callers and peers.
+/// Least memory: it holds one full page and one full batch for each of a few callers and peers.
 const MEMORY_MIB_MIN: u64 = 256;
 
 fn default_memory_mib() -> u64 {
@@ -132,32 +137,32 @@ fn info() -> String {
     "info".into()
 }
 
-/// A configuration that was read and checked; paths are complete.
+/// A configuration that was read and checked. Its paths are complete.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
     /// The node's feed: member, exchange and epoch.
     pub feed: FeedId,
-    /// Overrides of endpoints.
+    /// Endpoints that replace those of the roster.
     pub endpoints: BTreeMap<Member, String>,
-    /// Topics wanted; empty: all.
+    /// Topics whose content is requested; empty: all.
     pub topics: Vec<TopicFilter>,
-    /// The rest, with complete paths.
+    /// The other settings, with complete paths.
     pub text: NodeText,
 }
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("{path} cannot be read")]
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// It is not the TOML that is expected.
+    /// The file is not valid.
     #[error("{path}: {reason}")]
     Text {
         /// The file.

@@ -1,8 +1,9 @@
-//! An error and what caused it, in one line.
+//! Formats an error and its causes in one line.
 
 use std::error::Error;
 
-/// The error and its sources, with `: ` between them; a source that stands in the text already is left out, and lines become one.
+/// Returns the error and its sources, joined with `: `. A source whose text is already contained is
+/// left out, and line breaks are removed.
 pub(crate) fn one_line(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

@@ -1,34 +1,37 @@
-//! Files that operators write and this program believes: read whole, with a bound, and only if nobody else could read or write them.
+//! Reads files that operators write and the program trusts: whole, with a size bound, and only if
+//! no other user could have read or written them.
 //!
-//! In scope: who may read and write a file, its encoding, its size. Out of scope: what it holds.
+//! The rule is that of ssh and of database servers for keys. A file must belong to the user of the
+//! process or to root. Only its owner may read a secret; if root owns it (a mounted secret), its
+//! group may read it too. The check is made on the open file. So a symbolic link is judged by its
+//! target, and by who may change the folders of the link and of the target.
 //!
-//! The rule is the one of ssh and of database servers for their keys: the file belongs to the user that runs this, or to root; a secret is
-//! for its owner alone, where root owns it (a mounted secret) its group may read it. What is judged is the open file, so a symbolic link
-//! is judged by where it leads, and by who may change the folders of the link and of the file.
+//! In scope: who may read and write a file, its encoding, its size. Out of scope: its content.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Largest file that is read whole: a roster has at most 1 MiB, access rules of 10,000 people a little more.
+/// Largest file that is read: a roster has at most 1 MiB, access rules of 10,000 people a little
+/// more.
 const FILE_BYTES_MAX: u64 = 4 << 20;
-/// UTF-8's byte order mark, with which editors on some systems begin a file.
+/// UTF-8's byte order mark, which editors on some systems write at the start of a file.
 const BOM: &[u8] = b"\xef\xbb\xbf";
-/// UTF-16's, in both orders.
+/// UTF-16's byte order marks, in both orders.
 const UTF16_BOMS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
-/// The user of whom every file may be.
+/// The user that may own any file.
 const ROOT: u32 = 0;
 const STICKY: u32 = 0o1000;
 
-/// Who else may touch a file.
+/// Which access other users may have to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guard {
-    /// Whoever can: it is public, and somebody has signed it.
+    /// Any: the content is public and signed.
     Public,
-    /// Others may read it, but not write it: it says what this program does.
+    /// Read, but not write: the content controls this program.
     Trusted,
-    /// Others may do neither: it is a key.
+    /// None: the content is a key.
     Secret,
 }
 
@@ -62,7 +65,8 @@ impl From<Fault> for io::Error {
 /// Reads a file.
 ///
 /// # Errors
-/// If it cannot be read, is too large, or is open to others beyond what `guard` allows; the error says what to do.
+/// If it cannot be read, is too large, or is open to others beyond what `guard` allows; the error
+/// says what to do.
 pub fn read(path: &Path, guard: Guard) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     check_file(path, &file.metadata()?, guard)?;
@@ -87,13 +91,13 @@ pub fn read_text(path: &Path, guard: Guard) -> io::Result<String> {
     Ok(text.to_owned())
 }
 
-/// Bytes without the byte order mark that they may begin with.
+/// Returns the bytes without a leading byte order mark.
 #[must_use]
 pub fn strip_bom(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BOM).unwrap_or(bytes)
 }
 
-/// Whether others may read a file.
+/// Whether other users may read a file.
 #[must_use]
 pub fn is_readable_by_others(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.mode() & 0o004 != 0)
@@ -102,14 +106,14 @@ pub fn is_readable_by_others(path: &Path) -> bool {
 /// Checks a folder of secrets.
 ///
 /// # Errors
-/// If it is not there, or others may look into it or change it.
+/// If it does not exist, or other users may list or change it.
 pub fn check_secret_folder(path: &Path) -> io::Result<()> {
     check_owner_and_mode(path, &std::fs::metadata(path)?, Guard::Secret)?;
     check_parent_folders(path)
 }
 
 fn check_file(path: &Path, found: &Metadata, guard: Guard) -> io::Result<()> {
-    // What comes out of a pipe was read by whoever feeds it.
+    // The process that feeds a pipe knows its content anyway.
     if guard == Guard::Public || !found.is_file() {
         return Ok(());
     }
@@ -138,8 +142,8 @@ fn check_owner_and_mode(path: &Path, found: &Metadata, guard: Guard) -> io::Resu
     Ok(())
 }
 
-/// The folders in which a path and the file that it leads to stand: whoever may change these puts another file in its place. In a folder
-/// such as /tmp only owners may.
+/// Checks the folders that contain a path and the file it resolves to: a user who may change them
+/// can put another file in its place. In a folder such as /tmp only owners may.
 fn check_parent_folders(path: &Path) -> io::Result<()> {
     let target = path.canonicalize()?;
     for folder in [path, &target].into_iter().filter_map(Path::parent) {
@@ -244,7 +248,7 @@ mod tests {
 
     #[test]
     fn file_of_another_user_is_rejected() {
-        // Only root can make one; elsewhere a file of the system stands for it.
+        // Only root can create such a file; otherwise a system file is used.
         let folder = Folder::new();
         let path = folder.file("feed.key", b"", 0o600);
         if std::os::unix::fs::chown(&path, Some(65_532), None).is_ok() {

@@ -1,8 +1,10 @@
-//! The floors of the house, held by a test: `core` below `store` below `committer` below `exchange` and `api`, `app` above them, `cli`
-//! on top. A module imports from lower floors only; neighbours on one floor do not know each other.
+//! Tests the layers of the architecture: `core` below `store` below `committer` below `exchange`
+//! and `api`; `app` above them; `cli` on top. A module imports from lower layers only; modules of
+//! one layer do not import each other.
 //!
-//! In scope: paths from `crate::` and `super::` in everything that is not test code, and what `core` must not name. Out of scope:
-//! crates; `core` has its own, so that the compiler keeps it from knowing the node.
+//! In scope: paths from `crate::` and `super::` in all code but tests, and what `core` must not
+//! name. Out of scope: crates; `core` is a crate of its own, so the compiler keeps it from
+//! importing the node.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,7 +12,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The modules of the node, lowest floor first. A new top-level module needs a place here.
+/// The modules of the node, lowest layer first. A new top-level module needs a place here.
 const LAYERS: [&[&str]; 9] = [
     &["budgets", "error_chain", "clock", "random"],
     &["low_priority", "codec", "files", "rpc", "telemetry"],
@@ -23,7 +25,7 @@ const LAYERS: [&[&str]; 9] = [
     &["cli"],
 ];
 
-/// What `core` must not name: time, randomness and everything outside come as arguments.
+/// What `core` must not name: time, randomness and all I/O come as arguments.
 const NOT_IN_CORE: [&str; 11] = [
     "std::fs",
     "std::net::Tcp",
@@ -38,7 +40,7 @@ const NOT_IN_CORE: [&str; 11] = [
     "Instant::now",
 ];
 
-/// What `core` must not depend on, by the beginning of a crate's name.
+/// What `core` must not depend on, by the beginning of the crate's name.
 const NOT_UNDER_CORE: [&str; 12] = [
     "tokio",
     "tonic",
@@ -54,7 +56,8 @@ const NOT_UNDER_CORE: [&str; 12] = [
     "tempfile",
 ];
 
-/// One file without its comments and test code; what was left out is blank, so that lines keep their numbers.
+/// One file without comments and test code. Removed text is replaced by blank lines, so that line
+/// numbers stay.
 struct Source {
     path: PathBuf,
     text: String,
@@ -76,7 +79,7 @@ fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every file under `root` that is not test code alone.
+/// Returns every file under `root` that does not only contain test code.
 fn sources(root: &Path) -> Vec<Source> {
     let mut paths = Vec::new();
     rust_files(root, &mut paths);
@@ -98,8 +101,9 @@ fn sources(root: &Path) -> Vec<Source> {
     sources
 }
 
-/// Blanks comments and what stands under `#[cfg(test)]`; also says which modules are test code in files of their own. The code is
-/// formatted by rustfmt: a block ends at the first closing brace with the indentation of its beginning.
+/// Blanks comments and items under `#[cfg(test)]`. Also returns the test modules that are files of
+/// their own. The code is formatted by rustfmt: a block ends at the first closing brace with the
+/// indentation of its first line.
 fn without_tests(text: &str) -> (String, Vec<String>) {
     let (mut code_only, mut modules) = (String::new(), Vec::new());
     let mut lines = text.lines();
@@ -129,7 +133,8 @@ fn without_tests(text: &str) -> (String, Vec<String>) {
     (code_only, modules)
 }
 
-/// Top-level modules that a file names, each with its line. `depth` is how many modules stand above its items.
+/// Returns the top-level modules that a file names, each with its line. `depth` is the number of
+/// modules above its items.
 fn named(text: &str, depth: usize) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let to_root = "super::".repeat(depth);
@@ -149,7 +154,8 @@ fn named(text: &str, depth: usize) -> Vec<(usize, String)> {
     found
 }
 
-/// First names of a path or of a group of paths: `a::b` gives a; `{a, b::{c, d}}` gives a and b.
+/// Returns the first names of a path or a group of paths: `a::b` gives a; `{a, b::{c, d}}` gives a
+/// and b.
 fn heads(rest: &str) -> Vec<String> {
     let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let Some(group) = rest.strip_prefix('{') else { return vec![name(rest)] };
@@ -203,7 +209,7 @@ fn modules_import_lower_layers_only() {
     assert!(imports > 50, "only {imports} imports were seen: the test is blind");
 }
 
-/// Around 500 lines a file looks for a seam; this is where it must have found one.
+/// At 500 lines a file should be split; this is the hard limit.
 #[test]
 fn files_stay_below_lines_max() {
     const LINES_MAX: usize = 600;

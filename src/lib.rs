@@ -1,4 +1,4 @@
-//! The node: everything that touches disk, network or clock.
+//! The Barid node: all code that touches disk, network or clock.
 #![forbid(unsafe_code)]
 
 pub mod access;

@@ -1,8 +1,9 @@
-//! Work that may take its time: on threads that give way to those which commit, answer and carry what is urgent.
+//! Runs background work on low-priority threads, so that it does not slow down threads that commit,
+//! reply or carry urgent entries.
 //!
-//! In scope: a small pool for verifying and reading long batches of peers, another for readers that look at much, and the
-//! niceness of their threads and of others like them. Out of scope:
-//! anything that somebody waits for; that runs where it is, or on the runtime's own blocking threads.
+//! In scope: a pool for verifying and reading long batches of peers, another for scans by callers,
+//! and the niceness of these and similar threads. Out of scope: work that a caller waits for; it
+//! runs in place, or on the runtime's own blocking threads.
 
 use std::num::NonZero;
 use std::sync::OnceLock;
@@ -11,15 +12,17 @@ use std::thread::available_parallelism;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinError;
 
-/// Niceness of such threads (setpriority(2)): a third of the processor's time of one that has none, where there is not enough for both.
+/// Niceness of low-priority threads (setpriority(2)). Under contention they get a third of the
+/// processor time of a thread with niceness 0.
 const NICENESS: i32 = 5;
 
-/// The calling thread, and those that it starts, give way to others from now on. Where the system does not let it, nothing changes.
+/// Lowers the priority of the calling thread, and of those it starts. Does nothing if the system
+/// does not permit it.
 pub fn lower_priority() {
     let _ = rustix::process::nice(NICENESS);
 }
 
-/// Threads of one purpose, as many as the machine has processors.
+/// Threads for one purpose, as many as the machine has processors.
 struct Pool(OnceLock<Option<Runtime>>);
 
 impl Pool {
@@ -47,19 +50,19 @@ impl Pool {
     }
 }
 
-/// Runs `work` for a reader that looks at much, apart from what peers wait for.
+/// Runs `work` that scans much for a caller, apart from what peers wait for.
 ///
 /// # Errors
-/// The work ended in a panic.
+/// The work panicked.
 pub async fn run_scan<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Result<R, JoinError> {
     static POOL: Pool = Pool::new();
     POOL.run(work).await
 }
 
-/// Runs `work` on a thread that gives way, no more at a time than the machine has processors.
+/// Runs `work` on a low-priority thread, at most as many at a time as the machine has processors.
 ///
 /// # Errors
-/// The work ended in a panic.
+/// The work panicked.
 pub async fn run<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Result<R, JoinError> {
     static POOL: Pool = Pool::new();
     POOL.run(work).await

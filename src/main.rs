@@ -1,7 +1,7 @@
 //! The program `barid`: node and command line.
 #![forbid(unsafe_code)]
 
-/// A call makes some hundred small allocations on several threads.
+/// One call makes about a hundred small allocations on several threads.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

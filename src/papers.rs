@@ -1,4 +1,4 @@
-//! The operator's guide knows every record that the node makes.
+//! Tests that the operator's guide lists every audit record that the node makes.
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// Words in quotes right after `before`, in a text of which space is left out.
+/// Returns the string literals right after `before`, in a text without white space.
 fn literals_after<'a>(text: &'a str, before: &'a str) -> impl Iterator<Item = &'a str> {
     text.split(before).skip(1).filter_map(|rest| rest.strip_prefix('"')?.split('"').next())
 }

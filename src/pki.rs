@@ -1,7 +1,9 @@
-//! A development exchange in a folder: governors, a roster, and for each member an authority, certificates, keys and configuration.
+//! Creates a development exchange in a folder: governors, a roster, and for each member an
+//! authority, certificates, keys and configuration.
 //!
-//! In scope: everything needed to run an exchange on one machine or in containers, and to test what is refused. Out of scope: how a
-//! real authority keeps its key. Nothing here is fit for anything but development and exercises.
+//! In scope: everything needed to run an exchange on one machine or in containers, and to test
+//! rejections. Out of scope: how a real authority protects its key. Use it for development and
+//! exercises only.
 
 mod develop;
 mod folder;
@@ -21,18 +23,18 @@ use time::OffsetDateTime;
 
 pub use develop::{DevelopMember, DevelopOptions, MEMBERS_MAX, Owner, Place, WORKING_GROUPS, develop, first_feed};
 
-/// How long development certificates last.
+/// Validity of development certificates.
 const VALID: Duration = Duration::from_secs(365 * 24 * 3_600);
-/// How long a development revocation list lasts: as its certificates, since nobody renews it.
+/// Validity of a development revocation list: that of the certificates, because it is not renewed.
 const CRL_VALID: Duration = VALID;
 
-/// Whether a text is a DNS name or an address, as certificates and endpoints name hosts.
+/// Whether a text is a DNS name or an address, as used in certificates and endpoints.
 #[must_use]
 pub fn is_host(text: &str) -> bool {
     ServerName::try_from(text).is_ok()
 }
 
-/// Why an exchange was not made.
+/// Why an exchange was not created.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
     /// The folder holds an exchange already.
@@ -41,33 +43,33 @@ pub enum PkiError {
     /// A file could not be written.
     #[error("{path} cannot be written")]
     File {
-        /// Which.
+        /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// Something that is no host.
+    /// A text that is not a host.
     #[error("`{0}` is not a DNS name or an address")]
     Host(String),
     /// More members than a roster holds.
     #[error("{0} members are too many: a roster has room for {MEMBERS_MAX}")]
     TooMany(usize),
-    /// A code or an endpoint that several members would have.
+    /// A code or an endpoint that is used by several members.
     #[error("two members have {0}")]
     Twice(String),
-    /// What was asked for makes no roster.
+    /// The options do not make a valid roster.
     #[error("these members make no roster")]
     Roster(#[from] RosterError),
-    /// A certificate could not be made.
+    /// A certificate could not be created.
     #[error("a certificate cannot be made")]
     Certificate(#[from] rcgen::Error),
-    /// A key or text could not be made.
+    /// A key or text could not be created.
     #[error("{0}")]
     Text(String),
 }
 
-/// A member's authority.
+/// A member's certificate authority.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: String,
@@ -85,15 +87,16 @@ pub struct Issued {
 }
 
 impl Authority {
-    /// A new authority for a trust domain.
+    /// Creates an authority for a trust domain.
     ///
     /// # Errors
-    /// If the key cannot be made.
+    /// If the key cannot be created.
     pub fn new(trust_domain: &str) -> Result<Self, PkiError> {
         Self::of(trust_domain, KeyPair::generate()?)
     }
 
-    /// An authority for a trust domain with a key that there is already, PEM: also one that must be refused.
+    /// Creates an authority for a trust domain with an existing PEM key, which may be one that
+    /// verifiers must reject.
     ///
     /// # Errors
     /// If the key cannot be read.
@@ -101,7 +104,7 @@ impl Authority {
         Self::of(trust_domain, KeyPair::from_pem(key)?)
     }
 
-    /// The authority of a trust domain again, from its certificate and key, PEM.
+    /// Loads the authority of a trust domain from its PEM certificate and key.
     ///
     /// # Errors
     /// If they cannot be read.
@@ -125,30 +128,31 @@ impl Authority {
         Ok(Self { issuer: Issuer::new(params, key), certificate, trust_domain: trust_domain.to_owned() })
     }
 
-    /// Its own certificate, PEM.
+    /// Returns its own certificate, PEM.
     #[must_use]
     pub fn certificate(&self) -> String {
         self.certificate.clone()
     }
 
-    /// Its private key, PEM.
+    /// Returns its private key, PEM.
     #[must_use]
     pub fn key(&self) -> String {
         self.issuer.key().serialize_pem()
     }
 
-    /// A certificate for a path in its own trust domain: `node`, `focal-point/police-hq`. `hosts` are DNS names or addresses.
+    /// Issues a certificate for a path in its own trust domain, such as `node` or
+    /// `focal-point/police-hq`. `hosts` are DNS names or addresses.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// If it cannot be created.
     pub fn issue(&self, path: &str, hosts: &[String]) -> Result<Issued, PkiError> {
         self.issue_for(&[&format!("spiffe://{}/{path}", self.trust_domain)], hosts, span(VALID))
     }
 
-    /// A certificate for any URIs and validity: also for what must be refused.
+    /// Issues a certificate for any URIs and validity, including ones that verifiers must reject.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// If it cannot be created.
     pub fn issue_for(
         &self,
         uris: &[&str],
@@ -175,7 +179,7 @@ impl Authority {
         serial[0] = serial[0] & 0x7f | 0x40;
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.is_ca = IsCa::ExplicitNoCa;
-        // Strict verifiers refuse a certificate without it (RFC 5280 section 4.2.1.1).
+        // Strict verifiers reject a certificate without it (RFC 5280 section 4.2.1.1).
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
@@ -186,7 +190,7 @@ impl Authority {
         Ok(Issued { certificate: certificate.pem(), key: key.serialize_pem(), serial: serial.to_vec() })
     }
 
-    /// A certificate for a path that is changed before it is signed: what must be refused.
+    /// Issues a certificate that is changed before it is signed, for tests of rejections.
     #[cfg(test)]
     pub(crate) fn issue_changed(
         &self,
@@ -197,24 +201,24 @@ impl Authority {
         self.signed(&uris, &[], span(VALID), change)
     }
 
-    /// An authority of which the certificate is changed before it is signed.
+    /// Creates an authority whose certificate is changed before it is signed.
     #[cfg(test)]
     pub(crate) fn changed(trust_domain: &str, change: impl FnOnce(&mut CertificateParams)) -> Result<Self, PkiError> {
         Self::made(trust_domain, KeyPair::generate()?, change)
     }
 
-    /// A revocation list, DER, that names these serial numbers.
+    /// Issues a revocation list, DER, with these serial numbers.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// If it cannot be created.
     pub fn revoke(&self, serials: &[Vec<u8>], number: u64) -> Result<Vec<u8>, PkiError> {
         self.revoke_for(serials, number, span(CRL_VALID))
     }
 
-    /// The same for any time.
+    /// As [`Self::revoke`], with any validity.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// If it cannot be created.
     pub fn revoke_for(
         &self,
         serials: &[Vec<u8>],
@@ -239,7 +243,7 @@ impl Authority {
     }
 }
 
-/// From an hour ago on, for so long.
+/// Returns the validity from an hour ago, of this length.
 fn span(length: Duration) -> (OffsetDateTime, OffsetDateTime) {
     let from = OffsetDateTime::now_utc() - Duration::from_secs(3_600);
     (from, from + length)

@@ -1,20 +1,21 @@
-//! Random numbers for ids and salts, some thousand of which are made a second.
+//! Random numbers for ids and salts. A node needs thousands in a second.
 //!
-//! In scope: one call of the system for many of them. Out of scope: keys, which are made of the system's own.
+//! In scope: one system call for many numbers. Out of scope: keys, which use the system's generator
+//! directly.
 
 use std::cell::RefCell;
 
 const BYTES: usize = 2_048;
 
 thread_local! {
-    /// What is left of what the system gave; what was used is overwritten.
+    /// Unused random bytes and their number; used bytes are overwritten.
     static BUFFER: RefCell<([u8; BYTES], usize)> = const { RefCell::new(([0; BYTES], 0)) };
 }
 
-/// `N` random bytes, at most 2,048.
+/// Returns `N` random bytes, at most 2,048.
 ///
 /// # Errors
-/// If the system has none.
+/// If the system cannot provide randomness.
 pub(crate) fn bytes<const N: usize>() -> Result<[u8; N], getrandom::Error> {
     const { assert!(N <= BYTES) }
     BUFFER.with_borrow_mut(|(buffer, remaining)| {

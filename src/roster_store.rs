@@ -1,4 +1,4 @@
-//! The rosters in force, shared by everything that asks who is a member.
+//! Holds the current roster chain, shared by all code that needs the members.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use barid_core::roster::RosterChain;
 use tokio::sync::watch;
 
-/// The chain of verified rosters; replaced whole when a newer one is adopted. Cheap to clone.
+/// The chain of verified rosters; replaced as a whole when a newer one is adopted. Cheap to clone.
 #[derive(Clone)]
 pub struct RosterStore {
     chain: Arc<ArcSwap<RosterChain>>,
@@ -14,30 +14,31 @@ pub struct RosterStore {
 }
 
 impl RosterStore {
-    /// Starts with a verified chain.
+    /// Creates the store with a verified chain.
     #[must_use]
     pub fn new(chain: RosterChain) -> Self {
         let version = watch::Sender::new(chain.newest().version());
         Self { chain: Arc::new(ArcSwap::from_pointee(chain)), version }
     }
 
-    /// The chain now.
+    /// Returns the current chain.
     #[must_use]
     pub fn load(&self) -> Arc<RosterChain> {
         self.chain.load_full()
     }
 
-    /// Puts a chain in force. One that ends earlier than the one in force changes nothing: who was expelled does not come back.
+    /// Replaces the chain. A chain that ends with an earlier version is ignored, so that an
+    /// expelled member cannot come back.
     pub fn replace(&self, chain: RosterChain) {
         let chain = Arc::new(chain);
         let newer = |held: &RosterChain| chain.newest().version() >= held.newest().version();
         self.chain.rcu(|held| if newer(held) { Arc::clone(&chain) } else { Arc::clone(held) });
-        // Only what is in force is told, in whichever order two callers come here.
+        // Two callers may reach this in any order: send the version of the current chain only.
         let in_force = self.load().newest().version();
         self.version.send_modify(|version| *version = in_force.max(*version));
     }
 
-    /// Newest version in force; changes when a roster is adopted.
+    /// Watches the version of the newest roster; it changes when a roster is adopted.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.version.subscribe()

@@ -1,8 +1,12 @@
-//! What the node tells its operators: logs, and the one place through which auditable events pass.
+//! Logging, and the single path of all audit events.
 //!
-//! Content of bulletins and keys never pass here. Events are structured records; a journal will keep them. Whoever can cause an event can cause it
-//! at will: of each source the first few of a kind are recorded one by one and the rest as a number (`audit_limiter`), and every line is escaped, cut
-//! and charged to its source (`lines`).
+//! Events are structured records. They never contain bulletins' content or keys. A remote party can
+//! cause events at will. So for each source and kind only the first few are recorded one by one,
+//! and the rest as a count (`audit_limiter`); every line is escaped, cut and charged to its source
+//! (`lines`).
+//!
+//! In scope: recording and counting events, and starting the logger. Out of scope: alarms
+//! (`alarms`).
 
 pub mod alarms;
 mod audit_limiter;
@@ -22,27 +26,30 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Something that an auditor may ask about.
+/// An event that an auditor may ask about.
 pub struct AuditEvent<'a> {
-    /// Stable word: "connection-rejected", "call-denied", "batch-rejected", "alarm" ...
+    /// Stable name of the event: "connection-rejected", "call-denied", "batch-rejected", "alarm"
+    /// ...
     pub event: &'static str,
-    /// Stable word for why, of this program: never a peer's or a caller's, as reasons are counted one by one.
+    /// Stable reason. It must be a constant of this program, never text of a peer or a caller,
+    /// because each reason is counted.
     pub reason: &'static str,
-    /// Who, as SPIFFE ID or address; empty if unknown.
+    /// SPIFFE ID or address of the cause; empty if unknown.
     pub actor: &'a dyn fmt::Display,
-    /// What it concerned: a feed, a method; empty if nothing.
+    /// The feed, method or other resource; empty if there is none.
     pub resource: &'a dyn fmt::Display,
-    /// For people. No content of bulletins.
+    /// Text for people. It must not contain bulletins' content.
     pub detail: &'a dyn fmt::Display,
 }
 
-/// Records an auditable event: of one source, kind and reason the first [`INDIVIDUAL_RECORDS_MAX`] of a minute one by one, the rest as a number. The
-/// source is who caused it, or where that is nobody what it concerns.
+/// Records an audit event. For one source, kind and reason the first [`INDIVIDUAL_RECORDS_MAX`] of
+/// a minute are recorded one by one, the rest as a count. The source is the actor, or the resource
+/// if there is no actor.
 pub fn audit(event: &AuditEvent<'_>) {
     audit_limited(INDIVIDUAL_RECORDS_MAX, event);
 }
 
-/// As [`audit`], with another number of records: for what somebody may rightly do often.
+/// As [`audit`], with another number of single records, for events that are legitimately frequent.
 pub fn audit_limited(individual_max: u64, event: &AuditEvent<'_>) {
     let source = match escape::cut(format_args!("{}", event.actor)) {
         nobody if nobody.is_empty() => escape::cut(format_args!("{}", event.resource)),
@@ -51,14 +58,14 @@ pub fn audit_limited(individual_max: u64, event: &AuditEvent<'_>) {
     with_events(|events| events.record(&source, individual_max, event, Instant::now()));
 }
 
-/// What [`audit`] counts.
+/// Counters of [`audit`].
 #[cfg(not(test))]
 fn with_events<T>(act: impl FnOnce(&AuditLimiter) -> T) -> T {
     static EVENTS: std::sync::LazyLock<AuditLimiter> = std::sync::LazyLock::new(AuditLimiter::default);
     act(&EVENTS)
 }
 
-/// Each test counts its own.
+/// Each test has its own counters.
 #[cfg(test)]
 fn with_events<T>(act: impl FnOnce(&AuditLimiter) -> T) -> T {
     thread_local! {
@@ -67,7 +74,7 @@ fn with_events<T>(act: impl FnOnce(&AuditLimiter) -> T) -> T {
     EVENTS.with(act)
 }
 
-/// Records what [`audit`] only counted, as intervals end. Never ends.
+/// Records the counts of [`audit`] as intervals end. Never returns.
 pub async fn summarize_periodically() {
     let mut tick = tokio::time::interval(audit_limiter::SUMMARY_INTERVAL);
     loop {
@@ -76,19 +83,19 @@ pub async fn summarize_periodically() {
     }
 }
 
-/// Records everything that [`audit`] only counted: nothing more comes.
+/// Records all counts of [`audit`], at the end of the process.
 pub fn summarize_all() {
     with_events(AuditLimiter::summarize_all);
 }
 
-/// Kinds and reasons that are told apart in [`event_counts`]: twice as many as the operator's guide lists. Reasons are words of this program; a
-/// defect that made others must not fill the memory.
+/// Most pairs of event and reason in [`event_counts`], twice as many as the operator's guide lists.
+/// Both are constants of this program; the bound protects the memory from a defect.
 const EVENT_COUNTS_MAX: usize = 256;
 
-/// Events since the start of the process, recorded one by one or not, by what happened and why.
+/// Events since the start of the process, recorded one by one or not, by event and reason.
 static EVENT_COUNTS: Mutex<BTreeMap<(&'static str, &'static str), u64>> = Mutex::new(BTreeMap::new());
 
-/// How many events there were since the start of the process, by what happened and why.
+/// Returns the number of events since the start of the process, by event and reason.
 #[must_use]
 pub fn event_counts() -> BTreeMap<(&'static str, &'static str), u64> {
     EVENT_COUNTS.lock().clone()
@@ -114,10 +121,12 @@ fn emit(event: &AuditEvent<'_>) {
     );
 }
 
-/// A log filter as in `RUST_LOG` ("info,barid=debug"). Whatever it says, auditable events are recorded.
+/// Parses a log filter as in `RUST_LOG` ("info,barid=debug"). Audit events are recorded whatever
+/// the filter.
 ///
 /// # Errors
-/// What cannot be read. A bare word must be a level: as the name of a module it would silence everything else.
+/// Describes what cannot be parsed. A single name must be a level: as a module name it would
+/// silence everything else.
 pub fn filter(text: &str) -> Result<EnvFilter, String> {
     let bare = |part: &&str| !part.contains(['=', '[']) && part.trim().parse::<LevelFilter>().is_err();
     if let Some(part) = text.split(',').find(bare) {
@@ -127,7 +136,8 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
     EnvFilter::try_new(text).map(|filter| filter.add_directive(audited)).map_err(|error| error.to_string())
 }
 
-/// Starts logging to standard error: `filter` as [`filter()`] reads it, JSON lines or text. May be called once.
+/// Starts logging to standard error, as JSON lines or text. [`filter()`] parses `text`. Call it at
+/// most once.
 pub fn init(text: &str, json: bool) {
     let filter = filter(text).unwrap_or_else(|_| EnvFilter::new("info"));
     let started = tracing_subscriber::registry().with(filter).with(lines::Lines::new(json)).try_init();
@@ -136,8 +146,9 @@ pub fn init(text: &str, json: bool) {
     }
 }
 
-/// What passes through [`audit`], for tests. Not by a subscriber of their own: which one hears a place in the code is remembered for
-/// all threads, and tests that begin at the same time lose records by it.
+/// Captures audit events for tests. A tracing subscriber of each test does not work: tracing caches
+/// the interest of a call site for all threads, so tests that start at the same time would lose
+/// records.
 #[cfg(test)]
 pub(crate) mod captured {
     use std::cell::RefCell;
@@ -145,7 +156,7 @@ pub(crate) mod captured {
 
     use super::AuditEvent;
 
-    /// One auditable event.
+    /// One audit event.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub(crate) struct Record {
         pub(crate) event: String,
@@ -159,7 +170,7 @@ pub(crate) mod captured {
         static CAPTURED: RefCell<Option<Rc<RefCell<Vec<Record>>>>> = const { RefCell::new(None) };
     }
 
-    /// The events of this thread, from its making until it is dropped.
+    /// Captures the events of this thread until it is dropped.
     pub(crate) struct CapturedRecords(Rc<RefCell<Vec<Record>>>);
 
     impl CapturedRecords {
@@ -169,12 +180,12 @@ pub(crate) mod captured {
             Self(records)
         }
 
-        /// So far, in order.
+        /// Returns the events so far, in order.
         pub(crate) fn records(&self) -> Vec<Record> {
             self.0.borrow().clone()
         }
 
-        /// `event reason actor resource` of each so far, in order, and forgets them.
+        /// Returns `event reason actor resource` of each event so far, in order, and clears them.
         pub(crate) fn take(&self) -> Vec<String> {
             let words = |Record { event, reason, actor, resource, .. }: Record| {
                 [event, reason, actor, resource]

@@ -1,6 +1,8 @@
-//! Content that comes later: asking peers for what is held as digests, answering them, taking what comes.
+//! Backfill: requests content of entries held as digests, responds to such requests, and commits
+//! what arrives.
 //!
-//! In scope: one request on its way to each peer, as a node has it. What is worth asking for is decided by core.
+//! In scope: one request in flight to each peer, as in a node. Out of scope: which content is worth
+//! requesting (core).
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -20,11 +22,11 @@ use crate::node::{Content, Log, Work};
 use crate::world::{Event, World};
 use crate::{Mutation, defects};
 
-/// Ranges in one request, and entries in one answer: few, so that there are several.
+/// Ranges in one request, and entries in one response: few, so that there are several of each.
 const BACKFILL_ENTRIES_MAX: usize = 6;
-/// How long an answer is waited for.
+/// Timeout of a response.
 const RESPONSE_TIMEOUT: u64 = 100;
-/// First pause of a round that was put off, and how often it doubles.
+/// First delay of a postponed round, and how often it doubles.
 const PAUSE_MS: u64 = 5_000;
 const DOUBLINGS: u32 = 3;
 
@@ -33,7 +35,7 @@ fn pause_ms(attempt: u32) -> u64 {
 }
 
 impl World {
-    /// Asks a peer for content that is missing here, unless it has not answered yet.
+    /// Requests missing content from a peer, unless a request is in flight.
     pub(crate) fn request_backfill(&mut self, node: usize, peer: usize) {
         if self.has(Mutation::NoBackfill) {
             return;
@@ -73,7 +75,7 @@ impl World {
             let source =
                 ContentSource { me: &here.me, owner: &feed.member, sender_member: &self.exchange.members[peer] };
             let never = self.mutation == Some(Mutation::NeverBackfill) && quota.barred.contains(&key);
-            // What could not be taken is not asked for.
+            // Content that could not be committed is not requested.
             if never || !quota.shares.may_request_in(quota.tier, source) {
                 quota.barred.insert(key);
                 continue;
@@ -91,7 +93,7 @@ impl World {
             };
             here.live.requested += 1;
             here.live.last_requested.insert(peer, feed.clone());
-            // Of its own a member wants everything back.
+            // Of its own feeds a member requests every topic.
             let filters = here.topics.iter().filter(|_| feed.member != here.me);
             let follow = proto::Follow {
                 feed: feed.to_string(),
@@ -109,7 +111,7 @@ impl World {
         }
     }
 
-    /// A request is not answered, or not rightly.
+    /// Postpones the round after a missing or incorrect response.
     pub(crate) fn put_off(&mut self, node: usize, peer: usize, number: u64) {
         let now_ms = self.now_ms();
         let live = &mut self.nodes[node].live;
@@ -120,7 +122,7 @@ impl World {
         }
     }
 
-    /// A peer asks for content that it lacks.
+    /// Responds to a peer's backfill request.
     pub(crate) fn receive_backfill_request(
         &mut self,
         from: usize,
@@ -173,7 +175,7 @@ impl World {
         backfills
     }
 
-    /// What a peer handed over.
+    /// Verifies a peer's response.
     pub(crate) fn backfills(&mut self, from: usize, to: usize, message: &proto::BackfillResponse) {
         let Ok(feed) = message.feed.parse::<FeedId>() else { return };
         let here = &mut self.nodes[to];
@@ -183,7 +185,7 @@ impl World {
             return;
         }
         let undisclosed = here.undisclosed(&feed, message);
-        // Our own is ours, whoever gives it back.
+        // Our own entries are charged to ourselves, whichever peer returns them.
         let feed_sender = if feed.member == here.me { &here.me } else { &self.exchange.members[from] };
         let (chain, me) = (&here.disk.chain, &here.me);
         let verified = verify_backfills(&feed, feed_sender, message, &request.found.ranges, &undisclosed, chain, me);
@@ -216,7 +218,7 @@ impl World {
         self.soon(8, Event::Commit(to));
     }
 
-    /// What came is durable: the peer is asked for the next.
+    /// The content is durable: requests the next part.
     pub(crate) fn backfilled(&mut self, node: usize, feed: &FeedId, from: usize, number: u64, got: u64) {
         if got > 0 {
             self.coverage.add("filled", got);
@@ -254,7 +256,7 @@ impl World {
     }
 }
 
-/// What is held as digests from an index on, in ranges of one reason.
+/// Returns the ranges from an index on that are held as digests, each with one reason.
 fn not_held(log: &Log, from: u64) -> NotHeld {
     let mut ranges: NotHeld = Vec::new();
     let start = usize::try_from(from).unwrap_or(usize::MAX);

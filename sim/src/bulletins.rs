@@ -1,4 +1,4 @@
-//! What members publish: every label and audience, and now and then what no node should.
+//! Makes bulletins: every label and audience, and some that no node should publish.
 
 use barid_core::envelope;
 use barid_core::proto;
@@ -11,29 +11,30 @@ use crate::random::Random;
 
 const LABELS: [&str; 5] = ["TLP:CLEAR", "TLP:GREEN", "TLP:AMBER", "TLP:AMBER+STRICT", "TLP:RED"];
 
-/// Exact bytes, and what is true about them.
+/// The exact bytes, and the facts about them.
 #[derive(Clone, Debug)]
 pub(crate) struct Bulletin {
     pub(crate) envelope: Bytes,
     pub(crate) facts: Facts,
 }
 
-/// Nothing is odd about it.
+/// The bulletin has no oddity.
 const ORDINARY: u64 = 23;
-/// What makes a bulletin urgent: urgency and severity.
+/// Urgency and severity of urgent bulletins.
 const URGENT: [(&str, &str); 3] = [("Immediate", "Minor"), ("Expected", "Extreme"), ("Immediate", "Extreme")];
 
-/// Which bulletin.
+/// Which bulletin to make.
 #[derive(Clone, Copy)]
 pub(crate) struct Wanted {
     pub(crate) id: u64,
-    /// An urgent one at any rate.
+    /// Whether it must be urgent.
     pub(crate) alert: bool,
-    /// One for everybody, and so much longer.
+    /// If set, it is for every member and this many bytes longer.
     pub(crate) flood: Option<usize>,
 }
 
-/// A bulletin of member `by`. The same content from the same numbers, whatever the salt.
+/// Makes a bulletin of member `by`. The same random numbers give the same content, whatever the
+/// salt.
 pub(crate) fn bulletin(
     random: &mut Random,
     exchange: &Exchange,
@@ -72,9 +73,9 @@ pub(crate) fn bulletin(
         return Bulletin { envelope: Bytes::copy_from_slice(&[&[0xff], &salt[..]].concat()), facts };
     }
     let header = proto::Header {
-        // A newer version's header; this one cannot tell its audience.
+        // A newer version's header; this version cannot determine its audience.
         format: if oddity == 1 { 2 } else { 1 },
-        // A newer version's kind; it is carried like any other.
+        // A newer version's kind; it is stored like any other.
         kind: if oddity == 2 { "of-tomorrow" } else { "situation-report" }.to_owned(),
         id: name_of(id),
         member: exchange.members[named].to_string(),
@@ -96,7 +97,7 @@ pub(crate) fn bulletin(
     Bulletin { envelope, facts }
 }
 
-/// An id as bulletins bear it.
+/// Formats an id as in a header.
 pub(crate) fn name_of(id: u64) -> String {
     format!("00000000-0000-7000-8000-{id:012x}")
 }

@@ -1,4 +1,5 @@
-//! What a member sends that keeps no protocol: garbage, replays, forgeries and batches with something wrong in them.
+//! What a member sends that follows no protocol: garbage, replays, forgeries, and corrupted
+//! batches.
 
 use barid_core::ids::FeedId;
 use barid_core::proto;
@@ -10,7 +11,7 @@ use crate::node::Content;
 use crate::world::World;
 
 impl World {
-    /// Something to somebody, or to everybody.
+    /// Sends garbage to every linked peer.
     pub(crate) fn garbage(&mut self, node: usize) {
         if !self.nodes[node].up {
             return;
@@ -55,7 +56,7 @@ impl World {
                 Frame::TreeHeads(proto::TreeHeads { heads: vec![head], roster_version: u64::MAX, ..Default::default() })
             }
             6 => {
-                // Feeds that nobody has.
+                // Feeds that no member has.
                 let head = |epoch: u32| {
                     let feed = FeedId::new(feed.member.clone(), feed.exchange.clone(), 100 + epoch);
                     proto::TreeHead {
@@ -91,7 +92,7 @@ impl World {
         self.send(node, peer, frame);
     }
 
-    /// Entries that continue what the other side holds, of which nothing was ever signed.
+    /// Entries that continue the peer's copy and were never signed.
     fn forged_entries(&mut self, node: usize, feed: &FeedId, first: u64) -> proto::Entries {
         let digests = match self.random.below(4) {
             0 => Bytes::new(),
@@ -109,11 +110,11 @@ impl World {
         }
     }
 
-    /// An urgent entry ahead of what the other side holds, which was never signed so.
+    /// A priority entry beyond the peer's copy that was never signed.
     fn forged_priority(&mut self, node: usize, feed: &FeedId, next: u64) -> proto::PriorityEntry {
         let own = &self.nodes[node].feed;
         let log = self.nodes[node].disk.logs.get(own);
-        // One of its own, said to be another member's, or something that nobody made.
+        // One of its own, presented as another member's, or arbitrary bytes.
         let entry = log.and_then(|log| log.entries.iter().rev().find(|entry| entry.is_disclosed()));
         let envelope = entry.and_then(|entry| match &entry.content {
             Content::Disclosed { envelope, .. } => Some(envelope.clone()),
@@ -128,7 +129,7 @@ impl World {
         }
     }
 
-    /// A right urgent entry with something wrong about it.
+    /// Corrupts a valid priority entry.
     pub(crate) fn corrupt_priority(&mut self, priority: &mut proto::PriorityEntry) {
         match self.random.below(6) {
             0 => priority.index += 1,
@@ -140,7 +141,7 @@ impl World {
         }
     }
 
-    /// A right batch with something wrong in it.
+    /// Corrupts a valid batch.
     pub(crate) fn corrupted(&mut self, mut message: proto::Entries) -> proto::Entries {
         let last = message.items.len() - 1;
         match self.random.below(7) {

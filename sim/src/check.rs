@@ -1,6 +1,7 @@
-//! What must hold once everything has healed: every node's insides beside the reference model.
+//! Checks the invariants once everything has healed: the state of every node beside the reference
+//! model.
 //!
-//! In scope: the comparison. Nothing here asks core for whom an entry is, or in what order things arrived.
+//! In scope: the comparison. Nothing here asks core about audiences or order of arrival.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,7 +37,7 @@ pub(crate) fn check(world: &mut World) -> Vec<String> {
     broken
 }
 
-/// Honest members of the newest roster: for them everything must hold.
+/// Returns the honest members of the newest roster: every invariant must hold for them.
 fn current(world: &World) -> Vec<usize> {
     let last = world.exchange.last_version();
     let honest = |node: &usize| world.exchange.natures[*node].is_honest();
@@ -51,7 +52,7 @@ struct Check<'a> {
     outlived: u64,
 }
 
-/// All entries that a node holds, in order and ahead of it.
+/// Returns all entries that a node holds, in order and ahead of it.
 pub(crate) fn held(node: &Node) -> impl Iterator<Item = (&FeedId, u64, &Entry)> {
     let logs = node
         .disk
@@ -85,7 +86,8 @@ impl Check<'_> {
         }
     }
 
-    /// Whoever was answered finds what it published, unless the store was lost since; then it is there if anybody had it.
+    /// A published entry with a receipt is in the feed, unless the store was lost since; then its
+    /// place is empty or has the same entry.
     fn receipts_hold(&mut self) {
         let world = self.world;
         for receipt in &world.model.receipts {
@@ -110,7 +112,7 @@ impl Check<'_> {
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
 
-    /// Nothing that was durable is gone, and arrivals are what they were.
+    /// Nothing durable is lost, and offsets are unchanged.
     fn durable_state_survives(&mut self) {
         let world = self.world;
         let mut broken = Vec::new();
@@ -143,7 +145,8 @@ impl Check<'_> {
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
 
-    /// Every honest member's feed is equal everywhere, to its longest copy; any copy of anybody is a beginning of that.
+    /// Every honest member's feed is equal at all nodes, up to its longest copy; every other copy
+    /// is a prefix of that.
     fn feeds_are_equal(&mut self) {
         let world = self.world;
         let mut longest: BTreeMap<&FeedId, &Log> = BTreeMap::new();
@@ -155,7 +158,7 @@ impl Check<'_> {
                 }
             }
         }
-        // What only former members hold does not come any more.
+        // Entries that only former members hold do not arrive any more.
         let mut reachable: BTreeMap<&FeedId, u64> = BTreeMap::new();
         for node in &self.current {
             for (feed, log) in &world.nodes[*node].disk.logs {
@@ -188,7 +191,8 @@ impl Check<'_> {
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
 
-    /// What is held in full is what was published, to the last byte, also where this version does not know all of it.
+    /// Content held is equal to the published bytes, also where this version does not know all of
+    /// it.
     fn envelopes_match_signed_bytes(&mut self) {
         let mut broken = Vec::new();
         for (node, here) in self.honest() {
@@ -203,7 +207,8 @@ impl Check<'_> {
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
 
-    /// Who is in the audience by every roster since, and can reach somebody who is too and has it, has it and was given it once.
+    /// A member in the audience by every roster since, which can reach another such member that has
+    /// the content, holds it and was delivered it once.
     fn audience_holds_content(&mut self) {
         let world = self.world;
         let mut broken = Vec::new();
@@ -231,12 +236,14 @@ impl Check<'_> {
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
 
-    /// Who must have an entry in the end: the content passes only between those who may read it and want it, and can reach each other.
+    /// Returns the members that must hold an entry in the end: content passes only between members
+    /// that may read it, follow its topic and can reach each other.
     fn holders(&self, owner: usize, feed: &FeedId, index: u64, facts: &Facts) -> Vec<usize> {
         let world = self.world;
         let entitled = |node: usize| {
             let filters = &world.nodes[node].topics;
-            // A node wants all topics or those of the first group; of its own feed it wants everything.
+            // A node follows all topics or those of the first group; of its own feed it follows
+            // everything.
             let wanted = filters.is_empty() || facts.group == 0 || node == owner;
             wanted && facts.always_admit(node, &world.exchange)
         };
@@ -245,7 +252,8 @@ impl Check<'_> {
             log.and_then(|log| log.entry(index)).is_some_and(Entry::is_disclosed)
         };
         let never_lost = |node: usize| node == owner && world.model.restores[owner] == 0;
-        // A relay that lies about what is whose is not found out by whom the owner cannot tell, or had lost it itself.
+        // A relay's false report of withheld content is not detected by a member that the owner
+        // cannot reach, or if the owner has lost the entry itself.
         let liars = world.exchange.natures.iter().any(|nature| nature.withholds || nature.garbage);
         let lost = world.model.restores[owner] > 0;
         let informed = |node: usize| node == owner || !(liars && (lost || world.is_severed(node, owner)));
@@ -273,7 +281,7 @@ impl Check<'_> {
                 let facts = self.facts(entry);
                 let may = facts.is_some_and(|facts| facts.ever_admit(node, &world.exchange));
                 let given = world.model.subscribers[node].places.contains(&(feed.clone(), index));
-                // What a liar sends before its roster is there cannot be judged, and is not delivered.
+                // Content that arrives before its roster cannot be checked, and is not delivered.
                 if !may && (given || !(entry.pending_roster && leaky)) {
                     broken.push((node, format!("{feed} {index} leaked")));
                 }
@@ -290,8 +298,9 @@ impl Check<'_> {
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
 
-    /// What came ahead of the order is what the feed has there, or two histories are proven. It stays ahead only where the feed does not come
-    /// so far: its owner has lost it, or is no honest member.
+    /// A priority entry is the entry that the feed has at its index, or equivocation is proven. It
+    /// stays ahead only if the feed does not reach it: its owner has lost it, or is not an honest
+    /// current member.
     fn priority_entries_match_feeds(&mut self) {
         let world = self.world;
         let (mut broken, mut outlived) = (Vec::new(), 0);
@@ -326,8 +335,8 @@ impl Check<'_> {
         broken.into_iter().for_each(|(node, what)| self.fails(node, what));
     }
 
-    /// No honest member withholds what is another's, and nobody is blamed for it: except where a liar served, or by who had not heard of the
-    /// roster that expels it.
+    /// No honest member withholds an entry wrongly, and none is taken to do so, unless a dishonest
+    /// peer served it, or one that did not know the roster that expels it.
     fn no_false_blame(&mut self) {
         let world = self.world;
         let lies = |nature: &crate::exchange::Nature| nature.withholds || nature.garbage || nature.newer;
@@ -343,7 +352,8 @@ impl Check<'_> {
         }
     }
 
-    /// What is said to prove two histories does, of a feed that has them; and whoever meets somebody with the other one knows.
+    /// Stored evidence proves equivocation, of a feed that was forked; and of two members with
+    /// different trees that reach each other one knows it.
     fn forks_are_detected(&mut self) {
         let world = self.world;
         let newest = world.exchange.chain.newest();
@@ -374,7 +384,8 @@ impl Check<'_> {
                     let (Some(a), Some(b)) = (complete(&one), complete(&other)) else { continue };
                     let size = a.tree.size().min(b.tree.size());
                     let differ = root_at(&a.tree, size).ok() != root_at(&b.tree, size).ok();
-                    // The other one may have been shown it in the middle of a catch-up, when it could prove nothing.
+                    // The other member may have received the tree head in the middle of a catch-up,
+                    // when it could prove nothing.
                     let known = [one, other].iter().any(|node| world.nodes[*node].live.stopped.contains(feed));
                     if differ && !known {
                         broken.push((one, format!("{feed} has two histories, and it does not know")));
@@ -397,7 +408,8 @@ impl Check<'_> {
         }
     }
 
-    /// Every feed goes on, in its next epoch if need be, which names the whole of those before.
+    /// Every feed continues, in its next epoch if necessary, which announces all of the earlier
+    /// ones.
     fn recovery_is_complete(&mut self) {
         let world = self.world;
         for node in self.current.clone() {
@@ -413,7 +425,7 @@ impl Check<'_> {
                     continue;
                 };
                 let tree = Checkpoint { size: log.tree.size(), root: log.tree.root(), feed };
-                // A peer that shows more and brings nothing is waited for.
+                // A node waits for a peer that announces more and delivers nothing.
                 let liars = world.nodes.iter().filter(|node| !node.nature.is_honest());
                 if liars.into_iter().any(|node| node.disk.size(&tree.feed) > tree.size) {
                     continue;

@@ -1,4 +1,5 @@
-//! What a commit does: the record, the mark, the answers, in this order; and what the disk and the power do to it.
+//! Commits: the record, the high-water mark, the receipts, in this order; and the disk and power
+//! failures between them.
 
 use barid_core::feed::cosignature::{cosign, verify_cosigned};
 use barid_core::feed::note::Note;
@@ -14,9 +15,9 @@ use crate::node::{Committed, Content, Disk, HighWaterMark, Work};
 use crate::plan::DiskFault;
 use crate::world::{Event, World};
 
-/// How far a clock may be behind what it has signed before its node stops to cosign, in seconds.
+/// How far a clock may be behind the last cosignature before its node stops cosigning, in seconds.
 const CLOCK_BEHIND_MAX: u64 = 300;
-/// How long a node is down that its disk or its power has failed.
+/// How long a node is down after a disk or power failure.
 const DOWN: u64 = 60;
 
 impl World {
@@ -76,7 +77,7 @@ impl World {
         self.nodes[node].apply(work, &key, self.mutation)
     }
 
-    /// What the model sees of what became durable.
+    /// Records in the model what became durable.
     pub(crate) fn observe(&mut self, node: usize, done: &Committed) {
         self.note("commit", node, &(done.arrived.len() as u64).to_be_bytes());
         let own = self.nodes[node].feed.clone();
@@ -110,7 +111,7 @@ impl World {
         }
     }
 
-    /// There is no room: whoever waits is told so, and the node goes on.
+    /// The disk is full: the work is rejected, and the node continues.
     fn reject_commit(&mut self, node: usize, work: Vec<Work>) {
         self.count("commit rejected: disk full");
         work.into_iter().for_each(|work| self.reject_work(node, work));
@@ -121,7 +122,7 @@ impl World {
             Work::Batch(batch, ..) => self.restart_following(node, &batch.feed, 30),
             Work::Backfill(_, peer, number) => self.put_off(node, peer, number),
             Work::Fork(feed, _) => drop(self.nodes[node].live.stopped.remove(&feed)),
-            // It waits for its turn.
+            // It arrives in order later.
             Work::PriorityEntry(priority) => {
                 self.count("priority rejected: disk full");
                 self.nodes[node].live.quota.left_out.insert((priority.feed, priority.index));
@@ -144,7 +145,7 @@ impl World {
         }
     }
 
-    /// A publisher is answered; the answer may be lost, and then it asks again.
+    /// Sends a publisher its receipt. The receipt may be lost; then the publisher retries.
     pub(crate) fn release(&mut self, node: usize, id: u64, place: Place, digest: Digest) {
         let restores = self.model.restores[node];
         let before = self.model.receipts.iter().rev().find(|receipt| receipt.id == id && receipt.restores == restores);
@@ -163,7 +164,7 @@ impl World {
         }
     }
 
-    /// What became durable is said to whom it concerns.
+    /// Sends receipts, progress and attestations for what became durable.
     fn committed(&mut self, node: usize, done: Committed) {
         self.release_all(node, &done);
         self.coverage.add("roster adopted from a peer", done.rosters);
@@ -218,10 +219,10 @@ impl World {
         self.soon(10, Event::Deliver(node));
     }
 
-    /// Says that a feed is durable here up to a checkpoint, to its owner.
+    /// Sends a cosignature of a checkpoint that is durable here to its owner.
     pub(crate) fn cosign(&mut self, node: usize, signed: &barid_core::feed::checkpoint::SignedCheckpoint) {
         let (feed, size) = (&signed.checkpoint.feed, signed.checkpoint.size);
-        // In a large exchange some will do: each costs three signatures.
+        // In a large exchange a part of them is enough: each costs three signatures.
         if self.nodes.len() > 8 && size % 5 != 0 {
             return;
         }
@@ -247,7 +248,7 @@ impl World {
         }
     }
 
-    /// A cosignature that came: it must be a right one, by the rosters held here.
+    /// Verifies a received cosignature, which must be valid by the rosters held here.
     pub(crate) fn cosigned(&mut self, from: usize, to: usize, cosigned: &proto::Cosigned) {
         let Ok(note) = Note::parse(&cosigned.note) else { return };
         let here = &self.nodes[to];
@@ -263,7 +264,7 @@ impl World {
     }
 }
 
-/// The record was cut in the middle of its envelopes.
+/// Cuts the record in the middle of its envelopes.
 fn tear(disk: &mut Disk, offsets_before: usize) {
     for (feed, index) in disk.by_offset.split_off(offsets_before) {
         let log = disk.logs.get_mut(&feed);

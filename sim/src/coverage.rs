@@ -1,4 +1,4 @@
-//! How often each fault, state and branch of interest was reached.
+//! Counts how often each fault, state and branch of interest was reached.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -112,18 +112,18 @@ impl Coverage {
         *self.0.entry(what).or_default() += times;
     }
 
-    /// Adds what other runs reached.
+    /// Adds the counters of other runs.
     pub fn merge(&mut self, other: &Self) {
         other.0.iter().for_each(|(what, times)| self.add(what, *times));
     }
 
-    /// How often.
+    /// Returns one counter.
     #[must_use]
     pub fn of(&self, what: &str) -> u64 {
         self.0.get(what).copied().unwrap_or(0)
     }
 
-    /// What had to be reached and was not.
+    /// Returns the names in [`MUST_BE_REACHED`] that were not reached.
     #[must_use]
     pub fn missing(&self) -> Vec<&'static str> {
         MUST_BE_REACHED.iter().copied().filter(|what| self.of(what) == 0).collect()

@@ -1,4 +1,4 @@
-//! What the defects that are put in on purpose do in place of core, and what some liars do.
+//! Replacements for decisions of core: the injected defects, and some dishonest members.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use bytes::Bytes;
 use crate::backfill::UndisclosedEntries;
 use crate::node::{Content, Entry, Log};
 
-/// An entry in full, whoever reads.
+/// An entry in full, whatever the audience.
 pub(crate) fn everything(entry: &Entry) -> proto::Item {
     let item = match &entry.content {
         Content::Disclosed { envelope, .. } => Item::Envelope(envelope.clone()),
@@ -34,7 +34,7 @@ fn digest(entry: &Entry, reason: Undisclosed) -> Item {
     Item::Digests(proto::DigestRun { digests, reason: reason.as_str().to_owned() })
 }
 
-/// Entries as they would be shown if only the newest roster were asked.
+/// Entries as served if only the newest roster decided the audience.
 pub(crate) fn by_newest(held: &[Entry], reader: &Member, rosters: &RosterChain) -> Vec<proto::Item> {
     let item = |entry: &Entry| match &entry.content {
         Content::Disclosed { header: Some(header), .. } if may_read(header, reader, rosters.newest()) => {
@@ -45,7 +45,7 @@ pub(crate) fn by_newest(held: &[Entry], reader: &Member, rosters: &RosterChain) 
     held.iter().map(item).collect()
 }
 
-/// A batch that says of what is not held that it is withheld.
+/// Reports all digests of a batch as withheld.
 pub(crate) fn blaming(mut message: proto::Entries) -> proto::Entries {
     for item in &mut message.items {
         if let Some(Item::Digests(run)) = &mut item.item {
@@ -55,7 +55,7 @@ pub(crate) fn blaming(mut message: proto::Entries) -> proto::Entries {
     message
 }
 
-/// A batch that says so of everything.
+/// Replaces all content of a batch by digests reported as withheld.
 pub(crate) fn withholding(mut message: proto::Entries) -> proto::Entries {
     for item in &mut message.items {
         if let Some(Item::Envelope(envelope)) = &item.item {
@@ -67,7 +67,7 @@ pub(crate) fn withholding(mut message: proto::Entries) -> proto::Entries {
     message
 }
 
-/// What is held of these entries, whoever asks.
+/// Serves the content held in these ranges to any peer.
 pub(crate) fn anything(log: Option<&Log>, feed: &FeedId, ranges: &[proto::IndexRange]) -> proto::BackfillResponse {
     let size = log.map_or(0, |log| log.tree.size());
     let envelope = |index: u64| match log?.entry(index)? {
@@ -81,7 +81,7 @@ pub(crate) fn anything(log: Option<&Log>, feed: &FeedId, ranges: &[proto::IndexR
     proto::BackfillResponse { feed: feed.to_string(), items, scanned_to: ranges.last().map_or(0, |range| range.end) }
 }
 
-/// What would be kept of content that comes later if nobody looked at it.
+/// Backfilled content without verification.
 pub(crate) fn unverified_backfill(
     feed: &FeedId,
     message: &proto::BackfillResponse,
@@ -101,7 +101,7 @@ pub(crate) fn unverified_backfill(
     }
 }
 
-/// What would be kept of an entry ahead of its order if neither its proof nor its audience were asked for.
+/// A priority entry without a check of its proof and audience.
 pub(crate) fn unverified_priority(
     feed: &FeedId,
     message: &proto::PriorityEntry,
@@ -125,7 +125,7 @@ pub(crate) fn unverified_priority(
     })
 }
 
-/// What a follower would take if it did not look at the log.
+/// A batch without verification of the log.
 pub(crate) fn unverified(state: &FollowState, message: &proto::Entries, fault: Fault) -> Result<VerifiedBatch, Fault> {
     let wrong = matches!(fault.kind, FaultKind::BadRoot | FaultKind::BadProof);
     let Some(checkpoint) = state.newest.clone().filter(|_| wrong) else { return Err(fault) };
@@ -150,7 +150,7 @@ pub(crate) fn unverified(state: &FollowState, message: &proto::Entries, fault: F
     })
 }
 
-/// What a follower would keep if it did not ask for the audience.
+/// Restores the content that the audience check had removed from a batch.
 pub(crate) fn accept_everything(batch: &mut VerifiedBatch, message: &proto::Entries) {
     let envelopes = message.items.iter().filter_map(|item| match &item.item {
         Some(Item::Envelope(envelope)) => Some((envelope::digest(envelope), envelope)),

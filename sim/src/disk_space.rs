@@ -1,7 +1,8 @@
-//! Room on a node's disk: what is committed of what came, and the model's word about it.
+//! Disk space of a node: which received content is committed, and the model's rules about it.
 //!
-//! In scope: a disk of so many bytes, core's tiers and shares over it as the node's committer has them, and what must hold after each
-//! commit ([`Seen`], [`World::check_room`]), told from bytes alone. Out of scope: members that try the edges (`floods`).
+//! In scope: a disk of bounded size, core's tiers and shares as the node's committer applies them,
+//! and what must hold after each commit ([`Seen`], [`World::check_room`]), derived from byte counts
+//! alone. Out of scope: members that test the limits (`floods`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,33 +16,34 @@ use crate::model::Place;
 use crate::node::{Committed, Content, Node, Work};
 use crate::world::World;
 
-/// What the shares take for a day, in units of time: short, so that a run sees several.
+/// A day of the shares, in units of time: short, so that a run covers several.
 pub(crate) const DAY: u64 = 400;
-/// A tier ends while so much is left of it, as where a log is written ahead: what is committed at once always fits.
+/// Preallocation of the log: a tier ends while this much of it is left, so that one commit always
+/// fits.
 pub(crate) const AHEAD_BYTES: u64 = 16 << 10;
-/// What an entry takes without its content.
+/// Bytes of an entry without its content.
 const DIGEST_BYTES: u64 = 32;
-/// What an operator leaves beside what is missing.
+/// Bytes that operators add beyond what is missing.
 const SPARE_BYTES: u64 = 64 << 10;
-/// Of a share, so great a part beyond it is for what is urgent and Actual; and a relay has so many shares.
+/// Urgent Actual entries may exceed a share by one part in this many; a relay has this many shares.
 const URGENT_PART: u128 = 8;
 const RELAY_SHARES: u64 = 2;
 
-/// A disk, and what of it is reserved.
+/// A disk, and the reserved part of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bound {
     pub(crate) disk_bytes: u64,
     pub(crate) reserve_bytes: u64,
 }
 
-/// What a node knows of its room while it runs; on a disk without bounds it is ample.
+/// The live state of a node's disk space; unused if the disk is unbounded.
 pub(crate) struct Quota {
     pub(crate) tier: Tier,
     pub(crate) shares: Shares,
     pub(crate) seen: Seen,
-    /// What peers are not asked about for now.
+    /// Peer and feed pairs that are not requested for now.
     pub(crate) barred: BTreeSet<(usize, FeedId)>,
-    /// Entries whose content was not taken when it came.
+    /// Entries whose content was dropped on arrival.
     pub(crate) left_out: BTreeSet<Place>,
 }
 
@@ -57,11 +59,11 @@ impl Default for Quota {
     }
 }
 
-/// What the model saw members bring to a node since it started.
+/// What the model saw members add to a node since it started.
 #[derive(Default)]
 pub(crate) struct Seen {
     at: u64,
-    /// Bytes free above the reserve: at most so far, and at the last look.
+    /// Bytes free above the reserve: the maximum so far, and at the last check.
     most: u64,
     last: u64,
     owners: BTreeMap<Member, Brought>,
@@ -71,7 +73,7 @@ pub(crate) struct Seen {
 #[derive(Default)]
 struct Brought {
     all: u64,
-    /// What is not forgotten yet, times [`DAY`].
+    /// The part that has not decayed yet, times [`DAY`].
     fresh: u128,
 }
 
@@ -85,7 +87,7 @@ impl Seen {
         }
     }
 
-    /// Content was taken: the fault, if somebody has more than its share by it.
+    /// Records accepted content. Returns the violation if a member has exceeded its share.
     fn accepted(&mut self, source: ContentSource<'_>, bytes: u64, urgent: bool) -> Option<String> {
         let mut fault = None;
         let both = [(&mut self.owners, source.owner, 1), (&mut self.bringers, source.sender_member, RELAY_SHARES)];
@@ -102,7 +104,7 @@ impl Seen {
         fault
     }
 
-    /// Content was not taken: the fault, if both have brought little.
+    /// Checks rejected content. Returns the violation if both members were within their shares.
     fn rejected(&self, source: ContentSource<'_>, bytes: u64) -> Option<String> {
         let within = |accounts: &BTreeMap<Member, Brought>, member, shares| {
             accounts.get(member).map_or(0, |brought| brought.all) + bytes <= share(self.last, shares)
@@ -116,7 +118,7 @@ fn share(room: u64, shares: u64) -> u64 {
     room * u64::from(SHARE_PERCENT) * shares / 100
 }
 
-/// What is held, in bytes.
+/// Bytes held.
 #[derive(Clone, Copy, Default)]
 struct Used {
     own: u64,
@@ -148,7 +150,7 @@ impl Used {
     }
 }
 
-/// The tier where so much is free.
+/// Returns the tier at this amount of free space.
 fn tier_at(free: u64, bound: Bound, before: Tier) -> Tier {
     let mut tier = Tier::at(free, bound.reserve_bytes, before);
     while tier > Tier::Notes && free < tier.leaves_free(bound.reserve_bytes) + AHEAD_BYTES {
@@ -157,7 +159,8 @@ fn tier_at(free: u64, bound: Bound, before: Tier) -> Tier {
     tier
 }
 
-/// What a work is, whether it is of this member's own feeds, and the bytes that it takes.
+/// Returns the kind of a work item, whether it is about this member's own feeds, and the bytes that
+/// it needs.
 fn demand(me: &Member, work: &Work) -> (WriteKind, bool, u64) {
     match work {
         Work::Publish(envelope, header, _) => {
@@ -180,12 +183,12 @@ fn demand(me: &Member, work: &Work) -> (WriteKind, bool, u64) {
 }
 
 impl Node {
-    /// Bytes free on a disk with bounds.
+    /// Returns the free bytes of a bounded disk.
     pub(crate) fn free(&self) -> Option<(Bound, u64)> {
         self.bound.map(|bound| (bound, bound.disk_bytes.saturating_sub(Used::of(self).all())))
     }
 
-    /// Whether content of so many bytes is taken, of `owner`'s feeds over `sender_member`'s link.
+    /// Whether this much content of `owner`'s feeds is admitted over the link of `sender_member`.
     pub(crate) fn admits(
         &mut self,
         (owner, sender_member): (&Member, &Member),
@@ -223,7 +226,7 @@ impl Node {
         admits
     }
 
-    /// Leaves digests of what is not taken of a batch; whether there is any.
+    /// Replaces content of a batch that is not admitted by digests. Returns whether there is any.
     pub(crate) fn reduce(
         &mut self,
         batch: &mut VerifiedBatch,
@@ -243,7 +246,8 @@ impl Node {
         true
     }
 
-    /// So many entries of a batch were committed as digests, or none of a fill.
+    /// Records that this many entries of a batch were committed as digests, or that a backfill was
+    /// not admitted.
     pub(crate) fn reduced(
         &mut self,
         (owner, sender_member): (&Member, &Member),
@@ -259,7 +263,7 @@ impl Node {
 }
 
 impl World {
-    /// Looks how much room there is on a node's disk.
+    /// Updates the tier and the shares from the free space.
     pub(crate) fn look_for_room(&mut self, node: usize) {
         let now = self.now;
         let Some((bound, free)) = self.nodes[node].free() else { return };
@@ -275,7 +279,7 @@ impl World {
         }
     }
 
-    /// Of what waits, what there is room for; whoever waits for the rest is told so.
+    /// Returns the waiting work for which there is space, and rejects the rest.
     pub(crate) fn with_room(&mut self, node: usize, work: Vec<Work>) -> Vec<Work> {
         self.look_for_room(node);
         let Some((bound, mut free)) = self.nodes[node].free() else { return work };
@@ -301,7 +305,8 @@ impl World {
         fits
     }
 
-    /// Own entries are refused only where the reserve is used up, and urgent ones only where nearly all of it is.
+    /// Checks a rejection: own entries are rejected only where the reserve is used up, and urgent
+    /// ones only where nearly all of it is.
     fn has_no_room(&mut self, node: usize, work: &Work, want: WriteKind, (bound, free): (Bound, u64)) {
         self.count("room: rejected, little is free");
         let eighths = match want {
@@ -316,7 +321,8 @@ impl World {
         }
     }
 
-    /// The disk is never beyond its bounds, and what others bring leaves free what is for own entries.
+    /// Checks that the disk is within its bounds, and that entries of others leave the reserve for
+    /// own entries.
     pub(crate) fn check_room(&mut self, node: usize) {
         let Some(bound) = self.nodes[node].bound else { return };
         let used = Used::of(&self.nodes[node]);
@@ -340,7 +346,8 @@ impl World {
         }
     }
 
-    /// Operators make room for what is missing, and not for all of it at once.
+    /// Operators add space for everything that is missing, though the shares do not admit it all at
+    /// once.
     pub(crate) fn make_room(&mut self) {
         let mut longest: BTreeMap<&FeedId, &crate::node::Log> = BTreeMap::new();
         for (feed, log) in self.nodes.iter().flat_map(|node| &node.disk.logs) {

@@ -1,6 +1,8 @@
-//! A member's own feeds: doubt, what peers give back, the next epoch, and naming what turns up of those before.
+//! A member's own feeds: needs recovery, fetching them from peers, opening the next epoch, and
+//! announcing closed ones.
 //!
-//! In scope: a node's rules (docs/protocol.md §4) and what its operators do. The bulletin that closes an epoch is core's.
+//! In scope: a node's rules (docs/protocol.md §4) and the actions of its operators. Out of scope:
+//! the bulletin that closes an epoch (core).
 
 use std::sync::Arc;
 
@@ -19,16 +21,17 @@ use crate::model::Facts;
 use crate::node::{Committed, HighWaterMark, Work};
 use crate::world::{Event, World};
 
-/// How long a peer may bring nothing of an own feed before another one gets its turn.
+/// How long a peer may deliver nothing of an own feed before another one is tried.
 const FETCH_TIMEOUT: u64 = 300;
-/// How long a peer is left alone whose batch was refused.
+/// How long a peer is not asked again after its batch was rejected.
 const PUT_OFF: u64 = 100;
-/// How often operators look whether everything is here, and after how many looks they go on without some.
+/// How often operators check whether everything is here, and after how many checks they continue
+/// without some members.
 const RECOVER_EVERY: u64 = 50;
 const RECOVER_TRIES: u32 = 12;
 
 impl World {
-    /// A node starts: it compares its mark with its store.
+    /// Starts publishing: compares the high-water mark with the store.
     pub(crate) fn open_feed(&mut self, node: usize) {
         if self.has(Mutation::ContinueAfterRestore) {
             let here = &mut self.nodes[node];
@@ -59,7 +62,8 @@ impl World {
         match needs_recovery {
             Some(needs_recovery) => self.enter_recovery(node, needs_recovery),
             None => {
-                // The power may have gone between a record and its mark, and peers are shown the record from now on.
+                // Power may have failed between a record and its high-water mark, and peers receive
+                // the record from now on.
                 let tree = log.map(|log| (log.tree.size(), log.tree.root()));
                 let epoch = here.feed.epoch;
                 if !self.has(Mutation::StaleHighWaterMark) {
@@ -70,7 +74,7 @@ impl World {
     }
 
     pub(crate) fn enter_recovery(&mut self, node: usize, why: &'static str) {
-        // Who signs two histories goes on with both.
+        // A forking member continues with both trees.
         if self.has(Mutation::ContinueAfterRestore) || self.exchange.natures[node].forks {
             return;
         }
@@ -86,7 +90,7 @@ impl World {
         self.at(at, Event::Recover(node, 0));
     }
 
-    /// Follows at peers what they hold of this member's own feeds, where it does not continue them itself.
+    /// Follows this member's own feeds at peers, where the node does not append to them itself.
     pub(crate) fn fetch_own(&mut self, node: usize) {
         for epoch in 1..=self.exchange.epochs[node] {
             let feed = self.exchange.feed(node, epoch);
@@ -123,7 +127,8 @@ impl World {
         }
     }
 
-    /// Operators recover a feed: once everything that others show is here, or without those that do not come.
+    /// Operators recover a feed: once everything that peers announced is here, or without members
+    /// that do not respond.
     pub(crate) fn recover(&mut self, node: usize, tries: u32) {
         let here = &self.nodes[node];
         if here.up && here.live.publish_state != PublishState::NeedsRecovery
@@ -151,7 +156,8 @@ impl World {
         self.open_epoch(node);
     }
 
-    /// The first entry of the next epoch, then the mark; until then the node is in doubt in the old one.
+    /// Commits the first entry of the next epoch, then writes the high-water mark; until then the
+    /// old epoch needs recovery.
     fn open_epoch(&mut self, node: usize) {
         let here = &self.nodes[node];
         let old = here.feed.clone();
@@ -193,7 +199,8 @@ impl World {
         Checkpoint { feed: feed.clone(), size: tree.size(), root: tree.root() }
     }
 
-    /// The bulletin by which a node names the longest tree known of an epoch that is over; the model is told what it is.
+    /// Makes the bulletin that announces the longest known tree of a closed epoch, and adds it to
+    /// the model.
     fn closing(&mut self, node: usize, tree: &Checkpoint) -> Option<Bulletin> {
         let here = &self.nodes[node];
         let draft = feed_closed::draft(tree, GROUPS[0]);
@@ -219,7 +226,8 @@ impl World {
         Some(Bulletin { envelope: bulletin.envelope, facts })
     }
 
-    /// Names each tree of an epoch that is over and not named yet, once it is as long as any that peers show.
+    /// Announces each tree of a closed epoch that is not announced yet, once it is as long as any
+    /// that peers announce.
     pub(crate) fn name_closed(&mut self, node: usize) {
         let here = &self.nodes[node];
         if here.live.publish_state != PublishState::Open || here.feed.epoch == 1 || self.has(Mutation::NameNothing) {

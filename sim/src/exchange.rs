@@ -1,6 +1,8 @@
-//! A made-up exchange: members, what they are like, keys, and rosters that add, remove, re-admit and move members between versions.
+//! A generated exchange: members, their natures, keys, and rosters that add, remove, re-admit and
+//! move members between versions.
 //!
-//! In scope: the truth about it, as its governors know it, in the model's own terms ([`Listed`]) and as signed rosters for the nodes.
+//! In scope: the governors' view of it, both in the model's own terms ([`Listed`]) and as signed
+//! rosters for the nodes.
 
 use std::collections::BTreeMap;
 
@@ -13,17 +15,17 @@ use bytes::Bytes;
 use crate::random::Random;
 
 const NAME: &str = "rabat.example";
-/// States, and organisations that observe.
+/// Codes of states, then of observing organisations.
 const CODES: [&str; 50] = [
     "ae", "bf", "bh", "bj", "cd", "cf", "cg", "ci", "cm", "cv", "dj", "dz", "eg", "er", "et", "ga", "gh", "gm", "gn",
     "gw", "iq", "jo", "ke", "km", "kw", "lb", "lr", "ly", "ma", "ml", "mr", "ne", "ng", "om", "ps", "qa", "sa", "sd",
     "sl", "sn", "so", "ss", "td", "tg", "tn", "x-au", "x-eu", "x-igad", "x-las", "x-un",
 ];
-/// So many of them are states.
+/// Number of states among them.
 const STATES: usize = 45;
 pub(crate) const GROUPS: [&str; 2] = ["customs", "security"];
 
-/// Whether a word is a member's code.
+/// Whether `code` is a member's code.
 pub(crate) fn is_member(code: &str) -> bool {
     CODES.contains(&code)
 }
@@ -32,31 +34,31 @@ pub(crate) fn is_member(code: &str) -> bool {
 #[derive(Clone, Debug)]
 pub(crate) struct Listed {
     pub(crate) full: bool,
-    /// Of [`GROUPS`], those that a full member belongs to.
+    /// The [`GROUPS`] that a full member belongs to.
     pub(crate) groups: [bool; 2],
-    /// Of [`GROUPS`], the highest label that an observer may read there: 0 CLEAR, 1 GREEN.
+    /// The highest label that an observer may read in each of [`GROUPS`]: 0 CLEAR, 1 GREEN.
     pub(crate) ceilings: [Option<u8>; 2],
 }
 
-/// What a member's node is like.
+/// The behaviour of a member's node.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Nature {
-    /// Sends every entry in full to everybody.
+    /// Sends every entry in full to every peer.
     pub(crate) leaky: bool,
-    /// Speaks and publishes as a later version might.
+    /// Sends and publishes as a later version might.
     pub(crate) newer: bool,
-    /// Sends whatever comes to its mind.
+    /// Sends garbage.
     pub(crate) garbage: bool,
-    /// Signs two histories.
+    /// Signs two trees.
     pub(crate) forks: bool,
-    /// Shows what it holds, and says of all of it that it withholds it.
+    /// Announces what it holds, but reports all content as withheld.
     pub(crate) withholds: bool,
-    /// Shows what it holds, and serves nothing.
+    /// Announces what it holds, but serves nothing.
     pub(crate) mute: bool,
 }
 
 impl Nature {
-    /// Whether it keeps the protocol, at least as far as others depend on it.
+    /// Whether it follows the protocol, at least as far as other members depend on it.
     pub(crate) fn is_honest(&self) -> bool {
         !(self.garbage || self.forks || self.withholds || self.mute)
     }
@@ -67,7 +69,7 @@ pub(crate) struct Exchange {
     /// Two to fifty, by code.
     pub(crate) members: Vec<Member>,
     pub(crate) natures: Vec<Nature>,
-    /// Epochs whose keys the roster lists, of each member.
+    /// Number of epochs whose keys the roster lists, by member.
     pub(crate) epochs: Vec<u32>,
     /// By version from 1: how each member is listed.
     pub(crate) listed: Vec<BTreeMap<usize, Listed>>,
@@ -87,7 +89,7 @@ impl Exchange {
         let mut codes: Vec<(usize, &str)> = CODES.iter().copied().enumerate().collect();
         while codes.len() > count {
             let at = random.index(codes.len());
-            // Two states at least: they can cosign each other.
+            // At least two states, which can cosign each other.
             let states = codes.iter().filter(|(place, _)| *place < STATES).count();
             if codes[at].0 >= STATES || states > 2 {
                 codes.remove(at);
@@ -95,7 +97,8 @@ impl Exchange {
         }
         let codes: Vec<(bool, &str)> = codes.into_iter().map(|(place, code)| (place < STATES, code)).collect();
         let natures = natures(random, count);
-        // Whose machine may be lost: large exchanges have few, since every key costs every node.
+        // Members whose store may be lost. Large exchanges have few, since every key costs every
+        // node.
         let lossy = if count > 8 { 20 } else { 60 };
         let epochs: Vec<u32> = (0..count).map(|_| if random.chance(lossy) { 4 } else { 1 }).collect();
         let listed = versions(random, &codes);
@@ -133,13 +136,14 @@ impl Exchange {
         self.at(version).is_some_and(|listed| listed.contains_key(&member))
     }
 
-    /// How members are listed in a version.
+    /// Returns how members are listed in a version.
     pub(crate) fn at(&self, version: u64) -> Option<&BTreeMap<usize, Listed>> {
         self.listed.get(usize::try_from(version).ok()?.checked_sub(1)?)
     }
 }
 
-/// Most members keep the protocol; of four or more some do not, but never most of them, nor the first two.
+/// Most members follow the protocol. Of four or more, some do not, but never most of them, and
+/// never the first two.
 fn natures(random: &mut Random, count: usize) -> Vec<Nature> {
     let mut natures: Vec<Nature> = (0..count)
         .map(|_| Nature { leaky: random.chance(15), newer: random.chance(25), ..Nature::default() })
@@ -158,7 +162,7 @@ fn natures(random: &mut Random, count: usize) -> Vec<Nature> {
     natures
 }
 
-/// The first two states always stay.
+/// The first two states are in every version.
 fn versions(random: &mut Random, codes: &[(bool, &str)]) -> Vec<BTreeMap<usize, Listed>> {
     let count = codes.len();
     let mut listed: Vec<BTreeMap<usize, Listed>> = Vec::new();
@@ -182,7 +186,7 @@ fn versions(random: &mut Random, codes: &[(bool, &str)]) -> Vec<BTreeMap<usize, 
             if !joined || gone && member >= 2 {
                 continue;
             }
-            // In a large exchange little changes.
+            // In a large exchange few listings change.
             let stays = before.get(&member).filter(|_| random.chance(if count > 8 { 90 } else { 40 }));
             now.insert(member, stays.cloned().unwrap_or_else(|| listing(random, *state)));
         }
@@ -202,7 +206,7 @@ pub(crate) fn feed_key(feed: &FeedId) -> SigningKey {
     key(&feed.to_string(), Algorithm::Ed25519)
 }
 
-/// The key with which it cosigns.
+/// The key with which its owner cosigns.
 pub(crate) fn mirror_key(feed: &FeedId) -> SigningKey {
     key(&FeedId::mirror_key_name(&feed.member, &feed.exchange), Algorithm::CosignatureEd25519)
 }

@@ -1,7 +1,9 @@
-//! Members that fill the disks of others: right up to an edge, and beyond it.
+//! Members that fill the disks of others, up to a limit and beyond it.
 //!
-//! In scope: bursts of large and of tiny entries, and such as end a byte before, at, or a byte beyond a member's share or a tier at some node.
-//! Whoever floods keeps the protocol: what it publishes must come to everybody in the end. Out of scope: what is committed of it (`disk_space`).
+//! In scope: bursts of large and of tiny entries, and bursts that end a byte before, at, or a byte
+//! beyond a member's share or a tier at some node. A flooding member follows the protocol: its
+//! entries must reach every member in the end. Out of scope: what is committed of them
+//! (`disk_space`).
 
 use barid_core::quota::Tier;
 
@@ -12,24 +14,25 @@ use crate::plan::{Plan, Planned, TROUBLE};
 use crate::random::Random;
 use crate::world::World;
 
-/// Until then there are floods; a little later operators make room.
+/// Until this time there are floods; a little later operators add disk space.
 const FLOODS_END: u64 = TROUBLE + 400;
 pub(crate) const ROOM_IS_MADE: u64 = FLOODS_END + 50;
-/// The largest entry of a flood, nearly: so that a batch fits what is written ahead.
+/// Approximate size of the largest entry of a flood, so that a batch fits into the log's
+/// preallocation.
 pub(crate) const ENTRY_BYTES_MAX: u64 = 1_200;
 
-/// What one burst aims at.
+/// The target of one burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flood {
     Large,
     Tiny,
-    /// So many bytes beyond the share at some node.
+    /// This many bytes beyond the share at some node.
     Share(i64),
-    /// So many bytes beyond the end of the highest tier at some node.
+    /// This many bytes beyond the end of the highest tier at some node.
     Tier(i64),
 }
 
-/// What is known of an entry of a flood.
+/// An entry of a flood.
 #[derive(Clone, Copy)]
 pub(crate) struct Flooded {
     pub(crate) urgent: bool,
@@ -37,7 +40,7 @@ pub(crate) struct Flooded {
 }
 
 impl Plan {
-    /// In one small exchange of three most disks have bounds, and some members flood.
+    /// In one of three small exchanges most disks are bounded, and some members flood.
     pub(crate) fn floods(&mut self, random: &mut Random, exchange: &Exchange, ids: &mut u64) {
         let count = exchange.members.len();
         if count > 8 || !random.chance(33) {
@@ -68,7 +71,7 @@ impl Plan {
 }
 
 impl World {
-    /// A burst.
+    /// Publishes a burst.
     pub(crate) fn flood(&mut self, node: usize, (first_id, count): (u64, u64), how: Flood, urgent: bool) {
         let sizes = self.sizes(node, count, how);
         for (id, size) in (first_id..).zip(sizes) {
@@ -96,14 +99,15 @@ impl World {
         (0..entries).map(|entry| each + u64::from(entry < rest)).collect()
     }
 
-    /// Somebody with bounds who is there.
+    /// Picks a running node with a bounded disk.
     fn victim(&mut self, node: usize) -> Option<usize> {
         let there = |other: &usize| *other != node && self.nodes[*other].bound.is_some() && self.nodes[*other].up;
         let victims: Vec<usize> = (0..self.nodes.len()).filter(there).collect();
         (!victims.is_empty()).then(|| *self.random.pick(&victims))
     }
 
-    /// How much somebody still takes of this member, over the link where it follows it.
+    /// Returns the bytes that some node still admits from this member, over the link at which it
+    /// follows it.
     fn left_of_share(&mut self, node: usize) -> Option<u64> {
         let victim = self.victim(node)?;
         let (here, there) = (&self.nodes[node], &self.nodes[victim]);
@@ -111,14 +115,14 @@ impl World {
         there.live.quota.shares.left(&here.me, &self.exchange.members[following.at], false)
     }
 
-    /// How much is free at somebody above where its highest tier ends.
+    /// Returns the bytes free at some node above the end of its highest tier.
     fn left_of_tier(&mut self, node: usize) -> Option<u64> {
         let victim = self.victim(node)?;
         let (bound, free) = self.nodes[victim].free()?;
         free.checked_sub(Tier::All.leaves_free(bound.reserve_bytes) + AHEAD_BYTES)
     }
 
-    /// What must be added for an entry to be of this size.
+    /// Returns the padding that makes an entry this large.
     fn padding(&self, node: usize, id: u64, urgent: bool, size: u64) -> usize {
         let version = self.nodes[node].disk.chain.newest().version();
         let len = |padding: usize| {

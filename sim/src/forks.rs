@@ -1,6 +1,7 @@
-//! Two histories of one feed: made by who forks, found by who compares.
+//! Forks: made by forking members, found by comparing checkpoints.
 //!
-//! In scope: heads, the comparison of what is shown with what is held, the questions and answers that a proof needs, stopping the feed.
+//! In scope: tree heads, comparing them with the copy held, the consistency requests and responses
+//! that a proof needs, stopping the feed.
 
 use std::collections::BTreeSet;
 
@@ -19,18 +20,19 @@ use crate::live::PublishState;
 use crate::node::{Log, Work};
 use crate::world::{Event, World};
 
-/// How long a checkpoint that a peer shows may be ahead of what is held, before the peer is asked how the two relate.
+/// How long a checkpoint may be larger than the copy held before the peer is asked how the two
+/// relate.
 const SETTLES_IN: u64 = 100;
 
 enum Compared {
     Same,
     Larger,
-    /// Of another history; the evidence, if what is held can prove it.
+    /// Of another tree; with the evidence, if the copy can prove it.
     Other(Option<Box<Equivocation>>),
 }
 
 impl World {
-    /// A member begins to tell some of its peers another history than the others; or tells it to others.
+    /// A member begins to serve a second tree to some of its peers, or changes which peers get it.
     pub(crate) fn fork(&mut self, node: usize) {
         self.count("fork made");
         let to: BTreeSet<usize> = (0..self.nodes.len()).filter(|_| self.random.chance(50)).collect();
@@ -40,7 +42,7 @@ impl World {
         here.other = Some((log, to));
     }
 
-    /// Tells a peer what it has not been told.
+    /// Sends a peer the tree heads that have changed since the last ones.
     pub(crate) fn announce_heads(&mut self, node: usize, peer: usize) {
         // Frames get lost here.
         if self.trouble() && self.random.chance(10) {
@@ -112,7 +114,7 @@ impl World {
         let live = &mut self.nodes[to].live;
         let version = heads.roster_version.min(self.exchange.last_version());
         if live.peer_rosters.insert(from, version) != Some(version) {
-            // With the one before it may not have known a feed's key.
+            // With its earlier roster the peer may not have known a feed's key.
             live.announced.retain(|(peer, _), _| *peer != from);
         }
         live.heads_of.insert(from);
@@ -125,13 +127,13 @@ impl World {
         }
     }
 
-    /// Within a link nobody shows less than before: what says so was overtaken.
+    /// Within a link a peer never announces less than before: a smaller size was overtaken.
     fn record_advertised(&mut self, from: usize, to: usize, feed: &FeedId, held: u64) {
         let advertised = self.nodes[to].live.advertised.entry((feed.clone(), from)).or_default();
         *advertised = held.max(*advertised);
     }
 
-    /// What nobody has signed is remembered all the same.
+    /// Stores an unsigned claim (a defect).
     fn remember(&mut self, from: usize, to: usize, head: &proto::TreeHead) {
         let feed = std::str::from_utf8(&head.checkpoint).ok().and_then(|text| text.lines().next()?.parse().ok());
         if let Some(feed) = feed {
@@ -139,7 +141,8 @@ impl World {
         }
     }
 
-    /// A checkpoint signed by the keys that a node's roster lists. They are the same in every roster that lists them.
+    /// Verifies a checkpoint by the keys of the node's roster. They are the same in every roster
+    /// that lists them.
     fn verified(&mut self, node: usize, note: &Bytes) -> Option<SignedCheckpoint> {
         let text = std::str::from_utf8(note).ok()?;
         let feed: FeedId = text.lines().next()?.parse().ok()?;
@@ -172,14 +175,15 @@ impl World {
         }
     }
 
-    /// The signed checkpoint of a copy that is complete.
+    /// Returns the signed checkpoint of a complete copy.
     fn signed_newest(&self, node: usize, feed: &FeedId) -> Option<SignedCheckpoint> {
         let here = &self.nodes[node];
         let log = here.disk.logs.get(feed).filter(|log| log.checkpoint_size == log.tree.size())?;
         SignedCheckpoint::verify(&log.checkpoint, &here.disk.chain.newest().feed_keys(feed)).ok()
     }
 
-    /// What peers showed that was larger than what is held: it is compared again, and if it has not come by then, they are asked.
+    /// Compares checkpoints again that were larger than the copy. If they still are, their peers
+    /// are asked.
     pub(crate) fn compare_again(&mut self, node: usize) {
         let now = self.now;
         let expired = |(key, (_, since)): (&(FeedId, usize), &(SignedCheckpoint, u64))| {
@@ -192,7 +196,7 @@ impl World {
                 Compared::Larger => {
                     let (feed, peer) = key;
                     self.request_consistency(node, peer, &feed);
-                    // Until it has come, or the peer shows something else.
+                    // Until the entries arrive, or the peer announces something else.
                     self.nodes[node].live.ahead.insert((feed, peer), (signed, now));
                 }
                 Compared::Other(Some(evidence)) => {
@@ -240,7 +244,7 @@ impl World {
         }
     }
 
-    /// Two histories are proven: the feed stops, and what proves it is kept.
+    /// Stops a feed whose equivocation is proven, and persists the evidence.
     pub(crate) fn forked(&mut self, node: usize, evidence: &Equivocation) {
         if self.has(Mutation::IgnoreForks) {
             return;
@@ -248,7 +252,7 @@ impl World {
         self.stop_feed(node, evidence.feed(), Bytes::from(evidence.format()));
     }
 
-    /// A feed that has two histories is not followed any more.
+    /// Stops following a forked feed.
     pub(crate) fn stop_feed(&mut self, node: usize, feed: &FeedId, evidence: Bytes) {
         let live = &mut self.nodes[node].live;
         live.following.remove(feed);
@@ -260,7 +264,7 @@ impl World {
         }
     }
 
-    /// Its own checkpoint of another member's feed, which no key of that feed has signed.
+    /// Makes a checkpoint of another member's feed with the wrong key.
     pub(crate) fn forged(&self, node: usize, feed: &FeedId, size: u64) -> Bytes {
         let text = Checkpoint { feed: feed.clone(), size, root: Hash([7; 32]) }.text();
         let note = Note::sign(&text, &feed_key(&self.nodes[node].feed));

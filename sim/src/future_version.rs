@@ -1,6 +1,8 @@
-//! What a later version of the protocol might say: fields, frames and words that this version does not know.
+//! What a later version of the protocol might send: fields, frames and values that this version
+//! does not know.
 //!
-//! In scope: adding them to what this version says. Nobody may stumble over them, and what was signed with them keeps them.
+//! In scope: adding them to messages of this version. Nodes must accept such messages, and keep the
+//! unknown parts of signed bytes.
 
 use barid_core::proto;
 use barid_core::proto::item::Item;
@@ -8,10 +10,10 @@ use bytes::Bytes;
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint};
 
-/// Far beyond every number in use.
+/// Far above every field number in use.
 const UNKNOWN_FIELD: u32 = 1_900;
 
-/// A message with fields of two kinds that this version does not know.
+/// Adds fields of two wire types that this version does not know.
 fn with_unknown(message: &[u8]) -> Vec<u8> {
     let mut bytes = message.to_vec();
     encode_key(UNKNOWN_FIELD, WireType::LengthDelimited, &mut bytes);
@@ -22,7 +24,7 @@ fn with_unknown(message: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// An encoded frame, with more in it and in the message that it carries.
+/// Adds unknown fields to an encoded frame, and to the message in it.
 pub(crate) fn frame(frame: &[u8]) -> Bytes {
     let mut rest = frame;
     let (Ok((arm, WireType::LengthDelimited)), Ok(_)) = (decode_key(&mut rest), decode_varint(&mut rest)) else {
@@ -36,12 +38,12 @@ pub(crate) fn frame(frame: &[u8]) -> Bytes {
     with_unknown(&bytes).into()
 }
 
-/// A frame of a kind that this version does not know.
+/// Returns a frame of a kind that this version does not know.
 pub(crate) fn unknown_frame() -> Bytes {
     with_unknown(&[]).into()
 }
 
-/// A batch that gives reasons for digests which this version does not know.
+/// Replaces the reasons for digests by one that this version does not know.
 pub(crate) fn entries(mut entries: proto::Entries) -> proto::Entries {
     for item in &mut entries.items {
         if let Some(Item::Digests(run)) = &mut item.item {
@@ -51,7 +53,7 @@ pub(crate) fn entries(mut entries: proto::Entries) -> proto::Entries {
     entries
 }
 
-/// An envelope with more in it and in its header.
+/// Adds unknown fields to an envelope and its header.
 pub(crate) fn envelope(envelope: &Bytes) -> Bytes {
     match proto::Envelope::decode(envelope.clone()) {
         Ok(mut message) => {

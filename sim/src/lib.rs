@@ -1,12 +1,17 @@
-//! Seeded simulator over `barid-core`: an exchange of two to fifty members on a network that loses, delays, repeats, reorders and
-//! damages messages and falls apart, one way too, and on which some pairs never reach each other; nodes that crash at every point of a
-//! commit, whose disks fail, are full or have bounds, whose stores are lost or come back from an old backup, whose clocks jump; rosters that change;
-//! nodes of a later version; members that leak, withhold, say nothing, send garbage or sign two histories, or flood the disks of others. Then everything heals, and
-//! what must hold is checked, beside a reference model that shares no decision with core.
+//! A seeded simulator over `barid-core`.
 //!
-//! In scope: that follower, provider, feeds, rosters, audience and what is asked for later together keep the promises
-//! ([`Outcome::violations`]). Out of scope: the node's own store, committer and links, whose place simple models take here. A seed gives
-//! the same run to the byte; what it planned can be left out piece by piece ([`shrink()`]).
+//! It runs an exchange of two to fifty members. The network loses, delays, repeats, reorders and
+//! damages messages; it partitions, also in one direction only, and some pairs never reach each
+//! other. Nodes crash at every point of a commit; their disks fail, fill up or are bounded; their
+//! stores are lost or restored from an old backup; their clocks jump. Rosters change. Some nodes
+//! run a later version. Some members leak, withhold, stay silent, send garbage, sign two trees, or
+//! flood the disks of others. Then everything heals, and the invariants are checked beside a
+//! reference model that shares no decision with core.
+//!
+//! In scope: that following, serving, feeds, rosters, audiences and backfill together keep the
+//! invariants ([`Outcome::violations`]). Out of scope: the node's own store, committer and links,
+//! which simple models replace here. A seed gives the same run to the byte, and a failing run can
+//! be shrunk by leaving out parts of its plan ([`shrink()`]).
 
 mod backfill;
 mod bulletins;
@@ -42,18 +47,18 @@ pub use coverage::{Coverage, MUST_BE_REACHED};
 pub use mutation::Mutation;
 pub use shrink::{Shrunk, kind, shrink, whole};
 
-/// What became of one run.
+/// The outcome of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// SHA-256 over everything that happened, in order.
+    /// SHA-256 over all events, in order.
     pub trace: [u8; 32],
-    /// Events that happened.
+    /// Number of events.
     pub events: u64,
-    /// Members.
+    /// Number of members.
     pub members: usize,
-    /// How often what was reached.
+    /// Counters of what was reached.
     pub coverage: Coverage,
-    /// Promises that were broken; empty if all is well.
+    /// Violated invariants; empty if there are none.
     pub violations: Vec<String>,
 }
 

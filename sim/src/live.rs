@@ -1,6 +1,8 @@
-//! What a node knows only while it runs: links, whom it follows where, what is on its way, what peers have shown.
+//! The state that a node loses in a crash: links, where feeds are followed, what is in flight, what
+//! peers have announced.
 //!
-//! In scope: the tables and their bounds ([`Live::overfull`]). Out of scope: what is decided with them.
+//! In scope: the tables and their bounds ([`Live::overfull`]). Out of scope: the decisions made
+//! with them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -15,17 +17,17 @@ use barid_core::upstream::{OwnerLag, UpstreamSelector};
 use crate::disk_space::Quota;
 use crate::node::Work;
 
-/// Works that may wait for the next commit.
+/// Work items that may wait for the next commit.
 pub(crate) const QUEUE_MAX: usize = 24;
-/// Urgent entries of others that may wait for it beside these.
+/// Urgent entries of others that may wait beside these.
 pub(crate) const PRIORITY_QUEUE_MAX: usize = 64;
-/// Batches of a feed on their way to one peer.
+/// Batches of a feed in flight to one peer.
 pub(crate) const IN_FLIGHT_MAX: usize = 3;
 
 /// Whether the node may publish.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum PublishState {
-    /// No peer has shown its heads yet, and it has not been alone for long.
+    /// No peer has sent its tree heads yet, and the wait for peers is not over.
     #[default]
     Starting,
     Open,
@@ -36,25 +38,25 @@ pub(crate) enum PublishState {
 pub(crate) struct Following {
     pub(crate) state: FollowState,
     pub(crate) at: usize,
-    /// When it was asked for, or last brought something.
+    /// When it was requested, or last delivered something.
     pub(crate) since: u64,
-    /// Refused: asked for again then.
+    /// After a rejection: when to request it again.
     pub(crate) paused_until: Option<u64>,
     pub(crate) rejections: u32,
-    /// Counts requests, so that what an earlier one left behind is known as such.
+    /// Number of the request; results of earlier requests are recognised by it.
     pub(crate) request: u64,
     /// Batches that wait for their commit.
     pub(crate) committing: u32,
 }
 
-/// A peer that follows a feed here.
+/// A feed that a peer follows here.
 pub(crate) struct Serving {
     /// Next index to send.
     pub(crate) next: u64,
     pub(crate) filters: Vec<TopicFilter>,
-    /// How much the peer holds of it.
+    /// Number of entries that the peer holds.
     pub(crate) stored: u64,
-    /// Ends of batches that are not stored there yet.
+    /// Ends of the batches that are not stored there yet.
     pub(crate) in_flight: VecDeque<u64>,
 }
 
@@ -64,17 +66,17 @@ impl Serving {
     }
 }
 
-/// What was asked of a peer and is not answered yet; and since when.
+/// A backfill request to a peer without a response yet.
 pub(crate) struct Request {
     pub(crate) feed: FeedId,
     pub(crate) found: BackfillRanges,
     pub(crate) since: u64,
-    /// Up to where the peer has looked, once it has answered.
+    /// How far the peer has scanned, once it has responded.
     pub(crate) scanned_to: u64,
     pub(crate) number: u64,
 }
 
-/// What of an own feed is elsewhere, and at whom it is fetched.
+/// Where a part of an own feed is fetched from.
 #[derive(Default)]
 pub(crate) struct Fetch {
     pub(crate) at: Option<usize>,
@@ -87,37 +89,37 @@ pub(crate) struct Live {
     pub(crate) publish_state: PublishState,
     pub(crate) waiting: Vec<Work>,
     pub(crate) linked: BTreeSet<usize>,
-    /// Members without a link, since when.
+    /// Members without a link, and since when.
     pub(crate) away: BTreeMap<usize, u64>,
     pub(crate) following: BTreeMap<FeedId, Following>,
-    /// By peer.
+    /// Feeds that are served, by peer.
     pub(crate) serving: BTreeMap<(usize, FeedId), Serving>,
-    /// What each peer was sent ahead of the order.
+    /// Priority entries sent to each peer.
     pub(crate) unmatched: BTreeMap<usize, PriorityInFlight>,
     /// Where feeds of members without a link are followed.
     pub(crate) relays: BTreeMap<FeedId, UpstreamSelector>,
-    /// Whether linked owners show less than others.
+    /// Whether linked owners announce less than others.
     pub(crate) behind: BTreeMap<FeedId, OwnerLag>,
-    /// Entries that each peer shows to hold.
+    /// Entries that each peer announces to hold.
     pub(crate) advertised: BTreeMap<(FeedId, usize), u64>,
-    /// Peers that have shown their heads since the start.
+    /// Peers that have sent their tree heads since the start.
     pub(crate) heads_of: BTreeSet<usize>,
-    /// What each peer was told: size of the checkpoint, and entries held.
+    /// What each peer was sent: size of the checkpoint, and entries held.
     pub(crate) announced: BTreeMap<(usize, FeedId), (u64, u64)>,
     pub(crate) announced_roster: BTreeMap<usize, u64>,
     /// Newest roster that each peer is known to hold.
     pub(crate) peer_rosters: BTreeMap<usize, u64>,
     pub(crate) backfill_schedule: BTreeMap<(usize, FeedId), BackfillState>,
-    /// Up to where the owner of a feed was asked, under which roster.
+    /// How far the owner of a feed was asked, and under which roster: version, then index.
     pub(crate) settled: BTreeMap<FeedId, (u64, u64)>,
     pub(crate) requests: BTreeMap<usize, Request>,
     pub(crate) requested: u64,
-    /// The feed that each peer was asked about last.
+    /// The feed last requested from each peer.
     pub(crate) last_requested: BTreeMap<usize, FeedId>,
-    /// Checkpoints that peers show and that are larger than what is held, since when.
+    /// Checkpoints of peers that are larger than what is held, and since when.
     pub(crate) ahead: BTreeMap<(FeedId, usize), (SignedCheckpoint, u64)>,
     pub(crate) stopped: BTreeSet<FeedId>,
-    /// Own feeds that peers hold more of.
+    /// Own feeds of which peers hold more.
     pub(crate) fetching: BTreeMap<FeedId, Fetch>,
     pub(crate) read_to: u64,
     pub(crate) quota: Quota,
@@ -132,7 +134,8 @@ impl Live {
         self.ordinary() < QUEUE_MAX
     }
 
-    /// Works that wait for the next commit, but for what has its own bound: urgent entries, and evidence, one for each feed.
+    /// Work that waits for the next commit, without urgent entries and evidence, which have their
+    /// own bounds.
     fn ordinary(&self) -> usize {
         self.waiting.iter().filter(|work| !matches!(work, Work::PriorityEntry(..) | Work::Fork(..))).count()
     }
@@ -142,7 +145,7 @@ impl Live {
         self.waiting.iter().filter(|work| matches!(work, Work::PriorityEntry(..))).count()
     }
 
-    /// What has grown beyond its bound, where there are so many members and feeds.
+    /// Returns the table that exceeds its bound, for this number of members and feeds.
     pub(crate) fn overfull(&self, members: usize, feeds: usize) -> Option<String> {
         let most = self.serving.values().map(|serving| serving.in_flight.len()).max().unwrap_or(0);
         let both = members * feeds;

@@ -1,6 +1,7 @@
-//! `barid-sim [OPTIONS] [SEEDS [FIRST]]`: runs seeds and prints how often what was reached; exit code 1 with the first seed that breaks a promise,
-//! shrunk. Options: `--mutation NAME` puts a defect in, `--story` tells what happens in the shrunk run, `--whole` shrinks nothing, `--survey` runs all seeds and tells
-//! which promises are broken how often.
+//! `barid-sim [OPTIONS] [SEEDS [FIRST]]`: runs seeds and prints the coverage counters. The exit
+//! code is 1 if a seed violates an invariant; the first such seed is shrunk and printed. Options:
+//! `--mutation NAME` injects a defect, `--story` prints the event log of the shrunk run, `--whole`
+//! does not shrink, `--survey` runs all seeds and prints how often each invariant was violated.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -23,7 +24,7 @@ struct Options {
 struct Reached {
     coverage: Coverage,
     events: u64,
-    /// By sort of promise: how often, the first seed, and what it said.
+    /// By kind of violation: how often, the first seed, and its message.
     broken: BTreeMap<String, (u64, u64, String)>,
 }
 
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
                     (known.1, known.2) = (seed, violation.clone());
                 }
                 if !options.survey {
-                    // Lower seeds are under way already; higher ones need not be begun.
+                    // Lower seeds are running already; higher ones need not start.
                     next.store(end, Ordering::Relaxed);
                 }
             }

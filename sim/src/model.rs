@@ -1,7 +1,9 @@
-//! The reference model: what each member must end up with, told from what was published and from what was seen of the nodes.
+//! The reference model: what each member must end up with, derived from what was published and what
+//! was observed of the nodes.
 //!
-//! In scope: an audience and an order of arrival of its own, in plain terms: nothing of core's code decides here. Out of scope: how it
-//! comes about. What it sees of a node is what the node said or made durable; what it asks in the end is in `check`.
+//! In scope: its own, simple rules for audiences and order of arrival; no code of core decides
+//! here. Out of scope: how a state is reached. The model observes what a node sent or made durable;
+//! the final checks are in `check`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,26 +12,26 @@ use bytes::Bytes;
 
 use crate::exchange::{Exchange, Listed};
 
-/// What is true about one bulletin.
+/// The facts about one bulletin.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
-    /// Whom its header names as its member.
+    /// The member named in its header.
     pub(crate) named: usize,
     pub(crate) group: usize,
     /// 0 CLEAR, 1 GREEN, 2 AMBER, 3 AMBER+STRICT, 4 RED.
     pub(crate) label: u8,
-    /// To whom alone it goes; nobody: to all that its label lets.
+    /// The only members that may read it; empty: all that its label allows.
     pub(crate) to: Vec<usize>,
-    /// Roster version by which its audience is decided.
+    /// Roster version that decides its audience.
     pub(crate) version: u64,
     /// Whether it is urgent, and if so whether it is Actual.
     pub(crate) urgent: Option<bool>,
-    /// Whether this version of the protocol can tell for whom it is.
+    /// Whether this version of the protocol can determine its audience.
     pub(crate) understood: bool,
 }
 
 impl Facts {
-    /// Whether `reader` is in the audience when members are listed so.
+    /// Whether `reader` is in the audience, given this listing of members.
     pub(crate) fn admit(&self, reader: usize, listed: &BTreeMap<usize, Listed>) -> bool {
         if !self.understood {
             return false;
@@ -48,38 +50,38 @@ impl Facts {
         }
     }
 
-    /// In the audience by every roster since: nobody may ever have withheld it.
+    /// Whether the reader is in the audience by every roster since: withholding it is never right.
     pub(crate) fn always_admit(&self, reader: usize, exchange: &Exchange) -> bool {
         let mut versions = self.version..=exchange.last_version();
         versions.all(|version| exchange.at(version).is_some_and(|listed| self.admit(reader, listed)))
     }
 
-    /// In the audience by some roster since: it may have come to the reader rightly.
+    /// Whether the reader is in the audience by some roster since: it may have received it rightly.
     pub(crate) fn ever_admit(&self, reader: usize, exchange: &Exchange) -> bool {
         let mut versions = self.version..=exchange.last_version();
         versions.any(|version| exchange.at(version).is_some_and(|listed| self.admit(reader, listed)))
     }
 }
 
-/// A place in a feed.
+/// A position in a feed.
 pub(crate) type Place = (FeedId, u64);
 
-/// What one node has said and made durable, since it began or as far as a backup goes that was restored.
+/// What one node has sent and made durable, since it began or up to the restored backup.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     /// Entries of each feed, in full or as digests.
     pub(crate) sizes: BTreeMap<FeedId, u64>,
-    /// What arrived, in order: the first is arrival 1.
+    /// Entries by offset: the first has offset 1.
     pub(crate) by_offset: Vec<Place>,
     pub(crate) arrived: BTreeSet<Place>,
     /// Newest cosignature of each feed: size and time; and the newest time.
     pub(crate) cosigned: BTreeMap<FeedId, (u64, u64)>,
     pub(crate) cosigned_at: u64,
-    /// Feeds that it knows to have two histories.
+    /// Feeds that it knows to be forked.
     pub(crate) forks: BTreeSet<FeedId>,
 }
 
-/// What a subscriber was given; it outlives its node's crashes.
+/// What a subscriber was delivered; it outlives its node's crashes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Subscriber {
     pub(crate) given: BTreeMap<u64, Place>,
@@ -87,14 +89,14 @@ pub(crate) struct Subscriber {
     pub(crate) confirmed: u64,
 }
 
-/// A receipt as its publisher keeps it.
+/// A receipt as its publisher has it.
 #[derive(Clone, Debug)]
 pub(crate) struct Receipt {
     pub(crate) node: usize,
     pub(crate) id: u64,
     pub(crate) place: Place,
     pub(crate) digest: Digest,
-    /// How often its node's store had been restored by then.
+    /// How often its node's store had been restored at that time.
     pub(crate) restores: u32,
 }
 
@@ -108,9 +110,10 @@ pub(crate) struct Model {
     pub(crate) subscribers: Vec<Subscriber>,
     /// How often each node's store was restored.
     pub(crate) restores: Vec<u32>,
-    /// What came ahead of the order, to whom, and how often that node's store had been restored by then.
+    /// Priority entries: node, place, digest, and how often the node's store had been restored at
+    /// that time.
     pub(crate) ahead: Vec<(usize, Place, Digest, u32)>,
-    /// Who took what for wrongly withheld.
+    /// Entries that a node took for wrongly withheld.
     pub(crate) blamed: Vec<(usize, Place)>,
 }
 
@@ -140,7 +143,7 @@ impl Model {
         self.ahead.push((node, place, digest, self.restores[node]));
     }
 
-    /// The next arrival; the fault, if the entry had arrived before.
+    /// Records the next offset. Returns the violation if the entry had one already.
     pub(crate) fn arrived(&mut self, node: usize, place: Place) -> Option<String> {
         let seen = &mut self.seen[node];
         seen.by_offset.push(place.clone());
@@ -148,7 +151,8 @@ impl Model {
         (!seen.arrived.insert(place)).then_some(again)
     }
 
-    /// What a subscriber says to a delivery: the fault, if it was given it before and had confirmed it, or as something else.
+    /// Records a delivery. Returns whether it is a repetition; an error if it was confirmed before,
+    /// or if its offset or its place was delivered otherwise before.
     pub(crate) fn delivered(&mut self, node: usize, offset: u64, place: &Place) -> Result<bool, String> {
         let subscriber = &mut self.subscribers[node];
         let again = match subscriber.given.get(&offset) {
@@ -169,7 +173,7 @@ impl Model {
         Ok(again)
     }
 
-    /// A cosignature came out of a node: the fault, if it is not what a witness may say.
+    /// Records a cosignature of a node. Returns the violation if a witness may not make it.
     pub(crate) fn cosigned(&mut self, node: usize, feed: &FeedId, size: u64, time: u64) -> Option<String> {
         let seen = &mut self.seen[node];
         let held = seen.sizes.get(feed).copied().unwrap_or(0);
@@ -192,8 +196,8 @@ impl Model {
         self.backups[node] = Some((self.seen[node].clone(), self.subscribers[node].clone()));
     }
 
-    /// The store is as it was when it was backed up, or empty, and knows of a subscriber what it had confirmed up to `cursor`. Subscribers are
-    /// told, and forget the rest.
+    /// Records that the store was replaced by its backup or by an empty one, with a subscription
+    /// confirmed up to `cursor`. The subscriber learns of it, and forgets later deliveries.
     pub(crate) fn restored(&mut self, node: usize, from_backup: bool, cursor: u64) {
         let (seen, before) = self.backups[node].clone().filter(|_| from_backup).unwrap_or_default();
         self.seen[node] = seen;

@@ -1,8 +1,9 @@
-//! Defects that are put in on purpose: each breaks one promise, and shows that its check can fail.
+//! Defects that are injected on purpose. Each violates one invariant, and shows that its check can
+//! fail.
 
 macro_rules! mutations {
     ($($(#[doc = $what:literal])+ $name:ident,)+) => {
-        /// A defect put in on purpose: proves that the checks would notice it.
+        /// A defect injected on purpose, which the checks must detect.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Mutation {
             $($(#[doc = $what])+ $name,)+
@@ -12,7 +13,7 @@ macro_rules! mutations {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
-            /// Its name.
+            /// Returns its name.
             #[must_use]
             pub fn name(self) -> &'static str {
                 match self {
@@ -24,102 +25,103 @@ macro_rules! mutations {
 }
 
 mutations! {
-    /// Nobody asks for the audience, neither who sends nor who receives.
+    /// Neither sender nor receiver checks the audience.
     SkipAudience,
-    /// A batch whose log is at fault is taken all the same.
+    /// A batch with a log fault is accepted.
     AcceptAnyRoot,
     /// The acknowledged cursor is lost in a crash.
     ForgetCursor,
-    /// Receipts are released before the commit.
+    /// Receipts are sent before the commit.
     ReleaseBeforeCommit,
-    /// A batch with something odd in an entry is refused.
+    /// A batch with a finding about an entry is rejected.
     StopAtFindings,
-    /// A member without a link is waited for.
+    /// The feed of a member without a link is not followed at a relay.
     NoRelay,
-    /// Nobody asks for what a relay could not give.
+    /// Content that a relay could not serve is not requested.
     NoBackfill,
-    /// What is missing is handed to whoever asks.
+    /// Missing content is served to any peer.
     HandToAnyone,
-    /// Content that comes twice arrives twice.
+    /// Content that is received twice gets two offsets.
     BackfillTwice,
-    /// Content that comes later is not compared with its digest.
+    /// Backfilled content is not compared with its digest.
     BackfillAnything,
-    /// A relay says that it withholds what it does not hold.
+    /// A relay reports digests that it does not hold as withheld.
     BlameOthers,
-    /// Content that comes later is kept and given to nobody.
+    /// Backfilled content is stored but not delivered.
     DropBackfill,
-    /// Ids are forgotten in a crash, so that a publisher's repetition is published again.
+    /// Ids are lost in a crash, so that a publisher's retry is published again.
     ForgetIds,
-    /// A feed goes on although its store was restored from a backup.
+    /// A feed continues although its store was restored from a backup.
     ContinueAfterRestore,
-    /// A mark that a power cut left behind stays behind, while peers are shown what is beyond it.
+    /// A high-water mark that a power cut left behind is not updated, while peers receive entries
+    /// beyond it.
     StaleHighWaterMark,
     /// An epoch is opened a second time after the store was restored.
     ReuseEpoch,
-    /// What turns up of an epoch that is over is not named.
+    /// Entries that turn up in a closed epoch are not announced.
     NameNothing,
-    /// The second of two histories is followed like the first.
+    /// The second tree of a forked feed is followed like the first.
     IgnoreForks,
-    /// That a feed has two histories is forgotten in a crash.
+    /// Forks are lost in a crash.
     ForgetForks,
-    /// Two histories are cried where a batch merely fails.
+    /// An invalid batch is taken for a fork.
     FalseFork,
-    /// A feed of which a batch was refused is never asked for again.
+    /// A feed is not requested again after its batch was rejected.
     NeverRetry,
-    /// Batches are sent without regard to what is on its way.
+    /// Batches are sent without a bound on what is in flight.
     UnboundedInFlight,
-    /// Work is queued without end.
+    /// Work is queued without a bound.
     UnboundedQueue,
-    /// What a peer claims is remembered of any feed.
+    /// Unsigned claims of a peer are stored for any feed.
     RememberAnything,
-    /// A batch is said to be stored, and its content is lost.
+    /// A batch is reported as stored, but its content is lost.
     LoseContent,
     /// One entry of a batch is skipped.
     SkipEntry,
     /// An entry is delivered a second time under the next number.
     DeliverTwice,
-    /// Arrivals are numbered anew after a crash.
+    /// Entries get other offsets after a crash.
     RenumberOffsets,
-    /// Half a record at the end of the log is believed.
+    /// Half a record at the end of the log is accepted.
     BelieveTornTail,
-    /// A commit that failed is released.
+    /// Receipts of a failed commit are sent.
     ReleaseFailedCommit,
     /// The last entry is lost in a crash.
     LoseTail,
-    /// Cosignatures bear the time of a clock that goes back.
+    /// Cosignatures carry the time of a clock that is set back.
     CosignByClock,
     /// A batch is cosigned before it is durable.
     CosignBeforeCommit,
-    /// Nobody asks for newer rosters.
+    /// Newer rosters are not requested.
     NoRosters,
-    /// What is urgent waits for its turn.
+    /// Urgent entries are sent in order only.
     NoPriority,
-    /// What is urgent is sent ahead of the order to whoever follows.
+    /// Priority entries are sent to any peer that follows the feed.
     PriorityToAnyone,
-    /// What comes ahead of the order is kept, whoever it is for.
+    /// Priority entries are stored, whatever their audience.
     AcceptAnyPriority,
-    /// What comes ahead of the order is kept without a proof.
+    /// Priority entries are stored without a proof.
     UnprovenPriority,
-    /// What came ahead of the order arrives again with its feed.
+    /// A priority entry gets a second offset when its feed reaches it.
     PriorityTwice,
-    /// The content of what came ahead of the order is lost when the feed comes.
+    /// The content of a priority entry is lost when its feed reaches it.
     DropPriority,
-    /// What is held ahead of the order is lost in a crash.
+    /// Entries held out of order are lost in a crash.
     ForgetPriority,
-    /// As much is ahead of the order as is sent.
+    /// Entries held out of order are not bounded.
     UnboundedPriority,
-    /// Another entry than came ahead of the order is taken like the same one.
+    /// An entry that conflicts with a priority entry is accepted.
     IgnoreEntryEquivocation,
-    /// What is asked for is wanted in full by the newest roster only.
+    /// The audience is decided by the newest roster only.
     DiscloseByNewestRoster,
-    /// Members take what they like of a disk.
+    /// Members are not limited to a share of a disk.
     NoShares,
-    /// A relay is not charged for what it brings.
+    /// A relay is not charged for the content that it sends.
     RelayForNothing,
-    /// Whatever comes is committed while anything is free.
+    /// Everything is committed while any space is free.
     NoTiers,
-    /// What is urgent has no part of the reserve to itself.
+    /// Urgent entries have no part of the reserve to themselves.
     UrgentLikeAny,
-    /// What is not asked for while a member is over its share is never asked for.
+    /// Content that is not requested while a member is over its share is never requested.
     NeverBackfill,
 }

@@ -1,7 +1,8 @@
-//! The network: what passes between whom, and what it does to frames on their way.
+//! The network: which frames pass between which members, and what happens to them in transit.
 //!
-//! In scope: loss, delay, repetition, overtaking and damage; partitions, ways that are cut in one direction, pairs that never reach each other.
-//! Real links are ordered and lose nothing until they break; here they do worse.
+//! In scope: loss, delay, repetition, reordering and damage; partitions, links cut in one
+//! direction, pairs that never reach each other. Real links are ordered and lose nothing until they
+//! break; these are worse on purpose.
 
 use std::collections::BTreeSet;
 
@@ -14,17 +15,18 @@ use crate::future_version;
 use crate::random::Random;
 use crate::world::{Event, World};
 
-/// Frames that are remembered to be sent again.
+/// Frames that are remembered for replays.
 const OVERHEARD_MAX: usize = 32;
 
 impl World {
-    /// Takes pairs of members apart for good; honest ones of the newest roster stay in one line. Who joins later stands at its end: nobody
-    /// speaks with a member that it does not know, and so hears of no roster through it.
+    /// Separates pairs of members for good. The honest members of the newest roster stay connected
+    /// in a line. Later joiners are at its end: a node does not talk to a member that it does not
+    /// know, so no roster would pass through a joiner.
     pub(crate) fn sever(&mut self) {
         let count = self.nodes.len();
         let percent = if count > 12 { 100 - 400 / count as u64 } else { *self.random.pick(&[0, 0, 40, 100]) };
         let last = self.exchange.last_version();
-        // Since which version each has been a member without a break.
+        // The version since which each has been a member without a break.
         let since =
             |node: usize| (1..=last).rev().find(|version| !self.exchange.is_listed(node, *version)).unwrap_or(0);
         let mut line: Vec<usize> = (0..count)
@@ -47,7 +49,7 @@ impl World {
         self.severed.contains(&(a.min(b), a.max(b)))
     }
 
-    /// Whether something that `from` says reaches `to`.
+    /// Whether a frame from `from` reaches `to`.
     fn passes(&self, from: usize, to: usize) -> bool {
         let (halves, until) = self.split;
         let half = |node: usize| Random::new(halves, node as u64).chance(40);
@@ -56,12 +58,12 @@ impl World {
         !(apart || cut || self.is_severed(from, to))
     }
 
-    /// What a link is between: none outlives a process.
+    /// The starts of both processes; a link does not outlive either.
     pub(crate) fn starts(&self, from: usize, to: usize) -> (u64, u64) {
         (self.nodes[from].start, self.nodes[to].start)
     }
 
-    /// A link needs both ways, and two that know each other.
+    /// Whether a link is possible: both directions pass, and both nodes know each other.
     pub(crate) fn can_link(&self, a: usize, b: usize) -> bool {
         let (one, other) = (&self.nodes[a], &self.nodes[b]);
         one.up && other.up && one.knows(&other.me) && other.knows(&one.me) && self.passes(a, b) && self.passes(b, a)
@@ -103,7 +105,7 @@ impl World {
         let at = self.now + 1 + self.random.below(if self.trouble() { 20 } else { 4 });
         let well = !self.trouble();
         let newest = self.sent.entry((from, to)).or_default();
-        // Once all is well, links are ordered as real ones are.
+        // After the trouble links are ordered, as real ones are.
         let at = if well { at.max(*newest) } else { at };
         let overtaken = at < *newest;
         *newest = at.max(*newest);

@@ -1,7 +1,7 @@
-//! One node: what it has committed, which survives a crash, and what it has not, which does not.
+//! One node: its committed state, which survives a crash, and its live state, which does not.
 //!
-//! In scope: the commit, all of it or nothing, and what is read of it. Out of scope: what is decided about it (`replication`, `backfill`, `forks`,
-//! `epochs`), which is core's.
+//! In scope: the commit, which is atomic, and reading the committed state. Out of scope: the
+//! decisions, which core makes (`replication`, `backfill`, `forks`, `epochs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -30,12 +30,12 @@ use crate::live::Live;
 use crate::model::Place;
 use crate::priority::{ROOM, ROOM_FOR_ALL, urgent_of};
 
-/// One place of a feed, as it is held.
+/// One entry of a feed, as held.
 #[derive(Clone)]
 pub(crate) struct Entry {
     pub(crate) digest: Digest,
     pub(crate) content: Content,
-    /// Kept before its audience could be told.
+    /// Stored before its audience could be determined.
     pub(crate) pending_roster: bool,
 }
 
@@ -58,7 +58,7 @@ impl Entry {
     }
 }
 
-/// A feed, as far as it is committed.
+/// The committed part of a feed.
 #[derive(Clone, Default)]
 pub(crate) struct Log {
     pub(crate) tree: MemoryTree,
@@ -86,7 +86,7 @@ impl Log {
     }
 }
 
-/// An entry ahead of its feed's order, and what proves it.
+/// An entry held ahead of its feed's order, with its proof.
 #[derive(Clone)]
 pub(crate) struct Ahead {
     pub(crate) entry: Entry,
@@ -94,20 +94,20 @@ pub(crate) struct Ahead {
     pub(crate) proof: Vec<Hash>,
 }
 
-/// What a store holds: all that comes back with a backup.
+/// The content of a store: everything that a backup restores.
 #[derive(Clone)]
 pub(crate) struct Disk {
     pub(crate) chain: RosterChain,
     pub(crate) logs: BTreeMap<FeedId, Log>,
-    /// By feed and index: what lies beyond what is held in order.
+    /// Entries held out of order, by feed and index.
     pub(crate) ahead: BTreeMap<Place, Ahead>,
     pub(crate) by_offset: Vec<Place>,
     pub(crate) cursor: u64,
-    /// Of this member's own feeds.
+    /// Ids in this member's own feeds.
     pub(crate) ids: BTreeMap<String, Place>,
-    /// Unix seconds of what it signed last as a witness.
+    /// Unix seconds of its last cosignature.
     pub(crate) last_time: u64,
-    /// Feeds with two histories, and what proves it.
+    /// Forked feeds, with the evidence.
     pub(crate) forks: BTreeMap<FeedId, Bytes>,
 }
 
@@ -129,19 +129,19 @@ impl Disk {
         self.logs.get(feed).map_or(0, |log| log.tree.size())
     }
 
-    /// What is held of a feed ahead of its order, by ascending index.
+    /// Returns the entries of a feed held out of order, by ascending index.
     pub(crate) fn ahead_of(&self, feed: &FeedId) -> impl Iterator<Item = (u64, &Ahead)> {
         self.ahead.range((feed.clone(), 0)..=(feed.clone(), u64::MAX)).map(|((_, index), ahead)| (*index, ahead))
     }
 
-    /// An entry, in order or ahead of it.
+    /// Returns an entry, in order or ahead of it.
     pub(crate) fn entry(&self, feed: &FeedId, index: u64) -> Option<&Entry> {
         let ahead = || self.ahead.get(&(feed.clone(), index)).map(|ahead| &ahead.entry);
         self.logs.get(feed).and_then(|log| log.entry(index)).or_else(ahead)
     }
 }
 
-/// Beside the keys, outside of the store: what was signed last.
+/// The last signed state, stored beside the keys and outside the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HighWaterMark {
     pub(crate) epoch: u32,
@@ -149,90 +149,90 @@ pub(crate) struct HighWaterMark {
     pub(crate) root: Hash,
 }
 
-/// What waits for the next commit.
+/// Work that waits for the next commit.
 #[derive(Clone)]
 pub(crate) enum Work {
     /// Envelope, header, and the publisher's id.
     Publish(Bytes, Option<Arc<proto::Header>>, u64),
     /// A bulletin of the node itself.
     Name(Bytes, Arc<proto::Header>),
-    /// From a peer, by its number among the requests for that feed.
+    /// A batch from a peer, with the number of the request for that feed.
     Batch(Box<VerifiedBatch>, usize, u64),
     Backfill(Box<VerifiedBackfills>, usize, u64),
-    /// Ahead of the order.
+    /// An entry ahead of the order.
     PriorityEntry(Box<VerifiedPriority>),
     Roster(Bytes),
     Acknowledge(u64),
     Fork(FeedId, Bytes),
 }
 
-/// A batch by which a feed grew.
+/// A batch that extended a feed.
 pub(crate) struct Followed {
     pub(crate) feed: FeedId,
     pub(crate) from: usize,
-    /// Number of what was asked for.
+    /// Number of the request.
     pub(crate) request: u64,
-    /// Entries that it told of.
+    /// Range of its entries.
     pub(crate) served: Range<u64>,
-    /// Of these, whose content the sender lacked, or was not taken.
+    /// How many of these had no content at the sender, or lost it to reduction.
     pub(crate) missing: u64,
-    /// Whether content was not taken.
+    /// Whether content was dropped.
     pub(crate) reduced: bool,
 }
 
-/// What a commit made true.
+/// The effects of a commit.
 #[derive(Default)]
 pub(crate) struct Committed {
-    /// Own entries that came first, and those that had come before: publisher's id, place.
+    /// Own entries: publisher's id, place, and whether the id had been published before.
     pub(crate) released: Vec<(u64, Place, bool)>,
     pub(crate) followed: Vec<Followed>,
-    /// Batches that did not fit any more.
+    /// Batches that no longer fitted.
     pub(crate) stale: Vec<(FeedId, usize)>,
-    /// Content that came later: how many entries, from whom, under which request.
+    /// Backfilled content: feed, peer, request, number of entries.
     pub(crate) backfilled: Vec<(FeedId, usize, u64, u64)>,
-    /// What came ahead of the order, and what became of it.
+    /// Priority entries, and their admission.
     pub(crate) priority_applied: Vec<(Place, Digest, Admission)>,
-    /// What came ahead of the order and was reached by it.
+    /// Priority entries that their feed reached.
     pub(crate) matched: u64,
-    /// Where another entry was shown than is held: by a batch or not, and what proves it.
+    /// Conflicts with a held entry: place, whether a batch had it, and its proof.
     pub(crate) conflicting: Vec<(Place, bool, Option<ProvenEntry>)>,
     pub(crate) arrived: Vec<Place>,
     pub(crate) acknowledged: Option<u64>,
     pub(crate) rosters: u64,
     pub(crate) bad_rosters: u64,
     pub(crate) signed: bool,
-    /// What is to be cosigned.
+    /// Checkpoints to cosign.
     pub(crate) complete: Vec<SignedCheckpoint>,
-    /// Content that came later and is not taken now: from whom, under which request.
+    /// Backfilled content that was not admitted: peer and request.
     pub(crate) over_share: Vec<(usize, u64)>,
-    /// What of interest was reached.
+    /// Coverage names that were reached.
     pub(crate) reached: Vec<&'static str>,
-    /// What must never happen.
+    /// Violations.
     pub(crate) faults: Vec<String>,
 }
 
 pub(crate) struct Node {
     pub(crate) me: Member,
     pub(crate) nature: Nature,
-    /// Topics whose content it wants; none: all.
+    /// Topics that it follows; empty: all.
     pub(crate) topics: Vec<TopicFilter>,
-    /// Its clock, in seconds from the right one.
+    /// Its clock, in seconds from the correct time.
     pub(crate) clock: i64,
     pub(crate) disk: Disk,
-    /// What the disk has room for; nothing: for everything.
+    /// The size of its disk; `None`: unbounded.
     pub(crate) bound: Option<Bound>,
     pub(crate) backup: Option<Disk>,
     pub(crate) high_water_mark: Option<HighWaterMark>,
-    /// The epoch that it has been said to be in doubt about.
+    /// The epoch that is known to need recovery.
     pub(crate) needs_recovery: Option<u32>,
-    /// The epoch whose key it signs with.
+    /// The feed in force, whose key it signs with.
     pub(crate) feed: FeedId,
-    /// Epochs that its operators have ever opened.
+    /// The newest epoch that its operators have opened.
     pub(crate) opened: u32,
     pub(crate) up: bool,
     /// Counts starts.
     pub(crate) start: u64,
-    /// A second history of its own feed, and who is shown it.
+    /// A second tree of its own feed, and the members that receive it.
     pub(crate) other: Option<(Log, BTreeSet<usize>)>,
     /// Lost in a crash.
     pub(crate) live: Live,
@@ -271,7 +271,7 @@ impl Node {
         self.disk.size(feed)
     }
 
-    /// What a peer is shown of a feed.
+    /// Returns the log of a feed that a peer is served from.
     pub(crate) fn log_for(&self, feed: &FeedId, peer: usize) -> Option<&Log> {
         match &self.other {
             Some((other, to)) if *feed == self.feed && to.contains(&peer) => Some(other),
@@ -279,7 +279,8 @@ impl Node {
         }
     }
 
-    /// What a peer is shown of a feed ahead of its order: `crossed`, of the history that it is not shown in order.
+    /// Returns the log from which a peer is sent priority entries; with `crossed`, the tree that it
+    /// is not served in order.
     pub(crate) fn priority_log_for(&self, feed: &FeedId, peer: usize, crossed: bool) -> Option<&Log> {
         match &self.other {
             Some((other, to)) if crossed && *feed == self.feed && !to.contains(&peer) => Some(other),
@@ -288,7 +289,7 @@ impl Node {
         }
     }
 
-    /// Of these entries, what is held as digests.
+    /// Returns those entries of the message that are held as digests.
     pub(crate) fn undisclosed(
         &self,
         feed: &FeedId,
@@ -302,7 +303,7 @@ impl Node {
         backfills.items.iter().filter_map(undisclosed).collect()
     }
 
-    /// The next arrival that a focal point may be given.
+    /// Returns the next entry to deliver to a focal point.
     pub(crate) fn next_delivery(&mut self) -> Option<(u64, FeedId, u64)> {
         loop {
             let at = usize::try_from(self.live.read_to).ok()?;
@@ -320,7 +321,7 @@ impl Node {
         }
     }
 
-    /// Makes work true together.
+    /// Commits work.
     pub(crate) fn apply(&mut self, work: Vec<Work>, key: &SigningKey, mutation: Option<Mutation>) -> Committed {
         let mut done = Committed::default();
         for work in work {
@@ -338,7 +339,7 @@ impl Node {
                 Work::PriorityEntry(priority) => self.apply_priority(*priority, mutation, &mut done),
                 Work::Roster(note) => match self.disk.chain.extend(&note) {
                     Ok(new) => done.rosters += u64::from(new),
-                    // One that does not follow is asked for again.
+                    // A roster that does not follow is requested again.
                     Err(_) => done.bad_rosters += 1,
                 },
                 Work::Acknowledge(offset) => {
@@ -358,7 +359,7 @@ impl Node {
         done
     }
 
-    /// An id that is there already gets the first receipt.
+    /// Publishes an entry. An id that was published before gets the first receipt.
     fn apply_own(&mut self, envelope: Bytes, header: Option<Arc<proto::Header>>, id: u64, done: &mut Committed) {
         let known = header.as_ref().and_then(|header| self.disk.ids.get(&header.id)).cloned();
         match known {
@@ -424,7 +425,8 @@ impl Node {
                 VerifiedContent::Undisclosed(reason) => Content::Undisclosed(reason),
             };
             let mut entry = Entry { digest: entry.digest, content, pending_roster: entry.pending_roster.is_some() };
-            // What came ahead of the order is held in full, whatever comes now, and has arrived.
+            // A priority entry is held in full, whatever the batch contains, and has an offset
+            // already.
             let held = self.disk.ahead.remove(&(feed.clone(), batch.first + place as u64));
             let arrives = held.is_none() || mutation == Some(Mutation::PriorityTwice);
             done.matched += u64::from(held.is_some());
@@ -451,7 +453,8 @@ impl Node {
         done.followed.push(Followed { feed, from, request, served, missing, reduced });
     }
 
-    /// Nothing is said of what is held already, or waits for its turn.
+    /// Commits a priority entry. An entry that is held already, or that is not admitted, is not
+    /// stored.
     fn apply_priority(&mut self, priority: VerifiedPriority, mutation: Option<Mutation>, done: &mut Committed) {
         let place = (priority.feed.clone(), priority.index);
         let held = self.disk.ahead.get(&place).map(|ahead| ahead.entry.digest);
@@ -486,7 +489,7 @@ impl Node {
         }
     }
 
-    /// What another peer gave first is passed over.
+    /// Commits backfilled content. Entries that another peer served first are skipped.
     fn apply_backfill(
         &mut self,
         backfills: VerifiedBackfills,
@@ -545,7 +548,8 @@ impl Node {
     }
 }
 
-/// What a forking member publishes in its second history: the same but for its last byte, which is salt.
+/// Returns the entry that a forking member publishes in its second tree: the same but for its last
+/// byte, which is salt.
 pub(crate) fn lie(envelope: &Bytes) -> Bytes {
     let mut lie = envelope.to_vec();
     if let Some(last) = lie.last_mut() {

@@ -1,5 +1,5 @@
-//! What is planned for a run: what members do, and what goes wrong. All of it comes from the seed before anything happens, so that any part of it
-//! can be left out, and a failing run be shrunk to what it takes.
+//! The plan of a run: the actions of members, and the faults. All of it is derived from the seed in
+//! advance, so that any part can be left out to shrink a failing run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,34 +8,34 @@ use crate::exchange::Exchange;
 use crate::floods::Flood;
 use crate::random::Random;
 
-/// Until then everything can go wrong.
+/// Until this time faults occur.
 pub(crate) const TROUBLE: u64 = 2_000;
 
-/// How a disk fails the next commit that has something to write.
+/// How a disk fails the next commit that writes something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DiskFault {
-    /// It says no, and what was written is not there after a restart.
+    /// The commit fails, and its record is not there after a restart.
     NotDurable,
-    /// It says no, and what was written is there after a restart.
+    /// The commit fails, but its record is there after a restart.
     Durable,
-    /// The power goes in the middle of the record.
+    /// Power fails in the middle of the record.
     Torn,
-    /// The power goes after the record and before the mark.
+    /// Power fails after the record and before the high-water mark.
     BeforeHighWaterMark,
-    /// The power goes after the mark and before anybody is answered.
+    /// Power fails after the high-water mark and before any receipt is sent.
     BeforeRelease,
-    /// There is no room; the node goes on.
+    /// The disk is full; the node continues.
     Full,
 }
 
-/// Something that happens at a time, whatever else does.
+/// A planned event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Planned {
     Publish {
         node: usize,
         id: u64,
     },
-    /// Many at once.
+    /// Many bulletins at once.
     Burst {
         node: usize,
         first_id: u64,
@@ -59,12 +59,12 @@ pub(crate) enum Planned {
         high_water_mark_lost: bool,
         long: u64,
     },
-    /// Members fall into two halves; who is where is drawn from `halves`.
+    /// The members are partitioned into two halves, derived from `halves`.
     Split {
         halves: u64,
         long: u64,
     },
-    /// From one to another nothing passes.
+    /// No frame passes in this direction.
     Cut {
         from: usize,
         to: usize,
@@ -77,12 +77,12 @@ pub(crate) enum Planned {
     Widen {
         node: usize,
     },
-    /// A clock is set, in seconds from the right one.
+    /// A clock is set, in seconds from the correct time.
     Clock {
         node: usize,
         seconds: i64,
     },
-    /// A member begins a second history.
+    /// A member begins a second tree.
     Fork {
         node: usize,
     },
@@ -101,14 +101,14 @@ pub(crate) enum Planned {
     Sever,
 }
 
-/// What is planned, in order, and what each node is told at its beginning.
+/// The plan in order of time, and the configuration of each node.
 pub(crate) struct Plan {
     pub(crate) events: Vec<(u64, Planned)>,
-    /// Nodes that want the topics of one working group only.
+    /// Nodes that follow the topics of one working group only.
     pub(crate) narrow: BTreeSet<usize>,
-    /// Bulletins that are urgent at any rate.
+    /// Bulletins that must be urgent.
     pub(crate) alerts: BTreeSet<u64>,
-    /// Disks with bounds.
+    /// Nodes with bounded disks.
     pub(crate) bounds: BTreeMap<usize, Bound>,
 }
 
@@ -119,7 +119,7 @@ impl Plan {
         let mut plan =
             Self { events: Vec::new(), narrow: BTreeSet::new(), alerts: BTreeSet::new(), bounds: BTreeMap::new() };
         let mut ids = 0;
-        // Large exchanges publish less each.
+        // In a large exchange each member publishes less.
         let busy = (200 / count as u64).clamp(4, 25);
         for node in 0..count {
             plan.publishing(random, node, busy, &mut ids);
@@ -153,14 +153,15 @@ impl Plan {
             let count = 10 + random.below(40);
             self.at(random.below(TROUBLE), Planned::Burst { node, first_id: *ids + 1, count });
             if random.chance(30) {
-                // Somebody calls everything urgent.
+                // A member calls everything urgent.
                 self.alerts.extend(*ids + 1..=*ids + count);
             }
             *ids += count;
         }
     }
 
-    /// Who was down while others published comes back when all is well, and then there are alerts.
+    /// A node that was down while others published returns after the trouble, and then alerts are
+    /// published.
     fn alerts(&mut self, random: &mut Random, node: usize, ids: &mut u64) {
         if random.chance(15) {
             let long = 100 + random.below(900);
@@ -185,7 +186,7 @@ impl Plan {
             let fault = *random.pick(&[NotDurable, Durable, Torn, BeforeHighWaterMark, BeforeRelease, Full]);
             self.at(random.below(TROUBLE), Planned::Disk { node, fault });
         }
-        // Each takes one epoch of those that the roster lists; the last one stays.
+        // Each restore uses up one epoch of those that the roster lists; the last one remains.
         if exchange.epochs[node] > 1 && nature.is_honest() {
             for _ in 0..random.below(u64::from(exchange.epochs[node])) {
                 let at = random.below(TROUBLE);
@@ -193,7 +194,7 @@ impl Plan {
                 let at = (at + 1 + random.below(600)).min(TROUBLE - 1);
                 let (from_backup, high_water_mark_lost) = (random.chance(75), random.chance(25));
                 if random.chance(40) {
-                    // What led to it may have begun with a power cut.
+                    // The loss may have begun with a power cut.
                     let before = at.saturating_sub(70 + random.below(60));
                     self.at(before, Planned::Disk { node, fault: DiskFault::BeforeHighWaterMark });
                 }
@@ -207,7 +208,7 @@ impl Plan {
             }
         }
         for _ in 0..random.below(3) {
-            // Up to a quarter of an hour: more than a witness bears.
+            // Up to a quarter of an hour: more than a witness tolerates.
             let seconds = i64::try_from(random.below(1_800)).unwrap_or_default() - 900;
             self.at(random.below(TROUBLE), Planned::Clock { node, seconds });
         }
@@ -218,7 +219,7 @@ impl Plan {
         }
         if nature.garbage {
             for _ in 0..40 {
-                // Also when everything else is well.
+                // Also after the trouble.
                 self.at(random.below(TROUBLE * 3 / 2), Planned::Garbage { node });
             }
         }

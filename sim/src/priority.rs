@@ -1,7 +1,8 @@
-//! The express lane: urgent entries that overtake their feed.
+//! The priority lane: urgent entries that overtake their feed.
 //!
-//! In scope: what a node sends and takes so, two entries at one place, and that what is urgent comes in time (the model's own rule). Out of scope: which
-//! are sent and held, which core decides, and matching them when the feed comes (`node`).
+//! In scope: sending and receiving them, two entries at one index, and that urgent entries arrive
+//! in time (the model's own rule). Out of scope: which ones are sent and held (core), and matching
+//! them when the feed reaches them (`node`).
 
 use barid_core::bulletin::{Priority, urgent};
 use barid_core::feed::checkpoint::SignedCheckpoint;
@@ -21,30 +22,32 @@ use crate::plan::TROUBLE;
 use crate::world::{Event, World};
 use crate::{Mutation, defects};
 
-/// How much may be ahead of the order: few, so that it is full now and then.
+/// Limits of entries held ahead of the order: small, so that they are reached in some runs.
 pub(crate) const ROOM: PriorityLimits = PriorityLimits {
     actual: ClassLimits { entries_max: 16, bytes_max: 1 << 20 },
     others: ClassLimits { entries_max: 8, bytes_max: 1 << 20 },
 };
 const ANY: ClassLimits = ClassLimits { entries_max: usize::MAX, bytes_max: usize::MAX };
-/// Without the bound.
+/// No limits.
 pub(crate) const ROOM_FOR_ALL: PriorityLimits = PriorityLimits { actual: ANY, others: ANY };
-/// Frames between two looks.
+/// Frames between two scans.
 const FRAMES_MAX: usize = 4;
-/// Urgent entries of a feed that are looked at.
+/// Urgent entries of a feed that are scanned.
 const LOOKED_AT_MAX: usize = 4 * ROOM.actual.entries_max;
-/// Until when frames that were sent in the trouble may be on their way, and hold up others.
+/// Until this time frames sent during the trouble may be in flight, and delay others.
 const SETTLED: u64 = TROUBLE + 30;
-/// By when an urgent entry is there that a linked peer holds: once over the network and one commit, whatever else flows.
+/// Within this time an urgent entry that a linked peer holds must arrive: one transmission and one
+/// commit, whatever else is sent.
 const LATENCY_MAX: u64 = 16;
 
-/// An urgent entry that must be at a follower by now, unless something has changed since.
+/// An urgent entry that must have reached a follower at its deadline, unless something has changed
+/// since.
 pub(crate) struct DeliveryDeadline {
     feed: FeedId,
     index: u64,
     server: usize,
     follower: usize,
-    /// The starts of both.
+    /// The starts of both nodes.
     starts: (u64, u64),
     /// The follower's request for the feed.
     request: u64,
@@ -57,14 +60,14 @@ impl World {
         if self.has(Mutation::UnboundedPriority) { ROOM_FOR_ALL } else { ROOM }
     }
 
-    /// Sends a peer what is urgent and would wait.
+    /// Sends a peer the urgent entries that would otherwise wait.
     pub(crate) fn send_priority(&mut self, node: usize, peer: usize) {
         let nature = self.nodes[node].nature.clone();
         if nature.withholds || self.has(Mutation::NoPriority) {
             return;
         }
         loop {
-            // Who signs two histories may show one in order and the other one ahead of it.
+            // A forking member may send one tree in order and the other one ahead of it.
             let crossed = nature.forks && self.random.chance(60);
             let open = nature.leaky || self.has(Mutation::SkipAudience) || self.has(Mutation::PriorityToAnyone);
             let frames = self.next_priority(node, peer, crossed, open);
@@ -144,13 +147,13 @@ impl World {
         frames
     }
 
-    // Taking.
+    // Receiving.
 
     pub(crate) fn priority(&mut self, from: usize, to: usize, message: &proto::PriorityEntry) {
         let Ok(feed) = message.feed.parse::<FeedId>() else { return };
         let here = &self.nodes[to];
         let following = here.live.following.get(&feed).filter(|following| following.at == from);
-        // Our own comes in order only.
+        // Own entries are accepted only in order.
         let Some(following) = following.filter(|_| feed.member != here.me && !here.live.stopped.contains(&feed)) else {
             return self.count("priority passed over");
         };
@@ -191,7 +194,7 @@ impl World {
         self.soon(8, Event::Commit(to));
     }
 
-    /// What became durable ahead of the order goes on to who waits for it.
+    /// Forwards an entry that became durable ahead of the order to the peers that wait for it.
     pub(crate) fn priority_applied(&mut self, node: usize, feed: &FeedId, index: u64) {
         self.count("priority held");
         for peer in self.followers_of(node, feed) {
@@ -205,7 +208,7 @@ impl World {
         serving.map(|(peer, _)| *peer).collect()
     }
 
-    /// Another entry is shown than is held at an index: the feed stops, if that can be proven.
+    /// Handles another entry than the one held at an index: stops the feed if that can be proven.
     pub(crate) fn entry_conflict(&mut self, node: usize, feed: &FeedId, index: u64, offered: Option<ProvenEntry>) {
         let evidence =
             offered.and_then(|offered| EntryEquivocation::at(index, self.proven(node, feed, index)?, offered));
@@ -226,9 +229,10 @@ impl World {
         Some(ProvenEntry { digest: log.entry(index)?.digest, checkpoint, proof: proof_in(log, index)? })
     }
 
-    // In time.
+    // Deadlines.
 
-    /// All that is urgent of a feed must come to a peer that asks for it before the backlog does.
+    /// Expects that all urgent entries of a feed reach a peer that requests it before the backlog
+    /// does.
     pub(crate) fn expect_urgent_deliveries(&mut self, node: usize, peer: usize, feed: &FeedId, from: u64) {
         let log = self.nodes[node].disk.logs.get(feed).map_or(0, |log| log.tree.size());
         let ahead: Vec<u64> = self.nodes[node].disk.ahead_of(feed).map(|(index, _)| index).collect();
@@ -237,8 +241,9 @@ impl World {
         }
     }
 
-    /// The model's word: an urgent entry that a node holds, and that a peer may read and asked it for, is soon there. Everything is well, and no
-    /// more is urgent than has room ahead of the order.
+    /// The model's rule: an urgent entry that a node holds, and that a peer requested and may read,
+    /// arrives soon. It applies after the trouble, and while no more entries are urgent than fit
+    /// ahead of the order.
     pub(crate) fn expect_delivery(&mut self, server: usize, follower: usize, feed: &FeedId, index: u64) {
         let (here, there) = (&self.nodes[server], &self.nodes[follower]);
         let honest = |node: usize| self.exchange.natures[node].is_honest();
@@ -264,7 +269,7 @@ impl World {
         if rest.filter(|entry| urgent(entry)).count() + ahead > ROOM.others.entries_max {
             return;
         }
-        // Where nearly all that comes before it is urgent too it comes in order.
+        // Where nearly everything before it is urgent too, it arrives in order.
         let between = usize::try_from(index.saturating_sub(there.size(feed))).unwrap_or(0);
         let before = log.into_iter().flat_map(|log| &log.entries).skip(usize::try_from(there.size(feed)).unwrap_or(0));
         let as_urgent = before.take(between).filter(|entry| urgent(entry)).count();
@@ -281,7 +286,7 @@ impl World {
         let following = there.live.following.get(&deadline.feed);
         let same =
             following.is_some_and(|following| following.at == deadline.server && following.request == deadline.request);
-        // Their line may have ended since.
+        // Their link may have been severed since.
         let apart = self.is_severed(deadline.server, deadline.follower);
         if !same || (here.start, there.start) != deadline.starts || !here.up || apart {
             return;
@@ -298,7 +303,7 @@ impl World {
     }
 }
 
-/// How urgent an entry is whose content is held.
+/// Returns the priority of an entry whose content is held.
 pub(crate) fn urgent_of(entry: &Entry) -> Option<Priority> {
     match &entry.content {
         Content::Disclosed { header: Some(header), .. } => urgent(header),
@@ -306,7 +311,7 @@ pub(crate) fn urgent_of(entry: &Entry) -> Option<Priority> {
     }
 }
 
-/// What leads from an entry to the checkpoint of a copy.
+/// Returns the inclusion proof from an entry to the checkpoint of a copy.
 fn proof_in(log: &Log, index: u64) -> Option<Vec<barid_core::ids::Hash>> {
     let proof = partial_inclusion_proof(&log.tree, index, log.tree.size(), log.checkpoint_size, &log.consistency_proof);
     proof.ok().flatten()

@@ -1,17 +1,17 @@
-//! Numbers that look random and are the same for the same seed, on every machine (SplitMix64).
+//! Pseudo-random numbers that are the same for the same seed on every machine (SplitMix64).
 
 /// A generator.
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// One stream of the numbers of a seed; streams do not disturb each other.
+    /// Creates one stream of the numbers of a seed; streams are independent of each other.
     pub(crate) fn new(seed: u64, stream: u64) -> Self {
         let mut random = Self(seed ^ stream.wrapping_mul(0xd134_2543_de82_ef95));
         Self(random.number())
     }
 
-    /// Any number.
+    /// Returns any number.
     pub(crate) fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -20,27 +20,27 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `end`, which must not be 0.
+    /// Returns a number below `end`, which must not be 0.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.number() % end
     }
 
-    /// An index below `len`, which must not be 0.
+    /// Returns an index below `len`, which must not be 0.
     pub(crate) fn index(&mut self, len: usize) -> usize {
         usize::try_from(self.below(len as u64)).unwrap_or_default()
     }
 
-    /// True in `percent` of 100 cases.
+    /// Returns true in `percent` of 100 cases.
     pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
-    /// One of these.
+    /// Returns one of these.
     pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.index(from.len())]
     }
 
-    /// 16 bytes.
+    /// Returns 16 bytes.
     pub(crate) fn bytes(&mut self) -> [u8; 16] {
         (u128::from(self.number()) << 64 | u128::from(self.number())).to_le_bytes()
     }

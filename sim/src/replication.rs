@@ -1,7 +1,8 @@
-//! What nodes say to each other about feeds: whom they follow where, and what they take.
+//! Replication between nodes: where each feed is followed, and which batches are accepted.
 //!
-//! In scope: core's decisions, the bookkeeping around them, and the defects that are put in on purpose. Out of scope: what others are shown
-//! (`serve`), the network (`network`), content that comes later (`backfill`), two histories (`forks`), own feeds (`epochs`), what is urgent (`priority`).
+//! In scope: core's decisions, the state around them, and the injected defects. Out of scope:
+//! serving (`serve`), the network (`network`), backfill (`backfill`), forks (`forks`), own feeds
+//! (`epochs`), priority entries (`priority`).
 
 use barid_core::follow::{Fault, FaultKind, FollowState, verify_entries};
 use barid_core::ids::{FeedId, Member};
@@ -16,14 +17,14 @@ use crate::node::{Followed, Work};
 use crate::world::{Event, UNIT_MS, World};
 use crate::{Mutation, defects, future_version, serve};
 
-/// How long a feed of which more is shown may bring nothing before it is asked for again.
+/// How long a feed of which a peer announces more may deliver nothing before it is requested again.
 const RETRY_AFTER: u64 = 90;
-/// Pause after a refusal, doubling up to so long.
+/// Pause after a rejection; it doubles up to the maximum.
 const PAUSE: u64 = 10;
 const PAUSE_MAX: u64 = 200;
 
 impl World {
-    /// A node looks after its links, and after what it follows over them.
+    /// Checks a node's links, and the feeds that it follows over them.
     pub(crate) fn tick(&mut self, node: usize) {
         for peer in (0..self.nodes.len()).filter(|peer| *peer != node) {
             let linked = self.nodes[node].is_member() && self.can_link(node, peer);
@@ -55,7 +56,7 @@ impl World {
         self.name_closed(node);
     }
 
-    /// A link is new to both sides.
+    /// Opens a link, for both sides.
     fn link_up(&mut self, node: usize, peer: usize) {
         for (here, there) in [(node, peer), (peer, node)] {
             let live = &mut self.nodes[here].live;
@@ -65,7 +66,7 @@ impl World {
         }
     }
 
-    /// It breaks for both.
+    /// Ends a link, for both sides.
     fn link_down(&mut self, node: usize, peer: usize) {
         self.count("link down");
         for (here, there) in [(node, peer), (peer, node)] {
@@ -74,7 +75,7 @@ impl World {
         }
     }
 
-    /// What belonged to a link goes with it.
+    /// Drops the state of a link.
     pub(crate) fn forget_link(&mut self, node: usize, peer: usize) {
         let live = &mut self.nodes[node].live;
         live.serving.retain(|(to, _), _| *to != peer);
@@ -91,7 +92,7 @@ impl World {
         }
     }
 
-    /// A newer roster is in force: who is no member any more is left alone.
+    /// After a newer roster: ends links to members that it no longer lists.
     pub(crate) fn roster_adopted(&mut self, node: usize) {
         for peer in self.nodes[node].live.linked.clone() {
             if !self.can_link(node, peer) {
@@ -104,7 +105,7 @@ impl World {
         here.live.announced_roster.clear();
     }
 
-    /// A member's own feeds are followed at itself, whenever it is linked.
+    /// Follows a linked member's own feeds over its link.
     fn follow_wanted(&mut self, node: usize, peer: usize) {
         for epoch in 1..=self.exchange.epochs[peer] {
             let feed = self.exchange.feed(peer, epoch);
@@ -121,7 +122,8 @@ impl World {
         }
     }
 
-    /// Whether a linked owner has long shown no more than is held here, and somebody else does.
+    /// Whether a linked owner has long announced no more than is held here, while another peer
+    /// announces more.
     fn is_behind(&mut self, node: usize, owner: usize, feed: &FeedId) -> bool {
         let (now_ms, here) = (self.now_ms(), &mut self.nodes[node]);
         let held = here.disk.size(feed);
@@ -132,7 +134,7 @@ impl World {
         behind.update(held, owner_shows, others.unwrap_or(0), now_ms)
     }
 
-    /// Feeds of members without a link are followed where they are to be had.
+    /// Follows the feeds of members without a link at relays.
     fn follow_relayed(&mut self, node: usize) {
         let away: Vec<(usize, u64)> = self.nodes[node].live.away.iter().map(|(peer, since)| (*peer, *since)).collect();
         for (owner, since) in away {
@@ -174,11 +176,11 @@ impl World {
         }
     }
 
-    /// Asks a peer for a feed, from what is committed on.
+    /// Requests a feed from a peer, from the committed size on.
     pub(crate) fn begin(&mut self, node: usize, feed: &FeedId, at: usize) {
         let here = &mut self.nodes[node];
         let compact_range = here.disk.logs.get(feed).map(|log| log.tree.compact_range().clone()).unwrap_or_default();
-        // Our own is ours, whoever gives it back.
+        // Our own entries are charged to ourselves, whichever peer returns them.
         let own = feed.member == here.me;
         let feed_sender = if own { here.me.clone() } else { self.exchange.members[at].clone() };
         let state = FollowState::new(feed.clone(), compact_range).at(feed_sender);
@@ -195,14 +197,15 @@ impl World {
             committing: 0,
         };
         here.live.following.insert(feed.clone(), following);
-        // Of its own a member wants everything.
+        // Of its own feeds a member follows every topic.
         let filters = here.topics.iter().filter(|_| !own);
         let topics = filters.map(|filter| filter.as_str().to_owned()).collect();
         let follow = proto::Follow { feed: feed.to_string(), from, topics, ..proto::Follow::default() };
         self.send(node, at, Frame::Follow(follow));
     }
 
-    /// Asks again where a pause is over, and where more is shown than comes.
+    /// Requests feeds again whose pause is over, and those that deliver less than the peer
+    /// announces.
     fn retry_following(&mut self, node: usize) {
         let (now, live) = (self.now, &self.nodes[node].live);
         let ready = |(feed, following): (&FeedId, &Following)| {
@@ -217,7 +220,8 @@ impl World {
         }
     }
 
-    /// What was verified of a feed and not committed is void: it is asked for again after a pause.
+    /// Discards the verified but uncommitted batches of a feed, and requests it again after a
+    /// pause.
     pub(crate) fn restart_following(&mut self, node: usize, feed: &FeedId, pause: u64) {
         let until = self.now + pause;
         if let Some(following) = self.nodes[node].live.following.get_mut(feed) {
@@ -226,7 +230,7 @@ impl World {
         }
     }
 
-    // Taking.
+    // Receiving.
 
     pub(crate) fn entries(&mut self, from: usize, to: usize, message: &proto::Entries) {
         let Ok(feed) = message.feed.parse::<FeedId>() else { return };
@@ -236,11 +240,12 @@ impl World {
             return;
         }
         let room = here.live.has_room() || self.mutation == Some(Mutation::UnboundedQueue);
-        // What comes of a feed that is followed elsewhere by now is passed over.
+        // Batches of a feed that is followed elsewhere now are dropped.
         let Some(following) = here.live.following.get_mut(&feed).filter(|following| following.at == from) else {
             return;
         };
-        // Frames come twice while there is trouble; afterwards it is a gap: what a request before left on its way was taken for the answer.
+        // During the trouble frames are repeated. Afterwards it is a gap: a batch of an earlier
+        // request was taken for the reply.
         if following.paused_until.is_some() || trouble && message.first < following.state.compact_range.size() {
             return;
         }
@@ -283,7 +288,7 @@ impl World {
         }
     }
 
-    /// Refuses a batch whole: the feed pauses, the others go on.
+    /// Rejects a whole batch: the feed pauses, the others continue.
     pub(crate) fn reject(&mut self, from: usize, to: usize, feed: &FeedId, fault: &Fault) {
         self.count(match &fault.kind {
             FaultKind::BadSignature => "batch rejected: bad-signature",
@@ -299,7 +304,7 @@ impl World {
             FaultKind::BadProof | FaultKind::BadRoot if self.has(Mutation::FalseFork) => {
                 self.nodes[to].live.stopped.insert(feed.clone());
             }
-            // A lie, or another history: that of the two which it is, the peer may prove.
+            // The batch is invalid or of another fork. If it is a fork, the peer can prove it.
             FaultKind::BadProof | FaultKind::BadRoot => self.request_consistency(to, from, feed),
             FaultKind::Equivocation(evidence) => self.forked(to, evidence),
             _ => {}
@@ -322,7 +327,7 @@ impl World {
         }
     }
 
-    /// A batch is durable: whoever sent it may send the next.
+    /// A batch is durable: its sender may send the next.
     pub(crate) fn stored(&mut self, node: usize, done: &Followed) {
         let Followed { feed, from, request, served, missing, reduced } = done;
         let (now, size) = (self.now, self.nodes[node].size(feed));
@@ -351,17 +356,17 @@ impl World {
         }
     }
 
-    /// What came over the network.
+    /// Handles a frame from the network.
     pub(crate) fn receive(&mut self, from: usize, to: usize, bytes: Bytes) {
         let peer = &self.exchange.members[from];
-        // Who is not a member by the newest roster held is not spoken with.
+        // Frames from a node that the newest roster does not list are ignored.
         if !self.nodes[to].knows(peer) || !self.nodes[to].is_member() {
             return;
         }
         if !self.nodes[to].live.linked.contains(&from) && self.can_link(to, from) {
             self.link_up(to, from);
         }
-        // What cannot be read ends a link, and the next one begins with the next tick.
+        // An unreadable frame ends the link; the next tick opens another one.
         let Ok(proto::Frame { frame }) = proto::Frame::decode(bytes) else {
             self.count("frame unreadable");
             return self.end_link(to, from);
@@ -395,7 +400,7 @@ impl World {
                 self.soon(6, Event::Commit(to));
             }
             Some(_) => {}
-            // What a newer version says beyond what is known here.
+            // A frame of a newer version.
             None => self.count("frame unknown"),
         }
     }

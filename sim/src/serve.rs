@@ -1,4 +1,4 @@
-//! What a node shows others of feeds: batches for those who follow, each with a bounded number on its way.
+//! Serves feeds to peers: batches, with a bounded number in flight.
 
 use std::collections::VecDeque;
 
@@ -17,7 +17,7 @@ use crate::node::{Content, Entry};
 use crate::world::World;
 use crate::{Mutation, defects, future_version};
 
-/// A batch's largest number of entries, small enough that catching up takes several.
+/// Maximum entries of a batch, small enough that a catch-up takes several.
 const ENTRIES_MAX: u64 = 9;
 
 impl World {
@@ -36,12 +36,12 @@ impl World {
         let serving = Serving { next: follow.from, filters, stored: follow.from, in_flight: VecDeque::new() };
         let live = &mut self.nodes[to].live;
         live.serving.insert((from, feed.clone()), serving);
-        // What the last request left behind was passed over, for all that is known here.
+        // The peer may have dropped entries of the previous request.
         live.unmatched.entry(from).and_modify(|unmatched| unmatched.retain(|other| *other != feed));
-        // What is urgent goes before the first batch.
+        // Urgent entries go before the first batch.
         self.send_priority(to, from);
         self.send_batches(to, from, &feed);
-        // The window may be full of what is not.
+        // The window may be full of other entries.
         self.send_priority(to, from);
         self.expect_urgent_deliveries(to, from, &feed, follow.from);
     }
@@ -49,7 +49,7 @@ impl World {
     pub(crate) fn peer_stored(&mut self, from: usize, to: usize, stored: &proto::ReplicationProgress) {
         let Ok(feed) = stored.feed.parse::<FeedId>() else { return };
         let Some(serving) = self.nodes[to].live.serving.get_mut(&(from, feed.clone())) else { return };
-        // Not beyond what was sent, whatever the peer says.
+        // Not beyond what was sent, whatever size the peer claims.
         serving.stored = serving.stored.max(stored.size.min(serving.next));
         while serving.in_flight.front().is_some_and(|end| *end <= stored.size) {
             serving.in_flight.pop_front();
@@ -58,14 +58,15 @@ impl World {
         self.send_priority(to, from);
     }
 
-    /// A feed has grown here: whoever follows it is sent what is new. Two tasks of a node do so, and either may be first.
+    /// A feed has grown: sends the new entries to its followers. A node has two tasks for this, and
+    /// either may be first.
     pub(crate) fn announce(&mut self, node: usize, feed: &FeedId, since: u64) {
         for peer in self.followers_of(node, feed) {
             if self.random.chance(50) {
                 self.send_priority(node, peer);
             }
             self.send_batches(node, peer, feed);
-            // The window may be full of what is not urgent.
+            // The window may be full of entries that are not urgent.
             self.send_priority(node, peer);
             self.expect_urgent_deliveries(node, peer, feed, since);
         }
@@ -114,7 +115,7 @@ impl World {
         true
     }
 
-    /// The next batch of a feed for a peer, and one past its last entry.
+    /// Makes the next batch of a feed for a peer. Returns it, and one past its last entry.
     fn batch(
         &self,
         node: usize,
@@ -155,7 +156,8 @@ impl World {
         Some((serve::message(feed, serving.next, items, log.checkpoint.clone(), &proof), end))
     }
 
-    /// An honest node shows nobody more than the header's roster and the newest that it holds allow.
+    /// Checks that an honest node discloses no more than both the header's roster and its own
+    /// newest one allow.
     pub(crate) fn check_disclosed(&mut self, node: usize, reader: &Member, envelopes: &[Bytes]) {
         let newest = self.nodes[node].disk.chain.newest().version();
         let Some(reader) = self.exchange.position(reader) else { return };
@@ -172,7 +174,7 @@ impl World {
     }
 }
 
-/// A frame in few words.
+/// Describes a frame for the event log.
 pub(crate) fn describe(frame: &Frame) -> String {
     match frame {
         Frame::Follow(follow) if follow.ranges.is_empty() => format!("follow {} from {}", follow.feed, follow.from),

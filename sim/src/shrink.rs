@@ -1,4 +1,4 @@
-//! Less of a run that fails: what it planned is left out piece by piece as long as it fails without.
+//! Shrinks a failing run: leaves out parts of its plan as long as it still fails.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,10 +9,10 @@ use crate::random::Random;
 use crate::world::World;
 use crate::{Mutation, run_without};
 
-/// Runs that shrinking may take.
+/// Maximum number of runs of one shrink.
 const RUNS_MAX: u32 = 400;
 
-/// What is left of a failing run.
+/// A failing run, shrunk.
 #[derive(Clone, Debug)]
 pub struct Shrunk {
     seed: u64,
@@ -21,17 +21,17 @@ pub struct Shrunk {
     members: String,
     events: Vec<String>,
     planned: usize,
-    /// What is broken.
+    /// The violated invariants.
     pub violations: Vec<String>,
 }
 
-/// Shrinks a seed that fails; `None` if it does not.
+/// Shrinks a failing seed; `None` if it does not fail.
 #[must_use]
 pub fn shrink(seed: u64, mutation: Option<Mutation>) -> Option<Shrunk> {
     shrink_in(seed, mutation, RUNS_MAX)
 }
 
-/// A seed that fails, as it is; `None` if it does not.
+/// Returns a failing seed without shrinking; `None` if it does not fail.
 #[must_use]
 pub fn whole(seed: u64, mutation: Option<Mutation>) -> Option<Shrunk> {
     shrink_in(seed, mutation, 0)
@@ -51,7 +51,7 @@ fn shrink_in(seed: u64, mutation: Option<Mutation>, runs_max: u32) -> Option<Shr
         let mut left_out = false;
         let mut start = 0;
         while start < plan.events.len() && runs < runs_max {
-            // What the exchange is in the end rests on its rosters.
+            // Rosters stay: the final checks depend on them.
             let rest = (start..(start + piece).min(plan.events.len()))
                 .filter(|place| !matches!(plan.events[*place].1, Planned::Roster { .. }));
             let trial: BTreeSet<usize> = without.iter().copied().chain(rest).collect();
@@ -78,7 +78,7 @@ fn shrink_in(seed: u64, mutation: Option<Mutation>, runs_max: u32) -> Option<Shr
 }
 
 impl Shrunk {
-    /// What happens in it, line by line.
+    /// Returns the event log of the run.
     #[must_use]
     pub fn event_log(&self) -> Vec<String> {
         let mut world = World::new(self.seed, self.mutation, &self.without);
@@ -88,7 +88,7 @@ impl Shrunk {
     }
 }
 
-/// What sort of promise is broken: its words, wherever and for whom it is.
+/// Returns the kind of a violation: its message without members, feeds and numbers.
 #[must_use]
 pub fn kind(violation: &str) -> String {
     let what = violation.rsplit(": ").next().unwrap_or(violation);

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use super::*;
 
-/// So many by default that it takes a minute without optimisation; `SIM_SEEDS` asks for more.
+/// The default takes a minute without optimisation; `SIM_SEEDS` sets another number.
 const SEEDS: u64 = 300;
-/// Within so many seeds every defect must be noticed.
+/// Every defect must be detected within this many seeds.
 const NOTICED_WITHIN: u64 = 1_000;
 
 fn threads() -> usize {

@@ -1,7 +1,8 @@
-//! The run: what happens, and when.
+//! The run: events and their order.
 //!
-//! In scope: the clock, the events, nodes that start and crash, publishers, subscribers. Out of scope: what nodes say to each other (`replication`,
-//! `backfill`, `forks`), the network (`network`), what a commit does (`commits`).
+//! In scope: the clock, the event queue, starts and crashes of nodes, publishers, subscribers. Out
+//! of scope: what nodes send each other (`replication`, `backfill`, `forks`), the network
+//! (`network`), commits (`commits`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -22,32 +23,33 @@ use crate::priority::{DeliveryDeadline, ROOM, urgent_of};
 use crate::random::Random;
 use crate::{Mutation, check};
 
-/// So long everything is well after the trouble at least; then it is looked at whether all is as it must be, and for so long at most.
+/// Shortest and longest time without faults before the run is checked; within it the checks are
+/// repeated until they hold.
 const PEACE_MIN: u64 = 500;
 const PEACE_MAX: u64 = 6_000;
 const LOOK_EVERY: u64 = 200;
-/// How often a node looks after its links.
+/// How often a node checks its links.
 pub(crate) const TICK: u64 = 40;
 /// Milliseconds in one unit of time.
 pub(crate) const UNIT_MS: u64 = 100;
-/// How long a node waits for a peer's heads before it publishes.
+/// How long a node waits for a peer's tree heads before it publishes.
 const LONE_START: u64 = 100;
-/// How often a publisher tries.
+/// How often a publisher retries.
 const TRIES_MAX: u32 = 400;
 /// Unix seconds at which a run begins.
 const BEGINS: i64 = 1_700_000_000;
 
 pub(crate) enum Event {
     Planned(usize),
-    /// A publisher tries, or tries again.
+    /// A publisher's first attempt or retry.
     Try(u64),
     Commit(usize),
     Restart(usize),
     Tick(usize),
     Deliver(usize),
-    /// A node has been alone for long since this start.
+    /// A node has been without peers for long since this start.
     LoneStart(usize, u64),
-    /// An operator runs the recovery, for this time.
+    /// An operator runs recovery; the number of the attempt.
     Recover(usize, u32),
     Heal,
     MakeRoom,
@@ -57,7 +59,7 @@ pub(crate) enum Event {
     Arrive(usize, usize, (u64, u64), Bytes),
 }
 
-/// Somebody who has not been answered yet.
+/// A publisher that has no receipt yet.
 pub(crate) struct Publisher {
     pub(crate) node: usize,
     tries: u32,
@@ -76,31 +78,31 @@ pub(crate) struct World {
     queue: BTreeMap<(u64, u64), Event>,
     pub(crate) now: u64,
     queued: u64,
-    /// What the halves of the exchange are drawn from, until when.
+    /// The partition's seed and end.
     pub(crate) split: (u64, u64),
-    /// Ways that are cut, until when: from, to.
+    /// One-way cuts, with their end: from, to.
     pub(crate) cut: BTreeMap<(usize, usize), u64>,
-    /// Pairs that never reach each other: the lower one first.
+    /// Pairs that never reach each other, the lower one first.
     pub(crate) severed: BTreeSet<(usize, usize)>,
-    /// Newest arrival on each way: what comes after it in time was overtaken.
+    /// Latest arrival in each direction; a frame that arrives earlier has overtaken another one.
     pub(crate) sent: HashMap<(usize, usize), u64>,
     pub(crate) publishers: BTreeMap<u64, Publisher>,
-    /// What members flood with, by id.
+    /// Entries of floods, by id.
     pub(crate) flooded: BTreeMap<u64, Flooded>,
     pub(crate) disk_faults: Vec<VecDeque<DiskFault>>,
-    /// Frames that a member may send again.
+    /// Frames that a member may replay.
     pub(crate) overheard: VecDeque<Bytes>,
-    /// Checkpoints verified, whoever asks: an epoch's keys never change.
+    /// Verified checkpoints, shared by all nodes: an epoch's keys never change.
     pub(crate) verified: HashMap<Bytes, Option<SignedCheckpoint>>,
     pub(crate) trace: [u8; 32],
-    /// What happened, in words, if that is asked for.
+    /// The event log as text, if requested.
     pub(crate) event_log: Option<Vec<String>>,
     pub(crate) events: u64,
     ended: bool,
 }
 
 impl World {
-    /// The run of a seed; without what is planned at the places `without`.
+    /// Creates the run of a seed, without the planned events at the indexes `without`.
     pub(crate) fn new(seed: u64, mutation: Option<Mutation>, without: &BTreeSet<usize>) -> Self {
         let exchange = Exchange::new(&mut Random::new(seed, 1));
         let plan = Plan::new(seed, &exchange);
@@ -219,7 +221,7 @@ impl World {
         self.log_event(|| format!("{who} {what}"));
     }
 
-    /// Adds to the story.
+    /// Adds a line to the event log.
     pub(crate) fn log_event(&mut self, line: impl FnOnce() -> String) {
         let now = self.now;
         if let Some(event_log) = &mut self.event_log {
@@ -295,7 +297,7 @@ impl World {
             }
             Planned::Roster { version } => self.roster(version),
             Planned::Widen { node } => {
-                // Its settings are read when it starts.
+                // Settings are read when a node starts.
                 self.count("topics widened");
                 self.nodes[node].topics.clear();
                 if self.nodes[node].up {
@@ -315,7 +317,7 @@ impl World {
         }
     }
 
-    /// A first start ever: the feed signs size 0.
+    /// The first start of a node: the feed signs size 0.
     fn begin_feed(&mut self, node: usize) {
         let here = &mut self.nodes[node];
         let feed = here.feed.clone();
@@ -332,7 +334,7 @@ impl World {
         here.live = Live { read_to: here.disk.cursor, ..Live::default() };
         here.live.stopped = here.disk.forks.keys().cloned().collect();
         let start = here.start;
-        // Nobody has a link to this process yet.
+        // No peer has a link to this process yet.
         for peer in (0..self.nodes.len()).filter(|peer| *peer != node) {
             self.nodes[peer].live.linked.remove(&node);
             self.forget_link(peer, node);
@@ -360,7 +362,7 @@ impl World {
         self.at(self.now + long, Event::Restart(node));
     }
 
-    /// The last entry of some feed of others is gone.
+    /// Removes the last entry of one feed of another member.
     fn lose_tail(&mut self, node: usize) {
         let here = &mut self.nodes[node];
         let other = here.disk.logs.iter_mut().find(|(feed, log)| feed.member != here.me && log.tree.size() > 1);
@@ -383,7 +385,7 @@ impl World {
         let here = &mut self.nodes[node];
         let backup = here.backup.clone().filter(|_| from_backup);
         let fresh = || {
-            // What the node is configured with.
+            // The roster in the node's configuration.
             let first = &self.exchange.notes[0];
             Disk::new(barid_core::roster::RosterChain::start(first).expect("the first roster makes sense"))
         };
@@ -400,12 +402,12 @@ impl World {
         self.try_to_publish(id);
     }
 
-    /// What a bulletin's content is drawn from.
+    /// The random numbers from which a bulletin's content is made.
     pub(crate) fn content_of(&self, id: u64) -> Random {
         Random::new(self.seed, 1_000 + id)
     }
 
-    /// A publisher repeats itself, with its id, until it is answered.
+    /// Attempts to publish. The publisher retries with the same id until it has a receipt.
     fn try_to_publish(&mut self, id: u64) {
         let Some(publisher) = self.publishers.get_mut(&id) else { return };
         publisher.tries += 1;
@@ -438,7 +440,7 @@ impl World {
             self.model.published(envelope::digest(&lie), lie, bulletin.facts.clone());
         }
         if header.is_none() {
-            // Nobody knows it again by its id.
+            // It has no id, so a retry could not be recognised.
             self.publishers.remove(&id);
         }
         self.model.published(digest, bulletin.envelope.clone(), bulletin.facts);
@@ -464,7 +466,7 @@ impl World {
                 self.nodes[node].live.waiting.push(Work::Acknowledge(offset));
                 self.soon(20, Event::Commit(node));
             }
-            // A subscriber may stop in the middle.
+            // A subscriber may stop at any entry.
             if self.trouble() && self.random.chance(10) {
                 return;
             }
@@ -474,7 +476,7 @@ impl World {
         }
     }
 
-    /// The governors issue a version: to one that stays a member, and to who joins by it.
+    /// The governors issue a version: one remaining member and all joining members receive it.
     fn roster(&mut self, version: u64) {
         let listed = |node: usize, version| self.exchange.is_listed(node, version);
         let all = 0..self.nodes.len();
@@ -485,7 +487,7 @@ impl World {
         self.coverage.add("member admitted", joining.len() as u64);
         self.coverage.add("member expelled", leaving as u64);
         for node in joining.into_iter().chain([first]) {
-            // An operator brings it in, with what came before, whether the node runs or not.
+            // An operator installs it with all earlier versions, whether the node runs or not.
             for note in self.exchange.notes.iter().take(usize::try_from(version).unwrap_or_default()) {
                 let _ = self.nodes[node].disk.chain.extend(note);
             }
@@ -493,7 +495,7 @@ impl World {
         }
     }
 
-    /// Everything that was wrong comes right.
+    /// Ends all faults.
     fn heal(&mut self) {
         self.split.1 = 0;
         self.cut.clear();
@@ -504,7 +506,7 @@ impl World {
             node.live.announced_roster.clear();
             node.live.unmatched.clear();
         }
-        // What operators brought in was on a disk that may have been lost since.
+        // Rosters that operators installed may have been on a disk that was lost since.
         for node in 0..self.nodes.len() {
             let joined = self.exchange.is_listed(node, self.exchange.last_version());
             let lost = self.model.restores[node] > 0;
@@ -517,7 +519,7 @@ impl World {
         self.at(self.now + PEACE_MIN, Event::Look);
     }
 
-    /// All is as it must be, or it is waited for a little longer.
+    /// Checks the invariants, or waits a little longer.
     fn look(&mut self) {
         let broken = check::check(self);
         let late = self.now >= TROUBLE + PEACE_MAX;

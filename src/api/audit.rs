@@ -1,7 +1,7 @@
-//! The Audit service: evidence out of what this node holds.
+//! The Audit service: exports evidence from this node's store.
 //!
-//! In scope: who may have it, finding its parts in the store, sending the file in pieces. Out of scope: the file's form and what it
-//! proves (`core::evidence`).
+//! In scope: access, finding the parts of the file in the store, and sending the file in pieces.
+//! Out of scope: the file's format and what it proves (`core::evidence`).
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -30,28 +30,29 @@ use crate::rpc::audit_server::Audit;
 use crate::store::{Content, Entry, FeedTree, PriorityEntry, ReadError, Store};
 use crate::telemetry::{AuditEvent, audit_limited};
 
-/// Bytes of the file in one message: far below what a message may have, and a slow reader holds no more of it in buffers.
+/// Bytes of the file in one message: far below the message limit, so that a slow client holds
+/// little of it in buffers.
 const PIECE_BYTES_MAX: usize = 256 << 10;
 
-/// Exports of one person in a minute that are recorded one by one: somebody at a desk does no more.
+/// Exports by one caller in a minute that are each recorded. A person does not export more.
 const EXPORTS_RECORDED_MAX: u64 = 60;
-/// What it takes to put a file together: its parts, and the whole.
+/// Bytes of memory that assembling a file takes: its parts and the whole.
 const ASSEMBLED_BYTES: u64 = 2 * EVIDENCE_BYTES_MAX as u64;
 
-/// Why there is no file for a bulletin that is held.
+/// Why a bulletin in the store cannot be exported.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ExportError {
-    /// No checkpoint is held that the tree here reaches.
+    /// No checkpoint is held that includes the entry and lies within the tree held here.
     #[error("no checkpoint of {feed} at {held} entries or less that includes entry {index} is held yet")]
     CatchingUp {
         /// The feed.
         feed: FeedId,
-        /// The entry.
+        /// The entry's index.
         index: u64,
-        /// Entries held.
+        /// Number of entries of the feed that are held.
         held: u64,
     },
-    /// The parts held here would not be accepted.
+    /// The parts would not pass verification.
     #[error("the parts held here are no evidence: {0}")]
     Evidence(#[from] EvidenceError),
     /// The store cannot be read.
@@ -77,7 +78,7 @@ impl Audit for Api {
         let proto::ExportEvidenceRequest { member, id } = request.into_inner();
         let owner: Member = member.parse().map_err(|_| errors::argument("member", &member, "a member code"))?;
         let uuid: BulletinId = id.parse().map_err(|_| errors::argument("id", &id, "a UUIDv7 in lower case"))?;
-        // What the caller may not read does not exist for it.
+        // To the caller, a bulletin that is not visible does not exist.
         let not_visible = |entry: &Entry| (!self.may_export(&caller, entry)).then_some("NOT_CLEARED");
         let found = self.find_for(&caller, methods::EXPORT_EVIDENCE.name, (&owner, uuid), not_visible).await?;
         let entry = found.ok_or_else(|| Status::not_found(format!("no bulletin {member}/{id} is held for you")))?;
@@ -87,14 +88,15 @@ impl Audit for Api {
         let place = format!("{} {}", entry.feed, entry.index);
         let made = tokio::task::spawn_blocking(move || {
             let made = export(store.as_ref(), &rosters, &entry);
-            // Read, hashed and verified whole: a call that is given up meanwhile still counts.
+            // Reading, hashing and verifying continue after the call is cancelled, so they stay
+            // charged.
             drop(turn);
             made
         });
         let made = made.await;
         let (file, verdict) =
             made.map_err(|_| Status::internal("a defect of the node"))?.map_err(|error| errors::export(&error))?;
-        // What was charged before for one of usual size.
+        // The call was charged for a file of usual size when it began.
         let beyond = (file.len() as u64).saturating_sub(methods::EXPORT_EVIDENCE.response_bytes);
         call.grow_response(beyond)?;
         let held = call.take_response_charges();
@@ -103,7 +105,7 @@ impl Audit for Api {
         audit_limited(EXPORTS_RECORDED_MAX, &exported);
         let mut summary = Some(summary(&file, &verdict));
         let pieces = pieces(file).map(move |piece| {
-            // As long as there are pieces there is the file.
+            // The file stays in memory, and charged, until its last piece is dropped.
             let _charged = &held;
             Ok(proto::ExportEvidenceResponse { summary: summary.take(), piece })
         });
@@ -112,7 +114,8 @@ impl Audit for Api {
 }
 
 impl Api {
-    /// Auditors check whatever their member may read in their working groups; everybody else what they may read themselves.
+    /// Auditors export what their member may read in the auditors' working groups. All other
+    /// callers export what they may read themselves.
     fn may_export(&self, caller: &Caller, entry: &Entry) -> bool {
         let Content::Disclosed { header: Some(header), .. } = &entry.content else { return false };
         let audits = caller.audits(&header.topic) && self.local_audience(entry, header).to_focal_points();
@@ -140,7 +143,7 @@ fn summary(file: &Bytes, verdict: &Verdict) -> proto::EvidenceSummary {
     }
 }
 
-/// The file, and what it comes to by the newest roster held. Blocks.
+/// Builds the file, and its verdict by the newest roster. Blocks.
 fn export(store: &dyn Store, rosters: &RosterChain, entry: &Entry) -> Result<(Bytes, Verdict), ExportError> {
     let Content::Disclosed { envelope, .. } = &entry.content else {
         return Err(ReadError::Missing(format!("the content of {} {}", entry.feed, entry.index)).into());
@@ -148,7 +151,8 @@ fn export(store: &dyn Store, rosters: &RosterChain, entry: &Entry) -> Result<(By
     let feed = &entry.feed;
     let tree = FeedTree { store, feed };
     let in_order = checkpoints(&tree, rosters, entry.index).and_then(|found| {
-        // What came ahead of the order may not be what the feed has at its index: then it is not in the tree held.
+        // A priority entry may differ from the entry that its feed has at that index. Then it is
+        // not in the tree held here.
         let leaf = tree.hashes(&[NodeId::leaf(entry.index)])?;
         let held = leaf.first() == Some(&leaf_hash(&entry.digest));
         if held { Ok(found) } else { Err(ReadError::Missing(format!("{feed} {}", entry.index)).into()) }
@@ -161,7 +165,7 @@ fn export(store: &dyn Store, rosters: &RosterChain, entry: &Entry) -> Result<(By
             let proofs: Vec<TlogProof> = proofs.collect::<Result<_, ReadError>>()?;
             (proofs, custody(&tree, rosters, entry.index)?)
         }
-        // What came ahead of the order came with a proof of its own.
+        // A priority entry was stored with its own proof.
         Err(error) => match store.priority_entry(feed, entry.index)?.filter(|held| held.entry.digest == entry.digest) {
             Some(priority) => (vec![own_proof(&priority, rosters)?], Vec::new()),
             None => return Err(error),
@@ -181,7 +185,7 @@ fn export(store: &dyn Store, rosters: &RosterChain, entry: &Entry) -> Result<(By
     Ok((file, verdict))
 }
 
-/// The proof with which an entry came ahead of the order.
+/// Builds the proof that a priority entry was stored with.
 fn own_proof(priority: &PriorityEntry, rosters: &RosterChain) -> Result<TlogProof, ExportError> {
     let feed = &priority.feed;
     let keys = feed_keys(rosters, feed).ok_or_else(|| EvidenceError::NoFeedKeys(feed.clone()))?;
@@ -189,8 +193,9 @@ fn own_proof(priority: &PriorityEntry, rosters: &RosterChain) -> Result<TlogProo
     Ok(TlogProof { index: priority.index, proof: priority.proof.clone(), checkpoint })
 }
 
-/// Checkpoint notes that include the entry and that the tree here reaches, by size: those that members have cosigned, or else the
-/// newest one without cosignatures. Lines that no roster explains are left out, since whoever verifies would refuse them.
+/// Returns the checkpoint notes that include the entry and lie within the tree held here, by size:
+/// the cosigned ones, or else the newest one without cosignatures. Cosignatures by keys that no
+/// roster lists are left out, because a verifier would reject them.
 fn checkpoints(tree: &FeedTree<'_>, rosters: &RosterChain, index: u64) -> Result<BTreeMap<u64, Bytes>, ExportError> {
     let (store, feed) = (tree.store, tree.feed);
     let keys = feed_keys(rosters, feed).ok_or_else(|| EvidenceError::NoFeedKeys(feed.clone()))?;
@@ -206,7 +211,8 @@ fn checkpoints(tree: &FeedTree<'_>, rosters: &RosterChain, index: u64) -> Result
             continue;
         }
         let signed = SignedCheckpoint::verify(&record.note, &keys)?;
-        // Kept when less of the feed was held than it speaks of, and another history: nothing to be proven by it.
+        // The cosignature was stored when this node held a smaller tree, and it covers another
+        // history. It proves nothing about this tree.
         if root_at(tree, record.size)? != signed.checkpoint.root {
             tracing::error!(%feed, cosigner = %record.cosigner, size = record.size, "cosigned checkpoint of another history");
             continue;
@@ -222,7 +228,7 @@ fn checkpoints(tree: &FeedTree<'_>, rosters: &RosterChain, index: u64) -> Result
     Ok(cosigned.into_iter().map(|(size, (signed, lines))| (size, with_cosignatures(&signed, &lines))).collect())
 }
 
-/// Custody notes that say that the entry is held in full, and that the tree here reaches.
+/// Returns the custody notes that cover the entry in full and lie within the tree held here.
 fn custody(tree: &FeedTree<'_>, rosters: &RosterChain, index: u64) -> Result<Vec<(Member, Bytes)>, ReadError> {
     let held = tree.store.feed(tree.feed).map_or(0, |state| state.compact_range.size());
     let usable = |holder: &Member, note: &Bytes| {
@@ -235,13 +241,14 @@ fn custody(tree: &FeedTree<'_>, rosters: &RosterChain, index: u64) -> Result<Vec
     Ok(notes.filter(|(holder, note)| usable(holder, note)).collect())
 }
 
-/// Whether a line says that it is by a key that any roster lists for the member.
+/// Returns whether a signature line has the name and id of a key that any roster lists for the
+/// member in that role.
 fn listed(rosters: &RosterChain, member: &Member, role: KeyRole, line: &NoteSignature) -> bool {
     let mut versions = rosters.notes().filter_map(|(version, _)| rosters.at(version));
     versions.any(|roster| roster.keys(member, role).any(|key| line.is_by(&key.key)))
 }
 
-/// The feed's keys in the newest roster that lists any, as whoever verifies looks them up.
+/// Returns the feed's keys from the newest roster that lists any, as a verifier does.
 fn feed_keys(rosters: &RosterChain, feed: &FeedId) -> Option<Vec<VerifierKey>> {
     let versions = rosters.notes().filter_map(|(version, _)| rosters.at(version));
     versions.map(|roster| roster.feed_keys(feed)).filter(|keys| !keys.is_empty()).last()
@@ -315,7 +322,7 @@ mod tests {
             sign(&Checkpoint { feed: self.feed.clone(), size, root }, &[self.key("ma/keys/feed.key")]).unwrap()
         }
 
-        /// Entries up to `end` arrive, with a checkpoint of `size`.
+        /// Stores entries up to `end`, with a checkpoint of `size`.
         fn arrive(&self, end: u64, size: u64) {
             let first = self.store.feed(&self.feed).map_or(0, |state| state.compact_range.size());
             let range = usize::try_from(first).unwrap()..usize::try_from(end).unwrap();
@@ -347,7 +354,7 @@ mod tests {
     fn evidence_uses_checkpoints_within_the_held_tree() {
         let world = World::new();
         let mirror = |member: &str| world.key(&format!("{member}/keys/mirror.key"));
-        // Half of the feed, with a checkpoint of the whole: nothing here leads there yet.
+        // Half of the feed with a checkpoint of the whole feed, which nothing held here proves yet.
         world.arrive(2, 4);
         world.cosigned("ly", 4, &mirror("ly"));
         let error = world.export(1).unwrap_err();
@@ -355,7 +362,7 @@ mod tests {
         let status = errors::export(&error);
         assert_eq!(status.code(), tonic::Code::FailedPrecondition);
         assert!(tonic_types::StatusExt::get_error_details(&status).retry_info().is_some());
-        // The rest has come: one member has cosigned, then two, each another size.
+        // The whole feed. One member has cosigned, then a second one at another size.
         world.arrive(4, 4);
         let (_, verdict) = world.export(1).unwrap();
         assert_eq!((verdict.outcome, verdict.report.unwrap().counted), (Outcome::SignedOnly, 1));
@@ -367,7 +374,7 @@ mod tests {
         assert_eq!(summary.cosigners, ["ly", "tn"]);
         let sent: Vec<Bytes> = pieces(file.clone()).collect();
         assert_eq!(sent.concat(), file);
-        // Cosigned at 3 only: the last entry is not among them.
+        // Cosigned at size 3 only, which does not include the last entry.
         assert_eq!(world.export(3).unwrap().1.outcome, Outcome::SignedOnly);
     }
 

@@ -1,10 +1,13 @@
-//! What became of bulletins, and what they are about: from what refers to them to their state, and from their references to headlines.
+//! Bulletin states: from the references to a bulletin its state, and from its own references
+//! headlines.
 //!
-//! In scope: reading references in bounded steps and with bounded work. Out of scope: which updates, cancellations and answers count (`core`).
+//! In scope: reading references in bounded steps and with bounded work. Out of scope: which
+//! updates, cancellations and acknowledgements count (`core`).
 //!
-//! Nothing refers to most bulletins: the store says so for nearly nothing. Of the others what was found is remembered, so that only what is
-//! new is looked at again. A bulletin and what changes its state have the same topic, handling and roster version, so whoever may read the
-//! one may be told of the other.
+//! Most bulletins have no references, which the store reports at nearly no cost. For the others a
+//! cache remembers the result, so that only new references are read. A bulletin and the bulletins
+//! that change its state have the same topic, handling and roster version, so a caller that may
+//! read one may see the other.
 
 use std::num::NonZeroUsize;
 
@@ -25,19 +28,23 @@ use super::caller::Caller;
 use crate::clock;
 use crate::store::{Content, Entry, Location, ReadError, ReferenceKind};
 
-/// Acknowledgements in one answer: they fit a message beside the largest envelope. Each feed that has some has its share.
+/// Acknowledgements in one response. They fit a message beside the largest envelope. Each feed with
+/// acknowledgements gets an equal share.
 const ACKNOWLEDGED_MAX: usize = 1_000;
 /// References read at once.
 const STEP: usize = 512;
-/// References of one bulletin that are looked up for who reads it. Updates, cancellations and answers have one as a rule.
+/// References of one bulletin that are looked up for a reader. Updates, cancellations and
+/// acknowledgements usually have one.
 const REFERENCED_MAX: usize = REFERENCES_MAX;
-/// Bulletins of which it is remembered what succeeds them, some 400 bytes each: those of a page and of what is live.
+/// Bulletins whose successors are cached, some 400 bytes each. It suffices for the bulletins of a
+/// page and of live streams.
 const CACHED_MAX: NonZeroUsize = NonZeroUsize::new(4_096).expect("more than none");
-/// Bytes of an envelope that count as one more entry read.
+/// Envelope bytes that count as one more entry read.
 const UNIT_BYTES: usize = 16 << 10;
 
-/// How much may be read for one answer beyond the bulletins that are asked for. Publishers decide how much refers to their bulletins; what is
-/// left out is marked, and what was read is remembered, so that the next answer comes further.
+/// Budget of entries that may be read for one response, beyond the requested bulletins. Publishers
+/// decide how many references their bulletins get. A partial result is marked as such, and what was
+/// read is cached, so that the next response gets further.
 #[derive(Debug)]
 pub(super) struct Work {
     left: usize,
@@ -45,25 +52,26 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// For one bulletin that is asked for by its id: an hourly update for eleven years.
+    /// For one bulletin requested by id: an hourly update for eleven years.
     pub(super) const ONE: usize = 100_000;
     /// For a page of history: a fraction of a second.
     pub(super) const PAGE: usize = 20_000;
-    /// For what a subscriber is sent at a time: some tens of milliseconds.
+    /// For one page of events to a subscriber: some tens of milliseconds.
     pub(super) const EVENT_PAGE: usize = 2_000;
-    /// For what is sent from memory without a blocking thread: what needs more is read again on one.
+    /// For events that are sent from memory, without a blocking thread. If they need more, they are
+    /// read again on a blocking thread.
     pub(super) const NONE: usize = 0;
 
     pub(super) fn new(units: usize) -> Self {
         Self { left: units, exhausted: false }
     }
 
-    /// Whether something was left out.
+    /// Returns whether a read was skipped for lack of budget.
     pub(super) fn is_exhausted(&self) -> bool {
         self.exhausted
     }
 
-    /// Whether one more entry may be read.
+    /// Returns whether one more entry may be read. Records it if not.
     fn may_read(&mut self) -> bool {
         self.exhausted |= self.left == 0;
         self.left > 0
@@ -75,7 +83,7 @@ impl Work {
     }
 }
 
-/// What was found of bulletins that something succeeds, by digest. Shared by all calls.
+/// Cache of the successors of bulletins, by digest. All calls share it.
 pub struct StateCache {
     found: Mutex<LruCache<Digest, Found>>,
 }
@@ -86,14 +94,14 @@ impl Default for StateCache {
     }
 }
 
-/// What succeeds one bulletin, by what arrived up to `after`.
+/// Successors of one bulletin among the entries up to offset `after`.
 #[derive(Clone, Debug, Default)]
 struct Found {
     successors: SuccessionState,
     after: u64,
-    /// Something that refers to it cannot be read.
+    /// An entry that refers to it cannot be read.
     damaged: bool,
-    /// There is more than was read.
+    /// Some references were not read.
     more: bool,
 }
 
@@ -102,7 +110,8 @@ impl StateCache {
         self.found.lock().get(digest).cloned().unwrap_or_default()
     }
 
-    /// Of two calls that looked at the same time the one that came further counts: it has seen all that the other has.
+    /// Keeps the result that reached the higher offset. It includes everything that a concurrent
+    /// call with a lower offset found.
     fn put(&self, digest: Digest, found: &Found) {
         let mut held = self.found.lock();
         if held.get(&digest).is_none_or(|held| held.after <= found.after) {
@@ -112,7 +121,8 @@ impl StateCache {
 }
 
 impl Api {
-    /// The states of bulletins now, in their order, by what has arrived here. Blocks.
+    /// Returns the current states of bulletins, in their order, from the entries in this store.
+    /// Blocks.
     pub(super) fn states(&self, entries: &[Entry], work: &mut Work) -> Result<Vec<proto::State>, ReadError> {
         let mut states = Vec::with_capacity(entries.len());
         for of_member in entries.chunk_by(|a, b| a.feed.member == b.feed.member) {
@@ -127,7 +137,7 @@ impl Api {
         Ok(states)
     }
 
-    /// The state of a bulletin, with the acknowledgements that the caller may read. Blocks.
+    /// Returns the state of a bulletin, with the acknowledgements that the caller may read. Blocks.
     pub(super) fn state(&self, caller: &Caller, entry: &Entry) -> Result<proto::State, ReadError> {
         let mut work = Work::new(Work::ONE);
         let state = self.states(std::slice::from_ref(entry), &mut work)?.into_iter().next();
@@ -139,7 +149,7 @@ impl Api {
         let feeds = acks.issuers.chunk_by(|a, b| a.first.feed == b.first.feed).count();
         let share = ACKNOWLEDGED_MAX / feeds.max(1);
         for of_feed in acks.issuers.chunk_by(|a, b| a.first.feed == b.first.feed) {
-            // The newest of everybody, before the first of anybody.
+            // The newest acknowledgement of every person comes before the first of any.
             let newest = of_feed.iter().map(|person| &person.newest);
             let first = of_feed.iter().filter(|person| person.first != person.newest).map(|it| &it.first);
             for location in newest.chain(first).take(share) {
@@ -159,7 +169,8 @@ impl Api {
         Ok(state)
     }
 
-    /// What a bulletin is about, as far as it is held here for the caller. Blocks.
+    /// Returns the bulletins that an entry refers to, as far as they are visible to the caller.
+    /// Blocks.
     pub(super) fn referenced(
         &self,
         caller: &Caller,
@@ -184,7 +195,7 @@ impl Api {
                     Successor::from_header(original, &other.digest, header, &entry.digest, position).is_some();
                 about.headlines = headlines(envelope);
                 about.state = self.states(std::slice::from_ref(&other), work)?.into_iter().next();
-                // What was cancelled before by something else stays as it is.
+                // An earlier cancellation by another bulletin is final.
                 let ended = about.state.as_ref().filter(|state| state.state == "cancelled");
                 let by_this =
                     |state: &proto::State| state.by.as_ref().is_some_and(|by| by.digest == entry.digest.0[..]);
@@ -195,7 +206,7 @@ impl Api {
         Ok(referenced)
     }
 
-    /// What succeeds a bulletin, as far as the work allows to find out.
+    /// Returns the successors of a bulletin, as far as the work budget allows.
     fn found(&self, entry: &Entry, id: Uuid, work: &mut Work) -> Result<Found, ReadError> {
         let Content::Disclosed { header: Some(original), .. } = &entry.content else { return Ok(Found::default()) };
         let mut found = self.states.get(&entry.digest);
@@ -222,7 +233,9 @@ impl Api {
         Ok(found)
     }
 
-    /// An entry by its arrival: its feed may not have reached it. `None` if it is damaged; what is asked for is given all the same.
+    /// Reads an entry by its offset, because a priority entry may be stored before its
+    /// predecessors. `None` if it is damaged or the budget is used up; the requested bulletin is
+    /// still returned.
     fn other(&self, location: &Location, work: &mut Work) -> Result<Option<Entry>, ReadError> {
         if !work.may_read() {
             return Ok(None);
@@ -273,7 +286,8 @@ fn headlines(envelope: &[u8]) -> Vec<proto::Text> {
     texts.into_iter().take(TEXTS_MAX).map(headline).collect()
 }
 
-/// A reference to or of a foreign header, whose parts may be of any length: at most some hundred bytes of it.
+/// Truncates a reference from or to another member's header, whose parts may have any length, to a
+/// few hundred bytes.
 fn clipped(reference: &proto::Reference) -> proto::Reference {
     let digest = reference.digest.slice(..reference.digest.len().min(NAME_BYTES_MAX));
     proto::Reference {

@@ -1,4 +1,8 @@
-//! Who calls, and what the access rules give them.
+//! Callers: identity, grant, and admission of calls.
+//!
+//! In scope: reading the verified identity, matching grant and role with the method, choosing
+//! budgets, and recording denied calls. Out of scope: verifying certificates (`transport`), parsing
+//! the access rules (`access`).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,7 +28,7 @@ pub struct Identity {
     pub path: Arc<str>,
 }
 
-/// Reads the caller that the transport has verified.
+/// Reads the identity that the transport verified.
 pub type Identify = Arc<dyn Fn(&Extensions) -> Option<Identity> + Send + Sync>;
 
 /// A caller with its grant at the time of the call.
@@ -34,7 +38,7 @@ pub(super) struct Caller {
     pub(super) grant: Arc<Grant>,
 }
 
-/// Who was admitted when the headers of a call came.
+/// The caller that was admitted by the headers of a call.
 #[derive(Clone)]
 struct Admitted(Caller);
 
@@ -50,7 +54,7 @@ impl Admission for Api {
 }
 
 impl Caller {
-    /// What `header.issuer` of its bulletins is: no other caller's.
+    /// Returns the `header.issuer` of its bulletins. It differs from that of every other caller.
     pub(super) fn issuer(&self) -> String {
         issuer_of(&self.path)
     }
@@ -60,14 +64,15 @@ impl Caller {
         self.grant.has(Role::FocalPoint)
     }
 
-    /// Whether bulletins of this kind and topic are its business: those of its working groups, for focal points and agencies; for operators,
-    /// in any working group, what nodes say about the network itself.
+    /// Returns whether the caller may read bulletins of this kind and topic. Focal points and
+    /// agencies read those of their working groups. Operators read what nodes publish about the
+    /// network itself, in any working group.
     pub(super) fn reads(&self, kind: &str, topic: &str) -> bool {
         let by_node = || kinds::find(kind).is_some_and(|kind| kind.node_only);
         self.grant.may_read_in(working_group(topic)) || self.grant.has(Role::Operator) && by_node()
     }
 
-    /// Whether it audits bulletins of this topic.
+    /// Returns whether the caller audits bulletins of this topic.
     pub(super) fn audits(&self, topic: &str) -> bool {
         self.grant.has(Role::Auditor) && self.grant.working_groups.contains(working_group(topic))
     }
@@ -78,15 +83,15 @@ fn working_group(topic: &str) -> &str {
 }
 
 impl Api {
-    /// A caller with what the rules grant it.
+    /// Returns a caller with its grant.
     #[cfg(test)]
     pub(super) fn caller_for_tests(&self, path: &str) -> Caller {
         let grant = self.access.load().grant(path).expect("a grant of the test").clone();
         Caller { path: path.into(), grant }
     }
 
-    /// Begins a call of `method`: its caller, and what it holds. A call over HTTP/2 was admitted when its headers came; one from inside the program
-    /// is admitted here, on the same terms.
+    /// Begins a call of `method`: returns its caller and its charges. A call over HTTP/2 was
+    /// admitted by its headers. A call from inside the program is admitted here, on the same terms.
     pub(super) fn begin(&self, extensions: &Extensions, method: &'static Method) -> Result<(Caller, Call), Status> {
         if let (Some(Admitted(caller)), Some(call)) = (extensions.get::<Admitted>(), extensions.get::<Call>()) {
             return Ok((caller.clone(), call.clone()));
@@ -95,7 +100,8 @@ impl Api {
         Ok((caller, Call::direct(terms)))
     }
 
-    /// Admits a call by its headers: identity, rate, grant, role, and one of the calls that may be under way.
+    /// Admits a call by its headers: checks identity, rate, grant, role and the number of
+    /// concurrent calls.
     fn admitted(&self, extensions: &Extensions, method: &'static Method) -> Result<(Caller, Terms), Status> {
         let Some(Identity { path }) = (self.identify)(extensions) else {
             self.record_denied("", method.name, "unidentified");
@@ -124,9 +130,11 @@ impl Api {
         Ok((Caller { path, grant }, terms))
     }
 
-    /// What a call may use. Operators' calls and publishing have reserves, which no other call can use up. So have calls that need no grant when
-    /// the caller has one, but only of calls: their bytes are not worth the reserves of publishing. A stream of publishing holds its place for
-    /// long, whether anything comes on it or not: places of the reserve are for single calls.
+    /// Returns the budgets of a call. Operators' calls and publishing have reserves that no other
+    /// call can use up. Calls that need no grant have a reserve for callers with a grant, but only
+    /// for the number of calls: their bytes must not use the reserves of publishing. A publish
+    /// stream holds its call for long, even if it is idle, so the reserve of calls is for single
+    /// calls only.
     fn terms(&self, path: &Arc<str>, grant: &Grant, method: &'static Method) -> Result<Terms, Status> {
         let of = |spec| self.budgets.of(spec);
         let api = (of(&table::API_CALLS), of(&table::API_REQUEST_BYTES), of(&table::API_RESPONSE_BYTES));
@@ -168,7 +176,8 @@ impl Api {
         })
     }
 
-    /// Looks again at what the rules give a caller whose stream is open: they may have been read anew.
+    /// Reads the caller's grant again while its stream is open, because the access rules may have
+    /// been reloaded.
     pub(super) fn renew(&self, caller: &mut Caller, method: &'static Method) -> Result<(), Status> {
         let may = |grant: &Grant| method.roles.is_none_or(|roles| roles.iter().any(|role| grant.has(*role)));
         match self.access.load().grant(&caller.path) {
@@ -181,14 +190,14 @@ impl Api {
         }
     }
 
-    /// A refusal with its reason, recorded.
+    /// Returns `PERMISSION_DENIED` with its reason, and records it.
     pub(super) fn denied(&self, path: &str, method: &'static str, reason: &'static str, detail: &str) -> Status {
         self.record_denied(path, method, reason);
         let details = ErrorDetails::with_error_info(reason, DOMAIN, []);
         Status::with_error_details(Code::PermissionDenied, detail, details)
     }
 
-    /// A refusal to publish in the working group of a topic, recorded.
+    /// Returns `PERMISSION_DENIED` for publishing in a topic's working group, and records it.
     pub(super) fn denied_topic(&self, path: &str, method: &'static str, topic: &str) -> Status {
         let reason = "WORKING_GROUP";
         self.record_denied(path, method, reason);
@@ -201,7 +210,7 @@ impl Api {
         )
     }
 
-    /// Records that a caller was not given a bulletin, by the bulletin's name.
+    /// Records that a bulletin was not visible to a caller, by the bulletin's member and id.
     pub(super) fn record_denied_bulletin(
         &self,
         actor: &str,
@@ -212,7 +221,7 @@ impl Api {
         self.call_limiter.record_denied_with(actor, method, reason, &format!("{member}/{}", id.uuid()), Instant::now());
     }
 
-    /// Records a refusal.
+    /// Records a denied call.
     pub(super) fn record_denied(&self, actor: &str, method: &'static str, reason: &'static str) {
         self.call_limiter.record_denied(actor, method, reason, Instant::now());
     }

@@ -1,10 +1,12 @@
-//! Cursors: an offset, with what proves of which store and which history it is.
+//! Cursors: an offset, with a proof of the store and history that it belongs to.
 //!
-//! In scope: their bytes, making them for what a stream delivers, and finding the place where a stream goes on from one. Out of scope: who
-//! may read (`visibility`), and names (`subscriptions`).
+//! In scope: encoding cursors, building them for delivered events, and finding where a stream
+//! resumes from one. Out of scope: who may read (`visibility`), and names (`subscriptions`).
 //!
-//! A cursor has the hash of the commit that holds its offset, which proves everything up to it ([`ChainLink`]), and the beginnings of those
-//! of some round offsets before it. Where the history is another one, the newest of these that still fits tells how far back it differs.
+//! A cursor contains a hash prefix of the commit that holds its offset, which proves all entries up
+//! to it ([`ChainLink`]), and shorter hash prefixes of the commits at some round offsets before it
+//! (milestones). If the store's history has changed, the newest milestone that still matches gives
+//! a place up to which both histories are the same.
 
 use barid_core::ids::Hash;
 use barid_core::limits::CURSOR_BYTES_MAX;
@@ -16,16 +18,18 @@ use bytes::Bytes;
 use crate::store::{ChainLink, HeldBack, ReadError, Store, StoreId};
 
 const VERSION: u8 = 1;
-/// Milestones are the last multiples of these powers of two up to the offset: of a store that went back by a day few entries come again, and
-/// of one that went back by a year not all of them.
+/// Milestones are the last multiples of these powers of two up to the offset. After a store went
+/// back by a day, few entries are sent again; after it went back by a year, not all of them.
 const MILESTONE_BITS: [u32; 5] = [10, 13, 16, 20, 24];
-/// Offsets beyond this cannot be: the rest of the range is for sums.
+/// Largest valid offset. The rest of the range leaves room for sums.
 const OFFSET_MAX: u64 = 1 << 62;
-/// Version, store, offset, hash, milestones, what is held back.
+/// Version, store, offset, hash, milestones, held-back range.
 const BYTES: usize = 1 + 16 + 8 + HEAD_BYTES + MILESTONE_BITS.len() * MILESTONE_BYTES + 16;
-/// No two histories that a node can have share so many bytes of a hash by chance; who makes one up only misleads itself.
+/// Two histories of a node do not share that many bytes of a hash by chance. A client that forges a
+/// cursor misleads only itself.
 const HEAD_BYTES: usize = 16;
-/// See [`HEAD_BYTES`]. A milestone that fitted by chance would be one of five, of a history that has already shown to be another.
+/// See [`HEAD_BYTES`]. Milestones are compared only after the hash has proven another history, and
+/// a chance match must hit one of five.
 const MILESTONE_BYTES: usize = 8;
 
 const _: () = assert!(BYTES <= CURSOR_BYTES_MAX);
@@ -33,46 +37,46 @@ const _: () = assert!(BYTES <= CURSOR_BYTES_MAX);
 type Head = [u8; HEAD_BYTES];
 type Milestone = [u8; MILESTONE_BYTES];
 
-/// What a field must be that is to have a cursor.
+/// What a cursor field must contain, for error messages.
 pub(super) const EXPECTED: &str = "the cursor of an event on a subscription";
 
-/// Where a reader stands.
+/// The position of a reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Cursor {
     store: StoreId,
-    /// Everything up to it was looked at.
+    /// All entries up to this offset were scanned.
     offset: u64,
-    /// Zeros if it could not be read.
+    /// Hash prefix of the commit that holds the offset. Zeros if the commit could not be read.
     head: Head,
-    /// By [`MILESTONE_BITS`]; zeros for what could not be read.
+    /// Hash prefixes in the order of [`MILESTONE_BITS`]. Zeros for commits that could not be read.
     milestones: [Milestone; MILESTONE_BITS.len()],
     held: Option<HeldBack>,
 }
 
-/// Where a stream goes on.
+/// Where a stream starts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct StreamStart {
-    /// Everything up to it was looked at.
+    /// All entries up to this offset were scanned.
     pub(super) offset: u64,
-    /// What was held back before it.
+    /// Entries up to `offset` that are held back.
     pub(super) held: Option<HeldBack>,
-    /// What to send first, if the cursor is of another history.
+    /// The event to send first if the cursor is of another history.
     pub(super) reset: Option<proto::Reset>,
 }
 
-/// Why a cursor does not fit.
+/// Why a cursor does not match the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mismatch {
     /// It is of another store.
     StoreLost,
-    /// This store, or the one it is a copy of, went another way from some commit on.
+    /// This store, or the one that it was copied from, continued differently after some commit.
     StoreRestored,
-    /// What would tell is damaged.
+    /// The commit that would prove it is damaged.
     Unknown,
 }
 
 impl Mismatch {
-    /// As it stands in messages.
+    /// Returns the name used in messages.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::StoreLost => "store-lost",
@@ -83,7 +87,7 @@ impl Mismatch {
 }
 
 impl Cursor {
-    /// As clients keep it.
+    /// Encodes the cursor for clients.
     pub(super) fn encode(&self) -> Bytes {
         let held = self.held.unwrap_or(HeldBack { from: 0, roster_version: 0 });
         let mut bytes = Vec::with_capacity(BYTES);
@@ -97,7 +101,7 @@ impl Cursor {
         bytes.into()
     }
 
-    /// Reads what a client has kept; `None` if it is no cursor of this version.
+    /// Decodes a client's cursor. `None` if it is not a cursor of this version.
     pub(super) fn decode(mut bytes: &[u8]) -> Option<Self> {
         fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
             let (taken, rest) = bytes.split_first_chunk::<N>()?;
@@ -122,32 +126,33 @@ impl Cursor {
         })
     }
 
-    /// As text: in page tokens.
+    /// Encodes the cursor as text, for page tokens.
     pub(super) fn to_text(&self) -> String {
         URL_SAFE_NO_PAD.encode(self.encode())
     }
 
-    /// Reads a text.
+    /// Decodes the text form.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        // A longer one is not decoded at all.
+        // A longer text is not decoded.
         let bytes = (text.len() <= 2 * CURSOR_BYTES_MAX).then(|| URL_SAFE_NO_PAD.decode(text).ok())?;
         Self::decode(&bytes?)
     }
 
-    /// Up to which offset everything was looked at.
+    /// Returns the offset up to which all entries were scanned.
     pub(super) fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// What was held back before it.
+    /// Returns the entries held back up to the offset.
     pub(super) fn held(&self) -> Option<HeldBack> {
         self.held
     }
 
-    /// Where a stream goes on from here: after this cursor, or after the newest milestone that fits, else from the beginning. Blocks.
+    /// Returns where a stream resumes: after this cursor, else after the newest milestone that
+    /// matches, else at the beginning. Blocks.
     ///
     /// # Errors
-    /// If the store cannot be read now. What is damaged does not fit.
+    /// The store cannot be read now. A damaged commit is not an error; it does not match.
     pub(super) fn locate(&self, store: &dyn Store) -> Result<StreamStart, ReadError> {
         let Some(mismatch) = self.mismatch(store)? else {
             return Ok(StreamStart { offset: self.offset, held: self.held, reset: None });
@@ -160,10 +165,10 @@ impl Cursor {
         Ok(StreamStart { offset, held: self.held.filter(|held| held.from <= offset), reset: Some(reset) })
     }
 
-    /// Why it is not of this store's history; `None`: it is. Blocks.
+    /// Returns why the cursor is not of this store's history; `None` if it is. Blocks.
     ///
     /// # Errors
-    /// If the store cannot be read now.
+    /// The store cannot be read now.
     pub(super) fn mismatch(&self, store: &dyn Store) -> Result<Option<Mismatch>, ReadError> {
         if self.store != store.id() {
             return Ok(Some(Mismatch::StoreLost));
@@ -194,7 +199,7 @@ impl Cursor {
     }
 }
 
-/// The last multiple of a power of two up to an offset.
+/// Returns the last multiple of a power of two up to an offset.
 fn round(offset: u64, bits: u32) -> u64 {
     offset >> bits << bits
 }
@@ -203,10 +208,10 @@ fn beginning<const N: usize>(hash: &Hash) -> [u8; N] {
     hash.0.first_chunk().copied().unwrap_or([0; N])
 }
 
-/// The disk has altered it.
+/// The commit is damaged on the disk.
 struct Unreadable;
 
-/// Damage apart from what may be read later.
+/// Separates damage from errors after which a later read may succeed.
 fn readable(link: Result<Option<ChainLink>, ReadError>) -> Result<Result<Option<ChainLink>, Unreadable>, ReadError> {
     match link {
         Ok(link) => Ok(Ok(link)),
@@ -215,34 +220,34 @@ fn readable(link: Result<Option<ChainLink>, ReadError>) -> Result<Result<Option<
     }
 }
 
-/// Makes the cursors of one stream, or one page. Nearly all is known from what was read last: the store is asked for a milestone once in a
-/// thousand offsets.
+/// Builds the cursors of one stream or page. Nearly everything comes from the last read; only a
+/// milestone needs a read of the store, once in a thousand offsets.
 #[derive(Clone, Debug)]
 pub(super) struct CursorBuilder {
     store: StoreId,
-    /// Commits that were read last, ascending.
+    /// Commits of the last read, ascending.
     links: Vec<ChainLink>,
     /// Milestones with their offsets.
     milestones: [(u64, Milestone); MILESTONE_BITS.len()],
 }
 
 impl CursorBuilder {
-    /// Nothing is known yet.
+    /// Creates a builder that has read no commits.
     pub(super) fn new(store: &dyn Store) -> Self {
         Self { store: store.id(), links: Vec::new(), milestones: Default::default() }
     }
 
-    /// These commits were read.
+    /// Adds the commits of a read.
     pub(super) fn note(&mut self, links: Vec<ChainLink>) {
         if !links.is_empty() {
             self.links = links;
         }
     }
 
-    /// The cursor of an offset; `None` if the commit that holds it is damaged. May block.
+    /// Returns the cursor of an offset; `None` if the commit that holds it is damaged. May block.
     ///
     /// # Errors
-    /// If the store cannot be read now.
+    /// The store cannot be read now.
     pub(super) fn at(
         &mut self,
         store: &dyn Store,
@@ -259,7 +264,7 @@ impl CursorBuilder {
         for (place, bits) in MILESTONE_BITS.into_iter().enumerate() {
             let at = round(offset, bits);
             if self.milestones[place].0 != at {
-                // One that cannot be read now fits nothing later.
+                // A milestone that cannot be read now will not match later.
                 let link = self.find(at).cloned().map_or_else(|| store.link(at), |link| Ok(Some(link)));
                 let milestone = link.ok().flatten().map(|link| beginning(&link.hash)).unwrap_or_default();
                 self.milestones[place] = (at, milestone);
@@ -270,10 +275,10 @@ impl CursorBuilder {
         Ok(Some(Cursor { store: self.store, offset, head, milestones, held }))
     }
 
-    /// As [`Self::at`], also where the commit is damaged: nothing proves it then.
+    /// Like [`Self::at`], but returns a cursor without proof if the commit is damaged.
     ///
     /// # Errors
-    /// If the store cannot be read now.
+    /// The store cannot be read now.
     pub(super) fn at_or_unproven(
         &mut self,
         store: &dyn Store,
@@ -349,7 +354,7 @@ mod tests {
             let cursor = cursor(&store, offset);
             assert_eq!(cursor.mismatch(&store).unwrap(), None);
             assert_eq!(cursor.locate(&store).unwrap(), StreamStart { offset, ..StreamStart::default() });
-            // The same entries in the same commits: but nobody knows that of a store that was begun anew.
+            // The same entries in the same commits, but another store.
             assert_eq!(cursor.mismatch(&other).unwrap(), Some(Mismatch::StoreLost));
             assert_eq!(cursor.locate(&other).unwrap().offset, 0);
         }
@@ -367,7 +372,7 @@ mod tests {
         let store = MemoryStore::new();
         commit_entries(&store, 10_000);
         let mut builder = CursorBuilder::new(&store);
-        // As a stream makes them: milestones are kept from one offset to the next.
+        // As a stream builds them: the builder reuses milestones from one offset to the next.
         let mut cursors = (0..=10_000).map(|offset| builder.at(&store, offset, None).unwrap().unwrap());
         let last = cursors.by_ref().inspect(|made| assert_eq!(*made, cursor(&store, made.offset))).last().unwrap();
         let wrong = |count: usize| {

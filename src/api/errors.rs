@@ -18,26 +18,28 @@ use crate::store::ReadError;
 
 /// Domain of `ErrorInfo`.
 pub(super) const DOMAIN: &str = "barid";
-/// After how long to try again when the queue is full.
+/// Retry delay while the commit queue is full.
 const BUSY_RETRY: Duration = Duration::from_millis(100);
-/// After how long to try again what waits for a peer: heads are told once a second, and links may have to come back.
+/// Retry delay for data that must come from a peer: tree heads are sent once a second, and links
+/// may have to reconnect.
 const CATCHING_UP_RETRY: Duration = Duration::from_secs(5);
-/// After how long to try again when the node stops: a restart takes some seconds.
+/// Retry delay when the node stops: a restart takes some seconds.
 const STOPPING_RETRY: Duration = Duration::from_secs(5);
-/// After how long to try again what is read from a view that is being rebuilt: millions of entries take some seconds.
+/// Retry delay while the index database is rebuilt: millions of entries take some seconds.
 const BEHIND_RETRY: Duration = Duration::from_secs(5);
-/// After how long to try again when the disk is full.
+/// Retry delay while the disk is full.
 const DISK_FULL_RETRY: Duration = Duration::from_secs(10);
 
-/// Text of field errors in one refusal: with base64 and the rest of the trailer it stays below the 16 KiB that HTTP/2 peers take. Those that
-/// come after are told when these are mended.
+/// Bytes of field errors in one status. With base64 and the rest of the trailer the status stays
+/// below the 16 KiB of headers that HTTP/2 peers accept. Further errors are reported once these are
+/// fixed.
 const DETAILS_BYTES_MAX: usize = 6 << 10;
-/// What the code of a rule takes, with its key.
+/// Bytes of a rule's code with its metadata key.
 const RULE_BYTES: usize = 48;
-/// Reason of a refusal that names fields.
+/// `ErrorInfo` reason of a status that lists fields.
 const FIELDS: &str = "FIELDS";
 
-/// Fields of a draft that break rules.
+/// Maps the fields of a draft that break rules.
 pub(super) fn invalid(error: &Invalid) -> Status {
     let violation = |field: &barid_core::bulletin::FieldError| {
         FieldViolation::new(&field.field, format!("`{}` is not {}", field.found, field.expected))
@@ -48,7 +50,7 @@ pub(super) fn invalid(error: &Invalid) -> Status {
         .iter()
         .map(violation)
         .take_while(|violation| {
-            // The words come once more as values of their rule.
+            // The description's text is repeated in the values of its rule.
             bytes += violation.field.len() + 2 * violation.description.len() + RULE_BYTES;
             bytes <= DETAILS_BYTES_MAX
         })
@@ -58,8 +60,10 @@ pub(super) fn invalid(error: &Invalid) -> Status {
     invalid_fields(message, rules.map(Rule::of).collect(), violations)
 }
 
-/// Fields at fault, and for each the rule that it breaks, by its code: for programs, and for other languages. The rules are the metadata of
-/// an `ErrorInfo` (`FieldViolation` in focal_point.proto): `rule-0` the code of the first violation's, `rule-0-1` its first value, and so on.
+/// Builds `INVALID_ARGUMENT` with the fields at fault and the code of the rule that each breaks,
+/// for programs and for translation. The rules are metadata of an `ErrorInfo` (`FieldViolation` in
+/// focal_point.proto): `rule-0` is the code for the first violation, `rule-0-1` its first value,
+/// and so on.
 fn invalid_fields(message: String, rules: Vec<Option<Rule>>, violations: Vec<FieldViolation>) -> Status {
     let mut metadata = HashMap::new();
     for (n, Rule { code, values }) in rules.into_iter().enumerate().filter_map(|(n, rule)| Some((n, rule?))) {
@@ -71,19 +75,19 @@ fn invalid_fields(message: String, rules: Vec<Option<Rule>>, violations: Vec<Fie
     Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
-/// The arguments of one call that are wrong, all told at once.
+/// The invalid arguments of one call, reported together.
 #[derive(Default)]
 pub(super) struct Faults(Vec<(FieldViolation, Option<Rule>)>);
 
 impl Faults {
-    /// Notes one.
+    /// Adds an invalid argument.
     pub(super) fn add(&mut self, field: &str, found: &str, expected: &str) {
         let found: String = found.chars().take(FOUND_CHARS_MAX).collect();
         let violation = FieldViolation::new(field, format!("`{found}` is not {expected}"));
         self.0.push((violation, Rule::of(expected)));
     }
 
-    /// Reads one, or notes it.
+    /// Parses an argument. Adds an error and returns `None` if it is invalid.
     pub(super) fn parse<T: FromStr>(&mut self, field: &str, text: &str, expected: &str) -> Option<T> {
         let read = text.parse().ok();
         if read.is_none() {
@@ -92,7 +96,7 @@ impl Faults {
         read
     }
 
-    /// Ends the call if there are any.
+    /// Returns `INVALID_ARGUMENT` if there are any errors.
     pub(super) fn check(self) -> Result<(), Status> {
         let message = match self.0.as_slice() {
             [] => return Ok(()),
@@ -104,7 +108,7 @@ impl Faults {
     }
 }
 
-/// A right that the caller lacks, by the field that asks for it.
+/// Builds `PERMISSION_DENIED` for the field that asks for the missing permission.
 pub(super) fn denied_field(reason: &str, message: &str, field: &str, found: &str, expected: &str) -> Status {
     let found: String = found.chars().take(FOUND_CHARS_MAX).collect();
     let rule = Rule::of(expected).map(|rule| ("rule-0".to_owned(), rule.code.to_owned()));
@@ -114,19 +118,19 @@ pub(super) fn denied_field(reason: &str, message: &str, field: &str, found: &str
     Status::with_error_details(Code::PermissionDenied, message, details)
 }
 
-/// One argument that is wrong.
+/// Builds `INVALID_ARGUMENT` for one argument.
 pub(super) fn argument(field: &str, found: &str, expected: &str) -> Status {
     let mut faults = Faults::default();
     faults.add(field, found, expected);
     faults.check().expect_err("one was added")
 }
 
-/// Something that cannot be.
+/// Status of a broken invariant.
 pub(super) fn defect() -> Status {
     Status::internal("a defect of the node")
 }
 
-/// Why something was not committed.
+/// Maps a failed commit.
 pub(super) fn commit(error: &CommitFailure) -> Status {
     let info = |reason: &str| ErrorDetails::with_error_info(reason, DOMAIN, []);
     match error {
@@ -145,7 +149,7 @@ pub(super) fn commit(error: &CommitFailure) -> Status {
     }
 }
 
-/// The caller asks for more than it may.
+/// Builds `RESOURCE_EXHAUSTED` for a caller over one of its limits.
 pub(super) fn exhausted(reason: &str, message: String, after: Option<Duration>) -> Status {
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, []);
     if after.is_some() {
@@ -160,14 +164,14 @@ fn retry(code: Code, error: &CommitFailure, after: Duration, reason: &str) -> St
     Status::with_error_details(code, error.to_string(), details)
 }
 
-/// The node stops: nothing is wrong with the call.
+/// Status of calls that end because the node stops.
 pub(super) fn stopping() -> Status {
     let mut details = ErrorDetails::with_retry_info(Some(STOPPING_RETRY));
     details.set_error_info("STOPPING", DOMAIN, []);
     Status::with_error_details(Code::Unavailable, "this node stops; what was accepted is stored", details)
 }
 
-/// Why something could not be read.
+/// Maps a failed read of the store.
 pub(super) fn read(error: &ReadError) -> Status {
     match error {
         ReadError::Missing(what) => Status::not_found(format!("{what} is not held")),
@@ -197,7 +201,7 @@ pub(super) fn read(error: &ReadError) -> Status {
     }
 }
 
-/// Why there is no evidence of what is held.
+/// Maps a failed export of evidence.
 pub(super) fn export(error: &ExportError) -> Status {
     let not_now = |reason: &str, retry: Option<Duration>| {
         let mut details = ErrorDetails::with_error_info(reason, DOMAIN, []);
@@ -221,7 +225,7 @@ pub(super) fn export(error: &ExportError) -> Status {
     }
 }
 
-/// A status as the answer to one request of a stream.
+/// Converts a status to the error of one request on a publish stream.
 pub(super) fn publish_error(status: &Status) -> proto::PublishError {
     let details = status.get_error_details();
     let rules = details.error_info().map(|info| &info.metadata);
@@ -243,8 +247,9 @@ pub(super) fn publish_error(status: &Status) -> proto::PublishError {
     }
 }
 
-/// A named subscription that says nothing about where to begin: it is not known, or (`recorded` is the offset that is) the node was recovered
-/// since it was recorded.
+/// Status for a named subscription whose request does not give a place to begin: the name is
+/// unknown, or the node was recovered after it was recorded. `recorded` is the recorded offset in
+/// the second case.
 pub(super) fn unknown_subscription(name: &str, recorded: Option<u64>) -> Status {
     let begin = "give the cursor of the last event that was received, or say `begin`: `now` or `beginning`";
     let message = match recorded {
@@ -259,7 +264,7 @@ pub(super) fn unknown_subscription(name: &str, recorded: Option<u64>) -> Status 
     with_info(Code::NotFound, message, "UNKNOWN_SUBSCRIPTION", info)
 }
 
-/// A named subscription is opened with another filter than it has.
+/// Status for a named subscription that is opened with a filter other than the recorded one.
 pub(super) fn filter_differs(recorded: &str, requested: &str) -> Status {
     let cut = |text: &str| text.chars().take(LINE_CHARS_MAX).collect::<String>();
     let (recorded, requested) = (cut(recorded), cut(requested));
@@ -271,7 +276,7 @@ pub(super) fn filter_differs(recorded: &str, requested: &str) -> Status {
     with_info(Code::FailedPrecondition, message, "FILTER_DIFFERS", info)
 }
 
-/// A cursor that is of another history of the store, where only one of this history will do.
+/// Status for a cursor of another history of the store, where only this history is accepted.
 pub(super) fn cursor_mismatch(field: &str, cause: &str) -> Status {
     let message = format!("`{field}` is of another history of this node's store ({cause}); begin again");
     let info = [("field".to_owned(), field.to_owned()), ("cause".to_owned(), cause.to_owned())];

@@ -1,7 +1,8 @@
-//! Which bulletins a caller asks for.
+//! Filters: which bulletins a caller asks for.
 //!
-//! In scope: reading a filter, with every field that is wrong, comparing it with what is known here and granted, and applying it to a header
-//! or its columns. Out of scope: whether the caller may read one bulletin (`visibility`).
+//! In scope: parsing a filter with all its field errors, comparing it with the known names and the
+//! caller's grant, and applying it to a header or its columns. Out of scope: whether the caller may
+//! read one bulletin (`visibility`).
 
 use std::collections::BTreeSet;
 
@@ -21,7 +22,7 @@ use super::{Api, errors};
 use crate::access::Role;
 use crate::store::Columns;
 
-/// Which bulletins, checked. Everything absent does not narrow.
+/// A validated filter. An empty field does not narrow it.
 #[derive(Clone, Debug)]
 pub(super) struct Filter {
     topics: Vec<TopicFilter>,
@@ -31,7 +32,7 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// Reads what a caller sent, noting every fault.
+    /// Parses the caller's filter and adds every error to `faults`.
     pub(super) fn read(filter: Option<proto::Filter>, faults: &mut Faults) -> Self {
         let proto::Filter { topics, kinds, min_severity, members } = filter.unwrap_or_default();
         let count = topics.len() + kinds.len() + members.len();
@@ -44,7 +45,7 @@ impl Filter {
             faults.parse(&format!("filter.topics[{n}]"), text, "a topic filter such as `customs.>`")
         };
         let topics = topics.iter().enumerate().filter_map(topic).collect();
-        // A kind that this version does not know may be one of a newer version: only what can be no kind is refused.
+        // An unknown kind may come from a newer version. Only malformed names are errors.
         for (n, kind) in kinds.iter().enumerate().filter(|(_, kind)| !kinds::is_name(kind)) {
             faults.add(&format!("filter.kinds[{n}]"), kind, "a kind such as `seizure-report`");
         }
@@ -63,7 +64,8 @@ impl Filter {
         Self { topics, kinds, severity, members }
     }
 
-    /// As it is recorded of a named subscription: filters that name the same topics, kinds, severity and members are the same bytes.
+    /// Returns the canonical bytes stored with a named subscription. Filters with the same topics,
+    /// kinds, severity and members have the same bytes.
     pub(super) fn to_bytes(&self) -> Bytes {
         let filter = proto::Filter {
             topics: sorted(&self.topics),
@@ -74,20 +76,22 @@ impl Filter {
         filter.encode_to_vec().into()
     }
 
-    /// Whether a bulletin is asked for.
+    /// Returns whether the filter matches a bulletin's header.
     pub(super) fn matches(&self, header: &proto::Header) -> bool {
         self.accepts(&header.member, &header.topic, &header.kind, &header.severity)
     }
 
-    /// As [`Self::matches`], by the columns of its header.
+    /// Like [`Self::matches`], for the columns of a header.
     pub(super) fn matches_columns(&self, columns: &Columns) -> bool {
         self.accepts(&columns.member, &columns.topic, &columns.kind, &columns.severity)
     }
 
-    /// Fields that name something unknown here or not granted, with whether nothing of what is asked for may be read.
+    /// Finds the values that are unknown here or not granted, and whether the caller may read any
+    /// bulletin that the filter can match.
     fn check(&self, caller: &Caller, rosters: &RosterChain, me: &Member) -> FilterCheck {
         let by_node = |kind: &String| kinds::find(kind).is_some_and(|kind| kind.node_only);
-        // Operators read what nodes say about the network itself, in any working group.
+        // Operators read the bulletins that nodes publish about the network itself, in any working
+        // group.
         let network = caller.grant.has(Role::Operator) && (self.kinds.is_empty() || self.kinds.iter().any(by_node));
         let reads_in = |group: &str| network || caller.grant.may_read_in(group);
         let reads_any = network || caller.grant.working_groups.iter().any(|group| caller.grant.may_read_in(group));
@@ -136,15 +140,16 @@ const UNKNOWN_KIND: &str = "unknown-kind";
 const UNKNOWN_MEMBER: &str = "unknown-member";
 const NOT_GRANTED: &str = "not-granted";
 
-/// A filter, compared with what is known here and what its caller may read.
+/// Result of comparing a filter with the known names and the caller's grant.
 struct FilterCheck {
     warnings: Vec<proto::FilterWarning>,
-    /// Whether the caller may read something of what is asked for.
+    /// Whether the caller may read anything that the filter can match.
     reads: bool,
 }
 
 impl FilterCheck {
-    /// Takes in the values of one field, each with what is wrong with it and the nearest that is known.
+    /// Adds the values of one field, each with its warning reason and the nearest known value, if
+    /// any.
     fn add_field<'a>(&mut self, field: &str, values: impl Iterator<Item = (&'a str, Option<(&'static str, String)>)>) {
         let (mut any, mut granted) = (false, false);
         for (n, (value, wrong)) in values.enumerate() {
@@ -162,10 +167,11 @@ impl FilterCheck {
 }
 
 impl Api {
-    /// What in a filter is not known here or not granted.
+    /// Returns a warning for each value of a filter that is unknown here or not granted.
     ///
     /// # Errors
-    /// `PERMISSION_DENIED` if the caller may read nothing of what it asks for: an empty answer would say that there is nothing.
+    /// `PERMISSION_DENIED` if the caller may read nothing that the filter can match. An empty
+    /// result would suggest that there are no such bulletins.
     pub(super) fn check_filter(
         &self,
         caller: &Caller,
@@ -196,7 +202,8 @@ fn members(roster: &Roster) -> impl Iterator<Item = &Member> {
     roster.entries().map(|entry| &entry.code)
 }
 
-/// The known word that differs least from `value`, if it differs in few letters or one begins with the other; empty otherwise.
+/// Returns the known name nearest to `value`: one that differs in few letters, or where one is a
+/// prefix of the other. Empty if there is none.
 fn nearest<'a>(value: &str, known: impl Iterator<Item = &'a str>) -> String {
     let most = (value.chars().count() / 3).max(1);
     let distance = |known: &str| {
@@ -212,7 +219,7 @@ fn sorted<T: ToString>(texts: &[T]) -> Vec<String> {
     texts.into_iter().collect()
 }
 
-/// A recorded filter, for people: `topics customs.>; members ly tn`.
+/// Describes a recorded filter for people: `topics customs.>; members ly tn`.
 pub(super) fn describe(filter: &Bytes) -> String {
     let proto::Filter { topics, kinds, min_severity, members } =
         proto::Filter::decode(filter.clone()).unwrap_or_default();
@@ -230,7 +237,7 @@ pub(super) fn describe(filter: &Bytes) -> String {
     if parts.is_empty() { "everything".to_owned() } else { parts.join("; ") }
 }
 
-/// CAP 1.2 severities from least to most. What is not known may be of any severity and is never left out.
+/// Compares CAP 1.2 severities. Unknown may be any severity, so it always matches.
 fn at_least(found: Severity, least: Severity) -> bool {
     let rank = |severity| match severity {
         Severity::Extreme => 4,

@@ -1,4 +1,5 @@
-//! The FocalPoint service: calls in, answers out.
+//! The FocalPoint service: admits each call, parses its request and builds the response. Out of
+//! scope: the work behind each call (`publish`, `subscribe`, `history`, `subscriptions`).
 
 use std::pin::Pin;
 
@@ -53,7 +54,7 @@ impl FocalPoint for Api {
         let uuid: Option<BulletinId> = faults.parse("id", &id, "a UUIDv7 in lower case");
         faults.check()?;
         let (Some(owner), Some(uuid)) = (owner, uuid) else { return Err(errors::defect()) };
-        // What the caller may not read does not exist for it.
+        // To the caller, a bulletin that is not visible does not exist.
         let not_visible = |entry: &Entry| self.not_visible(&caller, entry).map(NotVisible::reason);
         let found = self.find_for(&caller, methods::GET.name, (&owner, uuid), not_visible).await?;
         let entry = found.ok_or_else(|| Status::not_found("no such bulletin is held for you"))?;

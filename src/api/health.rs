@@ -1,4 +1,5 @@
-//! gRPC health, as its protocol has it: who watches a service that is not known is told so, and of its coming.
+//! gRPC health, per its protocol: a watch of an unknown service reports SERVICE_UNKNOWN and
+//! continues, so that it sees the service once it is known.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -10,10 +11,11 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_health::server::{HealthReporter, HealthService};
 
-/// How often a service that is not known is looked for: all are known some milliseconds after the start.
+/// How often an unknown service is looked up again. All services are known some milliseconds after
+/// the start.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The service, and what its answers are set by.
+/// Returns the health service and the reporter that sets its statuses.
 pub(super) fn service() -> (HealthReporter, HealthServer<HealthWatch>) {
     let reporter = HealthReporter::new();
     (reporter.clone(), HealthServer::new(HealthWatch { reporter }))

@@ -1,6 +1,7 @@
-//! History: pages of what arrived, newest first.
+//! History: pages of entries in reverse order of arrival.
 //!
-//! In scope: what is asked for, and a page of what the caller may read of it. Out of scope: the index by which it is found (the store).
+//! In scope: parsing the request and building a page of the entries that the caller may read. Out
+//! of scope: the index behind it (`store`).
 
 use barid_core::bulletin::times::Time;
 use barid_core::limits::ENVELOPE_BYTES_MAX;
@@ -17,31 +18,32 @@ use super::visibility::damaged_of;
 use super::{Api, errors};
 use crate::store::{Columns, ReadError, Store};
 
-/// Entries a page has if the caller does not say, and at most.
+/// Default and largest number of entries on a page.
 const PAGE: (usize, usize) = (50, 1_000);
-/// Encoded bytes of a page: what is charged for it before it is made. One entry always fits.
+/// Encoded bytes of a page, charged before it is built. One entry always fits.
 const PAGE_BYTES_MAX: usize = ENVELOPE_BYTES_MAX;
-/// Arrivals that one call looks at before it answers with what it has and where to go on.
+/// Entries that one call scans before it returns the page so far with a token.
 const SCAN_MAX: u64 = 50_000;
-/// Entries read from the store at once: what they take in memory until it is known which of them are shown.
+/// Entries read from the store at once. It bounds the memory they use before the invisible ones are
+/// dropped.
 const READ_MAX: usize = 8;
 
-/// A page that is asked for, checked.
+/// A validated request for a page.
 #[derive(Clone, Debug)]
 pub(super) struct HistoryQuery {
     filter: Filter,
-    /// Unix ms, both ends included.
+    /// Unix milliseconds, both ends included.
     since: Option<u64>,
     until: Option<u64>,
     page_size: usize,
     /// One past the offset at which the page begins.
     before: u64,
-    /// What proves it, of a page that is not the first.
+    /// The page token, as a cursor; `None` for the first page.
     token: Option<Cursor>,
 }
 
 impl HistoryQuery {
-    /// Reads a request at a node whose next arrival is `end`.
+    /// Parses a request at a node whose next offset is `end`.
     pub(super) fn read(request: proto::HistoryRequest, end: u64) -> Result<Self, Status> {
         let proto::HistoryRequest { filter, since, until, page_size, page_token } = request;
         let mut faults = Faults::default();
@@ -69,8 +71,9 @@ impl HistoryQuery {
         Ok(Self { filter, since, until, page_size, before, token })
     }
 
-    /// Refuses a page of another history of the store: its numbers would mean something else. What cannot be told because it is damaged is
-    /// damaged in the history that the page is of. Blocks.
+    /// Rejects a token from another history of the store, where its offset means another entry. A
+    /// token that cannot be verified because the store is damaged there is accepted: the damage is
+    /// in the history that the page is of. Blocks.
     pub(super) fn check(&self, store: &dyn Store) -> Result<(), Status> {
         let mismatch = self.token.as_ref().map(|token| token.mismatch(store)).transpose();
         match mismatch.map_err(|error| errors::read(&error))?.flatten() {
@@ -84,7 +87,7 @@ impl HistoryQuery {
     }
 
     fn matches(&self, caller: &Caller, columns: &Columns) -> bool {
-        // Times before 1970 are as early as any.
+        // Times before 1970 count as 1970.
         let at = u64::try_from(columns.sent_at_unix_ms).unwrap_or(0);
         self.since.is_none_or(|since| at >= since)
             && self.until.is_none_or(|until| at <= until)
@@ -94,7 +97,7 @@ impl HistoryQuery {
 }
 
 impl Api {
-    /// A page: full, or with a token where to go on, or the last one. Blocks.
+    /// Builds a page: full, or with a token for the next page, or the last page. Blocks.
     pub(super) fn page(&self, caller: &Caller, query: &HistoryQuery) -> Result<proto::HistoryResponse, ReadError> {
         let predicate = |columns: &Columns| query.matches(caller, columns);
         let (mut page, mut bytes) = (proto::HistoryResponse::default(), 0);
@@ -117,7 +120,7 @@ impl Api {
             next = rest;
             let visible = entries.into_iter().filter(|entry| self.may_deliver(caller, entry)).collect();
             for delivery in self.deliveries(caller, visible, &mut work)? {
-                // With its own tag and length.
+                // The field's tag and length.
                 bytes += delivery.encoded_len() + 8;
                 if bytes > PAGE_BYTES_MAX && !page.deliveries.is_empty() {
                     page.next_page_token = self.token(delivery.offset + 1)?;
@@ -130,7 +133,7 @@ impl Api {
         Ok(page)
     }
 
-    /// The token of the page that begins before an offset.
+    /// Returns the token of the page that begins before an offset.
     fn token(&self, before: u64) -> Result<String, ReadError> {
         Ok(CursorBuilder::new(&**self.store())
             .at_or_unproven(&**self.store(), before.saturating_sub(1), None)?

@@ -1,4 +1,5 @@
-//! Every method of the API: who may call it, and what a call may come to. The one table of it: services and admission read it alike.
+//! The table of API methods: allowed roles, message sizes and budgets. The services and admission
+//! both use it.
 
 use barid_core::limits::{ENVELOPE_BYTES_MAX, MESSAGE_BYTES_MAX, ROSTER_BYTES_MAX};
 
@@ -7,47 +8,50 @@ use crate::access::Role;
 /// One method.
 #[derive(Debug)]
 pub(super) struct Method {
-    /// In records: "FocalPoint.Publish".
+    /// Name in audit records: "FocalPoint.Publish".
     pub(super) name: &'static str,
-    /// Who may call it; `None`: whoever has a certificate of this member.
+    /// Roles that may call it. `None`: any caller with a certificate of this member.
     pub(super) roles: Option<&'static [Role]>,
-    /// Whether the request is one message.
+    /// Whether the request is a single message.
     pub(super) one_request: bool,
-    /// Bytes of one request.
+    /// Largest size of one request in bytes.
     pub(super) request_bytes_max: usize,
-    /// Bytes of the response, charged before the call is handled; 0: each message is charged on its own.
+    /// Bytes of the response, charged before the call is handled. 0: each message is charged on its
+    /// own.
     pub(super) response_bytes: u64,
-    /// Which budgets it is charged to.
+    /// Which budgets the call is charged to.
     pub(super) purpose: Purpose,
 }
 
-/// Whose reserves a call may use.
+/// Which reserves a call may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// None.
+    /// No reserve.
     Read,
-    /// The one for publishing.
+    /// The publishing reserve.
     Publish,
-    /// The operators', when an operator calls.
+    /// The operators' budgets, if the caller is an operator.
     Operate,
-    /// What needs no grant, and gets little; who has one finds a reserve of such calls.
+    /// Calls that need no grant. They have a small budget, with a reserve for callers that have a
+    /// grant.
     Open,
 }
 
-/// Who reads bulletins; which of them each is given: [`super::caller::Caller::reads`].
+/// Roles that read bulletins. [`super::caller::Caller::reads`] decides which bulletins each role
+/// reads.
 pub(super) const READERS: &[Role] = &[Role::FocalPoint, Role::Agency, Role::Operator];
 const PUBLISHERS: &[Role] = &[Role::FocalPoint];
 const OPERATORS: &[Role] = &[Role::Operator];
 const ANY_ROLE: &[Role] = &[Role::Operator, Role::Auditor, Role::FocalPoint, Role::Agency];
 
 const KIB: usize = 1 << 10;
-/// A filter with all that it may list, a name, a page token.
+/// A filter of the largest size, a name and a page token.
 const QUERY_BYTES_MAX: usize = 64 * KIB;
-/// A receipt with its proof and checkpoint, and a hundred members that hold the bulletin.
+/// A receipt with its proof and checkpoint, and a hundred members that store the bulletin.
 const RECEIPT_BYTES: u64 = 8 << 10;
-/// One bulletin and what stands around it.
+/// One bulletin and the fields around it.
 const DELIVERY_BYTES: u64 = (ENVELOPE_BYTES_MAX + 64 * KIB) as u64;
-/// A hundred peers, each with a thousand ranges of entries that are not held.
+/// A hundred peers, each with a thousand ranges of missing entries.
 const STATUS_BYTES: u64 = 2 << 20;
 
 const READ: Method = Method {
@@ -59,7 +63,7 @@ const READ: Method = Method {
     purpose: Purpose::Read,
 };
 const OPERATE: Method = Method { roles: Some(OPERATORS), response_bytes: 64 << 10, purpose: Purpose::Operate, ..READ };
-/// Health and reflection: small questions; a file of descriptors.
+/// Health and reflection: small requests, and a file of descriptors as the response.
 const OPEN: Method =
     Method { roles: None, request_bytes_max: 4 * KIB, response_bytes: 64 << 10, purpose: Purpose::Open, ..READ };
 
@@ -82,17 +86,18 @@ pub(super) static PUBLISH_STREAM: Method = Method {
 pub(super) static GET: Method = Method { name: "FocalPoint.Get", ..READ };
 pub(super) static SUBSCRIBE: Method = Method { name: "FocalPoint.Subscribe", response_bytes: 0, ..READ };
 pub(super) static ACKNOWLEDGE: Method = Method { name: "FocalPoint.Acknowledge", response_bytes: 1 << 10, ..READ };
-/// 256 names, each with its filter.
+/// 256 subscriptions, each with its filter.
 pub(super) static LIST_SUBSCRIPTIONS: Method =
     Method { name: "FocalPoint.ListSubscriptions", response_bytes: (MESSAGE_BYTES_MAX / 2) as u64, ..READ };
 pub(super) static DELETE_SUBSCRIPTION: Method =
     Method { name: "FocalPoint.DeleteSubscription", response_bytes: 1 << 10, ..READ };
-/// A page ends at as many bytes; one bulletin always fits.
+/// A page ends at this size. One bulletin always fits.
 pub(super) static HISTORY: Method = Method { name: "FocalPoint.History", ..READ };
 pub(super) static EXPORT_EVIDENCE: Method = Method {
     name: "Audit.ExportEvidence",
     roles: Some(&[Role::Auditor, Role::FocalPoint, Role::Agency]),
-    // A bulletin with some hundred proofs and notes. A larger file is charged when its size is known.
+    // A bulletin with some hundred proofs and notes. A larger file is charged once its size is
+    // known.
     response_bytes: 2 * DELIVERY_BYTES,
     ..READ
 };
@@ -119,7 +124,7 @@ static REFLECTION: Method =
 static REFLECTION_ALPHA: Method =
     Method { name: "grpc.reflection.v1alpha.ServerReflection.ServerReflectionInfo", one_request: false, ..OPEN };
 
-/// All of them.
+/// All methods.
 pub(super) static METHODS: [&Method; 18] = [
     &PUBLISH,
     &PUBLISH_STREAM,
@@ -141,7 +146,7 @@ pub(super) static METHODS: [&Method; 18] = [
     &REFLECTION_ALPHA,
 ];
 
-/// The method at a path: "/barid.v1.FocalPoint/Publish".
+/// Returns the method at a request path: "/barid.v1.FocalPoint/Publish".
 pub(super) fn at(path: &str) -> Option<&'static Method> {
     let path = path.strip_prefix('/')?;
     let (service, method) = path.strip_prefix("barid.v1.").unwrap_or(path).split_once('/')?;

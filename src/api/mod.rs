@@ -1,7 +1,8 @@
-//! What a member's own people and systems call.
+//! The gRPC API for a member's own people and systems.
 //!
-//! In scope: the services on the API listener, roles, and the one map from errors to status. Out of scope: TLS (`transport`), peers
-//! (`exchange`), signing and durability (`committer`). Deny by default; every refusal is recorded with its reason.
+//! In scope: the services on the API listener, roles, and the one map from errors to gRPC status.
+//! Out of scope: TLS (`transport`), peers (`exchange`), signing and durability (`committer`).
+//! Access is denied by default; every denied call is recorded with its reason.
 
 mod audit;
 mod bulletin_state;
@@ -51,52 +52,55 @@ use crate::rpc::operator_server::OperatorServer;
 use crate::store::{ReadError, Store};
 use crate::telemetry::alarms::{ActiveAlarm, Alarms};
 
-/// What one read of the store that looks at much holds: the entries of [`history`] that are read at once, each of the largest size.
+/// Bytes of memory that one large read of the store is charged: the entries that [`history`] reads
+/// at once, each of the largest size.
 const READ_BYTES: u64 = 8 << 20;
 
-/// Encoded `google.protobuf.FileDescriptorSet` of the services here and their messages, for reflection.
+/// Encoded `google.protobuf.FileDescriptorSet` of these services and their messages, for
+/// reflection.
 const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.descriptors.bin"));
 
 pub use bulletin_state::StateCache;
 pub use caller::{Identify, Identity};
 pub use rate_limit::CallLimiter;
 
-/// What the node tells its operators about peers, and does for them; given by the wiring.
+/// Status of peers and operations on the node for operators. The application wiring implements it.
 pub trait NodeControl: Send + Sync + 'static {
-    /// Every other member.
+    /// Returns the status of every other member.
     fn peers(&self) -> Vec<proto::PeerStatus>;
-    /// What needs an operator.
+    /// Returns the active alarms.
     fn alarms(&self) -> Vec<ActiveAlarm>;
-    /// Follows a feed again of which two histories were seen; false if there is none of that name.
+    /// Resumes a feed that is stopped because of a fork. Returns `false` if no such fork is
+    /// recorded.
     fn resume_feed<'a>(&'a self, feed: &'a FeedId) -> BoxFuture<'a, Result<bool, String>>;
-    /// Reads certificates, lists and access rules again for a caller; says what changed.
+    /// Reloads certificates, CRLs and access rules on behalf of `caller`. Returns the changes.
     fn reload<'a>(&'a self, caller: &'a str) -> BoxFuture<'a, Result<Vec<String>, String>>;
 }
 
-/// What the services need. Cheap to clone.
+/// State that the services share. Cheap to clone.
 #[derive(Clone)]
 pub struct Api {
-    /// The one writer, and through it the store.
+    /// The only writer, and the store behind it.
     pub committer: Committer,
-    /// Rosters in force.
+    /// The rosters in force.
     pub rosters: RosterStore,
-    /// Access rules in force.
+    /// The access rules in force.
     pub access: Arc<ArcSwap<Access>>,
-    /// Who calls.
+    /// Reads the caller's identity from a request.
     pub identify: Identify,
     /// The rest of the node.
     pub node: Arc<dyn NodeControl>,
-    /// What each caller has asked lately.
+    /// Rate limits and open streams of each caller.
     pub call_limiter: Arc<CallLimiter>,
-    /// What callers may use of the node.
+    /// Budgets that calls are charged to.
     pub budgets: Budgets,
-    /// What is remembered of bulletins that were updated or cancelled.
+    /// Cache of successors of bulletins that were updated or cancelled.
     pub states: Arc<StateCache>,
-    /// What needs an operator.
+    /// Alarms to operators.
     pub alarms: Alarms,
     /// Becomes true when the node stops.
     pub stopping: watch::Receiver<bool>,
-    /// Held while a new subscription is given its name.
+    /// Held while the named subscriptions of callers are created, changed or removed.
     pub naming: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -107,7 +111,7 @@ impl Api {
 
     /// Returns when the node stops.
     async fn stopped(&self) {
-        // A sender that is gone means the same.
+        // A closed channel also means that the node stops.
         let _ = self.stopping.clone().wait_for(|stop| *stop).await;
     }
 
@@ -115,13 +119,13 @@ impl Api {
         self.committer.store()
     }
 
-    /// Runs what blocks on a thread of its own.
+    /// Runs blocking work on a blocking thread.
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> Result<T, Status> {
         let api = self.clone();
         tokio::task::spawn_blocking(move || work(&api)).await.map_err(|_| errors::defect())
     }
 
-    /// Reads the store on a thread of its own.
+    /// Reads the store on a blocking thread.
     async fn reading<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Self) -> Result<T, ReadError> + Send + 'static,
@@ -131,8 +135,9 @@ impl Api {
 }
 
 impl Api {
-    /// The same for a call that reads much: so many of one caller at a time, and of all, that reading leaves processor and memory to others; on
-    /// threads that give way if `low_priority`.
+    /// Reads the store for a call that reads much. The budget [`table::API_READS`] bounds such
+    /// reads of one caller and of all callers, so that they leave processor and memory to others.
+    /// `low_priority` reads run on low-priority threads.
     async fn reading_for<T: Send + 'static>(
         &self,
         call: &Call,
@@ -144,7 +149,7 @@ impl Api {
         let api = self.clone();
         let read = move || {
             let read = read(&api);
-            // A call that is given up while it reads still counts.
+            // The charge lasts until the read ends, even if the call is cancelled meanwhile.
             drop(turn);
             read
         };
@@ -154,12 +159,12 @@ impl Api {
     }
 }
 
-/// All calls of the API listener, with gRPC health and reflection: what is mounted is what these speak of.
+/// Builds all calls of the API listener, with gRPC health and reflection for the mounted services.
 ///
 /// # Errors
-/// If the descriptors cannot be read: a defect of the build.
+/// The descriptors cannot be decoded: a defect of the build.
 pub fn calls(api: &Api) -> Result<Calls, prost::DecodeError> {
-    // Sizes of requests are looked at before these see any of them.
+    // `calls` checks request sizes before these limits apply.
     let focal_point = FocalPointServer::new(api.clone())
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -178,7 +183,8 @@ pub fn calls(api: &Api) -> Result<Calls, prost::DecodeError> {
         for name in mounted {
             health.set_service_status(name, ServingStatus::Serving).await;
         }
-        // Whoever stands before the node sends its callers elsewhere, while those that are here are still answered.
+        // A load balancer then sends new callers elsewhere, while calls in progress are still
+        // answered.
         tokio::select! {
             _ = publish_state.wait_for(|publish_state| matches!(publish_state, PublishState::Stopped(_))) => {}
             _ = stopping.wait_for(|stop| *stop) => {}
@@ -192,14 +198,16 @@ pub fn calls(api: &Api) -> Result<Calls, prost::DecodeError> {
     Ok(Calls::new(routes, Arc::new(api.clone())))
 }
 
-/// What health is asked about to know whether this node publishes now. It serves readers all the same.
+/// Health service name for "this node accepts bulletins now". While it is NOT_SERVING, reads still
+/// work.
 const PUBLISHING: &str = "barid.v1.FocalPoint/Publish";
 
-/// What health is asked about to know whether all that this node holds can be read. It serves what can be read all the same: restarting the
-/// node, or sending its callers elsewhere, would put nothing back.
+/// Health service name for "everything in this node's store is readable". While it is NOT_SERVING,
+/// intact entries are still served: restarting the node or sending its callers elsewhere would
+/// repair nothing.
 pub const STORE: &str = "barid.store";
 
-/// How often it is looked whether damage was met.
+/// How often the store is checked for damage.
 const DAMAGE_CHECK_EVERY: Duration = Duration::from_secs(1);
 
 async fn update_store_health(health: tonic_health::server::HealthReporter, api: Api) {
@@ -208,7 +216,7 @@ async fn update_store_health(health: tonic_health::server::HealthReporter, api: 
         let whole = api.store().damage().is_none();
         let status = if whole { ServingStatus::Serving } else { ServingStatus::NotServing };
         health.set_service_status(STORE, status).await;
-        // What is damaged is put back while the node is stopped.
+        // Damage is repaired only while the node is stopped.
         if !whole {
             return;
         }

@@ -1,4 +1,4 @@
-//! The Operator service.
+//! The Operator service: status, rosters, forks, reload and resuming feeds.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ impl Operator for Api {
         let _begun = self.begin(request.extensions(), &methods::GET_STATUS)?;
         let (store, feed, node) = (Arc::clone(self.store()), self.committer.feed().clone(), Arc::clone(&self.node));
         let gathered = tokio::task::spawn_blocking(move || {
-            // Of a store that was lost nothing is held: it has a name all the same.
+            // A lost store has no entry for this node's feed. The status still names it.
             let (compact_range, disclosed) =
                 store.feed(&feed).map_or_else(Default::default, |state| (state.compact_range, state.disclosed));
             let root = Bytes::copy_from_slice(&compact_range.root().0);
@@ -102,7 +102,7 @@ impl Operator for Api {
     ) -> Result<Response<proto::GetForksResponse>, Status> {
         let _begun = self.begin(request.extensions(), &methods::GET_FORKS)?;
         let mut forks = self.reading(|api| api.store().forks()).await?;
-        // Of each feed what is not decided first.
+        // For each feed, undecided forks come first.
         forks.sort_by(|a, b| (&a.feed, a.resumed).cmp(&(&b.feed, b.resumed)));
         let fork = |fork: crate::store::ForkRecord| proto::Fork {
             feed: fork.feed.to_string(),

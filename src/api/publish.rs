@@ -1,6 +1,7 @@
-//! Publishing: authorise, validate, encode, commit, answer.
+//! Publishing: authorizes, validates, encodes, commits and responds.
 //!
-//! In scope: one call and one stream, in groups. Out of scope: receipts (`receipts`), and waiting for others (`stored_wait`).
+//! In scope: single calls, and streams whose requests are committed in groups. Out of scope:
+//! receipts (`receipts`), and waiting for custody notes of other members (`stored_wait`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,29 +32,31 @@ use crate::committer::{CommitFailure, PublishOutcome, PublishState, PublishedGro
 use crate::random;
 use crate::store::{Content, Entry};
 
-/// How long a call waits for the node to be ready after its start.
+/// How long a call waits for a node that is starting.
 const START_WAIT: Duration = Duration::from_secs(15);
-/// Receipts that are proven on the spot: going to a blocking thread costs as much as some ten of them.
+/// Receipts that are proven on the async thread. Moving to a blocking thread costs as much as some
+/// ten proofs.
 const INLINE_PROOFS_MAX: usize = 8;
-/// Requests of one stream that are taken together.
+/// Requests of one stream that are committed together.
 const GROUP_MAX: usize = 256;
-/// Groups of one stream on their way; beyond it the stream is not read.
+/// Groups of one stream in progress. At this number the stream is not read.
 const GROUPS_MAX: usize = 16;
-/// Answers of one stream that wait until others have the bulletin; beyond it no further answers are given until one is done.
+/// Responses of one stream that wait for custody notes. At this number no further responses are
+/// sent until one wait ends.
 const WAITS_MAX: usize = 1_024;
 
-/// Encoded bytes of answers that wait to be taken; one always fits.
+/// Encoded bytes of responses that the client has not read yet. One response always fits.
 const RESPONSES_BYTES_MAX: u32 = 1 << 20;
 
 type PublishResponses = Responses<proto::PublishStreamResponse>;
-/// A group of one stream on its way to the disk.
+/// The receipts of a group that is being committed, and the outcome of the commit.
 type PendingGroup = (Vec<PendingReceipt>, oneshot::Receiver<Result<PublishedGroup, CommitFailure>>);
 
-/// A request that was let pass.
+/// A validated request.
 enum Prepared {
-    /// It may be committed.
+    /// It is new and may be committed.
     New(Box<Ready>),
-    /// It was, before.
+    /// It was committed before.
     Repeated(Box<Receipt>, Option<StoredRequirement>),
 }
 
@@ -65,7 +68,7 @@ struct Ready {
 }
 
 impl Api {
-    /// One bulletin.
+    /// Publishes one bulletin.
     pub(super) async fn publish_one(
         &self,
         caller: &Caller,
@@ -89,7 +92,7 @@ impl Api {
         self.response(proven, requirement).await
     }
 
-    /// Many, in the order of their requests.
+    /// Publishes the bulletins of a stream, in the order of their requests.
     pub(super) fn publish_many(
         self,
         caller: Caller,
@@ -98,7 +101,7 @@ impl Api {
         requests: impl Stream<Item = Result<proto::PublishStreamRequest, Status>> + Send + Unpin + 'static,
     ) -> impl Stream<Item = Result<proto::PublishStreamResponse, Status>> + Send + 'static {
         let (responses, messages) = Responses::new(call, GROUPS_MAX, RESPONSES_BYTES_MAX);
-        // Each request is charged until it is answered.
+        // Each request is charged until its response is sent.
         let of = call.clone();
         let requests = requests.map(move |request| (request, of.received()));
         let (groups, waiting) = mpsc::channel::<PendingGroup>(GROUPS_MAX);
@@ -114,10 +117,12 @@ impl Api {
         tokio::spawn(async move {
             let _open = open;
             tokio::select! {
-                // Whoever has gone is not waited for: neither for its requests nor for room.
+                // Stop as soon as the client has gone, even while waiting for a request or for
+                // room.
                 () = responses.closed() => {}
                 broken = self.read_requests(caller, requests, groups, &responses, &waits) => {
-                    // A message too large, or one that did not come: said when all before it has been answered.
+                    // A message that is too large or was cut off ends the stream, after the
+                    // responses to all requests before it.
                     _ = broken.map(|status| last.send(status));
                 }
             }
@@ -148,18 +153,19 @@ impl Api {
                 responses.send(Err(status), None).await;
                 return None;
             }
-            // Paced rather than refused: a stream that is not read holds its sender back and loses nothing.
+            // Delay reading instead of returning an error: flow control holds the client back, and
+            // no request is lost.
             let pause = self.call_limiter.bulletins(&caller.path, &caller.grant.limits, chunk.len(), Instant::now());
             let (mut group, mut pending, mut done) = (Vec::new(), Vec::new(), Vec::new());
             let (mut priority_group, mut priority_pending) = (Vec::new(), Vec::new());
             let (mut bytes, mut broken, mut end) = (0, false, None);
             for (request, received) in chunk {
-                // What came whole before the line was cut is published all the same.
+                // Requests that arrived whole before the connection broke are still published.
                 let proto::PublishStreamRequest { request, publish } = match request {
                     Ok(request) => request,
                     Err(status) => {
                         broken = true;
-                        // Whoever has gone is told nothing.
+                        // A client that has gone needs no status.
                         end = Some(status).filter(|status| status.code() != Code::Cancelled);
                         break;
                     }
@@ -169,7 +175,7 @@ impl Api {
                         let Ready { bulletin, draft, requirement } = *ready;
                         bytes += bulletin.envelope.len();
                         let of = PendingReceipt::of(request, &bulletin, draft, requirement).received(received);
-                        // What is urgent does not wait for the others of its stream.
+                        // Urgent bulletins do not wait for the other bulletins of their stream.
                         if urgent(&bulletin.proto_header).is_some() {
                             priority_pending.push(of);
                             priority_group.push(bulletin);
@@ -210,7 +216,8 @@ impl Api {
         }
     }
 
-    /// Hands a group to the committer, waiting while its queue is full; `false` when the stream has ended.
+    /// Submits a group to the committer; waits while its queue is full. Returns `false` if the
+    /// stream has ended.
     async fn enqueue(
         &self,
         groups: &mpsc::Sender<PendingGroup>,
@@ -232,7 +239,7 @@ impl Api {
         }
     }
 
-    /// One message for each group; answers that wait for others follow on their own.
+    /// Sends one message for each group. Responses that wait for custody notes follow on their own.
     async fn send_responses(
         self,
         caller: Caller,
@@ -252,7 +259,7 @@ impl Api {
         }
         let broken = broken.await.ok();
         if let Some(status) = broken.or_else(|| self.stopping.borrow().then(errors::stopping)) {
-            // After the last answer of those that wait for others.
+            // After the last response that waits for custody notes.
             let _all = waits.acquire_many(u32::try_from(WAITS_MAX).unwrap_or(u32::MAX)).await;
             responses.send(Err(status), None).await;
         }
@@ -269,7 +276,7 @@ impl Api {
         let checkpoint = group.checkpoint.note.clone();
         let (proven, pending) = match self.proven(caller, pending, group).await {
             Ok(proven) => proven,
-            // The bulletins are durable: who asks again gets the receipts.
+            // The bulletins are durable: a client that repeats the requests gets the receipts.
             Err(status) => return responses.send(Err(status), None).await,
         };
         let mut results = Vec::with_capacity(pending.len());
@@ -293,7 +300,8 @@ impl Api {
         true
     }
 
-    /// Answers one request of a stream when others have the bulletin, without holding up the rest; waits for its turn if too many do.
+    /// Responds to one request of a stream once its custody requirement is met or timed out,
+    /// without delaying the other responses. Blocks while [`WAITS_MAX`] responses wait.
     async fn respond_when_stored(
         &self,
         request: u64,
@@ -316,8 +324,8 @@ impl Api {
         });
     }
 
-    /// Receipts for a group, and what was sent. A few that are new are proven at once, by hashes that lie in memory; a larger group on one
-    /// blocking thread.
+    /// Returns the receipts for a group, and its requests. A few new entries are proven inline from
+    /// hashes in memory; a larger group is proven on a blocking thread.
     async fn proven(
         &self,
         caller: &Caller,
@@ -332,7 +340,7 @@ impl Api {
         self.blocking(move |api| (api.receipts(&issuer, &pending, &group), pending)).await
     }
 
-    /// The answer to one request, once what is wanted has come or the time for it is over.
+    /// Returns the response to one request, after its custody requirement is met or timed out.
     async fn response(
         &self,
         proven: Receipt,
@@ -368,7 +376,8 @@ impl Api {
                     .map_or(Ok(()), |requirement| requirement.check_possible(&bulletin.proto_header, self))?;
                 Ok(Prepared::New(Box::new(Ready { bulletin, draft, requirement })))
             }
-            // What was published before is not judged by the rules of today: its id tells.
+            // The current rules do not apply to a bulletin that was published before. Its id
+            // identifies it.
             Err(status) if draft.header.as_ref().is_none_or(|header| header.id.is_empty()) => Err(status),
             Err(status) => {
                 let issuer = caller.issuer();
@@ -380,7 +389,8 @@ impl Api {
         }
     }
 
-    /// What is wrong with a draft whose topic lies in no working group: all of it, not the topic alone.
+    /// Returns all errors of a draft whose topic is in no working group, not only the error of the
+    /// topic.
     fn without_topic(&self, caller: &Caller, draft: &proto::Draft) -> Status {
         let (now, roster_version) = (clock::unix_ms(), self.rosters.load().newest().version());
         let defaults = self.defaults(caller, BulletinId::new(now, &[0; 10]), now, roster_version);
@@ -428,7 +438,8 @@ impl Api {
         Ok(bulletin)
     }
 
-    /// The bulletin that an Update, Cancel or Ack is about; one that the caller may not read does not exist for it.
+    /// Returns the bulletin that an Update, Cancel or Ack refers to. One that is not visible to the
+    /// caller counts as missing.
     async fn original(&self, caller: &Caller, draft: &proto::Draft) -> Result<Option<(proto::Header, Digest)>, Status> {
         let Some(header) =
             draft.header.as_ref().filter(|header| matches!(header.msg_type.as_str(), "Update" | "Cancel" | "Ack"))
@@ -470,12 +481,13 @@ impl Api {
     }
 }
 
-/// Durable here; nothing else was wanted.
+/// Response for a bulletin that is durable here, without a custody requirement.
 fn stored_here(receipt: proto::Receipt) -> proto::PublishResponse {
     proto::PublishResponse { receipt: Some(receipt), stored: Vec::new(), wait_reached: true }
 }
 
-/// Sends answers whose receipts travel alone; `false` when the stream has ended.
+/// Sends results whose receipts carry their own checkpoint. Returns `false` if the stream has
+/// ended.
 async fn send_results(responses: &PublishResponses, results: Vec<proto::PublishResult>) -> bool {
     responses.send(Ok(proto::PublishStreamResponse { results, ..Default::default() }), None).await
 }

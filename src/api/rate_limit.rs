@@ -1,7 +1,8 @@
-//! How much one caller may ask of the node, and what is recorded of those who ask more.
+//! Rate limits of callers, and audit records of calls over them.
 //!
-//! In scope: calls and bulletins a second, open streams, by identity over all its connections. Pure: limits and time come in. Out of
-//! scope: where the limits stand (`access`), and the bounds of connections (`transport`).
+//! In scope: calls and bulletins per second and open streams of an identity, over all its
+//! connections. Pure: limits and time are arguments. Out of scope: where the limits are configured
+//! (`access`), and bounds of connections (`transport`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -18,21 +19,21 @@ use crate::budgets::table::SUBSCRIPTION_BYTES;
 use crate::budgets::{Owner, Rate, RateLimiter, TokenBucket};
 use crate::telemetry::{AuditEvent, AuditLimiter, INDIVIDUAL_RECORDS_MAX};
 
-/// Identities of which something is remembered: every certificate that a member's authority may have given out. Those that ask for
-/// little are forgotten first, and lose nothing by it.
+/// Identities with an account: every certificate that a member's authority may have issued. Idle
+/// accounts are evicted first. They lose nothing, because their buckets are full.
 const IDENTITIES_MAX: usize = 16_384;
-/// What an acknowledgement takes in the log.
+/// Bytes of an acknowledgement in the log.
 const ACKNOWLEDGEMENT_BYTES: f64 = 104.0;
-/// After how long a caller with too many streams may try again: it has to close one.
+/// Retry delay of a caller with too many streams. It has to close one.
 const STREAMS_RETRY: Duration = Duration::from_secs(1);
 
-/// What each identity has asked lately. Shared by all connections.
+/// Recent use by each identity. All connections share it.
 #[derive(Default)]
 pub struct CallLimiter {
     accounts: Mutex<HashMap<String, Account, RandomState>>,
     /// Open streams by method.
     open: Mutex<BTreeMap<&'static str, u64>>,
-    /// Bytes that named subscriptions make durable.
+    /// Bytes that named subscriptions add to the log.
     durable: RateLimiter,
     audit_limiter: AuditLimiter,
 }
@@ -43,12 +44,12 @@ struct Account {
     streams: u32,
 }
 
-/// So many a second, and as many at once.
+/// A rate of `per_second` with a burst of one second.
 fn rate(per_second: u32) -> Rate {
     Rate { per_second: per_second.into(), burst: per_second.into() }
 }
 
-/// The right to one open stream. Dropping it gives the right up.
+/// Permission for one open stream. Dropping it returns the permission.
 pub(super) struct OpenStream {
     call_limiter: Arc<CallLimiter>,
     path: String,
@@ -56,13 +57,13 @@ pub(super) struct OpenStream {
 }
 
 impl CallLimiter {
-    /// One call begins.
+    /// Takes one call from the caller's rate.
     pub(super) fn call(&self, path: &str, limits: &Limits, method: &'static str, now: Instant) -> Result<(), Status> {
         let taken = self.with(path, limits, now, |account| account.calls.take(rate(limits.calls_per_second), 1.0, now));
         taken.map_err(|after| self.too_fast(path, method, "calls", limits.calls_per_second, after, now))
     }
 
-    /// One bulletin is handed in by a call.
+    /// Takes one bulletin of a single call from the caller's rate.
     pub(super) fn bulletin(
         &self,
         path: &str,
@@ -75,13 +76,14 @@ impl CallLimiter {
         taken.map_err(|after| self.too_fast(path, method, "bulletins", limits.bulletins_per_second, after, now))
     }
 
-    /// So many bulletins came on a stream, which is not read for so long.
+    /// Takes `count` bulletins of a stream from the caller's rate. Returns how long the stream must
+    /// not be read.
     pub(super) fn bulletins(&self, path: &str, limits: &Limits, count: usize, now: Instant) -> Duration {
         let count = f64::from(u32::try_from(count).unwrap_or(u32::MAX));
         self.with(path, limits, now, |account| account.bulletins.spend(rate(limits.bulletins_per_second), count, now))
     }
 
-    /// A stream opens, unless as many as may be are open.
+    /// Opens a stream, unless the caller has as many open as it may.
     pub(super) fn open(
         self: &Arc<Self>,
         path: &str,
@@ -103,7 +105,7 @@ impl CallLimiter {
         Err(errors::exhausted("STREAMS", message, Some(STREAMS_RETRY)))
     }
 
-    /// A name more than the caller may have remembered.
+    /// Returns the status for a caller that has as many named subscriptions as it may.
     pub(super) fn too_many_names(&self, path: &str, limits: &Limits, method: &'static str, now: Instant) -> Status {
         let message =
             format!("the caller has {} named subscriptions, as many as it may; use one of them", limits.subscriptions);
@@ -111,7 +113,7 @@ impl CallLimiter {
         errors::exhausted("SUBSCRIPTIONS", message, None)
     }
 
-    /// A named subscription is to be recorded with so many bytes.
+    /// Takes the bytes of a named subscription's record from the caller's rate.
     pub(super) fn name_bytes(
         &self,
         path: &str,
@@ -129,18 +131,19 @@ impl CallLimiter {
         })
     }
 
-    /// An acknowledgement is to be recorded; it waits for so long before.
+    /// Takes the bytes of an acknowledgement from the caller's rate. Returns how long it must wait.
     pub(super) fn acknowledgement(&self, path: &str, now: Instant) -> Duration {
         let owner = Owner::Identity(path.into());
         self.durable.spend(&owner, SUBSCRIPTION_BYTES.rate, ACKNOWLEDGEMENT_BYTES, now)
     }
 
-    /// Records a refusal; after the first few of one caller and reason, their number.
+    /// Records a denied call. After the first few of one caller and reason, only their number is
+    /// recorded.
     pub(super) fn record_denied(&self, actor: &str, method: &'static str, reason: &'static str, now: Instant) {
         self.record_denied_with(actor, method, reason, "", now);
     }
 
-    /// As [`Self::record_denied`], with what was asked for.
+    /// Like [`Self::record_denied`], with the resource that was asked for.
     pub(super) fn record_denied_with(
         &self,
         actor: &str,
@@ -153,24 +156,25 @@ impl CallLimiter {
         self.audit_limiter.record(actor, INDIVIDUAL_RECORDS_MAX, &event, now);
     }
 
-    /// Records why a call was ended; one record for an identity, a reason and an interval.
+    /// Records why a call was ended: one record for each identity, reason and interval.
     pub(super) fn ended(&self, actor: &str, method: &'static str, reason: &'static str, now: Instant) {
         self.record_once(actor, method, reason, "", now);
     }
 
-    /// Streams that are open, of everybody.
+    /// Returns the number of open streams of all callers.
     #[must_use]
     pub fn open_streams(&self) -> u64 {
         self.accounts.lock().values().map(|account| u64::from(account.streams)).sum()
     }
 
-    /// The same by method.
+    /// Returns the number of open streams by method.
     #[must_use]
     pub fn streams_by_method(&self) -> BTreeMap<&'static str, u64> {
         self.open.lock().clone()
     }
 
-    /// The refusals that were only counted, to be recorded in time.
+    /// Returns the limiter with the calls that were only counted, so that their number is recorded
+    /// in time.
     #[must_use]
     pub fn audit_limiter(&self) -> &AuditLimiter {
         &self.audit_limiter
@@ -190,7 +194,8 @@ impl CallLimiter {
         errors::exhausted("RATE", message, Some(after))
     }
 
-    /// One record for an identity and interval: who runs into a limit does so thousands of times.
+    /// Writes one record for each identity and interval. A caller that runs into a limit does so
+    /// thousands of times.
     fn record_once(&self, actor: &str, method: &'static str, reason: &'static str, detail: &str, now: Instant) {
         let event = AuditEvent { event: "call-denied", reason, actor: &actor, resource: &method, detail: &detail };
         self.audit_limiter.record(actor, 1, &event, now);
@@ -201,7 +206,7 @@ impl CallLimiter {
         if accounts.len() >= IDENTITIES_MAX && !accounts.contains_key(path) {
             accounts.retain(|_, account| !account.is_idle(now));
         }
-        // The name is copied only the first time.
+        // The path is allocated only the first time.
         match accounts.get_mut(path) {
             Some(account) => act(account),
             None => act(accounts.entry(path.to_owned()).or_insert_with(|| Account::new(limits, now))),

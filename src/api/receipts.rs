@@ -1,8 +1,9 @@
-//! Receipts: an index, a checkpoint, and the proof between them.
+//! Receipts: an index, a checkpoint, and the inclusion proof of the entry in it.
 //!
-//! In scope: proving what was just published and what was published before under the same id. Out of scope: waiting for others
-//! (`stored_wait`). Everything here reads the store and blocks; a whole group is proven in one go, because
-//! going to a blocking thread costs more than a proof.
+//! In scope: receipts for entries that were just committed and for earlier entries with the same
+//! id. Out of scope: waiting for custody notes of other members (`stored_wait`). All functions read
+//! the store and block. A whole group is proven at once, because moving to a blocking thread costs
+//! more than a proof.
 
 use std::sync::Arc;
 
@@ -20,18 +21,18 @@ use crate::budgets::Charge;
 use crate::committer::{PublishOutcome, PublishedGroup};
 use crate::store::{Content, FeedTree, Location, ReadError};
 
-/// What a request of a stream is charged; `None` for a call from inside the program.
+/// The charge for a request of a stream; `None` for a call from inside the program.
 pub(super) type RequestCharge = Option<Arc<Charge>>;
 
-/// What is left of a request while its bulletin is committed.
+/// What remains of a request while its bulletin is committed.
 pub(super) struct PendingReceipt {
-    /// The caller's number.
+    /// The caller's request number.
     pub(super) request: u64,
-    /// As it was published, again.
+    /// The draft, to compare with an earlier bulletin of the same id.
     pub(super) draft: proto::Draft,
-    /// What to wait for.
+    /// The custody requirement.
     pub(super) requirement: Option<StoredRequirement>,
-    /// What the request is charged until it is answered.
+    /// The charge for the request, until its response is sent.
     pub(super) received: RequestCharge,
     with_checkpoint: bool,
     id: String,
@@ -60,27 +61,28 @@ impl PendingReceipt {
         }
     }
 
-    /// One of a stream, with its charge.
+    /// Adds the charge of a stream's request.
     pub(super) fn received(self, received: RequestCharge) -> Self {
         Self { received, ..self }
     }
 
-    /// Its receipt travels alone, and so carries the checkpoint; as one does that has to wait.
+    /// Includes the checkpoint in the receipt, because the receipt is sent alone. Requests with a
+    /// custody requirement always include it.
     pub(super) fn with_checkpoint(self) -> Self {
         Self { with_checkpoint: true, ..self }
     }
 }
 
-/// A receipt, and the entry that it is of.
+/// A receipt with its parsed feed.
 #[derive(Clone, Debug)]
 pub(super) struct Receipt {
-    /// What the caller gets.
+    /// The receipt for the caller.
     pub(super) receipt: proto::Receipt,
     /// The feed, of this epoch or an older one.
     pub(super) feed: FeedId,
 }
 
-/// What an entry is proven by.
+/// The checkpoint that an entry is proven against.
 struct Head {
     feed: FeedId,
     note: Bytes,
@@ -88,7 +90,7 @@ struct Head {
 }
 
 impl Api {
-    /// Receipts for a group that is durable, in its order. Blocks.
+    /// Builds receipts for a committed group, in its order. Blocks.
     pub(super) fn receipts(
         &self,
         issuer: &str,
@@ -110,7 +112,8 @@ impl Api {
             PublishOutcome::Duplicate(location) => {
                 self.first_receipt(issuer, &pending.draft, &pending.id, location, Some(&head))
             }
-            // By a bulletin of the same group: it is durable by now, and may be the same.
+            // Another bulletin of the group has the id. It is durable now, and may be the same
+            // bulletin.
             PublishOutcome::DuplicateInGroup => match self.held(&pending.id)? {
                 Some(location) => self.first_receipt(issuer, &pending.draft, &pending.id, &location, Some(&head)),
                 None => Err(Status::internal("a defect of the node")),
@@ -119,7 +122,8 @@ impl Api {
         pending.iter().zip(&group.outcomes).map(receipt).collect()
     }
 
-    /// The receipt of a draft that was published before by the same issuer; `None` if it was not. Blocks.
+    /// Returns the receipt of a draft that the same issuer published before; `None` if it was not.
+    /// Blocks.
     pub(super) fn repeated(&self, issuer: &str, draft: &proto::Draft) -> Result<Option<Receipt>, Status> {
         let id = draft.header.as_ref().map_or("", |header| header.id.as_str());
         let Some(location) = self.held(id)? else { return Ok(None) };
@@ -129,13 +133,14 @@ impl Api {
         }
     }
 
-    /// Where this member's bulletin with an id is.
+    /// Returns the location of this member's bulletin with an id.
     fn held(&self, id: &str) -> Result<Option<Location>, Status> {
         let Ok(id) = id.parse::<barid_core::bulletin::BulletinId>() else { return Ok(None) };
         self.store().find(self.me(), id.uuid()).map_err(|error| errors::read(&error))
     }
 
-    /// The id is taken: the same bulletin by the same issuer gets its receipt, another one is refused.
+    /// Handles an id that is in use: returns the receipt if issuer and bulletin are the same, else
+    /// an id conflict.
     fn first_receipt(
         &self,
         issuer: &str,
@@ -175,12 +180,13 @@ impl Api {
         prove(&tree, head, location.index, &header.id, &entry.digest, header.sent_at)
     }
 
-    /// A checkpoint held that includes an entry and that the tree here reaches.
+    /// Returns a checkpoint that includes an entry and lies within the tree held here.
     fn head(&self, location: &Location) -> Result<Head, Status> {
         let Location { feed, index, .. } = location;
         let covers = |size: u64, held: u64| *index < size && size <= held;
         if feed == self.committer.feed() {
-            // Not the store's, which may be of a commit whose mark is still being written.
+            // The store's checkpoint may belong to a commit whose high-water mark is still being
+            // written.
             let newest = self.committer.newest_checkpoint().filter(|newest| newest.checkpoint.size > *index);
             let newest = newest.ok_or_else(|| Status::unavailable("the bulletin is being committed"))?;
             return Ok(Head { feed: feed.clone(), note: newest.note, size: newest.checkpoint.size });
@@ -191,7 +197,8 @@ impl Api {
         if covers(state.checkpoint_size, held) {
             return Ok(Head { feed: feed.clone(), note: state.checkpoint, size: state.checkpoint_size });
         }
-        // The tail of an older epoch is not held: a cosigned checkpoint of what is.
+        // The tail of an older epoch may be missing. Use a cosigned checkpoint of the part that is
+        // held.
         let cosigned = self.store().cosigned_covering(feed, *index).map_err(|error| errors::read(&error))?;
         let reached = cosigned.into_iter().find(|cosigned| covers(cosigned.size, held));
         let reached = reached.ok_or_else(|| {

@@ -1,6 +1,8 @@
-//! gRPC reflection, v1 and v1alpha, as its protocol has it: a question without an answer is answered by an error response, and the stream goes on.
+//! gRPC reflection, v1 and v1alpha, per its protocol: a request without a result gets an error
+//! response, and the stream goes on.
 //!
-//! Both versions have the same bytes on the wire. In scope: files by name and by symbol. Out of scope: extensions, of which there are none.
+//! Both versions have the same bytes on the wire. In scope: files by name and by symbol. Out of
+//! scope: extensions; Barid has none.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -19,7 +21,7 @@ use tonic_reflection::pb::{v1, v1alpha};
 
 use super::DESCRIPTORS;
 
-/// What is described. Cheap to clone.
+/// Descriptors of the mounted services. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Reflection(Arc<Described>);
 
@@ -27,14 +29,14 @@ pub(super) struct Reflection(Arc<Described>);
 struct Described {
     services: Vec<String>,
     files: HashMap<String, Bytes>,
-    /// By the full name of a service, method, message, field, oneof, enumeration or value.
+    /// Files by the full name of a service, method, message, field, oneof, enumeration or value.
     symbols: HashMap<String, Bytes>,
 }
 
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Reflection {
-    /// Describes these services, and gRPC's own that are served beside them.
+    /// Collects the descriptors of the mounted services and of gRPC's own.
     pub(super) fn of(mounted: &[&str]) -> Result<Self, DecodeError> {
         let mut described = Described::default();
         let sets =
@@ -53,7 +55,7 @@ impl Reflection {
         Ok(Self(Arc::new(described)))
     }
 
-    /// The service in both versions.
+    /// Returns the service in both versions.
     pub(super) fn services(
         &self,
     ) -> (ServerReflectionServer<Self>, v1alpha::server_reflection_server::ServerReflectionServer<Self>) {
@@ -128,7 +130,7 @@ impl Described {
 
     fn values(&mut self, scope: &str, values: &EnumDescriptorProto, file: &Bytes) {
         self.name(scope, values.name(), file);
-        // Values are named beside their enumeration, not in it.
+        // Protobuf scopes enum values as siblings of their enum, not as its children.
         for value in &values.value {
             self.name(scope, value.name(), file);
         }

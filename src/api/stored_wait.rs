@@ -1,4 +1,7 @@
-//! Until others hold a bulletin in full: custody notes, waited for.
+//! Waits until other members store a bulletin in full, as their custody notes attest.
+//!
+//! In scope: the requirement of a publish request, and the wait. Out of scope: verifying and
+//! storing custody notes (`exchange`, `committer`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,16 +16,16 @@ use super::errors::Faults;
 use super::{Api, errors};
 use crate::store::ReadError;
 
-/// How long to wait if the caller does not say.
+/// Timeout if the request gives none.
 const WAIT_DEFAULT: Duration = Duration::from_secs(30);
-/// Longest wait for one call.
+/// Longest timeout of a call.
 const WAIT_MAX: Duration = Duration::from_secs(600);
 
-/// What to wait for, checked.
+/// A validated `WaitFor`.
 #[derive(Clone, Debug)]
 pub(super) struct StoredRequirement {
     count: usize,
-    /// With their places in the request.
+    /// With their positions in the request.
     members: BTreeMap<Member, usize>,
     timeout: Duration,
 }
@@ -58,8 +61,9 @@ impl StoredRequirement {
         Ok(Self { count: wait.count as usize, members, timeout })
     }
 
-    /// Refuses what can never come true: only who may read a bulletin, by its own roster and by the newest, is ever given it in full.
-    /// Whether a reader follows its topic is the reader's affair, and not known here.
+    /// Rejects a requirement that cannot be met. Only members that may read the bulletin, by its
+    /// own roster and by the newest, receive it in full. Whether such a member subscribes to the
+    /// topic is not known here.
     pub(super) fn check_possible(&self, header: &proto::Header, api: &Api) -> Result<(), Status> {
         let rosters = api.rosters.load();
         let newest = rosters.newest();
@@ -86,13 +90,15 @@ impl StoredRequirement {
 }
 
 impl Api {
-    /// Who holds an entry of one of this member's feeds in full, with the time in their notes. Blocks.
+    /// Returns the members that hold an entry of one of this member's feeds in full, with the times
+    /// of their custody notes. Blocks.
     pub(super) fn holders(&self, feed: &FeedId, index: u64) -> Result<BTreeMap<Member, u64>, ReadError> {
         let notes = self.store().custody_covering(feed, index)?;
         Ok(notes.into_iter().map(|note| (note.holder, note.time)).collect())
     }
 
-    /// Waits until the wanted members hold it, or the time is over; says who does and whether it was enough.
+    /// Waits until the requirement is met or timed out. Returns the members that hold the entry,
+    /// and whether the requirement is met.
     pub(super) async fn wait_stored(
         &self,
         feed: &FeedId,
@@ -109,7 +115,7 @@ impl Api {
         while !requirement.reached(&holders) {
             let news = tokio::select! {
                 news = tokio::time::timeout_at(deadline, notes.recv()) => news,
-                // It is stored here; who else has it can be asked later.
+                // The entry is durable here. The caller can ask later which members hold it.
                 () = self.stopped() => break,
             };
             match news {
@@ -132,7 +138,7 @@ pub(super) fn stored_by(holders: BTreeMap<Member, u64>) -> Vec<proto::StoredBy> 
     holders.into_iter().map(one).collect()
 }
 
-/// Unix seconds as a timestamp.
+/// Converts Unix seconds to a timestamp.
 pub(super) fn seconds(time: u64) -> pbjson_types::Timestamp {
     pbjson_types::Timestamp { seconds: i64::try_from(time).unwrap_or(i64::MAX), nanos: 0 }
 }

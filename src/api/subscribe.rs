@@ -1,7 +1,8 @@
-//! Reading as bulletins arrive.
+//! Live subscriptions: sends entries as they arrive.
 //!
-//! In scope: following arrivals from some offset for as long as somebody reads, in bounded memory, each event with the cursor behind it. Out
-//! of scope: where a stream begins (`subscriptions`), what is asked for (`filter`) and who may have it (`visibility`).
+//! In scope: following the offsets from a start for as long as the client reads, in bounded memory,
+//! with a cursor for each event. Out of scope: where a stream starts (`subscriptions`), what it
+//! asks for (`filter`) and what is visible to its caller (`visibility`).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,38 +31,41 @@ use crate::budgets::Charge;
 use crate::calls::{Call, Responses};
 use crate::store::{Columns, Content, Entry, HeldBack, ReadError, Store};
 
-/// Messages between the reader of the store and a subscriber; one that has stopped reading costs no more than these.
+/// Messages buffered for a subscriber. One that has stopped reading costs no more than these.
 const WAITING_MAX: usize = 64;
-/// Encoded bytes in these; one envelope always fits.
+/// Encoded bytes of these messages. One envelope always fits.
 const WAITING_BYTES_MAX: u32 = 2 << 20;
-/// Arrivals, and bytes of envelopes, read from the store at once: held while their subscriber is slow.
+/// Entries and bytes of envelopes read from the store at once. They stay in memory while their
+/// subscriber is slow.
 const READ_MAX: (usize, usize) = (256, 256 << 10);
-/// What is charged for these before they are read: one envelope always fits.
+/// Bytes charged before such a read. One envelope always fits.
 const READ_CHARGED_BYTES: u64 = (ENVELOPE_BYTES_MAX + (64 << 10)) as u64;
-/// Bytes of a message around its delivery, its cursor included, at most.
+/// Largest number of bytes of a message around its delivery, with the cursor.
 const MESSAGE_BYTES: u64 = 16 + 2 + CURSOR_BYTES_MAX as u64;
-/// So many of the newest arrivals lie in memory and are read at once: going to a blocking thread costs a lone bulletin more than all
-/// else that is done for it here.
+/// Newest entries that are in memory and read on the async thread. For a single bulletin, moving to
+/// a blocking thread costs more than everything else done here.
 const LIVE_MAX: u64 = 16;
-/// Arrivals that were looked at and are not covered by the cursor yet: where nothing is found it is not made anew for each.
+/// Scanned offsets that the cursor may lag behind. While nothing is found, it is not rebuilt for
+/// each offset.
 const LAG_MAX: u64 = 256;
-/// Arrivals looked at before a subscriber is told its position, if none of them match.
+/// Entries scanned without a match before the subscriber is sent its position.
 const POSITION_EVERY: u64 = 10_000;
-/// How often the grant of a quiet subscriber is looked at.
+/// How often the grant of an idle subscriber is checked.
 const GRANT_CHECK: Duration = Duration::from_secs(1);
-/// After so long without anything else a position is sent: a client that hears nothing for some of these has lost its line.
+/// Interval without other events after which a position is sent. A client that receives nothing for
+/// several intervals has lost its connection.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// How often it is recorded that the name of an open stream is used: limits are in days.
+/// How often an open stream records that its name is used. Name limits are in days.
 const USED_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
 
 type Message = Result<proto::SubscribeResponse, Status>;
 
 impl Api {
-    /// Sends what arrives after the place where a subscription begins, for as long as somebody reads.
+    /// Sends the entries after the start of a subscription for as long as the client reads.
     ///
     /// # Errors
-    /// If the store cannot be read.
+    /// The store cannot be read.
     pub(super) async fn stream_events(
         self,
         caller: Caller,
@@ -94,7 +98,7 @@ impl Api {
                 end = subscription.run(reset) => end,
                 () = api.stopped() => Err(Some(errors::stopping())),
             };
-            // A line that has ended needs no reason.
+            // A closed connection needs no status.
             if let Err(Some(status)) = end {
                 subscription.responses.send(Err(status), None).await;
             }
@@ -102,7 +106,8 @@ impl Api {
         Ok(messages)
     }
 
-    /// What a caller asks for and may have next, as much as is read at once. Blocks.
+    /// Reads the next entries that the caller asks for and may read, as many as one read returns.
+    /// Blocks.
     fn event_page(
         &self,
         caller: &Caller,
@@ -118,7 +123,7 @@ impl Api {
         Ok(event_page)
     }
 
-    /// Finds the entries of a stretch, with the cursor behind each; or the one before them that is damaged.
+    /// Collects matching entries, each with its cursor, or the damaged entry before them.
     fn scan(
         &self,
         caller: &Caller,
@@ -148,7 +153,7 @@ impl Api {
             for entry in entries {
                 let offset = entry.offset.unwrap_or(reading.next);
                 reading.next = offset + 1;
-                // What most streams do not ask for costs them little.
+                // The filter comes first: it is cheap and rejects most entries for most streams.
                 let Content::Disclosed { header: Some(header), .. } = &entry.content else { continue };
                 if !filter.matches(header) {
                     continue;
@@ -159,7 +164,7 @@ impl Api {
                         found.push(entry);
                         cursors.push(reading.cursor.clone());
                     }
-                    // It is sent when that roster has come; nothing else waits for it.
+                    // The entry is sent once that roster arrives. Other entries do not wait for it.
                     Some(NotVisible::PendingRoster) => {
                         let roster_version = rosters.newest().version();
                         reading.held.get_or_insert(HeldBack { from: offset, roster_version });
@@ -168,14 +173,15 @@ impl Api {
                 }
             }
         }
-        // What did not match was looked at, too.
+        // The cursor must also cover entries that did not match.
         if reading.lag() >= LAG_MAX {
             reading.catch_up(store)?;
         }
         Ok(event_page)
     }
 
-    /// Whether a caller reads and asks for what arrived there, by what is known of it without reading it; if nothing is, it is told of it.
+    /// Returns whether a damaged entry matches the filter and the caller's grant, by its columns in
+    /// the index. Without columns it counts as matching.
     fn is_requested(&self, caller: &Caller, filter: &Filter, offset: u64) -> bool {
         let requested = std::cell::Cell::new(true);
         let predicate = |columns: &Columns| {
@@ -186,8 +192,8 @@ impl Api {
         requested.get()
     }
 
-    /// Of the entries in `range` that were held back when the rosters up to `version` were known, those that the caller asks for and may have by
-    /// `rosters`, as much as is read at once. Blocks.
+    /// Reads the entries in `range` that were held back at roster version `version`. Returns those
+    /// that match the filter and are visible by `rosters`, as many as one read returns. Blocks.
     fn released(
         &self,
         caller: &Caller,
@@ -227,17 +233,17 @@ impl Api {
     }
 }
 
-/// Where a stream reads.
+/// Read position of a stream.
 #[derive(Clone, Debug)]
 struct Reading {
-    /// The first offset that was not looked at.
+    /// The first offset that was not scanned.
     next: u64,
-    /// Entries before it that wait for a roster.
+    /// Entries before `next` that wait for a roster.
     held: Option<HeldBack>,
     builder: CursorBuilder,
-    /// The cursor behind what was found last, or looked at since.
+    /// The cursor for offset `at`: of the last match, or later.
     cursor: Bytes,
-    /// The offset behind which it is.
+    /// The offset that the cursor covers.
     at: u64,
 }
 
@@ -254,7 +260,8 @@ impl Reading {
         Ok(entries)
     }
 
-    /// Everything up to an offset was looked at. Where the commit that holds it is damaged the last cursor stays.
+    /// Moves the cursor to an offset up to which all was scanned. If the commit that holds it is
+    /// damaged, the previous cursor remains.
     fn move_to(&mut self, store: &dyn Store, offset: u64) -> Result<(), ReadError> {
         if let Some(cursor) = self.builder.at(store, offset, self.held)? {
             self.cursor = cursor.encode();
@@ -263,33 +270,33 @@ impl Reading {
         Ok(())
     }
 
-    /// How many offsets were looked at beyond the cursor: nothing was found there.
+    /// Returns the number of offsets scanned beyond the cursor, without a match.
     fn lag(&self) -> u64 {
         self.next - 1 - self.at
     }
 
-    /// Everything before the next offset was looked at.
+    /// Moves the cursor to the last scanned offset.
     fn catch_up(&mut self, store: &dyn Store) -> Result<(), ReadError> {
         if self.lag() > 0 { self.move_to(store, self.next - 1) } else { Ok(()) }
     }
 }
 
-/// Part of what arrived.
+/// The events of one read.
 #[derive(Default)]
 struct EventPage {
-    /// What to send, each with the cursor behind it.
+    /// Events, each with the cursor after it.
     events: Vec<(Event, Bytes)>,
-    /// Whether all that there was to say of the bulletins was looked up.
+    /// Whether states and references of the bulletins were looked up completely.
     whole: bool,
 }
 
-/// Part of what was held back.
+/// Held-back entries of one read.
 struct Released {
-    /// What to send, each with its offset.
+    /// Events, each with its offset.
     events: Vec<(u64, Event)>,
-    /// The first offset that was not looked at.
+    /// The first offset that was not scanned.
     next: u64,
-    /// The first that still waits.
+    /// The first offset that is still held back.
     waiting: Option<u64>,
 }
 
@@ -298,24 +305,25 @@ struct OpenSubscription {
     api: Api,
     caller: Caller,
     filter: Arc<Filter>,
-    /// What is to be said of it with the first event.
+    /// Filter warnings to send with the first event.
     warnings: Vec<proto::FilterWarning>,
     reading: Reading,
-    /// The cursor behind what was sent last.
+    /// The cursor after the last event that was sent.
     cursor: Bytes,
-    /// Its name.
+    /// Its name, if it is a named subscription.
     name: Option<Named>,
-    /// Whether what was read last held nothing for it, or nothing was read yet: who looks at much and finds nothing gives way.
+    /// Whether the last read found nothing for it, or nothing was read yet. A stream that scans
+    /// much and finds nothing reads at low priority.
     finds_nothing: bool,
-    /// When it was last recorded that the name is used.
+    /// When its use was last recorded.
     used: Instant,
-    /// When something was last sent.
+    /// When an event was last sent.
     last_sent: Instant,
     call: Call,
     responses: Responses<proto::SubscribeResponse>,
 }
 
-/// Why a subscription ends; `None`: nobody reads any more.
+/// Why a subscription ends; `None` if the client has gone.
 type End = Option<Status>;
 
 impl OpenSubscription {
@@ -344,7 +352,8 @@ impl OpenSubscription {
         }
     }
 
-    /// A name is used as long as its stream is open. It does not say where to go on once the store turns out to have gone back.
+    /// Records that the name is used while its stream is open. Ends a stream that started from the
+    /// name alone if the store may have gone back: its offset is no longer certain.
     async fn check_name(&mut self) -> Result<(), End> {
         let Some(name) = &self.name else { return Ok(()) };
         if name.by_name_only && self.api.needs_recovery() {
@@ -357,7 +366,7 @@ impl OpenSubscription {
         Ok(())
     }
 
-    /// Sends all that has arrived.
+    /// Sends all entries that have arrived.
     async fn catch_up(&mut self) -> Result<(), End> {
         'reading: loop {
             self.release().await?;
@@ -368,7 +377,8 @@ impl OpenSubscription {
             let rules = self.api.access.load_full();
             let mut reading = self.reading.clone();
             let live = behind <= LIVE_MAX;
-            // The newest lie in memory for all; what is read for this one alone is charged before.
+            // The newest entries are in memory for all subscribers. A read for one subscriber is
+            // charged before it begins.
             let mut charge = None;
             let at_once = live.then(|| self.api.event_page(&self.caller, &self.filter, &mut reading, Work::NONE));
             let at_once =
@@ -399,7 +409,7 @@ impl OpenSubscription {
             };
             let empty = events.is_empty();
             for (event, cursor) in events {
-                // The rules were read again: what was let pass by the old ones is looked at once more.
+                // The access rules were reloaded: check again what the old rules let pass.
                 if !Arc::ptr_eq(&rules, &self.api.access.load()) {
                     let next = offset_of(&event).unwrap_or(self.reading.next);
                     self.reading.held = self.reading.held.filter(|held| held.from < next);
@@ -419,8 +429,8 @@ impl OpenSubscription {
         }
     }
 
-    /// Sends what was held back and whose roster has come now. Should the stream be cut meanwhile, some of it comes again on the next one, and
-    /// nothing is left out.
+    /// Sends the held-back entries whose roster has arrived. If the stream breaks meanwhile, the
+    /// next stream sends some of them again, and none is lost.
     async fn release(&mut self) -> Result<(), End> {
         while let Some(held) = self.reading.held {
             let rosters = self.api.rosters.load();
@@ -447,7 +457,7 @@ impl OpenSubscription {
         Ok(())
     }
 
-    /// What is held back has changed, and with it the cursor.
+    /// Updates the held-back entries, and the cursor with them.
     async fn hold(&mut self, held: Option<HeldBack>) -> Result<(), End> {
         let mut reading = self.reading.clone();
         reading.held = held.filter(|held| held.from < reading.next);
@@ -457,7 +467,7 @@ impl OpenSubscription {
         Ok(())
     }
 
-    /// All before the next offset was looked at.
+    /// Sends the position: all entries before the next offset were scanned.
     async fn position(&mut self) -> Result<(), End> {
         if self.reading.lag() > 0 {
             let mut reading = self.reading.clone();
@@ -478,7 +488,7 @@ impl OpenSubscription {
     }
 }
 
-/// The offset of a bulletin, or of one that is damaged.
+/// Returns the offset of a bulletin or damaged entry.
 fn offset_of(event: &Event) -> Option<u64> {
     match event {
         Event::Delivery(delivery) => Some(delivery.offset),
@@ -487,7 +497,8 @@ fn offset_of(event: &Event) -> Option<u64> {
     }
 }
 
-/// Bytes of an event's message; those of a position or a reset are small, and not counted.
+/// Returns the bytes of an event's message. Positions, resets and damaged entries are small and
+/// count as 0.
 fn bytes_of(event: &Event) -> u64 {
     if let Event::Delivery(delivery) = event { delivery.encoded_len() as u64 + MESSAGE_BYTES } else { 0 }
 }

@@ -1,10 +1,11 @@
-//! Subscriptions with names, and where any subscription begins.
+//! Named subscriptions, and where any subscription begins.
 //!
-//! In scope: what a request says about that, opening, acknowledging, listing, removing and expiring names. Out of scope: what cursors prove
-//! (`cursor`) and what is sent (`subscribe`).
+//! In scope: where a request asks to begin, and opening, acknowledging, listing, removing and
+//! expiring names. Out of scope: what cursors prove (`cursor`) and what is sent (`subscribe`).
 //!
-//! A name belongs to its caller. It stands for an offset of this store's own history. A node that was recovered may have gone back to an
-//! earlier state: its names are *stale* then, and a caller must show a cursor, or say explicitly how to begin.
+//! A name belongs to its caller. It records an offset in the history of this store. A recovered
+//! node may have gone back to an earlier state. Its names are *stale* then: the caller must give a
+//! cursor or choose where to begin.
 
 use std::time::Duration;
 
@@ -28,21 +29,21 @@ use crate::committer::{PublishState, Records};
 use crate::store::{CursorRecord, Subscription, SubscriptionRecord};
 use crate::telemetry::{AuditEvent, audit};
 
-/// Bytes of a subscription's name.
+/// Longest name of a subscription, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 /// Subscriptions on one page.
 const PAGE_MAX: usize = 256;
-/// Names read from the store at once.
+/// Subscriptions read from the store at once.
 const READ_MAX: usize = 256;
-/// Names that expire in one commit.
+/// Subscriptions that expire in one commit.
 const EXPIRED_MAX: usize = 256;
-/// What a name's record takes in the log beside the name and its filter.
+/// Bytes of a subscription's record in the log, without its key and filter.
 const NAME_RECORD_BYTES: usize = 192;
-/// How often names are looked through for those that expire: limits are in days.
+/// How often expired subscriptions are looked for. Their limits are in days.
 const EXPIRY_CHECK_EVERY: Duration = Duration::from_secs(60 * 60);
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
-/// How a request says to begin.
+/// Where a request asks to begin.
 #[derive(Clone, Debug)]
 pub(super) enum Begin {
     Now,
@@ -50,43 +51,43 @@ pub(super) enum Begin {
     At(Cursor),
 }
 
-/// What a request to subscribe says, checked.
+/// A validated Subscribe request.
 #[derive(Clone, Debug)]
 pub(super) struct Opening {
     pub(super) filter: Filter,
-    /// Caller and name.
+    /// Key of the named subscription: caller and name.
     name: Option<String>,
     begin: Option<Begin>,
     replace_filter: bool,
 }
 
-/// An open subscription: where it begins, and what is told of its name.
+/// An open subscription: where its stream starts, and its name.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Opened {
     pub(super) start: StreamStart,
     pub(super) name: Option<Named>,
 }
 
-/// An open subscription with a name.
+/// The name of an open subscription.
 #[derive(Clone, Debug)]
 pub(super) struct Named {
     /// Caller and name.
     pub(super) key: String,
-    /// "created", "resumed", "restarted".
+    /// "created", "resumed" or "restarted".
     pub(super) outcome: &'static str,
-    /// Whether nothing but the name says where it begins.
+    /// Whether the request gave a name, but no cursor and no `begin`.
     pub(super) by_name_only: bool,
 }
 
 impl Named {
-    /// Its name, without the caller.
+    /// The name without the caller.
     pub(super) fn name(&self) -> &str {
         parts(&self.key).1
     }
 }
 
 impl Opening {
-    /// Reads a request.
+    /// Parses and validates a request.
     pub(super) fn read(caller: &Caller, request: proto::SubscribeRequest) -> Result<Self, Status> {
         let proto::SubscribeRequest { filter, start, cursor, begin, replace_filter } = request;
         let mut faults = Faults::default();
@@ -125,7 +126,7 @@ impl Opening {
     }
 }
 
-/// The key of a caller's subscription.
+/// Returns the key of a caller's subscription.
 fn key(caller: &Caller, name: &str, faults: &mut Faults) -> Option<String> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(fits) {
@@ -135,7 +136,7 @@ fn key(caller: &Caller, name: &str, faults: &mut Faults) -> Option<String> {
     Some(format!("{}/{name}", caller.path))
 }
 
-/// Path of the caller, and name.
+/// Splits a key into the caller's path and the name.
 fn parts(key: &str) -> (&str, &str) {
     key.rsplit_once('/').unwrap_or(("", key))
 }
@@ -156,7 +157,8 @@ impl Api {
             Ok(Opened { start, name: Some(Named { key: key.to_owned(), outcome, by_name_only }) })
         };
         let created = |start: &StreamStart| self.subscription_at(start, &filter, clock::unix_ms());
-        // One new name at a time, so that those that come together are counted, and none is changed behind another's back.
+        // One change at a time: concurrent new names are all counted against the limit, and no name
+        // changes between its check and its write.
         let _turn = self.naming.lock().await;
         let Some(held) = self.subscription_of(key) else {
             let begin = opening.begin.as_ref().ok_or_else(|| errors::unknown_subscription(parts(key).1, None))?;
@@ -184,8 +186,9 @@ impl Api {
             return opened(start, "restarted");
         }
         let stale = self.is_stale(&held);
-        // A cursor of another history begins where that one ends, also where the name stands further on: what was acknowledged comes again, since
-        // offsets up to there meant something else to who gives the cursor.
+        // A cursor of another history begins where the common history ends, even if the named
+        // subscription has been acknowledged further. The acknowledged entries are sent again,
+        // because offsets beyond that point meant other entries to the holder of the cursor.
         let start = match (&opening.begin, stale) {
             (None, true) => return Err(errors::unknown_subscription(parts(key).1, Some(held.offset))),
             (Some(begin @ (Begin::Now | Begin::Beginning)), true) => {
@@ -207,7 +210,7 @@ impl Api {
         opened(start, "resumed")
     }
 
-    /// Where a stream begins that begins so.
+    /// Returns where a stream starts.
     async fn start(&self, begin: &Begin) -> Result<StreamStart, Status> {
         match begin.clone() {
             Begin::Now => Ok(StreamStart { offset: self.store().end_offset() - 1, ..StreamStart::default() }),
@@ -216,7 +219,7 @@ impl Api {
         }
     }
 
-    /// What stands under a name, unless it has expired.
+    /// Returns a named subscription that has not expired.
     fn subscription_of(&self, key: &str) -> Option<Subscription> {
         let held = self.store().subscription(key)?;
         (clock::unix_ms() < self.expires(key, &held)).then_some(held)
@@ -227,13 +230,14 @@ impl Api {
         held.used_unix_ms.saturating_add(u64::from(days) * DAY_MS)
     }
 
-    /// Whether it was recorded before this node was recovered. What it says is of this store's history; whether its caller has seen another
-    /// one meanwhile, nobody knows. Versions that did not record the epoch wrote the first.
+    /// Returns whether the subscription was recorded before this node was recovered. Its offset is
+    /// valid in this store's history, but its caller may have read another history meanwhile. Epoch
+    /// 0 is a record of an earlier version, which did not record the epoch, and counts as epoch 1.
     fn is_stale(&self, held: &Subscription) -> bool {
         self.needs_recovery() || held.epoch.max(1) != self.committer.feed().epoch
     }
 
-    /// Whether the store may have gone back.
+    /// Returns whether the store may have gone back to an earlier state.
     pub(super) fn needs_recovery(&self) -> bool {
         matches!(&*self.committer.publish_state().borrow(), PublishState::NeedsRecovery(_))
     }
@@ -249,7 +253,7 @@ impl Api {
         }
     }
 
-    /// Gives a name, or removes it.
+    /// Records or removes a named subscription.
     async fn name(&self, key: &str, state: Option<Subscription>, method: &'static str) -> Result<(), Status> {
         let filter = state.as_ref().and_then(|state| state.filter.as_ref()).map_or(0, Bytes::len);
         self.call_limiter.name_bytes(parts(key).0, NAME_RECORD_BYTES + key.len() + filter, method, Instant::now())?;
@@ -261,7 +265,7 @@ impl Api {
         self.committer.persist(records).await.map_err(|error| errors::commit(&error))
     }
 
-    /// Records that a subscription is used, if that is not known.
+    /// Records that a subscription is used, unless that was recorded within the last hour.
     pub(super) async fn touch(&self, key: &str) -> Result<(), Status> {
         let Some(held) = self.store().subscription(key) else { return Ok(()) };
         let (offset, held_back, epoch) = (held.offset, held.held, held.epoch);
@@ -275,7 +279,8 @@ impl Api {
         Ok(())
     }
 
-    /// A caller that has as many names as it may loses those that have expired; one that still has is refused another.
+    /// Removes a caller's expired names if it has as many as it may. Fails if it still has that
+    /// many.
     async fn expire_over_limit(&self, caller: &Caller) -> Result<(), Status> {
         let limits = &caller.grant.limits;
         let prefix = format!("{}/", caller.path);
@@ -291,14 +296,15 @@ impl Api {
         Ok(())
     }
 
-    /// The names of one caller.
+    /// Iterates over the named subscriptions of one caller.
     fn keys_under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (String, Subscription)> + 'a {
         let under = self.keys_after(prefix.to_owned()).take_while(move |(key, _)| key.starts_with(prefix));
-        // Names have no `/`: those of callers whose paths are longer are not this one's.
+        // Names contain no `/`. A key with another one belongs to a caller whose longer path has
+        // this prefix.
         under.filter(move |(key, _)| !key[prefix.len()..].contains('/'))
     }
 
-    /// All names after one.
+    /// Iterates over all named subscriptions after a key.
     fn keys_after(&self, after: String) -> impl Iterator<Item = (String, Subscription)> + '_ {
         let mut last = Some(after);
         let pages = std::iter::from_fn(move || {
@@ -335,7 +341,8 @@ impl Api {
         };
         faults.check()?;
         let (Some(key), Some(cursor)) = (key, cursor) else { return Err(errors::defect()) };
-        // Before it is looked where the name stands: others may acknowledge meanwhile.
+        // The pause comes before the lookup of the recorded offset, because a concurrent call may
+        // acknowledge during it.
         let pause = self.call_limiter.acknowledgement(&caller.path, Instant::now());
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
@@ -349,7 +356,7 @@ impl Api {
         self.advance(&held, record).await
     }
 
-    /// A page of a caller's subscriptions.
+    /// Returns a page of a caller's subscriptions.
     pub(super) fn list(
         &self,
         caller: &Caller,
@@ -392,7 +399,7 @@ impl Api {
         }
     }
 
-    /// Removes a name of a caller.
+    /// Removes a named subscription of a caller.
     pub(super) async fn delete(
         &self,
         caller: &Caller,
@@ -409,7 +416,8 @@ impl Api {
         self.name(&key, None, DELETE_SUBSCRIPTION.name).await
     }
 
-    /// Removes those of these names that have expired, with a record of each. The caller holds `naming`.
+    /// Removes those of these subscriptions that have expired, with an audit record for each. The
+    /// caller holds `naming`.
     async fn expire(&self, keys: Vec<String>) -> Result<(), Status> {
         let now = clock::unix_ms();
         let expired = keys.into_iter().filter_map(|key| Some((self.store().subscription(&key)?, key)));
@@ -432,7 +440,8 @@ impl Api {
         Ok(())
     }
 
-    /// Removes names that nobody has used for as long as the access rules say, for as long as the node runs.
+    /// Removes subscriptions that were not used for the number of days in the access rules. Runs
+    /// until the node stops.
     pub(super) async fn expire_unused(self) {
         loop {
             let keys: Vec<String> = self.keys_after(String::new()).map(|(key, _)| key).collect();

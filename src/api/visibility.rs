@@ -1,7 +1,7 @@
-//! Who here is shown what, and with which flags.
+//! Visibility: which entries a caller may receive, and with which flags.
 //!
-//! In scope: roles, working groups and audience for one entry, and the entry as callers see it. Out of scope: what a caller asks for
-//! (`filter`).
+//! In scope: roles, working groups and audience of one entry, and the entry as it is delivered. Out
+//! of scope: what a caller asks for (`filter`).
 
 use std::cell::Cell;
 
@@ -21,21 +21,21 @@ use super::caller::Caller;
 use crate::store::{Columns, Content, DamagedEntry, Entry, ReadError};
 use crate::telemetry::alarms::Alarm;
 
-/// Why an entry is not shown to a caller.
+/// Why an entry is not visible to a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NotVisible {
     /// Its working group is not one of the caller's.
     WorkingGroup,
-    /// RED and AMBER+STRICT are for focal points.
+    /// It is RED or AMBER+STRICT, which only focal points read.
     Agency,
-    /// Nobody here may read it, or its content is not held.
+    /// This member is not in its audience, or its content is missing here.
     Audience,
-    /// Who may read it is not known until its roster version has been fetched.
+    /// Its audience is unknown until its roster version has been fetched.
     PendingRoster,
 }
 
 impl NotVisible {
-    /// Stable word for records.
+    /// Stable code for audit records.
     pub(super) fn reason(self) -> &'static str {
         match self {
             Self::WorkingGroup => "WORKING_GROUP",
@@ -47,17 +47,17 @@ impl NotVisible {
 }
 
 impl Api {
-    /// Whether a caller may be given an entry.
+    /// Returns whether an entry is visible to a caller.
     pub(super) fn may_deliver(&self, caller: &Caller, entry: &Entry) -> bool {
         self.not_visible(caller, entry).is_none()
     }
 
-    /// Why a caller may not be given an entry; `None`: it may.
+    /// Returns why an entry is not visible to a caller; `None` if it is visible.
     pub(super) fn not_visible(&self, caller: &Caller, entry: &Entry) -> Option<NotVisible> {
         self.not_visible_by(caller, entry, &self.rosters.load())
     }
 
-    /// As [`Self::not_visible`], by these rosters.
+    /// Like [`Self::not_visible`], by the given rosters.
     pub(super) fn not_visible_by(&self, caller: &Caller, entry: &Entry, rosters: &RosterChain) -> Option<NotVisible> {
         let Content::Disclosed { header: Some(header), .. } = &entry.content else { return Some(NotVisible::Audience) };
         if !caller.reads(&header.kind, &header.topic) {
@@ -67,7 +67,7 @@ impl Api {
             Delivery::Everyone => None,
             Delivery::FocalPoints => (!caller.is_focal_point()).then_some(NotVisible::Agency),
             Delivery::PendingRoster { roster_version: version } => {
-                // Also of what came before the node was started.
+                // Entries received before the node started raise this alarm too.
                 self.alarms.raise_uncounted(Alarm::RosterMissing { member: entry.feed.member.clone(), version });
                 Some(NotVisible::PendingRoster)
             }
@@ -75,7 +75,7 @@ impl Api {
         }
     }
 
-    /// To whom here an entry with this header may be given.
+    /// Returns who at this member may receive an entry with this header.
     pub(super) fn local_audience(&self, entry: &Entry, header: &proto::Header) -> Delivery {
         self.local_audience_by(entry, header, &self.rosters.load())
     }
@@ -87,8 +87,9 @@ impl Api {
         delivery(&entry.feed.member, Some(header), self.me(), rosters)
     }
 
-    /// A bulletin by its name, for a caller to whom `not_visible` hides nothing. One that is hidden is recorded and answered like one that does not
-    /// exist; so is one that is damaged, to who may not have had it while it was whole.
+    /// Finds a bulletin by member and id, for a caller to whom `not_visible` returns `None`. An
+    /// entry that is not visible is recorded and treated as missing. So is a damaged entry that the
+    /// caller may not know of.
     pub(super) async fn find_for(
         &self,
         caller: &Caller,
@@ -99,7 +100,8 @@ impl Api {
         let (owner, reader) = (member.clone(), caller.clone());
         let found = self.reading(move |api| {
             let Some(location) = api.store().find(&owner, id.uuid())? else { return Ok(None) };
-            // By its arrival: its feed may not have reached it.
+            // By offset, not by index: a priority entry may be stored before the entries that
+            // precede it in its feed.
             match api.store().entries_from(location.offset, 1, usize::MAX) {
                 Err(ReadError::DamagedEntry(_)) if !api.may_know_of(&reader, location.offset) => Ok(None),
                 read => Ok(read?.into_iter().next()),
@@ -115,7 +117,8 @@ impl Api {
         }
     }
 
-    /// Whether a caller may know of what arrived there and cannot be read, by what the index tells of it: not its label, so agencies may not.
+    /// Returns whether a caller may know of a damaged entry at an offset, by its columns in the
+    /// index. The index has no TLP label, so agencies may not.
     fn may_know_of(&self, caller: &Caller, offset: u64) -> bool {
         let known = Cell::new(false);
         let predicate = |columns: &Columns| {
@@ -123,13 +126,13 @@ impl Api {
             known.set(reads || caller.audits(&columns.topic));
             false
         };
-        // What is not accepted is not read.
+        // The predicate rejects every entry, so no entry is read.
         _ = self.store().history(offset + 1, 1, 1, &predicate);
         known.get()
     }
 
-    /// Entries as they are shown to a caller, with their states now. Blocks: the store is asked what refers to them, what they refer to and
-    /// whether their ids are other bulletins'.
+    /// Builds deliveries with their current states for a caller. Blocks: it looks up references to
+    /// each entry, its own references and duplicate ids in the store.
     pub(super) fn deliveries(
         &self,
         caller: &Caller,
@@ -170,7 +173,7 @@ impl Api {
     fn flags(&self, entry: &Entry) -> Result<Vec<String>, ReadError> {
         let mut flags = Vec::new();
         let Content::Disclosed { envelope, header: Some(header) } = &entry.content else { return Ok(flags) };
-        // What this node encoded itself needs no second look.
+        // This node encoded its own entries, so their bodies decode.
         if entry.feed.member != *self.me() && envelope::body_of(envelope).is_err() {
             flags.push("undecodable-body".to_owned());
         }
@@ -187,13 +190,13 @@ impl Api {
     }
 }
 
-/// A damaged entry as it is shown to callers: that it is there, and nothing of it.
+/// Builds the event for a damaged entry: its place, without any content.
 pub(super) fn damaged_of(damaged: DamagedEntry) -> proto::DamagedEntry {
     let (feed, index) = damaged.entry.map(|(feed, index, _)| (feed.to_string(), index)).unwrap_or_default();
     proto::DamagedEntry { offset: damaged.offset, feed, index }
 }
 
-/// The owner is in the audience of what it published; agencies only see what agencies may.
+/// A publisher is in the audience of its own bulletins. Agencies still read only what agencies may.
 fn own_delivery(header: &proto::Header) -> Delivery {
     if audience::agencies_may_read(header) { Delivery::Everyone } else { Delivery::FocalPoints }
 }

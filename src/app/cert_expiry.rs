@@ -1,4 +1,4 @@
-//! Alarms before and after certificates end and revocation lists are due.
+//! Raises alarms when certificates and revocation lists are expiring or expired.
 
 use rustls::pki_types::UnixTime;
 use time::OffsetDateTime;
@@ -8,18 +8,20 @@ use super::{Node, identity};
 use crate::telemetry::alarms::Alarm;
 use crate::transport::validity;
 
-/// How long before an end there is an alarm: time enough to have an authority act. What lives shorter than three times that is alarmed of
-/// in the last third of its life: a list that is renewed every week, or a certificate of a day, is not an alarm for ever.
+/// How long before expiry the alarm is raised: time enough for an authority to act. If the validity
+/// is shorter than three times this, it is raised in the last third. So a weekly list, or a
+/// certificate of one day, is not a permanent alarm.
 const WARNING_SECONDS: i64 = 30 * 86_400;
 
-/// An end of validity that is near, or over.
+/// A validity that ends soon, or has ended.
 #[derive(Debug, PartialEq, Eq)]
 enum Expiry {
     Expiring(String),
     Expired(String),
 }
 
-/// Whether something that is valid in this span of Unix seconds ends soon or has ended at `now`, with the time of its end.
+/// Returns whether this validity, in Unix seconds, is expiring or expired at `now`, with the time
+/// of its end.
 fn expiry((begin, end): (i64, i64), now: i64) -> Option<Expiry> {
     let ahead = WARNING_SECONDS.min(end.saturating_sub(begin) / 3);
     let at = || {
@@ -34,7 +36,7 @@ fn expiry((begin, end): (i64, i64), now: i64) -> Option<Expiry> {
 }
 
 impl Node {
-    /// What ends soon or has ended, at `now`.
+    /// Returns the alarms for everything that is expiring or expired at `now`.
     pub(super) fn expiry_alarms(&self, now: UnixTime) -> Vec<Alarm> {
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         let mut alarms = Vec::new();
@@ -52,7 +54,8 @@ impl Node {
                 alarms.push(Alarm::CertificateRejected { why: rejection.to_string() });
             }
         }
-        // Of several that end the first one: they are alarms of one subject.
+        // Alarms of several authorities of one domain replace each other: the first one to expire
+        // comes last.
         let mut authorities = self.crls.trust.authorities_validity(&self.trust_domain);
         authorities.sort_unstable_by_key(|(_, end)| std::cmp::Reverse(*end));
         alarms.extend(authorities.into_iter().filter_map(|span| expiry(span, seconds)).map(|expiry| {

@@ -1,4 +1,5 @@
-//! Alarms while clocks are wrong: ours behind what it has signed, and those of peers far from ours.
+//! Raises alarms while clocks are wrong: this node's clock behind its own signatures, and peers'
+//! clocks far from this node's.
 
 use barid_core::ids::Member;
 use barid_core::limits::CLOCK_AHEAD_SECONDS_MAX;
@@ -8,11 +9,12 @@ use time::format_description::well_known::Rfc3339;
 use super::Node;
 use crate::telemetry::alarms::Alarm;
 
-/// How far a peer's clock may be from ours, with the time on the way: as far as a publisher's may be ahead.
+/// Largest difference of a peer's clock, with the transit time: as far as a publisher's may be
+/// ahead.
 const PEER_CLOCK_MS_MAX: u64 = CLOCK_AHEAD_SECONDS_MAX.unsigned_abs() * 1_000;
 
 impl Node {
-    /// Which clocks are wrong, as of now; none once they are right.
+    /// Returns the clocks that are wrong now.
     pub(super) fn clock_alarms(&self) -> Vec<Alarm> {
         let own = self.committer.clock_behind().map(own_clock_alarm);
         let peers = self.exchange.peers().snapshot().into_iter();

@@ -1,4 +1,5 @@
-//! Epochs of this node's feed that are over: what turns up of them later is named, too.
+//! Announces trees of ended epochs of the own feed that are found later, for example because a peer
+//! returned more entries.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,11 +12,13 @@ use crate::committer::{Committer, PublishState, feed_closed_bulletin};
 use crate::exchange::Exchange;
 use crate::roster_store::RosterStore;
 
-/// How often it is looked at: what a peer brings back comes in batches, and only the last is named.
+/// Time between two checks. Returned entries arrive in batches, and only the last tree is
+/// announced.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Publishes a `feed-closed` bulletin for each tree of an epoch that is over and not named yet, once it is as long as any that peers
-/// show; never where the governors have settled the size. Returns never.
+/// Publishes a `feed-closed` bulletin for each tree of an ended epoch that is not announced yet,
+/// once it is as long as any that peers hold. Publishes none for an epoch that the governors have
+/// closed in the roster. Never returns.
 pub(super) async fn announce_closed_epochs(committer: Committer, exchange: Exchange, rosters: RosterStore) {
     let mut done: BTreeMap<FeedId, u64> = BTreeMap::new();
     let mut tick = tokio::time::interval(CHECK_INTERVAL);
@@ -30,7 +33,7 @@ pub(super) async fn announce_closed_epochs(committer: Committer, exchange: Excha
             let found = tokio::task::spawn_blocking(move || store.find(&member, id)).await;
             let known = match found {
                 Ok(Ok(found)) => found.is_some(),
-                // It is tried again; the store tells whoever needs it that it cannot be read.
+                // Retried; the store reports that it cannot be read.
                 Ok(Err(_)) | Err(_) => continue,
             };
             if !known {

@@ -1,10 +1,11 @@
-//! Revocation lists: from files, from peers, and kept in the store.
+//! Accepts revocation lists from files, peers and the store.
 //!
-//! In scope: verifying what peers offer, on a thread that gives way and within a budget of each member; what is persisted of it. Out of scope:
-//! which list is in force (`transport`).
+//! A newer list applies at once. It is persisted so that a known revocation survives a restart
+//! while its authority is unreachable. If an authority issues many lists, only the newest is
+//! persisted at an interval; peers hold the rest.
 //!
-//! A newer list is in force at once. It is persisted so that a known revocation survives a restart while its authority cannot be reached; an
-//! authority that issues one list after the other has the newest persisted now and then, and peers have the rest.
+//! In scope: verifying peers' lists, on a low-priority thread and within a budget for each member;
+//! and which lists are persisted. Out of scope: which list applies (`transport`).
 
 mod inbox;
 
@@ -29,10 +30,10 @@ use crate::store::CrlRecord;
 use crate::telemetry::{AuditEvent, AuditLimiter, INDIVIDUAL_RECORDS_MAX, audit};
 use crate::transport::{CheckedCrl, CrlError, CrlStore, HeldCrl, Trust};
 
-/// First byte of every DER sequence; PEM begins with text.
+/// First byte of every DER sequence; PEM is text.
 const DER_SEQUENCE: u8 = 0x30;
 
-/// The lists held, and what decides about them. Cheap to clone.
+/// The held lists, with what verifies and persists them. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Crls {
     pub(super) held: CrlStore,
@@ -47,7 +48,8 @@ impl Crls {
         Self { held, trust, committer, audit_limiter, inbox: Arc::default() }
     }
 
-    /// Verifies what peers offer, puts it in force, and persists it at most once for each authority and [`PERSIST_EVERY`]. Returns never.
+    /// Verifies peers' lists, applies them, and persists at most one for each authority and
+    /// [`PERSIST_EVERY`]. Never returns.
     pub(super) async fn run(self) {
         loop {
             let next = self.inbox.next(Instant::now());
@@ -73,7 +75,7 @@ impl Crls {
         }
     }
 
-    /// Persists what is in force and not persisted yet: the node stops.
+    /// Persists all lists that apply and are not persisted yet, before the node stops.
     pub(super) async fn persist_all(&self) {
         self.persist(Instant::now() + PERSIST_EVERY).await;
     }
@@ -82,7 +84,7 @@ impl Crls {
         let (held, trust) = (self.held.clone(), self.trust.clone());
         match low_priority::run(move || held.offer(&der, &trust)).await {
             Ok(Ok(Some(list))) => self.inbox.set_in_force(from, list),
-            // An older one, or a panic, which has been reported.
+            // An older list, or a panic, which is reported elsewhere.
             Ok(Ok(None)) | Err(_) => {}
             Ok(Err(error)) => self.record_rejection(from, error.reason(), &error),
         }
@@ -114,7 +116,8 @@ impl Crls {
         self.audit_limiter.record(from.as_str(), INDIVIDUAL_RECORDS_MAX, &event, Instant::now());
     }
 
-    /// Takes up what the store remembers. Lists of authorities that the roster no longer has are left aside.
+    /// Loads the lists in the store. Lists of authorities that the roster no longer names are
+    /// skipped.
     pub(super) fn load_stored(&self, records: &[CrlRecord]) {
         for record in records {
             if let Err(error) = self.held.offer(&record.der, &self.trust) {
@@ -124,7 +127,7 @@ impl Crls {
     }
 }
 
-/// Reads and verifies list files: one list as DER, or any number as PEM. Takes nothing in.
+/// Reads and verifies list files: one list as DER, or any number as PEM. Does not apply them.
 pub(super) fn read_files(files: &[PathBuf], trust: &Trust) -> Result<Vec<(PathBuf, CheckedCrl)>, AppError> {
     let mut crls = Vec::new();
     for path in files {
@@ -151,7 +154,7 @@ fn ders(path: &Path, bytes: &[u8]) -> Result<Vec<Vec<u8>>, AppError> {
     Ok(crls.iter().map(|list| list.to_vec()).collect())
 }
 
-/// A list as the store keeps it.
+/// Converts a list to its record in the store.
 pub(super) fn record(list: &HeldCrl) -> CrlRecord {
     CrlRecord { authority: list.name.clone(), der: list.der.clone() }
 }
@@ -166,7 +169,7 @@ impl Revocations for Crls {
     }
 
     fn offer(&self, from: &Member, crls: Vec<Bytes>) {
-        // The same list comes from every peer.
+        // Every peer sends the same list.
         let new: Vec<Bytes> = crls.into_iter().filter(|der| !self.held.holds(der)).collect();
         let dropped = self.inbox.put(from, new);
         if dropped > 0 {

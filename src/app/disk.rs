@@ -1,4 +1,4 @@
-//! Alarms of a disk that is full or nearly so, and of members that bring more than their share of it.
+//! Raises alarms when the disk is full or nearly full, or a member is over its share of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use crate::committer::Committer;
 use crate::store::Store;
 use crate::telemetry::alarms::Alarm;
 
-/// How often alarms are looked at whatever happens; a status always does.
+/// Time between two updates of all alarms. A status request updates them too.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The alarms now; nothing else is to be done than to make room.
+/// Returns the current alarms. The only remedy is to free disk space.
 pub(super) fn alarms(committer: &Committer, store: &dyn Store) -> Vec<Alarm> {
     let full = committer.disk_full().borrow().as_ref().map(|why| Alarm::DiskFull { why: why.clone() });
     let low = full.is_none() && *committer.tier().borrow() < Tier::All;
@@ -24,11 +24,13 @@ pub(super) fn alarms(committer: &Committer, store: &dyn Store) -> Vec<Alarm> {
 }
 
 impl Node {
-    /// Looks at all alarms again and again, and at once when the disk is full or has room again. Never ends.
+    /// Updates all alarms at the interval, and at once when the disk becomes full or has space
+    /// again. Never returns.
     pub(super) async fn watch_alarms(self: Arc<Self>) {
         let (mut full, mut tier) = (self.committer.disk_full(), self.committer.tier());
         loop {
-            // Here and not on a blocking thread, which would hold the store open beyond the node's end: it reads what lies in memory.
+            // Not on a blocking thread: it would hold the store open beyond the node's end. The
+            // data is in memory.
             full.mark_unchanged();
             tier.mark_unchanged();
             self.update_alarms();

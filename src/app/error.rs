@@ -1,4 +1,4 @@
-//! Why a node does not start, or does not go on.
+//! Errors that stop a node, or keep it from starting.
 
 use std::path::PathBuf;
 
@@ -15,62 +15,63 @@ pub enum AppError {
     /// A file could not be read.
     #[error("{path} cannot be read")]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// The roster is not one, or does not follow the one held.
+    /// The roster is not valid, or does not follow the one held.
     #[error("the roster {path} cannot be used")]
     Roster {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: ChainError,
     },
     /// A revocation list cannot be used.
     #[error("the revocation list {path} cannot be used")]
     List {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: CrlError,
     },
-    /// What the node begins with could not be kept.
+    /// The node's first roster could not be persisted.
     #[error("the first roster cannot be kept")]
     Persist(#[from] CommitFailure),
-    /// The roster does not list this node as it is configured.
+    /// The roster does not list this node as configured.
     #[error("the roster does not list {0}")]
     NotListed(String),
     /// A key file does not hold the key that the roster lists.
     #[error("{path} holds no key that the roster lists: {reason}")]
     Key {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Why.
         reason: String,
     },
-    /// What this process writes there the node could not read.
+    /// The node could not read what this process writes there.
     #[error("{path} belongs to user {owner}, and this runs as user {user}")]
     OtherUser {
         /// The folder.
         path: PathBuf,
-        /// Its owner, by number.
+        /// Owner, by user id.
         owner: u32,
-        /// Who runs this, by number.
+        /// User of this process, by user id.
         user: u32,
     },
-    /// An empty store would put the feed in doubt for good, and perhaps its disk is only not there yet.
+    /// The store is missing but the high-water mark is not. An empty store would make the feed need
+    /// recovery, and the disk may only be unmounted.
     #[error(
         "there is no store in {data}, and the mark beside the keys says that this node has published {size} entries"
     )]
     StoreMissing {
-        /// Where it should be.
+        /// The expected folder.
         data: PathBuf,
-        /// Entries of its feed.
+        /// Size of its feed by the high-water mark.
         size: u64,
     },
     /// The store could not be opened.
@@ -91,18 +92,18 @@ pub enum AppError {
     /// A listener could not be opened.
     #[error("cannot listen on {address}")]
     Listen {
-        /// Where.
+        /// The address.
         address: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// Figures would be for everybody.
+    /// The metrics would be readable by anyone.
     #[error(
         "figures are not shown on {0}, beyond this machine: set metrics.allow_non_loopback if something else keeps strangers out"
     )]
     MetricsNonLoopback(String),
-    /// SIGHUP cannot be heard.
+    /// The handler of SIGHUP cannot be installed.
     #[error("signals cannot be heard")]
     Signal(#[source] std::io::Error),
     /// The store failed while the node ran.

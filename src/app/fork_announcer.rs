@@ -1,4 +1,4 @@
-//! Two histories of a feed that were proven here: every member is told, with the evidence, in this member's own feed.
+//! Announces proven forks to every member: publishes the evidence in this member's own feed.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,11 +15,12 @@ use crate::exchange::Exchange;
 use crate::roster_store::RosterStore;
 use crate::store::{ReadError, Store};
 
-/// How often it is looked at: what is proven alarms this member's operators at once, others hear within seconds.
+/// Time between two checks. This member's operators get an alarm at once; other members hear of it
+/// within seconds.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Publishes a `feed-forked` bulletin for each piece of evidence that no member has told of; before that, heeds those that came just before
-/// this node ended. Returns never.
+/// Publishes a `feed-forked` bulletin for each piece of evidence that no member has announced.
+/// First verifies the announcements received just before this node last stopped. Never returns.
 pub(super) async fn announce_forks(committer: Committer, exchange: Exchange, rosters: RosterStore) {
     exchange.verify_held_announcements().await;
     let mut done = BTreeSet::new();
@@ -33,7 +34,7 @@ pub(super) async fn announce_forks(committer: Committer, exchange: Exchange, ros
         let members: Vec<Member> = roster.members().cloned().collect();
         let known = done.clone();
         let unannounced = tokio::task::spawn_blocking(move || unannounced(store.as_ref(), &members, &known)).await;
-        // What cannot be read now is read later; the store tells whoever needs it.
+        // Retried; the store reports that it cannot be read.
         let Ok(Ok(unannounced)) = unannounced else { continue };
         for (file, is_announced) in unannounced {
             if !is_announced && !publish(&committer, &rosters, &file).await {
@@ -44,7 +45,7 @@ pub(super) async fn announce_forks(committer: Committer, exchange: Exchange, ros
     }
 }
 
-/// Evidence that is not in `done`, and whether a member has told of it. Blocks.
+/// Returns the evidence that is not in `done`, and whether a member has announced it. Blocks.
 fn unannounced(store: &dyn Store, members: &[Member], done: &BTreeSet<Bytes>) -> Result<Vec<(Bytes, bool)>, ReadError> {
     let mut found = Vec::new();
     for fork in store.forks()? {
@@ -61,13 +62,13 @@ fn unannounced(store: &dyn Store, members: &[Member], done: &BTreeSet<Bytes>) ->
     Ok(found)
 }
 
-/// Whether nothing is left to do for this evidence.
+/// Returns whether this evidence is finished with.
 async fn publish(committer: &Committer, rosters: &RosterStore, file: &[u8]) -> bool {
     let roster = rosters.load().newest_shared();
     let evidence = match EquivocationEvidence::verify(file, &roster) {
         Ok(evidence) => evidence,
         Err(error) => {
-            // The roster has moved on, and with it the keys: nobody could verify it.
+            // Keys have left the roster since: nobody could verify the evidence.
             tracing::warn!(%error, "evidence of two histories no longer convinces by this roster: it is not published");
             return true;
         }

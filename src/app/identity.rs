@@ -1,10 +1,10 @@
-//! This node's own certificate, judged as its peers judge it.
+//! Verifies this node's own certificate as its peers do.
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 
 use crate::transport::{CrlStore, Policy, Rejection, SpiffeId, Trust, Verifier};
 
-/// What peers know when they judge.
+/// The state that peers verify with.
 pub(super) struct PeerVerifier<'a> {
     pub(super) trust: &'a Trust,
     pub(super) crls: &'a CrlStore,
@@ -13,8 +13,10 @@ pub(super) struct PeerVerifier<'a> {
 }
 
 impl PeerVerifier<'_> {
+    /// Verifies a certificate.
+    ///
     /// # Errors
-    /// What they would reject it for.
+    /// The reason for which peers would reject it.
     pub(super) fn verify(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Rejection> {
         let policy = Policy::Exactly(SpiffeId::node(self.trust_domain));
         let verifier = Verifier::new(self.trust.clone(), self.crls.clone(), policy, self.grace_seconds);
@@ -22,8 +24,8 @@ impl PeerVerifier<'_> {
     }
 }
 
-/// Whether a rejection ends by itself: with time, or with a revocation list that peers may hold already. Everything else needs another
-/// certificate.
+/// Whether a rejection ends by itself: with time, or with a revocation list that peers may hold
+/// already. All others need a new certificate.
 pub(super) fn is_temporary(rejection: &Rejection) -> bool {
     ["not-yet-valid", "crl-stale"].contains(&rejection.reason)
 }

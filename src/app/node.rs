@@ -1,4 +1,4 @@
-//! What operators are told of the node, and what they may have it do.
+//! Implements the operator API: status, alarms, reload.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -23,10 +23,10 @@ use crate::store::Store;
 use crate::telemetry::alarms::{ActiveAlarm, Alarm};
 use crate::transport::Credentials;
 
-/// Ranges not held that a status lists for each peer.
+/// Most ranges not held that a status lists for each peer.
 const NOT_HELD_LISTED_MAX: usize = 1_000;
 
-/// The rest of the node, for operators.
+/// The parts of the node that operators see and control.
 pub(super) struct Node {
     pub(super) committer: Committer,
     pub(super) config: NodeConfig,
@@ -43,14 +43,14 @@ pub(super) struct Node {
     pub(super) reload_error: parking_lot::Mutex<Option<String>>,
 }
 
-/// What members have used of the disk, as the committer knows it.
+/// Members' use of the disk, by the committer.
 struct DiskShares {
     used: BTreeMap<Member, u64>,
     over: BTreeMap<Member, OverQuota>,
 }
 
 impl Node {
-    /// Looks at every cause of an alarm that is not reported by whoever meets it.
+    /// Updates the alarms whose causes are polled.
     pub(super) fn update_alarms(&self) {
         let mut watched = self.expiry_alarms(UnixTime::now());
         watched.extend(self.clock_alarms());
@@ -104,8 +104,9 @@ impl Node {
     }
 }
 
-/// Ranges held as digests, of which a relay held no more: what the feed's owner, who was asked about everything before `owner_scanned_to`, did not
-/// give either is withheld from this member.
+/// Reclassifies ranges that a relay did not hold. If the feed's owner, who was asked about
+/// everything before `owner_scanned_to`, did not send them either, they are withheld from this
+/// member.
 fn with_owner_withheld(
     ranges: Vec<(Range<u64>, Undisclosed)>,
     owner_scanned_to: u64,
@@ -118,7 +119,7 @@ fn with_owner_withheld(
     parts.filter(|(range, _)| !range.is_empty()).collect()
 }
 
-/// A time, if there is one.
+/// Returns a timestamp; `None` for 0.
 fn at(unix_seconds: u64) -> Option<pbjson_types::Timestamp> {
     let seconds = i64::try_from(unix_seconds).ok().filter(|seconds| *seconds > 0)?;
     Some(pbjson_types::Timestamp { seconds, nanos: 0 })

@@ -1,8 +1,11 @@
-//! Recovery: from a feed in doubt into its next epoch.
+//! Recovery: moves a feed that needs recovery to its next epoch.
 //!
-//! In scope: linking to the peers until all that they hold of this member's feeds is here, then opening the next epoch. The node itself
-//! must be stopped: its store is locked meanwhile, and the new key never leaves the machine. Out of scope: the order of writes
-//! (`committer::epoch`), words for people (`cli`).
+//! It links to the peers until everything they hold of this member's feeds is here, then opens the
+//! next epoch. The node itself must be stopped: the store is locked meanwhile, and the new key
+//! never leaves the machine.
+//!
+//! In scope: fetching, and when to open the epoch. Out of scope: the order of writes
+//! (`committer::epoch`), and texts for people (`cli`).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -17,42 +20,42 @@ use crate::committer::{NextEpoch, OpenEpochError, OpenedEpoch, StartError, needs
 use crate::config::NodeConfig;
 use crate::store::Store;
 
-/// How often it is looked at how far it has come.
+/// Time between two checks of the progress.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How to recover.
+/// Options of a recovery.
 pub struct RecoverOptions {
     /// All keys of the next epoch's feed.
     pub next_keys: Vec<SigningKey>,
-    /// Members that cannot be reached, and are not waited for.
+    /// Members that are unreachable and are not waited for.
     pub skip_members: BTreeSet<Member>,
-    /// How long nothing may change before it is given up.
+    /// Time without progress after which recovery fails.
     pub idle_timeout: Duration,
-    /// Where two histories of the feed are signed: the one held here is to be closed.
+    /// If the feed is forked, close the fork that is held here.
     pub keep_local_fork: bool,
 }
 
-/// How far it has come.
+/// Progress of a recovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// The feed in doubt.
+    /// The feed that needs recovery.
     pub feed: FeedId,
-    /// Entries of it that are here.
+    /// Entries of it held here.
     pub held: u64,
     /// Every other member.
     pub peers: Vec<PeerProgress>,
 }
 
-/// One peer.
+/// Progress of one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerProgress {
-    /// Who.
+    /// Its member code.
     pub member: Member,
     /// Whether a link is open.
     pub linked: bool,
-    /// Entries of the feed in doubt that it has shown; `None` until it has shown its heads.
+    /// Entries of the feed that the peer has announced; `None` until it has sent its tree heads.
     pub announced: Option<u64>,
-    /// Whether everything that it has shown is here.
+    /// Whether everything it has announced is here.
     pub complete: bool,
     /// Whether it is waited for.
     pub needed: bool,
@@ -66,7 +69,7 @@ impl Progress {
     }
 }
 
-/// Why a feed was not recovered. Nothing is in less doubt than before; what was fetched is kept.
+/// Why a feed was not recovered. The state of the feed has not changed; fetched entries are stored.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     /// The node could not be opened.
@@ -75,26 +78,27 @@ pub enum RecoverError {
     /// The next epoch could not be opened.
     #[error(transparent)]
     Open(#[from] OpenEpochError),
-    /// Some peers were not reached, or did not give what they showed.
+    /// Some peers were not reached, or did not send what they announced.
     #[error("not everything that others hold could be fetched")]
     Incomplete(Progress),
-    /// Who is not waited for is nobody.
+    /// A member to skip is not in the roster.
     #[error("{0} is no member of the exchange")]
     UnknownMember(Member),
-    /// Members hold another history of the feed than this node: which of them is to be closed is not for a program to say.
+    /// Members hold another fork of the feed than this node. An operator or the governors must
+    /// decide which one is closed.
     #[error("two histories of {feed} are signed: {evidence}")]
     UnresolvedFork {
-        /// Which feed.
+        /// The feed.
         feed: FeedId,
-        /// What proves it, and who showed it.
+        /// The evidence, and the member that sent it.
         evidence: String,
     },
-    /// It was told to stop.
+    /// Recovery was stopped by its caller.
     #[error("it was stopped before the epoch was opened")]
     Stopped,
 }
 
-/// Fetches what peers hold and opens the next epoch. `on_progress` hears every change.
+/// Fetches what peers hold and opens the next epoch. `on_progress` is called for every change.
 ///
 /// # Errors
 /// See [`RecoverError`].
@@ -110,7 +114,7 @@ pub async fn recover(
     let while_open = {
         let old = old.clone();
         async move |open_node: OpenNode| {
-            // A wrong key is told before anything is waited for.
+            // Reject a wrong key before any waiting.
             NextEpoch::of(next_keys.clone(), &old, open_node.rosters.load().newest())?;
             if let Some(unknown_member) =
                 skip_members.iter().find(|member| open_node.rosters.load().newest().member(member).is_none())
@@ -122,7 +126,7 @@ pub async fn recover(
                 fetched = fetching => fetched?,
                 () = stop => return Err(RecoverError::Stopped),
             }
-            // A newer roster may have come with the links.
+            // A newer roster may have come over the links.
             let roster = open_node.rosters.load().newest_shared();
             let decided = keep_local_fork || matches_closed_feed(open_node.committer.store().as_ref(), &roster, &old);
             if let Some(evidence) = open_node.exchange.stopped_feeds().all().remove(&old).filter(|_| !decided) {
@@ -135,7 +139,7 @@ pub async fn recover(
     let (fetched, store, _) = serve(config, Purpose::Recover, while_open).await?;
     let high_water_mark = high_water_mark_path(config);
     let (roster, next) = match fetched {
-        // Nothing that was reached puts it in doubt.
+        // No peer that was reached has shown a need for recovery.
         Err(RecoverError::Incomplete(_) | RecoverError::Stopped | RecoverError::Open(_))
             if !needs_recovery(&high_water_mark, old.epoch).map_err(StartError::from).map_err(AppError::from)? =>
         {
@@ -147,7 +151,8 @@ pub async fn recover(
     Ok(opened.map_err(|_| AppError::Transport("opening the epoch ended in a panic".into()))??)
 }
 
-/// Whether the history that is held is the one with which the roster ends the feed: then nobody is asked which of two is right.
+/// Whether the held fork is the one with which the roster closes the feed. Then no operator's
+/// decision is needed.
 fn matches_closed_feed(store: &dyn Store, roster: &Roster, feed: &FeedId) -> bool {
     let (Some(member), Some(state)) = (roster.member(&feed.member), store.feed(feed)) else { return false };
     let held =
@@ -170,7 +175,7 @@ async fn fetch(
         let now = progress(open_node, old, skip_members);
         if last.as_ref() != Some(&now) {
             on_progress(&now);
-            // Why a peer is not reached is no step ahead.
+            // A changed connection error is not progress.
             let ahead = |now: &Progress, last: &Progress| {
                 let known = |progress: &Progress| -> Vec<_> {
                     progress.peers.iter().map(|peer| (peer.announced, peer.complete)).collect()
@@ -195,7 +200,7 @@ fn progress(open_node: &OpenNode, old: &FeedId, skip_members: &BTreeSet<Member>)
     let (roster, store) = (open_node.rosters.load().newest_shared(), open_node.committer.store());
     let held = |feed: &FeedId| store.feed(feed).map_or(0, |state| state.compact_range.size());
     let (links, announced) = (open_node.exchange.peers().snapshot(), open_node.exchange.own_feed_replicas());
-    // Of two histories only one can be here; the governors settle which.
+    // Only one of two forks can be here; the governors settle which.
     let forked = open_node.exchange.stopped_feeds().all();
     let peers = roster.entries().map(|entry| &entry.code).filter(|code| **code != old.member).map(|member| {
         let (link, announced) = (links.get(member), announced.get(member).filter(|announced| announced.heads_received));

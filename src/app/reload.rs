@@ -1,4 +1,5 @@
-//! Reading certificate, lists, access rules and roster again without a restart: all that changed, or nothing.
+//! Reloads certificate, revocation lists, access rules and roster without a restart: all changes or
+//! none.
 
 use std::sync::Arc;
 
@@ -22,15 +23,15 @@ pub(super) enum ReloadError {
     /// Certificate and key cannot be used.
     #[error(transparent)]
     Identity(#[from] TransportError),
-    /// Everybody would refuse the certificate.
+    /// Peers would reject the certificate.
     #[error("{path} would be refused: {rejection}")]
     Rejected {
         /// The file.
         path: String,
-        /// Why.
+        /// The reason.
         rejection: Rejection,
     },
-    /// A revocation list with the number of another one.
+    /// A revocation list has the number of another one.
     #[error(
         "{path} differs from the revocation list in force and has the same number: issue it again with a higher CRL number"
     )]
@@ -38,13 +39,14 @@ pub(super) enum ReloadError {
         /// The file.
         path: String,
     },
-    /// What was read could not be kept.
+    /// The changes could not be persisted.
     #[error("it cannot be kept: {0}")]
     Commit(#[from] CommitFailure),
 }
 
 impl Node {
-    /// Reads the files again and says what changed; `actor` asked for it. A file that cannot be used leaves everything as it was.
+    /// Reloads the files and returns what changed; `actor` requested it. A file that cannot be used
+    /// leaves everything unchanged.
     pub(super) async fn reload_for(&self, actor: &str) -> Result<Vec<String>, String> {
         let result = self.reload_files().await.map_err(|error| error_chain::one_line(&error));
         let (event, reason, detail) = match &result {
@@ -52,13 +54,13 @@ impl Node {
             Ok(changes) => ("reloaded", "changed", changes.join("; ")),
             Err(error) => ("reload-rejected", "unusable", error.clone()),
         };
-        // Nobody outside asks for it: each one is recorded.
+        // Only operators can cause it: each one is recorded.
         audit_limited(u64::MAX, &AuditEvent { event, reason, actor: &actor, resource: &"", detail: &detail });
         *self.reload_error.lock() = result.as_ref().err().cloned();
         result
     }
 
-    /// What is in the files is not what is in force: the next start would fail.
+    /// Returns the alarm that the files are not in use: the next start would fail.
     pub(super) fn reload_alarm(&self) -> Option<Alarm> {
         self.reload_error.lock().clone().map(|why| Alarm::ReloadRejected { why })
     }
@@ -67,14 +69,14 @@ impl Node {
         let _one_at_a_time = self.reloading.lock().await;
         let text = &self.config.text;
 
-        // Everything is read and judged as it would stand together ...
+        // First everything is read and verified together ...
         let access = load_access(&text.access)?;
         let certified = self.credentials.read()?;
         let note = read_roster(&text.roster).map(Bytes::from)?;
         let mut adoption = self.exchange.adoption().await;
         match adoption.extend(&note) {
             Ok(_) => {}
-            // The file may be older than what came over the links.
+            // The file may be older than the roster from the links.
             Err(ChainError::Gap { held, found }) if found < held => {}
             Err(source) => return Err(AppError::Roster { path: text.roster.clone(), source }.into()),
         }
@@ -88,7 +90,7 @@ impl Node {
             self.check_accepted_by_peers(&certified, &trust, &crls)?;
         }
 
-        // ... made durable in one commit, and put in force.
+        // ... then it is persisted in one commit, and applied.
         let newer: Vec<_> = crls.iter().filter(|(_, list)| self.crls.held.is_newer(list)).collect();
         let records = newer.iter().map(|(_, list)| crls::record(list.crl())).collect();
         let adopted = adoption.commit(records).await?;
@@ -113,7 +115,7 @@ impl Node {
         Ok(changes)
     }
 
-    /// With a certificate that others refuse this node would be alone.
+    /// With a certificate that peers reject this node would be isolated.
     fn check_accepted_by_peers(
         &self,
         certified: &Certified,

@@ -1,7 +1,8 @@
-//! Repairing a stopped node's store: what is damaged in its commit log is put back, with its peers' help.
+//! Repairs the commit log of a stopped node, with content from its peers. Damage that cannot be
+//! repaired is only reported.
 //!
-//! In scope: whom to ask for content, over links of a stopped node. Out of scope: finding damage and what counts as repaired (`store::repair`),
-//! words for people (`cli`). Damage that cannot be put back is named, and nothing is done about it.
+//! In scope: which peers to ask for content, over links of a stopped node. Out of scope: finding
+//! damage and what counts as repaired (`store::repair`), and texts for people (`cli`).
 
 use std::collections::BTreeMap;
 
@@ -17,33 +18,34 @@ use crate::store::disk::DiskOptions;
 use crate::store::repair::{Damage, Repair};
 use crate::transport::{Connections, Connector, Credentials, CrlStore, Policy, Trust, Verifier};
 
-/// What was found, and what became of it.
+/// Result of a repair.
 #[derive(Clone, Debug)]
 pub struct RepairOutcome {
     /// All damage, in the order of the log.
     pub damage: Vec<Damage>,
-    /// There is more damage than is listed: repair again when this is put back.
+    /// There is more damage than is listed: repair again afterwards.
     pub more: bool,
     /// Newest commit that could be read.
     pub newest_commit: u64,
-    /// Entries of the node's own feed that its mark promises beyond those that the log holds: the log's end is missing.
+    /// Entries of the node's own feed that the high-water mark covers and the log lacks: the end of
+    /// the log is missing.
     pub missing: u64,
     /// Peers that could not be asked, and why.
     pub unreached: BTreeMap<Member, String>,
 }
 
 impl RepairOutcome {
-    /// Whether the log is as it was written, by all that can be told.
+    /// Whether the log is as it was written, as far as can be detected.
     #[must_use]
     pub fn is_intact(&self) -> bool {
         self.missing == 0 && !self.more && self.damage.iter().all(|damage| damage.repaired)
     }
 }
 
-/// Looks for damage in the store of a stopped node and, unless `check_only`, undoes what can be undone.
+/// Looks for damage in the store of a stopped node and, unless `check_only`, repairs what it can.
 ///
 /// # Errors
-/// See [`AppError`]. What was repaired by then stays repaired.
+/// See [`AppError`]. Repairs made by then remain.
 pub async fn repair(config: &NodeConfig, check_only: bool) -> Result<RepairOutcome, AppError> {
     let config = &with_current_epoch(config)?;
     if !check_only {
@@ -52,7 +54,7 @@ pub async fn repair(config: &NodeConfig, check_only: bool) -> Result<RepairOutco
     let options = DiskOptions::new(config.feed.member.clone(), config.feed.exchange.clone());
     let mut repair = Repair::open(&config.text.data, &options)?;
     let promised = read_high_water_size(&high_water_mark_path(config)).map_err(StartError::from)?;
-    // What was not looked at is not missing.
+    // A truncated scan cannot tell what is missing.
     let missing =
         if repair.is_truncated() { 0 } else { promised.unwrap_or(0).saturating_sub(repair.size(&config.feed)) };
     let mut unreached = BTreeMap::new();
@@ -66,7 +68,7 @@ pub async fn repair(config: &NodeConfig, check_only: bool) -> Result<RepairOutco
     Ok(RepairOutcome { damage, more, newest_commit: repair.newest_commit(), missing, unreached })
 }
 
-/// Asks one peer after the other for what is still wanted.
+/// Requests the content still needed from one peer after the other.
 async fn ask_peers(config: &NodeConfig, repair: &mut Repair) -> Result<BTreeMap<Member, String>, AppError> {
     let rosters = RosterStore::new(chain(config, repair.rosters())?);
     let roster = rosters.load().newest_shared();

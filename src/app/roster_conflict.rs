@@ -1,4 +1,5 @@
-//! Alarms while a copy held here is another history than the one that the governors have settled, or than this node has cosigned.
+//! Raises alarms while a held copy is on another fork than the one the governors have settled, or
+//! than this node has cosigned.
 
 use barid_core::ids::{FeedId, Member};
 use barid_core::roster::ClosedFeed;
@@ -8,7 +9,8 @@ use crate::store::Store;
 use crate::telemetry::alarms::Alarm;
 
 impl Node {
-    /// Of which feeds there is another history here than the one with which the newest roster ends them, or than this node vouched for.
+    /// Returns the feeds whose copy conflicts with the closed feed of the newest roster, or with
+    /// this node's own cosignature.
     pub(super) fn fork_conflict_alarms(&self) -> Vec<Alarm> {
         let roster = self.rosters.load().newest_shared();
         let closed = roster.entries().flat_map(|member| {
@@ -23,7 +25,8 @@ impl Node {
     }
 }
 
-/// The feeds of which more is held than was settled, or another tree. A shorter copy is not judged: the rest may come.
+/// Returns the feeds whose copy is longer than the closed feed, or has another tree. A shorter copy
+/// passes: the rest may still come.
 fn rejected<'a>(store: &dyn Store, closed: impl Iterator<Item = (&'a Member, &'a ClosedFeed)>) -> Vec<FeedId> {
     let feeds = store.feeds();
     let differs = closed.filter_map(|(member, closed)| {

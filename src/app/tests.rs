@@ -1,4 +1,4 @@
-//! Whether a node starts with the files that it is given.
+//! Tests that a node starts, or fails to start, with given files.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -11,16 +11,16 @@ use time::{Duration, OffsetDateTime};
 use super::*;
 use crate::pki::{Authority, DevelopMember, DevelopOptions, develop};
 
-/// Longest for anything to come true: the machine may be busy.
+/// Longest wait for a condition: the machine may be busy.
 const DEADLINE: std::time::Duration = std::time::Duration::from_secs(30);
 
-/// A member that listens wherever there is room, and its folder.
+/// The folder of a member that listens on any free port.
 struct NodeFolder(tempfile::TempDir);
 
 impl NodeFolder {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        // The other one, whom a quorum needs, is never reached.
+        // The other member, needed for a quorum, is never reached.
         let members = [("ma", 7400), ("tn", 1)];
         let members = members.map(|(code, port)| DevelopMember::local(code.parse().unwrap(), port)).to_vec();
         let exchange = "rabat.example".parse().unwrap();
@@ -41,7 +41,7 @@ impl NodeFolder {
         fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
     }
 
-    /// The node's next certificate, changed before its authority signs it.
+    /// Writes the node's next certificate, changed before its authority signs it.
     fn certify(&self, change: impl FnOnce(&mut CertificateParams)) {
         let read = |name: &str| fs::read_to_string(self.path(name)).unwrap();
         let authority = Authority::load("ma.rabat.example", &read("tls/ca.pem"), &read("offline/ca.key")).unwrap();
@@ -50,7 +50,7 @@ impl NodeFolder {
         fs::write(self.path("tls/node.key"), issued.key).unwrap();
     }
 
-    /// Starts the node, and stops it as soon as it serves; or why it did not start.
+    /// Starts the node, and stops it as soon as it serves. Returns why it did not start.
     async fn start(&self) -> Result<(), String> {
         let text = |error: &dyn std::error::Error| {
             let sources = std::iter::successors(error.source(), |error| error.source());
@@ -62,7 +62,7 @@ impl NodeFolder {
         loop {
             let started = run(&config, flags, std::future::ready(()), |_| ()).await;
             match started.map_err(|error| text(&error)) {
-                // Threads of the start before, which failed, are still ending.
+                // Threads of the previous, failed start are still ending.
                 Err(why) if why.contains("has the store open") && std::time::Instant::now() < deadline => {
                     tokio::task::yield_now().await;
                 }
@@ -113,7 +113,7 @@ async fn node_with_a_certificate_no_peer_accepts_does_not_start() {
     assert!(home.start().await.unwrap_err().contains("keyCertSign"));
     home.certify(span(-9, -1));
     assert!(home.start().await.unwrap_err().contains("expired"));
-    // What passes by itself is an alarm; with the clock put right the node goes on.
+    // A temporary rejection is an alarm; once the clock is right the node continues.
     home.certify(span(1, 9));
     home.start().await.unwrap();
     home.certify(|_| ());

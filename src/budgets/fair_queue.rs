@@ -1,25 +1,26 @@
-//! Who waits: owners in turn, and what one owner has waiting in the order in which it came.
+//! A queue of waiting items that serves owners in turn, and the items of one owner in order.
 //!
-//! In scope: who is next. Pure. Out of scope: what they wait for ([`super::Budget`]).
+//! In scope: the order. Pure. Out of scope: what the items wait for ([`super::Budget`]).
 //!
-//! Turns go round the owners, so that somebody with one request waits for at most one of each other owner, however many these have waiting.
+//! Owners are served round-robin: an owner with one item waits for at most one item of each other
+//! owner, however many they have.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::Hash;
 
-/// What waits, by owner.
+/// Waiting items by owner.
 pub(super) struct FairQueue<K, T> {
     waiting: HashMap<K, BTreeMap<u64, T>>,
-    /// Owners with something waiting, the next one first.
+    /// Owners with waiting items, the next one first.
     owners: VecDeque<K>,
     next_id: u64,
 }
 
-/// What becomes of one that waits.
+/// Decision on a waiting item.
 pub(super) enum GrantDecision {
-    /// It goes on, and its owner is last now.
+    /// The item is removed, and its owner goes to the end.
     Granted,
-    /// It goes on waiting, and its owner keeps its turn.
+    /// The item stays, and its owner keeps its turn.
     Waits,
 }
 
@@ -34,12 +35,12 @@ impl<K: Clone + Eq + Hash, T> FairQueue<K, T> {
         self.owners.is_empty()
     }
 
-    /// Whether this owner has something waiting.
+    /// Returns whether an owner has waiting items.
     pub(super) fn has(&self, owner: &K) -> bool {
         self.waiting.contains_key(owner)
     }
 
-    /// Adds one behind those of its owner; returns its number.
+    /// Adds an item after those of its owner. Returns its id.
     pub(super) fn push(&mut self, owner: &K, waiting: T) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
@@ -51,7 +52,7 @@ impl<K: Clone + Eq + Hash, T> FairQueue<K, T> {
         id
     }
 
-    /// Removes one that has given up; `None` if it was granted before.
+    /// Removes an item; `None` if it was already granted.
     pub(super) fn remove(&mut self, owner: &K, id: u64) -> Option<T> {
         let of_owner = self.waiting.get_mut(owner)?;
         let removed = of_owner.remove(&id);
@@ -62,7 +63,8 @@ impl<K: Clone + Eq + Hash, T> FairQueue<K, T> {
         removed
     }
 
-    /// Looks at the first of each owner in turn, and again at owners of which one was granted. Returns those that were.
+    /// Decides on the first item of each owner in turn, and again on owners that had an item
+    /// granted. Returns the granted items.
     pub(super) fn grant(&mut self, mut decide: impl FnMut(&K, &T) -> GrantDecision) -> Vec<(K, T)> {
         let (mut granted, mut place) = (Vec::new(), 0);
         while let Some(owner) = self.owners.get(place).cloned() {

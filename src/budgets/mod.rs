@@ -1,11 +1,15 @@
-//! What others may use of this node: named budgets, charged before the work is done and given back when it is over.
+//! Budgets: named bounds on what callers and peers use of this node. Work is charged before it is
+//! done, and the charge is released when it ends.
 //!
-//! In scope: the one table of budgets ([`table`]), charging by owner with a reserved share ([`Budget`]), rates ([`RateLimiter`]), and what is in
-//! use now ([`Budgets::usage`]). Out of scope: what a call or a frame costs, which the place that serves it knows, and who its owner is.
+//! In scope: the table of budgets ([`table`]), charges by owner with a reserved share ([`Budget`]),
+//! rates ([`RateLimiter`]), and current usage ([`Budgets::usage`]). Out of scope: what a call or
+//! frame costs and who its owner is; the code that serves it decides.
 //!
-//! An owner is whoever can be held to account: an address until a certificate has proven an identity, then the identity or the member. A
-//! budget has a bound for each owner and one for all together. A part of the latter is reserved: only charges of class [`Class::Reserved`] use
-//! it, and only of owners that hold little, so that operators get in, the node publishes its own and urgent bulletins pass whatever others do.
+//! An owner is the party that is held to account: an address until a certificate has proven an
+//! identity, then the identity or the member. A budget has a bound for each owner and a total for
+//! all owners. Part of the total is reserved: only charges of class [`Class::Reserved`] may use it,
+//! and only from owners that use little. So operators can connect, the node can publish, and urgent
+//! bulletins pass, whatever the load from others.
 
 mod fair_queue;
 mod rate;
@@ -26,10 +30,10 @@ pub use table::BudgetSpec;
 
 use fair_queue::{FairQueue, GrantDecision};
 
-/// Who is charged.
+/// The party that is charged.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Owner {
-    /// Nobody has shown who they are: an IPv4 address, or an IPv6 network of 64 bits.
+    /// An unauthenticated party: an IPv4 address, or an IPv6 network of 64 bits.
     Address(Arc<str>),
     /// A person or system of this member: the path of its SPIFFE ID.
     Identity(Arc<str>),
@@ -47,9 +51,10 @@ impl fmt::Display for Owner {
 /// Whether a charge may use the reserved share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// Everything else.
+    /// It may not.
     Ordinary,
-    /// Operators, own publishing, urgent bulletins; of calls that need no grant, those of whoever has one.
+    /// It may: operators, publishing, urgent bulletins, and calls that need no grant from callers
+    /// with a grant.
     Reserved,
 }
 
@@ -61,17 +66,17 @@ pub struct OverBudget {
     pub budget: &'static str,
     /// Unit of the numbers.
     pub unit: &'static str,
-    /// Whose bound was reached: the owner's name, or "all together".
+    /// The owner whose bound was reached, or "all together" for the total.
     pub owner: String,
-    /// In use.
+    /// Units in use.
     pub used: u64,
     /// The bound.
     pub bound: u64,
-    /// What was asked for.
+    /// Units requested.
     pub requested: u64,
 }
 
-/// One budget. Cheap to clone; clones share what is in use.
+/// One budget. Cheap to clone; clones share the usage.
 #[derive(Clone)]
 pub struct Budget {
     shared: Arc<Shared>,
@@ -99,11 +104,11 @@ struct State {
     used: u64,
     high_water: u64,
     denied: u64,
-    /// What each owner uses; who uses nothing is forgotten.
+    /// Units that each owner uses. Owners that use nothing are removed.
     owners: HashMap<Owner, u64, RandomState>,
-    /// By owner and class: what an owner may read does not go before what it publishes.
+    /// By owner and class, so that an owner's reads do not go before its publishing.
     waiting: FairQueue<(Owner, Class), WaitingCharge>,
-    /// Whether something that waits does not fit the bound of all: ordinary, and what may use the reserve.
+    /// Whether a waiting charge does not fit the total: of class ordinary, and of class reserved.
     full: [bool; 2],
 }
 
@@ -113,59 +118,60 @@ struct WaitingCharge {
     granted: oneshot::Sender<Charge>,
 }
 
-/// What is in use of one budget.
+/// Usage of one budget.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usage {
     /// The budget.
     pub spec: &'static BudgetSpec,
     /// Its bounds.
     pub bounds: Bounds,
-    /// In use by all.
+    /// Units in use by all owners.
     pub used: u64,
-    /// Most that was in use at once since the start.
+    /// Largest number of units in use at once since the start.
     pub high_water: u64,
-    /// Charges that did not fit since the start.
+    /// Charges since the start that did not fit.
     pub denied: u64,
-    /// Owners that use most, at most [`USAGE_OWNERS_MAX`], the largest first.
+    /// Owners that use most, largest first, at most [`USAGE_OWNERS_MAX`].
     pub owners: Vec<(Owner, u64)>,
 }
 
-/// So great a part of its own bound an owner may use beyond it for what is [`Class::Reserved`].
+/// For [`Class::Reserved`] an owner may exceed its own bound by one part in this many.
 const OWN_RESERVE_PART: u64 = 8;
-/// Owners named in a [`Usage`]: who is at the bound is among them.
+/// Owners listed in a [`Usage`]. Owners at their bound are among them.
 pub const USAGE_OWNERS_MAX: usize = 5;
 
 impl Budget {
-    /// A budget with the bounds of its [`BudgetSpec`].
+    /// Creates a budget with the bounds of its [`BudgetSpec`].
     #[must_use]
     pub fn new(spec: &'static BudgetSpec) -> Self {
         Self::with(spec, spec.bounds)
     }
 
-    /// A budget with bounds from the configuration.
+    /// Creates a budget with bounds from the configuration.
     #[must_use]
     pub fn with(spec: &'static BudgetSpec, bounds: Bounds) -> Self {
-        // One of anything always fits: a budget of nothing would wait for ever.
+        // One unit always fits. With a bound of 0 a charge would wait forever.
         let total = bounds.total.max(1);
         let bounds =
             Bounds { total, per_owner: bounds.per_owner.clamp(1, total), reserved: bounds.reserved.min(total - 1) };
         Self { shared: Arc::new(Shared { spec, bounds, state: Mutex::default() }) }
     }
 
-    /// Charges `amount` to `owner`, or says which bound it does not fit.
+    /// Charges `amount` to `owner`, or fails with the bound that it does not fit.
     ///
     /// # Errors
-    /// [`OverBudget`]; nothing is charged then.
+    /// [`OverBudget`]. Nothing is charged.
     pub fn try_charge(&self, owner: &Owner, class: Class, amount: u64) -> Result<Charge, OverBudget> {
         let mut charge = Charge { budget: self.clone(), owner: owner.clone(), class, amount: 0 };
         charge.grow(amount)?;
         Ok(charge)
     }
 
-    /// As [`Self::try_charge`], but never before what the same owner has waiting, nor before what waits for the bound of all.
+    /// Like [`Self::try_charge`], but also fails while another charge of the same owner and class
+    /// waits, or a charge waits for the total.
     ///
     /// # Errors
-    /// [`OverBudget`]; nothing is charged then.
+    /// [`OverBudget`]. Nothing is charged.
     pub fn try_charge_in_turn(&self, owner: &Owner, class: Class, amount: u64) -> Result<Charge, OverBudget> {
         let mut state = self.shared.state.lock();
         let others_wait = state.full[usize::from(class == Class::Reserved)];
@@ -178,8 +184,8 @@ impl Budget {
         Ok(Charge { budget: self.clone(), owner: owner.clone(), class, amount })
     }
 
-    /// Charges `amount` to `owner` as soon as it fits and its turn has come; more than the bounds themselves is charged as the largest amount
-    /// that can fit. Dropping the future charges nothing.
+    /// Charges `amount` to `owner`, in turn, as soon as it fits. An amount above the bounds is
+    /// charged as the largest amount that can fit. Dropping the future charges nothing.
     pub async fn charge(&self, owner: &Owner, class: Class, amount: u64) -> Charge {
         let amount = amount.min(self.shared.bounds.per_owner).min(self.shared.usable(class));
         if let Ok(charge) = self.try_charge_in_turn(owner, class, amount) {
@@ -190,14 +196,14 @@ impl Budget {
             let id = self.shared.state.lock().waiting.push(&key, WaitingCharge { amount, granted });
             WaitGuard { budget: self, key: &key, id }
         };
-        // There may be room: what others wait for is not what this one asks for.
+        // There may be room already: the other waiting charges may be blocked by other bounds.
         self.grant();
         let charge = waits.await;
         drop(guard);
         charge.unwrap_or_else(|_| Charge { budget: self.clone(), owner: owner.clone(), class, amount: 0 })
     }
 
-    /// Hands what there is room for to those that wait, in turn.
+    /// Grants waiting charges that fit, in turn.
     fn grant(&self) {
         let granted = {
             let mut state = self.shared.state.lock();
@@ -208,7 +214,7 @@ impl Budget {
             self.shared.grant(&mut state)
         };
         for ((owner, class), WaitingCharge { amount, granted }) in granted {
-            // Whoever has given up since drops it, and so gives it back.
+            // If the receiver has gone, dropping the charge releases it.
             drop(granted.send(Charge { budget: self.clone(), owner, class, amount }));
         }
     }
@@ -229,19 +235,20 @@ impl Budget {
         }
     }
 
-    /// The bounds in force.
+    /// Returns the bounds in force.
     #[must_use]
     pub fn bounds(&self) -> Bounds {
         self.shared.bounds
     }
 
-    /// What `owner` uses.
+    /// Returns the units that `owner` uses.
     #[must_use]
     pub fn used_by(&self, owner: &Owner) -> u64 {
         self.shared.state.lock().used_by(owner)
     }
 
-    /// Whether a charge waits for what `owner` holds: another of its own, or one that does not fit the bound of all.
+    /// Returns whether a charge waits for units that `owner` uses: another charge of its own, or
+    /// one that does not fit the total.
     #[must_use]
     pub fn blocks_waiters(&self, owner: &Owner) -> bool {
         let state = self.shared.state.lock();
@@ -249,7 +256,7 @@ impl Budget {
         !state.waiting.is_empty() && (state.full.contains(&true) || of_own(Class::Ordinary) || of_own(Class::Reserved))
     }
 
-    /// What is in use.
+    /// Returns the usage.
     #[must_use]
     pub fn usage(&self) -> Usage {
         let state = self.shared.state.lock();
@@ -274,7 +281,7 @@ impl State {
 }
 
 impl Shared {
-    /// What all together may use.
+    /// Returns the total for a class.
     fn usable(&self, class: Class) -> u64 {
         if class == Class::Reserved {
             self.bounds.total
@@ -283,20 +290,23 @@ impl Shared {
         }
     }
 
-    /// What an owner may use. What it reads must not keep it from publishing.
+    /// Returns the bound of one owner for a class. It is higher for the reserved class, so that an
+    /// owner's reads do not block its publishing.
     fn own_bound(&self, class: Class) -> u64 {
         let own = self.bounds.per_owner;
         if class == Class::Reserved { own + own / OWN_RESERVE_PART } else { own }
     }
 
-    /// The same, less where only the reserve is left.
+    /// Returns the bound of one owner, or its share of the reserve if the charge would use the
+    /// reserve.
     fn own_bound_now(&self, state: &State, class: Class, amount: u64) -> u64 {
         let into_reserve =
             self.spec.reserve_shares > 1 && state.used.saturating_add(amount) > self.usable(Class::Ordinary);
         if class == Class::Reserved && into_reserve { self.reserve_share() } else { self.own_bound(class) }
     }
 
-    /// What an owner may use in all where only the reserve is left: whoever holds more has had its share before.
+    /// Returns the units that an owner may use in all when the charge uses the reserve. An owner
+    /// that uses more already had its share.
     fn reserve_share(&self) -> u64 {
         self.bounds.reserved.div_ceil(self.spec.reserve_shares)
     }
@@ -327,8 +337,8 @@ impl Shared {
         Err(over)
     }
 
-    /// Charges those that wait and fit. Where one does not fit the bound of all, none of its class goes before it: small ones would else keep a
-    /// large one out for ever.
+    /// Grants waiting charges that fit. After one that does not fit the total, no other charge of
+    /// its class is granted: otherwise small charges would starve a large one.
     fn grant(&self, state: &mut State) -> Vec<((Owner, Class), WaitingCharge)> {
         let mut waiting = std::mem::take(&mut state.waiting);
         let (denied, mut full) = (state.denied, [false; 2]);
@@ -346,7 +356,7 @@ impl Shared {
     }
 }
 
-/// The place of one that waits: dropping it gives the place up.
+/// The place of a waiting charge in the queue. Dropping it removes the charge.
 struct WaitGuard<'a> {
     budget: &'a Budget,
     key: &'a (Owner, Class),
@@ -357,13 +367,13 @@ impl Drop for WaitGuard<'_> {
     fn drop(&mut self) {
         let removed = self.budget.shared.state.lock().waiting.remove(self.key, self.id);
         if removed.is_some() {
-            // It may have kept others waiting.
+            // The removed charge may have blocked others.
             self.budget.grant();
         }
     }
 }
 
-/// What is charged to an owner. Dropping it gives it back.
+/// Units charged to an owner. Dropping it releases them.
 #[must_use = "dropping a charge gives it back"]
 pub struct Charge {
     budget: Budget,
@@ -373,10 +383,10 @@ pub struct Charge {
 }
 
 impl Charge {
-    /// Charges so much more.
+    /// Charges `amount` more.
     ///
     /// # Errors
-    /// [`OverBudget`]; what was charged before stays.
+    /// [`OverBudget`]. The previous amount remains charged.
     pub fn grow(&mut self, amount: u64) -> Result<(), OverBudget> {
         let shared = &self.budget.shared;
         shared.add(&mut shared.state.lock(), &self.owner, self.class, amount)?;
@@ -384,7 +394,7 @@ impl Charge {
         Ok(())
     }
 
-    /// Gives so much back; at most what is charged.
+    /// Releases `amount`, at most what is charged.
     pub fn shrink(&mut self, amount: u64) {
         let amount = amount.min(self.amount);
         self.amount -= amount;
@@ -393,14 +403,14 @@ impl Charge {
         }
     }
 
-    /// Parts so much off, at most what is charged, to be given back on its own.
+    /// Splits `amount` off, at most what is charged, as a charge of its own.
     pub fn split(&mut self, amount: u64) -> Self {
         let amount = amount.min(self.amount);
         self.amount -= amount;
         Self { budget: self.budget.clone(), owner: self.owner.clone(), class: self.class, amount }
     }
 
-    /// What is charged.
+    /// Returns the units charged.
     #[must_use]
     pub fn amount(&self) -> u64 {
         self.amount
@@ -413,7 +423,7 @@ impl Drop for Charge {
     }
 }
 
-/// All budgets of a node, by the name in the [`table`]. Cheap to clone.
+/// All budgets of a node, by their names in the [`table`]. Cheap to clone.
 #[derive(Clone)]
 pub struct Budgets {
     all: Arc<Vec<Budget>>,
@@ -426,26 +436,27 @@ impl Default for Budgets {
 }
 
 impl Budgets {
-    /// Every budget of the table, with bounds chosen by the configuration.
+    /// Creates every budget of the table, with bounds from the configuration.
     #[must_use]
     pub fn new(bounds: impl Fn(&'static BudgetSpec) -> Bounds) -> Self {
         Self { all: Arc::new(table::BUDGETS.iter().map(|spec| Budget::with(spec, bounds(spec))).collect()) }
     }
 
-    /// The budget of this [`BudgetSpec`], which must stand in the table.
+    /// Returns the budget of a [`BudgetSpec`], which must be in the table.
     #[must_use]
     pub fn of(&self, spec: &'static BudgetSpec) -> &Budget {
         let found = self.all.iter().find(|budget| budget.shared.spec.name == spec.name);
         found.expect("every budget that code names stands in the table: a test compares them")
     }
 
-    /// What is in use of each, in the order of the table.
+    /// Returns the usage of each budget, in the order of the table.
     #[must_use]
     pub fn usage(&self) -> Vec<Usage> {
         self.all.iter().map(Budget::usage).collect()
     }
 
-    /// The table's budgets within so many bytes of memory: where they would come to more, those of memory shrink alike.
+    /// Creates the table's budgets within `memory_bytes`. If they need more, all budgets of memory
+    /// shrink by the same factor.
     #[must_use]
     pub fn within(memory_bytes: u64) -> Self {
         let sum = Self::default().memory_bytes_max().max(1);
@@ -463,7 +474,7 @@ impl Budgets {
         })
     }
 
-    /// Bytes of memory that all budgets together may hold at once.
+    /// Returns the bytes of memory that all budgets together may use at once.
     #[must_use]
     pub fn memory_bytes_max(&self) -> u64 {
         self.all.iter().map(|budget| budget.shared.bounds.total.saturating_mul(budget.shared.spec.memory_bytes)).sum()

@@ -1,6 +1,7 @@
-//! Rates: so much of something a second for each owner, a burst at once.
+//! Rate limits: an amount per second for each owner, with a burst.
 //!
-//! In scope: token buckets by owner, bounded in number. Pure: time comes in. Out of scope: which rates there are ([`super::table`]).
+//! In scope: token buckets by owner, bounded in number. Pure: time is an argument. Out of scope:
+//! the rates themselves ([`super::table`]).
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,12 +11,12 @@ use tokio::time::Instant;
 
 use super::Owner;
 
-/// Owners that are told apart: every certificate that a member's authority may have given out. Those whose bucket is full are forgotten
-/// first, and lose nothing by it.
+/// Owners with a bucket of their own: every certificate that a member's authority may have issued.
+/// Full buckets are evicted first; their owners lose nothing.
 const OWNERS_MAX: usize = 16_384;
-/// Whom those are charged to that are too many to tell apart.
+/// Owner of the shared bucket for owners beyond [`OWNERS_MAX`].
 const OTHERS: &str = "others";
-/// Shortest delay before a retry that is reported.
+/// Shortest retry delay that is returned.
 const RETRY_MIN: Duration = Duration::from_millis(1);
 
 /// Token buckets by owner.
@@ -27,22 +28,23 @@ pub struct RateLimiter {
 /// A rate: `per_second` in the long run, `burst` at once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rate {
-    /// In the long run.
+    /// Amount per second in the long run.
     pub per_second: f64,
-    /// At once, after a pause.
+    /// Amount at once, after a pause.
     pub burst: f64,
 }
 
 impl RateLimiter {
-    /// Takes `amount`, or returns after how long it fits. More than the burst fits when the bucket is full.
+    /// Takes `amount`, or returns the delay until it fits. An amount above the burst fits when the
+    /// bucket is full.
     ///
     /// # Errors
-    /// The time after which a retry succeeds if nothing else is taken; nothing is taken then.
+    /// The delay after which a retry succeeds if nothing else is taken. Nothing is taken now.
     pub fn take(&self, owner: &Owner, rate: Rate, amount: f64, now: Instant) -> Result<(), Duration> {
         self.with(owner, rate, now, |bucket| bucket.take(rate, amount, now))
     }
 
-    /// Takes `amount` whatever is left; returns how long to wait before more is taken.
+    /// Takes `amount` even if less is left. Returns how long to wait before taking more.
     pub fn spend(&self, owner: &Owner, rate: Rate, amount: f64, now: Instant) -> Duration {
         self.with(owner, rate, now, |bucket| bucket.spend(rate, amount, now))
     }
@@ -52,7 +54,7 @@ impl RateLimiter {
         if buckets.len() >= OWNERS_MAX && !buckets.contains_key(owner) {
             buckets.retain(|_, bucket| !bucket.is_full(now));
         }
-        // Owners that are too many to tell apart share one bucket.
+        // Owners beyond the limit share one bucket.
         let table_full = buckets.len() >= OWNERS_MAX && !buckets.contains_key(owner);
         let owner = if table_full { Owner::Address(OTHERS.into()) } else { owner.clone() };
         act(buckets.entry(owner).or_insert_with(|| TokenBucket::full(rate, now)))
@@ -62,27 +64,28 @@ impl RateLimiter {
 /// A token bucket of one owner.
 #[derive(Clone, Debug)]
 pub struct TokenBucket {
-    /// What is left; below zero after [`Self::spend`].
+    /// Tokens left. Negative after [`Self::spend`] of more.
     left: f64,
     at: Instant,
     rate: Rate,
 }
 
 impl TokenBucket {
-    /// With a burst in it.
+    /// Creates a full bucket.
     #[must_use]
     pub fn full(rate: Rate, now: Instant) -> Self {
         Self { left: rate.burst, at: now, rate }
     }
 
-    /// Takes `amount`, or returns after how long it fits. More than the burst fits when the bucket is full.
+    /// Takes `amount`, or returns the delay until it fits. An amount above the burst fits when the
+    /// bucket is full.
     ///
     /// # Errors
-    /// The time after which a retry succeeds if nothing else is taken; nothing is taken then.
+    /// The delay after which a retry succeeds if nothing else is taken. Nothing is taken now.
     pub fn take(&mut self, rate: Rate, amount: f64, now: Instant) -> Result<(), Duration> {
         self.refill(rate, now);
         let needed = amount.min(rate.burst);
-        // Time as a fraction is never quite a whole one.
+        // Tolerates rounding of fractional seconds.
         if self.left + 1e-6 < needed {
             return Err(delay(needed - self.left, rate.per_second));
         }
@@ -90,7 +93,7 @@ impl TokenBucket {
         Ok(())
     }
 
-    /// Takes `amount` whatever is left; returns how long to wait before more is taken.
+    /// Takes `amount` even if less is left. Returns how long to wait before taking more.
     pub fn spend(&mut self, rate: Rate, amount: f64, now: Instant) -> Duration {
         self.refill(rate, now);
         self.left -= amount;
@@ -104,14 +107,14 @@ impl TokenBucket {
         self.rate = rate;
     }
 
-    /// Whether nothing is lost if it is forgotten.
+    /// Returns whether the bucket is full, so that evicting it loses nothing.
     pub(crate) fn is_full(&self, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
         passed.mul_add(self.rate.per_second, self.left) >= self.rate.burst
     }
 }
 
-/// How long it takes until so much has flowed in.
+/// Returns how long it takes to refill the lacking amount.
 fn delay(lacking: f64, per_second: f64) -> Duration {
     Duration::try_from_secs_f64(lacking / per_second).unwrap_or(Duration::MAX).max(RETRY_MIN)
 }

@@ -1,32 +1,34 @@
-//! The table of budgets, and what each call, frame and note is charged to.
+//! The table of budgets, and the budgets that each call, frame and note is charged to.
 //!
-//! In scope: names, bounds and reasons; `docs/limits.md` is this table, and a test compares them. Out of scope: bounds of single values
-//! (`barid_core::limits`), and of queues that nobody outside can fill.
+//! In scope: names, bounds and their reasons. `docs/limits.md` contains this table, and a test
+//! compares them. Out of scope: bounds of single values (`barid_core::limits`), and of queues that
+//! no caller or peer can fill.
 
 use super::{Bounds, Rate};
 
-/// One budget.
+/// Specification of one budget.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BudgetSpec {
-    /// Its name in status, metrics and errors.
+    /// Name in status, metrics and errors.
     pub name: &'static str,
-    /// What is counted: "bytes", "calls", "connections".
+    /// Unit: "bytes", "calls", "connections".
     pub unit: &'static str,
-    /// Whose: "address", "identity", "member".
+    /// Kind of owner: "address", "identity", "member", "source".
     pub of: &'static str,
-    /// Bounds, where the configuration does not set others.
+    /// Default bounds.
     pub bounds: Bounds,
-    /// Into how many shares the reserve falls where nothing else is left: an owner may use one. 1 where all that may use it are trusted.
+    /// Number of shares of the reserve. When only the reserve is left, an owner may use one share.
+    /// 1 if all owners that may use it are trusted.
     pub reserve_shares: u64,
-    /// Bytes of memory that one unit may hold; 0 where what is counted is not in memory.
+    /// Bytes of memory that one unit may use. 0 if the units are not in memory.
     pub memory_bytes: u64,
-    /// Why these bounds.
+    /// Reason for the bounds.
     pub reason: &'static str,
 }
 
 const MIB: u64 = 1 << 20;
 
-/// Calls under way at the API.
+/// API calls in progress.
 pub static API_CALLS: BudgetSpec = BudgetSpec {
     name: "api_calls",
     unit: "calls",
@@ -38,31 +40,32 @@ pub static API_CALLS: BudgetSpec = BudgetSpec {
     reason: "As many calls of one system as one commit can hold entries; the reserve is for operators and for publishing",
 };
 
-/// Bytes of requests that are not answered yet.
+/// Bytes of requests without a response yet.
 pub static API_REQUEST_BYTES: BudgetSpec = BudgetSpec {
     name: "api_request_bytes",
     unit: "bytes",
     of: "identity",
     bounds: Bounds { total: 128 * MIB, per_owner: 32 * MIB, reserved: 32 * MIB },
     reserve_shares: 8,
-    // As it came, and decoded.
+    // Encoded and decoded.
     memory_bytes: 2,
     reason: "Fifty officers with a large attachment list each, and one system at full speed: 1,024 calls of 32 KiB; the reserve is for publishing and operators",
 };
 
-/// Bytes of answers that were not taken yet.
+/// Bytes of responses that clients have not read yet.
 pub static API_RESPONSE_BYTES: BudgetSpec = BudgetSpec {
     name: "api_response_bytes",
     unit: "bytes",
     of: "identity",
     bounds: Bounds { total: 256 * MIB, per_owner: 32 * MIB, reserved: 32 * MIB },
     reserve_shares: 8,
-    // Charged before it is made, as much as it may come to; given back when HTTP/2 has sent the last byte.
+    // The largest possible size is charged before a response is built, and released when HTTP/2 has
+    // sent the last byte.
     memory_bytes: 1,
     reason: "Thirty full pages of one identity at once; a reader that does not read holds no more, and the reserve answers publishers",
 };
 
-/// Reads of the store that look at much: pages of history, bulletins with their state.
+/// Large reads of the store: pages of history, bulletins with their state.
 pub static API_READS: BudgetSpec = BudgetSpec {
     name: "api_reads",
     unit: "bytes",
@@ -73,7 +76,7 @@ pub static API_READS: BudgetSpec = BudgetSpec {
     reason: "8 MiB for each: entries read until it is known which are shown. A page may look at 50,000 entries, so two of one caller at a time leave the processor to publishing; the others wait, callers in turn",
 };
 
-/// Files of evidence put together.
+/// Evidence files that are being assembled.
 pub static API_EVIDENCE: BudgetSpec = BudgetSpec {
     name: "api_evidence",
     unit: "bytes",
@@ -84,7 +87,7 @@ pub static API_EVIDENCE: BudgetSpec = BudgetSpec {
     reason: "One at a time: it is read, hashed and verified whole, 64 MiB at most and its parts, in some ten milliseconds; the others wait",
 };
 
-/// Calls of operators to the operator service.
+/// Operators' calls to the operator service.
 pub static OPERATOR_CALLS: BudgetSpec = BudgetSpec {
     name: "operator_calls",
     unit: "calls",
@@ -95,7 +98,7 @@ pub static OPERATOR_CALLS: BudgetSpec = BudgetSpec {
     reason: "Operators see the status of a node that others use up: nobody else is charged here",
 };
 
-/// Bytes of requests and responses of operators.
+/// Bytes of operators' requests and responses.
 pub static OPERATOR_BYTES: BudgetSpec = BudgetSpec {
     name: "operator_bytes",
     unit: "bytes",
@@ -124,7 +127,7 @@ pub static API_CONNECTIONS: BudgetSpec = BudgetSpec {
     of: "identity",
     bounds: Bounds { total: 512, per_owner: 64, reserved: 16 },
     reserve_shares: 1,
-    // 640 KiB that are received and not read, and buffers of TLS and HTTP/2.
+    // 640 KiB of received data that is not read yet, and buffers of TLS and HTTP/2.
     memory_bytes: 704 << 10,
     reason: "Hundreds of posts; one connection of a system carries all its calls, 64 allow one for each of its workers. The reserve is for operators",
 };
@@ -136,12 +139,12 @@ pub static EXCHANGE_CONNECTIONS: BudgetSpec = BudgetSpec {
     of: "member",
     bounds: Bounds { total: 192, per_owner: 8, reserved: 0 },
     reserve_shares: 1,
-    // 1 MiB that is received and not read, and buffers of TLS, Zstandard and HTTP/2.
+    // 1 MiB of received data that is not read yet, and buffers of TLS, Zstandard and HTTP/2.
     memory_bytes: 1_152 << 10,
     reason: "A hundred members, each with one link, another that takes its place, and those that broke and are not noticed yet",
 };
 
-/// Bytes of frames of a peer that are not committed yet.
+/// Bytes of a peer's frames that are not committed yet.
 pub static LINK_BYTES: BudgetSpec = BudgetSpec {
     name: "link_bytes",
     unit: "bytes",
@@ -163,7 +166,7 @@ pub static LINK_CALLS: BudgetSpec = BudgetSpec {
     reason: "One link of each member, another that takes its place, and those that broke and are not noticed yet",
 };
 
-/// Bytes of frames to a peer that dialled, until the peer has taken them.
+/// Bytes of frames sent to a peer that dialled, until the peer has received them.
 pub static LINK_SENT_BYTES: BudgetSpec = BudgetSpec {
     name: "link_sent_bytes",
     unit: "bytes",
@@ -185,7 +188,7 @@ pub static LOG_BYTES: BudgetSpec = BudgetSpec {
     reason: "A minute's lines: some hundred of one caller, peer or address, and 1.5 GB a day under attack; what is beyond is counted. The reserve is for alarms and errors",
 };
 
-/// All budgets, in the order in which they are shown.
+/// All budgets, in the order of the documentation.
 pub static BUDGETS: &[&BudgetSpec] = &[
     &API_CONNECTIONS,
     &API_CALLS,
@@ -203,22 +206,22 @@ pub static BUDGETS: &[&BudgetSpec] = &[
     &LOG_BYTES,
 ];
 
-/// A rate: so much comes back in a second, and so much may be used at once.
+/// Specification of a rate: the amount per second, and the burst.
 #[derive(Debug, PartialEq)]
 pub struct RateSpec {
-    /// Its name in the records of what was limited.
+    /// Name in the records of rate-limited work.
     pub name: &'static str,
-    /// What is counted.
+    /// Unit.
     pub unit: &'static str,
-    /// Whose: "member".
+    /// Kind of owner: "identity", "member".
     pub of: &'static str,
     /// The rate.
     pub rate: Rate,
-    /// Why so much.
+    /// Reason for the rate.
     pub reason: &'static str,
 }
 
-/// Work that the frames of a peer cause.
+/// Work that a peer's frames cause.
 pub static PEER_WORK: RateSpec = RateSpec {
     name: "peer_work",
     unit: "units of some 5 µs",
@@ -245,7 +248,7 @@ pub static EARLIER_CUSTODY: RateSpec = RateSpec {
     reason: "Notes that were delayed on their way: the times of an honest holder ascend; beyond it they are dropped",
 };
 
-/// Bytes of revocation lists that are verified.
+/// Bytes of CRLs that are verified.
 pub static CRL_BYTES: RateSpec = RateSpec {
     name: "crl_bytes",
     unit: "bytes, 16 KiB a list at least",
@@ -254,7 +257,7 @@ pub static CRL_BYTES: RateSpec = RateSpec {
     reason: "The largest list each second, and lists of a whole exchange at once; of more the newest is verified first, and takes effect within a second",
 };
 
-/// Bytes that named subscriptions make durable.
+/// Bytes that named subscriptions add to the log.
 pub static SUBSCRIPTION_BYTES: RateSpec = RateSpec {
     name: "subscription_bytes",
     unit: "bytes made durable",
@@ -263,10 +266,10 @@ pub static SUBSCRIPTION_BYTES: RateSpec = RateSpec {
     reason: "Every name with the longest filter twice at once, or forty acknowledgements a second in the long run; beyond it names are refused and acknowledgements wait",
 };
 
-/// All rates, in the order in which they are shown.
+/// All rates, in the order of the documentation.
 pub static RATES: &[&RateSpec] = &[&SUBSCRIPTION_BYTES, &PEER_WORK, &CUSTODY_BYTES, &EARLIER_CUSTODY, &CRL_BYTES];
 
-/// What each call of the API is charged to.
+/// Budgets that each API call is charged to.
 pub const CALLS: &[(&str, &[&str])] = &[
     ("FocalPoint.Publish", &["api_calls", "api_request_bytes", "api_response_bytes"]),
     ("FocalPoint.PublishStream", &["api_calls", "api_request_bytes", "api_response_bytes"]),
@@ -296,7 +299,7 @@ pub const CALLS: &[(&str, &[&str])] = &[
     ("Operator.ResumeFeed", &["operator_calls", "operator_bytes"]),
 ];
 
-/// What each frame of a link is charged to.
+/// Budgets that each frame of a link is charged to.
 pub const FRAMES: &[(&str, &[&str])] = &[
     ("hello", &["link_bytes", "peer_work"]),
     ("follow", &["link_bytes", "peer_work"]),
@@ -317,7 +320,7 @@ pub const FRAMES: &[(&str, &[&str])] = &[
     ("relayed_custody", &["link_bytes", "peer_work"]),
 ];
 
-/// What each sort of note or list that is persisted is charged to.
+/// Budgets that each kind of persisted note or list is charged to.
 pub const NOTES: &[(&str, &[&str])] = &[
     ("checkpoint", &["link_bytes", "peer_work"]),
     ("cosignature", &["link_bytes", "peer_work"]),
@@ -341,7 +344,7 @@ mod tests {
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
     }
 
-    /// `1,024`, or `32 MiB` of bytes.
+    /// Formats an amount: `1,024`, or `32 MiB` of bytes.
     fn amount(value: u64, unit: &str) -> String {
         if unit == "bytes" && value > 0 && value.is_multiple_of(MIB) {
             return format!("{} MiB", value / MIB);
@@ -383,7 +386,8 @@ mod tests {
     const BEGIN: &str = "<!-- the table in src/budgets/table.rs -->\n";
     const END: &str = "<!-- end of the table -->";
 
-    /// `BARID_WRITE_DOCS=1` writes the page; without, it must be as written.
+    /// Compares the table in the documentation with this one. With `BARID_WRITE_DOCS=1`, writes it
+    /// instead.
     #[test]
     fn limits_page_is_this_table() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/limits.md");
@@ -422,7 +426,7 @@ mod tests {
         }
     }
 
-    /// What is not in it is never shown, and asking for it is a defect.
+    /// A budget missing from the table would be in no status, and asking for it would panic.
     #[test]
     fn table_holds_every_budget_and_rate_that_is_defined() {
         let text = file("src/budgets/table.rs");

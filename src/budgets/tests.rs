@@ -1,4 +1,4 @@
-//! Charging, reserves, and whose turn it is.
+//! Charges, reserves, and the order of waiting charges.
 
 #![allow(clippy::unwrap_used)]
 use std::time::Duration;
@@ -29,13 +29,13 @@ fn budget_bounds_each_owner_and_the_total() {
     let held = budget.try_charge(&one, Class::Ordinary, 60).unwrap();
     let over = budget.try_charge(&one, Class::Ordinary, 1).err().unwrap();
     assert_eq!((over.owner.as_str(), over.used, over.bound), ("one", 60, 60));
-    // What it holds does not keep it from publishing.
+    // Its ordinary charges do not block its publishing.
     drop(budget.try_charge(&one, Class::Reserved, 7).unwrap());
     assert_eq!(budget.try_charge(&one, Class::Reserved, 8).err().unwrap().bound, 67);
     let _more = budget.try_charge(&two, Class::Ordinary, 20).unwrap();
     let over = budget.try_charge(&two, Class::Ordinary, 1).err().unwrap();
     assert_eq!((over.owner.as_str(), over.bound), ("all together", 80));
-    // The reserve is not for those that hold much.
+    // An owner that uses much may not use the reserve.
     let over = budget.try_charge(&two, Class::Reserved, 1).err().unwrap();
     assert_eq!((over.owner.as_str(), over.bound), ("two", 3));
     let reserved: Vec<_> =
@@ -66,7 +66,7 @@ async fn waiting_charges_are_granted_in_order_as_others_are_released() {
     }
     drop(held);
     assert!(budget.usage().owners.is_empty());
-    // What could never fit is charged as much as can.
+    // An amount that can never fit is charged as the largest amount that can.
     assert_eq!(budget.charge(&one, Class::Ordinary, 1_000).await.amount(), 60);
 }
 
@@ -79,7 +79,7 @@ async fn owner_with_many_waiting_charges_does_not_block_another() {
         let (budget, owner) = (budget.clone(), owner.clone());
         tokio::spawn(async move { budget.charge(&owner, Class::Ordinary, amount).await })
     };
-    // More than is left, and then a thousand that would fit beside what is held.
+    // One charge that does not fit, then a thousand that would fit beside the current usage.
     let mut flood: Vec<_> = (0..1_000).map(|_| spawn(&many, 41)).collect();
     let alone = spawn(&few, 60);
     tokio::time::sleep(Duration::from_millis(1)).await;
@@ -117,13 +117,13 @@ async fn large_charge_is_not_starved_by_small_ones() {
         tokio::spawn(async move { budget.charge(&identity("large"), Class::Ordinary, 50).await })
     };
     tokio::time::sleep(Duration::from_millis(1)).await;
-    // Others come and go, and would always fit.
+    // Small charges of other owners come and go, and would always fit.
     for n in 0..100 {
         let owner = identity(&n.to_string());
         let small = budget.charge(&owner, Class::Ordinary, 10);
         assert!(tokio::time::timeout(Duration::from_millis(1), small).await.is_err());
     }
-    // What is reserved does not wait behind it, not even the same owner's.
+    // Reserved charges do not wait behind it, not even those of the same owner.
     drop(budget.charge(&identity("large"), Class::Reserved, 10).now_or_never().unwrap());
     let _more = budget.try_charge(&identity("two"), Class::Ordinary, 40).unwrap();
     drop(budget.charge(&identity("officer"), Class::Reserved, 3).now_or_never().unwrap());

@@ -1,14 +1,14 @@
-//! `grpc-timeout`: how long the caller waits (gRPC over HTTP/2, "Requests").
+//! Parses `grpc-timeout`, the caller's deadline (gRPC over HTTP/2, "Requests").
 
 use std::time::Duration;
 
 use http::HeaderMap;
 use tonic::Status;
 
-/// Digits of a value.
+/// Longest value, in digits.
 const DIGITS_MAX: usize = 8;
 
-/// How long the whole call may take, if its headers say so.
+/// Returns how long the whole call may take, if its headers limit it.
 pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
     let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
     let read = || {

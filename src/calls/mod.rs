@@ -1,9 +1,10 @@
-//! gRPC calls as both listeners serve them: what a call may hold of its caller's budgets, and when it has to end.
+//! gRPC calls on both listeners: admission, charges to the caller's budgets, and deadlines.
 //!
-//! In scope, for every method alike: HTTP/2 over verified connections ([`serve`]); the content type and the deadline of a call, its admission when
-//! its headers have come and before anything of its body is read ([`Calls`]); bytes of requests until they are handled and of responses until
-//! HTTP/2 has sent them; the end of bodies that do not come and of responses that are not read. Out of scope: who is admitted and on which terms
-//! ([`Admission`]), and what the methods do.
+//! In scope, for every method alike: HTTP/2 over verified connections ([`serve`]); checking content
+//! type and deadline and admitting the call by its headers, before its body is read ([`Calls`]);
+//! charging bytes of requests until they are handled and bytes of responses until HTTP/2 has sent
+//! them; ending calls whose request bodies do not arrive or whose responses are not read. Out of
+//! scope: which calls are admitted, on which terms ([`Admission`]), and what the methods do.
 
 mod deadline;
 mod progress;
@@ -32,47 +33,50 @@ pub use service::Calls;
 
 /// Domain of `ErrorInfo`.
 const DOMAIN: &str = "barid";
-/// After how long a caller over its budget may try again: what it holds is given back when a call ends.
+/// Retry delay of a caller over its budget. Its charges are released when its calls end.
 const BUDGET_RETRY: Duration = Duration::from_secs(1);
-/// How long a call waits for room in the budget of responses before it is denied: some pages are made and sent in that time.
+/// Longest wait of a call for room in the response budget, before it is denied. Some pages are
+/// built and sent in that time.
 const RESPONSE_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Decides on calls by their headers.
+/// Admits calls by their headers.
 pub trait Admission: Send + Sync + 'static {
-    /// Admits a call of the method at `path` ("/package.Service/Method"), or says why not. `extensions` describe the caller; what the method wants
-    /// to find there may be added.
+    /// Admits a call of the method at `path` ("/package.Service/Method"), or rejects it.
+    /// `extensions` describe the caller. The implementation may add values for the method.
     ///
     /// # Errors
-    /// The status with which the call ends. Nothing of its body is read then.
+    /// The status with which the call ends. Its body is not read.
     fn admit(&self, path: &str, extensions: &mut http::Extensions) -> Result<Terms, Status>;
 }
 
 /// The terms on which a call is admitted.
 pub struct Terms {
-    /// Who is charged.
+    /// The owner that is charged.
     pub owner: Owner,
     /// Whether the reserves may be used.
     pub class: Class,
-    /// The call itself, charged.
+    /// The charge for the call itself.
     pub call: Charge,
-    /// Bytes of requests.
+    /// Budget for bytes of requests.
     pub requests: Budget,
-    /// Bytes of responses.
+    /// Budget for bytes of responses.
     pub responses: Budget,
-    /// Largest message taken.
+    /// Largest message accepted, in bytes.
     pub request_bytes_max: usize,
-    /// Whether the request is one message; else a stream of them, which waits for room instead of being denied.
+    /// Whether the request is one message, which is denied if it does not fit the budget. A stream
+    /// waits for room instead.
     pub one_request: bool,
-    /// What the response may come to: charged before the call is handled. 0 where the method charges each message of it.
+    /// Largest possible response in bytes, charged before the call is handled. 0 if the method
+    /// charges each message.
     pub response_bytes: u64,
-    /// Records why this node ends the call, by a stable word.
+    /// Records why this node ends the call, as a stable code.
     pub report: Report,
 }
 
 /// Records why a call is ended.
 pub type Report = Arc<dyn Fn(&'static str) + Send + Sync>;
 
-/// A call under way: what it holds. Cheap to clone.
+/// A call in progress, with its charges. Cheap to clone.
 #[derive(Clone)]
 pub struct Call(Arc<Inner>);
 
@@ -82,23 +86,26 @@ struct Inner {
     requests: Budget,
     responses: Budget,
     report: Report,
-    /// Charges of the messages received and not yet taken by the method, each for so many of them.
+    /// Charges of messages that were received but not yet handled by the method, each with the
+    /// number of messages it covers.
     received: Mutex<VecDeque<(Arc<Charge>, usize)>>,
-    /// Charges of what was produced since the last frame of the response: they go with the next one.
+    /// Charges of messages produced since the last frame of the response. They are attached to the
+    /// next frame.
     produced: Mutex<Vec<Charge>>,
-    /// Whether it came without HTTP/2: its messages are whole, and what it produces is taken at once.
+    /// Whether the call came from inside the program, without HTTP/2: its messages are whole, and
+    /// its responses are received at once.
     direct: bool,
     _call: Charge,
 }
 
 impl Call {
-    /// A call under way on these terms.
+    /// Creates a call in progress on these terms.
     #[must_use]
     pub fn new(terms: Terms) -> Self {
         Self::made(terms, false)
     }
 
-    /// A call of a method from inside the program.
+    /// Creates a call from inside the program.
     #[must_use]
     pub fn direct(terms: Terms) -> Self {
         Self::made(terms, true)
@@ -110,13 +117,15 @@ impl Call {
         Self(Arc::new(Inner { owner, class, requests, responses, report, received, produced, direct, _call: call }))
     }
 
-    /// The body of a response to a call that this node makes: a stream of messages of at most `bytes_max`, charged as requests are.
+    /// Wraps the body of a response to this node's own call: a stream of messages of at most
+    /// `bytes_max` bytes, charged like requests.
     #[must_use]
     pub fn charged(&self, body: Body, bytes_max: usize) -> Body {
         Body::new(request::RequestBody::new(body, self.clone(), bytes_max, false))
     }
 
-    /// The charge of the next message received, for whoever handles it: dropping it says that the message has been handled.
+    /// Returns the charge of the next received message. Dropping it means that the message has been
+    /// handled.
     #[must_use]
     pub fn received(&self) -> Option<Arc<Charge>> {
         let mut received = self.0.received.lock();
@@ -129,36 +138,37 @@ impl Call {
         Some(charge)
     }
 
-    /// Who is charged, and whether reserves may be used.
+    /// Returns the owner that is charged, and whether it may use reserves.
     #[must_use]
     pub fn account(&self) -> (&Owner, Class) {
         (&self.0.owner, self.0.class)
     }
 
-    /// Waits until a message of a response with so many bytes fits the caller's budget.
+    /// Charges a response message of `bytes`; waits until it fits the caller's budget.
     pub async fn charge_response(&self, bytes: u64) -> Charge {
         self.0.responses.charge(&self.0.owner, self.0.class, bytes).await
     }
 
-    /// Whether a response waits for room in a budget of which this call may hold some.
+    /// Returns whether a response waits for room in a budget that this call's owner uses.
     fn blocks_responses(&self) -> bool {
         self.0.responses.blocks_waiters(&self.0.owner)
     }
 
-    /// Has a charge go with what the method produces next, until HTTP/2 has sent it.
+    /// Attaches a charge to the next frame of the response, until HTTP/2 has sent it.
     pub fn attach(&self, charge: Charge) {
         if !self.0.direct {
             self.0.produced.lock().push(charge);
         }
     }
 
-    /// Takes what was charged for the response before the call was handled: the method keeps it as long as what it produces from.
+    /// Takes the charges made for the response before the call was handled. The method holds them
+    /// as long as the data it responds from.
     #[must_use]
     pub fn take_response_charges(&self) -> Vec<Charge> {
         std::mem::take(&mut *self.0.produced.lock())
     }
 
-    /// Charges more for the response, beyond what was charged before.
+    /// Charges more for the response, beyond the earlier charges.
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if the caller's budget has no room.
@@ -175,7 +185,7 @@ impl Call {
     }
 }
 
-/// The status of a caller over one of its budgets.
+/// Status of a caller over one of its budgets.
 #[must_use]
 pub fn over_budget(over: &crate::budgets::OverBudget) -> Status {
     let mut details = ErrorDetails::with_error_info("BUDGET", DOMAIN, [("budget".to_owned(), over.budget.to_owned())]);
@@ -183,7 +193,7 @@ pub fn over_budget(over: &crate::budgets::OverBudget) -> Status {
     Status::with_error_details(Code::ResourceExhausted, over.to_string(), details)
 }
 
-/// The status of a call whose time is over.
+/// Status of a call whose time has run out.
 fn deadline_exceeded(reason: &str, message: impl Into<String>) -> Status {
     Status::with_error_details(Code::DeadlineExceeded, message, ErrorDetails::with_error_info(reason, DOMAIN, []))
 }

@@ -1,7 +1,8 @@
-//! Whether what a call sends is taken, and the end of calls where it is not.
+//! Ends calls whose responses are not read.
 //!
-//! HTTP/2 asks a response for more only while its window is open, so the response itself cannot notice that nobody reads it: whoever runs the
-//! stream looks from outside, and drops it, which resets it.
+//! HTTP/2 asks a response for more only while its window is open, so the response body cannot
+//! notice that the client has stopped reading. The task that runs the stream checks from outside,
+//! and drops the stream, which resets it.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -14,45 +15,48 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::Call;
 
-/// How long nothing at all of what a call sends may be taken: at 64 KiB a piece, a line of 1 KiB/s keeps a call open.
+/// Longest time without any progress in sending a response. With pieces of 64 KiB, a client that
+/// reads a little more than 1 KiB/s keeps a call open.
 pub(super) const NOT_READ_MAX: Duration = Duration::from_secs(60);
-/// The same while a response waits for room that this one holds: readers that stopped do not keep another of the same caller waiting.
+/// The same while another response waits for room that this call's owner uses. A client that
+/// stopped reading then does not block other responses of the same caller.
 const NOT_READ_MAX_FULL: Duration = Duration::from_secs(5);
-/// After a call's deadline its status is sent; where it cannot be, the stream is reset so much later.
+/// A call's status is sent at its deadline. If it cannot be sent, the stream is reset after this
+/// delay.
 const RESET_AFTER: Duration = Duration::from_secs(1);
 
 tokio::task_local! {
     static CURRENT: Arc<Progress>;
 }
 
-/// What is known of one call from outside.
+/// Progress of one call, observed from outside its body.
 pub(super) struct Progress {
     state: Mutex<State>,
 }
 
 struct State {
-    /// Pieces that were given to HTTP/2 and are not sent yet.
+    /// Pieces passed to HTTP/2 and not sent yet.
     outstanding: usize,
-    /// When one was last sent, or given while there was none.
+    /// When a piece was last sent, or passed on while none was outstanding.
     last_progress: Instant,
     deadline: Option<Instant>,
     call: Option<Call>,
 }
 
-/// When a call has to end.
+/// When a call must end.
 struct End {
     at: Instant,
-    /// Whether because nobody reads it.
+    /// Whether the reason is that its response is not read.
     not_read: bool,
 }
 
 impl Progress {
-    /// Of the call that runs.
+    /// Returns the progress of the current call.
     pub(super) fn current() -> Option<Arc<Self>> {
         CURRENT.try_with(Arc::clone).ok()
     }
 
-    /// A piece of the response is given to HTTP/2.
+    /// Records that a piece of the response was passed to HTTP/2.
     pub(super) fn piece_queued(&self) {
         let mut state = self.state.lock();
         if state.outstanding == 0 {
@@ -61,21 +65,21 @@ impl Progress {
         state.outstanding += 1;
     }
 
-    /// A piece was sent, or dropped.
+    /// Records that a piece was sent or dropped.
     pub(super) fn piece_sent(&self) {
         let mut state = self.state.lock();
         state.outstanding = state.outstanding.saturating_sub(1);
         state.last_progress = Instant::now();
     }
 
-    /// The call has to be over by then; it is reported there if nobody reads its response.
+    /// Sets the deadline, and the call that is reported if its response is not read.
     pub(super) fn watch(&self, deadline: Option<Instant>, call: Call) {
         let mut state = self.state.lock();
         state.deadline = deadline.map(|deadline| deadline + RESET_AFTER);
         state.call = Some(call);
     }
 
-    /// When it has to end by what is known at `now`, or when to look again.
+    /// Returns when the call must end as known at `now`, or when to check again.
     fn end(&self, now: Instant) -> Option<End> {
         let state = self.state.lock();
         let not_read = (state.outstanding > 0).then(|| {
@@ -99,7 +103,7 @@ impl Progress {
     }
 }
 
-/// Runs the stream of one call to its end, or until it has to end.
+/// Runs the stream of one call until it ends or must end.
 pub(super) async fn supervised(stream: impl Future<Output = ()>) {
     let state = State { outstanding: 0, last_progress: Instant::now(), deadline: None, call: None };
     let progress = Arc::new(Progress { state: Mutex::new(state) });
@@ -118,7 +122,7 @@ pub(super) async fn supervised(stream: impl Future<Output = ()>) {
                 }
                 return Poll::Ready(());
             }
-            // One that is set earlier looks again by then.
+            // An earlier timer may stay: it only checks sooner.
             match timer.as_mut().as_pin_mut() {
                 Some(sleep) if sleep.deadline() <= at => {
                     if sleep.poll(context).is_pending() {

@@ -1,7 +1,8 @@
-//! Bodies that others send: each message is charged before any of it is kept, and has to come.
+//! Request bodies: charges each message before any of it is buffered, and ends bodies that do not
+//! arrive in time.
 //!
-//! In scope: the 5 bytes before each message (gRPC over HTTP/2, "Length-Prefixed-Message"), by which its size is known. Out of scope: what
-//! messages say.
+//! In scope: the 5-byte prefix of each message (gRPC over HTTP/2, "Length-Prefixed-Message"), which
+//! gives its size. Out of scope: the content of messages.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,27 +20,27 @@ use tower::BoxError;
 use super::{Call, DOMAIN, deadline_exceeded, over_budget};
 use crate::budgets::Charge;
 
-/// How long nothing of a message may come once it has begun.
+/// Longest pause within a message.
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(20);
-/// How long a whole message may take: the largest at 16 KiB/s, a draft of 256 KiB at 1 KiB/s.
+/// Longest time for a whole message: the largest at 16 KiB/s, a draft of 256 KiB at 1 KiB/s.
 pub(super) const MESSAGE_TIME_MAX: Duration = Duration::from_secs(256);
-/// Of compression flag and length.
+/// Compression flag and length.
 const PREFIX_BYTES: usize = 5;
 
-/// The body of a request, or of a response to this node's own call, charged as it comes.
+/// The body of a request, or of a response to this node's own call, charged as it arrives.
 pub(super) struct RequestBody<B> {
     body: B,
     call: Call,
     bytes_max: usize,
     one_request: bool,
     prefix: [u8; PREFIX_BYTES],
-    /// Bytes of the prefix so far.
+    /// Bytes of the prefix received so far.
     have: usize,
-    /// Bytes of the message that are still to come.
+    /// Bytes of the current message still to come.
     left: usize,
-    /// A frame that waits for room, and how many messages begin in it.
+    /// A frame that waits for room, and the number of messages that begin in it.
     waiting: Option<(Bytes, usize, BoxFuture<'static, Charge>)>,
-    /// What ends the body, once all that came before has been passed on.
+    /// The status that ends the body, after all earlier data has been passed on.
     failed: Option<Status>,
     begun: Instant,
     last_progress: Instant,
@@ -66,7 +67,8 @@ impl<B> RequestBody<B> {
         }
     }
 
-    /// How many messages begin in these bytes, how long they are together, and where one begins that is too large.
+    /// Returns how many messages begin in `data`, their total length, and where a message begins
+    /// that is too large.
     fn begin(&mut self, data: &[u8]) -> (usize, u64, Option<usize>) {
         let (mut bytes, mut count, mut sum) = (data, 0, 0);
         loop {
@@ -95,7 +97,7 @@ impl<B> RequestBody<B> {
                 }
                 (self.have, self.left) = (0, length);
                 count += 1;
-                // The smallest message takes some memory, too.
+                // The prefix counts too, because even an empty message uses memory.
                 sum += (PREFIX_BYTES + length) as u64;
             }
         }
@@ -107,7 +109,7 @@ impl<B> RequestBody<B> {
         }
     }
 
-    /// Whether the other end still has to send something that was begun.
+    /// Returns whether the sender has begun something that it must still complete.
     fn is_unfinished(&self) -> bool {
         self.one_request || self.have > 0 || self.left > 0
     }
@@ -144,7 +146,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin> Body for RequestBody<
             let (data, count) = (std::mem::take(data), *count);
             me.waiting = None;
             me.received(count, charge);
-            // While it waited for room nothing could come.
+            // No data could arrive while the frame waited for room.
             me.last_progress = Instant::now();
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
@@ -166,7 +168,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin> Body for RequestBody<
         let (count, sum, too_large) = me.begin(&data);
         data.truncate(too_large.unwrap_or(data.len()));
         let Call(call) = &me.call;
-        // Streams wait in turn for room; a call with one request is denied at once.
+        // Streams wait for room in turn. A call with one request is denied at once.
         let charged = if me.one_request {
             call.requests.try_charge(&call.owner, call.class, sum)
         } else {

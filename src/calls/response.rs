@@ -1,7 +1,7 @@
-//! Bodies of responses: what was charged for them is given back when HTTP/2 has sent the last byte.
+//! Response bodies: hold the charge for each piece until HTTP/2 has sent its last byte.
 //!
-//! HTTP/2 takes one piece and holds it until the other end's window lets it out, so a piece carries its charge with it. Out of scope: what a
-//! method charges before it makes a message ([`Call::charge_response`]).
+//! HTTP/2 takes one piece and holds it until the window allows sending it, so each piece carries
+//! its charge. Out of scope: charges made before a message is built ([`Call::charge_response`]).
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,24 +18,24 @@ use super::progress::Progress;
 use super::{Call, deadline_exceeded};
 use crate::budgets::Charge;
 
-/// What HTTP/2 is given at once: by the piece it shows whether the other end reads.
+/// Bytes passed to HTTP/2 at once. Each sent piece shows that the client reads.
 const PIECE_BYTES: usize = 64 << 10;
 
 /// The body of a response.
 pub(super) struct ResponseBody<B> {
-    /// `None`: its time was over.
+    /// `None` after the deadline.
     body: Option<B>,
     call: Call,
     progress: Option<Arc<Progress>>,
-    /// What is left of a frame that is given in pieces, and what it was charged.
+    /// The rest of a frame that is sent in pieces, and its charges.
     rest: Bytes,
     charges: Option<Arc<Vec<Charge>>>,
-    /// Waits until a frame of which nobody has charged anything fits.
+    /// Waits until a frame without a charge fits.
     room: Option<BoxFuture<'static, Charge>>,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-/// Bytes on their way, with their charge.
+/// Bytes being sent, with their charge.
 struct Piece {
     bytes: Bytes,
     progress: Option<Arc<Progress>>,
@@ -93,7 +93,7 @@ impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for ResponseBody<B> {
             me.body = None;
             me.rest = Bytes::new();
             let mut trailers = HeaderMap::new();
-            // What it says is plain.
+            // The status has only valid header characters, so this cannot fail.
             let _ = deadline_exceeded("DEADLINE", "the time that the caller gave the call is over")
                 .add_header(&mut trailers);
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
@@ -116,7 +116,7 @@ impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for ResponseBody<B> {
         };
         let mut charges = me.call.take_response_charges();
         me.rest = data;
-        // What was charged before it was made may have been more.
+        // The earlier charge may have been larger than the message.
         let mut needed = me.rest.len() as u64;
         for charge in &mut charges {
             let needed_here = needed.min(charge.amount());

@@ -1,4 +1,5 @@
-//! Messages of a response between the method that produces them and HTTP/2: bounded in number, and charged.
+//! A channel of response messages from a method to HTTP/2, bounded in number and bytes, and
+//! charged.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use tonic::Status;
 use super::Call;
 use crate::budgets::Charge;
 
-/// The producing end of a stream of messages. Cheap to clone.
+/// The sender of a stream of messages. Cheap to clone.
 #[derive(Clone)]
 pub struct Responses<T> {
     out: mpsc::Sender<QueuedMessage<T>>,
@@ -27,7 +28,8 @@ struct QueuedMessage<T> {
 }
 
 impl<T: Message + Send + 'static> Responses<T> {
-    /// A stream of which at most `messages_max` messages with `bytes_max` encoded bytes wait to be taken; one message always fits.
+    /// Creates a channel that buffers at most `messages_max` messages and `bytes_max` encoded
+    /// bytes. One message always fits.
     pub fn new(
         call: &Call,
         messages_max: usize,
@@ -44,8 +46,8 @@ impl<T: Message + Send + 'static> Responses<T> {
         (Self { out, room: Arc::new(Semaphore::new(bytes_max as usize)), bytes_max, call }, messages)
     }
 
-    /// Sends a message, waiting for room; `false` when nobody reads any more. `charged` is what has been charged for it; without, it is charged
-    /// here.
+    /// Sends a message; waits for room. Returns `false` if the receiver has gone. `charged` is an
+    /// existing charge for the message; without one, it is charged here.
     pub async fn send(&self, message: Result<T, Status>, charged: Option<Charge>) -> bool {
         let bytes = message.as_ref().map_or(0, Message::encoded_len);
         let admitted = async {
@@ -66,7 +68,7 @@ impl<T: Message + Send + 'static> Responses<T> {
         self.out.send(QueuedMessage { message, charge, _room: room }).await.is_ok()
     }
 
-    /// Returns when nobody reads any more.
+    /// Returns when the receiver has gone.
     pub async fn closed(&self) {
         self.out.closed().await;
     }
@@ -100,7 +102,7 @@ mod tests {
         })
     }
 
-    /// How many messages of so many bytes are taken before the sender has to wait.
+    /// Returns how many messages of `bytes` are buffered before the sender must wait.
     async fn buffered(bytes: usize) -> usize {
         let call = call(&Budget::new(&table::API_RESPONSE_BYTES));
         let (responses, _messages) = Responses::new(&call, 64, 2 << 20);

@@ -1,6 +1,7 @@
-//! HTTP/2 over verified connections, each stream supervised from outside.
+//! Serves HTTP/2 over verified connections, and supervises each stream from outside.
 //!
-//! In scope: accepting streams, counting them by connection, ending all of it in order. Out of scope: the bounds of HTTP/2 (`transport::Limits`).
+//! In scope: accepting connections, tracking active streams of each connection, graceful shutdown.
+//! Out of scope: the bounds of HTTP/2 (`transport::Limits`).
 
 use std::future::Future;
 use std::io;
@@ -34,8 +35,8 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     }
 }
 
-/// Serves calls on every connection that comes, until `stop` is done; then lets those under way end, and returns when all connections are
-/// closed. Dropping the future closes them at once.
+/// Serves calls on every accepted connection until `stop` completes. Then lets calls in progress
+/// end, and returns when all connections are closed. Dropping the future closes them at once.
 pub async fn serve<C: Served>(
     incoming: impl Stream<Item = io::Result<C>>,
     calls: Calls,
@@ -46,7 +47,7 @@ pub async fn serve<C: Served>(
     let mut connections = JoinSet::new();
     {
         let (mut incoming, mut stop, mut more) = (pin!(incoming), pin!(stop), true);
-        // When nothing comes any more, those that have come are served to their end.
+        // After the listener has ended, existing connections are served to their end.
         while more || !connections.is_empty() {
             tokio::select! {
                 () = &mut stop => break,
@@ -57,7 +58,7 @@ pub async fn serve<C: Served>(
                     Some(Err(error)) => tracing::debug!(%error, "a connection was not accepted"),
                     None => more = false,
                 },
-                // Those that have ended are forgotten.
+                // Removes connections that have ended.
                 Some(_) = connections.join_next() => {}
             }
         }
@@ -80,7 +81,7 @@ async fn serve_one<C: Served>(connection: C, calls: Calls, limits: Limits, mut s
     });
     let mut serving = pin!(http.serve_connection(TokioIo::new(connection), service));
     let stopped = async move {
-        // A sender that is gone means the same.
+        // A closed channel also means stop.
         _ = stopping.wait_for(|stop| *stop).await;
     };
     let ended = tokio::select! {

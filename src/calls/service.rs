@@ -1,4 +1,4 @@
-//! What stands before every method: the checks that need the headers only.
+//! Admits calls before their methods run: the checks that need only the headers.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -28,14 +28,14 @@ pub struct Calls {
     denials: Arc<Denials>,
 }
 
-/// Calls of one connection that are denied by their headers, in a second in the long run, and at once. To deny one costs some ten microseconds: a
-/// client that goes on like that does not listen.
+/// Rate of denied calls on one connection. Denying a call costs some ten microseconds. A client
+/// beyond this rate ignores the responses, and its connection is closed.
 const DENIALS: Rate = Rate { per_second: 1_000.0, burst: 10_000.0 };
 
-/// Metadata of a call that is left as it came: what the usual clients send.
+/// Metadata fields up to which a call's headers are left unchanged: what usual clients send.
 const METADATA_FIELDS_MAX: usize = 12;
 
-/// Counts the calls of one connection that are denied.
+/// Counts the denied calls of one connection.
 pub(super) struct Denials {
     left: Mutex<TokenBucket>,
     flooded: Notify,
@@ -54,20 +54,20 @@ impl Denials {
         }
     }
 
-    /// Returns when there were too many.
+    /// Returns when the rate is exceeded.
     pub(super) async fn flooded(&self) {
         self.flooded.notified().await;
     }
 }
 
 impl Calls {
-    /// Admits calls to `routes`.
+    /// Serves `routes` behind `admission`.
     #[must_use]
     pub fn new(routes: Routes, admission: Arc<dyn Admission>) -> Self {
         Self { routes: routes.prepare(), admission, denials: Arc::default() }
     }
 
-    /// The same for one connection, with its own count of denials.
+    /// Returns a copy for one connection, with its own count of denied calls.
     pub(super) fn of_connection(&self) -> (Self, Arc<Denials>) {
         let denials = Arc::default();
         (Self { denials: Arc::clone(&denials), ..self.clone() }, denials)
@@ -90,7 +90,7 @@ impl Calls {
     }
 }
 
-/// Without a gRPC status: whoever asks so does not speak gRPC.
+/// A response without a gRPC status: the client does not speak gRPC.
 fn plain(status: StatusCode) -> Box<Response<Body>> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
@@ -101,7 +101,8 @@ fn denied(status: Status) -> Box<Response<Body>> {
     Box::new(status.into_http())
 }
 
-/// `application/grpc`, or its one encoding spoken here; parameters may follow.
+/// Returns whether the content type is `application/grpc` or `application/grpc+proto`, the one
+/// encoding supported here. Parameters may follow.
 fn is_grpc(headers: &HeaderMap<HeaderValue>) -> bool {
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(one), None) = (values.next(), values.next()) else { return false };
@@ -110,7 +111,7 @@ fn is_grpc(headers: &HeaderMap<HeaderValue>) -> bool {
 }
 
 impl Calls {
-    /// Answers one call.
+    /// Handles one call.
     pub(super) fn call(
         &self,
         mut request: Request<Incoming>,
@@ -124,7 +125,7 @@ impl Calls {
             }
         };
         let routes = self.routes.clone();
-        // It is moved some times before it runs.
+        // Boxed, because the future is moved several times before it runs.
         Either::Right(Box::pin(async move {
             let progress = Progress::current();
             let (bytes_max, one_request, response_bytes) =
@@ -141,7 +142,7 @@ impl Calls {
                 }),
             };
             if one_request {
-                // It has been handled, whenever its response is read.
+                // The request has been handled, although the response may not have been read yet.
                 call.0.received.lock().clear();
             }
             let response = response.unwrap_or_else(Status::into_http);
@@ -160,12 +161,12 @@ async fn handle(
     if response_bytes > 0 {
         match tokio::time::timeout(RESPONSE_WAIT_MAX, call.charge_response(response_bytes)).await {
             Ok(charge) => call.attach(charge),
-            // Says which bound it is that has no room.
+            // Fails with the bound that has no room.
             Err(_) => call.grow_response(response_bytes)?,
         }
     }
     let (mut parts, body) = request.into_parts();
-    // No method reads other metadata: much of it does not stay in memory while the call lasts.
+    // No method reads other metadata, so large metadata does not stay in memory during the call.
     if parts.headers.len() > METADATA_FIELDS_MAX {
         let forwarded = [header::CONTENT_TYPE, header::TE, header::HeaderName::from_static("grpc-encoding")];
         let headers = std::mem::take(&mut parts.headers);

@@ -1,4 +1,4 @@
-//! Connections without TLS, of somebody whom it would have verified.
+//! Connections without TLS, for a peer or client as if verified.
 
 use std::io;
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::transport::{Activity, Served};
 
-/// A connection, and what calls on it know of their caller.
+/// A connection and the values that describe its peer to calls.
 pub(crate) struct Verified<S> {
     stream: S,
     describe: Arc<dyn Fn(&mut Extensions) + Send + Sync>,

@@ -1,11 +1,14 @@
-//! What this node says of other members' feeds: cosignatures and custody notes, made behind the commits that they speak of.
+//! Creates the cosignatures and custody notes this node owes other members.
 //!
-//! In scope: which feeds an answer is owed for, when it is made, and what it says. Out of scope: what is committed (`writer`, `replicated_appends`), and
-//! carrying answers to peers (`exchange`).
+//! An attestation costs two signatures here and three verifications at the owner. So it never
+//! delays the entries it covers: the entries become durable and their callers get the reply first.
+//! The attestation goes into a later record, with the next commit or after [`RECORDS_LINGER`], and
+//! covers all entries received until then. While a feed keeps growing, its attestations are
+//! [`ATTESTATION_INTERVAL`] apart.
 //!
-//! An answer costs two signatures, and its owner three verifications. So it does not hold up what it speaks of: entries become durable and are
-//! released first, and the answer goes into a later record, with whatever is committed next or after [`RECORDS_LINGER`], once for all that has
-//! come meanwhile. Where entries keep coming, answers are [`ATTESTATION_INTERVAL`].
+//! In scope: for which feeds an attestation is pending, when it is signed, and what it contains.
+//! Out of scope: what is committed (`writer`, `replicated_appends`), and sending attestations to
+//! peers (`exchange`).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -25,37 +28,39 @@ use super::writer::{CommitBatch, Writer};
 use super::{Custodies, Keys, PublishState, RECORDS_LINGER, checkpoint_of, is_behind, later};
 use crate::store::{Cosigned, CustodyRecord, FeedState, FeedTree};
 
-/// Time from an answer to the next one, so that a feed in full flow is not answered entry by entry. What comes alone does not wait for it.
+/// Least time between two attestations, so that a busy feed is not attested entry by entry. A lone
+/// batch does not wait for it.
 const ATTESTATION_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Pause after a commit of answers was refused, as on a full disk.
+/// Pause after a commit of attestations failed, for example on a full disk.
 const FAILED_COMMIT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// What this node has said of a feed, durably.
+/// Durable attestations of this node for one feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attestations {
     /// The feed.
     pub feed: FeedId,
-    /// Our cosigned note, if the feed had reached a checkpoint.
+    /// This node's cosigned note, if the feed had reached a checkpoint.
     pub cosigned: Option<Bytes>,
-    /// Our custody notes for the feed's owner.
+    /// This node's custody notes for the feed's owner.
     pub custody: Vec<Bytes>,
 }
 
-/// By feed, the checkpoint to cosign, which the feed has reached; `None` if only its custody is spoken of.
+/// By feed, the checkpoint to cosign, which the feed has reached; `None` if only custody is
+/// attested.
 type PendingCheckpoints = BTreeMap<FeedId, Option<SignedCheckpoint>>;
 
-/// The newest batch of a feed speaks for those before it.
+/// Merges a newer batch: its checkpoint covers the batches before it.
 fn merge_pending(pending: &mut PendingCheckpoints, feed: FeedId, checkpoint: Option<SignedCheckpoint>) {
     let before = pending.entry(feed).or_default();
     *before = checkpoint.or(before.take());
 }
 
-/// How far this node has cosigned a feed: it says nothing of less of it, and nothing of another history.
+/// How far this node has cosigned a feed. It attests neither a shorter tree nor another fork.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LastCosigned {
     size: u64,
-    /// The root that it cosigned there; `None`: that of the copy held here.
+    /// The cosigned root; `None` if it is the root of the copy held here.
     root: Option<Hash>,
 }
 
@@ -66,27 +71,27 @@ impl LastCosigned {
     }
 }
 
-/// Whether something may be said of a copy.
+/// Whether a copy of a feed may be attested.
 enum MayAttest {
     Yes,
-    /// Once what is being committed can be read.
+    /// Once the entries of the current commit can be read.
     Later,
-    /// Not of this copy: it is shorter than what was cosigned, or another history.
+    /// Not this copy: it is shorter than the cosigned tree, or on another fork.
     No,
 }
 
-/// Feeds that answers are owed for.
+/// Feeds with a pending attestation.
 #[derive(Default)]
 pub(super) struct PendingAttestations {
     feeds: PendingCheckpoints,
-    /// When the oldest is due.
+    /// When the oldest must be signed.
     deadline: Option<Instant>,
-    /// When this node last spoke.
+    /// When this node last attested.
     attested: Option<Instant>,
 }
 
 impl PendingAttestations {
-    /// Owed from now on, if it was not before.
+    /// Marks the feed as pending, if it was not before.
     pub(super) fn add(&mut self, feed: FeedId, checkpoint: Option<SignedCheckpoint>, now: Instant) {
         let not_before = self.attested.map_or(now, |attested| attested + ATTESTATION_INTERVAL);
         self.deadline.get_or_insert(not_before.max(now + RECORDS_LINGER));
@@ -99,12 +104,13 @@ impl PendingAttestations {
         }
     }
 
-    /// The commit was refused: it is tried again later.
+    /// Tries again later, after a failed commit.
     pub(super) fn postpone(&mut self) {
         self.deadline = self.deadline.map(|_| Instant::now() + FAILED_COMMIT_RETRY_DELAY);
     }
 
-    /// What is owed for a feed as it was when the store was opened: the node may have stopped before it had spoken of all.
+    /// Adds a feed as it was when the store was opened: the node may have stopped before it had
+    /// attested all entries.
     pub(super) fn add_missing_since(&mut self, state: &FeedState, cosigned_size: u64, attested_size: u64) {
         let size = state.compact_range.size();
         if state.checkpoint_size != size || (cosigned_size >= size && attested_size >= size) {
@@ -117,27 +123,28 @@ impl PendingAttestations {
         );
     }
 
-    /// When to speak; `None`: there is nothing to say, or it must not be said now.
+    /// Returns when to attest; `None` if nothing is pending or nothing may be signed now.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 }
 
 impl Writer {
-    /// Whether what is owed goes into this commit.
+    /// Whether the pending attestations go into this commit.
     fn attests_in(&self, commit_batch: &CommitBatch) -> bool {
         let deadline = |pending_attestations: &PendingAttestations| {
             pending_attestations.deadline.is_some_and(|deadline| deadline <= Instant::now())
         };
         let pending =
             self.pending_attestations.deadline.is_some() || commit_batch.pending_attestations.deadline.is_some();
-        // With what others have said, as company; not with what was refused.
+        // Join a commit of received notes; do not join one whose work was rejected.
         let with_records = commit_batch.entries == 0
             && commit_batch.completions.iter().any(|completion| matches!(completion, Completion::Records { .. }));
         pending && (commit_batch.attest_now || with_records || deadline(&self.pending_attestations))
     }
 
-    /// Takes up, of what is kept, our own words: others had kept them while a store was lost.
+    /// Restores this node's own cosignatures from `records`: peers hold them after this node has
+    /// lost its store.
     pub(super) fn restore_last_cosigned(&self, commit_batch: &mut CommitBatch, records: &[Cosigned]) {
         for cosigned in records.iter().filter(|cosigned| cosigned.cosigner == self.shared.feed.member) {
             commit_batch.last_time = later(cosigned.time, commit_batch.last_time);
@@ -149,8 +156,9 @@ impl Writer {
         }
     }
 
-    /// Whether a copy that `compact_range` ends continues what this node has cosigned: a store that was lost took the memory of it along, and peers have
-    /// given it back.
+    /// Whether a copy that ends with `compact_range` continues the tree this node has cosigned.
+    /// After the loss of a store the cosignature comes back from peers, and the copy may be of
+    /// another fork.
     fn may_attest(&self, commit_batch: &CommitBatch, feed: &FeedId, compact_range: &CompactRange) -> MayAttest {
         let Some(last_cosigned) = commit_batch.last_cosigned.get(feed).or_else(|| self.last_cosigned.get(feed)) else {
             return MayAttest::Yes;
@@ -175,8 +183,10 @@ impl Writer {
         }
     }
 
-    /// Puts answers into the commit: all that is owed from before and from this group, or `None`. Nothing is said while the clock is behind, nor in
-    /// doubt: a store that may have forgotten entries may have forgotten what it said of others'.
+    /// Adds all pending attestations, of earlier commits and of this one, to the commit. Returns
+    /// `None` if they do not go into this commit. Nothing is attested while the clock is behind, or
+    /// while the own feed needs recovery: a store that may have lost entries may also have lost
+    /// attestations.
     pub(super) fn attest(&self, commit_batch: &mut CommitBatch) -> Option<Vec<Attestations>> {
         if !self.attests_in(commit_batch) {
             return None;
@@ -213,7 +223,7 @@ impl Writer {
             let custody = custody_of(&tree, me, progress.size..tree.size, &progress.not_held, time, &self.keys);
             progress.size = tree.size;
             progress.not_held.clear();
-            // The key's name and kind were checked on start.
+            // The key's name and algorithm were checked on start.
             let cosigned = checkpoint.and_then(|checkpoint| {
                 let (size, note) = (checkpoint.checkpoint.size, cosign(&checkpoint, &self.keys.mirror, time).ok()?);
                 Some(Cosigned { feed: feed.clone(), cosigner: me.clone(), size, time, note })
@@ -235,7 +245,7 @@ impl Writer {
         Some(attested)
     }
 
-    /// After the commit: tells the links what was said, and remembers what is owed now.
+    /// After the commit: sends the attestations to the links, and keeps the new pending ones.
     pub(super) fn finish_attesting(
         &mut self,
         added: PendingAttestations,
@@ -244,18 +254,18 @@ impl Writer {
     ) {
         self.pending_attestations.extend(added, Instant::now());
         let Some(attested) = attested else { return };
-        // What could not be said is said with what comes next.
+        // Feeds that could not be attested yet are retried.
         self.pending_attestations.deadline = retry.then(|| Instant::now() + ATTESTATION_INTERVAL);
         self.pending_attestations.attested = Some(Instant::now());
         for attestations in attested {
             self.pending_attestations.feeds.remove(&attestations.feed);
-            // Nobody may be linked; owners ask for what they missed.
+            // No link may be up; owners request the attestations they missed.
             let _ = self.shared.attestations.send(Arc::new(attestations));
         }
     }
 }
 
-/// What has been said of a feed, in this commit or before it.
+/// Returns the custody progress of a feed, in this commit or before it.
 pub(super) fn progress_of<'a>(
     custodies: &'a mut Custodies,
     before: &Custodies,
@@ -264,7 +274,8 @@ pub(super) fn progress_of<'a>(
     custodies.entry(feed.clone()).or_insert_with(|| before.get(feed).cloned().unwrap_or_default())
 }
 
-/// Custody notes on `range`: one, or several where one cannot list all that is not held. None if the range is empty.
+/// Returns custody notes on `range`: several if one note cannot list all ranges that are not held,
+/// none if the range is empty.
 pub(super) fn custody_of(
     checkpoint: &Checkpoint,
     holder: &Member,
@@ -277,7 +288,8 @@ pub(super) fn custody_of(
     while !range.is_empty() {
         let listed = not_held.partition_point(|(part, _)| part.end <= range.start);
         let note = CustodyNote::new(checkpoint, time, range.clone(), not_held[listed..].iter().cloned());
-        // The key's name and kind were checked on start, the ranges ascend: a note that cannot be made is a defect that costs the note.
+        // Cannot fail unless the code is wrong: the key's name and algorithm were checked on start
+        // and the ranges ascend. Then only the note is lost.
         let Ok((note, signed)) = note.and_then(|note| note.sign(&keys.custody).map(|signed| (note, signed))) else {
             break;
         };
@@ -314,7 +326,7 @@ mod tests {
         let mut attestations = committer.attestations();
         let first = batch(&CompactRange::new(), 2);
         let second = batch(&first.compact_range, 3);
-        // Queued together, so that both are there before the first answer is due.
+        // Queued together, so that both are present before the first attestation is signed.
         let (one, two) =
             (committer.submit_append(first).await.unwrap(), committer.submit_append(second).await.unwrap());
         assert_eq!((one.await.unwrap().unwrap().size, two.await.unwrap().unwrap().size), (2, 5));
@@ -323,13 +335,13 @@ mod tests {
         assert_eq!(custody.last().map(|note| note.range.end), Some(5));
         let cosigned = store.cosigned_newest(&of("tn")).unwrap();
         assert_eq!(cosigned.iter().map(|note| note.size).collect::<Vec<_>>(), [5]);
-        // Told behind the commit.
+        // Sent after the commit.
         let sent = attestations.recv().await.unwrap();
         assert_eq!((&sent.feed, sent.cosigned.as_ref()), (&of("tn"), Some(&cosigned[0].note)));
         committer.stop().await;
     }
 
-    /// The word of ma on a batch, as a peer gives it back.
+    /// A cosignature of ma on a batch, as a peer returns it.
     fn recovered_cosignature(batch: &VerifiedBatch) -> Records {
         let mirror = SigningKey::from_seed("ma.rabat.example/mirror", Algorithm::CosignatureEd25519, [8; 32]).unwrap();
         let (size, time) = (batch.compact_range.size(), 1_764_000_000);
@@ -342,7 +354,7 @@ mod tests {
     async fn recovered_cosignature_prevents_attesting_another_tree() {
         let five = batch(&CompactRange::new(), 5);
         let other = |first: &VerifiedBatch| {
-            // Another history: the entries from the third on are not those of `five`.
+            // Another fork: the entries from the third on are not those of `five`.
             batch(&first.compact_range, 3)
         };
         for (continues, attested) in [(true, 5), (false, 0)] {
@@ -367,7 +379,7 @@ mod tests {
             committer.stop().await;
             assert_eq!(size(), (Some(5), attested), "continues: {continues}");
             assert_eq!(committer.cosignature_conflicts().contains(&of("tn")), !continues, "the operator is told");
-            // Nor after a restart.
+            // Still true after a restart.
             start(&store, folder.path()).stop().await;
             assert_eq!(size(), (Some(5), attested), "continues: {continues}");
         }
@@ -414,14 +426,14 @@ mod tests {
         };
         store.commit(Commit { appends: vec![append], ..Commit::default() }, 0).unwrap();
         let committer = start(&store, folder.path());
-        // Unasked: nothing else may come for long.
+        // The committer attests without other work.
         let attestations = tokio::time::timeout(Duration::from_secs(60), committer.attestations().recv()).await;
         assert_eq!(attestations.unwrap().unwrap().feed, of("tn"));
         committer.stop().await;
         assert_eq!(store.cosigned_newest(&of("tn")).unwrap()[0].size, 3);
         let custody = &store.custody_newest(&of("tn")).unwrap()[0];
         assert_eq!((custody.range.clone(), custody.not_held.as_slice()), (0..3, std::slice::from_ref(&(0..3))));
-        // And not again.
+        // The next start attests nothing again.
         let seq = store.seq();
         start(&store, folder.path()).stop().await;
         assert_eq!(store.seq(), seq);

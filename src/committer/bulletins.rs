@@ -1,6 +1,8 @@
-//! Bulletins that a node makes itself, about the network: the end of an epoch of its feed, and two histories of any feed.
+//! Builds the bulletins that a node issues itself: the end of an epoch of its feed, and the fork of
+//! any feed.
 //!
-//! In scope: making them whole. Out of scope: when, and publishing them.
+//! In scope: building them completely. Out of scope: when to publish them (`epoch`, `app`), and
+//! publishing.
 
 use barid_core::bulletin::header::{BulletinId, NODE_ISSUER};
 use barid_core::bulletin::kinds::{feed_closed, feed_forked};
@@ -13,21 +15,23 @@ use barid_core::roster::Roster;
 
 use super::now;
 
-/// The working group whose members are told, where the exchange has it; else the first it has.
+/// The working group that is addressed, if the exchange has it; else its first group.
 const ANNOUNCEMENT_GROUP: &str = "information";
 
-/// The bulletin by which a node names the longest tree known of an epoch that is over. Its id follows from the tree.
+/// Builds the bulletin that names the longest known tree of an ended epoch. Its id is derived from
+/// the tree.
 ///
 /// # Errors
-/// If the roster has no working group to tell.
+/// If the roster has no working group to address.
 pub fn feed_closed_bulletin(tree: &Checkpoint, roster: &Roster) -> Result<ValidBulletin, Invalid> {
     finish(&feed_closed::draft(tree, announcement_group(roster)), feed_closed::id(tree), &tree.feed.member, roster)
 }
 
-/// The bulletin by which the node of `member` tells of two histories of a feed, and proves it. Its id follows from the evidence.
+/// Builds the bulletin by which the node of `member` announces and proves the fork of a feed. Its
+/// id is derived from the evidence.
 ///
 /// # Errors
-/// If the roster has no working group to tell.
+/// If the roster has no working group to address.
 pub fn feed_forked_bulletin(
     evidence: &EquivocationEvidence,
     member: &Member,
@@ -48,7 +52,7 @@ fn announcement_group(roster: &Roster) -> &str {
 
 fn finish(draft: &proto::Draft, id: BulletinId, member: &Member, roster: &Roster) -> Result<ValidBulletin, Invalid> {
     let mut salt = [0; barid_core::envelope::SALT_BYTES];
-    // What it says is no secret: without randomness it is merely guessable.
+    // The content is public: without randomness the digest is only guessable.
     let _ = getrandom::fill(&mut salt);
     let defaults = DraftDefaults {
         member: member.clone(),

@@ -1,13 +1,13 @@
-//! Answers that wait for a commit, and giving them.
+//! Replies that wait for a commit.
 //!
-//! In scope: who is told what, once. Out of scope: when (`writer`).
+//! In scope: which caller gets which reply, exactly once. Out of scope: when (`writer`).
 
 use barid_core::feed::checkpoint::SignedCheckpoint;
 use tokio::sync::oneshot;
 
 use super::{Appended, Backfilled, CommitFailure, Permit, PriorityOutcome, PublishOutcome, PublishedGroup, Work};
 
-/// Answers that wait for the commit.
+/// A reply that waits for the commit.
 pub(super) enum Completion {
     Publish {
         reply: oneshot::Sender<Result<PublishedGroup, CommitFailure>>,
@@ -35,13 +35,14 @@ pub(super) enum Completion {
     },
 }
 
-/// As [`PublishOutcome`], before the store has numbered arrivals.
+/// As [`PublishOutcome`], before the store has assigned offsets.
 pub(super) enum PendingPublish {
     New { index: u64, nth: u64 },
     Done(PublishOutcome),
 }
 
-/// What was committed is durable. Arrivals of what was published begin at `first_offset`; `checkpoint` includes it all.
+/// Replies after the commit is durable. The offsets of the published entries begin at
+/// `first_offset`; `checkpoint` includes all of them.
 pub(super) fn complete(completions: Vec<Completion>, first_offset: u64, checkpoint: Option<&SignedCheckpoint>) {
     for completion in completions {
         match completion {
@@ -72,7 +73,7 @@ pub(super) fn complete(completions: Vec<Completion>, first_offset: u64, checkpoi
     }
 }
 
-/// What is not tried at all.
+/// Replies to work that was not tried.
 pub(super) fn reject(work: Work, failure: &CommitFailure) {
     match work {
         Work::Publish(_, reply, _) => drop(reply.send(Err(failure.clone()))),
@@ -84,7 +85,7 @@ pub(super) fn reject(work: Work, failure: &CommitFailure) {
     }
 }
 
-/// What was not committed.
+/// Replies to work whose commit failed.
 pub(super) fn fail_completions(completions: Vec<Completion>, failure: &CommitFailure) {
     for completion in completions {
         match completion {

@@ -1,7 +1,8 @@
-//! Room on the disk, and whose content may take it: known before entries come, so that they need not be refused one by one.
+//! Checks the free disk space and decides which work may use it. Peers and callers learn the result
+//! before they send entries, so that entries need not be rejected one by one.
 //!
-//! In scope: looking, announcing, and deciding about each piece of work. Out of scope: the tiers and the shares (`core::quota`), and how much
-//! room a commit needs (the store).
+//! In scope: checking, announcing, and deciding for each work item. Out of scope: the tiers and the
+//! shares (`core::quota`), and how much space a commit needs (`store`).
 
 use std::collections::BTreeMap;
 
@@ -15,15 +16,16 @@ use super::writer::{CommitBatch, Writer};
 use super::{CommitFailure, Committer, CommitterShared, Work, now, owns};
 use crate::store::{Capacity, CommitError};
 
-/// Within so many bytes of where a tier ends it is looked before every commit, and own work is committed apart from that of others: two of the
-/// log's segments, which are written ahead.
+/// Margin above the limit of a tier. Within it the space is checked before every commit, and own
+/// work is committed apart from replicated work. The size is two log segments, which are
+/// preallocated.
 const TIER_MARGIN_BYTES: u64 = 128 << 20;
 
-/// What is known of the room on the disk.
+/// Free disk space at the last check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DiskSpace {
     pub(super) capacity: Capacity,
-    /// Bytes committed since it was looked.
+    /// Bytes committed since the check.
     committed: u64,
 }
 
@@ -34,7 +36,7 @@ impl Default for DiskSpace {
 }
 
 impl DiskSpace {
-    /// Whether a tier may end with the next commits.
+    /// Whether the next commits may reach the limit of a tier.
     fn is_near_tier_limit(&self) -> bool {
         let above = self.capacity.free_bytes.saturating_sub(self.committed.saturating_mul(2));
         self.capacity.reserve_bytes > 0
@@ -43,13 +45,14 @@ impl DiskSpace {
 }
 
 impl Committer {
-    /// What is committed at the free space that there is. Changes by itself.
+    /// Watches what the node commits at the current free space.
     #[must_use]
     pub fn tier(&self) -> watch::Receiver<Tier> {
         self.shared.tier.subscribe()
     }
 
-    /// Whether content of `owner`'s feeds may be asked of `peer`: there is room, and both are within their share.
+    /// Whether content of `owner`'s feeds may be requested from `peer`: there is space, and both
+    /// are within their share.
     #[must_use]
     pub fn may_backfill(&self, owner: &Member, peer: &Member) -> bool {
         let tier = *self.shared.tier.borrow();
@@ -57,19 +60,20 @@ impl Committer {
         self.shared.shares.lock().may_request_in(tier, source)
     }
 
-    /// Members that have brought more than their share, and whose entries are committed as digests for now.
+    /// Returns the members that are over their share. Their entries are committed as digests for
+    /// now.
     #[must_use]
     pub fn over_share(&self) -> BTreeMap<Member, OverQuota> {
         self.shared.shares.lock().over_quota().map(|(member, over)| (member.clone(), over)).collect()
     }
 
-    /// Bytes that one member may bring within a day.
+    /// Returns the bytes that one member may send in a day.
     #[must_use]
     pub fn share_bytes(&self) -> u64 {
         self.shared.shares.lock().limit()
     }
 
-    /// Of each member that has brought content within a day: thousandths of its share.
+    /// Returns how much of its share each member has used in the last day, in thousandths.
     #[must_use]
     pub fn share_used(&self) -> BTreeMap<Member, u64> {
         self.shared.shares.lock().used().map(|(member, used)| (member.clone(), used)).collect()
@@ -77,7 +81,8 @@ impl Committer {
 }
 
 impl CommitterShared {
-    /// Counts content of `owner`'s feeds that `sender_member` has sent; false where it is to be committed as a digest.
+    /// Charges content of `owner`'s feeds that `sender_member` has sent. Returns false if it must
+    /// be committed as a digest.
     pub(super) fn admits_content(
         &self,
         owner: &Member,
@@ -103,7 +108,7 @@ impl CommitterShared {
 }
 
 impl Writer {
-    /// Looks how much room there is on the disk.
+    /// Checks the free disk space.
     pub(super) fn check_disk_space(&mut self) {
         let found = self.shared.store.check_capacity();
         match &found {
@@ -116,29 +121,31 @@ impl Writer {
             Err(disk_full @ (CommitError::DiskFull { .. } | CommitError::IndexBehind(_))) => {
                 self.set_tier(Tier::Notes, Some(disk_full.to_string()));
             }
-            // The next commit says so to whom it concerns.
+            // The next commit reports the error to its callers.
             Err(error) => tracing::debug!(%error, "it is not known whether there is room"),
         }
     }
 
-    /// Looks before a commit, where a tier may be about to end.
+    /// Checks the free disk space before a commit that may reach the limit of a tier.
     pub(super) fn check_disk_space_near_limit(&mut self) {
         if self.disk_space.is_near_tier_limit() {
             self.check_disk_space();
         }
     }
 
-    /// So many bytes were committed.
+    /// Counts bytes that were committed.
     pub(super) fn record_space_used(&mut self, bytes: usize) {
         self.disk_space.committed = self.disk_space.committed.saturating_add(bytes as u64);
     }
 
-    /// Whether own work and that of others are to be committed apart: the one may have room where the other has none.
+    /// Whether own and replicated work must be committed apart, because one may have space where
+    /// the other has none.
     pub(super) fn commits_own_separately(&self) -> bool {
         self.disk_space.is_near_tier_limit()
     }
 
-    /// What there is room for; why there is none for own entries, unless it follows from the free space.
+    /// Sets the tier, and the reason why own entries do not fit; without `why`, the reason follows
+    /// from the free space.
     fn set_tier(&self, tier: Tier, why: Option<String>) {
         let Capacity { free_bytes, reserve_bytes, .. } = self.disk_space.capacity;
         let why = why.or_else(|| {
@@ -146,7 +153,8 @@ impl Writer {
             (tier < Tier::Own).then(|| disk_full().to_string())
         });
         self.shared.disk_full.send_if_modified(|known| {
-            // Alarms show the newest; whoever waits is woken when it begins and ends.
+            // Alarms read the newest text; watchers are woken only when the condition begins or
+            // ends.
             let changed = known.is_some() != why.is_some();
             *known = why;
             changed
@@ -161,7 +169,7 @@ impl Writer {
         });
     }
 
-    /// Why work is not tried, for want of room.
+    /// Returns why work is rejected for lack of space, or `None` if it fits.
     pub(super) fn check_space_for(&self, work: &Work) -> Option<CommitFailure> {
         let me = &self.shared.feed.member;
         let needed = match work {
@@ -171,7 +179,7 @@ impl Writer {
                 Tier::needed(WriteKind::Content, owns(me, &backfill_work.backfill.feed))
             }
             Work::Priority(priority, ..) => Tier::needed(WriteKind::Content, owns(me, &priority.feed)),
-            // Answers and the like are tried all the same: a part of the reserve is theirs.
+            // Notes and other records may use a part of the reserve.
             Work::Records(..) | Work::Stop(_) => Tier::needed(WriteKind::Notes, true),
         };
         if *self.shared.tier.borrow() >= needed {
@@ -187,7 +195,7 @@ impl Writer {
 }
 
 impl CommitBatch {
-    /// Whether work is of this member, and the group of others, or the other way round.
+    /// Whether the work is this member's and the batch holds replicated work, or the reverse.
     pub(super) fn mixes_own_and_replicated(&self, me: &Member, work: &Work) -> bool {
         let others = self.commit.appends.iter().any(|append| append.feed.member != *me)
             || !self.commit.backfills.is_empty()

@@ -1,10 +1,13 @@
-//! The next epoch of a node's own feed: opening it after the last one fell into doubt.
+//! Opens the next epoch of the node's own feed after the current one needs recovery.
 //!
-//! In scope: the order of writes, so that a power cut at any point leaves the node in doubt in the old epoch or publishing in the new
-//! one, never both. Out of scope: fetching what peers hold (`exchange`), and when to open.
+//! The order of writes: first the new epoch's key, beside the old one; then its first checkpoint
+//! and the `feed-closed` entry in the store, synced; last the high-water mark, by a rename. Until
+//! the rename the node is in the old epoch, which needs recovery. Running it again finds the entry
+//! and continues from there. So a power cut at any point leaves the node in the old epoch, needing
+//! recovery, or publishing in the new one, never both.
 //!
-//! The order: the new epoch's key beside the old one; its first checkpoint and the `feed-closed` entry in the store, synced; the mark by a
-//! rename. Until the rename the node is in the old epoch and in doubt, and running it again finds the entry and goes on from there.
+//! In scope: the order of writes. Out of scope: fetching what peers hold (`exchange`), and when to
+//! open the epoch (`app::recover`).
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -29,49 +32,49 @@ use crate::store::{Append, Commit, CommitError, Content, NewEntry, Store};
 pub struct NextEpoch {
     /// Its feed.
     pub feed: FeedId,
-    /// All keys that the roster lists for it.
+    /// All keys that the roster lists for the feed.
     pub keys: Vec<SigningKey>,
 }
 
-/// An epoch that was opened.
+/// The result of opening an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenedEpoch {
-    /// The longest tree of the epoch before.
+    /// The longest known tree of the previous epoch.
     pub closed: Checkpoint,
-    /// The new feed, with its first entry.
+    /// The tree of the new feed, with its first entry.
     pub opened: Checkpoint,
 }
 
-/// Why an epoch is not opened. The node is where it was.
+/// Why an epoch was not opened. The node stays in the old epoch.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenEpochError {
-    /// The key is of another feed, or of an epoch that is over.
+    /// The key belongs to another feed, or to an earlier epoch.
     #[error("the key is of {found}; a key of {member} for an epoch after {after} is needed", member = .old.member, after = .old.epoch)]
     Epoch {
-        /// The epoch in force.
+        /// The current epoch.
         old: FeedId,
-        /// Whose key it is.
+        /// Name of the key.
         found: String,
     },
-    /// The roster does not list it, or lists more keys than were given.
+    /// The roster does not list the key, or lists more keys than were given.
     #[error("{0}")]
     Keys(String),
-    /// Its epoch was begun before, elsewhere.
+    /// The epoch was opened before, on another machine.
     #[error("{0} has been opened before: the key of a later epoch is needed")]
     Used(FeedId),
-    /// The feed is not in doubt.
+    /// The feed does not need recovery.
     #[error("{0} does not need recovery; there is nothing to recover")]
     RecoveryNotNeeded(FeedId),
     /// A file could not be written.
     #[error("{path} cannot be written")]
     File {
-        /// Which.
+        /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// The closing bulletin cannot be made.
+    /// The closing bulletin cannot be built.
     #[error("the entry that closes the old epoch cannot be made")]
     Closing(#[from] Invalid),
     /// Nothing was committed.
@@ -80,29 +83,29 @@ pub enum OpenEpochError {
     /// The store could not be read.
     #[error("the store cannot be read")]
     Read(#[from] crate::store::ReadError),
-    /// The mark could not be read or replaced.
+    /// The high-water mark could not be read or replaced.
     #[error(transparent)]
     HighWaterMark(#[from] HighWaterMarkError),
 }
 
-/// The epoch that the mark says; `None` without a mark.
+/// Returns the epoch of the high-water mark; `None` if there is no mark.
 ///
 /// # Errors
-/// If there is one that cannot be read.
+/// If the mark cannot be read.
 pub fn read_high_water_epoch(high_water_mark: &Path) -> Result<Option<u32>, HighWaterMarkError> {
     Ok(HighWaterMarkFile::read(high_water_mark)?.map(|(_, high_water_mark)| high_water_mark.epoch))
 }
 
-/// Entries of the epoch in force that were released, by the mark; `None` without a mark.
+/// Returns the size of the current epoch's feed by the high-water mark; `None` if there is no mark.
 ///
 /// # Errors
-/// If there is one that cannot be read.
+/// If the mark cannot be read.
 pub fn read_high_water_size(high_water_mark: &Path) -> Result<Option<u64>, HighWaterMarkError> {
     Ok(HighWaterMarkFile::read(high_water_mark)?.map(|(_, high_water_mark)| high_water_mark.size))
 }
 
-/// Where the keys of an epoch's feed lie in the folder of keys: `feed-<epoch>.key` if it is there, else `feed.key`; with a second one,
-/// `feed-<epoch>-ml-dsa-44.key` or `feed-ml-dsa-44.key`.
+/// Returns the path of a feed key in the key folder: `feed-<epoch>.key` if it exists, else
+/// `feed.key`. The second key is `feed-<epoch>-ml-dsa-44.key` or `feed-ml-dsa-44.key`.
 #[must_use]
 pub fn key_path(keys: &Path, epoch: u32, post_quantum: bool) -> PathBuf {
     let suffix = if post_quantum { "-ml-dsa-44" } else { "" };
@@ -111,7 +114,8 @@ pub fn key_path(keys: &Path, epoch: u32, post_quantum: bool) -> PathBuf {
 }
 
 impl NextEpoch {
-    /// The epoch of which these are the keys; all that `roster` lists for it must be there.
+    /// Returns the epoch that these keys belong to. All keys that `roster` lists for it must be
+    /// given.
     ///
     /// # Errors
     /// [`OpenEpochError::Epoch`], [`OpenEpochError::Keys`].
@@ -149,8 +153,9 @@ impl NextEpoch {
     }
 }
 
-/// Opens the next epoch after `old`, which must be in doubt. `high_water_mark` lies in the folder of keys. Nobody else may be committing to the
-/// store. Run again after a power cut, it goes on.
+/// Opens the next epoch after `old`, which must need recovery. `high_water_mark` is in the key
+/// folder. Nothing else may commit to the store meanwhile. It can be run again after a power cut
+/// and continues.
 ///
 /// # Errors
 /// See [`OpenEpochError`].
@@ -176,7 +181,8 @@ pub fn open_epoch(
     for key in &next.keys {
         let suffix = if key.algorithm() == barid_core::feed::note::Algorithm::Ed25519 { "" } else { "-ml-dsa-44" };
         let path = folder.join(format!("feed-{}{suffix}.key", next.feed.epoch));
-        // The key is here before anything is signed with it: what is held without it came from elsewhere.
+        // The key is written before anything is signed with it: a feed held without its key was
+        // opened on another machine.
         if held.is_some() && !path.exists() {
             return Err(OpenEpochError::Used(next.feed.clone()));
         }
@@ -190,7 +196,8 @@ pub fn open_epoch(
         }
         Some(held) => held.clone(),
     };
-    // The entry may be there, from a time before a power cut: then it is the only one, and this store made it.
+    // The entry may be present from before a power cut. Then it is the only one, and this store
+    // made it.
     let opened = if begun.size() == 0 {
         let bulletin = feed_closed_bulletin(&closed, roster)?;
         let mut compact_range = begun;
@@ -212,7 +219,8 @@ pub fn open_epoch(
     Ok(OpenedEpoch { closed, opened: checkpoint_of(&next.feed, &opened) })
 }
 
-/// Whether an epoch is in doubt, by the files beside the keys; `high_water_mark` is the path of the mark.
+/// Whether an epoch needs recovery, by the files beside the keys. `high_water_mark` is the path of
+/// the mark.
 ///
 /// # Errors
 /// If they cannot be read.
@@ -242,7 +250,7 @@ fn commit(
     Ok(())
 }
 
-/// Puts a key into the folder of keys, for its owner alone, synced.
+/// Writes a key into the key folder, readable by its owner only, and syncs it.
 fn write_key(path: &Path, key: &SigningKey) -> Result<(), OpenEpochError> {
     let text = key.to_text();
     if std::fs::read_to_string(path).is_ok_and(|held| held.trim_end() == text.trim_end()) {
@@ -352,7 +360,7 @@ mod tests {
 
     #[test]
     fn open_epoch_resumes_with_the_same_entry_after_a_power_cut() {
-        // Whatever was written before the cut: the key; the first checkpoint; the entry.
+        // What was written before the cut: the key; the first checkpoint; the entry.
         for written in 0..3 {
             let world = World::needing_recovery();
             let next = world.next(2);
@@ -382,7 +390,7 @@ mod tests {
     #[test]
     fn epoch_opened_elsewhere_is_rejected() {
         let world = World::needing_recovery();
-        // Another machine opened it, and this one has it from a peer: no key of it lies here.
+        // Another machine opened it and this one received it from a peer: its key is not here.
         commit(&world.store, &world.next(2), &CompactRange::new(), Vec::new()).unwrap();
         assert!(matches!(world.open(2), Err(OpenEpochError::Used(_))));
         let opened = world.open(3).unwrap();

@@ -1,11 +1,17 @@
-//! The mark: epoch, size and root of the node's own feed, kept beside the keys and outside the data folder.
+//! The high-water mark: epoch, size and root of the node's own feed, stored beside the keys and
+//! outside the data folder.
 //!
-//! It is overwritten after each commit has been synced and before its receipts are released. A store that is behind its mark was
-//! restored from an old copy: its feed must not be continued. Which epoch the node is in, the mark decides; it moves to the next one by a
-//! rename, so that a power cut leaves one of the two.
+//! The mark is overwritten after each commit has been synced and before its receipts are returned.
+//! A store that is behind its mark was restored from an old copy, so its feed must not be
+//! continued. The mark decides which epoch the node is in. It moves to the next epoch by a rename,
+//! so that a power cut leaves either the old or the new mark.
 //!
-//! Doubt outlives what raised it: once peers have given back what was lost, the store is not behind its mark any more. So a file beside
-//! the mark says which epoch is in doubt, and nothing takes it back but the next epoch, whose opening removes it.
+//! The need for recovery outlasts its cause: once peers have returned the lost entries, the store
+//! is no longer behind its mark. So the file `needs-recovery` beside the mark records the epoch.
+//! Only opening the next epoch removes it.
+//!
+//! In scope: reading and writing both files. Out of scope: comparing the mark with the store
+//! (`writer`), and opening epochs (`epoch`).
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -14,32 +20,32 @@ use std::path::{Path, PathBuf};
 
 use barid_core::ids::Hash;
 
-/// Epoch, size and root as last released.
+/// Epoch, size and root of the newest commit whose receipts may have been returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HighWaterMark {
     /// Epoch of the feed.
     pub epoch: u32,
-    /// Entries.
+    /// Number of entries.
     pub size: u64,
     /// Root hash at that size.
     pub root: Hash,
 }
 
-/// Why a mark cannot be read or written.
+/// Why the mark cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum HighWaterMarkError {
-    /// The file failed.
+    /// The file operation failed.
     #[error("the high-water mark {path} cannot be {operation}")]
     Io {
         /// The file.
         path: PathBuf,
-        /// What was tried.
+        /// The operation that failed.
         operation: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// The text is not a mark.
+    /// The text is not a high-water mark.
     #[error(
         "the high-water mark {0} is damaged: expected `barid mark v1`, epoch, size and root. Keep it under another name: without one the feed needs recovery, and \
          `barid recover` opens its next epoch"
@@ -47,7 +53,7 @@ pub enum HighWaterMarkError {
     Damaged(PathBuf),
 }
 
-/// The open file of a mark. A mark is 128 bytes, so that one write is one sector.
+/// The open file of the mark. The mark is 128 bytes long, so that one write is one sector.
 pub(crate) struct HighWaterMarkFile {
     path: PathBuf,
     file: File,
@@ -56,7 +62,7 @@ pub(crate) struct HighWaterMarkFile {
 const LENGTH: usize = 128;
 
 impl HighWaterMarkFile {
-    /// Opens the file and reads the mark; `None` if there is none.
+    /// Opens the file and reads the mark; `None` if there is no file.
     pub(crate) fn read(path: &Path) -> Result<Option<(Self, HighWaterMark)>, HighWaterMarkError> {
         let io = |operation| move |source| HighWaterMarkError::Io { path: path.to_owned(), operation, source };
         let mut file = match OpenOptions::new().read(true).write(true).open(path) {
@@ -70,7 +76,7 @@ impl HighWaterMarkFile {
         Ok(Some((Self { path: path.to_owned(), file }, high_water_mark)))
     }
 
-    /// Makes the first mark; there is none.
+    /// Creates the first mark.
     pub(crate) fn create(path: &Path, high_water_mark: &HighWaterMark) -> Result<Self, HighWaterMarkError> {
         if path.exists() {
             let source = std::io::ErrorKind::AlreadyExists.into();
@@ -79,7 +85,7 @@ impl HighWaterMarkFile {
         Self::replace(path, high_water_mark)
     }
 
-    /// Puts a mark in place of whatever is there, as a whole: after a power cut there is what was there before, or this one, never half of it.
+    /// Replaces the mark, or creates it, atomically: a power cut leaves the old or the new mark.
     pub(crate) fn replace(path: &Path, high_water_mark: &HighWaterMark) -> Result<Self, HighWaterMarkError> {
         let new = path.with_extension("new");
         let io = |operation| move |source| HighWaterMarkError::Io { path: path.to_owned(), operation, source };
@@ -96,7 +102,7 @@ impl HighWaterMarkFile {
         Ok(made)
     }
 
-    /// Overwrites the mark.
+    /// Overwrites the mark in place.
     pub(crate) fn write(&mut self, high_water_mark: &HighWaterMark) -> Result<(), HighWaterMarkError> {
         let mut text =
             format!("barid mark v1\n{}\n{}\n{}\n", high_water_mark.epoch, high_water_mark.size, high_water_mark.root);
@@ -121,7 +127,7 @@ fn parse(text: &str) -> Option<HighWaterMark> {
     Some(HighWaterMark { epoch, size, root: Hash(root) })
 }
 
-/// Why an epoch is in doubt, if it is; `high_water_mark` is the path of the mark.
+/// Returns why an epoch needs recovery, or `None`. `high_water_mark` is the path of the mark.
 pub(crate) fn read_needs_recovery(high_water_mark: &Path, epoch: u32) -> Result<Option<String>, HighWaterMarkError> {
     let path = needs_recovery_path(high_water_mark);
     let text = match std::fs::read_to_string(&path) {
@@ -130,12 +136,12 @@ pub(crate) fn read_needs_recovery(high_water_mark: &Path, epoch: u32) -> Result<
         Err(source) => return Err(HighWaterMarkError::Io { path, operation: "read", source }),
     };
     let mut lines = text.lines().skip_while(|line| *line != "barid doubt v1").skip(1);
-    // One that cannot be read is no reason to be less careful.
+    // A file that cannot be parsed counts for the current epoch, to be on the safe side.
     let recorded_epoch = lines.next().and_then(|line| line.parse().ok()).unwrap_or(epoch);
     Ok((recorded_epoch == epoch).then(|| lines.next().unwrap_or("it needed recovery before").to_owned()))
 }
 
-/// Remembers that an epoch is in doubt, before anybody is told.
+/// Records that an epoch needs recovery.
 pub(crate) fn write_needs_recovery(high_water_mark: &Path, epoch: u32, reason: &str) -> Result<(), HighWaterMarkError> {
     let path = needs_recovery_path(high_water_mark);
     let reason = reason.replace(['\n', '\r'], " ");
@@ -148,7 +154,8 @@ pub(crate) fn write_needs_recovery(high_water_mark: &Path, epoch: u32, reason: &
     write().map_err(|source| HighWaterMarkError::Io { path: path.clone(), operation: "written", source })
 }
 
-/// Removes what was remembered of epochs before `epoch`, which has begun. Where that fails it is left there: it says which one it is about.
+/// Removes the record of an epoch before `epoch`. If that fails, the file stays, which is harmless:
+/// it names its epoch.
 pub(crate) fn clear_needs_recovery(high_water_mark: &Path, epoch: u32) {
     let path = needs_recovery_path(high_water_mark);
     let about = std::fs::read_to_string(&path).ok().and_then(|text| {
@@ -259,7 +266,7 @@ mod tests {
         let begun = || -> Arc<dyn Store> { Arc::new(MemoryStore::new()) };
         let store = begun();
         drop(start(&store, true));
-        // A record is durable; the power goes before the mark is written.
+        // A record is durable; the power fails before the mark is written.
         let mut compact_range = CompactRange::new();
         compact_range.append(&Digest([1; 32]));
         let checkpoint = Checkpoint { feed: feed.clone(), size: 1, root: compact_range.root() };

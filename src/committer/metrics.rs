@@ -1,4 +1,4 @@
-//! What the committer tells of itself while it works.
+//! Metrics of the committer.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,25 +9,27 @@ use super::{Committer, CommitterShared};
 use crate::store::{Committed, Content};
 
 impl Committer {
-    /// Why no entries are taken for now, this member's or others': there is no room on the disk for them. They are as soon as there is.
+    /// Watches why no entries, own or replicated, are accepted for lack of disk space. `None` while
+    /// there is space.
     #[must_use]
     pub fn disk_full(&self) -> watch::Receiver<Option<String>> {
         self.shared.disk_full.subscribe()
     }
 
-    /// Feeds of which another history is held than this node has cosigned before it lost its store: it says nothing of what is held.
+    /// Returns the feeds whose local copy conflicts with a cosignature this node made before it
+    /// lost its store. It does not attest these copies.
     #[must_use]
     pub fn cosignature_conflicts(&self) -> BTreeSet<FeedId> {
         self.shared.cosignature_conflicts.lock().clone()
     }
 
-    /// Bytes of bulletins of each feed that were committed since the start.
+    /// Returns the envelope bytes of each feed committed since the start.
     #[must_use]
     pub fn committed_bytes(&self) -> BTreeMap<FeedId, u64> {
         self.shared.bytes.lock().clone()
     }
 
-    /// Entries and answers that wait to be committed.
+    /// Returns the number of queue slots in use: entries and records that wait to be committed.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.shared.queue.in_use()
@@ -54,7 +56,7 @@ impl CommitterShared {
         let priority = committed.commit.priority.iter().map(|priority| (&priority.feed, len(&priority.entry.content)));
         let mut bytes = self.bytes.lock();
         for (feed, more) in appended.chain(backfilled).chain(priority) {
-            // The name is copied only the first time.
+            // Clone the name only the first time.
             match bytes.get_mut(feed) {
                 Some(held) => *held += more,
                 None => _ = bytes.insert(feed.clone(), more),

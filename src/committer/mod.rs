@@ -1,8 +1,8 @@
-//! The one writer: group commit, sign, make durable, release.
+//! Commits entries and records in groups: signs, persists, then replies. One writer makes every
+//! commit (`scheduler`); all other code holds a [`Committer`] handle.
 //!
-//! In scope: deciding what goes into one commit, signing the feed's checkpoint, cosignatures and custody notes for it, and releasing
-//! answers only after the store has made it durable. Out of scope: validating bulletins (core), verifying peers (core), and where
-//! bytes lie (the store). One writer does all of it, on its own thread or where lone work comes; everyone else holds a [`Committer`] handle.
+//! In scope: what goes into a commit, its signatures, and replies once it is durable. Out of scope:
+//! validating and verifying (`barid_core`), and the layout on disk (`store`).
 
 mod attestations;
 mod bulletins;
@@ -54,23 +54,23 @@ pub use priority::PriorityOutcome;
 pub use work::{Appended, BackfillWork, Backfilled, PublishOutcome, PublishedGroup, Records};
 pub(crate) use work::{Permit, Work};
 
-/// Entries of this member, and answers, that may wait for the committer; beyond it publishers are told to come back.
+/// Most waiting entries of this member, and records. Beyond it publishing fails as `Overloaded`.
 pub const QUEUE_MAX: usize = 8_192;
-/// Entries of links that may wait beside those: what peers bring takes no place of what is published here.
+/// Most waiting entries of links: separate, so that peers take no places of local publishers.
 pub const LINKS_QUEUE_MAX: usize = QUEUE_MAX;
-/// Urgent entries with status Actual that may wait beside them: they find room when the others do not.
+/// Most waiting urgent entries with status Actual: separate, so that full queues do not stop them.
 pub const PRIORITY_QUEUE_MAX: usize = 1_024;
-/// Urgent entries of any other status, beside both: exercises take no place of what is Actual.
+/// Most waiting urgent entries of other status: exercises take no places of Actual entries.
 pub const PRIORITY_OTHERS_QUEUE_MAX: usize = PRIORITY_QUEUE_MAX / 2;
-/// How long a record that would hold only answers waits for company, and how long answers may be owed.
+/// How long a commit of records alone waits for other work, and an attestation for any commit.
 pub const RECORDS_LINGER: Duration = Duration::from_millis(3);
-/// How often it is looked whether there is room on the disk.
+/// Time between two checks of the free disk space.
 pub const DISK_SPACE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Bytes of answers, rosters and lists gathered for one commit: with the digests and ids of its entries they stay below
+/// Most bytes of records in one commit. With the digests and ids of its entries they stay below
 /// [`barid_core::limits::RECORD_HEAD_BYTES_MAX`].
 pub const RECORDS_BYTES_MAX: usize = 8 << 20;
 
-/// What the committer signs with. What becomes true by a commit is signed by the writer alone.
+/// Signing keys of the committer. Only the writer signs statements that a commit makes true.
 pub struct Keys {
     /// Keys of the feed's epoch: Ed25519 and, if the roster lists one, ML-DSA-44.
     pub feed: Vec<SigningKey>,
@@ -80,36 +80,36 @@ pub struct Keys {
     pub custody: SigningKey,
 }
 
-/// How a committer starts.
+/// Options to start a committer with.
 pub struct Options {
     /// The node's own feed and epoch.
     pub feed: FeedId,
     /// Signing keys.
     pub keys: Keys,
-    /// File of the mark, outside the data folder.
+    /// Path of the high-water mark, outside the data folder.
     pub high_water_mark: PathBuf,
-    /// This is declared to be the first start ever of this member's feed.
+    /// The operator declares that this member's feed has never been started before.
     pub bootstrap: bool,
-    /// How long to wait alone for a peer's heads before publishing.
+    /// How long to wait for a peer's tree heads before publishing without them.
     pub peer_wait: Duration,
-    /// Share of the room on the disk that the content of one other member may take in a day, in percent.
+    /// Percentage of the free disk space that another member's content may take in a day.
     pub share_percent: u8,
 }
 
 /// Whether the node may publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PublishState {
-    /// No peer has shown its heads yet, and `peer_wait` has not passed.
+    /// No peer has sent its tree heads yet, and `peer_wait` has not passed.
     Starting,
-    /// It may.
+    /// The node may publish.
     Open,
-    /// The feed must not be continued: why.
+    /// The feed must not be continued. Holds the reason.
     NeedsRecovery(String),
-    /// The store has failed: why.
+    /// The store has failed. Holds the reason.
     Stopped(String),
 }
 
-/// Why something was not committed. Nothing of it is visible.
+/// Why work was not committed. Nothing of it is visible.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CommitFailure {
     /// The feed must not be continued.
@@ -118,32 +118,32 @@ pub enum CommitFailure {
     /// The queue is full.
     #[error("too much is waiting to be committed")]
     Overloaded,
-    /// There is no room on the disk: why. There will be; what was refused may come again then.
+    /// There is no room on the disk, for this reason. The work may be retried later.
     #[error("{0}")]
     DiskFull(String),
-    /// Content of a member that has brought its share of the room on the disk. It may come again later.
+    /// Content of a member that has used its share of the disk space. It may be retried later.
     #[error("its member has brought its share of the room on the disk")]
     OverShare,
     /// The store has failed; the node must be restarted.
     #[error("the store has stopped: {0}")]
     Stopped(String),
-    /// The clock is behind what this node has signed: what has to be spoken of with a time waits.
+    /// The clock is behind the last signature: nothing with a time is signed.
     #[error("the clock of this node is behind its last cosignature")]
     ClockBehind,
-    /// A batch does not continue the feed as held: another link was faster.
+    /// The batch does not continue the feed as held: a batch from another link was committed first.
     #[error("the feed stands at {held}, the batch begins at {first}")]
     Stale {
-        /// Held.
+        /// Entries held.
         held: u64,
-        /// Offered.
+        /// Index of the first entry of the batch.
         first: u64,
     },
-    /// Its feed's owner has signed another entry for a place, which is held.
+    /// The feed's owner has signed another entry for this index than the one held.
     #[error("another entry is held at index {index}")]
     EntryConflict {
-        /// The place.
+        /// The entry index.
         index: u64,
-        /// What was offered there, with what proves it, unless it cannot be proven now.
+        /// The entry received for it, with its proof; `None` if it cannot be proven now.
         proven: Option<Box<ProvenEntry>>,
     },
 }
@@ -155,7 +155,7 @@ pub struct Committer {
     work: scheduler::WorkSender,
 }
 
-/// Places in the queue for one sort of work.
+/// Slots in the queue for one class of work.
 struct QueueSlots {
     free: Arc<Semaphore>,
     count: usize,
@@ -176,13 +176,13 @@ pub(crate) struct CommitterShared {
     feed: FeedId,
     high_water_mark: PathBuf,
     seq: watch::Sender<u64>,
-    /// One past the newest offset: told before `seq`.
+    /// One past the newest offset. Updated before `seq`.
     end_offset: watch::Sender<u64>,
     publish_state: watch::Sender<PublishState>,
-    /// Why no own entries are taken for want of room.
+    /// Why own entries are not accepted for lack of disk space.
     disk_full: watch::Sender<Option<String>>,
     tier: watch::Sender<Tier>,
-    /// What members have brought, and may bring.
+    /// Content that each member has sent, against its share.
     shares: Mutex<Shares>,
     custody: broadcast::Sender<Arc<Vec<CustodyRecord>>>,
     attestations: broadcast::Sender<Arc<Attestations>>,
@@ -192,15 +192,15 @@ pub(crate) struct CommitterShared {
     others: QueueSlots,
     heartbeat_key: SigningKey,
     custody_key: SigningKey,
-    /// Unix seconds of what this node signed last as a witness.
+    /// Unix seconds of the newest cosignature or custody note of this node.
     last_time: AtomicU64,
-    /// How far a test has set the clock, in seconds.
+    /// Offset of the clock set by a test, in seconds.
     #[cfg(test)]
     clock_offset_seconds: std::sync::atomic::AtomicI64,
     newest: Mutex<Option<SignedCheckpoint>>,
-    /// Feeds of which another history is held than this node has cosigned.
+    /// Feeds whose local copy conflicts with an earlier cosignature of this node.
     cosignature_conflicts: Mutex<BTreeSet<FeedId>>,
-    /// Envelope bytes of each feed that were committed since the start.
+    /// Envelope bytes of each feed committed since the start.
     bytes: Mutex<BTreeMap<FeedId, u64>>,
 }
 
@@ -213,10 +213,10 @@ pub enum StartError {
     /// The first checkpoint could not be committed.
     #[error("the feed's first checkpoint cannot be committed")]
     Commit(#[from] CommitError),
-    /// The mark could not be read or written.
+    /// The high-water mark could not be read or written.
     #[error(transparent)]
     HighWaterMark(#[from] HighWaterMarkError),
-    /// The feed's keys cannot sign for it.
+    /// The feed's keys cannot sign for the feed.
     #[error("the feed's keys do not fit: {0}")]
     Keys(String),
     /// The thread could not be started.
@@ -225,10 +225,10 @@ pub enum StartError {
 }
 
 impl Committer {
-    /// Opens the feed (or begins it, on a first start) and starts the committer's thread.
+    /// Opens the feed, or creates it on a declared first start, and starts the committer thread.
     ///
     /// # Errors
-    /// See [`StartError`]. A feed in doubt is not an error: the gate says so.
+    /// See [`StartError`]. A feed that needs recovery is no error; see [`Self::publish_state`].
     pub fn start(store: Arc<dyn Store>, options: Options) -> Result<Self, StartError> {
         let shared = Arc::new(CommitterShared {
             feed: options.feed.clone(),
@@ -269,50 +269,49 @@ impl Committer {
         Ok(committer)
     }
 
-    /// The store it writes to.
+    /// Returns the store that the committer writes to.
     #[must_use]
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.shared.store
     }
 
-    /// The node's own feed.
+    /// Returns the node's own feed.
     #[must_use]
     pub fn feed(&self) -> &FeedId {
         &self.shared.feed
     }
 
-    /// One past the newest offset: the wake-up of those to whom bulletins are delivered. They are woken before whoever else reads, and not for
-    /// commits in which nothing arrived.
+    /// Watches one past the newest offset. Updated first, and only by commits with new arrivals.
     #[must_use]
     pub fn watch_end_offset(&self) -> watch::Receiver<u64> {
         self.shared.end_offset.subscribe()
     }
 
-    /// Number of the newest commit: the wake-up of every other reader.
+    /// Watches the number of the newest commit. It wakes all other readers.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.shared.seq.subscribe()
     }
 
-    /// Whether the node may publish.
+    /// Watches whether the node may publish.
     #[must_use]
     pub fn publish_state(&self) -> watch::Receiver<PublishState> {
         self.shared.publish_state.subscribe()
     }
 
-    /// Custody notes for this member's feeds, of every epoch, as they become durable.
+    /// Subscribes to custody notes for this member's feeds, of every epoch, as they become durable.
     #[must_use]
     pub fn custody_notes(&self) -> broadcast::Receiver<Arc<Vec<CustodyRecord>>> {
         self.shared.custody.subscribe()
     }
 
-    /// What this node says of other members' feeds, as it becomes durable: shortly after the entries that it speaks of.
+    /// Subscribes to attestations of other members' feeds, shortly after their entries are durable.
     #[must_use]
     pub fn attestations(&self) -> broadcast::Receiver<Arc<Attestations>> {
         self.shared.attestations.subscribe()
     }
 
-    /// A peer has shown its heads and nothing of ours is in doubt: publishing may begin.
+    /// Allows publishing: a peer has sent its tree heads, and the feed needs no recovery.
     pub fn peer_heads_received(&self) {
         self.shared.publish_state.send_if_modified(|publish_state| {
             let starting = *publish_state == PublishState::Starting;
@@ -323,8 +322,8 @@ impl Committer {
         });
     }
 
-    /// A peer has shown a valid checkpoint of our own feed that we do not hold: the feed must not be continued. False if that was known.
-    /// Blocks for one small file, so that a restart does not forget it.
+    /// Stops publishing: a peer holds a checkpoint of the own feed that this node does not. False
+    /// if it had stopped already. Blocks to write a small file, so that a restart keeps the state.
     pub fn require_recovery(&self, reason: String) -> bool {
         let recorded_reason = reason.clone();
         let changed = self.shared.publish_state.send_if_modified(|publish_state| {
@@ -347,8 +346,8 @@ impl Committer {
         changed
     }
 
-    /// Publishes a group of bulletins of this member; answers when they are durable. At most
-    /// [`barid_core::limits::COMMIT_ENTRIES_MAX`] bulletins.
+    /// Publishes a group of at most [`barid_core::limits::COMMIT_ENTRIES_MAX`] bulletins of this
+    /// member, and returns when they are durable.
     ///
     /// # Errors
     /// See [`CommitFailure`]; nothing of the group was published then.
@@ -357,8 +356,7 @@ impl Committer {
         self.submit(group, permit.map_err(|_| CommitFailure::Overloaded)?).await?.await.map_err(|_| self.stopped())?
     }
 
-    /// As [`Self::publish`], but returns at once; groups are committed in the order of these calls, those with an urgent bulletin before
-    /// those without.
+    /// As [`Self::publish`], but returns at once. Groups are committed in order, urgent ones first.
     ///
     /// # Errors
     /// As [`Self::publish`].
@@ -373,12 +371,12 @@ impl Committer {
         Ok(response)
     }
 
-    /// As [`Self::try_submit_publish`], but waits for room in the queue, and where nothing else is to be done until it is durable: for callers that
-    /// can make others wait in turn. Waiters are served in
-    /// the order in which they came; dropping the future gives up the place, or the answer.
+    /// As [`Self::try_submit_publish`], but waits for a slot in the queue, in the order of the
+    /// calls, and for the commit if it is inline. For callers that can apply back-pressure.
+    /// Dropping the future gives up the slot or the reply.
     ///
     /// # Errors
-    /// As [`Self::publish`], but never [`CommitFailure::Overloaded`] for want of room.
+    /// As [`Self::publish`], but never [`CommitFailure::Overloaded`] for a full queue.
     pub async fn submit_publish(
         &self,
         group: Vec<ValidBulletin>,
@@ -398,7 +396,7 @@ impl Committer {
         Ok(response)
     }
 
-    /// Appends a verified batch of a peer's feed; what this node says of it comes later ([`Self::attestations`]). Waits for room.
+    /// Appends a verified batch of a peer's feed; [`Self::attestations`] follow. Waits for a slot.
     ///
     /// # Errors
     /// See [`CommitFailure`].
@@ -406,8 +404,7 @@ impl Committer {
         self.submit_append(batch).await?.await.map_err(|_| self.stopped())?
     }
 
-    /// As [`Self::append`], but returns when the batch is queued, or durable where nothing else was to be done: batches are committed in the
-    /// order of these calls.
+    /// As [`Self::append`], but returns when queued, or durable if inline. Calls keep their order.
     ///
     /// # Errors
     /// As [`Self::append`].
@@ -424,7 +421,7 @@ impl Committer {
         Ok(response)
     }
 
-    /// Fills entries of a peer's feed that are held as digests, each once: what another call filled first is passed over. Waits for room.
+    /// Adds content to entries of a peer's feed held as digests, unless another call has done so.
     ///
     /// # Errors
     /// See [`CommitFailure`].
@@ -436,7 +433,7 @@ impl Committer {
         response.await.map_err(|_| self.stopped())?
     }
 
-    /// Keeps answers and other facts; may wait a few milliseconds for company.
+    /// Persists records. May wait for [`RECORDS_LINGER`] for other work to join the commit.
     ///
     /// # Errors
     /// See [`CommitFailure`].
@@ -447,15 +444,14 @@ impl Committer {
         response.await.map_err(|_| self.stopped())?
     }
 
-    /// The newest checkpoint of the node's own feed that is durable.
+    /// Returns the newest durable checkpoint of the node's own feed.
     #[must_use]
     pub fn newest_checkpoint(&self) -> Option<SignedCheckpoint> {
         self.shared.newest.lock().clone()
     }
 
-    /// A heartbeat: the node's own cosignature on its newest checkpoint, as a bare signature line.
-    ///
-    /// None while the clock is behind: its time would be wrong.
+    /// Returns this node's cosignature on its newest checkpoint as a signature line. `None` while
+    /// the clock is behind: its time would be wrong.
     #[must_use]
     pub fn heartbeat(&self, now_unix_seconds: u64) -> Option<proto::Cosigned> {
         if is_behind(self.shared.last_time(), now_unix_seconds) {
@@ -470,8 +466,8 @@ impl Committer {
         })
     }
 
-    /// Custody notes that say again, of these ranges alone, what this node holds of another member's feed in full and has become durable: for
-    /// the owner, by another way than that of [`Self::attestations`]. At most so many as there are ranges; `None` while the clock is behind.
+    /// Signs custody notes again for ranges held in full and durable, to reach the feed's owner by
+    /// another path than [`Self::attestations`]. `None` while the clock is behind.
     #[must_use]
     pub fn reissue_custody(&self, feed: &FeedId, ranges: &[Range<u64>]) -> Option<Vec<Bytes>> {
         let (seconds, _) = self.shared.now();
@@ -483,14 +479,14 @@ impl Committer {
         (!is_behind(time, seconds)).then(|| ranges.iter().filter_map(note).collect())
     }
 
-    /// The time of what this node signed last as a witness, in unix seconds, while its clock is so far behind that nothing more is
-    /// signed; `None` while the clock is right.
+    /// Returns the time last signed, in unix seconds, while the clock is too far behind it to sign
+    /// more.
     #[must_use]
     pub fn clock_behind(&self) -> Option<u64> {
         Some(self.shared.last_time()).filter(|last| is_behind(*last, self.shared.now().0))
     }
 
-    /// Commits what is waiting, then ends the thread, which holds the store no more.
+    /// Commits the waiting work, then ends the committer thread, which releases the store.
     pub async fn stop(&self) {
         let (reply, response) = oneshot::channel();
         if self.work.send(Work::Stop(reply)).is_ok() {
@@ -510,12 +506,12 @@ impl Committer {
     }
 }
 
-/// Places in the queue that so many entries take.
+/// Slots in the queue that `entries` entries take.
 fn permits_of(entries: usize) -> u32 {
     u32::try_from(entries.max(1)).unwrap_or(u32::MAX)
 }
 
-/// How far the clock may be behind the last cosignature (DESIGN §9): as far as a publisher's may be ahead.
+/// How far the clock may be behind the last cosignature (DESIGN §9), as a publisher's may be ahead.
 const CLOCK_BEHIND_SECONDS_MAX: u64 = barid_core::limits::CLOCK_AHEAD_SECONDS_MAX.unsigned_abs();
 
 fn is_behind(last: u64, now: u64) -> bool {
@@ -542,34 +538,34 @@ impl CommitterShared {
 
 #[cfg(test)]
 impl Committer {
-    /// Sets the clock of this committer, in seconds from the right one.
+    /// Sets the clock of this committer, in seconds from the right time.
     pub(crate) fn set_clock(&self, seconds: i64) {
         self.shared.clock_offset_seconds.store(seconds, Ordering::Relaxed);
     }
 
-    /// Takes places in the queue, as others that publish would, until the permit is dropped.
+    /// Takes slots in the queue, as other publishers would, until the permit is dropped.
     pub(crate) fn occupy(&self, entries: usize) -> Permit {
         Arc::clone(&self.shared.queue.free).try_acquire_many_owned(permits_of(entries)).expect("there is room")
     }
 
-    /// Takes all places of links.
+    /// Takes all slots of links.
     pub(crate) fn occupy_links(&self) -> Permit {
         Arc::clone(&self.shared.links.free).try_acquire_many_owned(permits_of(LINKS_QUEUE_MAX)).expect("they are free")
     }
 }
 
-/// What this node last said in custody notes of one feed.
+/// Progress of this node's custody notes of one feed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CustodyProgress {
-    /// Entries spoken of.
+    /// Entries covered by custody notes.
     pub(crate) size: u64,
-    /// Ranges held as digests since then.
+    /// Ranges held as digests after `size`.
     pub(crate) not_held: Vec<(Range<u64>, Undisclosed)>,
 }
 
 pub(crate) type Custodies = BTreeMap<FeedId, CustodyProgress>;
 
-/// Times never go back: cosignatures of one node ascend (DESIGN: time = max(now, last)).
+/// Returns the time to sign: cosignatures of one node ascend (DESIGN: time = max(now, last)).
 pub(crate) fn later(now: u64, last: u64) -> u64 {
     now.max(last)
 }
@@ -580,7 +576,7 @@ pub(crate) fn now() -> (u64, u64) {
     (ms / 1_000, ms)
 }
 
-/// The checkpoint of a feed at the size that is committed.
+/// Returns the checkpoint of a feed at the committed size.
 pub(crate) fn checkpoint_of(feed: &FeedId, compact_range: &barid_core::feed::tree::CompactRange) -> Checkpoint {
     Checkpoint { feed: feed.clone(), size: compact_range.size(), root: compact_range.root() }
 }
@@ -590,7 +586,7 @@ pub(crate) fn owns(member: &Member, feed: &FeedId) -> bool {
     feed.member == *member
 }
 
-/// Numbers of a commit, for the log.
+/// Logs the numbers of a commit.
 pub(crate) fn trace(committed: &Committed) {
     tracing::trace!(
         seq = committed.seq,

@@ -1,6 +1,8 @@
-//! Urgent entries of other members' feeds, ahead of their feeds' order.
+//! Commits urgent entries of other members' feeds before the entries that precede them in their
+//! feeds.
 //!
-//! In scope: taking one in, with its custody note, and two entries at one place. Out of scope: verifying (`core`), going first (`queue`).
+//! In scope: committing such an entry with its custody note, and detecting that two entries were
+//! signed for one index. Out of scope: verifying (`core`), and the order of commits (`queue`).
 
 use std::sync::Arc;
 
@@ -22,24 +24,26 @@ use super::writer::{CommitBatch, Writer, unreadable};
 use super::{CommitFailure, Committer, Permit, QueueSlots, Work, is_behind, later, owns};
 use crate::store::{Content, FeedTree, NewEntry, PriorityEntry, ReadError};
 
-/// What came of an urgent entry.
+/// Result of appending a priority entry.
 #[derive(Clone, Debug)]
 pub enum PriorityOutcome {
-    /// It is held, ahead of the order; our custody note for the feed's owner, unless the clock is behind.
+    /// It is held, ahead of the order.
     Held {
-        /// The note.
+        /// This node's custody note for the feed's owner; `None` while the clock is behind.
         custody: Option<Bytes>,
     },
-    /// It was held before, ahead of the order.
+    /// It was already held, ahead of the order.
     Duplicate,
     /// The feed has reached its index.
     Stale,
-    /// As much as may be is held ahead of the order: it waits for its turn.
+    /// The limit of entries held ahead of the order is reached: the entry comes in its feed's
+    /// order.
     Full,
 }
 
 impl Committer {
-    /// Takes in an urgent entry of a peer's feed ahead of the feed's order. Waits for room.
+    /// Commits an urgent entry of a peer's feed ahead of the feed's order. Waits for a slot in the
+    /// queue.
     ///
     /// # Errors
     /// See [`CommitFailure`].
@@ -57,14 +61,14 @@ impl Committer {
         Ok(response)
     }
 
-    /// Where a group finds its places.
+    /// Returns the queue slots for a group.
     pub(super) fn slots(&self, group: &[ValidBulletin]) -> &Arc<Semaphore> {
         let slots: &QueueSlots = match group.iter().filter_map(|bulletin| urgent(&bulletin.proto_header)).min() {
             Some(Priority::Actual) => &self.shared.priority,
             Some(Priority::Other) => &self.shared.others,
             None => &self.shared.queue,
         };
-        // A group that is too long for the places of what is urgent waits like the others; it is committed first all the same.
+        // A group longer than the priority slots takes ordinary slots; it is still committed first.
         if group.len() <= slots.count { &slots.free } else { &self.shared.queue.free }
     }
 }
@@ -92,7 +96,7 @@ impl Writer {
             .get(feed)
             .or_else(|| self.compact_ranges.get(feed))
             .map_or(0, CompactRange::size);
-        // Its own feed a node takes from others in order only.
+        // A node accepts entries of its own feed from others in order only.
         if owns(&self.shared.feed.member, feed) {
             return Ok(PriorityOutcome::Stale);
         }
@@ -146,7 +150,9 @@ impl Writer {
         Ok(PriorityOutcome::Held { custody })
     }
 
-    /// How many of this sort are held ahead of a feed's order, or no fewer: more than there is room for only if they are.
+    /// Returns how many unexpired entries of this priority are held ahead of the feed's order, or
+    /// an upper bound that is still within the limit. Returns `usize::MAX` if they cannot be
+    /// counted.
     fn count_ahead(&self, commit_batch: &CommitBatch, feed: &FeedId, how: Priority) -> usize {
         let of_this_sort = |held: &&PriorityEntry| match &held.entry.content {
             Content::Disclosed { header: Some(header), .. } => urgent(header).unwrap_or(Priority::Other) == how,
@@ -160,7 +166,8 @@ impl Writer {
         else {
             return unexpired.len() + pending;
         };
-        // Few of them may be Actual, or few may not be. Beside them there are those that take no place any more.
+        // Only some of them may have this priority. The index also lists expired entries, which
+        // take no slot.
         match store.urgent_indexes(feed, how, *first, store.out_of_order(feed, *first..u64::MAX).len()) {
             Ok(held) => held.iter().filter(|index| unexpired.binary_search(index).is_ok()).count() + pending,
             Err(error) => {
@@ -170,8 +177,8 @@ impl Writer {
         }
     }
 
-    /// Refuses a batch that has another entry than is held ahead of the order, unless an operator has decided about both; says where it does
-    /// have another one.
+    /// Rejects a batch with another entry than the one held ahead of the order, unless an operator
+    /// has resolved this fork. Returns the indexes at which they differ.
     pub(super) fn check_ahead(
         &self,
         commit_batch: &CommitBatch,
@@ -205,18 +212,20 @@ impl Writer {
         Err(CommitFailure::EntryConflict { index, proven })
     }
 
-    /// What was known of a feed when an operator decided about it. Asked only where two entries meet.
+    /// Returns what an operator has resolved about the forks of a feed. Read only when two entries
+    /// conflict.
     fn decided(&self, feed: &FeedId) -> Result<ResolvedForks, ReadError> {
         let mut decided = ResolvedForks::default();
         let forks = self.shared.store.forks()?.into_iter().filter(|fork| fork.resumed && fork.feed == *feed);
-        // Each was verified when it was kept.
+        // The evidence was verified before it was stored.
         forks
             .filter_map(|fork| EquivocationClaims::read(&fork.evidence).ok())
             .for_each(|proven| decided.add_evidence(&proven));
         Ok(decided)
     }
 
-    /// Whether what is held ahead of the order at `index` was proven by a tree that an operator has decided about.
+    /// Whether the entry held ahead of the order at `index` was proven by a tree that an operator
+    /// has resolved.
     fn is_of_decided_tree(&self, decided: &ResolvedForks, feed: &FeedId, index: u64) -> bool {
         let held = self.shared.store.priority_entry(feed, index).ok().flatten();
         let tree = held.and_then(|held| Checkpoint::parse_text(&Note::parse(&held.checkpoint).ok()?.text).ok());

@@ -1,12 +1,14 @@
-//! What waits for the committer, in two lanes: what is urgent goes first.
+//! Queues work for the committer in two lanes, priority and ordinary.
 //!
-//! In scope: the order in which work is handed out, and when there is something to do. Out of scope: how much may wait (the permits of
-//! [`super::Committer`]), who does it (`scheduler`), and what goes into one commit (`writer`).
+//! If both lanes have work, they alternate commit by commit: each waits for at most one commit of
+//! the other. Within the ordinary lane this member's publications and replicated work alternate in
+//! the same way, so that a flood from a peer delays a publisher by at most one commit. Small work
+//! of the other class joins a commit. Records, such as received notes, first linger for at most
+//! [`RECORDS_LINGER`], so that other work can join their commit.
 //!
-//! Where both lanes have work they take turns, commit by commit: what is urgent waits for at most one commit, and so does what is not. In the
-//! ordinary lane what this member publishes and what comes of others take turns in the same way, so that a peer's flood is one commit ahead of
-//! a publisher at most; what is small goes along with the other. What
-//! is only kept, such as answers, waits for company before that, for [`RECORDS_LINGER`] at most.
+//! In scope: the order of work, and when there is work to do. Out of scope: how much may wait (the
+//! permits of [`super::Committer`]), which thread does it (`scheduler`), and what goes into one
+//! commit (`writer`).
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -17,52 +19,53 @@ use parking_lot::{Condvar, Mutex};
 
 use super::{RECORDS_LINGER, Work};
 
-/// Envelope bytes of a piece of work that goes along in a commit which began with the other sort: it takes no longer by it.
+/// Most envelope bytes of a work item that joins a commit begun by the other class. Up to this size
+/// the commit takes no longer.
 const JOINING_BYTES_MAX: usize = 64 << 10;
 
 /// One of the two lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lane {
-    /// What is urgent.
+    /// Urgent work.
     Priority,
-    /// Everything else.
+    /// All other work.
     Ordinary,
 }
 
-/// What waits.
+/// The work that waits.
 pub(super) struct Queue {
     inner: Mutex<Inner>,
     changed: Condvar,
 }
 
 struct Inner {
-    /// Status Actual.
+    /// Urgent, with status Actual.
     actual: VecDeque<Work>,
-    /// Exercises, tests: urgent, and never before what is Actual.
+    /// Urgent, with another status (exercises, tests). Always after `actual`.
     other: VecDeque<Work>,
     ordinary: Ordinary,
     /// The lane of the newest commit.
     last: Lane,
-    /// How many of the ordinary lane wait for company.
+    /// How many records linger in the ordinary lane.
     lingering: usize,
-    /// Since when they wait.
+    /// Since when they linger.
     lingering_since: Option<Instant>,
-    /// When the writer has something to say of its own.
+    /// When the writer has attestations of its own to commit.
     writer_deadline: Option<Instant>,
-    /// Until when the committer's thread sleeps, if it does.
+    /// Until when the committer thread sleeps, if it does.
     sleeping_until: Option<Instant>,
     senders: usize,
     closed: bool,
 }
 
-/// What is not urgent.
+/// Work that is not urgent.
 #[derive(Default)]
 struct Ordinary {
-    /// What this member publishes.
+    /// This member's publications.
     own: VecDeque<Work>,
-    /// All else.
+    /// All other work.
     others: VecDeque<Work>,
-    /// Whether the commit in the making, or the newest, began with what this member publishes.
+    /// Whether the current commit, or the newest, began with `own`.
     began_own: bool,
 }
 
@@ -79,14 +82,14 @@ impl Ordinary {
         if matches!(work, Work::Publish(..)) { &mut self.own } else { &mut self.others }
     }
 
-    /// The first of a commit: in turn, and the end last.
+    /// Returns the first work of a commit: the two classes alternate, and a stop comes last.
     fn first(&mut self) -> Option<Work> {
         let is_stop = self.others.front().is_some_and(|work| matches!(work, Work::Stop(_)));
         self.began_own = !self.own.is_empty() && (is_stop || !self.began_own || self.others.is_empty());
         if self.began_own { self.own.pop_front() } else { self.others.pop_front() }
     }
 
-    /// More of what the commit began with, and then what is small of the rest.
+    /// Returns more work of the class that the commit began with, then small work of the other.
     fn more(&mut self) -> Option<Work> {
         let (same, rest) =
             if self.began_own { (&mut self.own, &mut self.others) } else { (&mut self.others, &mut self.own) };
@@ -98,12 +101,12 @@ impl Ordinary {
         if small && !is_stop(rest) {
             return rest.pop_front();
         }
-        // The end comes when nothing else is left.
+        // A stop comes when nothing else is left.
         (self.own.is_empty() && is_stop(&self.others)).then(|| self.others.pop_front()).flatten()
     }
 }
 
-/// How urgent a piece of work is; `None`: it waits in the ordinary lane.
+/// Returns the priority of a work item; `None` for the ordinary lane.
 pub(super) fn priority_of(work: &Work) -> Option<Priority> {
     match work {
         Work::Priority(priority, ..) => match &priority.entry.content {
@@ -115,23 +118,24 @@ pub(super) fn priority_of(work: &Work) -> Option<Priority> {
     }
 }
 
-/// What the committer's thread has to do.
+/// Why the committer thread wakes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Wakeup {
-    /// A commit.
+    /// There is work to commit.
     Ready,
-    /// The time that it named has come.
+    /// The given time has come.
     Timeout,
-    /// Nobody is left to hand anything in.
+    /// No sender is left, or the queue was closed.
     Closed,
 }
 
-/// The committer has ended.
+/// The committer has stopped.
 #[derive(Debug)]
 pub(super) struct Closed;
 
 impl Queue {
-    /// An empty one, into which one sender hands work; `writer_deadline`: as [`Self::set_writer_deadline`].
+    /// Returns an empty queue with one sender. See [`Self::set_writer_deadline`] for
+    /// `writer_deadline`.
     pub(super) fn new(writer_deadline: Option<Instant>) -> Self {
         let inner = Inner {
             actual: VecDeque::new(),
@@ -148,7 +152,7 @@ impl Queue {
         Self { inner: Mutex::new(inner), changed: Condvar::new() }
     }
 
-    /// Hands work in; the committer's thread is woken when there is something to do.
+    /// Queues work, and wakes the committer thread if it is due.
     pub(super) fn push(&self, work: Work) -> Result<(), Closed> {
         let mut inner = self.inner.lock();
         inner.push(work)?;
@@ -160,8 +164,8 @@ impl Queue {
         Ok(())
     }
 
-    /// As [`Self::push`], if nothing else is to be done: whoever calls sees to it that it is done ([`Self::wake`] at the least). Else the work
-    /// is given back.
+    /// As [`Self::push`], if no other work is due. The caller must then see that it is done, at
+    /// least by [`Self::wake`]. Otherwise returns the work.
     pub(super) fn push_if_idle(&self, work: Work) -> Result<Option<Work>, Closed> {
         let mut inner = self.inner.lock();
         if inner.waiting() > inner.lingering {
@@ -171,7 +175,8 @@ impl Queue {
         Ok(None)
     }
 
-    /// Whether one piece of work waits, which is `small`, and what waits for company with it: so many pieces and bytes of that at most.
+    /// Whether exactly one work item waits besides lingering records, and it is `small`. The
+    /// records may be at most `lingering_max` items of `bytes_max` bytes together.
     pub(super) fn holds_single(&self, small: impl Fn(&Work) -> bool, lingering_max: usize, bytes_max: usize) -> bool {
         let inner = self.inner.lock();
         if inner.lingering > lingering_max || inner.waiting() != inner.lingering + 1 {
@@ -188,7 +193,7 @@ impl Queue {
         })
     }
 
-    /// The committer's thread looks again what is to be done, unless there is nothing.
+    /// Wakes the committer thread if work is due.
     pub(super) fn wake(&self) {
         let inner = self.inner.lock();
         let should_wake = inner.should_wake();
@@ -198,12 +203,12 @@ impl Queue {
         }
     }
 
-    /// One more hands work in.
+    /// Counts one more sender.
     pub(super) fn add_sender(&self) {
         self.inner.lock().senders += 1;
     }
 
-    /// One fewer does.
+    /// Counts one sender less.
     pub(super) fn remove_sender(&self) {
         let mut inner = self.inner.lock();
         inner.senders -= 1;
@@ -214,11 +219,11 @@ impl Queue {
         }
     }
 
-    /// Nothing is handed out any more: whoever waits for an answer is told.
+    /// Closes the queue. Waiting callers get an error.
     pub(super) fn close(&self) {
         let mut inner = self.inner.lock();
         inner.closed = true;
-        // Their answers are dropped with them.
+        // Dropping the work drops the callers' reply channels.
         let left =
             (std::mem::take(&mut inner.actual), std::mem::take(&mut inner.other), std::mem::take(&mut inner.ordinary));
         drop(inner);
@@ -226,7 +231,7 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Waits until there is something to do, until `time` at most.
+    /// Waits until work is due, until `time` at most.
     pub(super) fn wait(&self, time: Instant) -> Wakeup {
         let mut inner = self.inner.lock();
         loop {
@@ -248,7 +253,7 @@ impl Queue {
         }
     }
 
-    /// The first work of a commit at this time, if any waits.
+    /// Returns the first work of a commit at this time, if any waits.
     pub(super) fn first(&self, now: Instant) -> Option<Work> {
         let mut inner = self.inner.lock();
         let long_enough = inner.linger_deadline().is_some_and(|deadline| deadline <= now);
@@ -259,14 +264,15 @@ impl Queue {
         Some(work)
     }
 
-    /// More work of the lane that [`Self::first`] chose, if any is there.
+    /// Returns more work of the lane that [`Self::first`] chose, if any.
     pub(super) fn more(&self) -> Option<Work> {
         let mut inner = self.inner.lock();
         let last = inner.last;
         inner.pop(last, false)
     }
 
-    /// Gives back what did not fit: it comes next in its lane. After the end whoever waits for it is told.
+    /// Puts back work that did not fit, at the head of its lane. If the queue is closed, its caller
+    /// gets an error.
     pub(super) fn requeue(&self, work: Work) {
         let mut inner = self.inner.lock();
         if inner.closed {
@@ -277,7 +283,7 @@ impl Queue {
         inner.lane_of(&work).push_front(work);
     }
 
-    /// When the writer wants to commit something of its own next.
+    /// Sets when the writer wants to commit something of its own.
     pub(super) fn set_writer_deadline(&self, deadline: Option<Instant>) {
         self.inner.lock().writer_deadline = deadline;
     }
@@ -297,7 +303,7 @@ impl Inner {
         self.actual.len() + self.other.len() + self.ordinary.len()
     }
 
-    /// When there is something to do; `None`: there is nothing.
+    /// Returns when work is due; `None` if there is none.
     fn deadline(&self, now: Instant) -> Option<Instant> {
         if self.waiting() > self.lingering || self.senders == 0 && self.waiting() > 0 {
             return Some(now);
@@ -305,12 +311,12 @@ impl Inner {
         [self.linger_deadline(), self.writer_deadline].into_iter().flatten().min()
     }
 
-    /// When what waits for company has waited long enough.
+    /// Returns when lingering records are due.
     fn linger_deadline(&self) -> Option<Instant> {
         self.lingering_since.map(|since| since + RECORDS_LINGER)
     }
 
-    /// Whether the committer's thread sleeps past what is to be done.
+    /// Whether the committer thread sleeps past the time when work is due.
     fn should_wake(&self) -> bool {
         self.closed
             || self.sleeping_until.zip(self.deadline(Instant::now())).is_some_and(|(until, deadline)| deadline < until)
@@ -345,7 +351,7 @@ impl Inner {
     }
 }
 
-/// Whether it waits for company.
+/// Whether the work lingers.
 fn lingers(work: &Work) -> bool {
     matches!(work, Work::Records(..))
 }
@@ -423,7 +429,7 @@ mod tests {
         let later = Instant::now() + RECORDS_LINGER;
         assert_eq!(drained(&queue, later), ["records"], "it does not wait until nothing is urgent any more");
         assert_eq!(drained(&queue, later), ["priority"]);
-        // What did not fit comes first.
+        // Work that was put back comes first.
         queue.push(appended()).unwrap();
         queue.requeue(records());
         assert_eq!(drained(&queue, now), ["records", "appended"]);

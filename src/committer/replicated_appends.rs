@@ -1,7 +1,8 @@
-//! What comes of other members' feeds, in the commit that takes it in, with what this node says of it.
+//! Adds entries of other members' feeds to a commit.
 //!
-//! In scope: entries that continue a feed, and content that comes later. Out of scope: verifying (`core`), what this node says of a feed
-//! (`attestations`), and what else is in a commit (`writer`).
+//! In scope: entries that continue a feed, and content that arrives later (backfill) with its
+//! custody notes. Out of scope: verifying (`core`), attestations (`attestations`), and what else is
+//! in a commit (`writer`).
 
 use std::ops::Range;
 use std::time::Instant;
@@ -20,10 +21,11 @@ use super::{
 };
 use crate::store::{Append, Backfill, Content, NewEntry};
 
-/// Ranges held as digests after which a custody note is made although the feed has not reached its checkpoint: what has not been spoken of
-/// stays small in memory, and one note can list it. While the clock is behind no note is made, and a feed with as many waits.
+/// Ranges held as digests after which a custody note is signed although the feed has not reached
+/// its checkpoint. It bounds the unattested ranges in memory, and one note can list them. While the
+/// clock is behind no note is signed, and a feed with this many ranges waits.
 const NOT_HELD_MAX: usize = 512;
-/// Ranges held as digests that no note has spoken of yet, at most: these and those of one more batch.
+/// Most ranges held as digests that no note covers yet: the limit and those of one more batch.
 pub(super) const UNATTESTED_RANGES_MAX: usize = NOT_HELD_MAX + BATCH_ENTRIES_MAX;
 
 impl Writer {
@@ -49,7 +51,8 @@ impl Writer {
         };
         let (feed, first) = (batch.feed.clone(), batch.first);
         let own = owns(&self.shared.feed.member, &feed);
-        // Its own feed a node takes from others only where it does not continue it itself.
+        // A node accepts entries of its own feed from others only while it does not continue the
+        // feed itself.
         let continued = feed == self.shared.feed
             && (commit_batch.own_compact_range.is_some()
                 || !matches!(*self.shared.publish_state.borrow(), PublishState::NeedsRecovery(_)));
@@ -74,7 +77,8 @@ impl Writer {
             return;
         }
         commit_batch.commit.displaced.extend(displaced.into_iter().map(|index| (feed.clone(), index)));
-        // Counted only now that it is committed, and without what was counted when it came ahead of the order.
+        // Charged only now that the content is committed, and without entries charged when they
+        // came ahead of the order.
         let feed_sender = batch.feed_sender.clone();
         let admits = |bytes, urgent| self.shared.admits_content(&feed.member, &feed_sender, bytes, urgent);
         let reduced = batch.reduce(|index| ahead.binary_search(&index).is_ok(), admits).len() as u64;
@@ -82,7 +86,8 @@ impl Writer {
         let mut new = Vec::with_capacity(entries.len());
         for (index, entry) in (first..).zip(entries) {
             let content = match entry.content {
-                // What came ahead of the order is held in full, whatever comes now.
+                // An entry that came ahead of the order is held in full, whatever the batch
+                // contains.
                 _ if ahead.binary_search(&index).is_ok() => Content::Undisclosed(Undisclosed::NotHeld),
                 VerifiedContent::Disclosed { envelope, header } => {
                     commit_batch.bytes += envelope.len();
@@ -99,7 +104,7 @@ impl Writer {
             new.push(NewEntry { digest: entry.digest, content });
         }
         let size = compact_range.size();
-        // What a node says of its own feed witnesses nothing.
+        // A node does not attest its own feed.
         let complete = !own && checkpoint.checkpoint.size == size && checkpoint.checkpoint.root == compact_range.root();
         let many = progress.not_held.len() >= NOT_HELD_MAX;
         if complete || many {
@@ -144,7 +149,8 @@ impl Writer {
         let (seconds, _) = self.shared.now();
         let time = later(seconds, commit_batch.last_time);
         if is_behind(time, seconds) {
-            // Its owner is told by a note of its own, or never: it is asked for again.
+            // A backfill gets a custody note with its commit or never, so it is requested again
+            // later.
             let _ = reply.send(Err(CommitFailure::ClockBehind));
             return;
         }
@@ -165,7 +171,7 @@ impl Writer {
         };
         let mut entries = Vec::with_capacity(indexes.len());
         for (entry, undisclosed) in backfill.entries.into_iter().zip(undisclosed) {
-            // Another link may have been faster.
+            // Another link may have delivered it first.
             let lacks = undisclosed.is_some_and(|(digest, _)| digest == entry.digest);
             if !lacks || !commit_batch.backfilled.insert((feed.clone(), entry.index)) {
                 continue;
@@ -184,7 +190,7 @@ impl Writer {
                 remove_index(&mut not_held, *index);
                 remove_index(&mut progress.not_held, *index);
             }
-            // What no note has spoken of yet, the next one in order will.
+            // The next note in order covers the entries that no note covers yet.
             let range = *first..(last + 1).min(progress.size);
             let tree = checkpoint_of(&feed, compact_range);
             let records = custody_of(&tree, &self.shared.feed.member, range, &not_held, time, &self.keys);
@@ -205,7 +211,7 @@ impl Writer {
     }
 }
 
-/// Adds entry `index`, held as digest only for `reason`, to ascending ranges.
+/// Adds entry `index`, held only as a digest for `reason`, to ascending ranges.
 fn push_undisclosed(ranges: &mut Vec<(Range<u64>, Undisclosed)>, index: u64, reason: Undisclosed) {
     match ranges.last_mut() {
         Some((range, last)) if range.end == index && *last == reason => range.end = index + 1,
@@ -213,7 +219,7 @@ fn push_undisclosed(ranges: &mut Vec<(Range<u64>, Undisclosed)>, index: u64, rea
     }
 }
 
-/// Entry `index` is held in full: what is left of the ranges.
+/// Removes entry `index`, which is now held in full, from the ranges.
 fn remove_index(ranges: &mut Vec<(Range<u64>, Undisclosed)>, index: u64) {
     let position = ranges.partition_point(|(range, _)| range.end <= index);
     let Some((range, reason)) = ranges.get(position).filter(|(range, _)| range.contains(&index)).cloned() else {

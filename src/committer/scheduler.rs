@@ -1,10 +1,13 @@
-//! Where work is handed in, and who does it: the committer's thread, or now and then whoever brings the work.
+//! Schedules commits. Work runs on the committer thread; a single small item may be committed
+//! inline by its caller, on a network thread.
 //!
-//! In scope: that one at a time holds the writer, and which thread. Out of scope: what is done (`writer`), and in which order (`queue`).
+//! Passing a lone bulletin to another thread and back costs two wake-ups, together about half as
+//! long as a sync. So lone work is committed inline. Work is left to the committer thread if more
+//! work is queued, if it is large, or if the disk or the network thread was slow
+//! (`docs/adr/commits-where-they-come.md`).
 //!
-//! A hand-over to another thread and back costs a lone bulletin two wake-ups, together as long as half a sync. So work that comes alone is
-//! committed where it comes, on a thread of the network. Whatever comes in company, is long, or meets a disk or a thread that had much to do is
-//! left to the committer's thread (`docs/adr/commits-where-they-come.md`).
+//! In scope: exclusive access to the writer, and on which thread. Out of scope: what is committed
+//! (`writer`), and in which order (`queue`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,52 +20,54 @@ use super::queue::{Closed, Queue, Wakeup};
 use super::writer::{CommitOutcome, Writer, WriterStep};
 use super::{DISK_SPACE_CHECK_INTERVAL, Work};
 
-/// Work is committed where it comes only while that takes no longer: a thread of the network has other things to do.
+/// Slowest expected commit that is made inline: a network thread has other work to do.
 const INLINE_COMMIT_MAX: Duration = Duration::from_millis(2);
-/// Entries of work that is committed where it comes, at most.
+/// Most entries of a work item that is committed inline.
 const INLINE_ENTRIES_MAX: usize = 4;
-/// Bytes of it.
+/// Most envelope bytes of it, and most bytes of the records in the same commit.
 const INLINE_BYTES_MAX: usize = 64 << 10;
-/// Pieces of work in such a commit that waited for company, of as many bytes: more are left to the committer's thread.
+/// Most lingering records in an inline commit. More are left to the committer thread.
 const INLINE_RECORDS_MAX: usize = 16;
 
-/// The writer and what waits for it.
+/// The writer and its queue.
 struct CommitScheduler {
     queue: Queue,
-    /// Gone once it has ended.
+    /// `None` once the committer has stopped.
     writer: Mutex<Option<Writer>>,
-    /// What may be expected of the next commit.
+    /// Estimate for the next commit.
     latency: Mutex<CommitLatency>,
 }
 
-/// How long commits take: one that took long is remembered the longer, the longer it took.
+/// Decaying estimate of commit latency: the maximum of the last commit and 7/8 of the previous
+/// estimate.
 struct CommitLatency {
     estimate: Duration,
-    /// The newest commit of entries was of many: more of them will be coming.
+    /// The newest commit of entries was large: more entries are likely to follow.
     last_was_large: bool,
-    /// When an urgent entry came last by a link: who reads it off the link would bring the next one only after its commit.
+    /// When an urgent entry last came from a link. If the link's reader committed it inline, it
+    /// would read the next one only after the commit.
     priority: Option<Instant>,
 }
 
 impl CommitLatency {
-    /// Nothing is known of the disk yet.
+    /// No commit has been measured yet.
     const UNKNOWN: Self = Self { estimate: Duration::MAX, last_was_large: false, priority: None };
 
     fn is_fast(&self) -> bool {
         !self.last_was_large && self.estimate <= INLINE_COMMIT_MAX
     }
 
-    /// Whether a piece of work that comes now comes alone, as far as is known of those before it.
+    /// Whether work that arrives now is isolated, judged by the work before it.
     fn is_isolated(&mut self, work: &Work, now: Instant) -> bool {
         !matches!(work, Work::Priority(..))
             || self.priority.replace(now).is_none_or(|last| now.saturating_duration_since(last) > INLINE_COMMIT_MAX)
     }
 
-    /// The store has taken this time.
+    /// Records the time that a commit took in the store.
     fn record(&mut self, time: Duration, outcome: CommitOutcome) {
         match outcome {
             CommitOutcome::Nothing => {}
-            // How long a sync takes it does not say.
+            // A failure does not show how long a sync takes: it may only raise the estimate.
             CommitOutcome::Failed => self.estimate = self.estimate.max(time),
             CommitOutcome::Durable(entries) => {
                 if entries > 0 {
@@ -77,7 +82,7 @@ impl CommitLatency {
     }
 }
 
-/// The side that hands work in. Once the last one is dropped, the committer's thread ends.
+/// The sending side of the queue. When the last one is dropped, the committer thread ends.
 pub(crate) struct WorkSender(Arc<CommitScheduler>);
 
 impl Clone for WorkSender {
@@ -93,7 +98,7 @@ impl Drop for WorkSender {
     }
 }
 
-/// Starts the committer's thread.
+/// Starts the committer thread.
 pub(super) fn start(writer: Writer) -> std::io::Result<WorkSender> {
     let queue = Queue::new(writer.deadline());
     let scheduler = Arc::new(CommitScheduler {
@@ -107,12 +112,12 @@ pub(super) fn start(writer: Writer) -> std::io::Result<WorkSender> {
 }
 
 impl WorkSender {
-    /// Hands work in, for the committer's thread.
+    /// Queues work for the committer thread.
     pub(super) fn send(&self, work: Work) -> Result<(), Closed> {
         self.0.queue.push(work)
     }
 
-    /// Hands work in, and commits it before it returns if nothing else is to be done.
+    /// Queues work, and commits it before returning if no other work is due.
     pub(super) async fn send_or_commit_inline(&self, work: Work) -> Result<(), Closed> {
         if !self.0.may_commit_inline(&work) {
             return self.send(work);
@@ -120,17 +125,18 @@ impl WorkSender {
         if let Some(work) = self.0.queue.push_if_idle(work)? {
             return self.send(work);
         }
-        // Whatever happens, somebody does it.
+        // If this future is dropped, the committer thread does the work.
         let _wake_on_drop = WakeOnDrop(&self.0.queue);
         let submitted_at = Instant::now();
-        // Others that are about to hand work in do so first: then it does not come alone, and their commits are one. On a thread that has much to
-        // do that takes long, and counts as if the disk did.
+        // Let other tasks that are about to queue work do so first: then the work is not isolated,
+        // and one commit serves all. On a busy thread this takes long, which counts as commit
+        // latency.
         tokio::task::yield_now().await;
         if self.0.queue.holds_single(is_small, INLINE_RECORDS_MAX, INLINE_BYTES_MAX)
             && let Some(writer) = self.0.writer.try_lock()
             && let Some(stop) = (WriterGuard { scheduler: &self.0, writer }).step(submitted_at)
         {
-            // The end is for the committer's thread.
+            // Only the committer thread stops.
             self.0.queue.requeue(Work::Stop(stop));
         }
         Ok(())
@@ -142,7 +148,7 @@ fn is_small(work: &Work) -> bool {
     entries <= INLINE_ENTRIES_MAX && bytes <= INLINE_BYTES_MAX
 }
 
-/// Has the committer's thread look for what is left to do.
+/// Wakes the committer thread on drop.
 struct WakeOnDrop<'a>(&'a Queue);
 
 impl Drop for WakeOnDrop<'_> {
@@ -158,11 +164,12 @@ impl CommitScheduler {
             && is_small(work)
             && latency.is_fast()
             && !self.writer.is_locked()
-            // The one thread of another runtime drives everything.
+            // On a current-thread runtime a blocking commit would stop all tasks.
             && Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)
     }
 
-    /// Commits what comes, until told to stop or nobody is left. Looks now and then whether there is room on the disk.
+    /// Commits work until a stop, or until no sender is left. Checks the disk space at its
+    /// interval.
     fn serve(self: Arc<Self>) {
         let mut next_space_check = Instant::now() + DISK_SPACE_CHECK_INTERVAL;
         let mut stop = None;
@@ -177,7 +184,7 @@ impl CommitScheduler {
                 Wakeup::Closed => break,
             }
         }
-        // Whoever waits for the end may end the process: the store is let go of before.
+        // The caller of `stop` may end the process: close the store before the reply.
         let writer = self.writer.lock().take();
         drop(writer);
         self.queue.close();
@@ -188,14 +195,16 @@ impl CommitScheduler {
     }
 }
 
-/// Who has the writer in hand. After a panic nobody knows how far a commit came: the writer is gone with it.
+/// Exclusive access to the writer. After a panic it is unknown how far a commit came, so the writer
+/// is dropped.
 struct WriterGuard<'a> {
     scheduler: &'a CommitScheduler,
     writer: MutexGuard<'a, Option<Writer>>,
 }
 
 impl WriterGuard<'_> {
-    /// One commit of what waits, since `began`; who waits for the end, if that was next.
+    /// Makes one commit of the waiting work, and records its latency since `began`. Returns the
+    /// reply channel of a stop, if that came next.
     fn step(mut self, began: Instant) -> Option<oneshot::Sender<()>> {
         let WriterStep { outcome, stop } = self.writer.as_mut()?.step(&self.scheduler.queue);
         self.scheduler.latency.lock().record(began.elapsed(), outcome);
@@ -278,7 +287,7 @@ mod tests {
             let mut response = committer.submit_append(next).await.unwrap();
             inline +=
                 usize::from(response.try_recv().is_ok_and(|appended| appended.unwrap().size == compact_range.size()));
-            // Whoever committed it: nothing else is to be done then.
+            // Wait for the commit on either thread, so that no other work is due.
             while size(&store) < compact_range.size() {
                 tokio::task::yield_now().await;
             }
@@ -302,7 +311,8 @@ mod tests {
                 committer.watch().wait_for(|_| size(&store) == compact_range.size()).await.unwrap();
             }
         };
-        // If the committer's thread came upon each only when it looks for room, all would take 200 s.
+        // If the committer thread found each only at its check of the disk space, all would take
+        // 200 s.
         tokio::time::timeout(Duration::from_secs(60), all).await.expect("nobody is told to do it");
         committer.stop().await;
     }
@@ -314,13 +324,13 @@ mod tests {
             let (store, folder): (Arc<dyn Store>, _) = (Arc::new(MemoryStore::new()), tempfile::tempdir().unwrap());
             let committer = start(&store, folder.path());
             let mut compact_range = CompactRange::new();
-            // The first is committed by the committer's thread; of many, some are where they come.
+            // The committer thread commits the first one; some of the others are committed inline.
             for _ in 0..before {
                 let next = batch(&compact_range, 1);
                 compact_range = next.compact_range.clone();
                 committer.append(next).await.unwrap();
             }
-            // A time that overflows: the defect that this test makes up.
+            // A time that overflows: an artificial defect.
             committer.set_clock(i64::MAX);
             let (one, next) = (committer.clone(), batch(&compact_range, 1));
             let outcome = tokio::spawn(async move { one.append(next).await }).await;
@@ -344,7 +354,7 @@ mod tests {
             let committer = committer.clone();
             tasks.spawn(async move {
                 let mut sizes = Vec::new();
-                // Everyone tries to continue the feed from where it is: one wins each time.
+                // All tasks try to continue the feed from its current size: one wins each time.
                 loop {
                     let compact_range =
                         committer.store().feed(&of("tn")).map(|state| state.compact_range).unwrap_or_default();

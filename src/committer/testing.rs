@@ -1,4 +1,4 @@
-//! A committer of Morocco for tests, and entries of Tunisia's feed for it.
+//! A committer of Morocco for tests, and entries of Tunisia's feed.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub(super) fn start(store: &Arc<dyn Store>, folder: &std::path::Path) -> Committ
     .unwrap()
 }
 
-/// `count` entries of tn's feed, held as digests.
+/// Returns `count` entries of tn's feed, held as digests.
 pub(super) fn batch(first: &CompactRange, count: u8) -> VerifiedBatch {
     let mut compact_range = first.clone();
     let entries: Vec<_> = (0..count)
@@ -51,7 +51,7 @@ pub(super) fn batch(first: &CompactRange, count: u8) -> VerifiedBatch {
     VerifiedBatch { feed, feed_sender, first, entries, compact_range, checkpoint, consistency_proof, findings }
 }
 
-/// The first entry of tn's feed, ahead of its order.
+/// Returns the first entry of tn's feed, ahead of its order.
 pub(super) fn priority() -> VerifiedPriority {
     let VerifiedBatch { feed, feed_sender, mut entries, checkpoint, .. } = batch(&CompactRange::new(), 1);
     let entry = entries.remove(0);

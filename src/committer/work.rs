@@ -1,6 +1,6 @@
-//! What is handed to the committer, and what becomes of it.
+//! Work items of the committer and their results.
 //!
-//! In scope: the values. Out of scope: in which order work is done (`queue`), and doing it (`writer`).
+//! In scope: the types. Out of scope: the order of work (`queue`), and committing it (`writer`).
 
 use std::ops::Range;
 
@@ -17,59 +17,61 @@ use crate::store::{
     Cosigned, CrlRecord, CursorRecord, CustodyRecord, ForkRecord, Location, RosterRecord, SubscriptionRecord,
 };
 
-/// What became of one bulletin.
+/// Result for one bulletin.
 #[derive(Clone, Debug)]
 pub enum PublishOutcome {
     /// Appended by this commit.
     New {
-        /// Its place.
+        /// Its entry index.
         index: u64,
         /// Its offset at this node.
         offset: u64,
     },
-    /// Its id is taken, by an earlier commit.
+    /// Its id was used by an earlier commit.
     Duplicate(Location),
-    /// Its id is taken by another bulletin of the same group.
+    /// Its id was used by another bulletin of the same group or commit.
     DuplicateInGroup,
 }
 
-/// A group that is durable.
+/// Result of publishing a group, which is durable.
 #[derive(Clone, Debug)]
 pub struct PublishedGroup {
-    /// One for each bulletin, in their order.
+    /// One for each bulletin, in order.
     pub outcomes: Vec<PublishOutcome>,
     /// Checkpoint that includes them all.
     pub checkpoint: SignedCheckpoint,
 }
 
-/// What a batch of a peer's feed became.
+/// Result of appending a batch of a peer's feed.
 #[derive(Clone, Copy, Debug)]
 pub struct Appended {
     /// Entries held now.
     pub size: u64,
-    /// Entries whose content came and was not taken: there is no room for it, or its owner, or who sent it, is over its share.
+    /// Entries whose content was received but not stored: there is no space for it, or its owner or
+    /// its sender is over its share.
     pub reduced: u64,
 }
 
-/// What content that came late became.
+/// Result of a backfill.
 #[derive(Clone, Debug)]
 pub struct Backfilled {
-    /// Entries that are held in full now and were not before.
+    /// Entries that are now held in full and were not before.
     pub entries: u64,
-    /// Our custody notes for the feed's owner.
+    /// This node's custody notes for the feed's owner.
     pub custody: Vec<Bytes>,
 }
 
-/// Content for entries held as digests, and what else is held as digests about there.
+/// Content for entries held as digests, and the digests held around them.
 #[derive(Clone, Debug)]
 pub struct BackfillWork {
     /// Verified content.
     pub backfill: VerifiedBackfills,
-    /// Ranges held as digests between the first and the last of its entries, before it came; at least these.
+    /// Ranges held as digests before the backfill; complete at least between its first and its last
+    /// entry.
     pub not_held: Vec<(Range<u64>, Undisclosed)>,
 }
 
-/// Answers and other facts to keep.
+/// Notes and other records to persist.
 #[derive(Clone, Debug, Default)]
 pub struct Records {
     /// Verified cosigned notes.
@@ -78,18 +80,19 @@ pub struct Records {
     pub custody: Vec<CustodyRecord>,
     /// Progress of named subscriptions.
     pub cursors: Vec<CursorRecord>,
-    /// Names of subscriptions that are given, given anew or removed. Whoever changes one name does so one call at a time.
+    /// Names of subscriptions that are created, created anew or removed. Callers must serialise
+    /// changes of one name.
     pub subscriptions: Vec<SubscriptionRecord>,
     /// Verified rosters.
     pub rosters: Vec<RosterRecord>,
     /// Verified revocation lists, DER.
     pub crls: Vec<CrlRecord>,
-    /// Feeds of which two histories were seen, and decisions about them.
+    /// Forked feeds with their evidence, and operators' decisions about them.
     pub forks: Vec<ForkRecord>,
 }
 
 impl Records {
-    /// Bytes of what is kept, without what frames it.
+    /// Bytes of the records, without framing.
     pub(super) fn bytes(&self) -> usize {
         self.cosigned.iter().map(|cosigned| cosigned.note.len()).sum::<usize>()
             + self.custody.iter().map(|custody| custody.note.len()).sum::<usize>()
@@ -116,7 +119,7 @@ pub(crate) enum Work {
 }
 
 impl Work {
-    /// Entries, and bytes of their envelopes.
+    /// Returns the number of entries, and the bytes of their envelopes.
     pub(super) fn size(&self) -> (usize, usize) {
         match self {
             Self::Publish(group, ..) => (group.len(), group.iter().map(|bulletin| bulletin.envelope.len()).sum()),

@@ -1,4 +1,9 @@
-//! The writer: drain, append, sign, commit, mark, release.
+//! Makes commits: takes queued work, appends, signs, persists, writes the high-water mark, then
+//! replies.
+//!
+//! In scope: opening the node's own feed, building one commit, and its effects. Out of scope: the
+//! order of work (`queue`), threads (`scheduler`), and parts of a commit with a module of their own
+//! (`replicated_appends`, `priority`, `attestations`, `disk_space`).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -30,7 +35,8 @@ use super::disk_space::DiskSpace;
 use super::queue::Queue;
 use super::replicated_appends::UNATTESTED_RANGES_MAX;
 
-/// What is known of the feeds, and what commits to the store: one at a time has it in hand (`scheduler`).
+/// State of all feeds, and the only code that commits to the store. Access is exclusive
+/// (`scheduler`).
 pub(super) struct Writer {
     pub(super) shared: Arc<CommitterShared>,
     pub(super) keys: Keys,
@@ -43,19 +49,19 @@ pub(super) struct Writer {
     pub(super) last_time: u64,
     pub(super) seq: u64,
     pub(super) checkpoint: Option<SignedCheckpoint>,
-    /// When it was last looked whether there is room.
+    /// When the disk space was last checked.
     pub(super) space_checked_at: Instant,
     pub(super) disk_space: DiskSpace,
 }
 
-/// One commit in the making.
+/// A commit that is being built.
 #[derive(Default)]
 pub(super) struct CommitBatch {
     pub(super) commit: Commit,
     pub(super) compact_ranges: HashMap<FeedId, CompactRange>,
     pub(super) custodies: Custodies,
     pub(super) pending_attestations: PendingAttestations,
-    /// What is owed is said in this commit.
+    /// Pending attestations go into this commit.
     pub(super) attest_now: bool,
     pub(super) ids: HashMap<Uuid, ()>,
     pub(super) backfilled: HashSet<(FeedId, u64)>,
@@ -65,37 +71,38 @@ pub(super) struct CommitBatch {
     pub(super) bytes: usize,
     pub(super) records_bytes: usize,
     pub(super) entries: usize,
-    /// How far feeds are cosigned with this group.
+    /// How far feeds are cosigned with this commit.
     pub(super) last_cosigned: HashMap<FeedId, LastCosigned>,
-    /// Something could not be said yet, and can be soon.
+    /// Some feed cannot be attested yet, but soon.
     pub(super) retry_attest: bool,
     pub(super) last_time: u64,
     pub(super) completions: Vec<Completion>,
 }
 
-/// What the store did.
+/// Result of a commit in the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum CommitOutcome {
-    /// It was not asked.
+    /// There was nothing to commit.
     #[default]
     Nothing,
-    /// So many entries are durable, with what else was committed.
+    /// The commit is durable, with this many entries.
     Durable(usize),
-    /// It refused, or failed.
+    /// The store rejected it, or failed.
     Failed,
 }
 
-/// What came of a turn at the queue.
+/// Result of one step of the writer.
 #[derive(Default)]
 pub(super) struct WriterStep {
-    /// What the store did of it.
+    /// Result in the store.
     pub(super) outcome: CommitOutcome,
-    /// Who waits for the end, which is next.
+    /// Reply channel of a stop, which comes next.
     pub(super) stop: Option<oneshot::Sender<()>>,
 }
 
 impl Writer {
-    /// Reads where every feed stands, compares the mark, and begins the feed on a declared first start.
+    /// Reads the state of every feed, compares the high-water mark, and creates the feed on a
+    /// declared first start.
     pub(super) fn open(shared: Arc<CommitterShared>, options: Options) -> Result<Self, StartError> {
         let store = Arc::clone(&shared.store);
         let me = options.feed.member.clone();
@@ -187,7 +194,7 @@ impl Writer {
         };
         let lasting = found.as_ref().is_some_and(|(_, high_water_mark)| high_water_mark.epoch == feed.epoch);
         if let Some(state) = held {
-            // Verified when it was committed: by this node's own key.
+            // This node's own checkpoint, verified when it was committed.
             self.checkpoint = SignedCheckpoint::verify(
                 &state.checkpoint,
                 &self.keys.feed.iter().map(|key| key.verifier().clone()).collect::<Vec<_>>(),
@@ -198,7 +205,7 @@ impl Writer {
         match recovery_reason {
             Some(reason) => {
                 tracing::error!(reason, "feed needs recovery: this node serves and follows, and does not publish");
-                // What was never begun may still be declared with --bootstrap.
+                // A feed that was never begun may still be declared with --bootstrap.
                 if lasting {
                     write_needs_recovery(high_water_mark, feed.epoch, &reason)?;
                 }
@@ -206,8 +213,8 @@ impl Writer {
             }
             None => {
                 self.high_water_mark = found.map(|(file, _)| file);
-                // The power may have gone between a record and its mark. Peers are shown the record from now on: an older copy of the store
-                // must be known as such.
+                // The power may have failed between a record and its mark. Peers receive the record
+                // from now on, so the mark must cover it to detect an older copy of the store.
                 if let (Some(file), Some(compact_range)) =
                     (self.high_water_mark.as_mut(), self.compact_ranges.get(feed))
                 {
@@ -222,7 +229,7 @@ impl Writer {
         Ok(())
     }
 
-    /// A new feed signs size 0.
+    /// Creates the feed with a checkpoint of size 0.
     fn create_feed(&mut self, feed: &FeedId) -> Result<(), StartError> {
         let compact_range = CompactRange::new();
         let signed = sign(&checkpoint_of(feed, &compact_range), &self.keys.feed)
@@ -243,12 +250,12 @@ impl Writer {
         Ok(())
     }
 
-    /// When there is something to say.
+    /// Returns when an attestation must be signed.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.pending_attestations.deadline()
     }
 
-    /// One commit of what waits and fits together.
+    /// Makes one commit of the waiting work that fits together.
     pub(super) fn step(&mut self, queue: &Queue) -> WriterStep {
         let mut next = queue.first(Instant::now());
         if next.is_none() && self.pending_attestations.deadline().is_none_or(|deadline| deadline > Instant::now()) {
@@ -282,7 +289,7 @@ impl Writer {
         step
     }
 
-    /// Looks whether there is room on the disk, if it is time to; returns when that was done last.
+    /// Checks the disk space if it is time to. Returns when it was last checked.
     pub(super) fn check_disk_space_if_due(&mut self) -> Instant {
         if self.space_checked_at.elapsed() >= DISK_SPACE_CHECK_INTERVAL {
             self.check_disk_space();
@@ -292,7 +299,7 @@ impl Writer {
     }
 
     fn add(&self, commit_batch: &mut CommitBatch, work: Work) {
-        // After a failed commit nobody knows what the disk holds: nothing is tried on top of it.
+        // After a failed commit the content of the disk is unknown: commit nothing on top of it.
         if let PublishState::Stopped(reason) = &*self.shared.publish_state.borrow() {
             return reject(work, &CommitFailure::Stopped(reason.clone()));
         }
@@ -348,7 +355,7 @@ impl Writer {
         }
         let feed = &self.shared.feed;
         let mut outcomes = Vec::with_capacity(bulletins.len());
-        // Looked up before anything is appended, so that a failing read leaves the group as it was.
+        // Looked up before anything is appended, so that a failed read changes nothing.
         let mut locations = Vec::with_capacity(bulletins.len());
         for bulletin in &bulletins {
             match self.shared.store.find(&feed.member, bulletin.header.id.uuid()) {
@@ -399,7 +406,7 @@ impl Writer {
                     return CommitOutcome::Nothing;
                 }
             };
-            // Behind the appends of other feeds: its arrivals come last.
+            // After the appends of other feeds, so that own entries get the last offsets.
             own_at = commit_batch.commit.appends.iter().map(disclosed).sum();
             commit_batch.commit.appends.push(Append {
                 feed: feed.clone(),
@@ -444,7 +451,7 @@ impl Writer {
                     self.notify_watchers(&committed);
                 }
                 complete(commit_batch.completions, first_offset, self.checkpoint.as_ref());
-                // After those who wait for the entries themselves.
+                // Callers that wait for the entries get their reply first.
                 self.finish_attesting(commit_batch.pending_attestations, attested, commit_batch.retry_attest);
                 outcome
             }
@@ -462,8 +469,9 @@ impl Writer {
         }
     }
 
-    /// Keeps only cursors that advance their subscription; a concurrent call with a lower cursor is a no-op. So is one under a name that is
-    /// not known, or that this commit removes or gives anew.
+    /// Keeps only cursors that advance their subscription; a concurrent call with a lower cursor is
+    /// a no-op. So is a cursor of an unknown subscription, or of one that this commit removes or
+    /// creates anew.
     fn advancing_cursors(&self, cursors: BTreeMap<String, CursorRecord>, commit: &Commit) -> Vec<CursorRecord> {
         let advances = |cursor: &CursorRecord| {
             let changed = commit.subscriptions.iter().any(|record| record.subscription == cursor.subscription);
@@ -500,14 +508,14 @@ impl Writer {
         }
     }
 
-    /// The store has failed for ever: say so, and refuse all that comes.
+    /// Stops the committer for good after a failure of the store. Waiting callers get the failure.
     fn fail(&mut self, completions: Vec<Completion>, failure: &CommitFailure) {
         self.pending_attestations = PendingAttestations::default();
         self.set_stopped(&failure.to_string());
         fail_completions(completions, failure);
     }
 
-    /// Nothing more is committed: why.
+    /// Stops all further commits, for the reason `why`.
     pub(super) fn set_stopped(&self, why: &str) {
         tracing::error!(why, "the store has failed: nothing more is committed");
         self.shared.publish_state.send_replace(PublishState::Stopped(why.to_owned()));
@@ -518,7 +526,8 @@ impl CommitBatch {
     fn fits(&self, work: &Work) -> bool {
         let (entries, bytes) = work.size();
         let records = if let Work::Records(records, ..) = work { records.bytes() } else { 0 };
-        // A feed's entries ahead of its order, and those in order, are not of one commit: the second must know the first.
+        // Entries ahead of a feed's order and entries in order must not share a commit: the second
+        // must know the first.
         let separate = match work {
             Work::Priority(..) => !self.compact_ranges.is_empty(),
             Work::Append(..) => !self.commit.priority.is_empty(),
@@ -550,7 +559,7 @@ fn disclosed(append: &Append) -> u64 {
     append.entries.iter().filter(|entry| matches!(entry.content, Content::Disclosed { .. })).count() as u64
 }
 
-/// Why something is not committed of which the store cannot say what is there already.
+/// Returns the failure for work that cannot be committed because the store cannot be read.
 pub(super) fn unreadable(error: &ReadError) -> CommitFailure {
     match error {
         ReadError::Behind(_) => CommitFailure::Overloaded,

@@ -1,7 +1,9 @@
-//! Two histories of a feed of which another member tells in a bulletin (kind `feed-forked`): the evidence in it is verified and then is as
-//! if it had been found here. What a member merely claims is recorded, and is no alarm.
+//! Verifies fork announcements: bulletins of kind `feed-forked` in which another member sends
+//! evidence of equivocation. Valid evidence counts as if it had been found here. A claim without
+//! valid evidence is only recorded and raises no alarm.
 //!
-//! In scope: bulletins as they come in, and those that came before a restart. Out of scope: telling others (`app`).
+//! In scope: bulletins as they arrive, and those that arrived before a restart. Out of scope:
+//! announcing forks found here (`app::fork_announcer`).
 
 use std::sync::Arc;
 
@@ -17,13 +19,13 @@ use super::{ExchangeState, equivocation};
 use crate::store::{Columns, Content, Entry, ForkRecord, ReadError};
 use crate::telemetry::AuditEvent;
 
-/// Bulletins of one batch that are looked at: each costs some signatures. A member tells of a feed once, and a feed that is stopped is
-/// told of no more.
+/// Announcements verified in one batch; each costs several signature checks. An honest member
+/// announces a feed once, and a stopped feed is not announced again.
 const ANNOUNCEMENTS_PER_BATCH_MAX: usize = 16;
-/// Bulletins held that are looked at again, and how far back.
+/// Held announcements that are verified again, and the number of offsets scanned for them.
 const HELD_ANNOUNCEMENTS_MAX: (usize, u64) = (64, 10_000);
 
-/// Looks at what came in with a batch of `feed`.
+/// Verifies the announcements in a batch of `feed`.
 pub(super) fn verify_in_batch(shared: &Arc<ExchangeState>, feed: &FeedId, batch: &VerifiedBatch) {
     let disclosed = batch.entries.iter().filter_map(|entry| match &entry.content {
         VerifiedContent::Disclosed { envelope, header: Some(header) } => Some((envelope, header.as_ref())),
@@ -32,14 +34,14 @@ pub(super) fn verify_in_batch(shared: &Arc<ExchangeState>, feed: &FeedId, batch:
     verify_announcements(shared, feed, disclosed);
 }
 
-/// Looks at what came ahead of its feed's order.
+/// Verifies an announcement that arrived ahead of its feed's order.
 pub(super) fn verify_in_priority(shared: &Arc<ExchangeState>, priority: &VerifiedPriority) {
     if let VerifiedContent::Disclosed { envelope, header: Some(header) } = &priority.entry.content {
         verify_announcements(shared, &priority.feed, [(envelope, header.as_ref())]);
     }
 }
 
-/// Looks at content of `feed` that came late.
+/// Verifies the announcements in backfilled content of `feed`.
 pub(super) fn verify_in_backfill(shared: &Arc<ExchangeState>, feed: &FeedId, backfills: &VerifiedBackfills) {
     verify_announcements(
         shared,
@@ -48,14 +50,14 @@ pub(super) fn verify_in_backfill(shared: &Arc<ExchangeState>, feed: &FeedId, bac
     );
 }
 
-/// The newest bulletins held here that tell of two histories. Blocks.
+/// Returns the newest fork announcements held here. Blocks.
 pub(super) fn held(shared: &ExchangeState) -> Result<Vec<Entry>, ReadError> {
     let announces = |columns: &Columns| columns.kind == feed_forked::KIND.name;
     let store = shared.store();
     Ok(store.history(store.end_offset(), HELD_ANNOUNCEMENTS_MAX.0, HELD_ANNOUNCEMENTS_MAX.1, &announces)?.0)
 }
 
-/// What these prove. Blocks.
+/// Returns the evidence that they prove. Blocks.
 pub(super) fn proven(shared: &ExchangeState) -> Result<Vec<EquivocationEvidence>, ReadError> {
     let of = |entry: Entry| match &entry.content {
         Content::Disclosed { envelope, .. } => evidence(shared, envelope)?.ok(),
@@ -64,7 +66,7 @@ pub(super) fn proven(shared: &ExchangeState) -> Result<Vec<EquivocationEvidence>
     Ok(held(shared)?.into_iter().filter_map(of).collect())
 }
 
-/// Looks again at bulletins that are held.
+/// Verifies announcements held here again.
 pub(super) fn verify_held_announcements(shared: &Arc<ExchangeState>, entries: &[Entry]) {
     for entry in entries {
         if let Content::Disclosed { envelope, header: Some(header) } = &entry.content {
@@ -99,7 +101,7 @@ fn verify_announcements<'a>(
     });
 }
 
-/// What an envelope's evidence proves that was not known. Blocks.
+/// Returns the fork that an envelope's evidence proves, if it is new. Blocks.
 fn verify_announcement(shared: &ExchangeState, envelope: &[u8], by: &Member) -> Option<ForkRecord> {
     let evidence = match evidence(shared, envelope)? {
         Ok(evidence) => evidence,
@@ -111,14 +113,15 @@ fn verify_announcement(shared: &ExchangeState, envelope: &[u8], by: &Member) -> 
     let found = shared.stop_forked(&evidence, by)?;
     let (feed, own) = (evidence.feed(), shared.own_feed());
     if feed.member == own.member && feed.epoch >= own.epoch {
-        // Somebody else signs with our key, or we have forgotten what we signed.
+        // Another node signs with our key, or this node has lost entries that it signed.
         let reason = format!("{by} proves that the key of {feed} has signed two histories");
         shared.options.committer.require_recovery(reason);
     }
     Some(found)
 }
 
-/// The evidence in an envelope, verified, or why it proves nothing; `None` if it tells of no two histories.
+/// Returns the verified evidence in an envelope, or why it proves nothing; `None` if it is not a
+/// fork announcement.
 fn evidence(shared: &ExchangeState, envelope: &[u8]) -> Option<Result<EquivocationEvidence, String>> {
     let Some(BodyContent::FeedForked(announced)) = body_of(envelope).ok()?.content else { return None };
     let roster = shared.options.rosters.load().newest_shared();

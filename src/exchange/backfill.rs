@@ -1,7 +1,8 @@
-//! Content that is missing here: asking a peer for it, taking it, and answering a peer that asks.
+//! Backfill: requests missing content from a peer, commits it, and serves the requests of peers.
 //!
-//! In scope: one request on its way a link, each answered by one frame; verifying and committing what came, and the custody notes about it.
-//! Out of scope: what to ask for (`backfill_schedule`), who may be shown what (`core::serve`), what is kept (`core::follow`).
+//! In scope: one request in flight per link, each answered by one frame; verifying and committing
+//! the content, and sending the custody notes about it. Out of scope: what to request
+//! (`backfill_schedule`), who may read what (`core::serve`), what is stored (`core::follow`).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,22 +27,22 @@ use crate::committer::BackfillWork;
 use crate::store::{Content, ReadError, Store};
 use crate::telemetry::AuditEvent;
 
-/// What a peer said to a request.
+/// A peer's reply to a request.
 pub(crate) enum BackfillReply {
     /// Content.
     BackfillResponse(proto::BackfillResponse),
-    /// It refused something of this feed.
+    /// A fault about this feed.
     Rejected(FeedId),
 }
 
-/// What a peer asked for.
+/// A request of a peer.
 #[derive(Clone, Debug)]
 pub(crate) struct BackfillRequest {
     ranges: Vec<Range<u64>>,
     filters: Arc<[TopicFilter]>,
 }
 
-/// Asks `peer` for what is missing here and it may have, for as long as the link lasts.
+/// Requests missing content that `peer` may have, for as long as the link lasts.
 pub(crate) async fn request_missing(
     shared: Arc<ExchangeState>,
     peer: Member,
@@ -71,7 +72,7 @@ pub(crate) async fn request_missing(
                 continue;
             }
             Some(Step::Wait(retry_at)) => retry_at,
-            // What cannot be read now may be read after the next commit.
+            // After a read error, retry after the next commit.
             None => None,
         };
         tokio::select! {
@@ -94,7 +95,7 @@ async fn plan(shared: &Arc<ExchangeState>, peer: &Member) -> Option<Step> {
             peer: &peer,
             roster,
             all_topics,
-            // What could not be taken is not asked for.
+            // Content that could not be committed is not requested.
             may_request: &|owner| shared.options.committer.may_request(owner, &peer),
         };
         shared.backfill_schedule.next(shared.store().as_ref(), &context, Instant::now())
@@ -112,7 +113,7 @@ async fn plan(shared: &Arc<ExchangeState>, peer: &Member) -> Option<Step> {
 
 fn follow_frame(shared: &ExchangeState, request: &Request) -> proto::Follow {
     let range = |range: &Range<u64>| proto::IndexRange { start: range.start, end: range.end };
-    // Of its own a member wants everything back.
+    // Of its own feeds a member requests every topic.
     let filters = shared.options.topics.iter().filter(|_| request.feed.member != shared.me);
     proto::Follow {
         feed: request.feed.to_string(),
@@ -122,7 +123,7 @@ fn follow_frame(shared: &ExchangeState, request: &Request) -> proto::Follow {
     }
 }
 
-/// What is said to the request for this feed; what was said to earlier ones is passed over.
+/// Returns the reply to the request for this feed; replies to earlier requests are dropped.
 async fn reply_to(feed: &FeedId, replies: &mut mpsc::Receiver<BackfillReply>) -> Option<BackfillReply> {
     loop {
         let reply = replies.recv().await?;
@@ -136,7 +137,8 @@ async fn reply_to(feed: &FeedId, replies: &mut mpsc::Receiver<BackfillReply>) ->
     }
 }
 
-/// Verifies and commits what came, and sends the custody notes about it to the feed's owner, if it is linked.
+/// Verifies and commits the content, and sends the custody notes about it to the feed's owner, if
+/// it is linked.
 async fn receive(shared: &Arc<ExchangeState>, peer: &Member, request: Request, message: proto::BackfillResponse) {
     let scanned_to = message.scanned_to;
     let verified = {
@@ -166,7 +168,7 @@ async fn receive(shared: &Arc<ExchangeState>, peer: &Member, request: Request, m
     match shared.options.committer.backfill(pending).await {
         Ok(backfilled) => {
             for note in backfilled.custody {
-                // An owner that is away asks for it when it is linked again.
+                // An owner without a link requests them on its next link.
                 shared.peers.send(&request.feed.member, Frame::Custody(proto::Custody { note }));
             }
             shared.backfill_schedule.on_response(peer, &request, scanned_to, backfilled.entries);
@@ -191,12 +193,12 @@ fn verify(
 ) -> Result<BackfillWork, BackfillError> {
     let (store, feed) = (shared.store(), &request.feed);
     let indexes: Vec<u64> = message.items.iter().take(BATCH_ENTRIES_MAX).map(|item| item.index).collect();
-    // Out of order they are refused below, whatever is lacking.
+    // A response out of order is rejected below in any case.
     let missing =
         if indexes.is_sorted() { store.missing(feed, &indexes).map_err(BackfillError::Read)? } else { Vec::new() };
     let missing = indexes.into_iter().zip(missing).filter_map(|(index, missing)| Some((index, missing?))).collect();
     let rosters = shared.options.rosters.load();
-    // Our own is ours, whoever gives it back.
+    // Our own entries are charged to ourselves, whichever peer returns them.
     let upstream = if feed.member == shared.me { &shared.me } else { peer };
     let backfills = verify_backfills(feed, upstream, message, &request.found.ranges, &missing, &rosters, &shared.me)
         .map_err(BackfillError::Fault)?;
@@ -209,7 +211,7 @@ fn verify(
     Ok(BackfillWork { backfills, not_held })
 }
 
-/// Everything in `range` that is held as digests.
+/// Returns all ranges in `range` that are held as digests.
 fn not_held(store: &dyn Store, feed: &FeedId, range: Range<u64>) -> Result<Vec<(Range<u64>, Undisclosed)>, ReadError> {
     let mut all = Vec::new();
     let mut next = range.start;
@@ -223,7 +225,10 @@ fn not_held(store: &dyn Store, feed: &FeedId, range: Range<u64>) -> Result<Vec<(
 }
 
 impl BackfillRequest {
-    /// A peer's request; the text says what is wrong with it.
+    /// Parses a peer's request.
+    ///
+    /// # Errors
+    /// Which part of it is malformed.
     pub(crate) fn read(ranges: &[proto::IndexRange], filters: Vec<TopicFilter>) -> Result<Self, &'static str> {
         if ranges.len() > BACKFILL_RANGES_MAX {
             return Err("the number of ranges");
@@ -235,8 +240,9 @@ impl BackfillRequest {
         Ok(Self { ranges, filters: filters.into() })
     }
 
-    /// What `recipient` is handed of it: as much as fits one frame, having looked at a bounded number of entries. `history`: whether our own
-    /// feed is open to who joined later. Blocks.
+    /// Returns the content that `recipient` may read, as much as fits one frame, after scanning a
+    /// bounded number of entries. `history`: whether members that joined later may read our own
+    /// feed's earlier entries. Blocks.
     pub(crate) fn reply(
         &self,
         store: &dyn Store,

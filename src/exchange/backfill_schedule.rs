@@ -1,7 +1,8 @@
-//! What was asked of whom: entries held as digests whose content another member may have.
+//! The schedule of backfill requests: which entries held as digests to request from which peer.
 //!
-//! In scope: the table of what each peer was asked for under which roster. Out of scope: what is worth asking for and when again
-//! (`core::backfill_schedule`), asking, and taking what comes (`backfill`).
+//! In scope: the table of what each peer was asked for under which roster. Out of scope: which
+//! entries are worth requesting and when again (`core::backfill`), sending requests and handling
+//! responses (`backfill`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,18 +16,21 @@ use tokio::time::Instant;
 use super::{BACKFILL_BACKOFF, backoff};
 use crate::store::{ReadError, Store};
 
-/// How often it is looked again whether content may be asked for that could not be taken.
+/// How often to check again whether suspended content may be requested.
 const SUSPENDED_CHECK_MS: u64 = 10_000;
 
-/// What was asked, of every peer that was linked since the node started: as many as the roster has feeds and members.
+/// State of the requests to every peer that was linked since the node started: at most as many as
+/// the roster has feeds times members.
 pub(crate) struct BackfillSchedule {
     began: Instant,
     progress: Mutex<BTreeMap<(Member, FeedId), BackfillState>>,
-    /// Up to where the owner of a feed was asked under a roster: what it did not give is not ours.
+    /// How far the owner of a feed was asked under a roster. Content before it that the owner did
+    /// not serve is not for this member.
     settled: Mutex<BTreeMap<FeedId, OwnerProgress>>,
-    /// What peers are not asked about for now: there is no room for it.
+    /// Peer and feed pairs that are not requested for now, because their content could not be
+    /// committed.
     suspended: Mutex<BTreeSet<(Member, FeedId)>>,
-    /// The feed that each peer was asked about last.
+    /// The feed last requested from each peer.
     last: Mutex<BTreeMap<Member, FeedId>>,
 }
 
@@ -36,32 +40,32 @@ struct OwnerProgress {
     scanned_to: u64,
 }
 
-/// What to ask one peer for.
+/// A request to one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) feed: FeedId,
     pub(crate) found: BackfillRanges,
 }
 
-/// Who asks whom, and what may come of it.
+/// The two members, and the conditions of a request.
 #[derive(Clone, Copy)]
 pub(crate) struct PeerContext<'a> {
     pub(crate) me: &'a Member,
     pub(crate) peer: &'a Member,
     /// Version of the newest roster.
     pub(crate) roster: u64,
-    /// Whether every topic is wanted.
+    /// Whether every topic is followed.
     pub(crate) all_topics: bool,
-    /// Whether content of a member's feeds could be taken from the peer now.
+    /// Whether content of a member's feeds could be committed now, if this peer serves it.
     pub(crate) may_request: &'a dyn Fn(&Member) -> bool,
 }
 
 /// The next step with one peer.
 #[derive(Debug)]
 pub(crate) enum Step {
-    /// Ask for this.
+    /// Send this request.
     Request(Request),
-    /// Nothing, until then or until something changes.
+    /// Send nothing until this time, or until something changes.
     Wait(Option<Instant>),
 }
 
@@ -78,7 +82,7 @@ impl Default for BackfillSchedule {
 }
 
 impl BackfillSchedule {
-    /// What is asked for next. Blocks.
+    /// Returns the next step. Blocks.
     pub(crate) fn next(&self, store: &dyn Store, context: &PeerContext<'_>, now: Instant) -> Result<Step, ReadError> {
         let PeerContext { me, peer, roster, all_topics, may_request } = *context;
         let mut retry_at: Option<u64> = None;
@@ -91,7 +95,7 @@ impl BackfillSchedule {
             let newest = epochs.entry(state.feed.member.clone()).or_default();
             *newest = state.feed.epoch.max(*newest);
         }
-        // Also our own: what peers gave back of it may have been a digest to them.
+        // Our own feeds too: a peer that returned an entry may itself have held it as a digest.
         for state in feeds {
             let (feed, size) = (state.feed, state.compact_range.size());
             let key = (peer.clone(), feed.clone());
@@ -127,28 +131,30 @@ impl BackfillSchedule {
         Ok(Step::Wait(retry_at.map(|ms| self.began + Duration::from_millis(ms))))
     }
 
-    /// `peer` has looked at everything before `scanned_to`, and gave `received` entries that were lacking.
+    /// Records a response: `peer` has scanned everything before `scanned_to`, and served `received`
+    /// missing entries.
     pub(crate) fn on_response(&self, peer: &Member, request: &Request, scanned_to: u64, received: u64) {
         self.update(peer, &request.feed, |progress| progress.on_response(&request.found, scanned_to, received));
     }
 
-    /// `peer` did not answer, or not rightly: the rest of the round is put off.
+    /// Records that `peer` did not respond, or not correctly: the rest of the round is postponed.
     pub(crate) fn failed(&self, peer: &Member, feed: &FeedId, now: Instant) {
         let now_ms = self.ms(now);
         self.update(peer, feed, |progress| progress.back_off(now_ms, pause_ms));
     }
 
-    /// A batch of `peer` has become durable, which told of the entries from `first` on up to `end`. `missing` of these it did not hold.
+    /// Records that a batch of `peer` with the entries from `first` to `end` became durable; the
+    /// peer did not hold `missing` of them.
     pub(crate) fn on_batch(&self, peer: &Member, feed: &FeedId, first: u64, end: u64, missing: u64) {
         self.update(peer, feed, |progress| progress.on_batch(first, end, missing));
     }
 
-    /// Of a batch of `peer`'s from `first` on content was not taken for want of room.
+    /// Records that content of a batch of `peer` from `first` on was dropped for lack of space.
     pub(crate) fn dropped_from(&self, peer: &Member, feed: &FeedId, first: u64) {
         self.update(peer, feed, |progress| progress.dropped_from(first));
     }
 
-    /// Up to where the owner of a feed was asked under this roster.
+    /// Returns how far the owner of a feed was asked under this roster.
     pub(crate) fn owner_scanned_to(&self, feed: &FeedId, roster: u64) -> u64 {
         self.settled.lock().get(feed).filter(|settled| settled.roster == roster).map_or(0, |settled| settled.scanned_to)
     }
@@ -162,7 +168,7 @@ impl BackfillSchedule {
     }
 }
 
-/// Whole, so that what is due is not looked at a moment too early.
+/// Rounded to whole ms, so that a feed is not checked a moment too early.
 fn pause_ms(attempt: u32) -> u64 {
     u64::try_from(backoff(BACKFILL_BACKOFF, attempt).as_millis()).unwrap_or(u64::MAX)
 }
@@ -192,7 +198,7 @@ mod tests {
     }
 
     impl Case {
-        /// Of ma's feed: one entry in full, one withheld, one not held, one purged.
+        /// ma's feed: one entry in full, one withheld, one not held, one purged.
         fn new() -> Self {
             let case = Self {
                 store: MemoryStore::new(),
@@ -227,7 +233,7 @@ mod tests {
             }
         }
 
-        /// Asks, and is given nothing.
+        /// Sends a request, and receives no content.
         fn request_without_content(&self, peer: &str, roster: u64) -> Vec<Range<u64>> {
             let request = self.next(peer, roster).unwrap();
             self.backfill_schedule.on_response(&peer.parse().unwrap(), &request, request.found.end, 0);
@@ -263,7 +269,7 @@ mod tests {
         let look = case.next("ly", 1).unwrap_err().expect("it is looked again");
         case.now = retry_at + Duration::from_secs(600);
         assert!(case.next("ly", 1).unwrap_err().unwrap() > look, "however late it is");
-        // It has just been put off for long.
+        // It has just been postponed for a long time.
         case.suspended = false;
         case.backfill_schedule.failed(&"ly".parse().unwrap(), &case.feed, case.now);
         assert_eq!(case.request_without_content("ly", 1), one_range(2..3));
@@ -306,7 +312,7 @@ mod tests {
             let request = case.next("ly", 1).unwrap();
             case.backfill_schedule.on_response(&"ly".parse().unwrap(), &request, request.found.end, 1);
             requested.push(request.feed.member.to_string());
-            // As on a line so long that it is all due again with every answer.
+            // As on a line so slow that everything is due again with every response.
             case.backfill_schedule.progress.lock().remove(&("ly".parse().unwrap(), request.feed));
             case.now += BACKFILL_BACKOFF.1;
         }

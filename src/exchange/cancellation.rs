@@ -1,4 +1,5 @@
-//! The end of a link, for work on blocking threads: they cannot be aborted, and look here between their steps.
+//! Cancels blocking work when its link ends. Blocking threads cannot be aborted; they check the
+//! token between their steps.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CancellationToken(Arc<AtomicBool>);
 
-/// Held by the link. Dropping it, also with the future that holds it, is the end.
+/// Held by the link. Dropping it, also with the future that holds it, cancels the token.
 pub(crate) struct CancelGuard(CancellationToken);
 
 impl CancellationToken {
-    /// A link that has not ended, and what ends it.
+    /// Creates a token and the guard that cancels it.
     pub(crate) fn with_guard() -> (Self, CancelGuard) {
         let token = Self::default();
         (token.clone(), CancelGuard(token))

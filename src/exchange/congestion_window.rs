@@ -1,27 +1,33 @@
-//! How much may be on its way to a peer: enough to keep the line full, and not so much that what is urgent waits behind it.
+//! The congestion window of a link: enough bytes in flight to keep the line full, but not so many
+//! that urgent entries wait behind them.
 //!
-//! In scope: one window for a link, opened and closed by how long answers take. Pure: times come in. Out of scope: what is sent.
+//! In scope: one window for a link, adjusted by the time until acknowledgement. Pure: times are
+//! arguments. Out of scope: choosing what is sent (`send_queue`).
 //!
-//! The time from handing a batch to the transport until the peer has it durably, beyond the shortest seen, is time spent in queues: on the
-//! line, in the system's buffers, at the peer. The window grows while that is short and shrinks when it is long (after TCP Vegas).
+//! The time from handing a batch to the transport until it is durable at the peer, less the
+//! shortest time seen, is time spent in queues: on the line, in the system's buffers, at the peer.
+//! The window grows while that is short and shrinks when it is long (after TCP Vegas).
 
 use std::time::Duration;
 
-/// How long a batch may lie in queues. An urgent entry waits in the same ones, but for the peer's committer.
+/// Allowed queueing delay of a batch. An urgent entry waits in the same queues, except for the
+/// peer's committer.
 const QUEUEING_DELAY_MAX: Duration = Duration::from_millis(1);
-/// On a far line so great a part of the shortest time, if that is longer: a batch's own time on the line is in it.
+/// On a long line the allowed delay is this fraction of the shortest time, if that is longer: the
+/// time to transmit the batch itself is part of it.
 const QUEUEING_DELAY_DIVISOR: u32 = 4;
-/// Smallest window: a few bulletins, two seconds of a line of 64 kbit/s.
+/// Smallest window: a few bulletins, two seconds of a 64 kbit/s line.
 const WINDOW_BYTES_MIN: usize = 16 << 10;
-/// First window of a link: it opens or closes as answers come.
+/// First window of a link, adjusted as acknowledgements arrive.
 const WINDOW_BYTES_INITIAL: usize = 128 << 10;
-/// Beyond so many times that the line is another one than was thought: the window is halved.
+/// If the queueing delay exceeds the allowed one by this factor, the line has changed: the window
+/// is halved.
 const HALVING_THRESHOLD: u32 = 8;
-/// A batch is so small a part of the window, so that there is always one on its way while another one is committed.
+/// Batches in a window: one is always in flight while another is being committed.
 const BATCHES_PER_WINDOW: usize = 4;
-/// Smallest bound on a batch.
+/// Smallest size limit of a batch.
 const BATCH_BYTES_MIN: usize = WINDOW_BYTES_MIN / BATCHES_PER_WINDOW;
-/// The shortest time is forgotten by and by, for lines change: by this part of it with each answer.
+/// The shortest time grows by this fraction with each acknowledgement, since lines change.
 const MIN_RTT_DECAY: u32 = 256;
 
 /// The window of one link.
@@ -38,18 +44,19 @@ impl Default for CongestionWindow {
 }
 
 impl CongestionWindow {
-    /// Whether more may be sent while so many bytes are on their way.
+    /// Whether more may be sent while this many bytes are in flight.
     pub(crate) fn has_room(&self, in_flight_bytes: usize) -> bool {
         in_flight_bytes < self.window_bytes
     }
 
-    /// Bytes of envelopes in the next batch, at most `bytes_max`.
+    /// Returns the envelope bytes of the next batch, at most `bytes_max`.
     pub(crate) fn batch_bytes(&self, bytes_max: usize) -> usize {
         (self.window_bytes / BATCHES_PER_WINDOW).clamp(BATCH_BYTES_MIN, bytes_max)
     }
 
-    /// A batch of `bytes` is durable at the peer, `elapsed` after it was handed to the transport, when `in_flight_bytes` were on their way, it
-    /// too; the window is at most `window_bytes_max`.
+    /// Adjusts the window: a batch of `bytes` is durable at the peer, `elapsed` after it was handed
+    /// to the transport. `in_flight_bytes` includes the batch. The window is at most
+    /// `window_bytes_max`.
     pub(crate) fn acknowledged(
         &mut self,
         bytes: usize,
@@ -60,7 +67,7 @@ impl CongestionWindow {
         let min_rtt = self.min_rtt.map_or(elapsed, |min_rtt| (min_rtt + min_rtt / MIN_RTT_DECAY).min(elapsed));
         self.min_rtt = Some(min_rtt);
         let (queueing_delay, allowed) = (elapsed - min_rtt, QUEUEING_DELAY_MAX.max(min_rtt / QUEUEING_DELAY_DIVISOR));
-        // Whoever does not fill the window learns nothing about it.
+        // Traffic that does not fill the window shows nothing about it.
         if queueing_delay <= allowed / 2 && in_flight_bytes * 2 >= self.window_bytes {
             self.window_bytes = (self.window_bytes + bytes).min(window_bytes_max);
         } else if queueing_delay > allowed {
@@ -76,7 +83,8 @@ mod tests {
 
     const MAX: usize = 8 << 20;
 
-    /// Sends for `seconds` over a line of so many bytes a second and so long a way there and back; the window at the end.
+    /// Sends for `seconds` over a line with this rate and round-trip time. Returns the window at
+    /// the end.
     fn simulate(
         mut congestion_window: CongestionWindow,
         seconds: f64,
@@ -104,10 +112,10 @@ mod tests {
 
     #[test]
     fn window_fills_fast_line_with_short_queues() {
-        // 100 MB/s and 0.2 ms: what is queued is within 2 ms, which is 200 kB, and a batch or two.
+        // 100 MB/s and 0.2 ms: the queue stays within 2 ms, which is 200 kB, plus a batch or two.
         let congestion_window = simulate(CongestionWindow::default(), 2.0, 100e6, 0.000_2);
         assert!((64 << 10..1 << 20).contains(&congestion_window.window_bytes), "{}", congestion_window.window_bytes);
-        // A long fat one, 20 MB/s and 100 ms: 2 MB are on the way alone.
+        // 20 MB/s and 100 ms: 2 MB are on the line alone.
         let congestion_window = simulate(CongestionWindow::default(), 20.0, 20e6, 0.1);
         assert!(congestion_window.window_bytes > 1_000_000, "{}", congestion_window.window_bytes);
     }
@@ -117,7 +125,7 @@ mod tests {
         let congestion_window = simulate(CongestionWindow::default(), 300.0, 8e3, 0.6);
         assert!(congestion_window.window_bytes <= 3 * WINDOW_BYTES_MIN, "{}", congestion_window.window_bytes);
         assert!(congestion_window.batch_bytes(1 << 20) <= 12 << 10);
-        // And when it becomes a better one, it opens again.
+        // When the line gets faster, the window opens again.
         let congestion_window = simulate(congestion_window, 30.0, 10e6, 0.05);
         assert!(congestion_window.window_bytes > 256 << 10, "{}", congestion_window.window_bytes);
     }

@@ -1,9 +1,9 @@
-//! Conversations that a rogue member leads: what must hold after any sequence of frames. The fuzz target `conversation`, and a test that plays
-//! seeded ones.
+//! Conversations with a rogue member: what must hold after any sequence of frames. Used by the fuzz
+//! target `conversation`, and by a test that plays seeded ones.
 //!
-//! In scope: a member with keys of its own that the roster lists. It signs what it likes: entries, checkpoints, two trees, custody notes and
-//! cosignatures on another member's feed; it sends frames in any order, and frames of any bytes. Out of scope: TLS and HTTP/2 (`transport`).
-//! Not for use by the node.
+//! In scope: a member with keys that the roster lists. It signs anything: entries, checkpoints, two
+//! trees, custody notes and cosignatures on another member's feed. It sends frames in any order,
+//! and frames of any bytes. Out of scope: TLS and HTTP/2 (`transport`). Not for use by the node.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::sync::OnceLock;
@@ -25,14 +25,14 @@ use tokio::runtime::Runtime;
 
 use super::world::{Actor, EXCHANGE, Node, bulletin, connect, feed, honest, key, member, roster, until};
 
-/// Steps of one conversation: more only repeat.
+/// Steps of one conversation; more steps only repeat the same states.
 const STEPS_MAX: usize = 64;
 /// Entries that one step appends.
 const APPEND_MAX: u64 = 40;
-/// Alarms that one member may cause to stand.
+/// Active alarms that one member may cause.
 const ALARMS_MAX: usize = 32;
 
-/// Bytes as choices; once they have run out, every choice is 0.
+/// Fuzz input read as choices. Once it has run out, every choice is 0.
 struct Choices<'a>(&'a [u8]);
 
 impl<'a> Choices<'a> {
@@ -42,7 +42,7 @@ impl<'a> Choices<'a> {
         *first
     }
 
-    /// Small numbers mostly, and those at the ends of ranges.
+    /// Returns mostly small numbers, and numbers at the ends of ranges.
     fn number(&mut self, near: u64) -> u64 {
         let step = u64::from(self.byte());
         match step {
@@ -68,15 +68,15 @@ impl<'a> Choices<'a> {
     }
 }
 
-/// The rogue: a feed of its own with one tree, or two.
+/// The rogue member: a feed with one tree, or two.
 struct Rogue {
     trees: [MemoryTree; 2],
     envelopes: [Vec<Option<Bytes>>; 2],
-    /// The tree that is shown now.
+    /// The tree that it sends now.
     current_tree: usize,
 }
 
-/// Panics if something does not hold.
+/// Plays a conversation. Panics if an invariant does not hold.
 pub fn check(data: &[u8]) {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| {
@@ -105,7 +105,7 @@ async fn converse(data: &[u8]) {
             actor = open(&node, &mut choices).await;
         }
     }
-    // The node still publishes, whatever came.
+    // The node still publishes, whatever it received.
     let held = node.size(&node.feed());
     node.publish(2, |_| {}).await;
     assert_eq!(node.size(&node.feed()), held + 2);
@@ -119,7 +119,7 @@ async fn converse(data: &[u8]) {
         .await;
     }
     actor.end().await;
-    // What is held of the rogue's feed is one of the trees that it signed.
+    // The copy held of the rogue's feed is one of the trees that it signed.
     if let Some(root) = node.root(&feed("tn")) {
         let size = node.size(&feed("tn"));
         let signed = rogue.trees.iter().any(|tree| size <= tree.size() && root_at(tree, size).unwrap() == root);
@@ -132,7 +132,7 @@ async fn converse(data: &[u8]) {
     }
 }
 
-/// The rogue's end of a link, whose other end is drained.
+/// The rogue's end of a link; the frames it receives are discarded.
 struct RogueLink {
     to_node: tokio::sync::mpsc::Sender<proto::Frame>,
     link: tokio::task::JoinHandle<Result<(), super::LinkError>>,
@@ -171,7 +171,7 @@ fn text(choices: &mut Choices<'_>) -> String {
 }
 
 impl Rogue {
-    /// The next frame; `None`: the link is opened anew.
+    /// Returns the next frame; `None` if a new link is to be opened.
     fn step(&mut self, node: &Node, choices: &mut Choices<'_>) -> Option<Frame> {
         let own = node.feed();
         let own_size = node.size(&own);
@@ -272,7 +272,8 @@ impl Rogue {
         self.envelopes[self.current_tree].push(envelope);
     }
 
-    /// Entries from somewhere to somewhere of the tree that is shown, as a live or a backlog batch, right or nearly.
+    /// Returns a range of entries of the current tree, as a live or a backlog batch, valid or
+    /// nearly so.
     fn entries(&mut self, node: &Node, choices: &mut Choices<'_>) -> Frame {
         for _ in 0..u64::from(choices.byte()) % APPEND_MAX {
             self.append(choices);
@@ -375,7 +376,7 @@ impl Rogue {
     }
 }
 
-/// The envelope with a header that no node would sign.
+/// Returns the envelope with a header that no node would sign.
 fn altered(envelope: &Bytes, choices: &mut Choices<'_>) -> Bytes {
     let mut altered = proto::Envelope::decode(envelope.clone()).unwrap();
     let mut header = proto::Header::decode(altered.header).unwrap();
@@ -412,7 +413,7 @@ fn any_feed(choices: &mut Choices<'_>) -> String {
     }
 }
 
-/// A cosignature of the rogue on the node's own newest checkpoint, or on what is not one.
+/// Returns the rogue's cosignature on the node's own newest checkpoint, or random bytes.
 fn cosigned(node: &Node, choices: &mut Choices<'_>) -> Bytes {
     let own = node.feed();
     let state = node.store.feed(&own).unwrap();

@@ -1,11 +1,15 @@
-//! Which custody notes for this node's feeds are persisted: those that add something to what is known of their holder.
+//! Decides which custody notes on this node's feeds are persisted: those that add to what is known
+//! about their holder.
 //!
-//! In scope: what a verified note adds, in bounded work, and the budget of bytes that its holder has in the log of this node. Out of scope:
-//! verifying notes (`note_verifier`), work as such (`frame_budget`), and what counts as stored (`api`).
+//! In scope: what a verified note adds, found with bounded work, and the byte budget that its
+//! holder has in the log of this node. Out of scope: verifying notes (`note_verifier`), the cost of
+//! work (`frame_budget`), and when a bulletin counts as stored (`api`).
 //!
-//! A note adds something if it continues the notes in order, if it states entries as held in full that no earlier one does, or if its time is
-//! earlier than that of the note that is known for the newest entry it has: the earliest note is the proof of who knew when. A holder can
-//! so persist a bounded number of notes for each entry of the feed, and few for their times alone.
+//! A note adds something if it continues the notes in order, if it states that entries are held in
+//! full that no earlier note states, or if its time is earlier than that of the known note on its
+//! newest entry held in full. The earliest note is the proof of when its holder had an entry. A
+//! holder can therefore persist a bounded number of notes for each entry of the feed, and few for
+//! their times alone.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -21,28 +25,29 @@ use crate::budgets::RateLimiter;
 use crate::budgets::table::{CUSTODY_BYTES, EARLIER_CUSTODY};
 use crate::store::{CustodyRecord, ReadError, Store};
 
-/// Bytes of a note that are free, if it adds anything: one that speaks of a single entry.
+/// Free bytes of a note that adds anything: enough for a note on a single entry.
 const FREE_BYTES: u64 = 1 << 10;
-/// Bytes that are free for each entry that it adds: the longest line about one that is held as a digest, twice.
+/// Free bytes for each entry that it adds: twice the longest line about one entry that is held as a
+/// digest.
 const FREE_BYTES_PER_ENTRY: u64 = 128;
-/// Added entries are counted up to this: one batch of them.
+/// Added entries are counted up to this number.
 const GAIN_MAX: u64 = 8 * BATCH_ENTRIES_MAX as u64;
 
-/// What each holder may still persist here.
+/// The budgets of holders.
 #[derive(Default)]
 pub(crate) struct CustodyBudgets {
     bytes: RateLimiter,
     earlier: RateLimiter,
 }
 
-/// What becomes of a note.
+/// The decision about a note.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It is persisted.
+    /// Persist it.
     Persist,
     /// It adds nothing.
     Redundant,
-    /// It adds something, and its holder is over its budget of bytes.
+    /// It adds something, but its holder has exceeded its byte budget.
     OverBudget,
 }
 
@@ -56,7 +61,7 @@ struct HolderProgress {
     /// Where the notes in order end.
     end: u64,
     held: RangeSet,
-    /// The earliest time of those that are not committed yet.
+    /// The earliest time of the notes that are not committed yet.
     time: u64,
 }
 
@@ -97,8 +102,9 @@ impl Accepted {
     }
 }
 
-/// Whether its time is earlier than that of the note which is known of the newest entry that it has, and than `pending`, the earliest of those
-/// that are not committed yet; false for one too many.
+/// Whether the note's time is earlier than that of the known note on its newest entry held in full,
+/// and than `pending`, the earliest time not committed yet. False if the holder has exceeded its
+/// rate of such notes.
 fn is_earlier(
     store: &dyn Store,
     budgets: &CustodyBudgets,
@@ -141,7 +147,7 @@ mod tests {
             CustodyRecord { note: vec![b'n'; bytes].into(), ..custody_of(&self.feed, "ly", range, gap, time) }
         }
 
-        /// Judges notes that come together, and persists those that are to be.
+        /// Evaluates notes as one group, and persists the accepted ones.
         fn receive(&self, notes: &[CustodyRecord]) -> Vec<Verdict> {
             let accepted = Accepted::default();
             let evaluate = |note| accepted.evaluate(&self.store, &self.budgets, note).unwrap();
@@ -186,7 +192,8 @@ mod tests {
         assert_eq!(case.receive(&[case.note(0..50, None, 1_000_000, 400)]), [Verdict::Persist]);
         let later: Vec<_> = (1..=500).map(|n| case.note(0..50, None, 1_000_000 + n, 400)).collect();
         assert!(case.receive(&later).iter().all(|verdict| *verdict == Verdict::Redundant));
-        // The earliest is the proof of who knew when; but not one after the other.
+        // The earliest note is the proof of when its holder had an entry, but a series of ever
+        // earlier ones is limited.
         let case = Case::new();
         case.receive(&[case.note(0..50, None, 1_000_000, 400)]);
         let earlier: Vec<_> = (1..=500).map(|n| case.note(0..50, None, 1_000_000 - n, 400)).collect();

@@ -1,4 +1,9 @@
-//! Who dials whom, and when: the lower code at once, the other one when no link has come.
+//! Dials peers: the member with the lower code dials at once, the other one if no link was opened
+//! to it.
+//!
+//! In scope: when to dial, retries, and opening a link over a connection. Out of scope: TLS and
+//! verifying the peer (an implementation of [`Dial`]), the link itself (`link`), which of two links
+//! stays (`peers`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,23 +26,27 @@ use crate::calls::Call;
 use crate::rpc::exchange_client::ExchangeClient;
 use crate::telemetry::alarms::Alarm;
 
-/// A link that lasted so long was a good one: the next attempt comes soon.
+/// A link that lasted this long resets the backoff.
 const STABLE_LINK_MIN: Duration = Duration::from_secs(10);
 
-/// How long the other stream, for which a link was ended as a double, may take to be the link.
+/// How long to wait for the other link after this one was ended as a duplicate.
 const DUPLICATE_LINK_WAIT: Duration = Duration::from_secs(2);
-/// So many links that were ended for another one of which this node knows nothing, and no good one between: another node uses its identity.
+/// After this many links were ended as duplicates of a link that this node does not know, with no
+/// stable one between them, another node uses this node's identity.
 const DUPLICATE_LINKS_MAX: u32 = 3;
-/// Once no link was ended so for so long, no other node uses it any more: four attempts at the longest pause.
+/// After this time without such an ending the other node has stopped: four attempts at the longest
+/// delay.
 const DUPLICATE_LINKS_CLEAR_AFTER: Duration = Duration::from_secs(4 * 30);
 
-/// Opens connections on which the other side has proven to be a member's node.
+/// Opens connections to peers that have proven their identity as a member's node.
 pub trait Dial: Send + Sync + 'static {
-    /// Connects to `endpoint` (`host:port`) and verifies that `peer` answers. The error is for operators.
+    /// Connects to `endpoint` (`host:port`) and verifies that it is `peer`. The error text is for
+    /// operators.
     fn dial<'a>(&'a self, peer: &'a Member, endpoint: &'a str) -> BoxFuture<'a, Result<Channel, String>>;
 }
 
-/// Keeps links to all members of the roster, one task each, until shutdown or until the set is dropped.
+/// Keeps links to all members of the roster, with one task for each, until shutdown or until the
+/// set is dropped.
 #[must_use]
 pub fn spawn_dialers(exchange: &Exchange, dial: std::sync::Arc<dyn Dial>) -> JoinSet<()> {
     let exchange = exchange.clone();
@@ -93,7 +102,8 @@ impl Dialer {
                 Err(error) if error.is_duplicate() && self.linked_within(DUPLICATE_LINK_WAIT).await => {
                     (attempt, duplicates) = (0, 0)
                 }
-                // However long it lasted: to dial again at once would only take the link back.
+                // The backoff continues however long the link lasted: dialling again at once would
+                // only replace the other link.
                 Err(error) if error.is_duplicate() => {
                     duplicates += 1;
                     if duplicates >= DUPLICATE_LINKS_MAX {
@@ -114,7 +124,7 @@ impl Dialer {
         }
     }
 
-    /// How long the other side has to dial first.
+    /// Returns how long to wait for the other side to dial.
     fn grace(&self) -> Duration {
         let shared = &self.exchange.shared;
         if shared.me < self.peer || !shared.options.listens { Duration::ZERO } else { DIAL_GRACE }
@@ -144,7 +154,8 @@ impl Dialer {
         tokio::time::timeout(time, linked).await.is_ok()
     }
 
-    /// Tries each endpoint of the peer in turn; speaks over the first that answers until that link ends.
+    /// Tries each endpoint of the peer in turn, and runs a link over the first that answers until
+    /// it ends.
     async fn attempt(&self) -> Result<(), LinkError> {
         let endpoints = {
             let rosters = self.exchange.shared.options.rosters.load();
@@ -163,14 +174,14 @@ impl Dialer {
         Err(last)
     }
 
-    /// What the peer sends on it is charged as on a link that the peer has opened.
+    /// Opens a link whose received frames are charged as on a link that the peer has opened.
     async fn open(&self, channel: Channel) -> Result<Wire, String> {
         let terms = self.exchange.link_terms(&self.peer, Ok(())).map_err(|denied| denied.message().to_owned())?;
         open(channel, Some(Call::new(terms))).await
     }
 }
 
-/// Opens a link over a connection; nothing is said on it yet.
+/// Opens a link over a connection. No frame has been sent on it yet.
 pub(super) async fn open(channel: Channel, call: Option<Call>) -> Result<Wire, String> {
     let (outgoing, frames) = mpsc::channel(FRAME_QUEUE_MAX);
     let requests = ReceiverStream::new(frames).map(|frame| proto::LinkRequest { frame: Some(frame) });
@@ -189,7 +200,7 @@ pub(super) async fn open(channel: Channel, call: Option<Call>) -> Result<Wire, S
         Err(_) => return Err("no answer to the call".into()),
     };
     let incoming = responses.map(move |message| {
-        // It is decoded: from here on the reader's own bounds hold.
+        // It is decoded: from here on the receiver's own bounds apply.
         drop(call.as_ref().and_then(Call::received));
         match message {
             Ok(message) => Ok(message.frame.unwrap_or_default()),

@@ -1,7 +1,9 @@
-//! Two histories of one feed: found by comparing what is shown with what is held, proven, kept, and told.
+//! Detects equivocation by comparing received checkpoints with the copy held here, stops the forked
+//! feed, and persists the evidence.
 //!
-//! In scope: the comparison, the questions and answers that a proof needs, stopping the feed. Out of scope: what proves it (`core::follow`), and
-//! deciding (an operator).
+//! In scope: the comparison, the consistency requests and responses that a proof needs, stopping
+//! the feed. Out of scope: verifying evidence (`core::follow`), announcing a fork
+//! (`app::fork_announcer`), deciding about it (an operator).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,23 +23,24 @@ use super::{ExchangeState, announcements};
 use crate::committer::Records;
 use crate::store::{FeedTree, ForkRecord, ReadError};
 
-/// How long a checkpoint that a peer shows may be ahead of what is held, before the peer is asked how the two relate: a catch-up that is under
-/// way on a slow line settles most.
+/// How long a checkpoint may be larger than the copy held here before the peer is asked how the two
+/// relate. A catch-up on a slow line resolves most cases.
 const CONSISTENCY_REQUEST_DELAY: Duration = Duration::from_secs(10);
 
-/// Checkpoints that peers show and that are larger than what is held: the newest by feed and peer, as many as the roster has of both.
+/// Received checkpoints larger than the copy held: the newest by feed and peer, at most as many as
+/// the roster has of both.
 #[derive(Default)]
 pub(crate) struct LargerCheckpoints {
     received: Mutex<BTreeMap<(FeedId, Member), SignedCheckpoint>>,
 }
 
-/// How a verified checkpoint relates to what is held.
+/// How a verified checkpoint relates to the copy held here.
 pub(crate) enum Comparison {
-    /// It is of the same history.
+    /// It is of the same tree.
     Consistent,
-    /// It is larger than what is held.
+    /// It is larger than the copy.
     Larger,
-    /// It is of another history; the evidence, if what is held can prove it.
+    /// It is of another tree; with the evidence, if the copy can prove it.
     Forked(Option<Box<Equivocation>>),
 }
 
@@ -61,7 +64,7 @@ impl ExchangeState {
         Ok(Comparison::Forked(evidence.map(Box::new)))
     }
 
-    /// A signed checkpoint of the copy held, of this size or larger, and not larger than the copy.
+    /// Returns a signed checkpoint of the copy, of at least `size` and at most the copy's size.
     fn signed_from(&self, feed: &FeedId, size: u64) -> Result<Option<SignedCheckpoint>, ReadError> {
         let keys = self.options.rosters.load().newest().feed_keys(feed);
         let Some(state) = self.store().feed(feed) else { return Ok(None) };
@@ -77,7 +80,7 @@ impl ExchangeState {
         Ok(signed.into_iter().find(|signed| signed.checkpoint.size >= size))
     }
 
-    /// The newest signed checkpoint of the copy held, to ask a peer about.
+    /// Returns the newest signed checkpoint of the copy, to send in a consistency request.
     fn signed_newest(&self, feed: &FeedId) -> Result<Option<SignedCheckpoint>, ReadError> {
         let Some(state) = self.store().feed(feed) else { return Ok(None) };
         if state.checkpoint_size == state.compact_range.size() {
@@ -89,8 +92,9 @@ impl ExchangeState {
         Ok(fitting.and_then(|note| SignedCheckpoint::verify(&note.note, &keys).ok()))
     }
 
-    /// Two histories are proven: the feed stops and operators are told. What is to be kept, unless it is known, or an operator has decided
-    /// that the feed goes on with all of it known. `by` showed it. Blocks.
+    /// Stops a feed whose equivocation is proven by evidence from `by`, and raises an alarm.
+    /// Returns the record to persist, or `None` if the feed is stopped already or an operator has
+    /// decided about everything in this evidence. Blocks.
     pub(crate) fn stop_forked(&self, evidence: &EquivocationEvidence, by: &Member) -> Option<ForkRecord> {
         let feed = evidence.feed();
         if self.is_resolved(evidence) {
@@ -103,7 +107,7 @@ impl ExchangeState {
         Some(ForkRecord { feed: feed.clone(), evidence: Bytes::from(evidence.format()), resumed: false })
     }
 
-    /// Which of the two is held here, for operators.
+    /// Describes which of the two trees is held here, for operators.
     fn which_is_held(&self, evidence: &EquivocationEvidence) -> String {
         let EquivocationEvidence::Trees(trees) = evidence else { return String::new() };
         let old = &trees.smaller.checkpoint;
@@ -112,7 +116,8 @@ impl ExchangeState {
         held.map_or_else(String::new, |root| format!("; held here is root {root} at size {}", old.size))
     }
 
-    /// Whether all that this shows is held here or was known when an operator decided about the feed.
+    /// Whether everything in this evidence is held here or is covered by an operator's decision
+    /// about the feed.
     fn is_resolved(&self, evidence: &EquivocationEvidence) -> bool {
         let decided = self.stopped_feeds.decided(evidence.feed());
         let tree = |tree: &Checkpoint| decided.covers_tree(tree.size, &tree.root) || self.holds(tree);
@@ -142,7 +147,7 @@ impl ExchangeState {
         index < size && leaf().is_ok_and(|hashes| hashes.first() == Some(&leaf_hash(digest)))
     }
 
-    /// What another peer's answer proves. Blocks.
+    /// Returns the evidence in a peer's consistency response, if it proves an equivocation. Blocks.
     pub(crate) fn check_consistency(&self, received: &proto::Consistency) -> Result<Option<Equivocation>, String> {
         let feed: FeedId = received.feed.parse().map_err(|_| "the feed's name".to_owned())?;
         let hash = |bytes: &Bytes| <[u8; 32]>::try_from(bytes.as_ref()).map(Hash).map_err(|_| "a hash".to_owned());
@@ -156,7 +161,7 @@ impl ExchangeState {
         let ours = self.signed_from(&feed, received.size).map_err(|error| error.to_string())?;
         let Some(ours) = ours else { return Ok(None) };
         if ours.checkpoint.size != received.size {
-            // Our copy has grown meanwhile: it is compared as it is now.
+            // Our copy has grown since: compare it as it is now.
             return match self.compare(&theirs).map_err(|error| error.to_string())? {
                 Comparison::Forked(evidence) => Ok(evidence.map(|evidence| *evidence)),
                 Comparison::Consistent | Comparison::Larger => Ok(None),
@@ -165,7 +170,7 @@ impl ExchangeState {
         Ok(Equivocation::between(&ours, &theirs).or_else(|| Equivocation::by_proof(&ours, &theirs, &root, &proof)))
     }
 
-    /// Our copy at an earlier size, for a peer whose copy does not fit. Blocks.
+    /// Returns our copy at an earlier size, for a peer whose copy does not match. Blocks.
     pub(crate) fn consistency_at(&self, request: &proto::ConsistencyRequest) -> Option<proto::Consistency> {
         let feed: FeedId = request.feed.parse().ok()?;
         let state = self.store().feed(&feed)?;
@@ -185,7 +190,8 @@ impl ExchangeState {
     }
 }
 
-/// Asks `peer` how its copy of a feed relates to ours. The answer comes over the link, if at all.
+/// Asks `peer` how its copy of a feed relates to ours. The response arrives over the link, if at
+/// all.
 pub(crate) fn request_consistency(shared: &Arc<ExchangeState>, peer: &Member, feed: &FeedId) {
     let (shared, peer, feed) = (Arc::clone(shared), peer.clone(), feed.clone());
     tokio::task::spawn_blocking(move || match shared.signed_newest(&feed) {
@@ -198,7 +204,8 @@ pub(crate) fn request_consistency(shared: &Arc<ExchangeState>, peer: &Member, fe
     });
 }
 
-/// `peer` shows more of a feed than is held: it is compared once the feed has come so far, and if it does not, the peer is asked.
+/// Compares a checkpoint of `peer` that is larger than our copy after a delay. If the feed has not
+/// reached its size by then, the peer is asked.
 pub(crate) fn compare_later(shared: &Arc<ExchangeState>, peer: &Member, signed: SignedCheckpoint) {
     let key = (signed.checkpoint.feed.clone(), peer.clone());
     if shared.larger_checkpoints.received.lock().insert(key.clone(), signed).is_some() {
@@ -214,13 +221,13 @@ pub(crate) fn compare_later(shared: &Arc<ExchangeState>, peer: &Member, signed: 
         match compared {
             Ok(Ok(Comparison::Larger)) => request_consistency(&shared, &peer, &feed),
             Ok(Ok(Comparison::Forked(Some(evidence)))) => record_fork(&shared, (*evidence).into(), peer).await,
-            // What cannot be read is told elsewhere.
+            // Read errors are reported elsewhere.
             Ok(_) | Err(_) => {}
         }
     });
 }
 
-/// Two histories are proven by what `by` showed: see [`ExchangeState::stop_forked`].
+/// Stops a forked feed and persists the evidence from `by`: see [`ExchangeState::stop_forked`].
 pub(crate) async fn record_fork(shared: &Arc<ExchangeState>, evidence: EquivocationEvidence, by: Member) {
     let checking = Arc::clone(shared);
     // A panic has been reported.
@@ -229,14 +236,16 @@ pub(crate) async fn record_fork(shared: &Arc<ExchangeState>, evidence: Equivocat
     }
 }
 
-/// Whether this shows nothing that is not held here or was not known when an operator decided about the feed.
+/// Whether everything in this evidence is held here or is covered by an operator's decision about
+/// the feed.
 pub(crate) async fn resolved(shared: &Arc<ExchangeState>, evidence: Equivocation) -> bool {
     let checking = Arc::clone(shared);
     // A panic has been reported.
     tokio::task::spawn_blocking(move || checking.is_resolved(&evidence.into())).await.unwrap_or(false)
 }
 
-/// What is known of two histories of `feed`: what is kept here, and what members have told of it while it was stopped. Blocks.
+/// Returns the known evidence on `feed`: what is stored here, and what members announced while it
+/// was stopped. Blocks.
 pub(crate) fn known(shared: &ExchangeState, feed: &FeedId) -> Result<Vec<ForkRecord>, ReadError> {
     let mut known = shared.store().forks()?;
     known.retain(|fork| fork.feed == *feed);
@@ -252,7 +261,7 @@ pub(crate) fn known(shared: &ExchangeState, feed: &FeedId) -> Result<Vec<ForkRec
     Ok(known)
 }
 
-/// Keeps what was found, beyond a restart.
+/// Persists evidence, so that it survives a restart.
 pub(crate) async fn persist(shared: &ExchangeState, found: Option<ForkRecord>) {
     let Some(fork) = found else { return };
     let feed = fork.feed.clone();

@@ -1,6 +1,7 @@
-//! A feed that is followed over a link: where it stands here, and whether its next batch is taken.
+//! The state of a feed that is followed over a link.
 //!
-//! In scope: the states between asking, running and pausing. Pure: time comes in. Out of scope: verifying (`core::follow`).
+//! In scope: the phases between requesting, running and pausing, and whether a batch is accepted.
+//! Pure: time is an argument. Out of scope: verifying batches (`core::follow`).
 
 use std::time::Duration;
 
@@ -9,28 +10,29 @@ use tokio::time::Instant;
 
 use super::{FOLLOW_BACKOFF, IN_FLIGHT_BATCHES_MAX, backoff};
 
-/// Batches of an earlier request that may still come: what was on its way, and as much again for what our last answers allowed.
+/// Batches of an earlier request that may still arrive: those in flight, and as many again that our
+/// last acknowledgements allowed.
 const STALE_BATCHES_MAX: usize = 2 * IN_FLIGHT_BATCHES_MAX;
 
 /// One followed feed.
 pub(crate) struct FeedReceiver {
-    /// Where the feed stands after everything that was verified, durable or not yet.
+    /// State of the feed after everything verified so far, durable or not.
     pub(crate) state: FollowState,
     phase: Phase,
     failures: u32,
-    /// Counts requests, so that what an earlier one left behind is known as such.
+    /// Number of the request; results of earlier requests are recognised by it.
     pub(crate) request: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Asked for; so many batches of an earlier request may still be on their way.
+    /// Requested; this many batches of an earlier request may still be in flight.
     Requested { stale_batches: usize },
-    /// Entries come in.
+    /// Entries are arriving.
     Running,
-    /// Refused, or nobody could take it: asked for again then.
+    /// Rejected, or not committed: requested again at this time.
     Paused(Instant),
-    /// Not followed over this link any more; what is still on its way is passed over.
+    /// No longer followed over this link; batches still in flight are dropped.
     Closed,
 }
 
@@ -39,15 +41,16 @@ impl FeedReceiver {
         Self { state, phase: Phase::Requested { stale_batches: 0 }, failures: 0, request: 0 }
     }
 
-    /// Asked for again, from `state` on.
+    /// Records a new request, from `state` on.
     pub(crate) fn restart(&mut self, state: FollowState) {
         self.state = state;
         self.phase = Phase::Requested { stale_batches: STALE_BATCHES_MAX };
         self.request += 1;
     }
 
-    /// Whether a batch that begins at `first` is to be looked at. What a refused request left on its way is passed over; anything
-    /// else that begins elsewhere is not, and will be a gap.
+    /// Whether a batch that begins at `first` is to be verified. Batches left in flight by a
+    /// rejected request are dropped. Any other batch with a wrong start is accepted here and fails
+    /// verification as a gap.
     pub(crate) fn accepts(&mut self, first: u64) -> bool {
         match &mut self.phase {
             Phase::Running => true,
@@ -63,12 +66,12 @@ impl FeedReceiver {
         }
     }
 
-    /// A batch became durable: the peer can be trusted with the next at once.
+    /// Records that a batch became durable, which resets the backoff.
     pub(crate) fn succeeded(&mut self) {
         self.failures = 0;
     }
 
-    /// Something was refused: asks again after a pause that grows.
+    /// Pauses after a rejection; the delay grows with each one. Returns the delay.
     pub(crate) fn pause(&mut self, now: Instant) -> Duration {
         let pause = backoff(FOLLOW_BACKOFF, self.failures);
         self.failures = self.failures.saturating_add(1);
@@ -76,24 +79,24 @@ impl FeedReceiver {
         pause
     }
 
-    /// Asks again after `pause`; nobody is at fault.
+    /// Pauses for `pause` without counting a failure.
     pub(crate) fn pause_for(&mut self, now: Instant, pause: Duration) {
         self.phase = Phase::Paused(now + pause);
         self.request += 1;
     }
 
-    /// It is followed elsewhere now.
+    /// Records that the feed is now followed elsewhere.
     pub(crate) fn close(&mut self) {
         self.phase = Phase::Closed;
         self.request += 1;
     }
 
-    /// Whether it is followed elsewhere.
+    /// Whether the feed is followed elsewhere.
     pub(crate) fn is_closed(&self) -> bool {
         self.phase == Phase::Closed
     }
 
-    /// When to ask again, if it is paused.
+    /// When to request it again, if it is paused.
     pub(crate) fn retry_at(&self) -> Option<Instant> {
         if let Phase::Paused(until) = self.phase { Some(until) } else { None }
     }

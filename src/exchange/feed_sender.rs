@@ -1,6 +1,7 @@
-//! A feed that a peer follows: a cursor over the store, and what is on its way to the peer.
+//! A feed that a peer follows: a cursor over the store, and the batches in flight to the peer.
 //!
-//! In scope: making the next batch, bounding what is unacknowledged. Out of scope: who may read what (`core::serve`).
+//! In scope: making the next batch, bounding what is unacknowledged. Out of scope: who may read
+//! what (`core::serve`).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -29,9 +30,10 @@ pub(crate) struct FeedSender {
     filters: Arc<[TopicFilter]>,
     in_flight: VecDeque<(u64, usize, Instant)>,
     in_flight_bytes: usize,
-    /// Envelope bytes of the next batch.
+    /// Maximum envelope bytes of the next batch.
     batch_bytes: usize,
-    /// The express lane has looked for what is urgent since it was asked for: that goes before its first batch.
+    /// Whether urgent entries have been sent since the feed was requested. They go before its first
+    /// batch.
     scanned: bool,
 }
 
@@ -40,7 +42,7 @@ pub(crate) struct Batch {
     pub(crate) entries: proto::Entries,
     /// One past the last entry.
     pub(crate) end: u64,
-    /// About what it weighs on the line.
+    /// Encoded size of the message.
     pub(crate) bytes: usize,
 }
 
@@ -63,12 +65,12 @@ impl FeedSender {
         self.cursor
     }
 
-    /// How much the peer holds of it.
+    /// Number of entries that the peer holds.
     pub(crate) fn stored(&self) -> u64 {
         self.stored
     }
 
-    /// The topics that the peer wants; empty: all.
+    /// Topics that the peer follows; empty: all.
     pub(crate) fn filters(&self) -> &[TopicFilter] {
         &self.filters
     }
@@ -81,22 +83,22 @@ impl FeedSender {
         self.in_flight.len() < IN_FLIGHT_BATCHES_MAX && self.in_flight_bytes < IN_FLIGHT_BYTES_MAX
     }
 
-    /// Bytes on their way.
+    /// Bytes in flight.
     pub(crate) fn in_flight_bytes(&self) -> usize {
         self.in_flight_bytes
     }
 
-    /// The same with so many envelope bytes in the next batch, at most.
+    /// Returns a copy with at most this many envelope bytes in the next batch.
     pub(crate) fn with_batch_bytes(&self, batch_bytes: usize) -> Self {
         Self { batch_bytes, ..self.clone() }
     }
 
-    /// What was urgent when it was asked for is on its way.
+    /// Records that the entries that were urgent at the request have been sent.
     pub(crate) fn scanned(&mut self) {
         self.scanned = true;
     }
 
-    /// Whether its batches may be sent.
+    /// Whether batches may be sent.
     pub(crate) fn is_scanned(&self) -> bool {
         self.scanned
     }
@@ -107,9 +109,10 @@ impl FeedSender {
         self.in_flight_bytes += bytes;
     }
 
-    /// Returns the bytes of what is durable by it, and when the last of it was sent.
+    /// Records the peer's progress. Returns the bytes of the batches that became durable by it, and
+    /// when the last of them was sent.
     pub(crate) fn acknowledged(&mut self, size: u64) -> Option<(usize, Instant)> {
-        // Not beyond what was sent, whatever the peer says.
+        // Not beyond what was sent, whatever size the peer claims.
         self.stored = self.stored.max(size.min(self.cursor));
         let (mut done, mut last) = (0, None);
         while let Some((_, bytes, at)) = self.in_flight.pop_front_if(|(end, ..)| *end <= size) {
@@ -120,13 +123,14 @@ impl FeedSender {
         last.map(|at| (done, at))
     }
 
-    /// Whether the batch that comes next is short enough to be made at once, without a thread of its own.
+    /// Whether the next batch is short enough to be made inline, without a blocking thread.
     pub(crate) fn is_live(&self, store: &dyn Store, feed: &FeedId) -> bool {
         const LIVE_ENTRIES_MAX: u64 = 64;
         store.feed(feed).is_none_or(|state| state.compact_range.size().saturating_sub(self.cursor) <= LIVE_ENTRIES_MAX)
     }
 
-    /// What comes next for `recipient`; `None` if nothing does, or if what is held cannot be proven yet. Blocks.
+    /// Makes the next batch for `recipient`; `None` if there is none, or if the entries held cannot
+    /// be proven yet. Blocks.
     pub(crate) fn batch(
         &self,
         store: &dyn Store,
@@ -157,13 +161,14 @@ impl FeedSender {
     }
 }
 
-/// A damaged entry holds up none that follow: it is served as a digest without content, which a peer asks for later.
+/// Returns a damaged entry as a digest without content, so that it does not block the entries after
+/// it. The peer requests its content later.
 fn without_content(damaged: DamagedEntry) -> Result<Entry, ReadError> {
     let Some((feed, index, digest)) = damaged.entry else { return Err(ReadError::DamagedEntry(Box::new(damaged))) };
     Ok(Entry { feed, index, digest, content: Content::Undisclosed(Undisclosed::NotHeld), offset: None })
 }
 
-/// What `recipient` is shown of these entries.
+/// Returns these entries as `recipient` may receive them.
 fn items(entries: &[Entry], recipient: &Member, filters: &[TopicFilter], rosters: &RosterChain) -> Vec<proto::Item> {
     let held = entries.iter().map(|entry| {
         let held = match &entry.content {

@@ -1,6 +1,8 @@
-//! Content of single entries from one peer, for a node that does not run: its log is being repaired.
+//! Fetches the content of single entries from one peer, for a node that is not running because its
+//! log is being repaired.
 //!
-//! In scope: one link that asks and takes, and says nothing of its own. Out of scope: whether what came is what was wanted: its digest tells.
+//! In scope: a link that only requests content and sends nothing else. Out of scope: checking the
+//! content against its digest (the caller).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,10 +19,10 @@ use super::link::Wire;
 use super::{BACKFILL_TIMEOUT, PROTOCOL, dial};
 use crate::clock;
 
-/// Asks over `channel` for these entries, and gives `on_entry` what comes of them.
+/// Requests these entries over `channel`, and passes each received one to `on_entry`.
 ///
 /// # Errors
-/// Why the peer gave nothing, or no more.
+/// Why the peer served nothing, or stopped.
 pub async fn fetch(
     channel: Channel,
     exchange: String,
@@ -74,7 +76,8 @@ async fn send(wire: &Wire, frame: Frame) -> Result<(), String> {
     wire.outgoing.send(frame).await.map_err(|_| "the link broke".to_owned())
 }
 
-/// What the peer says to the request for a feed; `None` if it refuses. All else is passed over.
+/// Returns the peer's response for a feed, or `None` if the peer rejects the request. Other frames
+/// are ignored.
 async fn reply(wire: &mut Wire, feed: &FeedId) -> Result<Option<proto::BackfillResponse>, String> {
     while let Some(frame) = wire.incoming.next().await {
         match frame?.frame {
@@ -91,7 +94,7 @@ async fn reply(wire: &mut Wire, feed: &FeedId) -> Result<Option<proto::BackfillR
     Err("the peer closed the link".into())
 }
 
-/// Ascending numbers as ranges.
+/// Merges ascending indexes into ranges.
 fn ranges(indexes: &[u64]) -> Vec<Range<u64>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
     for index in indexes {

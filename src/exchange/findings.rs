@@ -1,6 +1,7 @@
-//! What is odd about single entries that a peer sent: recorded, and raised as alarms.
+//! Records findings about single entries from a peer, and raises alarms for some of them.
 //!
-//! In scope: which findings are alarms, and of whom. Out of scope: finding it (`core::follow`).
+//! In scope: which findings raise an alarm, and for which member. Out of scope: detecting them
+//! (`core::follow`).
 
 use std::time::Duration;
 
@@ -11,10 +12,12 @@ use super::ExchangeState;
 use crate::telemetry::AuditEvent;
 use crate::telemetry::alarms::Alarm;
 
-/// An alarm about entries is active until the peer has sent no further ones for so long: every shift of operators sees it.
+/// Time without a further finding after which the alarm is cleared: a day, so that every shift of
+/// operators sees it.
 const ENTRY_ALARM_QUIET: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Records what is odd about entries that `peer` sent, and raises alarms: of each kind one for the peer.
+/// Records findings about entries from `peer`, and raises at most one alarm of each kind for the
+/// peer.
 pub(crate) fn record_findings(shared: &ExchangeState, peer: &Member, feed: &FeedId, findings: &[Finding]) {
     for finding in findings {
         let (resource, reason) = (format!("{feed} {}", finding.index), finding.kind.as_str());
@@ -30,7 +33,7 @@ pub(crate) fn record_findings(shared: &ExchangeState, peer: &Member, feed: &Feed
             }
             _ => false,
         };
-        // The alarm has its record.
+        // A raised alarm makes its own record.
         if !raised {
             shared
                 .record(peer, &AuditEvent { event: "finding", reason, actor: peer, resource: &resource, detail: &"" });

@@ -1,8 +1,9 @@
-//! The budget of work: what the frames of one member cost this node.
+//! Charges each member for the work that its frames cause.
 //!
-//! In scope: a price for each frame, paid before anything is done with it, and the waiting of whoever has used up its budget. A flood thus
-//! slows down the link that it comes over, and nothing is lost of it. Out of scope: entries and their content, which wait for the committer
-//! and have budgets of their own (`core::quota`).
+//! In scope: the cost of each frame, charged before the frame is handled, and the delay once a
+//! member has used up its budget. A flood slows down only its own link, and none of it is lost. Out
+//! of scope: entries and their content, which wait for the committer and have budgets of their own
+//! (`core::quota`).
 
 use barid_core::ids::Member;
 use barid_core::proto::frame::Frame;
@@ -12,27 +13,27 @@ use tokio::time::Instant;
 use crate::budgets::table::PEER_WORK;
 use crate::budgets::{Owner, RateLimiter};
 
-/// A signed note: parsed, verified by one key or several, and compared with the tree held here.
+/// A signed note: parsed, verified by one or more keys, and compared with the tree held here.
 const NOTE: u64 = 16;
 /// Bytes of a note for each further unit: each of its lines is looked up.
 const NOTE_BYTES: u64 = 64;
-/// An answer that is read from the store: notes, rosters, proofs, content of earlier entries.
+/// A reply that is read from the store: notes, rosters, proofs, content of earlier entries.
 const REPLY: u64 = 1_024;
-/// What changes what is followed or served, or is looked up in memory.
+/// A change of what is followed or served, or a look-up in memory.
 const CONTROL: u64 = 64;
-/// A record, or a log line of this node.
+/// An audit record, or a log line of this node.
 const RECORD: u64 = 256;
 /// Bytes of an urgent entry for each unit: it is hashed, and its proof verified.
 const PRIORITY_BYTES: u64 = 4 << 10;
 
-/// What each member may still cause; it outlives their links.
+/// The work budgets of members. They outlive links.
 #[derive(Default)]
 pub(crate) struct FrameBudgets {
     limiter: RateLimiter,
 }
 
 impl FrameBudgets {
-    /// Pays for `units`, and waits where more was used than there was.
+    /// Charges `units`, and waits if the budget is exceeded.
     pub(crate) async fn charge(&self, member: &Member, units: u64) {
         #[allow(clippy::cast_precision_loss, reason = "a frame's price is small")]
         let wait = self.limiter.spend(&owner(member), PEER_WORK.rate, units as f64, Instant::now());
@@ -42,15 +43,15 @@ impl FrameBudgets {
     }
 }
 
-/// Whom the budgets know a member as.
+/// The budget owner of a member.
 pub(crate) fn owner(member: &Member) -> Owner {
     Owner::Member(member.as_str().into())
 }
 
-/// The price of a frame.
+/// Returns the cost of a frame.
 pub(crate) fn cost(frame: &Frame) -> u64 {
     match frame {
-        // What was asked for, and progress: bounded by what is on its way.
+        // Requested content, and progress: bounded by what is in flight.
         Frame::Entries(_) | Frame::BackfillResponse(_) | Frame::ReplicationProgress(_) => 1,
         Frame::PriorityEntry(priority) => NOTE + priority.envelope.len() as u64 / PRIORITY_BYTES,
         Frame::Hello(_) => 1,
@@ -60,7 +61,8 @@ pub(crate) fn cost(frame: &Frame) -> u64 {
             let notes = heads.heads.iter().flat_map(|head| head.cosigned.iter().chain([&head.checkpoint]));
             CONTROL + notes.map(note).sum::<u64>()
         }
-        // Made by a thread that gives way; a peer that backfills at full speed asks some hundred times a second.
+        // Made by a low-priority thread; a peer that backfills at full speed asks some hundred
+        // times a second.
         Frame::Follow(follow) if !follow.ranges.is_empty() => REPLY / 2,
         Frame::Follow(_) | Frame::Consistency(_) => CONTROL,
         Frame::Fault(_) => RECORD,
@@ -71,7 +73,7 @@ pub(crate) fn cost(frame: &Frame) -> u64 {
     }
 }
 
-/// The price of a signed note.
+/// Returns the cost of a signed note.
 fn note(note: &Bytes) -> u64 {
     NOTE + note.len() as u64 / NOTE_BYTES
 }
@@ -95,7 +97,8 @@ mod tests {
         }
         let flooded = began.elapsed();
         assert!(flooded > Duration::from_secs(30), "{flooded:?}");
-        // What honest peers send in a second of full flow: progress and answers for each batch, heads.
+        // What honest peers send in a second at full rate: progress and notes for each batch, tree
+        // heads.
         let (calm, note) = (Instant::now(), Frame::Custody(proto::Custody { note: vec![b'n'; 500].into() }));
         for _ in 0..10 {
             for _ in 0..100 {

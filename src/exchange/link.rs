@@ -1,4 +1,8 @@
-//! One link from its first frame to its last: greeting, becoming the link to a peer, the two tasks, and the end.
+//! Runs one link from its first frame to its last: handshake, registration, the tasks, and the
+//! closing fault.
+//!
+//! In scope: the life cycle of a link. Out of scope: handling received frames (`receiver`),
+//! choosing what to send (`sender`), dialling (`dial`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,16 +25,17 @@ use super::{ExchangeState, HELLO_TIMEOUT, NOTE_QUEUE_MAX, PROTOCOL};
 use crate::clock;
 use crate::telemetry::{AuditEvent, audit};
 
-/// Answers to requests for missing content that may wait: one request is on its way at a time.
+/// Backfill responses that may wait. One request is in flight at a time.
 const REPLY_QUEUE_MAX: usize = 2;
-/// How long the last frames may take.
+/// Time allowed for the last frames.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Frames in and out, whatever carries them.
+/// A transport of frames, in both directions.
 pub struct Wire {
-    /// What the peer says; ends when the peer closes; an error when the transport breaks.
+    /// Frames from the peer. Ends when the peer closes the link; yields an error when the transport
+    /// breaks.
     pub incoming: BoxStream<'static, Result<proto::Frame, String>>,
-    /// What is said to the peer; at most a few frames wait here.
+    /// Frames to the peer. At most a few frames wait here.
     pub outgoing: mpsc::Sender<proto::Frame>,
 }
 
@@ -43,25 +48,25 @@ pub enum LinkError {
     /// The transport failed.
     #[error("the link broke: {0}")]
     Broken(String),
-    /// The first frame was not what it must be.
+    /// The first frame was not a valid Hello.
     #[error("the peer did not greet as it must: {0}")]
     Handshake(String),
-    /// Another link to the same peer is open, and stays.
+    /// Another link to the same peer is open and has precedence.
     #[error("another link to this peer is open")]
     Duplicate,
-    /// A newer link, or the one that the lower code dialled, took over.
+    /// A newer link, or one dialled by the lower code, replaced it.
     #[error("another link took over")]
     Replaced,
-    /// The peer ended it, and said why.
+    /// The peer ended it: reason and detail.
     #[error("the peer ended the link: {0}: {1}")]
     Rejected(String, String),
-    /// Nothing was heard for too long.
+    /// Nothing was received for [`super::IDLE_TIMEOUT`].
     #[error("nothing was heard from the peer for {} s", super::IDLE_TIMEOUT.as_secs())]
     IdleTimeout,
-    /// The peer sends without reading our answers.
+    /// The peer sends requests without reading the replies.
     #[error("the peer does not read what it is answered")]
     SendQueueOverflow,
-    /// The roster in force does not list the peer any more.
+    /// The roster in force no longer lists the peer.
     #[error("the roster no longer lists this peer")]
     Expelled,
     /// This node's store has failed.
@@ -73,7 +78,8 @@ pub enum LinkError {
 }
 
 impl LinkError {
-    /// What the peer is told: a stable word and a sentence; `None` when there is nothing to tell or nobody to hear it.
+    /// Returns the reason and detail of the fault to send; `None` if there is nothing to report or
+    /// the transport is gone.
     fn closing_fault(&self) -> Option<(&'static str, String)> {
         match self {
             Self::Closed | Self::Broken(_) | Self::Rejected(..) | Self::Stopped => None,
@@ -84,7 +90,7 @@ impl LinkError {
         }
     }
 
-    /// Whether the link to this peer is in order all the same, by another stream.
+    /// Whether the link ended because another link to this peer is open.
     pub(crate) fn is_duplicate(&self) -> bool {
         matches!(self, Self::Duplicate | Self::Replaced)
             || matches!(self, Self::Rejected(reason, _) if reason == "duplicate")
@@ -104,7 +110,7 @@ pub(crate) async fn run(
         if let Some((reason, detail)) = error.closing_fault() {
             let fault = proto::Fault { feed: String::new(), reason: reason.into(), detail };
             let frame = proto::Frame { frame: Some(Frame::Fault(fault)) };
-            // A peer that does not read does not hear it.
+            // A peer that does not read does not receive it.
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, outgoing.send(frame)).await;
         }
     }
@@ -133,7 +139,7 @@ async fn run_session(
     let receiver = LinkReceiver::new(Arc::clone(shared), peer.clone(), Arc::clone(&send_queue), notes, replies);
     let priority = priority::send(Arc::clone(shared), peer.clone(), Arc::clone(&send_queue), wire.outgoing.clone());
     let sender = LinkSender::new(Arc::clone(shared), peer.clone(), Arc::clone(&send_queue), wire.outgoing);
-    // Dropping the set ends both tasks, also when this future is dropped.
+    // Dropping the set aborts the task, also when this future is dropped.
     let mut send_task = JoinSet::new();
     send_task.spawn(sender.run());
     let mut priority_task = JoinSet::new();
@@ -141,7 +147,7 @@ async fn run_session(
     let mut note_task = JoinSet::new();
     note_task.spawn(verify_and_persist(Arc::clone(shared), peer.clone(), note_queue, cancellation.clone()));
 
-    // From now on; what was said before the owner asks for.
+    // Only attestations signed from now on; the owner requests earlier ones.
     let mut attestation_task = JoinSet::new();
     attestation_task.spawn(send_attestations(
         peer.clone(),
@@ -159,7 +165,8 @@ async fn run_session(
 
     let mut shutdown = shared.options.shutdown.clone();
     let end = tokio::select! {
-        // What the peer still said comes first: a link that it ends for a reason does not end as a broken line.
+        // Frames already received come first: a fault from the peer takes precedence over a broken
+        // transport.
         biased;
         end = receiver.run(hello.roster_version, wire.incoming) => end,
         () = registration.replaced() => LinkError::Replaced,

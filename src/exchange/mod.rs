@@ -1,15 +1,19 @@
-//! Node to node: the link between two members, over which each follows the other's feeds.
+//! Links between members: replicates feeds, attestations, rosters and revocation lists.
 //!
-//! In scope: the frames of `Exchange.Link`, who dials and when, following, providing, the signed answers, heads and heartbeats, and
-//! what is known of each peer ([`Peers`]). Out of scope: TLS and who a caller is (`transport`), verifying a batch and choosing what
-//! a peer may read (`core`), signing and durability (`committer`).
+//! In scope: the frames of `Exchange.Link`, who dials and when, following and serving feeds,
+//! attestations, tree heads and heartbeats, and the status of each peer ([`Peers`]). Out of scope:
+//! TLS and the caller's identity (`transport`), verifying a batch and choosing what a peer may read
+//! (`core`), signing and durability (`committer`).
 //!
-//! A member that cannot be reached is followed at another one (`upstreams`), and content that this other one could not give is asked for
-//! later (`backfill_schedule`, `backfill`). What is urgent overtakes (`priority`).
+//! The feeds of a member that cannot be reached are followed at another member (`upstream`).
+//! Content that a relay could not serve is requested later (`backfill_schedule`, `backfill`).
+//! Urgent entries overtake ordinary ones (`priority`).
 //!
-//! A link is two tasks. The reader verifies what comes and hands it to the committer; the writer sends answers first, then one batch
-//! of each followed feed in turn. Nothing is queued for a peer: a provider is a cursor over the store, woken by its commits, and what
-//! is on its way is bounded by the peer's `ReplicationProgress`. A fault in one feed never touches another.
+//! A link has two main tasks. The receiver verifies incoming frames and passes them to the
+//! committer. The sender sends replies first, then one batch of each followed feed in turn. No
+//! entries are queued for a peer: a feed sender is a cursor over the store, woken by its commits,
+//! and the bytes in flight are bounded by the peer's `ReplicationProgress`. A fault in one feed
+//! does not affect the others.
 
 mod announcements;
 mod backfill;
@@ -73,67 +77,74 @@ pub use self_recovery::OwnFeedReplicas;
 pub use service::{Identify, LinkService, calls};
 pub use stopped_feeds::StoppedFeeds;
 
-/// Version of the protocol that this node speaks.
+/// Protocol version of this node.
 pub const PROTOCOL: u32 = 1;
-/// How long the other side may take for its first frame: a satellite link and a busy node.
+/// Time within which the peer must send its first frame; allows for a satellite link and a busy
+/// node.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(15);
-/// Quiet for so long, a side says that it is alive.
+/// Time without a sent frame after which a side sends a heartbeat.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
-/// A peer that said nothing for so long is gone: three heartbeats.
+/// Time without a received frame after which a link is closed: three heartbeats and a margin.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(185);
-/// Heads are sent at most so often.
+/// Minimum interval between `TreeHeads` frames.
 pub const TREE_HEADS_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the member of the higher code waits for the other one to dial.
+/// Time that the member with the higher code waits for the other one to dial.
 pub const DIAL_GRACE: Duration = Duration::from_secs(3);
-/// The same for a node that has just started: the other side may have given it up for the next half minute.
+/// The same wait for a node that has just started. It is shorter because the peer may have backed
+/// off from dialling for the next half minute.
 pub const STARTUP_GRACE: Duration = Duration::from_millis(200);
-/// Shortest and longest pause between attempts to dial, before jitter.
+/// Shortest and longest delay between dial attempts, before jitter.
 pub const DIAL_BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
-/// Shortest and longest pause before a feed is asked for again after its batch was refused.
+/// Shortest and longest delay before a feed is requested again after its batch was rejected.
 pub const FOLLOW_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Shortest and longest pause before a peer is asked again for content that it did not give.
+/// Shortest and longest delay before a peer is asked again for content that it did not serve.
 pub const BACKFILL_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
-/// How long an answer to a request for missing content may take: a full frame on a thin line.
+/// Timeout of a backfill request: a full frame on a slow line.
 pub const BACKFILL_TIMEOUT: Duration = Duration::from_secs(120);
-/// Batches of one feed that may be on their way without a `ReplicationProgress`: enough to keep a long line full while each is committed.
+/// Batches of one feed that may be in flight without a `ReplicationProgress`: enough to keep a long
+/// line full while each batch is committed.
 pub const IN_FLIGHT_BATCHES_MAX: usize = 8;
-/// Bytes of one feed, and of all that one peer follows, that may be on their way without a `ReplicationProgress`; fewer where they would lie in queues
+/// Bytes of one feed, and of all feeds that one peer follows, that may be in flight without a
+/// `ReplicationProgress`. The limit is lower where they would only fill queues
 /// (`congestion_window`).
 pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
-/// Verified batches of one link that may wait for the committer; beyond it the reader stops reading.
+/// Verified batches of one link that may wait for the committer. Beyond it the receiver stops
+/// reading.
 pub const PENDING_COMMITS_MAX: usize = 16;
 /// Feeds that one peer may follow over one link: every member's, with a few epochs.
 pub const FOLLOWS_MAX: usize = 1_024;
-/// Answers and control frames that may wait for the writer. They are owed for what the peer sent: one that sends without reading
-/// loses its link.
+/// Replies and control frames that may wait for the sender. A peer that sends requests without
+/// reading the replies loses its link.
 pub const SEND_QUEUE_FRAMES_MAX: usize = 8_192;
-/// Bytes of them: a few chains of rosters, which are the largest.
+/// Bytes of these frames: a few roster chains, which are the largest.
 pub const SEND_QUEUE_BYTES_MAX: usize = 16 << 20;
-/// Bytes of custody notes repeated at once to an owner that missed them; what is left follows on the next link.
+/// Bytes of custody notes that are resent at once to an owner that missed them. The rest follows on
+/// the next link.
 pub const RESENT_BYTES_MAX: usize = 4 << 20;
-/// Notes that may wait to be verified and kept; beyond it the reader stops reading.
+/// Notes that may wait to be verified and persisted. Beyond it the receiver stops reading.
 pub const NOTE_QUEUE_MAX: usize = 1_024;
-/// Frames between a link's writer and the transport, each of at most one batch.
+/// Frames between a link's sender and the transport, each of at most one batch.
 pub const FRAME_QUEUE_MAX: usize = 4;
-/// Notes put into one `TreeHeads`; what is left follows a second later.
+/// Notes in one `TreeHeads`. The rest follows a second later.
 pub const TREE_HEADS_NOTES_MAX: usize = 512;
-/// Bytes of notes put into one `TreeHeads`.
+/// Bytes of notes in one `TreeHeads`.
 pub const TREE_HEADS_BYTES_MAX: usize = 1 << 20;
-/// Revocation lists put into one `TreeHeads`, and taken from one; what is left follows a second later.
+/// Revocation lists in one `TreeHeads`, sent or accepted. The rest follows a second later.
 pub const TREE_HEADS_CRLS_MAX: usize = 256;
-/// Bytes of revocation lists put into one `TreeHeads` beside the notes: the largest list fits, and both stay below
-/// [`barid_core::limits::MESSAGE_BYTES_MAX`].
+/// Bytes of revocation lists in one `TreeHeads`, beside the notes. The largest list fits, and both
+/// together stay below [`barid_core::limits::MESSAGE_BYTES_MAX`].
 pub const TREE_HEADS_CRL_BYTES_MAX: usize = barid_core::limits::CRL_BYTES_MAX;
 
-/// The revocation lists that this node holds and learns of. Implemented where certificates are known.
+/// The revocation lists that this node holds and receives. Implemented by the code that handles
+/// certificates.
 pub trait Revocations: Send + Sync + 'static {
-    /// Changes whenever [`Self::held`] does.
+    /// Returns a receiver that changes whenever [`Self::held`] does.
     fn watch(&self) -> watch::Receiver<u64>;
 
-    /// The newest list of each authority: a name of the authority, and DER.
+    /// Returns the newest list of each authority: the authority's name, and DER.
     fn held(&self) -> Vec<(String, Bytes)>;
 
-    /// Lists that a peer passed on, DER, not yet verified.
+    /// Passes on lists received from a peer: DER, not yet verified.
     fn offer(&self, from: &Member, crls: Vec<Bytes>);
 }
 
@@ -156,17 +167,18 @@ impl Revocations for NoRevocations {
 
 /// What links need of the node.
 pub struct Options {
-    /// The one writer, and through it the store.
+    /// The only writer; gives access to the store.
     pub committer: Committer,
     /// The rosters in force.
     pub rosters: RosterStore,
-    /// Topics whose content this member wants; empty: all.
+    /// Topics whose content this member follows; empty: all.
     pub topics: Vec<TopicFilter>,
-    /// Whether members that joined the exchange or a working group later are handed this member's earlier bulletins.
+    /// Whether members that join the exchange or a working group later are served this member's
+    /// earlier bulletins.
     pub backfill_new_members: bool,
-    /// Whether peers can dial this node. One that cannot be dialled dials at once.
+    /// Whether peers can dial this node. If they cannot, it dials without waiting.
     pub listens: bool,
-    /// What peers may use of the node.
+    /// Resource budgets of peers.
     pub budgets: Budgets,
     /// Revocation lists.
     pub revocations: Arc<dyn Revocations>,
@@ -174,7 +186,7 @@ pub struct Options {
     pub shutdown: watch::Receiver<bool>,
 }
 
-/// The exchange side of a node. Cheap to clone.
+/// The links of a node. Cheap to clone.
 #[derive(Clone)]
 pub struct Exchange {
     shared: Arc<ExchangeState>,
@@ -188,7 +200,7 @@ pub(crate) struct ExchangeState {
     stopped_feeds: StoppedFeeds,
     upstreams: upstream::Upstreams,
     backfill_schedule: backfill_schedule::BackfillSchedule,
-    /// Changes when entries came without content that others may have.
+    /// Changes when entries arrived without content that other peers may have.
     backfill_needed: watch::Sender<u64>,
     self_recovery: self_recovery::SelfRecovery,
     relay_progress: relayed_custody::RelayProgress,
@@ -200,7 +212,7 @@ pub(crate) struct ExchangeState {
 }
 
 impl Exchange {
-    /// Links of the node whose committer this is. Nothing is dialled or served yet.
+    /// Creates the links of the committer's node. Nothing is dialled or served yet.
     #[must_use]
     pub fn new(options: Options) -> Self {
         let me = options.committer.feed().member.clone();
@@ -229,54 +241,57 @@ impl Exchange {
         }
     }
 
-    /// What is known of each peer.
+    /// Returns the status of the peers.
     #[must_use]
     pub fn peers(&self) -> &Peers {
         &self.shared.peers
     }
 
-    /// What needs an operator.
+    /// Returns the alarms of this node.
     #[must_use]
     pub fn alarms(&self) -> &Alarms {
         &self.shared.alarms
     }
 
-    /// Feeds that are not followed until an operator decides.
+    /// Returns the feeds that are not followed until an operator decides.
     #[must_use]
     pub fn stopped_feeds(&self) -> &StoppedFeeds {
         &self.shared.stopped_feeds
     }
 
-    /// What peers did wrong and was only counted, to be recorded in time.
+    /// Returns the limiter of audit records about peers. Events that it only counted must be
+    /// recorded regularly.
     #[must_use]
     pub fn audit_limiter(&self) -> &AuditLimiter {
         &self.shared.audit_limiter
     }
 
-    /// Where a feed is followed instead of at its owner, which cannot be reached.
+    /// Returns the member at which a feed is followed in place of its owner, if any.
     #[must_use]
     pub fn upstream_of(&self, feed: &FeedId) -> Option<Member> {
         self.shared.upstreams.at(feed)
     }
 
-    /// Up to where the owner of a feed was asked for what is missing here under the newest roster: what it did not give is not for this member.
+    /// Returns the index up to which the owner of a feed has been asked for missing content under
+    /// the newest roster. Content before it that the owner did not serve is not for this member.
     #[must_use]
     pub fn owner_scanned_to(&self, feed: &FeedId) -> u64 {
         let roster = self.shared.options.rosters.load().newest().version();
         self.shared.backfill_schedule.owner_scanned_to(feed, roster)
     }
 
-    /// What each peer has shown of this member's own feeds since the node started.
+    /// Returns the sizes of this member's own feeds that each peer has proven to hold since the
+    /// node started.
     #[must_use]
     pub fn own_feed_replicas(&self) -> std::collections::BTreeMap<Member, OwnFeedReplicas> {
         self.shared.self_recovery.replicas()
     }
 
-    /// Follows a feed again of which two histories were seen, from what is held here: what was shown of the other one so far stops it no
-    /// more. False if there is no such feed.
+    /// Resumes a forked feed from the copy held here. The evidence known so far no longer stops it.
+    /// Returns false if no fork of the feed is known.
     ///
     /// # Errors
-    /// If the decision cannot be kept.
+    /// If the decision cannot be persisted.
     pub async fn resume_feed(&self, feed: &FeedId) -> Result<bool, String> {
         let (shared, of) = (Arc::clone(&self.shared), feed.clone());
         let known = tokio::task::spawn_blocking(move || equivocation::known(&shared, &of)).await;
@@ -293,26 +308,27 @@ impl Exchange {
         Ok(true)
     }
 
-    /// Looks at the newest bulletins held here that tell of two histories of a feed: the node may have ended between taking one in and
-    /// keeping what it proves.
+    /// Verifies the newest fork announcements held here again. The node may have stopped between
+    /// committing such a bulletin and persisting the evidence in it.
     pub async fn verify_held_announcements(&self) {
         let shared = Arc::clone(&self.shared);
-        // A panic has been reported, and what cannot be read is told elsewhere.
+        // A panic has been reported, and read errors are reported elsewhere.
         if let Ok(Ok(held)) = tokio::task::spawn_blocking(move || announcements::held(&shared)).await {
             announcements::verify_held_announcements(&self.shared, &held);
         }
     }
 
-    /// Asks by way of others who holds this member's entries, as long as there are members without a link. Never ends.
+    /// Requests custody notes through relays, as long as there are members without a link. Never
+    /// ends.
     pub async fn request_relayed_custody(self) {
         relayed_custody::request_custody(self.shared).await;
     }
 
-    /// Speaks with `peer` over a stream of frames until it ends: what [`service`] and [`spawn_dialers`] do, for transports of other
-    /// kinds.
+    /// Runs a link to `peer` over a stream of frames until it ends. [`LinkService`] and
+    /// [`spawn_dialers`] use it; it is public for other transports.
     ///
     /// # Errors
-    /// Why the link ended; [`LinkError::Closed`] when the peer closed it in order.
+    /// Why the link ended; `Ok` if the peer closed it in order after the handshake.
     pub async fn link(&self, peer: &Member, dialled: bool, wire: Wire) -> Result<(), LinkError> {
         link::run(&self.shared, peer, dialled, wire).await
     }
@@ -325,7 +341,8 @@ impl ExchangeState {
         self.options.committer.store()
     }
 
-    /// Records what `peer` did wrong; it can do so as often as it likes.
+    /// Records misbehaviour of `peer`. The number of records is limited, since the peer decides how
+    /// often it happens.
     fn record(&self, peer: &Member, event: &AuditEvent<'_>) {
         self.audit_limiter.record(peer.as_str(), INDIVIDUAL_RECORDS_MAX, event, tokio::time::Instant::now());
     }
@@ -334,7 +351,7 @@ impl ExchangeState {
         self.options.committer.feed()
     }
 
-    /// Feeds of `peer` that are asked of itself: every epoch whose key the roster has put in force.
+    /// Returns the feeds of `peer` to follow: every epoch whose key the roster has put in force.
     fn feeds_in_force(&self, peer: &Member, roster: &Roster) -> Vec<FeedId> {
         let Some(entry) = roster.member(peer) else { return Vec::new() };
         let mut epochs: Vec<u32> = entry
@@ -349,12 +366,13 @@ impl ExchangeState {
     }
 }
 
-/// A pause for the `attempt`th time in a row (from 0): doubled each time up to the longest, of which a random half is left out, so
-/// that peers cut off together do not come back together.
+/// Returns the delay before the `attempt`th retry in a row (from 0). It doubles up to the longest
+/// one, and up to half of it is left out at random, so that peers that were cut off together do not
+/// reconnect together.
 fn backoff((shortest, longest): (Duration, Duration), attempt: u32) -> Duration {
     let full = shortest.saturating_mul(1 << attempt.min(16)).min(longest);
     let mut random = [0; 2];
-    // Without randomness the pause is merely not spread.
+    // Without randomness the delay is merely not spread.
     let _ = getrandom::fill(&mut random);
     full / 2 + (full / 2).mul_f64(f64::from(u16::from_le_bytes(random)) / f64::from(u16::MAX))
 }

@@ -1,7 +1,9 @@
-//! Signed notes that a peer sends: cosignatures, custody notes, heads. Verified with the roster's keys and kept, in their order.
+//! Verifies signed notes from a peer with the roster's keys, and persists them in order:
+//! cosignatures, custody notes, checkpoints in tree heads.
 //!
-//! In scope: verifying them in groups away from the reader, comparing each with the tree held here, noticing equivocation and doubt.
-//! Out of scope: making answers (the committer).
+//! In scope: verifying them in groups outside the receiver's task, comparing each with the tree
+//! held here, detecting equivocation and own feeds that need recovery. Out of scope: creating
+//! attestations (`committer::attestations`).
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -31,30 +33,32 @@ use crate::store::{Cosigned, CustodyRecord, FeedTree, ForkRecord, ReadError};
 use crate::telemetry::AuditEvent;
 use crate::telemetry::alarms::Alarm;
 
-/// Notes that are verified without giving way to anything: somebody may wait for them.
+/// Groups of up to this many notes are verified at normal priority, since a publisher may wait for
+/// them.
 const FOREGROUND_NOTES_MAX: usize = 64;
 
-/// Something signed, not yet verified.
+/// A signed statement that is not verified yet.
 pub(crate) enum IncomingNote {
-    /// A cosigned checkpoint, by the peer itself.
+    /// A checkpoint cosigned by the peer itself.
     Cosigned(Bytes),
-    /// A cosigned checkpoint that the peer passes on; by whom its lines say.
+    /// A cosigned checkpoint that the peer relays; its signature lines name the cosigner.
     RelayedCosigned(Bytes),
-    /// A custody note for our feed.
+    /// A custody note on our feed.
     Custody(Bytes),
-    /// Custody notes for our feed that the peer passes on, and up to where their holder has looked.
+    /// Relayed custody notes on our feed, and the index up to which their holder has scanned it.
     RelayedCustody { holder: Member, notes: Vec<Bytes>, scanned_to: u64 },
-    /// The newest checkpoint that the peer holds of a feed, and how many entries, if fewer than it says.
+    /// The newest checkpoint that the peer holds of a feed, and the number of entries it holds, if
+    /// fewer.
     Checkpoint(Bytes, Option<u64>),
     /// A heartbeat.
     Heartbeat(proto::Cosigned),
     /// How the peer's copy of a feed relates to ours.
     Consistency(Box<proto::Consistency>),
-    /// The peer's heads are complete.
+    /// The peer has sent all of its tree heads.
     HeadsComplete,
 }
 
-/// Why a note is not kept.
+/// Why a note is not persisted.
 #[derive(Debug, thiserror::Error)]
 enum NoteFault {
     #[error("{0}")]
@@ -63,7 +67,7 @@ enum NoteFault {
     ForeignFeed(FeedId),
     #[error("the tree held here has another root at size {0}")]
     RootMismatch(u64),
-    /// After a lost store: honest, and shown again on the next link.
+    /// After a lost store: the note may be honest, and is sent again on the next link.
     #[error("it speaks of {0} entries of this node's feed, and fewer are held here")]
     NotHeldLocally(u64),
     #[error("its holder has no room left for notes that add so little: {0} bytes")]
@@ -76,7 +80,7 @@ fn invalid(error: impl std::fmt::Display) -> NoteFault {
     NoteFault::Invalid(error.to_string())
 }
 
-/// Verifies and keeps what the reader hands over, until the reader is gone.
+/// Verifies and persists the notes that the receiver queues, until the receiver ends.
 pub(crate) async fn verify_and_persist(
     shared: Arc<ExchangeState>,
     peer: Member,
@@ -84,7 +88,8 @@ pub(crate) async fn verify_and_persist(
     cancellation: CancellationToken,
 ) {
     let mut group = Vec::new();
-    // Something that it has shown was not kept: then it is not said that all of it was, until the next link shows it again.
+    // A note was not persisted. The peer's heads then do not count as received until the next link
+    // sends them again.
     let mut missed = false;
     while queue.recv_many(&mut group, NOTE_QUEUE_MAX).await > 0 {
         let notes = std::mem::take(&mut group);
@@ -109,7 +114,8 @@ pub(crate) async fn verify_and_persist(
             scanned
                 .iter()
                 .for_each(|(holder, scanned_to)| shared.relay_progress.progressed(holder, &peer, *scanned_to));
-            // Our own words that it gave back are kept by now: whoever waits for its heads may build on them.
+            // Our own cosignatures that the peer returned are persisted now, so code that waits for
+            // its heads may rely on them.
             if heads_received && !missed {
                 shared.self_recovery.heads_received(&peer);
                 shared.options.committer.peer_heads_received();
@@ -132,7 +138,7 @@ pub(crate) async fn verify_and_persist(
                     .for_each(|note| shared.peers.custody(note));
                 finish();
             }
-            // The peer sends its newest answers again on the next link.
+            // The peer sends its newest attestations again on the next link.
             Err(failure) => {
                 missed = true;
                 tracing::warn!(%peer, %failure, "answers could not be kept");
@@ -141,8 +147,9 @@ pub(crate) async fn verify_and_persist(
     }
 }
 
-/// Tells `peer` what this node says of its feeds, until the link ends. What is said of a feed by way of another member goes out with `TreeHeads`;
-/// custody notes are for nobody but the owner (`relayed_custody`: where there is no link to it).
+/// Sends `peer` this node's attestations of its feeds, until the link ends. Cosignatures of other
+/// members' feeds are sent with `TreeHeads`. Custody notes are sent only to the owner; if it has no
+/// link, through a relay (`relayed_custody`).
 pub(crate) async fn send_attestations(
     peer: Member,
     send_queue: Arc<SendQueue>,
@@ -169,28 +176,28 @@ struct Verifier {
     shared: Arc<ExchangeState>,
     peer: Member,
     found: RefCell<Vec<ForkRecord>>,
-    /// Holders whose notes came by a relay, and up to where they have looked.
+    /// Holders whose notes were relayed, and the index up to which each has scanned.
     scanned: RefCell<Vec<(Member, u64)>>,
-    /// Custody notes of this group that are to be persisted.
+    /// Custody notes of this group that will be persisted.
     accepted: Accepted,
-    /// The link has ended: nobody waits for what is left.
+    /// Set when the link has ended: nobody waits for the remaining notes.
     cancellation: CancellationToken,
     roster: Arc<Roster>,
 }
 
-/// What is to be done with notes that were verified.
+/// The result of a verified group.
 struct Verified {
     new_records: Records,
     /// As [`Verifier::scanned`].
     scanned: Vec<(Member, u64)>,
-    /// The peer has shown all of its heads.
+    /// Whether the peer has sent all of its tree heads.
     heads_received: bool,
 }
 
 impl Verifier {
     fn verify_all(&self, notes: Vec<IncomingNote>) -> Verified {
         let (mut new_records, mut heads_received) = (Records::default(), false);
-        // Of several cosignatures by one member on one feed the newest says all that the others do.
+        // Of several cosignatures by one member on one feed the newest implies the others.
         let mut cosigned: BTreeMap<(FeedId, Member), (u64, Bytes)> = BTreeMap::new();
         for note in notes {
             if self.cancellation.is_cancelled() {
@@ -256,7 +263,8 @@ impl Verifier {
             Some(member) => member.clone(),
             None => cosigner_of(&parsed, &self.roster).ok_or_else(|| invalid("no member of the roster cosigned it"))?,
         };
-        // Our own words are held here; after a store was lost those are kept that others give back.
+        // Our cosignatures of our own feeds are held here. Those of other feeds are accepted: peers
+        // return them after the store was lost.
         if cosigner == self.shared.me && feed.member == self.shared.me {
             return Ok(());
         }
@@ -280,7 +288,7 @@ impl Verifier {
         Ok(Some(Cosigned { feed: feed.clone(), cosigner: cosigner.clone(), size, time, note }))
     }
 
-    /// Custody notes that came by a relay; those that say nothing new are left out.
+    /// Verifies relayed custody notes; those that add nothing are dropped.
     fn relayed(&self, holder: &Member, notes: Vec<Bytes>, scanned_to: u64) -> Result<Vec<CustodyRecord>, NoteFault> {
         if self.roster.member(holder).is_none() {
             return Err(invalid(format_args!("{holder} is no member of the roster")));
@@ -290,7 +298,8 @@ impl Verifier {
         let mut records = Vec::new();
         for note in notes {
             let record = self.read_custody(note, holder)?;
-            // What a note says of entries filled in comes from the holder itself: the times of those tell what is asked for then.
+            // Notes on backfilled entries are accepted only from the holder itself: their times
+            // decide which of them are requested next.
             if record.feed == *self.shared.own_feed() && record.range.end > attested_to {
                 records.extend(self.persisted(record)?);
             }
@@ -300,7 +309,7 @@ impl Verifier {
         Ok(records)
     }
 
-    /// A custody note of `holder` for our feed, verified.
+    /// Verifies a custody note of `holder` on our feed.
     fn read_custody(&self, note: Bytes, holder: &Member) -> Result<CustodyRecord, NoteFault> {
         let time = CustodyNote::parse_text(&Note::parse(&note).map_err(invalid)?.text).map_err(invalid)?.time;
         let custody = CustodyNote::verify(&note, &self.roster.custody_keys(holder, time)).map_err(invalid)?;
@@ -322,7 +331,7 @@ impl Verifier {
         })
     }
 
-    /// The note, if it is to be persisted.
+    /// Returns the note if it is to be persisted.
     fn persisted(&self, record: CustodyRecord) -> Result<Option<CustodyRecord>, NoteFault> {
         match self.accepted.evaluate(self.shared.store().as_ref(), &self.shared.custody, &record)? {
             Verdict::Persist => Ok(Some(record)),
@@ -354,7 +363,8 @@ impl Verifier {
         if feed.member != self.peer {
             return Err(NoteFault::ForeignFeed(feed));
         }
-        // A heartbeat of what is not held yet proves nothing here; one of what is held comes soon.
+        // A heartbeat for a size that is not held yet proves nothing; one for a held size follows
+        // soon.
         let Some(root) = self.root(&feed, heartbeat.heartbeat_size)? else { return Ok(()) };
         let checkpoint = Checkpoint { feed, size: heartbeat.heartbeat_size, root };
         let line = parse_heartbeat(&heartbeat.note).map_err(invalid)?;
@@ -364,8 +374,9 @@ impl Verifier {
         Ok(())
     }
 
-    /// Compares a verified checkpoint with the tree held here. Another root means that the feed's key signed two histories. A larger
-    /// one of our own feed means that this node has forgotten what it signed.
+    /// Compares a verified checkpoint with the tree held here. Another root means that the feed's
+    /// key signed two trees. A larger checkpoint of our own feed means that this node has lost
+    /// entries that it signed.
     fn compare(&self, signed: &SignedCheckpoint) -> Result<(), NoteFault> {
         let Checkpoint { feed, size, .. } = &signed.checkpoint;
         let compared = self.shared.compare(signed)?;
@@ -390,7 +401,8 @@ impl Verifier {
             Comparison::Forked(Some(evidence)) => {
                 self.found.borrow_mut().extend(self.shared.stop_forked(&(*evidence).into(), &self.peer));
             }
-            // Half of a catch-up: it is shown again on the next link.
+            // Our copy is in the middle of a catch-up; the checkpoint is sent again on the next
+            // link.
             Comparison::Forked(None) => {
                 tracing::error!(%feed, size, peer = %self.peer, "another history is shown, not proven yet");
             }
@@ -405,7 +417,7 @@ impl Verifier {
         Ok(())
     }
 
-    /// Root of our copy of a feed at a size; `None` where we hold less.
+    /// Returns the root of our copy of a feed at a size; `None` if we hold fewer entries.
     fn root(&self, feed: &FeedId, size: u64) -> Result<Option<Hash>, ReadError> {
         let held = self.shared.store().feed(feed).map(|state| state.compact_range).unwrap_or_default();
         if held.size() == size {
@@ -419,7 +431,8 @@ impl Verifier {
     }
 }
 
-/// The member whose mirror key made a line of the note; its signature is not verified here.
+/// Returns the member whose mirror key is named by a signature line of the note. The signature is
+/// not verified here.
 fn cosigner_of(note: &Note, roster: &Roster) -> Option<Member> {
     note.signatures.iter().find_map(|line| {
         let (member, exchange) = line.name.strip_suffix("/mirror")?.split_once('.')?;
@@ -428,8 +441,9 @@ fn cosigner_of(note: &Note, roster: &Roster) -> Option<Member> {
     })
 }
 
-/// What we have already said of the owner's feed: our newest cosigned note, the custody notes that reach beyond `custody_from`, and those
-/// about entries filled in since `backfilled_since`, as many as are repeated at once. Blocks.
+/// Returns this node's attestations of the owner's feed: the newest cosigned note, the custody
+/// notes that reach beyond `custody_from`, and those on entries backfilled since
+/// `backfilled_since`, up to [`RESENT_BYTES_MAX`]. Blocks.
 pub(crate) fn attestations_for(
     shared: &ExchangeState,
     feed: &FeedId,
@@ -441,7 +455,7 @@ pub(crate) fn attestations_for(
     let after = store.custody_after(feed, me, custody_from, NOTE_QUEUE_MAX)?;
     let mut late = store.custody_late(feed, me, backfilled_since, NOTE_QUEUE_MAX)?;
     late.reverse();
-    // A late note may reach beyond, too.
+    // These are in the first list already.
     late.retain(|note| note.range.end <= custody_from);
     let mut bytes = 0;
     let fits = |note: &CustodyRecord| {
@@ -451,8 +465,8 @@ pub(crate) fn attestations_for(
     Ok((cosigned, after.into_iter().chain(late).take_while(fits).map(|note| note.note).collect()))
 }
 
-/// How far a holder's custody notes on each of our feeds reach, the one in force and those of epochs before, with the time of the newest one
-/// about entries filled in. Blocks.
+/// Returns, for our feed in force and each earlier epoch, how far a holder's custody notes reach,
+/// and the time of its newest note on backfilled entries. Blocks.
 pub(crate) fn custody_progress(shared: &ExchangeState, holder: &Member) -> Result<Vec<(FeedId, u64, u64)>, ReadError> {
     let store = shared.store();
     let mut feeds: Vec<FeedId> = store.feeds().into_iter().map(|state| state.feed).collect();

@@ -1,7 +1,8 @@
-//! What is known of each peer: its link, how far behind we are on its feed, and what it has answered about ours.
+//! The table of peers: each peer's link, how far behind we are on its feed, and its attestations of
+//! ours.
 //!
-//! In scope: one table, written by links and read by the operator's API; which of two links to one peer stays. Out of scope: deciding
-//! anything from it, and which feeds are not followed (`stopped_feeds`).
+//! In scope: one table, written by links and read by the operator's API; which of two links to one
+//! peer stays. Out of scope: decisions based on it, and which feeds are stopped (`stopped_feeds`).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -18,15 +19,17 @@ use crate::clock;
 use crate::store::{Cosigned, CustodyRecord, Store};
 use crate::telemetry::alarms::{Alarm, Alarms};
 
-/// Entries by which a feed is shown to be behind at most: more than any member publishes in years, and a number that every program reads exactly.
+/// Maximum number of entries by which a feed is reported behind: more than any member publishes in
+/// years, and exact in every JSON parser.
 pub(crate) const BEHIND_ENTRIES_MAX: u64 = 1_000_000_000;
 
-/// So many links that a member dials while another one, dialled by it too, is open mean that two nodes use its identity. One or two come
-/// when a line broke and only one end has noticed.
+/// If a member opens this many links while another link that it dialled is open, two nodes use its
+/// identity. One or two occur when a line broke and only one end has noticed.
 const DUPLICATE_LINKS_MAX: usize = 4;
-/// Within this time.
+/// The window in which these links are counted.
 const DUPLICATE_LINKS_WINDOW: Duration = Duration::from_secs(60);
-/// For so long after the last of them the link that is open stays: two nodes that take it from each other would leave it to neither.
+/// For this long after the last of them the open link stays. Otherwise two nodes would replace each
+/// other's link without end.
 const DUPLICATE_LINKS_CLEAR_AFTER: Duration = Duration::from_secs(300);
 
 /// The table of peers. Cheap to clone.
@@ -58,25 +61,25 @@ struct Peer {
     link: Option<OpenLink>,
     /// When the last link ended.
     ended: Option<Instant>,
-    /// Entries of each feed that it shows to hold, over the link that is open.
+    /// Entries of each feed that it has announced to hold, over the open link.
     replica_sizes: BTreeMap<FeedId, u64>,
-    /// Its clock when it greeted, in unix ms, and when that was.
+    /// Its clock in its Hello, in unix ms, and when the Hello arrived.
     hello_received: Option<(u64, Instant)>,
     duplicate_links: DuplicateLinks,
     status: PeerStatus,
 }
 
-/// Links that came while another one of the same dialler was open.
+/// Links registered while another one of the same dialler was open.
 #[derive(Default)]
 struct DuplicateLinks {
     /// When; at most [`DUPLICATE_LINKS_MAX`].
     seen_at: VecDeque<Instant>,
-    /// The last one since there have been too many.
+    /// When the last one was registered, once there have been too many.
     conflict: Option<Instant>,
 }
 
 impl DuplicateLinks {
-    /// One more has come: whether two nodes use one identity.
+    /// Records one more. Returns whether two nodes use one identity.
     fn record(&mut self, now: Instant) -> bool {
         self.seen_at.retain(|at| now.duration_since(*at) < DUPLICATE_LINKS_WINDOW);
         self.seen_at.push_back(now);
@@ -97,28 +100,30 @@ struct OpenLink {
     stop: watch::Sender<bool>,
 }
 
-/// One peer at one moment. Times are 0 where nothing is known.
+/// The status of one peer at one time. Times are 0 where nothing is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerStatus {
     /// Whether a link is open.
     pub linked: bool,
-    /// Unix ms since when it is open, or when it last was.
+    /// When the link opened or ended, in unix ms.
     pub since_unix_ms: u64,
     /// Why the last link or attempt ended; empty while linked.
     pub last_error: String,
-    /// Its software, as it says.
+    /// The software named in its Hello.
     pub software: String,
     /// Newest roster version that it holds.
     pub roster_version: u64,
-    /// Its clock, as it was when the link opened and as time has passed since, less ours as it is now, in ms; 0 without a link.
+    /// Its clock minus ours in ms, 0 without a link. Its clock is extrapolated from its Hello; ours
+    /// is read now.
     pub clock_ahead_ms: i64,
-    /// The newest epoch of its feed of which anything is known.
+    /// The newest known epoch of its feed.
     pub feed: Option<FeedId>,
     /// Size of the newest verified checkpoint of that feed.
     pub known_size: u64,
     /// Entries of that feed held here.
     pub held_size: u64,
-    /// Unix ms since when less is held than is known to exist; 0 if nothing is missing.
+    /// Since when fewer entries are held than are known to exist, in unix ms; 0 if nothing is
+    /// missing.
     pub behind_since_unix_ms: u64,
     /// Size of our feed that it last cosigned.
     pub cosigned_size: u64,
@@ -126,11 +131,11 @@ pub struct PeerStatus {
     pub cosigned_time: u64,
     /// Time in its last heartbeat, unix seconds.
     pub heartbeat_time: u64,
-    /// Where the range of its last custody note on our feed ends.
+    /// End of the range that its custody notes on our feed cover without a gap.
     pub custody_size: u64,
 }
 
-/// The right to be the link to a peer. Dropping it gives the right up.
+/// The registration of a link as the only one to its peer. Dropping it ends the registration.
 pub(crate) struct LinkRegistration {
     peers: Peers,
     peer: Member,
@@ -139,13 +144,13 @@ pub(crate) struct LinkRegistration {
 }
 
 impl Peers {
-    /// Nothing is known of any peer yet; what needs an operator is raised in `alarms`.
+    /// Creates an empty table; alarms are raised in `alarms`.
     #[must_use]
     pub fn new(alarms: Alarms) -> Self {
         Self { inner: Arc::new(PeersInner { alarms, ..PeersInner::default() }) }
     }
 
-    /// Every peer of which anything is known.
+    /// Returns the status of every known peer.
     #[must_use]
     pub fn snapshot(&self) -> BTreeMap<Member, PeerStatus> {
         let now = (clock::unix_ms(), Instant::now());
@@ -159,14 +164,16 @@ impl Peers {
         self.inner.table.lock().peers.get(member).is_some_and(|peer| peer.link.is_some())
     }
 
-    /// Changes whenever a link opens or ends, and when a peer is ahead on the feed of a member that is not linked.
+    /// Returns a receiver that changes when a link opens or ends, and when a peer announces more of
+    /// the feed of a member without a link.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()
     }
 
-    /// Becomes the link to `peer`; `None` if the link that is open stays. Of two the one that the lower code dialled stays; of two
-    /// of one dialler the newer, as its dialler has seen the older one fail: unless that happens so often that there must be two diallers.
+    /// Registers a link to `peer`; `None` if the open link stays. Of two links the one dialled by
+    /// the lower code stays. Of two links of one dialler the newer one stays, since its dialler has
+    /// seen the older one fail, unless that happens so often that there must be two diallers.
     pub(crate) fn register(
         &self,
         peer: &Member,
@@ -180,7 +187,7 @@ impl Peers {
         if let Some(current) = &entry.link {
             let duplicate = current.by_lower == by_lower && entry.duplicate_links.record(Instant::now());
             if duplicate {
-                // Only a copied machine or a stolen key can explain it.
+                // Only a copied machine or a stolen key explains it.
                 self.inner
                     .alarms
                     .raise_for(Alarm::DuplicateIdentity { peer: peer.clone() }, DUPLICATE_LINKS_CLEAR_AFTER);
@@ -201,7 +208,7 @@ impl Peers {
         Some(LinkRegistration { peers: self.clone(), peer: peer.clone(), number, stop: stopped })
     }
 
-    /// Says something to `member` over its link, if one is open.
+    /// Queues a frame to `member`, if a link is open.
     pub(crate) fn send(&self, member: &Member, frame: Frame) {
         let send_queue = {
             let table = self.inner.table.lock();
@@ -213,7 +220,7 @@ impl Peers {
         }
     }
 
-    /// `peer` shows to hold `size` entries of a feed.
+    /// Records that `peer` has announced to hold `size` entries of a feed.
     pub(crate) fn record_replica_size(&self, peer: &Member, feed: &FeedId, size: u64) {
         let mut table = self.inner.table.lock();
         let Some(entry) = table.peers.get_mut(peer).filter(|entry| entry.link.is_some()) else { return };
@@ -225,21 +232,23 @@ impl Peers {
         }
     }
 
-    /// What each linked peer other than its owner shows to hold of a feed.
+    /// Returns the entries of a feed that each linked peer, except its owner, has announced to
+    /// hold.
     pub(crate) fn replica_sizes(&self, feed: &FeedId) -> Vec<(Member, u64)> {
         let table = self.inner.table.lock();
         let linked = table.peers.iter().filter(|(peer, entry)| entry.link.is_some() && **peer != feed.member);
         linked.map(|(peer, entry)| (peer.clone(), entry.replica_sizes.get(feed).copied().unwrap_or(0))).collect()
     }
 
-    /// What `member` itself shows to hold of a feed, if it is linked.
+    /// Returns the entries of a feed that `member` itself has announced to hold, if it is linked.
     pub(crate) fn replica_size(&self, member: &Member, feed: &FeedId) -> Option<u64> {
         let table = self.inner.table.lock();
         let entry = table.peers.get(member).filter(|entry| entry.link.is_some())?;
         Some(entry.replica_sizes.get(feed).copied().unwrap_or(0))
     }
 
-    /// Since when there is no link to `member`, `began` if there never was one; `None` while there is.
+    /// Since when there is no link to `member`: `began` if there never was one, `None` while there
+    /// is one.
     pub(crate) fn unlinked_since(&self, member: &Member, began: Instant) -> Option<Instant> {
         match self.inner.table.lock().peers.get(member) {
             Some(Peer { link: Some(_), .. }) => None,
@@ -248,7 +257,7 @@ impl Peers {
         }
     }
 
-    /// An attempt to reach `peer` failed, or its link ended for this reason.
+    /// Records why a dial attempt to `peer` failed or its link ended.
     pub(crate) fn link_failed(&self, peer: &Member, why: String) {
         self.update(peer, |status| {
             if !status.linked {
@@ -260,13 +269,14 @@ impl Peers {
     pub(crate) fn hello_received(&self, peer: &Member, software: &str, roster_version: u64, their_unix_ms: u64) {
         let mut table = self.inner.table.lock();
         let entry = table.peers.entry(peer.clone()).or_default();
-        // One that does not say has no clock that could be wrong.
+        // A peer that sends no time is not checked.
         entry.hello_received = (their_unix_ms > 0).then(|| (their_unix_ms, Instant::now()));
         entry.status.software = software.chars().take(80).collect();
         entry.status.roster_version = roster_version;
     }
 
-    /// The peer holds this roster version; whether that is newer than what was known.
+    /// Records that the peer holds this roster version. Returns whether it is newer than the known
+    /// one.
     pub(crate) fn advance_roster_version(&self, peer: &Member, version: u64) -> bool {
         let mut newer = false;
         self.update(peer, |status| {
@@ -281,7 +291,8 @@ impl Peers {
         self.inner.table.lock().peers.get(peer).map_or(0, |peer| peer.status.roster_version)
     }
 
-    /// A verified checkpoint says that `feed` has `size` entries, or so many are held here.
+    /// Records that a verified checkpoint of `feed` has size `known`, and that `held` entries of it
+    /// are held here.
     pub(crate) fn progress(&self, feed: &FeedId, known: u64, held: Option<u64>) {
         self.update(&feed.member, |status| {
             match &status.feed {
@@ -293,7 +304,7 @@ impl Peers {
                 }
             }
             status.held_size = status.held_size.max(held.unwrap_or(0));
-            // A size is what its owner has signed, and nobody has seen the entries.
+            // The owner has signed this size, but nobody has verified that the entries exist.
             let known = known.min(status.held_size.saturating_add(BEHIND_ENTRIES_MAX));
             status.known_size = status.known_size.max(known);
             if status.held_size >= status.known_size {
@@ -314,7 +325,7 @@ impl Peers {
 
     pub(crate) fn custody(&self, note: &CustodyRecord) {
         self.update(&note.holder, |status| {
-            // One that leaves a gap speaks of what came ahead of the order.
+            // A note after a gap is about entries received ahead of the order.
             if note.range.start <= status.custody_size {
                 status.custody_size = status.custody_size.max(note.range.end);
             }
@@ -325,26 +336,26 @@ impl Peers {
         self.update(peer, |status| status.heartbeat_time = status.heartbeat_time.max(time));
     }
 
-    /// Whoever watches looks again at what is to be followed.
+    /// Wakes watchers, so that they check again which feeds to follow.
     pub(crate) fn notify_changed(&self) {
         self.inner.changed.send_modify(|count| *count += 1);
     }
 
-    /// Takes up what the store remembers of the answers about our feed, and of how far we hold others'.
+    /// Restores the attestations of our feed, and our progress on other feeds, from the store.
     pub(crate) fn restore(&self, store: &dyn Store, own: &FeedId) {
         for state in store.feeds() {
             if state.feed.member != own.member {
                 self.progress(&state.feed, state.checkpoint_size, Some(state.compact_range.size()));
             }
         }
-        // A store that cannot be read says so to whoever needs it; this is only for show.
+        // Read errors are ignored: this is only status, and other code reports them.
         for note in store.cosigned_newest(own).unwrap_or_default() {
             if note.cosigner != own.member {
                 self.cosigned(&note);
             }
         }
         for note in store.custody_newest(own).unwrap_or_default() {
-            // The newest of those that join the ones before.
+            // The newest of the notes that follow each other without a gap.
             self.update(&note.holder, |status| status.custody_size = note.range.end);
         }
     }
@@ -355,7 +366,7 @@ impl Peers {
 }
 
 impl Peer {
-    /// As it is at a moment: unix ms by our clock, and the same moment by a clock that nobody sets.
+    /// Returns the status at a time, given as our unix ms and as a monotonic time.
     fn snapshot(&self, (unix_ms, at): (u64, Instant)) -> PeerStatus {
         let clock_ahead_ms =
             self.hello_received.filter(|_| self.status.linked).map_or(0, |(theirs, hello_received)| {
@@ -368,9 +379,9 @@ impl Peer {
 }
 
 impl LinkRegistration {
-    /// Returns when another link takes over.
+    /// Returns when another link has replaced this one.
     pub(crate) async fn replaced(&mut self) {
-        // A sender that is gone was replaced, too.
+        // If its sender was dropped, the link was replaced too.
         let _ = self.stop.wait_for(|stop| *stop).await;
     }
 }
@@ -419,25 +430,25 @@ mod tests {
         let (alarms, ly) = (Alarms::default(), "ly".parse::<Member>().unwrap());
         let peers = Peers::new(alarms.clone());
         let register = || peers.register(&ly, true, &Arc::default());
-        // A line that breaks again and again, noticed at one end only: the newer link is the good one.
+        // A line that breaks repeatedly, noticed at one end only: the newer link is the good one.
         let mut open = register().unwrap();
         for _ in 0..10 {
             tokio::time::advance(DUPLICATE_LINKS_WINDOW / 3 + Duration::from_secs(1)).await;
             open = register().unwrap();
         }
         assert_eq!(alarms.snapshot(), []);
-        // Two that take it from each other.
+        // Two nodes that replace each other's link.
         let replaced: Vec<bool> =
             (0..DUPLICATE_LINKS_MAX).map(|_| register().map(|newer| open = newer).is_some()).collect();
         assert!(replaced.contains(&false), "{replaced:?}");
         assert!(peers.linked(&ly) && register().is_none());
         assert_eq!(alarms.snapshot()[0].alarm, Alarm::DuplicateIdentity { peer: ly.clone() });
-        // As long as they go on it stands.
+        // The alarm stays active while they continue.
         for _ in 0..3 {
             tokio::time::advance(DUPLICATE_LINKS_CLEAR_AFTER - Duration::from_secs(1)).await;
             assert!(register().is_none() && alarms.snapshot().len() == 1);
         }
-        // Once the other one has been quiet for long, all is as before.
+        // Once the other node has stopped for long enough, links are accepted as before.
         tokio::time::advance(DUPLICATE_LINKS_CLEAR_AFTER).await;
         assert_eq!(alarms.snapshot(), []);
         assert!(register().is_some());
@@ -476,7 +487,7 @@ mod tests {
             time: 1,
             note: Bytes::from_static(b"signed"),
         };
-        // One that does not join the others says nothing of what lies before it.
+        // A note after a gap proves nothing about the entries before it.
         let custody = vec![custody(0..4), custody(4..9), custody(20..30)];
         store.commit(Commit { custody, ..Commit::default() }, 0).unwrap();
         let peers = Peers::default();

@@ -1,12 +1,14 @@
-//! The express lane: urgent entries ahead of their feed's order, both ways.
+//! The priority lane: sends and receives urgent entries ahead of their feed's order.
 //!
-//! In scope: looking for what a peer is sent ahead of the order; taking in what a peer sends so, and two entries at one place. Out of scope: which
-//! are sent, in which turn, and how many (`core::priority`), the order in a feed (`feed_sender`, `receiver`), verifying (`core::follow`), going first
-//! at the committer.
+//! In scope: finding the entries to send to a peer ahead of the order; receiving such entries; two
+//! entries at one index. Out of scope: which entries are sent, in which order and how many
+//! (`core::priority`), the order of a feed (`feed_sender`, `receiver`), verifying (`core::follow`),
+//! precedence at the committer (`committer::priority`).
 //!
-//! A task of its own sends them, so that they wait neither for a batch in the making nor for their turn among the feeds. It sends what
-//! would otherwise wait: what lies in or behind a backlog of the link. What the next batch carries anyway is left to it. When a peer asks for
-//! a feed, what is urgent of it goes before its first batch.
+//! A separate task sends urgent entries, so that they wait neither for a batch being made nor for
+//! their feed's turn. It sends only entries that would otherwise wait in or behind a backlog of the
+//! link; the others are left to the next batch. When a peer requests a feed, its urgent entries are
+//! sent before its first batch.
 
 use std::sync::Arc;
 
@@ -33,17 +35,19 @@ use crate::clock;
 use crate::committer::{CommitFailure, PriorityOutcome};
 use crate::store::{Content, FeedTree, ReadError, Store};
 
-/// Entries of a feed that are looked at, from the first one that the peer lacks, of those that are Actual and of the others: of more than these those
-/// that follow are not found yet.
+/// Entries of a feed that are scanned, from the first that the peer lacks, for each of the two
+/// urgent classes. Entries beyond this number are found later.
 const SCANNED_ENTRIES_MAX: usize = 4 * PRIORITY_ENTRIES_MAX;
-/// Of these the first, by which it is seen that all is urgent without looking at the others.
+/// The first of these, a sample: if it is dense, nearly everything is urgent and the rest is not
+/// read.
 const DENSITY_SAMPLE_MAX: usize = 64;
-/// Envelopes up to this size are verified on the spot.
+/// Envelopes up to this size are verified inline.
 const INLINE_VERIFY_BYTES_MAX: usize = 64 << 10;
 
 // Sending.
 
-/// Sends `peer` what is urgent of the feeds that it follows, until the transport takes nothing more.
+/// Sends `peer` the urgent entries of the feeds that it follows, until the transport accepts no
+/// more.
 pub(crate) async fn send(
     shared: Arc<ExchangeState>,
     peer: Member,
@@ -72,7 +76,8 @@ pub(crate) async fn send(
             in_flight = remaining;
             let count = frames.len();
             if count > 0 {
-                // Together, so that no batch comes between them; then an ordinary frame has its turn.
+                // Send them together, so that no batch is sent between them; then an ordinary frame
+                // has its turn.
                 let Ok(permits) = outgoing.reserve_many(count).await else { return };
                 for (permit, priority) in permits.zip(frames) {
                     permit.send(proto::Frame { frame: Some(Frame::PriorityEntry(priority)) });
@@ -97,7 +102,7 @@ pub(crate) async fn send(
     }
 }
 
-/// Whether anything may wait that is urgent: for what has no backlog this costs next to nothing.
+/// Whether an urgent entry may be waiting. Cheap for a feed without a backlog.
 fn needs_scan(store: &dyn Store, feed_senders: &[(FeedId, FeedSender)]) -> bool {
     feed_senders.iter().any(|(feed, feed_sender)| {
         let size = store.feed(feed).map_or(0, |state| state.compact_range.size());
@@ -106,7 +111,7 @@ fn needs_scan(store: &dyn Store, feed_senders: &[(FeedId, FeedSender)]) -> bool 
     })
 }
 
-/// Looking for what is to be sent next.
+/// One scan for the next urgent entries to send.
 struct PriorityScan {
     shared: Arc<ExchangeState>,
     peer: Member,
@@ -116,7 +121,7 @@ struct PriorityScan {
 }
 
 impl PriorityScan {
-    /// The next frames. Blocks.
+    /// Returns the next frames. Blocks.
     fn next(mut self) -> (Vec<proto::PriorityEntry>, PriorityInFlight) {
         let rosters = self.shared.options.rosters.load();
         let store = self.shared.store().as_ref();
@@ -146,7 +151,7 @@ impl PriorityScan {
     }
 }
 
-/// What of a feed is worth sending ahead of the order. Blocks.
+/// Returns the entries of a feed that are worth sending ahead of the order. Blocks.
 fn overtaking(
     store: &dyn Store,
     feed: &FeedId,
@@ -165,7 +170,8 @@ fn overtaking(
     Ok(progress.overtaking(&actual, &others))
 }
 
-/// An entry as it is sent ahead of the order; `None` if it is not for `recipient`, or cannot be proven yet. Blocks.
+/// Makes the frame of an entry; `None` if `recipient` may not read it, or if it cannot be proven
+/// yet. Blocks.
 fn frame(
     store: &dyn Store,
     feed: &FeedId,
@@ -199,10 +205,11 @@ fn frame(
 
 // Receiving.
 
-/// Takes in what `peer` sent ahead of the order of a feed that it was asked for. `newest` is a checkpoint of it that was verified before.
+/// Verifies an entry that `peer` sent ahead of the order of a requested feed, and queues it at the
+/// committer. `newest` is the last verified checkpoint of the feed.
 ///
 /// # Errors
-/// A fault of the peer, or two histories.
+/// A fault of the peer, including an equivocation.
 pub(crate) async fn receive(
     shared: &Arc<ExchangeState>,
     peer: &Member,
@@ -231,7 +238,7 @@ pub(crate) async fn receive(
         Err(Fault { kind: FaultKind::Equivocation(proven), .. })
             if equivocation::resolved(shared, (*proven).clone()).await =>
         {
-            // Of a history about which an operator has decided.
+            // It belongs to a fork that an operator has already decided about.
             return Ok(());
         }
         verified => verified?,
@@ -239,7 +246,7 @@ pub(crate) async fn receive(
     record_findings(shared, peer, feed, &verified.findings);
     shared.peers.progress(feed, verified.checkpoint.checkpoint.size, None);
     if verified.envelope().is_none() {
-        // It comes in order, as a digest or not.
+        // It arrives in order later, in full or as a digest.
         return Ok(());
     }
     match shared.options.committer.append_priority(verified.clone()).await {
@@ -249,7 +256,7 @@ pub(crate) async fn receive(
     Ok(())
 }
 
-/// What becomes of it.
+/// Handles the outcome of the commit.
 async fn finish(
     shared: Arc<ExchangeState>,
     peer: Member,
@@ -259,9 +266,9 @@ async fn finish(
     let (feed, index) = (priority.feed.clone(), priority.index);
     match completion.await {
         Ok(Ok(PriorityOutcome::Held { custody })) => {
-            // Once for each: what is held has a bound.
+            // Once for each entry; the number of entries held out of order is bounded.
             announcements::verify_in_priority(&shared, &priority);
-            // For nobody but the owner. One that is away asks for it when it is linked again.
+            // Only for the owner. If it is not linked, it requests the note on its next link.
             if let Some(note) = custody {
                 shared.peers.send(&feed.member, Frame::Custody(proto::Custody { note }));
             }
@@ -281,7 +288,8 @@ async fn finish(
     }
 }
 
-/// `peer` has shown another entry than is held at `index`: the feed stops, if that can be proven.
+/// Handles another entry from `peer` than the one held at `index`: stops the feed if the
+/// equivocation can be proven.
 pub(crate) async fn entry_equivocation(
     shared: &Arc<ExchangeState>,
     peer: &Member,
@@ -302,7 +310,7 @@ pub(crate) async fn entry_equivocation(
 }
 
 impl ExchangeState {
-    /// The entry that was sent, if the tree held here has another one at its index. Blocks.
+    /// Returns the received entry if the tree held here has another one at its index. Blocks.
     fn conflicting(&self, priority: &VerifiedPriority) -> Option<ProvenEntry> {
         let held = self.store().tree_hashes(&priority.feed, &[NodeId::leaf(priority.index)]).ok()?;
         (held.first() != Some(&leaf_hash(&priority.entry.digest))).then(|| ProvenEntry {
@@ -312,12 +320,13 @@ impl ExchangeState {
         })
     }
 
-    /// The entry held at `index`, in order or ahead of it, with what proves it. Blocks.
+    /// Returns the entry held at `index`, in order or ahead of it, with its proof. Blocks.
     fn proven(&self, feed: &FeedId, index: u64) -> Option<ProvenEntry> {
         let (store, keys) = (self.store(), self.options.rosters.load().newest().feed_keys(feed));
         let verified = |note: &Bytes| SignedCheckpoint::verify(note, &keys).ok();
         let state = store.feed(feed).filter(|state| index < state.compact_range.size());
-        // What came ahead of the order came with a proof; but the feed may have come to another entry there.
+        // An entry held ahead of the order has its own proof, but the feed may have reached its
+        // index with another entry.
         if let Some(held) = store.priority_entry(feed, index).ok()?
             && (state.is_none() || self.holds_entry(feed, index, &held.entry.digest))
         {

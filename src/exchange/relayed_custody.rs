@@ -1,11 +1,15 @@
-//! Custody notes by way of a member that is linked to both sides: an owner sees who has its bulletins although a line is down.
+//! Requests custody notes through a member that is linked to both sides, so that an owner learns
+//! which members hold its bulletins although a line is down.
 //!
-//! In scope: whom an owner asks and when again, what a relay passes on, what a holder answers. Out of scope: verifying notes (`note_verifier`), signing
-//! them (the committer), and which entries may be spoken of before whom (`core::serve::readable_by_both`).
+//! In scope: which relay an owner asks about which holder and when again, what a relay forwards,
+//! how a holder responds. Out of scope: verifying notes (`note_verifier`), signing them
+//! (`committer`), and which entries may appear in a note that a relay reads
+//! (`core::serve::readable_by_both`).
 //!
-//! A custody note tells who may read what, and that is nobody's business but the owner's. So what passes a relay speaks only of entries that
-//! the relay may read itself; of the others the holder speaks when the line is back. It is asked for, not sent: an owner that has a line to
-//! everybody causes no traffic, and a relay keeps nothing.
+//! A custody note shows who may read what, which only the owner may learn. A relayed note therefore
+//! covers only entries that the relay may read itself; the holder attests the others when the
+//! direct link is back. Notes are requested, not pushed: an owner that is linked to every member
+//! causes no traffic, and a relay stores nothing.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -27,21 +31,24 @@ use super::send_queue::SendQueue;
 use super::{ExchangeState, backoff};
 use crate::store::{Content, ReadError};
 
-/// How often it is looked who has reached entries without a word of its custody, while a line is down.
+/// How often to look for holders that have cosigned entries without a custody note, while a line is
+/// down.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Shortest and longest pause before relays are asked again about one holder that did not answer.
+/// Shortest and longest delay before relays are asked again about a holder that did not respond.
 const REQUEST_BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
-/// A relay passes on so much between two members: what comes sooner is passed over, and asked for again.
+/// Shortest interval between two frames that a relay forwards to one member. Earlier frames are
+/// dropped, and requested again.
 const FORWARD_INTERVAL: Duration = Duration::from_millis(250);
-/// Notes in one answer, and bytes of them.
+/// Notes in one response, and bytes of them.
 const NOTES_MAX: usize = 64;
 const NOTES_BYTES_MAX: usize = 64 << 10;
-/// Entries, and bytes of envelopes, that are looked at for one answer.
+/// Entries, and bytes of envelopes, that are scanned for one response.
 const SCANNED_MAX: (usize, usize) = (1_024, 1 << 20);
 
-// The owner.
+// Owner.
 
-/// How far each holder without a link has answered by way of each relay, and when one is asked about it again.
+/// How far each holder without a link has responded through each relay, and when to ask about it
+/// again.
 #[derive(Default)]
 pub(crate) struct RelayProgress {
     by_holder: Mutex<BTreeMap<Member, HolderProgress>>,
@@ -50,14 +57,16 @@ pub(crate) struct RelayProgress {
 
 #[derive(Default)]
 struct HolderProgress {
-    /// By relay: one may pass on less than another, or nothing.
+    /// By relay: one may forward less than another, or nothing.
     scanned_to: BTreeMap<Member, u64>,
     attempt: u32,
     retry_at: Option<Instant>,
 }
 
 impl RelayProgress {
-    /// Which relay to ask about `holder`, whose notes reach to `attested` and whose cosignature to `cosigned`, and from where; `None`: none now.
+    /// Chooses the relay to ask about `holder`, and from which index. `attested` is where its
+    /// custody notes end, `cosigned` the size it has cosigned. `None` if no relay is to be asked
+    /// now.
     fn next(
         &self,
         holder: &Member,
@@ -80,7 +89,8 @@ impl RelayProgress {
         Some(next)
     }
 
-    /// What `holder` said by way of `relay` of entries before `scanned_to` is kept.
+    /// Records that the notes of `holder` through `relay` on entries before `scanned_to` are
+    /// persisted.
     pub(crate) fn progressed(&self, holder: &Member, relay: &Member, scanned_to: u64) {
         let mut relay_progress = self.by_holder.lock();
         let holder_progress = relay_progress.entry(holder.clone()).or_default();
@@ -93,7 +103,8 @@ impl RelayProgress {
     }
 }
 
-/// Asks relays, one after the other, for the custody notes of those that hold our entries and have no link to us. Never ends.
+/// Requests through relays, one after the other, the custody notes of members that hold our entries
+/// and have no link to us. Never ends.
 pub(crate) async fn request_custody(shared: Arc<ExchangeState>) {
     let mut links = shared.peers.watch();
     loop {
@@ -119,20 +130,20 @@ pub(crate) async fn request_custody(shared: Arc<ExchangeState>) {
             // A panic, which has been reported.
             Err(_) => return,
         }
-        // What is left is asked for as soon as a relay passes it on.
+        // The rest is requested as soon as a relay forwards it.
         tokio::time::sleep(FORWARD_INTERVAL + FORWARD_INTERVAL / 4).await;
         let _ = tokio::time::timeout(CHECK_INTERVAL, shared.relay_progress.progressed.notified()).await;
     }
 }
 
-/// The members without a link, and those with one.
+/// Returns the members without a link, and those with one.
 fn members(shared: &ExchangeState) -> (Vec<Member>, Vec<Member>) {
     let rosters = shared.options.rosters.load();
     let others = rosters.newest().members().filter(|code| **code != shared.me).cloned();
     others.partition(|code| !shared.peers.linked(code))
 }
 
-/// Which relay to ask now, about which holder, and from which index on. Blocks.
+/// Returns the requests to send now: relay, holder, and first index. Blocks.
 fn requests(
     shared: &ExchangeState,
     unlinked: &[Member],
@@ -155,11 +166,11 @@ fn requests(
 
 // Relay and holder.
 
-/// One link's part in it.
+/// Forwards and answers requests that arrive over one link.
 pub(crate) struct CustodyForwarder {
-    /// One answer is made at a time.
+    /// One response is made at a time.
     response_slot: Arc<Semaphore>,
-    /// When something was last passed on to a member.
+    /// When a frame was last forwarded to each member.
     forwarded_at: BTreeMap<Member, Instant>,
 }
 
@@ -168,7 +179,11 @@ impl CustodyForwarder {
         Self { response_slot: Arc::new(Semaphore::new(1)), forwarded_at: BTreeMap::new() }
     }
 
-    /// Takes a request of `peer`: an owner's, to be passed on, or one that a relay passes on, to be answered. What is not as it must be is said.
+    /// Handles a request from `peer`: forwards an owner's request to the holder, or answers one
+    /// that a relay forwarded.
+    ///
+    /// # Errors
+    /// What a well-formed request would have had in place of the malformed part.
     pub(crate) fn handle_request(
         &mut self,
         shared: &Arc<ExchangeState>,
@@ -190,7 +205,11 @@ impl CustodyForwarder {
         Ok(())
     }
 
-    /// Takes notes of `peer`: a holder's, to be passed on, or those that a relay passes on to their owner, to be verified.
+    /// Handles notes from `peer`: forwards a holder's notes to the owner, or returns those for this
+    /// node's feed to be verified.
+    ///
+    /// # Errors
+    /// As [`Self::handle_request`].
     pub(crate) fn handle_notes(
         &mut self,
         shared: &ExchangeState,
@@ -216,7 +235,8 @@ impl CustodyForwarder {
         Ok(None)
     }
 
-    /// Passes something on to a member, if it is linked. Neither side can fill the other's line by it.
+    /// Forwards a frame to a member, if it is linked and the last one is not too recent: neither
+    /// side can fill the other's line this way.
     fn forward(&mut self, shared: &ExchangeState, to: &Member, frame: Frame) {
         let now = Instant::now();
         let soon = self.forwarded_at.get(to).is_some_and(|last| now.duration_since(*last) < FORWARD_INTERVAL);
@@ -250,7 +270,8 @@ impl CustodyForwarder {
     }
 }
 
-/// What this node says before `relay` of a feed from an index on, and up to where it has looked; `None`: nothing. Blocks.
+/// Returns the custody notes of a feed from an index on that `relay` may read, and the index up to
+/// which it was scanned; `None` if there are none. Blocks.
 fn custody_for_relay(
     shared: &ExchangeState,
     relay: &Member,

@@ -1,4 +1,7 @@
-//! Rosters on links: handing on what a peer lacks, and adopting what it sends.
+//! Synchronizes rosters over links: sends the versions that a peer lacks, and adopts newer ones.
+//!
+//! In scope: adoption as one commit, and the alarms about rejected rosters. Out of scope: verifying
+//! a roster (`core::roster`).
 
 use barid_core::ids::Member;
 use barid_core::limits::MESSAGE_BYTES_MAX;
@@ -13,7 +16,7 @@ use crate::store::{CrlRecord, RosterRecord};
 use crate::telemetry::alarms::Alarm;
 use crate::telemetry::{AuditEvent, audit};
 
-/// The versions after `after`, as many as one message holds.
+/// Returns the versions after `after`, as many as one message holds.
 pub(crate) fn rosters_after(chain: &RosterChain, after: u64) -> proto::Rosters {
     let mut notes: Vec<Bytes> = Vec::new();
     let mut bytes = 0;
@@ -27,7 +30,8 @@ pub(crate) fn rosters_after(chain: &RosterChain, after: u64) -> proto::Rosters {
     proto::Rosters { notes }
 }
 
-/// Rosters about to be put in force; nobody else adopts meanwhile. Dropping it changes nothing.
+/// Rosters about to be put in force. It holds the lock that serializes adoptions. Dropping it
+/// changes nothing.
 pub struct Adoption<'a> {
     shared: &'a ExchangeState,
     chain: RosterChain,
@@ -49,7 +53,7 @@ impl<'a> Adoption<'a> {
         Self { shared, chain, records: Vec::new(), _lock: lock }
     }
 
-    /// Adds the next version; false if it is held or about to be adopted already.
+    /// Adds the next version. Returns false if it is in force or has been added already.
     ///
     /// # Errors
     /// As [`RosterChain::extend`].
@@ -61,17 +65,17 @@ impl<'a> Adoption<'a> {
         Ok(extended)
     }
 
-    /// What would be in force.
+    /// Returns the roster that would be in force.
     #[must_use]
     pub fn newest(&self) -> &Roster {
         self.chain.newest()
     }
 
-    /// Keeps the rosters and, in the same commit, revocation lists; then puts the rosters in force. The version adopted, if there is a
-    /// newer one. All of it or nothing.
+    /// Persists the rosters and, in the same commit, revocation lists; then puts the rosters in
+    /// force. Returns the version adopted, if there is a newer one.
     ///
     /// # Errors
-    /// If it cannot be kept.
+    /// If the commit fails. Nothing has changed then.
     pub async fn commit(self, crls: Vec<CrlRecord>) -> Result<Option<u64>, CommitFailure> {
         let version = self.records.last().map(|record| record.version);
         if version.is_some() || !crls.is_empty() {
@@ -86,7 +90,7 @@ impl<'a> Adoption<'a> {
     }
 }
 
-/// Whether a roster of this version ends the cause of an alarm.
+/// Whether a roster of this version resolves an alarm.
 fn is_resolved_by(alarm: &Alarm, version: u64) -> bool {
     match alarm {
         Alarm::RosterMissing { version: missing, .. } => *missing <= version,
@@ -96,7 +100,7 @@ fn is_resolved_by(alarm: &Alarm, version: u64) -> bool {
     }
 }
 
-/// Verifies rosters that `peer` sent, keeps those that extend ours, and puts them in force.
+/// Verifies rosters from `peer`, persists those that extend ours, and puts them in force.
 pub(crate) async fn adopt_rosters(shared: &ExchangeState, peer: &Member, notes: &[Bytes]) {
     let mut adoption = Adoption::begin(shared).await;
     for note in notes {
@@ -126,7 +130,8 @@ fn record_rejection(shared: &ExchangeState, peer: &Member, error: &ChainError) {
             shared.alarms.raise(Alarm::RosterFork { version: *version, by: peer.clone() });
             "roster-fork"
         }
-        // Enough governors signed it: they are told, or their next version is refused everywhere and nobody knows why.
+        // Enough governors signed it, so operators must know: otherwise the next version is
+        // rejected everywhere for no visible reason.
         ChainError::InvariantChanged { .. } => {
             shared.alarms.raise(Alarm::RosterRejected { why: error.to_string(), by: peer.clone() });
             "roster-invariant"

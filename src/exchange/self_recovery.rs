@@ -1,7 +1,10 @@
-//! This member's own feeds as its peers hold them: epochs that are over, and the one in force while it is in doubt.
+//! This member's own feeds as its peers hold them: closed epochs, and the one in force while it
+//! needs recovery.
 //!
-//! In scope: what each peer shows of them, and at which peer each is followed: one at a time, so that a thin line carries it once. Out of
-//! scope: following (`receiver`), and what follows from it (`committer`, recovery). What a peer once showed stays known when its link ends.
+//! In scope: the sizes that each peer has announced, and at which peer each feed is followed: one
+//! at a time, so that a slow line carries it once. Out of scope: following (`receiver`), and
+//! recovery itself (`committer::epoch`, `app::recover`). Sizes that a peer announced remain known
+//! after its link ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,13 +18,14 @@ use tokio::time::Instant;
 use super::{ExchangeState, FOLLOW_BACKOFF, backoff};
 use crate::committer::PublishState;
 
-/// How long a peer may bring nothing before another one that has more gets its turn: a slow line and a batch.
+/// How long a peer may deliver nothing before another peer that has more is followed: a slow line
+/// and one batch.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Epochs of our own that one peer may show: more than a roster has keys for.
+/// Own epochs that one peer may announce: more than a roster has keys for.
 const EPOCHS_MAX: usize = 1_024;
 
-/// What is known of our own feeds elsewhere.
+/// What peers hold of our own feeds.
 pub(crate) struct SelfRecovery {
     table: Mutex<RecoveryState>,
     changed: watch::Sender<u64>,
@@ -30,7 +34,7 @@ pub(crate) struct SelfRecovery {
 #[derive(Default)]
 struct RecoveryState {
     replicas: BTreeMap<Member, PeerReplicas>,
-    /// At which link each feed is followed.
+    /// The link over which each feed is followed.
     upstream: BTreeMap<FeedId, ActiveUpstream>,
     backoffs: BTreeMap<(FeedId, Member), (Instant, u32)>,
 }
@@ -48,16 +52,16 @@ struct PeerReplicas {
     heads_received: bool,
 }
 
-/// Tells one link from the next.
+/// Identifies a link within this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LinkId(u64);
 
-/// What one peer holds of one of our feeds.
+/// What one peer holds of our own feeds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnFeedReplicas {
-    /// Whether it has shown its heads since this node started.
+    /// Whether it has sent its tree heads since this node started.
     pub heads_received: bool,
-    /// Size of the newest checkpoint that it has shown, of each epoch; absent: nothing.
+    /// Number of entries that it has announced to hold, by epoch; absent: none.
     pub sizes: BTreeMap<FeedId, u64>,
 }
 
@@ -75,12 +79,13 @@ impl LinkId {
 }
 
 impl SelfRecovery {
-    /// Changes when there may be something to follow.
+    /// Returns a receiver that changes when there may be something to follow.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// `peer` has shown a verified checkpoint of `size` of our `feed`.
+    /// Records that `peer` has announced, with a verified checkpoint, to hold `size` entries of our
+    /// `feed`.
     pub(crate) fn record_replica_size(&self, peer: &Member, feed: &FeedId, size: u64) {
         let mut table = self.table.lock();
         let replicas = table.replicas.entry(peer.clone()).or_default();
@@ -92,7 +97,7 @@ impl SelfRecovery {
         self.notify();
     }
 
-    /// `peer` has shown all of its heads.
+    /// Records that `peer` has sent all of its tree heads.
     pub(crate) fn heads_received(&self, peer: &Member) {
         let first =
             !std::mem::replace(&mut self.table.lock().replicas.entry(peer.clone()).or_default().heads_received, true);
@@ -101,7 +106,7 @@ impl SelfRecovery {
         }
     }
 
-    /// What each peer has shown.
+    /// Returns what each peer has announced.
     pub(crate) fn replicas(&self) -> BTreeMap<Member, OwnFeedReplicas> {
         let table = self.table.lock();
         let copy = |replicas: &PeerReplicas| OwnFeedReplicas {
@@ -111,13 +116,13 @@ impl SelfRecovery {
         table.replicas.iter().map(|(peer, replicas)| (peer.clone(), copy(replicas))).collect()
     }
 
-    /// A link has ended: others may take over what it followed.
+    /// Records that a link has ended: others may follow its feeds instead.
     pub(crate) fn link_ended(&self, link: LinkId) {
         self.table.lock().upstream.retain(|_, upstream| upstream.link != link);
         self.notify();
     }
 
-    /// What `peer` sent of `feed` was refused: others get their turn.
+    /// Records that entries of `feed` from `peer` were rejected: other peers are tried first.
     pub(crate) fn rejected(&self, feed: &FeedId, peer: &Member) {
         let mut table = self.table.lock();
         table.upstream.remove(feed);
@@ -134,14 +139,15 @@ impl SelfRecovery {
 }
 
 impl ExchangeState {
-    /// Whether `feed` is an own one that this node does not continue itself.
+    /// Whether `feed` is one of our own that this node does not append to itself.
     pub(crate) fn follows_own(&self, feed: &FeedId) -> bool {
         feed.member == self.me
             && (feed != self.own_feed()
                 || matches!(*self.options.committer.publish_state().borrow(), PublishState::NeedsRecovery(_)))
     }
 
-    /// Our own feeds to follow at `peer` over `link`, and when to look again if something was put off.
+    /// Returns our own feeds to follow at `peer` over `link`, and when to check again if one was
+    /// postponed.
     pub(crate) fn own_feeds_to_follow(&self, peer: &Member, link: LinkId) -> (BTreeSet<FeedId>, Option<Instant>) {
         let (roster, now) = (self.options.rosters.load().newest_shared(), Instant::now());
         let closed_feeds = roster.member(&self.me).map(|entry| entry.closed_feeds.clone()).unwrap_or_default();
@@ -150,7 +156,7 @@ impl ExchangeState {
         let (mut feeds, mut check_at) = (BTreeSet::new(), None::<Instant>);
         for (feed, size) in replicas.get(peer).iter().flat_map(|replicas| &replicas.sizes) {
             let held = self.store().feed(feed).map_or(0, |state| state.compact_range.size());
-            // What the governors have settled is all there is.
+            // The size of a closed feed in the roster is final.
             let complete = closed_feeds.iter().any(|closed| closed.epoch == feed.epoch && held >= closed.size);
             let wanted = *size > held && !complete && self.follows_own(feed) && !self.stopped_feeds.contains(feed);
             if !wanted {
@@ -164,7 +170,7 @@ impl ExchangeState {
                 if other.held != held {
                     (other.held, other.since) = (held, now);
                 }
-                // Whoever has no more, or does not bring it, gives way.
+                // A peer that has no more, or delivers nothing, is replaced.
                 let has_more = replicas
                     .get(&other.peer)
                     .and_then(|replicas| replicas.sizes.get(feed))

@@ -1,6 +1,8 @@
-//! What a link still has to send: answers and control frames in order, progress by feed, and the feeds that the peer follows.
+//! The queue of a link: replies and control frames in order, progress by feed, and the feeds that
+//! the peer follows.
 //!
-//! In scope: the state shared by a link's reader and writer. Out of scope: entries; they are read from the store when their turn comes.
+//! In scope: the state shared by a link's receiver and sender, and the order of sending. Out of
+//! scope: entries, which are read from the store when they are sent (`feed_sender`).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
@@ -18,7 +20,7 @@ use super::congestion_window::CongestionWindow;
 use super::feed_sender::FeedSender;
 use super::{IN_FLIGHT_BYTES_MAX, SEND_QUEUE_BYTES_MAX, SEND_QUEUE_FRAMES_MAX};
 
-/// Shared by the two tasks of a link.
+/// State shared by the two tasks of a link.
 #[derive(Default)]
 pub(crate) struct SendQueue {
     inner: Mutex<QueueState>,
@@ -32,11 +34,11 @@ struct QueueState {
     control_bytes: usize,
     stored: BTreeMap<FeedId, u64>,
     feed_senders: BTreeMap<FeedId, FeedSender>,
-    /// What the peer asked for of earlier entries; the newest request of each feed.
+    /// Backfill requests of the peer; the newest one of each feed.
     backfills: BTreeMap<FeedId, BackfillRequest>,
     backfilled_last: bool,
     last_served: Option<FeedId>,
-    /// Feeds that the peer was asked for or follows, or did: as many as the roster has.
+    /// Feeds that either side has requested over this link: at most as many as the roster has.
     link_feeds: BTreeSet<FeedId>,
     overflowed: bool,
     closed: bool,
@@ -48,18 +50,18 @@ struct QueueState {
 pub(crate) enum Next {
     /// This frame.
     Frame(Frame),
-    /// A batch of this feed, if there is anything; the provider as it stands.
+    /// A batch of this feed, if it has anything to send; with a snapshot of its feed sender.
     Batch(FeedId, FeedSender),
-    /// The answer to a request for earlier entries.
+    /// The response to a backfill request.
     Backfill(FeedId, BackfillRequest),
     /// Nothing is waiting.
     Idle,
-    /// Nothing is left, and nothing will come.
+    /// The queue is closed and empty.
     Closed,
 }
 
 impl SendQueue {
-    /// Sends `frame` before any further entries.
+    /// Queues `frame`, ahead of any further entries.
     pub(crate) fn push(&self, frame: Frame) {
         let mut inner = self.inner.lock();
         let bytes = frame.encoded_len();
@@ -78,40 +80,41 @@ impl SendQueue {
         self.notify.notify_one();
     }
 
-    /// Tells the peer what was refused, and why.
+    /// Queues a fault with its reason.
     pub(crate) fn fault(&self, feed: String, reason: &str, detail: String) {
         self.push(Frame::Fault(proto::Fault { feed, reason: reason.into(), detail }));
     }
 
-    /// Tells the peer how much of `feed` is durable here; only the newest size counts.
+    /// Queues the number of entries of `feed` that are durable here. Only the newest size is sent.
     pub(crate) fn stored(&self, feed: FeedId, size: u64) {
         self.inner.lock().stored.insert(feed, size);
         self.notify.notify_one();
     }
 
-    /// There may be other heads to tell, for a reason that lies with the peer.
+    /// Notes that the peer's state has changed, so that tree heads may have to be sent.
     pub(crate) fn heads_changed(&self) {
         self.inner.lock().heads_changed = true;
         self.notify.notify_one();
     }
 
-    /// Whether there may be other heads to tell since this was asked last.
+    /// Returns and clears the flag of [`Self::heads_changed`].
     pub(crate) fn take_heads_changed(&self) -> bool {
         std::mem::take(&mut self.inner.lock().heads_changed)
     }
 
-    /// Whether the peer let so much pile up that the link must end.
+    /// Whether the peer has let the queue overflow, so that the link must end.
     pub(crate) fn overflowed(&self) -> bool {
         self.inner.lock().overflowed
     }
 
-    /// What waits is still sent, then the writer ends.
+    /// Closes the queue. Waiting frames are still sent, then the sender ends.
     pub(crate) fn close(&self) {
         self.inner.lock().closed = true;
         self.notify.notify_one();
     }
 
-    /// The peer follows a feed, from anew if it did before. False if it follows too many.
+    /// Starts serving a feed to the peer; a new request replaces the earlier one. Returns false if
+    /// the peer follows too many feeds.
     pub(crate) fn follow(&self, feed: FeedId, feed_sender: FeedSender) -> bool {
         let mut inner = self.inner.lock();
         if inner.feed_senders.len() >= super::FOLLOWS_MAX && !inner.feed_senders.contains_key(&feed) {
@@ -125,7 +128,8 @@ impl SendQueue {
         true
     }
 
-    /// The peer asks for earlier entries of a feed, instead of what it asked for before. False if it asks in too many feeds.
+    /// Queues a backfill request of the peer, in place of its earlier one for this feed. Returns
+    /// false if there are requests for too many feeds.
     pub(crate) fn backfill(&self, feed: FeedId, request: BackfillRequest) -> bool {
         let mut inner = self.inner.lock();
         if inner.backfills.len() >= super::FOLLOWS_MAX && !inner.backfills.contains_key(&feed) {
@@ -138,17 +142,18 @@ impl SendQueue {
         true
     }
 
-    /// The peer takes nothing more of a feed until it asks again.
+    /// Stops serving a feed until the peer requests it again.
     pub(crate) fn unfollow(&self, feed: &FeedId) {
         self.inner.lock().feed_senders.remove(feed);
     }
 
-    /// Whether the peer was asked for this feed over this link, or asked for it: of others it has nothing to refuse.
+    /// Whether either side has requested this feed over this link. A fault about another feed is
+    /// malformed.
     pub(crate) fn is_of_link(&self, feed: &FeedId) -> bool {
         self.inner.lock().link_feeds.contains(feed)
     }
 
-    /// The peer holds `feed` up to `size`.
+    /// Records that the peer holds `feed` up to `size`.
     pub(crate) fn acknowledged(&self, feed: &FeedId, size: u64) {
         let mut inner = self.inner.lock();
         let in_flight_bytes = inner.in_flight_bytes();
@@ -162,7 +167,7 @@ impl SendQueue {
         self.followed.send_modify(|count| *count += 1);
     }
 
-    /// What is urgent of these feeds, as they stood, is on its way.
+    /// Records that the urgent entries of these feeds have been sent, as of these snapshots.
     pub(crate) fn mark_scanned(&self, feed_senders: &[(FeedId, FeedSender)]) {
         let mut inner = self.inner.lock();
         for (feed, scanned) in feed_senders {
@@ -176,19 +181,20 @@ impl SendQueue {
         self.notify.notify_one();
     }
 
-    /// Changes with what the peer follows, and how far it holds it.
+    /// Returns a receiver that changes when the feeds that the peer follows, or their progress,
+    /// change.
     pub(crate) fn followed(&self) -> watch::Receiver<u64> {
         self.followed.subscribe()
     }
 
-    /// The feeds that the peer follows, as they stand.
+    /// Returns snapshots of the feeds that the peer follows.
     pub(crate) fn feed_senders(&self) -> Vec<(FeedId, FeedSender)> {
         let inner = self.inner.lock();
         inner.feed_senders.iter().map(|(feed, feed_sender)| (feed.clone(), feed_sender.clone())).collect()
     }
 
-    /// A batch made by `feed_sender` was handed to the transport: it ends before `end` and has so many bytes. Without effect if the
-    /// peer has asked anew meanwhile.
+    /// Records that a batch made by `feed_sender` was handed to the transport; it ends before `end`
+    /// and has this many bytes. No effect if the peer has requested the feed anew since.
     pub(crate) fn sent(&self, feed: &FeedId, feed_sender: &FeedSender, end: u64, bytes: usize) {
         if let Some(current) = self.inner.lock().feed_senders.get_mut(feed)
             && current.same_request(feed_sender)
@@ -197,9 +203,9 @@ impl SendQueue {
         }
     }
 
-    /// What to send next: control first, then progress, then each followed feed that has room in turn, with answers about earlier entries
-    /// between them. `caught_up` are the feeds that
-    /// had nothing new since the last commit.
+    /// Returns what to send next: control frames, then progress, then a batch of the next followed
+    /// feed that has room, alternating with backfill responses. `caught_up` holds the feeds that
+    /// have had nothing new since the last commit.
     pub(crate) fn next(&self, caught_up: &BTreeMap<FeedId, u64>) -> Next {
         let mut inner = self.inner.lock();
         if let Some(frame) = inner.control.pop_front() {
@@ -215,7 +221,7 @@ impl SendQueue {
         if inner.closed {
             return Next::Closed;
         }
-        // Old entries and new ones take turns.
+        // Old entries and new ones alternate.
         if !inner.backfilled_last
             && let Some((feed, request)) = inner.backfills.pop_first()
         {
@@ -241,14 +247,14 @@ impl SendQueue {
         Next::Batch(feed, feed_sender)
     }
 
-    /// Returns when something may have become ready.
+    /// Waits until something may have become ready.
     pub(crate) async fn notified(&self) {
         self.notify.notified().await;
     }
 }
 
 impl QueueState {
-    /// Bytes of batches on their way, of all feeds.
+    /// Bytes of all batches in flight.
     fn in_flight_bytes(&self) -> usize {
         self.feed_senders.values().map(FeedSender::in_flight_bytes).sum()
     }

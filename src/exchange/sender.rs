@@ -1,4 +1,8 @@
-//! The writing task of a link: answers first, then one batch of each followed feed in turn, heads and heartbeats between them.
+//! The sending task of a link: sends replies first, then one batch of each followed feed in turn,
+//! with tree heads and heartbeats between them.
+//!
+//! In scope: when to send each kind of frame. Out of scope: the order of queued frames
+//! (`send_queue`), making a batch (`feed_sender`), urgent entries (`priority`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,7 +34,7 @@ pub(crate) struct LinkSender {
     sent_at: Instant,
 }
 
-/// The transport takes nothing more.
+/// The transport accepts no more frames.
 struct TransportClosed;
 
 impl LinkSender {
@@ -53,9 +57,9 @@ impl LinkSender {
         }
     }
 
-    /// Writes until the outbox is closed or the transport takes nothing more.
+    /// Sends until the send queue is closed or the transport accepts no more frames.
     pub(crate) async fn run(mut self) {
-        // The transport is gone: the reader notices the same and ends the link.
+        // If the transport is gone, the receiver notices it too and ends the link.
         let _ = self.send_all().await;
     }
 
@@ -63,11 +67,11 @@ impl LinkSender {
         let mut commits = self.shared.options.committer.watch();
         let mut rosters = self.shared.options.rosters.watch();
         let mut crl_versions = self.shared.options.revocations.watch();
-        // Feeds that had nothing to send since the last commit, by cursor.
+        // Feeds that have had nothing to send since the last commit, with their cursors.
         let mut caught_up: BTreeMap<FeedId, u64> = BTreeMap::new();
         loop {
             if rosters.has_changed().unwrap_or(false) {
-                // Told before what is published by it.
+                // Announce a new roster before the entries published under it.
                 self.heads_sent_at = None;
             }
             if commits.has_changed().unwrap_or(false) || rosters.has_changed().unwrap_or(false) {
@@ -132,7 +136,7 @@ impl LinkSender {
         match self.batch(&feed, feed_sender).await {
             Ok(Some(Batch { entries, end, bytes })) => {
                 let permit = self.outgoing.reserve().await.map_err(|_| TransportClosed)?;
-                // Before it leaves: its answer may come at once.
+                // Record it before it is sent: the acknowledgement may arrive at once.
                 self.send_queue.sent(&feed, feed_sender, end, bytes);
                 permit.send(proto::Frame { frame: Some(Frame::Entries(entries)) });
                 self.sent_at = Instant::now();
@@ -160,7 +164,7 @@ impl LinkSender {
             Ok(backfills) => self.send(Frame::BackfillResponse(backfills)).await,
             Err(error) => {
                 tracing::error!(feed = name, peer = %self.peer, error = error_chain::one_line(&error), "entries cannot be read for a peer");
-                // Nothing was looked at: it asks again later.
+                // Nothing was scanned, so the peer requests it again later.
                 self.send(Frame::BackfillResponse(proto::BackfillResponse {
                     feed: name,
                     ..proto::BackfillResponse::default()
@@ -174,7 +178,7 @@ impl LinkSender {
         let store = self.shared.store();
         let rosters = self.shared.options.rosters.load();
         if feed_sender.is_live(store.as_ref(), feed) {
-            // The newest entries lie in memory.
+            // The newest entries are in memory.
             return feed_sender.batch(store.as_ref(), feed, &self.peer, &rosters);
         }
         let (store, feed, peer, feed_sender) =

@@ -1,4 +1,7 @@
-//! The served side: `Exchange.Link` for tonic.
+//! Serves `Exchange.Link` with tonic.
+//!
+//! In scope: admitting a call, its budgets, and converting messages to frames. Out of scope: the
+//! link itself (`link`), verifying certificates (`transport`).
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,15 +24,16 @@ use crate::calls::{Admission, Call, Calls, Report, Terms, over_budget};
 use crate::rpc::exchange_server::{Exchange as ExchangeRpc, ExchangeServer};
 use crate::telemetry::{AuditEvent, audit};
 
-/// Who the caller is, by the certificate that the transport has verified.
+/// Returns the member that the caller's verified certificate names.
 pub type Identify = Arc<dyn Fn(&Extensions) -> Option<Member> + Send + Sync>;
 
-/// The one method here.
+/// The only method of this service.
 const LINK_PATH: &str = "/barid.v1.Exchange/Link";
-/// Links that one member may begin in a second, and at once: a link that ends is dialled again after a pause.
+/// Links that one member may open per second, and at once. After a link ends, the dialler backs off
+/// before the next attempt.
 const LINK_RATE: Rate = Rate { per_second: 2.0, burst: 32.0 };
 
-/// Answers `Exchange.Link`.
+/// Serves `Exchange.Link`.
 #[derive(Clone)]
 pub struct LinkService {
     exchange: Exchange,
@@ -37,7 +41,7 @@ pub struct LinkService {
     rates: Arc<RateLimiter>,
 }
 
-/// The calls of the listener for peers: each member within its budgets.
+/// Creates the calls of the listener for peers, with budgets for each member.
 #[must_use]
 pub fn calls(exchange: Exchange, identify: Identify) -> Calls {
     let service = LinkService { exchange, identify, rates: Arc::default() };
@@ -63,7 +67,7 @@ impl Admission for LinkService {
 }
 
 impl Exchange {
-    /// What a link may hold of the member's budgets, whoever opens it.
+    /// Returns the budgets of one link, whichever side opened it.
     pub(super) fn link_terms(&self, member: &Member, limited: Result<(), Duration>) -> Result<Terms, Status> {
         let report: Report = {
             let (shared, member) = (Arc::clone(&self.shared), member.clone());
@@ -133,7 +137,7 @@ impl ExchangeRpc for LinkService {
         let peer = self.caller(request.extensions())?;
         let call = request.extensions().get::<Call>().cloned();
         let incoming = request.into_inner().map(move |message| {
-            // It is decoded: from here on the reader's own bounds hold.
+            // It is decoded: from here on the receiver's own bounds apply.
             drop(call.as_ref().and_then(Call::received));
             match message {
                 Ok(message) => Ok(message.frame.unwrap_or_default()),

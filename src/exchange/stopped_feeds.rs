@@ -1,6 +1,7 @@
-//! Feeds that are not followed, since one key signed two trees of them, until an operator decides.
+//! The feeds that are not followed, because one key signed two trees, until an operator decides.
 //!
-//! In scope: which they are, the alarm of each, and what an operator knew when deciding. Out of scope: finding and proving it (`equivocation`).
+//! In scope: the set of stopped feeds, the alarm of each, and the evidence that an operator has
+//! decided about. Out of scope: detecting and proving equivocation (`equivocation`).
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use parking_lot::Mutex;
 use crate::store::{ForkRecord, Store};
 use crate::telemetry::alarms::{Alarm, Alarms};
 
-/// The feeds, and the decisions: as many as the roster has feeds.
+/// Stopped feeds and decisions: at most as many as the roster has feeds.
 pub struct StoppedFeeds {
     table: Mutex<ForkTable>,
     alarms: Alarms,
@@ -19,17 +20,17 @@ pub struct StoppedFeeds {
 
 #[derive(Default)]
 struct ForkTable {
-    /// With what was seen.
+    /// With a description of the evidence.
     stopped: BTreeMap<FeedId, String>,
-    /// What evidence of two trees showed that an operator has decided about.
+    /// Trees and entries of the evidence that an operator has decided about.
     decided: BTreeMap<FeedId, ResolvedForks>,
 }
 
 impl StoppedFeeds {
-    /// As the store remembers.
+    /// Restores the state from the store.
     pub(crate) fn restore(store: &dyn Store, alarms: Alarms) -> Self {
         let feeds = Self { table: Mutex::default(), alarms };
-        // A store that cannot be read says so to whoever needs it.
+        // Read errors are ignored here; other code reports them.
         let (decided, open): (Vec<_>, Vec<_>) =
             store.forks().unwrap_or_default().into_iter().partition(|fork| fork.resumed);
         for fork in decided {
@@ -43,19 +44,20 @@ impl StoppedFeeds {
         feeds
     }
 
-    /// Those that are not followed, with what was seen.
+    /// Returns the stopped feeds, each with a description of the evidence.
     #[must_use]
     pub fn all(&self) -> BTreeMap<FeedId, String> {
         self.table.lock().stopped.clone()
     }
 
-    /// Whether a feed is not followed.
+    /// Whether a feed is stopped.
     #[must_use]
     pub fn contains(&self, feed: &FeedId) -> bool {
         self.table.lock().stopped.contains_key(feed)
     }
 
-    /// Two trees of `feed` were seen, shown by this member: it is not followed until an operator decides. False if that was known.
+    /// Stops `feed` because of an equivocation that `by` sent, until an operator decides. Returns
+    /// false if it is stopped already.
     pub(crate) fn stop(&self, feed: &FeedId, why: &str, by: Option<&Member>) -> bool {
         let mut table = self.table.lock();
         if table.stopped.contains_key(feed) {
@@ -66,11 +68,12 @@ impl StoppedFeeds {
         true
     }
 
-    /// An operator has decided that `feed` is followed as it is held here, knowing this evidence.
+    /// Records an operator's decision to follow `feed` from the copy held here, knowing this
+    /// evidence.
     pub(crate) fn resume(&self, feed: &FeedId, known: &[ForkRecord]) {
         let mut table = self.table.lock();
         let decided = table.decided.entry(feed.clone()).or_default();
-        // It was verified when it was kept.
+        // It was verified when it was persisted.
         known
             .iter()
             .filter_map(|fork| EquivocationClaims::read(&fork.evidence).ok())
@@ -79,7 +82,7 @@ impl StoppedFeeds {
         self.alarms.clear(|alarm| matches!(alarm, Alarm::Fork { feed: stopped, .. } if stopped == feed));
     }
 
-    /// What was known of `feed` when an operator last decided about it.
+    /// Returns the evidence on `feed` that an operator has decided about.
     pub(crate) fn decided(&self, feed: &FeedId) -> ResolvedForks {
         self.table.lock().decided.get(feed).cloned().unwrap_or_default()
     }

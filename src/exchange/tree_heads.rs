@@ -1,4 +1,7 @@
-//! Heads: what changed at this node since it last told one peer.
+//! Tree heads: what has changed at this node since it last sent them to one peer.
+//!
+//! In scope: checkpoints, cosignatures, revocation lists and the roster version to send, and their
+//! bounds. Out of scope: when to send them (`sender`).
 
 use std::collections::BTreeMap;
 
@@ -9,7 +12,7 @@ use bytes::Bytes;
 use super::{ExchangeState, TREE_HEADS_BYTES_MAX, TREE_HEADS_CRL_BYTES_MAX, TREE_HEADS_CRLS_MAX, TREE_HEADS_NOTES_MAX};
 use crate::store::ReadError;
 
-/// What one peer was told last.
+/// What was last sent to one peer.
 #[derive(Default)]
 pub(crate) struct SentHeads {
     any: bool,
@@ -20,16 +23,17 @@ pub(crate) struct SentHeads {
     /// Newest roster that the peer is known to hold.
     peer_roster: u64,
     crls: BTreeMap<String, Bytes>,
-    /// Version of our lists and of the peer's roster when lists were told last.
+    /// Version of our lists and of the peer's roster when lists were last sent.
     crls_state: Option<(u64, u64)>,
     crls_incomplete: bool,
-    /// Not everything fitted.
+    /// Whether something did not fit.
     pub(crate) incomplete: bool,
 }
 
 impl SentHeads {
-    /// What `peer` has not been told yet; `None` if that is nothing. The first time there is always something: a peer that holds
-    /// nothing of ours says so by it. Blocks.
+    /// Returns what has not been sent to `peer` yet; `None` if nothing. The first call always
+    /// returns a message, even an empty one: it shows the peer that this node holds none of its
+    /// entries. Blocks.
     pub(crate) fn next(
         &mut self,
         shared: &ExchangeState,
@@ -39,7 +43,7 @@ impl SentHeads {
         self.incomplete = false;
         let peer_roster = shared.peers.roster_version(peer);
         if peer_roster != self.peer_roster {
-            // With the one before it may not have known a feed's key, or a cosigner's.
+            // With its earlier roster the peer may not have known the key of a feed or a cosigner.
             self.checkpoints.clear();
             self.cosigned.clear();
             self.peer_roster = peer_roster;
@@ -61,7 +65,7 @@ impl SentHeads {
             for note in shared.store().cosigned_newest(&feed)? {
                 let key = (feed.clone(), note.cosigner);
                 let sent = self.cosigned.get(&key);
-                // Its own words a peer is told once on each link: it may have lost them.
+                // The peer's own cosignatures are sent once per link: it may have lost them.
                 if sent == Some(&note.size) || sent.is_some() && key.1 == *peer {
                     continue;
                 }
@@ -84,8 +88,9 @@ impl SentHeads {
         Ok((!unchanged).then_some(proto::TreeHeads { heads, roster_version, crls }))
     }
 
-    /// Revocation lists that the peer lacks, as many as fit beside the notes. All are told again once the peer holds a newer roster:
-    /// with the one before it may not have known an authority.
+    /// Returns the revocation lists that the peer lacks, as many as fit beside the notes. All are
+    /// sent again once the peer holds a newer roster: with the earlier one it may not have known an
+    /// authority.
     fn new_crls(&mut self, shared: &ExchangeState, peer: &Member) -> Vec<Bytes> {
         let state = (*shared.options.revocations.watch().borrow(), shared.peers.roster_version(peer));
         if self.crls_state == Some(state) && !self.crls_incomplete {

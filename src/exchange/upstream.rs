@@ -1,7 +1,8 @@
-//! Which feeds are followed over which link: a member's own over its link, and those of members that cannot be reached, or that have lost what
-//! others hold, at a relay.
+//! Assigns feeds to links: a member's feeds are followed over its own link; those of a member that
+//! cannot be reached, or that has lost entries that others hold, at a relay.
 //!
-//! In scope: feeding `core::relay` with what links show. Out of scope: the choice itself (core), following (`receiver`).
+//! In scope: passing the state of links to `core::upstream`. Out of scope: the choice itself
+//! (`core::upstream`), following (`receiver`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,30 +14,30 @@ use tokio::time::Instant;
 
 use super::ExchangeState;
 
-/// How often the choice is looked at while a member cannot be reached; heads come as often.
+/// How often the choice is made while a member cannot be reached; tree heads arrive as often.
 pub(crate) const UPSTREAM_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often it is looked at whether a linked member shows less than others.
+/// How often to check whether a linked member announces less than others.
 const LAG_CHECK_INTERVAL: Duration = Duration::from_millis(RELAY_GRACE_MS);
 
-/// Where the feeds of members are followed that cannot serve them.
+/// Where the feeds of members are followed that cannot serve them themselves.
 pub(crate) struct Upstreams {
     began: Instant,
     table: Mutex<UpstreamTable>,
 }
 
-/// As many as the roster has feeds.
+/// At most as many entries as the roster has feeds.
 #[derive(Default)]
 struct UpstreamTable {
     chosen: BTreeMap<FeedId, UpstreamSelector>,
     behind: BTreeMap<FeedId, OwnerLag>,
 }
 
-/// What is to be followed over one link beside the peer's own feeds.
+/// The feeds to follow over one link beside the peer's own.
 #[derive(Default)]
 pub(crate) struct UpstreamFeeds {
     pub(crate) feeds: BTreeSet<FeedId>,
-    /// When to look again; `None`: when a link opens or ends.
+    /// When to check again; `None`: when a link opens or ends.
     pub(crate) next_check: Option<Instant>,
 }
 
@@ -47,14 +48,15 @@ impl Default for Upstreams {
 }
 
 impl Upstreams {
-    /// Where a feed is followed instead of at its owner.
+    /// Returns the member at which a feed is followed in place of its owner.
     pub(crate) fn at(&self, feed: &FeedId) -> Option<Member> {
         self.table.lock().chosen.get(feed).and_then(|relay| relay.at().cloned())
     }
 }
 
 impl ExchangeState {
-    /// Chooses anew for every feed whose owner is away or behind, and tells which of them `peer` is to serve.
+    /// Chooses again for every feed whose owner is not linked or behind, and returns those that
+    /// `peer` is to serve.
     pub(crate) fn upstream_feeds_at(&self, peer: &Member) -> UpstreamFeeds {
         let (roster, now) = (self.options.rosters.load().newest_shared(), Instant::now());
         let now_ms = u64::try_from((now - self.upstreams.began).as_millis()).unwrap_or(u64::MAX);

@@ -19,33 +19,34 @@ use crate::access::{AccessText, GrantText, LimitsText, Role};
 use crate::config::NodeText;
 use crate::transport::Compress;
 
-/// The declaration's working groups.
+/// The working groups named in the declaration.
 pub const WORKING_GROUPS: [&str; 4] = ["security", "information", "customs", "justice"];
-/// Members of a development exchange: each takes some 1.7 KB of a roster, which has at most [`ROSTER_BYTES_MAX`].
+/// Most members: each takes some 1.7 KB of a roster, which has at most [`ROSTER_BYTES_MAX`].
 pub const MEMBERS_MAX: usize = 512;
-/// What an unfinished run leaves in the folder until the next one removes it.
+/// File that an unfinished run leaves in the folder until the next run removes it.
 const UNFINISHED: &str = "exchange-init.unfinished";
 
-/// What to make.
+/// Options of a development exchange.
 #[derive(Clone, Debug)]
 pub struct DevelopOptions {
-    /// Where to. Each member's folder in it is complete in itself: its node needs nothing from outside.
+    /// Target folder. Each member's folder in it is complete: its node needs nothing from outside.
     pub dir: PathBuf,
-    /// Where to put what no node needs (keys of governors, of authorities and of the next epoch), if not in `governors` and each
-    /// member's `offline` in `dir`.
+    /// Folder for files that no node needs (keys of governors, of authorities and of the next
+    /// epoch), if not in `governors` and each member's `offline` in `dir`.
     pub offline: Option<PathBuf>,
     /// Exchange name.
     pub exchange: ExchangeName,
     /// Members.
     pub members: Vec<DevelopMember>,
-    /// Cosigners that make a bulletin witnessed.
+    /// Number of cosigners that make a bulletin witnessed.
     pub quorum: u32,
-    /// Whose the members' folders shall be, if not of whom makes them.
+    /// Owner of the members' folders, if not the user of this process.
     pub owner: Option<Owner>,
 }
 
 impl DevelopOptions {
-    /// An exchange of these members in a folder; two cosigners make a witnessed bulletin where there are three full members.
+    /// Returns the options for these members. Two cosigners make a bulletin witnessed if there are
+    /// three full members.
     #[must_use]
     pub fn new(dir: PathBuf, exchange: ExchangeName, members: Vec<DevelopMember>) -> Self {
         let full = members.iter().filter(|member| member.kind == MemberKind::Full).count();
@@ -53,7 +54,7 @@ impl DevelopOptions {
         Self { dir, offline: None, exchange, members, quorum, owner: None }
     }
 
-    /// Finds what the roster would be refused for before anything is written.
+    /// Checks, before anything is written, for what would make the roster invalid.
     fn check(&self) -> Result<(), PkiError> {
         if self.members.len() > MEMBERS_MAX {
             return Err(PkiError::TooMany(self.members.len()));
@@ -76,13 +77,13 @@ impl DevelopOptions {
         Ok(())
     }
 
-    /// Where its roster stands.
+    /// Returns the path of its roster.
     #[must_use]
     pub fn roster(&self) -> PathBuf {
         self.dir.join("roster.note")
     }
 
-    /// Whether the whole exchange is there.
+    /// Whether the whole exchange exists.
     #[must_use]
     pub fn is_made(&self) -> bool {
         self.roster().exists() && !self.dir.join(UNFINISHED).exists()
@@ -94,18 +95,19 @@ impl DevelopOptions {
 pub struct DevelopMember {
     /// Code.
     pub code: Member,
-    /// For the other members.
+    /// Exchange listener, for the other members.
     pub exchange: Place,
-    /// For its own people.
+    /// API listener, for the member's own callers.
     pub api: Place,
-    /// What it is.
+    /// Its kind.
     pub kind: MemberKind,
     /// Working groups of a full member; the others have none.
     pub working_groups: Vec<String>,
 }
 
 impl DevelopMember {
-    /// A full member of all working groups on this machine; its API is one port higher than its exchange listener.
+    /// Returns a full member of all working groups on this machine. Its API is one port above its
+    /// exchange listener.
     #[must_use]
     pub fn local(code: Member, exchange_port: u16) -> Self {
         let place = |port| Place { bind: "127.0.0.1".into(), host: "127.0.0.1".into(), port };
@@ -114,7 +116,8 @@ impl DevelopMember {
         Self { code, exchange, api, kind: MemberKind::Full, working_groups }
     }
 
-    /// The same as an observer, who is granted TLP:GREEN in the working group `information`, or as a partner, who is in all of them.
+    /// Returns the member as an observer, which is granted TLP:GREEN in the working group
+    /// `information`, or as a partner, which is in all of them.
     #[must_use]
     pub fn of_kind(self, kind: MemberKind) -> Self {
         let working_groups = if kind == MemberKind::Full { self.working_groups } else { Vec::new() };
@@ -131,12 +134,12 @@ impl DevelopMember {
     }
 }
 
-/// Where a node listens.
+/// Address of a listener.
 #[derive(Clone, Debug)]
 pub struct Place {
-    /// Address, or a name of it, that the node binds.
+    /// Address, or a name for it, to bind.
     pub bind: String,
-    /// Host under which it is reached.
+    /// Host at which it is reached.
     pub host: String,
     /// Port of both.
     pub port: u16,
@@ -149,7 +152,7 @@ impl Place {
     }
 }
 
-/// A user and a group of this system, by number.
+/// A user and a group of this system, by id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// User.
@@ -167,7 +170,8 @@ impl std::str::FromStr for Owner {
     }
 }
 
-/// The people and systems of each development member: SPIFFE path, role, working groups (empty: the member's own).
+/// The callers of each development member: SPIFFE path, role, working groups (empty: the member's
+/// own).
 const CLIENTS: [(&str, Role, &[&str]); 7] = [
     ("focal-point/police-hq", Role::FocalPoint, &["security"]),
     ("focal-point/situation-room", Role::FocalPoint, &["information"]),
@@ -178,8 +182,8 @@ const CLIENTS: [(&str, Role, &[&str]); 7] = [
     ("auditor/auditor", Role::Auditor, &WORKING_GROUPS),
 ];
 
-/// Makes the exchange. The folder may exist, an exchange in it may not. All of it is made before anything is written, and what fails
-/// leaves nothing behind.
+/// Creates the exchange. The folder may exist, an exchange in it may not. Everything is generated
+/// before anything is written, and a failure leaves nothing behind.
 ///
 /// # Errors
 /// See [`PkiError`].
@@ -357,7 +361,7 @@ fn known_names(code: &Member) -> Option<NamesText> {
     Some(NamesText { ar: ar.into(), fr: fr.into(), en: en.into() })
 }
 
-/// The name of a member's feed in its first epoch.
+/// Returns the name of a member's feed in its first epoch.
 #[must_use]
 pub fn first_feed(code: &Member, exchange: &ExchangeName) -> FeedId {
     FeedId::new(code.clone(), exchange.clone(), 1)
@@ -387,7 +391,8 @@ fn toml_text(value: &impl serde::Serialize) -> Result<String, PkiError> {
     toml::to_string(value).map_err(|error| PkiError::Text(error.to_string()))
 }
 
-/// Gives a folder and everything in it to its owner, the folder itself last: a run that was cut off can be seen.
+/// Changes the owner of a folder and its content, the folder itself last, so that an interrupted
+/// run can be detected.
 fn hand_over(path: &Path, owner: Owner) -> Result<(), PkiError> {
     let io = |source| PkiError::File { path: path.to_owned(), source };
     if fs::symlink_metadata(path).map_err(io)?.is_dir() {

@@ -1,6 +1,7 @@
-//! Files that are written all or not at all.
+//! Writes a set of files, all or none.
 //!
-//! In scope: writing new files, undoing that when it fails, and removing what a run that was killed has left. Out of scope: what they hold.
+//! In scope: writing new files, undoing it after a failure, and removing what a killed run left.
+//! Out of scope: their content.
 
 use std::fs;
 use std::io::{self, Write};
@@ -9,22 +10,23 @@ use std::path::{Path, PathBuf};
 
 use super::PkiError;
 
-/// Rights of a folder that others may look into.
+/// Mode of a folder that others may list.
 const FOLDER: u32 = 0o755;
-/// Rights of a folder for its owner alone: what a node keeps beside its keys is nobody else's business either.
+/// Mode of a folder for its owner only: other files beside a node's keys are private too.
 const PRIVATE_FOLDER: u32 = 0o700;
 const PUBLIC: u32 = 0o644;
 const SECRET: u32 = 0o600;
 
-/// Files to write, in their order.
+/// Files to write, in order.
 pub(super) struct Files {
-    /// Lists them while they are being written: of these, and of no others, a later run knows that they are an earlier one's.
+    /// Path of the list of files being written. By it a later run recognises, and removes, only
+    /// files of an interrupted run.
     unfinished: PathBuf,
     private_folders: Vec<PathBuf>,
     files: Vec<(PathBuf, Vec<u8>, u32)>,
 }
 
-/// What was made so far.
+/// Files and folders created so far.
 #[derive(Default)]
 struct Made {
     folders: Vec<PathBuf>,
@@ -48,7 +50,8 @@ impl Files {
         self.private_folders.push(path);
     }
 
-    /// Writes all files, none over another, and then does what is left. If any of it fails, what was made is removed.
+    /// Writes all files, overwriting none, then runs `then`. On any failure removes what was
+    /// created.
     pub(super) fn write(&self, then: impl FnOnce() -> Result<(), PkiError>) -> Result<(), PkiError> {
         self.remove_unfinished()?;
         if let Some((path, ..)) = self.files.iter().find(|(path, ..)| path.symlink_metadata().is_ok()) {
@@ -77,11 +80,11 @@ impl Files {
         self.files.iter().try_for_each(|(path, content, mode)| made.file(path, content, *mode))
     }
 
-    /// Removes what an earlier run was killed over.
+    /// Removes the files of an earlier run that was killed.
     fn remove_unfinished(&self) -> Result<(), PkiError> {
         let Ok(paths) = fs::read(&self.unfinished) else { return Ok(()) };
         let written: Vec<PathBuf> = serde_json::from_slice(&paths).unwrap_or_default();
-        // Only what this run is about to write: the list is a file that anybody may have changed.
+        // Only files that this run is about to write: any user may have changed the list.
         for (path, ..) in self.files.iter().filter(|(path, ..)| written.contains(path)) {
             remove(path)?;
         }
@@ -104,7 +107,7 @@ impl Made {
         file.write_all(content).map_err(|error| failed(path, error))
     }
 
-    /// A folder and those above it, so far as they are missing.
+    /// Creates a folder and its missing parents.
     fn folder(&mut self, path: &Path, mode: u32) -> Result<(), PkiError> {
         if path.as_os_str().is_empty() || path.is_dir() {
             return Ok(());
@@ -117,7 +120,7 @@ impl Made {
         Ok(())
     }
 
-    /// What cannot be removed stays: the failure that is reported is the first one.
+    /// Ignores what cannot be removed: the first failure is the one to report.
     fn undo(self) {
         for path in self.files.iter().rev() {
             let _ = fs::remove_file(path);

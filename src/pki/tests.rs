@@ -1,4 +1,4 @@
-//! Development exchanges, read again by whoever uses them.
+//! Tests that the files of development exchanges can be used.
 #![allow(clippy::unwrap_used)]
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -59,7 +59,7 @@ fn member_folder_is_complete_without_offline_keys() {
         assert!(made.path().join("offline").join(existing).is_file(), "{existing}");
     }
 
-    // Tunis takes its folder home.
+    // The folder of one member is moved to another place.
     let home = elsewhere.path().join("barid");
     fs::rename(made.path().join("tn"), &home).unwrap();
     assert!(!home.join("offline").exists());
@@ -118,7 +118,7 @@ fn two_members(folder: &Path) -> DevelopOptions {
     DevelopOptions::new(folder.to_owned(), "rabat.example".parse().unwrap(), members)
 }
 
-/// All files under a folder.
+/// Returns all files under a folder.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
@@ -128,7 +128,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 fn failed_init_leaves_nothing_and_can_be_repeated() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("exchange");
-    // A file stands where the second member's folder must be: found when some has been written already.
+    // A file is in the place of the second member's folder: detected after some files are written.
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("tn"), "in the way").unwrap();
     assert!(matches!(develop(&two_members(&dir)), Err(PkiError::File { .. })));
@@ -137,7 +137,7 @@ fn failed_init_leaves_nothing_and_can_be_repeated() {
     fs::remove_file(dir.join("tn")).unwrap();
     develop(&two_members(&dir)).unwrap();
 
-    // A folder that was not there before is gone again.
+    // A folder created by the run is removed again.
     let elsewhere = folder.path().join("new/deep");
     let blocked = DevelopOptions { offline: Some(dir.join("roster.note")), ..two_members(&elsewhere) };
     assert!(develop(&blocked).is_err());
@@ -161,7 +161,8 @@ fn init_after_killed_run_starts_over() {
     let options = two_members(folder.path());
     develop(&options).unwrap();
     let first = fs::read(options.roster()).unwrap();
-    // As a kill leaves it: the list, some of the files, and a stranger's file that the list must not reach.
+    // The state after a kill: the list, some of the files, and another file that the list must not
+    // affect.
     let (mine, other) = (folder.path().join("mine.txt"), folder.path().join("tn/keys/mirror.key"));
     fs::write(&mine, "kept").unwrap();
     let list: Vec<PathBuf> = files(folder.path());
@@ -199,7 +200,7 @@ fn roster_with_maximum_members_fits() {
     assert!(of_two / 2 * MEMBERS_MAX < barid_core::limits::ROSTER_BYTES_MAX, "{of_two} bytes for two");
 }
 
-/// The key identifier of an extension, of a PEM certificate.
+/// Returns the key identifiers of a PEM certificate's extensions.
 fn key_identifiers(path: &Path) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
     use x509_parser::extensions::ParsedExtension;
     use x509_parser::prelude::FromDer;

@@ -1,9 +1,10 @@
-//! The one thread that writes the view, behind the commits and in their order.
+//! Applies commits to the index database, in their order, on one thread.
 //!
-//! In scope: when commits are taken in, how far the view may lag, and waiting for it. Out of scope: what is written (`index_db::apply`).
+//! In scope: when commits are applied, how far the index database may lag, and waiting for it. Out
+//! of scope: which keys are written (`index_db::apply`).
 //!
-//! Commits wait a little for company, because a key costs sled far more than an entry in a block; until then they are read from
-//! memory. When too much waits, the committer waits.
+//! Commits wait briefly to be batched, because a key costs sled far more than an entry in a block.
+//! Until they are applied they are read from memory. When too many bytes wait, the committer waits.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,26 +23,27 @@ use super::log::{TailHint, TailHintFile};
 use super::rebuild::{self, RebuildSource};
 use super::tree_cache::TileCache;
 
-/// How long a commit waits for company before the view takes it in.
+/// How long a commit waits to be batched with others before it is applied.
 const LINGER: Duration = Duration::from_millis(50);
-/// Entries that are taken in at once as soon as they are there.
+/// A batch with this many entries is applied at once.
 const BATCH_ENTRIES: usize = 2 * COMMIT_ENTRIES_MAX;
-/// Bytes of log after which sled's buffers are handed to the kernel: about what is replayed after the process was killed.
+/// Bytes of log after which sled's buffers are flushed to the kernel: about what is replayed after
+/// the process was killed.
 const FLUSH_BYTES: u64 = 32 << 20;
-/// How often an idle applier looks whether readers have found the view wrong.
+/// How often an idle applier checks whether readers have marked the index database as damaged.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the committer, the applier and readers share.
+/// State shared by the committer, the applier and readers.
 pub(super) struct StoreShared {
-    /// Locked before `tiles`; never while `queue` is locked.
+    /// Lock order: before `tiles`; never while `queue` is locked.
     pub(super) state: RwLock<State>,
     pub(super) tiles: Mutex<TileCache<FeedNumber>>,
     /// Replaced when it is rebuilt.
     pub(super) index_db: ArcSwap<IndexDb>,
     pub(super) queue: ApplyQueue,
-    /// What it is rebuilt from.
+    /// The log to rebuild it from.
     pub(super) rebuild_source: RebuildSource,
-    /// Where it is noted how far the log has come.
+    /// Records the newest confirmed commit.
     pub(super) tail_hint: TailHintFile,
 }
 
@@ -51,7 +53,7 @@ impl StoreShared {
     }
 }
 
-/// Commits that the view has not taken in.
+/// Commits not yet applied to the index database.
 pub(super) struct ApplyQueue {
     backlog: Mutex<Backlog>,
     work: Condvar,
@@ -63,32 +65,32 @@ pub(super) struct ApplyQueue {
 struct Backlog {
     commits: VecDeque<PendingCommit>,
     entries: usize,
-    /// Bytes in the log, of those that are being taken in too.
+    /// Their bytes in the log, including those being applied.
     bytes: u64,
     applied_seq: u64,
     wait_seq: u64,
     stop: bool,
-    /// Why nothing is taken in for now.
+    /// Why nothing is applied for now.
     paused: Option<String>,
     failed: Option<String>,
 }
 
-/// Why no further commit can be added.
+/// Why a commit cannot be queued.
 pub(super) enum EnqueueError {
-    /// Not now.
+    /// Temporary; a later attempt may succeed.
     Paused(String),
-    /// Never again.
+    /// Permanent; the store must be opened again.
     Failed(String),
 }
 
 impl ApplyQueue {
-    /// Empty, the view being at commit `applied_seq`.
+    /// Creates an empty queue; the index database is at commit `applied_seq`.
     pub(super) fn new(applied_seq: u64, index_lag_bytes_max: u64) -> Self {
         let backlog = Backlog { applied_seq, ..Backlog::default() };
         Self { backlog: Mutex::new(backlog), work: Condvar::new(), done: Condvar::new(), index_lag_bytes_max }
     }
 
-    /// Waits until the view is close enough for a further commit.
+    /// Waits until the lag of the index database allows another commit.
     pub(super) fn wait_for_capacity(&self) -> Result<(), EnqueueError> {
         let mut backlog = self.backlog.lock();
         self.done.wait_while(&mut backlog, |backlog| {
@@ -101,19 +103,19 @@ impl ApplyQueue {
         }
     }
 
-    /// Why nothing more can be added for now.
+    /// Returns why no commit can be queued for now.
     pub(super) fn paused(&self) -> Option<String> {
         let backlog = self.backlog.lock();
         backlog.paused.clone().filter(|_| backlog.bytes > self.index_lag_bytes_max)
     }
 
-    /// Takes nothing in for now, or goes on.
+    /// Pauses applying for this reason, or resumes it with `None`.
     pub(super) fn pause(&self, why: Option<String>) {
         self.backlog.lock().paused = why;
         self.done.notify_all();
     }
 
-    /// Waits so long; true as soon as the applier is to end.
+    /// Waits for `time` or until the applier is stopped; returns whether it is stopped.
     pub(super) fn stopped_within(&self, time: Duration) -> bool {
         let mut backlog = self.backlog.lock();
         let until = Instant::now() + time;
@@ -121,7 +123,7 @@ impl ApplyQueue {
         backlog.stop
     }
 
-    /// Adds a commit.
+    /// Queues a commit.
     pub(super) fn push(&self, pending: PendingCommit) {
         let mut backlog = self.backlog.lock();
         let was_empty = backlog.commits.is_empty();
@@ -133,12 +135,12 @@ impl ApplyQueue {
         }
     }
 
-    /// Number of the newest commit that the view has taken in.
+    /// Returns the number of the newest commit applied to the index database.
     pub(super) fn applied_seq(&self) -> u64 {
         self.backlog.lock().applied_seq
     }
 
-    /// Waits until the view has taken in commit `seq`; fails if it does not come to it soon.
+    /// Waits until commit `seq` is applied. Returns an error if applying is paused or has failed.
     pub(super) fn wait_applied(&self, seq: u64) -> Result<(), ReadError> {
         let mut backlog = self.backlog.lock();
         backlog.wait_seq = backlog.wait_seq.max(seq);
@@ -150,18 +152,19 @@ impl ApplyQueue {
         why.filter(|_| backlog.applied_seq < seq).map_or(Ok(()), |why| Err(ReadError::Behind(why.clone())))
     }
 
-    /// Tells the applier to take in what waits and to end.
+    /// Makes the applier apply the queued commits and end.
     pub(super) fn stop(&self) {
         self.backlog.lock().stop = true;
         self.work.notify_one();
     }
 
-    /// Whether the view has failed.
+    /// Returns whether the index database has failed.
     pub(super) fn has_failed(&self) -> bool {
         self.backlog.lock().failed.is_some()
     }
 
-    /// Waits for commits that are due, for a while; none: the end.
+    /// Waits for a batch that is ready. Returns an empty batch after [`POLL_INTERVAL`] without
+    /// commits, and `None` when the queue is stopped and empty.
     fn next_batch(&self) -> Option<Vec<PendingCommit>> {
         let mut backlog = self.backlog.lock();
         loop {
@@ -185,7 +188,7 @@ impl ApplyQueue {
         while count < BATCH_ENTRIES
             && let Some(pending) = backlog.commits.pop_front()
         {
-            // A commit without entries has its keys too.
+            // A commit without entries writes keys too, so it counts.
             count += entries(&pending);
             batch.push(pending);
         }
@@ -214,7 +217,7 @@ impl Backlog {
     }
 }
 
-/// What a commit counts for: at least one.
+/// Returns the weight of a commit in a batch: its entries, and at least one.
 fn entries(pending: &PendingCommit) -> usize {
     let commit = &pending.committed.commit;
     let appended = commit.appends.iter().map(|append| append.entries.len());
@@ -223,12 +226,12 @@ fn entries(pending: &PendingCommit) -> usize {
     (appended.sum::<usize>() + backfilled).max(1)
 }
 
-/// Runs until the store is closed, or the log turns out to be damaged.
+/// Runs until the store is closed or the log turns out to be damaged.
 pub(super) fn run(shared: &Arc<StoreShared>) {
     let mut unflushed = 0;
     while let Some(batch) = shared.queue.next_batch() {
         if !batch.is_empty() && !rebuild::wait_for_disk(shared) {
-            // What is not taken in is replayed at the next start.
+            // Commits that are not applied are replayed at the next start.
             return;
         }
         let bytes = batch.iter().map(|pending| pending.len).sum::<u64>();
@@ -259,7 +262,7 @@ fn apply_batch(shared: &StoreShared, batch: &[PendingCommit], unflushed: &mut u6
     if index_db.is_damaged() {
         return Err(ReadError::Behind("it could not be read".into()));
     }
-    // sled tells of some damage by a panic; those who wait for this thread must hear of it.
+    // sled reports some damage by a panic; callers that wait for this thread must get an error.
     let applied = catch_unwind(AssertUnwindSafe(|| {
         index_db::apply(&index_db, batch)?;
         if *unflushed > FLUSH_BYTES {
@@ -273,7 +276,7 @@ fn apply_batch(shared: &StoreShared, batch: &[PendingCommit], unflushed: &mut u6
     Ok(())
 }
 
-/// Lets memory go of what the view has now.
+/// Releases the memory of commits that are now in the index database.
 pub(super) fn release_applied(state: &mut State, tiles: &mut TileCache<FeedNumber>, batch: &[PendingCommit]) {
     let Some(last) = batch.last() else { return };
     let mut feeds: Vec<FeedNumber> = batch.iter().flat_map(PendingCommit::feeds_of_entries).collect();

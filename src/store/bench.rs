@@ -1,7 +1,8 @@
-//! What the store can do on this machine, for `barid bench`.
+//! Benchmarks of the store on this machine, for `barid bench`.
 //!
-//! In scope: the disk store alone: commits of many entries, of one entry, reading back, and the commit log without anything else. Out of
-//! scope: signing, network. Figures are printed as `name value unit`, one a line.
+//! In scope: the disk store alone: commits of many entries, commits of one entry, reading back, and
+//! the commit log by itself. Out of scope: signing and network. Results are printed as `name value
+//! unit`, one per line.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -21,14 +22,14 @@ use super::disk::{DiskOptions, DiskStore};
 use super::log::{Log, LogReader, Tail, record};
 use super::{Append, Commit, CommitError, Content, NewEntry, OpenError, ReadError, Store};
 
-/// How much to do.
+/// Amounts of work.
 #[derive(Clone, Debug)]
 pub struct BenchOptions {
-    /// Entries in large commits, altogether.
+    /// Total entries in large commits.
     pub entries: u64,
-    /// Bytes of an envelope.
+    /// Length of an envelope in bytes.
     pub envelope_bytes: usize,
-    /// Commits of one entry.
+    /// Number of commits of one entry.
     pub single_commits: u64,
 }
 
@@ -38,24 +39,24 @@ impl Default for BenchOptions {
     }
 }
 
-/// Why a figure could not be had.
+/// Why a benchmark failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// The store could not be opened.
     #[error("the store for measuring could not be opened")]
     Open(#[from] OpenError),
-    /// A commit was refused.
+    /// A commit was rejected.
     #[error("a commit was rejected")]
     Commit(#[from] CommitError),
     /// Something could not be read back.
     #[error("something could not be read back")]
     Read(#[from] ReadError),
-    /// Figures could not be printed, or files not be written.
+    /// Results could not be printed, or files could not be written.
     #[error("files could not be written")]
     Io(#[from] io::Error),
 }
 
-/// Measures in the empty folder `dir`, and prints to `out`.
+/// Runs the benchmarks in the empty folder `dir`, and prints results to `out`.
 ///
 /// # Errors
 /// See [`BenchError`].
@@ -213,7 +214,7 @@ fn envelope(entry: &NewEntry) -> Option<&[u8]> {
     }
 }
 
-/// Exercise bulletins of one feed with ids as clients make them.
+/// Generates exercise bulletins of one feed with ids as clients make them.
 struct EntryGenerator {
     feed: FeedId,
     envelope_bytes: usize,
@@ -244,7 +245,7 @@ impl EntryGenerator {
     fn entry(&mut self) -> NewEntry {
         let number = self.next;
         self.next += 1;
-        // 40,000 a second, in an order that is nearly that of time.
+        // 40,000 a second, nearly in order of time.
         let random: [u8; 10] = std::array::from_fn(|place| (mixed(number) >> (place % 8 * 8)).to_le_bytes()[0]);
         let id = Builder::from_unix_timestamp_millis(1_700_000_000_000 + number / 40 + mixed(number) % 3, &random)
             .into_uuid();
@@ -317,7 +318,7 @@ fn percentile(times: &mut [Duration], percent: usize) -> Duration {
     times.get(times.len().saturating_sub(1) * percent / 100).copied().unwrap_or_default()
 }
 
-/// Memory of this process; 0 where it cannot be told.
+/// Returns the resident memory of this process in MiB; 0 if unknown.
 fn resident_mib() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

@@ -1,4 +1,4 @@
-//! What every [`Store`] promises, as one suite that each implementation runs, and the exercise data it runs on.
+//! The conformance suite of [`Store`], which every implementation runs, and its exercise data.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
@@ -25,7 +25,8 @@ use super::{
 
 const ALL: usize = usize::MAX;
 
-/// Runs the suite. `open` gives the store number n: an empty one at first, and for a durable one the same again once it was dropped.
+/// Runs the suite. `open(n)` returns store number n: empty at first; for a durable implementation,
+/// the same store again after it was dropped.
 pub(crate) fn run(open: &mut dyn FnMut(u32) -> Box<dyn Store>, durable: bool) {
     empty_store_returns_nothing(&*open(0));
     stale_or_invalid_commits_are_rejected(&*open(1));
@@ -149,13 +150,13 @@ fn notes_are_found_by_size_and_index(store: &dyn Store) {
         assert_eq!(times(store.custody_covering(&feed, 4).unwrap()), [3, 2]);
         assert_eq!(times(store.custody_covering(&feed, 5).unwrap()), [1]);
         assert_eq!(times(store.custody_covering(&feed, 19).unwrap()), [3, 2]);
-        // The other one does not begin where the feed does.
+        // The `ly` note does not begin where the feed does.
         assert_eq!(times(store.custody_newest(&feed).unwrap()), [2]);
         store.apply_index();
     }
 }
 
-/// Asserts that two stores answer everything alike.
+/// Asserts that two stores return the same answers.
 pub(crate) fn assert_same(store: &dyn Store, model: &dyn Store, random: &mut Random) {
     assert_eq!((store.seq(), store.end_offset()), (model.seq(), model.end_offset()));
     let states = |store: &dyn Store| format!("{:?}", store.feeds());
@@ -258,7 +259,7 @@ pub(crate) fn assert_same(store: &dyn Store, model: &dyn Store, random: &mut Ran
         from = found.last().unwrap().offset.unwrap() + 1;
     }
     assert_eq!(read_history(store), read_history(model));
-    // The same commits have the same hashes, from the window as from the disk.
+    // The same commits have the same hashes, from the tail cache and from the disk.
     let end = model.end_offset();
     for offset in (0..40).map(|_| random.below(end + 2)).chain([1, end - 1, end]) {
         let link = store.link(offset).unwrap();
@@ -346,12 +347,12 @@ fn assert_entries(found: &[Entry], expected: &[Entry]) {
 
 const SUBSCRIPTIONS: [&str; 2] = ["focal-point/exercise/all", "focal-point/exercise/customs"];
 
-/// A commit of one append.
+/// Returns a commit of one append.
 pub(crate) fn one(append: Append) -> Commit {
     Commit { appends: vec![append], ..Commit::default() }
 }
 
-/// A feed of the exercise.
+/// Returns a feed of the exercise.
 pub(crate) fn feed(member: &str, epoch: u32) -> FeedId {
     FeedId::new(member.parse().unwrap(), "exercise.example".parse().unwrap(), epoch)
 }
@@ -360,7 +361,7 @@ fn id(number: u64) -> Uuid {
     Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0000 | u128::from(number) << 90 | u128::from(number))
 }
 
-/// A disclosed entry whose header names the feed's member; the number decides its id.
+/// Returns a disclosed entry whose header names the feed's member; the number determines its id.
 pub(crate) fn disclosed(feed: &FeedId, number: u64) -> NewEntry {
     let header = proto::Header {
         format: 1,
@@ -379,7 +380,7 @@ pub(crate) fn disclosed(feed: &FeedId, number: u64) -> NewEntry {
     entry(envelope.encode_to_vec().into(), Some(header))
 }
 
-/// A disclosed entry with this id.
+/// Returns a disclosed entry with this id.
 pub(crate) fn with_id(feed: &FeedId, id: Uuid) -> NewEntry {
     let header =
         proto::Header { format: 1, id: id.to_string(), member: feed.member.to_string(), ..proto::Header::default() };
@@ -387,7 +388,7 @@ pub(crate) fn with_id(feed: &FeedId, id: Uuid) -> NewEntry {
     entry(envelope.encode_to_vec().into(), Some(header))
 }
 
-/// An urgent entry of this status.
+/// Returns an urgent entry of this status.
 pub(crate) fn urgent(feed: &FeedId, number: u64, status: &str) -> NewEntry {
     let header = proto::Header {
         format: 1,
@@ -402,7 +403,7 @@ pub(crate) fn urgent(feed: &FeedId, number: u64, status: &str) -> NewEntry {
     entry(envelope.encode_to_vec().into(), Some(header))
 }
 
-/// A disclosed entry that refers to others, by member and number.
+/// Returns a disclosed entry that refers to others, by member and number.
 pub(crate) fn referring(feed: &FeedId, number: u64, msg_type: &str, of: &[(&str, u64)]) -> NewEntry {
     referring_by(feed, number, (msg_type, ""), of)
 }
@@ -435,7 +436,7 @@ pub(crate) fn withheld(number: u8) -> NewEntry {
     NewEntry { digest: Digest([number; 32]), content: Content::Undisclosed(Undisclosed::Withheld) }
 }
 
-/// Entries from `first` on, with a checkpoint of just that size.
+/// Returns an append of entries from `first` on, with a checkpoint of exactly that size.
 pub(crate) fn append(feed: &FeedId, first: u64, entries: Vec<NewEntry>) -> Append {
     let size = first + entries.len() as u64;
     Append {
@@ -480,7 +481,7 @@ pub(crate) fn custody_of(
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    /// Below `bound`; 0 if that is 0.
+    /// Returns a number below `bound`; 0 if that is 0.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -495,14 +496,15 @@ impl Random {
             1 => {
                 NewEntry { digest: Digest([number as u8; 32]), content: Content::Undisclosed(Undisclosed::Unfollowed) }
             }
-            // The content comes later, in some.
+            // The content of some is backfilled later.
             6..8 => NewEntry { content: Content::Undisclosed(Undisclosed::NotHeld), ..disclosed(feed, number * 7 + 1) },
             2 => entry(vec![0xff; 20].into(), None),
-            // Some ids come twice.
+            // Some ids occur twice.
             3 => disclosed(feed, self.below(number + 1)),
             8 => urgent(feed, number * 7 + 1, "Exercise"),
             4 | 5 => {
-                // Often the same few, so that blocks of several batches speak of one.
+                // Often the same few bulletins, so that blocks of several batches refer to the same
+                // one.
                 let mut of = || (["ma", "tn"][self.below(2) as usize], self.below(4) * 7 + 1);
                 let of = [of(), of()];
                 referring(feed, number * 7 + 1, ["Update", "Cancel", "Ack", "Alert"][self.below(4) as usize], &of)
@@ -511,7 +513,7 @@ impl Random {
         }
     }
 
-    /// Content of some entries that lack it.
+    /// Returns content of some entries held as digests.
     fn backfill(&mut self, store: &dyn Store, feed: &FeedId) -> Option<Backfill> {
         let mut entries = Vec::new();
         for (range, reason) in store.undisclosed_ranges_from(feed, self.below(200), 30).unwrap() {
@@ -524,7 +526,7 @@ impl Random {
         (!entries.is_empty()).then(|| Backfill { feed: feed.clone(), entries })
     }
 
-    /// What may follow on what `store` holds.
+    /// Returns a random commit that is valid on top of `store`.
     pub(crate) fn commit(&mut self, store: &dyn Store) -> Commit {
         let mut commit = Commit { time_unix_ms: 1_700_000_000_000 + store.seq(), ..Commit::default() };
         let feeds = [feed("ma", 1), feed("ma", 2), feed("tn", 1), feed("x-au", 1)];

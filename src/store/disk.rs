@@ -1,7 +1,9 @@
-//! The store on disk: the commit log, which is true, and the view, which is asked.
+//! The store on disk: the commit log, which is authoritative, and the index database, which answers
+//! queries.
 //!
-//! In scope: opening, committing and reading, from memory where it can be and else through the view from the log. Out of scope: how
-//! the log (`log`), the view (`index_db`) and memory (`feed_index`) do their parts.
+//! In scope: opening, committing and reading, from memory if possible, otherwise from the log
+//! through the index database. Out of scope: the internals of the log (`log`), the index database
+//! (`index_db`) and the in-memory index (`feed_index`).
 
 pub use super::disk_options::DiskOptions;
 
@@ -47,23 +49,23 @@ pub struct DiskStore {
     applier: Option<thread::JoinHandle<()>>,
     reserve_bytes: u64,
     me: Member,
-    /// Held locked as long as the store is open.
+    /// Locked as long as the store is open.
     _lock: File,
 }
 
 struct LogWriter {
     log: Log,
     stopped: Option<String>,
-    /// What the last look found that there is room for.
+    /// The tier that the last check found capacity for.
     tier: Tier,
 }
 
 impl LogWriter {
-    /// Looks how much room there is, and makes a segment if one was lacking.
+    /// Checks the free space, and creates a segment if one was missing.
     fn check_capacity(&mut self, reserve_bytes: u64) -> io::Result<Capacity> {
         let free_bytes = self.log.available_bytes()?;
         let mut tier = Tier::at(free_bytes, reserve_bytes, self.tier);
-        // Where the next segment does not fit beside what a tier leaves free, there is no room for that tier.
+        // A tier has no capacity if the next segment does not fit beside what the tier leaves free.
         while let Err(error) = self.log.check_capacity(tier.leaves_free(reserve_bytes)) {
             match error {
                 AppendError::Full { .. } if tier > Tier::Notes => tier = tier.below(),
@@ -77,11 +79,12 @@ impl LogWriter {
 }
 
 impl DiskStore {
-    /// Opens the store in `dir`, or begins one: `log/` is true, `db/` is rebuilt from it when it is missing or in doubt.
+    /// Opens the store in `dir`, or creates one. `log/` is authoritative; `db/` is rebuilt from it
+    /// if it is missing or damaged.
     ///
     /// # Errors
-    /// See [`OpenError`]. A torn tail of the log is cut; single bits that flipped are put right where a SHA-256 proves what they were; any
-    /// other damage is named, and nothing is changed.
+    /// See [`OpenError`]. A torn tail of the log is cut. Single flipped bits are corrected if a
+    /// SHA-256 proves their value. Any other damage is reported, and nothing is changed.
     pub fn open(dir: &Path, options: &DiskOptions) -> Result<Self, OpenError> {
         let (store, corrected) = repair::open(dir, options, || Self::open_as_it_is(dir, options))?;
         store.log.count_corrected(corrected);
@@ -129,17 +132,18 @@ impl DiskStore {
         })
     }
 
-    /// Whether there is a store in `dir`: something was committed.
+    /// Returns whether `dir` contains a store: a commit log was begun there.
     #[must_use]
     pub fn is_initialized(dir: &Path) -> bool {
         log::is_initialized(&dir.join("log"))
     }
 
-    /// Reads the whole log in `dir`, every checksum and every link of the chain; changes nothing. Returns the number of the newest
-    /// commit. No process may be committing to it meanwhile: half a record would look like damage.
+    /// Verifies the whole log in `dir`: every checksum and every link of the chain. Changes
+    /// nothing. Returns the number of the newest commit. No process may commit to it meanwhile:
+    /// half a record would look like damage.
     ///
     /// # Errors
-    /// [`OpenError::Damaged`] names the first thing that is not as it was written.
+    /// [`OpenError::Damaged`] names the first damage.
     pub fn verify(dir: &Path, options: &DiskOptions) -> Result<u64, OpenError> {
         log::verify(&dir.join("log"), &options.log())
     }
@@ -164,12 +168,12 @@ impl DiskStore {
         self.writer.lock().log.fail_next_sync = true;
     }
 
-    /// The view turns out to be unusable.
+    /// Marks the index database as damaged.
     pub(crate) fn fail_index_db(&self) {
         self.shared().index_db().mark_damaged();
     }
 
-    /// Whether it has not been replaced since.
+    /// Returns whether it is still damaged, that is, not yet replaced.
     pub(crate) fn index_db_has_failed(&self) -> bool {
         self.shared().index_db().is_damaged()
     }
@@ -486,7 +490,8 @@ impl Store for DiskStore {
             let held = self.shared().index_db().cosigned_above(number, &cosigner, index)?;
             let held = held.map(|at| load::cosigned(&self.log, at)).transpose()?;
             let pending = pending.iter().filter(|note| note.cosigner == cosigner).cloned();
-            // Of several for one size the first that was committed: `min_by_key` keeps the first.
+            // If a cosigner has several for one size, the first committed one counts: `min_by_key`
+            // returns the first.
             notes.extend(held.into_iter().chain(pending).min_by_key(|note| note.size));
         }
         Ok(notes)

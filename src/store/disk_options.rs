@@ -1,4 +1,7 @@
-//! How a store on disk is opened.
+//! Options of a store on disk.
+//!
+//! In scope: the options, and the free space that a commit must leave. Out of scope: the tiers of
+//! the reserve (`core::quota`).
 
 use barid_core::bulletin::Priority;
 use barid_core::ids::{ExchangeName, Member};
@@ -7,27 +10,29 @@ use barid_core::quota::Tier;
 use super::log::LogOptions;
 use super::{Commit, Content, NewEntry, priority};
 
-/// Whose store, and how it uses the machine.
+/// The owner of a store, and its use of disk and memory.
 #[derive(Clone, Debug)]
 pub struct DiskOptions {
     /// The node's member.
     pub member: Member,
     /// Its exchange.
     pub exchange: ExchangeName,
-    /// Free bytes on the disk below which nothing of other members' content is committed; own entries and notes use a part of them.
+    /// The reserve: free bytes for own entries and notes, which may use a part of it. Content of
+    /// other members is committed only while twice as much is free (`core::quota`).
     pub reserve_bytes: u64,
-    /// Bytes of newest commits kept in memory, beside those that the view has not taken in.
+    /// Bytes of newest commits cached in memory, in addition to those not yet applied to the index
+    /// database.
     pub tail_cache_bytes: usize,
-    /// Bytes of log that the view may lag behind before commits wait for it.
+    /// Bytes of log that the index database may lag behind before commits wait for it.
     pub index_lag_bytes_max: u64,
-    /// Bytes of the view kept in memory.
+    /// Cache size of the index database, in bytes.
     pub index_cache_bytes: u64,
-    /// Largest segment of the log.
+    /// Largest segment of the log, in bytes.
     pub segment_bytes_max: u64,
 }
 
 impl DiskOptions {
-    /// The usual ones.
+    /// Returns the default options.
     #[must_use]
     pub fn new(member: Member, exchange: ExchangeName) -> Self {
         Self {
@@ -51,7 +56,9 @@ impl DiskOptions {
     }
 }
 
-/// What a commit leaves free: by the most of its entries that may be left out (`core::quota`).
+/// Returns the bytes that a commit must leave free (`core::quota`). Content of other members decides
+/// first, then their digests. Among own entries, one urgent Actual entry is enough for the priority
+/// tier.
 pub(super) fn reserve_for(commit: &Commit, me: &Member, reserve_bytes: u64) -> u64 {
     let appends = || commit.appends.iter().map(|append| (&append.feed.member, &append.entries));
     let content = |entries: &[NewEntry]| entries.iter().any(|entry| matches!(entry.content, Content::Disclosed { .. }));

@@ -1,7 +1,8 @@
-//! How the store on disk reads entries from the log, those too that were filled in later, and custody notes by their order.
+//! Reads of the store on disk: entries, including backfilled and out-of-order ones, custody notes
+//! and subtree hashes.
 //!
-//! In scope: reading them where the view, or memory while the view lags, says that they are. Out of scope: what is asked of the store
-//! (`disk`).
+//! In scope: reading them at the places that the index database gives, or memory for what is not
+//! yet applied. Out of scope: the [`Store`](super::Store) trait (`disk`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -27,11 +28,13 @@ use super::{
 };
 use crate::telemetry::alarms::Alarm;
 
-/// Ranges that are looked at to count what a custody note adds: those of the longest note, and as many holes. What lies beyond is not counted.
+/// Ranges examined to count what a custody note adds: those of the longest note, and as many gaps.
+/// Entries beyond are not counted.
 const CUSTODY_GAIN_STEPS_MAX: usize = 4 * CUSTODY_RANGES_MAX;
 
 impl DiskStore {
-    /// Where the content of entries is that were filled in, of these ascending ones.
+    /// Returns where the content of these ascending entries is if it was backfilled or came ahead
+    /// of the order.
     fn backfills_of(&self, number: FeedNumber, indexes: &[u64]) -> Result<Vec<Option<BackfillRef>>, ReadError> {
         let pending: Vec<Option<BackfillRef>> = {
             let state = self.shared().state.read();
@@ -53,8 +56,8 @@ impl DiskStore {
         indexes.iter().zip(pending).map(find).collect()
     }
 
-    /// The entries of a feed as they are held by now: those that were appended as digests may have been filled in. `bytes_max` as it bound
-    /// the entries.
+    /// Replaces the digest of entries whose content was backfilled since. `bytes_max` is the bound
+    /// with which the entries were read.
     pub(super) fn with_backfills(
         &self,
         number: FeedNumber,
@@ -79,7 +82,7 @@ impl DiskStore {
                 match self.read_backfill(entry, *backfill) {
                     Ok(Some((content, offset))) => (entry.content, entry.offset) = (content, Some(offset)),
                     Ok(None) => {}
-                    // Those before it are whole.
+                    // The entries before it are intact.
                     Err(ReadError::DamagedEntry(_)) if place > 0 => {
                         entries.truncate(place);
                         break;
@@ -140,7 +143,7 @@ impl DiskStore {
         Ok((found, (next > 1).then_some(next)))
     }
 
-    /// Of each holder the custody note committed first that says that it holds an entry.
+    /// Returns for each holder the first committed custody note that states that it holds an entry.
     pub(super) fn read_custody_covering(&self, feed: &FeedId, index: u64) -> Result<Vec<CustodyRecord>, ReadError> {
         let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
         let (holders, pending): (Vec<Member>, Vec<CustodyRecord>) = {
@@ -168,7 +171,8 @@ impl DiskStore {
         Ok(notes)
     }
 
-    /// Custody notes from the view, then those that it has not taken in yet, in the order of their commits.
+    /// Returns custody notes from the index database, then those not yet applied to it, in the
+    /// order of their commits.
     pub(super) fn custody_notes(
         &self,
         feed: &FeedId,
@@ -176,7 +180,8 @@ impl DiskStore {
         from_index_db: impl Fn(FeedNumber) -> Result<Vec<NoteRef>, ReadError>,
     ) -> Result<Vec<CustodyRecord>, ReadError> {
         let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
-        // Before the view: what it takes in meanwhile is there twice, and not never.
+        // Read memory before the index database: a note applied in between is found twice rather
+        // than never.
         let pending: Vec<CustodyRecord> = {
             let state = self.shared().state.read();
             let pending =
@@ -205,7 +210,8 @@ impl DiskStore {
             return Ok(ranges.iter().map(|range| range.end - range.start).sum::<u64>().min(max));
         };
         let mut pending = RangeSet::default();
-        // Before the view: what it takes in meanwhile counts twice, which changes nothing.
+        // Read memory before the index database: a range applied in between counts in both, which
+        // changes nothing.
         for (_, of, note, _) in &self.shared().state.read().pending_custody {
             if *of == number && note.holder == *holder {
                 note.held().for_each(|range| pending.insert(range));
@@ -230,7 +236,8 @@ impl DiskStore {
         Ok(gain.min(max))
     }
 
-    /// Of these ascending entries, each one's digest and why no more is held, where that is so.
+    /// Returns for each of these ascending entries its digest and why its content is not held;
+    /// `None` if it is held.
     pub(super) fn read_missing(
         &self,
         feed: &FeedId,
@@ -278,7 +285,8 @@ impl DiskStore {
         Ok(missing)
     }
 
-    /// The digest of what was filled in, or came ahead of the order: not the entry's where the feed has another one at its place.
+    /// Returns the digest of a backfilled or out-of-order entry. It differs from the feed's entry
+    /// if that one displaced it.
     fn digest_of_backfill(&self, feed: &FeedId, backfill: BackfillRef) -> Result<Digest, ReadError> {
         let record = self.log.record(backfill.at.position)?;
         let recorded = record.backfills.get(backfill.at.place as usize).filter(|recorded| recorded.feed == *feed);
@@ -286,7 +294,7 @@ impl DiskStore {
         slot.map(|(_, slot)| slot.digest).ok_or_else(|| dangling("backfill"))
     }
 
-    /// An entry that came ahead of the order.
+    /// Returns an entry that was received ahead of the order.
     pub(super) fn read_priority_entry(&self, feed: &FeedId, index: u64) -> Result<Option<PriorityEntry>, ReadError> {
         let Some(number) = self.number(feed) else { return Ok(None) };
         let Some(at) = self.backfills_of(number, &[index])?.pop().flatten() else { return Ok(None) };
@@ -303,7 +311,7 @@ impl DiskStore {
         Ok(Some(priority_proof.entry(feed, index, entry)))
     }
 
-    /// Urgent entries from the view and those that it has not taken in yet.
+    /// Returns urgent entries from the index database and those not yet applied to it.
     pub(super) fn read_urgent(
         &self,
         feed: &FeedId,
@@ -312,7 +320,8 @@ impl DiskStore {
         max: usize,
     ) -> Result<Vec<u64>, ReadError> {
         let Some(number) = self.number(feed) else { return Ok(Vec::new()) };
-        // Before the view: what it takes in meanwhile is there twice, and not never.
+        // Read memory before the index database: an entry applied in between is found twice rather
+        // than never.
         let (mut found, changed): (BTreeSet<u64>, BTreeSet<u64>) = {
             let state = self.shared().state.read();
             let Some(feed_index) = state.feed_index(number) else { return Ok(Vec::new()) };
@@ -320,13 +329,14 @@ impl DiskStore {
             let indexes = |(index, _): (&u64, &Priority)| *index;
             (newer(true).map(indexes).take(max).collect(), newer(false).map(indexes).collect())
         };
-        // The view may still have what stood there before.
+        // The index database may still have the previous kind of a changed index.
         let held = self.shared().index_db().urgent_indexes(number, kind, from, max.saturating_add(changed.len()))?;
         found.extend(held.into_iter().filter(|index| !changed.contains(index)));
         Ok(found.into_iter().take(max).collect())
     }
 
-    /// The content of an entry, and its arrival; `None` if what is there came ahead of the order and the feed has another entry at its place.
+    /// Returns the content of an entry and its offset; `None` if that content came ahead of the
+    /// order and the feed has another entry at its index.
     fn read_backfill(&self, entry: &Entry, backfill: BackfillRef) -> Result<Option<(Content, u64)>, ReadError> {
         let position = backfill.at.position;
         let record = self.log.record(position)?;
@@ -354,7 +364,7 @@ impl DiskStore {
         Ok(Some((backfilled.content, held.offset)))
     }
 
-    /// Entries of one append from index `from` on; false when a bound was met.
+    /// Adds entries of one append from index `from` on; returns false when a bound is reached.
     pub(super) fn read_indexes(
         &self,
         feed: &FeedId,
@@ -370,7 +380,8 @@ impl DiskStore {
         self.read_slots(entry_run.at.position, &record, append, start, page, false)
     }
 
-    /// Disclosed entries of one record from arrival `from` on; false when a bound or damage was met.
+    /// Adds disclosed entries of one record from offset `from` on; returns false at a bound or at
+    /// damage.
     pub(super) fn read_entries_from(
         &self,
         entry_run: &EntryRun,
@@ -379,7 +390,7 @@ impl DiskStore {
     ) -> Result<bool, ReadError> {
         let record = match self.log.record(entry_run.at.position) {
             Ok(record) => record,
-            // Which entry it was stood in what cannot be read.
+            // Which entry it is is recorded only in the record, which cannot be read.
             Err(ReadError::Damaged(what)) => {
                 let entry = || DamagedEntry { offset: from, entry: None, what };
                 return page.end_page_with(|| ReadError::DamagedEntry(Box::new(entry())));
@@ -424,7 +435,7 @@ impl DiskStore {
         Ok(true)
     }
 
-    /// The commit that holds an offset.
+    /// Returns the commit that holds an offset.
     pub(super) fn read_link(&self, offset: u64) -> Result<Option<ChainLink>, ReadError> {
         {
             let state = self.shared().state.read();
@@ -440,7 +451,7 @@ impl DiskStore {
         Ok(Some(ChainLink { offsets: record.first_offset..record.end_offset, hash: record.hash }))
     }
 
-    /// What notes of one sort mean that are referred to.
+    /// Resolves references to notes of one sort.
     pub(super) fn read_notes<T>(
         &self,
         held: Vec<NoteRef>,
@@ -454,13 +465,13 @@ impl DiskStore {
         held.into_iter().map(note).collect()
     }
 
-    /// The alarm about damage that was met.
+    /// Returns the alarm about damage that was found.
     pub(super) fn damage_alarm(&self) -> Option<Alarm> {
         let log = self.log.damage().map(|why| Alarm::LogDamaged { why });
         log.or_else(|| self.shared().index_db().is_damaged().then_some(Alarm::IndexDamaged))
     }
 
-    /// Hashes of complete subtrees, from memory where they are there.
+    /// Returns hashes of complete subtrees, from memory if possible.
     pub(super) fn read_tree_hashes(&self, feed: &FeedId, nodes: &[NodeId]) -> Result<Vec<Hash>, ReadError> {
         let missing =
             |node: &NodeId| ReadError::Missing(format!("{feed}: subtree {} of level {}", node.index, node.level));
@@ -499,8 +510,8 @@ impl DiskStore {
         nodes.iter().zip(near).map(find).collect()
     }
 
-    /// What `entries` makes of a part of a record's body. Bits that flipped since it was written are put right first; other damage is an
-    /// error that names it.
+    /// Decodes a part of a record's body with `entries`. Flipped bits are corrected first; other
+    /// damage is an error that names it.
     fn read_body<T>(
         &self,
         position: Position,
@@ -521,7 +532,8 @@ impl DiskStore {
         Err(self.log.damaged(position, &damage))
     }
 
-    /// As [`Self::read_body`], of these slots: those before the first one that is damaged, and what is damaged of that.
+    /// As [`Self::read_body`] for these slots: returns those before the first damaged one, and the
+    /// damage.
     fn read_whole<T>(
         &self,
         position: Position,

@@ -1,4 +1,4 @@
-//! What only a store on disk can promise: crashes, damage, a lost view, a full disk, the wrong owner.
+//! Tests of the disk store: crashes, damage, a lost index database, a full disk, a foreign owner.
 
 #![allow(clippy::unwrap_used)]
 
@@ -36,7 +36,7 @@ fn open(dir: &Path) -> DiskStore {
     DiskStore::open(dir, &options()).unwrap()
 }
 
-/// A store and its model after the same `rounds` commits.
+/// Fills a store and its model with the same `rounds` commits; returns the model.
 fn populate(dir: &Path, rounds: usize) -> MemoryStore {
     let (store, model, mut random) = (open(dir), MemoryStore::new(), Random(9));
     for _ in 0..rounds {
@@ -70,7 +70,7 @@ fn deleted_index_db_is_rebuilt_from_log() {
     let model = populate(dir.path(), 30);
     fs::remove_dir_all(dir.path().join("db")).unwrap();
     assert_same(&open(dir.path()), &model, &mut Random(2));
-    // Open when the machine stopped: what sled wrote may be lost in any order.
+    // Open when the machine stopped: any part of sled's writes may be lost.
     fs::write(dir.path().join("db.open"), "another run of the machine").unwrap();
     assert_same(&open(dir.path()), &model, &mut Random(3));
     for file in fs::read_dir(dir.path().join("db")).unwrap() {
@@ -101,7 +101,7 @@ fn stale_index_db_catches_up_and_newer_one_exposes_truncated_log() {
     assert!(matches!(DiskStore::open(dir.path(), &options()), Err(OpenError::Damaged(_))));
 }
 
-/// A node that was brought up to date: its view is in the form of the version before.
+/// After an upgrade the index database has the format of the previous version.
 #[test]
 fn index_db_of_other_version_is_rebuilt_from_log() {
     let dir = tempfile::tempdir().unwrap();
@@ -120,8 +120,8 @@ fn index_db_of_other_version_is_rebuilt_from_log() {
     }
 }
 
-/// A whole register taken over at once: every id tells the same millisecond. It is found as quickly as any other, also by a store that was
-/// opened again, and none is held twice.
+/// An import where all ids have the same millisecond. Each is found as quickly as any other, also
+/// after the store was reopened, and none is stored twice.
 #[test]
 fn ids_of_one_timestamp_are_found_in_few_blocks() {
     let dir = tempfile::tempdir().unwrap();
@@ -135,7 +135,7 @@ fn ids_of_one_timestamp_are_found_in_few_blocks() {
             let (commit, seq) = (one(append(&feed, first, entries)), model.seq());
             store.commit(commit.clone(), seq).unwrap();
             model.commit(commit, seq).unwrap();
-            // Each commit comes into the view by itself.
+            // Each commit is applied to the index database on its own.
             store.apply_index();
         }
         assert_same(&store, &model, &mut Random(round));
@@ -147,7 +147,8 @@ fn ids_of_one_timestamp_are_found_in_few_blocks() {
     let config = sled::Config::new().path(dir.path().join("db")).segment_size(super::index_db::SEGMENT_BYTES);
     let db = config.open().unwrap();
     let (blocks, overflow) = (db.scan_prefix("i").count(), db.scan_prefix("j").count());
-    // A store that is opened does not know what is in a bucket, and fills it up once more.
+    // A reopened store does not know the block counts of its buckets, and fills the bucket once
+    // more.
     assert_eq!(blocks, 4 * super::index_db::ids::BLOCKS_MAX);
     assert!(overflow > 50, "{overflow}");
 }
@@ -189,7 +190,7 @@ fn failed_fsync_stops_commits_until_reopen() {
     assert!(matches!(store.commit(next, 3), Err(CommitError::Stopped(_))));
     assert_eq!(store.entries(&feed, 0, 10, 10_000).unwrap().len(), 3);
     drop(store);
-    // What was written without a sync may count or not; but now it is one of them for good.
+    // A record written without a sync may count or not, but opening decides it for good.
     let seq = open(dir.path()).seq();
     assert!(seq == 3 || seq == 4);
     assert_eq!(open(dir.path()).seq(), seq);
@@ -215,7 +216,7 @@ fn attestations_and_urgent_entries_may_use_the_reserve() {
     let dir = tempfile::tempdir().unwrap();
     commit_entries(&open(dir.path()), 3);
     let space = rustix::fs::statvfs(dir.path()).unwrap();
-    // Between the reserve and half of it, whatever others write meanwhile.
+    // Between the reserve and half of it, whatever else is written to the disk meanwhile.
     let reserve_bytes = space.f_bavail * space.f_frsize / 2 * 3;
     let store = DiskStore::open(dir.path(), &DiskOptions { reserve_bytes, ..options() }).unwrap();
     let feed = feed("ma", 1);
@@ -249,7 +250,7 @@ fn failed_index_db_is_rebuilt_online() {
             store.fail_index_db();
         }
     }
-    // Idle: nobody commits, and it is noticed all the same.
+    // Even an idle store without commits notices the damage.
     store.apply_index();
     store.fail_index_db();
     let started = std::time::Instant::now();
@@ -311,7 +312,8 @@ fn bit_flip_is_corrected_on_read_and_on_open() {
     assert_eq!((store.damage(), store.corrected_bits()), (None, 1));
     assert!(fs::read(&path).unwrap() == whole);
     drop(store);
-    // In the first head; then in the content of the last entry, which but for its digest could be torn.
+    // In the first head; then in the content of the last entry, which could be torn if not for its
+    // digest.
     for at in [4_096 + 40, payload(20)] {
         flip(at);
         fs::remove_dir_all(dir.path().join("db")).unwrap();
@@ -352,7 +354,7 @@ fn damaged_entries_are_reported_and_neighbours_are_read() {
         assert_eq!(named(store.entries(&feed, index, 9, 10_000).unwrap_err()), damaged);
         assert_eq!(named(store.entries_from(index + 1, 9, 10_000).unwrap_err()), damaged);
     }
-    // From the newest back: what is read comes first.
+    // From the newest back: the page ends at the damaged entry.
     let (read, next) = store.history(u64::MAX, 9, 99, &|_| true).unwrap();
     assert_eq!((indexes(read), next), (vec![7], Some(8)));
     assert_eq!(named(store.history(8, 9, 99, &|_| true).unwrap_err()).0, 7);
@@ -374,7 +376,7 @@ fn readers_see_commits_immediately_and_in_order() {
                 let mut next = 1_u64;
                 while next <= commits * 3 {
                     let end = store.end_offset();
-                    // One reads by arrival, one by index, one always a little further back.
+                    // One thread reads by offset, one by index, and one by offsets further back.
                     let from = [next, next, next.saturating_sub(30).max(1)][reader];
                     let found = if reader == 1 {
                         store.entries(feed, from - 1, 50, 100_000).unwrap()
@@ -404,7 +406,8 @@ fn readers_see_commits_immediately_and_in_order() {
 
 const KILLED_DIR: &str = "BARID_TEST_KILLED_DIR";
 
-/// What the parent kills: commits what follows from the seed and tells of each commit once it is confirmed.
+/// The child process to kill: makes commits from the seed, and prints each commit once it is
+/// confirmed.
 #[test]
 #[ignore = "runs as a child of the next test"]
 fn commits_until_killed() {

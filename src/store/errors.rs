@@ -1,33 +1,35 @@
-//! Why the store does not do what it is asked to.
+//! Errors of the store: committing, reading and opening.
 
 use barid_core::ids::{Digest, FeedId};
 
-/// Why a commit was refused. Nothing of it is visible.
+/// Why a commit failed. Nothing of it is visible.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
     /// Another commit came first.
     #[error("another commit came first: expected to follow {expected}, the store is at {found}")]
     Fenced {
-        /// What the caller expected.
+        /// The newest commit that the caller expected.
         expected: u64,
-        /// What the store is at.
+        /// The newest commit of the store.
         found: u64,
     },
-    /// Free space has fallen below the reserve, or the file system makes no new files; reading goes on, and a later commit may succeed.
+    /// Free space has fallen below the reserve, or the file system makes no new files. Reading goes
+    /// on, and a later commit may succeed.
     #[error("{}", disk_full_reason(*.available_bytes, *.reserve_bytes))]
     DiskFull {
-        /// Left.
+        /// Bytes that are free.
         available_bytes: u64,
-        /// Kept.
+        /// Bytes that must stay free.
         reserve_bytes: u64,
     },
-    /// The view cannot be written for now, and as much waits for it as may; reading goes on, and a later commit may succeed.
+    /// The index database cannot be written for now, and the allowed backlog is full. Reading goes
+    /// on, and a later commit may succeed.
     #[error("the index database is too far behind: {0}")]
     IndexBehind(String),
     /// A part of the commit does not fit the store: a defect of the caller.
     #[error("commit does not fit: {0}")]
     Invalid(String),
-    /// The disk failed: this commit failed for ever, and the store must be opened again.
+    /// The disk failed. This commit has failed permanently, and the store must be opened again.
     #[error("the commit log cannot be written")]
     Io(#[source] std::io::Error),
     /// The store has failed before and must be opened again.
@@ -35,18 +37,18 @@ pub enum CommitError {
     Stopped(String),
 }
 
-/// An entry whose content is not what was written, found by whoever wanted to read it.
+/// An entry whose content is damaged, found by reading it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamagedEntry {
     /// Its offset.
     pub offset: u64,
-    /// Its feed and index, and the digest that its content had; `None` where its whole record cannot be read.
+    /// Its feed, index and digest; `None` if its whole record cannot be read.
     pub entry: Option<(FeedId, u64, Digest)>,
-    /// What is damaged, for operators.
+    /// The damage, for operators.
     pub what: String,
 }
 
-/// Why something could not be read.
+/// Why a read failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// Files could not be read.
@@ -55,13 +57,14 @@ pub enum ReadError {
     /// Bytes on disk are not what was written.
     #[error("damage: {0}")]
     Damaged(String),
-    /// An entry that is held in full cannot be read; those around it can.
+    /// An entry that is held in full cannot be read; its neighbours can.
     #[error("damage: {}", .0.what)]
     DamagedEntry(Box<DamagedEntry>),
-    /// The view is being rebuilt from the log, or waits for room on the disk; a later attempt succeeds.
+    /// The index database is being rebuilt from the log, or waits for disk space. A later attempt
+    /// succeeds.
     #[error("the index database is behind: {0}")]
     Behind(String),
-    /// Nothing of the kind asked for is held.
+    /// The requested item is not held.
     #[error("{0} is not held")]
     Missing(String),
 }
@@ -78,9 +81,9 @@ pub enum OpenError {
     /// It belongs to another node: `<member>.<exchange>`.
     #[error("the store belongs to {found}, this node is {expected}")]
     Foreign {
-        /// Whose store it is.
+        /// The owner of the store.
         found: String,
-        /// Who wanted to open it.
+        /// The node that tried to open it.
         expected: String,
     },
     /// A newer version of this program wrote it.
@@ -91,15 +94,16 @@ pub enum OpenError {
         /// The newest version known.
         known: u32,
     },
-    /// Something that was confirmed is not as it was written.
+    /// Confirmed data is damaged.
     #[error("damage: {0}")]
     Damaged(String),
-    /// The view cannot be built.
+    /// The index database cannot be built.
     #[error("the index database cannot be built")]
     IndexDb(#[source] std::io::Error),
 }
 
-/// A file system that takes no more has no bytes left, or no inodes, or none for this user: only the first shows in its free bytes.
+/// Returns why the file system takes no more data: no bytes left, no inodes left, or the user's
+/// quota is used up. Only the first is visible in the free bytes.
 fn disk_full_reason(available_bytes: u64, reserve_bytes: u64) -> String {
     if available_bytes < reserve_bytes {
         return format!("free space of {available_bytes} bytes is below the reserve of {reserve_bytes} bytes");

@@ -1,6 +1,7 @@
-//! What the disk store knows without asking the view: the feeds, the newest notes, the newest commits.
+//! The in-memory index of the disk store: feeds, newest notes and newest commits.
 //!
-//! In scope: how a commit changes it, and what the applier then has to write. Out of scope: durability.
+//! In scope: how a commit changes it, and what the applier must write for that commit. Out of
+//! scope: durability.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
@@ -25,7 +26,7 @@ use super::tree_cache::{Tile, TileId, TiledTree};
 use super::validate::{self, CustodyOrder, UndisclosedRun};
 use super::{Committed, Content, Cosigned, CustodyRecord, FeedState, ReferenceKind, Subscription};
 
-/// Everything that reads need at once.
+/// The state that reads need without the index database.
 pub(super) struct State {
     pub(super) seq: u64,
     pub(super) end_offset: u64,
@@ -37,16 +38,18 @@ pub(super) struct State {
     pub(super) rosters: BTreeMap<u64, NoteRef>,
     pub(super) crls: BTreeMap<String, NoteRef>,
     pub(super) forks: BTreeMap<String, NoteRef>,
-    /// Notes that the view has not taken in yet, with the number of their commit.
+    /// Notes not yet applied to the index database, with the number of their commit.
     pub(super) pending_cosigned: VecDeque<(u64, FeedNumber, Cosigned)>,
     pub(super) pending_custody: VecDeque<(u64, FeedNumber, CustodyRecord, CustodyOrder)>,
-    /// References, likewise.
+    /// References not yet applied, with the number of their commit.
     pub(super) pending_references: VecDeque<(u64, Referred, Referrer)>,
-    /// Of each member the largest id that an Update or Cancel of its own refers to, or a larger one: above it nothing is looked for.
+    /// For each member an upper bound of the ids that its own Updates and Cancels refer to. No
+    /// look-up is needed for ids above it.
     pub(super) superseded: BTreeMap<Member, Uuid>,
-    /// Where content is that the view has not taken in yet, with the number of its commit.
+    /// Places of backfilled and out-of-order content not yet applied to the index database, with
+    /// the number of the commit.
     pub(super) pending_backfills: HashMap<(FeedNumber, u64), (u64, BackfillRef)>,
-    /// Urgent entries, likewise; their urgency is in their feeds' books.
+    /// Urgent entries not yet applied; the kind is in `FeedIndex::urgent`.
     pending_urgent: VecDeque<(u64, FeedNumber, u64)>,
 }
 
@@ -55,11 +58,11 @@ pub(super) struct State {
 pub(super) struct OutOfOrderEntry {
     pub(super) digest: Digest,
     pub(super) at: BackfillRef,
-    /// When it was committed.
+    /// Time of its commit in unix ms.
     pub(super) since_ms: u64,
 }
 
-/// A bulletin that others refer to, and how.
+/// A bulletin that an entry refers to, and how.
 pub(super) type Referred = (Member, Uuid, Role);
 
 /// One feed.
@@ -73,50 +76,50 @@ pub(super) struct FeedIndex {
     pub(super) checkpoint_at: Option<NoteRef>,
     /// The newest runs held as digests only, at most [`NOT_HELD_RANGES_MAX`].
     pub(super) runs: VecDeque<UndisclosedRun>,
-    /// Whether the view may have older runs than these.
+    /// Whether the index database may have older runs.
     pub(super) older_runs: bool,
-    /// Whether any entry was filled in, or came ahead of the order.
+    /// Whether any entry was backfilled or came ahead of the order.
     pub(super) backfilled: bool,
-    /// What is held ahead of the order.
+    /// Entries held out of order, by index.
     pub(super) out_of_order: BTreeMap<u64, OutOfOrderEntry>,
-    /// Urgent entries that the view has not taken in yet.
+    /// Urgent entries not yet applied to the index database, by index.
     pub(super) urgent: BTreeMap<u64, Priority>,
-    /// Of each cosigner the note of the largest size.
+    /// The note of the largest size of each cosigner.
     pub(super) cosigned: BTreeMap<Member, Cosigned>,
-    /// Of each holder the note that ends last of those that join the ones before.
+    /// The custody note of each holder that ends last among those that join the earlier ones.
     pub(super) custody: BTreeMap<Member, CustodyRecord>,
-    /// Whoever has given a custody note.
+    /// All members that have given a custody note.
     pub(super) holders: BTreeSet<Member>,
 }
 
-/// A commit that the view still has to take in, with all that it needs to know of it.
+/// A commit not yet applied to the index database, and everything needed to apply it.
 pub(super) struct PendingCommit {
     pub(super) committed: Arc<Committed>,
     pub(super) position: Position,
-    /// Bytes in the log.
+    /// Its bytes in the log.
     pub(super) len: u64,
-    /// Numbers of the feeds of the appends, the cosigned notes and the custody notes.
+    /// Feed numbers of the appends, the cosigned notes and the custody notes.
     pub(super) append_feeds: Vec<FeedNumber>,
     pub(super) cosigned_feeds: Vec<FeedNumber>,
     pub(super) custody_feeds: Vec<(FeedNumber, CustodyOrder)>,
     pub(super) backfill_feeds: Vec<FeedNumber>,
     pub(super) priority_feeds: Vec<FeedNumber>,
-    /// Entries held ahead of the order that an append has reached, or displaced.
+    /// Entries held out of order that an append has reached or displaced.
     pub(super) matched: Vec<(FeedNumber, u64)>,
-    /// What came that is urgent.
+    /// Urgent entries of this commit.
     pub(super) urgent: Vec<(FeedNumber, u64, Priority)>,
     /// New rows of all feeds that it changes.
     pub(super) rows: Vec<(FeedNumber, FeedRow)>,
     pub(super) runs: Vec<(FeedNumber, UndisclosedRun)>,
     pub(super) tiles: Vec<(FeedNumber, TileId, Arc<Tile>)>,
     pub(super) references: Vec<(Referred, Referrer)>,
-    /// What stands under the names of subscriptions that it changes.
+    /// New states of the subscriptions that it changes; `None`: removed.
     pub(super) subscriptions: Vec<(String, Option<Subscription>)>,
     pub(super) since: Instant,
 }
 
 impl PendingCommit {
-    /// Feeds of which it has entries.
+    /// Returns the feeds whose entries are in this commit.
     pub(super) fn feeds_of_entries(&self) -> impl Iterator<Item = FeedNumber> {
         self.append_feeds.iter().chain(&self.backfill_feeds).chain(&self.priority_feeds).copied()
     }
@@ -162,7 +165,8 @@ impl FeedIndex {
         }
     }
 
-    /// What callers are told; `None` if only notes of others speak of the feed.
+    /// Returns the state for callers; `None` before the first append, for example if only
+    /// attestations about the feed are held.
     pub(super) fn state(&self) -> Option<FeedState> {
         self.checkpoint_at.map(|_| FeedState {
             feed: self.feed.clone(),
@@ -174,7 +178,7 @@ impl FeedIndex {
         })
     }
 
-    /// Entry `index` is held in full now.
+    /// Removes entry `index`, which is now held in full, from the runs held as digests only.
     fn shorten_run(&mut self, index: u64) {
         let Some(place) = self.runs.partition_point(|(start, ..)| *start <= index).checked_sub(1) else { return };
         let Some(run) = self.runs.get(place).copied().filter(|(_, end, _)| index < *end) else { return };
@@ -202,7 +206,7 @@ impl FeedIndex {
     }
 }
 
-/// A copy that does not keep the message alive in which the bytes came.
+/// Copies bytes, so that the message they came in is not kept in memory.
 pub(super) fn detached(bytes: &Bytes) -> Bytes {
     Bytes::copy_from_slice(bytes)
 }
@@ -238,7 +242,7 @@ impl State {
         Some((number, self.feed_index(number)?))
     }
 
-    /// Number and book of a feed, new if need be.
+    /// Returns number and index of a feed, and whether they were created.
     fn feed_index_mut(&mut self, feed: &FeedId) -> (FeedNumber, &mut FeedIndex, bool) {
         let (number, new) = match self.numbers.get(feed) {
             Some(number) => (*number, false),
@@ -275,7 +279,8 @@ impl State {
         };
         self.seq = committed.seq;
         self.end_offset = committed.end_offset;
-        // What is filled was there before: a run that an append makes longer has been made shorter by then.
+        // Backfills before appends: an append may extend the last run, which a backfill may have
+        // shortened.
         self.apply_backfills(committed, position, &mut pending);
         self.apply_appends(committed, position, &mut pending);
         self.apply_priority(committed, position, &mut pending);
@@ -370,7 +375,8 @@ impl State {
         }
     }
 
-    /// What came ahead of the order lies in its record behind the fills, and is found as they are.
+    /// Indexes priority entries. Their content is in the record after the backfills, and is found
+    /// in the same way.
     fn apply_priority(&mut self, committed: &Arc<Committed>, position: Position, pending: &mut PendingCommit) {
         let offsets = committed.end_offset.saturating_sub(committed.commit.priority.len() as u64)..;
         let places = u32::try_from(committed.commit.backfills.len()).unwrap_or(u32::MAX)..;
@@ -450,7 +456,8 @@ impl State {
         }
     }
 
-    /// The view has taken in everything up to commit `seq`, and with it all arrivals before `end_offset` of these feeds.
+    /// Releases state that is now in the index database: everything up to commit `seq`, and the
+    /// entries of these feeds with offsets below `end_offset`.
     pub(super) fn applied(&mut self, seq: u64, end_offset: u64, feeds: &[FeedNumber]) {
         self.tail_cache.applied(seq);
         while self.pending_cosigned.pop_front_if(|(number, ..)| *number <= seq).is_some() {}

@@ -1,16 +1,18 @@
-//! A feed's tree as the store holds it, for proofs.
+//! Hash reader over the stored tree of one feed, for proofs.
+//!
+//! In scope: passing reads of tree hashes to the store. Out of scope: making proofs (`core`).
 
 use barid_core::feed::tree::{HashReader, NodeId};
 use barid_core::ids::{FeedId, Hash};
 
 use super::{ReadError, Store};
 
-/// Reads one feed's tree hashes.
+/// Reads the tree hashes of one feed.
 #[derive(Clone, Copy)]
 pub struct FeedTree<'a> {
-    /// Where from.
+    /// The store to read from.
     pub store: &'a dyn Store,
-    /// Which feed.
+    /// The feed.
     pub feed: &'a FeedId,
 }
 

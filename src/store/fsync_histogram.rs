@@ -1,17 +1,22 @@
-//! How long the syncs of the commit log take.
+//! Histogram of the sync durations of the commit log.
+//!
+//! In scope: counting durations into fixed buckets. Out of scope: exporting them as metrics
+//! (`app::metrics`).
 
 use std::time::Duration;
 
-/// Upper bounds of what is told apart, in microseconds: from a disk with a cache that outlives the power to one that is failing.
+/// Upper bounds of the buckets in microseconds, from a disk with a power-loss-protected cache to a
+/// failing one.
 pub const FSYNC_BOUNDS_MICROS: [u64; 14] =
     [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000];
 
-/// Syncs since the store was opened.
+/// Durations of syncs since the store was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FsyncHistogram {
-    /// How many took at most as long as the bound of the same place, and longer than the one before; the last: longer than all.
+    /// Syncs per bucket: those that took longer than the bound before and at most the bound at the
+    /// same place. The last bucket is above all bounds.
     pub counts: [u64; FSYNC_BOUNDS_MICROS.len() + 1],
-    /// How long all of them took, in microseconds.
+    /// Sum of all durations, in microseconds.
     pub sum_micros: u64,
 }
 

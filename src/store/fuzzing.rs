@@ -1,7 +1,9 @@
-//! What must hold for any bytes of a commit log: the fuzz target `record`, and a test that tries mutations of golden files.
+//! Invariants that hold for any bytes of a commit log: the fuzz target `record`, and a test with
+//! mutations of golden files.
 //!
-//! In scope: reading records and segments, deciding where a log ends, and taking in what it says. Out of scope: the view, which is
-//! rebuilt whenever it is in doubt. Not for use by the node.
+//! In scope: reading records and segments, finding the end of a log, and applying its records to
+//! memory. Out of scope: the index database, which is rebuilt whenever it may be damaged. Not used
+//! by the node.
 
 #[cfg(test)]
 #[allow(dead_code, missing_docs, unreachable_pub)]
@@ -32,10 +34,10 @@ const BODY_BYTES_MAX: usize = 8 << 10;
 const SALT: [u8; 16] = [5; 16];
 const INVARIANT: &str = "files in a temporary folder can be written";
 
-/// Panics if something does not hold. The first byte chooses what the rest is taken for.
+/// Panics if an invariant does not hold. The first byte selects how the rest is interpreted.
 pub fn check(data: &[u8]) {
     let Some((chosen, rest)) = data.split_first() else { return };
-    // Opening a log syncs it, which is slow: not every time.
+    // Opening a log syncs it, which is slow, so it is not done for every input.
     let and_open = chosen / 3 % 4 == 0;
     match chosen % 3 {
         0 => segment(rest, and_open),
@@ -53,7 +55,8 @@ fn options() -> LogOptions {
     }
 }
 
-/// Gives each thread a folder of its own, emptied for each input.
+/// Calls `then` with a folder whose only segment is `bytes`. Each thread has a folder of its own,
+/// emptied for each input.
 fn with_segment(bytes: &[u8], then: impl FnOnce(&Path)) {
     thread_local!(static FOLDER: OnceCell<tempfile::TempDir> = const { OnceCell::new() });
     FOLDER.with(|folder| {
@@ -66,7 +69,7 @@ fn with_segment(bytes: &[u8], then: impl FnOnce(&Path)) {
     });
 }
 
-/// The bytes as the only segment of a log.
+/// Interprets the bytes as the only segment of a log.
 fn segment(bytes: &[u8], and_open: bool) {
     with_segment(bytes, |dir| {
         let (state, read) = replayed(dir);
@@ -74,7 +77,7 @@ fn segment(bytes: &[u8], and_open: bool) {
             Ok(_) if !and_open => {}
             Ok(seq) => {
                 drop(state);
-                // Opening it cuts a torn tail; what was read before is what is there now and ever after.
+                // Opening it cuts a torn tail; the records read before are then the whole log.
                 for _ in 0..2 {
                     assert_eq!(opened(dir), seq, "where the log ends changes");
                 }
@@ -105,7 +108,7 @@ fn opened(dir: &Path) -> u64 {
     log.tail().seq
 }
 
-/// Reads a log and takes in what it says, as far as memory goes. What cannot be taken in is damage too.
+/// Reads a log and applies its records to memory. A record that cannot be applied is damage too.
 fn replayed(dir: &Path) -> (State, Result<u64, OpenError>) {
     let mut state = State::new(1 << 20);
     let mut seq = 0;
@@ -119,7 +122,7 @@ fn replayed(dir: &Path) -> (State, Result<u64, OpenError>) {
     (state, read)
 }
 
-/// The bytes as a head, whose checksum is right, and the envelopes after it.
+/// Interprets the bytes as a head with a valid checksum, and the envelopes after it.
 fn head(bytes: &[u8]) {
     let Some((len, rest)) = bytes.split_first_chunk() else { return };
     let Some((head, body)) = rest.split_at_checked(usize::from(u16::from_le_bytes(*len))) else { return };
@@ -141,7 +144,8 @@ fn head(bytes: &[u8]) {
     assert_eq!(encode_head(&commit, read.seq, &read.previous, read.first_offset), again);
 }
 
-/// The bytes as heads of records, each after a length of two bytes, that are numbered, chained and checksummed as they must be.
+/// Interprets the bytes as heads of records, each after a length of two bytes, that are numbered,
+/// chained and checksummed correctly.
 fn records(mut bytes: &[u8], and_open: bool) {
     let header = log::segment::Header {
         number: 1,
@@ -174,7 +178,7 @@ fn records(mut bytes: &[u8], and_open: bool) {
     segment(&file, and_open);
 }
 
-/// Makes envelopes of the lengths that a head asks for, and puts their checksums into it.
+/// Makes envelopes of the lengths in a head, and sets their checksums in it.
 fn complete(head: &mut proto::RecordHead) -> Vec<u8> {
     let mut body = Vec::new();
     for append in &mut head.appends {
@@ -196,10 +200,10 @@ mod tests {
     use super::mutate::Mutator;
     use super::*;
 
-    /// So many that they take seconds: opening a log syncs it.
+    /// Limited to a few seconds: opening a log syncs it.
     const MUTATIONS: u64 = 300;
 
-    /// The golden log as it is, and its heads in the two other forms.
+    /// The golden log itself, and its heads in the two other input forms.
     fn seeds() -> Vec<Vec<u8>> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/store/log-1/0000000001.log");
         let file = fs::read(path).unwrap();

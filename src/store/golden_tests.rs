@@ -1,7 +1,9 @@
-//! A data folder as the first version wrote it, which every later version must open: `tests/golden/data-1`.
+//! Golden test: the data folder `tests/golden/data-1` of the first version, which every later
+//! version must open.
 //!
-//! It is Morocco's node in the fictional exchange of the other golden files: its own feed with a bulletin of every kind, a part of Libya's
-//! feed with entries in full and as digests, signed answers in both directions, rosters, a revocation list, a cursor.
+//! The folder belongs to Morocco's node in the fictional exchange of the other golden files. It
+//! contains its own feed with a bulletin of every kind, a part of Libya's feed with entries in full
+//! and as digests, attestations in both directions, rosters, a revocation list and a cursor.
 
 #![allow(clippy::unwrap_used)]
 
@@ -47,7 +49,7 @@ fn feed(code: &str) -> FeedId {
     FeedId::new(code.parse().unwrap(), EXCHANGE.parse().unwrap(), 1)
 }
 
-/// As the golden rosters list it: `ma/mirror`.
+/// Returns a key as the golden rosters list it, such as `ma/mirror`.
 fn key(place: &str, algorithm: Algorithm) -> SigningKey {
     let (member, role) = place.split_once('/').unwrap();
     let name = format!("{member}.{EXCHANGE}/{role}");
@@ -67,7 +69,7 @@ fn crl() -> CrlRecord {
     CrlRecord { authority: "ma.rabat.example".into(), der: "exercise list".into() }
 }
 
-/// A bulletin of a kind's own sample: the `nth` of `code`.
+/// Returns the `nth` sample bulletin of a kind, by member `code`.
 fn bulletin(code: &str, kind: &str, nth: u64) -> ValidBulletin {
     let mut draft = kinds::find(kind).unwrap().sample().unwrap();
     for reference in &mut draft.header.as_mut().unwrap().references {
@@ -98,7 +100,7 @@ fn own_entries() -> Vec<NewEntry> {
     OWN.iter().zip(0..).map(|(kind, nth)| disclosed(&bulletin("ma", kind, nth))).collect()
 }
 
-/// Eight entries of Libya's feed, of which the first six are held.
+/// Returns eight entries of Libya's feed, of which the folder has the first six.
 fn libyan_entries() -> Vec<NewEntry> {
     let undisclosed =
         |n: u8, reason| NewEntry { digest: Digest(Sha256::digest([n]).into()), content: Content::Undisclosed(reason) };
@@ -163,7 +165,7 @@ fn custody(signed: &SignedCheckpoint, by: &str, not_held: &[(std::ops::Range<u64
     }
 }
 
-/// What is in the folder, commit by commit.
+/// Returns the commits in the folder.
 fn commits() -> Vec<Commit> {
     let (own, libyan) = (own_entries(), libyan_entries());
     let (own_tree, libyan_tree) = (tree(&own), tree(&libyan));
@@ -192,8 +194,8 @@ fn commits() -> Vec<Commit> {
     commits
 }
 
-/// Opens a store. A process that another test starts at the same time has this one's open files until it becomes another program, the lock
-/// among them: it is waited for.
+/// Opens a store. A process started concurrently by another test inherits this process's open
+/// files, including the lock, until it executes another program; so this waits for the lock.
 fn open(dir: &Path) -> DiskStore {
     let begun = Instant::now();
     loop {
@@ -212,7 +214,7 @@ fn assert_complete(store: &DiskStore) {
     assert!(rosters.extend(&held[1].note).unwrap());
     let roster = rosters.newest();
 
-    // Both feeds: the edge, the checkpoint that vouches for it, every entry, every inner node.
+    // Both feeds: the right edge, the checkpoint that covers it, every entry, every inner node.
     for (code, entries, size, disclosed) in [("ma", own_entries(), 6, 6), ("ly", libyan_entries(), 6, 2)] {
         let (feed, tree) = (feed(code), tree(&entries));
         let state = store.feed(&feed).unwrap();
@@ -241,7 +243,7 @@ fn assert_complete(store: &DiskStore) {
     let not_held = [(1..3, Undisclosed::Withheld), (3..4, Undisclosed::Unfollowed), (5..6, Undisclosed::Excluded)];
     assert_eq!(store.undisclosed_ranges(&feed("ly"), 10).unwrap(), not_held);
 
-    // What others have said of the own feed, and what was said of theirs.
+    // Attestations of others about the own feed, and of this node about theirs.
     let (own, ly) = (feed("ma"), feed("ly"));
     for (feed, by) in [(&own, "tn"), (&ly, "ma")] {
         let notes = store.cosigned_newest(feed).unwrap();
@@ -272,12 +274,12 @@ fn version_1_data_folder_opens() {
     let name = "log/0000000001.log";
     fs::copy(folder().join("data-1").join(name), dir.path().join(name)).unwrap();
     assert_complete(&open(dir.path()));
-    // With the view that was just made, and once more without it.
+    // With the index database just created, and once more without it.
     assert_complete(&open(dir.path()));
     fs::remove_dir_all(dir.path().join("db")).unwrap();
     let store = open(dir.path());
     assert_complete(&store);
-    // It goes on from there.
+    // The store accepts further commits.
     let libyan = libyan_entries();
     let tree = tree(&libyan);
     let rest = append(6, &libyan[6..], &checkpoint("ly", &tree, 8), &tree);
@@ -303,7 +305,8 @@ fn current_version_writes_identical_records() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, &written).unwrap();
     }
-    // Every log has a salt of its own, which the checksums of header block and frames cover: heads and envelopes must be the same.
+    // Every log has its own salt, which the checksums of header block and frames cover; heads and
+    // envelopes must be the same.
     let golden = Bytes::from(fs::read(&path).unwrap());
     let records = |log: &[u8]| {
         let mut records = Vec::new();

@@ -1,35 +1,38 @@
-//! The keyspace of the view: the one table of what is kept in sled, and how its keys and values are written.
+//! The keyspace of the index database: the one table of everything stored in sled, and the encoding
+//! of keys and values.
 //!
-//! | prefix | key after it | value | why |
+//! | prefix | key after it | value | use |
 //! |---|---|---|---|
-//! | `m` | | [`IndexCursor`] | up to which commit the view has taken in the log; in every batch |
+//! | `m` | | [`IndexCursor`] | last commit applied to the index database; in every batch |
 //! | `f` | feed | [`FeedRow`] | number, name, size and newest checkpoint of each feed |
-//! | `p` | feed, first index | [`EntryRun`]es | from (feed, index) to the record that holds the entry |
-//! | `a` | first arrival | [`EntryRun`]es | from an arrival to the record that holds the entry |
-//! | `c` | first arrival | columns block (`index_db::columns`) | filtering history without reading envelopes |
-//! | `i` | member, id bucket, first arrival | ids block (`index_db::ids`) | from (member, id) to the entry |
-//! | `j` | member, id | place (`index_db::ids`) | the same, once the bucket of the id has many blocks |
-//! | `x` | member, how, id, first arrival | references block (`index_db::references`) | from (member, id) to the entries that refer to it, other than answers |
-//! | `y` | member, id, feed, person | first, newest, count (`index_db::acks`) | from (member, id) to what each person has answered |
+//! | `p` | feed, first index | [`EntryRun`]s | from (feed, index) to the record of the entry |
+//! | `a` | first offset | [`EntryRun`]s | from an offset to the record of the entry |
+//! | `c` | first offset | columns block (`index_db::columns`) | filtering history without reading envelopes |
+//! | `i` | member, id bucket, first offset | ids block (`index_db::ids`) | from (member, id) to the entry |
+//! | `j` | member, id | entry (`index_db::ids`) | the same, once the id's bucket is full |
+//! | `x` | member, kind, id, first offset | references block (`index_db::references`) | from (member, id) to referring entries other than Acks |
+//! | `y` | member, id, feed, issuer | first, newest, count (`index_db::acks`) | from (member, id) to the Acks of each issuer |
 //! | `t` | feed, level, index | 256 hashes | full tiles of the feed's tree |
-//! | `n` | feed, start | end, reason | what is held as digests only |
-//! | `g` | feed, bucket of indexes | [`BackfillRef`]s (`index_db::backfills`) | from an entry that was filled in, or came ahead of the order, to the record that holds it |
-//! | `e` | feed, index | digest, [`BackfillRef`], time | what is held ahead of the order, and since when |
-//! | `q` | feed, bucket of indexes | bits (`index_db::urgent`) | which entries are urgent, without reading envelopes |
+//! | `n` | feed, start | end, reason | runs held as digests only |
+//! | `g` | feed, bucket of indexes | [`BackfillRef`]s (`index_db::backfills`) | from a backfilled or out-of-order entry to its record |
+//! | `e` | feed, index | digest, [`BackfillRef`], time | entries held out of order, and since when |
+//! | `q` | feed, bucket of indexes | bits (`index_db::urgent`) | urgent entries, without reading envelopes |
 //! | `o` | feed, cosigner, size | time, [`NoteRef`] | cosigned checkpoints |
-//! | `u` | feed, holder, end, [`NoteRef`] | start | custody notes by what they cover |
-//! | `v` | feed, holder | [`NoteRef`] | of each holder the custody note that ends last of those that join |
-//! | `w` | feed, holder, time, [`NoteRef`] | | custody notes for what was filled in |
-//! | `h` | feed, holder, start | end | ranges that a holder's custody notes state as held in full, merged |
+//! | `u` | feed, holder, end, [`NoteRef`] | start | custody notes by the range they cover |
+//! | `v` | feed, holder | [`NoteRef`] | custody note of each holder that ends last of those that join |
+//! | `w` | feed, holder, time, [`NoteRef`] | | late custody notes, for backfilled entries |
+//! | `h` | feed, holder, start | end | merged ranges that a holder's notes state as held in full |
 //! | `r` | version | [`NoteRef`] | rosters |
 //! | `l` | authority | [`NoteRef`] | newest revocation list of each authority |
-//! | `k` | feed's origin, SHA-256 of the evidence | [`NoteRef`] | newest record of two histories of each feed and evidence |
+//! | `k` | feed's origin, SHA-256 of the evidence | [`NoteRef`] | newest record of each forked feed and evidence |
 //! | `s` | subscription | [`Subscription`] | named subscriptions |
 //!
-//! Numbers in keys are big-endian, so that keys sort as numbers do; in values little-endian. Names in the middle of a key have their
-//! length before them. A feed is told by its number, given in the order in which feeds were first seen. Every value begins with
-//! [`VALUE_VERSION`]; a view with another version is rebuilt from the log. Notes and envelopes are never in the view, only where in
-//! the log they are. Blocks hold what one batch of the applier brought, so that the cost of a key is shared by many entries.
+//! Numbers are big-endian in keys, so that keys sort in numeric order, and little-endian in values.
+//! A name inside a key is preceded by its length. A feed is identified by its number; numbers are
+//! assigned in the order in which feeds were first seen. Every value begins with [`VALUE_VERSION`];
+//! an index database of another version is rebuilt from the log. Notes and envelopes are never in
+//! the index database, only their places in the log. A block holds the entries of one batch of the
+//! applier, so that many entries share the cost of a key.
 
 use barid_core::ids::{Hash, Member};
 use bytes::Bytes;
@@ -41,7 +44,8 @@ use super::{HeldBack, ReferenceKind, Subscription};
 
 /// Version of all values.
 pub(super) const VALUE_VERSION: u8 = 7;
-/// Longest value: sled keeps 16 of them on a page, and no page may reach its blob files.
+/// Longest value in bytes: sled stores up to 16 values on a page, and no page may become large
+/// enough for sled's blob files.
 pub(super) const VALUE_BYTES_MAX: usize = 16 << 10;
 
 /// Number of a feed in this store.
@@ -71,10 +75,11 @@ pub(super) const CRL: u8 = b'l';
 pub(super) const FORK: u8 = b'k';
 pub(super) const SUBSCRIPTION: u8 = b's';
 
-/// Ids whose times share all but the last 64 ms are in one bucket: as a rule few enough to look through, many enough to share a key.
+/// Bits of the id's time in ms that one bucket spans: 64 ms. Usually few enough ids to scan, and
+/// enough to share a key.
 const ID_BUCKET_BITS: u32 = 6;
 
-/// Writes a key.
+/// Encodes a key.
 #[derive(Clone)]
 pub(super) struct Key(Vec<u8>);
 
@@ -85,7 +90,7 @@ impl Key {
         Self(bytes)
     }
 
-    /// A key that was read.
+    /// Copies a key that was read.
     pub(super) fn read(bytes: &[u8]) -> Self {
         Self(bytes.to_vec())
     }
@@ -112,7 +117,7 @@ impl Key {
         self
     }
 
-    /// A name at the end of a key.
+    /// Appends a name at the end of a key.
     pub(super) fn name(mut self, name: &str) -> Self {
         self.0.extend(name.as_bytes());
         self
@@ -153,17 +158,17 @@ impl AsRef<[u8]> for Key {
     }
 }
 
-/// The bucket of an id.
+/// Returns the bucket of an id.
 pub(super) fn bucket_of(id: Uuid) -> u64 {
     u64::try_from(id.as_u128() >> (80 + ID_BUCKET_BITS)).unwrap_or(u64::MAX)
 }
 
-/// The largest id of a bucket.
+/// Returns the largest id of a bucket.
 pub(super) fn bucket_end(bucket: u64) -> Uuid {
     Uuid::from_u128((u128::from(bucket) << (80 + ID_BUCKET_BITS)) | ((1 << (80 + ID_BUCKET_BITS)) - 1))
 }
 
-/// Writes a value.
+/// Encodes a value.
 pub(super) struct Value(Vec<u8>);
 
 impl Value {
@@ -204,11 +209,11 @@ impl Value {
     }
 }
 
-/// Reads a value or a key; every step is `None` when the bytes end.
+/// Decodes a value or a key; every step returns `None` when the bytes end.
 pub(super) struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
-    /// A value, after its version.
+    /// Starts at a value's fields, after its version.
     pub(super) fn of_value(bytes: &'a [u8]) -> Option<Self> {
         match bytes.split_first() {
             Some((&VALUE_VERSION, rest)) => Some(Self(rest)),
@@ -216,7 +221,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A key, after its prefix.
+    /// Starts at a key's fields, after its prefix.
     pub(super) fn of_key(bytes: &'a [u8]) -> Option<Self> {
         bytes.split_first().map(|(_, rest)| Self(rest))
     }
@@ -284,21 +289,21 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Where a note is: the record, and which of its kind in it.
+/// The place of a note: its record, and its position among the notes of its kind there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct NoteRef {
     pub(super) position: Position,
     pub(super) place: u32,
 }
 
-/// Where the content of an entry is that was filled in: which fill of a record, and which entry of it.
+/// The place of backfilled content: a backfill in a record, and an entry in that backfill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BackfillRef {
     pub(super) at: NoteRef,
     pub(super) slot: u32,
 }
 
-/// Up to which commit the view has taken in the log.
+/// The last commit applied to the index database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct IndexCursor {
     pub(super) resume: Resume,
@@ -318,13 +323,14 @@ impl IndexCursor {
     }
 }
 
-/// A feed as far as the view has taken in the log.
+/// A feed as of the last commit applied to the index database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FeedRow {
     pub(super) origin: String,
     pub(super) size: u64,
     pub(super) disclosed: u64,
-    /// Record and append that hold the newest checkpoint; `None` if only notes of others speak of the feed.
+    /// Record and append that hold the newest checkpoint; `None` before the first append, for
+    /// example if only attestations about the feed are held.
     pub(super) checkpoint: Option<NoteRef>,
 }
 
@@ -344,7 +350,7 @@ impl FeedRow {
 
 pub(super) fn encode_subscription(subscription: &Subscription) -> Vec<u8> {
     let Subscription { offset, held, filter, created_unix_ms, used_unix_ms, epoch } = subscription;
-    // Offsets are numbered from 1: nothing is held back from 0 on.
+    // Offsets start at 1, so 0 means that nothing is held back.
     let held = held.unwrap_or(HeldBack { from: 0, roster_version: 0 });
     let value = Value::new().u64(*offset).u64(held.from).u64(held.roster_version);
     let value = value.u64(*created_unix_ms).u64(*used_unix_ms).u32(*epoch);
@@ -363,18 +369,18 @@ pub(super) fn decode_subscription(bytes: &[u8]) -> Option<Subscription> {
     Some(Subscription { offset, held, filter, created_unix_ms, used_unix_ms, epoch })
 }
 
-/// Consecutive numbers (indexes or arrivals) whose entries are in one record.
+/// Consecutive numbers (indexes or offsets) whose entries are in one record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct EntryRun {
     pub(super) first: u64,
     pub(super) count: u32,
-    /// The record, and for indexes which append in it.
+    /// The record; for indexes also the append in it.
     pub(super) at: NoteRef,
 }
 
-/// Bytes of an encoded stretch.
+/// Length of an encoded entry run in bytes.
 const ENTRY_RUN_BYTES: usize = 24;
-/// Stretches in one block.
+/// Entry runs in one block.
 pub(super) const ENTRY_RUNS_MAX: usize = VALUE_BYTES_MAX / ENTRY_RUN_BYTES - 1;
 
 impl EntryRun {
@@ -387,7 +393,7 @@ impl EntryRun {
         value.bytes()
     }
 
-    /// The stretch of a block that has `number`.
+    /// Returns the entry run of a block that contains `number`.
     pub(super) fn find(block: &[u8], number: u64) -> Option<Self> {
         let (entry_runs, _) = Fields::of_value(block)?.rest().as_chunks::<ENTRY_RUN_BYTES>();
         let place = entry_runs.partition_point(|entry_run| {

@@ -1,7 +1,7 @@
-//! From the view to memory, when the store is opened.
+//! Loads the in-memory state from the index database when the store is opened.
 //!
-//! In scope: reading what [`State`] holds, in time that does not grow with the length of history. Out of scope: the log after the view's
-//! cursor, which is replayed.
+//! In scope: reading what [`State`] holds, in time independent of the length of history. Out of
+//! scope: the log after the index cursor, which is replayed (`open`).
 
 use barid_core::feed::tree::leaf_hash;
 use barid_core::ids::{FeedId, Hash};
@@ -15,7 +15,7 @@ use super::log::{LogReader, Resume};
 use super::tree_cache::{TILE_HASHES, TileId, TiledTree};
 use super::{Cosigned, CustodyRecord};
 
-/// Fills `state`; returns where the log goes on.
+/// Loads `state`; returns the point where replay of the log continues.
 pub(super) fn load(index_db: &IndexDb, log: &LogReader, state: &mut State) -> Result<Option<Resume>, ReadError> {
     let Some(cursor) = index_db.cursor()? else { return Ok(None) };
     state.seq = cursor.resume.seq;
@@ -77,26 +77,28 @@ fn feed_index(
     Ok(feed_index)
 }
 
-/// The cosigned note that a reference means.
+/// Reads the cosigned note at a reference.
 pub(super) fn cosigned(log: &LogReader, at: NoteRef) -> Result<Cosigned, ReadError> {
     let record = log.record(at.position)?;
     let note = record.rest.cosigned.get(at.place as usize).ok_or_else(|| dangling("cosigned note"))?;
     Ok(Cosigned { note: detached(&note.note), ..note.clone() })
 }
 
-/// The custody note that a reference means.
+/// Reads the custody note at a reference.
 pub(super) fn custody(log: &LogReader, at: NoteRef) -> Result<CustodyRecord, ReadError> {
     let record = log.record(at.position)?;
     let note = record.rest.custody.get(at.place as usize).ok_or_else(|| dangling("custody note"))?;
     Ok(CustodyRecord { note: detached(&note.note), ..note.clone() })
 }
 
-/// A reference of the view to something that its record does not have.
+/// Returns the error for a reference of the index database to an item that its record does not
+/// have.
 pub(super) fn dangling(what: &str) -> ReadError {
     ReadError::Damaged(format!("the index database: a {what} is not where the index database says"))
 }
 
-/// The right edge of a feed's tree: the newest digests from the log, the roots of the newest tiles from the view.
+/// Loads the right edge of a feed's tree: the newest digests from the log, and the roots of the
+/// newest tiles from the index database.
 fn tiled_tree(index_db: &IndexDb, log: &LogReader, number: FeedNumber, size: u64) -> Result<TiledTree, ReadError> {
     let mut rows = Vec::new();
     let mut count = size;

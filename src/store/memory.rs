@@ -1,6 +1,8 @@
-//! The store in memory, for the simulator and for tests: everything in maps, nothing survives it.
+//! The store in memory, for the simulator and for tests. Everything is in maps; nothing is
+//! persisted.
 //!
-//! In scope: the verbs of [`Store`], as exactly as the disk store keeps them. Out of scope: bounds on memory.
+//! In scope: the operations of [`Store`], with the same results as the disk store. Out of scope:
+//! bounds on memory.
 
 mod parts;
 
@@ -61,28 +63,30 @@ struct Feed {
     checkpoint_size: u64,
     consistency_proof: Vec<Hash>,
     runs: Vec<UndisclosedRun>,
-    /// What came ahead of the order, with its arrival; with whether the feed has come to its index.
+    /// Entries received ahead of the order, with their offsets, and whether the feed has reached
+    /// their index.
     priority: BTreeMap<u64, (PriorityEntry, u64, bool)>,
-    /// When each was committed.
+    /// Time of the commit of each.
     priority_since: BTreeMap<u64, u64>,
     urgent: BTreeMap<u64, Priority>,
     cosigned: Vec<Cosigned>,
     custody: Vec<(CustodyRecord, CustodyOrder)>,
-    /// Of each holder where its notes end that join each other.
+    /// The end of each holder's custody notes that join each other.
     custody_ends: BTreeMap<Member, u64>,
 }
 
 impl MemoryStore {
-    /// An empty store.
+    /// Creates an empty store.
     #[must_use]
     pub fn new() -> Self {
         let mut salt = [0; 16];
-        // Without randomness it cannot be told from another one in the same process: nothing else is lost.
+        // Without randomness, two stores in one process may share an identity; nothing else depends
+        // on it.
         _ = getrandom::fill(&mut salt);
         Self { id: StoreId::of_salt(&salt), inner: Mutex::default() }
     }
 
-    /// Behaves from now on as if there were so much room.
+    /// Sets the capacity that the store reports.
     pub fn set_capacity(&self, capacity: Capacity) {
         self.inner.lock().capacity = Some(capacity);
     }
@@ -231,7 +235,7 @@ impl Inner {
         }
     }
 
-    /// Of several entries with one id the lowest is the bulletin.
+    /// Of several entries with the same id, the lowest is the bulletin.
     fn place(&mut self, id: Uuid, new: Location) {
         let held = self.ids.entry((new.feed.member.clone(), id)).or_insert_with(|| new.clone());
         if (new.feed.epoch, new.index) < (held.feed.epoch, held.index) {
@@ -243,7 +247,7 @@ impl Inner {
         let place = usize::try_from(offset.checked_sub(1)?).ok()?;
         let (feed, index) = self.by_offset.get(place)?;
         let held = self.feeds.get(feed)?;
-        // Also one that its feed has come to, or has another one at the place of.
+        // Also an entry that its feed has reached, or that was displaced.
         if let Some((priority, at, _)) = held.priority.get(index)
             && *at == offset
         {

@@ -1,6 +1,7 @@
-//! Opening the store on disk: lock, view, replay.
+//! Opens the store on disk: lock, index database, replay.
 //!
-//! In scope: what happens once, and deciding whether the view is believed. Out of scope: everything after (`disk`).
+//! In scope: what happens once at opening, and whether the index database is used or rebuilt. Out
+//! of scope: everything later (`disk`).
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::Path;
@@ -18,8 +19,9 @@ use super::log::{self, LogReader, Position, Record};
 use super::tree_cache::TileCache;
 use super::{Committed, OpenError, applier, load, priority, validate};
 
-/// Makes the store's folder if there is none. Its name is made durable in any case: a process that ended before it did that may have made
-/// it, and all that is synced inside is lost with the name.
+/// Creates the store's folder if there is none, and makes its name durable in any case: a process
+/// that ended before it did so may have created the folder, and everything synced inside is lost
+/// with the name.
 pub(super) fn make_folder(folder: &Path) -> Result<(), OpenError> {
     let parent_of = |dir: &Path| match dir.parent() {
         Some(parent) if parent != Path::new("") => parent.to_owned(),
@@ -28,7 +30,7 @@ pub(super) fn make_folder(folder: &Path) -> Result<(), OpenError> {
     let missing: Vec<&Path> =
         folder.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
     for dir in missing.into_iter().rev() {
-        // What it holds is for nobody but the node: the folder itself, not those above it.
+        // Only the node may read the folder itself; folders above it get the default mode.
         let mut builder = std::fs::DirBuilder::new();
         if dir == folder {
             std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
@@ -37,7 +39,7 @@ pub(super) fn make_folder(folder: &Path) -> Result<(), OpenError> {
         log::sync_dir(&parent_of(dir))?;
     }
     match log::sync_dir(&parent_of(folder)) {
-        // Somebody else made it for us, in a folder of theirs.
+        // The parent belongs to another user, who created this folder for the node.
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
         synced => Ok(synced?),
     }
@@ -54,10 +56,10 @@ pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// The view, what it holds, and where the log goes on.
+/// The index database, the state loaded from it, and the point where replay of the log continues.
 pub(super) type OpenedIndexDb = (IndexDb, State, Option<log::Resume>);
 
-/// The view and what it holds, or an empty one if it cannot be read.
+/// Opens the index database and loads its state; an unreadable one is replaced by an empty one.
 pub(super) fn open_index_db(
     dir: &Path,
     log_dir: &Path,
@@ -70,7 +72,7 @@ pub(super) fn open_index_db(
         Ok(resume) => return Ok((index_db, state, resume)),
         Err(error) => error,
     };
-    // Only if the log is whole is it the view that is wrong.
+    // Verify the log first: the index database may be blamed only if the log is intact.
     let newest = log::verify(log_dir, &options.log())?;
     if let Ok(Some(cursor)) = index_db.cursor()
         && cursor.resume.seq > newest
@@ -85,7 +87,7 @@ pub(super) fn open_index_db(
     Ok((index_db, State::new(options.tail_cache_bytes), None))
 }
 
-/// Makes a record of the log visible. The text says what is wrong with it.
+/// Makes a record of the log visible. The error names the damage.
 pub(super) fn replay(
     state: &mut State,
     position: Position,
@@ -109,27 +111,27 @@ pub(super) fn replay(
     Ok(state.apply_commit(&committed, position, record.len()))
 }
 
-/// The log becomes a view and what memory holds, record by record.
+/// Replays the log into an index database and the in-memory state, record by record.
 pub(super) struct Replay {
     index_db: IndexDb,
     state: State,
     tiles: TileCache<FeedNumber>,
     batch: Vec<PendingCommit>,
     entries: usize,
-    /// Whether there was anything to take in.
+    /// Whether any record was replayed.
     any: bool,
 }
 
 impl Replay {
-    /// Goes on from what `index_db` holds, of which `state` was loaded.
+    /// Continues after the commits of `index_db`, from which `state` was loaded.
     pub(super) fn new(index_db: IndexDb, state: State) -> Self {
         Self { index_db, state, tiles: TileCache::new(), batch: Vec::new(), entries: 0, any: false }
     }
 
-    /// Takes in the next record.
+    /// Applies the next record.
     ///
     /// # Errors
-    /// [`OpenError::Damaged`] if it does not fit those before.
+    /// [`OpenError::Damaged`] if it does not fit the records before it.
     pub(super) fn apply(&mut self, position: Position, record: &Record, body: &Bytes) -> Result<(), OpenError> {
         let pending = replay(&mut self.state, position, record, body).map_err(OpenError::Damaged)?;
         cache_full_tiles(&mut self.tiles, &pending);
@@ -144,13 +146,14 @@ impl Replay {
         Ok(())
     }
 
-    /// What came of it.
+    /// Writes the rest and returns the results.
     ///
     /// # Errors
-    /// If the view cannot be written.
+    /// If the index database cannot be written.
     pub(super) fn finish(mut self) -> Result<(IndexDb, State, TileCache<FeedNumber>), OpenError> {
         self.write()?;
-        // So that a node that is killed does not read the same records again. Where it cannot be flushed the view is in doubt, and rebuilt.
+        // Flush, so that a node that is killed does not replay the same records again. If the flush
+        // fails, the index database is marked as damaged and is rebuilt.
         if self.any
             && let Err(error) = self.index_db.flush()
         {
@@ -168,7 +171,7 @@ impl Replay {
     }
 }
 
-/// Keeps the tiles that a commit filled until the view has them.
+/// Caches the tiles that a commit filled until the index database has them.
 pub(super) fn cache_full_tiles(tiles: &mut TileCache<FeedNumber>, pending: &PendingCommit) {
     for (feed, id, tile) in &pending.tiles {
         tiles.insert(*feed, *id, Arc::clone(tile));

@@ -1,6 +1,7 @@
-//! Entries held ahead of their feeds' order: what a commit must satisfy, the same for every implementation.
+//! Rules for entries held ahead of their feeds' order, the same for every store implementation.
 //!
-//! In scope: the checks, and matching what an append reaches. Out of scope: whether proofs and signatures hold (`core`), and where bytes lie.
+//! In scope: checking priority entries, and matching appends with entries held out of order. Out of
+//! scope: verifying proofs and signatures (`core`), and where bytes lie.
 
 use std::ops::Range;
 
@@ -13,29 +14,32 @@ use barid_core::proto;
 
 use super::{Commit, Content, validate};
 
-/// Whether an entry that is held since then takes a place ahead of its feed's order: for a time only, or a feed that never comes to such entries
-/// could not have others overtake again.
+/// Returns whether an entry held since `since_ms` still occupies an out-of-order slot. Slots
+/// expire; otherwise a feed that never reaches such entries could never again have entries sent
+/// ahead of its order.
 pub(super) fn is_unexpired(since_ms: u64, now_ms: u64) -> bool {
     now_ms < since_ms.saturating_add(PRIORITY_EXPIRES_MS)
 }
 
-/// Entries of one feed that take a place ahead of its order, of whatever status: whoever commits counts what is Actual by itself.
+/// Entries of one feed that may occupy an out-of-order slot, of any status. The committer also
+/// bounds Actual entries separately.
 pub const OUT_OF_ORDER_MAX: usize = PRIORITY_ENTRIES_MAX + PRIORITY_OTHERS_MAX;
 
-/// What is known of the entries of one feed that are held ahead of its order.
+/// Read access to the entries held out of order.
 pub(super) trait OutOfOrder {
-    /// The digest of one.
+    /// Returns the digest of the entry at an index.
     fn digest(&self, feed: &FeedId, index: u64) -> Option<Digest>;
 
-    /// Of these the ones that take a place at this time ([`is_unexpired`]), ascending.
+    /// Returns the indexes that occupy a slot at `now_ms` ([`is_unexpired`]), ascending.
     fn unexpired(&self, feed: &FeedId, now_ms: u64) -> Vec<u64>;
 
-    /// The lowest index in a range.
+    /// Returns the lowest index in a range.
     fn first_in(&self, feed: &FeedId, range: Range<u64>) -> Option<u64>;
 }
 
-/// Checks the express entries of a commit against the sizes of the feeds held (`None`: not held) and what is held ahead of them; bytes are
-/// counted by the caller. The text says what does not fit.
+/// Checks the priority entries of a commit against the sizes of the held feeds (`None`: not held)
+/// and the entries held out of order. The caller counts the bytes. The error names what does not
+/// fit.
 pub(super) fn check(
     commit: &Commit,
     size_of: impl Fn(&FeedId) -> Option<u64>,
@@ -76,8 +80,10 @@ pub(super) fn check(
     Ok(())
 }
 
-/// Matches what is appended with what is held ahead: of such an entry the digest alone is appended, for its content is held; one that the
-/// commit displaces makes room for what is appended. The text says where there is another digest, or nothing to displace.
+/// Matches appended entries with entries held out of order. Of a matching entry only the digest is
+/// appended, because its content is already stored; an entry that the commit displaces makes room
+/// for the appended one. Returns an error if a digest differs without being displaced, or if there
+/// is nothing to displace.
 pub(super) fn match_appends(commit: &mut Commit, out_of_order: &impl OutOfOrder) -> Result<(), String> {
     let mut displaced = 0;
     for append in &mut commit.appends {
@@ -102,14 +108,14 @@ pub(super) fn match_appends(commit: &mut Commit, out_of_order: &impl OutOfOrder)
             next = index.saturating_add(1);
         }
     }
-    // Each was found, and none is named twice.
+    // Each displaced entry was found, and none is named twice.
     if displaced != commit.displaced.len() {
         return Err("not every displaced entry is held out of order".into());
     }
     Ok(())
 }
 
-/// How urgent an entry is whose content is held.
+/// Returns the priority of an entry whose content is held; `None` if it is not urgent.
 pub(super) fn urgent_of(header: Option<&proto::Header>) -> Option<Priority> {
     header.and_then(urgent)
 }

@@ -1,10 +1,11 @@
-//! A new view from the log, while the node goes on.
+//! Rebuilds the index database from the log while the node runs.
 //!
-//! In scope: waiting for room on the disk before the view is written, and replacing a view that could not be written or read: a full
-//! disk, an I/O error, damaged files. Nothing true is in the view alone. Out of scope: what happens when a store is opened (`open`).
+//! In scope: waiting for disk space before the index database is written, and replacing one that
+//! could not be written or read: a full disk, an I/O error, damaged files. The log contains
+//! everything that is in it. Out of scope: what happens when a store is opened (`open`).
 //!
-//! Meanwhile what is in memory is still answered, the rest says that it is behind ([`ReadError::Behind`]); commits go on until as much
-//! waits for the view as may.
+//! Meanwhile reads are answered from memory if possible; other reads return [`ReadError::Behind`].
+//! Commits go on until the allowed backlog is full.
 //!
 //! [`ReadError::Behind`]: super::ReadError::Behind
 
@@ -20,16 +21,17 @@ use super::index_db::IndexDb;
 use super::log::{self, LogOptions, available_bytes};
 use super::open::Replay;
 
-/// How often it is looked whether there is room again.
+/// How often the free space is checked while it is too low.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// Shortest and longest pause before a rebuild that failed is tried again.
+/// Shortest and longest pause before a failed rebuild is tried again.
 const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Part of the reserve that is left free of the view, at most [`FREE_BYTES_MAX`]: sled cannot go on after a write that found no space.
+/// Divisor of the reserve: the part that the index database leaves free, at most
+/// [`FREE_BYTES_MAX`]. sled cannot continue after a write that found no space.
 const FREE_DIVISOR: u64 = 4;
-/// See [`FREE_DIVISOR`]. Far more than the largest batch takes.
+/// See [`FREE_DIVISOR`]. Far more than the largest batch needs.
 const FREE_BYTES_MAX: u64 = 32 << 20;
 
-/// The log, and where the view is.
+/// The log to rebuild from, and the place of the index database.
 pub(super) struct RebuildSource {
     dir: PathBuf,
     log_dir: PathBuf,
@@ -49,7 +51,8 @@ impl RebuildSource {
         }
     }
 
-    /// Why the view cannot be written now. What cannot be asked is told by writing.
+    /// Returns why the index database cannot be written now. An error of the check is ignored:
+    /// writing will report it.
     fn disk_full_reason(&self) -> Option<String> {
         let free = available_bytes(&self.log_dir).ok().filter(|free| *free < self.free_bytes)?;
         Some(format!(
@@ -58,7 +61,7 @@ impl RebuildSource {
         ))
     }
 
-    /// A view of everything up to commit `seq`, which is durable.
+    /// Builds an index database of everything up to commit `seq`, which is durable.
     fn build(&self, seq: u64) -> Result<IndexDb, OpenError> {
         let index_db = IndexDb::replace(&self.dir, self.cache_bytes).map_err(OpenError::IndexDb)?;
         let mut replay = Replay::new(index_db, State::new(0));
@@ -68,7 +71,7 @@ impl RebuildSource {
                 replay.apply(position, &record, &body)?;
                 done = record.seq >= seq;
             }
-            // Beyond it the log is being written: it is not looked at.
+            // Records beyond it are still being written and are not read.
             if done { Err(OpenError::Locked(String::new())) } else { Ok(()) }
         });
         match read {
@@ -82,7 +85,7 @@ impl RebuildSource {
     }
 }
 
-/// Waits until the view may be written; false if the store is closed first.
+/// Waits until the index database may be written; returns false if the store is closed first.
 pub(super) fn wait_for_disk(shared: &StoreShared) -> bool {
     let mut paused = false;
     while let Some(why) = shared.rebuild_source.disk_full_reason() {
@@ -101,15 +104,15 @@ pub(super) fn wait_for_disk(shared: &StoreShared) -> bool {
     true
 }
 
-/// Replaces the view by one of everything up to commit `seq`, trying again for as long as the log is whole; false if the store is closed
-/// first.
+/// Replaces the index database by one of everything up to commit `seq`, with retries as long as the
+/// log is intact. Returns false if the store is closed first.
 ///
 /// # Errors
-/// If the log is not what was written.
+/// If the log is damaged.
 pub(super) fn until_done(shared: &StoreShared, seq: u64) -> Result<bool, OpenError> {
     let mut pause = RETRY_BACKOFF.0;
     while wait_for_disk(shared) {
-        // sled tells of some damage by a panic.
+        // sled reports some damage by a panic.
         let built = catch_unwind(AssertUnwindSafe(|| shared.rebuild_source.build(seq)));
         let panicked = |_| Err(OpenError::IndexDb(std::io::Error::other("sled ended in a panic")));
         match built.unwrap_or_else(panicked) {

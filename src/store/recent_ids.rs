@@ -1,8 +1,9 @@
 //! The largest ids of each member, in memory.
 //!
-//! In scope: answering "where is this id" for new ids and for those that the view has not taken in yet. Ids are UUIDv7, so a new one
-//! is nearly always larger than all but the newest held, and that it is not held can be said without asking the view. This compares
-//! held ids only; no clock decides anything, and ids out of order merely cost a look into the view.
+//! In scope: looking up new ids, and ids not yet applied to the index database. Ids are UUIDv7, so
+//! a new one is nearly always larger than all but the newest held ids, and its absence is known
+//! without asking the index database. Only held ids are compared; no clock is used. Ids out of
+//! order merely cost a look-up in the index database.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,10 +12,11 @@ use uuid::Uuid;
 
 use super::keys::FeedNumber;
 
-/// Ids kept of a member at least: those that concurrent publishers may bring out of order. Beyond these only what the view lacks.
+/// Minimum of ids cached per member: enough for the disorder of concurrent publishers. More are
+/// cached only while the index database lacks them.
 const IDS_PER_MEMBER: usize = 8_192;
 
-/// Where the entry with an id is. Orders by (epoch, index): the lowest is the bulletin.
+/// The place of the entry with an id. Orders by (epoch, index): the lowest is the bulletin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct EntryRef {
     pub(super) epoch: u32,
@@ -23,12 +25,12 @@ pub(super) struct EntryRef {
     pub(super) offset: u64,
 }
 
-/// What memory knows of an id.
+/// What memory knows about an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
-    /// All there is to know.
+    /// The complete answer.
     Exactly(Option<EntryRef>),
-    /// The view may hold a lower place.
+    /// The index database may have a lower entry.
     AtMost(Option<EntryRef>),
 }
 
@@ -46,7 +48,7 @@ struct Ids {
 }
 
 impl RecentIds {
-    /// Tells that the view holds ids of `member` up to `floor` that are not told here.
+    /// Records that the index database has ids of `member` up to `floor` that are not cached.
     pub(super) fn set_floor(&mut self, member: &Member, floor: Uuid) {
         self.members.entry(member.clone()).or_default().floor = floor;
     }
@@ -59,7 +61,7 @@ impl RecentIds {
         }
     }
 
-    /// What is known of an id.
+    /// Looks up an id.
     pub(super) fn find(&self, member: &Member, id: Uuid) -> Known {
         match self.members.get(member) {
             None => Known::Exactly(None),
@@ -68,7 +70,8 @@ impl RecentIds {
         }
     }
 
-    /// The view holds every id of `member` that arrived before `end_offset`: drops the smallest ones beyond the bound.
+    /// Drops the smallest ids of `member` beyond the bound; the index database has every id with an
+    /// offset below `end_offset`.
     pub(super) fn applied(&mut self, member: &Member, end_offset: u64) {
         let Some(ids) = self.members.get_mut(member) else { return };
         while ids.places.len() > IDS_PER_MEMBER
@@ -81,7 +84,7 @@ impl RecentIds {
     }
 }
 
-/// Ids that are read back when a store is opened.
+/// Ids that are loaded when a store is opened.
 pub(super) const IDS_LOADED_MAX: usize = IDS_PER_MEMBER;
 
 #[cfg(test)]
@@ -109,11 +112,11 @@ mod tests {
         recent.applied(&member, count);
         assert_eq!(recent.find(&member, Uuid::from_u128(10)), Known::AtMost(None));
         assert_eq!(recent.find(&member, Uuid::from_u128(11)), Known::Exactly(Some(place(11))));
-        // One id is far in the future: the others stay cheap.
+        // One id is far in the future: look-ups of the others stay cheap.
         recent.extend(&member, std::iter::once((Uuid::max(), place(count + 1))));
         recent.applied(&member, count + 2);
         assert_eq!(recent.find(&member, Uuid::from_u128(u128::from(count) + 1)), Known::Exactly(None));
-        // A duplicate whose first place only the view knows.
+        // A duplicate whose first entry only the index database has.
         recent.extend(&member, std::iter::once((Uuid::from_u128(3), place(count + 2))));
         assert_eq!(recent.find(&member, Uuid::from_u128(3)), Known::AtMost(Some(place(count + 2))));
     }

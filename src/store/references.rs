@@ -1,4 +1,5 @@
-//! From a bulletin to the entries that refer to it, as the store on disk finds them: in the view, and in memory what the view lacks.
+//! References on the disk store: from a bulletin to the entries that refer to it, in the index
+//! database and in memory.
 //!
 //! In scope: merging the two. Out of scope: which of these entries count (`core`).
 
@@ -15,44 +16,45 @@ use super::keys::FeedNumber;
 use super::load::dangling;
 use super::{Location, ReadError, ReferenceKind};
 
-/// Persons of one feed whose answers to one bulletin are looked at, and counted. A member that makes up more hides only its own people's.
+/// Issuers of one feed whose Acks to one bulletin are read and counted. A member that makes up more
+/// hides only its own Acks.
 pub(super) const ISSUERS_SCANNED_MAX: usize = 256;
 
-/// Who answered, among the people of one member: 64 bits of the SHA-256 of `header.issuer`.
+/// An issuer of Acks among those of one member: 64 bits of the SHA-256 of `header.issuer`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct IssuerHash(pub(super) u64);
 
-/// How an entry is found by what it refers to.
+/// How an entry that refers to a bulletin is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Role {
-    /// An Ack, by who gave it.
+    /// An Ack, by its issuer.
     Ack(IssuerHash),
-    /// Anything else.
+    /// Any other reference.
     Other(ReferenceKind),
 }
 
 /// The Acks that refer to one bulletin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Acks {
-    /// Those who answered, by feed and by when they did first.
+    /// The issuers, by feed and by their first Ack.
     pub issuers: Vec<IssuerAcks>,
-    /// How many Acks there are, those of persons left out included.
+    /// Number of Acks, including those of issuers that are left out.
     pub count: u64,
-    /// Whether all of them were counted.
+    /// Whether all Acks were counted.
     pub whole: bool,
 }
 
-/// What one person answered. One that answered once has the same first and newest.
+/// The Acks of one issuer. After a single Ack, first and newest are the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuerAcks {
-    /// The first answer that arrived.
+    /// The first Ack by offset.
     pub first: Location,
-    /// The newest one.
+    /// The newest Ack.
     pub newest: Location,
 }
 
 impl Acks {
-    /// Of answers by feed and person, of each feed at most `issuers_max`.
+    /// Collects Acks by feed and issuer, at most `issuers_max` of each feed.
     pub(super) fn of(
         acks: impl Iterator<Item = ((FeedId, IssuerHash), AckSummary)>,
         issuers_max: usize,
@@ -83,7 +85,8 @@ impl DiskStore {
         after: u64,
         max: usize,
     ) -> Result<Vec<Location>, ReadError> {
-        // Read before the view is: what moves from here to there meanwhile is found twice, never not at all.
+        // Read memory before the index database: a reference applied in between is found twice
+        // rather than never.
         let pending: Vec<Referrer> = {
             let state = self.shared().state.read();
             let newer = pending(&state, member, Role::Other(kind)).filter(|(to, at)| *to == id && at.offset > after);
@@ -140,7 +143,8 @@ impl DiskStore {
     }
 }
 
-/// What refers in one way to bulletins of a member and has not come to the view yet.
+/// Returns the references of this kind to bulletins of a member that are not yet applied to the
+/// index database.
 fn pending<'a>(state: &'a State, member: &'a Member, role: Role) -> impl Iterator<Item = (Uuid, Referrer)> + 'a {
     let all = state.pending_references.iter();
     all.filter(move |(_, (of, _, kind), _)| of == member && *kind == role).map(|(_, (_, id, _), at)| (*id, *at))

@@ -1,7 +1,9 @@
-//! Repairing the store of a stopped node: what is damaged in its commit log, and putting it back.
+//! Repairs the store of a stopped node: finds the damage in its commit log, and restores the
+//! original bytes.
 //!
-//! In scope: the folder's lock, the list of damage, and what of it can be undone here or with an envelope from elsewhere. Out of scope: whom
-//! to ask for envelopes. Of the view only its newest commit is looked at: it repairs itself, from the log.
+//! In scope: the folder's lock, the list of damage, and repairs from the log itself or with an
+//! envelope fetched from elsewhere. Out of scope: fetching envelopes. Of the index database only
+//! the newest commit is read; it is rebuilt from the log.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,8 +17,8 @@ use super::log::{LogDamage, LogDamageKind, LogInspection, inspect, segment, writ
 use super::open::lock;
 use super::{OpenError, RosterRecord, index_db};
 
-/// Opens a store; if it is damaged, and nothing in its commit log is but single bits, these are put right and it is opened again. Also returns
-/// how many there were.
+/// Opens a store. If it is damaged and the commit log has only flipped bits, these are corrected
+/// and the store is opened again. Also returns the number of corrected bits.
 pub(super) fn open<S>(
     dir: &Path,
     options: &DiskOptions,
@@ -32,38 +34,38 @@ pub(super) fn open<S>(
     }
 }
 
-/// One place that is not as it was written.
+/// One damaged place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
     /// The file.
     pub file: PathBuf,
-    /// Bytes of it.
+    /// Byte range in the file.
     pub bytes: Range<u64>,
-    /// What it is.
+    /// The kind of damage.
     pub kind: DamageKind,
-    /// Whether it is put back.
+    /// Whether it is repaired.
     pub repaired: bool,
 }
 
-/// What is damaged.
+/// The kind of damage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DamageKind {
-    /// One bit is not what it was; what it was is proven by a SHA-256.
+    /// One flipped bit; a SHA-256 proves its original value.
     BitFlip,
-    /// The content of an entry. Whoever has content with this digest has what stood here.
+    /// The content of an entry. Any content with this digest is the original.
     Envelope {
         /// The entry's feed.
         feed: FeedId,
-        /// Its place in it.
+        /// Its index.
         index: u64,
-        /// Its digest, which the log's chain vouches for.
+        /// Its digest, which the log's chain proves.
         digest: Digest,
     },
-    /// What the log says of its commits. It cannot be put back.
+    /// Data about commits that cannot be repaired.
     Unrecoverable(String),
 }
 
-/// The folder of a store, locked, with what was found in it.
+/// The locked folder of a store, and the damage found in it.
 pub struct Repair {
     log_dir: PathBuf,
     inspection: LogInspection,
@@ -72,7 +74,7 @@ pub struct Repair {
 }
 
 impl Repair {
-    /// Locks the store in `dir` and reads its whole commit log; changes nothing of it.
+    /// Locks the store in `dir` and reads its whole commit log; changes nothing.
     ///
     /// # Errors
     /// If another process has it open, or it is another node's or a newer version's.
@@ -80,7 +82,7 @@ impl Repair {
         let lock = lock(dir)?;
         let log_dir = dir.join("log");
         let mut inspection = inspect(&log_dir, &options.log())?;
-        // The log does not know by itself where it ended; the note beside it and the view may.
+        // A log does not record its own end; the tail hint and the index database may know it.
         let newest = index_db::newest_commit(dir, options.index_cache_bytes).unwrap_or(0).max(inspection.confirmed);
         if newest > inspection.newest && !inspection.truncated {
             let kind = LogDamageKind::Unrecoverable(format!(
@@ -95,7 +97,7 @@ impl Repair {
         Ok(Self { log_dir, inspection, repaired, _lock: lock })
     }
 
-    /// All that is damaged, in the order of the log.
+    /// Returns all damage, in the order of the log.
     pub fn damage(&self) -> impl Iterator<Item = Damage> {
         self.inspection.damages.iter().zip(&self.repaired).map(|(damage, repaired)| Damage {
             file: segment::path(&self.log_dir, damage.segment),
@@ -111,31 +113,31 @@ impl Repair {
         })
     }
 
-    /// Whether there is more damage than is listed.
+    /// Returns whether there is more damage than is listed.
     #[must_use]
     pub fn is_truncated(&self) -> bool {
         self.inspection.truncated
     }
 
-    /// Number of the newest commit that could be read.
+    /// Returns the number of the newest commit that could be read.
     #[must_use]
     pub fn newest_commit(&self) -> u64 {
         self.inspection.newest
     }
 
-    /// Entries that the log holds of a feed.
+    /// Returns the number of entries of a feed in the log.
     #[must_use]
     pub fn size(&self, feed: &FeedId) -> u64 {
         self.inspection.sizes.get(feed).copied().unwrap_or(0)
     }
 
-    /// Rosters that the log holds, ascending versions.
+    /// Returns the rosters in the log, in ascending versions.
     #[must_use]
     pub fn rosters(&self) -> Vec<RosterRecord> {
         self.inspection.rosters.values().cloned().collect()
     }
 
-    /// Puts every flipped bit back.
+    /// Corrects every flipped bit.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -149,8 +151,8 @@ impl Repair {
         Ok(())
     }
 
-    /// Puts every flipped bit back if there is nothing else to be put back, and says how many. 0: there is, or there are none, and nothing was
-    /// changed.
+    /// Corrects every flipped bit if there is no other damage; returns their number. Returns 0 and
+    /// changes nothing if there is other damage, or none at all.
     fn correct_if_only_bits(&mut self) -> Result<usize, OpenError> {
         let damages = &self.inspection.damages;
         if self.inspection.truncated
@@ -166,7 +168,7 @@ impl Repair {
         Ok(self.repaired.len())
     }
 
-    /// Entries whose content is wanted, by feed, ascending.
+    /// Returns the entries whose content must be fetched, by feed, ascending.
     #[must_use]
     pub fn damaged_entries(&self) -> BTreeMap<FeedId, Vec<u64>> {
         let mut wanted = BTreeMap::<FeedId, Vec<u64>>::new();
@@ -182,7 +184,8 @@ impl Repair {
         wanted
     }
 
-    /// Puts content back, if it is what stood there. False: it is not, or was not wanted.
+    /// Restores content if it is the original; returns false if it is not, or if it is not among
+    /// the damage.
     ///
     /// # Errors
     /// If it cannot be written.

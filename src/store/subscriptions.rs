@@ -1,6 +1,7 @@
 //! Named subscriptions as the store records them.
 //!
-//! In scope: what stands under a name, and how commits change it. Out of scope: who may have which names, and when they expire (`api`).
+//! In scope: the state of a subscription, and how commits change it. Out of scope: which caller may
+//! use which names, and when subscriptions expire (`api`).
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -9,38 +10,42 @@ use bytes::Bytes;
 
 use super::Commit;
 
-/// Entries that were looked at and could not be judged, since their roster had not come: they are delivered when it has.
+/// Entries that were scanned but not delivered because their roster was not yet held. They are
+/// delivered when it arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeldBack {
     /// Offset of the first of them.
     pub from: u64,
-    /// The newest roster version by which the entries from there on were judged: those that name a later one are held back.
+    /// The newest roster version with which the entries from there on were checked. Entries that
+    /// name a later version are held back.
     pub roster_version: u64,
 }
 
-/// What stands under a name.
+/// The state of a named subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
     /// Offset up to which everything was acknowledged.
     pub offset: u64,
-    /// What was held back before it.
+    /// Entries held back before that offset.
     pub held: Option<HeldBack>,
-    /// Encoded filter, for the API; `None`: recorded by a version that did not record filters.
+    /// Encoded filter, for the API; `None` if recorded by a version that did not record filters.
     pub filter: Option<Bytes>,
-    /// Unix ms; 0: recorded by a version that did not record it.
+    /// Creation time in unix ms; 0 if recorded by a version that did not record it.
     pub created_unix_ms: u64,
-    /// Unix ms of the commit that recorded it last.
+    /// Unix time in ms of the commit that recorded it last.
     pub used_unix_ms: u64,
-    /// Epoch of the node's own feed when it was recorded last; 0: recorded by a version that did not record it.
+    /// Epoch of the node's own feed when it was last recorded; 0 if recorded by a version that did
+    /// not record it.
     pub epoch: u32,
 }
 
-/// How exactly it is recorded when a subscription was used: often enough for limits of days, and a reader that opens and closes streams
-/// without progress costs no commits.
+/// Precision of the recorded time of use: fine enough for limits of days, and a reader that opens
+/// and closes streams without progress causes few commits.
 const USED_WITHIN_MS: u64 = 60 * 60 * 1_000;
 
 impl Subscription {
-    /// Whether a cursor says something that is not recorded: progress, another epoch, or that the subscription is still used.
+    /// Returns whether a cursor changes the recorded state: progress, another epoch or held-back
+    /// entries, or an outdated time of use.
     #[must_use]
     pub fn is_advanced_by(&self, cursor: &CursorRecord, now_unix_ms: u64) -> bool {
         let here = cursor.offset == self.offset;
@@ -50,12 +55,12 @@ impl Subscription {
     }
 }
 
-/// A name that is given, given anew, or removed.
+/// A named subscription that is created, replaced or removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubscriptionRecord {
-    /// Caller and name: `focal-point/customs-hq/alerts`.
+    /// Caller and name, such as `focal-point/customs-hq/alerts`.
     pub subscription: String,
-    /// What stands under it from this commit on, used at the commit's time; `None`: nothing.
+    /// Its state from this commit on, used at the commit's time; `None` if it is removed.
     pub state: Option<Subscription>,
 }
 
@@ -64,36 +69,37 @@ pub struct SubscriptionRecord {
 pub struct CursorRecord {
     /// Caller and name.
     pub subscription: String,
-    /// Offset up to which everything was taken.
+    /// Offset up to which everything was acknowledged.
     pub offset: u64,
-    /// What was held back before it.
+    /// Entries held back before that offset.
     pub held: Option<HeldBack>,
-    /// See [`Subscription::epoch`]. A record of epoch 0 also gives the name where it is unknown, as earlier versions did.
+    /// See [`Subscription::epoch`]. A record of epoch 0 also creates an unknown name, as in earlier
+    /// versions.
     pub epoch: u32,
 }
 
-/// All names.
+/// All named subscriptions.
 #[derive(Debug, Default)]
 pub(super) struct Subscriptions(BTreeMap<String, Subscription>);
 
 impl Subscriptions {
-    /// What stands under a name.
+    /// Returns the state of a subscription.
     pub(super) fn get(&self, name: &str) -> Option<&Subscription> {
         self.0.get(name)
     }
 
-    /// At most `max` names after `after`, ascending.
+    /// Returns at most `max` subscriptions with names after `after`, ascending.
     pub(super) fn after(&self, after: &str, max: usize) -> Vec<(String, Subscription)> {
         let names = self.0.range::<str, _>((Bound::Excluded(after), Bound::Unbounded)).take(max);
         names.map(|(name, held)| (name.clone(), held.clone())).collect()
     }
 
-    /// What was read of the view.
+    /// Adds the subscriptions loaded from the index database.
     pub(super) fn load(&mut self, names: Vec<(String, Subscription)>) {
         self.0.extend(names);
     }
 
-    /// Applies a commit; returns what stands under each name that it changes.
+    /// Applies a commit; returns the new state of each subscription that it changes.
     pub(super) fn apply(&mut self, commit: &Commit) -> Vec<(String, Option<Subscription>)> {
         let used_unix_ms = commit.time_unix_ms;
         let mut changed = Vec::new();

@@ -1,7 +1,7 @@
-//! The newest commits, in memory: live followers and subscribers read them without touching a disk.
+//! Cache of the newest commits: live subscribers and receivers read them without disk access.
 //!
-//! In scope: keeping every commit that the view has not taken in, and as many older ones as fit; reading entries from them by index
-//! and by arrival. Out of scope: everything older.
+//! In scope: keeping every commit not yet applied to the index database, and as many older ones as
+//! fit; reading entries from them by index and by offset. Out of scope: all older entries.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -12,7 +12,7 @@ use barid_core::ids::{FeedId, Hash};
 use super::keys::FeedNumber;
 use super::{ChainLink, Committed, Content, Entry, NewEntry, ReadError};
 
-/// What an entry costs beside its envelope: digest, decoded header, lists.
+/// Memory cost of an entry beside its envelope: digest, decoded header, lists.
 const ENTRY_OVERHEAD_BYTES: usize = 1_024;
 
 /// The newest commits.
@@ -24,7 +24,7 @@ pub(super) struct TailCache {
     bytes_max: usize,
 }
 
-/// An append in the window.
+/// An append in the cache.
 #[derive(Clone, Copy)]
 struct CachedAppend {
     first: u64,
@@ -32,10 +32,10 @@ struct CachedAppend {
     place: usize,
 }
 
-/// Takes entries until a bound is met, but always one.
+/// Collects entries until a bound is reached, but at least one.
 pub(super) struct EntryPage {
     pub(super) entries: Vec<Entry>,
-    /// Commits that hold entries, where they were noted.
+    /// Commits that hold the entries, if they were recorded.
     pub(super) links: Vec<ChainLink>,
     entries_max: usize,
     bytes_max: usize,
@@ -47,23 +47,24 @@ impl EntryPage {
         Self { entries: Vec::new(), links: Vec::new(), entries_max, bytes_max, bytes: 0 }
     }
 
-    /// Notes the commit from which entries are taken next.
+    /// Records the commit that holds the next entries.
     pub(super) fn add_link(&mut self, offsets: Range<u64>, hash: Hash) {
         self.links.push(ChainLink { offsets, hash });
     }
 
-    /// Ends at what cannot be read: an error if nothing was taken before it, which whoever goes on from there is told.
+    /// Ends the page at unreadable data: returns an error only if the page is empty. A caller that
+    /// continues from there gets it.
     pub(super) fn end_page_with(&self, error: impl FnOnce() -> ReadError) -> Result<bool, ReadError> {
         if self.entries.is_empty() { Err(error()) } else { Ok(false) }
     }
 
-    /// Whether an entry with an envelope of `len` bytes is still taken.
+    /// Returns whether an entry with an envelope of `len` bytes fits.
     fn fits(&self, len: usize) -> bool {
         self.entries.is_empty()
             || (self.entries.len() < self.entries_max && self.bytes.saturating_add(len) <= self.bytes_max)
     }
 
-    /// How many of the entries that follow, with envelopes of these lengths, fit.
+    /// Returns how many of the following entries fit, given the lengths of their envelopes.
     pub(super) fn count_fitting(&self, lens: impl Iterator<Item = usize>) -> usize {
         let (mut count, mut bytes) = (0, self.bytes);
         for len in lens {
@@ -77,7 +78,7 @@ impl EntryPage {
         count
     }
 
-    /// Takes an entry; false if it does not fit.
+    /// Adds an entry; returns false if it does not fit.
     pub(super) fn push(&mut self, feed: &FeedId, index: u64, entry: &NewEntry, offset: u64) -> bool {
         let (len, offset) = match &entry.content {
             Content::Disclosed { envelope, .. } => (envelope.len(), Some(offset)),
@@ -99,12 +100,12 @@ impl EntryPage {
 }
 
 impl TailCache {
-    /// An empty window.
+    /// Creates an empty cache.
     pub(super) fn new(bytes_max: usize) -> Self {
         Self { commits: VecDeque::new(), feeds: HashMap::new(), applied_seq: 0, bytes: 0, bytes_max }
     }
 
-    /// One entry as it was appended; `None` if the window does not go back so far.
+    /// Returns one entry as it was appended; `None` if it is older than the cache.
     pub(super) fn appended(&self, feed: FeedNumber, index: u64) -> Option<&NewEntry> {
         let parts = self.feeds.get(&feed)?;
         let part = parts.get(parts.partition_point(|part| part.first <= index).checked_sub(1)?)?;
@@ -125,7 +126,7 @@ impl TailCache {
         self.shrink();
     }
 
-    /// The view has taken in everything up to commit `seq`.
+    /// Records that everything up to commit `seq` is applied to the index database.
     pub(super) fn applied(&mut self, seq: u64) {
         self.applied_seq = self.applied_seq.max(seq);
         self.shrink();
@@ -148,7 +149,8 @@ impl TailCache {
         self.commits.get(usize::try_from(seq.checked_sub(first)?).ok()?)
     }
 
-    /// Entries of a feed from index `from` on, as they were appended; `None` if the window does not go back so far.
+    /// Returns entries of a feed from index `from` on, as they were appended; `None` if the cache
+    /// does not go back that far.
     pub(super) fn entries(
         &self,
         feed: FeedNumber,
@@ -173,19 +175,21 @@ impl TailCache {
         Some(page.entries)
     }
 
-    /// First arrival that the window surely has; `None` if it is empty.
+    /// Returns the first offset that is certainly in the cache; `None` if it is empty.
     pub(super) fn first_offset(&self) -> Option<u64> {
         self.commits.front().map(|oldest| oldest.first_offset)
     }
 
-    /// The commit that holds an offset; `None` if the window does not go back so far, or it is beyond the newest.
+    /// Returns the commit that holds an offset; `None` if the cache does not go back that far, or
+    /// the offset is beyond the newest.
     pub(super) fn link(&self, offset: u64) -> Option<ChainLink> {
         let place = self.commits.partition_point(|committed| committed.end_offset <= offset);
         let held = self.commits.get(place).filter(|committed| committed.first_offset <= offset)?;
         Some(ChainLink { offsets: held.first_offset..held.end_offset, hash: held.hash })
     }
 
-    /// Entries from arrival `from` on, with the commits that hold them; `None` if the window does not go back so far.
+    /// Returns entries from offset `from` on, with the commits that hold them; `None` if the cache
+    /// does not go back that far.
     pub(super) fn entries_from(
         &self,
         from: u64,

@@ -1,8 +1,8 @@
-//! Tiles of Merkle trees, as in C2SP tlog-tiles: a tile holds 256 neighbouring hashes of one level, and what lies between it and the
-//! next level of tiles.
+//! Tiles of Merkle trees, as in C2SP tlog-tiles. A tile holds 256 neighbouring hashes of one level,
+//! and the nodes between that level and the next level of tiles.
 //!
-//! In scope: which tile a subtree is in, the partial tiles at a tree's right edge, and a bounded cache of full ones. Out of scope:
-//! where full tiles are kept.
+//! In scope: the tile of a subtree, the partial tiles at a tree's right edge, and a bounded cache
+//! of full ones. Out of scope: where full tiles are stored.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -16,20 +16,21 @@ use lru::LruCache;
 const TILE_LEVELS: u8 = 8;
 /// Hashes in the lowest row of a full tile.
 pub(super) const TILE_HASHES: usize = 1 << TILE_LEVELS;
-/// Full tiles kept in memory: 16 KiB each, so 8 MiB. Enough for the neighbourhoods of the newest commits of many feeds.
+/// Full tiles cached in memory: 16 KiB each, so 8 MiB. Enough for the neighbourhoods of the newest
+/// commits of many feeds.
 const CACHED_TILES_MAX: NonZeroUsize = NonZeroUsize::new(512).expect("512 is not zero");
 
-/// Which tile of one tree.
+/// Identifies a tile in one tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct TileId {
-    /// Level of tiles: its lowest row are subtrees of `256^level` leaves.
+    /// Level of tiles; the lowest row consists of subtrees of `256^level` leaves.
     pub(super) level: u8,
-    /// Place among the tiles of that level.
+    /// Index among the tiles of that level.
     pub(super) index: u64,
 }
 
 impl TileId {
-    /// The tile that has `node`, and the node's row and place in it.
+    /// Returns the tile that contains `node`, and the node's row and place in it.
     pub(super) fn of(node: NodeId) -> (Self, usize, usize) {
         let row = node.level % TILE_LEVELS;
         let index = node.index >> (TILE_LEVELS - row);
@@ -38,14 +39,15 @@ impl TileId {
     }
 }
 
-/// A tile, full or not: row 0 are its hashes, each further row the nodes above. The root is row 0 of the next level.
+/// A tile, full or partial. Row 0 contains its hashes, each further row the nodes above. Its root
+/// is in row 0 of the next level.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tile {
     rows: [Vec<Hash>; TILE_LEVELS as usize],
 }
 
 impl Tile {
-    /// From the hashes of row 0.
+    /// Builds a tile from the hashes of row 0.
     pub(super) fn new(hashes: Vec<Hash>) -> Self {
         let mut tile = Self { rows: Default::default() };
         tile.rows[0] = hashes;
@@ -56,23 +58,23 @@ impl Tile {
         tile
     }
 
-    /// From the bytes of [`Tile::to_bytes`]; `None` if they are not those of a full tile.
+    /// Decodes the bytes of [`Tile::to_bytes`]; `None` if they are not a full tile.
     pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (hashes, []) = bytes.as_chunks::<32>() else { return None };
         (hashes.len() == TILE_HASHES).then(|| Self::new(hashes.iter().map(|hash| Hash(*hash)).collect()))
     }
 
-    /// Row 0.
+    /// Returns row 0.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         self.rows[0].iter().flat_map(|hash| hash.0).collect()
     }
 
-    /// The hash at `place` of `row`.
+    /// Returns the hash at `place` of `row`.
     pub(super) fn get(&self, row: usize, place: usize) -> Option<Hash> {
         self.rows.get(row)?.get(place).copied()
     }
 
-    /// The root; `None` unless full.
+    /// Returns the root; `None` if the tile is not full.
     pub(super) fn root(&self) -> Option<Hash> {
         match self.rows[7].as_slice() {
             [left, right] => Some(node_hash(left, right)),
@@ -81,7 +83,8 @@ impl Tile {
     }
 }
 
-/// The right edge of one tree: what appending needs, and its partial tiles, lowest level first.
+/// The right edge of one tree: its compact range for appending, and its partial tiles, lowest level
+/// first.
 #[derive(Clone, Debug, Default)]
 pub(super) struct TiledTree {
     compact_range: CompactRange,
@@ -89,7 +92,8 @@ pub(super) struct TiledTree {
 }
 
 impl TiledTree {
-    /// Rebuilds an edge from the row-0 hashes of the partial tile of each level, lowest first. `None` if they do not fit `size`.
+    /// Rebuilds the right edge from the row-0 hashes of the partial tile of each level, lowest
+    /// first. Returns `None` if they do not fit `size`.
     pub(super) fn rebuild(size: u64, rows: Vec<Vec<Hash>>) -> Option<Self> {
         let partial: Vec<Tile> = rows.into_iter().map(Tile::new).collect();
         let mut hashes = Vec::new();
@@ -100,12 +104,12 @@ impl TiledTree {
         Some(Self { compact_range: CompactRange::from_parts(size, hashes).ok()?, partial })
     }
 
-    /// Size and root.
+    /// Returns size and root.
     pub(super) fn compact_range(&self) -> &CompactRange {
         &self.compact_range
     }
 
-    /// Appends one digest; tells of every tile that it fills.
+    /// Appends one digest; calls `completed` with every tile that it fills.
     pub(super) fn append(&mut self, digest: &Digest, mut completed: impl FnMut(TileId, Tile)) {
         let partial = &mut self.partial;
         self.compact_range.append_with(digest, |node, hash| {
@@ -123,7 +127,7 @@ impl TiledTree {
         });
     }
 
-    /// A node in a partial tile.
+    /// Returns a node of a partial tile.
     pub(super) fn get(&self, node: NodeId) -> Option<Hash> {
         let (id, row, place) = TileId::of(node);
         let entries = self.compact_range.size() >> (u32::from(id.level) * u32::from(TILE_LEVELS)).min(63);
@@ -134,36 +138,37 @@ impl TiledTree {
     }
 }
 
-/// Full tiles in memory: those that the view has not taken in yet, and the most recently used others.
+/// Full tiles in memory: those not yet applied to the index database, and the most recently used
+/// others.
 pub(super) struct TileCache<K: std::hash::Hash + Eq + Copy> {
     pending: HashMap<(K, TileId), Arc<Tile>>,
     recent: LruCache<(K, TileId), Arc<Tile>>,
 }
 
 impl<K: std::hash::Hash + Eq + Copy> TileCache<K> {
-    /// Empty.
+    /// Creates an empty cache.
     pub(super) fn new() -> Self {
         Self { pending: HashMap::new(), recent: LruCache::new(CACHED_TILES_MAX) }
     }
 
-    /// A tile that has just been filled: kept until [`TileCache::applied`].
+    /// Adds a newly filled tile, which stays until [`TileCache::applied`].
     pub(super) fn insert(&mut self, tree: K, id: TileId, tile: Arc<Tile>) {
         self.pending.insert((tree, id), tile);
     }
 
-    /// The view holds this tile now.
+    /// Records that the index database has this tile.
     pub(super) fn applied(&mut self, tree: K, id: TileId) {
         if let Some(tile) = self.pending.remove(&(tree, id)) {
             self.recent.put((tree, id), tile);
         }
     }
 
-    /// A tile that was read from the view.
+    /// Caches a tile that was read from the index database.
     pub(super) fn loaded(&mut self, tree: K, id: TileId, tile: Arc<Tile>) {
         self.recent.put((tree, id), tile);
     }
 
-    /// A tile, if in memory.
+    /// Returns a tile if it is in memory.
     pub(super) fn get(&mut self, tree: K, id: TileId) -> Option<Arc<Tile>> {
         let key = (tree, id);
         self.pending.get(&key).or_else(|| self.recent.get(&key)).cloned()

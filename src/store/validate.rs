@@ -1,6 +1,7 @@
-//! What a commit must satisfy, and what follows from it, the same for every implementation.
+//! Rules and derivations for commits, the same for every store implementation.
 //!
-//! In scope: pure checks and derivations. Out of scope: whether signatures and proofs hold (`core`), and durability.
+//! In scope: pure checks and derivations. Out of scope: verifying signatures and proofs (`core`),
+//! and durability.
 
 use std::ops::Range;
 
@@ -18,7 +19,8 @@ use uuid::Uuid;
 use super::references::{IssuerHash, Role};
 use super::{Backfill, Columns, Commit, Content, ReferenceKind, SubscriptionRecord};
 
-/// Checks a commit against the sizes of the feeds held (`None`: not held). The text says what does not fit.
+/// Checks a commit against the sizes of the held feeds (`None`: not held). The error names what
+/// does not fit.
 pub(super) fn check(commit: &Commit, size_of: impl Fn(&FeedId) -> Option<u64>) -> Result<(), String> {
     let (mut entries, mut bytes) = (0, 0);
     for (place, append) in commit.appends.iter().enumerate() {
@@ -119,13 +121,15 @@ fn name(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The id by which an entry of `feed` is found; `None` if its header gives none or names another member than the feed's owner.
+/// Returns the id by which an entry of `feed` is found; `None` if its header has none, or names
+/// another member than the feed's owner.
 pub(super) fn id_of(feed: &FeedId, header: Option<&proto::Header>) -> Option<Uuid> {
     let header = header.filter(|header| header.member == feed.member.as_str())?;
     Uuid::try_parse(&header.id).ok().filter(|id| !id.is_nil())
 }
 
-/// What an entry of `feed` refers to, each bulletin once. A header has few references: it is bounded in bytes.
+/// Returns the bulletins that an entry of `feed` refers to, each once. They are few, because a
+/// header is bounded in bytes.
 pub(super) fn references(feed: &FeedId, header: Option<&proto::Header>) -> Vec<(Member, Uuid, Role)> {
     let Some(header) = header.filter(|header| !header.references.is_empty() && header.member == feed.member.as_str())
     else {
@@ -149,7 +153,7 @@ pub(super) fn references(feed: &FeedId, header: Option<&proto::Header>) -> Vec<(
     found
 }
 
-/// The columns of a header.
+/// Returns the columns of a header.
 pub(super) fn columns_of(header: Option<&proto::Header>) -> Columns {
     let Some(header) = header else { return Columns::default() };
     Columns {
@@ -161,15 +165,16 @@ pub(super) fn columns_of(header: Option<&proto::Header>) -> Columns {
     }
 }
 
-/// `header.sent_at` in unix ms; 0 if absent.
+/// Returns `header.sent_at` in unix ms; 0 if absent.
 pub(super) fn sent_at_unix_ms(header: &proto::Header) -> i64 {
     let ms = |seconds: i64, nanos: i32| seconds.saturating_mul(1_000).saturating_add(i64::from(nanos) / 1_000_000);
     header.sent_at.as_ref().map_or(0, |time| ms(time.seconds, time.nanos))
 }
 
-/// How a custody note stands to the earlier ones of its holder, the newest of which ends at `newest_end`.
+/// Compares a custody note with the earlier ones of its holder, the newest of which ends at
+/// `newest_end`.
 pub(super) fn custody_order(newest_end: Option<u64>, range: &Range<u64>) -> CustodyOrder {
-    // One that leaves a gap speaks of what came ahead of the order, or was faster than one before it.
+    // A note that leaves a gap is about out-of-order entries, or overtook an earlier note.
     let joins = range.start <= newest_end.unwrap_or(0);
     CustodyOrder {
         newest: joins && newest_end.is_none_or(|end| range.end >= end),
@@ -177,24 +182,25 @@ pub(super) fn custody_order(newest_end: Option<u64>, range: &Range<u64>) -> Cust
     }
 }
 
-/// How a custody note stands to the earlier ones of its holder.
+/// The place of a custody note among the earlier ones of its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CustodyOrder {
-    /// It joins them and ends after all of them, or where the last one does.
+    /// It joins them and does not end before the newest of them.
     pub(super) newest: bool,
     /// It does not end after all of them.
     pub(super) late: bool,
 }
 
-/// The beginning of a column, so that a foreign header fits any block; valid ones are shorter.
+/// Returns the beginning of a column, so that a foreign header fits any block; valid columns are
+/// shorter.
 pub(super) fn clip(text: &str) -> &str {
     &text[..text.floor_char_boundary(TOPIC_BYTES_MAX)]
 }
 
-/// A stretch of a feed held as digests only: first index, one past the last, reason.
+/// A run of a feed's entries held as digests only: first index, one past the last, reason.
 pub(super) type UndisclosedRun = (u64, u64, Undisclosed);
 
-/// Checks fills against what is lacking of their entries.
+/// Checks a backfill against the missing content of its entries.
 pub(super) fn check_backfill(backfill: &Backfill, missing: &[Option<(Digest, Undisclosed)>]) -> Result<(), String> {
     for ((index, entry), missing) in backfill.entries.iter().zip(missing) {
         if missing.as_ref().is_none_or(|(digest, _)| *digest != entry.digest) {
@@ -204,12 +210,12 @@ pub(super) fn check_backfill(backfill: &Backfill, missing: &[Option<(Digest, Und
     Ok(())
 }
 
-/// What is left of a run when entry `index` in it is held in full.
+/// Returns the parts of a run that remain when its entry `index` is held in full.
 pub(super) fn split_run((start, end, reason): UndisclosedRun, index: u64) -> impl Iterator<Item = UndisclosedRun> {
     [(start, index, reason), (index + 1, end, reason)].into_iter().filter(|(start, end, _)| start < end)
 }
 
-/// Adds entry `index`, held as digest only for `reason`, to ascending runs.
+/// Adds entry `index`, held only as a digest for `reason`, to ascending runs.
 pub(super) fn extend_runs(runs: &mut Vec<UndisclosedRun>, index: u64, reason: Undisclosed) {
     match runs.last_mut() {
         Some((_, end, last)) if *end == index && *last == reason => *end += 1,

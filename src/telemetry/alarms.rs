@@ -1,7 +1,7 @@
-//! Alarms: what an operator must look at, as values.
+//! Alarms, as values: conditions that an operator must look at.
 //!
-//! In scope: every kind of alarm with its code, severity, text and subject. Out of scope: which of them are active (`active`), and when there is one;
-//! the place that knows raises and clears it.
+//! In scope: every kind of alarm with its code, severity, text and subject. Out of scope: which are
+//! active (`active`), and when they are raised and cleared (the module that detects the condition).
 
 mod active;
 
@@ -12,7 +12,7 @@ use barid_core::ids::{FeedId, Member};
 use super::escape::Foreign;
 pub use active::{ActiveAlarm, Alarms};
 
-/// Reason of every record of an alarm (`event` is `alarm`).
+/// Reasons of the audit records of alarms (`event` is `alarm`).
 pub const REASONS: [&str; 18] = [
     "fork-conflict",
     "clock",
@@ -37,16 +37,16 @@ pub const REASONS: [&str; 18] = [
 /// How soon an operator must act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// Now: something does not work, or is not what it should be.
+    /// Now: something does not work, or is not as it must be.
     Critical,
-    /// Today: something does not work for others, or will not work soon.
+    /// Today: something does not work for others, or will soon fail.
     Warning,
     /// In time.
     Info,
 }
 
 impl Severity {
-    /// A stable word.
+    /// Returns a stable name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -57,22 +57,22 @@ impl Severity {
     }
 }
 
-/// Something that needs an operator. Times are texts as they are shown.
+/// A condition that needs an operator. Times are formatted texts.
 // The fields are the values in the texts.
 #[allow(missing_docs)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Alarm {
-    /// Others reject the certificate of this node.
+    /// Peers reject the certificate of this node.
     CertificateRejected { why: String },
-    /// It has expired.
+    /// The certificate of this node has expired.
     CertificateExpired { since: String },
-    /// It expires soon.
+    /// The certificate of this node expires soon.
     CertificateExpiring { at: String },
-    /// The last reload changed nothing, as a file cannot be used.
+    /// The last reload changed nothing, because a file cannot be used.
     ReloadRejected { why: String },
     /// The certificate of an authority has expired.
     AuthorityExpired { domain: String, since: String },
-    /// It expires soon.
+    /// The certificate of an authority expires soon.
     AuthorityExpiring { domain: String, at: String },
     /// A revocation list and its grace time have expired.
     CrlExpired { domain: String, since: String },
@@ -80,87 +80,87 @@ pub enum Alarm {
     CrlInGrace { domain: String, since: String },
     /// A revocation list expires soon.
     CrlExpiring { domain: String, at: String },
-    /// Our clock is behind our own last cosignature.
+    /// This node's clock is behind its last cosignature.
     OwnClockBehind { last: String },
-    /// A peer's clock is ahead of ours.
+    /// A peer's clock is ahead of this node's.
     PeerClockAhead { peer: Member },
-    /// A peer's clock is behind ours.
+    /// A peer's clock is behind this node's.
     PeerClockBehind { peer: Member },
-    /// One key signed two trees: the feed is not followed.
+    /// One key signed two trees: the feed is no longer followed.
     Fork { feed: FeedId, why: String, by: Option<Member> },
-    /// The governors have ended a feed with another tree than is held.
+    /// The governors have closed a feed with another tree than the one held.
     RosterForkConflict { feed: FeedId },
-    /// This node has cosigned another tree of a feed than it holds.
+    /// This node has cosigned another tree of a feed than the one it holds.
     CosignatureConflict { feed: FeedId },
-    /// No room for entries.
+    /// No disk space for entries.
     DiskFull { why: String },
-    /// Room for own entries only.
+    /// Disk space for own entries only.
     DiskLow { free_mib: u64 },
-    /// A member has brought its share of the room: its entries are held as digests.
+    /// A member has used its share of the disk: its entries are held as digests.
     MemberOverShare { member: Member, entries: u64 },
     /// Bulletins wait for a roster version.
     RosterMissing { member: Member, version: u64 },
-    /// This node does not publish.
+    /// This node does not publish until its feed is recovered.
     NeedsRecovery { why: String },
-    /// A peer holds more of this node's feed than it does itself.
+    /// A peer holds more of this node's feed than this node.
     OwnFeedBehind { peer: Member, feed: FeedId, size: u64 },
     /// The commit log is damaged.
     LogDamaged { why: String },
     /// The index database is damaged.
     IndexDamaged,
-    /// Two rosters of one version are validly signed.
+    /// Two rosters of one version have valid signatures.
     RosterFork { version: u64, by: Member },
-    /// A roster that enough governors signed takes back what was settled.
+    /// A roster with enough signatures revokes what an earlier one settled.
     RosterRejected { why: String, by: Member },
     /// Two nodes use a peer's identity.
     DuplicateIdentity { peer: Member },
     /// Another node uses this node's identity.
     OwnIdentityInUse { peer: Member },
-    /// Entries that a peer sent are not as they must be; the newest one.
+    /// Entries that a peer sent break a rule; names the newest one.
     Entry { finding: &'static str, feed: FeedId, index: u64, by: Member },
 }
 
-/// What an alarm is made of.
+/// The parts of an alarm.
 struct Parts {
     code: &'static str,
     reason: &'static str,
     severity: Severity,
-    /// English; `{}` is a value.
+    /// English text; `{}` marks a value.
     text: &'static str,
     values: Vec<String>,
-    /// What it is about: of one code and subject there is one alarm.
+    /// The subject: there is one alarm for each code and subject.
     resource: String,
 }
 
 impl Alarm {
-    /// A stable code, to have it in other words.
+    /// Returns the stable code, by which the text is localized.
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.parts().code
     }
 
-    /// Reason of its record; one of [`REASONS`].
+    /// Returns the reason of its audit record; one of [`REASONS`].
     #[must_use]
     pub fn reason(&self) -> &'static str {
         self.parts().reason
     }
 
-    /// How soon an operator must act.
+    /// Returns how soon an operator must act.
     #[must_use]
     pub fn severity(&self) -> Severity {
         self.parts().severity
     }
 
-    /// Values in the text, in order.
+    /// Returns the values in the text, in order.
     #[must_use]
     pub fn values(&self) -> Vec<String> {
         self.parts().values.iter().map(|value| Foreign(value).to_string()).collect()
     }
 
-    /// This one, raised while `earlier` of the same code and subject is active.
+    /// Returns this alarm, raised while `earlier` of the same code and subject is active.
     fn merged_with(self, earlier: &Self) -> Self {
         match (self, earlier) {
-            // The cause is over when the newest of them is there.
+            // The condition ends when the newest version has arrived.
             (Self::RosterMissing { member, version }, Self::RosterMissing { version: earlier, .. }) => {
                 Self::RosterMissing { member, version: version.max(*earlier) }
             }
@@ -168,7 +168,7 @@ impl Alarm {
         }
     }
 
-    /// Whether its cause is looked at again and again: then it is cleared by [`Alarms::sync_watched`].
+    /// Whether its condition is polled. Such an alarm is cleared by [`Alarms::sync_watched`].
     fn is_watched(&self) -> bool {
         !matches!(
             self,
@@ -183,7 +183,7 @@ impl Alarm {
         )
     }
 
-    /// Who caused it, for the record.
+    /// Returns the member that caused it, for the audit record.
     fn by(&self) -> Option<&Member> {
         match self {
             Self::Fork { by, .. } => by.as_ref(),
@@ -201,7 +201,7 @@ impl Alarm {
         }
     }
 
-    /// What it concerns, for the record.
+    /// Returns its resource, for the audit record.
     fn resource(&self) -> String {
         match self {
             Self::Fork { feed, .. }
@@ -444,7 +444,7 @@ impl Alarm {
     }
 }
 
-/// In English.
+/// The English text.
 impl fmt::Display for Alarm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (mut texts, values) = (self.parts().text.split("{}"), self.values());
@@ -453,7 +453,7 @@ impl fmt::Display for Alarm {
     }
 }
 
-/// One alarm of every kind, with values that can be told apart.
+/// Returns one alarm of every kind, with distinct values.
 #[cfg(test)]
 pub(crate) fn examples() -> Vec<Alarm> {
     let text = || "some reason".to_owned();

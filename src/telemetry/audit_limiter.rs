@@ -1,7 +1,8 @@
-//! Records that others can cause at will: the first few of an interval one by one, the rest as a number.
+//! Limits audit records that remote parties can cause at will: the first few of an interval are
+//! recorded one by one, the rest as a count.
 //!
-//! In scope: counting by source and reason, within named bounds. Pure but for the record itself: time comes in. Out of scope: what is
-//! refused, and how a source is told from another.
+//! In scope: counting by source and reason, within named bounds. Takes time as an argument; its
+//! only effect is the record. Out of scope: the events, and how sources are told apart.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,18 +12,19 @@ use tokio::time::Instant;
 
 use super::{AuditEvent, emit};
 
-/// Records of one source and reason in one interval that are made one by one: enough to see what is going on, with its details.
+/// Single records of one source and reason in one interval: enough to diagnose a problem.
 pub const INDIVIDUAL_RECORDS_MAX: u64 = 5;
-/// After so long what was only counted is recorded, and counting begins anew.
+/// Length of an interval. At its end the count is recorded and counting starts again.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// How often it is looked whether an interval has ended.
+/// Time between two checks for ended intervals.
 pub(super) const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
-/// Sources and reasons that are told apart. Whoever comes from more addresses than these is counted with all the others that do: at
-/// worst some twenty thousand records an interval, some megabytes.
+/// Most pairs of source and reason with a counter of their own. Further ones share a counter. At
+/// worst there are some twenty thousand records in an interval, a few megabytes.
 const COUNTERS_MAX: usize = 4_096;
-/// What the source of those is called that are not told apart.
+/// Source of the shared counter.
 const OTHERS: &str = "others";
-/** Writes a reason as records have it; those that callers also get in `google.rpc.ErrorInfo` are in capitals there. */
+/// Returns a reason as written in records. Those that callers also get in `google.rpc.ErrorInfo`
+/// are in capitals there.
 fn kebab_case(reason: &'static str) -> &'static str {
     match reason {
         "AGENCY" => "agency",
@@ -44,7 +46,7 @@ fn kebab_case(reason: &'static str) -> &'static str {
     }
 }
 
-/// Counts refusals. Shared by those who refuse.
+/// Counts events by source. Shared by all code that records them.
 #[derive(Default)]
 pub struct AuditLimiter {
     counts: Mutex<HashMap<Key, Count>>,
@@ -65,7 +67,8 @@ struct Count {
 }
 
 impl AuditLimiter {
-    /// Records an event, or counts it if `source` has caused `individual_max` records of its kind and reason in this interval.
+    /// Records an event, or counts it if `source` has caused `individual_max` records of its kind
+    /// and reason in this interval.
     pub fn record(&self, source: &str, individual_max: u64, event: &AuditEvent<'_>, now: Instant) {
         let event = &AuditEvent { reason: kebab_case(event.reason), ..*event };
         super::count(event.event, event.reason);
@@ -96,12 +99,12 @@ impl AuditLimiter {
         }
     }
 
-    /// Records what was only counted in intervals that are over at `now`.
+    /// Records the counts of intervals that have ended at `now`.
     pub fn summarize_expired(&self, now: Instant) {
         self.summarize_where(|count| now.saturating_duration_since(count.since) >= INTERVAL);
     }
 
-    /// Records everything that was only counted: nothing more comes.
+    /// Records all counts, at the end of the process.
     pub fn summarize_all(&self) {
         self.summarize_where(|_| true);
     }
@@ -112,7 +115,7 @@ impl AuditLimiter {
         expired.iter().for_each(|(key, count)| emit_summary(key, count));
     }
 
-    /// Settles as intervals end. Returns never.
+    /// Records the counts as intervals end. Never returns.
     pub async fn summarize_periodically(&self) {
         let mut tick = tokio::time::interval(SUMMARY_INTERVAL);
         loop {

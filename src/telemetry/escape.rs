@@ -1,13 +1,15 @@
-//! Text of others in records, log lines and alarms: cut to a bound, and without a character that could pass for something else.
+//! Escapes and cuts foreign text in records, log lines and alarms.
 //!
-//! In scope: which characters are escaped and how much of a value is shown. Out of scope: where values are written (`lines`).
+//! In scope: which characters are escaped, and how much of a value is written. Out of scope: where
+//! values are written (`lines`).
 
 use std::fmt::{self, Write as _};
 
-/// Characters of one value that are shown: a chain of causes, or some file names. The rest is named by its length.
+/// Most characters of a value that are written: a chain of causes, or some file names. Of the rest
+/// only the length is written.
 pub const VALUE_CHARS_MAX: usize = 1_000;
 
-/// Text that somebody else chose, for people to read: at most [`VALUE_CHARS_MAX`] characters, hidden ones escaped.
+/// Formats foreign text for people: at most [`VALUE_CHARS_MAX`] characters, hidden ones escaped.
 pub struct Foreign<'a>(pub &'a dyn fmt::Display);
 
 impl fmt::Display for Foreign<'_> {
@@ -16,8 +18,9 @@ impl fmt::Display for Foreign<'_> {
     }
 }
 
-/// Whether a terminal, a reader of lines or a reader's eye may take a character for something else than what it is: controls (C0, DEL, C1),
-/// line and paragraph separators, and what changes the direction of text or shows nothing.
+/// Whether a character could mislead a terminal, a line parser or a person: controls (C0, DEL, C1),
+/// line and paragraph separators, and characters that change the direction of text or are
+/// invisible.
 pub(super) fn needs_escape(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -36,10 +39,10 @@ pub(super) fn escaped(out: &mut impl fmt::Write, text: &str) -> fmt::Result {
     })
 }
 
-/// The beginning of a value, and how long it is if that is not all.
+/// Returns the beginning of a value, and its length if it was cut.
 pub(super) fn cut(value: fmt::Arguments<'_>) -> String {
     let mut beginning = Beginning { text: String::new(), remaining: VALUE_CHARS_MAX, bytes: 0 };
-    // A value that cannot be written is shown as far as it came.
+    // If a value's formatter fails, write what it produced.
     let _ = beginning.write_fmt(value);
     let Beginning { mut text, bytes, .. } = beginning;
     if bytes > text.len() {
@@ -48,12 +51,12 @@ pub(super) fn cut(value: fmt::Arguments<'_>) -> String {
     text
 }
 
-/// Takes text of any length and holds the beginning.
+/// Accepts text of any length and stores the beginning.
 struct Beginning {
     text: String,
     /// Characters that still fit.
     remaining: usize,
-    /// Bytes of all that came.
+    /// Bytes received in total.
     bytes: usize,
 }
 

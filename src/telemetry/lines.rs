@@ -1,7 +1,9 @@
-//! The one place where log lines are written, those of libraries included: text or JSON, escaped, cut, and within a budget of bytes.
+//! Writes all log lines, including those of libraries: as text or JSON, escaped, cut, and within a
+//! budget of bytes.
 //!
-//! In scope: the form of a line, and how many bytes of lines one source may cause a minute. Whoever logs need not think of either. Out of
-//! scope: which records are made one by one (`audit_limiter`), and which lines are wanted (the filter).
+//! In scope: the format of a line, and how many bytes of lines one source may cause in a minute.
+//! Code that logs need not consider either. Out of scope: which audit events are recorded singly
+//! (`audit_limiter`), and which lines are wanted (the filter).
 
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
@@ -22,24 +24,27 @@ use tracing_subscriber::layer::{Context, Layer};
 use super::escape::{cut, escaped, needs_escape};
 use crate::budgets::{Budget, Charge, Class, Owner};
 
-/// Lines are counted by the minute.
+/// Interval of the budget.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// Fields that name who caused a line, the best first. A line without one is charged to the place in the code that makes it.
+/// Fields that name the source of a line, in order of preference. A line without one is charged to
+/// its place in the code.
 const SOURCE_FIELDS: [&str; 6] = ["actor", "peer", "member", "subscriber", "from", "cosigner"];
-/// Sources whose lines are counted apart once they are over the budget; further ones are counted together.
+/// Most sources over the budget whose dropped lines are counted separately; further ones share a
+/// count.
 const DROPPED_SOURCES_MAX: usize = 256;
-/// What those are called.
+/// Source of the shared count.
 const OTHERS: &str = "others";
 
-/// What log lines are charged to, once the node has its budgets. What is logged before is caused by nobody outside.
+/// Budget of log lines, once the node has its budgets. Earlier lines are not caused by remote
+/// parties.
 static BUDGET: OnceLock<Budget> = OnceLock::new();
 
-/// Charges all log lines from now on to this budget. Of several the first one counts.
+/// Charges all further log lines to this budget. Only the first call has an effect.
 pub fn charge_lines_to(budget: Budget) {
     let _ = BUDGET.set(budget);
 }
 
-/// Writes every event that the filter lets pass to standard error.
+/// Writes every event that passes the filter to standard error.
 pub(super) struct Lines {
     json: bool,
     quota: Mutex<Quota>,
@@ -51,7 +56,7 @@ impl Lines {
     }
 }
 
-/// There is nobody to whom a failure to log could be reported.
+/// A failure to log cannot be reported anywhere.
 fn write(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
@@ -71,7 +76,7 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 }
 
-/// One line before it has a form. Every value is cut; none is escaped yet.
+/// One line before formatting. Every value is cut; none is escaped yet.
 struct Line {
     level: Level,
     target: String,
@@ -81,11 +86,11 @@ struct Line {
 }
 
 enum FieldValue {
-    /// A string: always in quotes.
+    /// A string: always quoted.
     Text(String),
-    /// Displayed: in quotes where it could be misread.
+    /// A displayed value: quoted if it is ambiguous.
     Displayed(String),
-    /// A number or truth value.
+    /// A number or boolean.
     Plain(Value),
 }
 
@@ -111,7 +116,7 @@ impl Line {
         }
     }
 
-    /// Who caused it: an address without its port, a name, or the place in the code.
+    /// Returns the source: an address without its port, a name, or the place in the code.
     fn source(&self) -> Owner {
         let Some(named) = SOURCE_FIELDS.iter().find_map(|field| self.text_of(field)) else {
             return Owner::Identity(self.place.as_str().into());
@@ -126,16 +131,16 @@ impl Line {
         }
     }
 
-    /// Alarms and errors find room when other lines do not.
+    /// Alarms and errors may use the reserved part of the budget.
     fn class(&self) -> Class {
         let alarm = self.text_of("event") == Some("alarm");
         if alarm || self.level == Level::ERROR { Class::Reserved } else { Class::Ordinary }
     }
 
-    /// The line, with its end.
+    /// Returns the line with its line break.
     fn to_text(&self, json: bool) -> String {
         let mut time = String::new();
-        // Writing into a string does not fail.
+        // Writing to a string cannot fail.
         let _ = SystemTime.format_time(&mut Writer::new(&mut time));
         let mut text = if json { self.json(time) } else { self.plain(&time) };
         text.push('\n');
@@ -168,7 +173,7 @@ impl Line {
         Ok(())
     }
 
-    /// Values as they are: JSON has escapes of its own.
+    /// Formats the line as JSON. Values are not escaped before: JSON has its own escapes.
     fn json(&self, time: String) -> String {
         let mut fields = serde_json::Map::new();
         if !self.message.is_empty() {
@@ -188,7 +193,7 @@ impl Line {
         line.insert("target".to_owned(), self.target.as_str().into());
         let written = Value::from(line).to_string();
         let mut text = String::with_capacity(written.len());
-        // What is hidden and not escaped yet stands within a string.
+        // Hidden characters that JSON does not escape occur in strings only.
         for c in written.chars() {
             if needs_escape(c) {
                 c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| _ = write!(text, "\\u{unit:04x}"));
@@ -200,7 +205,7 @@ impl Line {
     }
 }
 
-/// Whether a value can be told from what follows it without quotes.
+/// Whether a value without quotes is clearly separated from what follows it.
 fn is_unambiguous(value: &str) -> bool {
     !value.chars().any(|c| c.is_whitespace() || needs_escape(c) || matches!(c, '"' | '=' | '\\'))
 }
@@ -218,7 +223,7 @@ impl Visit for Line {
         let value = cut(format_args!("{value}"));
         match field.name() {
             "message" => self.message = value,
-            // Lines of libraries that log by the crate `log` carry their own target so.
+            // Lines of libraries that use the crate `log` carry their target in this field.
             "log.target" => self.target = value,
             name if name.starts_with("log.") => {}
             name => self.fields.push((name, FieldValue::Text(value))),
@@ -250,12 +255,12 @@ impl Line {
     }
 }
 
-/// Bytes of lines by source in the current minute, and what was left out.
+/// Bytes of lines by source in the current minute, and the dropped lines.
 struct Quota {
     since: Instant,
-    /// Given back when the minute is over.
+    /// Released at the end of the minute.
     charges: HashMap<(Owner, bool), Charge>,
-    /// Lines and bytes by source.
+    /// Dropped lines and bytes by source.
     dropped: HashMap<String, (u64, u64)>,
 }
 
@@ -264,7 +269,8 @@ impl Quota {
         Self { since, charges: HashMap::new(), dropped: HashMap::new() }
     }
 
-    /// Whether a line fits; and when a minute is over, lines that say what did not. What only an operator's filter lets pass always fits.
+    /// Returns whether a line fits and, at the end of a minute, lines that report the dropped ones.
+    /// DEBUG and TRACE lines, which only an operator's filter enables, always fit.
     fn charge(&mut self, budget: &Budget, line: &Line, bytes: usize, now: Instant) -> (bool, Vec<Line>) {
         let is_elapsed = now.saturating_duration_since(self.since) >= INTERVAL;
         let dropped = if is_elapsed { self.begin(now) } else { Vec::new() };
@@ -292,7 +298,7 @@ impl Quota {
         (fits, dropped)
     }
 
-    /// Begins a minute.
+    /// Starts a new minute. Returns the report of the last one.
     fn begin(&mut self, now: Instant) -> Vec<Line> {
         self.since = now;
         self.charges.clear();
@@ -335,7 +341,7 @@ mod tests {
         }
     }
 
-    /// Whether it fits, and what is said of earlier ones.
+    /// Returns whether it fits, and the report of earlier dropped lines.
     fn charge(quota: &mut Quota, budget: &Budget, line: &Line, now: Instant) -> (bool, Vec<Line>) {
         quota.charge(budget, line, line.to_text(false).len(), now)
     }

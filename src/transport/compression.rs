@@ -1,11 +1,14 @@
-//! Compression of a connection between nodes: few bytes on thin lines.
+//! Compression of connections between nodes, for links with little bandwidth.
 //!
-//! In scope: one Zstandard stream each way inside TLS, chosen by ALPN when the connection is made. One stream, not one a message: a
-//! bulletin is small and much like the one before it, and names, headers and notes come again and again. Out of scope: when it pays,
-//! which the dialling side decides ([`Compress`]); and people's connections, which carry secrets of several people side by side.
+//! In scope: one Zstandard stream in each direction inside TLS, negotiated by ALPN. One stream, not
+//! one per message: a bulletin is small and similar to the previous one, and names, headers and
+//! notes repeat. Out of scope: when compression pays, which the dialling side decides
+//! ([`Compress`]); and client connections, which carry secrets of several people side by side.
 //!
-//! What is compressed leaves its length on the line. A link carries one member's bulletins to one other; somebody who may publish there
-//! and also measures the encrypted line might learn whether his own words resemble a colleague's. `docs/adr/compressed-links.md`.
+//! Compression reveals the length of the compressed data. A link carries one member's bulletins to
+//! one other member. A person who may publish there and also measures the encrypted traffic might
+//! learn whether their text resembles that of another publisher. See
+//! `docs/adr/compressed-links.md`.
 
 use std::io;
 use std::pin::Pin;
@@ -21,27 +24,30 @@ use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf, ReadHalf, WriteHalf, 
 
 use super::rejection::Rejection;
 
-/// HTTP/2 as it is (RFC 9113 §3.2).
+/// Plain HTTP/2 (RFC 9113 §3.2).
 pub(super) const ALPN_PLAIN: &[u8] = b"h2";
 /// HTTP/2 in one Zstandard stream (RFC 8878) each way.
 pub(super) const ALPN_ZSTD: &[u8] = b"barid-zstd/1";
-/// Level: most of the gain, at some hundred MB/s a core.
+/// Compression level: most of the gain, at some hundred MB/s per core.
 const LEVEL: i32 = 3;
-/// Window, as a power of two: what a side remembers of the stream, and so what it costs in memory at both ends. Some hundred bulletins.
+/// Base-2 logarithm of the window: how far back matches reach, and the memory at both ends. It
+/// covers some hundred bulletins.
 const WINDOW_LOG: u32 = 20;
-/// Bytes out after which their ratio to the bytes in is looked at, and counting begins anew: many full batches.
+/// Output bytes between two checks of the inflation ratio: many full batches.
 const INFLATED_BYTES: u64 = 64 << 20;
-/// Bytes out for one in over so many of them. A bulletin of 1 MiB that repeats one sentence reaches some 3,500: its id, its salt and its
-/// checkpoint cannot be compressed. Beyond is nothing that a node sends.
+/// Largest ratio of output to input over [`INFLATED_BYTES`]. A bulletin of 1 MiB that repeats one
+/// sentence reaches some 3,500, because its id, salt and checkpoint cannot be compressed. No node
+/// sends more.
 const INFLATION_MAX: u64 = 5_000;
-/// A line on which TCP takes so long to connect is far away; compression costs it nothing that would be noticed.
+/// TCP connect time from which a node is distant. On such a link the cost of compression is
+/// negligible.
 const DISTANT_CONNECT_TIME: Duration = Duration::from_millis(10);
 
 /// Whether a node compresses the links that it dials.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compress {
-    /// Where the other node is far away: where TCP takes 10 ms or more to connect.
+    /// If the other node is distant: TCP takes 10 ms or more to connect.
     #[default]
     Auto,
     /// Always.
@@ -51,7 +57,7 @@ pub enum Compress {
 }
 
 impl Compress {
-    /// The protocols to offer on a line on which TCP took so long to connect, most wanted first.
+    /// Returns the ALPN protocols to offer after TCP took `connecting`, most preferred first.
     pub(super) fn offer(self, connecting: Duration) -> Vec<Vec<u8>> {
         let compressed = match self {
             Self::Auto => connecting >= DISTANT_CONNECT_TIME,
@@ -62,9 +68,9 @@ impl Compress {
     }
 }
 
-/// A connection as it is, or compressed.
+/// A plain or compressed connection.
 pub enum MaybeCompressed<S> {
-    /// As it is.
+    /// Plain.
     Plain(S),
     /// Compressed both ways.
     Compressed(Box<Compressed<S>>),
@@ -92,7 +98,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for CountingReader<R> {
     }
 }
 
-/// What came out since counting began, and how much had gone in then.
+/// Output since the last check, and input until then.
 #[derive(Default)]
 struct Inflation {
     out: u64,
@@ -100,7 +106,8 @@ struct Inflation {
 }
 
 impl Inflation {
-    /// So many bytes came out, after so many had gone in.
+    /// Counts `out` bytes of output after `bytes_in` bytes of input in all. Fails if the ratio is
+    /// too large.
     fn inflated(&mut self, out: u64, bytes_in: u64) -> io::Result<()> {
         self.out += out;
         if self.out < INFLATED_BYTES {
@@ -118,7 +125,8 @@ impl Inflation {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Compressed<S> {
-    /// Gives way after some reads even where there is always more: little input may hold much output.
+    /// Yields to other tasks after some reads, even if more output is ready: little input may
+    /// produce much output.
     fn poll_read(&mut self, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let turn = ready!(tokio::task::coop::poll_proceed(context));
         let before = buf.filled().len();
@@ -130,7 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Compressed<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite> MaybeCompressed<S> {
-    /// The line that both sides have agreed on.
+    /// Wraps the connection as negotiated by ALPN.
     pub(super) fn negotiated(stream: S, alpn: Option<&[u8]>) -> Self {
         if alpn != Some(ALPN_ZSTD) {
             return Self::Plain(stream);
@@ -182,7 +190,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for MaybeCompressed<S> {
     ) -> Poll<io::Result<usize>> {
         match &mut *self {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, bufs),
-            // One buffer after another: the encoder gathers them.
+            // Write one buffer only: the encoder collects them.
             Self::Compressed(compressed) => {
                 let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| &**buf);
                 Pin::new(&mut compressed.write).poll_write(context, first)
@@ -253,7 +261,7 @@ mod tests {
         let mut raw = MaybeCompressed::negotiated(raw, Some(ALPN_ZSTD));
         let zeros = vec![0; 1 << 20];
         let sending = tokio::spawn(async move { while raw.write_all(&zeros).await.is_ok() {} });
-        // On this one thread others have their turn only if the reader gives way.
+        // On this single thread other tasks run only if the reader yields.
         let others = tokio::spawn(async {
             for turn in 0_u64.. {
                 tokio::task::yield_now().await;
@@ -281,7 +289,7 @@ mod tests {
     fn repetitive_batches_stay_below_the_inflation_limit() {
         let mut inflation = Inflation::default();
         for batch in 1..1_000 {
-            // One sentence again and again, with what cannot be compressed beside it.
+            // One sentence repeated, beside data that cannot be compressed.
             inflation.inflated(1 << 20, batch * 400).unwrap();
         }
     }

@@ -1,4 +1,8 @@
-//! Live connections, and ending them when they are no longer allowed.
+//! The table of live connections: bounds them by owner, and ends those that are no longer allowed.
+//!
+//! In scope: admission and eviction by access level, verifying live connections again when trust,
+//! CRLs or time change, counting calls in progress, and ending connections that flood. Out of
+//! scope: verification itself (`verify`), and handshakes (`handshakes`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -23,14 +27,15 @@ use super::trust::{PeerIdentity, SpiffeId, Trust};
 use super::verify::Verifier;
 use crate::budgets::{Charge, Class};
 
-/// How often the ends of validity are compared with the clock, which may be set: an end is seen within this time.
+/// How often expiry times are compared with the clock. The clock may be set, so an expiry is
+/// noticed within this time.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// All live connections of a node, of both directions. Cheap to clone.
+/// All live connections of a node, in both directions. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Connections {
     table: Arc<Mutex<Table>>,
-    /// Hears of connections that this node ends for what is sent on them, or for others.
+    /// Called for connections that this node ends for what they send, or evicts.
     on_rejected: Option<OnRejected>,
 }
 
@@ -42,27 +47,27 @@ struct Table {
 
 struct Live {
     peer: Arc<Peer>,
-    /// Unix seconds up to which it may stay as things are.
+    /// Unix seconds up to which the connection may live under the current trust and CRLs.
     until: i64,
     cut: watch::Sender<bool>,
     level: AccessLevel,
     activity: Activity,
-    /// What it takes of the budget of its listener.
+    /// Its charge to the listener's budget.
     _charge: Option<Charge>,
 }
 
-/// What the access rules give to whoever is at the other end, as far as connections go.
+/// What the access rules grant to an identity, as far as connections are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccessLevel {
-    /// The role of an operator: gets in whatever others do.
+    /// The operator role: admitted whatever the load from others.
     Operator,
-    /// Something.
+    /// Another grant.
     Granted,
-    /// Nothing.
+    /// No grant.
     Ungranted,
 }
 
-/// What the other end has shown.
+/// The verified other end of a connection.
 struct Peer {
     origin: Origin,
     identity: PeerIdentity,
@@ -71,7 +76,7 @@ struct Peer {
 }
 
 impl Peer {
-    /// The end of this connection.
+    /// Builds the record of the end of this connection.
     fn rejection_record(&self, Rejection { reason, detail }: Rejection) -> RejectionRecord {
         let detail = format!("{detail}; {}", self.origin.address);
         RejectionRecord { reason, actor: self.identity.spiffe.to_string(), at: self.origin.at, detail }
@@ -82,27 +87,29 @@ impl Peer {
 pub(super) struct Origin {
     pub(super) at: &'static str,
     pub(super) address: String,
-    /// Absent for those that this node dials: it is not bounded by others.
+    /// `None` for connections that this node dials, which have no bound by source.
     pub(super) source: Option<Source>,
 }
 
-/// Which connections to look at.
+/// Which connections to verify again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// All: what they were let in by has changed.
+    /// All: the trust or the CRLs have changed.
     All,
-    /// Those whose time is over.
+    /// Those whose time has expired.
     Expired,
 }
 
 impl Connections {
-    /// No connections yet; `on_rejected` hears of each that this node ends for what is sent on it, or for others.
+    /// Creates an empty table. `on_rejected` is called for each connection that this node ends for
+    /// what it sends, or evicts.
     #[must_use]
     pub fn reporting(on_rejected: OnRejected) -> Self {
         Self { on_rejected: Some(on_rejected), ..Self::default() }
     }
 
-    /// Verifies live connections again and ends those that would be refused now. Returns who was cut, and why.
+    /// Verifies live connections again, and ends those that would be rejected now. Returns their
+    /// records.
     pub fn reverify(&self, which: Which, now: UnixTime) -> Vec<RejectionRecord> {
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         let chosen: Vec<(u64, Arc<Peer>)> = {
@@ -110,7 +117,8 @@ impl Connections {
             let selected = table.live.iter().filter(|(_, live)| which == Which::All || live.until < seconds);
             selected.map(|(number, live)| (*number, Arc::clone(&live.peer))).collect()
         };
-        // The table stays open to others meanwhile: a chain takes a tenth of a millisecond, and there may be a thousand.
+        // Verify without the lock: a certificate takes a tenth of a millisecond, and there may be a
+        // thousand.
         let checked: Vec<_> = chosen
             .into_iter()
             .map(|(number, peer)| (number, peer.verifier.identify(&peer.certificate, now), peer))
@@ -125,7 +133,7 @@ impl Connections {
                     }
                 }
                 Err(rejected) => {
-                    // One that has ended by itself meanwhile is not cut.
+                    // The connection may have ended by itself meanwhile.
                     if let Some(live) = table.live.remove(&number) {
                         live.cut.send_replace(true);
                         ended.push(peer.rejection_record(rejected));
@@ -136,20 +144,20 @@ impl Connections {
         ended
     }
 
-    /// Live connections.
+    /// Returns the number of live connections.
     #[must_use]
     pub fn len(&self) -> usize {
         self.table.lock().live.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no live connections.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Looks at all live connections whenever trust or lists change, and at each when its time is over; tells of every cut. Returns
-    /// never.
+    /// Verifies all live connections whenever trust or CRLs change, and each connection when its
+    /// time expires. Reports each one that it ends. Never returns.
     pub async fn watch(self, trust: Trust, crls: CrlStore, on_ended: impl Fn(&RejectionRecord) + Send) {
         let (mut trusted, mut listed) = (trust.watch(), crls.watch());
         let mut tick = tokio::time::interval(CHECK_EVERY);
@@ -168,8 +176,8 @@ impl Connections {
         }
     }
 
-    /// Takes a connection in on which `certificate` was shown and its key proven. One that this node dialled (`listener` is `None`) is not
-    /// bounded by others.
+    /// Admits a connection whose other end has presented `certificate` and proven its key. A
+    /// connection that this node dialled (`listener` is `None`) has no bound.
     pub(super) fn admit<S>(
         &self,
         stream: S,
@@ -183,7 +191,7 @@ impl Connections {
         let until = identity.until;
         let peer = Arc::new(Peer { origin, identity, certificate, verifier });
         let guarded = self.enter(stream, &peer, until, listener)?;
-        // Whoever looked at all connections since then may have looked before this one was among them.
+        // A concurrent pass over all connections may have run before this one was in the table.
         if peer.verifier.state() != before {
             peer.verifier.identify(&peer.certificate, UnixTime::now())?;
         }
@@ -215,7 +223,8 @@ impl Connections {
         drop(table);
         evicted.iter().for_each(|rejection_record| self.ended(rejection_record));
         let ended = Box::pin(async move {
-            // Only a cut ends the wait: that the table forgot the connection does not.
+            // Only a cut ends the wait. The sender is also dropped when the connection leaves the
+            // table.
             if cuts.wait_for(|cut| *cut).await.is_err() {
                 std::future::pending::<()>().await;
             }
@@ -241,12 +250,13 @@ impl Connections {
     }
 }
 
-/// Connections of an identity without any grant, and of all such identities together: they can ask for health, and be told that they are denied.
+/// Connections of an identity without a grant, and of all such identities together. They may check
+/// health, and receive `PERMISSION_DENIED`.
 const UNGRANTED_MAX: (usize, usize) = (4, 32);
 
 impl Table {
-    /// Charges one more connection, where need be in the place of an idle one. No grants: very few. Operators: from the reserve, whatever their
-    /// address.
+    /// Charges one more connection; evicts an idle one if necessary. Identities without a grant get
+    /// very few. Operators are charged to the reserve, and have no bound by address.
     fn charge(
         &mut self,
         peer: &Peer,
@@ -274,7 +284,7 @@ impl Table {
         let class = if level == AccessLevel::Operator { Class::Reserved } else { Class::Ordinary };
         let owner = peer.identity.owner();
         let bounds = listener.budget.bounds();
-        // Where operators use more than their reserve, as many others as that give way.
+        // Operators beyond their reserve evict others.
         for _ in 0..=bounds.total {
             match listener.budget.try_charge(&owner, class, 1) {
                 Ok(charge) => return Ok(charge),
@@ -288,8 +298,10 @@ impl Table {
         Err(too_many("this listener".into()))
     }
 
-    /// The connection that gives way to a new one of an identity that has `own`: to operators any idle one, to those with a grant one without; else one
-    /// of an identity that keeps as many as the new one gets. Of these the oldest of those without a grant, or of the identity that has most.
+    /// Returns the idle connection to evict for a new one of an identity that has `own`
+    /// connections. Operators evict any; identities with a grant evict those without one. Otherwise
+    /// the other identity must retain at least as many as the new one will have. Preferred are
+    /// connections without a grant, then those of the identity that has most, then the oldest.
     fn idle(&self, peer: &Peer, level: AccessLevel, own: usize, source: Option<Source>) -> Option<u64> {
         let at = peer.origin.at;
         let mut counts: HashMap<&SpiffeId, usize> = HashMap::new();
@@ -316,11 +328,11 @@ impl Table {
         let rank = |live: &Live| {
             (live.level == AccessLevel::Ungranted, counts.get(&live.peer.identity.spiffe).copied().unwrap_or(0))
         };
-        // Of equals the oldest, which comes first.
+        // `max_by_key` returns the last of equals, so reverse the order to get the oldest.
         candidates.rev().max_by_key(|(_, live)| rank(live)).map(|(number, _)| *number)
     }
 
-    /// Ends a connection, and says so.
+    /// Ends a connection and returns its record.
     fn evict(&mut self, number: u64) -> Option<RejectionRecord> {
         let live = self.live.remove(&number)?;
         live.cut.send_replace(true);
@@ -328,15 +340,15 @@ impl Table {
     }
 }
 
-/// What is under way on a connection. Cheap to clone.
+/// Number of calls in progress on a connection. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Activity(Arc<AtomicUsize>);
 
-/// One call under way, until it is dropped.
+/// One call in progress, until it is dropped.
 pub struct Active(Activity);
 
 impl Activity {
-    /// A call begins.
+    /// Counts a call until the result is dropped.
     #[must_use]
     pub fn begin(&self) -> Active {
         self.0.fetch_add(1, Ordering::Relaxed);
@@ -354,13 +366,13 @@ impl Drop for Active {
     }
 }
 
-/// A connection on which calls are served.
+/// A connection that serves calls.
 pub trait Served: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    /// What calls know of who is at the other end.
+    /// Adds the identity of the other end to the extensions of calls.
     fn describe(&self, extensions: &mut http::Extensions);
-    /// Counts the calls under way.
+    /// Returns the counter of calls in progress.
     fn activity(&self) -> Activity;
-    /// Reports that the connection is ended for the calls on it that are denied again and again.
+    /// Returns a function that reports that the connection is ended for too many denied calls.
     fn on_flood(&self) -> Box<dyn Fn() + Send + Sync>;
 }
 
@@ -385,7 +397,7 @@ impl<S> Guarded<S> {
         Ok(())
     }
 
-    /// Reports why this node ends the connection, if it is for what was sent on it.
+    /// Reports why this node ends the connection, if it is for what the other end sent.
     fn rejected(&mut self, error: io::Error) -> io::Error {
         if let Some(Rejection { reason, detail }) = error.get_ref().and_then(|inner| inner.downcast_ref::<Rejection>())
             && !std::mem::replace(&mut self.cut, true)
@@ -404,7 +416,7 @@ impl<S> Drop for Guarded<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Served for Guarded<S> {
     fn describe(&self, extensions: &mut http::Extensions) {
-        // Every call on the connection has a copy of what is put here.
+        // Each call on the connection clones this, so it is in an `Arc`.
         extensions.insert(Arc::new(self.peer.identity.clone()));
     }
 

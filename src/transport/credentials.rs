@@ -1,4 +1,4 @@
-//! This node's own certificate, and TLS with it in both directions.
+//! This node's certificate and key, and the TLS configurations for both directions.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::files::{self, Guard};
 use super::compression::{ALPN_PLAIN, ALPN_ZSTD};
 use super::verify::Handshake;
 
-/// Why TLS cannot be set up, or a connection was not made.
+/// Why TLS cannot be set up, or a connection failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// A certificate or key cannot be used.
@@ -24,7 +24,7 @@ pub enum TransportError {
     Identity {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// TLS cannot be set up.
@@ -33,12 +33,12 @@ pub enum TransportError {
     /// The endpoint is not `host:port`.
     #[error("`{0}` is not `host:port`")]
     Endpoint(String),
-    /// The connection was not made.
+    /// The connection failed.
     #[error("{0}")]
     Connect(String),
 }
 
-/// This node's certificate and key, read again without a restart. Cheap to clone.
+/// This node's certificate and key, reloadable without a restart. Cheap to clone.
 #[derive(Clone)]
 pub struct Credentials {
     certificate: PathBuf,
@@ -46,11 +46,11 @@ pub struct Credentials {
     current: Arc<ArcSwap<CertifiedKey>>,
 }
 
-/// A certificate and key as files held them, not yet in use.
+/// A certificate and key read from files, not yet in use.
 pub struct Certified(CertifiedKey);
 
 impl Certified {
-    /// The node's own certificate.
+    /// Returns the node's certificate.
     #[must_use]
     pub fn certificate(&self) -> Option<&CertificateDer<'static>> {
         self.0.cert.first()
@@ -67,38 +67,38 @@ impl Credentials {
     /// Reads a PEM chain and its PEM key.
     ///
     /// # Errors
-    /// If they cannot be read, or do not belong together.
+    /// A file cannot be read, or key and certificate do not match.
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, TransportError> {
         let current = Arc::new(ArcSwap::from_pointee(certified(certificate, key)?));
         Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), current })
     }
 
-    /// Reads both files again; nothing changes yet.
+    /// Reads both files again, without using them yet.
     ///
     /// # Errors
-    /// As [`Self::load`].
+    /// See [`Self::load`].
     pub fn read(&self) -> Result<Certified, TransportError> {
         certified(&self.certificate, &self.key).map(Certified)
     }
 
-    /// Whether what was read is the chain in use.
+    /// Returns whether `read` is the chain in use.
     #[must_use]
     pub fn is_current(&self, read: &Certified) -> bool {
         self.current.load().cert == read.0.cert
     }
 
-    /// Puts what was read in use, for connections from now on.
+    /// Uses `read` for new connections.
     pub fn put(&self, read: Certified) {
         self.current.store(Arc::new(read.0));
     }
 
-    /// The node's own certificate in use.
+    /// Returns the node's certificate in use.
     #[must_use]
     pub fn certificate(&self) -> Option<CertificateDer<'static>> {
         self.current.load().cert.first().cloned()
     }
 
-    /// The file of the chain.
+    /// Returns the path of the chain.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.certificate
@@ -136,10 +136,11 @@ impl ResolvesClientCert for Credentials {
     }
 }
 
-/// TLS of a connection that a listener accepts: 1.3 only, client certificates always, no resumption.
+/// TLS configuration of accepted connections: TLS 1.3 only, client certificates required, no
+/// resumption.
 ///
 /// # Errors
-/// If TLS cannot be set up.
+/// TLS cannot be set up.
 pub(super) fn server_config(
     verifier: Arc<Handshake>,
     credentials: Credentials,
@@ -155,10 +156,10 @@ pub(super) fn server_config(
     Ok(config)
 }
 
-/// TLS of a connection that this node dials: as [`server_config`].
+/// TLS configuration of dialled connections, like [`server_config`].
 ///
 /// # Errors
-/// If TLS cannot be set up.
+/// TLS cannot be set up.
 pub(super) fn client_config(
     verifier: Arc<Handshake>,
     credentials: Credentials,

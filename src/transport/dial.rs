@@ -1,4 +1,4 @@
-//! Connections to nodes of other members.
+//! Dials nodes of other members.
 
 use std::io;
 use std::sync::Arc;
@@ -22,21 +22,22 @@ use super::trust::SpiffeId;
 use super::verify::{Handshake, Policy, Verifier};
 use crate::error_chain;
 
-/// Where refusals and ended connections are said to be that this node dialled.
+/// Place of dialled connections in rejection records.
 const DIAL: &str = "dial";
 
 /// Opens connections to nodes of other members.
 #[derive(Clone)]
 pub struct Connector {
-    /// Trust and lists; its policy is replaced by the one identity that is dialled.
+    /// Trust and CRLs. The policy is replaced by the dialled identity.
     pub verifier: Verifier,
-    /// Own certificate.
+    /// This node's certificate.
     pub credentials: Credentials,
-    /// Where live connections are kept.
+    /// The table of live connections.
     pub connections: Connections,
     /// Whether to compress.
     pub compress: Compress,
-    /// Told of every answer by somebody else than was dialled. That nobody answers is no refusal.
+    /// Called when the TLS handshake fails or the wrong identity answers. An unreachable node is
+    /// not a rejection.
     pub on_rejected: OnRejected,
 }
 
@@ -120,7 +121,8 @@ impl Attempt {
         })
     }
 
-    /// Why there is no connection, recorded if somebody has refused it. That the line broke is nobody's refusal.
+    /// Returns why the connection failed, and records it if it was rejected by either side. A
+    /// broken connection is not a rejection.
     fn failure(&self, error: io::Error) -> io::Error {
         if error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_none() {
             return error;

@@ -1,7 +1,9 @@
-//! Handshakes under way: bounded in number at each stage, and one of the busiest address gives way, whichever chance picks.
+//! Handshakes in progress, bounded in number at each stage. When a stage is full, a random
+//! handshake of the busiest source is evicted.
 //!
-//! Nobody is known yet, so places are kept by what a handshake has done. Many that are at one stage keep nobody out of the next: connections
-//! that say nothing cannot crowd out whoever has said something, nor can a ClientHello alone crowd out whoever has gone on since the answer.
+//! The other ends are still unauthenticated, so slots are counted by progress. A flood at one stage
+//! does not evict handshakes at another: silent connections cannot evict those that have sent data,
+//! and ClientHellos cannot evict those that have continued after the server's reply.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -11,18 +13,18 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
-/// So many times as many may be silent, or have their answer, as there may be at any other stage: the former cost little more than a socket, and
-/// the latter have the way to a client and back to wait.
+/// Factor by which more connections may be silent, or waiting after the server's reply, than at any
+/// other stage. The former cost little more than a socket. The latter wait for a round trip.
 const WAITING_FACTOR: usize = 4;
-/// So great a part of the processors computes answers to ClientHellos at once.
+/// Divisor of the processors that compute replies to ClientHellos at once.
 const HELLO_CPU_PART: usize = 4;
 
-/// Where a connection comes from, as far as bounds are concerned.
+/// The source of a connection, for bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Source(IpAddr);
 
 impl Source {
-    /// An IPv6 host chooses the lower 64 bits as it likes (RFC 8981), so the network counts.
+    /// An IPv6 host chooses its lower 64 bits freely (RFC 8981), so the source is its /64 network.
     pub(super) fn of(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
             IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),
@@ -40,22 +42,22 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// How far a handshake has come.
+/// Progress of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Nothing came yet.
+    /// No data received.
     Silent,
-    /// Something came, and not yet a whole ClientHello.
+    /// Data received, but not a whole ClientHello.
     Begun,
-    /// The ClientHello came, and is answered as soon as it is its turn.
+    /// ClientHello received. The reply is computed when its turn comes.
     Hello,
-    /// It is answered.
+    /// Reply computed.
     Replied,
-    /// Something came after the answer.
+    /// Data received after the reply.
     Proceeds,
 }
 
-/// All handshakes under way on one listener.
+/// All handshakes in progress on one listener.
 pub(super) struct Handshakes {
     max: usize,
     open: Mutex<Slots>,
@@ -65,7 +67,7 @@ pub(super) struct Handshakes {
 #[derive(Default)]
 struct Slots {
     next: u64,
-    /// By [`Stage`].
+    /// Indexed by [`Stage`].
     stages: [Vec<Slot>; 5],
 }
 
@@ -75,7 +77,7 @@ struct Slot {
     evict_signal: Arc<Notify>,
 }
 
-/// One handshake under way, until it is dropped.
+/// One handshake in progress, until it is dropped.
 pub(super) struct Handshake {
     of: Arc<Handshakes>,
     source: Source,
@@ -84,14 +86,14 @@ pub(super) struct Handshake {
 }
 
 impl Handshakes {
-    /// Places for so many at each stage.
+    /// Creates slots for `max` handshakes at each stage.
     pub(super) fn new(max: usize) -> Arc<Self> {
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         let hello_permits = Semaphore::new((processors / HELLO_CPU_PART).max(1));
         Arc::new(Self { max: max.max(1), open: Mutex::default(), hello_permits })
     }
 
-    /// One more, which is silent; another one gives way if there are too many.
+    /// Adds a silent handshake. Evicts another one if there are too many.
     pub(super) fn begin(self: &Arc<Self>, source: Source) -> Handshake {
         let evict_signal = Arc::new(Notify::new());
         let mut open = self.open.lock();
@@ -125,7 +127,8 @@ impl Slots {
     }
 }
 
-/// Any one of the source that has most. Were it the oldest, whoever is far away would never get in.
+/// Chooses any handshake of the source that has most. Evicting the oldest would keep distant
+/// clients out.
 fn victim(slots: &[Slot]) -> Option<usize> {
     let mut counts: HashMap<Source, usize> = HashMap::new();
     for slot in slots {
@@ -139,7 +142,8 @@ fn victim(slots: &[Slot]) -> Option<usize> {
 }
 
 impl Handshake {
-    /// It has come so far; another one at that stage gives way if there are too many. One that gave way itself stays out: false.
+    /// Moves the handshake to a stage. Evicts another one there if there are too many. Returns
+    /// `false` if this one was itself evicted.
     pub(super) fn advance(&self, stage: Stage) -> bool {
         let mut open = self.of.open.lock();
         let Some(slot) = open.take(self.number) else { return false };
@@ -147,20 +151,22 @@ impl Handshake {
         true
     }
 
-    /// It gave way while nothing of it had been read, and yet something has come: only now there was time to look.
+    /// Readmits a handshake that was evicted as silent although data had arrived that was not read
+    /// yet.
     pub(super) fn readmit(&self) {
         let slot = Slot { number: self.number, source: self.source, evict_signal: Arc::clone(&self.evict_signal) };
         self.of.open.lock().put(Stage::Begun, slot, self.of.max);
     }
 
-    /// Returns when this one has to give way.
+    /// Returns when this handshake is evicted.
     pub(super) async fn evicted(&self) {
         self.evict_signal.notified().await;
     }
 
-    /// Returns when the answer to its ClientHello may be computed, until what is returned is dropped. They have their turns as they came.
+    /// Waits for permission to compute the reply to its ClientHello, in order of arrival. Dropping
+    /// the result ends the permission.
     pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        // It is never closed.
+        // The semaphore is never closed.
         self.of.hello_permits.acquire().await.ok()
     }
 }
@@ -190,7 +196,7 @@ mod tests {
         handshakes.iter().filter(|handshake| has_slot(handshake)).count()
     }
 
-    /// One that has come so far.
+    /// A handshake at a stage.
     fn at(stage: Stage, all: &Arc<Handshakes>, from: &str) -> Handshake {
         let handshake = all.begin(source(from));
         handshake.advance(stage);
@@ -245,7 +251,7 @@ mod tests {
         let all = Handshakes::new(128);
         let slow: Vec<_> = (0..128).map(|n| at(Stage::Hello, &all, &format!("10.0.0.{n}"))).collect();
         let _many: Vec<_> = (0..128).map(|n| at(Stage::Hello, &all, &format!("10.0.1.{n}"))).collect();
-        // By chance some 47; the odds for less than 20 are below one in a million.
+        // About 47 remain on average. The odds of fewer than 20 are below one in a million.
         assert!(slots(&slow) >= 20, "{}", slots(&slow));
     }
 

@@ -1,90 +1,101 @@
-//! What connections may cost: every bound of the transport, with its reason.
+//! Limits: every bound of the transport, with its reason.
 
 use std::time::Duration;
 
 use hyper::server::conn::http2;
 use tonic::transport::Endpoint;
 
-/// Longest for TCP and the handshake together; a satellite link needs some seconds.
+/// Longest time for TCP and the handshake together. A satellite link needs some seconds.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
-/// Accepted connections that wait for tonic, which takes each at once.
+/// Accepted connections buffered for `calls::serve`, which takes each at once.
 pub(super) const ACCEPTED_MAX: usize = 64;
-/// Flow-control windows of a link and of its connection: a batch of 1 MiB, and what comes behind it, on a line of 100 ms at 10 MB/s. With the
-/// bound of connections they bound what all peers can make this node hold unread.
+/// Flow-control windows of a link and of its connection: a batch of 1 MiB and the data after it,
+/// with a delay of 100 ms at 10 MB/s. Together with the bound on connections they bound the unread
+/// data of all peers.
 const LINK_WINDOW_BYTES: u32 = 1 << 20;
-/// The same for one call of a person or system: hundreds of drafts on their way, and 10 MB/s on a line of 50 ms.
+/// Flow-control window of one client call: hundreds of drafts in flight, and 10 MB/s with a delay
+/// of 50 ms.
 const CALL_WINDOW_BYTES: u32 = 512 << 10;
-/// Of a connection of theirs: a stream that is not read for now leaves something to the others.
+/// Flow-control window of a client connection. It is larger, so that one unread stream leaves room
+/// for the others.
 const CALLS_WINDOW_BYTES: u32 = 640 << 10;
-/// Encoded bytes of one stream that HTTP/2 takes before they can be sent: what is beyond stays with the response, which is charged.
+/// Encoded bytes of one stream that HTTP/2 buffers before they can be sent. The rest stays in the
+/// response, which is charged.
 const SEND_BUFFER_BYTES_MAX: usize = 64 << 10;
-/// Largest HTTP/2 frame taken: a batch of 1 MiB comes in few of them, and a short call on the same connection does not wait long.
+/// Largest HTTP/2 frame accepted. A batch of 1 MiB needs few frames, and a short call on the same
+/// connection does not wait long.
 const FRAME_BYTES_MAX: u32 = 64 << 10;
-/// Largest list of header fields taken: a call's path and metadata are below 1 KiB, the details of a refusal below 16 KiB.
+/// Largest header list accepted. A call's path and metadata are below 1 KiB, the details of an
+/// error below 16 KiB.
 const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
-/// Streams that a caller may open and reset before they were looked at: it costs nothing to reset, so more is an attack
-/// (CVE-2023-44487).
+/// Streams that a client may open and reset before they are handled. A reset costs the client
+/// nothing, so more is an attack (CVE-2023-44487).
 const RESET_STREAMS_PENDING_MAX: usize = 20;
-/// Streams that this node may have to reset for a caller's faults before it gives the connection up.
+/// Streams that this node may reset for a client's errors before it ends the connection.
 const ERROR_RESET_STREAMS_MAX: usize = 256;
-/// How often a quiet connection is asked for a sign of life.
+/// Interval of PING on an idle connection.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
-/// The same between nodes, whose lines may be thin and stay open for months: some hundred bytes, both ways, and only where nothing else was heard.
+/// The same between nodes, whose links may have little bandwidth and stay open for months. A PING
+/// costs some hundred bytes both ways, and is sent only if nothing else was received.
 const KEEP_ALIVE_EVERY_ON_LINKS: Duration = Duration::from_secs(40);
-/// How long that sign may take. Both together are how long a dead peer is believed in.
+/// Longest wait for the PING's reply. Interval and wait together are the longest time until a dead
+/// peer is noticed.
 const KEEP_ALIVE_WAIT: Duration = Duration::from_secs(20);
 
-/// What one listener carries.
+/// Limits of one listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Handshakes under way at once at each stage, and four times as many connections that have said nothing yet. One more, and one of the
-    /// address that has most of them is dropped, whichever chance picks: strangers who keep handshakes open cannot keep others out.
+    /// Handshakes in progress at each stage; four times as many at the stages that wait for the
+    /// other end. When a stage is full, a random handshake of the busiest address is evicted, so
+    /// that unauthenticated connections cannot keep others out.
     pub handshakes_max: usize,
-    /// Longest for one handshake.
+    /// Longest time of one handshake.
     pub handshake_time_max: Duration,
-    /// Open connections from one address, an IPv6 network of 64 bits being one; operators' are not counted.
+    /// Open connections from one address (one /64 network for IPv6). Operators' connections are not
+    /// bounded.
     pub per_source_max: usize,
     /// Flow-control window of one stream, in bytes.
     pub stream_window_bytes: u32,
-    /// Flow-control window of a connection: it bounds what a caller can make this node hold unread.
+    /// Flow-control window of a connection, in bytes. It bounds the unread data of a client.
     pub connection_window_bytes: u32,
-    /// Streams under way on one connection; further calls wait at the caller.
+    /// Concurrent streams on one connection. Further calls wait at the client.
     pub streams_max: u32,
-    /// How often a quiet connection is asked for a sign of life.
+    /// Interval of PING on an idle connection.
     pub keep_alive_every: Duration,
-    /// How long that sign may take.
+    /// Longest wait for the PING's reply.
     pub keep_alive_wait: Duration,
 }
 
 impl Limits {
-    /// For peers: some hundred members, of which each needs one link, two while it replaces one, and more for those that broke and
-    /// are not noticed yet; several behind one address where they share a machine.
+    /// For peers: some hundred members. Each needs one link, two while it replaces one, and more
+    /// for broken links that are not noticed yet. Several members may share one address if they
+    /// share a machine.
     pub const EXCHANGE: Self = Self {
         handshakes_max: 128,
         handshake_time_max: HANDSHAKE_TIME_MAX,
         per_source_max: 128,
         stream_window_bytes: LINK_WINDOW_BYTES,
         connection_window_bytes: LINK_WINDOW_BYTES,
-        // One link; reflection and health checks beside it.
+        // One link, with reflection and health checks beside it.
         streams_max: 16,
         keep_alive_every: KEEP_ALIVE_EVERY_ON_LINKS,
         keep_alive_wait: KEEP_ALIVE_WAIT,
     };
-    /// For a member's own people and systems: hundreds of posts, often behind one proxy; a system opens a connection for each of its
-    /// workers.
+    /// For a member's own people and systems: hundreds of posts, often behind one proxy. A system
+    /// opens a connection for each of its workers.
     pub const API: Self = Self {
         handshakes_max: 128,
         handshake_time_max: HANDSHAKE_TIME_MAX,
         per_source_max: 512,
         stream_window_bytes: CALL_WINDOW_BYTES,
         connection_window_bytes: CALLS_WINDOW_BYTES,
-        // As many calls as one commit can hold entries.
+        // As many calls as one commit can contain entries.
         streams_max: 1_024,
         keep_alive_every: KEEP_ALIVE_EVERY,
         keep_alive_wait: KEEP_ALIVE_WAIT,
     };
 
-    /// HTTP/2 within these limits: bounds on what a caller can make this node hold, and signs of life.
+    /// Configures HTTP/2 with these limits.
     pub fn tune<E>(&self, http: &mut http2::Builder<E>) {
         http.initial_stream_window_size(self.stream_window_bytes)
             .initial_connection_window_size(self.connection_window_bytes)
@@ -99,7 +110,7 @@ impl Limits {
     }
 }
 
-/// The same for a connection that this node dials.
+/// Configures HTTP/2 of a connection that this node dials, with the same limits.
 pub(super) fn tune_endpoint(endpoint: Endpoint) -> Endpoint {
     endpoint
         .connect_timeout(HANDSHAKE_TIME_MAX)

@@ -1,4 +1,4 @@
-//! The served side of mutual TLS: connections that are verified, for `calls::serve`.
+//! The listening side of mutual TLS: verified connections for `calls::serve`.
 
 use std::future::poll_fn;
 use std::io;
@@ -27,45 +27,45 @@ use super::verify::{Handshake, Verifier};
 use crate::budgets::Budget;
 use crate::telemetry::{AuditEvent, audit};
 
-/// How long nothing is accepted after the system could not: out of file descriptors, mostly.
+/// Pause after a failed accept, which mostly means too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// What a listener needs.
+/// Configuration and shared state of a listener.
 #[derive(Clone)]
 pub struct ListenerOptions {
-    /// Its name in refusals: "api", "exchange".
+    /// Name in rejection records: "api", "exchange".
     pub name: &'static str,
-    /// Who comes in.
+    /// Verifies the certificates of the other end.
     pub verifier: Arc<Verifier>,
-    /// Own certificate.
+    /// This node's certificate.
     pub credentials: Credentials,
-    /// Where live connections are kept.
+    /// The table of live connections.
     pub connections: Connections,
-    /// How much it carries.
+    /// Bounds of the listener.
     pub limits: Limits,
-    /// Connections of each identity and of all.
+    /// Budget for connections of each identity and of all.
     pub budget: Budget,
-    /// What the access rules give to an identity now.
+    /// Returns the access level of an identity.
     pub level: LevelOf,
-    /// Told of every refusal, once each.
+    /// Called once for each rejected connection.
     pub on_rejected: OnRejected,
 }
 
-/// What the access rules give to an identity.
+/// Looks up what the access rules grant to an identity now.
 pub type LevelOf = Arc<dyn Fn(&PeerIdentity) -> AccessLevel + Send + Sync>;
 
-/// A verified connection, on which calls can be served.
+/// A verified connection that serves calls.
 pub type Incoming = Guarded<MaybeCompressed<TlsStream<TcpStream>>>;
 
-/// Accepts connections on `tcp`, until the stream is dropped. Handshakes run apart from each other.
+/// Accepts connections on `tcp` until the stream is dropped. Handshakes run concurrently.
 ///
 /// # Errors
-/// If TLS cannot be set up.
+/// TLS cannot be set up.
 pub fn listen(
     tcp: TcpListener,
     listener: ListenerOptions,
 ) -> Result<ReceiverStream<io::Result<Incoming>>, TransportError> {
-    // Found out before anybody comes.
+    // Fail now rather than at the first connection.
     listener.tls()?;
     let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
     let listener = Arc::new(listener);
@@ -79,7 +79,8 @@ pub fn listen(
             let (stream, address) = match connection {
                 Ok(connection) => connection,
                 Err(error) => {
-                    // Out of file descriptors, or a connection that ended at once: neither ends the listener.
+                    // Too many open files, or a connection that ended at once. Neither ends the
+                    // listener.
                     let (event, reason) = ("connection-rejected", "accept-failed");
                     audit(&AuditEvent { event, reason, actor: &"", resource: &listener.name, detail: &error });
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -115,7 +116,8 @@ pub fn listen(
 }
 
 impl ListenerOptions {
-    /// TLS of one connection, and what it will have refused.
+    /// Returns the TLS configuration of one connection, and the verifier that records its
+    /// rejection.
     fn tls(&self) -> Result<(Arc<ServerConfig>, Arc<Handshake>), TransportError> {
         let handshake = Arc::new(Handshake::new(Arc::clone(&self.verifier)));
         let config = server_config(Arc::clone(&handshake), self.credentials.clone())?;
@@ -139,12 +141,13 @@ async fn accept_tls(
         readable = stream.readable() => {
             readable.map_err(from_tls)?;
             if !slot.advance(Stage::Begun) {
-                // It gave way at the same moment.
+                // It was evicted at the same moment.
                 slot.evicted().await;
                 slot.readmit();
             }
         }
-        // Where many come at once, it is looked at late: whoever has said something meanwhile was not silent.
+        // Under load this check may be late. A connection that has sent data meanwhile was not
+        // silent.
         () = slot.evicted() => {
             if !has_data(&stream) {
                 return Err(evicted());
@@ -163,7 +166,8 @@ fn evicted() -> Rejection {
     Rejection::new("handshake-evicted", "not done when too many others came")
 }
 
-/// Whether something can be read, by the system itself: what the runtime knows of a new connection may be late.
+/// Returns whether data can be read. It asks the operating system, because the runtime may not have
+/// registered it yet for a new connection.
 fn has_data(stream: &TcpStream) -> bool {
     use rustix::net::{RecvFlags, recv};
     matches!(recv(stream, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((_, 1..)))
@@ -180,7 +184,7 @@ async fn complete_tls(
     let (accepting, handshake) = {
         let _turn = slot.turn().await;
         let (config, handshake) = listener.tls().map_err(|error| Rejection::new("tls-handshake", error.to_string()))?;
-        // This computes the answer.
+        // This computes the ServerHello.
         (hello.into_stream(config), handshake)
     };
     slot.advance(Stage::Replied);
@@ -192,14 +196,15 @@ async fn complete_tls(
     Ok((MaybeCompressed::negotiated(stream, alpn.as_deref()), presented))
 }
 
-/// A handshake from its answer to its end.
+/// Runs a handshake from the server's reply to its end.
 async fn finish_handshake(
     mut accepting: Accept<TcpStream>,
     slot: &handshakes::Handshake,
 ) -> io::Result<TlsStream<TcpStream>> {
     let mut replied = false;
     poll_fn(|context| {
-        // Once the answer is sent, and all that came before was read, what can be read came after it.
+        // Once the reply is sent and all earlier data has been read, readable data came after the
+        // reply.
         let readable = |tcp: &TcpStream| tcp.poll_read_ready(context).is_ready();
         if replied && accepting.get_ref().is_some_and(readable) {
             slot.advance(Stage::Proceeds);

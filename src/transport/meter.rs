@@ -1,28 +1,32 @@
-//! HTTP/2 frames that carry nothing: counted as they are read, and the connection ends when there are too many.
+//! Counts HTTP/2 frames that carry nothing, and ends connections that send too many.
 //!
-//! In scope: the 9 bytes before each frame (RFC 9113 §4.1), by which kinds and sizes of frames are known. Out of scope: what frames mean; HTTP/2
-//! itself checks that. It answers or ignores such frames one by one, and says nothing of them to the layers above, so they are counted below it.
-//! A well-made client stays far below the bounds, whatever it has to say: bytes of messages are not counted here.
+//! In scope: the 9-byte header of each frame (RFC 9113 §4.1), which gives its kind and size. Out of
+//! scope: what frames mean, which the HTTP/2 library checks. The library answers or ignores useless
+//! frames one by one without reporting them, so they are counted below it. A correct client stays
+//! far below the bounds, because message bytes do not count.
 
 use tokio::time::Instant;
 
 use super::rejection::Rejection;
 use crate::budgets::{Rate, TokenBucket};
 
-/// The client's first bytes (RFC 9113 §3.4).
+/// Length of the client's connection preface (RFC 9113 §3.4).
 const PREFACE_BYTES: usize = 24;
-/// Of a frame's header.
+/// Length of a frame header.
 const HEADER_BYTES: usize = 9;
-/// Frames without use that one connection sends in a second in the long run, and at once: a client that cancels all its calls resets a thousand
-/// streams; settings come once.
+/// Rate of useless frames of one connection. A client that cancels all its calls resets a thousand
+/// streams; SETTINGS come once.
 const USELESS: Rate = Rate { per_second: 1_000.0, burst: 4_000.0 };
-/// Frames that are part of the traffic, each of which costs an answer or a look at all streams: PING and WINDOW_UPDATE. Clients that measure
-/// the line send one for each frame that they receive.
+/// Rate of PING and WINDOW_UPDATE frames. They are part of normal traffic, but each costs a reply
+/// or a pass over all streams. Clients that measure bandwidth send one for each frame that they
+/// receive.
 const CONTROL: Rate = Rate { per_second: 10_000.0, burst: 10_000.0 };
-/// So many payload bytes of a useless frame count as one frame more: at most 1 MiB of them a second.
+/// Payload bytes of a useless frame that count as one more frame. At most 1 MiB of them passes in a
+/// second.
 const USELESS_UNIT_BYTES: u32 = 1 << 10;
-/// DATA frames with less, in the middle of a stream, count as useless: the smallest message of a stream is larger, and each frame that waits to be
-/// read takes some hundred bytes of memory, whatever it holds.
+/// DATA frames below this size, except the last of a stream, count as useless. The smallest message
+/// of a stream is larger, and each unread frame uses some hundred bytes of memory, whatever its
+/// size.
 const DATA_BYTES_MIN: u32 = 16;
 
 const DATA: u8 = 0;
@@ -34,19 +38,19 @@ const CONTINUATION: u8 = 9;
 const FLAG_END_OR_ACK: u8 = 1;
 const FLAG_PADDED: u8 = 8;
 
-/// Counts the frames of one direction of a connection.
+/// Counts the frames in one direction of a connection.
 pub(super) struct FrameMeter {
-    /// Bytes to pass before the next header begins: the preface, or the rest of a frame.
+    /// Bytes until the next header: the preface, or the rest of a frame.
     skip: usize,
     header: [u8; HEADER_BYTES],
-    /// Bytes of the header so far.
+    /// Bytes of the header received so far.
     have: usize,
     useless: TokenBucket,
     control: TokenBucket,
 }
 
 impl FrameMeter {
-    /// Of what a client sends, which begins with the preface, or a server.
+    /// Creates a meter for what a client sends, which begins with the preface, or a server.
     pub(super) fn new(from_client: bool) -> Self {
         let now = Instant::now();
         Self {
@@ -58,12 +62,12 @@ impl FrameMeter {
         }
     }
 
-    /// Looks at bytes that were read.
+    /// Counts the frames in received bytes.
     ///
     /// # Errors
-    /// If they hold more frames without use than one connection may send.
+    /// The connection has sent more useless frames than it may.
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<(), Rejection> {
-        // One look at the clock for all frames of one read.
+        // Read the clock once for all frames of one read.
         let now = Instant::now();
         loop {
             let passed = self.skip.min(bytes.len());
@@ -90,7 +94,7 @@ impl FrameMeter {
     fn count(&mut self, kind: u8, flags: u8, length: u32, now: Instant) -> Result<(), Rejection> {
         let ends = flags & FLAG_END_OR_ACK != 0;
         let within = match kind {
-            // Calls and the blocks of their headers: HTTP/2 and the budget of calls bound them.
+            // Calls and their header blocks: HTTP/2 and the budget of calls bound them.
             HEADERS => true,
             CONTINUATION if length > 0 => true,
             DATA if ends || length >= DATA_BYTES_MIN && flags & FLAG_PADDED == 0 => true,
@@ -120,7 +124,7 @@ mod tests {
         frame
     }
 
-    /// How many of these frames pass at once, up to so many.
+    /// Returns how many of these frames pass at once, at most `most`.
     fn passed(frame: &[u8], most: usize) -> usize {
         let mut meter = FrameMeter::new(false);
         (0..most).take_while(|_| meter.read(frame).is_ok()).count()

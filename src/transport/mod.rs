@@ -1,11 +1,14 @@
-//! TLS: who is at the other end, and that it stays true.
+//! Mutual TLS: verifies the identity at the other end, at the handshake and for as long as the
+//! connection lives.
 //!
-//! In scope: SPIFFE identities, verification bound to one member's authorities, revocation lists, both directions of mutual TLS 1.3, who may
-//! have how many connections, and ending those that are no longer allowed or send what has no use. Out of scope: what a peer or person may do
-//! (`core`, `access`), and calls (`calls`).
+//! In scope: SPIFFE identities, verification bound to one member's authorities, CRLs, both
+//! directions of mutual TLS 1.3, bounds on connections, and ending connections that are no longer
+//! allowed or send useless frames. Out of scope: what a peer or caller may do (`core`, `access`),
+//! and calls (`calls`).
 //!
-//! There is no common authority and never a union of roots: the trust domain in the certificate's one URI picks the authorities, and
-//! the path is verified to those only. No resumption: it would skip these checks.
+//! There is no common authority and never a union of roots. The trust domain in the certificate's
+//! one URI selects the authorities, and the path is verified against those only. Session resumption
+//! is off, because it would skip these checks.
 
 mod compression;
 mod connections;

@@ -1,7 +1,9 @@
-//! What the other end makes of our certificate, heard before anything is built on the connection.
+//! A dialled stream that waits for the server's first bytes, so that a rejection of this node's
+//! certificate is seen before the connection is used.
 //!
-//! In TLS 1.3 the handshake is over for who dials before the other end has judged its certificate. The verdict is the first thing that
-//! comes: an alert, or the SETTINGS with which a node begins (RFC 9113 section 3.4). Whoever writes first may lose the alert.
+//! In TLS 1.3 the handshake ends for the client before the server has verified the client's
+//! certificate. The result is the first data that arrives: an alert, or the SETTINGS with which a
+//! node begins (RFC 9113 section 3.4). A client that writes first may lose the alert.
 
 use std::io;
 use std::pin::Pin;
@@ -10,12 +12,13 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-/// Longest wait for the first bytes. Nodes send them at once; a server that waits for us first is gone on with.
+/// Longest wait for the first bytes. Nodes send them at once. If the server waits for the client
+/// instead, the connection continues.
 const FIRST_BYTES_WAIT: Duration = Duration::from_secs(3);
-/// Bytes read ahead: the first TLS record of a node is smaller.
+/// Bytes read ahead. The first TLS record of a node is smaller.
 const FIRST_BYTES_MAX: usize = 1_024;
 
-/// A stream of which the first bytes were read.
+/// A stream whose first bytes have been read.
 pub(super) struct PeekedStream<S> {
     stream: S,
     first: Vec<u8>,
@@ -26,7 +29,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> PeekedStream<S> {
     /// Waits for the first bytes.
     ///
     /// # Errors
-    /// If the other end has ended the connection; the error has its alert.
+    /// The other end has closed the connection. The error contains its alert.
     pub(super) async fn wait(mut stream: S) -> io::Result<Self> {
         let mut first = vec![0; FIRST_BYTES_MAX];
         let count = match tokio::time::timeout(FIRST_BYTES_WAIT, stream.read(&mut first)).await {

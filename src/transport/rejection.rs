@@ -1,4 +1,5 @@
-//! Refusals: a stable word for each, for the records.
+//! Rejected connections: a stable reason for each, for the audit records, and the TLS alert for the
+//! other end.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,40 +9,42 @@ use rustls::{AlertDescription, CertificateError, OtherError, PeerIncompatible, P
 
 use super::handshakes::Source;
 
-/// Reason of a certificate that is not fit for all that it is used for.
+/// Reason for a certificate that does not suit all its uses.
 pub const UNSUITABLE: &str = "unsuitable";
-/// Reason of a certificate without a URI among its names.
+/// Reason for a certificate without a URI among its names.
 pub const NO_URI: &str = "no-uri-san";
 
-/// Told of every refused or ended connection.
+/// Called for every rejected or ended connection.
 pub type OnRejected = Arc<dyn Fn(&RejectionRecord) + Send + Sync>;
 
-/// A connection that was refused or ended.
+/// Record of a connection that was rejected or ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RejectionRecord {
-    /// Stable word.
+    /// Stable code.
     pub reason: &'static str,
-    /// Who, if a certificate has proven it; else the address of the other end. For a dialled one the identity that was expected.
+    /// The identity, if a certificate has proven it, else the remote address. For a dialled
+    /// connection, the expected identity.
     pub actor: String,
-    /// The listener it came to: "api" or "exchange"; "dial" for one that this node dialled.
+    /// The listener: "api" or "exchange"; "dial" for a connection that this node dialled.
     pub at: &'static str,
     /// For people.
     pub detail: String,
 }
 
 impl RejectionRecord {
-    /// Where it comes from: a proven or expected identity, or an address without its port, an IPv6 network of 64 bits being one.
+    /// Returns the source: a proven or expected identity, or the address without its port, with an
+    /// IPv6 address as its /64 network.
     #[must_use]
     pub fn source(&self) -> String {
         self.actor.parse::<SocketAddr>().map_or_else(|_| self.actor.clone(), |at| Source::of(at.ip()).to_string())
     }
 }
 
-/// Why a connection was refused.
+/// Why a connection was rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: {detail}")]
 pub struct Rejection {
-    /// Stable word.
+    /// Stable code.
     pub reason: &'static str,
     /// For people.
     pub detail: String,
@@ -52,20 +55,21 @@ impl Rejection {
         Self { reason, detail: detail.into() }
     }
 
-    /// What the other end is told, by an alert of RFC 8446 §6.2 (docs/protocol.md lists them). Why a certificate is not believed is no
-    /// secret of ours: who shows it knows the most of it, and has to mend it.
+    /// Returns the error behind the TLS alert for the other end (RFC 8446 §6.2; docs/protocol.md
+    /// lists the alerts). The reason is no secret: the holder of the certificate has most of the
+    /// information, and must fix it.
     pub(super) fn alert(&self) -> CertificateError {
         match self.reason {
-            // certificate_expired, which is also "not currently valid".
+            // certificate_expired, which also means "not currently valid".
             "expired" => CertificateError::Expired,
             "not-yet-valid" => CertificateError::NotValidYet,
             // certificate_revoked.
             "revoked" => CertificateError::Revoked,
             // unknown_ca.
             "wrong-ca" | "unknown-member" => CertificateError::UnknownIssuer,
-            // bad_certificate_status_response: nobody says any more who is revoked.
+            // bad_certificate_status_response: the revocation status is no longer known.
             "crl-stale" => CertificateError::InvalidOcspResponse,
-            // access_denied: a good certificate at the wrong door.
+            // access_denied: a valid certificate at the wrong listener.
             "not-a-node" | "not-a-peer" | "not-our-member" | "is-a-node" | "identity-mismatch" => {
                 CertificateError::ApplicationVerificationFailure
             }
@@ -78,7 +82,7 @@ impl Rejection {
         }
     }
 
-    /// The stable word for a failed handshake.
+    /// Returns the rejection for a failed handshake.
     pub(super) fn from_tls(error: &io::Error) -> Self {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         let reason = match tls {
@@ -96,7 +100,7 @@ impl Rejection {
             Some(rustls::Error::NoCertificatesPresented) => "no-certificate",
             Some(rustls::Error::AlertReceived(_)) => "rejected-by-peer",
             Some(_) => "tls-handshake",
-            // The other end went away before the handshake was done.
+            // The other end closed the connection before the handshake was done.
             None => "handshake-aborted",
         };
         match tls {
@@ -106,7 +110,8 @@ impl Rejection {
     }
 }
 
-/// What an alert of the other end means to whoever has to act on it (docs/protocol.md section 10).
+/// Describes an alert from the other end, for the operator who must act on it (docs/protocol.md
+/// section 10).
 fn describe_alert(alert: AlertDescription) -> String {
     let (name, why) = match alert {
         AlertDescription::CertificateExpired => {

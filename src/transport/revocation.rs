@@ -1,4 +1,4 @@
-//! Revocation lists: the newest of each authority, wherever it came from.
+//! CRLs: stores the newest one of each authority, from any source.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use super::trust::{AuthorityId, Trust};
 
-/// The newest list of each authority. Cheap to clone.
+/// The newest CRL of each authority. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct CrlStore {
     crls: Arc<ArcSwap<BTreeMap<AuthorityId, Arc<Crl>>>>,
@@ -27,7 +27,7 @@ impl Default for CrlStore {
     }
 }
 
-/// A list whose authority has signed it.
+/// A verified CRL.
 #[derive(Debug)]
 pub(super) struct Crl {
     pub(super) parsed: CertRevocationList<'static>,
@@ -36,22 +36,22 @@ pub(super) struct Crl {
     held: HeldCrl,
 }
 
-/// A list as it is handed on and kept.
+/// A CRL as it is sent and stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeldCrl {
-    /// What it is kept under: `<trust domain>/<SHA-256 of the authority's name and key>`.
+    /// Its key in storage: `<trust domain>/<SHA-256 of the authority's name and key>`.
     pub name: String,
     /// Trust domain of its authority.
     pub trust_domain: String,
-    /// Its bytes.
+    /// DER bytes.
     pub der: Bytes,
-    /// When it was issued, in Unix seconds.
+    /// thisUpdate, in Unix seconds.
     pub this_update: i64,
-    /// When the next one is due, in Unix seconds.
+    /// nextUpdate, in Unix seconds.
     pub next_update: i64,
 }
 
-/// A list that was verified and not taken in yet.
+/// A verified CRL that is not in the store yet.
 #[derive(Debug)]
 pub struct CheckedCrl {
     authority: AuthorityId,
@@ -59,29 +59,30 @@ pub struct CheckedCrl {
 }
 
 impl CheckedCrl {
-    /// The list.
+    /// Returns the CRL.
     #[must_use]
     pub fn crl(&self) -> &HeldCrl {
         &self.crl.held
     }
 }
 
-/// Why a list was not taken.
+/// Why a CRL is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CrlError {
-    /// Not a list that can be read, or too large.
+    /// It cannot be parsed, or is too large.
     #[error("not a revocation list: {0}")]
     Malformed(String),
-    /// It speaks only of some of what its authority has certified: taken for the whole, it would set others free.
+    /// It covers only some of the certificates of its authority. Accepted as complete, it would
+    /// drop other revocations.
     #[error("not a whole revocation list: it is limited to a distribution point or to changes")]
     Partial,
-    /// Not signed by an authority of the roster.
+    /// It is not signed by an authority in the roster.
     #[error("not signed by an authority of the roster")]
     UnknownIssuer,
 }
 
 impl CrlError {
-    /// The stable word for it.
+    /// Returns the stable code.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
@@ -93,7 +94,7 @@ impl CrlError {
 }
 
 impl CrlStore {
-    /// Verifies a list; takes nothing in.
+    /// Verifies a CRL without storing it.
     ///
     /// # Errors
     /// See [`CrlError`].
@@ -110,7 +111,7 @@ impl CrlStore {
         if crl.extensions().iter().any(|extension| limits.contains(&extension.oid)) {
             return Err(CrlError::Partial);
         }
-        // RFC 5280 §5.2.3 and §5.1.2.5: both are always there.
+        // RFC 5280 §5.2.3 and §5.1.2.5 require both.
         let number = crl.crl_number().ok_or_else(|| CrlError::Malformed("no CRL number".into()))?.to_bytes_be();
         let next_update = crl.next_update().ok_or_else(|| CrlError::Malformed("no nextUpdate".into()))?.timestamp();
         let this_update = crl.last_update().timestamp();
@@ -131,7 +132,7 @@ impl CrlStore {
         Ok(CheckedCrl { authority, crl: Arc::new(Crl { parsed, next_update, number, held }) })
     }
 
-    /// Takes a list in if it is newer than the one held; says whether it was.
+    /// Stores a CRL if it is newer than the current one. Returns whether it was.
     pub fn accept(&self, checked: &CheckedCrl) -> bool {
         let mut newer = false;
         self.crls.rcu(|held| {
@@ -148,13 +149,14 @@ impl CrlStore {
         newer
     }
 
-    /// Whether it is newer than the one held.
+    /// Returns whether the CRL is newer than the current one.
     #[must_use]
     pub fn is_newer(&self, checked: &CheckedCrl) -> bool {
         is_newer(checked, &self.crls.load())
     }
 
-    /// Whether it says something else than the one held, under the same number: which of them is newer nobody can tell.
+    /// Returns whether the CRL has the same number as the current one but other bytes. It is then
+    /// unknown which of them is newer.
     #[must_use]
     pub fn contradicts(&self, checked: &CheckedCrl) -> bool {
         let crls = self.crls.load();
@@ -162,13 +164,13 @@ impl CrlStore {
         held.is_some_and(|held| held.held.der != checked.crl.held.der)
     }
 
-    /// Whether this very list is held.
+    /// Returns whether a CRL with exactly these bytes is stored.
     #[must_use]
     pub fn holds(&self, der: &[u8]) -> bool {
         self.crls.load().values().any(|crl| *crl.held.der == *der)
     }
 
-    /// Verifies a list and takes it in if it is newer than the one held; gives it back if it was.
+    /// Verifies a CRL, and stores and returns it if it is newer than the current one.
     ///
     /// # Errors
     /// See [`CrlError`].
@@ -180,7 +182,7 @@ impl CrlStore {
         Ok(self.accept(&checked).then(|| checked.crl.held.clone()))
     }
 
-    /// Changes with every list taken in.
+    /// Notifies of every stored CRL.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
@@ -190,7 +192,7 @@ impl CrlStore {
         *self.version.borrow()
     }
 
-    /// The lists held of authorities that are trusted now.
+    /// Returns the CRLs of authorities that are trusted now.
     #[must_use]
     pub fn held(&self, trust: &Trust) -> Vec<HeldCrl> {
         let crls = self.crls.load();
@@ -198,7 +200,7 @@ impl CrlStore {
         let trusted = domains.values().flat_map(|domain| &domain.authorities);
         let mut held: Vec<HeldCrl> =
             trusted.filter_map(|authority| crls.get(&authority.id())).map(|crl| crl.held.clone()).collect();
-        // Of one authority there may be two certificates.
+        // One authority may have two certificates.
         held.sort_by(|a, b| a.name.cmp(&b.name));
         held.dedup_by(|a, b| a.name == b.name);
         held
@@ -210,7 +212,7 @@ impl CrlStore {
 }
 
 fn is_newer(checked: &CheckedCrl, held: &BTreeMap<AuthorityId, Arc<Crl>>) -> bool {
-    // Numbers are big-endian without leading zeroes.
+    // Numbers are big-endian without leading zeros.
     let new = &checked.crl.number;
     held.get(&checked.authority).is_none_or(|old| (new.len(), new) > (old.number.len(), &old.number))
 }

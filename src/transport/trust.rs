@@ -1,4 +1,4 @@
-//! Identities, and whose authorities certify them.
+//! SPIFFE identities, and the authorities that certify them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -28,7 +28,7 @@ impl FromStr for SpiffeId {
     type Err = Rejection;
 
     fn from_str(text: &str) -> Result<Self, Rejection> {
-        // Nobody has vouched for this text yet: it is cut and escaped before it gets into a record.
+        // The text is not authenticated yet, so it is truncated and escaped before it is recorded.
         let bad = || {
             let found: String = text.chars().take(80).flat_map(char::escape_default).collect();
             Rejection::new("not-spiffe", format!("`{found}` is no SPIFFE ID"))
@@ -56,13 +56,13 @@ impl fmt::Display for SpiffeId {
 }
 
 impl SpiffeId {
-    /// The node of a trust domain.
+    /// Returns the identity of a trust domain's node.
     #[must_use]
     pub fn node(trust_domain: &str) -> Self {
         Self { trust_domain: trust_domain.into(), path: "node".into() }
     }
 
-    /// Whether it names a node.
+    /// Returns whether this is a node.
     #[must_use]
     pub fn is_node(&self) -> bool {
         &*self.path == "node"
@@ -70,7 +70,7 @@ impl SpiffeId {
 }
 
 impl PeerIdentity {
-    /// Whom its use of this node is charged to: a node's to its member.
+    /// Returns the owner of budget charges. For a node it is its member.
     #[must_use]
     pub fn owner(&self) -> Owner {
         if self.spiffe.is_node() {
@@ -81,15 +81,15 @@ impl PeerIdentity {
     }
 }
 
-/// Who is at the other end of a verified connection.
+/// The identity at the other end of a verified connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerIdentity {
-    /// Its identity.
+    /// The SPIFFE ID.
     pub spiffe: SpiffeId,
     /// The member whose authority certified it.
     pub member: Member,
-    /// Unix seconds up to which it may stay as things are: the end of its certificate, or of the time in which its authority's
-    /// revocation list is still good enough.
+    /// Unix seconds up to which the connection may live: the certificate's end, or the time until
+    /// which its authority's CRL is fresh enough.
     pub until: i64,
 }
 
@@ -98,19 +98,21 @@ pub struct PeerIdentity {
 pub(super) struct Authority {
     pub(super) certificate: CertificateDer<'static>,
     pub(super) anchor: TrustAnchor<'static>,
-    /// From when to when it is valid, in Unix seconds.
+    /// notBefore and notAfter, in Unix seconds.
     pub(super) validity: (i64, i64),
 }
 
 impl Authority {
-    /// Whether it is valid now is not looked at: the roster keeps it in force, and its end is an alarm.
+    /// Does not check whether the authority is valid now: the roster keeps it in force, and its
+    /// expiry raises an alarm.
     fn read(pem: &str) -> Result<Self, Unfit> {
         let certificate = CertificateDer::from(certificate::first_der(pem).ok_or(Unfit::Unreadable)?);
         let (anchor, validity) = anchor(&certificate).map(|(anchor, validity)| (anchor.to_owned(), validity))?;
         Ok(Self { anchor, validity: (validity.not_before, validity.not_after), certificate })
     }
 
-    /// What it is known by: its name and its key. A renewed certificate of the same name and key is the same authority.
+    /// Returns its id: name and key. A renewed certificate with the same name and key is the same
+    /// authority.
     pub(super) fn id(&self) -> AuthorityId {
         AuthorityId { name: self.anchor.subject.to_vec(), key: self.key().to_vec() }
     }
@@ -120,7 +122,8 @@ impl Authority {
     }
 }
 
-/// Judges an authority's certificate as a node does that finds it in its roster. Whether it is valid now is left open.
+/// Checks an authority's certificate like a node that finds it in its roster. It does not check
+/// whether the certificate is valid now.
 ///
 /// # Errors
 /// [`Unfit`] with the first reason found.
@@ -150,7 +153,7 @@ pub(super) struct Domain {
     pub(super) unfit: Vec<Unfit>,
 }
 
-/// Which authorities certify which trust domain, by the newest roster. Cheap to clone.
+/// The authorities of each trust domain, by the newest roster. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Trust {
     domains: Arc<ArcSwap<BTreeMap<String, Domain>>>,
@@ -158,25 +161,26 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// The trust that a roster gives. Certificates that are not fit for an authority are left out and logged: they certify nothing.
+    /// Builds the trust of a roster. Unsuitable authority certificates are logged and left out:
+    /// they certify nothing.
     #[must_use]
     pub fn of(roster: &Roster) -> Self {
         Self { domains: Arc::new(ArcSwap::from_pointee(domains(roster.entries()))), version: watch::Sender::new(0) }
     }
 
-    /// Puts another roster in force.
+    /// Replaces the roster.
     pub fn replace(&self, roster: &Roster) {
         self.domains.store(Arc::new(domains(roster.entries())));
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// Changes when another roster is put in force.
+    /// Notifies when the roster is replaced.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
     }
 
-    /// From when to when the certificates of a trust domain's authorities are valid, in Unix seconds.
+    /// Returns notBefore and notAfter of each authority of a trust domain, in Unix seconds.
     #[must_use]
     pub fn authorities_validity(&self, trust_domain: &str) -> Vec<(i64, i64)> {
         let domains = self.domains.load();
@@ -211,7 +215,8 @@ pub(super) fn domains<'a>(entries: impl Iterator<Item = &'a MemberEntry>) -> BTr
         }
         domains.insert(entry.trust_domain.clone(), Domain { member: entry.code.clone(), authorities, unfit });
     }
-    // A key of two members could speak for either as the other: it speaks for none, whatever certificates it is in.
+    // A key that two members list could certify identities of either. It is used for neither, in
+    // any certificate.
     for domain in domains.values_mut() {
         domain.authorities.retain(|authority| {
             let sole = owners.get(authority.key()).is_some_and(|owners| owners.len() == 1);

@@ -1,4 +1,4 @@
-//! The one verification, used by both directions and again for live connections.
+//! Verification of certificates, the same for both directions and again for live connections.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,40 +20,42 @@ use super::rejection::{NO_URI, Rejection, UNSUITABLE};
 use super::revocation::{Crl, CrlStore};
 use super::trust::{Authority, PeerIdentity, SpiffeId, Trust};
 
-/// Whom a verifier lets in.
+/// Which identities a verifier admits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// Nodes of members other than this trust domain's.
+    /// Nodes of members outside this trust domain.
     Peers(String),
-    /// People and systems of this trust domain, not its node.
+    /// People and systems of this trust domain, except its node.
     OwnClients(String),
     /// Exactly this identity.
     Exactly(SpiffeId),
 }
 
-/// Verifies certificates by the newest roster and revocation lists.
+/// Verifies certificates by the newest roster and CRLs.
 #[derive(Clone, Debug)]
 pub struct Verifier {
-    /// Authorities.
+    /// Authorities by trust domain.
     pub trust: Trust,
-    /// Lists.
+    /// Their CRLs.
     pub crls: CrlStore,
-    /// Whom to let in.
+    /// Which identities are admitted.
     pub policy: Policy,
-    /// Seconds after a list's nextUpdate for which peers are still let in.
+    /// Seconds after a CRL's nextUpdate during which nodes are still admitted.
     pub grace_seconds: i64,
     pub(super) provider: Arc<CryptoProvider>,
 }
 
 impl Verifier {
-    /// A verifier with the usual cryptography.
+    /// Creates a verifier with the default cryptography provider.
     #[must_use]
     pub fn new(trust: Trust, crls: CrlStore, policy: Policy, grace_seconds: i64) -> Self {
         Self { trust, crls, policy, grace_seconds, provider: Arc::new(aws_lc_rs::default_provider()) }
     }
 
-    /// Who it is, if it may come in at `now`. Only authorities of the roster certify, none between: what such a one has certified could
-    /// not be revoked by any list that this node knows to trust. A member with intermediate authorities lists those.
+    /// Returns the identity of a certificate that is admitted at `now`. Only the authorities in the
+    /// roster issue certificates; intermediates are not accepted, because no CRL that this node
+    /// trusts could revoke what they issued. A member with intermediate authorities lists those in
+    /// the roster.
     ///
     /// # Errors
     /// [`Rejection`] with a stable reason.
@@ -97,12 +99,14 @@ impl Verifier {
         }))
     }
 
-    /// What decides beside a certificate and the time; changes with every roster and list.
+    /// Versions of the trust and the CRLs. Together with a certificate and the time they determine
+    /// the result.
     pub(super) fn state(&self) -> (u64, u64) {
         (self.trust.version(), self.crls.version())
     }
 
-    /// One authority, with its own list and no other: a number that one authority has revoked may be a good one of the next.
+    /// Verifies the path to one authority, with only that authority's CRL: another authority may
+    /// use the same serial numbers.
     fn path(
         &self,
         certificate: &EndEntityCert<'_>,
@@ -126,8 +130,8 @@ impl Verifier {
         certificate.verify_for_usage(algorithms, anchors, &[], now, usage, revocation, None).map(|_| ())
     }
 
-    /// Until when the list is good enough for `spiffe`, in Unix seconds. An authority of which no list is known yet is believed: lists
-    /// come over the links.
+    /// Returns until when the CRL is fresh enough for `spiffe`, in Unix seconds. Without a CRL, the
+    /// authority is trusted: CRLs arrive over the links.
     fn fresh(&self, spiffe: &SpiffeId, crl: Option<&Crl>, seconds: i64) -> Result<i64, Rejection> {
         let Some(crl) = crl else { return Ok(i64::MAX) };
         let grace = if spiffe.is_node() { self.grace_seconds } else { 0 };
@@ -153,7 +157,7 @@ impl Verifier {
     }
 }
 
-/// From when to when a certificate is valid, in Unix seconds; `None` if it cannot be read.
+/// Returns notBefore and notAfter of a certificate in Unix seconds; `None` if it cannot be parsed.
 #[must_use]
 pub fn validity(certificate: &CertificateDer<'_>) -> Option<(i64, i64)> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
@@ -161,7 +165,8 @@ pub fn validity(certificate: &CertificateDer<'_>) -> Option<(i64, i64)> {
     Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
-/// Whom a node's or a person's certificate names, whether or not it is fit.
+/// Returns the identity in a certificate of a node or client, without checking that the certificate
+/// is suitable.
 ///
 /// # Errors
 /// [`Rejection`] if it does not name exactly one SPIFFE ID.
@@ -169,8 +174,9 @@ pub fn named(end_entity: &CertificateDer<'_>) -> Result<SpiffeId, Rejection> {
     read(end_entity).map(|(spiffe, _, _)| spiffe)
 }
 
-/// Judges a node's or a person's certificate as [`Verifier::identify`] does, as far as it alone can be judged, and says whom it names.
-/// Whether it is valid now, who has signed it and whether it was revoked are left open.
+/// Checks a certificate of a node or client like [`Verifier::identify`], as far as is possible
+/// without its issuer, and returns its identity. It does not check whether the certificate is valid
+/// now, who signed it or whether it is revoked.
 ///
 /// # Errors
 /// [`Rejection`] with a stable reason.
@@ -187,8 +193,8 @@ pub fn examine(end_entity: &CertificateDer<'_>) -> Result<SpiffeId, Rejection> {
     }
 }
 
-/// Parses a certificate that is fit for every use, not only for this one: a certificate that is good for half of them would be an outage
-/// found later.
+/// Parses a certificate and checks that it is suitable for every use of its kind, not only for this
+/// one. A certificate that suits only some uses would cause an outage later.
 fn parse_fit<'a>(end_entity: &'a CertificateDer<'a>, spiffe: &SpiffeId) -> Result<EndEntityCert<'a>, Rejection> {
     let purpose = if spiffe.is_node() { Purpose::Node } else { Purpose::Client };
     certificate::check(end_entity, purpose).map_err(|unfit| unsuitable(spiffe, &unfit))?;
@@ -199,8 +205,9 @@ fn unsuitable(spiffe: &SpiffeId, unfit: &Unfit) -> Rejection {
     Rejection::new(UNSUITABLE, format!("the certificate of {spiffe}: {unfit}"))
 }
 
-/// Has the verifier look for a path to an authority that has the name of the certificate's issuer and the certificate's own key. All is well
-/// where it gets as far as the signature, which that key has not made.
+/// Verifies the path to an anchor with the issuer's name and the certificate's own key. The
+/// certificate is suitable if verification gets as far as the signature, which that key did not
+/// make.
 fn try_path(end_entity: &CertificateDer<'_>, parsed: &EndEntityCert<'_>, time: UnixTime) -> Result<(), webpki::Error> {
     let own = webpki::anchor_from_trusted_cert(end_entity)?;
     let anchors = [TrustAnchor {
@@ -220,13 +227,14 @@ fn try_path(end_entity: &CertificateDer<'_>, parsed: &EndEntityCert<'_>, time: U
     }
 }
 
-/// The object identifier of the algorithm with which a certificate was signed.
+/// Returns the object identifier of a certificate's signature algorithm.
 fn signature_algorithm(certificate: &CertificateDer<'_>) -> String {
     let parsed = X509Certificate::from_der(certificate);
     parsed.map_or_else(|_| String::new(), |(_, parsed)| parsed.signature_algorithm.algorithm.to_id_string())
 }
 
-/// The one URI among a certificate's names (X509-SVID §2), and its validity in unix seconds.
+/// Returns the one URI among a certificate's names (X509-SVID §2), and its validity in Unix
+/// seconds.
 fn read(certificate: &CertificateDer<'_>) -> Result<(SpiffeId, i64, i64), Rejection> {
     let malformed = || Rejection::new("malformed", "the certificate cannot be read");
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| malformed())?;
@@ -243,13 +251,14 @@ fn read(certificate: &CertificateDer<'_>) -> Result<(SpiffeId, i64, i64), Reject
     Ok((first.parse()?, validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
-/// Unix seconds as people write them.
+/// Formats Unix seconds for people.
 fn rfc3339(seconds: i64) -> String {
     let time = OffsetDateTime::from_unix_timestamp(seconds).ok();
     time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| format!("Unix second {seconds}"))
 }
 
-/// The verifier of one handshake: what it refuses is kept for our own records, and the other end is told by the alert that TLS has for it.
+/// The verifier of one handshake. It stores the rejection for this node's records; the other end
+/// receives the matching TLS alert.
 #[derive(Debug)]
 pub(super) struct Handshake {
     verifier: Arc<Verifier>,
@@ -265,7 +274,7 @@ impl Handshake {
         &self.verifier.provider
     }
 
-    /// What it refused, or else what the error says: why the handshake failed.
+    /// Returns why the handshake failed: the stored rejection, else one from the error.
     pub(super) fn rejected(&self, error: &std::io::Error) -> Rejection {
         self.rejected.lock().take().unwrap_or_else(|| Rejection::from_tls(error))
     }

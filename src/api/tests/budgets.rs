@@ -1,4 +1,5 @@
-//! Callers that speak HTTP/2 on their own: windows that stay shut, bodies that do not come, and what these may hold.
+//! Raw HTTP/2 clients: windows that stay closed, bodies that never arrive, and the bounds on what
+//! they may hold.
 
 use std::future::poll_fn;
 use std::time::Duration;
@@ -46,7 +47,7 @@ fn head(method: &str, headers: &[(&'static str, &str)]) -> Request<()> {
     request.body(()).unwrap()
 }
 
-/// One message with its prefix.
+/// One message with its gRPC prefix.
 fn framed(message: &impl Message) -> Bytes {
     let mut bytes = BytesMut::new();
     bytes.put_u8(0);
@@ -55,7 +56,7 @@ fn framed(message: &impl Message) -> Bytes {
     bytes.freeze()
 }
 
-/// Begins a call, with the beginning of its body.
+/// Begins a call with the first part of its body.
 async fn begin(
     client: &SendRequest<Bytes>,
     head: Request<()>,
@@ -64,7 +65,7 @@ async fn begin(
 ) -> (ResponseFuture, SendStream<Bytes>) {
     let mut ready = client.clone().ready().await.unwrap();
     let (response, mut stream) = ready.send_request(head, false).unwrap();
-    // One that was answered by its headers takes no body any more.
+    // A call that was already answered by headers accepts no body.
     _ = stream.send_data(body, whole);
     (response, stream)
 }
@@ -76,7 +77,7 @@ async fn invoke(client: &SendRequest<Bytes>, method: &str, message: &impl Messag
     response
 }
 
-/// The end of a call: its status, and how many bytes came before it.
+/// The end of a call: its status, and the bytes before it.
 async fn end(response: Response<RecvStream>) -> Result<(Status, usize), h2::Error> {
     if let Some(status) = Status::from_header_map(response.headers()) {
         return Ok((status, 0));
@@ -104,7 +105,7 @@ fn owner(path: &str) -> Owner {
     Owner::Identity(path.into())
 }
 
-/// A situation report of some size.
+/// A large situation report.
 fn large() -> proto::Draft {
     let mut large = draft(|_| {});
     let Some(proto::body::Content::SituationReport(report)) = large.body.as_mut().unwrap().content.as_mut() else {
@@ -137,14 +138,14 @@ async fn responses_that_nobody_reads_stay_within_the_budget_of_their_caller() {
         ("Audit/ExportEvidence", framed(&evidence)),
     ];
     for (method, message) in calls {
-        // Two connections with a shut window, one with a window of a single byte.
+        // Two connections with a closed window, and one with a window of a single byte.
         let clients = [client(&world, POST, 0).await, client(&world, POST, 0).await, client(&world, POST, 1).await];
         let mut held = Vec::new();
         for n in 0..90 {
             held.push(begin(&clients[n % 3], head(method, &[]), message.clone(), true).await);
         }
         until("much of the budget is used", || budget.used_by(&owner(POST)) > MIB).await;
-        // Others have their answers all the while.
+        // Other callers get responses meanwhile.
         let other = client(&world, POLICE, 1 << 20).await;
         let page = proto::HistoryRequest { page_size: 3, ..Default::default() };
         for _ in 0..5 {
@@ -164,7 +165,7 @@ async fn requests_that_do_not_end_stay_within_the_budget_of_their_caller() {
     let bounds = Bounds { total: 16 * MIB, per_owner: 4 * MIB, reserved: 8 * MIB };
     let budget = bounded(&mut world, &table::API_REQUEST_BYTES, bounds);
     let attacker = client(&world, CUSTOMS, 1 << 16).await;
-    // Five bytes that promise a megabyte, and a few more.
+    // Five bytes that announce a message of a megabyte, and a few more.
     let promise = Bytes::from([&[0, 0, 0x10, 0, 0][..], &[10; 200]].concat());
     let begun: Vec<_> = join_all((0..64).map(|_| begin(&attacker, head(PUBLISH, &[]), promise.clone(), false))).await;
     let (mut denied, mut held) = (0, Vec::new());
@@ -197,7 +198,7 @@ async fn publish_streams_wait_for_capacity_and_lose_nothing() {
     let budget = bounded(&mut world, &table::API_REQUEST_BYTES, bounds);
     let publisher = client(&world, POLICE, 1 << 20).await;
     let (response, mut stream) = begin(&publisher, head("FocalPoint/PublishStream", &[]), Bytes::new(), false).await;
-    // More than may be held at once, in one go.
+    // More than the budget allows, at once.
     for request in 0..20 {
         let publish = Some(proto::PublishRequest { draft: Some(large()), wait_for: None });
         stream.send_data(framed(&proto::PublishStreamRequest { request, publish }), request == 19).unwrap();
@@ -231,7 +232,7 @@ async fn caller_without_grant_is_denied_by_its_headers_and_recorded() {
     let captured = CapturedRecords::start();
     let ungranted = client(&world, UNGRANTED, 1 << 16).await;
     for method in [PUBLISH, "FocalPoint/PublishStream", SUBSCRIBE, "Operator/GetStatus"] {
-        // The body never comes, and is not waited for.
+        // The body never arrives, and the node does not wait for it.
         let (response, _stream) = begin(&ungranted, head(method, &[]), Bytes::new(), false).await;
         assert_eq!(code(response.await.unwrap()).await, Code::PermissionDenied, "{method}");
     }
@@ -291,7 +292,7 @@ async fn oversized_message_is_denied_by_its_prefix_before_it_is_buffered() {
         ("FocalPoint/PublishStream", over(u32::MAX)),
         // The second message of a stream, in the same frame.
         ("FocalPoint/PublishStream", Bytes::from([framed(&streamed), over(5 << 20)].concat())),
-        // Questions are small.
+        // Queries are small.
         (HISTORY, over(1 << 20)),
     ] {
         let (response, _stream) = begin(&client, head(method, &[]), body, false).await;
@@ -313,7 +314,7 @@ async fn missing_bodies_and_overlong_calls_time_out() {
     for (method, body, headers, seconds) in [
         (PUBLISH, Bytes::new(), vec![], 20),
         (PUBLISH, part.clone(), vec![], 20),
-        // A whole message, and no end.
+        // A whole message without an end of stream.
         (HISTORY, framed(&proto::HistoryRequest::default()), vec![], 20),
         ("FocalPoint/PublishStream", part, vec![], 20),
         (SUBSCRIBE, framed(&proto::SubscribeRequest::default()), vec![("grpc-timeout", "3S")], 3),
@@ -325,7 +326,7 @@ async fn missing_bodies_and_overlong_calls_time_out() {
         assert_eq!(code(response.await.unwrap()).await, Code::DeadlineExceeded, "{method}");
         assert_eq!((begun.elapsed() - since).as_secs(), seconds, "{method}");
     }
-    // A stream on which nothing was begun may wait for ever.
+    // A stream without a partial message may wait without limit.
     let (response, _idle) = begin(&client, head("FocalPoint/PublishStream", &[]), Bytes::new(), false).await;
     let mut idle = response.await.unwrap().into_body();
     assert!(tokio::time::timeout(Duration::from_secs(3_600), idle.data()).await.is_err());
@@ -465,7 +466,7 @@ async fn health_check_reserve_serves_granted_callers() {
 async fn caller_that_floods_denied_calls_is_disconnected() {
     let world = World::start().await;
     let ungranted = client(&world, UNGRANTED, 1 << 16).await;
-    // However slow the machine: no time passes in which it may.
+    // Pause the clock, so that a slow machine does not refill the rate.
     tokio::time::pause();
     let mut denied = 0;
     let ended = loop {

@@ -1,4 +1,5 @@
-//! Cursors: what proves them, where a stream goes on from one, and what is held back before one.
+//! Cursors: how they are verified, where a stream resumes from one, and entries held back before
+//! one.
 
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ async fn publish(world: &World, count: usize) {
     }
 }
 
-/// The cursor behind the `n`th bulletin from the beginning.
+/// The cursor after the `n`th bulletin from the beginning.
 async fn cursor_of(world: &World, n: usize) -> Bytes {
     let mut stream = world.follow(POLICE).await;
     for _ in 1..n {
@@ -118,7 +119,7 @@ async fn lost_store_sends_a_reset_then_all_entries() {
     for offset in 1..=5 {
         assert_eq!(stream.delivery().await.offset, offset);
     }
-    // Who was told goes on without another one.
+    // A client that received a reset does not receive a second one.
     let mut again = world.subscribe(POLICE, after(&first.cursor)).await.unwrap();
     assert_eq!(again.position().await, 0);
 }
@@ -172,7 +173,7 @@ async fn held_back_entry_is_delivered_on_a_later_stream() {
     }
     drop(stream);
     world.acknowledge(POLICE, "alerts", &cursor).await.unwrap();
-    // Not before the roster comes.
+    // Nothing is delivered before the roster arrives.
     let mut stream = world.subscribe(POLICE, after(&cursor)).await.unwrap();
     assert_eq!(stream.position().await, 6);
     publish(&world, 1).await;
@@ -187,7 +188,7 @@ async fn held_back_entry_is_delivered_on_a_later_stream() {
     assert_eq!(released, [2, 4], "each once, on the stream that was open");
     publish(&world, 1).await;
     assert_eq!(stream.delivery().await.offset, 8);
-    // On one that begins where the name stands, and over a restart of the node.
+    // On a stream that begins at the recorded offset, and after a restart of the node.
     world.committer.stop().await;
     let world = World::with_high_water_mark(store, 1, folder.path().join("mark")).await;
     world.adopt_roster_2();
@@ -196,7 +197,7 @@ async fn held_back_entry_is_delivered_on_a_later_stream() {
     for offset in [2, 4, 7, 8] {
         assert_eq!(stream.delivery_with_cursor().await.0.offset, offset);
     }
-    // What still waits, and that alone, is still held back behind the last cursor.
+    // Only entries that still wait are held back behind the last cursor.
     let mut stream = world.subscribe(POLICE, after(&cursor)).await.unwrap();
     assert_eq!(stream.position().await, 7);
     assert_eq!(stream.delivery().await.offset, 8);

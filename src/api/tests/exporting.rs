@@ -1,4 +1,4 @@
-//! Evidence: what callers can do at will is recorded, and does not fill the log.
+//! Evidence export: repeated exports are recorded without filling the log.
 
 use barid_core::proto;
 

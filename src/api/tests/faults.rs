@@ -1,4 +1,4 @@
-//! A store that fails, a clock that is wrong, callers that ask too much, and a node that stops.
+//! A failing store, a wrong clock, callers over their limits, and a node that stops.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,7 +53,7 @@ async fn failed_commit_is_never_visible_and_reads_continue() {
     assert!(matches!(persisted, Err(CommitFailure::Stopped(_))), "{persisted:?}");
     assert_eq!((world.store.end_offset(), world.store.feed(&feed("ma", 1)).unwrap().compact_range.size()), (2, 1));
     assert_eq!(world.get(POST, "ma", &held.id).await.unwrap().delivery.unwrap().index, 0);
-    // A lookup of health comes after the node has seen it: NOT_SERVING follows.
+    // Health changes asynchronously: NOT_SERVING follows.
     let mut health = tonic_health::pb::health_client::HealthClient::new(super::mounted_services::served(&world).await);
     let mut status = 1;
     while status == 1 {
@@ -88,7 +88,7 @@ async fn clock_behind_the_last_cosignature_suspends_signing() {
     assert_eq!((cosigned(), custody().0), (Some(2), 1..2));
     let now = super::world::now() / 1_000;
     assert!(world.committer.heartbeat(now).is_some() && world.committer.heartbeat(now - 3_600).is_none());
-    // What this node publishes is in no doubt by it.
+    // The node can still publish.
     world.published(draft(|_| {})).await;
 
     world.committer.set_clock(0);
@@ -121,7 +121,7 @@ async fn rate_limited_caller_gets_retry_info_and_others_are_served() {
     world.get(POST, "ma", "01971f5a-3c00-7a10-8b5e-000000000001").await.unwrap_err();
     assert_eq!(world.get(POST, "ma", "x").await.unwrap_err().code(), Code::InvalidArgument, "others go on");
 
-    // Streams and names are bounded apart from calls.
+    // Limits of streams and names are apart from the limit of calls.
     let limited = limited.replace("calls_per_second = 3, ", "");
     world.access.store(Arc::new(Access::parse(&limited).unwrap()));
     let first = world.subscribe(POLICE, named("one")).await.unwrap();
@@ -159,7 +159,7 @@ async fn stopping_node_ends_subscriptions_with_a_reason() {
 #[tokio::test]
 async fn damaged_entry_is_reported_and_does_not_block_reads() {
     let folder = tempfile::tempdir().unwrap();
-    // Without a window what is read comes from the disk.
+    // Without a tail cache, reads come from the disk.
     let options = DiskOptions {
         reserve_bytes: 0,
         tail_cache_bytes: 0,
@@ -175,7 +175,7 @@ async fn damaged_entry_is_reported_and_does_not_block_reads() {
     let path = folder.path().join("log/0000000001.log");
     let mut log = std::fs::read(&path).unwrap();
     for id in &ids[2..4] {
-        // Its header is in its envelope, and its envelope's digest in no other place.
+        // Damage the header, which is in the envelope; the envelope's digest is stored elsewhere.
         let envelope = world.get(POLICE, "ma", id).await.unwrap().delivery.unwrap().envelope;
         let at = log.windows(envelope.len()).position(|window| window == envelope).unwrap();
         log[at..at + 2].fill(0xee);
@@ -211,7 +211,7 @@ async fn damaged_entry_is_reported_and_does_not_block_reads() {
     let mut reader = world.subscribe(POLICE, filtered).await.unwrap();
     assert_eq!((reader.position().await, reader.position().await), (0, 5), "who did not ask for it is not told");
 
-    // It serves; that its store is damaged is told to who asks for that.
+    // The node serves, and the health service reports the damaged store under its own name.
     let mut health = tonic_health::pb::health_client::HealthClient::new(super::mounted_services::served(&world).await);
     for (service, expected) in [("barid.store", 2), ("", 1)] {
         let mut status = 0;

@@ -1,4 +1,4 @@
-//! Calls on a node in memory, without TLS.
+//! Tests of calls on an in-memory node, without TLS.
 #![allow(clippy::unwrap_used)]
 
 mod budgets;

@@ -16,7 +16,7 @@ use crate::api::Identity;
 use crate::calls::testing::Verified;
 use crate::transport::Limits;
 
-/// The far end of a connection of `path` to a served node.
+/// Returns the client end of a connection of `path` to a served node.
 pub(super) fn connected(world: &World, path: &'static str) -> DuplexStream {
     let (near, stream) = tokio::io::duplex(1 << 16);
     let connection = Verified::new(stream, move |extensions| {
@@ -28,7 +28,7 @@ pub(super) fn connected(world: &World, path: &'static str) -> DuplexStream {
     near
 }
 
-/// A connection of an agency to a served node.
+/// Connects an agency to a served node.
 pub(super) async fn served(world: &World) -> Channel {
     let mut near = Some(TokioIo::new(connected(world, POST)));
     let connector = tower::service_fn(move |_: http::Uri| {
@@ -67,7 +67,7 @@ async fn reflection_lists_what_is_served_and_nothing_else() {
         let response = query(&channel, MessageRequest::FileContainingSymbol(name.into())).await.unwrap();
         assert!(matches!(response, MessageResponse::FileDescriptorResponse(_)), "{name} is described: {response:?}");
     }
-    // What peers speak, and what lies on the disk, is not for people.
+    // Protocols between peers and records on disk are not described.
     for name in ["barid.v1.Exchange", "barid.v1.RecordHead"] {
         let response = query(&channel, MessageRequest::FileContainingSymbol(name.into())).await.unwrap();
         let MessageResponse::ErrorResponse(error) = response else { panic!("{name} is not described: {response:?}") };

@@ -1,4 +1,4 @@
-//! Named subscriptions: how they begin, what is recorded of them, when they are refused, and how they end.
+//! Named subscriptions: how they begin, what is recorded, when they are rejected, and how they end.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ fn customs(request: proto::SubscribeRequest) -> proto::SubscribeRequest {
     proto::SubscribeRequest { filter, ..request }
 }
 
-/// Outcome and position of a name that is opened, with the stream.
+/// Opens a named subscription; returns its outcome, position and stream.
 async fn opened(
     world: &World,
     by: &str,
@@ -41,13 +41,13 @@ async fn opened(
     Ok((first.subscription, position, stream))
 }
 
-/// The outcome alone.
+/// Returns the outcome and position only.
 async fn outcome(world: &World, by: &str, request: proto::SubscribeRequest) -> (String, u64) {
     let (outcome, position, _) = opened(world, by, request).await.unwrap();
     (outcome, position)
 }
 
-/// Why it is refused: reason and cause.
+/// Returns code, reason and cause of a rejected request.
 async fn open_error(world: &World, by: &str, request: proto::SubscribeRequest) -> (Code, String, String) {
     let Err(status) = opened(world, by, request).await.map(|_| ()) else { panic!("refused") };
     let cause = status.get_error_details().error_info().and_then(|info| info.metadata.get("cause").cloned());
@@ -87,7 +87,7 @@ async fn unknown_subscription_needs_an_explicit_begin() {
     let from_cursor = proto::SubscribeRequest { cursor: second.clone(), ..named("third", "") };
     assert_eq!(outcome(&world, POLICE, from_cursor).await, ("created".into(), 2));
     publish(&world, 1).await;
-    // A known name stands where it was acknowledged, whatever is said of a new one.
+    // A known name resumes at its acknowledged offset; `begin` has no effect.
     for begin in ["", "now", "beginning"] {
         assert_eq!(outcome(&world, POLICE, named("alerts", begin)).await, ("resumed".into(), 3), "{begin}");
     }
@@ -114,7 +114,7 @@ async fn acknowledged_cursor_never_moves_back() {
     acknowledge(4).await.unwrap();
     acknowledge(2).await.unwrap();
     assert_eq!(held(), 4, "what was taken once was taken");
-    // Together: the committer sees both, in any order.
+    // Concurrent calls: the committer sees both, in any order.
     let (five, three) = tokio::join!(acknowledge(5), acknowledge(3));
     five.unwrap();
     three.unwrap();
@@ -122,7 +122,7 @@ async fn acknowledged_cursor_never_moves_back() {
     let seq = world.store.seq();
     acknowledge(5).await.unwrap();
     assert_eq!(world.store.seq(), seq, "what is known costs no commit");
-    // A stream may begin earlier than the name stands, if its cursor says so.
+    // A cursor may start a stream before the recorded offset.
     let earlier = proto::SubscribeRequest { cursor: cursors[0].clone(), ..named("all", "") };
     assert_eq!(outcome(&world, POLICE, earlier).await, ("resumed".into(), 1));
     assert_eq!(held(), 5);
@@ -133,7 +133,7 @@ async fn changed_filter_is_rejected_or_restarts_the_subscription() {
     let world = World::start().await;
     publish(&world, 3).await;
     assert_eq!(outcome(&world, POLICE, customs(named("alerts", "now"))).await, ("created".into(), 3));
-    // The same, in another order and twice.
+    // The same filter, in another order and with a duplicate.
     let mut same = customs(named("alerts", ""));
     same.filter.as_mut().unwrap().topics = vec!["information.>".into(), "customs.>".into(), "customs.>".into()];
     assert_eq!(outcome(&world, POLICE, same).await, ("resumed".into(), 3));
@@ -146,9 +146,9 @@ async fn changed_filter_is_rejected_or_restarts_the_subscription() {
     assert_eq!(fields(world.subscribe(POLICE, replace("")).await), ["begin"]);
     assert_eq!(outcome(&world, POLICE, replace("beginning")).await, ("restarted".into(), 0));
     assert_eq!(outcome(&world, POLICE, named("alerts", "")).await, ("resumed".into(), 0));
-    // Said once more it changes nothing.
+    // Repeating it changes nothing.
     assert_eq!(outcome(&world, POLICE, replace("now")).await, ("resumed".into(), 0));
-    // The largest filter that can be asked for is recorded; so is any text in it.
+    // The largest valid filter is recorded, and so is any text in it.
     let topics = vec![format!("{}.>", ["a"; 7].map(|label| label.repeat(16)).join("."))];
     let kinds = (0..63).map(|n| format!("{}{n:02}", "k".repeat(60))).collect();
     let filter = Some(proto::Filter { topics, kinds, ..Default::default() });
@@ -191,7 +191,7 @@ async fn names_are_listed_in_pages_and_removed() {
     assert_eq!(delete(&world, POLICE, "a").await.unwrap_err().code(), Code::NotFound);
     assert_eq!(open_error(&world, POLICE, named("a", "")).await, unknown());
     assert_eq!((listed(&world, POLICE).await.len(), listed(&world, POST).await.len()), (1, 1));
-    // A stream that is open under it goes on, and cannot bring it back.
+    // A stream that is open under the name continues and does not recreate the name.
     let (.., mut stream) = opened(&world, POST, named("c", "")).await.unwrap();
     delete(&world, POST, "c").await.unwrap();
     publish(&world, 1).await;
@@ -230,7 +230,8 @@ async fn subscription_limit_frees_a_name_on_removal_or_expiry() {
     assert_eq!(reason(&status), "SUBSCRIPTIONS");
     delete(&world, POLICE, "new").await.unwrap();
     assert_eq!(outcome(&world, POLICE, named("newer", "now")).await.0, "created");
-    // Opening it is using it: it has 90 days again. Nobody knew its filter; it is known from now on.
+    // Opening a name uses it, which gives it another 90 days. The earlier version did not record
+    // the filter; now it is recorded.
     assert!(listed(&world, POLICE).await[1].filter.is_none());
     assert_eq!(outcome(&world, POLICE, customs(named("used", ""))).await, ("resumed".into(), 0));
     let used = store.subscription("focal-point/police-hq/used").unwrap();
@@ -264,7 +265,8 @@ async fn subscription_is_stale_after_recovery_without_a_cursor() {
     let (_, cursor) = stream.delivery_with_cursor().await;
     world.acknowledge(POLICE, "one", &cursor).await.unwrap();
 
-    // Its feed is found to be in doubt: the store may have gone back. A stream that stands on its name alone ends.
+    // The feed needs recovery: the store may have gone back. A stream that started from its name
+    // alone ends.
     world.committer.require_recovery("a peer has shown more".into());
     let status = loop {
         if let Err(status) = stream.response().await.expect("a reason") {
@@ -280,11 +282,11 @@ async fn subscription_is_stale_after_recovery_without_a_cursor() {
     for name in ["one", "two", "three"] {
         assert_eq!(open_error(&world, POLICE, named(name, "")).await, recovered);
     }
-    // Who shows a cursor goes on, and the name is as good as before.
+    // A client with a cursor continues, and the name is valid again.
     let with_cursor = proto::SubscribeRequest { cursor: cursor.clone(), ..named("one", "") };
     assert_eq!(outcome(&world, POLICE, with_cursor).await, ("resumed".into(), 1));
     assert_eq!(outcome(&world, POLICE, named("one", "")).await, ("resumed".into(), 1));
-    // Who says how to begin begins so, and is told.
+    // A client that gives `begin` starts there, and gets the outcome "restarted".
     assert_eq!(outcome(&world, POLICE, named("two", "beginning")).await, ("restarted".into(), 0));
     assert_eq!(outcome(&world, POLICE, named("three", "now")).await, ("restarted".into(), 3));
 }

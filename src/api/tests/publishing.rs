@@ -1,4 +1,4 @@
-//! A focal point publishes, tries again, waits for others.
+//! A focal point publishes, retries, and waits for custody notes of other members.
 
 use std::sync::Arc;
 
@@ -25,10 +25,10 @@ fn with_id(n: u64) -> proto::Draft {
     draft(|header| header.id = format!("01971f5a-3c00-7a10-8b5e-{n:012x}"))
 }
 
-/// What comes back on a stream.
+/// The responses of a publish stream.
 type ResponseStream = futures::stream::BoxStream<'static, Result<proto::PublishStreamResponse, Status>>;
 
-/// A stream of a focal point: its requests are those in `requests`, and then it stays open.
+/// Opens a stream of a focal point that sends `requests` and then stays open.
 fn stream_of(world: &World, requests: Vec<proto::PublishStreamRequest>) -> ResponseStream {
     let requests = stream::iter(requests.into_iter().map(Ok)).chain(stream::pending()).boxed();
     open(world, requests)
@@ -51,7 +51,7 @@ fn request(request: u64, draft: proto::Draft) -> proto::PublishStreamRequest {
     proto::PublishStreamRequest { request, publish: Some(publish) }
 }
 
-/// The answers to so many requests, by their numbers, each receipt checked.
+/// Collects `count` results by request number; verifies each receipt.
 async fn collect_outcomes(stream: &mut ResponseStream, count: usize) -> std::collections::BTreeMap<u64, Outcome> {
     let mut all = std::collections::BTreeMap::new();
     while all.len() < count {
@@ -141,7 +141,8 @@ async fn invalid_topic_is_reported_with_all_other_faults_and_denied_topic_is_nam
     assert_eq!(details.bad_request().unwrap().field_violations[0].field, "header.topic");
 }
 
-/// The id of an entry of an epoch that has ended: its receipt names that epoch's feed and checkpoint.
+/// The id of an entry in an epoch that has ended: its receipt names that epoch's feed and
+/// checkpoint.
 #[tokio::test]
 async fn id_of_an_older_epoch_gets_the_receipt_of_that_epoch() {
     let store = Arc::new(MemoryStore::new());
@@ -161,7 +162,8 @@ async fn id_of_an_older_epoch_gets_the_receipt_of_that_epoch() {
     assert_eq!((receipt.feed.as_str(), receipt.index), ("ma.rabat.example/feed/1", 1));
     assert_eq!(receipt.digest, first.digest);
     verify_receipt(&receipt, &receipt.checkpoint);
-    // And it tells who holds that entry, not who holds the one of the same number in the new epoch.
+    // The response lists the members that hold that entry, not those that hold the entry with the
+    // same index in the new epoch.
     world.custody("ly", &feed("ma", 2), 0..3, None).await;
     let held = world.get(POLICE, "ma", &receipt.id).await.unwrap();
     assert_eq!(held.stored.iter().map(|by| by.member.as_str()).collect::<Vec<_>>(), ["tn"]);
@@ -201,7 +203,7 @@ async fn two_of_one_id_in_one_group_are_one_bulletin() {
 async fn publish_streams_wait_for_a_full_queue_without_errors() {
     const EACH: usize = 600;
     let world = World::start().await;
-    // Room for one group: whoever finds it and is not first has to wait, not to fail.
+    // Room for one group: the other streams wait and do not fail.
     let others = world.committer.occupy(QUEUE_MAX - 256);
     let mut open = Vec::new();
     for writer in 0..6_u64 {
@@ -281,7 +283,8 @@ async fn unauthorised_publish_is_denied_and_recorded() {
     assert_eq!(world.store.end_offset(), 1);
 }
 
-/// What a caller may not read does not exist for it: neither by its content nor by what a refusal says of it.
+/// To the caller, a bulletin that is not visible does not exist: neither its content nor an error
+/// message discloses it.
 #[tokio::test]
 async fn reference_to_an_unreadable_bulletin_is_rejected_without_disclosure() {
     let audited = CapturedRecords::start();
@@ -309,7 +312,7 @@ async fn stored_requirement_is_validated() {
     assert_eq!(fields(wait(&["ne"], 0).await), ["wait_for.members[0]"], "not listed");
     assert_eq!(fields(wait(&["tn", "ly", "tn"], 0).await), ["wait_for.members"], "more than there are");
     assert_eq!(fields(wait(&[], 3).await), ["wait_for.count"]);
-    // Who is not in the audience is never given it.
+    // A member outside the audience never receives it.
     let to_tunis = |members: &[&str], count| {
         let members = members.iter().map(ToString::to_string).collect();
         world.publish_waiting(POLICE, draft(red), Some(proto::WaitFor { count, members, timeout_ms: 1 }))
@@ -317,7 +320,7 @@ async fn stored_requirement_is_validated() {
     assert_eq!(fields(to_tunis(&["tn", "ly"], 2).await), ["wait_for.members[1]", "wait_for.count"]);
     assert_eq!(fields(to_tunis(&[], 2).await), ["wait_for.count"]);
     assert_eq!(world.store.end_offset(), 1, "nothing was published");
-    // One who is, and who may not follow the topic, is waited for.
+    // A member in the audience is waited for, although it may not subscribe to the topic.
     assert!(!to_tunis(&["tn"], 1).await.unwrap().wait_reached);
 }
 
@@ -327,14 +330,15 @@ async fn stored_wait_counts_full_holders_only() {
     let wait_for = |members: &[&str], count, timeout_ms| {
         Some(proto::WaitFor { count, members: members.iter().map(ToString::to_string).collect(), timeout_ms })
     };
-    // Tunis follows other topics: it cosigns and holds a digest. That is never stored, however long one waits.
+    // Tunis subscribes to other topics: it cosigns and holds a digest, which never counts as
+    // stored.
     let published = world.publish_waiting(POLICE, draft(|_| {}), wait_for(&["tn"], 0, 1)).await.unwrap();
     assert!(!published.wait_reached && published.stored.is_empty());
     let own = feed("ma", 1);
     world.custody("tn", &own, 0..1, Some((0..1, Undisclosed::Unfollowed))).await;
     let again = world.publish_waiting(POLICE, retried(&published), wait_for(&["tn"], 0, 1)).await.unwrap();
     assert!(!again.wait_reached && again.stored.is_empty());
-    // Tripoli holds it: one of the two is named in the answer, and the wait for both ends without being reached.
+    // Tripoli holds it: the response names one of the two members, and the wait for both times out.
     let both = tokio::spawn({
         let (api, draft) = (world.api.clone(), retried(&published));
         let request = proto::PublishRequest { draft: Some(draft), wait_for: wait_for(&["tn", "ly"], 0, 300) };

@@ -1,4 +1,4 @@
-//! Get and History: who is shown what, with which flags, in which state.
+//! Get and History: which entries are visible to whom, with which flags and state.
 
 use barid_core::bulletin::times::Time;
 use barid_core::proto;
@@ -126,7 +126,7 @@ async fn irregular_bulletin_is_flagged() {
         let delivery = live.delivery().await;
         assert_eq!(delivery.flags, flags, "{} as it arrives", delivery.index);
     }
-    // Of several with one id the first in the feed is the bulletin.
+    // Of several entries with one id, the first in the feed is the bulletin.
     let held = world.get(POLICE, "tn", &plain.proto_header.id).await.unwrap().delivery.unwrap();
     assert_eq!((held.index, held.flags.len()), (0, 0));
 }
@@ -134,7 +134,7 @@ async fn irregular_bulletin_is_flagged() {
 #[tokio::test]
 async fn history_page_is_full_unless_it_is_the_last() {
     let world = World::start().await;
-    // Every second one is not for agencies.
+    // Every second bulletin is not for agencies.
     for n in 0..10 {
         world
             .published(draft(|header| {

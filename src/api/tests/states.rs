@@ -1,4 +1,5 @@
-//! What became of a bulletin, wherever it is shown; what it is about; who answered; and what a filter asks for that is not there.
+//! States of bulletins in all responses, their references and acknowledgements, and filters that
+//! match nothing known.
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use crate::store::Store;
 use crate::store::disk::{DiskOptions, DiskStore};
 use crate::telemetry::captured::CapturedRecords;
 
-/// State, reason and what changed it.
+/// State, reason and the id of the bulletin that changed it.
 fn summary(state: Option<&proto::State>) -> (String, String, String) {
     let state = state.expect("every delivery has its state").clone();
     (state.state, state.reason, state.by.map(|by| by.id).unwrap_or_default())
@@ -32,7 +33,7 @@ async fn history(world: &World, by: &str) -> Vec<proto::Delivery> {
     world.history(by, proto::HistoryRequest::default()).await.unwrap().deliveries
 }
 
-/// A bulletin of a peer about another one.
+/// A peer's bulletin that refers to another bulletin.
 fn peer_about(by: &str, n: u32, msg_type: &str, issuer: &str, reference: &proto::Reference) -> Bytes {
     careless(by, 1, |_, header| {
         header.id = format!("01971f5a-3c00-7a10-8b5e-{n:012x}");
@@ -63,7 +64,7 @@ async fn cancelled_bulletin_carries_its_state_in_every_delivery() {
     let cancel = world.published(about("cancellation", &original, &receipt)).await;
     let cancelled = ("cancelled".to_owned(), "recovered".to_owned(), cancel.id.clone());
 
-    // The cancellation names what it cancels, by its headline, too.
+    // The cancellation includes the headline of the bulletin that it cancels.
     let delivered = live.delivery().await;
     let names = &delivered.referenced[0];
     assert_eq!(
@@ -246,7 +247,8 @@ async fn measure() {
     measured("deliveries.newest_is_updated", &deliveries);
 }
 
-/// Others may say what they like about a bulletin: only its publisher changes its state, and nobody's answers hide another's.
+/// Only its publisher changes a bulletin's state, and no member's acknowledgements hide those of
+/// another.
 #[tokio::test]
 async fn acknowledgement_flood_hides_no_other_acknowledgement_or_cancellation() {
     let world = World::start().await;

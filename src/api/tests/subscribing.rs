@@ -38,11 +38,12 @@ async fn subscription_filter_excludes_other_bulletins() {
     world.peer_appends("tn", peers).await;
     world.peer_withholds("tn").await;
     assert_eq!(stream.delivery().await.offset, 5);
-    // Nobody knows that it is not severe.
+    // Its severity is unknown, so it may be severe.
     assert_eq!(stream.delivery().await.offset, 6);
 }
 
-/// A header of a roster that has not come yet: who may read it is not known. It is neither skipped nor guessed at, and nothing else waits.
+/// An entry whose roster has not arrived has an unknown audience. It is neither skipped nor
+/// delivered early, and other entries do not wait for it.
 #[tokio::test]
 async fn entry_pending_its_roster_is_delivered_later_without_blocking_others() {
     let world = World::start().await;

@@ -1,4 +1,5 @@
-//! A node in memory with its API, callers that it believes, and peers whose entries and answers a test makes up.
+//! An in-memory node with its API, verified callers, and peers whose entries and notes the tests
+//! create.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,11 +37,11 @@ pub(super) const POLICE: &str = "focal-point/police-hq";
 pub(super) const CUSTOMS: &str = "focal-point/customs-hq";
 /// Reads in every working group.
 pub(super) const POST: &str = "agency/border-post";
-/// Runs the node.
+/// Operates the node.
 pub(super) const OPERATOR: &str = "operator/night-shift";
 
 const GROUPS: &str = "[\"security\", \"information\", \"customs\", \"justice\"]";
-/// Longest for anything to come true: the machine may be busy.
+/// Longest wait for a condition. The machine may be busy.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 pub(super) fn member(code: &str) -> Member {
@@ -51,7 +52,7 @@ pub(super) fn feed(code: &str, epoch: u32) -> FeedId {
     FeedId::new(member(code), EXCHANGE.parse().unwrap(), epoch)
 }
 
-/// The same key for the same name, every time.
+/// Returns the same key for the same name.
 fn key(code: &str, role: &str, algorithm: Algorithm) -> SigningKey {
     let name = format!("{code}.{EXCHANGE}/{role}");
     SigningKey::from_seed(&name, algorithm, envelope::digest(name.as_bytes()).0).unwrap()
@@ -125,7 +126,7 @@ pub(super) struct World {
     pub(super) committer: Committer,
     pub(super) rosters: RosterStore,
     pub(super) access: Arc<ArcSwap<Access>>,
-    /// The node stops.
+    /// Stops the node.
     pub(super) stop: watch::Sender<bool>,
     _folder: Option<tempfile::TempDir>,
 }
@@ -135,14 +136,14 @@ impl World {
         Self::over(Arc::new(MemoryStore::new()), 1).await
     }
 
-    /// A node in its `epoch`, over a store that may hold earlier ones.
+    /// Starts a node in its `epoch`, over a store that may hold earlier ones.
     pub(super) async fn over(store: Arc<dyn Store>, epoch: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let high_water_mark = folder.path().join("mark");
         Self { _folder: Some(folder), ..Self::with_high_water_mark(store, epoch, high_water_mark).await }
     }
 
-    /// As [`Self::over`], with its mark where a test keeps it.
+    /// Like [`Self::over`], with the high-water mark at the given path.
     pub(super) async fn with_high_water_mark(
         store: Arc<dyn Store>,
         epoch: u32,
@@ -183,7 +184,7 @@ impl World {
         Self { api, store, committer, rosters, access, stop, _folder: None }
     }
 
-    /// Version 2 of the roster comes.
+    /// Adds version 2 of the roster.
     pub(super) fn adopt_roster_2(&self) {
         let mut chain = self.rosters.load().as_ref().clone();
         assert!(chain.extend(&roster(2, Some(chain.newest().text_hash()))).unwrap());
@@ -232,7 +233,7 @@ impl World {
         Ok(Subscriber { events: Box::pin(events) })
     }
 
-    /// Everything from the beginning.
+    /// Subscribes from the beginning.
     pub(super) async fn follow(&self, by: &str) -> Subscriber {
         let start = Some(proto::subscribe_request::Start::After(0));
         let mut subscriber = self.subscribe(by, proto::SubscribeRequest { start, ..Default::default() }).await.unwrap();
@@ -240,7 +241,7 @@ impl World {
         subscriber
     }
 
-    /// Takes envelopes in as the next entries of a peer's feed; returns the index of the first.
+    /// Appends envelopes to a peer's feed; returns the index of the first.
     pub(super) async fn peer_appends(&self, code: &str, envelopes: Vec<Bytes>) -> u64 {
         let content = |envelope: Bytes| {
             let header = envelope::header_of(&envelope).ok().map(Arc::new);
@@ -249,7 +250,7 @@ impl World {
         self.append(code, envelopes.into_iter().map(content).collect()).await
     }
 
-    /// Takes a digest in as the next entry of a peer's feed.
+    /// Appends a digest to a peer's feed.
     pub(super) async fn peer_withholds(&self, code: &str) -> u64 {
         let content = VerifiedContent::Undisclosed(Undisclosed::Withheld);
         self.append(code, vec![(Digest([7; 32]), content)]).await
@@ -259,7 +260,7 @@ impl World {
         self.append_to(feed(code, 1), content).await
     }
 
-    /// Takes these in as the next entries of a feed; returns the index of the first.
+    /// Appends these entries to a feed; returns the index of the first.
     pub(super) async fn append_to(&self, feed: FeedId, content: Vec<(Digest, VerifiedContent)>) -> u64 {
         let mut compact_range = self.store.feed(&feed).map_or_else(CompactRange::new, |state| state.compact_range);
         let first = compact_range.size();
@@ -275,12 +276,12 @@ impl World {
         let batch =
             VerifiedBatch { feed, feed_sender, first, entries, compact_range, checkpoint, consistency_proof, findings };
         self.committer.append(batch).await.unwrap();
-        // What is said of it goes with whatever is committed next.
+        // The cosignatures and custody notes for it are committed with the next records.
         self.committer.persist(Records::default()).await.unwrap();
         first
     }
 
-    /// A peer says that it holds a range of this node's feed in full, all but `not_held`.
+    /// Adds a peer's custody note for a range of this node's feed, in full except `not_held`.
     pub(super) async fn custody(
         &self,
         by: &str,
@@ -309,7 +310,7 @@ impl World {
     }
 }
 
-/// A request of a caller that the transport would have verified.
+/// A request of a verified caller.
 pub(super) fn called<T>(by: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.extensions_mut().insert(Identity { path: by.into() });
@@ -323,7 +324,8 @@ pub(super) fn draft(change: impl FnOnce(&mut proto::Header)) -> proto::Draft {
     draft
 }
 
-/// A draft about another bulletin, as its publisher would make it: an update, or what the kind's sample is.
+/// A draft that refers to another bulletin, as its publisher would write it: an update, or the
+/// sample of the kind.
 pub(super) fn about(kind: &str, original: &proto::Draft, receipt: &proto::Receipt) -> proto::Draft {
     let mut draft = kinds::find(kind).unwrap().sample().unwrap();
     let header = draft.header.as_mut().unwrap();
@@ -333,7 +335,7 @@ pub(super) fn about(kind: &str, original: &proto::Draft, receipt: &proto::Receip
     let mut first = original.header.clone().unwrap();
     (first.id, first.member) = (receipt.id.clone(), "ma".into());
     barid_core::bulletin::state::inherit(header, &first, &digest(&receipt.digest));
-    // The node fills it with the original's.
+    // The node fills in that of the original.
     header.roster_version = 0;
     draft
 }
@@ -342,7 +344,7 @@ pub(super) fn digest(bytes: &[u8]) -> Digest {
     Digest(bytes.try_into().unwrap())
 }
 
-/// What a peer published, in its final bytes.
+/// A peer's bulletin in its final bytes.
 pub(super) fn bulletin(by: &str, n: u8, change: impl FnOnce(&mut proto::Header)) -> ValidBulletin {
     let defaults = DraftDefaults {
         member: member(by),
@@ -354,7 +356,7 @@ pub(super) fn bulletin(by: &str, n: u8, change: impl FnOnce(&mut proto::Header))
     prepare(&draft(change), &defaults, [n; 16]).unwrap()
 }
 
-/// One of this node's own, with an id from a number.
+/// A bulletin of this node, with an id from a number.
 pub(super) fn own_bulletin(n: u64) -> ValidBulletin {
     let mut random = [0; 10];
     random[2..].copy_from_slice(&n.to_be_bytes());
@@ -368,7 +370,7 @@ pub(super) fn own_bulletin(n: u64) -> ValidBulletin {
     prepare(&draft(|_| {}), &defaults, [1; 16]).unwrap()
 }
 
-/// As [`bulletin`], but changed after it was checked: what a careless or newer node lets pass.
+/// Like [`bulletin`], but changed after validation, as by a faulty or newer node.
 pub(super) fn careless(by: &str, n: u8, change: impl FnOnce(&mut proto::Envelope, &mut proto::Header)) -> Bytes {
     let valid = bulletin(by, n, |_| {});
     let mut whole = envelope::decode(&valid.envelope).unwrap();
@@ -389,13 +391,13 @@ pub(super) fn red(header: &mut proto::Header) {
     handling.releasable_to = vec!["tn".into(), "ma".into()];
 }
 
-/// What comes on a subscription.
+/// The events of a subscription.
 pub(super) struct Subscriber {
     events: std::pin::Pin<Box<dyn Stream<Item = Result<proto::SubscribeResponse, Status>> + Send>>,
 }
 
 impl Subscriber {
-    /// The next response, whole.
+    /// Returns the next response.
     pub(super) async fn response(&mut self) -> Option<Result<proto::SubscribeResponse, Status>> {
         tokio::time::timeout(DEADLINE, self.events.next()).await.expect("something comes in time")
     }
@@ -404,7 +406,7 @@ impl Subscriber {
         self.response().await.map(|event| event.map(|event| event.event.unwrap()))
     }
 
-    /// The next bulletin, with the cursor behind it.
+    /// Returns the next bulletin, with the cursor after it.
     pub(super) async fn delivery_with_cursor(&mut self) -> (proto::Delivery, Bytes) {
         loop {
             let response = self.response().await.unwrap().unwrap();
@@ -423,7 +425,8 @@ impl Subscriber {
         }
     }
 
-    /// The next bulletin. Positions may come at any time; none passes what is still to come.
+    /// Returns the next bulletin. Skips positions, and checks that none is beyond a bulletin that
+    /// is still to come.
     pub(super) async fn delivery(&mut self) -> proto::Delivery {
         let mut passed = 0;
         loop {
@@ -439,7 +442,8 @@ impl Subscriber {
     }
 }
 
-/// Checks a receipt as its holder would, with the keys that the roster lists; its checkpoint may stand beside it.
+/// Verifies a receipt as its holder would, with the keys in the roster. `beside` is the checkpoint
+/// for a receipt without one.
 pub(super) fn verify_receipt(receipt: &proto::Receipt, beside: &Bytes) {
     let note = if receipt.checkpoint.is_empty() { beside } else { &receipt.checkpoint };
     let own: FeedId = receipt.feed.parse().unwrap();
@@ -449,7 +453,7 @@ pub(super) fn verify_receipt(receipt: &proto::Receipt, beside: &Bytes) {
     verify_inclusion(&digest(&receipt.digest), receipt.index, checkpoint.size, &proof, &checkpoint.root).unwrap();
 }
 
-/// The fields at fault, in order.
+/// Returns the fields at fault, in order.
 pub(super) fn fields(result: Result<impl Sized, Status>) -> Vec<String> {
     let Err(status) = result else { panic!("refused") };
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");

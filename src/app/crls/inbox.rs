@@ -1,6 +1,7 @@
-//! Revocation lists that peers offered and that are not verified yet, and those in force that are not persisted yet.
+//! Queues peers' revocation lists to verify, and applied lists to persist.
 //!
-//! In scope: which is verified next, and what is due to be persisted. Pure but for waking: time comes in. Out of scope: doing it.
+//! In scope: which list is verified next, and which is persisted when. Takes time as an argument;
+//! its only effect is a wake-up. Out of scope: verifying and persisting.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -18,11 +19,11 @@ use crate::budgets::{Owner, RateLimiter};
 use crate::exchange::TREE_HEADS_CRLS_MAX;
 use crate::transport::HeldCrl;
 
-/// How often one authority's newest list is persisted at most, and recorded.
+/// Least time between two lists of one authority that are persisted and recorded.
 pub(super) const PERSIST_EVERY: Duration = Duration::from_secs(60);
-/// Bytes of lists of one member that wait: one frame. Of more the newest wait.
+/// Most waiting bytes of one member: one frame. Beyond it the newest lists are kept waiting.
 const WAITING_BYTES_MAX: usize = MESSAGE_BYTES_MAX;
-/// Bytes that a short list costs: it is verified by keys of its authority, like a long one.
+/// Least cost of a list in bytes: a short list needs a signature check like a long one.
 const COST_BYTES_MIN: usize = 16 << 10;
 
 /// See the module.
@@ -35,42 +36,43 @@ pub(super) struct Inbox {
 
 #[derive(Default)]
 struct Inner {
-    /// By member, the newest last.
+    /// Unverified lists by member, the newest last.
     offered: BTreeMap<Member, VecDeque<Bytes>>,
-    /// Whose list was verified last: members take turns.
+    /// The member whose list was verified last: members take turns.
     last: Option<Member>,
-    /// By authority. As many as the roster has.
+    /// By authority; at most as many as the roster has.
     authorities: BTreeMap<String, Authority>,
 }
 
 #[derive(Default)]
 struct Authority {
-    /// When its list was persisted last, or was to be.
+    /// When its list was last persisted, or tried to be.
     persisted_at: Option<Instant>,
     pending: Option<Pending>,
 }
 
-/// A list in force that is to be persisted.
+/// An applied list that is not persisted yet.
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) from: Member,
     pub(super) list: HeldCrl,
-    /// Lists of this authority that came in force since one was persisted, this one too.
+    /// Lists of this authority applied since the last persisted one, including this one.
     pub(super) count: u64,
 }
 
-/// What to do next.
+/// The next step.
 pub(super) struct Next {
     /// A list to verify.
     pub(super) list: Option<(Member, Bytes)>,
-    /// Whether there may be another one at once.
+    /// Whether another one may be ready at once.
     pub(super) more: bool,
-    /// When one can be verified whose member is over its budget.
+    /// When the next list of a member over its budget can be verified.
     pub(super) wait_until: Option<Instant>,
 }
 
 impl Inbox {
-    /// Puts lists of a member behind those that wait; how many were dropped for them, the oldest first.
+    /// Queues lists of a member. Returns how many waiting ones were dropped for them, the oldest
+    /// first.
     pub(super) fn put(&self, from: &Member, crls: Vec<Bytes>) -> usize {
         if crls.is_empty() {
             return 0;
@@ -88,7 +90,7 @@ impl Inbox {
         dropped
     }
 
-    /// The newest list of the next member in turn that is within its budget.
+    /// Returns the newest list of the next member that is within its budget.
     pub(super) fn next(&self, now: Instant) -> Next {
         let mut inner = self.inner.lock();
         let Inner { offered, last, .. } = &mut *inner;
@@ -114,7 +116,7 @@ impl Inbox {
         Next { list: None, more: false, wait_until }
     }
 
-    /// A list has come in force.
+    /// Queues an applied list to be persisted.
     pub(super) fn set_in_force(&self, from: &Member, list: HeldCrl) {
         let mut inner = self.inner.lock();
         let authority = inner.authorities.entry(list.name.clone()).or_default();
@@ -122,7 +124,7 @@ impl Inbox {
         authority.pending = Some(Pending { from: from.clone(), list, count });
     }
 
-    /// It could not be persisted: it is tried again in time, unless a newer one has come in force.
+    /// Queues a list again that could not be persisted, unless a newer one has been applied.
     pub(super) fn not_persisted(&self, failed: Pending) {
         let mut inner = self.inner.lock();
         let pending = &mut inner.authorities.entry(failed.list.name.clone()).or_default().pending;
@@ -132,7 +134,7 @@ impl Inbox {
         }
     }
 
-    /// When something is to be persisted next.
+    /// Returns when something must be persisted next.
     pub(super) fn next_persist(&self) -> Option<Instant> {
         let inner = self.inner.lock();
         let pending = inner.authorities.values().filter(|authority| authority.pending.is_some());
@@ -140,7 +142,7 @@ impl Inbox {
         pending.map(|authority| authority.persisted_at.map_or(now, |at| at + PERSIST_EVERY)).min()
     }
 
-    /// What is due to be persisted at `now`.
+    /// Takes the lists to persist at `now`.
     pub(super) fn take_pending(&self, now: Instant) -> Vec<Pending> {
         let mut inner = self.inner.lock();
         let ready = inner
@@ -175,7 +177,7 @@ mod tests {
     async fn newest_crl_of_a_flood_is_verified_within_a_second() {
         let (inbox, tn) = (Inbox::default(), member("tn"));
         let (mut verified, mut dropped) = (0, 0);
-        // 291 lists of 0.9 MB in 10 s, each verified as soon as it may be.
+        // 291 lists of 0.9 MB in 10 s, each verified as soon as the budget permits.
         for n in 0..=290_u32 {
             dropped += inbox.put(&tn, vec![[n.to_be_bytes().as_slice(), &vec![0; 900_000]].concat().into()]);
             while inbox.next(Instant::now()).list.is_some() {
@@ -228,7 +230,7 @@ mod tests {
         tokio::time::advance(PERSIST_EVERY).await;
         let pending = inbox.take_pending(Instant::now()).remove(0);
         assert_eq!((pending.count, pending.list.der.as_ref()), (200, [200].as_slice()));
-        // The disk was full: it comes again, with whatever is newer then.
+        // The disk was full: the list is returned again, with any newer one.
         inbox.set_in_force(&tn, list("tn.rabat.example/1", 201));
         inbox.not_persisted(pending);
         tokio::time::advance(PERSIST_EVERY).await;

@@ -1,7 +1,8 @@
-//! The listener: plain HTTP/1.1, one resource, `/metrics`.
+//! The metrics listener: plain HTTP/1.1 with one resource, `/metrics`.
 //!
-//! Nobody is authenticated: whoever can connect reads the figures. So it listens on this machine only, unless the configuration says that
-//! something else keeps strangers out. All it takes is bounded: connections, the size and the time of a request.
+//! There is no authentication: anyone who can connect reads the metrics. So it listens on this
+//! machine only, unless the configuration declares that other means keep strangers out.
+//! Connections, and size and time of a request, are bounded.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -24,17 +25,18 @@ use crate::app::AppError;
 use crate::config::MetricsText;
 use crate::telemetry::{AuditEvent, audit};
 
-/// Connections at once: a monitoring system, its stand-in, and a person.
+/// Most connections: a monitoring system, its standby, and a person.
 const CONNECTIONS_MAX: usize = 8;
-/// How long one may take, from its request to the last byte of the answer.
+/// Time limit of a connection, from its request to the last byte of the response.
 const CONNECTION_MAX: Duration = Duration::from_secs(10);
-/// Of the head of a request.
+/// Largest head of a request.
 const HEAD_BYTES_MAX: usize = 8 << 10;
 
 /// Opens the listener.
 ///
 /// # Errors
-/// If the address cannot be had, or is not this machine's alone and the configuration does not say that it may be.
+/// If the address is not available, or is reachable from other machines without the permission of
+/// the configuration.
 pub(in crate::app) async fn bind(metrics: &MetricsText) -> Result<TcpListener, AppError> {
     let listen = |source| AppError::Listen { address: metrics.listen.clone(), source };
     let tcp = TcpListener::bind(&metrics.listen).await.map_err(listen)?;
@@ -45,7 +47,7 @@ pub(in crate::app) async fn bind(metrics: &MetricsText) -> Result<TcpListener, A
     Ok(tcp)
 }
 
-/// Answers until it is dropped.
+/// Serves requests until it is dropped.
 pub(in crate::app) async fn serve(tcp: TcpListener, metrics: MetricsText, source: MetricsSource) {
     let hosts = Arc::new(Hosts::new(&metrics.listen, &metrics.hosts));
     let open = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -56,7 +58,7 @@ pub(in crate::app) async fn serve(tcp: TcpListener, metrics: MetricsText, source
             Err(error) => {
                 let (event, reason) = ("connection-rejected", "accept-failed");
                 audit(&AuditEvent { event, reason, actor: &"", resource: &"metrics", detail: &error });
-                // Too many files are open: the next one may be better off.
+                // Too many files are open: pause before accepting again.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -118,7 +120,7 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     response
 }
 
-/// Where it listens, for the log.
+/// Returns the bound address, for the log.
 pub(in crate::app) fn address(tcp: &TcpListener) -> Option<SocketAddr> {
     tcp.local_addr().ok()
 }

@@ -1,7 +1,8 @@
-//! Figures of a running node for a monitoring system, gathered when they are asked for.
+//! Metrics of a running node for a monitoring system, gathered for each request. Off unless
+//! `node.toml` enables them.
 //!
-//! In scope: what is told (`text` names it), and the listener (`listen`). Off unless `node.toml` asks for it. Figures name members, feeds and
-//! what was refused; never bulletins, people or keys.
+//! In scope: gathering them, their names (`text`), and the listener (`listen`). Metrics name
+//! members, feeds and reasons of rejections; never bulletins, people or keys.
 
 mod listen;
 mod negotiate;
@@ -25,7 +26,7 @@ use crate::telemetry::alarms::ActiveAlarm;
 use crate::telemetry::{self};
 use crate::transport::validity;
 
-/// Everything that is told, at one moment.
+/// All values at one moment.
 #[derive(Debug, Default)]
 struct MetricsSnapshot {
     /// Unix seconds.
@@ -38,24 +39,24 @@ struct MetricsSnapshot {
     syncs: FsyncHistogram,
     disk: DiskBytes,
     min_free_bytes: u64,
-    /// By member, thousandths of its share of the room on the disk.
+    /// By member, thousandths of its share of the disk.
     share_used: BTreeMap<String, u64>,
     corrected_bits: u64,
     index_lag: u64,
     peers: BTreeMap<String, PeerStatus>,
     publish_state: &'static str,
-    /// How many of each kind.
+    /// Number of each kind.
     alarms: Vec<(&'static str, u64)>,
-    /// Unix seconds of ends: what, and whose.
+    /// Kind, name, and expiry in Unix seconds.
     expiries: Vec<(&'static str, String, i64)>,
     streams: BTreeMap<&'static str, u64>,
-    /// Events that were recorded or counted: what, reason.
+    /// Audit events, single or counted, by event and reason.
     events: BTreeMap<(&'static str, &'static str), u64>,
     roster_version: u64,
     budgets: Vec<Usage>,
 }
 
-/// Kinds of alarms that are counted apart.
+/// Kinds of alarms with a series of their own.
 const ALARM_KINDS: [&str; 10] = [
     "fork-conflict",
     "clock",
@@ -69,7 +70,7 @@ const ALARM_KINDS: [&str; 10] = [
     "validity",
 ];
 
-/// How many alarms of each kind are active.
+/// Counts the active alarms of each kind.
 fn alarms_by_kind(active: &[ActiveAlarm]) -> Vec<(&'static str, u64)> {
     let mut counts = ALARM_KINDS.map(|kind| (kind, 0));
     for alarm in active {
@@ -80,7 +81,7 @@ fn alarms_by_kind(active: &[ActiveAlarm]) -> Vec<(&'static str, u64)> {
     counts.into()
 }
 
-/// Where the figures come from. Cheap to clone.
+/// Source of the metrics. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct MetricsSource {
     pub(super) node: Arc<Node>,
@@ -89,7 +90,7 @@ pub(super) struct MetricsSource {
 }
 
 impl MetricsSource {
-    /// The figures as text. Blocks.
+    /// Returns the metrics as text. Blocks.
     fn text(&self) -> String {
         text::write(self.gather())
     }
@@ -143,7 +144,7 @@ impl MetricsSource {
         {
             expiries.push(("node", domain.clone(), end));
         }
-        // Of several the first to end.
+        // Of several the first to expire.
         let authority = node.crls.trust.authorities_validity(domain).into_iter().map(|(_, end)| end).min();
         expiries.extend(authority.map(|end| ("authority", domain.clone(), end)));
         let mut crls: BTreeMap<String, i64> = BTreeMap::new();

@@ -1,32 +1,32 @@
-//! What a request for metrics asks for: at which host, and in which text format. Pure.
+//! Checks the host of a metrics request, and negotiates the text format. Pure.
 //!
-//! A page in a browser can have its own name point to this machine and read what is served here (DNS rebinding); the browser then names that host,
-//! and gets nothing.
+//! A web page can make its own host name resolve to this machine to read local services (DNS
+//! rebinding). The browser then sends that host name, which is denied.
 
 use std::net::IpAddr;
 
 use http::{HeaderMap, header};
 
-/// What OpenMetrics 1.0 calls itself.
+/// Media type of OpenMetrics 1.0.
 pub(super) const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// What Prometheus' own text format calls itself.
+/// Media type of the Prometheus text format.
 pub(super) const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Hosts by which the metrics may be asked for.
+/// Host names that requests may use.
 #[derive(Clone, Debug)]
 pub(super) struct Hosts {
     names: Vec<String>,
 }
 
 impl Hosts {
-    /// The host of the configured address, and further names from the configuration.
+    /// Takes the host of the configured address, and further names from the configuration.
     pub(super) fn new(listen: &str, further: &[String]) -> Self {
         let own = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
         let names = further.iter().map(String::as_str).chain([own]).map(bare).filter(|name| !name.is_empty()).collect();
         Self { names }
     }
 
-    /// Whether a request names one of them, or this machine, or the address it came to.
+    /// Whether a request names an allowed host, this machine, or the address it arrived at.
     pub(super) fn allow(&self, headers: &HeaderMap, local_address: Option<IpAddr>) -> bool {
         let mut values = headers.get_all(header::HOST).iter();
         let (Some(Ok(host)), None) = (values.next().map(|value| value.to_str()), values.next()) else { return false };
@@ -43,7 +43,7 @@ impl Hosts {
     }
 }
 
-/// In lower case, without the brackets of an IPv6 address and the dot of a full name.
+/// Returns a host in lower case, without the brackets of an IPv6 address and the final dot.
 fn bare(host: &str) -> String {
     host.trim_matches(['[', ']']).trim_end_matches('.').to_ascii_lowercase()
 }
@@ -59,8 +59,8 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// Whether the text is to be OpenMetrics rather than Prometheus' own format: what a request prefers of the two; without a preference, OpenMetrics
-/// (RFC 9110 §12.5.1).
+/// Whether to respond with OpenMetrics rather than the Prometheus format: as the request prefers,
+/// without a preference OpenMetrics (RFC 9110 §12.5.1).
 pub(super) fn wants_openmetrics(headers: &HeaderMap) -> bool {
     let (mut open, mut plain) = (None, None);
     let lines = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
@@ -69,7 +69,7 @@ pub(super) fn wants_openmetrics(headers: &HeaderMap) -> bool {
         let media = parts.next().unwrap_or_default().to_ascii_lowercase();
         let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
         let weight = weight.map_or(1.0, |weight| weight.parse::<f32>().unwrap_or(0.0));
-        // A range that names a type counts before one that does not.
+        // A more specific media range takes precedence.
         let (of_open, of_plain) = match media.as_str() {
             "application/openmetrics-text" => (3, 0),
             "text/plain" => (0, 3),
@@ -92,7 +92,8 @@ pub(super) fn wants_openmetrics(headers: &HeaderMap) -> bool {
     }
 }
 
-/// OpenMetrics as Prometheus' own text format: there a counter's family has the suffix of its samples, and no end is marked.
+/// Converts OpenMetrics to the Prometheus format: a counter's family has the suffix of its samples,
+/// and there is no end marker.
 pub(super) fn plain(openmetrics: &str) -> String {
     let mut text = String::with_capacity(openmetrics.len());
     let kinds: std::collections::HashMap<&str, &str> =

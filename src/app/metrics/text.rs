@@ -1,6 +1,7 @@
-//! The figures in the text form of OpenMetrics 1.0, which Prometheus reads too.
+//! Writes the metrics in the text format of OpenMetrics 1.0, which Prometheus reads too.
 //!
-//! In scope: names, labels and help. The operator's guide has the same names; a test compares them with what a node prints.
+//! In scope: names, labels and help. The operator's guide has the same names; a test compares it
+//! with a node's output.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,10 +15,10 @@ use super::MetricsSnapshot;
 use crate::store::FSYNC_BOUNDS_MICROS;
 use crate::telemetry::alarms::REASONS;
 
-/// States of the gate, all of which are told: one is 1.
+/// States of publishing. All are exported; the current one is 1.
 const PUBLISH_STATES: [&str; 5] = ["disk-full", "needs-recovery", "open", "starting", "stopped"];
 
-/// What was gathered, as text.
+/// Returns the metrics as text.
 pub(super) fn write(metrics: MetricsSnapshot) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(metrics));
@@ -77,7 +78,7 @@ impl Out<'_> {
     }
 }
 
-/// Beyond 2^53 a figure is near enough.
+/// Above 2^53 the precision is sufficient.
 #[allow(clippy::cast_precision_loss)]
 fn float(value: u64) -> f64 {
     value as f64
@@ -206,7 +207,7 @@ impl MetricsSnapshot {
             rejected.map(|(event, reason, count)| (vec![("event", event), ("reason", reason)], count)),
         )?;
         let about = ("barid_alarms_raised", "Alarms that were recorded since the start, by reason");
-        // From the start, each of them: a rate misses the first one of a series that begins with it.
+        // Export every reason from the start: a rate misses the first event of a new series.
         let mut raised: BTreeMap<&str, u64> = REASONS.into_iter().map(|reason| (reason, 0)).collect();
         raised.extend(events().filter(|(event, ..)| *event == "alarm").map(|(_, reason, count)| (reason, count)));
         out.counters(about, raised.into_iter().map(|(reason, count)| (vec![("reason", reason)], count)))

@@ -1,6 +1,8 @@
-//! What the peer refuses: of a feed, which then is not sent or asked for until later; or the link.
+//! Handles faults from the peer: one about a feed pauses that feed, one about the link ends the
+//! link.
 //!
-//! In scope: that it can only be of a feed of this link, and its record. Out of scope: what this side refuses.
+//! In scope: checking that the fault is about a feed of this link, and recording it. Out of scope:
+//! the faults that this side sends.
 
 use barid_core::proto;
 use tokio::time::Instant;
@@ -10,9 +12,9 @@ use crate::exchange::backfill::BackfillReply;
 use crate::exchange::link::LinkError;
 use crate::telemetry::{AuditEvent, Foreign};
 
-/// `Fault.reason` of a peer that follows the feed at another member now.
+/// `Fault.reason` of a peer that now follows the feed at another member.
 pub(super) const ELSEWHERE: &str = "elsewhere";
-/// The other reasons that peers give (docs/protocol.md §11).
+/// The other reasons that peers send (docs/protocol.md §11).
 const FAULTS: [&str; 9] =
     ["bad-signature", "bad-proof", "bad-root", "bad-bounds", "malformed", "gap", "equivocation", "busy", "not-allowed"];
 
@@ -21,7 +23,8 @@ impl LinkReceiver {
         if fault.feed.is_empty() {
             return Err(LinkError::Rejected(Foreign(&fault.reason).to_string(), Foreign(&fault.detail).to_string()));
         }
-        // Nothing was asked of it, and nothing sent, of any other feed: the fault is its own.
+        // No other feed was requested or sent over this link, so a fault about one is the peer's
+        // own.
         let Some(feed) = fault.feed.parse().ok().filter(|feed| self.send_queue.is_of_link(feed)) else {
             self.record_malformed(&fault.feed, "a fault of a feed that is none of this link's");
             return Ok(());

@@ -1,4 +1,9 @@
-//! The reading task of a link: verifies what comes, hands it to the committer, and leaves the answers to the writer.
+//! The receiving task of a link: verifies incoming frames, passes entries to the committer, and
+//! leaves the replies to the sender.
+//!
+//! In scope: dispatching frames, which feeds are followed over this link, and the outcome of their
+//! batches. Out of scope: verifying a batch (`core::follow`), where a feed is followed (`upstream`,
+//! `self_recovery`), signed notes (`note_verifier`), making replies (`sender`).
 
 mod faults;
 mod recv_gossip;
@@ -40,9 +45,9 @@ use crate::low_priority;
 use crate::telemetry::AuditEvent;
 use faults::ELSEWHERE;
 
-/// Batches of at most so many items are verified on the spot; longer ones would keep other links waiting.
+/// Batches of at most this many items are verified inline; longer ones would delay other links.
 const INLINE_VERIFY_ITEMS_MAX: usize = 16;
-/// Pause before a feed is asked for again because another link was faster.
+/// Delay before a feed is requested again because another link committed its entries first.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
 
 type PendingCommit = BoxFuture<'static, FinishedCommit>;
@@ -51,7 +56,7 @@ struct FinishedCommit {
     feed: FeedId,
     request: u64,
     first: u64,
-    /// Entries whose content the peer did not hold; others may.
+    /// Entries whose content the peer did not hold; other peers may.
     missing: u64,
     result: Result<Appended, CommitFailure>,
 }
@@ -65,11 +70,11 @@ pub(crate) struct LinkReceiver {
     feed_receivers: BTreeMap<FeedId, FeedReceiver>,
     pending_commits: FuturesOrdered<PendingCommit>,
     requested_roster: u64,
-    /// When to look again which feeds of others are followed here.
+    /// When to check again which feeds of other members are followed over this link.
     next_check: Option<Instant>,
     last_received_at: Instant,
     link: LinkId,
-    /// When to look again which of our own feeds are followed here.
+    /// When to check again which of our own feeds are followed over this link.
     own_check_at: Option<Instant>,
     custody_forwarder: CustodyForwarder,
 }
@@ -105,7 +110,7 @@ impl LinkReceiver {
         }
     }
 
-    /// Reads until the link ends, and says why.
+    /// Reads until the link ends, and returns the reason.
     pub(crate) async fn run(
         mut self,
         peer_roster: u64,
@@ -153,7 +158,7 @@ impl LinkReceiver {
                 _ = publish_state.changed() => self.follow_own(),
                 _ = tier.changed() => {
                     if *tier.borrow_and_update() >= Tier::Digests {
-                        // What was said meanwhile may not have been kept.
+                        // Attestations received meanwhile may not have been persisted.
                         self.request_attestations().await;
                         self.retry_paused();
                     }
@@ -204,7 +209,8 @@ impl LinkReceiver {
                 self.requested_roster = 0;
             }
             Some(Frame::BackfillResponse(backfills)) => {
-                // One that was not asked for, while another one is still being taken, is passed over.
+                // A response that was not requested is dropped while an earlier one is being
+                // handled.
                 let _ = self.replies.try_send(BackfillReply::BackfillResponse(backfills));
             }
             Some(Frame::ConsistencyRequest(request)) => {
@@ -233,20 +239,21 @@ impl LinkReceiver {
                 }
             }
             Some(Frame::Fault(fault)) => self.fault(&fault)?,
-            // A second greeting says nothing; what a newer version says is not for us.
+            // A second Hello is ignored, and so is a frame of a newer protocol version.
             Some(Frame::Hello(_)) | None => {}
         }
         Ok(())
     }
 
     async fn queue_note(&mut self, note: IncomingNote) {
-        // The other end goes with the link.
+        // The queue ends with the link.
         let _ = self.notes.send(note).await;
     }
 
     // Following.
 
-    /// Asks for every feed of the peer that the roster has put in force and that is not followed yet.
+    /// Requests every feed of the peer that the roster has put in force and that is not followed
+    /// yet.
     fn follow_peer_feeds(&mut self) {
         let rosters = self.shared.options.rosters.load();
         for feed in self.shared.feeds_in_force(&self.peer, rosters.newest()) {
@@ -257,7 +264,8 @@ impl LinkReceiver {
         self.follow_upstream();
     }
 
-    /// Asks for the feeds of members that cannot be reached and are to be followed here, and leaves those that are no longer.
+    /// Requests the feeds of other members that are to be followed at this peer, and closes those
+    /// that no longer are.
     fn follow_upstream(&mut self) {
         let upstream_feeds = self.shared.upstream_feeds_at(&self.peer);
         self.next_check = upstream_feeds.next_check;
@@ -288,7 +296,8 @@ impl LinkReceiver {
         }
     }
 
-    /// Asks for what the peer has of our own feeds and we have not, where nobody else serves it.
+    /// Requests the part of our own feeds that the peer has and we lack, unless another link is
+    /// fetching it.
     fn follow_own(&mut self) {
         let (feeds, check_at) = self.shared.own_feeds_to_follow(&self.peer, self.link);
         self.own_check_at = check_at;
@@ -299,7 +308,7 @@ impl LinkReceiver {
         }
     }
 
-    /// There is room again: what pauses may begin again at once.
+    /// There is disk space again: retry paused feeds at once.
     fn retry_paused(&mut self) {
         let now = Instant::now();
         self.feed_receivers.values_mut().filter(|feed_receiver| feed_receiver.retry_at().is_some()).for_each(
@@ -312,7 +321,7 @@ impl LinkReceiver {
     fn retry_follows(&mut self) {
         let now = Instant::now();
         if *self.shared.options.committer.tier().borrow() < Tier::Digests {
-            // Nothing could be taken: nothing is sent over the line.
+            // Nothing could be committed, so nothing is requested.
             let expired = self
                 .feed_receivers
                 .values_mut()
@@ -340,7 +349,7 @@ impl LinkReceiver {
 
     fn follow_state(&self, feed: &FeedId) -> FollowState {
         let compact_range = self.shared.store().feed(feed).map(|state| state.compact_range).unwrap_or_default();
-        // Our own is ours, whoever gives it back.
+        // Our own entries are charged to ourselves, whichever peer returns them.
         let upstream = if feed.member == self.shared.me { &self.shared.me } else { &self.peer };
         FollowState::new(feed.clone(), compact_range).at(upstream.clone())
     }
@@ -349,7 +358,7 @@ impl LinkReceiver {
         self.send_queue.push(Frame::Follow(proto::Follow {
             feed: feed.to_string(),
             from: state.compact_range.size(),
-            // Of its own a member wants everything.
+            // Of its own feeds a member follows every topic.
             topics: if feed.member == self.shared.me { Vec::new() } else { self.topics() },
             ranges: Vec::new(),
         }));
@@ -411,7 +420,7 @@ impl LinkReceiver {
             return;
         };
         let newest = match self.feed_receivers.get(&feed) {
-            // Our own comes in order only.
+            // Own entries are accepted only in order.
             Some(feed_receiver) if !feed_receiver.is_closed() && feed.member != self.shared.me => {
                 feed_receiver.state.newest.clone()
             }
@@ -466,7 +475,7 @@ impl LinkReceiver {
                 self.send_queue.stored(feed, size);
             }
             Err(CommitFailure::Stopped(why)) => return Err(LinkError::Store(why)),
-            // What a refused batch pulled down with it.
+            // It belongs to a request that an earlier rejection already cancelled.
             Err(_) if request != feed_receiver.request => {}
             Err(CommitFailure::EntryConflict { index, proven }) => {
                 feed_receiver.pause(now);
@@ -484,7 +493,8 @@ impl LinkReceiver {
                 feed_receiver.pause_for(now, STALE_PAUSE);
                 self.send_queue.fault(feed.to_string(), "busy", String::new());
             }
-            // There was room for the content of others when it came; now there is for digests.
+            // When the batch arrived there was no space for other members' entries; now there is
+            // space for digests.
             Err(CommitFailure::DiskFull(_)) if *self.shared.options.committer.tier().borrow() >= Tier::Digests => {
                 feed_receiver.pause_for(now, STALE_PAUSE);
                 self.send_queue.fault(feed.to_string(), "busy", String::new());
@@ -504,14 +514,14 @@ impl LinkReceiver {
         }
     }
 
-    /// Refuses a batch whole: the feed pauses, the others go on.
+    /// Rejects a whole batch: the feed pauses, the others continue.
     fn reject(&mut self, feed: &FeedId, fault: &Fault) {
         let reason = fault.kind.as_str();
         let event =
             AuditEvent { event: "batch-rejected", reason, actor: &self.peer, resource: feed, detail: &fault.detail };
         self.shared.record(&self.peer, &event);
         if matches!(fault.kind, FaultKind::BadProof | FaultKind::BadRoot) {
-            // A lie, or another history: that of the two which it is, the peer may prove.
+            // The batch is invalid or of another fork. If it is a fork, the peer can prove it.
             equivocation::request_consistency(&self.shared, &self.peer, feed);
         }
         if let FaultKind::Equivocation(evidence) = &fault.kind {
@@ -529,7 +539,7 @@ impl LinkReceiver {
         self.send_queue.fault(feed.to_string(), reason, fault.detail.clone());
     }
 
-    // Providing.
+    // Serving.
 
     fn handle_follow(&self, follow: &proto::Follow) {
         let rosters = self.shared.options.rosters.load();
@@ -574,7 +584,7 @@ impl LinkReceiver {
         self.send_queue.fault(feed, "malformed", format!("{what} cannot be read"));
     }
 
-    /// What ends neither a feed nor the link.
+    /// Records a malformed frame that ends neither a feed nor the link.
     fn record_malformed(&self, feed: &str, what: &str) {
         self.shared.record(
             &self.peer,

@@ -1,6 +1,7 @@
-//! What a peer shows beside entries: answers that are asked for again, heads, rosters.
+//! Handles the frames about attestations, tree heads and rosters.
 //!
-//! In scope: asking for it, and handing it on. Out of scope: verifying it (`note_verifier`, `roster_sync`).
+//! In scope: requesting them, resending our own, and queueing received ones. Out of scope:
+//! verifying them (`note_verifier`, `roster_sync`).
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::exchange::TREE_HEADS_CRLS_MAX;
 use crate::exchange::note_verifier::{self, IncomingNote};
 
 impl LinkReceiver {
-    /// Asks for answers about our feed that were on their way when the last link broke.
+    /// Requests attestations of our feeds that were in flight when the last link broke.
     pub(super) async fn request_attestations(&mut self) {
         let (shared, peer) = (Arc::clone(&self.shared), self.peer.clone());
         let progress = tokio::task::spawn_blocking(move || note_verifier::custody_progress(&shared, &peer)).await;
@@ -65,7 +66,7 @@ impl LinkReceiver {
         }
     }
 
-    /// The peer holds this roster version: asks for what we lack, once.
+    /// Records the peer's roster version, and requests the versions that we lack, once.
     pub(super) fn request_newer_roster(&mut self, version: u64) {
         if self.shared.peers.advance_roster_version(&self.peer, version) {
             self.send_queue.heads_changed();

@@ -1,4 +1,5 @@
-//! Custody notes without end: those that add nothing are dropped, and whoever sends them slows down nobody else.
+//! Endless custody notes: those that add nothing are dropped, and their sender delays no other
+//! member.
 
 use barid_core::feed::checkpoint::Checkpoint;
 use barid_core::feed::custody::CustodyNote;
@@ -14,7 +15,7 @@ use crate::exchange::note_verifier::{IncomingNote, verify_and_persist};
 
 const TIME: u64 = 1_764_000_000;
 
-/// ly says that it holds a range of ma's feed in full.
+/// A custody note in which ly states that it holds a range of ma's feed in full.
 fn note(ma: &Node, range: std::ops::Range<u64>, time: u64) -> Bytes {
     let tree = ma.store.feed(&ma.feed()).unwrap().compact_range;
     let checkpoint = Checkpoint { feed: ma.feed(), size: tree.size(), root: tree.root() };

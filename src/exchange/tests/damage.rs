@@ -1,4 +1,5 @@
-//! A member whose disk has altered an entry: its peers get all that follows, and the entry once it is put back.
+//! A member whose disk has altered an entry: its peers receive all later entries, and the damaged
+//! one after its repair.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use crate::store::{Content, ReadError, Store};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damaged_entry_does_not_block_the_feed_and_is_backfilled_after_repair() {
     let folder = tempfile::tempdir().unwrap();
-    // Without a window what is read comes from the disk.
+    // Without a cache every read comes from the disk.
     let options = DiskOptions {
         reserve_bytes: 0,
         tail_cache_bytes: 0,

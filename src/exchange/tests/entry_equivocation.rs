@@ -1,4 +1,5 @@
-//! Two entries at one place of one feed: found over the express lane, decided by an operator, and what stops the feed again.
+//! Two entries at one index of one feed: found over the priority lane, decided by an operator, and
+//! what stops the feed again.
 
 use barid_core::follow::{EntryEquivocation, EquivocationEvidence};
 use barid_core::proto;
@@ -13,7 +14,7 @@ fn all_urgent() -> Feed {
     Feed::of(bulletins_with(|_, draft| immediate("Exercise")(draft)))
 }
 
-/// One of another size: its checkpoint alone does not contradict that of the others.
+/// A feed of another size: its checkpoint alone does not contradict the others.
 fn longer() -> Feed {
     let change = |_, draft: &mut proto::Draft| immediate("Exercise")(draft);
     Feed::of(bulletins_with(change).into_iter().chain(bulletins_with(change).into_iter().take(1)).collect())
@@ -28,7 +29,7 @@ fn forks(node: &Node) -> (usize, usize) {
     (forks.len(), forks.iter().filter(|fork| fork.resumed).count())
 }
 
-/// What proves the newest that is not decided, which must be two entries at this index.
+/// Returns the newest evidence without a decision, which must be two entries at this index.
 fn undecided(node: &Node, index: u64) -> EntryEquivocation {
     let fork = node.store.forks().unwrap().into_iter().find(|fork| !fork.resumed).unwrap();
     match EquivocationEvidence::verify(&fork.evidence, node.rosters.load().newest()).unwrap() {
@@ -55,7 +56,8 @@ async fn decision_on_two_entries_persists_and_a_third_entry_stops_the_feed_again
     let evidence = undecided(&ly, 3);
     assert!(digests.contains(&evidence.one.digest) && digests.contains(&evidence.other.digest));
 
-    // The decision holds for what it was about, here and after a restart: the feed goes on with another entry than came ahead.
+    // The decision covers its evidence, here and after a restart: the feed continues with another
+    // entry than the one received ahead of the order.
     resume(&ly).await;
     let ly = ly.restart_with_topics(&[]);
     assert!(!stopped(&ly));
@@ -72,7 +74,8 @@ async fn decision_on_two_entries_persists_and_a_third_entry_stops_the_feed_again
     let first = ly.store.entries_from(1, 1, usize::MAX).unwrap().remove(0);
     assert_eq!(first.digest, one.bulletins[3].digest, "what was delivered once stays what it was");
 
-    // Shown again, also behind: known. A further one, at the same place or another: not.
+    // The same evidence, also behind the feed, is covered by the decision. A third entry at the
+    // same index is not.
     ma.send(Frame::PriorityEntry(one.priority(3))).await;
     ma.send(Frame::PriorityEntry(one.priority(5))).await;
     ma.send(Frame::PriorityEntry(third.priority(3))).await;

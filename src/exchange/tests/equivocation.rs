@@ -1,4 +1,5 @@
-//! Two histories of one feed: what stops it again after an operator's decision, and what a member's bulletin about it is worth.
+//! Forked feeds: what stops a feed again after an operator's decision, and what a member's
+//! announcement counts for.
 
 use barid_core::bulletin::ValidBulletin;
 use barid_core::feed::checkpoint::{Checkpoint, SignedCheckpoint, sign};
@@ -19,14 +20,14 @@ fn signed(tree: &Checkpoint, key: &SigningKey) -> SignedCheckpoint {
     sign(tree, std::slice::from_ref(key)).unwrap()
 }
 
-/// What a peer shows of Tripoli's feed.
+/// A peer's tree head of Tripoli's feed.
 fn head(tree: &Checkpoint) -> Frame {
     let checkpoint = signed(tree, &key("ly", "feed/1", Algorithm::Ed25519)).note;
     let heads = vec![proto::TreeHead { checkpoint, ..proto::TreeHead::default() }];
     Frame::TreeHeads(proto::TreeHeads { heads, roster_version: 1, crls: Vec::new() })
 }
 
-/// Rabat's bulletin about two histories of Tripoli's feed that `key` signed.
+/// Rabat's announcement of a fork of Tripoli's feed, with two trees signed by `key`.
 fn announcement_of(node: &Node, key: &SigningKey) -> ValidBulletin {
     let evidence = Equivocation::between(&signed(&tree(2, 7), key), &signed(&tree(2, 9), key)).unwrap();
     feed_forked_bulletin(&evidence.into(), &node.me, node.rosters.load().newest()).unwrap()
@@ -48,7 +49,8 @@ async fn resumed_feed_stays_resumed_until_another_fork_is_proven() {
     ly.publish(2, |_| {}).await;
     until("it is followed again", || ma.size(&ly.feed()) == 5).await;
 
-    // The same once more, by a larger checkpoint of ours: the operator knew. Then another tree.
+    // The same tree again, now behind a larger checkpoint of ours: covered by the decision. Then
+    // another tree.
     liar.send(head(&tree(2, 9))).await;
     liar.send(head(&tree(4, 8))).await;
     until("the feed is stopped again", || stopped() && forks().len() == 2).await;
@@ -56,7 +58,7 @@ async fn resumed_feed_stays_resumed_until_another_fork_is_proven() {
     let alarms = alarms(&ma);
     assert!(alarms.iter().any(|alarm| alarm.contains("at size 4")), "{alarms:?}");
 
-    // After a restart too; and one decision is about all that is known.
+    // The same after a restart; and one decision covers all known evidence.
     let ma = ma.restart_with_topics(&[]);
     assert!(ma.exchange.stopped_feeds().contains(&ly.feed()));
     assert!(ma.exchange.resume_feed(&ly.feed()).await.unwrap());
@@ -70,7 +72,7 @@ async fn announcement_with_evidence_raises_alarm_and_claim_does_not() {
     let (ma, tn) = (Node::start("ma"), Node::start("tn"));
     let _cable = connect(&ma, &tn, honest(), honest());
     ma.publish(1, |_| {}).await;
-    // Not by Tripoli's key.
+    // Not Tripoli's key.
     let stranger = SigningKey::from_seed("ly.rabat.example/feed/1", Algorithm::Ed25519, [66; 32]).unwrap();
     ma.committer.publish(vec![announcement_of(&ma, &stranger)]).await.unwrap();
     until("Tunis has it", || tn.size(&ma.feed()) == 2).await;
@@ -105,7 +107,7 @@ async fn decision_covers_forks_announced_meanwhile() {
     assert!(ma.exchange.resume_feed(&feed("ly")).await.unwrap());
     let forks = ma.store.forks().unwrap();
     assert!(forks.len() == 2 && forks.iter().all(|fork| fork.resumed), "{}", forks.len());
-    // What is held is looked at again when the node starts.
+    // Held announcements are verified again when the node starts.
     let ma = ma.restart_with_topics(&[]);
     ma.exchange.verify_held_announcements().await;
     ma.committer.persist(crate::committer::Records::default()).await.unwrap();

@@ -1,5 +1,5 @@
-//! Peers that send what no node would: a batch is refused whole, with its reason on record, and everything else goes on. What stands
-//! in an entry refuses nothing.
+//! Peers that send what no node would: a batch is rejected whole, with its reason recorded, and
+//! everything else continues. The content of an entry causes no rejection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,7 +34,7 @@ fn signed(size: u64, root: Hash, key: &SigningKey) -> Bytes {
     sign(&Checkpoint { feed: feed("ma"), size, root }, std::slice::from_ref(key)).unwrap().note
 }
 
-/// What a checkpoint note says.
+/// Parses the text of a checkpoint note.
 fn parse_checkpoint(note: &[u8]) -> Checkpoint {
     Checkpoint::parse_text(&Note::parse(note).unwrap().text).unwrap()
 }
@@ -50,7 +50,7 @@ fn envelope_item(bytes: Bytes) -> proto::Item {
 
 type Lie = fn(&mut proto::Entries);
 
-/// Each lie about a batch of several entries, and the word for it.
+/// Each way to falsify a batch of several entries, and the reason of its fault.
 const LIES: [(&str, Lie, &str); 21] = [
     ("an envelope is altered", |batch| alter_last(batch), "bad-root"),
     ("two entries have changed places", |batch| batch.items.swap(1, 2), "bad-root"),
@@ -111,7 +111,8 @@ fn alter_last(batch: &mut proto::Entries) {
     }
 }
 
-/// ly holds four entries of ma's; then ma lies about the next twenty, once or until it is believed to be over.
+/// ly holds four entries of ma's feed; then ma sends the next twenty falsified, until `lying` is
+/// reset.
 async fn receive_lie(what: &str, lie: Lie, reason: &str) {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
     let (lying, faults) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
@@ -222,7 +223,8 @@ async fn out_of_order_batches_are_rejected_and_requested_again() {
     let [one, two, three] = batches();
     let mut peer = Actor::handshake(&ly, "ma").await;
     assert_eq!(next_follow(&mut peer).await, 0);
-    // Nothing of an earlier request can be on its way yet: the first batch must be the one asked for.
+    // No batch of an earlier request can be in flight yet: the first batch must be the requested
+    // one.
     peer.send(Frame::Entries(two.clone())).await;
     assert_eq!(rejected(&mut peer).await, "gap");
     assert_eq!(next_follow(&mut peer).await, 0);
@@ -231,7 +233,7 @@ async fn out_of_order_batches_are_rejected_and_requested_again() {
     }
     assert_eq!(rejected(&mut peer).await, "gap");
     assert_eq!(next_follow(&mut peer).await, 2);
-    // What was sent before the refusal was heard is passed over.
+    // Batches sent before the rejection arrived are dropped.
     for batch in [&three, &two, &three] {
         peer.send(Frame::Entries(batch.clone())).await;
     }
@@ -255,13 +257,13 @@ async fn peer_sending_wrong_batches_receives_fault_each_time() {
     assert_eq!(ly.size(&feed("ma")), 0);
 }
 
-/// An entry with these exact bytes, as a node would publish that checks nothing.
+/// An entry with these exact bytes, as a node without checks would publish it.
 fn unchecked(envelope: Bytes) -> ValidBulletin {
     let digest = envelope::digest(&envelope);
     ValidBulletin { envelope, digest, ..bulletin(&member("ma"), &|_| {}) }
 }
 
-/// A bulletin whose header says something else.
+/// A bulletin with a changed header.
 pub(super) fn headed(change: impl Fn(&mut proto::Header)) -> Bytes {
     let envelope = bulletin(&member("ma"), &|_| {}).envelope;
     let mut header = envelope::header_of(&envelope).unwrap();
@@ -285,7 +287,7 @@ async fn entry_content_never_stops_its_feed() {
             header.handling = Some(handling);
         })
     };
-    // Each with whether it is kept in full, and what is said of it.
+    // Each with whether it is stored in full, and its finding.
     let entries: [(Bytes, bool, Option<&str>); 14] = [
         (headed(|_| {}), true, None),
         (headed(|header| header.kind = "of-tomorrow".into()), true, None),
@@ -302,7 +304,7 @@ async fn entry_content_never_stops_its_feed() {
         (headed(|_| {}), true, None),
         (with_body(vec![0; ENVELOPE_BYTES_MAX], envelope::PAYLOAD_TYPE), false, Some("too-large")),
     ];
-    // Whoever sends it shows everything, whatever the audience.
+    // The sender serves everything, whatever the audience.
     let mut tree = MemoryTree::new();
     entries.iter().for_each(|(envelope, ..)| tree.append(&envelope::digest(envelope)));
     let count = entries.len() as u64;
@@ -327,7 +329,7 @@ async fn entry_content_never_stops_its_feed() {
         let recorded: Vec<_> = recorded.iter().map(|record| (record.reason.as_str(), record.actor.as_str())).collect();
         assert_eq!(recorded, reason.map(|reason| (reason, "ma")).as_slice(), "{index}");
     }
-    // The feed goes on, and so do the others.
+    // The feed continues, and so do the others.
     let more = bulletin(&member("ma"), &|_| {}).envelope;
     tree.append(&envelope::digest(&more));
     ma.send(Frame::Entries(proto::Entries {
@@ -365,7 +367,8 @@ async fn malformed_relayed_custody_is_recorded_and_not_persisted() {
         captured.records().into_iter().filter(|record| record.event == what && record.actor == "ma").count()
     };
     for frame in [
-        // What it is to be, as the records say it: names that are none, a feed that is not the sender's, more than a frame holds.
+        // Rejected with a record: malformed names, a feed that is not the sender's, more notes than
+        // a frame may hold.
         relayed_request("no feed", "tn"),
         relayed_request(&theirs, "Tunisia"),
         relayed_request(&feed("tn").to_string(), "ne"),
@@ -377,19 +380,19 @@ async fn malformed_relayed_custody_is_recorded_and_not_persisted() {
         // Notes that prove nothing, of a holder that is a member and of one that is not.
         relayed_notes(&own, "tn", vec![note.clone()]),
         relayed_notes(&own, "x-nobody", vec![note.clone()]),
-        // Passed on to nobody, as nobody is linked; answered with nothing, as nothing is held.
+        // Not forwarded, since no such member is linked; not answered, since nothing is held.
         relayed_request(&theirs, "tn"),
         relayed_notes(&theirs, "ma", vec![note]),
         relayed_request(&feed("tn").to_string(), "ly"),
     ] {
         ma.send(frame).await;
     }
-    // The feed goes on.
+    // The feed continues.
     for batch in batches() {
         ma.send(Frame::Entries(batch)).await;
     }
     until("all is held", || ly.size(&feed("ma")) == 6).await;
-    // The first few of a peer singly, the rest by their number.
+    // The first few records of a peer are written singly, the rest only counted.
     assert!(of("frame-rejected") >= 3, "{}", of("frame-rejected"));
     assert!(ly.store.custody_newest(&feed("ly")).unwrap().is_empty());
 }
@@ -409,7 +412,7 @@ async fn owner_with_malformed_entries_is_still_followed() {
     assert_eq!(SignedCheckpoint::verify(&newest, &keys).unwrap().checkpoint.size, 4);
 }
 
-/// Messages as bytes, whatever they hold.
+/// A codec for messages of arbitrary bytes.
 #[derive(Clone, Copy, Default)]
 struct Raw;
 
@@ -447,7 +450,7 @@ impl Decoder for Raw {
     }
 }
 
-/// Calls `Exchange.Link` with these messages and goes on until `done`.
+/// Calls `Exchange.Link` with these messages and waits for `done`.
 async fn call(address: std::net::SocketAddr, messages: Vec<Bytes>, done: impl Future<Output = ()>) {
     let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
     let mut grpc = tonic::client::Grpc::new(channel);
@@ -478,7 +481,7 @@ async fn undecodable_frame_ends_only_its_link() {
         (good.slice(..good.len() - 1), "decode"),
         (Bytes::from_static(&[0xff; 100]), "decode"),
     ] {
-        // The error of the call before still stands until this one's link has opened.
+        // The error of the previous call remains until this call's link has opened.
         let changes = ly.exchange.peers().watch();
         let before = *changes.borrow();
         let opened_and_ended = || *changes.borrow() >= before + 2 && !ly.exchange.peers().linked(&ma);

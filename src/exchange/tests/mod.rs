@@ -253,7 +253,7 @@ async fn slow_receiver_costs_bounded_window() {
     let origin = ma.feed().to_string();
     slow.send(Frame::Follow(proto::Follow { feed: origin.clone(), ..proto::Follow::default() })).await;
     let (mut end, mut batches) = (0, 0);
-    // Until nothing more comes without an answer.
+    // Until nothing more arrives without an acknowledgement.
     while let Ok(batch) = tokio::time::timeout(Duration::from_millis(300), slow.receive(entries)).await {
         assert_eq!(batch.first, end);
         end += batch.items.len() as u64;
@@ -263,7 +263,7 @@ async fn slow_receiver_costs_bounded_window() {
     assert!(end > 0 && end < ma.size(&ma.feed()));
     slow.send(Frame::ReplicationProgress(proto::ReplicationProgress { feed: origin, size: end })).await;
     assert_eq!(slow.receive(entries).await.first, end);
-    // Nobody else is held up.
+    // No other peer is delayed.
     let _cable = connect(&ma, &ly, honest(), honest());
     let size = ma.size(&ma.feed());
     until("another follower catches up", || ly.size(&ma.feed()) == size).await;
@@ -334,7 +334,8 @@ async fn newer_roster_reaches_all_members() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_crls_are_sent_in_frames_that_fit() {
-    // One that fills a frame, small ones behind it, and one that fits no frame and must not hold up the others.
+    // One that fills a frame, small ones behind it, and one that fits no frame and must not block
+    // the others.
     let sizes = [("large", TREE_HEADS_CRL_BYTES_MAX), ("a", 600_000), ("too-large", TREE_HEADS_CRL_BYTES_MAX + 1)];
     let from = TestCrls::holding(&[&sizes[..], &[("b", 500_000), ("c", 400_000), ("d", 100)]].concat());
     let (to, largest) = (TestCrls::holding(&[]), Arc::new(AtomicUsize::new(0)));
@@ -357,12 +358,13 @@ async fn all_crls_are_sent_in_frames_that_fit() {
     until("all that fit have come", || sorted() == wanted).await;
     assert!(largest.load(Ordering::Relaxed) <= TREE_HEADS_CRL_BYTES_MAX);
 
-    // A newer one is told although nothing else happens, and only that one.
+    // A newer list is sent although nothing else changes, and only that one.
     from.put("a", 700_000);
     wanted.insert(1, 700_000);
     until("the newer one has come", || sorted() == wanted).await;
 
-    // With a newer roster the peer may know authorities that it did not know before: it is told all again.
+    // With a newer roster the peer may know authorities that it did not know before: all lists are
+    // sent again.
     let mut chain = barid_core::roster::RosterChain::clone(&ma.rosters.load());
     chain.extend(&roster(2, Some(chain.newest().text_hash()))).unwrap();
     ma.rosters.replace(chain);
@@ -425,7 +427,7 @@ async fn fork_stops_only_the_forked_feed() {
     let _cables = [connect(&ma, &ly, honest(), honest()), connect(&tn, &ma, honest(), honest())];
     ly.publish(3, |_| {}).await;
     until("ma holds ly's", || ma.size(&ly.feed()) == 3).await;
-    // "tn" shows ma another root of ly's feed, signed by ly's key, over the link that it dials anew.
+    // "tn" sends ma another root of ly's feed, signed by ly's key, over a new link.
     let liar = Actor::handshake(&ma, "tn").await;
     liar.send(head("ly", 2)).await;
     until("ly's feed is stopped", || ma.exchange.stopped_feeds().contains(&ly.feed())).await;
@@ -439,7 +441,7 @@ async fn peer_that_never_reads_loses_its_link_and_others_continue() {
     let deaf = Actor::handshake(&ma, "tn").await;
     let nonsense = || Frame::Follow(proto::Follow { feed: "nonsense".into(), ..proto::Follow::default() });
     let mut sent = 0;
-    // Each is answered; the answers have nowhere to go.
+    // Each frame is answered; the replies are not read.
     while deaf.to_node.send(proto::Frame { frame: Some(nonsense()) }).await.is_ok() {
         sent += 1;
         assert!(sent < 100_000, "nobody stops it");
@@ -473,7 +475,7 @@ async fn idle_link_sends_heartbeats_and_times_out() {
     let heartbeat = |frame| if let Frame::Cosigned(cosigned) = frame { Some(cosigned) } else { None };
     let received = peer.receive(heartbeat).await;
     assert_eq!((received.heartbeat_feed.as_str(), received.heartbeat_size), ("ma.rabat.example/feed/1", 0));
-    // And one that says nothing itself is given up.
+    // A peer that sends nothing itself is dropped.
     let ended = tokio::time::timeout(Duration::from_secs(200), async {
         while peer.from_node.recv().await.is_some() {}
         peer.link.await.unwrap()
@@ -493,7 +495,7 @@ async fn heartbeat_is_verified_and_recorded() {
     until("seen alive", || ma.peer_status(&ly.me).heartbeat_time == 77_000).await;
 }
 
-/// Listens without TLS; whoever calls is `caller`.
+/// Listens without TLS; every caller is identified as `caller`.
 async fn listen(node: &Node, caller: &'static str) -> std::net::SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -566,7 +568,8 @@ async fn duplicate_identity_raises_alarms_and_keeps_one_link() {
     assert!(ma.exchange.peers().linked(&one.me), "one of them stays linked");
 }
 
-/// A stream of links of a member, each with five bytes that promise 4 MiB and a few more.
+/// A member opens many links, each with the five-byte prefix of a 4 MiB message and a few more
+/// bytes.
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_frames_of_peer_are_bounded_by_its_budget() {
     let node = Node::start("ma");

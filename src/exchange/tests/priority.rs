@@ -1,4 +1,4 @@
-//! Urgent entries overtake the others of their feed, once, and prove themselves.
+//! Urgent entries overtake the others of their feed, once, and carry their own proof.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use super::world::{Actor, Node, Tamper, alarms, bulletin, connect, feed, honest, key, member, until};
 use super::{disclosed, handling};
 
-/// An urgent one of this status.
+/// Changes a draft into an urgent one of this status.
 pub(super) fn immediate(status: &'static str) -> impl Fn(&mut proto::Draft) {
     move |draft| {
         let header = draft.header.as_mut().unwrap();
@@ -27,7 +27,7 @@ pub(super) fn immediate(status: &'static str) -> impl Fn(&mut proto::Draft) {
     }
 }
 
-/// What arrived of ma's feed, in order.
+/// Indexes of ma's feed in order of offset.
 pub(super) fn by_offset(node: &Node) -> Vec<u64> {
     let entries = node.store.entries_from(1, usize::MAX, usize::MAX).unwrap();
     entries.into_iter().filter(|entry| entry.feed == feed("ma")).map(|entry| entry.index).collect()
@@ -40,7 +40,8 @@ fn assert_each_once(node: &Node, size: u64) {
     assert_eq!(disclosed(node, "ma"), vec![true; usize::try_from(size).unwrap()]);
 }
 
-/// Lets batches that begin at or after an index pass only while it is open; says in which order what was urgent came.
+/// Passes batches that begin at or after an index only while it is open; records the priority
+/// entries in order.
 fn gate(from: u64) -> (Arc<AtomicBool>, Arc<Mutex<Vec<proto::PriorityEntry>>>, Tamper) {
     let (open, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
     let shared = (Arc::clone(&open), Arc::clone(&seen));
@@ -67,7 +68,7 @@ async fn priority_entries_precede_backlog_once_with_custody() {
     let cable = connect(&ma, &ly, stuck, honest());
     until("what is urgent is there", || by_offset(&ly).len() == 3).await;
     assert_eq!(by_offset(&ly), [3_002, 1_500, 1_501], "what is Actual before an exercise");
-    // New ones too, while nothing comes in order.
+    // New ones too, while nothing arrives in order.
     ma.publish(1, immediate("Actual")).await;
     until("the new one is there", || by_offset(&ly).len() == 4).await;
     assert_eq!(by_offset(&ly)[3], 3_013);
@@ -95,7 +96,7 @@ async fn priority_entries_precede_backlog_once_with_custody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exercises_do_not_use_capacity_of_actual_entries() {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
-    // Behind a backlog more than are looked at, then as many that are Actual as there is room for.
+    // Behind a backlog: more entries than are scanned, then as many Actual ones as fit.
     ma.publish(PRIORITY_ENTRIES_MAX, |_| {}).await;
     ma.publish(4 * PRIORITY_ENTRIES_MAX + 10, immediate("Exercise")).await;
     let first = 5 * PRIORITY_ENTRIES_MAX as u64 + 10;
@@ -129,7 +130,7 @@ async fn entries_without_backlog_are_sent_once() {
     let _cable = connect(&ma, &ly, tamper, honest());
     for count in 1..=20 {
         ma.publish(1, immediate("Actual")).await;
-        // On a busy machine they would be a backlog.
+        // On a busy machine they would form a backlog.
         until("it is there", || ly.size(&ma.feed()) == count).await;
     }
     assert!(seen.lock().is_empty());
@@ -146,7 +147,7 @@ async fn relay_forwards_priority_entries_at_once() {
     until("the beginning has come through ly", || tn.size(&ma.feed()) > 0).await;
     let begun = ly.size(&ma.feed());
     ma.publish(1, immediate("Actual")).await;
-    // Not for ly: only its owner can give it.
+    // Not for ly: only its owner can serve it.
     ma.publish(1, |draft| {
         immediate("Actual")(draft);
         *handling(draft) =
@@ -218,7 +219,7 @@ pub(super) fn bulletins_with(change: impl Fn(usize, &mut proto::Draft)) -> Vec<V
     (0..8).map(|n| bulletin(&member("ma"), &|draft: &mut proto::Draft| change(n, draft))).collect()
 }
 
-/// ma, played by the test, whom ly has asked for its feed.
+/// Plays ma, after ly has requested its feed.
 pub(super) async fn followed_peer(ly: &Node) -> Actor {
     let mut ma = Actor::handshake(ly, "ma").await;
     ma.receive(|frame| matches!(frame, Frame::Follow(follow) if follow.feed == feed("ma").to_string()).then_some(()))
@@ -302,7 +303,7 @@ async fn two_entries_at_one_index_are_proven_in_any_order() {
             let settled = || ly.size(&feed("ma")) == 8 || !ly.store.forks().unwrap().is_empty();
             until(what, || settled() || ahead && by_offset(&ly) == [3]).await;
         }
-        // Signed both times for the same size: which comes first of these is told by what is held.
+        // Both checkpoints have the same size, so either form of evidence may be found first.
         until(what, || !ly.store.forks().unwrap().is_empty()).await;
         assert!(ly.exchange.stopped_feeds().contains(&feed("ma")), "{what}");
         let fork = ly.store.forks().unwrap().remove(0);

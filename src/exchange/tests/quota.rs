@@ -1,4 +1,5 @@
-//! A disk that fills, and members that fill it: their feeds go on as digests, and content comes once there is room.
+//! A disk that fills, and members that fill it: their feeds continue as digests, and content
+//! arrives once there is space.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::store::memory::MemoryStore;
 
 const MIB: u64 = 1 << 20;
 
-/// A node whose disk is as large as the test says.
+/// A node whose disk size the test sets.
 fn small(code: &str) -> (Node, Arc<MemoryStore>) {
     let store = Arc::new(MemoryStore::new());
     (Node::over(Arc::clone(&store) as _, code, &[], Arc::new(NoRevocations)), store)

@@ -1,4 +1,4 @@
-//! What a peer can have a node write down, and raise.
+//! Bounds on the records and alarms that a peer can cause.
 
 use barid_core::bulletin::ValidBulletin;
 use barid_core::envelope;
@@ -17,7 +17,7 @@ fn fault(feed: &str, reason: &str, detail: &str) -> Frame {
     Frame::Fault(proto::Fault { feed: feed.into(), reason: reason.into(), detail: detail.into() })
 }
 
-/// An entry with these exact bytes, as a node would publish that checks nothing.
+/// An entry with these exact bytes, as a node without checks would publish it.
 fn unchecked(envelope: Bytes) -> ValidBulletin {
     let digest = envelope::digest(&envelope);
     ValidBulletin { envelope, digest, ..bulletin(&member("ly"), &|_| {}) }
@@ -47,7 +47,7 @@ async fn faults_of_unrelated_feeds_are_counted_as_malformed_frames() {
     let singly =
         records.iter().filter(|record| (record.event.as_str(), record.actor.as_str()) == ("frame-rejected", "ma"));
     assert_eq!(singly.count() as u64, INDIVIDUAL_RECORDS_MAX);
-    // The link goes on.
+    // The link continues.
     ma.send(Frame::TreeHeads(proto::TreeHeads::default())).await;
     assert!(ly.exchange.peers().linked(&member("ma")));
 }
@@ -95,7 +95,7 @@ async fn undecodable_entries_raise_one_alarm_beside_the_fork_alarm() {
     let newest = Alarm::Entry { finding: "undecodable-header", feed: ly.feed(), index: 962, by: ly.me.clone() };
     assert_eq!((&entries.alarm, entries.count), (&newest, 960));
     until("the evidence is kept", || !ma.store.forks().unwrap().is_empty()).await;
-    // It is over by what ends it, and the other one stays.
+    // The decision clears the fork's alarm, and the other one stays.
     assert!(ma.exchange.resume_feed(&ly.feed()).await.unwrap());
     assert_eq!(ma.exchange.alarms().snapshot().len(), 1);
 }
@@ -105,7 +105,7 @@ async fn missing_roster_raises_alarm_of_newest_version() {
     let (ma, ly) = (Node::start("ma"), Node::start("ly"));
     let _cable = connect(&ma, &ly, honest(), honest());
     let naming = |version: u64| unchecked(headed(|header| header.roster_version = version));
-    // Once publishing is open.
+    // Waits until publishing is open.
     ma.publish(0, |_| {}).await;
     ma.committer.publish(vec![naming(2), naming(9), naming(3)]).await.unwrap();
     until("ly's operators know", || !alarms(&ly).is_empty()).await;

@@ -1,4 +1,4 @@
-//! What a node makes of rosters and keys that peers show it.
+//! How a node handles rosters and keys that peers send.
 
 use barid_core::feed::note::{Algorithm, Note, SigningKey};
 use barid_core::roster::RosterChain;
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::world::{Node, alarms, connect, governor, honest, key, member, roster, until};
 use crate::exchange::roster_sync::adopt_rosters;
 
-/// A roster's text, changed, under another signature.
+/// A roster with changed text, under another signature.
 fn rewritten(note: &Bytes, by: &SigningKey, change: impl FnOnce(String) -> String) -> Bytes {
     let text = change(Note::parse(note).unwrap().text);
     Note::sign(&text, by).unwrap().to_bytes().into()
@@ -68,7 +68,7 @@ async fn cosignatures_of_retired_key_are_not_persisted() {
         until("ly vouches for it", || !ma.store.custody_covering(&ma.feed(), size - 1).unwrap().is_empty()).await;
     }
     assert!(ma.store.cosigned_newest(&ma.feed()).unwrap().iter().all(|note| note.cosigner != ly.me));
-    // The other way round the key is in force.
+    // In the other direction the key is in force.
     ly.publish(1, |_| {}).await;
     until("ma's cosignature is kept", || {
         ly.store.cosigned_newest(&ly.feed()).unwrap().iter().any(|note| note.cosigner == ma.me)

@@ -1,4 +1,4 @@
-//! A node that has lost its own feed: peers give it back.
+//! A node that has lost its own feed fetches it back from peers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -67,7 +67,8 @@ async fn own_feed_is_recovered_through_a_relay() {
     }
     let root = ma.root(&feed);
     drop(ma);
-    // ma has lost its store, and reaches tn alone, which has never seen its feed but reaches ly.
+    // ma has lost its store and is linked only to tn, which has never held its feed but is linked
+    // to ly.
     let ma = Node::start("ma");
     let _cables = [connect(&ma, &tn, honest(), honest()), connect(&tn, &ly, honest(), honest())];
     until("tn has it from ly, though ma is linked", || tn.root(&feed) == root).await;

@@ -1,4 +1,4 @@
-//! Members that cannot be reached, and content that comes later.
+//! Members that cannot be reached, and content that arrives later.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,7 +21,7 @@ fn red_for(readers: &'static [&'static str]) -> impl Fn(&mut proto::Draft) {
     }
 }
 
-/// What arrived of a feed, in order.
+/// Indexes of a feed in order of offset.
 fn by_offset(node: &Node, owner: &str) -> Vec<u64> {
     let entries = node.store.entries_from(1, usize::MAX, usize::MAX).unwrap();
     entries.into_iter().filter(|entry| entry.feed.member == member(owner)).map(|entry| entry.index).collect()
@@ -38,7 +38,7 @@ async fn unreachable_member_is_followed_at_relay_and_rest_is_backfilled_by_owner
     assert_eq!(tn.root(&ma.feed()), ma.root(&ma.feed()));
     assert_eq!(ly.store.undisclosed_ranges(&ma.feed(), 9).unwrap(), [(2_000..2_003, Undisclosed::Withheld)]);
     assert_eq!(tn.store.undisclosed_ranges(&ma.feed(), 9).unwrap(), [(2_000..2_003, Undisclosed::NotHeld)]);
-    // Live, too, and the other way round.
+    // Live entries too, and the other direction.
     ma.publish(1, |_| {}).await;
     tn.publish(4, |_| {}).await;
     until("all feeds are equal", || tn.size(&ma.feed()) == 2_004 && ma.size(&tn.feed()) == 4).await;
@@ -90,7 +90,7 @@ async fn partial_replica_is_served_after_its_upstream_is_gone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrongly_withheld_content_is_backfilled_from_relay_and_raises_alarm() {
     let (ma, ly, tn) = (Node::start("ma"), Node::start("ly"), Node::start("tn"));
-    // Towards ly, ma hides the content of everything, also when it is asked again.
+    // Towards ly, ma withholds all content, also in backfill responses.
     let hiding: Tamper = Box::new(|mut frame| {
         if let Some(Frame::BackfillResponse(backfills)) = &mut frame.frame {
             backfills.items.clear();

@@ -32,7 +32,7 @@ pub(super) fn feed(code: &str) -> FeedId {
     FeedId::new(member(code), EXCHANGE.parse().unwrap(), 1)
 }
 
-/// The same key for the same name, every time.
+/// Returns the same key for the same name every time.
 pub(super) fn key(code: &str, role: &str, algorithm: Algorithm) -> SigningKey {
     let name = format!("{code}.{EXCHANGE}/{role}");
     let seed = barid_core::envelope::digest(name.as_bytes()).0;
@@ -47,7 +47,7 @@ pub(super) fn keys(code: &str) -> Keys {
     }
 }
 
-/// Who signs the rosters.
+/// The key that signs the rosters.
 pub(super) fn governor() -> SigningKey {
     SigningKey::from_seed("governors.example/one", Algorithm::Ed25519, [1; 32]).unwrap()
 }
@@ -93,17 +93,17 @@ impl Node {
         Self::following(code, &[])
     }
 
-    /// A node that wants the content of these topics only.
+    /// A node that follows only these topics.
     pub(super) fn following(code: &str, topics: &[&str]) -> Self {
         Self::with(code, topics, Arc::new(NoRevocations))
     }
 
-    /// A node with revocation lists of the test's making.
+    /// A node with revocation lists that the test provides.
     pub(super) fn with(code: &str, topics: &[&str], revocations: Arc<dyn Revocations>) -> Self {
         Self::over(Arc::new(MemoryStore::new()), code, topics, revocations)
     }
 
-    /// A node with a store of the test's making.
+    /// A node with a store that the test provides.
     pub(super) fn over(store: Arc<dyn Store>, code: &str, topics: &[&str], revocations: Arc<dyn Revocations>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let committer = Committer::start(
@@ -134,7 +134,7 @@ impl Node {
         feed(self.me.as_str())
     }
 
-    /// What this node knows of a peer.
+    /// This node's status of a peer.
     pub(super) fn peer_status(&self, peer: &Member) -> PeerStatus {
         self.exchange.peers().snapshot().remove(peer).unwrap_or_default()
     }
@@ -198,7 +198,7 @@ pub(super) fn bulletin(by: &Member, change: &impl Fn(&mut proto::Draft)) -> Vali
     prepare(&draft, &defaults, salt.try_into().unwrap()).unwrap()
 }
 
-/// Revocation lists that nobody verifies.
+/// Revocation lists that are not verified.
 pub(super) struct TestCrls {
     held: Mutex<Vec<(String, Bytes)>>,
     changed: watch::Sender<u64>,
@@ -212,7 +212,7 @@ impl TestCrls {
         this
     }
 
-    /// A list of so many bytes in place of what was held of this authority.
+    /// Replaces the list of this authority by one of this many bytes.
     pub(super) fn put(&self, name: &str, bytes: usize) {
         let mut held = self.held.lock();
         held.retain(|(other, _)| other != name);
@@ -221,7 +221,7 @@ impl TestCrls {
         self.changed.send_modify(|version| *version += 1);
     }
 
-    /// Sizes of what was offered.
+    /// Sizes of the offered lists.
     pub(super) fn offered_bytes(&self) -> Vec<usize> {
         self.offered.lock().iter().map(Bytes::len).collect()
     }
@@ -241,7 +241,7 @@ impl Revocations for TestCrls {
     }
 }
 
-/// What a test makes of a frame on its way; `None` drops it.
+/// Changes a frame in flight; `None` drops it.
 pub(super) type Tamper = Box<dyn FnMut(proto::Frame) -> Option<proto::Frame> + Send>;
 
 pub(super) fn honest() -> Tamper {
@@ -294,7 +294,7 @@ pub(super) struct Actor {
 }
 
 impl Actor {
-    /// Dials `node` as `code` and greets.
+    /// Dials `node` as `code` and completes the handshake.
     pub(super) async fn handshake(node: &Node, code: &str) -> Self {
         let actor = Self::dial(node, code);
         actor
@@ -321,7 +321,7 @@ impl Actor {
         self.to_node.send(proto::Frame { frame: Some(frame) }).await.unwrap();
     }
 
-    /// The next frame that `wanted` picks; others are passed over.
+    /// Returns the next frame that `wanted` picks; others are dropped.
     pub(super) async fn receive<T>(&mut self, wanted: impl Fn(Frame) -> Option<T>) -> T {
         tokio::time::timeout(Duration::from_secs(100), async {
             loop {
@@ -336,7 +336,7 @@ impl Actor {
     }
 }
 
-/// What needs an operator of this node.
+/// Active alarms of this node.
 #[cfg(test)]
 pub(super) fn alarms(node: &Node) -> Vec<String> {
     node.exchange.alarms().snapshot().iter().map(|active| active.alarm.to_string()).collect()

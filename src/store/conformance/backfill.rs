@@ -1,4 +1,4 @@
-//! Content that comes later, and custody notes about it.
+//! Tests of backfilled content, and of custody notes for it.
 
 use barid_core::ids::Undisclosed;
 
@@ -29,7 +29,7 @@ pub(super) fn backfill_is_applied_once(store: &dyn Store) {
         assert!(matches!(store.commit(wrong, 1), Err(CommitError::Invalid(_))));
     }
     let mut backfilled = backfill(&[(1, 2), (4, 4)]);
-    // In the same commit, more of the feed.
+    // The same commit also appends to the feed.
     backfilled.appends = vec![append(&feed, 5, vec![later(6), disclosed(&feed, 5)])];
     let committed = store.commit(backfilled, 1).unwrap();
     assert_eq!((committed.first_offset, committed.end_offset), (2, 5));
@@ -64,11 +64,11 @@ pub(super) fn backfill_is_applied_once(store: &dyn Store) {
     store.commit(backfill(&[(2, 3)]), 2).unwrap();
     store.apply_index();
     assert!(matches!(store.commit(backfill(&[(2, 3)]), 3), Err(CommitError::Invalid(_))), "once");
-    // One that is large does not push out what stands before it.
+    // A large backfilled entry does not push out the entries before it.
     assert_eq!(store.entries(&feed, 1, 10, 1).unwrap().len(), 1);
 }
 
-/// More ranges than are told at once, made fewer from either end.
+/// There are more ranges than one page holds, and they are shortened from either end.
 pub(super) fn undisclosed_ranges_are_paged(store: &dyn Store) {
     let (feed, model) = (feed("ma", 1), MemoryStore::new());
     let later = |index| match disclosed(&feed, index) {

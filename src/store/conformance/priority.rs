@@ -1,4 +1,4 @@
-//! Entries that come ahead of their feed's order, and custody notes about them.
+//! Tests of priority entries, and of custody notes for them.
 
 use barid_core::bulletin::Priority;
 use barid_core::ids::{Digest, FeedId, Hash, Undisclosed};
@@ -9,7 +9,7 @@ use crate::store::{
     Backfill, Commit, CommitError, Content, CustodyRecord, NewEntry, OUT_OF_ORDER_MAX, PriorityEntry, Store,
 };
 
-/// Urgent entry number `index + 1` at `index`, ahead of the order.
+/// Returns urgent entry number `index + 1` at `index`, ahead of the order.
 pub(crate) fn priority(feed: &FeedId, index: u64) -> PriorityEntry {
     PriorityEntry {
         feed: feed.clone(),
@@ -28,7 +28,7 @@ fn priority_commit(priority: Vec<PriorityEntry>) -> Commit {
 pub(super) fn priority_entry_is_stored_once(open: &mut dyn FnMut(u32) -> Box<dyn Store>, number: u32, durable: bool) {
     let feed = feed("ma", 1);
     let mut store = open(number);
-    // Before anything else is held of the feed.
+    // Before anything else of the feed is held.
     let first = store.commit(priority_commit(vec![priority(&feed, 5), priority(&feed, 700)]), 0).unwrap();
     assert_eq!((first.first_offset, first.end_offset), (1, 3));
     assert!(store.feed(&feed).is_none() && store.entries(&feed, 0, 10, ALL).unwrap().is_empty());
@@ -74,7 +74,7 @@ pub(super) fn priority_entry_is_stored_once(open: &mut dyn FnMut(u32) -> Box<dyn
     let empty = PriorityEntry { entry: withheld(9), ..priority(&feed, 9) };
     assert!(matches!(store.commit(priority_commit(vec![empty]), 1), Err(CommitError::Invalid(_))));
 
-    // The feed reaches it: with another digest nothing is appended.
+    // The feed reaches it: an append with another digest is rejected.
     let entries = |at_five: NewEntry| -> Vec<NewEntry> {
         (0..5).map(|n| disclosed(&feed, n + 1)).chain([at_five, withheld(6), urgent(&feed, 8, "Exercise")]).collect()
     };
@@ -87,7 +87,7 @@ pub(super) fn priority_entry_is_stored_once(open: &mut dyn FnMut(u32) -> Box<dyn
     assert!(matches!(store.commit(early, 1), Err(CommitError::Invalid(_))), "the append of the same commit has it");
     let committed = store.commit(commit, 1).unwrap();
     assert_eq!((committed.first_offset, committed.end_offset), (3, 10), "no second offset");
-    // Of another one only the digest comes in order.
+    // Of another one, only the digest comes in order.
     let reached = NewEntry { content: Content::Undisclosed(Undisclosed::Withheld), ..priority(&feed, 8).entry };
     store.commit(one(append(&feed, 8, vec![reached])), 2).unwrap();
     for _ in 0..3 {
@@ -129,7 +129,8 @@ pub(super) fn priority_entry_is_stored_once(open: &mut dyn FnMut(u32) -> Box<dyn
     assert!(matches!(store.commit(backfill, 3), Err(CommitError::Invalid(_))), "it is held in full");
 }
 
-/// An operator has decided about two entries at one place: the feed has the one that comes in order, the other one keeps its arrival.
+/// After an operator's decision about two entries at one index, the feed has the one that comes in
+/// order, and the other one stays under its offset.
 pub(super) fn out_of_order_entry_is_displaced_only_by_explicit_commit(
     open: &mut dyn FnMut(u32) -> Box<dyn Store>,
     number: u32,
@@ -147,7 +148,7 @@ pub(super) fn out_of_order_entry_is_displaced_only_by_explicit_commit(
         }
     };
     let original_digests: Vec<Digest> = (1..4).map(|index| priority(&feed, index).entry.digest).collect();
-    // Another one in full, the same one, and a digest alone.
+    // Another entry in full, the same entry, and a digest only.
     let entries = vec![
         disclosed(&feed, 1),
         disclosed(&feed, 77),
@@ -184,7 +185,7 @@ pub(super) fn out_of_order_entry_is_displaced_only_by_explicit_commit(
         }
         reopen(&mut store, open);
         if round == 1 {
-            // The content of what the feed has there comes late.
+            // The content of the feed's entry there is backfilled later.
             let backfill = Backfill { feed: feed.clone(), entries: vec![(3, disclosed(&feed, 78))] };
             store.commit(Commit { backfills: vec![backfill], ..Commit::default() }, 2).unwrap();
         }
@@ -203,7 +204,8 @@ pub(super) fn out_of_order_entries_are_bounded(store: &dyn Store) {
     store.commit(one(append(&feed, 0, (0..11).map(|n| urgent(&feed, n + 1, "Actual")).collect())), 3).unwrap();
     store.commit(many(6_000, 1), 4).unwrap();
     assert_eq!(store.urgent_indexes(&feed, Priority::Actual, 0, ALL).unwrap().len(), OUT_OF_ORDER_MAX + 11);
-    // A feed that does not come to them within a day has others overtake again.
+    // Slots expire: a feed that does not reach its entries within a day may have others sent ahead
+    // again.
     let late = |from: u64, time_unix_ms| Commit { time_unix_ms, ..many(from, 1) };
     assert!(matches!(store.commit(late(7_000, PRIORITY_EXPIRES_MS - 1), 5), Err(CommitError::Invalid(_))));
     store.commit(late(7_000, PRIORITY_EXPIRES_MS), 5).unwrap();
@@ -215,7 +217,7 @@ pub(super) fn out_of_order_entries_are_bounded(store: &dyn Store) {
     }
 }
 
-/// A note about what came ahead does not speak for what lies before it.
+/// A custody note for an out-of-order entry does not cover the entries before it.
 pub(super) fn out_of_order_custody_notes_leave_a_gap(store: &dyn Store) {
     let feed = feed("ma", 1);
     store.commit(one(append(&feed, 0, (0..20).map(|n| disclosed(&feed, n + 1)).collect())), 0).unwrap();

@@ -1,4 +1,4 @@
-//! From a bulletin to what refers to it.
+//! Tests of references from a bulletin to the entries that refer to it.
 
 use barid_core::ids::FeedId;
 
@@ -17,7 +17,7 @@ pub(super) fn references_to_a_bulletin_are_found(store: &dyn Store) {
     store.apply_index();
     let acks = vec![
         referring(&tn, 1, "Ack", &[("ma", 1)]),
-        // Nobody else updates or cancels, and nobody speaks for another.
+        // Only the publisher can update or cancel, and only in its own name.
         referring(&tn, 2, "Cancel", &[("ma", 1)]),
         referring(&ma, 3, "Update", &[("ma", 1)]),
         referring(&tn, 4, "Update", &[("nobody!", 1)]),
@@ -59,7 +59,7 @@ pub(super) fn references_to_a_bulletin_are_found(store: &dyn Store) {
     }
 }
 
-/// One person's answer.
+/// Returns an Ack by this issuer.
 fn ack_by(feed: &FeedId, number: u64, issuer: &str, of: &[(&str, u64)]) -> NewEntry {
     referring_by(feed, number, ("Ack", issuer), of)
 }

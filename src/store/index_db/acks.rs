@@ -1,7 +1,8 @@
-//! What one person has answered to a bulletin: the first answer, the newest, and how many there are.
+//! Acks of one issuer to one bulletin: the first, the newest and the count.
 //!
-//! In scope: the key and the value. One value for each person, so that nobody's answers stand in the way of another's. Key: bulletin's member
-//! and id, feed of the answers (u32), person (u64). Value, after the version: arrival and index of the first, arrival and index of the newest,
+//! In scope: key and value. There is one value for each issuer, so that the Acks of one never crowd
+//! out those of another. Key: member and id of the bulletin, feed of the Acks (u32), issuer (u64).
+//! Value, after the version: offset and index of the first Ack, offset and index of the newest,
 //! count (u64 each).
 
 use barid_core::ids::Member;
@@ -11,7 +12,7 @@ use super::references::Referrer;
 use crate::store::keys::{self, FeedNumber, Fields, Key, Value};
 use crate::store::references::IssuerHash;
 
-/// The answers of one person in one feed. Each place is an arrival and an index.
+/// The Acks of one issuer in one feed. Each place is an offset and an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct AckSummary {
     pub(in crate::store) first: (u64, u64),
@@ -19,7 +20,7 @@ pub(in crate::store) struct AckSummary {
     pub(in crate::store) count: u64,
 }
 
-/// With one more, unless it is among them: arrivals come in order.
+/// Adds an Ack unless it is already counted: offsets come in ascending order.
 pub(in crate::store) fn add(held: Option<AckSummary>, referrer: &Referrer) -> AckSummary {
     let place = (referrer.offset, referrer.index);
     match held {
@@ -33,7 +34,7 @@ pub(in crate::store) fn key(member: &Member, id: Uuid, feed: FeedNumber, issuer_
     Key::new(keys::ACK).member(member).id(id).u32(feed).u64(issuer_hash.0)
 }
 
-/// Feed and person of a key.
+/// Decodes feed and issuer of a key.
 pub(in crate::store) fn read_key(key: &[u8]) -> Option<(FeedNumber, IssuerHash)> {
     let mut fields = Fields::of_key(key)?;
     fields.member()?;

@@ -1,6 +1,6 @@
-//! Writing the view: a batch of commits becomes one batch of keys, with the cursor in it.
+//! Writes the index database: a batch of commits becomes one sled batch, including the cursor.
 //!
-//! In scope: which keys a commit writes. Out of scope: when (`applier`).
+//! In scope: which keys a commit writes. Out of scope: when they are written (`applier`).
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -19,10 +19,10 @@ use crate::store::references::Role;
 use crate::store::validate::UndisclosedRun;
 use crate::store::{Content, ReadError, ReferenceKind, validate};
 
-/// What is collected over a batch.
+/// The writes collected over a batch of commits.
 #[derive(Default)]
 struct Batch<'a> {
-    /// `None`: removed.
+    /// `None`: the key is removed.
     keys: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     positions: BTreeMap<FeedNumber, Vec<EntryRun>>,
     by_offset: Vec<EntryRun>,
@@ -31,7 +31,8 @@ struct Batch<'a> {
     references: BTreeMap<(&'a Member, ReferenceKind, Uuid), Vec<Referrer>>,
     acks: BTreeMap<&'a Referred, Vec<Referrer>>,
     urgent: BTreeMap<(FeedNumber, u64), urgent::Bucket>,
-    /// Ranges held in full by a holder of custody notes, as they become: end by start, `None` for one that is no more.
+    /// Changes of the ranges that a holder's custody notes state as held in full: end by start;
+    /// `None`: the range is removed.
     held_by: BTreeMap<(FeedNumber, Member), BTreeMap<u64, Option<u64>>>,
 }
 
@@ -41,9 +42,11 @@ struct Ids<'a> {
     places: Vec<(Uuid, EntryRef)>,
 }
 
-/// Takes in commits that follow what the view holds. After an error the view holds some of them, and says up to which.
+/// Applies commits that follow the cursor of the index database. After an error some of them are
+/// applied; the cursor tells which.
 pub(in crate::store) fn apply(index_db: &IndexDb, commits: &[PendingCommit]) -> Result<(), ReadError> {
-    // What a fill changes must be in the view before: such a commit is taken in alone.
+    // A commit with backfills or priority entries is applied alone, because it reads what it
+    // changes from the index database.
     let backfills = |pending: &PendingCommit| !pending.backfill_feeds.is_empty() || !pending.priority_feeds.is_empty();
     commits.chunk_by(|a, b| !backfills(a) && !backfills(b)).try_for_each(|part| apply_part(index_db, part))
 }
@@ -94,7 +97,7 @@ fn ids(index_db: &IndexDb, batch: &mut Batch<'_>) -> Result<(), ReadError> {
     Ok(())
 }
 
-/// Adds to what each person has answered.
+/// Updates the Ack summaries.
 fn acks(index_db: &IndexDb, batch: &mut Batch<'_>) -> Result<(), ReadError> {
     for ((member, id, role), mut referrers) in std::mem::take(&mut batch.acks) {
         let Role::Ack(issuer_hash) = role else { continue };
@@ -171,10 +174,10 @@ fn entries<'a>(batch: &mut Batch<'a>, pending: &'a PendingCommit) {
     }
 }
 
-/// Takes what is filled in out of the ranges held as digests only.
+/// Removes backfilled entries from the runs held as digests only.
 fn shorten_runs(index_db: &IndexDb, batch: &mut Batch<'_>, pending: &PendingCommit) -> Result<(), ReadError> {
     for (backfill, feed) in pending.committed.commit.backfills.iter().zip(&pending.backfill_feeds) {
-        // Runs as they become: by start, `None` for one that is no more.
+        // Changed runs by start; `None`: the run is removed.
         let mut changed: BTreeMap<u64, Option<UndisclosedRun>> = BTreeMap::new();
         for (index, _) in &backfill.entries {
             let made = changed.range(..=*index).rev().find_map(|(_, run)| *run);
@@ -194,7 +197,7 @@ fn shorten_runs(index_db: &IndexDb, batch: &mut Batch<'_>, pending: &PendingComm
     Ok(())
 }
 
-/// Notes where the content of what is filled in is.
+/// Writes the places of backfilled and out-of-order content.
 fn backfill_buckets(index_db: &IndexDb, batch: &mut Batch<'_>, pending: &PendingCommit) -> Result<(), ReadError> {
     for ((backfill, feed), place) in pending.committed.commit.backfills.iter().zip(&pending.backfill_feeds).zip(0..) {
         let at = NoteRef { position: pending.position, place };
@@ -215,7 +218,7 @@ fn backfill_buckets(index_db: &IndexDb, batch: &mut Batch<'_>, pending: &Pending
         let bucket = match buckets.entry((*feed, number)) {
             Entry::Occupied(held) => held.into_mut(),
             Entry::Vacant(place) => {
-                // A fill of the same commit may be in the same bucket.
+                // A backfill of the same commit may be in the same bucket.
                 let key = Key::new(keys::BACKFILL).u32(*feed).u64(number).bytes();
                 let made = batch.keys.get(&key).and_then(|value| backfills::decode(number, value.as_ref()?));
                 place.insert(made.map_or_else(|| index_db.backfilled(*feed, number), Ok)?)
@@ -229,7 +232,7 @@ fn backfill_buckets(index_db: &IndexDb, batch: &mut Batch<'_>, pending: &Pending
     Ok(())
 }
 
-/// What is held ahead of the order, and what is no longer.
+/// Writes the entries held out of order, and removes those that were reached or displaced.
 fn out_of_order(batch: &mut Batch<'_>, pending: &PendingCommit) {
     for (feed, index) in &pending.matched {
         batch.keys.insert(Key::new(keys::OUT_OF_ORDER).u32(*feed).u64(*index).bytes(), None);
@@ -260,7 +263,7 @@ fn notes(index_db: &IndexDb, batch: &mut Batch<'_>, pending: &PendingCommit) -> 
     let at = |place: u32| NoteRef { position: pending.position, place };
     for ((cosigned, feed), place) in commit.cosigned.iter().zip(&pending.cosigned_feeds).zip(0..) {
         let key = Key::new(keys::COSIGNED).u32(*feed).member(&cosigned.cosigner).u64(cosigned.size).bytes();
-        // Of several for one size the first is kept.
+        // If a cosigner has several for one size, the first is stored.
         if index_db.get(&key)?.is_none() {
             let value = || Some(Value::new().u64(cosigned.time).note(at(place)).bytes());
             batch.keys.entry(key).or_insert_with(value);
@@ -297,7 +300,8 @@ fn notes(index_db: &IndexDb, batch: &mut Batch<'_>, pending: &PendingCommit) -> 
     Ok(())
 }
 
-/// Adds a range to those that a holder holds in full: what it overlaps or touches becomes one with it.
+/// Adds a range to those that a holder holds in full, and merges it with ranges that it overlaps or
+/// touches.
 fn merge_held(
     index_db: &IndexDb,
     changed: &mut BTreeMap<u64, Option<u64>>,

@@ -1,7 +1,8 @@
-//! Buckets of entries that were filled in: from an index to where its content is.
+//! Buckets of backfilled entries: from an index to the place of its content.
 //!
-//! In scope: encoding, changing and reading one bucket of [`BUCKET_INDEXES`] neighbouring indexes. After the version, for each filled entry,
-//! ascending: place in the bucket (u32), record (u64), which fill in it (u32), which entry of that (u32).
+//! In scope: encoding, changing and reading one bucket of [`BUCKET_INDEXES`] neighbouring indexes.
+//! After the version, for each backfilled or out-of-order entry, ascending: place in the bucket
+//! (u32), record (u64), backfill in it (u32), entry of that backfill (u32).
 
 use std::collections::BTreeMap;
 
@@ -12,12 +13,12 @@ pub(in crate::store) const BUCKET_INDEXES: u64 = 512;
 const SLOT_BYTES: u64 = 20;
 const _: () = assert!((BUCKET_INDEXES * SLOT_BYTES) < VALUE_BYTES_MAX as u64, "a full bucket fits a value");
 
-/// The bucket of an index.
+/// Returns the bucket of an index.
 pub(in crate::store) fn bucket_of(index: u64) -> u64 {
     index / BUCKET_INDEXES
 }
 
-/// A bucket's value.
+/// Encodes a bucket.
 pub(in crate::store) fn encode(bucket: &BTreeMap<u64, BackfillRef>) -> Vec<u8> {
     let slot = |value: Value, (index, backfill): (&u64, &BackfillRef)| {
         let place = u32::try_from(index % BUCKET_INDEXES).unwrap_or(u32::MAX);
@@ -26,7 +27,7 @@ pub(in crate::store) fn encode(bucket: &BTreeMap<u64, BackfillRef>) -> Vec<u8> {
     bucket.iter().fold(Value::new(), slot).bytes()
 }
 
-/// Reads the value of bucket number `bucket`: by index.
+/// Decodes bucket number `bucket`, by index.
 pub(in crate::store) fn decode(bucket: u64, value: &[u8]) -> Option<BTreeMap<u64, BackfillRef>> {
     let mut fields = Fields::of_value(value)?;
     let mut found = BTreeMap::new();

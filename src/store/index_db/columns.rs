@@ -1,7 +1,8 @@
-//! Blocks of header columns: what each arrival's header says, as filters need it.
+//! Blocks of header columns: the header fields of each entry that filters need.
 //!
-//! In scope: encoding and decoding one block. After the version: first arrival (u64), entries (u16), distinct headers (u16), each
-//! distinct header as four texts with their lengths (u8), then for every entry the number of its header (u16) and `sent_at` (u64).
+//! In scope: encoding and decoding one block. After the version: first offset (u64), number of
+//! entries (u16), number of distinct headers (u16), each distinct header as four texts with their
+//! lengths (u8), then for each entry the number of its header (u16) and `sent_at` (u64).
 
 use std::collections::HashMap;
 
@@ -12,7 +13,7 @@ use crate::store::{Columns, validate};
 
 type Texts<'a> = [&'a str; 4];
 
-/// Collects consecutive arrivals into blocks.
+/// Collects entries with consecutive offsets into blocks.
 #[derive(Default)]
 pub(in crate::store) struct Builder<'a> {
     first: u64,
@@ -24,7 +25,7 @@ pub(in crate::store) struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    /// Adds the next arrival.
+    /// Adds the entry with the next offset.
     pub(in crate::store) fn push(&mut self, offset: u64, header: Option<&'a proto::Header>) {
         let texts = header.map_or([""; 4], |header| {
             [&header.member, &header.topic, &header.kind, &header.severity].map(|text| validate::clip(text))
@@ -64,14 +65,14 @@ impl<'a> Builder<'a> {
         self.bytes = 0;
     }
 
-    /// The blocks, by first arrival.
+    /// Returns the blocks, by first offset.
     pub(in crate::store) fn finish(mut self) -> Vec<(u64, Vec<u8>)> {
         self.end_block();
         self.blocks
     }
 }
 
-/// Reads a block: first arrival and the columns of the arrivals from it on.
+/// Decodes a block: its first offset, and the columns of the entries from there on.
 pub(in crate::store) fn decode(block: &[u8]) -> Option<(u64, Vec<Columns>)> {
     let mut fields = Fields::of_value(block)?;
     let (first, entries, texts) = (fields.u64()?, fields.u16()?, fields.u16()?);

@@ -1,10 +1,13 @@
 //! Blocks of ids: from an id to its entry, for one feed and one bucket of ids.
 //!
-//! In scope: encoding and decoding one block. After the version: feed (u32), epoch (u32), base index (u64), base arrival (u64), then for
-//! every id, ascending: id (16), index (u32) and arrival (u32) above the bases. Of ids that stand alone, the place. Out of scope: reading sled.
+//! In scope: encoding and decoding one block. After the version: feed (u32), epoch (u32), base
+//! index (u64), base offset (u64), then for each id, ascending: id (16), index (u32) and offset
+//! (u32) relative to the bases. Overflow ids have a key of their own with the place of the entry.
+//! Out of scope: reading sled.
 //!
-//! Members choose the times that their ids tell. Where many ids tell nearly the same (a whole register taken over at once, a member that
-//! means harm) they fill a bucket: from then on ids of that bucket stand alone, so that a look-up reads few blocks whatever the ids are.
+//! Members choose the times in their ids. Many ids with nearly the same time (an imported register,
+//! or a malicious member) fill a bucket. Further ids of a full bucket are stored one per key, so
+//! that a look-up reads few blocks whatever the ids are.
 
 use std::num::NonZeroUsize;
 
@@ -18,13 +21,15 @@ use crate::store::recent_ids::EntryRef;
 const SLOT_BYTES: usize = 24;
 const SLOTS_MAX: usize = (VALUE_BYTES_MAX - 64) / SLOT_BYTES;
 
-/// Blocks after which a bucket is full: what a second of publishing as fast as it goes brings in 64 ms fits in fewer.
+/// Blocks after which a bucket is full. Publishing at full speed fills fewer blocks with the ids of
+/// 64 ms.
 pub(in crate::store) const BLOCKS_MAX: usize = 16;
-/// Buckets that are counted: those written to last. One that is forgotten, by this or by a restart, may get as many blocks again.
+/// Buckets whose blocks are counted: the most recently written ones. A bucket that is dropped from
+/// this cache, or after a restart, may get as many blocks again.
 const COUNTED_MAX: NonZeroUsize = NonZeroUsize::new(4_096).expect("more than none");
 
-/// How many blocks the buckets have that were written to last: never more than there are. After a write that failed the view is made anew, and
-/// these with it.
+/// Block counts of the most recently written buckets; never more than there are blocks. After a
+/// failed write the index database is rebuilt, and the counts with it.
 pub(super) struct BlockCounts(LruCache<(Member, u64), usize>);
 
 impl BlockCounts {
@@ -32,7 +37,7 @@ impl BlockCounts {
         Self(LruCache::new(COUNTED_MAX))
     }
 
-    /// Whether a bucket has room for one more block, which is counted.
+    /// Counts one more block of a bucket; returns false if the bucket is full.
     fn try_add(&mut self, member: &Member, bucket: u64) -> bool {
         let count = self.0.get_or_insert_mut((member.clone(), bucket), || 0);
         let has_capacity = *count < BLOCKS_MAX;
@@ -41,16 +46,16 @@ impl BlockCounts {
     }
 }
 
-/// How the ids of one feed are written.
+/// The writes for the ids of one feed.
 #[derive(Default)]
 pub(super) struct Writes {
     /// Keys and blocks.
     pub(super) blocks: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Ids that stand alone.
+    /// Ids that get a key of their own.
     pub(super) overflow: Vec<(Uuid, EntryRef)>,
 }
 
-/// Sorts ids of one feed into blocks.
+/// Groups the ids of one feed into blocks.
 pub(super) fn writes(member: &Member, mut ids: Vec<(Uuid, EntryRef)>, counts: &mut BlockCounts) -> Writes {
     ids.sort_unstable();
     let near = |(a, first): &(Uuid, EntryRef), (b, place): &(Uuid, EntryRef)| {
@@ -73,17 +78,17 @@ pub(super) fn writes(member: &Member, mut ids: Vec<(Uuid, EntryRef)>, counts: &m
     writes
 }
 
-/// The key of an id that stands alone.
+/// Returns the key of an overflow id.
 pub(super) fn overflow_key(member: &Member, id: Uuid) -> Vec<u8> {
     Key::new(keys::ID_OVERFLOW).member(member).id(id).bytes()
 }
 
-/// The value of an id that stands alone.
+/// Encodes the value of an overflow id.
 pub(super) fn encode_overflow(place: &EntryRef) -> Vec<u8> {
     Value::new().u32(place.feed).u32(place.epoch).u64(place.index).u64(place.offset).bytes()
 }
 
-/// Reads the value of an id that stands alone.
+/// Decodes the value of an overflow id.
 pub(super) fn decode_overflow(value: &[u8]) -> Option<EntryRef> {
     let mut fields = Fields::of_value(value)?;
     let (feed, epoch) = (fields.u32()?, fields.u32()?);
@@ -101,7 +106,8 @@ fn encode(first: &EntryRef, group: &[(Uuid, EntryRef)]) -> Vec<u8> {
     value.bytes()
 }
 
-/// The lowest place of an id in a block; `None` in the inner: not there; in the outer: not a block.
+/// Returns the lowest entry with an id in a block. The inner `None`: the id is not in it; the
+/// outer: it is not a block.
 pub(in crate::store) fn find(block: &[u8], id: Uuid) -> Option<Option<EntryRef>> {
     let (base, slots) = slots(block)?;
     let start = slots.partition_point(|slot| slot[..16] < id.as_bytes()[..]);
@@ -109,7 +115,7 @@ pub(in crate::store) fn find(block: &[u8], id: Uuid) -> Option<Option<EntryRef>>
     Some(same.map(|slot| place(&base, slot)).min())
 }
 
-/// All ids of a block.
+/// Decodes all ids of a block.
 pub(in crate::store) fn decode(block: &[u8]) -> Option<Vec<(Uuid, EntryRef)>> {
     let (base, slots) = slots(block)?;
     let id = |slot: &[u8; SLOT_BYTES]| Uuid::from_bytes(std::array::from_fn(|place| slot[place]));
@@ -176,7 +182,7 @@ mod tests {
         let beyond = writes(&ma, vec![id(99), id(98)], &mut counts);
         assert!(beyond.blocks.is_empty());
         assert_eq!(beyond.overflow, [id(98), id(99)]);
-        // Another member's bucket, and another bucket of this member, have room.
+        // Another member's bucket and another bucket of this member are not full.
         let later = (Uuid::from_u128(1 << 100), place(1));
         for (member, id) in [(&tn, id(1)), (&ma, later)] {
             assert!(writes(member, vec![id], &mut counts).overflow.is_empty());

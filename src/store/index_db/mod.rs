@@ -1,10 +1,12 @@
-//! The view: what is asked of the store, kept in sled, and rebuilt from the log whenever it is in doubt.
+//! The index database: an index of the log in sled, rebuilt from the log whenever it may be
+//! damaged.
 //!
-//! In scope: opening, dropping, and telling whether it may be believed. Out of scope: the keyspace (`keys`), writing (`apply`) and
-//! reading (`query`).
+//! In scope: opening and dropping it, and deciding whether it is intact. Out of scope: the keyspace
+//! (`keys`), writing (`apply`) and reading (`query`).
 //!
-//! sled 0.34 is not trusted with durability: what it wrote before a power loss may be lost in any order. So a view that was open when
-//! the machine stopped is dropped; one that was open when only the process stopped is not, for the kernel had its pages.
+//! sled 0.34 is not trusted with durability: after a power loss, any part of its unsynced writes
+//! may be missing. So an index database that was open when the machine stopped is dropped. One that
+//! was open when only the process stopped is used, because the kernel had its pages.
 
 pub(super) mod acks;
 mod apply;
@@ -27,13 +29,13 @@ pub(super) use self::apply::apply;
 use super::ReadError;
 use super::keys::{self, IndexCursor};
 
-/// sled's unit of disk space: a page of 16 values of [`keys::VALUE_BYTES_MAX`] is well below a quarter of it, which is where sled begins
-/// to put pages into files of their own.
+/// sled's unit of disk space. A page of 16 values of [`keys::VALUE_BYTES_MAX`] is well below a
+/// quarter of it; from there on sled puts pages into files of their own.
 pub(super) const SEGMENT_BYTES: usize = 2 << 20;
-/// Says that a view must not be believed.
+/// Marker content of a damaged index database.
 const DAMAGED_MARKER: &str = "doubted";
 
-/// The view.
+/// The index database.
 pub(super) struct IndexDb {
     db: sled::Db,
     dir: PathBuf,
@@ -43,7 +45,8 @@ pub(super) struct IndexDb {
 }
 
 impl IndexDb {
-    /// Opens the view in `dir/db`, an empty one if there is none or it cannot be believed.
+    /// Opens the index database in `dir/db`; creates an empty one if there is none or it may be
+    /// damaged.
     pub(super) fn open(dir: &Path, cache_bytes: u64) -> io::Result<Self> {
         let (db_dir, marker_path) = (dir.join("db"), dir.join("db.open"));
         let boot = boot_id();
@@ -76,25 +79,25 @@ impl IndexDb {
         })
     }
 
-    /// Drops what the view holds and begins an empty one.
+    /// Drops the contents and opens an empty one.
     pub(super) fn reset(self, dir: &Path, cache_bytes: u64) -> io::Result<Self> {
         self.mark_damaged();
         drop(self);
         Self::open(dir, cache_bytes)
     }
 
-    /// Whether it must not be believed.
+    /// Returns whether the contents must not be used.
     pub(super) fn is_damaged(&self) -> bool {
         self.damaged.load(Ordering::Relaxed)
     }
 
-    /// An empty one in the place of one that must not be believed, and that may still be open.
+    /// Replaces a damaged index database, which may still be open, by an empty one.
     pub(super) fn replace(dir: &Path, cache_bytes: u64) -> io::Result<Self> {
         remove(&dir.join("db"))?;
         Self::open(dir, cache_bytes)
     }
 
-    /// Makes the next opening rebuild the view.
+    /// Makes the next opening rebuild the index database.
     pub(super) fn mark_damaged(&self) {
         if self.damaged.swap(true, Ordering::Relaxed) {
             return;
@@ -104,7 +107,7 @@ impl IndexDb {
         }
     }
 
-    /// Writes everything out and says that all is well, unless there is doubt.
+    /// Flushes everything and removes the marker, unless the index database is damaged.
     pub(super) fn close(self) -> io::Result<()> {
         let Self { db, dir, marker_path, damaged, id_blocks: _ } = self;
         if damaged.into_inner() {
@@ -118,23 +121,23 @@ impl IndexDb {
                 fs::File::open(path)?.sync_all()?;
             }
         }
-        // The names too, or files of a view that was dropped could stand in their place.
+        // Sync the names too, or files of a dropped index database could reappear in their place.
         super::log::sync_dir(&dir)?;
         marker_path.parent().map_or(Ok(()), super::log::sync_dir)?;
         fs::remove_file(marker_path)
     }
 
-    /// Hands what is buffered to the kernel, so that a stop of the process costs little.
+    /// Flushes buffers to the kernel, so that a stop of the process costs little.
     pub(super) fn flush(&self) -> Result<(), ReadError> {
         self.db.flush().map(|_| ()).map_err(|error| self.failed(&error))
     }
 
-    /// Up to which commit it has taken in the log; `None`: nothing.
+    /// Returns the last commit applied; `None` if nothing is.
     pub(super) fn cursor(&self) -> Result<Option<IndexCursor>, ReadError> {
         self.get(keys::CURSOR)?.map(|value| IndexCursor::decode(&value).ok_or_else(|| unreadable("cursor"))).transpose()
     }
 
-    /// Bytes on disk.
+    /// Returns its bytes on disk.
     pub(super) fn disk_bytes(&self) -> u64 {
         self.db.size_on_disk().unwrap_or(0)
     }
@@ -143,14 +146,15 @@ impl IndexDb {
         self.db.get(key).map_err(|error| self.failed(&error))
     }
 
-    /// What sled cannot read or write is rebuilt.
+    /// Marks the index database as damaged after an error of sled, so that it is rebuilt.
     fn failed(&self, error: &sled::Error) -> ReadError {
         self.mark_damaged();
         ReadError::Behind(error.to_string())
     }
 }
 
-/// Newest commit that the view in `dir` has taken in, if it can be told without rebuilding it.
+/// Returns the newest commit applied to the index database in `dir`, if it can be read without a
+/// rebuild.
 pub(super) fn newest_commit(dir: &Path, cache_bytes: u64) -> Option<u64> {
     let (db_dir, marker_path) = (dir.join("db"), dir.join("db.open"));
     let valid = match fs::read_to_string(marker_path) {
@@ -165,7 +169,7 @@ pub(super) fn newest_commit(dir: &Path, cache_bytes: u64) -> Option<u64> {
     IndexCursor::decode(&cursor).map(|cursor| cursor.resume.seq)
 }
 
-/// sled reports some damage by a panic.
+/// Opens sled. It reports some damage by a panic.
 fn open_db(dir: &Path, cache_bytes: u64) -> io::Result<sled::Db> {
     let config = sled::Config::new()
         .path(dir)
@@ -186,7 +190,8 @@ fn remove(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// What Linux calls this run of the machine; empty elsewhere, which is as if no machine had ever stopped.
+/// Returns Linux's id of this boot; empty on other systems, where every boot is taken for the same
+/// one.
 fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_string()).unwrap_or_default()
 }

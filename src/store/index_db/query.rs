@@ -1,6 +1,7 @@
-//! Reading the view. Notes come as references into the log.
+//! Reads of the index database. Notes are returned as references into the log.
 //!
-//! In scope: single look-ups and bounded ranges over the keyspace. Out of scope: what is newer than the view, and the log itself.
+//! In scope: single look-ups and bounded ranges over the keyspace. Out of scope: commits not yet
+//! applied, and the log itself.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -21,24 +22,25 @@ use crate::store::tree_cache::{Tile, TileId};
 use crate::store::validate::UndisclosedRun;
 use crate::store::{Columns, ReadError, ReferenceKind, Subscription};
 
-/// Custody notes that are looked at for one holder and entry: those that end nearest above it. Between it and the end of the note that
-/// has it lie at most the notes for what was filled in there later; the bound keeps a holder that repeats itself from making reads slow.
+/// Custody notes examined for one holder and entry: those that end nearest above it. Between the
+/// entry and the end of the note that covers it lie at most the later notes for backfilled entries.
+/// The bound keeps reads fast if a holder repeats its notes.
 const CUSTODY_KEYS_MAX: usize = 4_096;
-/// Of these the ones that have the entry: a holder speaks of it once or twice.
+/// Of these, notes collected that cover the entry: normally one or two.
 const CUSTODY_NOTES_MAX: usize = 64;
 
 type Pair = (sled::IVec, sled::IVec);
-/// What one person of one feed has answered.
+/// The Ack summary of one issuer in one feed.
 type IssuerAckSummary = (FeedNumber, IssuerHash, acks::AckSummary);
 
 impl IndexDb {
-    /// Pairs from `from` on, ascending, with `prefix`.
+    /// Returns pairs with `prefix` from `from` on, ascending.
     fn ascending(&self, prefix: &Key, from: &Key) -> impl Iterator<Item = Result<Pair, ReadError>> {
         let pairs = self.db.range(from.as_ref()..).map(|pair| pair.map_err(|error| self.failed(&error)));
         pairs.take_while(|pair| pair.as_ref().map_or(true, |(key, _)| key.starts_with(prefix.as_ref())))
     }
 
-    /// Pairs up to and with `to`, descending, with `prefix`.
+    /// Returns pairs with `prefix` up to and including `to`, descending.
     fn descending(&self, prefix: &Key, to: &Key) -> impl Iterator<Item = Result<Pair, ReadError>> {
         let pairs = self.db.range(..=to.as_ref()).rev().map(|pair| pair.map_err(|error| self.failed(&error)));
         pairs.take_while(|pair| pair.as_ref().map_or(true, |(key, _)| key.starts_with(prefix.as_ref())))
@@ -49,24 +51,24 @@ impl IndexDb {
         Ok(EntryRun::find(&pair?.1, number))
     }
 
-    /// The stretch that has an entry.
+    /// Returns the entry run that contains an index.
     pub(in crate::store) fn position(&self, feed: FeedNumber, index: u64) -> Result<Option<EntryRun>, ReadError> {
         self.entry_run(&Key::new(keys::POSITION).u32(feed), index)
     }
 
-    /// The stretch that has an arrival.
+    /// Returns the entry run that contains an offset.
     pub(in crate::store) fn at_offset(&self, offset: u64) -> Result<Option<EntryRun>, ReadError> {
         self.entry_run(&Key::new(keys::OFFSET), offset)
     }
 
-    /// The columns block that has an arrival.
+    /// Returns the columns block that contains an offset.
     pub(in crate::store) fn columns(&self, offset: u64) -> Result<Option<(u64, Vec<Columns>)>, ReadError> {
         let prefix = Key::new(keys::COLUMNS);
         let Some(pair) = self.descending(&prefix, &prefix.clone().u64(offset)).next() else { return Ok(None) };
         columns::decode(&pair?.1).map(Some).ok_or_else(|| unreadable("columns block"))
     }
 
-    /// The lowest place of an id.
+    /// Returns the lowest entry with an id.
     pub(in crate::store) fn find(&self, member: &Member, id: Uuid) -> Result<Option<EntryRef>, ReadError> {
         let prefix = Key::new(keys::ID).member(member).bucket(keys::bucket_of(id));
         let (mut lowest, mut blocks): (Option<EntryRef>, usize) = (None, 0);
@@ -81,13 +83,14 @@ impl IndexDb {
         Ok(lowest)
     }
 
-    /// The lowest place of an id that stands alone.
+    /// Returns the lowest entry with an overflow id.
     pub(super) fn overflow(&self, member: &Member, id: Uuid) -> Result<Option<EntryRef>, ReadError> {
         let place = |value: sled::IVec| ids::decode_overflow(&value).ok_or_else(|| unreadable("place of an id"));
         self.get(ids::overflow_key(member, id))?.map(place).transpose()
     }
 
-    /// Entries that refer to a bulletin in one way, with arrivals above `after`, ascending, at most `max`.
+    /// Returns entries that refer to a bulletin in this way, with offsets above `after`, ascending,
+    /// at most `max`.
     pub(in crate::store) fn references_to(
         &self,
         member: &Member,
@@ -97,7 +100,8 @@ impl IndexDb {
         max: usize,
     ) -> Result<Vec<Referrer>, ReadError> {
         let prefix = Key::new(keys::REFERENCE).member(member).kind(kind).id(id);
-        // Blocks follow each other by arrival: the one that begins last at or below `after` may hold what is above it.
+        // Blocks are in order of offset: the last block that begins at or below `after` may contain
+        // offsets above it.
         let start = self.descending(&prefix, &prefix.clone().u64(after)).next().transpose()?;
         let start = start.map_or_else(|| prefix.clone(), |(key, _)| Key::read(&key));
         let mut found = Vec::new();
@@ -111,8 +115,9 @@ impl IndexDb {
         Ok(found)
     }
 
-    /// Of these ascending ids of a member, those that something succeeds. Looks once for each id that something succeeds from the smallest to
-    /// the largest of them, and once more, but never more often than there are ids.
+    /// Returns those of these ascending ids of a member that are superseded. Makes one look-up for
+    /// each superseded id between the smallest and the largest of them, plus one, and at most one
+    /// for each id.
     pub(in crate::store) fn superseded(&self, member: &Member, ids: &[Uuid]) -> Result<Vec<Uuid>, ReadError> {
         let prefix = Key::new(keys::REFERENCE).member(member).kind(ReferenceKind::Supersedes);
         let (mut left, mut found) = (ids, Vec::new());
@@ -128,14 +133,15 @@ impl IndexDb {
         Ok(found)
     }
 
-    /// The largest id of a member that something succeeds.
+    /// Returns the largest superseded id of a member.
     pub(in crate::store) fn largest_superseded(&self, member: &Member) -> Result<Option<Uuid>, ReadError> {
         let prefix = Key::new(keys::REFERENCE).member(member).kind(ReferenceKind::Supersedes);
         let end = prefix.clone().id(Uuid::max()).u64(u64::MAX);
         self.descending(&prefix, &end).next().map(|pair| superseded_id(&pair?.0)).transpose()
     }
 
-    /// What each person has answered to a bulletin, of each feed at most `max` keys; whether those were all.
+    /// Returns the Ack summaries of a bulletin, reading at most `max` keys of each feed, and
+    /// whether those were all.
     pub(in crate::store) fn acks(
         &self,
         member: &Member,
@@ -164,12 +170,12 @@ impl IndexDb {
         }
     }
 
-    /// What one person has answered.
+    /// Returns one Ack summary.
     pub(super) fn ack_summary(&self, key: &Key) -> Result<Option<acks::AckSummary>, ReadError> {
         self.get(key)?.map(|value| acks::decode(&value).ok_or_else(|| unreadable("answer"))).transpose()
     }
 
-    /// The largest ids of a member, and the largest id that is left out (nil: none).
+    /// Returns the largest ids of a member, and the largest id that is left out (nil: none).
     pub(in crate::store) fn largest_ids(&self, member: &Member) -> Result<(Vec<(Uuid, EntryRef)>, Uuid), ReadError> {
         let prefix = Key::new(keys::ID).member(member);
         let mut loaded = Vec::new();
@@ -179,7 +185,8 @@ impl IndexDb {
             let found = ids::decode(&block).ok_or_else(|| unreadable("ids block"))?;
             let mut fields = Fields::of_key(&key).ok_or_else(|| unreadable("key"))?;
             let bucket = fields.member().and_then(|_| fields.key_u64()).ok_or_else(|| unreadable("key"))?;
-            // Buckets are loaded whole, or not to their end when one is full: others of its ids stand alone.
+            // Buckets are loaded whole. Loading stops at a full bucket, because its further ids
+            // have keys of their own.
             blocks = if bucket < lowest_bucket { 1 } else { blocks + 1 };
             if blocks >= ids::BLOCKS_MAX || (bucket < lowest_bucket && loaded.len() >= IDS_LOADED_MAX) {
                 return Ok((loaded, keys::bucket_end(bucket)));
@@ -190,14 +197,14 @@ impl IndexDb {
         Ok((loaded, Uuid::nil()))
     }
 
-    /// A full tile.
+    /// Returns a full tile.
     pub(in crate::store) fn tile(&self, feed: FeedNumber, id: TileId) -> Result<Option<Arc<Tile>>, ReadError> {
         let value = self.get(Key::new(keys::TILE).u32(feed).tile(id))?;
         let tile = |value: sled::IVec| Tile::from_bytes(Fields::of_value(&value)?.rest()).map(Arc::new);
         value.map(|value| tile(value).ok_or_else(|| unreadable("tile"))).transpose()
     }
 
-    /// All feeds, by number.
+    /// Returns all feeds, by number.
     pub(in crate::store) fn feeds(&self) -> Result<Vec<(FeedId, FeedRow)>, ReadError> {
         let prefix = Key::new(keys::FEED);
         let mut feeds = Vec::new();
@@ -211,7 +218,7 @@ impl IndexDb {
         Ok(feeds)
     }
 
-    /// The newest runs held as digests only, at most `max`, ascending.
+    /// Returns the newest runs held as digests only, at most `max`, ascending.
     pub(in crate::store) fn runs(&self, feed: FeedNumber, max: usize) -> Result<Vec<UndisclosedRun>, ReadError> {
         let prefix = Key::new(keys::NOT_HELD).u32(feed);
         let mut runs = Vec::new();
@@ -222,7 +229,8 @@ impl IndexDb {
         Ok(runs)
     }
 
-    /// The last run that begins at or before `index`, except those that `passed_over` names by their start.
+    /// Returns the last run that begins at or before `index`, skipping runs whose start
+    /// `passed_over` accepts.
     pub(in crate::store) fn run_before(
         &self,
         feed: FeedNumber,
@@ -239,7 +247,7 @@ impl IndexDb {
         Ok(None)
     }
 
-    /// Runs that end after `from`, ascending, at most `max`.
+    /// Returns runs that end after `from`, ascending, at most `max`.
     pub(in crate::store) fn runs_from(
         &self,
         feed: FeedNumber,
@@ -253,7 +261,7 @@ impl IndexDb {
         first.map(Ok).into_iter().chain(later).take(max).collect()
     }
 
-    /// A bucket of entries that were filled in.
+    /// Returns a bucket of backfilled entries.
     pub(in crate::store) fn backfilled(
         &self,
         feed: FeedNumber,
@@ -265,7 +273,7 @@ impl IndexDb {
         Ok(decoded.transpose()?.unwrap_or_default())
     }
 
-    /// What is held of a feed ahead of its order.
+    /// Returns the entries of a feed that are held out of order.
     pub(in crate::store) fn out_of_order(&self, feed: FeedNumber) -> Result<BTreeMap<u64, OutOfOrderEntry>, ReadError> {
         let prefix = Key::new(keys::OUT_OF_ORDER).u32(feed);
         let held = |pair: Result<Pair, ReadError>| {
@@ -283,7 +291,7 @@ impl IndexDb {
         self.ascending(&prefix, &prefix).map(held).collect()
     }
 
-    /// A bucket of urgent entries.
+    /// Returns a bucket of urgent entries.
     pub(in crate::store) fn urgent_bucket(&self, feed: FeedNumber, bucket: u64) -> Result<urgent::Bucket, ReadError> {
         let value = self.get(Key::new(keys::URGENT).u32(feed).u64(bucket))?;
         let read =
@@ -291,7 +299,8 @@ impl IndexDb {
         Ok(read.transpose()?.unwrap_or_default())
     }
 
-    /// Entries of a feed that are urgent in this way from index `from` on, ascending, at most `max`.
+    /// Returns the indexes of a feed's urgent entries of this kind from `from` on, ascending, at
+    /// most `max`.
     pub(in crate::store) fn urgent_indexes(
         &self,
         feed: FeedNumber,
@@ -315,7 +324,7 @@ impl IndexDb {
         Ok(found)
     }
 
-    /// Whoever has given a custody note on a feed.
+    /// Returns the members that have given a custody note on a feed.
     pub(in crate::store) fn custody_holders(&self, feed: FeedNumber) -> Result<Vec<Member>, ReadError> {
         let prefix = Key::new(keys::CUSTODY).u32(feed);
         let (mut from, mut holders) = (prefix.clone(), Vec::new());
@@ -329,13 +338,13 @@ impl IndexDb {
         }
     }
 
-    /// Whether any entry of a feed was filled in.
+    /// Returns whether any entry of a feed was backfilled or came ahead of the order.
     pub(in crate::store) fn has_backfills(&self, feed: FeedNumber) -> Result<bool, ReadError> {
         let prefix = Key::new(keys::BACKFILL).u32(feed);
         Ok(self.ascending(&prefix, &prefix).next().transpose()?.is_some())
     }
 
-    /// The cosigned note of the smallest size above `index` of one cosigner.
+    /// Returns the cosigned note of the smallest size above `index` of one cosigner.
     pub(in crate::store) fn cosigned_above(
         &self,
         feed: FeedNumber,
@@ -347,7 +356,7 @@ impl IndexDb {
         self.ascending(&prefix, &from).next().map(|pair| cosigned_ref(&pair?)).transpose()
     }
 
-    /// Of every cosigner of a feed the note of the largest size.
+    /// Returns the cosigned note of the largest size of each cosigner of a feed.
     pub(in crate::store) fn cosigned_newest(&self, feed: FeedNumber) -> Result<Vec<NoteRef>, ReadError> {
         let prefix = Key::new(keys::COSIGNED).u32(feed);
         let (mut from, mut notes) = (prefix.clone(), Vec::new());
@@ -364,7 +373,7 @@ impl IndexDb {
         }
     }
 
-    /// Custody notes of one holder that end after `index`, by where they end, at most `max`.
+    /// Returns custody notes of one holder that end after `index`, by their end, at most `max`.
     pub(in crate::store) fn custody_after(
         &self,
         feed: FeedNumber,
@@ -377,7 +386,8 @@ impl IndexDb {
         self.ascending(&prefix, &from).take(max).map(|pair| key_end_ref(&pair?)).collect()
     }
 
-    /// Late custody notes of one holder, of `from_time` or later, the latest first, at most `max`.
+    /// Returns late custody notes of one holder of time `from_time` or later, the latest first, at
+    /// most `max`.
     pub(in crate::store) fn custody_late(
         &self,
         feed: FeedNumber,
@@ -394,8 +404,9 @@ impl IndexDb {
         late.take(max).map(|pair| key_end_ref(&pair?)).collect()
     }
 
-    /// The last range that begins at or before `index` of those that a holder's custody notes state as held in full, except those that
-    /// `passed_over` names by their start. Ranges neither overlap nor touch.
+    /// Returns, of the ranges that a holder's custody notes state as held in full, the last one
+    /// that begins at or before `index`, skipping those whose start `passed_over` accepts. The
+    /// ranges neither overlap nor touch.
     pub(in crate::store) fn held_by_before(
         &self,
         feed: FeedNumber,
@@ -413,7 +424,7 @@ impl IndexDb {
         Ok(None)
     }
 
-    /// Where the first range begins that begins after `index`, of those of [`Self::held_by_before`].
+    /// Returns the start of the first range of [`Self::held_by_before`] that begins after `index`.
     pub(in crate::store) fn held_by_after(
         &self,
         feed: FeedNumber,
@@ -425,7 +436,8 @@ impl IndexDb {
         self.ascending(&prefix, &from).next().map(|pair| Ok(held_range(&pair?)?.start)).transpose()
     }
 
-    /// Custody notes of one holder whose ranges have `index`, in the order in which they were committed.
+    /// Returns custody notes of one holder whose ranges contain `index`, in the order of their
+    /// commits.
     pub(in crate::store) fn custody_about(
         &self,
         feed: FeedNumber,
@@ -452,13 +464,13 @@ impl IndexDb {
         Ok(notes)
     }
 
-    /// Of every holder of a feed the newest custody note.
+    /// Returns the newest custody note of each holder of a feed.
     pub(in crate::store) fn custody_newest(&self, feed: FeedNumber) -> Result<Vec<NoteRef>, ReadError> {
         let prefix = Key::new(keys::CUSTODY_NEWEST).u32(feed);
         self.ascending(&prefix, &prefix).map(|pair| note_ref(&pair?.1)).collect()
     }
 
-    /// Rosters by version.
+    /// Returns rosters by version.
     pub(in crate::store) fn rosters(&self) -> Result<Vec<(u64, NoteRef)>, ReadError> {
         let prefix = Key::new(keys::ROSTER);
         let roster = |pair: Result<Pair, ReadError>| {
@@ -470,17 +482,17 @@ impl IndexDb {
         self.ascending(&prefix, &prefix).map(roster).collect()
     }
 
-    /// Revocation lists by authority.
+    /// Returns revocation lists by authority.
     pub(in crate::store) fn crls(&self) -> Result<Vec<(String, NoteRef)>, ReadError> {
         self.named(keys::CRL, note_ref)
     }
 
-    /// Feeds of which two histories were seen, by origin.
+    /// Returns the fork records, by feed origin and evidence.
     pub(in crate::store) fn forks(&self) -> Result<Vec<(String, NoteRef)>, ReadError> {
         self.named(keys::FORK, note_ref)
     }
 
-    /// Named subscriptions.
+    /// Returns the named subscriptions.
     pub(in crate::store) fn subscriptions(&self) -> Result<Vec<(String, Subscription)>, ReadError> {
         self.named(keys::SUBSCRIPTION, |value| {
             keys::decode_subscription(value).ok_or_else(|| unreadable("subscription"))
@@ -504,7 +516,7 @@ impl IndexDb {
     }
 }
 
-/// The id in the key of a block of references.
+/// Decodes the id in the key of a references block.
 fn superseded_id(key: &[u8]) -> Result<Uuid, ReadError> {
     let read = || {
         let mut key = Fields::of_key(key)?;
@@ -535,7 +547,7 @@ fn held_range((key, value): &Pair) -> Result<Range<u64>, ReadError> {
     range().ok_or_else(|| unreadable("range held by a member"))
 }
 
-/// The reference at the end of a custody note's key.
+/// Decodes the reference at the end of a custody note's key.
 fn key_end_ref((key, _): &Pair) -> Result<NoteRef, ReadError> {
     let found = || {
         let mut key = Fields::of_key(key)?;

@@ -1,7 +1,7 @@
 //! Blocks of references: from a bulletin to the entries that refer to it in one way.
 //!
-//! In scope: encoding and decoding one block. After the version, for every entry, by arrival: arrival (u64), index (u64), feed (u32).
-//! Entries that refer to nothing have no part in it.
+//! In scope: encoding and decoding one block. After the version, for each entry, by offset: offset
+//! (u64), index (u64), feed (u32).
 
 use crate::store::keys::{FeedNumber, Fields, VALUE_BYTES_MAX, Value};
 
@@ -9,7 +9,7 @@ const SLOT_BYTES: usize = 20;
 /// Entries in one block.
 pub(in crate::store) const REFERENCES_MAX: usize = (VALUE_BYTES_MAX - 64) / SLOT_BYTES;
 
-/// An entry that refers to something. Orders by arrival.
+/// An entry that refers to a bulletin. Orders by offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::store) struct Referrer {
     pub(in crate::store) offset: u64,
@@ -17,7 +17,7 @@ pub(in crate::store) struct Referrer {
     pub(in crate::store) feed: FeedNumber,
 }
 
-/// Writes a block.
+/// Encodes a block.
 pub(in crate::store) fn encode(referrers: &[Referrer]) -> Vec<u8> {
     let mut value = Value::new();
     for Referrer { offset, index, feed } in referrers {
@@ -26,7 +26,7 @@ pub(in crate::store) fn encode(referrers: &[Referrer]) -> Vec<u8> {
     value.bytes()
 }
 
-/// Reads a block.
+/// Decodes a block.
 pub(in crate::store) fn decode(block: &[u8]) -> Option<Vec<Referrer>> {
     let mut fields = Fields::of_value(block)?;
     let mut referrers = Vec::with_capacity(fields.rest().len() / SLOT_BYTES);

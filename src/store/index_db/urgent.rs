@@ -1,7 +1,8 @@
-//! Buckets of urgent entries: which of [`BUCKET_INDEXES`] neighbouring indexes hold an urgent bulletin.
+//! Buckets of urgent entries: which of [`BUCKET_INDEXES`] neighbouring indexes hold an urgent
+//! bulletin.
 //!
-//! In scope: encoding, changing and reading one bucket. After the version: one bit for each index, lowest first, for what is urgent; then as
-//! many for what is Actual of it.
+//! In scope: encoding, changing and reading one bucket. After the version: one bit per index,
+//! lowest first, for urgent entries; then as many bits for those of them with status Actual.
 
 use barid_core::bulletin::Priority;
 
@@ -19,7 +20,7 @@ pub(in crate::store) struct Bucket {
     actual: [u8; BITS_BYTES],
 }
 
-/// The bucket of an index.
+/// Returns the bucket of an index.
 pub(in crate::store) fn bucket_of(index: u64) -> u64 {
     index / BUCKET_INDEXES
 }
@@ -31,7 +32,7 @@ impl Default for Bucket {
 }
 
 impl Bucket {
-    /// Adds an entry, in place of another one that came ahead of the order.
+    /// Adds an entry; replaces the kind of a displaced out-of-order entry at the same index.
     pub(in crate::store) fn insert(&mut self, index: u64, urgent: Priority) {
         let (byte, bit) = place(index);
         self.urgent[byte] |= bit;
@@ -41,7 +42,7 @@ impl Bucket {
         }
     }
 
-    /// The entries of bucket `number`, by index.
+    /// Returns the entries of bucket `number`, by index.
     pub(in crate::store) fn entries(&self, number: u64) -> impl Iterator<Item = (u64, Priority)> {
         let first = number.saturating_mul(BUCKET_INDEXES);
         let bytes =

@@ -1,10 +1,11 @@
-//! One flipped bit, found by what it does to a CRC-32C.
+//! Locates a single flipped bit by its effect on a CRC-32C.
 //!
-//! In scope: where it must be, if it is one. Out of scope: whether it is: a checksum alone does not prove that.
+//! In scope: where the bit must be if there is exactly one. Out of scope: proving that there is: a
+//! matching checksum alone is no proof.
 
 /// Castagnoli's polynomial, reflected.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
-/// What eight zero bits do to a remainder, by its lowest byte.
+/// The effect of eight zero bits on a remainder, by its lowest byte.
 const CRC_TABLE: [u32; 256] = table();
 
 const fn table() -> [u32; 256] {
@@ -22,14 +23,14 @@ const fn table() -> [u32; 256] {
     table
 }
 
-/// Turns the one bit that explains why these bytes have checksum `found` and not `written`; says in which byte it was. The checksum may cover
-/// other bytes before these.
+/// Flips the one bit that explains why these bytes have checksum `found` instead of `written`;
+/// returns the byte that it is in. The checksum may also cover other bytes before these.
 pub(super) fn correct(bytes: &mut [u8], found: u32, written: u32) -> Option<usize> {
     let difference = found ^ written;
     if difference == 0 {
         return None;
     }
-    // A checksum is linear but for a constant: the difference is what the flipped bit alone would leave.
+    // A CRC is affine: the difference is the remainder that the flipped bit alone would leave.
     let mut bits: [u32; 8] = std::array::from_fn(|bit| 1 << bit);
     for place in (0..bytes.len()).rev() {
         for (bit, remainder) in bits.iter_mut().enumerate() {

@@ -1,8 +1,12 @@
-//! The commit log: what is true. Preallocated segments of checksummed, chained records, one `fdatasync` each.
+//! The commit log, the authoritative data of the store: preallocated segments of checksummed,
+//! chained records, with one `fdatasync` per record.
 //!
-//! In scope: appending, reading back by position, and on opening finding the end. Out of scope: what the records mean.
-//! After a failed write or sync nothing more is appended: the page cache may look good when the disk is not, so only opening the
-//! log anew, which writes the last record again before it is believed, tells what is durable.
+//! In scope: appending, reading by position, and finding the end when the log is opened. Out of
+//! scope: the meaning of the records.
+//!
+//! After a failed write or sync nothing more is appended: the page cache may look good when the
+//! disk is not. Only reopening the log shows what is durable: it writes the last record again
+//! before using it.
 
 mod bit_flip;
 pub(super) mod record;
@@ -38,23 +42,24 @@ use self::segment::{HEADER_BYTES, Header, Preparer};
 pub(super) use self::tail_hint::{TailHint, TailHintFile};
 use super::{FsyncHistogram, OpenError, ReadError};
 
-/// Slices in one `pwritev`: Linux takes 1,024.
+/// Slices in one `pwritev`; the limit of Linux is 1,024.
 const SLICES_MAX: usize = 1_024;
 /// Files kept open for reading.
 const OPEN_FILES_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
-/// Heads kept decoded, at most [`CACHED_HEAD_BYTES_MAX`] each: neighbours are read together.
+/// Decoded heads in the cache, at most [`CACHED_HEAD_BYTES_MAX`] each: neighbouring entries are
+/// read together.
 const CACHED_HEADS_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
-/// A head beyond this (with a roster in it) is not kept.
+/// A larger head (with a roster in it) is not cached.
 const CACHED_HEAD_BYTES_MAX: usize = 128 << 10;
 
-/// Whose log, and how it uses the disk.
+/// The owner of a log, and its use of the disk.
 #[derive(Clone, Debug)]
 pub(super) struct LogOptions {
     pub(super) member: Member,
     pub(super) exchange: ExchangeName,
     /// Largest segment; a record that does not fit gets a larger one.
     pub(super) segment_bytes_max: u64,
-    /// Free space below which nothing is appended.
+    /// Free bytes that an append must leave.
     pub(super) reserve_bytes: u64,
 }
 
@@ -67,7 +72,7 @@ pub(super) enum AppendError {
     Failed(io::Error),
 }
 
-/// The writing end.
+/// The writing half of the log.
 pub(super) struct Log {
     dir: PathBuf,
     options: LogOptions,
@@ -76,37 +81,39 @@ pub(super) struct Log {
     current: Option<Current>,
     tail: Tail,
     written_bytes: u64,
-    /// Length of a record for which no segment could be had when it was last asked for.
+    /// Length of the last record for which no segment could be created.
     needed_len: Option<u64>,
-    /// When it was last looked how much may still be written on the disk, and how much it was.
+    /// Time and result of the last check of the free bytes.
     space: Option<(Instant, u64)>,
     fsyncs: FsyncHistogram,
     #[cfg(test)]
     pub(super) fail_next_sync: bool,
-    /// The next write finds no space after so many bytes.
+    /// Bytes after which the next write finds no space.
     #[cfg(test)]
     pub(super) full_after: Option<usize>,
 }
 
-/// How long it is known what may still be written on a disk, where it is [`SPACE_MARGIN_BYTES`] more than what is to be left free.
+/// How long a check of the free bytes is valid. It is used only while they exceed the bytes to
+/// leave free by at least [`SPACE_MARGIN_BYTES`].
 const SPACE_CACHE_TTL: Duration = Duration::from_millis(50);
 const SPACE_MARGIN_BYTES: u64 = 64 << 20;
 
-/// Shortest segment that is made where the disk is nearly full.
+/// Shortest segment created when the disk is nearly full.
 const SHORT_SEGMENT_BYTES: u64 = 1 << 20;
 
-/// The segment that is written to.
+/// The segment being written.
 struct Current {
     number: u32,
     file: Arc<File>,
-    /// Where the next record goes.
+    /// Where the next record begins.
     byte_offset: u64,
     capacity: u64,
-    /// One past what a write left behind that found no space; `byte_offset` or less if there is nothing of that.
+    /// One past the bytes left behind by a write that found no space; `byte_offset` or less if
+    /// there are none.
     dirty_end: u64,
 }
 
-/// What the next record follows.
+/// The end of the log: what the next record follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tail {
     pub(super) seq: u64,
@@ -121,10 +128,11 @@ impl Default for Tail {
 }
 
 impl Log {
-    /// Opens the log in `dir`, or begins one. `replay` is given every record after `resume`, with its body.
+    /// Opens the log in `dir`, or creates one. `replay` receives every record after `resume`, with
+    /// its body.
     ///
     /// # Errors
-    /// See [`OpenError`]. What `replay` returns is passed on.
+    /// See [`OpenError`]. Errors of `replay` are returned unchanged.
     pub(super) fn open(
         dir: &Path,
         options: LogOptions,
@@ -142,7 +150,7 @@ impl Log {
             let resume = last.map(|(position, _)| Resume { position, seq: found.tail.seq, hash: found.tail.hash });
             found = scan::scan(dir, &options, resume.as_ref(), replay)?;
         }
-        // What was confirmed is not cut.
+        // Confirmed records are never cut.
         if let Some(hint) = tail_hint::read(dir, &salt)
             && (hint.seq > found.tail.seq || hint.seq == found.tail.seq && hint.hash != found.tail.hash)
         {
@@ -181,27 +189,28 @@ impl Log {
         })
     }
 
-    /// What the next record follows.
+    /// Returns what the next record follows.
     pub(super) fn tail(&self) -> Tail {
         self.tail
     }
 
-    /// Bytes of records and headers.
+    /// Returns the bytes of records and headers.
     pub(super) fn written_bytes(&self) -> u64 {
         self.written_bytes
     }
 
-    /// How long the syncs of records took.
+    /// Returns the sync durations of records.
     pub(super) fn fsync_histogram(&self) -> FsyncHistogram {
         self.fsyncs.clone()
     }
 
-    /// Bytes that may still be written on the disk of the log.
+    /// Returns the bytes that may still be written on the disk of the log.
     pub(super) fn available_bytes(&self) -> io::Result<u64> {
         available_bytes(&self.dir)
     }
 
-    /// Bytes that may still be written: as they are now where it is a near thing, else as they were a moment ago.
+    /// Returns the bytes that may still be written; a recent value if it is well above
+    /// `reserve_bytes`, otherwise the current one.
     fn cached_available_bytes(&mut self, reserve_bytes: u64) -> io::Result<u64> {
         if let Some((at, bytes)) = self.space
             && at.elapsed() < SPACE_CACHE_TTL
@@ -214,7 +223,8 @@ impl Log {
         Ok(bytes)
     }
 
-    /// Whether a record can be appended, with `reserve_bytes` left free: the space, and a segment if one was lacking.
+    /// Checks whether a record can be appended that leaves `reserve_bytes` free. Creates a segment
+    /// if one was missing.
     pub(super) fn check_capacity(&mut self, reserve_bytes: u64) -> Result<(), AppendError> {
         let available_bytes = self.available_bytes().map_err(AppendError::Failed)?;
         if available_bytes < reserve_bytes {
@@ -223,7 +233,8 @@ impl Log {
         self.needed_len.map_or(Ok(()), |len| self.ensure_capacity(len, reserve_bytes))
     }
 
-    /// Appends a record and syncs it, leaving `reserve_bytes` of the disk free. Returns where it begins and how long it is.
+    /// Appends a record and syncs it, leaving `reserve_bytes` of the disk free. Returns its
+    /// position and length.
     pub(super) fn append(
         &mut self,
         head: &[u8],
@@ -258,7 +269,8 @@ impl Log {
         #[cfg(not(test))]
         let written = write_all_vectored(&current.file, &mut slices, current.byte_offset);
         if let Err(error) = written {
-            // File systems that write elsewhere (btrfs, zfs) need room for this. What was written in part is written over.
+            // Copy-on-write file systems (btrfs, zfs) need space for this. A partial write is
+            // overwritten.
             return Err(match error.kind() {
                 io::ErrorKind::StorageFull => {
                     current.dirty_end = current.dirty_end.max(current.byte_offset + len);
@@ -286,7 +298,7 @@ impl Log {
         Ok((position, len))
     }
 
-    /// Goes on to a new segment if `len` bytes do not fit the current one.
+    /// Starts a new segment if `len` bytes do not fit the current one.
     fn ensure_capacity(&mut self, len: u64, reserve_bytes: u64) -> Result<(), AppendError> {
         if self.current.as_ref().is_some_and(|current| current.byte_offset + len <= current.capacity) {
             self.needed_len = None;
@@ -299,7 +311,7 @@ impl Log {
                 self.needed_len = None;
                 Ok(())
             }
-            // No record is in what could not be made: nothing is lost by it, and it is made anew.
+            // No record is lost with a segment that could not be created; it is tried again.
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 Err(AppendError::Full { available_bytes: self.available_bytes().map_err(AppendError::Failed)? })
             }
@@ -311,12 +323,13 @@ impl Log {
         if let Some(current) = &self.current
             && current.dirty_end > current.byte_offset
         {
-            // Only the last segment may end in something else than zeros.
+            // Only the last segment may end in anything but zeros.
             segment::zero(&current.file, current.byte_offset, current.dirty_end)?;
         }
         let number = self.current.as_ref().map_or(1, |current| current.number + 1);
         let nominal = segment::nominal_bytes(number, self.options.segment_bytes_max);
-        // A shorter one where the usual one does not fit beside the reserve: what is left is for what may use it.
+        // Use a shorter segment if the usual one does not fit beside the reserve, so that the space
+        // left can still be used.
         let free = self.available_bytes()?.saturating_sub(reserve_bytes) / SHORT_SEGMENT_BYTES * SHORT_SEGMENT_BYTES;
         let nominal = nominal.min(free.max(SHORT_SEGMENT_BYTES));
         let (file, capacity) = self.preparer.wait_ready(HEADER_BYTES + len, nominal, reserve_bytes)?;
@@ -353,7 +366,7 @@ fn write_all_vectored(file: &File, mut slices: &mut [IoSlice<'_>], mut byte_offs
     Ok(())
 }
 
-/// Whether a log was begun in `dir`. One that cannot be looked into may be.
+/// Returns whether a log was begun in `dir`. A folder that cannot be read counts as one.
 pub(super) fn is_initialized(dir: &Path) -> bool {
     match segment::list(dir) {
         Ok(segments) => !segments.is_empty(),
@@ -361,7 +374,7 @@ pub(super) fn is_initialized(dir: &Path) -> bool {
     }
 }
 
-/// Bytes that an unprivileged process may still write on the file system of `dir`.
+/// Returns the bytes that an unprivileged process may still write on the file system of `dir`.
 pub(super) fn available_bytes(dir: &Path) -> io::Result<u64> {
     let space = rustix::fs::statvfs(dir)?;
     Ok(space.f_bavail.saturating_mul(space.f_frsize))
@@ -373,20 +386,20 @@ fn random_salt() -> Result<Salt, OpenError> {
     Ok(salt)
 }
 
-/// The reading end: any record by its position, from any thread.
+/// The reading half of the log: reads any record by its position, from any thread.
 pub(super) struct LogReader {
     dir: PathBuf,
     salt: Salt,
     files: Mutex<LruCache<u32, Arc<File>>>,
-    /// The first damage that was met, for the operators.
+    /// The first damage found, for operators.
     damage: Mutex<Option<String>>,
-    /// Bits that were put right.
+    /// Number of corrected bits.
     corrected: AtomicU64,
     heads: Mutex<LruCache<Position, Arc<Record>>>,
 }
 
 impl LogReader {
-    /// The log in `dir`, which may be empty.
+    /// Opens the log in `dir`, which may be empty.
     ///
     /// # Errors
     /// If the log is another node's or a newer version's.
@@ -415,15 +428,15 @@ impl LogReader {
         Ok(file)
     }
 
-    /// Tells this log from any other.
+    /// Returns the salt, which identifies this log.
     pub(super) fn salt(&self) -> Salt {
         self.salt
     }
 
-    /// The record at a position, without its envelopes.
+    /// Returns the record at a position, without its envelopes.
     ///
     /// # Errors
-    /// [`ReadError::Damaged`] if what lies there is not what was written.
+    /// [`ReadError::Damaged`] if the record there is damaged.
     pub(super) fn record(&self, position: Position) -> Result<Arc<Record>, ReadError> {
         if let Some(record) = self.heads.lock().get(&position) {
             return Ok(Arc::clone(record));
@@ -440,24 +453,24 @@ impl LogReader {
         Ok(record)
     }
 
-    /// Something of a record's body is damaged: an error that names it.
+    /// Records damage of a record's body, and returns the error that names it.
     pub(super) fn damaged(&self, position: Position, what: &str) -> ReadError {
         let what = format!("commit log, {position}: {what}");
         self.record_damage(&what);
         ReadError::Damaged(what)
     }
 
-    /// The first damage that was met since the log was opened.
+    /// Returns the first damage found since the log was opened.
     pub(super) fn damage(&self) -> Option<String> {
         self.damage.lock().clone()
     }
 
-    /// Bits that were put right since the log was opened.
+    /// Returns the number of bits corrected since the log was opened.
     pub(super) fn corrected(&self) -> u64 {
         self.corrected.load(Ordering::Relaxed)
     }
 
-    /// So many more were.
+    /// Adds to the number of corrected bits.
     pub(super) fn count_corrected(&self, bits: usize) {
         self.corrected.fetch_add(bits as u64, Ordering::Relaxed);
     }
@@ -470,8 +483,8 @@ impl LogReader {
         }
     }
 
-    /// Puts flipped bits right in the envelopes of the record at a position, where their digests prove what they were. Whether there were
-    /// any.
+    /// Corrects flipped bits in the envelopes of the record at a position if their digests prove
+    /// the right value. Returns whether there were any.
     pub(super) fn correct_bits_at(&self, position: Position) -> bool {
         let path = segment::path(&self.dir, position.segment);
         let correct = || {
@@ -494,7 +507,7 @@ impl LogReader {
         }
     }
 
-    /// Part of a record's body.
+    /// Returns a part of a record's body.
     pub(super) fn body(
         &self,
         position: Position,

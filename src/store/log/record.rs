@@ -1,11 +1,14 @@
-//! One record of the commit log: a checksummed head, then the envelopes, each with its own checksum in the head.
+//! One record of the commit log: a checksummed head, then the envelopes, whose checksums are in the
+//! head.
 //!
-//! In scope: from a [`Commit`] to bytes and back, without I/O. Out of scope: where records lie (`segment`), and what to do about
-//! bytes that are none (`scan`).
+//! In scope: encoding a [`Commit`] to bytes and decoding it, without I/O. Out of scope: where
+//! records lie (`segment`), and handling bytes that are not a record (`scan`).
 //!
-//! A frame of [`FRAME_BYTES`] stands before the head, numbers in little endian: magic (4), length of the head (4), length of all
-//! envelopes (8), CRC-32C over the log's salt, these 16 bytes and the head (4), zeros (4). The salt is random and stays in the log, so
-//! that nobody can publish an envelope that looks like a record to a scan. Records start at multiples of [`ALIGNMENT`].
+//! The head is preceded by a frame of [`FRAME_BYTES`], with numbers in little endian: magic (4),
+//! length of the head (4), length of all envelopes (8), CRC-32C over the log's salt, these 16 bytes
+//! and the head (4), zeros (4). The salt is random and never leaves the log, so that no publisher
+//! can make an envelope that a scan takes for a record. Records start at multiples of
+//! [`ALIGNMENT`].
 
 mod priority;
 mod subscriptions;
@@ -28,7 +31,7 @@ use crate::store::{
     Append, Backfill, Commit, Content, Cosigned, CrlRecord, CustodyRecord, ForkRecord, NewEntry, RosterRecord,
 };
 
-/// Length of a frame.
+/// Length of a frame in bytes.
 pub(in crate::store) const FRAME_BYTES: usize = 24;
 /// Records start at multiples of this.
 pub(in crate::store) const ALIGNMENT: u64 = ALIGNMENT_LEN as u64;
@@ -39,12 +42,12 @@ pub(in crate::store) const MAGIC: [u8; 4] = *b"BRD\x01";
 /// Random bytes of one log.
 pub(in crate::store) type Salt = [u8; 16];
 
-/// Where a record begins.
+/// The position of a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::store) struct Position {
     /// Number of the segment, from 1.
     pub(in crate::store) segment: u32,
-    /// Byte in it.
+    /// Byte offset in the segment.
     pub(in crate::store) byte_offset: u32,
 }
 
@@ -54,18 +57,18 @@ impl std::fmt::Display for Position {
     }
 }
 
-/// A frame that was read.
+/// A decoded frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Frame {
-    /// Bytes of head.
+    /// Length of the head in bytes.
     pub(in crate::store) head_len: usize,
-    /// Bytes of envelopes.
+    /// Length of all envelopes in bytes.
     pub(in crate::store) body_len: u64,
     checksum: u32,
 }
 
 impl Frame {
-    /// Frames a head.
+    /// Encodes the frame of a head.
     pub(in crate::store) fn encode(salt: &Salt, head: &[u8], body_len: u64) -> [u8; FRAME_BYTES] {
         let mut bytes = [0; FRAME_BYTES];
         bytes[..4].copy_from_slice(&MAGIC);
@@ -76,7 +79,7 @@ impl Frame {
         bytes
     }
 
-    /// Reads a frame; `None` if these bytes are none.
+    /// Decodes a frame; `None` if these bytes are not one.
     pub(in crate::store) fn decode(bytes: &[u8; FRAME_BYTES]) -> Option<Self> {
         let head_len = u32::from_le_bytes(*bytes[4..].first_chunk()?) as usize;
         let body_len = u64::from_le_bytes(*bytes[8..].first_chunk()?);
@@ -88,13 +91,13 @@ impl Frame {
         fits.then_some(Self { head_len, body_len, checksum })
     }
 
-    /// Turns the one bit of `head` without which it is the one that was framed; says in which byte of it.
+    /// Flips the one bit of `head` that makes it match the frame; returns the byte that it is in.
     pub(in crate::store) fn correct(&self, salt: &Salt, bytes: &[u8; FRAME_BYTES], head: &mut [u8]) -> Option<usize> {
         let found = checksum(salt, &bytes[..16], head);
         bit_flip::correct(head, found, self.checksum)
     }
 
-    /// Whether `head` is the one that was framed.
+    /// Returns whether `head` matches the checksum of this frame.
     pub(in crate::store) fn matches(&self, salt: &Salt, bytes: &[u8; FRAME_BYTES], head: &[u8]) -> bool {
         checksum(salt, &bytes[..16], head) == self.checksum
     }
@@ -104,7 +107,7 @@ fn checksum(salt: &Salt, frame: &[u8], head: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(salt), frame), head)
 }
 
-/// SHA-256 of an encoded head: what the next head names as the one before it.
+/// Returns the SHA-256 of an encoded head, which the next head contains.
 pub(in crate::store) fn head_hash(head: &[u8]) -> Hash {
     Hash(sha2::Sha256::digest(head).into())
 }
@@ -151,7 +154,7 @@ fn encode_backfill(backfill: &Backfill) -> proto::RecordBackfill {
     let mut record = proto::RecordBackfill { feed: backfill.feed.to_string(), ..proto::RecordBackfill::default() };
     let (mut digests, mut ids) = (Vec::new(), Vec::new());
     for (index, entry) in &backfill.entries {
-        // Nothing else was let in.
+        // Validation rejected everything else.
         let Content::Disclosed { envelope, header } = &entry.content else { continue };
         record.indexes.push(*index);
         digests.extend_from_slice(&entry.digest.0);
@@ -229,7 +232,7 @@ fn encode_custody(custody: &CustodyRecord) -> proto::RecordCustody {
 pub(in crate::store) struct Record {
     /// Number of the commit.
     pub(in crate::store) seq: u64,
-    /// Hash of the head before.
+    /// Hash of the head before it.
     pub(in crate::store) previous: Hash,
     /// Hash of this head.
     pub(in crate::store) hash: Hash,
@@ -237,17 +240,17 @@ pub(in crate::store) struct Record {
     pub(in crate::store) first_offset: u64,
     /// One past the offset of the last disclosed entry.
     pub(in crate::store) end_offset: u64,
-    /// What was appended.
+    /// The appends.
     pub(in crate::store) appends: Vec<AppendRecord>,
-    /// What was filled in, then what came ahead of the order, one entry each.
+    /// The backfills, then the priority entries as backfills of one entry each.
     pub(in crate::store) backfills: Vec<BackfillRecord>,
-    /// Everything else, entries left out.
+    /// The rest of the commit, without entries.
     pub(in crate::store) rest: Commit,
-    /// Byte after the head, from the record's beginning.
+    /// Where the envelopes begin, from the start of the record.
     pub(in crate::store) body_start: usize,
-    /// Bytes of envelopes.
+    /// Length of all envelopes in bytes.
     pub(in crate::store) body_len: usize,
-    /// Bytes of the encoded head.
+    /// Length of the encoded head in bytes.
     pub(in crate::store) head_len: usize,
 }
 
@@ -260,14 +263,14 @@ pub(in crate::store) struct AppendRecord {
     pub(in crate::store) slots: Vec<Slot>,
 }
 
-/// Content in a record, for entries that an earlier one appended as digests.
+/// Content in a record for entries whose digests are appended by another record.
 #[derive(Debug)]
 pub(in crate::store) struct BackfillRecord {
     /// The feed.
     pub(in crate::store) feed: FeedId,
     /// Index and entry, ascending.
     pub(in crate::store) slots: Vec<(u64, Slot)>,
-    /// What proves an entry that came ahead of the order; `None` of a fill.
+    /// The proof of a priority entry; `None` for a backfill.
     pub(in crate::store) priority_proof: Option<PriorityProof>,
 }
 
@@ -276,19 +279,19 @@ pub(in crate::store) struct BackfillRecord {
 pub(in crate::store) struct Slot {
     /// Entry digest.
     pub(in crate::store) digest: Digest,
-    /// Why only the digest is held; `None`: disclosed.
+    /// Why only the digest is held; `None` if the entry is disclosed.
     pub(in crate::store) undisclosed: Option<Undisclosed>,
     /// Offset, if disclosed.
     pub(in crate::store) offset: u64,
     /// Where the envelope begins in the body.
     pub(in crate::store) start: usize,
-    /// Its length.
+    /// Length of the envelope.
     pub(in crate::store) len: usize,
     checksum: u32,
 }
 
 impl Record {
-    /// Reads a head whose checksum was found right. The text says what is wrong with it.
+    /// Decodes a head whose checksum matches. The error names what is malformed.
     pub(in crate::store) fn decode(bytes: Bytes, frame: &Frame) -> Result<Self, String> {
         let hash = head_hash(&bytes);
         let head = proto::RecordHead::decode(bytes).map_err(|error| error.to_string())?;
@@ -345,12 +348,13 @@ impl Record {
         })
     }
 
-    /// Bytes of the whole record, with what aligns the next one.
+    /// Returns the length of the whole record, including the padding that aligns the next one.
     pub(in crate::store) fn len(&self) -> u64 {
         ((self.body_start + self.body_len) as u64).next_multiple_of(ALIGNMENT)
     }
 
-    /// The commit, from the record's body. The text says which envelope is damaged.
+    /// Returns the commit, with envelopes from the record's body. The error names the damaged
+    /// envelope.
     pub(in crate::store) fn commit(&self, body: &Bytes) -> Result<Commit, String> {
         let mut commit = self.rest.clone();
         for recorded in &self.appends {
@@ -373,7 +377,7 @@ impl Record {
 }
 
 impl AppendRecord {
-    /// Byte range in the body of the envelopes of these slots.
+    /// Returns the byte range of these slots' envelopes in the body.
     pub(in crate::store) fn bytes(&self, slots: Range<usize>) -> Range<usize> {
         match self.slots.get(slots) {
             Some([first, .., last]) => first.start..last.start + last.len,
@@ -382,7 +386,7 @@ impl AppendRecord {
         }
     }
 
-    /// Whether the envelopes in a record's body are those that were written.
+    /// Checks the envelopes in a record's body against their checksums.
     pub(in crate::store) fn check(&self, body: &[u8]) -> Result<(), String> {
         match (self.append.first..).zip(&self.slots).find(|(_, slot)| slot.is_damaged(body)) {
             Some((index, _)) => Err(format!("the envelope of {} {index}", self.append.feed)),
@@ -390,7 +394,8 @@ impl AppendRecord {
         }
     }
 
-    /// These slots' entries. `bytes` is the part of the record's body from `start` on.
+    /// Returns the entries of these slots. `bytes` is the part of the record's body from `start`
+    /// on.
     pub(in crate::store) fn entries(
         &self,
         slots: Range<usize>,
@@ -405,7 +410,7 @@ impl AppendRecord {
 }
 
 impl BackfillRecord {
-    /// Byte range in the body of the envelopes of these slots.
+    /// Returns the byte range of these slots' envelopes in the body.
     pub(in crate::store) fn bytes(&self, slots: Range<usize>) -> Range<usize> {
         match self.slots.get(slots) {
             Some([(_, first), .., (_, last)]) => first.start..last.start + last.len,
@@ -414,7 +419,7 @@ impl BackfillRecord {
         }
     }
 
-    /// Whether the envelopes in a record's body are those that were written.
+    /// Checks the envelopes in a record's body against their checksums.
     pub(in crate::store) fn check(&self, body: &[u8]) -> Result<(), String> {
         match self.slots.iter().find(|(_, slot)| slot.is_damaged(body)) {
             Some((index, _)) => Err(format!("the envelope of {} {index}", self.feed)),
@@ -422,7 +427,8 @@ impl BackfillRecord {
         }
     }
 
-    /// These slots' entries. `bytes` is the part of the record's body from `start` on.
+    /// Returns the entries of these slots. `bytes` is the part of the record's body from `start`
+    /// on.
     pub(in crate::store) fn entries(
         &self,
         slots: Range<usize>,
@@ -444,18 +450,20 @@ impl Slot {
         self.undisclosed.is_none() && envelope.is_none_or(|envelope| crc32c::crc32c(envelope) != self.checksum)
     }
 
-    /// Whether this is the envelope that was written.
+    /// Returns whether the envelope matches its checksum.
     pub(in crate::store) fn is_intact(&self, envelope: &[u8]) -> bool {
         crc32c::crc32c(envelope) == self.checksum
     }
 
-    /// Turns the one bit without which this is the envelope that was written, by its digest; says in which byte.
+    /// Flips the one bit that makes the envelope match its checksum and digest; returns the byte
+    /// that it is in.
     pub(in crate::store) fn correct(&self, envelope: &mut [u8]) -> Option<usize> {
         let place = bit_flip::correct(envelope, crc32c::crc32c(envelope), self.checksum)?;
         (barid_core::envelope::digest(envelope) == self.digest).then_some(place)
     }
 
-    /// The entry, from the part of the body that begins at `start`; `None` if its envelope is damaged.
+    /// Returns the entry, from the part of the body that begins at `start`; `None` if its envelope
+    /// is damaged.
     fn entry(&self, bytes: &Bytes, start: usize) -> Option<NewEntry> {
         let content = match self.undisclosed {
             Some(reason) => Content::Undisclosed(reason),

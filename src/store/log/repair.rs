@@ -1,11 +1,13 @@
-//! Damage in the commit log: finding all of it, and putting back exactly what was there.
+//! Inspects and repairs a damaged commit log: finds all damage, and restores exactly the original
+//! bytes.
 //!
-//! In scope: going through a log past what is damaged; bits that flipped; envelopes that are brought from elsewhere. Out of scope: bringing
-//! them, and what to do about damage that cannot be undone.
+//! In scope: reading a log past damage, flipped bits, and envelopes fetched from elsewhere. Out of
+//! scope: fetching them, and handling damage that cannot be repaired.
 //!
-//! Nothing is guessed. An envelope is put back if it has the digest that the log has for the entry; a bit in a head or a header is turned
-//! if the checksum then holds and the record after it names the SHA-256 of just that head. So the log is what it was, byte for byte: no
-//! arrival, digest or signature changes. A torn tail is no damage and is left to the next opening of the log.
+//! Nothing is guessed. An envelope is restored if it has the digest that the log has for the entry.
+//! A bit in a head or header is flipped if the checksum then matches and the next record contains
+//! the SHA-256 of exactly that head. So the log is again what it was, byte for byte: no offset,
+//! digest or signature changes. A torn tail is not damage; the next opening of the log handles it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -24,49 +26,49 @@ use super::segment::{self, HEADER_BYTES, HEADER_LEN, Header};
 use super::{LogOptions, Tail, read_record, tail_hint};
 use crate::store::{OpenError, ReadError, RosterRecord};
 
-/// Damage that is listed; more of it means a disk that is gone.
+/// Most damage that is listed; more means that the disk has failed.
 const DAMAGES_MAX: usize = 65_536;
 
-/// Something in the log that is not as it was written.
+/// One damaged place in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::store) struct LogDamage {
-    /// In which segment.
+    /// Number of the segment.
     pub(in crate::store) segment: u32,
-    /// Bytes of it.
+    /// Byte range in the segment.
     pub(in crate::store) bytes: Range<u64>,
-    /// What it is, and what can be done.
+    /// The kind of damage, and how it can be repaired.
     pub(in crate::store) kind: LogDamageKind,
 }
 
-/// What is wrong.
+/// The kind of damage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::store) enum LogDamageKind {
-    /// One bit: with this byte in place of the first one it is as it was.
+    /// One flipped bit: writing this byte at the start of the range repairs it.
     BitFlip(u8),
-    /// The envelope of an entry: whoever has one with this digest has what stood here.
+    /// The envelope of an entry: any envelope with this digest and length is the original.
     Envelope { feed: FeedId, index: u64, digest: Digest },
-    /// It cannot be put back.
+    /// It cannot be repaired.
     Unrecoverable(String),
 }
 
-/// What was found in a log.
+/// The result of inspecting a log.
 #[derive(Debug, Default)]
 pub(in crate::store) struct LogInspection {
     /// Newest commit that was read.
     pub(in crate::store) newest: u64,
-    /// Newest commit that is noted as confirmed; 0: none is.
+    /// Newest commit recorded as confirmed; 0 if none is.
     pub(in crate::store) confirmed: u64,
-    /// In the order of the log.
+    /// The damage, in the order of the log.
     pub(in crate::store) damages: Vec<LogDamage>,
-    /// There is more than can be listed: it was not looked any further.
+    /// Whether there is more damage than can be listed; inspection stopped there.
     pub(in crate::store) truncated: bool,
-    /// Entries of each feed.
+    /// Number of entries of each feed.
     pub(in crate::store) sizes: BTreeMap<FeedId, u64>,
-    /// Roster notes by version, to know whom to ask.
+    /// Roster notes by version: they name the members to fetch envelopes from.
     pub(in crate::store) rosters: BTreeMap<u64, RosterRecord>,
 }
 
-/// Goes through a whole log; changes nothing. No process may be committing to it meanwhile.
+/// Inspects a whole log; changes nothing. No process may commit to it meanwhile.
 ///
 /// # Errors
 /// If files cannot be read, or the log is another node's or a newer version's.
@@ -100,7 +102,7 @@ pub(in crate::store) fn inspect(dir: &Path, options: &LogOptions) -> Result<LogI
     }
     let hint = salt.and_then(|salt| tail_hint::read(dir, &salt));
     walk.found.confirmed = hint.map_or(0, |hint| hint.seq);
-    // The last record has none after it that would prove it; what was noted of it may.
+    // No later record proves the last one; the tail hint may.
     let matches_hint = |tail: &Tail| hint.is_some_and(|hint| (hint.seq, hint.hash) == (tail.seq, tail.hash));
     if let Some(place) = walk.unverified.take().filter(|_| !walk.tail.as_ref().is_some_and(matches_hint)) {
         walk.found.damages[place].kind = LogDamageKind::Unrecoverable("a head that no later record proves".into());
@@ -108,10 +110,10 @@ pub(in crate::store) fn inspect(dir: &Path, options: &LogOptions) -> Result<LogI
     Ok(walk.found)
 }
 
-/// Puts a byte right, or an envelope back.
+/// Corrects a byte, or restores an envelope.
 ///
 /// # Errors
-/// If it cannot be written, or these are not the bytes that stood there.
+/// If it cannot be written, or the envelope is not the original.
 pub(in crate::store) fn write_repair(dir: &Path, damage: &LogDamage, envelope: Option<&[u8]>) -> Result<(), OpenError> {
     let file = segment::open(dir, damage.segment)?;
     match (&damage.kind, envelope) {
@@ -127,7 +129,8 @@ pub(in crate::store) fn write_repair(dir: &Path, damage: &LogDamage, envelope: O
     Ok(file.sync_all()?)
 }
 
-/// Turns the bits that flipped in the envelopes of a record, and syncs; says in which bytes of the segment. Nothing else is changed.
+/// Corrects the bits that flipped in the envelopes of a record, and syncs. Returns the corrected
+/// byte offsets in the segment. Changes nothing else.
 ///
 /// # Errors
 /// If it cannot be read or written.
@@ -148,7 +151,7 @@ pub(super) fn correct_bits(file: &File, position: Position, record: &Record) -> 
     Ok(corrected)
 }
 
-/// The entries of which a record holds the envelope.
+/// Returns the entries whose envelope a record contains.
 fn envelopes(record: &Record) -> impl Iterator<Item = (&FeedId, u64, &Slot)> {
     let appended = record.appends.iter().flat_map(|recorded| {
         let slots = (recorded.append.first..).zip(&recorded.slots);
@@ -161,7 +164,8 @@ fn envelopes(record: &Record) -> impl Iterator<Item = (&FeedId, u64, &Slot)> {
     appended.chain(backfilled).filter(|(.., slot)| slot.undisclosed.is_none())
 }
 
-/// Where an envelope stands in the segment, and what stands there; what the file is too short for is left out.
+/// Reads an envelope; returns its byte offset in the segment and its bytes, empty if the file ends
+/// before its end.
 fn read_envelope(file: &File, position: Position, record: &Record, slot: &Slot) -> io::Result<(u64, Vec<u8>)> {
     let at = u64::from(position.byte_offset) + (record.body_start + slot.start) as u64;
     let mut envelope = vec![0; slot.len];
@@ -174,9 +178,11 @@ fn read_envelope(file: &File, position: Position, record: &Record, slot: &Slot) 
 
 struct Walk {
     found: LogInspection,
-    /// What the next record follows; `None` after something was lost: then any later record is believed by its checksum.
+    /// What the next record follows; `None` after a record was lost: then any later record is
+    /// accepted by its checksum.
     tail: Option<Tail>,
-    /// Place among the wounds of a bit in the head that was read last: the next record proves it.
+    /// Index in `damages` of a bit flip in the head read last. The next record proves or disproves
+    /// it.
     unverified: Option<usize>,
 }
 
@@ -219,7 +225,7 @@ impl Walk {
         found.map(Some)
     }
 
-    /// Goes through the records of one segment.
+    /// Inspects the records of one segment.
     fn segment(&mut self, file: &File, number: u32, salt: &Salt, is_last: bool) -> Result<(), OpenError> {
         let len = file.metadata()?.len();
         let mut byte_offset = HEADER_BYTES;
@@ -244,7 +250,8 @@ impl Walk {
         Ok(())
     }
 
-    /// The record at a position, if one is there, perhaps but for a bit.
+    /// Returns the record at a position, possibly after correcting one bit; `None` if there is
+    /// none.
     fn record(&mut self, file: &File, salt: &Salt, position: Position, len: u64) -> Result<Option<Record>, OpenError> {
         let read = match read_record(file, salt, position) {
             Err(ReadError::Io(error)) => return Err(error.into()),
@@ -268,7 +275,7 @@ impl Walk {
         Ok(record)
     }
 
-    /// Whether a record is the next one. If it is, it proves the head before it.
+    /// Returns whether a record is the next one. If so, it proves the head before it.
     fn follows(&mut self, record: &Record) -> bool {
         let Some(tail) = self.tail else { return record.seq > self.found.newest };
         let follows = (record.seq, record.previous, record.first_offset) == (tail.seq + 1, tail.hash, tail.end_offset);
@@ -278,7 +285,8 @@ impl Walk {
         follows
     }
 
-    /// Looks for the one bit by which frame and head at a position are not the next record's.
+    /// Looks for the one flipped bit that keeps the frame and head at a position from being the
+    /// next record's.
     fn corrected(
         &mut self,
         file: &File,
@@ -332,7 +340,7 @@ impl Walk {
         Ok(Some(record))
     }
 
-    /// Looks at the envelopes of a record.
+    /// Inspects the envelopes of a record.
     fn body(&mut self, file: &File, position: Position, record: &Record) -> Result<(), OpenError> {
         for (feed, index, slot) in envelopes(record) {
             let (at, mut envelope) = read_envelope(file, position, record, slot)?;
@@ -354,7 +362,7 @@ impl Walk {
     }
 }
 
-/// Turns the one bit with which `is_right` holds; says in which byte.
+/// Flips the one bit that makes `is_right` true; returns the byte that it is in.
 fn correct_bit(bytes: &mut [u8], is_right: impl Fn(&[u8]) -> bool) -> Option<usize> {
     for place in 0..bytes.len() {
         for bit in 0..8 {

@@ -1,4 +1,4 @@
-//! What damage is found, and that what is put back is what was there.
+//! Tests that damage is found, and that repair restores the original bytes.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
@@ -8,7 +8,7 @@ use super::tests::{commit, log_with_commits, open, options};
 use super::*;
 use crate::store::Content;
 
-/// What is found is put back, as far as it can be; then what there was to be found.
+/// Repairs all damage that can be repaired; returns the damage found.
 fn repair_all(dir: &Path, envelope: Option<&[u8]>) -> Vec<LogDamage> {
     let damages = inspect(dir, &options()).unwrap().damages;
     for damage in &damages {
@@ -33,7 +33,7 @@ fn single_bit_flip_is_repaired_if_provable() {
     assert_eq!(inspect(dir.path(), &options()).unwrap().damages, []);
     let (last, last_len) = *places.last().unwrap();
     let end = last.byte_offset as usize + last_len as usize;
-    // The last head has no record after it: its own envelopes are proven by their digests only.
+    // No record follows the last head, so only its envelopes are proven, by their digests.
     let body = (last.byte_offset as usize..end).find(|at| whole[*at..].starts_with(&envelope_of(4))).unwrap();
     for byte in (0..4_096).step_by(61).chain((4_096..end).step_by(3)) {
         let mut damaged = whole.clone();
@@ -84,7 +84,7 @@ fn tail_hint_proves_last_head_and_exposes_missing_records() {
         );
         assert!(fs::read(&path).unwrap() == whole, "byte {byte}");
     }
-    // The last record is not there at all.
+    // The last record is missing entirely.
     let mut cut = whole.clone();
     cut[last.byte_offset as usize..].fill(0);
     fs::write(&path, &cut).unwrap();
@@ -144,7 +144,7 @@ fn unprovable_damage_is_reported_and_scan_continues() {
     assert!(matches!(&repair_all(dir.path(), None)[..], [LogDamage { kind: LogDamageKind::Unrecoverable(_), .. }]));
     assert!(fs::read(&path).unwrap() == damaged);
 
-    // A record torn by a loss of power is no damage.
+    // A record torn by a power loss is not damage.
     let mut torn = whole;
     torn[places[4].0.byte_offset as usize + 100..].fill(0);
     fs::write(&path, torn).unwrap();

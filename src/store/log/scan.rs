@@ -1,9 +1,11 @@
-//! Finding the end of the log when it is opened, and telling a torn tail from damage.
+//! Scans the log when it is opened: finds its end, and distinguishes a torn tail from damage.
 //!
-//! In scope: which bytes are believed. Out of scope: repairing damage: it is named, and nothing is skipped.
+//! In scope: which bytes are accepted. Out of scope: repairing damage; it is reported, and nothing
+//! is skipped.
 //!
-//! A power loss while a record is written leaves any part of it. So what cannot be read and is followed by no further record is a
-//! torn tail: it was never confirmed, and is overwritten with zeros. What is followed by a record was confirmed: damage.
+//! A power loss during a write leaves any part of a record. So an unreadable record that no later
+//! record follows is a torn tail: it was never confirmed, and is overwritten with zeros. One that a
+//! later record follows was confirmed, so it is damage.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -20,10 +22,10 @@ use crate::store::{OpenError, ReadError};
 /// Bytes searched at a time.
 const SEARCH_BYTES: usize = 1 << 20;
 
-/// The record up to which the caller has taken in the log.
+/// The record up to which the caller has applied the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct Resume {
-    /// Where it begins.
+    /// Its position.
     pub(in crate::store) position: Position,
     /// Its number.
     pub(in crate::store) seq: u64,
@@ -31,31 +33,31 @@ pub(in crate::store) struct Resume {
     pub(in crate::store) hash: Hash,
 }
 
-/// Where the log ends.
+/// The end of the log.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct End {
     /// Last segment.
     pub(super) segment: u32,
-    /// Where its next record goes.
+    /// Byte offset of the next record in it.
     pub(super) byte_offset: u64,
     /// The last record, if there is one, and its length.
     pub(super) last: Option<(Position, u64)>,
 }
 
-/// What was found.
+/// The result of a scan.
 #[derive(Default)]
 pub(super) struct Found {
     salt: Option<Salt>,
     pub(super) end: Option<End>,
     pub(super) tail: Tail,
     pub(super) written_bytes: u64,
-    /// Where a record begins, after the last one, that is not whole.
+    /// Position of an incomplete record after the last one.
     pub(super) torn: Option<Position>,
 }
 
 type Replay<'a> = &'a mut dyn FnMut(Position, Record, Bytes) -> Result<(), OpenError>;
 
-/// Goes through the log after `resume`, or from its beginning.
+/// Scans the log after `resume`, or from its beginning.
 pub(super) fn scan(
     dir: &Path,
     options: &LogOptions,
@@ -117,7 +119,7 @@ pub(super) fn scan(
     }
 }
 
-/// The salt of the log in `dir`; `None` if there is no log yet.
+/// Returns the salt of the log in `dir`; `None` if there is no log yet.
 pub(super) fn salt(dir: &Path, options: &LogOptions) -> Result<Option<Salt>, OpenError> {
     match segment::list(dir)?.first() {
         Some(number) => Ok(Some(read_header(&segment::open(dir, *number)?, *number, options)?.salt)),
@@ -139,7 +141,7 @@ fn read_header(file: &File, number: u32, options: &LogOptions) -> Result<Header,
     header_of(&block, number, options)
 }
 
-/// Reads the header block of segment `number`, and that the log is this node's.
+/// Decodes the header block of segment `number`, and checks that the log is this node's.
 pub(super) fn header_of(block: &[u8], number: u32, options: &LogOptions) -> Result<Header, OpenError> {
     let header = Header::decode(block).map_err(|error| match error {
         HeaderError::Newer(found) => OpenError::Newer { found, known: segment::VERSION },
@@ -154,7 +156,7 @@ pub(super) fn header_of(block: &[u8], number: u32, options: &LogOptions) -> Resu
     Ok(header)
 }
 
-/// Goes through one segment from `byte_offset` on; returns where its records end.
+/// Scans one segment from `byte_offset` on; returns where its records end.
 fn scan_segment(
     file: &File,
     number: u32,
@@ -192,7 +194,7 @@ fn scan_segment(
     }
 }
 
-/// Reads a record with its envelopes, and that it follows `tail`.
+/// Reads a record with its envelopes, and checks that it follows `tail`.
 fn read_whole(file: &File, salt: &Salt, position: Position, tail: Tail) -> Result<(Record, Bytes), ReadError> {
     let damaged = |what: String| ReadError::Damaged(format!("commit log, {position}: {what}"));
     let record = read_record(file, salt, position)?;
@@ -215,11 +217,12 @@ fn read_whole(file: &File, salt: &Salt, position: Position, tail: Tail) -> Resul
 pub(super) enum Rest {
     Zeros,
     Torn,
-    /// A newer record begins here.
+    /// A record newer than commit `seq` begins here.
     Records(u64),
 }
 
-/// What stands in a segment from `byte_offset` on: whether a record begins anywhere after it that is newer than commit `seq`.
+/// Classifies the bytes of a segment from `byte_offset` on. A record newer than commit `seq` that
+/// begins anywhere after it is found.
 pub(super) fn rest_of(file: &File, byte_offset: u64, len: u64, salt: &Salt, seq: u64) -> Result<Rest, OpenError> {
     let mut rest = Rest::Zeros;
     let mut buffer = vec![0; SEARCH_BYTES];
@@ -251,8 +254,9 @@ fn is_record(file: &File, byte_offset: u64, salt: &Salt, seq: u64) -> Result<boo
     }
 }
 
-/// Makes the end of the log what was found: the file at its full length, zeros after the last record, and the last record written
-/// again and synced, because after a failed sync it may be in memory only. Returns the file's length.
+/// Makes the end of the log as the scan found it: the file at its full length, zeros after the last
+/// record, and the last record written again and synced, because after a failed sync it may be in
+/// memory only. Returns the file's length.
 pub(super) fn finalize_tail(dir: &Path, file: &File, end: &End, options: &LogOptions) -> Result<u64, OpenError> {
     let len = file.metadata()?.len();
     let capacity = len.max(segment::nominal_bytes(end.segment, options.segment_bytes_max)).max(HEADER_BYTES);
@@ -282,7 +286,7 @@ fn rewrite(file: &File, byte_offset: u64, len: u64) -> Result<(), OpenError> {
     Ok(file.sync_all()?)
 }
 
-/// One past the last byte from `from` on that is not zero; `from` if all are.
+/// Returns one past the last nonzero byte from `from` on; `from` if all are zero.
 fn last_nonzero(file: &File, from: u64, len: u64) -> Result<u64, OpenError> {
     let (mut at, mut end) = (from, from);
     let mut buffer = vec![0; SEARCH_BYTES];
@@ -297,15 +301,16 @@ fn last_nonzero(file: &File, from: u64, len: u64) -> Result<u64, OpenError> {
     Ok(end)
 }
 
-/// Reads a whole log, every checksum and every link of the chain; changes nothing. Returns the number of the newest commit.
+/// Verifies a whole log: every checksum and every link of the chain. Changes nothing. Returns the
+/// number of the newest commit.
 ///
 /// # Errors
-/// [`OpenError::Damaged`] names the first thing that is not as it was written.
+/// [`OpenError::Damaged`] names the first damage.
 pub(in crate::store) fn verify(dir: &Path, options: &LogOptions) -> Result<u64, OpenError> {
     read(dir, options, &mut |_, _, _| Ok(()))
 }
 
-/// As [`verify`], showing every record with its body.
+/// As [`verify`], and passes every record with its body to `replay`.
 pub(in crate::store) fn read(dir: &Path, options: &LogOptions, replay: Replay<'_>) -> Result<u64, OpenError> {
     Ok(scan(dir, options, None, replay)?.tail.seq)
 }

@@ -1,10 +1,12 @@
-//! Files of the commit log: `<number>.log`, written with zeros from end to end before use.
+//! Segment files of the commit log: `<number>.log`, filled with zeros before use.
 //!
-//! In scope: naming, preallocating and opening segments, and their header block. Out of scope: records.
+//! In scope: naming, preallocating and opening segments, and their header block. Out of scope:
+//! records.
 //!
-//! A block that was written before needs no metadata to be synced when it is written again, which halves the time of an `fdatasync`;
-//! blocks that are only reserved do not have that. So a thread of its own writes the next segment with zeros while the current one
-//! fills. A segment gets its name only when its header is durable.
+//! Rewriting a block that was written before needs no sync of metadata, which halves the time of an
+//! `fdatasync`; a block that is only reserved does not have this property. So a separate thread
+//! fills the next segment with zeros while the current one is in use. A segment gets its name only
+//! when its header is durable.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -25,7 +27,8 @@ pub(in crate::store) const HEADER_LEN: usize = 4_096;
 const MAGIC: [u8; 8] = *b"BARIDLOG";
 /// Version of the log that this program writes, and the newest that it reads.
 pub(in crate::store) const VERSION: u32 = 1;
-/// The first segment is this long, each further one twice as long as the one before, up to the largest: a small node stays small.
+/// Length of the first segment. Each further one is twice as long, up to the largest, so that a
+/// small node uses little disk.
 const SEGMENT_BYTES_MIN: u64 = 4 << 20;
 /// Zeros written at a time.
 const ZEROS_BYTES: usize = 1 << 20;
@@ -39,27 +42,27 @@ pub(in crate::store) struct Header {
     pub(in crate::store) number: u32,
     /// Number of its first commit.
     pub(in crate::store) first_seq: u64,
-    /// Hash of the head before its first.
+    /// Hash of the head before its first commit.
     pub(in crate::store) previous: Hash,
     /// The log's salt.
     pub(in crate::store) salt: Salt,
-    /// Whose log.
+    /// The node's member.
     pub(in crate::store) member: Member,
-    /// Of which exchange.
+    /// Its exchange.
     pub(in crate::store) exchange: ExchangeName,
 }
 
-/// Why a header block was not read.
+/// Why a header block could not be decoded.
 #[derive(Debug)]
 pub(in crate::store) enum HeaderError {
     /// Written by a newer version.
     Newer(u32),
-    /// Not what was written.
+    /// The block is damaged.
     Damaged(&'static str),
 }
 
 impl Header {
-    /// The block.
+    /// Encodes the block.
     pub(in crate::store) fn encode(&self) -> Vec<u8> {
         let mut rest = Vec::with_capacity(512);
         rest.extend(self.number.to_le_bytes());
@@ -79,7 +82,7 @@ impl Header {
         block
     }
 
-    /// Reads a block.
+    /// Decodes a block.
     pub(in crate::store) fn decode(block: &[u8]) -> Result<Self, HeaderError> {
         let damaged = HeaderError::Damaged;
         let (magic, block) = block.split_first_chunk::<8>().ok_or(damaged("short"))?;
@@ -118,12 +121,12 @@ fn text(block: &[u8]) -> Option<(&str, &[u8])> {
     Some((std::str::from_utf8(text).ok()?, block))
 }
 
-/// Path of a segment.
+/// Returns the path of a segment.
 pub(in crate::store) fn path(dir: &Path, number: u32) -> PathBuf {
     dir.join(format!("{number:010}.log"))
 }
 
-/// Numbers of the segments in a folder, ascending.
+/// Returns the numbers of the segments in a folder, ascending.
 pub(in crate::store) fn list(dir: &Path) -> io::Result<Vec<u32>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -136,7 +139,7 @@ pub(in crate::store) fn list(dir: &Path) -> io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// Length that segment `number` is given.
+/// Returns the usual length of segment `number`.
 pub(in crate::store) fn nominal_bytes(number: u32, max: u64) -> u64 {
     SEGMENT_BYTES_MIN
         .checked_shl(number.saturating_sub(1))
@@ -150,7 +153,8 @@ pub(in crate::store) fn open(dir: &Path, number: u32) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path(dir, number))
 }
 
-/// Writes zeros from `from` to `to` and syncs: piece by piece, for whoever syncs meanwhile waits for all that lies before the disk.
+/// Writes zeros from `from` to `to` and syncs. It syncs in pieces, because a concurrent sync waits
+/// for everything queued at the disk.
 pub(in crate::store) fn zero(file: &File, mut from: u64, to: u64) -> io::Result<()> {
     let zeros = vec![0; ZEROS_BYTES];
     while from < to {
@@ -167,7 +171,7 @@ pub(in crate::store) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Gives a prepared file its header and its name.
+/// Writes the header of a prepared file, and gives it its name.
 pub(in crate::store) fn name(dir: &Path, file: &File, header: &Header) -> io::Result<()> {
     file.write_all_at(&header.encode(), 0)?;
     file.sync_all()?;
@@ -178,7 +182,7 @@ pub(in crate::store) fn name(dir: &Path, file: &File, header: &Header) -> io::Re
 /// The thread that prepares segments, one at a time.
 #[derive(Debug)]
 pub(in crate::store) struct Preparer {
-    /// Length, and what is left free of the disk.
+    /// Length of the segment, and bytes to leave free on the disk.
     orders: Option<SyncSender<(u64, u64)>>,
     ready: Receiver<io::Result<(File, u64)>>,
     ordered: bool,
@@ -186,7 +190,7 @@ pub(in crate::store) struct Preparer {
 }
 
 impl Preparer {
-    /// Starts it.
+    /// Starts the thread.
     pub(in crate::store) fn start(dir: &Path) -> io::Result<Self> {
         let dir = dir.to_path_buf();
         let (orders, todo) = sync_channel::<(u64, u64)>(1);
@@ -202,7 +206,8 @@ impl Preparer {
         Ok(Self { orders: Some(orders), ready, ordered: false, thread: Some(thread) })
     }
 
-    /// Orders a segment of `len` bytes, unless one is ordered already. Space below `reserve_bytes` is left free.
+    /// Orders a segment of `len` bytes, unless one is already ordered. It must leave
+    /// `reserve_bytes` of the disk free.
     pub(in crate::store) fn order(&mut self, len: u64, reserve_bytes: u64) {
         if !self.ordered
             && let Some(orders) = &self.orders
@@ -211,14 +216,16 @@ impl Preparer {
         }
     }
 
-    /// Waits for a segment of at least `len` bytes; it is `nominal` bytes long if it was not ordered before.
+    /// Waits for a segment of at least `len` bytes; it is `nominal` bytes long if none was ordered
+    /// before.
     pub(in crate::store) fn wait_ready(
         &mut self,
         len: u64,
         nominal: u64,
         reserve_bytes: u64,
     ) -> io::Result<(File, u64)> {
-        // What was ordered earlier may have failed for a reason that has passed, or be too short for this record.
+        // An earlier order may have failed for a reason that has passed, or its segment may be too
+        // short for this record.
         let mut early = self.ordered;
         loop {
             self.order(nominal.max(len), reserve_bytes);
@@ -237,7 +244,7 @@ impl Drop for Preparer {
     fn drop(&mut self) {
         self.orders = None;
         if let Some(thread) = self.thread.take() {
-            // It may wait for room for its last answer.
+            // The thread may be blocked sending its last result.
             while self.ready.recv().is_ok() {}
             _ = thread.join();
         }
@@ -258,7 +265,7 @@ fn prepare(dir: &Path, len: u64, reserve_bytes: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Asks for one contiguous stretch, where the file system can.
+/// Reserves one contiguous extent, if the file system can.
 fn reserve(file: &File, len: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
         Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => Ok(()),

@@ -1,10 +1,12 @@
-//! The noted end: to which commit the log had come, in a file of its own beside the segments.
+//! The tail hint: the newest commit known to be confirmed, in a file beside the segments.
 //!
-//! In scope: writing and reading it. Out of scope: when it is written (behind the commits, by whoever takes them into the view) and what
-//! follows from it. A log does not know by itself where it ended: what is cut off at a record's border, or damaged in its last record, looks
-//! like what a loss of power leaves. The note tells them apart, and its hash proves the last head.
+//! In scope: writing and reading it. Out of scope: when it is written (behind the commits, by the
+//! applier), and the checks made with it.
 //!
-//! It is written after the record is durable and never synced: after a loss of power it may say less than was confirmed, never more.
+//! A log does not record its own end: a cut at a record boundary, or damage in the last record,
+//! looks like the result of a power loss. The hint distinguishes them, and its hash proves the last
+//! head. It is written after the record is durable and is never synced, so after a power loss it
+//! may name an older commit than the last confirmed one, but never a newer one.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -16,10 +18,10 @@ use super::record::Salt;
 
 const NAME: &str = "end";
 const MAGIC: [u8; 8] = *b"BRDEND\x00\x01";
-/// Magic, salt of the log, number of the commit, hash of its head, checksum: within one sector.
+/// Magic, salt of the log, number of the commit, hash of its head, checksum; within one sector.
 const LENGTH: usize = 8 + 16 + 8 + 32 + 4;
 
-/// A commit that was confirmed.
+/// A confirmed commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) struct TailHint {
     /// Its number.
@@ -28,14 +30,14 @@ pub(in crate::store) struct TailHint {
     pub(in crate::store) hash: Hash,
 }
 
-/// The file, open for writing; without one nothing is noted.
+/// The file, open for writing; without it no hint is written.
 pub(in crate::store) struct TailHintFile {
     file: Option<File>,
     salt: Salt,
 }
 
 impl TailHintFile {
-    /// The file of the log in `dir`.
+    /// Opens the hint file of the log in `dir`.
     pub(in crate::store) fn open(dir: &Path, salt: Salt) -> Self {
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(dir.join(NAME));
         if let Err(error) = &file {
@@ -44,7 +46,7 @@ impl TailHintFile {
         Self { file: file.ok(), salt }
     }
 
-    /// Notes a commit, which is durable.
+    /// Records a durable commit.
     pub(in crate::store) fn write(&self, hint: &TailHint) {
         let Some(file) = &self.file else { return };
         let mut bytes = Vec::with_capacity(LENGTH);
@@ -59,7 +61,8 @@ impl TailHintFile {
     }
 }
 
-/// What is noted about the log in `dir`; `None` if nothing is, or not about this log, or it cannot be read.
+/// Reads the hint of the log in `dir`; `None` if there is none, if it is another log's, or if it
+/// cannot be read.
 pub(in crate::store) fn read(dir: &Path, salt: &Salt) -> Option<TailHint> {
     let mut bytes = [0; LENGTH];
     File::open(dir.join(NAME)).ok()?.read_exact_at(&mut bytes, 0).ok()?;

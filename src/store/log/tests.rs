@@ -1,4 +1,4 @@
-//! Which bytes are believed after a crash, and which are called damage.
+//! Tests of crashes and damage: which bytes are accepted, and which are reported as damage.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
@@ -57,7 +57,7 @@ fn copy(from: &Path) -> tempfile::TempDir {
     to
 }
 
-/// A log of `count` commits, and where each record is.
+/// Creates a log of `count` commits; returns it and the position and length of each record.
 pub(super) fn log_with_commits(count: u64) -> (tempfile::TempDir, Vec<(Position, u64)>) {
     let dir = tempfile::tempdir().unwrap();
     let (mut log, _) = open(dir.path()).unwrap();
@@ -82,7 +82,7 @@ fn torn_record_is_truncated_and_log_continues() {
         let copied = copy(dir.path());
         fs::write(segment::path(copied.path(), position.segment), &torn).unwrap();
         let (mut log, seqs) = open(copied.path()).unwrap();
-        // What lacks no more than one bit of an envelope is whole by its digest.
+        // A record that lacks one bit of an envelope is corrected by its digest.
         let lost_bits: u32 = whole[cut..end].iter().map(|byte| byte.count_ones()).sum();
         let expected: &[u64] = if lost_bits == 1 { &[1, 2, 3, 4] } else { &[1, 2, 3] };
         assert_eq!(seqs, expected, "cut at {cut}");
@@ -146,7 +146,7 @@ fn segments_are_chained_and_missing_one_is_reported() {
     let copied = copy(dir.path());
     fs::remove_file(segment::path(copied.path(), 2)).unwrap();
     assert!(matches!(open(copied.path()), Err(OpenError::Damaged(what)) if what.contains("segment 2")));
-    // A torn record is believed to be torn only at the very end.
+    // A torn record is accepted as torn only at the very end of the log.
     let copied = copy(dir.path());
     let (position, len) = *places.iter().rfind(|(position, _)| position.segment == 2).unwrap();
     let path = segment::path(copied.path(), 2);
@@ -168,7 +168,8 @@ fn partial_write_on_full_disk_is_overwritten() {
         assert!(matches!(try_write(&mut log, &large), Err(AppendError::Full { .. })));
         assert!(log.check_capacity(0).is_ok(), "it may succeed the next time");
     }
-    // What comes next is shorter; and the segment after it begins while some of what was cut off is still there.
+    // The next record is shorter, and the next segment begins while some of the cut-off bytes are
+    // still there.
     write(&mut log, &commit(2));
     drop(log);
     assert_eq!(open(copy(dir.path()).path()).unwrap().1, [1, 2]);
@@ -188,7 +189,7 @@ fn partial_write_on_full_disk_is_overwritten() {
 fn unavailable_segment_is_retried() {
     let dir = tempfile::tempdir().unwrap();
     let (mut log, _) = open(dir.path()).unwrap();
-    // The space is there for the record, and not for a whole segment beside the reserve.
+    // There is space for the record, but not for a whole segment beside the reserve.
     assert!(matches!(log.ensure_capacity(1_000, u64::MAX / 2), Err(AppendError::Full { .. })));
     assert!(log.current.is_none() && log.needed_len.is_some());
     log.check_capacity(0).unwrap();
@@ -217,7 +218,7 @@ fn envelope_bytes_are_not_mistaken_for_a_record() {
     let (position, len) = places[1];
     let bytes = fs::read(segment::path(dir.path(), position.segment)).unwrap();
     let record = bytes[position.byte_offset as usize..][..len as usize].to_vec();
-    // Whoever knows a record of another log publishes it; then the power fails.
+    // A publisher that knows a record of another log publishes it; then the power fails.
     let (other, _) = log_with_commits(1);
     let (mut log, _) = open(other.path()).unwrap();
     let mut bait = commit(2);

@@ -1,4 +1,4 @@
-//! Parts of the store in memory: what refers to what, and reading within bounds.
+//! Parts of the store in memory: references between bulletins, and bounded pages.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,7 +11,7 @@ use super::super::index_db::references::Referrer;
 use super::super::references::{IssuerHash, Role};
 use super::super::{Content, Entry, Location, ReferenceKind, validate};
 
-/// What refers to bulletins.
+/// References to bulletins.
 #[derive(Default)]
 pub(super) struct References {
     pub(super) others: HashMap<(Member, Uuid, ReferenceKind), Vec<Location>>,
@@ -34,7 +34,7 @@ impl References {
     }
 }
 
-/// Takes entries until a bound is met, but always one.
+/// Collects entries until a bound is reached, but at least one.
 pub(super) fn first_page(entries: impl Iterator<Item = Entry>, entries_max: usize, bytes_max: usize) -> Vec<Entry> {
     let mut bytes = 0;
     let mut page = Vec::new();

@@ -1,7 +1,8 @@
-//! Which alarms are active.
+//! The table of active alarms.
 //!
-//! In scope: one for each kind and subject, with since when, how often and the newest detail; its record when it begins and when it is over. Out of
-//! scope: what alarms there are. Subjects are members, feeds and authorities of the roster: so the table is bounded, and none displaces another.
+//! In scope: one alarm for each code and subject, with its start, count and newest values; and its
+//! records when it starts and ends. Out of scope: the kinds of alarms. Subjects are members, feeds
+//! and authorities of the roster, so the table is bounded and no alarm displaces another.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,53 +16,54 @@ use super::Alarm;
 use crate::clock;
 use crate::telemetry::{AuditEvent, audit};
 
-/// Alarms that are active at once: every kind for every member and feed of a large roster. Beyond it there is a defect, and the record only.
+/// Most active alarms: every kind for every member and feed of a large roster. Beyond it, which
+/// only a defect can cause, an alarm is recorded only.
 const ACTIVE_MAX: usize = 8_192;
 
-/// An alarm whose cause is not over.
+/// An alarm whose condition has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActiveAlarm {
-    /// As it was raised last.
+    /// The alarm as last raised.
     pub alarm: Alarm,
-    /// Unix ms when it was raised first.
+    /// Unix ms when it was first raised.
     pub since_unix_ms: u64,
     /// How often it was raised.
     pub count: u64,
-    /// When it is over, unless it is raised again.
+    /// When it ends, unless it is raised again.
     until: Option<Instant>,
 }
 
 /// Code and subject.
 type Key = (&'static str, String);
 
-/// The active alarms. Cheap to clone; clones share them.
+/// The active alarms. Clones share them and are cheap.
 #[derive(Clone, Default)]
 pub struct Alarms {
     active: Arc<Mutex<BTreeMap<Key, ActiveAlarm>>>,
 }
 
 impl Alarms {
-    /// Raises an alarm until it is cleared. True if it was not active.
+    /// Raises an alarm until it is cleared. Returns true if it was not active.
     pub fn raise(&self, alarm: Alarm) -> bool {
         self.put(alarm, None, true)
     }
 
-    /// Raises an alarm of something that happened: it is over when that did not happen again for so long.
+    /// Raises an alarm for an event. It ends when the event has not occurred again for `quiet`.
     pub fn raise_for(&self, alarm: Alarm, quiet: Duration) -> bool {
         self.put(alarm, Some(Instant::now() + quiet), true)
     }
 
-    /// Raises an alarm, unless it is active, for a cause that was seen again.
+    /// Raises an alarm for a condition that was seen again, without counting it.
     pub fn raise_uncounted(&self, alarm: Alarm) {
         self.put(alarm, None, false);
     }
 
-    /// Clears the alarms that this holds for: their causes are over.
+    /// Clears the alarms for which `is_cleared` holds: their conditions have ended.
     pub fn clear(&self, is_cleared: impl Fn(&Alarm) -> bool) {
         self.remove(|active| is_cleared(&active.alarm));
     }
 
-    /// Of the alarms whose causes are looked at again and again these are active, and no others.
+    /// Makes these the only active ones of the alarms whose conditions are polled.
     pub fn sync_watched(&self, watched: Vec<Alarm>) {
         let keys: Vec<Key> = watched.iter().map(key).collect();
         self.remove(|active| active.alarm.is_watched() && !keys.contains(&key(&active.alarm)));
@@ -70,7 +72,7 @@ impl Alarms {
         }
     }
 
-    /// All active alarms, the most severe first, of these the oldest.
+    /// Returns all active alarms, the most severe first, then the oldest.
     #[must_use]
     pub fn snapshot(&self) -> Vec<ActiveAlarm> {
         self.remove(|_| false);
@@ -98,7 +100,7 @@ impl Alarms {
         true
     }
 
-    /// Removes what is over by itself, and what this holds for.
+    /// Removes the alarms that have ended by time, and those for which `is_cleared` holds.
     fn remove(&self, is_cleared: impl Fn(&ActiveAlarm) -> bool) {
         let now = Instant::now();
         let is_over = |active: &ActiveAlarm| active.until.is_some_and(|until| until <= now) || is_cleared(active);
@@ -109,7 +111,7 @@ impl Alarms {
 }
 
 impl ActiveAlarm {
-    /// As operators are told.
+    /// Returns the message of the operator API.
     #[must_use]
     pub fn to_proto(&self) -> proto::Alarm {
         let seconds = i64::try_from(self.since_unix_ms / 1_000).unwrap_or(i64::MAX);

@@ -1,4 +1,4 @@
-//! Revocation lists.
+//! CRLs.
 
 use super::super::{CrlError, CrlStore, Policy, Trust};
 use super::world::{World, days, roster};
@@ -36,7 +36,7 @@ fn crls_with_one_number_and_different_bytes_contradict() {
 
 #[test]
 fn each_authority_of_a_member_has_its_own_crl() {
-    // The next authority has the same name as the one before: only the key tells them apart.
+    // The next authority has the same name. Only its key differs.
     let mut world = World::new();
     let next = Authority::new("ly.rabat.example").unwrap();
     world.trust = Trust::of(&roster(&[("ma", &[&world.ma]), ("ly", &[&world.ly, &next])]));
@@ -49,7 +49,7 @@ fn each_authority_of_a_member_has_its_own_crl() {
     assert_eq!(world.crls.held(&world.trust).len(), 2);
     assert!(world.offer(&next.revoke(std::slice::from_ref(&new_node.serial), 2).unwrap()));
     assert_eq!(world.at_ma(&new_node), Err("revoked"));
-    // An old authority that no longer renews its list does not stop what the next one certifies.
+    // An authority whose CRL is stale does not affect certificates of the next authority.
     let stale = world.ly.revoke_for(&[], 6, days(-90, -60)).unwrap();
     assert!(world.offer(&stale));
     assert_eq!(world.at_ma(&next.issue("node", &[]).unwrap()), Ok("ly".into()));

@@ -1,4 +1,4 @@
-//! Handshakes that do not end, and however many of them come: others get in.
+//! Handshake floods and stalled handshakes: other connections are still admitted.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -34,7 +34,7 @@ async fn half_open_connections_do_not_block_new_handshakes() {
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
 
     let world = World::new();
-    // Nobody is let go for being slow: only room counts.
+    // The time limit is out of reach: only the number of slots evicts.
     let limits = Limits { handshake_time_max: Duration::from_secs(3_600), ..Limits::EXCHANGE };
     let served = Served::start(&world, Policy::Peers("ma.rabat.example".into()), limits).await;
     let opening = (0..1_000).map(|_| async {
@@ -55,7 +55,7 @@ async fn half_open_connections_do_not_block_new_handshakes() {
     }
 }
 
-/// So many connections, each with these first bytes.
+/// Opens `count` connections, each with these first bytes.
 async fn opened(address: SocketAddr, count: usize, first: &[u8]) -> Vec<TcpStream> {
     let opening = (0..count).map(|_| async {
         let mut stream = TcpStream::connect(address).await?;
@@ -65,7 +65,8 @@ async fn opened(address: SocketAddr, count: usize, first: &[u8]) -> Vec<TcpStrea
     join_all(opening).await.into_iter().map(Result::unwrap).collect()
 }
 
-/// It has said hello and is slow; meanwhile many others come from its own address, ten for each place.
+/// The handshake has sent its ClientHello and is slow. Meanwhile ten connections for each slot come
+/// from the same address.
 #[tokio::test(flavor = "multi_thread")]
 async fn handshake_with_client_hello_completes_under_connection_flood() {
     let world = World::new();

@@ -1,4 +1,4 @@
-//! Whose certificates are believed.
+//! Which certificates are accepted.
 
 use rustls::pki_types::UnixTime;
 
@@ -36,7 +36,7 @@ fn authority_cannot_certify_another_member() {
 fn authority_key_of_two_members_certifies_for_neither() {
     let world = World::new();
     let ly_as_ma = Authority::with_key("ma.rabat.example", &world.ly.key()).unwrap();
-    // The roster itself refuses it, too; here each stands in one of its own.
+    // A roster itself would reject it, so each authority is in a roster of its own.
     let (one, other) = (roster(&[("ma", &[&world.ma, &ly_as_ma])]), roster(&[("ly", &[&world.ly])]));
     let domains = trust::domains(one.entries().chain(other.entries()));
     let left = |domain: &str| domains[domain].authorities.len();
@@ -51,7 +51,7 @@ fn authority_with_a_new_key_is_added_and_with_a_new_certificate_replaced() {
     for authority in [&world.ly, &next] {
         assert_eq!(world.at_ma(&authority.issue("node", &[]).unwrap()), Ok("ly".into()));
     }
-    // The same name and key in another certificate is the same authority: its list stays.
+    // Another certificate with the same name and key is the same authority, so its CRL remains.
     let revoked = world.ly.issue("node", &[]).unwrap();
     assert!(world.offer(&world.ly.revoke(std::slice::from_ref(&revoked.serial), 1).unwrap()));
     let renewed = Authority::with_key("ly.rabat.example", &world.ly.key()).unwrap();

@@ -1,4 +1,4 @@
-//! Who gets in, who does not, and who is put out.
+//! Tests of which connections are admitted, rejected and ended.
 #![allow(clippy::unwrap_used)]
 
 mod crls;

@@ -1,4 +1,4 @@
-//! Real TCP and real TLS: a listener, and clients that are wrong in one way each.
+//! Real TCP and real TLS: a listener, and clients that each have one defect.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,9 +27,9 @@ use crate::budgets::{Bounds, Budget, Class, table};
 use crate::calls::{self, Admission, Calls, Terms};
 use crate::pki::{Authority, Issued};
 
-/// Longest for anything to come true: the machine may be busy.
+/// Longest wait for a condition. The machine may be busy.
 pub(super) const DEADLINE: Duration = Duration::from_secs(30);
-/// Live connections end so soon (DESIGN §5).
+/// Live connections end within this time (DESIGN §5).
 const ENDS_WITHIN: Duration = Duration::from_secs(2);
 /// An HTTP/2 client's first bytes: preface and empty SETTINGS (RFC 9113 §3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
@@ -37,7 +37,7 @@ pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00
 /// More connections than a test opens.
 const MANY: Bounds = Bounds { total: 10_000, per_owner: 10_000, reserved: 0 };
 
-/// Lets everybody call.
+/// Admits every call.
 struct AdmitAll;
 
 impl Admission for AdmitAll {
@@ -70,21 +70,21 @@ pub(super) struct Served {
 }
 
 impl Served {
-    /// Morocco's listener.
+    /// Starts Morocco's listener.
     pub(super) async fn start(world: &World, policy: Policy, limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let issued = world.ma.issue("node", &["127.0.0.1".into()]).unwrap();
         Self::presenting(world, &issued, folder, policy, limits, MANY).await
     }
 
-    /// Morocco's listener for its own people, of whom so many may be there.
+    /// Starts Morocco's listener for its own clients, with bounds on their connections.
     async fn for_clients(world: &World, limits: Limits, bounds: Bounds) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let issued = world.ma.issue("node", &["127.0.0.1".into()]).unwrap();
         Self::presenting(world, &issued, folder, Policy::OwnClients("ma.rabat.example".into()), limits, bounds).await
     }
 
-    /// A listener that shows another certificate than Morocco's.
+    /// Starts a listener that presents another certificate than Morocco's.
     async fn presenting(
         world: &World,
         issued: &Issued,
@@ -126,13 +126,13 @@ impl Served {
         Self::start(world, Policy::Peers("ma.rabat.example".into()), Limits::EXCHANGE).await
     }
 
-    /// What was refused or ended, once there is so much of it.
+    /// Returns the records of rejected or ended connections, once there are `count`.
     pub(super) async fn recorded(&self, count: usize) -> Vec<RejectionRecord> {
         until("refusals are told", || self.rejection_records.lock().len() >= count).await;
         std::mem::take(&mut *self.rejection_records.lock())
     }
 
-    /// The one refusal that there is.
+    /// Returns the only rejection record.
     pub(super) async fn rejection_record(&self) -> RejectionRecord {
         let mut recorded = self.recorded(1).await;
         assert_eq!(recorded.len(), 1, "{recorded:?}");
@@ -163,7 +163,7 @@ pub(super) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     assert!(tokio::time::timeout(DEADLINE, waiting).await.is_ok(), "it did not come true in time that {what}");
 }
 
-/// Believes every server: what is tested is what the server believes.
+/// Accepts every server certificate: these tests check what the server verifies.
 #[derive(Debug)]
 struct AcceptAnyServer(Arc<CryptoProvider>);
 
@@ -223,7 +223,7 @@ pub(super) fn client(
     Arc::new(config)
 }
 
-/// A connection on which the other end has answered over HTTP/2: it was let in.
+/// Connects and waits for an HTTP/2 reply, which shows that the connection was admitted.
 async fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
     let connecting = async {
         let tcp = TcpStream::connect(address).await?;
@@ -242,7 +242,8 @@ pub(super) async fn connect_as(address: SocketAddr, issued: &Issued) -> io::Resu
     connect(address, client(Some(issued), &[&rustls::version::TLS13])).await
 }
 
-/// The alert by which a certificate is refused. Nothing is sent beside it that could push the alert aside.
+/// Returns the alert with which a certificate is rejected. The client sends nothing that could
+/// displace the alert.
 async fn rejected(address: SocketAddr, issued: &Issued) -> rustls::AlertDescription {
     let connecting = async {
         let tcp = TcpStream::connect(address).await?;
@@ -258,7 +259,7 @@ async fn rejected(address: SocketAddr, issued: &Issued) -> rustls::AlertDescript
     }
 }
 
-/// Whether the other end closes it in time. What it still says is read.
+/// Returns whether the other end closes the connection in time. Reads all remaining data.
 async fn ends(stream: &mut TlsStream<TcpStream>, within: Duration) -> bool {
     let mut rest = Vec::new();
     tokio::time::timeout(within, stream.read_to_end(&mut rest)).await.is_ok()
@@ -356,7 +357,7 @@ async fn dialler_rejects_a_server_with_another_identity() {
     let (ma, ly) = ("spiffe://ma.rabat.example/node", "spiffe://ly.rabat.example/node");
     assert_eq!(recorded, [("wrong-ca", ma, "dial"), ("identity-mismatch", ly, "dial")]);
 
-    // That nobody is there is no refusal.
+    // An unreachable node is not a rejection.
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
     assert!(connector.dial(&free, SpiffeId::node("ma.rabat.example")).await.is_err());
     assert!(rejection_records.lock().is_empty());
@@ -365,7 +366,7 @@ async fn dialler_rejects_a_server_with_another_identity() {
     let channel = connector.dial(&honest.address.to_string(), SpiffeId::node("ma.rabat.example")).await.unwrap();
     assert_eq!(connector.connections.len(), 1);
 
-    // What this node dialled ends just so when the other end is revoked.
+    // A dialled connection also ends when the other end is revoked.
     let revoked = honest.credentials.certificate().unwrap();
     let (_, parsed) = x509_parser::parse_x509_certificate(&revoked).unwrap();
     assert!(world.offer(&world.ma.revoke(&[parsed.raw_serial().to_vec()], 1).unwrap()));
@@ -420,7 +421,7 @@ async fn live_stream_ends_when_its_certificate_expires() {
 async fn tls_sessions_are_not_resumed() {
     let world = World::new();
     let served = Served::for_peers(&world).await;
-    // The client keeps sessions and would resume.
+    // The client stores sessions and would resume.
     let config = client(Some(&world.ly.issue("node", &[]).unwrap()), &[&rustls::version::TLS13]);
     for _ in 0..2 {
         let stream = connect(served.address, Arc::clone(&config)).await.unwrap();
@@ -481,7 +482,7 @@ async fn idle_connections_are_evicted_for_operators_and_smaller_holders() {
             held.push(connect_as(served.address, &person(name)).await.unwrap());
         }
     }
-    // Without any grant: very few.
+    // Very few without a grant.
     for _ in 0..4 {
         if let Ok(connection) = connect_as(served.address, &person("stranger/one")).await {
             held.push(connection);
@@ -489,7 +490,7 @@ async fn idle_connections_are_evicted_for_operators_and_smaller_holders() {
     }
     assert_eq!(served.connections.len(), 18, "all but the reserve");
     served.rejection_records.lock().clear();
-    // Operators have the reserve, and then what lies idle.
+    // Operators use the reserve, and then evict idle connections.
     for _ in 0..4 {
         held.push(connect_as(served.address, &person("operator/night-shift")).await.unwrap());
     }
@@ -498,14 +499,15 @@ async fn idle_connections_are_evicted_for_operators_and_smaller_holders() {
         gone.iter().all(|ended| ended.reason == "connection-evicted" && ended.actor.ends_with("stranger/one")),
         "{gone:?}"
     );
-    // Somebody new gets in, too, in the place of those who have most, until the reserve is free again.
+    // A new identity is admitted too, in place of connections of identities that have most, until
+    // the reserve is free again.
     held.push(connect_as(served.address, &person("focal-point/customs")).await.unwrap());
     let gone = served.recorded(3).await;
     assert!(
         gone.iter().all(|ended| ended.reason == "connection-evicted" && ended.actor.contains("/agency/")),
         "{gone:?}"
     );
-    // They cannot come back in the place of somebody who has fewer.
+    // They cannot reconnect in place of an identity that has fewer.
     assert!(connect_as(served.address, &person(gone[0].actor.rsplit("example/").next().unwrap())).await.is_err());
     assert!(connect_as(served.address, &person("stranger/two")).await.is_err());
     assert!(served.recorded(2).await.iter().all(|rejection_record| rejection_record.reason == "too-many-connections"));
@@ -532,7 +534,7 @@ async fn useless_frame_flood_ends_the_connection_with_a_record() {
             let (mut reading, mut writing) = tokio::io::split(MaybeCompressed::negotiated(stream, alpn.as_deref()));
             writing.write_all(PREFACE).await.unwrap();
             writing.flush().await.unwrap();
-            // What is answered is read, so that the flood does not stop for that.
+            // Read the replies, so that the flood does not stop for them.
             tokio::spawn(async move { tokio::io::copy(&mut reading, &mut tokio::io::sink()).await });
             let flood = frame.repeat(200);
             let flooding = async { while writing.write_all(&flood).await.is_ok() && writing.flush().await.is_ok() {} };
@@ -550,7 +552,7 @@ async fn silent_peer_is_disconnected_by_keep_alive() {
     let keep_alive = Duration::from_millis(100);
     let limits = Limits { keep_alive_every: keep_alive, keep_alive_wait: keep_alive, ..Limits::EXCHANGE };
     let served = Served::start(&world, Policy::Peers("ma.rabat.example".into()), limits).await;
-    // It is there for TCP, and never answers a PING.
+    // It has a TCP connection and never answers a PING.
     let _silent = connect_as(served.address, &world.ly.issue("node", &[]).unwrap()).await.unwrap();
     assert_eq!(served.connections.len(), 1);
     until("its connection is given up", || served.connections.is_empty()).await;

@@ -1,4 +1,4 @@
-//! Certificates that are right in every way but one: they are not made for what they are used for.
+//! Certificates with one defect: they are not made for their use.
 
 use barid_core::certificate::{self, Purpose};
 use rcgen::{
@@ -14,7 +14,7 @@ use crate::pki::Authority;
 
 type Change = fn(&mut CertificateParams);
 
-/// What is wrong with a leaf, and words that its rejection must have.
+/// A change to a leaf certificate, and the text that its rejection must contain.
 const LEAVES: [(&str, &str, Change); 9] = [
     ("node", "clientAuth", |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
     ("node", "serverAuth", |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]),
@@ -57,7 +57,7 @@ fn usages_that_are_absent_restrict_nothing() {
         params.is_ca = IsCa::NoCa;
     });
     assert_eq!(world.at_ma(&bare.unwrap()), Ok("ly".into()));
-    // A person's needs no server use.
+    // A client certificate needs no server use.
     let person = world.ly.issue_changed("focal-point/a", |params| {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     });
@@ -100,7 +100,7 @@ fn authority_check_agrees_with_path_verification() {
         let authority = Authority::changed("ly.rabat.example", change).unwrap();
         let checked = certificate::check_pem(&authority.certificate(), Purpose::Authority);
         assert_eq!(checked.is_ok(), fit, "{n}: {checked:?}");
-        // The verifier itself, which has no opinion of the authority beyond its constraints.
+        // The verifier itself, which checks only the authority's constraints.
         let pem = authority.certificate();
         let anchor_der = rustls::pki_types::CertificateDer::from(certificate::first_der(&pem).unwrap());
         let anchor = webpki::anchor_from_trusted_cert(&anchor_der).unwrap();
@@ -140,7 +140,8 @@ fn unfit_authority_is_not_used_and_the_rejection_names_why() {
 
 #[test]
 fn constraint_on_uris_cannot_be_met() {
-    // rcgen has no URI subtree: a constraint of RFC 5280 section 4.2.1.10 by hand, permitted uniformResourceIdentifier ".rabat.example".
+    // rcgen has no URI subtrees, so this builds a constraint of RFC 5280 section 4.2.1.10 by hand:
+    // permitted uniformResourceIdentifier ".rabat.example".
     let host = b".rabat.example";
     let tlv = |tag: u8, content: &[u8]| [&[tag, u8::try_from(content.len()).unwrap()], content].concat();
     let subtree = tlv(0x30, &tlv(0x86, host));

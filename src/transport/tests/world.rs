@@ -1,4 +1,4 @@
-//! Members with authorities, and what their nodes trust.
+//! Members with authorities, and the trust of their nodes.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::super::{CrlStore, Policy, Trust, Verifier};
 use crate::pki::{Authority, Issued};
 
-/// A roster of these members and authorities.
+/// Builds a roster of these members and authorities.
 pub(super) fn roster(members: &[(&str, &[&Authority])]) -> Roster {
     let key = |name: &str, algorithm| {
         let seed = barid_core::envelope::digest(name.as_bytes()).0;
@@ -57,19 +57,19 @@ impl World {
         Verifier::new(self.trust.clone(), self.crls.clone(), policy, 30 * 86_400)
     }
 
-    /// What ma's exchange listener says to a certificate.
+    /// Verifies a certificate as ma's exchange listener.
     pub(super) fn at_ma(&self, issued: &Issued) -> Result<String, &'static str> {
         self.at(Policy::Peers("ma.rabat.example".into()), issued, 0)
     }
 
-    /// What a verifier says to a certificate in so many days.
+    /// Verifies a certificate under a policy, `in_days` days from now.
     pub(super) fn at(&self, policy: Policy, issued: &Issued, in_days: u64) -> Result<String, &'static str> {
         let now = UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs() + in_days * 86_400));
         let result = self.verifier(policy).identify(&der(issued), now);
         result.map(|identity| identity.member.to_string()).map_err(|rejected| rejected.reason)
     }
 
-    /// Takes a list in; whether it was newer.
+    /// Offers a CRL; returns whether it was newer.
     pub(super) fn offer(&self, crl: &[u8]) -> bool {
         self.crls.offer(crl, &self.trust).unwrap().is_some()
     }

@@ -1,6 +1,7 @@
-//! Entries that came ahead of their feeds' order, in a record.
+//! Priority entries in a record.
 //!
-//! In scope: one entry with what proves it, to bytes and back. Out of scope: everything else in a record (the parent).
+//! In scope: encoding and decoding one entry with its proof. Out of scope: the rest of a record
+//! (the parent module).
 
 use barid_core::feed::tree::TREE_SIZE_MAX;
 use barid_core::ids::{Digest, FeedId, Hash};
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use super::{BackfillRecord, Slot};
 use crate::store::{Content, NewEntry, PriorityEntry, validate};
 
-/// What proves an entry that came ahead of the order.
+/// The proof of a priority entry.
 #[derive(Debug)]
 pub(in crate::store) struct PriorityProof {
     pub(in crate::store) proof: Vec<Hash>,
@@ -20,7 +21,7 @@ pub(in crate::store) struct PriorityProof {
 }
 
 impl PriorityProof {
-    /// The entry with what proves it.
+    /// Returns the entry with its proof.
     pub(in crate::store) fn entry(&self, feed: &FeedId, index: u64, entry: NewEntry) -> PriorityEntry {
         PriorityEntry {
             feed: feed.clone(),
@@ -43,7 +44,7 @@ pub(super) fn encode(priority: &PriorityEntry) -> proto::RecordPriority {
         inclusion_proof: priority.proof.iter().flat_map(|hash| hash.0).collect(),
         ..proto::RecordPriority::default()
     };
-    // Nothing else was let in.
+    // Validation rejected everything else.
     if let Content::Disclosed { envelope, header } = &priority.entry.content {
         record.envelope_size = u32::try_from(envelope.len()).unwrap_or(u32::MAX);
         record.envelope_checksum = crc32c::crc32c(envelope);
@@ -76,12 +77,12 @@ pub(super) fn decode(
     Ok(BackfillRecord { feed, slots: vec![(index, slot)], priority_proof: Some(priority_proof) })
 }
 
-/// A place whose entry ahead of the order makes room for another one.
+/// Encodes the index of a displaced entry.
 pub(super) fn encode_displaced((feed, index): &(FeedId, u64)) -> proto::RecordDisplaced {
     proto::RecordDisplaced { feed: feed.to_string(), index: *index }
 }
 
-/// The same, read.
+/// Decodes the index of a displaced entry.
 pub(super) fn decode_displaced(displaced: &proto::RecordDisplaced) -> Result<(FeedId, u64), String> {
     let feed = displaced.feed.parse().map_err(|_| format!("`{}` is no feed", displaced.feed))?;
     Ok((feed, displaced.index))

@@ -1,6 +1,7 @@
 //! Named subscriptions in a record.
 //!
-//! In scope: a name and its progress, to protobuf and back. Out of scope: everything else in a record (the parent).
+//! In scope: encoding and decoding a name and its progress. Out of scope: the rest of a record (the
+//! parent module).
 
 use barid_core::proto;
 
@@ -48,7 +49,7 @@ pub(super) fn decode_cursor(cursor: proto::RecordCursor) -> CursorRecord {
     CursorRecord { subscription, offset, held: decode_held(held_from, roster_version), epoch }
 }
 
-/// Offsets are numbered from 1: 0 is none.
+/// Offsets start at 1, so 0 means none.
 fn encode_held(held: Option<HeldBack>) -> (u64, u64) {
     held.map_or((0, 0), |held| (held.from, held.roster_version))
 }
