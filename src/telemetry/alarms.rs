@@ -334,7 +334,7 @@ impl Alarm {
                 &[feed, why],
             ),
             Self::RosterForkConflict { feed } => parts(
-                "fork-conflict",
+                "roster-fork-conflict",
                 "fork-conflict",
                 Critical,
                 "the governors closed {} with a fork that is not held here: what this node shows of that feed may have been rejected by them. The operator's guide describes how to fetch the governors' fork",
