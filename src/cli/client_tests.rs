@@ -287,7 +287,7 @@ async fn publish_retries_are_idempotent() {
     let draft = draft(folder.path(), |_| {});
     let (result, text) = barid(folder.path(), Lang::Fr, &["publish", &draft]).await;
     assert_eq!(result.unwrap(), Exit::Ok, "{text}");
-    assert!(text.contains("Publié : dans le registre ne.rabat.example/feed/1, à la place 5."), "{text}");
+    assert!(text.contains("Publié dans le journal ne.rabat.example/feed/1, à l'index 5."), "{text}");
     assert!(text.contains("✓ tn"), "{text}");
     let requests = node.requests.lock().clone();
     assert_eq!(requests.len(), 2);
