@@ -73,7 +73,7 @@ impl Validity {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     /// No PEM certificate, or not DER.
-    #[error("it holds no certificate that can be read")]
+    #[error("it contains no readable certificate")]
     Unreadable,
     /// An extension that cannot be read, or that is there twice.
     #[error("its extensions cannot be read: {0}")]
@@ -112,7 +112,7 @@ pub enum Unfit {
     NoExtendedKeyUsage(&'static str),
     /// Name constraints that no certificate of a member can meet at our verifier.
     #[error(
-        "its name constraints are on {0}, which are not supported: every certificate that it signs would be refused"
+        "its name constraints are on {0}, which are not supported: every certificate that it signs would be rejected"
     )]
     NameConstraints(&'static str),
     /// It is over.

@@ -81,7 +81,7 @@ pub enum KeyError {
         found: usize,
     },
     /// The id is not the one that name, type and key give.
-    #[error("the key id is {found}, name and key give {expected}")]
+    #[error("the key id is {found}, name and key yield {expected}")]
     Id {
         /// As name, type and key give, in hex.
         expected: String,

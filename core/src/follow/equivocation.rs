@@ -82,7 +82,7 @@ pub enum EquivocationError {
     #[error("its checkpoints are of two feeds, {0} and {1}")]
     TwoFeeds(FeedId, FeedId),
     /// One may extend the other.
-    #[error("it does not show that neither checkpoint extends the other")]
+    #[error("it does not prove that neither checkpoint extends the other")]
     NotProven,
 }
 
@@ -206,9 +206,9 @@ impl Parts {
 impl fmt::Display for CheckpointClaims {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { smaller, larger, other_root } = self;
-        write!(f, "{} has two histories: at size {} ", smaller.feed, smaller.size)?;
+        write!(f, "{} has forked: at size {} ", smaller.feed, smaller.size)?;
         if smaller.size == larger.size {
-            return write!(f, "one checkpoint has root {}, another one root {other_root}", smaller.root);
+            return write!(f, "one checkpoint has root {}, another has root {other_root}", smaller.root);
         }
         // Three roots, of two sizes: the larger checkpoint's own is what its note says.
         write!(

@@ -176,7 +176,7 @@ pub struct Roster {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RosterError {
     /// Not a signed note.
-    #[error("the roster is no signed note: {0}")]
+    #[error("the roster is not a signed note: {0}")]
     Note(String),
     /// Not the TOML that is expected.
     #[error("the roster's text cannot be read: {0}")]
@@ -192,7 +192,7 @@ pub enum RosterError {
         expected: &'static str,
     },
     /// Something that may stand in one place stands in two.
-    #[error("{field}: the same {what} stands in {other}")]
+    #[error("{field}: the same {what} is in {other}")]
     Twice {
         /// Path of the second place.
         field: String,
