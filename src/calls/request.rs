@@ -123,7 +123,7 @@ impl<B> RequestBody<B> {
         ready!(timer.as_mut().poll(context));
         let status = deadline_exceeded(
             "BODY_TIMEOUT",
-            "the request has not come: nothing of it for 20 s, or not all within 256 s",
+            "request timeout: no data for 20 s, or not complete within 256 s",
         );
         Poll::Ready(self.call.ended("BODY_TIMEOUT", status))
     }
@@ -131,7 +131,7 @@ impl<B> RequestBody<B> {
 
 fn too_large(found: usize, max: usize) -> Status {
     let details = ErrorDetails::with_error_info("MESSAGE_TOO_LARGE", DOMAIN, []);
-    let message = format!("the message is too large: it has {found} bytes, and {max} are taken");
+    let message = format!("the message is too large: it has {found} bytes, at most {max} are accepted");
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 

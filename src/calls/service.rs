@@ -82,7 +82,7 @@ impl Calls {
         }
         let timeout = deadline::timeout(request.headers()).map_err(denied)?;
         if timeout.is_some_and(|timeout| timeout.is_zero()) {
-            return Err(denied(deadline_exceeded("DEADLINE", "the caller gave the call no time")));
+            return Err(denied(deadline_exceeded("DEADLINE", "the timeout of the call is zero")));
         }
         let path = request.uri().path().to_owned();
         let terms = self.admission.admit(&path, request.extensions_mut()).map_err(denied)?;
@@ -138,7 +138,7 @@ impl Calls {
             let response = match deadline {
                 None => handled.await,
                 Some(at) => tokio::time::timeout_at(at, handled).await.unwrap_or_else(|_| {
-                    Err(deadline_exceeded("DEADLINE", "the time that the caller gave the call is over"))
+                    Err(deadline_exceeded("DEADLINE", "the deadline of the call has passed"))
                 }),
             };
             if one_request {

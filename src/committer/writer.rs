@@ -345,7 +345,7 @@ impl Writer {
     ) {
         let rejection = match &*self.shared.publish_state.borrow() {
             PublishState::Open => None,
-            PublishState::Starting => Some(CommitFailure::Overloaded),
+            PublishState::Starting => Some(CommitFailure::Starting),
             PublishState::NeedsRecovery(reason) => Some(CommitFailure::NeedsRecovery(reason.clone())),
             PublishState::Stopped(reason) => Some(CommitFailure::Stopped(reason.clone())),
         };
@@ -375,7 +375,7 @@ impl Writer {
                 continue;
             }
             if commit_batch.ids.insert(bulletin.header.id.uuid(), ()).is_some() {
-                outcomes.push(PendingPublish::Done(PublishOutcome::DuplicateInGroup));
+                outcomes.push(PendingPublish::Done(PublishOutcome::DuplicateInCommit));
                 continue;
             }
             outcomes.push(PendingPublish::New { index: compact_range.size(), nth: commit_batch.own.len() as u64 });

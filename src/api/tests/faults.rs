@@ -13,6 +13,7 @@ use super::world::{EXCHANGE, POLICE, POST, World, access, bulletin, draft, feed,
 use crate::access::Access;
 use crate::committer::{CommitFailure, PublishState, Records};
 use crate::store::disk::{DiskOptions, DiskStore};
+use crate::store::memory::MemoryStore;
 use crate::store::{CursorRecord, Store};
 use crate::telemetry::captured::CapturedRecords;
 
@@ -136,6 +137,16 @@ async fn rate_limited_caller_gets_retry_info_and_others_are_served() {
     let mut again = world.subscribe(POLICE, named("two")).await.unwrap();
     assert_eq!(again.position().await, 0);
     world.subscribe(POST, named("three")).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn publishing_on_a_node_that_does_not_start_in_time_is_unavailable() {
+    let folder = tempfile::tempdir().unwrap();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let world = World::starting(store, 1, folder.path().join("mark"), Duration::from_secs(3_600));
+    let error = world.publish(POLICE, draft(|_| {})).await.unwrap_err();
+    assert_eq!((error.code(), reason(&error).as_str()), (Code::Unavailable, "STARTING"), "{error:?}");
+    assert!(retry(&error).is_some());
 }
 
 #[tokio::test]
