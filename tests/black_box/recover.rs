@@ -241,7 +241,7 @@ fn lost_store_is_recovered_from_peers_into_next_epoch() {
         let foreign = recover(&world, "ne", "ne", &[]);
         let output = text(&foreign.stderr);
         assert_eq!((foreign.status.code(), error_id(&foreign)), (Some(1), "other-user".into()), "{output}");
-        assert!(output.contains("data belongs to user 65532, and this runs as user 0"), "{output}");
+        assert!(output.contains("data belongs to user 65532, but this process runs as user 0"), "{output}");
         let repaired = crate::world::barid(&["--json", "repair", "--config", config.to_str().unwrap()]);
         assert_eq!(error_id(&repaired), "other-user");
         std::os::unix::fs::chown(&data, Some(0), None).unwrap();

@@ -224,7 +224,7 @@ fn revoked_certificate_is_disconnected_everywhere_and_replacement_works() {
     until("the watch has ended", || world.records("ly", &[ended[0], ended[1], person]).len() == 1);
     let reloaded = world.records("ly", &[" event=\"reloaded\" ", " reason=\"changed\" "]);
     assert_eq!(reloaded.len(), 1);
-    assert!(reloaded[0].contains("certificate: ") && reloaded[0].contains("revocation list of ly.rabat.example: "));
+    assert!(reloaded[0].contains("certificate: ") && reloaded[0].contains("CRL of ly.rabat.example: "));
     assert_ne!(world.client("ly", "police-hq", &["history"]).status.code(), Some(0));
     until("the refusal is recorded", || {
         !world.records("ly", &[" event=\"connection-rejected\" ", " reason=\"revoked\" "]).is_empty()
@@ -301,7 +301,7 @@ fn reload_is_atomic_and_audited() {
     world.hang_up("ma");
     until("it is reloaded", || reloaded("changed").len() == 1);
     let record = reloaded("changed").remove(0);
-    for part in [" actor=SIGHUP ", "certificate: ", "access rules: ", "revocation list of ma.rabat.example: "] {
+    for part in [" actor=SIGHUP ", "certificate: ", "access rules: ", "CRL of ma.rabat.example: "] {
         assert!(record.contains(part), "{part}: {record}");
     }
     assert_eq!(presented(), CertificateDer::from_pem_slice(renewed.certificate.as_bytes()).unwrap());
