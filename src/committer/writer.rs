@@ -174,22 +174,22 @@ impl Writer {
                 return Ok(());
             }
             (None, None) => Some(recorded_reason.unwrap_or_else(|| {
-                "there is neither a feed nor a high-water mark (a member that has never published anywhere is started with --bootstrap instead)"
+                "there is neither a feed nor a high-water mark (if this member has never published, start with --bootstrap)"
                     .into()
             })),
             (Some(_), None) => Some(format!("the high-water mark {} is missing", high_water_mark.display())),
             (Some(_), Some(_)) if recorded_reason.is_some() => recorded_reason,
             (_, Some((_, high_water_mark))) if high_water_mark.epoch != feed.epoch => {
-                Some(format!("the high-water mark is of epoch {}, the key of epoch {}", high_water_mark.epoch, feed.epoch))
+                Some(format!("the high-water mark is of epoch {}, the key is of epoch {}", high_water_mark.epoch, feed.epoch))
             }
-            (None, Some((_, high_water_mark))) => Some(format!("the high-water mark says {} entries, the store holds no feed", high_water_mark.size)),
+            (None, Some((_, high_water_mark))) => Some(format!("the high-water mark has {} entries, the store has no feed", high_water_mark.size)),
             (Some(state), Some((_, high_water_mark))) if high_water_mark.size > state.compact_range.size() => {
-                Some(format!("the high-water mark says {} entries, the store holds {}", high_water_mark.size, state.compact_range.size()))
+                Some(format!("the high-water mark has {} entries, the store has {}", high_water_mark.size, state.compact_range.size()))
             }
             (Some(_), Some((_, high_water_mark))) => {
                 let tree = FeedTree { store: self.shared.store.as_ref(), feed };
                 (root_at(&tree, high_water_mark.size)? != high_water_mark.root)
-                    .then(|| format!("the store's tree of {} entries is another one than the high-water mark's", high_water_mark.size))
+                    .then(|| format!("the store's root at {} entries differs from the high-water mark", high_water_mark.size))
             }
         };
         let lasting = found.as_ref().is_some_and(|(_, high_water_mark)| high_water_mark.epoch == feed.epoch);
@@ -204,7 +204,7 @@ impl Writer {
         }
         match recovery_reason {
             Some(reason) => {
-                tracing::error!(reason, "feed needs recovery: this node serves and follows, and does not publish");
+                tracing::error!(reason, "feed needs recovery: this node serves and follows, but does not publish");
                 // A feed that was never begun may still be declared with --bootstrap.
                 if lasting {
                     write_needs_recovery(high_water_mark, feed.epoch, &reason)?;
