@@ -273,8 +273,8 @@ mod tests {
                 "more than one URI",
             ),
             (named(&["spiffe://ma.rabat.example/focal-point/x"]), "focal-point/x, not a node"),
-            (named(&["https://ma.rabat.example/node"]), "`https://ma.rabat.example/node` is no SPIFFE ID"),
-            (named(&["spiffe://ma.rabat.example"]), "`spiffe://ma.rabat.example` is no SPIFFE ID"),
+            (named(&["https://ma.rabat.example/node"]), "`https://ma.rabat.example/node` is not a SPIFFE ID"),
+            (named(&["spiffe://ma.rabat.example"]), "`spiffe://ma.rabat.example` is not a SPIFFE ID"),
         ];
         for (change, reason) in cases {
             let pem = authority.issue_changed("node", change).unwrap().certificate;
@@ -286,7 +286,7 @@ mod tests {
         assert!(checked(&pem, Some(CertificateUse::Node), Lang::En).is_ok());
         // Without --for, the fault is told as well.
         let pem = authority.issue_changed("node", named(&["https://ma.rabat.example/node"])).unwrap().certificate;
-        assert!(checked(&pem, None, Lang::En).unwrap_err().contains("is no SPIFFE ID"));
+        assert!(checked(&pem, None, Lang::En).unwrap_err().contains("is not a SPIFFE ID"));
         let pem = authority.issue_changed("node", |_| ()).unwrap().certificate;
         assert!(checked(&pem, None, Lang::En).is_ok());
     }
