@@ -80,7 +80,7 @@ enum NotFit {
     #[error("it names {0}, not a node: a node's path is `node`")]
     NotNode(SpiffeId),
     /// It names a node.
-    #[error("it names {0}, a node, not a person or system: their path is another one than `node`")]
+    #[error("it names {0}, a node, not a person or system: their path is not `node`")]
     IsNode(SpiffeId),
 }
 

@@ -61,7 +61,7 @@ pub(super) fn run(_context: &Context, args: &NodeArgs) -> Result<Exit, Failure> 
     // What still reads or verifies for nobody ends with the process.
     runtime.shutdown_timeout(LEFTOVERS_MAX);
     if let Ok(app::Stopped { streams, commits, cut }) = &ran {
-        tracing::info!(streams, commits, cut, "stopped: all that was accepted is stored");
+        tracing::info!(streams, commits, cut, "stopped: all accepted work is stored");
     }
     ran.map_err(|error| {
         let id = match error {

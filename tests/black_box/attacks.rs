@@ -621,7 +621,7 @@ fn node_stays_within_budgets_under_attack() {
             under.quantile(0.99),
         );
         assert!(ended.success(), "{name}: {}", world.log_end("ma"));
-        assert!(world.log_end("ma").contains("stopped: all that was accepted is stored"), "{name}");
+        assert!(world.log_end("ma").contains("stopped: all accepted work is stored"), "{name}");
         assert!(peak < MEMORY_MIB + BESIDE_MIB, "{name}: {peak} MiB");
         let text = fs::read_to_string(&log).unwrap();
         assert!(!text.contains('\u{1b}') && !text.lines().any(|line| line.starts_with("forged")), "{name}");
