@@ -39,7 +39,7 @@ impl Pool {
                 .on_thread_start(lower_priority)
                 .build()
                 .inspect_err(
-                    |error| tracing::warn!(%error, "low-priority threads cannot be started: using those of the runtime"),
+                    |error| tracing::warn!(%error, "low-priority threads cannot be started: the runtime's are used"),
                 )
                 .ok()
         });

@@ -142,7 +142,11 @@ mod tests {
             "it is gone and no other relay is ahead"
         );
         assert_eq!(relay.choose(99, &peer_sizes([9, 100, 99]), 60_000), Some(&ne));
-        assert_eq!(relay.choose(100, &peer_sizes([100, 100, 100]), 99_000), Some(&ne), "all are equal: it remains selected");
+        assert_eq!(
+            relay.choose(100, &peer_sizes([100, 100, 100]), 99_000),
+            Some(&ne),
+            "all are equal: it remains selected"
+        );
     }
 
     #[test]

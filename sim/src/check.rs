@@ -176,8 +176,7 @@ impl Check<'_> {
                 let copy = here.disk.logs.get(feed);
                 let size = copy.map_or(0, |copy| copy.tree.size());
                 if copy.is_some_and(|copy| root_at(&log.tree, size) != Ok(copy.tree.root())) {
-                    broken
-                        .push((node, format!("the roots of {feed} at {size} differ: fork of an honest member")));
+                    broken.push((node, format!("the roots of {feed} at {size} differ: fork of an honest member")));
                 }
                 if here.disk.forks.contains_key(feed) || here.live.stopped.contains(feed) {
                     broken.push((node, format!("{feed} is stopped, though its owner is honest")));
@@ -318,7 +317,8 @@ impl Check<'_> {
             }
             match here.disk.logs.get(feed).and_then(|log| log.entry(*index)) {
                 Some(entry) if entry.digest == *digest || here.disk.forks.contains_key(feed) => {}
-                Some(_) => broken.push((*node, format!("the priority entry {feed} {index} differs from the entry of the feed"))),
+                Some(_) => broken
+                    .push((*node, format!("the priority entry {feed} {index} differs from the entry of the feed"))),
                 None if here.disk.ahead.get(place).is_none_or(|ahead| ahead.entry.digest != *digest) => {
                     broken.push((*node, format!("the priority entry {feed} {index} is lost")));
                 }

@@ -329,11 +329,7 @@ impl World {
         let reserve = bound.reserve_bytes;
         for (what, bytes, most) in [
             ("bytes are held, above the size of the disk", used.all(), bound.disk_bytes),
-            (
-                "bytes of content of others are held, above their limit",
-                used.content,
-                bound.disk_bytes - 2 * reserve,
-            ),
+            ("bytes of content of others are held, above their limit", used.content, bound.disk_bytes - 2 * reserve),
             (
                 "bytes of others are held, above their limit",
                 used.content + used.digests,

@@ -181,7 +181,11 @@ pub(super) fn read(error: &ReadError) -> Status {
         ReadError::Behind(_) => {
             let mut details = ErrorDetails::with_retry_info(Some(BEHIND_RETRY));
             details.set_error_info("BEHIND", DOMAIN, []);
-            Status::with_error_details(Code::Unavailable, "the index database is being rebuilt; no data is lost", details)
+            Status::with_error_details(
+                Code::Unavailable,
+                "the index database is being rebuilt; no data is lost",
+                details,
+            )
         }
         ReadError::DamagedEntry(damaged) => {
             tracing::error!(%error, "an entry could not be read");

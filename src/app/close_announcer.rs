@@ -49,7 +49,11 @@ pub(super) async fn announce_closed_epochs(committer: Committer, exchange: Excha
                     tracing::warn!(feed = %tree.feed, %failure, "the end of an epoch is not announced yet");
                     continue;
                 }
-                tracing::info!(feed = %tree.feed, size = tree.size, "more entries of an ended epoch were found and announced");
+                tracing::info!(
+                    feed = %tree.feed,
+                    size = tree.size,
+                    "more entries of an ended epoch were found and announced"
+                );
             }
             done.insert(tree.feed, tree.size);
         }

@@ -65,9 +65,7 @@ pub enum AppError {
     },
     /// The store is missing but the high-water mark is not. An empty store would make the feed need
     /// recovery, and the disk may only be unmounted.
-    #[error(
-        "there is no store in {data}, but by the high-water mark this node has published {size} entries"
-    )]
+    #[error("there is no store in {data}, but by the high-water mark this node has published {size} entries")]
     StoreMissing {
         /// The expected folder.
         data: PathBuf,
@@ -100,15 +98,14 @@ pub enum AppError {
     },
     /// The metrics would be readable by anyone.
     #[error(
-        "metrics are not served on {0}, which is not a loopback address: set metrics.allow_non_loopback if other means restrict access"
+        "metrics are not served on {0}, not a loopback address: set metrics.allow_non_loopback if access is \
+         restricted otherwise"
     )]
     MetricsNonLoopback(String),
     /// The handler of SIGHUP cannot be installed.
     #[error("the signal handler cannot be installed")]
     Signal(#[source] std::io::Error),
     /// The store failed while the node ran.
-    #[error(
-        "{0}; work without a reply may be lost: restart the node, it continues from the state on the disk"
-    )]
+    #[error("{0}; work without a reply may be lost: restart the node, it continues from the state on the disk")]
     Stopped(String),
 }

@@ -32,9 +32,7 @@ pub(super) enum ReloadError {
         rejection: Rejection,
     },
     /// A CRL has the number of another one.
-    #[error(
-        "{path} differs from the CRL in force and has the same number: issue it again with a higher CRL number"
-    )]
+    #[error("{path} differs from the CRL in force and has the same number: issue it again with a higher CRL number")]
     List {
         /// The file.
         path: String,

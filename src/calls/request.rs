@@ -121,10 +121,8 @@ impl<B> RequestBody<B> {
             timer.as_mut().reset(at);
         }
         ready!(timer.as_mut().poll(context));
-        let status = deadline_exceeded(
-            "BODY_TIMEOUT",
-            "request timeout: no data for 20 s, or not complete within 256 s",
-        );
+        let status =
+            deadline_exceeded("BODY_TIMEOUT", "request timeout: no data for 20 s, or not complete within 256 s");
         Poll::Ready(self.call.ended("BODY_TIMEOUT", status))
     }
 }

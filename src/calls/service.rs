@@ -137,9 +137,9 @@ impl Calls {
             let handled = handle(routes, request, &call, (bytes_max, one_request), response_bytes);
             let response = match deadline {
                 None => handled.await,
-                Some(at) => tokio::time::timeout_at(at, handled).await.unwrap_or_else(|_| {
-                    Err(deadline_exceeded("DEADLINE", "the deadline of the call has passed"))
-                }),
+                Some(at) => tokio::time::timeout_at(at, handled)
+                    .await
+                    .unwrap_or_else(|_| Err(deadline_exceeded("DEADLINE", "the deadline of the call has passed"))),
             };
             if one_request {
                 // The request has been handled, although the response may not have been read yet.

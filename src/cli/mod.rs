@@ -64,8 +64,8 @@ pub use tls::channel;
     name = "barid",
     version,
     disable_help_subcommand = true,
-    after_help = "Exit codes: 0 done, 1 failed or denied, 2 unusable command line or file, 3 not reached in time; verify: \
-                  10 signed only, 11 disputed, 12 invalid, 13 undecided, 14 fork proven."
+    after_help = "Exit codes: 0 done, 1 failed or denied, 2 unusable command line or file, 3 not reached in time; \
+                  verify: 10 signed only, 11 disputed, 12 invalid, 13 undecided, 14 fork proven."
 )]
 pub struct Cli {
     /// Write for machines: one JSON object a line.

@@ -175,7 +175,11 @@ impl Writer {
             Ok(root) if root == cosigned_root => MayAttest::Yes,
             Ok(_) => {
                 if self.shared.cosignature_conflicts.lock().insert(feed.clone()) {
-                    tracing::error!(%feed, size = last_cosigned.size, "this node has cosigned a conflicting tree: it attests nothing of this fork");
+                    tracing::error!(
+                        %feed,
+                        size = last_cosigned.size,
+                        "this node has cosigned a conflicting tree: it attests nothing of this fork"
+                    );
                 }
                 MayAttest::No
             }

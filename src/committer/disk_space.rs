@@ -102,7 +102,10 @@ impl CommitterShared {
         }
         let (member, newly_over) = self.shares.lock().reduced(owner, sender_member, entries);
         if newly_over {
-            tracing::warn!(%member, "the member has used its share of the disk space: its content is stored as digests only");
+            tracing::warn!(
+                %member,
+                "the member has used its share of the disk space: its content is stored as digests only"
+            );
         }
     }
 }

@@ -49,7 +49,11 @@ pub struct OpenedEpoch {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenEpochError {
     /// The key belongs to another feed, or to an earlier epoch.
-    #[error("the key is of {found}; a key of {member} for an epoch after {after} is required", member = .old.member, after = .old.epoch)]
+    #[error(
+        "the key is of {found}; a key of {member} for an epoch after {after} is required",
+        member = .old.member,
+        after = .old.epoch
+    )]
     Epoch {
         /// The current epoch.
         old: FeedId,

@@ -170,26 +170,38 @@ impl Writer {
             (None, None) if bootstrap && recorded_reason.is_none() => {
                 self.create_feed(feed)?;
                 let compact_range = self.compact_ranges.get(feed).cloned().unwrap_or_default();
-                self.high_water_mark = Some(HighWaterMarkFile::create(high_water_mark, &HighWaterMark { epoch: feed.epoch, size: 0, root: compact_range.root() })?);
+                self.high_water_mark = Some(HighWaterMarkFile::create(
+                    high_water_mark,
+                    &HighWaterMark { epoch: feed.epoch, size: 0, root: compact_range.root() },
+                )?);
                 return Ok(());
             }
             (None, None) => Some(recorded_reason.unwrap_or_else(|| {
-                "there is neither a feed nor a high-water mark (if this member has never published, start with --bootstrap)"
+                "there is neither a feed nor a high-water mark (if this member has never published, start with \
+                 --bootstrap)"
                     .into()
             })),
             (Some(_), None) => Some(format!("the high-water mark {} is missing", high_water_mark.display())),
             (Some(_), Some(_)) if recorded_reason.is_some() => recorded_reason,
-            (_, Some((_, high_water_mark))) if high_water_mark.epoch != feed.epoch => {
-                Some(format!("the high-water mark is of epoch {}, the key is of epoch {}", high_water_mark.epoch, feed.epoch))
+            (_, Some((_, high_water_mark))) if high_water_mark.epoch != feed.epoch => Some(format!(
+                "the high-water mark is of epoch {}, the key is of epoch {}",
+                high_water_mark.epoch, feed.epoch
+            )),
+            (None, Some((_, high_water_mark))) => {
+                Some(format!("the high-water mark has {} entries, the store has no feed", high_water_mark.size))
             }
-            (None, Some((_, high_water_mark))) => Some(format!("the high-water mark has {} entries, the store has no feed", high_water_mark.size)),
             (Some(state), Some((_, high_water_mark))) if high_water_mark.size > state.compact_range.size() => {
-                Some(format!("the high-water mark has {} entries, the store has {}", high_water_mark.size, state.compact_range.size()))
+                Some(format!(
+                    "the high-water mark has {} entries, the store has {}",
+                    high_water_mark.size,
+                    state.compact_range.size()
+                ))
             }
             (Some(_), Some((_, high_water_mark))) => {
                 let tree = FeedTree { store: self.shared.store.as_ref(), feed };
-                (root_at(&tree, high_water_mark.size)? != high_water_mark.root)
-                    .then(|| format!("the store's root at {} entries differs from the high-water mark", high_water_mark.size))
+                (root_at(&tree, high_water_mark.size)? != high_water_mark.root).then(|| {
+                    format!("the store's root at {} entries differs from the high-water mark", high_water_mark.size)
+                })
             }
         };
         let lasting = found.as_ref().is_some_and(|(_, high_water_mark)| high_water_mark.epoch == feed.epoch);

@@ -143,7 +143,8 @@ impl RogueLink {
     /// Ends the link, which must not have panicked, and must end soon.
     async fn end(self) {
         drop(self.to_node);
-        let ended = tokio::time::timeout(Duration::from_secs(20), self.link).await.expect("a link ends when its wire ends");
+        let ended =
+            tokio::time::timeout(Duration::from_secs(20), self.link).await.expect("a link ends when its wire ends");
         let _ = ended.expect("a link does not panic");
         self.drain_task.abort();
     }

@@ -150,7 +150,8 @@ impl ExchangeState {
     /// Returns the evidence in a peer's consistency response, if it proves an equivocation. Blocks.
     pub(crate) fn check_consistency(&self, received: &proto::Consistency) -> Result<Option<Equivocation>, String> {
         let feed: FeedId = received.feed.parse().map_err(|_| "invalid feed name".to_owned())?;
-        let hash = |bytes: &Bytes| <[u8; 32]>::try_from(bytes.as_ref()).map(Hash).map_err(|_| "invalid hash".to_owned());
+        let hash =
+            |bytes: &Bytes| <[u8; 32]>::try_from(bytes.as_ref()).map(Hash).map_err(|_| "invalid hash".to_owned());
         if received.consistency_proof.len() > PROOF_HASHES_MAX {
             return Err("invalid length of the proof".into());
         }

@@ -166,7 +166,9 @@ pub(crate) async fn send_attestations(
                 }
             }
             Ok(_) => {}
-            Err(RecvError::Lagged(missed)) => tracing::warn!(%peer, missed, "attestations are sent again on the next link"),
+            Err(RecvError::Lagged(missed)) => {
+                tracing::warn!(%peer, missed, "attestations are sent again on the next link")
+            }
             Err(RecvError::Closed) => return,
         }
     }
@@ -404,7 +406,12 @@ impl Verifier {
             // Our copy is in the middle of a catch-up; the checkpoint is sent again on the next
             // link.
             Comparison::Forked(None) => {
-                tracing::error!(%feed, size, peer = %self.peer, "a conflicting checkpoint was received; the fork is not proven yet");
+                tracing::error!(
+                    %feed,
+                    size,
+                    peer = %self.peer,
+                    "a conflicting checkpoint was received; the fork is not proven yet"
+                );
             }
         }
         Err(NoteFault::RootMismatch(*size))

@@ -251,7 +251,9 @@ pub(crate) async fn receive(
     }
     match shared.options.committer.append_priority(verified.clone()).await {
         Ok(completion) => _ = tokio::spawn(finish(Arc::clone(shared), peer.clone(), verified, completion)),
-        Err(failure) => tracing::debug!(%feed, %failure, "an urgent entry is not accepted now and arrives in order later"),
+        Err(failure) => {
+            tracing::debug!(%feed, %failure, "an urgent entry is not accepted now and arrives in order later")
+        }
     }
     Ok(())
 }
@@ -284,7 +286,9 @@ async fn finish(
         Ok(Err(CommitFailure::EntryConflict { index, proven })) => {
             entry_equivocation(&shared, &peer, &feed, index, proven.map(|proven| *proven)).await;
         }
-        Ok(Err(failure)) => tracing::debug!(%feed, %failure, "an urgent entry is not accepted now and arrives in order later"),
+        Ok(Err(failure)) => {
+            tracing::debug!(%feed, %failure, "an urgent entry is not accepted now and arrives in order later")
+        }
     }
 }
 

@@ -318,7 +318,11 @@ mod tests {
         );
         relay_progress.progressed(&tn, &relays[1], 8);
         assert_eq!(next(5, 8, later + REQUEST_BACKOFF.1), None);
-        assert_eq!(next(9, 12, later + REQUEST_BACKOFF.1), Some((member("ly"), 9)), "a relay has been linked again meanwhile");
+        assert_eq!(
+            next(9, 12, later + REQUEST_BACKOFF.1),
+            Some((member("ly"), 9)),
+            "a relay has been linked again meanwhile"
+        );
         assert_eq!(relay_progress.next(&tn, &[], 0, 12, later + 2 * REQUEST_BACKOFF.1), None);
     }
 }

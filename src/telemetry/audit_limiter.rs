@@ -162,7 +162,11 @@ mod tests {
         audit_limiter.summarize_expired(start + INTERVAL - Duration::from_millis(1));
         assert!(captured.take().is_empty(), "the interval has not ended");
         audit_limiter.summarize_expired(start + INTERVAL);
-        assert_eq!(captured.take(), ["connection-rejected plain-text 10.0.0.1 api"], "one summary for all, none for a single record");
+        assert_eq!(
+            captured.take(),
+            ["connection-rejected plain-text 10.0.0.1 api"],
+            "one summary for all, none for a single record"
+        );
         record_rejection(&audit_limiter, "10.0.0.1", start + INTERVAL);
         assert_eq!(captured.take().len(), 1, "a new interval begins");
     }

@@ -336,7 +336,12 @@ impl Table {
     fn evict(&mut self, number: u64) -> Option<RejectionRecord> {
         let live = self.live.remove(&number)?;
         live.cut.send_replace(true);
-        Some(live.peer.rejection_record(Rejection::new("connection-evicted", "it was idle and was replaced by a new connection")))
+        Some(
+            live.peer.rejection_record(Rejection::new(
+                "connection-evicted",
+                "it was idle and was replaced by a new connection",
+            )),
+        )
     }
 }
 

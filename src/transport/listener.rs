@@ -96,7 +96,8 @@ pub fn listen(
                     biased;
                     established = accept_tls(&listener, stream, &slot) => established,
                     () = tokio::time::sleep(limit) => {
-                        Err(Rejection::new("handshake-timeout", format!("not complete within {} ms", limit.as_millis())))
+                        let detail = format!("not complete within {} ms", limit.as_millis());
+                        Err(Rejection::new("handshake-timeout", detail))
                     }
                 };
                 drop(slot);

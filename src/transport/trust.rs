@@ -221,7 +221,10 @@ pub(super) fn domains<'a>(entries: impl Iterator<Item = &'a MemberEntry>) -> BTr
         domain.authorities.retain(|authority| {
             let sole = owners.get(authority.key()).is_some_and(|owners| owners.len() == 1);
             if !sole {
-                tracing::error!(member = %domain.member, "an authority of the roster is not used: another member lists the same key");
+                tracing::error!(
+                    member = %domain.member,
+                    "an authority of the roster is not used: another member lists the same key"
+                );
             }
             sole
         });

@@ -68,7 +68,10 @@ impl Verifier {
         })?;
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         if seconds < not_before {
-            return Err(Rejection::new("not-yet-valid", format!("{spiffe} is not valid before {}", rfc3339(not_before))));
+            return Err(Rejection::new(
+                "not-yet-valid",
+                format!("{spiffe} is not valid before {}", rfc3339(not_before)),
+            ));
         }
         if seconds > not_after {
             return Err(Rejection::new("expired", format!("{spiffe} was valid until {}", rfc3339(not_after))));

@@ -429,7 +429,7 @@ fn attacks() -> Vec<(&'static str, Vec<Attack>)> {
                 calls(target, many, move |_| request.clone(), stop)
             })],
         ),
-        ("connections that say nothing", vec![attack(silent)]),
+        ("silent connections", vec![attack(silent)]),
         (
             "frames of no use",
             vec![
@@ -528,7 +528,7 @@ async fn officer(client: &mut FocalPointClient<tonic::transport::Channel>, lasti
         let request = proto::PublishRequest { draft: Some(draft.clone()), ..Default::default() };
         let since = Instant::now();
         let published = tokio::time::timeout(DEADLINE, client.publish(request)).await.expect("answered in time");
-        published.expect("own bulletins are published whatever others do");
+        published.expect("own bulletins are published under attack");
         felt.millis.push(since.elapsed().as_secs_f64() * 1e3);
         tokio::time::sleep(PUBLISH_EVERY).await;
         number += 1;

@@ -59,7 +59,10 @@ fn a_store_that_is_not_as_it_was_left_is_named_or_mended() {
 
     // Written by a version to come.
     let bytes = altered(&|bytes| bytes[8] = 9);
-    assert_contains(&start_failure(&mut world, "ma"), "the store has version 9, this program supports versions up to 1");
+    assert_contains(
+        &start_failure(&mut world, "ma"),
+        "the store has version 9, this program supports versions up to 1",
+    );
     assert!(fs::read(&path).unwrap() == bytes, "nothing is changed");
 
     // Two flipped bits in what was confirmed: the commit is named. The view goes first, so that the whole log is read.

@@ -49,7 +49,7 @@ fn alert_overtakes_backlog_after_long_outage_with_proof() {
     until("Tunis has the alert", || world.client("tn", "police-hq", &["show", &format!("ne/{id}")]).status.success());
     println!("priority.low_bandwidth.alert {:.1} s", begun.elapsed().as_secs_f64());
     let held = size_of_ne(&world);
-    assert!(held <= MISSED as u64, "it came in order: {held}");
+    assert!(held <= MISSED as u64, "it arrived in order: {held}");
     // In Tunis' hands it is proven at once, by the proof with which it came.
     let evidence = world.folder("tn").join("alert.barid");
     let evidence = evidence.to_str().unwrap();

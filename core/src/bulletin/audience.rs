@@ -196,7 +196,11 @@ pub(super) mod tests {
     fn naming_members_narrows_and_never_widens() {
         assert_eq!(readers(&header("TLP:GREEN", "security.documents", &["tn", "x-eu"])), "ne tn");
         assert_eq!(readers(&header("TLP:AMBER", "security.documents", &["ly", "tn"])), "ne tn");
-        assert_eq!(readers(&header("TLP:CLEAR", "security.documents", &["nonsense!"])), "ne", "not treated as unrestricted");
+        assert_eq!(
+            readers(&header("TLP:CLEAR", "security.documents", &["nonsense!"])),
+            "ne",
+            "not treated as unrestricted"
+        );
     }
 
     #[test]

@@ -355,7 +355,8 @@ fn retain_until(header: &proto::Header, sent_at: Option<Time>, report: &mut Repo
     match (personal_data, header.retain_until.as_str()) {
         (false, "") => None,
         (true, "") => {
-            report.missing("header.retain_until", "the last day on which the personal data may be retained, YYYY-MM-DD");
+            report
+                .missing("header.retain_until", "the last day on which the personal data may be retained, YYYY-MM-DD");
             None
         }
         (false, day) => {

@@ -321,8 +321,8 @@ fn equivocation_is_distinguished_from_a_dishonest_sender() {
     let (smaller, larger, other) =
         (evidence.smaller.checkpoint.root, evidence.larger.checkpoint.root, evidence.other_root);
     let reported = format!(
-        "ma.rabat.example/feed/1 has forked: at size 6 its checkpoint has root {smaller}, and the checkpoint of size 8 (with \
-         root {larger}) commits to root {other} at size 6"
+        "ma.rabat.example/feed/1 has forked: at size 6 its checkpoint has root {smaller}, and the checkpoint of size 8 \
+         (with root {larger}) commits to root {other} at size 6"
     );
     assert_eq!(evidence.to_string(), reported);
     assert_eq!(
@@ -501,7 +501,7 @@ fn backfilled_content_must_match_digest_and_audience() {
     // It has come already, by another way.
     assert_eq!(backfilled("tn", vec![backfill(2, &ours)], &held, &rosters), Ok((vec![], vec![])));
     assert_eq!(backfilled("tn", vec![backfill(0, &theirs)], &held, &rosters), Err("bad-root"));
-    assert_eq!(backfilled("tn", vec![backfill(4, &ours)], &held, &rosters), Err("malformed"), "not asked for");
+    assert_eq!(backfilled("tn", vec![backfill(4, &ours)], &held, &rosters), Err("malformed"), "not requested");
     assert_eq!(
         backfilled("tn", vec![backfill(1, &theirs), backfill(0, &ours)], &held, &rosters),
         Err("malformed"),
@@ -638,7 +638,7 @@ fn two_entries_at_one_index_prove_equivocation() {
     };
     let evidence = EntryEquivocation::at(3, proven(&feeds[0], 3), proven(&feeds[1], 3)).unwrap();
     let swapped = EntryEquivocation::at(3, proven(&feeds[1], 3), proven(&feeds[0], 3)).unwrap();
-    assert_eq!(evidence, swapped, "one way to write it");
+    assert_eq!(evidence, swapped, "one encoding");
     let file = evidence.format();
     assert_eq!(EntryEquivocation::verify(file.as_bytes(), rosters.newest()).unwrap(), evidence);
     assert!(EntryEquivocation::verify(file.replace("index 3", "index 4").as_bytes(), rosters.newest()).is_err());

@@ -466,7 +466,7 @@ pub(super) fn verify_receipt(receipt: &proto::Receipt, beside: &Bytes) {
 
 /// Returns the fields at fault, in order.
 pub(super) fn fields(result: Result<impl Sized, Status>) -> Vec<String> {
-    let Err(status) = result else { panic!("refused") };
+    let Err(status) = result else { panic!("not rejected") };
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     let details = status.get_error_details();
     details.bad_request().unwrap().field_violations.iter().map(|field| field.field.clone()).collect()
@@ -476,7 +476,7 @@ pub(super) fn fields(result: Result<impl Sized, Status>) -> Vec<String> {
 pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
     let deadline = std::time::Instant::now() + DEADLINE;
     while !condition() {
-        assert!(std::time::Instant::now() < deadline, "never: {what}");
+        assert!(std::time::Instant::now() < deadline, "timeout: {what}");
         tokio::task::yield_now().await;
     }
 }

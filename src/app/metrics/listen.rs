@@ -102,7 +102,9 @@ async fn respond(
         return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed\n"));
     }
     let gathered = tokio::task::spawn_blocking(move || source.text()).await;
-    let Ok(text) = gathered else { return Ok(plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error of the node\n")) };
+    let Ok(text) = gathered else {
+        return Ok(plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error of the node\n"));
+    };
     let (text, media) = if negotiate::wants_openmetrics(request.headers()) {
         (text, negotiate::OPENMETRICS)
     } else {

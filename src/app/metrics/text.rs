@@ -133,8 +133,7 @@ impl MetricsSnapshot {
         out.gauge("barid_log_bytes", "Bytes of the commit log, as written", self.disk.log)?;
         out.gauge("barid_index_bytes", "Bytes of the index database", self.disk.index_db)?;
         out.gauge("barid_disk_free_bytes", "Bytes free on the disk of the store", self.disk.free)?;
-        let about =
-            ("barid_member_share_used_ratio", "Used part of a member's share of the disk space");
+        let about = ("barid_member_share_used_ratio", "Used part of a member's share of the disk space");
         let used = self.share_used.iter();
         out.gauges(about, used.map(|(member, used)| (vec![("peer", member.as_str())], float(*used) / 1e3)))?;
         out.gauge("barid_disk_min_free_bytes", "Free bytes below which no entries are accepted", self.min_free_bytes)?;
@@ -178,8 +177,7 @@ impl MetricsSnapshot {
         out.gauges(about, gates)?;
         let about = ("barid_alarms", "Active alarms, by kind");
         out.gauges(about, self.alarms.iter().map(|(kind, count)| (vec![("kind", *kind)], float(*count))))?;
-        let about =
-            ("barid_expiry_timestamp_seconds", "Unix time at which a certificate or a CRL expires");
+        let about = ("barid_expiry_timestamp_seconds", "Unix time at which a certificate or a CRL expires");
         let expiries = self.expiries.iter();
         out.gauges(
             about,

@@ -105,7 +105,8 @@ pub(in crate::store) fn inspect(dir: &Path, options: &LogOptions) -> Result<LogI
     // No later record proves the last one; the tail hint may.
     let matches_hint = |tail: &Tail| hint.is_some_and(|hint| (hint.seq, hint.hash) == (tail.seq, tail.hash));
     if let Some(place) = walk.unverified.take().filter(|_| !walk.tail.as_ref().is_some_and(matches_hint)) {
-        walk.found.damages[place].kind = LogDamageKind::Unrecoverable("a head whose hash no later record contains".into());
+        walk.found.damages[place].kind =
+            LogDamageKind::Unrecoverable("a head whose hash no later record contains".into());
     }
     Ok(walk.found)
 }

@@ -24,7 +24,7 @@ pub const KIND: KindInfo = KindInfo {
     msg_types: &[MsgType::Alert],
     informs: true,
     node_only: true,
-    labels: Labels { ar: "سجلّ بتاريخين", fr: "Journal à deux histoires", en: "Feed with two histories" },
+    labels: Labels { ar: "سجلّ بتاريخين", fr: "Journal à deux histoires", en: "Forked feed" },
     holds: |content| matches!(content, Content::FeedForked(_)),
     validate,
     search_keys,
